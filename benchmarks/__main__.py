@@ -1,0 +1,42 @@
+"""``python -m benchmarks [NAME...]``: measure, and print one table."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Final
+
+from . import agent_start, boot, collect, cpu_model, imports, round_trip
+from .figure import Figure, table
+from .options import Options
+
+BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
+    "import": imports.measure,
+    "collect": collect.measure,
+    "agent_start": agent_start.measure,
+    "round_trip": round_trip.measure,
+    "boot": boot.measure,
+    "cpu_model": cpu_model.measure,
+}
+ON_REQUEST: Final = {"cpu_model"}
+"""They explain a choice, and are measured when they are named."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument("--alpine", action="store_true", help="boot Alpine Linux, too: takes minutes")
+    parser.add_argument("--repeats", type=int, metavar="N", help="repeat each measurement N times (or N blocks of 50)")
+    parser.add_argument("--accelerator", choices=("auto", "kvm", "tcg"), default="tcg", help="default: tcg")
+    given = parser.parse_args()
+    if unknown := [name for name in given.names if name not in BENCHMARKS]:
+        parser.error(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    if given.repeats is not None and given.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    options = Options(alpine=given.alpine, repeats=given.repeats, accelerator=given.accelerator)
+    names = given.names or [name for name in BENCHMARKS if name not in ON_REQUEST]
+    print(table([figure for name in names for figure in BENCHMARKS[name](options)]))
+
+
+if __name__ == "__main__":
+    main()

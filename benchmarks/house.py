@@ -1,0 +1,79 @@
+"""The project as its fixtures use it, without pytest: a host with its agent, and a factory of VMs."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_propolis.engine.acceleration import acceleration_arguments
+from pytest_propolis.engine.accelerator import AcceleratorName
+from pytest_propolis.guests.registry import GuestRegistry
+from pytest_propolis.hosts.local import LocalHost
+from pytest_propolis.settings import Settings
+from pytest_propolis.vm.factory import VmFactory
+from pytest_propolis.vm.preparation import ready_image
+
+from .bare_guest import CPUS, MEMORY_MIB, AlpineFloor, BareGuest, GuestFiles, MicroFloor
+from .options import Options, say
+
+__all__ = ["House"]
+
+FLOORS = {"micro": MicroFloor, "alpine": AlpineFloor}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class House:
+    """A running agent and a factory, and floors of the same guests.
+
+    :param directory: for logs and the floors' disks; it goes with the house.
+    """
+
+    settings: Settings
+    host: LocalHost
+    factory: VmFactory
+    guests: GuestRegistry
+    directory: Path
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, options: Options) -> AsyncIterator[House]:
+        """A house whose agent is up. The VMs that its factory made end with it."""
+        settings = Settings(cpus=CPUS, memory_mib=MEMORY_MIB, accelerator=options.accelerator)
+        guests = GuestRegistry()
+        host = LocalHost(settings)
+        with tempfile.TemporaryDirectory(prefix="propolis-benchmark-") as name:
+            try:
+                async with VmFactory.on(
+                    host,
+                    settings=settings,
+                    guests=guests,
+                    group="benchmark",
+                    log_dir=Path(name) / "logs",
+                    progress=say,
+                    made=lambda vm: None,
+                ) as factory:
+                    yield cls(settings=settings, host=host, factory=factory, guests=guests, directory=Path(name))
+            finally:
+                host.close()
+
+    async def floor(self, guest: str) -> BareGuest:
+        """The floor of a guest, not started yet; accelerator and CPU model are the agent's own."""
+        files, accelerator = await self.files(guest)
+        return FLOORS[guest](files, acceleration=acceleration_arguments(accelerator), directory=self.directory)
+
+    async def files(self, guest: str) -> tuple[GuestFiles, AcceleratorName]:
+        """What a guest boots from, fetched and prepared, and the accelerator that the agent chose."""
+        image = self.guests.get(guest).image
+        agent = await self.host.client()
+        try:
+            ready = await ready_image(agent, image, timeout_s=self.settings.boot_timeout, progress=say)
+            accelerator = (await agent.info()).accelerator
+        finally:
+            await agent.aclose()
+        assert ready.kernel is not None
+        assert ready.initrd is not None
+        files = GuestFiles(kernel=ready.kernel, initrd=ready.initrd, command_line=image.command_line, disk=ready.disk)
+        return files, "kvm" if accelerator == "kvm" else "tcg"

@@ -1,0 +1,32 @@
+"""What a person asks of the benchmarks."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from pytest_propolis.settings import Accelerator
+
+__all__ = ["Options", "say"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to measure.
+
+    :param alpine: measure the boot of Alpine Linux, too, which takes minutes.
+    :param repeats: how often to repeat what has no number of its own; None for each benchmark's default.
+    :param accelerator: what guests run on.
+    """
+
+    alpine: bool = False
+    repeats: int | None = None
+    accelerator: Accelerator = "tcg"
+
+    def repeated(self, default: int) -> int:
+        return default if self.repeats is None else self.repeats
+
+
+def say(text: str) -> None:
+    """Say what is being done: on standard error, because the table goes to standard output."""
+    print(text, file=sys.stderr, flush=True)

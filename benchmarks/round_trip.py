@@ -1,0 +1,81 @@
+"""``await vm.run("true")``: one command's round trip over the serial port, against raw sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from pytest_propolis.vm.test_vm import TestVm
+
+from .bare_guest import BareGuest
+from .figure import Figure
+from .house import House
+from .options import Options, say
+from .samples import milliseconds, percentile
+
+__all__ = ["measure"]
+
+WARM_UP = 50
+BLOCK = 50
+BLOCKS = 20
+P50_BOUND_S = 0.002
+P99_BOUND_S = 0.008
+
+
+def measure(options: Options) -> list[Figure]:
+    ours, floor = asyncio.run(_measure(options.repeated(BLOCKS), options))
+    count = f"n={len(ours)}"
+    return [
+        _figure(f'run("true"), p50, {count}', ours, floor, share=0.50, bound_s=P50_BOUND_S),
+        _figure(f'run("true"), p99, {count}', ours, floor, share=0.99, bound_s=P99_BOUND_S),
+    ]
+
+
+def _figure(name: str, ours: Sequence[float], floor: Sequence[float], *, share: float, bound_s: float) -> Figure:
+    measured, by_hand = percentile(ours, share), percentile(floor, share)
+    return Figure(
+        name=name,
+        measured=milliseconds(measured),
+        floor=milliseconds(by_hand),
+        ratio=f"{measured / by_hand:.2f}",
+        bound=f"<= {bound_s * 1000:.0f} ms",
+        met=measured <= bound_s,
+    )
+
+
+async def _measure(blocks: int, options: Options) -> tuple[list[float], list[float]]:
+    """Blocks of both in turn, with both guests up: what else the machine does hits them alike."""
+    ours: list[float] = []
+    floor: list[float] = []
+    async with House.open(options) as house:
+        say("round_trip: booting both guests")
+        vm = await house.factory.start("vm", guest="micro")
+        with await house.floor("micro") as bare:
+            bare.start()
+            bare.log_in()
+            bare.start_loop()
+            await _ours(vm, WARM_UP)
+            _by_hand(bare, WARM_UP)
+            for _ in range(blocks):
+                ours += await _ours(vm, BLOCK)
+                floor += _by_hand(bare, BLOCK)
+    return ours, floor
+
+
+async def _ours(vm: TestVm, count: int) -> list[float]:
+    took = []
+    for _ in range(count):
+        began = time.perf_counter()
+        await vm.run("true")
+        took.append(time.perf_counter() - began)
+    return took
+
+
+def _by_hand(bare: BareGuest, count: int) -> list[float]:
+    took = []
+    for _ in range(count):
+        began = time.perf_counter()
+        bare.run(b"true")
+        took.append(time.perf_counter() - began)
+    return took

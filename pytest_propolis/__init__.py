@@ -1,0 +1,118 @@
+"""Test virtual machines with pytest.
+
+The names below are what tests, fixtures and guest adapters are written with. Each is imported when it is first used,
+because pytest imports this package before every run.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from .console.console import Console
+    from .console.shell import CommandResult
+    from .engine.recipe import Recipe
+    from .errors import (
+        AgentError,
+        ApiError,
+        ArtifactCorrupt,
+        ArtifactError,
+        ArtifactMissing,
+        BootError,
+        CapabilityMissing,
+        CommandFailed,
+        CommandTimeout,
+        ConfigError,
+        ConsoleClosed,
+        ConsoleError,
+        ConsoleTimeout,
+        HostError,
+        PropolisError,
+        ResourceExhausted,
+        SettingsError,
+        ShellError,
+        ShellLost,
+        StateTimeout,
+        UnknownGuest,
+        VmError,
+        VmStateError,
+    )
+    from .guests.adapter import GuestAdapter, GuestImage
+    from .propolis_api import InstanceState
+    from .settings import Settings
+    from .storage.artifacts import Artifact
+    from .storage.sources import LocalFile, WheelMember
+    from .vm.config import DataDisk, VmConfig
+    from .vm.factory import VmFactory
+    from .vm.test_vm import TestVm
+
+__all__ = [
+    "AgentError",
+    "ApiError",
+    "Artifact",
+    "ArtifactCorrupt",
+    "ArtifactError",
+    "ArtifactMissing",
+    "BootError",
+    "CapabilityMissing",
+    "CommandFailed",
+    "CommandResult",
+    "CommandTimeout",
+    "ConfigError",
+    "Console",
+    "ConsoleClosed",
+    "ConsoleError",
+    "ConsoleTimeout",
+    "DataDisk",
+    "GuestAdapter",
+    "GuestImage",
+    "HostError",
+    "InstanceState",
+    "LocalFile",
+    "PropolisError",
+    "Recipe",
+    "ResourceExhausted",
+    "Settings",
+    "SettingsError",
+    "ShellError",
+    "ShellLost",
+    "StateTimeout",
+    "TestVm",
+    "UnknownGuest",
+    "VmConfig",
+    "VmError",
+    "VmFactory",
+    "VmStateError",
+    "WheelMember",
+]
+
+_HOMES: Final = {
+    "Artifact": "storage.artifacts",
+    "CommandResult": "console.shell",
+    "Console": "console.console",
+    "DataDisk": "vm.config",
+    "GuestAdapter": "guests.adapter",
+    "GuestImage": "guests.adapter",
+    "InstanceState": "propolis_api",
+    "LocalFile": "storage.sources",
+    "Recipe": "engine.recipe",
+    "Settings": "settings",
+    "TestVm": "vm.test_vm",
+    "VmConfig": "vm.config",
+    "VmFactory": "vm.factory",
+    "WheelMember": "storage.sources",
+}
+"""The module of each name that is not an error."""
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one that this function knows
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

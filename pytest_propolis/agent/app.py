@@ -1,0 +1,191 @@
+"""The agent's HTTP: lifelines, images, disks, and one Propolis API below ``/vms/{id}``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from importlib.metadata import version
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Mount, Route
+from starlette.types import Receive, Scope, Send
+
+from ..engine.app import SERVER_KEY, decoded, encoded, engine_app, error_response
+from ..engine.dropshot_errors import ErrorAnswer, bad_request
+from ..engine.refusal import Refusal
+from ..errors import PropolisError
+from .account import Account
+from .images import ImageMaker
+from .ledger import Ledger
+from .platform import PlatformFinder
+from .protocol import (
+    CLIENT_HEADER,
+    PID_HEADER,
+    AgentConfig,
+    AgentInfo,
+    CreateDisk,
+    CreateVm,
+    Fault,
+    ImageNeeded,
+    StreamLine,
+    VmCreated,
+)
+
+__all__ = ["AgentApp"]
+
+logger = logging.getLogger(__name__)
+
+
+class AgentApp:
+    """The agent as an ASGI application.
+
+    :param on_empty: called when the last client has left and everything is released.
+    """
+
+    def __init__(self, config: AgentConfig, ledger: Ledger, *, on_empty: Callable[[], None]) -> None:
+        self._config = config
+        self._on_empty = on_empty
+        self._leaving = False
+        self._platforms = PlatformFinder(config)
+        self._images = ImageMaker(config, ledger, self._platforms)
+        self._engine = engine_app()
+        self.account = Account(config, ledger, self._platforms)
+        self.asgi = Starlette(
+            routes=[
+                Route("/agent", self._info),
+                Mount("/lifeline", app=self._lifeline),
+                Route("/images", self._get_image, methods=["POST"]),
+                Route("/disks", self._create_disk, methods=["POST"]),
+                Route("/disks/{id}", self._remove_disk, methods=["DELETE"]),
+                Route("/vms", self._list_vms, methods=["GET"]),
+                Route("/vms", self._create_vm, methods=["POST"]),
+                Route("/vms/{id}", self._remove_vm, methods=["DELETE"]),
+                Mount("/vms/{id}", app=self._propolis_api),
+            ],
+            exception_handlers={PropolisError: _fault, Refusal: _refuse},
+        )
+
+    async def close(self) -> None:
+        self._leaving = True
+        await self.account.release_all()
+
+    async def _info(self, _request: Request) -> Response:
+        platform = await self._platforms.find()
+        return encoded(
+            AgentInfo(
+                pid=os.getpid(),
+                run=self._config.run,
+                version=version("pytest-propolis"),
+                qemu=str(platform.qemu.system),
+                qemu_version=".".join(map(str, platform.qemu.version)),
+                accelerator=platform.accelerator.name,
+                accelerator_reason=platform.accelerator.reason,
+            )
+        )
+
+    async def _lifeline(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hold a connection while the client lives; its end, however it comes, releases what is the client's."""
+        request = Request(scope)
+        if self._leaving:
+            await Response(status_code=503)(scope, receive, send)
+            return
+        client = _client(request)
+        self.account.admit(client, pid=int(request.headers.get(PID_HEADER, 0)))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"alive\n", "more_body": True})
+        try:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        finally:
+            await asyncio.shield(self._client_left(client))
+
+    async def _client_left(self, client: str) -> None:
+        await self.account.release(client)
+        if self.account.is_empty and not self._leaving:
+            self._leaving = True
+            self._on_empty()
+
+    async def _get_image(self, request: Request) -> Response:
+        needed = await decoded(request, ImageNeeded)
+        return StreamingResponse(self._stream_image(needed), media_type="application/x-ndjson")
+
+    async def _stream_image(self, needed: ImageNeeded) -> AsyncIterator[bytes]:
+        lines: asyncio.Queue[StreamLine] = asyncio.Queue()
+        work = asyncio.create_task(self._images.get(needed, lambda text: lines.put_nowait(StreamLine(progress=text))))
+        work.add_done_callback(lambda task: lines.put_nowait(_last_line(task)))
+        try:
+            while True:
+                line = await lines.get()
+                yield msgspec.json.encode(line) + b"\n"
+                if line.progress is None:
+                    return
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+
+    async def _create_disk(self, request: Request) -> Response:
+        return encoded(await self.account.create_disk(_client(request), await decoded(request, CreateDisk)), 201)
+
+    async def _remove_disk(self, request: Request) -> Response:
+        self.account.remove_disk(_client(request), request.path_params["id"])
+        return Response(status_code=204)
+
+    async def _list_vms(self, _request: Request) -> Response:
+        return encoded(self.account.list_vms())
+
+    async def _create_vm(self, request: Request) -> Response:
+        vm = await self.account.create_vm(_client(request), await decoded(request, CreateVm))
+        return encoded(VmCreated(id=vm.id, path=f"/vms/{vm.id}"), 201)
+
+    async def _remove_vm(self, request: Request) -> Response:
+        await self.account.remove_vm(_client(request), request.path_params["id"])
+        return Response(status_code=204)
+
+    async def _propolis_api(self, scope: Scope, receive: Receive, send: Send) -> None:
+        vm = self.account.find_vm(scope["path_params"]["id"])
+        if vm is None:
+            await _answer_missing_vm(scope, receive, send)
+            return
+        scope[SERVER_KEY] = vm.server
+        await self._engine(scope, receive, send)
+
+
+def _client(request: Request) -> str:
+    client = request.headers.get(CLIENT_HEADER)
+    if not client:
+        raise Refusal(bad_request(f"the header {CLIENT_HEADER} is missing"))
+    return client
+
+
+def _last_line(task: asyncio.Task[tuple[str, ...]]) -> StreamLine:
+    if task.cancelled():
+        return StreamLine(fault=Fault(kind="AgentError", message="cancelled"))
+    error = task.exception()
+    if error is None:
+        return StreamLine(paths=task.result())
+    if isinstance(error, PropolisError):
+        return StreamLine(fault=Fault.of(error))
+    logger.error("unexpected error", exc_info=error)
+    return StreamLine(fault=Fault(kind="AgentError", message=f"{type(error).__name__}: {error}"))
+
+
+async def _answer_missing_vm(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1001, "reason": "no such VM"})
+    else:
+        await error_response(ErrorAnswer(status=404, message="no such VM"))(scope, receive, send)
+
+
+async def _fault(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, PropolisError)
+    return encoded(Fault.of(error), 422)
+
+
+async def _refuse(_request: Request, refusal: Exception) -> Response:
+    assert isinstance(refusal, Refusal)
+    return error_response(refusal.answer)

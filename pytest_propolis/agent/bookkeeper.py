@@ -1,0 +1,57 @@
+"""The bookkeeper: what the agent is about to create for a client is in the ledger first."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from .identity import ProcessIdentity
+from .ledger import MARK_VARIABLE, Entry, Ledger, Owner
+
+__all__ = ["Bookkeeper"]
+
+
+class Bookkeeper:
+    """Writes down what one owner's VMs and disks consist of. A journal of child processes for the engine, too."""
+
+    def __init__(self, ledger: Ledger, owner: Owner) -> None:
+        self._ledger = ledger
+        self._owner = owner
+
+    def intend(self) -> _ProcessRecord:
+        """A process is about to be started."""
+        return _ProcessRecord(self._ledger, self._ledger.intend("process", {}, self._owner))
+
+    @contextlib.contextmanager
+    def creating(self, kind: str, path: Path) -> Iterator[Entry]:
+        """Create a path inside the block; if that fails, nothing of it is left."""
+        entry = self._ledger.intend(kind, {"path": str(path)}, self._owner)
+        try:
+            yield entry
+        except BaseException:
+            if kind == "file":
+                path.unlink(missing_ok=True)
+            self._ledger.gone(entry)
+            raise
+
+    def gone(self, entry: Entry) -> None:
+        """Something was removed."""
+        self._ledger.gone(entry)
+
+
+class _ProcessRecord:
+    def __init__(self, ledger: Ledger, entry: Entry) -> None:
+        self._ledger = ledger
+        self._entry = entry
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return {MARK_VARIABLE: self._entry.id}
+
+    def live(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._ledger.live(self._entry, **ProcessIdentity.of(pid).facts())
+
+    def gone(self) -> None:
+        self._ledger.gone(self._entry)

@@ -1,0 +1,64 @@
+"""Images on the agent's host: artifacts fetched, recipes carried out, each once for all runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..engine.cooking import cook
+from ..engine.recipe import Recipe
+from ..storage.artifacts import Artifact
+from ..storage.store import ArtifactStore, default_artifact_dir
+from .bookkeeper import Bookkeeper
+from .ledger import Ledger, Owner
+from .platform import PlatformFinder
+from .protocol import AgentConfig, ImageNeeded
+
+__all__ = ["ImageMaker"]
+
+DERIVED_DISK = "disk.qcow2"
+
+
+class ImageMaker:
+    """Turns artifacts and recipes into paths."""
+
+    def __init__(self, config: AgentConfig, ledger: Ledger, platforms: PlatformFinder) -> None:
+        self._config = config
+        self._books = Bookkeeper(ledger, Owner("images"))
+        self._platforms = platforms
+        self._store = ArtifactStore(Path(config.artifact_dir) if config.artifact_dir else default_artifact_dir())
+
+    async def get(self, needed: ImageNeeded, progress: Callable[[str], None]) -> tuple[str, ...]:
+        """Paths of the artifacts, in order; of a recipe's result, if there is a recipe.
+
+        :raises ArtifactError: when one cannot be had.
+        """
+        paths = {artifact: await self._store.get(artifact, progress) for artifact in needed.artifacts}
+        if needed.recipe is None:
+            return tuple(str(path) for path in paths.values())
+        made = await self._carry_out(needed.recipe, paths, needed.timeout_s, progress)
+        return (str(made),)
+
+    async def _carry_out(
+        self, recipe: Recipe, paths: dict[Artifact, Path], timeout_s: float, progress: Callable[[str], None]
+    ) -> Path:
+        by_hash = {artifact.sha256: path for artifact, path in paths.items()}
+        platform = await self._platforms.find()
+
+        async def make(directory: Path) -> None:
+            progress(f"preparing {recipe.name}: editing the image in a guest of its own, once")
+            await cook(
+                recipe,
+                qemu=platform.qemu,
+                accelerator=platform.accelerator.name,
+                kernel=by_hash[recipe.kernel],
+                initrd=by_hash[recipe.initrd],
+                disk=by_hash[recipe.disk],
+                target=directory / DERIVED_DISK,
+                timeout_s=timeout_s,
+                mark=f"propolis-{self._config.run}-image",
+                journal=self._books,
+            )
+
+        directory = await self._store.derive(recipe.key, [DERIVED_DISK], make, progress)
+        return directory / DERIVED_DISK

@@ -1,0 +1,454 @@
+"""The ledger: what an agent is about to create, has created and has undone, on disk before it is so.
+
+One JSON line per transition, ``intent -> live -> gone``, after one header line. An intent is synced to disk before the
+call returns, so a resource that exists is in the ledger, whatever kills the agent or the machine. The reverse does not
+hold: what the ledger lists may not exist yet, or no longer. So undoing must be idempotent.
+
+While a ledger is open its file is locked (``flock``), and the kernel drops the lock when the agent dies. A descriptor
+does not pass to programs that the agent starts.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import stat
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+
+from ..errors import AgentError, HostError, ResourceExhausted
+from .identity import ProcessIdentity
+
+__all__ = [
+    "LEDGER_NAME",
+    "MARK_VARIABLE",
+    "Entry",
+    "Header",
+    "Kept",
+    "Ledger",
+    "LedgerContents",
+    "Owner",
+    "read_ledger",
+]
+
+LEDGER_NAME: Final = "ledger.jsonl"
+"""The name of the ledger in an agent's run directory."""
+
+MARK_VARIABLE: Final = "PROPOLIS_MARK"
+"""The environment variable in which a process carries the id of its ledger entry."""
+
+_FORMAT: Final = 1
+_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_data_sync: Final = getattr(os, "fdatasync", os.fsync)
+
+
+class Owner(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The client that holds a resource.
+
+    :param client: its name, for people.
+    :param process: its process, or None where it is on another host.
+    """
+
+    client: str
+    process: ProcessIdentity | None = None
+
+    def is_alive(self) -> bool:
+        """False only when its process is provably dead."""
+        return self.process is None or self.process.is_alive()
+
+
+class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a resource survives its owner, and until when (unix time in seconds; None: until somebody asks)."""
+
+    reason: str
+    until: float | None = None
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One resource.
+
+    :param id: unguessable; begins with the run's mark. A process that is started for the entry carries it in its
+        environment (`MARK_VARIABLE`) or command line, which is how it is found when its pid was never written down.
+        It belongs into no path that a person may type: a ``tail`` of such a file would carry it as well.
+    :param kind: what sort of thing it is: "process", "directory", "file", "socket", or any other word.
+    :param what: which one: "path", "name", or the facts of a `ProcessIdentity`.
+    :param owner: the client that holds it.
+    :param since: when it was intended, unix time in seconds.
+    :param run: the run it belongs to.
+    :param is_live: whether it is known to exist; an intent may or may not.
+    :param kept: set when it is to survive its owner.
+    """
+
+    id: str
+    kind: str
+    what: dict[str, str]
+    owner: Owner
+    since: float
+    run: str
+    is_live: bool = False
+    kept: Kept | None = None
+
+    def is_kept(self, *, now: float) -> bool:
+        """Whether it is to survive its owner at this time (unix, seconds)."""
+        return self.kept is not None and (self.kept.until is None or now < self.kept.until)
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """The first line: who writes this ledger.
+
+    :param version: of the format.
+    :param mark: unguessable; every entry's id begins with it.
+    :param agent: the process that writes.
+    :param uid: its user.
+    :param since: when the ledger was opened, unix time in seconds.
+    """
+
+    version: int
+    run: str
+    mark: str
+    agent: ProcessIdentity
+    uid: int
+    since: float
+
+
+class _Intent(msgspec.Struct, frozen=True, tag_field="to", tag="intent"):
+    entry: Entry
+
+
+class _Live(msgspec.Struct, frozen=True, tag_field="to", tag="live"):
+    id: str
+    what: dict[str, str]
+
+
+class _Keep(msgspec.Struct, frozen=True, tag_field="to", tag="keep"):
+    id: str
+    kept: Kept
+
+
+class _Gone(msgspec.Struct, frozen=True, tag_field="to", tag="gone"):
+    id: str
+
+
+class _Version(msgspec.Struct):
+    version: int
+
+
+_Transition = _Intent | _Live | _Keep | _Gone
+_decoder: Final = msgspec.json.Decoder(_Transition)
+_encoder: Final = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerContents:
+    """What a ledger file says.
+
+    :param entries: by id, those not gone, in the order of their intents.
+    :param end: the length in bytes of its complete lines; what comes after is the torn end of a write.
+    :param damaged: how many complete lines could not be understood and were skipped.
+    """
+
+    header: Header
+    entries: dict[str, Entry]
+    end: int
+    damaged: int = 0
+
+
+def read_ledger(path: Path) -> LedgerContents:
+    """Read a ledger, whether or not its agent lives, without locking or changing it.
+
+    A line without its end, as a killed agent or a power loss leaves it, is as if it had never been written: the call
+    that wrote it had not returned. Complete lines that make no sense are skipped and counted.
+
+    :raises FileNotFoundError: when there is none.
+    :raises AgentError: when it cannot be read, has no complete header, or is of a newer format.
+    """
+    descriptor = _open_existing(path, os.O_RDONLY)
+    try:
+        return _parse(_read_all(descriptor), path)
+    finally:
+        os.close(descriptor)
+
+
+class Ledger:
+    """A ledger that its agent, or the reaper of a dead one, writes.
+
+    A context manager; closing twice is fine. Closing says nothing about what is listed.
+    """
+
+    def __init__(self, path: Path, descriptor: int, contents: LedgerContents, *, torn: bool) -> None:
+        self.path = path
+        self.header = contents.header
+        self._descriptor: int | None = descriptor
+        self._entries = contents.entries
+        self._end = contents.end
+        self._torn = torn
+
+    @classmethod
+    def open(cls, path: Path, *, run: str) -> Ledger:
+        """Create a ledger (mode 0600) and make it durable, before anything else is put into its directory.
+
+        :raises AgentError: when there is one already, or it cannot be created.
+        :raises ResourceExhausted: when there is no space for it.
+        """
+        header = Header(
+            version=_FORMAT,
+            run=run,
+            mark=secrets.token_hex(16),
+            agent=ProcessIdentity.current(),
+            uid=os.geteuid(),
+            since=time.time(),
+        )
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _explained(error, path, "created") from error
+        ledger = cls(path, descriptor, LedgerContents(header, {}, 0), torn=False)
+        try:
+            _lock(descriptor, path)
+            ledger._append(header)
+            _sync_directory(path.parent)
+            _sync_directory(path.parent.parent)
+        except BaseException:
+            ledger.close()
+            path.unlink(missing_ok=True)
+            raise
+        return ledger
+
+    @classmethod
+    def adopt(cls, path: Path) -> Ledger:
+        """Open the ledger that another process left, to record what of it is undone. Nothing is written yet.
+
+        :raises FileNotFoundError: when there is none, or it was removed meanwhile.
+        :raises AgentError: when a living agent or another reaper holds it, or as `read_ledger`.
+        """
+        descriptor = _open_existing(path, os.O_RDWR)
+        try:
+            _lock(descriptor, path)
+            data = _read_all(descriptor)
+            contents = _parse(data, path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return cls(path, descriptor, contents, torn=len(data) > contents.end)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, which unlocks it."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def entries(self) -> list[Entry]:
+        """What is not gone, in the order of the intents."""
+        return list(self._entries.values())
+
+    def intend(self, kind: str, what: Mapping[str, str], owner: Owner) -> Entry:
+        """Put on disk that a resource is about to be created; create it only after this returned.
+
+        :raises ResourceExhausted: when the disk is full. The ledger is as before, so nothing must be created.
+        :raises AgentError: when the ledger cannot be written or is closed.
+        """
+        return self.intend_many([(kind, what, owner)])[0]
+
+    def intend_many(self, wishes: Iterable[tuple[str, Mapping[str, str], Owner]]) -> list[Entry]:
+        """As `intend` for many (kind, what, owner), all or none, at the price of one sync."""
+        now = time.time()
+        entries = [
+            Entry(
+                id=f"{self.header.mark}-{secrets.token_hex(8)}",
+                kind=kind,
+                what=dict(what),
+                owner=owner,
+                since=now,
+                run=self.header.run,
+            )
+            for kind, what, owner in wishes
+        ]
+        self._append(*map(_Intent, entries))
+        self._entries.update((entry.id, entry) for entry in entries)
+        return entries
+
+    def live(self, entry: Entry, /, **facts: str) -> Entry:
+        """Put on disk that the resource exists, with what is known of it only now, such as its pid.
+
+        :raises ResourceExhausted: when the disk is full. The entry stays an intent, which is undone all the same.
+        :raises AgentError: when the entry is gone, or the ledger cannot be written or is closed.
+        """
+        current = self._current(entry)
+        self._append(_Live(entry.id, facts))
+        return self._replace(msgspec.structs.replace(current, is_live=True, what=current.what | facts))
+
+    def keep(self, entry: Entry, until: float | None, *, reason: str) -> Entry:
+        """Put on disk that the resource survives its owner: until this unix time, or for good.
+
+        :raises ResourceExhausted: when the disk is full. The entry is not kept then.
+        :raises AgentError: when the entry is gone, or the ledger cannot be written or is closed.
+        """
+        current = self._current(entry)
+        kept = Kept(reason, until)
+        self._append(_Keep(entry.id, kept))
+        return self._replace(msgspec.structs.replace(current, kept=kept))
+
+    def gone(self, *entries: Entry, sync: bool = False) -> None:
+        """Record that resources no longer exist. Those already gone are ignored.
+
+        Not synced unless asked, and a full disk is no error: a lost "gone" costs the reaper one idempotent undoing.
+
+        :raises AgentError: when the ledger cannot be written or is closed.
+        """
+        going = [entry.id for entry in entries if self._entries.pop(entry.id, None)]
+        with suppress(ResourceExhausted):
+            self._append(*map(_Gone, going), sync=sync)
+
+    def _current(self, entry: Entry) -> Entry:
+        try:
+            return self._entries[entry.id]
+        except KeyError:
+            raise AgentError(
+                f"{entry.kind} {entry.id} is not in the ledger {self.path}: it is gone, or of another ledger",
+                hint="an entry can be live or kept only between its intent and its gone",
+            ) from None
+
+    def _replace(self, entry: Entry) -> Entry:
+        self._entries[entry.id] = entry
+        return entry
+
+    def _append(self, *records: Header | _Transition, sync: bool = True) -> None:
+        """Write complete lines at the end, or leave the file as it was."""
+        if self._descriptor is None:
+            raise AgentError(f"the ledger {self.path} is closed", hint="write to a ledger only inside its `with` block")
+        lines = b"".join(_encoder.encode(record) + b"\n" for record in records)
+        try:
+            self._cut_torn_end()
+            self._torn = True
+            _write_all(self._descriptor, lines, self._end)
+            if sync:
+                _data_sync(self._descriptor)
+        except OSError as error:
+            with suppress(OSError):
+                self._cut_torn_end()
+            raise _explained(error, self.path, "written") from error
+        self._end += len(lines)
+        self._torn = False
+
+    def _cut_torn_end(self) -> None:
+        if self._torn and self._descriptor is not None:
+            os.ftruncate(self._descriptor, self._end)
+            self._torn = False
+
+
+def _parse(data: bytes, path: Path) -> LedgerContents:
+    end = data.rfind(b"\n") + 1
+    first, *rest = data[:end].split(b"\n")
+    header = _parse_header(first, path)
+    entries: dict[str, Entry] = {}
+    damaged = 0
+    for line in rest[:-1]:
+        try:
+            _apply(_decoder.decode(line), entries)
+        except (msgspec.DecodeError, KeyError):
+            damaged += 1
+    return LedgerContents(header, entries, end, damaged)
+
+
+def _apply(transition: _Transition, entries: dict[str, Entry]) -> None:
+    match transition:
+        case _Intent(entry):
+            entries[entry.id] = entry
+        case _Live(id, what):
+            entries[id] = msgspec.structs.replace(entries[id], is_live=True, what=entries[id].what | what)
+        case _Keep(id, kept):
+            entries[id] = msgspec.structs.replace(entries[id], kept=kept)
+        case _Gone(id):
+            # May be there twice: a reaper that was killed left the entry to the next one.
+            entries.pop(id, None)
+
+
+def _parse_header(line: bytes, path: Path) -> Header:
+    try:
+        if (version := msgspec.json.decode(line, type=_Version).version) > _FORMAT:
+            raise AgentError(
+                f"the ledger {path} has format {version}, and this release knows formats up to {_FORMAT}",
+                hint="use the release of pytest-propolis that started the run",
+            )
+        return msgspec.json.decode(line, type=Header)
+    except msgspec.DecodeError as error:
+        raise AgentError(
+            f"the ledger {path} has no readable header: {error}",
+            hint="its agent died while starting, or it is no ledger; look at its directory and remove it by hand",
+        ) from error
+
+
+def _open_existing(path: Path, mode: int) -> int:
+    # Not blocking: a pipe under this name must not hang the reader.
+    try:
+        descriptor = os.open(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _explained(error, path, "opened") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise AgentError(f"the ledger {path} is not a regular file", hint="look who put it there, and remove it")
+    return descriptor
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise AgentError(
+            f"the ledger {path} is held by a living agent or another reaper",
+            hint="wait for the run, or the other `propolis gc`, to end",
+        ) from None
+    except OSError as error:
+        raise _explained(error, path, "locked") from error
+    if os.fstat(descriptor).st_nlink == 0:
+        raise FileNotFoundError(errno.ENOENT, "removed by another reaper", str(path))
+
+
+def _read_all(descriptor: int) -> bytes:
+    with open(descriptor, "rb", closefd=False) as file:
+        return file.read()
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    while data:
+        written = os.pwrite(descriptor, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def _sync_directory(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _explained(error, path / LEDGER_NAME, "made durable") from error
+
+
+def _explained(error: OSError, path: Path, verb: str) -> HostError:
+    message = f"the ledger {path} cannot be {verb}: {error.strerror}"
+    if error.errno in _NO_SPACE:
+        return ResourceExhausted(
+            message, hint=f"free space on the file system of {path.parent}; `propolis gc` removes what dead runs left"
+        )
+    return AgentError(message, hint=f"check that {path.parent} exists, is yours and is on a healthy file system")

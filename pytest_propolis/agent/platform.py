@@ -1,0 +1,51 @@
+"""What the agent's host runs guests with: QEMU and the accelerator, found once per agent."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from platformdirs import user_cache_path
+
+from ..engine.accelerator import AcceleratorChoice, probe_accelerator
+from ..engine.qemu_binary import Qemu, find_qemu
+from ..settings import Accelerator
+from .protocol import AgentConfig
+
+__all__ = ["Platform", "PlatformFinder"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """QEMU and the way it runs guests here."""
+
+    qemu: Qemu
+    accelerator: AcceleratorChoice
+
+
+class PlatformFinder:
+    """Finds the platform in the background from the agent's start on; whoever needs it waits for it."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self._search: asyncio.Task[Platform] | None = None
+
+    async def find(self) -> Platform:
+        """The platform.
+
+        :raises CapabilityMissing: when there is no good QEMU, or the accelerator that was asked for does not work.
+        """
+        if self._search is None or (self._search.done() and self._search.exception()):
+            self._search = asyncio.create_task(self._find())
+        return await asyncio.shield(self._search)
+
+    async def _find(self) -> Platform:
+        qemu = await find_qemu(Path(self._config.qemu) if self._config.qemu else None)
+        choice = await probe_accelerator(
+            qemu,
+            wanted=cast(Accelerator, self._config.accelerator),
+            cache_dir=user_cache_path("propolis"),
+        )
+        return Platform(qemu=qemu, accelerator=choice)

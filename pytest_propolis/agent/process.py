@@ -1,0 +1,110 @@
+"""The agent as a process: its lock, its socket, its signals, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import uvicorn
+
+from .app import AgentApp
+from .ledger import LEDGER_NAME, Ledger
+from .protocol import LOG_NAME, SOCKET_NAME, AgentConfig, AgentReady
+from .reaper import reap
+from .rendezvous import Rendezvous, remove_abandoned
+
+__all__ = ["run_agent"]
+
+FIRST_CLIENT_TIMEOUT_S: Final = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, leaving signals alone: the agent handles them itself."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def run_agent(config: AgentConfig, *, ready_fd: int) -> None:
+    """Serve until the last client has left. Writes one `AgentReady` line to `ready_fd` when it listens."""
+    directory = Path(config.directory)
+    os.umask(0o077)
+    logging.basicConfig(
+        filename=directory / LOG_NAME, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    asyncio.run(_live(config, directory, ready_fd))
+
+
+async def _live(config: AgentConfig, directory: Path, ready_fd: int) -> None:
+    socket_path = directory / SOCKET_NAME
+    with Ledger.open(directory / LEDGER_NAME, run=config.run) as ledger:
+        reaping = asyncio.create_task(asyncio.to_thread(_reap_dead_runs, directory.parent))
+        await _serve(config, ledger, socket_path, ready_fd)
+        await reaping
+        Rendezvous(directory.parent, config.run).leave(socket_path)
+        if left := ledger.entries():
+            logger.error("still there: %s", left)
+        else:
+            shutil.rmtree(directory)
+
+
+def _reap_dead_runs(base: Path) -> None:
+    """Undo what agents that were killed left behind. It blocks, and has a thread of its own for that."""
+    report = reap(base)
+    remove_abandoned(base)
+    for failure in report.failed:
+        logger.warning("could not be undone: %s", failure)
+
+
+async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int) -> None:
+    leave = asyncio.Event()
+    app = AgentApp(config, ledger, on_empty=leave.set)
+    server = _Server(
+        uvicorn.Config(
+            app.asgi,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="websockets-sansio",
+            ws_ping_interval=None,
+            ws_per_message_deflate=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, leave.set)
+    with _listening(path) as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        os.write(ready_fd, msgspec.json.encode(AgentReady(pid=os.getpid(), socket=str(path))) + b"\n")
+        os.close(ready_fd)
+        loop.call_later(FIRST_CLIENT_TIMEOUT_S, lambda: leave.set() if app.account.is_empty else None)
+        await leave.wait()
+        # Nobody may connect to an agent that is about to end.
+        path.unlink(missing_ok=True)
+        await app.close()
+        server.should_exit = True
+        await serving
+
+
+@contextlib.contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen(128)
+        yield listener
+    path.unlink(missing_ok=True)

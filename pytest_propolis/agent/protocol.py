@@ -1,0 +1,169 @@
+"""What clients and the agent say to each other beside the Propolis API: bodies of the agent's own paths."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from ..engine.boot_source import BootSource
+from ..engine.recipe import Recipe
+from ..errors import AgentError, PropolisError
+from ..storage.artifacts import Artifact
+
+__all__ = [
+    "CLIENT_HEADER",
+    "LOG_NAME",
+    "PID_HEADER",
+    "SOCKET_NAME",
+    "AgentConfig",
+    "AgentInfo",
+    "AgentReady",
+    "CreateDisk",
+    "CreateVm",
+    "DiskCreated",
+    "Fault",
+    "ImageNeeded",
+    "StreamLine",
+    "VmCreated",
+    "VmListed",
+]
+
+SOCKET_NAME: Final = "agent.sock"
+"""Where in a run directory its agent listens."""
+
+LOG_NAME: Final = "agent.log"
+"""Where in a run directory its agent writes what it does."""
+
+CLIENT_HEADER: Final = "x-propolis-client"
+"""Every request of a client names it: what it creates is released when its lifeline breaks."""
+
+
+PID_HEADER: Final = "x-propolis-pid"
+"""The process id of a client, given with its lifeline; 0 for a client on another host."""
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent is started with.
+
+    :param run: an unguessable word: all that belongs to this run carries it.
+    :param directory: the agent's own directory, mode 0700, existing.
+    :param artifact_dir: the store of images; the user's cache if None.
+    :param qemu: the QEMU program; found on PATH if None.
+    :param accelerator: ``auto``, ``kvm`` or ``tcg``.
+    """
+
+    run: str
+    directory: str
+    artifact_dir: str | None = None
+    qemu: str | None = None
+    accelerator: str = "auto"
+
+
+class AgentReady(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent tells the one who started it, once it listens."""
+
+    pid: int
+    socket: str
+
+
+class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent says of itself."""
+
+    pid: int
+    run: str
+    version: str
+    qemu: str
+    qemu_version: str
+    accelerator: str
+    accelerator_reason: str
+
+
+class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a Propolis server of one's own.
+
+    :param name: for people.
+    :param group: what the VM belongs to (a test's node id): names are unique in it.
+    :param boot: what its VM starts from.
+    :param log_path: where QEMU's own messages go.
+    """
+
+    name: str
+    group: str
+    boot: BootSource
+    log_path: str
+
+
+class VmCreated(msgspec.Struct, frozen=True, kw_only=True):
+    """A Propolis server is there: its API is below `path`."""
+
+    id: str
+    path: str
+
+
+class VmListed(msgspec.Struct, frozen=True, kw_only=True):
+    """One VM in the agent's account."""
+
+    id: str
+    name: str
+    group: str
+    client: str
+    state: str | None
+    pid: int | None
+    since: float
+
+
+class ImageNeeded(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for an artifact, or for what a recipe makes of three, on the agent's host.
+
+    With a recipe, `artifacts` holds what its hashes name. The answer is a stream of `StreamLine`.
+    """
+
+    artifacts: tuple[Artifact, ...]
+    recipe: Recipe | None = None
+    timeout_s: float = 300.0
+
+
+class CreateDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a disk of one's own: a copy-on-write fork of an image, or an empty one.
+
+    :param image: path of the image, which must not change while forks live; None for an empty disk.
+    :param image_format: ``qcow2`` or ``raw``.
+    :param size_bytes: the size of an empty disk.
+    """
+
+    image: str | None = None
+    image_format: str = "qcow2"
+    size_bytes: int | None = None
+
+
+class DiskCreated(msgspec.Struct, frozen=True, kw_only=True):
+    """The disk: a qcow2 file that belongs to the client."""
+
+    id: str
+    path: str
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """An error on its way from the agent to a client, where it becomes the same error again."""
+
+    kind: str
+    message: str
+    hint: str | None = None
+    console_tail: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, error: PropolisError) -> Fault:
+        return cls(kind=type(error).__name__, message=error.message, hint=error.hint, console_tail=error.console_tail)
+
+    def to_error(self) -> PropolisError:
+        kind = PropolisError.kinds.get(self.kind, AgentError)
+        return kind(self.message, hint=self.hint, console_tail=self.console_tail)
+
+
+class StreamLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of a streamed answer: progress, and at the end the paths or a fault."""
+
+    progress: str | None = None
+    paths: tuple[str, ...] | None = None
+    fault: Fault | None = None

@@ -1,0 +1,84 @@
+"""``propolis doctor``: what this machine can do, why not, and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..settings import Settings
+from .main import choices
+
+if TYPE_CHECKING:
+    from ..guests.adapter import GuestImage
+    from ..hosts.capabilities import Capability, Survey
+    from ..storage.artifacts import Artifact
+
+__all__ = ["doctor"]
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@choices
+def doctor(*, settings: Settings, as_json: bool) -> None:
+    """Say what this machine can do, why not, and what to do about it.
+
+    Each thing is really tried. The exit status is 0 if virtual machines can run here, and 1 if they cannot.
+    """
+    from ..hosts.capabilities import survey
+
+    found = asyncio.run(survey(settings, guest_files=_guest_files(settings)))
+    click.echo(_as_json(found) if as_json else "\n".join(_as_table(found)))
+    click.get_current_context().exit(0 if found.can_run_vms else 1)
+
+
+def _as_json(found: Survey) -> str:
+    needed = [{**asdict(capability), "needed": True} for capability in found.needed]
+    useful = [{**asdict(capability), "needed": False} for capability in found.useful]
+    return json.dumps({"can_run_vms": found.can_run_vms, "capabilities": needed + useful}, indent=2)
+
+
+def _as_table(found: Survey) -> Iterator[str]:
+    width = max(len(capability.name) for capability in (*found.needed, *found.useful))
+    for title, capabilities in (("needed to run VMs", found.needed), ("useful", found.useful)):
+        yield f"{title}:"
+        for capability in capabilities:
+            yield from _row(capability, width)
+    missing = ", ".join(capability.name for capability in found.needed if not capability.ok)
+    yield f"VMs cannot run here: see {missing}" if missing else "VMs can run here."
+
+
+def _row(capability: Capability, width: int) -> Iterator[str]:
+    mark = "yes" if capability.ok else "no "
+    yield f"  {mark}  {capability.name:{width}}  {capability.detail}"
+    if capability.remedy:
+        yield f"       {'':{width}}  -> {capability.remedy}"
+
+
+def _guest_files(settings: Settings) -> dict[str, list[Path]]:
+    from ..guests.registry import GuestRegistry
+    from ..storage.store import default_artifact_dir
+
+    store = settings.artifact_dir or default_artifact_dir()
+    return {name: _files(adapter.image, store) for name, adapter in GuestRegistry().adapters.items()}
+
+
+def _files(image: GuestImage, store: Path) -> list[Path]:
+    from ..agent.images import DERIVED_DISK
+
+    artifacts = [artifact for artifact in (image.kernel, image.initrd, image.disk) if artifact is not None]
+    derived = [store / "derived" / image.recipe.key / DERIVED_DISK] if image.recipe else []
+    return [_place(artifact, store) for artifact in artifacts] + derived
+
+
+def _place(artifact: Artifact, store: Path) -> Path:
+    from ..storage.sources import LocalFile
+
+    if isinstance(artifact.source, LocalFile):
+        return Path(artifact.source.path)
+    return store / str(artifact.sha256) / artifact.filename

@@ -1,0 +1,64 @@
+"""The command group `propolis`: its commands are imported when they are run, or listed."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+from ..errors import PropolisError
+from ..settings import OPTIONS, Settings
+
+__all__ = ["choices", "propolis"]
+
+_COMMANDS: Final = {"doctor": ".doctor", "gc": ".gc", "ps": ".ps", "setup": ".setup"}
+"""By command, the module that has it, as an attribute of the same name."""
+
+_CHOICES: Final = ("guest", "accelerator", "qemu", "artifact_dir", "boot_timeout", "settings_file")
+
+
+class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(_COMMANDS[cmd_name], __package__), cmd_name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PropolisError as error:
+            raise _Refused(str(error)) from None
+
+
+class _Refused(click.ClickException):
+    """Raised in the place of a PropolisError, for click to show."""
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"propolis: {self.message}", file=file, err=True)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pytest-propolis", prog_name="propolis", message="%(prog)s %(version)s")
+def propolis() -> None:
+    """Test virtual machines with pytest: what there is to do outside of pytest."""
+
+
+def choices(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of pytest that concern the host. It is called with ``settings``, resolved."""
+
+    @functools.wraps(function)  # with the parameters that click has noted on it
+    def with_settings(**arguments: Any) -> Any:
+        given = {name: arguments.pop(name) for name in _CHOICES}
+        return function(settings=Settings.resolve(command_line=given, ini={}), **arguments)
+
+    decorated = with_settings
+    for option in reversed([option for option in OPTIONS if option.name in _CHOICES]):
+        decorated = click.option(option.flag, option.name, metavar=option.metavar, help=option.help)(decorated)
+    return decorated

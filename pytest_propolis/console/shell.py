@@ -1,0 +1,254 @@
+"""Commands run in the guest over the serial console, one round trip each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from ..errors import CommandFailed, CommandTimeout, ConsoleClosed, ShellError, ShellLost
+from .console import Console
+from .shell_protocol import (
+    INTERRUPT,
+    Acknowledged,
+    Began,
+    Ended,
+    Output,
+    Ready,
+    Signal,
+    encode,
+    interactive_command,
+    new_nonce,
+    new_session,
+    program,
+)
+
+__all__ = ["CommandResult", "Shell"]
+
+INTERRUPT_TIMEOUT_S: Final = 10.0
+INTERRUPT_INTERVAL_S: Final = 1.0
+EXIT_TIMEOUT_S: Final = 2.0
+EXIT_ATTEMPTS: Final = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    """How a command ended.
+
+    :param status: its exit status; 128 plus the signal's number if a signal ended it.
+    :param output: what it wrote to standard output and standard error, in the order of writing, to the byte.
+    """
+
+    command: str
+    status: int
+    output: bytes
+
+    @property
+    def text(self) -> str:
+        """The output as text, without the newlines at its end."""
+        return self.output.decode(errors="replace").rstrip("\n")
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """A command on its way."""
+
+    nonce: str
+    ended: asyncio.Future[Ended]
+    acknowledged: asyncio.Event = field(default_factory=asyncio.Event)
+    began: asyncio.Event = field(default_factory=asyncio.Event)
+    output: bytearray = field(default_factory=bytearray)
+
+
+class Shell:
+    """A POSIX shell in the guest, kept in a quiet read-eval loop on the serial line.
+
+    Commands run one after the other, in the same shell: directory and variables stay from one to the next, until a
+    command ends the shell (``exit``, ``exec``, a time-out); a fresh one takes its place.
+
+    :param vm: the VM's name, for errors.
+    """
+
+    def __init__(self, console: Console, *, vm: str) -> None:
+        self._console = console
+        self._vm = vm
+        self._turn = asyncio.Lock()
+        self._session = ""
+        self._ready = asyncio.Event()
+        self._pending: _Pending | None = None
+        self._interactive = False
+        console.on_signal = self._on_signal
+
+    async def start(self, *, shell: str, timeout_s: float, wrapper: str = "{}") -> None:
+        """Type the read-eval loop at the guest's prompt, and wait until it runs.
+
+        :param wrapper: how the prompt's shell is to run the loop, ``{}`` standing for its command.
+        :raises ShellLost: when it does not come up in time.
+        """
+        self._ready.clear()
+        self._pending = None
+        self._session = new_session()
+        self._console.heed(self._session)
+        await self._console.send(wrapper.replace("{}", program(self._session, shell=shell)) + "\n")
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._ready.wait()
+        except TimeoutError:
+            raise self._error(ShellLost, "the shell did not take the read-eval loop", waited_s=timeout_s) from None
+
+    async def run(self, command: str, *, timeout_s: float, check: bool = True) -> CommandResult:
+        """Run a command, and wait until it ends. Its standard input is empty.
+
+        :raises CommandFailed: when it ends with a status other than 0, and `check` is on.
+        :raises CommandTimeout: when it does not end in time; it is interrupted then, and the shell stays usable.
+        :raises ShellLost: when the shell does not answer any more.
+        :raises ConsoleClosed: when the VM stops meanwhile.
+        :raises ShellError: when the console is given to an interactive user, or the command contains a NUL.
+        """
+        if self._interactive:
+            raise self._error(ShellError, "the console is in interactive use", hint="leave `interactive()` first")
+        async with self._turn:
+            await self._recover()
+            self._console.note(f"run: {command if len(command) < 400 else command[:400] + ' …'}")
+            pending = self._begin(new_nonce())
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._send(command, pending)
+                    # Shielded: whoever stops waiting must not make the command look as if it had ended.
+                    status = (await asyncio.shield(pending.ended)).status
+            except TimeoutError:
+                await self._recover()
+                raise self._error(
+                    CommandTimeout,
+                    f"{command!r} did not end; its output so far: {bytes(pending.output[-2000:])!r}",
+                    waited_s=timeout_s,
+                ) from None
+            self._pending = None
+        if check and status:
+            message = f"{command!r} ended with status {status}"
+            raise self._error(CommandFailed, message, command=command, status=status, output=bytes(pending.output))
+        return CommandResult(command=command, status=status, output=bytes(pending.output))
+
+    async def run_and_lose(self, command: str) -> None:
+        """Run a command that takes the shell with it, as a reboot does; does not wait for it."""
+        async with self._turn:
+            await self._recover()
+            self._console.note(f"run: {command}")
+            await self._send(command, self._begin(new_nonce()))
+
+    @contextlib.asynccontextmanager
+    async def interactive(self, *, timeout_s: float) -> AsyncIterator[Console]:
+        """Give the console to the user's own shell, with echo, line editing, prompt and job control.
+
+        On the way out the shell is told to exit, with its jobs; unless the VM has stopped.
+
+        :raises ShellLost: when the shell does not start or does not end.
+        """
+        async with self._turn:
+            await self._recover()
+            pending = self._begin(new_nonce(interactive=True))
+            self._console.transcript.skip()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._send(interactive_command(), pending)
+                    await pending.began.wait()
+            except TimeoutError:
+                raise self._error(ShellLost, "no interactive shell came up", waited_s=timeout_s) from None
+            self._interactive = True
+            try:
+                yield self._console
+            finally:
+                self._interactive = False
+                # A user who has switched the VM off has left.
+                with contextlib.suppress(ConsoleClosed):
+                    await self._leave(pending)
+
+    async def _leave(self, pending: _Pending) -> None:
+        """Have the interactive shell exit; one with stopped jobs wants to be told twice."""
+        for attempt in range(EXIT_ATTEMPTS):
+            # Ctrl-C takes back what was typed half, and ends what runs. But a shell with stopped jobs lets go of them
+            # only if it is told twice with nothing in between.
+            await self._console.send(b"exit\n" if attempt % 2 else b"\x03\nexit\n")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EXIT_TIMEOUT_S):
+                    await asyncio.shield(pending.ended)
+                    self._pending = None
+                    return
+        raise self._error(ShellLost, "the interactive shell does not exit", waited_s=EXIT_TIMEOUT_S * EXIT_ATTEMPTS)
+
+    def _begin(self, nonce: str) -> _Pending:
+        self._pending = _Pending(nonce, asyncio.get_running_loop().create_future())
+        self._console.heed(self._session, nonce)
+        self._console.transcript.on_failure(self._pending.ended)
+        return self._pending
+
+    async def _send(self, command: str, pending: _Pending) -> None:
+        try:
+            chunks = list(encode(command, pending.nonce))
+        except ValueError as error:
+            self._pending = None
+            raise self._error(ShellError, str(error)) from None
+        for chunk in chunks[:-1]:
+            pending.acknowledged.clear()
+            await self._console.send(chunk)
+            await pending.acknowledged.wait()
+        await self._console.send(chunks[-1])
+
+    async def _recover(self) -> None:
+        """Interrupt a command that somebody stopped waiting for, so that the shell is free."""
+        pending = self._pending
+        if pending is None:
+            return
+        if not pending.ended.done():
+            try:
+                async with asyncio.timeout(INTERRUPT_TIMEOUT_S):
+                    await self._interrupt(pending)
+                    await self._resynchronize()
+            except TimeoutError:
+                raise self._error(
+                    ShellLost,
+                    "the shell does not answer: the last command cannot be interrupted",
+                    waited_s=INTERRUPT_TIMEOUT_S,
+                    hint="reset the VM, or see its console",
+                ) from None
+        self._pending = None
+
+    async def _interrupt(self, pending: _Pending) -> None:
+        """Interrupt until it helps: a shell that is just about to start a program misses one."""
+        while not pending.ended.done():
+            # The newline ends what may have been typed half.
+            await self._console.send(INTERRUPT + b"\n")
+            await asyncio.wait([pending.ended], timeout=INTERRUPT_INTERVAL_S)
+
+    async def _resynchronize(self) -> None:
+        """Get past the end of the shell itself, which an interrupt that came too late for its command has caused."""
+        nonce = None
+        while nonce is None:
+            probe = self._begin(new_nonce())
+            await self._send(":", probe)
+            nonce = (await asyncio.shield(probe.ended)).nonce
+
+    def _on_signal(self, signal: Signal) -> None:
+        pending = self._pending
+        match signal:
+            case Ready():
+                self._ready.set()
+            case _ if pending is None:
+                pass
+            case Output(data):
+                if pending.began.is_set():
+                    pending.output += data
+            case Acknowledged():
+                pending.acknowledged.set()
+            case Began(nonce):
+                if nonce == pending.nonce:
+                    pending.began.set()
+            case Ended(nonce):
+                if nonce in (None, pending.nonce) and not pending.ended.done():
+                    pending.ended.set_result(signal)
+
+    def _error(self, kind: type[ShellError], message: str, **context: Any) -> ShellError:
+        context.setdefault("console_tail", self._console.tail())
+        return kind(message, vm=self._vm, log_path=str(self._console.log_path), **context)

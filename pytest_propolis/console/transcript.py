@@ -1,0 +1,129 @@
+"""The transcript of a console: its text so far, and any number of waits for what is to come."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Final
+
+__all__ = ["Found", "Transcript"]
+
+KEPT_CHARACTERS: Final = 4 << 20
+PATTERN_REACH: Final = 1 << 16
+"""How far back from new text a regular expression may begin to match."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a wait found.
+
+    :param before: the text between where the wait began to look and the match.
+    :param text: the text that matched.
+    :param groups: the groups of a regular expression.
+    """
+
+    before: str
+    text: str
+    groups: tuple[str | None, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class _Wait:
+    pattern: re.Pattern[str]
+    start: int
+    looked_to: int
+    result: asyncio.Future[Found]
+
+
+class Transcript:
+    """Text with absolute positions. The last 4 Mi characters are kept.
+
+    A wait looks at what comes after `cursor`, the end of the last match; so text that came before the wait was asked
+    for can satisfy it, once. Waits do not disturb each other: each sees all the text from its own start.
+    """
+
+    def __init__(self) -> None:
+        self._text = ""
+        self._offset = 0
+        self._waits: deque[_Wait] = deque()
+        self._watchers: set[asyncio.Future[Any]] = set()
+        self._failure: Exception | None = None
+        self.cursor = 0
+
+    @property
+    def end(self) -> int:
+        """The position behind the last character."""
+        return self._offset + len(self._text)
+
+    def since(self, position: int) -> str:
+        """The text from a position on, as far as it is kept."""
+        return self._text[max(0, position - self._offset) :]
+
+    def tail(self, lines: int) -> tuple[str, ...]:
+        """The last lines, without empty ones at the very end."""
+        return tuple(self._text[-lines * 400 :].rstrip().splitlines()[-lines:])
+
+    def append(self, text: str) -> None:
+        if not text:
+            return
+        self._text += text
+        surplus = len(self._text) - KEPT_CHARACTERS
+        if surplus > KEPT_CHARACTERS // 2:
+            self._text = self._text[surplus:]
+            self._offset += surplus
+        for wait in list(self._waits):
+            self._look(wait)
+
+    def skip(self) -> None:
+        """Let no later wait see what has come so far."""
+        self.cursor = self.end
+
+    def fail(self, error: Exception) -> None:
+        """End all waits, and all later ones that the text so far does not satisfy."""
+        self._failure = error
+        for future in [*(wait.result for wait in self._waits), *self._watchers]:
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # a future that nobody awaits any more shall not complain
+        self._waits.clear()
+        self._watchers.clear()
+
+    def on_failure(self, future: asyncio.Future[Any]) -> None:
+        """Have a future fail with the console, if it is not done by then."""
+        if self._failure is not None:
+            future.set_exception(self._failure)
+            future.exception()  # nor shall this one
+            return
+        self._watchers.add(future)
+        future.add_done_callback(self._watchers.discard)
+
+    async def wait_for(self, pattern: str | re.Pattern[str]) -> Found:
+        """Wait until a text, or a match of a regular expression, appears behind the cursor; the first one counts.
+
+        The cursor moves behind it.
+        """
+        compiled = re.compile(re.escape(pattern)) if isinstance(pattern, str) else pattern
+        wait = _Wait(compiled, self.cursor, self.cursor, asyncio.get_running_loop().create_future())
+        self._look(wait)
+        if not wait.result.done():
+            if self._failure is not None:
+                raise self._failure
+            self._waits.append(wait)
+        try:
+            return await wait.result
+        finally:
+            if wait in self._waits:
+                self._waits.remove(wait)
+
+    def _look(self, wait: _Wait) -> None:
+        if wait.result.done():
+            return
+        start = max(wait.start, wait.looked_to - PATTERN_REACH, self._offset)
+        match = wait.pattern.search(self._text, start - self._offset)
+        wait.looked_to = self.end
+        if match:
+            before = self._text[max(0, wait.start - self._offset) : match.start()]
+            wait.result.set_result(Found(before=before, text=match[0], groups=match.groups()))
+            self.cursor = max(self.cursor, self._offset + match.end())

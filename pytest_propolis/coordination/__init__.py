@@ -1,0 +1,1 @@
+"""Nodes that work together: key-values, barriers, batons."""

@@ -1,0 +1,1 @@
+"""pytest-xdist: which worker works on which host."""

@@ -1,0 +1,161 @@
+"""A running QEMU: its process, its monitor (QMP), its serial port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+from qemu.qmp import EventListener, QMPClient, QMPError
+
+from .child import ChildRecord, Journal, reap, spawn
+from .serial_port import SerialPort
+
+__all__ = ["GuestEvent", "Machine", "MachineError"]
+
+# The monitor's own log repeats what is raised as an error.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+MONITOR_READY_TIMEOUT_S: Final = 30.0
+
+
+class MachineError(Exception):
+    """Raised when QEMU ends or refuses where it should not; the text is QEMU's own."""
+
+
+class GuestEvent(Enum):
+    """What a guest does of its own accord."""
+
+    RESET = "reset"
+    SHUTDOWN = "shutdown"
+    PANICKED = "panicked"
+    EXITED = "exited"
+
+
+class Machine:
+    """One QEMU process, stopped before its first instruction until `resume`.
+
+    :param program: the QEMU system emulator.
+    :param arguments: its arguments but for monitor and serial port, which are added here.
+    :param log_path: receives what QEMU prints.
+    :param journal: keeps account of the process.
+    :param on_event: called in the event loop for each guest event.
+    """
+
+    def __init__(
+        self,
+        *,
+        program: Path,
+        arguments: Sequence[str],
+        log_path: Path,
+        journal: Journal,
+        on_event: Callable[[GuestEvent], None],
+    ) -> None:
+        self._program = program
+        self._arguments = arguments
+        self._log_path = log_path
+        self._on_event = on_event
+        self._journal = journal
+        self._record: ChildRecord | None = None
+        self.serial = SerialPort()
+        self._monitor = QMPClient("engine")
+        self._listener = EventListener(names={"RESET", "SHUTDOWN", "GUEST_PANICKED"})
+        self._process: asyncio.subprocess.Process | None = None
+        self._watchers: list[asyncio.Task[None]] = []
+        self._closing = False
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    async def start(self) -> None:
+        """Run QEMU up to where its monitor answers.
+
+        :raises MachineError: when QEMU ends instead, with what it printed.
+        """
+        monitor, their_monitor = socket.socketpair()
+        record = self._record = self._journal.intend()
+        fds = {"monitor": their_monitor.fileno(), "com1": self.serial.theirs.fileno()}
+        try:
+            with self._log_path.open("ab") as log:
+                self._process = await spawn(
+                    self._program,
+                    [*self._arguments, *_channels(fds)],
+                    log=log,
+                    pass_fds=list(fds.values()),
+                    environment=record.environment,
+                )
+            record.live(self._process.pid)
+        finally:
+            their_monitor.close()
+            self.serial.handed_over()
+        self._monitor.register_listener(self._listener)
+        try:
+            async with asyncio.timeout(MONITOR_READY_TIMEOUT_S):
+                await self._monitor.connect(monitor)
+        except (QMPError, TimeoutError, OSError) as error:
+            monitor.close()
+            await self.close()
+            raise MachineError(self._last_words() or f"the QEMU monitor did not answer: {error}") from None
+        self._watchers = [asyncio.create_task(self._watch_events()), asyncio.create_task(self._watch_process())]
+
+    async def resume(self) -> None:
+        await self.execute("cont")
+
+    async def reset(self) -> None:
+        await self.execute("system_reset")
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        """Give QEMU's monitor a command.
+
+        :raises MachineError: when QEMU refuses it or is gone.
+        """
+        try:
+            return await self._monitor.execute(command, arguments or None)
+        except (QMPError, OSError) as error:
+            raise MachineError(f"QEMU: {command}: {error}") from None
+
+    async def close(self) -> None:
+        """End QEMU at once, without the guest's help, and wait until it is gone. Closing twice is fine."""
+        self._closing = True
+        for watcher in self._watchers:
+            watcher.cancel()
+        if self._process is not None:
+            await reap(self._process)
+        if self._record is not None:
+            self._record.gone()
+        with contextlib.suppress(QMPError, OSError, EOFError):
+            await self._monitor.disconnect()
+        self.serial.close()
+
+    async def _watch_events(self) -> None:
+        async for event in self._listener:
+            name, data = event["event"], event.get("data", {})
+            if name == "GUEST_PANICKED":
+                self._on_event(GuestEvent.PANICKED)
+            elif isinstance(data, dict) and data.get("guest"):
+                self._on_event(GuestEvent.RESET if name == "RESET" else GuestEvent.SHUTDOWN)
+
+    async def _watch_process(self) -> None:
+        assert self._process is not None
+        await self._process.wait()
+        if not self._closing:
+            self._on_event(GuestEvent.EXITED)
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError):
+            lines = [line for line in self._log_path.read_text(errors="replace").splitlines() if "warning:" not in line]
+            return "\n".join(lines[-5:])
+        return ""
+
+
+def _channels(fds: dict[str, int]) -> list[str]:
+    return [
+        *("-chardev", f"socket,id=monitor,fd={fds['monitor']}", "-mon", "chardev=monitor,mode=control"),
+        *("-chardev", f"socket,id=com1,fd={fds['com1']}"),
+    ]

@@ -1,0 +1,20 @@
+"""A refusal: the exception that becomes an error body of the API."""
+
+from __future__ import annotations
+
+from .dropshot_errors import ErrorAnswer
+
+__all__ = ["Refusal", "unsupported"]
+
+
+class Refusal(Exception):
+    """Raised where a Propolis server answers with an error."""
+
+    def __init__(self, answer: ErrorAnswer) -> None:
+        super().__init__(answer.message)
+        self.answer = answer
+
+
+def unsupported(what: str) -> Refusal:
+    """This engine does not do that: 501, which upstream never answers."""
+    return Refusal(ErrorAnswer(status=501, error_code="NotImplemented", message=f"this engine does not support {what}"))

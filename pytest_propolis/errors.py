@@ -1,0 +1,269 @@
+"""Every error that this project raises.
+
+The tree::
+
+    PropolisError
+    ├── SettingsError            an option, ini key, environment variable or settings file is wrong
+    ├── ConfigError              a VmConfig asks for something that cannot be
+    │   └── UnknownGuest
+    ├── ArtifactError            an image, a kernel or a firmware
+    │   ├── ArtifactMissing
+    │   └── ArtifactCorrupt
+    ├── HostError                the machine that VMs run on
+    │   ├── CapabilityMissing
+    │   ├── ResourceExhausted
+    │   └── AgentError
+    ├── ApiError                 a Propolis server said no
+    ├── VmError                  a virtual machine did not do what it was asked to
+    │   ├── VmStateError
+    │   ├── StateTimeout
+    │   └── BootError
+    ├── ConsoleError             the serial console
+    │   ├── ConsoleTimeout
+    │   └── ConsoleClosed
+    └── ShellError               commands run in the guest
+        ├── CommandFailed
+        ├── CommandTimeout
+        └── ShellLost
+
+Errors survive pickling, because pytest-xdist sends them between processes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+__all__ = [
+    "AgentError",
+    "ApiError",
+    "ArtifactCorrupt",
+    "ArtifactError",
+    "ArtifactMissing",
+    "BootError",
+    "CapabilityMissing",
+    "CommandFailed",
+    "CommandTimeout",
+    "ConfigError",
+    "ConsoleClosed",
+    "ConsoleError",
+    "ConsoleTimeout",
+    "HostError",
+    "PropolisError",
+    "ResourceExhausted",
+    "SettingsError",
+    "ShellError",
+    "ShellLost",
+    "StateTimeout",
+    "UnknownGuest",
+    "VmError",
+    "VmStateError",
+]
+
+
+class PropolisError(Exception):
+    """The root of the tree. Its text ends with the hint and the evidence that it carries.
+
+    :param message: what went wrong, naming the culprit.
+    :param hint: what the reader can do about it.
+    :param vm: the name of the virtual machine concerned.
+    :param operation: what was being done.
+    :param waited_s: how long was waited, in seconds.
+    :param console_tail: the last lines of the serial console.
+    :param log_path: the file with the whole console log.
+    """
+
+    kinds: ClassVar[dict[str, type[PropolisError]]] = {}
+    """Every class of the tree by its name: how an error finds its class again behind an HTTP response."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        vm: str | None = None,
+        operation: str | None = None,
+        waited_s: float | None = None,
+        console_tail: tuple[str, ...] = (),
+        log_path: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.vm = vm
+        self.operation = operation
+        self.waited_s = waited_s
+        self.console_tail = console_tail
+        self.log_path = log_path
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        PropolisError.kinds[cls.__name__] = cls
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+    def __str__(self) -> str:
+        return "\n".join((self._headline(), *self._evidence()))
+
+    def _headline(self) -> str:
+        subject = f"VM {self.vm!r}: " if self.vm else ""
+        return subject + self.message
+
+    def _evidence(self) -> list[str]:
+        lines = []
+        if self.operation:
+            lines.append(f"  during: {self.operation}")
+        if self.waited_s is not None:
+            lines.append(f"  waited: {self.waited_s:.1f} s")
+        if self.console_tail:
+            lines.append(f"  last {len(self.console_tail)} lines of console:")
+            lines += [f"    | {line}" for line in self.console_tail]
+        if self.log_path:
+            lines.append(f"  log: {self.log_path}")
+        if self.hint:
+            lines.append(f"  hint: {self.hint}")
+        return lines
+
+    def with_context(self, **context: Any) -> Self:
+        """Fill in those attributes that are still empty, and return the same error."""
+        for name, value in context.items():
+            if not getattr(self, name):
+                setattr(self, name, value)
+        return self
+
+
+def _rebuild(cls: type[PropolisError], args: tuple[Any, ...], attributes: dict[str, Any]) -> PropolisError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+class SettingsError(PropolisError):
+    """Raised when an option, ini key, environment variable or settings file has a bad value."""
+
+
+class ConfigError(PropolisError):
+    """Raised when a VmConfig asks for something that cannot be."""
+
+
+class UnknownGuest(ConfigError):
+    """Raised when no guest adapter has the name that was asked for."""
+
+
+class ArtifactError(PropolisError):
+    """Raised when an image, a kernel or a firmware cannot be used."""
+
+
+class ArtifactMissing(ArtifactError):
+    """Raised when an artifact is not where it should be and cannot be fetched."""
+
+
+class ArtifactCorrupt(ArtifactError):
+    """Raised when an artifact's content is not what its hash or its format says."""
+
+
+class HostError(PropolisError):
+    """Raised when the machine that VMs run on cannot do what is asked of it."""
+
+
+class CapabilityMissing(HostError):
+    """Raised when a program or a kernel feature that is needed is not on the host."""
+
+
+class ResourceExhausted(HostError):
+    """Raised when the host has no space, memory or address left."""
+
+
+class AgentError(HostError):
+    """Raised when the host's agent did not start, went away or refused."""
+
+
+class ApiError(PropolisError):
+    """Raised when a Propolis server answers with an error.
+
+    :param status: the HTTP status code.
+    :param error_code: the server's own code, if it gave one.
+    :param request_id: what to look for in the server's log.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        error_code: str | None = None,
+        request_id: str | None = None,
+        **context: Any,
+    ) -> None:
+        super().__init__(message, **context)
+        self.status = status
+        self.error_code = error_code
+        self.request_id = request_id
+
+    def _headline(self) -> str:
+        code = f" [{self.error_code}]" if self.error_code else ""
+        return f"{super()._headline()} (HTTP {self.status}{code})"
+
+
+class VmError(PropolisError):
+    """Raised when a virtual machine did not do what it was asked to."""
+
+
+class VmStateError(VmError):
+    """Raised when a state is waited for that the VM can no longer reach."""
+
+
+class StateTimeout(VmError):
+    """Raised when a VM does not reach a state in time."""
+
+
+class BootError(VmError):
+    """Raised when a guest does not come up to a usable shell."""
+
+
+class ConsoleError(PropolisError):
+    """Raised when the serial console fails."""
+
+
+class ConsoleTimeout(ConsoleError):
+    """Raised when awaited output does not appear on the console in time."""
+
+
+class ConsoleClosed(ConsoleError):
+    """Raised when the console ends while something waits for it: the VM stopped."""
+
+
+class ShellError(PropolisError):
+    """Raised when a command could not be run in the guest as asked."""
+
+
+class CommandFailed(ShellError):
+    """Raised when a command ends with a status other than 0.
+
+    :param command: the command as given.
+    :param status: its exit status.
+    :param output: what it wrote, standard output and standard error together.
+    """
+
+    def __init__(
+        self, message: str, *, command: str = "", status: int = 0, output: bytes = b"", **context: Any
+    ) -> None:
+        super().__init__(message, **context)
+        self.command = command
+        self.status = status
+        self.output = output
+
+    def _evidence(self) -> list[str]:
+        text = self.output.decode(errors="replace").splitlines()
+        shown = [f"    | {line}" for line in text[-30:]]
+        header = [f"  output ({len(text)} lines, the last {len(shown)}):"] if shown else ["  output: none"]
+        return header + shown + super()._evidence()
+
+
+class CommandTimeout(ShellError):
+    """Raised when a command does not end in time. The shell was freed and takes further commands."""
+
+
+class ShellLost(ShellError):
+    """Raised when the guest's shell no longer answers."""

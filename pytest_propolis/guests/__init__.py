@@ -1,0 +1,1 @@
+"""Guest operating systems: what they boot from, how one logs in, how they reboot."""

@@ -1,0 +1,1 @@
+"""Hosts: the machines that VMs run on, each behind its agent."""

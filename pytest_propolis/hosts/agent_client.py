@@ -1,0 +1,113 @@
+"""The client of an agent's own paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import NoneType
+from typing import Any, Final, Self, TypeVar
+
+import httpx
+import msgspec
+
+from ..agent.protocol import (
+    CLIENT_HEADER,
+    AgentInfo,
+    CreateDisk,
+    CreateVm,
+    DiskCreated,
+    Fault,
+    ImageNeeded,
+    StreamLine,
+    VmCreated,
+    VmListed,
+)
+from ..errors import AgentError
+from ..propolis_api.endpoint import Endpoint
+from ..propolis_api.transport import http_client
+
+__all__ = ["AgentClient"]
+
+T = TypeVar("T")
+BASE_URL: Final = "http://agent"
+ANSWER_TIMEOUT: Final = httpx.Timeout(60.0)
+
+
+class AgentClient:
+    """Speaks to one agent, within one event loop.
+
+    Errors that the agent reports are raised as what they were there; a broken connection raises `AgentError`.
+    """
+
+    def __init__(self, socket: Path, *, client: str) -> None:
+        self._socket = socket
+        self._http = http_client(self.endpoint(""))
+        self._http.headers[CLIENT_HEADER] = client
+        self._http.timeout = ANSWER_TIMEOUT
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    def endpoint(self, path: str) -> Endpoint:
+        """The Propolis API below a path of this agent."""
+        return Endpoint(base_url=BASE_URL + path, uds=self._socket)
+
+    async def info(self) -> AgentInfo:
+        return await self._call("GET", "/agent", AgentInfo)
+
+    async def get_images(self, needed: ImageNeeded, progress: Callable[[str], None]) -> tuple[Path, ...]:
+        """Have images fetched or made on the agent's host; can take minutes, and says what it does."""
+        try:
+            async with self._http.stream(
+                "POST", "/images", content=msgspec.json.encode(needed), timeout=httpx.Timeout(60.0, read=None)
+            ) as response:
+                async for text in response.aiter_lines():
+                    line = msgspec.json.decode(text, type=StreamLine)
+                    if line.progress is not None:
+                        progress(line.progress)
+                    elif line.fault is not None:
+                        raise line.fault.to_error()
+                    elif line.paths is not None:
+                        return tuple(Path(path) for path in line.paths)
+        except httpx.TransportError as error:
+            raise self._lost(error) from None
+        raise self._lost("the answer ended early")
+
+    async def create_vm(self, request: CreateVm) -> VmCreated:
+        return await self._call("POST", "/vms", VmCreated, request)
+
+    async def remove_vm(self, vm_id: str) -> None:
+        await self._call("DELETE", f"/vms/{vm_id}", NoneType)
+
+    async def list_vms(self) -> list[VmListed]:
+        return await self._call("GET", "/vms", list[VmListed])
+
+    async def create_disk(self, request: CreateDisk) -> DiskCreated:
+        return await self._call("POST", "/disks", DiskCreated, request)
+
+    async def remove_disk(self, disk_id: str) -> None:
+        await self._call("DELETE", f"/disks/{disk_id}", NoneType)
+
+    async def _call(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
+        content = None if body is None else msgspec.json.encode(body)
+        try:
+            response = await self._http.request(method, path, content=content)
+        except httpx.TransportError as error:
+            raise self._lost(error) from None
+        if response.status_code == 422:
+            raise msgspec.json.decode(response.content, type=Fault).to_error()
+        if response.is_error:
+            raise AgentError(f"the agent answered {response.status_code} to {method} {path}: {response.text}")
+        return msgspec.json.decode(response.content or b"null", type=kind)
+
+    def _lost(self, error: object) -> AgentError:
+        return AgentError(
+            f"the agent behind {self._socket} does not answer: {error or type(error).__name__}",
+            hint=f"its log is {self._socket.with_name('agent.log')}",
+        )

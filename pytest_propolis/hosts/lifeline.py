@@ -1,0 +1,81 @@
+"""The lifeline: a connection held open for as long as this process lives.
+
+When it breaks, however this process ends, the agent releases all that this process owned. It is a bare socket, tied to
+no event loop, because event loops come and go with tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from pathlib import Path
+from typing import Final
+
+from ..agent.protocol import CLIENT_HEADER, PID_HEADER
+from ..errors import AgentError
+
+__all__ = ["Lifeline", "NobodyListens"]
+
+HANDSHAKE_TIMEOUT_S: Final = 10.0
+
+
+class NobodyListens(Exception):
+    """Raised when there is no agent behind a socket, or one that is about to leave."""
+
+
+class Lifeline:
+    """An open lifeline. Close it to say goodbye; the agent then releases what the client still owns."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    @classmethod
+    async def open(cls, path: Path, *, client: str) -> Lifeline:
+        """Connect, and wait for the agent's word that this client is known.
+
+        :raises NobodyListens: when no agent answers.
+        :raises AgentError: when one does not answer in time.
+        """
+        connection = socket.socket(socket.AF_UNIX)
+        connection.setblocking(False)
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                await _shake_hands(connection, path, client)
+        except (FileNotFoundError, ConnectionError, NobodyListens):
+            connection.close()
+            raise NobodyListens from None
+        except TimeoutError:
+            connection.close()
+            raise AgentError(
+                f"the agent at {path} does not answer", waited_s=HANDSHAKE_TIMEOUT_S, hint=f"see the log beside {path}"
+            ) from None
+        except BaseException:
+            connection.close()
+            raise
+        return cls(connection)
+
+    async def closed_by_agent(self) -> None:
+        """Wait until the agent ends the connection."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):
+            while await loop.sock_recv(self._connection, 4096):
+                pass
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+async def _shake_hands(connection: socket.socket, path: Path, client: str) -> None:
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(connection, str(path))
+    headers = f"Host: agent\r\n{CLIENT_HEADER}: {client}\r\n{PID_HEADER}: {os.getpid()}\r\n"
+    request = f"GET /lifeline/ HTTP/1.1\r\n{headers}\r\n"
+    await loop.sock_sendall(connection, request.encode())
+    answer = b""
+    while b"alive\n" not in answer:
+        data = await loop.sock_recv(connection, 4096)
+        answer += data
+        if not data or (b"\r\n" in answer and b" 200 " not in answer.split(b"\r\n")[0]):
+            raise NobodyListens

@@ -1,0 +1,95 @@
+"""The local host: the one that needs no SSH."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Final
+
+from ..agent.ledger import LEDGER_NAME, read_ledger
+from ..agent.protocol import AgentConfig
+from ..errors import AgentError
+from ..settings import Settings
+from .agent_client import AgentClient
+from .launcher import Launched, connect_or_launch, wait_for_children
+from .run_directory import agent_directory, run_token
+
+__all__ = ["LocalHost"]
+
+AGENT_LEAVE_TIMEOUT_S: Final = 15.0
+
+
+class LocalHost:
+    """This machine, for the length of one process.
+
+    The agent starts with the first client that is asked for. The host is tied to no event loop: each `client` is.
+
+    :param shared_id: what all processes of a run know and nobody else does (xdist's run id); None for a run of one.
+    """
+
+    def __init__(self, settings: Settings, *, shared_id: str | None = None) -> None:
+        self._settings = settings
+        self._run = run_token(shared_id)
+        self._client_id = secrets.token_hex(8)
+        self._launched: Launched | None = None
+
+    @property
+    def run(self) -> str:
+        return self._run
+
+    @property
+    def directory(self) -> Path | None:
+        """The agent's private directory, while it is up."""
+        return self._launched.socket.parent if self._launched else None
+
+    @property
+    def is_up(self) -> bool:
+        return self._launched is not None
+
+    async def client(self) -> AgentClient:
+        """A client of this host's agent, for the running event loop. The caller closes it.
+
+        :raises AgentError: when the agent does not start.
+        :raises HostError: when the run directory cannot be had.
+        """
+        if self._launched is None:
+            self._launched = await connect_or_launch(self._config(), client=self._client_id)
+        return AgentClient(self._launched.socket, client=self._client_id)
+
+    def close(self) -> None:
+        """Let go of the agent, which then releases what this process still owns, and leaves if nobody else needs it.
+
+        If this process started it, waits for it within bounds, and looks whether all is gone. Closing twice is fine.
+
+        :raises AgentError: when the agent left something behind.
+        """
+        launched, self._launched = self._launched, None
+        if launched is None:
+            return
+        launched.lifeline.close()
+        if wait_for_children(AGENT_LEAVE_TIMEOUT_S):
+            _require_gone(launched.socket.parent)
+
+    def _config(self) -> AgentConfig:
+        settings = self._settings
+        return AgentConfig(
+            run=self._run,
+            directory=str(agent_directory(self._run)),
+            artifact_dir=str(settings.artifact_dir) if settings.artifact_dir else None,
+            qemu=str(settings.qemu) if settings.qemu else None,
+            accelerator=settings.accelerator,
+        )
+
+
+def _require_gone(directory: Path) -> None:
+    """An agent that leaves removes its directory last: what is there still is a leak, or the agent was killed."""
+    if not directory.exists():
+        return
+    try:
+        left = [f"{entry.kind} {entry.what}" for entry in read_ledger(directory / LEDGER_NAME).entries.values()]
+    except (OSError, AgentError) as error:
+        left = [str(error)]
+    raise AgentError(
+        "\n".join([f"the agent left something behind in {directory}:", *(f"  {line}" for line in left)]),
+        hint="`propolis ps` shows it, `propolis gc` removes it",
+    )

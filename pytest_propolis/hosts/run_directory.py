@@ -1,0 +1,58 @@
+"""Where runs keep what lives no longer than they do: private directories with short, unguessable names.
+
+UNIX sockets lie there, whose paths may have no more than 107 characters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import HostError
+
+__all__ = ["agent_directory", "base_directory", "make_private_directory", "run_token"]
+
+
+def base_directory(environment: Mapping[str, str] = os.environ) -> Path:
+    """The parent of all run directories of this user: never in a shared temporary directory."""
+    runtime = environment.get("XDG_RUNTIME_DIR")
+    if runtime and Path(runtime).is_dir():
+        return Path(runtime) / "propolis"
+    if os.geteuid() == 0:
+        return Path("/run/propolis")
+    return Path.home() / ".cache" / "propolis" / "run"
+
+
+def run_token(shared_id: str | None) -> str:
+    """A word that names a run: the same in all xdist workers, which share an id, and in no other run."""
+    if shared_id is None:
+        return secrets.token_hex(8)
+    return hashlib.sha256(shared_id.encode()).hexdigest()[:16]
+
+
+def agent_directory(run: str) -> Path:
+    """A directory for one agent of a run; it is not made. A run that lost its agent gets another one, elsewhere."""
+    return base_directory() / f"{run}-{secrets.token_hex(4)}"
+
+
+def make_private_directory(directory: Path) -> None:
+    """Make a directory for this user alone, and what is missing above it.
+
+    :raises HostError: when the place is not this user's, or cannot be written.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = directory.lstat()
+    except OSError as error:
+        raise HostError(
+            f"the directory {directory} cannot be made: {error.strerror}",
+            hint="set XDG_RUNTIME_DIR to a directory of your own",
+        ) from None
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise HostError(
+            f"{directory} is not a directory of this user alone", hint="remove it, or set XDG_RUNTIME_DIR to your own"
+        )

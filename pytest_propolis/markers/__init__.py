@@ -1,0 +1,1 @@
+"""What a test declares: checked against hosts, and turned into skip reasons."""

@@ -1,0 +1,91 @@
+"""What becomes of an operation that fails: `ApiError` where the server said no, `AgentError` where it said nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http.client import responses
+from typing import Final
+
+import httpx
+import msgspec
+
+from ..errors import AgentError, ApiError
+from . import API_VERSION, Error
+from .endpoint import Endpoint
+
+__all__ = ["refused", "unanswered", "unreadable"]
+
+_QUOTED_BYTES: Final = 300
+_HINTS: Final[Mapping[int, str]] = {
+    403: "the instance's state does not allow this now: wait for another state, and ask again",
+    404: "compare the name with the keys of the instance's spec",
+    409: "the server has an instance already: stop it and wait for Destroyed, or use another server",
+    410: "the instance is gone: ensure a new one",
+    424: "the server has no active instance: ensure one and run it, or see in its log why it ended",
+    501: "this server does not implement what was asked for: leave it out, or use a server that does",
+}
+
+
+def refused(status: int, content: bytes, *, vm: str | None, operation: str) -> ApiError:
+    """The error for an answer that is none of the 2xx, whether its body is the API's or some other program's."""
+    body = _error_body(content)
+    if body is None:
+        return ApiError(
+            _plain_text(status, content),
+            status=status,
+            vm=vm,
+            operation=operation,
+            hint="the answer is not in the form of a Propolis server: see which program listens there",
+        )
+    return ApiError(
+        body.message,
+        status=status,
+        error_code=body.error_code,
+        request_id=body.request_id,
+        vm=vm,
+        operation=operation,
+        hint=_HINTS.get(status, f"look for request {body.request_id} in the server's log"),
+    )
+
+
+def unreadable(status: int, kind: str, error: msgspec.DecodeError, *, vm: str | None, operation: str) -> ApiError:
+    """The error for a 2xx answer that is not of the kind that the API promises."""
+    return ApiError(
+        f"the answer is no {kind}: {error}",
+        status=status,
+        vm=vm,
+        operation=operation,
+        hint=f"the server should speak version {API_VERSION} of the API: compare its version",
+    )
+
+
+def unanswered(endpoint: Endpoint, error: Exception, *, vm: str | None, operation: str, waited_s: float) -> AgentError:
+    """The error for no answer at all."""
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
+        did, hint = "is silent", "the server is there but busy or stuck: see its log"
+    else:
+        did, hint = "does not answer", "the VM's server or its agent has ended: see the agent's log"
+    return AgentError(f"{endpoint} {did}: {_reason(error)}", vm=vm, operation=operation, waited_s=waited_s, hint=hint)
+
+
+def _error_body(content: bytes) -> Error | None:
+    try:
+        return msgspec.json.decode(content, type=Error)
+    except msgspec.DecodeError:
+        return None
+
+
+def _plain_text(status: int, content: bytes) -> str:
+    text = content[:_QUOTED_BYTES].decode(errors="replace").strip()
+    phrase = responses.get(status, "unknown status")
+    return f"{phrase}: {text}" if text else phrase
+
+
+def _reason(error: BaseException) -> str:
+    """The operating system's own words where there are any, however deeply wrapped."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error) or type(error).__name__

@@ -1,0 +1,212 @@
+"""What a person chose: command line, environment, ini file and settings file become one frozen `Settings`.
+
+A value is taken from the first place that has one: ``--propolis-cpus`` on the command line, ``PROPOLIS_CPUS`` in the
+environment, ``propolis_cpus`` in pytest's ini file, ``cpus`` in the ``[settings]`` table of the settings file, the
+default. This module imports only the standard library, because pytest reads it before every run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from .errors import SettingsError
+
+__all__ = ["OPTIONS", "Accelerator", "BootKind", "KeepPolicy", "Option", "Settings"]
+
+Accelerator = Literal["auto", "kvm", "tcg"]
+BootKind = Literal["cold"]
+KeepPolicy = Literal["never"]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One thing that a person can set.
+
+    :param name: the attribute of `Settings`; option, ini key and environment variable derive from it.
+    :param parse: turns the text into the value; raises `ValueError` saying what is allowed.
+    :param help: one line for ``pytest --help``.
+    :param metavar: how the value is shown there.
+    """
+
+    name: str
+    parse: Callable[[str], Any]
+    help: str
+    metavar: str
+
+    @property
+    def flag(self) -> str:
+        return "--propolis-" + self.name.replace("_", "-")
+
+    @property
+    def ini_key(self) -> str:
+        return "propolis_" + self.name
+
+    @property
+    def variable(self) -> str:
+        return "PROPOLIS_" + self.name.upper()
+
+
+def _whole_number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise ValueError(f"must be a whole number from {low} to {high}") from None
+        if not low <= number <= high:
+            raise ValueError(f"must be from {low} to {high}")
+        return number
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ValueError("must be a number of seconds") from None
+    if not 0 < seconds < float("inf"):
+        raise ValueError("must be more than 0 seconds")
+    return seconds
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError("must be one of " + ", ".join(allowed))
+        return text
+
+    return parse
+
+
+def _word(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text.strip()
+
+
+def _path(text: str) -> Path:
+    return Path(_word(text)).expanduser().absolute()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a person chose, checked. Build it with `Settings.resolve`."""
+
+    guest: str = field(
+        default="alpine", metadata={"parse": _word, "help": "guest that test_vm boots", "metavar": "NAME"}
+    )
+    cpus: int = field(
+        default=2, metadata={"parse": _whole_number(1, 64), "help": "virtual CPUs of a VM", "metavar": "N"}
+    )
+    memory_mib: int = field(
+        default=512, metadata={"parse": _whole_number(64, 1 << 20), "help": "memory of a VM in MiB", "metavar": "MIB"}
+    )
+    boot: BootKind = field(
+        default="cold", metadata={"parse": _one_of("cold"), "help": "how VMs boot: cold", "metavar": "KIND"}
+    )
+    boot_timeout: float = field(
+        default=300.0, metadata={"parse": _seconds, "help": "seconds until a guest must have booted", "metavar": "S"}
+    )
+    accelerator: Accelerator = field(
+        default="auto",
+        metadata={
+            "parse": _one_of("auto", "kvm", "tcg"),
+            "help": "how QEMU runs guests: auto (kvm where a guest really runs), kvm, tcg",
+            "metavar": "KIND",
+        },
+    )
+    keep: KeepPolicy = field(
+        default="never",
+        metadata={
+            "parse": _one_of("never"),
+            "help": "whose VMs and disks to keep after the test: never",
+            "metavar": "WHEN",
+        },
+    )
+    artifact_dir: Path | None = field(
+        default=None,
+        metadata={"parse": _path, "help": "directory of images; default: the user's cache", "metavar": "DIR"},
+    )
+    log_dir: Path | None = field(
+        default=None,
+        metadata={"parse": _path, "help": "directory of logs; default: pytest's temporary directory", "metavar": "DIR"},
+    )
+    qemu: Path | None = field(
+        default=None,
+        metadata={"parse": _path, "help": "QEMU program to use; default: found on PATH", "metavar": "FILE"},
+    )
+    settings_file: Path | None = field(
+        default=None,
+        metadata={"parse": _path, "help": "TOML file with a [settings] table of these options", "metavar": "FILE"},
+    )
+
+    @classmethod
+    def resolve(
+        cls,
+        *,
+        command_line: Mapping[str, str | None],
+        environment: Mapping[str, str] = os.environ,
+        ini: Mapping[str, str | None],
+    ) -> Settings:
+        """Merge the places that values come from.
+
+        :param command_line: by option name, the text given, or None where the option was not given.
+        :param ini: the same for pytest's ini file.
+        :raises SettingsError: when a value is bad, naming the place it came from, or the settings file is.
+        """
+        given: dict[str, tuple[str, str]] = {}
+        for option in OPTIONS:
+            for source, text in (
+                (option.flag, command_line.get(option.name)),
+                (f"environment variable {option.variable}", environment.get(option.variable)),
+                (f"ini key {option.ini_key}", ini.get(option.name)),
+            ):
+                if text not in (None, ""):
+                    given.setdefault(option.name, (source, str(text)))
+        if "settings_file" in given:
+            source, text = given["settings_file"]
+            for name, value in _read_settings_file(Path(text).expanduser(), source).items():
+                given.setdefault(name, (f"settings file {text}: {name}", value))
+        return cls(**{name: _parse(name, source, text) for name, (source, text) in given.items()})
+
+
+OPTIONS: Final[tuple[Option, ...]] = tuple(
+    Option(f.name, f.metadata["parse"], f.metadata["help"], f.metadata["metavar"]) for f in fields(Settings)
+)
+"""Every option, in the order of ``pytest --help``."""
+
+_BY_NAME: Final = {option.name: option for option in OPTIONS}
+
+
+def _parse(name: str, source: str, text: str) -> Any:
+    try:
+        return _BY_NAME[name].parse(text)
+    except ValueError as error:
+        raise SettingsError(f"{source}: {text!r} {error}") from None
+
+
+def _read_settings_file(path: Path, source: str) -> dict[str, str]:
+    import tomllib  # here, because most runs have no such file, and discovery would pay for it
+
+    hint = f"{source} names this file: make it readable TOML with a [settings] table, or drop the option"
+    try:
+        document = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"settings file {path} cannot be read: {error.strerror}", hint=hint) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"settings file {path} is not TOML: {error}", hint=hint) from None
+    table = document.get("settings", {})
+    if not isinstance(table, dict):
+        raise SettingsError(f"settings file {path}: settings is no table", hint=hint)
+    known = _BY_NAME.keys() - {"settings_file"}
+    wrong = sorted({key for key in document if key != "settings"} | (set(table) - known))
+    if wrong:
+        raise SettingsError(
+            f"settings file {path} has unknown keys: {', '.join(wrong)}",
+            hint=f"it holds one table, [settings], with any of {', '.join(sorted(known))}",
+        )
+    return {key: str(value) for key, value in table.items()}

@@ -1,0 +1,118 @@
+"""Files written whole: hashed, copied and synced in pieces, so that the event loop goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Final
+
+from ..errors import HostError, ResourceExhausted
+
+__all__ = [
+    "copy",
+    "private_directory",
+    "remove",
+    "sha256_of",
+    "space_errors",
+    "sync",
+    "write_all",
+]
+
+_CHUNK_BYTES: Final = 1 << 18
+"""About a millisecond of hashing or inflating: the longest that the event loop is held."""
+
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_SPACE_HINT: Final = (
+    "free some space there, or choose another directory with --propolis-artifact-dir or PROPOLIS_ARTIFACT_DIR"
+)
+
+
+async def _chunks(stream: IO[bytes]) -> AsyncIterator[bytes]:
+    while chunk := stream.read(_CHUNK_BYTES):
+        yield chunk
+        await asyncio.sleep(0)
+
+
+async def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file in lowercase hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        async for chunk in _chunks(stream):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+async def write_all(stream: IO[bytes], destination: Path) -> None:
+    """Write what is left of ``stream`` to ``destination``. Durable only after `sync`."""
+    with destination.open("wb") as output:
+        async for chunk in _chunks(stream):
+            output.write(chunk)
+
+
+async def copy(source: Path, destination: Path) -> None:
+    """Copy the content of a file. Durable only after `sync`."""
+    with source.open("rb") as stream:
+        await write_all(stream, destination)
+
+
+def sync(*paths: Path) -> None:
+    """Wait until the content of these files, or the names in these directories, would survive a power cut."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Remove files, and directories with all that is in them."""
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def private_directory(path: Path) -> Path:
+    """Make a directory that only its owner can enter, unless it is there; its parents as the umask says.
+
+    :raises HostError: when it cannot be made or written, naming it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        writable = os.access(path, os.W_OK | os.X_OK)
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise
+        raise _unusable(path, error.strerror or str(error)) from None
+    if not writable:
+        raise _unusable(path, "it cannot be written")
+    return path
+
+
+def _unusable(path: Path, reason: str) -> HostError:
+    return HostError(
+        f"artifact directory {path} cannot be used: {reason}",
+        hint="make it a directory of yours, or choose another with --propolis-artifact-dir or PROPOLIS_ARTIFACT_DIR",
+    )
+
+
+@contextmanager
+def space_errors(directory: Path) -> Iterator[None]:
+    """Turn "no space left" and "over quota" inside the block into an error that names ``directory``.
+
+    :raises ResourceExhausted: in their place.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise ResourceExhausted(f"no space left in {directory}: {error.strerror}", hint=_NO_SPACE_HINT) from error

@@ -1,0 +1,54 @@
+"""A lock between processes that waits on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from .progress import Progress
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+__all__ = ["locked"]
+
+_POLL_S: Final = 0.1
+
+
+@asynccontextmanager
+async def locked(path: Path, *, purpose: str, progress: Progress) -> AsyncIterator[None]:
+    """Hold the lock file ``path`` during the block; tell ``progress`` once if somebody else holds it.
+
+    The kernel frees it when its holder dies, however it dies. Tasks of one process exclude each other too. It is not
+    fair: of several that wait, any may be next. There is no deadline, because its holder may be downloading: the task
+    that waits can be cancelled.
+
+    :param purpose: what the holder does, as in "another process is … already".
+    """
+    from filelock import FileLock  # here, because clients of the agent import this module, and lock nothing
+
+    # A single attempt each time: filelock's own waiting blocks, or needs a thread.
+    lock = FileLock(path, timeout=0, thread_local=False)
+    told = False
+    while not _try(lock):
+        if not told:
+            progress(f"another process is {purpose} already: waiting for it")
+            told = True
+        await asyncio.sleep(_POLL_S)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _try(lock: FileLock) -> bool:
+    from filelock import Timeout
+
+    try:
+        lock.acquire()
+    except Timeout:
+        return False
+    return True

@@ -1,0 +1,181 @@
+"""Disk images that ``qemu-img`` makes: overlays on a backing image, and blank ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..errors import (
+    ArtifactCorrupt,
+    ArtifactError,
+    ArtifactMissing,
+    CapabilityMissing,
+    PropolisError,
+    ResourceExhausted,
+)
+from .programs import Finished, run_program
+
+__all__ = ["ImageInfo", "check_image", "create_blank", "create_overlay", "image_info"]
+
+_LEAKS_ONLY: Final = 3
+_NOT_CHECKABLE: Final = 63
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What ``qemu-img info`` says of an image.
+
+    :param format: QEMU's name of the format: ``qcow2``, ``raw``.
+    :param virtual_size_bytes: the size of the disk that a guest sees.
+    :param allocated_bytes: the space that the file takes.
+    :param backing: the image that this one is an overlay on, with its own path resolved.
+    """
+
+    format: str
+    virtual_size_bytes: int
+    allocated_bytes: int
+    backing: Path | None
+
+
+async def create_overlay(
+    *, qemu_img: Path, backing: Path, overlay: Path, backing_format: str, size_bytes: int | None = None
+) -> None:
+    """Make a qcow2 overlay: writes go to it, and what was never written is read from ``backing``.
+
+    The backing image must stay where it is, and must not change, as long as the overlay is used. Of a call that fails
+    or is cancelled nothing is left.
+
+    :param backing_format: the format of ``backing``, which is not guessed: a guest can write a header into a raw disk.
+    :param size_bytes: the size of the overlay's disk; that of the backing image by default.
+    :raises ArtifactMissing: when there is no backing image, or one under it is missing.
+    :raises ArtifactCorrupt: when the backing image is not a good image of its format, with what ``qemu-img`` said.
+    :raises ArtifactError: when ``overlay`` exists, or cannot be made.
+    :raises ResourceExhausted: when there is no space left.
+    :raises CapabilityMissing: when ``qemu_img`` cannot be run.
+    """
+    _require_image(backing)
+    options = ["-F", backing_format, "-b", _absolute(backing)]
+    size = [] if size_bytes is None else [str(size_bytes)]
+    with _new_file(overlay):
+        await _qemu_img(qemu_img, "create", "-q", "-f", "qcow2", *options, _absolute(overlay), *size, image=backing)
+
+
+async def create_blank(*, qemu_img: Path, image: Path, size_bytes: int, image_format: str = "qcow2") -> None:
+    """Make an image of a disk that reads as zeros. Space is taken as it is written.
+
+    :raises ArtifactError: when ``image`` exists, or cannot be made.
+    :raises ResourceExhausted: when there is no space left.
+    :raises CapabilityMissing: when ``qemu_img`` cannot be run.
+    """
+    with _new_file(image):
+        await _qemu_img(qemu_img, "create", "-q", "-f", image_format, _absolute(image), str(size_bytes))
+
+
+async def image_info(*, qemu_img: Path, image: Path, image_format: str | None = None) -> ImageInfo:
+    """Describe an image, which a VM may be writing to.
+
+    :param image_format: the format of ``image``; guessed from its content by default.
+    :raises ArtifactMissing: when there is no such image, or one under it is missing.
+    :raises ArtifactCorrupt: when it, or an image under it, is not a good image of its format.
+    :raises CapabilityMissing: when ``qemu_img`` cannot be run.
+    """
+    _require_image(image)
+    options = ["-f", image_format] if image_format else []
+    finished = await _qemu_img(qemu_img, "info", "-U", "--output=json", *options, _absolute(image), image=image)
+    document = json.loads(finished.output)
+    backing = document.get("full-backing-filename")
+    return ImageInfo(
+        format=document["format"],
+        virtual_size_bytes=document["virtual-size"],
+        allocated_bytes=document["actual-size"],
+        backing=Path(backing) if backing else None,
+    )
+
+
+async def check_image(*, qemu_img: Path, image: Path, image_format: str) -> None:
+    """Check that an image has all the clusters that its tables name, which opening it does not: it may be cut short.
+
+    Takes some milliseconds; nothing must be writing to the image. Formats that cannot be checked pass (``raw``).
+
+    :raises ArtifactMissing: when there is no such image.
+    :raises ArtifactCorrupt: when it is broken.
+    :raises CapabilityMissing: when ``qemu_img`` cannot be run.
+    """
+    _require_image(image)
+    arguments = ("check", "-q", "-f", image_format, _absolute(image))
+    finished = await _run(qemu_img, arguments)
+    if finished.status not in (0, _LEAKS_ONLY, _NOT_CHECKABLE):
+        raise _failure(finished, arguments, image)
+
+
+def _absolute(path: Path) -> str:
+    """What qemu-img takes for a path alone: a relative one with a colon in it would name a protocol."""
+    return str(path.absolute())
+
+
+def _require_image(image: Path) -> None:
+    if not image.is_file():
+        raise ArtifactMissing(f"there is no disk image {image}", hint="check the path, or fetch the image again")
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[None]:
+    """Let the block make the file ``path``, which does not exist, and remove it if the block fails."""
+    if path.exists() or path.is_symlink():
+        raise ArtifactError(
+            f"disk image {path} exists", hint="remove it, or choose another name: it is not overwritten"
+        )
+    if not path.parent.is_dir():
+        raise ArtifactError(f"disk image {path} cannot be made: its directory is missing", hint="make the directory")
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+async def _qemu_img(program: Path, *arguments: str, image: Path | None = None) -> Finished:
+    """Run ``qemu-img``; ``image`` is what it reads, and whose fault a failure may be."""
+    finished = await _run(program, arguments)
+    if finished.status != 0:
+        raise _failure(finished, arguments, image)
+    return finished
+
+
+async def _run(program: Path, arguments: Sequence[str]) -> Finished:
+    try:
+        return await run_program([str(program), *arguments])
+    except OSError as error:
+        raise CapabilityMissing(
+            f"{program} cannot be run: {error.strerror}",
+            hint="install QEMU's tools (package qemu-utils), or run 'propolis setup'",
+        ) from None
+
+
+def _failure(finished: Finished, arguments: Sequence[str], image: Path | None) -> PropolisError:
+    said = finished.last_lines()
+    if _says(said, "No space left on device", "Disk quota exceeded"):
+        return ResourceExhausted(
+            f"no space left for a disk image: {said}", hint="free some space there, or choose another directory"
+        )
+    if image is None or _says(said, "Permission denied", "Unknown", "Invalid", "Failed to get", "Could not create"):
+        return ArtifactError(
+            f"qemu-img failed: {said}", hint=f"correct what it names; it was run as: qemu-img {' '.join(arguments)}"
+        )
+    if _says(said, "No such file or directory"):
+        return ArtifactMissing(
+            f"an image that {image} is an overlay on is missing: {said}",
+            hint=f"put it back, or remove {image}, so that it is made again",
+        )
+    return ArtifactCorrupt(
+        f"disk image {image} is broken: {said}",
+        hint="check its format, or remove it, so that it is fetched or made again",
+    )
+
+
+def _says(text: str, *phrases: str) -> bool:
+    return any(phrase in text for phrase in phrases)

@@ -1,0 +1,55 @@
+"""A program that is run to its end, and does not outlive the task that runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Finished", "run_program"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a program ended, and what it wrote."""
+
+    status: int
+    output: str
+    complaint: str
+
+    def last_lines(self, count: int = 5) -> str:
+        """The last lines of standard error, or of standard output where that is empty, one below the other."""
+        text = self.complaint.strip() or self.output.strip()
+        return "\n".join(text.splitlines()[-count:]) or f"it said nothing, and ended with status {self.status}"
+
+
+async def run_program(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Finished:
+    """Run a program without input, in a session of its own, with messages in English.
+
+    When the task is cancelled the program is killed and reaped first.
+
+    :param environment: variables that it gets besides those of this process.
+    :raises OSError: when it cannot be started.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=PIPE,
+        env={**os.environ, "LC_ALL": "C", **(environment or {})},
+        start_new_session=True,  # Ctrl-C reaches it through our cancellation alone
+    )
+    try:
+        output, complaint = await process.communicate()
+    finally:
+        await _end(process)
+    assert process.returncode is not None
+    return Finished(process.returncode, output.decode(errors="replace"), complaint.decode(errors="replace"))
+
+
+async def _end(process: Process) -> None:
+    if process.returncode is None:
+        process.kill()
+        await process.wait()

@@ -1,0 +1,250 @@
+"""The artifact store: a directory where each file is found by the hash of its content.
+
+::
+
+    <directory>/<sha256>/<filename>     an artifact: complete, verified, read-only
+    <directory>/derived/<key>/          files made from artifacts, with a manifest
+    <directory>/shelf/                  what sources keep, to serve further artifacts from
+    <directory>/locks/
+
+Any number of processes may use one store. A name that does not begin with a dot is complete, or is not there.
+"""
+
+# A look at a file's status takes microseconds: content is what is read in pieces.
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Final, final
+
+from ..errors import ArtifactCorrupt, ArtifactError
+from .artifacts import Artifact, checked_name
+from .files import private_directory, remove, sha256_of, space_errors, sync
+from .locks import locked
+from .manifests import Manifest, Verified
+from .progress import Progress
+from .sources import LocalFile
+
+__all__ = ["ArtifactStore", "default_artifact_dir"]
+
+_ATTEMPTS: Final = 2
+_MANIFEST: Final = "manifest.json"
+_READ_ONLY: Final = 0o444
+_VERIFIED: Final = ".verified.json"
+
+
+def default_artifact_dir() -> Path:
+    """Return where artifacts lie if nothing else was chosen: in the user's cache. It is not made."""
+    import platformdirs  # here, because most runs never fetch
+
+    return platformdirs.user_cache_path("propolis") / "artifacts"
+
+
+@final
+class ArtifactStore:
+    """Artifacts in a directory, which is made when it is first needed.
+
+    Nothing half-made is ever found under its name. What a cancelled or failed call made is removed before the call
+    ends, and what a killed process left is removed by the next that makes the same thing.
+    """
+
+    __slots__ = ("directory",)
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.absolute()
+
+    async def get(self, artifact: Artifact, progress: Progress) -> Path:
+        """Return the path of an artifact, which is fetched if it is not there. It must not be written to.
+
+        The content is hashed when it arrives, and later only if the file was touched since. Content that is wrong is
+        fetched anew, once. Processes that want the same artifact wait for the first of them, and say so.
+
+        :raises ArtifactCorrupt: when what the source gives does not have the artifact's hash.
+        :raises ArtifactMissing: when the source cannot give it.
+        :raises ResourceExhausted: when there is no space left.
+        :raises HostError: when the store's directory cannot be used.
+        """
+        source = artifact.source
+        if isinstance(source, LocalFile):
+            return await self._in_place(artifact, source.readable(), progress)
+        sha256 = _hash_of(artifact)
+        path = self.directory / sha256 / artifact.filename
+        if not _vouched(path, home=path.parent, sha256=sha256):
+            async with self._home(sha256, purpose=f"fetching {artifact.key}", progress=progress) as home:
+                await self._ensure(artifact, home / artifact.filename, sha256, progress)
+        return path
+
+    async def derive(
+        self,
+        key: str,
+        filenames: Sequence[str],
+        make: Callable[[Path], Awaitable[None]],
+        progress: Progress,
+    ) -> Path:
+        """Return a directory with these files, which is made by ``make`` if it is not there, or not intact.
+
+        :param key: names the content: it must change with everything that ``make`` depends on.
+        :param filenames: what ``make`` makes, and all that is kept of it. The files become read-only.
+        :param make: fills the empty directory that it is given. What it raises goes through.
+        :raises ArtifactError: when a name cannot name a file, or ``make`` did not make one of the files.
+        :raises ResourceExhausted: when there is no space left.
+        :raises HostError: when the store's directory cannot be used.
+        """
+        for name in filenames:
+            checked_name(name, what=f"derived {key}: file name")
+        place = self.directory / "derived" / checked_name(key, what="key")
+        if not _all_vouched(place, filenames):
+            async with self._lock(f"derived-{key}", purpose=f"making {key}", progress=progress):
+                if not await _intact(place, filenames):
+                    await _make_anew(place, filenames, make, progress)
+        return place
+
+    async def _in_place(self, artifact: Artifact, path: Path, progress: Progress) -> Path:
+        sha256 = artifact.sha256
+        if sha256 is not None and not _vouched(path, home=self.directory / sha256, sha256=sha256):
+            async with self._home(sha256, purpose=f"checking {artifact.key}", progress=progress) as home:
+                progress(f"checking {path}")
+                await _verify(artifact, path, sha256)
+                _vouch(path, home=home, sha256=sha256)
+        return path
+
+    async def _ensure(self, artifact: Artifact, path: Path, sha256: str, progress: Progress) -> None:
+        if _vouched(path, home=path.parent, sha256=sha256):  # another process was faster
+            return
+        if path.exists():
+            progress(f"checking {path}")
+            if await sha256_of(path) != sha256:
+                progress(f"{path} is damaged: fetching it anew")
+                path.unlink()
+        if not path.exists():
+            await self._fetch(artifact, path, sha256, progress)
+        _vouch(path, home=path.parent, sha256=sha256)
+
+    async def _fetch(self, artifact: Artifact, path: Path, sha256: str, progress: Progress) -> None:
+        for attempt in range(1, _ATTEMPTS + 1):
+            with _part_beside(path) as part:
+                try:
+                    await artifact.source.fetch(part, progress, shelf=self.directory / "shelf")
+                    await _verify(artifact, part, sha256)
+                except ArtifactCorrupt as error:
+                    if attempt == _ATTEMPTS:
+                        raise
+                    progress(f"{error.message}: fetching it anew")
+                else:
+                    part.chmod(_READ_ONLY)
+                    sync(part)
+                    part.replace(path)
+                    sync(path.parent)
+                    return
+
+    @asynccontextmanager
+    async def _home(self, sha256: str, *, purpose: str, progress: Progress) -> AsyncIterator[Path]:
+        """The directory of one content, locked; it goes again if nothing came of it."""
+        async with self._lock(sha256, purpose=purpose, progress=progress):
+            home = private_directory(self.directory / sha256)
+            try:
+                yield home
+            finally:
+                with suppress(OSError):  # not empty, as it should be
+                    home.rmdir()
+
+    @asynccontextmanager
+    async def _lock(self, name: str, *, purpose: str, progress: Progress) -> AsyncIterator[None]:
+        with space_errors(self.directory):
+            private_directory(self.directory)
+            path = private_directory(self.directory / "locks") / f"{name}.lock"
+            async with locked(path, purpose=purpose, progress=progress):
+                yield
+
+
+def _hash_of(artifact: Artifact) -> str:
+    if artifact.sha256 is None:
+        raise ArtifactError(
+            f"artifact {artifact.key} has no sha256", hint="only a LocalFile can be used without: give the hash"
+        )
+    return artifact.sha256
+
+
+async def _verify(artifact: Artifact, path: Path, sha256: str) -> None:
+    found = await sha256_of(path)
+    if found != sha256:
+        raise ArtifactCorrupt(
+            f"artifact {artifact.key}, from {artifact.source}: its SHA-256 is {found}, and should be {sha256}",
+            hint="get the file again from where it comes from, or correct the hash",
+        )
+
+
+def _vouched(path: Path, *, home: Path, sha256: str) -> bool:
+    return Manifest.load(home / _VERIFIED).vouches_for(str(path), path) == sha256
+
+
+def _vouch(path: Path, *, home: Path, sha256: str) -> None:
+    manifest = Manifest.load(home / _VERIFIED)
+    manifest.having(str(path), Verified.now(path, sha256)).save(home / _VERIFIED)
+
+
+@contextmanager
+def _part_beside(path: Path) -> Iterator[Path]:
+    """A file to be filled, which is gone after the block unless it was renamed. The path's lock is held."""
+    prefix = f".{path.name}."
+    remove(path.parent.glob(f"{prefix}*"))
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=prefix)
+    os.close(descriptor)
+    part = Path(name)
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _all_vouched(place: Path, filenames: Sequence[str]) -> bool:
+    manifest = Manifest.load(place / _MANIFEST)
+    return all(manifest.vouches_for(name, place / name) for name in filenames)
+
+
+async def _intact(place: Path, filenames: Sequence[str]) -> bool:
+    """Say whether the content is what the manifest says; it may have been copied or touched since."""
+    if _all_vouched(place, filenames):
+        return True
+    known = Manifest.load(place / _MANIFEST).files
+    for name in filenames:
+        if name not in known or not (place / name).is_file() or await sha256_of(place / name) != known[name].sha256:
+            return False
+    Manifest({name: Verified.now(place / name, known[name].sha256) for name in known}).save(place / _MANIFEST)
+    return True
+
+
+async def _make_anew(
+    place: Path, filenames: Sequence[str], make: Callable[[Path], Awaitable[None]], progress: Progress
+) -> None:
+    private_directory(place.parent)
+    remove(place.parent.glob(f".{place.name}.*"))  # of processes that died: we hold the lock
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as name:
+        made = Path(name) / "made"
+        made.mkdir(mode=0o700)
+        progress(f"making {place.name}")
+        await make(made)
+        await _seal(made, filenames, key=place.name)
+        if place.exists():
+            progress(f"{place} is damaged: it is replaced")
+            place.rename(Path(name) / "damaged")
+        made.rename(place)
+    sync(place.parent)
+
+
+async def _seal(made: Path, filenames: Sequence[str], *, key: str) -> None:
+    remove(path for path in made.iterdir() if path.name not in filenames)
+    entries = {}
+    for name in filenames:
+        path = made / name
+        if not path.is_file():
+            raise ArtifactError(f"derived {key}: {name} was not made", hint="see what was said while it was being made")
+        path.chmod(_READ_ONLY)
+        sync(path)
+        entries[name] = Verified.now(path, await sha256_of(path))
+    Manifest(entries).save(made / _MANIFEST)
+    sync(made / _MANIFEST, made)

@@ -1,0 +1,1 @@
+"""Virtual machines as a test sees them."""

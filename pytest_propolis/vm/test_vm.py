@@ -1,0 +1,354 @@
+"""A virtual machine, as a test drives it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final, Self
+
+from ..console.console import Console
+from ..console.shell import CommandResult, Shell
+from ..console.transcript import Found
+from ..errors import (
+    ApiError,
+    BootError,
+    ConfigError,
+    ConsoleClosed,
+    ConsoleError,
+    PropolisError,
+    ShellError,
+    StateTimeout,
+    VmStateError,
+)
+from ..guests.adapter import GuestAdapter
+from ..propolis_api import (
+    FromSpec,
+    InstanceEnsureRequest,
+    InstanceProperties,
+    InstanceSpec,
+    InstanceState,
+    InstanceStateRequested,
+    SpecInit,
+)
+from ..propolis_api.client import Endpoint, PropolisClient
+
+__all__ = ["TestVm"]
+
+STATE_TIMEOUT_S: Final = 60.0
+COMMAND_TIMEOUT_S: Final = 300.0
+OUTPUT_TIMEOUT_S: Final = 60.0
+DESTROY_TIMEOUT_S: Final = 5.0
+LAST_STATE_TIMEOUT_S: Final = 2.0
+
+TERMINAL: Final = frozenset({InstanceState.DESTROYED, InstanceState.FAILED})
+
+
+class TestVm:
+    """One VM and the Propolis server around it.
+
+    It belongs to the event loop that it was made in. Every wait has a deadline, and an error says what was waited for,
+    how long, and what the console showed last.
+    """
+
+    __test__: Final = False  # pytest is not to collect it
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        client: PropolisClient,
+        guest: GuestAdapter,
+        spec: InstanceSpec,
+        properties: InstanceProperties,
+        log_path: Path,
+        boot_timeout_s: float,
+    ) -> None:
+        self.name = name
+        self.guest = guest
+        self.spec = spec
+        self.properties = properties
+        self.log_path = log_path
+        self._client = client
+        self._boot_timeout_s = boot_timeout_s
+        self._console: Console | None = None
+        self._shell: Shell | None = None
+        self._resources = contextlib.AsyncExitStack()
+        self._loop = asyncio.get_running_loop()
+        self._final_state: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<TestVm {self.name!r} ({self.guest.name})>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    # Life
+
+    async def ensure(self) -> None:
+        """Create the VM at its server, without running it, and open its console.
+
+        :raises ApiError: when the server refuses the spec, or cannot set the VM up.
+        """
+        client = self._api()
+        request = InstanceEnsureRequest(properties=self.properties, init=SpecInit(FromSpec(spec=self.spec)))
+        await client.instance_ensure(request)
+        connection = await client.instance_serial(from_start=0)
+        self._console = await self._resources.enter_async_context(
+            Console.over(connection, vm=self.name, log_path=self.log_path)
+        )
+        self._shell = Shell(self._console, vm=self.name)
+
+    async def run_instance(self) -> None:
+        """Ask the server to run the VM."""
+        await self._api().instance_state_put(InstanceStateRequested.RUN)
+
+    async def launch(self) -> None:
+        """Create the VM and let it run; does not wait for the guest."""
+        await self.ensure()
+        await self.run_instance()
+
+    async def boot(self) -> None:
+        """Launch the VM, and wait until its guest takes commands.
+
+        :raises BootError: when it does not in time, or stops instead.
+        """
+        await self.launch()
+        await self.wait_to_boot()
+
+    async def wait_to_boot(self, *, timeout_s: float | None = None) -> None:
+        """Wait until the guest has come up, log in, and make its shell take commands.
+
+        :raises BootError: when that does not happen in time, or the VM stops instead.
+        """
+        limit_s = self._boot_timeout_s if timeout_s is None else timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                await self.guest.log_in(self.console)
+                await self._require_shell().start(
+                    shell=self.guest.shell, wrapper=self.guest.shell_wrapper, timeout_s=limit_s
+                )
+        except TimeoutError:
+            raise self._boot_error("did not come up to a login", waited_s=limit_s) from None
+        except ConsoleClosed:
+            raise self._boot_error(f"stopped while it booted (state {await self._last_state()})") from None
+
+    async def stop(self, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
+        """Stop the VM without asking its guest, and wait until it is destroyed.
+
+        :raises StateTimeout: when it is not in time.
+        """
+        await self._api().instance_state_put(InstanceStateRequested.STOP)
+        await self.wait_for_state(InstanceState.DESTROYED, timeout_s=timeout_s)
+
+    async def reset(self) -> None:
+        """Reset the VM, as its reset button would; does not wait. Follow with `wait_to_boot`."""
+        self._forget_shell()
+        await self._api().instance_state_put(InstanceStateRequested.REBOOT)
+
+    async def graceful_reboot(self) -> None:
+        """Have the guest reboot itself, and wait until it takes commands again.
+
+        :raises BootError: when it does not come up again.
+        """
+        await self._require_shell().run_and_lose(self.guest.reboot_command)
+        self._forget_shell()
+        await self.wait_to_boot()
+
+    async def aclose(self) -> None:
+        """End the VM and everything opened for it, whatever state it is in. Closing twice is fine."""
+        try:
+            await self._end_vm()
+        finally:
+            await self._resources.aclose()
+            await self._client.aclose()
+
+    # Commands
+
+    async def run(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S, check: bool = True) -> str:
+        """Run a shell command in the guest, and return what it wrote, without the newlines at the end.
+
+        Commands share one shell: the directory and variables stay. Standard error is part of the output.
+
+        :raises CommandFailed: when its exit status is not 0; not with ``check=False``.
+        :raises CommandTimeout: when it does not end in time; it is interrupted.
+        :raises ShellLost: when the guest's shell does not answer.
+        :raises ConsoleClosed: when the VM stops meanwhile.
+        """
+        return (await self.run_result(command, timeout_s=timeout_s, check=check)).text
+
+    async def run_bytes(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S, check: bool = True) -> bytes:
+        """As `run`, but the output as it is, to the byte."""
+        return (await self.run_result(command, timeout_s=timeout_s, check=check)).output
+
+    async def run_result(
+        self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S, check: bool = False
+    ) -> CommandResult:
+        """As `run`, but with the exit status; that is not checked unless asked for."""
+        return await self._require_shell().run(command, timeout_s=timeout_s, check=check)
+
+    @contextlib.asynccontextmanager
+    async def interactive(self, *, timeout_s: float = OUTPUT_TIMEOUT_S) -> AsyncIterator[Console]:
+        """The console as a terminal with the user's own shell: for programs that need one, job control, prompts.
+
+        ::
+
+            async with vm.interactive() as console:
+                await console.send("sh -c 'echo up; sleep 100'\\n")
+                await console.wait_for("\\nup\\n", timeout_s=10)
+                await console.send(b"\\x1a")
+                await console.wait_for("Stopped", timeout_s=10)
+
+        A key that is typed before the program runs is the shell's: wait until the program has shown something.
+
+        `run` is for after it.
+        """
+        async with self._require_shell().interactive(timeout_s=timeout_s) as console:
+            yield console
+
+    # The console
+
+    @property
+    def console(self) -> Console:
+        """The serial console.
+
+        :raises ConsoleError: before the VM is created.
+        """
+        self._require_loop()
+        if self._console is None:
+            raise ConsoleError("there is no console yet", vm=self.name, hint="call `launch` or `boot` first")
+        return self._console
+
+    async def wait_for_serial_output(
+        self, pattern: str | re.Pattern[str], *, timeout_s: float = OUTPUT_TIMEOUT_S
+    ) -> Found:
+        """Wait until the console shows a text, or something that a regular expression matches.
+
+        :raises ConsoleTimeout: when it does not in time.
+        :raises ConsoleClosed: when the VM stops before.
+        """
+        return await self.console.wait_for(pattern, timeout_s=timeout_s)
+
+    async def send_serial(self, data: str | bytes) -> None:
+        """Type at the console: exactly this, without a newline at the end."""
+        await self.console.send(data)
+
+    # The server
+
+    @property
+    def client(self) -> PropolisClient:
+        """The Propolis API of this VM's server."""
+        return self._api()
+
+    async def get(self) -> InstanceState:
+        """The VM's state now."""
+        return (await self._api().instance_get()).instance.state
+
+    async def get_spec(self) -> Any:
+        """The spec, as the server has it."""
+        return (await self._api().instance_spec_get()).spec
+
+    async def wait_for_state(self, state: InstanceState, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
+        """Wait until the VM is in a state. States that it passed meanwhile may be missed.
+
+        :raises VmStateError: when it has ended otherwise, and can reach that state no more.
+        :raises StateTimeout: when it does not get there in time.
+        """
+        seen: InstanceState | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                gen = 0
+                while seen is not state:
+                    if seen in TERMINAL:
+                        raise self._state_error(state, seen)
+                    answer = await self._api().instance_state_monitor(gen)
+                    gen, seen = answer.gen + 1, answer.state
+        except TimeoutError:
+            raise StateTimeout(
+                f"it is {seen} and not {state}", vm=self.name, waited_s=timeout_s, **self._evidence()
+            ) from None
+        except ApiError as error:
+            if error.status != 410:
+                raise
+            raise self._state_error(state, seen) from None
+
+    # For reports, which are made outside of any event loop
+
+    def console_tail(self) -> tuple[str, ...]:
+        """The last lines that the console showed."""
+        return self._console.tail() if self._console else ()
+
+    @property
+    def final_state(self) -> str | None:
+        """The state that the VM was in when it was taken away; None while it is there."""
+        return self._final_state
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the VM's server listens."""
+        return self._client.endpoint
+
+    # Inside
+
+    def _state_error(self, wanted: InstanceState, seen: InstanceState | None) -> VmStateError:
+        return VmStateError(f"it is {seen}, and will not be {wanted} any more", vm=self.name, **self._evidence())
+
+    def _boot_error(self, message: str, **context: Any) -> BootError:
+        return BootError(
+            f"the guest {self.guest.name} {message}",
+            vm=self.name,
+            operation="boot",
+            hint="see the console above; a slow machine may need a longer --propolis-boot-timeout",
+            **self._evidence(),
+            **context,
+        )
+
+    def _evidence(self) -> dict[str, Any]:
+        return {"console_tail": self.console_tail(), "log_path": str(self.log_path)}
+
+    def _api(self) -> PropolisClient:
+        self._require_loop()
+        return self._client
+
+    def _require_shell(self) -> Shell:
+        self._require_loop()
+        if self._shell is None:
+            raise ShellError("the guest takes no commands yet", vm=self.name, hint="call `boot` first")
+        return self._shell
+
+    def _require_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConfigError(
+                "it was made in another event loop than this test runs in",
+                vm=self.name,
+                hint="mark the test with the loop scope of the fixture that made the VM,"
+                ' as in @pytest.mark.asyncio(loop_scope="module")',
+            )
+
+    def _forget_shell(self) -> None:
+        """From here on, nothing that the console showed before counts."""
+        self.console.transcript.skip()
+        self._shell = Shell(self.console, vm=self.name)
+
+    async def _last_state(self) -> str:
+        try:
+            async with asyncio.timeout(LAST_STATE_TIMEOUT_S):
+                return (await self.get()).value
+        except ApiError as error:
+            return "not created" if error.status == 424 else "unknown"
+        except (PropolisError, TimeoutError):
+            return "unknown"
+
+    async def _end_vm(self) -> None:
+        """PUT Stop, then wait for Destroyed: the order in which nothing is torn from under a running guest."""
+        if self._final_state is not None:
+            return
+        self._final_state = await self._last_state()
+        with contextlib.suppress(PropolisError):
+            await self._client.instance_state_put(InstanceStateRequested.STOP)
+            await self.wait_for_state(InstanceState.DESTROYED, timeout_s=DESTROY_TIMEOUT_S)

@@ -1,0 +1,146 @@
+"""What a running engine answers, against the models and against the OpenAPI document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import pytest_asyncio
+from openapi_document import Operation, document, operations, schemas, violations
+
+import pytest_propolis.propolis_api as api
+from pytest_propolis.fixtures.run import Run
+from pytest_propolis.vm.test_vm import TestVm
+
+document()  # skips where there is none
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+OPERATIONS = {operation.name: operation for operation in operations()}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def vm(propolis: Run) -> AsyncIterator[TestVm]:
+    """A server that never had a VM: tests stand in the order of a VM's life."""
+    async with propolis.vm_factory() as factory:
+        yield await factory.create(guest="micro", cpus=1, memory_mib=256)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def http(vm: TestVm) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.AsyncHTTPTransport(uds=str(vm.endpoint.uds))
+    async with httpx.AsyncClient(transport=transport, base_url=vm.endpoint.base_url, timeout=30) as client:
+        yield client
+
+
+async def ask(http: httpx.AsyncClient, name: str, body: Any = None, **query: Any) -> tuple[Operation, httpx.Response]:
+    operation = OPERATIONS[name]
+    path = operation.path.replace("{id}", "disk-backend")
+    path = path.replace("{snapshot_id}", "11111111-1111-4111-8111-111111111111")
+    content = None if body is None else msgspec.json.encode(body)
+    return operation, await http.request(operation.method, path, content=content, params=query)
+
+
+def require_answer(asked: tuple[Operation, httpx.Response], model: Any = None) -> Any:
+    """The answer is the document's, and ours: with the status, valid, and nothing in it that the model loses."""
+    operation, response = asked
+    assert response.status_code == operation.status, response.text
+    if model is None:
+        assert response.content in (b"", b"null")
+        return None
+    assert response.headers["content-type"] == "application/json"
+    raw = json.loads(response.content)
+    assert operation.answer is not None
+    assert list(violations(operation.answer, raw)) == []
+    decoded = msgspec.json.decode(response.content, type=model)
+    assert json.loads(msgspec.json.encode(decoded)) == raw
+    return decoded
+
+
+def require_error(asked: tuple[Operation, httpx.Response], status: int) -> api.Error:
+    _, response = asked
+    assert response.status_code == status, response.text
+    raw = json.loads(response.content)
+    assert list(violations(schemas()["Error"], raw)) == []
+    error = msgspec.json.decode(response.content, type=api.Error)
+    assert response.headers["x-request-id"] == error.request_id
+    assert set(raw) <= {"error_code", "message", "request_id"}
+    return error
+
+
+def ensure_request(vm: TestVm) -> api.InstanceEnsureRequest:
+    return api.InstanceEnsureRequest(properties=vm.properties, init=api.SpecInit(api.FromSpec(spec=vm.spec)))
+
+
+async def test_errors_before_the_first_ensure(http: httpx.AsyncClient) -> None:
+    for name in ("instance_get", "instance_spec_get", "instance_migrate_status", "instance_issue_nmi"):
+        require_error(await ask(http, name), 424)
+    require_error(await ask(http, "instance_state_put", "Run"), 424)
+    require_error(await ask(http, "instance_state_monitor", {"gen": 0}), 424)
+    require_error(await ask(http, "instance_serial_history_get", from_start=0), 424)
+
+
+async def test_bad_requests(http: httpx.AsyncClient) -> None:
+    require_error(await ask(http, "instance_ensure", {}), 400)
+    require_error(await ask(http, "instance_state_put", "Sleep"), 400)
+    require_error(await ask(http, "instance_state_monitor", {"gen": "one"}), 400)
+
+
+async def test_ensure_and_its_refusal(http: httpx.AsyncClient, vm: TestVm) -> None:
+    answer = require_answer(await ask(http, "instance_ensure", ensure_request(vm)), api.InstanceEnsureResponse)
+    assert answer.migrate is None
+    require_error(await ask(http, "instance_ensure", ensure_request(vm)), 409)
+
+
+async def test_instance_and_spec(http: httpx.AsyncClient, vm: TestVm) -> None:
+    got = require_answer(await ask(http, "instance_get"), api.InstanceGetResponse)
+    assert got.instance.properties == vm.properties
+    spec = require_answer(await ask(http, "instance_spec_get"), api.InstanceSpecGetResponse)
+    assert (spec.properties, spec.spec.value) == (vm.properties, vm.spec)
+    assert got.instance.state is spec.state is api.InstanceState.CREATING
+
+
+async def test_denied_state_changes(http: httpx.AsyncClient) -> None:
+    require_error(await ask(http, "instance_state_put", "Reboot"), 403)
+
+
+async def test_states_are_put_and_monitored(http: httpx.AsyncClient) -> None:
+    require_answer(await ask(http, "instance_state_put", "Run"))
+    answer = require_answer(await ask(http, "instance_state_monitor", {"gen": 3}), api.InstanceStateMonitorResponse)
+    assert (answer.gen, answer.state) == (3, api.InstanceState.RUNNING)
+    require_answer(await ask(http, "instance_migrate_status"), api.InstanceMigrateStatusResponse)
+
+
+async def test_serial_history(http: httpx.AsyncClient) -> None:
+    for query in ({"from_start": 0}, {"most_recent": 10}, {"from_start": 0, "max_bytes": 1}):
+        asked = await ask(http, "instance_serial_history_get", **query)
+        require_answer(asked, api.InstanceSerialConsoleHistoryResponse)
+    require_error(await ask(http, "instance_serial_history_get"), 400)
+
+
+async def test_nmi(http: httpx.AsyncClient) -> None:
+    require_answer(await ask(http, "instance_issue_nmi"))
+
+
+async def test_what_is_not_implemented(http: httpx.AsyncClient) -> None:
+    require_error(await ask(http, "disk_volume_status"), 501)
+    require_error(await ask(http, "instance_issue_crucible_vcr_request", {"vcr_json": "{}"}), 501)
+    require_error(await ask(http, "instance_issue_crucible_snapshot_request"), 501)
+
+
+async def test_the_end(http: httpx.AsyncClient) -> None:
+    require_answer(await ask(http, "instance_state_put", "Stop"))
+    state = None
+    gen = 0
+    while state is not api.InstanceState.DESTROYED:
+        answer = require_answer(
+            await ask(http, "instance_state_monitor", {"gen": gen}), api.InstanceStateMonitorResponse
+        )
+        gen, state = answer.gen + 1, answer.state
+    require_error(await ask(http, "instance_state_monitor", {"gen": gen}), 410)
+    require_answer(await ask(http, "instance_get"), api.InstanceGetResponse)
+    require_error(await ask(http, "instance_state_put", "Stop"), 424)

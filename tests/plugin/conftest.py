@@ -1,0 +1,35 @@
+"""What the tests of the plugin share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from inner_run import InnerRun
+
+# Found before pytester gives each test a home directory of its own: images are fetched and prepared once for all.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+@pytest.fixture
+def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator[InnerRun]:
+    """Runs pytest as a user does. What such a run leaves behind fails the test."""
+    # Sockets lie below this directory, and their paths may not be long.
+    runtime = Path(tempfile.mkdtemp(prefix="p-", dir="/tmp"))
+    for name in [name for name in os.environ if name.startswith(("PROPOLIS_", "PYTEST_"))]:
+        if name not in ("PYTEST_CURRENT_TEST", "PROPOLIS_ARTIFACT_DIR", "PROPOLIS_QEMU"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(CACHE))
+    monkeypatch.setenv("PROPOLIS_GUEST", "micro")
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    run = InnerRun(pytester, runtime)
+    try:
+        yield run
+        assert run.leavings() == []
+    finally:
+        shutil.rmtree(runtime, ignore_errors=True)

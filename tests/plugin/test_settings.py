@@ -1,0 +1,164 @@
+"""Options, as a user gives them: by flag, environment variable, ini key or settings file."""
+
+from __future__ import annotations
+
+import pytest
+from inner_run import InnerRun
+
+from pytest_propolis.settings import OPTIONS
+
+GIVEN = {
+    "guest": ("micro", "'micro'"),
+    "cpus": ("3", "3"),
+    "memory_mib": ("256", "256"),
+    "boot": ("cold", "'cold'"),
+    "boot_timeout": ("7.5", "7.5"),
+    "accelerator": ("tcg", "'tcg'"),
+    "keep": ("never", "'never'"),
+    "artifact_dir": ("/some/images", "PosixPath('/some/images')"),
+    "log_dir": ("/some/logs", "PosixPath('/some/logs')"),
+    "qemu": ("/some/qemu", "PosixPath('/some/qemu')"),
+}
+"""For each option a text that can be given, and what comes of it."""
+
+SHOW = """
+import dataclasses
+
+def test_show(propolis):
+    settings = propolis.settings
+    for field in dataclasses.fields(settings):
+        print(f"{field.name} is {getattr(settings, field.name)!r}")
+"""
+
+BAD = [
+    ("cpus", "0", "'0' must be from 1 to 64"),
+    ("cpus", "two", "'two' must be a whole number from 1 to 64"),
+    ("memory_mib", "63", "'63' must be from 64 to 1048576"),
+    ("memory_mib", "1GiB", "'1GiB' must be a whole number from 64 to 1048576"),
+    ("boot", "warm", "'warm' must be one of cold"),
+    ("boot_timeout", "0", "'0' must be more than 0 seconds"),
+    ("boot_timeout", "soon", "'soon' must be a number of seconds"),
+    ("boot_timeout", "nan", "'nan' must be more than 0 seconds"),
+    ("accelerator", "xen", "'xen' must be one of auto, kvm, tcg"),
+    ("keep", "sometimes", "'sometimes' must be one of never"),
+    ("guest", " ", "' ' must not be empty"),
+]
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is given is given by the test alone."""
+    for option in OPTIONS:
+        monkeypatch.delenv(option.variable, raising=False)
+    inner.write(test_show=SHOW)
+
+
+def shown(inner: InnerRun, *arguments: str) -> dict[str, str]:
+    """The settings of a run, by name."""
+    result = inner.run("-s", *arguments)
+    result.assert_outcomes(passed=1)
+    lines = [line.removeprefix("test_show.py ") for line in result.outlines]
+    return {name: value for name, separator, value in (line.partition(" is ") for line in lines) if separator}
+
+
+def everything_given(shown: dict[str, str]) -> bool:
+    return all(shown[name] == value for name, (_, value) in GIVEN.items())
+
+
+def usage_error(inner: InnerRun, *arguments: str) -> str:
+    """The one line with which a run ends that was started wrongly."""
+    result = inner.run(*arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "Traceback" not in result.stderr.str()
+    (line,) = [line for line in result.errlines if line.startswith("ERROR: ")]
+    return line.removeprefix("ERROR: ")
+
+
+def test_every_option_is_tried_here() -> None:
+    assert {option.name for option in OPTIONS} == GIVEN.keys() | {"settings_file"}
+
+
+def test_every_option_has_a_flag(inner: InnerRun) -> None:
+    assert everything_given(shown(inner, *(f"{option.flag}={GIVEN[option.name][0]}" for option in OPTIONS[:-1])))
+
+
+def test_every_option_has_an_environment_variable(inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    for option in OPTIONS[:-1]:
+        monkeypatch.setenv(option.variable, GIVEN[option.name][0])
+    assert everything_given(shown(inner))
+
+
+def test_every_option_has_an_ini_key(inner: InnerRun) -> None:
+    lines = [f"{option.ini_key} = {GIVEN[option.name][0]}" for option in OPTIONS[:-1]]
+    inner.pytester.makeini("\n".join(["[pytest]", *lines]))
+    assert everything_given(shown(inner))
+
+
+def test_every_option_can_stand_in_a_settings_file(inner: InnerRun) -> None:
+    lines = [f'{name} = "{text}"' for name, (text, _) in GIVEN.items()]
+    file = inner.pytester.path / "propolis.toml"
+    file.write_text("\n".join(["[settings]", *lines]))
+    assert everything_given(shown(inner, f"--propolis-settings-file={file}"))
+
+
+def test_flag_goes_before_environment_before_ini_before_settings_file(
+    inner: InnerRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner.pytester.path.joinpath("propolis.toml").write_text(
+        "[settings]\ncpus = 4\nmemory_mib = 400\nboot_timeout = 40\nkeep = 'never'"
+    )
+    inner.pytester.makeini(
+        "[pytest]\npropolis_settings_file = propolis.toml\n"
+        "propolis_cpus = 3\npropolis_memory_mib = 300\npropolis_boot_timeout = 30"
+    )
+    monkeypatch.setenv("PROPOLIS_CPUS", "2")
+    monkeypatch.setenv("PROPOLIS_MEMORY_MIB", "200")
+    found = shown(inner, "--propolis-cpus=1")
+    assert [found[name] for name in ("cpus", "memory_mib", "boot_timeout", "keep")] == ["1", "200", "30.0", "'never'"]
+
+
+def test_every_option_is_in_the_help(inner: InnerRun) -> None:
+    text = inner.run("--help").stdout.str()
+    assert [option.flag for option in OPTIONS if option.flag not in text] == []
+
+
+@pytest.mark.parametrize(("name", "text", "complaint"), BAD)
+def test_a_bad_value_is_one_usage_error_that_names_it(inner: InnerRun, name: str, text: str, complaint: str) -> None:
+    flag = next(option.flag for option in OPTIONS if option.name == name)
+    assert usage_error(inner, f"{flag}={text}") == f"{flag}: {complaint}"
+
+
+def test_a_bad_value_in_the_environment_is_named_by_its_variable(
+    inner: InnerRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROPOLIS_CPUS", "many")
+    assert usage_error(inner).startswith("environment variable PROPOLIS_CPUS: 'many' must be")
+
+
+def test_a_bad_value_in_the_ini_file_is_named_by_its_key(inner: InnerRun) -> None:
+    inner.pytester.makeini("[pytest]\npropolis_keep = often")
+    assert usage_error(inner).startswith("ini key propolis_keep: 'often' must be one of")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("[settings]\ncpus = 'x'", "settings file *: cpus: 'x' must be a whole number*"),
+        ("[settings]\ncolour = 1", "settings file * has unknown keys: colour*"),
+        ("cpus = 1", "settings file * has unknown keys: cpus*"),
+        ("settings = 1", "settings file *"),
+        ("[settings", "settings file * is not TOML: *"),
+        (b"\xff\xfe", "settings file * is not TOML: *"),
+        (None, "settings file * cannot be read: No such file or directory*"),
+    ],
+    ids=["bad-value", "unknown-key", "no-table", "not-a-table", "not-toml", "not-text", "missing"],
+)
+def test_a_bad_settings_file_is_one_usage_error_that_names_it(
+    inner: InnerRun, content: str | bytes | None, complaint: str
+) -> None:
+    file = inner.pytester.path / "propolis.toml"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    line = usage_error(inner, f"--propolis-settings-file={file}")
+    pytest.LineMatcher([line]).fnmatch_lines([complaint])
+    assert str(file) in line

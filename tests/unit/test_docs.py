@@ -1,0 +1,72 @@
+"""The documentation has everything that a user can name."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from pytest_propolis import errors, hookspecs
+from pytest_propolis.cli.main import propolis
+from pytest_propolis.settings import OPTIONS, Option, Settings
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+HOOKS = (ROOT / "docs" / "plugin_hooks.md").read_text()
+ERRORS = (ROOT / "docs" / "errors.md").read_text()
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def hooks() -> list[str]:
+    return [name for name in vars(hookspecs) if name.startswith("pytest_")]
+
+
+@pytest.mark.parametrize("name", hooks())
+def test_a_hook_is_documented_under_its_exact_signature(name: str) -> None:
+    signature = str(inspect.signature(getattr(hookspecs, name))).replace("'", "")
+    assert f"\n## `{name}{signature}`\n" in HOOKS
+
+
+def test_every_documented_hook_exists() -> None:
+    assert re.findall(r"^## `(\w+)", HOOKS, re.MULTILINE) == hooks()
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_an_option_is_in_the_readme_with_its_default(option: Option) -> None:
+    row = f"| `{option.flag} {option.metavar}` | `{option.ini_key}` | `{option.variable}` | "
+    default = getattr(Settings(), option.name)
+    assert row + ("" if default is None else f"`{default}` |") in README
+
+
+def test_every_fixture_is_in_the_readme() -> None:
+    listed = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "propolis", "--fixtures", "-q", ROOT / "docs"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    ).stdout
+    fixtures = re.findall(r"^(\w+)(?: \[\w+ scope\])? -- \S*pytest_propolis/", listed, re.MULTILINE)
+    assert {"test_vm", "vm_factory", "propolis"} <= set(fixtures)
+    assert [name for name in fixtures if f"| `{name}` |" not in README] == []
+
+
+@pytest.mark.parametrize("name", propolis.list_commands(click.Context(propolis)))
+def test_a_command_is_in_the_readme(name: str) -> None:
+    assert f"`propolis {name}" in README
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_an_error_is_documented(name: str) -> None:
+    assert re.search(rf"^[│├└─ ]*{name}\b", ERRORS, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []

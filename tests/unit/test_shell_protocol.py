@@ -1,0 +1,134 @@
+"""The framing of commands and results, without I/O."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from local_pty import chunked
+
+from pytest_propolis.console.shell_protocol import (
+    INTERRUPT,
+    LINE_BYTES,
+    WINDOW_BYTES,
+    Acknowledged,
+    Began,
+    Ended,
+    FrameParser,
+    Output,
+    Ready,
+    Signal,
+    encode,
+    new_nonce,
+    new_session,
+    program,
+)
+
+SESSION, NONCE = "s00112233445f", "r0123456789ab"
+WORDS = {SESSION, NONCE}
+
+MARKS: dict[bytes, Signal] = {
+    b"\x1er0123456789ab\x02": Began(NONCE),
+    b"\x1er0123456789ab\x030\x04": Ended(NONCE, 0),
+    b"\x1er0123456789ab\x03255\x04": Ended(NONCE, 255),
+    b"\x1er0123456789ab\x06": Acknowledged(),
+    b"\x1es00112233445f\x05137\x04": Ended(None, 137),
+    b"\x1es00112233445f\x11": Ready(),
+}
+OTHER = [b"\x1e", b"\x1er0123456789", b"\x1erffffffffffff\x02", b"\x1es00112233445f\x05", b"\x04", b"0", b"text\n"]
+
+
+def parsed(chunks: list[bytes]) -> list[Signal]:
+    """The signals, with neighbouring output joined."""
+    parser = FrameParser(WORDS)
+    signals: list[Signal] = []
+    for chunk in chunks:
+        for signal in parser.feed(chunk):
+            match signal, signals[-1:]:
+                case Output(data), [Output(before)]:
+                    signals[-1] = Output(before + data)
+                case _:
+                    signals.append(signal)
+    return signals
+
+
+def decoded(lines: list[bytes]) -> tuple[str, str]:
+    """What the loop in the guest makes of a command's lines: nonce and command."""
+    nonce, count, first = lines[0].split(b" ", 2)
+    assert int(count) == len(lines) - 1
+    command = first
+    for line in lines[1:]:
+        kind, text = line[:1].lower(), line[1:]
+        if kind == b"o":
+            text = re.sub(rb"\\0([0-7]{3})", lambda match: bytes([int(match[1], 8)]), text)
+        command += (b"\n" if kind == b"n" else b"") + text
+    return nonce.decode(), command.decode(errors="surrogateescape")
+
+
+commands = st.text(st.characters(codec="utf-8", exclude_characters="\0") | st.sampled_from("\n\x1c '\\"))
+
+
+@given(commands | st.builds(lambda text, times: text * times, commands, st.integers(1, 400)))
+def test_a_command_survives_its_framing(command: str) -> None:
+    chunks = list(encode(command, NONCE))
+    lines = b"".join(chunks).split(b"\n")
+    assert lines.pop() == b""
+    assert decoded(lines) == (NONCE, command)
+    assert all(len(chunk) <= WINDOW_BYTES + LINE_BYTES + 32 for chunk in chunks)
+    assert INTERRUPT not in b"".join(chunks)
+    # All chunks but the last end with a line that asks for an acknowledgement, and no other line does.
+    asking = [line[:1] in (b"N", b"C", b"O") for line in lines[1:]]
+    assert sum(asking) == len(chunks) - 1
+
+
+@given(st.lists(st.sampled_from([*MARKS, *OTHER]) | st.binary(max_size=4), max_size=10), st.data())
+def test_any_cutting_of_what_the_console_shows_gives_the_same_signals(pieces: list[bytes], data: st.DataObject) -> None:
+    # A mark at the very end makes the parser let go of what it holds back.
+    stream = b"".join([*pieces, b"\x1es00112233445f\x11"])
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+    assert parsed(list(chunked(stream, cuts))) == parsed([stream])
+    assert parsed([stream[i : i + 1] for i in range(len(stream))]) == parsed([stream])
+
+
+@given(
+    st.lists(st.sampled_from(list(MARKS)) | st.binary(min_size=1, max_size=5).filter(lambda data: b"\x1e" not in data))
+)
+def test_marks_and_output_are_told_apart(pieces: list[bytes]) -> None:
+    expected: list[Signal] = []
+    for piece in pieces:
+        match MARKS.get(piece), expected[-1:]:
+            case None, [Output(before)]:
+                expected[-1] = Output(before + piece)
+            case None, _:
+                expected.append(Output(piece))
+            case mark, _:
+                expected.append(mark)
+    assert parsed([b"".join(pieces)]) == expected
+
+
+def test_marks_of_others_are_output() -> None:
+    imitation = b"\x1erffffffffffff\x030\x04\x1esffffffffffff\x050\x04"
+    assert parsed([imitation, b"\n"]) == [Output(imitation + b"\n")]
+
+
+def test_what_may_become_a_mark_is_held_back_and_nothing_more() -> None:
+    assert parsed([b"text\x1er01234"]) == [Output(b"text")]
+    assert parsed([b"text\x1er01234", b"z"]) == [Output(b"text\x1er01234z")]
+
+
+def test_a_nul_is_refused() -> None:
+    with pytest.raises(ValueError, match="NUL"):
+        list(encode("echo \0", NONCE))
+
+
+def test_words_are_new_each_time_and_of_their_kind() -> None:
+    assert re.fullmatch("s[0-9a-f]{12}", new_session())
+    assert re.fullmatch("r[0-9a-f]{12}", new_nonce())
+    assert re.fullmatch("i[0-9a-f]{12}", new_nonce(interactive=True))
+    assert new_nonce() != new_nonce()
+
+
+def test_lines_of_the_program_fit_into_a_terminals_line_buffer() -> None:
+    assert max(map(len, program(SESSION).splitlines())) < 255
