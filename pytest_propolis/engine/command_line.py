@@ -27,6 +27,7 @@ from ..propolis_api import (
 from .acceleration import acceleration_arguments
 from .accelerator import AcceleratorName
 from .boot_source import BootSource, DirectKernel
+from .guest_memory import MEMORY_ID, GuestMemory
 
 __all__ = ["SpecRefused", "SpecUnsupported", "qemu_arguments"]
 
@@ -55,11 +56,13 @@ def qemu_arguments(
     accelerator: AcceleratorName,
     mark: str,
     flash: Mapping[str, str],
+    memory: GuestMemory | None = None,
 ) -> list[str]:
     """Everything on QEMU's command line but the monitor and the serial sockets.
 
     :param mark: an unguessable word that identifies the process as the run's.
     :param flash: paths of the firmware's ``code`` and ``variables`` images, where the boot source has them.
+    :param memory: the file that holds the guest's memory; None for memory of QEMU's own.
     :raises SpecRefused: naming the component at fault.
     :raises SpecUnsupported: naming the component that is not realised.
     """
@@ -67,7 +70,7 @@ def qemu_arguments(
     return [
         *("-name", f"guest={mark}", "-uuid", str(properties.id)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S"),
-        *_board(spec.board, accelerator, flash),
+        *_board(spec.board, accelerator, flash, memory),
         *_boot(boot),
         *_smbios(spec),
         *_devices(components, root_bus="pcie.0" if spec.board.chipset.value.enable_pcie else "pci.0"),
@@ -78,7 +81,9 @@ def unwrap(component: Component) -> Any:
     return component.component
 
 
-def _board(board: Board, accelerator: AcceleratorName, flash: Mapping[str, str]) -> Iterator[str]:
+def _board(
+    board: Board, accelerator: AcceleratorName, flash: Mapping[str, str], memory: GuestMemory | None
+) -> Iterator[str]:
     if board.cpus < 1:
         raise SpecRefused("board.cpus is 0: a VM needs at least one CPU")
     if board.memory_mb < 1:
@@ -86,7 +91,11 @@ def _board(board: Board, accelerator: AcceleratorName, flash: Mapping[str, str])
     # Only q35 has the PCIe configuration space.
     machine = "q35" if board.chipset.value.enable_pcie else "pc"
     flash_drives = {"code": "pflash0", "variables": "pflash1"}
-    yield from ("-machine", ",".join([machine, *(f"{flash_drives[name]}={name}" for name in flash)]))
+    words = [machine, *(f"{flash_drives[name]}={name}" for name in flash)]
+    if memory is not None:
+        words.append(f"memory-backend={MEMORY_ID}")
+        yield from memory.arguments(size_mib=board.memory_mb)
+    yield from ("-machine", ",".join(words))
     for name, path in flash.items():
         node = {"driver": "file", "filename": path, "node-name": name, "read-only": name == "code"}
         yield from ("-blockdev", json.dumps(node))

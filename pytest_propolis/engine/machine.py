@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from qemu.qmp import EventListener, QMPClient, QMPError
 
@@ -45,6 +45,8 @@ class Machine:
     :param log_path: receives what QEMU prints.
     :param journal: keeps account of the process.
     :param on_event: called in the event loop for each guest event.
+    :param inherit: further file descriptors that QEMU inherits, under the same numbers. They stay the caller's.
+    :param incoming: wait for another machine's state (`state_stream.load_state`), instead of a first instruction.
     """
 
     def __init__(
@@ -55,12 +57,16 @@ class Machine:
         log_path: Path,
         journal: Journal,
         on_event: Callable[[GuestEvent], None],
+        inherit: Sequence[int] = (),
+        incoming: bool = False,
     ) -> None:
         self._program = program
         self._arguments = arguments
         self._log_path = log_path
         self._on_event = on_event
         self._journal = journal
+        self._inherit = inherit
+        self._incoming = incoming
         self._record: ChildRecord | None = None
         self.serial = SerialPort()
         self._monitor = QMPClient("engine")
@@ -85,9 +91,9 @@ class Machine:
             with self._log_path.open("ab") as log:
                 self._process = await spawn(
                     self._program,
-                    [*self._arguments, *_channels(fds)],
+                    [*self._arguments, *_channels(fds), *(("-incoming", "defer") if self._incoming else ())],
                     log=log,
-                    pass_fds=list(fds.values()),
+                    pass_fds=[*fds.values(), *self._inherit],
                     environment=record.environment,
                 )
             record.live(self._process.pid)
@@ -107,8 +113,20 @@ class Machine:
     async def resume(self) -> None:
         await self.execute("cont")
 
+    async def pause(self) -> None:
+        await self.execute("stop")
+
     async def reset(self) -> None:
         await self.execute("system_reset")
+
+    async def give_fd(self, name: str, fd: int) -> None:
+        """Hand QEMU a duplicate of a file descriptor, which later commands call `name`."""
+        self._monitor.send_fd_scm(fd)
+        await self.execute("getfd", fdname=name)
+
+    def events(self, *names: str) -> contextlib.AbstractContextManager[EventListener]:
+        """Listen to QEMU's events of these names, from now on and while the block lasts."""
+        return self._monitor.listener(names)
 
     async def execute(self, command: str, **arguments: Any) -> Any:
         """Give QEMU's monitor a command.
@@ -119,6 +137,24 @@ class Machine:
             return await self._monitor.execute(command, arguments or None)
         except (QMPError, OSError) as error:
             raise MachineError(f"QEMU: {command}: {error}") from None
+
+    async def next_event(self, listener: EventListener) -> tuple[str, dict[str, Any]]:
+        """Name and data of the next event that a listener of `events` hears.
+
+        :raises MachineError: when QEMU ends instead.
+        """
+        assert self._process is not None
+        event = asyncio.ensure_future(listener.get())
+        ended = asyncio.ensure_future(self._process.wait())
+        try:
+            await asyncio.wait([event, ended], return_when=asyncio.FIRST_COMPLETED)
+            if not event.done():
+                raise MachineError(self._last_words() or "QEMU ended")
+            message = dict(event.result())
+            return str(message["event"]), cast(dict[str, Any], message.get("data", {}))
+        finally:
+            event.cancel()
+            ended.cancel()
 
     async def close(self) -> None:
         """End QEMU at once, without the guest's help, and wait until it is gone. Closing twice is fine."""
