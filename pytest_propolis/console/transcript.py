@@ -11,6 +11,7 @@ from typing import Any, Final
 __all__ = ["Found", "Transcript"]
 
 KEPT_CHARACTERS: Final = 4 << 20
+PIECE_CHARACTERS: Final = 1 << 14
 PATTERN_REACH: Final = 1 << 16
 """How far back from new text a regular expression may begin to match."""
 
@@ -45,8 +46,10 @@ class Transcript:
     """
 
     def __init__(self) -> None:
-        self._text = ""
+        # In pieces, because appending to one string copies all of it.
+        self._pieces: deque[str] = deque([""])
         self._offset = 0
+        self._end = 0
         self._waits: deque[_Wait] = deque()
         self._watchers: set[asyncio.Future[Any]] = set()
         self._failure: Exception | None = None
@@ -55,24 +58,33 @@ class Transcript:
     @property
     def end(self) -> int:
         """The position behind the last character."""
-        return self._offset + len(self._text)
+        return self._end
 
     def since(self, position: int) -> str:
         """The text from a position on, as far as it is kept."""
-        return self._text[max(0, position - self._offset) :]
+        wanted = self._end - max(position, self._offset)
+        pieces: list[str] = []
+        for piece in reversed(self._pieces):
+            if wanted <= 0:
+                break
+            pieces.append(piece[-wanted:])
+            wanted -= len(piece)
+        return "".join(reversed(pieces))
 
     def tail(self, lines: int) -> tuple[str, ...]:
         """The last lines, without empty ones at the very end."""
-        return tuple(self._text[-lines * 400 :].rstrip().splitlines()[-lines:])
+        return tuple(self.since(self._end - lines * 400).rstrip().splitlines()[-lines:])
 
     def append(self, text: str) -> None:
         if not text:
             return
-        self._text += text
-        surplus = len(self._text) - KEPT_CHARACTERS
-        if surplus > KEPT_CHARACTERS // 2:
-            self._text = self._text[surplus:]
-            self._offset += surplus
+        if len(self._pieces[-1]) < PIECE_CHARACTERS:
+            self._pieces[-1] += text
+        else:
+            self._pieces.append(text)
+        self._end += len(text)
+        while self._end - self._offset - len(self._pieces[0]) >= KEPT_CHARACTERS:
+            self._offset += len(self._pieces.popleft())
         for wait in list(self._waits):
             self._look(wait)
 
@@ -121,9 +133,12 @@ class Transcript:
         if wait.result.done():
             return
         start = max(wait.start, wait.looked_to - PATTERN_REACH, self._offset)
-        match = wait.pattern.search(self._text, start - self._offset)
+        # With the character before, so that ^ tells the start of a line from the start of the search.
+        base = max(start - 1, self._offset)
+        match = wait.pattern.search(self.since(base), start - base)
         wait.looked_to = self.end
         if match:
-            before = self._text[max(0, wait.start - self._offset) : match.start()]
+            looked_from = max(wait.start, self._offset)
+            before = self.since(looked_from)[: base + match.start() - looked_from]
             wait.result.set_result(Found(before=before, text=match[0], groups=match.groups()))
-            self.cursor = max(self.cursor, self._offset + match.end())
+            self.cursor = max(self.cursor, base + match.end())

@@ -54,6 +54,17 @@ async def test_a_regular_expression_gives_its_groups() -> None:
     assert (found.before, found.text, found.groups) == ("Linux ", "version 6.18", ("6", "18", None))
 
 
+async def test_the_start_of_a_wait_is_no_start_of_a_line() -> None:
+    transcript = Transcript()
+    await show(transcript, "one two\n")
+    await transcript.wait_for("one ")
+    (wait,) = await waiting(transcript, re.compile(r"^two", re.MULTILINE))
+    await show(transcript, "three\n")
+    assert not wait.done()
+    await show(transcript, "two\n")
+    await wait
+
+
 async def test_text_that_came_before_the_wait_counts_once() -> None:
     transcript = Transcript()
     await show(transcript, "ready\n")
