@@ -73,6 +73,7 @@ class AgentApp:
     async def close(self) -> None:
         self._leaving = True
         await self.account.release_all()
+        await self._platforms.aclose()
 
     async def _info(self, _request: Request) -> Response:
         platform = await self._platforms.find()

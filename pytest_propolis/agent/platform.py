@@ -30,16 +30,27 @@ class PlatformFinder:
 
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
-        self._search: asyncio.Task[Platform] | None = None
+        self._search = self._begin()
 
     async def find(self) -> Platform:
         """The platform.
 
         :raises CapabilityMissing: when there is no good QEMU, or the accelerator that was asked for does not work.
         """
-        if self._search is None or (self._search.done() and self._search.exception()):
-            self._search = asyncio.create_task(self._find())
+        if self._search.done() and (self._search.cancelled() or self._search.exception()):
+            self._search = self._begin()
         return await asyncio.shield(self._search)
+
+    async def aclose(self) -> None:
+        """End a search that is under way."""
+        self._search.cancel()
+        await asyncio.wait([self._search])
+
+    def _begin(self) -> asyncio.Task[Platform]:
+        search = asyncio.create_task(self._find())
+        # A failure is told to whoever asks, and is no news if nobody does.
+        search.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return search
 
     async def _find(self) -> Platform:
         qemu = await find_qemu(Path(self._config.qemu) if self._config.qemu else None)

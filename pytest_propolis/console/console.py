@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from websockets.exceptions import ConnectionClosed
 
 from ..errors import ConsoleClosed, ConsoleTimeout
 from .escapes import TextFilter
+from .log import ConsoleLog
 from .shell_protocol import FrameParser, Output, Signal
 from .transcript import Found, Transcript
 
@@ -32,18 +32,18 @@ class Console:
 
     :param vm: the VM's name, for errors.
     :param log_path: the log file; its directory must exist. What is there already is kept.
+    :raises HostError: when the log file cannot be had.
     """
 
     def __init__(self, connection: ClientConnection, *, vm: str, log_path: Path) -> None:
         self._connection = connection
         self._vm = vm
-        self.log_path = log_path
         self.transcript = Transcript()
         self.on_signal: Callable[[Signal], None] | None = None
         """Called for each signal of the shell protocol that has one of the words given to `heed`."""
         self._parser = FrameParser()
         self._filter = TextFilter()
-        self._log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self.log = ConsoleLog(log_path)
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
@@ -84,12 +84,16 @@ class Console:
                 vm=self._vm,
                 waited_s=timeout_s,
                 console_tail=self.tail(),
-                log_path=str(self.log_path),
+                log_path=str(self.log.path),
             ) from None
 
     def heed(self, *words: str) -> None:
         """Take those signals of the shell protocol for signals that carry one of these words, and no others."""
         self._parser.words = words
+
+    @property
+    def log_path(self) -> Path:
+        return self.log.path
 
     def tail(self) -> tuple[str, ...]:
         """The last lines shown."""
@@ -97,16 +101,14 @@ class Console:
 
     def note(self, text: str) -> None:
         """Write a line of our own into the log file, marked as such."""
-        self._write_log(f"[propolis] {text}\n")
+        self.log.write(f"[propolis] {text}\n")
 
     async def aclose(self) -> None:
         """Stop following the console. Closing twice is fine."""
         await self._connection.close()
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
-        if self._log >= 0:
-            os.close(self._log)
-            self._log = -1
+        self.log.close()
 
     async def _read(self) -> None:
         with contextlib.suppress(ConnectionClosed):
@@ -119,19 +121,15 @@ class Console:
         for signal in self._parser.feed(data):
             if isinstance(signal, Output):
                 text = self._filter.feed(signal.data)
-                self._write_log(text)
+                self.log.write(text)
                 self.transcript.append(text)
             if self.on_signal is not None:
                 self.on_signal(signal)
-
-    def _write_log(self, text: str) -> None:
-        if self._log >= 0:
-            os.write(self._log, text.encode(errors="replace"))
 
     def _closed(self) -> ConsoleClosed:
         return ConsoleClosed(
             "the console closed: the VM has stopped",
             vm=self._vm,
             console_tail=self.tail(),
-            log_path=str(self.log_path),
+            log_path=str(self.log.path),
         )

@@ -36,7 +36,7 @@ def describe(vm: TestVm) -> list[str]:
         f"spec:    {vm.guest.name}, {board.cpus} CPUs, {board.memory_mb} MiB, disks: {disks or 'none'}",
         f"console: the last {len(tail)} lines" if tail else "console: nothing was shown",
         *(f"    | {line}" for line in tail),
-        f"log:     {vm.log_path}",
+        f"log:     {vm.log_path}" + (f" (incomplete: {vm.log_failure})" if vm.log_failure else ""),
     ]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..agent.protocol import CreateDisk, CreateVm
+from ..console.log import make_log_directory
 from ..engine.boot_source import BootSource, DirectKernel, Firmware
 from ..errors import ConfigError
 from ..guests.adapter import GuestAdapter
@@ -126,7 +127,7 @@ class VmFactory:
             disks=disks,
             boot_order=default_order if config.boot_order is None else config.boot_order,
         )
-        self._log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_log_directory(self._log_dir)
         created = await self._agent.create_vm(
             CreateVm(
                 name=config.name,

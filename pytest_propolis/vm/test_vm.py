@@ -284,6 +284,11 @@ class TestVm:
         return self._console.tail() if self._console else ()
 
     @property
+    def log_failure(self) -> str | None:
+        """Why the console's log is incomplete; None if it is not."""
+        return self._console.log.failure if self._console else None
+
+    @property
     def final_state(self) -> str | None:
         """The state that the VM was in when it was taken away; None while it is there."""
         return self._final_state

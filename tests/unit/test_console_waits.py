@@ -12,7 +12,8 @@ import pytest
 from local_pty import console_on
 
 from pytest_propolis.console.console import Console
-from pytest_propolis.errors import ConsoleClosed, ConsoleTimeout
+from pytest_propolis.console.log import ConsoleLog
+from pytest_propolis.errors import ConsoleClosed, ConsoleTimeout, HostError
 
 
 @pytest.fixture
@@ -82,3 +83,17 @@ async def test_closing_twice_is_fine_and_a_note_after_it_goes_nowhere(console: C
     await console.aclose()
     console.note("too late")
     assert "too late" not in console.log_path.read_text()
+
+
+async def test_a_log_that_cannot_be_had_names_its_place_and_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"the log .*/missing/serial.log cannot be written: No such file") as caught:
+        ConsoleLog(tmp_path / "missing" / "serial.log")
+    assert "--propolis-log-dir" in str(caught.value)
+
+
+async def test_a_log_that_is_full_ends_nothing_and_says_so() -> None:
+    log = ConsoleLog(Path("/dev/full"))
+    log.write("lost")
+    log.write("too")
+    log.close()
+    assert log.failure == "No space left on device"

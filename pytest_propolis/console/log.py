@@ -1,0 +1,65 @@
+"""The log of a console: a file for a person to read, up to the last character shown."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Final
+
+from ..errors import HostError, ResourceExhausted
+
+__all__ = ["ConsoleLog", "log_place_error", "make_log_directory"]
+
+NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+HINT: Final = "free some space there, or choose another place with --propolis-log-dir"
+
+
+class ConsoleLog:
+    """A log file that is written at once, also where a line is not finished. What is there already is kept.
+
+    A log that cannot be written any more ends no test: `failure` says why it is incomplete.
+
+    :raises HostError: when the file cannot be had.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.failure: str | None = None
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise log_place_error(path, error) from None
+
+    def write(self, text: str) -> None:
+        if self._fd < 0 or self.failure:
+            return
+        try:
+            left = memoryview(text.encode(errors="replace"))
+            while left:
+                left = left[os.write(self._fd, left) :]
+        except OSError as error:
+            self.failure = error.strerror
+
+    def close(self) -> None:
+        """Write no more. Closing twice is fine."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def make_log_directory(path: Path) -> None:
+    """Make the directory of a test's logs.
+
+    :raises HostError: when it cannot be made.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise log_place_error(path, error) from None
+
+
+def log_place_error(path: Path, error: OSError) -> HostError:
+    """What the operating system says of a log's place, as an error that names it."""
+    kind = ResourceExhausted if error.errno in NO_SPACE else HostError
+    return kind(f"the log {path} cannot be written: {error.strerror}", hint=HINT)
