@@ -105,6 +105,7 @@ class Account:
                 directory=directory,
                 log_path=Path(request.log_path),
                 journal=holdings.books,
+                display=request.display,
             )
         )
         vm = OwnedVm(id=vm_id, request=request, client=client, server=server, directory=entry, since=time.time())

@@ -26,6 +26,7 @@ __all__ = [
     "ImageNeeded",
     "StreamLine",
     "VmCreated",
+    "VmFacts",
     "VmListed",
 ]
 
@@ -86,12 +87,14 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     :param group: what the VM belongs to (a test's node id): names are unique in it.
     :param boot: what its VM starts from.
     :param log_path: where QEMU's own messages go.
+    :param display: whether its VM has a display.
     """
 
     name: str
     group: str
     boot: BootSource
     log_path: str
+    display: bool = False
 
 
 class VmCreated(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +114,17 @@ class VmListed(msgspec.Struct, frozen=True, kw_only=True):
     state: str | None
     pid: int | None
     since: float
+
+
+class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the Propolis API does not say of a VM.
+
+    :param display_socket: the UNIX socket of its display's VNC server; None without a display or while it is down.
+    :param panics: how often its guest reported a panic through the pvpanic device.
+    """
+
+    display_socket: str | None
+    panics: int
 
 
 class ImageNeeded(msgspec.Struct, frozen=True, kw_only=True):

@@ -40,6 +40,8 @@ class GuestEvent(Enum):
 class Machine:
     """One QEMU process, stopped before its first instruction until `resume`.
 
+    `panics` counts how often the guest has reported that it panicked.
+
     :param program: the QEMU system emulator.
     :param arguments: its arguments but for monitor and serial port, which are added here.
     :param log_path: receives what QEMU prints.
@@ -69,6 +71,7 @@ class Machine:
         self._incoming = incoming
         self._record: ChildRecord | None = None
         self.serial = SerialPort()
+        self.panics = 0
         self._monitor = QMPClient("engine")
         self._listener = EventListener(names={"RESET", "SHUTDOWN", "GUEST_PANICKED"})
         self._process: asyncio.subprocess.Process | None = None
@@ -173,6 +176,7 @@ class Machine:
         async for event in self._listener:
             name, data = event["event"], event.get("data", {})
             if name == "GUEST_PANICKED":
+                self.panics += 1
                 self._on_event(GuestEvent.PANICKED)
             elif isinstance(data, dict) and data.get("guest"):
                 self._on_event(GuestEvent.RESET if name == "RESET" else GuestEvent.SHUTDOWN)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,13 +32,16 @@ from ..propolis_api import (
     SpecInit,
 )
 from .accelerator import AcceleratorName
+from .blobs import BlobFiles
 from .boot_source import BootSource, Firmware
 from .child import Journal
 from .command_line import SpecRefused, SpecUnsupported, qemu_arguments
+from .cpu_features import find_cpu_features
 from .driver import Outcome, StateDriver
 from .dropshot_errors import (
     ALREADY_INITIALIZED,
     NO_INSTANCE,
+    ErrorAnswer,
     bad_request,
     initialization_failed,
     never_published,
@@ -52,6 +57,8 @@ from .serial_port import SerialPort
 __all__ = ["ServerConfig", "VmServer"]
 
 logger = logging.getLogger(__name__)
+
+VHOST_VSOCK: Final = Path("/dev/vhost-vsock")
 
 REQUESTS: Final[dict[InstanceStateRequested, type[Run | Stop | Reboot]]] = {
     InstanceStateRequested.RUN: Run,
@@ -71,6 +78,7 @@ class ServerConfig:
     :param directory: a private directory for what the VM needs while it lives.
     :param log_path: receives what QEMU prints.
     :param journal: keeps account of processes.
+    :param display: whether the VM has a display, which costs a little.
     """
 
     mark: str
@@ -80,6 +88,12 @@ class ServerConfig:
     directory: Path
     log_path: Path
     journal: Journal
+    display: bool = False
+
+    @property
+    def display_socket(self) -> Path | None:
+        """Where the display's VNC server listens; None without a display."""
+        return self.directory / "vnc.sock" if self.display else None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,6 +105,7 @@ class _Vm:
     publisher: StatePublisher
     driver: StateDriver | None = None
     machine: Machine | None = None
+    blobs: BlobFiles | None = None
     active: bool = False
 
 
@@ -104,6 +119,7 @@ class VmServer:
         self._config = config
         self._vm: _Vm | None = None
         self._life: asyncio.Task[None] | None = None
+        self._cpu_features: frozenset[str] | None = None
 
     async def ensure(self, request: InstanceEnsureRequest) -> InstanceEnsureResponse:
         """Create the VM.
@@ -111,6 +127,7 @@ class VmServer:
         Refused with 409 while there is one, with 400 for a bad spec, with 500 when it cannot be set up; then the state
         is Failed, and the server can be asked again.
         """
+        await self._find_cpu_features(request)
         if self._life is not None:
             raise Refusal(ALREADY_INITIALIZED)
         if not isinstance(request.init, SpecInit):
@@ -126,6 +143,7 @@ class VmServer:
             log_path=self._config.log_path,
             journal=self._config.journal,
             on_event=vm.driver.guest_did,
+            inherit=list(vm.blobs.fds.values()) if vm.blobs else (),
         )
         self._vm = vm
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -177,6 +195,31 @@ class VmServer:
         assert machine is not None
         await machine.execute("inject-nmi")
 
+    async def screenshot(self) -> bytes:
+        """What the display shows, as a PNG image. Refused with 404 where there is no display."""
+        machine = self._require_active().machine
+        assert machine is not None
+        if not self._config.display:
+            raise Refusal(ErrorAnswer(status=404, message="this VM has no display"))
+        picture = self._config.directory / f"screen-{secrets.token_hex(4)}.png"
+        try:
+            await machine.execute("screendump", filename=str(picture), format="png")
+            return picture.read_bytes()
+        except (MachineError, OSError) as error:
+            raise Refusal(ErrorAnswer(status=500, error_code="Internal", message=str(error))) from None
+        finally:
+            picture.unlink(missing_ok=True)
+
+    @property
+    def display_socket(self) -> Path | None:
+        """Where the display's VNC server listens; None without one, and while QEMU does not run."""
+        return self._config.display_socket if self.pid is not None else None
+
+    @property
+    def panics(self) -> int:
+        """How often the guest reported a panic, since the VM was made."""
+        return self._vm.machine.panics if self._vm and self._vm.machine else 0
+
     @property
     def state_name(self) -> str | None:
         """The VM's public state; None before the first ensure."""
@@ -213,6 +256,8 @@ class VmServer:
             if not started.done():
                 started.cancel()
             await asyncio.shield(machine.close())
+            if vm.blobs is not None:
+                vm.blobs.close()
             self._life = None
             vm.publisher.publish(InstanceState.DESTROYED if outcome is Outcome.DESTROYED else InstanceState.FAILED)
             vm.publisher.close()
@@ -222,21 +267,36 @@ class VmServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([self._life])
 
+    async def _find_cpu_features(self, request: InstanceEnsureRequest) -> None:
+        """Only a CPUID template needs to know them."""
+        init, config = request.init, self._config
+        if not isinstance(init, SpecInit) or init.value.spec.board.cpuid is None or self._cpu_features is not None:
+            return
+        try:
+            self._cpu_features = await find_cpu_features(
+                config.qemu, config.accelerator, journal=config.journal, log_path=config.log_path
+            )
+        except MachineError as error:
+            raise Refusal(initialization_failed(str(error))) from None
+
     def _arguments(self, vm: _Vm) -> list[str]:
         config = self._config
-        try:
-            return qemu_arguments(
+        with contextlib.ExitStack() as undo, _spec_faults():
+            vm.blobs = undo.enter_context(BlobFiles(vm.spec))
+            arguments = qemu_arguments(
                 spec=vm.spec,
                 properties=vm.properties,
                 boot=config.boot,
                 accelerator=config.accelerator,
                 mark=config.mark,
                 flash=self._flash(),
+                blobs=vm.blobs.paths,
+                cpu_features=self._cpu_features,
+                display_socket=None if config.display_socket is None else str(config.display_socket),
+                has_vsock=VHOST_VSOCK.exists(),
             )
-        except SpecRefused as error:
-            raise Refusal(bad_request(str(error))) from None
-        except SpecUnsupported as error:
-            raise unsupported(str(error)) from None
+            undo.pop_all()
+        return arguments
 
     def _flash(self) -> dict[str, str]:
         boot = self._config.boot
@@ -259,3 +319,16 @@ class VmServer:
         if not vm.active:
             raise Refusal(NO_INSTANCE)
         return vm
+
+
+@contextlib.contextmanager
+def _spec_faults() -> Iterator[None]:
+    """What is wrong with a spec, as the answer to whoever sent it."""
+    try:
+        yield
+    except SpecRefused as error:
+        raise Refusal(bad_request(str(error))) from None
+    except SpecUnsupported as error:
+        raise unsupported(str(error)) from None
+    except OSError as error:
+        raise Refusal(initialization_failed(str(error))) from None

@@ -28,8 +28,11 @@ def add_sections(item: pytest.Item, report: pytest.TestReport) -> None:
 
 def describe(vm: TestVm) -> list[str]:
     """A VM in lines: state, make, disks, console, log."""
+    from ..propolis_api import NvmeDiskComponent, VirtioDiskComponent  # heavy, and there are no failures in most runs
+
     board = vm.spec.board
-    disks = ", ".join(key for key, component in vm.spec.components.items() if hasattr(component.component, "pci_path"))
+    components = vm.spec.components.items()
+    disks = ", ".join(key for key, part in components if isinstance(part, VirtioDiskComponent | NvmeDiskComponent))
     tail = vm.console_tail()
     return [
         f"state:   {vm.final_state or _state_now(vm.endpoint)}",
