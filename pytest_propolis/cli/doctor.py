@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import PropolisError
 from ..settings import Settings
 from .main import choices
 
 if TYPE_CHECKING:
     from ..guests.adapter import GuestImage
+    from ..guests.registry import GuestRegistry
     from ..hosts.capabilities import Capability, Survey
     from ..storage.artifacts import Artifact
 
@@ -61,11 +63,21 @@ def _row(capability: Capability, width: int) -> Iterator[str]:
 
 
 def _guest_files(settings: Settings) -> dict[str, list[Path]]:
-    from ..guests.registry import GuestRegistry
     from ..storage.store import default_artifact_dir
 
     store = settings.artifact_dir or default_artifact_dir()
-    return {name: _files(adapter.image, store) for name, adapter in GuestRegistry().adapters.items()}
+    return {name: _files(adapter.image, store) for name, adapter in _guests().adapters.items()}
+
+
+def _guests() -> GuestRegistry:
+    """Those of the project here; a project that pytest cannot read, which says so itself, hides no built-in ones."""
+    from ..guests.registry import GuestRegistry
+    from .project import guests_here
+
+    try:
+        return guests_here()
+    except PropolisError:
+        return GuestRegistry()
 
 
 def _files(image: GuestImage, store: Path) -> list[Path]:
