@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import PropolisError
 from ..settings import Settings
 from .main import choices
 
 if TYPE_CHECKING:
     from ..guests.adapter import GuestImage
+    from ..guests.registry import GuestRegistry
     from ..hosts.capabilities import Capability, Survey
-    from ..storage.artifacts import Artifact
+    from ..storage.store import ArtifactStore
 
 __all__ = ["doctor"]
 
@@ -61,24 +63,26 @@ def _row(capability: Capability, width: int) -> Iterator[str]:
 
 
 def _guest_files(settings: Settings) -> dict[str, list[Path]]:
+    from ..storage.store import ArtifactStore, default_artifact_dir
+
+    store = ArtifactStore(settings.artifact_dir or default_artifact_dir())
+    return {name: _files(adapter.image, store) for name, adapter in _guests().adapters.items()}
+
+
+def _guests() -> GuestRegistry:
+    """Those of the project here; a project that pytest cannot read, which says so itself, hides no built-in ones."""
     from ..guests.registry import GuestRegistry
-    from ..storage.store import default_artifact_dir
+    from .project import guests_here
 
-    store = settings.artifact_dir or default_artifact_dir()
-    return {name: _files(adapter.image, store) for name, adapter in GuestRegistry().adapters.items()}
+    try:
+        return guests_here()
+    except PropolisError:
+        return GuestRegistry()
 
 
-def _files(image: GuestImage, store: Path) -> list[Path]:
+def _files(image: GuestImage, store: ArtifactStore) -> list[Path]:
     from ..agent.images import DERIVED_DISK
 
     artifacts = [artifact for artifact in (image.kernel, image.initrd, image.disk) if artifact is not None]
-    derived = [store / "derived" / image.recipe.key / DERIVED_DISK] if image.recipe else []
-    return [_place(artifact, store) for artifact in artifacts] + derived
-
-
-def _place(artifact: Artifact, store: Path) -> Path:
-    from ..storage.sources import LocalFile
-
-    if isinstance(artifact.source, LocalFile):
-        return Path(artifact.source.path)
-    return store / str(artifact.sha256) / artifact.filename
+    prepared = [store.derived(image.recipe.key) / DERIVED_DISK] if image.recipe else []
+    return [store.place(artifact) for artifact in artifacts] + prepared

@@ -43,7 +43,8 @@ _PATIENCE_S: Final = 10.0
 def setup(*, settings: Settings, guests: tuple[str, ...]) -> None:
     """Install QEMU if there is none, then fetch and prepare the GUESTs.
 
-    Without arguments: the guest that test_vm boots, and micro. What is there already is left alone.
+    Without arguments: the guest that test_vm boots, and micro. What is there already is left alone. A GUEST may also be
+    one of the tests in this directory, from a plugin or from their conftest.py.
     """
     names = tuple(dict.fromkeys(guests or (settings.guest, _ALWAYS_READY)))
     asyncio.run(_set_up(settings, names, _say))
@@ -54,15 +55,14 @@ def _say(line: str) -> None:
 
 
 async def _set_up(settings: Settings, names: Sequence[str], say: Callable[[str], None]) -> None:
-    from ..guests.registry import GuestRegistry
     from ..vm.preparation import prepare_guests
+    from .project import guests_here
 
-    registry = GuestRegistry()
-    for name in names:
-        registry.get(name)  # before anything is installed
+    registry = guests_here()
+    guests = [registry.get(name) for name in names]  # before anything is installed
     qemu = await _ensure_qemu(settings, say)
     say(f"QEMU is there: {qemu}")
-    await prepare_guests(settings, names, say)
+    await prepare_guests(settings, guests, say)
     say(f"guests are there: {', '.join(names)}")
 
 

@@ -26,7 +26,8 @@ from typing import Final, Literal, TypeAlias
 
 from ..errors import CapabilityMissing, HostError
 from ..storage.locks import locked
-from .child import parent_death_prefix, reap
+from ..storage.programs import parent_death_prefix
+from .child import reap
 from .qemu_binary import Qemu
 
 __all__ = ["GUEST_ROM", "GUEST_SOURCE", "AcceleratorChoice", "AcceleratorName", "probe_accelerator"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Protocol
 
-__all__ = ["ChildRecord", "Journal", "NoJournal", "parent_death_prefix", "reap", "spawn"]
+from ..storage.programs import parent_death_prefix
+
+__all__ = ["ChildRecord", "Journal", "NoJournal", "reap", "spawn"]
 
 
 class ChildRecord(Protocol):
@@ -49,17 +49,6 @@ class NoJournal:
 
     def gone(self) -> None:
         pass
-
-
-@cache
-def parent_death_prefix() -> tuple[str, ...]:
-    """The words before a command that make the kernel kill it when the thread that started it ends.
-
-    `setpriv` is part of util-linux. It replaces itself by the command, so the process id stays. A `preexec_fn` would do
-    the same, but needs a fork of the whole interpreter for every child.
-    """
-    setpriv = shutil.which("setpriv")
-    return (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
 
 
 async def spawn(

@@ -26,7 +26,7 @@ class Micro(GuestAdapter):
     image: ClassVar[GuestImage] = GuestImage(
         kernel=ALPINE_KERNEL,
         initrd=ALPINE_INITRD,
-        command_line="console=ttyS0,115200 rdinit=/bin/sh mitigations=off quiet",
+        command_line="console=ttyS0,115200 rdinit=/bin/sh mitigations=off norandmaps quiet",
     )
     # The first process has no controlling terminal, and must not end: the loop gets a session of its own.
     shell_wrapper: ClassVar[str] = "while :; do setsid -c {} </dev/ttyS0 >/dev/ttyS0 2>&1; done"

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from ..errors import ConfigError, UnknownGuest
 from .adapter import GuestAdapter
 from .alpine import Alpine
+from .debian import Debian
 from .micro import Micro
 
 __all__ = ["GuestRegistry"]
@@ -22,7 +23,7 @@ class GuestRegistry:
 
     def __init__(self, others: Iterable[GuestAdapter] = ()) -> None:
         self._adapters: dict[str, GuestAdapter] = {}
-        for adapter in (Alpine(), Micro(), *others):
+        for adapter in (Alpine(), Debian(), Micro(), *others):
             if adapter.name in self._adapters:
                 raise ConfigError(
                     f"two guest adapters are named {adapter.name!r}:"

@@ -115,7 +115,7 @@ async def probe_guests(guest_files: Mapping[str, Sequence[Path]]) -> Capability:
     told = [f"ready: {', '.join(ready)}"] if ready else []
     told += [f"not prepared: {', '.join(missing)}"] if missing else []
     remedy = f"run `propolis setup {' '.join(missing)}`, or let the first test do it" if missing else None
-    return Capability("guests", ok=not missing, detail="; ".join(told) or "there are none", remedy=remedy)
+    return Capability("guests", ok=bool(ready), detail="; ".join(told) or "there are none", remedy=remedy)
 
 
 async def probe_reflinks(directory: Path) -> Capability:

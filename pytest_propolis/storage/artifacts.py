@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from ..errors import ArtifactError
+from .debian import DebianBuild
 from .sources import LocalFile, WheelMember
 
 __all__ = ["Artifact", "ArtifactSource", "checked_name"]
@@ -15,7 +16,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
-ArtifactSource: TypeAlias = LocalFile | WheelMember
+ArtifactSource: TypeAlias = LocalFile | WheelMember | DebianBuild
 """Where the content of an artifact comes from.
 
 An artifact travels to the agent of its host as a message, so this set is closed: a new kind of source is written in
@@ -28,7 +29,8 @@ class Artifact:
 
     :param key: what people call it: ``alpine-3.23-kernel``.
     :param filename: the name of the file in the store.
-    :param sha256: the hash of the content, in lowercase hexadecimal; None for a `LocalFile` that is taken as it is.
+    :param sha256: the hash of the content, in lowercase hexadecimal; None for what is taken as it is: a
+        `LocalFile`, or what was built on this machine.
     :param source: where the content comes from.
     :raises ArtifactError: when ``filename`` is not one plain name, or ``sha256`` is not a SHA-256.
     """

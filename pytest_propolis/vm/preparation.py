@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..agent.protocol import ImageNeeded
-from ..guests.adapter import GuestImage
-from ..guests.registry import GuestRegistry
+from ..guests.adapter import GuestAdapter, GuestImage
 from ..hosts.agent_client import AgentClient
 from ..hosts.local import LocalHost
 from ..settings import Settings
@@ -46,19 +45,17 @@ async def ready_image(
     )
 
 
-async def prepare_guests(settings: Settings, names: Sequence[str], progress: Callable[[str], None]) -> None:
+async def prepare_guests(settings: Settings, guests: Sequence[GuestAdapter], progress: Callable[[str], None]) -> None:
     """Fetch and prepare the images of these guests on this machine, so that the first test need not.
 
-    :raises UnknownGuest: when one is unknown.
+    :raises ArtifactError: when one cannot be had.
     """
-    registry = GuestRegistry()
-    images = [registry.get(name).image for name in names]
     host = LocalHost(settings)
     try:
         agent = await host.client()
         try:
-            for image in images:
-                await ready_image(agent, image, timeout_s=settings.boot_timeout, progress=progress)
+            for guest in guests:
+                await ready_image(agent, guest.image, timeout_s=settings.boot_timeout, progress=progress)
         finally:
             await agent.aclose()
     finally:

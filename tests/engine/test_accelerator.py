@@ -17,9 +17,9 @@ import pytest
 
 from pytest_propolis.engine import accelerator
 from pytest_propolis.engine.accelerator import GUEST_ROM, GUEST_SOURCE, probe_accelerator
-from pytest_propolis.engine.child import parent_death_prefix
 from pytest_propolis.engine.qemu_binary import Qemu, find_qemu
 from pytest_propolis.errors import CapabilityMissing, HostError
+from pytest_propolis.storage.programs import parent_death_prefix
 
 PROBE_AND_WAIT = """
 import asyncio, sys

@@ -53,7 +53,7 @@ def test_unknown_guest(inner: InnerRun) -> None:
     inner.write(test_it=BOOTS)
     inner.fails_with(
         "UnknownGuest: there is no guest named 'alpin'",
-        "hint: did you mean 'alpine'? there are: alpine, micro",
+        "hint: did you mean 'alpine'? there are: alpine, debian, micro",
         arguments=("--propolis-guest=alpin",),
     )
 

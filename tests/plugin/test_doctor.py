@@ -84,8 +84,8 @@ def test_doctor_without_qemu_ends_with_status_1_and_the_remedy() -> None:
 @needs_system_qemu
 def test_doctor_counts_a_guest_as_ready_only_with_all_its_files(tmp_path: Path) -> None:
     told = propolis("doctor", f"--propolis-artifact-dir={tmp_path / 'none'}")
-    assert "not prepared: alpine, micro" in told.stdout
-    assert "run `propolis setup alpine micro`" in told.stdout
+    assert "not prepared: alpine, debian, micro" in told.stdout
+    assert "run `propolis setup alpine debian micro`" in told.stdout
     assert told.returncode == 0
     assert list(tmp_path.iterdir()) == []
 
@@ -198,10 +198,10 @@ def test_pip_is_the_first_way_where_the_wheel_runs(
     assert next(way.name for way in ways_to_install_qemu()) == first
 
 
-async def test_guests_are_ready_when_all_their_files_are_there(tmp_path: Path) -> None:
+async def test_a_guest_is_ready_when_all_its_files_are_there(tmp_path: Path) -> None:
     (tmp_path / "kernel").touch()
     found = await probe_guests({"micro": [tmp_path / "kernel"], "alpine": [tmp_path / "kernel", tmp_path / "disk"]})
-    assert (found.ok, found.detail) == (False, "ready: micro; not prepared: alpine")
+    assert (found.ok, found.detail) == (True, "ready: micro; not prepared: alpine")
     assert found.remedy is not None
     assert "propolis setup alpine" in found.remedy
 
@@ -226,3 +226,37 @@ async def test_a_directory_that_does_not_allow_files_is_named() -> None:
     assert not found.ok
     assert found.detail.startswith("/proc/self/task cannot be written: ")
     assert os.strerror(errno.ENOENT) in found.detail or os.strerror(errno.EACCES) in found.detail
+
+
+GUEST_OF_THE_PROJECT = """
+    from pytest_propolis.guests.micro import Micro
+
+    class Mine(Micro):
+        name = "mine"
+
+    def pytest_propolis_guests():
+        return [Mine()]
+"""
+
+
+def guests_in(told: str) -> str:
+    """What doctor says of guests: on one line, and the next if some are not ready."""
+    return told.partition("  guests ")[2].partition("UEFI")[0]
+
+
+def test_doctor_and_setup_know_the_guests_of_the_project_that_one_stands_in(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(GUEST_OF_THE_PROJECT)
+    assert "mine" in guests_in(propolis("doctor").stdout)
+    done = propolis("setup", "mine")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "propolis: guests are there: mine"
+
+
+def test_doctor_knows_the_built_in_guests_where_pytest_cannot_be_configured(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("import nothing_like_this")
+    told = propolis("doctor")
+    assert "alpine" in guests_in(told.stdout)
+    assert "nothing_like_this" in told.stderr
+    refused = propolis("setup", "micro")
+    assert refused.returncode == 1
+    assert "propolis: pytest cannot read its configuration in this directory (exit status 4)" in refused.stderr

@@ -122,7 +122,7 @@ def test_a_default_spec_word_for_word() -> None:
     assert words(spec_of(disk, order=("boot-disk",))) == [
         *("-name", "guest=propolis-mark", "-uuid", str(ID)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S"),
-        *("-machine", "pc", "-m", "512M", "-accel", "tcg,thread=single", "-cpu", "Nehalem", "-smp", "2"),
+        *("-machine", "pc", "-m", "512M", "-accel", "tcg,thread=single", "-cpu", "Nehalem,+rdrand", "-smp", "2"),
         *("-kernel", "/k", "-append", "console=ttyS0 quiet", "-initrd", "/i"),
         *SERIAL,
         "-blockdev",

@@ -1,0 +1,181 @@
+"""The files of the Debian guest: kernel, initial RAM disk and root disk of Debian 12, built on this machine.
+
+mmdebstrap installs the packages, and mke2fs makes a file system of them: no loop device, no mount on the host. As root
+it all happens in a mount and process namespace of its own, so that whatever ends the build ends all of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ..errors import ArtifactError, CapabilityMissing, ResourceExhausted
+from .programs import parent_death_prefix, run_program
+from .progress import Progress
+
+__all__ = ["DEBIAN_ROOT_LABEL", "DebianBuild"]
+
+DEBIAN_ROOT_LABEL: Final = "propolis-root"
+
+_PROGRAMS: Final = {
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+    "qemu-img": "qemu-utils",
+    "unshare": "util-linux",
+}
+_PACKAGES: Final = (
+    *("systemd-sysv", "udev", "dbus", "kmod", "procps", "iproute2", "iputils-ping", "e2fsprogs", "util-linux-extra"),
+    *("initramfs-tools", "linux-image-cloud-amd64"),
+)
+_DISK_MIB: Final = 2048
+_SOURCES: Final = Path("/etc/apt")
+
+# In the new system before anything is installed: only what the root disk needs goes into the initial RAM disk, because
+# an emulator takes long to unpack it.
+_BEFORE: Final = """
+mkdir -p "$1/etc/initramfs-tools/conf.d"
+printf 'MODULES=list\\nCOMPRESS=gzip\\n' > "$1/etc/initramfs-tools/conf.d/propolis"
+printf '%s\\n' virtio_pci virtio_blk nvme ext4 > "$1/etc/initramfs-tools/modules"
+"""
+
+# Root logs in without a password, on the serial line as well. A terminal that can do nothing sends no escapes. A test
+# guest needs neither timers nor file systems of the host's.
+_AFTER: Final = """
+chroot "$1" passwd --delete root
+echo debian > "$1/etc/hostname"
+printf '127.0.0.1 localhost debian\\n' > "$1/etc/hosts"
+: > "$1/etc/fstab"
+: > "$1/etc/machine-id"
+echo 'set enable-bracketed-paste off' >> "$1/etc/inputrc"
+mkdir -p "$1/etc/systemd/system/serial-getty@ttyS0.service.d"
+printf '[Service]\\nEnvironment=TERM=dumb\\n' > "$1/etc/systemd/system/serial-getty@ttyS0.service.d/propolis.conf"
+chroot "$1" systemctl mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \\
+    e2scrub_reap.service fstrim.timer systemd-timesyncd.service systemd-binfmt.service systemd-pstore.service \\
+    getty@tty1.service
+"""
+
+# As root of a namespace, so that owners and modes are those of the archive.
+_MAKE_DISK: Final = """
+mkdir tree
+tar --extract --preserve-permissions --numeric-owner --exclude='./dev/*' --directory tree --file root.tar
+cp tree/boot/vmlinuz-* "$KERNEL"
+cp tree/boot/initrd.img-* "$INITRD"
+mke2fs -q -t ext4 -L "$LABEL" -m 0 -d tree root.raw "${SIZE_MIB}M"
+qemu-img convert -O qcow2 root.raw "$DISK"
+"""
+
+
+class DebianBuild(msgspec.Struct, frozen=True, tag="debian-build"):
+    """One file of a Debian system that is built on this machine, with all the others, when the first is wanted.
+
+    The packages come from where apt of this machine takes them, if it runs the same release; else from Debian's own
+    mirror.
+    """
+
+    suite: str = "bookworm"
+
+    @property
+    def kernel(self) -> str:
+        return f"debian-{self.suite}-amd64.kernel"
+
+    @property
+    def initrd(self) -> str:
+        return f"debian-{self.suite}-amd64.initrd"
+
+    @property
+    def disk(self) -> str:
+        return f"debian-{self.suite}-amd64.qcow2"
+
+    @property
+    def filenames(self) -> tuple[str, ...]:
+        return (self.kernel, self.initrd, self.disk)
+
+    @property
+    def key(self) -> str:
+        """A name for the result: it changes with what is done, and not with what Debian releases meanwhile."""
+        shaped_by = repr((self.suite, _PACKAGES, _DISK_MIB, _BEFORE, _AFTER, _MAKE_DISK))
+        return f"debian-{self.suite}-{hashlib.sha256(shaped_by.encode()).hexdigest()[:16]}"
+
+    def __str__(self) -> str:
+        return f"a build of Debian {self.suite} on this machine"
+
+    async def make(self, directory: Path, progress: Progress) -> None:
+        """Build all files into an empty directory. It takes about two minutes.
+
+        :raises CapabilityMissing: when a program is missing.
+        :raises ArtifactError: when the build fails, with the last lines of what was said.
+        :raises ResourceExhausted: when there is no space left.
+        """
+        _require_programs()
+        progress(f"building Debian {self.suite} with mmdebstrap: about a minute")
+        await _run(_bootstrap(self.suite, directory), directory)
+        progress("making its root disk")
+        variables = {"KERNEL": self.kernel, "INITRD": self.initrd, "DISK": self.disk}
+        variables |= {"LABEL": DEBIAN_ROOT_LABEL, "SIZE_MIB": str(_DISK_MIB)}
+        await _run([*_as_its_root(), "sh", "-euc", _MAKE_DISK], directory, **variables)
+        shutil.rmtree(directory / "tree", ignore_errors=True)
+
+
+def _bootstrap(suite: str, directory: Path) -> list[str]:
+    mode, namespace = ("root", _as_its_root()) if os.geteuid() == 0 else ("unshare", ())
+    return [
+        *namespace,
+        *("mmdebstrap", "--variant=minbase", f"--mode={mode}", f"--include={','.join(_PACKAGES)}"),
+        "--dpkgopt=path-exclude=/usr/share/{man,doc,locale}/*",
+        *(f"--setup-hook={_BEFORE}", f"--customize-hook={_AFTER}"),
+        *(suite, str(directory / "root.tar"), *_mirror(suite)),
+    ]
+
+
+def _as_its_root() -> tuple[str, ...]:
+    """The words before a command that make it root of namespaces of its own, all processes of which end with it."""
+    words = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
+    return words if os.geteuid() == 0 else (*words, "--user", "--map-auto", "--map-root-user")
+
+
+def _mirror(suite: str) -> list[str]:
+    """The files of apt's that name this suite and no other; none: mmdebstrap knows Debian's own mirror."""
+    files = [_SOURCES / "sources.list", *sorted((_SOURCES / "sources.list.d").glob("*"))]
+    return [str(file) for file in files if file.suffix in (".list", ".sources") and _names_only(suite, file)]
+
+
+def _names_only(suite: str, file: Path) -> bool:
+    if not file.is_file():
+        return False
+    text = file.read_text(errors="replace")
+    suites = re.findall(r"^Suites:(.*)$", text, re.MULTILINE) or re.findall(
+        r"^deb\s+(?:\[.*?\]\s*)?\S+\s+(\S+)", text, re.MULTILINE
+    )
+    named = {word for words in suites for word in words.split()}
+    return bool(named) and named <= {suite, f"{suite}-updates", f"{suite}-security"}
+
+
+def _require_programs() -> None:
+    missing = [package for program, package in _PROGRAMS.items() if shutil.which(program) is None]
+    if missing:
+        raise CapabilityMissing(
+            f"to build Debian, this machine lacks {', '.join(missing)}",
+            hint=f"apt-get install {' '.join(missing)}; who is not root needs uidmap, too, and a range in /etc/subuid",
+        )
+
+
+async def _run(argv: Sequence[str], directory: Path, **variables: str) -> None:
+    finished = await run_program(
+        [*parent_death_prefix(), *argv], environment={"TMPDIR": str(directory), **variables}, directory=directory
+    )
+    if finished.status == 0:
+        return
+    said = finished.last_lines(12)
+    if "No space left on device" in finished.complaint:
+        raise ResourceExhausted(f"no space left in {directory} to build Debian:\n{said}", hint="free some 2 GiB there")
+    raise ArtifactError(
+        f"building Debian failed (status {finished.status}):\n{said}",
+        hint="check that this machine reaches a mirror of Debian: apt-get update",
+    )
