@@ -56,6 +56,7 @@ def qemu_arguments(
     mark: str,
     flash: Mapping[str, str],
     memory: GuestMemory | None = None,
+    nodes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     blobs: Mapping[str, str] = MappingProxyType({}),
     cpu_features: Collection[str] | None = None,
     display_socket: str | None = None,
@@ -66,6 +67,7 @@ def qemu_arguments(
     :param mark: an unguessable word that identifies the process as the run's.
     :param flash: paths of the firmware's ``code`` and ``variables`` images, where the boot source has them.
     :param memory: the file that holds the guest's memory; None for memory of QEMU's own.
+    :param nodes: the block nodes of those storage backends that are not QEMU's own, by component.
     :param blobs: for each blob backend, the path of a file with its contents.
     :param cpu_features: the names of the CPU features that the accelerator has; None if that is not known.
     :param display_socket: where the display's VNC server is to listen; None for a VM without a display.
@@ -84,7 +86,7 @@ def qemu_arguments(
         *_smbios(spec),
         *buses.bridges(),
         *_serial_ports(components),
-        *disk_arguments(components, buses, blobs),
+        *disk_arguments(components, buses, nodes=nodes, blobs=blobs),
         *network_arguments(components, buses),
         *_other_devices(components, buses, has_vsock=has_vsock),
         *_display(display_socket),

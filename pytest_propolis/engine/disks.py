@@ -29,23 +29,31 @@ Disk = VirtioDisk | NvmeDisk
 StorageBackend = FileStorageBackend | BlobStorageBackend | CrucibleStorageBackend
 
 
-def disk_arguments(components: Mapping[str, Any], buses: PciBuses, blobs: Mapping[str, str]) -> Iterator[str]:
+def disk_arguments(
+    components: Mapping[str, Any],
+    buses: PciBuses,
+    *,
+    nodes: Mapping[str, Mapping[str, Any]],
+    blobs: Mapping[str, str],
+) -> Iterator[str]:
     """The arguments for all disks and their backends.
 
+    :param nodes: the block nodes of those storage backends that are not QEMU's own, by component.
     :param blobs: for each blob backend, the path of a file with its contents.
     :raises SpecRefused: naming the component at fault.
     """
     order = _boot_order(components)
-    nodes = {key: f"backend{number}" for number, key in enumerate(components)}
+    names = {key: f"backend{number}" for number, key in enumerate(components)}
+    names |= {key: node["node-name"] for key, node in nodes.items()}
     users = _users(components)
     for key, component in components.items():
         if isinstance(component, StorageBackend):
             if key not in users:
                 raise SpecRefused(f"backend {key!r} is not used by any device")
-            yield from ("-blockdev", json.dumps(_node(key, component, nodes[key], blobs)))
+            yield from ("-blockdev", json.dumps(nodes.get(key) or _node(key, component, names[key], blobs)))
     for key, disk in components.items():
         if isinstance(disk, Disk):
-            words = [buses.place(disk.pci_path), f"drive={nodes[disk.backend_id]}"]
+            words = [buses.place(disk.pci_path), f"drive={names[disk.backend_id]}"]
             words += _block_size(disk.backend_id, components[disk.backend_id])
             words += [f"bootindex={order[key]}"] if key in order else []
             yield from ("-device", ",".join([_model(key, disk), *words]))
@@ -88,7 +96,7 @@ def _node(key: str, backend: StorageBackend, node: str, blobs: Mapping[str, str]
             return _file_node(backend.path, node, readonly=backend.readonly, qcow2=backend.path.endswith(".qcow2"))
         case BlobStorageBackend():
             return _file_node(blobs[key], node, readonly=backend.readonly, qcow2=False)
-    raise SpecRefused(f"component {key!r}: there is no backend for Crucible volumes yet")
+    raise SpecRefused(f"component {key!r}: this server has no backend for Crucible volumes")
 
 
 def _file_node(path: str, node: str, *, readonly: bool, qcow2: bool) -> dict[str, Any]:

@@ -244,7 +244,7 @@ def test_what_is_not_realised_is_said_by_name(part: Component) -> None:
 
 def test_a_crucible_volume_is_refused() -> None:
     backend = CrucibleStorageBackendComponent(CrucibleStorageBackend(readonly=False, request_json="{}"))
-    with pytest.raises(SpecRefused, match="component 'a-backend': there is no backend for Crucible volumes"):
+    with pytest.raises(SpecRefused, match="component 'a-backend': this server has no backend for Crucible volumes"):
         words(spec_of(a=disk_part(), **{"a-backend": backend}))
 
 
