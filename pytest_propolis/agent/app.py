@@ -10,12 +10,13 @@ from importlib.metadata import version
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
-from ..engine.app import SERVER_KEY, decoded, encoded, engine_app, error_response
+from ..engine.app import SERVER_KEY, decoded, encoded, engine_app, error_response, http_error
 from ..engine.dropshot_errors import ErrorAnswer, bad_request
 from ..engine.refusal import Refusal
 from ..engine.server import VmServer
@@ -70,7 +71,7 @@ class AgentApp:
                 *VmExtensions(self._find_server).routes,
                 Mount("/vms/{id}", app=self._propolis_api),
             ],
-            exception_handlers={PropolisError: _fault, Refusal: _refuse},
+            exception_handlers={PropolisError: _fault, Refusal: _refuse, HTTPException: http_error},
         )
 
     async def close(self) -> None:
