@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from boot_sectors import bootable
 
 from pytest_propolis.errors import ApiError, CapabilityMissing
 from pytest_propolis.vm.config import DataDisk
@@ -18,12 +19,6 @@ from pytest_propolis.vm.test_vm import TestVm
 # mov ax, 0x0013; int 0x10: 320 x 200 in 256 colours. mov ax, 0xa000; mov es, ax; xor di, di; mov cx, 64000; mov al, 4;
 # rep stosb: all of it red. Then 'R' to COM1, and halt.
 PAINT_IT_RED = bytes.fromhex("b81300cd10b800a08ec031ffb900fab004f3aabaf803b052eef4ebfd")
-
-
-def image(tmp_path: Path) -> Path:
-    path = tmp_path / "red"
-    path.write_bytes((PAINT_IT_RED.ljust(510, b"\0") + b"\x55\xaa").ljust(1 << 20, b"\0"))
-    return path
 
 
 def first_pixel(png: bytes) -> tuple[int, int, int]:
@@ -42,8 +37,8 @@ def first_pixel(png: bytes) -> tuple[int, int, int]:
     return red, green, blue
 
 
-async def booted(vm_factory: VmFactory, tmp_path: Path, *, display: bool) -> TestVm:
-    disk = DataDisk(name="red", image=image(tmp_path), in_memory=True)
+async def booted(vm_factory: VmFactory, *, display: bool) -> TestVm:
+    disk = DataDisk(name="red", contents=bootable(PAINT_IT_RED))
     vm = await vm_factory.create(
         guest="micro", firmware="bios", cpus=1, memory_mib=128, disks=(disk,), boot_order=("red",), display=display
     )
@@ -52,17 +47,17 @@ async def booted(vm_factory: VmFactory, tmp_path: Path, *, display: bool) -> Tes
     return vm
 
 
-async def test_a_screenshot_shows_what_the_guest_painted(vm_factory: VmFactory, tmp_path: Path) -> None:
-    vm = await booted(vm_factory, tmp_path, display=True)
+async def test_a_screenshot_shows_what_the_guest_painted(vm_factory: VmFactory) -> None:
+    vm = await booted(vm_factory, display=True)
     red, green, blue = first_pixel(await vm.screenshot())
     assert red > 100
     assert (green, blue) == (0, 0)
 
 
 async def test_the_display_can_be_watched_through_vnc_while_the_vm_is_there(
-    vm_factory: VmFactory, tmp_path: Path
+    vm_factory: VmFactory,
 ) -> None:
-    vm = await booted(vm_factory, tmp_path, display=True)
+    vm = await booted(vm_factory, display=True)
     path = (await vm.facts()).display_socket
     assert path is not None
     assert Path(path).parent.stat().st_mode & 0o077 == 0
@@ -77,8 +72,8 @@ async def test_the_display_can_be_watched_through_vnc_while_the_vm_is_there(
     assert caught.value.status == 424
 
 
-async def test_a_vm_without_a_display_says_so(vm_factory: VmFactory, tmp_path: Path) -> None:
-    vm = await booted(vm_factory, tmp_path, display=False)
+async def test_a_vm_without_a_display_says_so(vm_factory: VmFactory) -> None:
+    vm = await booted(vm_factory, display=False)
     assert (await vm.facts()).display_socket is None
     with pytest.raises(CapabilityMissing, match="it has no display") as caught:
         await vm.screenshot()
