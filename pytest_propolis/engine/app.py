@@ -20,6 +20,7 @@ from ..propolis_api import (
     InstanceSerialConsoleHistoryResponse,
     InstanceStateMonitorRequest,
     InstanceStateRequested,
+    InstanceVCRReplace,
 )
 from .dropshot_errors import ErrorAnswer, bad_request
 from .refusal import Refusal, unsupported
@@ -52,7 +53,7 @@ def engine_app() -> Starlette:
             Route("/instance/serial/history", _endpoint(_serial_history), methods=["GET"]),
             WebSocketRoute("/instance/serial", _serial),
             Route("/instance/disk/{id}/status", _endpoint(_unsupported("volume status")), methods=["GET"]),
-            Route("/instance/disk/{id}/vcr", _endpoint(_unsupported("volume replacement")), methods=["PUT"]),
+            Route("/instance/disk/{id}/vcr", _endpoint(_replace_volume), methods=["PUT"]),
             Route("/instance/disk/{id}/snapshot/{snapshot}", _endpoint(_unsupported("snapshots")), methods=["POST"]),
             Route("/instance/migrate/{id}/start", _endpoint(_unsupported("live migration")), methods=["GET"]),
         ],
@@ -121,6 +122,11 @@ async def _migration_status(server: VmServer, _request: Request) -> Response:
 async def _nmi(server: VmServer, _request: Request) -> Response:
     await server.nmi()
     return encoded(None)
+
+
+async def _replace_volume(server: VmServer, request: Request) -> Response:
+    new = await decoded(request, InstanceVCRReplace)
+    return encoded(await server.replace_volume(request.path_params["id"], new.vcr_json))
 
 
 async def _serial_history(server: VmServer, request: Request) -> Response:

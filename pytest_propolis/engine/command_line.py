@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from ..propolis_api import (
@@ -57,12 +58,14 @@ def qemu_arguments(
     mark: str,
     flash: Mapping[str, str],
     memory: GuestMemory | None = None,
+    nodes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> list[str]:
     """Everything on QEMU's command line but the monitor and the serial sockets.
 
     :param mark: an unguessable word that identifies the process as the run's.
     :param flash: paths of the firmware's ``code`` and ``variables`` images, where the boot source has them.
     :param memory: the file that holds the guest's memory; None for memory of QEMU's own.
+    :param nodes: the block nodes of those storage backends that are not QEMU's own, by component.
     :raises SpecRefused: naming the component at fault.
     :raises SpecUnsupported: naming the component that is not realised.
     """
@@ -73,7 +76,7 @@ def qemu_arguments(
         *_board(spec.board, accelerator, flash, memory),
         *_boot(boot),
         *_smbios(spec),
-        *_devices(components, root_bus="pcie.0" if spec.board.chipset.value.enable_pcie else "pci.0"),
+        *_devices(components, nodes, root_bus="pcie.0" if spec.board.chipset.value.enable_pcie else "pci.0"),
     ]
 
 
@@ -127,11 +130,12 @@ def _smbios(spec: InstanceSpec) -> Iterator[str]:
         yield from ("-smbios", ",".join(["type=1", *(f"{k}={v.replace(',', ',,')}" for k, v in fields.items())]))
 
 
-def _devices(components: Mapping[str, Any], *, root_bus: str) -> Iterator[str]:
+def _devices(components: Mapping[str, Any], nodes: Mapping[str, Mapping[str, Any]], *, root_bus: str) -> Iterator[str]:
     _require_own_places(components)
     buses = _buses(components, root_bus)
     order = _boot_order(components)
     backends = {key: f"backend{n}" for n, key in enumerate(components)}
+    backends |= {key: node["node-name"] for key, node in nodes.items()}
     for key, component in sorted(components.items(), key=lambda item: not isinstance(item[1], PciPciBridge)):
         match component:
             case PciPciBridge():
@@ -143,6 +147,8 @@ def _devices(components: Mapping[str, Any], *, root_bus: str) -> Iterator[str]:
                 yield from ("-device", _disk(key, component, node=node, order=order, buses=buses))
             case FileStorageBackend():
                 yield from ("-blockdev", json.dumps(_file_node(component, backends[key])))
+            case CrucibleStorageBackend():
+                yield from ("-blockdev", json.dumps(_crucible_node(key, nodes)))
             case SerialPort():
                 yield from _serial(component)
             case QemuPvpanic():
@@ -220,6 +226,12 @@ def _file_node(backend: FileStorageBackend, node: str) -> dict[str, Any]:
         "cache": {"no-flush": True},
         "file": {"driver": "file", "filename": backend.path},
     }
+
+
+def _crucible_node(key: str, nodes: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    if key not in nodes:
+        raise SpecRefused(f"component {key!r}: this server has no backend for Crucible volumes")
+    return nodes[key]
 
 
 def _serial(port: SerialPort) -> Iterator[str]:

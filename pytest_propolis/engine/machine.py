@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import IO, Any, Final, cast
 
 from qemu.qmp import EventListener, QMPClient, QMPError
 
@@ -82,13 +82,13 @@ class Machine:
     async def start(self) -> None:
         """Run QEMU up to where its monitor answers.
 
-        :raises MachineError: when QEMU ends instead, with what it printed.
+        :raises MachineError: when QEMU ends instead, with what it printed, or cannot be run.
         """
         monitor, their_monitor = socket.socketpair()
         record = self._record = self._journal.intend()
         fds = {"monitor": their_monitor.fileno(), "com1": self.serial.theirs.fileno()}
         try:
-            with self._log_path.open("ab") as log:
+            with self._open_log() as log:
                 self._process = await spawn(
                     self._program,
                     [*self._arguments, *_channels(fds), *(("-incoming", "defer") if self._incoming else ())],
@@ -97,6 +97,12 @@ class Machine:
                     environment=record.environment,
                 )
             record.live(self._process.pid)
+        except OSError as error:
+            monitor.close()
+            raise MachineError(f"{self._program} cannot be run: {error.strerror or error}") from None
+        except BaseException:
+            monitor.close()
+            raise
         finally:
             their_monitor.close()
             self.serial.handed_over()
@@ -182,6 +188,15 @@ class Machine:
         await self._process.wait()
         if not self._closing:
             self._on_event(GuestEvent.EXITED)
+
+    def _open_log(self) -> IO[bytes]:
+        try:
+            return self._log_path.open("ab")
+        except OSError as error:
+            raise MachineError(
+                f"QEMU's log {self._log_path} cannot be opened: {error.strerror or error};"
+                " make room there, or choose another directory with --propolis-log-dir"
+            ) from None
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):

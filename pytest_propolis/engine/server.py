@@ -10,11 +10,16 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from dataclasses import dataclass
+from collections.abc import Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from ..propolis_api import (
+    CrucibleStorageBackend,
+    CrucibleStorageBackendComponent,
     Instance,
     InstanceEnsureRequest,
     InstanceEnsureResponse,
@@ -27,9 +32,11 @@ from ..propolis_api import (
     InstanceStateMonitorResponse,
     InstanceStateRequested,
     PresentSpec,
+    ReplaceResult,
     SpecInit,
 )
 from .accelerator import AcceleratorName
+from .block_backend import BackendFactory, BackendMissing, BlockBackends, ReplacementRefused, VolumeGone
 from .boot_source import BootSource, Firmware
 from .child import Journal
 from .command_line import SpecRefused, SpecUnsupported, qemu_arguments
@@ -37,7 +44,10 @@ from .driver import Outcome, StateDriver
 from .dropshot_errors import (
     ALREADY_INITIALIZED,
     NO_INSTANCE,
+    VM_DESTROYED,
+    backend_not_found,
     bad_request,
+    crucible_error,
     initialization_failed,
     never_published,
     state_change_denied,
@@ -46,7 +56,7 @@ from .machine import Machine, MachineError
 from .publisher import PublisherGone, StatePublisher
 from .qemu_binary import Qemu, find_firmware
 from .refusal import Refusal, unsupported
-from .request_queue import Reboot, RequestDenied, RequestQueue, Run, Stop
+from .request_queue import Reboot, ReplaceVolume, Request, RequestDenied, RequestQueue, Run, Stop
 from .serial_port import SerialPort
 
 __all__ = ["ServerConfig", "VmServer"]
@@ -71,6 +81,8 @@ class ServerConfig:
     :param directory: a private directory for what the VM needs while it lives.
     :param log_path: receives what QEMU prints.
     :param journal: keeps account of processes.
+    :param backends: what makes the block backends, by type of the component that asks for one
+        (`CrucibleStorageBackend`). A component that needs one that is not here is refused.
     """
 
     mark: str
@@ -80,18 +92,31 @@ class ServerConfig:
     directory: Path
     log_path: Path
     journal: Journal
+    backends: Mapping[type, BackendFactory] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
 class _Vm:
-    """One VM: made by ensure, dropped by the next ensure."""
+    """One VM: made by ensure, dropped by the next ensure.
+
+    `initialized` tells whether QEMU came up; an exception there is a `MachineError`.
+    """
 
     properties: InstanceProperties
     spec: InstanceSpec
     publisher: StatePublisher
+    initialized: asyncio.Future[None]
+    backends: BlockBackends | None = None
     driver: StateDriver | None = None
     machine: Machine | None = None
     active: bool = False
+
+    def volume_replaced(self, key: str, vcr_json: str) -> None:
+        """A block backend has become another: the spec tells of it."""
+        backend = self.spec.components[key].component
+        if isinstance(backend, CrucibleStorageBackend):
+            component = CrucibleStorageBackendComponent(msgspec.structs.replace(backend, request_json=vcr_json))
+            self.spec = msgspec.structs.replace(self.spec, components={**self.spec.components, key: component})
 
 
 class VmServer:
@@ -115,23 +140,12 @@ class VmServer:
             raise Refusal(ALREADY_INITIALIZED)
         if not isinstance(request.init, SpecInit):
             raise unsupported("initialization by migration")
-        spec = request.init.value.spec
-        vm = _Vm(properties=request.properties, spec=spec, publisher=StatePublisher(InstanceState.CREATING))
-        arguments = self._arguments(vm)
-        queue = RequestQueue(discard=lambda request: logger.info("%s is not served any more", request))
-        vm.driver = StateDriver(queue=queue, publisher=vm.publisher)
-        vm.machine = Machine(
-            program=self._config.qemu.system,
-            arguments=[*self._config.qemu.arguments, *arguments],
-            log_path=self._config.log_path,
-            journal=self._config.journal,
-            on_event=vm.driver.guest_did,
-        )
+        vm = self._new_vm(request.properties, request.init.value.spec)
         self._vm = vm
-        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._life = asyncio.create_task(self._live(vm, vm.driver, vm.machine, started))
+        self._life = asyncio.create_task(self._live(vm))
         try:
-            await asyncio.shield(started)
+            # A caller who leaves does not undo what was asked for: as propolis-server, whose handlers run detached.
+            await asyncio.shield(vm.initialized)
         except MachineError as error:
             await asyncio.shield(self._life_ended())
             raise Refusal(initialization_failed(str(error))) from None
@@ -147,13 +161,23 @@ class VmServer:
 
     def put_state(self, requested: InstanceStateRequested) -> None:
         """Queue a state change. Returns when it is queued or ignored, not when it is done."""
-        vm = self._require_active()
-        assert vm.driver is not None
-        request = REQUESTS[requested]()
+        self._request(REQUESTS[requested]())
+
+    async def replace_volume(self, backend_id: str, vcr_json: str) -> ReplaceResult:
+        """Give a block backend a new volume construction request, and wait for what it says to it.
+
+        Refused with 404 where there is no such backend, with 400 when it says no, with 410 when the VM ends before.
+        """
+        reply: asyncio.Future[ReplaceResult] = asyncio.get_running_loop().create_future()
+        self._request(ReplaceVolume(backend_id, vcr_json, reply))
         try:
-            vm.driver.request(request)
-        except RequestDenied as denial:
-            raise Refusal(state_change_denied(denial.reason)) from None
+            return await reply
+        except BackendMissing:
+            raise Refusal(backend_not_found(backend_id)) from None
+        except ReplacementRefused as refused:
+            raise Refusal(crucible_error(str(refused))) from None
+        except VolumeGone:
+            raise Refusal(VM_DESTROYED) from None
 
     async def monitor(self, gen: int) -> InstanceStateMonitorResponse:
         """Wait for generation `gen` of the VM's state; no time limit."""
@@ -194,25 +218,67 @@ class VmServer:
             await self._life_ended()
         shutil.rmtree(self._config.directory, ignore_errors=True)
 
-    async def _live(self, vm: _Vm, driver: StateDriver, machine: Machine, started: asyncio.Future[None]) -> None:
+    def _request(self, request: Request) -> None:
+        driver = self._require_active().driver
+        assert driver is not None
+        try:
+            driver.request(request)
+        except RequestDenied as denial:
+            raise Refusal(state_change_denied(denial.reason)) from None
+
+    def _new_vm(self, properties: InstanceProperties, spec: InstanceSpec) -> _Vm:
+        """A VM in the state Creating. Nothing outside of this process exists yet.
+
+        :raises Refusal: when the spec cannot be realised.
+        """
+        initialized: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        initialized.add_done_callback(lambda done: done.exception())  # the caller of ensure may have left
+        publisher = StatePublisher(InstanceState.CREATING)
+        vm = _Vm(properties=properties, spec=spec, publisher=publisher, initialized=initialized)
+        with _spec_faults():
+            vm.backends = BlockBackends.of(spec, self._config.backends, on_replaced=vm.volume_replaced)
+            arguments = self._arguments(vm, vm.backends)
+        vm.driver = StateDriver(queue=RequestQueue(discard=_discard), publisher=publisher, backends=vm.backends)
+        vm.machine = Machine(
+            program=self._config.qemu.system,
+            arguments=[*self._config.qemu.arguments, *arguments],
+            log_path=self._config.log_path,
+            journal=self._config.journal,
+            on_event=vm.driver.guest_did,
+        )
+        return vm
+
+    async def _live(self, vm: _Vm) -> None:
+        assert vm.machine is not None
+        assert vm.driver is not None
         outcome = Outcome.FAILED
         try:
-            try:
-                await machine.start()
-            except MachineError as error:
-                started.set_exception(error)
-                return
+            await vm.machine.start()
             vm.active = True
-            started.set_result(None)
-            outcome = await driver.run(machine)
+            vm.initialized.set_result(None)
+            outcome = await vm.driver.run(vm.machine)
+        except MachineError as error:
+            vm.initialized.set_exception(error)
         except asyncio.CancelledError:
             outcome = Outcome.DESTROYED
             raise
         finally:
             vm.active = False
-            if not started.done():
-                started.cancel()
-            await asyncio.shield(machine.close())
+            await _to_the_end(self._run_down(vm, outcome))
+
+    async def _run_down(self, vm: _Vm, outcome: Outcome) -> None:
+        """Release all that a VM has, and only then say that it is gone."""
+        assert vm.machine is not None
+        assert vm.backends is not None
+        if not vm.initialized.done():
+            vm.initialized.set_exception(MachineError("the server was closed before QEMU was up"))
+        try:
+            await vm.machine.close()
+            await vm.backends.close()
+        except Exception:
+            logger.exception("the VM is not released as it should be")
+            outcome = Outcome.FAILED
+        finally:
             self._life = None
             vm.publisher.publish(InstanceState.DESTROYED if outcome is Outcome.DESTROYED else InstanceState.FAILED)
             vm.publisher.close()
@@ -222,21 +288,17 @@ class VmServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([self._life])
 
-    def _arguments(self, vm: _Vm) -> list[str]:
+    def _arguments(self, vm: _Vm, backends: BlockBackends) -> list[str]:
         config = self._config
-        try:
-            return qemu_arguments(
-                spec=vm.spec,
-                properties=vm.properties,
-                boot=config.boot,
-                accelerator=config.accelerator,
-                mark=config.mark,
-                flash=self._flash(),
-            )
-        except SpecRefused as error:
-            raise Refusal(bad_request(str(error))) from None
-        except SpecUnsupported as error:
-            raise unsupported(str(error)) from None
+        return qemu_arguments(
+            spec=vm.spec,
+            properties=vm.properties,
+            boot=config.boot,
+            accelerator=config.accelerator,
+            mark=config.mark,
+            flash=self._flash(),
+            nodes=backends.nodes,
+        )
 
     def _flash(self) -> dict[str, str]:
         boot = self._config.boot
@@ -259,3 +321,29 @@ class VmServer:
         if not vm.active:
             raise Refusal(NO_INSTANCE)
         return vm
+
+
+@contextlib.contextmanager
+def _spec_faults() -> Iterator[None]:
+    """What is wrong with a spec, as the answer to whoever sent it."""
+    try:
+        yield
+    except SpecRefused as error:
+        raise Refusal(bad_request(str(error))) from None
+    except SpecUnsupported as error:
+        raise unsupported(str(error)) from None
+
+
+def _discard(request: Request) -> None:
+    """The VM ended before this was served."""
+    if isinstance(request, ReplaceVolume) and isinstance(request.reply, asyncio.Future) and not request.reply.done():
+        request.reply.set_exception(VolumeGone())
+    logger.info("%s is not served any more", request)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do this whole, however often the caller is cancelled meanwhile."""
+    task = asyncio.create_task(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])

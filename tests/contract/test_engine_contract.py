@@ -128,7 +128,7 @@ async def test_nmi(http: httpx.AsyncClient) -> None:
 
 async def test_what_is_not_implemented(http: httpx.AsyncClient) -> None:
     require_error(await ask(http, "disk_volume_status"), 501)
-    require_error(await ask(http, "instance_issue_crucible_vcr_request", {"vcr_json": "{}"}), 501)
+    require_error(await ask(http, "instance_issue_crucible_vcr_request", {"vcr_json": "{}"}), 404)
     require_error(await ask(http, "instance_issue_crucible_snapshot_request"), 501)
 
 

@@ -42,11 +42,11 @@ NEEDS_AN_ACTIVE_VM: dict[str, Call] = {
     "reboot": lambda client: client.instance_state_put(InstanceStateRequested.REBOOT),
     "serial_history": lambda client: client.instance_serial_history(from_start=0),
     "nmi": lambda client: client.issue_nmi(),
+    "volume replacement": lambda client: client.issue_crucible_vcr("disk-backend", "{}"),
 }
 UNSUPPORTED: dict[str, Call] = {
     "volume status": lambda client: client.disk_volume_status("disk-backend"),
     "snapshots": lambda client: client.issue_crucible_snapshot("disk-backend", uuid4()),
-    "volume replacement": lambda client: client.issue_crucible_vcr("disk-backend", "{}"),
 }
 
 

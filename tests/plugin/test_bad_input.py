@@ -260,7 +260,7 @@ def test_no_space_for_a_disk(inner: InnerRun) -> None:
 
 
 @as_root
-@pytest.mark.xfail(strict=True, reason="QEMU's log cannot be opened: HTTP 500 that blames another program")
+@pytest.mark.xfail(strict=True, reason="the error names the log and the remedy, its hint another program")
 def test_no_space_for_logs(inner: InnerRun) -> None:
     place = inner.pytester.mkdir("logs")
     inner.write(test_it=BOOTS)

@@ -183,10 +183,6 @@ def test_a_spec_that_contradicts_itself_is_refused_by_name(spec: InstanceSpec, c
     ("spec", "complaint"),
     [
         (
-            spec_of(x=CrucibleStorageBackendComponent(CrucibleStorageBackend(readonly=False, request_json="{}"))),
-            "component 'x': CrucibleStorageBackend",
-        ),
-        (
             spec_of(x=BlobStorageBackendComponent(BlobStorageBackend(base64="", readonly=True))),
             "component 'x': BlobStorageBackend",
         ),
@@ -215,9 +211,9 @@ def test_what_is_not_realised_is_said_by_name(spec: InstanceSpec, complaint: str
     assert complaint in str(caught.value)
 
 
-def test_a_crucible_disk_is_not_realised_rather_than_contradictory() -> None:
+def test_a_crucible_disk_without_a_backend_of_this_server_is_refused() -> None:
     backend = CrucibleStorageBackendComponent(CrucibleStorageBackend(readonly=False, request_json="{}"))
-    with pytest.raises(SpecUnsupported):
+    with pytest.raises(SpecRefused, match="component 'a-backend': this server has no backend for Crucible volumes"):
         words(spec_of(a=disk_part(), **{"a-backend": backend}))
 
 

@@ -1,0 +1,105 @@
+#!/usr/bin/env -S python3 -IS
+"""A stand-in for QEMU: a process that speaks QMP, with a guest that does what is typed at its serial port.
+
+A line typed at COM1 is echoed, and may be ``reset``, ``shutdown``, ``panic`` (what a guest does of its own accord) or
+``exit`` (QEMU ends by itself).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import selectors
+import socket
+import sys
+from typing import Any
+
+GREETING = {"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}}
+TIMESTAMP = {"seconds": 0, "microseconds": 0}
+
+
+class Channel:
+    """A socket that QEMU inherits, and what has been received of a message that is not whole yet."""
+
+    def __init__(self, name: str) -> None:
+        (fd,) = [match[1] for word in sys.argv if (match := re.fullmatch(rf"socket,id={name},fd=(\d+)", word))]
+        self.socket = socket.socket(fileno=int(fd))
+        self._rest = ""
+
+    def read_lines(self) -> list[str]:
+        *lines, self._rest = self._received().split("\n")
+        return lines
+
+    def read_json(self) -> list[Any]:
+        """Clients of QMP need not separate their messages."""
+        messages, text = [], self._received().lstrip()
+        with contextlib.suppress(json.JSONDecodeError):
+            while text:
+                message, end = json.JSONDecoder().raw_decode(text)
+                messages.append(message)
+                text = text[end:].lstrip()
+        self._rest = text
+        return messages
+
+    def write(self, line: str) -> None:
+        self.socket.sendall(line.encode() + b"\n")
+
+    def _received(self) -> str:
+        data = self.socket.recv(1 << 16)
+        if not data:
+            sys.exit(0)
+        return self._rest + data.decode()
+
+
+class FakeQemu:
+    """The machine: stopped until ``cont``."""
+
+    def __init__(self) -> None:
+        self._monitor = Channel("monitor")
+        self._com1 = Channel("com1")
+        self._tell(GREETING)
+
+    def run(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._monitor.socket, selectors.EVENT_READ, self._read_monitor)
+            selector.register(self._com1.socket, selectors.EVENT_READ, self._read_com1)
+            while True:
+                for key, _ in selector.select():
+                    key.data()
+
+    def _read_monitor(self) -> None:
+        for request in self._monitor.read_json():
+            self._command(request)
+
+    def _read_com1(self) -> None:
+        for line in self._com1.read_lines():
+            self._typed(line)
+
+    def _command(self, request: dict[str, Any]) -> None:
+        if request["execute"] == "system_reset":
+            self._event("RESET", guest=False, reason="host-qmp-system-reset")
+        answer = {"return": {}, "id": request["id"]} if "id" in request else {"return": {}}
+        self._tell(answer)
+
+    def _typed(self, line: str) -> None:
+        self._com1.write(line)
+        match line:
+            case "reset":
+                self._event("RESET", guest=True, reason="guest-reset")
+            case "shutdown":
+                self._event("SHUTDOWN", guest=True, reason="guest-shutdown")
+            case "panic":
+                self._event("GUEST_PANICKED", action="run")
+            case "exit":
+                sys.exit(1)
+
+    def _event(self, name: str, **data: Any) -> None:
+        self._tell({"event": name, "data": data, "timestamp": TIMESTAMP})
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        self._monitor.write(json.dumps(message))
+
+
+if __name__ == "__main__":
+    FakeQemu().run()

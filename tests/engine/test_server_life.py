@@ -1,0 +1,192 @@
+"""A server's life around its VMs: made, not made, ended by the guest, closed, made again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+import pytest_asyncio
+from engine_rig import DEADLINE_S, FAKE_QEMU, EngineRig, engine_rig, ensure_request
+
+from pytest_propolis.engine.qemu_binary import Qemu
+from pytest_propolis.engine.refusal import Refusal
+from pytest_propolis.propolis_api import InstanceState
+
+CREATING, FAILED, DESTROYED = InstanceState.CREATING, InstanceState.FAILED, InstanceState.DESTROYED
+
+
+@pytest_asyncio.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[EngineRig]:
+    async with engine_rig(tmp_path) as rig:
+        yield rig
+
+
+@pytest_asyncio.fixture
+async def running(rig: EngineRig) -> EngineRig:
+    await rig.ensure()
+    await rig.put("Run")
+    await rig.wait_for(InstanceState.RUNNING)
+    return rig
+
+
+class HeldQemu:
+    """A QEMU that does not come up before it is let go."""
+
+    def __init__(self, directory: Path, program: str) -> None:
+        self._gate = directory / "gate"
+        os.mkfifo(self._gate)
+        script = directory / "held-qemu"
+        script.write_text(f'#!/bin/sh\nread -r _ < "{self._gate}"\nexec {program} "$@"\n')
+        script.chmod(0o700)
+        self.qemu: Qemu = replace(FAKE_QEMU, system=script)
+
+    async def let_go(self) -> None:
+        await asyncio.to_thread(self._gate.write_text, "go\n")
+
+
+async def until_qemu_runs(rig: EngineRig) -> int:
+    async with asyncio.timeout(DEADLINE_S):
+        while (pid := rig.server.pid) is None:
+            await asyncio.sleep(0)
+    return pid
+
+
+# Making
+
+
+@pytest.mark.parametrize(("program", "state"), [(str(FAKE_QEMU.system), CREATING), ("false", FAILED)])
+async def test_a_caller_who_leaves_does_not_undo_what_was_asked_for(
+    tmp_path: Path, program: str, state: InstanceState
+) -> None:
+    held = HeldQemu(tmp_path, program)
+    async with engine_rig(tmp_path, qemu=held.qemu) as rig:
+        ensuring = asyncio.create_task(rig.ensure())
+        await until_qemu_runs(rig)
+        ensuring.cancel()
+        assert (await asyncio.gather(ensuring, return_exceptions=True)) != [None]
+        assert (await rig.ensure()).status_code == 409
+        # It is being made, so that nothing can be asked of it yet.
+        assert (await rig.put("Run")).status_code == 424
+        assert (await rig.client.get("/instance/spec")).status_code == 200
+        await held.let_go()
+        await rig.wait_for(state)
+        if state is CREATING:
+            async with asyncio.timeout(DEADLINE_S):
+                while (await rig.put("Run")).status_code != 204:
+                    await asyncio.sleep(0)
+            await rig.wait_for(InstanceState.RUNNING)
+
+
+async def test_who_waits_for_a_vm_of_a_server_that_is_closed_is_told(tmp_path: Path) -> None:
+    held = HeldQemu(tmp_path, "false")
+    async with engine_rig(tmp_path, qemu=held.qemu) as rig:
+        ensuring = asyncio.create_task(rig.server.ensure(ensure_request()))
+        pid = await until_qemu_runs(rig)
+        await asyncio.gather(rig.server.close(), rig.server.close())
+        with pytest.raises(Refusal, match="VM initialization failed: the server was closed"):
+            await ensuring
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+async def test_a_log_that_cannot_be_opened_is_named_with_the_remedy(tmp_path: Path) -> None:
+    log = tmp_path / "no such directory" / "qemu.log"
+    async with engine_rig(tmp_path, log_path=log) as rig:
+        answer = await rig.ensure()
+        assert answer.status_code == 500
+        assert answer.json()["message"] == (
+            f"VM initialization failed: QEMU's log {log} cannot be opened: No such file or directory;"
+            " make room there, or choose another directory with --propolis-log-dir"
+        )
+        assert await rig.wait_for(FAILED) == 2
+        log.parent.mkdir()
+        assert (await rig.ensure()).status_code == 201
+        assert await rig.wait_for(CREATING) == 1
+
+
+@pytest.mark.parametrize("program", ["/nonexistent/qemu", "/bin/false"])
+async def test_a_qemu_that_does_not_run_is_an_initialization_that_failed(tmp_path: Path, program: str) -> None:
+    async with engine_rig(tmp_path, qemu=replace(FAKE_QEMU, system=Path(program))) as rig:
+        answer = await rig.ensure()
+        assert answer.status_code == 500
+        assert answer.json()["message"].startswith("VM initialization failed: ")
+        assert await rig.wait_for(FAILED) == 2
+        assert (await rig.put("Run")).status_code == 424
+
+
+# The guest's own doing
+
+
+async def test_a_guest_that_resets_itself_is_rebooting_and_runs_again(running: EngineRig) -> None:
+    for gen in (5, 7):
+        await running.type("reset")
+        assert await running.wait_for(InstanceState.RUNNING, gen=gen) == gen
+
+
+async def test_a_guest_that_shuts_itself_down_ends_its_vm(running: EngineRig) -> None:
+    await running.type("shutdown")
+    # Creating, Starting, Running, Stopping, Stopped, Destroyed.
+    assert await running.wait_for(DESTROYED) == 6
+
+
+async def test_a_guest_that_panics_runs_on(running: EngineRig) -> None:
+    await running.type("panic")
+    await running.type("reset")
+    assert await running.wait_for(InstanceState.RUNNING, gen=5) == 5
+
+
+async def test_a_guest_that_resets_and_then_shuts_down_is_heard_in_that_order(running: EngineRig) -> None:
+    assert running.server.pid
+    await running.server.serial().write(b"reset\nshutdown\n")
+    # Creating, Starting, Running, Rebooting, Running, Stopping, Stopped, Destroyed.
+    assert await running.wait_for(DESTROYED) == 8
+
+
+async def test_a_guests_shutdown_comes_before_what_was_asked_for(running: EngineRig) -> None:
+    assert running.server.pid
+    os.kill(running.server.pid, signal.SIGSTOP)
+    try:
+        await running.put("Reboot")
+        await running.wait_for(InstanceState.REBOOTING)
+        await running.type("shutdown")
+        await running.put("Stop")
+    finally:
+        os.kill(running.server.pid, signal.SIGCONT)
+    # One stop, not two.
+    assert await running.wait_for(DESTROYED) == 8
+
+
+async def test_a_qemu_that_ends_by_itself_is_a_failed_vm(running: EngineRig) -> None:
+    await running.type("exit")
+    assert await running.wait_for(FAILED) == 4
+
+
+# Making again
+
+
+async def test_a_server_is_used_again_whatever_became_of_its_vm(rig: EngineRig) -> None:
+    ends = {"shutdown": DESTROYED, "exit": FAILED}
+    for end, state in ends.items():
+        assert (await rig.ensure()).status_code == 201
+        assert await rig.gen() == 1
+        history = await rig.client.get("/instance/serial/history", params={"from_start": 0})
+        assert history.json() == {"data": [], "last_byte_offset": 0}
+        await rig.put("Run")
+        await rig.type(end)
+        await rig.wait_for(state)
+
+
+async def test_an_observer_of_the_last_vm_is_told_that_it_is_gone(rig: EngineRig) -> None:
+    await rig.ensure()
+    observer: asyncio.Task[httpx.Response] = asyncio.create_task(rig.monitor(100))
+    await rig.put("Stop")
+    await rig.wait_for(DESTROYED)
+    async with asyncio.timeout(DEADLINE_S):
+        answer = await observer
+    assert (answer.status_code, answer.json()["error_code"]) == (410, "NoInstance")
