@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -59,4 +60,6 @@ class PlatformFinder:
             wanted=cast(Accelerator, self._config.accelerator),
             cache_dir=user_cache_path("propolis"),
         )
+        # For every QEMU that this agent starts: an agent has one.
+        os.environ.update(qemu.environment)
         return Platform(qemu=qemu, accelerator=choice)

@@ -210,7 +210,7 @@ async def _run_guest(qemu: Qemu, name: AcceleratorName, deadline_s: float) -> _E
     with _rom_in_memory() as rom:
         process = await asyncio.create_subprocess_exec(
             *parent_death_prefix(), str(qemu.system), *qemu.arguments, *_arguments(name, rom),
-            stdin=DEVNULL, stdout=PIPE, stderr=PIPE, pass_fds=[rom],
+            stdin=DEVNULL, stdout=PIPE, stderr=PIPE, pass_fds=[rom], env={**os.environ, **qemu.environment},
         )  # fmt: skip
         complaint = bytearray()
         hung = False
@@ -298,7 +298,7 @@ def _load(path: Path, key: str) -> _Trials:
 
 
 def _save(path: Path, key: str, trials: _Trials) -> None:
-    sure = {name: asdict(trial) for name, trial in trials.items() if _is_sure(trial, trials)}
+    sure = {name: asdict(trial) for name, trial in trials.items() if _is_sure(name, trials)}
     part = path.with_suffix(".part")  # we hold the lock
     try:
         part.write_text(json.dumps({"key": key, "trials": sure}, indent=1) + "\n")
@@ -307,9 +307,11 @@ def _save(path: Path, key: str, trials: _Trials) -> None:
         part.unlink(missing_ok=True)
 
 
-def _is_sure(trial: _Trial, trials: _Trials) -> bool:
-    """A hang is, if TCG was quick at the same time: else it is tried again the next time."""
-    tcg = trials.get("tcg")
+def _is_sure(name: AcceleratorName, trials: _Trials) -> bool:
+    """A hang of KVM is, if TCG was quick at the same time. TCG that fails is QEMU that was not found out about yet."""
+    trial, tcg = trials[name], trials.get("tcg")
+    if name == "tcg":
+        return trial.works
     return not trial.hung or (tcg is not None and tcg.works and tcg.took_s < _BUSY_S)
 
 

