@@ -4,32 +4,51 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..propolis_api import InstanceEnsureRequest, SpecInit
 from .accelerator import AcceleratorName
 from .child import Journal
 from .machine import Machine
 from .qemu_binary import Qemu
 
-__all__ = ["find_cpu_features"]
+__all__ = ["CpuFeatures"]
 
 
-async def find_cpu_features(
-    qemu: Qemu, accelerator: AcceleratorName, *, journal: Journal, log_path: Path
-) -> frozenset[str]:
-    """Ask a QEMU without a machine: takes some 50 ms.
+class CpuFeatures:
+    """What QEMU is asked once, and only when a spec has a CPUID template.
 
-    :raises MachineError: when QEMU does not answer.
+    :param log_path: receives what that QEMU prints.
+    :param journal: keeps account of its process.
     """
-    arguments = ["-machine", "none", "-nodefaults", "-display", "none", "-accel", accelerator]
-    machine = Machine(
-        program=qemu.system,
-        arguments=[*qemu.arguments, *arguments],
-        log_path=log_path,
-        journal=journal,
-        on_event=lambda _event: None,
-    )
-    try:
-        await machine.start()
-        told = await machine.execute("query-cpu-model-expansion", type="full", model={"name": "max"})
-    finally:
-        await machine.close()
-    return frozenset(name for name, value in told["model"]["props"].items() if value is True)
+
+    def __init__(self, qemu: Qemu, accelerator: AcceleratorName, *, journal: Journal, log_path: Path) -> None:
+        self._qemu = qemu
+        self._accelerator = accelerator
+        self._journal = journal
+        self._log_path = log_path
+        self.known: frozenset[str] | None = None
+
+    async def find_for(self, request: InstanceEnsureRequest) -> None:
+        """Make them `known` if the request needs them: takes some 50 ms.
+
+        :raises MachineError: when QEMU does not answer.
+        """
+        has_template = isinstance(request.init, SpecInit) and request.init.value.spec.board.cpuid is not None
+        if has_template and self.known is None:
+            self.known = await self._ask()
+
+    async def _ask(self) -> frozenset[str]:
+        """Ask a QEMU without a machine."""
+        arguments = ["-machine", "none", "-nodefaults", "-display", "none", "-accel", self._accelerator]
+        machine = Machine(
+            program=self._qemu.system,
+            arguments=[*self._qemu.arguments, *arguments],
+            log_path=self._log_path,
+            journal=self._journal,
+            on_event=lambda _event: None,
+        )
+        try:
+            await machine.start()
+            told = await machine.execute("query-cpu-model-expansion", type="full", model={"name": "max"})
+        finally:
+            await machine.close()
+        return frozenset(name for name, value in told["model"]["props"].items() if value is True)

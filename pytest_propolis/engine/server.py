@@ -41,7 +41,7 @@ from .block_backend import BackendFactory, BackendMissing, BlockBackends, Replac
 from .boot_source import BootSource, Firmware
 from .child import Journal
 from .command_line import SpecRefused, SpecUnsupported, qemu_arguments
-from .cpu_features import find_cpu_features
+from .cpu_features import CpuFeatures
 from .display import screenshot
 from .driver import Outcome, StateDriver
 from .dropshot_errors import (
@@ -66,8 +66,6 @@ from .serial_port import SerialPort
 __all__ = ["ServerConfig", "VmServer"]
 
 logger = logging.getLogger(__name__)
-
-VHOST_VSOCK: Final = Path("/dev/vhost-vsock")
 
 REQUESTS: Final[dict[InstanceStateRequested, type[Run | Stop | Reboot]]] = {
     InstanceStateRequested.RUN: Run,
@@ -143,7 +141,9 @@ class VmServer:
         self._config = config
         self._vm: _Vm | None = None
         self._life: asyncio.Task[None] | None = None
-        self._cpu_features: frozenset[str] | None = None
+        self._cpu_features = CpuFeatures(
+            config.qemu, config.accelerator, journal=config.journal, log_path=config.log_path
+        )
 
     async def ensure(self, request: InstanceEnsureRequest) -> InstanceEnsureResponse:
         """Create the VM.
@@ -151,7 +151,10 @@ class VmServer:
         Refused with 409 while there is one, with 400 for a bad spec, with 500 when it cannot be set up; then the state
         is Failed, and the server can be asked again.
         """
-        await self._find_cpu_features(request)
+        try:
+            await self._cpu_features.find_for(request)
+        except MachineError as error:
+            raise Refusal(initialization_failed(str(error))) from None
         if self._life is not None:
             raise Refusal(ALREADY_INITIALIZED)
         if not isinstance(request.init, SpecInit):
@@ -330,18 +333,6 @@ class VmServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([self._life])
 
-    async def _find_cpu_features(self, request: InstanceEnsureRequest) -> None:
-        """Only a CPUID template needs to know them."""
-        init, config = request.init, self._config
-        if not isinstance(init, SpecInit) or init.value.spec.board.cpuid is None or self._cpu_features is not None:
-            return
-        try:
-            self._cpu_features = await find_cpu_features(
-                config.qemu, config.accelerator, journal=config.journal, log_path=config.log_path
-            )
-        except MachineError as error:
-            raise Refusal(initialization_failed(str(error))) from None
-
     def _arguments(self, vm: _Vm, backends: BlockBackends, blobs: BlobFiles) -> list[str]:
         config = self._config
         return qemu_arguments(
@@ -353,9 +344,9 @@ class VmServer:
             flash=self._flash(),
             nodes=backends.nodes,
             blobs=blobs.paths,
-            cpu_features=self._cpu_features,
+            cpu_features=self._cpu_features.known,
             display_socket=None if config.display_socket is None else str(config.display_socket),
-            has_vsock=VHOST_VSOCK.exists(),
+            has_vsock=Path("/dev/vhost-vsock").exists(),
         )
 
     def _flash(self) -> dict[str, str]:
