@@ -139,20 +139,17 @@ class _Session:
 async def _standard_input() -> AsyncIterator[bytes]:
     """What is typed, as it comes, until its end."""
     loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
+    typed: asyncio.Queue[bytes] = asyncio.Queue()
     descriptor = sys.stdin.fileno()
     try:
-        loop.add_reader(descriptor, readable.set)
+        # Read in the callback, where it cannot block.
+        loop.add_reader(descriptor, lambda: typed.put_nowait(os.read(descriptor, READ_BYTES)))
     except PermissionError:  # a file, which can always be read
         while data := os.read(descriptor, READ_BYTES):
             yield data
         return
     try:
-        while True:
-            await readable.wait()
-            readable.clear()
-            if not (data := os.read(descriptor, READ_BYTES)):
-                return
+        while data := await typed.get():
             yield data
     finally:
         loop.remove_reader(descriptor)

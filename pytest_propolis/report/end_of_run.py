@@ -76,7 +76,7 @@ class EndOfRun:
             terminalreporter.section("propolis: this run has left something behind", red=True)
             for leak in self._leaks:
                 terminalreporter.write_line(str(leak), red=True)
-            terminalreporter.write_line("`propolis ps` shows what is there, `propolis gc` removes it")
+            terminalreporter.write_line("`propolis gc` removes what a ledger lists; end the rest by hand")
 
     def _run(self, config: pytest.Config) -> str | None:
         """The run's word, if it had VMs."""
