@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from . import agent_start, boot, collect, cpu_model, imports, round_trip
+from . import agent_start, api, boot, collect, cpu_model, idle, imports, round_trip, serial_throughput
 from .figure import Figure, table
 from .options import Options
 
@@ -14,7 +14,10 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "import": imports.measure,
     "collect": collect.measure,
     "agent_start": agent_start.measure,
+    "api": api.measure,
     "round_trip": round_trip.measure,
+    "serial_throughput": serial_throughput.measure,
+    "idle": idle.measure,
     "boot": boot.measure,
     "cpu_model": cpu_model.measure,
 }

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 from .figure import Figure
 from .house import House
 from .options import Options, say
+from .process_time import cpu_s
 from .samples import ratio_of_medians, spread
 
 __all__ = ["measure"]
@@ -93,7 +93,7 @@ async def _ours(house: House, guest: str, name: str) -> _Took:
     finally:
         await agent.aclose()
     assert listed.pid is not None
-    took = _Took(took_s, _cpu_s(listed.pid))
+    took = _Took(took_s, cpu_s(listed.pid))
     await vm.aclose()
     return took
 
@@ -106,9 +106,4 @@ async def _by_hand(house: House, guest: str) -> _Took:
         bare.log_in()
         bare.start_loop()
         bare.run(b"true")
-        return _Took(time.perf_counter() - began, _cpu_s(bare.pid))
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime
+        return _Took(time.perf_counter() - began, cpu_s(bare.pid))

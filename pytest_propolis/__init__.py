@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .settings import Settings
     from .storage.artifacts import Artifact
     from .storage.sources import LocalFile, WheelMember
-    from .vm.config import DataDisk, VmConfig
+    from .vm.config import DataDisk, Nic, VmConfig
     from .vm.factory import VmFactory
     from .vm.test_vm import TestVm
 
@@ -70,6 +70,7 @@ __all__ = [
     "HostError",
     "InstanceState",
     "LocalFile",
+    "Nic",
     "PropolisError",
     "Recipe",
     "ResourceExhausted",
@@ -96,6 +97,7 @@ _HOMES: Final = {
     "GuestImage": "guests.adapter",
     "InstanceState": "propolis_api",
     "LocalFile": "storage.sources",
+    "Nic": "vm.config",
     "Recipe": "engine.recipe",
     "Settings": "settings",
     "TestVm": "vm.test_vm",

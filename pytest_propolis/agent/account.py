@@ -123,6 +123,7 @@ class Account:
                 directory=directory,
                 log_path=Path(request.log_path),
                 journal=books,
+                display=request.display,
             )
         )
         vm = OwnedVm(

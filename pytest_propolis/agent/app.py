@@ -10,16 +10,19 @@ from importlib.metadata import version
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
-from ..engine.app import SERVER_KEY, decoded, encoded, engine_app, error_response
+from ..engine.app import SERVER_KEY, decoded, encoded, engine_app, error_response, http_error
 from ..engine.dropshot_errors import ErrorAnswer, bad_request
 from ..engine.refusal import Refusal
+from ..engine.server import VmServer
 from ..errors import PropolisError
 from .account import Account
+from .extensions import VmExtensions
 from .images import ImageMaker
 from .ledger import Ledger
 from .platform import PlatformFinder
@@ -74,9 +77,10 @@ class AgentApp:
                 Route("/vms", self._list_vms, methods=["GET"]),
                 Route("/vms", self._create_vm, methods=["POST"]),
                 Route("/vms/{id}", self._remove_vm, methods=["DELETE"]),
+                *VmExtensions(self._find_server).routes,
                 Mount("/vms/{id}", app=self._propolis_api),
             ],
-            exception_handlers={PropolisError: _fault, Refusal: _refuse},
+            exception_handlers={PropolisError: _fault, Refusal: _refuse, HTTPException: http_error},
         )
 
     async def close(self) -> None:
@@ -186,6 +190,10 @@ class AgentApp:
     async def _remove_vm(self, request: Request) -> Response:
         await self.account.remove_vm(_client(request), request.path_params["id"])
         return Response(status_code=204)
+
+    def _find_server(self, vm_id: str) -> VmServer | None:
+        vm = self.account.find_vm(vm_id)
+        return vm.server if vm else None
 
     async def _propolis_api(self, scope: Scope, receive: Receive, send: Send) -> None:
         vm = self.account.find_vm(scope["path_params"]["id"])

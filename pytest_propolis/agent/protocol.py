@@ -32,6 +32,7 @@ __all__ = [
     "KeptListed",
     "StreamLine",
     "VmCreated",
+    "VmFacts",
     "VmListed",
 ]
 
@@ -92,12 +93,14 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     :param group: what the VM belongs to (a test's node id): names are unique in it.
     :param boot: what its VM starts from.
     :param log_path: where QEMU's own messages go.
+    :param display: whether its VM has a display.
     """
 
     name: str
     group: str
     boot: BootSource
     log_path: str
+    display: bool = False
 
 
 class VmCreated(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +121,17 @@ class VmListed(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None
     since: float
     kept: Kept | None = None
+
+
+class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the Propolis API does not say of a VM.
+
+    :param display_socket: the UNIX socket of its display's VNC server; None without a display or while it is down.
+    :param panics: how often its guest reported a panic through the pvpanic device.
+    """
+
+    display_socket: str | None
+    panics: int
 
 
 class ImageNeeded(msgspec.Struct, frozen=True, kw_only=True):

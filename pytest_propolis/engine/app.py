@@ -28,12 +28,14 @@ from .serial_history import HistoryGap
 from .serial_websocket import serve_serial
 from .server import VmServer
 
-__all__ = ["SERVER_KEY", "engine_app"]
+__all__ = ["SERVER_KEY", "engine_app", "http_error"]
 
 SERVER_KEY: Final = "propolis.server"
 """Where the scope of a request names its `VmServer`."""
 
 HISTORY_BYTES: Final = 16 << 10
+GREATEST_NUMBER: Final = (1 << 64) - 1
+LONGEST_NUMBER: Final = 100  # int() itself refuses texts of thousands of digits
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -52,12 +54,13 @@ def engine_app() -> Starlette:
             Route("/instance/nmi", _endpoint(_nmi), methods=["POST"]),
             Route("/instance/serial/history", _endpoint(_serial_history), methods=["GET"]),
             WebSocketRoute("/instance/serial", _serial),
+            Route("/instance/serial", _endpoint(_upgrade_expected), methods=["GET"]),
             Route("/instance/disk/{id}/status", _endpoint(_unsupported("volume status")), methods=["GET"]),
             Route("/instance/disk/{id}/vcr", _endpoint(_replace_volume), methods=["PUT"]),
-            Route("/instance/disk/{id}/snapshot/{snapshot}", _endpoint(_unsupported("snapshots")), methods=["POST"]),
-            Route("/instance/migrate/{id}/start", _endpoint(_unsupported("live migration")), methods=["GET"]),
+            Route("/instance/disk/{id}/snapshot/{snapshot}", _endpoint(_snapshot), methods=["POST"]),
+            Route("/instance/migrate/{id}/start", _endpoint(_migrate), methods=["GET"]),
         ],
-        exception_handlers={Refusal: _refuse, HTTPException: _http_error, Exception: _crash},
+        exception_handlers={Refusal: _refuse, HTTPException: http_error, Exception: _crash},
     )
 
 
@@ -131,12 +134,13 @@ async def _replace_volume(server: VmServer, request: Request) -> Response:
 
 async def _serial_history(server: VmServer, request: Request) -> Response:
     places = serial_place(request.query_params)
+    max_bytes = _number(request.query_params, "max_bytes")
+    history = server.serial().history
     if len([place for place in places.values() if place is not None]) != 1:
         raise Refusal(bad_request("exactly one of from_start and most_recent must be given"))
-    history = server.serial().history
     offset = history.offset_of(**places)
     try:
-        data = history.read(offset, _number(request.query_params, "max_bytes") or HISTORY_BYTES)
+        data = history.read(offset, HISTORY_BYTES if max_bytes is None else max_bytes)
     except HistoryGap as error:
         raise Refusal(bad_request(str(error))) from None
     return encoded(InstanceSerialConsoleHistoryResponse(data=data, last_byte_offset=offset + len(data)))
@@ -164,9 +168,37 @@ def _number(query: Mapping[str, str], name: str) -> int | None:
     text = query.get(name)
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit()):
-        raise Refusal(bad_request(f"query parameter {name!r} must be a whole number, not {text!r}"))
+    if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER) or int(text) > GREATEST_NUMBER:
+        raise Refusal(bad_request(f"query parameter {name!r} must be a whole number below 2^64, not {text!r}"))
     return int(text)
+
+
+async def _upgrade_expected(_server: VmServer, request: Request) -> Response:
+    """A request that is no websocket's, where one is served."""
+    serial_place(request.query_params)
+    raise Refusal(bad_request("expected connection upgrade"))
+
+
+async def _snapshot(server: VmServer, request: Request) -> Response:
+    require_uuid(request, "snapshot")
+    return await _unsupported("snapshots")(server, request)
+
+
+async def _migrate(server: VmServer, request: Request) -> Response:
+    require_uuid(request, "id")
+    return await _unsupported("live migration")(server, request)
+
+
+def require_uuid(connection: HTTPConnection, name: str) -> uuid.UUID:
+    """A parameter of the path.
+
+    :raises Refusal: 400 when it is no UUID.
+    """
+    text = connection.path_params[name]
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        raise Refusal(bad_request(f"bad parameter in URL path: {name!r} must be a UUID, not {text!r}")) from None
 
 
 def _unsupported(what: str) -> Handler:
@@ -182,9 +214,12 @@ async def _refuse(_request: Request, refusal: Exception) -> Response:
     return error_response(refusal.answer)
 
 
-async def _http_error(_request: Request, error: Exception) -> Response:
+async def http_error(_request: Request, error: Exception) -> Response:
+    """What the router refuses, in the form of the API: no such path, no such method."""
     assert isinstance(error, HTTPException)
-    return error_response(ErrorAnswer(status=error.status_code, message=error.detail))
+    response = error_response(ErrorAnswer(status=error.status_code, message=error.detail))
+    response.headers.update(error.headers or {})
+    return response
 
 
 async def _crash(_request: Request, error: Exception) -> Response:

@@ -45,6 +45,8 @@ class GuestEvent(Enum):
 class Machine:
     """One QEMU process, stopped before its first instruction until `resume`.
 
+    `panics` counts how often the guest has reported that it panicked.
+
     :param program: the QEMU system emulator.
     :param arguments: its arguments but for monitor and serial port, which are added here.
     :param log_path: receives what QEMU prints.
@@ -74,6 +76,7 @@ class Machine:
         self._incoming = incoming
         self._record: ChildRecord | None = None
         self.serial = SerialPort()
+        self.panics = 0
         self._monitor = QMPClient("engine")
         self._listener = EventListener(names={"RESET", "SHUTDOWN", "GUEST_PANICKED"})
         self._process: asyncio.subprocess.Process | None = None
@@ -186,6 +189,7 @@ class Machine:
             name, data = event["event"], event.get("data", {})
             of_the_guest = isinstance(data, dict) and data.get("guest")
             if name == "GUEST_PANICKED":
+                self.panics += 1
                 self._on_event(GuestEvent.PANICKED)
             elif name == "RESET":
                 if self._is_another_reset(cast(dict[str, int], event["timestamp"])) and of_the_guest:

@@ -36,15 +36,19 @@ from ..propolis_api import (
     SpecInit,
 )
 from .accelerator import AcceleratorName
+from .blobs import BlobFiles
 from .block_backend import BackendFactory, BackendMissing, BlockBackends, ReplacementRefused, VolumeGone
 from .boot_source import BootSource, Firmware
 from .child import Journal
 from .command_line import SpecRefused, SpecUnsupported, qemu_arguments
+from .cpu_features import find_cpu_features
+from .display import screenshot
 from .driver import Outcome, StateDriver
 from .dropshot_errors import (
     ALREADY_INITIALIZED,
     NO_INSTANCE,
     VM_DESTROYED,
+    ErrorAnswer,
     backend_not_found,
     bad_request,
     crucible_error,
@@ -62,6 +66,8 @@ from .serial_port import SerialPort
 __all__ = ["ServerConfig", "VmServer"]
 
 logger = logging.getLogger(__name__)
+
+VHOST_VSOCK: Final = Path("/dev/vhost-vsock")
 
 REQUESTS: Final[dict[InstanceStateRequested, type[Run | Stop | Reboot]]] = {
     InstanceStateRequested.RUN: Run,
@@ -81,6 +87,7 @@ class ServerConfig:
     :param directory: a private directory for what the VM needs while it lives.
     :param log_path: receives what QEMU prints.
     :param journal: keeps account of processes.
+    :param display: whether the VM has a display, which costs a little.
     :param backends: what makes the block backends, by type of the component that asks for one
         (`CrucibleStorageBackend`). A component that needs one that is not here is refused.
     """
@@ -92,7 +99,13 @@ class ServerConfig:
     directory: Path
     log_path: Path
     journal: Journal
+    display: bool = False
     backends: Mapping[type, BackendFactory] = field(default_factory=dict)
+
+    @property
+    def display_socket(self) -> Path | None:
+        """Where the display's VNC server listens; None without a display."""
+        return self.directory / "vnc.sock" if self.display else None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -109,6 +122,7 @@ class _Vm:
     backends: BlockBackends | None = None
     driver: StateDriver | None = None
     machine: Machine | None = None
+    blobs: BlobFiles | None = None
     active: bool = False
 
     def volume_replaced(self, key: str, vcr_json: str) -> None:
@@ -129,6 +143,7 @@ class VmServer:
         self._config = config
         self._vm: _Vm | None = None
         self._life: asyncio.Task[None] | None = None
+        self._cpu_features: frozenset[str] | None = None
 
     async def ensure(self, request: InstanceEnsureRequest) -> InstanceEnsureResponse:
         """Create the VM.
@@ -136,6 +151,7 @@ class VmServer:
         Refused with 409 while there is one, with 400 for a bad spec, with 500 when it cannot be set up; then the state
         is Failed, and the server can be asked again.
         """
+        await self._find_cpu_features(request)
         if self._life is not None:
             raise Refusal(ALREADY_INITIALIZED)
         if not isinstance(request.init, SpecInit):
@@ -201,6 +217,27 @@ class VmServer:
         assert machine is not None
         await machine.execute("inject-nmi")
 
+    async def screenshot(self) -> bytes:
+        """What the display shows, as a PNG image. Refused with 404 where there is no display."""
+        machine = self._require_active().machine
+        assert machine is not None
+        if not self._config.display:
+            raise Refusal(ErrorAnswer(status=404, message="this VM has no display"))
+        try:
+            return await screenshot(machine, directory=self._config.directory)
+        except (MachineError, OSError) as error:
+            raise Refusal(ErrorAnswer(status=500, error_code="Internal", message=str(error))) from None
+
+    @property
+    def display_socket(self) -> Path | None:
+        """Where the display's VNC server listens; None without one, and while QEMU does not run."""
+        return self._config.display_socket if self.pid is not None else None
+
+    @property
+    def panics(self) -> int:
+        """How often the guest reported a panic, since the VM was made."""
+        return self._vm.machine.panics if self._vm and self._vm.machine else 0
+
     @property
     def state_name(self) -> str | None:
         """The VM's public state; None before the first ensure."""
@@ -235,9 +272,11 @@ class VmServer:
         initialized.add_done_callback(lambda done: done.exception())  # the caller of ensure may have left
         publisher = StatePublisher(InstanceState.CREATING)
         vm = _Vm(properties=properties, spec=spec, publisher=publisher, initialized=initialized)
-        with _spec_faults():
+        with contextlib.ExitStack() as undo, _spec_faults():
             vm.backends = BlockBackends.of(spec, self._config.backends, on_replaced=vm.volume_replaced)
-            arguments = self._arguments(vm, vm.backends)
+            vm.blobs = undo.enter_context(BlobFiles(spec))
+            arguments = self._arguments(vm, vm.backends, vm.blobs)
+            undo.pop_all()
         vm.driver = StateDriver(queue=RequestQueue(discard=_discard), publisher=publisher, backends=vm.backends)
         vm.machine = Machine(
             program=self._config.qemu.system,
@@ -245,6 +284,7 @@ class VmServer:
             log_path=self._config.log_path,
             journal=self._config.journal,
             on_event=vm.driver.guest_did,
+            inherit=list(vm.blobs.fds.values()),
         )
         return vm
 
@@ -270,6 +310,7 @@ class VmServer:
         """Release all that a VM has, and only then say that it is gone."""
         assert vm.machine is not None
         assert vm.backends is not None
+        assert vm.blobs is not None
         if not vm.initialized.done():
             vm.initialized.set_exception(MachineError("the server was closed before QEMU was up"))
         try:
@@ -279,6 +320,7 @@ class VmServer:
             logger.exception("the VM is not released as it should be")
             outcome = Outcome.FAILED
         finally:
+            vm.blobs.close()
             self._life = None
             vm.publisher.publish(InstanceState.DESTROYED if outcome is Outcome.DESTROYED else InstanceState.FAILED)
             vm.publisher.close()
@@ -288,7 +330,19 @@ class VmServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([self._life])
 
-    def _arguments(self, vm: _Vm, backends: BlockBackends) -> list[str]:
+    async def _find_cpu_features(self, request: InstanceEnsureRequest) -> None:
+        """Only a CPUID template needs to know them."""
+        init, config = request.init, self._config
+        if not isinstance(init, SpecInit) or init.value.spec.board.cpuid is None or self._cpu_features is not None:
+            return
+        try:
+            self._cpu_features = await find_cpu_features(
+                config.qemu, config.accelerator, journal=config.journal, log_path=config.log_path
+            )
+        except MachineError as error:
+            raise Refusal(initialization_failed(str(error))) from None
+
+    def _arguments(self, vm: _Vm, backends: BlockBackends, blobs: BlobFiles) -> list[str]:
         config = self._config
         return qemu_arguments(
             spec=vm.spec,
@@ -298,6 +352,10 @@ class VmServer:
             mark=config.mark,
             flash=self._flash(),
             nodes=backends.nodes,
+            blobs=blobs.paths,
+            cpu_features=self._cpu_features,
+            display_socket=None if config.display_socket is None else str(config.display_socket),
+            has_vsock=VHOST_VSOCK.exists(),
         )
 
     def _flash(self) -> dict[str, str]:
@@ -332,6 +390,8 @@ def _spec_faults() -> Iterator[None]:
         raise Refusal(bad_request(str(error))) from None
     except SpecUnsupported as error:
         raise unsupported(str(error)) from None
+    except OSError as error:
+        raise Refusal(initialization_failed(str(error))) from None
 
 
 def _discard(request: Request) -> None:

@@ -43,14 +43,17 @@ def describe(vm: TestVm, *, shown: tuple[str, ...] = (), stays: bool = False) ->
     :param shown: the lines of its console that the error has shown.
     :param stays: whether it is kept after the test.
     """
+    from ..propolis_api import NvmeDiskComponent, VirtioDiskComponent  # heavy, and there are no failures in most runs
+
     board = vm.spec.board
-    disks = ", ".join(key for key, component in vm.spec.components.items() if hasattr(component.component, "pci_path"))
+    components = vm.spec.components.items()
+    disks = ", ".join(key for key, part in components if isinstance(part, VirtioDiskComponent | NvmeDiskComponent))
     state = vm.final_state or _state_now(vm.endpoint)
     return [
         f"state:   {state}",
         f"spec:    {vm.guest.name}, {board.cpus} CPUs, {board.memory_mb} MiB, disks: {disks or 'none'}",
         *_console(vm.console_tail(), shown),
-        f"log:     {vm.log_path}",
+        f"log:     {vm.log_path}" + (f" (incomplete: {vm.log_failure})" if vm.log_failure else ""),
         *([f"stays:   propolis console {vm.id}"] if stays and state != NOT_CREATED else []),
     ]
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final, Literal
 
 from ..errors import ConfigError
+from ..propolis_api import Cpuid, HyperVFeatureFlag
 from ..settings import BootKind, Settings
 
-__all__ = ["BOOT_DISK", "DataDisk", "DiskInterface", "VmConfig"]
+__all__ = ["BOOT_DISK", "DataDisk", "DiskInterface", "Nic", "VmConfig"]
 
 DiskInterface = Literal["virtio", "nvme"]
 FirmwareKind = Literal["none", "bios", "uefi"]
@@ -21,29 +22,87 @@ BOOT_DISK: Final = "boot-disk"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
+PCI_SLOTS: Final = range(2, 32)
+"""Those that a device can have; the ones below belong to the chipset."""
+
+SLOT_HINT: Final = "slots go from 2 to 31; 0 and 1 belong to the chipset"
+
+BLOCK_SIZES: Final = (512, 4096)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataDisk:
     """A disk beside the one that the guest boots from; gone with its VM.
+
+    It is given by exactly one of `size_mib`, `image` and `contents`.
 
     :param name: its key in the instance spec.
     :param size_mib: the size of an empty disk.
     :param image: an image to fork, instead of an empty disk. It must not change meanwhile.
     :param image_format: ``qcow2`` or ``raw``.
+    :param contents: what is on the disk, a multiple of 512 bytes. The disk is in memory.
+    :param in_memory: keep it in the server's memory, as a blob of the spec, instead of a file. An image must be raw.
+    :param readonly: whether the guest can only read it.
+    :param block_size: the size of its blocks in bytes, 512 or 4096; always 512 in memory.
+    :param pci_slot: where it sits on the PCI bus; the next slot from 4 on by default.
     """
 
     name: str
     size_mib: int | None = None
     image: Path | None = None
     image_format: Literal["qcow2", "raw"] = "raw"
+    contents: bytes | None = None
+    in_memory: bool = False
     interface: DiskInterface = "virtio"
+    readonly: bool = False
+    block_size: int = 512
+    pci_slot: int | None = None
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name) or self.name == BOOT_DISK:
             raise ConfigError(f"data disk: {self.name!r} cannot be its name", hint=f"not {BOOT_DISK!r}; {NAME.pattern}")
-        if (self.size_mib is None) == (self.image is None):
-            raise ConfigError(f"data disk {self.name!r}: give either size_mib or image")
+        if [self.size_mib, self.image, self.contents].count(None) != 2:
+            raise self._error("give one of size_mib, image and contents")
         if self.size_mib is not None and self.size_mib < 1:
-            raise ConfigError(f"data disk {self.name!r}: size_mib is {self.size_mib}", hint="it must be at least 1")
+            raise self._error(f"size_mib is {self.size_mib}", "it must be at least 1")
+        if self.contents is not None and (not self.contents or len(self.contents) % 512):
+            raise self._error(f"contents are {len(self.contents)} bytes", "fill them up to a multiple of 512")
+        if self.block_size not in BLOCK_SIZES or (self.is_in_memory and self.block_size != BLOCK_SIZES[0]):
+            raise self._error(f"block_size is {self.block_size}", "it is 512, or, for a disk in a file, 4096")
+        if self.is_in_memory and self.image is not None and self.image_format != "raw":
+            raise self._error(f"a {self.image_format} image cannot be kept in memory", "convert it to raw")
+        if self.pci_slot is not None and self.pci_slot not in PCI_SLOTS:
+            raise self._error(f"pci_slot is {self.pci_slot}", SLOT_HINT)
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether it is a blob of the spec."""
+        return self.in_memory or self.contents is not None
+
+    def _error(self, message: str, hint: str | None = None) -> ConfigError:
+        return ConfigError(f"data disk {self.name!r}: {message}", hint=hint)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nic:
+    """A virtio network card.
+
+    :param name: its key in the instance spec.
+    :param link: what it is plugged into, by the server's name for it. With QEMU: ``user`` (reaches what the host
+        reaches), ``user:isolated`` (reaches nothing), ``unix:PATH`` (a switch listening on a UNIX socket),
+        ``multicast:ADDRESS:PORT`` (all VMs of this host that name the same). With propolis-server: a VNIC.
+    :param pci_slot: where it sits on the PCI bus; the next slot from 16 on by default.
+    """
+
+    name: str = "nic"
+    link: str = "user:isolated"
+    pci_slot: int | None = None
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ConfigError(f"network card: {self.name!r} cannot be its name", hint=NAME.pattern)
+        if self.pci_slot is not None and self.pci_slot not in PCI_SLOTS:
+            raise ConfigError(f"network card {self.name!r}: pci_slot is {self.pci_slot}", hint=SLOT_HINT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +120,10 @@ class VmConfig:
     :param boot_order: names of disks, in the order in which firmware tries them; the boot disk alone by default.
     :param firmware: what boots a guest that comes without a kernel, or, if given, one that comes with one.
     :param kernel_arguments: what to add to the kernel's parameters.
+    :param nics: network cards.
+    :param cpuid: what the guest's CPUID instruction returns; the server's choice by default.
+    :param hyper_v: the Hyper-V enlightenments that the guest sees, maybe none; by default it sees no Hyper-V at all.
+    :param display: whether the VM has a display, for `TestVm.screenshot`. Not part of the spec.
     :raises ConfigError: when a value is impossible, naming it.
     """
 
@@ -75,6 +138,10 @@ class VmConfig:
     boot_order: tuple[str, ...] | None = None
     firmware: FirmwareKind | None = None
     kernel_arguments: str = ""
+    nics: tuple[Nic, ...] = ()
+    cpuid: Cpuid | None = None
+    hyper_v: tuple[HyperVFeatureFlag, ...] | None = None
+    display: bool = False
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -90,6 +157,10 @@ class VmConfig:
         for name in names:
             if names.count(name) > 1:
                 raise self._error(f"two disks are named {name!r}", "give each disk its own name")
+        devices = [BOOT_DISK, *names, *(nic.name for nic in self.nics)]
+        for name in devices:
+            if devices.count(name) > 1:
+                raise self._error(f"two devices are named {name!r}", "give each device its own name")
         for name in self.boot_order or ():
             if name not in (BOOT_DISK, *names):
                 known = ", ".join((BOOT_DISK, *names))

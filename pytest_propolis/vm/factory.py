@@ -11,14 +11,14 @@ from typing import Any
 from ..agent.protocol import Belongings, CreateDisk, CreateVm, Keep, KeptListed
 from ..console.log import make_log_directory
 from ..engine.boot_source import BootSource, DirectKernel, Firmware
-from ..errors import ConfigError
+from ..errors import ArtifactMissing, ConfigError
 from ..guests.adapter import GuestAdapter
 from ..guests.registry import GuestRegistry
 from ..hosts.agent_client import AgentClient
 from ..hosts.local import LocalHost
 from ..propolis_api.client import PropolisClient
 from ..settings import Settings
-from .config import BOOT_DISK, CompleteVmConfig, VmConfig
+from .config import BOOT_DISK, CompleteVmConfig, DataDisk, VmConfig
 from .preparation import ReadyImage, ready_image
 from .spec import AttachedDisk, instance_properties, instance_spec
 from .test_vm import TestVm
@@ -169,6 +169,9 @@ class VmFactory:
             memory_mib=complete.memory_mib,
             disks=disks,
             boot_order=default_order if config.boot_order is None else config.boot_order,
+            nics=config.nics,
+            cpuid=config.cpuid,
+            hyper_v=config.hyper_v,
         )
         make_log_directory(self._log_dir)
         created = await self._agent.create_vm(
@@ -177,6 +180,7 @@ class VmFactory:
                 group=self._group,
                 boot=_boot_source(config, guest, image),
                 log_path=str(self._log_dir / f"{config.name}.qemu.log"),
+                display=config.display,
             )
         )
         self._vm_ids.append(created.id)
@@ -201,12 +205,16 @@ class VmFactory:
             path = await self._create_disk(request, taken)
             yield AttachedDisk(name=BOOT_DISK, path=path, interface=config.disk_interface)
         for disk in config.disks:
-            if disk.image is not None:
-                request = CreateDisk(image=str(disk.image), image_format=disk.image_format)
-            else:
-                request = CreateDisk(size_bytes=(disk.size_mib or 0) * MIB)
-            path = await self._create_disk(request, taken)
-            yield AttachedDisk(name=disk.name, path=path, interface=disk.interface)
+            in_memory = disk.is_in_memory
+            yield AttachedDisk(
+                name=disk.name,
+                path=None if in_memory else await self._create_disk(_disk_request(disk), taken),
+                contents=_contents(disk) if in_memory else None,
+                interface=disk.interface,
+                readonly=disk.readonly,
+                block_size=disk.block_size,
+                pci_slot=disk.pci_slot,
+            )
 
     async def _create_disk(self, request: CreateDisk, taken: contextlib.AsyncExitStack) -> str:
         disk = await self._agent.create_disk(request)
@@ -219,6 +227,21 @@ async def _clear_away(host: LocalHost, agent: AgentClient) -> None:
     while host.unfinished:
         await agent.remove(host.unfinished[-1].belongings)
         host.unfinished.pop()
+
+
+def _disk_request(disk: DataDisk) -> CreateDisk:
+    if disk.image is not None:
+        return CreateDisk(image=str(disk.image), image_format=disk.image_format)
+    return CreateDisk(size_bytes=(disk.size_mib or 0) * MIB)
+
+
+def _contents(disk: DataDisk) -> bytes:
+    if disk.image is None:
+        return disk.contents or bytes((disk.size_mib or 0) * MIB)
+    try:
+        return disk.image.read_bytes()
+    except OSError as error:
+        raise ArtifactMissing(f"data disk {disk.name!r}: {error}", hint="correct the path of its image") from None
 
 
 def _check(complete: CompleteVmConfig, guest: GuestAdapter) -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..propolis_api import (
+    BhyveInterface,
+    BlobStorageBackend,
+    BlobStorageBackendComponent,
     Board,
     BootOrderEntry,
     BootSettings,
     BootSettingsComponent,
     Chipset,
     Component,
+    Cpuid,
     FileStorageBackend,
     FileStorageBackendComponent,
+    HyperVFeatureFlag,
+    HyperVFeatures,
+    HyperVInterface,
     I440Fx,
     InstanceMetadata,
     InstanceProperties,
@@ -27,40 +35,71 @@ from ..propolis_api import (
     SerialPortNumber,
     VirtioDisk,
     VirtioDiskComponent,
+    VirtioNetworkBackend,
+    VirtioNetworkBackendComponent,
+    VirtioNic,
+    VirtioNicComponent,
     nvme_serial_number,
 )
-from .config import DiskInterface
+from .config import DiskInterface, Nic
 
 __all__ = ["AttachedDisk", "instance_properties", "instance_spec"]
 
 FIRST_DISK_SLOT = 4
 """Where PHD puts the boot disk; the slots below belong to the chipset."""
 
-BLOCK_SIZE = 512
+FIRST_NIC_SLOT = 16
+"""Where network cards begin, which PHD has none of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachedDisk:
-    """A disk as the server gets it. Its backend's key is its own name and ``-backend``."""
+    """A disk as the server gets it. Its backend's key is its own name and ``-backend``.
+
+    :param path: the file that it is in; None for one in memory.
+    :param contents: what is on a disk in memory.
+    :param pci_slot: where it sits; None for the next one.
+    """
 
     name: str
-    path: str
+    path: str | None = None
+    contents: bytes | None = None
     interface: DiskInterface
+    readonly: bool = False
+    block_size: int = 512
+    pci_slot: int | None = None
 
 
 def instance_spec(
-    *, cpus: int, memory_mib: int, disks: Sequence[AttachedDisk], boot_order: Sequence[str]
+    *,
+    cpus: int,
+    memory_mib: int,
+    disks: Sequence[AttachedDisk],
+    boot_order: Sequence[str],
+    nics: Sequence[Nic] = (),
+    cpuid: Cpuid | None = None,
+    hyper_v: Sequence[HyperVFeatureFlag] | None = None,
 ) -> InstanceSpec:
-    """The spec of a VM: a board, four serial ports, disks from slot 4 on, a boot order if there is one."""
+    """The spec of a VM: a board, four serial ports, disks from slot 4 on, cards from slot 16 on, maybe a boot order."""
     components: dict[str, Component] = {
         number.value: SerialPortComponent(SerialPort(num=number)) for number in SerialPortNumber
     }
     for index, disk in enumerate(disks):
-        components |= dict(_disk(disk, PciPath(bus=0, device=FIRST_DISK_SLOT + index, function=0)))
+        components |= dict(_disk(disk, _path(disk.pci_slot, FIRST_DISK_SLOT + index)))
+    for index, nic in enumerate(nics):
+        components |= dict(_nic(nic, _path(nic.pci_slot, FIRST_NIC_SLOT + index)))
     if boot_order:
         order = tuple(BootOrderEntry(id=name) for name in boot_order)
         components["boot-settings"] = BootSettingsComponent(BootSettings(order=order))
-    board = Board(chipset=Chipset(type="i440_fx", value=I440Fx(enable_pcie=False)), cpus=cpus, memory_mb=memory_mib)
+    board = Board(
+        chipset=Chipset(type="i440_fx", value=I440Fx(enable_pcie=False)),
+        cpuid=cpuid,
+        cpus=cpus,
+        guest_hv_interface=(
+            BhyveInterface() if hyper_v is None else HyperVInterface(HyperVFeatures(features=frozenset(hyper_v)))
+        ),
+        memory_mb=memory_mib,
+    )
     return InstanceSpec(board=board, components=components)
 
 
@@ -82,12 +121,31 @@ def instance_properties(name: str) -> InstanceProperties:
     )
 
 
+def _path(slot: int | None, default: int) -> PciPath:
+    return PciPath(bus=0, device=default if slot is None else slot, function=0)
+
+
 def _disk(disk: AttachedDisk, path: PciPath) -> Iterator[tuple[str, Component]]:
     backend = f"{disk.name}-backend"
-    file = FileStorageBackend(path=disk.path, readonly=False, block_size=BLOCK_SIZE)
-    yield backend, FileStorageBackendComponent(file)
+    yield backend, _backend(disk)
     if disk.interface == "nvme":
         serial = nvme_serial_number(disk.name[:20])
         yield disk.name, NvmeDiskComponent(NvmeDisk(backend_id=backend, pci_path=path, serial_number=serial))
     else:
         yield disk.name, VirtioDiskComponent(VirtioDisk(backend_id=backend, pci_path=path))
+
+
+def _backend(disk: AttachedDisk) -> Component:
+    if disk.path is not None:
+        file = FileStorageBackend(path=disk.path, readonly=disk.readonly, block_size=disk.block_size)
+        return FileStorageBackendComponent(file)
+    encoded = base64.b64encode(disk.contents or b"").decode("ascii")
+    return BlobStorageBackendComponent(BlobStorageBackend(base64=encoded, readonly=disk.readonly))
+
+
+def _nic(nic: Nic, path: PciPath) -> Iterator[tuple[str, Component]]:
+    backend = f"{nic.name}-backend"
+    yield backend, VirtioNetworkBackendComponent(VirtioNetworkBackend(vnic_name=nic.link))
+    # Random, so that no two cards have one address.
+    card = VirtioNic(backend_id=backend, interface_id=uuid.uuid4(), pci_path=path)
+    yield nic.name, VirtioNicComponent(card)

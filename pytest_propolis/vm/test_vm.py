@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final, Self
 
+from ..agent.protocol import VmFacts
 from ..console.console import Console
 from ..console.shell import CommandResult, Shell
 from ..console.transcript import Found
@@ -24,6 +25,7 @@ from ..errors import (
     VmStateError,
 )
 from ..guests.adapter import GuestAdapter
+from ..hosts.vm_extensions import get_screenshot, get_vm_facts
 from ..propolis_api import (
     FromSpec,
     InstanceEnsureRequest,
@@ -266,6 +268,21 @@ class TestVm:
     async def get_spec(self) -> Any:
         """The spec, as the server has it."""
         return (await self._api().instance_spec_get()).spec
+
+    async def screenshot(self) -> bytes:
+        """What the VM's display shows, as a PNG image.
+
+        :raises CapabilityMissing: when it has no display: it was not made with ``VmConfig(display=True)``.
+        :raises ApiError: when it does not run.
+        """
+        return await get_screenshot(self._api().endpoint, vm=self.name)
+
+    async def facts(self) -> VmFacts:
+        """What the API does not say: the display's VNC socket, and how often the guest reported a panic.
+
+        :raises CapabilityMissing: when its server is not of this project.
+        """
+        return await get_vm_facts(self._api().endpoint, vm=self.name)
 
     async def wait_for_state(self, state: InstanceState, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
         """Wait until the VM is in a state. States that it passed meanwhile may be missed.

@@ -90,6 +90,28 @@ async def test_bad_requests(http: httpx.AsyncClient) -> None:
     require_error(await ask(http, "instance_state_monitor", {"gen": "one"}), 400)
 
 
+async def test_what_is_wrong_with_the_path_or_the_query_comes_before_the_state(http: httpx.AsyncClient) -> None:
+    for path in (
+        "/instance/migrate/no-uuid/start",
+        "/instance/serial/history?from_start=-1",
+        "/instance/serial/history?from_start=0&max_bytes=18446744073709551616",
+        "/instance/serial/history?from_start=" + "1" * 5000,
+        "/instance/serial",
+    ):
+        response = await http.get(path)
+        require_error((OPERATIONS["instance_get"], response), 400)
+    response = await http.post("/instance/disk/x/snapshot/no-uuid")
+    require_error((OPERATIONS["instance_get"], response), 400)
+
+
+async def test_what_the_router_refuses_has_the_form_of_the_api(http: httpx.AsyncClient, vm: TestVm) -> None:
+    for path in ("/nothing", "/instance/disk/%0A/status"):
+        require_error((OPERATIONS["instance_get"], await http.get(path)), 404)
+    response = await http.delete("/instance")
+    require_error((OPERATIONS["instance_get"], response), 405)
+    assert {"GET", "PUT"} <= set(response.headers["allow"].split(", "))
+
+
 async def test_ensure_and_its_refusal(http: httpx.AsyncClient, vm: TestVm) -> None:
     answer = require_answer(await ask(http, "instance_ensure", ensure_request(vm)), api.InstanceEnsureResponse)
     assert answer.migrate is None

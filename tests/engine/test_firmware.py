@@ -7,28 +7,18 @@ import re
 from pathlib import Path
 
 import pytest
+from boot_sectors import boot_disk
 
 from pytest_propolis.engine.qemu_binary import find_firmware
 from pytest_propolis.vm.config import DataDisk
 from pytest_propolis.vm.factory import VmFactory
 
 
-def boot_sector(text: str) -> bytes:
-    """A boot sector that writes a text to COM1, and halts."""
-    # mov dx, 0x3f8
-    code = b"\xba\xf8\x03"
-    # mov al, character; out dx, al
-    code += b"".join(bytes([0xB0, character, 0xEE]) for character in text.encode())
-    # hlt; jmp to the hlt
-    code += b"\xf4\xeb\xfd"
-    return code.ljust(510, b"\0") + b"\x55\xaa"
-
-
 @pytest.fixture
 def disks(tmp_path: Path) -> tuple[DataDisk, DataDisk]:
     """Two disks that can be booted from, on different controllers."""
     for name in "AB":
-        (tmp_path / name).write_bytes(boot_sector(f"<booted from {name}>").ljust(1 << 20, b"\0"))
+        (tmp_path / name).write_bytes(boot_disk(f"<booted from {name}>"))
     return (
         DataDisk(name="disk-a", image=tmp_path / "A", interface="virtio"),
         DataDisk(name="disk-b", image=tmp_path / "B", interface="nvme"),

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from pytest_propolis.engine.boot_source import BootSource, DirectKernel, Firmware
 from pytest_propolis.engine.command_line import SpecRefused, SpecUnsupported, qemu_arguments
+from pytest_propolis.engine.disks import blob_contents
 from pytest_propolis.propolis_api import (
     BlobStorageBackend,
     BlobStorageBackendComponent,
@@ -19,26 +20,40 @@ from pytest_propolis.propolis_api import (
     BootSettings,
     BootSettingsComponent,
     Component,
-    Cpuid,
-    CpuidVendor,
     CrucibleStorageBackend,
     CrucibleStorageBackendComponent,
     FileStorageBackend,
     FileStorageBackendComponent,
+    HyperVFeatureFlag,
     HyperVFeatures,
     HyperVInterface,
     I440Fx,
     InstanceSpec,
+    MigrationFailureInjector,
+    MigrationFailureInjectorComponent,
+    NvmeDisk,
+    NvmeDiskComponent,
+    P9fs,
+    P9fsComponent,
     PciPath,
     PciPciBridge,
     PciPciBridgeComponent,
     QemuPvpanic,
     QemuPvpanicComponent,
+    SerialPort,
+    SerialPortComponent,
+    SerialPortNumber,
     SmbiosType1Input,
+    SoftNpuP9,
+    SoftNpuP9Component,
+    SoftNpuPciPort,
+    SoftNpuPciPortComponent,
+    SoftNpuPort,
+    SoftNpuPortComponent,
     VirtioDisk,
     VirtioDiskComponent,
-    VirtioNetworkBackend,
-    VirtioNetworkBackendComponent,
+    VirtioSocket,
+    VirtioSocketComponent,
 )
 from pytest_propolis.vm.spec import AttachedDisk, instance_properties, instance_spec
 
@@ -57,11 +72,10 @@ def spec_of(*disks: AttachedDisk, order: tuple[str, ...] = (), **components: Com
     return replace(spec, components=spec.components | components)
 
 
-def words(spec: InstanceSpec, boot: BootSource = KERNEL, flash: dict[str, str] | None = None) -> list[str]:
+def words(spec: InstanceSpec, boot: BootSource = KERNEL, **more: Any) -> list[str]:
     properties = replace(instance_properties("vm"), id=ID)
-    return qemu_arguments(
-        spec=spec, properties=properties, boot=boot, accelerator="tcg", mark="propolis-mark", flash=flash or {}
-    )
+    usual: dict[str, Any] = {"accelerator": "tcg", "mark": "propolis-mark", "flash": {}}
+    return qemu_arguments(spec=spec, properties=properties, boot=boot, **(usual | more))
 
 
 def values(spec: InstanceSpec, option: str, **more: Any) -> list[str]:
@@ -75,8 +89,32 @@ def disk_part(backend: str = "a-backend", **path: int) -> VirtioDiskComponent:
     return VirtioDiskComponent(VirtioDisk(backend_id=backend, pci_path=PciPath(**place)))
 
 
-def file_part(path: str = "/a.qcow2", *, readonly: bool = False) -> FileStorageBackendComponent:
-    return FileStorageBackendComponent(FileStorageBackend(path=path, readonly=readonly, block_size=512))
+def file_part(path: str = "/a.qcow2", *, readonly: bool = False, block_size: int = 512) -> FileStorageBackendComponent:
+    return FileStorageBackendComponent(FileStorageBackend(path=path, readonly=readonly, block_size=block_size))
+
+
+def nvme(serial: bytes) -> InstanceSpec:
+    disk = NvmeDisk(
+        backend_id="b", pci_path=PciPath(bus=0, device=4, function=0), serial_number=tuple(serial.ljust(20, b"\0"))
+    )
+    return spec_of(a=NvmeDiskComponent(disk), b=file_part())
+
+
+def bridge(downstream_bus: int, *, bus: int = 0, device: int = 9) -> PciPciBridgeComponent:
+    path = PciPath(bus=bus, device=device, function=0)
+    return PciPciBridgeComponent(PciPciBridge(downstream_bus=downstream_bus, pci_path=path))
+
+
+def panic(*, enable_isa: bool = True) -> QemuPvpanicComponent:
+    return QemuPvpanicComponent(QemuPvpanic(enable_isa=enable_isa))
+
+
+def smbios(manufacturer: str) -> SmbiosType1Input:
+    return SmbiosType1Input(manufacturer=manufacturer, product_name="P", serial_number="S", version=7)
+
+
+def vsock(cid: int) -> VirtioSocketComponent:
+    return VirtioSocketComponent(VirtioSocket(guest_cid=cid, pci_path=PciPath(bus=0, device=9, function=0)))
 
 
 def test_a_default_spec_word_for_word() -> None:
@@ -84,7 +122,7 @@ def test_a_default_spec_word_for_word() -> None:
     assert words(spec_of(disk, order=("boot-disk",))) == [
         *("-name", "guest=propolis-mark", "-uuid", str(ID)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S"),
-        *("-machine", "pc", "-accel", "tcg,thread=single", "-cpu", "Nehalem,+rdrand", "-smp", "2", "-m", "512M"),
+        *("-machine", "pc", "-m", "512M", "-accel", "tcg,thread=single", "-cpu", "Nehalem,+rdrand", "-smp", "2"),
         *("-kernel", "/k", "-append", "console=ttyS0 quiet", "-initrd", "/i"),
         *SERIAL,
         "-blockdev",
@@ -95,7 +133,8 @@ def test_a_default_spec_word_for_word() -> None:
 
 
 def test_the_format_of_a_disk_follows_from_its_name_alone() -> None:
-    nodes = values(spec_of(a=file_part("/x,y.img", readonly=True), b=file_part("/x.qcow2")), "-blockdev")
+    disks = {"one": disk_part("a"), "two": disk_part("b", device=5)}
+    nodes = values(spec_of(a=file_part("/x,y.img", readonly=True), b=file_part("/x.qcow2"), **disks), "-blockdev")
     assert [json.loads(node)["driver"] for node in nodes] == ["raw", "qcow2"]
     assert json.loads(nodes[0])["file"]["filename"] == "/x,y.img"
     assert [json.loads(node)["read-only"] for node in nodes] == [True, False]
@@ -132,22 +171,11 @@ def test_pcie_makes_it_another_machine() -> None:
 
 
 def test_smbios_and_pvpanic() -> None:
-    spec = spec_of(panic=QemuPvpanicComponent(QemuPvpanic(enable_isa=True)))
-    spec = replace(
-        spec, smbios=SmbiosType1Input(manufacturer="Maker, Inc.", product_name="P", serial_number="S", version=7)
-    )
+    spec = replace(spec_of(panic=panic()), smbios=smbios("Maker, Inc."))
     assert values(spec, "-smbios") == ["type=1,manufacturer=Maker,, Inc.,product=P,serial=S,version=7"]
     assert values(spec, "-device")[-1] == "pvpanic,ioport=0x505"
-    off = spec_of(panic=QemuPvpanicComponent(QemuPvpanic(enable_isa=False)))
-    assert not any("pvpanic" in value for value in values(off, "-device"))
-
-
-def test_a_bridge_comes_before_what_sits_behind_it() -> None:
-    bridge = PciPciBridgeComponent(PciPciBridge(downstream_bus=1, pci_path=PciPath(bus=0, device=9, function=0)))
-    spec = spec_of(a=disk_part(bus=1, device=1), **{"a-backend": file_part(), "bridge": bridge})
-    devices = values(spec, "-device")
-    assert devices[0] == "pci-bridge,id=bus1,chassis_nr=1,bus=pci.0,addr=0x9.0x0"
-    assert devices[-1].startswith("virtio-blk-pci,bus=bus1,addr=0x1.0x0,")
+    assert values(spec, "-action") == ["panic=none"]
+    assert not any("pvpanic" in value for value in values(spec_of(panic=panic(enable_isa=False)), "-device"))
 
 
 @pytest.mark.parametrize(
@@ -171,6 +199,25 @@ def test_a_bridge_comes_before_what_sits_behind_it() -> None:
         ),
         (replace(spec_of(), board=replace(spec_of().board, cpus=0)), "board.cpus is 0"),
         (replace(spec_of(), board=replace(spec_of().board, memory_mb=0)), "board.memory_mb is 0"),
+        (replace(spec_of(), board=replace(spec_of().board, memory_mb=1 << 40)), "board.memory_mb is 1099511627776"),
+        (spec_of(a=file_part()), "backend 'a' is not used by any device"),
+        (
+            spec_of(a=disk_part("f"), b=disk_part("f", device=5), f=file_part()),
+            "disks 'a' and 'b' both use backend 'f'",
+        ),
+        (spec_of(one=bridge(1, device=9), two=bridge(1, device=10)), "component 'two': there is a PCI bus 1 already"),
+        (spec_of(one=bridge(0, device=9)), "component 'one': there is a PCI bus 0 already"),
+        (spec_of(one=bridge(2, bus=1), two=bridge(1, bus=2)), "component 'one': this PCI bridge sits behind itself"),
+        (
+            spec_of(a=disk_part("f", function=1), f=file_part()),
+            "component 'a': guests look for no function of PCI slot 0.4 but for 0 first",
+        ),
+        (
+            spec_of(x=SerialPortComponent(SerialPort(num=SerialPortNumber.COM1))),
+            "components 'com1' and 'x' are both the serial port com1",
+        ),
+        (spec_of(a=panic(), b=panic()), "components 'a' and 'b' are both the pvpanic device"),
+        (replace(spec_of(), smbios=smbios("a\0b")), "a text of the spec has a NUL character"),
     ],
 )
 def test_a_spec_that_contradicts_itself_is_refused_by_name(spec: InstanceSpec, complaint: str) -> None:
@@ -180,41 +227,115 @@ def test_a_spec_that_contradicts_itself_is_refused_by_name(spec: InstanceSpec, c
 
 
 @pytest.mark.parametrize(
-    ("spec", "complaint"),
+    "part",
     [
-        (
-            spec_of(x=BlobStorageBackendComponent(BlobStorageBackend(base64="", readonly=True))),
-            "component 'x': BlobStorageBackend",
-        ),
-        (
-            spec_of(x=VirtioNetworkBackendComponent(VirtioNetworkBackend(vnic_name="v"))),
-            "component 'x': VirtioNetworkBackend",
-        ),
-        (
-            replace(spec_of(), board=replace(spec_of().board, cpuid=Cpuid(entries=(), vendor=CpuidVendor.AMD))),
-            "board.cpuid",
-        ),
-        (
-            replace(
-                spec_of(),
-                board=replace(
-                    spec_of().board, guest_hv_interface=HyperVInterface(HyperVFeatures(features=frozenset()))
-                ),
-            ),
-            "board.guest_hv_interface",
-        ),
+        SoftNpuPciPortComponent(SoftNpuPciPort(pci_path=PciPath(bus=0, device=9, function=0))),
+        SoftNpuPortComponent(SoftNpuPort(backend_id="b", link_name="l")),
+        SoftNpuP9Component(SoftNpuP9(pci_path=PciPath(bus=0, device=9, function=0))),
+        P9fsComponent(P9fs(chunk_size=8192, pci_path=PciPath(bus=0, device=9, function=0), source="/", target="t")),
+        vsock(16),
     ],
+    ids=lambda part: type(part.component).__name__,
 )
-def test_what_is_not_realised_is_said_by_name(spec: InstanceSpec, complaint: str) -> None:
-    with pytest.raises(SpecUnsupported) as caught:
-        words(spec)
-    assert complaint in str(caught.value)
+def test_what_is_not_realised_is_said_by_name(part: Component) -> None:
+    with pytest.raises(SpecUnsupported, match="component 'x': "):
+        words(spec_of(x=part))
 
 
-def test_a_crucible_disk_without_a_backend_of_this_server_is_refused() -> None:
+def test_a_crucible_volume_is_refused() -> None:
     backend = CrucibleStorageBackendComponent(CrucibleStorageBackend(readonly=False, request_json="{}"))
     with pytest.raises(SpecRefused, match="component 'a-backend': this server has no backend for Crucible volumes"):
         words(spec_of(a=disk_part(), **{"a-backend": backend}))
+
+
+def test_a_migration_failure_injector_leaves_no_trace_in_the_machine() -> None:
+    injector = MigrationFailureInjectorComponent(MigrationFailureInjector(fail_exports=1, fail_imports=2))
+    assert words(spec_of(x=injector)) == words(spec_of())
+
+
+def test_a_blob_is_a_raw_disk_over_the_file_that_holds_it() -> None:
+    backend = BlobStorageBackendComponent(BlobStorageBackend(base64="AAAA", readonly=True))
+    spec = spec_of(a=disk_part(), **{"a-backend": backend})
+    (node,) = (json.loads(node) for node in values(spec, "-blockdev", blobs={"a-backend": "/proc/self/fd/9"}))
+    assert (node["driver"], node["read-only"], node["file"]["filename"]) == ("raw", True, "/proc/self/fd/9")
+
+
+@pytest.mark.parametrize(
+    ("contents", "complaint"),
+    [
+        ("AAAA", "its contents are 3 bytes, which is not a multiple of 512"),
+        ("", "its contents are 0 bytes"),
+        ("?", "its contents are not base64"),
+        ("ÄÄÄÄ", "its contents are not base64"),
+    ],
+)
+def test_a_blob_that_is_no_disk_is_refused(contents: str, complaint: str) -> None:
+    with pytest.raises(SpecRefused, match=f"backend 'a': {complaint}"):
+        blob_contents("a", BlobStorageBackend(base64=contents, readonly=False))
+
+
+def test_block_sizes_are_those_of_the_backend() -> None:
+    spec = spec_of(a=disk_part(), **{"a-backend": file_part(block_size=4096)})
+    assert values(spec, "-device")[-1].endswith(",logical_block_size=4096,physical_block_size=4096")
+
+
+@pytest.mark.parametrize("size", [0, 256, 1000, 65536])
+def test_a_block_size_that_no_disk_has_is_refused(size: int) -> None:
+    with pytest.raises(SpecRefused, match=f"backend 'a-backend': block_size is {size}, and must be a power of two"):
+        words(spec_of(a=disk_part(), **{"a-backend": file_part(block_size=size)}))
+
+
+def test_a_serial_number_keeps_its_commas() -> None:
+    assert "nvme,serial=one,,two,bus=" in values(nvme(b"one,two"), "-device")[-1]
+
+
+@pytest.mark.parametrize("serial", [b"\xff", b"a\0b", b"new\nline"])
+def test_a_serial_number_that_qemu_cannot_carry_is_refused(serial: bytes) -> None:
+    with pytest.raises(SpecRefused, match="disk 'a': its serial number is not printable ASCII"):
+        words(nvme(serial))
+
+
+def test_bridges_behind_bridges_come_after_them_whatever_the_order_of_the_spec() -> None:
+    spec = spec_of(
+        inner=bridge(2, bus=1, device=5),
+        outer=bridge(1, bus=0, device=9),
+        disk=disk_part("b", bus=2, device=0),
+        b=file_part(),
+    )
+    devices = values(spec, "-device")
+    assert devices[:2] == [
+        "pci-bridge,id=bus1,chassis_nr=1,shpc=off,bus=pci.0,addr=0x9.0x0",
+        "pci-bridge,id=bus2,chassis_nr=2,shpc=off,bus=bus1,addr=0x5.0x0",
+    ]
+    assert devices[-1].startswith("virtio-blk-pci,bus=bus2,addr=0x0.0x0,")
+
+
+def test_a_slot_with_several_functions_says_so_in_its_first() -> None:
+    spec = spec_of(a=disk_part("x"), b=disk_part("y", function=3), x=file_part(), y=file_part())
+    assert [("multifunction=on" in device) for device in values(spec, "-device")[-2:]] == [True, False]
+
+
+def test_a_display_takes_a_slot_and_listens_on_a_socket() -> None:
+    given = words(spec_of(), display_socket="/d/vnc,1.sock")
+    assert given[-4:] == ["-device", "VGA,addr=0x2", "-vnc", "unix:/d/vnc,,1.sock"]
+    with pytest.raises(SpecRefused, match="PCI slot 2 is taken by the display"):
+        words(spec_of(a=disk_part(device=2), **{"a-backend": file_part()}), display_socket="/d")
+
+
+def test_a_virtio_socket_where_the_host_has_them() -> None:
+    assert values(spec_of(x=vsock(16)), "-device", has_vsock=True)[-1] == (
+        "vhost-vsock-pci,guest-cid=16,bus=pci.0,addr=0x9.0x0"
+    )
+    with pytest.raises(SpecRefused, match="guest_cid is 2, and must be from 3 to 4294967294"):
+        words(spec_of(x=vsock(2)), has_vsock=True)
+
+
+def test_hyper_v_is_refused_under_emulation_and_realised_under_kvm() -> None:
+    interface = HyperVInterface(HyperVFeatures(features=frozenset({HyperVFeatureFlag.REFERENCE_TSC})))
+    spec = replace(spec_of(), board=replace(spec_of().board, guest_hv_interface=interface))
+    with pytest.raises(SpecRefused, match=r"board\.guest_hv_interface: Hyper-V needs KVM"):
+        words(spec)
+    assert values(spec, "-cpu", accelerator="kvm") == ["host,hv-vpindex=on,hv-time=on"]
 
 
 def test_two_devices_in_one_place_are_refused() -> None:

@@ -1,0 +1,50 @@
+"""What an agent costs while its VMs do nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+from .figure import Figure
+from .house import House
+from .options import Options, say
+from .process_time import cpu_s
+
+__all__ = ["measure"]
+
+BOUND = 0.01
+VMS = 8
+AT_ONCE = 2
+SECONDS = 20
+SETTLE_S = 3
+
+
+def measure(options: Options) -> list[Figure]:
+    agent, guests = asyncio.run(_measure(options))
+    return [
+        Figure(
+            name=f"agent with {VMS} idle VMs, {SECONDS} s",
+            measured=f"{agent:.2%} of a core",
+            bound=f"<= {BOUND:.0%}",
+            met=agent <= BOUND,
+        ),
+        Figure(name="meanwhile: all their QEMUs", measured=f"{guests:.1%} of a core"),
+    ]
+
+
+async def _measure(options: Options) -> tuple[float, float]:
+    async with House.open(options) as house:
+        for number in range(0, VMS, AT_ONCE):
+            say(f"idle: booting {number + 1} to {number + AT_ONCE} of {VMS}")
+            names = [f"vm-{number + each}" for each in range(AT_ONCE)]
+            await asyncio.gather(*(house.factory.start(name, guest="micro", memory_mib=128) for name in names))
+        agent = await house.host.client()
+        try:
+            pid = (await agent.info()).pid
+            guests = [listed.pid for listed in await agent.list_vms() if listed.pid is not None]
+        finally:
+            await agent.aclose()
+        await asyncio.sleep(SETTLE_S)
+        before = cpu_s(pid), sum(map(cpu_s, guests))
+        await asyncio.sleep(SECONDS)
+        after = cpu_s(pid), sum(map(cpu_s, guests))
+    return (after[0] - before[0]) / SECONDS, (after[1] - before[1]) / SECONDS

@@ -1,0 +1,14 @@
+"""The processor time of a process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["cpu_s"]
+
+
+def cpu_s(pid: int) -> float:
+    """In seconds, its threads' together, the kernel's share included; not that of its children."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime

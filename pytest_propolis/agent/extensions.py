@@ -1,0 +1,48 @@
+"""What the agent says of one VM beside the Propolis API: facts that the API lacks, and its display."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ..engine.app import encoded
+from ..engine.dropshot_errors import ErrorAnswer
+from ..engine.refusal import Refusal
+from ..engine.server import VmServer
+from .protocol import VmFacts
+
+__all__ = ["VmExtensions"]
+
+
+class VmExtensions:
+    """The agent's own paths below ``/vms/{id}``.
+
+    :param find: the server of a VM, by its id; None if there is no such VM.
+    """
+
+    def __init__(self, find: Callable[[str], VmServer | None]) -> None:
+        self._find = find
+
+    @property
+    def routes(self) -> list[Route]:
+        return [
+            Route("/vms/{id}", self._facts, methods=["GET"]),
+            Route("/vms/{id}/screenshot", self._screenshot, methods=["GET"]),
+        ]
+
+    async def _facts(self, request: Request) -> Response:
+        server = self._server(request)
+        socket = server.display_socket
+        return encoded(VmFacts(display_socket=str(socket) if socket else None, panics=server.panics))
+
+    async def _screenshot(self, request: Request) -> Response:
+        return Response(await self._server(request).screenshot(), media_type="image/png")
+
+    def _server(self, request: Request) -> VmServer:
+        server = self._find(request.path_params["id"])
+        if server is None:
+            raise Refusal(ErrorAnswer(status=404, message="no such VM"))
+        return server

@@ -1,0 +1,105 @@
+"""Network cards, and what they are plugged into.
+
+A virtio network backend names a link of the host. On illumos that is a VNIC; here it is one of:
+
+=============================== ==============================================================================
+``user``                        QEMU's user-mode network: the guest has an address by DHCP, and reaches what the
+                                host reaches
+``user:isolated``               the same, but the guest reaches neither the host nor anything beyond it
+``unix:PATH``                   a switch that listens on a UNIX socket, and takes Ethernet frames, each after its
+                                length as four bytes, most significant first
+``multicast:ADDRESS:PORT``      an Ethernet of all VMs on this host that name the same IPv4 multicast group
+=============================== ==============================================================================
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+from uuid import UUID
+
+from ..propolis_api import DlpiNetworkBackend, VirtioNetworkBackend, VirtioNic
+from .pci import PciBuses
+from .spec_faults import SpecRefused
+
+__all__ = ["mac_address", "network_arguments"]
+
+LONGEST_SOCKET_PATH: Final = 107
+LOOPBACK: Final = "127.0.0.1"
+KNOWN: Final = "'user', 'user:isolated', 'unix:PATH' or 'multicast:ADDRESS:PORT'"
+
+
+def network_arguments(components: Mapping[str, Any], buses: PciBuses) -> Iterator[str]:
+    """The arguments for all network cards and their backends.
+
+    :raises SpecRefused: naming the component at fault.
+    """
+    users = _users(components)
+    for number, (key, component) in enumerate(components.items()):
+        if isinstance(component, DlpiNetworkBackend):
+            raise SpecRefused(f"backend {key!r}: DLPI links are of illumos, and there are none on this host")
+        if isinstance(component, VirtioNetworkBackend):
+            if key not in users:
+                raise SpecRefused(f"backend {key!r} is not used by any device")
+            yield from ("-netdev", json.dumps(_link(key, component.vnic_name) | {"id": f"net{number}"}))
+            yield from ("-device", _card(users[key], f"net{number}", buses))
+
+
+def mac_address(interface_id: UUID) -> str:
+    """The address of a card: it follows from its id, so it is the same wherever the VM goes."""
+    # Locally administered, unicast; the digits of a random UUID that are not fixed by its version.
+    octets = bytes([0x02, *interface_id.bytes[:3], *interface_id.bytes[-2:]])
+    return ":".join(f"{octet:02x}" for octet in octets)
+
+
+def _users(components: Mapping[str, Any]) -> dict[str, VirtioNic]:
+    """The card that uses each backend."""
+    users: dict[str, VirtioNic] = {}
+    for key, card in components.items():
+        if not isinstance(card, VirtioNic):
+            continue
+        backend = card.backend_id
+        if not isinstance(components.get(backend), VirtioNetworkBackend | DlpiNetworkBackend):
+            raise SpecRefused(f"card {key!r} names backend {backend!r}, which is not a network backend of this spec")
+        if users.setdefault(backend, card) is not card:
+            raise SpecRefused(f"card {key!r}: backend {backend!r} is used by another card already")
+    return users
+
+
+def _link(key: str, name: str) -> dict[str, Any]:
+    match name.split(":", 2):
+        case ["user"]:
+            return {"type": "user"}
+        case ["user", "isolated"]:
+            return {"type": "user", "restrict": True}
+        case ["unix", *_]:
+            return _switch(key, name.removeprefix("unix:"))
+        case ["multicast", address, port]:
+            return _multicast(key, address, port)
+    raise SpecRefused(f"backend {key!r}: there is no link {name!r} on this host; a link is {KNOWN}")
+
+
+def _switch(key: str, path: str) -> dict[str, Any]:
+    if not path.startswith("/") or len(path.encode()) > LONGEST_SOCKET_PATH:
+        raise SpecRefused(f"backend {key!r}: {path!r} is not an absolute path of at most {LONGEST_SOCKET_PATH} bytes")
+    return {"type": "stream", "server": False, "addr": {"type": "unix", "path": path}}
+
+
+def _multicast(key: str, address: str, port: str) -> dict[str, Any]:
+    try:
+        group = ipaddress.IPv4Address(address)
+    except ValueError:
+        group = None
+    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else 0
+    if group is None or not group.is_multicast or not 0 < number < 1 << 16:
+        raise SpecRefused(f"backend {key!r}: '{address}:{port}' is not an IPv4 multicast address and a port")
+    # Bound to the loopback interface: nothing leaves this host.
+    return {"type": "socket", "mcast": f"{group}:{number}", "localaddr": LOOPBACK}
+
+
+def _card(card: VirtioNic, netdev: str, buses: PciBuses) -> str:
+    # Its option ROM, for booting over the network, is a package of its own on some systems.
+    words = ["virtio-net-pci", buses.place(card.pci_path), f"netdev={netdev}", f"mac={mac_address(card.interface_id)}"]
+    return ",".join([*words, "romfile="])

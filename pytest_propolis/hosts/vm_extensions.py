@@ -1,0 +1,54 @@
+"""What an agent says of one VM beside the Propolis API. Other servers have no such thing, and an error says so."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Final
+
+import httpx
+import msgspec
+
+from ..agent.protocol import VmFacts
+from ..errors import AgentError, CapabilityMissing
+from ..propolis_api.endpoint import Endpoint
+from ..propolis_api.failure import refused
+from ..propolis_api.transport import http_client
+
+__all__ = ["get_screenshot", "get_vm_facts"]
+
+ANSWER_TIMEOUT_S: Final = 30.0
+
+
+async def get_vm_facts(endpoint: Endpoint, *, vm: str) -> VmFacts:
+    """What the API lacks.
+
+    :raises CapabilityMissing: when the VM's server is none of an agent.
+    """
+    lacking = CapabilityMissing("its server says nothing beside the API", vm=vm, operation="facts")
+    content = await _get(endpoint, "", vm=vm, operation="facts", lacking=lacking)
+    return msgspec.json.decode(content, type=VmFacts)
+
+
+async def get_screenshot(endpoint: Endpoint, *, vm: str) -> bytes:
+    """What the display shows, as a PNG image.
+
+    :raises CapabilityMissing: when the VM has no display.
+    :raises ApiError: when the VM does not run.
+    """
+    lacking = CapabilityMissing(
+        "it has no display", vm=vm, operation="screenshot", hint="ask for one with VmConfig(display=True)"
+    )
+    return await _get(endpoint, "/screenshot", vm=vm, operation="screenshot", lacking=lacking)
+
+
+async def _get(endpoint: Endpoint, path: str, *, vm: str, operation: str, lacking: CapabilityMissing) -> bytes:
+    try:
+        async with http_client(endpoint) as client:
+            response = await client.get(endpoint.base_url + path, timeout=ANSWER_TIMEOUT_S)
+    except httpx.TransportError as error:
+        raise AgentError(f"{endpoint} does not answer: {error or type(error).__name__}", vm=vm) from None
+    if response.status_code == HTTPStatus.NOT_FOUND:
+        raise lacking
+    if response.is_error:
+        raise refused(response.status_code, response.content, vm=vm, operation=operation)
+    return response.content

@@ -1,0 +1,84 @@
+"""Schemathesis against a running engine: requests made from the OpenAPI document, right and wrong ones.
+
+It is in a virtual environment of its own, because its dependencies are many. ``PROPOLIS_FUZZ_SECONDS`` is how long it
+goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import openapi_document
+import pytest
+from unix_forwarder import forwarder
+
+from pytest_propolis.vm.factory import VmFactory
+
+openapi_document.document()  # skips where there is none
+
+REQUIREMENT: Final = "schemathesis>=4.32,<5"
+INSTALL_TIMEOUT_S: Final = 300
+DEFAULT_S: Final = 45
+MARGIN_S: Final = 120
+CHECKS: Final = (
+    "nothing_unexpected_failed,status_code_conformance,content_type_conformance,response_headers_conformance,"
+    "response_schema_conformance,negative_data_rejection,unsupported_method,allow_header_conformance"
+)
+
+
+@pytest.fixture(scope="module")
+def schemathesis(pytestconfig: pytest.Config) -> Path:
+    """The program, in an environment that is made once and kept in pytest's cache."""
+    assert pytestconfig.cache is not None
+    venv = pytestconfig.cache.mkdir("schemathesis-environment")
+    program, stamp = venv / "bin/schemathesis", venv / "installed"
+    if not stamp.exists() or stamp.read_text() != f"{sys.version} {REQUIREMENT}":
+        pip = [str(venv / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", REQUIREMENT]
+        for command in ([sys.executable, "-m", "venv", "--clear", str(venv)], pip):
+            try:
+                subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S)
+            except (subprocess.SubprocessError, OSError) as error:
+                pytest.skip(f"Schemathesis cannot be installed: {error} {getattr(error, 'stderr', '') or ''}")
+        stamp.write_text(f"{sys.version} {REQUIREMENT}")
+    return program
+
+
+async def test_the_engine_keeps_to_the_document_whatever_it_is_asked(
+    schemathesis: Path, vm_factory: VmFactory, tmp_path: Path
+) -> None:
+    seconds = int(os.environ.get("PROPOLIS_FUZZ_SECONDS", DEFAULT_S))
+    vm = await vm_factory.create(guest="micro", cpus=1, memory_mib=128)
+    assert vm.endpoint.uds is not None
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    async with forwarder(vm.endpoint.uds) as port:
+        base_url = vm.endpoint.base_url.replace("http://agent", f"http://127.0.0.1:{port}")
+        process = await asyncio.create_subprocess_exec(
+            *(schemathesis, "run", openapi_document.PATH, "--url", base_url, "--no-color", "--checks", CHECKS),
+            *("--max-time", str(seconds), "--request-timeout", "30", "--continue-on-failure", "--no-shrink"),
+            *("--generation-database", "none", "--suppress-health-check", "all", "--phases", "coverage,fuzzing"),
+            cwd=tmp_path,
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+                "SCHEMATHESIS_HOOKS": "schemathesis_hooks",
+                "PYTHONPATH": str(Path(__file__).parent),
+                "PROPOLIS_FUZZED_DISK": str(disk),
+                "PROPOLIS_FUZZED_SERVER": base_url,
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            async with asyncio.timeout(seconds + MARGIN_S):
+                output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    assert process.returncode == 0, output.decode(errors="replace")
