@@ -16,7 +16,10 @@ from .settings import OPTIONS, Settings
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("propolis", "virtual machines (pytest-propolis)")
     for option in OPTIONS:
-        group.addoption(option.flag, dest=option.ini_key, metavar=option.metavar, default=None, help=option.help)
+        takes: dict[str, Any] = {"metavar": option.metavar}
+        if not option.metavar:
+            takes = {"action": "store_const", "const": "yes"}
+        group.addoption(option.flag, dest=option.ini_key, default=None, help=option.help, **takes)
         parser.addini(option.ini_key, help=option.help, default="")
 
 
@@ -39,7 +42,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[run.SETTINGS] = settings
     for module in (run, vm_factory, test_vm):
         config.pluginmanager.register(module, f"propolis-{module.__name__.rpartition('.')[2]}")
-    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+    from .report.end_of_run import EndOfRun, WorkersEnd
+
+    in_worker = hasattr(config, "workerinput")
+    config.pluginmanager.register(WorkersEnd() if in_worker else EndOfRun(), "propolis-end-of-run")
+    distributed = config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no"
+    if settings.pause_on_failure and distributed and not in_worker:
+        raise pytest.UsageError("--propolis-pause-on-failure needs a terminal, which the workers of -n have not")
+    if config.getoption("numprocesses", None) and not in_worker:
         from .distribution.interruption import WorkerInterrupter
 
         config.pluginmanager.register(WorkerInterrupter(), "propolis-interruption")
@@ -75,12 +85,20 @@ def pytest_fixture_setup(
     return (yield)
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Outermost, so that it is known whether a failure was expected."""
+    from .report.traceback import shorten
+
+    if call.excinfo and not item.config.getoption("fulltrace"):
+        shorten(call.excinfo)
     report = yield
     from .report.failure import add_sections
+    from .report.keeping import KEEPER
 
-    add_sections(item, report)
+    if keeper := item.config.stash.get(KEEPER, None):
+        keeper.note(item, report)
+    add_sections(item, call.excinfo, report)
     return report

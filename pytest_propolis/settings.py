@@ -17,9 +17,11 @@ from .errors import SettingsError
 
 __all__ = ["OPTIONS", "Accelerator", "BootKind", "KeepPolicy", "Option", "Settings"]
 
+_WORDS: Final = dict.fromkeys(("yes", "true", "on", "1"), True) | dict.fromkeys(("no", "false", "off", "0"), False)
+
 Accelerator = Literal["auto", "kvm", "tcg"]
 BootKind = Literal["cold"]
-KeepPolicy = Literal["never"]
+KeepPolicy = Literal["never", "failed", "always"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Option:
     :param name: the attribute of `Settings`; option, ini key and environment variable derive from it.
     :param parse: turns the text into the value; raises `ValueError` saying what is allowed.
     :param help: one line for ``pytest --help``.
-    :param metavar: how the value is shown there.
+    :param metavar: how the value is shown there; empty for one that is on when it is given.
     """
 
     name: str
@@ -40,6 +42,11 @@ class Option:
     @property
     def flag(self) -> str:
         return "--propolis-" + self.name.replace("_", "-")
+
+    @property
+    def usage(self) -> str:
+        """How it is written on the command line."""
+        return f"{self.flag} {self.metavar}".rstrip()
 
     @property
     def ini_key(self) -> str:
@@ -82,6 +89,12 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def _yes_or_no(text: str) -> bool:
+    if text.lower() not in _WORDS:
+        raise ValueError("must be yes or no")
+    return _WORDS[text.lower()]
+
+
 def _word(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be empty")
@@ -122,9 +135,21 @@ class Settings:
     keep: KeepPolicy = field(
         default="never",
         metadata={
-            "parse": _one_of("never"),
-            "help": "whose VMs and disks to keep after the test: never",
+            "parse": _one_of("never", "failed", "always"),
+            "help": "whose VMs and disks stay after the test for a person to look at: never, failed, always",
             "metavar": "WHEN",
+        },
+    )
+    keep_ttl: float = field(
+        default=28800.0,
+        metadata={"parse": _seconds, "help": "seconds after which what was kept is removed", "metavar": "S"},
+    )
+    pause_on_failure: bool = field(
+        default=False,
+        metadata={
+            "parse": _yes_or_no,
+            "help": "on a terminal, wait with the VMs of a failed test up until Enter is pressed",
+            "metavar": "",
         },
     )
     artifact_dir: Path | None = field(

@@ -18,9 +18,19 @@ from ..errors import AgentError, ArtifactMissing, ConfigError
 from ..storage.overlays import check_image, create_blank, create_overlay
 from .bookkeeper import Bookkeeper
 from .identity import ProcessIdentity
-from .ledger import Entry, Ledger, Owner
+from .ledger import KEPT_OWNER, Entry, Kept, Ledger, Owner
 from .platform import PlatformFinder
-from .protocol import AgentConfig, CreateDisk, CreateVm, DiskCreated, VmListed
+from .protocol import (
+    AgentConfig,
+    Belongings,
+    CreateDisk,
+    CreateVm,
+    DiskCreated,
+    Keep,
+    KeptDisk,
+    KeptListed,
+    VmListed,
+)
 
 __all__ = ["Account", "OwnedVm"]
 
@@ -36,7 +46,9 @@ class OwnedVm:
     client: str
     server: VmServer
     directory: Entry
+    books: Bookkeeper
     since: float
+    closing: asyncio.Task[None] | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +59,8 @@ class _Holdings:
     vms: dict[str, OwnedVm] = field(default_factory=dict)
     disks: dict[str, Entry] = field(default_factory=dict)
     left: bool = False
+    kept: Kept | None = None
+    released: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Account:
@@ -74,7 +88,10 @@ class Account:
         return not self._clients
 
     def list_vms(self) -> list[VmListed]:
-        return [_listed(vm) for holdings in self._clients.values() for vm in holdings.vms.values()]
+        return [vm for holdings in self._clients.values() for vm in _listed_vms(holdings)]
+
+    def list_kept(self) -> list[KeptListed]:
+        return [_listed_kept(key, holdings.kept, holdings) for key, holdings in self._clients.items() if holdings.kept]
 
     def find_vm(self, vm_id: str) -> OwnedVm | None:
         for holdings in self._clients.values():
@@ -94,7 +111,8 @@ class Account:
         _check_boot_files(request)
         vm_id = secrets.token_hex(8)
         directory = self._directory / "vms" / vm_id
-        with holdings.books.creating("directory", directory) as entry:
+        books = Bookkeeper(self._ledger, holdings.books.owner)
+        with books.creating("directory", directory) as entry:
             directory.mkdir(parents=True, mode=0o700)
         server = VmServer(
             ServerConfig(
@@ -104,11 +122,13 @@ class Account:
                 boot=request.boot,
                 directory=directory,
                 log_path=Path(request.log_path),
-                journal=holdings.books,
+                journal=books,
                 display=request.display,
             )
         )
-        vm = OwnedVm(id=vm_id, request=request, client=client, server=server, directory=entry, since=time.time())
+        vm = OwnedVm(
+            id=vm_id, request=request, client=client, server=server, directory=entry, books=books, since=time.time()
+        )
         holdings.vms[vm_id] = vm
         return vm
 
@@ -137,9 +157,56 @@ class Account:
         holdings.disks[disk_id] = entry
         return DiskCreated(id=disk_id, path=str(path))
 
-    def remove_disk(self, client: str, disk_id: str) -> None:
-        """Remove a fork. Removing what is gone is fine."""
-        _remove_disk(self._holdings(client), disk_id)
+    async def remove_disk(self, client: str, disk_id: str) -> None:
+        """Remove a fork, once the client's VMs that are about to end have let go of it. What is gone is fine."""
+        holdings = self._holdings(client)
+        await _closings(holdings)
+        _remove_disk(holdings, disk_id)
+
+    async def remove(self, client: str, belongings: Belongings) -> None:
+        """Remove VMs and then disks, in the order that `release` has. What is gone already is passed over."""
+        holdings = self._holdings(client)
+        going = [vm for vm_id in belongings.vms if (vm := holdings.vms.get(vm_id))]
+        await _all(partial(_close, vm, holdings) for vm in going)
+        for disk_id in belongings.disks:
+            await self.remove_disk(client, disk_id)
+
+    def keep(self, client: str, request: Keep) -> KeptListed:
+        """Take VMs and disks over from a client, as those of a client of the agent's own; `release` ends that one.
+
+        The disks outlive even the agent, until the time is over.
+        """
+        giver = self._holdings(client)
+        kept = Kept(request.reason, time.time() + request.ttl_s)
+        key = f"kept-{secrets.token_hex(4)}"
+        taker = _Holdings(books=Bookkeeper(self._ledger, Owner(KEPT_OWNER, ProcessIdentity.current())), kept=kept)
+        try:
+            self._hand_over(request.belongings, giver, taker, kept)
+        except BaseException:
+            giver.vms |= taker.vms
+            giver.disks |= taker.disks
+            raise
+        for vm in taker.vms.values():
+            vm.client = key
+        if taker.vms or taker.disks:
+            self._clients[key] = taker
+        return _listed_kept(key, kept, taker)
+
+    def _hand_over(self, belongings: Belongings, giver: _Holdings, taker: _Holdings, kept: Kept) -> None:
+        for vm_id in belongings.vms:
+            if (vm := giver.vms.get(vm_id)) and vm.closing is None:
+                vm.books.hand_over(taker.books.owner)
+                taker.vms[vm_id] = giver.vms.pop(vm_id)
+        for disk_id in belongings.disks:
+            if entry := giver.disks.get(disk_id):
+                self._ledger.hand_over(entry, taker.books.owner)
+                taker.disks[disk_id] = self._ledger.keep(entry, kept.until, reason=kept.reason)
+                del giver.disks[disk_id]
+
+    async def released(self, client: str) -> None:
+        """Wait until all that a client owned is released. One that is not known has nothing."""
+        if holdings := self._clients.get(client):
+            await holdings.released.wait()
 
     async def release(self, client: str) -> None:
         """Release all that a client owns: VMs first, then the disks that they held open."""
@@ -151,6 +218,7 @@ class Account:
         for disk_id in list(holdings.disks):
             _remove_disk(holdings, disk_id)
         self._clients.pop(client, None)
+        holdings.released.set()
 
     async def release_all(self) -> None:
         await _all(partial(self.release, client) for client in list(self._clients))
@@ -165,9 +233,25 @@ class Account:
 
 
 async def _close(vm: OwnedVm, holdings: _Holdings) -> None:
-    await vm.server.close()
+    """End a VM. Whoever asks while it ends already waits for the same end."""
+    if vm.closing is None:
+        vm.closing = asyncio.create_task(_end(vm, holdings))
+    await asyncio.shield(vm.closing)
+
+
+async def _end(vm: OwnedVm, holdings: _Holdings) -> None:
+    try:
+        await vm.server.close()
+    except BaseException:
+        vm.closing = None  # it may be tried again
+        raise
     if holdings.vms.pop(vm.id, None):
         holdings.books.gone(vm.directory)
+
+
+async def _closings(holdings: _Holdings) -> None:
+    closings = [asyncio.shield(vm.closing) for vm in holdings.vms.values() if vm.closing]
+    await asyncio.gather(*closings, return_exceptions=True)
 
 
 def _remove_disk(holdings: _Holdings, disk_id: str) -> None:
@@ -194,16 +278,25 @@ def _require_new_name(holdings: _Holdings, request: CreateVm) -> None:
             )
 
 
-def _listed(vm: OwnedVm) -> VmListed:
-    return VmListed(
-        id=vm.id,
-        name=vm.request.name,
-        group=vm.request.group,
-        client=vm.client,
-        state=vm.server.state_name,
-        pid=vm.server.pid,
-        since=vm.since,
+def _listed_vms(holdings: _Holdings) -> tuple[VmListed, ...]:
+    return tuple(
+        VmListed(
+            id=vm.id,
+            name=vm.request.name,
+            group=vm.request.group,
+            client=vm.client,
+            state=vm.server.state_name,
+            pid=vm.server.pid,
+            since=vm.since,
+            kept=holdings.kept,
+        )
+        for vm in holdings.vms.values()
     )
+
+
+def _listed_kept(key: str, kept: Kept, holdings: _Holdings) -> KeptListed:
+    disks = (KeptDisk(id=disk_id, path=entry.what["path"]) for disk_id, entry in holdings.disks.items())
+    return KeptListed(id=key, kept=kept, vms=_listed_vms(holdings), disks=tuple(disks))
 
 
 def _check_boot_files(request: CreateVm) -> None:

@@ -31,10 +31,13 @@ from .protocol import (
     PID_HEADER,
     AgentConfig,
     AgentInfo,
+    Belongings,
     CreateDisk,
     CreateVm,
+    Departed,
     Fault,
     ImageNeeded,
+    Keep,
     StreamLine,
     VmCreated,
 )
@@ -54,6 +57,7 @@ class AgentApp:
         self._config = config
         self._on_empty = on_empty
         self._leaving = False
+        self._expiries: set[asyncio.Task[None]] = set()
         self._platforms = PlatformFinder(config)
         self._images = ImageMaker(config, ledger, self._platforms)
         self._engine = engine_app()
@@ -62,9 +66,14 @@ class AgentApp:
             routes=[
                 Route("/agent", self._info),
                 Mount("/lifeline", app=self._lifeline),
+                Route("/clients/{id}/departure", self._await_departure),
                 Route("/images", self._get_image, methods=["POST"]),
                 Route("/disks", self._create_disk, methods=["POST"]),
                 Route("/disks/{id}", self._remove_disk, methods=["DELETE"]),
+                Route("/removal", self._remove, methods=["POST"]),
+                Route("/kept", self._list_kept, methods=["GET"]),
+                Route("/kept", self._keep, methods=["POST"]),
+                Route("/kept", self._release_kept, methods=["DELETE"]),
                 Route("/vms", self._list_vms, methods=["GET"]),
                 Route("/vms", self._create_vm, methods=["POST"]),
                 Route("/vms/{id}", self._remove_vm, methods=["DELETE"]),
@@ -76,6 +85,8 @@ class AgentApp:
 
     async def close(self) -> None:
         self._leaving = True
+        for expiry in self._expiries:
+            expiry.cancel()
         await self.account.release_all()
         await self._platforms.aclose()
 
@@ -115,6 +126,31 @@ class AgentApp:
             self._leaving = True
             self._on_empty()
 
+    async def _await_departure(self, request: Request) -> Response:
+        """Answers when all that a client owned is released; for clients that have just closed their lifeline."""
+        await self.account.released(request.path_params["id"])
+        return encoded(Departed(agent_stays=not self.account.is_empty))
+
+    async def _list_kept(self, _request: Request) -> Response:
+        return encoded(self.account.list_kept())
+
+    async def _keep(self, request: Request) -> Response:
+        wanted = await decoded(request, Keep)
+        kept = self.account.keep(_client(request), wanted)
+        expiry = asyncio.create_task(self._expire(kept.id, wanted.ttl_s))
+        self._expiries.add(expiry)
+        expiry.add_done_callback(self._expiries.discard)
+        return encoded(kept, 201)
+
+    async def _expire(self, key: str, ttl_s: float) -> None:
+        await asyncio.sleep(ttl_s)
+        await self._client_left(key)
+
+    async def _release_kept(self, _request: Request) -> Response:
+        kept = self.account.list_kept()
+        await asyncio.gather(*(self._client_left(item.id) for item in kept))
+        return encoded(kept)
+
     async def _get_image(self, request: Request) -> Response:
         needed = await decoded(request, ImageNeeded)
         return StreamingResponse(self._stream_image(needed), media_type="application/x-ndjson")
@@ -136,8 +172,12 @@ class AgentApp:
     async def _create_disk(self, request: Request) -> Response:
         return encoded(await self.account.create_disk(_client(request), await decoded(request, CreateDisk)), 201)
 
+    async def _remove(self, request: Request) -> Response:
+        await self.account.remove(_client(request), await decoded(request, Belongings))
+        return Response(status_code=204)
+
     async def _remove_disk(self, request: Request) -> Response:
-        self.account.remove_disk(_client(request), request.path_params["id"])
+        await self.account.remove_disk(_client(request), request.path_params["id"])
         return Response(status_code=204)
 
     async def _list_vms(self, _request: Request) -> Response:

@@ -17,16 +17,23 @@ class Bookkeeper:
 
     def __init__(self, ledger: Ledger, owner: Owner) -> None:
         self._ledger = ledger
-        self._owner = owner
+        self.owner = owner
+        self._entries: list[Entry] = []
 
     def intend(self) -> _ProcessRecord:
         """A process is about to be started."""
-        return _ProcessRecord(self._ledger, self._ledger.intend("process", {}, self._owner))
+        return _ProcessRecord(self._ledger, self._intend("process", {}))
+
+    def hand_over(self, owner: Owner) -> None:
+        """What was written down here, and what will be, belongs to somebody else now."""
+        self.owner = owner
+        for entry in filter(self._ledger.lists, self._entries):
+            self._ledger.hand_over(entry, owner)
 
     @contextlib.contextmanager
     def creating(self, kind: str, path: Path) -> Iterator[Entry]:
         """Create a path inside the block; if that fails, nothing of it is left."""
-        entry = self._ledger.intend(kind, {"path": str(path)}, self._owner)
+        entry = self._intend(kind, {"path": str(path)})
         try:
             yield entry
         except BaseException:
@@ -38,6 +45,11 @@ class Bookkeeper:
     def gone(self, entry: Entry) -> None:
         """Something was removed."""
         self._ledger.gone(entry)
+
+    def _intend(self, kind: str, what: Mapping[str, str]) -> Entry:
+        entry = self._ledger.intend(kind, what, self.owner)
+        self._entries = [*filter(self._ledger.lists, self._entries), entry]
+        return entry
 
 
 class _ProcessRecord:

@@ -29,6 +29,7 @@ from ..errors import AgentError, HostError, ResourceExhausted
 from .identity import ProcessIdentity
 
 __all__ = [
+    "KEPT_OWNER",
     "LEDGER_NAME",
     "MARK_VARIABLE",
     "Entry",
@@ -42,6 +43,9 @@ __all__ = [
 
 LEDGER_NAME: Final = "ledger.jsonl"
 """The name of the ledger in an agent's run directory."""
+
+KEPT_OWNER: Final = "kept"
+"""The client whose things are those that an agent keeps for a person."""
 
 MARK_VARIABLE: Final = "PROPOLIS_MARK"
 """The environment variable in which a process carries the id of its ledger entry."""
@@ -106,7 +110,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     """The first line: who writes this ledger.
 
     :param version: of the format.
-    :param mark: unguessable; every entry's id begins with it.
+    :param mark: the run and an unguessable word; every entry's id begins with it.
     :param agent: the process that writes.
     :param uid: its user.
     :param since: when the ledger was opened, unix time in seconds.
@@ -134,6 +138,11 @@ class _Keep(msgspec.Struct, frozen=True, tag_field="to", tag="keep"):
     kept: Kept
 
 
+class _Own(msgspec.Struct, frozen=True, tag_field="to", tag="own"):
+    id: str
+    owner: Owner
+
+
 class _Gone(msgspec.Struct, frozen=True, tag_field="to", tag="gone"):
     id: str
 
@@ -142,7 +151,7 @@ class _Version(msgspec.Struct):
     version: int
 
 
-_Transition = _Intent | _Live | _Keep | _Gone
+_Transition = _Intent | _Live | _Keep | _Own | _Gone
 _decoder: Final = msgspec.json.Decoder(_Transition)
 _encoder: Final = msgspec.json.Encoder()
 
@@ -202,7 +211,7 @@ class Ledger:
         header = Header(
             version=_FORMAT,
             run=run,
-            mark=secrets.token_hex(16),
+            mark=f"{run}.{secrets.token_hex(16)}",
             agent=ProcessIdentity.current(),
             uid=os.geteuid(),
             since=time.time(),
@@ -305,6 +314,20 @@ class Ledger:
         self._append(_Keep(entry.id, kept))
         return self._replace(msgspec.structs.replace(current, kept=kept))
 
+    def hand_over(self, entry: Entry, owner: Owner) -> Entry:
+        """Put on disk that the resource has another owner now.
+
+        :raises ResourceExhausted: when the disk is full. The owner is as before then.
+        :raises AgentError: when the entry is gone, or the ledger cannot be written or is closed.
+        """
+        current = self._current(entry)
+        self._append(_Own(entry.id, owner))
+        return self._replace(msgspec.structs.replace(current, owner=owner))
+
+    def lists(self, entry: Entry) -> bool:
+        """Whether the resource is not gone."""
+        return entry.id in self._entries
+
     def gone(self, *entries: Entry, sync: bool = False) -> None:
         """Record that resources no longer exist. Those already gone are ignored.
 
@@ -375,6 +398,8 @@ def _apply(transition: _Transition, entries: dict[str, Entry]) -> None:
             entries[id] = msgspec.structs.replace(entries[id], is_live=True, what=entries[id].what | what)
         case _Keep(id, kept):
             entries[id] = msgspec.structs.replace(entries[id], kept=kept)
+        case _Own(id, owner):
+            entries[id] = msgspec.structs.replace(entries[id], owner=owner)
         case _Gone(id):
             # May be there twice: a reaper that was killed left the entry to the next one.
             entries.pop(id, None)

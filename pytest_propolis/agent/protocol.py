@@ -10,6 +10,7 @@ from ..engine.boot_source import BootSource
 from ..engine.recipe import Recipe
 from ..errors import AgentError, PropolisError
 from ..storage.artifacts import Artifact
+from .ledger import Kept
 
 __all__ = [
     "CLIENT_HEADER",
@@ -19,11 +20,16 @@ __all__ = [
     "AgentConfig",
     "AgentInfo",
     "AgentReady",
+    "Belongings",
     "CreateDisk",
     "CreateVm",
+    "Departed",
     "DiskCreated",
     "Fault",
     "ImageNeeded",
+    "Keep",
+    "KeptDisk",
+    "KeptListed",
     "StreamLine",
     "VmCreated",
     "VmFacts",
@@ -114,6 +120,7 @@ class VmListed(msgspec.Struct, frozen=True, kw_only=True):
     state: str | None
     pid: int | None
     since: float
+    kept: Kept | None = None
 
 
 class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +163,51 @@ class DiskCreated(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     path: str
+
+
+class Belongings(msgspec.Struct, frozen=True, kw_only=True):
+    """Some of what a client owns, by id."""
+
+    vms: tuple[str, ...] = ()
+    disks: tuple[str, ...] = ()
+
+
+class Keep(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask the agent to take VMs and disks over from a client: they stay when the client leaves.
+
+    :param belongings: which; what is gone already is passed over.
+    :param reason: for people.
+    :param ttl_s: after so many seconds the agent removes them.
+    """
+
+    belongings: Belongings
+    reason: str
+    ttl_s: float
+
+
+class Departed(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a client owned is released.
+
+    :param agent_stays: whether there are other clients, or things that are kept.
+    """
+
+    agent_stays: bool
+
+
+class KeptDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """A disk that is kept."""
+
+    id: str
+    path: str
+
+
+class KeptListed(msgspec.Struct, frozen=True, kw_only=True):
+    """What was kept at one request. Its disks go when its VMs have ended."""
+
+    id: str
+    kept: Kept
+    vms: tuple[VmListed, ...]
+    disks: tuple[KeptDisk, ...]
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,31 +2,73 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Final
+
 import click
 
 from ..agent.ledger import Entry
+from ..agent.protocol import KeptListed
 from ..agent.reaper import Report, reap
 from ..agent.rendezvous import remove_abandoned
+from ..errors import AgentError
+from ..hosts.living_agent import LivingAgent, living_agents
 from ..hosts.run_directory import base_directory
 
 __all__ = ["gc"]
+
+LEAVE_TIMEOUT_S: Final = 5.0
 
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 @click.option("--kept", is_flag=True, help="Remove also what was kept on purpose.")
 def gc(dry_run: bool, kept: bool) -> None:
-    """Remove what dead runs of this user left. Nothing of a living run, or of another user, is touched."""
+    """Remove what dead runs of this user left. Nothing of a living run, or of another user, is touched.
+
+    With --kept also the VMs and disks that agents keep for a person.
+    """
     base = base_directory()
+    done = _clear_kept(base, dry_run=dry_run, remove=kept)
     report = reap(base, include_kept=kept, dry_run=dry_run)
     if not dry_run:
         remove_abandoned(base)
-    _show(report)
+    done |= _show(report)
+    if not done:
+        click.echo("nothing to remove")
     if report.failed:
         raise click.exceptions.Exit(1)
 
 
-def _show(report: Report) -> None:
+def _clear_kept(base: Path, *, dry_run: bool, remove: bool) -> bool:
+    """Have living agents remove what they keep, or name it. Whether there was anything."""
+    verb = ("would remove" if dry_run else "removed") if remove else "kept"
+    hint = "" if remove else ": `propolis gc --kept` removes it"
+    found = False
+    for agent in living_agents(base):
+        release = remove and not dry_run
+        things = _kept(agent, release=release)
+        if things and release and agent.process and not agent.answers():
+            agent.process.wait_gone(LEAVE_TIMEOUT_S)  # it was there for these alone
+        for kept in things:
+            found = True
+            for vm in kept.vms:
+                click.echo(f"{verb} VM {vm.id} {vm.name!r} of {kept.kept.reason}{hint}")
+            for disk in kept.disks:
+                click.echo(f"{verb} disk {disk.path}{hint}")
+    return found
+
+
+def _kept(agent: LivingAgent, *, release: bool) -> list[KeptListed]:
+    try:
+        return agent.release_kept() if release else agent.kept()
+    except AgentError as error:
+        click.echo(f"could not ask an agent: {error.message}", err=True)
+        return []
+
+
+def _show(report: Report) -> bool:
+    """Say what was done. Whether there was anything to say."""
     verb = "would remove" if report.dry_run else "removed"
     for entry in report.removed:
         click.echo(f"{verb} {_name(entry)}")
@@ -41,8 +83,7 @@ def _show(report: Report) -> None:
     for failure in report.failed:
         what = _name(failure.entry) if failure.entry else str(failure.directory)
         click.echo(f"could not remove {what}: {failure.reason}", err=True)
-    if not any((report.removed, report.strays, report.directories, report.kept, report.left, report.failed)):
-        click.echo("nothing to remove")
+    return any((report.removed, report.strays, report.directories, report.kept, report.left, report.failed))
 
 
 def _name(entry: Entry) -> str:

@@ -14,7 +14,7 @@ from ..settings import OPTIONS, Settings
 
 __all__ = ["choices", "propolis"]
 
-_COMMANDS: Final = {"doctor": ".doctor", "gc": ".gc", "ps": ".ps", "setup": ".setup"}
+_COMMANDS: Final = {"console": ".console", "doctor": ".doctor", "gc": ".gc", "ps": ".ps", "setup": ".setup"}
 """By command, the module that has it, as an attribute of the same name."""
 
 _CHOICES: Final = ("guest", "accelerator", "qemu", "artifact_dir", "boot_timeout", "settings_file")

@@ -8,47 +8,80 @@ from typing import Final
 
 import click
 
-from ..agent.ledger import Entry
+from ..agent.ledger import KEPT_OWNER, Entry, Kept, Owner
+from ..agent.protocol import SOCKET_NAME, VmListed
 from ..agent.reaper import RunSurvey, survey
+from ..errors import AgentError
+from ..hosts.living_agent import LivingAgent
 from ..hosts.run_directory import base_directory
 
 __all__ = ["ps"]
 
+TITLES: Final = ("RUN", "AGENT", "OWNER", "AGE", "KIND", "WHAT")
 WIDTHS: Final = (25, 6, 24, 8, 10, 0)
 
 
 @click.command()
-def ps() -> None:
+@click.option("--kept", "only_kept", is_flag=True, help="List only what is kept for a person.")
+def ps(only_kept: bool) -> None:
     """List what runs of this user have on this machine, living and dead."""
-    rows = [row for run in survey(base_directory()) for row in _rows(run)]
+    rows = [row for run in survey(base_directory()) for row in _rows(run, only_kept=only_kept)]
     if not rows:
-        click.echo("nothing is there")
+        click.echo("nothing is kept" if only_kept else "nothing is there")
         return
-    for row in [("RUN", "AGENT", "OWNER", "AGE", "KIND", "WHAT"), *rows]:
-        click.echo(
-            "  ".join(f"{word:<{width}}" for word, width in zip(row, (25, 6, 24, 8, 10, 0), strict=True)).rstrip()
-        )
+    for row in [TITLES, *rows]:
+        click.echo("  ".join(f"{word:<{width}}" for word, width in zip(row, WIDTHS, strict=True)).rstrip())
 
 
-def _rows(run: RunSurvey) -> Iterator[tuple[str, ...]]:
+def _rows(run: RunSurvey, *, only_kept: bool) -> Iterator[tuple[str, ...]]:
     name = run.directory.name
     if run.contents is None:
         yield name, "?", "", "", "", run.problem or ""
         return
     agent = "alive" if run.is_alive else "dead"
-    for entry in run.contents.entries.values():
-        yield name, agent, _owner(entry), _age(entry.since), entry.kind, _what(entry)
-    if not run.contents.entries:
+    entries = [entry for entry in run.contents.entries.values() if not only_kept or _is_kept(entry)]
+    owners = {entry.owner.client: entry.owner for entry in entries}
+    for vm in _vms(run) if run.is_alive else []:
+        if vm.kept or not only_kept:
+            owner = _kept_until(vm.kept) if vm.kept else _owner(owners.get(vm.client) or Owner(vm.client))
+            yield name, agent, owner, _age(vm.since), "vm", _vm(vm)
+    for entry in entries:
+        owner = _kept_until(entry.kept) if entry.kept else _owner(entry.owner)
+        yield name, agent, owner, _age(entry.since), entry.kind, _what(entry)
+    if not entries and not only_kept:
         yield name, agent, "", _age(run.contents.header.since), "agent", f"pid {run.contents.header.agent.pid}"
 
 
-def _owner(entry: Entry) -> str:
-    return f"{entry.owner.client} ({'alive' if entry.owner.is_alive() else 'dead'})"
+def _vms(run: RunSurvey) -> list[VmListed]:
+    """What the agent itself says; one that is only starting, or leaving, says nothing."""
+    try:
+        return LivingAgent(run.directory / SOCKET_NAME).vms()
+    except AgentError:
+        return []
+
+
+def _vm(vm: VmListed) -> str:
+    for_whom = vm.kept.reason if vm.kept else vm.group
+    return f"{vm.id} {vm.name!r}, {vm.state or 'not created'}, of {for_whom}"
+
+
+def _is_kept(entry: Entry) -> bool:
+    return entry.owner.client == KEPT_OWNER or entry.kept is not None
+
+
+def _owner(owner: Owner) -> str:
+    if owner.client == KEPT_OWNER:
+        return "kept"
+    name = f"pid {owner.process.pid}" if owner.process else owner.client
+    return f"{name} ({'alive' if owner.is_alive() else 'dead'})"
+
+
+def _kept_until(kept: Kept) -> str:
+    return "kept" if kept.until is None else f"kept until {time.strftime('%a %H:%M', time.localtime(kept.until))}"
 
 
 def _what(entry: Entry) -> str:
-    kept = f", kept: {entry.kept.reason}" if entry.kept else ""
-    return (entry.what.get("path") or (f"pid {entry.what['pid']}" if "pid" in entry.what else "about to start")) + kept
+    return entry.what.get("path") or (f"pid {entry.what['pid']}" if "pid" in entry.what else "about to start")
 
 
 def _age(since: float) -> str:

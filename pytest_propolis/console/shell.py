@@ -19,6 +19,7 @@ from .shell_protocol import (
     Ready,
     Signal,
     encode,
+    hand_over_command,
     interactive_command,
     new_nonce,
     new_session,
@@ -90,6 +91,7 @@ class Shell:
         self._ready.clear()
         self._pending = None
         self._session = new_session()
+        typed_at = self._console.transcript.end
         self._console.heed(self._session)
         await self._console.send(wrapper.replace("{}", program(self._session, shell=shell)) + "\n")
         try:
@@ -97,6 +99,12 @@ class Shell:
                 await self._ready.wait()
         except TimeoutError:
             raise self._error(ShellLost, "the shell did not take the read-eval loop", waited_s=timeout_s) from None
+        self._console.transcript.hide(typed_at)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the read-eval loop runs in the guest."""
+        return self._ready.is_set()
 
     async def run(self, command: str, *, timeout_s: float, check: bool = True) -> CommandResult:
         """Run a command, and wait until it ends. Its standard input is empty.
@@ -164,6 +172,26 @@ class Shell:
                 # A user who has switched the VM off has left.
                 with contextlib.suppress(ConsoleClosed):
                     await self._leave(pending)
+
+    async def hand_over(self, *, timeout_s: float) -> None:
+        """Leave the console to the user's own shell, for good: commands are not run any more. Twice is fine.
+
+        A command that still runs is interrupted.
+
+        :raises ShellLost: when that shell does not come up in time.
+        :raises ConsoleClosed: when the VM has stopped.
+        """
+        if self._interactive:
+            return
+        try:
+            async with asyncio.timeout(timeout_s), self._turn:
+                await self._recover()
+                pending = self._begin(new_nonce(interactive=True))
+                await self._send(hand_over_command(), pending)
+                await _either(pending.began, pending.ended)
+        except TimeoutError:
+            raise self._error(ShellLost, "no shell for a person came up", waited_s=timeout_s) from None
+        self._interactive = True
 
     async def _leave(self, pending: _Pending) -> None:
         """Have the interactive shell exit; one with stopped jobs wants to be told twice."""
@@ -252,3 +280,14 @@ class Shell:
     def _error(self, kind: type[ShellError], message: str, **context: Any) -> ShellError:
         context.setdefault("console_tail", self._console.tail())
         return kind(message, vm=self._vm, log_path=str(self._console.log_path), **context)
+
+
+async def _either(event: asyncio.Event, failure: asyncio.Future[Any]) -> None:
+    """Wait for an event; a future that fails first raises what it failed with."""
+    happening = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([happening, failure], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        happening.cancel()
+    if not event.is_set():
+        failure.result()

@@ -39,6 +39,7 @@ __all__ = [
     "Ready",
     "Signal",
     "encode",
+    "hand_over_command",
     "interactive_command",
     "new_nonce",
     "new_session",
@@ -88,6 +89,8 @@ done
 
 INTERACTIVE: Final = 'stty sane; "${SHELL:-/bin/sh}" -i; stty raw -echo; stty isig intr %s'
 
+HAND_OVER: Final = 'while :; do stty sane; "${SHELL:-/bin/sh}" -i || sleep 1; done'
+
 
 def program(session: str, *, shell: str = "sh") -> str:
     """The read-eval loop as one command for a POSIX shell, to be typed at its prompt.
@@ -107,6 +110,11 @@ def program(session: str, *, shell: str = "sh") -> str:
 def interactive_command() -> str:
     """A command that puts the user's own shell on the terminal, and the loop back when that ends."""
     return INTERACTIVE % _quote("^\\")
+
+
+def hand_over_command() -> str:
+    """A command that puts the user's own shell on the terminal for good: when that ends, another one comes."""
+    return HAND_OVER
 
 
 def _quote(text: str) -> str:

@@ -12,6 +12,8 @@ __all__ = ["Found", "Transcript"]
 
 KEPT_CHARACTERS: Final = 4 << 20
 PIECE_CHARACTERS: Final = 1 << 14
+LINE_CHARACTERS: Final = 400
+"""How long lines are taken to be where their number is all that is asked for."""
 PATTERN_REACH: Final = 1 << 16
 """How far back from new text a regular expression may begin to match."""
 
@@ -53,6 +55,7 @@ class Transcript:
         self._waits: deque[_Wait] = deque()
         self._watchers: set[asyncio.Future[Any]] = set()
         self._failure: Exception | None = None
+        self._hidden: list[tuple[int, int]] = []
         self.cursor = 0
 
     @property
@@ -72,8 +75,22 @@ class Transcript:
         return "".join(reversed(pieces))
 
     def tail(self, lines: int) -> tuple[str, ...]:
-        """The last lines, without empty ones at the very end."""
-        return tuple(self.since(self._end - lines * 400).rstrip().splitlines()[-lines:])
+        """The last lines that are not hidden, without empty ones at the very end."""
+        text, end = "", self._end
+        for start, stop in (*reversed(self._hidden), (0, 0)):
+            stretch = self._between(max(stop, end - lines * LINE_CHARACTERS + len(text)), end)
+            # What is hidden began behind a prompt; what follows it is a line of its own.
+            text = stretch + ("\n" if stretch and text and not stretch.endswith("\n") else "") + text
+            end = start
+        return tuple(text.rstrip().splitlines()[-lines:])
+
+    def hide(self, start: int) -> None:
+        """Leave out of every later tail what came from a position on until now."""
+        self._hidden.append((start, self._end))
+
+    def _between(self, start: int, stop: int) -> str:
+        start = max(start, self._offset)
+        return self.since(start)[: stop - start] if stop > start else ""
 
     def append(self, text: str) -> None:
         if not text:

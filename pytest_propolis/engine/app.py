@@ -150,6 +150,8 @@ async def _serial(websocket: WebSocket) -> None:
     try:
         port = _server(websocket).serial()
         places = serial_place(websocket.query_params)
+        if None not in places.values():
+            places = {}  # as propolis-server: who gives two places gets none of them, but what comes from now on
     except Refusal:
         # A websocket channel has no error bodies: upstream drops the connection.
         await websocket.close()

@@ -23,6 +23,11 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 MONITOR_READY_TIMEOUT_S: Final = 30.0
 
+# SeaBIOS finds itself used after a reset, because QEMU's i440FX leaves the shadow memory as it is. It puts itself right
+# and resets the machine again, which takes effect once or twice. To everyone else that is one reset.
+FIRMWARE_RESETS_S: Final = 2.0
+"""How long after a reset further ones count as the firmware's own part in it."""
+
 
 class MachineError(Exception):
     """Raised when QEMU ends or refuses where it should not; the text is QEMU's own."""
@@ -77,6 +82,7 @@ class Machine:
         self._process: asyncio.subprocess.Process | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._closing = False
+        self._reset_s = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -181,11 +187,22 @@ class Machine:
     async def _watch_events(self) -> None:
         async for event in self._listener:
             name, data = event["event"], event.get("data", {})
+            of_the_guest = isinstance(data, dict) and data.get("guest")
             if name == "GUEST_PANICKED":
                 self.panics += 1
                 self._on_event(GuestEvent.PANICKED)
-            elif isinstance(data, dict) and data.get("guest"):
-                self._on_event(GuestEvent.RESET if name == "RESET" else GuestEvent.SHUTDOWN)
+            elif name == "RESET":
+                if self._is_another_reset(cast(dict[str, int], event["timestamp"])) and of_the_guest:
+                    self._on_event(GuestEvent.RESET)
+            elif of_the_guest:
+                self._on_event(GuestEvent.SHUTDOWN)
+
+    def _is_another_reset(self, timestamp: dict[str, int]) -> bool:
+        at_s = timestamp["seconds"] + timestamp["microseconds"] / 1e6
+        if at_s - self._reset_s < FIRMWARE_RESETS_S:
+            return False
+        self._reset_s = at_s
+        return True
 
     async def _watch_process(self) -> None:
         assert self._process is not None

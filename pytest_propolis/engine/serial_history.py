@@ -76,8 +76,8 @@ class SerialHistory:
         start = offset - self._last_offset
         return bytes(self._last[start : start + max_bytes])
 
-    def offset_of(self, *, from_start: int | None, most_recent: int | None) -> int:
-        """Turn the two ways of asking for a place into an offset."""
+    def offset_of(self, *, from_start: int | None = None, most_recent: int | None = None) -> int:
+        """Turn the two ways of asking for a place into an offset; the end, without a place."""
         if from_start is not None:
             return min(from_start, self.end)
         if most_recent is not None:

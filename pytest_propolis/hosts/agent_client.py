@@ -13,11 +13,14 @@ import msgspec
 from ..agent.protocol import (
     CLIENT_HEADER,
     AgentInfo,
+    Belongings,
     CreateDisk,
     CreateVm,
     DiskCreated,
     Fault,
     ImageNeeded,
+    Keep,
+    KeptListed,
     StreamLine,
     VmCreated,
     VmListed,
@@ -93,6 +96,14 @@ class AgentClient:
 
     async def remove_disk(self, disk_id: str) -> None:
         await self._call("DELETE", f"/disks/{disk_id}", NoneType)
+
+    async def remove(self, belongings: Belongings) -> None:
+        """Remove VMs and then disks; returns when they are gone. What is gone already is passed over."""
+        await self._call("POST", "/removal", NoneType, belongings)
+
+    async def keep(self, request: Keep) -> KeptListed:
+        """Have the agent take VMs and disks over, which then outlive this client."""
+        return await self._call("POST", "/kept", KeptListed, request)
 
     async def _call(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
         content = None if body is None else msgspec.json.encode(body)

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from ..agent.ledger import LEDGER_NAME, read_ledger
-from ..agent.protocol import AgentConfig
+from ..agent.protocol import AgentConfig, Belongings
 from ..errors import AgentError
 from ..settings import Settings
 from .agent_client import AgentClient
 from .launcher import Launched, connect_or_launch, wait_for_children
+from .living_agent import LivingAgent
 from .run_directory import agent_directory, run_token
 
 __all__ = ["LocalHost"]
 
 AGENT_LEAVE_TIMEOUT_S: Final = 15.0
+
+
+class Unfinished(Protocol):
+    """What has taken something of the host, and may not have given it back."""
+
+    @property
+    def belongings(self) -> Belongings: ...
 
 
 class LocalHost:
@@ -32,6 +40,10 @@ class LocalHost:
         self._run = run_token(shared_id)
         self._client_id = secrets.token_hex(8)
         self._launched: Launched | None = None
+        self.was_up = False
+        """Whether the agent was ever asked for."""
+        self.unfinished: list[Unfinished] = []
+        """What was about to end, and was not heard of since."""
 
     @property
     def run(self) -> str:
@@ -46,6 +58,11 @@ class LocalHost:
     def is_up(self) -> bool:
         return self._launched is not None
 
+    @property
+    def agent(self) -> LivingAgent | None:
+        """The agent, for who has no event loop, while it is up."""
+        return LivingAgent(self._launched.socket, client=self._client_id) if self._launched else None
+
     async def client(self) -> AgentClient:
         """A client of this host's agent, for the running event loop. The caller closes it.
 
@@ -53,13 +70,15 @@ class LocalHost:
         :raises HostError: when the run directory cannot be had.
         """
         if self._launched is None:
+            self.was_up = True
             self._launched = await connect_or_launch(self._config(), client=self._client_id)
         return AgentClient(self._launched.socket, client=self._client_id)
 
     def close(self) -> None:
         """Let go of the agent, which then releases what this process still owns, and leaves if nobody else needs it.
 
-        If this process started it, waits for it within bounds, and looks whether all is gone. Closing twice is fine.
+        Waits within bounds until that is done; if this process started the agent and nobody needs it any more, also
+        until it has left, and looks whether all is gone. Closing twice is fine.
 
         :raises AgentError: when the agent left something behind.
         """
@@ -67,6 +86,8 @@ class LocalHost:
         if launched is None:
             return
         launched.lifeline.close()
+        if _agent_stays(launched.socket, self._client_id):
+            return
         if wait_for_children(AGENT_LEAVE_TIMEOUT_S):
             _require_gone(launched.socket.parent)
 
@@ -79,6 +100,14 @@ class LocalHost:
             qemu=str(settings.qemu) if settings.qemu else None,
             accelerator=settings.accelerator,
         )
+
+
+def _agent_stays(socket: Path, client: str) -> bool:
+    """Wait until what the client owned is released. Whether the agent stays: for other clients, or with kept things."""
+    try:
+        return LivingAgent(socket).departure(client).agent_stays
+    except AgentError:
+        return False  # it leaves, or is gone
 
 
 def _require_gone(directory: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import pytest
+
+from ..errors import PropolisError
+from .keeping import KEEPER
 
 if TYPE_CHECKING:
     from ..propolis_api.client import Endpoint
@@ -16,31 +20,68 @@ VMS: Final[pytest.StashKey[list[TestVm]]] = pytest.StashKey()
 """Where a test's item keeps the VMs that were made for it."""
 
 
+NOT_CREATED: Final = "not created"
 STATE_TIMEOUT_S: Final = 1.0
 
 
-def add_sections(item: pytest.Item, report: pytest.TestReport) -> None:
+def add_sections(
+    item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException] | None, report: pytest.TestReport
+) -> None:
     """Add a section for each VM of a failed test."""
     if report.failed:
+        keeper = item.config.stash.get(KEEPER, None)
+        stays = keeper is not None and keeper.settings.keep != "never"
+        shown = dict(_tails(excinfo.value)) if excinfo else {}
         for vm in item.stash.get(VMS, []):
-            report.sections.append((f"propolis VM {vm.name!r}", "\n".join(describe(vm))))
+            lines = describe(vm, shown=shown.get(vm.name, ()), stays=stays)
+            report.sections.append((f"propolis VM {vm.name!r}", "\n".join(lines)))
 
 
-def describe(vm: TestVm) -> list[str]:
-    """A VM in lines: state, make, disks, console, log."""
+def describe(vm: TestVm, *, shown: tuple[str, ...] = (), stays: bool = False) -> list[str]:
+    """A VM in lines: state, make, disks, console, log.
+
+    :param shown: the lines of its console that the error has shown.
+    :param stays: whether it is kept after the test.
+    """
     from ..propolis_api import NvmeDiskComponent, VirtioDiskComponent  # heavy, and there are no failures in most runs
 
     board = vm.spec.board
     components = vm.spec.components.items()
     disks = ", ".join(key for key, part in components if isinstance(part, VirtioDiskComponent | NvmeDiskComponent))
-    tail = vm.console_tail()
+    state = vm.final_state or _state_now(vm.endpoint)
     return [
-        f"state:   {vm.final_state or _state_now(vm.endpoint)}",
+        f"state:   {state}",
         f"spec:    {vm.guest.name}, {board.cpus} CPUs, {board.memory_mb} MiB, disks: {disks or 'none'}",
-        f"console: the last {len(tail)} lines" if tail else "console: nothing was shown",
-        *(f"    | {line}" for line in tail),
+        *_console(vm.console_tail(), shown),
         f"log:     {vm.log_path}" + (f" (incomplete: {vm.log_failure})" if vm.log_failure else ""),
+        *([f"stays:   propolis console {vm.id}"] if stays and state != NOT_CREATED else []),
     ]
+
+
+def _console(tail: tuple[str, ...], shown: tuple[str, ...]) -> list[str]:
+    """The end of the console, without what the error has shown of it."""
+    since = _beyond(tail, shown)
+    lines = [f"    | {line}" for line in since]
+    if len(since) < len(tail):
+        return ["console: see the error above", *(["         and since then:", *lines] if lines else [])]
+    return [f"console: the last {len(tail)} lines" if tail else "console: nothing was shown", *lines]
+
+
+def _beyond(tail: tuple[str, ...], shown: tuple[str, ...]) -> tuple[str, ...]:
+    """The lines of a tail that come after those of an earlier one."""
+    common = next((n for n in range(min(len(tail), len(shown)), 0, -1) if shown[-n:] == tail[:n]), 0)
+    return tail[common:]
+
+
+def _tails(error: BaseException | None) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The consoles that an error's text shows, by VM: its own, and those of its causes."""
+    while error is not None:
+        if isinstance(error, PropolisError) and error.vm:
+            yield error.vm, error.console_tail
+        if isinstance(error, BaseExceptionGroup):
+            for inner in error.exceptions:
+                yield from _tails(inner)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def _state_now(endpoint: Endpoint) -> str:
@@ -51,6 +92,6 @@ def _state_now(endpoint: Endpoint) -> str:
     try:
         with httpx.Client(transport=transport, timeout=STATE_TIMEOUT_S) as http:
             answer = http.get(f"{endpoint.base_url}/instance")
-            return str(answer.json()["instance"]["state"]) if answer.is_success else "not created"
+            return str(answer.json()["instance"]["state"]) if answer.is_success else NOT_CREATED
     except httpx.TransportError as error:
         return f"unknown ({error})"

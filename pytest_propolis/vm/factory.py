@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from ..agent.protocol import CreateDisk, CreateVm
+from ..agent.protocol import Belongings, CreateDisk, CreateVm, Keep, KeptListed
 from ..console.log import make_log_directory
 from ..engine.boot_source import BootSource, DirectKernel, Firmware
 from ..errors import ArtifactMissing, ConfigError
@@ -54,21 +55,62 @@ class VmFactory:
         self._progress = progress
         self._made = made
         self._names: set[str] = set()
+        self._vm_ids: list[str] = []
+        self._disk_ids: list[str] = []
+        self.vms: list[TestVm] = []
+        """All VMs that were made, in that order."""
         self._vms = contextlib.AsyncExitStack()
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def on(cls, host: LocalHost, **options: Any) -> AsyncIterator[VmFactory]:
-        """A factory on a host, with everything that it makes."""
+    async def on(
+        cls, host: LocalHost, *, ending: Callable[[VmFactory], Awaitable[None]] | None = None, **options: Any
+    ) -> AsyncIterator[VmFactory]:
+        """A factory on a host, with everything that it makes.
+
+        What is left of an earlier one, whose end was cancelled half-way, is removed first.
+
+        :param ending: what is done with the factory in the end; `aclose` by default.
+        """
         agent = await host.client()
-        factory = cls(agent=agent, **options)
         try:
-            yield factory
-        finally:
+            await _clear_away(host, agent)
+            factory = cls(agent=agent, **options)
             try:
-                await factory.aclose()
+                yield factory
             finally:
-                await agent.aclose()
+                try:
+                    await (ending or cls.aclose)(factory)
+                except BaseException:
+                    host.unfinished.append(factory)
+                    raise
+        finally:
+            await agent.aclose()
+
+    @property
+    def group(self) -> str:
+        """What the VMs belong to."""
+        return self._group
+
+    @property
+    def belongings(self) -> Belongings:
+        """The VMs and disks that were made; they may be gone."""
+        return Belongings(vms=tuple(self._vm_ids), disks=tuple(self._disk_ids))
+
+    async def hand_over(self) -> None:
+        """Leave the VMs' consoles to a person: `TestVm.hand_over`."""
+        await asyncio.gather(*(vm.hand_over() for vm in self.vms))
+
+    async def set_aside(self) -> Belongings:
+        """Let go of all VMs as they are. They stay this process's, until it has them kept or removed, or ends."""
+        await self.hand_over()
+        self._vms.pop_all()
+        await asyncio.gather(*(vm.let_go() for vm in self.vms))
+        return self.belongings
+
+    async def keep(self, *, reason: str, ttl_s: float) -> KeptListed:
+        """Leave VMs and disks to a person: they outlive this process."""
+        return await self._agent.keep(Keep(belongings=await self.set_aside(), reason=reason, ttl_s=ttl_s))
 
     async def aclose(self) -> None:
         """Take all VMs away, the last one first. Closing twice is fine."""
@@ -110,6 +152,7 @@ class VmFactory:
         async with contextlib.AsyncExitStack() as taken:
             vm = await self._create(complete, guest, taken)
             self._names.add(config.name)
+            self.vms.append(vm)
             self._made(vm)
             await self._vms.enter_async_context(taken.pop_all())
         return vm
@@ -140,6 +183,7 @@ class VmFactory:
                 display=config.display,
             )
         )
+        self._vm_ids.append(created.id)
         taken.push_async_callback(self._agent.remove_vm, created.id)
         vm = TestVm(
             name=config.name,
@@ -149,6 +193,7 @@ class VmFactory:
             properties=instance_properties(config.name),
             log_path=self._log_dir / f"{config.name}.serial.log",
             boot_timeout_s=complete.boot_timeout_s,
+            vm_id=created.id,
         )
         return await taken.enter_async_context(vm)
 
@@ -173,8 +218,15 @@ class VmFactory:
 
     async def _create_disk(self, request: CreateDisk, taken: contextlib.AsyncExitStack) -> str:
         disk = await self._agent.create_disk(request)
+        self._disk_ids.append(disk.id)
         taken.push_async_callback(self._agent.remove_disk, disk.id)
         return disk.path
+
+
+async def _clear_away(host: LocalHost, agent: AgentClient) -> None:
+    while host.unfinished:
+        await agent.remove(host.unfinished[-1].belongings)
+        host.unfinished.pop()
 
 
 def _disk_request(disk: DataDisk) -> CreateDisk:

@@ -42,6 +42,7 @@ __all__ = ["TestVm"]
 STATE_TIMEOUT_S: Final = 60.0
 COMMAND_TIMEOUT_S: Final = 300.0
 OUTPUT_TIMEOUT_S: Final = 60.0
+HAND_OVER_TIMEOUT_S: Final = 15.0
 DESTROY_TIMEOUT_S: Final = 5.0
 LAST_STATE_TIMEOUT_S: Final = 2.0
 
@@ -67,8 +68,10 @@ class TestVm:
         properties: InstanceProperties,
         log_path: Path,
         boot_timeout_s: float,
+        vm_id: str = "",
     ) -> None:
         self.name = name
+        self.id = vm_id
         self.guest = guest
         self.spec = spec
         self.properties = properties
@@ -169,6 +172,17 @@ class TestVm:
         finally:
             await self._resources.aclose()
             await self._client.aclose()
+
+    async def hand_over(self) -> None:
+        """Leave the console to the user's own shell, if the guest takes commands: it takes none from then on."""
+        if self._shell is not None and self._shell.is_up:
+            with contextlib.suppress(PropolisError):  # a guest that hangs is worth a look, too
+                await self._shell.hand_over(timeout_s=HAND_OVER_TIMEOUT_S)
+
+    async def let_go(self) -> None:
+        """Close what was opened for the VM, and leave the VM as it is."""
+        self._final_state = await self._last_state()
+        await self.aclose()
 
     # Commands
 

@@ -92,7 +92,14 @@ class BlockingBackend:
             return ReplaceResult.MISSING
         return ReplaceResult.STARTED if moved else ReplaceResult.VCR_MATCHES
 
+    async def reached(self, event: str) -> None:
+        """Wait until something has happened to it."""
+        async with asyncio.timeout(DEADLINE_S):
+            while event not in self.events:
+                await asyncio.sleep(0)
+
     async def close(self) -> None:
+        self.events.append("closing")
         await self.may_close.wait()
         self.events.append("closed")
 

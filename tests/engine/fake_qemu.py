@@ -1,8 +1,8 @@
 #!/usr/bin/env -S python3 -IS
 """A stand-in for QEMU: a process that speaks QMP, with a guest that does what is typed at its serial port.
 
-A line typed at COM1 is echoed, and may be ``reset``, ``shutdown``, ``panic`` (what a guest does of its own accord) or
-``exit`` (QEMU ends by itself).
+A line typed at COM1 is echoed, and may be ``reset``, ``shutdown``, ``panic`` (what a guest does of its own accord),
+``reset through firmware`` (which resets twice more by itself) or ``exit`` (QEMU ends by itself).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 GREETING = {"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}}
-TIMESTAMP = {"seconds": 0, "microseconds": 0}
+SECONDS_BETWEEN_EVENTS = 60  # a clock that goes on with each event: what happens in a test is never "at once"
 
 
 class Channel:
@@ -56,6 +56,7 @@ class FakeQemu:
     """The machine: stopped until ``cont``."""
 
     def __init__(self) -> None:
+        self._clock_s = 0
         self._monitor = Channel("monitor")
         self._com1 = Channel("com1")
         self._tell(GREETING)
@@ -87,6 +88,9 @@ class FakeQemu:
         match line:
             case "reset":
                 self._event("RESET", guest=True, reason="guest-reset")
+            case "reset through firmware":
+                for pause_s in (SECONDS_BETWEEN_EVENTS, 0, 0):
+                    self._event("RESET", pause_s, guest=True, reason="guest-reset")
             case "shutdown":
                 self._event("SHUTDOWN", guest=True, reason="guest-shutdown")
             case "panic":
@@ -94,8 +98,9 @@ class FakeQemu:
             case "exit":
                 sys.exit(1)
 
-    def _event(self, name: str, **data: Any) -> None:
-        self._tell({"event": name, "data": data, "timestamp": TIMESTAMP})
+    def _event(self, name: str, pause_s: int = SECONDS_BETWEEN_EVENTS, **data: Any) -> None:
+        self._clock_s += pause_s
+        self._tell({"event": name, "data": data, "timestamp": {"seconds": self._clock_s, "microseconds": 0}})
 
     def _tell(self, message: dict[str, Any]) -> None:
         self._monitor.write(json.dumps(message))

@@ -65,7 +65,7 @@ async def test_a_stop_ends_a_start_that_is_blocked(blocked: EngineRig) -> None:
     assert (await blocked.put("Stop")).status_code == 204
     # Starting was 2. No Stopping: what has not started is not brought down.
     assert await blocked.wait_for(InstanceState.DESTROYED) == 4
-    assert blocked.backend.events == ["start", "cancelled", "closed"]
+    assert blocked.backend.events == ["start", "cancelled", "closing", "closed"]
 
 
 async def test_a_blocked_start_goes_on_with_the_volume_that_replaces_the_first(blocked: EngineRig) -> None:
@@ -98,7 +98,7 @@ async def test_a_start_that_can_never_succeed_fails_the_vm(fake: EngineRig) -> N
     await fake.ensure(address="broken")
     await fake.put("Run")
     assert await fake.wait_for(InstanceState.FAILED) == 3
-    assert fake.backend.events == ["start", "closed"]
+    assert fake.backend.events == ["start", "closing", "closed"]
 
 
 async def test_a_volume_that_proves_broken_while_it_blocks_fails_the_vm(fake: EngineRig) -> None:
@@ -111,7 +111,7 @@ async def test_a_qemu_that_ends_while_a_start_is_blocked_fails_the_vm(blocked: E
     assert blocked.server.pid
     os.kill(blocked.server.pid, signal.SIGKILL)
     assert await blocked.wait_for(InstanceState.FAILED) == 3
-    assert blocked.backend.events == ["start", "cancelled", "closed"]
+    assert blocked.backend.events == ["start", "cancelled", "closing", "closed"]
 
 
 async def test_replacements_are_refused_as_upstream_does(fake: EngineRig) -> None:
@@ -170,8 +170,7 @@ async def test_a_stop_ends_a_replacement_that_gets_no_answer(fake: EngineRig, st
     await start(fake)
     replacement = asyncio.create_task(fake.replace("silence", 2))
     async with asyncio.timeout(DEADLINE_S):
-        while "silent" not in fake.backend.events:
-            await asyncio.sleep(0)
+        await fake.backend.reached("silent")
         await fake.put("Stop")
         assert (await replacement).status_code == 410
         await fake.wait_for(InstanceState.DESTROYED)
@@ -180,9 +179,7 @@ async def test_a_stop_ends_a_replacement_that_gets_no_answer(fake: EngineRig, st
 async def test_a_client_that_leaves_does_not_hold_up_the_vm(fake: EngineRig) -> None:
     await block(fake)
     replacement = asyncio.create_task(fake.replace("silence", 2))
-    async with asyncio.timeout(DEADLINE_S):
-        while "silent" not in fake.backend.events:
-            await asyncio.sleep(0)
+    await fake.backend.reached("silent")
     replacement.cancel()
     await fake.put("Stop")
     await fake.wait_for(InstanceState.DESTROYED)
@@ -198,9 +195,8 @@ async def test_the_end_is_told_only_when_everything_is_released(
     await fake.ensure(address=address)
     fake.backend.may_close.clear()
     await fake.put(end)
-    async with asyncio.timeout(DEADLINE_S):
-        while (await fake.put("Run")).status_code != 424:  # active no more
-            await asyncio.sleep(0)
+    await fake.backend.reached("closing")
+    assert (await fake.put("Run")).status_code == 424
     state = (await fake.client.get("/instance")).json()["instance"]["state"]
     assert state in ("Stopped", "Starting")
     assert (await fake.ensure()).status_code == 409
@@ -214,7 +210,25 @@ async def test_the_end_is_told_only_when_everything_is_released(
 async def test_a_server_that_is_closed_while_a_start_is_blocked_releases_all(fake: EngineRig) -> None:
     await block(fake)
     await fake.server.close()
-    assert fake.backend.events == ["start", "cancelled", "closed"]
+    assert fake.backend.events == ["start", "cancelled", "closing", "closed"]
+
+
+async def test_a_server_that_is_closed_twice_still_releases_all_before_it_says_so(fake: EngineRig) -> None:
+    await run(fake)
+    fake.backend.may_close.clear()
+    first = asyncio.create_task(fake.server.close())
+    await fake.backend.reached("closing")
+    second = asyncio.create_task(fake.server.close())
+    for _ in range(2):  # the second has asked for the end, too
+        await fake.client.get("/instance")
+    assert await fake.gen() == 3
+    assert not first.done()
+    assert not second.done()
+    fake.backend.may_close.set()
+    async with asyncio.timeout(DEADLINE_S):
+        await asyncio.gather(first, second)
+    assert fake.backend.events[-1] == "closed"
+    assert await fake.wait_for(InstanceState.DESTROYED) == 4
 
 
 async def test_without_a_backend_a_crucible_component_is_refused(tmp_path: Path) -> None:

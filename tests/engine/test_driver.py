@@ -71,11 +71,6 @@ class Life:
             while self.publisher.state is not state:
                 await self.publisher.wait_for(self.publisher.snapshot().gen + 1)
 
-    async def wait_for_backend(self, event: str) -> None:
-        async with asyncio.timeout(DEADLINE_S):
-            while event not in self.backend.events:
-                await asyncio.sleep(0)
-
     def replace(self, address: str, generation: int) -> Reply:
         reply: Reply = asyncio.get_running_loop().create_future()
         self.driver.request(ReplaceVolume(BACKEND, vcr_json(address, generation), reply))
@@ -133,7 +128,7 @@ async def test_a_migration_asked_for_while_a_start_is_blocked_is_served_when_the
     migration = Migration()
     async with life(tmp_path, address="black hole", migrate_out=migration) as (vm, driving):
         vm.driver.request(Run())
-        await vm.wait_for_backend("start")
+        await vm.backend.reached("start")
         vm.driver.request(MigrateAsSource("migration"))
         with pytest.raises(RequestDenied) as denied:
             vm.driver.request(MigrateAsSource("another"))
@@ -151,7 +146,7 @@ async def test_a_migration_asked_for_while_a_start_is_blocked_is_served_when_the
 async def test_a_migration_asked_for_while_a_start_is_blocked_does_not_outlive_a_stop(tmp_path: Path) -> None:
     async with life(tmp_path, address="black hole", migrate_out=Migration()) as (vm, driving):
         vm.driver.request(Run())
-        await vm.wait_for_backend("start")
+        await vm.backend.reached("start")
         request = MigrateAsSource("migration")
         vm.driver.request(request)
         vm.driver.request(Stop())
@@ -238,7 +233,7 @@ async def test_a_vm_that_arrives_waits_for_its_volume_which_can_be_replaced(tmp_
         pass
 
     async with life(tmp_path, address="black hole", arrive=arrive) as (vm, _):
-        await vm.wait_for_backend("start")
+        await vm.backend.reached("start")
         assert vm.publisher.state is MIGRATING
         assert await vm.replace("here", 2) is ReplaceResult.STARTED
         await vm.wait_for(RUNNING)
@@ -288,7 +283,7 @@ async def test_a_driver_that_is_cancelled_answers_who_waits_for_a_replacement(tm
     with contextlib.suppress(asyncio.CancelledError):
         async with life(tmp_path) as (vm, driving):
             replacement = vm.replace("silence", 2)
-            await vm.wait_for_backend("silent")
+            await vm.backend.reached("silent")
             driving.cancel()
             with pytest.raises(VolumeGone):
                 await replacement

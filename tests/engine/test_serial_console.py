@@ -83,9 +83,13 @@ async def test_most_recent_begins_so_many_bytes_before_the_end(vm: TestVm) -> No
 
 async def test_without_a_place_only_new_output_comes(vm: TestVm) -> None:
     await vm.run("echo this is old")
-    async with vm.client.instance_serial() as connection, vm.client.instance_serial(from_start=1 << 40) as beyond:
+    async with (
+        vm.client.instance_serial() as connection,
+        vm.client.instance_serial(from_start=1 << 40) as beyond,
+        vm.client.instance_serial(from_start=0, most_recent=100) as both,
+    ):
         await vm.run("echo this is new")
-        for each in (connection, beyond):
+        for each in (connection, beyond, both):
             seen = await read_until(each, b"this is new\n")
             assert b"this is old" not in seen
 
@@ -119,9 +123,16 @@ async def test_two_clients_both_see_and_both_may_type(vm: TestVm) -> None:
             assert b"ignored" not in seen
 
 
+async def test_the_guest_has_four_serial_ports(vm: TestVm) -> None:
+    assert await vm.run("grep -c uart:16550A /proc/tty/driver/serial") == "4"
+    # Nobody listens at the others, and that holds up no one.
+    assert await vm.run("for n in 1 2 3; do head -c 5000 /dev/zero >/dev/ttyS$n && echo $n; done") == "1\n2\n3"
+
+
 async def test_what_falls_out_of_the_history_is_refused(vm: TestVm) -> None:
-    # More than the first and the last MiB.
-    await vm.run_bytes("head -c 2400000 /dev/zero | tr '\\0' x", timeout_s=120)
+    # More than the first and the last MiB, and more than the buffers of a client that never reads.
+    async with vm.client.instance_serial():
+        assert len(await vm.run_bytes("head -c 2400000 /dev/zero | tr '\\0' x", timeout_s=240)) == 2400000
     with pytest.raises(ApiError) as caught:
         await vm.client.instance_serial_history(from_start=(1 << 20) + 10)
     assert caught.value.status == 400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,15 +48,21 @@ class InnerRun:
         """What is still there of all runs: processes, agents' directories, rendezvous files."""
         base = self.runtime / "propolis"
         files = [str(path) for path in sorted(base.rglob("*"))] if base.is_dir() else []
-        return [*self._processes(), *files]
+        return [*map(_command, self.processes()), *files]
 
-    def _processes(self) -> list[str]:
+    def processes(self) -> Iterator[Path]:
+        """The directories below /proc of all processes of runs."""
         wanted = f"XDG_RUNTIME_DIR={self.runtime}".encode()
-        found = []
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 if wanted in (process / "environ").read_bytes().split(b"\0") and process.name != str(os.getpid()):
-                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+                    yield process
             except OSError:  # gone meanwhile, or another user's
                 continue
-        return found
+
+
+def _command(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return f"{process.name}, gone meanwhile"

@@ -29,11 +29,13 @@ def test_the_report_shows_the_vm_its_state_its_spec_its_console_and_its_log(inne
             "E*output (2 lines, the last 2):",
             "E*| a line that was shown",
             "E*| complaint",
+            "E*last * lines of console:",
+            "E*| micro-is-up",
+            "E*| a line that was shown",
             "* propolis VM 'alice' *",
             "state:   Running",
             "spec:    micro, 1 CPUs, 192 MiB, disks: none",
-            "console: the last * lines",
-            "    | a line that was shown",
+            "console: see the error above",
             "log:     *",
             "* propolis VM 'bob' *",
             "state:   not created",
@@ -65,3 +67,70 @@ def test_a_vm_that_stops_while_it_is_used_is_reported_in_its_last_state(inner: I
     inner.write(test_it="async def test_it(test_vm):\n    await test_vm.run('poweroff -f')")
     result = inner.fails_with("ConsoleClosed: VM 'test-vm': the console closed: the VM has stopped")
     result.stdout.fnmatch_lines(["* propolis VM 'test-vm' *", "state:   Destroyed"])
+
+
+SLOW = """
+async def test_waits(vm_factory):
+    vm = await vm_factory.start("alice", memory_mib=192)
+    await vm.run("echo a line that was shown")
+    await vm.wait_for_serial_output("never", timeout_s=0.1)
+"""
+
+
+def test_the_loop_that_runs_commands_is_not_shown_though_the_log_has_it(inner: InnerRun) -> None:
+    inner.write(test_it=SLOW)
+    result = inner.fails_with("ConsoleTimeout: VM 'alice': 'never' did not appear on the console")
+    assert "trap : INT" not in result.stdout.str()
+    (log,) = [line.removeprefix("log:     ") for line in result.outlines if line.startswith("log:  ")]
+    assert "trap : INT" in Path(log).read_text()
+
+
+def test_console_lines_that_the_error_shows_are_not_shown_again(inner: InnerRun) -> None:
+    inner.write(test_it=SLOW)
+    result = inner.fails_with("ConsoleTimeout: *")
+    assert result.stdout.str().count("| a line that was shown") == 1
+
+
+def test_console_lines_that_came_after_the_error_are_shown(inner: InnerRun) -> None:
+    inner.write(
+        test_it="""
+async def test_it(vm_factory):
+    vm = await vm_factory.start("alice", memory_mib=192)
+    try:
+        await vm.run("echo before; false")
+    except Exception as error:
+        await vm.run("echo after")
+        raise error
+"""
+    )
+    result = inner.fails_with("CommandFailed: *")
+    result.stdout.fnmatch_lines(["console: see the error above", "         and since then:", "    | after", "log: *"])
+
+
+@pytest.mark.parametrize("style", ["long", "short"])
+def test_the_traceback_ends_at_the_line_of_the_test(inner: InnerRun, style: str) -> None:
+    inner.write(test_it=SLOW)
+    result = inner.fails_with("ConsoleTimeout: *", arguments=(f"--tb={style}",))
+    result.stdout.fnmatch_lines(["*await vm.wait_for_serial_output(*"])
+    result.stdout.no_fnmatch_line("*pytest_propolis/*.py:*")
+    result.stdout.no_fnmatch_line("*pytest_asyncio*: in *")
+
+
+def test_the_traceback_of_a_fixture_of_ours_ends_in_the_fixture(inner: InnerRun) -> None:
+    inner.write(test_it="async def test_it(test_vm): ...")
+    result = inner.fails_with("BootError: *", arguments=("--propolis-boot-timeout=0.1", "--tb=short"))
+    result.stdout.fnmatch_lines(["*fixtures/test_vm.py:*: in test_vm", '*await vm_factory.start("test-vm")', "E*"])
+    result.stdout.no_fnmatch_line("*vm/factory.py:*")
+
+
+def test_the_full_traceback_can_be_had(inner: InnerRun) -> None:
+    inner.write(test_it=SLOW)
+    result = inner.fails_with("ConsoleTimeout: *", arguments=("--full-trace",))
+    result.stdout.fnmatch_lines(["*console/console.py:*"])
+
+
+def test_a_synchronous_test_is_told_about_the_fixture_that_it_asks_for(inner: InnerRun) -> None:
+    inner.write(test_it="def test_it(test_vm): ...")
+    result = inner.run()
+    result.stdout.fnmatch_lines(["*uses the fixture 'test_vm', whose methods are awaited: write `async def test_it*"])
+    assert not (inner.runtime / "propolis").exists()

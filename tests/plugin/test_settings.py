@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from inner_run import InnerRun
 
-from pytest_propolis.settings import OPTIONS
+from pytest_propolis.settings import OPTIONS, Option
 
 GIVEN = {
     "guest": ("micro", "'micro'"),
@@ -14,7 +14,9 @@ GIVEN = {
     "boot": ("cold", "'cold'"),
     "boot_timeout": ("7.5", "7.5"),
     "accelerator": ("tcg", "'tcg'"),
-    "keep": ("never", "'never'"),
+    "keep": ("failed", "'failed'"),
+    "keep_ttl": ("90", "90.0"),
+    "pause_on_failure": ("yes", "True"),
     "artifact_dir": ("/some/images", "PosixPath('/some/images')"),
     "log_dir": ("/some/logs", "PosixPath('/some/logs')"),
     "qemu": ("/some/qemu", "PosixPath('/some/qemu')"),
@@ -40,7 +42,8 @@ BAD = [
     ("boot_timeout", "soon", "'soon' must be a number of seconds"),
     ("boot_timeout", "nan", "'nan' must be more than 0 seconds"),
     ("accelerator", "xen", "'xen' must be one of auto, kvm, tcg"),
-    ("keep", "sometimes", "'sometimes' must be one of never"),
+    ("keep", "sometimes", "'sometimes' must be one of never, failed, always"),
+    ("keep_ttl", "0", "'0' must be more than 0 seconds"),
     ("guest", " ", "' ' must not be empty"),
 ]
 
@@ -61,6 +64,10 @@ def shown(inner: InnerRun, *arguments: str) -> dict[str, str]:
     return {name: value for name, separator, value in (line.partition(" is ") for line in lines) if separator}
 
 
+def as_flag(option: Option) -> str:
+    return f"{option.flag}={GIVEN[option.name][0]}" if option.metavar else option.flag
+
+
 def everything_given(shown: dict[str, str]) -> bool:
     return all(shown[name] == value for name, (_, value) in GIVEN.items())
 
@@ -79,7 +86,7 @@ def test_every_option_is_tried_here() -> None:
 
 
 def test_every_option_has_a_flag(inner: InnerRun) -> None:
-    assert everything_given(shown(inner, *(f"{option.flag}={GIVEN[option.name][0]}" for option in OPTIONS[:-1])))
+    assert everything_given(shown(inner, *map(as_flag, OPTIONS[:-1])))
 
 
 def test_every_option_has_an_environment_variable(inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ def test_every_documented_hook_exists() -> None:
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 def test_an_option_is_in_the_readme_with_its_default(option: Option) -> None:
-    row = f"| `{option.flag} {option.metavar}` | `{option.ini_key}` | `{option.variable}` | "
+    row = f"| `{option.usage}` | `{option.ini_key}` | `{option.variable}` | "
     default = getattr(Settings(), option.name)
     assert row + ("" if default is None else f"`{default}` |") in README
 

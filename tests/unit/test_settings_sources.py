@@ -44,7 +44,7 @@ def test_every_option_has_a_flag_a_variable_and_an_ini_key_of_the_same_name() ->
         assert option.variable == "PROPOLIS_" + "_".join(words).upper()
         assert option.ini_key == "propolis_" + "_".join(words)
         assert option.help
-        assert option.metavar
+        assert option.usage.startswith(option.flag)
 
 
 @given(st.dictionaries(st.sampled_from(PLACES), st.integers(1, 64), min_size=1))
@@ -96,7 +96,8 @@ def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("boot_timeout", "nan", "must be more than 0 seconds"),
         ("boot_timeout", "inf", "must be more than 0 seconds"),
         ("accelerator", "hvf", "must be one of auto, kvm, tcg"),
-        ("keep", "Never", "must be one of never"),
+        ("keep", "Never", "must be one of never, failed, always"),
+        ("pause_on_failure", "maybe", "must be yes or no"),
         ("boot", "warm", "must be one of cold"),
         ("guest", "  ", "must not be empty"),
         ("qemu", "  ", "must not be empty"),

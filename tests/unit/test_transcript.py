@@ -186,3 +186,25 @@ def test_what_a_wait_finds_does_not_depend_on_chunks(text: str, pattern: str, da
 
     place = text.find(pattern)
     assert asyncio.run(find()) == (None if place < 0 else (text[:place], place + len(pattern)))
+
+
+def test_a_tail_leaves_out_what_is_hidden_and_waits_do_not() -> None:
+    transcript = Transcript()
+    transcript.append("one\n# ")
+    start = transcript.end
+    transcript.append("typed\ntwice\n")
+    transcript.hide(start)
+    transcript.append("two\nthree")
+    assert transcript.tail(9) == ("one", "# ", "two", "three")
+    assert transcript.tail(2) == ("two", "three")
+    assert transcript.since(start).startswith("typed")
+
+
+def test_a_tail_may_have_several_hidden_stretches_and_end_in_one() -> None:
+    transcript = Transcript()
+    for text, hidden in (("a\n", False), ("b\n", True), ("c\n", False), ("d\n", True)):
+        start = transcript.end
+        transcript.append(text)
+        if hidden:
+            transcript.hide(start)
+    assert transcript.tail(9) == ("a", "c")

@@ -1,0 +1,160 @@
+"""``propolis console``: the serial console of a VM on this terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import sys
+import termios
+import tty
+from collections.abc import AsyncIterator, Iterator
+from typing import Final
+
+import click
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from ..agent.protocol import VmListed
+from ..console.viewer import Viewer
+from ..errors import ConfigError
+from ..hosts.living_agent import living_agents
+from ..hosts.run_directory import base_directory
+from ..propolis_api.client import Endpoint, PropolisClient
+from .escape_keys import EscapeKeys
+
+__all__ = ["console"]
+
+HISTORY_BYTES: Final = 64 << 10
+QUIET_S: Final = 1.0
+"""How long the guest must have been silent, after the end of standard input, for the command to end."""
+READ_BYTES: Final = 4096
+QUESTIONS: Final = re.compile(rb"\x1b\[[0-9;?>=]*[cn]")
+"""What a guest asks its terminal, as where the cursor is: of an old question, nobody awaits the answer."""
+
+
+@click.command()
+@click.argument("vm_id", metavar="ID")
+@click.option("--lines", "-n", default=None, type=click.IntRange(0), metavar="N", help="How much to show of before.")
+def console(vm_id: str, lines: int | None) -> None:
+    """Show the serial console of a VM, and type at it. ID is what `propolis ps` and reports show, or its beginning.
+
+    Ctrl-] leaves, and so does "~." at the start of a line. The VM goes on. When standard input is no terminal, it is
+    typed as it is, and the command ends when that is at its end and the guest has been silent for a second.
+    """
+    vm, endpoint = _find(vm_id)
+    with _raw_terminal():
+        why = asyncio.run(_Session(endpoint, vm.name).run(_screenful() if lines is None else lines))
+    click.echo(f"\nleft the console of VM {vm.name!r}: {why}", err=True)
+
+
+def _find(wanted: str) -> tuple[VmListed, Endpoint]:
+    found = [
+        (vm, Endpoint(base_url=f"http://agent/vms/{vm.id}", uds=agent.socket))
+        for agent in living_agents(base_directory())
+        for vm in agent.vms()
+        if wanted and vm.id.startswith(wanted)
+    ]
+    if len(found) != 1:
+        which = f"{len(found)} VMs have ids that begin with {wanted!r}" if found else f"there is no VM {wanted!r}"
+        raise ConfigError(which, hint="`propolis ps` lists the VMs of this user")
+    return found[0]
+
+
+def _screenful() -> int:
+    return max(shutil.get_terminal_size().lines - 2, 1)
+
+
+@contextlib.contextmanager
+def _raw_terminal() -> Iterator[None]:
+    """Have keys come as they are pressed, Ctrl-C among them; the terminal is as before in the end."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    tty.setraw(descriptor)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+class _Session:
+    """One person, or one pipe, at the console of one VM."""
+
+    def __init__(self, endpoint: Endpoint, name: str) -> None:
+        self._endpoint = endpoint
+        self._name = name
+        self._keys = EscapeKeys() if sys.stdin.isatty() else None
+        self._viewer = Viewer(terminal=sys.stdout.isatty())
+        self._shown = asyncio.Event()
+
+    async def run(self, lines: int) -> str:
+        """Until the person leaves or the VM stops; returns which."""
+        async with PropolisClient(self._endpoint, vm=self._name) as client:
+            offset = await self._show_history(client, lines)
+            async with client.instance_serial(from_start=offset) as connection:
+                typing = asyncio.create_task(self._type(connection))
+                showing = asyncio.create_task(self._show(connection))
+                done, waiting = await asyncio.wait([typing, showing], return_when=asyncio.FIRST_COMPLETED)
+                for task in waiting:
+                    task.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+                return next(iter(done)).result()
+
+    async def _show_history(self, client: PropolisClient, lines: int) -> int:
+        history = await client.instance_serial_history(most_recent=HISTORY_BYTES, max_bytes=HISTORY_BYTES)
+        text = QUESTIONS.sub(b"", self._viewer.feed(history.content)).rstrip(b"\r\n")
+        _write(b"".join(text.splitlines(keepends=True)[-lines:]) if lines else b"")
+        return history.last_byte_offset
+
+    async def _show(self, connection: ClientConnection) -> str:
+        with contextlib.suppress(ConnectionClosed):
+            async for message in connection:
+                if isinstance(message, bytes):
+                    self._shown.set()
+                    _write(self._viewer.feed(message))
+        return "the VM has stopped"
+
+    async def _type(self, connection: ClientConnection) -> str:
+        with contextlib.suppress(ConnectionClosed):
+            async for typed in _standard_input():
+                await connection.send(self._keys.feed(typed) if self._keys else typed)
+                if self._keys and self._keys.left:
+                    return "the VM goes on"
+        await self._silence()
+        return "end of input, the VM goes on"
+
+    async def _silence(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            while True:
+                self._shown.clear()
+                async with asyncio.timeout(QUIET_S):
+                    await self._shown.wait()
+
+
+async def _standard_input() -> AsyncIterator[bytes]:
+    """What is typed, as it comes, until its end."""
+    loop = asyncio.get_running_loop()
+    typed: asyncio.Queue[bytes] = asyncio.Queue()
+    descriptor = sys.stdin.fileno()
+    try:
+        # Read in the callback, where it cannot block.
+        loop.add_reader(descriptor, lambda: typed.put_nowait(os.read(descriptor, READ_BYTES)))
+    except PermissionError:  # a file, which can always be read
+        while data := os.read(descriptor, READ_BYTES):
+            yield data
+        return
+    try:
+        while data := await typed.get():
+            yield data
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()

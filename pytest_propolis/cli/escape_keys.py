@@ -1,0 +1,39 @@
+"""The keys that leave a console: Ctrl-] anywhere, or ``~.`` at the start of a line."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["EscapeKeys"]
+
+LEAVE: Final = 0x1D
+TILDE: Final = ord("~")
+DOT: Final = ord(".")
+LINE_ENDS: Final = frozenset(b"\r\n")
+
+
+class EscapeKeys:
+    """Finds the keys in what is typed. ``~~`` at the start of a line types one tilde."""
+
+    def __init__(self) -> None:
+        self.left = False
+        """Whether the person has asked to leave."""
+        self._at_line_start = True
+        self._held = False
+
+    def feed(self, typed: bytes) -> bytes:
+        """What of it is meant for the guest. A tilde at the start of a line is held back until the next key."""
+        passed = bytearray()
+        for key in typed:
+            if key == LEAVE or (self._held and key == DOT):
+                self.left = True
+                break
+            if not self._held and self._at_line_start and key == TILDE:
+                self._held = True
+                continue
+            if self._held and key != TILDE:
+                passed.append(TILDE)
+            self._held = False
+            passed.append(key)
+            self._at_line_start = key in LINE_ENDS
+        return bytes(passed)

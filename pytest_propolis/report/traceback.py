@@ -1,0 +1,67 @@
+"""The traceback of an error of ours, cut down to what the reader wrote."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+import pytest
+
+from ..errors import PropolisError
+
+__all__ = ["shorten"]
+
+PACKAGE: Final = Path(__file__).parents[1]
+STANDARD_LIBRARY: Final = Path(sysconfig.get_path("stdlib"))
+INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
+"""Directories inside the standard library's, whose contents may be the reader's own."""
+
+
+def shorten(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+    """Leave out this package's frames, pytest-asyncio's and the standard library's.
+
+    Such an error says in its text what went wrong. Where it comes from, in the reader's own code, is all that a
+    traceback can add. If there is none of that, the fixture's line stays.
+    """
+    if not isinstance(excinfo.value, PropolisError):
+        return
+    foreign = _places()
+    entries = list(_entries(excinfo.tb))
+    own = [entry for entry in entries if not _is_foreign(_path(entry), foreign)]
+    shown = own or [entry for entry in entries if _path(entry).parent == PACKAGE / "fixtures"] or entries
+    excinfo.traceback = pytest.ExceptionInfo.from_exc_info((excinfo.type, excinfo.value, _chain(shown))).traceback
+
+
+def _entries(entry: TracebackType | None) -> Iterator[TracebackType]:
+    while entry is not None:
+        yield entry
+        entry = entry.tb_next
+
+
+def _chain(entries: Iterable[TracebackType]) -> TracebackType:
+    """The same entries as a traceback of their own: pytest follows its links, and ignores what was filtered out."""
+    chain = None
+    for entry in reversed(list(entries)):
+        chain = TracebackType(chain, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)
+    assert chain is not None
+    return chain
+
+
+def _path(entry: TracebackType) -> Path:
+    return Path(entry.tb_frame.f_code.co_filename)
+
+
+def _places() -> tuple[Path, ...]:
+    import _pytest
+    import pluggy
+    import pytest_asyncio
+
+    return (PACKAGE, *(Path(str(module.__file__)).parent for module in (_pytest, pluggy, pytest_asyncio)))
+
+
+def _is_foreign(path: Path, places: tuple[Path, ...]) -> bool:
+    standard = path.is_relative_to(STANDARD_LIBRARY) and not INSTALLED.intersection(path.parts)
+    return standard or any(path.is_relative_to(place) for place in places)

@@ -1,0 +1,202 @@
+"""VMs and disks that stay after their test, for a person."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from inner_run import InnerRun
+from propolis_command import propolis
+
+WAIT_S = 60
+
+TESTS = """
+import pytest
+import pytest_asyncio
+from pytest_propolis import DataDisk
+
+async def test_fails(vm_factory):
+    vm = await vm_factory.start("alice", memory_mib=192, disks=(DataDisk(name="data", size_mib=1),))
+    await vm.run("cd /tmp; greeting=hello; exec_me=1")
+    assert await vm.run("echo one") == "two"
+
+async def test_passes(vm_factory):
+    await (await vm_factory.create("bob")).launch()
+
+@pytest_asyncio.fixture
+async def in_setup(vm_factory):
+    await (await vm_factory.create("carol")).launch()
+    raise RuntimeError("in setup")
+
+async def test_fails_in_setup(in_setup): ...
+
+@pytest_asyncio.fixture
+async def in_teardown(vm_factory):
+    await (await vm_factory.create("dave")).launch()
+    yield
+    raise RuntimeError("in teardown")
+
+async def test_fails_in_teardown(in_teardown): ...
+
+@pytest.mark.xfail
+async def test_fails_as_expected(vm_factory):
+    await (await vm_factory.create("erin")).launch()
+    assert False
+"""
+
+SHARED = """
+import pytest, pytest_asyncio
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(propolis):
+    async with propolis.vm_factory() as factory:
+        vm = await factory.create("shared")
+        await vm.launch()
+        yield vm
+
+async def test_first(shared): ...
+async def test_second(shared): assert shared is None
+async def test_third(shared): ...
+"""
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept(inner: InnerRun) -> Iterator[None]:
+    """What a test keeps is removed in its end; that nothing else is there, the fixture `inner` checks."""
+    yield
+    propolis("gc", "--kept")
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        select.select([], [], [], 0.05)
+
+
+def kept_names(result: pytest.RunResult) -> set[str]:
+    return set(re.findall(r"^  propolis console \w+ +# VM '(\w+)'", result.stdout.str(), re.MULTILINE))
+
+
+def kept_ids(result: pytest.RunResult) -> set[str]:
+    return set(re.findall(r"^  propolis console (\w+)", result.stdout.str(), re.MULTILINE))
+
+
+def kept_id(result: pytest.RunResult) -> str:
+    (found,) = kept_ids(result)
+    return found
+
+
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+def test_the_vms_of_failed_tests_stay_and_no_others(inner: InnerRun, workers: tuple[str, ...]) -> None:
+    inner.write(test_it=TESTS)
+    result = inner.run("--propolis-keep=failed", *workers)
+    result.assert_outcomes(failed=1, passed=2, errors=2, xfailed=1)
+    assert kept_names(result) == {"alice", "carol", "dave"}
+    listed = propolis("ps", "--kept")
+    assert {name for name in ("alice", "bob", "carol", "dave", "erin") if f"'{name}', Running" in listed} == {
+        "alice",
+        "carol",
+        "dave",
+    }
+    (disk,) = re.findall(r"^  disk (\S+\.qcow2)$", result.stdout.str(), re.MULTILINE)
+    assert Path(disk).is_file()
+    assert disk in listed
+    removed = propolis("gc", "--kept")
+    assert set(re.findall(r"^removed VM (\w+) ", removed, re.MULTILINE)) == kept_ids(result)
+    assert inner.leavings() == []
+
+
+def test_always_keeps_the_vms_of_passed_tests_too(inner: InnerRun) -> None:
+    inner.write(test_it=TESTS)
+    result = inner.run("--propolis-keep=always", "-k", "test_passes or test_fails_as_expected")
+    result.assert_outcomes(passed=1, xfailed=1)
+    assert kept_names(result) == {"bob", "erin"}
+    assert result.ret == pytest.ExitCode.OK
+
+
+def test_never_keeps_nothing(inner: InnerRun) -> None:
+    inner.write(test_it=TESTS)
+    result = inner.run("-k", "test_fails_in_teardown")
+    result.assert_outcomes(passed=1, errors=1)
+    assert kept_names(result) == set()
+    assert inner.leavings() == []
+
+
+@pytest.mark.parametrize("failing", [True, False])
+def test_a_shared_vm_stays_if_a_test_failed_that_used_it(inner: InnerRun, failing: bool) -> None:
+    inner.write(test_it=SHARED)
+    result = inner.run("--propolis-keep=failed", *(() if failing else ("--deselect=test_it.py::test_second",)))
+    result.assert_outcomes(failed=1, passed=2) if failing else result.assert_outcomes(passed=2, deselected=1)
+    assert kept_names(result) == ({"shared"} if failing else set())
+
+
+def test_the_report_says_how_to_reach_what_stays(inner: InnerRun) -> None:
+    inner.write(test_it=TESTS)
+    result = inner.run("--propolis-keep=failed", "-k", "test_fails", "--deselect=test_it.py::test_fails_as_expected")
+    stays = re.findall(r"^stays:   propolis console (\w+)$", result.stdout.str(), re.MULTILINE)
+    assert set(stays) == kept_ids(result)
+
+
+def test_a_person_finds_a_prompt_in_the_shell_of_the_user(inner: InnerRun) -> None:
+    inner.write(test_it=TESTS)
+    result = inner.run("--propolis-keep=failed", "-k", "test_fails and not in_ and not expected")
+    vm = kept_id(result)
+    text = propolis("console", vm[:6], typed="echo $((6 * 7)); tty; exit\n")
+    assert "\n42\n" in text.replace("\r", "")
+    assert "/dev/ttyS0" in text
+    # Another shell comes for who left the first one.
+    assert "# " in propolis("console", vm, typed="echo again\n").replace("\r", "").rpartition("\nagain\n")[2]
+
+
+def test_what_was_kept_leaves_when_its_time_is_over(inner: InnerRun) -> None:
+    inner.write(test_it=TESTS)
+    inner.run("--propolis-keep=always", "--propolis-keep-ttl=1", "-k", "test_passes").assert_outcomes(passed=1)
+    wait_until(lambda: inner.leavings() == [])
+
+
+def test_an_agent_that_is_killed_takes_its_vms_along_and_leaves_the_disks_for_gc(inner: InnerRun) -> None:
+    inner.write(test_it=TESTS)
+    result = inner.run("--propolis-keep=failed", "-k", "test_fails and not in_ and not expected")
+    (disk,) = re.findall(r"^  disk (\S+)$", result.stdout.str(), re.MULTILINE)
+    (agent,) = [int(process.name) for process in inner.processes() if b"pytest_propolis.agent" in command(process)]
+    os.kill(agent, signal.SIGKILL)
+    wait_until(lambda: not list(inner.processes()))
+    assert f"kept file {disk}" in propolis("gc")
+    assert Path(disk).is_file()
+    assert f"removed file {disk}" in propolis("gc", "--kept")
+    assert inner.leavings() == []
+
+
+def command(process: Path) -> bytes:
+    return (process / "cmdline").read_bytes()
+
+
+def test_an_interrupted_test_has_not_failed(inner: InnerRun) -> None:
+    inner.write(
+        test_it="import signal\n"
+        "async def test_it(vm_factory):\n"
+        "    await (await vm_factory.create()).launch()\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "    await __import__('asyncio').sleep(600)\n"
+    )
+    result = inner.run("--propolis-keep=failed")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert kept_names(result) == set()
+    assert inner.leavings() == []
+
+
+def test_gc_that_is_only_tried_removes_nothing(inner: InnerRun) -> None:
+    inner.write(test_it=TESTS)
+    result = inner.run("--propolis-keep=always", "-k", "test_passes")
+    assert f"would remove VM {kept_id(result)} 'bob'" in propolis("gc", "--kept", "--dry-run")
+    assert f"kept VM {kept_id(result)} 'bob'" in propolis("gc")
+    assert kept_id(result) in propolis("ps")

@@ -1,0 +1,94 @@
+"""What a run leaves behind fails it; what it keeps on purpose does not."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from inner_run import InnerRun
+from propolis_command import propolis
+
+from pytest_propolis.agent.identity import ProcessIdentity
+
+# Started in a session of its own, with the mark of a living process entry: as a child that was forgotten.
+LEAK_PROCESS = """
+import os, subprocess, sys
+from pytest_propolis.agent.ledger import LEDGER_NAME, MARK_VARIABLE, read_ledger
+
+async def test_it(vm_factory, propolis):
+    await vm_factory.create()
+    mark = read_ledger(propolis.host.directory / LEDGER_NAME).header.mark
+    stray = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)"],
+        env={**os.environ, MARK_VARIABLE: f"{mark}-forgotten"},
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    with open(os.environ["STRAY"], "w") as file:
+        file.write(str(stray.pid))
+"""
+
+LEAK_FILE = """
+async def test_it(vm_factory, propolis):
+    await vm_factory.create()
+    agent = propolis.host.directory
+    agent.parent.joinpath(f"{agent.name.partition('-')[0]}-forgotten").mkdir(mode=0o700)
+"""
+
+
+@contextlib.contextmanager
+def ended(note: Path) -> Iterator[str]:
+    """The process that a test has written down, which is killed in the end."""
+    process = ProcessIdentity.of(int(note.read_text()))
+    try:
+        yield str(process.pid)
+    finally:
+        process.kill()
+        assert process.wait_gone(10)
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+def test_a_process_that_was_forgotten_fails_the_run_and_is_listed(
+    inner: InnerRun, monkeypatch: pytest.MonkeyPatch, workers: tuple[str, ...]
+) -> None:
+    note = inner.pytester.path / "stray"
+    monkeypatch.setenv("STRAY", str(note))
+    inner.write(test_it=LEAK_PROCESS)
+    result = inner.run(*workers)
+    with ended(note) as pid:
+        result.assert_outcomes(passed=1)
+        assert result.ret == pytest.ExitCode.TESTS_FAILED
+        result.stdout.fnmatch_lines(["*this run has left something behind*", f"process {pid} (*time.sleep(600)*)"])
+
+
+def test_a_directory_that_was_forgotten_fails_the_run_and_is_listed(inner: InnerRun) -> None:
+    inner.write(test_it=LEAK_FILE)
+    result = inner.run()
+    result.assert_outcomes(passed=1)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    (place,) = re.findall(r"^directory (\S+-forgotten)", result.stdout.str(), re.MULTILINE)
+    assert [place] == inner.leavings()
+    inner.runtime.joinpath(place).rmdir()
+
+
+def test_what_is_kept_is_no_leak(inner: InnerRun) -> None:
+    inner.write(test_it="async def test_it(vm_factory):\n    await (await vm_factory.create()).launch()\n")
+    result = inner.run("--propolis-keep=always")
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.no_fnmatch_line("*left something behind*")
+    assert "removed VM" in propolis("gc", "--kept")
+
+
+def test_what_is_leaked_beside_what_is_kept_is_a_leak(inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    note = inner.pytester.path / "stray"
+    monkeypatch.setenv("STRAY", str(note))
+    inner.write(test_it=LEAK_PROCESS)
+    result = inner.run("--propolis-keep=always")
+    with ended(note) as pid:
+        assert result.ret == pytest.ExitCode.TESTS_FAILED
+        leaks = re.findall(r"^(process|file|directory|socket|entry) (.*)", result.stdout.str(), re.MULTILINE)
+        assert [(kind, what.split()[0]) for kind, what in leaks] == [("process", pid)]
+    propolis("gc", "--kept")
