@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -54,7 +55,7 @@ class VmFactory:
         self._progress = progress
         self._made = made
         self._names: set[str] = set()
-        self._vms = contextlib.AsyncExitStack()
+        self._taken: list[contextlib.AsyncExitStack] = []
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -71,8 +72,15 @@ class VmFactory:
                 await agent.aclose()
 
     async def aclose(self) -> None:
-        """Take all VMs away, the last one first. Closing twice is fine."""
-        await self._vms.aclose()
+        """Take all VMs away, all at once. Closing twice is fine.
+
+        All are tried even if one fails; then the first failure is raised. If this is cancelled, so is all of it.
+        """
+        results = await asyncio.gather(*(stack.aclose() for stack in self._taken), return_exceptions=True)
+        self._taken.clear()
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
     async def start(self, name: str = "vm", **changes: Any) -> TestVm:
         """Make a VM and boot it: `create` and `TestVm.boot`.
@@ -111,7 +119,7 @@ class VmFactory:
             vm = await self._create(complete, guest, taken)
             self._names.add(config.name)
             self._made(vm)
-            await self._vms.enter_async_context(taken.pop_all())
+            self._taken.append(taken.pop_all())
         return vm
 
     async def _create(
