@@ -67,6 +67,8 @@ class LocalHost:
         if launched is None:
             return
         launched.lifeline.close()
+        if launched.lifeline.is_dropped:
+            return
         if wait_for_children(AGENT_LEAVE_TIMEOUT_S):
             _require_gone(launched.socket.parent)
 
