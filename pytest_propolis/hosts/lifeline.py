@@ -72,19 +72,15 @@ class Lifeline:
         self._connection.close()
         _lifelines.discard(self)
 
+    def drop(self) -> None:
+        """Close it without waiting until the agent has released what this process owned."""
+        self.is_dropped = True
+        self.close()
+
     @staticmethod
-    def drop_all() -> list[Path]:
-        """Close all lifelines of this process, for who will not wait until the agents have released what it owned.
-
-        Needs no event loop, does not block, and may be called by a signal handler.
-
-        :returns: the sockets of their agents.
-        """
-        dropped = list(_lifelines)
-        for lifeline in dropped:
-            lifeline.is_dropped = True
-            lifeline.close()
-        return [lifeline.path for lifeline in dropped]
+    def all_open() -> list[Lifeline]:
+        """The lifelines of this process."""
+        return list(_lifelines)
 
 
 _lifelines: Final[set[Lifeline]] = set()

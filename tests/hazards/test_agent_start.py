@@ -127,7 +127,7 @@ async def test_an_agent_that_is_killed_in_the_middle_of_the_handshake_is_no_agen
     async with await asyncio.start_unix_server(dies, path):
         with pytest.raises(NobodyListens):
             await Lifeline.open(path, client="c")
-    assert not Lifeline.drop_all()
+    assert not Lifeline.all_open()
 
 
 async def test_whoever_is_killed_while_starting_an_agent_leaves_no_rendezvous(base: Path) -> None:
