@@ -153,6 +153,8 @@ def _audit(run: LiveRun, place: Path, done: Round) -> None:
         done.leaks.append(f"the run did not end in {END_TIMEOUT_S} s")
     _wait_while(lambda: bool(run.processes() or run.files()) and not _is_dead_ground(run))
     done.leaks += [f"process {pid}: {line}" for pid, line in run.processes().items()]
+    if done.leaks:
+        done.leaks.append(_explanation(run, place))
     agent_was_hit = any("agent" in hit or "anybody" in hit for hit in done.hits)
     if run.files() and (agent_was_hit or not any(LEDGER in Path(path).name for path in run.files())):
         _let_a_day_pass(place)
@@ -164,8 +166,18 @@ def _audit(run: LiveRun, place: Path, done: Round) -> None:
     done.leaks += [f"temporary file {path}" for path in sorted((place / "tmp").rglob("*"))]
 
 
-def _wait_while(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + CLEAN_TIMEOUT_S
+def _explanation(run: LiveRun, place: Path) -> str:
+    """What agents that are still there say they are doing, and what their logs said before."""
+    logs = sorted((place / "propolis").glob("*/agent.log"))
+    before = sum(log.stat().st_size for log in logs)
+    for pid in (pid for pid, line in run.processes().items() if "pytest_propolis.agent" in line):
+        _send(pid, signal.SIGUSR1, run)
+    _wait_while(lambda: sum(log.stat().st_size for log in logs) == before, timeout_s=2)
+    return "\n".join(log.read_text(errors="replace") for log in logs)
+
+
+def _wait_while(is_so: Callable[[], bool], *, timeout_s: float = CLEAN_TIMEOUT_S) -> None:
+    deadline = time.monotonic() + timeout_s
     while is_so() and time.monotonic() < deadline:
         select.select([], [], [], 0.05)
 

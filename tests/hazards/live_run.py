@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -61,6 +61,16 @@ class LiveRun:
     def __init__(self, place: Path, process: subprocess.Popen[bytes]) -> None:
         self._place = place
         self.controller = process
+
+    @property
+    def place(self) -> Path:
+        """The directory that everything of the run is in."""
+        return self._place
+
+    @property
+    def scratch(self) -> Path:
+        """The temporary directory of the run's processes, as TMPDIR names it."""
+        return self._place / "tmp"
 
     @property
     def output(self) -> str:
@@ -116,6 +126,13 @@ class LiveRun:
     def files(self) -> list[str]:
         base = self._place / "propolis"
         return sorted(str(path) for path in base.rglob("*")) if base.is_dir() else []
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until something is so."""
+        deadline = time.monotonic() + PHASE_TIMEOUT_S
+        while not is_so():
+            assert time.monotonic() < deadline, self.output
+            select.select([], [], [], 0.02)
 
     def wait_until_clean(self) -> None:
         """Wait until no process and no file of the run is there any more."""
