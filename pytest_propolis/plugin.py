@@ -49,18 +49,45 @@ def pytest_configure(config: pytest.Config) -> None:
     distributed = config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no"
     if settings.pause_on_failure and distributed and not in_worker:
         raise pytest.UsageError("--propolis-pause-on-failure needs a terminal, which the workers of -n have not")
-    if config.getoption("numprocesses", None) and not in_worker:
+    _prepare_for_interruption(config)
+
+
+def _prepare_for_interruption(config: pytest.Config) -> None:
+    from .report.progress import line_printer
+    from .report.signals import INTERRUPTION, Interruption
+
+    interruption = config.stash[INTERRUPTION] = Interruption(line_printer(config))
+    interruption.letting_go.append(_leave_to_agents)
+    config.add_cleanup(interruption.restore)
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
         from .distribution.interruption import WorkerInterrupter
 
-        config.pluginmanager.register(WorkerInterrupter(), "propolis-interruption")
+        workers = WorkerInterrupter()
+        config.pluginmanager.register(workers, "propolis-interruption")
+        interruption.letting_go.append(workers.let_go)
+        interruption.breaks_waits = False
+
+
+def _leave_to_agents() -> int:
+    from .hosts.background import leave_to_agents
+
+    return leave_to_agents()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    from .report.signals import interrupting
+    from .report.signals import INTERRUPTION
 
-    with interrupting():
+    with session.config.stash[INTERRUPTION].listening():
         return (yield)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, Any, Any]:
+    """Inside the wrapper that writes the summary, and round what tears the fixtures down."""
+    from .report.signals import INTERRUPTION
+
+    return (yield from session.config.stash[INTERRUPTION].finish(session))
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

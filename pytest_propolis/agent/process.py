@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 import os
 import shutil
@@ -86,6 +87,7 @@ async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, leave.set)
+    loop.add_signal_handler(signal.SIGUSR1, _log_tasks)
     with _listening(path) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         os.write(ready_fd, msgspec.json.encode(AgentReady(pid=os.getpid(), socket=str(path))) + b"\n")
@@ -97,6 +99,14 @@ async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int)
         await app.close()
         server.should_exit = True
         await serving
+
+
+def _log_tasks() -> None:
+    """What SIGUSR1 is for: the log tells what each task is waiting for."""
+    for task in asyncio.all_tasks():
+        text = io.StringIO()
+        task.print_stack(file=text)
+        logger.info("%s", text.getvalue())
 
 
 @contextlib.contextmanager

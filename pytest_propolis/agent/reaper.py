@@ -22,6 +22,7 @@ from typing import Final
 from ..errors import AgentError, PropolisError
 from .identity import ProcessIdentity, find_marked
 from .ledger import LEDGER_NAME, Entry, Header, Ledger, LedgerContents, read_ledger
+from .protocol import LOG_NAME
 
 __all__ = [
     "KILL_BOUND_S",
@@ -427,9 +428,10 @@ def _remove_run_directory(directory: Path) -> None:
 
 
 def _is_stillborn(directory: Path) -> bool:
-    if {path.name for path in directory.iterdir()} - {
-        LEDGER_NAME
-    } or time.time() - directory.stat().st_mtime < _STARTING_S:
+    # The log is made by whoever starts the agent, before there is an agent.
+    if {path.name for path in directory.iterdir()} - {LEDGER_NAME, LOG_NAME}:
+        return False
+    if time.time() - directory.stat().st_mtime < _STARTING_S:
         return False
     try:
         with (directory / LEDGER_NAME).open("rb") as ledger:

@@ -56,12 +56,17 @@ class Rendezvous:
         """Name the run's agent. Only for who holds the rendezvous."""
         self.path.write_text(f"{socket}\n")
 
-    def leave(self, socket: Path) -> None:
-        """Remove the file, if it still names this agent and nobody is about to start the next."""
+    def leave(self, socket: Path | None) -> bool:
+        """Remove the file, if it still names this agent and nobody is about to start the next; says whether it did.
+
+        :param socket: the agent's; None removes the file only if it names no agent.
+        """
         with contextlib.suppress(BlockingIOError, FileNotFoundError), self.path.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self._is_current(file) and self.socket() in (socket, None):
                 self.path.unlink()
+                return True
+        return False
 
     def _open(self) -> IO[str]:
         return os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
@@ -80,8 +85,8 @@ def remove_abandoned(base: Path) -> list[Path]:
     for path in base.glob(f"*{SUFFIX}"):
         place = Rendezvous(base, path.name.removesuffix(SUFFIX))
         socket = place.socket()
-        if socket is not None and not socket.exists():
-            place.leave(socket)
+        # It names none while somebody starts an agent, who holds it, or was killed over that.
+        if (socket is None or not socket.exists()) and place.leave(socket):
             removed.append(path)
     return removed
 

@@ -254,7 +254,8 @@ class VmServer:
     async def close(self) -> None:
         """End the VM at once and release all it has. Closing twice is fine."""
         if self._life is not None:
-            self._life.cancel()
+            if not self._life.cancelling():  # cancelled twice, it would not get to its end
+                self._life.cancel()
             await self._life_ended()
         shutil.rmtree(self._config.directory, ignore_errors=True)
 
@@ -329,9 +330,11 @@ class VmServer:
             vm.publisher.close()
 
     async def _life_ended(self) -> None:
-        while self._life is not None:
+        while (life := self._life) is not None:
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([self._life])
+                await asyncio.wait([life])
+            if life.done() and self._life is life:
+                self._life = None  # it was cancelled before it began
 
     def _arguments(self, vm: _Vm, backends: BlockBackends, blobs: BlobFiles) -> list[str]:
         config = self._config

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,7 +26,6 @@ from .run_directory import make_private_directory
 __all__ = ["Launched", "connect_or_launch", "wait_for_children"]
 
 START_TIMEOUT_S: Final = 30.0
-LEAVE_TIMEOUT_S: Final = 15.0
 SOCKET_PATH_LIMIT: Final = 107
 
 _children: Final[list[subprocess.Popen[bytes]]] = []
@@ -57,17 +57,37 @@ async def connect_or_launch(config: AgentConfig, *, client: str) -> Launched:
         if launched := await _connect(rendezvous, client):
             return launched
         _require_short(directory / SOCKET_NAME)
-        make_private_directory(directory)
-        ready = Path((await _launch(config)).socket)
-        # First the lifeline: an agent that cannot be named leaves with it.
-        lifeline = await Lifeline.open(ready, client=client)
-        try:
-            rendezvous.name(ready)
-        except BaseException:
-            lifeline.close()
-            wait_for_children(LEAVE_TIMEOUT_S)
-            raise
+        async with _starting(config) as child:
+            ready = Path((await _launch(config, child)).socket)
+            lifeline = await Lifeline.open(ready, client=client)
+            try:
+                rendezvous.name(ready)
+            except BaseException:
+                lifeline.close()
+                raise
         return Launched(socket=ready, lifeline=lifeline)
+
+
+@contextlib.asynccontextmanager
+async def _starting(config: AgentConfig) -> AsyncIterator[_Child]:
+    """A directory for an agent, and the agent in it; nothing is left of them if the block fails or is cancelled."""
+    directory = Path(config.directory)
+    make_private_directory(directory)
+    child = _Child()
+    try:
+        try:
+            yield child
+        except NobodyListens:
+            raise _start_failed(config, "left before it could be used") from None
+    except BaseException:
+        if child.process is not None:
+            # It owns nothing yet: nobody could ask it for anything.
+            child.process.kill()
+            child.process.wait()
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    assert child.process is not None
+    _children.append(child.process)
 
 
 @contextlib.asynccontextmanager
@@ -108,12 +128,19 @@ def wait_for_children(timeout_s: float) -> bool:
     return bool(_children) and all(child.returncode is not None for child in _children)
 
 
-async def _launch(config: AgentConfig) -> AgentReady:
+@dataclass(slots=True)
+class _Child:
+    """An agent that is being started."""
+
+    process: subprocess.Popen[bytes] | None = None
+
+
+async def _launch(config: AgentConfig, child: _Child) -> AgentReady:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     with ours:
         with theirs:
-            _children.append(_start(config, theirs.fileno()))
+            child.process = _start(config, theirs.fileno())
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 line = await asyncio.get_running_loop().sock_recv(ours, 4096)

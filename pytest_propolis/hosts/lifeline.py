@@ -28,8 +28,12 @@ class NobodyListens(Exception):
 class Lifeline:
     """An open lifeline. Close it to say goodbye; the agent then releases what the client still owns."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, path: Path) -> None:
+        self.path = path
+        self.is_dropped = False
+        """Whether it was closed without anybody waiting for what comes of it."""
         self._connection = connection
+        _lifelines.add(self)
 
     @classmethod
     async def open(cls, path: Path, *, client: str) -> Lifeline:
@@ -54,7 +58,7 @@ class Lifeline:
         except BaseException:
             connection.close()
             raise
-        return cls(connection)
+        return cls(connection, path)
 
     async def closed_by_agent(self) -> None:
         """Wait until the agent ends the connection."""
@@ -64,7 +68,22 @@ class Lifeline:
                 pass
 
     def close(self) -> None:
+        """Say goodbye. Closing twice is fine."""
         self._connection.close()
+        _lifelines.discard(self)
+
+    def drop(self) -> None:
+        """Close it without waiting until the agent has released what this process owned."""
+        self.is_dropped = True
+        self.close()
+
+    @staticmethod
+    def all_open() -> list[Lifeline]:
+        """The lifelines of this process."""
+        return list(_lifelines)
+
+
+_lifelines: Final[set[Lifeline]] = set()
 
 
 async def _shake_hands(connection: socket.socket, path: Path, client: str) -> None:

@@ -86,7 +86,7 @@ class LocalHost:
         if launched is None:
             return
         launched.lifeline.close()
-        if _agent_stays(launched.socket, self._client_id):
+        if launched.lifeline.is_dropped or _agent_stays(launched.socket, self._client_id):
             return
         if wait_for_children(AGENT_LEAVE_TIMEOUT_S):
             _require_gone(launched.socket.parent)

@@ -6,7 +6,18 @@ from collections.abc import Callable
 
 import pytest
 
-__all__ = ["progress_printer"]
+__all__ = ["line_printer", "progress_printer"]
+
+
+def line_printer(config: pytest.Config) -> Callable[[str], None]:
+    """A function that shows a line to the person at the terminal while nothing is captured."""
+
+    def show(text: str) -> None:
+        if (reporter := config.pluginmanager.get_plugin("terminalreporter")) and not hasattr(config, "workerinput"):
+            reporter.ensure_newline()
+            reporter.write_line(text)
+
+    return show
 
 
 def progress_printer(config: pytest.Config) -> Callable[[str], None]:

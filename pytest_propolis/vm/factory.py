@@ -59,7 +59,7 @@ class VmFactory:
         self._disk_ids: list[str] = []
         self.vms: list[TestVm] = []
         """All VMs that were made, in that order."""
-        self._vms = contextlib.AsyncExitStack()
+        self._taken: list[contextlib.AsyncExitStack] = []
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -104,7 +104,9 @@ class VmFactory:
     async def set_aside(self) -> Belongings:
         """Let go of all VMs as they are. They stay this process's, until it has them kept or removed, or ends."""
         await self.hand_over()
-        self._vms.pop_all()
+        for stack in self._taken:
+            stack.pop_all()
+        self._taken.clear()
         await asyncio.gather(*(vm.let_go() for vm in self.vms))
         return self.belongings
 
@@ -113,8 +115,15 @@ class VmFactory:
         return await self._agent.keep(Keep(belongings=await self.set_aside(), reason=reason, ttl_s=ttl_s))
 
     async def aclose(self) -> None:
-        """Take all VMs away, the last one first. Closing twice is fine."""
-        await self._vms.aclose()
+        """Take all VMs away, all at once. Closing twice is fine.
+
+        All are tried even if one fails; then the first failure is raised. If this is cancelled, so is all of it.
+        """
+        results = await asyncio.gather(*(stack.aclose() for stack in self._taken), return_exceptions=True)
+        self._taken.clear()
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
 
     async def start(self, name: str = "vm", **changes: Any) -> TestVm:
         """Make a VM and boot it: `create` and `TestVm.boot`.
@@ -154,7 +163,7 @@ class VmFactory:
             self._names.add(config.name)
             self.vms.append(vm)
             self._made(vm)
-            await self._vms.enter_async_context(taken.pop_all())
+            self._taken.append(taken.pop_all())
         return vm
 
     async def _create(

@@ -11,10 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
-__all__ = ["LiveRun", "live_run"]
+__all__ = ["LiveRun", "live_run", "started_run"]
 
 PHASE_TIMEOUT_S = 120
 CLEAN_TIMEOUT_S = 60
@@ -62,6 +63,16 @@ class LiveRun:
         self.controller = process
 
     @property
+    def place(self) -> Path:
+        """The directory that everything of the run is in."""
+        return self._place
+
+    @property
+    def scratch(self) -> Path:
+        """The temporary directory of the run's processes, as TMPDIR names it."""
+        return self._place / "tmp"
+
+    @property
     def output(self) -> str:
         return (self._place / "output").read_text(errors="replace")
 
@@ -95,9 +106,33 @@ class LiveRun:
         else:
             os.kill(self.pid_of(target), number)
 
+    def end_all(self) -> None:
+        """Kill what is left, until nothing is: a process may be starting another."""
+        deadline = time.monotonic() + CLEAN_TIMEOUT_S
+        while (pids := self.processes()) and time.monotonic() < deadline:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            select.select([], [], [], 0.02)
+        self.controller.wait()
+
+    def collect_garbage(self) -> str:
+        """``propolis gc`` for this run, as it would be called later; returns what it says."""
+        environment = {**os.environ, "XDG_RUNTIME_DIR": str(self._place)}
+        command = [sys.executable, "-c", "from pytest_propolis.cli import main; main()", "gc"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        return done.stdout + done.stderr
+
     def files(self) -> list[str]:
         base = self._place / "propolis"
         return sorted(str(path) for path in base.rglob("*")) if base.is_dir() else []
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until something is so."""
+        deadline = time.monotonic() + PHASE_TIMEOUT_S
+        while not is_so():
+            assert time.monotonic() < deadline, self.output
+            select.select([], [], [], 0.02)
 
     def wait_until_clean(self) -> None:
         """Wait until no process and no file of the run is there any more."""
@@ -108,28 +143,54 @@ class LiveRun:
 
 
 @contextlib.contextmanager
-def live_run(phase: str, *arguments: str) -> Iterator[LiveRun]:
-    """Start a run, and wait until its test is in this phase: booting, logged in, or tearing down."""
+def live_run(
+    phase: str, *arguments: str, test: str = TEST, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[LiveRun]:
+    """Start a run, and wait until its test is in this phase: booting, logged in, or tearing down.
+
+    :param test: another test module; it calls `reached` of its conftest with the phase, to be taken as being there.
+    """
     place = Path(tempfile.mkdtemp(prefix="h-", dir="/tmp"))
     fifo = place / "phase"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    files = {"conftest.py": CONFTEST, "test_victim.py": test}
+    variables = {"HAZARD_PHASE": phase, "HAZARD_FIFO": str(fifo), **environment}
+    try:
+        with started_run(place, files, *arguments, environment=variables) as run:
+            ready, _, _ = select.select([reader], [], [], PHASE_TIMEOUT_S)
+            assert ready, f"the run did not get to {phase!r}:\n{run.output}"
+            yield run
+    finally:
+        os.close(reader)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def started_run(
+    place: Path,
+    files: Mapping[str, str],
+    *arguments: str,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[LiveRun]:
+    """Start a run of these test files, and end what is left of it after the block."""
     tests = place / "tests"
     tests.mkdir()
-    (tests / "conftest.py").write_text(CONFTEST)
-    (tests / "test_victim.py").write_text(TEST)
+    (place / "tmp").mkdir()
+    for name, text in files.items():
+        (tests / name).write_text(text)
     (tests / "pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
-    environment = {
+    everything = {
         **{key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")},
         "XDG_RUNTIME_DIR": str(place),
-        "HAZARD_PHASE": phase,
-        "HAZARD_FIFO": str(fifo),
+        "TMPDIR": str(place / "tmp"),
+        **environment,
     }
     command = [sys.executable, "-m", "pytest", "-p", "propolis", "-p", "no:cacheprovider", "-q", *arguments]
     with (place / "output").open("wb") as output:
         process = subprocess.Popen(
             [*command, f"--basetemp={place / 'basetemp'}", str(tests)],
-            env=environment,
+            env=everything,
             cwd=tests,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -138,13 +199,6 @@ def live_run(phase: str, *arguments: str) -> Iterator[LiveRun]:
         )
     run = LiveRun(place, process)
     try:
-        ready, _, _ = select.select([reader], [], [], PHASE_TIMEOUT_S)
-        assert ready, f"the run did not get to {phase!r}:\n{run.output}"
         yield run
     finally:
-        os.close(reader)
-        for pid in run.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        process.wait()
-        shutil.rmtree(place, ignore_errors=True)
+        run.end_all()

@@ -24,6 +24,7 @@ import pytest
 from pytest_propolis.agent import ledger as ledger_module
 from pytest_propolis.agent.identity import ProcessIdentity, find_marked
 from pytest_propolis.agent.ledger import LEDGER_NAME, MARK_VARIABLE, Entry, Ledger, Owner, read_ledger
+from pytest_propolis.agent.protocol import LOG_NAME
 from pytest_propolis.agent.reaper import UNDOERS, DeadRun, Report, reap, survey
 from pytest_propolis.errors import AgentError, ResourceExhausted
 
@@ -546,6 +547,7 @@ def test_nothing_is_removed_through_a_mount(base: Path, tmp_path: Path) -> None:
     directory = dead_agent(base, act)
     script = f"""
 from pathlib import Path
+from pytest_propolis.agent.protocol import LOG_NAME
 from pytest_propolis.agent.reaper import reap
 report = reap(Path({str(base)!r}))
 assert not report.removed, report
@@ -794,6 +796,14 @@ def test_an_agent_that_died_while_starting_leaves_nothing(base: Path, header: by
         (directory / LEDGER_NAME).write_bytes(header)
         (directory / LEDGER_NAME).chmod(0o600)
     assert [left.directory for left in reap(base).left] == [directory], "it may be starting just now"
+    os.utime(directory, (0, 0))
+    assert reap(base).directories == [directory]
+    assert not directory.exists()
+
+
+def test_the_log_of_an_agent_that_died_while_starting_goes_with_its_directory(base: Path) -> None:
+    directory = run_directory(base)
+    (directory / LOG_NAME).write_text("Traceback")
     os.utime(directory, (0, 0))
     assert reap(base).directories == [directory]
     assert not directory.exists()

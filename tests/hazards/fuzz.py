@@ -1,0 +1,214 @@
+"""The leak fuzzer: random signals at random moments to random processes of a real run, then an audit.
+
+``python tests/hazards/fuzz.py --rounds 1000 --seed 1``
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import select
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import TimeoutExpired
+
+from live_run import LiveRun, started_run
+
+__all__ = ["Round", "fuzz"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
+TARGETS = ("controller", "group", "worker", "agent", "qemu", "anybody")
+END_TIMEOUT_S = 90
+CLEAN_TIMEOUT_S = 30
+LONGEST_DELAY_S = 6.0
+LEDGER = "ledger"
+
+# Most VMs are created and never run: their QEMU is there and costs nothing.
+TEST = """
+import pytest
+from pytest_propolis import DataDisk, PropolisError
+
+@pytest.mark.parametrize("number", range(4))
+async def test_victim(vm_factory, number):
+    for name in ("first", "second"):
+        vm = await vm_factory.create(name, guest="micro", disks=(DataDisk(name="data", size_mib=1),))
+        await vm.ensure()
+    await vm.run_instance()
+    with pytest.raises(PropolisError):
+        await vm.wait_for_serial_output("this never comes", timeout_s=0.3)
+"""
+
+
+@dataclass
+class Round:
+    """What was done to one run, and what was found then."""
+
+    number: int
+    arguments: tuple[str, ...]
+    hits: list[str] = field(default_factory=list)
+    leaks: list[str] = field(default_factory=list)
+    was_collected: bool = False
+    output: str = ""
+
+    def __str__(self) -> str:
+        line = f"round {self.number} {' '.join(self.arguments) or 'plain'}: {', '.join(self.hits) or 'nothing hit'}"
+        if not self.leaks:
+            return f"{line}: clean{' after gc' if self.was_collected else ''}"
+        return "\n".join([f"{line}: LEAK", *(f"  {leak}" for leak in self.leaks), self.output])
+
+
+def fuzz(*, rounds: int, seed: int, first: int = 1, limit_s: float = float("inf")) -> Iterator[Round]:
+    """Rounds, one after the other; each depends on the seed and its number alone, but for the machine's moods.
+
+    :param limit_s: no round begins later.
+    """
+    deadline = time.monotonic() + limit_s
+    for number in range(first, first + rounds):
+        if time.monotonic() > deadline:
+            return
+        yield _round(number, random.Random(f"{seed}-{number}"))
+
+
+def _round(number: int, chance: random.Random) -> Round:
+    done = Round(number, chance.choice([(), ("-n", "2")]))
+    place = Path(tempfile.mkdtemp(prefix="f-", dir="/tmp"))
+    try:
+        with started_run(place, {"test_victim.py": TEST}, *done.arguments) as run:
+            began = time.monotonic()
+            for _ in range(chance.choice([1, 1, 2, 3])):
+                _pass(run, chance.uniform(0, LONGEST_DELAY_S / 2 if done.hits else LONGEST_DELAY_S))
+                if hit := _hit(run, chance):
+                    done.hits.append(f"{hit} after {time.monotonic() - began:.2f} s")
+            _audit(run, place, done)
+            done.output = run.output
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return done
+
+
+def _pass(run: LiveRun, delay_s: float) -> None:
+    """Let time pass, but not longer than the run takes."""
+    if run.controller.poll() is not None:
+        return
+    descriptor = os.pidfd_open(run.controller.pid)
+    try:
+        select.select([descriptor], [], [], delay_s)
+    finally:
+        os.close(descriptor)
+
+
+def _hit(run: LiveRun, chance: random.Random) -> str | None:
+    """Send one of the signals to one process of the run, or its group; says what was hit, if anything was there."""
+    target, number = chance.choice(TARGETS), chance.choice(SIGNALS)
+    if target == "group":
+        if run.controller.poll() is not None:
+            return None
+        run.hit("group", number)
+        return f"{number.name} → group"
+    pids = [run.controller.pid] if target == "controller" else _pids(run, target)
+    if not pids or not _send(pid := chance.choice(sorted(pids)), number, run):
+        return None
+    return f"{number.name} → {target} {pid}"
+
+
+def _pids(run: LiveRun, target: str) -> list[int]:
+    if target == "anybody":
+        return list(run.processes())
+    with contextlib.suppress(StopIteration):
+        return [run.pid_of(target)]
+    return []
+
+
+def _send(pid: int, number: signal.Signals, run: LiveRun) -> bool:
+    """Signal a process through a descriptor, having looked again whether it is the run's: ids are used again."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        if pid not in run.processes():
+            return False
+        signal.pidfd_send_signal(descriptor, number)
+    except ProcessLookupError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _audit(run: LiveRun, place: Path, done: Round) -> None:
+    """Nothing may be left, but by an agent that was hit, or by who was starting one: `propolis gc` removes that."""
+    try:
+        run.controller.wait(END_TIMEOUT_S)
+    except TimeoutExpired:
+        done.leaks.append(f"the run did not end in {END_TIMEOUT_S} s")
+    _wait_while(lambda: bool(run.processes() or run.files()) and not _is_dead_ground(run))
+    done.leaks += [f"process {pid}: {line}" for pid, line in run.processes().items()]
+    if done.leaks:
+        done.leaks.append(_explanation(run, place))
+    agent_was_hit = any("agent" in hit or "anybody" in hit for hit in done.hits)
+    if run.files() and (agent_was_hit or not any(LEDGER in Path(path).name for path in run.files())):
+        _let_a_day_pass(place)
+        said = run.collect_garbage()
+        done.was_collected = True
+        if run.files():
+            done.leaks.append(f"gc said: {said}")
+    done.leaks += [f"file {path}" for path in run.files()]
+    done.leaks += [f"temporary file {path}" for path in sorted((place / "tmp").rglob("*"))]
+
+
+def _explanation(run: LiveRun, place: Path) -> str:
+    """What agents that are still there say they are doing, and what their logs said before."""
+    logs = sorted((place / "propolis").glob("*/agent.log"))
+    before = sum(log.stat().st_size for log in logs)
+    for pid in (pid for pid, line in run.processes().items() if "pytest_propolis.agent" in line):
+        _send(pid, signal.SIGUSR1, run)
+    _wait_while(lambda: sum(log.stat().st_size for log in logs) == before, timeout_s=2)
+    return "\n".join(log.read_text(errors="replace") for log in logs)
+
+
+def _wait_while(is_so: Callable[[], bool], *, timeout_s: float = CLEAN_TIMEOUT_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while is_so() and time.monotonic() < deadline:
+        select.select([], [], [], 0.05)
+
+
+def _is_dead_ground(run: LiveRun) -> bool:
+    """Whether nobody is there any more who could remove what is left."""
+    return not run.processes()
+
+
+def _let_a_day_pass(place: Path) -> None:
+    """A directory of an agent that may be starting just now is spared for a minute."""
+    for directory in (place / "propolis").iterdir():
+        if directory.is_dir():
+            os.utime(directory, (0, 0))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first", type=int, default=1, help="the number of the first round, to repeat one")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no round later than this")
+    options = parser.parse_args()
+    found: Counter[str] = Counter()
+    for done in fuzz(rounds=options.rounds, seed=options.seed, first=options.first, limit_s=options.minutes * 60):
+        found.update(rounds=1, leaks=bool(done.leaks), collected=done.was_collected, unhit=not done.hits)
+        sys.stdout.write(f"{done}\n")
+        sys.stdout.flush()
+    sys.stdout.write(f"seed {options.seed}: {dict(found)}\n")
+    return 1 if found["leaks"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""An agent that does not come up, or goes at the worst moment, costs an error and leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_propolis.agent.protocol import AgentConfig
+from pytest_propolis.agent.rendezvous import Rendezvous, remove_abandoned
+from pytest_propolis.errors import AgentError
+from pytest_propolis.hosts import launcher
+from pytest_propolis.hosts.launcher import connect_or_launch, wait_for_children
+from pytest_propolis.hosts.lifeline import Lifeline, NobodyListens
+
+HANGS = "import sys, time; sys.stderr.write('stuck on the way\\n'); sys.stderr.flush(); time.sleep(600)"
+FAILS = "raise SystemExit('no such thing as a start')"
+LEAVES = """
+import json, os, sys
+config = json.loads(sys.argv[1])
+answer = {"pid": os.getpid(), "socket": config["directory"] + "/agent.sock"}
+os.write(int(sys.argv[2]), json.dumps(answer).encode() + b"\\n")
+"""
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="a-", dir="/tmp"))
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def config(base: Path) -> AgentConfig:
+    return AgentConfig(run="0123456789abcdef", directory=str(base / f"run-{secrets.token_hex(4)}"))
+
+
+def interpreter(place: Path, program: str) -> str:
+    """An interpreter that runs this program, whatever module it is asked for."""
+    script = place / "interpreter"
+    (place / "program.py").write_text(program)
+    script.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {place}/program.py "$@"\n')
+    script.chmod(0o700)
+    return str(script)
+
+
+def processes_of(base: Path) -> list[int]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(base).encode() in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+        except OSError:  # gone meanwhile
+            continue
+    return found
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [(HANGS, "stuck on the way"), (FAILS, "no such thing as a start"), (LEAVES, "left before it could be used")],
+    ids=["hangs", "fails", "leaves"],
+)
+async def test_an_agent_that_does_not_come_up_leaves_nothing(
+    program: str, message: str, base: Path, config: AgentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", interpreter(tmp_path, program))
+    monkeypatch.setattr(launcher, "START_TIMEOUT_S", 2.0)
+    with pytest.raises(AgentError, match=message):
+        await connect_or_launch(config, client="c")
+    assert list(base.iterdir()) == []
+    assert processes_of(base) == []
+
+
+async def test_a_cancelled_start_leaves_nothing(
+    base: Path, config: AgentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", interpreter(tmp_path, HANGS))
+    starting = asyncio.create_task(connect_or_launch(config, client="c"))
+    async with asyncio.timeout(30):
+        while not processes_of(base):
+            await asyncio.sleep(0.01)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert list(base.iterdir()) == []
+    assert processes_of(base) == []
+
+
+async def test_a_client_that_goes_away_in_the_middle_of_the_handshake_is_not_missed(
+    base: Path, config: AgentConfig
+) -> None:
+    launched = await connect_or_launch(config, client="stays")
+    for sent in (
+        b"",
+        b"GET /lifeline/ HT",
+        b"GET /lifeline/ HTTP/1.1\r\nHost: agent\r\nx-propolis-client: goes\r\n\r\n",
+    ):
+        _, writer = await asyncio.open_unix_connection(str(launched.socket))
+        writer.write(sent)
+        writer.transport.abort()
+    other = await Lifeline.open(launched.socket, client="other")
+    other.close()
+    launched.lifeline.close()
+    assert await asyncio.to_thread(wait_for_children, 30)
+    assert list(base.iterdir()) == []
+
+
+async def test_an_agent_that_is_killed_in_the_middle_of_the_handshake_is_no_agent(base: Path) -> None:
+    path = base / "agent.sock"
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        await writer.drain()
+        writer.transport.abort()
+
+    async with await asyncio.start_unix_server(dies, path):
+        with pytest.raises(NobodyListens):
+            await Lifeline.open(path, client="c")
+    assert not Lifeline.all_open()
+
+
+async def test_whoever_is_killed_while_starting_an_agent_leaves_no_rendezvous(base: Path) -> None:
+    place = Rendezvous(base, "run")
+    holder = (
+        "import asyncio, sys\nfrom pathlib import Path\nfrom pytest_propolis.agent.rendezvous import Rendezvous\n"
+        "async def hold():\n    async with Rendezvous(Path(sys.argv[1]), 'run').hold():\n"
+        "        print('held', flush=True)\n        await asyncio.sleep(600)\nasyncio.run(hold())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder, str(base)], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"held\n"
+        assert remove_abandoned(base) == [], "somebody is about to start an agent"
+        process.send_signal(signal.SIGKILL)
+    assert place.path.exists()
+    assert remove_abandoned(base) == [place.path]
+    assert list(base.iterdir()) == []
+
+
+async def test_a_rendezvous_that_is_held_is_not_removed(base: Path) -> None:
+    place = Rendezvous(base, "run")
+    place.path.touch()
+    descriptor = os.open(place.path, os.O_RDWR)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    assert remove_abandoned(base) == []
+    os.close(descriptor)
+    assert remove_abandoned(base) == [place.path]

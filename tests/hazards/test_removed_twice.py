@@ -1,0 +1,17 @@
+"""A VM whose removal is asked for several times at once, as by a finalizer and a lifeline that breaks, is gone."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pytest_propolis.fixtures.run import Run
+from pytest_propolis.vm.factory import VmFactory
+
+
+async def test_a_vm_that_is_removed_several_times_at_once_is_gone(vm_factory: VmFactory, propolis: Run) -> None:
+    vm = await vm_factory.create("vm", guest="micro")
+    await vm.ensure()
+    async with await propolis.host.client() as agent, asyncio.timeout(20):
+        (listed,) = await agent.list_vms()
+        await asyncio.gather(*(agent.remove_vm(listed.id) for _ in range(8)))
+        assert await agent.list_vms() == []
