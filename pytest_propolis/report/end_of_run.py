@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ..errors import AgentError
+from .signals import INTERRUPTION
 
 if TYPE_CHECKING:
     from ..agent.audit import Leak
@@ -62,7 +63,8 @@ class EndOfRun:
         """After the last finalizer and the last worker, before the summary."""
         yield
         _let_go(session.config)
-        if run := self._run(session.config):
+        run = self._run(session.config)
+        if run and not session.config.stash[INTERRUPTION].has_let_go:
             self._look(run)
             if self._leaks and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -36,6 +36,8 @@ class Interruption:
         """What lets go of VMs without waiting; each returns how many are left to be removed by others."""
         self.breaks_waits = True
         """Whether a further Ctrl-C ends what this process waits for. xdist's controller waits for workers alone."""
+        self.has_let_go = False
+        """Whether VMs were left to the agents: then nobody waits for what becomes of them."""
         self._say = say
         self._previous: dict[signal.Signals, Any] = {}
         self._is_asked = False
@@ -97,6 +99,7 @@ class Interruption:
             signal.raise_signal(signal.SIGINT)
 
     def _again(self, _number: int, _frame: FrameType | None) -> None:
+        self.has_let_go = True
         left = sum(let_go() for let_go in self.letting_go)
         if left and not self._has_said:
             self._has_said = self._tell(f"{left} {'VM is' if left == 1 else 'VMs are'} being removed in the background")
