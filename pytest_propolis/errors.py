@@ -8,7 +8,8 @@ The tree::
     │   └── UnknownGuest
     ├── ArtifactError            an image, a kernel or a firmware
     │   ├── ArtifactMissing
-    │   └── ArtifactCorrupt
+    │   ├── ArtifactCorrupt
+    │   └── TemplateError
     ├── HostError                the machine that VMs run on
     │   ├── CapabilityMissing
     │   ├── ResourceExhausted
@@ -54,6 +55,7 @@ __all__ = [
     "ShellError",
     "ShellLost",
     "StateTimeout",
+    "TemplateError",
     "UnknownGuest",
     "VmError",
     "VmStateError",
@@ -161,6 +163,10 @@ class ArtifactMissing(ArtifactError):
 
 class ArtifactCorrupt(ArtifactError):
     """Raised when an artifact's content is not what its hash or its format says."""
+
+
+class TemplateError(ArtifactError):
+    """Raised when a template cannot be made or forked. A test sees it as a line of progress: its VM boots instead."""
 
 
 class HostError(PropolisError):

@@ -18,7 +18,7 @@ from .errors import SettingsError
 __all__ = ["OPTIONS", "Accelerator", "BootKind", "KeepPolicy", "Option", "Settings"]
 
 Accelerator = Literal["auto", "kvm", "tcg"]
-BootKind = Literal["cold"]
+BootKind = Literal["warm", "cold"]
 KeepPolicy = Literal["never"]
 
 
@@ -106,7 +106,12 @@ class Settings:
         default=512, metadata={"parse": _whole_number(64, 1 << 20), "help": "memory of a VM in MiB", "metavar": "MIB"}
     )
     boot: BootKind = field(
-        default="cold", metadata={"parse": _one_of("cold"), "help": "how VMs boot: cold", "metavar": "KIND"}
+        default="warm",
+        metadata={
+            "parse": _one_of("warm", "cold"),
+            "help": "how VMs come up: warm (forked from a guest that was booted once, where that can be), cold",
+            "metavar": "KIND",
+        },
     )
     boot_timeout: float = field(
         default=300.0, metadata={"parse": _seconds, "help": "seconds until a guest must have booted", "metavar": "S"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import secrets
 import time
@@ -11,10 +12,15 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..engine.boot_source import DirectKernel
+from ..engine.fork import Fork
+from ..engine.guest_memory import GuestMemory
+from ..engine.machine import MachineError
 from ..engine.server import ServerConfig, VmServer
-from ..errors import AgentError, ArtifactMissing, ConfigError
+from ..engine.template import Template
+from ..errors import AgentError, ArtifactMissing, ConfigError, TemplateError
 from ..storage.overlays import check_image, create_blank, create_overlay
 from .bookkeeper import Bookkeeper
 from .identity import ProcessIdentity
@@ -22,7 +28,7 @@ from .ledger import Entry, Ledger, Owner
 from .platform import PlatformFinder
 from .protocol import AgentConfig, CreateDisk, CreateVm, DiskCreated, VmListed
 
-__all__ = ["Account", "OwnedVm"]
+__all__ = ["Account", "OwnedVm", "make_image"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +43,7 @@ class OwnedVm:
     server: VmServer
     directory: Entry
     since: float
+    fork: Fork | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +54,18 @@ class _Holdings:
     vms: dict[str, OwnedVm] = field(default_factory=dict)
     disks: dict[str, Entry] = field(default_factory=dict)
     left: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where a VM is about to be: its directory exists."""
+
+    id: str
+    client: str
+    request: CreateVm
+    holdings: _Holdings
+    directory: Entry
+    config: dict[str, Any]
 
 
 class Account:
@@ -82,12 +101,53 @@ class Account:
                 return vm
         return None
 
-    async def create_vm(self, client: str, request: CreateVm) -> OwnedVm:
+    async def create_vm(self, client: str, request: CreateVm, *, memory: GuestMemory | None = None) -> OwnedVm:
         """Make a Propolis server.
 
+        :param memory: the file that is to hold its guest's memory.
         :raises ConfigError: when the client's group has a VM of that name.
         :raises ArtifactMissing: when a file that it would boot from is not there.
         """
+        place = await self._place(client, request)
+        return self._enter(place, ServerConfig(**place.config, memory=memory))
+
+    async def fork_vm(self, client: str, request: CreateVm, *, template: Template, place: Path) -> OwnedVm:
+        """Make a Propolis server whose first VM goes on where a template stopped.
+
+        :param place: the template's directory.
+        :raises ConfigError: when the client's group has a VM of that name.
+        :raises ArtifactMissing: when a file that it would boot from after a reset is not there.
+        :raises TemplateError: when QEMU does not take the template.
+        """
+        vm_place = await self._place(client, request)
+        config = ServerConfig(**vm_place.config)
+        fork = Fork(
+            template,
+            place=place,
+            directory=config.directory,
+            qemu=config.qemu,
+            accelerator=config.accelerator,
+            mark=config.mark,
+            log_path=config.log_path,
+            journal=config.journal,
+        )
+        # Entered before it starts, so that it ends with its client.
+        vm = self._enter(vm_place, dataclasses.replace(config, fork=fork))
+        try:
+            await fork.start()
+        except (MachineError, OSError, TimeoutError) as error:
+            await self.remove_vm(client, vm.id)
+            raise TemplateError(f"a fork does not start: {error or 'QEMU does not answer'}") from None
+        except BaseException:
+            await asyncio.shield(_close(vm, vm_place.holdings))
+            raise
+        if vm_place.holdings.left:
+            await _close(vm, vm_place.holdings)
+            raise AgentError(f"client {client!r} left while its VM was forked")
+        return vm
+
+    async def _place(self, client: str, request: CreateVm) -> _Place:
+        """A private directory for a VM, and all that its server must know."""
         platform = await self._platforms.find()
         holdings = self._holdings(client)
         _require_new_name(holdings, request)
@@ -96,19 +156,28 @@ class Account:
         directory = self._directory / "vms" / vm_id
         with holdings.books.creating("directory", directory) as entry:
             directory.mkdir(parents=True, mode=0o700)
-        server = VmServer(
-            ServerConfig(
-                mark=f"propolis-{self._config.run}-{vm_id}",
-                qemu=platform.qemu,
-                accelerator=platform.accelerator.name,
-                boot=request.boot,
-                directory=directory,
-                log_path=Path(request.log_path),
-                journal=holdings.books,
-            )
+        config = {
+            "mark": f"propolis-{self._config.run}-{vm_id}",
+            "qemu": platform.qemu,
+            "accelerator": platform.accelerator.name,
+            "boot": request.boot,
+            "directory": directory,
+            "log_path": Path(request.log_path),
+            "journal": holdings.books,
+        }
+        return _Place(id=vm_id, client=client, request=request, holdings=holdings, directory=entry, config=config)
+
+    def _enter(self, place: _Place, config: ServerConfig) -> OwnedVm:
+        vm = OwnedVm(
+            id=place.id,
+            request=place.request,
+            client=place.client,
+            server=VmServer(config),
+            directory=place.directory,
+            since=time.time(),
+            fork=config.fork,
         )
-        vm = OwnedVm(id=vm_id, request=request, client=client, server=server, directory=entry, since=time.time())
-        holdings.vms[vm_id] = vm
+        place.holdings.vms[vm.id] = vm
         return vm
 
     async def remove_vm(self, client: str, vm_id: str) -> None:
@@ -130,7 +199,7 @@ class Account:
         directory.mkdir(mode=0o700, exist_ok=True)
         path = directory / f"{disk_id}.qcow2"
         with holdings.books.creating("file", path) as entry:
-            await _make_image(request, qemu_img, path)
+            await make_image(request, qemu_img, path)
             if holdings.left:
                 raise AgentError(f"client {client!r} left while its disk was made")
         holdings.disks[disk_id] = entry
@@ -175,7 +244,7 @@ def _remove_disk(holdings: _Holdings, disk_id: str) -> None:
         holdings.books.gone(entry)
 
 
-async def _make_image(request: CreateDisk, qemu_img: Path, path: Path) -> None:
+async def make_image(request: CreateDisk, qemu_img: Path, path: Path) -> None:
     if request.image is None:
         await create_blank(qemu_img=qemu_img, image=path, size_bytes=request.size_bytes or 0)
         return

@@ -9,6 +9,7 @@ import msgspec
 from ..engine.boot_source import BootSource
 from ..engine.recipe import Recipe
 from ..errors import AgentError, PropolisError
+from ..propolis_api import InstanceProperties, InstanceSpec
 from ..storage.artifacts import Artifact
 
 __all__ = [
@@ -23,9 +24,14 @@ __all__ = [
     "CreateVm",
     "DiskCreated",
     "Fault",
+    "ForkVm",
+    "FreezeVm",
     "ImageNeeded",
     "StreamLine",
+    "TemplateMaking",
+    "TemplateNeeded",
     "VmCreated",
+    "VmForked",
     "VmListed",
 ]
 
@@ -144,6 +150,74 @@ class DiskCreated(msgspec.Struct, frozen=True, kw_only=True):
     path: str
 
 
+class TemplateNeeded(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a template, which the client makes itself if there is none.
+
+    The answer is a stream of `StreamLine`. One of them may be `making`: then the client boots that VM, makes its guest
+    quiet, and freezes it; the stream goes on meanwhile, and ends with `template`.
+
+    :param title: what it is a template of, for people.
+    :param boot: what its guest starts from.
+    :param spec: the machine; the paths of its disks are `engine.template.disk_file` names.
+    :param disks: what the disks are made of, in that order.
+    :param guest: changes with everything else that shapes it: the guest's adapter, the shell protocol.
+    :param log_path: where the messages of the QEMU that makes it go.
+    """
+
+    title: str
+    boot: BootSource
+    spec: InstanceSpec
+    properties: InstanceProperties
+    disks: tuple[CreateDisk, ...]
+    guest: str
+    log_path: str
+
+
+class TemplateMaking(msgspec.Struct, frozen=True, kw_only=True):
+    """A VM is there to become a template: its API is below `path`, its disks are in place."""
+
+    id: str
+    path: str
+    spec: InstanceSpec
+
+
+class FreezeVm(msgspec.Struct, frozen=True, kw_only=True):
+    """The VM of a `TemplateMaking` is ready to be frozen.
+
+    :param session: the word of the read-eval loop that waits for commands in its guest.
+    :param console: what it showed until somebody was logged in.
+    """
+
+    session: str
+    console: str
+
+
+class ForkVm(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a Propolis server whose first VM goes on where a template stopped.
+
+    :param template: the key that the answer to `TemplateNeeded` gave.
+    """
+
+    template: str
+    name: str
+    group: str
+    log_path: str
+
+
+class VmForked(msgspec.Struct, frozen=True, kw_only=True):
+    """A fork has started, and waits to be ensured with this spec, and run.
+
+    :param session: the word of the read-eval loop that waits for commands in its guest.
+    :param took_s: how long the steps took, in seconds.
+    """
+
+    id: str
+    path: str
+    spec: InstanceSpec
+    session: str
+    took_s: dict[str, float]
+
+
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """An error on its way from the agent to a client, where it becomes the same error again."""
 
@@ -162,8 +236,10 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of a streamed answer: progress, and at the end the paths or a fault."""
+    """One line of a streamed answer: progress, and at the end what was asked for, or a fault."""
 
     progress: str | None = None
+    making: TemplateMaking | None = None
     paths: tuple[str, ...] | None = None
+    template: str | None = None
     fault: Fault | None = None

@@ -42,12 +42,15 @@ from .dropshot_errors import (
     never_published,
     state_change_denied,
 )
+from .fork import Fork
+from .guest_memory import GuestMemory
 from .machine import Machine, MachineError
 from .publisher import PublisherGone, StatePublisher
 from .qemu_binary import Qemu, find_firmware
 from .refusal import Refusal, unsupported
 from .request_queue import Reboot, RequestDenied, RequestQueue, Run, Stop
 from .serial_port import SerialPort
+from .state_stream import save_state
 
 __all__ = ["ServerConfig", "VmServer"]
 
@@ -71,6 +74,8 @@ class ServerConfig:
     :param directory: a private directory for what the VM needs while it lives.
     :param log_path: receives what QEMU prints.
     :param journal: keeps account of processes.
+    :param memory: the file that holds the guest's memory; None for memory of QEMU's own.
+    :param fork: a started fork, which becomes the VM; None for a VM that boots.
     """
 
     mark: str
@@ -80,6 +85,8 @@ class ServerConfig:
     directory: Path
     log_path: Path
     journal: Journal
+    memory: GuestMemory | None = None
+    fork: Fork | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -102,6 +109,7 @@ class VmServer:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
+        self._fork = config.fork
         self._vm: _Vm | None = None
         self._life: asyncio.Task[None] | None = None
 
@@ -118,15 +126,11 @@ class VmServer:
         spec = request.init.value.spec
         vm = _Vm(properties=request.properties, spec=spec, publisher=StatePublisher(InstanceState.CREATING))
         arguments = self._arguments(vm)
+        self._require_match(spec)
         queue = RequestQueue(discard=lambda request: logger.info("%s is not served any more", request))
         vm.driver = StateDriver(queue=queue, publisher=vm.publisher)
-        vm.machine = Machine(
-            program=self._config.qemu.system,
-            arguments=[*self._config.qemu.arguments, *arguments],
-            log_path=self._config.log_path,
-            journal=self._config.journal,
-            on_event=vm.driver.guest_did,
-        )
+        fork, self._fork = self._fork, None  # later VMs of this server boot
+        vm.machine = fork.attach(vm.driver.guest_did) if fork else self._machine(arguments, vm.driver)
         self._vm = vm
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._life = asyncio.create_task(self._live(vm, vm.driver, vm.machine, started))
@@ -177,6 +181,17 @@ class VmServer:
         assert machine is not None
         await machine.execute("inject-nmi")
 
+    async def freeze(self, path: Path) -> None:
+        """Stop the guest for good, and write its state, without its memory, to a new file.
+
+        :raises MachineError: when QEMU cannot save it, with the reason.
+        """
+        machine = self._require_active().machine
+        assert machine is not None
+        await machine.pause()
+        with path.open("xb") as file:
+            await save_state(machine, file.fileno(), memory_in_file=True)
+
     @property
     def state_name(self) -> str | None:
         """The VM's public state; None before the first ensure."""
@@ -192,13 +207,16 @@ class VmServer:
         if self._life is not None:
             self._life.cancel()
             await self._life_ended()
+        if self._fork is not None:
+            await self._fork.close()
         shutil.rmtree(self._config.directory, ignore_errors=True)
 
     async def _live(self, vm: _Vm, driver: StateDriver, machine: Machine, started: asyncio.Future[None]) -> None:
         outcome = Outcome.FAILED
         try:
             try:
-                await machine.start()
+                if not machine.is_started:  # a fork is
+                    await machine.start()
             except MachineError as error:
                 started.set_exception(error)
                 return
@@ -222,6 +240,20 @@ class VmServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([self._life])
 
+    def _machine(self, arguments: list[str], driver: StateDriver) -> Machine:
+        return Machine(
+            program=self._config.qemu.system,
+            arguments=[*self._config.qemu.arguments, *arguments],
+            log_path=self._config.log_path,
+            journal=self._config.journal,
+            on_event=driver.guest_did,
+        )
+
+    def _require_match(self, spec: InstanceSpec) -> None:
+        """A fork is one machine and no other: its guest has found its devices already."""
+        if self._fork is not None and not self._fork.is_of(spec):
+            raise Refusal(bad_request("the spec is not that of the template that this VM is a fork of"))
+
     def _arguments(self, vm: _Vm) -> list[str]:
         config = self._config
         try:
@@ -232,6 +264,7 @@ class VmServer:
                 accelerator=config.accelerator,
                 mark=config.mark,
                 flash=self._flash(),
+                memory=config.memory,
             )
         except SpecRefused as error:
             raise Refusal(bad_request(str(error))) from None

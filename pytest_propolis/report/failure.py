@@ -33,6 +33,7 @@ def describe(vm: TestVm) -> list[str]:
     tail = vm.console_tail()
     return [
         f"state:   {vm.final_state or _state_now(vm.endpoint)}",
+        f"boot:    {vm.boot_kind}: {vm.phases}",
         f"spec:    {vm.guest.name}, {board.cpus} CPUs, {board.memory_mb} MiB, disks: {disks or 'none'}",
         f"console: the last {len(tail)} lines" if tail else "console: nothing was shown",
         *(f"    | {line}" for line in tail),

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..agent.protocol import CreateDisk, CreateVm
+from ..agent.protocol import CreateDisk, CreateVm, ForkVm
 from ..console.log import make_log_directory
 from ..engine.boot_source import BootSource, DirectKernel, Firmware
-from ..errors import ConfigError
+from ..errors import ConfigError, TemplateError
 from ..guests.adapter import GuestAdapter
 from ..guests.registry import GuestRegistry
 from ..hosts.agent_client import AgentClient
 from ..hosts.local import LocalHost
+from ..propolis_api import InstanceSpec
 from ..propolis_api.client import PropolisClient
 from ..settings import Settings
 from .config import BOOT_DISK, CompleteVmConfig, VmConfig
+from .phases import Phases
 from .preparation import ReadyImage, ready_image
 from .spec import AttachedDisk, instance_properties, instance_spec
+from .templates import Kind, TemplateMaker, cold_reason
 from .test_vm import TestVm
 
 __all__ = ["VmFactory"]
@@ -55,6 +60,12 @@ class VmFactory:
         self._made = made
         self._names: set[str] = set()
         self._vms = contextlib.AsyncExitStack()
+        self._templates = TemplateMaker(agent, log_dir=log_dir, progress=progress)
+
+    @property
+    def agent(self) -> AgentClient:
+        """The agent of the host that the VMs are on."""
+        return self._agent
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -82,24 +93,27 @@ class VmFactory:
         return await self.start_config(VmConfig(name=name, **changes))
 
     async def start_config(self, config: VmConfig) -> TestVm:
-        """Make the VM that a configuration describes, and boot it.
+        """Make the VM that a configuration describes, and boot it, or fork it from a guest that was booted before.
 
         :raises BootError: when its guest does not come up.
         """
-        vm = await self.create_config(config)
+        vm = await self._make(config, warm=True)
         await vm.boot()
         return vm
 
     async def create(self, name: str = "vm", **changes: Any) -> TestVm:
-        """Make a VM that does not run yet."""
+        """Make a VM that does not run yet. It boots from cold, unless asked otherwise."""
         return await self.create_config(VmConfig(name=name, **changes))
 
     async def create_config(self, config: VmConfig) -> TestVm:
-        """Make the VM that a configuration describes, not running yet.
+        """Make the VM that a configuration describes, not running yet. It boots from cold, unless ``boot="warm"``.
 
         :raises ConfigError: when there is a VM of that name, or the guest cannot be had as asked for.
         :raises ArtifactError: when its image cannot be had.
         """
+        return await self._make(config, warm=config.boot == "warm")
+
+    async def _make(self, config: VmConfig, *, warm: bool) -> TestVm:
         if config.name in self._names:
             raise ConfigError(
                 f"there is a VM named {config.name!r} in this test already", hint="give each VM of a test its own name"
@@ -108,24 +122,57 @@ class VmFactory:
         guest = self._guests.get(complete.guest)
         _check(complete, guest)
         async with contextlib.AsyncExitStack() as taken:
-            vm = await self._create(complete, guest, taken)
+            image = await ready_image(
+                self._agent, guest.image, timeout_s=complete.boot_timeout_s, progress=self._progress
+            )
+            vm = None
+            if warm and cold_reason(complete, guest) is None:
+                vm = await self._fork(complete, guest, image, taken)
+            if vm is None:
+                vm = await self._create(complete, guest, image, taken)
             self._names.add(config.name)
             self._made(vm)
             await self._vms.enter_async_context(taken.pop_all())
         return vm
 
+    async def _fork(
+        self, complete: CompleteVmConfig, guest: GuestAdapter, image: ReadyImage, taken: contextlib.AsyncExitStack
+    ) -> TestVm | None:
+        """A fork of the kind's template; None, after a line that says why, if it cannot be had."""
+        make_log_directory(self._log_dir)
+        kind = Kind(
+            complete=complete,
+            guest=guest,
+            boot=_boot_source(complete.config, guest, image),
+            disks=tuple(_disks(complete.config, image)),
+            boot_order=_boot_order(complete.config, image),
+        )
+        phases = Phases()
+        request = partial(ForkVm, name=complete.config.name, group=self._group, log_path=self._qemu_log(complete))
+        try:
+            with phases.during("template"):
+                key = await self._templates.key(kind)
+            with phases.during("fork"):
+                forked = await self._agent.fork_vm(request(template=key))
+        except TemplateError as error:
+            self._progress(f"{guest.name} boots from cold: {error.message}")
+            return None
+        taken.push_async_callback(self._agent.remove_vm, forked.id)
+        phases.took_s |= forked.took_s
+        return await self._enter(complete, guest, forked.path, forked.spec, taken, forked.session, phases)
+
     async def _create(
-        self, complete: CompleteVmConfig, guest: GuestAdapter, taken: contextlib.AsyncExitStack
+        self, complete: CompleteVmConfig, guest: GuestAdapter, image: ReadyImage, taken: contextlib.AsyncExitStack
     ) -> TestVm:
         config = complete.config
-        image = await ready_image(self._agent, guest.image, timeout_s=complete.boot_timeout_s, progress=self._progress)
-        disks = [disk async for disk in self._disks(config, image, taken)]
-        default_order = (BOOT_DISK,) if image.disk else ()
+        disks = []
+        for disk, request in _disks(config, image):
+            disks.append(dataclasses.replace(disk, path=await self._create_disk(request, taken)))
         spec = instance_spec(
             cpus=complete.cpus,
             memory_mib=complete.memory_mib,
             disks=disks,
-            boot_order=default_order if config.boot_order is None else config.boot_order,
+            boot_order=_boot_order(config, image),
         )
         make_log_directory(self._log_dir)
         created = await self._agent.create_vm(
@@ -133,40 +180,62 @@ class VmFactory:
                 name=config.name,
                 group=self._group,
                 boot=_boot_source(config, guest, image),
-                log_path=str(self._log_dir / f"{config.name}.qemu.log"),
+                log_path=self._qemu_log(complete),
             )
         )
         taken.push_async_callback(self._agent.remove_vm, created.id)
+        return await self._enter(complete, guest, created.path, spec, taken)
+
+    async def _enter(
+        self,
+        complete: CompleteVmConfig,
+        guest: GuestAdapter,
+        path: str,
+        spec: InstanceSpec,
+        taken: contextlib.AsyncExitStack,
+        fork_session: str | None = None,
+        phases: Phases | None = None,
+    ) -> TestVm:
+        name = complete.config.name
         vm = TestVm(
-            name=config.name,
-            client=PropolisClient(self._agent.endpoint(created.path), vm=config.name),
+            name=name,
+            client=PropolisClient(self._agent.endpoint(path), vm=name),
             guest=guest,
             spec=spec,
-            properties=instance_properties(config.name),
-            log_path=self._log_dir / f"{config.name}.serial.log",
+            properties=instance_properties(name),
+            log_path=self._log_dir / f"{name}.serial.log",
             boot_timeout_s=complete.boot_timeout_s,
+            fork_session=fork_session,
+            phases=phases,
         )
         return await taken.enter_async_context(vm)
 
-    async def _disks(
-        self, config: VmConfig, image: ReadyImage, taken: contextlib.AsyncExitStack
-    ) -> AsyncIterator[AttachedDisk]:
-        if image.disk is not None:
-            request = CreateDisk(image=str(image.disk), image_format="qcow2")
-            path = await self._create_disk(request, taken)
-            yield AttachedDisk(name=BOOT_DISK, path=path, interface=config.disk_interface)
-        for disk in config.disks:
-            if disk.image is not None:
-                request = CreateDisk(image=str(disk.image), image_format=disk.image_format)
-            else:
-                request = CreateDisk(size_bytes=(disk.size_mib or 0) * MIB)
-            path = await self._create_disk(request, taken)
-            yield AttachedDisk(name=disk.name, path=path, interface=disk.interface)
+    def _qemu_log(self, complete: CompleteVmConfig) -> str:
+        return str(self._log_dir / f"{complete.config.name}.qemu.log")
 
     async def _create_disk(self, request: CreateDisk, taken: contextlib.AsyncExitStack) -> str:
         disk = await self._agent.create_disk(request)
         taken.push_async_callback(self._agent.remove_disk, disk.id)
         return disk.path
+
+
+def _disks(config: VmConfig, image: ReadyImage) -> Iterator[tuple[AttachedDisk, CreateDisk]]:
+    """The disks, without places yet, and what they are made of."""
+    if image.disk is not None:
+        request = CreateDisk(image=str(image.disk), image_format="qcow2")
+        yield AttachedDisk(name=BOOT_DISK, path="", interface=config.disk_interface), request
+    for disk in config.disks:
+        if disk.image is not None:
+            request = CreateDisk(image=str(disk.image), image_format=disk.image_format)
+        else:
+            request = CreateDisk(size_bytes=(disk.size_mib or 0) * MIB)
+        yield AttachedDisk(name=disk.name, path="", interface=disk.interface), request
+
+
+def _boot_order(config: VmConfig, image: ReadyImage) -> tuple[str, ...]:
+    if config.boot_order is not None:
+        return config.boot_order
+    return (BOOT_DISK,) if image.disk else ()
 
 
 def _check(complete: CompleteVmConfig, guest: GuestAdapter) -> None:
