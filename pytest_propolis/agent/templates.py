@@ -18,6 +18,7 @@ from ..engine.machine import MachineError
 from ..engine.template import Template, template_key, with_disks_in
 from ..engine.template_layout import MEMORY_FILE, STATE_FILE, blank_file, disk_file
 from ..errors import AgentError, PropolisError, ResourceExhausted, TemplateError
+from ..storage.eviction import note_use
 from ..storage.overlays import create_blank_overlay
 from ..storage.store import ArtifactStore
 from .account import Account, OwnedVm, make_image
@@ -71,7 +72,9 @@ class Templates:
                 title=f"a template of {needed.title}",
                 mode=PRIVATE,
             )
-            self._ready[key] = Template.load(place)
+            if key not in self._ready:
+                note_use(place)
+                self._ready[key] = Template.load(place)
         except (PropolisError, MachineError, OSError, msgspec.DecodeError) as error:
             self._unfit[key] = str(error) if not isinstance(error, PropolisError) else error.message
             raise TemplateError(self._unfit[key]) from None

@@ -8,6 +8,9 @@ from ..agent.ledger import Entry
 from ..agent.reaper import Report, reap
 from ..agent.rendezvous import remove_abandoned
 from ..hosts.run_directory import base_directory
+from ..settings import Settings
+from ..storage.eviction import evict
+from ..storage.store import template_directory
 
 __all__ = ["gc"]
 
@@ -15,13 +18,18 @@ __all__ = ["gc"]
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 @click.option("--kept", is_flag=True, help="Remove also what was kept on purpose.")
-def gc(dry_run: bool, kept: bool) -> None:
+@click.option("--templates", is_flag=True, help="Remove also the templates that VMs are forked from.")
+def gc(dry_run: bool, kept: bool, templates: bool) -> None:
     """Remove what dead runs of this user left. Nothing of a living run, or of another user, is touched."""
     base = base_directory()
     report = reap(base, include_kept=kept, dry_run=dry_run)
     if not dry_run:
         remove_abandoned(base)
     _show(report)
+    if templates:
+        place = Settings.resolve(command_line={}, ini={}).artifact_dir
+        for evicted in evict(template_directory(place), max_age_s=0, max_bytes=0, dry_run=dry_run):
+            click.echo(f"{'would remove' if dry_run else 'removed'} {evicted.path} ({evicted.size_bytes >> 20} MiB)")
     if report.failed:
         raise click.exceptions.Exit(1)
 

@@ -35,7 +35,7 @@ BAD = [
     ("cpus", "two", "'two' must be a whole number from 1 to 64"),
     ("memory_mib", "63", "'63' must be from 64 to 1048576"),
     ("memory_mib", "1GiB", "'1GiB' must be a whole number from 64 to 1048576"),
-    ("boot", "warm", "'warm' must be one of cold"),
+    ("boot", "hot", "'hot' must be one of warm, cold"),
     ("boot_timeout", "0", "'0' must be more than 0 seconds"),
     ("boot_timeout", "soon", "'soon' must be a number of seconds"),
     ("boot_timeout", "nan", "'nan' must be more than 0 seconds"),

@@ -1,0 +1,153 @@
+"""Templates: made once, looked at before use, and done without where they cannot be had."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+from pytest_propolis.guests.micro import Micro
+from pytest_propolis.guests.registry import GuestRegistry
+from pytest_propolis.hosts.local import LocalHost
+from pytest_propolis.settings import Settings
+from pytest_propolis.storage.store import default_artifact_dir
+from pytest_propolis.vm.factory import VmFactory
+
+MICRO = {"guest": "micro", "cpus": 1, "memory_mib": 128}
+
+
+class NotQuiet(Micro):
+    name = "not-quiet"
+    quiet_command = "echo busy; false"
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    """What was said meanwhile."""
+    return []
+
+
+@pytest.fixture
+def artifact_dir(tmp_path: Path) -> Path:
+    """A store that has the images, but no templates yet."""
+    directory = tmp_path / "artifacts"
+    directory.mkdir()
+    for entry in default_artifact_dir().iterdir():
+        if entry.name != "templates":
+            (directory / entry.name).symlink_to(entry)
+    return directory
+
+
+Factories = Callable[[str], AbstractAsyncContextManager[VmFactory]]
+
+
+@pytest.fixture
+def factories(artifact_dir: Path, tmp_path: Path, lines: list[str]) -> Factories:
+    """Factories on agents of their own, as of separate runs."""
+
+    @contextlib.asynccontextmanager
+    async def make(name: str) -> AsyncIterator[VmFactory]:
+        settings = Settings(artifact_dir=artifact_dir)
+        host = LocalHost(settings)
+        try:
+            async with VmFactory.on(
+                host,
+                settings=settings,
+                guests=GuestRegistry([NotQuiet()]),
+                group=name,
+                log_dir=tmp_path / name,
+                progress=lines.append,
+                made=lambda vm: None,
+            ) as factory:
+                yield factory
+        finally:
+            host.close()
+
+    return make
+
+
+def template(artifact_dir: Path) -> Path:
+    (place,) = (artifact_dir / "templates" / "derived").iterdir()
+    return place
+
+
+async def test_a_template_is_made_once_for_runs_at_the_same_time(factories: Factories, lines: list[str]) -> None:
+    async def one(name: str) -> str:
+        async with factories(name) as factory:
+            vm = await factory.start("vm", **MICRO)
+            await vm.run("true")
+            return vm.boot_kind
+
+    assert await asyncio.gather(one("left"), one("right")) == ["warm", "warm"], lines
+    assert sum(line.startswith("making a template") for line in lines) == 1
+    assert any("another process is making a template of micro" in line for line in lines)
+
+
+@pytest.mark.parametrize("file", ["memory", "state", "template.json", "manifest.json"])
+async def test_a_damaged_template_is_made_anew(
+    factories: Factories, artifact_dir: Path, lines: list[str], file: str
+) -> None:
+    async with factories("first") as factory:
+        await factory.start("vm", **MICRO)
+    path = template(artifact_dir) / file
+    with path.open("r+b") as stream:
+        stream.seek(path.stat().st_size // 2)
+        stream.write(b"damage" * 100)
+    lines.clear()
+    async with factories("second") as factory:
+        vm = await factory.start("vm", **MICRO)
+        assert await vm.run("echo up") == "up"
+        assert vm.boot_kind == "warm"
+    assert any("is damaged" in line for line in lines)
+
+
+async def test_a_guest_that_does_not_become_quiet_boots(
+    factories: Factories, artifact_dir: Path, lines: list[str]
+) -> None:
+    async with factories("run") as factory:
+        for name in ("first", "second"):
+            vm = await factory.start(name, **MICRO | {"guest": "not-quiet"})
+            assert vm.boot_kind == "cold"
+            assert await vm.run("echo up") == "up"
+    assert sum(line.startswith("making a template") for line in lines) == 1, "no second try in one run"
+    assert "not-quiet boots from cold: 'echo busy; false' ended with status 1" in lines
+    assert list((artifact_dir / "templates" / "derived").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system that is soon full")
+async def test_where_there_is_no_space_for_a_template_the_vm_boots(
+    factories: Factories, artifact_dir: Path, lines: list[str]
+) -> None:
+    place = artifact_dir / "templates"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m,mode=0700", "tmpfs", str(place)]
+    mounted = await asyncio.create_subprocess_exec(*mount)
+    if await mounted.wait():
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        async with factories("run") as factory:
+            vm = await factory.start("vm", **MICRO)
+            assert vm.boot_kind == "cold"
+    finally:
+        await (await asyncio.create_subprocess_exec("umount", str(place))).wait()
+    assert any("micro boots from cold: no space left for a template" in line for line in lines)
+
+
+async def test_a_template_that_another_qemu_made_is_not_taken(
+    factories: Factories, artifact_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with factories("first") as factory:
+        await factory.start("vm", **MICRO)
+    wrapper = tmp_path / "bin" / "qemu-system-x86_64"
+    wrapper.parent.mkdir()
+    wrapper.write_text('#!/bin/sh\nexec /usr/bin/qemu-system-x86_64 "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+    async with factories("second") as factory:
+        assert (await factory.start("vm", **MICRO)).boot_kind == "warm"
+    assert len(list((artifact_dir / "templates" / "derived").iterdir())) == 2
