@@ -73,6 +73,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _automatic_or_number(text: str) -> int | Literal["auto"]:
+    try:
+        return "auto" if text == "auto" else _whole_number(0, 64)(text)
+    except ValueError:
+        raise ValueError("must be auto or a whole number from 0 to 64") from None
+
+
 def _one_of(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in allowed:
@@ -111,6 +118,14 @@ class Settings:
             "parse": _one_of("warm", "cold"),
             "help": "how VMs come up: warm (forked from a guest that was booted once, where that can be), cold",
             "metavar": "KIND",
+        },
+    )
+    standby: int | Literal["auto"] = field(
+        default="auto",
+        metadata={
+            "parse": _automatic_or_number,
+            "help": "forks of each kind that stand by: auto (by processors and free memory), a number",
+            "metavar": "N",
         },
     )
     boot_timeout: float = field(

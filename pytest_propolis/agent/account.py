@@ -12,21 +12,21 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ..engine.boot_source import DirectKernel
 from ..engine.fork import Fork
 from ..engine.guest_memory import GuestMemory
-from ..engine.machine import MachineError
 from ..engine.server import ServerConfig, VmServer
 from ..engine.template import Template
-from ..errors import AgentError, ArtifactMissing, ConfigError, TemplateError
+from ..errors import AgentError, ArtifactMissing, ConfigError
 from ..storage.overlays import check_image, create_blank, create_overlay
 from .bookkeeper import Bookkeeper
+from .forks import Forks
 from .identity import ProcessIdentity
 from .ledger import Entry, Ledger, Owner
 from .platform import PlatformFinder
 from .protocol import AgentConfig, CreateDisk, CreateVm, DiskCreated, VmListed
+from .standby import Standby
 
 __all__ = ["Account", "OwnedVm", "make_image"]
 
@@ -56,18 +56,6 @@ class _Holdings:
     left: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Place:
-    """Where a VM is about to be: its directory exists."""
-
-    id: str
-    client: str
-    request: CreateVm
-    holdings: _Holdings
-    directory: Entry
-    config: dict[str, Any]
-
-
 class Account:
     """All that the agent owns, by client. What is created is in the ledger first, and undone if its client is gone."""
 
@@ -77,6 +65,8 @@ class Account:
         self._platforms = platforms
         self._directory = Path(config.directory)
         self._clients: dict[str, _Holdings] = {}
+        self.forks = Forks(config, platforms)
+        self.standby = Standby(self.forks, Bookkeeper(ledger, Owner("standby")), per_kind=config.standby)
 
     def admit(self, client: str, *, pid: int) -> None:
         """A client's lifeline is there: it may own things from now on.
@@ -108,8 +98,29 @@ class Account:
         :raises ConfigError: when the client's group has a VM of that name.
         :raises ArtifactMissing: when a file that it would boot from is not there.
         """
-        place = await self._place(client, request)
-        return self._enter(place, ServerConfig(**place.config, memory=memory))
+        platform = await self._platforms.find()
+        holdings = self._holdings(client)
+        _require_new_name(holdings, request)
+        _check_boot_files(request)
+        vm_id = secrets.token_hex(8)
+        directory = self._directory / "vms" / vm_id
+        with holdings.books.creating("directory", directory) as entry:
+            directory.mkdir(parents=True, mode=0o700)
+        server = VmServer(
+            ServerConfig(
+                mark=f"propolis-{self._config.run}-{vm_id}",
+                qemu=platform.qemu,
+                accelerator=platform.accelerator.name,
+                boot=request.boot,
+                directory=directory,
+                log_path=Path(request.log_path),
+                journal=holdings.books,
+                memory=memory,
+            )
+        )
+        vm = OwnedVm(id=vm_id, request=request, client=client, server=server, directory=entry, since=time.time())
+        holdings.vms[vm_id] = vm
+        return vm
 
     async def fork_vm(self, client: str, request: CreateVm, *, template: Template, place: Path) -> OwnedVm:
         """Make a Propolis server whose first VM goes on where a template stopped.
@@ -119,65 +130,23 @@ class Account:
         :raises ArtifactMissing: when a file that it would boot from after a reset is not there.
         :raises TemplateError: when QEMU does not take the template.
         """
-        vm_place = await self._place(client, request)
-        config = ServerConfig(**vm_place.config)
-        fork = Fork(
-            template,
-            place=place,
-            directory=config.directory,
-            qemu=config.qemu,
-            accelerator=config.accelerator,
-            mark=config.mark,
-            log_path=config.log_path,
-            journal=config.journal,
-        )
-        # Entered before it starts, so that it ends with its client.
-        vm = self._enter(vm_place, dataclasses.replace(config, fork=fork))
-        try:
-            await fork.start()
-        except (MachineError, OSError, TimeoutError) as error:
-            await self.remove_vm(client, vm.id)
-            raise TemplateError(f"a fork does not start: {error or 'QEMU does not answer'}") from None
-        except BaseException:
-            await asyncio.shield(_close(vm, vm_place.holdings))
-            raise
-        if vm_place.holdings.left:
-            await _close(vm, vm_place.holdings)
-            raise AgentError(f"client {client!r} left while its VM was forked")
-        return vm
-
-    async def _place(self, client: str, request: CreateVm) -> _Place:
-        """A private directory for a VM, and all that its server must know."""
-        platform = await self._platforms.find()
         holdings = self._holdings(client)
         _require_new_name(holdings, request)
         _check_boot_files(request)
-        vm_id = secrets.token_hex(8)
-        directory = self._directory / "vms" / vm_id
-        with holdings.books.creating("directory", directory) as entry:
-            directory.mkdir(parents=True, mode=0o700)
-        config = {
-            "mark": f"propolis-{self._config.run}-{vm_id}",
-            "qemu": platform.qemu,
-            "accelerator": platform.accelerator.name,
-            "boot": request.boot,
-            "directory": directory,
-            "log_path": Path(request.log_path),
-            "journal": holdings.books,
-        }
-        return _Place(id=vm_id, client=client, request=request, holdings=holdings, directory=entry, config=config)
-
-    def _enter(self, place: _Place, config: ServerConfig) -> OwnedVm:
+        started = await self.standby.claim(template, place) or await self.forks.start(holdings.books, template, place)
+        if holdings.left:
+            await self.forks.discard(started)
+            raise AgentError(f"client {client!r} left while its VM was forked")
         vm = OwnedVm(
-            id=place.id,
-            request=place.request,
-            client=place.client,
-            server=VmServer(config),
-            directory=place.directory,
+            id=started.id,
+            request=request,
+            client=client,
+            server=VmServer(dataclasses.replace(started.config, log_path=Path(request.log_path))),
+            directory=started.directory,
             since=time.time(),
-            fork=config.fork,
+            fork=started.config.fork,
         )
-        place.holdings.vms[vm.id] = vm
+        holdings.vms[vm.id] = vm
         return vm
 
     async def remove_vm(self, client: str, vm_id: str) -> None:
@@ -221,6 +190,7 @@ class Account:
         self._clients.pop(client, None)
 
     async def release_all(self) -> None:
+        await self.standby.close()
         await _all(partial(self.release, client) for client in list(self._clients))
 
     def _holdings(self, client: str) -> _Holdings:

@@ -57,6 +57,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     :param artifact_dir: the store of images; the user's cache if None.
     :param qemu: the QEMU program; found on PATH if None.
     :param accelerator: ``auto``, ``kvm`` or ``tcg``.
+    :param standby: how many forks of each kind stand by; None for as many as are good for this machine.
     """
 
     run: str
@@ -64,6 +65,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     artifact_dir: str | None = None
     qemu: str | None = None
     accelerator: str = "auto"
+    standby: int | None = None
 
 
 class AgentReady(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,10 +188,14 @@ class FreezeVm(msgspec.Struct, frozen=True, kw_only=True):
 
     :param session: the word of the read-eval loop that waits for commands in its guest.
     :param console: what it showed until somebody was logged in.
+    :param drill: what to type so that its guest runs a command that changes nothing.
+    :param drilled: what it shows at the very end of it.
     """
 
     session: str
     console: str
+    drill: str
+    drilled: str
 
 
 class ForkVm(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,7 +214,7 @@ class VmForked(msgspec.Struct, frozen=True, kw_only=True):
     """A fork has started, and waits to be ensured with this spec, and run.
 
     :param session: the word of the read-eval loop that waits for commands in its guest.
-    :param took_s: how long the steps took, in seconds.
+    :param took_s: how long the steps took, in seconds; empty for one that stood by.
     """
 
     id: str

@@ -108,7 +108,7 @@ class Templates:
             path=f"/vms/{vm.id}",
             spec=vm.fork.spec,
             session=template.session,
-            took_s=vm.fork.took_s,
+            took_s={} if vm.fork.stood_by else vm.fork.took_s,
         )
 
     async def _make(
@@ -150,6 +150,8 @@ class Templates:
             disks=len(needed.disks),
             session=facts.session,
             console=facts.console,
+            drill=facts.drill,
+            drilled=facts.drilled,
         ).save(directory)
 
     async def _have_booted(

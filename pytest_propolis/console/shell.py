@@ -103,6 +103,15 @@ class Shell:
         """The word of the read-eval loop that runs, for `resume` in a fork of the guest."""
         return self._session
 
+    def drill(self, command: str) -> tuple[str, str]:
+        """What to type so that a fork of the guest runs a short command, and what the guest shows at the end of it.
+
+        For those who have a guest to themselves that has no console yet.
+        """
+        nonce = new_nonce()
+        (chunk,) = encode(command, nonce)
+        return chunk.decode(), f"\x1e{nonce}\x030\x04"
+
     def resume(self, session: str) -> None:
         """Take over a read-eval loop that waits for commands, in a guest that was forked."""
         self._session = session

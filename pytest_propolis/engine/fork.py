@@ -12,7 +12,7 @@ from typing import Final
 from ..propolis_api import InstanceSpec
 from .accelerator import AcceleratorName
 from .child import Journal
-from .machine import GuestEvent, Machine
+from .machine import GuestEvent, Machine, MachineError
 from .qemu_binary import Qemu
 from .state_stream import load_state
 from .template import Template, with_disks_in
@@ -75,6 +75,16 @@ class Fork:
         """
         return self._arguments_for(spec) == self._arguments
 
+    @property
+    def stood_by(self) -> bool:
+        """Whether it was warmed up ahead of time."""
+        return "warm-up" in self.took_s
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether QEMU ended by itself, or was killed, before anybody drove it."""
+        return GuestEvent.EXITED in self._missed
+
     async def start(self) -> None:
         """Start QEMU and load the template's state; the guest does not run yet.
 
@@ -84,9 +94,7 @@ class Fork:
         began = perf_counter()
         for index, overlay in enumerate(self.disks):
             shutil.copyfile(self._place / blank_file(index), overlay)
-        shown = f"{self.template.console}\n{BOUNDARY}\n"
-        self.machine.serial.history.append(shown.replace("\n", "\r\n").encode())
-        self.machine.serial.hold()
+        self._begin_console()
         try:
             await self.machine.start()
             started = perf_counter()
@@ -97,6 +105,27 @@ class Fork:
             await self.close()
             raise
         self.took_s = {"exec": started - began, "restore": perf_counter() - started}
+
+    async def warm_up(self) -> None:
+        """Let the guest run a command, and stop it again: the first one is dear. It leaves no trace on the console.
+
+        :raises MachineError: when QEMU ends.
+        :raises TimeoutError: when the guest does not answer.
+        """
+        began = perf_counter()
+        template, serial = self.template, self.machine.serial
+        await self.machine.resume()
+        start = serial.history.end
+        async with asyncio.timeout(RESTORE_TIMEOUT_S):
+            await serial.write(template.drill.encode())
+            seen = b""
+            while template.drilled.encode() not in seen:
+                if not await serial.history.wait_beyond(start + len(seen)):
+                    raise MachineError("QEMU ended")
+                seen += serial.history.read(start + len(seen), 1 << 16)
+        await self.machine.pause()
+        self._begin_console()
+        self.took_s["warm-up"] = perf_counter() - began
 
     def attach(self, on_event: Callable[[GuestEvent], None]) -> Machine:
         """Hand the machine over to whoever drives it, with what its guest did so far."""
@@ -109,6 +138,11 @@ class Fork:
     async def close(self) -> None:
         """End QEMU at once. Closing twice is fine."""
         await self.machine.close()
+
+    def _begin_console(self) -> None:
+        shown = f"{self.template.console}\n{BOUNDARY}\n"
+        self.machine.serial.begin_anew(shown.replace("\n", "\r\n").encode())
+        self.machine.serial.hold()
 
     def _arguments_for(self, spec: InstanceSpec) -> list[str]:
         return self.template.arguments(spec=spec, place=self._place, accelerator=self._accelerator, mark=self._mark)

@@ -41,6 +41,11 @@ class SerialPort:
             await self._takes_input.wait()
             await self._loop.sock_sendall(self._ours, data)
 
+    def begin_anew(self, shown: bytes) -> None:
+        """Forget all output so far, and begin with this instead. Nobody may be reading yet."""
+        self.history = SerialHistory()
+        self.history.append(shown)
+
     def hold(self) -> None:
         """Let writes wait until `release`: what is typed at a guest between its restoring and its running is lost."""
         self._takes_input.clear()

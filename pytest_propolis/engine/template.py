@@ -18,7 +18,7 @@ from .template_layout import MANIFEST_FILE, MEMORY_FILE, STATE_FILE, blank_file,
 
 __all__ = ["Template", "template_key", "with_disks_in"]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Changes when templates that were made before can no longer be used."""
 
 
@@ -46,6 +46,8 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     :param disks: how many disks there are.
     :param session: the word of the read-eval loop that waits for commands in the guest.
     :param console: what the guest showed until somebody was logged in.
+    :param drill: what to type so that the guest runs a command, with which a fork that waits is warmed up.
+    :param drilled: what the guest shows at the very end of it.
     """
 
     key: str
@@ -55,6 +57,8 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     disks: int
     session: str
     console: str
+    drill: str
+    drilled: str
 
     @classmethod
     def load(cls, place: Path) -> Self:

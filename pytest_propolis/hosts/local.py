@@ -78,6 +78,7 @@ class LocalHost:
             artifact_dir=str(settings.artifact_dir) if settings.artifact_dir else None,
             qemu=str(settings.qemu) if settings.qemu else None,
             accelerator=settings.accelerator,
+            standby=None if settings.standby == "auto" else settings.standby,
         )
 
 

@@ -102,7 +102,9 @@ class TemplateMaker:
         try:
             await vm.boot()
             await vm.become_template(timeout_s=PREPARE_TIMEOUT_S)
-            await self._agent.freeze(making.id, FreezeVm(session=vm.session, console=vm.boot_log))
+            drill, drilled = vm.drill()
+            facts = FreezeVm(session=vm.session, console=vm.boot_log, drill=drill, drilled=drilled)
+            await self._agent.freeze(making.id, facts)
         except PropolisError as error:
             await self._agent.give_up(making.id, error.message)
         finally:

@@ -210,6 +210,10 @@ class TestVm:
         await self._take_on_identity(timeout_s)
         await self._require_shell().run(self.guest.quiet_command, timeout_s=timeout_s)
 
+    def drill(self) -> tuple[str, str]:
+        """What to type so that a fork of the guest wakes up, and what it shows at the end."""
+        return self._require_shell().drill(self.guest.wake_command(name=self.name))
+
     async def let_go(self) -> None:
         """Close what was opened for the VM, and leave the VM itself to its server."""
         self._final_state = self._final_state or "left"

@@ -43,7 +43,7 @@ def artifact_dir(tmp_path: Path) -> Path:
     return directory
 
 
-Factories = Callable[[str], AbstractAsyncContextManager[VmFactory]]
+Factories = Callable[..., AbstractAsyncContextManager[VmFactory]]
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def factories(artifact_dir: Path, tmp_path: Path, lines: list[str]) -> Factories
     """Factories on agents of their own, as of separate runs."""
 
     @contextlib.asynccontextmanager
-    async def make(name: str) -> AsyncIterator[VmFactory]:
-        settings = Settings(artifact_dir=artifact_dir)
+    async def make(name: str, *, standby: int = 0) -> AsyncIterator[VmFactory]:
+        settings = Settings(artifact_dir=artifact_dir, standby=standby)
         host = LocalHost(settings)
         try:
             async with VmFactory.on(
@@ -151,3 +151,28 @@ async def test_a_template_that_another_qemu_made_is_not_taken(
     async with factories("second") as factory:
         assert (await factory.start("vm", **MICRO)).boot_kind == "warm"
     assert len(list((artifact_dir / "templates" / "derived").iterdir())) == 2
+
+
+async def test_a_fork_that_stood_by_is_like_any_other(factories: Factories) -> None:
+    async with factories("run", standby=1) as factory:
+        first = await factory.start("first", **MICRO)
+        assert "exec" in first.phases.took_s
+        seeds = [await first.run("cat /proc/sys/kernel/random/uuid")]
+        for number in range(50):
+            vm = await factory.start(f"vm{number}", **MICRO)
+            seeds.append(await vm.run("cat /proc/sys/kernel/random/uuid"))
+            if "exec" not in vm.phases.took_s:
+                break
+            await vm.aclose()
+        else:
+            pytest.fail("none stood by")
+        assert len(set(seeds)) == len(seeds)
+        assert await vm.run("hostname") == vm.name
+        assert vm.console_tail()[-1] == vm.name
+        assert vm.log_path.read_text().count("taking on an identity") == 1
+
+
+async def test_no_fork_stands_by_where_none_is_wanted(factories: Factories) -> None:
+    async with factories("run", standby=0) as factory:
+        for number in range(3):
+            assert "exec" in (await factory.start(f"vm{number}", **MICRO)).phases.took_s

@@ -84,3 +84,17 @@ def test_a_fork_that_is_killed_fails_its_test_and_leaves_the_template(artifact_d
         run.wait_until_clean()
     assert derived(artifact_dir) == before
     assert not before[0].startswith(".")
+
+
+@pytest.mark.parametrize("target", ["controller", "agent"])
+def test_what_stands_by_goes_with_the_agent(artifact_dir: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    monkeypatch.setenv("HAZARD_STANDBY", "2")
+    with live_run("logged in") as run:
+        run.wait_for_number("qemu", 3)
+        run.hit(target, signal.SIGKILL)
+        run.controller.wait(ENDED_TIMEOUT_S)
+        if target == "agent":
+            environment = {**os.environ, "XDG_RUNTIME_DIR": str(run._place)}
+            gc = [sys.executable, "-c", "from pytest_propolis.cli import main; main()", "gc"]
+            subprocess.run(gc, env=environment, capture_output=True, text=True, check=True)
+        run.wait_until_clean()

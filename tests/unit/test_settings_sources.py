@@ -34,6 +34,7 @@ def test_without_any_choice_the_documented_defaults_hold() -> None:
     settings = resolve()
     assert (settings.guest, settings.cpus, settings.memory_mib, settings.boot) == ("alpine", 2, 512, "warm")
     assert (settings.accelerator, settings.keep, settings.boot_timeout) == ("auto", "never", 300.0)
+    assert settings.standby == "auto"
     assert (settings.artifact_dir, settings.log_dir, settings.qemu, settings.settings_file) == (None,) * 4
 
 
