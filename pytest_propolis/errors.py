@@ -13,6 +13,7 @@ The tree::
     ├── HostError                the machine that VMs run on
     │   ├── CapabilityMissing
     │   ├── ResourceExhausted
+    │   ├── HostBusy
     │   └── AgentError
     ├── ApiError                 a Propolis server said no
     ├── VmError                  a virtual machine did not do what it was asked to
@@ -48,6 +49,7 @@ __all__ = [
     "ConsoleClosed",
     "ConsoleError",
     "ConsoleTimeout",
+    "HostBusy",
     "HostError",
     "PropolisError",
     "ResourceExhausted",
@@ -179,6 +181,10 @@ class CapabilityMissing(HostError):
 
 class ResourceExhausted(HostError):
     """Raised when the host has no space, memory or address left."""
+
+
+class HostBusy(HostError):
+    """Raised when the host has no memory left for a VM now; it may have when another VM ends."""
 
 
 class AgentError(HostError):

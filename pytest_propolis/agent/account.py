@@ -18,9 +18,10 @@ from ..engine.fork import Fork
 from ..engine.guest_memory import GuestMemory
 from ..engine.server import ServerConfig, VmServer
 from ..engine.template import Template
-from ..errors import AgentError, ArtifactMissing, ConfigError
+from ..errors import AgentError, ArtifactMissing, ConfigError, HostBusy
 from ..storage.overlays import check_image, create_blank, create_overlay
 from .bookkeeper import Bookkeeper
+from .budget import MemoryBudget
 from .forks import Forks
 from .identity import ProcessIdentity
 from .ledger import Entry, Ledger, Owner
@@ -43,6 +44,7 @@ class OwnedVm:
     server: VmServer
     directory: Entry
     since: float
+    promise: str
     fork: Fork | None = None
 
 
@@ -65,6 +67,7 @@ class Account:
         self._platforms = platforms
         self._directory = Path(config.directory)
         self._clients: dict[str, _Holdings] = {}
+        self._budget = MemoryBudget()
         self.forks = Forks(config, platforms)
         self.standby = Standby(self.forks, Bookkeeper(ledger, Owner("standby")), per_kind=config.standby)
 
@@ -103,9 +106,14 @@ class Account:
         _require_new_name(holdings, request)
         _check_boot_files(request)
         vm_id = secrets.token_hex(8)
+        await self._admit(holdings, vm_id, request)
         directory = self._directory / "vms" / vm_id
-        with holdings.books.creating("directory", directory) as entry:
-            directory.mkdir(parents=True, mode=0o700)
+        try:
+            with holdings.books.creating("directory", directory) as entry:
+                directory.mkdir(parents=True, mode=0o700)
+        except BaseException:
+            self._budget.release(vm_id)
+            raise
         server = VmServer(
             ServerConfig(
                 mark=f"propolis-{self._config.run}-{vm_id}",
@@ -118,7 +126,15 @@ class Account:
                 memory=memory,
             )
         )
-        vm = OwnedVm(id=vm_id, request=request, client=client, server=server, directory=entry, since=time.time())
+        vm = OwnedVm(
+            id=vm_id,
+            request=request,
+            client=client,
+            server=server,
+            directory=entry,
+            since=time.time(),
+            promise=vm_id,
+        )
         holdings.vms[vm_id] = vm
         return vm
 
@@ -133,10 +149,18 @@ class Account:
         holdings = self._holdings(client)
         _require_new_name(holdings, request)
         _check_boot_files(request)
-        started = await self.standby.claim(template, place) or await self.forks.start(holdings.books, template, place)
-        if holdings.left:
-            await self.forks.discard(started)
-            raise AgentError(f"client {client!r} left while its VM was forked")
+        promise = secrets.token_hex(8)
+        await self._admit(holdings, promise, request)
+        try:
+            started = await self.standby.claim(template, place) or await self.forks.start(
+                holdings.books, template, place
+            )
+            if holdings.left:
+                await self.forks.discard(started)
+                raise AgentError(f"client {client!r} left while its VM was forked")
+        except BaseException:
+            self._budget.release(promise)
+            raise
         vm = OwnedVm(
             id=started.id,
             request=request,
@@ -145,6 +169,7 @@ class Account:
             directory=started.directory,
             since=time.time(),
             fork=started.config.fork,
+            promise=promise,
         )
         holdings.vms[vm.id] = vm
         return vm
@@ -153,7 +178,7 @@ class Account:
         """End a VM and its server. Removing what is gone is fine."""
         holdings = self._holdings(client)
         if vm := holdings.vms.get(vm_id):
-            await _close(vm, holdings)
+            await _close(vm, holdings, self._budget)
 
     async def create_disk(self, client: str, request: CreateDisk) -> DiskCreated:
         """Make a copy-on-write fork of an image, or an empty disk.
@@ -184,7 +209,7 @@ class Account:
         if holdings is None:
             return
         holdings.left = True
-        await _all(partial(_close, vm, holdings) for vm in list(holdings.vms.values()))
+        await _all(partial(_close, vm, holdings, self._budget) for vm in list(holdings.vms.values()))
         for disk_id in list(holdings.disks):
             _remove_disk(holdings, disk_id)
         self._clients.pop(client, None)
@@ -192,6 +217,19 @@ class Account:
     async def release_all(self) -> None:
         await self.standby.close()
         await _all(partial(self.release, client) for client in list(self._clients))
+
+    async def _admit(self, holdings: _Holdings, promise: str, request: CreateVm) -> None:
+        """Set memory aside; what stands by makes room if need be."""
+        if not request.memory_mib:
+            return
+        try:
+            await self._budget.promise(promise, request.memory_mib)
+        except HostBusy:
+            await self.standby.let_go()
+            raise
+        if holdings.left:
+            self._budget.release(promise)
+            raise AgentError("the client left while it waited for memory")
 
     def _holdings(self, client: str) -> _Holdings:
         holdings = self._clients.get(client)
@@ -202,8 +240,9 @@ class Account:
         return holdings
 
 
-async def _close(vm: OwnedVm, holdings: _Holdings) -> None:
+async def _close(vm: OwnedVm, holdings: _Holdings, budget: MemoryBudget) -> None:
     await vm.server.close()
+    budget.release(vm.promise)
     if holdings.vms.pop(vm.id, None):
         holdings.books.gone(vm.directory)
 

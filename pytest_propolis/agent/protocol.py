@@ -94,12 +94,14 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     :param group: what the VM belongs to (a test's node id): names are unique in it.
     :param boot: what its VM starts from.
     :param log_path: where QEMU's own messages go.
+    :param memory_mib: what it will need of the host's memory, in MiB; 0 if that is not to be looked at.
     """
 
     name: str
     group: str
     boot: BootSource
     log_path: str
+    memory_mib: int = 0
 
 
 class VmCreated(msgspec.Struct, frozen=True, kw_only=True):

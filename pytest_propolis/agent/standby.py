@@ -45,7 +45,7 @@ class Standby:
         if self._per_kind == 0 or self._closed:
             return None
         if available_mib() < SPARE_MIB:
-            await self._let_go()
+            await self.let_go()
             return None
         claimed = await self._take(template.key)
         self._wanted[template.key] = (template, place)
@@ -59,7 +59,7 @@ class Standby:
         if self._making is not None:
             self._making.cancel()
             await asyncio.gather(self._making, return_exceptions=True)
-        await self._let_go()
+        await self.let_go()
 
     async def _take(self, key: str) -> StartedFork | None:
         waiting = self._ready[key]
@@ -70,7 +70,8 @@ class Standby:
             await self._forks.discard(started)
         return None
 
-    async def _let_go(self) -> None:
+    async def let_go(self) -> None:
+        """End all that stand by now."""
         doomed = [started for waiting in self._ready.values() for started in waiting]
         self._ready.clear()
         for started in doomed:

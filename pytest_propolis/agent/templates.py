@@ -22,6 +22,7 @@ from ..storage.eviction import note_use
 from ..storage.overlays import create_blank_overlay
 from ..storage.store import ArtifactStore
 from .account import Account, OwnedVm, make_image
+from .budget import fork_cost_mib
 from .platform import Platform, PlatformFinder
 from .protocol import CreateVm, ForkVm, FreezeVm, TemplateMaking, TemplateNeeded, VmForked
 
@@ -100,7 +101,13 @@ class Templates:
         template = self._ready.get(request.template)
         if template is None:
             raise TemplateError(f"there is no template {request.template}")
-        create = CreateVm(name=request.name, group=request.group, boot=template.boot, log_path=request.log_path)
+        create = CreateVm(
+            name=request.name,
+            group=request.group,
+            boot=template.boot,
+            log_path=request.log_path,
+            memory_mib=fork_cost_mib(template.spec.board.memory_mb),
+        )
         vm = await self._account.fork_vm(client, create, template=template, place=self._place(request.template))
         assert vm.fork is not None
         return VmForked(

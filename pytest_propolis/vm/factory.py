@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from ..agent.protocol import CreateDisk, CreateVm, ForkVm
 from ..console.log import make_log_directory
 from ..engine.boot_source import BootSource, DirectKernel, Firmware
-from ..errors import ConfigError, TemplateError
+from ..errors import ConfigError, HostBusy, ResourceExhausted, TemplateError
 from ..guests.adapter import GuestAdapter
 from ..guests.registry import GuestRegistry
 from ..hosts.agent_client import AgentClient
@@ -30,6 +31,9 @@ from .test_vm import TestVm
 __all__ = ["VmFactory"]
 
 MIB = 1 << 20
+ADMISSION_TIMEOUT_S: Final = 600.0
+
+T = TypeVar("T")
 
 
 class VmFactory:
@@ -152,8 +156,9 @@ class VmFactory:
         try:
             with phases.during("template"):
                 key = await self._templates.key(kind)
+            fork = partial(self._agent.fork_vm, request(template=key))
             with phases.during("fork"):
-                forked = await self._agent.fork_vm(request(template=key))
+                forked = await self._admitted(complete, fork, phases)
         except TemplateError as error:
             self._progress(f"{guest.name} boots from cold: {error.message}")
             return None
@@ -175,16 +180,17 @@ class VmFactory:
             boot_order=_boot_order(config, image),
         )
         make_log_directory(self._log_dir)
-        created = await self._agent.create_vm(
-            CreateVm(
-                name=config.name,
-                group=self._group,
-                boot=_boot_source(config, guest, image),
-                log_path=self._qemu_log(complete),
-            )
+        wanted = CreateVm(
+            name=config.name,
+            group=self._group,
+            boot=_boot_source(config, guest, image),
+            log_path=self._qemu_log(complete),
+            memory_mib=complete.memory_mib,
         )
+        phases = Phases()
+        created = await self._admitted(complete, partial(self._agent.create_vm, wanted), phases)
         taken.push_async_callback(self._agent.remove_vm, created.id)
-        return await self._enter(complete, guest, created.path, spec, taken)
+        return await self._enter(complete, guest, created.path, spec, taken, phases=phases)
 
     async def _enter(
         self,
@@ -209,6 +215,25 @@ class VmFactory:
             phases=phases,
         )
         return await taken.enter_async_context(vm)
+
+    async def _admitted(self, complete: CompleteVmConfig, ask: Callable[[], Awaitable[T]], phases: Phases) -> T:
+        """Ask for a VM until there is memory for it, and say once that it waits.
+
+        :raises ResourceExhausted: when there is none for long.
+        """
+        name, began = complete.config.name, time.monotonic()
+        while True:
+            try:
+                answer = await ask()
+            except HostBusy as busy:
+                waited_s = time.monotonic() - began
+                if waited_s > ADMISSION_TIMEOUT_S:
+                    raise ResourceExhausted(busy.message, vm=name, waited_s=waited_s, hint=busy.hint) from None
+                if "queue" not in phases.took_s:
+                    self._progress(f"VM {name!r} waits for memory: {busy.message}")
+                phases.took_s["queue"] = time.monotonic() - began
+            else:
+                return answer
 
     def _qemu_log(self, complete: CompleteVmConfig) -> str:
         return str(self._log_dir / f"{complete.config.name}.qemu.log")

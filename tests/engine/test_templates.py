@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_propolis.agent.memory import total_mib
+from pytest_propolis.errors import ResourceExhausted
 from pytest_propolis.guests.micro import Micro
 from pytest_propolis.guests.registry import GuestRegistry
 from pytest_propolis.hosts.local import LocalHost
@@ -176,3 +178,23 @@ async def test_no_fork_stands_by_where_none_is_wanted(factories: Factories) -> N
     async with factories("run", standby=0) as factory:
         for number in range(3):
             assert "exec" in (await factory.start(f"vm{number}", **MICRO)).phases.took_s
+
+
+async def test_a_vm_that_finds_no_memory_waits_for_another_to_end(factories: Factories, lines: list[str]) -> None:
+    half = total_mib() // 2 - total_mib() // 20
+    async with factories("run") as factory:
+        big = {"guest": "micro", "boot": "cold", "memory_mib": half}
+        first, _ = await factory.create("first", **big), await factory.create("second", **big)
+        third = asyncio.create_task(factory.create("third", **big))
+        async with asyncio.timeout(30):
+            while not any(line.startswith("VM 'third' waits for memory: ") for line in lines):
+                assert not third.done()
+                await asyncio.wait([third], timeout=0.1)
+        await factory.agent.remove_vm(first.endpoint.base_url.rpartition("/")[2])
+        assert (await third).phases.took_s["queue"] > 0
+
+
+async def test_a_vm_that_will_never_fit_is_refused_at_once(factories: Factories) -> None:
+    async with factories("run") as factory:
+        with pytest.raises(ResourceExhausted, match="does not fit on this host"):
+            await factory.create("vm", guest="micro", memory_mib=total_mib())
