@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from . import agent_start, boot, collect, cpu_model, imports, round_trip
+from . import agent_start, boot, collect, cpu_model, fork, imports, round_trip
 from .figure import Figure, table
 from .options import Options
 
@@ -16,6 +16,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "agent_start": agent_start.measure,
     "round_trip": round_trip.measure,
     "boot": boot.measure,
+    "fork": fork.measure,
     "cpu_model": cpu_model.measure,
 }
 ON_REQUEST: Final = {"cpu_model"}

@@ -99,6 +99,7 @@ class AgentApp:
                 qemu_version=".".join(map(str, platform.qemu.version)),
                 accelerator=platform.accelerator.name,
                 accelerator_reason=platform.accelerator.reason,
+                standing_by=self.account.standby.ready,
             )
         )
 

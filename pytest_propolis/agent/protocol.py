@@ -85,6 +85,7 @@ class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
     qemu_version: str
     accelerator: str
     accelerator_reason: str
+    standing_by: int = 0
 
 
 class CreateVm(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,6 +19,9 @@ __all__ = ["Standby"]
 
 MOST_PER_KIND: Final = 4
 MOST: Final = 16
+QUIET_S: Final = 0.1
+"""Who has just claimed a fork is to have the processor to himself until his first command is done."""
+
 SPARE_MIB: Final = 1024
 """With less memory available, nothing stands by."""
 
@@ -39,6 +42,11 @@ class Standby:
         self._wanted: dict[str, tuple[Template, Path]] = {}
         self._making: asyncio.Task[None] | None = None
         self._closed = False
+
+    @property
+    def ready(self) -> int:
+        """How many stand by now."""
+        return sum(map(len, self._ready.values()))
 
     async def claim(self, template: Template, place: Path) -> StartedFork | None:
         """Take one that stands by, if there is one, and have more made of its kind."""
@@ -78,6 +86,7 @@ class Standby:
             await self._forks.discard(started)
 
     async def _make(self) -> None:
+        await asyncio.sleep(QUIET_S)
         while (key := self._lacking()) is not None:
             template, place = self._wanted[key]
             try:
@@ -89,7 +98,6 @@ class Standby:
                 self._ready[key].append(started)
 
     def _lacking(self) -> str | None:
-        total = sum(map(len, self._ready.values()))
-        if total >= MOST or available_mib() < 2 * SPARE_MIB:
+        if self.ready >= MOST or available_mib() < 2 * SPARE_MIB:
             return None
         return next((key for key in self._wanted if len(self._ready[key]) < self._per_kind), None)

@@ -99,8 +99,9 @@ class Templates:
         :raises TemplateError: when the template is not there, or is not taken.
         """
         template = self._ready.get(request.template)
-        if template is None:
-            raise TemplateError(f"there is no template {request.template}")
+        place = self._store.derived(template.key, Template.files(template.disks)) if template else None
+        if template is None or place is None:
+            raise TemplateError(f"template {request.template} is not there any more")
         create = CreateVm(
             name=request.name,
             group=request.group,
@@ -108,7 +109,7 @@ class Templates:
             log_path=request.log_path,
             memory_mib=fork_cost_mib(template.spec.board.memory_mb),
         )
-        vm = await self._account.fork_vm(client, create, template=template, place=self._place(request.template))
+        vm = await self._account.fork_vm(client, create, template=template, place=place)
         assert vm.fork is not None
         return VmForked(
             id=vm.id,

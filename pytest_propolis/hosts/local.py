@@ -32,6 +32,8 @@ class LocalHost:
         self._run = run_token(shared_id)
         self._client_id = secrets.token_hex(8)
         self._launched: Launched | None = None
+        self.templates: dict[object, str] = {}
+        """Keys of the templates that are known to be on this host, by what they are templates of."""
 
     @property
     def run(self) -> str:

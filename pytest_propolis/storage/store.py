@@ -114,6 +114,11 @@ class ArtifactStore:
                     await _make_anew(place, filenames, make, progress, mode=mode)
         return place
 
+    def derived(self, key: str, filenames: Sequence[str]) -> Path | None:
+        """Return the directory that `derive` would, if it is there and looks as it did when it was made."""
+        place = self.directory / "derived" / key
+        return place if _all_vouched(place, filenames) else None
+
     async def _in_place(self, artifact: Artifact, path: Path, progress: Progress) -> Path:
         sha256 = artifact.sha256
         if sha256 is not None and not _vouched(path, home=self.directory / sha256, sha256=sha256):

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from ..agent.protocol import CreateDisk, CreateVm, ForkVm
+from ..agent.protocol import CreateDisk, CreateVm, ForkVm, VmForked
 from ..console.log import make_log_directory
 from ..engine.boot_source import BootSource, DirectKernel, Firmware
 from ..errors import ConfigError, HostBusy, ResourceExhausted, TemplateError
@@ -42,6 +42,7 @@ class VmFactory:
     :param group: what the VMs belong to, usually a test; their names are unique in it.
     :param log_dir: the directory for their logs; it is made with the first VM.
     :param made: receives each VM as soon as there is one, for reports.
+    :param templates: what is known of templates on the host; it is added to.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class VmFactory:
         log_dir: Path,
         progress: Callable[[str], None],
         made: Callable[[TestVm], None],
+        templates: dict[object, str] | None = None,
     ) -> None:
         self._agent = agent
         self._settings = settings
@@ -64,6 +66,7 @@ class VmFactory:
         self._made = made
         self._names: set[str] = set()
         self._vms = contextlib.AsyncExitStack()
+        self._known = {} if templates is None else templates
         self._templates = TemplateMaker(agent, log_dir=log_dir, progress=progress)
 
     @property
@@ -76,7 +79,7 @@ class VmFactory:
     async def on(cls, host: LocalHost, **options: Any) -> AsyncIterator[VmFactory]:
         """A factory on a host, with everything that it makes."""
         agent = await host.client()
-        factory = cls(agent=agent, **options)
+        factory = cls(agent=agent, templates=host.templates, **options)
         try:
             yield factory
         finally:
@@ -126,24 +129,45 @@ class VmFactory:
         guest = self._guests.get(complete.guest)
         _check(complete, guest)
         async with contextlib.AsyncExitStack() as taken:
-            image = await ready_image(
-                self._agent, guest.image, timeout_s=complete.boot_timeout_s, progress=self._progress
-            )
             vm = None
             if warm and cold_reason(complete, guest) is None:
-                vm = await self._fork(complete, guest, image, taken)
+                vm = await self._fork(complete, guest, taken)
             if vm is None:
-                vm = await self._create(complete, guest, image, taken)
+                vm = await self._create(complete, guest, await self._image(complete, guest), taken)
             self._names.add(config.name)
             self._made(vm)
             await self._vms.enter_async_context(taken.pop_all())
         return vm
 
+    async def _image(self, complete: CompleteVmConfig, guest: GuestAdapter) -> ReadyImage:
+        limit_s = complete.boot_timeout_s
+        return await ready_image(self._agent, guest.image, timeout_s=limit_s, progress=self._progress)
+
     async def _fork(
-        self, complete: CompleteVmConfig, guest: GuestAdapter, image: ReadyImage, taken: contextlib.AsyncExitStack
+        self, complete: CompleteVmConfig, guest: GuestAdapter, taken: contextlib.AsyncExitStack
     ) -> TestVm | None:
         """A fork of the kind's template; None, after a line that says why, if it cannot be had."""
         make_log_directory(self._log_dir)
+        phases = Phases()
+        kind = (guest, dataclasses.replace(complete, config=dataclasses.replace(complete.config, name="any")))
+        forked = None
+        if kind in self._known:
+            with contextlib.suppress(TemplateError):  # it may have been removed meanwhile
+                forked = await self._fork_of(self._known[kind], complete, phases)
+        try:
+            if forked is None:
+                with phases.during("template"):
+                    key = self._known[kind] = await self._template_key(complete, guest)
+                forked = await self._fork_of(key, complete, phases)
+        except TemplateError as error:
+            self._progress(f"{guest.name} boots from cold: {error.message}")
+            return None
+        taken.push_async_callback(self._agent.remove_vm, forked.id)
+        phases.took_s |= forked.took_s
+        return await self._enter(complete, guest, forked.path, forked.spec, taken, forked.session, phases)
+
+    async def _template_key(self, complete: CompleteVmConfig, guest: GuestAdapter) -> str:
+        image = await self._image(complete, guest)
         kind = Kind(
             complete=complete,
             guest=guest,
@@ -151,20 +175,13 @@ class VmFactory:
             disks=tuple(_disks(complete.config, image)),
             boot_order=_boot_order(complete.config, image),
         )
-        phases = Phases()
-        request = partial(ForkVm, name=complete.config.name, group=self._group, log_path=self._qemu_log(complete))
-        try:
-            with phases.during("template"):
-                key = await self._templates.key(kind)
-            fork = partial(self._agent.fork_vm, request(template=key))
-            with phases.during("fork"):
-                forked = await self._admitted(complete, fork, phases)
-        except TemplateError as error:
-            self._progress(f"{guest.name} boots from cold: {error.message}")
-            return None
-        taken.push_async_callback(self._agent.remove_vm, forked.id)
-        phases.took_s |= forked.took_s
-        return await self._enter(complete, guest, forked.path, forked.spec, taken, forked.session, phases)
+        return await self._templates.key(kind)
+
+    async def _fork_of(self, key: str, complete: CompleteVmConfig, phases: Phases) -> VmForked:
+        name, log_path = complete.config.name, self._qemu_log(complete)
+        request = ForkVm(template=key, name=name, group=self._group, log_path=log_path)
+        with phases.during("fork"):
+            return await self._admitted(complete, partial(self._agent.fork_vm, request), phases)
 
     async def _create(
         self, complete: CompleteVmConfig, guest: GuestAdapter, image: ReadyImage, taken: contextlib.AsyncExitStack
