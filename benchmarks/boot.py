@@ -84,7 +84,7 @@ class _Took(NamedTuple):
 
 async def _ours(house: House, guest: str, name: str) -> _Took:
     began = time.perf_counter()
-    vm = await house.factory.start(name, guest=guest)
+    vm = await house.factory.start(name, guest=guest, boot="cold")
     await vm.run("true")
     took_s = time.perf_counter() - began
     agent = await house.host.client()

@@ -12,7 +12,7 @@ from pytest_propolis.engine.acceleration import acceleration_arguments
 from pytest_propolis.engine.accelerator import AcceleratorName
 from pytest_propolis.guests.registry import GuestRegistry
 from pytest_propolis.hosts.local import LocalHost
-from pytest_propolis.settings import Settings
+from pytest_propolis.settings import BootKind, Settings
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.preparation import ready_image
 
@@ -39,9 +39,11 @@ class House:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, options: Options) -> AsyncIterator[House]:
+    async def open(cls, options: Options, *, standby: int = 0, boot: BootKind = "warm") -> AsyncIterator[House]:
         """A house whose agent is up. The VMs that its factory made end with it."""
-        settings = Settings(cpus=CPUS, memory_mib=MEMORY_MIB, accelerator=options.accelerator)
+        settings = Settings(
+            cpus=CPUS, memory_mib=MEMORY_MIB, accelerator=options.accelerator, standby=standby, boot=boot
+        )
         guests = GuestRegistry()
         host = LocalHost(settings)
         with tempfile.TemporaryDirectory(prefix="propolis-benchmark-") as name:

@@ -8,10 +8,12 @@ The tree::
     │   └── UnknownGuest
     ├── ArtifactError            an image, a kernel or a firmware
     │   ├── ArtifactMissing
-    │   └── ArtifactCorrupt
+    │   ├── ArtifactCorrupt
+    │   └── TemplateError
     ├── HostError                the machine that VMs run on
     │   ├── CapabilityMissing
     │   ├── ResourceExhausted
+    │   ├── HostBusy
     │   └── AgentError
     ├── ApiError                 a Propolis server said no
     ├── VmError                  a virtual machine did not do what it was asked to
@@ -47,6 +49,7 @@ __all__ = [
     "ConsoleClosed",
     "ConsoleError",
     "ConsoleTimeout",
+    "HostBusy",
     "HostError",
     "PropolisError",
     "ResourceExhausted",
@@ -54,6 +57,7 @@ __all__ = [
     "ShellError",
     "ShellLost",
     "StateTimeout",
+    "TemplateError",
     "UnknownGuest",
     "VmError",
     "VmStateError",
@@ -163,6 +167,10 @@ class ArtifactCorrupt(ArtifactError):
     """Raised when an artifact's content is not what its hash or its format says."""
 
 
+class TemplateError(ArtifactError):
+    """Raised when a template cannot be made or forked. A test sees it as a line of progress: its VM boots instead."""
+
+
 class HostError(PropolisError):
     """Raised when the machine that VMs run on cannot do what is asked of it."""
 
@@ -173,6 +181,10 @@ class CapabilityMissing(HostError):
 
 class ResourceExhausted(HostError):
     """Raised when the host has no space, memory or address left."""
+
+
+class HostBusy(HostError):
+    """Raised when the host has no memory left for a VM now; it may have when another VM ends."""
 
 
 class AgentError(HostError):

@@ -38,6 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None
     from .fixtures import run, test_vm, vm_factory
+    from .markers import cold_boot
+
+    config.addinivalue_line("markers", cold_boot.DESCRIPTION)
 
     config.stash[run.SETTINGS] = settings
     for module in (run, vm_factory, test_vm):

@@ -20,7 +20,7 @@ __all__ = ["OPTIONS", "Accelerator", "BootKind", "KeepPolicy", "Option", "Settin
 _WORDS: Final = dict.fromkeys(("yes", "true", "on", "1"), True) | dict.fromkeys(("no", "false", "off", "0"), False)
 
 Accelerator = Literal["auto", "kvm", "tcg"]
-BootKind = Literal["cold"]
+BootKind = Literal["warm", "cold"]
 KeepPolicy = Literal["never", "failed", "always"]
 
 
@@ -80,6 +80,13 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _automatic_or_number(text: str) -> int | Literal["auto"]:
+    try:
+        return "auto" if text == "auto" else _whole_number(0, 64)(text)
+    except ValueError:
+        raise ValueError("must be auto or a whole number from 0 to 64") from None
+
+
 def _one_of(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in allowed:
@@ -119,7 +126,20 @@ class Settings:
         default=512, metadata={"parse": _whole_number(64, 1 << 20), "help": "memory of a VM in MiB", "metavar": "MIB"}
     )
     boot: BootKind = field(
-        default="cold", metadata={"parse": _one_of("cold"), "help": "how VMs boot: cold", "metavar": "KIND"}
+        default="warm",
+        metadata={
+            "parse": _one_of("warm", "cold"),
+            "help": "how VMs come up: warm (forked from a guest that was booted once, where that can be), cold",
+            "metavar": "KIND",
+        },
+    )
+    standby: int | Literal["auto"] = field(
+        default="auto",
+        metadata={
+            "parse": _automatic_or_number,
+            "help": "forks of each kind that stand by: auto (by processors and free memory), a number",
+            "metavar": "N",
+        },
     )
     boot_timeout: float = field(
         default=300.0, metadata={"parse": _seconds, "help": "seconds until a guest must have booted", "metavar": "S"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import secrets
 import time
@@ -13,10 +14,15 @@ from functools import partial
 from pathlib import Path
 
 from ..engine.boot_source import DirectKernel
+from ..engine.fork import Fork
+from ..engine.guest_memory import GuestMemory
 from ..engine.server import ServerConfig, VmServer
-from ..errors import AgentError, ArtifactMissing, ConfigError
+from ..engine.template import Template
+from ..errors import AgentError, ArtifactMissing, ConfigError, HostBusy
 from ..storage.overlays import check_image, create_blank, create_overlay
 from .bookkeeper import Bookkeeper
+from .budget import MemoryBudget
+from .forks import Forks
 from .identity import ProcessIdentity
 from .ledger import KEPT_OWNER, Entry, Kept, Ledger, Owner
 from .platform import PlatformFinder
@@ -31,8 +37,9 @@ from .protocol import (
     KeptListed,
     VmListed,
 )
+from .standby import Standby
 
-__all__ = ["Account", "OwnedVm"]
+__all__ = ["Account", "OwnedVm", "make_image"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +55,8 @@ class OwnedVm:
     directory: Entry
     books: Bookkeeper
     since: float
+    promise: str
+    fork: Fork | None = None
     closing: asyncio.Task[None] | None = None
 
 
@@ -72,6 +81,9 @@ class Account:
         self._platforms = platforms
         self._directory = Path(config.directory)
         self._clients: dict[str, _Holdings] = {}
+        self._budget = MemoryBudget()
+        self.forks = Forks(config, platforms)
+        self.standby = Standby(self.forks, partial(Bookkeeper, ledger, Owner("standby")), per_kind=config.standby)
 
     def admit(self, client: str, *, pid: int) -> None:
         """A client's lifeline is there: it may own things from now on.
@@ -99,9 +111,10 @@ class Account:
                 return vm
         return None
 
-    async def create_vm(self, client: str, request: CreateVm) -> OwnedVm:
+    async def create_vm(self, client: str, request: CreateVm, *, memory: GuestMemory | None = None) -> OwnedVm:
         """Make a Propolis server.
 
+        :param memory: the file that is to hold its guest's memory.
         :raises ConfigError: when the client's group has a VM of that name.
         :raises ArtifactMissing: when a file that it would boot from is not there.
         """
@@ -110,10 +123,15 @@ class Account:
         _require_new_name(holdings, request)
         _check_boot_files(request)
         vm_id = secrets.token_hex(8)
+        await self._admit(holdings, vm_id, request)
         directory = self._directory / "vms" / vm_id
         books = Bookkeeper(self._ledger, holdings.books.owner)
-        with books.creating("directory", directory) as entry:
-            directory.mkdir(parents=True, mode=0o700)
+        try:
+            with books.creating("directory", directory) as entry:
+                directory.mkdir(parents=True, mode=0o700)
+        except BaseException:
+            self._budget.release(vm_id)
+            raise
         server = VmServer(
             ServerConfig(
                 mark=f"propolis-{self._config.run}-{vm_id}",
@@ -124,19 +142,66 @@ class Account:
                 log_path=Path(request.log_path),
                 journal=books,
                 display=request.display,
+                memory=memory,
             )
         )
         vm = OwnedVm(
-            id=vm_id, request=request, client=client, server=server, directory=entry, books=books, since=time.time()
+            id=vm_id,
+            request=request,
+            client=client,
+            server=server,
+            directory=entry,
+            books=books,
+            since=time.time(),
+            promise=vm_id,
         )
         holdings.vms[vm_id] = vm
+        return vm
+
+    async def fork_vm(self, client: str, request: CreateVm, *, template: Template, place: Path) -> OwnedVm:
+        """Make a Propolis server whose first VM goes on where a template stopped.
+
+        :param place: the template's directory.
+        :raises ConfigError: when the client's group has a VM of that name.
+        :raises ArtifactMissing: when a file that it would boot from after a reset is not there.
+        :raises TemplateError: when QEMU does not take the template.
+        """
+        holdings = self._holdings(client)
+        _require_new_name(holdings, request)
+        _check_boot_files(request)
+        promise = secrets.token_hex(8)
+        await self._admit(holdings, promise, request)
+        try:
+            started = await self.standby.claim(template, place)
+            if started is None:
+                books = Bookkeeper(self._ledger, holdings.books.owner)
+                started = await self.forks.start(books, template, place)
+            if holdings.left:
+                await self.forks.discard(started)
+                raise AgentError(f"client {client!r} left while its VM was forked")
+        except BaseException:
+            self._budget.release(promise)
+            raise
+        vm = OwnedVm(
+            id=started.id,
+            request=request,
+            client=client,
+            server=VmServer(dataclasses.replace(started.config, log_path=Path(request.log_path))),
+            directory=started.directory,
+            books=started.books,
+            since=time.time(),
+            fork=started.config.fork,
+            promise=promise,
+        )
+        started.books.hand_over(holdings.books.owner)
+        holdings.vms[vm.id] = vm
         return vm
 
     async def remove_vm(self, client: str, vm_id: str) -> None:
         """End a VM and its server. Removing what is gone is fine."""
         holdings = self._holdings(client)
         if vm := holdings.vms.get(vm_id):
-            await _close(vm, holdings)
+            await _close(vm, holdings, self._budget)
 
     async def create_disk(self, client: str, request: CreateDisk) -> DiskCreated:
         """Make a copy-on-write fork of an image, or an empty disk.
@@ -151,7 +216,7 @@ class Account:
         directory.mkdir(mode=0o700, exist_ok=True)
         path = directory / f"{disk_id}.qcow2"
         with holdings.books.creating("file", path) as entry:
-            await _make_image(request, qemu_img, path)
+            await make_image(request, qemu_img, path)
             if holdings.left:
                 raise AgentError(f"client {client!r} left while its disk was made")
         holdings.disks[disk_id] = entry
@@ -167,7 +232,7 @@ class Account:
         """Remove VMs and then disks, in the order that `release` has. What is gone already is passed over."""
         holdings = self._holdings(client)
         going = [vm for vm_id in belongings.vms if (vm := holdings.vms.get(vm_id))]
-        await _all(partial(_close, vm, holdings) for vm in going)
+        await _all(partial(_close, vm, holdings, self._budget) for vm in going)
         for disk_id in belongings.disks:
             await self.remove_disk(client, disk_id)
 
@@ -214,14 +279,28 @@ class Account:
         if holdings is None:
             return
         holdings.left = True
-        await _all(partial(_close, vm, holdings) for vm in list(holdings.vms.values()))
+        await _all(partial(_close, vm, holdings, self._budget) for vm in list(holdings.vms.values()))
         for disk_id in list(holdings.disks):
             _remove_disk(holdings, disk_id)
         self._clients.pop(client, None)
         holdings.released.set()
 
     async def release_all(self) -> None:
+        await self.standby.close()
         await _all(partial(self.release, client) for client in list(self._clients))
+
+    async def _admit(self, holdings: _Holdings, promise: str, request: CreateVm) -> None:
+        """Set memory aside; what stands by makes room if need be."""
+        if not request.memory_mib:
+            return
+        try:
+            await self._budget.promise(promise, request.memory_mib)
+        except HostBusy:
+            await self.standby.let_go()
+            raise
+        if holdings.left:
+            self._budget.release(promise)
+            raise AgentError("the client left while it waited for memory")
 
     def _holdings(self, client: str) -> _Holdings:
         holdings = self._clients.get(client)
@@ -232,16 +311,17 @@ class Account:
         return holdings
 
 
-async def _close(vm: OwnedVm, holdings: _Holdings) -> None:
+async def _close(vm: OwnedVm, holdings: _Holdings, budget: MemoryBudget) -> None:
     """End a VM. Whoever asks while it ends already waits for the same end."""
     if vm.closing is None:
-        vm.closing = asyncio.create_task(_end(vm, holdings))
+        vm.closing = asyncio.create_task(_end(vm, holdings, budget))
     await asyncio.shield(vm.closing)
 
 
-async def _end(vm: OwnedVm, holdings: _Holdings) -> None:
+async def _end(vm: OwnedVm, holdings: _Holdings, budget: MemoryBudget) -> None:
     try:
         await vm.server.close()
+        budget.release(vm.promise)
     except BaseException:
         vm.closing = None  # it may be tried again
         raise
@@ -260,7 +340,7 @@ def _remove_disk(holdings: _Holdings, disk_id: str) -> None:
         holdings.books.gone(entry)
 
 
-async def _make_image(request: CreateDisk, qemu_img: Path, path: Path) -> None:
+async def make_image(request: CreateDisk, qemu_img: Path, path: Path) -> None:
     if request.image is None:
         await create_blank(qemu_img=qemu_img, image=path, size_bytes=request.size_bytes or 0)
         return

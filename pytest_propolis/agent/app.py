@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.metadata import version
+from typing import Final
 
 import msgspec
 from starlette.applications import Starlette
@@ -21,6 +22,7 @@ from ..engine.dropshot_errors import ErrorAnswer, bad_request
 from ..engine.refusal import Refusal
 from ..engine.server import VmServer
 from ..errors import PropolisError
+from ..storage.store import template_directory
 from .account import Account
 from .extensions import VmExtensions
 from .images import ImageMaker
@@ -36,13 +38,19 @@ from .protocol import (
     CreateVm,
     Departed,
     Fault,
+    ForkVm,
+    FreezeVm,
     ImageNeeded,
     Keep,
     StreamLine,
+    TemplateNeeded,
     VmCreated,
 )
+from .templates import Templates
 
 __all__ = ["AgentApp"]
+
+LINES: Final = "application/x-ndjson"
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +70,17 @@ class AgentApp:
         self._images = ImageMaker(config, ledger, self._platforms)
         self._engine = engine_app()
         self.account = Account(config, ledger, self._platforms)
+        self._templates = Templates(self._platforms, self.account, directory=template_directory(config.artifact_dir))
         self.asgi = Starlette(
             routes=[
                 Route("/agent", self._info),
                 Mount("/lifeline", app=self._lifeline),
                 Route("/clients/{id}/departure", self._await_departure),
                 Route("/images", self._get_image, methods=["POST"]),
+                Route("/templates", self._get_template, methods=["POST"]),
+                Route("/templates/{id}/freeze", self._freeze, methods=["POST"]),
+                Route("/templates/{id}/give-up", self._give_up, methods=["POST"]),
+                Route("/forks", self._fork, methods=["POST"]),
                 Route("/disks", self._create_disk, methods=["POST"]),
                 Route("/disks/{id}", self._remove_disk, methods=["DELETE"]),
                 Route("/removal", self._remove, methods=["POST"]),
@@ -101,6 +114,7 @@ class AgentApp:
                 qemu_version=".".join(map(str, platform.qemu.version)),
                 accelerator=platform.accelerator.name,
                 accelerator_reason=platform.accelerator.reason,
+                standing_by=self.account.standby.ready,
             )
         )
 
@@ -153,21 +167,36 @@ class AgentApp:
 
     async def _get_image(self, request: Request) -> Response:
         needed = await decoded(request, ImageNeeded)
-        return StreamingResponse(self._stream_image(needed), media_type="application/x-ndjson")
 
-    async def _stream_image(self, needed: ImageNeeded) -> AsyncIterator[bytes]:
-        lines: asyncio.Queue[StreamLine] = asyncio.Queue()
-        work = asyncio.create_task(self._images.get(needed, lambda text: lines.put_nowait(StreamLine(progress=text))))
-        work.add_done_callback(lambda task: lines.put_nowait(_last_line(task)))
-        try:
-            while True:
-                line = await lines.get()
-                yield msgspec.json.encode(line) + b"\n"
-                if line.progress is None:
-                    return
-        finally:
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+        async def work(tell: Callable[[StreamLine], None]) -> StreamLine:
+            return StreamLine(paths=await self._images.get(needed, lambda text: tell(StreamLine(progress=text))))
+
+        return StreamingResponse(_stream(work), media_type=LINES)
+
+    async def _get_template(self, request: Request) -> Response:
+        client, needed = _client(request), await decoded(request, TemplateNeeded)
+
+        async def work(tell: Callable[[StreamLine], None]) -> StreamLine:
+            key = await self._templates.get(
+                client,
+                needed,
+                progress=lambda text: tell(StreamLine(progress=text)),
+                offer=lambda making: tell(StreamLine(making=making)),
+            )
+            return StreamLine(template=key)
+
+        return StreamingResponse(_stream(work), media_type=LINES)
+
+    async def _freeze(self, request: Request) -> Response:
+        self._templates.freeze(request.path_params["id"], await decoded(request, FreezeVm))
+        return Response(status_code=204)
+
+    async def _give_up(self, request: Request) -> Response:
+        self._templates.give_up(request.path_params["id"], await decoded(request, str))
+        return Response(status_code=204)
+
+    async def _fork(self, request: Request) -> Response:
+        return encoded(await self._templates.fork(_client(request), await decoded(request, ForkVm)), 201)
 
     async def _create_disk(self, request: Request) -> Response:
         return encoded(await self.account.create_disk(_client(request), await decoded(request, CreateDisk)), 201)
@@ -211,12 +240,28 @@ def _client(request: Request) -> str:
     return client
 
 
-def _last_line(task: asyncio.Task[tuple[str, ...]]) -> StreamLine:
+async def _stream(work: Callable[[Callable[[StreamLine], None]], Awaitable[StreamLine]]) -> AsyncIterator[bytes]:
+    """What `work` tells, and at the end what it returns. It is cancelled when nobody listens any more."""
+    lines: asyncio.Queue[StreamLine] = asyncio.Queue()
+    task = asyncio.ensure_future(work(lines.put_nowait))
+    task.add_done_callback(lambda done: lines.put_nowait(_last_line(done)))
+    try:
+        while True:
+            line = await lines.get()
+            yield msgspec.json.encode(line) + b"\n"
+            if line.progress is None and line.making is None:
+                return
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _last_line(task: asyncio.Future[StreamLine]) -> StreamLine:
     if task.cancelled():
         return StreamLine(fault=Fault(kind="AgentError", message="cancelled"))
     error = task.exception()
     if error is None:
-        return StreamLine(paths=task.result())
+        return task.result()
     if isinstance(error, PropolisError):
         return StreamLine(fault=Fault.of(error))
     logger.error("unexpected error", exc_info=error)

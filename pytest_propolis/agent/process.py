@@ -17,6 +17,8 @@ from typing import Final
 import msgspec
 import uvicorn
 
+from ..storage.eviction import evict
+from ..storage.store import template_directory
 from .app import AgentApp
 from .ledger import LEDGER_NAME, Ledger
 from .protocol import LOG_NAME, SOCKET_NAME, AgentConfig, AgentReady
@@ -26,6 +28,8 @@ from .rendezvous import Rendezvous, remove_abandoned
 __all__ = ["run_agent"]
 
 FIRST_CLIENT_TIMEOUT_S: Final = 30.0
+TEMPLATE_AGE_S: Final = 30 * 86400.0
+TEMPLATE_BYTES: Final = 16 << 30
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +55,9 @@ def run_agent(config: AgentConfig, *, ready_fd: int) -> None:
 async def _live(config: AgentConfig, directory: Path, ready_fd: int) -> None:
     socket_path = directory / SOCKET_NAME
     with Ledger.open(directory / LEDGER_NAME, run=config.run) as ledger:
-        reaping = asyncio.create_task(asyncio.to_thread(_reap_dead_runs, directory.parent))
+        reaping = asyncio.create_task(
+            asyncio.to_thread(_reap_dead_runs, directory.parent, template_directory(config.artifact_dir))
+        )
         await _serve(config, ledger, socket_path, ready_fd)
         await reaping
         Rendezvous(directory.parent, config.run).leave(socket_path)
@@ -61,10 +67,12 @@ async def _live(config: AgentConfig, directory: Path, ready_fd: int) -> None:
             shutil.rmtree(directory)
 
 
-def _reap_dead_runs(base: Path) -> None:
+def _reap_dead_runs(base: Path, templates: Path) -> None:
     """Undo what agents that were killed left behind. It blocks, and has a thread of its own for that."""
     report = reap(base)
     remove_abandoned(base)
+    for evicted in evict(templates, max_age_s=TEMPLATE_AGE_S, max_bytes=TEMPLATE_BYTES):
+        logger.info("%s is removed: %s", evicted.path, evicted.reason)
     for failure in report.failed:
         logger.warning("could not be undone: %s", failure)
 

@@ -9,6 +9,7 @@ import msgspec
 from ..engine.boot_source import BootSource
 from ..engine.recipe import Recipe
 from ..errors import AgentError, PropolisError
+from ..propolis_api import InstanceProperties, InstanceSpec
 from ..storage.artifacts import Artifact
 from .ledger import Kept
 
@@ -26,13 +27,18 @@ __all__ = [
     "Departed",
     "DiskCreated",
     "Fault",
+    "ForkVm",
+    "FreezeVm",
     "ImageNeeded",
     "Keep",
     "KeptDisk",
     "KeptListed",
     "StreamLine",
+    "TemplateMaking",
+    "TemplateNeeded",
     "VmCreated",
     "VmFacts",
+    "VmForked",
     "VmListed",
 ]
 
@@ -58,6 +64,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     :param artifact_dir: the store of images; the user's cache if None.
     :param qemu: the QEMU program; found on PATH if None.
     :param accelerator: ``auto``, ``kvm`` or ``tcg``.
+    :param standby: how many forks of each kind stand by; None for as many as are good for this machine.
     """
 
     run: str
@@ -65,6 +72,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     artifact_dir: str | None = None
     qemu: str | None = None
     accelerator: str = "auto"
+    standby: int | None = None
 
 
 class AgentReady(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +92,7 @@ class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
     qemu_version: str
     accelerator: str
     accelerator_reason: str
+    standing_by: int = 0
 
 
 class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +103,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     :param boot: what its VM starts from.
     :param log_path: where QEMU's own messages go.
     :param display: whether its VM has a display.
+    :param memory_mib: what it will need of the host's memory, in MiB; 0 if that is not to be looked at.
     """
 
     name: str
@@ -101,6 +111,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     boot: BootSource
     log_path: str
     display: bool = False
+    memory_mib: int = 0
 
 
 class VmCreated(msgspec.Struct, frozen=True, kw_only=True):
@@ -210,6 +221,78 @@ class KeptListed(msgspec.Struct, frozen=True, kw_only=True):
     disks: tuple[KeptDisk, ...]
 
 
+class TemplateNeeded(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a template, which the client makes itself if there is none.
+
+    The answer is a stream of `StreamLine`. One of them may be `making`: then the client boots that VM, makes its guest
+    quiet, and freezes it; the stream goes on meanwhile, and ends with `template`.
+
+    :param title: what it is a template of, for people.
+    :param boot: what its guest starts from.
+    :param spec: the machine; the paths of its disks are `engine.template.disk_file` names.
+    :param disks: what the disks are made of, in that order.
+    :param guest: changes with everything else that shapes it: the guest's adapter, the shell protocol.
+    :param log_path: where the messages of the QEMU that makes it go.
+    """
+
+    title: str
+    boot: BootSource
+    spec: InstanceSpec
+    properties: InstanceProperties
+    disks: tuple[CreateDisk, ...]
+    guest: str
+    log_path: str
+
+
+class TemplateMaking(msgspec.Struct, frozen=True, kw_only=True):
+    """A VM is there to become a template: its API is below `path`, its disks are in place."""
+
+    id: str
+    path: str
+    spec: InstanceSpec
+
+
+class FreezeVm(msgspec.Struct, frozen=True, kw_only=True):
+    """The VM of a `TemplateMaking` is ready to be frozen.
+
+    :param session: the word of the read-eval loop that waits for commands in its guest.
+    :param console: what it showed until somebody was logged in.
+    :param drill: what to type so that its guest runs a command that changes nothing.
+    :param drilled: what it shows at the very end of it.
+    """
+
+    session: str
+    console: str
+    drill: str
+    drilled: str
+
+
+class ForkVm(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a Propolis server whose first VM goes on where a template stopped.
+
+    :param template: the key that the answer to `TemplateNeeded` gave.
+    """
+
+    template: str
+    name: str
+    group: str
+    log_path: str
+
+
+class VmForked(msgspec.Struct, frozen=True, kw_only=True):
+    """A fork has started, and waits to be ensured with this spec, and run.
+
+    :param session: the word of the read-eval loop that waits for commands in its guest.
+    :param took_s: how long the steps took, in seconds; empty for one that stood by.
+    """
+
+    id: str
+    path: str
+    spec: InstanceSpec
+    session: str
+    took_s: dict[str, float]
+
+
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """An error on its way from the agent to a client, where it becomes the same error again."""
 
@@ -228,8 +311,10 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of a streamed answer: progress, and at the end the paths or a fault."""
+    """One line of a streamed answer: progress, and at the end what was asked for, or a fault."""
 
     progress: str | None = None
+    making: TemplateMaking | None = None
     paths: tuple[str, ...] | None = None
+    template: str | None = None
     fault: Fault | None = None

@@ -84,5 +84,5 @@ def _files(image: GuestImage, store: ArtifactStore) -> list[Path]:
     from ..agent.images import DERIVED_DISK
 
     artifacts = [artifact for artifact in (image.kernel, image.initrd, image.disk) if artifact is not None]
-    prepared = [store.derived(image.recipe.key) / DERIVED_DISK] if image.recipe else []
+    prepared = [store.derived_place(image.recipe.key) / DERIVED_DISK] if image.recipe else []
     return [store.place(artifact) for artifact in artifacts] + prepared

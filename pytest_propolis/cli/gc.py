@@ -14,6 +14,9 @@ from ..agent.rendezvous import remove_abandoned
 from ..errors import AgentError
 from ..hosts.living_agent import LivingAgent, living_agents
 from ..hosts.run_directory import base_directory
+from ..settings import Settings
+from ..storage.eviction import evict
+from ..storage.store import template_directory
 
 __all__ = ["gc"]
 
@@ -23,7 +26,8 @@ LEAVE_TIMEOUT_S: Final = 5.0
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 @click.option("--kept", is_flag=True, help="Remove also what was kept on purpose.")
-def gc(dry_run: bool, kept: bool) -> None:
+@click.option("--templates", is_flag=True, help="Remove also the templates that VMs are forked from.")
+def gc(dry_run: bool, kept: bool, templates: bool) -> None:
     """Remove what dead runs of this user left. Nothing of a living run, or of another user, is touched.
 
     With --kept also the VMs and disks that agents keep for a person.
@@ -34,6 +38,8 @@ def gc(dry_run: bool, kept: bool) -> None:
     if not dry_run:
         remove_abandoned(base)
     done |= _show(report)
+    if templates:
+        done |= _remove_templates(dry_run=dry_run)
     if not done:
         click.echo("nothing to remove")
     if report.failed:
@@ -65,6 +71,16 @@ def _kept(agent: LivingAgent, *, release: bool) -> list[KeptListed]:
     except AgentError as error:
         click.echo(f"could not ask an agent: {error.message}", err=True)
         return []
+
+
+def _remove_templates(*, dry_run: bool) -> bool:
+    """Remove the templates that no VM is forked from just now. Whether there were any."""
+    verb = "would remove" if dry_run else "removed"
+    place = Settings.resolve(command_line={}, ini={}).artifact_dir
+    removed = list(evict(template_directory(place), max_age_s=0, max_bytes=0, dry_run=dry_run))
+    for evicted in removed:
+        click.echo(f"{verb} {evicted.path} ({evicted.size_bytes >> 20} MiB)")
+    return bool(removed)
 
 
 def _show(report: Report) -> bool:

@@ -106,9 +106,32 @@ class Shell:
         """Whether the read-eval loop runs in the guest."""
         return self._ready.is_set()
 
-    async def run(self, command: str, *, timeout_s: float, check: bool = True) -> CommandResult:
+    @property
+    def session(self) -> str:
+        """The word of the read-eval loop that runs, for `resume` in a fork of the guest."""
+        return self._session
+
+    def drill(self, command: str) -> tuple[str, str]:
+        """What to type so that a fork of the guest runs a short command, and what the guest shows at the end of it.
+
+        For those who have a guest to themselves that has no console yet.
+        """
+        nonce = new_nonce()
+        (chunk,) = encode(command, nonce)
+        return chunk.decode(), f"\x1e{nonce}\x030\x04"
+
+    def resume(self, session: str) -> None:
+        """Take over a read-eval loop that waits for commands, in a guest that was forked."""
+        self._session = session
+        self._console.heed(session)
+        self._ready.set()
+
+    async def run(
+        self, command: str, *, timeout_s: float, check: bool = True, note: str | None = None
+    ) -> CommandResult:
         """Run a command, and wait until it ends. Its standard input is empty.
 
+        :param note: what the log says of it, instead of the command itself.
         :raises CommandFailed: when it ends with a status other than 0, and `check` is on.
         :raises CommandTimeout: when it does not end in time; it is interrupted then, and the shell stays usable.
         :raises ShellLost: when the shell does not answer any more.
@@ -119,7 +142,7 @@ class Shell:
             raise self._error(ShellError, "the console is in interactive use", hint="leave `interactive()` first")
         async with self._turn:
             await self._recover()
-            self._console.note(f"run: {command if len(command) < 400 else command[:400] + ' …'}")
+            self._console.note(note or f"run: {command if len(command) < 400 else command[:400] + ' …'}")
             pending = self._begin(new_nonce())
             try:
                 async with asyncio.timeout(timeout_s):
@@ -130,12 +153,12 @@ class Shell:
                 await self._recover()
                 raise self._error(
                     CommandTimeout,
-                    f"{command!r} did not end; its output so far: {bytes(pending.output[-2000:])!r}",
+                    f"{note or repr(command)} did not end; its output so far: {bytes(pending.output[-2000:])!r}",
                     waited_s=timeout_s,
                 ) from None
             self._pending = None
         if check and status:
-            message = f"{command!r} ended with status {status}"
+            message = f"{note or repr(command)} ended with status {status}"
             raise self._error(CommandFailed, message, command=command, status=status, output=bytes(pending.output))
         return CommandResult(command=command, status=status, output=bytes(pending.output))
 

@@ -88,6 +88,11 @@ class Machine:
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
+    @property
+    def is_started(self) -> bool:
+        """Whether `start` was called."""
+        return self._process is not None
+
     async def start(self) -> None:
         """Run QEMU up to where its monitor answers.
 
@@ -127,6 +132,7 @@ class Machine:
 
     async def resume(self) -> None:
         await self.execute("cont")
+        self.serial.release()
 
     async def pause(self) -> None:
         await self.execute("stop")

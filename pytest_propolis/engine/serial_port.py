@@ -23,6 +23,8 @@ class SerialPort:
         self._ours, self.theirs = socket.socketpair()
         self._ours.setblocking(False)
         self._write_lock = asyncio.Lock()
+        self._takes_input = asyncio.Event()
+        self._takes_input.set()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._ours, self._read)
 
@@ -36,9 +38,23 @@ class SerialPort:
         :raises OSError: when QEMU is gone.
         """
         async with self._write_lock:
+            await self._takes_input.wait()
             await self._loop.sock_sendall(self._ours, data)
 
+    def begin_anew(self, shown: bytes) -> None:
+        """Forget all output so far, and begin with this instead. Nobody may be reading yet."""
+        self.history = SerialHistory()
+        self.history.append(shown)
+
+    def hold(self) -> None:
+        """Let writes wait until `release`: what is typed at a guest between its restoring and its running is lost."""
+        self._takes_input.clear()
+
+    def release(self) -> None:
+        self._takes_input.set()
+
     def close(self) -> None:
+        self.release()
         if self._ours.fileno() >= 0:
             self._loop.remove_reader(self._ours)
             self._drain()

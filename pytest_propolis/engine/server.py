@@ -56,12 +56,15 @@ from .dropshot_errors import (
     never_published,
     state_change_denied,
 )
+from .fork import Fork
+from .guest_memory import GuestMemory
 from .machine import Machine, MachineError
 from .publisher import PublisherGone, StatePublisher
 from .qemu_binary import Qemu, find_firmware
 from .refusal import Refusal, unsupported
 from .request_queue import Reboot, ReplaceVolume, Request, RequestDenied, RequestQueue, Run, Stop
 from .serial_port import SerialPort
+from .state_stream import save_state
 
 __all__ = ["ServerConfig", "VmServer"]
 
@@ -88,6 +91,8 @@ class ServerConfig:
     :param display: whether the VM has a display, which costs a little.
     :param backends: what makes the block backends, by type of the component that asks for one
         (`CrucibleStorageBackend`). A component that needs one that is not here is refused.
+    :param memory: the file that holds the guest's memory; None for memory of QEMU's own.
+    :param fork: a started fork, which becomes the VM; None for a VM that boots.
     """
 
     mark: str
@@ -99,6 +104,8 @@ class ServerConfig:
     journal: Journal
     display: bool = False
     backends: Mapping[type, BackendFactory] = field(default_factory=dict)
+    memory: GuestMemory | None = None
+    fork: Fork | None = None
 
     @property
     def display_socket(self) -> Path | None:
@@ -139,6 +146,7 @@ class VmServer:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
+        self._fork = config.fork
         self._vm: _Vm | None = None
         self._life: asyncio.Task[None] | None = None
         self._cpu_features = CpuFeatures(
@@ -231,6 +239,17 @@ class VmServer:
         except (MachineError, OSError) as error:
             raise Refusal(ErrorAnswer(status=500, error_code="Internal", message=str(error))) from None
 
+    async def freeze(self, path: Path) -> None:
+        """Stop the guest for good, and write its state, without its memory, to a new file.
+
+        :raises MachineError: when QEMU cannot save it, with the reason.
+        """
+        machine = self._require_active().machine
+        assert machine is not None
+        await machine.pause()
+        with path.open("xb") as file:
+            await save_state(machine, file.fileno(), memory_in_file=True)
+
     @property
     def display_socket(self) -> Path | None:
         """Where the display's VNC server listens; None without one, and while QEMU does not run."""
@@ -257,6 +276,8 @@ class VmServer:
             if not self._life.cancelling():  # cancelled twice, it would not get to its end
                 self._life.cancel()
             await self._life_ended()
+        if self._fork is not None:
+            await self._fork.close()
         shutil.rmtree(self._config.directory, ignore_errors=True)
 
     def _request(self, request: Request) -> None:
@@ -280,16 +301,10 @@ class VmServer:
             vm.backends = BlockBackends.of(spec, self._config.backends, on_replaced=vm.volume_replaced)
             vm.blobs = undo.enter_context(BlobFiles(spec))
             arguments = self._arguments(vm, vm.backends, vm.blobs)
+            self._require_match(spec)
             undo.pop_all()
         vm.driver = StateDriver(queue=RequestQueue(discard=_discard), publisher=publisher, backends=vm.backends)
-        vm.machine = Machine(
-            program=self._config.qemu.system,
-            arguments=[*self._config.qemu.arguments, *arguments],
-            log_path=self._config.log_path,
-            journal=self._config.journal,
-            on_event=vm.driver.guest_did,
-            inherit=list(vm.blobs.fds.values()),
-        )
+        vm.machine = self._machine(vm, arguments, vm.driver)
         return vm
 
     async def _live(self, vm: _Vm) -> None:
@@ -297,7 +312,8 @@ class VmServer:
         assert vm.driver is not None
         outcome = Outcome.FAILED
         try:
-            await vm.machine.start()
+            if not vm.machine.is_started:  # a fork is
+                await vm.machine.start()
             vm.active = True
             vm.initialized.set_result(None)
             outcome = await vm.driver.run(vm.machine)
@@ -336,6 +352,25 @@ class VmServer:
             if life.done() and self._life is life:
                 self._life = None  # it was cancelled before it began
 
+    def _machine(self, vm: _Vm, arguments: list[str], driver: StateDriver) -> Machine:
+        fork, self._fork = self._fork, None  # later VMs of this server boot
+        if fork is not None:
+            return fork.attach(driver.guest_did)
+        assert vm.blobs is not None
+        return Machine(
+            program=self._config.qemu.system,
+            arguments=[*self._config.qemu.arguments, *arguments],
+            log_path=self._config.log_path,
+            journal=self._config.journal,
+            on_event=driver.guest_did,
+            inherit=list(vm.blobs.fds.values()),
+        )
+
+    def _require_match(self, spec: InstanceSpec) -> None:
+        """A fork is one machine and no other: its guest has found its devices already."""
+        if self._fork is not None and not self._fork.is_of(spec):
+            raise Refusal(bad_request("the spec is not that of the template that this VM is a fork of"))
+
     def _arguments(self, vm: _Vm, backends: BlockBackends, blobs: BlobFiles) -> list[str]:
         config = self._config
         return qemu_arguments(
@@ -345,6 +380,7 @@ class VmServer:
             accelerator=config.accelerator,
             mark=config.mark,
             flash=self._flash(),
+            memory=config.memory,
             nodes=backends.nodes,
             blobs=blobs.paths,
             cpu_features=self._cpu_features.known,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from ..console.console import Console
+from ..console.shell_protocol import program
 from ..engine.recipe import Recipe
 from ..storage.artifacts import Artifact
+from .awakening import PROGRAM, install_command, wake_command
 
 __all__ = ["GuestAdapter", "GuestImage"]
 
@@ -50,6 +56,33 @@ class GuestAdapter(ABC):
 
     minimum_memory_mib: ClassVar[int] = 128
     """With less, the guest is known not to come up."""
+
+    forkable: ClassVar[bool] = True
+    """Whether a template may be made of it. As it stands here, that takes Linux on x86-64, a POSIX shell with `printf`,
+    and a superuser."""
+
+    scratch: ClassVar[str] = "/run/.propolis-wake"
+    """Where in the guest, on a RAM disk that programs may be run from, a template keeps a small one."""
+
+    quiet_command: ClassVar[str] = "sync"
+    """What makes a guest ready to be frozen: nothing that it wants to keep may be on its way to a disk."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with everything in the adapter that shapes a template: the source of its class and bases."""
+        modules = [inspect.getsourcefile(kind) for kind in type(self).__mro__ if issubclass(kind, GuestAdapter)]
+        sources = [Path(module).read_bytes() for module in modules if module]
+        protocol = program("", shell=self.shell)
+        return hashlib.sha256(b"\0".join([self.name.encode(), protocol.encode(), PROGRAM, *sources])).hexdigest()
+
+    def template_commands(self) -> Iterable[str]:
+        """What a guest that is logged in runs so that it can be frozen."""
+        return (install_command(self.scratch),)
+
+    def wake_command(self, *, name: str) -> str:
+        """What every fork runs first, in one round trip, so that it is like no other: its random numbers, its clock,
+        its name."""
+        return wake_command(self.scratch, name=name)
 
     @abstractmethod
     async def log_in(self, console: Console) -> None:

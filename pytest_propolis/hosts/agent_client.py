@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 from types import NoneType
 from typing import Any, Final, Self, TypeVar
@@ -18,11 +19,16 @@ from ..agent.protocol import (
     CreateVm,
     DiskCreated,
     Fault,
+    ForkVm,
+    FreezeVm,
     ImageNeeded,
     Keep,
     KeptListed,
     StreamLine,
+    TemplateMaking,
+    TemplateNeeded,
     VmCreated,
+    VmForked,
     VmListed,
 )
 from ..errors import AgentError
@@ -66,21 +72,39 @@ class AgentClient:
 
     async def get_images(self, needed: ImageNeeded, progress: Callable[[str], None]) -> tuple[Path, ...]:
         """Have images fetched or made on the agent's host; can take minutes, and says what it does."""
-        try:
-            async with self._http.stream(
-                "POST", "/images", content=msgspec.json.encode(needed), timeout=httpx.Timeout(60.0, read=None)
-            ) as response:
-                async for text in response.aiter_lines():
-                    line = msgspec.json.decode(text, type=StreamLine)
-                    if line.progress is not None:
-                        progress(line.progress)
-                    elif line.fault is not None:
-                        raise line.fault.to_error()
-                    elif line.paths is not None:
-                        return tuple(Path(path) for path in line.paths)
-        except httpx.TransportError as error:
-            raise self._lost(error) from None
+        async with aclosing(self._stream("/images", needed, progress)) as lines:
+            async for line in lines:
+                if line.paths is not None:
+                    return tuple(Path(path) for path in line.paths)
         raise self._lost("the answer ended early")
+
+    async def get_template(
+        self,
+        needed: TemplateNeeded,
+        progress: Callable[[str], None],
+        make: Callable[[TemplateMaking], Awaitable[None]],
+    ) -> str:
+        """The key of a template on the agent's host; can take minutes, and says what happens.
+
+        :param make: boots the VM that it is given and freezes it, or gives it up. Called if there is no template yet.
+        :raises TemplateError: when there is none in the end.
+        """
+        async with aclosing(self._stream("/templates", needed, progress)) as lines:
+            async for line in lines:
+                if line.making is not None:
+                    await make(line.making)
+                elif line.template is not None:
+                    return line.template
+        raise self._lost("the answer ended early")
+
+    async def freeze(self, vm_id: str, request: FreezeVm) -> None:
+        await self._call("POST", f"/templates/{vm_id}/freeze", NoneType, request)
+
+    async def give_up(self, vm_id: str, reason: str) -> None:
+        await self._call("POST", f"/templates/{vm_id}/give-up", NoneType, reason)
+
+    async def fork_vm(self, request: ForkVm) -> VmForked:
+        return await self._call("POST", "/forks", VmForked, request)
 
     async def create_vm(self, request: CreateVm) -> VmCreated:
         return await self._call("POST", "/vms", VmCreated, request)
@@ -104,6 +128,23 @@ class AgentClient:
     async def keep(self, request: Keep) -> KeptListed:
         """Have the agent take VMs and disks over, which then outlive this client."""
         return await self._call("POST", "/kept", KeptListed, request)
+
+    async def _stream(self, path: str, needed: Any, progress: Callable[[str], None]) -> AsyncGenerator[StreamLine]:
+        """The lines of an answer that are not progress."""
+        try:
+            async with self._http.stream(
+                "POST", path, content=msgspec.json.encode(needed), timeout=httpx.Timeout(60.0, read=None)
+            ) as response:
+                async for text in response.aiter_lines():
+                    line = msgspec.json.decode(text, type=StreamLine)
+                    if line.progress is not None:
+                        progress(line.progress)
+                    elif line.fault is not None:
+                        raise line.fault.to_error()
+                    else:
+                        yield line
+        except httpx.TransportError as error:
+            raise self._lost(error) from None
 
     async def _call(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
         content = None if body is None else msgspec.json.encode(body)

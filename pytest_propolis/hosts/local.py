@@ -44,6 +44,8 @@ class LocalHost:
         """Whether the agent was ever asked for."""
         self.unfinished: list[Unfinished] = []
         """What was about to end, and was not heard of since."""
+        self.templates: dict[object, str] = {}
+        """Keys of the templates that are known to be on this host, by what they are templates of."""
 
     @property
     def run(self) -> str:
@@ -99,6 +101,7 @@ class LocalHost:
             artifact_dir=str(settings.artifact_dir) if settings.artifact_dir else None,
             qemu=str(settings.qemu) if settings.qemu else None,
             accelerator=settings.accelerator,
+            standby=None if settings.standby == "auto" else settings.standby,
         )
 
 

@@ -19,7 +19,7 @@ from ..errors import (
 )
 from .programs import Finished, run_program
 
-__all__ = ["ImageInfo", "check_image", "create_blank", "create_overlay", "image_info"]
+__all__ = ["ImageInfo", "check_image", "create_blank", "create_blank_overlay", "create_overlay", "image_info"]
 
 _LEAKS_ONLY: Final = 3
 _NOT_CHECKABLE: Final = 63
@@ -62,6 +62,18 @@ async def create_overlay(
     size = [] if size_bytes is None else [str(size_bytes)]
     with _new_file(overlay):
         await _qemu_img(qemu_img, "create", "-q", "-f", "qcow2", *options, _absolute(overlay), *size, image=backing)
+
+
+async def create_blank_overlay(*, qemu_img: Path, backing: Path, named: Path, overlay: Path) -> None:
+    """Make a qcow2 overlay on a qcow2 image that is about to be moved: it names ``named`` and not ``backing``.
+
+    :raises ArtifactError: when ``overlay`` exists, or cannot be made.
+    :raises ResourceExhausted: when there is no space left.
+    """
+    size_bytes = (await image_info(qemu_img=qemu_img, image=backing, image_format="qcow2")).virtual_size_bytes
+    options = ["-u", "-F", "qcow2", "-b", _absolute(named)]
+    with _new_file(overlay):
+        await _qemu_img(qemu_img, "create", "-q", "-f", "qcow2", *options, _absolute(overlay), str(size_bytes))
 
 
 async def create_blank(*, qemu_img: Path, image: Path, size_bytes: int, image_format: str = "qcow2") -> None:

@@ -31,7 +31,7 @@ from .manifests import Manifest, Verified
 from .progress import Progress
 from .sources import LocalFile, WheelMember
 
-__all__ = ["ArtifactStore", "default_artifact_dir"]
+__all__ = ["ArtifactStore", "default_artifact_dir", "template_directory"]
 
 _ATTEMPTS: Final = 2
 _MANIFEST: Final = "manifest.json"
@@ -44,6 +44,11 @@ def default_artifact_dir() -> Path:
     import platformdirs  # here, because most runs never fetch
 
     return platformdirs.user_cache_path("propolis") / "artifacts"
+
+
+def template_directory(artifact_dir: str | Path | None) -> Path:
+    """Return where templates lie: with the artifacts, large as they are. It is not made."""
+    return Path(artifact_dir or default_artifact_dir()) / "templates"
 
 
 @final
@@ -88,10 +93,10 @@ class ArtifactStore:
         if isinstance(source, LocalFile):
             return Path(source.path)
         if isinstance(source, DebianBuild):
-            return self.derived(source.key) / artifact.filename
+            return self.derived_place(source.key) / artifact.filename
         return self.directory / _hash_of(artifact) / artifact.filename
 
-    def derived(self, key: str) -> Path:
+    def derived_place(self, key: str) -> Path:
         """Where the files lie that `derive` makes under this key."""
         return self.directory / "derived" / checked_name(key, what="key")
 
@@ -101,24 +106,35 @@ class ArtifactStore:
         filenames: Sequence[str],
         make: Callable[[Path], Awaitable[None]],
         progress: Progress,
+        *,
+        title: str | None = None,
+        mode: int = _READ_ONLY,
     ) -> Path:
         """Return a directory with these files, which is made by ``make`` if it is not there, or not intact.
 
         :param key: names the content: it must change with everything that ``make`` depends on.
-        :param filenames: what ``make`` makes, and all that is kept of it. The files become read-only.
+        :param filenames: what ``make`` makes, and all that is kept of it.
         :param make: fills the empty directory that it is given. What it raises goes through.
+        :param title: what is being made, for people.
+        :param mode: the permissions that the files get.
         :raises ArtifactError: when a name cannot name a file, or ``make`` did not make one of the files.
         :raises ResourceExhausted: when there is no space left.
         :raises HostError: when the store's directory cannot be used.
         """
         for name in filenames:
             checked_name(name, what=f"derived {key}: file name")
-        place = self.derived(key)
+        place = self.derived_place(key)
         if not _all_vouched(place, filenames):
-            async with self._lock(f"derived-{key}", purpose=f"making {key}", progress=progress):
+            async with self._lock(f"derived-{key}", purpose=f"making {title or key}", progress=progress):
                 if not await _intact(place, filenames):
-                    await _make_anew(place, filenames, make, progress)
+                    progress(f"making {title or key}")
+                    await _make_anew(place, filenames, make, progress, mode=mode)
         return place
+
+    def derived(self, key: str, filenames: Sequence[str]) -> Path | None:
+        """Return the directory that `derive` would, if it is there and looks as it did when it was made."""
+        place = self.directory / "derived" / key
+        return place if _all_vouched(place, filenames) else None
 
     async def _in_place(self, artifact: Artifact, path: Path, progress: Progress) -> Path:
         sha256 = artifact.sha256
@@ -240,16 +256,20 @@ async def _intact(place: Path, filenames: Sequence[str]) -> bool:
 
 
 async def _make_anew(
-    place: Path, filenames: Sequence[str], make: Callable[[Path], Awaitable[None]], progress: Progress
+    place: Path,
+    filenames: Sequence[str],
+    make: Callable[[Path], Awaitable[None]],
+    progress: Progress,
+    *,
+    mode: int,
 ) -> None:
     private_directory(place.parent)
     remove(place.parent.glob(f".{place.name}.*"))  # of processes that died: we hold the lock
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as name:
         made = Path(name) / "made"
         made.mkdir(mode=0o700)
-        progress(f"making {place.name}")
         await make(made)
-        await _seal(made, filenames, key=place.name)
+        await _seal(made, filenames, key=place.name, mode=mode)
         if place.exists():
             progress(f"{place} is damaged: it is replaced")
             place.rename(Path(name) / "damaged")
@@ -257,14 +277,14 @@ async def _make_anew(
     sync(place.parent)
 
 
-async def _seal(made: Path, filenames: Sequence[str], *, key: str) -> None:
+async def _seal(made: Path, filenames: Sequence[str], *, key: str, mode: int) -> None:
     remove(path for path in made.iterdir() if path.name not in filenames)
     entries = {}
     for name in filenames:
         path = made / name
         if not path.is_file():
             raise ArtifactError(f"derived {key}: {name} was not made", hint="see what was said while it was being made")
-        path.chmod(_READ_ONLY)
+        path.chmod(mode)
         sync(path)
         entries[name] = Verified.now(path, await sha256_of(path))
     Manifest(entries).save(made / _MANIFEST)

@@ -113,7 +113,7 @@ class VmConfig:
     :param guest: the guest to boot.
     :param cpus: virtual CPUs.
     :param memory_mib: memory in MiB.
-    :param boot: how it boots.
+    :param boot: ``warm``: a fork of a guest that was booted once, where that can be; ``cold``: it boots.
     :param boot_timeout_s: seconds until the guest must have booted and logged in.
     :param disk_interface: how the guest sees the disk that it boots from.
     :param disks: further disks.
@@ -151,6 +151,8 @@ class VmConfig:
             )
         self._require_range("cpus", self.cpus, 1, 64)
         self._require_range("memory_mib", self.memory_mib, 16, 1 << 20)
+        if self.boot not in (None, "warm", "cold"):
+            raise self._error(f"boot is {self.boot!r}", "it is 'warm' or 'cold'")
         if self.disk_interface not in ("virtio", "nvme"):
             raise self._error(f"disk_interface is {self.disk_interface!r}", "it is 'virtio' or 'nvme'")
         names = [disk.name for disk in self.disks]
@@ -173,6 +175,7 @@ class VmConfig:
             guest=self.guest or settings.guest,
             cpus=self.cpus or settings.cpus,
             memory_mib=self.memory_mib or settings.memory_mib,
+            boot=self.boot or settings.boot,
             boot_timeout_s=self.boot_timeout_s or settings.boot_timeout,
         )
 
@@ -192,4 +195,5 @@ class CompleteVmConfig:
     guest: str
     cpus: int
     memory_mib: int
+    boot: BootKind
     boot_timeout_s: float

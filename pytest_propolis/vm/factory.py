@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
-from ..agent.protocol import Belongings, CreateDisk, CreateVm, Keep, KeptListed
+from ..agent.protocol import Belongings, CreateDisk, CreateVm, ForkVm, Keep, KeptListed, VmCreated, VmForked
 from ..console.log import make_log_directory
 from ..engine.boot_source import BootSource, DirectKernel, Firmware
-from ..errors import ArtifactMissing, ConfigError
+from ..errors import ArtifactMissing, ConfigError, HostBusy, ResourceExhausted, TemplateError
 from ..guests.adapter import GuestAdapter
 from ..guests.registry import GuestRegistry
 from ..hosts.agent_client import AgentClient
 from ..hosts.local import LocalHost
+from ..propolis_api import InstanceSpec
 from ..propolis_api.client import PropolisClient
 from ..settings import Settings
 from .config import BOOT_DISK, CompleteVmConfig, DataDisk, VmConfig
+from .phases import Phases
 from .preparation import ReadyImage, ready_image
 from .spec import AttachedDisk, instance_properties, instance_spec
+from .templates import Kind, TemplateMaker, cold_reason
 from .test_vm import TestVm
 
 __all__ = ["VmFactory"]
 
 MIB = 1 << 20
+ADMISSION_TIMEOUT_S: Final = 600.0
+
+T = TypeVar("T")
 
 
 class VmFactory:
@@ -34,6 +43,7 @@ class VmFactory:
     :param group: what the VMs belong to, usually a test; their names are unique in it.
     :param log_dir: the directory for their logs; it is made with the first VM.
     :param made: receives each VM as soon as there is one, for reports.
+    :param templates: what is known of templates on the host; it is added to.
     """
 
     def __init__(
@@ -46,6 +56,7 @@ class VmFactory:
         log_dir: Path,
         progress: Callable[[str], None],
         made: Callable[[TestVm], None],
+        templates: dict[object, str] | None = None,
     ) -> None:
         self._agent = agent
         self._settings = settings
@@ -60,6 +71,13 @@ class VmFactory:
         self.vms: list[TestVm] = []
         """All VMs that were made, in that order."""
         self._taken: list[contextlib.AsyncExitStack] = []
+        self._known = {} if templates is None else templates
+        self._templates = TemplateMaker(agent, log_dir=log_dir, progress=progress)
+
+    @property
+    def agent(self) -> AgentClient:
+        """The agent of the host that the VMs are on."""
+        return self._agent
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -75,7 +93,7 @@ class VmFactory:
         agent = await host.client()
         try:
             await _clear_away(host, agent)
-            factory = cls(agent=agent, **options)
+            factory = cls(agent=agent, templates=host.templates, **options)
             try:
                 yield factory
             finally:
@@ -133,24 +151,27 @@ class VmFactory:
         return await self.start_config(VmConfig(name=name, **changes))
 
     async def start_config(self, config: VmConfig) -> TestVm:
-        """Make the VM that a configuration describes, and boot it.
+        """Make the VM that a configuration describes, and boot it, or fork it from a guest that was booted before.
 
         :raises BootError: when its guest does not come up.
         """
-        vm = await self.create_config(config)
+        vm = await self._make(config, warm=True)
         await vm.boot()
         return vm
 
     async def create(self, name: str = "vm", **changes: Any) -> TestVm:
-        """Make a VM that does not run yet."""
+        """Make a VM that does not run yet. It boots from cold, unless asked otherwise."""
         return await self.create_config(VmConfig(name=name, **changes))
 
     async def create_config(self, config: VmConfig) -> TestVm:
-        """Make the VM that a configuration describes, not running yet.
+        """Make the VM that a configuration describes, not running yet. It boots from cold, unless ``boot="warm"``.
 
         :raises ConfigError: when there is a VM of that name, or the guest cannot be had as asked for.
         :raises ArtifactError: when its image cannot be had.
         """
+        return await self._make(config, warm=config.boot == "warm")
+
+    async def _make(self, config: VmConfig, *, warm: bool) -> TestVm:
         if config.name in self._names:
             raise ConfigError(
                 f"there is a VM named {config.name!r} in this test already", hint="give each VM of a test its own name"
@@ -159,71 +180,142 @@ class VmFactory:
         guest = self._guests.get(complete.guest)
         _check(complete, guest)
         async with contextlib.AsyncExitStack() as taken:
-            vm = await self._create(complete, guest, taken)
+            vm = None
+            if warm and cold_reason(complete, guest) is None:
+                vm = await self._fork(complete, guest, taken)
+            if vm is None:
+                vm = await self._create(complete, guest, await self._image(complete, guest), taken)
             self._names.add(config.name)
             self.vms.append(vm)
             self._made(vm)
             self._taken.append(taken.pop_all())
         return vm
 
-    async def _create(
+    async def _image(self, complete: CompleteVmConfig, guest: GuestAdapter) -> ReadyImage:
+        limit_s = complete.boot_timeout_s
+        return await ready_image(self._agent, guest.image, timeout_s=limit_s, progress=self._progress)
+
+    async def _fork(
         self, complete: CompleteVmConfig, guest: GuestAdapter, taken: contextlib.AsyncExitStack
+    ) -> TestVm | None:
+        """A fork of the kind's template; None, after a line that says why, if it cannot be had."""
+        make_log_directory(self._log_dir)
+        phases = Phases()
+        kind = (guest, dataclasses.replace(complete, config=dataclasses.replace(complete.config, name="any")))
+        forked = None
+        if kind in self._known:
+            with contextlib.suppress(TemplateError):  # it may have been removed meanwhile
+                forked = await self._fork_of(self._known[kind], complete, phases)
+        try:
+            if forked is None:
+                with phases.during("template"):
+                    key = self._known[kind] = await self._template_key(complete, guest)
+                forked = await self._fork_of(key, complete, phases)
+        except TemplateError as error:
+            self._progress(f"{guest.name} boots from cold: {error.message}")
+            return None
+        self._own(forked.id, taken)
+        phases.took_s |= forked.took_s
+        return await self._enter(complete, guest, forked, forked.spec, taken, forked.session, phases)
+
+    async def _template_key(self, complete: CompleteVmConfig, guest: GuestAdapter) -> str:
+        image = await self._image(complete, guest)
+        kind = Kind(
+            complete=complete,
+            guest=guest,
+            boot=_boot_source(complete.config, guest, image),
+            disks=tuple(_disks(complete.config, image)),
+            boot_order=_boot_order(complete.config, image),
+        )
+        return await self._templates.key(kind)
+
+    async def _fork_of(self, key: str, complete: CompleteVmConfig, phases: Phases) -> VmForked:
+        name, log_path = complete.config.name, self._qemu_log(complete)
+        request = ForkVm(template=key, name=name, group=self._group, log_path=log_path)
+        with phases.during("fork"):
+            return await self._admitted(complete, partial(self._agent.fork_vm, request), phases)
+
+    async def _create(
+        self, complete: CompleteVmConfig, guest: GuestAdapter, image: ReadyImage, taken: contextlib.AsyncExitStack
     ) -> TestVm:
         config = complete.config
-        image = await ready_image(self._agent, guest.image, timeout_s=complete.boot_timeout_s, progress=self._progress)
-        disks = [disk async for disk in self._disks(config, image, taken)]
-        default_order = (BOOT_DISK,) if image.disk else ()
+        disks = []
+        for disk, request in _disks(config, image):
+            path = None if request is None else await self._create_disk(request, taken)
+            disks.append(dataclasses.replace(disk, path=path))
         spec = instance_spec(
             cpus=complete.cpus,
             memory_mib=complete.memory_mib,
             disks=disks,
-            boot_order=default_order if config.boot_order is None else config.boot_order,
+            boot_order=_boot_order(config, image),
             nics=config.nics,
             cpuid=config.cpuid,
             hyper_v=config.hyper_v,
         )
         make_log_directory(self._log_dir)
-        created = await self._agent.create_vm(
-            CreateVm(
-                name=config.name,
-                group=self._group,
-                boot=_boot_source(config, guest, image),
-                log_path=str(self._log_dir / f"{config.name}.qemu.log"),
-                display=config.display,
-            )
-        )
-        self._vm_ids.append(created.id)
-        taken.push_async_callback(self._agent.remove_vm, created.id)
-        vm = TestVm(
+        wanted = CreateVm(
             name=config.name,
-            client=PropolisClient(self._agent.endpoint(created.path), vm=config.name),
+            group=self._group,
+            boot=_boot_source(config, guest, image),
+            log_path=self._qemu_log(complete),
+            memory_mib=complete.memory_mib,
+            display=config.display,
+        )
+        phases = Phases()
+        created = await self._admitted(complete, partial(self._agent.create_vm, wanted), phases)
+        self._own(created.id, taken)
+        return await self._enter(complete, guest, created, spec, taken, phases=phases)
+
+    async def _enter(
+        self,
+        complete: CompleteVmConfig,
+        guest: GuestAdapter,
+        made: VmCreated | VmForked,
+        spec: InstanceSpec,
+        taken: contextlib.AsyncExitStack,
+        fork_session: str | None = None,
+        phases: Phases | None = None,
+    ) -> TestVm:
+        name = complete.config.name
+        vm = TestVm(
+            name=name,
+            client=PropolisClient(self._agent.endpoint(made.path), vm=name),
             guest=guest,
             spec=spec,
-            properties=instance_properties(config.name),
-            log_path=self._log_dir / f"{config.name}.serial.log",
+            properties=instance_properties(name),
+            log_path=self._log_dir / f"{name}.serial.log",
             boot_timeout_s=complete.boot_timeout_s,
-            vm_id=created.id,
+            fork_session=fork_session,
+            phases=phases,
+            vm_id=made.id,
         )
         return await taken.enter_async_context(vm)
 
-    async def _disks(
-        self, config: VmConfig, image: ReadyImage, taken: contextlib.AsyncExitStack
-    ) -> AsyncIterator[AttachedDisk]:
-        if image.disk is not None:
-            request = CreateDisk(image=str(image.disk), image_format="qcow2")
-            path = await self._create_disk(request, taken)
-            yield AttachedDisk(name=BOOT_DISK, path=path, interface=config.disk_interface)
-        for disk in config.disks:
-            in_memory = disk.is_in_memory
-            yield AttachedDisk(
-                name=disk.name,
-                path=None if in_memory else await self._create_disk(_disk_request(disk), taken),
-                contents=_contents(disk) if in_memory else None,
-                interface=disk.interface,
-                readonly=disk.readonly,
-                block_size=disk.block_size,
-                pci_slot=disk.pci_slot,
-            )
+    def _own(self, vm_id: str, taken: contextlib.AsyncExitStack) -> None:
+        self._vm_ids.append(vm_id)
+        taken.push_async_callback(self._agent.remove_vm, vm_id)
+
+    async def _admitted(self, complete: CompleteVmConfig, ask: Callable[[], Awaitable[T]], phases: Phases) -> T:
+        """Ask for a VM until there is memory for it, and say once that it waits.
+
+        :raises ResourceExhausted: when there is none for long.
+        """
+        name, began = complete.config.name, time.monotonic()
+        while True:
+            try:
+                answer = await ask()
+            except HostBusy as busy:
+                waited_s = time.monotonic() - began
+                if waited_s > ADMISSION_TIMEOUT_S:
+                    raise ResourceExhausted(busy.message, vm=name, waited_s=waited_s, hint=busy.hint) from None
+                if "queue" not in phases.took_s:
+                    self._progress(f"VM {name!r} waits for memory: {busy.message}")
+                phases.took_s["queue"] = time.monotonic() - began
+            else:
+                return answer
+
+    def _qemu_log(self, complete: CompleteVmConfig) -> str:
+        return str(self._log_dir / f"{complete.config.name}.qemu.log")
 
     async def _create_disk(self, request: CreateDisk, taken: contextlib.AsyncExitStack) -> str:
         disk = await self._agent.create_disk(request)
@@ -236,6 +328,24 @@ async def _clear_away(host: LocalHost, agent: AgentClient) -> None:
     while host.unfinished:
         await agent.remove(host.unfinished[-1].belongings)
         host.unfinished.pop()
+
+
+def _disks(config: VmConfig, image: ReadyImage) -> Iterator[tuple[AttachedDisk, CreateDisk | None]]:
+    """The disks, without places yet, and what they are made of; None for one in memory."""
+    if image.disk is not None:
+        request = CreateDisk(image=str(image.disk), image_format="qcow2")
+        yield AttachedDisk(name=BOOT_DISK, path=None, interface=config.disk_interface), request
+    for disk in config.disks:
+        attached = AttachedDisk(
+            name=disk.name,
+            path=None,
+            contents=_contents(disk) if disk.is_in_memory else None,
+            interface=disk.interface,
+            readonly=disk.readonly,
+            block_size=disk.block_size,
+            pci_slot=disk.pci_slot,
+        )
+        yield attached, None if disk.is_in_memory else _disk_request(disk)
 
 
 def _disk_request(disk: DataDisk) -> CreateDisk:
@@ -251,6 +361,12 @@ def _contents(disk: DataDisk) -> bytes:
         return disk.image.read_bytes()
     except OSError as error:
         raise ArtifactMissing(f"data disk {disk.name!r}: {error}", hint="correct the path of its image") from None
+
+
+def _boot_order(config: VmConfig, image: ReadyImage) -> tuple[str, ...]:
+    if config.boot_order is not None:
+        return config.boot_order
+    return (BOOT_DISK,) if image.disk else ()
 
 
 def _check(complete: CompleteVmConfig, guest: GuestAdapter) -> None:

@@ -13,6 +13,7 @@ from ..agent.protocol import VmFacts
 from ..console.console import Console
 from ..console.shell import CommandResult, Shell
 from ..console.transcript import Found
+from ..engine.template_layout import BOUNDARY
 from ..errors import (
     ApiError,
     BootError,
@@ -36,6 +37,8 @@ from ..propolis_api import (
     SpecInit,
 )
 from ..propolis_api.client import Endpoint, PropolisClient
+from ..settings import BootKind
+from .phases import Phases
 
 __all__ = ["TestVm"]
 
@@ -69,6 +72,8 @@ class TestVm:
         log_path: Path,
         boot_timeout_s: float,
         vm_id: str = "",
+        fork_session: str | None = None,
+        phases: Phases | None = None,
     ) -> None:
         self.name = name
         self.id = vm_id
@@ -77,7 +82,14 @@ class TestVm:
         self.properties = properties
         self.log_path = log_path
         self._client = client
+        self.boot_kind: BootKind = "cold" if fork_session is None else "warm"
+        """Whether it boots, or was forked from a guest that was booted before."""
+        self.phases = phases or Phases()
+        """How long the steps up to its first command took."""
+        self.boot_log = ""
+        """What the console showed until somebody was logged in."""
         self._boot_timeout_s = boot_timeout_s
+        self._fork_session = fork_session
         self._console: Console | None = None
         self._shell: Shell | None = None
         self._resources = contextlib.AsyncExitStack()
@@ -108,6 +120,8 @@ class TestVm:
             Console.over(connection, vm=self.name, log_path=self.log_path)
         )
         self._shell = Shell(self._console, vm=self.name)
+        if self._fork_session is not None:
+            self.boot_log = (await self._console.wait_for(BOUNDARY, timeout_s=OUTPUT_TIMEOUT_S)).before
 
     async def run_instance(self) -> None:
         """Ask the server to run the VM."""
@@ -134,14 +148,32 @@ class TestVm:
         limit_s = self._boot_timeout_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                await self.guest.log_in(self.console)
-                await self._require_shell().start(
-                    shell=self.guest.shell, wrapper=self.guest.shell_wrapper, timeout_s=limit_s
-                )
+                if self._fork_session is None:
+                    await self._log_in(limit_s)
+                else:
+                    await self._wake(self._fork_session, limit_s)
         except TimeoutError:
             raise self._boot_error("did not come up to a login", waited_s=limit_s) from None
         except ConsoleClosed:
             raise self._boot_error(f"stopped while it booted (state {await self._last_state()})") from None
+
+    async def _log_in(self, limit_s: float) -> None:
+        with self.phases.during("login"):
+            await self.guest.log_in(self.console)
+        self.boot_log = self.console.transcript.since(0)
+        with self.phases.during("shell"):
+            shell, wrapper = self.guest.shell, self.guest.shell_wrapper
+            await self._require_shell().start(shell=shell, wrapper=wrapper, timeout_s=limit_s)
+
+    async def _wake(self, session: str, limit_s: float) -> None:
+        """Let a fork know that it is one."""
+        self._require_shell().resume(session)
+        with self.phases.during("identity"):
+            await self._take_on_identity(limit_s)
+
+    async def _take_on_identity(self, limit_s: float) -> None:
+        command = self.guest.wake_command(name=self.name)
+        await self._require_shell().run(command, timeout_s=limit_s, note="taking on an identity of its own")
 
     async def stop(self, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
         """Stop the VM without asking its guest, and wait until it is destroyed.
@@ -172,6 +204,20 @@ class TestVm:
         finally:
             await self._resources.aclose()
             await self._client.aclose()
+
+    async def become_template(self, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+        """Make the guest ready to be frozen: what forks need is in place and works, and it is quiet.
+
+        :raises ShellError: when that fails.
+        """
+        for command in self.guest.template_commands():
+            await self._require_shell().run(command, timeout_s=timeout_s, note="preparing the template")
+        await self._take_on_identity(timeout_s)
+        await self._require_shell().run(self.guest.quiet_command, timeout_s=timeout_s)
+
+    def drill(self) -> tuple[str, str]:
+        """What to type so that a fork of the guest wakes up, and what it shows at the end."""
+        return self._require_shell().drill(self.guest.wake_command(name=self.name))
 
     async def hand_over(self) -> None:
         """Leave the console to the user's own shell, if the guest takes commands: it takes none from then on."""
@@ -206,7 +252,8 @@ class TestVm:
         self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S, check: bool = False
     ) -> CommandResult:
         """As `run`, but with the exit status; that is not checked unless asked for."""
-        return await self._require_shell().run(command, timeout_s=timeout_s, check=check)
+        with self.phases.during("first command"):
+            return await self._require_shell().run(command, timeout_s=timeout_s, check=check)
 
     @contextlib.asynccontextmanager
     async def interactive(self, *, timeout_s: float = OUTPUT_TIMEOUT_S) -> AsyncIterator[Console]:
@@ -320,6 +367,11 @@ class TestVm:
         return self._console.log.failure if self._console else None
 
     @property
+    def session(self) -> str:
+        """The word of the read-eval loop that takes this VM's commands."""
+        return self._require_shell().session
+
+    @property
     def final_state(self) -> str | None:
         """The state that the VM was in when it was taken away; None while it is there."""
         return self._final_state
@@ -368,6 +420,7 @@ class TestVm:
 
     def _forget_shell(self) -> None:
         """From here on, nothing that the console showed before counts."""
+        self._fork_session = None  # what comes now is a boot
         self.console.transcript.skip()
         self._shell = Shell(self.console, vm=self.name)
 

@@ -94,8 +94,12 @@ class LiveRun:
 
     def wait_for(self, target: str) -> None:
         """Wait until a process is there."""
+        self.wait_for_number(target, 1)
+
+    def wait_for_number(self, target: str, number: int) -> None:
+        """Wait until so many processes of a kind are there."""
         deadline = time.monotonic() + PHASE_TIMEOUT_S
-        while not any(WORDS[target] in line for line in self.processes().values()):
+        while sum(WORDS[target] in line for line in self.processes().values()) < number:
             assert time.monotonic() < deadline, f"no {target}:\n{self.output}"
             select.select([], [], [], 0.02)
 
@@ -184,6 +188,7 @@ def started_run(
         **{key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")},
         "XDG_RUNTIME_DIR": str(place),
         "TMPDIR": str(place / "tmp"),
+        "PROPOLIS_STANDBY": os.environ.get("HAZARD_STANDBY", "0"),  # a QEMU that is hit is the VM's
         **environment,
     }
     command = [sys.executable, "-m", "pytest", "-p", "propolis", "-p", "no:cacheprovider", "-q", *arguments]

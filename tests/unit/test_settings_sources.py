@@ -32,8 +32,9 @@ def settings_file(directory: Path, text: str) -> Settings:
 
 def test_without_any_choice_the_documented_defaults_hold() -> None:
     settings = resolve()
-    assert (settings.guest, settings.cpus, settings.memory_mib, settings.boot) == ("alpine", 2, 512, "cold")
+    assert (settings.guest, settings.cpus, settings.memory_mib, settings.boot) == ("alpine", 2, 512, "warm")
     assert (settings.accelerator, settings.keep, settings.boot_timeout) == ("auto", "never", 300.0)
+    assert settings.standby == "auto"
     assert (settings.artifact_dir, settings.log_dir, settings.qemu, settings.settings_file) == (None,) * 4
 
 
@@ -98,7 +99,7 @@ def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("accelerator", "hvf", "must be one of auto, kvm, tcg"),
         ("keep", "Never", "must be one of never, failed, always"),
         ("pause_on_failure", "maybe", "must be yes or no"),
-        ("boot", "warm", "must be one of cold"),
+        ("boot", "hot", "must be one of warm, cold"),
         ("guest", "  ", "must not be empty"),
         ("qemu", "  ", "must not be empty"),
     ],

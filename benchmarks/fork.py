@@ -1,0 +1,185 @@
+"""From the wish for a VM to its first command's result where the VM is a fork, against QEMU and sockets by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any, Self
+
+from pytest_propolis.engine.template import Template, with_disks_in
+from pytest_propolis.engine.template_layout import STATE_FILE, blank_file, disk_file
+from pytest_propolis.guests.awakening import wake_command
+from pytest_propolis.storage.store import template_directory
+
+from .figure import Figure
+from .house import House
+from .options import Options, say
+from .samples import ratio_of_medians, spread
+
+__all__ = ["measure"]
+
+BOUND = 1.25
+ROUNDS = 15
+STANDBY_TIMEOUT_S = 60.0
+SCRATCH = "/run/.propolis-wake"
+
+
+class BareFork:
+    """A fork by hand, of a template that the project has made."""
+
+    def __init__(self, place: Path, directory: Path) -> None:
+        self._place = place
+        self._template = Template.load(place)
+        self._directory = Path(tempfile.mkdtemp(dir=directory))
+        self._received = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._line.close()
+        self._monitor.close()
+
+    def restore(self) -> None:
+        for index in range(self._template.disks):
+            shutil.copyfile(self._place / blank_file(index), self._directory / disk_file(index))
+        self._line, line = socket.socketpair()
+        self._monitor, monitor = socket.socketpair()
+        arguments = self._template.arguments(
+            spec=with_disks_in(self._template.spec, self._directory), place=self._place, accelerator="tcg", mark="bare"
+        )
+        fds = (line.fileno(), monitor.fileno())
+        with line, monitor:
+            self._process = subprocess.Popen(
+                [
+                    *("setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64", *arguments),
+                    *("-chardev", f"socket,id=com1,fd={fds[0]}", "-chardev", f"socket,id=mon,fd={fds[1]}"),
+                    *("-mon", "chardev=mon,mode=control", "-incoming", "defer"),
+                ],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+            )
+        self._answers = self._monitor.makefile("rb")
+        self._answers.readline()
+        self._execute("qmp_capabilities")
+        capabilities = [{"capability": name, "state": True} for name in ("events", "x-ignore-shared")]
+        self._execute("migrate-set-capabilities", capabilities=capabilities)
+        with (self._place / STATE_FILE).open("rb") as state:
+            socket.send_fds(self._monitor, [json.dumps(_command("getfd", fdname="s")).encode()], [state.fileno()])
+            self._answer()
+            self._execute("migrate-incoming", uri="fd:s")
+            while json.loads(self._answers.readline()).get("data", {}).get("status") != "completed":
+                pass
+
+    def run_on(self) -> None:
+        self._execute("cont")
+
+    def pause(self) -> None:
+        self._execute("stop")
+
+    def run(self, command: str) -> None:
+        nonce = b"r" + secrets.token_hex(6).encode()
+        self._line.sendall(b"%b 0 %b\n" % (nonce, command.encode()))
+        while b"\x1e%b\x030\x04" % nonce not in self._received:
+            self._received += self._line.recv(1 << 16)
+
+    def _execute(self, command: str, **arguments: Any) -> None:
+        self._monitor.sendall(json.dumps(_command(command, **arguments)).encode())
+        self._answer()
+
+    def _answer(self) -> None:
+        while "return" not in (answer := json.loads(self._answers.readline())):
+            if "error" in answer:
+                raise RuntimeError(answer["error"]["desc"])
+
+
+def _command(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"execute": name, "arguments": arguments}
+
+
+def measure(options: Options) -> list[Figure]:
+    guests = ("micro", "alpine") if options.alpine else ("micro",)
+    figures = []
+    for guest in guests:
+        for standby in (0, 1):
+            figures += asyncio.run(_measure(guest, standby, options))
+    return figures
+
+
+async def _measure(guest: str, standby: int, options: Options) -> list[Figure]:
+    ours: list[float] = []
+    floor: list[float] = []
+    async with House.open(options, standby=standby) as house:
+        await house.factory.start("first", guest=guest)
+        place = _latest_template()
+        for number in range(options.repeated(ROUNDS) + 1):
+            ours.append(await _ours(house, guest, f"vm{number}", standby=bool(standby)))
+            floor.append(_by_hand(place, house.directory, standby=bool(standby)))
+            say(f"fork {guest} {standby=}: {ours[-1]:.3f}, by hand {floor[-1]:.3f}, load {os.getloadavg()[0]:.1f}")
+    ours, floor = ours[1:], floor[1:]
+    ratio = ratio_of_medians(ours, floor)
+    how = "that stood by" if standby else "without standby"
+    return [
+        Figure(
+            name=f"fork of {guest} {how} to the first result, n={len(ours)}",
+            measured=spread(ours),
+            floor=spread(floor),
+            ratio=f"{ratio:.3f}",
+            bound=f"<= {BOUND:.2f} x",
+            met=ratio <= BOUND,
+        ),
+        Figure(name="the same, pair by pair", ratio=f"{median(a / b for a, b in zip(ours, floor, strict=True)):.3f}"),
+    ]
+
+
+async def _ours(house: House, guest: str, name: str, *, standby: bool) -> float:
+    if standby:
+        await _until_one_stands_by(house)
+    began = time.perf_counter()
+    vm = await house.factory.start(name, guest=guest)
+    await vm.run("true")
+    took_s = time.perf_counter() - began
+    assert vm.boot_kind == "warm"
+    assert ("exec" not in vm.phases.took_s) == standby
+    await vm.aclose()
+    return took_s
+
+
+async def _until_one_stands_by(house: House) -> None:
+    async with asyncio.timeout(STANDBY_TIMEOUT_S):
+        while not (await house.factory.agent.info()).standing_by:
+            await asyncio.sleep(0.02)
+
+
+def _by_hand(place: Path, directory: Path, *, standby: bool) -> float:
+    with BareFork(place, directory) as fork:
+        began = time.perf_counter()
+        fork.restore()
+        if standby:
+            fork.run_on()
+            fork.run(wake_command(SCRATCH, name="warm-up"))
+            fork.pause()
+            began = time.perf_counter()
+        fork.run_on()
+        fork.run(wake_command(SCRATCH, name="bare"))
+        fork.run("true")
+        return time.perf_counter() - began
+
+
+def _latest_template() -> Path:
+    places = (template_directory(None) / "derived").glob("[!.]*")
+    return max(places, key=lambda place: (place / "manifest.json").stat().st_mtime)

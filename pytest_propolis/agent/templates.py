@@ -1,0 +1,227 @@
+"""Templates on the agent's host: each made once for all runs, by the client that comes first."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ..engine.boot_source import DirectKernel
+from ..engine.guest_memory import GuestMemory
+from ..engine.machine import MachineError
+from ..engine.template import Template, template_key, with_disks_in
+from ..engine.template_layout import MEMORY_FILE, STATE_FILE, blank_file, disk_file
+from ..errors import AgentError, PropolisError, ResourceExhausted, TemplateError
+from ..storage.eviction import note_use
+from ..storage.overlays import create_blank_overlay
+from ..storage.store import ArtifactStore
+from .account import Account, OwnedVm, make_image
+from .budget import fork_cost_mib
+from .platform import Platform, PlatformFinder
+from .protocol import CreateVm, ForkVm, FreezeVm, TemplateMaking, TemplateNeeded, VmForked
+
+__all__ = ["Templates"]
+
+PRIVATE: Final = 0o600
+"""QEMU opens memory for writing even where it maps it privately."""
+
+MARGIN_BYTES: Final = 256 << 20
+MIB: Final = 1 << 20
+
+
+class Templates:
+    """Has templates made, and VMs forked from them."""
+
+    def __init__(self, platforms: PlatformFinder, account: Account, *, directory: Path) -> None:
+        self._platforms = platforms
+        self._account = account
+        self._store = ArtifactStore(directory)
+        self._frozen: dict[str, asyncio.Future[FreezeVm]] = {}
+        self._ready: dict[str, Template] = {}
+        self._unfit: dict[str, str] = {}
+
+    async def get(
+        self,
+        client: str,
+        needed: TemplateNeeded,
+        *,
+        progress: Callable[[str], None],
+        offer: Callable[[TemplateMaking], None],
+    ) -> str:
+        """The key of a template, which is there and intact.
+
+        :param offer: called with a VM for the client to make a template of, if that is needed.
+        :raises TemplateError: when it cannot be made, now or earlier in this run.
+        :raises ResourceExhausted: when there is no space for it.
+        """
+        platform = await self._platforms.find()
+        key = _key(needed, platform)
+        if reason := self._unfit.get(key):
+            raise TemplateError(reason)
+        try:
+            place = await self._store.derive(
+                key,
+                Template.files(len(needed.disks)),
+                lambda directory: self._make(client, needed, key, directory, platform, offer),
+                progress,
+                title=f"a template of {needed.title}",
+                mode=PRIVATE,
+            )
+            if key not in self._ready:
+                note_use(place)
+                self._ready[key] = Template.load(place)
+        except (PropolisError, MachineError, OSError, msgspec.DecodeError) as error:
+            self._unfit[key] = str(error) if not isinstance(error, PropolisError) else error.message
+            raise TemplateError(self._unfit[key]) from None
+        return key
+
+    def freeze(self, vm_id: str, request: FreezeVm) -> None:
+        """A client has made the VM that it was offered ready.
+
+        :raises TemplateError: when nobody waits for that.
+        """
+        self._waiting(vm_id).set_result(request)
+
+    def give_up(self, vm_id: str, reason: str) -> None:
+        """A client could not make the VM that it was offered ready. No other client of this run will be asked."""
+        with contextlib.suppress(TemplateError):
+            self._waiting(vm_id).set_exception(TemplateError(reason))
+
+    async def fork(self, client: str, request: ForkVm) -> VmForked:
+        """Make a VM that goes on where a template stopped.
+
+        :raises TemplateError: when the template is not there, or is not taken.
+        """
+        template = self._ready.get(request.template)
+        place = self._store.derived(template.key, Template.files(template.disks)) if template else None
+        if template is None or place is None:
+            raise TemplateError(f"template {request.template} is not there any more")
+        create = CreateVm(
+            name=request.name,
+            group=request.group,
+            boot=template.boot,
+            log_path=request.log_path,
+            memory_mib=fork_cost_mib(template.spec.board.memory_mb),
+        )
+        vm = await self._account.fork_vm(client, create, template=template, place=place)
+        assert vm.fork is not None
+        return VmForked(
+            id=vm.id,
+            path=f"/vms/{vm.id}",
+            spec=vm.fork.spec,
+            session=template.session,
+            took_s={} if vm.fork.stood_by else vm.fork.took_s,
+        )
+
+    async def _make(
+        self,
+        client: str,
+        needed: TemplateNeeded,
+        key: str,
+        directory: Path,
+        platform: Platform,
+        offer: Callable[[TemplateMaking], None],
+    ) -> None:
+        _require_space(directory, needed)
+        for index, disk in enumerate(needed.disks):
+            await make_image(disk, platform.qemu.img, directory / disk_file(index))
+        create = CreateVm(name=f"template-{key[:12]}", group=needed.title, boot=needed.boot, log_path=needed.log_path)
+        memory = GuestMemory(path=str(directory / MEMORY_FILE), shared=True)
+        vm = await self._account.create_vm(client, create, memory=memory)
+        try:
+            facts = await self._have_booted(
+                vm, TemplateMaking(id=vm.id, path=f"/vms/{vm.id}", spec=with_disks_in(needed.spec, directory)), offer
+            )
+            await vm.server.freeze(directory / STATE_FILE)
+        finally:
+            with contextlib.suppress(AgentError):  # a client that has left has no VMs any more
+                await self._account.remove_vm(client, vm.id)
+        for index in range(len(needed.disks)):
+            # It names the disk by the place that it will have.
+            await create_blank_overlay(
+                qemu_img=platform.qemu.img,
+                backing=directory / disk_file(index),
+                named=self._place(key) / disk_file(index),
+                overlay=directory / blank_file(index),
+            )
+        Template(
+            key=key,
+            boot=needed.boot,
+            spec=needed.spec,
+            properties=needed.properties,
+            disks=len(needed.disks),
+            session=facts.session,
+            console=facts.console,
+            drill=facts.drill,
+            drilled=facts.drilled,
+        ).save(directory)
+
+    async def _have_booted(
+        self, vm: OwnedVm, making: TemplateMaking, offer: Callable[[TemplateMaking], None]
+    ) -> FreezeVm:
+        frozen: asyncio.Future[FreezeVm] = asyncio.get_running_loop().create_future()
+        self._frozen[vm.id] = frozen
+        try:
+            offer(making)
+            return await frozen
+        finally:
+            del self._frozen[vm.id]
+
+    def _waiting(self, vm_id: str) -> asyncio.Future[FreezeVm]:
+        frozen = self._frozen.get(vm_id)
+        if frozen is None or frozen.done():
+            raise TemplateError(f"VM {vm_id} is not about to become a template")
+        return frozen
+
+    def _place(self, key: str) -> Path:
+        return self._store.directory / "derived" / key
+
+
+def _key(needed: TemplateNeeded, platform: Platform) -> str:
+    files = [disk.image for disk in needed.disks if disk.image]
+    if isinstance(needed.boot, DirectKernel):
+        files += [file for file in (needed.boot.kernel, needed.boot.initrd) if file]
+    disks = [repr((disk.image, disk.image_format, disk.size_bytes)) for disk in needed.disks]
+    return template_key(
+        spec=needed.spec,
+        properties=needed.properties,
+        boot=needed.boot,
+        accelerator=platform.accelerator.name,
+        facts=(needed.guest, platform.qemu.identity, _processor(platform), *disks, *map(_looks, files)),
+    )
+
+
+def _looks(file: str) -> str:
+    """A file by name and looks: those of the store have a hash of their content in their names."""
+    try:
+        status = Path(file).stat()
+    except OSError:
+        raise TemplateError(f"{file} is not there") from None
+    return repr((file, status.st_size, status.st_mtime_ns))
+
+
+def _processor(platform: Platform) -> str:
+    """What the guest sees of the host's processor: all of it under KVM, nothing under emulation."""
+    if platform.accelerator.name != "kvm":
+        return ""
+    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    told = [line for line in lines if line.startswith(("vendor_id", "cpu family", "model", "stepping", "flags"))]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+
+
+def _require_space(directory: Path, needed: TemplateNeeded) -> None:
+    """A guest whose memory is in a file dies without a word when the file system is full."""
+    free = os.statvfs(directory).f_bavail * os.statvfs(directory).f_frsize
+    wanted = needed.spec.board.memory_mb * MIB + MARGIN_BYTES
+    if free < wanted:
+        raise ResourceExhausted(
+            f"no space left for a template in {directory.parent.parent}:"
+            f" {free // MIB} MiB are free, {wanted // MIB} MiB are needed",
+            hint="free some space there, or choose another directory with --propolis-artifact-dir",
+        )

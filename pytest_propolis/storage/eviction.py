@@ -1,0 +1,95 @@
+"""Eviction: which of the things that were derived once, and can be again, are kept no longer.
+
+A thing that is being made is left alone, and what a maker that was killed left of one is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+__all__ = ["Evicted", "evict", "note_use"]
+
+_MANIFEST: Final = "manifest.json"
+_BLOCK_BYTES: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Evicted:
+    """What was removed, and why.
+
+    :param size_bytes: the space that it took.
+    """
+
+    path: Path
+    size_bytes: int
+    reason: str
+
+
+def note_use(place: Path) -> None:
+    """Remember that this was used now. The files that its manifest vouches for stay as they look."""
+    with contextlib.suppress(OSError):
+        os.utime(place / _MANIFEST)
+
+
+def evict(directory: Path, *, max_age_s: float, max_bytes: int, dry_run: bool = False) -> list[Evicted]:
+    """Remove what an `ArtifactStore` of this directory has derived and nobody used for long, or that is too much.
+
+    VMs that run from it are not disturbed: they have its files open. It blocks.
+
+    :param max_age_s: how long something may go unused, in seconds.
+    :param max_bytes: how much all may take together; what was used longest ago goes first.
+    """
+    evicted = list(_half_made(directory, dry_run=dry_run))
+    left = max_bytes
+    for used, place in sorted(_complete(directory / "derived"), reverse=True):
+        size_bytes = _size(place)
+        left -= size_bytes
+        idle_s = time.time() - used
+        if idle_s > max_age_s or left < 0:
+            reason = f"not used for {idle_s / 86400:.1f} days" if idle_s > max_age_s else "there is too much"
+            if _remove(directory, place, place.name, dry_run=dry_run):
+                evicted.append(Evicted(place, size_bytes, reason))
+    return evicted
+
+
+def _complete(derived: Path) -> Iterator[tuple[float, Path]]:
+    for place in derived.glob("[!.]*"):
+        with contextlib.suppress(OSError):
+            yield (place / _MANIFEST).stat().st_mtime, place
+
+
+def _half_made(directory: Path, *, dry_run: bool) -> Iterator[Evicted]:
+    for place in (directory / "derived").glob(".*.*"):
+        size_bytes = _size(place)
+        if _remove(directory, place, place.name.split(".")[1], dry_run=dry_run):
+            yield Evicted(place, size_bytes, "whoever made it was killed")
+
+
+def _remove(directory: Path, place: Path, key: str, *, dry_run: bool) -> bool:
+    """Remove it unless somebody holds its lock. Renamed first: half of it must not be found under its name."""
+    from filelock import FileLock, Timeout  # here, as in `locks`
+
+    try:
+        with FileLock(directory / "locks" / f"derived-{key}.lock", timeout=0):
+            if not dry_run and place.exists():
+                doomed = place if place.name.startswith(".") else place.with_name(f".{place.name}.evicted")
+                place.rename(doomed)
+                shutil.rmtree(doomed)
+    except (Timeout, OSError):
+        return False
+    return True
+
+
+def _size(place: Path) -> int:
+    total = 0
+    for path in place.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_blocks * _BLOCK_BYTES
+    return total

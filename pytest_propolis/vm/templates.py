@@ -1,0 +1,115 @@
+"""Templates as a factory uses them: which VMs may be forks, and how a kind's template is made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..agent.protocol import CreateDisk, FreezeVm, TemplateMaking, TemplateNeeded
+from ..engine.boot_source import BootSource, DirectKernel
+from ..engine.template_layout import disk_file
+from ..errors import PropolisError
+from ..guests.adapter import GuestAdapter
+from ..hosts.agent_client import AgentClient
+from ..propolis_api.client import PropolisClient
+from .config import CompleteVmConfig
+from .spec import AttachedDisk, instance_properties, instance_spec
+from .test_vm import TestVm
+
+__all__ = ["Kind", "TemplateMaker", "cold_reason"]
+
+PREPARE_TIMEOUT_S = 60.0
+
+
+def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
+    """Why a VM that is to be ready soon must boot all the same; None if it may be a fork."""
+    config = complete.config
+    reasons = {
+        "it was asked for": complete.boot == "cold",
+        f"{guest.name} cannot be forked": not guest.forkable,
+        "firmware boots it": config.firmware not in (None, "none") or guest.image.kernel is None,
+        "it has a boot order": config.boot_order is not None,
+        # QEMU cannot save an NVMe controller.
+        "it has an NVMe disk": "nvme" in (config.disk_interface, *(disk.interface for disk in config.disks)),
+        # A template would be used by one test, whose own image that is.
+        "it has a disk with an image of its own": any(disk.image for disk in config.disks),
+        # What lies in this QEMU's memory and nowhere else.
+        "it has a disk in memory": any(disk.is_in_memory for disk in config.disks),
+        # Forks would have one address.
+        "it has a network card": bool(config.nics),
+        "it has a display": config.display,
+        "its processor is described in detail": config.cpuid is not None or config.hyper_v is not None,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """What VMs have in common that can be forks of one template.
+
+    :param disks: for each disk, its name and what it is made of.
+    """
+
+    complete: CompleteVmConfig
+    guest: GuestAdapter
+    boot: BootSource
+    disks: tuple[tuple[AttachedDisk, CreateDisk | None], ...]
+    boot_order: tuple[str, ...]
+
+    def needed(self, log_path: Path) -> TemplateNeeded:
+        attached = [dataclasses.replace(disk, path=disk_file(index)) for index, (disk, _) in enumerate(self.disks)]
+        assert isinstance(self.boot, DirectKernel)
+        return TemplateNeeded(
+            title=f"{self.guest.name} ({self.complete.cpus} CPUs, {self.complete.memory_mib} MiB)",
+            boot=self.boot,
+            spec=instance_spec(
+                cpus=self.complete.cpus,
+                memory_mib=self.complete.memory_mib,
+                disks=attached,
+                boot_order=self.boot_order,
+            ),
+            properties=instance_properties("template"),
+            disks=tuple(create for _, create in self.disks if create),
+            guest=self.guest.fingerprint,
+            log_path=str(log_path),
+        )
+
+
+class TemplateMaker:
+    """Makes templates through one agent."""
+
+    def __init__(self, agent: AgentClient, *, log_dir: Path, progress: Callable[[str], None]) -> None:
+        self._agent = agent
+        self._log_dir = log_dir
+        self._progress = progress
+
+    async def key(self, kind: Kind) -> str:
+        """The key of a kind's template, which is made if it is not there.
+
+        :raises TemplateError: when it cannot be.
+        """
+        needed = kind.needed(self._log_dir / "template.qemu.log")
+        return await self._agent.get_template(needed, self._progress, lambda making: self._make(kind, needed, making))
+
+    async def _make(self, kind: Kind, needed: TemplateNeeded, making: TemplateMaking) -> None:
+        vm = TestVm(
+            name="template",
+            client=PropolisClient(self._agent.endpoint(making.path), vm="template"),
+            guest=kind.guest,
+            spec=making.spec,
+            properties=needed.properties,
+            log_path=self._log_dir / "template.serial.log",
+            boot_timeout_s=kind.complete.boot_timeout_s,
+        )
+        try:
+            await vm.boot()
+            await vm.become_template(timeout_s=PREPARE_TIMEOUT_S)
+            drill, drilled = vm.drill()
+            facts = FreezeVm(session=vm.session, console=vm.boot_log, drill=drill, drilled=drilled)
+            await self._agent.freeze(making.id, facts)
+        except PropolisError as error:
+            await self._agent.give_up(making.id, error.message)
+        finally:
+            await vm.let_go()

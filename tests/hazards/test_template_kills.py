@@ -1,0 +1,100 @@
+"""Whatever is killed while a template is made or forked: nothing half-made is used, and nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import live_run as hazards
+import pytest
+from live_run import live_run
+
+from pytest_propolis.storage.store import default_artifact_dir
+
+ENDED_TIMEOUT_S = 60
+
+
+# A guest that tells when its template is being made: at the log-in, which a fork does not see.
+CONFTEST = """
+from pytest_propolis.guests.micro import Micro
+
+class Telling(Micro):
+    name = "telling"
+
+    async def log_in(self, console):
+        reached("making")
+        await super().log_in(console)
+
+def pytest_propolis_guests(config):
+    return [Telling()]
+"""
+
+
+@pytest.fixture(autouse=True)
+def telling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hazards, "CONFTEST", hazards.CONFTEST + CONFTEST)
+    monkeypatch.setattr(hazards, "TEST", hazards.TEST.replace('guest="micro"', 'guest="telling"'))
+
+
+@pytest.fixture
+def artifact_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A store that has the images, but no templates yet."""
+    directory = tmp_path / "artifacts"
+    directory.mkdir()
+    for entry in default_artifact_dir().iterdir():
+        if entry.name != "templates":
+            (directory / entry.name).symlink_to(entry)
+    monkeypatch.setenv("PROPOLIS_ARTIFACT_DIR", str(directory))
+    return directory
+
+
+def derived(artifact_dir: Path) -> list[str]:
+    place = artifact_dir / "templates" / "derived"
+    return sorted(path.name for path in place.iterdir()) if place.is_dir() else []
+
+
+@pytest.mark.parametrize("target", ["controller", "agent", "qemu"])
+def test_a_maker_that_is_killed_leaves_nothing_that_is_used(artifact_dir: Path, target: str) -> None:
+    with live_run("making") as run:
+        run.wait_for("qemu")
+        assert all(name.startswith(".") for name in derived(artifact_dir))
+        run.hit(target, signal.SIGKILL)
+        if target == "qemu":
+            run.wait_for("qemu")  # the VM boots from cold then, and its test goes on
+            run.hit("controller", signal.SIGKILL)
+        run.controller.wait(ENDED_TIMEOUT_S)
+        environment = {**os.environ, "XDG_RUNTIME_DIR": str(run._place)}
+        gc = [sys.executable, "-c", "from pytest_propolis.cli import main; main()", "gc", "--templates"]
+        if target == "agent":
+            subprocess.run(gc, env=environment, capture_output=True, text=True, check=True)
+        run.wait_until_clean()
+        subprocess.run(gc, env=environment, capture_output=True, text=True, check=True)
+    assert derived(artifact_dir) == []
+
+
+def test_a_fork_that_is_killed_fails_its_test_and_leaves_the_template(artifact_dir: Path) -> None:
+    with live_run("logged in") as run:
+        before = derived(artifact_dir)
+        run.hit("qemu", signal.SIGKILL)
+        assert run.controller.wait(ENDED_TIMEOUT_S) == pytest.ExitCode.TESTS_FAILED, run.output
+        run.wait_until_clean()
+    assert derived(artifact_dir) == before
+    assert not before[0].startswith(".")
+
+
+@pytest.mark.parametrize("target", ["controller", "agent"])
+def test_what_stands_by_goes_with_the_agent(artifact_dir: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    monkeypatch.setenv("HAZARD_STANDBY", "2")
+    with live_run("logged in") as run:
+        run.wait_for_number("qemu", 3)
+        run.hit(target, signal.SIGKILL)
+        run.controller.wait(ENDED_TIMEOUT_S)
+        if target == "agent":
+            environment = {**os.environ, "XDG_RUNTIME_DIR": str(run._place)}
+            gc = [sys.executable, "-c", "from pytest_propolis.cli import main; main()", "gc"]
+            subprocess.run(gc, env=environment, capture_output=True, text=True, check=True)
+        run.wait_until_clean()
