@@ -30,6 +30,8 @@ __all__ = ["measure"]
 
 BOUND = 1.25
 ROUNDS = 15
+FORKS = 10
+PSS_BOUND_MIB = 60
 STANDBY_TIMEOUT_S = 60.0
 SCRATCH = "/run/.propolis-wake"
 
@@ -117,7 +119,31 @@ def measure(options: Options) -> list[Figure]:
     for guest in guests:
         for standby in (0, 1):
             figures += asyncio.run(_measure(guest, standby, options))
+        figures.append(asyncio.run(_measure_memory(guest, options)))
     return figures
+
+
+async def _measure_memory(guest: str, options: Options) -> Figure:
+    """What one more fork adds to the proportional set sizes of all, once it has run a command."""
+    async with House.open(options) as house:
+        total_mib = [0.0]
+        for number in range(FORKS):
+            vm = await house.factory.start(f"vm{number}", guest=guest)
+            await vm.run("true")
+            pids = [listed.pid for listed in await house.factory.agent.list_vms() if listed.pid]
+            total_mib.append(sum(map(_pss_mib, pids)))
+    added_mib = total_mib[-1] - total_mib[-2]
+    return Figure(
+        name=f"memory (PSS) that fork {FORKS} of {guest} adds",
+        measured=f"{added_mib:.0f} MiB",
+        bound=f"<= {PSS_BOUND_MIB} MiB",
+        met=added_mib <= PSS_BOUND_MIB,
+    )
+
+
+def _pss_mib(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 async def _measure(guest: str, standby: int, options: Options) -> list[Figure]:

@@ -20,9 +20,11 @@ ENTROPY_BYTES: Final = 64
 _CODE: Final = (
     bytes.fromhex(
         "4883ec60"  # sub  rsp, 96                 the record
-        "4889e6 6a58 5a 31ff 31c0 0f05"  # read(0, rsp, 88)
-        "8d58a8"  # lea  ebx, [rax - 88]           anything but 0 in ebx is a failure
-        "b8e3000000 4889e6 0f05"  # clock_settime(CLOCK_REALTIME, rsp)
+        "31db"  # xor  ebx, ebx                    so much of it is there: a shell's printf may write in pieces
+        "488d341c 6a58 5a 29da 31ff 31c0 0f05"  # read(0, rsp + rbx, 88 - ebx)
+        "01c3 85c0 7e05 83fb58 7ce6"  # again, until all is there or it ends
+        "83eb58"  # sub  ebx, 88                   anything but 0 in ebx is a failure
+        "b8e3000000 31ff 4889e6 0f05"  # clock_settime(CLOCK_REALTIME, rsp)
         "09c3"  # or   ebx, eax
         "6a02 58 488d3d31000000 6a01 5e 0f05"  # open("/dev/urandom", O_WRONLY)
         "89c7"  # mov  edi, eax

@@ -304,6 +304,8 @@ class VmFactory:
         while True:
             try:
                 answer = await ask()
+            except ResourceExhausted as error:
+                raise error.with_context(vm=name) from None
             except HostBusy as busy:
                 waited_s = time.monotonic() - began
                 if waited_s > ADMISSION_TIMEOUT_S:

@@ -47,6 +47,15 @@ async def test_a_fork_has_its_own_name_and_the_time_of_the_host(vm_factory: VmFa
     assert before - 1 <= told <= time.time() + 1
 
 
+async def test_an_identity_may_arrive_in_pieces(vm_factory: VmFactory) -> None:
+    vm = await fork(vm_factory, "vm")
+    _, record, rest = vm.guest.wake_command(name="vm").split("'")
+    half = len(record) // 8 * 4
+    await vm.run(f"pieces() {{ printf '{record[:half]}'; /bin/busybox true; printf '{record[half:]}'; }}")
+    await vm.run(f"for n in 1 2 3; do pieces {rest} || exit; done")
+    assert (await vm.run_result(f"printf '{record[:half]}' {rest}")).status != 0
+
+
 async def test_what_a_fork_keeps_in_memory_no_other_sees_not_even_if_it_was_killed(vm_factory: VmFactory) -> None:
     first = await fork(vm_factory, "first")
     await first.run("leaf=new; head -c 64M /dev/zero | tr '\\0' x > /run/written")

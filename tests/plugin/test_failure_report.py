@@ -79,7 +79,9 @@ async def test_waits(vm_factory):
 
 def test_the_loop_that_runs_commands_is_not_shown_though_the_log_has_it(inner: InnerRun) -> None:
     inner.write(test_it=SLOW)
-    result = inner.fails_with("ConsoleTimeout: VM 'alice': 'never' did not appear on the console")
+    result = inner.fails_with(
+        "ConsoleTimeout: VM 'alice': 'never' did not appear on the console", arguments=("--propolis-boot=cold",)
+    )
     assert "trap : INT" not in result.stdout.str()
     (log,) = [line.removeprefix("log:     ") for line in result.outlines if line.startswith("log:  ")]
     assert "trap : INT" in Path(log).read_text()
