@@ -15,12 +15,13 @@ from pathlib import Path
 from ..engine.boot_source import DirectKernel
 from ..engine.server import ServerConfig, VmServer
 from ..errors import AgentError, ArtifactMissing, ConfigError
+from ..propolis_api.endpoint import Endpoint
 from ..storage.overlays import check_image, create_blank, create_overlay
 from .bookkeeper import Bookkeeper
 from .identity import ProcessIdentity
 from .ledger import Entry, Ledger, Owner
 from .platform import PlatformFinder
-from .protocol import AgentConfig, CreateDisk, CreateVm, DiskCreated, VmListed
+from .protocol import SOCKET_NAME, AgentConfig, CreateDisk, CreateVm, DiskCreated, VmListed
 
 __all__ = ["Account", "OwnedVm"]
 
@@ -105,6 +106,7 @@ class Account:
                 directory=directory,
                 log_path=Path(request.log_path),
                 journal=holdings.books,
+                address=Endpoint(base_url=f"http://agent/vms/{vm_id}", uds=self._directory / SOCKET_NAME).address,
             )
         )
         vm = OwnedVm(id=vm_id, request=request, client=client, server=server, directory=entry, since=time.time())

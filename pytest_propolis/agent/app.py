@@ -65,6 +65,7 @@ class AgentApp:
                 Route("/vms", self._list_vms, methods=["GET"]),
                 Route("/vms", self._create_vm, methods=["POST"]),
                 Route("/vms/{id}", self._remove_vm, methods=["DELETE"]),
+                Route("/vms/{id}/migrations", self._migrations, methods=["GET"]),
                 Mount("/vms/{id}", app=self._propolis_api),
             ],
             exception_handlers={PropolisError: _fault, Refusal: _refuse},
@@ -145,6 +146,12 @@ class AgentApp:
     async def _remove_vm(self, request: Request) -> Response:
         await self.account.remove_vm(_client(request), request.path_params["id"])
         return Response(status_code=204)
+
+    async def _migrations(self, request: Request) -> Response:
+        vm = self.account.find_vm(request.path_params["id"])
+        if vm is None:
+            return error_response(ErrorAnswer(status=404, message="no such VM"))
+        return encoded(vm.server.migration_report())
 
     async def _propolis_api(self, scope: Scope, receive: Receive, send: Send) -> None:
         vm = self.account.find_vm(scope["path_params"]["id"])

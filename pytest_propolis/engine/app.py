@@ -23,6 +23,7 @@ from ..propolis_api import (
     InstanceVCRReplace,
 )
 from .dropshot_errors import ErrorAnswer, bad_request
+from .migration_websocket import AcceptedConnection
 from .refusal import Refusal, unsupported
 from .serial_history import HistoryGap
 from .serial_websocket import serve_serial
@@ -55,7 +56,7 @@ def engine_app() -> Starlette:
             Route("/instance/disk/{id}/status", _endpoint(_unsupported("volume status")), methods=["GET"]),
             Route("/instance/disk/{id}/vcr", _endpoint(_replace_volume), methods=["PUT"]),
             Route("/instance/disk/{id}/snapshot/{snapshot}", _endpoint(_unsupported("snapshots")), methods=["POST"]),
-            Route("/instance/migrate/{id}/start", _endpoint(_unsupported("live migration")), methods=["GET"]),
+            WebSocketRoute("/instance/migrate/{id}/start", _migrate_out),
         ],
         exception_handlers={Refusal: _refuse, HTTPException: _http_error, Exception: _crash},
     )
@@ -152,6 +153,20 @@ async def _serial(websocket: WebSocket) -> None:
         return
     await websocket.accept()
     await serve_serial(websocket, port, port.history.offset_of(**places))
+
+
+async def _migrate_out(websocket: WebSocket) -> None:
+    """Serve the target of a migration. It sees a refusal as a connection that is dropped at once, as upstream."""
+    await websocket.accept()
+    connection = AcceptedConnection(websocket)
+    try:
+        _server(websocket).migrate_out(uuid.UUID(websocket.path_params["id"]), connection)
+    except Refusal as refusal:
+        await connection.close(refusal.answer.error_code or refusal.answer.message)
+    except ValueError:
+        await connection.close("the migration's id must be a UUID")
+    await connection.ended()
+    await connection.close("the VM has ended")
 
 
 def serial_place(query: Mapping[str, str]) -> dict[str, int | None]:

@@ -17,6 +17,7 @@ from ..propolis_api import (
     FileStorageBackend,
     InstanceProperties,
     InstanceSpec,
+    MigrationFailureInjector,
     NvmeDisk,
     PciPath,
     PciPciBridge,
@@ -153,7 +154,7 @@ def _devices(components: Mapping[str, Any], nodes: Mapping[str, Mapping[str, Any
                 yield from _serial(component)
             case QemuPvpanic():
                 yield from (("-device", "pvpanic,ioport=0x505") if component.enable_isa else ())
-            case BootSettings():
+            case BootSettings() | MigrationFailureInjector():
                 pass
             case BlobStorageBackend() | _:
                 raise SpecUnsupported(f"component {key!r}: {type(component).__name__}")

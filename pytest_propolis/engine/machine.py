@@ -105,7 +105,6 @@ class Machine:
             raise
         finally:
             their_monitor.close()
-            self.serial.handed_over()
         self._monitor.register_listener(self._listener)
         try:
             async with asyncio.timeout(MONITOR_READY_TIMEOUT_S):

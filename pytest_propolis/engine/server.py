@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 
@@ -24,6 +25,7 @@ from ..propolis_api import (
     InstanceEnsureRequest,
     InstanceEnsureResponse,
     InstanceGetResponse,
+    InstanceMigrateInitiateResponse,
     InstanceMigrateStatusResponse,
     InstanceProperties,
     InstanceSpec,
@@ -31,9 +33,10 @@ from ..propolis_api import (
     InstanceState,
     InstanceStateMonitorResponse,
     InstanceStateRequested,
+    MigrationTargetInit,
     PresentSpec,
     ReplaceResult,
-    SpecInit,
+    WaitingForMigrationSource,
 )
 from .accelerator import AcceleratorName
 from .block_backend import BackendFactory, BackendMissing, BlockBackends, ReplacementRefused, VolumeGone
@@ -52,11 +55,20 @@ from .dropshot_errors import (
     never_published,
     state_change_denied,
 )
+from .guest_memory import GuestMemory
 from .machine import Machine, MachineError
+from .migration_failure import FailureInjector, MigrationFailed
+from .migration_protocol import MemoryFile, MigrationChannel
+from .migration_report import MigrationReport, MigrationSide
+from .migration_source import MigrationSource, SourceFacts
+from .migration_target import MigrationTarget
+from .migration_way import MigrationWay
+from .migration_websocket import AcceptedConnection
+from .own_memory import OwnMemory
 from .publisher import PublisherGone, StatePublisher
 from .qemu_binary import Qemu, find_firmware
 from .refusal import Refusal, unsupported
-from .request_queue import Reboot, ReplaceVolume, Request, RequestDenied, RequestQueue, Run, Stop
+from .request_queue import MigrateAsSource, Reboot, ReplaceVolume, Request, RequestDenied, RequestQueue, Run, Stop
 from .serial_port import SerialPort
 
 __all__ = ["ServerConfig", "VmServer"]
@@ -83,6 +95,8 @@ class ServerConfig:
     :param journal: keeps account of processes.
     :param backends: what makes the block backends, by type of the component that asks for one
         (`CrucibleStorageBackend`). A component that needs one that is not here is refused.
+    :param address: where other servers and their clients find this one (`Endpoint.at`).
+    :param memory: the file that holds the guest's memory; None for one of the server's own, which a VM can migrate in.
     """
 
     mark: str
@@ -93,26 +107,33 @@ class ServerConfig:
     log_path: Path
     journal: Journal
     backends: Mapping[type, BackendFactory] = field(default_factory=dict)
+    address: str = ""
+    memory: GuestMemory | None = None
 
 
 @dataclass(slots=True, kw_only=True)
 class _Vm:
     """One VM: made by ensure, dropped by the next ensure.
 
-    `initialized` tells whether QEMU came up; an exception there is a `MachineError`.
+    `spec` is None until the source of a migration has sent it. `initialized` tells whether QEMU came up; an exception
+    there is a `MachineError`, a `MigrationFailed`, or a `Refusal` of what the source sent.
     """
 
     properties: InstanceProperties
-    spec: InstanceSpec
+    spec: InstanceSpec | None
     publisher: StatePublisher
     initialized: asyncio.Future[None]
     backends: BlockBackends | None = None
     driver: StateDriver | None = None
     machine: Machine | None = None
+    memory: OwnMemory | None = None
+    arrival: MigrationTarget | None = None
+    departure: MigrationSide | None = None
     active: bool = False
 
     def volume_replaced(self, key: str, vcr_json: str) -> None:
         """A block backend has become another: the spec tells of it."""
+        assert self.spec is not None
         backend = self.spec.components[key].component
         if isinstance(backend, CrucibleStorageBackend):
             component = CrucibleStorageBackendComponent(msgspec.structs.replace(backend, request_json=vcr_json))
@@ -138,18 +159,24 @@ class VmServer:
         """
         if self._life is not None:
             raise Refusal(ALREADY_INITIALIZED)
-        if not isinstance(request.init, SpecInit):
-            raise unsupported("initialization by migration")
-        vm = self._new_vm(request.properties, request.init.value.spec)
+        init = request.init
+        if isinstance(init, MigrationTargetInit):
+            vm = self._vm_to_come(request.properties, init)
+        else:
+            vm = self._new_vm(request.properties, init.value.spec)
         self._vm = vm
         self._life = asyncio.create_task(self._live(vm))
         try:
             # A caller who leaves does not undo what was asked for: as propolis-server, whose handlers run detached.
             await asyncio.shield(vm.initialized)
-        except MachineError as error:
+        except Refusal:
+            await asyncio.shield(self._life_ended())
+            raise
+        except (MachineError, MigrationFailed) as error:
             await asyncio.shield(self._life_ended())
             raise Refusal(initialization_failed(str(error))) from None
-        return InstanceEnsureResponse()
+        migrate = InstanceMigrateInitiateResponse(migration_id=vm.arrival.id) if vm.arrival else None
+        return InstanceEnsureResponse(migrate=migrate)
 
     def get(self) -> InstanceGetResponse:
         vm = self._require_vm()
@@ -157,7 +184,8 @@ class VmServer:
 
     def get_spec(self) -> InstanceSpecGetResponse:
         vm = self._require_vm()
-        return InstanceSpecGetResponse(properties=vm.properties, spec=PresentSpec(vm.spec), state=vm.publisher.state)
+        spec = PresentSpec(vm.spec) if vm.spec else WaitingForMigrationSource()
+        return InstanceSpecGetResponse(properties=vm.properties, spec=spec, state=vm.publisher.state)
 
     def put_state(self, requested: InstanceStateRequested) -> None:
         """Queue a state change. Returns when it is queued or ignored, not when it is done."""
@@ -190,6 +218,21 @@ class VmServer:
 
     def migration_status(self) -> InstanceMigrateStatusResponse:
         return self._require_vm().publisher.snapshot().migration
+
+    def migration_report(self) -> MigrationReport:
+        """What the API does not say of the migrations: how the memory was moved, and why one failed."""
+        vm = self._require_vm()
+        arrival = vm.arrival
+        came = MigrationSide(id=arrival.id, way=arrival.way, failure=arrival.failure) if arrival else None
+        return MigrationReport(migration_in=came, migration_out=vm.departure)
+
+    def migrate_out(self, migration_id: UUID, connection: AcceptedConnection) -> None:
+        """Queue a migration to the target at the other end of a connection. Returns when it is queued.
+
+        Refused as other state changes are.
+        """
+        channel = MigrationChannel(connection, other="target")
+        self._request(MigrateAsSource(str(migration_id), channel))
 
     def serial(self) -> SerialPort:
         machine = self._require_active().machine
@@ -231,33 +274,96 @@ class VmServer:
 
         :raises Refusal: when the spec cannot be realised.
         """
-        initialized: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        initialized.add_done_callback(lambda done: done.exception())  # the caller of ensure may have left
-        publisher = StatePublisher(InstanceState.CREATING)
-        vm = _Vm(properties=properties, spec=spec, publisher=publisher, initialized=initialized)
-        with _spec_faults():
-            vm.backends = BlockBackends.of(spec, self._config.backends, on_replaced=vm.volume_replaced)
-            arguments = self._arguments(vm, vm.backends)
-        vm.driver = StateDriver(queue=RequestQueue(discard=_discard), publisher=publisher, backends=vm.backends)
+        vm = _vm(properties, spec, StatePublisher(InstanceState.CREATING))
+        self._equip(vm, spec)
+        return vm
+
+    def _vm_to_come(self, properties: InstanceProperties, init: MigrationTargetInit) -> _Vm:
+        """A VM in the state Migrating, of which nothing is known yet but where it comes from."""
+        publisher = StatePublisher(InstanceState.MIGRATING, migration_in=init.value.migration_id)
+        vm = _vm(properties, None, publisher)
+        vm.arrival = MigrationTarget(
+            init.value,
+            address=self._config.address,
+            stream_path=self._config.directory / "migration.sock",
+            accelerator=self._config.accelerator,
+            qemu_version=self._config.qemu.version,
+            publish=publisher.publish_migration_in,
+        )
+        return vm
+
+    async def _sync(self, vm: _Vm, arrival: MigrationTarget) -> None:
+        """Learn what a VM that migrates in is, and make a machine for it.
+
+        :raises MigrationFailed: when the source and this server do not agree.
+        :raises Refusal: when the spec cannot be realised here.
+        """
+        vm.spec, memory = await arrival.sync()
+        self._equip(vm, vm.spec, its_memory=memory)
+
+    def _equip(self, vm: _Vm, spec: InstanceSpec, *, its_memory: MemoryFile | None = None) -> None:
+        """Give a VM its block backends, its machine and its driver.
+
+        :param its_memory: the memory of the VM that migrates in.
+        :raises Refusal: when the spec cannot be realised.
+        """
+        if self._config.memory is None:
+            vm.memory = OwnMemory.open(its_memory) if its_memory else None
+        if vm.arrival is not None:
+            vm.arrival.plan(shares_memory=vm.memory is not None)
+        try:
+            if self._config.memory is None and vm.memory is None:
+                vm.memory = OwnMemory.make()
+            with _spec_faults():
+                vm.backends = BlockBackends.of(spec, self._config.backends, on_replaced=vm.volume_replaced)
+                arguments = self._arguments(vm, spec, vm.backends)
+        except BaseException:
+            _close_memory(vm)
+            raise
+        vm.driver = StateDriver(
+            queue=RequestQueue(discard=_discard, migrating_in=vm.arrival is not None),
+            publisher=vm.publisher,
+            backends=vm.backends,
+            arrive=vm.arrival,
+            migrate_out=self._departure(vm, spec),
+        )
         vm.machine = Machine(
             program=self._config.qemu.system,
             arguments=[*self._config.qemu.arguments, *arguments],
             log_path=self._config.log_path,
             journal=self._config.journal,
             on_event=vm.driver.guest_did,
+            inherit=[vm.memory.fd] if vm.memory else (),
+            incoming=vm.arrival is not None,
         )
-        return vm
+
+    def _departure(self, vm: _Vm, spec: InstanceSpec) -> MigrationSource:
+        def facts() -> SourceFacts:
+            return SourceFacts(
+                spec=vm.spec or spec,
+                qemu_version=self._config.qemu.version,
+                accelerator=self._config.accelerator,
+                memory=vm.memory.file if vm.memory else None,
+            )
+
+        def settled(migration_id: UUID, way: MigrationWay | None, failure: str | None) -> None:
+            vm.departure = MigrationSide(id=migration_id, way=way, failure=failure)
+
+        publish = vm.publisher.publish_migration_out
+        return MigrationSource(facts=facts, injector=FailureInjector.of(spec), publish=publish, settled=settled)
 
     async def _live(self, vm: _Vm) -> None:
-        assert vm.machine is not None
-        assert vm.driver is not None
         outcome = Outcome.FAILED
         try:
+            if vm.arrival is not None:
+                await self._sync(vm, vm.arrival)
+            assert vm.machine is not None
+            assert vm.driver is not None
             await vm.machine.start()
             vm.active = True
             vm.initialized.set_result(None)
             outcome = await vm.driver.run(vm.machine)
-        except MachineError as error:
+        except (MachineError, MigrationFailed, Refusal) as error:
             vm.initialized.set_exception(error)
         except asyncio.CancelledError:
             outcome = Outcome.DESTROYED
@@ -268,13 +374,18 @@ class VmServer:
 
     async def _run_down(self, vm: _Vm, outcome: Outcome) -> None:
         """Release all that a VM has, and only then say that it is gone."""
-        assert vm.machine is not None
-        assert vm.backends is not None
         if not vm.initialized.done():
             vm.initialized.set_exception(MachineError("the server was closed before QEMU was up"))
         try:
-            await vm.machine.close()
-            await vm.backends.close()
+            async with contextlib.AsyncExitStack() as all_of_it:
+                all_of_it.callback(_close_memory, vm)
+                if vm.backends is not None:
+                    all_of_it.push_async_callback(vm.backends.close)
+                if vm.machine is not None:
+                    all_of_it.push_async_callback(vm.machine.close)
+                if vm.arrival is not None:
+                    vm.arrival.failure = vm.arrival.failure or _reason(vm.initialized)
+                    all_of_it.push_async_callback(vm.arrival.close)
         except Exception:
             logger.exception("the VM is not released as it should be")
             outcome = Outcome.FAILED
@@ -288,15 +399,16 @@ class VmServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([self._life])
 
-    def _arguments(self, vm: _Vm, backends: BlockBackends) -> list[str]:
+    def _arguments(self, vm: _Vm, spec: InstanceSpec, backends: BlockBackends) -> list[str]:
         config = self._config
         return qemu_arguments(
-            spec=vm.spec,
+            spec=spec,
             properties=vm.properties,
             boot=config.boot,
             accelerator=config.accelerator,
             mark=config.mark,
             flash=self._flash(),
+            memory=vm.memory.guest_memory if vm.memory else config.memory,
             nodes=backends.nodes,
         )
 
@@ -323,6 +435,22 @@ class VmServer:
         return vm
 
 
+def _vm(properties: InstanceProperties, spec: InstanceSpec | None, publisher: StatePublisher) -> _Vm:
+    initialized: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    initialized.add_done_callback(lambda done: done.exception())  # the caller of ensure may have left
+    return _Vm(properties=properties, spec=spec, publisher=publisher, initialized=initialized)
+
+
+def _close_memory(vm: _Vm) -> None:
+    if vm.memory is not None:
+        vm.memory.close()
+
+
+def _reason(initialized: asyncio.Future[None]) -> str | None:
+    error = initialized.exception()
+    return str(error) if error else None
+
+
 @contextlib.contextmanager
 def _spec_faults() -> Iterator[None]:
     """What is wrong with a spec, as the answer to whoever sent it."""
@@ -338,6 +466,8 @@ def _discard(request: Request) -> None:
     """The VM ended before this was served."""
     if isinstance(request, ReplaceVolume) and isinstance(request.reply, asyncio.Future) and not request.reply.done():
         request.reply.set_exception(VolumeGone())
+    if isinstance(request, MigrateAsSource) and isinstance(request.payload, MigrationChannel):
+        request.payload.abandon()
     logger.info("%s is not served any more", request)
 
 

@@ -61,6 +61,8 @@ class VmConfig:
     :param boot_order: names of disks, in the order in which firmware tries them; the boot disk alone by default.
     :param firmware: what boots a guest that comes without a kernel, or, if given, one that comes with one.
     :param kernel_arguments: what to add to the kernel's parameters.
+    :param fail_migration_exports: how many migrations out of this VM fail on purpose.
+    :param fail_migration_imports: how many migrations into this VM fail on purpose.
     :raises ConfigError: when a value is impossible, naming it.
     """
 
@@ -75,6 +77,8 @@ class VmConfig:
     boot_order: tuple[str, ...] | None = None
     firmware: FirmwareKind | None = None
     kernel_arguments: str = ""
+    fail_migration_exports: int | None = None
+    fail_migration_imports: int | None = None
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,18 @@ from ..guests.adapter import GuestAdapter
 from ..guests.registry import GuestRegistry
 from ..hosts.agent_client import AgentClient
 from ..hosts.local import LocalHost
+from ..propolis_api import InstanceProperties, InstanceSpec
 from ..propolis_api.client import PropolisClient
 from ..settings import Settings
 from .config import BOOT_DISK, CompleteVmConfig, VmConfig
 from .preparation import ReadyImage, ready_image
-from .spec import AttachedDisk, instance_properties, instance_spec
+from .spec import (
+    AttachedDisk,
+    instance_properties,
+    instance_spec,
+    successor_properties,
+    with_failure_injector,
+)
 from .test_vm import TestVm
 
 __all__ = ["VmFactory"]
@@ -99,19 +108,68 @@ class VmFactory:
         :raises ConfigError: when there is a VM of that name, or the guest cannot be had as asked for.
         :raises ArtifactError: when its image cannot be had.
         """
-        if config.name in self._names:
-            raise ConfigError(
-                f"there is a VM named {config.name!r} in this test already", hint="give each VM of a test its own name"
-            )
+        self._require_new(config.name)
         complete = config.completed(self._settings)
         guest = self._guests.get(complete.guest)
         _check(complete, guest)
-        async with contextlib.AsyncExitStack() as taken:
+        async with self._keeping() as taken:
             vm = await self._create(complete, guest, taken)
-            self._names.add(config.name)
-            self._made(vm)
-            await self._vms.enter_async_context(taken.pop_all())
+            self._remember(vm)
         return vm
+
+    async def successor(
+        self,
+        vm: TestVm,
+        name: str | None = None,
+        *,
+        fail_migration_exports: int | None = None,
+        fail_migration_imports: int | None = None,
+    ) -> TestVm:
+        """Make a VM that can take another one's place: the same instance with the same disks, at a server of its own.
+
+        It does not run yet: `TestVm.migrate_from` takes the guest over, and `TestVm.boot` boots it from its disks, when
+        the other VM has stopped. The disks stay the other VM's: they are gone when that one's factory is closed.
+
+        :param name: by default the other one's, with a number.
+        :param fail_migration_exports: as in `VmConfig`.
+        :param fail_migration_imports: as in `VmConfig`.
+        """
+        name = name or self._successor_name(vm.name)
+        self._require_new(name)
+        spec = with_failure_injector(vm.spec, exports=fail_migration_exports, imports=fail_migration_imports)
+        async with self._keeping() as taken:
+            heir = await self._serve(
+                name,
+                guest=vm.guest,
+                spec=spec,
+                properties=successor_properties(vm.properties, name),
+                boot_source=vm.boot_source,
+                boot_timeout_s=vm.boot_timeout_s,
+                taken=taken,
+            )
+            self._remember(heir)
+        return heir
+
+    @contextlib.asynccontextmanager
+    async def _keeping(self) -> AsyncIterator[contextlib.AsyncExitStack]:
+        """What is taken in the block is the factory's after it, and gone if the block fails."""
+        async with contextlib.AsyncExitStack() as taken:
+            yield taken
+            await self._vms.enter_async_context(taken.pop_all())
+
+    def _require_new(self, name: str) -> None:
+        if name in self._names:
+            raise ConfigError(
+                f"there is a VM named {name!r} in this test already", hint="give each VM of a test its own name"
+            )
+
+    def _successor_name(self, name: str) -> str:
+        stem = re.sub(r"-\d+$", "", name)
+        return next(other for n in itertools.count(2) if (other := f"{stem}-{n}") not in self._names)
+
+    def _remember(self, vm: TestVm) -> None:
+        self._names.add(vm.name)
+        self._made(vm)
 
     async def _create(
         self, complete: CompleteVmConfig, guest: GuestAdapter, taken: contextlib.AsyncExitStack
@@ -126,24 +184,44 @@ class VmFactory:
             disks=disks,
             boot_order=default_order if config.boot_order is None else config.boot_order,
         )
-        self._log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        created = await self._agent.create_vm(
-            CreateVm(
-                name=config.name,
-                group=self._group,
-                boot=_boot_source(config, guest, image),
-                log_path=str(self._log_dir / f"{config.name}.qemu.log"),
-            )
-        )
-        taken.push_async_callback(self._agent.remove_vm, created.id)
-        vm = TestVm(
-            name=config.name,
-            client=PropolisClient(self._agent.endpoint(created.path), vm=config.name),
+        spec = with_failure_injector(spec, exports=config.fail_migration_exports, imports=config.fail_migration_imports)
+        return await self._serve(
+            config.name,
             guest=guest,
             spec=spec,
             properties=instance_properties(config.name),
-            log_path=self._log_dir / f"{config.name}.serial.log",
+            boot_source=_boot_source(config, guest, image),
             boot_timeout_s=complete.boot_timeout_s,
+            taken=taken,
+        )
+
+    async def _serve(
+        self,
+        name: str,
+        *,
+        guest: GuestAdapter,
+        spec: InstanceSpec,
+        properties: InstanceProperties,
+        boot_source: BootSource,
+        boot_timeout_s: float,
+        taken: contextlib.AsyncExitStack,
+    ) -> TestVm:
+        """A server for a VM, and the VM, not created there yet."""
+        self._log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        log_path = str(self._log_dir / f"{name}.qemu.log")
+        created = await self._agent.create_vm(
+            CreateVm(name=name, group=self._group, boot=boot_source, log_path=log_path)
+        )
+        taken.push_async_callback(self._agent.remove_vm, created.id)
+        vm = TestVm(
+            name=name,
+            client=PropolisClient(self._agent.endpoint(created.path), vm=name),
+            guest=guest,
+            spec=spec,
+            properties=properties,
+            log_path=self._log_dir / f"{name}.serial.log",
+            boot_timeout_s=boot_timeout_s,
+            boot_source=boot_source,
         )
         return await taken.enter_async_context(vm)
 
