@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .storage.sources import LocalFile, WheelMember
     from .vm.config import DataDisk, VmConfig
     from .vm.factory import VmFactory
+    from .vm.lifecycle import Migrate, Reset, StopAndStart, lifecycle
     from .vm.test_vm import TestVm
 
 __all__ = [
@@ -71,15 +72,18 @@ __all__ = [
     "HostError",
     "InstanceState",
     "LocalFile",
+    "Migrate",
     "MigrationError",
     "PropolisError",
     "Recipe",
+    "Reset",
     "ResourceExhausted",
     "Settings",
     "SettingsError",
     "ShellError",
     "ShellLost",
     "StateTimeout",
+    "StopAndStart",
     "TestVm",
     "UnknownGuest",
     "VmConfig",
@@ -87,6 +91,7 @@ __all__ = [
     "VmFactory",
     "VmStateError",
     "WheelMember",
+    "lifecycle",
 ]
 
 _HOMES: Final = {
@@ -98,12 +103,16 @@ _HOMES: Final = {
     "GuestImage": "guests.adapter",
     "InstanceState": "propolis_api",
     "LocalFile": "storage.sources",
+    "Migrate": "vm.lifecycle",
     "Recipe": "engine.recipe",
+    "Reset": "vm.lifecycle",
     "Settings": "settings",
+    "StopAndStart": "vm.lifecycle",
     "TestVm": "vm.test_vm",
     "VmConfig": "vm.config",
     "VmFactory": "vm.factory",
     "WheelMember": "storage.sources",
+    "lifecycle": "vm.lifecycle",
 }
 """The module of each name that is not an error."""
 

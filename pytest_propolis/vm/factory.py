@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,7 @@ class VmFactory:
             log_path=self._log_dir / f"{name}.serial.log",
             boot_timeout_s=boot_timeout_s,
             boot_source=boot_source,
+            migrations=partial(self._agent.migrations, created.path),
         )
         return await taken.enter_async_context(vm)
 

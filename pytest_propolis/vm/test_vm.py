@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -16,6 +16,7 @@ from ..console.console import Console
 from ..console.shell import CommandResult, Shell
 from ..console.transcript import Found
 from ..engine.boot_source import BootSource
+from ..engine.migration_report import MigrationReport
 from ..errors import (
     ApiError,
     BootError,
@@ -79,6 +80,7 @@ class TestVm:
         log_path: Path,
         boot_timeout_s: float,
         boot_source: BootSource,
+        migrations: Callable[[], Awaitable[MigrationReport]] | None = None,
     ) -> None:
         self.name = name
         self.guest = guest
@@ -87,6 +89,7 @@ class TestVm:
         self.log_path = log_path
         self.boot_source = boot_source
         self._client = client
+        self._migrations = migrations
         self.boot_timeout_s = boot_timeout_s
         self._console: Console | None = None
         self._shell: Shell | None = None
@@ -370,7 +373,13 @@ class TestVm:
             gen, came = answer.gen + 1, answer.migration.migration_in
             phase = came.state if came else None
             if phase is not MigrationState.FINISH and answer.state in TERMINAL:
-                raise MigrationError(f"the migration failed in phase {phase}", vm=self.name, **self._evidence())
+                reason = await self._failure_of_migration() or f"the migration failed in phase {phase}"
+                raise MigrationError(reason, vm=self.name, log_path=str(self.log_path))
+
+    async def _failure_of_migration(self) -> str | None:
+        """The reason, which the API does not tell, but our own server does."""
+        came = (await self._migrations()).migration_in if self._migrations else None
+        return came.failure if came else None
 
     def _migration_error(self, source: TestVm, message: str, **context: Any) -> MigrationError:
         return MigrationError(f"the migration from {source.name!r} {message}", vm=self.name, **context)

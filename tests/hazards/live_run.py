@@ -108,8 +108,11 @@ class LiveRun:
 
 
 @contextlib.contextmanager
-def live_run(phase: str, *arguments: str) -> Iterator[LiveRun]:
-    """Start a run, and wait until its test is in this phase: booting, logged in, or tearing down."""
+def live_run(phase: str, *arguments: str, test: str = TEST) -> Iterator[LiveRun]:
+    """Start a run, and wait until its test is in this phase: booting, logged in, or tearing down.
+
+    :param test: the module with the test; it calls `reached` for phases of its own.
+    """
     place = Path(tempfile.mkdtemp(prefix="h-", dir="/tmp"))
     fifo = place / "phase"
     os.mkfifo(fifo)
@@ -117,7 +120,7 @@ def live_run(phase: str, *arguments: str) -> Iterator[LiveRun]:
     tests = place / "tests"
     tests.mkdir()
     (tests / "conftest.py").write_text(CONFTEST)
-    (tests / "test_victim.py").write_text(TEST)
+    (tests / "test_victim.py").write_text(test)
     (tests / "pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")},
