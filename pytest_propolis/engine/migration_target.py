@@ -65,6 +65,7 @@ class MigrationTarget:
         self._channel: MigrationChannel | None = None
         self._injector = FailureInjector()
         self._memory_mib = 0
+        self._has_guest = False
         self.way: MigrationWay | None = None
         self.failure: str | None = None
 
@@ -105,7 +106,11 @@ class MigrationTarget:
     async def close(self) -> None:
         """End the conversation. A source that still has the guest lets it run on. Closing twice is fine."""
         channel, self._channel = self._channel, None
-        if channel is not None:
+        if channel is None:
+            return
+        if self._has_guest:
+            await channel.close()
+        else:
             await channel.fail(self.failure or "the target has ended")
 
     async def _arrive(self, machine: Machine) -> None:
@@ -119,8 +124,7 @@ class MigrationTarget:
         await channel.say(Ready())
         self._reach(MigrationState.FINISH)
         await channel.hear(HandedOver)
-        self._channel = None
-        await channel.close()
+        self._has_guest = True  # the source ends the conversation: the guest is not to wait for that
 
     async def _load(self, channel: MigrationChannel, machine: Machine) -> None:
         assert self.way is not None, "plan first"
