@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         ConsoleTimeout,
         HostBusy,
         HostError,
+        MigrationError,
         PropolisError,
         ResourceExhausted,
         SettingsError,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .storage.sources import LocalFile, WheelMember
     from .vm.config import DataDisk, Nic, VmConfig
     from .vm.factory import VmFactory
+    from .vm.lifecycle import Migrate, Reset, StopAndStart, lifecycle
     from .vm.test_vm import TestVm
 
 __all__ = [
@@ -73,15 +75,19 @@ __all__ = [
     "HostError",
     "InstanceState",
     "LocalFile",
+    "Migrate",
+    "MigrationError",
     "Nic",
     "PropolisError",
     "Recipe",
+    "Reset",
     "ResourceExhausted",
     "Settings",
     "SettingsError",
     "ShellError",
     "ShellLost",
     "StateTimeout",
+    "StopAndStart",
     "TemplateError",
     "TestVm",
     "UnknownGuest",
@@ -90,6 +96,7 @@ __all__ = [
     "VmFactory",
     "VmStateError",
     "WheelMember",
+    "lifecycle",
 ]
 
 _HOMES: Final = {
@@ -101,13 +108,17 @@ _HOMES: Final = {
     "GuestImage": "guests.adapter",
     "InstanceState": "propolis_api",
     "LocalFile": "storage.sources",
+    "Migrate": "vm.lifecycle",
     "Nic": "vm.config",
     "Recipe": "engine.recipe",
+    "Reset": "vm.lifecycle",
     "Settings": "settings",
+    "StopAndStart": "vm.lifecycle",
     "TestVm": "vm.test_vm",
     "VmConfig": "vm.config",
     "VmFactory": "vm.factory",
     "WheelMember": "storage.sources",
+    "lifecycle": "vm.lifecycle",
 }
 """The module of each name that is not an error."""
 

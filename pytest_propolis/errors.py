@@ -19,7 +19,8 @@ The tree::
     ├── VmError                  a virtual machine did not do what it was asked to
     │   ├── VmStateError
     │   ├── StateTimeout
-    │   └── BootError
+    │   ├── BootError
+    │   └── MigrationError
     ├── ConsoleError             the serial console
     │   ├── ConsoleTimeout
     │   └── ConsoleClosed
@@ -51,6 +52,7 @@ __all__ = [
     "ConsoleTimeout",
     "HostBusy",
     "HostError",
+    "MigrationError",
     "PropolisError",
     "ResourceExhausted",
     "SettingsError",
@@ -232,6 +234,10 @@ class StateTimeout(VmError):
 
 class BootError(VmError):
     """Raised when a guest does not come up to a usable shell."""
+
+
+class MigrationError(VmError):
+    """Raised when a VM does not migrate, or not in time. The source runs on, unless it was the one that broke."""
 
 
 class ConsoleError(PropolisError):

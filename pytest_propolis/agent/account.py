@@ -19,6 +19,7 @@ from ..engine.guest_memory import GuestMemory
 from ..engine.server import ServerConfig, VmServer
 from ..engine.template import Template
 from ..errors import AgentError, ArtifactMissing, ConfigError, HostBusy
+from ..propolis_api.endpoint import Endpoint
 from ..storage.overlays import check_image, create_blank, create_overlay
 from .bookkeeper import Bookkeeper
 from .budget import MemoryBudget
@@ -27,6 +28,7 @@ from .identity import ProcessIdentity
 from .ledger import KEPT_OWNER, Entry, Kept, Ledger, Owner
 from .platform import PlatformFinder
 from .protocol import (
+    SOCKET_NAME,
     AgentConfig,
     Belongings,
     CreateDisk,
@@ -143,6 +145,7 @@ class Account:
                 journal=books,
                 display=request.display,
                 memory=memory,
+                address=self._address(vm_id),
             )
         )
         vm = OwnedVm(
@@ -186,7 +189,9 @@ class Account:
             id=started.id,
             request=request,
             client=client,
-            server=VmServer(dataclasses.replace(started.config, log_path=Path(request.log_path))),
+            server=VmServer(
+                dataclasses.replace(started.config, log_path=Path(request.log_path), address=self._address(started.id))
+            ),
             directory=started.directory,
             books=started.books,
             since=time.time(),
@@ -301,6 +306,10 @@ class Account:
         if holdings.left:
             self._budget.release(promise)
             raise AgentError("the client left while it waited for memory")
+
+    def _address(self, vm_id: str) -> str:
+        """Where other servers find a VM's."""
+        return Endpoint(base_url=f"http://agent/vms/{vm_id}", uds=self._directory / SOCKET_NAME).address
 
     def _holdings(self, client: str) -> _Holdings:
         holdings = self._clients.get(client)

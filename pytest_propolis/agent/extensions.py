@@ -1,4 +1,5 @@
-"""What the agent says of one VM beside the Propolis API: facts that the API lacks, and its display."""
+"""What the agent says of one VM beside the Propolis API: facts that the API lacks, its display, and
+the ways that its migrations took."""
 
 from __future__ import annotations
 
@@ -31,6 +32,7 @@ class VmExtensions:
         return [
             Route("/vms/{id}", self._facts, methods=["GET"]),
             Route("/vms/{id}/screenshot", self._screenshot, methods=["GET"]),
+            Route("/vms/{id}/migrations", self._migrations, methods=["GET"]),
         ]
 
     async def _facts(self, request: Request) -> Response:
@@ -40,6 +42,9 @@ class VmExtensions:
 
     async def _screenshot(self, request: Request) -> Response:
         return Response(await self._server(request).screenshot(), media_type="image/png")
+
+    async def _migrations(self, request: Request) -> Response:
+        return encoded(self._server(request).migration_report())
 
     def _server(self, request: Request) -> VmServer:
         server = self._find(request.path_params["id"])

@@ -282,6 +282,7 @@ class ForkVm(msgspec.Struct, frozen=True, kw_only=True):
 class VmForked(msgspec.Struct, frozen=True, kw_only=True):
     """A fork has started, and waits to be ensured with this spec, and run.
 
+    :param boot: what its VM starts from when it is reset.
     :param session: the word of the read-eval loop that waits for commands in its guest.
     :param took_s: how long the steps took, in seconds; empty for one that stood by.
     """
@@ -289,6 +290,7 @@ class VmForked(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     path: str
     spec: InstanceSpec
+    boot: BootSource
     session: str
     took_s: dict[str, float]
 

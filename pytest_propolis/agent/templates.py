@@ -115,6 +115,7 @@ class Templates:
             id=vm.id,
             path=f"/vms/{vm.id}",
             spec=vm.fork.spec,
+            boot=template.boot,
             session=template.session,
             took_s={} if vm.fork.stood_by else vm.fork.took_s,
         )

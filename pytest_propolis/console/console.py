@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from ..errors import ConsoleClosed, ConsoleTimeout
+from ..errors import ConsoleClosed, ConsoleTimeout, PropolisError
+from ..propolis_api.serial import SerialConsoleMigrating, SerialConsoleMoved
 from .escapes import TextFilter
 from .log import ConsoleLog
 from .shell_protocol import FrameParser, Output, Signal
 from .transcript import Found, Transcript
 
-__all__ = ["TAIL_LINES", "Console"]
+__all__ = ["TAIL_LINES", "Console", "Follow"]
+
+Follow = Callable[[SerialConsoleMoved], Awaitable[ClientConnection]]
+"""Opens the console again where a guest that migrates has gone."""
 
 TAIL_LINES: Final = 30
 """How many lines of console an error shows."""
@@ -32,11 +37,16 @@ class Console:
 
     :param vm: the VM's name, for errors.
     :param log_path: the log file; its directory must exist. What is there already is kept.
+    :param follow: how to go with a guest that migrates; without it, the console closes then.
     :raises HostError: when the log file cannot be had.
     """
 
-    def __init__(self, connection: ClientConnection, *, vm: str, log_path: Path) -> None:
+    def __init__(self, connection: ClientConnection, *, vm: str, log_path: Path, follow: Follow | None = None) -> None:
         self._connection = connection
+        self._follow = follow
+        self._moving = False
+        self._next: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        """Whether another connection follows this one; known when it does, or when the console is at its end."""
         self._vm = vm
         self.transcript = Transcript()
         self.on_signal: Callable[[Signal], None] | None = None
@@ -48,9 +58,11 @@ class Console:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def over(cls, connection: ClientConnection, *, vm: str, log_path: Path) -> AsyncIterator[Console]:
+    async def over(
+        cls, connection: ClientConnection, *, vm: str, log_path: Path, follow: Follow | None = None
+    ) -> AsyncIterator[Console]:
         """A console over an open websocket, which it closes."""
-        console = cls(connection, vm=vm, log_path=log_path)
+        console = cls(connection, vm=vm, log_path=log_path, follow=follow)
         try:
             yield console
         finally:
@@ -59,12 +71,19 @@ class Console:
     async def send(self, data: str | bytes) -> None:
         """Type something: exactly this, without a newline at its end.
 
+        What is typed in the moment when a guest moves to another host may be lost, as with propolis-server.
+
         :raises ConsoleClosed: when the VM is gone.
         """
-        try:
-            await self._connection.send(data.encode() if isinstance(data, str) else data)
-        except ConnectionClosed:
-            raise self._closed() from None
+        typed = data.encode() if isinstance(data, str) else data
+        while True:
+            following = self._next
+            with contextlib.suppress(ConnectionClosed):
+                if not self._moving:
+                    return await self._connection.send(typed)
+            await asyncio.wait([following])
+            if not following.result():
+                raise self._closed()
 
     async def wait_for(self, pattern: str | re.Pattern[str], *, timeout_s: float) -> Found:
         """Wait until a text, or a match of a regular expression, is shown.
@@ -111,11 +130,33 @@ class Console:
         self.log.close()
 
     async def _read(self) -> None:
+        try:
+            while moved := await self._read_connection():
+                await self._go_with(moved)
+        except PropolisError as error:
+            self.note(f"the guest has migrated, and its console cannot be followed: {error}")
+        finally:
+            self._next.set_result(False)
+        self.transcript.fail(self._closed())
+
+    async def _read_connection(self) -> SerialConsoleMoved | None:
+        """Read to the end of a connection; return where the console goes on, if it does."""
         with contextlib.suppress(ConnectionClosed):
             async for message in self._connection:
                 if isinstance(message, bytes):
                     self._feed(message)
-        self.transcript.fail(self._closed())
+                elif moved := _moved(message):
+                    return moved if self._follow else None
+        return None
+
+    async def _go_with(self, moved: SerialConsoleMoved) -> None:
+        assert self._follow is not None
+        self._moving = True
+        before, self._connection = self._connection, await self._follow(moved)
+        await before.close()
+        self._moving = False
+        followed, self._next = self._next, asyncio.get_running_loop().create_future()
+        followed.set_result(True)
 
     def _feed(self, data: bytes) -> None:
         for signal in self._parser.feed(data):
@@ -133,3 +174,9 @@ class Console:
             console_tail=self.tail(),
             log_path=str(self.log.path),
         )
+
+
+def _moved(message: str) -> SerialConsoleMoved | None:
+    with contextlib.suppress(msgspec.DecodeError):
+        return msgspec.json.decode(message, type=SerialConsoleMigrating).migrating
+    return None

@@ -23,6 +23,7 @@ from ..propolis_api import (
     InstanceVCRReplace,
 )
 from .dropshot_errors import ErrorAnswer, bad_request
+from .migration_websocket import AcceptedConnection
 from .refusal import Refusal, unsupported
 from .serial_history import HistoryGap
 from .serial_websocket import serve_serial
@@ -58,6 +59,7 @@ def engine_app() -> Starlette:
             Route("/instance/disk/{id}/status", _endpoint(_unsupported("volume status")), methods=["GET"]),
             Route("/instance/disk/{id}/vcr", _endpoint(_replace_volume), methods=["PUT"]),
             Route("/instance/disk/{id}/snapshot/{snapshot}", _endpoint(_snapshot), methods=["POST"]),
+            WebSocketRoute("/instance/migrate/{id}/start", _migrate_out),
             Route("/instance/migrate/{id}/start", _endpoint(_migrate), methods=["GET"]),
         ],
         exception_handlers={Refusal: _refuse, HTTPException: http_error, Exception: _crash},
@@ -160,6 +162,18 @@ async def _serial(websocket: WebSocket) -> None:
     await serve_serial(websocket, port, port.history.offset_of(**places))
 
 
+async def _migrate_out(websocket: WebSocket) -> None:
+    """Serve the target of a migration. It sees a refusal as a connection that is dropped at once, as upstream."""
+    await websocket.accept()
+    connection = AcceptedConnection(websocket)
+    try:
+        _server(websocket).migrate_out(require_uuid(websocket, "id"), connection)
+    except Refusal as refusal:
+        await connection.close(refusal.answer.error_code or refusal.answer.message)
+    await connection.ended()
+    await connection.close("the VM has ended")
+
+
 def serial_place(query: Mapping[str, str]) -> dict[str, int | None]:
     return {name: _number(query, name) for name in ("from_start", "most_recent")}
 
@@ -186,7 +200,7 @@ async def _snapshot(server: VmServer, request: Request) -> Response:
 
 async def _migrate(server: VmServer, request: Request) -> Response:
     require_uuid(request, "id")
-    return await _unsupported("live migration")(server, request)
+    return await _upgrade_expected(server, request)
 
 
 def require_uuid(connection: HTTPConnection, name: str) -> uuid.UUID:

@@ -119,7 +119,6 @@ class Machine:
             raise
         finally:
             their_monitor.close()
-            self.serial.handed_over()
         self._monitor.register_listener(self._listener)
         try:
             async with asyncio.timeout(MONITOR_READY_TIMEOUT_S):
@@ -132,7 +131,7 @@ class Machine:
 
     async def resume(self) -> None:
         await self.execute("cont")
-        self.serial.release()
+        await self.serial.release()
 
     async def pause(self) -> None:
         await self.execute("stop")

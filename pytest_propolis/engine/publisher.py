@@ -7,8 +7,17 @@ generation that has been reached is answered at once, and intermediate states ma
 from __future__ import annotations
 
 import asyncio
+from uuid import UUID
 
-from ..propolis_api import InstanceMigrateStatusResponse, InstanceState, InstanceStateMonitorResponse
+import msgspec
+
+from ..propolis_api import (
+    InstanceMigrateStatusResponse,
+    InstanceMigrationStatus,
+    InstanceState,
+    InstanceStateMonitorResponse,
+    MigrationState,
+)
 
 __all__ = ["PublisherGone", "StatePublisher"]
 
@@ -18,12 +27,15 @@ class PublisherGone(Exception):
 
 
 class StatePublisher:
-    """What the outside sees of one VM, from ensure to rundown."""
+    """What the outside sees of one VM, from ensure to rundown.
 
-    def __init__(self, initial: InstanceState) -> None:
+    :param migration_in: the migration that the VM comes from; it is in the phase Sync.
+    """
+
+    def __init__(self, initial: InstanceState, *, migration_in: UUID | None = None) -> None:
         self._gen = 1
         self._state = initial
-        self._migration = InstanceMigrateStatusResponse()
+        self._migration = InstanceMigrateStatusResponse(migration_in=_status(migration_in, MigrationState.SYNC))
         self._changed = asyncio.Event()
         self._closed = False
 
@@ -36,6 +48,17 @@ class StatePublisher:
 
     def publish(self, state: InstanceState) -> None:
         self._state = state
+        self._gen += 1
+        self._wake()
+
+    def publish_migration_in(self, migration_id: UUID, phase: MigrationState) -> None:
+        self._publish_migration(migration_in=_status(migration_id, phase))
+
+    def publish_migration_out(self, migration_id: UUID, phase: MigrationState) -> None:
+        self._publish_migration(migration_out=_status(migration_id, phase))
+
+    def _publish_migration(self, **latest: InstanceMigrationStatus | None) -> None:
+        self._migration = msgspec.structs.replace(self._migration, **latest)
         self._gen += 1
         self._wake()
 
@@ -58,3 +81,7 @@ class StatePublisher:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _status(migration_id: UUID | None, phase: MigrationState) -> InstanceMigrationStatus | None:
+    return InstanceMigrationStatus(id=migration_id, state=phase) if migration_id else None

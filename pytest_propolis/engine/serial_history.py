@@ -8,13 +8,26 @@ from __future__ import annotations
 
 import asyncio
 
-__all__ = ["HistoryGap", "SerialHistory"]
+import msgspec
+
+__all__ = ["HistoryContent", "HistoryGap", "SerialHistory"]
 
 KEPT_BYTES = 1 << 20
 
 
 class HistoryGap(Exception):
     """Raised when an offset lies in the part of the history that was dropped."""
+
+
+class HistoryContent(msgspec.Struct, frozen=True, kw_only=True):
+    """A history on its way to another server.
+
+    :param last_offset: the offset of the first byte of `last`.
+    """
+
+    first: bytes
+    last: bytes
+    last_offset: int
 
 
 class SerialHistory:
@@ -52,6 +65,18 @@ class SerialHistory:
             surplus = len(self._last) - self._kept
             del self._last[:surplus]
             self._last_offset += surplus
+        self._wake()
+
+    def content(self) -> HistoryContent:
+        """All that is kept, to be carried to another server."""
+        return HistoryContent(first=bytes(self._first), last=bytes(self._last), last_offset=self._last_offset)
+
+    def restore(self, content: HistoryContent) -> None:
+        """Continue the history of another server. Nothing may have been written here yet."""
+        assert self.end == 0, "a history that has begun cannot be another one"
+        self._first[:] = content.first
+        self._last[:] = content.last
+        self._last_offset = content.last_offset
         self._wake()
 
     def finish(self) -> None:

@@ -5,11 +5,23 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from .serial_history import SerialHistory
+import msgspec
 
-__all__ = ["SerialPort"]
+from .serial_history import HistoryContent, SerialHistory
+
+__all__ = ["SerialPort", "SerialState"]
 
 READ_BYTES = 1 << 16
+
+
+class SerialState(msgspec.Struct, frozen=True, kw_only=True):
+    """A serial port on its way to another server.
+
+    :param typed: what was typed, and the guest has not read yet.
+    """
+
+    history: HistoryContent
+    typed: bytes
 
 
 class SerialPort:
@@ -20,17 +32,14 @@ class SerialPort:
 
     def __init__(self) -> None:
         self.history = SerialHistory()
+        self.moved_to: str | None = None
+        """The server that clients find the guest at, once it has migrated out."""
+        self._held: bytearray | None = None
         self._ours, self.theirs = socket.socketpair()
         self._ours.setblocking(False)
         self._write_lock = asyncio.Lock()
-        self._takes_input = asyncio.Event()
-        self._takes_input.set()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._ours, self._read)
-
-    def handed_over(self) -> None:
-        """Close our copy of QEMU's end, so that the end of QEMU is seen as the end of the stream."""
-        self.theirs.close()
 
     async def write(self, data: bytes) -> None:
         """Type into the guest. Waits while the UART takes no more.
@@ -38,7 +47,9 @@ class SerialPort:
         :raises OSError: when QEMU is gone.
         """
         async with self._write_lock:
-            await self._takes_input.wait()
+            if self._held is not None:
+                self._held += data
+                return
             await self._loop.sock_sendall(self._ours, data)
 
     def begin_anew(self, shown: bytes) -> None:
@@ -47,14 +58,35 @@ class SerialPort:
         self.history.append(shown)
 
     def hold(self) -> None:
-        """Let writes wait until `release`: what is typed at a guest between its restoring and its running is lost."""
-        self._takes_input.clear()
+        """Keep from the guest what is typed, until `release`. The guest must be stopped.
 
-    def release(self) -> None:
-        self._takes_input.set()
+        What is typed at a guest between its restoring and its running is lost.
+        """
+        self._held = bytearray(_taken_back(self.theirs))
+
+    def state(self) -> SerialState:
+        """What another server needs to go on with a port that is held."""
+        assert self._held is not None, "hold the port first"
+        self._drain()
+        return SerialState(history=self.history.content(), typed=bytes(self._held))
+
+    async def release(self) -> None:
+        """Give the guest what was typed meanwhile. Without effect on a port that is not held."""
+        held, self._held = self._held, None
+        if held:
+            await self.write(bytes(held))
+
+    async def restore(self, state: SerialState) -> None:
+        """Go on with another server's port."""
+        self.history.restore(state.history)
+        await self.write(state.typed)
+
+    def move_to(self, address: str) -> None:
+        """The guest writes on at another server, where clients are to follow it."""
+        self.moved_to = address
+        self.history.finish()
 
     def close(self) -> None:
-        self.release()
         if self._ours.fileno() >= 0:
             self._loop.remove_reader(self._ours)
             self._drain()
@@ -81,3 +113,14 @@ class SerialPort:
                 self.history.append(data)
         except OSError:
             pass
+
+
+def _taken_back(theirs: socket.socket) -> bytes:
+    """What QEMU has not read from its end, which both processes have open."""
+    taken = bytearray()
+    try:
+        while data := theirs.recv(READ_BYTES, socket.MSG_DONTWAIT):
+            taken += data
+    except OSError:
+        pass
+    return bytes(taken)

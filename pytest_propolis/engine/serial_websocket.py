@@ -18,7 +18,10 @@ GOING_AWAY: Final = 1001
 
 
 async def serve_serial(websocket: WebSocket, port: SerialPort, offset: int) -> None:
-    """Serve one client from `offset` on until it leaves or the port ends: 1001 "VM stopped", as upstream."""
+    """Serve one client from `offset` on until it leaves or the port ends: 1001 "VM stopped", as upstream.
+
+    When the guest has migrated away, a text tells the client where to follow it, and from which offset on.
+    """
     typing = asyncio.create_task(_type(websocket, port))
     output = asyncio.create_task(_show(websocket, port, offset))
     try:
@@ -40,7 +43,11 @@ async def _show(websocket: WebSocket, port: SerialPort, offset: int) -> None:
                 return
             await websocket.send_bytes(data)
             offset += len(data)
-        await websocket.close(GOING_AWAY, "VM stopped")
+        if port.moved_to is None:
+            await websocket.close(GOING_AWAY, "VM stopped")
+        else:
+            await websocket.send_json({"Migrating": {"destination": port.moved_to, "from_start": offset}})
+            await websocket.close()
 
 
 async def _type(websocket: WebSocket, port: SerialPort) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 
@@ -24,6 +25,7 @@ from ..propolis_api import (
     InstanceEnsureRequest,
     InstanceEnsureResponse,
     InstanceGetResponse,
+    InstanceMigrateInitiateResponse,
     InstanceMigrateStatusResponse,
     InstanceProperties,
     InstanceSpec,
@@ -31,9 +33,10 @@ from ..propolis_api import (
     InstanceState,
     InstanceStateMonitorResponse,
     InstanceStateRequested,
+    MigrationTargetInit,
     PresentSpec,
     ReplaceResult,
-    SpecInit,
+    WaitingForMigrationSource,
 )
 from .accelerator import AcceleratorName
 from .blobs import BlobFiles
@@ -59,10 +62,18 @@ from .dropshot_errors import (
 from .fork import Fork
 from .guest_memory import GuestMemory
 from .machine import Machine, MachineError
+from .migration_failure import FailureInjector, MigrationFailed
+from .migration_protocol import MemoryFile, MigrationChannel
+from .migration_report import MigrationReport, MigrationSide
+from .migration_source import MigrationSource, SourceFacts
+from .migration_target import MigrationTarget
+from .migration_way import MigrationWay
+from .migration_websocket import AcceptedConnection
+from .own_memory import OwnMemory
 from .publisher import PublisherGone, StatePublisher
 from .qemu_binary import Qemu, find_firmware
 from .refusal import Refusal, unsupported
-from .request_queue import Reboot, ReplaceVolume, Request, RequestDenied, RequestQueue, Run, Stop
+from .request_queue import MigrateAsSource, Reboot, ReplaceVolume, Request, RequestDenied, RequestQueue, Run, Stop
 from .serial_port import SerialPort
 from .state_stream import save_state
 
@@ -91,8 +102,9 @@ class ServerConfig:
     :param display: whether the VM has a display, which costs a little.
     :param backends: what makes the block backends, by type of the component that asks for one
         (`CrucibleStorageBackend`). A component that needs one that is not here is refused.
-    :param memory: the file that holds the guest's memory; None for memory of QEMU's own.
+    :param memory: the file that holds the guest's memory; None for one of the server's own, which a VM can migrate in.
     :param fork: a started fork, which becomes the VM; None for a VM that boots.
+    :param address: where other servers and their clients find this one (`Endpoint.at`).
     """
 
     mark: str
@@ -106,6 +118,7 @@ class ServerConfig:
     backends: Mapping[type, BackendFactory] = field(default_factory=dict)
     memory: GuestMemory | None = None
     fork: Fork | None = None
+    address: str = ""
 
     @property
     def display_socket(self) -> Path | None:
@@ -117,21 +130,26 @@ class ServerConfig:
 class _Vm:
     """One VM: made by ensure, dropped by the next ensure.
 
-    `initialized` tells whether QEMU came up; an exception there is a `MachineError`.
+    `spec` is None until the source of a migration has sent it. `initialized` tells whether QEMU came up; an exception
+    there is a `MachineError`, a `MigrationFailed`, or a `Refusal` of what the source sent.
     """
 
     properties: InstanceProperties
-    spec: InstanceSpec
+    spec: InstanceSpec | None
     publisher: StatePublisher
     initialized: asyncio.Future[None]
     backends: BlockBackends | None = None
     driver: StateDriver | None = None
     machine: Machine | None = None
     blobs: BlobFiles | None = None
+    memory: OwnMemory | None = None
+    arrival: MigrationTarget | None = None
+    departure: MigrationSide | None = None
     active: bool = False
 
     def volume_replaced(self, key: str, vcr_json: str) -> None:
         """A block backend has become another: the spec tells of it."""
+        assert self.spec is not None
         backend = self.spec.components[key].component
         if isinstance(backend, CrucibleStorageBackend):
             component = CrucibleStorageBackendComponent(msgspec.structs.replace(backend, request_json=vcr_json))
@@ -165,18 +183,24 @@ class VmServer:
             raise Refusal(initialization_failed(str(error))) from None
         if self._life is not None:
             raise Refusal(ALREADY_INITIALIZED)
-        if not isinstance(request.init, SpecInit):
-            raise unsupported("initialization by migration")
-        vm = self._new_vm(request.properties, request.init.value.spec)
+        init = request.init
+        if isinstance(init, MigrationTargetInit):
+            vm = self._vm_to_come(request.properties, init)
+        else:
+            vm = self._new_vm(request.properties, init.value.spec)
         self._vm = vm
         self._life = asyncio.create_task(self._live(vm))
         try:
             # A caller who leaves does not undo what was asked for: as propolis-server, whose handlers run detached.
             await asyncio.shield(vm.initialized)
-        except MachineError as error:
+        except Refusal:
+            await asyncio.shield(self._life_ended())
+            raise
+        except (MachineError, MigrationFailed) as error:
             await asyncio.shield(self._life_ended())
             raise Refusal(initialization_failed(str(error))) from None
-        return InstanceEnsureResponse()
+        migrate = InstanceMigrateInitiateResponse(migration_id=vm.arrival.id) if vm.arrival else None
+        return InstanceEnsureResponse(migrate=migrate)
 
     def get(self) -> InstanceGetResponse:
         vm = self._require_vm()
@@ -184,7 +208,8 @@ class VmServer:
 
     def get_spec(self) -> InstanceSpecGetResponse:
         vm = self._require_vm()
-        return InstanceSpecGetResponse(properties=vm.properties, spec=PresentSpec(vm.spec), state=vm.publisher.state)
+        spec = PresentSpec(vm.spec) if vm.spec else WaitingForMigrationSource()
+        return InstanceSpecGetResponse(properties=vm.properties, spec=spec, state=vm.publisher.state)
 
     def put_state(self, requested: InstanceStateRequested) -> None:
         """Queue a state change. Returns when it is queued or ignored, not when it is done."""
@@ -217,6 +242,21 @@ class VmServer:
 
     def migration_status(self) -> InstanceMigrateStatusResponse:
         return self._require_vm().publisher.snapshot().migration
+
+    def migration_report(self) -> MigrationReport:
+        """What the API does not say of the migrations: how the memory was moved, and why one failed."""
+        vm = self._require_vm()
+        arrival = vm.arrival
+        came = MigrationSide(id=arrival.id, way=arrival.way, failure=arrival.failure) if arrival else None
+        return MigrationReport(migration_in=came, migration_out=vm.departure)
+
+    def migrate_out(self, migration_id: UUID, connection: AcceptedConnection) -> None:
+        """Queue a migration to the target at the other end of a connection. Returns when it is queued.
+
+        Refused as other state changes are.
+        """
+        channel = MigrationChannel(connection, other="target")
+        self._request(MigrateAsSource(str(migration_id), channel))
 
     def serial(self) -> SerialPort:
         machine = self._require_active().machine
@@ -293,31 +333,90 @@ class VmServer:
 
         :raises Refusal: when the spec cannot be realised.
         """
-        initialized: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        initialized.add_done_callback(lambda done: done.exception())  # the caller of ensure may have left
-        publisher = StatePublisher(InstanceState.CREATING)
-        vm = _Vm(properties=properties, spec=spec, publisher=publisher, initialized=initialized)
-        with contextlib.ExitStack() as undo, _spec_faults():
-            vm.backends = BlockBackends.of(spec, self._config.backends, on_replaced=vm.volume_replaced)
-            vm.blobs = undo.enter_context(BlobFiles(spec))
-            arguments = self._arguments(vm, vm.backends, vm.blobs)
-            self._require_match(spec)
-            undo.pop_all()
-        vm.driver = StateDriver(queue=RequestQueue(discard=_discard), publisher=publisher, backends=vm.backends)
-        vm.machine = self._machine(vm, arguments, vm.driver)
+        vm = _vm(properties, spec, StatePublisher(InstanceState.CREATING))
+        self._equip(vm, spec)
         return vm
 
+    def _vm_to_come(self, properties: InstanceProperties, init: MigrationTargetInit) -> _Vm:
+        """A VM in the state Migrating, of which nothing is known yet but where it comes from."""
+        publisher = StatePublisher(InstanceState.MIGRATING, migration_in=init.value.migration_id)
+        vm = _vm(properties, None, publisher)
+        vm.arrival = MigrationTarget(
+            init.value,
+            address=self._config.address,
+            stream_path=self._config.directory / "migration.sock",
+            accelerator=self._config.accelerator,
+            qemu_version=self._config.qemu.version,
+            publish=publisher.publish_migration_in,
+        )
+        return vm
+
+    async def _sync(self, vm: _Vm, arrival: MigrationTarget) -> None:
+        """Learn what a VM that migrates in is, and make a machine for it.
+
+        :raises MigrationFailed: when the source and this server do not agree.
+        :raises Refusal: when the spec cannot be realised here.
+        """
+        vm.spec, memory = await arrival.sync()
+        self._equip(vm, vm.spec, its_memory=memory)
+
+    def _equip(self, vm: _Vm, spec: InstanceSpec, *, its_memory: MemoryFile | None = None) -> None:
+        """Give a VM its block backends, its machine and its driver.
+
+        :param its_memory: the memory of the VM that migrates in.
+        :raises Refusal: when the spec cannot be realised.
+        """
+        has_memory = self._config.memory is not None or self._fork is not None
+        if not has_memory:
+            vm.memory = OwnMemory.open(its_memory) if its_memory else None
+        if vm.arrival is not None:
+            vm.arrival.plan(shares_memory=vm.memory is not None)
+        with contextlib.ExitStack() as undo, _spec_faults():
+            if not has_memory and vm.memory is None:
+                vm.memory = OwnMemory.make()
+            undo.callback(_close_memory, vm)
+            vm.backends = BlockBackends.of(spec, self._config.backends, on_replaced=vm.volume_replaced)
+            vm.blobs = undo.enter_context(BlobFiles(spec))
+            arguments = self._arguments(vm, spec, vm.backends, vm.blobs)
+            self._require_match(spec)
+            undo.pop_all()
+        vm.driver = StateDriver(
+            queue=RequestQueue(discard=_discard, migrating_in=vm.arrival is not None),
+            publisher=vm.publisher,
+            backends=vm.backends,
+            arrive=vm.arrival,
+            migrate_out=self._departure(vm, spec),
+        )
+        vm.machine = self._machine(vm, arguments, vm.driver)
+
+    def _departure(self, vm: _Vm, spec: InstanceSpec) -> MigrationSource:
+        def facts() -> SourceFacts:
+            return SourceFacts(
+                spec=vm.spec or spec,
+                qemu_version=self._config.qemu.version,
+                accelerator=self._config.accelerator,
+                memory=vm.memory.file if vm.memory else None,
+            )
+
+        def settled(migration_id: UUID, way: MigrationWay | None, failure: str | None) -> None:
+            vm.departure = MigrationSide(id=migration_id, way=way, failure=failure)
+
+        publish = vm.publisher.publish_migration_out
+        return MigrationSource(facts=facts, injector=FailureInjector.of(spec), publish=publish, settled=settled)
+
     async def _live(self, vm: _Vm) -> None:
-        assert vm.machine is not None
-        assert vm.driver is not None
         outcome = Outcome.FAILED
         try:
+            if vm.arrival is not None:
+                await self._sync(vm, vm.arrival)
+            assert vm.machine is not None
+            assert vm.driver is not None
             if not vm.machine.is_started:  # a fork is
                 await vm.machine.start()
             vm.active = True
             vm.initialized.set_result(None)
             outcome = await vm.driver.run(vm.machine)
-        except MachineError as error:
+        except (MachineError, MigrationFailed, Refusal) as error:
             vm.initialized.set_exception(error)
         except asyncio.CancelledError:
             outcome = Outcome.DESTROYED
@@ -328,19 +427,24 @@ class VmServer:
 
     async def _run_down(self, vm: _Vm, outcome: Outcome) -> None:
         """Release all that a VM has, and only then say that it is gone."""
-        assert vm.machine is not None
-        assert vm.backends is not None
-        assert vm.blobs is not None
         if not vm.initialized.done():
             vm.initialized.set_exception(MachineError("the server was closed before QEMU was up"))
         try:
-            await vm.machine.close()
-            await vm.backends.close()
+            async with contextlib.AsyncExitStack() as all_of_it:
+                all_of_it.callback(_close_memory, vm)
+                if vm.blobs is not None:
+                    all_of_it.callback(vm.blobs.close)
+                if vm.backends is not None:
+                    all_of_it.push_async_callback(vm.backends.close)
+                if vm.machine is not None:
+                    all_of_it.push_async_callback(vm.machine.close)
+                if vm.arrival is not None:
+                    vm.arrival.failure = vm.arrival.failure or _reason(vm.initialized)
+                    all_of_it.push_async_callback(vm.arrival.close)
         except Exception:
             logger.exception("the VM is not released as it should be")
             outcome = Outcome.FAILED
         finally:
-            vm.blobs.close()
             self._life = None
             vm.publisher.publish(InstanceState.DESTROYED if outcome is Outcome.DESTROYED else InstanceState.FAILED)
             vm.publisher.close()
@@ -357,13 +461,15 @@ class VmServer:
         if fork is not None:
             return fork.attach(driver.guest_did)
         assert vm.blobs is not None
+        memory = [vm.memory.fd] if vm.memory else []
         return Machine(
             program=self._config.qemu.system,
             arguments=[*self._config.qemu.arguments, *arguments],
             log_path=self._config.log_path,
             journal=self._config.journal,
             on_event=driver.guest_did,
-            inherit=list(vm.blobs.fds.values()),
+            inherit=[*memory, *vm.blobs.fds.values()],
+            incoming=vm.arrival is not None,
         )
 
     def _require_match(self, spec: InstanceSpec) -> None:
@@ -371,16 +477,16 @@ class VmServer:
         if self._fork is not None and not self._fork.is_of(spec):
             raise Refusal(bad_request("the spec is not that of the template that this VM is a fork of"))
 
-    def _arguments(self, vm: _Vm, backends: BlockBackends, blobs: BlobFiles) -> list[str]:
+    def _arguments(self, vm: _Vm, spec: InstanceSpec, backends: BlockBackends, blobs: BlobFiles) -> list[str]:
         config = self._config
         return qemu_arguments(
-            spec=vm.spec,
+            spec=spec,
             properties=vm.properties,
             boot=config.boot,
             accelerator=config.accelerator,
             mark=config.mark,
             flash=self._flash(),
-            memory=config.memory,
+            memory=vm.memory.guest_memory if vm.memory else config.memory,
             nodes=backends.nodes,
             blobs=blobs.paths,
             cpu_features=self._cpu_features.known,
@@ -411,6 +517,22 @@ class VmServer:
         return vm
 
 
+def _vm(properties: InstanceProperties, spec: InstanceSpec | None, publisher: StatePublisher) -> _Vm:
+    initialized: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    initialized.add_done_callback(lambda done: done.exception())  # the caller of ensure may have left
+    return _Vm(properties=properties, spec=spec, publisher=publisher, initialized=initialized)
+
+
+def _close_memory(vm: _Vm) -> None:
+    if vm.memory is not None:
+        vm.memory.close()
+
+
+def _reason(initialized: asyncio.Future[None]) -> str | None:
+    error = initialized.exception()
+    return str(error) if error else None
+
+
 @contextlib.contextmanager
 def _spec_faults() -> Iterator[None]:
     """What is wrong with a spec, as the answer to whoever sent it."""
@@ -428,6 +550,8 @@ def _discard(request: Request) -> None:
     """The VM ended before this was served."""
     if isinstance(request, ReplaceVolume) and isinstance(request.reply, asyncio.Future) and not request.reply.done():
         request.reply.set_exception(VolumeGone())
+    if isinstance(request, MigrateAsSource) and isinstance(request.payload, MigrationChannel):
+        request.payload.abandon()
     logger.info("%s is not served any more", request)
 
 

@@ -31,6 +31,7 @@ from ..agent.protocol import (
     VmForked,
     VmListed,
 )
+from ..engine.migration_report import MigrationReport
 from ..errors import AgentError
 from ..propolis_api.endpoint import Endpoint
 from ..propolis_api.transport import http_client
@@ -114,6 +115,13 @@ class AgentClient:
 
     async def list_vms(self) -> list[VmListed]:
         return await self._call("GET", "/vms", list[VmListed])
+
+    async def migrations(self, vm_path: str) -> MigrationReport:
+        """What the Propolis API does not say of the latest migrations of a VM: how they went about it.
+
+        :param vm_path: the path of its server.
+        """
+        return await self._call("GET", f"{vm_path}/migrations", MigrationReport)
 
     async def create_disk(self, request: CreateDisk) -> DiskCreated:
         return await self._call("POST", "/disks", DiskCreated, request)

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Self
+from urllib.parse import quote, unquote
 
 __all__ = ["Endpoint"]
+
+_UNIX: Final = "http+unix://"
+_UNIX_HOST: Final = "http://agent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +23,30 @@ class Endpoint:
 
     base_url: str
     uds: Path | None = None
+
+    @classmethod
+    def at(cls, address: str) -> Self:
+        """The server of an address: one that `address` gave, a URL, or an IP address and port as propolis-server's.
+
+        :raises ValueError: when there is nothing to connect to in it.
+        """
+        if not address:
+            raise ValueError("the address is empty")
+        if not address.startswith(_UNIX):
+            return cls(base_url=address if "://" in address else f"http://{address}")
+        socket, _, path = address.removeprefix(_UNIX).partition("/")
+        if not socket:
+            raise ValueError(f"{address} names no socket")
+        return cls(base_url=f"{_UNIX_HOST}/{path}", uds=Path(unquote(socket)))
+
+    @property
+    def address(self) -> str:
+        """One string for it, for where the API wants an address and port: ``127.0.0.1:12400`` for a server that has
+        both to itself, ``http+unix://`` with the quoted socket and the path for one behind a UNIX socket."""
+        scheme, _, rest = self.base_url.partition("://")
+        if self.uds is not None:
+            return f"{_UNIX}{quote(str(self.uds), safe='')}/{rest.partition('/')[2]}"
+        return rest if scheme == "http" and "/" not in rest else self.base_url
 
     def __str__(self) -> str:
         return f"{self.base_url} (socket {self.uds})" if self.uds else self.base_url

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from msgspec import Struct
+from msgspec import Struct, field
 from msgspec.structs import force_setattr
 
 from .integers import Uint8, Uint64, require_uint64
 
-__all__ = ["InstanceSerialConsoleHistoryResponse"]
+__all__ = ["InstanceSerialConsoleHistoryResponse", "SerialConsoleMigrating", "SerialConsoleMoved"]
 
 
 class InstanceSerialConsoleHistoryResponse(Struct, frozen=True, kw_only=True):
@@ -32,3 +32,20 @@ class InstanceSerialConsoleHistoryResponse(Struct, frozen=True, kw_only=True):
     def content(self) -> bytes:
         """The bytes of `data`."""
         return bytes(self.data)
+
+
+class SerialConsoleMoved(Struct, frozen=True, kw_only=True):
+    """Where a serial console goes on.
+
+    :param destination: the server, as an address.
+    :param from_start: the offset from which on to ask for its output there.
+    """
+
+    destination: str
+    from_start: Uint64
+
+
+class SerialConsoleMigrating(Struct, frozen=True, kw_only=True):
+    """The text message in a serial console's websocket that says that the guest has migrated."""
+
+    migrating: SerialConsoleMoved = field(name="Migrating")

@@ -124,6 +124,8 @@ class VmConfig:
     :param cpuid: what the guest's CPUID instruction returns; the server's choice by default.
     :param hyper_v: the Hyper-V enlightenments that the guest sees, maybe none; by default it sees no Hyper-V at all.
     :param display: whether the VM has a display, for `TestVm.screenshot`. Not part of the spec.
+    :param fail_migration_exports: how many migrations out of this VM fail on purpose.
+    :param fail_migration_imports: how many migrations into this VM fail on purpose.
     :raises ConfigError: when a value is impossible, naming it.
     """
 
@@ -142,6 +144,8 @@ class VmConfig:
     cpuid: Cpuid | None = None
     hyper_v: tuple[HyperVFeatureFlag, ...] | None = None
     display: bool = False
+    fail_migration_exports: int | None = None
+    fail_migration_imports: int | None = None
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):

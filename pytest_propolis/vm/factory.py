@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from ..agent.protocol import Belongings, CreateDisk, CreateVm, ForkVm, Keep, KeptListed, VmCreated, VmForked
+from ..agent.protocol import Belongings, CreateDisk, CreateVm, ForkVm, Keep, KeptListed, VmForked
 from ..console.log import make_log_directory
 from ..engine.boot_source import BootSource, DirectKernel, Firmware
 from ..errors import ArtifactMissing, ConfigError, HostBusy, ResourceExhausted, TemplateError
@@ -19,13 +21,19 @@ from ..guests.adapter import GuestAdapter
 from ..guests.registry import GuestRegistry
 from ..hosts.agent_client import AgentClient
 from ..hosts.local import LocalHost
-from ..propolis_api import InstanceSpec
+from ..propolis_api import InstanceProperties, InstanceSpec
 from ..propolis_api.client import PropolisClient
 from ..settings import Settings
 from .config import BOOT_DISK, CompleteVmConfig, DataDisk, VmConfig
 from .phases import Phases
 from .preparation import ReadyImage, ready_image
-from .spec import AttachedDisk, instance_properties, instance_spec
+from .spec import (
+    AttachedDisk,
+    instance_properties,
+    instance_spec,
+    successor_properties,
+    with_failure_injector,
+)
 from .templates import Kind, TemplateMaker, cold_reason
 from .test_vm import TestVm
 
@@ -172,24 +180,73 @@ class VmFactory:
         return await self._make(config, warm=config.boot == "warm")
 
     async def _make(self, config: VmConfig, *, warm: bool) -> TestVm:
-        if config.name in self._names:
-            raise ConfigError(
-                f"there is a VM named {config.name!r} in this test already", hint="give each VM of a test its own name"
-            )
+        self._require_new(config.name)
         complete = config.completed(self._settings)
         guest = self._guests.get(complete.guest)
         _check(complete, guest)
-        async with contextlib.AsyncExitStack() as taken:
+        async with self._keeping() as taken:
             vm = None
             if warm and cold_reason(complete, guest) is None:
                 vm = await self._fork(complete, guest, taken)
             if vm is None:
                 vm = await self._create(complete, guest, await self._image(complete, guest), taken)
-            self._names.add(config.name)
-            self.vms.append(vm)
-            self._made(vm)
-            self._taken.append(taken.pop_all())
+            self._remember(vm)
         return vm
+
+    async def successor(
+        self,
+        vm: TestVm,
+        name: str | None = None,
+        *,
+        fail_migration_exports: int | None = None,
+        fail_migration_imports: int | None = None,
+    ) -> TestVm:
+        """Make a VM that can take another one's place: the same instance with the same disks, at a server of its own.
+
+        It does not run yet: `TestVm.migrate_from` takes the guest over, and `TestVm.boot` boots it from its disks, when
+        the other VM has stopped. The disks stay the other VM's: they are gone when that one's factory is closed.
+
+        :param name: by default the other one's, with a number.
+        :param fail_migration_exports: as in `VmConfig`.
+        :param fail_migration_imports: as in `VmConfig`.
+        """
+        name = name or self._successor_name(vm.name)
+        self._require_new(name)
+        spec = with_failure_injector(vm.spec, exports=fail_migration_exports, imports=fail_migration_imports)
+        async with self._keeping() as taken:
+            heir = await self._serve(
+                name,
+                guest=vm.guest,
+                spec=spec,
+                properties=successor_properties(vm.properties, name),
+                boot_source=vm.boot_source,
+                boot_timeout_s=vm.boot_timeout_s,
+                taken=taken,
+            )
+            self._remember(heir)
+        return heir
+
+    @contextlib.asynccontextmanager
+    async def _keeping(self) -> AsyncIterator[contextlib.AsyncExitStack]:
+        """What is taken in the block is the factory's after it, and gone if the block fails."""
+        async with contextlib.AsyncExitStack() as taken:
+            yield taken
+            self._taken.append(taken.pop_all())
+
+    def _require_new(self, name: str) -> None:
+        if name in self._names:
+            raise ConfigError(
+                f"there is a VM named {name!r} in this test already", hint="give each VM of a test its own name"
+            )
+
+    def _successor_name(self, name: str) -> str:
+        stem = re.sub(r"-\d+$", "", name)
+        return next(other for n in itertools.count(2) if (other := f"{stem}-{n}") not in self._names)
+
+    def _remember(self, vm: TestVm) -> None:
+        self._names.add(vm.name)
+        self.vms.append(vm)
+        self._made(vm)
 
     async def _image(self, complete: CompleteVmConfig, guest: GuestAdapter) -> ReadyImage:
         limit_s = complete.boot_timeout_s
@@ -216,7 +273,22 @@ class VmFactory:
             return None
         self._own(forked.id, taken)
         phases.took_s |= forked.took_s
-        return await self._enter(complete, guest, forked, forked.spec, taken, forked.session, phases)
+        name = complete.config.name
+        vm = TestVm(
+            name=name,
+            client=PropolisClient(self._agent.endpoint(forked.path), vm=name),
+            guest=guest,
+            spec=forked.spec,
+            properties=instance_properties(name),
+            log_path=self._serial_log(name),
+            boot_timeout_s=complete.boot_timeout_s,
+            boot_source=forked.boot,
+            migrations=partial(self._agent.migrations, forked.path),
+            fork_session=forked.session,
+            phases=phases,
+            vm_id=forked.id,
+        )
+        return await taken.enter_async_context(vm)
 
     async def _template_key(self, complete: CompleteVmConfig, guest: GuestAdapter) -> str:
         image = await self._image(complete, guest)
@@ -230,10 +302,10 @@ class VmFactory:
         return await self._templates.key(kind)
 
     async def _fork_of(self, key: str, complete: CompleteVmConfig, phases: Phases) -> VmForked:
-        name, log_path = complete.config.name, self._qemu_log(complete)
-        request = ForkVm(template=key, name=name, group=self._group, log_path=log_path)
+        name = complete.config.name
+        request = ForkVm(template=key, name=name, group=self._group, log_path=self._qemu_log(name))
         with phases.during("fork"):
-            return await self._admitted(complete, partial(self._agent.fork_vm, request), phases)
+            return await self._admitted(name, partial(self._agent.fork_vm, request), phases)
 
     async def _create(
         self, complete: CompleteVmConfig, guest: GuestAdapter, image: ReadyImage, taken: contextlib.AsyncExitStack
@@ -252,42 +324,55 @@ class VmFactory:
             cpuid=config.cpuid,
             hyper_v=config.hyper_v,
         )
-        make_log_directory(self._log_dir)
-        wanted = CreateVm(
-            name=config.name,
-            group=self._group,
-            boot=_boot_source(config, guest, image),
-            log_path=self._qemu_log(complete),
-            memory_mib=complete.memory_mib,
-            display=config.display,
-        )
-        phases = Phases()
-        created = await self._admitted(complete, partial(self._agent.create_vm, wanted), phases)
-        self._own(created.id, taken)
-        return await self._enter(complete, guest, created, spec, taken, phases=phases)
-
-    async def _enter(
-        self,
-        complete: CompleteVmConfig,
-        guest: GuestAdapter,
-        made: VmCreated | VmForked,
-        spec: InstanceSpec,
-        taken: contextlib.AsyncExitStack,
-        fork_session: str | None = None,
-        phases: Phases | None = None,
-    ) -> TestVm:
-        name = complete.config.name
-        vm = TestVm(
-            name=name,
-            client=PropolisClient(self._agent.endpoint(made.path), vm=name),
+        spec = with_failure_injector(spec, exports=config.fail_migration_exports, imports=config.fail_migration_imports)
+        return await self._serve(
+            config.name,
             guest=guest,
             spec=spec,
-            properties=instance_properties(name),
-            log_path=self._log_dir / f"{name}.serial.log",
+            properties=instance_properties(config.name),
+            boot_source=_boot_source(config, guest, image),
             boot_timeout_s=complete.boot_timeout_s,
-            fork_session=fork_session,
+            taken=taken,
+            display=config.display,
+        )
+
+    async def _serve(
+        self,
+        name: str,
+        *,
+        guest: GuestAdapter,
+        spec: InstanceSpec,
+        properties: InstanceProperties,
+        boot_source: BootSource,
+        boot_timeout_s: float,
+        taken: contextlib.AsyncExitStack,
+        display: bool = False,
+    ) -> TestVm:
+        """A server for a VM, and the VM, not created there yet."""
+        make_log_directory(self._log_dir)
+        wanted = CreateVm(
+            name=name,
+            group=self._group,
+            boot=boot_source,
+            log_path=self._qemu_log(name),
+            memory_mib=spec.board.memory_mb,
+            display=display,
+        )
+        phases = Phases()
+        created = await self._admitted(name, partial(self._agent.create_vm, wanted), phases)
+        self._own(created.id, taken)
+        vm = TestVm(
+            name=name,
+            client=PropolisClient(self._agent.endpoint(created.path), vm=name),
+            guest=guest,
+            spec=spec,
+            properties=properties,
+            log_path=self._serial_log(name),
+            boot_timeout_s=boot_timeout_s,
+            boot_source=boot_source,
+            migrations=partial(self._agent.migrations, created.path),
             phases=phases,
-            vm_id=made.id,
+            vm_id=created.id,
         )
         return await taken.enter_async_context(vm)
 
@@ -295,12 +380,12 @@ class VmFactory:
         self._vm_ids.append(vm_id)
         taken.push_async_callback(self._agent.remove_vm, vm_id)
 
-    async def _admitted(self, complete: CompleteVmConfig, ask: Callable[[], Awaitable[T]], phases: Phases) -> T:
+    async def _admitted(self, name: str, ask: Callable[[], Awaitable[T]], phases: Phases) -> T:
         """Ask for a VM until there is memory for it, and say once that it waits.
 
         :raises ResourceExhausted: when there is none for long.
         """
-        name, began = complete.config.name, time.monotonic()
+        began = time.monotonic()
         while True:
             try:
                 answer = await ask()
@@ -316,8 +401,11 @@ class VmFactory:
             else:
                 return answer
 
-    def _qemu_log(self, complete: CompleteVmConfig) -> str:
-        return str(self._log_dir / f"{complete.config.name}.qemu.log")
+    def _qemu_log(self, name: str) -> str:
+        return str(self._log_dir / f"{name}.qemu.log")
+
+    def _serial_log(self, name: str) -> Path:
+        return self._log_dir / f"{name}.serial.log"
 
     async def _create_disk(self, request: CreateDisk, taken: contextlib.AsyncExitStack) -> str:
         disk = await self._agent.create_disk(request)

@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from ..propolis_api import (
     BhyveInterface,
     BlobStorageBackend,
@@ -27,6 +29,8 @@ from ..propolis_api import (
     InstanceMetadata,
     InstanceProperties,
     InstanceSpec,
+    MigrationFailureInjector,
+    MigrationFailureInjectorComponent,
     NvmeDisk,
     NvmeDiskComponent,
     PciPath,
@@ -43,7 +47,7 @@ from ..propolis_api import (
 )
 from .config import DiskInterface, Nic
 
-__all__ = ["AttachedDisk", "instance_properties", "instance_spec"]
+__all__ = ["AttachedDisk", "instance_properties", "instance_spec", "successor_properties", "with_failure_injector"]
 
 FIRST_DISK_SLOT = 4
 """Where PHD puts the boot disk; the slots below belong to the chipset."""
@@ -101,6 +105,22 @@ def instance_spec(
         memory_mb=memory_mib,
     )
     return InstanceSpec(board=board, components=components)
+
+
+def with_failure_injector(spec: InstanceSpec, *, exports: int | None, imports: int | None) -> InstanceSpec:
+    """The same with PHD's device that fails migrations, if either number is given."""
+    if exports is None and imports is None:
+        return spec
+    injector = MigrationFailureInjector(fail_exports=exports or 0, fail_imports=imports or 0)
+    components = {**spec.components, "migration-failure": MigrationFailureInjectorComponent(injector)}
+    return msgspec.structs.replace(spec, components=components)
+
+
+def successor_properties(properties: InstanceProperties, name: str) -> InstanceProperties:
+    """Who the same instance is at another server: it has another sled, and its own name."""
+    sled = uuid.uuid4()
+    metadata = msgspec.structs.replace(properties.metadata, sled_id=sled, sled_serial=str(sled))
+    return msgspec.structs.replace(properties, name=name, metadata=metadata)
 
 
 def instance_properties(name: str) -> InstanceProperties:

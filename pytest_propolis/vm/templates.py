@@ -40,6 +40,7 @@ def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
         # Forks would have one address.
         "it has a network card": bool(config.nics),
         "it has a display": config.display,
+        "its migrations are to fail": (config.fail_migration_exports, config.fail_migration_imports) != (None, None),
         "its processor is described in detail": config.cpuid is not None or config.hyper_v is not None,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
@@ -102,6 +103,7 @@ class TemplateMaker:
             properties=needed.properties,
             log_path=self._log_dir / "template.serial.log",
             boot_timeout_s=kind.complete.boot_timeout_s,
+            boot_source=kind.boot,
         )
         try:
             await vm.boot()

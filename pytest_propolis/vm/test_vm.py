@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, Self
+
+from websockets.asyncio.client import ClientConnection
 
 from ..agent.protocol import VmFacts
 from ..console.console import Console
 from ..console.shell import CommandResult, Shell
 from ..console.transcript import Found
+from ..engine.boot_source import BootSource
+from ..engine.migration_report import MigrationReport
 from ..engine.template_layout import BOUNDARY
 from ..errors import (
     ApiError,
@@ -20,6 +25,7 @@ from ..errors import (
     ConfigError,
     ConsoleClosed,
     ConsoleError,
+    MigrationError,
     PropolisError,
     ShellError,
     StateTimeout,
@@ -28,17 +34,24 @@ from ..errors import (
 from ..guests.adapter import GuestAdapter
 from ..hosts.vm_extensions import get_screenshot, get_vm_facts
 from ..propolis_api import (
+    FromMigration,
     FromSpec,
     InstanceEnsureRequest,
+    InstanceMigrateStatusResponse,
     InstanceProperties,
+    InstanceSerialConsoleHistoryResponse,
     InstanceSpec,
     InstanceState,
     InstanceStateRequested,
+    MigrationState,
+    MigrationTargetInit,
     SpecInit,
 )
 from ..propolis_api.client import Endpoint, PropolisClient
+from ..propolis_api.serial import SerialConsoleMoved
 from ..settings import BootKind
 from .phases import Phases
+from .replacements import replacements
 
 __all__ = ["TestVm"]
 
@@ -48,6 +61,7 @@ OUTPUT_TIMEOUT_S: Final = 60.0
 HAND_OVER_TIMEOUT_S: Final = 15.0
 DESTROY_TIMEOUT_S: Final = 5.0
 LAST_STATE_TIMEOUT_S: Final = 2.0
+MIGRATION_S_PER_GIB: Final = 90.0
 
 TERMINAL: Final = frozenset({InstanceState.DESTROYED, InstanceState.FAILED})
 
@@ -71,9 +85,11 @@ class TestVm:
         properties: InstanceProperties,
         log_path: Path,
         boot_timeout_s: float,
+        boot_source: BootSource,
         vm_id: str = "",
         fork_session: str | None = None,
         phases: Phases | None = None,
+        migrations: Callable[[], Awaitable[MigrationReport]] | None = None,
     ) -> None:
         self.name = name
         self.id = vm_id
@@ -81,6 +97,7 @@ class TestVm:
         self.spec = spec
         self.properties = properties
         self.log_path = log_path
+        self.boot_source = boot_source
         self._client = client
         self.boot_kind: BootKind = "cold" if fork_session is None else "warm"
         """Whether it boots, or was forked from a guest that was booted before."""
@@ -88,7 +105,8 @@ class TestVm:
         """How long the steps up to its first command took."""
         self.boot_log = ""
         """What the console showed until somebody was logged in."""
-        self._boot_timeout_s = boot_timeout_s
+        self._migrations = migrations
+        self.boot_timeout_s = boot_timeout_s
         self._fork_session = fork_session
         self._console: Console | None = None
         self._shell: Shell | None = None
@@ -115,13 +133,9 @@ class TestVm:
         client = self._api()
         request = InstanceEnsureRequest(properties=self.properties, init=SpecInit(FromSpec(spec=self.spec)))
         await client.instance_ensure(request)
-        connection = await client.instance_serial(from_start=0)
-        self._console = await self._resources.enter_async_context(
-            Console.over(connection, vm=self.name, log_path=self.log_path)
-        )
-        self._shell = Shell(self._console, vm=self.name)
+        await self._open_console()
         if self._fork_session is not None:
-            self.boot_log = (await self._console.wait_for(BOUNDARY, timeout_s=OUTPUT_TIMEOUT_S)).before
+            self.boot_log = (await self.console.wait_for(BOUNDARY, timeout_s=OUTPUT_TIMEOUT_S)).before
 
     async def run_instance(self) -> None:
         """Ask the server to run the VM."""
@@ -145,7 +159,7 @@ class TestVm:
 
         :raises BootError: when that does not happen in time, or the VM stops instead.
         """
-        limit_s = self._boot_timeout_s if timeout_s is None else timeout_s
+        limit_s = self.boot_timeout_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(limit_s):
                 if self._fork_session is None:
@@ -196,6 +210,34 @@ class TestVm:
         await self._require_shell().run_and_lose(self.guest.reboot_command)
         self._forget_shell()
         await self.wait_to_boot()
+
+    async def migrate_from(
+        self, source: TestVm, *, timeout_s: float | None = None, migration_id: uuid.UUID | None = None
+    ) -> None:
+        """Take the guest of another VM over, while it runs: this VM must not have been created yet.
+
+        On return the guest is here, with the source's console, its shell and the commands under way in it. Neither is
+        waited for that this VM is Running nor that the source is Destroyed.
+
+        :param timeout_s: 90 s per GiB of the guest's memory by default.
+        :raises MigrationError: when it fails, or is not done in time. The source runs on then.
+        """
+        limit_s = MIGRATION_S_PER_GIB * self.spec.board.memory_mb / 1024 if timeout_s is None else timeout_s
+        init = FromMigration(
+            migration_id=migration_id or uuid.uuid4(),
+            replace_components=replacements(self.spec),
+            src_addr=source.endpoint.address,
+        )
+        try:
+            async with asyncio.timeout(limit_s):
+                request = InstanceEnsureRequest(properties=self.properties, init=MigrationTargetInit(init))
+                await self._api().instance_ensure(request)
+                await self._require_migrated()
+        except TimeoutError:
+            raise self._migration_error(source, "is not done", waited_s=limit_s) from None
+        except ApiError as error:
+            raise self._migration_error(source, f"failed: {error.message}") from error
+        await self._take_console(source)
 
     async def aclose(self) -> None:
         """End the VM and everything opened for it, whatever state it is in. Closing twice is fine."""
@@ -331,6 +373,20 @@ class TestVm:
         """
         return await get_vm_facts(self._api().endpoint, vm=self.name)
 
+    async def get_migration_state(self) -> InstanceMigrateStatusResponse:
+        """How far the latest migrations into this VM's server and out of it are."""
+        return await self._api().instance_migrate_status()
+
+    async def get_serial_console_history(
+        self, from_start: int = 0, *, max_bytes: int | None = None
+    ) -> InstanceSerialConsoleHistoryResponse:
+        """What the guest has written to its console, as the server keeps it: the first and the last MiB.
+
+        :param from_start: the offset of the first byte.
+        :param max_bytes: how much to read at most; the server's default is 16 KiB.
+        """
+        return await self._api().instance_serial_history(from_start=from_start, max_bytes=max_bytes)
+
     async def wait_for_state(self, state: InstanceState, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
         """Wait until the VM is in a state. States that it passed meanwhile may be missed.
 
@@ -382,6 +438,47 @@ class TestVm:
         return self._client.endpoint
 
     # Inside
+
+    async def _open_console(self) -> None:
+        connection = await self._api().instance_serial(from_start=0)
+        self._console = await self._resources.enter_async_context(
+            Console.over(connection, vm=self.name, log_path=self.log_path, follow=self._follow)
+        )
+        self._shell = Shell(self._console, vm=self.name)
+
+    async def _follow(self, moved: SerialConsoleMoved) -> ClientConnection:
+        try:
+            endpoint = Endpoint.at(moved.destination)
+        except ValueError as error:
+            raise ConsoleError(f"the guest has migrated, nobody knows where: {error}", vm=self.name) from None
+        async with PropolisClient(endpoint, vm=self.name) as there:
+            return await there.instance_serial(from_start=moved.from_start)
+
+    async def _require_migrated(self) -> None:
+        gen, phase = 0, None
+        while phase is not MigrationState.FINISH:
+            answer = await self._api().instance_state_monitor(gen)
+            gen, came = answer.gen + 1, answer.migration.migration_in
+            phase = came.state if came else None
+            if phase is not MigrationState.FINISH and answer.state in TERMINAL:
+                reason = await self._failure_of_migration() or f"the migration failed in phase {phase}"
+                raise MigrationError(reason, vm=self.name, log_path=str(self.log_path))
+
+    async def _failure_of_migration(self) -> str | None:
+        """The reason, which the API does not tell, but our own server does."""
+        came = (await self._migrations()).migration_in if self._migrations else None
+        return came.failure if came else None
+
+    def _migration_error(self, source: TestVm, message: str, **context: Any) -> MigrationError:
+        return MigrationError(f"the migration from {source.name!r} {message}", vm=self.name, **context)
+
+    async def _take_console(self, source: TestVm) -> None:
+        if source._console is None:
+            await self._open_console()
+            return
+        self._console, source._console = source._console, None
+        self._shell, source._shell = source._shell, None
+        await self._resources.enter_async_context(source._resources.pop_all())
 
     def _state_error(self, wanted: InstanceState, seen: InstanceState | None) -> VmStateError:
         return VmStateError(f"it is {seen}, and will not be {wanted} any more", vm=self.name, **self._evidence())

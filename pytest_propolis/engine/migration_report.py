@@ -1,0 +1,30 @@
+"""What a server says of its VM's migrations beyond the Propolis API."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import msgspec
+
+from .migration_way import MigrationWay
+
+__all__ = ["MigrationReport", "MigrationSide"]
+
+
+class MigrationSide(msgspec.Struct, frozen=True, kw_only=True):
+    """One migration, as one of its servers saw it.
+
+    :param way: how the memory got to the target; None before that is settled.
+    :param failure: why it failed, if it did.
+    """
+
+    id: UUID
+    way: MigrationWay | None = None
+    failure: str | None = None
+
+
+class MigrationReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The latest migration into a server, and the latest out of it. Each stays after its end."""
+
+    migration_in: MigrationSide | None = None
+    migration_out: MigrationSide | None = None

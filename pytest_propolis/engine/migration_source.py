@@ -1,0 +1,209 @@
+"""The source of a migration: gives its guest to the target that asked for it, or lets it run on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+from ..propolis_api import InstanceSpec, MigrationState
+from .accelerator import AcceleratorName
+from .machine import Machine, MachineError
+from .migration_failure import FailureInjector, MigrationFailed
+from .migration_protocol import (
+    ANSWER_TIMEOUT_S,
+    HandedOver,
+    MemoryFile,
+    MigrationChannel,
+    Plan,
+    Preamble,
+    Ready,
+    ServerState,
+    StreamLoaded,
+    StreamSent,
+    transfer_timeout_s,
+)
+from .migration_spec import require_migratable
+from .migration_stream import connect_stream
+from .migration_transfer import transfer_and_hear
+from .migration_way import MigrationWay
+from .request_queue import MigrateAsSource, MigrationOut
+from .state_stream import cancel_transfer, save_state
+
+__all__ = ["MigrationSource", "SourceFacts"]
+
+logger = logging.getLogger(__name__)
+
+PLAN_TIMEOUT_S: Final = 60.0
+"""How long the target may take to start its QEMU. The guest runs meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFacts:
+    """What the target must know of a VM.
+
+    :param memory: where its memory is, if another QEMU may map it.
+    """
+
+    spec: InstanceSpec
+    qemu_version: tuple[int, int, int]
+    accelerator: AcceleratorName
+    memory: MemoryFile | None
+
+
+class MigrationSource:
+    """Serves the migrations out of one VM, as the state driver's `MigrateOut`.
+
+    :param facts: called for each migration: what the VM is now.
+    :param publish: publishes a phase of the migration of that id.
+    :param settled: called with the way that was agreed upon, and with the reason of a failure.
+    """
+
+    def __init__(
+        self,
+        *,
+        facts: Callable[[], SourceFacts],
+        injector: FailureInjector,
+        publish: Callable[[UUID, MigrationState], None],
+        settled: Callable[[UUID, MigrationWay | None, str | None], None],
+    ) -> None:
+        self._facts = facts
+        self._injector = injector
+        self._publish = publish
+        self._settled = settled
+
+    async def __call__(self, machine: Machine, request: MigrateAsSource, outcome: MigrationOut) -> None:
+        """Give the guest away. If that fails, it runs on here when this returns.
+
+        :raises MachineError: when the guest cannot run on.
+        """
+        channel = request.payload
+        assert isinstance(channel, MigrationChannel)
+        migration = _Departure(self, UUID(request.migration_id), machine, channel)
+        try:
+            await migration.go()
+        except (MigrationFailed, MachineError) as error:
+            logger.warning("migration %s out failed: %s", request.migration_id, error)
+            self._settled(migration.id, migration.way, str(error))
+            migration.reach(MigrationState.ERROR)
+            await channel.fail(str(error))
+            await migration.run_on()
+        except BaseException:
+            await channel.close("the source's server ends")
+            raise
+        else:
+            outcome.handed_over = True
+            await channel.close()
+
+
+class _Departure:
+    """One migration out.
+
+    The phases are published in propolis-server's order, also those in which nothing is left to do here.
+    """
+
+    def __init__(
+        self, source: MigrationSource, migration_id: UUID, machine: Machine, channel: MigrationChannel
+    ) -> None:
+        self._source = source
+        self.id = migration_id
+        self._machine = machine
+        self._channel = channel
+        self._paused = False
+        self.way: MigrationWay | None = None
+
+    async def go(self) -> None:
+        self.reach(MigrationState.SYNC)
+        facts = self._source._facts()
+        plan = await self._sync(facts)
+        self.way = plan.way
+        self._source._settled(self.id, plan.way, None)
+        self.reach(MigrationState.RAM_PUSH)
+        if plan.way is not MigrationWay.LIVE:
+            await self._pause()
+        await self._push(plan, facts.spec.board.memory_mb)
+        self.reach(MigrationState.RAM_PUSH, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.SERVER)
+        serial = self._machine.serial
+        await self._channel.say(ServerState(com1=serial.state()))
+        await self._channel.hear(Ready)
+        self.reach(MigrationState.FINISH)
+        await self._channel.say(HandedOver())
+        serial.move_to(plan.address)
+
+    async def run_on(self) -> None:
+        """Let the guest run here."""
+        if self._paused:
+            await self._machine.resume()
+            await self._machine.serial.release()
+
+    def reach(self, *phases: MigrationState) -> None:
+        for phase in phases:
+            self._source._publish(self.id, phase)
+
+    async def _sync(self, facts: SourceFacts) -> Plan:
+        await self._channel.choose()
+        require_migratable(facts.spec)
+        self.reach(MigrationState.SYNC)
+        await self._channel.say(
+            Preamble(
+                spec=facts.spec,
+                qemu_version=facts.qemu_version,
+                accelerator=facts.accelerator,
+                memory=facts.memory,
+            )
+        )
+        return await self._channel.hear(Plan, timeout_s=PLAN_TIMEOUT_S)
+
+    async def _pause(self) -> None:
+        self._paused = True
+        await self._machine.pause()
+        status = (await self._machine.execute("query-status"))["status"]
+        if status != "paused":
+            raise MigrationFailed(f"the guest has stopped by itself ({status})")
+        self._hold()
+
+    def _hold(self) -> None:
+        self._paused = True
+        self._machine.serial.hold()
+        self.reach(MigrationState.PAUSE, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY)
+
+    async def _push(self, plan: Plan, memory_mib: int) -> None:
+        """Send QEMU's state, and hear that the target has loaded it."""
+        timeout_s = ANSWER_TIMEOUT_S if plan.way.memory_in_file else transfer_timeout_s(memory_mib)
+        with await connect_stream(Path(plan.stream)) as stream:
+            loaded = self._channel.hear(StreamLoaded, timeout_s=timeout_s)
+            await transfer_and_hear(self._send(stream.fileno(), plan.way, timeout_s), loaded)
+
+    async def _send(self, stream: int, way: MigrationWay, timeout_s: float) -> None:
+        live = way is MigrationWay.LIVE
+        try:
+            async with asyncio.timeout(timeout_s):
+                if not live:
+                    self._export()
+                await save_state(
+                    self._machine,
+                    stream,
+                    memory_in_file=way.memory_in_file,
+                    on_switchover=self._switch_over if live else None,
+                )
+        except TimeoutError:
+            await cancel_transfer(self._machine)
+            raise MigrationFailed(f"the target has not taken the guest's state for {timeout_s:.0f} s") from None
+        except BaseException:
+            with contextlib.suppress(MachineError):
+                await cancel_transfer(self._machine)
+            raise
+        await self._channel.say(StreamSent())
+
+    def _switch_over(self) -> None:
+        self._hold()
+        self._export()
+
+    def _export(self) -> None:
+        self.reach(MigrationState.PAUSE, MigrationState.DEVICE)
+        self._source._injector.exporting()

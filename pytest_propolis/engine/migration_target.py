@@ -1,0 +1,160 @@
+"""The target of a migration: takes the guest of another server over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+from ..propolis_api import FromMigration, InstanceSpec, MigrationState
+from .accelerator import AcceleratorName
+from .machine import Machine, MachineError
+from .migration_failure import FailureInjector, MigrationFailed
+from .migration_protocol import (
+    HandedOver,
+    MemoryFile,
+    MigrationChannel,
+    Plan,
+    Preamble,
+    Ready,
+    ServerState,
+    StreamLoaded,
+    StreamSent,
+    transfer_timeout_s,
+)
+from .migration_spec import replace_components
+from .migration_stream import StreamListener
+from .migration_transfer import transfer_and_hear
+from .migration_way import MigrationWay, way_of_copying
+from .migration_websocket import OpenedConnection
+from .state_stream import load_state
+
+__all__ = ["MigrationTarget"]
+
+logger = logging.getLogger(__name__)
+
+
+class MigrationTarget:
+    """One migration in: `sync`, make a machine of `spec` and the memory, and let the state driver call this object, as
+    its `Arrive`. Close it in any case.
+
+    :param address: where clients find this server.
+    :param stream_path: where to wait for QEMU's state, in a private directory.
+    :param publish: publishes a phase of the migration. Sync has been.
+    """
+
+    def __init__(
+        self,
+        init: FromMigration,
+        *,
+        address: str,
+        stream_path: Path,
+        accelerator: AcceleratorName,
+        qemu_version: tuple[int, int, int],
+        publish: Callable[[UUID, MigrationState], None],
+    ) -> None:
+        self.id = init.migration_id
+        self._init = init
+        self._address = address
+        self._stream_path = stream_path
+        self._accelerator = accelerator
+        self._qemu_version = qemu_version
+        self._publish = publish
+        self._channel: MigrationChannel | None = None
+        self._injector = FailureInjector()
+        self._memory_mib = 0
+        self._has_guest = False
+        self.way: MigrationWay | None = None
+        self.failure: str | None = None
+
+    async def sync(self) -> tuple[InstanceSpec, MemoryFile | None]:
+        """Agree with the source: the spec of the VM here, and where its memory is, if the source can share it.
+
+        :raises MigrationFailed: when the source does not answer or refuses, or its VM cannot be had here.
+        """
+        connection = await OpenedConnection.to(self._init.src_addr, self.id)
+        channel = self._channel = MigrationChannel(connection, other="source")
+        await channel.offer()
+        preamble = await channel.hear(Preamble)
+        self._require_same("QEMU", ".".join(map(str, preamble.qemu_version)), ".".join(map(str, self._qemu_version)))
+        self._require_same("accelerator", preamble.accelerator, self._accelerator)
+        spec = replace_components(preamble.spec, self._init.replace_components)
+        self._injector = FailureInjector.of(spec)
+        self._memory_mib = spec.board.memory_mb
+        return spec, preamble.memory
+
+    def plan(self, *, shares_memory: bool) -> None:
+        """Settle how the memory gets here."""
+        way = MigrationWay.SHARED_MEMORY
+        self.way = way if shares_memory else way_of_copying(self._accelerator, self._qemu_version)
+
+    async def __call__(self, machine: Machine) -> None:
+        """Bring the guest here, up to where it could run.
+
+        :raises MachineError: when that fails. The source has been told, and lets it run on.
+        """
+        try:
+            await self._arrive(machine)
+        except (MigrationFailed, MachineError) as error:
+            logger.warning("migration %s in failed: %s", self.id, error)
+            self.failure = str(error)
+            self._publish(self.id, MigrationState.ERROR)
+            raise MachineError(f"migration in: {error}") from None
+
+    async def close(self) -> None:
+        """End the conversation. A source that still has the guest lets it run on. Closing twice is fine."""
+        channel, self._channel = self._channel, None
+        if channel is None:
+            return
+        if self._has_guest:
+            await channel.close()
+        else:
+            await channel.fail(self.failure or "the target has ended")
+
+    async def _arrive(self, machine: Machine) -> None:
+        channel = self._channel
+        assert channel is not None, "sync first"
+        await self._load(channel, machine)
+        self._reach(MigrationState.RAM_PULL)
+        state = await channel.hear(ServerState)
+        self._reach(MigrationState.SERVER)
+        await machine.serial.restore(state.com1)
+        await channel.say(Ready())
+        self._reach(MigrationState.FINISH)
+        await channel.hear(HandedOver)
+        self._has_guest = True  # the source ends the conversation: the guest is not to wait for that
+
+    async def _load(self, channel: MigrationChannel, machine: Machine) -> None:
+        assert self.way is not None, "plan first"
+        timeout_s = transfer_timeout_s(self._memory_mib)
+        listener = StreamListener(self._stream_path)
+        try:
+            await channel.say(Plan(way=self.way, stream=str(self._stream_path), address=self._address))
+            self._reach(MigrationState.RAM_PUSH)
+            sent = channel.hear(StreamSent, timeout_s=timeout_s)
+            await transfer_and_hear(self._receive(listener, machine, self.way, timeout_s), sent)
+        finally:
+            listener.close()
+        self._reach(MigrationState.DEVICE)
+        self._injector.importing()
+        await channel.say(StreamLoaded())
+
+    async def _receive(self, listener: StreamListener, machine: Machine, way: MigrationWay, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                with await listener.accept() as stream:
+                    self._reach(MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.PAUSE)
+                    await load_state(machine, stream.fileno(), memory_in_file=way.memory_in_file)
+        except TimeoutError:
+            raise MigrationFailed(f"the guest's state has not come for {timeout_s:.0f} s") from None
+
+    def _reach(self, *phases: MigrationState) -> None:
+        for phase in phases:
+            self._publish(self.id, phase)
+
+    @staticmethod
+    def _require_same(what: str, theirs: str, ours: str) -> None:
+        if theirs != ours:
+            raise MigrationFailed(f"{what}: {theirs} at the source, {ours} here")

@@ -1,0 +1,82 @@
+"""Lifecycle actions: what may happen to a VM without its guest's leave, and a test that goes through some of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, final
+
+from ..propolis_api import InstanceState
+from .factory import VmFactory
+from .test_vm import TestVm
+
+__all__ = ["LifecycleAction", "Migrate", "Reset", "StopAndStart", "lifecycle"]
+
+
+class LifecycleAction(Protocol):
+    """Something that happens to a VM. Afterwards its guest takes commands, maybe in another VM."""
+
+    async def perform(self, factory: VmFactory, vm: TestVm) -> TestVm:
+        """Do it, and return the VM that the guest is in now."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The server resets the VM, and the guest boots again."""
+
+    async def perform(self, _factory: VmFactory, vm: TestVm) -> TestVm:
+        await vm.reset()
+        await vm.wait_to_boot()
+        return vm
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class StopAndStart:
+    """The VM stops, and its guest boots again from the same disks in a successor.
+
+    What the guest has not written to its disks is lost, as with a power cut: have it `sync`.
+    """
+
+    async def perform(self, factory: VmFactory, vm: TestVm) -> TestVm:
+        await vm.stop()
+        successor = await factory.successor(vm)
+        await successor.boot()
+        return successor
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migrate:
+    """The guest migrates to a successor while it runs.
+
+    :param timeout_s: 90 s per GiB of memory by default.
+    """
+
+    timeout_s: float | None = None
+
+    async def perform(self, factory: VmFactory, vm: TestVm) -> TestVm:
+        successor = await factory.successor(vm)
+        await successor.migrate_from(vm, timeout_s=self.timeout_s)
+        await successor.wait_for_state(InstanceState.RUNNING)
+        await vm.wait_for_state(InstanceState.DESTROYED)
+        return successor
+
+
+async def lifecycle(
+    factory: VmFactory, vm: TestVm, actions: Sequence[LifecycleAction], check: Callable[[TestVm], Awaitable[object]]
+) -> TestVm:
+    """Let the actions happen to a VM, one after another, and check it after each.
+
+    ::
+
+        await lifecycle(vm_factory, vm, [Reset(), StopAndStart(), Migrate()], check)
+
+    :param check: gets the VM that the guest is in; what it raises fails the test.
+    :return: the VM that the guest is in at the end.
+    """
+    for action in actions:
+        vm = await action.perform(factory, vm)
+        await check(vm)
+    return vm

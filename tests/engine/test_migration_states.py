@@ -1,0 +1,359 @@
+"""A migration as both servers publish it: phases, ways, failures, what may be asked meanwhile. No guest comes up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from migration_rig import MigrationRig, Node, injector, migration_rig, spec_of
+
+from pytest_propolis.engine import migration_source, server
+from pytest_propolis.engine.guest_memory import GuestMemory
+from pytest_propolis.engine.migration_way import MigrationWay
+from pytest_propolis.engine.publisher import StatePublisher
+from pytest_propolis.errors import ApiError
+from pytest_propolis.propolis_api import (
+    CrucibleStorageBackend,
+    CrucibleStorageBackendReplacement,
+    InstanceState,
+    InstanceStateRequested,
+    MigrationFailureInjector,
+    MigrationFailureInjectorReplacement,
+    MigrationState,
+    NvmeDisk,
+    PciPath,
+    SerialPort,
+    SerialPortComponent,
+    SerialPortNumber,
+    WaitingForMigrationSource,
+    nvme_serial_number,
+)
+from pytest_propolis.propolis_api.backends import FileStorageBackend
+from pytest_propolis.propolis_api.component import (
+    FileStorageBackendComponent,
+    NvmeDiskComponent,
+)
+
+SYNC, PUSH, PAUSE, DIRTY = (MigrationState(name) for name in ("Sync", "RamPush", "Pause", "RamPushDirty"))
+DEVICE, PULL, SERVER, FINISH = (MigrationState(name) for name in ("Device", "RamPull", "Server", "Finish"))
+OUT = [SYNC, SYNC, PUSH, PAUSE, PAUSE, DIRTY, PAUSE, DEVICE, PUSH, PAUSE, DIRTY, SERVER, FINISH]
+IN = [SYNC, PUSH, PAUSE, DIRTY, PAUSE, DEVICE, PULL, SERVER, FINISH]
+
+
+class Recorder(StatePublisher):
+    """Keeps all that was published: a long poll may skip some of it."""
+
+    made: list[Recorder]
+
+    def __init__(self, initial: InstanceState, *, migration_in: uuid.UUID | None = None) -> None:
+        super().__init__(initial, migration_in=migration_in)
+        self.states = [initial]
+        self.phases = [MigrationState.SYNC] if migration_in else []
+        Recorder.made.append(self)
+
+    def publish(self, state: InstanceState) -> None:
+        self.states.append(state)
+        super().publish(state)
+
+    def publish_migration_in(self, migration_id: uuid.UUID, phase: MigrationState) -> None:
+        self.phases.append(phase)
+        super().publish_migration_in(migration_id, phase)
+
+    def publish_migration_out(self, migration_id: uuid.UUID, phase: MigrationState) -> None:
+        self.phases.append(phase)
+        super().publish_migration_out(migration_id, phase)
+
+
+@pytest_asyncio.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MigrationRig]:
+    Recorder.made = []
+    monkeypatch.setattr(server, "StatePublisher", Recorder)
+    async with migration_rig(tmp_path) as rig:
+        yield rig
+
+
+async def migrated(source: Node, target: Node) -> None:
+    await target.migrate_from(source.address)
+    await target.wait_for(InstanceState.RUNNING)
+    await source.wait_for(InstanceState.DESTROYED)
+
+
+async def failed(source: Node, target: Node) -> None:
+    """Both have noticed that their migration failed."""
+    await target.wait_for(InstanceState.FAILED)
+    await source.wait_out(MigrationState.ERROR)
+    await source.wait_for(InstanceState.RUNNING)
+
+
+def copied_memory(path: Path) -> GuestMemory:
+    """Memory that no other QEMU can map."""
+    return GuestMemory(path=str(path), shared=False)
+
+
+async def test_both_sides_publish_upstreams_phases_and_states(rig: MigrationRig) -> None:
+    source, target = await rig.node("source"), await rig.node("target")
+    await source.run(spec_of())
+    await migrated(source, target)
+    left, came = Recorder.made
+    assert (left.phases, came.phases) == (OUT, IN)
+    assert [state.value for state in left.states] == [
+        *("Creating", "Starting", "Running"),
+        *("Migrating", "Stopping", "Destroyed"),
+    ]
+    assert [state.value for state in came.states] == ["Migrating", "Running"]
+
+
+async def test_the_target_names_the_migration_and_has_the_sources_spec(rig: MigrationRig) -> None:
+    source, target = await rig.node("source"), await rig.node("target")
+    spec = spec_of(com3=SerialPortComponent(SerialPort(num=SerialPortNumber.COM3)))
+    await source.run(spec)
+    migration_id = uuid.uuid4()
+    await target.migrate_from(source.address, migration_id=migration_id)
+    await target.wait_for(InstanceState.RUNNING)
+    status = await target.client.instance_migrate_status()
+    assert status.migration_in
+    assert status.migration_in.id == migration_id
+    assert (await target.client.instance_spec_get()).spec.value == spec  # type: ignore[union-attr]
+
+
+async def test_memory_of_the_same_host_is_shared(rig: MigrationRig) -> None:
+    source, target = await rig.node("source"), await rig.node("target")
+    await source.run(spec_of())
+    await migrated(source, target)
+    for side in (source.server.migration_report().migration_out, target.server.migration_report().migration_in):
+        assert side
+        assert (side.way, side.failure) == (MigrationWay.SHARED_MEMORY, None)
+
+
+async def test_memory_that_cannot_be_shared_is_copied_from_a_guest_that_is_stopped(
+    rig: MigrationRig, tmp_path: Path
+) -> None:
+    source = await rig.node("source", memory=copied_memory(tmp_path / "ram"))
+    target = await rig.node("target")
+    await source.run(spec_of())
+    await migrated(source, target)
+    side = target.server.migration_report().migration_in
+    assert side
+    assert side.way is MigrationWay.STOP_AND_COPY
+    assert (Recorder.made[0].phases, Recorder.made[1].phases) == (OUT, IN)
+
+
+async def test_a_chain_of_migrations_goes_there_and_back_again(rig: MigrationRig) -> None:
+    first, second = await rig.node("first"), await rig.node("second")
+    await first.run(spec_of())
+    await migrated(first, second)
+    await migrated(second, first)
+    await migrated(first, second)
+
+
+async def test_a_failed_export_leaves_a_source_that_can_be_migrated_again(rig: MigrationRig) -> None:
+    source, first, second = [await rig.node(name) for name in ("source", "first", "second")]
+    await source.run(spec_of(failure=injector(exports=1)))
+    await first.migrate_from(source.address)
+    await failed(source, first)
+    assert Recorder.made[0].phases[-1] is MigrationState.ERROR
+    assert [state.value for state in Recorder.made[0].states[-2:]] == ["Migrating", "Running"]
+    assert [state.value for state in Recorder.made[1].states] == ["Migrating", "Failed"]
+    await migrated(source, second)
+
+
+async def test_a_failed_import_leaves_a_source_that_can_be_migrated_again(rig: MigrationRig) -> None:
+    source, first, second = [await rig.node(name) for name in ("source", "first", "second")]
+    await source.run(spec_of(failure=injector()))
+    failing = MigrationFailureInjectorReplacement(MigrationFailureInjector(fail_exports=0, fail_imports=1))
+    await first.migrate_from(source.address, replace={"failure": failing})
+    await failed(source, first)
+    assert Recorder.made[1].phases[-1] is MigrationState.ERROR
+    report = source.server.migration_report().migration_out
+    assert report
+    assert "import" in str(report.failure)
+    await migrated(source, second)
+
+
+@pytest.mark.parametrize("way", ["shared", "copied"])
+async def test_a_target_that_is_killed_leaves_the_guest_at_the_source(
+    rig: MigrationRig, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = await rig.node("source", memory=None if way == "shared" else copied_memory(tmp_path / "ram"))
+    target, second = await rig.node("target"), await rig.node("second")
+    await source.run(spec_of())
+    _on_push(monkeypatch, target, signal.SIGKILL)
+    await target.migrate_from(source.address)
+    await failed(source, target)
+    monkeypatch.undo()
+    await migrated(source, second)
+
+
+async def test_a_target_that_hangs_does_not_hang_the_source(
+    rig: MigrationRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = await rig.node("source", memory=copied_memory(tmp_path / "ram"))
+    target, second = await rig.node("target"), await rig.node("second")
+    await source.run(spec_of())
+    monkeypatch.setattr(migration_source, "transfer_timeout_s", lambda memory_mib: 1.0)
+    _on_push(monkeypatch, target, signal.SIGSTOP)
+    await target.migrate_from(source.address)
+    await source.wait_out(MigrationState.ERROR)
+    await source.wait_for(InstanceState.RUNNING)
+    report = source.server.migration_report().migration_out
+    assert report
+    assert "for 1 s" in str(report.failure)
+    monkeypatch.undo()
+    await migrated(source, second)
+
+
+def _on_push(monkeypatch: pytest.MonkeyPatch, target: Node, number: signal.Signals) -> None:
+    """Send the target's QEMU a signal when the source is about to send it its state."""
+    connect = migration_source.connect_stream
+
+    async def connect_and_signal(path: Path) -> object:
+        stream = await connect(path)
+        assert target.server.pid
+        os.kill(target.server.pid, number)
+        return stream
+
+    monkeypatch.setattr(migration_source, "connect_stream", connect_and_signal)
+
+
+async def test_a_source_that_is_killed_fails_on_both_sides(rig: MigrationRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = await rig.node("source"), await rig.node("target")
+    await source.run(spec_of())
+    _on_push(monkeypatch, source, signal.SIGKILL)
+    await target.migrate_from(source.address)
+    await target.wait_for(InstanceState.FAILED)
+    await source.wait_for(InstanceState.FAILED)
+
+
+async def refused(source: Node, target: Node, **options: object) -> str:
+    with pytest.raises(ApiError) as caught:
+        await target.migrate_from(source.address, **options)  # type: ignore[arg-type]
+    assert caught.value.status == 500
+    await target.wait_for(InstanceState.FAILED)
+    return caught.value.message
+
+
+async def test_a_replacement_for_what_the_source_has_not_is_refused(rig: MigrationRig) -> None:
+    source, target = await rig.node("source"), await rig.node("target")
+    await source.run(spec_of())
+    replacement = MigrationFailureInjectorReplacement(MigrationFailureInjector(fail_exports=0, fail_imports=0))
+    assert "'absent' is not in the source's spec" in await refused(source, target, replace={"absent": replacement})
+    await source.wait_for(InstanceState.RUNNING)
+
+
+async def test_a_replacement_of_another_type_is_refused(rig: MigrationRig) -> None:
+    source, target = await rig.node("source"), await rig.node("target")
+    await source.run(spec_of(failure=injector()))
+    replacement = CrucibleStorageBackendReplacement(CrucibleStorageBackend(readonly=False, request_json="{}"))
+    message = await refused(source, target, replace={"failure": replacement})
+    assert "is a CrucibleStorageBackend, and the source's is a MigrationFailureInjector" in message
+    await source.wait_for(InstanceState.RUNNING)
+    await migrated(source, target)
+
+
+async def test_an_nvme_disk_is_refused_by_name_and_the_source_runs_on(rig: MigrationRig, tmp_path: Path) -> None:
+    source, target = await rig.node("source"), await rig.node("target")
+    image = tmp_path / "disk.raw"
+    image.write_bytes(bytes(1 << 20))
+    disk = NvmeDisk(
+        backend_id="backend",
+        pci_path=PciPath(bus=0, device=4, function=0),
+        serial_number=nvme_serial_number("disk"),
+    )
+    backend = FileStorageBackend(path=str(image), readonly=False, block_size=512)
+    await source.run(spec_of(disk=NvmeDiskComponent(disk), backend=FileStorageBackendComponent(backend)))
+    assert "disk 'disk' is an NVMe disk" in await refused(source, target)
+    await source.wait_for(InstanceState.RUNNING)
+    assert Recorder.made[0].phases[-1] is MigrationState.ERROR
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "", "http+unix://%2Fnowhere/vms/x"])
+async def test_a_source_that_cannot_be_reached_is_named(rig: MigrationRig, address: str) -> None:
+    target = await rig.node("target")
+    with pytest.raises(ApiError) as caught:
+        await target.migrate_from(address)
+    assert caught.value.status == 500
+    assert f"the source {address} cannot be reached" in caught.value.message
+
+
+async def test_a_server_without_a_running_vm_drops_the_migration(rig: MigrationRig) -> None:
+    source, target = await rig.node("source"), await rig.node("target")
+    await refused(source, target)
+    await source.create(spec_of())
+    assert "active instance" in await refused(source, target)
+    await source.client.instance_state_put(InstanceStateRequested.RUN)
+    await source.wait_for(InstanceState.RUNNING)
+    await migrated(source, target)
+
+
+async def test_a_negotiation_that_fails_leaves_nothing_pending_at_the_source(rig: MigrationRig) -> None:
+    """Upstream's queue goes on waiting for a migration whose negotiation failed, and refuses reboots."""
+    source, target = await rig.node("source"), await rig.node("target")
+    await source.run(spec_of())
+    async with source.client.instance_migrate_start(uuid.uuid4()) as connection:
+        await connection.send("propolis-migrate-ron/0")
+        await source.wait_out(MigrationState.ERROR)
+    await source.wait_for(InstanceState.RUNNING)
+    await source.client.instance_state_put(InstanceStateRequested.REBOOT)
+    await source.wait_for(InstanceState.RUNNING)
+    await migrated(source, target)
+
+
+async def test_a_target_that_leaves_at_once_leaves_nothing_pending_at_the_source(rig: MigrationRig) -> None:
+    source, target = await rig.node("source"), await rig.node("target")
+    await source.run(spec_of())
+    async with source.client.instance_migrate_start(uuid.uuid4()):
+        pass
+    await source.wait_out(MigrationState.ERROR)
+    await source.wait_for(InstanceState.RUNNING)
+    await migrated(source, target)
+
+
+async def test_a_second_migration_out_is_denied_while_one_is_under_way(rig: MigrationRig) -> None:
+    source, target = await rig.node("source"), await rig.node("target")
+    await source.run(spec_of())
+    async with source.client.instance_migrate_start(uuid.uuid4()):
+        await source.wait_for(InstanceState.MIGRATING)
+        assert "already a migration source" in await refused(source, target)
+        with pytest.raises(ApiError) as caught:
+            await source.client.instance_state_put(InstanceStateRequested.REBOOT)
+        assert caught.value.status == 403
+    await source.wait_for(InstanceState.RUNNING)
+
+
+async def test_a_stop_behind_a_migration_that_fails_stops_the_source(rig: MigrationRig) -> None:
+    source = await rig.node("source")
+    await source.run(spec_of())
+    async with source.client.instance_migrate_start(uuid.uuid4()):
+        await source.wait_for(InstanceState.MIGRATING)
+        await source.client.instance_state_put(InstanceStateRequested.STOP)
+    await source.wait_for(InstanceState.DESTROYED)
+    assert [state.value for state in Recorder.made[0].states[-5:]] == [
+        *("Migrating", "Running", "Stopping", "Stopped", "Destroyed"),
+    ]
+
+
+async def test_a_target_that_waits_for_its_source_knows_no_spec_and_is_not_active(rig: MigrationRig) -> None:
+    target = await rig.node("target")
+    silent = await asyncio.start_unix_server(lambda reader, writer: None, rig.directory / "s")
+    async with silent:
+        address = f"http+unix://{str(rig.directory / 's').replace('/', '%2F')}/vms/x"
+        asking = asyncio.create_task(target.migrate_from(address))
+        while target.server.state_name is None:
+            await asyncio.sleep(0)
+        assert await target.state() is InstanceState.MIGRATING
+        assert isinstance((await target.client.instance_spec_get()).spec, WaitingForMigrationSource)
+        status = await target.client.instance_migrate_status()
+        assert status.migration_in
+        assert status.migration_in.state is MigrationState.SYNC
+        with pytest.raises(ApiError) as caught:
+            await target.client.instance_state_put(InstanceStateRequested.STOP)
+        assert caught.value.status == 424
+        await target.server.close()
+        with pytest.raises(ApiError):
+            await asking
