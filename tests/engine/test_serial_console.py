@@ -95,6 +95,7 @@ async def test_without_a_place_only_new_output_comes(vm: TestVm) -> None:
 
 
 async def test_history_comes_in_pieces_of_the_size_asked_for(vm: TestVm) -> None:
+    await vm.run("seq 4000")
     history = await whole_history(vm)
     first = await vm.client.instance_serial_history(from_start=0)
     assert (first.content, first.last_byte_offset) == (history[: 16 << 10], 16 << 10)
