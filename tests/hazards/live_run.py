@@ -148,7 +148,7 @@ class LiveRun:
 
 @contextlib.contextmanager
 def live_run(
-    phase: str, *arguments: str, test: str = TEST, environment: Mapping[str, str] = MappingProxyType({})
+    phase: str, *arguments: str, test: str | None = None, environment: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[LiveRun]:
     """Start a run, and wait until its test is in this phase: booting, logged in, or tearing down.
 
@@ -158,7 +158,7 @@ def live_run(
     fifo = place / "phase"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    files = {"conftest.py": CONFTEST, "test_victim.py": test}
+    files = {"conftest.py": CONFTEST, "test_victim.py": test or TEST}
     variables = {"HAZARD_PHASE": phase, "HAZARD_FIFO": str(fifo), **environment}
     try:
         with started_run(place, files, *arguments, environment=variables) as run:
