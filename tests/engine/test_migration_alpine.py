@@ -33,7 +33,7 @@ class Traveller:
 
     async def migrate(self, factory: VmFactory | None = None) -> TestVm:
         name = f"vm-{secrets.token_hex(4)}"
-        target = await (factory or self.factory).successor(self.vm, name, fail_migration_exports=0)
+        target = await (factory or self.factory).successor(self.vm, name)
         await target.migrate_from(self.vm)
         await target.wait_for_state(InstanceState.RUNNING)
         await self.vm.wait_for_state(InstanceState.DESTROYED)
@@ -45,17 +45,21 @@ class Traveller:
 async def traveller(propolis: Run) -> AsyncIterator[Traveller]:
     async with propolis.vm_factory() as factory:
         disks = (DataDisk(name="data", size_mib=16),)
-        vm = await factory.start("vm", guest="alpine", memory_mib=256, disks=disks, fail_migration_exports=1)
+        vm = await factory.start("vm", guest="alpine", memory_mib=256, disks=disks)
         yield Traveller(factory, vm)
 
 
 async def test_an_export_that_fails_leaves_the_guest_where_it_is(traveller: Traveller) -> None:
-    vm = traveller.vm
+    vm = await traveller.factory.start("failing", guest="alpine", memory_mib=256, fail_migration_exports=1)
     target = await traveller.factory.successor(vm, "never")
     with pytest.raises(MigrationError, match="the failure injector failed the export"):
         await target.migrate_from(vm)
     await vm.wait_for_state(InstanceState.RUNNING)
     assert await vm.run("echo alive") == "alive"
+    heir = await traveller.factory.successor(vm, "heir")
+    await heir.migrate_from(vm)
+    assert await heir.run("echo still alive") == "still alive"
+    await heir.stop()
 
 
 async def test_a_suspended_process_goes_on_where_it_was(traveller: Traveller) -> None:
