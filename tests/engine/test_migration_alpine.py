@@ -93,7 +93,9 @@ async def test_a_disk_that_is_written_all_the_while_loses_and_reorders_nothing(t
     seen = 0
     for _ in range(3):
         vm = await traveller.migrate()
-        command = f"until [ $(cat /tmp/written) -gt {seen + 20} ]; do sleep 0.1; done; cat /tmp/written"
+        # The file is empty for a moment, each time that it is written.
+        look = f'n=$(cat /tmp/written); [ "${{n:-0}}" -gt {seen + 20} ]'
+        command = f"until {look}; do sleep 0.1; done; echo $n"
         seen = int(await vm.run(command, timeout_s=120))
     await vm.run("touch /tmp/stop; wait; sync; echo 3 > /proc/sys/vm/drop_caches")
     assert await vm.run("cat /tmp/error 2>/dev/null", check=False) == ""
