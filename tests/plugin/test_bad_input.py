@@ -259,13 +259,19 @@ def test_no_space_for_a_disk(inner: InnerRun) -> None:
         inner.fails_with("ResourceExhausted: no space left for a disk image: *", "hint: free some space there*")
 
 
+COMPLAINTS_OF_LOGS = {
+    "cold": "*Error: *{place}/*: No space left on device; *choose another directory with --propolis-log-dir*",
+    "warm": "ResourceExhausted: *{place}/* No space left on device\nhint: *--propolis-log-dir*",
+}
+
+
 @as_root
-def test_no_space_for_logs(inner: InnerRun) -> None:
+@pytest.mark.parametrize("boot", COMPLAINTS_OF_LOGS)
+def test_no_space_for_logs(inner: InnerRun, boot: str) -> None:
     place = inner.pytester.mkdir("logs")
     inner.write(test_it=BOOTS)
     with small_file_system(place, "nr_inodes=2"):
         inner.fails_with(
-            f"*Error: *{place}/*No space left*; make room there, or choose another directory with --propolis-log-dir*",
-            "hint: *",
-            arguments=(f"--propolis-log-dir={place}",),
+            *COMPLAINTS_OF_LOGS[boot].format(place=place).splitlines(),
+            arguments=(f"--propolis-log-dir={place}", f"--propolis-boot={boot}"),
         )
