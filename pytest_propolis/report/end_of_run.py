@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from ..errors import AgentError
+from ..errors import AgentError, PropolisError
 from .signals import INTERRUPTION
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class EndOfRun:
         self._used = False
         self._leaks: list[Leak] = []
         self._kept: list[KeptListed] = []
+        self._not_looked = ""
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -65,7 +66,10 @@ class EndOfRun:
         _let_go(session.config)
         run = self._run(session.config)
         if run and not session.config.stash[INTERRUPTION].has_let_go:
-            self._look(run)
+            try:
+                self._look(run)
+            except (OSError, PropolisError) as error:  # the tests' own results are worth more
+                self._not_looked = str(error)
             if self._leaks and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -74,6 +78,8 @@ class EndOfRun:
             terminalreporter.section("VMs kept")
             for line in describe_kept(self._kept):
                 terminalreporter.write_line(line)
+        if self._not_looked:
+            terminalreporter.write_line(f"propolis: nobody looked whether anything was left behind: {self._not_looked}")
         if self._leaks:
             terminalreporter.section("propolis: this run has left something behind", red=True)
             for leak in self._leaks:
