@@ -129,13 +129,6 @@ async def test_a_guest_that_resets_itself_is_rebooting_and_runs_again(running: E
         assert await running.wait_for(InstanceState.RUNNING, gen=gen) == gen
 
 
-async def test_the_resets_that_firmware_adds_to_a_reset_are_not_told(running: EngineRig) -> None:
-    await running.type("reset through firmware")
-    await running.type("shutdown")
-    # Creating, Starting, Running, Rebooting, Running, Stopping, Stopped, Destroyed.
-    assert await running.wait_for(DESTROYED) == 8
-
-
 async def test_a_guest_that_shuts_itself_down_ends_its_vm(running: EngineRig) -> None:
     await running.type("shutdown")
     # Creating, Starting, Running, Stopping, Stopped, Destroyed.
