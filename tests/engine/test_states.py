@@ -242,11 +242,14 @@ async def test_a_server_can_be_used_again_and_counts_from_one(vm: TestVm) -> Non
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-async def test_what_the_engine_does_not_do_answers_501_with_its_name(vm: TestVm, name: str) -> None:
+async def test_what_the_engine_does_not_do_answers_501_with_the_reason(vm: TestVm, name: str) -> None:
     await vm.ensure()
     with pytest.raises(ApiError) as caught:
         await UNSUPPORTED[name](vm.client)
-    assert (caught.value.status, caught.value.message) == (501, f"this engine does not support {name}")
+    assert (caught.value.status, caught.value.message) == (
+        501,
+        f"this engine does not support {name}: it has no Crucible volumes",
+    )
 
 
 async def test_migration_status_is_empty(vm: TestVm) -> None:
