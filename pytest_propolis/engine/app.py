@@ -56,7 +56,11 @@ def engine_app() -> Starlette:
             Route("/instance/serial/history", _endpoint(_serial_history), methods=["GET"]),
             WebSocketRoute("/instance/serial", _serial),
             Route("/instance/serial", _endpoint(_upgrade_expected), methods=["GET"]),
-            Route("/instance/disk/{id}/status", _endpoint(_unsupported("volume status")), methods=["GET"]),
+            Route(
+                "/instance/disk/{id}/status",
+                _endpoint(_unsupported("volume status: it has no Crucible volumes")),
+                methods=["GET"],
+            ),
             Route("/instance/disk/{id}/vcr", _endpoint(_replace_volume), methods=["PUT"]),
             Route("/instance/disk/{id}/snapshot/{snapshot}", _endpoint(_snapshot), methods=["POST"]),
             WebSocketRoute("/instance/migrate/{id}/start", _migrate_out),
@@ -195,7 +199,7 @@ async def _upgrade_expected(_server: VmServer, request: Request) -> Response:
 
 async def _snapshot(server: VmServer, request: Request) -> Response:
     require_uuid(request, "snapshot")
-    return await _unsupported("snapshots")(server, request)
+    return await _unsupported("snapshots: it has no Crucible volumes")(server, request)
 
 
 async def _migrate(server: VmServer, request: Request) -> Response:

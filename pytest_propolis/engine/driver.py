@@ -142,10 +142,7 @@ class StateDriver:
                 self._publisher.publish(InstanceState.STARTING)
                 await self._start(machine)
             case Reboot():
-                with self._queue.rebooting():
-                    self._publisher.publish(InstanceState.REBOOTING)
-                    await machine.reset()
-                self._publisher.publish(InstanceState.RUNNING)
+                await self._reboot(machine)
             case Stop():
                 return self._stop()
             case MigrateAsSource():
@@ -153,6 +150,13 @@ class StateDriver:
             case ReplaceVolume():
                 await self._replace(request)
         return None
+
+    async def _reboot(self, machine: Machine) -> None:
+        with self._queue.rebooting():
+            self._publisher.publish(InstanceState.REBOOTING)
+            if not await self._unless_stopped(machine.reset()):
+                return
+        self._publisher.publish(InstanceState.RUNNING)
 
     def _stop(self) -> Outcome:
         # A VM that has not started is not brought down, only dropped: as propolis-server, it is Stopped at once.
@@ -170,7 +174,8 @@ class StateDriver:
             if not await self._is_done(start, replacing=True):
                 return
             await start
-        await machine.resume()
+        if not await self._unless_stopped(machine.resume()):
+            return
         self._queue.started()
         self._publisher.publish(InstanceState.RUNNING)
 
@@ -181,14 +186,18 @@ class StateDriver:
             await arrival
         await self._start(machine)
 
-    async def _is_done(self, work: asyncio.Task[Any], *, replacing: bool = False) -> bool:
-        """Wait for the end of some work (True), or for a reason to end the VM before (False).
+    async def _is_done(
+        self, work: asyncio.Task[Any], *, replacing: bool = False, unless: Callable[[], bool] | None = None
+    ) -> bool:
+        """Wait for the end of some work (True), or for a reason to leave it undone (False).
 
         :param replacing: whether volumes are replaced meanwhile.
+        :param unless: tells whether there is a reason; by default, whether the VM is to end.
         """
+        unless = unless or self._is_ending
         work.add_done_callback(lambda _: self._work.set())
         await asyncio.sleep(0)  # what needs no waiting is done before anything else is looked at
-        while not work.done() and not self._is_ending():
+        while not work.done() and not unless():
             change = self._queue.pop_component_change() if replacing else None
             if change is not None:
                 await self._replace(change)
@@ -198,6 +207,14 @@ class StateDriver:
 
     def _is_ending(self) -> bool:
         return self._queue.awaiting_stop or any(event in ENDS for event in self._events)
+
+    async def _unless_stopped(self, work: Awaitable[None]) -> bool:
+        """Have QEMU do something, True; or leave it undone when a stop is asked for, False: QEMU may be frozen."""
+        async with _in_background(work) as doing:
+            if not await self._is_done(doing, unless=lambda: self._queue.awaiting_stop):
+                return False
+            await doing
+        return True
 
     async def _wait_for_work(self) -> None:
         self._work.clear()

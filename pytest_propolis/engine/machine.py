@@ -13,20 +13,24 @@ from typing import IO, Any, Final, cast
 
 from qemu.qmp import EventListener, QMPClient, QMPError
 
+from .bios_shadow import drop_bios_shadow
 from .child import ChildRecord, Journal, reap, spawn
 from .serial_port import SerialPort
 
 __all__ = ["GuestEvent", "Machine", "MachineError"]
+
+logger = logging.getLogger(__name__)
 
 # The monitor's own log repeats what is raised as an error.
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 MONITOR_READY_TIMEOUT_S: Final = 30.0
 
-# SeaBIOS finds itself used after a reset, because QEMU's i440FX leaves the shadow memory as it is. It puts itself right
-# and resets the machine again, which takes effect once or twice. To everyone else that is one reset.
-FIRMWARE_RESETS_S: Final = 2.0
-"""How long after a reset further ones count as the firmware's own part in it."""
+COMMAND_TIMEOUT_S: Final = 60.0
+"""How long QEMU may take to answer a command. Those that take long are answered when they are under way."""
+
+RESETS: Final = ("-action", "reboot=shutdown")
+"""A guest that resets itself stands still until `Machine` has reset the machine whole."""
 
 
 class MachineError(Exception):
@@ -78,11 +82,12 @@ class Machine:
         self.serial = SerialPort()
         self.panics = 0
         self._monitor = QMPClient("engine")
-        self._listener = EventListener(names={"RESET", "SHUTDOWN", "GUEST_PANICKED"})
+        self._listener = EventListener(names={"SHUTDOWN", "GUEST_PANICKED"})
         self._process: asyncio.subprocess.Process | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._closing = False
-        self._reset_s = 0.0
+        self._power = asyncio.Lock()
+        self._shall_run = False
 
     @property
     def pid(self) -> int | None:
@@ -105,7 +110,7 @@ class Machine:
             with self._open_log() as log:
                 self._process = await spawn(
                     self._program,
-                    [*self._arguments, *_channels(fds), *(("-incoming", "defer") if self._incoming else ())],
+                    [*self._arguments, *RESETS, *_channels(fds), *(("-incoming", "defer") if self._incoming else ())],
                     log=log,
                     pass_fds=[*fds.values(), *self._inherit],
                     environment=record.environment,
@@ -130,14 +135,25 @@ class Machine:
         self._watchers = [asyncio.create_task(self._watch_events()), asyncio.create_task(self._watch_process())]
 
     async def resume(self) -> None:
-        await self.execute("cont")
+        """Let the guest run. One that has reset or shut itself down meanwhile stays as it is; an event tells of it."""
+        async with self._power:
+            self._shall_run = True
+            try:
+                await self.execute("cont")
+            except MachineError:
+                if not await self._is_shut_down():
+                    raise
         await self.serial.release()
 
     async def pause(self) -> None:
-        await self.execute("stop")
+        async with self._power:
+            self._shall_run = False
+            await self.execute("stop")
 
     async def reset(self) -> None:
-        await self.execute("system_reset")
+        """Bring the machine to where it is when it is switched on. The guest runs again if it did before."""
+        async with self._power:
+            await self._reset()
 
     async def give_fd(self, name: str, fd: int) -> None:
         """Hand QEMU a duplicate of a file descriptor, which later commands call `name`."""
@@ -151,10 +167,13 @@ class Machine:
     async def execute(self, command: str, **arguments: Any) -> Any:
         """Give QEMU's monitor a command.
 
-        :raises MachineError: when QEMU refuses it or is gone.
+        :raises MachineError: when QEMU refuses it, is gone, or does not answer within `COMMAND_TIMEOUT_S`.
         """
         try:
-            return await self._monitor.execute(command, arguments or None)
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                return await self._monitor.execute(command, arguments or None)
+        except TimeoutError:
+            raise MachineError(f"QEMU: {command}: no answer for {COMMAND_TIMEOUT_S:.0f} s") from None
         except (QMPError, OSError) as error:
             raise MachineError(f"QEMU: {command}: {error}") from None
 
@@ -191,23 +210,48 @@ class Machine:
 
     async def _watch_events(self) -> None:
         async for event in self._listener:
-            name, data = event["event"], event.get("data", {})
-            of_the_guest = isinstance(data, dict) and data.get("guest")
-            if name == "GUEST_PANICKED":
+            data = event.get("data", {})
+            if event["event"] == "GUEST_PANICKED":
                 self.panics += 1
                 self._on_event(GuestEvent.PANICKED)
-            elif name == "RESET":
-                if self._is_another_reset(cast(dict[str, int], event["timestamp"])) and of_the_guest:
-                    self._on_event(GuestEvent.RESET)
-            elif of_the_guest:
+            elif isinstance(data, dict) and data.get("reason") == "guest-reset":
+                await self._reset_for_the_guest()
+            elif isinstance(data, dict) and data.get("guest"):
                 self._on_event(GuestEvent.SHUTDOWN)
 
-    def _is_another_reset(self, timestamp: dict[str, int]) -> bool:
-        at_s = timestamp["seconds"] + timestamp["microseconds"] / 1e6
-        if at_s - self._reset_s < FIRMWARE_RESETS_S:
-            return False
-        self._reset_s = at_s
-        return True
+    async def _reset_for_the_guest(self) -> None:
+        try:
+            async with self._power:
+                if not await self._is_shut_down():
+                    return  # a reset from outside has come first
+                await self._reset()
+        except MachineError as error:
+            logger.warning("the guest's own reset is not carried out: %s", error)
+            self._on_event(GuestEvent.EXITED)
+        else:
+            self._on_event(GuestEvent.RESET)
+
+    async def _reset(self) -> None:
+        # The guest stands still meanwhile: it must not run between QEMU's reset and the rest of it.
+        await self.execute("stop")
+        with self.events("RESET") as resets:
+            await self.execute("set-action", reboot="reset")
+            await self.execute("system_reset")
+            await self._hear(resets)
+        await self.execute("set-action", reboot="shutdown")
+        await drop_bios_shadow(self.execute)
+        if self._shall_run:
+            await self.execute("cont")
+
+    async def _hear(self, resets: EventListener) -> None:
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                await self.next_event(resets)
+        except TimeoutError:
+            raise MachineError(f"QEMU has not reset the machine for {COMMAND_TIMEOUT_S:.0f} s") from None
+
+    async def _is_shut_down(self) -> bool:
+        return bool((await self.execute("query-status"))["status"] == "shutdown")
 
     async def _watch_process(self) -> None:
         assert self._process is not None

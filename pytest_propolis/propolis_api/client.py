@@ -211,7 +211,7 @@ class PropolisClient:
             response = await self._http.request(
                 method,
                 path,
-                params=_given(query or {}),
+                params=_given(query) if query else None,  # httpx takes an empty query apart, too
                 content=None if body is None else msgspec.json.encode(body),
                 headers=None if body is None else {"content-type": "application/json"},
                 timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),

@@ -1,8 +1,8 @@
 #!/usr/bin/env -S python3 -IS
 """A stand-in for QEMU: a process that speaks QMP, with a guest that does what is typed at its serial port.
 
-A line typed at COM1 is echoed, and may be ``reset``, ``shutdown``, ``panic`` (what a guest does of its own accord),
-``reset through firmware`` (which resets twice more by itself) or ``exit`` (QEMU ends by itself).
+A line typed at COM1 is echoed, and may be ``reset``, ``shutdown``, ``panic`` (what a guest does of its own accord) or
+``exit`` (QEMU ends by itself). As under ``-action reboot=shutdown,shutdown=pause``, a guest that resets stands still.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import sys
 from typing import Any
 
 GREETING = {"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}}
-SECONDS_BETWEEN_EVENTS = 60  # a clock that goes on with each event: what happens in a test is never "at once"
 
 
 class Channel:
@@ -56,7 +55,7 @@ class FakeQemu:
     """The machine: stopped until ``cont``."""
 
     def __init__(self) -> None:
-        self._clock_s = 0
+        self._status = "prelaunch"
         self._monitor = Channel("monitor")
         self._com1 = Channel("com1")
         self._tell(GREETING)
@@ -78,29 +77,33 @@ class FakeQemu:
             self._typed(line)
 
     def _command(self, request: dict[str, Any]) -> None:
-        if request["execute"] == "system_reset":
-            self._event("RESET", guest=False, reason="host-qmp-system-reset")
-        answer = {"return": {}, "id": request["id"]} if "id" in request else {"return": {}}
+        result: dict[str, Any] = {}
+        match request["execute"]:
+            case "cont":
+                self._status = "running"
+            case "stop" if self._status == "running":
+                self._status = "paused"
+            case "query-status":
+                result = {"status": self._status}
+            case "system_reset":
+                self._status = "prelaunch"
+                self._event("RESET", guest=False, reason="host-qmp-system-reset")
+        answer = {"return": result, "id": request["id"]} if "id" in request else {"return": result}
         self._tell(answer)
 
     def _typed(self, line: str) -> None:
         self._com1.write(line)
         match line:
-            case "reset":
-                self._event("RESET", guest=True, reason="guest-reset")
-            case "reset through firmware":
-                for pause_s in (SECONDS_BETWEEN_EVENTS, 0, 0):
-                    self._event("RESET", pause_s, guest=True, reason="guest-reset")
-            case "shutdown":
-                self._event("SHUTDOWN", guest=True, reason="guest-shutdown")
+            case "reset" | "shutdown" as what:
+                self._status = "shutdown"
+                self._event("SHUTDOWN", guest=True, reason=f"guest-{what}")
             case "panic":
                 self._event("GUEST_PANICKED", action="run")
             case "exit":
                 sys.exit(1)
 
-    def _event(self, name: str, pause_s: int = SECONDS_BETWEEN_EVENTS, **data: Any) -> None:
-        self._clock_s += pause_s
-        self._tell({"event": name, "data": data, "timestamp": {"seconds": self._clock_s, "microseconds": 0}})
+    def _event(self, name: str, **data: Any) -> None:
+        self._tell({"event": name, "data": data, "timestamp": {"seconds": 0, "microseconds": 0}})
 
     def _tell(self, message: dict[str, Any]) -> None:
         self._monitor.write(json.dumps(message))

@@ -15,6 +15,7 @@ import pytest_asyncio
 from engine_rig import BACKEND, DEADLINE_S, EngineRig, engine_rig, vcr_json
 
 from pytest_propolis.engine.qemu_binary import find_qemu
+from pytest_propolis.engine.request_queue import DenyReason
 from pytest_propolis.propolis_api import InstanceState
 
 
@@ -237,3 +238,22 @@ async def test_without_a_backend_a_crucible_component_is_refused(tmp_path: Path)
         assert answer.status_code == 400
         assert BACKEND in msgspec.json.decode(answer.content)["message"]
         assert (await rig.client.get("/instance")).status_code == 424
+
+
+@pytest.mark.parametrize("end", ["stopped", "failed"])
+async def test_a_replacement_is_denied_when_the_vm_has_ended_and_is_not_run_down(tmp_path: Path, end: str) -> None:
+    async with engine_rig(tmp_path) as rig:
+        await rig.ensure(address="here")
+        # Between the end and the run-down a driver does nothing that takes time: what is told then is told here.
+        vm = rig.server._vm
+        assert vm
+        assert vm.driver
+        getattr(vm.driver._queue, end)()
+        answer = await rig.replace("elsewhere", 2)
+        reason = {"stopped": DenyReason.Halted, "failed": DenyReason.InstanceFailed}[end]
+        assert answer.status_code == 403
+        assert answer.json() == {
+            "request_id": answer.headers["x-request-id"],
+            "error_code": f"instance state change not allowed: {reason.value}",
+            "message": "Forbidden",
+        }

@@ -67,7 +67,7 @@ class ReferenceVm:
     def _advance(self) -> bool:
         """Do the next thing that a driver does; False when there is none, or it is held up."""
         if self.resuming or self.model.doing == "Reboot":
-            return self._finish()
+            return self._give_up() or self._finish()
         if self.starting and self.address not in ("black hole", "elsewhere"):
             self.starting, self.resuming = False, self.address != "broken"
             if self.address == "broken":
@@ -90,6 +90,14 @@ class ReferenceVm:
             case _:
                 assert isinstance(request, Replacement)
                 request.expected = self._replace(request)
+        return True
+
+    def _give_up(self) -> bool:
+        """A stop does not wait for a QEMU that is frozen."""
+        if not self.frozen or not self.model.is_pending("Stop"):
+            return False
+        self.starting = self.resuming
+        self.stop()
         return True
 
     def _finish(self) -> bool:

@@ -132,3 +132,18 @@ async def test_a_shutdown_of_the_guest_destroys(vm_factory: VmFactory) -> None:
         await vm.wait_for_state(InstanceState.DESTROYED)
     assert (await vm.client.instance_state_monitor(0)).gen == 6
     assert await refusal(vm, STOP) == (424, "NoInstance")
+
+
+# Beside PHD's
+
+
+async def test_an_nmi_reaches_the_guest(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(**SMALL)
+
+    async def nmis() -> int:
+        return int((await vm.run("grep NMI: /proc/interrupts")).split()[1])
+
+    before = await nmis()
+    assert await nmis() == before
+    await vm.client.issue_nmi()
+    assert await nmis() == before + 1

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 from engine_rig import DEADLINE_S, FAKE_QEMU, EngineRig, engine_rig, ensure_request
 
+from pytest_propolis.engine import machine
 from pytest_propolis.engine.qemu_binary import Qemu
 from pytest_propolis.engine.refusal import Refusal
 from pytest_propolis.propolis_api import InstanceState
@@ -129,13 +130,6 @@ async def test_a_guest_that_resets_itself_is_rebooting_and_runs_again(running: E
         assert await running.wait_for(InstanceState.RUNNING, gen=gen) == gen
 
 
-async def test_the_resets_that_firmware_adds_to_a_reset_are_not_told(running: EngineRig) -> None:
-    await running.type("reset through firmware")
-    await running.type("shutdown")
-    # Creating, Starting, Running, Rebooting, Running, Stopping, Stopped, Destroyed.
-    assert await running.wait_for(DESTROYED) == 8
-
-
 async def test_a_guest_that_shuts_itself_down_ends_its_vm(running: EngineRig) -> None:
     await running.type("shutdown")
     # Creating, Starting, Running, Stopping, Stopped, Destroyed.
@@ -162,11 +156,56 @@ async def test_a_guests_shutdown_comes_before_what_was_asked_for(running: Engine
         await running.put("Reboot")
         await running.wait_for(InstanceState.REBOOTING)
         await running.type("shutdown")
-        await running.put("Stop")
+        replacement = asyncio.create_task(running.replace("here", 2))
+        await running.gen()  # when this is answered, the replacement has been queued
     finally:
         os.kill(running.server.pid, signal.SIGCONT)
-    # One stop, not two.
+    async with asyncio.timeout(DEADLINE_S):
+        assert (await replacement).status_code == 410
+    # Creating, Starting, Running, Rebooting, Running, Stopping, Stopped, Destroyed.
     assert await running.wait_for(DESTROYED) == 8
+
+
+@pytest.mark.parametrize("end", ["Stop", "close"])
+@pytest.mark.parametrize("asked", ["Run", "Reboot"])
+async def test_a_frozen_qemu_holds_up_no_end(rig: EngineRig, asked: str, end: str) -> None:
+    await rig.ensure()
+    if asked == "Reboot":
+        await rig.put("Run")
+        await rig.wait_for(InstanceState.RUNNING)
+    pid = rig.server.pid
+    assert pid
+    os.kill(pid, signal.SIGSTOP)
+    await rig.put(asked)
+    await rig.wait_for(InstanceState.STARTING if asked == "Run" else InstanceState.REBOOTING)
+    if end == "Stop":
+        assert (await rig.put("Stop")).status_code == 204
+    else:
+        async with asyncio.timeout(DEADLINE_S):
+            await rig.server.close()
+    # A VM that has not started is Stopped at once.
+    states = {"Run": 2, "Reboot": 4}[asked] + {"Run": 1, "Reboot": 2}[asked] * (end == "Stop") + 1
+    assert await rig.wait_for(DESTROYED) == states
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+async def test_a_qemu_that_answers_no_more_is_a_failed_vm_after_the_deadline(
+    running: EngineRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert running.server.pid
+    os.kill(running.server.pid, signal.SIGSTOP)
+    monkeypatch.setattr(machine, "COMMAND_TIMEOUT_S", 0.1)
+    await running.put("Reboot")
+    # Creating, Starting, Running, Rebooting, Failed.
+    assert await running.wait_for(FAILED) == 5
+
+
+async def test_a_reset_from_outside_and_the_guests_own_follow_each_other(running: EngineRig) -> None:
+    await running.type("reset")
+    assert await running.wait_for(InstanceState.RUNNING, gen=5) == 5
+    await running.put("Reboot")
+    assert await running.wait_for(InstanceState.RUNNING, gen=7) == 7
 
 
 async def test_a_qemu_that_ends_by_itself_is_a_failed_vm(running: EngineRig) -> None:

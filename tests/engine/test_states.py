@@ -184,7 +184,8 @@ async def stalled_in_a_reboot(vm: TestVm, propolis: Run) -> AsyncIterator[None]:
         await vm.wait_for_state(InstanceState.REBOOTING)
         yield
     finally:
-        os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 async def qemu_pid(vm: TestVm, propolis: Run) -> int | None:
@@ -204,19 +205,11 @@ async def test_a_reboot_during_a_reboot_is_ignored(vm: TestVm, propolis: Run) ->
     assert (await vm.client.instance_state_monitor(0)).gen == 8
 
 
-async def test_while_a_stop_is_queued_what_changes_the_state_answers_403_and_stop_is_ignored(
-    vm: TestVm, propolis: Run
-) -> None:
+async def test_a_stop_does_not_wait_for_a_qemu_that_is_frozen(vm: TestVm, propolis: Run) -> None:
     async with stalled_in_a_reboot(vm, propolis):
         await vm.client.instance_state_put(InstanceStateRequested.STOP)
-        for refused in (InstanceStateRequested.RUN, InstanceStateRequested.REBOOT):
-            with pytest.raises(ApiError) as caught:
-                await vm.client.instance_state_put(refused)
-            assert (caught.value.status, caught.value.message) == (403, "Forbidden")
-            assert str(caught.value.error_code).startswith("instance state change not allowed: ")
-        await vm.client.instance_state_put(InstanceStateRequested.STOP)
-        assert (await vm.client.instance_spec_get()).state is InstanceState.REBOOTING
-    await vm.wait_for_state(InstanceState.DESTROYED)
+        await vm.wait_for_state(InstanceState.DESTROYED)
+        assert await qemu_pid(vm, propolis) is None
 
 
 async def test_when_run_down_the_last_state_stays_readable_and_requests_answer_424(vm: TestVm) -> None:
@@ -249,11 +242,14 @@ async def test_a_server_can_be_used_again_and_counts_from_one(vm: TestVm) -> Non
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-async def test_what_the_engine_does_not_do_answers_501_with_its_name(vm: TestVm, name: str) -> None:
+async def test_what_the_engine_does_not_do_answers_501_with_the_reason(vm: TestVm, name: str) -> None:
     await vm.ensure()
     with pytest.raises(ApiError) as caught:
         await UNSUPPORTED[name](vm.client)
-    assert (caught.value.status, caught.value.message) == (501, f"this engine does not support {name}")
+    assert (caught.value.status, caught.value.message) == (
+        501,
+        f"this engine does not support {name}: it has no Crucible volumes",
+    )
 
 
 async def test_migration_status_is_empty(vm: TestVm) -> None:
