@@ -58,6 +58,7 @@ class AgentApp:
         self._on_empty = on_empty
         self._leaving = False
         self._expiries: set[asyncio.Task[None]] = set()
+        self._works: set[asyncio.Task[tuple[str, ...]]] = set()
         self._platforms = PlatformFinder(config)
         self._images = ImageMaker(config, ledger, self._platforms)
         self._engine = engine_app()
@@ -87,7 +88,11 @@ class AgentApp:
         self._leaving = True
         for expiry in self._expiries:
             expiry.cancel()
+        for work in self._works:
+            _cancel_once(work)
         await self.account.release_all()
+        if self._works:
+            await asyncio.wait(self._works)
         await self._platforms.aclose()
 
     async def _info(self, _request: Request) -> Response:
@@ -159,6 +164,8 @@ class AgentApp:
         lines: asyncio.Queue[StreamLine] = asyncio.Queue()
         work = asyncio.create_task(self._images.get(needed, lambda text: lines.put_nowait(StreamLine(progress=text))))
         work.add_done_callback(lambda task: lines.put_nowait(_last_line(task)))
+        self._works.add(work)
+        work.add_done_callback(self._works.discard)
         try:
             while True:
                 line = await lines.get()
@@ -166,8 +173,8 @@ class AgentApp:
                 if line.progress is None:
                     return
         finally:
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
+            # Waited for in `close`: a response whose client has left is cancelled again at each await.
+            _cancel_once(work)
 
     async def _create_disk(self, request: Request) -> Response:
         return encoded(await self.account.create_disk(_client(request), await decoded(request, CreateDisk)), 201)
@@ -209,6 +216,12 @@ def _client(request: Request) -> str:
     if not client:
         raise Refusal(bad_request(f"the header {CLIENT_HEADER} is missing"))
     return client
+
+
+def _cancel_once(work: asyncio.Task[tuple[str, ...]]) -> None:
+    """Another cancellation would not let it end its QEMU in order, and write down that it is gone."""
+    if not work.cancelling():
+        work.cancel()
 
 
 def _last_line(task: asyncio.Task[tuple[str, ...]]) -> StreamLine:
