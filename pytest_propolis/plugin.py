@@ -62,7 +62,11 @@ def _prepare_for_interruption(config: pytest.Config) -> None:
     interruption = config.stash[INTERRUPTION] = Interruption(line_printer(config))
     interruption.letting_go.append(_leave_to_agents)
     config.add_cleanup(interruption.restore)
-    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        from .distribution.interruption import CONTROLLER_PATIENCE_S
+
+        interruption.patience_s = CONTROLLER_PATIENCE_S
+    elif config.getoption("numprocesses", None):
         from .distribution.interruption import WorkerInterrupter
 
         workers = WorkerInterrupter()

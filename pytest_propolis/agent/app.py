@@ -66,6 +66,7 @@ class AgentApp:
         self._on_empty = on_empty
         self._leaving = False
         self._expiries: set[asyncio.Task[None]] = set()
+        self._works: set[asyncio.Future[StreamLine]] = set()
         self._platforms = PlatformFinder(config)
         self._images = ImageMaker(config, ledger, self._platforms)
         self._engine = engine_app()
@@ -100,7 +101,11 @@ class AgentApp:
         self._leaving = True
         for expiry in self._expiries:
             expiry.cancel()
+        for work in self._works:
+            _cancel_once(work)
         await self.account.release_all()
+        if self._works:
+            await asyncio.wait(self._works)
         await self._platforms.aclose()
 
     async def _info(self, _request: Request) -> Response:
@@ -171,7 +176,7 @@ class AgentApp:
         async def work(tell: Callable[[StreamLine], None]) -> StreamLine:
             return StreamLine(paths=await self._images.get(needed, lambda text: tell(StreamLine(progress=text))))
 
-        return StreamingResponse(_stream(work), media_type=LINES)
+        return StreamingResponse(_stream(work, self._works), media_type=LINES)
 
     async def _get_template(self, request: Request) -> Response:
         client, needed = _client(request), await decoded(request, TemplateNeeded)
@@ -185,7 +190,7 @@ class AgentApp:
             )
             return StreamLine(template=key)
 
-        return StreamingResponse(_stream(work), media_type=LINES)
+        return StreamingResponse(_stream(work, self._works), media_type=LINES)
 
     async def _freeze(self, request: Request) -> Response:
         self._templates.freeze(request.path_params["id"], await decoded(request, FreezeVm))
@@ -240,10 +245,18 @@ def _client(request: Request) -> str:
     return client
 
 
-async def _stream(work: Callable[[Callable[[StreamLine], None]], Awaitable[StreamLine]]) -> AsyncIterator[bytes]:
-    """What `work` tells, and at the end what it returns. It is cancelled when nobody listens any more."""
+async def _stream(
+    work: Callable[[Callable[[StreamLine], None]], Awaitable[StreamLine]], under_way: set[asyncio.Future[StreamLine]]
+) -> AsyncIterator[bytes]:
+    """What `work` tells, and at the end what it returns. It is cancelled when nobody listens any more.
+
+    :param under_way: holds the work until it has ended. A response whose client has left is cancelled again at each
+        await, so it is waited for in `close`.
+    """
     lines: asyncio.Queue[StreamLine] = asyncio.Queue()
     task = asyncio.ensure_future(work(lines.put_nowait))
+    under_way.add(task)
+    task.add_done_callback(under_way.discard)
     task.add_done_callback(lambda done: lines.put_nowait(_last_line(done)))
     try:
         while True:
@@ -252,8 +265,13 @@ async def _stream(work: Callable[[Callable[[StreamLine], None]], Awaitable[Strea
             if line.progress is None and line.making is None:
                 return
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        _cancel_once(task)
+
+
+def _cancel_once(work: asyncio.Future[StreamLine]) -> None:
+    """Another cancellation would not let it end its QEMU in order, and write down that it is gone."""
+    if not (isinstance(work, asyncio.Task) and work.cancelling()):
+        work.cancel()
 
 
 def _last_line(task: asyncio.Future[StreamLine]) -> StreamLine:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import signal
 from subprocess import Popen
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
-__all__ = ["WorkerInterrupter"]
+__all__ = ["CONTROLLER_PATIENCE_S", "WorkerInterrupter"]
+
+CONTROLLER_PATIENCE_S: Final = 3.0
+"""How long a worker that gets a further Ctrl-C waits for its controller to end it, before it gives up its waits."""
 
 
 class WorkerInterrupter:

@@ -38,12 +38,18 @@ class Interruption:
         """Whether a further Ctrl-C ends what this process waits for. xdist's controller waits for workers alone."""
         self.has_let_go = False
         """Whether VMs were left to the agents: then nobody waits for what becomes of them."""
+        self.patience_s = 0.0
+        """How long a further Ctrl-C is left to the process that ends this one: to xdist's controller, in a worker.
+
+        A terminal sends it to both. If the worker let go at once, its VMs would go before the controller counts them.
+        """
         self._say = say
         self._previous: dict[signal.Signals, Any] = {}
         self._is_asked = False
         self._is_interrupted = False
         self._is_tearing_down = False
         self._has_said = False
+        self._waiting: threading.Timer | None = None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -82,6 +88,8 @@ class Interruption:
 
     def restore(self) -> None:
         """Put the handlers back that were there. Calling it twice is fine."""
+        if self._waiting:
+            self._waiting.cancel()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
@@ -99,6 +107,9 @@ class Interruption:
             signal.raise_signal(signal.SIGINT)
 
     def _again(self, _number: int, _frame: FrameType | None) -> None:
+        if self.patience_s:
+            self._wait_for_controller()
+            return
         self.has_let_go = True
         left = sum(let_go() for let_go in self.letting_go)
         if left and not self._has_said:
@@ -111,6 +122,16 @@ class Interruption:
             raise KeyboardInterrupt from None
         for task in asyncio.all_tasks(loop):
             loop.call_soon_threadsafe(task.cancel)
+
+    def _wait_for_controller(self) -> None:
+        if self._waiting is None:
+            self._waiting = threading.Timer(self.patience_s, self._lose_patience)
+            self._waiting.daemon = True
+            self._waiting.start()
+
+    def _lose_patience(self) -> None:
+        self.patience_s = 0.0
+        signal.pthread_kill(_main_thread_id(), signal.SIGINT)
 
     def _tear_down_the_rest(self, session: pytest.Session, error: BaseException | None) -> None:
         while error is not None:
@@ -133,6 +154,12 @@ class Interruption:
 
 INTERRUPTION: pytest.StashKey[Interruption] = pytest.StashKey()
 """Where a config keeps how signals end its run."""
+
+
+def _main_thread_id() -> int:
+    ident = threading.main_thread().ident
+    assert ident is not None
+    return ident
 
 
 def _is_cancelling() -> bool:

@@ -17,9 +17,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from subprocess import TimeoutExpired
 
 from live_run import LiveRun, started_run
 
@@ -29,20 +29,19 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 TARGETS = ("controller", "group", "worker", "agent", "qemu", "anybody")
 END_TIMEOUT_S = 90
 CLEAN_TIMEOUT_S = 30
-LONGEST_DELAY_S = 6.0
 LEDGER = "ledger"
+DISTRIBUTIONS = ((), ("-n", "2"))
 
-# Most VMs are created and never run: their QEMU is there and costs nothing.
+# The VMs are created and never run: their QEMU is there and costs little.
 TEST = """
 import pytest
 from pytest_propolis import DataDisk, PropolisError
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(3))
 async def test_victim(vm_factory, number):
     for name in ("first", "second"):
         vm = await vm_factory.create(name, guest="micro", disks=(DataDisk(name="data", size_mib=1),))
         await vm.ensure()
-    await vm.run_instance()
     with pytest.raises(PropolisError):
         await vm.wait_for_serial_output("this never comes", timeout_s=0.3)
 """
@@ -66,38 +65,79 @@ class Round:
         return "\n".join([f"{line}: LEAK", *(f"  {leak}" for leak in self.leaks), self.output])
 
 
-def fuzz(*, rounds: int, seed: int, first: int = 1, limit_s: float = float("inf")) -> Iterator[Round]:
-    """Rounds, one after the other; each depends on the seed and its number alone, but for the machine's moods.
+@dataclass(frozen=True)
+class Campaign:
+    """What all rounds share.
 
-    :param limit_s: no round begins later.
+    :param lengths_s: how long a run takes here that nobody hits, by its arguments. Moments are drawn from that.
     """
-    deadline = time.monotonic() + limit_s
-    for number in range(first, first + rounds):
-        if time.monotonic() > deadline:
-            return
-        yield _round(number, random.Random(f"{seed}-{number}"))
 
+    seed: int
+    deadline: float
+    lengths_s: dict[tuple[str, ...], float]
 
-def _round(number: int, chance: random.Random) -> Round:
-    done = Round(number, chance.choice([(), ("-n", "2")]))
-    place = Path(tempfile.mkdtemp(prefix="f-", dir="/tmp"))
-    try:
-        with started_run(place, {"test_victim.py": TEST}, *done.arguments) as run:
-            began = time.monotonic()
-            for _ in range(chance.choice([1, 1, 2, 3])):
-                _pass(run, chance.uniform(0, LONGEST_DELAY_S / 2 if done.hits else LONGEST_DELAY_S))
-                if hit := _hit(run, chance):
-                    done.hits.append(f"{hit} after {time.monotonic() - began:.2f} s")
+    def round(self, number: int) -> Round | None:
+        """One round, unless it is too late to begin."""
+        if time.monotonic() > self.deadline:
+            return None
+        chance = random.Random(f"{self.seed}-{number}")
+        done = Round(number, chance.choice(DISTRIBUTIONS))
+        with _place() as place, started_run(place, {"test_victim.py": TEST}, *done.arguments) as run:
+            _hit_now_and_then(run, done, chance, self.lengths_s[done.arguments])
             _audit(run, place, done)
             done.output = run.output
+        return done
+
+
+def fuzz(*, rounds: int, seed: int, first: int = 1, limit_s: float = float("inf"), at_once: int = 2) -> Iterator[Round]:
+    """Rounds, in order; each depends on the seed and its number alone, but for the machine's moods.
+
+    :param limit_s: no round begins later.
+    :param at_once: so many rounds go on at the same time.
+    """
+    deadline = time.monotonic() + limit_s
+    with ThreadPoolExecutor(at_once) as pool:
+        lengths = dict(zip(DISTRIBUTIONS, pool.map(_length_of, DISTRIBUTIONS), strict=True))
+        campaign = Campaign(seed, deadline, lengths)
+        try:
+            for done in pool.map(campaign.round, range(first, first + rounds)):
+                if done is not None:
+                    yield done
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _length_of(arguments: tuple[str, ...]) -> float:
+    """How long a run takes."""
+    began = time.monotonic()
+    with _place() as place, started_run(place, {"test_victim.py": TEST}, *arguments) as run:
+        status = run.wait_ended(END_TIMEOUT_S)
+        assert status == 0, run.output
+    return time.monotonic() - began
+
+
+@contextlib.contextmanager
+def _place() -> Iterator[Path]:
+    place = Path(tempfile.mkdtemp(prefix="f-", dir="/tmp"))
+    try:
+        yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    return done
+
+
+def _hit_now_and_then(run: LiveRun, done: Round, chance: random.Random, length_s: float) -> None:
+    """Hit the run at one to three moments of its life."""
+    began = time.monotonic()
+    for moment_s in sorted(chance.uniform(0, length_s) for _ in range(chance.choice([1, 1, 2, 3]))):
+        _pass(run, began + moment_s - time.monotonic())
+        run.note_runs()
+        if hit := _hit(run, chance):
+            done.hits.append(f"{hit} after {time.monotonic() - began:.2f} s")
 
 
 def _pass(run: LiveRun, delay_s: float) -> None:
     """Let time pass, but not longer than the run takes."""
-    if run.controller.poll() is not None:
+    if delay_s <= 0 or run.controller.poll() is not None:
         return
     descriptor = os.pidfd_open(run.controller.pid)
     try:
@@ -148,8 +188,8 @@ def _send(pid: int, number: signal.Signals, run: LiveRun) -> bool:
 def _audit(run: LiveRun, place: Path, done: Round) -> None:
     """Nothing may be left, but by an agent that was hit, or by who was starting one: `propolis gc` removes that."""
     try:
-        run.controller.wait(END_TIMEOUT_S)
-    except TimeoutExpired:
+        run.wait_ended(END_TIMEOUT_S)
+    except TimeoutError:
         done.leaks.append(f"the run did not end in {END_TIMEOUT_S} s")
     _wait_while(lambda: bool(run.processes() or run.files()) and not _is_dead_ground(run))
     done.leaks += [f"process {pid}: {line}" for pid, line in run.processes().items()]
@@ -163,6 +203,7 @@ def _audit(run: LiveRun, place: Path, done: Round) -> None:
         if run.files():
             done.leaks.append(f"gc said: {said}")
     done.leaks += [f"file {path}" for path in run.files()]
+    done.leaks += [f"the audit finds {leak}" for leak in run.audit()]
     done.leaks += [f"temporary file {path}" for path in sorted((place / "tmp").rglob("*"))]
 
 
@@ -200,9 +241,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=1, help="the number of the first round, to repeat one")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no round later than this")
+    parser.add_argument("--at-once", type=int, default=2, help="so many rounds go on at the same time")
     options = parser.parse_args()
     found: Counter[str] = Counter()
-    for done in fuzz(rounds=options.rounds, seed=options.seed, first=options.first, limit_s=options.minutes * 60):
+    rounds = fuzz(
+        rounds=options.rounds,
+        seed=options.seed,
+        first=options.first,
+        limit_s=options.minutes * 60,
+        at_once=options.at_once,
+    )
+    for done in rounds:
         found.update(rounds=1, leaks=bool(done.leaks), collected=done.was_collected, unhit=not done.hits)
         sys.stdout.write(f"{done}\n")
         sys.stdout.flush()

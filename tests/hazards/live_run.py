@@ -7,6 +7,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -15,16 +16,28 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-__all__ = ["LiveRun", "live_run", "started_run"]
+from pytest_propolis.agent.audit import audit
+from pytest_propolis.storage.alpine import ALPINE_DISK, ALPINE_INITRD, ALPINE_KERNEL
+from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
+
+__all__ = ["PHASES", "LiveRun", "live_run", "started_run"]
 
 PHASE_TIMEOUT_S = 120
 CLEAN_TIMEOUT_S = 60
 
-WORDS = {"agent": "pytest_propolis.agent", "qemu": "qemu-system", "worker": "sys.stdin.readline"}
-"""What the command lines of a run's processes contain."""
+PHASES = ("downloading", "preparing", "booting", "logged in", "tearing down")
+"""What the victim can be doing. The first two need nothing of a guest, the last two a guest that is up."""
+
+WORDS = {
+    "agent": "pytest_propolis.agent",
+    "qemu": "qemu-system",
+    "recipe": "-image",
+    "worker": "sys.stdin.readline",
+}
+"""What the command lines of a run's processes contain; that of an image being prepared is a QEMU's, too."""
 
 CONFTEST = """
-import asyncio, os, pytest, pytest_asyncio
+import os, pytest_asyncio
 
 def reached(phase):
     if phase == os.environ["HAZARD_PHASE"]:
@@ -32,24 +45,31 @@ def reached(phase):
         os.write(descriptor, b"x")
         os.close(descriptor)
 
+def pytest_runtest_setup():
+    with open(os.environ["HAZARD_VICTIM"], "w") as file:
+        file.write(str(os.getpid()))
+
 def pytest_propolis_vm_created(vm, config):
     reached("booting")
 
 @pytest_asyncio.fixture
 async def slow_to_leave(vm_factory):
-    yield
+    vms = []
+    yield vms
     if os.environ["HAZARD_PHASE"] == "tearing down":
         reached("tearing down")
-        await asyncio.sleep(600)
+        await vms[0].wait_for_serial_output("this never comes", timeout_s=600)
 """
 
 TEST = """
+import os
 from conftest import reached
 
 async def test_victim(vm_factory, slow_to_leave):
-    vm = await vm_factory.start("victim", guest="micro")
+    vm = await vm_factory.start("victim", guest=os.environ["HAZARD_GUEST"])
     assert await vm.run("echo up") == "up"
-    if __import__("os").environ["HAZARD_PHASE"] != "tearing down":
+    slow_to_leave.append(vm)
+    if os.environ["HAZARD_PHASE"] != "tearing down":
         reached("logged in")
         await vm.wait_for_serial_output("this never comes", timeout_s=600)
 """
@@ -60,6 +80,7 @@ class LiveRun:
 
     def __init__(self, place: Path, process: subprocess.Popen[bytes]) -> None:
         self._place = place
+        self._words: set[str] = set()
         self.controller = process
 
     @property
@@ -87,9 +108,11 @@ class LiveRun:
         return found
 
     def pid_of(self, target: str) -> int:
-        """One process of the run: its controller, a worker of xdist's, the agent, a QEMU."""
+        """One process of the run: its controller, the worker that has the test, the agent, a QEMU."""
         if target == "controller":
             return self.controller.pid
+        if target == "worker" and (victim := self._place / "victim").exists():
+            return int(victim.read_text())
         return next(pid for pid, line in self.processes().items() if WORDS[target] in line)
 
     def wait_for(self, target: str) -> None:
@@ -103,12 +126,31 @@ class LiveRun:
             assert time.monotonic() < deadline, f"no {target}:\n{self.output}"
             select.select([], [], [], 0.02)
 
+    def note_runs(self) -> None:
+        """Remember the words of the runs that are there, for the audit when all is over."""
+        found = (self._place / "propolis").glob("*-*/")
+        self._words |= {path.name.partition("-")[0] for path in found}
+
+    def audit(self) -> list[str]:
+        """What the project's own audit finds of the runs that were noted."""
+        return [str(leak) for word in sorted(self._words) for leak in audit(self._place / "propolis", word)]
+
     def hit(self, target: str, number: signal.Signals) -> None:
         """Send a signal to one process of the run, or to its whole process group, as a terminal does."""
         if target == "group":
             os.killpg(self.controller.pid, number)
         else:
             os.kill(self.pid_of(target), number)
+
+    def wait_ended(self, timeout_s: float) -> int:
+        """Wait for the controller's end, and return its exit status.
+
+        :raises TimeoutError: when it does not end in time.
+        """
+        try:
+            return self.controller.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"still there: {self.processes()}") from None
 
     def end_all(self) -> None:
         """Kill what is left, until nothing is: a process may be starting another."""
@@ -122,8 +164,12 @@ class LiveRun:
 
     def collect_garbage(self) -> str:
         """``propolis gc`` for this run, as it would be called later; returns what it says."""
+        return self.command("gc")
+
+    def command(self, *arguments: str) -> str:
+        """The command ``propolis`` for this run; returns what it says."""
         environment = {**os.environ, "XDG_RUNTIME_DIR": str(self._place)}
-        command = [sys.executable, "-c", "from pytest_propolis.cli import main; main()", "gc"]
+        command = [sys.executable, "-c", "from pytest_propolis.cli import main; main()", *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
         return done.stdout + done.stderr
 
@@ -139,35 +185,73 @@ class LiveRun:
             select.select([], [], [], 0.02)
 
     def wait_until_clean(self) -> None:
-        """Wait until no process and no file of the run is there any more."""
+        """Wait until no process and no file of the run is there any more; then nothing else may be, either."""
         deadline = time.monotonic() + CLEAN_TIMEOUT_S
         while self.processes() or self.files():
             assert time.monotonic() < deadline, f"left: {self.processes()} {self.files()}\n{self.output}"
             select.select([], [], [], 0.05)
+        assert self.audit() == []
 
 
 @contextlib.contextmanager
 def live_run(
     phase: str, *arguments: str, test: str | None = None, environment: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[LiveRun]:
-    """Start a run, and wait until its test is in this phase: booting, logged in, or tearing down.
+    """Start a run, and wait until its test is in this phase: one of `PHASES`.
 
     :param test: another test module; it calls `reached` of its conftest with the phase, to be taken as being there.
     """
     place = Path(tempfile.mkdtemp(prefix="h-", dir="/tmp"))
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, place, ignore_errors=True)
+        sign, variables = _prepared_for(phase, place, stack)
+        files = {"conftest.py": CONFTEST, "test_victim.py": test or TEST}
+        run = stack.enter_context(started_run(place, files, *arguments, environment={**variables, **environment}))
+        if phase != "preparing":
+            ready, _, _ = select.select([sign], [], [], PHASE_TIMEOUT_S)
+            assert ready, f"the run did not get to {phase!r}:\n{run.output}"
+        if phase in ("preparing", "booting"):  # a VM is told of just before its QEMU is there
+            run.wait_for("recipe" if phase == "preparing" else "qemu")
+        run.note_runs()
+        yield run
+
+
+def _prepared_for(phase: str, place: Path, stack: contextlib.ExitStack) -> tuple[int, dict[str, str]]:
+    """What becomes readable when the phase has begun, and the environment of a run that gets there."""
     fifo = place / "phase"
     os.mkfifo(fifo)
-    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    files = {"conftest.py": CONFTEST, "test_victim.py": test or TEST}
-    variables = {"HAZARD_PHASE": phase, "HAZARD_FIFO": str(fifo), **environment}
-    try:
-        with started_run(place, files, *arguments, environment=variables) as run:
-            ready, _, _ = select.select([reader], [], [], PHASE_TIMEOUT_S)
-            assert ready, f"the run did not get to {phase!r}:\n{run.output}"
-            yield run
-    finally:
-        os.close(reader)
-        shutil.rmtree(place, ignore_errors=True)
+    sign = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    stack.callback(os.close, sign)
+    variables = {
+        "HAZARD_PHASE": phase,
+        "HAZARD_FIFO": str(fifo),
+        "HAZARD_VICTIM": str(place / "victim"),
+        "HAZARD_GUEST": "micro",
+    }
+    if phase == "preparing":
+        _copy_artifacts(place / "artifacts")
+        variables |= {"PROPOLIS_ARTIFACT_DIR": str(place / "artifacts"), "HAZARD_GUEST": "alpine"}
+    if phase == "downloading":
+        # An index that takes the connection and never says a word.
+        index = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        sign = index.fileno()
+        variables |= {
+            "PROPOLIS_ARTIFACT_DIR": str(place / "artifacts"),
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_INDEX_URL": f"http://127.0.0.1:{index.getsockname()[1]}/simple",
+            "PIP_TIMEOUT": "600",
+        }
+    return sign, variables
+
+
+def _copy_artifacts(directory: Path) -> None:
+    """A store that has what Alpine is made of, and not yet the disk that is made of it."""
+    chosen = os.environ.get("PROPOLIS_ARTIFACT_DIR")
+    source, target = (ArtifactStore(path) for path in (Path(chosen) if chosen else default_artifact_dir(), directory))
+    for artifact in (ALPINE_KERNEL, ALPINE_INITRD, ALPINE_DISK):
+        path = target.place(artifact)
+        path.parent.mkdir(mode=0o700, parents=True)
+        shutil.copyfile(source.place(artifact), path)
 
 
 @contextlib.contextmanager

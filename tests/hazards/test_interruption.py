@@ -128,6 +128,15 @@ def test_a_second_ctrl_c_under_xdist_leaves_the_vms_to_the_agent_and_says_so() -
         assert "3 VMs are being removed in the background" in run.output
 
 
+def test_a_second_ctrl_c_to_a_worker_alone_ends_it_within_seconds() -> None:
+    with live_run("logged in", "-n", "1", "--max-worker-restart=0", test=HANGING_FINALIZER) as run:
+        run.hit("worker", signal.SIGINT)
+        wait_until_it_hangs(run)
+        run.hit("worker", signal.SIGINT)
+        assert run.controller.wait(ENDED_TIMEOUT_S) == pytest.ExitCode.INTERRUPTED, run.output
+        run.wait_until_clean()
+
+
 def test_finalizers_that_raise_or_are_cancelled_do_not_keep_others_from_running() -> None:
     with live_run("logged in", "-s", test=RAISING_FINALIZERS) as run:
         run.hit("controller", signal.SIGINT)

@@ -1,90 +1,120 @@
-"""Whatever kills whatever part of a run, whenever: nothing of the run is left."""
+"""Whatever signal hits whatever part of a run, in whatever phase: nothing of the run is left.
+
+HAZARDS=all tests every cell of the matrix; otherwise it is a choice in which each pair of values occurs.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
-import subprocess
-import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from itertools import combinations, product
 
 import pytest
-from live_run import live_run
+from live_run import PHASES, LiveRun, live_run
 
-XDIST = ("-n", "2")
-POLITE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-ENDED_TIMEOUT_S = 60
-
-
-@pytest.mark.parametrize("arguments", [(), XDIST], ids=["plain", "xdist"])
-@pytest.mark.parametrize("phase", ["booting", "logged in"])
-@pytest.mark.parametrize("number", POLITE, ids=lambda number: number.name)
-def test_polite_signal_to_the_controller_ends_the_run_as_ctrl_c_does(
-    number: signal.Signals, phase: str, arguments: tuple[str, ...]
-) -> None:
-    with live_run(phase, *arguments) as run:
-        run.hit("controller", number)
-        assert run.controller.wait(ENDED_TIMEOUT_S) == pytest.ExitCode.INTERRUPTED, run.output
-        assert "KeyboardInterrupt" in run.output
-        run.wait_until_clean()
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
+TARGETS = ("controller", "group", "worker", "agent", "qemu")
+DISTRIBUTIONS = {"plain": (), "xdist": ("-n", "2")}
+ENDED_TIMEOUT_S = 90
+AT_ONCE = 2
 
 
-@pytest.mark.parametrize("arguments", [(), XDIST], ids=["plain", "xdist"])
-def test_ctrl_c_at_the_terminal_hits_the_whole_group(arguments: tuple[str, ...]) -> None:
-    with live_run("logged in", *arguments) as run:
-        run.hit("group", signal.SIGINT)
-        assert run.controller.wait(ENDED_TIMEOUT_S) == pytest.ExitCode.INTERRUPTED, run.output
-        run.wait_until_clean()
+@dataclass(frozen=True)
+class Cell:
+    """What is hit by which signal, and what the run is doing then."""
+
+    signal_name: str
+    target: str
+    phase: str
+    distribution: str
+
+    def __str__(self) -> str:
+        return f"{self.signal_name} → {self.target}, {self.phase}, {self.distribution}"
+
+    @property
+    def number(self) -> signal.Signals:
+        return signal.Signals[self.signal_name]
+
+    @property
+    def is_possible(self) -> bool:
+        """There are no workers without xdist, and there is no QEMU yet while something is downloaded."""
+        return (self.target, self.distribution) != ("worker", "plain") and (self.target, self.phase) != (
+            "qemu",
+            "downloading",
+        )
+
+    @property
+    def pairs(self) -> set[object]:
+        return set(combinations(enumerate(astuple(self)), 2))
+
+    @property
+    def expected_status(self) -> int:
+        if self.target in ("agent", "qemu"):
+            return pytest.ExitCode.TESTS_FAILED
+        if self.number is not signal.SIGKILL:
+            return pytest.ExitCode.INTERRUPTED
+        return pytest.ExitCode.TESTS_FAILED if self.target == "worker" else -signal.SIGKILL
+
+    @property
+    def agent_is_killed(self) -> bool:
+        return (self.target, self.number) == ("agent", signal.SIGKILL)
 
 
-def test_a_second_ctrl_c_does_not_wait_for_a_finalizer_that_hangs() -> None:
-    with live_run("tearing down") as run:
-        run.hit("controller", signal.SIGINT)
-        assert run.controller.wait(ENDED_TIMEOUT_S) == pytest.ExitCode.INTERRUPTED, run.output
-        run.wait_until_clean()
+def every_cell() -> list[Cell]:
+    names = [number.name for number in SIGNALS]
+    cells = (Cell(*values) for values in product(names, TARGETS, PHASES, DISTRIBUTIONS))
+    return [cell for cell in cells if cell.is_possible]
 
 
-@pytest.mark.parametrize("phase", ["booting", "logged in", "tearing down"])
-@pytest.mark.parametrize("target", ["controller", "group"])
-def test_sigkill_of_pytest(target: str, phase: str) -> None:
-    with live_run(phase) as run:
-        run.hit(target, signal.SIGKILL)
-        run.controller.wait(ENDED_TIMEOUT_S)
-        run.wait_until_clean()
+def covering(cells: list[Cell]) -> Iterator[Cell]:
+    """Few cells, in which each pair of values occurs that occurs in all."""
+    missing = set[object]().union(*(cell.pairs for cell in cells))
+    while missing:
+        best = max(cells, key=lambda cell: len(cell.pairs & missing))
+        missing -= best.pairs
+        yield best
 
 
-@pytest.mark.parametrize("target", ["controller", "group"])
-def test_sigkill_under_xdist(target: str) -> None:
-    with live_run("logged in", *XDIST) as run:
-        run.hit(target, signal.SIGKILL)
-        run.controller.wait(ENDED_TIMEOUT_S)
-        run.wait_until_clean()
+CELLS = every_cell() if os.environ.get("HAZARDS") == "all" else list(covering(every_cell()))
 
 
-def test_sigkill_of_a_worker() -> None:
-    with live_run("logged in", "-n", "1", "--max-worker-restart=0") as run:
-        run.hit("worker", signal.SIGKILL)
-        run.controller.wait(ENDED_TIMEOUT_S)
-        run.wait_until_clean()
+def problem_of(cell: Cell) -> str | None:
+    """What is wrong in a cell, if anything is."""
+    with live_run(cell.phase, *DISTRIBUTIONS[cell.distribution]) as run:
+        try:
+            run.hit(cell.target, cell.number)
+            require_end(run, cell)
+            run.wait_until_clean()
+        except (AssertionError, TimeoutError) as error:
+            return f"{cell}: {error}\n{run.output}"
+    return None
 
 
-@pytest.mark.parametrize("phase", ["booting", "logged in"])
-def test_sigkill_of_qemu_fails_the_test_at_once(phase: str) -> None:
-    with live_run(phase) as run:
-        run.wait_for("qemu")  # the first phase begins just before it
-        run.hit("qemu", signal.SIGKILL)
-        assert run.controller.wait(ENDED_TIMEOUT_S) == pytest.ExitCode.TESTS_FAILED, run.output
-        assert "1 failed" in run.output
-        run.wait_until_clean()
-
-
-def test_sigkill_of_the_agent_takes_its_vms_along_and_gc_removes_the_rest() -> None:
-    with live_run("logged in") as run:
-        run.hit("agent", signal.SIGKILL)
-        assert run.controller.wait(ENDED_TIMEOUT_S) == pytest.ExitCode.TESTS_FAILED, run.output
-        assert not [line for line in run.processes().values() if "qemu" in line]
+def require_end(run: LiveRun, cell: Cell) -> None:
+    assert run.wait_ended(ENDED_TIMEOUT_S) == cell.expected_status
+    if cell.expected_status == pytest.ExitCode.INTERRUPTED:
+        assert re.search(r" in \d+\.\d\ds", run.output.splitlines()[-1]), "no summary"
+        assert "KeyboardInterrupt" in run.output or "received keyboard-interrupt" in run.output
+    if cell.agent_is_killed:
+        assert not [line for line in run.processes().values() if "qemu" in line], "a VM that outlived its agent"
         assert run.files(), "a dead agent cannot have removed its directory"
-        environment = {**os.environ, "XDG_RUNTIME_DIR": str(run.files()[0]).partition("/propolis/")[0]}
-        gc = [sys.executable, "-c", "from pytest_propolis.cli import main; main()", "gc"]
-        done = subprocess.run(gc, env=environment, capture_output=True, text=True, check=True)
-        assert "removed" in done.stdout
-        run.wait_until_clean()
+        assert "removed" in run.collect_garbage()
+
+
+def failures(cells: Iterable[Cell]) -> list[str]:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return [problem for problem in pool.map(problem_of, cells) if problem]
+
+
+def test_the_choice_has_every_pair_of_values() -> None:
+    chosen, everything = (set[object]().union(*(cell.pairs for cell in cells)) for cells in (CELLS, every_cell()))
+    assert chosen == everything
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_nothing_is_left_of_a_run_that_is_hit_while(phase: str) -> None:
+    assert failures(cell for cell in CELLS if cell.phase == phase) == []

@@ -37,7 +37,7 @@ def pytest_propolis_guests(config):
 @pytest.fixture(autouse=True)
 def telling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hazards, "CONFTEST", hazards.CONFTEST + CONFTEST)
-    monkeypatch.setattr(hazards, "TEST", hazards.TEST.replace('guest="micro"', 'guest="telling"'))
+    monkeypatch.setattr(hazards, "TEST", hazards.TEST.replace('os.environ["HAZARD_GUEST"]', '"telling"'))
 
 
 @pytest.fixture

@@ -1,0 +1,63 @@
+"""The audit finds mounts and loop devices that carry a run's word. It looks at real ones."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pytest_propolis.agent.audit import audit
+
+AUDIT = """
+import sys
+from pathlib import Path
+from pytest_propolis.agent.audit import audit
+for leak in audit(Path(sys.argv[1]), sys.argv[2]):
+    print(leak)
+"""
+
+
+def can(*command: str) -> bool:
+    if not shutil.which(command[0]):
+        return False
+    return subprocess.run(command, capture_output=True, check=False, timeout=10).returncode == 0
+
+
+needs_mounts = pytest.mark.skipif(
+    not can("unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"),
+    reason="cannot mount a file system in a namespace of its own",
+)
+
+
+@pytest.mark.parametrize("mount", [("-t", "tmpfs", "none"), ("-o", "bind", "/usr/share")], ids=["tmpfs", "bind mount"])
+@needs_mounts
+def test_a_mount_is_found(tmp_path: Path, mount: tuple[str, ...]) -> None:
+    word = secrets.token_hex(8)
+    point = tmp_path / f"{word}-forgotten"
+    point.mkdir()
+    script = 'mount "$1" "$2" "$3" "$4" && shift 4 && exec "$@"'
+    arguments = [*mount, point, sys.executable, "-c", AUDIT, tmp_path / "base", word]
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *arguments], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (f"mount {point}\n", "")
+    assert audit(tmp_path / "base", word) == [], "it was in the other namespace"
+
+
+def test_a_loop_device_is_found(tmp_path: Path) -> None:
+    word = secrets.token_hex(8)
+    image = tmp_path / f"{word}-disk.img"
+    with image.open("wb") as file:
+        file.truncate(1 << 20)
+    made = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(f"cannot make a loop device: {made.stderr.strip()}")
+    device = made.stdout.strip()
+    try:
+        assert [str(leak) for leak in audit(tmp_path / "base", word)] == [f"loop device {device} on {image}"]
+        assert audit(tmp_path / "base", secrets.token_hex(8)) == []
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+    assert audit(tmp_path / "base", word) == []
