@@ -16,7 +16,8 @@ from pathlib import Path
 from ..engine.boot_source import DirectKernel
 from ..engine.fork import Fork
 from ..engine.guest_memory import GuestMemory
-from ..engine.server import ServerConfig, VmServer
+from ..engine.server import VmServer
+from ..engine.server_config import ServerConfig
 from ..engine.template import Template
 from ..errors import AgentError, ArtifactMissing, ConfigError, HostBusy
 from ..propolis_api.endpoint import Endpoint

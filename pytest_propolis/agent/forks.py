@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..engine.fork import Fork
 from ..engine.machine import MachineError
-from ..engine.server import ServerConfig
+from ..engine.server_config import ServerConfig
 from ..engine.template import Template
 from ..errors import TemplateError
 from .bookkeeper import Bookkeeper

@@ -10,17 +10,12 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-import msgspec
-
 from ..propolis_api import (
-    CrucibleStorageBackend,
-    CrucibleStorageBackendComponent,
     Instance,
     InstanceEnsureRequest,
     InstanceEnsureResponse,
@@ -38,12 +33,9 @@ from ..propolis_api import (
     ReplaceResult,
     WaitingForMigrationSource,
 )
-from .accelerator import AcceleratorName
 from .blobs import BlobFiles
-from .block_backend import BackendFactory, BackendMissing, BlockBackends, ReplacementRefused, VolumeGone
-from .boot_source import BootSource, Firmware
-from .child import Journal
-from .command_line import SpecRefused, SpecUnsupported, qemu_arguments
+from .block_backend import BackendMissing, BlockBackends, ReplacementRefused, VolumeGone
+from .command_line import SpecRefused, SpecUnsupported
 from .cpu_features import CpuFeatures
 from .display import screenshot
 from .driver import Outcome, StateDriver
@@ -59,8 +51,6 @@ from .dropshot_errors import (
     never_published,
     state_change_denied,
 )
-from .fork import Fork
-from .guest_memory import GuestMemory
 from .machine import Machine, MachineError
 from .migration_failure import FailureInjector, MigrationFailed
 from .migration_protocol import MemoryFile, MigrationChannel
@@ -71,13 +61,14 @@ from .migration_way import MigrationWay
 from .migration_websocket import AcceptedConnection
 from .own_memory import OwnMemory
 from .publisher import PublisherGone, StatePublisher
-from .qemu_binary import Qemu, find_firmware
 from .refusal import Refusal, unsupported
 from .request_queue import MigrateAsSource, Reboot, ReplaceVolume, Request, RequestDenied, RequestQueue, Run, Stop
 from .serial_port import SerialPort
+from .served_vm import ServedVm
+from .server_config import ServerConfig
 from .state_stream import save_state
 
-__all__ = ["ServerConfig", "VmServer"]
+__all__ = ["VmServer"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,74 +77,6 @@ REQUESTS: Final[dict[InstanceStateRequested, type[Run | Stop | Reboot]]] = {
     InstanceStateRequested.STOP: Stop,
     InstanceStateRequested.REBOOT: Reboot,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerConfig:
-    """What propolis-server gets on its command line, and a VM's spec cannot say.
-
-    :param mark: an unguessable word that every process of this VM carries.
-    :param qemu: QEMU's programs.
-    :param accelerator: ``kvm`` or ``tcg``.
-    :param boot: what the VM starts from.
-    :param directory: a private directory for what the VM needs while it lives.
-    :param log_path: receives what QEMU prints.
-    :param journal: keeps account of processes.
-    :param display: whether the VM has a display, which costs a little.
-    :param backends: what makes the block backends, by type of the component that asks for one
-        (`CrucibleStorageBackend`). A component that needs one that is not here is refused.
-    :param memory: the file that holds the guest's memory; None for one of the server's own, which a VM can migrate in.
-    :param fork: a started fork, which becomes the VM; None for a VM that boots.
-    :param address: where other servers and their clients find this one (`Endpoint.at`).
-    """
-
-    mark: str
-    qemu: Qemu
-    accelerator: AcceleratorName
-    boot: BootSource
-    directory: Path
-    log_path: Path
-    journal: Journal
-    display: bool = False
-    backends: Mapping[type, BackendFactory] = field(default_factory=dict)
-    memory: GuestMemory | None = None
-    fork: Fork | None = None
-    address: str = ""
-
-    @property
-    def display_socket(self) -> Path | None:
-        """Where the display's VNC server listens; None without a display."""
-        return self.directory / "vnc.sock" if self.display else None
-
-
-@dataclass(slots=True, kw_only=True)
-class _Vm:
-    """One VM: made by ensure, dropped by the next ensure.
-
-    `spec` is None until the source of a migration has sent it. `initialized` tells whether QEMU came up; an exception
-    there is a `MachineError`, a `MigrationFailed`, or a `Refusal` of what the source sent.
-    """
-
-    properties: InstanceProperties
-    spec: InstanceSpec | None
-    publisher: StatePublisher
-    initialized: asyncio.Future[None]
-    backends: BlockBackends | None = None
-    driver: StateDriver | None = None
-    machine: Machine | None = None
-    blobs: BlobFiles | None = None
-    memory: OwnMemory | None = None
-    arrival: MigrationTarget | None = None
-    departure: MigrationSide | None = None
-    active: bool = False
-
-    def volume_replaced(self, key: str, vcr_json: str) -> None:
-        """A block backend has become another: the spec tells of it."""
-        assert self.spec is not None
-        backend = self.spec.components[key].component
-        if isinstance(backend, CrucibleStorageBackend):
-            component = CrucibleStorageBackendComponent(msgspec.structs.replace(backend, request_json=vcr_json))
-            self.spec = msgspec.structs.replace(self.spec, components={**self.spec.components, key: component})
 
 
 class VmServer:
@@ -165,7 +88,7 @@ class VmServer:
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
         self._fork = config.fork
-        self._vm: _Vm | None = None
+        self._vm: ServedVm | None = None
         self._life: asyncio.Task[None] | None = None
         self._cpu_features = CpuFeatures(
             config.qemu, config.accelerator, journal=config.journal, log_path=config.log_path
@@ -328,19 +251,19 @@ class VmServer:
         except RequestDenied as denial:
             raise Refusal(state_change_denied(denial.reason)) from None
 
-    def _new_vm(self, properties: InstanceProperties, spec: InstanceSpec) -> _Vm:
+    def _new_vm(self, properties: InstanceProperties, spec: InstanceSpec) -> ServedVm:
         """A VM in the state Creating. Nothing outside of this process exists yet.
 
         :raises Refusal: when the spec cannot be realised.
         """
-        vm = _vm(properties, spec, StatePublisher(InstanceState.CREATING))
+        vm = ServedVm.new(properties, spec, StatePublisher(InstanceState.CREATING))
         self._equip(vm, spec)
         return vm
 
-    def _vm_to_come(self, properties: InstanceProperties, init: MigrationTargetInit) -> _Vm:
+    def _vm_to_come(self, properties: InstanceProperties, init: MigrationTargetInit) -> ServedVm:
         """A VM in the state Migrating, of which nothing is known yet but where it comes from."""
         publisher = StatePublisher(InstanceState.MIGRATING, migration_in=init.value.migration_id)
-        vm = _vm(properties, None, publisher)
+        vm = ServedVm.new(properties, None, publisher)
         vm.arrival = MigrationTarget(
             init.value,
             address=self._config.address,
@@ -351,7 +274,7 @@ class VmServer:
         )
         return vm
 
-    async def _sync(self, vm: _Vm, arrival: MigrationTarget) -> None:
+    async def _sync(self, vm: ServedVm, arrival: MigrationTarget) -> None:
         """Learn what a VM that migrates in is, and make a machine for it.
 
         :raises MigrationFailed: when the source and this server do not agree.
@@ -360,7 +283,7 @@ class VmServer:
         vm.spec, memory = await arrival.sync()
         self._equip(vm, vm.spec, its_memory=memory)
 
-    def _equip(self, vm: _Vm, spec: InstanceSpec, *, its_memory: MemoryFile | None = None) -> None:
+    def _equip(self, vm: ServedVm, spec: InstanceSpec, *, its_memory: MemoryFile | None = None) -> None:
         """Give a VM its block backends, its machine and its driver.
 
         :param its_memory: the memory of the VM that migrates in.
@@ -374,10 +297,10 @@ class VmServer:
         with contextlib.ExitStack() as undo, _spec_faults():
             if not has_memory and vm.memory is None:
                 vm.memory = OwnMemory.make()
-            undo.callback(_close_memory, vm)
+            undo.callback(vm.close_memory)
             vm.backends = BlockBackends.of(spec, self._config.backends, on_replaced=vm.volume_replaced)
             vm.blobs = undo.enter_context(BlobFiles(spec))
-            arguments = self._arguments(vm, spec, vm.backends, vm.blobs)
+            arguments = self._config.arguments(vm, spec, self._cpu_features)
             self._require_match(spec)
             undo.pop_all()
         vm.driver = StateDriver(
@@ -389,7 +312,7 @@ class VmServer:
         )
         vm.machine = self._machine(vm, arguments, vm.driver)
 
-    def _departure(self, vm: _Vm, spec: InstanceSpec) -> MigrationSource:
+    def _departure(self, vm: ServedVm, spec: InstanceSpec) -> MigrationSource:
         def facts() -> SourceFacts:
             return SourceFacts(
                 spec=vm.spec or spec,
@@ -404,7 +327,7 @@ class VmServer:
         publish = vm.publisher.publish_migration_out
         return MigrationSource(facts=facts, injector=FailureInjector.of(spec), publish=publish, settled=settled)
 
-    async def _live(self, vm: _Vm) -> None:
+    async def _live(self, vm: ServedVm) -> None:
         outcome = Outcome.FAILED
         try:
             if vm.arrival is not None:
@@ -425,22 +348,10 @@ class VmServer:
             vm.active = False
             await _to_the_end(self._run_down(vm, outcome))
 
-    async def _run_down(self, vm: _Vm, outcome: Outcome) -> None:
+    async def _run_down(self, vm: ServedVm, outcome: Outcome) -> None:
         """Release all that a VM has, and only then say that it is gone."""
-        if not vm.initialized.done():
-            vm.initialized.set_exception(MachineError("the server was closed before QEMU was up"))
         try:
-            async with contextlib.AsyncExitStack() as all_of_it:
-                all_of_it.callback(_close_memory, vm)
-                if vm.blobs is not None:
-                    all_of_it.callback(vm.blobs.close)
-                if vm.backends is not None:
-                    all_of_it.push_async_callback(vm.backends.close)
-                if vm.machine is not None:
-                    all_of_it.push_async_callback(vm.machine.close)
-                if vm.arrival is not None:
-                    vm.arrival.failure = vm.arrival.failure or _reason(vm.initialized)
-                    all_of_it.push_async_callback(vm.arrival.close)
+            await vm.release()
         except Exception:
             logger.exception("the VM is not released as it should be")
             outcome = Outcome.FAILED
@@ -456,7 +367,7 @@ class VmServer:
             if life.done() and self._life is life:
                 self._life = None  # it was cancelled before it began
 
-    def _machine(self, vm: _Vm, arguments: list[str], driver: StateDriver) -> Machine:
+    def _machine(self, vm: ServedVm, arguments: list[str], driver: StateDriver) -> Machine:
         fork, self._fork = self._fork, None  # later VMs of this server boot
         if fork is not None:
             return fork.attach(driver.guest_did)
@@ -477,60 +388,16 @@ class VmServer:
         if self._fork is not None and not self._fork.is_of(spec):
             raise Refusal(bad_request("the spec is not that of the template that this VM is a fork of"))
 
-    def _arguments(self, vm: _Vm, spec: InstanceSpec, backends: BlockBackends, blobs: BlobFiles) -> list[str]:
-        config = self._config
-        return qemu_arguments(
-            spec=spec,
-            properties=vm.properties,
-            boot=config.boot,
-            accelerator=config.accelerator,
-            mark=config.mark,
-            flash=self._flash(),
-            memory=vm.memory.guest_memory if vm.memory else config.memory,
-            nodes=backends.nodes,
-            blobs=blobs.paths,
-            cpu_features=self._cpu_features.known,
-            display_socket=None if config.display_socket is None else str(config.display_socket),
-            has_vsock=Path("/dev/vhost-vsock").exists(),
-        )
-
-    def _flash(self) -> dict[str, str]:
-        boot = self._config.boot
-        if not isinstance(boot, Firmware) or not boot.uefi:
-            return {}
-        firmware = find_firmware()
-        if firmware is None:
-            raise Refusal(initialization_failed("there is no UEFI firmware on this host: install the package ovmf"))
-        variables = self._config.directory / "variables.fd"
-        shutil.copyfile(firmware.variables, variables)
-        return {"code": str(firmware.code), "variables": str(variables)}
-
-    def _require_vm(self) -> _Vm:
+    def _require_vm(self) -> ServedVm:
         if self._vm is None:
             raise Refusal(NO_INSTANCE)
         return self._vm
 
-    def _require_active(self) -> _Vm:
+    def _require_active(self) -> ServedVm:
         vm = self._require_vm()
         if not vm.active:
             raise Refusal(NO_INSTANCE)
         return vm
-
-
-def _vm(properties: InstanceProperties, spec: InstanceSpec | None, publisher: StatePublisher) -> _Vm:
-    initialized: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    initialized.add_done_callback(lambda done: done.exception())  # the caller of ensure may have left
-    return _Vm(properties=properties, spec=spec, publisher=publisher, initialized=initialized)
-
-
-def _close_memory(vm: _Vm) -> None:
-    if vm.memory is not None:
-        vm.memory.close()
-
-
-def _reason(initialized: asyncio.Future[None]) -> str | None:
-    error = initialized.exception()
-    return str(error) if error else None
 
 
 @contextlib.contextmanager

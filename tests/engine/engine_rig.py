@@ -20,7 +20,8 @@ from pytest_propolis.engine.boot_source import Firmware
 from pytest_propolis.engine.child import NoJournal
 from pytest_propolis.engine.machine import Machine
 from pytest_propolis.engine.qemu_binary import Qemu
-from pytest_propolis.engine.server import ServerConfig, VmServer
+from pytest_propolis.engine.server import VmServer
+from pytest_propolis.engine.server_config import ServerConfig
 from pytest_propolis.propolis_api import (
     Board,
     Chipset,

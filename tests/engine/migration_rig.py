@@ -21,7 +21,8 @@ from pytest_propolis.engine.boot_source import Firmware
 from pytest_propolis.engine.child import NoJournal
 from pytest_propolis.engine.guest_memory import GuestMemory
 from pytest_propolis.engine.qemu_binary import find_qemu
-from pytest_propolis.engine.server import ServerConfig, VmServer
+from pytest_propolis.engine.server import VmServer
+from pytest_propolis.engine.server_config import ServerConfig
 from pytest_propolis.propolis_api import (
     Board,
     Chipset,
