@@ -15,6 +15,7 @@ import msgspec
 from ..engine.boot_source import DirectKernel
 from ..engine.guest_memory import GuestMemory
 from ..engine.machine import MachineError
+from ..engine.spec_faults import SpecRefused, SpecUnsupported
 from ..engine.template import Template, template_key, with_disks_in
 from ..engine.template_layout import MEMORY_FILE, STATE_FILE, blank_file, disk_file
 from ..errors import AgentError, PropolisError, ResourceExhausted, TemplateError
@@ -61,7 +62,10 @@ class Templates:
         :raises ResourceExhausted: when there is no space for it.
         """
         platform = await self._platforms.find()
-        key = _key(needed, platform)
+        try:
+            key = _key(needed, platform)
+        except (SpecRefused, SpecUnsupported) as error:
+            raise TemplateError(str(error)) from None
         if reason := self._unfit.get(key):
             raise TemplateError(reason)
         try:
