@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import ClassVar, Final
+from uuid import uuid4
 
 from ..console.console import Console
 from ..storage.artifacts import Artifact
@@ -33,6 +34,11 @@ class Debian(GuestAdapter):
     shell: ClassVar[str] = "bash"
     reboot_command: ClassVar[str] = "systemctl reboot"
     minimum_memory_mib: ClassVar[int] = 256
+    scratch: ClassVar[str] = "/dev/shm/.propolis-wake"  # noqa: S108 -- in the guest, whose /run takes no programs
+    quiet_command: ClassVar[str] = "systemctl is-system-running --wait > /dev/null; sync"
+
+    def wake_command(self, *, name: str) -> str:
+        return f"{super().wake_command(name=name)} && echo {uuid4().hex} > /etc/machine-id"
 
     async def log_in(self, console: Console) -> None:
         await console.transcript.wait_for("debian login: ")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 
 import pytest
@@ -21,18 +23,37 @@ def line_printer(config: pytest.Config) -> Callable[[str], None]:
 
 
 def progress_printer(config: pytest.Config) -> Callable[[str], None]:
-    """A function that shows a line to the person at the terminal, past pytest's capturing. An xdist worker has none."""
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    """A function that shows a line to the person at the terminal, past pytest's capturing.
+
+    An xdist worker writes it to its standard error, which is the controller's, because the controller shows what its
+    workers report only when a test has ended.
+    """
     capture = config.pluginmanager.get_plugin("capturemanager")
-    if reporter is None or hasattr(config, "workerinput"):
-        return lambda text: None
+    write = _writer(config)
 
     def show(text: str) -> None:
-        if capture is None:
-            reporter.write_line(f"propolis: {text}")
-            return
-        with capture.global_and_fixture_disabled():
-            reporter.ensure_newline()
-            reporter.write_line(f"propolis: {text}")
+        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+            write(text)
 
     return show
+
+
+def _writer(config: pytest.Config) -> Callable[[str], None]:
+    if worker := getattr(config, "workerinput", None):
+        name = worker["workerid"]
+        # In one piece, so that it does not mix with other workers' lines; the controller's may not have ended.
+        return lambda text: _write_raw(f"\npropolis [{name}]: {text}\n")
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:
+        return lambda text: None
+
+    def write(text: str) -> None:
+        reporter.ensure_newline()
+        reporter.write_line(f"propolis: {text}")
+
+    return write
+
+
+def _write_raw(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        os.write(2, text.encode(errors="replace"))

@@ -57,3 +57,17 @@ def test_tests_that_need_no_vm_start_no_agent(inner: InnerRun) -> None:
     inner.write(test_it="import pytest\n@pytest.mark.parametrize('n', range(4))\ndef test_it(n, propolis): ...")
     inner.run("-n2").assert_outcomes(passed=4)
     assert not (inner.runtime / "propolis").exists()
+
+
+def test_a_workers_progress_is_seen_at_once_at_the_controllers_terminal(inner: InnerRun) -> None:
+    inner.write(
+        test_it="import pytest\n"
+        "from pytest_propolis.report.progress import progress_printer\n\n"
+        "def test_waits(pytestconfig):\n"
+        "    progress_printer(pytestconfig)('VM waits for memory')\n"
+        "    print('captured')\n"
+    )
+    result = inner.run("-n1")
+    result.assert_outcomes(passed=1)
+    result.stderr.fnmatch_lines(["propolis [[]gw0]: VM waits for memory"])
+    assert "captured" not in result.stderr.str()
