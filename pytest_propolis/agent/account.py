@@ -267,6 +267,8 @@ class Account:
         for vm_id in belongings.vms:
             if (vm := giver.vms.get(vm_id)) and vm.closing is None:
                 vm.books.hand_over(taker.books.owner)
+                if vm.fork is not None:  # its disks lie in its directory
+                    vm.directory = self._ledger.keep(vm.directory, kept.until, reason=kept.reason)
                 taker.vms[vm_id] = giver.vms.pop(vm_id)
         for disk_id in belongings.disks:
             if entry := giver.disks.get(disk_id):
@@ -385,7 +387,8 @@ def _listed_vms(holdings: _Holdings) -> tuple[VmListed, ...]:
 
 
 def _listed_kept(key: str, kept: Kept, holdings: _Holdings) -> KeptListed:
-    disks = (KeptDisk(id=disk_id, path=entry.what["path"]) for disk_id, entry in holdings.disks.items())
+    disks = [KeptDisk(id=disk_id, path=entry.what["path"]) for disk_id, entry in holdings.disks.items()]
+    disks += [KeptDisk(id=vm.id, path=str(path)) for vm in holdings.vms.values() if vm.fork for path in vm.fork.disks]
     return KeptListed(id=key, kept=kept, vms=_listed_vms(holdings), disks=tuple(disks))
 
 
