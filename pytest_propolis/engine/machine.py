@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -45,7 +45,8 @@ class GuestEvent(Enum):
 class Machine:
     """One QEMU process, stopped before its first instruction until `resume`.
 
-    `panics` counts how often the guest has reported that it panicked.
+    `panics` counts how often the guest has reported that it panicked. `stopped_s` and `resumed_s` are when QEMU last
+    stopped the guest and let it run, by the host's clock in seconds since the epoch; 0 for never.
 
     :param program: the QEMU system emulator.
     :param arguments: its arguments but for monitor and serial port, which are added here.
@@ -77,8 +78,10 @@ class Machine:
         self._record: ChildRecord | None = None
         self.serial = SerialPort()
         self.panics = 0
+        self.stopped_s = 0.0
+        self.resumed_s = 0.0
         self._monitor = QMPClient("engine")
-        self._listener = EventListener(names={"RESET", "SHUTDOWN", "GUEST_PANICKED"})
+        self._listener = EventListener(names={"RESET", "SHUTDOWN", "GUEST_PANICKED", "STOP", "RESUME"})
         self._process: asyncio.subprocess.Process | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._closing = False
@@ -196,14 +199,17 @@ class Machine:
             if name == "GUEST_PANICKED":
                 self.panics += 1
                 self._on_event(GuestEvent.PANICKED)
+            elif name == "STOP":
+                self.stopped_s = _time_s(event)
+            elif name == "RESUME":
+                self.resumed_s = _time_s(event)
             elif name == "RESET":
-                if self._is_another_reset(cast(dict[str, int], event["timestamp"])) and of_the_guest:
+                if self._is_another_reset(_time_s(event)) and of_the_guest:
                     self._on_event(GuestEvent.RESET)
             elif of_the_guest:
                 self._on_event(GuestEvent.SHUTDOWN)
 
-    def _is_another_reset(self, timestamp: dict[str, int]) -> bool:
-        at_s = timestamp["seconds"] + timestamp["microseconds"] / 1e6
+    def _is_another_reset(self, at_s: float) -> bool:
         if at_s - self._reset_s < FIRMWARE_RESETS_S:
             return False
         self._reset_s = at_s
@@ -229,6 +235,11 @@ class Machine:
             lines = [line for line in self._log_path.read_text(errors="replace").splitlines() if "warning:" not in line]
             return "\n".join(lines[-5:])
         return ""
+
+
+def _time_s(event: Mapping[str, Any]) -> float:
+    timestamp = cast(dict[str, int], event["timestamp"])
+    return timestamp["seconds"] + timestamp["microseconds"] / 1e6
 
 
 def _channels(fds: dict[str, int]) -> list[str]:
