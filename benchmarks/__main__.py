@@ -6,7 +6,20 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from . import agent_start, api, boot, collect, cpu_model, fork, idle, imports, round_trip, serial_throughput, suite
+from . import (
+    agent_start,
+    api,
+    boot,
+    collect,
+    cpu_model,
+    fork,
+    idle,
+    imports,
+    migration,
+    round_trip,
+    serial_throughput,
+    suite,
+)
 from .figure import Figure, table
 from .options import Options
 
@@ -21,6 +34,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "boot": boot.measure,
     "fork": fork.measure,
     "suite": suite.measure,
+    "migration": migration.measure,
     "cpu_model": cpu_model.measure,
 }
 ON_REQUEST: Final = {"cpu_model"}

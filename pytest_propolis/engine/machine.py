@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -49,7 +49,8 @@ class GuestEvent(Enum):
 class Machine:
     """One QEMU process, stopped before its first instruction until `resume`.
 
-    `panics` counts how often the guest has reported that it panicked.
+    `panics` counts how often the guest has reported that it panicked. `stopped_s` and `resumed_s` are when QEMU last
+    stopped the guest and let it run, by the host's clock in seconds since the epoch; 0 for never.
 
     :param program: the QEMU system emulator.
     :param arguments: its arguments but for monitor and serial port, which are added here.
@@ -81,8 +82,10 @@ class Machine:
         self._record: ChildRecord | None = None
         self.serial = SerialPort()
         self.panics = 0
+        self.stopped_s = 0.0
+        self.resumed_s = 0.0
         self._monitor = QMPClient("engine")
-        self._listener = EventListener(names={"SHUTDOWN", "GUEST_PANICKED"})
+        self._listener = EventListener(names={"SHUTDOWN", "GUEST_PANICKED", "STOP", "RESUME"})
         self._process: asyncio.subprocess.Process | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._closing = False
@@ -214,6 +217,10 @@ class Machine:
             if event["event"] == "GUEST_PANICKED":
                 self.panics += 1
                 self._on_event(GuestEvent.PANICKED)
+            elif event["event"] == "STOP":
+                self.stopped_s = _time_s(event)
+            elif event["event"] == "RESUME":
+                self.resumed_s = _time_s(event)
             elif isinstance(data, dict) and data.get("reason") == "guest-reset":
                 await self._reset_for_the_guest()
             elif isinstance(data, dict) and data.get("guest"):
@@ -273,6 +280,11 @@ class Machine:
             lines = [line for line in self._log_path.read_text(errors="replace").splitlines() if "warning:" not in line]
             return "\n".join(lines[-5:])
         return ""
+
+
+def _time_s(event: Mapping[str, Any]) -> float:
+    timestamp = cast(dict[str, int], event["timestamp"])
+    return timestamp["seconds"] + timestamp["microseconds"] / 1e6
 
 
 def _channels(fds: dict[str, int]) -> list[str]:

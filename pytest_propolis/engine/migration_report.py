@@ -24,7 +24,15 @@ class MigrationSide(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MigrationReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The latest migration into a server, and the latest out of it. Each stays after its end."""
+    """The latest migration into a server, and the latest out of it. Each stays after its end.
+
+    The pause of a migration is the time from the source's `stopped_s` to the target's `resumed_s`.
+
+    :param stopped_s: when QEMU last stopped the guest, by the host's clock in seconds since the epoch; 0 for never.
+    :param resumed_s: when QEMU last let it run.
+    """
 
     migration_in: MigrationSide | None = None
     migration_out: MigrationSide | None = None
+    stopped_s: float = 0.0
+    resumed_s: float = 0.0

@@ -167,11 +167,12 @@ class VmServer:
         return self._require_vm().publisher.snapshot().migration
 
     def migration_report(self) -> MigrationReport:
-        """What the API does not say of the migrations: how the memory was moved, and why one failed."""
+        """What the API does not say of the migrations: how the memory was moved, why one failed, the pause."""
         vm = self._require_vm()
         arrival = vm.arrival
         came = MigrationSide(id=arrival.id, way=arrival.way, failure=arrival.failure) if arrival else None
-        return MigrationReport(migration_in=came, migration_out=vm.departure)
+        stopped_s, resumed_s = (vm.machine.stopped_s, vm.machine.resumed_s) if vm.machine else (0.0, 0.0)
+        return MigrationReport(migration_in=came, migration_out=vm.departure, stopped_s=stopped_s, resumed_s=resumed_s)
 
     def migrate_out(self, migration_id: UUID, connection: AcceptedConnection) -> None:
         """Queue a migration to the target at the other end of a connection. Returns when it is queued.

@@ -131,6 +131,16 @@ async def test_memory_of_the_same_host_is_shared(rig: MigrationRig) -> None:
         assert (side.way, side.failure) == (MigrationWay.SHARED_MEMORY, None)
 
 
+async def test_the_pause_is_reported(rig: MigrationRig) -> None:
+    source, target = await rig.node("source"), await rig.node("target")
+    await source.run(spec_of())
+    assert source.server.migration_report().stopped_s == 0
+    ran_s = source.server.migration_report().resumed_s
+    await migrated(source, target)
+    left, came = source.server.migration_report(), target.server.migration_report()
+    assert 0 < ran_s == left.resumed_s < left.stopped_s < came.resumed_s
+
+
 async def test_memory_that_cannot_be_shared_is_copied_from_a_guest_that_is_stopped(
     rig: MigrationRig, tmp_path: Path
 ) -> None:
