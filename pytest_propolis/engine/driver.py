@@ -36,6 +36,7 @@ __all__ = ["Arrive", "MigrateOut", "Outcome", "StateDriver"]
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+LAST_WORDS_S: Final = 5.0
 ENDS: Final = (GuestEvent.SHUTDOWN, GuestEvent.EXITED)
 
 Arrive = Callable[[Machine], Awaitable[None]]
@@ -181,7 +182,10 @@ class StateDriver:
 
     async def _migrate_in(self, machine: Machine, arrive: Arrive) -> None:
         async with _in_background(arrive(machine)) as arrival:
-            if not await self._is_done(arrival):
+            if not await self._is_done(arrival) and not self._queue.awaiting_stop:
+                # QEMU has ended: the source may still say why.
+                await asyncio.wait([arrival], timeout=LAST_WORDS_S)
+            if not arrival.done():
                 return
             await arrival
         await self._start(machine)

@@ -85,8 +85,8 @@ def wait_for(run: LiveRun, is_so: Callable[[], bool]) -> None:
         select.select([], [], [], 0.02)
 
 
-def require_interrupted(run: LiveRun) -> None:
-    assert run.controller.wait(ENDED_TIMEOUT_S) == pytest.ExitCode.INTERRUPTED, run.output
+def require_interrupted(run: LiveRun, *, statuses: tuple[int, ...] = (pytest.ExitCode.INTERRUPTED,)) -> None:
+    assert run.controller.wait(ENDED_TIMEOUT_S) in statuses, run.output
     assert "no tests ran in" in run.output
     assert "Traceback" not in run.output
     run.wait_until_clean()
@@ -116,7 +116,8 @@ def test_a_third_ctrl_c_does_no_harm() -> None:
         wait_for_output(run, "being removed in the background")
         if run.controller.poll() is None:
             run.hit("group", signal.SIGINT)
-        require_interrupted(run)
+        # One that comes after pytest's own end finds Python's way of dealing with it.
+        require_interrupted(run, statuses=(pytest.ExitCode.INTERRUPTED, -signal.SIGINT))
 
 
 def test_a_second_ctrl_c_under_xdist_leaves_the_vms_to_the_agent_and_says_so() -> None:
