@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from ..agent.protocol import CreateDisk, FreezeVm, TemplateMaking, TemplateNeeded
 from ..engine.boot_source import BootSource, DirectKernel
 from ..engine.template_layout import disk_file
-from ..errors import PropolisError
+from ..errors import PropolisError, TemplateError
 from ..guests.adapter import GuestAdapter
 from ..hosts.agent_client import AgentClient
 from ..propolis_api.client import PropolisClient
@@ -92,7 +93,14 @@ class TemplateMaker:
         :raises TemplateError: when it cannot be.
         """
         needed = kind.needed(self._log_dir / "template.qemu.log")
-        return await self._agent.get_template(needed, self._progress, lambda making: self._make(kind, needed, making))
+        limit_s = kind.complete.boot_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._agent.get_template(
+                    needed, self._progress, lambda making: self._make(kind, needed, making)
+                )
+        except TimeoutError:
+            raise TemplateError(f"its template is not there after {limit_s:.0f} s") from None
 
     async def _make(self, kind: Kind, needed: TemplateNeeded, making: TemplateMaking) -> None:
         vm = TestVm(
