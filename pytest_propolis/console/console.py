@@ -85,6 +85,10 @@ class Console:
             if not following.result():
                 raise self._closed()
 
+    def moves(self) -> asyncio.Future[bool]:
+        """Done when the console is at the next host that its guest moves to: true. Or when it has closed: false."""
+        return self._next
+
     async def wait_for(self, pattern: str | re.Pattern[str], *, timeout_s: float) -> Found:
         """Wait until a text, or a match of a regular expression, is shown.
 

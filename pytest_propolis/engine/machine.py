@@ -146,7 +146,7 @@ class Machine:
             except MachineError:
                 if not await self._is_shut_down():
                     raise
-        await self.serial.release()
+        self.serial.release()
 
     async def pause(self) -> None:
         async with self._power:

@@ -139,7 +139,7 @@ class _Departure:
         """Let the guest run here."""
         if self._paused:
             await self._machine.resume()
-            await self._machine.serial.release()
+            self._machine.serial.release()
 
     def reach(self, *phases: MigrationState) -> None:
         for phase in phases:

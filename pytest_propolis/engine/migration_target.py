@@ -120,7 +120,7 @@ class MigrationTarget:
         self._reach(MigrationState.RAM_PULL)
         state = await channel.hear(ServerState)
         self._reach(MigrationState.SERVER)
-        await machine.serial.restore(state.com1)
+        machine.serial.restore(state.com1)
         await channel.say(Ready())
         self._reach(MigrationState.FINISH)
         await channel.hear(HandedOver)

@@ -35,6 +35,10 @@ class SerialPort:
         self.moved_to: str | None = None
         """The server that clients find the guest at, once it has migrated out."""
         self._held: bytearray | None = None
+        self._unsent = bytearray()
+        self._sent = asyncio.Event()
+        self._sent.set()
+        self._broken: OSError | None = None
         self._ours, self.theirs = socket.socketpair()
         self._ours.setblocking(False)
         self._write_lock = asyncio.Lock()
@@ -50,7 +54,10 @@ class SerialPort:
             if self._held is not None:
                 self._held += data
                 return
-            await self._loop.sock_sendall(self._ours, data)
+            self._send(data)
+            await self._sent.wait()
+            if self._broken:
+                raise self._broken
 
     def begin_anew(self, shown: bytes) -> None:
         """Forget all output so far, and begin with this instead. Nobody may be reading yet."""
@@ -58,11 +65,9 @@ class SerialPort:
         self.history.append(shown)
 
     def hold(self) -> None:
-        """Keep from the guest what is typed, until `release`. The guest must be stopped.
-
-        What is typed at a guest between its restoring and its running is lost.
-        """
-        self._held = bytearray(_taken_back(self.theirs))
+        """Keep from the guest what is typed, until `release`. The guest must be stopped."""
+        self._held = bytearray(_taken_back(self.theirs)) + self._unsent
+        self._forget_unsent()
 
     def state(self) -> SerialState:
         """What another server needs to go on with a port that is held."""
@@ -70,16 +75,16 @@ class SerialPort:
         self._drain()
         return SerialState(history=self.history.content(), typed=bytes(self._held))
 
-    async def release(self) -> None:
-        """Give the guest what was typed meanwhile. Without effect on a port that is not held."""
+    def release(self) -> None:
+        """Give the guest what was typed meanwhile, as it takes it. Without effect on a port that is not held."""
         held, self._held = self._held, None
         if held:
-            await self.write(bytes(held))
+            self._send(held)
 
-    async def restore(self, state: SerialState) -> None:
-        """Go on with another server's port."""
+    def restore(self, state: SerialState) -> None:
+        """Go on with another server's port, which is held."""
         self.history.restore(state.history)
-        await self.write(state.typed)
+        self._held = bytearray(state.typed)
 
     def move_to(self, address: str) -> None:
         """The guest writes on at another server, where clients are to follow it."""
@@ -90,9 +95,33 @@ class SerialPort:
         if self._ours.fileno() >= 0:
             self._loop.remove_reader(self._ours)
             self._drain()
+            self._forget_unsent()
             self._ours.close()
         self.theirs.close()
         self.history.finish()
+
+    def _send(self, data: bytes | bytearray) -> None:
+        self._unsent += data
+        self._flush()
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                del self._unsent[: self._ours.send(self._unsent)]
+        except BlockingIOError:
+            self._sent.clear()
+            self._loop.add_writer(self._ours, self._flush)
+        except OSError as error:
+            self._broken = error
+            self._forget_unsent()
+        else:
+            self._forget_unsent()
+
+    def _forget_unsent(self) -> None:
+        self._unsent.clear()
+        self._sent.set()
+        if self._ours.fileno() >= 0:
+            self._loop.remove_writer(self._ours)
 
     def _read(self) -> None:
         try:

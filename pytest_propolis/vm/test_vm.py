@@ -228,11 +228,14 @@ class TestVm:
             replace_components=replacements(self.spec),
             src_addr=source.endpoint.address,
         )
+        moved = source._console.moves() if source._console else None
         try:
             async with asyncio.timeout(limit_s):
                 request = InstanceEnsureRequest(properties=self.properties, init=MigrationTargetInit(init))
                 await self._api().instance_ensure(request)
                 await self._require_migrated()
+                if moved:  # what is typed at the source from now on reaches nobody
+                    await asyncio.wait([moved])
         except TimeoutError:
             raise self._migration_error(source, "is not done", waited_s=limit_s) from None
         except ApiError as error:

@@ -1,0 +1,75 @@
+"""What is typed at a serial port, while QEMU takes it and while it does not."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from pytest_propolis.engine.serial_port import SerialPort
+
+pytestmark = pytest.mark.asyncio(loop_scope="function")
+
+MORE_THAN_FITS = bytes(range(256)) * 8192
+
+
+@pytest_asyncio.fixture(loop_scope="function")
+async def port() -> AsyncIterator[SerialPort]:
+    port = SerialPort()
+    yield port
+    port.close()
+
+
+async def read(theirs: socket.socket, size: int) -> bytes:
+    theirs.setblocking(False)
+    data = bytearray()
+    async with asyncio.timeout(30):
+        while len(data) < size:
+            data += await asyncio.get_running_loop().sock_recv(theirs, size)
+    return bytes(data)
+
+
+async def test_a_writer_waits_while_nothing_is_taken(port: SerialPort) -> None:
+    writing = asyncio.create_task(port.write(MORE_THAN_FITS))
+    await read(port.theirs, 1)
+    assert not writing.done()
+    assert await read(port.theirs, len(MORE_THAN_FITS) - 1) == MORE_THAN_FITS[1:]
+    await writing
+
+
+async def test_what_waits_when_the_port_is_held_travels_whole_and_in_order(port: SerialPort) -> None:
+    writing = asyncio.create_task(port.write(MORE_THAN_FITS))
+    await read(port.theirs, 1)
+    port.hold()
+    await port.write(b"and this")
+    assert port.state().typed == MORE_THAN_FITS[1:] + b"and this"
+    await writing
+
+
+async def test_a_guest_that_reads_nothing_keeps_nobody_from_letting_it_run(port: SerialPort) -> None:
+    port.hold()
+    await port.write(MORE_THAN_FITS)
+    port.release()
+    after = asyncio.create_task(port.write(b"after"))
+    assert await read(port.theirs, len(MORE_THAN_FITS) + 5) == MORE_THAN_FITS + b"after"
+    await after
+
+
+async def test_a_port_that_is_restored_gives_the_guest_nothing_before_it_runs(port: SerialPort) -> None:
+    port.hold()
+    await port.write(b"typed")
+    other = SerialPort()
+    other.restore(port.state())
+    assert other.state().typed == b"typed"
+    other.release()
+    assert await read(other.theirs, 5) == b"typed"
+    other.close()
+
+
+async def test_typing_at_a_qemu_that_is_gone_is_an_error(port: SerialPort) -> None:
+    port.theirs.close()
+    with pytest.raises(OSError, match="Broken pipe"):
+        await port.write(b"x")
