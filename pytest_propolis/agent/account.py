@@ -290,6 +290,8 @@ class Account:
         await _all(partial(_close, vm, holdings, self._budget) for vm in list(holdings.vms.values()))
         for disk_id in list(holdings.disks):
             _remove_disk(holdings, disk_id)
+        if all(other.kept for other in self._clients.values() if other is not holdings):
+            await self.standby.rest()  # what was kept needs none
         self._clients.pop(client, None)
         holdings.released.set()
 

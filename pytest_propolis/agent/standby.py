@@ -66,6 +66,11 @@ class Standby:
     async def close(self) -> None:
         """End all that stand by. Closing twice is fine."""
         self._closed = True
+        await self.rest()
+
+    async def rest(self) -> None:
+        """End all that stand by, and make no more until somebody claims one."""
+        self._wanted.clear()
         if self._making is not None:
             self._making.cancel()
             await asyncio.gather(self._making, return_exceptions=True)

@@ -19,6 +19,7 @@ def vm(inner: InnerRun) -> Iterator[str]:
     inner.write(test_it=FAILS)
     result = inner.run("--propolis-keep=failed", "--propolis-memory-mib=192")
     result.assert_outcomes(failed=1)
+    result.stdout.no_fnmatch_line("*left something behind*")
     (line,) = [line for line in result.outlines if line.startswith("stays:   propolis console ")]
     yield line.split()[-1]
     propolis("gc", "--kept")
@@ -34,6 +35,8 @@ def test_a_person_works_at_the_console_and_leaves_it(inner: InnerRun, vm: str) -
             terminal.wait_for("\n42\n")
             terminal.type("echo in'-'cat; cat\r")
             terminal.wait_for("in-cat\n")
+            terminal.type("said twice\r")
+            terminal.wait_for("said twice\nsaid twice\n")  # a Ctrl-C before cat runs is the shell's, and cat stays
             terminal.type("\x03")
             terminal.wait_for("~ # ")
             terminal.type(key)
