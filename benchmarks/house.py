@@ -15,6 +15,7 @@ from pytest_propolis.hosts.local import LocalHost
 from pytest_propolis.settings import BootKind, Settings
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.preparation import ready_image
+from pytest_propolis.vm.test_vm import TestVm
 
 from .bare_guest import CPUS, MEMORY_MIB, AlpineFloor, BareGuest, GuestFiles, MicroFloor
 from .options import Options, say
@@ -65,6 +66,17 @@ class House:
         """The floor of a guest, not started yet; accelerator and CPU model are the agent's own."""
         files, accelerator = await self.files(guest)
         return FLOORS[guest](files, acceleration=acceleration_arguments(accelerator), directory=self.directory)
+
+    @contextlib.asynccontextmanager
+    async def pair(self, guest: str) -> AsyncIterator[tuple[TestVm, BareGuest]]:
+        """A VM and the floor of the same guest, both booted: what else the machine does hits them alike."""
+        say(f"booting {guest} twice")
+        vm = await self.factory.start("vm", guest=guest)
+        with await self.floor(guest) as bare:
+            bare.start()
+            bare.log_in()
+            bare.start_loop()
+            yield vm, bare
 
     async def files(self, guest: str) -> tuple[GuestFiles, AcceleratorName]:
         """What a guest boots from, fetched and prepared, and the accelerator that the agent chose."""

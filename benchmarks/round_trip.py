@@ -11,7 +11,7 @@ from pytest_propolis.vm.test_vm import TestVm
 from .bare_guest import BareGuest
 from .figure import Figure
 from .house import House
-from .options import Options, say
+from .options import Options
 from .samples import milliseconds, percentile
 
 __all__ = ["measure"]
@@ -45,21 +45,15 @@ def _figure(name: str, ours: Sequence[float], floor: Sequence[float], *, share: 
 
 
 async def _measure(blocks: int, options: Options) -> tuple[list[float], list[float]]:
-    """Blocks of both in turn, with both guests up: what else the machine does hits them alike."""
+    """Blocks of both in turn."""
     ours: list[float] = []
     floor: list[float] = []
-    async with House.open(options) as house:
-        say("round_trip: booting both guests")
-        vm = await house.factory.start("vm", guest="micro")
-        with await house.floor("micro") as bare:
-            bare.start()
-            bare.log_in()
-            bare.start_loop()
-            await _ours(vm, WARM_UP)
-            _by_hand(bare, WARM_UP)
-            for _ in range(blocks):
-                ours += await _ours(vm, BLOCK)
-                floor += _by_hand(bare, BLOCK)
+    async with House.open(options) as house, house.pair("micro") as (vm, bare):
+        await _ours(vm, WARM_UP)
+        _by_hand(bare, WARM_UP)
+        for _ in range(blocks):
+            ours += await _ours(vm, BLOCK)
+            floor += _by_hand(bare, BLOCK)
     return ours, floor
 
 

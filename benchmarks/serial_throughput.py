@@ -7,7 +7,7 @@ import time
 
 from .figure import Figure
 from .house import House
-from .options import Options, say
+from .options import Options
 from .samples import ratio_of_medians, spread
 
 __all__ = ["measure"]
@@ -35,22 +35,16 @@ def measure(options: Options) -> list[Figure]:
 
 
 async def _measure(repeats: int, options: Options) -> tuple[list[float], list[float]]:
-    """Both in turn, with both guests up, after one turn that does not count."""
+    """Both in turn, after one turn that does not count."""
     ours: list[float] = []
     floor: list[float] = []
-    async with House.open(options) as house:
-        say("serial_throughput: booting both guests")
-        vm = await house.factory.start("vm", guest="micro")
-        with await house.floor("micro") as bare:
-            bare.start()
-            bare.log_in()
-            bare.start_loop()
-            for _ in range(repeats + 1):
-                began = time.perf_counter()
-                output = await vm.run_bytes(COMMAND)
-                ours.append(time.perf_counter() - began)
-                assert len(output) == SIZE_KIB << 10
-                began = time.perf_counter()
-                assert len(bare.run(COMMAND.encode())) == SIZE_KIB << 10
-                floor.append(time.perf_counter() - began)
+    async with House.open(options) as house, house.pair("micro") as (vm, bare):
+        for _ in range(repeats + 1):
+            began = time.perf_counter()
+            output = await vm.run_bytes(COMMAND)
+            ours.append(time.perf_counter() - began)
+            assert len(output) == SIZE_KIB << 10
+            began = time.perf_counter()
+            assert len(bare.run(COMMAND.encode())) == SIZE_KIB << 10
+            floor.append(time.perf_counter() - began)
     return ours[1:], floor[1:]

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from pytest_propolis.engine import accelerator
-from pytest_propolis.engine.accelerator import GUEST_ROM, GUEST_SOURCE, probe_accelerator
+from pytest_propolis.engine.accelerator import probe_accelerator
+from pytest_propolis.engine.probe_guest import GUEST_ROM, GUEST_SOURCE
 from pytest_propolis.engine.qemu_binary import Qemu, find_qemu
 from pytest_propolis.errors import CapabilityMissing, HostError
 from pytest_propolis.storage.programs import parent_death_prefix
