@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from ..console.console import Console
 from ..console.shell_protocol import program
@@ -16,7 +16,13 @@ from ..engine.recipe import Recipe
 from ..storage.artifacts import Artifact
 from .awakening import PROGRAM, install_command, wake_command
 
-__all__ = ["GuestAdapter", "GuestImage"]
+__all__ = ["EMULATED_KERNEL", "GuestAdapter", "GuestImage"]
+
+# Without mitigations a guest forks twice as fast. With programs at the same addresses (norandmaps) an emulator need not
+# translate each anew whenever it is run, which was two thirds of the time that a boot took. And on a busy machine the
+# kernel counts too few ticks of its timer in its first moments, and panics ("IO-APIC + timer doesn't work!").
+EMULATED_KERNEL: Final = "mitigations=off norandmaps no_timer_check"
+"""Linux parameters for a guest that an emulator runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

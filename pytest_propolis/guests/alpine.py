@@ -7,18 +7,16 @@ from typing import ClassVar, Final
 from ..console.console import Console
 from ..engine.recipe import Recipe
 from ..storage.alpine import ALPINE_DISK, ALPINE_INITRD, ALPINE_KERNEL
-from .adapter import GuestAdapter, GuestImage
+from .adapter import EMULATED_KERNEL, GuestAdapter, GuestImage
 
 __all__ = ["Alpine"]
 
 ROOT_LABEL: Final = "propolis-root"
-KERNEL_BASICS: Final = "console=ttyS0,115200 modules=ext4,virtio_blk,nvme rootfstype=ext4 mitigations=off norandmaps"
+KERNEL_BASICS: Final = f"console=ttyS0,115200 modules=ext4,virtio_blk,nvme rootfstype=ext4 {EMULATED_KERNEL}"
 
 # The image as published has no login on the serial line and a locked root, starts services that wait for a network, and
 # believes to be a container, which has no host name; the clock is set by the kernel already. What it computes at every
-# boot, the order of its services, is computed here once. The kernel's parameters are those that an emulator needs to be
-# fast: without mitigations it forks twice as fast, and with programs at the same addresses (norandmaps) it need not
-# translate each anew whenever it is run, which was two thirds of the time that a boot took.
+# boot, the order of its services, is computed here once.
 PREPARE: Final = f"""stty -echo
 mount -o remount,rw / && \\
 sed -i -e '/^tty[0-9]/d' -e 's/^#ttyS0/ttyS0/' /etc/inittab && \\

@@ -8,7 +8,7 @@ from uuid import uuid4
 from ..console.console import Console
 from ..storage.artifacts import Artifact
 from ..storage.debian import DEBIAN_ROOT_LABEL, DebianBuild
-from .adapter import GuestAdapter, GuestImage
+from .adapter import EMULATED_KERNEL, GuestAdapter, GuestImage
 
 __all__ = ["Debian"]
 
@@ -26,8 +26,7 @@ class Debian(GuestAdapter):
         kernel=Artifact("debian-kernel", BUILD.kernel, None, BUILD),
         initrd=Artifact("debian-initrd", BUILD.initrd, None, BUILD),
         command_line=(
-            f"console=ttyS0,115200 root=LABEL={DEBIAN_ROOT_LABEL} rw rootfstype=ext4"
-            " mitigations=off norandmaps quiet TERM=dumb"
+            f"console=ttyS0,115200 root=LABEL={DEBIAN_ROOT_LABEL} rw rootfstype=ext4 {EMULATED_KERNEL} quiet TERM=dumb"
         ),
         disk=Artifact("debian-disk", BUILD.disk, None, BUILD),
     )

@@ -6,7 +6,7 @@ from typing import ClassVar, Final
 
 from ..console.console import Console
 from ..storage.alpine import ALPINE_INITRD, ALPINE_KERNEL
-from .adapter import GuestAdapter, GuestImage
+from .adapter import EMULATED_KERNEL, GuestAdapter, GuestImage
 
 __all__ = ["Micro"]
 
@@ -26,7 +26,7 @@ class Micro(GuestAdapter):
     image: ClassVar[GuestImage] = GuestImage(
         kernel=ALPINE_KERNEL,
         initrd=ALPINE_INITRD,
-        command_line="console=ttyS0,115200 rdinit=/bin/sh mitigations=off norandmaps quiet",
+        command_line=f"console=ttyS0,115200 rdinit=/bin/sh {EMULATED_KERNEL} quiet",
     )
     # The first process has no controlling terminal, and must not end: the loop gets a session of its own.
     shell_wrapper: ClassVar[str] = "while :; do setsid -c {} </dev/ttyS0 >/dev/ttyS0 2>&1; done"

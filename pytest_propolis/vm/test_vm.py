@@ -62,6 +62,8 @@ HAND_OVER_TIMEOUT_S: Final = 15.0
 DESTROY_TIMEOUT_S: Final = 5.0
 LAST_STATE_TIMEOUT_S: Final = 2.0
 MIGRATION_S_PER_GIB: Final = 90.0
+PANIC: Final = re.compile(r"---\[ end (Kernel panic[^]\n]*)")
+"""The last line of a Linux that has panicked, and will not boot again by itself."""
 
 TERMINAL: Final = frozenset({InstanceState.DESTROYED, InstanceState.FAILED})
 
@@ -173,11 +175,25 @@ class TestVm:
 
     async def _log_in(self, limit_s: float) -> None:
         with self.phases.during("login"):
-            await self.guest.log_in(self.console)
+            await self._come_up()
         self.boot_log = self.console.transcript.since(0)
         with self.phases.during("shell"):
             shell, wrapper = self.guest.shell, self.guest.shell_wrapper
             await self._require_shell().start(shell=shell, wrapper=wrapper, timeout_s=limit_s)
+
+    async def _come_up(self) -> None:
+        """Log in. A guest that panics instead is not waited for."""
+        panic = asyncio.ensure_future(self.console.transcript.wait_for(PANIC))
+        login = asyncio.ensure_future(self.guest.log_in(self.console))
+        try:
+            await asyncio.wait([panic, login], return_when=asyncio.FIRST_COMPLETED)
+            if not login.done() and not panic.exception():
+                raise self._boot_error(f"panicked while it booted: {panic.result().groups[0]}")
+            await login
+        finally:
+            for wait in (panic, login):
+                wait.cancel()
+            await asyncio.gather(panic, login, return_exceptions=True)
 
     async def _wake(self, session: str, limit_s: float) -> None:
         """Let a fork know that it is one."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from msgspec.structs import replace
 
+from pytest_propolis.errors import BootError
 from pytest_propolis.propolis_api import InstanceState, QemuPvpanic, QemuPvpanicComponent
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.test_vm import TestVm
@@ -44,3 +46,9 @@ async def test_what_a_kernel_without_a_driver_writes_to_the_port_counts_as_well(
         await vm.run(r"printf '\001' | dd of=/dev/port bs=1 seek=1285 count=1 conv=notrunc 2>/dev/null")
         await wait_for_panics(vm, count)
     assert await vm.run("echo still here") == "still here"
+
+
+async def test_a_guest_that_panics_while_it_boots_is_not_waited_for(vm_factory: VmFactory) -> None:
+    with pytest.raises(BootError, match="micro panicked while it booted: Kernel panic - not syncing") as raised:
+        await vm_factory.start(guest="micro", boot="cold", kernel_arguments="rdinit=/missing root=/dev/missing")
+    assert any("---[ end Kernel panic" in line for line in raised.value.console_tail)
