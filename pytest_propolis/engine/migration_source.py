@@ -124,16 +124,12 @@ class _Departure:
         self.way = plan.way
         self._source._settled(self.id, plan.way, None)
         self.reach(MigrationState.RAM_PUSH)
-        if plan.way is not MigrationWay.LIVE:
-            await self._pause()
         await self._push(plan, facts.spec.board.memory_mb)
         self.reach(MigrationState.RAM_PUSH, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.SERVER)
-        serial = self._machine.serial
-        await self._channel.say(ServerState(com1=serial.state()))
         await self._channel.hear(Ready)
         self.reach(MigrationState.FINISH)
         await self._channel.say(HandedOver())
-        serial.move_to(plan.address)
+        self._machine.serial.move_to(plan.address)
 
     async def run_on(self) -> None:
         """Let the guest run here."""
@@ -173,7 +169,7 @@ class _Departure:
         self.reach(MigrationState.PAUSE, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY)
 
     async def _push(self, plan: Plan, memory_mib: int) -> None:
-        """Send QEMU's state, and hear that the target has loaded it."""
+        """Send QEMU's state and the server's, and hear that the target has loaded it."""
         timeout_s = ANSWER_TIMEOUT_S if plan.way.memory_in_file else transfer_timeout_s(memory_mib)
         with await connect_stream(Path(plan.stream)) as stream:
             loaded = self._channel.hear(StreamLoaded, timeout_s=timeout_s)
@@ -183,12 +179,11 @@ class _Departure:
         live = way is MigrationWay.LIVE
         try:
             async with asyncio.timeout(timeout_s):
-                if not live:
-                    self._export()
                 await save_state(
                     self._machine,
                     stream,
                     memory_in_file=way.memory_in_file,
+                    stop=None if live else self._stop,
                     on_switchover=self._switch_over if live else None,
                 )
         except TimeoutError:
@@ -199,6 +194,12 @@ class _Departure:
                 await cancel_transfer(self._machine)
             raise
         await self._channel.say(StreamSent())
+        # The target wants this next: it need not ask while the guest stands still.
+        await self._channel.say(ServerState(com1=self._machine.serial.state()))
+
+    async def _stop(self) -> None:
+        await self._pause()
+        self._export()
 
     def _switch_over(self) -> None:
         self._hold()
