@@ -163,6 +163,11 @@ class Machine:
         self._monitor.send_fd_scm(fd)
         await self.execute("getfd", fdname=name)
 
+    async def forget_fd(self, name: str) -> None:
+        """Have QEMU close what it was given under this name, unless a command has used it up."""
+        with contextlib.suppress(MachineError):
+            await self.execute("closefd", fdname=name)
+
     def events(self, *names: str) -> contextlib.AbstractContextManager[EventListener]:
         """Listen to QEMU's events of these names, from now on and while the block lasts."""
         return self._monitor.listener(names)

@@ -47,7 +47,7 @@ async def save_state(
 
 
 async def cancel_transfer(machine: Machine) -> None:
-    """Have QEMU give up the saving that is under way, if there is any. The machine can be resumed then.
+    """Have QEMU give up the saving that is under way or prepared, if there is any. The machine can be resumed then.
 
     :raises MachineError: when QEMU does not.
     """
@@ -59,6 +59,7 @@ async def cancel_transfer(machine: Machine) -> None:
                     await machine.next_event(events)
         except TimeoutError:
             raise MachineError(f"QEMU has not cancelled the migration for {CANCEL_TIMEOUT_S:.0f} s") from None
+    await machine.forget_fd(FD_NAME)
 
 
 async def load_state(machine: Machine, fd: int, *, memory_in_file: bool) -> None:

@@ -165,12 +165,19 @@ async def test_a_chain_of_migrations_goes_there_and_back_again(rig: MigrationRig
 async def test_a_failed_export_leaves_a_source_that_can_be_migrated_again(rig: MigrationRig) -> None:
     source, first, second = [await rig.node(name) for name in ("source", "first", "second")]
     await source.run(spec_of(failure=injector(exports=1)))
+    open_before = _open_files(source)
     await first.migrate_from(source.address)
     await failed(source, first)
+    assert _open_files(source) == open_before
     assert Recorder.made[0].phases[-1] is MigrationState.ERROR
     assert [state.value for state in Recorder.made[0].states[-2:]] == ["Migrating", "Running"]
     assert [state.value for state in Recorder.made[1].states] == ["Migrating", "Failed"]
     await migrated(source, second)
+
+
+def _open_files(node: Node) -> set[str]:
+    """What that server's QEMU has open."""
+    return {str(fd.readlink()) for fd in Path(f"/proc/{node.server.pid}/fd").iterdir()}
 
 
 async def test_a_failed_import_leaves_a_source_that_can_be_migrated_again(rig: MigrationRig) -> None:
