@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator
+from typing import Literal
 
 import pytest
 import pytest_asyncio
 
+from pytest_propolis.engine.migration_way import MigrationWay
 from pytest_propolis.errors import ConfigError, ConsoleError, MigrationError
 from pytest_propolis.fixtures.run import Run
 from pytest_propolis.propolis_api import InstanceState, MigrationState
@@ -153,17 +156,53 @@ sh /mnt/verify > /dev/null 2>&1 &
 """
 
 
-async def test_the_memory_of_a_guest_that_writes_all_the_while_arrives_intact(factory: VmFactory) -> None:
-    # One that boots: its memory is in a file that the target maps, and is not copied.
-    vm = await factory.start("writer", guest="micro", cpus=1, memory_mib=MEMORY_MIB, boot="cold")
+@pytest.mark.parametrize("boot", ["cold", "warm"])
+async def test_the_memory_of_a_guest_that_writes_all_the_while_arrives_intact(
+    factory: VmFactory, boot: Literal["cold", "warm"]
+) -> None:
+    """Memory of one that boots is in a file that the target maps. That of a fork is its own, and copied."""
+    vm = await factory.start("writer", guest="micro", cpus=1, memory_mib=MEMORY_MIB, boot=boot)
     await vm.run(VERIFIER)
     rounds = await _rounds(vm, beyond=10)
-    for _ in range(3):
-        target = await factory.successor(vm)
-        await target.migrate_from(vm)
-        rounds = await _rounds(target, beyond=rounds + 10)
-        assert await target.run("cat /mnt/bad 2>/dev/null; dmesg | grep -E 'Oops|BUG:|segfault'", check=False) == ""
-        vm = target
+    talk = Talk(vm)
+    async with talk.going_on():
+        for hop in range(3):
+            target = await factory.successor(vm)
+            await target.migrate_from(vm)
+            vm = talk.vm = target
+            assert (await _way(vm) is not MigrationWay.SHARED_MEMORY) is (boot == "warm" and hop == 0)
+            rounds = await _rounds(vm, beyond=rounds + 10)
+            assert await vm.run("cat /mnt/bad 2>/dev/null; dmesg | grep -E 'Oops|BUG:|segfault'", check=False) == ""
+    assert talk.answers == [str(number) for number in range(1, len(talk.answers) + 1)]
+
+
+class Talk:
+    """A shell that is asked one thing after the other, wherever its guest is."""
+
+    def __init__(self, vm: TestVm) -> None:
+        self.vm = vm
+        self.answers: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def going_on(self) -> AsyncIterator[None]:
+        over = asyncio.Event()
+        asking = asyncio.create_task(self._ask(over))
+        try:
+            yield
+        finally:
+            over.set()
+            await asking
+
+    async def _ask(self, over: asyncio.Event) -> None:
+        while not over.is_set():
+            self.answers.append(await self.vm.run("asked=$((asked+1)); echo $asked"))
+
+
+async def _way(vm: TestVm) -> MigrationWay | None:
+    assert vm._migrations
+    came = (await vm._migrations()).migration_in
+    assert came
+    return came.way
 
 
 async def _rounds(vm: TestVm, *, beyond: int) -> int:
