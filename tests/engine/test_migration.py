@@ -11,6 +11,7 @@ from typing import Literal
 import pytest
 import pytest_asyncio
 
+from pytest_propolis.console.console import Console
 from pytest_propolis.engine.migration_way import MigrationWay
 from pytest_propolis.errors import ConfigError, ConsoleError, MigrationError
 from pytest_propolis.fixtures.run import Run
@@ -95,6 +96,33 @@ async def test_what_is_typed_during_a_migration_reaches_the_guest_once(factory: 
         await console.wait_for("finished", timeout_s=60)
     typed = await target.run("cat /tmp/typed")
     assert typed.splitlines() == lines.splitlines()
+
+
+async def test_what_is_typed_all_the_while_reaches_the_guest_once_and_in_order(factory: VmFactory, vm: TestVm) -> None:
+    over = asyncio.Event()
+
+    async def type_on(console: Console) -> int:
+        number = 0
+        while not over.is_set():
+            number += 1
+            await console.send(f"line {number}\n")
+            await asyncio.sleep(0)
+        return number
+
+    async with vm.interactive() as console:
+        await console.send("stty -echo; echo rea''dy; cat > /tmp/typed; echo fin''ished\n")
+        await console.wait_for("ready", timeout_s=30)
+        typing = asyncio.create_task(type_on(console))
+        for _ in range(5):
+            target = await factory.successor(vm)
+            await target.migrate_from(vm)
+            vm = target
+        over.set()
+        typed = await typing
+        await console.send("\x04")
+        await console.wait_for("finished", timeout_s=120)
+    command = "awk '$0 != \"line \" NR { print NR, $0 }' /tmp/typed; tail -n 1 /tmp/typed"
+    assert await vm.run(command) == f"line {typed}"
 
 
 async def test_the_history_goes_along(factory: VmFactory, vm: TestVm) -> None:
