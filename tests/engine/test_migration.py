@@ -235,5 +235,6 @@ async def _way(vm: TestVm) -> MigrationWay | None:
 
 async def _rounds(vm: TestVm, *, beyond: int) -> int:
     """Have the guest wait until its verifier has come so far."""
-    command = f"while [ $(cat /mnt/rounds 2>/dev/null || echo 0) -le {beyond} ]; do sleep 0.1; done; cat /mnt/rounds"
-    return int(await vm.run(command, timeout_s=120))
+    # The file is empty for a moment, each time that it is written.
+    look = f'n=$(cat /mnt/rounds 2>/dev/null); [ "${{n:-0}}" -gt {beyond} ]'
+    return int(await vm.run(f"until {look}; do sleep 0.1; done; echo $n", timeout_s=120))
