@@ -91,6 +91,8 @@ class Machine:
         self._closing = False
         self._power = asyncio.Lock()
         self._shall_run = False
+        self._reset_s = 0.0
+        """When the machine was last reset, by QEMU's clock for events."""
 
     @property
     def pid(self) -> int | None:
@@ -227,14 +229,15 @@ class Machine:
             elif event["event"] == "RESUME":
                 self.resumed_s = _time_s(event)
             elif isinstance(data, dict) and data.get("reason") == "guest-reset":
-                await self._reset_for_the_guest()
+                await self._reset_for_the_guest(asked_s=_time_s(event))
             elif isinstance(data, dict) and data.get("guest"):
                 self._on_event(GuestEvent.SHUTDOWN)
 
-    async def _reset_for_the_guest(self) -> None:
+    async def _reset_for_the_guest(self, *, asked_s: float) -> None:
         try:
             async with self._power:
-                if not await self._is_shut_down():
+                # Not to be told by QEMU's state: a guest that is stopped in this moment is paused, and not shut down.
+                if self._reset_s > asked_s:
                     return  # a reset from outside has come first
                 await self._reset()
         except MachineError as error:
@@ -261,6 +264,7 @@ class Machine:
                 await self.next_event(resets)
         except TimeoutError:
             raise MachineError(f"QEMU has not reset the machine for {COMMAND_TIMEOUT_S:.0f} s") from None
+        self._reset_s = _time_s(resets.history[-1])
 
     async def _is_shut_down(self) -> bool:
         return bool((await self.execute("query-status"))["status"] == "shutdown")

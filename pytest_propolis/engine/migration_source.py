@@ -8,8 +8,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
+
+from qemu.qmp import EventListener
 
 from ..propolis_api import InstanceSpec, MigrationState
 from .accelerator import AcceleratorName
@@ -115,6 +117,7 @@ class _Departure:
         self._machine = machine
         self._channel = channel
         self._paused = False
+        self._ends: EventListener | None = None
         self.way: MigrationWay | None = None
 
     async def go(self) -> None:
@@ -158,10 +161,22 @@ class _Departure:
     async def _pause(self) -> None:
         self._paused = True
         await self._machine.pause()
-        status = (await self._machine.execute("query-status"))["status"]
-        if status != "paused":
-            raise MigrationFailed(f"the guest has stopped by itself ({status})")
+        # QEMU has told of all that the guest did before when it answers this.
+        await self._require_status("paused")
+        self._require_no_end()
         self._hold()
+
+    async def _require_status(self, wanted: str) -> None:
+        status = (await self._machine.execute("query-status"))["status"]
+        if status != wanted:
+            raise MigrationFailed(f"the guest has stopped by itself ({status})")
+
+    def _require_no_end(self) -> None:
+        """A guest that ends or resets itself in the moment of its stop is paused all the same: it would hang there."""
+        assert self._ends is not None
+        if not self._ends.empty():
+            end: dict[str, Any] = dict(self._ends.history[-1])
+            raise MigrationFailed(f"the guest has stopped by itself ({end['data']['reason']})")
 
     def _hold(self) -> None:
         self._paused = True
@@ -171,7 +186,9 @@ class _Departure:
     async def _push(self, plan: Plan, memory_mib: int) -> None:
         """Send QEMU's state and the server's, and hear that the target has loaded it."""
         timeout_s = ANSWER_TIMEOUT_S if plan.way.memory_in_file else transfer_timeout_s(memory_mib)
-        with await connect_stream(Path(plan.stream)) as stream:
+        with await connect_stream(Path(plan.stream)) as stream, self._machine.events("SHUTDOWN") as self._ends:
+            if plan.way is MigrationWay.LIVE:
+                await self._require_status("running")
             loaded = self._channel.hear(StreamLoaded, timeout_s=timeout_s)
             await transfer_and_hear(self._send(stream.fileno(), plan.way, timeout_s), loaded)
 
@@ -202,6 +219,8 @@ class _Departure:
         self._export()
 
     def _switch_over(self) -> None:
+        self._paused = True
+        self._require_no_end()
         self._hold()
         self._export()
 
