@@ -256,7 +256,15 @@ class Machine:
         await self.execute("set-action", reboot="shutdown")
         await drop_bios_shadow(self.execute)
         if self._shall_run:
+            await self._go_on()
+
+    async def _go_on(self) -> None:
+        try:
             await self.execute("cont")
+        except MachineError:
+            # QEMU has stopped it to save its state. Whoever asked for that lets it run, here or elsewhere.
+            if (await self.execute("query-status"))["status"] != "finish-migrate":
+                raise
 
     async def _hear(self, resets: EventListener) -> None:
         try:
