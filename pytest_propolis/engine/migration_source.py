@@ -15,6 +15,7 @@ from qemu.qmp import EventListener
 
 from ..propolis_api import InstanceSpec, MigrationState
 from .accelerator import AcceleratorName
+from .boot_source import BootSource
 from .machine import Machine, MachineError
 from .migration_failure import FailureInjector, MigrationFailed
 from .migration_protocol import (
@@ -53,6 +54,7 @@ class SourceFacts:
     """
 
     spec: InstanceSpec
+    boot: BootSource
     qemu_version: tuple[int, int, int]
     accelerator: AcceleratorName
     memory: MemoryFile | None
@@ -151,6 +153,7 @@ class _Departure:
         await self._channel.say(
             Preamble(
                 spec=facts.spec,
+                boot=facts.boot,
                 qemu_version=facts.qemu_version,
                 accelerator=facts.accelerator,
                 memory=facts.memory,

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from migration_rig import MigrationRig, Node, injector, migration_rig, spec_of
+from msgspec.structs import replace
 
 from pytest_propolis.engine import migration_source, server
+from pytest_propolis.engine.boot_source import BootSource, DirectKernel, Firmware
 from pytest_propolis.engine.guest_memory import GuestMemory
 from pytest_propolis.engine.migration_way import LIVE_UNDER_TCG, MigrationWay
 from pytest_propolis.engine.publisher import StatePublisher
@@ -299,6 +301,38 @@ async def test_an_nvme_disk_is_refused_by_name_and_the_source_runs_on(rig: Migra
     assert "disk 'disk' is an NVMe disk" in await refused(source, target)
     await source.wait_for(InstanceState.RUNNING)
     assert Recorder.made[0].phases[-1] is MigrationState.ERROR
+
+
+KERNEL = DirectKernel(kernel="kernel", initrd="initrd", command_line="quiet")
+
+
+@pytest.mark.parametrize(
+    ("here", "message"),
+    [
+        (Firmware(uefi=True), "boot source: a kernel of the host's at the source, UEFI here"),
+        (replace(KERNEL, kernel="other"), "kernel: kernel at the source, other here"),
+        (replace(KERNEL, initrd=None), "initial RAM disk: initrd at the source, none here"),
+        (replace(KERNEL, command_line="loud"), "kernel's parameters: 'quiet' at the source, 'loud' here"),
+    ],
+)
+async def test_a_target_that_boots_from_something_else_says_from_what(
+    rig: MigrationRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: BootSource, message: str
+) -> None:
+    """A guest that is reset there would come up as another."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("kernel", "initrd", "other", "copy"):
+        (tmp_path / name).write_bytes(_linux(b"other" if name == "other" else b"this"))
+    source, target = await rig.node("source", boot=KERNEL), await rig.node("target", boot=here)
+    same = await rig.node("same", boot=replace(KERNEL, kernel="copy"))
+    await source.run(spec_of())
+    assert message in await refused(source, target)
+    await source.wait_for(InstanceState.RUNNING)
+    await migrated(source, same)
+
+
+def _linux(content: bytes) -> bytes:
+    """What QEMU takes for a kernel: the magic number and version 2.3 of the boot protocol are where they belong."""
+    return bytes(0x202) + b"HdrS\x03\x02" + content.ljust(4096)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "", "http+unix://%2Fnowhere/vms/x"])
