@@ -17,6 +17,7 @@ from ..errors import ConsoleClosed, ConsoleTimeout, PropolisError
 from ..propolis_api.serial import SerialConsoleMigrating, SerialConsoleMoved
 from .escapes import TextFilter
 from .log import ConsoleLog
+from .sent import Sent
 from .shell_protocol import FrameParser, Output, Signal
 from .transcript import Found, Transcript
 
@@ -45,6 +46,7 @@ class Console:
         self._connection = connection
         self._follow = follow
         self._moving = False
+        self._sent = Sent()
         self._next: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """Whether another connection follows this one; known when it does, or when the console is at its end."""
         self._vm = vm
@@ -71,16 +73,16 @@ class Console:
     async def send(self, data: str | bytes) -> None:
         """Type something: exactly this, without a newline at its end.
 
-        What is typed in the moment when a guest moves to another host may be lost, as with propolis-server.
+        What is typed in the moment when a guest moves to another host reaches it there, after what was typed before.
+        Under propolis-server, which does not tell what it has taken, it may be lost.
 
         :raises ConsoleClosed: when the VM is gone.
         """
         typed = data.encode() if isinstance(data, str) else data
         while True:
             following = self._next
-            with contextlib.suppress(ConnectionClosed):
-                if not self._moving:
-                    return await self._connection.send(typed)
+            if not self._moving and await self._send(typed):
+                return
             await asyncio.wait([following])
             if not following.result():
                 raise self._closed()
@@ -158,9 +160,35 @@ class Console:
         self._moving = True
         before, self._connection = self._connection, await self._follow(moved)
         await before.close()
+        await self._send_again(moved)
         self._moving = False
         followed, self._next = self._next, asyncio.get_running_loop().create_future()
         followed.set_result(True)
+
+    async def _send(self, typed: bytes) -> bool:
+        """Whether the guest gets it, here or where it moves meanwhile."""
+        following, sent = self._next, self._sent
+        sent.append(typed)
+        try:
+            await self._connection.send(typed)
+        except ConnectionClosed:
+            await asyncio.wait([following])
+            return sent.goes_along
+        return True
+
+    async def _send_again(self, moved: SerialConsoleMoved) -> None:
+        """Type what was sent to the guest's last host and came too late there."""
+        sent, self._sent = self._sent, Sent()
+        if moved.typed is None:
+            return
+        sent.goes_along = True
+        late, forgotten = sent.beyond(moved.typed)
+        if forgotten:
+            self.note(f"{forgotten} bytes that were typed while the guest migrated are lost")
+        if late:
+            self._sent.append(late)
+            with contextlib.suppress(ConnectionClosed):  # it has moved again: then they go along, too
+                await self._connection.send(late)
 
     def _feed(self, data: bytes) -> None:
         for signal in self._parser.feed(data):

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import filecmp
+
 import msgspec
 
-__all__ = ["BootSource", "DirectKernel", "Firmware"]
+__all__ = ["BootSource", "DirectKernel", "Firmware", "boot_difference"]
 
 
 class DirectKernel(msgspec.Struct, frozen=True, kw_only=True, tag="kernel", forbid_unknown_fields=True):
@@ -33,3 +35,36 @@ class Firmware(msgspec.Struct, frozen=True, kw_only=True, tag="firmware", forbid
 
 
 BootSource = DirectKernel | Firmware
+
+
+def boot_difference(there: BootSource, here: BootSource) -> tuple[str, str, str] | None:
+    """In what two servers on one host boot otherwise: its name, what it is there, what it is here.
+
+    None when a guest would boot alike. Files that lie in different places may have the same contents.
+    """
+    for (what, theirs), ours in zip(_aspects(there).items(), _aspects(here).values(), strict=True):
+        if theirs != ours and not (what in _FILES and _same_contents(theirs, ours)):
+            return what, theirs, ours
+    return None
+
+
+_FILES = ("kernel", "initial RAM disk")
+
+
+def _aspects(boot: BootSource) -> dict[str, str]:
+    if isinstance(boot, Firmware):
+        firmware = "UEFI" if boot.uefi else "the BIOS"
+        return {"boot source": firmware, "kernel": "none", "initial RAM disk": "none", "kernel's parameters": "none"}
+    return {
+        "boot source": "a kernel of the host's",
+        "kernel": boot.kernel,
+        "initial RAM disk": boot.initrd or "none",
+        "kernel's parameters": repr(boot.command_line),
+    }
+
+
+def _same_contents(one: str, other: str) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False

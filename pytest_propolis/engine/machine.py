@@ -91,6 +91,8 @@ class Machine:
         self._closing = False
         self._power = asyncio.Lock()
         self._shall_run = False
+        self._reset_s = 0.0
+        """When the machine was last reset, by QEMU's clock for events."""
 
     @property
     def pid(self) -> int | None:
@@ -163,6 +165,11 @@ class Machine:
         self._monitor.send_fd_scm(fd)
         await self.execute("getfd", fdname=name)
 
+    async def forget_fd(self, name: str) -> None:
+        """Have QEMU close what it was given under this name, unless a command has used it up."""
+        with contextlib.suppress(MachineError):
+            await self.execute("closefd", fdname=name)
+
     def events(self, *names: str) -> contextlib.AbstractContextManager[EventListener]:
         """Listen to QEMU's events of these names, from now on and while the block lasts."""
         return self._monitor.listener(names)
@@ -222,14 +229,15 @@ class Machine:
             elif event["event"] == "RESUME":
                 self.resumed_s = _time_s(event)
             elif isinstance(data, dict) and data.get("reason") == "guest-reset":
-                await self._reset_for_the_guest()
+                await self._reset_for_the_guest(asked_s=_time_s(event))
             elif isinstance(data, dict) and data.get("guest"):
                 self._on_event(GuestEvent.SHUTDOWN)
 
-    async def _reset_for_the_guest(self) -> None:
+    async def _reset_for_the_guest(self, *, asked_s: float) -> None:
         try:
             async with self._power:
-                if not await self._is_shut_down():
+                # Not to be told by QEMU's state: a guest that is stopped in this moment is paused, and not shut down.
+                if self._reset_s > asked_s:
                     return  # a reset from outside has come first
                 await self._reset()
         except MachineError as error:
@@ -248,7 +256,15 @@ class Machine:
         await self.execute("set-action", reboot="shutdown")
         await drop_bios_shadow(self.execute)
         if self._shall_run:
+            await self._go_on()
+
+    async def _go_on(self) -> None:
+        try:
             await self.execute("cont")
+        except MachineError:
+            # QEMU has stopped it to save its state. Whoever asked for that lets it run, here or elsewhere.
+            if (await self.execute("query-status"))["status"] != "finish-migrate":
+                raise
 
     async def _hear(self, resets: EventListener) -> None:
         try:
@@ -256,6 +272,7 @@ class Machine:
                 await self.next_event(resets)
         except TimeoutError:
             raise MachineError(f"QEMU has not reset the machine for {COMMAND_TIMEOUT_S:.0f} s") from None
+        self._reset_s = _time_s(resets.history[-1])
 
     async def _is_shut_down(self) -> bool:
         return bool((await self.execute("query-status"))["status"] == "shutdown")

@@ -27,6 +27,7 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 
 from ..propolis_api import InstanceSpec
+from .boot_source import BootSource
 from .migration_failure import MigrationFailed
 from .migration_way import MigrationWay
 from .serial_port import SerialState
@@ -81,6 +82,7 @@ class Preamble(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """
 
     spec: InstanceSpec
+    boot: BootSource
     qemu_version: tuple[int, int, int]
     accelerator: str
     memory: MemoryFile | None

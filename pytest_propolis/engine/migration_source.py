@@ -8,11 +8,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
+
+from qemu.qmp import EventListener
 
 from ..propolis_api import InstanceSpec, MigrationState
 from .accelerator import AcceleratorName
+from .boot_source import BootSource
 from .machine import Machine, MachineError
 from .migration_failure import FailureInjector, MigrationFailed
 from .migration_protocol import (
@@ -51,6 +54,7 @@ class SourceFacts:
     """
 
     spec: InstanceSpec
+    boot: BootSource
     qemu_version: tuple[int, int, int]
     accelerator: AcceleratorName
     memory: MemoryFile | None
@@ -115,6 +119,7 @@ class _Departure:
         self._machine = machine
         self._channel = channel
         self._paused = False
+        self._ends: EventListener | None = None
         self.way: MigrationWay | None = None
 
     async def go(self) -> None:
@@ -124,16 +129,12 @@ class _Departure:
         self.way = plan.way
         self._source._settled(self.id, plan.way, None)
         self.reach(MigrationState.RAM_PUSH)
-        if plan.way is not MigrationWay.LIVE:
-            await self._pause()
         await self._push(plan, facts.spec.board.memory_mb)
         self.reach(MigrationState.RAM_PUSH, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.SERVER)
-        serial = self._machine.serial
-        await self._channel.say(ServerState(com1=serial.state()))
         await self._channel.hear(Ready)
         self.reach(MigrationState.FINISH)
         await self._channel.say(HandedOver())
-        serial.move_to(plan.address)
+        self._machine.serial.move_to(plan.address)
 
     async def run_on(self) -> None:
         """Let the guest run here."""
@@ -152,6 +153,7 @@ class _Departure:
         await self._channel.say(
             Preamble(
                 spec=facts.spec,
+                boot=facts.boot,
                 qemu_version=facts.qemu_version,
                 accelerator=facts.accelerator,
                 memory=facts.memory,
@@ -162,10 +164,22 @@ class _Departure:
     async def _pause(self) -> None:
         self._paused = True
         await self._machine.pause()
-        status = (await self._machine.execute("query-status"))["status"]
-        if status != "paused":
-            raise MigrationFailed(f"the guest has stopped by itself ({status})")
+        # QEMU has told of all that the guest did before when it answers this.
+        await self._require_status("paused")
+        self._require_no_end()
         self._hold()
+
+    async def _require_status(self, wanted: str) -> None:
+        status = (await self._machine.execute("query-status"))["status"]
+        if status != wanted:
+            raise MigrationFailed(f"the guest has stopped by itself ({status})")
+
+    def _require_no_end(self) -> None:
+        """A guest that ends or resets itself in the moment of its stop is paused all the same: it would hang there."""
+        assert self._ends is not None
+        if not self._ends.empty():
+            end: dict[str, Any] = dict(self._ends.history[-1])
+            raise MigrationFailed(f"the guest has stopped by itself ({end['data']['reason']})")
 
     def _hold(self) -> None:
         self._paused = True
@@ -173,9 +187,11 @@ class _Departure:
         self.reach(MigrationState.PAUSE, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY)
 
     async def _push(self, plan: Plan, memory_mib: int) -> None:
-        """Send QEMU's state, and hear that the target has loaded it."""
+        """Send QEMU's state and the server's, and hear that the target has loaded it."""
         timeout_s = ANSWER_TIMEOUT_S if plan.way.memory_in_file else transfer_timeout_s(memory_mib)
-        with await connect_stream(Path(plan.stream)) as stream:
+        with await connect_stream(Path(plan.stream)) as stream, self._machine.events("SHUTDOWN") as self._ends:
+            if plan.way is MigrationWay.LIVE:
+                await self._require_status("running")
             loaded = self._channel.hear(StreamLoaded, timeout_s=timeout_s)
             await transfer_and_hear(self._send(stream.fileno(), plan.way, timeout_s), loaded)
 
@@ -183,12 +199,11 @@ class _Departure:
         live = way is MigrationWay.LIVE
         try:
             async with asyncio.timeout(timeout_s):
-                if not live:
-                    self._export()
                 await save_state(
                     self._machine,
                     stream,
                     memory_in_file=way.memory_in_file,
+                    stop=None if live else self._stop,
                     on_switchover=self._switch_over if live else None,
                 )
         except TimeoutError:
@@ -199,8 +214,16 @@ class _Departure:
                 await cancel_transfer(self._machine)
             raise
         await self._channel.say(StreamSent())
+        # The target wants this next: it need not ask while the guest stands still.
+        await self._channel.say(ServerState(com1=self._machine.serial.state()))
+
+    async def _stop(self) -> None:
+        await self._pause()
+        self._export()
 
     def _switch_over(self) -> None:
+        self._paused = True
+        self._require_no_end()
         self._hold()
         self._export()
 

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from ..propolis_api import FromMigration, InstanceSpec, MigrationState
 from .accelerator import AcceleratorName
+from .boot_source import BootSource, boot_difference
 from .machine import Machine, MachineError
 from .migration_failure import FailureInjector, MigrationFailed
 from .migration_protocol import (
@@ -42,6 +43,7 @@ class MigrationTarget:
 
     :param address: where clients find this server.
     :param stream_path: where to wait for QEMU's state, in a private directory.
+    :param boot: what a guest boots from here. It must be the same at the source: the guest may be reset.
     :param publish: publishes a phase of the migration. Sync has been.
     """
 
@@ -51,6 +53,7 @@ class MigrationTarget:
         *,
         address: str,
         stream_path: Path,
+        boot: BootSource,
         accelerator: AcceleratorName,
         qemu_version: tuple[int, int, int],
         publish: Callable[[UUID, MigrationState], None],
@@ -59,6 +62,7 @@ class MigrationTarget:
         self._init = init
         self._address = address
         self._stream_path = stream_path
+        self._boot = boot
         self._accelerator = accelerator
         self._qemu_version = qemu_version
         self._publish = publish
@@ -80,6 +84,8 @@ class MigrationTarget:
         preamble = await channel.hear(Preamble)
         self._require_same("QEMU", ".".join(map(str, preamble.qemu_version)), ".".join(map(str, self._qemu_version)))
         self._require_same("accelerator", preamble.accelerator, self._accelerator)
+        if difference := boot_difference(preamble.boot, self._boot):
+            self._require_same(*difference)
         spec = replace_components(preamble.spec, self._init.replace_components)
         self._injector = FailureInjector.of(spec)
         self._memory_mib = spec.board.memory_mb

@@ -35,6 +35,9 @@ class SerialPort:
         self.moved_to: str | None = None
         """The server that clients find the guest at, once it has migrated out."""
         self._held: bytearray | None = None
+        self._settled = asyncio.Event()
+        """Cleared while the port is on its way to another server, and may have to go on here all the same."""
+        self._settled.set()
         self._unsent = bytearray()
         self._sent = asyncio.Event()
         self._sent.set()
@@ -45,19 +48,26 @@ class SerialPort:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._ours, self._read)
 
-    async def write(self, data: bytes) -> None:
-        """Type into the guest. Waits while the UART takes no more.
+    async def write(self, data: bytes) -> bool:
+        """Type into the guest. Waits while the UART takes no more, and while it is not settled where the guest will be.
 
+        :return: False when the guest has moved: it gets nothing of this.
         :raises OSError: when QEMU is gone.
         """
         async with self._write_lock:
+            await self._settled.wait()
+            if self.moved_to is not None:
+                return False
+            if self._broken:
+                raise self._broken
             if self._held is not None:
                 self._held += data
-                return
+                return True
             self._send(data)
             await self._sent.wait()
             if self._broken:
                 raise self._broken
+            return True
 
     def begin_anew(self, shown: bytes) -> None:
         """Forget all output so far, and begin with this instead. Nobody may be reading yet."""
@@ -70,8 +80,10 @@ class SerialPort:
         self._forget_unsent()
 
     def state(self) -> SerialState:
-        """What another server needs to go on with a port that is held."""
+        """What another server needs to go on with a port that is held. Who types from now on waits for what follows:
+        `release`, `move_to` or `close`."""
         assert self._held is not None, "hold the port first"
+        self._settled.clear()
         self._drain()
         return SerialState(history=self.history.content(), typed=bytes(self._held))
 
@@ -80,6 +92,7 @@ class SerialPort:
         held, self._held = self._held, None
         if held:
             self._send(held)
+        self._settled.set()
 
     def restore(self, state: SerialState) -> None:
         """Go on with another server's port, which is held."""
@@ -89,6 +102,7 @@ class SerialPort:
     def move_to(self, address: str) -> None:
         """The guest writes on at another server, where clients are to follow it."""
         self.moved_to = address
+        self._settled.set()
         self.history.finish()
 
     def close(self) -> None:
@@ -96,6 +110,8 @@ class SerialPort:
             self._loop.remove_reader(self._ours)
             self._drain()
             self._forget_unsent()
+            self._broken = self._broken or BrokenPipeError("the serial port is closed")
+            self._settled.set()
             self._ours.close()
         self.theirs.close()
         self.history.finish()

@@ -20,10 +20,12 @@ GOING_AWAY: Final = 1001
 async def serve_serial(websocket: WebSocket, port: SerialPort, offset: int) -> None:
     """Serve one client from `offset` on until it leaves or the port ends: 1001 "VM stopped", as upstream.
 
-    When the guest has migrated away, a text tells the client where to follow it, and from which offset on.
+    When the guest has migrated away, a text tells the client where to follow it, from which offset on, and, which
+    upstream's does not, how much of what the client typed went along.
     """
-    typing = asyncio.create_task(_type(websocket, port))
-    output = asyncio.create_task(_show(websocket, port, offset))
+    client = _Client(websocket, port)
+    typing = asyncio.create_task(client.type())
+    output = asyncio.create_task(client.show(offset))
     try:
         await asyncio.wait([typing, output], return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -32,26 +34,35 @@ async def serve_serial(websocket: WebSocket, port: SerialPort, offset: int) -> N
         await asyncio.gather(typing, output, return_exceptions=True)
 
 
-async def _show(websocket: WebSocket, port: SerialPort, offset: int) -> None:
-    with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-        while await port.history.wait_beyond(offset):
-            try:
-                data = port.history.read(offset, FRAME_BYTES)
-            except HistoryGap:
-                # This client was so slow that a part of what it has not seen is gone.
-                await websocket.close(GOING_AWAY, "too slow: output was dropped")
-                return
-            await websocket.send_bytes(data)
-            offset += len(data)
-        if port.moved_to is None:
-            await websocket.close(GOING_AWAY, "VM stopped")
-        else:
-            await websocket.send_json({"Migrating": {"destination": port.moved_to, "from_start": offset}})
-            await websocket.close()
+class _Client:
+    def __init__(self, websocket: WebSocket, port: SerialPort) -> None:
+        self._websocket = websocket
+        self._port = port
+        self._typed = 0
+        """How many bytes of this client's the guest has, or will have."""
 
+    async def show(self, offset: int) -> None:
+        port = self._port
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            while await port.history.wait_beyond(offset):
+                try:
+                    data = port.history.read(offset, FRAME_BYTES)
+                except HistoryGap:
+                    # This client was so slow that a part of what it has not seen is gone.
+                    await self._websocket.close(GOING_AWAY, "too slow: output was dropped")
+                    return
+                await self._websocket.send_bytes(data)
+                offset += len(data)
+            if port.moved_to is None:
+                await self._websocket.close(GOING_AWAY, "VM stopped")
+            else:
+                moved = {"destination": port.moved_to, "from_start": offset, "typed": self._typed}
+                await self._websocket.send_json({"Migrating": moved})
+                await self._websocket.close()
 
-async def _type(websocket: WebSocket, port: SerialPort) -> None:
-    with contextlib.suppress(OSError):
-        while (message := await websocket.receive())["type"] == "websocket.receive":
-            if data := message.get("bytes"):
-                await port.write(data)
+    async def type(self) -> None:
+        with contextlib.suppress(OSError):
+            while (message := await self._websocket.receive())["type"] == "websocket.receive":
+                data = message.get("bytes")
+                if data and await self._port.write(data):
+                    self._typed += len(data)

@@ -269,6 +269,7 @@ class VmServer:
             init.value,
             address=self._config.address,
             stream_path=self._config.directory / "migration.sock",
+            boot=self._config.boot,
             accelerator=self._config.accelerator,
             qemu_version=self._config.qemu.version,
             publish=publisher.publish_migration_in,
@@ -317,6 +318,7 @@ class VmServer:
         def facts() -> SourceFacts:
             return SourceFacts(
                 spec=vm.spec or spec,
+                boot=self._config.boot,
                 qemu_version=self._config.qemu.version,
                 accelerator=self._config.accelerator,
                 memory=vm.memory.file if vm.memory else None,

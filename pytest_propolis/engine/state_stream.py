@@ -7,7 +7,7 @@ file as their memory (`GuestMemory`), the memory.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from .machine import Machine, MachineError
@@ -24,7 +24,12 @@ CANCEL_TIMEOUT_S: Final = 10.0
 
 
 async def save_state(
-    machine: Machine, fd: int, *, memory_in_file: bool, on_switchover: Callable[[], None] | None = None
+    machine: Machine,
+    fd: int,
+    *,
+    memory_in_file: bool,
+    stop: Callable[[], Awaitable[None]] | None = None,
+    on_switchover: Callable[[], None] | None = None,
 ) -> None:
     """Write the state of a machine to `fd`, which stays the caller's.
 
@@ -32,15 +37,17 @@ async def save_state(
     `cancel_transfer`.
 
     :param memory_in_file: leave out memory that lies in a shared file.
+    :param stop: stops the machine; called when all is prepared, so that it stands still as briefly as can be. None for
+        a machine that is stopped, or is to run on while its memory is copied.
     :param on_switchover: called when a machine that runs was stopped, and its devices' state is about to be saved.
     :raises MachineError: when QEMU cannot save it, with the reason.
     """
     await machine.execute("migrate-set-parameters", **{"max-bandwidth": BYTES_PER_S})
-    await _transfer(machine, "migrate", fd, memory_in_file=memory_in_file, on_switchover=on_switchover)
+    await _transfer(machine, "migrate", fd, memory_in_file=memory_in_file, stop=stop, on_switchover=on_switchover)
 
 
 async def cancel_transfer(machine: Machine) -> None:
-    """Have QEMU give up the saving that is under way, if there is any. The machine can be resumed then.
+    """Have QEMU give up the saving that is under way or prepared, if there is any. The machine can be resumed then.
 
     :raises MachineError: when QEMU does not.
     """
@@ -52,6 +59,7 @@ async def cancel_transfer(machine: Machine) -> None:
                     await machine.next_event(events)
         except TimeoutError:
             raise MachineError(f"QEMU has not cancelled the migration for {CANCEL_TIMEOUT_S:.0f} s") from None
+    await machine.forget_fd(FD_NAME)
 
 
 async def load_state(machine: Machine, fd: int, *, memory_in_file: bool) -> None:
@@ -70,6 +78,7 @@ async def _transfer(
     fd: int,
     *,
     memory_in_file: bool,
+    stop: Callable[[], Awaitable[None]] | None = None,
     on_switchover: Callable[[], None] | None = None,
 ) -> None:
     incoming = command == "migrate-incoming"
@@ -84,6 +93,8 @@ async def _transfer(
         },
     )
     await machine.give_fd(FD_NAME, fd)
+    if stop is not None:
+        await stop()
     with machine.events("MIGRATION") as events:
         await machine.execute(command, uri=f"fd:{FD_NAME}")
         status = "none"

@@ -39,10 +39,13 @@ class SerialConsoleMoved(Struct, frozen=True, kw_only=True):
 
     :param destination: the server, as an address.
     :param from_start: the offset from which on to ask for its output there.
+    :param typed: how many of the bytes that were sent over this connection are the guest's. The others reach it only if
+        they are sent again at the destination. None from propolis-server, which does not tell.
     """
 
     destination: str
     from_start: Uint64
+    typed: Uint64 | None = None
 
 
 class SerialConsoleMigrating(Struct, frozen=True, kw_only=True):

@@ -2,7 +2,9 @@
 """A stand-in for QEMU: a process that speaks QMP, with a guest that does what is typed at its serial port.
 
 A line typed at COM1 is echoed, and may be ``reset``, ``shutdown``, ``panic`` (what a guest does of its own accord) or
-``exit`` (QEMU ends by itself). As under ``-action reboot=shutdown,shutdown=pause``, a guest that resets stands still.
+``exit`` (QEMU ends by itself). A ``late reset`` and a ``late shutdown`` are what a guest does in the moment when it is
+stopped the next time: QEMU tells of them when it has answered. As under ``-action reboot=shutdown,shutdown=pause``, a
+guest that resets stands still.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import re
 import selectors
 import socket
 import sys
+import time
 from typing import Any
 
 GREETING = {"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": ["oob"]}}
@@ -56,6 +59,7 @@ class FakeQemu:
 
     def __init__(self) -> None:
         self._status = "prelaunch"
+        self._late = ""
         self._monitor = Channel("monitor")
         self._com1 = Channel("com1")
         self._tell(GREETING)
@@ -90,6 +94,9 @@ class FakeQemu:
                 self._event("RESET", guest=False, reason="host-qmp-system-reset")
         answer = {"return": result, "id": request["id"]} if "id" in request else {"return": result}
         self._tell(answer)
+        if self._late and request["execute"] == "stop":
+            self._event("SHUTDOWN", guest=True, reason=f"guest-{self._late}")
+            self._late = ""
 
     def _typed(self, line: str) -> None:
         self._com1.write(line)
@@ -97,16 +104,23 @@ class FakeQemu:
             case "reset" | "shutdown" as what:
                 self._status = "shutdown"
                 self._event("SHUTDOWN", guest=True, reason=f"guest-{what}")
+            case "late reset" | "late shutdown":
+                self._late = line.removeprefix("late ")
             case "panic":
                 self._event("GUEST_PANICKED", action="run")
             case "exit":
                 sys.exit(1)
 
     def _event(self, name: str, **data: Any) -> None:
-        self._tell({"event": name, "data": data, "timestamp": {"seconds": 0, "microseconds": 0}})
+        self._tell({"event": name, "data": data, "timestamp": _now()})
 
     def _tell(self, message: dict[str, Any]) -> None:
         self._monitor.write(json.dumps(message))
+
+
+def _now() -> dict[str, int]:
+    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+    return {"seconds": seconds, "microseconds": nanoseconds // 1000}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from engine_rig import DEADLINE_S
 
 from pytest_propolis.engine.child import NoJournal
 from pytest_propolis.engine.machine import GuestEvent, Machine
+from pytest_propolis.engine.migration_failure import MigrationFailed
 from pytest_propolis.engine.qemu_binary import find_qemu
+from pytest_propolis.engine.state_stream import cancel_transfer, save_state
 
 SHADOW_ON = {"pc": ("o /w 0xcf8 0x80000058", "o /b 0xcfd 0x30"), "q35": ("o /w 0xcf8 0x80000090", "o /b 0xcfc 0x30")}
 """What SeaBIOS does first, as commands of QEMU's monitor: RAM from 0xf0000 to 0xfffff in place of the ROM."""
@@ -97,3 +99,21 @@ async def test_a_guest_stays_paused_through_a_reset(tmp_path: Path) -> None:
         assert (await vm.execute("query-status"))["status"] == "prelaunch"
         await vm.resume()
         await boots(vm, 2)
+
+
+async def test_a_reset_while_a_live_migration_switches_over_is_one_all_the_same(tmp_path: Path) -> None:
+    """QEMU does not let the machine run then."""
+    async with machine(tmp_path, "pc") as (vm, events):
+        await vm.resume()
+        await boots(vm, 1)
+        with (tmp_path / "state").open("wb") as state, pytest.raises(MigrationFailed):
+            await save_state(vm, state.fileno(), memory_in_file=False, on_switchover=_refuse)
+        await vm.reset()
+        await cancel_transfer(vm)
+        await vm.resume()
+        await boots(vm, 2)
+        assert events == []
+
+
+def _refuse() -> None:
+    raise MigrationFailed("not now")

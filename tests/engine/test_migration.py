@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator
+from typing import Literal
 
 import pytest
 import pytest_asyncio
 
+from pytest_propolis.console.console import Console
+from pytest_propolis.engine.migration_way import MigrationWay
 from pytest_propolis.errors import ConfigError, ConsoleError, MigrationError
 from pytest_propolis.fixtures.run import Run
 from pytest_propolis.propolis_api import InstanceState, MigrationState
@@ -94,6 +98,33 @@ async def test_what_is_typed_during_a_migration_reaches_the_guest_once(factory: 
     assert typed.splitlines() == lines.splitlines()
 
 
+async def test_what_is_typed_all_the_while_reaches_the_guest_once_and_in_order(factory: VmFactory, vm: TestVm) -> None:
+    over = asyncio.Event()
+
+    async def type_on(console: Console) -> int:
+        number = 0
+        while not over.is_set():
+            number += 1
+            await console.send(f"line {number}\n")
+            await asyncio.sleep(0)
+        return number
+
+    async with vm.interactive() as console:
+        await console.send("stty -echo; echo rea''dy; cat > /tmp/typed; echo fin''ished\n")
+        await console.wait_for("ready", timeout_s=30)
+        typing = asyncio.create_task(type_on(console))
+        for _ in range(5):
+            target = await factory.successor(vm)
+            await target.migrate_from(vm)
+            vm = target
+        over.set()
+        typed = await typing
+        await console.send("\x04")
+        await console.wait_for("finished", timeout_s=120)
+    command = "awk '$0 != \"line \" NR { print NR, $0 }' /tmp/typed; tail -n 1 /tmp/typed"
+    assert await vm.run(command) == f"line {typed}"
+
+
 async def test_the_history_goes_along(factory: VmFactory, vm: TestVm) -> None:
     await vm.run("echo a sentence of the past")
     before = await vm.get_serial_console_history(max_bytes=1 << 20)
@@ -153,20 +184,57 @@ sh /mnt/verify > /dev/null 2>&1 &
 """
 
 
-async def test_the_memory_of_a_guest_that_writes_all_the_while_arrives_intact(factory: VmFactory) -> None:
-    # One that boots: its memory is in a file that the target maps, and is not copied.
-    vm = await factory.start("writer", guest="micro", cpus=1, memory_mib=MEMORY_MIB, boot="cold")
+@pytest.mark.parametrize("boot", ["cold", "warm"])
+async def test_the_memory_of_a_guest_that_writes_all_the_while_arrives_intact(
+    factory: VmFactory, boot: Literal["cold", "warm"]
+) -> None:
+    """Memory of one that boots is in a file that the target maps. That of a fork is its own, and copied."""
+    vm = await factory.start("writer", guest="micro", cpus=1, memory_mib=MEMORY_MIB, boot=boot)
     await vm.run(VERIFIER)
     rounds = await _rounds(vm, beyond=10)
-    for _ in range(3):
-        target = await factory.successor(vm)
-        await target.migrate_from(vm)
-        rounds = await _rounds(target, beyond=rounds + 10)
-        assert await target.run("cat /mnt/bad 2>/dev/null; dmesg | grep -E 'Oops|BUG:|segfault'", check=False) == ""
-        vm = target
+    talk = Talk(vm)
+    async with talk.going_on():
+        for hop in range(3):
+            target = await factory.successor(vm)
+            await target.migrate_from(vm)
+            vm = talk.vm = target
+            assert (await _way(vm) is not MigrationWay.SHARED_MEMORY) is (boot == "warm" and hop == 0)
+            rounds = await _rounds(vm, beyond=rounds + 10)
+            assert await vm.run("cat /mnt/bad 2>/dev/null; dmesg | grep -E 'Oops|BUG:|segfault'", check=False) == ""
+    assert talk.answers == [str(number) for number in range(1, len(talk.answers) + 1)]
+
+
+class Talk:
+    """A shell that is asked one thing after the other, wherever its guest is."""
+
+    def __init__(self, vm: TestVm) -> None:
+        self.vm = vm
+        self.answers: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def going_on(self) -> AsyncIterator[None]:
+        over = asyncio.Event()
+        asking = asyncio.create_task(self._ask(over))
+        try:
+            yield
+        finally:
+            over.set()
+            await asking
+
+    async def _ask(self, over: asyncio.Event) -> None:
+        while not over.is_set():
+            self.answers.append(await self.vm.run("asked=$((asked+1)); echo $asked"))
+
+
+async def _way(vm: TestVm) -> MigrationWay | None:
+    assert vm._migrations
+    came = (await vm._migrations()).migration_in
+    assert came
+    return came.way
 
 
 async def _rounds(vm: TestVm, *, beyond: int) -> int:
     """Have the guest wait until its verifier has come so far."""
-    command = f"while [ $(cat /mnt/rounds 2>/dev/null || echo 0) -le {beyond} ]; do sleep 0.1; done; cat /mnt/rounds"
-    return int(await vm.run(command, timeout_s=120))
+    # The file is empty for a moment, each time that it is written.
+    look = f'n=$(cat /mnt/rounds 2>/dev/null); [ "${{n:-0}}" -gt {beyond} ]'
+    return int(await vm.run(f"until {look}; do sleep 0.1; done; echo $n", timeout_s=120))

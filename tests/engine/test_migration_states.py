@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from migration_rig import MigrationRig, Node, injector, migration_rig, spec_of
+from msgspec.structs import replace
 
 from pytest_propolis.engine import migration_source, server
+from pytest_propolis.engine.boot_source import BootSource, DirectKernel, Firmware
 from pytest_propolis.engine.guest_memory import GuestMemory
-from pytest_propolis.engine.migration_way import MigrationWay
+from pytest_propolis.engine.migration_way import LIVE_UNDER_TCG, MigrationWay
 from pytest_propolis.engine.publisher import StatePublisher
+from pytest_propolis.engine.qemu_binary import find_qemu
 from pytest_propolis.errors import ApiError
 from pytest_propolis.propolis_api import (
     CrucibleStorageBackend,
@@ -141,17 +144,28 @@ async def test_the_pause_is_reported(rig: MigrationRig) -> None:
     assert 0 < ran_s == left.resumed_s < left.stopped_s < came.resumed_s
 
 
-async def test_memory_that_cannot_be_shared_is_copied_from_a_guest_that_is_stopped(
-    rig: MigrationRig, tmp_path: Path
-) -> None:
+async def copying_way(rig: MigrationRig, tmp_path: Path) -> MigrationWay | None:
+    """How memory that cannot be shared came to the target."""
     source = await rig.node("source", memory=copied_memory(tmp_path / "ram"))
     target = await rig.node("target")
     await source.run(spec_of())
     await migrated(source, target)
+    assert (Recorder.made[0].phases, Recorder.made[1].phases) == (OUT, IN)
     side = target.server.migration_report().migration_in
     assert side
-    assert side.way is MigrationWay.STOP_AND_COPY
-    assert (Recorder.made[0].phases, Recorder.made[1].phases) == (OUT, IN)
+    return side.way
+
+
+async def test_an_old_qemu_copies_the_memory_of_a_guest_that_is_stopped(rig: MigrationRig, tmp_path: Path) -> None:
+    if (version := (await find_qemu(None)).version) >= LIVE_UNDER_TCG:
+        pytest.skip(f"QEMU {version} copies the memory of a guest that runs")
+    assert await copying_way(rig, tmp_path) is MigrationWay.STOP_AND_COPY
+
+
+async def test_a_newer_qemu_copies_the_memory_of_a_guest_that_runs(rig: MigrationRig, tmp_path: Path) -> None:
+    if (version := (await find_qemu(None)).version) < LIVE_UNDER_TCG:
+        pytest.skip(f"QEMU {version} loses pages of a guest that runs while its memory is copied")
+    assert await copying_way(rig, tmp_path) is MigrationWay.LIVE
 
 
 async def test_a_chain_of_migrations_goes_there_and_back_again(rig: MigrationRig) -> None:
@@ -165,12 +179,19 @@ async def test_a_chain_of_migrations_goes_there_and_back_again(rig: MigrationRig
 async def test_a_failed_export_leaves_a_source_that_can_be_migrated_again(rig: MigrationRig) -> None:
     source, first, second = [await rig.node(name) for name in ("source", "first", "second")]
     await source.run(spec_of(failure=injector(exports=1)))
+    open_before = _open_files(source)
     await first.migrate_from(source.address)
     await failed(source, first)
+    assert _open_files(source) == open_before
     assert Recorder.made[0].phases[-1] is MigrationState.ERROR
     assert [state.value for state in Recorder.made[0].states[-2:]] == ["Migrating", "Running"]
     assert [state.value for state in Recorder.made[1].states] == ["Migrating", "Failed"]
     await migrated(source, second)
+
+
+def _open_files(node: Node) -> set[str]:
+    """What that server's QEMU has open."""
+    return {str(fd.readlink()) for fd in Path(f"/proc/{node.server.pid}/fd").iterdir()}
 
 
 async def test_a_failed_import_leaves_a_source_that_can_be_migrated_again(rig: MigrationRig) -> None:
@@ -280,6 +301,38 @@ async def test_an_nvme_disk_is_refused_by_name_and_the_source_runs_on(rig: Migra
     assert "disk 'disk' is an NVMe disk" in await refused(source, target)
     await source.wait_for(InstanceState.RUNNING)
     assert Recorder.made[0].phases[-1] is MigrationState.ERROR
+
+
+KERNEL = DirectKernel(kernel="kernel", initrd="initrd", command_line="quiet")
+
+
+@pytest.mark.parametrize(
+    ("here", "message"),
+    [
+        (Firmware(uefi=True), "boot source: a kernel of the host's at the source, UEFI here"),
+        (replace(KERNEL, kernel="other"), "kernel: kernel at the source, other here"),
+        (replace(KERNEL, initrd=None), "initial RAM disk: initrd at the source, none here"),
+        (replace(KERNEL, command_line="loud"), "kernel's parameters: 'quiet' at the source, 'loud' here"),
+    ],
+)
+async def test_a_target_that_boots_from_something_else_says_from_what(
+    rig: MigrationRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: BootSource, message: str
+) -> None:
+    """A guest that is reset there would come up as another."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("kernel", "initrd", "other", "copy"):
+        (tmp_path / name).write_bytes(_linux(b"other" if name == "other" else b"this"))
+    source, target = await rig.node("source", boot=KERNEL), await rig.node("target", boot=here)
+    same = await rig.node("same", boot=replace(KERNEL, kernel="copy"))
+    await source.run(spec_of())
+    assert message in await refused(source, target)
+    await source.wait_for(InstanceState.RUNNING)
+    await migrated(source, same)
+
+
+def _linux(content: bytes) -> bytes:
+    """What QEMU takes for a kernel: the magic number and version 2.3 of the boot protocol are where they belong."""
+    return bytes(0x202) + b"HdrS\x03\x02" + content.ljust(4096)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "", "http+unix://%2Fnowhere/vms/x"])

@@ -73,3 +73,33 @@ async def test_typing_at_a_qemu_that_is_gone_is_an_error(port: SerialPort) -> No
     port.theirs.close()
     with pytest.raises(OSError, match="Broken pipe"):
         await port.write(b"x")
+
+
+async def test_who_types_at_a_port_on_its_way_waits_until_it_is_settled_whose_the_guest_is(port: SerialPort) -> None:
+    port.hold()
+    await port.write(b"early")
+    assert port.state().typed == b"early"
+    late = asyncio.create_task(port.write(b" late"))
+    port.release()
+    assert await read(port.theirs, 5) == b"early"
+    assert await late
+    assert await read(port.theirs, 5) == b" late"
+
+
+async def test_what_is_typed_at_a_port_that_has_moved_is_not_the_guests(port: SerialPort) -> None:
+    port.hold()
+    port.state()
+    late = asyncio.create_task(port.write(b"late"))
+    port.move_to("there")
+    assert not await late
+    assert not await port.write(b"later")
+
+
+async def test_typing_at_a_port_that_closes_on_its_way_is_an_error(port: SerialPort) -> None:
+    port.hold()
+    port.state()
+    late = asyncio.create_task(port.write(b"late"))
+    await asyncio.sleep(0)
+    port.close()
+    with pytest.raises(BrokenPipeError, match="closed"):
+        await late
