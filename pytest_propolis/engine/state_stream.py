@@ -7,7 +7,7 @@ file as their memory (`GuestMemory`), the memory.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from .machine import Machine, MachineError
@@ -24,7 +24,7 @@ CANCEL_TIMEOUT_S: Final = 10.0
 
 
 async def save_state(
-    machine: Machine, fd: int, *, memory_in_file: bool, on_switchover: Callable[[], None] | None = None
+    machine: Machine, fd: int, *, memory_in_file: bool, on_switchover: Callable[[], Awaitable[None]] | None = None
 ) -> None:
     """Write the state of a machine to `fd`, which stays the caller's.
 
@@ -70,7 +70,7 @@ async def _transfer(
     fd: int,
     *,
     memory_in_file: bool,
-    on_switchover: Callable[[], None] | None = None,
+    on_switchover: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     incoming = command == "migrate-incoming"
     await set_capabilities(
@@ -91,7 +91,7 @@ async def _transfer(
             _, data = await machine.next_event(events)
             status = data["status"]
             if status == "pre-switchover" and on_switchover is not None:
-                on_switchover()
+                await on_switchover()
                 await machine.execute("migrate-continue", state="pre-switchover")
     if status != "completed":
         told: dict[str, Any] = await machine.execute("query-migrate")
