@@ -17,7 +17,10 @@ from boot_sectors import writing_disk
 from migration_rig import MigrationRig, Node, injector, migration_rig, spec_of
 
 from pytest_propolis.engine import disk_mirror
+from pytest_propolis.engine.guest_memory import GuestMemory
 from pytest_propolis.engine.migration_disks import DiskWay
+from pytest_propolis.engine.migration_way import way_of_copying
+from pytest_propolis.engine.qemu_binary import find_qemu
 from pytest_propolis.propolis_api import (
     BlobStorageBackend,
     BlobStorageBackendComponent,
@@ -240,6 +243,17 @@ async def test_a_read_only_file_that_is_not_here_is_named(rig: MigrationRig, tmp
     with pytest.raises(Exception, match=r"disk backend 'data' is read-only, and its file .*data.qcow2 cannot be read"):
         await target.migrate_from(source.address)
     await source.wait_for(InstanceState.RUNNING)
+
+
+async def test_disks_and_memory_are_copied_in_one_migration(rig: MigrationRig, tmp_path: Path) -> None:
+    memory = GuestMemory(path=str(tmp_path / "ram"), shared=False)
+    source, target = await rig.node("source", memory=memory), await rig.node("target", copy_disks=True)
+    await source.run(big(tmp_path))
+    await migrated(source, target)
+    came = target.server.migration_report().migration_in
+    assert came
+    assert came.way is way_of_copying("tcg", (await find_qemu(None)).version)
+    assert same(tmp_path / "data.qcow2", await disk_path(target))
 
 
 def big(tmp_path: Path) -> InstanceSpec:
