@@ -62,6 +62,11 @@ class OwnedVm:
     fork: Fork | None = None
     closing: asyncio.Task[None] | None = None
 
+    @property
+    def disks(self) -> tuple[Path, ...]:
+        """Those that lie in its directory."""
+        return (*(self.fork.disks if self.fork else ()), *self.server.own_disks)
+
 
 @dataclass(slots=True, kw_only=True)
 class _Holdings:
@@ -146,6 +151,7 @@ class Account:
                 journal=books,
                 display=request.display,
                 memory=memory,
+                copy_disks=request.copy_disks,
                 address=self._address(vm_id),
             )
         )
@@ -267,7 +273,7 @@ class Account:
         for vm_id in belongings.vms:
             if (vm := giver.vms.get(vm_id)) and vm.closing is None:
                 vm.books.hand_over(taker.books.owner)
-                if vm.fork is not None:  # its disks lie in its directory
+                if vm.disks:
                     vm.directory = self._ledger.keep(vm.directory, kept.until, reason=kept.reason)
                 taker.vms[vm_id] = giver.vms.pop(vm_id)
         for disk_id in belongings.disks:
@@ -390,7 +396,7 @@ def _listed_vms(holdings: _Holdings) -> tuple[VmListed, ...]:
 
 def _listed_kept(key: str, kept: Kept, holdings: _Holdings) -> KeptListed:
     disks = [KeptDisk(id=disk_id, path=entry.what["path"]) for disk_id, entry in holdings.disks.items()]
-    disks += [KeptDisk(id=vm.id, path=str(path)) for vm in holdings.vms.values() if vm.fork for path in vm.fork.disks]
+    disks += [KeptDisk(id=vm.id, path=str(path)) for vm in holdings.vms.values() for path in vm.disks]
     return KeptListed(id=key, kept=kept, vms=_listed_vms(holdings), disks=tuple(disks))
 
 

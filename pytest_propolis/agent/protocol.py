@@ -104,6 +104,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     :param log_path: where QEMU's own messages go.
     :param display: whether its VM has a display.
     :param memory_mib: what it will need of the host's memory, in MiB; 0 if that is not to be looked at.
+    :param copy_disks: whether a VM that migrates in gets disks of its own, also where it could use the source's.
     """
 
     name: str
@@ -111,6 +112,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     boot: BootSource
     log_path: str
     display: bool = False
+    copy_disks: bool = False
     memory_mib: int = 0
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 from ..propolis_api import BlobStorageBackend, InstanceSpec
 from .disks import blob_contents
+from .host_file import HostFile
 
 __all__ = ["BlobFiles"]
 
@@ -18,15 +19,20 @@ class BlobFiles:
 
     Closing twice is fine.
 
+    :param theirs: the files of another server's VM, for backends whose contents are the same ones.
     :raises SpecRefused: when a backend's contents are none.
-    :raises OSError: when there is no memory for them.
+    :raises OSError: when there is no memory for them, or a file of the other server is gone.
     """
 
-    def __init__(self, spec: InstanceSpec) -> None:
+    def __init__(self, spec: InstanceSpec, *, theirs: Mapping[str, HostFile] = MappingProxyType({})) -> None:
         self._fds: dict[str, int] = {}
         try:
             for key, component in spec.components.items():
-                if isinstance(backend := component.component, BlobStorageBackend):
+                if not isinstance(backend := component.component, BlobStorageBackend):
+                    continue
+                if key in theirs:
+                    self._share(key, theirs[key])
+                else:
                     self._fill(key, blob_contents(key, backend))
         except BaseException:
             self.close()
@@ -50,10 +56,21 @@ class BlobFiles:
         """How the QEMU that inherits them names them."""
         return {key: f"/proc/self/fd/{fd}" for key, fd in self._fds.items()}
 
+    @property
+    def files(self) -> dict[str, HostFile]:
+        """How another server finds them."""
+        return {key: HostFile.of(fd) for key, fd in self._fds.items()}
+
     def close(self) -> None:
         for fd in self._fds.values():
             os.close(fd)
         self._fds.clear()
+
+    def _share(self, key: str, file: HostFile) -> None:
+        fd = file.open(os.O_RDWR)
+        if fd is None:
+            raise OSError(f"the contents of backend {key!r} are gone")
+        self._fds[key] = fd
 
     def _fill(self, key: str, contents: bytes) -> None:
         fd = self._fds[key] = os.memfd_create("blob", os.MFD_CLOEXEC)

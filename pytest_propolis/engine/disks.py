@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from ..propolis_api import (
@@ -19,7 +19,7 @@ from ..propolis_api import (
 from .pci import PciBuses
 from .spec_faults import SpecRefused
 
-__all__ = ["blob_contents", "disk_arguments"]
+__all__ = ["backend_nodes", "blob_contents", "disk_arguments"]
 
 DEFAULT_BLOCK_BYTES: Final = 512
 SMALLEST_BLOCK_BYTES: Final = 512
@@ -43,7 +43,7 @@ def disk_arguments(
     :raises SpecRefused: naming the component at fault.
     """
     order = _boot_order(components)
-    names = {key: f"backend{number}" for number, key in enumerate(components)}
+    names = backend_nodes(components)
     names |= {key: node["node-name"] for key, node in nodes.items()}
     users = _users(components)
     for key, component in components.items():
@@ -57,6 +57,14 @@ def disk_arguments(
             words += _block_size(disk.backend_id, components[disk.backend_id])
             words += [f"bootindex={order[key]}"] if key in order else []
             yield from ("-device", ",".join([_model(key, disk), *words]))
+
+
+def backend_nodes(keys: Iterable[str]) -> dict[str, str]:
+    """QEMU's names for those block nodes that are its own, by backend.
+
+    :param keys: of all components, in the order of the spec.
+    """
+    return {key: f"backend{number}" for number, key in enumerate(keys)}
 
 
 def blob_contents(key: str, backend: BlobStorageBackend) -> bytes:

@@ -8,6 +8,8 @@ source                target                 phase
 ====================  =====================  ==============================================================
 `Preamble`                                   Sync: what the VM is
                       `Plan`                 Sync: what it became here; the target waits for the stream
+`DisksReady`                                 only if disks are copied: they are, and follow what the guest writes
+                      `Proceed`              only then
 `StreamSent`                                 all of QEMU's state is in the stream
                       `StreamLoaded`         the target has loaded it
 `ServerState`                                Server: what is not QEMU's
@@ -28,6 +30,8 @@ import msgspec
 
 from ..propolis_api import InstanceSpec
 from .boot_source import BootSource
+from .host_file import HostFile
+from .migration_disks import DiskFacts, DiskWay
 from .migration_failure import MigrationFailed
 from .migration_way import MigrationWay
 from .serial_port import SerialState
@@ -36,12 +40,14 @@ __all__ = [
     "ANSWER_TIMEOUT_S",
     "Connection",
     "ConnectionLost",
+    "DisksReady",
     "Failure",
     "HandedOver",
     "MemoryFile",
     "MigrationChannel",
     "Plan",
     "Preamble",
+    "Proceed",
     "Ready",
     "ServerState",
     "StreamLoaded",
@@ -49,7 +55,7 @@ __all__ = [
     "transfer_timeout_s",
 ]
 
-PROTOCOLS: Final = ("pytest-propolis-migrate/1",)
+PROTOCOLS: Final = ("pytest-propolis-migrate/2",)
 """Those that are spoken here, the best first."""
 
 ANSWER_TIMEOUT_S: Final = 15.0
@@ -63,22 +69,15 @@ def transfer_timeout_s(memory_mib: int) -> float:
     return max(TRANSFER_S_PER_GIB * memory_mib / 1024, ANSWER_TIMEOUT_S)
 
 
-class MemoryFile(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the source's memory can be found by who is on the same host and may look.
-
-    :param path: the file below ``/proc``.
-    :param device: with `inode`, tells whether what is found there is that file.
-    """
-
-    path: str
-    device: int
-    inode: int
+class MemoryFile(HostFile, frozen=True, kw_only=True):
+    """Where the source's memory can be found by who is on the same host and may look."""
 
 
 class Preamble(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What the VM is.
 
     :param memory: where its memory is, if another QEMU may map it.
+    :param disks: where its disks are, by backend; those whose backend is a network service are not among them.
     """
 
     spec: InstanceSpec
@@ -86,6 +85,7 @@ class Preamble(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     qemu_version: tuple[int, int, int]
     accelerator: str
     memory: MemoryFile | None
+    disks: dict[str, DiskFacts]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -93,11 +93,24 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     :param stream: the UNIX socket where the target waits for QEMU's state.
     :param address: the target's server, for clients that follow the VM.
+    :param disks: how each disk gets to the target, by backend.
+    :param disk_socket: the UNIX socket where the target's QEMU takes those that are copied, as NBD exports that are
+        named as their backends.
     """
 
     way: MigrationWay
     stream: str
     address: str
+    disks: dict[str, DiskWay]
+    disk_socket: str
+
+
+class DisksReady(msgspec.Struct, frozen=True, tag=True):
+    """The target's copies equal the source's disks, and follow what the guest writes."""
+
+
+class Proceed(msgspec.Struct, frozen=True, tag=True):
+    """The target waits for the stream now."""
 
 
 class StreamSent(msgspec.Struct, frozen=True, tag=True):
@@ -128,7 +141,8 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     reason: str
 
 
-Message = Preamble | Plan | StreamSent | StreamLoaded | ServerState | Ready | HandedOver | Failure
+Step = DisksReady | Proceed | StreamSent | StreamLoaded | Ready | HandedOver
+Message = Preamble | Plan | Step | ServerState | Failure
 
 _DECODER: Final = msgspec.msgpack.Decoder(Message)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from uuid import UUID
 
 import msgspec
 
+from .migration_disks import DiskWay
 from .migration_way import MigrationWay
 
 __all__ = ["MigrationReport", "MigrationSide"]
@@ -15,11 +17,13 @@ class MigrationSide(msgspec.Struct, frozen=True, kw_only=True):
     """One migration, as one of its servers saw it.
 
     :param way: how the memory got to the target; None before that is settled.
+    :param disks: how each disk got to the target, by backend.
     :param failure: why it failed, if it did.
     """
 
     id: UUID
     way: MigrationWay | None = None
+    disks: Mapping[str, DiskWay] = {}
     failure: str | None = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,15 +16,22 @@ from qemu.qmp import EventListener
 from ..propolis_api import InstanceSpec, MigrationState
 from .accelerator import AcceleratorName
 from .boot_source import BootSource
+from .departing_disks import describe_disks
+from .disk_mirror import DiskMirror, MirroredDisk
+from .disks import backend_nodes
+from .host_file import HostFile
 from .machine import Machine, MachineError
+from .migration_disks import DiskFacts, DiskWay, copy_timeout_s
 from .migration_failure import FailureInjector, MigrationFailed
 from .migration_protocol import (
     ANSWER_TIMEOUT_S,
+    DisksReady,
     HandedOver,
     MemoryFile,
     MigrationChannel,
     Plan,
     Preamble,
+    Proceed,
     Ready,
     ServerState,
     StreamLoaded,
@@ -51,6 +58,7 @@ class SourceFacts:
     """What the target must know of a VM.
 
     :param memory: where its memory is, if another QEMU may map it.
+    :param blobs: where the contents of its blob backends are.
     """
 
     spec: InstanceSpec
@@ -58,24 +66,28 @@ class SourceFacts:
     qemu_version: tuple[int, int, int]
     accelerator: AcceleratorName
     memory: MemoryFile | None
+    blobs: Mapping[str, HostFile]
 
 
 class MigrationSource:
     """Serves the migrations out of one VM, as the state driver's `MigrateOut`.
 
+    :param directory: a private directory for sockets.
     :param facts: called for each migration: what the VM is now.
     :param publish: publishes a phase of the migration of that id.
-    :param settled: called with the way that was agreed upon, and with the reason of a failure.
+    :param settled: called with the ways that were agreed upon for memory and disks, and with the reason of a failure.
     """
 
     def __init__(
         self,
         *,
+        directory: Path,
         facts: Callable[[], SourceFacts],
         injector: FailureInjector,
         publish: Callable[[UUID, MigrationState], None],
-        settled: Callable[[UUID, MigrationWay | None, str | None], None],
+        settled: Callable[[UUID, MigrationWay | None, Mapping[str, DiskWay], str | None], None],
     ) -> None:
+        self._directory = directory
         self._facts = facts
         self._injector = injector
         self._publish = publish
@@ -93,7 +105,7 @@ class MigrationSource:
             await migration.go()
         except (MigrationFailed, MachineError) as error:
             logger.warning("migration %s out failed: %s", request.migration_id, error)
-            self._settled(migration.id, migration.way, str(error))
+            self._settled(migration.id, migration.way, migration.disks, str(error))
             migration.reach(MigrationState.ERROR)
             await channel.fail(str(error))
             await migration.run_on()
@@ -120,15 +132,19 @@ class _Departure:
         self._channel = channel
         self._paused = False
         self._ends: EventListener | None = None
+        self._mirror = DiskMirror(machine, directory=source._directory)
+        self._described: dict[str, DiskFacts] = {}
         self.way: MigrationWay | None = None
+        self.disks: Mapping[str, DiskWay] = {}
 
     async def go(self) -> None:
         self.reach(MigrationState.SYNC)
         facts = self._source._facts()
         plan = await self._sync(facts)
-        self.way = plan.way
-        self._source._settled(self.id, plan.way, None)
+        self.way, self.disks = plan.way, plan.disks
+        self._source._settled(self.id, plan.way, plan.disks, None)
         self.reach(MigrationState.RAM_PUSH)
+        await self._copy_disks(plan, facts.spec)
         await self._push(plan, facts.spec.board.memory_mb)
         self.reach(MigrationState.RAM_PUSH, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.SERVER)
         await self._channel.hear(Ready)
@@ -138,6 +154,7 @@ class _Departure:
 
     async def run_on(self) -> None:
         """Let the guest run here."""
+        await self._mirror.close()
         if self._paused:
             await self._machine.resume()
             self._machine.serial.release()
@@ -149,6 +166,7 @@ class _Departure:
     async def _sync(self, facts: SourceFacts) -> Plan:
         await self._channel.choose()
         require_migratable(facts.spec)
+        self._described = await describe_disks(self._machine, facts.spec, facts.blobs)
         self.reach(MigrationState.SYNC)
         await self._channel.say(
             Preamble(
@@ -157,17 +175,44 @@ class _Departure:
                 qemu_version=facts.qemu_version,
                 accelerator=facts.accelerator,
                 memory=facts.memory,
+                disks=self._described,
             )
         )
         return await self._channel.hear(Plan, timeout_s=PLAN_TIMEOUT_S)
 
+    async def _copy_disks(self, plan: Plan, spec: InstanceSpec) -> None:
+        """Have the target's own disks follow what the guest writes; nothing if it uses the source's."""
+        if unknown := plan.disks.keys() - self._described.keys():
+            raise MigrationFailed(f"the target wants to copy what is no disk: {', '.join(sorted(unknown))}")
+        nodes = backend_nodes(spec.components)
+        disks = [
+            MirroredDisk(
+                key=key,
+                node=nodes[key],
+                size_bytes=self._described[key].size_bytes,
+                overlay=way is DiskWay.COPIED_OVERLAY,
+            )
+            for key, way in plan.disks.items()
+            if way.is_copied
+        ]
+        if not disks:
+            return
+
+        async def copy() -> None:
+            await self._mirror.start(disks, socket=Path(plan.disk_socket))
+            await self._channel.say(DisksReady())
+
+        timeout_s = copy_timeout_s(sum(disk.size_bytes for disk in disks)) + ANSWER_TIMEOUT_S
+        await transfer_and_hear(copy(), self._channel.hear(Proceed, timeout_s=timeout_s))
+
     async def _pause(self) -> None:
         self._paused = True
-        await self._machine.pause()
+        await self._mirror.guard(self._machine.pause())
         # QEMU has told of all that the guest did before when it answers this.
         await self._require_status("paused")
         self._require_no_end()
         self._hold()
+        await self._mirror.finish()
 
     async def _require_status(self, wanted: str) -> None:
         status = (await self._machine.execute("query-status"))["status"]
@@ -221,10 +266,11 @@ class _Departure:
         await self._pause()
         self._export()
 
-    def _switch_over(self) -> None:
+    async def _switch_over(self) -> None:
         self._paused = True
         self._require_no_end()
         self._hold()
+        await self._mirror.finish()
         self._export()
 
     def _export(self) -> None:

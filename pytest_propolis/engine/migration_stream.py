@@ -15,7 +15,7 @@ from typing import Final
 
 from .migration_failure import MigrationFailed
 
-__all__ = ["StreamListener", "connect_stream"]
+__all__ = ["StreamListener", "connect_stream", "private_listener", "short_path"]
 
 CONNECT_TIMEOUT_S: Final = 10.0
 
@@ -25,16 +25,7 @@ class StreamListener:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._socket = socket.socket(socket.AF_UNIX)
-        try:
-            with _short_path(path) as address:
-                self._socket.bind(address)
-            path.chmod(0o600)
-            self._socket.listen(1)
-            self._socket.setblocking(False)
-        except OSError:
-            self.close()
-            raise
+        self._socket = private_listener(path)
 
     async def accept(self) -> socket.socket:
         """The connection; no further one is taken."""
@@ -47,6 +38,25 @@ class StreamListener:
         self.path.unlink(missing_ok=True)
 
 
+def private_listener(path: Path) -> socket.socket:
+    """A UNIX socket that listens in a private directory, for its user alone. The file is the caller's to remove.
+
+    :raises OSError: when it cannot be made.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        with short_path(path) as address:
+            listener.bind(address)
+        path.chmod(0o600)
+        listener.listen()
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        path.unlink(missing_ok=True)
+        raise
+    return listener
+
+
 async def connect_stream(path: Path) -> socket.socket:
     """The source's end of the stream.
 
@@ -55,7 +65,7 @@ async def connect_stream(path: Path) -> socket.socket:
     stream = socket.socket(socket.AF_UNIX)
     try:
         stream.setblocking(False)
-        with _short_path(path) as address:
+        with short_path(path) as address:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await asyncio.get_running_loop().sock_connect(stream, address)
     except OSError as error:  # TimeoutError is one
@@ -68,10 +78,13 @@ async def connect_stream(path: Path) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _short_path(path: Path) -> Iterator[str]:
-    """The same place, in a form that fits into the 107 characters of a socket's address."""
+def short_path(path: Path) -> Iterator[str]:
+    """The same place, in a form that fits into the 107 characters of a socket's address.
+
+    It is good for all processes of this user, as long as the block lasts.
+    """
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
+        yield f"/proc/{os.getpid()}/fd/{directory}/{path.name}"
     finally:
         os.close(directory)

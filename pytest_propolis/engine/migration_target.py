@@ -10,21 +10,26 @@ from uuid import UUID
 
 from ..propolis_api import FromMigration, InstanceSpec, MigrationState
 from .accelerator import AcceleratorName
+from .arriving_disks import ArrivingDisks
 from .boot_source import BootSource, boot_difference
 from .machine import Machine, MachineError
 from .migration_failure import FailureInjector, MigrationFailed
 from .migration_protocol import (
+    ANSWER_TIMEOUT_S,
+    DisksReady,
     HandedOver,
     MemoryFile,
     MigrationChannel,
     Plan,
     Preamble,
+    Proceed,
     Ready,
     ServerState,
     StreamLoaded,
     StreamSent,
     transfer_timeout_s,
 )
+from .migration_report import MigrationSide
 from .migration_spec import replace_components
 from .migration_stream import StreamListener
 from .migration_transfer import transfer_and_hear
@@ -44,6 +49,7 @@ class MigrationTarget:
     :param address: where clients find this server.
     :param stream_path: where to wait for QEMU's state, in a private directory.
     :param boot: what a guest boots from here. It must be the same at the source: the guest may be reset.
+    :param disks: the VM's disks here. They are closed with this.
     :param publish: publishes a phase of the migration. Sync has been.
     """
 
@@ -56,6 +62,7 @@ class MigrationTarget:
         boot: BootSource,
         accelerator: AcceleratorName,
         qemu_version: tuple[int, int, int],
+        disks: ArrivingDisks,
         publish: Callable[[UUID, MigrationState], None],
     ) -> None:
         self.id = init.migration_id
@@ -65,6 +72,7 @@ class MigrationTarget:
         self._boot = boot
         self._accelerator = accelerator
         self._qemu_version = qemu_version
+        self.disks = disks
         self._publish = publish
         self._channel: MigrationChannel | None = None
         self._injector = FailureInjector()
@@ -72,6 +80,10 @@ class MigrationTarget:
         self._has_guest = False
         self.way: MigrationWay | None = None
         self.failure: str | None = None
+
+    @property
+    def report(self) -> MigrationSide:
+        return MigrationSide(id=self.id, way=self.way, disks=self.disks.ways, failure=self.failure)
 
     async def sync(self) -> tuple[InstanceSpec, MemoryFile | None]:
         """Agree with the source: the spec of the VM here, and where its memory is, if the source can share it.
@@ -87,6 +99,7 @@ class MigrationTarget:
         if difference := boot_difference(preamble.boot, self._boot):
             self._require_same(*difference)
         spec = replace_components(preamble.spec, self._init.replace_components)
+        spec = await self.disks.settle(spec, preamble.disks)
         self._injector = FailureInjector.of(spec)
         self._memory_mib = spec.board.memory_mb
         return spec, preamble.memory
@@ -111,6 +124,7 @@ class MigrationTarget:
 
     async def close(self) -> None:
         """End the conversation. A source that still has the guest lets it run on. Closing twice is fine."""
+        self.disks.close(keep=self._has_guest)
         channel, self._channel = self._channel, None
         if channel is None:
             return
@@ -137,12 +151,24 @@ class MigrationTarget:
         timeout_s = transfer_timeout_s(self._memory_mib)
         listener = StreamListener(self._stream_path)
         try:
-            await channel.say(Plan(way=self.way, stream=str(self._stream_path), address=self._address))
+            await self.disks.open(machine)
+            plan = Plan(
+                way=self.way,
+                stream=str(self._stream_path),
+                address=self._address,
+                disks=self.disks.ways,
+                disk_socket=str(self.disks.socket),
+            )
+            await channel.say(plan)
             self._reach(MigrationState.RAM_PUSH)
+            if self.disks.copied:
+                await channel.hear(DisksReady, timeout_s=self.disks.timeout_s + ANSWER_TIMEOUT_S)
+                await channel.say(Proceed())
             sent = channel.hear(StreamSent, timeout_s=timeout_s)
             await transfer_and_hear(self._receive(listener, machine, self.way, timeout_s), sent)
         finally:
             listener.close()
+        await self.disks.shut(machine)
         self._reach(MigrationState.DEVICE)
         self._injector.importing()
         await channel.say(StreamLoaded())

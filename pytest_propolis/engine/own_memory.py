@@ -28,15 +28,8 @@ class OwnMemory:
     @classmethod
     def open(cls, file: MemoryFile) -> OwnMemory | None:
         """The memory of another server's VM; None where it cannot be had: on another host, or not this user's."""
-        try:
-            fd = os.open(file.path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return None
-        status = os.fstat(fd)
-        if (status.st_dev, status.st_ino) != (file.device, file.inode):
-            os.close(fd)
-            return None
-        return cls(fd)
+        fd = file.open(os.O_RDWR)
+        return None if fd is None else cls(fd)
 
     @property
     def guest_memory(self) -> GuestMemory:
@@ -45,8 +38,7 @@ class OwnMemory:
     @property
     def file(self) -> MemoryFile:
         """How another server finds it."""
-        status = os.fstat(self.fd)
-        return MemoryFile(path=f"/proc/{os.getpid()}/fd/{self.fd}", device=status.st_dev, inode=status.st_ino)
+        return MemoryFile.of(self.fd)
 
     def close(self) -> None:
         if self.fd >= 0:

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -33,6 +33,7 @@ from ..propolis_api import (
     ReplaceResult,
     WaitingForMigrationSource,
 )
+from .arriving_disks import ArrivingDisks
 from .blobs import BlobFiles
 from .block_backend import BackendMissing, BlockBackends, ReplacementRefused, VolumeGone
 from .command_line import SpecRefused, SpecUnsupported
@@ -52,6 +53,7 @@ from .dropshot_errors import (
     state_change_denied,
 )
 from .machine import Machine, MachineError
+from .migration_disks import DiskWay
 from .migration_failure import FailureInjector, MigrationFailed
 from .migration_protocol import MemoryFile, MigrationChannel
 from .migration_report import MigrationReport, MigrationSide
@@ -170,7 +172,7 @@ class VmServer:
         """What the API does not say of the migrations: how the memory was moved, why one failed, the pause."""
         vm = self._require_vm()
         arrival = vm.arrival
-        came = MigrationSide(id=arrival.id, way=arrival.way, failure=arrival.failure) if arrival else None
+        came = arrival.report if arrival else None
         stopped_s, resumed_s = (vm.machine.stopped_s, vm.machine.resumed_s) if vm.machine else (0.0, 0.0)
         return MigrationReport(migration_in=came, migration_out=vm.departure, stopped_s=stopped_s, resumed_s=resumed_s)
 
@@ -218,6 +220,11 @@ class VmServer:
     def display_socket(self) -> Path | None:
         """Where the display's VNC server listens; None without one, and while QEMU does not run."""
         return self._config.display_socket if self.pid is not None else None
+
+    @property
+    def own_disks(self) -> tuple[Path, ...]:
+        """The disks that were made here for a VM that migrated in. They are gone when the server is closed."""
+        return tuple(self._vm.arrival.disks.files) if self._vm and self._vm.arrival else ()
 
     @property
     def panics(self) -> int:
@@ -272,6 +279,12 @@ class VmServer:
             boot=self._config.boot,
             accelerator=self._config.accelerator,
             qemu_version=self._config.qemu.version,
+            disks=ArrivingDisks(
+                init.value.migration_id,
+                directory=self._config.directory,
+                qemu_img=self._config.qemu.img,
+                copy=self._config.copy_disks,
+            ),
             publish=publisher.publish_migration_in,
         )
         return vm
@@ -301,7 +314,7 @@ class VmServer:
                 vm.memory = OwnMemory.make()
             undo.callback(vm.close_memory)
             vm.backends = BlockBackends.of(spec, self._config.backends, on_replaced=vm.volume_replaced)
-            vm.blobs = undo.enter_context(BlobFiles(spec))
+            vm.blobs = undo.enter_context(BlobFiles(spec, theirs=vm.arrival.disks.blobs if vm.arrival else {}))
             arguments = self._config.arguments(vm, spec, self._cpu_features)
             self._require_match(spec)
             undo.pop_all()
@@ -322,13 +335,22 @@ class VmServer:
                 qemu_version=self._config.qemu.version,
                 accelerator=self._config.accelerator,
                 memory=vm.memory.file if vm.memory else None,
+                blobs=vm.blobs.files if vm.blobs else {},
             )
 
-        def settled(migration_id: UUID, way: MigrationWay | None, failure: str | None) -> None:
-            vm.departure = MigrationSide(id=migration_id, way=way, failure=failure)
+        def settled(
+            migration_id: UUID, way: MigrationWay | None, disks: Mapping[str, DiskWay], failure: str | None
+        ) -> None:
+            vm.departure = MigrationSide(id=migration_id, way=way, disks=disks, failure=failure)
 
         publish = vm.publisher.publish_migration_out
-        return MigrationSource(facts=facts, injector=FailureInjector.of(spec), publish=publish, settled=settled)
+        return MigrationSource(
+            directory=self._config.directory,
+            facts=facts,
+            injector=FailureInjector.of(spec),
+            publish=publish,
+            settled=settled,
+        )
 
     async def _live(self, vm: ServedVm) -> None:
         outcome = Outcome.FAILED

@@ -40,6 +40,7 @@ class ServerConfig:
         (`CrucibleStorageBackend`). A component that needs one that is not here is refused.
     :param memory: the file that holds the guest's memory; None for one of the server's own, which a VM can migrate in.
     :param fork: a started fork, which becomes the VM; None for a VM that boots.
+    :param copy_disks: whether a VM that migrates in gets disks of its own, also where it could use the source's.
     :param address: where other servers and their clients find this one (`Endpoint.at`).
     """
 
@@ -54,6 +55,7 @@ class ServerConfig:
     backends: Mapping[type, BackendFactory] = field(default_factory=dict)
     memory: GuestMemory | None = None
     fork: Fork | None = None
+    copy_disks: bool = False
     address: str = ""
 
     @property

@@ -29,7 +29,7 @@ async def save_state(
     *,
     memory_in_file: bool,
     stop: Callable[[], Awaitable[None]] | None = None,
-    on_switchover: Callable[[], None] | None = None,
+    on_switchover: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Write the state of a machine to `fd`, which stays the caller's.
 
@@ -79,7 +79,7 @@ async def _transfer(
     *,
     memory_in_file: bool,
     stop: Callable[[], Awaitable[None]] | None = None,
-    on_switchover: Callable[[], None] | None = None,
+    on_switchover: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     incoming = command == "migrate-incoming"
     await set_capabilities(
@@ -102,7 +102,7 @@ async def _transfer(
             _, data = await machine.next_event(events)
             status = data["status"]
             if status == "pre-switchover" and on_switchover is not None:
-                on_switchover()
+                await on_switchover()
                 await machine.execute("migrate-continue", state="pre-switchover")
     if status != "completed":
         told: dict[str, Any] = await machine.execute("query-migrate")

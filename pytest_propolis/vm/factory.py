@@ -198,6 +198,7 @@ class VmFactory:
         vm: TestVm,
         name: str | None = None,
         *,
+        copy_disks: bool = False,
         fail_migration_exports: int | None = None,
         fail_migration_imports: int | None = None,
     ) -> TestVm:
@@ -207,6 +208,8 @@ class VmFactory:
         the other VM has stopped. The disks stay the other VM's: they are gone when that one's factory is closed.
 
         :param name: by default the other one's, with a number.
+        :param copy_disks: have a migration copy the disks to new ones of this VM, as between hosts that share no
+            storage. Disks that the guest can only read are shared all the same.
         :param fail_migration_exports: as in `VmConfig`.
         :param fail_migration_imports: as in `VmConfig`.
         """
@@ -222,6 +225,7 @@ class VmFactory:
                 boot_source=vm.boot_source,
                 boot_timeout_s=vm.boot_timeout_s,
                 taken=taken,
+                copy_disks=copy_disks,
             )
             self._remember(heir)
         return heir
@@ -347,6 +351,7 @@ class VmFactory:
         boot_timeout_s: float,
         taken: contextlib.AsyncExitStack,
         display: bool = False,
+        copy_disks: bool = False,
     ) -> TestVm:
         """A server for a VM, and the VM, not created there yet."""
         make_log_directory(self._log_dir)
@@ -357,6 +362,7 @@ class VmFactory:
             log_path=self._qemu_log(name),
             memory_mib=spec.board.memory_mb,
             display=display,
+            copy_disks=copy_disks,
         )
         phases = Phases()
         created = await self._admitted(name, partial(self._agent.create_vm, wanted), phases)
@@ -371,6 +377,7 @@ class VmFactory:
             boot_timeout_s=boot_timeout_s,
             boot_source=boot_source,
             migrations=partial(self._agent.migrations, created.path),
+            copies_disks=copy_disks,
             phases=phases,
             vm_id=created.id,
         )

@@ -51,13 +51,15 @@ class StopAndStart:
 class Migrate:
     """The guest migrates to a successor while it runs.
 
-    :param timeout_s: 90 s per GiB of memory by default.
+    :param timeout_s: as in `TestVm.migrate_from`.
+    :param copy_disks: as in `VmFactory.successor`.
     """
 
     timeout_s: float | None = None
+    copy_disks: bool = False
 
     async def perform(self, factory: VmFactory, vm: TestVm) -> TestVm:
-        successor = await factory.successor(vm)
+        successor = await factory.successor(vm, copy_disks=self.copy_disks)
         await successor.migrate_from(vm, timeout_s=self.timeout_s)
         await successor.wait_for_state(InstanceState.RUNNING)
         await vm.wait_for_state(InstanceState.DESTROYED)

@@ -64,6 +64,7 @@ LAST_STATE_TIMEOUT_S: Final = 2.0
 MIGRATION_S_PER_GIB: Final = 90.0
 PANIC: Final = re.compile(r"---\[ end (Kernel panic[^]\n]*)")
 """The last line of a Linux that has panicked, and will not boot again by itself."""
+DISK_COPY_TIMEOUT_S: Final = 600.0
 
 TERMINAL: Final = frozenset({InstanceState.DESTROYED, InstanceState.FAILED})
 
@@ -92,6 +93,7 @@ class TestVm:
         fork_session: str | None = None,
         phases: Phases | None = None,
         migrations: Callable[[], Awaitable[MigrationReport]] | None = None,
+        copies_disks: bool = False,
     ) -> None:
         self.name = name
         self.id = vm_id
@@ -108,6 +110,7 @@ class TestVm:
         self.boot_log = ""
         """What the console showed until somebody was logged in."""
         self._migrations = migrations
+        self._copies_disks = copies_disks
         self.boot_timeout_s = boot_timeout_s
         self._fork_session = fork_session
         self._console: Console | None = None
@@ -235,10 +238,10 @@ class TestVm:
         On return the guest is here, with the source's console, its shell and the commands under way in it. Neither is
         waited for that this VM is Running nor that the source is Destroyed.
 
-        :param timeout_s: 90 s per GiB of the guest's memory by default.
+        :param timeout_s: by default 90 s per GiB of the guest's memory, and 600 s more if its disks are copied.
         :raises MigrationError: when it fails, or is not done in time. The source runs on then.
         """
-        limit_s = MIGRATION_S_PER_GIB * self.spec.board.memory_mb / 1024 if timeout_s is None else timeout_s
+        limit_s = self._migration_limit_s() if timeout_s is None else timeout_s
         init = FromMigration(
             migration_id=migration_id or uuid.uuid4(),
             replace_components=replacements(self.spec),
@@ -257,6 +260,7 @@ class TestVm:
         except ApiError as error:
             raise self._migration_error(source, f"failed: {error.message}") from error
         await self._take_console(source)
+        self.spec = (await self.get_spec()).value  # with the disks that it has here
 
     async def aclose(self) -> None:
         """End the VM and everything opened for it, whatever state it is in. Closing twice is fine."""
@@ -487,6 +491,10 @@ class TestVm:
         """The reason, which the API does not tell, but our own server does."""
         came = (await self._migrations()).migration_in if self._migrations else None
         return came.failure if came else None
+
+    def _migration_limit_s(self) -> float:
+        memory_s = MIGRATION_S_PER_GIB * self.spec.board.memory_mb / 1024
+        return memory_s + (DISK_COPY_TIMEOUT_S if self._copies_disks else 0)
 
     def _migration_error(self, source: TestVm, message: str, **context: Any) -> MigrationError:
         return MigrationError(f"the migration from {source.name!r} {message}", vm=self.name, **context)

@@ -16,6 +16,21 @@ def boot_disk(text: str) -> bytes:
     return bootable(code + b"\xf4\xeb\xfd")
 
 
+def writing_disk(size_bytes: int) -> bytes:
+    """One that writes all of itself but for the first block, again and again: with zeros, 32 KiB at a time."""
+    code = b"\x31\xc0\x8e\xd8"  # xor ax, ax; mov ds, ax
+    again = len(code)
+    code += b"\xbe\x80\x7d\xb8\x00\x43\xcd\x13"  # mov si, packet; mov ax, 0x4300; int 0x13
+    code += b"\x83\x06\x88\x7d\x40"  # add word [packet + 8], 64
+    code += b"\x81\x3e\x88\x7d" + (size_bytes // 512 - 64).to_bytes(2, "little")  # cmp word [packet + 8], last
+    code += bytes([0x72, (again - len(code) - 2) & 0xFF])  # jb again
+    code += b"\xc7\x06\x88\x7d\x01\x00"  # mov word [packet + 8], 1
+    code += bytes([0xEB, (again - len(code) - 2) & 0xFF])  # jmp again
+    # 64 blocks from 2000:0000 to block 1: what the BIOS calls a disk address packet
+    packet = b"\x10\x00\x40\x00\x00\x00\x00\x20" + (1).to_bytes(8, "little")
+    return bootable(code.ljust(0x180, b"\0") + packet).ljust(size_bytes, b"\0")
+
+
 def bootable(code: bytes) -> bytes:
     """One that runs this code, in real mode at 0x7c00."""
     return (code.ljust(510, b"\0") + b"\x55\xaa").ljust(SIZE_BYTES, b"\0")
