@@ -255,12 +255,12 @@ class TestVm:
                 await self._require_migrated()
                 if moved:  # what is typed at the source from now on reaches nobody
                     await asyncio.wait([moved])
+                self.spec = (await self.get_spec()).value  # with the disks that it has here
         except TimeoutError:
             raise self._migration_error(source, "is not done", waited_s=limit_s) from None
         except ApiError as error:
             raise self._migration_error(source, f"failed: {error.message}") from error
         await self._take_console(source)
-        self.spec = (await self.get_spec()).value  # with the disks that it has here
 
     async def aclose(self) -> None:
         """End the VM and everything opened for it, whatever state it is in. Closing twice is fine."""
