@@ -106,6 +106,7 @@ class MigrationSource:
             await channel.fail(str(error))
             await migration.run_on()
         except BaseException:
+            await migration.mirror.cut()
             await channel.close("the source's server ends")
             raise
         else:
@@ -127,7 +128,7 @@ class _Departure:
         self._machine = machine
         self._channel = channel
         self._paused = False
-        self._mirror = DiskMirror(machine, directory=source._directory)
+        self.mirror = DiskMirror(machine, directory=source._directory)
         self._described: dict[str, DiskFacts] = {}
         self.way: MigrationWay | None = None
         self.disks: Mapping[str, DiskWay] = {}
@@ -153,7 +154,7 @@ class _Departure:
 
     async def run_on(self) -> None:
         """Let the guest run here."""
-        await self._mirror.close()
+        await self.mirror.close()
         if self._paused:
             await self._machine.resume()
             self._machine.serial.release()
@@ -197,7 +198,7 @@ class _Departure:
             return
 
         async def copy() -> None:
-            await self._mirror.start(disks, socket=Path(plan.disk_socket))
+            await self.mirror.start(disks, socket=Path(plan.disk_socket))
             await self._channel.say(DisksReady())
 
         timeout_s = copy_timeout_s(sum(disk.size_bytes for disk in disks)) + ANSWER_TIMEOUT_S
@@ -205,12 +206,12 @@ class _Departure:
 
     async def _pause(self) -> None:
         self._paused = True
-        await self._mirror.guard(self._machine.pause())
+        await self.mirror.guard(self._machine.pause())
         status = (await self._machine.execute("query-status"))["status"]
         if status != "paused":
             raise MigrationFailed(f"the guest has stopped by itself ({status})")
         self._hold()
-        await self._mirror.finish()
+        await self.mirror.finish()
 
     def _hold(self) -> None:
         self._paused = True
@@ -247,7 +248,7 @@ class _Departure:
 
     async def _switch_over(self) -> None:
         self._hold()
-        await self._mirror.finish()
+        await self.mirror.finish()
         self._export()
 
     def _export(self) -> None:
