@@ -81,12 +81,16 @@ class ArrivingDisks:
         """Let the source write the contents of the disks that are copied.
 
         :raises MachineError: when QEMU refuses.
-        :raises OSError: when the socket cannot be made.
+        :raises MigrationFailed: when the socket cannot be made.
         """
         keys = self.copied
         if not keys:
             return
-        with private_listener(self.socket) as listener:
+        try:
+            listener = private_listener(self.socket)
+        except OSError as error:
+            raise MigrationFailed(f"the disks cannot be copied: {self.socket}: {error}") from None
+        with listener:
             await machine.give_fd(SOCKET_FD, listener.fileno())
         address = {"type": "fd", "data": {"str": SOCKET_FD}}
         await machine.execute("nbd-server-start", addr=address, **{"max-connections": len(keys)})

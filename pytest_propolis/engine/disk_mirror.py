@@ -99,7 +99,7 @@ class DiskMirror:
         try:
             done, _ = await asyncio.wait([task], timeout=STALL_TIMEOUT_S)
             if not done:
-                await self._cut()
+                await self.cut()
                 await asyncio.gather(task, return_exceptions=True)
                 raise self._stalled()
             return await task
@@ -119,7 +119,7 @@ class DiskMirror:
 
     async def close(self) -> None:
         """Give the copying up, as far as it got. Closing twice is fine."""
-        await self._cut()
+        await self.cut()
         for copy in self._copies:
             try:
                 await self._end(copy)
@@ -127,6 +127,10 @@ class DiskMirror:
             except MachineError as error:  # QEMU has ended
                 logger.info("the copying of disk %s is given up: %s", copy.disk.key, error)
         await self._drop_relays()
+
+    async def cut(self) -> None:
+        """Cut the connections to the target, and leave QEMU as it is."""
+        await asyncio.gather(*(copy.relay.close() for copy in self._copies))
 
     async def _begin(self, name: str, disk: MirroredDisk, socket: Path) -> None:
         # A path and not a descriptor, which QEMU would try again by number, whatever that number means then.
@@ -141,7 +145,7 @@ class DiskMirror:
         self._copies.append(copy)
         with short_path(path) as address:
             server = {"type": "unix", "path": address}
-            node = {"driver": "nbd", "node-name": name, "export": disk.key, "server": server}
+            node = {"driver": "nbd", "node-name": name, "export": disk.key, "server": server, "discard": "unmap"}
             await self.guard(self._machine.execute("blockdev-add", **node))
         await self._mirror(copy, "background")
 
@@ -180,7 +184,7 @@ class DiskMirror:
             if job["current-progress"] != seen:
                 seen, moved_s = job["current-progress"], loop.time()
             elif loop.time() - moved_s > STALL_TIMEOUT_S:
-                await self._cut()
+                await self.cut()
                 raise self._stalled()
             if limit_bytes is not None and seen > limit_bytes:
                 return False
@@ -219,11 +223,8 @@ class DiskMirror:
         if any(node["node-name"] == copy.name for node in nodes):
             await self._machine.execute("blockdev-del", **{"node-name": copy.name})
 
-    async def _cut(self) -> None:
-        await asyncio.gather(*(copy.relay.close() for copy in self._copies))
-
     async def _drop_relays(self) -> None:
-        await self._cut()
+        await self.cut()
         self._copies.clear()
 
     def _stalled(self) -> MigrationFailed:

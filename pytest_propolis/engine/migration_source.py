@@ -110,6 +110,7 @@ class MigrationSource:
             await channel.fail(str(error))
             await migration.run_on()
         except BaseException:
+            await migration.mirror.cut()
             await channel.close("the source's server ends")
             raise
         else:
@@ -132,7 +133,7 @@ class _Departure:
         self._channel = channel
         self._paused = False
         self._ends: EventListener | None = None
-        self._mirror = DiskMirror(machine, directory=source._directory)
+        self.mirror = DiskMirror(machine, directory=source._directory)
         self._described: dict[str, DiskFacts] = {}
         self.way: MigrationWay | None = None
         self.disks: Mapping[str, DiskWay] = {}
@@ -154,7 +155,7 @@ class _Departure:
 
     async def run_on(self) -> None:
         """Let the guest run here."""
-        await self._mirror.close()
+        await self.mirror.close()
         if self._paused:
             await self._machine.resume()
             self._machine.serial.release()
@@ -199,7 +200,7 @@ class _Departure:
             return
 
         async def copy() -> None:
-            await self._mirror.start(disks, socket=Path(plan.disk_socket))
+            await self.mirror.start(disks, socket=Path(plan.disk_socket))
             await self._channel.say(DisksReady())
 
         timeout_s = copy_timeout_s(sum(disk.size_bytes for disk in disks)) + ANSWER_TIMEOUT_S
@@ -207,12 +208,12 @@ class _Departure:
 
     async def _pause(self) -> None:
         self._paused = True
-        await self._mirror.guard(self._machine.pause())
+        await self.mirror.guard(self._machine.pause())
         # QEMU has told of all that the guest did before when it answers this.
         await self._require_status("paused")
         self._require_no_end()
         self._hold()
-        await self._mirror.finish()
+        await self.mirror.finish()
 
     async def _require_status(self, wanted: str) -> None:
         status = (await self._machine.execute("query-status"))["status"]
@@ -270,7 +271,7 @@ class _Departure:
         self._paused = True
         self._require_no_end()
         self._hold()
-        await self._mirror.finish()
+        await self.mirror.finish()
         self._export()
 
     def _export(self) -> None:

@@ -320,8 +320,9 @@ async def test_a_source_that_is_lost_in_the_middle_leaves_nothing_at_the_target(
     assert not list((tmp_path / "target").glob("disk*"))
 
 
-async def test_a_target_that_is_stopped_in_the_middle_leaves_the_guest_at_the_source(
-    rig: MigrationRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("politely", [True, False], ids=["stopped", "closed"])
+async def test_a_target_that_is_ended_in_the_middle_leaves_the_guest_at_the_source(
+    rig: MigrationRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, politely: bool
 ) -> None:
     source, target = await rig.node("source"), await rig.node("target", copy_disks=True)
     await source.run(big(tmp_path))
@@ -329,10 +330,15 @@ async def test_a_target_that_is_stopped_in_the_middle_leaves_the_guest_at_the_so
         slow.setattr(disk_mirror, "BYTES_PER_S", 4 * MIB)
         await target.migrate_from(source.address)
         await copying(source)
-        await target.server.close()
+        if politely:
+            await target.client.instance_state_put(InstanceStateRequested.STOP)
+            await target.wait_for(InstanceState.DESTROYED)
+        else:
+            await target.server.close()
         await source.wait_out(MigrationState.ERROR)
         await source.wait_for(InstanceState.RUNNING)
     assert await nodes_of(source) == set()
+    assert not list((tmp_path / "target").glob("disk*"))
     second = await rig.node("second", copy_disks=True)
     await migrated(source, second)
 
@@ -373,3 +379,16 @@ async def test_a_guest_that_writes_faster_than_it_is_copied_is_slowed_down(
     await target.client.instance_state_put(InstanceStateRequested.STOP)
     await target.wait_for(InstanceState.DESTROYED)
     assert same(path, await disk_path(target))
+
+
+async def test_a_source_that_is_closed_in_the_middle_ends_at_once(
+    rig: MigrationRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = await rig.node("source"), await rig.node("target", copy_disks=True)
+    await source.run(big(tmp_path))
+    monkeypatch.setattr(disk_mirror, "BYTES_PER_S", 4 * MIB)
+    await target.migrate_from(source.address)
+    await copying(source)
+    await source.server.close()
+    await target.wait_for(InstanceState.FAILED)
+    assert not [task for task in asyncio.all_tasks() if "_carry" in repr(task.get_coro())]
