@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from .entry import KEPT_OWNER, MARK_VARIABLE, Entry
 from .identity import ProcessIdentity, find_marked
-from .ledger import KEPT_OWNER, LEDGER_NAME, MARK_VARIABLE, Entry
+from .ledger import LEDGER_NAME
 from .protocol import LOG_NAME, SOCKET_NAME
-from .reaper import RunSurvey, survey
 from .rendezvous import SUFFIX
+from .survey import RunSurvey, survey
 
 __all__ = ["Leak", "audit", "wait_settled"]
 
