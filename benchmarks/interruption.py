@@ -24,6 +24,9 @@ INTERRUPTED: Final = 2
 RUN_TIMEOUT_S: Final = 120.0
 REPEATS: Final = 5
 
+PLUGINS: Final = ("-ppropolis", "-pasyncio", "-pxdist", "-pno:cacheprovider")
+"""No others: that of Hypothesis imports all of it at the end of an interrupted run, and takes longer than the rest."""
+
 READY: Final = """
 import os
 
@@ -97,11 +100,11 @@ def _once(case: Case, options: Options) -> float:
         with output.open("wb") as file:
             run = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *case.arguments),
+                    *(sys.executable, "-m", "pytest", "-q", *PLUGINS, *case.arguments),
                     *(f"--propolis-accelerator={options.accelerator}", "test_victim.py"),
                 ],
                 cwd=place,
-                env={**os.environ, "READY": str(place / "ready")},
+                env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "READY": str(place / "ready")},
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
