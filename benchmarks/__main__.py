@@ -15,6 +15,7 @@ from . import (
     fork,
     idle,
     imports,
+    interruption,
     migration,
     round_trip,
     serial_throughput,
@@ -35,6 +36,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "fork": fork.measure,
     "suite": suite.measure,
     "migration": migration.measure,
+    "interruption": interruption.measure,
     "cpu_model": cpu_model.measure,
 }
 ON_REQUEST: Final = {"cpu_model"}

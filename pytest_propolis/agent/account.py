@@ -24,9 +24,10 @@ from ..propolis_api.endpoint import Endpoint
 from ..storage.overlays import check_image, create_blank, create_overlay
 from .bookkeeper import Bookkeeper
 from .budget import MemoryBudget
+from .entry import KEPT_OWNER, Entry, Kept, Owner
 from .forks import Forks
 from .identity import ProcessIdentity
-from .ledger import KEPT_OWNER, Entry, Kept, Ledger, Owner
+from .ledger import Ledger
 from .platform import PlatformFinder
 from .protocol import (
     SOCKET_NAME,

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from .entry import KEPT_OWNER, MARK_VARIABLE, Entry
 from .identity import ProcessIdentity, find_marked
-from .ledger import KEPT_OWNER, LEDGER_NAME, MARK_VARIABLE, Entry
+from .ledger import LEDGER_NAME
 from .protocol import LOG_NAME, SOCKET_NAME
-from .reaper import RunSurvey, survey
 from .rendezvous import SUFFIX
+from .survey import RunSurvey, survey
 
 __all__ = ["Leak", "audit", "wait_settled"]
 
@@ -55,18 +56,20 @@ def wait_settled(base: Path, run: str, *, timeout_s: float) -> None:
         busy[0].contents.header.agent.wait_gone(min(remaining_s, _LOOK_S))
 
 
-def audit(base: Path, run: str) -> list[Leak]:
+def audit(base: Path, run: str, *, block_devices: Path = _BLOCK) -> list[Leak]:
     """What is left of a run. Meant for when all its clients have gone, and its agents have had the time to leave.
 
     :param base: the directory that the agents' directories are in.
     :param run: the run's word.
+    :param block_devices: where the kernel shows them.
     """
     agents = _agents(base, run)
     words = (f"{MARK_VARIABLE}={run}.", f"propolis-{run}-")
     leaks = [leak for agent in agents for leak in _left_by(agent)]
     if not agents and (rendezvous := base / f"{run}{SUFFIX}").exists():
         leaks.append(Leak("file", str(rendezvous)))
-    return [*leaks, *_processes(words, agents), *_sockets(agents, run), *_mounts(run), *_devices(run), *_datasets(run)]
+    leaks += [*_processes(words, agents), *_sockets(agents, run), *_mounts(run)]
+    return [*leaks, *_devices(block_devices, run), *_datasets(run)]
 
 
 def _agents(base: Path, run: str) -> list[RunSurvey]:
@@ -149,14 +152,14 @@ def _mounts(run: str) -> Iterator[Leak]:
             yield Leak("mount", line.split()[4])
 
 
-def _devices(run: str) -> Iterator[Leak]:
-    for backing in sorted(_BLOCK.glob("loop*/loop/backing_file")):
+def _devices(block_devices: Path, run: str) -> Iterator[Leak]:
+    for backing in sorted(block_devices.glob("loop*/loop/backing_file")):
         if run in (file := _text(backing).strip()):
             yield Leak("loop device", f"/dev/{backing.parents[1].name} on {file}")
-    for backend in sorted(_BLOCK.glob("nbd*/backend")):
+    for backend in sorted(block_devices.glob("nbd*/backend")):
         if run in (name := _text(backend).strip()):
             yield Leak("NBD device", f"/dev/{backend.parent.name} on {name}")
-    for pid in sorted(_BLOCK.glob("nbd*/pid")):
+    for pid in sorted(block_devices.glob("nbd*/pid")):
         if run in (command := _text(_PROC / _text(pid).strip() / "cmdline").replace("\0", " ")):
             yield Leak("NBD device", f"/dev/{pid.parent.name} of {command[:120]}")
 

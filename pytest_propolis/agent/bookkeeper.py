@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from .entry import MARK_VARIABLE, Entry, Owner
 from .identity import ProcessIdentity
-from .ledger import MARK_VARIABLE, Entry, Ledger, Owner
+from .ledger import Ledger
 
 __all__ = ["Bookkeeper"]
 

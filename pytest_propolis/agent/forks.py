@@ -14,7 +14,7 @@ from ..engine.server_config import ServerConfig
 from ..engine.template import Template
 from ..errors import TemplateError
 from .bookkeeper import Bookkeeper
-from .ledger import Entry
+from .entry import Entry
 from .platform import PlatformFinder
 from .protocol import AgentConfig
 

@@ -10,7 +10,8 @@ from ..engine.recipe import Recipe
 from ..storage.artifacts import Artifact
 from ..storage.store import ArtifactStore, default_artifact_dir
 from .bookkeeper import Bookkeeper
-from .ledger import Ledger, Owner
+from .entry import Owner
+from .ledger import Ledger
 from .platform import PlatformFinder
 from .protocol import AgentConfig, ImageNeeded
 

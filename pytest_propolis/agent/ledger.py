@@ -18,7 +18,6 @@ import stat
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -26,149 +25,17 @@ from typing import Final, Self
 import msgspec
 
 from ..errors import AgentError, HostError, ResourceExhausted
+from .entry import Entry, Kept, Owner
 from .identity import ProcessIdentity
+from .ledger_text import FORMAT, Gone, Header, Intent, Keep, LedgerContents, Live, Own, Transition, encode, parse
 
-__all__ = [
-    "KEPT_OWNER",
-    "LEDGER_NAME",
-    "MARK_VARIABLE",
-    "Entry",
-    "Header",
-    "Kept",
-    "Ledger",
-    "LedgerContents",
-    "Owner",
-    "read_ledger",
-]
+__all__ = ["LEDGER_NAME", "Ledger", "read_ledger"]
 
 LEDGER_NAME: Final = "ledger.jsonl"
 """The name of the ledger in an agent's run directory."""
 
-KEPT_OWNER: Final = "kept"
-"""The client whose things are those that an agent keeps for a person."""
-
-MARK_VARIABLE: Final = "PROPOLIS_MARK"
-"""The environment variable in which a process carries the id of its ledger entry."""
-
-_FORMAT: Final = 1
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _data_sync: Final = getattr(os, "fdatasync", os.fsync)
-
-
-class Owner(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The client that holds a resource.
-
-    :param client: its name, for people.
-    :param process: its process, or None where it is on another host.
-    """
-
-    client: str
-    process: ProcessIdentity | None = None
-
-    def is_alive(self) -> bool:
-        """False only when its process is provably dead."""
-        return self.process is None or self.process.is_alive()
-
-
-class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why a resource survives its owner, and until when (unix time in seconds; None: until somebody asks)."""
-
-    reason: str
-    until: float | None = None
-
-
-class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One resource.
-
-    :param id: unguessable; begins with the run's mark. A process that is started for the entry carries it in its
-        environment (`MARK_VARIABLE`) or command line, which is how it is found when its pid was never written down.
-        It belongs into no path that a person may type: a ``tail`` of such a file would carry it as well.
-    :param kind: what sort of thing it is: "process", "directory", "file", "socket", or any other word.
-    :param what: which one: "path", "name", or the facts of a `ProcessIdentity`.
-    :param owner: the client that holds it.
-    :param since: when it was intended, unix time in seconds.
-    :param run: the run it belongs to.
-    :param is_live: whether it is known to exist; an intent may or may not.
-    :param kept: set when it is to survive its owner.
-    """
-
-    id: str
-    kind: str
-    what: dict[str, str]
-    owner: Owner
-    since: float
-    run: str
-    is_live: bool = False
-    kept: Kept | None = None
-
-    def is_kept(self, *, now: float) -> bool:
-        """Whether it is to survive its owner at this time (unix, seconds)."""
-        return self.kept is not None and (self.kept.until is None or now < self.kept.until)
-
-
-class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """The first line: who writes this ledger.
-
-    :param version: of the format.
-    :param mark: the run and an unguessable word; every entry's id begins with it.
-    :param agent: the process that writes.
-    :param uid: its user.
-    :param since: when the ledger was opened, unix time in seconds.
-    """
-
-    version: int
-    run: str
-    mark: str
-    agent: ProcessIdentity
-    uid: int
-    since: float
-
-
-class _Intent(msgspec.Struct, frozen=True, tag_field="to", tag="intent"):
-    entry: Entry
-
-
-class _Live(msgspec.Struct, frozen=True, tag_field="to", tag="live"):
-    id: str
-    what: dict[str, str]
-
-
-class _Keep(msgspec.Struct, frozen=True, tag_field="to", tag="keep"):
-    id: str
-    kept: Kept
-
-
-class _Own(msgspec.Struct, frozen=True, tag_field="to", tag="own"):
-    id: str
-    owner: Owner
-
-
-class _Gone(msgspec.Struct, frozen=True, tag_field="to", tag="gone"):
-    id: str
-
-
-class _Version(msgspec.Struct):
-    version: int
-
-
-_Transition = _Intent | _Live | _Keep | _Own | _Gone
-_decoder: Final = msgspec.json.Decoder(_Transition)
-_encoder: Final = msgspec.json.Encoder()
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerContents:
-    """What a ledger file says.
-
-    :param entries: by id, those not gone, in the order of their intents.
-    :param end: the length in bytes of its complete lines; what comes after is the torn end of a write.
-    :param damaged: how many complete lines could not be understood and were skipped.
-    """
-
-    header: Header
-    entries: dict[str, Entry]
-    end: int
-    damaged: int = 0
 
 
 def read_ledger(path: Path) -> LedgerContents:
@@ -182,7 +49,7 @@ def read_ledger(path: Path) -> LedgerContents:
     """
     descriptor = _open_existing(path, os.O_RDONLY)
     try:
-        return _parse(_read_all(descriptor), path)
+        return parse(_read_all(descriptor), path)
     finally:
         os.close(descriptor)
 
@@ -209,7 +76,7 @@ class Ledger:
         :raises ResourceExhausted: when there is no space for it.
         """
         header = Header(
-            version=_FORMAT,
+            version=FORMAT,
             run=run,
             mark=f"{run}.{secrets.token_hex(16)}",
             agent=ProcessIdentity.current(),
@@ -243,7 +110,7 @@ class Ledger:
         try:
             _lock(descriptor, path)
             data = _read_all(descriptor)
-            contents = _parse(data, path)
+            contents = parse(data, path)
         except BaseException:
             os.close(descriptor)
             raise
@@ -289,7 +156,7 @@ class Ledger:
             )
             for kind, what, owner in wishes
         ]
-        self._append(*map(_Intent, entries))
+        self._append(*map(Intent, entries))
         self._entries.update((entry.id, entry) for entry in entries)
         return entries
 
@@ -300,7 +167,7 @@ class Ledger:
         :raises AgentError: when the entry is gone, or the ledger cannot be written or is closed.
         """
         current = self._current(entry)
-        self._append(_Live(entry.id, facts))
+        self._append(Live(entry.id, facts))
         return self._replace(msgspec.structs.replace(current, is_live=True, what=current.what | facts))
 
     def keep(self, entry: Entry, until: float | None, *, reason: str) -> Entry:
@@ -311,7 +178,7 @@ class Ledger:
         """
         current = self._current(entry)
         kept = Kept(reason, until)
-        self._append(_Keep(entry.id, kept))
+        self._append(Keep(entry.id, kept))
         return self._replace(msgspec.structs.replace(current, kept=kept))
 
     def hand_over(self, entry: Entry, owner: Owner) -> Entry:
@@ -321,7 +188,7 @@ class Ledger:
         :raises AgentError: when the entry is gone, or the ledger cannot be written or is closed.
         """
         current = self._current(entry)
-        self._append(_Own(entry.id, owner))
+        self._append(Own(entry.id, owner))
         return self._replace(msgspec.structs.replace(current, owner=owner))
 
     def lists(self, entry: Entry) -> bool:
@@ -337,7 +204,7 @@ class Ledger:
         """
         going = [entry.id for entry in entries if self._entries.pop(entry.id, None)]
         with suppress(ResourceExhausted):
-            self._append(*map(_Gone, going), sync=sync)
+            self._append(*map(Gone, going), sync=sync)
 
     def _current(self, entry: Entry) -> Entry:
         try:
@@ -352,11 +219,11 @@ class Ledger:
         self._entries[entry.id] = entry
         return entry
 
-    def _append(self, *records: Header | _Transition, sync: bool = True) -> None:
+    def _append(self, *records: Header | Transition, sync: bool = True) -> None:
         """Write complete lines at the end, or leave the file as it was."""
         if self._descriptor is None:
             raise AgentError(f"the ledger {self.path} is closed", hint="write to a ledger only inside its `with` block")
-        lines = b"".join(_encoder.encode(record) + b"\n" for record in records)
+        lines = encode(*records)
         try:
             self._cut_torn_end()
             self._torn = True
@@ -374,50 +241,6 @@ class Ledger:
         if self._torn and self._descriptor is not None:
             os.ftruncate(self._descriptor, self._end)
             self._torn = False
-
-
-def _parse(data: bytes, path: Path) -> LedgerContents:
-    end = data.rfind(b"\n") + 1
-    first, *rest = data[:end].split(b"\n")
-    header = _parse_header(first, path)
-    entries: dict[str, Entry] = {}
-    damaged = 0
-    for line in rest[:-1]:
-        try:
-            _apply(_decoder.decode(line), entries)
-        except (msgspec.DecodeError, KeyError):
-            damaged += 1
-    return LedgerContents(header, entries, end, damaged)
-
-
-def _apply(transition: _Transition, entries: dict[str, Entry]) -> None:
-    match transition:
-        case _Intent(entry):
-            entries[entry.id] = entry
-        case _Live(id, what):
-            entries[id] = msgspec.structs.replace(entries[id], is_live=True, what=entries[id].what | what)
-        case _Keep(id, kept):
-            entries[id] = msgspec.structs.replace(entries[id], kept=kept)
-        case _Own(id, owner):
-            entries[id] = msgspec.structs.replace(entries[id], owner=owner)
-        case _Gone(id):
-            # May be there twice: a reaper that was killed left the entry to the next one.
-            entries.pop(id, None)
-
-
-def _parse_header(line: bytes, path: Path) -> Header:
-    try:
-        if (version := msgspec.json.decode(line, type=_Version).version) > _FORMAT:
-            raise AgentError(
-                f"the ledger {path} has format {version}, and this release knows formats up to {_FORMAT}",
-                hint="use the release of pytest-propolis that started the run",
-            )
-        return msgspec.json.decode(line, type=Header)
-    except msgspec.DecodeError as error:
-        raise AgentError(
-            f"the ledger {path} has no readable header: {error}",
-            hint="its agent died while starting, or it is no ledger; look at its directory and remove it by hand",
-        ) from error
 
 
 def _open_existing(path: Path, mode: int) -> int:

@@ -98,15 +98,30 @@ async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int)
     loop.add_signal_handler(signal.SIGUSR1, _log_tasks)
     with _listening(path) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
+        # In this order whatever happens: asyncio's own end cancels everything at once, and may then wait for ever for a
+        # process that was just being started.
+        try:
+            if not _tell_ready(ready_fd, path):
+                leave.set()
+            loop.call_later(FIRST_CLIENT_TIMEOUT_S, lambda: leave.set() if app.account.is_empty else None)
+            await leave.wait()
+        finally:
+            # Nobody may connect to an agent that is about to end.
+            path.unlink(missing_ok=True)
+            await app.close()
+            server.should_exit = True
+            await serving
+
+
+def _tell_ready(ready_fd: int, path: Path) -> bool:
+    """Say to who started this agent that it listens; whether he is still there to hear it. Nobody else knows of it."""
+    try:
         os.write(ready_fd, msgspec.json.encode(AgentReady(pid=os.getpid(), socket=str(path))) + b"\n")
+    except BrokenPipeError:
+        return False
+    finally:
         os.close(ready_fd)
-        loop.call_later(FIRST_CLIENT_TIMEOUT_S, lambda: leave.set() if app.account.is_empty else None)
-        await leave.wait()
-        # Nobody may connect to an agent that is about to end.
-        path.unlink(missing_ok=True)
-        await app.close()
-        server.should_exit = True
-        await serving
+    return True
 
 
 def _log_tasks() -> None:

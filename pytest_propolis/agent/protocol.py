@@ -11,7 +11,7 @@ from ..engine.recipe import Recipe
 from ..errors import AgentError, PropolisError
 from ..propolis_api import InstanceProperties, InstanceSpec
 from ..storage.artifacts import Artifact
-from .ledger import Kept
+from .entry import Kept
 
 __all__ = [
     "CLIENT_HEADER",

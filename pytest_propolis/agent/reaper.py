@@ -12,122 +12,22 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final
 
 from ..errors import AgentError, PropolisError
-from .identity import ProcessIdentity, find_marked
-from .ledger import LEDGER_NAME, Entry, Header, Ledger, LedgerContents, read_ledger
+from .entry import Entry
+from .ledger import LEDGER_NAME, Ledger
 from .protocol import LOG_NAME
+from .reaper_report import Failure, Left, Report
+from .removal import empty, open_no_link, require_unmounted
+from .survey import run_directories
+from .undoers import UNDOERS, DeadRun, Undoer, end, strays
 
-__all__ = [
-    "KILL_BOUND_S",
-    "UNDOERS",
-    "DeadRun",
-    "Failure",
-    "Left",
-    "Report",
-    "RunSurvey",
-    "Undoer",
-    "reap",
-    "survey",
-]
-
-KILL_BOUND_S: Final = 5.0
-"""How long the reaper waits for killed processes to be gone, in seconds."""
+__all__ = ["reap"]
 
 _STARTING_S: Final = 60.0
-_PATH_KINDS: Final = ("directory", "file", "socket")
-
-
-@dataclass(frozen=True, slots=True)
-class DeadRun:
-    """What an undoer may need to know of the run whose agent died.
-
-    :param directory: its run directory.
-    :param entries: all that its ledger lists, in the order of creation.
-    :param spared: those of them that are kept.
-    :param roots: the directories, apart from the run directory, in which its paths may be removed.
-    """
-
-    directory: Path
-    header: Header
-    entries: tuple[Entry, ...]
-    spared: tuple[Entry, ...]
-    roots: tuple[Path, ...] = ()
-
-
-Undoer = Callable[[Entry, DeadRun], None]
-"""Undoes one entry, which may be undone already or may never have existed. It raises an `OSError` or a `PropolisError`
-where it cannot or must not; the entry then stays in the ledger."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Something that could not be undone, and why.
-
-    :param entry: which one, or None for the run directory itself.
-    """
-
-    directory: Path
-    entry: Entry | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """A run directory that was left alone as a whole, and why."""
-
-    directory: Path
-    reason: str
-
-
-@dataclass(slots=True)
-class Report:
-    """What the reaper did, or with `dry_run` would try.
-
-    :param removed: entries undone, in that order.
-    :param strays: processes that carried a run's mark but were not listed, ended.
-    :param directories: run directories removed.
-    :param kept: entries that are to survive their owner.
-    :param failed: what is still there although it should not be.
-    :param left: runs that were not touched: alive, another user's, or unreadable.
-    """
-
-    dry_run: bool = False
-    removed: list[Entry] = field(default_factory=list)
-    strays: list[ProcessIdentity] = field(default_factory=list)
-    directories: list[Path] = field(default_factory=list)
-    kept: list[Entry] = field(default_factory=list)
-    failed: list[Failure] = field(default_factory=list)
-    left: list[Left] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class RunSurvey:
-    """One agent's run directory, as `survey` found it.
-
-    :param contents: its ledger, or None when that cannot be read.
-    :param is_alive: whether its agent lives, or cannot be told dead.
-    :param problem: why the ledger cannot be read.
-    """
-
-    directory: Path
-    contents: LedgerContents | None
-    is_alive: bool
-    problem: str | None = None
-
-
-def survey(base: Path) -> tuple[RunSurvey, ...]:
-    """All run directories below `base` with their ledgers, living and dead, by name. Nothing is locked or changed.
-
-    Whether the client that holds an entry lives is told by ``entry.owner.is_alive()``.
-    """
-    return tuple(_survey_run(directory) for directory in _directories(base))
 
 
 def reap(
@@ -148,7 +48,7 @@ def reap(
     :param dry_run: change nothing and signal nobody. The report says what would be tried: refusals are not foreseen.
     """
     report = Report(dry_run=dry_run)
-    for directory in _directories(base):
+    for directory in run_directories(base):
         if reason := _not_ours(directory):
             report.left.append(Left(directory, reason))
             continue
@@ -206,7 +106,7 @@ class _Reaping:
 
     def _end_strays(self, run: DeadRun) -> bool:
         try:
-            self.report.strays += _strays(run) if self.report.dry_run else _end(lambda: _strays(run))
+            self.report.strays += strays(run) if self.report.dry_run else end(lambda: strays(run))
         except (OSError, PropolisError) as error:
             return self._failed(None, _reason(error))
         return True
@@ -236,174 +136,6 @@ def _spared(entries: Sequence[Entry], *, now: float) -> tuple[Entry, ...]:
     return tuple(entry for entry in entries if entry.is_kept(now=now) or holds_kept(entry))
 
 
-# Processes
-
-
-def _undo_process(entry: Entry, run: DeadRun) -> None:
-    """End the process by its identity, and whatever carries the entry's id: it may have been started without its pid
-    being written down, and it may have started others."""
-    recorded = ProcessIdentity.from_facts(entry.what)
-
-    def remaining() -> list[ProcessIdentity]:
-        marked = find_marked(entry.id)
-        return [recorded, *marked] if recorded and recorded.is_alive() else marked
-
-    _end(remaining)
-
-
-def _strays(run: DeadRun) -> list[ProcessIdentity]:
-    """Processes that carry the run's mark, apart from those that belong to a process entry or to something kept."""
-    listed = [entry for entry in run.entries if entry.kind == "process" or entry in run.spared]
-    # What carries only the bare mark could belong to something kept; what carries the id of another entry does not.
-    mark = f"{run.header.mark}-" if run.spared else run.header.mark
-    return [process for process in find_marked(mark) if not any(_belongs(process, entry) for entry in listed)]
-
-
-def _belongs(process: ProcessIdentity, entry: Entry) -> bool:
-    return ProcessIdentity.from_facts(entry.what) == process or process.carries(entry.id)
-
-
-def _end(remaining: Callable[[], list[ProcessIdentity]]) -> list[ProcessIdentity]:
-    """Kill until none is left: one that is being killed may just have started another."""
-    deadline = time.monotonic() + KILL_BOUND_S
-    ended: list[ProcessIdentity] = []
-    while victims := remaining():
-        for process in victims:
-            process.kill()
-        late = [process for process in victims if not process.wait_gone(deadline - time.monotonic())]
-        if late or time.monotonic() > deadline:
-            raise AgentError(
-                f"process {(late or victims)[0].pid} still runs {KILL_BOUND_S:.0f} s after it was killed",
-                hint="it may be waiting for a device: look at its state with `ps`, and run `propolis gc` again",
-            )
-        ended += victims
-    return ended
-
-
-# Paths
-
-
-def _undo_path(entry: Entry, run: DeadRun) -> None:
-    """Remove the path if it is ours and strictly inside the run directory or an allowed root."""
-    path = _path_of(entry)
-    directory = _spellings(run.directory)
-    if path in directory:
-        return  # removed last, when nothing is left that needs the ledger in it
-    if any(spelling.is_relative_to(path) for spelling in directory):
-        raise _refusal(path, "holds the run directory")
-    roots = [spelling for root in (run.directory, *run.roots) for spelling in _spellings(root)]
-    with suppress(FileNotFoundError), _parent_of(path, roots) as parent:
-        found = os.stat(path.name, dir_fd=parent, follow_symlinks=False)
-        if stat.S_ISDIR(found.st_mode) and entry.kind != "directory":
-            raise _refusal(path, f"is a directory, not a {entry.kind}")
-        _require_unmounted(path)
-        _remove(path, parent)
-
-
-def _spellings(directory: Path) -> tuple[Path, Path]:
-    """The ways in which a ledger may have written a directory that this process was given."""
-    return directory.absolute(), directory.resolve()
-
-
-def _path_of(entry: Entry) -> Path:
-    path = Path(entry.what.get("path", ""))
-    if not path.is_absolute() or ".." in path.parts:
-        raise AgentError(f"{entry.kind} {entry.id} has no absolute path", hint="its ledger is damaged: look into it")
-    return path
-
-
-def _refusal(path: Path, why: str) -> AgentError:
-    return AgentError(f"{path} is not removed: it {why}", hint="look at it, and remove it by hand if it is yours")
-
-
-@contextmanager
-def _parent_of(path: Path, roots: Sequence[Path]) -> Iterator[int]:
-    """A descriptor of the directory that the path is in, reached from its root without following a symbolic link."""
-    root = next((root for root in roots if root in path.parents), None)
-    if root is None:
-        raise _refusal(path, "is neither in the run directory nor in an allowed root")
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for part in path.relative_to(root).parts[:-1]:
-            descriptor = _descend(descriptor, part, path)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _descend(parent: int, name: str, path: Path) -> int:
-    try:
-        descriptor = _open_no_link(name, parent)
-    except NotADirectoryError:
-        raise _refusal(path, f"is reached through {name!r}, which is a symbolic link or no directory") from None
-    os.close(parent)
-    return descriptor
-
-
-def _open_no_link(name: str | Path, parent: int | None = None) -> int:
-    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-
-
-def _remove(path: Path, parent: int) -> None:
-    """Remove what has this name in the open directory; of a symbolic link, the link."""
-    found = os.stat(path.name, dir_fd=parent, follow_symlinks=False)
-    if found.st_uid != os.geteuid():
-        raise _refusal(path, f"belongs to uid {found.st_uid}")
-    if not stat.S_ISDIR(found.st_mode):
-        os.unlink(path.name, dir_fd=parent)
-        return
-    _empty(path, _open_no_link(path.name, parent))
-    os.rmdir(path.name, dir_fd=parent)
-
-
-def _empty(path: Path, descriptor: int, *, last: str = "") -> None:
-    """Remove everything in an open directory, the file called `last` at the end, and close the descriptor."""
-    try:
-        if os.fstat(descriptor).st_mode & stat.S_IRWXU != stat.S_IRWXU:
-            os.fchmod(descriptor, stat.S_IRWXU)
-        for name in sorted(os.listdir(descriptor), key=lambda name: (name == last, name)):
-            with suppress(FileNotFoundError):
-                _remove(path / name, descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _require_unmounted(path: Path) -> None:
-    """Refuse where something is mounted at or below the path, so that nothing is removed through a mount."""
-    if mounted := _mounted_in(path):
-        raise _refusal(path, f"has a file system mounted at {mounted}")
-
-
-def _mounted_in(path: Path) -> str | None:
-    try:
-        lines = Path("/proc/self/mountinfo").read_bytes().split(b"\n")
-    except OSError:
-        return str(path) if path.is_mount() else None
-    # Field 5 (proc_pid_mountinfo(5)) has octal escapes for the characters that would break the line into fields.
-    here = os.fsencode(path.resolve()).replace(b"\\", rb"\134")
-    for character, escape in ((b" ", rb"\040"), (b"\t", rb"\011"), (b"\n", rb"\012")):
-        here = here.replace(character, escape)
-    points = (line.split(b" ")[4] for line in lines if line)
-    return next((os.fsdecode(point) for point in points if (point + b"/").startswith(here + b"/")), None)
-
-
-UNDOERS: Final[Mapping[str, Undoer]] = MappingProxyType(
-    {"process": _undo_process} | dict.fromkeys(_PATH_KINDS, _undo_path)
-)
-"""What undoes each kind that the reaper knows by itself. Add to a copy: ``{**UNDOERS, "nbd": undo_nbd}``."""
-
-
-# Run directories
-
-
-def _directories(base: Path) -> list[Path]:
-    try:
-        with os.scandir(base) as found:
-            return sorted(base.absolute() / item.name for item in found if item.is_dir(follow_symlinks=False))
-    except FileNotFoundError:
-        return []
-
-
 def _not_ours(directory: Path) -> str | None:
     """Why nothing in the directory is to be believed; its ledger is as trustworthy as whoever can write there."""
     for path in (directory, directory / LEDGER_NAME):
@@ -421,9 +153,9 @@ def _not_ours(directory: Path) -> str | None:
 
 
 def _remove_run_directory(directory: Path) -> None:
-    _require_unmounted(directory)
+    require_unmounted(directory)
     # The ledger goes last: a reaper that is killed here leaves it to the next one.
-    _empty(directory, _open_no_link(directory), last=LEDGER_NAME)
+    empty(directory, open_no_link(directory), last=LEDGER_NAME)
     directory.rmdir()
 
 
@@ -441,14 +173,6 @@ def _is_stillborn(directory: Path) -> bool:
         return True
     except BlockingIOError:
         return False
-
-
-def _survey_run(directory: Path) -> RunSurvey:
-    try:
-        contents = read_ledger(directory / LEDGER_NAME)
-    except (OSError, AgentError) as error:
-        return RunSurvey(directory, None, is_alive=True, problem=_reason(error))
-    return RunSurvey(directory, contents, contents.header.agent.is_alive())
 
 
 def _reap_stillborn(directory: Path, report: Report, reason: str) -> None:

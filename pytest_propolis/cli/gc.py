@@ -7,9 +7,10 @@ from typing import Final
 
 import click
 
-from ..agent.ledger import Entry
+from ..agent.entry import Entry
 from ..agent.protocol import KeptListed
-from ..agent.reaper import Report, reap
+from ..agent.reaper import reap
+from ..agent.reaper_report import Report
 from ..agent.rendezvous import remove_abandoned
 from ..errors import AgentError
 from ..hosts.living_agent import LivingAgent, living_agents

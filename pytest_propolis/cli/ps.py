@@ -8,9 +8,9 @@ from typing import Final
 
 import click
 
-from ..agent.ledger import KEPT_OWNER, Entry, Kept, Owner
+from ..agent.entry import KEPT_OWNER, Entry, Kept, Owner
 from ..agent.protocol import SOCKET_NAME, VmListed
-from ..agent.reaper import RunSurvey, survey
+from ..agent.survey import RunSurvey, survey
 from ..errors import AgentError
 from ..hosts.living_agent import LivingAgent
 from ..hosts.run_directory import base_directory

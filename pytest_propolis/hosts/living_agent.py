@@ -20,7 +20,7 @@ from ..agent.protocol import (
     KeptListed,
     VmListed,
 )
-from ..agent.reaper import survey
+from ..agent.survey import survey
 from ..errors import AgentError
 
 __all__ = ["LivingAgent", "living_agents"]

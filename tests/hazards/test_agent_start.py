@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from pytest_propolis.agent.protocol import AgentConfig
@@ -31,6 +34,8 @@ config = json.loads(sys.argv[1])
 answer = {"pid": os.getpid(), "socket": config["directory"] + "/agent.sock"}
 os.write(int(sys.argv[2]), json.dumps(answer).encode() + b"\\n")
 """
+
+START_TIMEOUT_S = 60
 
 
 @pytest.fixture
@@ -129,6 +134,24 @@ async def test_an_agent_that_is_killed_in_the_middle_of_the_handshake_is_no_agen
         with pytest.raises(NobodyListens):
             await Lifeline.open(path, client="c")
     assert set(Lifeline.all_open()) == before
+
+
+async def test_an_agent_whose_starter_has_died_leaves_at_once(config: AgentConfig, base: Path) -> None:
+    Path(config.directory).mkdir(mode=0o700)
+    ours, theirs = socket.socketpair()
+    ours.close()
+    arguments = [msgspec.json.encode(config).decode(), str(theirs.fileno())]
+    with theirs:
+        agent = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "pytest_propolis.agent", *arguments), pass_fds=[theirs.fileno()], cwd="/"
+        )
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            assert await agent.wait() == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            agent.kill()
+    assert list(base.iterdir()) == []
 
 
 async def test_whoever_is_killed_while_starting_an_agent_leaves_no_rendezvous(base: Path) -> None:

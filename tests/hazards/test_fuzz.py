@@ -5,7 +5,7 @@ from __future__ import annotations
 from fuzz import fuzz
 
 ROUNDS = 25
-LIMIT_S = 150
+LIMIT_S = 120
 
 
 def test_random_signals_at_random_moments_leave_nothing() -> None:

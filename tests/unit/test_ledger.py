@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_propolis.agent import ledger as ledger_module
+from pytest_propolis.agent.entry import Entry, Owner
 from pytest_propolis.agent.identity import ProcessIdentity
-from pytest_propolis.agent.ledger import Entry, Ledger, Owner, read_ledger
+from pytest_propolis.agent.ledger import Ledger, read_ledger
 from pytest_propolis.errors import AgentError
 
 ME = ProcessIdentity.current()

@@ -1,0 +1,55 @@
+"""The survey: the run directories that are there, living and dead, with their ledgers."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import AgentError
+from .ledger import LEDGER_NAME, read_ledger
+from .ledger_text import LedgerContents
+
+__all__ = ["RunSurvey", "run_directories", "survey"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunSurvey:
+    """One agent's run directory, as `survey` found it.
+
+    :param contents: its ledger, or None when that cannot be read.
+    :param is_alive: whether its agent lives, or cannot be told dead.
+    :param problem: why the ledger cannot be read.
+    """
+
+    directory: Path
+    contents: LedgerContents | None
+    is_alive: bool
+    problem: str | None = None
+
+
+def survey(base: Path) -> tuple[RunSurvey, ...]:
+    """All run directories below `base` with their ledgers, living and dead, by name. Nothing is locked or changed.
+
+    Whether the client that holds an entry lives is told by ``entry.owner.is_alive()``.
+    """
+    return tuple(_survey_run(directory) for directory in run_directories(base))
+
+
+def run_directories(base: Path) -> list[Path]:
+    """The directories below `base`, by name; none where it does not exist. Symbolic links are none."""
+    try:
+        with os.scandir(base) as found:
+            return sorted(base.absolute() / item.name for item in found if item.is_dir(follow_symlinks=False))
+    except FileNotFoundError:
+        return []
+
+
+def _survey_run(directory: Path) -> RunSurvey:
+    try:
+        contents = read_ledger(directory / LEDGER_NAME)
+    except (OSError, AgentError) as error:
+        return RunSurvey(
+            directory, None, is_alive=True, problem=error.message if isinstance(error, AgentError) else str(error)
+        )
+    return RunSurvey(directory, contents, contents.header.agent.is_alive())

@@ -1,0 +1,64 @@
+"""Victims: what the runs that the fuzzer hits do with VMs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+__all__ = ["VICTIMS", "Victim"]
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A test module, and the environment of its run."""
+
+    name: str
+    test: str
+    environment: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+
+# These VMs are never run: their QEMU is there and costs little.
+CREATED = """
+import pytest
+from pytest_propolis import DataDisk, PropolisError
+
+@pytest.mark.parametrize("number", range(3))
+async def test_victim(vm_factory, number):
+    for name in ("first", "second"):
+        vm = await vm_factory.create(name, guest="micro", disks=(DataDisk(name="data", size_mib=1),))
+        await vm.ensure()
+    with pytest.raises(PropolisError):
+        await vm.wait_for_serial_output("this never comes", timeout_s=0.3)
+"""
+
+FORKED = """
+import pytest
+
+@pytest.mark.parametrize("number", range(2))
+async def test_victim(vm_factory, number):
+    for name in ("first", "second"):
+        vm = await vm_factory.start(name, guest="micro")
+        assert await vm.run("echo up") == "up"
+"""
+
+MIGRATED = """
+import pytest
+from pytest_propolis import InstanceState
+
+@pytest.mark.parametrize("number", range(2))
+async def test_victim(vm_factory, number):
+    vm = await vm_factory.start("source", guest="micro", memory_mib=128)
+    target = await vm_factory.successor(vm)
+    await target.migrate_from(vm)
+    await vm.wait_for_state(InstanceState.DESTROYED)
+    assert await target.run("echo up") == "up"
+"""
+
+VICTIMS: Final = (
+    Victim("created", CREATED),
+    Victim("forked", FORKED),
+    Victim("standing by", FORKED, {"PROPOLIS_STANDBY": "1"}),
+    Victim("migrated", MIGRATED),
+)
+"""All but the first fork the same templates, which the first run of a kind makes if need be."""
