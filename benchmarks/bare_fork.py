@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from pytest_propolis.engine.template import Template, with_disks_in
 from pytest_propolis.engine.template_layout import STATE_FILE, blank_file, disk_file
-from pytest_propolis.guests.awakening import wake_command
+from pytest_propolis.guests.awakening import wait_command, wake_command
 from pytest_propolis.storage.store import template_directory
 
 from .house import House
@@ -22,6 +22,7 @@ from .house import House
 __all__ = ["BareFork", "place_of_template"]
 
 SCRATCH = "/run/.propolis-wake"
+TIMEOUT_S = 60.0
 
 
 class BareFork:
@@ -49,6 +50,7 @@ class BareFork:
             shutil.copyfile(self._place / blank_file(index), self._directory / disk_file(index))
         self._line, line = socket.socketpair()
         self._monitor, monitor = socket.socketpair()
+        self._line.settimeout(TIMEOUT_S)
         arguments = self._template.arguments(
             spec=with_disks_in(self._template.spec, self._directory), place=self._place, accelerator="tcg", mark="bare"
         )
@@ -87,9 +89,13 @@ class BareFork:
         while b"\x1e%b\x030\x04" % nonce not in self._received:
             self._received += self._line.recv(1 << 16)
 
-    def wake(self, name: str) -> None:
-        """Give the guest an identity, with the project's own command."""
-        self.run(wake_command(SCRATCH, name=name))
+    def wake(self, name: str, *, again: bool = False) -> None:
+        """Give the guest an identity, with the project's own command.
+
+        :param again: make it ready to be given another one.
+        """
+        command = wake_command(SCRATCH, name=name)
+        self.run(f"{command} && {wait_command(SCRATCH)}" if again else command)
 
     def _execute(self, command: str, **arguments: Any) -> None:
         self._monitor.sendall(json.dumps(_command(command, **arguments)).encode())

@@ -136,7 +136,7 @@ def _by_hand(place: Path, directory: Path, *, standby: bool) -> float:
         fork.restore()
         if standby:
             fork.run_on()
-            fork.wake("warm-up")
+            fork.wake("warm-up", again=True)
             fork.pause()
             began = time.perf_counter()
         fork.run_on()

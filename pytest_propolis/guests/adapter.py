@@ -14,7 +14,7 @@ from ..console.console import Console
 from ..console.shell_protocol import program
 from ..engine.recipe import Recipe
 from ..storage.artifacts import Artifact
-from .awakening import PROGRAM, install_command, wake_command
+from .awakening import PROGRAM, install_command, wait_command, wake_command
 
 __all__ = ["GuestAdapter", "GuestImage"]
 
@@ -77,7 +77,11 @@ class GuestAdapter(ABC):
 
     def template_commands(self) -> Iterable[str]:
         """What a guest that is logged in runs so that it can be frozen."""
-        return (install_command(self.scratch),)
+        return (install_command(self.scratch), self.wait_command())
+
+    def wait_command(self) -> str:
+        """What gets a guest that has run its `wake_command` to where it can run another one."""
+        return wait_command(self.scratch)
 
     def wake_command(self, *, name: str) -> str:
         """What every fork runs first, in one round trip, so that it is like no other: its random numbers, its clock,
