@@ -12,6 +12,7 @@ from . import (
     boot,
     collect,
     cpu_model,
+    crowd,
     fork,
     idle,
     imports,
@@ -34,6 +35,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "boot": boot.measure,
     "fork": fork.measure,
     "suite": suite.measure,
+    "crowd": crowd.measure,
     "migration": migration.measure,
     "cpu_model": cpu_model.measure,
 }

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
 from pytest_propolis.engine.template import Template, with_disks_in
 from pytest_propolis.engine.template_layout import STATE_FILE, blank_file, disk_file
@@ -52,7 +53,11 @@ class BareFork:
         self._monitor, monitor = socket.socketpair()
         self._line.settimeout(TIMEOUT_S)
         arguments = self._template.arguments(
-            spec=with_disks_in(self._template.spec, self._directory), place=self._place, accelerator="tcg", mark="bare"
+            spec=with_disks_in(self._template.spec, self._directory),
+            place=self._place,
+            accelerator="tcg",
+            mark="bare",
+            generation=uuid4(),
         )
         fds = (line.fileno(), monitor.fileno())
         with line, monitor:

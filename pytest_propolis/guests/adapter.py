@@ -58,8 +58,8 @@ class GuestAdapter(ABC):
     """With less, the guest is known not to come up."""
 
     forkable: ClassVar[bool] = True
-    """Whether a template may be made of it. As it stands here, that takes Linux on x86-64, a POSIX shell with `printf`,
-    and a superuser."""
+    """Whether a template may be made of it. As it stands here, that takes Linux on x86-64, a POSIX shell with `printf`
+    and `mkfifo`, and a superuser."""
 
     scratch: ClassVar[str] = "/run/.propolis-wake"
     """Where in the guest, on a RAM disk that programs may be run from, a template keeps a small one."""
