@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import secrets
-import shutil
-import socket
-import subprocess
-import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from types import TracebackType
-from typing import Any, Self
 
-from pytest_propolis.engine.template import Template, with_disks_in
-from pytest_propolis.engine.template_layout import STATE_FILE, blank_file, disk_file
-from pytest_propolis.guests.awakening import wake_command
 from pytest_propolis.storage.debian import DebianBuild
-from pytest_propolis.storage.store import default_artifact_dir, template_directory
+from pytest_propolis.storage.store import default_artifact_dir
 
+from .bare_fork import BareFork, place_of_template
 from .figure import Figure
 from .house import House
 from .options import Options, say
@@ -35,87 +25,9 @@ FORKS = 10
 PSS_BOUND_MIB = 60
 COLD_BOUND = 100
 STANDBY_TIMEOUT_S = 60.0
-SCRATCH = "/run/.propolis-wake"
 
 DEBIAN = DebianBuild()
 _BUILT = ["debian"] if (default_artifact_dir() / "derived" / DEBIAN.key / DEBIAN.disk).exists() else []
-
-
-class BareFork:
-    """A fork by hand, of a template that the project has made."""
-
-    def __init__(self, place: Path, directory: Path) -> None:
-        self._place = place
-        self._template = Template.load(place)
-        self._directory = Path(tempfile.mkdtemp(dir=directory))
-        self._received = b""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._line.close()
-        self._monitor.close()
-
-    def restore(self) -> None:
-        for index in range(self._template.disks):
-            shutil.copyfile(self._place / blank_file(index), self._directory / disk_file(index))
-        self._line, line = socket.socketpair()
-        self._monitor, monitor = socket.socketpair()
-        arguments = self._template.arguments(
-            spec=with_disks_in(self._template.spec, self._directory), place=self._place, accelerator="tcg", mark="bare"
-        )
-        fds = (line.fileno(), monitor.fileno())
-        with line, monitor:
-            self._process = subprocess.Popen(
-                [
-                    *("setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64", *arguments),
-                    *("-chardev", f"socket,id=com1,fd={fds[0]}", "-chardev", f"socket,id=mon,fd={fds[1]}"),
-                    *("-mon", "chardev=mon,mode=control", "-incoming", "defer"),
-                ],
-                pass_fds=fds,
-                stdin=subprocess.DEVNULL,
-            )
-        self._answers = self._monitor.makefile("rb")
-        self._answers.readline()
-        self._execute("qmp_capabilities")
-        capabilities = [{"capability": name, "state": True} for name in ("events", "x-ignore-shared")]
-        self._execute("migrate-set-capabilities", capabilities=capabilities)
-        with (self._place / STATE_FILE).open("rb") as state:
-            socket.send_fds(self._monitor, [json.dumps(_command("getfd", fdname="s")).encode()], [state.fileno()])
-            self._answer()
-            self._execute("migrate-incoming", uri="fd:s")
-            while json.loads(self._answers.readline()).get("data", {}).get("status") != "completed":
-                pass
-
-    def run_on(self) -> None:
-        self._execute("cont")
-
-    def pause(self) -> None:
-        self._execute("stop")
-
-    def run(self, command: str) -> None:
-        nonce = b"r" + secrets.token_hex(6).encode()
-        self._line.sendall(b"%b 0 %b\n" % (nonce, command.encode()))
-        while b"\x1e%b\x030\x04" % nonce not in self._received:
-            self._received += self._line.recv(1 << 16)
-
-    def _execute(self, command: str, **arguments: Any) -> None:
-        self._monitor.sendall(json.dumps(_command(command, **arguments)).encode())
-        self._answer()
-
-    def _answer(self) -> None:
-        while "return" not in (answer := json.loads(self._answers.readline())):
-            if "error" in answer:
-                raise RuntimeError(answer["error"]["desc"])
-
-
-def _command(name: str, **arguments: Any) -> dict[str, Any]:
-    return {"execute": name, "arguments": arguments}
 
 
 def measure(options: Options) -> list[Figure]:
@@ -178,8 +90,7 @@ async def _measure(guest: str, standby: int, options: Options) -> list[Figure]:
     ours: list[float] = []
     floor: list[float] = []
     async with House.open(options, standby=standby) as house:
-        await house.factory.start("first", guest=guest)
-        place = _latest_template()
+        place = await place_of_template(house, guest)
         for number in range(options.repeated(ROUNDS) + 1):
             ours.append(await _ours(house, guest, f"vm{number}", standby=bool(standby)))
             floor.append(_by_hand(place, house.directory, standby=bool(standby)))
@@ -225,15 +136,10 @@ def _by_hand(place: Path, directory: Path, *, standby: bool) -> float:
         fork.restore()
         if standby:
             fork.run_on()
-            fork.run(wake_command(SCRATCH, name="warm-up"))
+            fork.wake("warm-up", again=True)
             fork.pause()
             began = time.perf_counter()
         fork.run_on()
-        fork.run(wake_command(SCRATCH, name="bare"))
+        fork.wake("bare")
         fork.run("true")
         return time.perf_counter() - began
-
-
-def _latest_template() -> Path:
-    places = (template_directory(None) / "derived").glob("[!.]*")
-    return max(places, key=lambda place: (place / "manifest.json").stat().st_mtime)

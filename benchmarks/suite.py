@@ -1,7 +1,11 @@
-"""A whole run of pytest with a VM for each test, in time and in processor time of all that takes part."""
+"""A whole run of pytest with a VM for each test, in time and in processor time of all that takes part.
+
+The floor is the same VMs by hand, two at a time, and pytest with as many tests that do nothing.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import resource
@@ -9,18 +13,24 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
+from .bare_fork import BareFork, place_of_template
 from .figure import Figure
+from .house import House
 from .options import Options, say
-from .samples import spread
+from .samples import ratio_of_medians, spread
 
 __all__ = ["measure"]
 
 TESTS: Final = 100
 BOUND_S: Final = 12.0
 RUNS: Final = 3
+AT_ONCE: Final = 2
 RUN_TIMEOUT_S: Final = 300.0
 PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -35,44 +45,118 @@ async def test_of_its_own(test_vm, number):
 """
 
 
+IDLE_SUITE: Final = """
+import pytest
+
+@pytest.mark.parametrize("number", range({tests}))
+def test_nothing(number):
+    pass
+"""
+WITHOUT_US: Final = ("-p", "no:propolis", "-p", "no:asyncio")
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Seconds on the clock, and of processor time of all that took part."""
+
+    wall_s: float
+    cpu_s: float
+
+    def __add__(self, other: Self) -> Spent:
+        return Spent(self.wall_s + other.wall_s, self.cpu_s + other.cpu_s)
+
+
 def measure(options: Options) -> list[Figure]:
     guest = "alpine" if options.alpine else "micro"
+    _adopt_orphans()
+    place = asyncio.run(_place(guest, options))
+    ours: list[Spent] = []
+    by_hand: list[Spent] = []
+    idle: list[Spent] = []
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        _adopt_orphans()
-        _run(directory, guest, options, tests=1)  # makes the template, if there is none
-        runs = [_run(directory, guest, options, tests=TESTS) for _ in range(options.repeated(RUNS))]
-    wall_s, cpu_s = [list(column) for column in zip(*runs, strict=True)]
+        for _ in range(options.repeated(RUNS)):
+            ours.append(_taken("ours", lambda: _run(directory, SUITE, _arguments(guest, options))))
+            by_hand.append(_taken("by hand", lambda: _fork_by_hand(place, directory)))
+            idle.append(_taken("pytest alone", lambda: _run(directory, IDLE_SUITE, WITHOUT_US)))
+    floor = [one + other for one, other in zip(by_hand, idle, strict=True)]
+    return [*_figures(guest, ours, floor), _explained("the VMs by hand", by_hand), _explained("pytest alone", idle)]
+
+
+def _figures(guest: str, ours: Sequence[Spent], floor: Sequence[Spent]) -> list[Figure]:
+    wall_s, cpu_s = [one.wall_s for one in ours], [one.cpu_s for one in ours]
+    floor_wall_s, floor_cpu_s = [one.wall_s for one in floor], [one.cpu_s for one in floor]
     return [
         Figure(
-            name=f"{TESTS} tests, each with a fresh VM ({guest}) and three commands, -n 2, n={len(runs)}",
+            name=f"{TESTS} tests, each with a fresh VM ({guest}) and three commands, -n {AT_ONCE}, n={len(ours)}",
             measured=spread(wall_s),
+            floor=spread(floor_wall_s),
+            ratio=f"{ratio_of_medians(wall_s, floor_wall_s):.2f}",
             bound=f"<= {BOUND_S:.0f} s",
             met=min(wall_s) <= BOUND_S,
         ),
-        Figure(name="the same, processor time of everything", measured=spread(cpu_s)),
+        Figure(
+            name="the same, processor time of everything",
+            measured=spread(cpu_s),
+            floor=spread(floor_cpu_s),
+            ratio=f"{ratio_of_medians(cpu_s, floor_cpu_s):.2f}",
+        ),
     ]
 
 
-def _run(directory: Path, guest: str, options: Options, *, tests: int) -> tuple[float, float]:
-    """Seconds on the clock, and of processor time of pytest, its workers, the agent and all QEMUs."""
-    (directory / "test_suite.py").write_text(SUITE.format(tests=tests))
-    ours = (f"--propolis-guest={guest}", f"--propolis-accelerator={options.accelerator}")
+def _explained(name: str, spent: Sequence[Spent]) -> Figure:
+    wall, cpu = spread([one.wall_s for one in spent]), spread([one.cpu_s for one in spent])
+    return Figure(name=f"of its floor: {name}", floor=f"{wall}, of processors {cpu}")
+
+
+async def _place(guest: str, options: Options) -> Path:
+    async with House.open(options) as house:
+        return await place_of_template(house, guest)
+
+
+def _taken(what: str, work: Callable[[], None]) -> Spent:
+    """What a piece of work takes; processes that it leaves behind are waited for, and count."""
     before_s, began = _spent_s(), time.monotonic()
+    work()
+    wall_s = time.monotonic() - began
+    _wait_for_all()
+    spent = Spent(wall_s, _spent_s() - before_s)
+    say(f"{what}: {spent.wall_s:.2f} s, {spent.cpu_s:.2f} s of processors, load {os.getloadavg()[0]:.1f}")
+    return spent
+
+
+def _arguments(guest: str, options: Options) -> tuple[str, ...]:
+    return (f"--propolis-guest={guest}", f"--propolis-accelerator={options.accelerator}")
+
+
+def _run(directory: Path, suite: str, arguments: Sequence[str]) -> None:
+    (directory / "test_suite.py").write_text(suite.format(tests=TESTS))
+    command = [sys.executable, "-m", "pytest", "-q", "-n", str(AT_ONCE), "-p", "no:cacheprovider"]
     finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", *ours, "test_suite.py"],
+        [*command, *arguments, "test_suite.py"],
         cwd=directory,
         check=False,
         capture_output=True,
         text=True,
         timeout=RUN_TIMEOUT_S,
     )
-    wall_s = time.monotonic() - began
     if finished.returncode:
         raise RuntimeError(finished.stdout)
-    _wait_for_all()
-    say(f"{tests} tests: {wall_s:.2f} s, {_spent_s() - before_s:.2f} s of processors, load {os.getloadavg()[0]:.1f}")
-    return wall_s, _spent_s() - before_s
+
+
+def _fork_by_hand(place: Path, directory: Path) -> None:
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        list(threads.map(lambda number: _test_by_hand(place, directory, number), range(TESTS)))
+
+
+def _test_by_hand(place: Path, directory: Path, number: int) -> None:
+    with BareFork(place, directory) as fork:
+        fork.restore()
+        fork.run_on()
+        fork.wake("bare")
+        fork.run("cat /tmp/mine 2>/dev/null || echo none")
+        fork.run(f"echo {number} > /tmp/mine")
+        fork.run("cat /tmp/mine")
 
 
 def _adopt_orphans() -> None:
@@ -90,5 +174,5 @@ def _wait_for_all() -> None:
 
 
 def _spent_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)

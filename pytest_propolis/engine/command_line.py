@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final
+from uuid import UUID
 
 from ..propolis_api import (
     Board,
@@ -61,6 +62,7 @@ def qemu_arguments(
     cpu_features: Collection[str] | None = None,
     display_socket: str | None = None,
     has_vsock: bool = False,
+    generation: UUID | None = None,
 ) -> list[str]:
     """Everything on QEMU's command line but the monitor and the serial sockets.
 
@@ -72,6 +74,8 @@ def qemu_arguments(
     :param cpu_features: the names of the CPU features that the accelerator has; None if that is not known.
     :param display_socket: where the display's VNC server is to listen; None for a VM without a display.
     :param has_vsock: whether the host's kernel has virtio sockets for guests.
+    :param generation: what the guest is told when it goes on as a copy of another one; by default the instance's id,
+        which stays when it migrates.
     :raises SpecRefused: naming the component at fault.
     :raises SpecUnsupported: naming the component that is not realised.
     """
@@ -85,6 +89,7 @@ def qemu_arguments(
         *_boot(boot),
         *_smbios(spec),
         *buses.bridges(),
+        *("-device", f"vmgenid,guid={generation or properties.id}"),
         *_serial_ports(components),
         *disk_arguments(components, buses, nodes=nodes, blobs=blobs),
         *network_arguments(components, buses),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Final
+from uuid import uuid4
 
 from ..propolis_api import InstanceSpec
 from .accelerator import AcceleratorName
@@ -49,6 +50,7 @@ class Fork:
         self._directory = directory
         self._accelerator: AcceleratorName = accelerator
         self._mark = mark
+        self._generation = uuid4()
         self.spec = with_disks_in(template.spec, directory)
         self._arguments = self._arguments_for(self.spec)
         self._on_event: Callable[[GuestEvent], None] | None = None
@@ -145,7 +147,13 @@ class Fork:
         self.machine.serial.hold()
 
     def _arguments_for(self, spec: InstanceSpec) -> list[str]:
-        return self.template.arguments(spec=spec, place=self._place, accelerator=self._accelerator, mark=self._mark)
+        return self.template.arguments(
+            spec=spec,
+            place=self._place,
+            accelerator=self._accelerator,
+            mark=self._mark,
+            generation=self._generation,
+        )
 
     def _hear(self, event: GuestEvent) -> None:
         if self._on_event is None:

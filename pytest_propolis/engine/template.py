@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Final, Self
+from uuid import UUID
 
 import msgspec
 
@@ -73,9 +74,12 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
         images = [name(index) for index in range(disks) for name in (disk_file, blank_file)]
         return (MANIFEST_FILE, MEMORY_FILE, STATE_FILE, *images)
 
-    def arguments(self, *, spec: InstanceSpec, place: Path, accelerator: AcceleratorName, mark: str) -> list[str]:
+    def arguments(
+        self, *, spec: InstanceSpec, place: Path, accelerator: AcceleratorName, mark: str, generation: UUID
+    ) -> list[str]:
         """QEMU's arguments for a fork.
 
+        :param generation: one of its own, so that its guest's kernel knows at once that it is a copy.
         :raises SpecRefused: when the spec contradicts itself.
         :raises SpecUnsupported: when it has what this engine does not realise.
         """
@@ -87,6 +91,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
             mark=mark,
             flash={},
             memory=GuestMemory(path=str(place / MEMORY_FILE), shared=False),
+            generation=generation,
         )
 
 
@@ -110,6 +115,7 @@ def template_key(
         mark="",
         flash={},
         memory=GuestMemory(path=MEMORY_FILE, shared=False),
+        generation=UUID(int=0),
     )
     arguments[arguments.index("-uuid") + 1] = ""
     return hashlib.sha256(json.dumps([FORMAT, arguments, facts]).encode()).hexdigest()

@@ -14,7 +14,7 @@ from ..console.console import Console
 from ..console.shell_protocol import program
 from ..engine.recipe import Recipe
 from ..storage.artifacts import Artifact
-from .awakening import PROGRAM, install_command, wake_command
+from .awakening import PROGRAM, install_command, wait_command, wake_command
 
 __all__ = ["EMULATED_KERNEL", "GuestAdapter", "GuestImage"]
 
@@ -64,8 +64,8 @@ class GuestAdapter(ABC):
     """With less, the guest is known not to come up."""
 
     forkable: ClassVar[bool] = True
-    """Whether a template may be made of it. As it stands here, that takes Linux on x86-64, a POSIX shell with `printf`,
-    and a superuser."""
+    """Whether a template may be made of it. As it stands here, that takes Linux on x86-64, a POSIX shell with `printf`
+    and `mkfifo`, and a superuser."""
 
     scratch: ClassVar[str] = "/run/.propolis-wake"
     """Where in the guest, on a RAM disk that programs may be run from, a template keeps a small one."""
@@ -83,7 +83,11 @@ class GuestAdapter(ABC):
 
     def template_commands(self) -> Iterable[str]:
         """What a guest that is logged in runs so that it can be frozen."""
-        return (install_command(self.scratch),)
+        return (install_command(self.scratch), self.wait_command())
+
+    def wait_command(self) -> str:
+        """What gets a guest that has run its `wake_command` to where it can run another one."""
+        return wait_command(self.scratch)
 
     def wake_command(self, *, name: str) -> str:
         """What every fork runs first, in one round trip, so that it is like no other: its random numbers, its clock,

@@ -7,16 +7,15 @@ import contextlib
 import dataclasses
 import itertools
 import re
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any
 
 from ..agent.protocol import Belongings, CreateDisk, CreateVm, ForkVm, Keep, KeptListed, VmForked
 from ..console.log import make_log_directory
-from ..engine.boot_source import BootSource, DirectKernel, Firmware
-from ..errors import ArtifactMissing, ConfigError, HostBusy, ResourceExhausted, TemplateError
+from ..engine.boot_source import BootSource
+from ..errors import ConfigError, TemplateError
 from ..guests.adapter import GuestAdapter
 from ..guests.registry import GuestRegistry
 from ..hosts.agent_client import AgentClient
@@ -24,11 +23,12 @@ from ..hosts.local import LocalHost
 from ..propolis_api import InstanceProperties, InstanceSpec
 from ..propolis_api.client import PropolisClient
 from ..settings import Settings
-from .config import BOOT_DISK, CompleteVmConfig, DataDisk, VmConfig
+from .admission import admitted
+from .blueprint import boot_order_of, boot_source_of, disks_of, require_enough_memory
+from .config import CompleteVmConfig, VmConfig
 from .phases import Phases
 from .preparation import ReadyImage, ready_image
 from .spec import (
-    AttachedDisk,
     instance_properties,
     instance_spec,
     successor_properties,
@@ -38,11 +38,6 @@ from .templates import Kind, TemplateMaker, cold_reason
 from .test_vm import TestVm
 
 __all__ = ["VmFactory"]
-
-MIB = 1 << 20
-ADMISSION_TIMEOUT_S: Final = 600.0
-
-T = TypeVar("T")
 
 
 class VmFactory:
@@ -183,7 +178,7 @@ class VmFactory:
         self._require_new(config.name)
         complete = config.completed(self._settings)
         guest = self._guests.get(complete.guest)
-        _check(complete, guest)
+        require_enough_memory(complete, guest)
         async with self._keeping() as taken:
             vm = None
             if warm and cold_reason(complete, guest) is None:
@@ -299,9 +294,9 @@ class VmFactory:
         kind = Kind(
             complete=complete,
             guest=guest,
-            boot=_boot_source(complete.config, guest, image),
-            disks=tuple(_disks(complete.config, image)),
-            boot_order=_boot_order(complete.config, image),
+            boot=boot_source_of(complete.config, guest, image),
+            disks=tuple(disks_of(complete.config, image)),
+            boot_order=boot_order_of(complete.config, image),
         )
         return await self._templates.key(kind)
 
@@ -309,21 +304,21 @@ class VmFactory:
         name = complete.config.name
         request = ForkVm(template=key, name=name, group=self._group, log_path=self._qemu_log(name))
         with phases.during("fork"):
-            return await self._admitted(name, partial(self._agent.fork_vm, request), phases)
+            return await admitted(name, partial(self._agent.fork_vm, request), phases, progress=self._progress)
 
     async def _create(
         self, complete: CompleteVmConfig, guest: GuestAdapter, image: ReadyImage, taken: contextlib.AsyncExitStack
     ) -> TestVm:
         config = complete.config
         disks = []
-        for disk, request in _disks(config, image):
+        for disk, request in disks_of(config, image):
             path = None if request is None else await self._create_disk(request, taken)
             disks.append(dataclasses.replace(disk, path=path))
         spec = instance_spec(
             cpus=complete.cpus,
             memory_mib=complete.memory_mib,
             disks=disks,
-            boot_order=_boot_order(config, image),
+            boot_order=boot_order_of(config, image),
             nics=config.nics,
             cpuid=config.cpuid,
             hyper_v=config.hyper_v,
@@ -334,7 +329,7 @@ class VmFactory:
             guest=guest,
             spec=spec,
             properties=instance_properties(config.name),
-            boot_source=_boot_source(config, guest, image),
+            boot_source=boot_source_of(config, guest, image),
             boot_timeout_s=complete.boot_timeout_s,
             taken=taken,
             display=config.display,
@@ -365,7 +360,7 @@ class VmFactory:
             copy_disks=copy_disks,
         )
         phases = Phases()
-        created = await self._admitted(name, partial(self._agent.create_vm, wanted), phases)
+        created = await admitted(name, partial(self._agent.create_vm, wanted), phases, progress=self._progress)
         self._own(created.id, taken)
         vm = TestVm(
             name=name,
@@ -387,27 +382,6 @@ class VmFactory:
         self._vm_ids.append(vm_id)
         taken.push_async_callback(self._agent.remove_vm, vm_id)
 
-    async def _admitted(self, name: str, ask: Callable[[], Awaitable[T]], phases: Phases) -> T:
-        """Ask for a VM until there is memory for it, and say once that it waits.
-
-        :raises ResourceExhausted: when there is none for long.
-        """
-        began = time.monotonic()
-        while True:
-            try:
-                answer = await ask()
-            except ResourceExhausted as error:
-                raise error.with_context(vm=name) from None
-            except HostBusy as busy:
-                waited_s = time.monotonic() - began
-                if waited_s > ADMISSION_TIMEOUT_S:
-                    raise ResourceExhausted(busy.message, vm=name, waited_s=waited_s, hint=busy.hint) from None
-                if "queue" not in phases.took_s:
-                    self._progress(f"VM {name!r} waits for memory: {busy.message}")
-                phases.took_s["queue"] = time.monotonic() - began
-            else:
-                return answer
-
     def _qemu_log(self, name: str) -> str:
         return str(self._log_dir / f"{name}.qemu.log")
 
@@ -425,68 +399,3 @@ async def _clear_away(host: LocalHost, agent: AgentClient) -> None:
     while host.unfinished:
         await agent.remove(host.unfinished[-1].belongings)
         host.unfinished.pop()
-
-
-def _disks(config: VmConfig, image: ReadyImage) -> Iterator[tuple[AttachedDisk, CreateDisk | None]]:
-    """The disks, without places yet, and what they are made of; None for one in memory."""
-    if image.disk is not None:
-        request = CreateDisk(image=str(image.disk), image_format="qcow2")
-        yield AttachedDisk(name=BOOT_DISK, path=None, interface=config.disk_interface), request
-    for disk in config.disks:
-        attached = AttachedDisk(
-            name=disk.name,
-            path=None,
-            contents=_contents(disk) if disk.is_in_memory else None,
-            interface=disk.interface,
-            readonly=disk.readonly,
-            block_size=disk.block_size,
-            pci_slot=disk.pci_slot,
-        )
-        yield attached, None if disk.is_in_memory else _disk_request(disk)
-
-
-def _disk_request(disk: DataDisk) -> CreateDisk:
-    if disk.image is not None:
-        return CreateDisk(image=str(disk.image), image_format=disk.image_format)
-    return CreateDisk(size_bytes=(disk.size_mib or 0) * MIB)
-
-
-def _contents(disk: DataDisk) -> bytes:
-    if disk.image is None:
-        return disk.contents or bytes((disk.size_mib or 0) * MIB)
-    try:
-        return disk.image.read_bytes()
-    except OSError as error:
-        raise ArtifactMissing(f"data disk {disk.name!r}: {error}", hint="correct the path of its image") from None
-
-
-def _boot_order(config: VmConfig, image: ReadyImage) -> tuple[str, ...]:
-    if config.boot_order is not None:
-        return config.boot_order
-    return (BOOT_DISK,) if image.disk else ()
-
-
-def _check(complete: CompleteVmConfig, guest: GuestAdapter) -> None:
-    if complete.memory_mib < guest.minimum_memory_mib:
-        raise ConfigError(
-            f"VM {complete.config.name!r}: {complete.memory_mib} MiB of memory are too few for {guest.name}",
-            hint=f"give it at least {guest.minimum_memory_mib} MiB",
-        )
-
-
-def _boot_source(config: VmConfig, guest: GuestAdapter, image: ReadyImage) -> BootSource:
-    wanted = config.firmware or ("none" if image.kernel else "bios")
-    if wanted == "none":
-        if image.kernel is None:
-            raise ConfigError(f"the guest {guest.name} has no kernel of its own", hint="choose a firmware")
-        command_line = f"{guest.image.command_line} {config.kernel_arguments}".strip()
-        return DirectKernel(
-            kernel=str(image.kernel),
-            initrd=str(image.initrd) if image.initrd else None,
-            command_line=command_line,
-        )
-    if config.kernel_arguments:
-        raise ConfigError(f"VM {config.name!r}: kernel_arguments have no effect with firmware")
-    if wanted == "uefi":
-        return Firmware(uefi=True)
-    return Firmware()

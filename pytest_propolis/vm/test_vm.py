@@ -278,11 +278,15 @@ class TestVm:
         for command in self.guest.template_commands():
             await self._require_shell().run(command, timeout_s=timeout_s, note="preparing the template")
         await self._take_on_identity(timeout_s)
+        await self._require_shell().run(self.guest.wait_command(), timeout_s=timeout_s, note="preparing the template")
         await self._require_shell().run(self.guest.quiet_command, timeout_s=timeout_s)
 
     def drill(self) -> tuple[str, str]:
-        """What to type so that a fork of the guest wakes up, and what it shows at the end."""
-        return self._require_shell().drill(self.guest.wake_command(name=self.name))
+        """What to type so that a fork of the guest wakes up, and can wake once more; and what it shows at the end.
+
+        That takes a fork and an exec, with which a guest's first command of its own is quick.
+        """
+        return self._require_shell().drill(f"{self.guest.wake_command(name=self.name)} && {self.guest.wait_command()}")
 
     async def hand_over(self) -> None:
         """Leave the console to the user's own shell, if the guest takes commands: it takes none from then on."""

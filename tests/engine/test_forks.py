@@ -39,6 +39,11 @@ async def test_two_forks_share_no_random_stream(vm_factory: VmFactory) -> None:
         assert len(set(answers)) == len(vms), answers
 
 
+async def test_the_kernel_of_a_fork_knows_before_its_first_command_that_it_is_a_copy(vm_factory: VmFactory) -> None:
+    vm = await fork(vm_factory, "vm")
+    assert await vm.run("dmesg | grep -c 'reseeded due to virtual machine fork'") == "1"
+
+
 async def test_a_fork_has_its_own_name_and_the_time_of_the_host(vm_factory: VmFactory) -> None:
     vm = await fork(vm_factory, "own-name")
     assert await vm.run("hostname") == "own-name"
@@ -49,11 +54,19 @@ async def test_a_fork_has_its_own_name_and_the_time_of_the_host(vm_factory: VmFa
 
 async def test_an_identity_may_arrive_in_pieces(vm_factory: VmFactory) -> None:
     vm = await fork(vm_factory, "vm")
-    _, record, rest = vm.guest.wake_command(name="vm").split("'")
+    command = vm.guest.wake_command(name="renamed")
+    before, record, rest = command.split("'")
+    record = record.removesuffix("%s\\n")
     half = len(record) - 24  # amid the letters at its end
-    await vm.run(f"pieces() {{ printf '{record[:half]}'; /bin/busybox true; printf '{record[half:]}'; }}")
-    await vm.run(f"for n in 1 2 3; do pieces {rest} || exit; done")
-    assert (await vm.run_result(f"printf '{record[:half]}' {rest}")).status != 0
+    pieces = f"{before.replace('printf', 'pieces')} {rest}"
+    await vm.run(f"pieces() {{ printf '{record[:half]}'; /bin/busybox true; printf '{record[half:]}%s\\n' $1; }}")
+    await vm.run(f"for n in 1 2 3; do {vm.guest.wait_command()} && {pieces} || exit; done")
+    assert await vm.run("hostname") == "renamed"
+
+
+async def test_of_what_woke_a_fork_nothing_runs_in_it(vm_factory: VmFactory) -> None:
+    vm = await fork(vm_factory, "vm")
+    assert await vm.run("grep -l propolis-wake /proc/[0-9]*/cmdline || true") == ""
 
 
 async def test_what_a_fork_keeps_in_memory_no_other_sees_not_even_if_it_was_killed(vm_factory: VmFactory) -> None:

@@ -124,6 +124,7 @@ def test_a_default_spec_word_for_word() -> None:
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S"),
         *("-machine", "pc", "-m", "512M", "-accel", "tcg,thread=single", "-cpu", "Nehalem,+rdrand", "-smp", "2"),
         *("-kernel", "/k", "-append", "console=ttyS0 quiet", "-initrd", "/i"),
+        *("-device", f"vmgenid,guid={ID}"),
         *SERIAL,
         "-blockdev",
         '{"driver": "qcow2", "node-name": "backend4", "read-only": false, "discard": "unmap", '

@@ -1,0 +1,124 @@
+"""A fork by hand: QEMU, its monitor and the serial line over raw sockets, from a template that the project has made."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+from pytest_propolis.engine.template import Template, with_disks_in
+from pytest_propolis.engine.template_layout import STATE_FILE, blank_file, disk_file
+from pytest_propolis.guests.awakening import wait_command, wake_command
+from pytest_propolis.storage.store import template_directory
+
+from .house import House
+
+__all__ = ["BareFork", "place_of_template"]
+
+SCRATCH = "/run/.propolis-wake"
+TIMEOUT_S = 60.0
+
+
+class BareFork:
+    """A fork by hand, of a template that the project has made."""
+
+    def __init__(self, place: Path, directory: Path) -> None:
+        self._place = place
+        self._template = Template.load(place)
+        self._directory = Path(tempfile.mkdtemp(dir=directory))
+        self._received = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._line.close()
+        self._monitor.close()
+
+    def restore(self) -> None:
+        for index in range(self._template.disks):
+            shutil.copyfile(self._place / blank_file(index), self._directory / disk_file(index))
+        self._line, line = socket.socketpair()
+        self._monitor, monitor = socket.socketpair()
+        self._line.settimeout(TIMEOUT_S)
+        arguments = self._template.arguments(
+            spec=with_disks_in(self._template.spec, self._directory),
+            place=self._place,
+            accelerator="tcg",
+            mark="bare",
+            generation=uuid4(),
+        )
+        fds = (line.fileno(), monitor.fileno())
+        with line, monitor:
+            self._process = subprocess.Popen(
+                [
+                    *("setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64", *arguments),
+                    *("-chardev", f"socket,id=com1,fd={fds[0]}", "-chardev", f"socket,id=mon,fd={fds[1]}"),
+                    *("-mon", "chardev=mon,mode=control", "-incoming", "defer"),
+                ],
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+            )
+        self._answers = self._monitor.makefile("rb")
+        self._answers.readline()
+        self._execute("qmp_capabilities")
+        capabilities = [{"capability": name, "state": True} for name in ("events", "x-ignore-shared")]
+        self._execute("migrate-set-capabilities", capabilities=capabilities)
+        with (self._place / STATE_FILE).open("rb") as state:
+            socket.send_fds(self._monitor, [json.dumps(_command("getfd", fdname="s")).encode()], [state.fileno()])
+            self._answer()
+            self._execute("migrate-incoming", uri="fd:s")
+            while json.loads(self._answers.readline()).get("data", {}).get("status") != "completed":
+                pass
+
+    def run_on(self) -> None:
+        self._execute("cont")
+
+    def pause(self) -> None:
+        self._execute("stop")
+
+    def run(self, command: str) -> None:
+        nonce = b"r" + secrets.token_hex(6).encode()
+        self._line.sendall(b"%b 0 %b\n" % (nonce, command.encode()))
+        while b"\x1e%b\x030\x04" % nonce not in self._received:
+            self._received += self._line.recv(1 << 16)
+
+    def wake(self, name: str, *, again: bool = False) -> None:
+        """Give the guest an identity, with the project's own command.
+
+        :param again: make it ready to be given another one.
+        """
+        command = wake_command(SCRATCH, name=name)
+        self.run(f"{command} && {wait_command(SCRATCH)}" if again else command)
+
+    def _execute(self, command: str, **arguments: Any) -> None:
+        self._monitor.sendall(json.dumps(_command(command, **arguments)).encode())
+        self._answer()
+
+    def _answer(self) -> None:
+        while "return" not in (answer := json.loads(self._answers.readline())):
+            if "error" in answer:
+                raise RuntimeError(answer["error"]["desc"])
+
+
+async def place_of_template(house: House, guest: str) -> Path:
+    """The directory of the template of a guest, which is made if it is not there."""
+    vm = await house.factory.start("first", guest=guest)
+    await vm.aclose()
+    (key,) = house.host.templates.values()
+    return template_directory(None) / "derived" / key
+
+
+def _command(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"execute": name, "arguments": arguments}

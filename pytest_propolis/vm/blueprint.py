@@ -1,0 +1,91 @@
+"""What a VM is made of: its disks, what it boots from, in which order, as a configuration and an image say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from ..agent.protocol import CreateDisk
+from ..engine.boot_source import BootSource, DirectKernel, Firmware
+from ..errors import ArtifactMissing, ConfigError
+from ..guests.adapter import GuestAdapter
+from .config import BOOT_DISK, CompleteVmConfig, DataDisk, VmConfig
+from .preparation import ReadyImage
+from .spec import AttachedDisk
+
+__all__ = ["boot_order_of", "boot_source_of", "disks_of", "require_enough_memory"]
+
+MIB: Final = 1 << 20
+
+
+def disks_of(config: VmConfig, image: ReadyImage) -> Iterator[tuple[AttachedDisk, CreateDisk | None]]:
+    """The disks, without places yet, and what they are made of; None for one in memory."""
+    if image.disk is not None:
+        request = CreateDisk(image=str(image.disk), image_format="qcow2")
+        yield AttachedDisk(name=BOOT_DISK, path=None, interface=config.disk_interface), request
+    for disk in config.disks:
+        attached = AttachedDisk(
+            name=disk.name,
+            path=None,
+            contents=_contents(disk) if disk.is_in_memory else None,
+            interface=disk.interface,
+            readonly=disk.readonly,
+            block_size=disk.block_size,
+            pci_slot=disk.pci_slot,
+        )
+        yield attached, None if disk.is_in_memory else _disk_request(disk)
+
+
+def _disk_request(disk: DataDisk) -> CreateDisk:
+    if disk.image is not None:
+        return CreateDisk(image=str(disk.image), image_format=disk.image_format)
+    return CreateDisk(size_bytes=(disk.size_mib or 0) * MIB)
+
+
+def _contents(disk: DataDisk) -> bytes:
+    if disk.image is None:
+        return disk.contents or bytes((disk.size_mib or 0) * MIB)
+    try:
+        return disk.image.read_bytes()
+    except OSError as error:
+        raise ArtifactMissing(f"data disk {disk.name!r}: {error}", hint="correct the path of its image") from None
+
+
+def boot_order_of(config: VmConfig, image: ReadyImage) -> tuple[str, ...]:
+    """The names of disks, in the order in which firmware tries them."""
+    if config.boot_order is not None:
+        return config.boot_order
+    return (BOOT_DISK,) if image.disk else ()
+
+
+def require_enough_memory(complete: CompleteVmConfig, guest: GuestAdapter) -> None:
+    """
+    :raises ConfigError: when a guest is known not to come up with so little memory.
+    """
+    if complete.memory_mib < guest.minimum_memory_mib:
+        raise ConfigError(
+            f"VM {complete.config.name!r}: {complete.memory_mib} MiB of memory are too few for {guest.name}",
+            hint=f"give it at least {guest.minimum_memory_mib} MiB",
+        )
+
+
+def boot_source_of(config: VmConfig, guest: GuestAdapter, image: ReadyImage) -> BootSource:
+    """What the VM starts from.
+
+    :raises ConfigError: when the guest has no kernel to be loaded, or kernel arguments would have no effect.
+    """
+    wanted = config.firmware or ("none" if image.kernel else "bios")
+    if wanted == "none":
+        if image.kernel is None:
+            raise ConfigError(f"the guest {guest.name} has no kernel of its own", hint="choose a firmware")
+        command_line = f"{guest.image.command_line} {config.kernel_arguments}".strip()
+        return DirectKernel(
+            kernel=str(image.kernel),
+            initrd=str(image.initrd) if image.initrd else None,
+            command_line=command_line,
+        )
+    if config.kernel_arguments:
+        raise ConfigError(f"VM {config.name!r}: kernel_arguments have no effect with firmware")
+    if wanted == "uefi":
+        return Firmware(uefi=True)
+    return Firmware()
