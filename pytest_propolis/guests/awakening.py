@@ -3,7 +3,7 @@
 Two forks have the same state of the kernel's random number generator, and a clock that stopped with the template. A
 program of a few hundred bytes, which the template keeps in a RAM disk, mends both, and sets the host name: the guest
 needs no tool for it. It runs in the template already, and waits at a FIFO until it is told who its guest is: an
-emulator that was just started takes a tenth of a second for its guest's first fork and exec.
+emulator that was just started takes up to a tenth of a second for its guest's first fork and exec.
 """
 
 from __future__ import annotations
