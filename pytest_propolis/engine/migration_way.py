@@ -10,7 +10,7 @@ from .accelerator import AcceleratorName
 __all__ = ["MigrationWay", "way_of_copying"]
 
 # Before, QEMU's emulator loses track of the pages that a running guest writes: they arrive stale, in five tries of five
-# with 7.2. With 10.0 none did in 140, from guests that had booted and from forks. KVM tracks them in hardware or in the
+# with 7.2. With 10.0 none did in 170, from guests that had booted and from forks. KVM tracks them in hardware or in the
 # kernel, and was never concerned.
 LIVE_UNDER_TCG: Final = (10, 0, 0)
 
