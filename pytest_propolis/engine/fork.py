@@ -111,6 +111,8 @@ class Fork:
     async def warm_up(self) -> None:
         """Let the guest run a command, and stop it again: the first one is dear. It leaves no trace on the console.
 
+        QEMU is suspended then, until somebody drives the machine.
+
         :raises MachineError: when QEMU ends.
         :raises TimeoutError: when the guest does not answer.
         """
@@ -127,6 +129,7 @@ class Fork:
                 seen += serial.history.read(start + len(seen), 1 << 16)
         await self.machine.pause()
         self._begin_console()
+        self.machine.suspend()
         self.took_s["warm-up"] = perf_counter() - began
 
     def attach(self, on_event: Callable[[GuestEvent], None]) -> Machine:
@@ -135,6 +138,7 @@ class Fork:
         for event in self._missed:
             on_event(event)
         self._missed.clear()
+        self.machine.wake()
         return self.machine
 
     async def close(self) -> None:

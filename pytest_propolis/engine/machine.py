@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
@@ -155,6 +156,18 @@ class Machine:
             self._shall_run = False
             await self.execute("stop")
 
+    def suspend(self) -> None:
+        """Keep QEMU from the processor until `wake`: it answers nothing meanwhile. Its guest must be paused.
+
+        That a guest is paused is not enough: QEMU's thread of the virtual CPUs may switch on again the virtual clock
+        that the pause has switched off, and the main loop then waits in circles for a timer that never comes.
+        """
+        self._signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Let QEMU go on. Without effect if it is not suspended."""
+        self._signal(signal.SIGCONT)
+
     async def reset(self) -> None:
         """Bring the machine to where it is when it is switched on. The guest runs again if it did before."""
         async with self._power:
@@ -217,6 +230,11 @@ class Machine:
         with contextlib.suppress(QMPError, OSError, EOFError):
             await self._monitor.disconnect()
         self.serial.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
 
     async def _watch_events(self) -> None:
         async for event in self._listener:

@@ -62,7 +62,8 @@ HAND_OVER_TIMEOUT_S: Final = 15.0
 DESTROY_TIMEOUT_S: Final = 5.0
 LAST_STATE_TIMEOUT_S: Final = 2.0
 MIGRATION_S_PER_GIB: Final = 90.0
-PANIC: Final = re.compile(r"---\[ end (Kernel panic[^]\n]*)")
+BOOT_HINT: Final = "see the console above; a slow machine may need a longer --propolis-boot-timeout"
+PANIC: Final = re.compile(r"---\[ end (Kernel panic.*?) \]---")
 """The last line of a Linux that has panicked, and will not boot again by itself."""
 DISK_COPY_TIMEOUT_S: Final = 600.0
 
@@ -191,7 +192,8 @@ class TestVm:
         try:
             await asyncio.wait([panic, login], return_when=asyncio.FIRST_COMPLETED)
             if not login.done() and not panic.exception():
-                raise self._boot_error(f"panicked while it booted: {panic.result().groups[0]}")
+                reason = panic.result().groups[0]
+                raise self._boot_error(f"panicked while it booted: {reason}", hint="see the console above")
             await login
         finally:
             for wait in (panic, login):
@@ -514,12 +516,12 @@ class TestVm:
     def _state_error(self, wanted: InstanceState, seen: InstanceState | None) -> VmStateError:
         return VmStateError(f"it is {seen}, and will not be {wanted} any more", vm=self.name, **self._evidence())
 
-    def _boot_error(self, message: str, **context: Any) -> BootError:
+    def _boot_error(self, message: str, *, hint: str = BOOT_HINT, **context: Any) -> BootError:
         return BootError(
             f"the guest {self.guest.name} {message}",
             vm=self.name,
             operation="boot",
-            hint="see the console above; a slow machine may need a longer --propolis-boot-timeout",
+            hint=hint,
             **self._evidence(),
             **context,
         )

@@ -174,6 +174,25 @@ async def test_a_fork_that_stood_by_is_like_any_other(factories: Factories) -> N
         assert vm.log_path.read_text().count("taking on an identity") == 1
 
 
+async def test_what_stands_by_is_kept_from_the_processor(factories: Factories) -> None:
+    async with factories("run", standby=1) as factory:
+        await factory.start("vm", **MICRO)
+        agent = (await factory._agent.info()).pid
+        async with asyncio.timeout(60):
+            while "T" not in _states_of_children(agent):
+                await factory._agent.info()
+
+
+def _states_of_children(pid: int) -> list[str]:
+    states = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, parent, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+            if int(parent) == pid:
+                states.append(state)
+    return states
+
+
 async def test_no_fork_stands_by_where_none_is_wanted(factories: Factories) -> None:
     async with factories("run", standby=0) as factory:
         for number in range(3):
