@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import signal
 
-import pytest
+from kills import SIGNALS, a_qemu_is_killed, the_agent_is_killed, the_run_is_hit
 from live_run import LiveRun, live_run
-
-ENDED_TIMEOUT_S = 90
 
 # Where a copy is under way, its relay has a socket. The guest writes meanwhile, so that it lasts.
 TEST = """
@@ -34,30 +32,20 @@ def _wait_for_a_copy(run: LiveRun) -> None:
     run.wait_until(lambda: any(path.endswith("copy0.sock") for path in run.files()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
+@SIGNALS
 def test_pytest_is_hit(number: signal.Signals) -> None:
     with live_run("migrating", test=TEST) as run:
         _wait_for_a_copy(run)
-        run.hit("controller", number)
-        run.controller.wait(ENDED_TIMEOUT_S)
-        run.wait_until_clean()
+        the_run_is_hit(run, number)
 
 
 def test_a_qemu_is_killed() -> None:
-    """The guest is in one of two, and nobody knows which is hit: the test fails, or its guest goes on until the end."""
     with live_run("migrating", test=TEST) as run:
         _wait_for_a_copy(run)
-        run.hit("qemu", signal.SIGKILL)
-        run.hit("controller", signal.SIGINT)
-        run.controller.wait(ENDED_TIMEOUT_S)
-        run.wait_until_clean()
+        a_qemu_is_killed(run)
 
 
 def test_the_agent_is_killed_and_its_copies_are_collected() -> None:
     with live_run("migrating", test=TEST) as run:
         _wait_for_a_copy(run)
-        run.hit("agent", signal.SIGKILL)
-        assert run.controller.wait(ENDED_TIMEOUT_S) == pytest.ExitCode.TESTS_FAILED, run.output
-        assert not [line for line in run.processes().values() if "qemu" in line]
-        run.collect_garbage()
-        run.wait_until_clean()
+        the_agent_is_killed(run)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
+from kills import SIGNALS, a_qemu_is_killed, the_agent_is_killed, the_run_is_hit
 from live_run import live_run
 
-ENDED_TIMEOUT_S = 90
 PHASES = ("about to migrate", "migrating", "migrated")
 
 # The guest goes round and round: a kill at an arbitrary time hits any step of a migration.
@@ -36,31 +33,19 @@ async def test_victim(vm_factory, slow_to_leave):
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
+@SIGNALS
 def test_pytest_is_hit(phase: str, number: signal.Signals) -> None:
     with live_run(phase, test=TEST) as run:
-        run.hit("controller", number)
-        run.controller.wait(ENDED_TIMEOUT_S)
-        run.wait_until_clean()
+        the_run_is_hit(run, number)
 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_qemu_is_killed(phase: str) -> None:
-    """The guest is in one of two, and nobody knows which is hit: the test fails, or its guest goes on until the end."""
     with live_run(phase, test=TEST) as run:
-        run.hit("qemu", signal.SIGKILL)
-        run.hit("controller", signal.SIGINT)
-        run.controller.wait(ENDED_TIMEOUT_S)
-        run.wait_until_clean()
+        a_qemu_is_killed(run)
 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_the_agent_is_killed_and_takes_both_sides_along(phase: str) -> None:
     with live_run(phase, test=TEST) as run:
-        run.hit("agent", signal.SIGKILL)
-        assert run.controller.wait(ENDED_TIMEOUT_S) == pytest.ExitCode.TESTS_FAILED, run.output
-        assert not [line for line in run.processes().values() if "qemu" in line]
-        environment = {**os.environ, "XDG_RUNTIME_DIR": str(run.files()[0]).partition("/propolis/")[0]}
-        gc = [sys.executable, "-c", "from pytest_propolis.cli import main; main()", "gc"]
-        subprocess.run(gc, env=environment, capture_output=True, text=True, check=True, timeout=ENDED_TIMEOUT_S)
-        run.wait_until_clean()
+        the_agent_is_killed(run)
