@@ -136,15 +136,9 @@ class TestVm:
 
         :raises ApiError: when the server refuses the spec, or cannot set the VM up.
         """
-        await self._create()
-        await self._watch()
-
-    async def _create(self) -> None:
+        client = self._api()
         request = InstanceEnsureRequest(properties=self.properties, init=SpecInit(FromSpec(spec=self.spec)))
-        await self._api().instance_ensure(request)
-
-    async def _watch(self) -> None:
-        """Open the console, from the guest's first word on."""
+        await client.instance_ensure(request)
         await self._open_console()
         if self._fork_session is not None:
             self.boot_log = (await self.console.wait_for(BOUNDARY, timeout_s=OUTPUT_TIMEOUT_S)).before
@@ -155,12 +149,8 @@ class TestVm:
 
     async def launch(self) -> None:
         """Create the VM and let it run; does not wait for the guest."""
-        await self._create()
-        running = asyncio.create_task(self.run_instance())
-        try:
-            await self._watch()
-        finally:
-            await running
+        await self.ensure()
+        await self.run_instance()
 
     async def boot(self) -> None:
         """Launch the VM, and wait until its guest takes commands.
