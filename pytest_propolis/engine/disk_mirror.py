@@ -207,7 +207,8 @@ class DiskMirror:
         """Have a job end as it is, if there is one."""
         with self._machine.events("JOB_STATUS_CHANGE") as events:
             if (await self._job(copy))["status"] not in ENDED:
-                await self._machine.execute("block-job-cancel", device=copy.name, force=True)
+                with contextlib.suppress(MachineError):  # it has just ended by itself: that is looked at next
+                    await self._machine.execute("block-job-cancel", device=copy.name, force=True)
             try:
                 async with asyncio.timeout(END_TIMEOUT_S):
                     while (await self._job(copy))["status"] not in ENDED:
