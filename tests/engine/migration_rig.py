@@ -44,7 +44,7 @@ from pytest_propolis.propolis_api.client import PropolisClient
 from pytest_propolis.propolis_api.endpoint import Endpoint
 from pytest_propolis.vm.spec import instance_properties
 
-__all__ = ["MigrationRig", "Node", "injector", "migration_rig", "spec_of"]
+__all__ = ["MigrationRig", "Node", "injector", "migrate", "migrated", "migration_rig", "spec_of"]
 
 DEADLINE_S = 60.0
 MEMORY_MIB = 64
@@ -165,6 +165,17 @@ async def migration_rig(directory: Path) -> AsyncIterator[MigrationRig]:
             await rig.aclose()
             server.should_exit = True
             await serving
+
+
+async def migrate(source: Node, target: Node) -> None:
+    await target.migrate_from(source.address)
+    await migrated(source, target)
+
+
+async def migrated(source: Node, target: Node) -> None:
+    """The guest runs at the target, and its source is gone."""
+    await target.wait_for(InstanceState.RUNNING)
+    await source.wait_for(InstanceState.DESTROYED)
 
 
 def spec_of(*, memory_mib: int = MEMORY_MIB, **components: Component) -> InstanceSpec:

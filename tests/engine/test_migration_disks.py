@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from boot_sectors import writing_disk
-from migration_rig import MigrationRig, Node, injector, migration_rig, spec_of
+from migration_rig import MigrationRig, Node, injector, migrate, migration_rig, spec_of
 
 from pytest_propolis.engine import disk_mirror
 from pytest_propolis.engine.guest_memory import GuestMemory
@@ -84,12 +84,6 @@ def same(one: Path, other: Path) -> bool:
     return subprocess.run(["qemu-img", "compare", "-q", "-U", str(one), str(other)], check=False).returncode == 0
 
 
-async def migrated(source: Node, target: Node) -> None:
-    await target.migrate_from(source.address)
-    await target.wait_for(InstanceState.RUNNING)
-    await source.wait_for(InstanceState.DESTROYED)
-
-
 async def failed(source: Node, target: Node) -> str:
     """Both have noticed that their migration failed; the reason that the source gives."""
     await source.wait_out(MigrationState.ERROR)
@@ -124,7 +118,7 @@ async def test_a_file_that_both_can_open_is_shared(rig: MigrationRig, tmp_path: 
     source, target = await rig.node("source"), await rig.node("target")
     path = image(tmp_path / "data.qcow2", "8M")
     await source.run(spec_of(**disk(data=file(path))))
-    await migrated(source, target)
+    await migrate(source, target)
     assert ways(target) == {"data": DiskWay.SHARED}
     assert await disk_path(target) == path
     left = source.server.migration_report().migration_out
@@ -139,7 +133,7 @@ async def test_a_target_that_is_to_copy_has_the_contents_in_a_disk_of_its_own(
     path = image(tmp_path / "data.qcow2", "64M")
     fill(path, 7, 3, 40)
     await source.run(spec_of(**disk(data=file(path))))
-    await migrated(source, target)
+    await migrate(source, target)
     assert ways(target) == {"data": DiskWay.COPIED}
     own = await disk_path(target)
     assert own.parent == tmp_path / "target"
@@ -156,7 +150,7 @@ async def test_only_what_is_above_a_common_image_is_copied(rig: MigrationRig, tm
     path = image(tmp_path / "data.qcow2", "-F", "qcow2", "-b", str(base), "64M")
     fill(path, 2, 31, 2)
     await source.run(spec_of(**disk(data=file(path))))
-    await migrated(source, target)
+    await migrate(source, target)
     assert ways(target) == {"data": DiskWay.COPIED_OVERLAY}
     own = await disk_path(target)
     assert same(path, own)
@@ -170,7 +164,7 @@ async def test_a_file_that_the_target_cannot_find_is_copied(rig: MigrationRig, t
     await source.run(spec_of(**disk(data=file(path))))
     path.rename(tmp_path / "elsewhere.raw")
     path.write_bytes(bytes(4 * MIB))  # what is there now is not the disk
-    await migrated(source, target)
+    await migrate(source, target)
     assert ways(target) == {"data": DiskWay.COPIED}
     assert same(tmp_path / "elsewhere.raw", await disk_path(target))
 
@@ -180,10 +174,10 @@ async def test_a_disk_in_a_file_migrates_there_and_back_again_in_each_way(rig: M
     path = image(tmp_path / "data.qcow2", "16M")
     fill(path, 9, 1, 4)
     await first.run(spec_of(**disk(data=file(path))))
-    await migrated(first, second)
-    await migrated(second, first)
+    await migrate(first, second)
+    await migrate(second, first)
     assert ways(first) == {"data": DiskWay.SHARED}
-    await migrated(first, second)
+    await migrate(first, second)
     assert ways(second) == {"data": DiskWay.COPIED}
     assert same(path, await disk_path(second))
 
@@ -202,7 +196,7 @@ async def test_several_disks_go_each_its_own_way(rig: MigrationRig, tmp_path: Pa
         table=blob(b"table".ljust(512), readonly=True),
     )
     await source.run(spec_of(**disks))
-    await migrated(source, target)
+    await migrate(source, target)
     assert ways(target) == {
         "one": DiskWay.COPIED,
         "two": DiskWay.COPIED,
@@ -221,7 +215,7 @@ async def test_the_contents_of_a_blob_arrive_as_they_are_and_not_as_they_were(ri
     spec = spec_of(**disk(memory=blob(bytes(MIB))))
     await source.run(spec)
     assert write_blob(source, b"written") == bytes(7)
-    await migrated(source, target)
+    await migrate(source, target)
     assert ways(target) == {"memory": DiskWay.COPIED if copy else DiskWay.SHARED}
     assert write_blob(target, b"again") == b"writt"
     assert (await target.client.instance_spec_get()).spec.value == spec  # type: ignore[union-attr]
@@ -249,7 +243,7 @@ async def test_disks_and_memory_are_copied_in_one_migration(rig: MigrationRig, t
     memory = GuestMemory(path=str(tmp_path / "ram"), shared=False)
     source, target = await rig.node("source", memory=memory), await rig.node("target", copy_disks=True)
     await source.run(big(tmp_path))
-    await migrated(source, target)
+    await migrate(source, target)
     came = target.server.migration_report().migration_in
     assert came
     assert came.way is way_of_copying("tcg", (await find_qemu(None)).version)
@@ -289,7 +283,7 @@ async def test_a_target_that_is_lost_leaves_no_copy_and_can_be_followed_by_anoth
     assert await nodes_of(source) == set()
     assert not list((tmp_path / "target").glob("disk*"))
     assert not list((tmp_path / "source").glob("copy*"))
-    await migrated(source, second)
+    await migrate(source, second)
     assert same(tmp_path / "data.qcow2", await disk_path(second))
 
 
@@ -340,7 +334,7 @@ async def test_a_target_that_is_ended_in_the_middle_leaves_the_guest_at_the_sour
     assert await nodes_of(source) == set()
     assert not list((tmp_path / "target").glob("disk*"))
     second = await rig.node("second", copy_disks=True)
-    await migrated(source, second)
+    await migrate(source, second)
 
 
 async def test_a_failure_after_the_copying_leaves_nothing_and_can_be_tried_again(
@@ -354,7 +348,7 @@ async def test_a_failure_after_the_copying_leaves_nothing_and_can_be_tried_again
     assert "import" in await failed(source, target)
     assert await nodes_of(source) == set()
     assert not list((tmp_path / "target").glob("disk*"))
-    await migrated(source, second)
+    await migrate(source, second)
     assert same(tmp_path / "data.qcow2", await disk_path(second))
 
 
@@ -374,7 +368,7 @@ async def test_a_guest_that_writes_faster_than_it_is_copied_is_slowed_down(
             await asyncio.sleep(0)
     monkeypatch.setattr(disk_mirror, "BYTES_PER_S", 4 * MIB)
     with caplog.at_level(logging.INFO, disk_mirror.__name__):
-        await migrated(source, target)
+        await migrate(source, target)
     assert "the guest writes faster than it is copied" in caplog.text
     await target.client.instance_state_put(InstanceStateRequested.STOP)
     await target.wait_for(InstanceState.DESTROYED)

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from boot_sectors import obedient_disk
 from engine_rig import BACKEND, DEADLINE_S, FAKE_QEMU, BlockingBackend, vcr_json
-from migration_rig import MigrationRig, Node, migration_rig, spec_of
+from migration_rig import MigrationRig, Node, migrated, migration_rig, spec_of
 
 from pytest_propolis.engine import migration_source
 from pytest_propolis.engine.guest_memory import GuestMemory
@@ -132,11 +132,6 @@ async def until(condition: Callable[[], bool]) -> None:
 async def require_alive(node: Node) -> None:
     await node.server.serial().write(b"x")
     await shown(node, b"x")
-
-
-async def migrated(source: Node, target: Node) -> None:
-    await target.wait_for(InstanceState.RUNNING)
-    await source.wait_for(InstanceState.DESTROYED)
 
 
 def why(node: Node) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from migration_rig import MigrationRig, Node, injector, migration_rig, spec_of
+from migration_rig import MigrationRig, Node, injector, migrate, migration_rig, spec_of
 from msgspec.structs import replace
 
 from pytest_propolis.engine import migration_source, server
@@ -81,12 +81,6 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         yield rig
 
 
-async def migrated(source: Node, target: Node) -> None:
-    await target.migrate_from(source.address)
-    await target.wait_for(InstanceState.RUNNING)
-    await source.wait_for(InstanceState.DESTROYED)
-
-
 async def failed(source: Node, target: Node) -> None:
     """Both have noticed that their migration failed."""
     await target.wait_for(InstanceState.FAILED)
@@ -102,7 +96,7 @@ def copied_memory(path: Path) -> GuestMemory:
 async def test_both_sides_publish_upstreams_phases_and_states(rig: MigrationRig) -> None:
     source, target = await rig.node("source"), await rig.node("target")
     await source.run(spec_of())
-    await migrated(source, target)
+    await migrate(source, target)
     left, came = Recorder.made
     assert (left.phases, came.phases) == (OUT, IN)
     assert [state.value for state in left.states] == [
@@ -128,7 +122,7 @@ async def test_the_target_names_the_migration_and_has_the_sources_spec(rig: Migr
 async def test_memory_of_the_same_host_is_shared(rig: MigrationRig) -> None:
     source, target = await rig.node("source"), await rig.node("target")
     await source.run(spec_of())
-    await migrated(source, target)
+    await migrate(source, target)
     for side in (source.server.migration_report().migration_out, target.server.migration_report().migration_in):
         assert side
         assert (side.way, side.failure) == (MigrationWay.SHARED_MEMORY, None)
@@ -139,7 +133,7 @@ async def test_the_pause_is_reported(rig: MigrationRig) -> None:
     await source.run(spec_of())
     assert source.server.migration_report().stopped_s == 0
     ran_s = source.server.migration_report().resumed_s
-    await migrated(source, target)
+    await migrate(source, target)
     left, came = source.server.migration_report(), target.server.migration_report()
     assert 0 < ran_s == left.resumed_s < left.stopped_s < came.resumed_s
 
@@ -149,7 +143,7 @@ async def copying_way(rig: MigrationRig, tmp_path: Path) -> MigrationWay | None:
     source = await rig.node("source", memory=copied_memory(tmp_path / "ram"))
     target = await rig.node("target")
     await source.run(spec_of())
-    await migrated(source, target)
+    await migrate(source, target)
     assert (Recorder.made[0].phases, Recorder.made[1].phases) == (OUT, IN)
     side = target.server.migration_report().migration_in
     assert side
@@ -171,9 +165,9 @@ async def test_a_newer_qemu_copies_the_memory_of_a_guest_that_runs(rig: Migratio
 async def test_a_chain_of_migrations_goes_there_and_back_again(rig: MigrationRig) -> None:
     first, second = await rig.node("first"), await rig.node("second")
     await first.run(spec_of())
-    await migrated(first, second)
-    await migrated(second, first)
-    await migrated(first, second)
+    await migrate(first, second)
+    await migrate(second, first)
+    await migrate(first, second)
 
 
 async def test_a_failed_export_leaves_a_source_that_can_be_migrated_again(rig: MigrationRig) -> None:
@@ -186,7 +180,7 @@ async def test_a_failed_export_leaves_a_source_that_can_be_migrated_again(rig: M
     assert Recorder.made[0].phases[-1] is MigrationState.ERROR
     assert [state.value for state in Recorder.made[0].states[-2:]] == ["Migrating", "Running"]
     assert [state.value for state in Recorder.made[1].states] == ["Migrating", "Failed"]
-    await migrated(source, second)
+    await migrate(source, second)
 
 
 def _open_files(node: Node) -> set[str]:
@@ -204,7 +198,7 @@ async def test_a_failed_import_leaves_a_source_that_can_be_migrated_again(rig: M
     report = source.server.migration_report().migration_out
     assert report
     assert "import" in str(report.failure)
-    await migrated(source, second)
+    await migrate(source, second)
 
 
 @pytest.mark.parametrize("way", ["shared", "copied"])
@@ -218,7 +212,7 @@ async def test_a_target_that_is_killed_leaves_the_guest_at_the_source(
     await target.migrate_from(source.address)
     await failed(source, target)
     monkeypatch.undo()
-    await migrated(source, second)
+    await migrate(source, second)
 
 
 async def test_a_target_that_hangs_does_not_hang_the_source(
@@ -236,7 +230,7 @@ async def test_a_target_that_hangs_does_not_hang_the_source(
     assert report
     assert "for 1 s" in str(report.failure)
     monkeypatch.undo()
-    await migrated(source, second)
+    await migrate(source, second)
 
 
 def _on_push(monkeypatch: pytest.MonkeyPatch, target: Node, number: signal.Signals) -> None:
@@ -284,7 +278,7 @@ async def test_a_replacement_of_another_type_is_refused(rig: MigrationRig) -> No
     message = await refused(source, target, replace={"failure": replacement})
     assert "is a CrucibleStorageBackend, and the source's is a MigrationFailureInjector" in message
     await source.wait_for(InstanceState.RUNNING)
-    await migrated(source, target)
+    await migrate(source, target)
 
 
 async def test_an_nvme_disk_is_refused_by_name_and_the_source_runs_on(rig: MigrationRig, tmp_path: Path) -> None:
@@ -327,7 +321,7 @@ async def test_a_target_that_boots_from_something_else_says_from_what(
     await source.run(spec_of())
     assert message in await refused(source, target)
     await source.wait_for(InstanceState.RUNNING)
-    await migrated(source, same)
+    await migrate(source, same)
 
 
 def _linux(content: bytes) -> bytes:
@@ -351,7 +345,7 @@ async def test_a_server_without_a_running_vm_drops_the_migration(rig: MigrationR
     assert "active instance" in await refused(source, target)
     await source.client.instance_state_put(InstanceStateRequested.RUN)
     await source.wait_for(InstanceState.RUNNING)
-    await migrated(source, target)
+    await migrate(source, target)
 
 
 async def test_a_negotiation_that_fails_leaves_nothing_pending_at_the_source(rig: MigrationRig) -> None:
@@ -364,7 +358,7 @@ async def test_a_negotiation_that_fails_leaves_nothing_pending_at_the_source(rig
     await source.wait_for(InstanceState.RUNNING)
     await source.client.instance_state_put(InstanceStateRequested.REBOOT)
     await source.wait_for(InstanceState.RUNNING)
-    await migrated(source, target)
+    await migrate(source, target)
 
 
 async def test_a_target_that_leaves_at_once_leaves_nothing_pending_at_the_source(rig: MigrationRig) -> None:
@@ -374,7 +368,7 @@ async def test_a_target_that_leaves_at_once_leaves_nothing_pending_at_the_source
         pass
     await source.wait_out(MigrationState.ERROR)
     await source.wait_for(InstanceState.RUNNING)
-    await migrated(source, target)
+    await migrate(source, target)
 
 
 async def test_a_second_migration_out_is_denied_while_one_is_under_way(rig: MigrationRig) -> None:
