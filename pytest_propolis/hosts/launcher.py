@@ -23,21 +23,33 @@ from ..errors import AgentError, HostError, ResourceExhausted
 from .lifeline import Lifeline, NobodyListens
 from .run_directory import make_private_directory
 
-__all__ = ["Launched", "connect_or_launch", "wait_for_children"]
+__all__ = ["Launched", "connect_or_launch"]
 
 START_TIMEOUT_S: Final = 30.0
 SOCKET_PATH_LIMIT: Final = 107
 
 _children: Final[list[subprocess.Popen[bytes]]] = []
-"""Agents that this process started: kept, so that they are waited for and not warned about."""
+"""Agents that this process started: kept, because they may outlive whoever needed them, and are not warned about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launched:
-    """A running agent, and our lifeline to it."""
+    """A running agent, and our lifeline to it.
+
+    :param process: the agent, if this process started it.
+    """
 
     socket: Path
     lifeline: Lifeline
+    process: subprocess.Popen[bytes] | None = None
+
+    def wait_until_left(self, timeout_s: float) -> bool:
+        """Wait for the end of an agent whose last client has left. False where it was started elsewhere, or stays."""
+        if self.process is None:
+            return False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout_s)
+        return self.process.returncode is not None
 
 
 async def connect_or_launch(config: AgentConfig, *, client: str) -> Launched:
@@ -65,7 +77,7 @@ async def connect_or_launch(config: AgentConfig, *, client: str) -> Launched:
             except BaseException:
                 lifeline.close()
                 raise
-        return Launched(socket=ready, lifeline=lifeline)
+        return Launched(socket=ready, lifeline=lifeline, process=child.process)
 
 
 @contextlib.asynccontextmanager
@@ -115,17 +127,6 @@ async def _connect(rendezvous: Rendezvous, client: str) -> Launched | None:
         with contextlib.suppress(NobodyListens):
             return Launched(socket=socket_path, lifeline=await Lifeline.open(socket_path, client=client))
     return None
-
-
-def wait_for_children(timeout_s: float) -> bool:
-    """Wait for the agents that this process started, which leave after their last client.
-
-    :returns: whether there was one, and all have ended; one that other processes still use may not.
-    """
-    for child in _children:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(timeout_s)
-    return bool(_children) and all(child.returncode is not None for child in _children)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from ..agent.protocol import AgentConfig, Belongings
 from ..errors import AgentError
 from ..settings import Settings
 from .agent_client import AgentClient
-from .launcher import Launched, connect_or_launch, wait_for_children
+from .launcher import Launched, connect_or_launch
 from .living_agent import LivingAgent
 from .run_directory import agent_directory, run_token
 
@@ -90,7 +90,7 @@ class LocalHost:
         launched.lifeline.close()
         if launched.lifeline.is_dropped or _agent_stays(launched.socket, self._client_id):
             return
-        if wait_for_children(AGENT_LEAVE_TIMEOUT_S):
+        if launched.wait_until_left(AGENT_LEAVE_TIMEOUT_S):
             _require_gone(launched.socket.parent)
 
     def _config(self) -> AgentConfig:
