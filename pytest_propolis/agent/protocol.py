@@ -273,19 +273,24 @@ class ForkVm(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for a Propolis server whose first VM goes on where a template stopped.
 
     :param template: the key that the answer to `TemplateNeeded` gave.
+    :param run: make the instance with these properties, and run it; without them the client does so.
+    :param typed: what is typed at it then. It tells the time, and so is left out if the fork is not ready at once.
     """
 
     template: str
     name: str
     group: str
     log_path: str
+    run: InstanceProperties | None = None
+    typed: str = ""
 
 
 class VmForked(msgspec.Struct, frozen=True, kw_only=True):
-    """A fork has started, and waits to be ensured with this spec, and run.
+    """A fork has started. It waits to be ensured with this spec, and run, unless that was asked for.
 
     :param boot: what its VM starts from when it is reset.
     :param session: the word of the read-eval loop that waits for commands in its guest.
+    :param typed: whether it was given what was to be typed.
     :param took_s: how long the steps took, in seconds; empty for one that stood by.
     """
 
@@ -294,6 +299,7 @@ class VmForked(msgspec.Struct, frozen=True, kw_only=True):
     spec: InstanceSpec
     boot: BootSource
     session: str
+    typed: bool
     took_s: dict[str, float]
 
 

@@ -15,6 +15,7 @@ from ..errors import PropolisError
 from .bookkeeper import Bookkeeper
 from .forks import Forks, StartedFork
 from .memory import available_mib
+from .processors import idle_s
 
 __all__ = ["Standby"]
 
@@ -22,6 +23,9 @@ MOST_PER_KIND: Final = 4
 MOST: Final = 16
 QUIET_S: Final = 0.1
 """Who has just claimed a fork is to have the processor to himself until his first command is done."""
+
+IDLE_SHARE: Final = 0.5
+"""Of the time of one processor: with less to spare, a fork that is made ahead takes its time from somebody's test."""
 
 SPARE_MIB: Final = 1024
 """With less memory available, nothing stands by."""
@@ -33,7 +37,7 @@ class Standby:
     """Keeps forks standing by, one being made at a time, and lets go of them when memory gets short.
 
     :param books: makes the books of one fork, which go with it to whoever claims it.
-    :param per_kind: how many of each kind; None for as many as are good for this machine.
+    :param per_kind: how many of each kind; None for as many as are good for this machine, and made while it is idle.
     """
 
     def __init__(self, forks: Forks, books: Callable[[], Bookkeeper], *, per_kind: int | None) -> None:
@@ -42,6 +46,7 @@ class Standby:
         self._per_kind = min(os.cpu_count() or 1, MOST_PER_KIND) if per_kind is None else per_kind
         self._ready: defaultdict[str, deque[StartedFork]] = defaultdict(deque)
         self._wanted: dict[str, tuple[Template, Path]] = {}
+        self._only_idle = per_kind is None
         self._making: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -93,7 +98,7 @@ class Standby:
             await self._forks.discard(started)
 
     async def _make(self) -> None:
-        await asyncio.sleep(QUIET_S)
+        await self._quiet()
         while (key := self._lacking()) is not None:
             template, place = self._wanted[key]
             try:
@@ -103,6 +108,15 @@ class Standby:
                 del self._wanted[key]
             else:
                 self._ready[key].append(started)
+                await self._quiet()
+
+    async def _quiet(self) -> None:
+        """Wait a while; if that was asked for, until the machine has a processor to spare."""
+        idle = False
+        while not idle:
+            before_s = idle_s()
+            await asyncio.sleep(QUIET_S)
+            idle = not self._only_idle or idle_s() - before_s >= IDLE_SHARE * QUIET_S
 
     def _lacking(self) -> str | None:
         if self.ready >= MOST or available_mib() < 2 * SPARE_MIB:

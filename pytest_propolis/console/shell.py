@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from .shell_protocol import (
     Output,
     Ready,
     Signal,
+    TypedCommand,
     encode,
     hand_over_command,
     interactive_command,
@@ -111,20 +112,16 @@ class Shell:
         """The word of the read-eval loop that runs, for `resume` in a fork of the guest."""
         return self._session
 
-    def drill(self, command: str) -> tuple[str, str]:
-        """What to type so that a fork of the guest runs a short command, and what the guest shows at the end of it.
+    def resume(self, session: str, typed: TypedCommand | None = None) -> None:
+        """Take over a read-eval loop that waits for commands, in a guest that was forked.
 
-        For those who have a guest to themselves that has no console yet.
+        :param typed: what somebody else has typed at it already: `outcome` waits for it.
         """
-        nonce = new_nonce()
-        (chunk,) = encode(command, nonce)
-        return chunk.decode(), f"\x1e{nonce}\x030\x04"
-
-    def resume(self, session: str) -> None:
-        """Take over a read-eval loop that waits for commands, in a guest that was forked."""
         self._session = session
         self._console.heed(session)
         self._ready.set()
+        if typed is not None:
+            self._begin(typed.nonce)
 
     async def run(
         self, command: str, *, timeout_s: float, check: bool = True, note: str | None = None
@@ -144,19 +141,47 @@ class Shell:
             await self._recover()
             self._console.note(note or f"run: {command if len(command) < 400 else command[:400] + ' …'}")
             pending = self._begin(new_nonce())
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._send(command, pending)
-                    # Shielded: whoever stops waiting must not make the command look as if it had ended.
-                    status = (await asyncio.shield(pending.ended)).status
-            except TimeoutError:
-                await self._recover()
-                raise self._error(
-                    CommandTimeout,
-                    f"{note or repr(command)} did not end; its output so far: {bytes(pending.output[-2000:])!r}",
-                    waited_s=timeout_s,
-                ) from None
-            self._pending = None
+            return await self._outcome(
+                command, pending, self._send(command, pending), timeout_s=timeout_s, check=check, note=note
+            )
+
+    async def run_typed(self, typed: TypedCommand, *, timeout_s: float, note: str) -> CommandResult:
+        """Wait for the end of what somebody else has typed, and `resume` was told of; errors are those of `run`.
+
+        :param note: what the log says of it.
+        """
+        async with self._turn:
+            self._console.note(note)
+            pending = self._pending
+            assert pending is not None
+            assert pending.nonce == typed.nonce
+            return await self._outcome(typed.text, pending, timeout_s=timeout_s, check=True, note=note)
+
+    async def _outcome(
+        self,
+        command: str,
+        pending: _Pending,
+        sending: Awaitable[None] | None = None,
+        *,
+        timeout_s: float,
+        check: bool,
+        note: str | None,
+    ) -> CommandResult:
+        """Send a command, unless it is sent, and wait for its end."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                if sending is not None:
+                    await sending
+                # Shielded: whoever stops waiting must not make the command look as if it had ended.
+                status = (await asyncio.shield(pending.ended)).status
+        except TimeoutError:
+            await self._recover()
+            raise self._error(
+                CommandTimeout,
+                f"{note or repr(command)} did not end; its output so far: {bytes(pending.output[-2000:])!r}",
+                waited_s=timeout_s,
+            ) from None
+        self._pending = None
         if check and status:
             message = f"{note or repr(command)} ended with status {status}"
             raise self._error(CommandFailed, message, command=command, status=status, output=bytes(pending.output))

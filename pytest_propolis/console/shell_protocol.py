@@ -38,12 +38,14 @@ __all__ = [
     "Output",
     "Ready",
     "Signal",
+    "TypedCommand",
     "encode",
     "hand_over_command",
     "interactive_command",
     "new_nonce",
     "new_session",
     "program",
+    "typed_command",
 ]
 
 INTERRUPT: Final = b"\x1c"
@@ -146,6 +148,31 @@ def encode(command: str, nonce: str) -> Iterator[bytes]:
             chunk = []
         chunk.append(piece)
     yield _chunk(chunk)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TypedCommand:
+    """A command for somebody else to type at the read-eval loop.
+
+    :param text: what to type.
+    :param succeeded: what the guest shows at the very end of it, if its status is 0.
+    """
+
+    nonce: str
+    text: str
+    succeeded: str
+
+
+def typed_command(command: str) -> TypedCommand:
+    """A short command, framed.
+
+    :raises ValueError: when it is too long to be typed without acknowledgements, or has a NUL.
+    """
+    nonce = new_nonce()
+    chunk, *others = encode(command, nonce)
+    if others:
+        raise ValueError(f"it has {len(command)} characters, and at most {WINDOW_BYTES} can be typed at once")
+    return TypedCommand(nonce=nonce, text=chunk.decode(), succeeded=f"\x1e{nonce}\x030\x04")
 
 
 def _chunk(lines: list[bytes]) -> bytes:

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..agent.protocol import Belongings, CreateDisk, CreateVm, ForkVm, Keep, KeptListed, VmForked
+from ..agent.protocol import Belongings, CreateDisk, CreateVm, Keep, KeptListed
 from ..console.log import make_log_directory
 from ..engine.boot_source import BootSource
-from ..errors import ConfigError, TemplateError
+from ..errors import ConfigError
 from ..guests.adapter import GuestAdapter
 from ..guests.registry import GuestRegistry
 from ..hosts.agent_client import AgentClient
@@ -26,6 +26,7 @@ from ..settings import Settings
 from .admission import admitted
 from .blueprint import boot_order_of, boot_source_of, disks_of, require_enough_memory
 from .config import CompleteVmConfig, VmConfig
+from .forking import Forking
 from .phases import Phases
 from .preparation import ReadyImage, ready_image
 from .spec import (
@@ -34,7 +35,7 @@ from .spec import (
     successor_properties,
     with_failure_injector,
 )
-from .templates import Kind, TemplateMaker, cold_reason
+from .templates import cold_reason
 from .test_vm import TestVm
 
 __all__ = ["VmFactory"]
@@ -74,8 +75,9 @@ class VmFactory:
         self.vms: list[TestVm] = []
         """All VMs that were made, in that order."""
         self._taken: list[contextlib.AsyncExitStack] = []
-        self._known = {} if templates is None else templates
-        self._templates = TemplateMaker(agent, log_dir=log_dir, progress=progress)
+        self._forking = Forking(
+            agent, group=group, log_dir=log_dir, known={} if templates is None else templates, progress=progress
+        )
 
     @property
     def agent(self) -> AgentClient:
@@ -158,7 +160,7 @@ class VmFactory:
 
         :raises BootError: when its guest does not come up.
         """
-        vm = await self._make(config, warm=True)
+        vm = await self._make(config, warm=True, run=True)
         await vm.boot()
         return vm
 
@@ -174,7 +176,12 @@ class VmFactory:
         """
         return await self._make(config, warm=config.boot == "warm")
 
-    async def _make(self, config: VmConfig, *, warm: bool) -> TestVm:
+    async def _make(self, config: VmConfig, *, warm: bool, run: bool = False) -> TestVm:
+        """A VM.
+
+        :param warm: try to make it a fork.
+        :param run: that one may run already.
+        """
         self._require_new(config.name)
         complete = config.completed(self._settings)
         guest = self._guests.get(complete.guest)
@@ -182,7 +189,7 @@ class VmFactory:
         async with self._keeping() as taken:
             vm = None
             if warm and cold_reason(complete, guest) is None:
-                vm = await self._fork(complete, guest, taken)
+                vm = await self._fork(complete, guest, taken, run=run)
             if vm is None:
                 vm = await self._create(complete, guest, await self._image(complete, guest), taken)
             self._remember(vm)
@@ -252,59 +259,30 @@ class VmFactory:
         return await ready_image(self._agent, guest.image, timeout_s=limit_s, progress=self._progress)
 
     async def _fork(
-        self, complete: CompleteVmConfig, guest: GuestAdapter, taken: contextlib.AsyncExitStack
+        self, complete: CompleteVmConfig, guest: GuestAdapter, taken: contextlib.AsyncExitStack, *, run: bool
     ) -> TestVm | None:
-        """A fork of the kind's template; None, after a line that says why, if it cannot be had."""
+        """A fork of the kind's template, if it can be had."""
         make_log_directory(self._log_dir)
-        phases = Phases()
-        kind = (guest, dataclasses.replace(complete, config=dataclasses.replace(complete.config, name="any")))
-        forked = None
-        if kind in self._known:
-            with contextlib.suppress(TemplateError):  # it may have been removed meanwhile
-                forked = await self._fork_of(self._known[kind], complete, phases)
-        try:
-            if forked is None:
-                with phases.during("template"):
-                    key = self._known[kind] = await self._template_key(complete, guest)
-                forked = await self._fork_of(key, complete, phases)
-        except TemplateError as error:
-            self._progress(f"{guest.name} boots from cold: {error.message}")
-            return None
-        self._own(forked.id, taken)
-        phases.took_s |= forked.took_s
         name = complete.config.name
+        forked = await self._forking.fork(complete, guest, log_path=self._qemu_log(name), run=run)
+        if forked is None:
+            return None
+        self._own(forked.vm.id, taken)
         vm = TestVm(
             name=name,
-            client=PropolisClient(self._agent.endpoint(forked.path), vm=name),
+            client=PropolisClient(self._agent.endpoint(forked.vm.path), vm=name),
             guest=guest,
-            spec=forked.spec,
-            properties=instance_properties(name),
+            spec=forked.vm.spec,
+            properties=forked.properties,
             log_path=self._serial_log(name),
             boot_timeout_s=complete.boot_timeout_s,
-            boot_source=forked.boot,
-            migrations=partial(self._agent.migrations, forked.path),
-            fork_session=forked.session,
-            phases=phases,
-            vm_id=forked.id,
+            boot_source=forked.vm.boot,
+            migrations=partial(self._agent.migrations, forked.vm.path),
+            forked=forked,
+            phases=forked.phases,
+            vm_id=forked.vm.id,
         )
         return await taken.enter_async_context(vm)
-
-    async def _template_key(self, complete: CompleteVmConfig, guest: GuestAdapter) -> str:
-        image = await self._image(complete, guest)
-        kind = Kind(
-            complete=complete,
-            guest=guest,
-            boot=boot_source_of(complete.config, guest, image),
-            disks=tuple(disks_of(complete.config, image)),
-            boot_order=boot_order_of(complete.config, image),
-        )
-        return await self._templates.key(kind)
-
-    async def _fork_of(self, key: str, complete: CompleteVmConfig, phases: Phases) -> VmForked:
-        name = complete.config.name
-        request = ForkVm(template=key, name=name, group=self._group, log_path=self._qemu_log(name))
-        with phases.during("fork"):
-            return await admitted(name, partial(self._agent.fork_vm, request), phases, progress=self._progress)
 
     async def _create(
         self, complete: CompleteVmConfig, guest: GuestAdapter, image: ReadyImage, taken: contextlib.AsyncExitStack
@@ -354,7 +332,7 @@ class VmFactory:
             name=name,
             group=self._group,
             boot=boot_source,
-            log_path=self._qemu_log(name),
+            log_path=str(self._qemu_log(name)),
             memory_mib=spec.board.memory_mb,
             display=display,
             copy_disks=copy_disks,
@@ -382,8 +360,8 @@ class VmFactory:
         self._vm_ids.append(vm_id)
         taken.push_async_callback(self._agent.remove_vm, vm_id)
 
-    def _qemu_log(self, name: str) -> str:
-        return str(self._log_dir / f"{name}.qemu.log")
+    def _qemu_log(self, name: str) -> Path:
+        return self._log_dir / f"{name}.qemu.log"
 
     def _serial_log(self, name: str) -> Path:
         return self._log_dir / f"{name}.serial.log"

@@ -116,8 +116,8 @@ class TemplateMaker:
         try:
             await vm.boot()
             await vm.become_template(timeout_s=PREPARE_TIMEOUT_S)
-            drill, drilled = vm.drill()
-            facts = FreezeVm(session=vm.session, console=vm.boot_log, drill=drill, drilled=drilled)
+            drill = vm.drill()
+            facts = FreezeVm(session=vm.session, console=vm.boot_log, drill=drill.text, drilled=drill.succeeded)
             await self._agent.freeze(making.id, facts)
         except PropolisError as error:
             await self._agent.give_up(making.id, error.message)

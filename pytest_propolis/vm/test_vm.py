@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from websockets.asyncio.client import ClientConnection
 from ..agent.protocol import VmFacts
 from ..console.console import Console
 from ..console.shell import CommandResult, Shell
+from ..console.shell_protocol import TypedCommand, typed_command
 from ..console.transcript import Found
 from ..engine.boot_source import BootSource
 from ..engine.migration_report import MigrationReport
@@ -50,6 +52,7 @@ from ..propolis_api import (
 from ..propolis_api.client import Endpoint, PropolisClient
 from ..propolis_api.serial import SerialConsoleMoved
 from ..settings import BootKind
+from .forked import Forked
 from .phases import Phases
 from .replacements import replacements
 
@@ -62,6 +65,10 @@ HAND_OVER_TIMEOUT_S: Final = 15.0
 DESTROY_TIMEOUT_S: Final = 5.0
 LAST_STATE_TIMEOUT_S: Final = 2.0
 MIGRATION_S_PER_GIB: Final = 90.0
+CLOCK_LAG_S: Final = 0.5
+"""A fork's clock lags at most by what it took to tell it."""
+RETELLINGS: Final = 3
+WAKING: Final = "taking on an identity of its own"
 BOOT_HINT: Final = "see the console above; a slow machine may need a longer --propolis-boot-timeout"
 PANIC: Final = re.compile(r"---\[ end (Kernel panic.*?) \]---")
 """The last line of a Linux that has panicked, and will not boot again by itself."""
@@ -91,7 +98,7 @@ class TestVm:
         boot_timeout_s: float,
         boot_source: BootSource,
         vm_id: str = "",
-        fork_session: str | None = None,
+        forked: Forked | None = None,
         phases: Phases | None = None,
         migrations: Callable[[], Awaitable[MigrationReport]] | None = None,
         copies_disks: bool = False,
@@ -104,7 +111,7 @@ class TestVm:
         self.log_path = log_path
         self.boot_source = boot_source
         self._client = client
-        self.boot_kind: BootKind = "cold" if fork_session is None else "warm"
+        self.boot_kind: BootKind = "cold" if forked is None else "warm"
         """Whether it boots, or was forked from a guest that was booted before."""
         self.phases = phases or Phases()
         """How long the steps up to its first command took."""
@@ -113,7 +120,7 @@ class TestVm:
         self._migrations = migrations
         self._copies_disks = copies_disks
         self.boot_timeout_s = boot_timeout_s
-        self._fork_session = fork_session
+        self._forked = forked
         self._console: Console | None = None
         self._shell: Shell | None = None
         self._resources = contextlib.AsyncExitStack()
@@ -136,12 +143,9 @@ class TestVm:
 
         :raises ApiError: when the server refuses the spec, or cannot set the VM up.
         """
-        client = self._api()
         request = InstanceEnsureRequest(properties=self.properties, init=SpecInit(FromSpec(spec=self.spec)))
-        await client.instance_ensure(request)
+        await self._api().instance_ensure(request)
         await self._open_console()
-        if self._fork_session is not None:
-            self.boot_log = (await self.console.wait_for(BOUNDARY, timeout_s=OUTPUT_TIMEOUT_S)).before
 
     async def run_instance(self) -> None:
         """Ask the server to run the VM."""
@@ -149,8 +153,11 @@ class TestVm:
 
     async def launch(self) -> None:
         """Create the VM and let it run; does not wait for the guest."""
-        await self.ensure()
-        await self.run_instance()
+        if self._forked is not None and self._forked.runs:
+            await self._open_console()
+        else:
+            await self.ensure()
+            await self.run_instance()
 
     async def boot(self) -> None:
         """Launch the VM, and wait until its guest takes commands.
@@ -168,10 +175,10 @@ class TestVm:
         limit_s = self.boot_timeout_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                if self._fork_session is None:
+                if self._forked is None:
                     await self._log_in(limit_s)
                 else:
-                    await self._wake(self._fork_session, limit_s)
+                    await self._wake(self._forked, limit_s)
         except TimeoutError:
             raise self._boot_error("did not come up to a login", waited_s=limit_s) from None
         except ConsoleClosed:
@@ -200,15 +207,25 @@ class TestVm:
                 wait.cancel()
             await asyncio.gather(panic, login, return_exceptions=True)
 
-    async def _wake(self, session: str, limit_s: float) -> None:
-        """Let a fork know that it is one."""
-        self._require_shell().resume(session)
+    async def _wake(self, forked: Forked, limit_s: float) -> None:
+        """Let a fork know that it is one. What it was told of the time, and heard late, it is told again."""
         with self.phases.during("identity"):
-            await self._take_on_identity(limit_s)
+            told_s = time.monotonic()
+            if forked.waking is None:
+                await self._take_on_identity(limit_s)
+            else:
+                told_s = forked.asked_s
+                await self._require_shell().run_typed(forked.waking, timeout_s=limit_s, note=WAKING)
+            for _ in range(RETELLINGS):
+                if time.monotonic() - told_s < CLOCK_LAG_S:
+                    break
+                await self._require_shell().run(self.guest.wait_command(), timeout_s=limit_s, note=WAKING)
+                told_s = time.monotonic()
+                await self._take_on_identity(limit_s)
 
     async def _take_on_identity(self, limit_s: float) -> None:
         command = self.guest.wake_command(name=self.name)
-        await self._require_shell().run(command, timeout_s=limit_s, note="taking on an identity of its own")
+        await self._require_shell().run(command, timeout_s=limit_s, note=WAKING)
 
     async def stop(self, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
         """Stop the VM without asking its guest, and wait until it is destroyed.
@@ -283,12 +300,12 @@ class TestVm:
         await self._require_shell().run(self.guest.wait_command(), timeout_s=timeout_s, note="preparing the template")
         await self._require_shell().run(self.guest.quiet_command, timeout_s=timeout_s)
 
-    def drill(self) -> tuple[str, str]:
-        """What to type so that a fork of the guest wakes up, and can wake once more; and what it shows at the end.
+    def drill(self) -> TypedCommand:
+        """What to type so that a fork of the guest wakes up, and can wake once more.
 
         That takes a fork and an exec, with which a guest's first command of its own is quick.
         """
-        return self._require_shell().drill(f"{self.guest.wake_command(name=self.name)} && {self.guest.wait_command()}")
+        return typed_command(f"{self.guest.wake_command(name=self.name)} && {self.guest.wait_command()}")
 
     async def hand_over(self) -> None:
         """Leave the console to the user's own shell, if the guest takes commands: it takes none from then on."""
@@ -474,6 +491,9 @@ class TestVm:
             Console.over(connection, vm=self.name, log_path=self.log_path, follow=self._follow)
         )
         self._shell = Shell(self._console, vm=self.name)
+        if self._forked is not None:
+            self._shell.resume(self._forked.vm.session, self._forked.waking)
+            self.boot_log = (await self._console.wait_for(BOUNDARY, timeout_s=OUTPUT_TIMEOUT_S)).before
 
     async def _follow(self, moved: SerialConsoleMoved) -> ClientConnection:
         try:
@@ -550,7 +570,7 @@ class TestVm:
 
     def _forget_shell(self) -> None:
         """From here on, nothing that the console showed before counts."""
-        self._fork_session = None  # what comes now is a boot
+        self._forked = None  # what comes now is a boot
         self.console.transcript.skip()
         self._shell = Shell(self.console, vm=self.name)
 

@@ -5,20 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from pytest_propolis.agent.memory import total_mib
+from pytest_propolis.agent.protocol import ForkVm
 from pytest_propolis.errors import ResourceExhausted
 from pytest_propolis.guests.micro import Micro
 from pytest_propolis.guests.registry import GuestRegistry
 from pytest_propolis.hosts.local import LocalHost
+from pytest_propolis.propolis_api import InstanceState
+from pytest_propolis.propolis_api.client import PropolisClient
 from pytest_propolis.settings import Settings
 from pytest_propolis.storage.store import default_artifact_dir
 from pytest_propolis.vm.factory import VmFactory
+from pytest_propolis.vm.spec import instance_properties
 
 MICRO = {"guest": "micro", "cpus": 1, "memory_mib": 128}
 
@@ -26,6 +32,16 @@ MICRO = {"guest": "micro", "cpus": 1, "memory_mib": 128}
 class NotQuiet(Micro):
     name = "not-quiet"
     quiet_command = "echo busy; false"
+
+
+class Late(Micro):
+    name = "late"
+    delays_s: ClassVar[list[int]] = []
+    """How long the next forks wait until they hear what they are told."""
+
+    def wake_command(self, *, name: str) -> str:
+        delay_s = self.delays_s.pop() if self.delays_s else 0
+        return f"sleep {delay_s}; {super().wake_command(name=name)}"
 
 
 @pytest.fixture
@@ -60,7 +76,7 @@ def factories(artifact_dir: Path, tmp_path: Path, lines: list[str]) -> Factories
             async with VmFactory.on(
                 host,
                 settings=settings,
-                guests=GuestRegistry([NotQuiet()]),
+                guests=GuestRegistry([NotQuiet(), Late()]),
                 group=name,
                 log_dir=tmp_path / name,
                 progress=lines.append,
@@ -171,7 +187,44 @@ async def test_a_fork_that_stood_by_is_like_any_other(factories: Factories) -> N
         assert len(set(seeds)) == len(seeds)
         assert await vm.run("hostname") == vm.name
         assert vm.console_tail()[-1] == vm.name
-        assert vm.log_path.read_text().count("taking on an identity") == 1
+
+
+async def test_who_has_a_fork_run_need_not_wake_it_if_it_stood_by(factories: Factories, artifact_dir: Path) -> None:
+    """And if it did not, what it would be told of the time would be late."""
+    async with factories("run", standby=1) as factory:
+        agent = factory.agent
+        vm = await factory.start("vm", **MICRO)
+        key = template(artifact_dir).name
+        properties = instance_properties("asked")
+        for number in range(50):
+            request = ForkVm(
+                template=key, name=f"asked{number}", group="run", log_path="/dev/null", run=properties, typed="hello"
+            )
+            forked = await agent.fork_vm(request)
+            async with PropolisClient(agent.endpoint(forked.path)) as client:
+                seen = (await client.instance_get()).instance
+            assert seen.properties == properties
+            assert seen.state is not InstanceState.FAILED
+            await agent.remove_vm(forked.id)
+            assert forked.typed == (not forked.took_s)
+            if forked.typed:
+                break
+        else:
+            pytest.fail("none stood by")
+        assert await vm.run("hostname") == "vm"
+
+
+async def test_a_fork_that_hears_late_what_time_it_is_is_told_again(
+    factories: Factories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with factories("run") as factory:
+        await factory.start("first", **MICRO | {"guest": "late"})
+        monkeypatch.setattr(Late, "delays_s", [2])
+        vm = await factory.start("second", **MICRO | {"guest": "late"})
+        assert not Late.delays_s
+        before_s = int(time.time())
+        assert before_s - 1 <= int(await vm.run("date +%s")) <= time.time() + 1
+        assert await vm.run("hostname") == "second"
 
 
 async def test_what_stands_by_is_kept_from_the_processor(factories: Factories) -> None:

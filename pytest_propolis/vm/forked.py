@@ -1,0 +1,29 @@
+"""What a VM that is a fork knows of how it came about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..agent.protocol import VmForked
+from ..console.shell_protocol import TypedCommand
+from ..propolis_api import InstanceProperties
+from .phases import Phases
+
+__all__ = ["Forked"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forked:
+    """A fork, and how far its server has brought it.
+
+    :param runs: whether it was created and run already.
+    :param waking: what was typed at it already so that it takes on its identity; None if nothing was.
+    :param asked_s: when that was put into words, in the time of `time.monotonic`.
+    """
+
+    vm: VmForked
+    properties: InstanceProperties
+    phases: Phases
+    runs: bool = False
+    waking: TypedCommand | None = None
+    asked_s: float = 0.0

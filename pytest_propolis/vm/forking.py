@@ -1,0 +1,120 @@
+"""Forks as a factory has them: of a template that is known, or is made first, and running already if that is wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ..agent.protocol import ForkVm
+from ..console.shell_protocol import typed_command
+from ..errors import TemplateError
+from ..guests.adapter import GuestAdapter
+from ..hosts.agent_client import AgentClient
+from .admission import admitted
+from .blueprint import boot_order_of, boot_source_of, disks_of
+from .config import CompleteVmConfig
+from .forked import Forked
+from .phases import Phases
+from .preparation import ready_image
+from .spec import instance_properties
+from .templates import Kind, TemplateMaker
+
+__all__ = ["Forking"]
+
+
+class Forking:
+    """Forks VMs through one agent.
+
+    :param group: what the VMs belong to.
+    :param known: the keys of the templates that are known to be on the host, by kind; it is added to.
+    """
+
+    def __init__(
+        self,
+        agent: AgentClient,
+        *,
+        group: str,
+        log_dir: Path,
+        known: dict[object, str],
+        progress: Callable[[str], None],
+    ) -> None:
+        self._agent = agent
+        self._group = group
+        self._known = known
+        self._progress = progress
+        self._maker = TemplateMaker(agent, log_dir=log_dir, progress=progress)
+
+    async def fork(
+        self, complete: CompleteVmConfig, guest: GuestAdapter, *, log_path: Path, run: bool
+    ) -> Forked | None:
+        """A fork of the kind's template; None, after a line that says why, if it cannot be had.
+
+        :param log_path: where QEMU's messages go.
+        :param run: have it created and run, too, and its guest woken if that takes no time.
+        """
+        phases = Phases()
+        kind = (guest, dataclasses.replace(complete, config=dataclasses.replace(complete.config, name="any")))
+        if kind in self._known:
+            with contextlib.suppress(TemplateError):  # it may have been removed meanwhile
+                return await self._fork_of(self._known[kind], complete, guest, phases, log_path=log_path, run=run)
+        try:
+            with phases.during("template"):
+                key = self._known[kind] = await self._template_key(complete, guest)
+            return await self._fork_of(key, complete, guest, phases, log_path=log_path, run=run)
+        except TemplateError as error:
+            self._progress(f"{guest.name} boots from cold: {error.message}")
+            return None
+
+    async def _template_key(self, complete: CompleteVmConfig, guest: GuestAdapter) -> str:
+        limit_s = complete.boot_timeout_s
+        image = await ready_image(self._agent, guest.image, timeout_s=limit_s, progress=self._progress)
+        kind = Kind(
+            complete=complete,
+            guest=guest,
+            boot=boot_source_of(complete.config, guest, image),
+            disks=tuple(disks_of(complete.config, image)),
+            boot_order=boot_order_of(complete.config, image),
+        )
+        return await self._maker.key(kind)
+
+    async def _fork_of(
+        self,
+        key: str,
+        complete: CompleteVmConfig,
+        guest: GuestAdapter,
+        phases: Phases,
+        *,
+        log_path: Path,
+        run: bool,
+    ) -> Forked:
+        name = complete.config.name
+        properties = instance_properties(name)
+
+        async def ask() -> Forked:
+            # It tells the time, and so is put into words anew each time.
+            asked_s, waking = time.monotonic(), typed_command(guest.wake_command(name=name))
+            request = ForkVm(
+                template=key,
+                name=name,
+                group=self._group,
+                log_path=str(log_path),
+                run=properties if run else None,
+                typed=waking.text,
+            )
+            vm = await self._agent.fork_vm(request)
+            return Forked(
+                vm=vm,
+                properties=properties,
+                phases=phases,
+                runs=run,
+                waking=waking if vm.typed else None,
+                asked_s=asked_s,
+            )
+
+        with phases.during("fork"):
+            forked = await admitted(name, ask, phases, progress=self._progress)
+        phases.took_s |= forked.vm.took_s
+        return forked
