@@ -9,7 +9,7 @@ import msgspec
 from ..engine.boot_source import BootSource
 from ..engine.recipe import Recipe
 from ..errors import AgentError, PropolisError
-from ..propolis_api import InstanceProperties, InstanceSpec
+from ..propolis_api import Component, InstanceProperties, InstanceSpec
 from ..storage.artifacts import Artifact
 from .entry import Kept
 
@@ -273,6 +273,7 @@ class ForkVm(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for a Propolis server whose first VM goes on where a template stopped.
 
     :param template: the key that the answer to `TemplateNeeded` gave.
+    :param added: disks that it has beyond the template's.
     :param run: make the instance with these properties, and run it; without them the client does so.
     :param typed: what is typed at it then. It tells the time, and so is left out if the fork is not ready at once.
     """
@@ -281,6 +282,7 @@ class ForkVm(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     group: str
     log_path: str
+    added: dict[str, Component] = {}
     run: InstanceProperties | None = None
     typed: str = ""
 

@@ -130,12 +130,13 @@ class Templates:
         vm = await self._account.fork_vm(client, create, template=template, place=place)
         assert vm.fork is not None
         typed = request.typed if time.monotonic() - began < AT_ONCE_S else ""
+        spec = msgspec.structs.replace(vm.fork.spec, components=vm.fork.spec.components | request.added)
         if request.run is not None:
-            await self._run(client, vm, vm.fork.spec, request.run, typed)
+            await self._run(client, vm, spec, request.run, typed)
         return VmForked(
             id=vm.id,
             path=f"/vms/{vm.id}",
-            spec=vm.fork.spec,
+            spec=spec,
             boot=template.boot,
             session=template.session,
             typed=bool(typed) and request.run is not None,

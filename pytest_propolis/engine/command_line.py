@@ -25,7 +25,7 @@ from ..propolis_api import (
 from .accelerator import AcceleratorName
 from .boot_source import BootSource, DirectKernel
 from .cpu import cpu_arguments
-from .disks import disk_arguments
+from .disks import disk_arguments, disk_parts
 from .guest_memory import MEMORY_ID, GuestMemory
 from .network import network_arguments
 from .pci import DISPLAY_SLOT, PciBuses
@@ -91,7 +91,7 @@ def qemu_arguments(
         *buses.bridges(),
         *("-device", f"vmgenid,guid={generation or properties.id}"),
         *_serial_ports(components),
-        *disk_arguments(components, buses, nodes=nodes, blobs=blobs),
+        *disk_arguments(disk_parts(components, buses, nodes=nodes, blobs=blobs)),
         *network_arguments(components, buses),
         *_other_devices(components, buses, has_vsock=has_vsock),
         *_display(display_socket),

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..propolis_api import (
     BlobStorageBackend,
@@ -19,7 +19,7 @@ from ..propolis_api import (
 from .pci import PciBuses
 from .spec_faults import SpecRefused
 
-__all__ = ["backend_nodes", "blob_contents", "disk_arguments"]
+__all__ = ["Disk", "DiskPart", "StorageBackend", "backend_nodes", "blob_contents", "disk_arguments", "disk_parts"]
 
 DEFAULT_BLOCK_BYTES: Final = 512
 SMALLEST_BLOCK_BYTES: Final = 512
@@ -29,14 +29,34 @@ Disk = VirtioDisk | NvmeDisk
 StorageBackend = FileStorageBackend | BlobStorageBackend | CrucibleStorageBackend
 
 
-def disk_arguments(
+class DiskPart(NamedTuple):
+    """A block node or a device.
+
+    :param key: of its component.
+    :param option: QEMU's option that makes it at the start.
+    :param command: the command of its monitor that adds it later.
+    """
+
+    key: str
+    option: str
+    command: str
+    properties: Mapping[str, Any]
+
+
+def disk_arguments(parts: Iterable[DiskPart]) -> Iterator[str]:
+    """QEMU's arguments for disks and their backends."""
+    for part in parts:
+        yield from (part.option, json.dumps(part.properties))
+
+
+def disk_parts(
     components: Mapping[str, Any],
     buses: PciBuses,
     *,
     nodes: Mapping[str, Mapping[str, Any]],
     blobs: Mapping[str, str],
-) -> Iterator[str]:
-    """The arguments for all disks and their backends.
+) -> Iterator[DiskPart]:
+    """What all disks and their backends consist of: first the backends.
 
     :param nodes: the block nodes of those storage backends that are not QEMU's own, by component.
     :param blobs: for each blob backend, the path of a file with its contents.
@@ -50,13 +70,18 @@ def disk_arguments(
         if isinstance(component, StorageBackend):
             if key not in users:
                 raise SpecRefused(f"backend {key!r} is not used by any device")
-            yield from ("-blockdev", json.dumps(nodes.get(key) or _node(key, component, names[key], blobs)))
+            node = nodes.get(key) or _node(key, component, names[key], blobs)
+            yield DiskPart(key, "-blockdev", "blockdev-add", node)
     for key, disk in components.items():
         if isinstance(disk, Disk):
-            words = [buses.place(disk.pci_path), f"drive={names[disk.backend_id]}"]
-            words += _block_size(disk.backend_id, components[disk.backend_id])
-            words += [f"bootindex={order[key]}"] if key in order else []
-            yield from ("-device", ",".join([_model(key, disk), *words]))
+            device = {
+                **_model(key, disk),
+                **buses.properties(disk.pci_path),
+                "drive": names[disk.backend_id],
+                **_block_size(disk.backend_id, components[disk.backend_id]),
+                **({"bootindex": order[key]} if key in order else {}),
+            }
+            yield DiskPart(key, "-device", "device_add", device)
 
 
 def backend_nodes(keys: Iterable[str]) -> dict[str, str]:
@@ -119,24 +144,23 @@ def _file_node(path: str, node: str, *, readonly: bool, qcow2: bool) -> dict[str
     }
 
 
-def _block_size(key: str, backend: StorageBackend) -> list[str]:
+def _block_size(key: str, backend: StorageBackend) -> dict[str, int]:
     size = backend.block_size if isinstance(backend, FileStorageBackend) else DEFAULT_BLOCK_BYTES
     if size == DEFAULT_BLOCK_BYTES:
-        return []
+        return {}
     if size.bit_count() != 1 or not SMALLEST_BLOCK_BYTES <= size <= LARGEST_BLOCK_BYTES:
         possible = f"a power of two from {SMALLEST_BLOCK_BYTES} to {LARGEST_BLOCK_BYTES}"
         raise SpecRefused(f"backend {key!r}: block_size is {size}, and must be {possible}")
-    return [f"logical_block_size={size}", f"physical_block_size={size}"]
+    return {"logical_block_size": size, "physical_block_size": size}
 
 
-def _model(key: str, disk: Disk) -> str:
+def _model(key: str, disk: Disk) -> dict[str, str]:
     if isinstance(disk, VirtioDisk):
-        return "virtio-blk-pci"
+        return {"driver": "virtio-blk-pci"}
     serial = bytes(disk.serial_number).rstrip(b"\0")
     if not all(0x20 <= byte < 0x7F for byte in serial):
         raise SpecRefused(f"disk {key!r}: its serial number is not printable ASCII, filled up with zero bytes")
-    # In QEMU's option syntax a comma is escaped by doubling it.
-    return f"nvme,serial={serial.decode('ascii').replace(',', ',,')}"
+    return {"driver": "nvme", "serial": serial.decode("ascii")}
 
 
 def _boot_order(components: Mapping[str, Any]) -> dict[str, int]:

@@ -10,6 +10,8 @@ from time import perf_counter
 from typing import Final
 from uuid import uuid4
 
+import msgspec
+
 from ..propolis_api import InstanceSpec
 from .accelerator import AcceleratorName
 from .child import Journal
@@ -69,13 +71,17 @@ class Fork:
         """Its disks, in the order of the template's."""
         return tuple(self._directory / disk_file(index) for index in range(self.template.disks))
 
-    def is_of(self, spec: InstanceSpec) -> bool:
-        """Whether this is the machine that a spec describes.
+    def lacks(self, spec: InstanceSpec) -> tuple[str, ...] | None:
+        """The components that a spec has beyond this machine's own, which come first; None if it is another machine.
 
         :raises SpecRefused: when the spec contradicts itself.
         :raises SpecUnsupported: when it has what this engine does not realise.
         """
-        return self._arguments_for(spec) == self._arguments
+        keys, own = tuple(spec.components), tuple(self.spec.components)
+        if keys[: len(own)] != own:
+            return None
+        base = msgspec.structs.replace(spec, components={key: spec.components[key] for key in own})
+        return keys[len(own) :] if self._arguments_for(base) == self._arguments else None
 
     @property
     def stood_by(self) -> bool:

@@ -52,8 +52,15 @@ class PciBuses:
 
     def place(self, path: PciPath) -> str:
         """The words that put a device there."""
-        words = f"bus={self._names[path.bus]},addr={path.device:#x}.{path.function:#x}"
-        return f"{words},multifunction=on" if path.function == 0 and self._has_siblings(path) else words
+        return ",".join(f"{key}={'on' if value is True else value}" for key, value in self.properties(path).items())
+
+    def properties(self, path: PciPath) -> dict[str, str | bool]:
+        """The properties that put a device there."""
+        place: dict[str, str | bool] = {
+            "bus": self._names[path.bus],
+            "addr": f"{path.device:#x}.{path.function:#x}",
+        }
+        return {**place, "multifunction": True} if path.function == 0 and self._has_siblings(path) else place
 
     def bridges(self) -> Iterator[str]:
         """The arguments for the bridges, each after the one that it sits behind.

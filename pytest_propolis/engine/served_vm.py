@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -16,6 +16,7 @@ from ..propolis_api import (
 )
 from .blobs import BlobFiles
 from .block_backend import BlockBackends
+from .disks import DiskPart
 from .driver import StateDriver
 from .machine import Machine, MachineError
 from .migration_report import MigrationSide
@@ -31,7 +32,8 @@ class ServedVm:
     """One VM: made by ensure, dropped by the next ensure.
 
     `spec` is None until the source of a migration has sent it. `initialized` tells whether QEMU came up; an exception
-    there is a `MachineError`, a `MigrationFailed`, or a `Refusal` of what the source sent.
+    there is a `MachineError`, a `MigrationFailed`, or a `Refusal` of what the source sent. `plugged` is what a fork
+    gets beyond what its template has.
     """
 
     properties: InstanceProperties
@@ -45,6 +47,7 @@ class ServedVm:
     memory: OwnMemory | None = None
     arrival: MigrationTarget | None = None
     departure: MigrationSide | None = None
+    plugged: list[DiskPart] = field(default_factory=list)
     active: bool = False
 
     def volume_replaced(self, key: str, vcr_json: str) -> None:

@@ -38,6 +38,7 @@ from .blobs import BlobFiles
 from .block_backend import BackendMissing, BlockBackends, ReplacementRefused, VolumeGone
 from .command_line import SpecRefused, SpecUnsupported
 from .cpu_features import CpuFeatures
+from .disks import DiskPart
 from .display import screenshot
 from .driver import Outcome, StateDriver
 from .dropshot_errors import (
@@ -52,6 +53,7 @@ from .dropshot_errors import (
     never_published,
     state_change_denied,
 )
+from .hot_plug import plug, pluggable
 from .machine import Machine, MachineError
 from .migration_disks import DiskWay
 from .migration_failure import FailureInjector, MigrationFailed
@@ -316,7 +318,7 @@ class VmServer:
             vm.backends = BlockBackends.of(spec, self._config.backends, on_replaced=vm.volume_replaced)
             vm.blobs = undo.enter_context(BlobFiles(spec, theirs=vm.arrival.disks.blobs if vm.arrival else {}))
             arguments = self._config.arguments(vm, spec, self._cpu_features)
-            self._require_match(spec)
+            vm.plugged = self._lacking(spec, vm.blobs)
             undo.pop_all()
         vm.driver = StateDriver(
             queue=RequestQueue(discard=_discard, migrating_in=vm.arrival is not None),
@@ -361,6 +363,7 @@ class VmServer:
             assert vm.driver is not None
             if not vm.machine.is_started:  # a fork is
                 await vm.machine.start()
+            await plug(vm.machine, vm.plugged)
             vm.active = True
             vm.initialized.set_result(None)
             outcome = await vm.driver.run(vm.machine)
@@ -408,10 +411,14 @@ class VmServer:
             incoming=vm.arrival is not None,
         )
 
-    def _require_match(self, spec: InstanceSpec) -> None:
-        """A fork is one machine and no other: its guest has found its devices already."""
-        if self._fork is not None and not self._fork.is_of(spec):
+    def _lacking(self, spec: InstanceSpec, blobs: BlobFiles) -> list[DiskPart]:
+        """The disks that a fork is to be given. Apart from them it is one machine and no other."""
+        if self._fork is None:
+            return []
+        keys = self._fork.lacks(spec)
+        if keys is None:
             raise Refusal(bad_request("the spec is not that of the template that this VM is a fork of"))
+        return pluggable(spec, keys, blobs={key: file.path for key, file in blobs.files.items()})
 
     def _require_vm(self) -> ServedVm:
         if self._vm is None:

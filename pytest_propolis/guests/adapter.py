@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
@@ -23,6 +23,17 @@ __all__ = ["EMULATED_KERNEL", "GuestAdapter", "GuestImage"]
 # kernel counts too few ticks of its timer in its first moments, and panics ("IO-APIC + timer doesn't work!").
 EMULATED_KERNEL: Final = "mitigations=off norandmaps no_timer_check"
 """Linux parameters for a guest that an emulator runs."""
+
+
+# A device's directory is there before its driver is, and a disk's before its node. Who opens the disk waits until its
+# partitions are known. A guest without a driver for it is not waited for longer than some seconds. (Names that begin
+# with _p are the read-eval loop's own.)
+PLUGGED: Final = (
+    "for _da in {}; do _dn=0; until [ -e /sys/bus/pci/devices/$_da ]; do sleep 0.02; done;"
+    " while [ $_dn -lt 250 ]; do _dn=$((_dn+1));"
+    " for _db in /sys/bus/pci/devices/$_da/virtio*/block/* /sys/bus/pci/devices/$_da/nvme/nvme*/nvme*n*; do"
+    ' _db=/dev/${{_db##*/}}; [ -b "$_db" ] && : < "$_db" && break 2; done; sleep 0.02; done; done'
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +104,13 @@ class GuestAdapter(ABC):
         """What every fork runs first, in one round trip, so that it is like no other: its random numbers, its clock,
         its name."""
         return wake_command(self.scratch, name=name)
+
+    def plugged_command(self, addresses: Sequence[str]) -> str:
+        """What waits in a fork until its kernel has found the disks that its template has not.
+
+        :param addresses: where they sit on the PCI bus, as in ``0000:00:05.0``.
+        """
+        return PLUGGED.format(" ".join(addresses))
 
     @abstractmethod
     async def log_in(self, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Final
 from uuid import uuid4
 
@@ -38,6 +39,9 @@ class Debian(GuestAdapter):
 
     def wake_command(self, *, name: str) -> str:
         return f"{super().wake_command(name=name)} && echo {uuid4().hex} > /etc/machine-id"
+
+    def plugged_command(self, addresses: Sequence[str]) -> str:
+        return f"{super().plugged_command(addresses)}; udevadm settle"
 
     async def log_in(self, console: Console) -> None:
         await console.transcript.wait_for("debian login: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Final
 
 from ..console.console import Console
@@ -31,6 +32,10 @@ class Micro(GuestAdapter):
     # The first process has no controlling terminal, and must not end: the loop gets a session of its own.
     shell_wrapper: ClassVar[str] = "while :; do setsid -c {} </dev/ttyS0 >/dev/ttyS0 2>&1; done"
     reboot_command: ClassVar[str] = "reboot -f"
+
+    def plugged_command(self, addresses: Sequence[str]) -> str:
+        """Wait for the devices alone: it has loaded no drivers."""
+        return "; ".join(f"until [ -e /sys/bus/pci/devices/{address} ]; do sleep 0.02; done" for address in addresses)
 
     async def log_in(self, console: Console) -> None:
         await console.transcript.wait_for("~ # ")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..agent.protocol import CreateDisk
 from ..engine.boot_source import BootSource, DirectKernel, Firmware
@@ -11,9 +12,9 @@ from ..errors import ArtifactMissing, ConfigError
 from ..guests.adapter import GuestAdapter
 from .config import BOOT_DISK, CompleteVmConfig, DataDisk, VmConfig
 from .preparation import ReadyImage
-from .spec import AttachedDisk
+from .spec import FIRST_DISK_SLOT, AttachedDisk
 
-__all__ = ["boot_order_of", "boot_source_of", "disks_of", "require_enough_memory"]
+__all__ = ["boot_order_of", "boot_source_of", "data_disk", "disks_of", "require_enough_memory", "split_disks"]
 
 MIB: Final = 1 << 20
 
@@ -24,16 +25,58 @@ def disks_of(config: VmConfig, image: ReadyImage) -> Iterator[tuple[AttachedDisk
         request = CreateDisk(image=str(image.disk), image_format="qcow2")
         yield AttachedDisk(name=BOOT_DISK, path=None, interface=config.disk_interface), request
     for disk in config.disks:
-        attached = AttachedDisk(
-            name=disk.name,
-            path=None,
-            contents=_contents(disk) if disk.is_in_memory else None,
-            interface=disk.interface,
-            readonly=disk.readonly,
-            block_size=disk.block_size,
-            pci_slot=disk.pci_slot,
-        )
-        yield attached, None if disk.is_in_memory else _disk_request(disk)
+        yield data_disk(disk)
+
+
+def data_disk(disk: DataDisk) -> tuple[AttachedDisk, CreateDisk | None]:
+    """A disk, without a place yet, and what it is made of; None for one in memory.
+
+    :raises ArtifactMissing: when its image cannot be read.
+    """
+    attached = AttachedDisk(
+        name=disk.name,
+        path=None,
+        contents=_contents(disk) if disk.is_in_memory else None,
+        interface=disk.interface,
+        readonly=disk.readonly,
+        block_size=disk.block_size,
+        pci_slot=disk.pci_slot,
+    )
+    return attached, None if disk.is_in_memory else _disk_request(disk)
+
+
+class SplitDisks(NamedTuple):
+    """The data disks of a VM that is to be a fork, each with its slot, in the order of their slots.
+
+    :param kept: those that the template has.
+    :param plugged: those that are plugged into the fork.
+    """
+
+    kept: tuple[DataDisk, ...]
+    plugged: tuple[DataDisk, ...]
+
+
+def split_disks(config: VmConfig, guest: GuestAdapter) -> SplitDisks:
+    """Which disks a template has, and which its forks are given.
+
+    A template has empty disks: its forks cost no more then. It has none with an image, which is one test's; none in
+    memory, which is one QEMU's; and no NVMe controller, which QEMU cannot save. What sits beyond the first of these is
+    plugged in, too: guests find disks in the order of their slots, then as when they boot.
+    """
+    first = FIRST_DISK_SLOT + (guest.image.disk is not None)
+    placed = sorted(
+        (
+            dataclasses.replace(disk, pci_slot=first + number if disk.pci_slot is None else disk.pci_slot)
+            for number, disk in enumerate(config.disks)
+        ),
+        key=lambda disk: disk.pci_slot or 0,
+    )
+    number = next((index for index, disk in enumerate(placed) if not _can_be_kept(disk)), len(placed))
+    return SplitDisks(tuple(placed[:number]), tuple(placed[number:]))
+
+
+def _can_be_kept(disk: DataDisk) -> bool:
+    return disk.interface == "virtio" and disk.image is None and not disk.is_in_memory
 
 
 def _disk_request(disk: DataDisk) -> CreateDisk:

@@ -20,16 +20,18 @@ from ..guests.adapter import GuestAdapter
 from ..guests.registry import GuestRegistry
 from ..hosts.agent_client import AgentClient
 from ..hosts.local import LocalHost
-from ..propolis_api import InstanceProperties, InstanceSpec
+from ..propolis_api import Component, InstanceProperties, InstanceSpec
 from ..propolis_api.client import PropolisClient
 from ..settings import Settings
 from .admission import admitted
-from .blueprint import boot_order_of, boot_source_of, disks_of, require_enough_memory
+from .blueprint import boot_order_of, boot_source_of, data_disk, disks_of, require_enough_memory, split_disks
 from .config import CompleteVmConfig, VmConfig
 from .forking import Forking
 from .phases import Phases
 from .preparation import ReadyImage, ready_image
 from .spec import (
+    AttachedDisk,
+    disk_components,
     instance_properties,
     instance_spec,
     successor_properties,
@@ -264,9 +266,16 @@ class VmFactory:
         """A fork of the kind's template, if it can be had."""
         make_log_directory(self._log_dir)
         name = complete.config.name
-        forked = await self._forking.fork(complete, guest, log_path=self._qemu_log(name), run=run)
-        if forked is None:
-            return None
+        disks = split_disks(complete.config, guest)
+        kind = dataclasses.replace(complete, config=dataclasses.replace(complete.config, disks=disks.kept))
+        async with contextlib.AsyncExitStack() as made:
+            added: dict[str, Component] = {}
+            for disk in disks.plugged:
+                added |= disk_components(await self._attached(*data_disk(disk), made))
+            forked = await self._forking.fork(kind, guest, added=added, log_path=self._qemu_log(name), run=run)
+            if forked is None:
+                return None
+            await taken.enter_async_context(made.pop_all())
         self._own(forked.vm.id, taken)
         vm = TestVm(
             name=name,
@@ -288,14 +297,10 @@ class VmFactory:
         self, complete: CompleteVmConfig, guest: GuestAdapter, image: ReadyImage, taken: contextlib.AsyncExitStack
     ) -> TestVm:
         config = complete.config
-        disks = []
-        for disk, request in disks_of(config, image):
-            path = None if request is None else await self._create_disk(request, taken)
-            disks.append(dataclasses.replace(disk, path=path))
         spec = instance_spec(
             cpus=complete.cpus,
             memory_mib=complete.memory_mib,
-            disks=disks,
+            disks=[await self._attached(disk, request, taken) for disk, request in disks_of(config, image)],
             boot_order=boot_order_of(config, image),
             nics=config.nics,
             cpuid=config.cpuid,
@@ -366,11 +371,16 @@ class VmFactory:
     def _serial_log(self, name: str) -> Path:
         return self._log_dir / f"{name}.serial.log"
 
-    async def _create_disk(self, request: CreateDisk, taken: contextlib.AsyncExitStack) -> str:
-        disk = await self._agent.create_disk(request)
-        self._disk_ids.append(disk.id)
-        taken.push_async_callback(self._agent.remove_disk, disk.id)
-        return disk.path
+    async def _attached(
+        self, disk: AttachedDisk, request: CreateDisk | None, taken: contextlib.AsyncExitStack
+    ) -> AttachedDisk:
+        """A disk that is there; one in memory is without anybody making it."""
+        if request is None:
+            return disk
+        created = await self._agent.create_disk(request)
+        self._disk_ids.append(created.id)
+        taken.push_async_callback(self._agent.remove_disk, created.id)
+        return dataclasses.replace(disk, path=created.path)
 
 
 async def _clear_away(host: LocalHost, agent: AgentClient) -> None:

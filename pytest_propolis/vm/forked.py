@@ -18,6 +18,7 @@ class Forked:
 
     :param runs: whether it was created and run already.
     :param waking: what was typed at it already so that it takes on its identity; None if nothing was.
+    :param plugged: the PCI addresses of disks that its template has not.
     :param asked_s: when that was put into words, in the time of `time.monotonic`.
     """
 
@@ -26,4 +27,5 @@ class Forked:
     phases: Phases
     runs: bool = False
     waking: TypedCommand | None = None
+    plugged: tuple[str, ...] = ()
     asked_s: float = 0.0

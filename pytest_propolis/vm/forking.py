@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..agent.protocol import ForkVm
@@ -13,6 +14,7 @@ from ..console.shell_protocol import typed_command
 from ..errors import TemplateError
 from ..guests.adapter import GuestAdapter
 from ..hosts.agent_client import AgentClient
+from ..propolis_api import Component, NvmeDisk, VirtioDisk
 from .admission import admitted
 from .blueprint import boot_order_of, boot_source_of, disks_of
 from .config import CompleteVmConfig
@@ -48,22 +50,31 @@ class Forking:
         self._maker = TemplateMaker(agent, log_dir=log_dir, progress=progress)
 
     async def fork(
-        self, complete: CompleteVmConfig, guest: GuestAdapter, *, log_path: Path, run: bool
+        self,
+        complete: CompleteVmConfig,
+        guest: GuestAdapter,
+        *,
+        added: Mapping[str, Component],
+        log_path: Path,
+        run: bool,
     ) -> Forked | None:
         """A fork of the kind's template; None, after a line that says why, if it cannot be had.
 
+        :param complete: the kind; it has the disks that the template has.
+        :param added: further disks.
         :param log_path: where QEMU's messages go.
         :param run: have it created and run, too, and its guest woken if that takes no time.
         """
         phases = Phases()
         kind = (guest, dataclasses.replace(complete, config=dataclasses.replace(complete.config, name="any")))
+        wanted = _Wanted(name=complete.config.name, guest=guest, added=added, log_path=log_path, run=run)
         if kind in self._known:
             with contextlib.suppress(TemplateError):  # it may have been removed meanwhile
-                return await self._fork_of(self._known[kind], complete, guest, phases, log_path=log_path, run=run)
+                return await self._fork_of(self._known[kind], wanted, phases)
         try:
             with phases.during("template"):
                 key = self._known[kind] = await self._template_key(complete, guest)
-            return await self._fork_of(key, complete, guest, phases, log_path=log_path, run=run)
+            return await self._fork_of(key, wanted, phases)
         except TemplateError as error:
             self._progress(f"{guest.name} boots from cold: {error.message}")
             return None
@@ -80,28 +91,19 @@ class Forking:
         )
         return await self._maker.key(kind)
 
-    async def _fork_of(
-        self,
-        key: str,
-        complete: CompleteVmConfig,
-        guest: GuestAdapter,
-        phases: Phases,
-        *,
-        log_path: Path,
-        run: bool,
-    ) -> Forked:
-        name = complete.config.name
-        properties = instance_properties(name)
+    async def _fork_of(self, key: str, wanted: _Wanted, phases: Phases) -> Forked:
+        properties = instance_properties(wanted.name)
 
         async def ask() -> Forked:
             # It tells the time, and so is put into words anew each time.
-            asked_s, waking = time.monotonic(), typed_command(guest.wake_command(name=name))
+            asked_s, waking = time.monotonic(), typed_command(wanted.guest.wake_command(name=wanted.name))
             request = ForkVm(
                 template=key,
-                name=name,
+                name=wanted.name,
                 group=self._group,
-                log_path=str(log_path),
-                run=properties if run else None,
+                log_path=str(wanted.log_path),
+                added=dict(wanted.added),
+                run=properties if wanted.run else None,
                 typed=waking.text,
             )
             vm = await self._agent.fork_vm(request)
@@ -109,12 +111,32 @@ class Forking:
                 vm=vm,
                 properties=properties,
                 phases=phases,
-                runs=run,
+                runs=wanted.run,
                 waking=waking if vm.typed else None,
+                plugged=tuple(_addresses(wanted.added)),
                 asked_s=asked_s,
             )
 
         with phases.during("fork"):
-            forked = await admitted(name, ask, phases, progress=self._progress)
+            forked = await admitted(wanted.name, ask, phases, progress=self._progress)
         phases.took_s |= forked.vm.took_s
         return forked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """A fork that somebody asks for."""
+
+    name: str
+    guest: GuestAdapter
+    added: Mapping[str, Component]
+    log_path: Path
+    run: bool
+
+
+def _addresses(components: Mapping[str, Component]) -> Iterator[str]:
+    """Where the guest finds these disks, as Linux names the places."""
+    for component in components.values():
+        if isinstance(disk := component.component, NvmeDisk | VirtioDisk):
+            path = disk.pci_path
+            yield f"0000:{path.bus:02x}:{path.device:02x}.{path.function:x}"

@@ -47,7 +47,15 @@ from ..propolis_api import (
 )
 from .config import DiskInterface, Nic
 
-__all__ = ["AttachedDisk", "instance_properties", "instance_spec", "successor_properties", "with_failure_injector"]
+__all__ = [
+    "FIRST_DISK_SLOT",
+    "AttachedDisk",
+    "disk_components",
+    "instance_properties",
+    "instance_spec",
+    "successor_properties",
+    "with_failure_injector",
+]
 
 FIRST_DISK_SLOT = 4
 """Where PHD puts the boot disk; the slots below belong to the chipset."""
@@ -89,7 +97,7 @@ def instance_spec(
         number.value: SerialPortComponent(SerialPort(num=number)) for number in SerialPortNumber
     }
     for index, disk in enumerate(disks):
-        components |= dict(_disk(disk, _path(disk.pci_slot, FIRST_DISK_SLOT + index)))
+        components |= disk_components(disk, default_slot=FIRST_DISK_SLOT + index)
     for index, nic in enumerate(nics):
         components |= dict(_nic(nic, _path(nic.pci_slot, FIRST_NIC_SLOT + index)))
     if boot_order:
@@ -145,14 +153,16 @@ def _path(slot: int | None, default: int) -> PciPath:
     return PciPath(bus=0, device=default if slot is None else slot, function=0)
 
 
-def _disk(disk: AttachedDisk, path: PciPath) -> Iterator[tuple[str, Component]]:
-    backend = f"{disk.name}-backend"
-    yield backend, _backend(disk)
+def disk_components(disk: AttachedDisk, *, default_slot: int = FIRST_DISK_SLOT) -> dict[str, Component]:
+    """A disk and its backend."""
+    key, path = f"{disk.name}-backend", _path(disk.pci_slot, default_slot)
     if disk.interface == "nvme":
         serial = nvme_serial_number(disk.name[:20])
-        yield disk.name, NvmeDiskComponent(NvmeDisk(backend_id=backend, pci_path=path, serial_number=serial))
-    else:
-        yield disk.name, VirtioDiskComponent(VirtioDisk(backend_id=backend, pci_path=path))
+        return {
+            key: _backend(disk),
+            disk.name: NvmeDiskComponent(NvmeDisk(backend_id=key, pci_path=path, serial_number=serial)),
+        }
+    return {key: _backend(disk), disk.name: VirtioDiskComponent(VirtioDisk(backend_id=key, pci_path=path))}
 
 
 def _backend(disk: AttachedDisk) -> Component:

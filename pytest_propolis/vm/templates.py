@@ -16,7 +16,7 @@ from ..guests.adapter import GuestAdapter
 from ..hosts.agent_client import AgentClient
 from ..propolis_api.client import PropolisClient
 from .config import CompleteVmConfig
-from .spec import AttachedDisk, instance_properties, instance_spec
+from .spec import FIRST_DISK_SLOT, AttachedDisk, instance_properties, instance_spec
 from .test_vm import TestVm
 
 __all__ = ["Kind", "TemplateMaker", "cold_reason"]
@@ -33,13 +33,12 @@ def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
         "firmware boots it": config.firmware not in (None, "none") or guest.image.kernel is None,
         "it has a boot order": config.boot_order is not None,
         # QEMU cannot save an NVMe controller.
-        "it has an NVMe disk": "nvme" in (config.disk_interface, *(disk.interface for disk in config.disks)),
-        # A template would be used by one test, whose own image that is.
-        "it has a disk with an image of its own": any(disk.image for disk in config.disks),
-        # What lies in this QEMU's memory and nowhere else.
-        "it has a disk in memory": any(disk.is_in_memory for disk in config.disks),
+        "an NVMe disk boots it": config.disk_interface == "nvme",
         # Forks would have one address.
         "it has a network card": bool(config.nics),
+        # A guest that boots finds it first; one that goes on has found its boot disk first.
+        "a disk comes before the one that boots it": guest.image.disk is not None
+        and any(disk.pci_slot is not None and disk.pci_slot < FIRST_DISK_SLOT for disk in config.disks),
         "it has a display": config.display,
         "its migrations are to fail": (config.fail_migration_exports, config.fail_migration_imports) != (None, None),
         "its processor is described in detail": config.cpuid is not None or config.hyper_v is not None,

@@ -222,6 +222,11 @@ class TestVm:
                 await self._require_shell().run(self.guest.wait_command(), timeout_s=limit_s, note=WAKING)
                 told_s = time.monotonic()
                 await self._take_on_identity(limit_s)
+        if forked.plugged:
+            with self.phases.during("disks"):
+                await self._require_shell().run(
+                    self.guest.plugged_command(forked.plugged), timeout_s=limit_s, note="finding its further disks"
+                )
 
     async def _take_on_identity(self, limit_s: float) -> None:
         command = self.guest.wake_command(name=self.name)
