@@ -43,6 +43,7 @@ PRIVATE: Final = 0o600
 """QEMU opens memory for writing even where it maps it privately."""
 
 MARGIN_BYTES: Final = 256 << 20
+LITTLE_BYTES: Final = 1 << 20
 AT_ONCE_S: Final = 0.05
 """What a client says of the time is still true then."""
 
@@ -176,6 +177,10 @@ class Templates:
                 vm, TemplateMaking(id=vm.id, path=f"/vms/{vm.id}", spec=with_disks_in(needed.spec, directory)), offer
             )
             await vm.server.freeze(directory / STATE_FILE)
+        except (PropolisError, MachineError) as error:
+            if _free_bytes(directory) < LITTLE_BYTES:  # what became full since has ended QEMU, without a word
+                raise ResourceExhausted(f"no space was left for the template in {self._store.directory}") from error
+            raise
         finally:
             with contextlib.suppress(AgentError):  # a client that has left has no VMs any more
                 await self._account.remove_vm(client, vm.id)
@@ -252,9 +257,14 @@ def _processor(platform: Platform) -> str:
     return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
+def _free_bytes(directory: Path) -> int:
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
 def _require_space(directory: Path, needed: TemplateNeeded) -> None:
     """A guest whose memory is in a file dies without a word when the file system is full."""
-    free = os.statvfs(directory).f_bavail * os.statvfs(directory).f_frsize
+    free = _free_bytes(directory)
     wanted = needed.spec.board.memory_mb * MIB + MARGIN_BYTES
     if free < wanted:
         raise ResourceExhausted(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
+import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import ClassVar
@@ -26,6 +28,7 @@ from pytest_propolis.storage.store import default_artifact_dir
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.spec import instance_properties
 
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system that is soon full")
 MICRO = {"guest": "micro", "cpus": 1, "memory_mib": 128}
 
 
@@ -137,23 +140,65 @@ async def test_a_guest_that_does_not_become_quiet_boots(
     assert list((artifact_dir / "templates" / "derived").iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system that is soon full")
+@contextlib.contextmanager
+def mounted(place: Path, *command: str) -> Iterator[None]:
+    """Something is mounted there."""
+    place.mkdir(exist_ok=True)
+    mounting = subprocess.run([*command, str(place)], capture_output=True, text=True, check=False)
+    if mounting.returncode:
+        pytest.skip(f"this cannot be mounted here: {mounting.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def tmpfs(size: str) -> tuple[str, ...]:
+    return ("mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs")
+
+
+@as_root
 async def test_where_there_is_no_space_for_a_template_the_vm_boots(
     factories: Factories, artifact_dir: Path, lines: list[str]
 ) -> None:
-    place = artifact_dir / "templates"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m,mode=0700", "tmpfs", str(place)]
-    mounted = await asyncio.create_subprocess_exec(*mount)
-    if await mounted.wait():
-        pytest.skip("a tmpfs cannot be mounted here")
-    try:
+    with mounted(artifact_dir / "templates", *tmpfs("64m")):
         async with factories("run") as factory:
-            vm = await factory.start("vm", **MICRO)
-            assert vm.boot_kind == "cold"
-    finally:
-        await (await asyncio.create_subprocess_exec("umount", str(place))).wait()
+            assert (await factory.start("vm", **MICRO)).boot_kind == "cold"
     assert any("micro boots from cold: no space left for a template" in line for line in lines)
+
+
+@as_root
+async def test_where_the_space_for_a_template_is_used_up_meanwhile_the_vm_boots(
+    factories: Factories, artifact_dir: Path, lines: list[str]
+) -> None:
+    place = artifact_dir / "templates"
+
+    async def use_it_up() -> None:
+        while not any(file.stat().st_blocks for file in place.rglob("memory")):
+            await asyncio.sleep(0)
+        with (place / "ballast").open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 20))
+                file.flush()
+
+    with mounted(place, *tmpfs("400m")):
+        async with factories("run") as factory:
+            using = asyncio.create_task(use_it_up())
+            assert (await factory.start("vm", **MICRO)).boot_kind == "cold"
+            await using
+        assert list((place / "derived").iterdir()) == []
+    assert f"micro boots from cold: no space was left for the template in {place}" in lines
+
+
+@pytest.mark.skipif(shutil.which("bindfs") is None, reason="bindfs, which is not there, makes such a file system")
+async def test_where_a_file_cannot_be_memory_the_vm_boots(
+    factories: Factories, artifact_dir: Path, tmp_path: Path, lines: list[str]
+) -> None:
+    (tmp_path / "below").mkdir()
+    with mounted(artifact_dir / "templates", "bindfs", "-o", "direct_io", str(tmp_path / "below")):
+        async with factories("run") as factory:
+            assert (await factory.start("vm", **MICRO)).boot_kind == "cold"
+    assert any("micro boots from cold: " in line and "unable to map backing store" in line for line in lines)
 
 
 async def test_a_template_that_another_qemu_made_is_not_taken(
