@@ -1,4 +1,4 @@
-"""Whatever is killed while VMs migrate, have their disks copied, or change their states: nothing of the run is left."""
+"""Whatever is killed while VMs are forked, migrate, have disks copied, or change states: nothing of the run is left."""
 
 from __future__ import annotations
 
@@ -77,7 +77,23 @@ async def test_victim(vm_factory, slow_to_leave):
         vm = target
 """
 
+FORKS = """
+from conftest import reached
+from pytest_propolis import DataDisk
+
+async def test_victim(vm_factory, slow_to_leave):
+    for n in range(600):
+        if n == 2:
+            reached("forking")
+        disk = DataDisk(name="data", contents=bytes(512))
+        vm = await vm_factory.start(f"victim{n}", guest="micro", memory_mib=128, disks=(disk,) if n % 2 else ())
+        assert vm.boot_kind == "warm"
+        assert await vm.run("hostname") == f"victim{n}"
+        await vm.aclose()
+"""
+
 VICTIMS = {
+    "forking": FORKS,
     "resetting": CHANGES_STATES,
     "changing states": CHANGES_STATES,
     "about to migrate": MIGRATES,

@@ -13,14 +13,25 @@ import live_run as hazards
 import pytest
 from live_run import live_run
 
-from pytest_propolis.storage.store import default_artifact_dir
+from pytest_propolis.engine.template import Template
+from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
 
 ENDED_TIMEOUT_S = 60
 
 
-# A guest that tells when its template is being made: at the log-in, which a fork does not see.
+# A guest that tells when its template is being made: at the log-in and after it, which a fork does not see. Then the
+# agent saves it.
 CONFTEST = """
 from pytest_propolis.guests.micro import Micro
+from pytest_propolis.hosts.agent_client import AgentClient
+
+freeze = AgentClient.freeze
+
+async def tell_and_freeze(*arguments):
+    await freeze(*arguments)
+    reached("freezing")
+
+AgentClient.freeze = tell_and_freeze
 
 class Telling(Micro):
     name = "telling"
@@ -28,6 +39,10 @@ class Telling(Micro):
     async def log_in(self, console):
         reached("making")
         await super().log_in(console)
+
+    def template_commands(self):
+        reached("readying")
+        return super().template_commands()
 
 def pytest_propolis_guests(config):
     return [Telling()]
@@ -58,10 +73,11 @@ def derived(artifact_dir: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("target", ["controller", "agent", "qemu"])
-def test_a_maker_that_is_killed_leaves_nothing_that_is_used(artifact_dir: Path, target: str) -> None:
-    with live_run("making") as run:
+@pytest.mark.parametrize("phase", ["making", "readying", "freezing"])
+def test_a_maker_that_is_killed_leaves_nothing_half_made(artifact_dir: Path, phase: str, target: str) -> None:
+    with live_run(phase) as run:
         run.wait_for("qemu")
-        assert all(name.startswith(".") for name in derived(artifact_dir))
+        assert phase == "freezing" or all(name.startswith(".") for name in derived(artifact_dir))
         run.hit(target, signal.SIGKILL)
         if target == "qemu":
             run.wait_for("qemu")  # the VM boots from cold then, and its test goes on
@@ -73,7 +89,10 @@ def test_a_maker_that_is_killed_leaves_nothing_that_is_used(artifact_dir: Path, 
             subprocess.run(gc, env=environment, capture_output=True, text=True, check=True)
         run.wait_until_clean()
         subprocess.run(gc, env=environment, capture_output=True, text=True, check=True)
-    assert derived(artifact_dir) == []
+    left = derived(artifact_dir)
+    assert left == [] or phase == "freezing"
+    for name in left:
+        assert ArtifactStore(artifact_dir / "templates").derived(name, Template.files(0)), "it was not complete"
 
 
 def test_a_fork_that_is_killed_fails_its_test_and_leaves_the_template(artifact_dir: Path) -> None:
