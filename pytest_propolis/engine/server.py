@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -22,8 +22,6 @@ from ..propolis_api import (
     InstanceGetResponse,
     InstanceMigrateInitiateResponse,
     InstanceMigrateStatusResponse,
-    InstanceProperties,
-    InstanceSpec,
     InstanceSpecGetResponse,
     InstanceState,
     InstanceStateMonitorResponse,
@@ -33,44 +31,34 @@ from ..propolis_api import (
     ReplaceResult,
     WaitingForMigrationSource,
 )
-from .arriving_disks import ArrivingDisks
-from .blobs import BlobFiles
-from .block_backend import BackendMissing, BlockBackends, ReplacementRefused, VolumeGone
-from .command_line import SpecRefused, SpecUnsupported
-from .cpu_features import CpuFeatures
-from .disks import DiskPart
+from .block_backend import BackendMissing, ReplacementRefused, VolumeGone
 from .display import screenshot
-from .driver import Outcome, StateDriver
+from .driver import Outcome
 from .dropshot_errors import (
     ALREADY_INITIALIZED,
     NO_INSTANCE,
     VM_DESTROYED,
     ErrorAnswer,
     backend_not_found,
-    bad_request,
     crucible_error,
     initialization_failed,
     never_published,
     state_change_denied,
 )
-from .hot_plug import plug, pluggable
-from .machine import Machine, MachineError
-from .migration_disks import DiskWay
-from .migration_failure import FailureInjector, MigrationFailed
-from .migration_protocol import MemoryFile, MigrationChannel
-from .migration_report import MigrationReport, MigrationSide
-from .migration_source import MigrationSource, SourceFacts
-from .migration_target import MigrationTarget
-from .migration_way import MigrationWay
+from .hot_plug import plug
+from .machine import MachineError
+from .migration_failure import MigrationFailed
+from .migration_protocol import MigrationChannel
+from .migration_report import MigrationReport
 from .migration_websocket import AcceptedConnection
-from .own_memory import OwnMemory
-from .publisher import PublisherGone, StatePublisher
-from .refusal import Refusal, unsupported
-from .request_queue import MigrateAsSource, Reboot, ReplaceVolume, Request, RequestDenied, RequestQueue, Run, Stop
+from .publisher import PublisherGone
+from .refusal import Refusal
+from .request_queue import MigrateAsSource, Reboot, ReplaceVolume, Request, RequestDenied, Run, Stop
 from .serial_port import SerialPort
 from .served_vm import ServedVm
 from .server_config import ServerConfig
 from .state_stream import save_state
+from .vm_maker import VmMaker
 
 __all__ = ["VmServer"]
 
@@ -91,12 +79,9 @@ class VmServer:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        self._fork = config.fork
+        self._maker = VmMaker(config)
         self._vm: ServedVm | None = None
         self._life: asyncio.Task[None] | None = None
-        self._cpu_features = CpuFeatures(
-            config.qemu, config.accelerator, journal=config.journal, log_path=config.log_path
-        )
 
     async def ensure(self, request: InstanceEnsureRequest) -> InstanceEnsureResponse:
         """Create the VM.
@@ -104,17 +89,14 @@ class VmServer:
         Refused with 409 while there is one, with 400 for a bad spec, with 500 when it cannot be set up; then the state
         is Failed, and the server can be asked again.
         """
-        try:
-            await self._cpu_features.find_for(request)
-        except MachineError as error:
-            raise Refusal(initialization_failed(str(error))) from None
+        await self._maker.get_ready(request)
         if self._life is not None:
             raise Refusal(ALREADY_INITIALIZED)
         init = request.init
         if isinstance(init, MigrationTargetInit):
-            vm = self._vm_to_come(request.properties, init)
+            vm = self._maker.to_come(request.properties, init)
         else:
-            vm = self._new_vm(request.properties, init.value.spec)
+            vm = self._maker.new(request.properties, init.value.spec)
         self._vm = vm
         self._life = asyncio.create_task(self._live(vm))
         try:
@@ -249,8 +231,7 @@ class VmServer:
             if not self._life.cancelling():  # cancelled twice, it would not get to its end
                 self._life.cancel()
             await self._life_ended()
-        if self._fork is not None:
-            await self._fork.close()
+        await self._maker.close()
         shutil.rmtree(self._config.directory, ignore_errors=True)
 
     def _request(self, request: Request) -> None:
@@ -261,104 +242,11 @@ class VmServer:
         except RequestDenied as denial:
             raise Refusal(state_change_denied(denial.reason)) from None
 
-    def _new_vm(self, properties: InstanceProperties, spec: InstanceSpec) -> ServedVm:
-        """A VM in the state Creating. Nothing outside of this process exists yet.
-
-        :raises Refusal: when the spec cannot be realised.
-        """
-        vm = ServedVm.new(properties, spec, StatePublisher(InstanceState.CREATING))
-        self._equip(vm, spec)
-        return vm
-
-    def _vm_to_come(self, properties: InstanceProperties, init: MigrationTargetInit) -> ServedVm:
-        """A VM in the state Migrating, of which nothing is known yet but where it comes from."""
-        publisher = StatePublisher(InstanceState.MIGRATING, migration_in=init.value.migration_id)
-        vm = ServedVm.new(properties, None, publisher)
-        vm.arrival = MigrationTarget(
-            init.value,
-            address=self._config.address,
-            stream_path=self._config.directory / "migration.sock",
-            boot=self._config.boot,
-            accelerator=self._config.accelerator,
-            qemu_version=self._config.qemu.version,
-            disks=ArrivingDisks(
-                init.value.migration_id,
-                directory=self._config.directory,
-                qemu_img=self._config.qemu.img,
-                copy=self._config.copy_disks,
-            ),
-            publish=publisher.publish_migration_in,
-        )
-        return vm
-
-    async def _sync(self, vm: ServedVm, arrival: MigrationTarget) -> None:
-        """Learn what a VM that migrates in is, and make a machine for it.
-
-        :raises MigrationFailed: when the source and this server do not agree.
-        :raises Refusal: when the spec cannot be realised here.
-        """
-        vm.spec, memory = await arrival.sync()
-        self._equip(vm, vm.spec, its_memory=memory)
-
-    def _equip(self, vm: ServedVm, spec: InstanceSpec, *, its_memory: MemoryFile | None = None) -> None:
-        """Give a VM its block backends, its machine and its driver.
-
-        :param its_memory: the memory of the VM that migrates in.
-        :raises Refusal: when the spec cannot be realised.
-        """
-        has_memory = self._config.memory is not None or self._fork is not None
-        if not has_memory:
-            vm.memory = OwnMemory.open(its_memory) if its_memory else None
-        if vm.arrival is not None:
-            vm.arrival.plan(shares_memory=vm.memory is not None)
-        with contextlib.ExitStack() as undo, _spec_faults():
-            if not has_memory and vm.memory is None:
-                vm.memory = OwnMemory.make()
-            undo.callback(vm.close_memory)
-            vm.backends = BlockBackends.of(spec, self._config.backends, on_replaced=vm.volume_replaced)
-            vm.blobs = undo.enter_context(BlobFiles(spec, theirs=vm.arrival.disks.blobs if vm.arrival else {}))
-            arguments = self._config.arguments(vm, spec, self._cpu_features)
-            vm.plugged = self._lacking(spec, vm.blobs)
-            undo.pop_all()
-        vm.driver = StateDriver(
-            queue=RequestQueue(discard=_discard, migrating_in=vm.arrival is not None),
-            publisher=vm.publisher,
-            backends=vm.backends,
-            arrive=vm.arrival,
-            migrate_out=self._departure(vm, spec),
-        )
-        vm.machine = self._machine(vm, arguments, vm.driver)
-
-    def _departure(self, vm: ServedVm, spec: InstanceSpec) -> MigrationSource:
-        def facts() -> SourceFacts:
-            return SourceFacts(
-                spec=vm.spec or spec,
-                boot=self._config.boot,
-                qemu_version=self._config.qemu.version,
-                accelerator=self._config.accelerator,
-                memory=vm.memory.file if vm.memory else None,
-                blobs=vm.blobs.files if vm.blobs else {},
-            )
-
-        def settled(
-            migration_id: UUID, way: MigrationWay | None, disks: Mapping[str, DiskWay], failure: str | None
-        ) -> None:
-            vm.departure = MigrationSide(id=migration_id, way=way, disks=disks, failure=failure)
-
-        publish = vm.publisher.publish_migration_out
-        return MigrationSource(
-            directory=self._config.directory,
-            facts=facts,
-            injector=FailureInjector.of(spec),
-            publish=publish,
-            settled=settled,
-        )
-
     async def _live(self, vm: ServedVm) -> None:
         outcome = Outcome.FAILED
         try:
             if vm.arrival is not None:
-                await self._sync(vm, vm.arrival)
+                await self._maker.sync(vm, vm.arrival)
             assert vm.machine is not None
             assert vm.driver is not None
             if not vm.machine.is_started:  # a fork is
@@ -395,31 +283,6 @@ class VmServer:
             if life.done() and self._life is life:
                 self._life = None  # it was cancelled before it began
 
-    def _machine(self, vm: ServedVm, arguments: list[str], driver: StateDriver) -> Machine:
-        fork, self._fork = self._fork, None  # later VMs of this server boot
-        if fork is not None:
-            return fork.attach(driver.guest_did)
-        assert vm.blobs is not None
-        memory = [vm.memory.fd] if vm.memory else []
-        return Machine(
-            program=self._config.qemu.system,
-            arguments=[*self._config.qemu.arguments, *arguments],
-            log_path=self._config.log_path,
-            journal=self._config.journal,
-            on_event=driver.guest_did,
-            inherit=[*memory, *vm.blobs.fds.values()],
-            incoming=vm.arrival is not None,
-        )
-
-    def _lacking(self, spec: InstanceSpec, blobs: BlobFiles) -> list[DiskPart]:
-        """The disks that a fork is to be given. Apart from them it is one machine and no other."""
-        if self._fork is None:
-            return []
-        keys = self._fork.lacks(spec)
-        if keys is None:
-            raise Refusal(bad_request("the spec is not that of the template that this VM is a fork of"))
-        return pluggable(spec, keys, blobs={key: file.path for key, file in blobs.files.items()})
-
     def _require_vm(self) -> ServedVm:
         if self._vm is None:
             raise Refusal(NO_INSTANCE)
@@ -430,28 +293,6 @@ class VmServer:
         if not vm.active:
             raise Refusal(NO_INSTANCE)
         return vm
-
-
-@contextlib.contextmanager
-def _spec_faults() -> Iterator[None]:
-    """What is wrong with a spec, as the answer to whoever sent it."""
-    try:
-        yield
-    except SpecRefused as error:
-        raise Refusal(bad_request(str(error))) from None
-    except SpecUnsupported as error:
-        raise unsupported(str(error)) from None
-    except OSError as error:
-        raise Refusal(initialization_failed(str(error))) from None
-
-
-def _discard(request: Request) -> None:
-    """The VM ended before this was served."""
-    if isinstance(request, ReplaceVolume) and isinstance(request.reply, asyncio.Future) and not request.reply.done():
-        request.reply.set_exception(VolumeGone())
-    if isinstance(request, MigrateAsSource) and isinstance(request.payload, MigrationChannel):
-        request.payload.abandon()
-    logger.info("%s is not served any more", request)
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
