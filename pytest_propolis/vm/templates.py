@@ -18,6 +18,7 @@ from ..propolis_api.client import PropolisClient
 from .config import CompleteVmConfig
 from .spec import FIRST_DISK_SLOT, AttachedDisk, instance_properties, instance_spec
 from .test_vm import TestVm
+from .waking import become_template, drill
 
 __all__ = ["Kind", "TemplateMaker", "cold_reason"]
 
@@ -114,9 +115,9 @@ class TemplateMaker:
         )
         try:
             await vm.boot()
-            await vm.become_template(timeout_s=PREPARE_TIMEOUT_S)
-            drill = vm.drill()
-            facts = FreezeVm(session=vm.session, console=vm.boot_log, drill=drill.text, drilled=drill.succeeded)
+            await become_template(vm.shell, kind.guest, name=vm.name, timeout_s=PREPARE_TIMEOUT_S)
+            typed = drill(kind.guest, name=vm.name)
+            facts = FreezeVm(session=vm.shell.session, console=vm.boot_log, drill=typed.text, drilled=typed.succeeded)
             await self._agent.freeze(making.id, facts)
         except PropolisError as error:
             await self._agent.give_up(making.id, error.message)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -16,10 +15,8 @@ from websockets.asyncio.client import ClientConnection
 from ..agent.protocol import VmFacts
 from ..console.console import Console
 from ..console.shell import CommandResult, Shell
-from ..console.shell_protocol import TypedCommand, typed_command
 from ..console.transcript import Found
 from ..engine.boot_source import BootSource
-from ..engine.migration_report import MigrationReport
 from ..engine.template_layout import BOUNDARY
 from ..errors import (
     ApiError,
@@ -45,7 +42,6 @@ from ..propolis_api import (
     InstanceSpec,
     InstanceState,
     InstanceStateRequested,
-    MigrationState,
     MigrationTargetInit,
     SpecInit,
 )
@@ -53,8 +49,11 @@ from ..propolis_api.client import Endpoint, PropolisClient
 from ..propolis_api.serial import SerialConsoleMoved
 from ..settings import BootKind
 from .forked import Forked
+from .login import log_in
+from .migration import TERMINAL, Report, migration_limit_s, until_migrated
 from .phases import Phases
 from .replacements import replacements
+from .waking import wake
 
 __all__ = ["TestVm"]
 
@@ -64,17 +63,7 @@ OUTPUT_TIMEOUT_S: Final = 60.0
 HAND_OVER_TIMEOUT_S: Final = 15.0
 DESTROY_TIMEOUT_S: Final = 5.0
 LAST_STATE_TIMEOUT_S: Final = 2.0
-MIGRATION_S_PER_GIB: Final = 90.0
-CLOCK_LAG_S: Final = 0.5
-"""A fork's clock lags at most by what it took to tell it."""
-RETELLINGS: Final = 3
-WAKING: Final = "taking on an identity of its own"
 BOOT_HINT: Final = "see the console above; a slow machine may need a longer --propolis-boot-timeout"
-PANIC: Final = re.compile(r"---\[ end (Kernel panic.*?) \]---")
-"""The last line of a Linux that has panicked, and will not boot again by itself."""
-DISK_COPY_TIMEOUT_S: Final = 600.0
-
-TERMINAL: Final = frozenset({InstanceState.DESTROYED, InstanceState.FAILED})
 
 
 class TestVm:
@@ -100,7 +89,7 @@ class TestVm:
         vm_id: str = "",
         forked: Forked | None = None,
         phases: Phases | None = None,
-        migrations: Callable[[], Awaitable[MigrationReport]] | None = None,
+        migrations: Report | None = None,
         copies_disks: bool = False,
     ) -> None:
         self.name = name
@@ -178,7 +167,8 @@ class TestVm:
                 if self._forked is None:
                     await self._log_in(limit_s)
                 else:
-                    await self._wake(self._forked, limit_s)
+                    await wake(self.shell, self.guest, self._forked, phases=self.phases, timeout_s=limit_s)
+                    self._forked = None  # what comes now is a boot
         except TimeoutError:
             raise self._boot_error("did not come up to a login", waited_s=limit_s) from None
         except ConsoleClosed:
@@ -186,57 +176,19 @@ class TestVm:
 
     async def _log_in(self, limit_s: float) -> None:
         with self.phases.during("login"):
-            await self._come_up()
+            panic = await log_in(self.guest, self.console)
+        if panic is not None:
+            raise self._boot_error(f"panicked while it booted: {panic}", hint="see the console above")
         self.boot_log = self.console.transcript.since(0)
         with self.phases.during("shell"):
-            shell, wrapper = self.guest.shell, self.guest.shell_wrapper
-            await self._require_shell().start(shell=shell, wrapper=wrapper, timeout_s=limit_s)
-
-    async def _come_up(self) -> None:
-        """Log in. A guest that panics instead is not waited for."""
-        panic = asyncio.ensure_future(self.console.transcript.wait_for(PANIC))
-        login = asyncio.ensure_future(self.guest.log_in(self.console))
-        try:
-            await asyncio.wait([panic, login], return_when=asyncio.FIRST_COMPLETED)
-            if not login.done() and not panic.exception():
-                reason = panic.result().groups[0]
-                raise self._boot_error(f"panicked while it booted: {reason}", hint="see the console above")
-            await login
-        finally:
-            for wait in (panic, login):
-                wait.cancel()
-            await asyncio.gather(panic, login, return_exceptions=True)
-
-    async def _wake(self, forked: Forked, limit_s: float) -> None:
-        """Let a fork know that it is one. What it was told of the time, and heard late, it is told again."""
-        with self.phases.during("identity"):
-            told_s = time.monotonic()
-            if forked.waking is None:
-                await self._take_on_identity(limit_s)
-            else:
-                told_s = forked.asked_s
-                await self._require_shell().run_typed(forked.waking, timeout_s=limit_s, note=WAKING)
-            for _ in range(RETELLINGS):
-                if time.monotonic() - told_s < CLOCK_LAG_S:
-                    break
-                await self._require_shell().run(self.guest.wait_command(), timeout_s=limit_s, note=WAKING)
-                told_s = time.monotonic()
-                await self._take_on_identity(limit_s)
-        if forked.plugged:
-            with self.phases.during("disks"):
-                await self._require_shell().run(
-                    self.guest.plugged_command(forked.plugged), timeout_s=limit_s, note="finding its further disks"
-                )
-
-    async def _take_on_identity(self, limit_s: float) -> None:
-        command = self.guest.wake_command(name=self.name)
-        await self._require_shell().run(command, timeout_s=limit_s, note=WAKING)
+            await self.shell.start(shell=self.guest.shell, wrapper=self.guest.shell_wrapper, timeout_s=limit_s)
 
     async def stop(self, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
         """Stop the VM without asking its guest, and wait until it is destroyed.
 
         :raises StateTimeout: when it is not in time.
         """
+        self._forked = None
         await self._api().instance_state_put(InstanceStateRequested.STOP)
         await self.wait_for_state(InstanceState.DESTROYED, timeout_s=timeout_s)
 
@@ -250,7 +202,7 @@ class TestVm:
 
         :raises BootError: when it does not come up again.
         """
-        await self._require_shell().run_and_lose(self.guest.reboot_command)
+        await self.shell.run_and_lose(self.guest.reboot_command)
         self._forget_shell()
         await self.wait_to_boot()
 
@@ -265,7 +217,8 @@ class TestVm:
         :param timeout_s: by default 90 s per GiB of the guest's memory, and 600 s more if its disks are copied.
         :raises MigrationError: when it fails, or is not done in time. The source runs on then.
         """
-        limit_s = self._migration_limit_s() if timeout_s is None else timeout_s
+        default_s = migration_limit_s(self.spec, copies_disks=self._copies_disks)
+        limit_s = default_s if timeout_s is None else timeout_s
         init = FromMigration(
             migration_id=migration_id or uuid.uuid4(),
             replace_components=replacements(self.spec),
@@ -276,7 +229,8 @@ class TestVm:
             async with asyncio.timeout(limit_s):
                 request = InstanceEnsureRequest(properties=self.properties, init=MigrationTargetInit(init))
                 await self._api().instance_ensure(request)
-                await self._require_migrated()
+                if failure := await until_migrated(self._api(), self._migrations):
+                    raise MigrationError(failure, vm=self.name, log_path=str(self.log_path))
                 if moved:  # what is typed at the source from now on reaches nobody
                     await asyncio.wait([moved])
                 self.spec = (await self.get_spec()).value  # with the disks that it has here
@@ -293,24 +247,6 @@ class TestVm:
         finally:
             await self._resources.aclose()
             await self._client.aclose()
-
-    async def become_template(self, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
-        """Make the guest ready to be frozen: what forks need is in place and works, and it is quiet.
-
-        :raises ShellError: when that fails.
-        """
-        for command in self.guest.template_commands():
-            await self._require_shell().run(command, timeout_s=timeout_s, note="preparing the template")
-        await self._take_on_identity(timeout_s)
-        await self._require_shell().run(self.guest.wait_command(), timeout_s=timeout_s, note="preparing the template")
-        await self._require_shell().run(self.guest.quiet_command, timeout_s=timeout_s)
-
-    def drill(self) -> TypedCommand:
-        """What to type so that a fork of the guest wakes up, and can wake once more.
-
-        That takes a fork and an exec, with which a guest's first command of its own is quick.
-        """
-        return typed_command(f"{self.guest.wake_command(name=self.name)} && {self.guest.wait_command()}")
 
     async def hand_over(self) -> None:
         """Leave the console to the user's own shell, if the guest takes commands: it takes none from then on."""
@@ -346,7 +282,7 @@ class TestVm:
     ) -> CommandResult:
         """As `run`, but with the exit status; that is not checked unless asked for."""
         with self.phases.during("first command"):
-            return await self._require_shell().run(command, timeout_s=timeout_s, check=check)
+            return await self.shell.run(command, timeout_s=timeout_s, check=check)
 
     @contextlib.asynccontextmanager
     async def interactive(self, *, timeout_s: float = OUTPUT_TIMEOUT_S) -> AsyncIterator[Console]:
@@ -364,7 +300,7 @@ class TestVm:
 
         `run` is for after it.
         """
-        async with self._require_shell().interactive(timeout_s=timeout_s) as console:
+        async with self.shell.interactive(timeout_s=timeout_s) as console:
             yield console
 
     # The console
@@ -379,6 +315,17 @@ class TestVm:
         if self._console is None:
             raise ConsoleError("there is no console yet", vm=self.name, hint="call `launch` or `boot` first")
         return self._console
+
+    @property
+    def shell(self) -> Shell:
+        """The guest's shell, which `run` uses.
+
+        :raises ShellError: before the VM is created.
+        """
+        self._require_loop()
+        if self._shell is None:
+            raise ShellError("the guest takes no commands yet", vm=self.name, hint="call `boot` first")
+        return self._shell
 
     async def wait_for_serial_output(
         self, pattern: str | re.Pattern[str], *, timeout_s: float = OUTPUT_TIMEOUT_S
@@ -474,11 +421,6 @@ class TestVm:
         return self._console.log.failure if self._console else None
 
     @property
-    def session(self) -> str:
-        """The word of the read-eval loop that takes this VM's commands."""
-        return self._require_shell().session
-
-    @property
     def final_state(self) -> str | None:
         """The state that the VM was in when it was taken away; None while it is there."""
         return self._final_state
@@ -507,25 +449,6 @@ class TestVm:
             raise ConsoleError(f"the guest has migrated, nobody knows where: {error}", vm=self.name) from None
         async with PropolisClient(endpoint, vm=self.name) as there:
             return await there.instance_serial(from_start=moved.from_start)
-
-    async def _require_migrated(self) -> None:
-        gen, phase = 0, None
-        while phase is not MigrationState.FINISH:
-            answer = await self._api().instance_state_monitor(gen)
-            gen, came = answer.gen + 1, answer.migration.migration_in
-            phase = came.state if came else None
-            if phase is not MigrationState.FINISH and answer.state in TERMINAL:
-                reason = await self._failure_of_migration() or f"the migration failed in phase {phase}"
-                raise MigrationError(reason, vm=self.name, log_path=str(self.log_path))
-
-    async def _failure_of_migration(self) -> str | None:
-        """The reason, which the API does not tell, but our own server does."""
-        came = (await self._migrations()).migration_in if self._migrations else None
-        return came.failure if came else None
-
-    def _migration_limit_s(self) -> float:
-        memory_s = MIGRATION_S_PER_GIB * self.spec.board.memory_mb / 1024
-        return memory_s + (DISK_COPY_TIMEOUT_S if self._copies_disks else 0)
 
     def _migration_error(self, source: TestVm, message: str, **context: Any) -> MigrationError:
         return MigrationError(f"the migration from {source.name!r} {message}", vm=self.name, **context)
@@ -558,12 +481,6 @@ class TestVm:
         self._require_loop()
         return self._client
 
-    def _require_shell(self) -> Shell:
-        self._require_loop()
-        if self._shell is None:
-            raise ShellError("the guest takes no commands yet", vm=self.name, hint="call `boot` first")
-        return self._shell
-
     def _require_loop(self) -> None:
         if asyncio.get_running_loop() is not self._loop:
             raise ConfigError(
@@ -575,7 +492,7 @@ class TestVm:
 
     def _forget_shell(self) -> None:
         """From here on, nothing that the console showed before counts."""
-        self._forked = None  # what comes now is a boot
+        self._forked = None
         self.console.transcript.skip()
         self._shell = Shell(self.console, vm=self.name)
 

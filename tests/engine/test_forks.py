@@ -118,6 +118,14 @@ async def test_a_fork_that_reboots_boots(vm_factory: VmFactory) -> None:
     assert (await vm.run_result("ls /run/marker")).status != 0
 
 
+async def test_a_fork_that_was_stopped_boots(vm_factory: VmFactory) -> None:
+    vm = await fork(vm_factory, "vm")
+    await vm.run("touch /run/marker")
+    await vm.stop()
+    await vm.boot()
+    assert (await vm.run_result("ls /run/marker")).status != 0
+
+
 async def test_a_fork_goes_through_the_states_of_any_vm(vm_factory: VmFactory) -> None:
     vm = await vm_factory.create("vm", boot="warm", **MICRO)
     await vm.ensure()

@@ -1,0 +1,34 @@
+"""Logging in to a guest that boots."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Final
+
+from ..console.console import Console
+from ..guests.adapter import GuestAdapter
+
+__all__ = ["log_in"]
+
+PANIC: Final = re.compile(r"---\[ end (Kernel panic.*?) \]---")
+"""The last line of a Linux that has panicked, and will not boot again by itself."""
+
+
+async def log_in(guest: GuestAdapter, console: Console) -> str | None:
+    """Wait for a guest to come up, and log in. A guest that panics instead is not waited for: the reason is returned.
+
+    :raises ConsoleClosed: when the VM stops before.
+    """
+    panic = asyncio.ensure_future(console.transcript.wait_for(PANIC))
+    login = asyncio.ensure_future(guest.log_in(console))
+    try:
+        await asyncio.wait([panic, login], return_when=asyncio.FIRST_COMPLETED)
+        if not login.done() and not panic.exception():
+            return panic.result().groups[0]
+        await login
+    finally:
+        for wait in (panic, login):
+            wait.cancel()
+        await asyncio.gather(panic, login, return_exceptions=True)
+    return None

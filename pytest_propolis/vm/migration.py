@@ -1,0 +1,39 @@
+"""A migration as its target sees it: how long it may take, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from ..engine.migration_report import MigrationReport
+from ..propolis_api import InstanceSpec, InstanceState, MigrationState
+from ..propolis_api.client import PropolisClient
+
+__all__ = ["TERMINAL", "Report", "migration_limit_s", "until_migrated"]
+
+MIGRATION_S_PER_GIB: Final = 90.0
+DISK_COPY_TIMEOUT_S: Final = 600.0
+
+TERMINAL: Final = frozenset({InstanceState.DESTROYED, InstanceState.FAILED})
+
+Report = Callable[[], Awaitable[MigrationReport]]
+"""Asks this project's own server what the API does not tell."""
+
+
+def migration_limit_s(spec: InstanceSpec, *, copies_disks: bool) -> float:
+    """90 s per GiB of the guest's memory, and 600 s more if its disks are copied."""
+    memory_s = MIGRATION_S_PER_GIB * spec.board.memory_mb / 1024
+    return memory_s + (DISK_COPY_TIMEOUT_S if copies_disks else 0)
+
+
+async def until_migrated(client: PropolisClient, report: Report | None) -> str | None:
+    """Wait until a VM has migrated in; return why it has not, if it fails."""
+    gen, phase = 0, None
+    while phase is not MigrationState.FINISH:
+        answer = await client.instance_state_monitor(gen)
+        gen, came = answer.gen + 1, answer.migration.migration_in
+        phase = came.state if came else None
+        if phase is not MigrationState.FINISH and answer.state in TERMINAL:
+            told = (await report()).migration_in if report else None
+            return (told.failure if told else None) or f"the migration failed in phase {phase}"
+    return None

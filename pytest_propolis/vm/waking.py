@@ -1,0 +1,73 @@
+"""Waking a fork: its guest is told that it is one. And what a template's guest needs before it is frozen."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from ..console.shell import Shell
+from ..console.shell_protocol import TypedCommand, typed_command
+from ..guests.adapter import GuestAdapter
+from .forked import Forked
+from .phases import Phases
+
+__all__ = ["become_template", "drill", "wake"]
+
+CLOCK_LAG_S: Final = 0.5
+"""A fork's clock lags at most by what it took to tell it."""
+
+RETELLINGS: Final = 3
+WAKING: Final = "taking on an identity of its own"
+PREPARING: Final = "preparing the template"
+
+
+async def wake(shell: Shell, guest: GuestAdapter, forked: Forked, *, phases: Phases, timeout_s: float) -> None:
+    """Let a fork know that it is one, and wait until it has found its further disks.
+
+    What it was told of the time, and heard late, it is told again.
+
+    :raises ShellError: when that fails.
+    """
+    name = forked.properties.name
+    with phases.during("identity"):
+        told_s = time.monotonic()
+        if forked.waking is None:
+            await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
+        else:
+            told_s = forked.asked_s
+            await shell.run_typed(forked.waking, timeout_s=timeout_s, note=WAKING)
+        for _ in range(RETELLINGS):
+            if time.monotonic() - told_s < CLOCK_LAG_S:
+                break
+            await shell.run(guest.wait_command(), timeout_s=timeout_s, note=WAKING)
+            told_s = time.monotonic()
+            await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
+    if forked.plugged:
+        with phases.during("disks"):
+            command = guest.plugged_command(forked.plugged)
+            await shell.run(command, timeout_s=timeout_s, note="finding its further disks")
+
+
+async def become_template(shell: Shell, guest: GuestAdapter, *, name: str, timeout_s: float) -> None:
+    """Make a guest ready to be frozen: what forks need is in place and works, and it is quiet.
+
+    :param timeout_s: of each step.
+    :raises ShellError: when that fails.
+    """
+    for command in guest.template_commands():
+        await shell.run(command, timeout_s=timeout_s, note=PREPARING)
+    await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
+    await shell.run(guest.wait_command(), timeout_s=timeout_s, note=PREPARING)
+    await shell.run(guest.quiet_command, timeout_s=timeout_s)
+
+
+def drill(guest: GuestAdapter, *, name: str) -> TypedCommand:
+    """What to type so that a fork of a guest wakes up, and can wake once more.
+
+    That takes a fork and an exec, with which a guest's first command of its own is quick.
+    """
+    return typed_command(f"{guest.wake_command(name=name)} && {guest.wait_command()}")
+
+
+async def _take_on_identity(shell: Shell, guest: GuestAdapter, *, name: str, timeout_s: float) -> None:
+    await shell.run(guest.wake_command(name=name), timeout_s=timeout_s, note=WAKING)
