@@ -9,23 +9,22 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from ..engine.boot_source import DirectKernel
-from ..engine.fork import Fork
 from ..engine.guest_memory import GuestMemory
 from ..engine.server import VmServer
 from ..engine.server_config import ServerConfig
 from ..engine.template import Template
-from ..errors import AgentError, ArtifactMissing, ConfigError, HostBusy
+from ..errors import AgentError, ArtifactMissing, HostBusy
 from ..propolis_api.endpoint import Endpoint
 from ..storage.overlays import check_image, create_blank, create_overlay
 from .bookkeeper import Bookkeeper
 from .budget import MemoryBudget
-from .entry import KEPT_OWNER, Entry, Kept, Owner
+from .entry import KEPT_OWNER, Kept, Owner
 from .forks import Forks
+from .holdings import Holdings, OwnedVm
 from .identity import ProcessIdentity
 from .ledger import Ledger
 from .platform import PlatformFinder
@@ -37,48 +36,14 @@ from .protocol import (
     CreateVm,
     DiskCreated,
     Keep,
-    KeptDisk,
     KeptListed,
     VmListed,
 )
 from .standby import Standby
 
-__all__ = ["Account", "OwnedVm", "make_image"]
+__all__ = ["Account", "make_image"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, kw_only=True)
-class OwnedVm:
-    """A Propolis server, its owner, and its place in the ledger."""
-
-    id: str
-    request: CreateVm
-    client: str
-    server: VmServer
-    directory: Entry
-    books: Bookkeeper
-    since: float
-    promise: str
-    fork: Fork | None = None
-    closing: asyncio.Task[None] | None = None
-
-    @property
-    def disks(self) -> tuple[Path, ...]:
-        """Those that lie in its directory."""
-        return (*(self.fork.disks if self.fork else ()), *self.server.own_disks)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Holdings:
-    """What one client owns. Disks outlive VMs, because VMs hold them open."""
-
-    books: Bookkeeper
-    vms: dict[str, OwnedVm] = field(default_factory=dict)
-    disks: dict[str, Entry] = field(default_factory=dict)
-    left: bool = False
-    kept: Kept | None = None
-    released: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Account:
@@ -89,7 +54,7 @@ class Account:
         self._ledger = ledger
         self._platforms = platforms
         self._directory = Path(config.directory)
-        self._clients: dict[str, _Holdings] = {}
+        self._clients: dict[str, Holdings] = {}
         self._budget = MemoryBudget()
         self.forks = Forks(config, platforms)
         self.standby = Standby(self.forks, partial(Bookkeeper, ledger, Owner("standby")), per_kind=config.standby)
@@ -102,17 +67,17 @@ class Account:
         process = None
         with contextlib.suppress(ProcessLookupError):
             process = ProcessIdentity.of(pid) if pid else None
-        self._clients[client] = _Holdings(books=Bookkeeper(self._ledger, Owner(client, process)))
+        self._clients[client] = self._holdings_of(Owner(client, process))
 
     @property
     def is_empty(self) -> bool:
         return not self._clients
 
     def list_vms(self) -> list[VmListed]:
-        return [vm for holdings in self._clients.values() for vm in _listed_vms(holdings)]
+        return [vm for holdings in self._clients.values() for vm in holdings.listed_vms()]
 
     def list_kept(self) -> list[KeptListed]:
-        return [_listed_kept(key, holdings.kept, holdings) for key, holdings in self._clients.items() if holdings.kept]
+        return [holdings.listed_kept(key, holdings.kept) for key, holdings in self._clients.items() if holdings.kept]
 
     def find_vm(self, vm_id: str) -> OwnedVm | None:
         for holdings in self._clients.values():
@@ -129,7 +94,7 @@ class Account:
         """
         platform = await self._platforms.find()
         holdings = self._holdings(client)
-        _require_new_name(holdings, request)
+        holdings.require_new_name(request)
         _check_boot_files(request)
         vm_id = secrets.token_hex(8)
         await self._admit(holdings, vm_id, request)
@@ -178,7 +143,7 @@ class Account:
         :raises TemplateError: when QEMU does not take the template.
         """
         holdings = self._holdings(client)
-        _require_new_name(holdings, request)
+        holdings.require_new_name(request)
         _check_boot_files(request)
         promise = secrets.token_hex(8)
         await self._admit(holdings, promise, request)
@@ -214,7 +179,7 @@ class Account:
         """End a VM and its server. Removing what is gone is fine."""
         holdings = self._holdings(client)
         if vm := holdings.vms.get(vm_id):
-            await _close(vm, holdings, self._budget)
+            await holdings.close(vm)
 
     async def create_disk(self, client: str, request: CreateDisk) -> DiskCreated:
         """Make a copy-on-write fork of an image, or an empty disk.
@@ -238,14 +203,15 @@ class Account:
     async def remove_disk(self, client: str, disk_id: str) -> None:
         """Remove a fork, once the client's VMs that are about to end have let go of it. What is gone is fine."""
         holdings = self._holdings(client)
-        await _closings(holdings)
-        _remove_disk(holdings, disk_id)
+        await holdings.closings()
+        holdings.remove_disk(disk_id)
 
     async def remove(self, client: str, belongings: Belongings) -> None:
         """Remove VMs and then disks, in the order that `release` has. What is gone already is passed over."""
         holdings = self._holdings(client)
         going = [vm for vm_id in belongings.vms if (vm := holdings.vms.get(vm_id))]
-        await _all(partial(_close, vm, holdings, self._budget) for vm in going)
+        going += [vm for vm in holdings.vms.values() if (vm.request.group, vm.request.name) in belongings.named]
+        await _all(partial(holdings.close, vm) for vm in going)
         for disk_id in belongings.disks:
             await self.remove_disk(client, disk_id)
 
@@ -257,7 +223,7 @@ class Account:
         giver = self._holdings(client)
         kept = Kept(request.reason, time.time() + request.ttl_s)
         key = f"kept-{secrets.token_hex(4)}"
-        taker = _Holdings(books=Bookkeeper(self._ledger, Owner(KEPT_OWNER, ProcessIdentity.current())), kept=kept)
+        taker = self._holdings_of(Owner(KEPT_OWNER, ProcessIdentity.current()), kept=kept)
         try:
             self._hand_over(request.belongings, giver, taker, kept)
         except BaseException:
@@ -268,9 +234,9 @@ class Account:
             vm.client = key
         if taker.vms or taker.disks:
             self._clients[key] = taker
-        return _listed_kept(key, kept, taker)
+        return taker.listed_kept(key, kept)
 
-    def _hand_over(self, belongings: Belongings, giver: _Holdings, taker: _Holdings, kept: Kept) -> None:
+    def _hand_over(self, belongings: Belongings, giver: Holdings, taker: Holdings, kept: Kept) -> None:
         for vm_id in belongings.vms:
             if (vm := giver.vms.get(vm_id)) and vm.closing is None:
                 vm.books.hand_over(taker.books.owner)
@@ -294,9 +260,9 @@ class Account:
         if holdings is None:
             return
         holdings.left = True
-        await _all(partial(_close, vm, holdings, self._budget) for vm in list(holdings.vms.values()))
+        await _all(partial(holdings.close, vm) for vm in list(holdings.vms.values()))
         for disk_id in list(holdings.disks):
-            _remove_disk(holdings, disk_id)
+            holdings.remove_disk(disk_id)
         if all(other.kept for other in self._clients.values() if other is not holdings):
             await self.standby.rest()  # what was kept needs none
         self._clients.pop(client, None)
@@ -306,7 +272,7 @@ class Account:
         await self.standby.close()
         await _all(partial(self.release, client) for client in list(self._clients))
 
-    async def _admit(self, holdings: _Holdings, promise: str, request: CreateVm) -> None:
+    async def _admit(self, holdings: Holdings, promise: str, request: CreateVm) -> None:
         """Set memory aside; what stands by makes room if need be."""
         if not request.memory_mib:
             return
@@ -319,46 +285,20 @@ class Account:
             self._budget.release(promise)
             raise AgentError("the client left while it waited for memory")
 
+    def _holdings_of(self, owner: Owner, *, kept: Kept | None = None) -> Holdings:
+        return Holdings(books=Bookkeeper(self._ledger, owner), forget_promise=self._budget.release, kept=kept)
+
     def _address(self, vm_id: str) -> str:
         """Where other servers find a VM's."""
         return Endpoint(base_url=f"http://agent/vms/{vm_id}", uds=self._directory / SOCKET_NAME).address
 
-    def _holdings(self, client: str) -> _Holdings:
+    def _holdings(self, client: str) -> Holdings:
         holdings = self._clients.get(client)
         if holdings is None or holdings.left:
             raise AgentError(
                 f"client {client!r} has no lifeline", hint="open one first; it says when to release what you own"
             )
         return holdings
-
-
-async def _close(vm: OwnedVm, holdings: _Holdings, budget: MemoryBudget) -> None:
-    """End a VM. Whoever asks while it ends already waits for the same end."""
-    if vm.closing is None:
-        vm.closing = asyncio.create_task(_end(vm, holdings, budget))
-    await asyncio.shield(vm.closing)
-
-
-async def _end(vm: OwnedVm, holdings: _Holdings, budget: MemoryBudget) -> None:
-    try:
-        await vm.server.close()
-        budget.release(vm.promise)
-    except BaseException:
-        vm.closing = None  # it may be tried again
-        raise
-    if holdings.vms.pop(vm.id, None):
-        holdings.books.gone(vm.directory)
-
-
-async def _closings(holdings: _Holdings) -> None:
-    closings = [asyncio.shield(vm.closing) for vm in holdings.vms.values() if vm.closing]
-    await asyncio.gather(*closings, return_exceptions=True)
-
-
-def _remove_disk(holdings: _Holdings, disk_id: str) -> None:
-    if entry := holdings.disks.pop(disk_id, None):
-        Path(entry.what["path"]).unlink(missing_ok=True)
-        holdings.books.gone(entry)
 
 
 async def make_image(request: CreateDisk, qemu_img: Path, path: Path) -> None:
@@ -368,37 +308,6 @@ async def make_image(request: CreateDisk, qemu_img: Path, path: Path) -> None:
     image = Path(request.image)
     await check_image(qemu_img=qemu_img, image=image, image_format=request.image_format)
     await create_overlay(qemu_img=qemu_img, backing=image, overlay=path, backing_format=request.image_format)
-
-
-def _require_new_name(holdings: _Holdings, request: CreateVm) -> None:
-    for other in holdings.vms.values():
-        if (other.request.name, other.request.group) == (request.name, request.group):
-            raise ConfigError(
-                f"there is a VM named {request.name!r} in {request.group} already",
-                hint="give each VM of a test its own name",
-            )
-
-
-def _listed_vms(holdings: _Holdings) -> tuple[VmListed, ...]:
-    return tuple(
-        VmListed(
-            id=vm.id,
-            name=vm.request.name,
-            group=vm.request.group,
-            client=vm.client,
-            state=vm.server.state_name,
-            pid=vm.server.pid,
-            since=vm.since,
-            kept=holdings.kept,
-        )
-        for vm in holdings.vms.values()
-    )
-
-
-def _listed_kept(key: str, kept: Kept, holdings: _Holdings) -> KeptListed:
-    disks = [KeptDisk(id=disk_id, path=entry.what["path"]) for disk_id, entry in holdings.disks.items()]
-    disks += [KeptDisk(id=vm.id, path=str(path)) for vm in holdings.vms.values() for path in vm.disks]
-    return KeptListed(id=key, kept=kept, vms=_listed_vms(holdings), disks=tuple(disks))
 
 
 def _check_boot_files(request: CreateVm) -> None:

@@ -201,10 +201,18 @@ class AgentApp:
         return Response(status_code=204)
 
     async def _fork(self, request: Request) -> Response:
-        return encoded(await self._templates.fork(_client(request), await decoded(request, ForkVm)), 201)
+        client = _client(request)
+        forked = await self._templates.fork(client, await decoded(request, ForkVm))
+        if await request.is_disconnected():  # nobody knows its name
+            await self.account.remove_vm(client, forked.id)
+        return encoded(forked, 201)
 
     async def _create_disk(self, request: Request) -> Response:
-        return encoded(await self.account.create_disk(_client(request), await decoded(request, CreateDisk)), 201)
+        client = _client(request)
+        disk = await self.account.create_disk(client, await decoded(request, CreateDisk))
+        if await request.is_disconnected():
+            await self.account.remove_disk(client, disk.id)
+        return encoded(disk, 201)
 
     async def _remove(self, request: Request) -> Response:
         await self.account.remove(_client(request), await decoded(request, Belongings))
@@ -218,7 +226,10 @@ class AgentApp:
         return encoded(self.account.list_vms())
 
     async def _create_vm(self, request: Request) -> Response:
-        vm = await self.account.create_vm(_client(request), await decoded(request, CreateVm))
+        client = _client(request)
+        vm = await self.account.create_vm(client, await decoded(request, CreateVm))
+        if await request.is_disconnected():
+            await self.account.remove_vm(client, vm.id)
         return encoded(VmCreated(id=vm.id, path=f"/vms/{vm.id}"), 201)
 
     async def _remove_vm(self, request: Request) -> Response:

@@ -179,10 +179,14 @@ class DiskCreated(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Belongings(msgspec.Struct, frozen=True, kw_only=True):
-    """Some of what a client owns, by id."""
+    """Some of what a client owns, by id.
+
+    :param named: VMs by group and name, for who does not know the id.
+    """
 
     vms: tuple[str, ...] = ()
     disks: tuple[str, ...] = ()
+    named: tuple[tuple[str, str], ...] = ()
 
 
 class Keep(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,8 +32,9 @@ from ..propolis_api import (
 from ..storage.eviction import note_use
 from ..storage.overlays import create_blank_overlay
 from ..storage.store import ArtifactStore
-from .account import Account, OwnedVm, make_image
+from .account import Account, make_image
 from .budget import fork_cost_mib
+from .holdings import OwnedVm
 from .platform import Platform, PlatformFinder
 from .protocol import CreateVm, ForkVm, FreezeVm, TemplateMaking, TemplateNeeded, VmForked
 

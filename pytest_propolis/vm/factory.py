@@ -15,7 +15,7 @@ from typing import Any
 from ..agent.protocol import Belongings, CreateDisk, CreateVm, Keep, KeptListed
 from ..console.log import make_log_directory
 from ..engine.boot_source import BootSource
-from ..errors import ConfigError
+from ..errors import ConfigError, PropolisError
 from ..guests.adapter import GuestAdapter
 from ..guests.registry import GuestRegistry
 from ..hosts.agent_client import AgentClient
@@ -188,7 +188,7 @@ class VmFactory:
         complete = config.completed(self._settings)
         guest = self._guests.get(complete.guest)
         require_enough_memory(complete, guest)
-        async with self._keeping() as taken:
+        async with self._keeping(config.name) as taken:
             vm = None
             if warm and cold_reason(complete, guest) is None:
                 vm = await self._fork(complete, guest, taken, run=run)
@@ -220,7 +220,7 @@ class VmFactory:
         name = name or self._successor_name(vm.name)
         self._require_new(name)
         spec = with_failure_injector(vm.spec, exports=fail_migration_exports, imports=fail_migration_imports)
-        async with self._keeping() as taken:
+        async with self._keeping(name) as taken:
             heir = await self._serve(
                 name,
                 guest=vm.guest,
@@ -235,11 +235,20 @@ class VmFactory:
         return heir
 
     @contextlib.asynccontextmanager
-    async def _keeping(self) -> AsyncIterator[contextlib.AsyncExitStack]:
-        """What is taken in the block is the factory's after it, and gone if the block fails."""
-        async with contextlib.AsyncExitStack() as taken:
-            yield taken
-            self._taken.append(taken.pop_all())
+    async def _keeping(self, name: str) -> AsyncIterator[contextlib.AsyncExitStack]:
+        """What is taken in the block is the factory's after it, and gone if the block fails.
+
+        :param name: of the VM that is made in the block.
+        """
+        try:
+            async with contextlib.AsyncExitStack() as taken:
+                yield taken
+                self._taken.append(taken.pop_all())
+        except asyncio.CancelledError:
+            # There may be a VM whose id was on its way.
+            with contextlib.suppress(PropolisError):
+                await self._agent.remove(Belongings(named=((self._group, name),)))
+            raise
 
     def _require_new(self, name: str) -> None:
         if name in self._names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -93,6 +94,17 @@ async def test_what_a_fork_writes_to_its_disks_no_other_sees_and_file_systems_ar
 async def test_forks_are_made_at_the_same_time(vm_factory: VmFactory) -> None:
     vms = await asyncio.gather(*(fork(vm_factory, f"vm{number}") for number in range(4)))
     assert await asyncio.gather(*(vm.run("hostname") for vm in vms)) == ["vm0", "vm1", "vm2", "vm3"]
+
+
+async def test_of_a_start_that_is_cancelled_at_any_time_no_vm_is_left_that_nobody_knows(vm_factory: VmFactory) -> None:
+    await fork(vm_factory, "first")
+    for number in range(40):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.005 * number):
+                await vm_factory.start(f"vm{number}", **MICRO)
+    async with asyncio.timeout(60):
+        while {vm.name for vm in await vm_factory.agent.list_vms()} - {vm.name for vm in vm_factory.vms}:
+            await asyncio.sleep(0.02)
 
 
 async def test_the_console_of_a_fork_begins_with_the_boot_of_its_template(vm_factory: VmFactory) -> None:
