@@ -115,7 +115,7 @@ class Shell:
     def resume(self, session: str, typed: TypedCommand | None = None) -> None:
         """Take over a read-eval loop that waits for commands, in a guest that was forked.
 
-        :param typed: what somebody else has typed at it already: `outcome` waits for it.
+        :param typed: what somebody else has typed at it already: `run_typed` waits for it.
         """
         self._session = session
         self._console.heed(session)

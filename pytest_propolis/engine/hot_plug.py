@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from ..propolis_api import BlobStorageBackend, FileStorageBackend, InstanceSpec, NvmeDisk, VirtioDisk
+from ..propolis_api import BlobStorageBackend, FileStorageBackend, InstanceSpec, NvmeDisk, PciPath, VirtioDisk
 from .disks import DiskPart, disk_parts
 from .machine import Machine
 from .pci import PciBuses
@@ -29,7 +29,7 @@ def pluggable(spec: InstanceSpec, keys: Collection[str], *, blobs: Mapping[str, 
         component = components[key]
         if not isinstance(component, PLUGGABLE):
             raise SpecRefused(f"component {key!r}: a fork cannot be given a {type(component).__name__}")
-        if isinstance(component, NvmeDisk | VirtioDisk) and not _has_slot(key, components):
+        if isinstance(component, NvmeDisk | VirtioDisk) and not _has_slot(component.pci_path, components.values()):
             raise SpecRefused(f"component {key!r}: a fork can be given disks in free slots of PCI bus 0 only")
     buses = PciBuses(components, pcie=spec.board.chipset.value.enable_pcie)
     parts = disk_parts(components, buses, nodes=MappingProxyType({}), blobs=blobs)
@@ -45,12 +45,8 @@ async def plug(machine: Machine, parts: Iterable[DiskPart]) -> None:
         await machine.execute(part.command, **part.properties)
 
 
-def _has_slot(key: str, components: Mapping[str, object]) -> bool:
-    """Whether a disk sits where a guest looks for what comes: in a slot of its own on the root bus."""
-    path = components[key].pci_path  # type: ignore[attr-defined]
-    slots = [
-        (other.bus, other.device)
-        for part in components.values()
-        if (other := getattr(part, "pci_path", None)) is not None
-    ]
-    return bool(path.bus == 0 and path.function == 0 and slots.count((path.bus, path.device)) == 1)
+def _has_slot(path: PciPath, components: Iterable[object]) -> bool:
+    """Whether this is where a guest looks for what comes: a slot of its own on the root bus."""
+    taken = [getattr(component, "pci_path", None) for component in components]
+    neighbours = [other for other in taken if other and (other.bus, other.device) == (path.bus, path.device)]
+    return path.bus == 0 and path.function == 0 and len(neighbours) == 1

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mounts import as_root, mounted, tmpfs
 
 from pytest_propolis.errors import (
     ArtifactCorrupt,
@@ -136,21 +137,11 @@ async def test_a_missing_qemu_img_says_how_to_get_it(tmp_path: Path) -> None:
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a file system that is soon full")
-    place = tmp_path / "full"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "full", *tmpfs("size=64k")) as place:
         yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
+@as_root
 async def test_no_space_is_an_error_of_its_own_and_leaves_nothing(base: Path, full: Path) -> None:
     with pytest.raises(ResourceExhausted, match=f"(?s)no space left.*{full}"):
         await create_overlay(qemu_img=QEMU_IMG, backing=base, overlay=full / "overlay", backing_format="qcow2")

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import os
 import shutil
-import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from mounts import as_root, mounted, tmpfs
 
 from pytest_propolis.agent.memory import total_mib
 from pytest_propolis.agent.protocol import ForkVm
@@ -28,7 +28,6 @@ from pytest_propolis.storage.store import default_artifact_dir
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.spec import instance_properties
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system that is soon full")
 MICRO = {"guest": "micro", "cpus": 1, "memory_mib": 128}
 
 
@@ -140,28 +139,11 @@ async def test_a_guest_that_does_not_become_quiet_boots(
     assert list((artifact_dir / "templates" / "derived").iterdir()) == []
 
 
-@contextlib.contextmanager
-def mounted(place: Path, *command: str) -> Iterator[None]:
-    """Something is mounted there."""
-    place.mkdir(exist_ok=True)
-    mounting = subprocess.run([*command, str(place)], capture_output=True, text=True, check=False)
-    if mounting.returncode:
-        pytest.skip(f"this cannot be mounted here: {mounting.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-
-
-def tmpfs(size: str) -> tuple[str, ...]:
-    return ("mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs")
-
-
 @as_root
 async def test_where_there_is_no_space_for_a_template_the_vm_boots(
     factories: Factories, artifact_dir: Path, lines: list[str]
 ) -> None:
-    with mounted(artifact_dir / "templates", *tmpfs("64m")):
+    with mounted(artifact_dir / "templates", *tmpfs("size=64m")):
         async with factories("run") as factory:
             assert (await factory.start("vm", **MICRO)).boot_kind == "cold"
     assert any("micro boots from cold: no space left for a template" in line for line in lines)
@@ -181,7 +163,7 @@ async def test_where_the_space_for_a_template_is_used_up_meanwhile_the_vm_boots(
                 file.write(bytes(1 << 20))
                 file.flush()
 
-    with mounted(place, *tmpfs("400m")):
+    with mounted(place, *tmpfs("size=400m")):
         async with factories("run") as factory:
             using = asyncio.create_task(use_it_up())
             assert (await factory.start("vm", **MICRO)).boot_kind == "cold"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from inner_run import InnerRun
+from mounts import as_root, mounted, tmpfs
 
 from pytest_propolis.agent.rendezvous import Rendezvous
 from pytest_propolis.hosts.run_directory import run_token
@@ -45,8 +46,6 @@ class Patient(Micro):
 def pytest_propolis_guests():
     return [Mute(), Patient()]
 """
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 
 
 def test_unknown_guest(inner: InnerRun) -> None:
@@ -189,7 +188,7 @@ def test_a_run_directory_too_deep_for_sockets(inner: InnerRun, monkeypatch: pyte
     inner.fails_with("HostError: */agent.sock is too long a path for a socket*", "hint: *XDG_RUNTIME_DIR*")
 
 
-@as_root
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
 def test_a_run_directory_of_another_user(inner: InnerRun) -> None:
     base = inner.runtime / "propolis"
     base.mkdir(mode=0o700)
@@ -232,20 +231,11 @@ def listening(path: Path) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def small_file_system(place: Path, options: str) -> Iterator[None]:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"mode=0700,{options}", "tmpfs", place], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
-
-
 @as_root
 def test_no_space_for_images(inner: InnerRun) -> None:
     place = inner.pytester.mkdir("images")
     inner.write(test_it=BOOTS)
-    with small_file_system(place, "nr_inodes=2"):
+    with mounted(place, *tmpfs("nr_inodes=2")):
         inner.fails_with(
             f"ResourceExhausted: no space left in {place}: *",
             "hint: *--propolis-artifact-dir*",
@@ -257,14 +247,14 @@ def test_no_space_for_images(inner: InnerRun) -> None:
 @pytest.mark.parametrize("size", ["size=4k", "nr_inodes=2"])
 def test_no_space_for_the_agent(inner: InnerRun, size: str) -> None:
     inner.write(test_it=BOOTS)
-    with small_file_system(inner.runtime, size):
+    with mounted(inner.runtime, *tmpfs(size)):
         inner.fails_with("ResourceExhausted: */propolis cannot be used: No space left on device", "hint: *")
 
 
 @as_root
 def test_no_space_for_a_disk(inner: InnerRun) -> None:
     inner.write(test_it=STARTS.format(options="disks=(DataDisk(name='data', size_mib=1 << 20),)"))
-    with small_file_system(inner.runtime, "size=128k"):
+    with mounted(inner.runtime, *tmpfs("size=128k")):
         inner.fails_with("ResourceExhausted: no space left for a disk image: *", "hint: free some space there*")
 
 
@@ -279,7 +269,7 @@ COMPLAINTS_OF_LOGS = {
 def test_no_space_for_logs(inner: InnerRun, boot: str) -> None:
     place = inner.pytester.mkdir("logs")
     inner.write(test_it=BOOTS)
-    with small_file_system(place, "nr_inodes=2"):
+    with mounted(place, *tmpfs("nr_inodes=2")):
         inner.fails_with(
             *COMPLAINTS_OF_LOGS[boot].format(place=place).splitlines(),
             arguments=(f"--propolis-log-dir={place}", f"--propolis-boot={boot}"),

@@ -15,6 +15,7 @@ from signal import SIGKILL
 
 import msgspec
 import pytest
+from mounts import as_root, mounted, tmpfs
 from wheel_builder import DISTRIBUTION, VERSION, build_wheel, use_only
 
 from pytest_propolis.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, HostError, ResourceExhausted
@@ -331,21 +332,11 @@ async def test_a_key_cannot_leave_the_store(store: ArtifactStore) -> None:
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[ArtifactStore]:
     """A store on a file system of 256 KiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a file system that is soon full")
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "small", *tmpfs("size=256k")) as place:
         yield ArtifactStore(place / "artifacts")
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
 
 
+@as_root
 @pytest.mark.parametrize(
     "content", [os.urandom(1 << 20), bytes(1 << 20)], ids=["in the download", "in what is unpacked"]
 )
@@ -360,6 +351,7 @@ async def test_no_space_for_an_artifact_names_the_directory_and_leaves_nothing(
     assert files_in(small.directory) == set()
 
 
+@as_root
 async def test_no_space_for_what_is_derived_names_the_directory_and_leaves_nothing(small: ArtifactStore) -> None:
     async def make(directory: Path) -> None:
         (directory / "a").write_bytes(bytes(1 << 20))
