@@ -14,7 +14,7 @@ import pytest_asyncio
 from migration_rig import MigrationRig, Node, injector, migrate, migration_rig, spec_of
 from msgspec.structs import replace
 
-from pytest_propolis.engine import migration_source, server
+from pytest_propolis.engine import migration_source, vm_maker
 from pytest_propolis.engine.boot_source import BootSource, DirectKernel, Firmware
 from pytest_propolis.engine.guest_memory import GuestMemory
 from pytest_propolis.engine.migration_way import LIVE_UNDER_TCG, MigrationWay
@@ -76,7 +76,7 @@ class Recorder(StatePublisher):
 @pytest_asyncio.fixture
 async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MigrationRig]:
     Recorder.made = []
-    monkeypatch.setattr(server, "StatePublisher", Recorder)
+    monkeypatch.setattr(vm_maker, "StatePublisher", Recorder)
     async with migration_rig(tmp_path) as rig:
         yield rig
 
