@@ -12,6 +12,7 @@ from pytest_propolis.propolis_api import (
     Component,
     FileStorageBackend,
     FileStorageBackendComponent,
+    InstanceState,
     PciPath,
     QemuPvpanic,
     QemuPvpanicComponent,
@@ -20,7 +21,7 @@ from pytest_propolis.propolis_api import (
 )
 from pytest_propolis.vm.config import DataDisk
 from pytest_propolis.vm.factory import VmFactory
-from pytest_propolis.vm.lifecycle import Migrate, Reset
+from pytest_propolis.vm.lifecycle import Migrate, Reset, StopAndStart
 from pytest_propolis.vm.test_vm import TestVm
 
 MIB = 1 << 20
@@ -84,7 +85,7 @@ async def test_partitions_are_known_when_the_test_begins(vm_factory: VmFactory, 
     assert await vm.run("ls /dev/vdb1") == "/dev/vdb1"
 
 
-async def test_a_fork_migrates_with_its_disks_and_is_reset_with_them(vm_factory: VmFactory, tmp_path: Path) -> None:
+async def test_a_fork_migrates_with_its_disks_and_boots_with_them(vm_factory: VmFactory, tmp_path: Path) -> None:
     disks = (
         DataDisk(name="image", image=image(tmp_path / "image", "image!")),
         DataDisk(name="blob", contents=b"blob!!".ljust(MIB, b"\0")),
@@ -95,6 +96,21 @@ async def test_a_fork_migrates_with_its_disks_and_is_reset_with_them(vm_factory:
     assert await vm.run("head -c 6 /dev/vdb; head -c 4 /dev/vdc") == "image!mine"
     vm = await Reset().perform(vm_factory, vm)
     assert await vm.run("head -c 6 /dev/vdb; head -c 4 /dev/vdc") == "image!mine"
+    await vm.run("echo twice | dd of=/dev/vdb conv=fsync,notrunc 2>/dev/null")
+    vm = await StopAndStart().perform(vm_factory, vm)
+    assert await vm.run("head -c 5 /dev/vdb; head -c 4 /dev/vdc") == "twiceblob"
+
+
+async def test_a_fork_that_the_test_creates_and_runs_itself_has_its_disks(
+    vm_factory: VmFactory, tmp_path: Path
+) -> None:
+    disk = DataDisk(name="data", image=image(tmp_path / "image", "image!"), interface="nvme")
+    vm = await vm_factory.create("vm", boot="warm", disks=(disk,), **ALPINE)
+    await vm.ensure()
+    assert await vm.get() is InstanceState.CREATING
+    await vm.run_instance()
+    await vm.wait_to_boot()
+    assert await vm.run("head -c 6 /dev/nvme0n1") == "image!"
 
 
 async def test_phases_tell_how_long_the_guest_took_to_find_them(vm_factory: VmFactory, tmp_path: Path) -> None:
