@@ -7,11 +7,11 @@ import os
 import time
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 from pytest_propolis.storage.debian import DebianBuild
 from pytest_propolis.storage.store import default_artifact_dir
-from pytest_propolis.vm.config import DataDisk, DiskInterface
+from pytest_propolis.vm.config import DataDisk, Nic
 
 from .bare_fork import BareFork, place_of_template
 from .bare_guest import MEMORY_MIB
@@ -29,7 +29,11 @@ PSS_BOUND_MIB = 60
 MUCH_MIB = 2048
 COLD_BOUND = 100
 STANDBY_TIMEOUT_S = 60.0
-INTERFACES: Final[tuple[DiskInterface, ...]] = ("virtio", "nvme")
+PLUGGED: Final[dict[str, dict[str, Any]]] = {
+    "virtio-disk": {"disks": (DataDisk(name="data", contents=bytes(1 << 20)),)},
+    "nvme-disk": {"disks": (DataDisk(name="data", contents=bytes(1 << 20), interface="nvme"),)},
+    "card": {"nics": (Nic(),)},
+}
 
 DEBIAN = DebianBuild()
 _BUILT = ["debian"] if (default_artifact_dir() / "derived" / DEBIAN.key / DEBIAN.disk).exists() else []
@@ -58,12 +62,9 @@ async def _measure_against_boot(guest: str, options: Options) -> list[Figure]:
         await vm.aclose()
         await house.factory.start("first", guest=guest)
         forks_s = [await _ours(house, guest, f"vm{number}", standby=True) for number in range(FORKS)]
-        with_disks_s = {
-            interface: [
-                await _ours(house, guest, f"{interface}{number}", standby=True, disks=(_blob(interface),))
-                for number in range(FORKS)
-            ]
-            for interface in INTERFACES
+        plugged_s = {
+            what: [await _ours(house, guest, f"{what}{number}", standby=True, **changes) for number in range(FORKS)]
+            for what, changes in PLUGGED.items()
         }
     say(f"{guest}: cold {cold_s:.2f}, forks {spread(forks_s)}, load {os.getloadavg()[0]:.1f}")
     ratio = cold_s / median(forks_s)
@@ -77,18 +78,13 @@ async def _measure_against_boot(guest: str, options: Options) -> list[Figure]:
         ),
         *(
             Figure(
-                name=f"cold boot / the same with a disk plugged in, {interface}, in memory",
+                name=f"cold boot / the same with what no template has: {what}",
                 measured=spread(took_s),
                 ratio=f"{cold_s / median(took_s):.0f}",
             )
-            for interface, took_s in with_disks_s.items()
+            for what, took_s in plugged_s.items()
         ),
     ]
-
-
-def _blob(interface: DiskInterface) -> DataDisk:
-    """A disk that no template has."""
-    return DataDisk(name="data", contents=bytes(1 << 20), interface=interface)
 
 
 async def _measure_memory(guest: str, options: Options) -> list[Figure]:
@@ -152,11 +148,11 @@ async def _measure(guest: str, standby: int, options: Options) -> list[Figure]:
     ]
 
 
-async def _ours(house: House, guest: str, name: str, *, standby: bool, disks: tuple[DataDisk, ...] = ()) -> float:
+async def _ours(house: House, guest: str, name: str, *, standby: bool, **changes: Any) -> float:
     if standby:
         await _until_one_stands_by(house)
     began = time.perf_counter()
-    vm = await house.factory.start(name, guest=guest, disks=disks)
+    vm = await house.factory.start(name, guest=guest, **changes)
     await vm.run("true")
     took_s = time.perf_counter() - began
     assert vm.boot_kind == "warm"

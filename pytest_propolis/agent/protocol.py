@@ -277,7 +277,7 @@ class ForkVm(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for a Propolis server whose first VM goes on where a template stopped.
 
     :param template: the key that the answer to `TemplateNeeded` gave.
-    :param added: disks that it has beyond the template's.
+    :param added: disks and network cards that it has beyond the template's.
     :param run: make the instance with these properties, and run it; without them the client does so.
     :param typed: what is typed at it then. It tells the time, and so is left out if the fork is not ready at once.
     """

@@ -25,9 +25,10 @@ from ..propolis_api import (
 from .accelerator import AcceleratorName
 from .boot_source import BootSource, DirectKernel
 from .cpu import cpu_arguments
-from .disks import disk_arguments, disk_parts
+from .disks import disk_parts
 from .guest_memory import MEMORY_ID, GuestMemory
-from .network import network_arguments
+from .machine_part import part_arguments
+from .network import network_parts
 from .pci import DISPLAY_SLOT, PciBuses
 from .spec_faults import SpecRefused, SpecUnsupported
 
@@ -91,8 +92,8 @@ def qemu_arguments(
         *buses.bridges(),
         *("-device", f"vmgenid,guid={generation or properties.id}"),
         *_serial_ports(components),
-        *disk_arguments(disk_parts(components, buses, nodes=nodes, blobs=blobs)),
-        *network_arguments(components, buses),
+        *part_arguments(disk_parts(components, buses, nodes=nodes, blobs=blobs)),
+        *part_arguments(network_parts(components, buses)),
         *_other_devices(components, buses, has_vsock=has_vsock),
         *_display(display_socket),
     ]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from ..propolis_api import (
     BlobStorageBackend,
@@ -16,10 +15,11 @@ from ..propolis_api import (
     NvmeDisk,
     VirtioDisk,
 )
+from .machine_part import MachinePart, PartKind
 from .pci import PciBuses
 from .spec_faults import SpecRefused
 
-__all__ = ["Disk", "DiskPart", "StorageBackend", "backend_nodes", "blob_contents", "disk_arguments", "disk_parts"]
+__all__ = ["backend_nodes", "blob_contents", "disk_parts"]
 
 DEFAULT_BLOCK_BYTES: Final = 512
 SMALLEST_BLOCK_BYTES: Final = 512
@@ -29,33 +29,13 @@ Disk = VirtioDisk | NvmeDisk
 StorageBackend = FileStorageBackend | BlobStorageBackend | CrucibleStorageBackend
 
 
-class DiskPart(NamedTuple):
-    """A block node or a device.
-
-    :param key: of its component.
-    :param option: QEMU's option that makes it at the start.
-    :param command: the command of its monitor that adds it later.
-    """
-
-    key: str
-    option: str
-    command: str
-    properties: Mapping[str, Any]
-
-
-def disk_arguments(parts: Iterable[DiskPart]) -> Iterator[str]:
-    """QEMU's arguments for disks and their backends."""
-    for part in parts:
-        yield from (part.option, json.dumps(part.properties))
-
-
 def disk_parts(
     components: Mapping[str, Any],
     buses: PciBuses,
     *,
     nodes: Mapping[str, Mapping[str, Any]],
     blobs: Mapping[str, str],
-) -> Iterator[DiskPart]:
+) -> Iterator[MachinePart]:
     """What all disks and their backends consist of: first the backends.
 
     :param nodes: the block nodes of those storage backends that are not QEMU's own, by component.
@@ -71,7 +51,7 @@ def disk_parts(
             if key not in users:
                 raise SpecRefused(f"backend {key!r} is not used by any device")
             node = nodes.get(key) or _node(key, component, names[key], blobs)
-            yield DiskPart(key, "-blockdev", "blockdev-add", node)
+            yield MachinePart(key, PartKind.BLOCK_NODE, node)
     for key, disk in components.items():
         if isinstance(disk, Disk):
             device = {
@@ -81,7 +61,7 @@ def disk_parts(
                 **_block_size(disk.backend_id, components[disk.backend_id]),
                 **({"bootindex": order[key]} if key in order else {}),
             }
-            yield DiskPart(key, "-device", "device_add", device)
+            yield MachinePart(key, PartKind.DEVICE, device)
 
 
 def backend_nodes(keys: Iterable[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Hot-plugging: disks that a fork has and its template has not are added to QEMU before the guest goes on."""
+"""Hot-plugging: disks and network cards that a fork has and its template has not, added before its guest goes on."""
 
 from __future__ import annotations
 
@@ -6,18 +6,30 @@ from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from ..propolis_api import BlobStorageBackend, FileStorageBackend, InstanceSpec, NvmeDisk, PciPath, VirtioDisk
-from .disks import DiskPart, disk_parts
+from ..propolis_api import (
+    BlobStorageBackend,
+    FileStorageBackend,
+    InstanceSpec,
+    NvmeDisk,
+    PciPath,
+    VirtioDisk,
+    VirtioNetworkBackend,
+    VirtioNic,
+)
+from .disks import disk_parts
 from .machine import Machine
+from .machine_part import MachinePart
+from .network import network_parts
 from .pci import PciBuses
 from .spec_faults import SpecRefused
 
 __all__ = ["plug", "pluggable"]
 
-PLUGGABLE: Final = (FileStorageBackend, BlobStorageBackend, NvmeDisk, VirtioDisk)
+BACKENDS: Final = (FileStorageBackend, BlobStorageBackend, VirtioNetworkBackend)
+DEVICES: Final = (NvmeDisk, VirtioDisk, VirtioNic)
 
 
-def pluggable(spec: InstanceSpec, keys: Collection[str], *, blobs: Mapping[str, str]) -> list[DiskPart]:
+def pluggable(spec: InstanceSpec, keys: Collection[str], *, blobs: Mapping[str, str]) -> list[MachinePart]:
     """What to add to the machine of a spec that lacks some of its components.
 
     :param keys: the components that it lacks.
@@ -27,22 +39,22 @@ def pluggable(spec: InstanceSpec, keys: Collection[str], *, blobs: Mapping[str, 
     components = {key: component.component for key, component in spec.components.items()}
     for key in keys:
         component = components[key]
-        if not isinstance(component, PLUGGABLE):
+        if not isinstance(component, (*BACKENDS, *DEVICES)):
             raise SpecRefused(f"component {key!r}: a fork cannot be given a {type(component).__name__}")
-        if isinstance(component, NvmeDisk | VirtioDisk) and not _has_slot(component.pci_path, components.values()):
-            raise SpecRefused(f"component {key!r}: a fork can be given disks in free slots of PCI bus 0 only")
+        if isinstance(component, DEVICES) and not _has_slot(component.pci_path, components.values()):
+            raise SpecRefused(f"component {key!r}: a fork can be given devices in free slots of PCI bus 0 only")
     buses = PciBuses(components, pcie=spec.board.chipset.value.enable_pcie)
-    parts = disk_parts(components, buses, nodes=MappingProxyType({}), blobs=blobs)
-    return [part for part in parts if part.key in keys]
+    disks = disk_parts(components, buses, nodes=MappingProxyType({}), blobs=blobs)
+    return [part for part in (*disks, *network_parts(components, buses)) if part.key in keys]
 
 
-async def plug(machine: Machine, parts: Iterable[DiskPart]) -> None:
-    """Add nodes and devices to a machine. Its guest hears of them when it runs.
+async def plug(machine: Machine, parts: Iterable[MachinePart]) -> None:
+    """Add parts to a machine. Its guest hears of them when it runs.
 
     :raises MachineError: when QEMU refuses one.
     """
     for part in parts:
-        await machine.execute(part.command, **part.properties)
+        await machine.execute(part.kind.command, **part.properties)
 
 
 def _has_slot(path: PciPath, components: Iterable[object]) -> bool:

@@ -15,24 +15,24 @@ A virtio network backend names a link of the host. On illumos that is a VNIC; he
 from __future__ import annotations
 
 import ipaddress
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from uuid import UUID
 
 from ..propolis_api import DlpiNetworkBackend, VirtioNetworkBackend, VirtioNic
+from .machine_part import MachinePart, PartKind
 from .pci import PciBuses
 from .spec_faults import SpecRefused
 
-__all__ = ["mac_address", "network_arguments"]
+__all__ = ["mac_address", "network_parts"]
 
 LONGEST_SOCKET_PATH: Final = 107
 LOOPBACK: Final = "127.0.0.1"
 KNOWN: Final = "'user', 'user:isolated', 'unix:PATH' or 'multicast:ADDRESS:PORT'"
 
 
-def network_arguments(components: Mapping[str, Any], buses: PciBuses) -> Iterator[str]:
-    """The arguments for all network cards and their backends.
+def network_parts(components: Mapping[str, Any], buses: PciBuses) -> Iterator[MachinePart]:
+    """What all network cards and their backends consist of.
 
     :raises SpecRefused: naming the component at fault.
     """
@@ -43,8 +43,10 @@ def network_arguments(components: Mapping[str, Any], buses: PciBuses) -> Iterato
         if isinstance(component, VirtioNetworkBackend):
             if key not in users:
                 raise SpecRefused(f"backend {key!r} is not used by any device")
-            yield from ("-netdev", json.dumps(_link(key, component.vnic_name) | {"id": f"net{number}"}))
-            yield from ("-device", _card(users[key], f"net{number}", buses))
+            card = users[key]
+            link, device = _link(key, component.vnic_name), _card(components[card], buses)
+            yield MachinePart(key, PartKind.NETWORK, link | {"id": f"net{number}"})
+            yield MachinePart(card, PartKind.DEVICE, device | {"netdev": f"net{number}"})
 
 
 def mac_address(interface_id: UUID) -> str:
@@ -54,16 +56,16 @@ def mac_address(interface_id: UUID) -> str:
     return ":".join(f"{octet:02x}" for octet in octets)
 
 
-def _users(components: Mapping[str, Any]) -> dict[str, VirtioNic]:
+def _users(components: Mapping[str, Any]) -> dict[str, str]:
     """The card that uses each backend."""
-    users: dict[str, VirtioNic] = {}
+    users: dict[str, str] = {}
     for key, card in components.items():
         if not isinstance(card, VirtioNic):
             continue
         backend = card.backend_id
         if not isinstance(components.get(backend), VirtioNetworkBackend | DlpiNetworkBackend):
             raise SpecRefused(f"card {key!r} names backend {backend!r}, which is not a network backend of this spec")
-        if users.setdefault(backend, card) is not card:
+        if users.setdefault(backend, key) != key:
             raise SpecRefused(f"card {key!r}: backend {backend!r} is used by another card already")
     return users
 
@@ -99,7 +101,11 @@ def _multicast(key: str, address: str, port: str) -> dict[str, Any]:
     return {"type": "socket", "mcast": f"{group}:{number}", "localaddr": LOOPBACK}
 
 
-def _card(card: VirtioNic, netdev: str, buses: PciBuses) -> str:
-    # Its option ROM, for booting over the network, is a package of its own on some systems.
-    words = ["virtio-net-pci", buses.place(card.pci_path), f"netdev={netdev}", f"mac={mac_address(card.interface_id)}"]
-    return ",".join([*words, "romfile="])
+def _card(card: VirtioNic, buses: PciBuses) -> dict[str, Any]:
+    return {
+        "driver": "virtio-net-pci",
+        **buses.properties(card.pci_path),
+        "mac": mac_address(card.interface_id),
+        # Its option ROM, for booting over the network, is a package of its own on some systems.
+        "romfile": "",
+    }

@@ -16,9 +16,9 @@ from ..propolis_api import (
 )
 from .blobs import BlobFiles
 from .block_backend import BlockBackends
-from .disks import DiskPart
 from .driver import StateDriver
 from .machine import Machine, MachineError
+from .machine_part import MachinePart
 from .migration_report import MigrationSide
 from .migration_target import MigrationTarget
 from .own_memory import OwnMemory
@@ -47,7 +47,7 @@ class ServedVm:
     memory: OwnMemory | None = None
     arrival: MigrationTarget | None = None
     departure: MigrationSide | None = None
-    plugged: list[DiskPart] = field(default_factory=list)
+    plugged: list[MachinePart] = field(default_factory=list)
     active: bool = False
 
     def volume_replaced(self, key: str, vcr_json: str) -> None:

@@ -20,7 +20,6 @@ from .blobs import BlobFiles
 from .block_backend import BlockBackends, VolumeGone
 from .command_line import SpecRefused, SpecUnsupported
 from .cpu_features import CpuFeatures
-from .disks import DiskPart
 from .driver import StateDriver
 from .dropshot_errors import (
     bad_request,
@@ -28,6 +27,7 @@ from .dropshot_errors import (
 )
 from .hot_plug import pluggable
 from .machine import Machine, MachineError
+from .machine_part import MachinePart
 from .migration_disks import DiskWay
 from .migration_failure import FailureInjector
 from .migration_protocol import MemoryFile, MigrationChannel
@@ -184,8 +184,8 @@ class VmMaker:
             incoming=vm.arrival is not None,
         )
 
-    def _lacking(self, spec: InstanceSpec, blobs: BlobFiles) -> list[DiskPart]:
-        """The disks that a fork is to be given. Apart from them it is one machine and no other."""
+    def _lacking(self, spec: InstanceSpec, blobs: BlobFiles) -> list[MachinePart]:
+        """What a fork is to be given. Apart from them it is one machine and no other."""
         if self._fork is None:
             return []
         keys = self._fork.lacks(spec)

@@ -26,13 +26,16 @@ EMULATED_KERNEL: Final = "mitigations=off norandmaps no_timer_check"
 
 
 # A device's directory is there before its driver is, and a disk's before its node. Who opens the disk waits until its
-# partitions are known. A guest without a driver for it is not waited for longer than some seconds. (Names that begin
-# with _p are the read-eval loop's own.)
+# partitions are known. Alpine loads drivers when it boots, and has to be told to after that. A guest without a driver
+# is not waited for longer than some seconds. (Names that begin with _p are the read-eval loop's own.)
 PLUGGED: Final = (
-    "for _da in {}; do _dn=0; until [ -e /sys/bus/pci/devices/$_da ]; do sleep 0.02; done;"
+    "for _da in {}; do _dd=/sys/bus/pci/devices/$_da; until [ -e $_dd ]; do sleep 0.02; done; _dn=0;"
     " while [ $_dn -lt 250 ]; do _dn=$((_dn+1));"
-    " for _db in /sys/bus/pci/devices/$_da/virtio*/block/* /sys/bus/pci/devices/$_da/nvme/nvme*/nvme*n*; do"
-    ' _db=/dev/${{_db##*/}}; [ -b "$_db" ] && : < "$_db" && break 2; done; sleep 0.02; done; done'
+    " for _db in $_dd/virtio*/block/* $_dd/nvme/nvme*/nvme*n* $_dd/virtio*/net/*; do"
+    ' case $_db in */net/*) [ -e "$_db" ];; *) _db=/dev/${{_db##*/}}; [ -b "$_db" ] && : < "$_db";; esac && break 2;'
+    " done; sleep 0.02;"
+    " [ $((_dn%10)) = 3 ] && [ ! -e $_dd/nvme ] && [ ! -e $_dd/virtio*/driver ] &&"
+    " cat $_dd/modalias $_dd/virtio*/modalias 2>/dev/null | xargs modprobe -qa; done; done"
 )
 
 
@@ -106,7 +109,7 @@ class GuestAdapter(ABC):
         return wake_command(self.scratch, name=name)
 
     def plugged_command(self, addresses: Sequence[str]) -> str:
-        """What waits in a fork until its kernel has found the disks that its template has not.
+        """What waits in a fork until its kernel has found the disks and network cards that its template has not.
 
         :param addresses: where they sit on the PCI bus, as in ``0000:00:05.0``.
         """

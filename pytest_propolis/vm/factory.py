@@ -30,10 +30,12 @@ from .forking import Forking
 from .phases import Phases
 from .preparation import ReadyImage, ready_image
 from .spec import (
+    FIRST_NIC_SLOT,
     AttachedDisk,
     disk_components,
     instance_properties,
     instance_spec,
+    nic_components,
     successor_properties,
     with_failure_injector,
 )
@@ -276,11 +278,14 @@ class VmFactory:
         make_log_directory(self._log_dir)
         name = complete.config.name
         disks = split_disks(complete.config, guest)
-        kind = dataclasses.replace(complete, config=dataclasses.replace(complete.config, disks=disks.kept))
+        # Cards are never a template's: forks would have one address.
+        kind = dataclasses.replace(complete, config=dataclasses.replace(complete.config, disks=disks.kept, nics=()))
         async with contextlib.AsyncExitStack() as made:
             added: dict[str, Component] = {}
             for disk in disks.plugged:
                 added |= disk_components(await self._attached(*data_disk(disk), made))
+            for number, nic in enumerate(complete.config.nics):
+                added |= nic_components(nic, default_slot=FIRST_NIC_SLOT + number)
             forked = await self._forking.fork(kind, guest, added=added, log_path=self._qemu_log(name), run=run)
             if forked is None:
                 return None

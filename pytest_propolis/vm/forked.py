@@ -18,7 +18,7 @@ class Forked:
 
     :param runs: whether it was created and run already.
     :param waking: what was typed at it already so that it takes on its identity; None if nothing was.
-    :param plugged: the PCI addresses of disks that its template has not.
+    :param plugged: the PCI addresses of devices that its template has not.
     :param asked_s: when that was put into words, in the time of `time.monotonic`.
     """
 

@@ -14,7 +14,7 @@ from ..console.shell_protocol import typed_command
 from ..errors import TemplateError
 from ..guests.adapter import GuestAdapter
 from ..hosts.agent_client import AgentClient
-from ..propolis_api import Component, NvmeDisk, VirtioDisk
+from ..propolis_api import Component, NvmeDisk, VirtioDisk, VirtioNic
 from .admission import admitted
 from .blueprint import boot_order_of, boot_source_of, disks_of
 from .config import CompleteVmConfig
@@ -61,7 +61,7 @@ class Forking:
         """A fork of the kind's template; None, after a line that says why, if it cannot be had.
 
         :param complete: the kind; it has the disks that the template has.
-        :param added: further disks.
+        :param added: further disks and network cards.
         :param log_path: where QEMU's messages go.
         :param run: have it created and run, too, and its guest woken if that takes no time.
         """
@@ -135,8 +135,8 @@ class _Wanted:
 
 
 def _addresses(components: Mapping[str, Component]) -> Iterator[str]:
-    """Where the guest finds these disks, as Linux names the places."""
+    """Where the guest finds these devices, as Linux names the places."""
     for component in components.values():
-        if isinstance(disk := component.component, NvmeDisk | VirtioDisk):
-            path = disk.pci_path
+        if isinstance(device := component.component, NvmeDisk | VirtioDisk | VirtioNic):
+            path = device.pci_path
             yield f"0000:{path.bus:02x}:{path.device:02x}.{path.function:x}"

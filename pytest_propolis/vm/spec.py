@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -49,10 +49,12 @@ from .config import DiskInterface, Nic
 
 __all__ = [
     "FIRST_DISK_SLOT",
+    "FIRST_NIC_SLOT",
     "AttachedDisk",
     "disk_components",
     "instance_properties",
     "instance_spec",
+    "nic_components",
     "successor_properties",
     "with_failure_injector",
 ]
@@ -99,7 +101,7 @@ def instance_spec(
     for index, disk in enumerate(disks):
         components |= disk_components(disk, default_slot=FIRST_DISK_SLOT + index)
     for index, nic in enumerate(nics):
-        components |= dict(_nic(nic, _path(nic.pci_slot, FIRST_NIC_SLOT + index)))
+        components |= nic_components(nic, default_slot=FIRST_NIC_SLOT + index)
     if boot_order:
         order = tuple(BootOrderEntry(id=name) for name in boot_order)
         components["boot-settings"] = BootSettingsComponent(BootSettings(order=order))
@@ -173,9 +175,12 @@ def _backend(disk: AttachedDisk) -> Component:
     return BlobStorageBackendComponent(BlobStorageBackend(base64=encoded, readonly=disk.readonly))
 
 
-def _nic(nic: Nic, path: PciPath) -> Iterator[tuple[str, Component]]:
-    backend = f"{nic.name}-backend"
-    yield backend, VirtioNetworkBackendComponent(VirtioNetworkBackend(vnic_name=nic.link))
+def nic_components(nic: Nic, *, default_slot: int = FIRST_NIC_SLOT) -> dict[str, Component]:
+    """A network card and its backend."""
+    key, path = f"{nic.name}-backend", _path(nic.pci_slot, default_slot)
     # Random, so that no two cards have one address.
-    card = VirtioNic(backend_id=backend, interface_id=uuid.uuid4(), pci_path=path)
-    yield nic.name, VirtioNicComponent(card)
+    card = VirtioNic(backend_id=key, interface_id=uuid.uuid4(), pci_path=path)
+    return {
+        key: VirtioNetworkBackendComponent(VirtioNetworkBackend(vnic_name=nic.link)),
+        nic.name: VirtioNicComponent(card),
+    }

@@ -35,8 +35,6 @@ def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
         "it has a boot order": config.boot_order is not None,
         # QEMU cannot save an NVMe controller.
         "an NVMe disk boots it": config.disk_interface == "nvme",
-        # Forks would have one address.
-        "it has a network card": bool(config.nics),
         # A guest that boots finds it first; one that goes on has found its boot disk first.
         "a disk comes before the one that boots it": guest.image.disk is not None
         and any(disk.pci_slot is not None and disk.pci_slot < FIRST_DISK_SLOT for disk in config.disks),

@@ -22,7 +22,7 @@ PREPARING: Final = "preparing the template"
 
 
 async def wake(shell: Shell, guest: GuestAdapter, forked: Forked, *, phases: Phases, timeout_s: float) -> None:
-    """Let a fork know that it is one, and wait until it has found its further disks.
+    """Let a fork know that it is one, and wait until it has found its further devices.
 
     What it was told of the time, and heard late, it is told again.
 
@@ -43,9 +43,9 @@ async def wake(shell: Shell, guest: GuestAdapter, forked: Forked, *, phases: Pha
             told_s = time.monotonic()
             await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
     if forked.plugged:
-        with phases.during("disks"):
+        with phases.during("devices"):
             command = guest.plugged_command(forked.plugged)
-            await shell.run(command, timeout_s=timeout_s, note="finding its further disks")
+            await shell.run(command, timeout_s=timeout_s, note="finding its further devices")
 
 
 async def become_template(shell: Shell, guest: GuestAdapter, *, name: str, timeout_s: float) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from uuid import UUID
 
 import pytest
 
-from pytest_propolis.engine.network import mac_address, network_arguments
+from pytest_propolis.engine.machine_part import MachinePart, PartKind
+from pytest_propolis.engine.network import mac_address, network_parts
 from pytest_propolis.engine.pci import PciBuses
 from pytest_propolis.engine.spec_faults import SpecRefused
 from pytest_propolis.propolis_api import DlpiNetworkBackend, PciPath, VirtioNetworkBackend, VirtioNic
@@ -19,20 +19,26 @@ def card(backend: str = "net", device: int = 8) -> VirtioNic:
     return VirtioNic(backend_id=backend, interface_id=ID, pci_path=PciPath(bus=0, device=device, function=0))
 
 
-def arguments(**components: object) -> list[str]:
-    return list(network_arguments(components, PciBuses(components, pcie=False)))
+def parts(**components: object) -> list[MachinePart]:
+    return list(network_parts(components, PciBuses(components, pcie=False)))
 
 
 def link(name: str) -> dict[str, object]:
-    _, netdev, _, _ = arguments(card=card(), net=VirtioNetworkBackend(vnic_name=name))
-    loaded: dict[str, object] = json.loads(netdev)
-    assert loaded.pop("id") == "net1"
-    return loaded
+    network, _ = parts(card=card(), net=VirtioNetworkBackend(vnic_name=name))
+    properties = dict(network.properties)
+    assert properties.pop("id") == "net1"
+    return properties
 
 
 def test_a_card_is_plugged_into_its_link_and_keeps_its_address() -> None:
-    *_, device = arguments(card=card(), net=VirtioNetworkBackend(vnic_name="user"))
-    assert device == "virtio-net-pci,bus=pci.0,addr=0x8.0x0,netdev=net1,mac=02:a1:b2:c3:e5:f6,romfile="
+    _, device = parts(card=card(), net=VirtioNetworkBackend(vnic_name="user"))
+    place = {"bus": "pci.0", "addr": "0x8.0x0"}
+    mac = "02:a1:b2:c3:e5:f6"
+    assert device == (
+        "card",
+        PartKind.DEVICE,
+        {"driver": "virtio-net-pci", **place, "mac": mac, "romfile": "", "netdev": "net1"},
+    )
     assert mac_address(ID) == "02:a1:b2:c3:e5:f6"
 
 
@@ -87,4 +93,4 @@ def test_a_link_that_this_host_cannot_have_is_refused(name: str, complaint: str)
 )
 def test_cards_and_links_come_in_pairs(components: dict[str, object], complaint: str) -> None:
     with pytest.raises(SpecRefused, match=complaint):
-        arguments(**components)
+        parts(**components)

@@ -1,4 +1,4 @@
-"""Disks that a fork has and its template has not: there when the test begins, as in a VM that has booted with them."""
+"""What a fork has and its template has not: there when the test begins, as in a VM that has booted with it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from pytest_propolis.engine.network import mac_address
 from pytest_propolis.errors import ApiError, ArtifactMissing
 from pytest_propolis.propolis_api import (
     Component,
@@ -18,8 +19,9 @@ from pytest_propolis.propolis_api import (
     QemuPvpanicComponent,
     VirtioDisk,
     VirtioDiskComponent,
+    VirtioNic,
 )
-from pytest_propolis.vm.config import DataDisk
+from pytest_propolis.vm.config import DataDisk, Nic
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.lifecycle import Migrate, Reset, StopAndStart
 from pytest_propolis.vm.test_vm import TestVm
@@ -113,10 +115,30 @@ async def test_a_fork_that_the_test_creates_and_runs_itself_has_its_disks(
     assert await vm.run("head -c 6 /dev/nvme0n1") == "image!"
 
 
+async def test_cards_are_there_and_have_addresses_of_their_own(vm_factory: VmFactory) -> None:
+    addresses = []
+    for name in ("one", "two"):
+        vm = await fork(vm_factory, name, nics=(Nic(), Nic(name="other", link="user")))
+        addresses += [await vm.run(f"cat /sys/class/net/eth{number}/address") for number in (0, 1)]
+        await vm.run("ip link set eth1 up; ip addr add 10.0.2.15/24 dev eth1; ping -c 1 -W 10 10.0.2.2")
+    assert len(set(addresses)) == 4
+    card = vm.spec.components["nic"].component
+    assert isinstance(card, VirtioNic)
+    assert addresses[2] == mac_address(card.interface_id)
+
+
+async def test_a_fork_migrates_with_its_card(vm_factory: VmFactory) -> None:
+    vm = await fork(vm_factory, "vm", nics=(Nic(),), **MICRO)
+    up = "modprobe virtio_net; until ip link set eth0 up 2>&-; do usleep 50000; done; ip addr add 10.0.2.15/24 dev eth0"
+    await vm.run(f"{up}; ping -c 1 -W 10 10.0.2.2")
+    vm = await Migrate().perform(vm_factory, vm)
+    assert "1 packets received" in await vm.run("ping -c 1 -W 10 10.0.2.2")
+
+
 async def test_phases_tell_how_long_the_guest_took_to_find_them(vm_factory: VmFactory, tmp_path: Path) -> None:
     vm = await fork(vm_factory, "vm", DataDisk(name="data", image=image(tmp_path / "i", "x")), **MICRO)
-    assert "disks" in vm.phases.took_s
-    assert "disks" not in (await fork(vm_factory, "plain", **MICRO)).phases.took_s
+    assert "devices" in vm.phases.took_s
+    assert "devices" not in (await fork(vm_factory, "plain", **MICRO)).phases.took_s
 
 
 async def test_an_image_that_is_not_there_is_named(vm_factory: VmFactory, tmp_path: Path) -> None:
@@ -152,7 +174,7 @@ def file(path: str) -> FileStorageBackendComponent:
         ({"disk": virtio(9)}, "'disk' names backend 'b'"),
         (
             {"disk": virtio(9), "other": virtio(9, function=1, backend="c"), "b": file("/b"), "c": file("/c")},
-            "'disk': a fork can be given disks in free slots of PCI bus 0 only",
+            "'disk': a fork can be given devices in free slots of PCI bus 0 only",
         ),
     ],
     ids=["no disk", "a disk without a backend", "two in one slot"],
