@@ -49,6 +49,8 @@ AT_ONCE_S: Final = 0.05
 """What a client says of the time is still true then."""
 
 MIB: Final = 1 << 20
+REFUSED: Final = (400, 501)
+"""The statuses of a server that does not take a spec."""
 
 
 class Templates:
@@ -116,6 +118,7 @@ class Templates:
         """Make a VM that goes on where a template stopped.
 
         :raises TemplateError: when the template is not there, or is not taken.
+        :raises Refusal: when it is to run, and the server does not take the spec that it has with what is added.
         """
         began = time.monotonic()
         template = self._ready.get(request.template)
@@ -148,7 +151,10 @@ class Templates:
     async def _run(
         self, client: str, vm: OwnedVm, spec: InstanceSpec, properties: InstanceProperties, typed: str
     ) -> None:
-        """Do in one go what a client would do in three requests to the VM's server."""
+        """Do in one go what a client would do in three requests to the VM's server.
+
+        :raises Refusal: when the spec is at fault: it would be as well if the VM booted.
+        """
         try:
             await vm.server.ensure(InstanceEnsureRequest(properties=properties, init=SpecInit(FromSpec(spec=spec))))
             vm.server.put_state(InstanceStateRequested.RUN)
@@ -156,6 +162,8 @@ class Templates:
                 await vm.server.serial().write(typed.encode())
         except (Refusal, OSError) as error:
             await self._account.remove_vm(client, vm.id)
+            if isinstance(error, Refusal) and error.answer.status in REFUSED:
+                raise
             raise TemplateError(f"a fork does not run: {error}") from None
 
     async def _make(

@@ -34,6 +34,7 @@ from ..agent.protocol import (
 from ..engine.migration_report import MigrationReport
 from ..errors import AgentError
 from ..propolis_api.endpoint import Endpoint
+from ..propolis_api.failure import refused
 from ..propolis_api.transport import http_client
 
 __all__ = ["AgentClient"]
@@ -105,6 +106,10 @@ class AgentClient:
         await self._call("POST", f"/templates/{vm_id}/give-up", NoneType, reason)
 
     async def fork_vm(self, request: ForkVm) -> VmForked:
+        """
+        :raises TemplateError: when there is no such template any more, or it is not taken.
+        :raises ApiError: when it is to run, and its server refuses the spec.
+        """
         return await self._call("POST", "/forks", VmForked, request)
 
     async def create_vm(self, request: CreateVm) -> VmCreated:
@@ -162,6 +167,8 @@ class AgentClient:
             raise self._lost(error) from None
         if response.status_code == 422:
             raise msgspec.json.decode(response.content, type=Fault).to_error()
+        if response.status_code in (400, 501):
+            raise refused(response.status_code, response.content, vm=None, operation=f"{method} {path}")
         if response.is_error:
             raise AgentError(f"the agent answered {response.status_code} to {method} {path}: {response.text}")
         return msgspec.json.decode(response.content or b"null", type=kind)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..agent.protocol import ForkVm
 from ..console.shell_protocol import typed_command
-from ..errors import TemplateError
+from ..errors import ApiError, TemplateError
 from ..guests.adapter import GuestAdapter
 from ..hosts.agent_client import AgentClient
 from ..propolis_api import Component, NvmeDisk, VirtioDisk, VirtioNic
@@ -106,7 +106,10 @@ class Forking:
                 run=properties if wanted.run else None,
                 typed=waking.text,
             )
-            vm = await self._agent.fork_vm(request)
+            try:
+                vm = await self._agent.fork_vm(request)
+            except ApiError as error:
+                raise error.with_context(vm=wanted.name) from None
             return Forked(
                 vm=vm,
                 properties=properties,

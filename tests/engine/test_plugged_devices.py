@@ -149,6 +149,14 @@ async def test_an_image_that_is_not_there_is_named(vm_factory: VmFactory, tmp_pa
         await vm_factory.start("vm", disks=(disk,), **MICRO)
 
 
+async def test_a_link_that_is_not_there_is_named_at_once(vm_factory: VmFactory) -> None:
+    await fork(vm_factory, "known", **MICRO)
+    with pytest.raises(ApiError, match="there is no link 'vnic0' on this host; a link is 'user'") as caught:
+        await vm_factory.start("vm", nics=(Nic(link="vnic0"),), **MICRO)
+    assert (caught.value.status, caught.value.vm) == (400, "vm")
+    assert [vm.name for vm in await vm_factory.agent.list_vms()] == ["known"]
+
+
 async def test_a_disk_before_the_boot_disk_boots(vm_factory: VmFactory, tmp_path: Path) -> None:
     """It would be the second disk of a fork, and is the first of a guest that boots."""
     disk = DataDisk(name="data", image=image(tmp_path / "image", "image!"), pci_slot=3)
