@@ -14,6 +14,13 @@ from .serial_port import SerialPort
 __all__ = ["serve_serial"]
 
 FRAME_BYTES: Final = 16 << 10
+STREAM_FRAMES: Final = 16
+"""So many frames in a row, each less than `STREAM_GAP_S` after the last, and nothing typed meanwhile, are a stream."""
+
+STREAM_GAP_S: Final = 0.002
+GATHER_S: Final = 0.002
+"""A stream is gathered for so long: QEMU writes it octet by octet, and a small frame costs as much as a large one."""
+
 GOING_AWAY: Final = 1001
 
 
@@ -40,11 +47,17 @@ class _Client:
         self._port = port
         self._typed = 0
         """How many bytes of this client's the guest has, or will have."""
+        self._frames = 0
+        """How many frames came in a row, since something was typed."""
 
     async def show(self, offset: int) -> None:
-        port = self._port
+        port, loop = self._port, asyncio.get_running_loop()
+        sent_s = 0.0
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             while await port.history.wait_beyond(offset):
+                self._frames = self._frames + 1 if loop.time() - sent_s < STREAM_GAP_S else 0
+                if self._frames > STREAM_FRAMES:
+                    await asyncio.sleep(GATHER_S)
                 try:
                     data = port.history.read(offset, FRAME_BYTES)
                 except HistoryGap:
@@ -53,6 +66,7 @@ class _Client:
                     return
                 await self._websocket.send_bytes(data)
                 offset += len(data)
+                sent_s = loop.time()
             if port.moved_to is None:
                 await self._websocket.close(GOING_AWAY, "VM stopped")
             else:
@@ -63,6 +77,6 @@ class _Client:
     async def type(self) -> None:
         with contextlib.suppress(OSError):
             while (message := await self._websocket.receive())["type"] == "websocket.receive":
-                data = message.get("bytes")
+                data, self._frames = message.get("bytes"), 0
                 if data and await self._port.write(data):
                     self._typed += len(data)
