@@ -121,7 +121,9 @@ def test_the_traceback_ends_at_the_line_of_the_test(inner: InnerRun, style: str)
 
 def test_the_traceback_of_a_fixture_of_ours_ends_in_the_fixture(inner: InnerRun) -> None:
     inner.write(test_it="async def test_it(test_vm): ...")
-    result = inner.fails_with("BootError: *", arguments=("--propolis-boot-timeout=0.1", "--tb=short"))
+    result = inner.fails_with(
+        "BootError: *", arguments=("--propolis-boot=cold", "--propolis-boot-timeout=0.1", "--tb=short")
+    )
     result.stdout.fnmatch_lines(["*fixtures/test_vm.py:*: in test_vm", '*await vm_factory.start("test-vm")', "E*"])
     result.stdout.no_fnmatch_line("*vm/factory.py:*")
 
