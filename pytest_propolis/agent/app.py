@@ -203,16 +203,12 @@ class AgentApp:
     async def _fork(self, request: Request) -> Response:
         client = _client(request)
         forked = await self._templates.fork(client, await decoded(request, ForkVm))
-        if await request.is_disconnected():  # nobody knows its name
-            await self.account.remove_vm(client, forked.id)
-        return encoded(forked, 201)
+        return await _created(request, forked, lambda: self.account.remove_vm(client, forked.id))
 
     async def _create_disk(self, request: Request) -> Response:
         client = _client(request)
         disk = await self.account.create_disk(client, await decoded(request, CreateDisk))
-        if await request.is_disconnected():
-            await self.account.remove_disk(client, disk.id)
-        return encoded(disk, 201)
+        return await _created(request, disk, lambda: self.account.remove_disk(client, disk.id))
 
     async def _remove(self, request: Request) -> Response:
         await self.account.remove(_client(request), await decoded(request, Belongings))
@@ -228,9 +224,8 @@ class AgentApp:
     async def _create_vm(self, request: Request) -> Response:
         client = _client(request)
         vm = await self.account.create_vm(client, await decoded(request, CreateVm))
-        if await request.is_disconnected():
-            await self.account.remove_vm(client, vm.id)
-        return encoded(VmCreated(id=vm.id, path=f"/vms/{vm.id}"), 201)
+        created = VmCreated(id=vm.id, path=f"/vms/{vm.id}")
+        return await _created(request, created, lambda: self.account.remove_vm(client, vm.id))
 
     async def _remove_vm(self, request: Request) -> Response:
         await self.account.remove_vm(_client(request), request.path_params["id"])
@@ -254,6 +249,13 @@ def _client(request: Request) -> str:
     if not client:
         raise Refusal(bad_request(f"the header {CLIENT_HEADER} is missing"))
     return client
+
+
+async def _created(request: Request, answer: object, undo: Callable[[], Awaitable[None]]) -> Response:
+    """The answer that something was made; undone if the client has hung up, because nobody learns its id then."""
+    if await request.is_disconnected():
+        await undo()
+    return encoded(answer, 201)
 
 
 async def _stream(

@@ -134,7 +134,7 @@ class Templates:
         )
         vm = await self._account.fork_vm(client, create, template=template, place=place)
         assert vm.fork is not None
-        typed = request.typed if time.monotonic() - began < AT_ONCE_S else ""
+        typed = request.typed if request.run is not None and time.monotonic() - began < AT_ONCE_S else ""
         spec = msgspec.structs.replace(vm.fork.spec, components=vm.fork.spec.components | request.added)
         if request.run is not None:
             await self._run(client, vm, spec, request.run, typed)
@@ -144,7 +144,7 @@ class Templates:
             spec=spec,
             boot=template.boot,
             session=template.session,
-            typed=bool(typed) and request.run is not None,
+            typed=bool(typed),
             took_s={} if vm.fork.stood_by else vm.fork.took_s,
         )
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..agent.protocol import ForkVm
-from ..console.shell_protocol import typed_command
 from ..errors import ApiError, TemplateError
 from ..guests.adapter import GuestAdapter
 from ..hosts.agent_client import AgentClient
@@ -23,6 +22,7 @@ from .phases import Phases
 from .preparation import ready_image
 from .spec import instance_properties
 from .templates import Kind, TemplateMaker
+from .waking import waking
 
 __all__ = ["Forking"]
 
@@ -96,7 +96,7 @@ class Forking:
 
         async def ask() -> Forked:
             # It tells the time, and so is put into words anew each time.
-            asked_s, waking = time.monotonic(), typed_command(wanted.guest.wake_command(name=wanted.name))
+            asked_s, typed = time.monotonic(), waking(wanted.guest, name=wanted.name)
             request = ForkVm(
                 template=key,
                 name=wanted.name,
@@ -104,7 +104,7 @@ class Forking:
                 log_path=str(wanted.log_path),
                 added=dict(wanted.added),
                 run=properties if wanted.run else None,
-                typed=waking.text,
+                typed=typed.text,
             )
             try:
                 vm = await self._agent.fork_vm(request)
@@ -115,7 +115,7 @@ class Forking:
                 properties=properties,
                 phases=phases,
                 runs=wanted.run,
-                waking=waking if vm.typed else None,
+                waking=typed if vm.typed else None,
                 plugged=tuple(_addresses(wanted.added)),
                 asked_s=asked_s,
             )

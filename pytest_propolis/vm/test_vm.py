@@ -134,6 +134,8 @@ class TestVm:
         """
         request = InstanceEnsureRequest(properties=self.properties, init=SpecInit(FromSpec(spec=self.spec)))
         await self._api().instance_ensure(request)
+        if self._forked is None:
+            self.boot_kind = "cold"  # also after a fork was stopped
         await self._open_console()
 
     async def run_instance(self) -> None:

@@ -7,11 +7,12 @@ from typing import Final
 
 from ..console.shell import Shell
 from ..console.shell_protocol import TypedCommand, typed_command
+from ..errors import TemplateError
 from ..guests.adapter import GuestAdapter
 from .forked import Forked
 from .phases import Phases
 
-__all__ = ["become_template", "drill", "wake"]
+__all__ = ["become_template", "drill", "wake", "waking"]
 
 CLOCK_LAG_S: Final = 0.5
 """A fork's clock lags at most by what it took to tell it."""
@@ -65,8 +66,25 @@ def drill(guest: GuestAdapter, *, name: str) -> TypedCommand:
     """What to type so that a fork of a guest wakes up, and can wake once more.
 
     That takes a fork and an exec, with which a guest's first command of its own is quick.
+
+    :raises TemplateError: when the adapter's commands are too long for that.
     """
-    return typed_command(f"{guest.wake_command(name=name)} && {guest.wait_command()}")
+    return _typed(guest, f"{guest.wake_command(name=name)} && {guest.wait_command()}")
+
+
+def waking(guest: GuestAdapter, *, name: str) -> TypedCommand:
+    """What to type so that a fork of a guest wakes up. It tells the time.
+
+    :raises TemplateError: when the adapter's command is too long for that.
+    """
+    return _typed(guest, guest.wake_command(name=name))
+
+
+def _typed(guest: GuestAdapter, command: str) -> TypedCommand:
+    try:
+        return typed_command(command)
+    except ValueError as error:
+        raise TemplateError(f"what wakes a fork of {guest.name} cannot be typed ahead: {error}") from None
 
 
 async def _take_on_identity(shell: Shell, guest: GuestAdapter, *, name: str, timeout_s: float) -> None:

@@ -135,6 +135,7 @@ async def test_a_fork_that_was_stopped_boots(vm_factory: VmFactory) -> None:
     await vm.run("touch /run/marker")
     await vm.stop()
     await vm.boot()
+    assert vm.boot_kind == "cold"
     assert (await vm.run_result("ls /run/marker")).status != 0
 
 

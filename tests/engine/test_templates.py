@@ -36,6 +36,13 @@ class NotQuiet(Micro):
     quiet_command = "echo busy; false"
 
 
+class LongWinded(Micro):
+    name = "long-winded"
+
+    def wake_command(self, *, name: str) -> str:
+        return f": {'x' * 5000}; {super().wake_command(name=name)}"
+
+
 class Late(Micro):
     name = "late"
     delays_s: ClassVar[list[int]] = []
@@ -78,7 +85,7 @@ def factories(artifact_dir: Path, tmp_path: Path, lines: list[str]) -> Factories
             async with VmFactory.on(
                 host,
                 settings=settings,
-                guests=GuestRegistry([NotQuiet(), Late()]),
+                guests=GuestRegistry([NotQuiet(), LongWinded(), Late()]),
                 group=name,
                 log_dir=tmp_path / name,
                 progress=lines.append,
@@ -137,6 +144,14 @@ async def test_a_guest_that_does_not_become_quiet_boots(
     assert sum(line.startswith("making a template") for line in lines) == 1, "no second try in one run"
     assert "not-quiet boots from cold: 'echo busy; false' ended with status 1" in lines
     assert list((artifact_dir / "templates" / "derived").iterdir()) == []
+
+
+async def test_a_guest_whose_waking_takes_too_many_words_boots(factories: Factories, lines: list[str]) -> None:
+    async with factories("run") as factory:
+        assert (await factory.start("vm", **MICRO | {"guest": "long-winded"})).boot_kind == "cold"
+    assert any(
+        "long-winded boots from cold: what wakes a fork of long-winded cannot be typed ahead" in x for x in lines
+    )
 
 
 @as_root
