@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
-from pytest_propolis.engine.template import Template, with_disks_in
-from pytest_propolis.engine.template_layout import STATE_FILE, blank_file, disk_file
-from pytest_propolis.guests.awakening import wait_command, wake_command
+from pytest_propolis.agent_api.template_layout import STATE_FILE, blank_file, disk_file
+from pytest_propolis.engine.templates.template import Template, with_disks_in
+from pytest_propolis.guests.fork_identity import wait_command, wake_command
 from pytest_propolis.storage.store import template_directory
 
 from .house import House

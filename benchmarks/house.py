@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_propolis.engine.acceleration import acceleration_arguments
-from pytest_propolis.engine.accelerator import AcceleratorName
+from pytest_propolis.engine.qemu.accelerator.acceleration import acceleration_arguments
+from pytest_propolis.engine.qemu.accelerator.probe import AcceleratorName
 from pytest_propolis.guests.registry import GuestRegistry
 from pytest_propolis.hosts.local import LocalHost
 from pytest_propolis.settings import BootKind, Settings
 from pytest_propolis.vm.factory import VmFactory
-from pytest_propolis.vm.preparation import ready_image
-from pytest_propolis.vm.test_vm import TestVm
+from pytest_propolis.vm.guest_images import ready_image
+from pytest_propolis.vm.vm import TestVm
 
 from .bare_guest import CPUS, MEMORY_MIB, AlpineFloor, BareGuest, GuestFiles, MicroFloor
 from .options import Options, say

@@ -16,10 +16,10 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from pytest_propolis.engine.acceleration import acceleration_arguments
-from pytest_propolis.engine.migration_report import MigrationReport
+from pytest_propolis.agent_api.migration_report import MigrationReport
+from pytest_propolis.engine.qemu.accelerator.acceleration import acceleration_arguments
 from pytest_propolis.propolis_api import InstanceState
-from pytest_propolis.vm.test_vm import TestVm
+from pytest_propolis.vm.vm import TestVm
 
 from .bare_guest import CPUS, MEMORY_MIB, GuestFiles
 from .figure import Figure

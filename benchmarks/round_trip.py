@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from pytest_propolis.vm.test_vm import TestVm
+from pytest_propolis.vm.vm import TestVm
 
 from .bare_guest import BareGuest
 from .figure import Figure

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 
 from pytest_propolis import TestVm
-from pytest_propolis.fixtures.run import Run
+from pytest_propolis.session.run import Run
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -10,9 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from .agent_api.image_recipe import ImageRecipe
     from .console.console import Console
     from .console.shell import CommandResult
-    from .engine.recipe import Recipe
     from .errors import (
         AgentError,
         ApiError,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from .vm.config import DataDisk, Nic, VmConfig
     from .vm.factory import VmFactory
     from .vm.lifecycle import Migrate, Reset, StopAndStart, lifecycle
-    from .vm.test_vm import TestVm
+    from .vm.vm import TestVm
 
 __all__ = [
     "AgentError",
@@ -73,13 +73,13 @@ __all__ = [
     "GuestImage",
     "HostBusy",
     "HostError",
+    "ImageRecipe",
     "InstanceState",
     "LocalFile",
     "Migrate",
     "MigrationError",
     "Nic",
     "PropolisError",
-    "Recipe",
     "Reset",
     "ResourceExhausted",
     "Settings",
@@ -110,11 +110,11 @@ _HOMES: Final = {
     "LocalFile": "storage.sources",
     "Migrate": "vm.lifecycle",
     "Nic": "vm.config",
-    "Recipe": "engine.recipe",
+    "ImageRecipe": "agent_api.image_recipe",
     "Reset": "vm.lifecycle",
     "Settings": "settings",
     "StopAndStart": "vm.lifecycle",
-    "TestVm": "vm.test_vm",
+    "TestVm": "vm.vm",
     "VmConfig": "vm.config",
     "VmFactory": "vm.factory",
     "WheelMember": "storage.sources",

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from .guests.adapter import GuestAdapter
-    from .vm.test_vm import TestVm
+    from .vm.vm import TestVm
 
 
 @pytest.hookspec

@@ -37,15 +37,16 @@ def pytest_configure(config: pytest.Config) -> None:
         )
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None
-    from .fixtures import run, test_vm, vm_factory
+    from .fixtures import test_vm, vm_factory
     from .markers import cold_boot
+    from .session import run
 
     config.addinivalue_line("markers", cold_boot.DESCRIPTION)
 
     config.stash[run.SETTINGS] = settings
     for module in (run, vm_factory, test_vm):
         config.pluginmanager.register(module, f"propolis-{module.__name__.rpartition('.')[2]}")
-    from .report.end_of_run import EndOfRun, WorkersEnd
+    from .session.end_of_run import EndOfRun, WorkersEnd
 
     in_worker = hasattr(config, "workerinput")
     config.pluginmanager.register(WorkersEnd() if in_worker else EndOfRun(), "propolis-end-of-run")
@@ -56,8 +57,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _prepare_for_interruption(config: pytest.Config) -> None:
-    from .report.progress import line_printer
-    from .report.signals import INTERRUPTION, Interruption
+    from .session.progress import line_printer
+    from .session.signals import INTERRUPTION, Interruption
 
     interruption = config.stash[INTERRUPTION] = Interruption(line_printer(config))
     interruption.letting_go.append(_leave_to_agents)
@@ -76,14 +77,14 @@ def _prepare_for_interruption(config: pytest.Config) -> None:
 
 
 def _leave_to_agents() -> int:
-    from .hosts.background import leave_to_agents
+    from .hosts.abandonment import abandon_to_agents
 
-    return leave_to_agents()
+    return abandon_to_agents()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    from .report.signals import INTERRUPTION
+    from .session.signals import INTERRUPTION
 
     with session.config.stash[INTERRUPTION].listening():
         return (yield)
@@ -92,7 +93,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, Any, Any]:
     """Inside the wrapper that writes the summary, and round what tears the fixtures down."""
-    from .report.signals import INTERRUPTION
+    from .session.signals import INTERRUPTION
 
     return (yield from session.config.stash[INTERRUPTION].finish(session))
 
@@ -103,7 +104,7 @@ def pytest_pycollect_makeitem(
 ) -> Generator[None, Any, Any]:
     """Inside pytest-asyncio's own wrapper, which turns the marked functions into its items."""
     made = yield
-    from .fixtures.async_tests import mark_async_tests
+    from .fixtures.event_loops import mark_async_tests
 
     mark_async_tests(made if isinstance(made, list) else [made])
     return made
@@ -113,7 +114,7 @@ def pytest_pycollect_makeitem(
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
 ) -> Generator[None, Any, Any]:
-    from .fixtures.async_tests import follow_test_loop
+    from .fixtures.event_loops import follow_test_loop
 
     follow_test_loop(fixturedef, request)
     return (yield)
@@ -130,9 +131,9 @@ def pytest_runtest_makereport(
         shorten(call.excinfo)
     report = yield
     from .report.failure import add_sections
-    from .report.keeping import KEEPER
+    from .session.retention import RETENTION_POLICY
 
-    if keeper := item.config.stash.get(KEEPER, None):
+    if keeper := item.config.stash.get(RETENTION_POLICY, None):
         keeper.note(item, report)
     add_sections(item, call.excinfo, report)
     return report

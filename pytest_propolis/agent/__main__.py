@@ -6,8 +6,8 @@ import sys
 
 import msgspec
 
+from ..agent_api.messages import AgentConfig
 from .process import run_agent
-from .protocol import AgentConfig
 
 if __name__ == "__main__":
     run_agent(msgspec.json.decode(sys.argv[1], type=AgentConfig), ready_fd=int(sys.argv[2]))

@@ -17,23 +17,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
-from ..engine.app import SERVER_KEY, decoded, encoded, engine_app, error_response, http_error
-from ..engine.dropshot_errors import ErrorAnswer, bad_request
-from ..engine.refusal import Refusal
-from ..engine.server import VmServer
-from ..errors import PropolisError
-from ..storage.store import template_directory
-from .account import Account
-from .extensions import VmExtensions
-from .images import ImageMaker
-from .ledger import Ledger
-from .platform import PlatformFinder
-from .protocol import (
+from ..agent_api.messages import (
     CLIENT_HEADER,
     PID_HEADER,
     AgentConfig,
     AgentInfo,
-    Belongings,
     CreateDisk,
     CreateVm,
     Departed,
@@ -42,11 +30,23 @@ from .protocol import (
     FreezeVm,
     ImageNeeded,
     Keep,
+    ResourceIds,
     StreamLine,
     TemplateNeeded,
     VmCreated,
 )
+from ..engine.server.app import SERVER_KEY, decoded, encoded, engine_app, error_response, http_error
+from ..engine.server.dropshot_errors import ErrorResponse, bad_request
+from ..engine.server.http_error import HttpError
+from ..engine.server.server import VmServer
+from ..errors import PropolisError
+from ..ledger.ledger import Ledger
+from ..storage.store import template_directory
+from .hypervisor import HypervisorFinder
+from .images import ImageMaker
+from .registry import ResourceRegistry
 from .templates import Templates
+from .vm_extensions import VmExtensions
 
 __all__ = ["AgentApp"]
 
@@ -67,10 +67,10 @@ class AgentApp:
         self._leaving = False
         self._expiries: set[asyncio.Task[None]] = set()
         self._works: set[asyncio.Future[StreamLine]] = set()
-        self._platforms = PlatformFinder(config)
+        self._platforms = HypervisorFinder(config)
         self._images = ImageMaker(config, ledger, self._platforms)
         self._engine = engine_app()
-        self.account = Account(config, ledger, self._platforms)
+        self.account = ResourceRegistry(config, ledger, self._platforms)
         self._templates = Templates(self._platforms, self.account, directory=template_directory(config.artifact_dir))
         self.asgi = Starlette(
             routes=[
@@ -94,7 +94,7 @@ class AgentApp:
                 *VmExtensions(self._find_server).routes,
                 Mount("/vms/{id}", app=self._propolis_api),
             ],
-            exception_handlers={PropolisError: _fault, Refusal: _refuse, HTTPException: http_error},
+            exception_handlers={PropolisError: _fault, HttpError: _refuse, HTTPException: http_error},
         )
 
     async def close(self) -> None:
@@ -211,7 +211,7 @@ class AgentApp:
         return await _created(request, disk, lambda: self.account.remove_disk(client, disk.id))
 
     async def _remove(self, request: Request) -> Response:
-        await self.account.remove(_client(request), await decoded(request, Belongings))
+        await self.account.remove(_client(request), await decoded(request, ResourceIds))
         return Response(status_code=204)
 
     async def _remove_disk(self, request: Request) -> Response:
@@ -247,7 +247,7 @@ class AgentApp:
 def _client(request: Request) -> str:
     client = request.headers.get(CLIENT_HEADER)
     if not client:
-        raise Refusal(bad_request(f"the header {CLIENT_HEADER} is missing"))
+        raise HttpError(bad_request(f"the header {CLIENT_HEADER} is missing"))
     return client
 
 
@@ -303,7 +303,7 @@ async def _answer_missing_vm(scope: Scope, receive: Receive, send: Send) -> None
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1001, "reason": "no such VM"})
     else:
-        await error_response(ErrorAnswer(status=404, message="no such VM"))(scope, receive, send)
+        await error_response(ErrorResponse(status=404, message="no such VM"))(scope, receive, send)
 
 
 async def _fault(_request: Request, error: Exception) -> Response:
@@ -312,5 +312,5 @@ async def _fault(_request: Request, error: Exception) -> Response:
 
 
 async def _refuse(_request: Request, refusal: Exception) -> Response:
-    assert isinstance(refusal, Refusal)
+    assert isinstance(refusal, HttpError)
     return error_response(refusal.answer)

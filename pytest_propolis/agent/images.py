@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..engine.cooking import cook
-from ..engine.recipe import Recipe
+from ..agent_api.image_recipe import ImageRecipe
+from ..agent_api.messages import AgentConfig, ImageNeeded
+from ..engine.templates.image_builder import build_image
+from ..ledger.entry import Owner
+from ..ledger.ledger import Ledger
+from ..ledger.writer import LedgerWriter
 from ..storage.artifacts import Artifact
 from ..storage.store import ArtifactStore, default_artifact_dir
-from .bookkeeper import Bookkeeper
-from .entry import Owner
-from .ledger import Ledger
-from .platform import PlatformFinder
-from .protocol import AgentConfig, ImageNeeded
+from .hypervisor import HypervisorFinder
 
 __all__ = ["ImageMaker"]
 
@@ -23,9 +23,9 @@ DERIVED_DISK = "disk.qcow2"
 class ImageMaker:
     """Turns artifacts and recipes into paths."""
 
-    def __init__(self, config: AgentConfig, ledger: Ledger, platforms: PlatformFinder) -> None:
+    def __init__(self, config: AgentConfig, ledger: Ledger, platforms: HypervisorFinder) -> None:
         self._config = config
-        self._books = Bookkeeper(ledger, Owner("images"))
+        self._books = LedgerWriter(ledger, Owner("images"))
         self._platforms = platforms
         self._store = ArtifactStore(Path(config.artifact_dir) if config.artifact_dir else default_artifact_dir())
 
@@ -41,14 +41,14 @@ class ImageMaker:
         return (str(made),)
 
     async def _carry_out(
-        self, recipe: Recipe, paths: dict[Artifact, Path], timeout_s: float, progress: Callable[[str], None]
+        self, recipe: ImageRecipe, paths: dict[Artifact, Path], timeout_s: float, progress: Callable[[str], None]
     ) -> Path:
         by_hash = {artifact.sha256: path for artifact, path in paths.items()}
         platform = await self._platforms.find()
 
         async def make(directory: Path) -> None:
             progress(f"preparing {recipe.name}: editing the image in a guest of its own, once")
-            await cook(
+            await build_image(
                 recipe,
                 qemu=platform.qemu,
                 accelerator=platform.accelerator.name,

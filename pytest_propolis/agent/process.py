@@ -17,13 +17,13 @@ from typing import Final
 import msgspec
 import uvicorn
 
+from ..agent_api.messages import LOG_NAME, SOCKET_NAME, AgentConfig, AgentReady
+from ..ledger.ledger import LEDGER_NAME, Ledger
+from ..ledger.reaper import reap
+from ..ledger.rendezvous import Rendezvous, remove_abandoned
 from ..storage.eviction import evict
 from ..storage.store import template_directory
 from .app import AgentApp
-from .ledger import LEDGER_NAME, Ledger
-from .protocol import LOG_NAME, SOCKET_NAME, AgentConfig, AgentReady
-from .reaper import reap
-from .rendezvous import Rendezvous, remove_abandoned
 
 __all__ = ["run_agent"]
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from ..engine.template import Template
+from ..engine.templates.template import Template
 from ..errors import PropolisError
-from .bookkeeper import Bookkeeper
-from .forks import Forks, StartedFork
+from ..ledger.writer import LedgerWriter
+from .cpu_idle import idle_s
+from .fork_starter import ForkStarter, StartedFork
 from .memory import available_mib
-from .processors import idle_s
 
 __all__ = ["Standby"]
 
@@ -40,7 +40,7 @@ class Standby:
     :param per_kind: how many of each kind; None for as many as are good for this machine, and made while it is idle.
     """
 
-    def __init__(self, forks: Forks, books: Callable[[], Bookkeeper], *, per_kind: int | None) -> None:
+    def __init__(self, forks: ForkStarter, books: Callable[[], LedgerWriter], *, per_kind: int | None) -> None:
         self._forks = forks
         self._books = books
         self._per_kind = min(os.cpu_count() or 1, MOST_PER_KIND) if per_kind is None else per_kind

@@ -13,13 +13,14 @@ from typing import Final
 
 import msgspec
 
-from ..engine.boot_source import DirectKernel
-from ..engine.guest_memory import GuestMemory
-from ..engine.machine import MachineError
-from ..engine.refusal import Refusal
-from ..engine.spec_faults import SpecRefused, SpecUnsupported
-from ..engine.template import Template, template_key, with_disks_in
-from ..engine.template_layout import MEMORY_FILE, STATE_FILE, blank_file, disk_file
+from ..agent_api.boot_source import DirectKernel
+from ..agent_api.messages import CreateVm, ForkVm, FreezeVm, TemplateMaking, TemplateNeeded, VmForked
+from ..agent_api.template_layout import MEMORY_FILE, STATE_FILE, blank_file, disk_file
+from ..engine.invalid_spec import InvalidSpec, SpecUnsupported
+from ..engine.qemu.machine import MachineError
+from ..engine.qemu.memory import GuestMemory
+from ..engine.server.http_error import HttpError
+from ..engine.templates.template import Template, template_key, with_disks_in
 from ..errors import AgentError, PropolisError, ResourceExhausted, TemplateError
 from ..propolis_api import (
     FromSpec,
@@ -32,11 +33,10 @@ from ..propolis_api import (
 from ..storage.eviction import note_use
 from ..storage.overlays import create_blank_overlay
 from ..storage.store import ArtifactStore
-from .account import Account, make_image
 from .budget import fork_cost_mib
-from .holdings import OwnedVm
-from .platform import Platform, PlatformFinder
-from .protocol import CreateVm, ForkVm, FreezeVm, TemplateMaking, TemplateNeeded, VmForked
+from .client_resources import OwnedVm
+from .hypervisor import Hypervisor, HypervisorFinder
+from .registry import ResourceRegistry, make_image
 
 __all__ = ["Templates"]
 
@@ -56,7 +56,7 @@ REFUSED: Final = (400, 501)
 class Templates:
     """Has templates made, and VMs forked from them."""
 
-    def __init__(self, platforms: PlatformFinder, account: Account, *, directory: Path) -> None:
+    def __init__(self, platforms: HypervisorFinder, account: ResourceRegistry, *, directory: Path) -> None:
         self._platforms = platforms
         self._account = account
         self._store = ArtifactStore(directory)
@@ -81,7 +81,7 @@ class Templates:
         platform = await self._platforms.find()
         try:
             key = _key(needed, platform)
-        except (SpecRefused, SpecUnsupported) as error:
+        except (InvalidSpec, SpecUnsupported) as error:
             raise TemplateError(str(error)) from None
         if reason := self._unfit.get(key):
             raise TemplateError(reason)
@@ -118,7 +118,7 @@ class Templates:
         """Make a VM that goes on where a template stopped.
 
         :raises TemplateError: when the template is not there, or is not taken.
-        :raises Refusal: when it is to run, and the server does not take the spec that it has with what is added.
+        :raises HttpError: when it is to run, and the server does not take the spec that it has with what is added.
         """
         began = time.monotonic()
         template = self._ready.get(request.template)
@@ -153,16 +153,16 @@ class Templates:
     ) -> None:
         """Do in one go what a client would do in three requests to the VM's server.
 
-        :raises Refusal: when the spec is at fault: it would be as well if the VM booted.
+        :raises HttpError: when the spec is at fault: it would be as well if the VM booted.
         """
         try:
             await vm.server.ensure(InstanceEnsureRequest(properties=properties, init=SpecInit(FromSpec(spec=spec))))
             vm.server.put_state(InstanceStateRequested.RUN)
             if typed:
                 await vm.server.serial().write(typed.encode())
-        except (Refusal, OSError) as error:
+        except (HttpError, OSError) as error:
             await self._account.remove_vm(client, vm.id)
-            if isinstance(error, Refusal) and error.answer.status in REFUSED:
+            if isinstance(error, HttpError) and error.answer.status in REFUSED:
                 raise
             raise TemplateError(f"a fork does not run: {error}") from None
 
@@ -172,7 +172,7 @@ class Templates:
         needed: TemplateNeeded,
         key: str,
         directory: Path,
-        platform: Platform,
+        platform: Hypervisor,
         offer: Callable[[TemplateMaking], None],
     ) -> None:
         _require_space(directory, needed)
@@ -234,7 +234,7 @@ class Templates:
         return self._store.directory / "derived" / key
 
 
-def _key(needed: TemplateNeeded, platform: Platform) -> str:
+def _key(needed: TemplateNeeded, platform: Hypervisor) -> str:
     files = [disk.image for disk in needed.disks if disk.image]
     if isinstance(needed.boot, DirectKernel):
         files += [file for file in (needed.boot.kernel, needed.boot.initrd) if file]
@@ -257,7 +257,7 @@ def _looks(file: str) -> str:
     return repr((file, status.st_size, status.st_mtime_ns))
 
 
-def _processor(platform: Platform) -> str:
+def _processor(platform: Hypervisor) -> str:
     """What the guest sees of the host's processor: all of it under KVM, nothing under emulation."""
     if platform.accelerator.name != "kvm":
         return ""

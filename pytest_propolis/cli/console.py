@@ -17,10 +17,10 @@ import click
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from ..agent.protocol import VmListed
+from ..agent_api.messages import VmListed
 from ..console.viewer import Viewer
 from ..errors import ConfigError
-from ..hosts.living_agent import living_agents
+from ..hosts.living_agent import running_agents
 from ..hosts.run_directory import base_directory
 from ..propolis_api.client import Endpoint, PropolisClient
 from .escape_keys import EscapeKeys
@@ -53,7 +53,7 @@ def console(vm_id: str, lines: int | None) -> None:
 def _find(wanted: str) -> tuple[VmListed, Endpoint]:
     found = [
         (vm, Endpoint(base_url=f"http://agent/vms/{vm.id}", uds=agent.socket))
-        for agent in living_agents(base_directory())
+        for agent in running_agents(base_directory())
         for vm in agent.vms()
         if wanted and vm.id.startswith(wanted)
     ]

@@ -7,14 +7,14 @@ from typing import Final
 
 import click
 
-from ..agent.entry import Entry
-from ..agent.protocol import KeptListed
-from ..agent.reaper import reap
-from ..agent.reaper_report import Report
-from ..agent.rendezvous import remove_abandoned
+from ..agent_api.messages import KeptListed
 from ..errors import AgentError
-from ..hosts.living_agent import LivingAgent, living_agents
+from ..hosts.living_agent import AgentClient, running_agents
 from ..hosts.run_directory import base_directory
+from ..ledger.entry import Entry
+from ..ledger.reaper import reap
+from ..ledger.reaper_report import Report
+from ..ledger.rendezvous import remove_abandoned
 from ..settings import Settings
 from ..storage.eviction import evict
 from ..storage.store import template_directory
@@ -52,7 +52,7 @@ def _clear_kept(base: Path, *, dry_run: bool, remove: bool) -> bool:
     verb = ("would remove" if dry_run else "removed") if remove else "kept"
     hint = "" if remove else ": `propolis gc --kept` removes it"
     found = False
-    for agent in living_agents(base):
+    for agent in running_agents(base):
         release = remove and not dry_run
         things = _kept(agent, release=release)
         if things and release and agent.process and not agent.answers():
@@ -66,7 +66,7 @@ def _clear_kept(base: Path, *, dry_run: bool, remove: bool) -> bool:
     return found
 
 
-def _kept(agent: LivingAgent, *, release: bool) -> list[KeptListed]:
+def _kept(agent: AgentClient, *, release: bool) -> list[KeptListed]:
     try:
         return agent.release_kept() if release else agent.kept()
     except AgentError as error:

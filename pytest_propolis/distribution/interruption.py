@@ -45,7 +45,7 @@ class WorkerInterrupter:
 
         :returns: how many VMs that are.
         """
-        from ..hosts.background import vms_of_run
+        from ..hosts.abandonment import vms_of_run
         from ..hosts.run_directory import run_token
 
         vms = sum(vms_of_run(run_token(run_id)) for run_id in self._run_ids)

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
 
+from ..agent_api.image_recipe import ImageRecipe
 from ..console.console import Console
 from ..console.shell_protocol import program
-from ..engine.recipe import Recipe
 from ..storage.artifacts import Artifact
-from .awakening import PROGRAM, install_command, wait_command, wake_command
+from .fork_identity import PROGRAM, install_command, wait_command, wake_command
 
 __all__ = ["EMULATED_KERNEL", "GuestAdapter", "GuestImage"]
 
@@ -54,7 +54,7 @@ class GuestImage:
     initrd: Artifact | None = None
     command_line: str = ""
     disk: Artifact | None = None
-    recipe: Recipe | None = None
+    recipe: ImageRecipe | None = None
 
 
 class GuestAdapter(ABC):

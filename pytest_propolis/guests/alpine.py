@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
+from ..agent_api.image_recipe import ImageRecipe
 from ..console.console import Console
-from ..engine.recipe import Recipe
 from ..storage.alpine import ALPINE_DISK, ALPINE_INITRD, ALPINE_KERNEL
 from .adapter import EMULATED_KERNEL, GuestAdapter, GuestImage
 
@@ -41,7 +41,7 @@ class Alpine(GuestAdapter):
         initrd=ALPINE_INITRD,
         command_line=f"{KERNEL_BASICS} root=LABEL={ROOT_LABEL} rootflags=rw quiet",
         disk=ALPINE_DISK,
-        recipe=Recipe(
+        recipe=ImageRecipe(
             name="Alpine Linux 3.23",
             kernel=ALPINE_KERNEL.sha256 or "",
             initrd=ALPINE_INITRD.sha256 or "",

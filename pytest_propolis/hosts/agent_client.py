@@ -11,10 +11,9 @@ from typing import Any, Final, Self, TypeVar
 import httpx
 import msgspec
 
-from ..agent.protocol import (
+from ..agent_api.messages import (
     CLIENT_HEADER,
     AgentInfo,
-    Belongings,
     CreateDisk,
     CreateVm,
     DiskCreated,
@@ -24,6 +23,7 @@ from ..agent.protocol import (
     ImageNeeded,
     Keep,
     KeptListed,
+    ResourceIds,
     StreamLine,
     TemplateMaking,
     TemplateNeeded,
@@ -31,20 +31,20 @@ from ..agent.protocol import (
     VmForked,
     VmListed,
 )
-from ..engine.migration_report import MigrationReport
+from ..agent_api.migration_report import MigrationReport
 from ..errors import AgentError
 from ..propolis_api.endpoint import Endpoint
-from ..propolis_api.failure import refused
+from ..propolis_api.failure import api_error
 from ..propolis_api.transport import http_client
 
-__all__ = ["AgentClient"]
+__all__ = ["AsyncAgentClient"]
 
 T = TypeVar("T")
 BASE_URL: Final = "http://agent"
 ANSWER_TIMEOUT: Final = httpx.Timeout(60.0)
 
 
-class AgentClient:
+class AsyncAgentClient:
     """Speaks to one agent, within one event loop.
 
     Errors that the agent reports are raised as what they were there; a broken connection raises `AgentError`.
@@ -134,7 +134,7 @@ class AgentClient:
     async def remove_disk(self, disk_id: str) -> None:
         await self._call("DELETE", f"/disks/{disk_id}", NoneType)
 
-    async def remove(self, belongings: Belongings) -> None:
+    async def remove(self, belongings: ResourceIds) -> None:
         """Remove VMs and then disks; returns when they are gone. What is gone already is passed over."""
         await self._call("POST", "/removal", NoneType, belongings)
 
@@ -168,7 +168,7 @@ class AgentClient:
         if response.status_code == 422:
             raise msgspec.json.decode(response.content, type=Fault).to_error()
         if response.status_code in (400, 501):
-            raise refused(response.status_code, response.content, vm=None, operation=f"{method} {path}")
+            raise api_error(response.status_code, response.content, vm=None, operation=f"{method} {path}")
         if response.is_error:
             raise AgentError(f"the agent answered {response.status_code} to {method} {path}: {response.text}")
         return msgspec.json.decode(response.content or b"null", type=kind)

@@ -18,8 +18,8 @@ from typing import Final
 
 from platformdirs import user_cache_path
 
-from ..engine.accelerator import probe_accelerator
-from ..engine.qemu_binary import Qemu, find_firmware, find_qemu
+from ..engine.qemu.accelerator.probe import probe_accelerator
+from ..engine.qemu.binary import Qemu, find_firmware, find_qemu
 from ..errors import CapabilityMissing, PropolisError
 from ..settings import Settings
 from ..storage.programs import Finished, run_program

@@ -17,10 +17,10 @@ from typing import Final
 
 import msgspec
 
-from ..agent.protocol import LOG_NAME, SOCKET_NAME, AgentConfig, AgentReady
-from ..agent.rendezvous import Rendezvous
+from ..agent_api.messages import LOG_NAME, SOCKET_NAME, AgentConfig, AgentReady
 from ..errors import AgentError, HostError, ResourceExhausted
-from .lifeline import Lifeline, NobodyListens
+from ..ledger.rendezvous import Rendezvous
+from .lifeline import AgentNotRunning, Lifeline
 from .run_directory import make_private_directory
 
 __all__ = ["Launched", "connect_or_launch"]
@@ -89,7 +89,7 @@ async def _starting(config: AgentConfig) -> AsyncIterator[_Child]:
     try:
         try:
             yield child
-        except NobodyListens:
+        except AgentNotRunning:
             raise _start_failed(config, "left before it could be used") from None
     except BaseException:
         if child.process is not None:
@@ -124,7 +124,7 @@ def _require_short(socket_path: Path) -> None:
 async def _connect(rendezvous: Rendezvous, client: str) -> Launched | None:
     socket_path = rendezvous.socket()
     if socket_path is not None:
-        with contextlib.suppress(NobodyListens):
+        with contextlib.suppress(AgentNotRunning):
             return Launched(socket=socket_path, lifeline=await Lifeline.open(socket_path, client=client))
     return None
 

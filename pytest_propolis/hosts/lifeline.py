@@ -13,15 +13,15 @@ import socket
 from pathlib import Path
 from typing import Final
 
-from ..agent.protocol import CLIENT_HEADER, PID_HEADER
+from ..agent_api.messages import CLIENT_HEADER, PID_HEADER
 from ..errors import AgentError
 
-__all__ = ["Lifeline", "NobodyListens"]
+__all__ = ["AgentNotRunning", "Lifeline"]
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 
 
-class NobodyListens(Exception):
+class AgentNotRunning(Exception):
     """Raised when there is no agent behind a socket, or one that is about to leave."""
 
 
@@ -39,7 +39,7 @@ class Lifeline:
     async def open(cls, path: Path, *, client: str) -> Lifeline:
         """Connect, and wait for the agent's word that this client is known.
 
-        :raises NobodyListens: when no agent answers.
+        :raises AgentNotRunning: when no agent answers.
         :raises AgentError: when one does not answer in time.
         """
         connection = socket.socket(socket.AF_UNIX)
@@ -47,9 +47,9 @@ class Lifeline:
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
                 await _shake_hands(connection, path, client)
-        except (FileNotFoundError, ConnectionError, NobodyListens):
+        except (FileNotFoundError, ConnectionError, AgentNotRunning):
             connection.close()
-            raise NobodyListens from None
+            raise AgentNotRunning from None
         except TimeoutError:
             connection.close()
             raise AgentError(
@@ -97,4 +97,4 @@ async def _shake_hands(connection: socket.socket, path: Path, client: str) -> No
         data = await loop.sock_recv(connection, 4096)
         answer += data
         if not data or (b"\r\n" in answer and b" 200 " not in answer.split(b"\r\n")[0]):
-            raise NobodyListens
+            raise AgentNotRunning

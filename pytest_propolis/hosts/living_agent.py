@@ -9,21 +9,12 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from ..agent.identity import ProcessIdentity
-from ..agent.protocol import (
-    CLIENT_HEADER,
-    SOCKET_NAME,
-    Belongings,
-    Departed,
-    Fault,
-    Keep,
-    KeptListed,
-    VmListed,
-)
-from ..agent.survey import survey
+from ..agent_api.messages import CLIENT_HEADER, SOCKET_NAME, Departed, Fault, Keep, KeptListed, ResourceIds, VmListed
 from ..errors import AgentError
+from ..ledger.identity import ProcessIdentity
+from ..ledger.survey import survey
 
-__all__ = ["LivingAgent", "living_agents"]
+__all__ = ["AgentClient", "running_agents"]
 
 T = TypeVar("T")
 
@@ -31,7 +22,7 @@ ANSWER_TIMEOUT_S: Final = 15.0
 """An agent answers at once, or when VMs have ended, which takes seconds at most."""
 
 
-class LivingAgent:
+class AgentClient:
     """One agent behind its socket. Making this connects to nothing.
 
     Every method raises `AgentError` when the agent does not answer, or what it reports.
@@ -64,11 +55,11 @@ class LivingAgent:
         return self._ask("DELETE", "/kept", list[KeptListed])
 
     def keep(self, request: Keep) -> KeptListed:
-        """As `AgentClient.keep`."""
+        """As `AsyncAgentClient.keep`."""
         return self._ask("POST", "/kept", KeptListed, request)
 
-    def remove(self, belongings: Belongings) -> None:
-        """As `AgentClient.remove`."""
+    def remove(self, belongings: ResourceIds) -> None:
+        """As `AsyncAgentClient.remove`."""
         self._ask("POST", "/removal", NoneType, belongings)
 
     def departure(self, client: str) -> Departed:
@@ -95,10 +86,10 @@ class LivingAgent:
         return msgspec.json.decode(answer.content or b"null", type=kind)
 
 
-def living_agents(base: Path, *, run: str | None = None) -> Iterator[LivingAgent]:
+def running_agents(base: Path, *, run: str | None = None) -> Iterator[AgentClient]:
     """The agents of this user that live and answer; of one run, if that is given."""
     for found in survey(base):
         if found.is_alive and found.contents and run in (None, found.contents.header.run):
-            agent = LivingAgent(found.directory / SOCKET_NAME, process=found.contents.header.agent)
+            agent = AgentClient(found.directory / SOCKET_NAME, process=found.contents.header.agent)
             if agent.answers():
                 yield agent

@@ -6,13 +6,13 @@ import secrets
 from pathlib import Path
 from typing import Final, Protocol
 
-from ..agent.ledger import LEDGER_NAME, read_ledger
-from ..agent.protocol import AgentConfig, Belongings
+from ..agent_api.messages import AgentConfig, ResourceIds
 from ..errors import AgentError
+from ..ledger.ledger import LEDGER_NAME, read_ledger
 from ..settings import Settings
-from .agent_client import AgentClient
+from .agent_client import AsyncAgentClient
 from .launcher import Launched, connect_or_launch
-from .living_agent import LivingAgent
+from .living_agent import AgentClient
 from .run_directory import agent_directory, run_token
 
 __all__ = ["LocalHost"]
@@ -24,7 +24,7 @@ class Unfinished(Protocol):
     """What has taken something of the host, and may not have given it back."""
 
     @property
-    def belongings(self) -> Belongings: ...
+    def belongings(self) -> ResourceIds: ...
 
 
 class LocalHost:
@@ -61,11 +61,11 @@ class LocalHost:
         return self._launched is not None
 
     @property
-    def agent(self) -> LivingAgent | None:
+    def agent(self) -> AgentClient | None:
         """The agent, for who has no event loop, while it is up."""
-        return LivingAgent(self._launched.socket, client=self._client_id) if self._launched else None
+        return AgentClient(self._launched.socket, client=self._client_id) if self._launched else None
 
-    async def client(self) -> AgentClient:
+    async def client(self) -> AsyncAgentClient:
         """A client of this host's agent, for the running event loop. The caller closes it.
 
         :raises AgentError: when the agent does not start.
@@ -74,7 +74,7 @@ class LocalHost:
         if self._launched is None:
             self.was_up = True
             self._launched = await connect_or_launch(self._config(), client=self._client_id)
-        return AgentClient(self._launched.socket, client=self._client_id)
+        return AsyncAgentClient(self._launched.socket, client=self._client_id)
 
     def close(self) -> None:
         """Let go of the agent, which then releases what this process still owns, and leaves if nobody else needs it.
@@ -108,7 +108,7 @@ class LocalHost:
 def _agent_stays(socket: Path, client: str) -> bool:
     """Wait until what the client owned is released. Whether the agent stays: for other clients, or with kept things."""
     try:
-        return LivingAgent(socket).departure(client).agent_stays
+        return AgentClient(socket).departure(client).agent_stays
     except AgentError:
         return False  # it leaves, or is gone
 

@@ -8,10 +8,10 @@ from typing import Final
 import httpx
 import msgspec
 
-from ..agent.protocol import VmFacts
+from ..agent_api.messages import VmFacts
 from ..errors import AgentError, CapabilityMissing
 from ..propolis_api.endpoint import Endpoint
-from ..propolis_api.failure import refused
+from ..propolis_api.failure import api_error
 from ..propolis_api.transport import http_client
 
 __all__ = ["get_screenshot", "get_vm_facts"]
@@ -50,5 +50,5 @@ async def _get(endpoint: Endpoint, path: str, *, vm: str, operation: str, lackin
     if response.status_code == HTTPStatus.NOT_FOUND:
         raise lacking
     if response.is_error:
-        raise refused(response.status_code, response.content, vm=vm, operation=operation)
+        raise api_error(response.status_code, response.content, vm=vm, operation=operation)
     return response.content

@@ -69,9 +69,7 @@ from .devices import (
     VirtioSocket,
     nvme_serial_number,
 )
-from .error import (
-    Error,
-)
+from .error import Error
 from .instance import (
     FromMigration,
     FromSpec,
@@ -90,12 +88,7 @@ from .instance import (
     MigrationTargetInit,
     SpecInit,
 )
-from .integers import (
-    PositiveUint64,
-    Uint8,
-    Uint32,
-    Uint64,
-)
+from .integers import PositiveUint64, Uint8, Uint32, Uint64
 from .migration import (
     CrucibleStorageBackendReplacement,
     InstanceMigrateInitiateResponse,
@@ -106,16 +99,8 @@ from .migration import (
     ReplacementComponent,
     VirtioNetworkBackendReplacement,
 )
-from .serial import (
-    InstanceSerialConsoleHistoryResponse,
-)
-from .spec import (
-    InstanceSpec,
-    InstanceSpecStatus,
-    PresentSpec,
-    SmbiosType1Input,
-    WaitingForMigrationSource,
-)
+from .serial import InstanceSerialConsoleHistoryResponse
+from .spec import InstanceSpec, InstanceSpecStatus, PresentSpec, SmbiosType1Input, WaitingForMigrationSource
 from .volume import (
     DownstairsActive,
     DownstairsConnecting,

@@ -30,7 +30,7 @@ from . import (
     VolumeStatus,
 )
 from .endpoint import Endpoint
-from .failure import refused, unanswered, unreadable
+from .failure import api_error, unanswered, unreadable
 from .transport import CONNECT_TIMEOUT_S, WebSocketOpening, http_client, open_websocket
 
 __all__ = [
@@ -219,7 +219,7 @@ class PropolisClient:
         except httpx.TransportError as error:
             raise self._unanswered(operation, error, began) from error
         if not response.is_success:
-            raise refused(response.status_code, response.content, vm=self.vm, operation=operation)
+            raise api_error(response.status_code, response.content, vm=self.vm, operation=operation)
         return response
 
     async def _upgrade(self, operation: str, path: str, query: Mapping[str, int | None]) -> ClientConnection:
@@ -228,7 +228,7 @@ class PropolisClient:
             return await open_websocket(self.endpoint, path, _given(query))
         except InvalidStatus as error:
             content = bytes(error.response.body or b"")
-            raise refused(error.response.status_code, content, vm=self.vm, operation=operation) from error
+            raise api_error(error.response.status_code, content, vm=self.vm, operation=operation) from error
         except (OSError, EOFError, InvalidHandshake) as error:
             raise self._unanswered(operation, error, began) from error
 

@@ -13,7 +13,7 @@ from ..errors import AgentError, ApiError
 from . import API_VERSION, Error
 from .endpoint import Endpoint
 
-__all__ = ["refused", "unanswered", "unreadable"]
+__all__ = ["api_error", "unanswered", "unreadable"]
 
 _QUOTED_BYTES: Final = 300
 _HINTS: Final[Mapping[int, str]] = {
@@ -26,7 +26,7 @@ _HINTS: Final[Mapping[int, str]] = {
 }
 
 
-def refused(status: int, content: bytes, *, vm: str | None, operation: str) -> ApiError:
+def api_error(status: int, content: bytes, *, vm: str | None, operation: str) -> ApiError:
     """The error for an answer that is none of the 2xx, whether its body is the API's or some other program's."""
     body = _error_body(content)
     if body is None:

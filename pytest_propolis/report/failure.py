@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from ..errors import PropolisError
-from .keeping import KEEPER
+from ..session.retention import RETENTION_POLICY
 
 if TYPE_CHECKING:
     from ..propolis_api.client import Endpoint
-    from ..vm.test_vm import TestVm
+    from ..vm.vm import TestVm
 
 __all__ = ["VMS", "add_sections"]
 
@@ -29,7 +29,7 @@ def add_sections(
 ) -> None:
     """Add a section for each VM of a failed test."""
     if report.failed:
-        keeper = item.config.stash.get(KEEPER, None)
+        keeper = item.config.stash.get(RETENTION_POLICY, None)
         stays = keeper is not None and keeper.settings.keep != "never"
         shown = dict(_tails(excinfo.value)) if excinfo else {}
         for vm in item.stash.get(VMS, []):

@@ -7,16 +7,18 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 from ..errors import HostBusy, ResourceExhausted
-from .phases import Phases
+from .timings import Timings
 
-__all__ = ["admitted"]
+__all__ = ["retry_while_busy"]
 
 ADMISSION_TIMEOUT_S: Final = 600.0
 
 T = TypeVar("T")
 
 
-async def admitted(name: str, ask: Callable[[], Awaitable[T]], phases: Phases, *, progress: Callable[[str], None]) -> T:
+async def retry_while_busy(
+    name: str, ask: Callable[[], Awaitable[T]], phases: Timings, *, progress: Callable[[str], None]
+) -> T:
     """Ask for a VM until there is memory for it, and say once that it waits.
 
     :param phases: receives how long it waited.

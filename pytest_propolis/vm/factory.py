@@ -12,23 +12,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..agent.protocol import Belongings, CreateDisk, CreateVm, Keep, KeptListed
+from ..agent_api.boot_source import BootSource
+from ..agent_api.messages import CreateDisk, CreateVm, Keep, KeptListed, ResourceIds
 from ..console.log import make_log_directory
-from ..engine.boot_source import BootSource
 from ..errors import ConfigError, PropolisError
 from ..guests.adapter import GuestAdapter
 from ..guests.registry import GuestRegistry
-from ..hosts.agent_client import AgentClient
+from ..hosts.agent_client import AsyncAgentClient
 from ..hosts.local import LocalHost
 from ..propolis_api import Component, InstanceProperties, InstanceSpec
 from ..propolis_api.client import PropolisClient
 from ..settings import Settings
-from .admission import admitted
-from .blueprint import boot_order_of, boot_source_of, data_disk, disks_of, require_enough_memory, split_disks
+from .admission import retry_while_busy
 from .config import CompleteVmConfig, VmConfig
-from .forking import Forking
-from .phases import Phases
-from .preparation import ReadyImage, ready_image
+from .disk_layout import boot_order_of, boot_source_of, data_disk, disks_of, require_enough_memory, split_disks
+from .guest_images import ReadyImage, ready_image
 from .spec import (
     FIRST_NIC_SLOT,
     AttachedDisk,
@@ -39,8 +37,10 @@ from .spec import (
     successor_properties,
     with_failure_injector,
 )
-from .templates import cold_reason
-from .test_vm import TestVm
+from .timings import Timings
+from .vm import TestVm
+from .warm_start.template_maker import cold_reason
+from .warm_start.warm_starter import WarmStarter
 
 __all__ = ["VmFactory"]
 
@@ -57,7 +57,7 @@ class VmFactory:
     def __init__(
         self,
         *,
-        agent: AgentClient,
+        agent: AsyncAgentClient,
         settings: Settings,
         guests: GuestRegistry,
         group: str,
@@ -79,12 +79,12 @@ class VmFactory:
         self.vms: list[TestVm] = []
         """All VMs that were made, in that order."""
         self._taken: list[contextlib.AsyncExitStack] = []
-        self._forking = Forking(
+        self._forking = WarmStarter(
             agent, group=group, log_dir=log_dir, known={} if templates is None else templates, progress=progress
         )
 
     @property
-    def agent(self) -> AgentClient:
+    def agent(self) -> AsyncAgentClient:
         """The agent of the host that the VMs are on."""
         return self._agent
 
@@ -120,15 +120,15 @@ class VmFactory:
         return self._group
 
     @property
-    def belongings(self) -> Belongings:
+    def belongings(self) -> ResourceIds:
         """The VMs and disks that were made; they may be gone."""
-        return Belongings(vms=tuple(self._vm_ids), disks=tuple(self._disk_ids))
+        return ResourceIds(vms=tuple(self._vm_ids), disks=tuple(self._disk_ids))
 
     async def hand_over(self) -> None:
         """Leave the VMs' consoles to a person: `TestVm.hand_over`."""
         await asyncio.gather(*(vm.hand_over() for vm in self.vms))
 
-    async def set_aside(self) -> Belongings:
+    async def set_aside(self) -> ResourceIds:
         """Let go of all VMs as they are. They stay this process's, until it has them kept or removed, or ends."""
         await self.hand_over()
         for stack in self._taken:
@@ -249,7 +249,7 @@ class VmFactory:
         except asyncio.CancelledError:
             # There may be a VM whose id was on its way.
             with contextlib.suppress(PropolisError):
-                await self._agent.remove(Belongings(named=((self._group, name),)))
+                await self._agent.remove(ResourceIds(named=((self._group, name),)))
             raise
 
     def _require_new(self, name: str) -> None:
@@ -356,8 +356,8 @@ class VmFactory:
             display=display,
             copy_disks=copy_disks,
         )
-        phases = Phases()
-        created = await admitted(name, partial(self._agent.create_vm, wanted), phases, progress=self._progress)
+        phases = Timings()
+        created = await retry_while_busy(name, partial(self._agent.create_vm, wanted), phases, progress=self._progress)
         self._own(created.id, taken)
         vm = TestVm(
             name=name,
@@ -397,7 +397,7 @@ class VmFactory:
         return dataclasses.replace(disk, path=created.path)
 
 
-async def _clear_away(host: LocalHost, agent: AgentClient) -> None:
+async def _clear_away(host: LocalHost, agent: AsyncAgentClient) -> None:
     while host.unfinished:
         await agent.remove(host.unfinished[-1].belongings)
         host.unfinished.pop()

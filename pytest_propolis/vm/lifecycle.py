@@ -8,7 +8,7 @@ from typing import Protocol, final
 
 from ..propolis_api import InstanceState
 from .factory import VmFactory
-from .test_vm import TestVm
+from .vm import TestVm
 
 __all__ = ["LifecycleAction", "Migrate", "Reset", "StopAndStart", "lifecycle"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from ..engine.migration_report import MigrationReport
+from ..agent_api.migration_report import MigrationReport
 from ..propolis_api import InstanceSpec, InstanceState, MigrationState
 from ..propolis_api.client import PropolisClient
 

@@ -13,8 +13,8 @@ import pytest_asyncio
 from openapi_document import Operation, document, operations, schemas, violations
 
 import pytest_propolis.propolis_api as api
-from pytest_propolis.fixtures.run import Run
-from pytest_propolis.vm.test_vm import TestVm
+from pytest_propolis.session.run import Run
+from pytest_propolis.vm.vm import TestVm
 
 document()  # skips where there is none
 

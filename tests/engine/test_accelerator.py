@@ -15,18 +15,18 @@ from pathlib import Path
 
 import pytest
 
-from pytest_propolis.engine import accelerator
-from pytest_propolis.engine.accelerator import probe_accelerator
-from pytest_propolis.engine.probe_guest import GUEST_ROM, GUEST_SOURCE
-from pytest_propolis.engine.qemu_binary import Qemu, find_qemu
+from pytest_propolis.engine.qemu.accelerator import probe as accelerator
+from pytest_propolis.engine.qemu.accelerator.probe import probe_accelerator
+from pytest_propolis.engine.qemu.accelerator.probe_guest import GUEST_ROM, GUEST_SOURCE
+from pytest_propolis.engine.qemu.binary import Qemu, find_qemu
 from pytest_propolis.errors import CapabilityMissing, HostError
 from pytest_propolis.storage.programs import parent_death_prefix
 
 PROBE_AND_WAIT = """
 import asyncio, sys
 from pathlib import Path
-from pytest_propolis.engine.accelerator import probe_accelerator
-from pytest_propolis.engine.qemu_binary import Qemu
+from pytest_propolis.engine.qemu.accelerator.probe import probe_accelerator
+from pytest_propolis.engine.qemu.binary import Qemu
 program, cache = map(Path, sys.argv[1:])
 asyncio.run(probe_accelerator(Qemu(program, program, (7, 2, 0), "setting"), wanted="tcg", cache_dir=cache))
 """

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from engine_rig import BACKEND, DEADLINE_S, EngineRig, engine_rig, vcr_json
 
-from pytest_propolis.engine.qemu_binary import find_qemu
+from pytest_propolis.engine.qemu.binary import find_qemu
 from pytest_propolis.engine.request_queue import DenyReason
 from pytest_propolis.propolis_api import InstanceState
 
@@ -119,8 +119,8 @@ async def test_replacements_are_refused_as_upstream_does(fake: EngineRig) -> Non
     await run(fake)
     no_such = "No crucible backend for id other"
     assert refusal(await fake.replace("here", 2, backend="other")) == (404, no_such, "Not Found")
-    refused = "a lower generation"
-    assert refusal(await fake.replace("here", 1)) == (400, refused, refused)
+    api_error = "a lower generation"
+    assert refusal(await fake.replace("here", 1)) == (400, api_error, api_error)
     answer = await fake.client.put(f"/instance/disk/{BACKEND}/vcr", json={"vcr_json": "{"})
     status, code, message = refusal(answer)
     assert (status, code) == (400, message)

@@ -10,11 +10,8 @@ from pathlib import Path
 import pytest
 from engine_rig import BACKEND, DEADLINE_S, FAKE_QEMU, BlockingBackend, vcr_json
 
-from pytest_propolis.engine.block_backend import BlockBackends, Reply, VolumeGone
-from pytest_propolis.engine.child import NoJournal
-from pytest_propolis.engine.driver import Arrive, MigrateOut, Outcome, StateDriver
-from pytest_propolis.engine.machine import Machine, MachineError
-from pytest_propolis.engine.publisher import StatePublisher
+from pytest_propolis.engine.qemu.child import NoJournal
+from pytest_propolis.engine.qemu.machine import Machine, MachineError
 from pytest_propolis.engine.request_queue import (
     DenyReason,
     MigrateAsSource,
@@ -28,6 +25,9 @@ from pytest_propolis.engine.request_queue import (
     Run,
     Stop,
 )
+from pytest_propolis.engine.server.driver import Arrive, MigrateOut, Outcome, StateDriver
+from pytest_propolis.engine.server.publisher import StatePublisher
+from pytest_propolis.engine.volumes.block_backend import BlockBackends, Reply, VolumeGone
 from pytest_propolis.propolis_api import CrucibleStorageBackend, InstanceState, ReplaceResult
 
 

@@ -16,11 +16,11 @@ import pytest_asyncio
 from boot_sectors import writing_disk
 from migration_rig import MigrationRig, Node, injector, migrate, migration_rig, spec_of
 
-from pytest_propolis.engine import disk_mirror
-from pytest_propolis.engine.guest_memory import GuestMemory
-from pytest_propolis.engine.migration_disks import DiskWay
-from pytest_propolis.engine.migration_way import way_of_copying
-from pytest_propolis.engine.qemu_binary import find_qemu
+from pytest_propolis.agent_api.transfers import DiskTransfer
+from pytest_propolis.engine.migration import disk_mirror
+from pytest_propolis.engine.migration.memory_transfer import way_of_copying
+from pytest_propolis.engine.qemu.binary import find_qemu
+from pytest_propolis.engine.qemu.memory import GuestMemory
 from pytest_propolis.propolis_api import (
     BlobStorageBackend,
     BlobStorageBackendComponent,
@@ -99,7 +99,7 @@ async def disk_path(node: Node, key: str = "data") -> Path:
     return Path(spec.components[key].component.path)
 
 
-def ways(node: Node) -> dict[str, DiskWay]:
+def ways(node: Node) -> dict[str, DiskTransfer]:
     came = node.server.migration_report().migration_in
     assert came
     return dict(came.disks)
@@ -119,11 +119,11 @@ async def test_a_file_that_both_can_open_is_shared(rig: MigrationRig, tmp_path: 
     path = image(tmp_path / "data.qcow2", "8M")
     await source.run(spec_of(**disk(data=file(path))))
     await migrate(source, target)
-    assert ways(target) == {"data": DiskWay.SHARED}
+    assert ways(target) == {"data": DiskTransfer.SHARED}
     assert await disk_path(target) == path
     left = source.server.migration_report().migration_out
     assert left
-    assert left.disks == {"data": DiskWay.SHARED}
+    assert left.disks == {"data": DiskTransfer.SHARED}
 
 
 async def test_a_target_that_is_to_copy_has_the_contents_in_a_disk_of_its_own(
@@ -134,7 +134,7 @@ async def test_a_target_that_is_to_copy_has_the_contents_in_a_disk_of_its_own(
     fill(path, 7, 3, 40)
     await source.run(spec_of(**disk(data=file(path))))
     await migrate(source, target)
-    assert ways(target) == {"data": DiskWay.COPIED}
+    assert ways(target) == {"data": DiskTransfer.COPIED}
     own = await disk_path(target)
     assert own.parent == tmp_path / "target"
     assert same(path, own)
@@ -151,7 +151,7 @@ async def test_only_what_is_above_a_common_image_is_copied(rig: MigrationRig, tm
     fill(path, 2, 31, 2)
     await source.run(spec_of(**disk(data=file(path))))
     await migrate(source, target)
-    assert ways(target) == {"data": DiskWay.COPIED_OVERLAY}
+    assert ways(target) == {"data": DiskTransfer.COPIED_OVERLAY}
     own = await disk_path(target)
     assert same(path, own)
     assert own.stat().st_blocks * 512 < 8 * MIB
@@ -165,7 +165,7 @@ async def test_a_file_that_the_target_cannot_find_is_copied(rig: MigrationRig, t
     path.rename(tmp_path / "elsewhere.raw")
     path.write_bytes(bytes(4 * MIB))  # what is there now is not the disk
     await migrate(source, target)
-    assert ways(target) == {"data": DiskWay.COPIED}
+    assert ways(target) == {"data": DiskTransfer.COPIED}
     assert same(tmp_path / "elsewhere.raw", await disk_path(target))
 
 
@@ -176,9 +176,9 @@ async def test_a_disk_in_a_file_migrates_there_and_back_again_in_each_way(rig: M
     await first.run(spec_of(**disk(data=file(path))))
     await migrate(first, second)
     await migrate(second, first)
-    assert ways(first) == {"data": DiskWay.SHARED}
+    assert ways(first) == {"data": DiskTransfer.SHARED}
     await migrate(first, second)
-    assert ways(second) == {"data": DiskWay.COPIED}
+    assert ways(second) == {"data": DiskTransfer.COPIED}
     assert same(path, await disk_path(second))
 
 
@@ -198,11 +198,11 @@ async def test_several_disks_go_each_its_own_way(rig: MigrationRig, tmp_path: Pa
     await source.run(spec_of(**disks))
     await migrate(source, target)
     assert ways(target) == {
-        "one": DiskWay.COPIED,
-        "two": DiskWay.COPIED,
-        "fixed": DiskWay.SHARED,
-        "memory": DiskWay.COPIED,
-        "table": DiskWay.FROM_SPEC,
+        "one": DiskTransfer.COPIED,
+        "two": DiskTransfer.COPIED,
+        "fixed": DiskTransfer.SHARED,
+        "memory": DiskTransfer.COPIED,
+        "table": DiskTransfer.FROM_SPEC,
     }
     assert same(one, await disk_path(target, "one"))
     assert same(two, await disk_path(target, "two"))
@@ -216,7 +216,7 @@ async def test_the_contents_of_a_blob_arrive_as_they_are_and_not_as_they_were(ri
     await source.run(spec)
     assert write_blob(source, b"written") == bytes(7)
     await migrate(source, target)
-    assert ways(target) == {"memory": DiskWay.COPIED if copy else DiskWay.SHARED}
+    assert ways(target) == {"memory": DiskTransfer.COPIED if copy else DiskTransfer.SHARED}
     assert write_blob(target, b"again") == b"writt"
     assert (await target.client.instance_spec_get()).spec.value == spec  # type: ignore[union-attr]
 

@@ -13,9 +13,9 @@ from boot_sectors import obedient_disk
 from engine_rig import BACKEND, DEADLINE_S, FAKE_QEMU, BlockingBackend, vcr_json
 from migration_rig import MigrationRig, Node, migrated, migration_rig, spec_of
 
-from pytest_propolis.engine import migration_source
-from pytest_propolis.engine.guest_memory import GuestMemory
-from pytest_propolis.engine.machine import Machine
+from pytest_propolis.engine.migration import source as migration_source
+from pytest_propolis.engine.qemu.machine import Machine
+from pytest_propolis.engine.qemu.memory import GuestMemory
 from pytest_propolis.errors import ApiError
 from pytest_propolis.propolis_api import (
     CrucibleStorageBackend,
@@ -240,9 +240,9 @@ async def test_a_stop_of_the_target_during_the_import_leaves_the_guest_at_the_so
     source, target = await run_guest(rig, tmp_path)
     async with gate.closed_for(source, target):
         await target.client.instance_state_put(RUN)  # it starts by itself
-        with pytest.raises(ApiError, match="starting") as refused:
+        with pytest.raises(ApiError, match="starting") as api_error:
             await target.client.instance_state_put(REBOOT)
-        assert refused.value.status == 403
+        assert api_error.value.status == 403
         assert await target.state() is InstanceState.MIGRATING
         await target.client.instance_state_put(STOP)
         await target.wait_for(InstanceState.DESTROYED)
@@ -271,9 +271,9 @@ async def test_a_stop_of_the_source_during_the_export_counts_only_if_the_migrati
     source, target = await run_guest(rig, tmp_path)
     async with gate.closed_for(source, target):
         await source.client.instance_state_put(RUN)  # without effect
-        with pytest.raises(ApiError, match="migration source") as refused:
+        with pytest.raises(ApiError, match="migration source") as api_error:
             await source.client.instance_state_put(REBOOT)
-        assert refused.value.status == 403
+        assert api_error.value.status == 403
         await source.client.instance_state_put(STOP)
         with pytest.raises(ApiError, match="migration source"):
             await source.client.instance_state_put(REBOOT)
@@ -308,9 +308,9 @@ async def ask(source: Node, target: Node) -> asyncio.Task[None]:
     reason = ""
     async with asyncio.timeout(DEADLINE_S):
         while "migration source" not in reason:
-            with pytest.raises(ApiError) as refused:
+            with pytest.raises(ApiError) as api_error:
                 await source.client.instance_state_put(REBOOT)
-            reason = str(refused.value)
+            reason = str(api_error.value)
     return asked
 
 

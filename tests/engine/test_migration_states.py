@@ -14,12 +14,14 @@ import pytest_asyncio
 from migration_rig import MigrationRig, Node, injector, migrate, migration_rig, spec_of
 from msgspec.structs import replace
 
-from pytest_propolis.engine import migration_source, vm_maker
-from pytest_propolis.engine.boot_source import BootSource, DirectKernel, Firmware
-from pytest_propolis.engine.guest_memory import GuestMemory
-from pytest_propolis.engine.migration_way import LIVE_UNDER_TCG, MigrationWay
-from pytest_propolis.engine.publisher import StatePublisher
-from pytest_propolis.engine.qemu_binary import find_qemu
+from pytest_propolis.agent_api.boot_source import BootSource, DirectKernel, Firmware
+from pytest_propolis.agent_api.transfers import MemoryTransfer
+from pytest_propolis.engine.migration import source as migration_source
+from pytest_propolis.engine.migration.memory_transfer import LIVE_UNDER_TCG
+from pytest_propolis.engine.qemu.binary import find_qemu
+from pytest_propolis.engine.qemu.memory import GuestMemory
+from pytest_propolis.engine.server import vm_maker
+from pytest_propolis.engine.server.publisher import StatePublisher
 from pytest_propolis.errors import ApiError
 from pytest_propolis.propolis_api import (
     CrucibleStorageBackend,
@@ -38,10 +40,7 @@ from pytest_propolis.propolis_api import (
     nvme_serial_number,
 )
 from pytest_propolis.propolis_api.backends import FileStorageBackend
-from pytest_propolis.propolis_api.component import (
-    FileStorageBackendComponent,
-    NvmeDiskComponent,
-)
+from pytest_propolis.propolis_api.component import FileStorageBackendComponent, NvmeDiskComponent
 
 SYNC, PUSH, PAUSE, DIRTY = (MigrationState(name) for name in ("Sync", "RamPush", "Pause", "RamPushDirty"))
 DEVICE, PULL, SERVER, FINISH = (MigrationState(name) for name in ("Device", "RamPull", "Server", "Finish"))
@@ -125,7 +124,7 @@ async def test_memory_of_the_same_host_is_shared(rig: MigrationRig) -> None:
     await migrate(source, target)
     for side in (source.server.migration_report().migration_out, target.server.migration_report().migration_in):
         assert side
-        assert (side.way, side.failure) == (MigrationWay.SHARED_MEMORY, None)
+        assert (side.way, side.failure) == (MemoryTransfer.SHARED_MEMORY, None)
 
 
 async def test_the_pause_is_reported(rig: MigrationRig) -> None:
@@ -138,7 +137,7 @@ async def test_the_pause_is_reported(rig: MigrationRig) -> None:
     assert 0 < ran_s == left.resumed_s < left.stopped_s < came.resumed_s
 
 
-async def copying_way(rig: MigrationRig, tmp_path: Path) -> MigrationWay | None:
+async def copying_way(rig: MigrationRig, tmp_path: Path) -> MemoryTransfer | None:
     """How memory that cannot be shared came to the target."""
     source = await rig.node("source", memory=copied_memory(tmp_path / "ram"))
     target = await rig.node("target")
@@ -153,13 +152,13 @@ async def copying_way(rig: MigrationRig, tmp_path: Path) -> MigrationWay | None:
 async def test_an_old_qemu_copies_the_memory_of_a_guest_that_is_stopped(rig: MigrationRig, tmp_path: Path) -> None:
     if (version := (await find_qemu(None)).version) >= LIVE_UNDER_TCG:
         pytest.skip(f"QEMU {version} copies the memory of a guest that runs")
-    assert await copying_way(rig, tmp_path) is MigrationWay.STOP_AND_COPY
+    assert await copying_way(rig, tmp_path) is MemoryTransfer.STOP_AND_COPY
 
 
 async def test_a_newer_qemu_copies_the_memory_of_a_guest_that_runs(rig: MigrationRig, tmp_path: Path) -> None:
     if (version := (await find_qemu(None)).version) < LIVE_UNDER_TCG:
         pytest.skip(f"QEMU {version} loses pages of a guest that runs while its memory is copied")
-    assert await copying_way(rig, tmp_path) is MigrationWay.LIVE
+    assert await copying_way(rig, tmp_path) is MemoryTransfer.LIVE
 
 
 async def test_a_chain_of_migrations_goes_there_and_back_again(rig: MigrationRig) -> None:

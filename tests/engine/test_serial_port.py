@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from pytest_propolis.engine.serial_port import SerialPort
+from pytest_propolis.engine.qemu.serial_port import SerialPort
 
 pytestmark = pytest.mark.asyncio(loop_scope="function")
 

@@ -14,9 +14,9 @@ import pytest
 import pytest_asyncio
 from engine_rig import DEADLINE_S, FAKE_QEMU, EngineRig, engine_rig, ensure_request
 
-from pytest_propolis.engine import machine
-from pytest_propolis.engine.qemu_binary import Qemu
-from pytest_propolis.engine.refusal import Refusal
+from pytest_propolis.engine.qemu import machine
+from pytest_propolis.engine.qemu.binary import Qemu
+from pytest_propolis.engine.server.http_error import HttpError
 from pytest_propolis.propolis_api import InstanceState
 
 CREATING, FAILED, DESTROYED = InstanceState.CREATING, InstanceState.FAILED, InstanceState.DESTROYED
@@ -90,7 +90,7 @@ async def test_who_waits_for_a_vm_of_a_server_that_is_closed_is_told(tmp_path: P
         ensuring = asyncio.create_task(rig.server.ensure(ensure_request()))
         pid = await until_qemu_runs(rig)
         await asyncio.gather(rig.server.close(), rig.server.close())
-        with pytest.raises(Refusal, match="VM initialization failed: the server was closed"):
+        with pytest.raises(HttpError, match="VM initialization failed: the server was closed"):
             await ensuring
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from dead_agents import STRANGER, Unprivileged, can_give_files_away, fork, join
 
-from pytest_propolis.agent.identity import find_marked
+from pytest_propolis.ledger.identity import find_marked
 
 
 @pytest.fixture

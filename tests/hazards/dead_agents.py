@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_propolis.agent.entry import MARK_VARIABLE, Entry, Owner
-from pytest_propolis.agent.identity import ProcessIdentity
-from pytest_propolis.agent.ledger import LEDGER_NAME, Ledger, read_ledger
-from pytest_propolis.agent.reaper_report import Report
+from pytest_propolis.ledger.entry import MARK_VARIABLE, Entry, Owner
+from pytest_propolis.ledger.identity import ProcessIdentity
+from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger, read_ledger
+from pytest_propolis.ledger.reaper_report import Report
 
 __all__ = [
     "OWNER",

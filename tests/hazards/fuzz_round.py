@@ -17,8 +17,8 @@ from pathlib import Path
 from live_run import WORDS, LiveRun, started_run
 from victims import Victim
 
-from pytest_propolis.agent.ledger import read_ledger
 from pytest_propolis.errors import PropolisError
+from pytest_propolis.ledger.ledger import read_ledger
 
 __all__ = ["DISTRIBUTIONS", "END_TIMEOUT_S", "Kind", "Round", "one_round", "unhit_run"]
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from pytest_propolis.agent.audit import audit
+from pytest_propolis.ledger.audit import audit
 from pytest_propolis.storage.alpine import ALPINE_DISK, ALPINE_INITRD, ALPINE_KERNEL
 from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
 

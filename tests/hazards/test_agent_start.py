@@ -19,12 +19,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pytest_propolis.agent.protocol import AgentConfig
-from pytest_propolis.agent.rendezvous import Rendezvous, remove_abandoned
+from pytest_propolis.agent_api.messages import AgentConfig
 from pytest_propolis.errors import AgentError
 from pytest_propolis.hosts import launcher
 from pytest_propolis.hosts.launcher import connect_or_launch
-from pytest_propolis.hosts.lifeline import Lifeline, NobodyListens
+from pytest_propolis.hosts.lifeline import AgentNotRunning, Lifeline
+from pytest_propolis.ledger.rendezvous import Rendezvous, remove_abandoned
 
 HANGS = "import sys, time; sys.stderr.write('stuck on the way\\n'); sys.stderr.flush(); time.sleep(600)"
 FAILS = "raise SystemExit('no such thing as a start')"
@@ -131,7 +131,7 @@ async def test_an_agent_that_is_killed_in_the_middle_of_the_handshake_is_no_agen
         writer.transport.abort()
 
     async with await asyncio.start_unix_server(dies, path):
-        with pytest.raises(NobodyListens):
+        with pytest.raises(AgentNotRunning):
             await Lifeline.open(path, client="c")
     assert set(Lifeline.all_open()) == before
 
@@ -157,7 +157,7 @@ async def test_an_agent_whose_starter_has_died_leaves_at_once(config: AgentConfi
 async def test_whoever_is_killed_while_starting_an_agent_leaves_no_rendezvous(base: Path) -> None:
     place = Rendezvous(base, "run")
     holder = (
-        "import asyncio, sys\nfrom pathlib import Path\nfrom pytest_propolis.agent.rendezvous import Rendezvous\n"
+        "import asyncio, sys\nfrom pathlib import Path\nfrom pytest_propolis.ledger.rendezvous import Rendezvous\n"
         "async def hold():\n    async with Rendezvous(Path(sys.argv[1]), 'run').hold():\n"
         "        print('held', flush=True)\n        await asyncio.sleep(600)\nasyncio.run(hold())\n"
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_propolis.agent.audit import audit
+from pytest_propolis.ledger.audit import audit
 
 Found = Callable[[str], list[str]]
 WORD = secrets.token_hex(8)

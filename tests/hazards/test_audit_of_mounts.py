@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pytest_propolis.agent.audit import audit
+from pytest_propolis.ledger.audit import audit
 
 AUDIT = """
 import sys
 from pathlib import Path
-from pytest_propolis.agent.audit import audit
+from pytest_propolis.ledger.audit import audit
 for leak in audit(Path(sys.argv[1]), sys.argv[2]):
     print(leak)
 """

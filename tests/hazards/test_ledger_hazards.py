@@ -25,14 +25,14 @@ from dead_agents import (
     start_process,
 )
 
-from pytest_propolis.agent import ledger as ledger_module
-from pytest_propolis.agent.entry import Entry
-from pytest_propolis.agent.ledger import LEDGER_NAME, Ledger, read_ledger
-from pytest_propolis.agent.protocol import LOG_NAME
-from pytest_propolis.agent.reaper import reap
-from pytest_propolis.agent.reaper_report import Report
-from pytest_propolis.agent.undoers import UNDOERS, DeadRun
+from pytest_propolis.agent_api.messages import LOG_NAME
 from pytest_propolis.errors import ResourceExhausted
+from pytest_propolis.ledger import ledger as ledger_module
+from pytest_propolis.ledger.cleanup import CLEANUPS, DeadRun
+from pytest_propolis.ledger.entry import Entry
+from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger, read_ledger
+from pytest_propolis.ledger.reaper import reap
+from pytest_propolis.ledger.reaper_report import Report
 
 
 def test_an_agent_killed_while_it_writes_leaves_nothing_unlisted(base: Path, tmp_path: Path) -> None:
@@ -89,9 +89,9 @@ def test_a_reaper_killed_halfway_leaves_the_rest_to_the_next(base: Path) -> None
         os.kill(os.getpid(), signal.SIGKILL)
 
     directory = dead_agent(base, act)
-    assert join(fork(lambda: reap(base, undoers={**UNDOERS, "bomb": explode}))) == -signal.SIGKILL
+    assert join(fork(lambda: reap(base, undoers={**CLEANUPS, "bomb": explode}))) == -signal.SIGKILL
     assert [entry.kind for entry in listed(directory)] == ["file", "bomb"]
-    report = reap(base, undoers={**UNDOERS, "bomb": lambda entry, run: None})
+    report = reap(base, undoers={**CLEANUPS, "bomb": lambda entry, run: None})
     assert len(report.removed) == 2
     assert not directory.exists()
 

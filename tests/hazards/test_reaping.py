@@ -10,7 +10,7 @@ import pytest
 from dead_agents import (
     OWNER,
     Act,
-    LivingAgent,
+    AgentClient,
     Unprivileged,
     can_give_files_away,
     dead_agent,
@@ -25,14 +25,14 @@ from dead_agents import (
     start_process,
 )
 
-from pytest_propolis.agent.entry import Entry
-from pytest_propolis.agent.identity import ProcessIdentity, find_marked
-from pytest_propolis.agent.ledger import LEDGER_NAME, Ledger, read_ledger
-from pytest_propolis.agent.reaper import reap
-from pytest_propolis.agent.reaper_report import Report
-from pytest_propolis.agent.survey import survey
-from pytest_propolis.agent.undoers import UNDOERS, DeadRun
 from pytest_propolis.errors import AgentError
+from pytest_propolis.ledger.cleanup import CLEANUPS, DeadRun
+from pytest_propolis.ledger.entry import Entry
+from pytest_propolis.ledger.identity import ProcessIdentity, find_marked
+from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger, read_ledger
+from pytest_propolis.ledger.reaper import reap
+from pytest_propolis.ledger.reaper_report import Report
+from pytest_propolis.ledger.survey import survey
 
 
 def test_everything_of_a_dead_agent_goes_newest_first(base: Path, tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_an_unknown_kind_stays_listed_until_somebody_knows_it(base: Path) -> Non
         assert run.directory == directory
         undone.append(entry.what["name"])
 
-    assert len(reap(base, undoers={**UNDOERS, "wormhole": collapse}).removed) == 1
+    assert len(reap(base, undoers={**CLEANUPS, "wormhole": collapse}).removed) == 1
     assert undone == ["w"]
     assert not directory.exists()
 
@@ -250,7 +250,7 @@ def test_one_failure_does_not_stop_the_rest(base: Path) -> None:
 
     directory = dead_agent(base, act)
     other = dead_agent(base, act)
-    report = reap(base, undoers={**UNDOERS, "nbd": refuse})
+    report = reap(base, undoers={**CLEANUPS, "nbd": refuse})
     assert len(report.removed) == 4
     assert {failure.directory for failure in report.failed} == {directory, other}
     assert [entry.kind for entry in listed(directory)] == ["nbd"], "so the next reaping has only this to do"
@@ -260,7 +260,7 @@ def test_a_survey_lists_the_living_and_the_dead(base: Path) -> None:
     dead = dead_agent(base, lambda ledger, directory: make_file(ledger, directory / "file"))
     (base / "unreadable").mkdir(mode=0o700)
     (base / "unreadable" / LEDGER_NAME).write_text("nonsense\n")
-    with LivingAgent(base, lambda ledger, _: ledger.intend("nbd", {"name": "nbd0"}, OWNER)) as agent:
+    with AgentClient(base, lambda ledger, _: ledger.intend("nbd", {"name": "nbd0"}, OWNER)) as agent:
         before = snapshot(base)
         found = {run.directory: run for run in survey(base)}
         assert snapshot(base) == before

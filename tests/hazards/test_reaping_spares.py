@@ -14,7 +14,7 @@ import pytest
 from dead_agents import (
     OWNER,
     STRANGER,
-    LivingAgent,
+    AgentClient,
     can_give_files_away,
     dead_agent,
     fork,
@@ -30,15 +30,15 @@ from dead_agents import (
     start_process,
 )
 
-from pytest_propolis.agent.identity import ProcessIdentity
-from pytest_propolis.agent.ledger import LEDGER_NAME, Ledger, read_ledger
-from pytest_propolis.agent.reaper import reap
-from pytest_propolis.agent.reaper_report import Report
-from pytest_propolis.agent.survey import survey
+from pytest_propolis.ledger.identity import ProcessIdentity
+from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger, read_ledger
+from pytest_propolis.ledger.reaper import reap
+from pytest_propolis.ledger.reaper_report import Report
+from pytest_propolis.ledger.survey import survey
 
 
 def test_a_living_run_is_not_touched(base: Path) -> None:
-    with LivingAgent(base, lambda ledger, directory: make_directory(ledger, directory / "d")) as agent:
+    with AgentClient(base, lambda ledger, directory: make_directory(ledger, directory / "d")) as agent:
         before = snapshot(base)
         report = reap(base, include_kept=True)
         assert snapshot(base) == before
@@ -236,8 +236,8 @@ def test_nothing_is_removed_through_a_mount(base: Path, tmp_path: Path) -> None:
     directory = dead_agent(base, act)
     script = f"""
 from pathlib import Path
-from pytest_propolis.agent.protocol import LOG_NAME
-from pytest_propolis.agent.reaper import reap
+from pytest_propolis.agent_api.messages import LOG_NAME
+from pytest_propolis.ledger.reaper import reap
 report = reap(Path({str(base)!r}))
 assert not report.removed, report
 assert "mounted at" in report.failed[0].reason, report

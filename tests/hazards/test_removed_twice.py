@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from pytest_propolis.fixtures.run import Run
+from pytest_propolis.session.run import Run
 from pytest_propolis.vm.factory import VmFactory
 
 

@@ -13,7 +13,7 @@ import live_run as hazards
 import pytest
 from live_run import live_run
 
-from pytest_propolis.engine.template import Template
+from pytest_propolis.engine.templates.template import Template
 from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
 
 ENDED_TIMEOUT_S = 60

@@ -14,8 +14,8 @@ import pytest
 from inner_run import InnerRun
 from mounts import as_root, mounted, tmpfs
 
-from pytest_propolis.agent.rendezvous import Rendezvous
 from pytest_propolis.hosts.run_directory import run_token
+from pytest_propolis.ledger.rendezvous import Rendezvous
 
 BOOTS = "async def test_it(test_vm): ..."
 

@@ -258,6 +258,6 @@ def test_doctor_knows_the_built_in_guests_where_pytest_cannot_be_configured(pyte
     told = propolis("doctor")
     assert "alpine" in guests_in(told.stdout)
     assert "nothing_like_this" in told.stderr
-    refused = propolis("setup", "micro")
-    assert refused.returncode == 1
-    assert "propolis: pytest cannot read its configuration in this directory (exit status 4)" in refused.stderr
+    api_error = propolis("setup", "micro")
+    assert api_error.returncode == 1
+    assert "propolis: pytest cannot read its configuration in this directory (exit status 4)" in api_error.stderr

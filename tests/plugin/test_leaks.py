@@ -11,13 +11,13 @@ import pytest
 from inner_run import InnerRun
 from propolis_command import propolis
 
-from pytest_propolis.agent.identity import ProcessIdentity
+from pytest_propolis.ledger.identity import ProcessIdentity
 
 # Started in a session of its own, with the mark of a living process entry: as a child that was forgotten.
 LEAK_PROCESS = """
 import os, subprocess, sys
-from pytest_propolis.agent.entry import MARK_VARIABLE
-from pytest_propolis.agent.ledger import LEDGER_NAME, read_ledger
+from pytest_propolis.ledger.entry import MARK_VARIABLE
+from pytest_propolis.ledger.ledger import LEDGER_NAME, read_ledger
 
 async def test_it(vm_factory, propolis):
     await vm_factory.create()

@@ -9,7 +9,7 @@ ORDER = """
 import asyncio, contextlib, json
 import pytest
 from pytest_propolis import DataDisk
-from pytest_propolis.agent.ledger import LEDGER_NAME, read_ledger
+from pytest_propolis.ledger.ledger import LEDGER_NAME, read_ledger
 
 pytestmark = pytest.mark.asyncio
 

@@ -62,7 +62,7 @@ def test_tests_that_need_no_vm_start_no_agent(inner: InnerRun) -> None:
 def test_a_workers_progress_is_seen_at_once_at_the_controllers_terminal(inner: InnerRun) -> None:
     inner.write(
         test_it="import pytest\n"
-        "from pytest_propolis.report.progress import progress_printer\n\n"
+        "from pytest_propolis.session.progress import progress_printer\n\n"
         "def test_waits(pytestconfig):\n"
         "    progress_printer(pytestconfig)('VM waits for memory')\n"
         "    print('captured')\n"

@@ -1,0 +1,116 @@
+"""What one client of the agent owns: VMs, and the disks that they hold open."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..agent_api.messages import CreateVm, KeptDisk, KeptListed, VmListed
+from ..agent_api.retention import Kept
+from ..engine.server.server import VmServer
+from ..engine.templates.restored_machine import RestoredMachine
+from ..errors import ConfigError
+from ..ledger.entry import Entry
+from ..ledger.writer import LedgerWriter
+
+__all__ = ["ClientResources", "OwnedVm"]
+
+
+@dataclass(slots=True, kw_only=True)
+class OwnedVm:
+    """A Propolis server, its owner, and its place in the ledger.
+
+    :param promise: the name that its memory was promised under.
+    """
+
+    id: str
+    request: CreateVm
+    client: str
+    server: VmServer
+    directory: Entry
+    books: LedgerWriter
+    since: float
+    promise: str
+    fork: RestoredMachine | None = None
+    closing: asyncio.Task[None] | None = None
+
+    @property
+    def disks(self) -> tuple[Path, ...]:
+        """Those that lie in its directory."""
+        return (*(self.fork.disks if self.fork else ()), *self.server.own_disks)
+
+    def listed(self, kept: Kept | None) -> VmListed:
+        return VmListed(
+            id=self.id,
+            name=self.request.name,
+            group=self.request.group,
+            client=self.client,
+            state=self.server.state_name,
+            pid=self.server.pid,
+            since=self.since,
+            kept=kept,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class ClientResources:
+    """What one client owns. Disks outlive VMs, because VMs hold them open.
+
+    :param forget_promise: called with the promise of each VM that has ended.
+    """
+
+    books: LedgerWriter
+    forget_promise: Callable[[str], None]
+    vms: dict[str, OwnedVm] = field(default_factory=dict)
+    disks: dict[str, Entry] = field(default_factory=dict)
+    left: bool = False
+    kept: Kept | None = None
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def require_new_name(self, request: CreateVm) -> None:
+        """
+        :raises ConfigError: when there is a VM of that name in the group.
+        """
+        for other in self.vms.values():
+            if (other.request.name, other.request.group) == (request.name, request.group):
+                raise ConfigError(
+                    f"there is a VM named {request.name!r} in {request.group} already",
+                    hint="give each VM of a test its own name",
+                )
+
+    def listed_vms(self) -> tuple[VmListed, ...]:
+        return tuple(vm.listed(self.kept) for vm in self.vms.values())
+
+    def listed_kept(self, key: str, kept: Kept) -> KeptListed:
+        disks = [KeptDisk(id=disk_id, path=entry.what["path"]) for disk_id, entry in self.disks.items()]
+        disks += [KeptDisk(id=vm.id, path=str(path)) for vm in self.vms.values() for path in vm.disks]
+        return KeptListed(id=key, kept=kept, vms=self.listed_vms(), disks=tuple(disks))
+
+    async def close(self, vm: OwnedVm) -> None:
+        """End a VM. Whoever asks while it ends already waits for the same end."""
+        if vm.closing is None:
+            vm.closing = asyncio.create_task(self._end(vm))
+        await asyncio.shield(vm.closing)
+
+    async def closings(self) -> None:
+        """Wait for those VMs that are about to end."""
+        closings = [asyncio.shield(vm.closing) for vm in self.vms.values() if vm.closing]
+        await asyncio.gather(*closings, return_exceptions=True)
+
+    def remove_disk(self, disk_id: str) -> None:
+        """Remove a disk that no VM has open. What is gone is fine."""
+        if entry := self.disks.pop(disk_id, None):
+            Path(entry.what["path"]).unlink(missing_ok=True)
+            self.books.gone(entry)
+
+    async def _end(self, vm: OwnedVm) -> None:
+        try:
+            await vm.server.close()
+            self.forget_promise(vm.promise)
+        except BaseException:
+            vm.closing = None  # it may be tried again
+            raise
+        if self.vms.pop(vm.id, None):
+            self.books.gone(vm.directory)

@@ -1,0 +1,102 @@
+"""Forks on the agent's host: started, in directories of their own, for whoever will have them."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..agent_api.messages import AgentConfig
+from ..engine.qemu.machine import MachineError
+from ..engine.server.server_config import ServerConfig
+from ..engine.templates.restored_machine import RestoredMachine
+from ..engine.templates.template import Template
+from ..errors import TemplateError
+from ..ledger.entry import Entry
+from ..ledger.writer import LedgerWriter
+from .hypervisor import HypervisorFinder
+
+__all__ = ["ForkStarter", "StartedFork"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartedFork:
+    """A fork that nobody drives yet.
+
+    :param directory: the ledger's entry of its directory.
+    :param config: what its server will need, with the fork itself.
+    """
+
+    id: str
+    directory: Entry
+    config: ServerConfig
+    fork: RestoredMachine
+    books: LedgerWriter
+
+
+class ForkStarter:
+    """Starts forks."""
+
+    def __init__(self, config: AgentConfig, platforms: HypervisorFinder) -> None:
+        self._config = config
+        self._platforms = platforms
+
+    async def start(
+        self, books: LedgerWriter, template: Template, place: Path, *, warm_up: bool = False
+    ) -> StartedFork:
+        """Start one, which then waits to be run. Of a call that fails or is cancelled nothing is left.
+
+        :param books: keep account of its directory and its process.
+        :param place: the template's directory.
+        :param warm_up: let its guest run a command already.
+        :raises TemplateError: when QEMU does not take the template.
+        """
+        started = await self._prepare(books, template, place)
+        try:
+            await started.fork.start()
+            if warm_up:
+                await started.fork.warm_up()
+        except (MachineError, OSError, TimeoutError) as error:
+            await self.discard(started)
+            raise TemplateError(f"a fork does not start: {error or 'it does not answer'}") from None
+        except BaseException:
+            await asyncio.shield(self.discard(started))
+            raise
+        return started
+
+    async def discard(self, started: StartedFork) -> None:
+        """End one that nobody drives, and remove what it has."""
+        await started.fork.close()
+        shutil.rmtree(started.config.directory, ignore_errors=True)
+        started.books.gone(started.directory)
+
+    async def _prepare(self, books: LedgerWriter, template: Template, place: Path) -> StartedFork:
+        platform = await self._platforms.find()
+        fork_id = secrets.token_hex(8)
+        directory = Path(self._config.directory) / "vms" / fork_id
+        with books.creating("directory", directory) as entry:
+            directory.mkdir(parents=True, mode=0o700)
+        mark, log_path = f"propolis-{self._config.run}-{fork_id}", directory / "qemu.log"
+        fork = RestoredMachine(
+            template,
+            place=place,
+            directory=directory,
+            qemu=platform.qemu,
+            accelerator=platform.accelerator.name,
+            mark=mark,
+            log_path=log_path,
+            journal=books,
+        )
+        config = ServerConfig(
+            mark=mark,
+            qemu=platform.qemu,
+            accelerator=platform.accelerator.name,
+            boot=template.boot,
+            directory=directory,
+            log_path=log_path,
+            journal=books,
+            fork=fork,
+        )
+        return StartedFork(id=fork_id, directory=entry, config=config, fork=fork, books=books)

@@ -1,0 +1,65 @@
+"""What the agent's host runs guests with: QEMU and the accelerator, found once per agent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from platformdirs import user_cache_path
+
+from ..agent_api.messages import AgentConfig
+from ..engine.qemu.accelerator.probe import AcceleratorChoice, probe_accelerator
+from ..engine.qemu.binary import Qemu, find_qemu
+from ..settings import Accelerator
+
+__all__ = ["Hypervisor", "HypervisorFinder"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hypervisor:
+    """QEMU and the way it runs guests here."""
+
+    qemu: Qemu
+    accelerator: AcceleratorChoice
+
+
+class HypervisorFinder:
+    """Finds the platform in the background from the agent's start on; whoever needs it waits for it."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self._search = self._begin()
+
+    async def find(self) -> Hypervisor:
+        """The platform.
+
+        :raises CapabilityMissing: when there is no good QEMU, or the accelerator that was asked for does not work.
+        """
+        if self._search.done() and (self._search.cancelled() or self._search.exception()):
+            self._search = self._begin()
+        return await asyncio.shield(self._search)
+
+    async def aclose(self) -> None:
+        """End a search that is under way."""
+        self._search.cancel()
+        await asyncio.wait([self._search])
+
+    def _begin(self) -> asyncio.Task[Hypervisor]:
+        search = asyncio.create_task(self._find())
+        # A failure is told to whoever asks, and is no news if nobody does.
+        search.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return search
+
+    async def _find(self) -> Hypervisor:
+        qemu = await find_qemu(Path(self._config.qemu) if self._config.qemu else None)
+        choice = await probe_accelerator(
+            qemu,
+            wanted=cast(Accelerator, self._config.accelerator),
+            cache_dir=user_cache_path("propolis"),
+        )
+        # For every QEMU that this agent starts: an agent has one.
+        os.environ.update(qemu.environment)
+        return Hypervisor(qemu=qemu, accelerator=choice)

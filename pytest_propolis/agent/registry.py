@@ -1,0 +1,325 @@
+"""The agent's account: which client owns what, and how it is released."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from ..agent_api.boot_source import DirectKernel
+from ..agent_api.messages import (
+    SOCKET_NAME,
+    AgentConfig,
+    CreateDisk,
+    CreateVm,
+    DiskCreated,
+    Keep,
+    KeptListed,
+    ResourceIds,
+    VmListed,
+)
+from ..agent_api.retention import Kept
+from ..engine.qemu.memory import GuestMemory
+from ..engine.server.server import VmServer
+from ..engine.server.server_config import ServerConfig
+from ..engine.templates.template import Template
+from ..errors import AgentError, ArtifactMissing, HostBusy
+from ..ledger.entry import KEPT_OWNER, Owner
+from ..ledger.identity import ProcessIdentity
+from ..ledger.ledger import Ledger
+from ..ledger.writer import LedgerWriter
+from ..propolis_api.endpoint import Endpoint
+from ..storage.overlays import check_image, create_blank, create_overlay
+from .budget import MemoryBudget
+from .client_resources import ClientResources, OwnedVm
+from .fork_starter import ForkStarter
+from .hypervisor import HypervisorFinder
+from .standby import Standby
+
+__all__ = ["ResourceRegistry", "make_image"]
+
+logger = logging.getLogger(__name__)
+
+
+class ResourceRegistry:
+    """All that the agent owns, by client. What is created is in the ledger first, and undone if its client is gone."""
+
+    def __init__(self, config: AgentConfig, ledger: Ledger, platforms: HypervisorFinder) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._platforms = platforms
+        self._directory = Path(config.directory)
+        self._clients: dict[str, ClientResources] = {}
+        self._budget = MemoryBudget()
+        self.forks = ForkStarter(config, platforms)
+        self.standby = Standby(self.forks, partial(LedgerWriter, ledger, Owner("standby")), per_kind=config.standby)
+
+    def admit(self, client: str, *, pid: int) -> None:
+        """A client's lifeline is there: it may own things from now on.
+
+        :param pid: its process on this host; 0 if it is on another one.
+        """
+        process = None
+        with contextlib.suppress(ProcessLookupError):
+            process = ProcessIdentity.of(pid) if pid else None
+        self._clients[client] = self._holdings_of(Owner(client, process))
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._clients
+
+    def list_vms(self) -> list[VmListed]:
+        return [vm for holdings in self._clients.values() for vm in holdings.listed_vms()]
+
+    def list_kept(self) -> list[KeptListed]:
+        return [holdings.listed_kept(key, holdings.kept) for key, holdings in self._clients.items() if holdings.kept]
+
+    def find_vm(self, vm_id: str) -> OwnedVm | None:
+        for holdings in self._clients.values():
+            if vm := holdings.vms.get(vm_id):
+                return vm
+        return None
+
+    async def create_vm(self, client: str, request: CreateVm, *, memory: GuestMemory | None = None) -> OwnedVm:
+        """Make a Propolis server.
+
+        :param memory: the file that is to hold its guest's memory.
+        :raises ConfigError: when the client's group has a VM of that name.
+        :raises ArtifactMissing: when a file that it would boot from is not there.
+        """
+        platform = await self._platforms.find()
+        holdings = self._holdings(client)
+        holdings.require_new_name(request)
+        _check_boot_files(request)
+        vm_id = secrets.token_hex(8)
+        await self._admit(holdings, vm_id, request)
+        directory = self._directory / "vms" / vm_id
+        books = LedgerWriter(self._ledger, holdings.books.owner)
+        try:
+            with books.creating("directory", directory) as entry:
+                directory.mkdir(parents=True, mode=0o700)
+        except BaseException:
+            self._budget.release(vm_id)
+            raise
+        server = VmServer(
+            ServerConfig(
+                mark=f"propolis-{self._config.run}-{vm_id}",
+                qemu=platform.qemu,
+                accelerator=platform.accelerator.name,
+                boot=request.boot,
+                directory=directory,
+                log_path=Path(request.log_path),
+                journal=books,
+                display=request.display,
+                memory=memory,
+                copy_disks=request.copy_disks,
+                address=self._address(vm_id),
+            )
+        )
+        vm = OwnedVm(
+            id=vm_id,
+            request=request,
+            client=client,
+            server=server,
+            directory=entry,
+            books=books,
+            since=time.time(),
+            promise=vm_id,
+        )
+        holdings.vms[vm_id] = vm
+        return vm
+
+    async def fork_vm(self, client: str, request: CreateVm, *, template: Template, place: Path) -> OwnedVm:
+        """Make a Propolis server whose first VM goes on where a template stopped.
+
+        :param place: the template's directory.
+        :raises ConfigError: when the client's group has a VM of that name.
+        :raises ArtifactMissing: when a file that it would boot from after a reset is not there.
+        :raises TemplateError: when QEMU does not take the template.
+        """
+        holdings = self._holdings(client)
+        holdings.require_new_name(request)
+        _check_boot_files(request)
+        promise = secrets.token_hex(8)
+        await self._admit(holdings, promise, request)
+        try:
+            started = await self.standby.claim(template, place)
+            if started is None:
+                books = LedgerWriter(self._ledger, holdings.books.owner)
+                started = await self.forks.start(books, template, place)
+            if holdings.left:
+                await self.forks.discard(started)
+                raise AgentError(f"client {client!r} left while its VM was forked")
+        except BaseException:
+            self._budget.release(promise)
+            raise
+        vm = OwnedVm(
+            id=started.id,
+            request=request,
+            client=client,
+            server=VmServer(
+                dataclasses.replace(started.config, log_path=Path(request.log_path), address=self._address(started.id))
+            ),
+            directory=started.directory,
+            books=started.books,
+            since=time.time(),
+            fork=started.config.fork,
+            promise=promise,
+        )
+        started.books.hand_over(holdings.books.owner)
+        holdings.vms[vm.id] = vm
+        return vm
+
+    async def remove_vm(self, client: str, vm_id: str) -> None:
+        """End a VM and its server. Removing what is gone is fine."""
+        holdings = self._holdings(client)
+        if vm := holdings.vms.get(vm_id):
+            await holdings.close(vm)
+
+    async def create_disk(self, client: str, request: CreateDisk) -> DiskCreated:
+        """Make a copy-on-write fork of an image, or an empty disk.
+
+        :raises ArtifactError: when the image is missing or broken.
+        :raises ResourceExhausted: when there is no space left.
+        """
+        qemu_img = (await self._platforms.find()).qemu.img
+        holdings = self._holdings(client)
+        disk_id = secrets.token_hex(8)
+        directory = self._directory / "disks"
+        directory.mkdir(mode=0o700, exist_ok=True)
+        path = directory / f"{disk_id}.qcow2"
+        with holdings.books.creating("file", path) as entry:
+            await make_image(request, qemu_img, path)
+            if holdings.left:
+                raise AgentError(f"client {client!r} left while its disk was made")
+        holdings.disks[disk_id] = entry
+        return DiskCreated(id=disk_id, path=str(path))
+
+    async def remove_disk(self, client: str, disk_id: str) -> None:
+        """Remove a fork, once the client's VMs that are about to end have let go of it. What is gone is fine."""
+        holdings = self._holdings(client)
+        await holdings.closings()
+        holdings.remove_disk(disk_id)
+
+    async def remove(self, client: str, belongings: ResourceIds) -> None:
+        """Remove VMs and then disks, in the order that `release` has. What is gone already is passed over."""
+        holdings = self._holdings(client)
+        going = [vm for vm_id in belongings.vms if (vm := holdings.vms.get(vm_id))]
+        going += [vm for vm in holdings.vms.values() if (vm.request.group, vm.request.name) in belongings.named]
+        await _all(partial(holdings.close, vm) for vm in going)
+        for disk_id in belongings.disks:
+            await self.remove_disk(client, disk_id)
+
+    def keep(self, client: str, request: Keep) -> KeptListed:
+        """Take VMs and disks over from a client, as those of a client of the agent's own; `release` ends that one.
+
+        The disks outlive even the agent, until the time is over.
+        """
+        giver = self._holdings(client)
+        kept = Kept(request.reason, time.time() + request.ttl_s)
+        key = f"kept-{secrets.token_hex(4)}"
+        taker = self._holdings_of(Owner(KEPT_OWNER, ProcessIdentity.current()), kept=kept)
+        try:
+            self._hand_over(request.belongings, giver, taker, kept)
+        except BaseException:
+            giver.vms |= taker.vms
+            giver.disks |= taker.disks
+            raise
+        for vm in taker.vms.values():
+            vm.client = key
+        if taker.vms or taker.disks:
+            self._clients[key] = taker
+        return taker.listed_kept(key, kept)
+
+    def _hand_over(self, belongings: ResourceIds, giver: ClientResources, taker: ClientResources, kept: Kept) -> None:
+        for vm_id in belongings.vms:
+            if (vm := giver.vms.get(vm_id)) and vm.closing is None:
+                vm.books.hand_over(taker.books.owner)
+                if vm.disks:
+                    vm.directory = self._ledger.keep(vm.directory, kept.until, reason=kept.reason)
+                taker.vms[vm_id] = giver.vms.pop(vm_id)
+        for disk_id in belongings.disks:
+            if entry := giver.disks.get(disk_id):
+                self._ledger.hand_over(entry, taker.books.owner)
+                taker.disks[disk_id] = self._ledger.keep(entry, kept.until, reason=kept.reason)
+                del giver.disks[disk_id]
+
+    async def released(self, client: str) -> None:
+        """Wait until all that a client owned is released. One that is not known has nothing."""
+        if holdings := self._clients.get(client):
+            await holdings.released.wait()
+
+    async def release(self, client: str) -> None:
+        """Release all that a client owns: VMs first, then the disks that they held open."""
+        holdings = self._clients.get(client)
+        if holdings is None:
+            return
+        holdings.left = True
+        await _all(partial(holdings.close, vm) for vm in list(holdings.vms.values()))
+        for disk_id in list(holdings.disks):
+            holdings.remove_disk(disk_id)
+        if all(other.kept for other in self._clients.values() if other is not holdings):
+            await self.standby.rest()  # what was kept needs none
+        self._clients.pop(client, None)
+        holdings.released.set()
+
+    async def release_all(self) -> None:
+        await self.standby.close()
+        await _all(partial(self.release, client) for client in list(self._clients))
+
+    async def _admit(self, holdings: ClientResources, promise: str, request: CreateVm) -> None:
+        """Set memory aside; what stands by makes room if need be."""
+        if not request.memory_mib:
+            return
+        try:
+            await self._budget.promise(promise, request.memory_mib)
+        except HostBusy:
+            await self.standby.let_go()
+            raise
+        if holdings.left:
+            self._budget.release(promise)
+            raise AgentError("the client left while it waited for memory")
+
+    def _holdings_of(self, owner: Owner, *, kept: Kept | None = None) -> ClientResources:
+        return ClientResources(books=LedgerWriter(self._ledger, owner), forget_promise=self._budget.release, kept=kept)
+
+    def _address(self, vm_id: str) -> str:
+        """Where other servers find a VM's."""
+        return Endpoint(base_url=f"http://agent/vms/{vm_id}", uds=self._directory / SOCKET_NAME).address
+
+    def _holdings(self, client: str) -> ClientResources:
+        holdings = self._clients.get(client)
+        if holdings is None or holdings.left:
+            raise AgentError(
+                f"client {client!r} has no lifeline", hint="open one first; it says when to release what you own"
+            )
+        return holdings
+
+
+async def make_image(request: CreateDisk, qemu_img: Path, path: Path) -> None:
+    if request.image is None:
+        await create_blank(qemu_img=qemu_img, image=path, size_bytes=request.size_bytes or 0)
+        return
+    image = Path(request.image)
+    await check_image(qemu_img=qemu_img, image=image, image_format=request.image_format)
+    await create_overlay(qemu_img=qemu_img, backing=image, overlay=path, backing_format=request.image_format)
+
+
+def _check_boot_files(request: CreateVm) -> None:
+    if isinstance(request.boot, DirectKernel):
+        for file in (request.boot.kernel, request.boot.initrd):
+            if file is not None and not Path(file).is_file():
+                raise ArtifactMissing(f"{file} is not there", hint="run `propolis setup`, or correct the path")
+
+
+async def _all(calls: Iterable[Callable[[], Awaitable[None]]]) -> None:
+    """Do all of these at once, and all of them even if some fail."""
+    for result in await asyncio.gather(*(call() for call in calls), return_exceptions=True):
+        if isinstance(result, Exception):
+            logger.error("release failed", exc_info=result)

@@ -1,0 +1,53 @@
+"""What the agent says of one VM beside the Propolis API: facts that the API lacks, its display, and
+the ways that its migrations took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ..agent_api.messages import VmFacts
+from ..engine.server.app import encoded
+from ..engine.server.dropshot_errors import ErrorResponse
+from ..engine.server.http_error import HttpError
+from ..engine.server.server import VmServer
+
+__all__ = ["VmExtensions"]
+
+
+class VmExtensions:
+    """The agent's own paths below ``/vms/{id}``.
+
+    :param find: the server of a VM, by its id; None if there is no such VM.
+    """
+
+    def __init__(self, find: Callable[[str], VmServer | None]) -> None:
+        self._find = find
+
+    @property
+    def routes(self) -> list[Route]:
+        return [
+            Route("/vms/{id}", self._facts, methods=["GET"]),
+            Route("/vms/{id}/screenshot", self._screenshot, methods=["GET"]),
+            Route("/vms/{id}/migrations", self._migrations, methods=["GET"]),
+        ]
+
+    async def _facts(self, request: Request) -> Response:
+        server = self._server(request)
+        socket = server.display_socket
+        return encoded(VmFacts(display_socket=str(socket) if socket else None, panics=server.panics))
+
+    async def _screenshot(self, request: Request) -> Response:
+        return Response(await self._server(request).screenshot(), media_type="image/png")
+
+    async def _migrations(self, request: Request) -> Response:
+        return encoded(self._server(request).migration_report())
+
+    def _server(self, request: Request) -> VmServer:
+        server = self._find(request.path_params["id"])
+        if server is None:
+            raise HttpError(ErrorResponse(status=404, message="no such VM"))
+        return server

@@ -1,0 +1,336 @@
+"""What clients and the agent say to each other beside the Propolis API: bodies of the agent's own paths."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from ..errors import AgentError, PropolisError
+from ..propolis_api import Component, InstanceProperties, InstanceSpec
+from ..storage.artifacts import Artifact
+from .boot_source import BootSource
+from .image_recipe import ImageRecipe
+from .retention import Kept
+
+__all__ = [
+    "CLIENT_HEADER",
+    "LOG_NAME",
+    "PID_HEADER",
+    "SOCKET_NAME",
+    "AgentConfig",
+    "AgentInfo",
+    "AgentReady",
+    "CreateDisk",
+    "CreateVm",
+    "Departed",
+    "DiskCreated",
+    "Fault",
+    "ForkVm",
+    "FreezeVm",
+    "ImageNeeded",
+    "Keep",
+    "KeptDisk",
+    "KeptListed",
+    "ResourceIds",
+    "StreamLine",
+    "TemplateMaking",
+    "TemplateNeeded",
+    "VmCreated",
+    "VmFacts",
+    "VmForked",
+    "VmListed",
+]
+
+SOCKET_NAME: Final = "agent.sock"
+"""Where in a run directory its agent listens."""
+
+LOG_NAME: Final = "agent.log"
+"""Where in a run directory its agent writes what it does."""
+
+CLIENT_HEADER: Final = "x-propolis-client"
+"""Every request of a client names it: what it creates is released when its lifeline breaks."""
+
+
+PID_HEADER: Final = "x-propolis-pid"
+"""The process id of a client, given with its lifeline; 0 for a client on another host."""
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent is started with.
+
+    :param run: an unguessable word: all that belongs to this run carries it.
+    :param directory: the agent's own directory, mode 0700, existing.
+    :param artifact_dir: the store of images; the user's cache if None.
+    :param qemu: the QEMU program; found on PATH if None.
+    :param accelerator: ``auto``, ``kvm`` or ``tcg``.
+    :param standby: how many forks of each kind stand by; None for as many as are good for this machine.
+    """
+
+    run: str
+    directory: str
+    artifact_dir: str | None = None
+    qemu: str | None = None
+    accelerator: str = "auto"
+    standby: int | None = None
+
+
+class AgentReady(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent tells the one who started it, once it listens."""
+
+    pid: int
+    socket: str
+
+
+class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What an agent says of itself."""
+
+    pid: int
+    run: str
+    version: str
+    qemu: str
+    qemu_version: str
+    accelerator: str
+    accelerator_reason: str
+    standing_by: int = 0
+
+
+class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a Propolis server of one's own.
+
+    :param name: for people.
+    :param group: what the VM belongs to (a test's node id): names are unique in it.
+    :param boot: what its VM starts from.
+    :param log_path: where QEMU's own messages go.
+    :param display: whether its VM has a display.
+    :param memory_mib: what it will need of the host's memory, in MiB; 0 if that is not to be looked at.
+    :param copy_disks: whether a VM that migrates in gets disks of its own, also where it could use the source's.
+    """
+
+    name: str
+    group: str
+    boot: BootSource
+    log_path: str
+    display: bool = False
+    copy_disks: bool = False
+    memory_mib: int = 0
+
+
+class VmCreated(msgspec.Struct, frozen=True, kw_only=True):
+    """A Propolis server is there: its API is below `path`."""
+
+    id: str
+    path: str
+
+
+class VmListed(msgspec.Struct, frozen=True, kw_only=True):
+    """One VM in the agent's account."""
+
+    id: str
+    name: str
+    group: str
+    client: str
+    state: str | None
+    pid: int | None
+    since: float
+    kept: Kept | None = None
+
+
+class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the Propolis API does not say of a VM.
+
+    :param display_socket: the UNIX socket of its display's VNC server; None without a display or while it is down.
+    :param panics: how often its guest reported a panic through the pvpanic device.
+    """
+
+    display_socket: str | None
+    panics: int
+
+
+class ImageNeeded(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for an artifact, or for what a recipe makes of three, on the agent's host.
+
+    With a recipe, `artifacts` holds what its hashes name. The answer is a stream of `StreamLine`.
+    """
+
+    artifacts: tuple[Artifact, ...]
+    recipe: ImageRecipe | None = None
+    timeout_s: float = 300.0
+
+
+class CreateDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a disk of one's own: a copy-on-write fork of an image, or an empty one.
+
+    :param image: path of the image, which must not change while forks live; None for an empty disk.
+    :param image_format: ``qcow2`` or ``raw``.
+    :param size_bytes: the size of an empty disk.
+    """
+
+    image: str | None = None
+    image_format: str = "qcow2"
+    size_bytes: int | None = None
+
+
+class DiskCreated(msgspec.Struct, frozen=True, kw_only=True):
+    """The disk: a qcow2 file that belongs to the client."""
+
+    id: str
+    path: str
+
+
+class ResourceIds(msgspec.Struct, frozen=True, kw_only=True):
+    """Some of what a client owns, by id.
+
+    :param named: VMs by group and name, for who does not know the id.
+    """
+
+    vms: tuple[str, ...] = ()
+    disks: tuple[str, ...] = ()
+    named: tuple[tuple[str, str], ...] = ()
+
+
+class Keep(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask the agent to take VMs and disks over from a client: they stay when the client leaves.
+
+    :param belongings: which; what is gone already is passed over.
+    :param reason: for people.
+    :param ttl_s: after so many seconds the agent removes them.
+    """
+
+    belongings: ResourceIds
+    reason: str
+    ttl_s: float
+
+
+class Departed(msgspec.Struct, frozen=True, kw_only=True):
+    """All that a client owned is released.
+
+    :param agent_stays: whether there are other clients, or things that are kept.
+    """
+
+    agent_stays: bool
+
+
+class KeptDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """A disk that is kept."""
+
+    id: str
+    path: str
+
+
+class KeptListed(msgspec.Struct, frozen=True, kw_only=True):
+    """What was kept at one request. Its disks go when its VMs have ended."""
+
+    id: str
+    kept: Kept
+    vms: tuple[VmListed, ...]
+    disks: tuple[KeptDisk, ...]
+
+
+class TemplateNeeded(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a template, which the client makes itself if there is none.
+
+    The answer is a stream of `StreamLine`. One of them may be `making`: then the client boots that VM, makes its guest
+    quiet, and freezes it; the stream goes on meanwhile, and ends with `template`.
+
+    :param title: what it is a template of, for people.
+    :param boot: what its guest starts from.
+    :param spec: the machine; the paths of its disks are `engine.template.disk_file` names.
+    :param disks: what the disks are made of, in that order.
+    :param guest: changes with everything else that shapes it: the guest's adapter, the shell protocol.
+    :param log_path: where the messages of the QEMU that makes it go.
+    """
+
+    title: str
+    boot: BootSource
+    spec: InstanceSpec
+    properties: InstanceProperties
+    disks: tuple[CreateDisk, ...]
+    guest: str
+    log_path: str
+
+
+class TemplateMaking(msgspec.Struct, frozen=True, kw_only=True):
+    """A VM is there to become a template: its API is below `path`, its disks are in place."""
+
+    id: str
+    path: str
+    spec: InstanceSpec
+
+
+class FreezeVm(msgspec.Struct, frozen=True, kw_only=True):
+    """The VM of a `TemplateMaking` is ready to be frozen.
+
+    :param session: the word of the read-eval loop that waits for commands in its guest.
+    :param console: what it showed until somebody was logged in.
+    :param drill: what to type so that its guest runs a command that changes nothing.
+    :param drilled: what it shows at the very end of it.
+    """
+
+    session: str
+    console: str
+    drill: str
+    drilled: str
+
+
+class ForkVm(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a Propolis server whose first VM goes on where a template stopped.
+
+    :param template: the key that the answer to `TemplateNeeded` gave.
+    :param added: disks and network cards that it has beyond the template's.
+    :param run: make the instance with these properties, and run it; without them the client does so.
+    :param typed: what is typed at it then. It tells the time, and so is left out if the fork is not ready at once.
+    """
+
+    template: str
+    name: str
+    group: str
+    log_path: str
+    added: dict[str, Component] = {}
+    run: InstanceProperties | None = None
+    typed: str = ""
+
+
+class VmForked(msgspec.Struct, frozen=True, kw_only=True):
+    """A fork has started. It waits to be ensured with this spec, and run, unless that was asked for.
+
+    :param boot: what its VM starts from when it is reset.
+    :param session: the word of the read-eval loop that waits for commands in its guest.
+    :param typed: whether it was given what was to be typed.
+    :param took_s: how long the steps took, in seconds; empty for one that stood by.
+    """
+
+    id: str
+    path: str
+    spec: InstanceSpec
+    boot: BootSource
+    session: str
+    typed: bool
+    took_s: dict[str, float]
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """An error on its way from the agent to a client, where it becomes the same error again."""
+
+    kind: str
+    message: str
+    hint: str | None = None
+    console_tail: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, error: PropolisError) -> Fault:
+        return cls(kind=type(error).__name__, message=error.message, hint=error.hint, console_tail=error.console_tail)
+
+    def to_error(self) -> PropolisError:
+        kind = PropolisError.kinds.get(self.kind, AgentError)
+        return kind(self.message, hint=self.hint, console_tail=self.console_tail)
+
+
+class StreamLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of a streamed answer: progress, and at the end what was asked for, or a fault."""
+
+    progress: str | None = None
+    making: TemplateMaking | None = None
+    paths: tuple[str, ...] | None = None
+    template: str | None = None
+    fault: Fault | None = None

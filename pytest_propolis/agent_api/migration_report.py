@@ -1,0 +1,41 @@
+"""What a server says of its VM's migrations beyond the Propolis API."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from uuid import UUID
+
+import msgspec
+
+from .transfers import DiskTransfer, MemoryTransfer
+
+__all__ = ["MigrationReport", "MigrationSide"]
+
+
+class MigrationSide(msgspec.Struct, frozen=True, kw_only=True):
+    """One migration, as one of its servers saw it.
+
+    :param way: how the memory got to the target; None before that is settled.
+    :param disks: how each disk got to the target, by backend.
+    :param failure: why it failed, if it did.
+    """
+
+    id: UUID
+    way: MemoryTransfer | None = None
+    disks: Mapping[str, DiskTransfer] = {}
+    failure: str | None = None
+
+
+class MigrationReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The latest migration into a server, and the latest out of it. Each stays after its end.
+
+    The pause of a migration is the time from the source's `stopped_s` to the target's `resumed_s`.
+
+    :param stopped_s: when QEMU last stopped the guest, by the host's clock in seconds since the epoch; 0 for never.
+    :param resumed_s: when QEMU last let it run.
+    """
+
+    migration_in: MigrationSide | None = None
+    migration_out: MigrationSide | None = None
+    stopped_s: float = 0.0
+    resumed_s: float = 0.0

@@ -1,0 +1,14 @@
+"""Resources that are kept for inspection."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["Kept"]
+
+
+class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a resource survives its owner, and until when (unix time in seconds; None: until somebody asks)."""
+
+    reason: str
+    until: float | None = None

@@ -1,0 +1,1 @@
+"""Live migration: source, target, disks, streams."""

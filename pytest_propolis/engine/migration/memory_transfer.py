@@ -1,0 +1,22 @@
+"""The ways in which a guest's memory gets to the target."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ...agent_api.transfers import MemoryTransfer
+from ..qemu.accelerator.probe import AcceleratorName
+
+__all__ = ["way_of_copying"]
+
+# Before, QEMU's emulator loses track of the pages that a running guest writes: they arrive stale, in five tries of five
+# with 7.2. With 10.0 none did in 170, from guests that had booted and from forks. KVM tracks them in hardware or in the
+# kernel, and was never concerned.
+LIVE_UNDER_TCG: Final = (10, 0, 0)
+
+
+def way_of_copying(accelerator: AcceleratorName, qemu_version: tuple[int, int, int]) -> MemoryTransfer:
+    """The best way to copy memory that is known to leave it intact."""
+    if accelerator == "kvm" or qemu_version >= LIVE_UNDER_TCG:
+        return MemoryTransfer.LIVE
+    return MemoryTransfer.STOP_AND_COPY

@@ -1,0 +1,240 @@
+"""What the two servers of a migration say to each other, over the websocket that the target opens.
+
+The target offers the protocols that it speaks, as a text; the source answers with the one that it picks. From there on
+each message is one binary frame:
+
+====================  =====================  ==============================================================
+source                target                 phase
+====================  =====================  ==============================================================
+`Preamble`                                   Sync: what the VM is
+                      `Plan`                 Sync: what it became here; the target waits for the stream
+`DisksReady`                                 only if disks are copied: they are, and follow what the guest writes
+                      `Proceed`              only then
+`StreamSent`                                 all of QEMU's state is in the stream
+                      `StreamLoaded`         the target has loaded it
+`ServerState`                                Server: what is not QEMU's
+                      `Ready`                Finish: the target could let the guest run
+`HandedOver`                                 Finish: the guest is the target's
+====================  =====================  ==============================================================
+
+Either side may say `Failure` instead, up to `HandedOver`, or end the connection. The source then lets its guest run on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Final, Protocol, TypeVar
+
+import msgspec
+
+from ...agent_api.boot_source import BootSource
+from ...agent_api.transfers import DiskTransfer, MemoryTransfer
+from ...propolis_api import InstanceSpec
+from ..qemu.devices.host_file import HostFile
+from ..qemu.serial_port import SerialState
+from .disks import DiskFacts
+from .failure import MigrationFailed
+
+__all__ = [
+    "ANSWER_TIMEOUT_S",
+    "Connection",
+    "ConnectionLost",
+    "DisksReady",
+    "Failure",
+    "HandedOver",
+    "MigrationChannel",
+    "Plan",
+    "Preamble",
+    "Proceed",
+    "Ready",
+    "ServerState",
+    "StreamLoaded",
+    "StreamSent",
+    "transfer_timeout_s",
+]
+
+PROTOCOLS: Final = ("pytest-propolis-migrate/2",)
+"""Those that are spoken here, the best first."""
+
+ANSWER_TIMEOUT_S: Final = 15.0
+TRANSFER_S_PER_GIB: Final = 90.0
+
+T = TypeVar("T")
+
+
+def transfer_timeout_s(memory_mib: int) -> float:
+    """How long the transfer of a guest's memory may take: 90 s per GiB, and never less than other answers may."""
+    return max(TRANSFER_S_PER_GIB * memory_mib / 1024, ANSWER_TIMEOUT_S)
+
+
+class Preamble(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What the VM is.
+
+    :param memory: where its memory is, if another QEMU may map it.
+    :param disks: where its disks are, by backend; those whose backend is a network service are not among them.
+    """
+
+    spec: InstanceSpec
+    boot: BootSource
+    qemu_version: tuple[int, int, int]
+    accelerator: str
+    memory: HostFile | None
+    disks: dict[str, DiskFacts]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What the VM will be at the target.
+
+    :param stream: the UNIX socket where the target waits for QEMU's state.
+    :param address: the target's server, for clients that follow the VM.
+    :param disks: how each disk gets to the target, by backend.
+    :param disk_socket: the UNIX socket where the target's QEMU takes those that are copied, as NBD exports that are
+        named as their backends.
+    """
+
+    way: MemoryTransfer
+    stream: str
+    address: str
+    disks: dict[str, DiskTransfer]
+    disk_socket: str
+
+
+class DisksReady(msgspec.Struct, frozen=True, tag=True):
+    """The target's copies equal the source's disks, and follow what the guest writes."""
+
+
+class Proceed(msgspec.Struct, frozen=True, tag=True):
+    """The target waits for the stream now."""
+
+
+class StreamSent(msgspec.Struct, frozen=True, tag=True):
+    """The source's QEMU has sent all."""
+
+
+class StreamLoaded(msgspec.Struct, frozen=True, tag=True):
+    """The target's QEMU has loaded all, and is stopped."""
+
+
+class ServerState(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What the source's server holds of the VM."""
+
+    com1: SerialState
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The target could let the guest run, and waits for leave to."""
+
+
+class HandedOver(msgspec.Struct, frozen=True, tag=True):
+    """The guest is the target's."""
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The migration is over: it has failed."""
+
+    reason: str
+
+
+Step = DisksReady | Proceed | StreamSent | StreamLoaded | Ready | HandedOver
+Message = Preamble | Plan | Step | ServerState | Failure
+
+_DECODER: Final = msgspec.msgpack.Decoder(Message)
+
+
+class ConnectionLost(Exception):
+    """Raised when the other side has left."""
+
+
+class Connection(Protocol):
+    """A websocket, whichever side opened it."""
+
+    async def send(self, frame: str | bytes) -> None:
+        """:raises ConnectionLost: when the other side has left."""
+
+    async def receive(self) -> str | bytes:
+        """:raises ConnectionLost: when the other side has left."""
+
+    async def close(self, reason: str) -> None:
+        """End it. Closing twice is fine."""
+
+    def abandon(self) -> None:
+        """Have it ended by whoever opened it."""
+
+
+class MigrationChannel:
+    """One side's end of the conversation.
+
+    Every method raises `MigrationFailed`: when the other side says that it failed, leaves, takes too long, or does not
+    keep to the protocol.
+
+    :param other: what the other side is, for errors: ``source`` or ``target``.
+    """
+
+    def __init__(self, connection: Connection, *, other: str) -> None:
+        self._connection = connection
+        self._other = other
+
+    async def offer(self) -> None:
+        """The target's first step."""
+        await self._send(",".join(PROTOCOLS))
+        chosen = await self._receive(ANSWER_TIMEOUT_S)
+        if chosen not in PROTOCOLS:
+            raise MigrationFailed(f"the source chose the protocol {chosen!r}, which was not offered")
+
+    async def choose(self) -> None:
+        """The source's first step."""
+        offers = await self._receive(ANSWER_TIMEOUT_S)
+        known = [name for name in PROTOCOLS if isinstance(offers, str) and name in offers.split(",")]
+        if not known:
+            raise MigrationFailed(f"no protocol in common: {offers!r} is offered, {', '.join(PROTOCOLS)} spoken here")
+        await self._send(known[0])
+
+    async def say(self, message: Message) -> None:
+        await self._send(msgspec.msgpack.encode(message))
+
+    async def hear(self, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S) -> T:
+        """The next message, which must be of this kind."""
+        frame = await self._receive(timeout_s)
+        try:
+            message: Any = _DECODER.decode(frame if isinstance(frame, bytes) else frame.encode())
+        except msgspec.DecodeError as error:
+            raise MigrationFailed(f"the {self._other} sent what is no message: {error}") from None
+        if isinstance(message, Failure):
+            raise MigrationFailed(message.reason, told=True)
+        if not isinstance(message, kind):
+            raise MigrationFailed(f"the {self._other} said {type(message).__name__} where {kind.__name__} was due")
+        return message
+
+    async def fail(self, reason: str) -> None:
+        """Tell the other side, if it still listens, and end the conversation."""
+        with contextlib.suppress(MigrationFailed):  # it has left: then it knows
+            await self.say(Failure(reason=reason))
+        await self.close(reason)
+
+    async def close(self, reason: str = "") -> None:
+        """End the conversation. Closing twice is fine."""
+        await self._connection.close(reason)
+
+    def abandon(self) -> None:
+        """End the conversation before it began."""
+        self._connection.abandon()
+
+    async def _send(self, frame: str | bytes) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await self._connection.send(frame)
+        except (ConnectionLost, TimeoutError) as error:
+            raise self._lost(error) from None
+
+    async def _receive(self, timeout_s: float) -> str | bytes:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._connection.receive()
+        except ConnectionLost as error:
+            raise self._lost(error) from None
+        except TimeoutError:
+            raise MigrationFailed(f"the {self._other} did not answer for {timeout_s:.0f} s") from None
+
+    def _lost(self, error: Exception) -> MigrationFailed:
+        return MigrationFailed(f"the {self._other} has left{f': {error}' if str(error) else ''}")

@@ -1,0 +1,66 @@
+"""A relay between two connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import Final
+
+from .stream import StreamListener
+
+__all__ = ["Relay"]
+
+CHUNK_BYTES: Final = 1 << 18
+
+
+class Relay:
+    """Carries bytes both ways between whoever connects first and a far end, until either closes its connection.
+
+    QEMU's own cure for a far end that hangs does not work on UNIX sockets: shut down while it is full, such a socket
+    never becomes writable, and QEMU waits for that for ever. Here the near end can be closed, as if the far end were
+    dead.
+
+    :param listener: where the near end connects; it becomes the relay's.
+    :param far: becomes the relay's.
+    """
+
+    def __init__(self, listener: StreamListener, far: socket.socket) -> None:
+        self._listener = listener
+        self._far = far
+        self._near: socket.socket | None = None
+        self._work = asyncio.create_task(self._carry_both())
+
+    async def close(self) -> None:
+        """Cut the connection at both ends. Closing twice is fine."""
+        self._work.cancel()
+        await asyncio.gather(self._work, return_exceptions=True)
+        self._close_ends()  # also when it was cancelled before it began
+
+    def _close_ends(self) -> None:
+        self._listener.close()
+        self._far.close()
+        if self._near is not None:
+            self._near.close()
+
+    async def _carry_both(self) -> None:
+        carriers: list[asyncio.Task[None]] = []
+        try:
+            near = self._near = await self._listener.accept()
+            near.setblocking(False)
+            pairs = [(near, self._far), (self._far, near)]
+            carriers = [asyncio.create_task(_carry(*pair)) for pair in pairs]
+            await asyncio.wait(carriers, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for carrier in carriers:
+                carrier.cancel()
+            await asyncio.gather(*carriers, return_exceptions=True)
+            self._close_ends()
+
+
+async def _carry(source: socket.socket, target: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with contextlib.suppress(OSError):
+        while size := await loop.sock_recv_into(source, buffer):
+            await loop.sock_sendall(target, buffer[:size])

@@ -1,0 +1,278 @@
+"""The source of a migration: gives its guest to the target that asked for it, or lets it run on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+from qemu.qmp import EventListener
+
+from ...agent_api.boot_source import BootSource
+from ...agent_api.transfers import DiskTransfer, MemoryTransfer
+from ...propolis_api import InstanceSpec, MigrationState
+from ..qemu.accelerator.probe import AcceleratorName
+from ..qemu.devices.disks import backend_nodes
+from ..qemu.devices.host_file import HostFile
+from ..qemu.machine import Machine, MachineError
+from ..request_queue import MigrateAsSource, MigrationOut
+from ..templates.state_stream import cancel_transfer, save_state
+from .departing_disks import describe_disks
+from .disk_mirror import DiskMirror, MirroredDisk
+from .disks import DiskFacts, copy_timeout_s
+from .failure import FailureInjector, MigrationFailed
+from .protocol import (
+    ANSWER_TIMEOUT_S,
+    DisksReady,
+    HandedOver,
+    MigrationChannel,
+    Plan,
+    Preamble,
+    Proceed,
+    Ready,
+    ServerState,
+    StreamLoaded,
+    StreamSent,
+    transfer_timeout_s,
+)
+from .spec import require_migratable
+from .stream import connect_stream
+from .transfer import transfer_and_hear
+
+__all__ = ["MigrationSource", "SourceFacts"]
+
+logger = logging.getLogger(__name__)
+
+PLAN_TIMEOUT_S: Final = 60.0
+"""How long the target may take to start its QEMU. The guest runs meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFacts:
+    """What the target must know of a VM.
+
+    :param memory: where its memory is, if another QEMU may map it.
+    :param blobs: where the contents of its blob backends are.
+    """
+
+    spec: InstanceSpec
+    boot: BootSource
+    qemu_version: tuple[int, int, int]
+    accelerator: AcceleratorName
+    memory: HostFile | None
+    blobs: Mapping[str, HostFile]
+
+
+class MigrationSource:
+    """Serves the migrations out of one VM, as the state driver's `MigrateOut`.
+
+    :param directory: a private directory for sockets.
+    :param facts: called for each migration: what the VM is now.
+    :param publish: publishes a phase of the migration of that id.
+    :param settled: called with the ways that were agreed upon for memory and disks, and with the reason of a failure.
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: Path,
+        facts: Callable[[], SourceFacts],
+        injector: FailureInjector,
+        publish: Callable[[UUID, MigrationState], None],
+        settled: Callable[[UUID, MemoryTransfer | None, Mapping[str, DiskTransfer], str | None], None],
+    ) -> None:
+        self._directory = directory
+        self._facts = facts
+        self._injector = injector
+        self._publish = publish
+        self._settled = settled
+
+    async def __call__(self, machine: Machine, request: MigrateAsSource, outcome: MigrationOut) -> None:
+        """Give the guest away. If that fails, it runs on here when this returns.
+
+        :raises MachineError: when the guest cannot run on.
+        """
+        channel = request.payload
+        assert isinstance(channel, MigrationChannel)
+        migration = _Departure(self, UUID(request.migration_id), machine, channel)
+        try:
+            await migration.go()
+        except (MigrationFailed, MachineError) as error:
+            logger.warning("migration %s out failed: %s", request.migration_id, error)
+            self._settled(migration.id, migration.way, migration.disks, str(error))
+            migration.reach(MigrationState.ERROR)
+            await channel.fail(str(error))
+            await migration.run_on()
+        except BaseException:
+            await migration.mirror.cut()
+            await channel.close("the source's server ends")
+            raise
+        else:
+            outcome.handed_over = True
+            await channel.close()
+
+
+class _Departure:
+    """One migration out.
+
+    The phases are published in propolis-server's order, also those in which nothing is left to do here.
+    """
+
+    def __init__(
+        self, source: MigrationSource, migration_id: UUID, machine: Machine, channel: MigrationChannel
+    ) -> None:
+        self._source = source
+        self.id = migration_id
+        self._machine = machine
+        self._channel = channel
+        self._paused = False
+        self._ends: EventListener | None = None
+        self.mirror = DiskMirror(machine, directory=source._directory)
+        self._described: dict[str, DiskFacts] = {}
+        self.way: MemoryTransfer | None = None
+        self.disks: Mapping[str, DiskTransfer] = {}
+
+    async def go(self) -> None:
+        self.reach(MigrationState.SYNC)
+        facts = self._source._facts()
+        plan = await self._sync(facts)
+        self.way, self.disks = plan.way, plan.disks
+        self._source._settled(self.id, plan.way, plan.disks, None)
+        self.reach(MigrationState.RAM_PUSH)
+        await self._copy_disks(plan, facts.spec)
+        await self._push(plan, facts.spec.board.memory_mb)
+        self.reach(MigrationState.RAM_PUSH, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.SERVER)
+        await self._channel.hear(Ready)
+        self.reach(MigrationState.FINISH)
+        await self._channel.say(HandedOver())
+        self._machine.serial.move_to(plan.address)
+
+    async def run_on(self) -> None:
+        """Let the guest run here."""
+        await self.mirror.close()
+        if self._paused:
+            await self._machine.resume()
+            self._machine.serial.release()
+
+    def reach(self, *phases: MigrationState) -> None:
+        for phase in phases:
+            self._source._publish(self.id, phase)
+
+    async def _sync(self, facts: SourceFacts) -> Plan:
+        await self._channel.choose()
+        require_migratable(facts.spec)
+        self._described = await describe_disks(self._machine, facts.spec, facts.blobs)
+        self.reach(MigrationState.SYNC)
+        await self._channel.say(
+            Preamble(
+                spec=facts.spec,
+                boot=facts.boot,
+                qemu_version=facts.qemu_version,
+                accelerator=facts.accelerator,
+                memory=facts.memory,
+                disks=self._described,
+            )
+        )
+        return await self._channel.hear(Plan, timeout_s=PLAN_TIMEOUT_S)
+
+    async def _copy_disks(self, plan: Plan, spec: InstanceSpec) -> None:
+        """Have the target's own disks follow what the guest writes; nothing if it uses the source's."""
+        if unknown := plan.disks.keys() - self._described.keys():
+            raise MigrationFailed(f"the target wants to copy what is no disk: {', '.join(sorted(unknown))}")
+        nodes = backend_nodes(spec.components)
+        disks = [
+            MirroredDisk(
+                key=key,
+                node=nodes[key],
+                size_bytes=self._described[key].size_bytes,
+                overlay=way is DiskTransfer.COPIED_OVERLAY,
+            )
+            for key, way in plan.disks.items()
+            if way.is_copied
+        ]
+        if not disks:
+            return
+
+        async def copy() -> None:
+            await self.mirror.start(disks, socket=Path(plan.disk_socket))
+            await self._channel.say(DisksReady())
+
+        timeout_s = copy_timeout_s(sum(disk.size_bytes for disk in disks)) + ANSWER_TIMEOUT_S
+        await transfer_and_hear(copy(), self._channel.hear(Proceed, timeout_s=timeout_s))
+
+    async def _pause(self) -> None:
+        self._paused = True
+        await self.mirror.guard(self._machine.pause())
+        # QEMU has told of all that the guest did before when it answers this.
+        await self._require_status("paused")
+        self._require_no_end()
+        self._hold()
+        await self.mirror.finish()
+
+    async def _require_status(self, wanted: str) -> None:
+        status = (await self._machine.execute("query-status"))["status"]
+        if status != wanted:
+            raise MigrationFailed(f"the guest has stopped by itself ({status})")
+
+    def _require_no_end(self) -> None:
+        """A guest that ends or resets itself in the moment of its stop is paused all the same: it would hang there."""
+        assert self._ends is not None
+        if not self._ends.empty():
+            end: dict[str, Any] = dict(self._ends.history[-1])
+            raise MigrationFailed(f"the guest has stopped by itself ({end['data']['reason']})")
+
+    def _hold(self) -> None:
+        self._paused = True
+        self._machine.serial.hold()
+        self.reach(MigrationState.PAUSE, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY)
+
+    async def _push(self, plan: Plan, memory_mib: int) -> None:
+        """Send QEMU's state and the server's, and hear that the target has loaded it."""
+        timeout_s = ANSWER_TIMEOUT_S if plan.way.memory_in_file else transfer_timeout_s(memory_mib)
+        with await connect_stream(Path(plan.stream)) as stream, self._machine.events("SHUTDOWN") as self._ends:
+            if plan.way is MemoryTransfer.LIVE:
+                await self._require_status("running")
+            loaded = self._channel.hear(StreamLoaded, timeout_s=timeout_s)
+            await transfer_and_hear(self._send(stream.fileno(), plan.way, timeout_s), loaded)
+
+    async def _send(self, stream: int, way: MemoryTransfer, timeout_s: float) -> None:
+        live = way is MemoryTransfer.LIVE
+        try:
+            async with asyncio.timeout(timeout_s):
+                await save_state(
+                    self._machine,
+                    stream,
+                    memory_in_file=way.memory_in_file,
+                    stop=None if live else self._stop,
+                    on_switchover=self._switch_over if live else None,
+                )
+        except TimeoutError:
+            await cancel_transfer(self._machine)
+            raise MigrationFailed(f"the target has not taken the guest's state for {timeout_s:.0f} s") from None
+        except BaseException:
+            with contextlib.suppress(MachineError):
+                await cancel_transfer(self._machine)
+            raise
+        await self._channel.say(StreamSent())
+        # The target wants this next: it need not ask while the guest stands still.
+        await self._channel.say(ServerState(com1=self._machine.serial.state()))
+
+    async def _stop(self) -> None:
+        await self._pause()
+        self._export()
+
+    async def _switch_over(self) -> None:
+        self._paused = True
+        self._require_no_end()
+        self._hold()
+        await self.mirror.finish()
+        self._export()
+
+    def _export(self) -> None:
+        self.reach(MigrationState.PAUSE, MigrationState.DEVICE)
+        self._source._injector.exporting()

@@ -1,0 +1,193 @@
+"""The target of a migration: takes the guest of another server over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+from ...agent_api.boot_source import BootSource, boot_difference
+from ...agent_api.migration_report import MigrationSide
+from ...agent_api.transfers import MemoryTransfer
+from ...propolis_api import FromMigration, InstanceSpec, MigrationState
+from ..qemu.accelerator.probe import AcceleratorName
+from ..qemu.devices.host_file import HostFile
+from ..qemu.machine import Machine, MachineError
+from ..templates.state_stream import load_state
+from .arriving_disks import ArrivingDisks
+from .failure import FailureInjector, MigrationFailed
+from .memory_transfer import way_of_copying
+from .protocol import (
+    ANSWER_TIMEOUT_S,
+    DisksReady,
+    HandedOver,
+    MigrationChannel,
+    Plan,
+    Preamble,
+    Proceed,
+    Ready,
+    ServerState,
+    StreamLoaded,
+    StreamSent,
+    transfer_timeout_s,
+)
+from .spec import replace_components
+from .stream import StreamListener
+from .transfer import transfer_and_hear
+from .websocket import OpenedConnection
+
+__all__ = ["MigrationTarget"]
+
+logger = logging.getLogger(__name__)
+
+
+class MigrationTarget:
+    """One migration in: `sync`, make a machine of `spec` and the memory, and let the state driver call this object, as
+    its `Arrive`. Close it in any case.
+
+    :param address: where clients find this server.
+    :param stream_path: where to wait for QEMU's state, in a private directory.
+    :param boot: what a guest boots from here. It must be the same at the source: the guest may be reset.
+    :param disks: the VM's disks here. They are closed with this.
+    :param publish: publishes a phase of the migration. Sync has been.
+    """
+
+    def __init__(
+        self,
+        init: FromMigration,
+        *,
+        address: str,
+        stream_path: Path,
+        boot: BootSource,
+        accelerator: AcceleratorName,
+        qemu_version: tuple[int, int, int],
+        disks: ArrivingDisks,
+        publish: Callable[[UUID, MigrationState], None],
+    ) -> None:
+        self.id = init.migration_id
+        self._init = init
+        self._address = address
+        self._stream_path = stream_path
+        self._boot = boot
+        self._accelerator = accelerator
+        self._qemu_version = qemu_version
+        self.disks = disks
+        self._publish = publish
+        self._channel: MigrationChannel | None = None
+        self._injector = FailureInjector()
+        self._memory_mib = 0
+        self._has_guest = False
+        self.way: MemoryTransfer | None = None
+        self.failure: str | None = None
+
+    @property
+    def report(self) -> MigrationSide:
+        return MigrationSide(id=self.id, way=self.way, disks=self.disks.ways, failure=self.failure)
+
+    async def sync(self) -> tuple[InstanceSpec, HostFile | None]:
+        """Agree with the source: the spec of the VM here, and where its memory is, if the source can share it.
+
+        :raises MigrationFailed: when the source does not answer or refuses, or its VM cannot be had here.
+        """
+        connection = await OpenedConnection.to(self._init.src_addr, self.id)
+        channel = self._channel = MigrationChannel(connection, other="source")
+        await channel.offer()
+        preamble = await channel.hear(Preamble)
+        self._require_same("QEMU", ".".join(map(str, preamble.qemu_version)), ".".join(map(str, self._qemu_version)))
+        self._require_same("accelerator", preamble.accelerator, self._accelerator)
+        if difference := boot_difference(preamble.boot, self._boot):
+            self._require_same(*difference)
+        spec = replace_components(preamble.spec, self._init.replace_components)
+        spec = await self.disks.settle(spec, preamble.disks)
+        self._injector = FailureInjector.of(spec)
+        self._memory_mib = spec.board.memory_mb
+        return spec, preamble.memory
+
+    def plan(self, *, shares_memory: bool) -> None:
+        """Settle how the memory gets here."""
+        way = MemoryTransfer.SHARED_MEMORY
+        self.way = way if shares_memory else way_of_copying(self._accelerator, self._qemu_version)
+
+    async def __call__(self, machine: Machine) -> None:
+        """Bring the guest here, up to where it could run.
+
+        :raises MachineError: when that fails. The source has been told, and lets it run on.
+        """
+        try:
+            await self._arrive(machine)
+        except (MigrationFailed, MachineError) as error:
+            logger.warning("migration %s in failed: %s", self.id, error)
+            self.failure = str(error)
+            self._publish(self.id, MigrationState.ERROR)
+            raise MachineError(f"migration in: {error}") from None
+
+    async def close(self) -> None:
+        """End the conversation. A source that still has the guest lets it run on. Closing twice is fine."""
+        self.disks.close(keep=self._has_guest)
+        channel, self._channel = self._channel, None
+        if channel is None:
+            return
+        if self._has_guest:
+            await channel.close()
+        else:
+            await channel.fail(self.failure or "the target has ended")
+
+    async def _arrive(self, machine: Machine) -> None:
+        channel = self._channel
+        assert channel is not None, "sync first"
+        await self._load(channel, machine)
+        self._reach(MigrationState.RAM_PULL)
+        state = await channel.hear(ServerState)
+        self._reach(MigrationState.SERVER)
+        machine.serial.restore(state.com1)
+        await channel.say(Ready())
+        self._reach(MigrationState.FINISH)
+        await channel.hear(HandedOver)
+        self._has_guest = True  # the source ends the conversation: the guest is not to wait for that
+
+    async def _load(self, channel: MigrationChannel, machine: Machine) -> None:
+        assert self.way is not None, "plan first"
+        timeout_s = transfer_timeout_s(self._memory_mib)
+        listener = StreamListener(self._stream_path)
+        try:
+            await self.disks.open(machine)
+            plan = Plan(
+                way=self.way,
+                stream=str(self._stream_path),
+                address=self._address,
+                disks=self.disks.ways,
+                disk_socket=str(self.disks.socket),
+            )
+            await channel.say(plan)
+            self._reach(MigrationState.RAM_PUSH)
+            if self.disks.copied:
+                await channel.hear(DisksReady, timeout_s=self.disks.timeout_s + ANSWER_TIMEOUT_S)
+                await channel.say(Proceed())
+            sent = channel.hear(StreamSent, timeout_s=timeout_s)
+            await transfer_and_hear(self._receive(listener, machine, self.way, timeout_s), sent)
+        finally:
+            listener.close()
+        await self.disks.shut(machine)
+        self._reach(MigrationState.DEVICE)
+        self._injector.importing()
+        await channel.say(StreamLoaded())
+
+    async def _receive(self, listener: StreamListener, machine: Machine, way: MemoryTransfer, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                with await listener.accept() as stream:
+                    self._reach(MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.PAUSE)
+                    await load_state(machine, stream.fileno(), memory_in_file=way.memory_in_file)
+        except TimeoutError:
+            raise MigrationFailed(f"the guest's state has not come for {timeout_s:.0f} s") from None
+
+    def _reach(self, *phases: MigrationState) -> None:
+        for phase in phases:
+            self._publish(self.id, phase)
+
+    @staticmethod
+    def _require_same(what: str, theirs: str, ours: str) -> None:
+        if theirs != ours:
+            raise MigrationFailed(f"{what}: {theirs} at the source, {ours} here")

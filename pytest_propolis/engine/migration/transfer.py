@@ -1,0 +1,34 @@
+"""The transfer of QEMU's state, while the other side is listened to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from .failure import MigrationFailed
+
+__all__ = ["transfer_and_hear"]
+
+REASON_TIMEOUT_S: Final = 1.0
+
+
+async def transfer_and_hear(transfer: Coroutine[Any, Any, None], answer: Coroutine[Any, Any, Any]) -> None:
+    """Have QEMU transfer, and hear the other side's word that it has done its part; the failure of one ends both.
+
+    QEMU's error may only be the consequence of a failure on the other side: then it is that which is raised.
+    """
+    moved, heard = tasks = asyncio.create_task(transfer), asyncio.create_task(answer)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if not heard.done():
+            await asyncio.wait([heard], timeout=REASON_TIMEOUT_S)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    reason = None if heard.cancelled() else heard.exception()
+    if isinstance(reason, MigrationFailed) and (reason.told or moved.cancelled()):
+        raise reason
+    moved.result()
+    heard.result()

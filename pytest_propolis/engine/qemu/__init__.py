@@ -1,0 +1,1 @@
+"""QEMU's process: its command line, its monitor, its devices."""

@@ -1,0 +1,1 @@
+"""How QEMU runs guests on this machine: the accelerators and their probe."""

@@ -1,0 +1,32 @@
+"""How QEMU is told to run a guest's instructions: accelerator, threads, CPU model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from .probe import AcceleratorName
+
+__all__ = ["acceleration_arguments"]
+
+# One thread for all virtual CPUs: with a thread each, Linux 6.18 now and then dies when it patches its own text on
+# another CPU ("Oops: int3", seen once in 41 boots on a busy host), and other systems are reported to crash in the same
+# mode on busy hosts up to QEMU 9.2. Tests in parallel use the other cores.
+_ACCELERATORS: Final = {"kvm": "kvm", "tcg": "tcg,thread=single"}
+
+# A CPU model that is old enough: what newer ones add (SMAP, SMEP, ERMS) costs an emulator something. Alpine boots in
+# 8.1 s on Nehalem, 9.5 s on Haswell, 9.2 s on "max" (QEMU 7.2; with mitigations=off and norandmaps, which matter more).
+# RDRAND makes the guest's random numbers ready at once, and is the host's.
+_MODELS: Final = {"kvm": "host", "tcg": "Nehalem,+rdrand"}
+
+
+def acceleration_arguments(
+    accelerator: AcceleratorName, *, model: str | None = None, flags: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """The words of QEMU's command line.
+
+    :param model: a CPU model other than the accelerator's usual one.
+    :param flags: what to add to the model.
+    """
+    cpu = ",".join([model or _MODELS[accelerator], *flags])
+    return ("-accel", _ACCELERATORS[accelerator], "-cpu", cpu)

@@ -1,0 +1,1 @@
+"""The virtual processor: models, features, CPUID templates."""

@@ -1,0 +1,1 @@
+"""Components of an instance spec as devices of QEMU."""

@@ -1,0 +1,1 @@
+"""The Propolis server API: request queue, state driver, publisher, serial port."""

@@ -1,0 +1,246 @@
+"""The Propolis API over HTTP: routes, bodies and error bodies, for whatever `VmServer` the request's scope names."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from ...propolis_api import (
+    InstanceEnsureRequest,
+    InstanceSerialConsoleHistoryResponse,
+    InstanceStateMonitorRequest,
+    InstanceStateRequested,
+    InstanceVCRReplace,
+)
+from ..migration.websocket import AcceptedConnection
+from ..qemu.serial_history import HistoryGap
+from .dropshot_errors import ErrorResponse, bad_request
+from .http_error import HttpError, unsupported
+from .serial_websocket import serve_serial
+from .server import VmServer
+
+__all__ = ["SERVER_KEY", "engine_app", "http_error"]
+
+SERVER_KEY: Final = "propolis.server"
+"""Where the scope of a request names its `VmServer`."""
+
+HISTORY_BYTES: Final = 16 << 10
+GREATEST_NUMBER: Final = (1 << 64) - 1
+LONGEST_NUMBER: Final = 100  # int() itself refuses texts of thousands of digits
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+Handler = Callable[[VmServer, Request], Awaitable[Response]]
+
+
+def engine_app() -> Starlette:
+    """The 13 operations of the API. A scope must carry the server under `SERVER_KEY`."""
+    return Starlette(
+        routes=[
+            Route("/instance", _instance, methods=["GET", "PUT"]),
+            Route("/instance/spec", _endpoint(_spec), methods=["GET"]),
+            Route("/instance/state", _endpoint(_state), methods=["PUT"]),
+            Route("/instance/state-monitor", _endpoint(_monitor), methods=["GET"]),
+            Route("/instance/migration-status", _endpoint(_migration_status), methods=["GET"]),
+            Route("/instance/nmi", _endpoint(_nmi), methods=["POST"]),
+            Route("/instance/serial/history", _endpoint(_serial_history), methods=["GET"]),
+            WebSocketRoute("/instance/serial", _serial),
+            Route("/instance/serial", _endpoint(_upgrade_expected), methods=["GET"]),
+            Route(
+                "/instance/disk/{id}/status",
+                _endpoint(_unsupported("volume status: it has no Crucible volumes")),
+                methods=["GET"],
+            ),
+            Route("/instance/disk/{id}/vcr", _endpoint(_replace_volume), methods=["PUT"]),
+            Route("/instance/disk/{id}/snapshot/{snapshot}", _endpoint(_snapshot), methods=["POST"]),
+            WebSocketRoute("/instance/migrate/{id}/start", _migrate_out),
+            Route("/instance/migrate/{id}/start", _endpoint(_migrate), methods=["GET"]),
+        ],
+        exception_handlers={HttpError: _refuse, HTTPException: http_error, Exception: _crash},
+    )
+
+
+def encoded(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status_code=status, media_type="application/json")
+
+
+async def decoded(request: Request, kind: type[T]) -> T:
+    """The body as `kind`.
+
+    :raises HttpError: 400 with the place of the fault.
+    """
+    try:
+        return msgspec.json.decode(await request.body(), type=kind)
+    except msgspec.DecodeError as error:
+        raise HttpError(bad_request(f"unable to parse JSON body: {error}")) from None
+
+
+def error_response(answer: ErrorResponse) -> Response:
+    request_id = str(uuid.uuid4())
+    response = encoded(answer.body(request_id=request_id), answer.status)
+    response.headers["x-request-id"] = request_id
+    return response
+
+
+def _endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        return await handler(_server(request), request)
+
+    return endpoint
+
+
+def _server(connection: HTTPConnection) -> VmServer:
+    server = connection.scope[SERVER_KEY]
+    assert isinstance(server, VmServer)
+    return server
+
+
+async def _instance(request: Request) -> Response:
+    if request.method == "PUT":
+        return encoded(await _server(request).ensure(await decoded(request, InstanceEnsureRequest)), 201)
+    return encoded(_server(request).get())
+
+
+async def _spec(server: VmServer, _request: Request) -> Response:
+    return encoded(server.get_spec())
+
+
+async def _state(server: VmServer, request: Request) -> Response:
+    server.put_state(await decoded(request, InstanceStateRequested))
+    return Response(status_code=204)
+
+
+async def _monitor(server: VmServer, request: Request) -> Response:
+    return encoded(await server.monitor((await decoded(request, InstanceStateMonitorRequest)).gen))
+
+
+async def _migration_status(server: VmServer, _request: Request) -> Response:
+    return encoded(server.migration_status())
+
+
+async def _nmi(server: VmServer, _request: Request) -> Response:
+    await server.nmi()
+    return encoded(None)
+
+
+async def _replace_volume(server: VmServer, request: Request) -> Response:
+    new = await decoded(request, InstanceVCRReplace)
+    return encoded(await server.replace_volume(request.path_params["id"], new.vcr_json))
+
+
+async def _serial_history(server: VmServer, request: Request) -> Response:
+    places = serial_place(request.query_params)
+    max_bytes = _number(request.query_params, "max_bytes")
+    history = server.serial().history
+    if len([place for place in places.values() if place is not None]) != 1:
+        raise HttpError(bad_request("exactly one of from_start and most_recent must be given"))
+    offset = history.offset_of(**places)
+    try:
+        data = history.read(offset, HISTORY_BYTES if max_bytes is None else max_bytes)
+    except HistoryGap as error:
+        raise HttpError(bad_request(str(error))) from None
+    return encoded(InstanceSerialConsoleHistoryResponse(data=data, last_byte_offset=offset + len(data)))
+
+
+async def _serial(websocket: WebSocket) -> None:
+    try:
+        port = _server(websocket).serial()
+        places = serial_place(websocket.query_params)
+        if None not in places.values():
+            places = {}  # as propolis-server: who gives two places gets none of them, but what comes from now on
+    except HttpError:
+        # A websocket channel has no error bodies: upstream drops the connection.
+        await websocket.close()
+        return
+    await websocket.accept()
+    await serve_serial(websocket, port, port.history.offset_of(**places))
+
+
+async def _migrate_out(websocket: WebSocket) -> None:
+    """Serve the target of a migration. It sees a refusal as a connection that is dropped at once, as upstream."""
+    await websocket.accept()
+    connection = AcceptedConnection(websocket)
+    try:
+        _server(websocket).migrate_out(require_uuid(websocket, "id"), connection)
+    except HttpError as refusal:
+        await connection.close(refusal.answer.error_code or refusal.answer.message)
+    await connection.ended()
+    await connection.close("the VM has ended")
+
+
+def serial_place(query: Mapping[str, str]) -> dict[str, int | None]:
+    return {name: _number(query, name) for name in ("from_start", "most_recent")}
+
+
+def _number(query: Mapping[str, str], name: str) -> int | None:
+    text = query.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER) or int(text) > GREATEST_NUMBER:
+        raise HttpError(bad_request(f"query parameter {name!r} must be a whole number below 2^64, not {text!r}"))
+    return int(text)
+
+
+async def _upgrade_expected(_server: VmServer, request: Request) -> Response:
+    """A request that is no websocket's, where one is served."""
+    serial_place(request.query_params)
+    raise HttpError(bad_request("expected connection upgrade"))
+
+
+async def _snapshot(server: VmServer, request: Request) -> Response:
+    require_uuid(request, "snapshot")
+    return await _unsupported("snapshots: it has no Crucible volumes")(server, request)
+
+
+async def _migrate(server: VmServer, request: Request) -> Response:
+    require_uuid(request, "id")
+    return await _upgrade_expected(server, request)
+
+
+def require_uuid(connection: HTTPConnection, name: str) -> uuid.UUID:
+    """A parameter of the path.
+
+    :raises HttpError: 400 when it is no UUID.
+    """
+    text = connection.path_params[name]
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        raise HttpError(bad_request(f"bad parameter in URL path: {name!r} must be a UUID, not {text!r}")) from None
+
+
+def _unsupported(what: str) -> Handler:
+    async def refuse(server: VmServer, _request: Request) -> Response:
+        server.get()  # 424 comes first where there is no VM, as upstream
+        raise unsupported(what)
+
+    return refuse
+
+
+async def _refuse(_request: Request, refusal: Exception) -> Response:
+    assert isinstance(refusal, HttpError)
+    return error_response(refusal.answer)
+
+
+async def http_error(_request: Request, error: Exception) -> Response:
+    """What the router refuses, in the form of the API: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    response = error_response(ErrorResponse(status=error.status_code, message=error.detail))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _crash(_request: Request, error: Exception) -> Response:
+    logger.error("unexpected error", exc_info=error)
+    message = f"unexpected error: {type(error).__name__}: {error}"
+    return error_response(ErrorResponse(status=500, error_code="Internal", message=message))

@@ -1,0 +1,82 @@
+"""A serial port over a websocket: history and live output out, typed bytes in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Final
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from ..qemu.serial_history import HistoryGap
+from ..qemu.serial_port import SerialPort
+
+__all__ = ["serve_serial"]
+
+FRAME_BYTES: Final = 16 << 10
+STREAM_FRAMES: Final = 16
+"""So many frames in a row, each less than `STREAM_GAP_S` after the last, and nothing typed meanwhile, are a stream."""
+
+STREAM_GAP_S: Final = 0.002
+GATHER_S: Final = 0.002
+"""A stream is gathered for so long: QEMU writes it octet by octet, and a small frame costs as much as a large one."""
+
+GOING_AWAY: Final = 1001
+
+
+async def serve_serial(websocket: WebSocket, port: SerialPort, offset: int) -> None:
+    """Serve one client from `offset` on until it leaves or the port ends: 1001 "VM stopped", as upstream.
+
+    When the guest has migrated away, a text tells the client where to follow it, from which offset on, and, which
+    upstream's does not, how much of what the client typed went along.
+    """
+    client = _Client(websocket, port)
+    typing = asyncio.create_task(client.type())
+    output = asyncio.create_task(client.show(offset))
+    try:
+        await asyncio.wait([typing, output], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (typing, output):
+            task.cancel()
+        await asyncio.gather(typing, output, return_exceptions=True)
+
+
+class _Client:
+    def __init__(self, websocket: WebSocket, port: SerialPort) -> None:
+        self._websocket = websocket
+        self._port = port
+        self._typed = 0
+        """How many bytes of this client's the guest has, or will have."""
+        self._frames = 0
+        """How many frames came in a row, since something was typed."""
+
+    async def show(self, offset: int) -> None:
+        port, loop = self._port, asyncio.get_running_loop()
+        sent_s = 0.0
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            while await port.history.wait_beyond(offset):
+                self._frames = self._frames + 1 if loop.time() - sent_s < STREAM_GAP_S else 0
+                if self._frames > STREAM_FRAMES:
+                    await asyncio.sleep(GATHER_S)
+                try:
+                    data = port.history.read(offset, FRAME_BYTES)
+                except HistoryGap:
+                    # This client was so slow that a part of what it has not seen is gone.
+                    await self._websocket.close(GOING_AWAY, "too slow: output was dropped")
+                    return
+                await self._websocket.send_bytes(data)
+                offset += len(data)
+                sent_s = loop.time()
+            if port.moved_to is None:
+                await self._websocket.close(GOING_AWAY, "VM stopped")
+            else:
+                moved = {"destination": port.moved_to, "from_start": offset, "typed": self._typed}
+                await self._websocket.send_json({"Migrating": moved})
+                await self._websocket.close()
+
+    async def type(self) -> None:
+        with contextlib.suppress(OSError):
+            while (message := await self._websocket.receive())["type"] == "websocket.receive":
+                data, self._frames = message.get("bytes"), 0
+                if data and await self._port.write(data):
+                    self._typed += len(data)

@@ -1,0 +1,89 @@
+"""One VM behind a server: what it is, and all that it has."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+
+import msgspec
+
+from ...agent_api.migration_report import MigrationSide
+from ...propolis_api import CrucibleStorageBackend, CrucibleStorageBackendComponent, InstanceProperties, InstanceSpec
+from ..migration.target import MigrationTarget
+from ..qemu.devices.blobs import BlobFiles
+from ..qemu.machine import Machine, MachineError
+from ..qemu.machine_part import MachinePart
+from ..qemu.memory import OwnMemory
+from ..volumes.block_backend import BlockBackends
+from .driver import StateDriver
+from .publisher import StatePublisher
+
+__all__ = ["ServedVm"]
+
+
+@dataclass(slots=True, kw_only=True)
+class ServedVm:
+    """One VM: made by ensure, dropped by the next ensure.
+
+    `spec` is None until the source of a migration has sent it. `initialized` tells whether QEMU came up; an exception
+    there is a `MachineError`, a `MigrationFailed`, or a `HttpError` of what the source sent. `plugged` is what a fork
+    gets beyond what its template has.
+    """
+
+    properties: InstanceProperties
+    spec: InstanceSpec | None
+    publisher: StatePublisher
+    initialized: asyncio.Future[None]
+    backends: BlockBackends | None = None
+    driver: StateDriver | None = None
+    machine: Machine | None = None
+    blobs: BlobFiles | None = None
+    memory: OwnMemory | None = None
+    arrival: MigrationTarget | None = None
+    departure: MigrationSide | None = None
+    plugged: list[MachinePart] = field(default_factory=list)
+    active: bool = False
+
+    def volume_replaced(self, key: str, vcr_json: str) -> None:
+        """A block backend has become another: the spec tells of it."""
+        assert self.spec is not None
+        backend = self.spec.components[key].component
+        if isinstance(backend, CrucibleStorageBackend):
+            component = CrucibleStorageBackendComponent(msgspec.structs.replace(backend, request_json=vcr_json))
+            self.spec = msgspec.structs.replace(self.spec, components={**self.spec.components, key: component})
+
+    @classmethod
+    def new(cls, properties: InstanceProperties, spec: InstanceSpec | None, publisher: StatePublisher) -> ServedVm:
+        """A VM of which nothing exists yet outside of this process."""
+        initialized: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        initialized.add_done_callback(lambda done: done.exception())  # the caller of ensure may have left
+        return cls(properties=properties, spec=spec, publisher=publisher, initialized=initialized)
+
+    def close_memory(self) -> None:
+        if self.memory is not None:
+            self.memory.close()
+
+    async def release(self) -> None:
+        """Release all that it has, each thing even if another fails.
+
+        :raises Exception: the last that one of them raised.
+        """
+        if not self.initialized.done():
+            self.initialized.set_exception(MachineError("the server was closed before QEMU was up"))
+        async with contextlib.AsyncExitStack() as all_of_it:
+            all_of_it.callback(self.close_memory)
+            if self.blobs is not None:
+                all_of_it.callback(self.blobs.close)
+            if self.backends is not None:
+                all_of_it.push_async_callback(self.backends.close)
+            if self.machine is not None:
+                all_of_it.push_async_callback(self.machine.close)
+            if self.arrival is not None:
+                self.arrival.failure = self.arrival.failure or _reason(self.initialized)
+                all_of_it.push_async_callback(self.arrival.close)
+
+
+def _reason(initialized: asyncio.Future[None]) -> str | None:
+    error = initialized.exception()
+    return str(error) if error else None

@@ -1,0 +1,303 @@
+"""A Propolis server: the life around one VM, from "no VM" to "run down" and round again.
+
+The wrapper of propolis-server: ``NoVm → WaitingForInit → Active → Rundown → RundownComplete → WaitingForInit …``. It is
+told apart from the request queue, which belongs to one VM while it is active.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+from ...agent_api.migration_report import MigrationReport
+from ...propolis_api import (
+    Instance,
+    InstanceEnsureRequest,
+    InstanceEnsureResponse,
+    InstanceGetResponse,
+    InstanceMigrateInitiateResponse,
+    InstanceMigrateStatusResponse,
+    InstanceSpecGetResponse,
+    InstanceState,
+    InstanceStateMonitorResponse,
+    InstanceStateRequested,
+    MigrationTargetInit,
+    PresentSpec,
+    ReplaceResult,
+    WaitingForMigrationSource,
+)
+from ..migration.failure import MigrationFailed
+from ..migration.protocol import MigrationChannel
+from ..migration.websocket import AcceptedConnection
+from ..qemu.devices.display import screenshot
+from ..qemu.devices.hot_plug import plug
+from ..qemu.machine import MachineError
+from ..qemu.serial_port import SerialPort
+from ..request_queue import MigrateAsSource, Reboot, ReplaceVolume, Request, RequestDenied, Run, Stop
+from ..templates.state_stream import save_state
+from ..volumes.block_backend import BackendMissing, ReplacementRefused, VolumeGone
+from .driver import Outcome
+from .dropshot_errors import (
+    ALREADY_INITIALIZED,
+    NO_INSTANCE,
+    VM_DESTROYED,
+    ErrorResponse,
+    backend_not_found,
+    crucible_error,
+    initialization_failed,
+    never_published,
+    state_change_denied,
+)
+from .http_error import HttpError
+from .publisher import PublisherGone
+from .served_vm import ServedVm
+from .server_config import ServerConfig
+from .vm_maker import VmMaker
+
+__all__ = ["VmServer"]
+
+logger = logging.getLogger(__name__)
+
+REQUESTS: Final[dict[InstanceStateRequested, type[Run | Stop | Reboot]]] = {
+    InstanceStateRequested.RUN: Run,
+    InstanceStateRequested.STOP: Stop,
+    InstanceStateRequested.REBOOT: Reboot,
+}
+
+
+class VmServer:
+    """One base URL's worth of Propolis API, without the HTTP.
+
+    Methods raise `HttpError` where upstream answers with an error.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._maker = VmMaker(config)
+        self._vm: ServedVm | None = None
+        self._life: asyncio.Task[None] | None = None
+
+    async def ensure(self, request: InstanceEnsureRequest) -> InstanceEnsureResponse:
+        """Create the VM.
+
+        Refused with 409 while there is one, with 400 for a bad spec, with 500 when it cannot be set up; then the state
+        is Failed, and the server can be asked again.
+        """
+        await self._maker.get_ready(request)
+        if self._life is not None:
+            raise HttpError(ALREADY_INITIALIZED)
+        init = request.init
+        if isinstance(init, MigrationTargetInit):
+            vm = self._maker.to_come(request.properties, init)
+        else:
+            vm = self._maker.new(request.properties, init.value.spec)
+        self._vm = vm
+        self._life = asyncio.create_task(self._live(vm))
+        try:
+            # A caller who leaves does not undo what was asked for: as propolis-server, whose handlers run detached.
+            await asyncio.shield(vm.initialized)
+        except HttpError:
+            await asyncio.shield(self._life_ended())
+            raise
+        except (MachineError, MigrationFailed) as error:
+            await asyncio.shield(self._life_ended())
+            raise HttpError(initialization_failed(str(error))) from None
+        migrate = InstanceMigrateInitiateResponse(migration_id=vm.arrival.id) if vm.arrival else None
+        return InstanceEnsureResponse(migrate=migrate)
+
+    def get(self) -> InstanceGetResponse:
+        vm = self._require_vm()
+        return InstanceGetResponse(instance=Instance(properties=vm.properties, state=vm.publisher.state))
+
+    def get_spec(self) -> InstanceSpecGetResponse:
+        vm = self._require_vm()
+        spec = PresentSpec(vm.spec) if vm.spec else WaitingForMigrationSource()
+        return InstanceSpecGetResponse(properties=vm.properties, spec=spec, state=vm.publisher.state)
+
+    def put_state(self, requested: InstanceStateRequested) -> None:
+        """Queue a state change. Returns when it is queued or ignored, not when it is done."""
+        self._request(REQUESTS[requested]())
+
+    async def replace_volume(self, backend_id: str, vcr_json: str) -> ReplaceResult:
+        """Give a block backend a new volume construction request, and wait for what it says to it.
+
+        Refused with 404 where there is no such backend, with 400 when it says no, with 410 when the VM ends before.
+        """
+        reply: asyncio.Future[ReplaceResult] = asyncio.get_running_loop().create_future()
+        self._request(ReplaceVolume(backend_id, vcr_json, reply))
+        try:
+            return await reply
+        except BackendMissing:
+            raise HttpError(backend_not_found(backend_id)) from None
+        except ReplacementRefused as api_error:
+            raise HttpError(crucible_error(str(api_error))) from None
+        except VolumeGone:
+            raise HttpError(VM_DESTROYED) from None
+
+    async def monitor(self, gen: int) -> InstanceStateMonitorResponse:
+        """Wait for generation `gen` of the VM's state; no time limit."""
+        if self._vm is None:
+            raise HttpError(NO_INSTANCE)
+        try:
+            return await self._vm.publisher.wait_for(gen)
+        except PublisherGone:
+            raise HttpError(never_published(gen)) from None
+
+    def migration_status(self) -> InstanceMigrateStatusResponse:
+        return self._require_vm().publisher.snapshot().migration
+
+    def migration_report(self) -> MigrationReport:
+        """What the API does not say of the migrations: how the memory was moved, why one failed, the pause."""
+        vm = self._require_vm()
+        arrival = vm.arrival
+        came = arrival.report if arrival else None
+        stopped_s, resumed_s = (vm.machine.stopped_s, vm.machine.resumed_s) if vm.machine else (0.0, 0.0)
+        return MigrationReport(migration_in=came, migration_out=vm.departure, stopped_s=stopped_s, resumed_s=resumed_s)
+
+    def migrate_out(self, migration_id: UUID, connection: AcceptedConnection) -> None:
+        """Queue a migration to the target at the other end of a connection. Returns when it is queued.
+
+        Refused as other state changes are.
+        """
+        channel = MigrationChannel(connection, other="target")
+        self._request(MigrateAsSource(str(migration_id), channel))
+
+    def serial(self) -> SerialPort:
+        machine = self._require_active().machine
+        assert machine is not None
+        return machine.serial
+
+    async def nmi(self) -> None:
+        machine = self._require_active().machine
+        assert machine is not None
+        await machine.execute("inject-nmi")
+
+    async def screenshot(self) -> bytes:
+        """What the display shows, as a PNG image. Refused with 404 where there is no display."""
+        machine = self._require_active().machine
+        assert machine is not None
+        if not self._config.display:
+            raise HttpError(ErrorResponse(status=404, message="this VM has no display"))
+        try:
+            return await screenshot(machine, directory=self._config.directory)
+        except (MachineError, OSError) as error:
+            raise HttpError(ErrorResponse(status=500, error_code="Internal", message=str(error))) from None
+
+    async def freeze(self, path: Path) -> None:
+        """Stop the guest for good, and write its state, without its memory, to a new file.
+
+        :raises MachineError: when QEMU cannot save it, with the reason.
+        """
+        machine = self._require_active().machine
+        assert machine is not None
+        await machine.pause()
+        with path.open("xb") as file:
+            await save_state(machine, file.fileno(), memory_in_file=True)
+
+    @property
+    def display_socket(self) -> Path | None:
+        """Where the display's VNC server listens; None without one, and while QEMU does not run."""
+        return self._config.display_socket if self.pid is not None else None
+
+    @property
+    def own_disks(self) -> tuple[Path, ...]:
+        """The disks that were made here for a VM that migrated in. They are gone when the server is closed."""
+        return tuple(self._vm.arrival.disks.files) if self._vm and self._vm.arrival else ()
+
+    @property
+    def panics(self) -> int:
+        """How often the guest reported a panic, since the VM was made."""
+        return self._vm.machine.panics if self._vm and self._vm.machine else 0
+
+    @property
+    def state_name(self) -> str | None:
+        """The VM's public state; None before the first ensure."""
+        return self._vm.publisher.state.value if self._vm else None
+
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process id while it runs."""
+        return self._vm.machine.pid if self._vm and self._vm.machine and self._life else None
+
+    async def close(self) -> None:
+        """End the VM at once and release all it has. Closing twice is fine."""
+        if self._life is not None:
+            if not self._life.cancelling():  # cancelled twice, it would not get to its end
+                self._life.cancel()
+            await self._life_ended()
+        await self._maker.close()
+        shutil.rmtree(self._config.directory, ignore_errors=True)
+
+    def _request(self, request: Request) -> None:
+        driver = self._require_active().driver
+        assert driver is not None
+        try:
+            driver.request(request)
+        except RequestDenied as denial:
+            raise HttpError(state_change_denied(denial.reason)) from None
+
+    async def _live(self, vm: ServedVm) -> None:
+        outcome = Outcome.FAILED
+        try:
+            if vm.arrival is not None:
+                await self._maker.sync(vm, vm.arrival)
+            assert vm.machine is not None
+            assert vm.driver is not None
+            if not vm.machine.is_started:  # a fork is
+                await vm.machine.start()
+            await plug(vm.machine, vm.plugged)
+            vm.active = True
+            vm.initialized.set_result(None)
+            outcome = await vm.driver.run(vm.machine)
+        except (MachineError, MigrationFailed, HttpError) as error:
+            vm.initialized.set_exception(error)
+        except asyncio.CancelledError:
+            outcome = Outcome.DESTROYED
+            raise
+        finally:
+            vm.active = False
+            await _to_the_end(self._run_down(vm, outcome))
+
+    async def _run_down(self, vm: ServedVm, outcome: Outcome) -> None:
+        """Release all that a VM has, and only then say that it is gone."""
+        try:
+            await vm.release()
+        except Exception:
+            logger.exception("the VM is not released as it should be")
+            outcome = Outcome.FAILED
+        finally:
+            self._life = None
+            vm.publisher.publish(InstanceState.DESTROYED if outcome is Outcome.DESTROYED else InstanceState.FAILED)
+            vm.publisher.close()
+
+    async def _life_ended(self) -> None:
+        while (life := self._life) is not None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([life])
+            if life.done() and self._life is life:
+                self._life = None  # it was cancelled before it began
+
+    def _require_vm(self) -> ServedVm:
+        if self._vm is None:
+            raise HttpError(NO_INSTANCE)
+        return self._vm
+
+    def _require_active(self) -> ServedVm:
+        vm = self._require_vm()
+        if not vm.active:
+            raise HttpError(NO_INSTANCE)
+        return vm
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do this whole, however often the caller is cancelled meanwhile."""
+    task = asyncio.create_task(work)
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])

@@ -1,0 +1,98 @@
+"""What a server is given when it is made, as propolis-server is on its command line; with a spec, QEMU's arguments."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...agent_api.boot_source import BootSource, Firmware
+from ...propolis_api import InstanceSpec
+from ..qemu.accelerator.probe import AcceleratorName
+from ..qemu.binary import Qemu, find_firmware
+from ..qemu.child import Journal
+from ..qemu.command_line import qemu_arguments
+from ..qemu.cpu.features import CpuFeatures
+from ..qemu.memory import GuestMemory
+from ..templates.restored_machine import RestoredMachine
+from ..volumes.block_backend import BackendFactory
+from .dropshot_errors import initialization_failed
+from .http_error import HttpError
+from .served_vm import ServedVm
+
+__all__ = ["ServerConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerConfig:
+    """What propolis-server gets on its command line, and a VM's spec cannot say.
+
+    :param mark: an unguessable word that every process of this VM carries.
+    :param qemu: QEMU's programs.
+    :param accelerator: ``kvm`` or ``tcg``.
+    :param boot: what the VM starts from.
+    :param directory: a private directory for what the VM needs while it lives.
+    :param log_path: receives what QEMU prints.
+    :param journal: keeps account of processes.
+    :param display: whether the VM has a display, which costs a little.
+    :param backends: what makes the block backends, by type of the component that asks for one
+        (`CrucibleStorageBackend`). A component that needs one that is not here is refused.
+    :param memory: the file that holds the guest's memory; None for one of the server's own, which a VM can migrate in.
+    :param fork: a started fork, which becomes the VM; None for a VM that boots.
+    :param copy_disks: whether a VM that migrates in gets disks of its own, also where it could use the source's.
+    :param address: where other servers and their clients find this one (`Endpoint.at`).
+    """
+
+    mark: str
+    qemu: Qemu
+    accelerator: AcceleratorName
+    boot: BootSource
+    directory: Path
+    log_path: Path
+    journal: Journal
+    display: bool = False
+    backends: Mapping[type, BackendFactory] = field(default_factory=dict)
+    memory: GuestMemory | None = None
+    fork: RestoredMachine | None = None
+    copy_disks: bool = False
+    address: str = ""
+
+    @property
+    def display_socket(self) -> Path | None:
+        """Where the display's VNC server listens; None without a display."""
+        return self.directory / "vnc.sock" if self.display else None
+
+    def arguments(self, vm: ServedVm, spec: InstanceSpec, cpu_features: CpuFeatures) -> list[str]:
+        """QEMU's arguments for a VM whose memory, backends and blobs are there.
+
+        :raises InvalidSpec: naming the component at fault.
+        :raises SpecUnsupported: naming the component that is not realised.
+        :raises HttpError: when there is no firmware to boot from.
+        """
+        assert vm.backends is not None
+        assert vm.blobs is not None
+        return qemu_arguments(
+            spec=spec,
+            properties=vm.properties,
+            boot=self.boot,
+            accelerator=self.accelerator,
+            mark=self.mark,
+            flash=self._flash(),
+            memory=vm.memory.guest_memory if vm.memory else self.memory,
+            nodes=vm.backends.nodes,
+            blobs=vm.blobs.paths,
+            cpu_features=cpu_features.known,
+            display_socket=None if self.display_socket is None else str(self.display_socket),
+            has_vsock=Path("/dev/vhost-vsock").exists(),
+        )
+
+    def _flash(self) -> dict[str, str]:
+        if not isinstance(self.boot, Firmware) or not self.boot.uefi:
+            return {}
+        firmware = find_firmware()
+        if firmware is None:
+            raise HttpError(initialization_failed("there is no UEFI firmware on this host: install the package ovmf"))
+        variables = self.directory / "variables.fd"
+        shutil.copyfile(firmware.variables, variables)
+        return {"code": str(firmware.code), "variables": str(variables)}

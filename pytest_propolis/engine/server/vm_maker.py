@@ -1,0 +1,207 @@
+"""Making VMs for a server: from a spec, from a fork that has started, or for a guest that migrates in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from uuid import UUID
+
+from ...agent_api.migration_report import MigrationSide
+from ...agent_api.transfers import DiskTransfer, MemoryTransfer
+from ...propolis_api import InstanceEnsureRequest, InstanceProperties, InstanceSpec, InstanceState, MigrationTargetInit
+from ..migration.arriving_disks import ArrivingDisks
+from ..migration.failure import FailureInjector
+from ..migration.protocol import MigrationChannel
+from ..migration.source import MigrationSource, SourceFacts
+from ..migration.target import MigrationTarget
+from ..qemu.command_line import InvalidSpec, SpecUnsupported
+from ..qemu.cpu.features import CpuFeatures
+from ..qemu.devices.blobs import BlobFiles
+from ..qemu.devices.host_file import HostFile
+from ..qemu.devices.hot_plug import pluggable
+from ..qemu.machine import Machine, MachineError
+from ..qemu.machine_part import MachinePart
+from ..qemu.memory import OwnMemory
+from ..request_queue import MigrateAsSource, ReplaceVolume, Request, RequestQueue
+from ..volumes.block_backend import BlockBackends, VolumeGone
+from .driver import StateDriver
+from .dropshot_errors import bad_request, initialization_failed
+from .http_error import HttpError, unsupported
+from .publisher import StatePublisher
+from .served_vm import ServedVm
+from .server_config import ServerConfig
+
+__all__ = ["VmMaker"]
+
+logger = logging.getLogger(__name__)
+
+
+class VmMaker:
+    """Makes what a server's VMs consist of, one after the other.
+
+    A server that was given a started fork makes its first VM of that; later ones boot.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._fork = config.fork
+        self._cpu_features = CpuFeatures(
+            config.qemu, config.accelerator, journal=config.journal, log_path=config.log_path
+        )
+
+    async def get_ready(self, request: InstanceEnsureRequest) -> None:
+        """Find out what must be known of the host for this VM.
+
+        :raises HttpError: when that fails.
+        """
+        try:
+            await self._cpu_features.find_for(request)
+        except MachineError as error:
+            raise HttpError(initialization_failed(str(error))) from None
+
+    async def close(self) -> None:
+        """End a fork that nobody has wanted. Closing twice is fine."""
+        if self._fork is not None:
+            await self._fork.close()
+
+    def new(self, properties: InstanceProperties, spec: InstanceSpec) -> ServedVm:
+        """A VM in the state Creating. Nothing outside of this process exists yet.
+
+        :raises HttpError: when the spec cannot be realised.
+        """
+        vm = ServedVm.new(properties, spec, StatePublisher(InstanceState.CREATING))
+        self._equip(vm, spec)
+        return vm
+
+    def to_come(self, properties: InstanceProperties, init: MigrationTargetInit) -> ServedVm:
+        """A VM in the state Migrating, of which nothing is known yet but where it comes from."""
+        publisher = StatePublisher(InstanceState.MIGRATING, migration_in=init.value.migration_id)
+        vm = ServedVm.new(properties, None, publisher)
+        vm.arrival = MigrationTarget(
+            init.value,
+            address=self._config.address,
+            stream_path=self._config.directory / "migration.sock",
+            boot=self._config.boot,
+            accelerator=self._config.accelerator,
+            qemu_version=self._config.qemu.version,
+            disks=ArrivingDisks(
+                init.value.migration_id,
+                directory=self._config.directory,
+                qemu_img=self._config.qemu.img,
+                copy=self._config.copy_disks,
+            ),
+            publish=publisher.publish_migration_in,
+        )
+        return vm
+
+    async def sync(self, vm: ServedVm, arrival: MigrationTarget) -> None:
+        """Learn what a VM that migrates in is, and make a machine for it.
+
+        :raises MigrationFailed: when the source and this server do not agree.
+        :raises HttpError: when the spec cannot be realised here.
+        """
+        vm.spec, memory = await arrival.sync()
+        self._equip(vm, vm.spec, its_memory=memory)
+
+    def _equip(self, vm: ServedVm, spec: InstanceSpec, *, its_memory: HostFile | None = None) -> None:
+        """Give a VM its block backends, its machine and its driver.
+
+        :param its_memory: the memory of the VM that migrates in.
+        :raises HttpError: when the spec cannot be realised.
+        """
+        has_memory = self._config.memory is not None or self._fork is not None
+        if not has_memory:
+            vm.memory = OwnMemory.open(its_memory) if its_memory else None
+        if vm.arrival is not None:
+            vm.arrival.plan(shares_memory=vm.memory is not None)
+        with contextlib.ExitStack() as undo, _spec_faults():
+            if not has_memory and vm.memory is None:
+                vm.memory = OwnMemory.make()
+            undo.callback(vm.close_memory)
+            vm.backends = BlockBackends.of(spec, self._config.backends, on_replaced=vm.volume_replaced)
+            vm.blobs = undo.enter_context(BlobFiles(spec, theirs=vm.arrival.disks.blobs if vm.arrival else {}))
+            arguments = self._config.arguments(vm, spec, self._cpu_features)
+            vm.plugged = self._lacking(spec, vm.blobs)
+            undo.pop_all()
+        vm.driver = StateDriver(
+            queue=RequestQueue(discard=_discard, migrating_in=vm.arrival is not None),
+            publisher=vm.publisher,
+            backends=vm.backends,
+            arrive=vm.arrival,
+            migrate_out=self._departure(vm, spec),
+        )
+        vm.machine = self._machine(vm, arguments, vm.driver)
+
+    def _departure(self, vm: ServedVm, spec: InstanceSpec) -> MigrationSource:
+        def facts() -> SourceFacts:
+            return SourceFacts(
+                spec=vm.spec or spec,
+                boot=self._config.boot,
+                qemu_version=self._config.qemu.version,
+                accelerator=self._config.accelerator,
+                memory=vm.memory.file if vm.memory else None,
+                blobs=vm.blobs.files if vm.blobs else {},
+            )
+
+        def settled(
+            migration_id: UUID, way: MemoryTransfer | None, disks: Mapping[str, DiskTransfer], failure: str | None
+        ) -> None:
+            vm.departure = MigrationSide(id=migration_id, way=way, disks=disks, failure=failure)
+
+        publish = vm.publisher.publish_migration_out
+        return MigrationSource(
+            directory=self._config.directory,
+            facts=facts,
+            injector=FailureInjector.of(spec),
+            publish=publish,
+            settled=settled,
+        )
+
+    def _machine(self, vm: ServedVm, arguments: list[str], driver: StateDriver) -> Machine:
+        fork, self._fork = self._fork, None  # later VMs of this server boot
+        if fork is not None:
+            return fork.attach(driver.guest_did)
+        assert vm.blobs is not None
+        memory = [vm.memory.fd] if vm.memory else []
+        return Machine(
+            program=self._config.qemu.system,
+            arguments=[*self._config.qemu.arguments, *arguments],
+            log_path=self._config.log_path,
+            journal=self._config.journal,
+            on_event=driver.guest_did,
+            inherit=[*memory, *vm.blobs.fds.values()],
+            incoming=vm.arrival is not None,
+        )
+
+    def _lacking(self, spec: InstanceSpec, blobs: BlobFiles) -> list[MachinePart]:
+        """What a fork is to be given. Apart from them it is one machine and no other."""
+        if self._fork is None:
+            return []
+        keys = self._fork.lacks(spec)
+        if keys is None:
+            raise HttpError(bad_request("the spec is not that of the template that this VM is a fork of"))
+        return pluggable(spec, keys, blobs={key: file.path for key, file in blobs.files.items()})
+
+
+@contextlib.contextmanager
+def _spec_faults() -> Iterator[None]:
+    """What is wrong with a spec, as the answer to whoever sent it."""
+    try:
+        yield
+    except InvalidSpec as error:
+        raise HttpError(bad_request(str(error))) from None
+    except SpecUnsupported as error:
+        raise unsupported(str(error)) from None
+    except OSError as error:
+        raise HttpError(initialization_failed(str(error))) from None
+
+
+def _discard(request: Request) -> None:
+    """The VM ended before this was served."""
+    if isinstance(request, ReplaceVolume) and isinstance(request.reply, asyncio.Future) and not request.reply.done():
+        request.reply.set_exception(VolumeGone())
+    if isinstance(request, MigrateAsSource) and isinstance(request.payload, MigrationChannel):
+        request.payload.abandon()
+    logger.info("%s is not served any more", request)

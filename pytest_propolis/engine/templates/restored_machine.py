@@ -1,0 +1,172 @@
+"""A fork: a machine of its own that goes on where a template stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Final
+from uuid import uuid4
+
+import msgspec
+
+from ...agent_api.template_layout import BOUNDARY, STATE_FILE, blank_file, disk_file
+from ...propolis_api import InstanceSpec
+from ..qemu.accelerator.probe import AcceleratorName
+from ..qemu.binary import Qemu
+from ..qemu.child import Journal
+from ..qemu.machine import GuestEvent, Machine, MachineError
+from .state_stream import load_state
+from .template import Template, with_disks_in
+
+__all__ = ["RestoredMachine"]
+
+RESTORE_TIMEOUT_S: Final = 60.0
+
+
+class RestoredMachine:
+    """One QEMU with a template's memory, mapped privately, and overlays of its own on the template's disks.
+
+    :param place: the template's directory. It may be removed once the fork has started.
+    :param directory: receives the overlays.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        *,
+        place: Path,
+        directory: Path,
+        qemu: Qemu,
+        accelerator: AcceleratorName,
+        mark: str,
+        log_path: Path,
+        journal: Journal,
+    ) -> None:
+        self.template = template
+        self.took_s: dict[str, float] = {}
+        """How long the steps of `start` took, in seconds."""
+        self._place = place
+        self._directory = directory
+        self._accelerator: AcceleratorName = accelerator
+        self._mark = mark
+        self._generation = uuid4()
+        self.spec = with_disks_in(template.spec, directory)
+        self._arguments = self._arguments_for(self.spec)
+        self._on_event: Callable[[GuestEvent], None] | None = None
+        self._missed: list[GuestEvent] = []
+        self.machine = Machine(
+            program=qemu.system,
+            arguments=[*qemu.arguments, *self._arguments],
+            log_path=log_path,
+            journal=journal,
+            on_event=self._hear,
+            incoming=True,
+        )
+
+    @property
+    def disks(self) -> tuple[Path, ...]:
+        """Its disks, in the order of the template's."""
+        return tuple(self._directory / disk_file(index) for index in range(self.template.disks))
+
+    def lacks(self, spec: InstanceSpec) -> tuple[str, ...] | None:
+        """The components that a spec has beyond this machine's own, which come first; None if it is another machine.
+
+        :raises InvalidSpec: when the spec contradicts itself.
+        :raises SpecUnsupported: when it has what this engine does not realise.
+        """
+        keys, own = tuple(spec.components), tuple(self.spec.components)
+        if keys[: len(own)] != own:
+            return None
+        base = msgspec.structs.replace(spec, components={key: spec.components[key] for key in own})
+        return keys[len(own) :] if self._arguments_for(base) == self._arguments else None
+
+    @property
+    def stood_by(self) -> bool:
+        """Whether it was warmed up ahead of time."""
+        return "warm-up" in self.took_s
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether QEMU ended by itself, or was killed, before anybody drove it."""
+        return GuestEvent.EXITED in self._missed
+
+    async def start(self) -> None:
+        """Start QEMU and load the template's state; the guest does not run yet.
+
+        :raises MachineError: when QEMU refuses the state, or ends.
+        :raises OSError: when a file of the template is not there.
+        """
+        began = perf_counter()
+        for index, overlay in enumerate(self.disks):
+            shutil.copyfile(self._place / blank_file(index), overlay)
+        self._begin_console()
+        try:
+            await self.machine.start()
+            started = perf_counter()
+            async with asyncio.timeout(RESTORE_TIMEOUT_S):
+                with (self._place / STATE_FILE).open("rb") as state:
+                    await load_state(self.machine, state.fileno(), memory_in_file=True)
+        except BaseException:
+            await self.close()
+            raise
+        self.took_s = {"exec": started - began, "restore": perf_counter() - started}
+
+    async def warm_up(self) -> None:
+        """Let the guest run a command, and stop it again: the first one is dear. It leaves no trace on the console.
+
+        QEMU is suspended then, until somebody drives the machine.
+
+        :raises MachineError: when QEMU ends.
+        :raises TimeoutError: when the guest does not answer.
+        """
+        began = perf_counter()
+        template, serial = self.template, self.machine.serial
+        await self.machine.resume()
+        start = serial.history.end
+        async with asyncio.timeout(RESTORE_TIMEOUT_S):
+            await serial.write(template.drill.encode())
+            seen = b""
+            while template.drilled.encode() not in seen:
+                if not await serial.history.wait_beyond(start + len(seen)):
+                    raise MachineError("QEMU ended")
+                seen += serial.history.read(start + len(seen), 1 << 16)
+        await self.machine.pause()
+        self._begin_console()
+        self.machine.suspend()
+        self.took_s["warm-up"] = perf_counter() - began
+
+    def attach(self, on_event: Callable[[GuestEvent], None]) -> Machine:
+        """Hand the machine over to whoever drives it, with what its guest did so far."""
+        self._on_event = on_event
+        for event in self._missed:
+            on_event(event)
+        self._missed.clear()
+        self.machine.wake()
+        return self.machine
+
+    async def close(self) -> None:
+        """End QEMU at once. Closing twice is fine."""
+        await self.machine.close()
+
+    def _begin_console(self) -> None:
+        shown = f"{self.template.console}\n{BOUNDARY}\n"
+        self.machine.serial.begin_anew(shown.replace("\n", "\r\n").encode())
+        self.machine.serial.hold()
+
+    def _arguments_for(self, spec: InstanceSpec) -> list[str]:
+        return self.template.arguments(
+            spec=spec,
+            place=self._place,
+            accelerator=self._accelerator,
+            mark=self._mark,
+            generation=self._generation,
+        )
+
+    def _hear(self, event: GuestEvent) -> None:
+        if self._on_event is None:
+            self._missed.append(event)
+        else:
+            self._on_event(event)

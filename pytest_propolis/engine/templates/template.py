@@ -1,0 +1,121 @@
+"""A template: a guest that was booted once and stopped, from which any number of VMs go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Final, Self
+from uuid import UUID
+
+import msgspec
+
+from ...agent_api.boot_source import BootSource
+from ...agent_api.template_layout import MANIFEST_FILE, MEMORY_FILE, STATE_FILE, blank_file, disk_file
+from ...propolis_api import FileStorageBackendComponent, InstanceProperties, InstanceSpec
+from ..qemu.accelerator.probe import AcceleratorName
+from ..qemu.command_line import qemu_arguments
+from ..qemu.memory import GuestMemory
+
+__all__ = ["Template", "template_key", "with_disks_in"]
+
+FORMAT: Final = 2
+"""Changes when templates that were made before can no longer be used."""
+
+
+def with_disks_in(spec: InstanceSpec, directory: Path) -> InstanceSpec:
+    """A template's spec with its disks in a directory."""
+    return msgspec.structs.replace(
+        spec,
+        components={
+            key: FileStorageBackendComponent(
+                msgspec.structs.replace(component.component, path=str(directory / component.component.path))
+            )
+            if isinstance(component, FileStorageBackendComponent)
+            else component
+            for key, component in spec.components.items()
+        },
+    )
+
+
+class Template(msgspec.Struct, frozen=True, kw_only=True):
+    """What a template's directory holds beside memory, state and disks.
+
+    :param boot: what its guest started from, and what a fork that is reset starts from.
+    :param spec: the machine; the paths of its disks are `disk_file` names.
+    :param properties: who it was: a fork has its own name, but the firmware's tables lie in memory as they were made.
+    :param disks: how many disks there are.
+    :param session: the word of the read-eval loop that waits for commands in the guest.
+    :param console: what the guest showed until somebody was logged in.
+    :param drill: what to type so that the guest runs a command, with which a fork that waits is warmed up.
+    :param drilled: what the guest shows at the very end of it.
+    """
+
+    key: str
+    boot: BootSource
+    spec: InstanceSpec
+    properties: InstanceProperties
+    disks: int
+    session: str
+    console: str
+    drill: str
+    drilled: str
+
+    @classmethod
+    def load(cls, place: Path) -> Self:
+        return msgspec.json.decode((place / MANIFEST_FILE).read_bytes(), type=cls)
+
+    def save(self, place: Path) -> None:
+        (place / MANIFEST_FILE).write_bytes(msgspec.json.encode(self))
+
+    @staticmethod
+    def files(disks: int) -> tuple[str, ...]:
+        """The names of all files of a template with so many disks."""
+        images = [name(index) for index in range(disks) for name in (disk_file, blank_file)]
+        return (MANIFEST_FILE, MEMORY_FILE, STATE_FILE, *images)
+
+    def arguments(
+        self, *, spec: InstanceSpec, place: Path, accelerator: AcceleratorName, mark: str, generation: UUID
+    ) -> list[str]:
+        """QEMU's arguments for a fork.
+
+        :param generation: one of its own, so that its guest's kernel knows at once that it is a copy.
+        :raises InvalidSpec: when the spec contradicts itself.
+        :raises SpecUnsupported: when it has what this engine does not realise.
+        """
+        return qemu_arguments(
+            spec=spec,
+            properties=self.properties,
+            boot=self.boot,
+            accelerator=accelerator,
+            mark=mark,
+            flash={},
+            memory=GuestMemory(path=str(place / MEMORY_FILE), shared=False),
+            generation=generation,
+        )
+
+
+def template_key(
+    *,
+    spec: InstanceSpec,
+    properties: InstanceProperties,
+    boot: BootSource,
+    accelerator: AcceleratorName,
+    facts: tuple[str, ...],
+) -> str:
+    """A name that changes with everything that shapes a template.
+
+    :param facts: what the machine's command line does not tell: contents of files, QEMU, the guest's adapter.
+    """
+    arguments = qemu_arguments(
+        spec=spec,
+        properties=properties,
+        boot=boot,
+        accelerator=accelerator,
+        mark="",
+        flash={},
+        memory=GuestMemory(path=MEMORY_FILE, shared=False),
+        generation=UUID(int=0),
+    )
+    arguments[arguments.index("-uuid") + 1] = ""
+    return hashlib.sha256(json.dumps([FORMAT, arguments, facts]).encode()).hexdigest()

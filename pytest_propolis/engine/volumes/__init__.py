@@ -1,0 +1,1 @@
+"""Disks whose blocks are served from elsewhere."""

@@ -1,0 +1,174 @@
+"""Block backends: what serves the blocks of a disk when that is no file of this host, such as a replicated volume.
+
+QEMU gets a block node for each of them before it starts, and the node becomes usable when the backend is up. That may
+take for ever, for it depends on other machines: so it is a step that can be cancelled, and corrected while it goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from ...propolis_api import InstanceSpec, ReplaceResult
+from ..qemu.machine import Machine, MachineError
+from ..request_queue import ReplaceVolume
+
+__all__ = [
+    "BackendError",
+    "BackendFactory",
+    "BackendMissing",
+    "BlockBackend",
+    "BlockBackends",
+    "ReplacementRefused",
+    "Reply",
+    "VolumeGone",
+]
+
+REPLACE_TIMEOUT_S: Final = 60.0
+
+Reply = asyncio.Future[ReplaceResult]
+"""What a `ReplaceVolume` carries: where its result goes, or one of the exceptions of this module."""
+
+
+class BackendError(Exception):
+    """Raised when a backend cannot be brought up, however long one waits. The VM fails."""
+
+
+class BackendMissing(Exception):
+    """Raised when a VM has no block backend of that name that could be replaced."""
+
+
+class ReplacementRefused(Exception):
+    """Raised when a backend cannot become what a volume construction request describes; the text says why."""
+
+
+class VolumeGone(Exception):
+    """Raised when the VM ended before a replacement was served."""
+
+
+class BlockBackend(Protocol):
+    """What serves one disk's blocks.
+
+    It is made before QEMU runs, started once when the VM is, and closed when QEMU is gone, whether it was started or
+    not. Everything is called in one event loop. `start` and `replace` may be cancelled at any time; what they have
+    taken is then left to `close`.
+    """
+
+    @property
+    def node(self) -> Mapping[str, Any]:
+        """The block node that QEMU begins with, ``node-name`` included. Its size is the volume's."""
+
+    async def start(self, machine: Machine) -> None:
+        """Bring the volume up and make QEMU's node serve it. May wait for ever for others to appear.
+
+        :raises BackendError: when it can never succeed.
+        :raises MachineError: when QEMU does not take it.
+        """
+
+    async def replace(self, vcr_json: str) -> ReplaceResult:
+        """Become what a new volume construction request describes; also while `start` is waiting, which then goes on
+        with the new one.
+
+        Answers when the replacement is accepted, not when it is complete.
+
+        :raises ReplacementRefused: when it cannot.
+        """
+
+    async def close(self) -> None:
+        """Release all that it has. QEMU is gone by now. Closing twice is fine."""
+
+
+class BackendFactory(Protocol):
+    """Makes the backend for one component of an instance spec. Creates nothing outside of this process yet."""
+
+    def __call__(self, *, key: str, component: Any, node_name: str) -> BlockBackend:
+        """Make it.
+
+        :param component: the component, unwrapped.
+        :param node_name: what QEMU is to call the block node.
+        :raises InvalidSpec: naming the component at fault.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockBackends:
+    """The block backends of one VM, by their keys in its spec.
+
+    :param on_replaced: called with the key and the new volume construction request when a backend has accepted one.
+    """
+
+    by_key: Mapping[str, BlockBackend] = field(default_factory=dict)
+    on_replaced: Callable[[str, str], None]
+
+    @classmethod
+    def of(
+        cls, spec: InstanceSpec, factories: Mapping[type, BackendFactory], *, on_replaced: Callable[[str, str], None]
+    ) -> BlockBackends:
+        """Make those that a spec asks for and that there is a factory for.
+
+        :raises InvalidSpec: naming the component at fault.
+        """
+        made: dict[str, BlockBackend] = {}
+        for key, wrapper in spec.components.items():
+            if factory := factories.get(type(wrapper.component)):
+                made[key] = factory(key=key, component=wrapper.component, node_name=f"volume{len(made)}")
+        return cls(by_key=made, on_replaced=on_replaced)
+
+    @property
+    def nodes(self) -> dict[str, Mapping[str, Any]]:
+        """The block nodes that QEMU begins with."""
+        return {key: backend.node for key, backend in self.by_key.items()}
+
+    async def start(self, machine: Machine) -> None:
+        """Bring them up, one after another, as propolis-server does.
+
+        :raises BackendError: when one can never succeed.
+        :raises MachineError: when QEMU does not take one.
+        """
+        for backend in self.by_key.values():
+            await backend.start(machine)
+
+    async def replace(self, change: ReplaceVolume) -> ReplaceResult:
+        """Give one of them a new volume construction request.
+
+        :raises BackendMissing: when there is none of that name.
+        :raises ReplacementRefused: when it does not accept it.
+        """
+        backend = self.by_key.get(change.backend_id)
+        if backend is None:
+            raise BackendMissing(change.backend_id)
+        _require_json(change.vcr_json)
+        try:
+            async with asyncio.timeout(REPLACE_TIMEOUT_S):
+                result = await backend.replace(change.vcr_json)
+        except (BackendError, MachineError) as error:
+            raise ReplacementRefused(str(error)) from None
+        except TimeoutError:
+            raise ReplacementRefused(
+                f"backend {change.backend_id!r} has not answered for {REPLACE_TIMEOUT_S:.0f} s"
+            ) from None
+        if result is ReplaceResult.MISSING:
+            raise ReplacementRefused(f"backend {change.backend_id!r} has no such target")
+        self.on_replaced(change.backend_id, change.vcr_json)
+        return result
+
+    async def close(self) -> None:
+        """Release all of them, each even if another fails.
+
+        :raises Exception: the last that one of them raised.
+        """
+        async with contextlib.AsyncExitStack() as all_of_them:
+            for backend in self.by_key.values():
+                all_of_them.push_async_callback(backend.close)
+
+
+def _require_json(text: str) -> None:
+    try:
+        msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise ReplacementRefused(f"the volume construction request is not valid JSON: {error}") from None

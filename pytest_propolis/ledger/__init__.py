@@ -1,0 +1,1 @@
+"""What exists on a host and which client owns it, on disk."""

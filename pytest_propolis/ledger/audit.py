@@ -1,0 +1,181 @@
+"""The audit of a run: what the machine still has of it, found from outside, that no living account explains.
+
+Nothing is changed. What a living agent keeps on purpose is explained; everything else that carries the run's word or
+one of its agents' marks is a leak: processes, files and sockets, mounts, loop and NBD devices, ZFS datasets.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ..agent_api.messages import LOG_NAME, SOCKET_NAME
+from .entry import KEPT_OWNER, MARK_VARIABLE, Entry
+from .identity import ProcessIdentity, find_marked
+from .ledger import LEDGER_NAME
+from .rendezvous import SUFFIX
+from .survey import RunSurvey, survey
+
+__all__ = ["Leak", "audit", "wait_settled"]
+
+_OWN_FILES: Final = frozenset({LEDGER_NAME, LOG_NAME, SOCKET_NAME})
+_ZFS_TIMEOUT_S: Final = 10.0
+_LOOK_S: Final = 0.1
+_PROC: Final = Path("/proc")
+_BLOCK: Final = Path("/sys/block")
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """Something that is there and should not be.
+
+    :param kind: ``process``, ``file``, ``directory``, ``socket``, ``entry``, ``mount``, ``loop device``, ``NBD device``
+        or ``ZFS dataset``.
+    :param what: which one, for people.
+    """
+
+    kind: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.what}"
+
+
+def wait_settled(base: Path, run: str, *, timeout_s: float) -> None:
+    """Block until the run's living agents have left, or own nothing but what they keep; at most so long."""
+    deadline = time.monotonic() + timeout_s
+    while busy := [agent for agent in _agents(base, run) if agent.is_alive and not _has_settled(agent)]:
+        remaining_s = deadline - time.monotonic()
+        if remaining_s <= 0 or busy[0].contents is None:
+            return
+        busy[0].contents.header.agent.wait_gone(min(remaining_s, _LOOK_S))
+
+
+def audit(base: Path, run: str, *, block_devices: Path = _BLOCK) -> list[Leak]:
+    """What is left of a run. Meant for when all its clients have gone, and its agents have had the time to leave.
+
+    :param base: the directory that the agents' directories are in.
+    :param run: the run's word.
+    :param block_devices: where the kernel shows them.
+    """
+    agents = _agents(base, run)
+    words = (f"{MARK_VARIABLE}={run}.", f"propolis-{run}-")
+    leaks = [leak for agent in agents for leak in _left_by(agent)]
+    if not agents and (rendezvous := base / f"{run}{SUFFIX}").exists():
+        leaks.append(Leak("file", str(rendezvous)))
+    leaks += [*_processes(words, agents), *_sockets(agents, run), *_mounts(run)]
+    return [*leaks, *_devices(block_devices, run), *_datasets(run)]
+
+
+def _agents(base: Path, run: str) -> list[RunSurvey]:
+    return [found for found in survey(base) if found.directory.name.startswith(f"{run}-")]
+
+
+def _is_kept(entry: Entry) -> bool:
+    return entry.owner.client == KEPT_OWNER
+
+
+def _keeps(agent: RunSurvey) -> bool:
+    """Whether an agent has a reason to be there still."""
+    return agent.is_alive and agent.contents is not None and any(map(_is_kept, agent.contents.entries.values()))
+
+
+def _has_settled(agent: RunSurvey) -> bool:
+    return _keeps(agent) and all(map(_is_kept, _entries(agent)))
+
+
+def _left_by(agent: RunSurvey) -> Iterator[Leak]:
+    if agent.contents is None:
+        yield Leak("directory", f"{agent.directory}: {agent.problem}")
+        return
+    entries = agent.contents.entries.values()
+    if not _keeps(agent):
+        state = "its agent lives" if agent.is_alive else "its agent is dead"
+        yield Leak("directory", f"{agent.directory} ({state})")
+        if agent.is_alive:
+            yield Leak("process", f"{agent.contents.header.agent.pid} (the agent itself)")
+    for entry in entries:
+        if not (agent.is_alive and _is_kept(entry)):
+            what = entry.what.get("path") or entry.what.get("pid") or entry.id
+            yield Leak("entry", f"of a {entry.kind}: {what}, of {entry.owner.client}")
+    yield from _unlisted_files(agent.directory, entries)
+
+
+def _unlisted_files(directory: Path, entries: Iterable[Entry]) -> Iterator[Leak]:
+    """Files that are neither in the ledger, nor in a directory of the ledger's, nor the agent's own."""
+    listed = [Path(entry.what["path"]) for entry in entries if "path" in entry.what]
+    for path in sorted(directory.rglob("*")):
+        own = path.parent == directory and path.name in _OWN_FILES
+        if not own and not path.is_dir() and not any(path.is_relative_to(place) for place in listed):
+            yield Leak("socket" if path.is_socket() else "file", str(path))
+
+
+def _processes(words: Iterable[str], agents: Iterable[RunSurvey]) -> Iterator[Leak]:
+    explained = [entry for agent in agents if _keeps(agent) for entry in _entries(agent) if _is_kept(entry)]
+    known = {ProcessIdentity.from_facts(entry.what) for entry in explained}
+    found = {process for word in words for process in find_marked(word)}
+    for process in sorted(found, key=lambda process: process.pid):
+        if process not in known and not any(process.carries(entry.id) for entry in explained):
+            yield Leak("process", f"{process.pid} ({_command(process.pid)})")
+
+
+def _entries(agent: RunSurvey) -> Iterable[Entry]:
+    return agent.contents.entries.values() if agent.contents else ()
+
+
+def _command(pid: int) -> str:
+    return _text(_PROC / str(pid) / "cmdline").replace("\0", " ").strip()[:120] or "gone meanwhile"
+
+
+def _sockets(agents: Iterable[RunSurvey], run: str) -> Iterator[Leak]:
+    """UNIX sockets that are bound to a path or a name of the run's, whether or not that is still there."""
+    expected = {str(agent.directory / SOCKET_NAME) for agent in agents if _keeps(agent)}
+    kept = [f"{path}/" for agent in agents if _keeps(agent) for path in _kept_paths(agent)]
+    names = {line.split()[7] for line in _text(_PROC / "net/unix").splitlines()[1:] if len(line.split()) > 7}
+    for name in sorted(names - expected):
+        if run in name and not name.startswith(tuple(kept)):
+            yield Leak("socket", name)
+
+
+def _kept_paths(agent: RunSurvey) -> Iterator[str]:
+    return (entry.what["path"] for entry in _entries(agent) if _is_kept(entry) and "path" in entry.what)
+
+
+def _mounts(run: str) -> Iterator[Leak]:
+    for line in _text(_PROC / "self/mountinfo").splitlines():
+        if run in line:
+            yield Leak("mount", line.split()[4])
+
+
+def _devices(block_devices: Path, run: str) -> Iterator[Leak]:
+    for backing in sorted(block_devices.glob("loop*/loop/backing_file")):
+        if run in (file := _text(backing).strip()):
+            yield Leak("loop device", f"/dev/{backing.parents[1].name} on {file}")
+    for backend in sorted(block_devices.glob("nbd*/backend")):
+        if run in (name := _text(backend).strip()):
+            yield Leak("NBD device", f"/dev/{backend.parent.name} on {name}")
+    for pid in sorted(block_devices.glob("nbd*/pid")):
+        if run in (command := _text(_PROC / _text(pid).strip() / "cmdline").replace("\0", " ")):
+            yield Leak("NBD device", f"/dev/{pid.parent.name} of {command[:120]}")
+
+
+def _datasets(run: str) -> Iterator[Leak]:
+    if zfs := shutil.which("zfs"):
+        command = [zfs, "list", "-H", "-o", "name", "-t", "all"]
+        try:
+            listed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_ZFS_TIMEOUT_S).stdout
+        except (OSError, subprocess.TimeoutExpired):
+            return
+        yield from (Leak("ZFS dataset", name) for name in listed.splitlines() if run in name)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

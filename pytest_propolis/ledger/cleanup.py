@@ -1,0 +1,124 @@
+"""Undoers: what undoes each kind of resource that a ledger can list."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from ..errors import AgentError
+from .entry import Entry
+from .identity import ProcessIdentity, find_marked
+from .ledger_text import Header
+from .removal import parent_of, refusal, remove, require_unmounted
+
+__all__ = ["CLEANUPS", "KILL_BOUND_S", "Cleanup", "DeadRun", "end", "strays"]
+
+KILL_BOUND_S: Final = 5.0
+"""How long killed processes may take to be gone, in seconds."""
+
+_PATH_KINDS: Final = ("directory", "file", "socket")
+
+
+@dataclass(frozen=True, slots=True)
+class DeadRun:
+    """What an undoer may need to know of the run whose agent died.
+
+    :param directory: its run directory.
+    :param entries: all that its ledger lists, in the order of creation.
+    :param spared: those of them that are kept.
+    :param roots: the directories, apart from the run directory, in which its paths may be removed.
+    """
+
+    directory: Path
+    header: Header
+    entries: tuple[Entry, ...]
+    spared: tuple[Entry, ...]
+    roots: tuple[Path, ...] = ()
+
+
+Cleanup = Callable[[Entry, DeadRun], None]
+"""Undoes one entry, which may be undone already or may never have existed. It raises an `OSError` or a `PropolisError`
+where it cannot or must not; the entry then stays in the ledger."""
+
+
+def _undo_process(entry: Entry, run: DeadRun) -> None:
+    """End the process by its identity, and whatever carries the entry's id: it may have been started without its pid
+    being written down, and it may have started others."""
+    recorded = ProcessIdentity.from_facts(entry.what)
+
+    def remaining() -> list[ProcessIdentity]:
+        marked = find_marked(entry.id)
+        return [recorded, *marked] if recorded and recorded.is_alive() else marked
+
+    end(remaining)
+
+
+def strays(run: DeadRun) -> list[ProcessIdentity]:
+    """Processes that carry the run's mark, apart from those that belong to a process entry or to something kept."""
+    listed = [entry for entry in run.entries if entry.kind == "process" or entry in run.spared]
+    # What carries only the bare mark could belong to something kept; what carries the id of another entry does not.
+    mark = f"{run.header.mark}-" if run.spared else run.header.mark
+    return [process for process in find_marked(mark) if not any(_belongs(process, entry) for entry in listed)]
+
+
+def _belongs(process: ProcessIdentity, entry: Entry) -> bool:
+    return ProcessIdentity.from_facts(entry.what) == process or process.carries(entry.id)
+
+
+def end(remaining: Callable[[], list[ProcessIdentity]]) -> list[ProcessIdentity]:
+    """Kill until none is left: one that is being killed may just have started another."""
+    deadline = time.monotonic() + KILL_BOUND_S
+    ended: list[ProcessIdentity] = []
+    while victims := remaining():
+        for process in victims:
+            process.kill()
+        late = [process for process in victims if not process.wait_gone(deadline - time.monotonic())]
+        if late or time.monotonic() > deadline:
+            raise AgentError(
+                f"process {(late or victims)[0].pid} still runs {KILL_BOUND_S:.0f} s after it was killed",
+                hint="it may be waiting for a device: look at its state with `ps`, and run `propolis gc` again",
+            )
+        ended += victims
+    return ended
+
+
+def _undo_path(entry: Entry, run: DeadRun) -> None:
+    """Remove the path if it is ours and strictly inside the run directory or an allowed root."""
+    path = _path_of(entry)
+    directory = _spellings(run.directory)
+    if path in directory:
+        return  # removed last, when nothing is left that needs the ledger in it
+    if any(spelling.is_relative_to(path) for spelling in directory):
+        raise refusal(path, "holds the run directory")
+    roots = [spelling for root in (run.directory, *run.roots) for spelling in _spellings(root)]
+    with suppress(FileNotFoundError), parent_of(path, roots) as parent:
+        found = os.stat(path.name, dir_fd=parent, follow_symlinks=False)
+        if stat.S_ISDIR(found.st_mode) and entry.kind != "directory":
+            raise refusal(path, f"is a directory, not a {entry.kind}")
+        require_unmounted(path)
+        remove(path, parent)
+
+
+def _spellings(directory: Path) -> tuple[Path, Path]:
+    """The ways in which a ledger may have written a directory that this process was given."""
+    return directory.absolute(), directory.resolve()
+
+
+def _path_of(entry: Entry) -> Path:
+    path = Path(entry.what.get("path", ""))
+    if not path.is_absolute() or ".." in path.parts:
+        raise AgentError(f"{entry.kind} {entry.id} has no absolute path", hint="its ledger is damaged: look into it")
+    return path
+
+
+CLEANUPS: Final[Mapping[str, Cleanup]] = MappingProxyType(
+    {"process": _undo_process} | dict.fromkeys(_PATH_KINDS, _undo_path)
+)
+"""What undoes each kind that the reaper knows by itself. Add to a copy: ``{**UNDOERS, "nbd": undo_nbd}``."""

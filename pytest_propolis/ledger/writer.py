@@ -1,0 +1,70 @@
+"""The bookkeeper: what the agent is about to create for a client is in the ledger first."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from .entry import MARK_VARIABLE, Entry, Owner
+from .identity import ProcessIdentity
+from .ledger import Ledger
+
+__all__ = ["LedgerWriter"]
+
+
+class LedgerWriter:
+    """Writes down what one owner's VMs and disks consist of. A journal of child processes for the engine, too."""
+
+    def __init__(self, ledger: Ledger, owner: Owner) -> None:
+        self._ledger = ledger
+        self.owner = owner
+        self._entries: list[Entry] = []
+
+    def intend(self) -> _ProcessRecord:
+        """A process is about to be started."""
+        return _ProcessRecord(self._ledger, self._intend("process", {}))
+
+    def hand_over(self, owner: Owner) -> None:
+        """What was written down here, and what will be, belongs to somebody else now."""
+        self.owner = owner
+        for entry in filter(self._ledger.lists, self._entries):
+            self._ledger.hand_over(entry, owner)
+
+    @contextlib.contextmanager
+    def creating(self, kind: str, path: Path) -> Iterator[Entry]:
+        """Create a path inside the block; if that fails, nothing of it is left."""
+        entry = self._intend(kind, {"path": str(path)})
+        try:
+            yield entry
+        except BaseException:
+            if kind == "file":
+                path.unlink(missing_ok=True)
+            self._ledger.gone(entry)
+            raise
+
+    def gone(self, entry: Entry) -> None:
+        """Something was removed."""
+        self._ledger.gone(entry)
+
+    def _intend(self, kind: str, what: Mapping[str, str]) -> Entry:
+        entry = self._ledger.intend(kind, what, self.owner)
+        self._entries = [*filter(self._ledger.lists, self._entries), entry]
+        return entry
+
+
+class _ProcessRecord:
+    def __init__(self, ledger: Ledger, entry: Entry) -> None:
+        self._ledger = ledger
+        self._entry = entry
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        return {MARK_VARIABLE: self._entry.id}
+
+    def live(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._ledger.live(self._entry, **ProcessIdentity.of(pid).facts())
+
+    def gone(self) -> None:
+        self._ledger.gone(self._entry)

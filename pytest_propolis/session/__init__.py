@@ -1,0 +1,1 @@
+"""One pytest process's part in a run."""

@@ -1,0 +1,123 @@
+"""The pause after a failed test: its VMs stay up until the person at the terminal goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from ..errors import PropolisError
+from ..propolis_api import InstanceState
+from .progress import progress_printer
+
+if TYPE_CHECKING:
+    from ..vm.factory import VmFactory
+    from ..vm.vm import TestVm
+
+__all__ = ["pauser"]
+
+STDIN: Final = 0
+
+RUNNING: Final = frozenset(
+    {InstanceState.RUNNING, InstanceState.MIGRATING, InstanceState.REBOOTING, InstanceState.REPAIRING}
+)
+"""The states in which there is something to look at, as in PHD."""
+
+
+def pauser(config: pytest.Config) -> Callable[[str, VmFactory], Awaitable[None]] | None:
+    """What waits for the person at the terminal; None, and a line that says so, where there is no terminal."""
+    show = progress_printer(config)
+    with _standard_input(config):
+        at_terminal = os.isatty(STDIN)
+    if not at_terminal:
+        show("--propolis-pause-on-failure has no effect: standard input is no terminal")
+        return None
+
+    async def pause(test: str, factory: VmFactory) -> None:
+        running = [vm for vm in factory.vms if await _runs(vm)]
+        if running:
+            for line in _instructions(test, running):
+                show(line)
+            with _standard_input(config):
+                await _person_goes_on(running)
+            show("going on")
+
+    return pause
+
+
+def _instructions(test: str, vms: list[TestVm]) -> Iterator[str]:
+    yield f"{test} failed. Its VMs stay up until you press Enter or Ctrl-C, or they stop:"
+    for vm in vms:
+        yield f"  propolis console {vm.id}    # VM {vm.name!r}; Ctrl-] leaves it"
+        socket = f"--unix-socket {vm.endpoint.uds} " if vm.endpoint.uds else ""
+        yield f"  curl {socket}{vm.endpoint.base_url}/instance"
+
+
+async def _person_goes_on(vms: list[TestVm]) -> None:
+    async with _key_pressed() as pressed:
+        waits = [asyncio.ensure_future(pressed.wait()), asyncio.ensure_future(_all_ended(vms))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def _key_pressed() -> AsyncIterator[asyncio.Event]:
+    """Set by Enter, by the end of standard input, and by Ctrl-C, which ends nothing else meanwhile."""
+    loop = asyncio.get_running_loop()
+    pressed = asyncio.Event()
+
+    def read() -> None:
+        os.read(STDIN, 4096)
+        pressed.set()
+
+    handler = signal.getsignal(signal.SIGINT)
+    loop.add_signal_handler(signal.SIGINT, pressed.set)
+    loop.add_reader(STDIN, read)
+    try:
+        yield pressed
+    finally:
+        loop.remove_reader(STDIN)
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, handler)
+
+
+async def _all_ended(vms: list[TestVm]) -> None:
+    await asyncio.gather(*(_ended(vm) for vm in vms))
+
+
+async def _ended(vm: TestVm) -> None:
+    """Wait until a VM is in none of the states in which a guest runs."""
+    with contextlib.suppress(PropolisError):
+        answer = await vm.client.instance_state_monitor(0)
+        while answer.state in RUNNING:
+            answer = await vm.client.instance_state_monitor(answer.gen + 1)
+
+
+async def _runs(vm: TestVm) -> bool:
+    try:
+        return await vm.get() in RUNNING
+    except PropolisError:
+        return False
+
+
+@contextlib.contextmanager
+def _standard_input(config: pytest.Config) -> Iterator[None]:
+    """The terminal's own standard input, which pytest's capturing puts something else in the place of."""
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    if capture is None:
+        yield
+        return
+    capture.suspend_global_capture(in_=True)
+    try:
+        yield
+    finally:
+        capture.resume_global_capture()

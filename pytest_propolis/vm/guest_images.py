@@ -1,0 +1,62 @@
+"""Getting guests ready: their images on the host's disk, fetched and prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..agent_api.messages import ImageNeeded
+from ..guests.adapter import GuestAdapter, GuestImage
+from ..hosts.agent_client import AsyncAgentClient
+from ..hosts.local import LocalHost
+from ..settings import Settings
+
+__all__ = ["ReadyImage", "prepare_guests", "ready_image"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyImage:
+    """A guest's image on the host: what is None there is None here."""
+
+    kernel: Path | None
+    initrd: Path | None
+    disk: Path | None
+
+
+async def ready_image(
+    agent: AsyncAgentClient, image: GuestImage, *, timeout_s: float, progress: Callable[[str], None]
+) -> ReadyImage:
+    """Have a guest's image fetched and prepared, if it is not.
+
+    :raises ArtifactError: when it cannot be had.
+    :raises ResourceExhausted: when there is no space for it.
+    """
+    artifacts = tuple(item for item in (image.kernel, image.initrd, image.disk) if item is not None)
+    paths = dict(zip(artifacts, await agent.get_images(ImageNeeded(artifacts=artifacts), progress), strict=True))
+    disk = paths[image.disk] if image.disk else None
+    if image.recipe is not None:
+        needed = ImageNeeded(artifacts=artifacts, recipe=image.recipe, timeout_s=timeout_s)
+        (disk,) = await agent.get_images(needed, progress)
+    return ReadyImage(
+        kernel=paths[image.kernel] if image.kernel else None,
+        initrd=paths[image.initrd] if image.initrd else None,
+        disk=disk,
+    )
+
+
+async def prepare_guests(settings: Settings, guests: Sequence[GuestAdapter], progress: Callable[[str], None]) -> None:
+    """Fetch and prepare the images of these guests on this machine, so that the first test need not.
+
+    :raises ArtifactError: when one cannot be had.
+    """
+    host = LocalHost(settings)
+    try:
+        agent = await host.client()
+        try:
+            for guest in guests:
+                await ready_image(agent, guest.image, timeout_s=settings.boot_timeout, progress=progress)
+        finally:
+            await agent.aclose()
+    finally:
+        host.close()

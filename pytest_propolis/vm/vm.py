@@ -1,0 +1,517 @@
+"""A virtual machine, as a test drives it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final, Self
+
+from websockets.asyncio.client import ClientConnection
+
+from ..agent_api.boot_source import BootSource
+from ..agent_api.messages import VmFacts
+from ..agent_api.template_layout import BOUNDARY
+from ..console.console import Console
+from ..console.shell import CommandResult, Shell
+from ..console.transcript import Found
+from ..errors import (
+    ApiError,
+    BootError,
+    ConfigError,
+    ConsoleClosed,
+    ConsoleError,
+    MigrationError,
+    PropolisError,
+    ShellError,
+    StateTimeout,
+    VmStateError,
+)
+from ..guests.adapter import GuestAdapter
+from ..hosts.vm_extensions import get_screenshot, get_vm_facts
+from ..propolis_api import (
+    FromMigration,
+    FromSpec,
+    InstanceEnsureRequest,
+    InstanceMigrateStatusResponse,
+    InstanceProperties,
+    InstanceSerialConsoleHistoryResponse,
+    InstanceSpec,
+    InstanceState,
+    InstanceStateRequested,
+    MigrationTargetInit,
+    SpecInit,
+)
+from ..propolis_api.client import Endpoint, PropolisClient
+from ..propolis_api.serial import SerialConsoleMoved
+from ..settings import BootKind
+from .login import log_in
+from .migration import TERMINAL, Report, migration_limit_s, until_migrated
+from .replacements import replacements
+from .timings import Timings
+from .warm_start.fork_handle import ForkHandle
+from .warm_start.identity import wake
+
+__all__ = ["TestVm"]
+
+STATE_TIMEOUT_S: Final = 60.0
+COMMAND_TIMEOUT_S: Final = 300.0
+OUTPUT_TIMEOUT_S: Final = 60.0
+HAND_OVER_TIMEOUT_S: Final = 15.0
+DESTROY_TIMEOUT_S: Final = 5.0
+LAST_STATE_TIMEOUT_S: Final = 2.0
+BOOT_HINT: Final = "see the console above; a slow machine may need a longer --propolis-boot-timeout"
+
+
+class TestVm:
+    """One VM and the Propolis server around it.
+
+    It belongs to the event loop that it was made in. Every wait has a deadline, and an error says what was waited for,
+    how long, and what the console showed last.
+    """
+
+    __test__: Final = False  # pytest is not to collect it
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        client: PropolisClient,
+        guest: GuestAdapter,
+        spec: InstanceSpec,
+        properties: InstanceProperties,
+        log_path: Path,
+        boot_timeout_s: float,
+        boot_source: BootSource,
+        vm_id: str = "",
+        forked: ForkHandle | None = None,
+        phases: Timings | None = None,
+        migrations: Report | None = None,
+        copies_disks: bool = False,
+    ) -> None:
+        self.name = name
+        self.id = vm_id
+        self.guest = guest
+        self.spec = spec
+        self.properties = properties
+        self.log_path = log_path
+        self.boot_source = boot_source
+        self._client = client
+        self.boot_kind: BootKind = "cold" if forked is None else "warm"
+        """Whether it boots, or was forked from a guest that was booted before."""
+        self.phases = phases or Timings()
+        """How long the steps up to its first command took."""
+        self.boot_log = ""
+        """What the console showed until somebody was logged in."""
+        self._migrations = migrations
+        self._copies_disks = copies_disks
+        self.boot_timeout_s = boot_timeout_s
+        self._forked = forked
+        self._console: Console | None = None
+        self._shell: Shell | None = None
+        self._resources = contextlib.AsyncExitStack()
+        self._loop = asyncio.get_running_loop()
+        self._final_state: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<TestVm {self.name!r} ({self.guest.name})>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    # Life
+
+    async def ensure(self) -> None:
+        """Create the VM at its server, without running it, and open its console.
+
+        :raises ApiError: when the server refuses the spec, or cannot set the VM up.
+        """
+        request = InstanceEnsureRequest(properties=self.properties, init=SpecInit(FromSpec(spec=self.spec)))
+        await self._api().instance_ensure(request)
+        if self._forked is None:
+            self.boot_kind = "cold"  # also after a fork was stopped
+        await self._open_console()
+
+    async def run_instance(self) -> None:
+        """Ask the server to run the VM."""
+        await self._api().instance_state_put(InstanceStateRequested.RUN)
+
+    async def launch(self) -> None:
+        """Create the VM and let it run; does not wait for the guest."""
+        if self._forked is not None and self._forked.runs:
+            await self._open_console()
+        else:
+            await self.ensure()
+            await self.run_instance()
+
+    async def boot(self) -> None:
+        """Launch the VM, and wait until its guest takes commands.
+
+        :raises BootError: when it does not in time, or stops instead.
+        """
+        await self.launch()
+        await self.wait_to_boot()
+
+    async def wait_to_boot(self, *, timeout_s: float | None = None) -> None:
+        """Wait until the guest has come up, log in, and make its shell take commands.
+
+        :raises BootError: when that does not happen in time, or the VM stops instead.
+        """
+        limit_s = self.boot_timeout_s if timeout_s is None else timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                if self._forked is None:
+                    await self._log_in(limit_s)
+                else:
+                    await wake(self.shell, self.guest, self._forked, phases=self.phases, timeout_s=limit_s)
+                    self._forked = None  # what comes now is a boot
+        except TimeoutError:
+            raise self._boot_error("did not come up to a login", waited_s=limit_s) from None
+        except ConsoleClosed:
+            raise self._boot_error(f"stopped while it booted (state {await self._last_state()})") from None
+
+    async def _log_in(self, limit_s: float) -> None:
+        with self.phases.during("login"):
+            panic = await log_in(self.guest, self.console)
+        if panic is not None:
+            raise self._boot_error(f"panicked while it booted: {panic}", hint="see the console above")
+        self.boot_log = self.console.transcript.since(0)
+        with self.phases.during("shell"):
+            await self.shell.start(shell=self.guest.shell, wrapper=self.guest.shell_wrapper, timeout_s=limit_s)
+
+    async def stop(self, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
+        """Stop the VM without asking its guest, and wait until it is destroyed.
+
+        :raises StateTimeout: when it is not in time.
+        """
+        self._forked = None
+        await self._api().instance_state_put(InstanceStateRequested.STOP)
+        await self.wait_for_state(InstanceState.DESTROYED, timeout_s=timeout_s)
+
+    async def reset(self) -> None:
+        """Reset the VM, as its reset button would; does not wait. Follow with `wait_to_boot`."""
+        self._forget_shell()
+        await self._api().instance_state_put(InstanceStateRequested.REBOOT)
+
+    async def graceful_reboot(self) -> None:
+        """Have the guest reboot itself, and wait until it takes commands again.
+
+        :raises BootError: when it does not come up again.
+        """
+        await self.shell.run_detached(self.guest.reboot_command)
+        self._forget_shell()
+        await self.wait_to_boot()
+
+    async def migrate_from(
+        self, source: TestVm, *, timeout_s: float | None = None, migration_id: uuid.UUID | None = None
+    ) -> None:
+        """Take the guest of another VM over, while it runs: this VM must not have been created yet.
+
+        On return the guest is here, with the source's console, its shell and the commands under way in it. Neither is
+        waited for that this VM is Running nor that the source is Destroyed.
+
+        :param timeout_s: by default 90 s per GiB of the guest's memory, and 600 s more if its disks are copied.
+        :raises MigrationError: when it fails, or is not done in time. The source runs on then.
+        """
+        default_s = migration_limit_s(self.spec, copies_disks=self._copies_disks)
+        limit_s = default_s if timeout_s is None else timeout_s
+        init = FromMigration(
+            migration_id=migration_id or uuid.uuid4(),
+            replace_components=replacements(self.spec),
+            src_addr=source.endpoint.address,
+        )
+        moved = source._console.moves() if source._console else None
+        try:
+            async with asyncio.timeout(limit_s):
+                request = InstanceEnsureRequest(properties=self.properties, init=MigrationTargetInit(init))
+                await self._api().instance_ensure(request)
+                if failure := await until_migrated(self._api(), self._migrations):
+                    raise MigrationError(failure, vm=self.name, log_path=str(self.log_path))
+                if moved:  # what is typed at the source from now on reaches nobody
+                    await asyncio.wait([moved])
+                self.spec = (await self.get_spec()).value  # with the disks that it has here
+        except TimeoutError:
+            raise self._migration_error(source, "is not done", waited_s=limit_s) from None
+        except ApiError as error:
+            raise self._migration_error(source, f"failed: {error.message}") from error
+        await self._take_console(source)
+
+    async def aclose(self) -> None:
+        """End the VM and everything opened for it, whatever state it is in. Closing twice is fine."""
+        try:
+            await self._end_vm()
+        finally:
+            await self._resources.aclose()
+            await self._client.aclose()
+
+    async def hand_over(self) -> None:
+        """Leave the console to the user's own shell, if the guest takes commands: it takes none from then on."""
+        if self._shell is not None and self._shell.is_up:
+            with contextlib.suppress(PropolisError):  # a guest that hangs is worth a look, too
+                await self._shell.hand_over(timeout_s=HAND_OVER_TIMEOUT_S)
+
+    async def let_go(self) -> None:
+        """Close what was opened for the VM, and leave the VM as it is."""
+        self._final_state = await self._last_state()
+        await self.aclose()
+
+    # Commands
+
+    async def run(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S, check: bool = True) -> str:
+        """Run a shell command in the guest, and return what it wrote, without the newlines at the end.
+
+        Commands share one shell: the directory and variables stay. Standard error is part of the output.
+
+        :raises CommandFailed: when its exit status is not 0; not with ``check=False``.
+        :raises CommandTimeout: when it does not end in time; it is interrupted.
+        :raises ShellLost: when the guest's shell does not answer.
+        :raises ConsoleClosed: when the VM stops meanwhile.
+        """
+        return (await self.run_result(command, timeout_s=timeout_s, check=check)).text
+
+    async def run_bytes(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S, check: bool = True) -> bytes:
+        """As `run`, but the output as it is, to the byte."""
+        return (await self.run_result(command, timeout_s=timeout_s, check=check)).output
+
+    async def run_result(
+        self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S, check: bool = False
+    ) -> CommandResult:
+        """As `run`, but with the exit status; that is not checked unless asked for."""
+        with self.phases.during("first command"):
+            return await self.shell.run(command, timeout_s=timeout_s, check=check)
+
+    @contextlib.asynccontextmanager
+    async def interactive(self, *, timeout_s: float = OUTPUT_TIMEOUT_S) -> AsyncIterator[Console]:
+        """The console as a terminal with the user's own shell: for programs that need one, job control, prompts.
+
+        ::
+
+            async with vm.interactive() as console:
+                await console.send("sh -c 'echo up; sleep 100'\\n")
+                await console.wait_for("\\nup\\n", timeout_s=10)
+                await console.send(b"\\x1a")
+                await console.wait_for("Stopped", timeout_s=10)
+
+        A key that is typed before the program runs is the shell's: wait until the program has shown something.
+
+        `run` is for after it.
+        """
+        async with self.shell.interactive(timeout_s=timeout_s) as console:
+            yield console
+
+    # The console
+
+    @property
+    def console(self) -> Console:
+        """The serial console.
+
+        :raises ConsoleError: before the VM is created.
+        """
+        self._require_loop()
+        if self._console is None:
+            raise ConsoleError("there is no console yet", vm=self.name, hint="call `launch` or `boot` first")
+        return self._console
+
+    @property
+    def shell(self) -> Shell:
+        """The guest's shell, which `run` uses.
+
+        :raises ShellError: before the VM is created.
+        """
+        self._require_loop()
+        if self._shell is None:
+            raise ShellError("the guest takes no commands yet", vm=self.name, hint="call `boot` first")
+        return self._shell
+
+    async def wait_for_serial_output(
+        self, pattern: str | re.Pattern[str], *, timeout_s: float = OUTPUT_TIMEOUT_S
+    ) -> Found:
+        """Wait until the console shows a text, or something that a regular expression matches.
+
+        :raises ConsoleTimeout: when it does not in time.
+        :raises ConsoleClosed: when the VM stops before.
+        """
+        return await self.console.wait_for(pattern, timeout_s=timeout_s)
+
+    async def send_serial(self, data: str | bytes) -> None:
+        """Type at the console: exactly this, without a newline at the end."""
+        await self.console.send(data)
+
+    # The server
+
+    @property
+    def client(self) -> PropolisClient:
+        """The Propolis API of this VM's server."""
+        return self._api()
+
+    async def get(self) -> InstanceState:
+        """The VM's state now."""
+        return (await self._api().instance_get()).instance.state
+
+    async def get_spec(self) -> Any:
+        """The spec, as the server has it."""
+        return (await self._api().instance_spec_get()).spec
+
+    async def screenshot(self) -> bytes:
+        """What the VM's display shows, as a PNG image.
+
+        :raises CapabilityMissing: when it has no display: it was not made with ``VmConfig(display=True)``.
+        :raises ApiError: when it does not run.
+        """
+        return await get_screenshot(self._api().endpoint, vm=self.name)
+
+    async def facts(self) -> VmFacts:
+        """What the API does not say: the display's VNC socket, and how often the guest reported a panic.
+
+        :raises CapabilityMissing: when its server is not of this project.
+        """
+        return await get_vm_facts(self._api().endpoint, vm=self.name)
+
+    async def get_migration_state(self) -> InstanceMigrateStatusResponse:
+        """How far the latest migrations into this VM's server and out of it are."""
+        return await self._api().instance_migrate_status()
+
+    async def get_serial_console_history(
+        self, from_start: int = 0, *, max_bytes: int | None = None
+    ) -> InstanceSerialConsoleHistoryResponse:
+        """What the guest has written to its console, as the server keeps it: the first and the last MiB.
+
+        :param from_start: the offset of the first byte.
+        :param max_bytes: how much to read at most; the server's default is 16 KiB.
+        """
+        return await self._api().instance_serial_history(from_start=from_start, max_bytes=max_bytes)
+
+    async def wait_for_state(self, state: InstanceState, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
+        """Wait until the VM is in a state. States that it passed meanwhile may be missed.
+
+        :raises VmStateError: when it has ended otherwise, and can reach that state no more.
+        :raises StateTimeout: when it does not get there in time.
+        """
+        seen: InstanceState | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                gen = 0
+                while seen is not state:
+                    if seen in TERMINAL:
+                        raise self._state_error(state, seen)
+                    answer = await self._api().instance_state_monitor(gen)
+                    gen, seen = answer.gen + 1, answer.state
+        except TimeoutError:
+            raise StateTimeout(
+                f"it is {seen} and not {state}", vm=self.name, waited_s=timeout_s, **self._evidence()
+            ) from None
+        except ApiError as error:
+            if error.status != 410:
+                raise
+            raise self._state_error(state, seen) from None
+
+    # For reports, which are made outside of any event loop
+
+    def console_tail(self) -> tuple[str, ...]:
+        """The last lines that the console showed."""
+        return self._console.tail() if self._console else ()
+
+    @property
+    def log_failure(self) -> str | None:
+        """Why the console's log is incomplete; None if it is not."""
+        return self._console.log.failure if self._console else None
+
+    @property
+    def final_state(self) -> str | None:
+        """The state that the VM was in when it was taken away; None while it is there."""
+        return self._final_state
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the VM's server listens."""
+        return self._client.endpoint
+
+    # Inside
+
+    async def _open_console(self) -> None:
+        connection = await self._api().instance_serial(from_start=0)
+        self._console = await self._resources.enter_async_context(
+            Console.over(connection, vm=self.name, log_path=self.log_path, follow=self._follow)
+        )
+        self._shell = Shell(self._console, vm=self.name)
+        if self._forked is not None:
+            self._shell.resume(self._forked.vm.session, self._forked.waking)
+            self.boot_log = (await self._console.wait_for(BOUNDARY, timeout_s=OUTPUT_TIMEOUT_S)).before
+
+    async def _follow(self, moved: SerialConsoleMoved) -> ClientConnection:
+        try:
+            endpoint = Endpoint.at(moved.destination)
+        except ValueError as error:
+            raise ConsoleError(f"the guest has migrated, nobody knows where: {error}", vm=self.name) from None
+        async with PropolisClient(endpoint, vm=self.name) as there:
+            return await there.instance_serial(from_start=moved.from_start)
+
+    def _migration_error(self, source: TestVm, message: str, **context: Any) -> MigrationError:
+        return MigrationError(f"the migration from {source.name!r} {message}", vm=self.name, **context)
+
+    async def _take_console(self, source: TestVm) -> None:
+        if source._console is None:
+            await self._open_console()
+            return
+        self._console, source._console = source._console, None
+        self._shell, source._shell = source._shell, None
+        await self._resources.enter_async_context(source._resources.pop_all())
+
+    def _state_error(self, wanted: InstanceState, seen: InstanceState | None) -> VmStateError:
+        return VmStateError(f"it is {seen}, and will not be {wanted} any more", vm=self.name, **self._evidence())
+
+    def _boot_error(self, message: str, *, hint: str = BOOT_HINT, **context: Any) -> BootError:
+        return BootError(
+            f"the guest {self.guest.name} {message}",
+            vm=self.name,
+            operation="boot",
+            hint=hint,
+            **self._evidence(),
+            **context,
+        )
+
+    def _evidence(self) -> dict[str, Any]:
+        return {"console_tail": self.console_tail(), "log_path": str(self.log_path)}
+
+    def _api(self) -> PropolisClient:
+        self._require_loop()
+        return self._client
+
+    def _require_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise ConfigError(
+                "it was made in another event loop than this test runs in",
+                vm=self.name,
+                hint="mark the test with the loop scope of the fixture that made the VM,"
+                ' as in @pytest.mark.asyncio(loop_scope="module")',
+            )
+
+    def _forget_shell(self) -> None:
+        """From here on, nothing that the console showed before counts."""
+        self._forked = None
+        self.console.transcript.skip()
+        self._shell = Shell(self.console, vm=self.name)
+
+    async def _last_state(self) -> str:
+        try:
+            async with asyncio.timeout(LAST_STATE_TIMEOUT_S):
+                return (await self.get()).value
+        except ApiError as error:
+            return "not created" if error.status == 424 else "unknown"
+        except (PropolisError, TimeoutError):
+            return "unknown"
+
+    async def _end_vm(self) -> None:
+        """PUT Stop, then wait for Destroyed: the order in which nothing is torn from under a running guest."""
+        if self._final_state is not None:
+            return
+        self._final_state = await self._last_state()
+        with contextlib.suppress(PropolisError):
+            await self._client.instance_state_put(InstanceStateRequested.STOP)
+            await self.wait_for_state(InstanceState.DESTROYED, timeout_s=DESTROY_TIMEOUT_S)

@@ -1,0 +1,91 @@
+"""Waking a fork: its guest is told that it is one. And what a template's guest needs before it is frozen."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from ...console.shell import Shell
+from ...console.shell_protocol import TypedCommand, typed_command
+from ...errors import TemplateError
+from ...guests.adapter import GuestAdapter
+from ..timings import Timings
+from .fork_handle import ForkHandle
+
+__all__ = ["drill", "prepare_snapshot", "wake", "waking"]
+
+CLOCK_LAG_S: Final = 0.5
+"""A fork's clock lags at most by what it took to tell it."""
+
+RETELLINGS: Final = 3
+WAKING: Final = "taking on an identity of its own"
+PREPARING: Final = "preparing the template"
+
+
+async def wake(shell: Shell, guest: GuestAdapter, forked: ForkHandle, *, phases: Timings, timeout_s: float) -> None:
+    """Let a fork know that it is one, and wait until it has found its further devices.
+
+    What it was told of the time, and heard late, it is told again.
+
+    :raises ShellError: when that fails.
+    """
+    name = forked.properties.name
+    with phases.during("identity"):
+        told_s = time.monotonic()
+        if forked.waking is None:
+            await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
+        else:
+            told_s = forked.asked_s
+            await shell.run_typed(forked.waking, timeout_s=timeout_s, note=WAKING)
+        for _ in range(RETELLINGS):
+            if time.monotonic() - told_s < CLOCK_LAG_S:
+                break
+            await shell.run(guest.wait_command(), timeout_s=timeout_s, note=WAKING)
+            told_s = time.monotonic()
+            await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
+    if forked.plugged:
+        with phases.during("devices"):
+            command = guest.plugged_command(forked.plugged)
+            await shell.run(command, timeout_s=timeout_s, note="finding its further devices")
+
+
+async def prepare_snapshot(shell: Shell, guest: GuestAdapter, *, name: str, timeout_s: float) -> None:
+    """Make a guest ready to be frozen: what forks need is in place and works, and it is quiet.
+
+    :param timeout_s: of each step.
+    :raises ShellError: when that fails.
+    """
+    for command in guest.template_commands():
+        await shell.run(command, timeout_s=timeout_s, note=PREPARING)
+    await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
+    await shell.run(guest.wait_command(), timeout_s=timeout_s, note=PREPARING)
+    await shell.run(guest.quiet_command, timeout_s=timeout_s)
+
+
+def drill(guest: GuestAdapter, *, name: str) -> TypedCommand:
+    """What to type so that a fork of a guest wakes up, and can wake once more.
+
+    That takes a fork and an exec, with which a guest's first command of its own is quick.
+
+    :raises TemplateError: when the adapter's commands are too long for that.
+    """
+    return _typed(guest, f"{guest.wake_command(name=name)} && {guest.wait_command()}")
+
+
+def waking(guest: GuestAdapter, *, name: str) -> TypedCommand:
+    """What to type so that a fork of a guest wakes up. It tells the time.
+
+    :raises TemplateError: when the adapter's command is too long for that.
+    """
+    return _typed(guest, guest.wake_command(name=name))
+
+
+def _typed(guest: GuestAdapter, command: str) -> TypedCommand:
+    try:
+        return typed_command(command)
+    except ValueError as error:
+        raise TemplateError(f"what wakes a fork of {guest.name} cannot be typed ahead: {error}") from None
+
+
+async def _take_on_identity(shell: Shell, guest: GuestAdapter, *, name: str, timeout_s: float) -> None:
+    await shell.run(guest.wake_command(name=name), timeout_s=timeout_s, note=WAKING)

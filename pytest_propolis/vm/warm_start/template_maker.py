@@ -1,0 +1,123 @@
+"""Templates as a factory uses them: which VMs may be forks, and how a kind's template is made."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...agent_api.boot_source import BootSource, DirectKernel
+from ...agent_api.messages import CreateDisk, FreezeVm, TemplateMaking, TemplateNeeded
+from ...agent_api.template_layout import disk_file
+from ...errors import PropolisError, TemplateError
+from ...guests.adapter import GuestAdapter
+from ...hosts.agent_client import AsyncAgentClient
+from ...propolis_api.client import PropolisClient
+from ..config import CompleteVmConfig
+from ..spec import FIRST_DISK_SLOT, AttachedDisk, instance_properties, instance_spec
+from ..vm import TestVm
+from .identity import drill, prepare_snapshot
+
+__all__ = ["TemplateKey", "TemplateMaker", "cold_reason"]
+
+PREPARE_TIMEOUT_S = 60.0
+
+
+def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
+    """Why a VM that is to be ready soon must boot all the same; None if it may be a fork."""
+    config = complete.config
+    reasons = {
+        "it was asked for": complete.boot == "cold",
+        f"{guest.name} cannot be forked": not guest.forkable,
+        "firmware boots it": config.firmware not in (None, "none") or guest.image.kernel is None,
+        "it has a boot order": config.boot_order is not None,
+        # QEMU cannot save an NVMe controller.
+        "an NVMe disk boots it": config.disk_interface == "nvme",
+        # A guest that boots finds it first; one that goes on has found its boot disk first.
+        "a disk comes before the one that boots it": guest.image.disk is not None
+        and any(disk.pci_slot is not None and disk.pci_slot < FIRST_DISK_SLOT for disk in config.disks),
+        "it has a display": config.display,
+        "its migrations are to fail": (config.fail_migration_exports, config.fail_migration_imports) != (None, None),
+        "its processor is described in detail": config.cpuid is not None or config.hyper_v is not None,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateKey:
+    """What VMs have in common that can be forks of one template.
+
+    :param disks: for each disk, its name and what it is made of.
+    """
+
+    complete: CompleteVmConfig
+    guest: GuestAdapter
+    boot: BootSource
+    disks: tuple[tuple[AttachedDisk, CreateDisk | None], ...]
+    boot_order: tuple[str, ...]
+
+    def needed(self, log_path: Path) -> TemplateNeeded:
+        attached = [dataclasses.replace(disk, path=disk_file(index)) for index, (disk, _) in enumerate(self.disks)]
+        assert isinstance(self.boot, DirectKernel)
+        return TemplateNeeded(
+            title=f"{self.guest.name} ({self.complete.cpus} CPUs, {self.complete.memory_mib} MiB)",
+            boot=self.boot,
+            spec=instance_spec(
+                cpus=self.complete.cpus,
+                memory_mib=self.complete.memory_mib,
+                disks=attached,
+                boot_order=self.boot_order,
+            ),
+            properties=instance_properties("template"),
+            disks=tuple(create for _, create in self.disks if create),
+            guest=self.guest.fingerprint,
+            log_path=str(log_path),
+        )
+
+
+class TemplateMaker:
+    """Makes templates through one agent."""
+
+    def __init__(self, agent: AsyncAgentClient, *, log_dir: Path, progress: Callable[[str], None]) -> None:
+        self._agent = agent
+        self._log_dir = log_dir
+        self._progress = progress
+
+    async def key(self, kind: TemplateKey) -> str:
+        """The key of a kind's template, which is made if it is not there.
+
+        :raises TemplateError: when it cannot be.
+        """
+        needed = kind.needed(self._log_dir / "template.qemu.log")
+        limit_s = kind.complete.boot_timeout_s
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._agent.get_template(
+                    needed, self._progress, lambda making: self._make(kind, needed, making)
+                )
+        except TimeoutError:
+            raise TemplateError(f"its template is not there after {limit_s:.0f} s") from None
+
+    async def _make(self, kind: TemplateKey, needed: TemplateNeeded, making: TemplateMaking) -> None:
+        vm = TestVm(
+            name="template",
+            client=PropolisClient(self._agent.endpoint(making.path), vm="template"),
+            guest=kind.guest,
+            spec=making.spec,
+            properties=needed.properties,
+            log_path=self._log_dir / "template.serial.log",
+            boot_timeout_s=kind.complete.boot_timeout_s,
+            boot_source=kind.boot,
+        )
+        try:
+            await vm.boot()
+            await prepare_snapshot(vm.shell, kind.guest, name=vm.name, timeout_s=PREPARE_TIMEOUT_S)
+            typed = drill(kind.guest, name=vm.name)
+            facts = FreezeVm(session=vm.shell.session, console=vm.boot_log, drill=typed.text, drilled=typed.succeeded)
+            await self._agent.freeze(making.id, facts)
+        except PropolisError as error:
+            await self._agent.give_up(making.id, error.message)
+        finally:
+            await vm.let_go()

@@ -1,0 +1,145 @@
+"""Forks as a factory has them: of a template that is known, or is made first, and running already if that is wanted."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...agent_api.messages import ForkVm
+from ...errors import ApiError, TemplateError
+from ...guests.adapter import GuestAdapter
+from ...hosts.agent_client import AsyncAgentClient
+from ...propolis_api import Component, NvmeDisk, VirtioDisk, VirtioNic
+from ..admission import retry_while_busy
+from ..config import CompleteVmConfig
+from ..disk_layout import boot_order_of, boot_source_of, disks_of
+from ..guest_images import ready_image
+from ..spec import instance_properties
+from ..timings import Timings
+from .fork_handle import ForkHandle
+from .identity import waking
+from .template_maker import TemplateKey, TemplateMaker
+
+__all__ = ["WarmStarter"]
+
+
+class WarmStarter:
+    """Forks VMs through one agent.
+
+    :param group: what the VMs belong to.
+    :param known: the keys of the templates that are known to be on the host, by kind; it is added to.
+    """
+
+    def __init__(
+        self,
+        agent: AsyncAgentClient,
+        *,
+        group: str,
+        log_dir: Path,
+        known: dict[object, str],
+        progress: Callable[[str], None],
+    ) -> None:
+        self._agent = agent
+        self._group = group
+        self._known = known
+        self._progress = progress
+        self._maker = TemplateMaker(agent, log_dir=log_dir, progress=progress)
+
+    async def fork(
+        self,
+        complete: CompleteVmConfig,
+        guest: GuestAdapter,
+        *,
+        added: Mapping[str, Component],
+        log_path: Path,
+        run: bool,
+    ) -> ForkHandle | None:
+        """A fork of the kind's template; None, after a line that says why, if it cannot be had.
+
+        :param complete: the kind; it has the disks that the template has.
+        :param added: further disks and network cards.
+        :param log_path: where QEMU's messages go.
+        :param run: have it created and run, too, and its guest woken if that takes no time.
+        """
+        phases = Timings()
+        kind = (guest, dataclasses.replace(complete, config=dataclasses.replace(complete.config, name="any")))
+        wanted = _Wanted(name=complete.config.name, guest=guest, added=added, log_path=log_path, run=run)
+        if kind in self._known:
+            with contextlib.suppress(TemplateError):  # it may have been removed meanwhile
+                return await self._fork_of(self._known[kind], wanted, phases)
+        try:
+            with phases.during("template"):
+                key = self._known[kind] = await self._template_key(complete, guest)
+            return await self._fork_of(key, wanted, phases)
+        except TemplateError as error:
+            self._progress(f"{guest.name} boots from cold: {error.message}")
+            return None
+
+    async def _template_key(self, complete: CompleteVmConfig, guest: GuestAdapter) -> str:
+        limit_s = complete.boot_timeout_s
+        image = await ready_image(self._agent, guest.image, timeout_s=limit_s, progress=self._progress)
+        kind = TemplateKey(
+            complete=complete,
+            guest=guest,
+            boot=boot_source_of(complete.config, guest, image),
+            disks=tuple(disks_of(complete.config, image)),
+            boot_order=boot_order_of(complete.config, image),
+        )
+        return await self._maker.key(kind)
+
+    async def _fork_of(self, key: str, wanted: _Wanted, phases: Timings) -> ForkHandle:
+        properties = instance_properties(wanted.name)
+
+        async def ask() -> ForkHandle:
+            # It tells the time, and so is put into words anew each time.
+            asked_s, typed = time.monotonic(), waking(wanted.guest, name=wanted.name)
+            request = ForkVm(
+                template=key,
+                name=wanted.name,
+                group=self._group,
+                log_path=str(wanted.log_path),
+                added=dict(wanted.added),
+                run=properties if wanted.run else None,
+                typed=typed.text,
+            )
+            try:
+                vm = await self._agent.fork_vm(request)
+            except ApiError as error:
+                raise error.with_context(vm=wanted.name) from None
+            return ForkHandle(
+                vm=vm,
+                properties=properties,
+                phases=phases,
+                runs=wanted.run,
+                waking=typed if vm.typed else None,
+                plugged=tuple(_addresses(wanted.added)),
+                asked_s=asked_s,
+            )
+
+        with phases.during("fork"):
+            forked = await retry_while_busy(wanted.name, ask, phases, progress=self._progress)
+        phases.took_s |= forked.vm.took_s
+        return forked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """A fork that somebody asks for."""
+
+    name: str
+    guest: GuestAdapter
+    added: Mapping[str, Component]
+    log_path: Path
+    run: bool
+
+
+def _addresses(components: Mapping[str, Component]) -> Iterator[str]:
+    """Where the guest finds these devices, as Linux names the places."""
+    for component in components.values():
+        if isinstance(device := component.component, NvmeDisk | VirtioDisk | VirtioNic):
+            path = device.pci_path
+            yield f"0000:{path.bus:02x}:{path.device:02x}.{path.function:x}"

@@ -1,0 +1,89 @@
+"""Forks are made ahead while the machine is idle, unless somebody has said how many there are to be."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from pytest_propolis.agent import standby
+from pytest_propolis.agent.fork_starter import ForkStarter
+from pytest_propolis.agent.standby import Standby
+from pytest_propolis.engine.templates.template import Template
+
+KIND = cast(Template, SimpleNamespace(key="kind"))
+
+
+class FakeForks:
+    """Counts what it starts."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.discarded = 0
+
+    async def start(self, *_arguments: object, **_options: object) -> Any:
+        self.started += 1
+        return SimpleNamespace(fork=SimpleNamespace(has_ended=False))
+
+    async def discard(self, _started: object) -> None:
+        self.discarded += 1
+
+
+class Processors:
+    """A machine of one processor, as time goes by at each look."""
+
+    def __init__(self) -> None:
+        self.idle = False
+        self.looks = 0
+        self.idle_s = 0.0
+
+    def __call__(self) -> float:
+        self.looks += 1
+        self.idle_s += standby.QUIET_S if self.idle else 0.0
+        return self.idle_s
+
+    async def looked_at(self, times: int) -> None:
+        seen = self.looks
+        while self.looks < seen + times:
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+def processors(monkeypatch: pytest.MonkeyPatch) -> Processors:
+    processors = Processors()
+    monkeypatch.setattr(standby, "idle_s", processors)
+    monkeypatch.setattr(standby, "QUIET_S", 1e-6)
+    monkeypatch.setattr(standby, "available_mib", lambda: 1 << 20)
+    return processors
+
+
+def keeping(forks: FakeForks, per_kind: int | None) -> Standby:
+    return Standby(cast(ForkStarter, forks), cast(Any, SimpleNamespace), per_kind=per_kind)
+
+
+async def test_on_a_busy_machine_none_are_made_until_it_is_idle(processors: Processors) -> None:
+    forks = FakeForks()
+    ahead = keeping(forks, None)
+    assert await ahead.claim(KIND, Path("/template")) is None
+    await processors.looked_at(10)
+    assert forks.started == 0
+    processors.idle = True
+    while not ahead.ready:
+        await asyncio.sleep(0)
+    assert await ahead.claim(KIND, Path("/template")) is not None
+    await ahead.close()
+    assert forks.discarded == forks.started - 1
+
+
+async def test_as_many_as_were_asked_for_are_made_on_a_busy_machine_too(processors: Processors) -> None:
+    forks = FakeForks()
+    ahead = keeping(forks, 3)
+    await ahead.claim(KIND, Path("/template"))
+    while ahead.ready < 3:
+        await asyncio.sleep(0)
+    assert not processors.idle
+    await ahead.close()
+    assert forks.discarded == 3

@@ -1,0 +1,62 @@
+"""What a guest's shell makes of the commands that wake it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_propolis.guests.fork_identity import PROGRAM, RECORD_BYTES, install_command, wait_command, wake_command
+
+SHELLS = [shell for shell in ("sh", "bash", "dash", "busybox") if shutil.which(shell)]
+
+
+def run(shell: str, command: str) -> bytes:
+    argv = ["busybox", "sh", "-c", command] if shell == "busybox" else [shell, "-c", command]
+    return subprocess.run(argv, check=True, capture_output=True, timeout=10).stdout
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_program_arrives_to_the_octet(shell: str, tmp_path: Path) -> None:
+    place = tmp_path / "run" / "program"
+    run(shell, install_command(str(place)))
+    assert place.read_bytes() == PROGRAM
+    assert place.stat().st_mode & 0o111
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_every_record_has_its_length_the_time_and_the_name(shell: str, tmp_path: Path) -> None:
+    path = tmp_path / "program"
+    (tmp_path / "program.out").write_text("0\n")
+    records = set()
+    for _ in range(50):
+        run(shell, wake_command(str(path), name="of-its-own"))
+        records.add((tmp_path / "program.in").read_bytes())
+    assert {record[RECORD_BYTES:] for record in records} == {b"of-its-own\n"}
+    assert len({record[24:] for record in records}) == 50
+    assert all(abs(int.from_bytes(record[:8], "little") - time.time()) < 60 for record in records)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_program_that_failed_fails_the_command(shell: str, tmp_path: Path) -> None:
+    (tmp_path / "program.out").write_text("1\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        run(shell, wake_command(str(tmp_path / "program"), name="vm"))
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_program_that_waits_is_there_when_the_command_ends(shell: str, tmp_path: Path) -> None:
+    path = tmp_path / "program"
+    run(shell, install_command(str(path)))
+    (tmp_path / "program").write_text("#!/bin/sh\necho r; read -r record; echo 1\n")
+    run(shell, wait_command(str(path)))
+    with pytest.raises(subprocess.CalledProcessError):
+        run(shell, wake_command(str(path), name="vm"))
+
+
+def test_a_wake_command_is_short() -> None:
+    """The guest reads it octet by octet."""
+    assert max(len(wake_command("/run/.propolis-wake", name="vm")) for _ in range(50)) < 250

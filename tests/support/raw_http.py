@@ -1,0 +1,14 @@
+"""HTTP to a VM's server without our client: what was really answered."""
+
+from __future__ import annotations
+
+import httpx
+
+from pytest_propolis.vm.vm import TestVm
+
+
+def http(vm: TestVm) -> httpx.AsyncClient:
+    """A client for the paths below the VM's base URL."""
+    endpoint = vm.endpoint
+    transport = httpx.AsyncHTTPTransport(uds=str(endpoint.uds))
+    return httpx.AsyncClient(transport=transport, base_url=endpoint.base_url, timeout=30)

@@ -1,0 +1,286 @@
+"""A VM's life through the API: states, status codes, ends of all kinds. QEMU runs, no guest comes up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from uuid import uuid4
+
+import pytest
+import pytest_asyncio
+from raw_http import http
+
+from pytest_propolis.errors import ApiError, ConsoleClosed, ConsoleError, VmStateError
+from pytest_propolis.propolis_api import (
+    FromSpec,
+    InstanceEnsureRequest,
+    InstanceState,
+    InstanceStateRequested,
+    SpecInit,
+)
+from pytest_propolis.propolis_api.client import PropolisClient
+from pytest_propolis.session.run import Run
+from pytest_propolis.vm.factory import VmFactory
+from pytest_propolis.vm.vm import TestVm
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+Call = Callable[[PropolisClient], Awaitable[object]]
+
+NEEDS_A_VM: dict[str, Call] = {
+    "instance_get": lambda client: client.instance_get(),
+    "instance_spec_get": lambda client: client.instance_spec_get(),
+    "state_monitor": lambda client: client.instance_state_monitor(0),
+    "migrate_status": lambda client: client.instance_migrate_status(),
+}
+NEEDS_AN_ACTIVE_VM: dict[str, Call] = {
+    "run": lambda client: client.instance_state_put(InstanceStateRequested.RUN),
+    "stop": lambda client: client.instance_state_put(InstanceStateRequested.STOP),
+    "reboot": lambda client: client.instance_state_put(InstanceStateRequested.REBOOT),
+    "serial_history": lambda client: client.instance_serial_history(from_start=0),
+    "nmi": lambda client: client.issue_nmi(),
+    "volume replacement": lambda client: client.issue_crucible_vcr("disk-backend", "{}"),
+}
+UNSUPPORTED: dict[str, Call] = {
+    "volume status": lambda client: client.disk_volume_status("disk-backend"),
+    "snapshots": lambda client: client.issue_crucible_snapshot("disk-backend", uuid4()),
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def factory(propolis: Run) -> AsyncIterator[VmFactory]:
+    async with propolis.vm_factory() as factory:
+        yield factory
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def vm(factory: VmFactory, request: pytest.FixtureRequest) -> TestVm:
+    """A server without a VM."""
+    return await factory.create(f"vm{abs(hash(request.node.name))}", guest="micro", cpus=1, memory_mib=128)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def unborn(factory: VmFactory) -> TestVm:
+    """A server that never had a VM."""
+    return await factory.create("unborn", guest="micro")
+
+
+async def status_of(call: Awaitable[object]) -> int:
+    with pytest.raises(ApiError) as caught:
+        await call
+    return caught.value.status
+
+
+async def states_until(vm: TestVm, last: InstanceState) -> list[tuple[int, InstanceState]]:
+    """What the state monitor shows, from the first generation to that state."""
+    seen: list[tuple[int, InstanceState]] = []
+    while not seen or seen[-1][1] is not last:
+        answer = await vm.client.instance_state_monitor(seen[-1][0] + 1 if seen else 0)
+        seen.append((answer.gen, answer.state))
+    return seen
+
+
+def request_for(vm: TestVm) -> InstanceEnsureRequest:
+    return InstanceEnsureRequest(properties=vm.properties, init=SpecInit(FromSpec(spec=vm.spec)))
+
+
+@pytest.mark.parametrize("name", [*NEEDS_A_VM, *NEEDS_AN_ACTIVE_VM, *UNSUPPORTED])
+async def test_before_the_first_ensure_everything_answers_424(unborn: TestVm, name: str) -> None:
+    call = (NEEDS_A_VM | NEEDS_AN_ACTIVE_VM | UNSUPPORTED)[name]
+    with pytest.raises(ApiError) as caught:
+        await call(unborn.client)
+    assert (caught.value.status, caught.value.error_code) == (424, "NoInstance")
+    assert caught.value.message == "Server not initialized (no instance)"
+
+
+async def test_before_the_first_ensure_the_serial_websocket_is_refused(unborn: TestVm) -> None:
+    assert await status_of(_open(unborn)) in (403, 424)
+
+
+async def _open(vm: TestVm) -> None:
+    async with vm.client.instance_serial():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PUT", "/instance", b"{"),
+        ("PUT", "/instance", b"{}"),
+        ("PUT", "/instance/state", b'"Sleep"'),
+        ("PUT", "/instance/state", b""),
+        ("GET", "/instance/state-monitor", b'{"gen": -1}'),
+        ("GET", "/instance/state-monitor", b""),
+    ],
+)
+async def test_a_body_that_is_not_the_apis_answers_400(unborn: TestVm, method: str, path: str, body: bytes) -> None:
+    async with http(unborn) as client:
+        answer = await client.request(method, path, content=body)
+    assert answer.status_code == 400
+    assert answer.json()["message"].startswith("unable to parse JSON body: ")
+
+
+async def test_an_unknown_vm_and_an_unknown_path_answer_404(unborn: TestVm) -> None:
+    async with http(unborn) as client:
+        assert (await client.get(f"{unborn.endpoint.base_url.rpartition('/')[0]}/0123/instance")).status_code == 404
+        assert (await client.get("/instance/nothing")).status_code == 404
+        assert (await client.post("/instance")).status_code == 405
+
+
+async def test_a_vm_is_created_then_runs_then_stops_and_the_monitor_counts(vm: TestVm) -> None:
+    await vm.ensure()
+    assert await states_until(vm, InstanceState.CREATING) == [(1, InstanceState.CREATING)]
+    watching = asyncio.create_task(states_until(vm, InstanceState.DESTROYED))
+    await vm.run_instance()
+    await vm.wait_for_state(InstanceState.RUNNING)
+    await vm.stop()
+    seen = await watching
+    order = [
+        *(InstanceState.CREATING, InstanceState.STARTING, InstanceState.RUNNING),
+        *(InstanceState.STOPPING, InstanceState.STOPPED, InstanceState.DESTROYED),
+    ]
+    # States in between may be skipped, but each has its generation.
+    assert all(order[gen - 1] is state for gen, state in seen)
+    assert seen[-1] == (6, InstanceState.DESTROYED)
+
+
+async def test_a_second_ensure_answers_409_also_with_the_same_vm(vm: TestVm) -> None:
+    await vm.ensure()
+    with pytest.raises(ApiError) as caught:
+        await vm.client.instance_ensure(request_for(vm))
+    assert (caught.value.status, caught.value.error_code) == (409, "AlreadyInitialized")
+
+
+async def test_reboot_before_run_answers_403(vm: TestVm) -> None:
+    await vm.ensure()
+    with pytest.raises(ApiError) as caught:
+        await vm.client.instance_state_put(InstanceStateRequested.REBOOT)
+    assert caught.value.status == 403
+    assert caught.value.error_code is not None
+    assert caught.value.error_code.startswith("instance state change not allowed: ")
+
+
+async def test_repeated_run_is_ignored(vm: TestVm) -> None:
+    await vm.launch()
+    await vm.run_instance()
+    await vm.wait_for_state(InstanceState.RUNNING)
+    await vm.run_instance()
+    assert (await vm.client.instance_state_monitor(0)).gen == 3
+
+
+@contextlib.asynccontextmanager
+async def stalled_in_a_reboot(vm: TestVm, propolis: Run) -> AsyncIterator[None]:
+    """A running VM whose QEMU answers nothing, so that its driver stays in a reboot."""
+    await vm.launch()
+    await vm.wait_for_state(InstanceState.RUNNING)
+    pid = await qemu_pid(vm, propolis)
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await vm.client.instance_state_put(InstanceStateRequested.REBOOT)
+        await vm.wait_for_state(InstanceState.REBOOTING)
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+async def qemu_pid(vm: TestVm, propolis: Run) -> int | None:
+    async with await propolis.host.client() as agent:
+        (pid,) = [listed.pid for listed in await agent.list_vms() if vm.endpoint.base_url.endswith(listed.id)]
+    return pid
+
+
+async def test_a_reboot_during_a_reboot_is_ignored(vm: TestVm, propolis: Run) -> None:
+    async with stalled_in_a_reboot(vm, propolis):
+        for _ in range(3):
+            await vm.client.instance_state_put(InstanceStateRequested.REBOOT)
+        await vm.run_instance()
+    await vm.wait_for_state(InstanceState.RUNNING)
+    await vm.stop()
+    # Creating, Starting, Running; once Rebooting, Running; Stopping, Stopped, Destroyed.
+    assert (await vm.client.instance_state_monitor(0)).gen == 8
+
+
+async def test_a_stop_does_not_wait_for_a_qemu_that_is_frozen(vm: TestVm, propolis: Run) -> None:
+    async with stalled_in_a_reboot(vm, propolis):
+        await vm.client.instance_state_put(InstanceStateRequested.STOP)
+        await vm.wait_for_state(InstanceState.DESTROYED)
+        assert await qemu_pid(vm, propolis) is None
+
+
+async def test_when_run_down_the_last_state_stays_readable_and_requests_answer_424(vm: TestVm) -> None:
+    await vm.launch()
+    await vm.stop()
+    assert await vm.get() is InstanceState.DESTROYED
+    assert (await vm.client.instance_spec_get()).state is InstanceState.DESTROYED
+    for call in NEEDS_AN_ACTIVE_VM.values():
+        assert await status_of(call(vm.client)) == 424
+    last = await vm.client.instance_state_monitor(0)
+    with pytest.raises(ApiError) as caught:
+        await vm.client.instance_state_monitor(last.gen + 1)
+    assert (caught.value.status, caught.value.error_code) == (410, "NoInstance")
+
+
+async def test_a_state_that_cannot_come_any_more_is_not_waited_for(vm: TestVm) -> None:
+    await vm.launch()
+    await vm.stop()
+    with pytest.raises(VmStateError, match="Destroyed, and will not be Running any more"):
+        await vm.wait_for_state(InstanceState.RUNNING)
+
+
+async def test_a_server_can_be_used_again_and_counts_from_one(vm: TestVm) -> None:
+    await vm.launch()
+    await vm.stop()
+    await vm.client.instance_ensure(request_for(vm))
+    answer = await vm.client.instance_state_monitor(0)
+    assert (answer.gen, answer.state) == (1, InstanceState.CREATING)
+    assert (await vm.client.instance_serial_history(from_start=0)).last_byte_offset == 0
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+async def test_what_the_engine_does_not_do_answers_501_with_the_reason(vm: TestVm, name: str) -> None:
+    await vm.ensure()
+    with pytest.raises(ApiError) as caught:
+        await UNSUPPORTED[name](vm.client)
+    assert (caught.value.status, caught.value.message) == (
+        501,
+        f"this engine does not support {name}: it has no Crucible volumes",
+    )
+
+
+async def test_migration_status_is_empty(vm: TestVm) -> None:
+    await vm.ensure()
+    status = await vm.client.instance_migrate_status()
+    assert (status.migration_in, status.migration_out) == (None, None)
+
+
+async def test_history_needs_exactly_one_place(vm: TestVm) -> None:
+    await vm.ensure()
+    for places in ({}, {"from_start": 0, "most_recent": 0}):
+        assert await status_of(vm.client.instance_serial_history(**places)) == 400
+    async with http(vm) as client:
+        for value in ("-1", "x", "1.5", ""):
+            assert (await client.get("/instance/serial/history", params={"from_start": value})).status_code == 400
+
+
+async def test_a_qemu_that_is_killed_is_a_failed_vm_that_can_be_made_again(vm: TestVm, propolis: Run) -> None:
+    await vm.launch()
+    await vm.wait_for_state(InstanceState.RUNNING)
+    pid = await qemu_pid(vm, propolis)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await vm.wait_for_state(InstanceState.FAILED)
+    assert await qemu_pid(vm, propolis) is None
+    with pytest.raises(ConsoleClosed):
+        await vm.wait_for_serial_output("anything", timeout_s=10)
+    await vm.client.instance_ensure(request_for(vm))
+    assert await vm.get() is InstanceState.CREATING
+
+
+async def test_there_is_no_console_before_there_is_a_vm(unborn: TestVm) -> None:
+    with pytest.raises(ConsoleError, match="there is no console yet"):
+        await unborn.wait_for_serial_output("anything")

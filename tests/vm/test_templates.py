@@ -1,0 +1,312 @@
+"""Templates: made once, looked at before use, and done without where they cannot be had."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from mounts import as_root, mounted, tmpfs
+
+from pytest_propolis.agent.memory import total_mib
+from pytest_propolis.agent_api.messages import ForkVm
+from pytest_propolis.errors import ResourceExhausted
+from pytest_propolis.guests.micro import Micro
+from pytest_propolis.guests.registry import GuestRegistry
+from pytest_propolis.hosts.local import LocalHost
+from pytest_propolis.propolis_api import InstanceState
+from pytest_propolis.propolis_api.client import PropolisClient
+from pytest_propolis.settings import Settings
+from pytest_propolis.storage.store import default_artifact_dir
+from pytest_propolis.vm.factory import VmFactory
+from pytest_propolis.vm.spec import instance_properties
+
+MICRO = {"guest": "micro", "cpus": 1, "memory_mib": 128}
+
+
+class NotQuiet(Micro):
+    name = "not-quiet"
+    quiet_command = "echo busy; false"
+
+
+class LongWinded(Micro):
+    name = "long-winded"
+
+    def wake_command(self, *, name: str) -> str:
+        return f": {'x' * 5000}; {super().wake_command(name=name)}"
+
+
+class Late(Micro):
+    name = "late"
+    delays_s: ClassVar[list[int]] = []
+    """How long the next forks wait until they hear what they are told."""
+
+    def wake_command(self, *, name: str) -> str:
+        delay_s = self.delays_s.pop() if self.delays_s else 0
+        return f"sleep {delay_s}; {super().wake_command(name=name)}"
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    """What was said meanwhile."""
+    return []
+
+
+@pytest.fixture
+def artifact_dir(tmp_path: Path) -> Path:
+    """A store that has the images, but no templates yet."""
+    directory = tmp_path / "artifacts"
+    directory.mkdir()
+    for entry in default_artifact_dir().iterdir():
+        if entry.name != "templates":
+            (directory / entry.name).symlink_to(entry)
+    return directory
+
+
+Factories = Callable[..., AbstractAsyncContextManager[VmFactory]]
+
+
+@pytest.fixture
+def factories(artifact_dir: Path, tmp_path: Path, lines: list[str]) -> Factories:
+    """Factories on agents of their own, as of separate runs."""
+
+    @contextlib.asynccontextmanager
+    async def make(name: str, *, standby: int = 0) -> AsyncIterator[VmFactory]:
+        settings = Settings(artifact_dir=artifact_dir, standby=standby)
+        host = LocalHost(settings)
+        try:
+            async with VmFactory.on(
+                host,
+                settings=settings,
+                guests=GuestRegistry([NotQuiet(), LongWinded(), Late()]),
+                group=name,
+                log_dir=tmp_path / name,
+                progress=lines.append,
+                made=lambda vm: None,
+            ) as factory:
+                yield factory
+        finally:
+            host.close()
+
+    return make
+
+
+def template(artifact_dir: Path) -> Path:
+    (place,) = (artifact_dir / "templates" / "derived").iterdir()
+    return place
+
+
+async def test_a_template_is_made_once_for_runs_at_the_same_time(factories: Factories, lines: list[str]) -> None:
+    async def one(name: str) -> str:
+        async with factories(name) as factory:
+            vm = await factory.start("vm", **MICRO)
+            await vm.run("true")
+            return vm.boot_kind
+
+    assert await asyncio.gather(one("left"), one("right")) == ["warm", "warm"], lines
+    assert sum(line.startswith("making a template") for line in lines) == 1
+    assert any("another process is making a template of micro" in line for line in lines)
+
+
+@pytest.mark.parametrize("file", ["memory", "state", "template.json", "manifest.json"])
+async def test_a_damaged_template_is_made_anew(
+    factories: Factories, artifact_dir: Path, lines: list[str], file: str
+) -> None:
+    async with factories("first") as factory:
+        await factory.start("vm", **MICRO)
+    path = template(artifact_dir) / file
+    with path.open("r+b") as stream:
+        stream.seek(path.stat().st_size // 2)
+        stream.write(b"damage" * 100)
+    lines.clear()
+    async with factories("second") as factory:
+        vm = await factory.start("vm", **MICRO)
+        assert await vm.run("echo up") == "up"
+        assert vm.boot_kind == "warm"
+    assert any("is damaged" in line for line in lines)
+
+
+async def test_a_guest_that_does_not_become_quiet_boots(
+    factories: Factories, artifact_dir: Path, lines: list[str]
+) -> None:
+    async with factories("run") as factory:
+        for name in ("first", "second"):
+            vm = await factory.start(name, **MICRO | {"guest": "not-quiet"})
+            assert vm.boot_kind == "cold"
+            assert await vm.run("echo up") == "up"
+    assert sum(line.startswith("making a template") for line in lines) == 1, "no second try in one run"
+    assert "not-quiet boots from cold: 'echo busy; false' ended with status 1" in lines
+    assert list((artifact_dir / "templates" / "derived").iterdir()) == []
+
+
+async def test_a_guest_whose_waking_takes_too_many_words_boots(factories: Factories, lines: list[str]) -> None:
+    async with factories("run") as factory:
+        assert (await factory.start("vm", **MICRO | {"guest": "long-winded"})).boot_kind == "cold"
+    assert any(
+        "long-winded boots from cold: what wakes a fork of long-winded cannot be typed ahead" in x for x in lines
+    )
+
+
+@as_root
+async def test_where_there_is_no_space_for_a_template_the_vm_boots(
+    factories: Factories, artifact_dir: Path, lines: list[str]
+) -> None:
+    with mounted(artifact_dir / "templates", *tmpfs("size=64m")):
+        async with factories("run") as factory:
+            assert (await factory.start("vm", **MICRO)).boot_kind == "cold"
+    assert any("micro boots from cold: no space left for a template" in line for line in lines)
+
+
+@as_root
+async def test_where_the_space_for_a_template_is_used_up_meanwhile_the_vm_boots(
+    factories: Factories, artifact_dir: Path, lines: list[str]
+) -> None:
+    place = artifact_dir / "templates"
+
+    async def use_it_up() -> None:
+        while not any(file.stat().st_blocks for file in place.rglob("memory")):
+            await asyncio.sleep(0)
+        with (place / "ballast").open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 20))
+                file.flush()
+
+    with mounted(place, *tmpfs("size=400m")):
+        async with factories("run") as factory:
+            using = asyncio.create_task(use_it_up())
+            assert (await factory.start("vm", **MICRO)).boot_kind == "cold"
+            await using
+        assert list((place / "derived").iterdir()) == []
+    assert f"micro boots from cold: no space was left for the template in {place}" in lines
+
+
+@pytest.mark.skipif(shutil.which("bindfs") is None, reason="bindfs, which is not there, makes such a file system")
+async def test_where_a_file_cannot_be_memory_the_vm_boots(
+    factories: Factories, artifact_dir: Path, tmp_path: Path, lines: list[str]
+) -> None:
+    (tmp_path / "below").mkdir()
+    with mounted(artifact_dir / "templates", "bindfs", "-o", "direct_io", str(tmp_path / "below")):
+        async with factories("run") as factory:
+            assert (await factory.start("vm", **MICRO)).boot_kind == "cold"
+    assert any("micro boots from cold: " in line and "unable to map backing store" in line for line in lines)
+
+
+async def test_a_template_that_another_qemu_made_is_not_taken(
+    factories: Factories, artifact_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with factories("first") as factory:
+        await factory.start("vm", **MICRO)
+    wrapper = tmp_path / "bin" / "qemu-system-x86_64"
+    wrapper.parent.mkdir()
+    wrapper.write_text('#!/bin/sh\nexec /usr/bin/qemu-system-x86_64 "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+    async with factories("second") as factory:
+        assert (await factory.start("vm", **MICRO)).boot_kind == "warm"
+    assert len(list((artifact_dir / "templates" / "derived").iterdir())) == 2
+
+
+async def test_a_fork_that_stood_by_is_like_any_other(factories: Factories) -> None:
+    async with factories("run", standby=1) as factory:
+        first = await factory.start("first", **MICRO)
+        assert "exec" in first.phases.took_s
+        seeds = [await first.run("cat /proc/sys/kernel/random/uuid")]
+        for number in range(50):
+            vm = await factory.start(f"vm{number}", **MICRO)
+            seeds.append(await vm.run("cat /proc/sys/kernel/random/uuid"))
+            if "exec" not in vm.phases.took_s:
+                break
+            await vm.aclose()
+        else:
+            pytest.fail("none stood by")
+        assert len(set(seeds)) == len(seeds)
+        assert await vm.run("hostname") == vm.name
+        assert vm.console_tail()[-1] == vm.name
+
+
+async def test_who_has_a_fork_run_need_not_wake_it_if_it_stood_by(factories: Factories, artifact_dir: Path) -> None:
+    async with factories("run", standby=1) as factory:
+        agent = factory.agent
+        vm = await factory.start("vm", **MICRO)
+        key = template(artifact_dir).name
+        properties = instance_properties("asked")
+        for number in range(50):
+            request = ForkVm(
+                template=key, name=f"asked{number}", group="run", log_path="/dev/null", run=properties, typed="hello"
+            )
+            forked = await agent.fork_vm(request)
+            async with PropolisClient(agent.endpoint(forked.path)) as client:
+                seen = (await client.instance_get()).instance
+            assert seen.properties == properties
+            assert seen.state is not InstanceState.FAILED
+            await agent.remove_vm(forked.id)
+            if forked.typed and not forked.took_s:
+                break
+        else:
+            pytest.fail("none stood by")
+        assert await vm.run("hostname") == "vm"
+
+
+async def test_a_fork_that_hears_late_what_time_it_is_is_told_again(
+    factories: Factories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with factories("run") as factory:
+        await factory.start("first", **MICRO | {"guest": "late"})
+        monkeypatch.setattr(Late, "delays_s", [2])
+        vm = await factory.start("second", **MICRO | {"guest": "late"})
+        assert not Late.delays_s
+        before_s = int(time.time())
+        assert before_s - 1 <= int(await vm.run("date +%s")) <= time.time() + 1
+        assert await vm.run("hostname") == "second"
+
+
+async def test_what_stands_by_is_kept_from_the_processor(factories: Factories) -> None:
+    async with factories("run", standby=1) as factory:
+        await factory.start("vm", **MICRO)
+        agent = (await factory._agent.info()).pid
+        async with asyncio.timeout(60):
+            while "T" not in _states_of_children(agent):
+                await factory._agent.info()
+
+
+def _states_of_children(pid: int) -> list[str]:
+    states = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, parent, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+            if int(parent) == pid:
+                states.append(state)
+    return states
+
+
+async def test_no_fork_stands_by_where_none_is_wanted(factories: Factories) -> None:
+    async with factories("run", standby=0) as factory:
+        for number in range(3):
+            assert "exec" in (await factory.start(f"vm{number}", **MICRO)).phases.took_s
+
+
+async def test_a_vm_that_finds_no_memory_waits_for_another_to_end(factories: Factories, lines: list[str]) -> None:
+    half = total_mib() // 2 - total_mib() // 20
+    async with factories("run") as factory:
+        big = {"guest": "micro", "boot": "cold", "memory_mib": half}
+        first, _ = await factory.create("first", **big), await factory.create("second", **big)
+        third = asyncio.create_task(factory.create("third", **big))
+        async with asyncio.timeout(30):
+            while not any(line.startswith("VM 'third' waits for memory: ") for line in lines):
+                assert not third.done()
+                await asyncio.wait([third], timeout=0.1)
+        await factory.agent.remove_vm(first.endpoint.base_url.rpartition("/")[2])
+        assert (await third).phases.took_s["queue"] > 0
+
+
+async def test_a_vm_that_will_never_fit_is_refused_at_once(factories: Factories) -> None:
+    async with factories("run") as factory:
+        with pytest.raises(ResourceExhausted, match="does not fit on this host"):
+            await factory.create("vm", guest="micro", memory_mib=total_mib())
