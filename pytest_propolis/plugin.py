@@ -27,9 +27,22 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Before pytest reads the command line as a whole: a plugin that comes later cannot add options to it."""
+    from .session.internals import load_pytest_asyncio
+
+    load_pytest_asyncio(early_config.pluginmanager)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    if not config.pluginmanager.hasplugin("asyncio"):
-        raise pytest.UsageError("pytest-propolis needs the plugin pytest-asyncio: do not block it, or give -p asyncio")
+    from .session.internals import has_pytest_asyncio, is_controller, is_worker
+
+    if not has_pytest_asyncio(config.pluginmanager):
+        raise pytest.UsageError(
+            "pytest-propolis needs the plugin pytest-asyncio: do not block it (-p no:asyncio), "
+            "or give -p pytest_asyncio.plugin where this plugin is loaded by a conftest.py"
+        )
     try:
         settings = Settings.resolve(
             command_line={option.name: config.getoption(option.ini_key) for option in OPTIONS},
@@ -37,54 +50,25 @@ def pytest_configure(config: pytest.Config) -> None:
         )
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None
-    from .fixtures import test_vm, vm_factory
+    if settings.pause_on_failure and is_controller(config):
+        raise pytest.UsageError("--propolis-pause-on-failure needs a terminal, which the workers of xdist have not")
+    from .distribution.interruption import interruption_for
+    from .fixtures import vms
     from .markers import cold_boot
-    from .session import run
+    from .session.end_of_run import EndOfRun, WorkersEnd
+    from .session.stash import INTERRUPTION, SETTINGS
 
     config.addinivalue_line("markers", cold_boot.DESCRIPTION)
-
-    config.stash[run.SETTINGS] = settings
-    for module in (run, vm_factory, test_vm):
-        config.pluginmanager.register(module, f"propolis-{module.__name__.rpartition('.')[2]}")
-    from .session.end_of_run import EndOfRun, WorkersEnd
-
-    in_worker = hasattr(config, "workerinput")
-    config.pluginmanager.register(WorkersEnd() if in_worker else EndOfRun(), "propolis-end-of-run")
-    distributed = config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no"
-    if settings.pause_on_failure and distributed and not in_worker:
-        raise pytest.UsageError("--propolis-pause-on-failure needs a terminal, which the workers of -n have not")
-    _prepare_for_interruption(config)
-
-
-def _prepare_for_interruption(config: pytest.Config) -> None:
-    from .session.progress import line_printer
-    from .session.signals import INTERRUPTION, Interruption
-
-    interruption = config.stash[INTERRUPTION] = Interruption(line_printer(config))
-    interruption.letting_go.append(_leave_to_agents)
+    config.stash[SETTINGS] = settings
+    config.pluginmanager.register(vms, "propolis-vms")
+    config.pluginmanager.register(WorkersEnd() if is_worker(config) else EndOfRun(), "propolis-end-of-run")
+    interruption = config.stash[INTERRUPTION] = interruption_for(config)
     config.add_cleanup(interruption.restore)
-    if hasattr(config, "workerinput"):
-        from .distribution.interruption import CONTROLLER_PATIENCE_S
-
-        interruption.patience_s = CONTROLLER_PATIENCE_S
-    elif config.getoption("numprocesses", None):
-        from .distribution.interruption import WorkerInterrupter
-
-        workers = WorkerInterrupter()
-        config.pluginmanager.register(workers, "propolis-interruption")
-        interruption.letting_go.append(workers.let_go)
-        interruption.breaks_waits = False
-
-
-def _leave_to_agents() -> int:
-    from .hosts.abandonment import abandon_to_agents
-
-    return abandon_to_agents()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    from .session.signals import INTERRUPTION
+    from .session.stash import INTERRUPTION
 
     with session.config.stash[INTERRUPTION].listening():
         return (yield)
@@ -93,7 +77,7 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, Any, Any]:
     """Inside the wrapper that writes the summary, and round what tears the fixtures down."""
-    from .session.signals import INTERRUPTION
+    from .session.stash import INTERRUPTION
 
     return (yield from session.config.stash[INTERRUPTION].finish(session))
 
@@ -125,15 +109,26 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Outermost, so that it is known whether a failure was expected."""
-    from .report.traceback import shorten
+    from .session.guard import guarded
 
     if call.excinfo and not item.config.getoption("fulltrace"):
-        shorten(call.excinfo)
-    report = yield
-    from .report.failure import add_sections
-    from .session.retention import RETENTION_POLICY
+        from .report.traceback import shorten
 
-    if keeper := item.config.stash.get(RETENTION_POLICY, None):
-        keeper.note(item, report)
-    add_sections(item, call.excinfo, report)
+        with guarded(item.config, "shortening a traceback"):
+            shorten(call.excinfo)
+    report = yield
+    from .session.stash import HOST, RETENTION_POLICY
+
+    if (host := item.config.stash.get(HOST, None)) and host.was_up:
+        from .distribution.interruption import VMS_ATTRIBUTE
+
+        setattr(report, VMS_ATTRIBUTE, True)
+    if policy := item.config.stash.get(RETENTION_POLICY, None):
+        with guarded(item.config, "deciding which VMs stay"):
+            policy.note(item, report)
+    if report.failed:
+        from .report.failure import add_sections
+
+        with guarded(item.config, "describing the VMs of a failed test"):
+            add_sections(item, call.excinfo, report)
     return report

@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from ..agent_api.messages import VmListed
 from ..console.viewer import Viewer
 from ..errors import ConfigError
-from ..hosts.living_agent import running_agents
+from ..hosts.agent_client import running_agents
 from ..hosts.run_directory import base_directory
 from ..propolis_api.client import Endpoint, PropolisClient
 from .escape_keys import EscapeKeys

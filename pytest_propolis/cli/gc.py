@@ -9,7 +9,7 @@ import click
 
 from ..agent_api.messages import KeptListed
 from ..errors import AgentError
-from ..hosts.living_agent import AgentClient, running_agents
+from ..hosts.agent_client import AgentClient, running_agents
 from ..hosts.run_directory import base_directory
 from ..ledger.entry import Entry
 from ..ledger.reaper import reap

@@ -11,7 +11,7 @@ import click
 from ..agent_api.messages import SOCKET_NAME, VmListed
 from ..agent_api.retention import Kept
 from ..errors import AgentError
-from ..hosts.living_agent import AgentClient
+from ..hosts.agent_client import AgentClient
 from ..hosts.run_directory import base_directory
 from ..ledger.entry import KEPT_OWNER, Entry, Owner
 from ..ledger.survey import RunSurvey, survey

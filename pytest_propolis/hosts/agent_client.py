@@ -1,21 +1,24 @@
-"""The client of an agent's own paths."""
+"""The clients of an agent's own paths: one for an event loop, and one without, with the same errors."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
+from http import HTTPStatus
 from pathlib import Path
 from types import NoneType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, NoReturn, Self, TypeVar
 
-import httpx
 import msgspec
 
 from ..agent_api.messages import (
     CLIENT_HEADER,
+    LOG_NAME,
+    SOCKET_NAME,
     AgentInfo,
     CreateDisk,
     CreateVm,
+    Departed,
     DiskCreated,
     Fault,
     ForkVm,
@@ -33,15 +36,20 @@ from ..agent_api.messages import (
 )
 from ..agent_api.migration_report import MigrationReport
 from ..errors import AgentError
+from ..ledger.identity import ProcessIdentity
+from ..ledger.survey import survey
 from ..propolis_api.endpoint import Endpoint
 from ..propolis_api.failure import api_error
-from ..propolis_api.transport import http_client
+from ..propolis_api.http import HttpAnswer, HttpClient, request
 
-__all__ = ["AsyncAgentClient"]
+__all__ = ["AgentClient", "AsyncAgentClient", "running_agents"]
 
 T = TypeVar("T")
 BASE_URL: Final = "http://agent"
-ANSWER_TIMEOUT: Final = httpx.Timeout(60.0)
+ANSWER_TIMEOUT_S: Final = 60.0
+QUOTED_BYTES: Final = 2000
+BLOCKING_TIMEOUT_S: Final = 15.0
+"""An agent that is asked without an event loop answers at once, or when VMs have ended, which takes seconds at most."""
 
 
 class AsyncAgentClient:
@@ -52,9 +60,7 @@ class AsyncAgentClient:
 
     def __init__(self, socket: Path, *, client: str) -> None:
         self._socket = socket
-        self._http = http_client(self.endpoint(""))
-        self._http.headers[CLIENT_HEADER] = client
-        self._http.timeout = ANSWER_TIMEOUT
+        self._http = HttpClient(self.endpoint(""), headers={CLIENT_HEADER: client})
 
     async def __aenter__(self) -> Self:
         return self
@@ -144,11 +150,13 @@ class AsyncAgentClient:
 
     async def _stream(self, path: str, needed: Any, progress: Callable[[str], None]) -> AsyncGenerator[StreamLine]:
         """The lines of an answer that are not progress."""
+        content = msgspec.json.encode(needed)
         try:
-            async with self._http.stream(
-                "POST", path, content=msgspec.json.encode(needed), timeout=httpx.Timeout(60.0, read=None)
-            ) as response:
-                async for text in response.aiter_lines():
+            async with self._http.stream("POST", path, content=content, timeout_s=None) as answer:
+                if answer.status != HTTPStatus.OK:
+                    body = b"".join([data async for data in answer.data()])
+                    _raise_error(answer.status, body, f"POST {path}")
+                async for text in answer.lines():
                     line = msgspec.json.decode(text, type=StreamLine)
                     if line.progress is not None:
                         progress(line.progress)
@@ -156,25 +164,106 @@ class AsyncAgentClient:
                         raise line.fault.to_error()
                     else:
                         yield line
-        except httpx.TransportError as error:
+        except OSError as error:
             raise self._lost(error) from None
 
     async def _call(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
         content = None if body is None else msgspec.json.encode(body)
         try:
-            response = await self._http.request(method, path, content=content)
-        except httpx.TransportError as error:
+            answer = await self._http.request(method, path, content=content, timeout_s=ANSWER_TIMEOUT_S)
+        except OSError as error:
             raise self._lost(error) from None
-        if response.status_code == 422:
-            raise msgspec.json.decode(response.content, type=Fault).to_error()
-        if response.status_code in (400, 501):
-            raise api_error(response.status_code, response.content, vm=None, operation=f"{method} {path}")
-        if response.is_error:
-            raise AgentError(f"the agent answered {response.status_code} to {method} {path}: {response.text}")
-        return msgspec.json.decode(response.content or b"null", type=kind)
+        return _decoded(answer, kind, f"{method} {path}")
 
     def _lost(self, error: object) -> AgentError:
-        return AgentError(
-            f"the agent behind {self._socket} does not answer: {error or type(error).__name__}",
-            hint=f"its log is {self._socket.with_name('agent.log')}",
-        )
+        return _silent(self._socket, error)
+
+
+class AgentClient:
+    """Speaks to one agent without an event loop: for commands, and for pytest between two tests.
+
+    Making it connects to nothing. Every method raises `AgentError` when the agent does not answer, or what it reports.
+
+    :param client: whom requests come from, where that matters.
+    :param process: the agent itself, where that is known.
+    """
+
+    def __init__(self, socket: Path, *, client: str = "", process: ProcessIdentity | None = None) -> None:
+        self.socket = socket
+        self.process = process
+        self._client = client
+
+    def answers(self) -> bool:
+        """Whether it does: one that is only starting, or about to leave, does not."""
+        try:
+            self.vms()
+        except AgentError:
+            return False
+        return True
+
+    def vms(self) -> list[VmListed]:
+        return self._ask("GET", "/vms", list[VmListed])
+
+    def kept(self) -> list[KeptListed]:
+        return self._ask("GET", "/kept", list[KeptListed])
+
+    def release_kept(self) -> list[KeptListed]:
+        """Have the agent remove all that it keeps; returns what that was, when it is gone."""
+        return self._ask("DELETE", "/kept", list[KeptListed])
+
+    def keep(self, request: Keep) -> KeptListed:
+        """As `AsyncAgentClient.keep`."""
+        return self._ask("POST", "/kept", KeptListed, request)
+
+    def remove(self, belongings: ResourceIds) -> None:
+        """As `AsyncAgentClient.remove`."""
+        self._ask("POST", "/removal", NoneType, belongings)
+
+    def departure(self, client: str) -> Departed:
+        """Wait until all that a client owned is released, after it has closed its lifeline."""
+        return self._ask("GET", f"/clients/{client}/departure", Departed)
+
+    def _ask(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
+        content = None if body is None else msgspec.json.encode(body)
+        endpoint = Endpoint(base_url=BASE_URL, uds=self.socket)
+        headers = {CLIENT_HEADER: self._client}
+        try:
+            answer = request(endpoint, method, path, content=content, headers=headers, timeout_s=BLOCKING_TIMEOUT_S)
+        except OSError as error:
+            raise _silent(self.socket, error) from None
+        return _decoded(answer, kind, f"{method} {path}")
+
+
+def running_agents(base: Path, *, run: str | None = None) -> Iterator[AgentClient]:
+    """The agents of this user that live and answer; of one run, if that is given."""
+    for found in survey(base):
+        if found.is_alive and found.contents and run in (None, found.contents.header.run):
+            agent = AgentClient(found.directory / SOCKET_NAME, process=found.contents.header.agent)
+            if agent.answers():
+                yield agent
+
+
+def _decoded(answer: HttpAnswer, kind: type[T], operation: str) -> T:
+    """What an agent answered.
+
+    :raises PropolisError: what it reports.
+    """
+    if not answer.is_success:
+        _raise_error(answer.status, answer.content, operation)
+    return msgspec.json.decode(answer.content or b"null", type=kind)
+
+
+def _raise_error(status: int, content: bytes, operation: str) -> NoReturn:
+    if status == HTTPStatus.UNPROCESSABLE_ENTITY:
+        raise msgspec.json.decode(content, type=Fault).to_error()
+    if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_IMPLEMENTED):
+        raise api_error(status, content, vm=None, operation=operation)
+    said = content[:QUOTED_BYTES].decode(errors="replace").strip()
+    raise AgentError(f"the agent answered {status} to {operation}: {said or 'nothing'}")
+
+
+def _silent(socket: Path, error: object) -> AgentError:
+    return AgentError(
+        f"the agent behind {socket} does not answer: {error or type(error).__name__}",
+        hint=f"its log is {socket.with_name(LOG_NAME)}",
+    )

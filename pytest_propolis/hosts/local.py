@@ -10,9 +10,8 @@ from ..agent_api.messages import AgentConfig, ResourceIds
 from ..errors import AgentError
 from ..ledger.ledger import LEDGER_NAME, read_ledger
 from ..settings import Settings
-from .agent_client import AsyncAgentClient
+from .agent_client import AgentClient, AsyncAgentClient
 from .launcher import Launched, connect_or_launch
-from .living_agent import AgentClient
 from .run_directory import agent_directory, run_token
 
 __all__ = ["LocalHost"]

@@ -13,18 +13,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import HostError
+from ..storage.user_directories import cache_directory
 
 __all__ = ["agent_directory", "base_directory", "make_private_directory", "run_token"]
 
 
 def base_directory(environment: Mapping[str, str] = os.environ) -> Path:
-    """The parent of all run directories of this user: never in a shared temporary directory."""
+    """The parent of all run directories of this user: never in a shared temporary directory.
+
+    :raises HostError: when the environment does not say where this user may keep anything.
+    """
     runtime = environment.get("XDG_RUNTIME_DIR")
     if runtime and Path(runtime).is_dir():
         return Path(runtime) / "propolis"
     if os.geteuid() == 0:
         return Path("/run/propolis")
-    return Path.home() / ".cache" / "propolis" / "run"
+    return cache_directory() / "run"
 
 
 def run_token(shared_id: str | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Final
 
-import httpx
 import msgspec
 
 from ..agent_api.messages import VmFacts
@@ -44,11 +43,11 @@ async def get_screenshot(endpoint: Endpoint, *, vm: str) -> bytes:
 async def _get(endpoint: Endpoint, path: str, *, vm: str, operation: str, lacking: CapabilityMissing) -> bytes:
     try:
         async with http_client(endpoint) as client:
-            response = await client.get(endpoint.base_url + path, timeout=ANSWER_TIMEOUT_S)
-    except httpx.TransportError as error:
+            answer = await client.request("GET", path, timeout_s=ANSWER_TIMEOUT_S)
+    except OSError as error:
         raise AgentError(f"{endpoint} does not answer: {error or type(error).__name__}", vm=vm) from None
-    if response.status_code == HTTPStatus.NOT_FOUND:
+    if answer.status == HTTPStatus.NOT_FOUND:
         raise lacking
-    if response.is_error:
-        raise api_error(response.status_code, response.content, vm=vm, operation=operation)
-    return response.content
+    if not answer.is_success:
+        raise api_error(answer.status, answer.content, vm=vm, operation=operation)
+    return answer.content

@@ -9,7 +9,6 @@ from typing import Any, Final, Self, TypeVar, final
 from urllib.parse import quote
 from uuid import UUID
 
-import httpx
 import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidHandshake, InvalidStatus
@@ -31,7 +30,8 @@ from . import (
 )
 from .endpoint import Endpoint
 from .failure import api_error, unanswered, unreadable
-from .transport import CONNECT_TIMEOUT_S, WebSocketOpening, http_client, open_websocket
+from .http import HttpAnswer
+from .transport import WebSocketOpening, http_client, open_websocket
 
 __all__ = [
     "ANSWER_TIMEOUT_S",
@@ -194,7 +194,7 @@ class PropolisClient:
             return msgspec.json.decode(response.content, type=answer)
         except msgspec.DecodeError as error:
             kind = answer.__name__
-            raise unreadable(response.status_code, kind, error, vm=self.vm, operation=operation) from error
+            raise unreadable(response.status, kind, error, vm=self.vm, operation=operation) from error
 
     async def _send(
         self,
@@ -205,21 +205,20 @@ class PropolisClient:
         query: Mapping[str, int | None] | None = None,
         body: Any = None,
         timeout_s: float | None = ANSWER_TIMEOUT_S,
-    ) -> httpx.Response:
+    ) -> HttpAnswer:
         began = time.monotonic()
         try:
             response = await self._http.request(
                 method,
                 path,
-                params=_given(query) if query else None,  # httpx takes an empty query apart, too
+                query=_given(query) if query else None,
                 content=None if body is None else msgspec.json.encode(body),
-                headers=None if body is None else {"content-type": "application/json"},
-                timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
+                timeout_s=timeout_s,
             )
-        except httpx.TransportError as error:
+        except OSError as error:
             raise self._unanswered(operation, error, began) from error
         if not response.is_success:
-            raise api_error(response.status_code, response.content, vm=self.vm, operation=operation)
+            raise api_error(response.status, response.content, vm=self.vm, operation=operation)
         return response
 
     async def _upgrade(self, operation: str, path: str, query: Mapping[str, int | None]) -> ClientConnection:

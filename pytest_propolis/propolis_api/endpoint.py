@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 __all__ = ["Endpoint"]
 
@@ -38,6 +38,12 @@ class Endpoint:
         if not socket:
             raise ValueError(f"{address} names no socket")
         return cls(base_url=f"{_UNIX_HOST}/{path}", uds=Path(unquote(socket)))
+
+    @property
+    def host_and_port(self) -> tuple[str, int]:
+        """What to connect to where there is no UNIX socket."""
+        parts = urlsplit(self.base_url)
+        return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
     @property
     def address(self) -> str:

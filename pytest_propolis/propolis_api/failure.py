@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from http.client import responses
 from typing import Final
 
-import httpx
 import msgspec
 
 from ..errors import AgentError, ApiError
@@ -61,7 +60,7 @@ def unreadable(status: int, kind: str, error: msgspec.DecodeError, *, vm: str | 
 
 def unanswered(endpoint: Endpoint, error: Exception, *, vm: str | None, operation: str, waited_s: float) -> AgentError:
     """The error for no answer at all."""
-    if isinstance(error, httpx.TimeoutException | TimeoutError):
+    if isinstance(error, TimeoutError):
         did, hint = "is silent", "the server is there but busy or stuck: see its log"
     else:
         did, hint = "does not answer", "the VM's server or its agent has ended: see the agent's log"

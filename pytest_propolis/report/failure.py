@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from ..errors import PropolisError
-from ..session.retention import RETENTION_POLICY
+from ..session.guard import guarded
+from ..session.stash import RETENTION_POLICY, VMS
 
 if TYPE_CHECKING:
     from ..propolis_api.client import Endpoint
     from ..vm.vm import TestVm
 
-__all__ = ["VMS", "add_sections"]
-
-VMS: Final[pytest.StashKey[list[TestVm]]] = pytest.StashKey()
-"""Where a test's item keeps the VMs that were made for it."""
+__all__ = ["add_sections"]
 
 
 NOT_CREATED: Final = "not created"
@@ -28,11 +27,11 @@ def add_sections(
     item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException] | None, report: pytest.TestReport
 ) -> None:
     """Add a section for each VM of a failed test."""
-    if report.failed:
-        keeper = item.config.stash.get(RETENTION_POLICY, None)
-        stays = keeper is not None and keeper.settings.keep != "never"
-        shown = dict(_tails(excinfo.value)) if excinfo else {}
-        for vm in item.stash.get(VMS, []):
+    policy = item.config.stash.get(RETENTION_POLICY, None)
+    stays = policy is not None and policy.settings.keep != "never"
+    shown = dict(_tails(excinfo.value)) if excinfo else {}
+    for vm in item.stash.get(VMS, []):
+        with guarded(item.config, f"describing VM {vm.name!r} of {item.nodeid}"):
             lines = describe(vm, shown=shown.get(vm.name, ()), stays=stays)
             report.sections.append((f"propolis VM {vm.name!r}", "\n".join(lines)))
 
@@ -87,12 +86,11 @@ def _tails(error: BaseException | None) -> Iterator[tuple[str, tuple[str, ...]]]
 
 def _state_now(endpoint: Endpoint) -> str:
     """Ask the server, without an event loop: a report is made between two runs of the test's own."""
-    import httpx
+    from ..propolis_api.http import request  # heavy, and there are no failures in most runs
 
-    transport = httpx.HTTPTransport(uds=str(endpoint.uds) if endpoint.uds else None, verify=False, trust_env=False)
     try:
-        with httpx.Client(transport=transport, timeout=STATE_TIMEOUT_S) as http:
-            answer = http.get(f"{endpoint.base_url}/instance")
-            return str(answer.json()["instance"]["state"]) if answer.is_success else NOT_CREATED
-    except httpx.TransportError as error:
-        return f"unknown ({error})"
+        answer = request(endpoint, "GET", "/instance", timeout_s=STATE_TIMEOUT_S)
+        return str(json.loads(answer.content)["instance"]["state"]) if answer.is_success else NOT_CREATED
+    except Exception as error:
+        # A report must say something of a server that is gone, frozen, or hidden by what the test has patched.
+        return f"unknown ({str(error) or type(error).__name__})"

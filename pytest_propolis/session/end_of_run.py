@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ..errors import AgentError, PropolisError
-from .signals import INTERRUPTION
+from .guard import guarded
+from .stash import GUARD, HOST, INTERRUPTION
 
 if TYPE_CHECKING:
     from ..agent_api.messages import KeptListed
-    from ..hosts.local import LocalHost
     from ..ledger.audit import Leak
 
-__all__ = ["HOST", "EndOfRun", "WorkersEnd"]
-
-HOST: Final[pytest.StashKey[LocalHost]] = pytest.StashKey()
-"""Where a config keeps its process's host, once a test has asked for VMs."""
+__all__ = ["EndOfRun", "WorkersEnd"]
 
 SETTLE_TIMEOUT_S: Final = 15.0
 """How long agents may take to leave after their last client, before what they own counts as leaked."""
@@ -37,7 +34,8 @@ class WorkersEnd:
         yield
         host = session.config.stash.get(HOST, None)
         session.config.workeroutput[WORKER_KEY] = host is not None and host.was_up  # type: ignore[attr-defined]
-        _let_go(session.config)
+        with guarded(session.config, "releasing the worker's VMs"):
+            _let_go(session.config)
 
 
 class EndOfRun:
@@ -63,23 +61,23 @@ class EndOfRun:
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None]:
         """After the last finalizer and the last worker, before the summary."""
         yield
-        _let_go(session.config)
-        run = self._run(session.config)
-        if run and not session.config.stash[INTERRUPTION].has_let_go:
-            try:
-                self._look(run)
-            except (OSError, PropolisError) as error:  # the tests' own results are worth more
-                self._not_looked = str(error)
-            if self._leaks and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        with guarded(session.config, "releasing the run's VMs"):
+            _let_go(session.config)
+        with guarded(session.config, "looking for what the run has left behind"):
+            self._look_for_leaks(session.config)
+        if self._leaks and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if guard := terminalreporter.config.stash.get(GUARD, None):
+            for line in guard.summary():
+                terminalreporter.write_line(f"propolis: {line}")
         if self._kept:
             terminalreporter.section("VMs kept")
             for line in describe_kept(self._kept):
                 terminalreporter.write_line(line)
         if self._not_looked:
-            terminalreporter.write_line(f"propolis: nobody looked whether anything was left behind: {self._not_looked}")
+            terminalreporter.write_line(f"propolis: the leak check did not run: {self._not_looked}")
         if self._leaks:
             terminalreporter.section("propolis: this run has left something behind", red=True)
             for leak in self._leaks:
@@ -95,8 +93,17 @@ class EndOfRun:
         host = config.stash.get(HOST, None)
         return host.run if host is not None and host.was_up else None
 
+    def _look_for_leaks(self, config: pytest.Config) -> None:
+        run = self._run(config)
+        if not run or config.stash[INTERRUPTION].has_abandoned:
+            return
+        try:
+            self._look(run)
+        except (OSError, PropolisError) as error:  # the tests' own results are worth more
+            self._not_looked = str(error)
+
     def _look(self, run: str) -> None:
-        from ..hosts.living_agent import running_agents
+        from ..hosts.agent_client import running_agents
         from ..hosts.run_directory import base_directory
         from ..ledger.audit import audit, wait_settled
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..settings import Settings
     from ..vm.factory import VmFactory
 
-__all__ = ["RETENTION_POLICY", "FactoryTeardown", "RetentionPolicy"]
+__all__ = ["FactoryTeardown", "RetentionPolicy"]
 
 
 @dataclass(slots=True)
@@ -90,7 +90,3 @@ class FactoryTeardown:
     def _failed(self) -> str | None:
         """The first test of its own that has failed since the factory was opened."""
         return next((test for test in self.keeper.failures[self.seen :] if self.test in (None, test)), None)
-
-
-RETENTION_POLICY: Final[pytest.StashKey[RetentionPolicy]] = pytest.StashKey()
-"""Where a config keeps its process's `RetentionPolicy`, once a test has asked for VMs."""

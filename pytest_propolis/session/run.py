@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ..settings import BootKind, Settings
-from .end_of_run import HOST
+from .internals import is_worker, shared_run_id
 from .progress import progress_printer
-from .retention import RETENTION_POLICY, RetentionPolicy
+from .retention import RetentionPolicy
+from .stash import HOST, INTERRUPTION, RETENTION_POLICY
 
 if TYPE_CHECKING:
     from ..guests.registry import GuestRegistry
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ..vm.factory import VmFactory
     from ..vm.vm import TestVm
 
-__all__ = ["Run", "propolis"]
+__all__ = ["Run"]
 
 
 class Run:
@@ -55,15 +56,16 @@ class Run:
         from ..hosts.local import LocalHost
 
         if self._host is None:
-            self._host = LocalHost(self.settings, shared_id=_xdist_run_id(self._config))
+            self._host = LocalHost(self.settings, shared_id=shared_run_id(self._config))
             self._config.stash[HOST] = self._host
+            self._config.stash[INTERRUPTION].arm()
         return self._host
 
     @cached_property
     def keeper(self) -> RetentionPolicy:
         """Decides whose VMs stay after their test."""
         pause = None
-        if self.settings.pause_on_failure and not hasattr(self._config, "workerinput"):
+        if self.settings.pause_on_failure and not is_worker(self._config):
             from .pausing import pauser
 
             pause = pauser(self._config)
@@ -109,23 +111,3 @@ class Run:
     def _made(self, remember: Callable[[TestVm], None], vm: TestVm) -> None:
         remember(vm)
         self._config.hook.pytest_propolis_vm_created(vm=vm, config=self._config)
-
-
-@pytest.fixture(scope="session")
-def propolis(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The run: settings, guests, host, and VM factories of any scope."""
-    # The host is let go when the session ends (session/end_of_run.py). Here it would be too early: whether the last
-    # test has failed, and its VMs are to stay, is known only when all fixtures have ended.
-    settings = request.config.stash[SETTINGS]
-    log_dir = settings.log_dir or tmp_path_factory.getbasetemp() / "propolis"
-    return Run(request.config, settings, log_dir=log_dir)
-
-
-SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
-"""Where a config keeps the run's settings."""
-
-
-def _xdist_run_id(config: pytest.Config) -> str | None:
-    """What all workers of a run share: then they share an agent, too."""
-    worker = getattr(config, "workerinput", None)
-    return worker["testrunuid"] if worker else None

@@ -30,6 +30,7 @@ from .locks import locked
 from .manifests import Manifest, Verified
 from .progress import Progress
 from .sources import LocalFile, WheelMember
+from .user_directories import cache_directory
 
 __all__ = ["ArtifactStore", "default_artifact_dir", "template_directory"]
 
@@ -41,9 +42,7 @@ _VERIFIED: Final = ".verified.json"
 
 def default_artifact_dir() -> Path:
     """Return where artifacts lie if nothing else was chosen: in the user's cache. It is not made."""
-    import platformdirs  # here, because most runs never fetch
-
-    return platformdirs.user_cache_path("propolis") / "artifacts"
+    return cache_directory() / "artifacts"
 
 
 def template_directory(artifact_dir: str | Path | None) -> Path:

@@ -124,7 +124,7 @@ def test_the_traceback_of_a_fixture_of_ours_ends_in_the_fixture(inner: InnerRun)
     result = inner.fails_with(
         "BootError: *", arguments=("--propolis-boot=cold", "--propolis-boot-timeout=0.1", "--tb=short")
     )
-    result.stdout.fnmatch_lines(["*fixtures/test_vm.py:*: in test_vm", '*await vm_factory.start("test-vm")', "E*"])
+    result.stdout.fnmatch_lines(["*fixtures/vms.py:*: in test_vm", '*await vm_factory.start("test-vm")', "E*"])
     result.stdout.no_fnmatch_line("*vm/factory.py:*")
 
 

@@ -1,0 +1,35 @@
+"""The keys under which this plugin keeps things in pytest's stashes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from ..hosts.local import LocalHost
+    from ..settings import Settings
+    from ..vm.vm import TestVm
+    from .guard import Guard
+    from .retention import RetentionPolicy
+    from .signals import Interruption
+
+__all__ = ["GUARD", "HOST", "INTERRUPTION", "RETENTION_POLICY", "SETTINGS", "VMS"]
+
+GUARD: Final[pytest.StashKey[Guard]] = pytest.StashKey()
+"""In a config: what keeps an error of this plugin's from ending the session."""
+
+HOST: Final[pytest.StashKey[LocalHost]] = pytest.StashKey()
+"""In a config: its process's host, once a test has asked for VMs."""
+
+INTERRUPTION: Final[pytest.StashKey[Interruption]] = pytest.StashKey()
+"""In a config: how signals end its run."""
+
+RETENTION_POLICY: Final[pytest.StashKey[RetentionPolicy]] = pytest.StashKey()
+"""In a config: which VMs stay after their tests, once a test has asked for VMs."""
+
+SETTINGS: Final[pytest.StashKey[Settings]] = pytest.StashKey()
+"""In a config: the run's settings."""
+
+VMS: Final[pytest.StashKey[list[TestVm]]] = pytest.StashKey()
+"""In a test's item: the VMs that were made for it."""
