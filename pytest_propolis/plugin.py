@@ -30,10 +30,13 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if not config.pluginmanager.hasplugin("asyncio"):
         raise pytest.UsageError("pytest-propolis needs the plugin pytest-asyncio: do not block it, or give -p asyncio")
+    from .session.ini_file import ini_directory, ini_values
+
     try:
         settings = Settings.resolve(
             command_line={option.name: config.getoption(option.ini_key) for option in OPTIONS},
-            ini={option.name: config.getini(option.ini_key) for option in OPTIONS},
+            ini=ini_values(config),
+            ini_directory=ini_directory(config),
         )
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None
