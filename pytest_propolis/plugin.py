@@ -36,6 +36,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    from .session.ini_file import ini_directory, ini_values
     from .session.internals import has_pytest_asyncio, is_controller, is_worker
 
     if not has_pytest_asyncio(config.pluginmanager):
@@ -46,7 +47,8 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         settings = Settings.resolve(
             command_line={option.name: config.getoption(option.ini_key) for option in OPTIONS},
-            ini={option.name: config.getini(option.ini_key) for option in OPTIONS},
+            ini=ini_values(config),
+            ini_directory=ini_directory(config),
         )
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None

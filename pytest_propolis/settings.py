@@ -109,7 +109,11 @@ def _word(text: str) -> str:
 
 
 def _path(text: str) -> Path:
-    return Path(_word(text)).expanduser().absolute()
+    """Return the path with ``~`` expanded; what a relative one is relative to depends on the place it stands in."""
+    try:
+        return Path(_word(text)).expanduser()
+    except RuntimeError:
+        raise ValueError("needs a home directory, and none is known: set HOME, or give a path without ~") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,27 +200,31 @@ class Settings:
         command_line: Mapping[str, str | None],
         environment: Mapping[str, str] = os.environ,
         ini: Mapping[str, str | None],
+        ini_directory: Path | None = None,
     ) -> Settings:
-        """Merge the places that values come from.
+        """Merge the places that values come from. All paths of the result are absolute.
+
+        A relative path in a file is relative to that file's directory, any other one to the working directory.
 
         :param command_line: by option name, the text given, or None where the option was not given.
         :param ini: the same for pytest's ini file.
+        :param ini_directory: the directory of that file; the working directory if None.
         :raises SettingsError: when a value is bad, naming the place it came from, or the settings file is.
         """
-        given: dict[str, tuple[str, str]] = {}
+        here = Path()  # made absolute only where it is needed: the directory may have been removed
+        given: dict[str, _Given] = {}
         for option in OPTIONS:
-            for source, text in (
-                (option.flag, command_line.get(option.name)),
-                (f"environment variable {option.variable}", environment.get(option.variable)),
-                (f"ini key {option.ini_key}", ini.get(option.name)),
+            for source, text, directory in (
+                (option.flag, command_line.get(option.name), here),
+                (f"environment variable {option.variable}", environment.get(option.variable), here),
+                (f"ini key {option.ini_key}", ini.get(option.name), ini_directory or here),
             ):
                 if text not in (None, ""):
-                    given.setdefault(option.name, (source, str(text)))
+                    given.setdefault(option.name, _Given(source, str(text), directory))
         if "settings_file" in given:
-            source, text = given["settings_file"]
-            for name, value in _read_settings_file(Path(text).expanduser(), source).items():
-                given.setdefault(name, (f"settings file {text}: {name}", value))
-        return cls(**{name: _parse(name, source, text) for name, (source, text) in given.items()})
+            for name, value in _given_in_file(given["settings_file"]).items():
+                given.setdefault(name, value)
+        return cls(**{name: _parse(name, value) for name, value in given.items()})
 
 
 OPTIONS: Final[tuple[Option, ...]] = tuple(
@@ -227,11 +235,27 @@ OPTIONS: Final[tuple[Option, ...]] = tuple(
 _BY_NAME: Final = {option.name: option for option in OPTIONS}
 
 
-def _parse(name: str, source: str, text: str) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The text of a value, the place it stands in, and the directory that a relative path there is relative to."""
+
+    source: str
+    text: str
+    directory: Path
+
+
+def _parse(name: str, given: _Given) -> Any:
     try:
-        return _BY_NAME[name].parse(text)
+        value = _BY_NAME[name].parse(given.text)
     except ValueError as error:
-        raise SettingsError(f"{source}: {text!r} {error}") from None
+        raise SettingsError(f"{given.source}: {given.text!r} {error}") from None
+    return (given.directory / value).absolute() if isinstance(value, Path) else value
+
+
+def _given_in_file(named: _Given) -> dict[str, _Given]:
+    path: Path = _parse("settings_file", named)
+    texts = _read_settings_file(path, named.source)
+    return {name: _Given(f"settings file {named.text}: {name}", text, path.parent) for name, text in texts.items()}
 
 
 def _read_settings_file(path: Path, source: str) -> dict[str, str]:

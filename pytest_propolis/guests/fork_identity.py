@@ -96,7 +96,7 @@ def wake_command(path: str, *, name: str) -> str:
 
 
 def _real_time_ns() -> int:
-    """Return the kernel's time, within one tick: a test may have replaced Python's clocks, and no guest is to have those."""
+    """Return the kernel's time, within one tick: Python's clocks may be a test's own, and guests get the real one."""
     descriptor = os.memfd_create("now", os.MFD_CLOEXEC)
     try:
         os.utime(descriptor)

@@ -253,6 +253,35 @@ def test_doctor_and_setup_know_the_guests_of_the_project_that_one_stands_in(pyte
     assert done.stdout.splitlines()[-1] == "propolis: guests are there: mine"
 
 
+@pytest.mark.parametrize(
+    ("ini", "variables"),
+    [
+        ("filterwarnings = error", {}),
+        ("addopts = -W error", {}),
+        ("addopts = --assert=rewrite -W error -p no:propolis", {}),
+        ("", {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}),
+    ],
+)
+def test_a_strict_project_is_read_in_a_process_that_has_imported_its_plugins_already(
+    pytester: pytest.Pytester, ini: str, variables: dict[str, str]
+) -> None:
+    pytester.makeini(f"[pytest]\n{ini}\n")
+    pytester.makeconftest(GUEST_OF_THE_PROJECT)
+    told = propolis("doctor", variables=variables)
+    assert "mine" in guests_in(told.stdout)
+    assert told.stderr == ""
+
+
+def test_a_plugin_of_the_project_that_fails_is_named_without_a_traceback(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("def pytest_propolis_guests():\n    raise ValueError('no guests today')")
+    told = propolis("doctor")
+    assert "alpine" in guests_in(told.stdout)
+    assert told.stderr == (
+        "propolis: pytest cannot read its configuration in this directory (ValueError: no guests today); "
+        "only the built-in guests are shown\n"
+    )
+
+
 def test_doctor_knows_the_built_in_guests_where_pytest_cannot_be_configured(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("import nothing_like_this")
     told = propolis("doctor")
