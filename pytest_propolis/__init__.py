@@ -42,6 +42,8 @@ if TYPE_CHECKING:
         VmStateError,
     )
     from .guests.adapter import GuestAdapter, GuestImage
+    from .hosts.host import Host
+    from .hosts.placement import Labels, NotSameAs
     from .propolis_api import InstanceState
     from .settings import Settings
     from .storage.artifacts import Artifact
@@ -71,14 +73,17 @@ __all__ = [
     "DataDisk",
     "GuestAdapter",
     "GuestImage",
+    "Host",
     "HostBusy",
     "HostError",
     "ImageRecipe",
     "InstanceState",
+    "Labels",
     "LocalFile",
     "Migrate",
     "MigrationError",
     "Nic",
+    "NotSameAs",
     "PropolisError",
     "Reset",
     "ResourceExhausted",
@@ -107,9 +112,12 @@ _HOMES: Final = {
     "GuestAdapter": "guests.adapter",
     "GuestImage": "guests.adapter",
     "InstanceState": "propolis_api",
+    "Labels": "hosts.placement",
     "LocalFile": "storage.sources",
     "Migrate": "vm.lifecycle",
     "Nic": "vm.config",
+    "NotSameAs": "hosts.placement",
+    "Host": "hosts.host",
     "ImageRecipe": "agent_api.image_recipe",
     "Reset": "vm.lifecycle",
     "Settings": "settings",

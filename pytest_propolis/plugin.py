@@ -55,14 +55,16 @@ def pytest_configure(config: pytest.Config) -> None:
     if settings.pause_on_failure and is_controller(config):
         raise pytest.UsageError("--propolis-pause-on-failure needs a terminal, which the workers of xdist have not")
     from .distribution.interruption import interruption_for
-    from .fixtures import vms
-    from .markers import cold_boot
+    from .fixtures import hosts, vms
+    from .markers import cold_boot, multi_node
     from .session.end_of_run import EndOfRun, WorkersEnd
     from .session.stash import INTERRUPTION, SETTINGS
 
-    config.addinivalue_line("markers", cold_boot.DESCRIPTION)
+    for marker in (cold_boot, multi_node):
+        config.addinivalue_line("markers", marker.DESCRIPTION)
     config.stash[SETTINGS] = settings
-    config.pluginmanager.register(vms, "propolis-vms")
+    for module in (vms, hosts):
+        config.pluginmanager.register(module, f"propolis-{module.__name__.rpartition('.')[2]}")
     config.pluginmanager.register(WorkersEnd() if is_worker(config) else EndOfRun(), "propolis-end-of-run")
     interruption = config.stash[INTERRUPTION] = interruption_for(config)
     config.add_cleanup(interruption.restore)
@@ -119,9 +121,9 @@ def pytest_runtest_makereport(
         with guarded(item.config, "shortening a traceback"):
             shorten(call.excinfo)
     report = yield
-    from .session.stash import HOST, RETENTION_POLICY
+    from .session.stash import HOSTS, RETENTION_POLICY
 
-    if (host := item.config.stash.get(HOST, None)) and host.was_up:
+    if any(host.was_up for host in item.config.stash.get(HOSTS, ())):
         from .distribution.interruption import VMS_ATTRIBUTE
 
         setattr(report, VMS_ATTRIBUTE, True)

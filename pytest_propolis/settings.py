@@ -116,6 +116,11 @@ def _path(text: str) -> Path:
         raise ValueError("needs a home directory, and none is known: set HOME, or give a path without ~") from None
 
 
+def _inventory(text: str) -> str | Path:
+    """Return ``local:N`` as it is, or the path of a file."""
+    return _word(text) if text.strip().startswith("local:") else _path(text)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What a person chose, checked. Build it with `Settings.resolve`."""
@@ -187,6 +192,14 @@ class Settings:
     qemu: Path | None = field(
         default=None,
         metadata={"parse": _path, "help": "QEMU program to use; default: found on PATH", "metavar": "FILE"},
+    )
+    hosts: str | Path | None = field(
+        default=None,
+        metadata={
+            "parse": _inventory,
+            "help": "hosts that VMs run on: local:N (N separate hosts on this machine), a TOML file (docs/hosts.md)",
+            "metavar": "HOSTS",
+        },
     )
     settings_file: Path | None = field(
         default=None,

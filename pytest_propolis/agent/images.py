@@ -27,7 +27,10 @@ class ImageMaker:
         self._config = config
         self._books = LedgerWriter(ledger, Owner("images"))
         self._platforms = platforms
-        self._store = ArtifactStore(Path(config.artifact_dir) if config.artifact_dir else default_artifact_dir())
+        self._store = ArtifactStore(
+            Path(config.artifact_dir) if config.artifact_dir else default_artifact_dir(),
+            peers=[Path(peer) for peer in config.peer_stores],
+        )
 
     async def get(self, needed: ImageNeeded, progress: Callable[[str], None]) -> tuple[str, ...]:
         """Paths of the artifacts, in order; of a recipe's result, if there is a recipe.

@@ -62,6 +62,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     :param run: an unguessable word: all that belongs to this run carries it.
     :param directory: the agent's own directory, mode 0700, existing.
     :param artifact_dir: the store of images; the user's cache if None.
+    :param peer_stores: stores on the same machine: what is complete there is linked or copied rather than fetched or
+        made again.
     :param qemu: the QEMU program; found on PATH if None.
     :param accelerator: ``auto``, ``kvm`` or ``tcg``.
     :param standby: how many forks of each kind stand by; None for as many as are good for this machine.
@@ -70,6 +72,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     run: str
     directory: str
     artifact_dir: str | None = None
+    peer_stores: tuple[str, ...] = ()
     qemu: str | None = None
     accelerator: str = "auto"
     standby: int | None = None

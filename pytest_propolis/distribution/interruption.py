@@ -17,6 +17,8 @@ import pytest
 from ..session.internals import is_controller, is_worker, local_process
 from ..session.progress import line_printer
 from ..session.signals import Interruption
+from ..session.stash import SETTINGS
+from ..settings import Settings
 
 __all__ = ["WorkerInterrupter", "interruption_for"]
 
@@ -40,7 +42,7 @@ def interruption_for(config: pytest.Config) -> Interruption:
             patience_s=CONTROLLER_PATIENCE_S,
         )
     if is_controller(config):
-        workers = WorkerInterrupter()
+        workers = WorkerInterrupter(config.stash[SETTINGS])
         interruption = Interruption(say, abandon=(_abandon_to_agents, workers.kill), breaks_waits=False)
         workers.interruption = interruption
         config.pluginmanager.register(workers, "propolis-interruption")
@@ -59,7 +61,8 @@ class WorkerInterrupter:
 
     interruption: Interruption
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._nodes: list[Any] = []
         self._run_ids: set[str] = set()
 
@@ -87,9 +90,11 @@ class WorkerInterrupter:
         :returns: how many VMs that are.
         """
         from ..hosts.abandonment import vms_of_run
-        from ..hosts.run_directory import run_token
+        from ..hosts.run_hosts import local_run_ids
 
-        vms = sum(vms_of_run(run_token(run_id)) for run_id in self._run_ids)
+        vms = sum(
+            vms_of_run(run) for shared_id in self._run_ids for run in local_run_ids(self._settings, shared_id=shared_id)
+        )
         for process in self._processes():
             process.kill()
         return vms

@@ -50,6 +50,7 @@ def describe(vm: TestVm, *, shown: tuple[str, ...] = (), stays: bool = False) ->
     state = vm.final_state or _state_now(vm.endpoint)
     return [
         f"state:   {state}",
+        *([f"host:    {vm.host.name} ({vm.host.address})"] if vm.host.address != "localhost" else []),
         f"boot:    {vm.boot_kind}: {vm.phases}",
         f"spec:    {vm.guest.name}, {board.cpus} CPUs, {board.memory_mb} MiB, disks: {disks or 'none'}",
         *_console(vm.console_tail(), shown),

@@ -11,7 +11,7 @@ import pytest
 
 from ..errors import AgentError, PropolisError
 from .guard import guarded
-from .stash import GUARD, HOST, INTERRUPTION
+from .stash import GUARD, HOSTS, INTERRUPTION, SETTINGS
 
 if TYPE_CHECKING:
     from ..agent_api.messages import KeptListed
@@ -32,8 +32,8 @@ class WorkersEnd:
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None]:
         """After the last finalizer, and before xdist sends what is told."""
         yield
-        host = session.config.stash.get(HOST, None)
-        session.config.workeroutput[WORKER_KEY] = host is not None and host.was_up  # type: ignore[attr-defined]
+        hosts = session.config.stash.get(HOSTS, ())
+        session.config.workeroutput[WORKER_KEY] = any(host.was_up for host in hosts)  # type: ignore[attr-defined]
         with guarded(session.config, "releasing the worker's VMs"):
             _let_go(session.config)
 
@@ -84,23 +84,22 @@ class EndOfRun:
                 terminalreporter.write_line(str(leak), red=True)
             terminalreporter.write_line("`propolis gc` removes what a ledger lists; end the rest by hand")
 
-    def _run(self, config: pytest.Config) -> str | None:
-        """The run's word, if it had VMs."""
-        if self._shared_id is not None:
-            from ..hosts.run_directory import run_token
-
-            return run_token(self._shared_id) if self._used else None
-        host = config.stash.get(HOST, None)
-        return host.run if host is not None and host.was_up else None
-
     def _look_for_leaks(self, config: pytest.Config) -> None:
-        run = self._run(config)
-        if not run or config.stash[INTERRUPTION].has_abandoned:
+        if config.stash[INTERRUPTION].has_abandoned:
             return
         try:
-            self._look(run)
+            for run in self._runs(config):
+                self._look(run)
         except (OSError, PropolisError) as error:  # the tests' own results are worth more
             self._not_looked = str(error)
+
+    def _runs(self, config: pytest.Config) -> tuple[str, ...]:
+        """The ids that the run has on this machine's hosts, if it had VMs there."""
+        if self._shared_id is not None:
+            from ..hosts.run_hosts import local_run_ids
+
+            return local_run_ids(config.stash[SETTINGS], shared_id=self._shared_id) if self._used else ()
+        return tuple(host.run_id for host in config.stash.get(HOSTS, ()) if host.was_up)
 
     def _look(self, run: str) -> None:
         from ..hosts.agent_client import running_agents
@@ -109,13 +108,13 @@ class EndOfRun:
 
         base = base_directory()
         wait_settled(base, run, timeout_s=SETTLE_TIMEOUT_S)
-        self._kept = [kept for agent in running_agents(base, run=run) for kept in agent.kept()]
-        self._leaks = audit(base, run)
+        self._kept += [kept for agent in running_agents(base, run=run) for kept in agent.kept()]
+        self._leaks += audit(base, run)
 
 
 def _let_go(config: pytest.Config) -> None:
-    """Let go of this process's host: what it still owns there is released."""
-    if host := config.stash.get(HOST, None):
+    """Let go of this process's hosts: what it still owns there is released."""
+    for host in config.stash.get(HOSTS, ()):
         with contextlib.suppress(AgentError):  # what is left is found by the audit
             host.close()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ from ..errors import PropolisError
 
 if TYPE_CHECKING:
     from ..agent_api.messages import ResourceIds
-    from ..hosts.local import LocalHost
+    from ..hosts.host import Host
     from ..settings import Settings
     from ..vm.factory import VmFactory
 
@@ -33,7 +33,7 @@ class RetentionPolicy:
     settings: Settings
     pause: Callable[[str, VmFactory], Awaitable[None]] | None = None
     failures: list[str] = field(default_factory=list)
-    _aside: list[tuple[LocalHost, ResourceIds]] = field(default_factory=list)
+    _aside: list[tuple[Host, ResourceIds]] = field(default_factory=list)
 
     def note(self, item: pytest.Item, report: pytest.TestReport) -> None:
         """A phase of a test has ended. After its teardown nothing is left undecided."""
@@ -44,17 +44,17 @@ class RetentionPolicy:
                 with contextlib.suppress(PropolisError):  # the agent is gone, and its VMs with it
                     self._settle(*self._aside.pop(), keep=report.failed, reason=item.nodeid)
 
-    def ending(self, host: LocalHost, test: str | None) -> FactoryTeardown:
+    def ending(self, test: str | None) -> FactoryTeardown:
         """How a factory that is opened now is to end.
 
         :param test: the test that it is for; None if it is for all that come while it is open.
         """
-        return FactoryTeardown(self, host, test, len(self.failures))
+        return FactoryTeardown(self, test, len(self.failures))
 
-    def set_aside(self, host: LocalHost, belongings: ResourceIds) -> None:
-        self._aside.append((host, belongings))
+    def set_aside(self, detached: Iterable[tuple[Host, ResourceIds]]) -> None:
+        self._aside += detached
 
-    def _settle(self, host: LocalHost, belongings: ResourceIds, *, keep: bool, reason: str) -> None:
+    def _settle(self, host: Host, belongings: ResourceIds, *, keep: bool, reason: str) -> None:
         from ..agent_api.messages import Keep
 
         if (agent := host.agent) is None:
@@ -70,7 +70,6 @@ class FactoryTeardown:
     """The end of one factory: call it with the factory."""
 
     keeper: RetentionPolicy
-    host: LocalHost
     test: str | None
     seen: int
 
@@ -85,7 +84,7 @@ class FactoryTeardown:
         elif failed or settings.keep == "always":
             await factory.keep(reason=failed or self.test or factory.group, ttl_s=settings.keep_ttl)
         else:
-            self.keeper.set_aside(self.host, await factory.set_aside())
+            self.keeper.set_aside(await factory.detach())
 
     def _failed(self) -> str | None:
         """The first test of its own that has failed since the factory was opened."""

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ..settings import BootKind, Settings
-from .internals import is_worker, shared_run_id
+from .internals import is_worker, shared_run_id, worker_name
 from .progress import progress_printer
 from .retention import RetentionPolicy
-from .stash import HOST, INTERRUPTION, RETENTION_POLICY
+from .stash import HOSTS, INTERRUPTION, RETENTION_POLICY
 
 if TYPE_CHECKING:
     from ..guests.registry import GuestRegistry
-    from ..hosts.local import LocalHost
+    from ..hosts.host import Host
     from ..vm.factory import VmFactory
     from ..vm.vm import TestVm
 
@@ -40,7 +40,6 @@ class Run:
         """VMs that belong to no single test."""
         self._config = config
         self._shared_groups = itertools.count(1)
-        self._host: LocalHost | None = None
 
     @cached_property
     def guests(self) -> GuestRegistry:
@@ -50,16 +49,21 @@ class Run:
             itertools.chain.from_iterable(self._config.hook.pytest_propolis_guests(config=self._config))
         )
 
-    @property
-    def host(self) -> LocalHost:
-        """This machine."""
-        from ..hosts.local import LocalHost
+    @cached_property
+    def hosts(self) -> tuple[Host, ...]:
+        """The hosts of the inventory, or this machine where there is none."""
+        from ..hosts.run_hosts import open_hosts
 
-        if self._host is None:
-            self._host = LocalHost(self.settings, shared_id=shared_run_id(self._config))
-            self._config.stash[HOST] = self._host
-            self._config.stash[INTERRUPTION].arm()
-        return self._host
+        hosts = open_hosts(self.settings, shared_id=shared_run_id(self._config))
+        self._config.stash[HOSTS] = hosts
+        self._config.stash[INTERRUPTION].arm()
+        return hosts
+
+    @property
+    def host(self) -> Host:
+        """The host of this process's tests: workers of pytest-xdist take turns at the hosts of the inventory."""
+        number = int((worker_name(self._config) or "gw0").removeprefix("gw"))
+        return self.hosts[number % len(self.hosts)]
 
     @cached_property
     def keeper(self) -> RetentionPolicy:
@@ -97,14 +101,15 @@ class Run:
         from ..vm.factory import VmFactory
 
         name = group or f"shared-{next(self._shared_groups)}"
+        first = self.host
         return VmFactory.on(
-            self.host,
+            (first, *(host for host in self.hosts if host is not first)),
             settings=dataclasses.replace(self.settings, boot=boot or self.settings.boot),
             guests=self.guests,
             group=name,
             log_dir=self.log_dir / name,
             progress=progress_printer(self._config),
-            ending=self.keeper.ending(self.host, test),
+            teardown=self.keeper.ending(test),
             made=partial(self._made, made or self.shared_vms.append),
         )
 

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 if TYPE_CHECKING:
-    from ..hosts.local import LocalHost
+    from ..hosts.host import Host
     from ..settings import Settings
     from ..vm.vm import TestVm
     from .guard import Guard
     from .retention import RetentionPolicy
     from .signals import Interruption
 
-__all__ = ["GUARD", "HOST", "INTERRUPTION", "RETENTION_POLICY", "SETTINGS", "VMS"]
+__all__ = ["GUARD", "HOSTS", "INTERRUPTION", "RETENTION_POLICY", "SETTINGS", "VMS"]
 
 GUARD: Final[pytest.StashKey[Guard]] = pytest.StashKey()
 """In a config: what keeps an error of this plugin's from ending the session."""
 
-HOST: Final[pytest.StashKey[LocalHost]] = pytest.StashKey()
-"""In a config: its process's host, once a test has asked for VMs."""
+HOSTS: Final[pytest.StashKey[tuple[Host, ...]]] = pytest.StashKey()
+"""In a config: the hosts of its process, once a test has asked for VMs."""
 
 INTERRUPTION: Final[pytest.StashKey[Interruption]] = pytest.StashKey()
 """In a config: how signals end its run."""

@@ -25,7 +25,7 @@ from typing import Final, final
 from ..errors import ArtifactCorrupt, ArtifactError
 from .artifacts import Artifact, checked_name
 from .debian import DebianBuild
-from .files import private_directory, remove, sha256_of, space_errors, sync
+from .files import copy, private_directory, remove, sha256_of, space_errors, sync
 from .locks import locked
 from .manifests import Manifest, Verified
 from .progress import Progress
@@ -54,14 +54,17 @@ def template_directory(artifact_dir: str | Path | None) -> Path:
 class ArtifactStore:
     """Artifacts in a directory, which is made when it is first needed.
 
+    :param peers: stores on this machine that may have the same things: those are linked, or copied, and verified.
+
     Nothing half-made is ever found under its name. What a cancelled or failed call made is removed before the call
     ends, and what a killed process left is removed by the next that makes the same thing.
     """
 
-    __slots__ = ("directory",)
+    __slots__ = ("_peers", "directory")
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, peers: Sequence[Path] = ()) -> None:
         self.directory = directory.absolute()
+        self._peers = [ArtifactStore(peer) for peer in peers]
 
     async def get(self, artifact: Artifact, progress: Progress) -> Path:
         """Return the path of an artifact, which is fetched if it is not there. It must not be written to.
@@ -126,7 +129,10 @@ class ArtifactStore:
         if not _all_vouched(place, filenames):
             async with self._lock(f"derived-{key}", purpose=f"making {title or key}", progress=progress):
                 if not await _intact(place, filenames):
-                    progress(f"making {title or key}")
+                    if (peer := self._peer_with(key, filenames)) is not None:
+                        make = partial(_link_all, peer, filenames)
+                    else:
+                        progress(f"making {title or key}")
                     await _make_anew(place, filenames, make, progress, mode=mode)
         return place
 
@@ -134,6 +140,10 @@ class ArtifactStore:
         """Return the directory that `derive` would, if it is there and looks as it did when it was made."""
         place = self.directory / "derived" / key
         return place if _all_vouched(place, filenames) else None
+
+    def _peer_with(self, key: str, filenames: Sequence[str]) -> Path | None:
+        places = (peer.derived(key, filenames) for peer in self._peers)
+        return next((place for place in places if place is not None), None)
 
     async def _in_place(self, artifact: Artifact, path: Path, progress: Progress) -> Path:
         sha256 = artifact.sha256
@@ -164,7 +174,8 @@ class ArtifactStore:
         for attempt in range(1, _ATTEMPTS + 1):
             with _part_beside(path) as part:
                 try:
-                    await source.fetch(part, progress, shelf=self.directory / "shelf")
+                    if attempt > 1 or not await self._take_from_peer(artifact, sha256, part):
+                        await source.fetch(part, progress, shelf=self.directory / "shelf")
                     await _verify(artifact, part, sha256)
                 except ArtifactCorrupt as error:
                     if attempt == _ATTEMPTS:
@@ -176,6 +187,15 @@ class ArtifactStore:
                     part.replace(path)
                     sync(path.parent)
                     return
+
+    async def _take_from_peer(self, artifact: Artifact, sha256: str, part: Path) -> bool:
+        for peer in self._peers:
+            path = peer.place(artifact)
+            if _vouched(path, home=path.parent, sha256=sha256):
+                part.unlink()
+                await _link(path, part)
+                return True
+        return False
 
     @asynccontextmanager
     async def _home(self, sha256: str, *, purpose: str, progress: Progress) -> AsyncIterator[Path]:
@@ -195,6 +215,19 @@ class ArtifactStore:
             path = private_directory(self.directory / "locks") / f"{name}.lock"
             async with locked(path, purpose=purpose, progress=progress):
                 yield
+
+
+async def _link(source: Path, target: Path) -> None:
+    """Give a complete file, which nothing writes to, a second name; a copy where that cannot be."""
+    try:
+        os.link(source, target)
+    except OSError:
+        await copy(source, target)
+
+
+async def _link_all(source: Path, filenames: Sequence[str], directory: Path) -> None:
+    for name in filenames:
+        await _link(source / name, directory / name)
 
 
 def _hash_of(artifact: Artifact) -> str:

@@ -31,6 +31,7 @@ from ..errors import (
     VmStateError,
 )
 from ..guests.adapter import GuestAdapter
+from ..hosts.host import Host
 from ..hosts.vm_extensions import get_screenshot, get_vm_facts
 from ..propolis_api import (
     FromMigration,
@@ -79,6 +80,7 @@ class TestVm:
         self,
         *,
         name: str,
+        host: Host,
         client: PropolisClient,
         guest: GuestAdapter,
         spec: InstanceSpec,
@@ -93,6 +95,8 @@ class TestVm:
         copies_disks: bool = False,
     ) -> None:
         self.name = name
+        self.host = host
+        """The host that its server is on."""
         self.id = vm_id
         self.guest = guest
         self.spec = spec
@@ -224,7 +228,7 @@ class TestVm:
         init = FromMigration(
             migration_id=migration_id or uuid.uuid4(),
             replace_components=replacements(self.spec),
-            src_addr=source.endpoint.address,
+            src_addr=source.host.migration_address(source.endpoint, target=self.host),
         )
         moved = source._console.moves() if source._console else None
         try:

@@ -14,6 +14,7 @@ from ...agent_api.template_layout import disk_file
 from ...errors import PropolisError, TemplateError
 from ...guests.adapter import GuestAdapter
 from ...hosts.agent_client import AsyncAgentClient
+from ...hosts.host import Host
 from ...propolis_api.client import PropolisClient
 from ..config import CompleteVmConfig
 from ..spec import FIRST_DISK_SLOT, AttachedDisk, instance_properties, instance_spec
@@ -80,7 +81,8 @@ class TemplateKey:
 class TemplateMaker:
     """Makes templates through one agent."""
 
-    def __init__(self, agent: AsyncAgentClient, *, log_dir: Path, progress: Callable[[str], None]) -> None:
+    def __init__(self, host: Host, agent: AsyncAgentClient, *, log_dir: Path, progress: Callable[[str], None]) -> None:
+        self._host = host
         self._agent = agent
         self._log_dir = log_dir
         self._progress = progress
@@ -103,6 +105,7 @@ class TemplateMaker:
     async def _make(self, kind: TemplateKey, needed: TemplateNeeded, making: TemplateMaking) -> None:
         vm = TestVm(
             name="template",
+            host=self._host,
             client=PropolisClient(self._agent.endpoint(making.path), vm="template"),
             guest=kind.guest,
             spec=making.spec,

@@ -13,6 +13,7 @@ from ...agent_api.messages import ForkVm
 from ...errors import ApiError, TemplateError
 from ...guests.adapter import GuestAdapter
 from ...hosts.agent_client import AsyncAgentClient
+from ...hosts.host import Host
 from ...propolis_api import Component, NvmeDisk, VirtioDisk, VirtioNic
 from ..admission import retry_while_busy
 from ..config import CompleteVmConfig
@@ -31,23 +32,22 @@ class WarmStarter:
     """Forks VMs through one agent.
 
     :param group: what the VMs belong to.
-    :param known: the keys of the templates that are known to be on the host, by kind; it is added to.
     """
 
     def __init__(
         self,
+        host: Host,
         agent: AsyncAgentClient,
         *,
         group: str,
         log_dir: Path,
-        known: dict[object, str],
         progress: Callable[[str], None],
     ) -> None:
         self._agent = agent
         self._group = group
-        self._known = known
+        self._known = host.templates
         self._progress = progress
-        self._maker = TemplateMaker(agent, log_dir=log_dir, progress=progress)
+        self._maker = TemplateMaker(host, agent, log_dir=log_dir, progress=progress)
 
     async def fork(
         self,
