@@ -10,6 +10,7 @@ from ..agent_api.messages import AgentConfig, ResourceIds
 from ..errors import AgentError
 from ..ledger.ledger import LEDGER_NAME, read_ledger
 from ..settings import Settings
+from ..storage.host_path import host_path
 from .agent_client import AsyncAgentClient
 from .launcher import Launched, connect_or_launch
 from .living_agent import AgentClient
@@ -97,7 +98,7 @@ class LocalHost:
         settings = self._settings
         return AgentConfig(
             run=self._run,
-            directory=str(agent_directory(self._run)),
+            directory=host_path(agent_directory(self._run), purpose="the run directory"),
             artifact_dir=str(settings.artifact_dir) if settings.artifact_dir else None,
             qemu=str(settings.qemu) if settings.qemu else None,
             accelerator=settings.accelerator,

@@ -20,7 +20,7 @@ __all__ = ["agent_directory", "base_directory", "make_private_directory", "run_t
 def base_directory(environment: Mapping[str, str] = os.environ) -> Path:
     """The parent of all run directories of this user: never in a shared temporary directory."""
     runtime = environment.get("XDG_RUNTIME_DIR")
-    if runtime and Path(runtime).is_dir():
+    if runtime and Path(runtime).is_absolute() and Path(runtime).is_dir():  # relative ones are invalid (XDG)
         return Path(runtime) / "propolis"
     if os.geteuid() == 0:
         return Path("/run/propolis")
