@@ -111,7 +111,10 @@ def _word(text: str) -> str:
 def _path(text: str) -> Path:
     """Return the path with ``~`` expanded; what a relative one is relative to depends on the place it stands in."""
     try:
+        text.encode()
         return Path(_word(text)).expanduser()
+    except UnicodeEncodeError:
+        raise ValueError("must be text in UTF-8: link to it under such a name") from None
     except RuntimeError:
         raise ValueError("needs a home directory, and none is known: set HOME, or give a path without ~") from None
 

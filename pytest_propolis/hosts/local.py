@@ -13,6 +13,7 @@ from ..ledger.ledger import LEDGER_NAME, read_ledger
 from ..propolis_api.endpoint import Endpoint
 from ..settings import Settings
 from ..storage.files import copy, space_errors
+from ..storage.host_path import host_path
 from ..storage.programs import run_program
 from ..storage.store import default_artifact_dir
 from .agent_client import AgentClient, AsyncAgentClient
@@ -139,7 +140,7 @@ class LocalHost:
             store, peers = shared / "hosts" / self.name, (str(shared),)
         return AgentConfig(
             run=self._run,
-            directory=str(agent_directory(self._run)),
+            directory=host_path(agent_directory(self._run), purpose="the run directory"),
             artifact_dir=str(store) if store else None,
             peer_stores=peers,
             qemu=str(settings.qemu) if settings.qemu else None,

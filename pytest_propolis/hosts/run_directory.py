@@ -24,7 +24,7 @@ def base_directory(environment: Mapping[str, str] = os.environ) -> Path:
     :raises HostError: when the environment does not say where this user may keep anything.
     """
     runtime = environment.get("XDG_RUNTIME_DIR")
-    if runtime and Path(runtime).is_dir():
+    if runtime and Path(runtime).is_absolute() and Path(runtime).is_dir():  # relative ones are invalid (XDG)
         return Path(runtime) / "propolis"
     if os.geteuid() == 0:
         return Path("/run/propolis")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from ..agent_api.boot_source import BootSource, DirectKernel, Firmware
 from ..agent_api.messages import CreateDisk
 from ..errors import ArtifactMissing, ConfigError
 from ..guests.adapter import GuestAdapter
+from ..storage.host_path import host_path
 from .config import BOOT_DISK, CompleteVmConfig, DataDisk, VmConfig
 from .guest_images import ReadyImage
 from .spec import FIRST_DISK_SLOT, AttachedDisk
@@ -81,7 +83,7 @@ def _can_be_kept(disk: DataDisk) -> bool:
 
 def _disk_request(disk: DataDisk) -> CreateDisk:
     if disk.image is not None:
-        return CreateDisk(image=str(disk.image), image_format=disk.image_format)
+        return CreateDisk(image=_image_path(disk.image, disk.name), image_format=disk.image_format)
     return CreateDisk(size_bytes=(disk.size_mib or 0) * MIB)
 
 
@@ -89,9 +91,13 @@ def _contents(disk: DataDisk) -> bytes:
     if disk.image is None:
         return disk.contents or bytes((disk.size_mib or 0) * MIB)
     try:
-        return disk.image.read_bytes()
+        return Path(_image_path(disk.image, disk.name)).read_bytes()
     except OSError as error:
         raise ArtifactMissing(f"data disk {disk.name!r}: {error}", hint="correct the path of its image") from None
+
+
+def _image_path(image: Path, name: str) -> str:
+    return host_path(image, purpose=f"the image of data disk {name!r}")
 
 
 def boot_order_of(config: VmConfig, image: ReadyImage) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from ..hosts.placement import HostChoice, choose_host
 from ..propolis_api import Component, InstanceProperties, InstanceSpec
 from ..propolis_api.client import PropolisClient
 from ..settings import Settings
+from ..storage.host_path import host_path
 from .admission import retry_while_busy
 from .config import CompleteVmConfig, VmConfig
 from .disk_layout import boot_order_of, boot_source_of, data_disk, disks_of, require_enough_memory, split_disks
@@ -417,7 +418,7 @@ class VmFactory:
             name=name,
             group=self._group,
             boot=boot_source,
-            log_path=str(self._qemu_log(name)),
+            log_path=host_path(self._qemu_log(name), purpose="the log of QEMU"),
             memory_mib=spec.board.memory_mb,
             display=display,
             copy_disks=copy_disks,

@@ -137,6 +137,7 @@ def test_a_path_below_a_home_that_is_not_known_is_refused_with_the_remedy() -> N
         ("boot", "hot", "must be one of warm, cold"),
         ("guest", "  ", "must not be empty"),
         ("qemu", "  ", "must not be empty"),
+        ("artifact_dir", "/\udcff", "must be text in UTF-8: link to it under such a name"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_place_and_what_is_allowed(name: str, text: str, complaint: str) -> None:

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from mounts import as_root
 
 from pytest_propolis.cli.setup import ways_to_install_qemu
 from pytest_propolis.hosts.capabilities import probe_guests, probe_reflinks
@@ -80,6 +81,16 @@ def test_doctor_without_qemu_ends_with_status_1_and_the_remedy() -> None:
     assert "no   QEMU                no usable QEMU: /nonexistent/qemu is not a program" in told.stdout
     assert "run `propolis setup`" in told.stdout
     assert told.stdout.splitlines()[-1] == "VMs cannot run here: see QEMU, accelerator"
+
+
+@needs_system_qemu
+@as_root
+def test_doctor_without_the_file_system_of_processes_ends_with_the_remedy() -> None:
+    hidden = ("unshare", "--mount", "sh", "-euc", 'mount -t tmpfs none /proc; exec "$@"', "sh")
+    told = subprocess.run([*hidden, *PROPOLIS, "doctor"], capture_output=True, text=True, timeout=120, check=False)
+    assert (told.returncode, told.stderr) == (1, "")
+    assert "no   accelerator         /proc/sys/kernel/random/boot_id cannot be read: No such file" in told.stdout
+    assert "-> mount the file system of processes: mount -t proc proc /proc" in told.stdout
 
 
 @needs_system_qemu

@@ -16,6 +16,7 @@ from ...guests.adapter import GuestAdapter
 from ...hosts.agent_client import AsyncAgentClient
 from ...hosts.host import Host
 from ...propolis_api.client import PropolisClient
+from ...storage.host_path import host_path
 from ..config import CompleteVmConfig
 from ..spec import FIRST_DISK_SLOT, AttachedDisk, instance_properties, instance_spec
 from ..vm import TestVm
@@ -74,7 +75,7 @@ class TemplateKey:
             properties=instance_properties("template"),
             disks=tuple(create for _, create in self.disks if create),
             guest=self.guest.fingerprint,
-            log_path=str(log_path),
+            log_path=host_path(log_path, purpose="the log of QEMU"),
         )
 
 

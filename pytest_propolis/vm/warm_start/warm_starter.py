@@ -15,6 +15,7 @@ from ...guests.adapter import GuestAdapter
 from ...hosts.agent_client import AsyncAgentClient
 from ...hosts.host import Host
 from ...propolis_api import Component, NvmeDisk, VirtioDisk, VirtioNic
+from ...storage.host_path import host_path
 from ..admission import retry_while_busy
 from ..config import CompleteVmConfig
 from ..disk_layout import boot_order_of, boot_source_of, disks_of
@@ -101,7 +102,7 @@ class WarmStarter:
                 template=key,
                 name=wanted.name,
                 group=self._group,
-                log_path=str(wanted.log_path),
+                log_path=host_path(wanted.log_path, purpose="the log of QEMU"),
                 added=dict(wanted.added),
                 run=properties if wanted.run else None,
                 typed=typed.text,

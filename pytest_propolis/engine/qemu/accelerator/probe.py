@@ -38,6 +38,7 @@ _BUSY_S: Final = 1.0
 """Where TCG takes longer than this, the machine is busy, and a hang under KVM may come from that."""
 
 _KVM: Final = Path("/dev/kvm")
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _ORDER: Final[dict[Wanted, tuple[AcceleratorName, ...]]] = {"auto": ("kvm", "tcg"), "kvm": ("kvm",), "tcg": ("tcg",)}
 _GAVE_UP: Final = b"KVM internal error"
 
@@ -81,7 +82,7 @@ async def probe_accelerator(qemu: Qemu, *, wanted: Wanted, cache_dir: Path) -> A
     right to open that, or QEMU change. Of several processes, one runs guests, and the others wait for it. It takes
     `KVM_DEADLINE_S` and `TCG_DEADLINE_S` at worst. However it ends, QEMU is gone then.
 
-    :raises CapabilityMissing: when what is wanted does not work, saying why.
+    :raises CapabilityMissing: when what is wanted does not work, saying why, or there is no ``/proc``.
     :raises HostError: when `cache_dir` cannot be used.
     """
     started = time.monotonic()
@@ -252,13 +253,24 @@ def _file_name(qemu: Qemu) -> str:
 
 def _key(qemu: Qemu) -> str:
     facts = (
-        Path("/proc/sys/kernel/random/boot_id").read_text(),
+        _boot_id(),
         platform.release(),
         sorted(module.name for module in Path("/sys/module").glob("kvm*")),
         _kvm_facts(),
         qemu.identity,
     )
     return hashlib.sha256(repr(facts).encode() + GUEST_ROM).hexdigest()
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text()
+    except OSError as error:
+        # No VM would run either: QEMU opens its guest's memory there, and the agent finds processes there.
+        raise CapabilityMissing(
+            f"{_BOOT_ID} cannot be read: {error.strerror}",
+            hint="mount the file system of processes: mount -t proc proc /proc",
+        ) from None
 
 
 def _kvm_facts() -> tuple[object, ...] | None:
