@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from ..errors import ConfigError
-from ..propolis_api import Cpuid, HyperVFeatureFlag
+from ..propolis_api import Cpuid, HyperVFeatureFlag, SerialPortNumber
 from ..settings import BootKind, Settings
+from .pci_slots import (
+    BOOT_DISK_CANDIDATES,
+    DISK_CANDIDATES,
+    DISPLAY_SLOT,
+    NIC_CANDIDATES,
+    PCI_SLOTS,
+    SLOT_HINT,
+    SlotRequest,
+    assign_slots,
+)
 
 __all__ = ["BOOT_DISK", "DataDisk", "DiskInterface", "Nic", "VmConfig"]
 
@@ -21,13 +33,32 @@ BOOT_DISK: Final = "boot-disk"
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
+NAME_HINT: Final = "letters, digits, '.', '_' and '-', at most 63, beginning with a letter or digit"
 
-PCI_SLOTS: Final = range(2, 32)
-"""Those that a device can have; the ones below belong to the chipset."""
+BOOT_SETTINGS: Final = "boot-settings"
+FAILURE_INJECTOR: Final = "migration-failure"
+BACKEND_SUFFIX: Final = "-backend"
 
-SLOT_HINT: Final = "slots go from 2 to 31; 0 and 1 belong to the chipset"
+RESERVED_KEYS: Final = frozenset(
+    (BOOT_DISK, BOOT_SETTINGS, FAILURE_INJECTOR, *(number.value for number in SerialPortNumber))
+)
+"""The keys of components that every spec may have: no device of a test can have one of these names."""
+
 
 BLOCK_SIZES: Final = (512, 4096)
+
+
+def _require_device_name(kind: str, name: str) -> None:
+    """
+    :raises ConfigError: when a device's name is malformed, or the key of another component of the spec.
+    """
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{kind}: {name!r} cannot be its name", hint=NAME_HINT)
+    if name in RESERVED_KEYS or name.endswith(BACKEND_SUFFIX):
+        raise ConfigError(
+            f"{kind}: {name!r} cannot be its name: the instance spec uses it for another component",
+            hint=f"not {', '.join(sorted(RESERVED_KEYS))}, nor anything that ends in {BACKEND_SUFFIX}",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +67,7 @@ class DataDisk:
 
     It is given by exactly one of `size_mib`, `image` and `contents`.
 
-    :param name: its key in the instance spec.
+    :param name: its key in the instance spec; its backend's key is this and ``-backend``.
     :param size_mib: the size of an empty disk.
     :param image: an image to fork, instead of an empty disk. It must not change meanwhile.
     :param image_format: ``qcow2`` or ``raw``.
@@ -44,7 +75,7 @@ class DataDisk:
     :param in_memory: keep it in the server's memory, as a blob of the spec, instead of a file. An image must be raw.
     :param readonly: whether the guest can only read it.
     :param block_size: the size of its blocks in bytes, 512 or 4096; always 512 in memory.
-    :param pci_slot: where it sits on the PCI bus; the next slot from 4 on by default.
+    :param pci_slot: where it sits on the PCI bus, 2 to 31; by default the next free slot from 4 on.
     """
 
     name: str
@@ -59,8 +90,7 @@ class DataDisk:
     pci_slot: int | None = None
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name) or self.name == BOOT_DISK:
-            raise ConfigError(f"data disk: {self.name!r} cannot be its name", hint=f"not {BOOT_DISK!r}; {NAME.pattern}")
+        _require_device_name("data disk", self.name)
         if [self.size_mib, self.image, self.contents].count(None) != 2:
             raise self._error("give one of size_mib, image and contents")
         if self.size_mib is not None and self.size_mib < 1:
@@ -91,7 +121,7 @@ class Nic:
     :param link: what it is plugged into, by the server's name for it. With QEMU: ``user`` (reaches what the host
         reaches), ``user:isolated`` (reaches nothing), ``unix:PATH`` (a switch listening on a UNIX socket),
         ``multicast:ADDRESS:PORT`` (all VMs of this host that name the same). With propolis-server: a VNIC.
-    :param pci_slot: where it sits on the PCI bus; the next slot from 16 on by default.
+    :param pci_slot: where it sits on the PCI bus, 2 to 31; by default the next free slot from 16 on.
     """
 
     name: str = "nic"
@@ -99,8 +129,7 @@ class Nic:
     pci_slot: int | None = None
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
-            raise ConfigError(f"network card: {self.name!r} cannot be its name", hint=NAME.pattern)
+        _require_device_name("network card", self.name)
         if self.pci_slot is not None and self.pci_slot not in PCI_SLOTS:
             raise ConfigError(f"network card {self.name!r}: pci_slot is {self.pci_slot}", hint=SLOT_HINT)
 
@@ -149,10 +178,7 @@ class VmConfig:
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
-            raise ConfigError(
-                f"{self.name!r} cannot be the name of a VM",
-                hint="letters, digits, '.', '_' and '-', at most 63, beginning with a letter or digit",
-            )
+            raise ConfigError(f"{self.name!r} cannot be the name of a VM", hint=NAME_HINT)
         self._require_range("cpus", self.cpus, 1, 64)
         self._require_range("memory_mib", self.memory_mib, 16, 1 << 20)
         if self.boot not in (None, "warm", "cold"):
@@ -171,6 +197,37 @@ class VmConfig:
             if name not in (BOOT_DISK, *names):
                 known = ", ".join((BOOT_DISK, *names))
                 raise self._error(f"boot_order names {name!r}, which is no disk of this VM", f"its disks are {known}")
+        self._slots(has_boot_disk=False)
+
+    def with_slots(self, *, has_boot_disk: bool) -> VmConfig:
+        """Return the same with a PCI slot for every data disk and network card.
+
+        :raises ConfigError: when the devices do not fit on the bus.
+        """
+        slots = iter(self._slots(has_boot_disk=has_boot_disk)[int(has_boot_disk) :])
+        disks = tuple(dataclasses.replace(disk, pci_slot=next(slots)) for disk in self.disks)
+        nics = tuple(dataclasses.replace(nic, pci_slot=next(slots)) for nic in self.nics)
+        return dataclasses.replace(self, disks=disks, nics=nics)
+
+    @property
+    def boot_disk_slot(self) -> int:
+        """The slot of the disk that the guest boots from: PHD's, else a free one before it, else one after it."""
+        return self._slots(has_boot_disk=True)[0]
+
+    def _slots(self, *, has_boot_disk: bool) -> list[int]:
+        reserved = {DISPLAY_SLOT: "the display"} if self.display else {}
+        try:
+            return assign_slots(self._slot_requests(has_boot_disk), reserved=reserved)
+        except ConfigError as error:
+            raise error.with_context(vm=self.name) from None
+
+    def _slot_requests(self, has_boot_disk: bool) -> Iterator[SlotRequest]:
+        if has_boot_disk:
+            yield SlotRequest(BOOT_DISK, None, BOOT_DISK_CANDIDATES)
+        for disk in self.disks:
+            yield SlotRequest(disk.name, disk.pci_slot, DISK_CANDIDATES)
+        for nic in self.nics:
+            yield SlotRequest(nic.name, nic.pci_slot, NIC_CANDIDATES)
 
     def completed(self, settings: Settings) -> CompleteVmConfig:
         """With the settings for all that was not given."""

@@ -28,7 +28,6 @@ from .config import CompleteVmConfig, VmConfig
 from .disk_layout import boot_order_of, boot_source_of, data_disk, disks_of, require_enough_memory, split_disks
 from .guest_images import ReadyImage, ready_image
 from .spec import (
-    FIRST_NIC_SLOT,
     AttachedDisk,
     disk_components,
     instance_properties,
@@ -190,6 +189,8 @@ class VmFactory:
         complete = config.completed(self._settings)
         guest = self._guests.get(complete.guest)
         require_enough_memory(complete, guest)
+        placed = complete.config.with_slots(has_boot_disk=guest.image.disk is not None)
+        complete = dataclasses.replace(complete, config=placed)
         async with self._keeping(config.name) as taken:
             vm = None
             if warm and cold_reason(complete, guest) is None:
@@ -277,15 +278,15 @@ class VmFactory:
         """A fork of the kind's template, if it can be had."""
         make_log_directory(self._log_dir)
         name = complete.config.name
-        disks = split_disks(complete.config, guest)
+        disks = split_disks(complete.config)
         # Cards are never a template's: forks would have one address.
         kind = dataclasses.replace(complete, config=dataclasses.replace(complete.config, disks=disks.kept, nics=()))
         async with contextlib.AsyncExitStack() as made:
             added: dict[str, Component] = {}
             for disk in disks.plugged:
                 added |= disk_components(await self._attached(*data_disk(disk), made))
-            for number, nic in enumerate(complete.config.nics):
-                added |= nic_components(nic, default_slot=FIRST_NIC_SLOT + number)
+            for nic in complete.config.nics:
+                added |= nic_components(nic)
             forked = await self._forking.fork(kind, guest, added=added, log_path=self._qemu_log(name), run=run)
             if forked is None:
                 return None
