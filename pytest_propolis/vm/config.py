@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal, TypeAlias
 
 from ..errors import ConfigError
+from ..field_checks import Range, check_fields
 from ..propolis_api import Cpuid, HyperVFeatureFlag, SerialPortNumber
 from ..settings import BootKind, Settings
 from .pci_slots import (
@@ -18,7 +19,6 @@ from .pci_slots import (
     DISPLAY_SLOT,
     NIC_CANDIDATES,
     PCI_SLOTS,
-    SLOT_HINT,
     SlotRequest,
     assign_slots,
 )
@@ -45,7 +45,10 @@ RESERVED_KEYS: Final = frozenset(
 """The keys of components that every spec may have: no device of a test can have one of these names."""
 
 
-BLOCK_SIZES: Final = (512, 4096)
+PciSlot: TypeAlias = Annotated[int, Range(PCI_SLOTS.start, PCI_SLOTS.stop - 1)]
+FailureCount: TypeAlias = Annotated[int, Range(0, (1 << 32) - 1)]
+
+LARGEST_DISK_MIB: Final = 1 << 24
 
 
 def _require_device_name(kind: str, name: str) -> None:
@@ -79,30 +82,30 @@ class DataDisk:
     """
 
     name: str
-    size_mib: int | None = None
+    size_mib: Annotated[int, Range(1, LARGEST_DISK_MIB)] | None = None
     image: Path | None = None
     image_format: Literal["qcow2", "raw"] = "raw"
     contents: bytes | None = None
     in_memory: bool = False
     interface: DiskInterface = "virtio"
     readonly: bool = False
-    block_size: int = 512
-    pci_slot: int | None = None
+    block_size: Literal[512, 4096] = 512
+    pci_slot: PciSlot | None = None
 
     def __post_init__(self) -> None:
+        image: object = self.image
+        if isinstance(image, str):
+            object.__setattr__(self, "image", Path(image))
+        check_fields(self, subject=f"data disk {self.name!r}")
         _require_device_name("data disk", self.name)
         if [self.size_mib, self.image, self.contents].count(None) != 2:
             raise self._error("give one of size_mib, image and contents")
-        if self.size_mib is not None and self.size_mib < 1:
-            raise self._error(f"size_mib is {self.size_mib}", "it must be at least 1")
         if self.contents is not None and (not self.contents or len(self.contents) % 512):
             raise self._error(f"contents are {len(self.contents)} bytes", "fill them up to a multiple of 512")
-        if self.block_size not in BLOCK_SIZES or (self.is_in_memory and self.block_size != BLOCK_SIZES[0]):
-            raise self._error(f"block_size is {self.block_size}", "it is 512, or, for a disk in a file, 4096")
+        if self.is_in_memory and self.block_size != 512:
+            raise self._error(f"block_size is {self.block_size}", "it is 512 for a disk in memory")
         if self.is_in_memory and self.image is not None and self.image_format != "raw":
             raise self._error(f"a {self.image_format} image cannot be kept in memory", "convert it to raw")
-        if self.pci_slot is not None and self.pci_slot not in PCI_SLOTS:
-            raise self._error(f"pci_slot is {self.pci_slot}", SLOT_HINT)
 
     @property
     def is_in_memory(self) -> bool:
@@ -126,12 +129,11 @@ class Nic:
 
     name: str = "nic"
     link: str = "user:isolated"
-    pci_slot: int | None = None
+    pci_slot: PciSlot | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, subject=f"network card {self.name!r}")
         _require_device_name("network card", self.name)
-        if self.pci_slot is not None and self.pci_slot not in PCI_SLOTS:
-            raise ConfigError(f"network card {self.name!r}: pci_slot is {self.pci_slot}", hint=SLOT_HINT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,10 +162,10 @@ class VmConfig:
 
     name: str = "vm"
     guest: str | None = None
-    cpus: int | None = None
-    memory_mib: int | None = None
+    cpus: Annotated[int, Range(1, 64)] | None = None
+    memory_mib: Annotated[int, Range(16, 1 << 20)] | None = None
     boot: BootKind | None = None
-    boot_timeout_s: float | None = None
+    boot_timeout_s: Annotated[float, Range(0, exclusive=True)] | None = None
     disk_interface: DiskInterface = "virtio"
     disks: tuple[DataDisk, ...] = ()
     boot_order: tuple[str, ...] | None = None
@@ -173,18 +175,13 @@ class VmConfig:
     cpuid: Cpuid | None = None
     hyper_v: tuple[HyperVFeatureFlag, ...] | None = None
     display: bool = False
-    fail_migration_exports: int | None = None
-    fail_migration_imports: int | None = None
+    fail_migration_exports: FailureCount | None = None
+    fail_migration_imports: FailureCount | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, subject=f"VM {self.name!r}")
         if not NAME.fullmatch(self.name):
             raise ConfigError(f"{self.name!r} cannot be the name of a VM", hint=NAME_HINT)
-        self._require_range("cpus", self.cpus, 1, 64)
-        self._require_range("memory_mib", self.memory_mib, 16, 1 << 20)
-        if self.boot not in (None, "warm", "cold"):
-            raise self._error(f"boot is {self.boot!r}", "it is 'warm' or 'cold'")
-        if self.disk_interface not in ("virtio", "nvme"):
-            raise self._error(f"disk_interface is {self.disk_interface!r}", "it is 'virtio' or 'nvme'")
         names = [disk.name for disk in self.disks]
         for name in names:
             if names.count(name) > 1:
@@ -239,10 +236,6 @@ class VmConfig:
             boot=self.boot or settings.boot,
             boot_timeout_s=self.boot_timeout_s or settings.boot_timeout,
         )
-
-    def _require_range(self, what: str, value: int | None, low: int, high: int) -> None:
-        if value is not None and not low <= value <= high:
-            raise self._error(f"{what} is {value}", f"it must be from {low} to {high}")
 
     def _error(self, message: str, hint: str) -> ConfigError:
         return ConfigError(f"VM {self.name!r}: {message}", hint=hint)

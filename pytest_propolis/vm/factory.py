@@ -10,12 +10,13 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 from ..agent_api.boot_source import BootSource
 from ..agent_api.messages import CreateDisk, CreateVm, Keep, KeptListed, ResourceIds
 from ..console.log import make_log_directory
-from ..errors import ConfigError, PropolisError
+from ..errors import ApiError, ConfigError, PropolisError
+from ..field_checks import check_keywords
 from ..guests.adapter import GuestAdapter
 from ..guests.registry import GuestRegistry
 from ..hosts.agent_client import AsyncAgentClient
@@ -25,6 +26,7 @@ from ..propolis_api.client import PropolisClient
 from ..settings import Settings
 from .admission import retry_while_busy
 from .config import CompleteVmConfig, VmConfig
+from .config_fields import VmConfigFields
 from .disk_layout import boot_order_of, boot_source_of, data_disk, disks_of, require_enough_memory, split_disks
 from .guest_images import ReadyImage, ready_image
 from .spec import (
@@ -42,6 +44,17 @@ from .warm_start.template_maker import cold_reason
 from .warm_start.warm_starter import WarmStarter
 
 __all__ = ["VmFactory"]
+
+
+class FactoryOptions(TypedDict):
+    """What a `VmFactory` needs beside a host."""
+
+    settings: Settings
+    guests: GuestRegistry
+    group: str
+    log_dir: Path
+    progress: Callable[[str], None]
+    made: Callable[[TestVm], None]
 
 
 class VmFactory:
@@ -77,7 +90,7 @@ class VmFactory:
         self._disk_ids: list[str] = []
         self.vms: list[TestVm] = []
         """All VMs that were made, in that order."""
-        self._taken: list[contextlib.AsyncExitStack] = []
+        self._taken: dict[str, contextlib.AsyncExitStack] = {}
         self._forking = WarmStarter(
             agent, group=group, log_dir=log_dir, known={} if templates is None else templates, progress=progress
         )
@@ -90,13 +103,18 @@ class VmFactory:
     @classmethod
     @contextlib.asynccontextmanager
     async def on(
-        cls, host: LocalHost, *, ending: Callable[[VmFactory], Awaitable[None]] | None = None, **options: Any
+        cls,
+        host: LocalHost,
+        *,
+        ending: Callable[[VmFactory], Awaitable[None]] | None = None,
+        **options: Unpack[FactoryOptions],
     ) -> AsyncIterator[VmFactory]:
         """A factory on a host, with everything that it makes.
 
         What is left of an earlier one, whose end was cancelled half-way, is removed first.
 
         :param ending: what is done with the factory in the end; `aclose` by default.
+        :param options: as for the class itself.
         """
         agent = await host.client()
         try:
@@ -130,7 +148,7 @@ class VmFactory:
     async def set_aside(self) -> ResourceIds:
         """Let go of all VMs as they are. They stay this process's, until it has them kept or removed, or ends."""
         await self.hand_over()
-        for stack in self._taken:
+        for stack in self._taken.values():
             stack.pop_all()
         self._taken.clear()
         await asyncio.gather(*(vm.let_go() for vm in self.vms))
@@ -145,31 +163,43 @@ class VmFactory:
 
         All are tried even if one fails; then the first failure is raised. If this is cancelled, so is all of it.
         """
-        results = await asyncio.gather(*(stack.aclose() for stack in self._taken), return_exceptions=True)
+        results = await asyncio.gather(*(stack.aclose() for stack in self._taken.values()), return_exceptions=True)
         self._taken.clear()
         for result in results:
             if isinstance(result, BaseException):
                 raise result
 
-    async def start(self, name: str = "vm", **changes: Any) -> TestVm:
+    async def start(self, name: str = "vm", **fields: Unpack[VmConfigFields]) -> TestVm:
         """Make a VM and boot it: `create` and `TestVm.boot`.
 
-        :param changes: fields of `VmConfig`.
+        :param fields: of `VmConfig`.
+        :raises ConfigError: when a field does not exist, or its value is impossible.
+        :raises BootError: when its guest does not come up.
         """
-        return await self.start_config(VmConfig(name=name, **changes))
+        return await self.start_config(_config(name, fields))
 
     async def start_config(self, config: VmConfig) -> TestVm:
         """Make the VM that a configuration describes, and boot it, or fork it from a guest that was booted before.
 
+        :raises ApiError: when the server refuses the spec, or cannot set the VM up; nothing is left of it then.
         :raises BootError: when its guest does not come up.
         """
         vm = await self._make(config, warm=True, run=True)
+        try:
+            await vm.launch()
+        except ApiError:
+            await self._discard(vm)  # its name is free for another attempt
+            raise
         await vm.boot()
         return vm
 
-    async def create(self, name: str = "vm", **changes: Any) -> TestVm:
-        """Make a VM that does not run yet. It boots from cold, unless asked otherwise."""
-        return await self.create_config(VmConfig(name=name, **changes))
+    async def create(self, name: str = "vm", **fields: Unpack[VmConfigFields]) -> TestVm:
+        """Make a VM that does not run yet. It boots from cold, unless asked otherwise.
+
+        :param fields: of `VmConfig`.
+        :raises ConfigError: when a field does not exist, or its value is impossible.
+        """
+        return await self.create_config(_config(name, fields))
 
     async def create_config(self, config: VmConfig) -> TestVm:
         """Make the VM that a configuration describes, not running yet. It boots from cold, unless ``boot="warm"``.
@@ -246,12 +276,17 @@ class VmFactory:
         try:
             async with contextlib.AsyncExitStack() as taken:
                 yield taken
-                self._taken.append(taken.pop_all())
+                self._taken[name] = taken.pop_all()
         except asyncio.CancelledError:
             # There may be a VM whose id was on its way.
             with contextlib.suppress(PropolisError):
                 await self._agent.remove(ResourceIds(named=((self._group, name),)))
             raise
+
+    async def _discard(self, vm: TestVm) -> None:
+        """Take away a VM that never ran."""
+        await self._taken.pop(vm.name).aclose()
+        self._names.remove(vm.name)
 
     def _require_new(self, name: str) -> None:
         if name in self._names:
@@ -396,6 +431,11 @@ class VmFactory:
         self._disk_ids.append(created.id)
         taken.push_async_callback(self._agent.remove_disk, created.id)
         return dataclasses.replace(disk, path=created.path)
+
+
+def _config(name: str, fields: VmConfigFields) -> VmConfig:
+    check_keywords(fields, VmConfig, subject=f"VM {name!r}")
+    return VmConfig(name=name, **fields)
 
 
 async def _clear_away(host: LocalHost, agent: AsyncAgentClient) -> None:

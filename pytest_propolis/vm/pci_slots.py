@@ -14,15 +14,12 @@ __all__ = [
     "DISPLAY_SLOT",
     "NIC_CANDIDATES",
     "PCI_SLOTS",
-    "SLOT_HINT",
     "SlotRequest",
     "assign_slots",
 ]
 
 PCI_SLOTS: Final = range(2, 32)
 """Those that a device can have; the ones below belong to the chipset."""
-
-SLOT_HINT: Final = "slots go from 2 to 31; 0 and 1 belong to the chipset"
 
 DISPLAY_SLOT: Final = 2
 """Where the display sits, if there is one: where PCs have it."""
