@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from .errors import SettingsError
+from .field_checks import check_fields
 
 __all__ = ["OPTIONS", "Accelerator", "BootKind", "KeepPolicy", "Option", "Settings"]
 
@@ -208,6 +209,9 @@ class Settings:
         default=None,
         metadata={"parse": _path, "help": "TOML file with a [settings] table of these options", "metavar": "FILE"},
     )
+
+    def __post_init__(self) -> None:
+        check_fields(self, subject="settings", error=SettingsError)
 
     @classmethod
     def resolve(

@@ -13,6 +13,7 @@ from typing import ClassVar, Final
 from ..agent_api.image_recipe import ImageRecipe
 from ..console.console import Console
 from ..console.shell_protocol import program
+from ..field_checks import check_fields
 from ..storage.artifacts import Artifact
 from .fork_identity import PROGRAM, install_command, wait_command, wake_command
 
@@ -55,6 +56,9 @@ class GuestImage:
     command_line: str = ""
     disk: Artifact | None = None
     recipe: ImageRecipe | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, subject="GuestImage")
 
 
 class GuestAdapter(ABC):

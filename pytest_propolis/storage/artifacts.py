@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from ..errors import ArtifactError
+from ..field_checks import check_fields
 from .debian import DebianBuild
 from .sources import LocalFile, WheelMember
 
@@ -32,7 +33,8 @@ class Artifact:
     :param sha256: the hash of the content, in lowercase hexadecimal; None for what is taken as it is: a
         `LocalFile`, or what was built on this machine.
     :param source: where the content comes from.
-    :raises ArtifactError: when ``filename`` is not one plain name, or ``sha256`` is not a SHA-256.
+    :raises ArtifactError: when a field has a wrong type, ``filename`` is not one plain name, or ``sha256`` is not a
+        SHA-256.
     """
 
     key: str
@@ -41,6 +43,7 @@ class Artifact:
     source: ArtifactSource
 
     def __post_init__(self) -> None:
+        check_fields(self, subject=f"artifact {self.key}", error=ArtifactError)
         checked_name(self.filename, what=f"artifact {self.key}: file name")
         if self.sha256 is not None and not _SHA256.fullmatch(self.sha256):
             raise ArtifactError(

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal, TypeAlias
 
 from ..errors import ConfigError
-from ..propolis_api import Cpuid, HyperVFeatureFlag
+from ..field_checks import Range, check_fields
+from ..propolis_api import Cpuid, HyperVFeatureFlag, SerialPortNumber
 from ..settings import BootKind, Settings
+from .pci_slots import (
+    BOOT_DISK_CANDIDATES,
+    DISK_CANDIDATES,
+    DISPLAY_SLOT,
+    NIC_CANDIDATES,
+    PCI_SLOTS,
+    SlotRequest,
+    assign_slots,
+)
 
 __all__ = ["BOOT_DISK", "DataDisk", "DiskInterface", "Nic", "VmConfig"]
 
@@ -21,13 +33,35 @@ BOOT_DISK: Final = "boot-disk"
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
+NAME_HINT: Final = "letters, digits, '.', '_' and '-', at most 63, beginning with a letter or digit"
 
-PCI_SLOTS: Final = range(2, 32)
-"""Those that a device can have; the ones below belong to the chipset."""
+BOOT_SETTINGS: Final = "boot-settings"
+FAILURE_INJECTOR: Final = "migration-failure"
+BACKEND_SUFFIX: Final = "-backend"
 
-SLOT_HINT: Final = "slots go from 2 to 31; 0 and 1 belong to the chipset"
+RESERVED_KEYS: Final = frozenset(
+    (BOOT_DISK, BOOT_SETTINGS, FAILURE_INJECTOR, *(number.value for number in SerialPortNumber))
+)
+"""The keys of components that every spec may have: no device of a test can have one of these names."""
 
-BLOCK_SIZES: Final = (512, 4096)
+
+PciSlot: TypeAlias = Annotated[int, Range(PCI_SLOTS.start, PCI_SLOTS.stop - 1)]
+FailureCount: TypeAlias = Annotated[int, Range(0, (1 << 32) - 1)]
+
+LARGEST_DISK_MIB: Final = 1 << 24
+
+
+def _require_device_name(kind: str, name: str) -> None:
+    """
+    :raises ConfigError: when a device's name is malformed, or the key of another component of the spec.
+    """
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{kind}: {name!r} cannot be its name", hint=NAME_HINT)
+    if name in RESERVED_KEYS or name.endswith(BACKEND_SUFFIX):
+        raise ConfigError(
+            f"{kind}: {name!r} cannot be its name: the instance spec uses it for another component",
+            hint=f"not {', '.join(sorted(RESERVED_KEYS))}, nor anything that ends in {BACKEND_SUFFIX}",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +70,7 @@ class DataDisk:
 
     It is given by exactly one of `size_mib`, `image` and `contents`.
 
-    :param name: its key in the instance spec.
+    :param name: its key in the instance spec; its backend's key is this and ``-backend``.
     :param size_mib: the size of an empty disk.
     :param image: an image to fork, instead of an empty disk. It must not change meanwhile.
     :param image_format: ``qcow2`` or ``raw``.
@@ -44,35 +78,34 @@ class DataDisk:
     :param in_memory: keep it in the server's memory, as a blob of the spec, instead of a file. An image must be raw.
     :param readonly: whether the guest can only read it.
     :param block_size: the size of its blocks in bytes, 512 or 4096; always 512 in memory.
-    :param pci_slot: where it sits on the PCI bus; the next slot from 4 on by default.
+    :param pci_slot: where it sits on the PCI bus, 2 to 31; by default the next free slot from 4 on.
     """
 
     name: str
-    size_mib: int | None = None
+    size_mib: Annotated[int, Range(1, LARGEST_DISK_MIB)] | None = None
     image: Path | None = None
     image_format: Literal["qcow2", "raw"] = "raw"
     contents: bytes | None = None
     in_memory: bool = False
     interface: DiskInterface = "virtio"
     readonly: bool = False
-    block_size: int = 512
-    pci_slot: int | None = None
+    block_size: Literal[512, 4096] = 512
+    pci_slot: PciSlot | None = None
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name) or self.name == BOOT_DISK:
-            raise ConfigError(f"data disk: {self.name!r} cannot be its name", hint=f"not {BOOT_DISK!r}; {NAME.pattern}")
+        image: object = self.image
+        if isinstance(image, str):
+            object.__setattr__(self, "image", Path(image))
+        check_fields(self, subject=f"data disk {self.name!r}")
+        _require_device_name("data disk", self.name)
         if [self.size_mib, self.image, self.contents].count(None) != 2:
             raise self._error("give one of size_mib, image and contents")
-        if self.size_mib is not None and self.size_mib < 1:
-            raise self._error(f"size_mib is {self.size_mib}", "it must be at least 1")
         if self.contents is not None and (not self.contents or len(self.contents) % 512):
             raise self._error(f"contents are {len(self.contents)} bytes", "fill them up to a multiple of 512")
-        if self.block_size not in BLOCK_SIZES or (self.is_in_memory and self.block_size != BLOCK_SIZES[0]):
-            raise self._error(f"block_size is {self.block_size}", "it is 512, or, for a disk in a file, 4096")
+        if self.is_in_memory and self.block_size != 512:
+            raise self._error(f"block_size is {self.block_size}", "it is 512 for a disk in memory")
         if self.is_in_memory and self.image is not None and self.image_format != "raw":
             raise self._error(f"a {self.image_format} image cannot be kept in memory", "convert it to raw")
-        if self.pci_slot is not None and self.pci_slot not in PCI_SLOTS:
-            raise self._error(f"pci_slot is {self.pci_slot}", SLOT_HINT)
 
     @property
     def is_in_memory(self) -> bool:
@@ -91,18 +124,16 @@ class Nic:
     :param link: what it is plugged into, by the server's name for it. With QEMU: ``user`` (reaches what the host
         reaches), ``user:isolated`` (reaches nothing), ``unix:PATH`` (a switch listening on a UNIX socket),
         ``multicast:ADDRESS:PORT`` (all VMs of this host that name the same). With propolis-server: a VNIC.
-    :param pci_slot: where it sits on the PCI bus; the next slot from 16 on by default.
+    :param pci_slot: where it sits on the PCI bus, 2 to 31; by default the next free slot from 16 on.
     """
 
     name: str = "nic"
     link: str = "user:isolated"
-    pci_slot: int | None = None
+    pci_slot: PciSlot | None = None
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
-            raise ConfigError(f"network card: {self.name!r} cannot be its name", hint=NAME.pattern)
-        if self.pci_slot is not None and self.pci_slot not in PCI_SLOTS:
-            raise ConfigError(f"network card {self.name!r}: pci_slot is {self.pci_slot}", hint=SLOT_HINT)
+        check_fields(self, subject=f"network card {self.name!r}")
+        _require_device_name("network card", self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,10 +162,10 @@ class VmConfig:
 
     name: str = "vm"
     guest: str | None = None
-    cpus: int | None = None
-    memory_mib: int | None = None
+    cpus: Annotated[int, Range(1, 64)] | None = None
+    memory_mib: Annotated[int, Range(16, 1 << 20)] | None = None
     boot: BootKind | None = None
-    boot_timeout_s: float | None = None
+    boot_timeout_s: Annotated[float, Range(0, exclusive=True)] | None = None
     disk_interface: DiskInterface = "virtio"
     disks: tuple[DataDisk, ...] = ()
     boot_order: tuple[str, ...] | None = None
@@ -144,21 +175,13 @@ class VmConfig:
     cpuid: Cpuid | None = None
     hyper_v: tuple[HyperVFeatureFlag, ...] | None = None
     display: bool = False
-    fail_migration_exports: int | None = None
-    fail_migration_imports: int | None = None
+    fail_migration_exports: FailureCount | None = None
+    fail_migration_imports: FailureCount | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, subject=f"VM {self.name!r}")
         if not NAME.fullmatch(self.name):
-            raise ConfigError(
-                f"{self.name!r} cannot be the name of a VM",
-                hint="letters, digits, '.', '_' and '-', at most 63, beginning with a letter or digit",
-            )
-        self._require_range("cpus", self.cpus, 1, 64)
-        self._require_range("memory_mib", self.memory_mib, 16, 1 << 20)
-        if self.boot not in (None, "warm", "cold"):
-            raise self._error(f"boot is {self.boot!r}", "it is 'warm' or 'cold'")
-        if self.disk_interface not in ("virtio", "nvme"):
-            raise self._error(f"disk_interface is {self.disk_interface!r}", "it is 'virtio' or 'nvme'")
+            raise ConfigError(f"{self.name!r} cannot be the name of a VM", hint=NAME_HINT)
         names = [disk.name for disk in self.disks]
         for name in names:
             if names.count(name) > 1:
@@ -171,6 +194,37 @@ class VmConfig:
             if name not in (BOOT_DISK, *names):
                 known = ", ".join((BOOT_DISK, *names))
                 raise self._error(f"boot_order names {name!r}, which is no disk of this VM", f"its disks are {known}")
+        self._slots(has_boot_disk=False)
+
+    def with_slots(self, *, has_boot_disk: bool) -> VmConfig:
+        """Return the same with a PCI slot for every data disk and network card.
+
+        :raises ConfigError: when the devices do not fit on the bus.
+        """
+        slots = iter(self._slots(has_boot_disk=has_boot_disk)[int(has_boot_disk) :])
+        disks = tuple(dataclasses.replace(disk, pci_slot=next(slots)) for disk in self.disks)
+        nics = tuple(dataclasses.replace(nic, pci_slot=next(slots)) for nic in self.nics)
+        return dataclasses.replace(self, disks=disks, nics=nics)
+
+    @property
+    def boot_disk_slot(self) -> int:
+        """The slot of the disk that the guest boots from: PHD's, else a free one before it, else one after it."""
+        return self._slots(has_boot_disk=True)[0]
+
+    def _slots(self, *, has_boot_disk: bool) -> list[int]:
+        reserved = {DISPLAY_SLOT: "the display"} if self.display else {}
+        try:
+            return assign_slots(self._slot_requests(has_boot_disk), reserved=reserved)
+        except ConfigError as error:
+            raise error.with_context(vm=self.name) from None
+
+    def _slot_requests(self, has_boot_disk: bool) -> Iterator[SlotRequest]:
+        if has_boot_disk:
+            yield SlotRequest(BOOT_DISK, None, BOOT_DISK_CANDIDATES)
+        for disk in self.disks:
+            yield SlotRequest(disk.name, disk.pci_slot, DISK_CANDIDATES)
+        for nic in self.nics:
+            yield SlotRequest(nic.name, nic.pci_slot, NIC_CANDIDATES)
 
     def completed(self, settings: Settings) -> CompleteVmConfig:
         """With the settings for all that was not given."""
@@ -182,10 +236,6 @@ class VmConfig:
             boot=self.boot or settings.boot,
             boot_timeout_s=self.boot_timeout_s or settings.boot_timeout,
         )
-
-    def _require_range(self, what: str, value: int | None, low: int, high: int) -> None:
-        if value is not None and not low <= value <= high:
-            raise self._error(f"{what} is {value}", f"it must be from {low} to {high}")
 
     def _error(self, message: str, hint: str) -> ConfigError:
         return ConfigError(f"VM {self.name!r}: {message}", hint=hint)

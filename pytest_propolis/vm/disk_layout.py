@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -14,7 +13,7 @@ from ..guests.adapter import GuestAdapter
 from ..storage.host_path import host_path
 from .config import BOOT_DISK, CompleteVmConfig, DataDisk, VmConfig
 from .guest_images import ReadyImage
-from .spec import FIRST_DISK_SLOT, AttachedDisk
+from .spec import AttachedDisk
 
 __all__ = ["boot_order_of", "boot_source_of", "data_disk", "disks_of", "require_enough_memory", "split_disks"]
 
@@ -22,22 +21,26 @@ MIB: Final = 1 << 20
 
 
 def disks_of(config: VmConfig, image: ReadyImage) -> Iterator[tuple[AttachedDisk, CreateDisk | None]]:
-    """The disks, without places yet, and what they are made of; None for one in memory."""
+    """The disks, without files yet, and what they are made of; None for one in memory.
+
+    :param config: with a slot for each device.
+    """
     if image.disk is not None:
         request = CreateDisk(image=str(image.disk), image_format="qcow2")
-        yield AttachedDisk(name=BOOT_DISK, path=None, interface=config.disk_interface), request
+        yield AttachedDisk(name=BOOT_DISK, interface=config.disk_interface, pci_slot=config.boot_disk_slot), request
     for disk in config.disks:
         yield data_disk(disk)
 
 
 def data_disk(disk: DataDisk) -> tuple[AttachedDisk, CreateDisk | None]:
-    """A disk, without a place yet, and what it is made of; None for one in memory.
+    """A disk, without a file yet, and what it is made of; None for one in memory.
 
+    :param disk: with its slot.
     :raises ArtifactMissing: when its image cannot be read.
     """
+    assert disk.pci_slot is not None
     attached = AttachedDisk(
         name=disk.name,
-        path=None,
         contents=_contents(disk) if disk.is_in_memory else None,
         interface=disk.interface,
         readonly=disk.readonly,
@@ -58,21 +61,16 @@ class SplitDisks(NamedTuple):
     plugged: tuple[DataDisk, ...]
 
 
-def split_disks(config: VmConfig, guest: GuestAdapter) -> SplitDisks:
+def split_disks(config: VmConfig) -> SplitDisks:
     """Which disks a template has, and which its forks are given.
 
     A template has empty disks: its forks cost no more then. It has none with an image, which is one test's; none in
     memory, which is one QEMU's; and no NVMe controller, which QEMU cannot save. What sits beyond the first of these is
     plugged in, too: guests find disks in the order of their slots, then as when they boot.
+
+    :param config: with a slot for each device.
     """
-    first = FIRST_DISK_SLOT + (guest.image.disk is not None)
-    placed = sorted(
-        (
-            dataclasses.replace(disk, pci_slot=first + number if disk.pci_slot is None else disk.pci_slot)
-            for number, disk in enumerate(config.disks)
-        ),
-        key=lambda disk: disk.pci_slot or 0,
-    )
+    placed = sorted(config.disks, key=lambda disk: disk.pci_slot or 0)
     number = next((index for index, disk in enumerate(placed) if not _can_be_kept(disk)), len(placed))
     return SplitDisks(tuple(placed[:number]), tuple(placed[number:]))
 

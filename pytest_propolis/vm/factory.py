@@ -10,14 +10,15 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 import msgspec
 
 from ..agent_api.boot_source import BootSource, DirectKernel
 from ..agent_api.messages import CreateDisk, CreateVm, Keep, KeptListed, ResourceIds
 from ..console.log import make_log_directory
-from ..errors import ConfigError, PropolisError
+from ..errors import ApiError, ConfigError, PropolisError
+from ..field_checks import check_keywords
 from ..guests.adapter import GuestAdapter
 from ..guests.registry import GuestRegistry
 from ..hosts.agent_client import AsyncAgentClient
@@ -29,11 +30,11 @@ from ..settings import Settings
 from ..storage.host_path import host_path
 from .admission import retry_while_busy
 from .config import CompleteVmConfig, VmConfig
+from .config_fields import VmConfigFields
 from .disk_layout import boot_order_of, boot_source_of, data_disk, disks_of, require_enough_memory, split_disks
 from .guest_images import ReadyImage, ready_image
 from .host_session import HostSession
 from .spec import (
-    FIRST_NIC_SLOT,
     AttachedDisk,
     disk_components,
     instance_properties,
@@ -47,6 +48,17 @@ from .vm import TestVm
 from .warm_start.template_maker import cold_reason
 
 __all__ = ["VmFactory"]
+
+
+class FactoryOptions(TypedDict):
+    """What a `VmFactory` needs beside its hosts."""
+
+    settings: Settings
+    guests: GuestRegistry
+    group: str
+    log_dir: Path
+    progress: Callable[[str], None]
+    made: Callable[[TestVm], None]
 
 
 class VmFactory:
@@ -79,7 +91,7 @@ class VmFactory:
         self._names: set[str] = set()
         self.vms: list[TestVm] = []
         """All VMs that were made, in that order."""
-        self._taken: list[contextlib.AsyncExitStack] = []
+        self._taken: dict[str, contextlib.AsyncExitStack] = {}
         self._sessions: dict[str, HostSession] = {}
         self._open_sessions = contextlib.AsyncExitStack()
         self._opening = asyncio.Lock()
@@ -100,27 +112,15 @@ class VmFactory:
         cls,
         hosts: Sequence[Host],
         *,
-        settings: Settings,
-        guests: GuestRegistry,
-        group: str,
-        log_dir: Path,
-        progress: Callable[[str], None],
-        made: Callable[[TestVm], None],
         teardown: Callable[[VmFactory], Awaitable[None]] | None = None,
+        **options: Unpack[FactoryOptions],
     ) -> AsyncIterator[VmFactory]:
         """A factory on hosts, with everything that it makes.
 
         :param teardown: what is done with the factory in the end; `aclose` by default.
+        :param options: as for the class itself.
         """
-        factory = cls(
-            hosts=hosts,
-            settings=settings,
-            guests=guests,
-            group=group,
-            log_dir=log_dir,
-            progress=progress,
-            made=made,
-        )
+        factory = cls(hosts=hosts, **options)
         async with factory._open_sessions:
             await factory._session(hosts[0])
             try:
@@ -157,7 +157,7 @@ class VmFactory:
         They stay this process's, until it has them kept or removed, or ends.
         """
         await self.hand_over()
-        for stack in self._taken:
+        for stack in self._taken.values():
             stack.pop_all()
         self._taken.clear()
         await asyncio.gather(*(vm.let_go() for vm in self.vms))
@@ -176,32 +176,48 @@ class VmFactory:
 
         All are tried even if one fails; then the first failure is raised. If this is cancelled, so is all of it.
         """
-        results = await asyncio.gather(*(stack.aclose() for stack in self._taken), return_exceptions=True)
+        results = await asyncio.gather(*(stack.aclose() for stack in self._taken.values()), return_exceptions=True)
         self._taken.clear()
         for result in results:
             if isinstance(result, BaseException):
                 raise result
 
-    async def start(self, name: str = "vm", *, host: HostChoice | None = None, **changes: Any) -> TestVm:
+    async def start(
+        self, name: str = "vm", *, host: HostChoice | None = None, **fields: Unpack[VmConfigFields]
+    ) -> TestVm:
         """Make a VM and boot it: `create` and `TestVm.boot`.
 
         :param host: the host that it is to be on, or a condition on hosts; by default that of the test.
-        :param changes: fields of `VmConfig`.
+        :param fields: of `VmConfig`.
+        :raises ConfigError: when a field does not exist, or its value is impossible.
+        :raises BootError: when its guest does not come up.
         """
-        return await self.start_config(VmConfig(name=name, **changes), host=host)
+        return await self.start_config(_config(name, fields), host=host)
 
     async def start_config(self, config: VmConfig, *, host: HostChoice | None = None) -> TestVm:
         """Make the VM that a configuration describes, and boot it, or fork it from a guest that was booted before.
 
+        :raises ApiError: when the server refuses the spec, or cannot set the VM up; nothing is left of it then.
         :raises BootError: when its guest does not come up.
         """
         vm = await self._make(config, host, warm=True, run=True)
+        try:
+            await vm.launch()
+        except ApiError:
+            await self._discard(vm)  # its name is free for another attempt
+            raise
         await vm.boot()
         return vm
 
-    async def create(self, name: str = "vm", *, host: HostChoice | None = None, **changes: Any) -> TestVm:
-        """Make a VM that does not run yet. It boots from cold, unless asked otherwise."""
-        return await self.create_config(VmConfig(name=name, **changes), host=host)
+    async def create(
+        self, name: str = "vm", *, host: HostChoice | None = None, **fields: Unpack[VmConfigFields]
+    ) -> TestVm:
+        """Make a VM that does not run yet. It boots from cold, unless asked otherwise.
+
+        :param fields: of `VmConfig`.
+        :raises ConfigError: when a field does not exist, or its value is impossible.
+        """
+        return await self.create_config(_config(name, fields), host=host)
 
     async def create_config(self, config: VmConfig, *, host: HostChoice | None = None) -> TestVm:
         """Make the VM that a configuration describes, not running yet. It boots from cold, unless ``boot="warm"``.
@@ -221,6 +237,8 @@ class VmFactory:
         complete = config.completed(self._settings)
         guest = self._guests.get(complete.guest)
         require_enough_memory(complete, guest)
+        placed = complete.config.with_slots(has_boot_disk=guest.image.disk is not None)
+        complete = dataclasses.replace(complete, config=placed)
         session = await self._session(self._choose(choice))
         async with self._keeping(session, config.name) as taken:
             vm = None
@@ -287,7 +305,7 @@ class VmFactory:
         try:
             async with contextlib.AsyncExitStack() as taken:
                 yield taken
-                self._taken.append(taken.pop_all())
+                self._taken[name] = taken.pop_all()
         except asyncio.CancelledError:
             # There may be a VM whose id was on its way.
             with contextlib.suppress(PropolisError):
@@ -305,6 +323,11 @@ class VmFactory:
         return msgspec.structs.replace(
             vm.boot_source, kernel=str(image.kernel), initrd=str(image.initrd) if image.initrd else None
         )
+
+    async def _discard(self, vm: TestVm) -> None:
+        """Take away a VM that never ran."""
+        await self._taken.pop(vm.name).aclose()
+        self._names.remove(vm.name)
 
     def _require_new(self, name: str) -> None:
         if name in self._names:
@@ -336,15 +359,15 @@ class VmFactory:
         """A fork of the kind's template, if it can be had."""
         make_log_directory(self._log_dir)
         name = complete.config.name
-        disks = split_disks(complete.config, guest)
+        disks = split_disks(complete.config)
         # Cards are never a template's: forks would have one address.
         kind = dataclasses.replace(complete, config=dataclasses.replace(complete.config, disks=disks.kept, nics=()))
         async with contextlib.AsyncExitStack() as made:
             added: dict[str, Component] = {}
             for disk in disks.plugged:
                 added |= disk_components(await self._attached(session, *data_disk(disk), made))
-            for number, nic in enumerate(complete.config.nics):
-                added |= nic_components(nic, default_slot=FIRST_NIC_SLOT + number)
+            for nic in complete.config.nics:
+                added |= nic_components(nic)
             forked = await session.warm_starter.fork(kind, guest, added=added, log_path=self._qemu_log(name), run=run)
             if forked is None:
                 return None
@@ -464,3 +487,8 @@ class VmFactory:
         created = await session.agent.create_disk(request)
         session.own_disk(created.id, taken)
         return dataclasses.replace(disk, path=created.path)
+
+
+def _config(name: str, fields: VmConfigFields) -> VmConfig:
+    check_keywords(fields, VmConfig, subject=f"VM {name!r}")
+    return VmConfig(name=name, **fields)

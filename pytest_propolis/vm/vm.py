@@ -30,6 +30,7 @@ from ..errors import (
     StateTimeout,
     VmStateError,
 )
+from ..field_checks import member_of
 from ..guests.adapter import GuestAdapter
 from ..hosts.host import Host
 from ..hosts.vm_extensions import get_screenshot, get_vm_facts
@@ -44,6 +45,7 @@ from ..propolis_api import (
     InstanceState,
     InstanceStateRequested,
     MigrationTargetInit,
+    PresentSpec,
     SpecInit,
 )
 from ..propolis_api.client import Endpoint, PropolisClient
@@ -64,6 +66,7 @@ OUTPUT_TIMEOUT_S: Final = 60.0
 HAND_OVER_TIMEOUT_S: Final = 15.0
 DESTROY_TIMEOUT_S: Final = 5.0
 LAST_STATE_TIMEOUT_S: Final = 2.0
+ENDING: Final = TERMINAL | {InstanceState.STOPPING, InstanceState.STOPPED}
 BOOT_HINT: Final = "see the console above; a slow machine may need a longer --propolis-boot-timeout"
 
 
@@ -132,10 +135,12 @@ class TestVm:
     # Life
 
     async def ensure(self) -> None:
-        """Create the VM at its server, without running it, and open its console.
+        """Create the VM at its server, without running it, and open its console. Creating it twice is fine.
 
         :raises ApiError: when the server refuses the spec, or cannot set the VM up.
         """
+        if await self._is_active():
+            return
         request = InstanceEnsureRequest(properties=self.properties, init=SpecInit(FromSpec(spec=self.spec)))
         await self._api().instance_ensure(request)
         if self._forked is None:
@@ -147,20 +152,21 @@ class TestVm:
         await self._api().instance_state_put(InstanceStateRequested.RUN)
 
     async def launch(self) -> None:
-        """Create the VM and let it run; does not wait for the guest."""
-        if self._forked is not None and self._forked.runs:
+        """Create the VM if it was not, and let it run; does not wait for the guest."""
+        if self._forked is not None and self._forked.runs and self._console is None:
             await self._open_console()
         else:
             await self.ensure()
             await self.run_instance()
 
     async def boot(self) -> None:
-        """Launch the VM, and wait until its guest takes commands.
+        """Launch the VM, and wait until its guest takes commands. Booting a guest that takes them already is fine.
 
         :raises BootError: when it does not in time, or stops instead.
         """
         await self.launch()
-        await self.wait_to_boot()
+        if not self.shell.is_up:
+            await self.wait_to_boot()
 
     async def wait_to_boot(self, *, timeout_s: float | None = None) -> None:
         """Wait until the guest has come up, log in, and make its shell take commands.
@@ -358,9 +364,15 @@ class TestVm:
         """The VM's state now."""
         return (await self._api().instance_get()).instance.state
 
-    async def get_spec(self) -> Any:
-        """The spec, as the server has it."""
-        return (await self._api().instance_spec_get()).spec
+    async def get_spec(self) -> PresentSpec:
+        """Return the spec, as the server has it.
+
+        :raises VmStateError: when it is not known yet: the VM waits for the source of a migration.
+        """
+        status = (await self._api().instance_spec_get()).spec
+        if isinstance(status, PresentSpec):
+            return status
+        raise VmStateError("its spec comes with the guest that migrates in", vm=self.name, **self._evidence())
 
     async def screenshot(self) -> bytes:
         """What the VM's display shows, as a PNG image.
@@ -391,29 +403,32 @@ class TestVm:
         """
         return await self._api().instance_serial_history(from_start=from_start, max_bytes=max_bytes)
 
-    async def wait_for_state(self, state: InstanceState, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
+    async def wait_for_state(self, state: InstanceState | str, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
         """Wait until the VM is in a state. States that it passed meanwhile may be missed.
 
+        :param state: the state, or its name, as in ``"Running"``.
+        :raises ConfigError: when there is no state of that name.
         :raises VmStateError: when it has ended otherwise, and can reach that state no more.
         :raises StateTimeout: when it does not get there in time.
         """
+        wanted = member_of(InstanceState, state, what=f"VM {self.name!r}: the state to wait for")
         seen: InstanceState | None = None
         try:
             async with asyncio.timeout(timeout_s):
                 gen = 0
-                while seen is not state:
+                while seen is not wanted:
                     if seen in TERMINAL:
-                        raise self._state_error(state, seen)
+                        raise self._state_error(wanted, seen)
                     answer = await self._api().instance_state_monitor(gen)
                     gen, seen = answer.gen + 1, answer.state
         except TimeoutError:
             raise StateTimeout(
-                f"it is {seen} and not {state}", vm=self.name, waited_s=timeout_s, **self._evidence()
+                f"it is {seen} and not {wanted}", vm=self.name, waited_s=timeout_s, **self._evidence()
             ) from None
         except ApiError as error:
             if error.status != 410:
                 raise
-            raise self._state_error(state, seen) from None
+            raise self._state_error(wanted, seen) from None
 
     # For reports, which are made outside of any event loop
 
@@ -437,6 +452,17 @@ class TestVm:
         return self._client.endpoint
 
     # Inside
+
+    async def _is_active(self) -> bool:
+        """Whether this VM is at its server already, and not about to end."""
+        if self._console is None:
+            return False
+        try:
+            return await self.get() not in ENDING
+        except ApiError as error:
+            if error.status != 424:
+                raise
+            return False
 
     async def _open_console(self) -> None:
         connection = await self._api().instance_serial(from_start=0)

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from raw_http import http
 
-from pytest_propolis.errors import ApiError, ConsoleClosed, ConsoleError, VmStateError
+from pytest_propolis.errors import ApiError, ConfigError, ConsoleClosed, ConsoleError, VmStateError
 from pytest_propolis.propolis_api import (
     FromSpec,
     InstanceEnsureRequest,
@@ -23,6 +23,7 @@ from pytest_propolis.propolis_api import (
 )
 from pytest_propolis.propolis_api.client import PropolisClient
 from pytest_propolis.session.run import Run
+from pytest_propolis.vm.config import Nic
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.vm import TestVm
 
@@ -152,6 +153,33 @@ async def test_a_second_ensure_answers_409_also_with_the_same_vm(vm: TestVm) -> 
     with pytest.raises(ApiError) as caught:
         await vm.client.instance_ensure(request_for(vm))
     assert (caught.value.status, caught.value.error_code) == (409, "AlreadyInitialized")
+
+
+async def test_what_was_created_already_is_run_and_booted(vm: TestVm) -> None:
+    await vm.ensure()
+    await vm.ensure()
+    await vm.launch()
+    await vm.launch()
+    await vm.boot()
+    await vm.boot()
+    assert await vm.run("echo hello") == "hello"
+
+
+async def test_a_fork_is_launched_and_booted_twice(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.create(guest="micro", boot="warm")
+    await vm.ensure()
+    await vm.launch()
+    await vm.boot()
+    assert vm.boot_kind == "warm"
+    await vm.boot()
+    assert await vm.run("echo hello") == "hello"
+
+
+async def test_a_stopped_vm_boots_again(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(guest="micro")
+    await vm.stop()
+    await vm.boot()
+    assert (vm.boot_kind, await vm.run("echo hello")) == ("cold", "hello")
 
 
 async def test_reboot_before_run_answers_403(vm: TestVm) -> None:
@@ -284,3 +312,27 @@ async def test_a_qemu_that_is_killed_is_a_failed_vm_that_can_be_made_again(vm: T
 async def test_there_is_no_console_before_there_is_a_vm(unborn: TestVm) -> None:
     with pytest.raises(ConsoleError, match="there is no console yet"):
         await unborn.wait_for_serial_output("anything")
+
+
+async def test_a_state_is_waited_for_by_its_name(vm: TestVm) -> None:
+    await vm.launch()
+    await vm.wait_for_state("Running", timeout_s=60)
+
+
+async def test_a_name_that_is_no_state_is_refused_at_once(vm: TestVm) -> None:
+    with pytest.raises(ConfigError, match="the state to wait for is 'Runing'") as caught:
+        await vm.wait_for_state("Runing")
+    assert "did you mean 'Running'?" in (caught.value.hint or "")
+
+
+async def test_a_field_that_does_not_exist_is_refused_with_the_closest_one(vm_factory: VmFactory) -> None:
+    with pytest.raises(ConfigError, match="there is no field 'memory_mb'") as caught:
+        await vm_factory.start(memory_mb=512)
+    assert caught.value.hint == "did you mean 'memory_mib'?"
+
+
+async def test_a_refused_vm_leaves_its_name_free(vm_factory: VmFactory) -> None:
+    with pytest.raises(ApiError, match="there is no link 'vnic0'"):
+        await vm_factory.start(guest="micro", nics=(Nic(link="vnic0"),), boot="cold")
+    vm = await vm_factory.start(guest="micro", boot="cold")
+    assert await vm.run("echo hello") == "hello"

@@ -18,7 +18,8 @@ from ...hosts.host import Host
 from ...propolis_api.client import PropolisClient
 from ...storage.host_path import host_path
 from ..config import CompleteVmConfig
-from ..spec import FIRST_DISK_SLOT, AttachedDisk, instance_properties, instance_spec
+from ..pci_slots import BOOT_DISK_SLOT
+from ..spec import AttachedDisk, instance_properties, instance_spec
 from ..vm import TestVm
 from .identity import drill, prepare_snapshot
 
@@ -38,8 +39,8 @@ def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
         # QEMU cannot save an NVMe controller.
         "an NVMe disk boots it": config.disk_interface == "nvme",
         # A guest that boots finds it first; one that goes on has found its boot disk first.
-        "a disk comes before the one that boots it": guest.image.disk is not None
-        and any(disk.pci_slot is not None and disk.pci_slot < FIRST_DISK_SLOT for disk in config.disks),
+        "a disk has the place of the one that boots it, or one before": guest.image.disk is not None
+        and any(disk.pci_slot is not None and disk.pci_slot <= BOOT_DISK_SLOT for disk in config.disks),
         "it has a display": config.display,
         "its migrations are to fail": (config.fail_migration_exports, config.fail_migration_imports) != (None, None),
         "its processor is described in detail": config.cpuid is not None or config.hyper_v is not None,
