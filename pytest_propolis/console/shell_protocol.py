@@ -23,6 +23,8 @@ no output can imitate them by accident: not even the recorded console of another
 
 from __future__ import annotations
 
+import base64
+import gzip
 import re
 import secrets
 from collections.abc import Collection, Iterator
@@ -54,64 +56,100 @@ INTERRUPT: Final = b"\x1c"
 LINE_BYTES: Final = 900
 WINDOW_BYTES: Final = 2700
 
-# Busybox colours what ls shows on a terminal, unless this is set and empty.
+TERMINAL: Final = "sane raw -iexten -echo isig intr ^\\\\ quit undef susp undef rows 60 cols 1000"
+"""The terminal's settings while commands run. One key interrupts, and no other byte has a meaning."""
+
+# @ stands for _ and two letters of the session, so that no command's variable or function has the name of one of these.
+# Descriptors 0 to 2 are redirected for each command, and marks are written to the terminal by its name: whatever a
+# command does to its descriptors ends with it. A command that sets -n ends the loop, because any condition of a shell
+# that executes nothing is true.
+# Each step is made for options, traps, IFS, TMOUT, functions and aliases that a command may have left behind.
+#
+# Terminal settings are restored behind a command that has started a process: no other one can have changed them.
+# The fifth word of /proc/loadavg is the last process id that was given out; reading it costs no process.
+#
+# Busybox colours what ls shows on a terminal, unless LS_COLORS is set and empty.
 _LOOP: Final = r"""
-export LS_COLORS=
-while IFS= read -r _ph; do
-case $_ph in [ir]%(word)s\ *);; *) continue;; esac
-_pn=${_ph%% *}; _ph=${_ph#* }; _pk=${_ph%% *}; _pc=${_ph#* }
-while [ "$_pk" -gt 0 ]; do
-IFS= read -r _pl || exit; _pk=$((_pk-1))
-case $_pl in
-[nN]*) _pc="$_pc
-${_pl#?}";;
-[cC]*) _pc=$_pc${_pl#?};;
-[oO]*) _pt=$(printf "%b." "${_pl#?}"); _pc=$_pc${_pt%.};;
-esac
-case $_pl in [NCO]*) printf "\036%s\006" "$_pn";; esac
+export LS_COLORS= COLUMNS=1000 PAGER=cat
+@t=$1 @y=$2 @n= @k=
+shift 2
+@r() { return "$@s"; }
+@l() { IFS=" " command read -r @k @k @k @k @k </proc/loadavg; }
+@g() { IFS= TMOUT= command read -r @h <"$@t" || exit; }
+@m() { command printf "\036%s$1" "$@n" >"$@t"; }
+@f() {
+set +ax
+unset -f command
+@s=$1
+command kill -0 "$PPID" || exit
+case $@n in ?*) @m "\003$1\004";; esac
+@h=$@k
+@l || @h=-
+case $@k in "$@h") ;; *) "$@y" TERMINAL <"$@t"; @l;; esac
+while :; do
+@g
+case $@h in [ir]WORD\ *) break;; esac
 done
-printf "\036%s\002" "$_pn"
-case $_pn in
-i*) command eval "$_pc";;
-*) command eval "$_pc" </dev/null;;
+@n=${@h%% *} @h=${@h#* }
+@i=${@h%% *} @c=${@h#* }
+until case $@i in 0) ;; *) ! :; esac do
+@g
+@i=$((@i-1))
+case $@h in
+[nN]*) @c="$@c
+${@h#?}";;
+[cC]*) @c=$@c${@h#?};;
+*) @d=$(command printf "%b." "${@h#?}"); @c=$@c${@d%.};;
 esac
-printf "\036%s\003%d\004" "$_pn" $?
+case $@h in [NCO]*) @m "\006";; esac
 done
+@i=/dev/null
+case $@n in i*) @i=$@t;; esac
+@m "\002"
+case $2 in *a*) set -a;; esac
+case $2 in *x*) set -x;; esac
+}
+{ until ! @f "$?" "$-"; do
+if @r; then command eval "$@c" <"$@i" >"$@t" 2>&1
+else command eval "$@c" <"$@i" >"$@t" 2>&1; fi
+done; } </dev/null >/dev/null 2>&1
 """
 
+# The terminal is opened by its own name, because a shell that is a guest's first process has no controlling terminal.
 _SUPERVISOR: Final = r"""
-trap : INT
-raw() { stty raw -echo && stty isig intr %(interrupt)s; }
-while raw || raw; do
-printf "\036%(session)s\021"
-%(shell)s -c %(loop)s
-printf "\036%(session)s\005%%d\004" $?
+trap : INT QUIT
+while stty TERMINAL || stty TERMINAL; do
+printf "\036SESSION\021"
+SHELL -c LOOP sh "$(tty)" "$(command -v stty)"
+printf "\036SESSION\005%d\004" $?
 done
 """
 
-INTERACTIVE: Final = 'stty sane; "${SHELL:-/bin/sh}" -i; stty raw -echo; stty isig intr %s'
+INTERACTIVE: Final = 'stty sane rows 24 cols 80; (unset COLUMNS PAGER; exec "${SHELL:-/bin/sh}" -i)'
 
-HAND_OVER: Final = 'while :; do stty sane; "${SHELL:-/bin/sh}" -i || sleep 1; done'
+HAND_OVER: Final = f"while :; do {INTERACTIVE} || sleep 1; done"
 
 
 def program(session: str, *, shell: str = "sh") -> str:
-    """The read-eval loop as one command for a POSIX shell, to be typed at its prompt.
+    """The read-eval loop as one command, to be typed at the prompt of any login shell: POSIX, csh or fish.
 
+    It is packed, because a line editor may take no more than 1,023 characters (busybox), and because no two kinds of
+    shell quote alike. The guest needs `base64` and `gzip`.
     Two levels: the inner shell evaluates commands, and keeps their variables and directory from one to the next; the
     outer one starts it again when a command ends it.
+
+    :param shell: the POSIX shell that runs both.
     """
-    supervisor = _SUPERVISOR % {
-        "session": session,
-        "interrupt": _quote("^\\"),
-        "shell": shell,
-        "loop": _quote(_LOOP.strip().replace("%(word)s", "[0-9a-f]" * 12)),
-    }
-    return f"{shell} -c {_quote(supervisor.strip())}"
+    loop = _LOOP.replace("@", f"_{session[1:3]}").replace("WORD", "[0-9a-f]" * 12)
+    supervisor = _SUPERVISOR.replace("SESSION", session).replace("SHELL", shell).replace("LOOP", _quote(loop))
+    supervisor = supervisor.replace("TERMINAL", TERMINAL)
+    packed = base64.b64encode(gzip.compress(supervisor.encode(), mtime=0)).decode()
+    return f"""{shell} -c 'eval "$(echo {packed} | base64 -d | gzip -d)"'"""
 
 
 def interactive_command() -> str:
     """A command that puts the user's own shell on the terminal, and the loop back when that ends."""
-    return INTERACTIVE % _quote("^\\")
+    return INTERACTIVE
 
 
 def hand_over_command() -> str:
@@ -179,13 +217,17 @@ def _chunk(lines: list[bytes]) -> bytes:
     return b"".join(line + b"\n" for line in lines)
 
 
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
+"""What is not typed as it is: a terminal may be told to act on any of these keys."""
+
+
 def _pieces(command: bytes) -> Iterator[bytes]:
     """Physical lines: the kind and the text of each."""
     kind = b"n"
     for line in command.split(b"\n"):
         for start in range(0, max(len(line), 1), LINE_BYTES):
             text = line[start : start + LINE_BYTES]
-            if INTERRUPT in text:
+            if _CONTROL.search(text):
                 yield from _escaped(kind, text)
             else:
                 yield kind + text

@@ -28,7 +28,7 @@ EMULATED_KERNEL: Final = "mitigations=off norandmaps no_timer_check"
 
 # A device's directory is there before its driver is, and a disk's before its node. Who opens the disk waits until its
 # partitions are known. Alpine loads drivers when it boots, and has to be told to after that. A guest without a driver
-# is not waited for longer than some seconds. (Names that begin with _p are the read-eval loop's own.)
+# is not waited for longer than some seconds.
 PLUGGED: Final = (
     "for _da in {}; do _dd=/sys/bus/pci/devices/$_da; until [ -e $_dd ]; do sleep 0.02; done; _dn=0;"
     " while [ $_dn -lt 250 ]; do _dn=$((_dn+1));"

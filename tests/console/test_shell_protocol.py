@@ -23,7 +23,6 @@ from pytest_propolis.console.shell_protocol import (
     encode,
     new_nonce,
     new_session,
-    program,
 )
 
 SESSION, NONCE = "s00112233445f", "r0123456789ab"
@@ -128,7 +127,3 @@ def test_words_are_new_each_time_and_of_their_kind() -> None:
     assert re.fullmatch("r[0-9a-f]{12}", new_nonce())
     assert re.fullmatch("i[0-9a-f]{12}", new_nonce(interactive=True))
     assert new_nonce() != new_nonce()
-
-
-def test_lines_of_the_program_fit_into_a_terminals_line_buffer() -> None:
-    assert max(map(len, program(SESSION).splitlines())) < 255
