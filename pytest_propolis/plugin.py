@@ -86,6 +86,15 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, Any, Any]:
     return (yield from session.config.stash[INTERRUPTION].finish(session))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, None, None]:
+    """Before pytest-asyncio, which parametrizes the tests that are marked by then with their loop factories."""
+    from .fixtures.event_loops import mark_async_tests
+
+    mark_async_tests([metafunc.definition])
+    return (yield)
+
+
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_pycollect_makeitem(
     collector: pytest.Module | pytest.Class, name: str, obj: object
