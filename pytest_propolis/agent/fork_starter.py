@@ -14,7 +14,7 @@ from ..engine.server.server_config import ServerConfig
 from ..engine.templates.restored_machine import RestoredMachine
 from ..engine.templates.template import Template
 from ..errors import TemplateError
-from ..ledger.entry import Entry
+from ..ledger.entry import Entry, command_line_mark
 from ..ledger.writer import LedgerWriter
 from .hypervisor import HypervisorFinder
 
@@ -78,7 +78,7 @@ class ForkStarter:
         directory = Path(self._config.directory) / "vms" / fork_id
         with books.creating("directory", directory) as entry:
             directory.mkdir(parents=True, mode=0o700)
-        mark, log_path = f"propolis-{self._config.run}-{fork_id}", directory / "qemu.log"
+        mark, log_path = f"{command_line_mark(self._config.run)}{fork_id}", directory / "qemu.log"
         fork = RestoredMachine(
             template,
             place=place,

@@ -30,7 +30,7 @@ from ..engine.server.server import VmServer
 from ..engine.server.server_config import ServerConfig
 from ..engine.templates.template import Template
 from ..errors import AgentError, ArtifactMissing, HostBusy
-from ..ledger.entry import KEPT_OWNER, Owner
+from ..ledger.entry import KEPT_OWNER, Owner, command_line_mark
 from ..ledger.identity import ProcessIdentity
 from ..ledger.ledger import Ledger
 from ..ledger.writer import LedgerWriter
@@ -109,7 +109,7 @@ class ResourceRegistry:
             raise
         server = VmServer(
             ServerConfig(
-                mark=f"propolis-{self._config.run}-{vm_id}",
+                mark=f"{command_line_mark(self._config.run)}{vm_id}",
                 qemu=platform.qemu,
                 accelerator=platform.accelerator.name,
                 boot=request.boot,

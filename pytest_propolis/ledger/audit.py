@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from ..agent_api.messages import LOG_NAME, SOCKET_NAME
-from .entry import KEPT_OWNER, MARK_VARIABLE, Entry
+from .entry import KEPT_OWNER, MARK_VARIABLE, Entry, command_line_mark
 from .identity import ProcessIdentity, find_marked
 from .ledger import LEDGER_NAME
 from .rendezvous import SUFFIX
@@ -64,7 +64,7 @@ def audit(base: Path, run: str, *, block_devices: Path = _BLOCK) -> list[Leak]:
     :param block_devices: where the kernel shows them.
     """
     agents = _agents(base, run)
-    words = (f"{MARK_VARIABLE}={run}.", f"propolis-{run}-")
+    words = (f"{MARK_VARIABLE}={run}.", command_line_mark(run))
     leaks = [leak for agent in agents for leak in _left_by(agent)]
     if not agents and (rendezvous := base / f"{run}{SUFFIX}").exists():
         leaks.append(Leak("file", str(rendezvous)))

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Final
 
 from ..errors import AgentError
-from .entry import Entry
+from .entry import Entry, command_line_mark
 from .identity import ProcessIdentity, find_marked
 from .ledger_text import Header
 from .removal import parent_of, refusal, remove, require_unmounted
@@ -64,8 +64,10 @@ def strays(run: DeadRun) -> list[ProcessIdentity]:
     """Processes that carry the run's mark, apart from those that belong to a process entry or to something kept."""
     listed = [entry for entry in run.entries if entry.kind == "process" or entry in run.spared]
     # What carries only the bare mark could belong to something kept; what carries the id of another entry does not.
-    mark = f"{run.header.mark}-" if run.spared else run.header.mark
-    return [process for process in find_marked(mark) if not any(_belongs(process, entry) for entry in listed)]
+    # A QEMU whose wrapper cleared its environment has the run's word in its command line alone.
+    marks = [f"{run.header.mark}-"] if run.spared else [run.header.mark, command_line_mark(run.header.run)]
+    found = {process for mark in marks for process in find_marked(mark)}
+    return [process for process in found if not any(_belongs(process, entry) for entry in listed)]
 
 
 def _belongs(process: ProcessIdentity, entry: Entry) -> bool:

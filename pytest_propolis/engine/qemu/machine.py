@@ -15,7 +15,7 @@ from typing import IO, Any, Final, cast
 from qemu.qmp import EventListener, QMPClient, QMPError
 
 from .bios_shadow import drop_bios_shadow
-from .child import ChildRecord, Journal, reap, spawn
+from .child import Child, ChildRecord, Journal, spawn
 from .serial_port import SerialPort
 
 __all__ = ["GuestEvent", "Machine", "MachineError"]
@@ -87,7 +87,7 @@ class Machine:
         self.resumed_s = 0.0
         self._monitor = QMPClient("engine")
         self._listener = EventListener(names={"SHUTDOWN", "GUEST_PANICKED", "STOP", "RESUME"})
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Child | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._closing = False
         self._power = asyncio.Lock()
@@ -117,7 +117,8 @@ class Machine:
                 self._process = await spawn(
                     self._program,
                     [*self._arguments, *RESETS, *_channels(fds), *(("-incoming", "defer") if self._incoming else ())],
-                    log=log,
+                    stdout=log,
+                    stderr=log,
                     pass_fds=[*fds.values(), *self._inherit],
                     environment=record.environment,
                 )
@@ -127,6 +128,7 @@ class Machine:
             raise MachineError(f"{self._program} cannot be run: {error.strerror or error}") from None
         except BaseException:
             monitor.close()
+            await self.close()
             raise
         finally:
             their_monitor.close()
@@ -223,18 +225,18 @@ class Machine:
         self._closing = True
         for watcher in self._watchers:
             watcher.cancel()
-        if self._process is not None:
-            await reap(self._process)
-        if self._record is not None:
+        gone = self._process is None or await self._process.end()
+        if self._record is not None and gone:
             self._record.gone()
+        elif not gone:
+            logger.error("QEMU %s was killed, and has not ended: the ledger lists it still", self.pid)
         with contextlib.suppress(QMPError, OSError, EOFError):
             await self._monitor.disconnect()
         self.serial.close()
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+        if self._process is not None:
+            self._process.signal(number)
 
     async def _watch_events(self) -> None:
         async for event in self._listener:

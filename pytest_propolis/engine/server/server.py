@@ -16,6 +16,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from ...agent_api.migration_report import MigrationReport
+from ...errors import PropolisError
 from ...propolis_api import (
     Instance,
     InstanceEnsureRequest,
@@ -105,7 +106,7 @@ class VmServer:
         except HttpError:
             await asyncio.shield(self._life_ended())
             raise
-        except (MachineError, MigrationFailed) as error:
+        except (MachineError, MigrationFailed, PropolisError) as error:
             await asyncio.shield(self._life_ended())
             raise HttpError(initialization_failed(str(error))) from None
         migrate = InstanceMigrateInitiateResponse(migration_id=vm.arrival.id) if vm.arrival else None
@@ -255,7 +256,7 @@ class VmServer:
             vm.active = True
             vm.initialized.set_result(None)
             outcome = await vm.driver.run(vm.machine)
-        except (MachineError, MigrationFailed, HttpError) as error:
+        except (MachineError, MigrationFailed, HttpError, PropolisError) as error:
             vm.initialized.set_exception(error)
         except asyncio.CancelledError:
             outcome = Outcome.DESTROYED

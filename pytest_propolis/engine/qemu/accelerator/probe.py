@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import time
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import PIPE
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,9 +22,8 @@ from typing import Final, Literal, TypeAlias
 
 from ....errors import CapabilityMissing, HostError
 from ....storage.locks import locked
-from ....storage.programs import parent_death_prefix
 from ..binary import Qemu
-from ..child import reap
+from ..child import Child, spawn
 from .probe_guest import GUEST_ROM, STEPS, SUCCESS, WRONG_RESULT
 
 __all__ = ["AcceleratorChoice", "AcceleratorName", "probe_accelerator"]
@@ -192,37 +191,38 @@ class _Ending:
 
 async def _run_guest(qemu: Qemu, name: AcceleratorName, deadline_s: float) -> _Ending:
     with _rom_in_memory() as rom:
-        process = await asyncio.create_subprocess_exec(
-            *parent_death_prefix(), str(qemu.system), *qemu.arguments, *_arguments(name, rom),
-            stdin=DEVNULL, stdout=PIPE, stderr=PIPE, pass_fds=[rom], env={**os.environ, **qemu.environment},
-        )  # fmt: skip
+        arguments = [*qemu.arguments, *_arguments(name, rom)]
+        child = await spawn(
+            qemu.system, arguments, stdout=PIPE, stderr=PIPE, pass_fds=[rom], environment=qemu.environment
+        )
         complaint = bytearray()
         hung = False
         try:
             async with asyncio.timeout(deadline_s):
-                await _wait_for_end(process, complaint)
+                await _wait_for_end(child, complaint)
         except TimeoutError:
             hung = True
         finally:
-            status = await reap(process)
-    assert process.stdout is not None
-    said = await process.stdout.read()
+            await child.end()
+    assert child.stdout is not None
+    assert child.returncode is not None
+    said = await child.stdout.read()
     return _Ending(
-        status=status,
+        status=child.returncode,
         said=said.decode("ascii", errors="replace"),
         complaint=bytes(complaint),
         hung_for_s=deadline_s if hung else None,
     )
 
 
-async def _wait_for_end(process: Process, complaint: bytearray) -> None:
+async def _wait_for_end(child: Child, complaint: bytearray) -> None:
     """Until QEMU ends, or says that KVM gave up: it would wait for a debugger then."""
-    assert process.stderr is not None
-    while chunk := await process.stderr.read(1 << 12):
+    assert child.stderr is not None
+    while chunk := await child.stderr.read(1 << 12):
         complaint += chunk
         if _GAVE_UP in complaint:
             return
-    await process.wait()
+    await child.wait()
 
 
 def _arguments(name: AcceleratorName, rom: int) -> list[str]:
