@@ -56,12 +56,12 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--propolis-pause-on-failure needs a terminal, which the workers of xdist have not")
     from .distribution.interruption import interruption_for
     from .fixtures import hosts, vms
-    from .markers import cold_boot, multi_node
+    from .markers.declarations import descriptions
     from .session.end_of_run import EndOfRun, WorkersEnd
     from .session.stash import INTERRUPTION, SETTINGS
 
-    for marker in (cold_boot, multi_node):
-        config.addinivalue_line("markers", marker.DESCRIPTION)
+    for description in descriptions():
+        config.addinivalue_line("markers", description)
     config.stash[SETTINGS] = settings
     for module in (vms, hosts):
         config.pluginmanager.register(module, f"propolis-{module.__name__.rpartition('.')[2]}")
@@ -89,6 +89,10 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, Any, Any]:
 @pytest.hookimpl(wrapper=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, None, None]:
     """Before pytest-asyncio, which parametrizes the tests that are marked by then with their loop factories."""
+    if any(metafunc.definition.iter_markers()):
+        from .markers.guests import parametrize_guests
+
+        parametrize_guests(metafunc)
     from .fixtures.event_loops import mark_async_tests
 
     mark_async_tests([metafunc.definition])
@@ -105,6 +109,16 @@ def pytest_pycollect_makeitem(
 
     mark_async_tests(made if isinstance(made, list) else [made])
     return made
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture: a test that no host can run starts nothing."""
+    if "propolis" in getattr(item, "fixturenames", ()):
+        from .markers.requirements import unmet
+
+        if reason := unmet(item):
+            pytest.skip(reason)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

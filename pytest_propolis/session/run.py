@@ -83,6 +83,7 @@ class Run:
         test: str | None = None,
         made: Callable[[TestVm], None] | None = None,
         boot: BootKind | None = None,
+        guest: str | None = None,
     ) -> AbstractAsyncContextManager[VmFactory]:
         """A factory of VMs that live until its ``async with`` ends.
 
@@ -97,6 +98,7 @@ class Run:
         :param test: the node id of the test that the VMs are for; None if they are for all that run meanwhile. With
             ``--propolis-keep=failed`` the VMs stay if one of these fails.
         :param boot: how its VMs come up, instead of what the settings say.
+        :param guest: their default guest, instead of that of the settings.
         """
         from ..vm.factory import VmFactory
 
@@ -104,7 +106,9 @@ class Run:
         first = self.host
         return VmFactory.on(
             (first, *(host for host in self.hosts if host is not first)),
-            settings=dataclasses.replace(self.settings, boot=boot or self.settings.boot),
+            settings=dataclasses.replace(
+                self.settings, boot=boot or self.settings.boot, guest=guest or self.settings.guest
+            ),
             guests=self.guests,
             group=name,
             log_dir=self.log_dir / name,

@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -83,6 +83,9 @@ class DebianBuild(msgspec.Struct, frozen=True, tag="debian-build"):
     """
 
     suite: str = "bookworm"
+
+    command: ClassVar[str] = "propolis setup debian"
+    """What a person runs to have it built ahead of the tests."""
 
     @property
     def kernel(self) -> str:

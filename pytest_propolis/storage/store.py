@@ -98,6 +98,12 @@ class ArtifactStore:
             return self.derived_place(source.key) / artifact.filename
         return self.directory / _hash_of(artifact) / artifact.filename
 
+    def missing_build(self, artifact: Artifact) -> str | None:
+        """Return the command that builds an artifact on this machine; None if it is there, or is fetched."""
+        if not isinstance(artifact.source, DebianBuild) or self.derived(artifact.source.key, [artifact.filename]):
+            return None
+        return artifact.source.command
+
     def derived_place(self, key: str) -> Path:
         """Where the files lie that `derive` makes under this key."""
         return self.directory / "derived" / checked_name(key, what="key")

@@ -40,7 +40,7 @@ def test_a_file_describes_hosts_in_its_order(tmp_path: Path) -> None:
     [
         ("[hosts", "is not TOML"),
         ("", "names no hosts"),
-        ("[machines.a]\n", "no key 'machines'.*did you mean 'hosts'"),
+        ("[machines.a]\n", "no key 'machines'.*known are hosts"),
         ("[hosts.a]\n", "host 'a' has no kind"),
         ('[hosts.a]\nkind = "locl"\n', "no kind 'locl'.*did you mean 'local'"),
         ('[hosts.a]\nkind = "local"\nslot = 3\n', "host 'a': there is no key 'slot'.*did you mean 'slots'"),
