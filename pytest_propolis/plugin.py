@@ -50,9 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     in_worker = hasattr(config, "workerinput")
     config.pluginmanager.register(WorkersEnd() if in_worker else EndOfRun(), "propolis-end-of-run")
-    distributed = config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no"
-    if settings.pause_on_failure and distributed and not in_worker:
-        raise pytest.UsageError("--propolis-pause-on-failure needs a terminal, which the workers of -n have not")
+    if settings.pause_on_failure and _distributes(config):
+        raise pytest.UsageError("--propolis-pause-on-failure needs a terminal, which xdist's workers have not")
     _prepare_for_interruption(config)
 
 
@@ -67,13 +66,19 @@ def _prepare_for_interruption(config: pytest.Config) -> None:
         from .distribution.interruption import CONTROLLER_PATIENCE_S
 
         interruption.patience_s = CONTROLLER_PATIENCE_S
-    elif config.getoption("numprocesses", None):
+    elif _distributes(config):
         from .distribution.interruption import WorkerInterrupter
 
         workers = WorkerInterrupter()
         config.pluginmanager.register(workers, "propolis-interruption")
         interruption.letting_go.append(workers.let_go)
         interruption.breaks_waits = False
+
+
+def _distributes(config: pytest.Config) -> bool:
+    """Whether this process is the controller of xdist's workers, which may be named by ``-n`` or by ``-d --tx``."""
+    is_worker = hasattr(config, "workerinput")
+    return not is_worker and config.getoption("dist", "no") != "no" and bool(config.getoption("tx", None))
 
 
 def _leave_to_agents() -> int:
