@@ -70,7 +70,7 @@ SCENARIO = """
 def test_it(request):
     request.getfixturevalue("test_vm")
 
-test_it.__scenario__ = "as pytest-bdd marks the functions that it makes of scenarios"
+test_it.__module__ = "pytest_bdd.scenario"  # where pytest-bdd makes functions of scenarios
 """
 
 GENERATOR = """
