@@ -112,6 +112,10 @@ def _path(text: str) -> Path:
     return Path(_word(text)).expanduser().absolute()
 
 
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple(_path(part) for part in text.split(os.pathsep))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What a person chose, checked. Build it with `Settings.resolve`."""
@@ -175,6 +179,14 @@ class Settings:
     artifact_dir: Path | None = field(
         default=None,
         metadata={"parse": _path, "help": "directory of images; default: the user's cache", "metavar": "DIR"},
+    )
+    image_dirs: tuple[Path, ...] | None = field(
+        default=None,
+        metadata={
+            "parse": _paths,
+            "help": "directories, separated by colons, in which disk images may name further files",
+            "metavar": "DIRS",
+        },
     )
     log_dir: Path | None = field(
         default=None,

@@ -10,6 +10,7 @@ from ..agent_api.boot_source import BootSource, DirectKernel, Firmware
 from ..agent_api.messages import CreateDisk
 from ..errors import ArtifactMissing, ConfigError
 from ..guests.adapter import GuestAdapter
+from ..storage.overlays import presumed_format
 from .config import BOOT_DISK, CompleteVmConfig, DataDisk, VmConfig
 from .guest_images import ReadyImage
 from .spec import FIRST_DISK_SLOT, AttachedDisk
@@ -31,7 +32,7 @@ def disks_of(config: VmConfig, image: ReadyImage) -> Iterator[tuple[AttachedDisk
 def data_disk(disk: DataDisk) -> tuple[AttachedDisk, CreateDisk | None]:
     """A disk, without a place yet, and what it is made of; None for one in memory.
 
-    :raises ArtifactMissing: when its image cannot be read.
+    :raises ArtifactError: when its image cannot be read, or is a container and its format was not stated.
     """
     attached = AttachedDisk(
         name=disk.name,
@@ -81,7 +82,7 @@ def _can_be_kept(disk: DataDisk) -> bool:
 
 def _disk_request(disk: DataDisk) -> CreateDisk:
     if disk.image is not None:
-        return CreateDisk(image=str(disk.image), image_format=disk.image_format)
+        return CreateDisk(image=str(disk.image), image_format=disk.image_format, block_size=disk.block_size)
     return CreateDisk(size_bytes=(disk.size_mib or 0) * MIB)
 
 
@@ -89,6 +90,8 @@ def _contents(disk: DataDisk) -> bytes:
     if disk.image is None:
         return disk.contents or bytes((disk.size_mib or 0) * MIB)
     try:
+        if disk.image_format is None:
+            presumed_format(disk.image)
         return disk.image.read_bytes()
     except OSError as error:
         raise ArtifactMissing(f"data disk {disk.name!r}: {error}", hint="correct the path of its image") from None
