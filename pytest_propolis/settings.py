@@ -125,6 +125,10 @@ def _inventory(text: str) -> str | Path:
     return _word(text) if text.strip().startswith("local:") else _path(text)
 
 
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple(_path(part) for part in text.split(os.pathsep))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What a person chose, checked. Build it with `Settings.resolve`."""
@@ -188,6 +192,14 @@ class Settings:
     artifact_dir: Path | None = field(
         default=None,
         metadata={"parse": _path, "help": "directory of images; default: the user's cache", "metavar": "DIR"},
+    )
+    image_dirs: tuple[Path, ...] | None = field(
+        default=None,
+        metadata={
+            "parse": _paths,
+            "help": "directories, separated by colons, in which disk images may name further files",
+            "metavar": "DIRS",
+        },
     )
     log_dir: Path | None = field(
         default=None,

@@ -42,6 +42,7 @@ from ..engine.server.server import VmServer
 from ..errors import PropolisError
 from ..ledger.ledger import Ledger
 from ..storage.store import template_directory
+from .disk_images import allowed_image_directories
 from .hypervisor import HypervisorFinder
 from .images import ImageMaker
 from .registry import ResourceRegistry
@@ -71,7 +72,12 @@ class AgentApp:
         self._images = ImageMaker(config, ledger, self._platforms)
         self._engine = engine_app()
         self.account = ResourceRegistry(config, ledger, self._platforms)
-        self._templates = Templates(self._platforms, self.account, directory=template_directory(config.artifact_dir))
+        self._templates = Templates(
+            self._platforms,
+            self.account,
+            directory=template_directory(config.artifact_dir),
+            allowed=allowed_image_directories(config),
+        )
         self.asgi = Starlette(
             routes=[
                 Route("/agent", self._info),

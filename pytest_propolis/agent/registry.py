@@ -35,14 +35,14 @@ from ..ledger.identity import ProcessIdentity
 from ..ledger.ledger import Ledger
 from ..ledger.writer import LedgerWriter
 from ..propolis_api.endpoint import Endpoint
-from ..storage.overlays import check_image, create_blank, create_overlay
 from .budget import MemoryBudget
 from .client_resources import ClientResources, OwnedVm
+from .disk_images import allowed_image_directories, make_image, require_absolute
 from .fork_starter import ForkStarter
 from .hypervisor import HypervisorFinder
 from .standby import Standby
 
-__all__ = ["ResourceRegistry", "make_image"]
+__all__ = ["ResourceRegistry"]
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class ResourceRegistry:
         platform = await self._platforms.find()
         holdings = self._holdings(client)
         holdings.require_new_name(request)
-        _check_boot_files(request)
+        _check_files(request)
         vm_id = secrets.token_hex(8)
         await self._admit(holdings, vm_id, request)
         directory = self._directory / "vms" / vm_id
@@ -145,7 +145,7 @@ class ResourceRegistry:
         """
         holdings = self._holdings(client)
         holdings.require_new_name(request)
-        _check_boot_files(request)
+        _check_files(request)
         promise = secrets.token_hex(8)
         await self._admit(holdings, promise, request)
         try:
@@ -195,7 +195,7 @@ class ResourceRegistry:
         directory.mkdir(mode=0o700, exist_ok=True)
         path = directory / f"{disk_id}.qcow2"
         with holdings.books.creating("file", path) as entry:
-            await make_image(request, qemu_img, path)
+            await make_image(request, qemu_img, path, allowed=allowed_image_directories(self._config))
             if holdings.left:
                 raise AgentError(f"client {client!r} left while its disk was made")
         holdings.disks[disk_id] = entry
@@ -302,19 +302,11 @@ class ResourceRegistry:
         return holdings
 
 
-async def make_image(request: CreateDisk, qemu_img: Path, path: Path) -> None:
-    if request.image is None:
-        await create_blank(qemu_img=qemu_img, image=path, size_bytes=request.size_bytes or 0)
-        return
-    image = Path(request.image)
-    await check_image(qemu_img=qemu_img, image=image, image_format=request.image_format)
-    await create_overlay(qemu_img=qemu_img, backing=image, overlay=path, backing_format=request.image_format)
-
-
-def _check_boot_files(request: CreateVm) -> None:
+def _check_files(request: CreateVm) -> None:
+    require_absolute(request.log_path, what="log")
     if isinstance(request.boot, DirectKernel):
         for file in (request.boot.kernel, request.boot.initrd):
-            if file is not None and not Path(file).is_file():
+            if file is not None and not require_absolute(file, what="boot file").is_file():
                 raise ArtifactMissing(f"{file} is not there", hint="run `propolis setup`, or correct the path")
 
 

@@ -35,8 +35,9 @@ from ..storage.overlays import create_blank_overlay
 from ..storage.store import ArtifactStore
 from .budget import fork_cost_mib
 from .client_resources import OwnedVm
+from .disk_images import make_image
 from .hypervisor import Hypervisor, HypervisorFinder
-from .registry import ResourceRegistry, make_image
+from .registry import ResourceRegistry
 
 __all__ = ["Templates"]
 
@@ -54,12 +55,24 @@ REFUSED: Final = (400, 501)
 
 
 class Templates:
-    """Has templates made, and VMs forked from them."""
+    """Has templates made, and VMs forked from them.
 
-    def __init__(self, platforms: HypervisorFinder, account: ResourceRegistry, *, directory: Path) -> None:
+    :param directory: where the templates lie.
+    :param allowed: where files may lie that disk images name.
+    """
+
+    def __init__(
+        self,
+        platforms: HypervisorFinder,
+        account: ResourceRegistry,
+        *,
+        directory: Path,
+        allowed: tuple[Path, ...],
+    ) -> None:
         self._platforms = platforms
         self._account = account
         self._store = ArtifactStore(directory)
+        self._allowed = allowed
         self._frozen: dict[str, asyncio.Future[FreezeVm]] = {}
         self._ready: dict[str, Template] = {}
         self._unfit: dict[str, str] = {}
@@ -177,7 +190,7 @@ class Templates:
     ) -> None:
         _require_space(directory, needed)
         for index, disk in enumerate(needed.disks):
-            await make_image(disk, platform.qemu.img, directory / disk_file(index))
+            await make_image(disk, platform.qemu.img, directory / disk_file(index), allowed=self._allowed)
         create = CreateVm(name=f"template-{key[:12]}", group=needed.title, boot=needed.boot, log_path=needed.log_path)
         memory = GuestMemory(path=str(directory / MEMORY_FILE), shared=True)
         vm = await self._account.create_vm(client, create, memory=memory)
@@ -238,7 +251,7 @@ def _key(needed: TemplateNeeded, platform: Hypervisor) -> str:
     files = [disk.image for disk in needed.disks if disk.image]
     if isinstance(needed.boot, DirectKernel):
         files += [file for file in (needed.boot.kernel, needed.boot.initrd) if file]
-    disks = [repr((disk.image, disk.image_format, disk.size_bytes)) for disk in needed.disks]
+    disks = [repr((disk.image, disk.image_format, disk.size_bytes, disk.block_size)) for disk in needed.disks]
     return template_key(
         spec=needed.spec,
         properties=needed.properties,

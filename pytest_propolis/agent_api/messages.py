@@ -67,6 +67,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     :param qemu: the QEMU program; found on PATH if None.
     :param accelerator: ``auto``, ``kvm`` or ``tcg``.
     :param standby: how many forks of each kind stand by; None for as many as are good for this machine.
+    :param image_dirs: where files may lie that disk images name, beside the images' own directories.
     """
 
     run: str
@@ -76,6 +77,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     qemu: str | None = None
     accelerator: str = "auto"
     standby: int | None = None
+    image_dirs: tuple[str, ...] = ()
 
 
 class AgentReady(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,14 +166,16 @@ class ImageNeeded(msgspec.Struct, frozen=True, kw_only=True):
 class CreateDisk(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for a disk of one's own: a copy-on-write fork of an image, or an empty one.
 
-    :param image: path of the image, which must not change while forks live; None for an empty disk.
-    :param image_format: ``qcow2`` or ``raw``.
+    :param image: absolute path of the image, which must not change while forks live; None for an empty disk.
+    :param image_format: ``qcow2`` or ``raw``; None for raw, unless the image looks like a container.
     :param size_bytes: the size of an empty disk.
+    :param block_size: the disk has whole blocks of so many bytes: what the image lacks of the last one reads as zeros.
     """
 
     image: str | None = None
-    image_format: str = "qcow2"
+    image_format: str | None = None
     size_bytes: int | None = None
+    block_size: int = 512
 
 
 class DiskCreated(msgspec.Struct, frozen=True, kw_only=True):

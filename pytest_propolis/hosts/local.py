@@ -146,6 +146,7 @@ class LocalHost:
             qemu=str(settings.qemu) if settings.qemu else None,
             accelerator=settings.accelerator,
             standby=None if settings.standby == "auto" else settings.standby,
+            image_dirs=tuple(map(str, settings.image_dirs or ())),
         )
 
 

@@ -73,7 +73,8 @@ class DataDisk:
     :param name: its key in the instance spec; its backend's key is this and ``-backend``.
     :param size_mib: the size of an empty disk.
     :param image: an image to fork, instead of an empty disk. It must not change meanwhile.
-    :param image_format: ``qcow2`` or ``raw``.
+    :param image_format: ``qcow2`` or ``raw``. Without it an image is raw, and one that looks like a container (qcow2,
+        vmdk, gzip and others) is refused.
     :param contents: what is on the disk, a multiple of 512 bytes. The disk is in memory.
     :param in_memory: keep it in the server's memory, as a blob of the spec, instead of a file. An image must be raw.
     :param readonly: whether the guest can only read it.
@@ -84,7 +85,7 @@ class DataDisk:
     name: str
     size_mib: Annotated[int, Range(1, LARGEST_DISK_MIB)] | None = None
     image: Path | None = None
-    image_format: Literal["qcow2", "raw"] = "raw"
+    image_format: Literal["qcow2", "raw"] | None = None
     contents: bytes | None = None
     in_memory: bool = False
     interface: DiskInterface = "virtio"
@@ -104,7 +105,7 @@ class DataDisk:
             raise self._error(f"contents are {len(self.contents)} bytes", "fill them up to a multiple of 512")
         if self.is_in_memory and self.block_size != 512:
             raise self._error(f"block_size is {self.block_size}", "it is 512 for a disk in memory")
-        if self.is_in_memory and self.image is not None and self.image_format != "raw":
+        if self.is_in_memory and self.image is not None and self.image_format == "qcow2":
             raise self._error(f"a {self.image_format} image cannot be kept in memory", "convert it to raw")
 
     @property

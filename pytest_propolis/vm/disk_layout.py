@@ -11,6 +11,7 @@ from ..agent_api.messages import CreateDisk
 from ..errors import ArtifactMissing, ConfigError
 from ..guests.adapter import GuestAdapter
 from ..storage.host_path import host_path
+from ..storage.overlays import presumed_format
 from .config import BOOT_DISK, CompleteVmConfig, DataDisk, VmConfig
 from .guest_images import ReadyImage
 from .spec import AttachedDisk
@@ -36,7 +37,7 @@ def data_disk(disk: DataDisk) -> tuple[AttachedDisk, CreateDisk | None]:
     """A disk, without a file yet, and what it is made of; None for one in memory.
 
     :param disk: with its slot.
-    :raises ArtifactMissing: when its image cannot be read.
+    :raises ArtifactError: when its image cannot be read, or is a container and its format was not stated.
     """
     assert disk.pci_slot is not None
     attached = AttachedDisk(
@@ -81,7 +82,9 @@ def _can_be_kept(disk: DataDisk) -> bool:
 
 def _disk_request(disk: DataDisk) -> CreateDisk:
     if disk.image is not None:
-        return CreateDisk(image=_image_path(disk.image, disk.name), image_format=disk.image_format)
+        return CreateDisk(
+            image=_image_path(disk.image, disk.name), image_format=disk.image_format, block_size=disk.block_size
+        )
     return CreateDisk(size_bytes=(disk.size_mib or 0) * MIB)
 
 
@@ -89,7 +92,10 @@ def _contents(disk: DataDisk) -> bytes:
     if disk.image is None:
         return disk.contents or bytes((disk.size_mib or 0) * MIB)
     try:
-        return Path(_image_path(disk.image, disk.name)).read_bytes()
+        path = Path(_image_path(disk.image, disk.name))
+        if disk.image_format is None:
+            presumed_format(path)
+        return path.read_bytes()
     except OSError as error:
         raise ArtifactMissing(f"data disk {disk.name!r}: {error}", hint="correct the path of its image") from None
 

@@ -19,6 +19,7 @@ from ..migration.target import MigrationTarget
 from ..qemu.command_line import InvalidSpec, SpecUnsupported
 from ..qemu.cpu.features import CpuFeatures
 from ..qemu.devices.blobs import BlobFiles
+from ..qemu.devices.host_checks import require_host_resources
 from ..qemu.devices.host_file import HostFile
 from ..qemu.devices.hot_plug import pluggable
 from ..qemu.machine import Machine, MachineError
@@ -117,6 +118,7 @@ class VmMaker:
         if vm.arrival is not None:
             vm.arrival.plan(shares_memory=vm.memory is not None)
         with contextlib.ExitStack() as undo, _spec_faults():
+            require_host_resources(spec)
             if not has_memory and vm.memory is None:
                 vm.memory = OwnMemory.make()
             undo.callback(vm.close_memory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from ....propolis_api import (
@@ -120,7 +121,7 @@ def _file_node(path: str, node: str, *, readonly: bool, qcow2: bool) -> dict[str
         "discard": "unmap",
         # A disk of a test need not survive the host's power loss; QEMU's own death it does survive.
         "cache": {"no-flush": True},
-        "file": {"driver": "file", "filename": path},
+        "file": {"driver": "host_device" if Path(path).is_block_device() else "file", "filename": path},
     }
 
 
