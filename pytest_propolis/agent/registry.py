@@ -119,6 +119,7 @@ class ResourceRegistry:
                 display=request.display,
                 memory=memory,
                 copy_disks=request.copy_disks,
+                inherited_variables=_variables(holdings, request.predecessor),
                 address=self._address(vm_id),
             )
         )
@@ -309,6 +310,14 @@ async def make_image(request: CreateDisk, qemu_img: Path, path: Path) -> None:
     image = Path(request.image)
     await check_image(qemu_img=qemu_img, image=image, image_format=request.image_format)
     await create_overlay(qemu_img=qemu_img, backing=image, overlay=path, backing_format=request.image_format)
+
+
+def _variables(holdings: ClientResources, predecessor: str | None) -> Path | None:
+    """Where the firmware variables of one of a client's VMs are."""
+    if predecessor is None:
+        return None
+    vm = holdings.vms.get(predecessor)
+    return vm.server.firmware_variables if vm else None
 
 
 def _check_boot_files(request: CreateVm) -> None:

@@ -27,7 +27,15 @@ from ..settings import Settings
 from .admission import retry_while_busy
 from .config import CompleteVmConfig, VmConfig
 from .config_fields import VmConfigFields
-from .disk_layout import boot_order_of, boot_source_of, data_disk, disks_of, require_enough_memory, split_disks
+from .disk_layout import (
+    boot_order_of,
+    boot_source_of,
+    data_disk,
+    disks_of,
+    require_bootable,
+    require_enough_memory,
+    split_disks,
+)
 from .guest_images import ReadyImage, ready_image
 from .spec import (
     AttachedDisk,
@@ -219,6 +227,7 @@ class VmFactory:
         complete = config.completed(self._settings)
         guest = self._guests.get(complete.guest)
         require_enough_memory(complete, guest)
+        require_bootable(complete.config, guest)
         placed = complete.config.with_slots(has_boot_disk=guest.image.disk is not None)
         complete = dataclasses.replace(complete, config=placed)
         async with self._keeping(config.name) as taken:
@@ -263,6 +272,7 @@ class VmFactory:
                 boot_timeout_s=vm.boot_timeout_s,
                 taken=taken,
                 copy_disks=copy_disks,
+                predecessor=vm.id or None,
             )
             self._remember(heir)
         return heir
@@ -380,6 +390,7 @@ class VmFactory:
         taken: contextlib.AsyncExitStack,
         display: bool = False,
         copy_disks: bool = False,
+        predecessor: str | None = None,
     ) -> TestVm:
         """A server for a VM, and the VM, not created there yet."""
         make_log_directory(self._log_dir)
@@ -391,6 +402,7 @@ class VmFactory:
             memory_mib=spec.board.memory_mb,
             display=display,
             copy_disks=copy_disks,
+            predecessor=predecessor,
         )
         phases = Timings()
         created = await retry_while_busy(name, partial(self._agent.create_vm, wanted), phases, progress=self._progress)
