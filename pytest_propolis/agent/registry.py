@@ -119,6 +119,7 @@ class ResourceRegistry:
                 display=request.display,
                 memory=memory,
                 copy_disks=request.copy_disks,
+                inherited_variables=_variables(holdings, request.predecessor),
                 address=self._address(vm_id),
             )
         )
@@ -300,6 +301,14 @@ class ResourceRegistry:
                 f"client {client!r} has no lifeline", hint="open one first; it says when to release what you own"
             )
         return holdings
+
+
+def _variables(holdings: ClientResources, predecessor: str | None) -> Path | None:
+    """Where the firmware variables of one of a client's VMs are."""
+    if predecessor is None:
+        return None
+    vm = holdings.vms.get(predecessor)
+    return vm.server.firmware_variables if vm else None
 
 
 def _check_files(request: CreateVm) -> None:

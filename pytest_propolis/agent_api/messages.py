@@ -110,6 +110,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     :param display: whether its VM has a display.
     :param memory_mib: what it will need of the host's memory, in MiB; 0 if that is not to be looked at.
     :param copy_disks: whether a VM that migrates in gets disks of its own, also where it could use the source's.
+    :param predecessor: the id of the VM whose place it takes: it finds that one's firmware variables when it boots.
     """
 
     name: str
@@ -119,6 +120,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     display: bool = False
     copy_disks: bool = False
     memory_mib: int = 0
+    predecessor: str | None = None
 
 
 class VmCreated(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 from ..agent_api.image_recipe import ImageRecipe
 from ..console.console import Console
@@ -75,6 +75,10 @@ class GuestAdapter(ABC):
     shell_wrapper: ClassVar[str] = "{}"
     """How the login shell is to run the read-eval loop. As a job of an interactive shell, the loop has a process group
     of its own, and the key that interrupts a command ends neither that shell nor the login above it."""
+
+    firmware: ClassVar[Literal["bios", "uefi"] | None] = None
+    """The firmware that boots its disk by default. None for a guest whose disk has no boot loader, so that it comes up
+    with its kernel only, or, without a kernel, for one that the BIOS boots."""
 
     reboot_command: ClassVar[str] = "reboot"
 

@@ -150,7 +150,9 @@ class VmConfig:
     :param disk_interface: how the guest sees the disk that it boots from.
     :param disks: further disks.
     :param boot_order: names of disks, in the order in which firmware tries them; the boot disk alone by default.
-    :param firmware: what boots a guest that comes without a kernel, or, if given, one that comes with one.
+    :param firmware: what boots the guest: ``none`` (its kernel is loaded by the server), ``bios`` or ``uefi``. UEFI
+        starts the guest's own kernel, if it has one, unless the adapter says that it boots its disk, or a boot order is
+        given. By default what the guest's adapter says.
     :param kernel_arguments: what to add to the kernel's parameters.
     :param nics: network cards.
     :param cpuid: what the guest's CPUID instruction returns; the server's choice by default.

@@ -12,13 +12,23 @@ from ..errors import ArtifactMissing, ConfigError
 from ..guests.adapter import GuestAdapter
 from ..storage.host_path import host_path
 from ..storage.overlays import presumed_format
-from .config import BOOT_DISK, CompleteVmConfig, DataDisk, VmConfig
+from .config import BOOT_DISK, CompleteVmConfig, DataDisk, FirmwareKind, VmConfig
 from .guest_images import ReadyImage
 from .spec import AttachedDisk
 
-__all__ = ["boot_order_of", "boot_source_of", "data_disk", "disks_of", "require_enough_memory", "split_disks"]
+__all__ = [
+    "boot_order_of",
+    "boot_source_of",
+    "data_disk",
+    "disks_of",
+    "firmware_of",
+    "require_bootable",
+    "require_enough_memory",
+    "split_disks",
+]
 
 MIB: Final = 1 << 20
+LOADER_HINT: Final = "choose firmware='uefi' without a boot order, or name a disk with a boot loader in boot_order"
 
 
 def disks_of(config: VmConfig, image: ReadyImage) -> Iterator[tuple[AttachedDisk, CreateDisk | None]]:
@@ -122,23 +132,57 @@ def require_enough_memory(complete: CompleteVmConfig, guest: GuestAdapter) -> No
         )
 
 
-def boot_source_of(config: VmConfig, guest: GuestAdapter, image: ReadyImage) -> BootSource:
-    """What the VM starts from.
-
-    :raises ConfigError: when the guest has no kernel to be loaded, or kernel arguments would have no effect.
+def require_bootable(config: VmConfig, guest: GuestAdapter) -> None:
     """
-    wanted = config.firmware or ("none" if image.kernel else "bios")
-    if wanted == "none":
-        if image.kernel is None:
-            raise ConfigError(f"the guest {guest.name} has no kernel of its own", hint="choose a firmware")
-        command_line = f"{guest.image.command_line} {config.kernel_arguments}".strip()
-        return DirectKernel(
-            kernel=str(image.kernel),
-            initrd=str(image.initrd) if image.initrd else None,
-            command_line=command_line,
-        )
-    if config.kernel_arguments:
-        raise ConfigError(f"VM {config.name!r}: kernel_arguments have no effect with firmware")
-    if wanted == "uefi":
-        return Firmware(uefi=True)
-    return Firmware()
+    :raises ConfigError: when the guest is known not to boot as it was asked to.
+    """
+    image, firmware = guest.image, firmware_of(config, guest)
+    order = set(config.boot_order or ())
+    if image.disk is None and config.disk_interface != "virtio":
+        raise _error(config, f"disk_interface has no effect: {guest.name} boots from no disk", "leave it out")
+    if image.disk is None and BOOT_DISK in order:
+        raise _error(config, f"boot_order names {BOOT_DISK!r}, and {guest.name} boots from no disk", "name data disks")
+    if firmware == "none" and image.kernel is None:
+        raise _error(config, f"the guest {guest.name} has no kernel of its own", "choose firmware='bios' or 'uefi'")
+    if firmware == "bios" and not _looks_for_kernel(config, guest):
+        raise _error(config, f"the BIOS finds nothing to boot: {guest.name} has no boot loader", LOADER_HINT)
+    if firmware != "none" and order == {BOOT_DISK} and not _has_boot_loader(guest):
+        raise _error(config, f"boot_order names no disk with a boot loader: {guest.name} has none", LOADER_HINT)
+    if config.kernel_arguments and firmware != "none" and _looks_for_kernel(config, guest):
+        raise _error(config, "kernel_arguments have no effect with firmware that looks for a kernel", "leave them out")
+
+
+def firmware_of(config: VmConfig, guest: GuestAdapter) -> FirmwareKind:
+    """What boots the guest: as chosen, else as its adapter says, else its kernel without firmware, else the BIOS."""
+    return config.firmware or guest.firmware or ("none" if guest.image.kernel else "bios")
+
+
+def boot_source_of(config: VmConfig, guest: GuestAdapter, image: ReadyImage) -> BootSource:
+    """What the VM starts from. It is bootable: `require_bootable`."""
+    firmware = firmware_of(config, guest)
+    if firmware == "none":
+        return _kernel(config, guest, image)
+    if _looks_for_kernel(config, guest):
+        return Firmware(uefi=firmware == "uefi")
+    return Firmware(uefi=True, kernel=_kernel(config, guest, image))
+
+
+def _looks_for_kernel(config: VmConfig, guest: GuestAdapter) -> bool:
+    """Whether firmware is to look for a boot loader on the disks, instead of starting the kernel that it is given."""
+    return config.boot_order is not None or _has_boot_loader(guest)
+
+
+def _has_boot_loader(guest: GuestAdapter) -> bool:
+    return guest.image.kernel is None or guest.firmware is not None
+
+
+def _kernel(config: VmConfig, guest: GuestAdapter, image: ReadyImage) -> DirectKernel:
+    return DirectKernel(
+        kernel=str(image.kernel),
+        initrd=str(image.initrd) if image.initrd else None,
+        command_line=f"{guest.image.command_line} {config.kernel_arguments}".strip(),
+    )
+
+
+def _error(config: VmConfig, message: str, hint: str) -> ConfigError:
+    return ConfigError(f"VM {config.name!r}: {message}", hint=hint)

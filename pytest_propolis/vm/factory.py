@@ -31,7 +31,15 @@ from ..storage.host_path import host_path
 from .admission import retry_while_busy
 from .config import CompleteVmConfig, VmConfig
 from .config_fields import VmConfigFields
-from .disk_layout import boot_order_of, boot_source_of, data_disk, disks_of, require_enough_memory, split_disks
+from .disk_layout import (
+    boot_order_of,
+    boot_source_of,
+    data_disk,
+    disks_of,
+    require_bootable,
+    require_enough_memory,
+    split_disks,
+)
 from .guest_images import ReadyImage, ready_image
 from .host_session import HostSession
 from .spec import (
@@ -237,6 +245,7 @@ class VmFactory:
         complete = config.completed(self._settings)
         guest = self._guests.get(complete.guest)
         require_enough_memory(complete, guest)
+        require_bootable(complete.config, guest)
         placed = complete.config.with_slots(has_boot_disk=guest.image.disk is not None)
         complete = dataclasses.replace(complete, config=placed)
         session = await self._session(self._choose(choice))
@@ -292,6 +301,7 @@ class VmFactory:
                 boot_timeout_s=vm.boot_timeout_s,
                 taken=taken,
                 copy_disks=copy_disks or place.name != vm.host.name,
+                predecessor=vm.id if vm.id and place.name == vm.host.name else None,
             )
             self._remember(heir)
         return heir
@@ -434,6 +444,7 @@ class VmFactory:
         taken: contextlib.AsyncExitStack,
         display: bool = False,
         copy_disks: bool = False,
+        predecessor: str | None = None,
     ) -> TestVm:
         """A server for a VM, and the VM, not created there yet."""
         make_log_directory(self._log_dir)
@@ -445,6 +456,7 @@ class VmFactory:
             memory_mib=spec.board.memory_mb,
             display=display,
             copy_disks=copy_disks,
+            predecessor=predecessor,
         )
         phases = Timings()
         created = await retry_while_busy(

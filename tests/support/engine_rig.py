@@ -14,7 +14,7 @@ import httpx
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from pytest_propolis.agent_api.boot_source import Firmware
+from pytest_propolis.agent_api.boot_source import BootSource, Firmware
 from pytest_propolis.engine.qemu.binary import Qemu
 from pytest_propolis.engine.qemu.child import NoJournal
 from pytest_propolis.engine.qemu.machine import Machine
@@ -167,7 +167,12 @@ def ensure_request(*, address: str | None = None, memory_mib: int = 64) -> Insta
 
 @contextlib.asynccontextmanager
 async def engine_rig(
-    directory: Path, *, qemu: Qemu = FAKE_QEMU, with_backend: bool = True, log_path: Path | None = None
+    directory: Path,
+    *,
+    qemu: Qemu = FAKE_QEMU,
+    boot: BootSource = Firmware(),  # noqa: B008 -- it is frozen
+    with_backend: bool = True,
+    log_path: Path | None = None,
 ) -> AsyncIterator[EngineRig]:
     backends: list[BlockingBackend] = []
 
@@ -181,7 +186,7 @@ async def engine_rig(
             mark="propolis-test",
             qemu=qemu,
             accelerator="tcg",
-            boot=Firmware(),
+            boot=boot,
             directory=directory,
             log_path=log_path or directory / "qemu.log",
             journal=NoJournal(),

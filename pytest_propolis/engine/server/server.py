@@ -202,6 +202,11 @@ class VmServer:
             await save_state(machine, file.fileno(), memory_in_file=True)
 
     @property
+    def firmware_variables(self) -> Path:
+        """Where the firmware's variables are, once a VM with UEFI was here."""
+        return self._config.variables
+
+    @property
     def display_socket(self) -> Path | None:
         """Where the display's VNC server listens; None without one, and while QEMU does not run."""
         return self._config.display_socket if self.pid is not None else None

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from ...agent_api.boot_source import BootSource, Firmware
 from ...propolis_api import InstanceSpec
@@ -22,6 +23,9 @@ from .http_error import HttpError
 from .served_vm import ServedVm
 
 __all__ = ["ServerConfig"]
+
+EFI_STUB_MAGIC: Final = b"MZ"
+"""How a kernel begins that is an EFI program, too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,8 @@ class ServerConfig:
     :param memory: the file that holds the guest's memory; None for one of the server's own, which a VM can migrate in.
     :param fork: a started fork, which becomes the VM; None for a VM that boots.
     :param copy_disks: whether a VM that migrates in gets disks of its own, also where it could use the source's.
+    :param inherited_variables: the firmware's variables that a VM finds at its first boot; those of new firmware where
+        that file is not.
     :param address: where other servers and their clients find this one (`Endpoint.at`).
     """
 
@@ -56,7 +62,13 @@ class ServerConfig:
     memory: GuestMemory | None = None
     fork: RestoredMachine | None = None
     copy_disks: bool = False
+    inherited_variables: Path | None = None
     address: str = ""
+
+    @property
+    def variables(self) -> Path:
+        """The firmware's variables, which stay while the server does: a VM that stops and starts finds them."""
+        return self.directory / "variables.fd"
 
     @property
     def display_socket(self) -> Path | None:
@@ -93,6 +105,22 @@ class ServerConfig:
         firmware = find_firmware()
         if firmware is None:
             raise HttpError(initialization_failed("there is no UEFI firmware on this host: install the package ovmf"))
-        variables = self.directory / "variables.fd"
-        shutil.copyfile(firmware.variables, variables)
-        return {"code": str(firmware.code), "variables": str(variables)}
+        if self.boot.kernel is not None:
+            _require_efi_stub(Path(self.boot.kernel.kernel))
+        if not self.variables.exists():
+            shutil.copyfile(self._first_variables() or firmware.variables, self.variables)
+        return {"code": str(firmware.code), "variables": str(self.variables)}
+
+    def _first_variables(self) -> Path | None:
+        """The variables that the predecessor has left, if it has any."""
+        inherited = self.inherited_variables
+        return inherited if inherited is not None and inherited.exists() else None
+
+
+def _require_efi_stub(kernel: Path) -> None:
+    with kernel.open("rb") as file:
+        if file.read(len(EFI_STUB_MAGIC)) == EFI_STUB_MAGIC:
+            return
+    raise HttpError(
+        initialization_failed(f"UEFI cannot start the kernel {kernel.name}: it was built without an EFI stub")
+    )

@@ -18,6 +18,7 @@ from ...hosts.host import Host
 from ...propolis_api.client import PropolisClient
 from ...storage.host_path import host_path
 from ..config import CompleteVmConfig
+from ..disk_layout import firmware_of
 from ..pci_slots import BOOT_DISK_SLOT
 from ..spec import AttachedDisk, instance_properties, instance_spec
 from ..vm import TestVm
@@ -34,7 +35,7 @@ def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
     reasons = {
         "it was asked for": complete.boot == "cold",
         f"{guest.name} cannot be forked": not guest.forkable,
-        "firmware boots it": config.firmware not in (None, "none") or guest.image.kernel is None,
+        "firmware boots it": firmware_of(config, guest) != "none",
         "it has a boot order": config.boot_order is not None,
         # QEMU cannot save an NVMe controller.
         "an NVMe disk boots it": config.disk_interface == "nvme",
