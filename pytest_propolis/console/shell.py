@@ -25,10 +25,12 @@ from .shell_protocol import (
     new_nonce,
     new_session,
     program,
+    repeat_request,
 )
 
 __all__ = ["CommandResult", "Shell"]
 
+REPEAT_AFTER_S: Final = 2.0
 INTERRUPT_TIMEOUT_S: Final = 10.0
 INTERRUPT_INTERVAL_S: Final = 1.0
 EXIT_TIMEOUT_S: Final = 2.0
@@ -172,8 +174,7 @@ class Shell:
             async with asyncio.timeout(timeout_s):
                 if sending is not None:
                     await sending
-                # Shielded: whoever stops waiting must not make the command look as if it had ended.
-                status = (await asyncio.shield(pending.ended)).status
+                status = (await self._end_of(pending)).status
         except TimeoutError:
             await self._recover()
             raise self._error(
@@ -186,6 +187,16 @@ class Shell:
             message = f"{note or repr(command)} ended with status {status}"
             raise self._error(CommandFailed, message, command=command, status=status, output=bytes(pending.output))
         return CommandResult(command=command, status=status, output=bytes(pending.output))
+
+    async def _end_of(self, pending: _Pending) -> Ended:
+        """Wait for the end of a command; ask for it now and then, for the mark may have been lost."""
+        interval_s = REPEAT_AFTER_S
+        while not pending.ended.done():
+            await asyncio.wait([pending.ended], timeout=interval_s)
+            if not pending.ended.done():
+                await self._console.send(repeat_request(pending.nonce))
+            interval_s *= 2  # unread requests must not fill the guest's terminal
+        return pending.ended.result()
 
     async def run_detached(self, command: str) -> None:
         """Run a command that takes the shell with it, as a reboot does; does not wait for it."""
@@ -314,12 +325,12 @@ class Shell:
             case _ if pending is None:
                 pass
             case Output(data):
-                if pending.began.is_set():
-                    pending.output += data
+                pending.output += data
             case Acknowledged():
                 pending.acknowledged.set()
             case Began(nonce):
                 if nonce == pending.nonce:
+                    pending.output.clear()  # what came before belongs to others, unless this mark is lost
                     pending.began.set()
             case Ended(nonce):
                 if nonce in (None, pending.nonce) and not pending.ended.done():

@@ -114,7 +114,37 @@ def test_marks_of_others_are_output() -> None:
 
 def test_what_may_become_a_mark_is_held_back_and_nothing_more() -> None:
     assert parsed([b"text\x1er01234"]) == [Output(b"text")]
-    assert parsed([b"text\x1er01234", b"z"]) == [Output(b"text\x1er01234z")]
+    assert parsed([b"text\x1er01234", b"z", b"\x1e"]) == [Output(b"text\x1er01234z")]
+
+
+KERNEL = b"[    1.5] usb 1-1: new device\r\n"
+
+
+@pytest.mark.parametrize("mark", MARKS, ids=lambda mark: repr(mark[14:]))
+@pytest.mark.parametrize(
+    "message", [KERNEL, KERNEL * 3, b"abc\r\n", b"\n"], ids=["one", "three", "hex digits", "empty"]
+)
+def test_a_kernel_message_inside_a_mark_comes_before_its_signal(mark: bytes, message: bytes) -> None:
+    for cut in range(1, len(mark)):
+        interrupted = mark[:cut] + message + mark[cut:]
+        assert parsed([b"a" + interrupted + b"b"]) == [Output(b"a" + message), MARKS[mark], Output(b"b")], cut
+        assert parsed([b"a", *(interrupted[i : i + 1] for i in range(len(interrupted)))]) == [
+            Output(b"a" + message),
+            MARKS[mark],
+        ], cut
+
+
+def test_a_mark_may_be_interrupted_twice() -> None:
+    mark = b"\x1er0123456789ab\x031\x04"
+    for cut in range(1, len(mark) - 1):
+        for second in range(cut + 1, len(mark)):
+            interrupted = mark[:cut] + KERNEL + mark[cut:second] + KERNEL * 2 + mark[second:]
+            assert parsed([interrupted]) == [Output(KERNEL * 3), Ended(NONCE, 1)], (cut, second)
+
+
+def test_output_that_only_begins_like_a_mark_is_not_held_back_for_ever() -> None:
+    output = b"\x1er0123456789ab" + b"line\n" * 20_000
+    assert parsed([output]) == [Output(output)]
 
 
 def test_a_nul_is_refused() -> None:

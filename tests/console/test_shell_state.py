@@ -137,7 +137,7 @@ async def test_an_option_of_exit_on_error_ends_the_shell_with_the_status(local: 
 
 
 async def test_the_terminal_is_wide_enough_for_every_line(local: Local) -> None:
-    assert await local.run("stty size </dev/tty") == b"60 1000\n"
+    assert await local.run("stty size </dev/tty") == b"99 1000\n"
 
 
 async def test_no_pager_waits_for_a_key(local: Local) -> None:
