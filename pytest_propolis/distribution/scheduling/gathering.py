@@ -1,0 +1,146 @@
+"""Hosts that are gathered for a test that needs several at the same time, or one to itself."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from typing import Final
+
+from .fleet import Fleet
+from .host import HostState
+from .needs import Needs
+
+__all__ = ["Gathering", "Gatherings"]
+
+HOSTS_PER_GATHERING: Final = 20
+"""For each so many hosts one test may have hosts kept for it: what is kept lies idle until the last host is there."""
+
+
+@dataclass(slots=True, eq=False)
+class Gathering:
+    """Hosts that a test has already, and those of which it gets the next that is free."""
+
+    index: int
+    needs: Needs
+    worker: str
+    held: bool = False
+    """Whether the worker held the test before."""
+    work_s: float = 0.0
+    taken: list[HostState] = field(default_factory=list)
+    missing: list[HostState] = field(default_factory=list)
+
+
+class Gatherings:
+    """The tests for which hosts are gathered.
+
+    It cannot deadlock: a gathering names all its hosts when it begins, and no younger one gets one of these before it.
+    So a gathering waits for running tests and for older gatherings only.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.active: list[Gathering] = []
+        self._fleet = fleet
+        self._claims: dict[str, list[Gathering]] = {}
+        self._waiting: list[tuple[bool, float, int, Needs]] = []
+        self._stalled: dict[str | None, list[tuple[bool, float, int, Needs]]] = {}
+        self._bound: set[int] = set()
+        """Tests that busy workers hold as their next."""
+
+    def add(self, index: int, needs: Needs, rank_s: float, *, held: bool = False) -> None:
+        """Let a test wait for its hosts. Those that idle workers hold are served first, then the longest."""
+        self._bound.discard(index)
+        heapq.heappush(self._waiting, (not held, -rank_s, index, needs))
+
+    def next(self) -> tuple[int, Needs, float] | None:
+        """Take the test that is served next, with its rank in s; None if there is none, or too many are served."""
+        if not self._waiting or len(self.active) >= self._most:
+            return None
+        _, rank, index, needs = heapq.heappop(self._waiting)
+        return index, needs, -rank
+
+    def bind(self) -> int | None:
+        """Take a test that a worker is to hold as its next; None if enough are served or held."""
+        if not self._waiting or not self._waiting[0][0] or len(self.active) + len(self._bound) >= self._most:
+            return None
+        index = heapq.heappop(self._waiting)[2]
+        self._bound.add(index)
+        return index
+
+    @property
+    def _most(self) -> int:
+        return max(1, len(self._fleet.living) // HOSTS_PER_GATHERING)
+
+    def begin(self, index: int, needs: Needs, worker: str, rank_s: float, slack_s: float) -> Gathering | None:
+        """Choose hosts for a test and take those that have room; None if too few have its template.
+
+        :param worker: which one will run it.
+        :param slack_s: how long the run will probably last: hosts on which the test would take longer come last.
+        """
+        warm = self._fleet.warm(needs)
+        if len(warm) < needs.hosts:
+            self._stalled.setdefault(needs.guest, []).append((True, -rank_s, index, needs))
+            return None
+        slowest = rank_s / max(slack_s, 1.0)
+        free = [s for s in warm if s.fits(needs) and s.speed >= slowest and not self._claims.get(s.host.name)]
+        if len(free) >= needs.hosts:
+            chosen = heapq.nsmallest(needs.hosts, free, key=lambda s: (-s.speed, s.order))
+        else:
+            chosen = heapq.nsmallest(needs.hosts, warm, key=lambda s: self._awkwardness(s, needs, slowest))
+        gathering = Gathering(index, needs, worker, missing=chosen)
+        for state in list(chosen):
+            claims = self._claims.setdefault(state.host.name, [])
+            claims.append(gathering)
+            if len(claims) == 1:
+                self._serve(state)
+        if gathering.missing:
+            self.active.append(gathering)
+        return gathering
+
+    def serve(self, state: HostState) -> tuple[list[Gathering], bool]:
+        """Give what a host has to those that it is kept for.
+
+        :returns: the gatherings that are complete now, and whether the host is still kept for others.
+        """
+        complete = [gathering for gathering in self._serve(state) if not gathering.missing]
+        for gathering in complete:
+            self.active.remove(gathering)
+        return complete, bool(self._claims.get(state.host.name))
+
+    def template_made(self, guest: str) -> None:
+        """Try again the tests for which too few hosts had a template."""
+        for entry in self._stalled.pop(guest, ()):
+            heapq.heappush(self._waiting, entry)
+
+    def host_lost(self, name: str) -> list[Gathering]:
+        """Give up those that a lost host was for. What they have taken is given back."""
+        return self._give_up([g for g in self.active if any(s.host.name == name for s in (*g.taken, *g.missing))])
+
+    def worker_lost(self, worker: str) -> list[Gathering]:
+        """Give up those whose test a lost worker was to run. What they have taken is given back."""
+        return self._give_up([gathering for gathering in self.active if gathering.worker == worker])
+
+    def _give_up(self, gatherings: list[Gathering]) -> list[Gathering]:
+        for gathering in gatherings:
+            self.active.remove(gathering)
+            for state in gathering.missing:
+                self._claims[state.host.name].remove(gathering)
+            for state in gathering.taken:
+                state.give_back(gathering.needs)
+        return gatherings
+
+    def _serve(self, state: HostState) -> list[Gathering]:
+        claims = self._claims.get(state.host.name)
+        served = []
+        while claims and state.fits(claims[0].needs):
+            gathering = claims.pop(0)
+            state.take(gathering.needs)
+            gathering.missing.remove(state)
+            gathering.taken.append(state)
+            served.append(gathering)
+        return served
+
+    def _awkwardness(self, state: HostState, needs: Needs, slowest: float) -> tuple[float, ...]:
+        """Order hosts by how long they will let a test wait: large ones have the next free slot soonest."""
+        claims = len(self._claims.get(state.host.name, ()))
+        fits = state.fits(needs) and not claims
+        return (state.speed < slowest, claims, not fits, -state.speed if fits else -state.host.slots, state.order)
