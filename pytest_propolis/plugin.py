@@ -36,7 +36,6 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    from .session.ini_file import ini_directory, ini_values
     from .session.internals import has_pytest_asyncio, is_controller, is_worker
 
     if not has_pytest_asyncio(config.pluginmanager):
@@ -44,14 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
             "pytest-propolis needs the plugin pytest-asyncio: do not block it (-p no:asyncio), "
             "or give -p pytest_asyncio.plugin where this plugin is loaded by a conftest.py"
         )
-    try:
-        settings = Settings.resolve(
-            command_line={option.name: config.getoption(option.ini_key) for option in OPTIONS},
-            ini=ini_values(config),
-            ini_directory=ini_directory(config),
-        )
-    except SettingsError as error:
-        raise pytest.UsageError(str(error)) from None
+    settings = _settings(config)
     if settings.pause_on_failure and is_controller(config):
         raise pytest.UsageError("--propolis-pause-on-failure needs a terminal, which the workers of xdist have not")
     from .distribution.interruption import interruption_for
@@ -66,8 +58,35 @@ def pytest_configure(config: pytest.Config) -> None:
     for module in (vms, hosts):
         config.pluginmanager.register(module, f"propolis-{module.__name__.rpartition('.')[2]}")
     config.pluginmanager.register(WorkersEnd() if is_worker(config) else EndOfRun(), "propolis-end-of-run")
+    if settings.hosts is not None:
+        from .distribution.placing import place_tests
+
+        place_tests(config)
     interruption = config.stash[INTERRUPTION] = interruption_for(config)
     config.add_cleanup(interruption.restore)
+
+
+def _settings(config: pytest.Config) -> Settings:
+    from .session.ini_file import ini_directory, ini_values
+
+    try:
+        return Settings.resolve(
+            command_line={option.name: config.getoption(option.ini_key) for option in OPTIONS},
+            ini=ini_values(config),
+            ini_directory=ini_directory(config),
+        )
+    except SettingsError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Before the plugin is configured."""
+    if (hosts := _settings(config).hosts) is None:
+        return None
+    from .distribution.placing import wanted_workers
+
+    return wanted_workers(hosts)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -114,6 +133,9 @@ def pytest_pycollect_makeitem(
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before any fixture: a test that no host can run starts nothing."""
+    from .session.stash import RUNNING_TEST
+
+    item.config.stash[RUNNING_TEST] = item.nodeid
     if "propolis" in getattr(item, "fixturenames", ()):
         from .markers.requirements import unmet
 

@@ -6,7 +6,10 @@ Everything of that kind is here, so that an upgrade that takes one away breaks o
 from __future__ import annotations
 
 import importlib
+import os
+import shlex
 import signal
+import threading
 from collections.abc import Callable
 from subprocess import Popen
 from typing import Any, Final, cast
@@ -14,12 +17,15 @@ from typing import Any, Final, cast
 import pytest
 
 __all__ = [
+    "call_in_controller",
+    "dist_was_chosen",
     "has_pytest_asyncio",
     "is_cancelling_a_test",
     "is_controller",
     "is_worker",
     "load_pytest_asyncio",
     "local_process",
+    "number_of_workers",
     "set_loop_scope",
     "shared_run_id",
     "tear_down_everything",
@@ -56,6 +62,13 @@ def is_controller(config: pytest.Config) -> bool:
     return bool(config.getoption("tx", None)) and config.getoption("dist", "no") != "no"
 
 
+def dist_was_chosen(config: pytest.Config) -> bool:
+    """Whether the user named a mode of distribution: ``-n`` alone sets one, too."""
+    words = (*config.invocation_params.args, *shlex.split(os.environ.get("PYTEST_ADDOPTS", "")))
+    words += tuple(config.getini("addopts"))
+    return any(word == "-d" or word.startswith("--dist") for word in map(str, words))
+
+
 def worker_name(config: pytest.Config) -> str | None:
     """The name of this worker: ``gw0``. None in any other process."""
     return str(cast(Any, config).workerinput["workerid"]) if is_worker(config) else None
@@ -64,6 +77,28 @@ def worker_name(config: pytest.Config) -> str | None:
 def shared_run_id(config: pytest.Config) -> str | None:
     """What all workers of a run share; None in any other process."""
     return str(cast(Any, config).workerinput["testrunuid"]) if is_worker(config) else None
+
+
+def number_of_workers(config: pytest.Config) -> int:
+    """How many workers this controller starts."""
+    from xdist.workermanage import parse_tx_spec_config
+
+    return len(parse_tx_spec_config(config))
+
+
+def call_in_controller(config: pytest.Config, function: Callable[[], None], *, delay_s: float) -> bool:
+    """Have xdist's controller call a function in its own thread, between two events, after a while.
+
+    Its loop waits for events of workers alone, so this is one. Returns False where there is no such loop.
+    """
+    session = config.pluginmanager.get_plugin("dsession")
+    if session is None:
+        return False
+    session.worker_propolis_call = lambda function: function()
+    timer = threading.Timer(delay_s, session.queue.put, [("propolis_call", {"function": function})])
+    timer.daemon = True
+    timer.start()
+    return True
 
 
 def local_process(node: Any) -> Popen[bytes] | None:

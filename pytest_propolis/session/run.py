@@ -16,7 +16,7 @@ from ..settings import BootKind, Settings
 from .internals import is_worker, shared_run_id, worker_name
 from .progress import progress_printer
 from .retention import RetentionPolicy
-from .stash import HOSTS, INTERRUPTION, RETENTION_POLICY
+from .stash import HOSTS, INTERRUPTION, PLACEMENTS, RETENTION_POLICY, RUNNING_TEST
 
 if TYPE_CHECKING:
     from ..guests.registry import GuestRegistry
@@ -60,10 +60,22 @@ class Run:
         return hosts
 
     @property
+    def placed(self) -> tuple[Host, ...]:
+        """The hosts of the test that runs: those that the controller gave it, else all.
+
+        Without a controller that places tests, workers of pytest-xdist take turns at the first one.
+        """
+        hosts, test = self.hosts, self._config.stash.get(RUNNING_TEST, "")
+        if names := self._config.stash.get(PLACEMENTS, {}).get(test):
+            by_name = {host.name: host for host in hosts}
+            return tuple(by_name[name] for name in names)
+        number = int((worker_name(self._config) or "gw0").removeprefix("gw")) % len(hosts)
+        return (*hosts[number:], *hosts[:number])
+
+    @property
     def host(self) -> Host:
-        """The host of this process's tests: workers of pytest-xdist take turns at the hosts of the inventory."""
-        number = int((worker_name(self._config) or "gw0").removeprefix("gw"))
-        return self.hosts[number % len(self.hosts)]
+        """The host that VMs of the test are on, unless it says otherwise."""
+        return self.placed[0]
 
     @cached_property
     def keeper(self) -> RetentionPolicy:
@@ -103,9 +115,8 @@ class Run:
         from ..vm.factory import VmFactory
 
         name = group or f"shared-{next(self._shared_groups)}"
-        first = self.host
         return VmFactory.on(
-            (first, *(host for host in self.hosts if host is not first)),
+            self.placed,
             settings=dataclasses.replace(
                 self.settings, boot=boot or self.settings.boot, guest=guest or self.settings.guest
             ),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .retention import RetentionPolicy
     from .signals import Interruption
 
-__all__ = ["GUARD", "HOSTS", "INTERRUPTION", "RETENTION_POLICY", "SETTINGS", "VMS"]
+__all__ = ["GUARD", "HOSTS", "INTERRUPTION", "PLACEMENTS", "RETENTION_POLICY", "RUNNING_TEST", "SETTINGS", "VMS"]
 
 GUARD: Final[pytest.StashKey[Guard]] = pytest.StashKey()
 """In a config: what keeps an error of this plugin's from ending the session."""
@@ -25,8 +25,14 @@ HOSTS: Final[pytest.StashKey[tuple[Host, ...]]] = pytest.StashKey()
 INTERRUPTION: Final[pytest.StashKey[Interruption]] = pytest.StashKey()
 """In a config: how signals end its run."""
 
+PLACEMENTS: Final[pytest.StashKey[dict[str, tuple[str, ...]]]] = pytest.StashKey()
+"""In a worker's config: the names of the hosts that the controller has given to tests, by node id."""
+
 RETENTION_POLICY: Final[pytest.StashKey[RetentionPolicy]] = pytest.StashKey()
 """In a config: which VMs stay after their tests, once a test has asked for VMs."""
+
+RUNNING_TEST: Final[pytest.StashKey[str]] = pytest.StashKey()
+"""In a config: the node id of the test that runs."""
 
 SETTINGS: Final[pytest.StashKey[Settings]] = pytest.StashKey()
 """In a config: the run's settings."""

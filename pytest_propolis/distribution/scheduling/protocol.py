@@ -56,6 +56,9 @@ class Scheduler(Protocol):
         :returns: the id of the test.
         """
 
+    def run_again(self, test: str) -> None:
+        """Let it schedule a test once more that counts as having run."""
+
     def template_made(self, host: str, guest: str) -> None:
         """Let it know that a template is there, or that it cannot be made and tests there boot without one."""
 

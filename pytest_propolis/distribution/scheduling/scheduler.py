@@ -107,6 +107,12 @@ class FleetScheduler:
         run.wake()
         return (run.items[lost].id,)
 
+    def run_again(self, test: str) -> None:
+        run, index = self._run, self._run.indices[test]
+        run.finished.discard(index)
+        run.wait(index)
+        run.wake()
+
     def template_made(self, host: str, guest: str) -> None:
         state = self._run.fleet.hosts[host]
         if state.alive:
