@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import platformdirs
 import pytest
 
+from pytest_propolis.hosts import known_directories
 from pytest_propolis.hosts.known_directories import known_base_directories, note_base_directory
 
 
@@ -67,3 +69,14 @@ def test_a_place_is_not_noted_where_nothing_can_be_written(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     place(tmp_path, "other")
     assert known_base_directories() == [here]
+
+
+@pytest.mark.parametrize("state", ["", "relative"])
+def test_without_a_state_directory_notes_are_in_the_home_directory(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", state)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    other = place(tmp_path, "other")
+    assert known_base_directories() == [here, other]
+    assert platformdirs.user_state_path("propolis") / "run-directories" == known_directories._notes()
