@@ -10,6 +10,7 @@ import click
 from ..agent_api.messages import KeptListed
 from ..errors import AgentError
 from ..hosts.agent_client import AgentClient, running_agents
+from ..hosts.known_directories import known_base_directories
 from ..hosts.run_directory import base_directory
 from ..ledger.entry import Entry
 from ..ledger.reaper import reap
@@ -31,20 +32,27 @@ LEAVE_TIMEOUT_S: Final = 5.0
 def gc(dry_run: bool, kept: bool, templates: bool) -> None:
     """Remove what dead runs of this user left. Nothing of a living run, or of another user, is touched.
 
-    With --kept also the VMs and disks that agents keep for a person.
+    With --kept also the VMs and disks that agents keep for a person, and what runs with another XDG_RUNTIME_DIR left.
     """
-    base = base_directory()
-    done = _clear_kept(base, dry_run=dry_run, remove=kept)
-    report = reap(base, include_kept=kept, dry_run=dry_run)
-    if not dry_run:
-        remove_abandoned(base)
-    done |= _show(report)
+    cleared = [
+        _clear(base, dry_run=dry_run, kept=kept) for base in (known_base_directories() if kept else [base_directory()])
+    ]
+    done = any(found for found, _ in cleared)
     if templates:
         done |= _remove_templates(dry_run=dry_run)
     if not done:
         click.echo("nothing to remove")
-    if report.failed:
+    if not all(complete for _, complete in cleared):
         raise click.exceptions.Exit(1)
+
+
+def _clear(base: Path, *, dry_run: bool, kept: bool) -> tuple[bool, bool]:
+    """Clear one place of runs. Whether there was anything to say of it, and whether all could be removed."""
+    found = _clear_kept(base, dry_run=dry_run, remove=kept)
+    report = reap(base, include_kept=kept, dry_run=dry_run)
+    if not dry_run:
+        remove_abandoned(base)
+    return _show(report) or found, not report.failed
 
 
 def _clear_kept(base: Path, *, dry_run: bool, remove: bool) -> bool:

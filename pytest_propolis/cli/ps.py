@@ -12,6 +12,7 @@ from ..agent_api.messages import SOCKET_NAME, VmListed
 from ..agent_api.retention import Kept
 from ..errors import AgentError
 from ..hosts.agent_client import AgentClient
+from ..hosts.known_directories import known_base_directories
 from ..hosts.run_directory import base_directory
 from ..ledger.entry import KEPT_OWNER, Entry, Owner
 from ..ledger.survey import RunSurvey, survey
@@ -25,8 +26,12 @@ WIDTHS: Final = (25, 6, 24, 8, 10, 0)
 @click.command()
 @click.option("--kept", "only_kept", is_flag=True, help="List only what is kept for a person.")
 def ps(only_kept: bool) -> None:
-    """List what runs of this user have on this machine, living and dead."""
-    rows = [row for run in survey(base_directory()) for row in _rows(run, only_kept=only_kept)]
+    """List what runs of this user have on this machine, living and dead.
+
+    With --kept also that of runs with another XDG_RUNTIME_DIR.
+    """
+    bases = known_base_directories() if only_kept else [base_directory()]
+    rows = [row for base in bases for run in survey(base) for row in _rows(run, only_kept=only_kept)]
     if not rows:
         click.echo("nothing is kept" if only_kept else "nothing is there")
         return

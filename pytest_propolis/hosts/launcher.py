@@ -20,6 +20,7 @@ import msgspec
 from ..agent_api.messages import LOG_NAME, SOCKET_NAME, AgentConfig, AgentReady
 from ..errors import AgentError, HostError, ResourceExhausted
 from ..ledger.rendezvous import Rendezvous
+from .known_directories import note_base_directory
 from .lifeline import AgentNotRunning, Lifeline
 from .run_directory import make_private_directory
 
@@ -62,6 +63,7 @@ async def connect_or_launch(config: AgentConfig, *, client: str) -> Launched:
     """
     directory = Path(config.directory)
     make_private_directory(directory.parent)
+    note_base_directory(directory.parent)
     rendezvous = Rendezvous(directory.parent, config.run)
     if launched := await _connect(rendezvous, client):
         return launched

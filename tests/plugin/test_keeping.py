@@ -201,3 +201,15 @@ def test_gc_that_is_only_tried_removes_nothing(inner: InnerRun) -> None:
     assert f"would remove VM {kept_id(result)} 'bob'" in propolis("gc", "--kept", "--dry-run")
     assert f"kept VM {kept_id(result)} 'bob'" in propolis("gc")
     assert kept_id(result) in propolis("ps")
+
+
+def test_what_is_kept_is_found_from_a_shell_with_another_runtime_directory(
+    inner: InnerRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner.write(test_it="async def test_passes(vm_factory):\n    await vm_factory.start('bob')")
+    vm = kept_id(inner.run("--propolis-keep=always"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(inner.pytester.mkdir("other")))
+    assert vm in propolis("ps", "--kept")
+    assert "\n42\n" in propolis("console", vm, typed="echo $((6 * 7))\n").replace("\r", "")
+    assert "nothing to remove" in propolis("gc")
+    assert f"removed VM {vm}" in propolis("gc", "--kept")
