@@ -165,7 +165,7 @@ class TestVm:
         :raises BootError: when it does not in time, or stops instead.
         """
         await self.launch()
-        if not self.shell.is_up:
+        if self._forked is not None or not self.shell.is_up:  # a fork takes commands before it has an identity
             await self.wait_to_boot()
 
     async def wait_to_boot(self, *, timeout_s: float | None = None) -> None:
