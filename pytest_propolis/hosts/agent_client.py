@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from http import HTTPStatus
 from pathlib import Path
 from types import NoneType
-from typing import Any, Final, NoReturn, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 
@@ -35,7 +36,7 @@ from ..agent_api.messages import (
     VmListed,
 )
 from ..agent_api.migration_report import MigrationReport
-from ..errors import AgentError
+from ..errors import AgentError, PropolisError
 from ..ledger.identity import ProcessIdentity
 from ..ledger.survey import survey
 from ..propolis_api.endpoint import Endpoint
@@ -60,6 +61,7 @@ class AsyncAgentClient:
 
     def __init__(self, socket: Path, *, client: str) -> None:
         self._socket = socket
+        self._answers = _Answers(socket)
         self._http = HttpClient(self.endpoint(""), headers={CLIENT_HEADER: client})
 
     async def __aenter__(self) -> Self:
@@ -84,7 +86,7 @@ class AsyncAgentClient:
             async for line in lines:
                 if line.paths is not None:
                     return tuple(Path(path) for path in line.paths)
-        raise self._lost("the answer ended early")
+        raise self._answers.lost("the answer ended early")
 
     async def get_template(
         self,
@@ -103,7 +105,7 @@ class AsyncAgentClient:
                     await make(line.making)
                 elif line.template is not None:
                     return line.template
-        raise self._lost("the answer ended early")
+        raise self._answers.lost("the answer ended early")
 
     async def freeze(self, vm_id: str, request: FreezeVm) -> None:
         await self._call("POST", f"/templates/{vm_id}/freeze", NoneType, request)
@@ -155,9 +157,9 @@ class AsyncAgentClient:
             async with self._http.stream("POST", path, content=content, timeout_s=None) as answer:
                 if answer.status != HTTPStatus.OK:
                     body = b"".join([data async for data in answer.data()])
-                    _raise_error(answer.status, body, f"POST {path}")
+                    raise self._answers.error(answer.status, body, f"POST {path}")
                 async for text in answer.lines():
-                    line = msgspec.json.decode(text, type=StreamLine)
+                    line = self._answers.decode(text, StreamLine, f"POST {path}")
                     if line.progress is not None:
                         progress(line.progress)
                     elif line.fault is not None:
@@ -165,18 +167,15 @@ class AsyncAgentClient:
                     else:
                         yield line
         except OSError as error:
-            raise self._lost(error) from None
+            raise self._answers.lost(error) from None
 
     async def _call(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
         content = None if body is None else msgspec.json.encode(body)
         try:
             answer = await self._http.request(method, path, content=content, timeout_s=ANSWER_TIMEOUT_S)
         except OSError as error:
-            raise self._lost(error) from None
-        return _decoded(answer, kind, f"{method} {path}")
-
-    def _lost(self, error: object) -> AgentError:
-        return _silent(self._socket, error)
+            raise self._answers.lost(error) from None
+        return self._answers.result(answer, kind, f"{method} {path}")
 
 
 class AgentClient:
@@ -191,6 +190,7 @@ class AgentClient:
     def __init__(self, socket: Path, *, client: str = "", process: ProcessIdentity | None = None) -> None:
         self.socket = socket
         self.process = process
+        self._answers = _Answers(socket)
         self._client = client
 
     def answers(self) -> bool:
@@ -230,8 +230,8 @@ class AgentClient:
         try:
             answer = request(endpoint, method, path, content=content, headers=headers, timeout_s=BLOCKING_TIMEOUT_S)
         except OSError as error:
-            raise _silent(self.socket, error) from None
-        return _decoded(answer, kind, f"{method} {path}")
+            raise self._answers.lost(error) from None
+        return self._answers.result(answer, kind, f"{method} {path}")
 
 
 def running_agents(base: Path, *, run: str | None = None) -> Iterator[AgentClient]:
@@ -243,27 +243,58 @@ def running_agents(base: Path, *, run: str | None = None) -> Iterator[AgentClien
                 yield agent
 
 
-def _decoded(answer: HttpAnswer, kind: type[T], operation: str) -> T:
-    """What an agent answered.
+class _Answers:
+    """What the answers of one agent mean, for both clients.
 
-    :raises PropolisError: what it reports.
+    Something else than an agent may listen at the socket, or an agent of another version: whatever it answers becomes
+    an error that shows the text.
     """
-    if not answer.is_success:
-        _raise_error(answer.status, answer.content, operation)
-    return msgspec.json.decode(answer.content or b"null", type=kind)
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+
+    def result(self, answer: HttpAnswer, kind: type[T], operation: str) -> T:
+        """Return what was asked for.
+
+        :raises PropolisError: what the agent reports.
+        """
+        if not answer.is_success:
+            raise self.error(answer.status, answer.content, operation)
+        return self.decode(answer.content or b"null", kind, operation)
+
+    def decode(self, content: bytes, kind: type[T], operation: str) -> T:
+        """
+        :raises AgentError: when it is of another kind.
+        """
+        try:
+            return msgspec.json.decode(content, type=kind)
+        except msgspec.DecodeError as error:
+            raise self._failed(
+                f"answered {operation} with what is no {_name(kind)} ({error}): {_text(content)}"
+            ) from None
+
+    def error(self, status: int, content: bytes, operation: str) -> PropolisError:
+        """Return the error for an answer that is none of the 2xx."""
+        if status == HTTPStatus.UNPROCESSABLE_ENTITY:
+            with contextlib.suppress(msgspec.DecodeError):
+                return msgspec.json.decode(content, type=Fault).to_error()
+        if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_IMPLEMENTED):
+            return api_error(status, content, vm=None, operation=operation)
+        return self._failed(f"answered {status} to {operation}: {_text(content)}")
+
+    def lost(self, error: object) -> AgentError:
+        """Return the error for no answer, or for one that ended early."""
+        return self._failed(f"does not answer: {error or type(error).__name__}")
+
+    def _failed(self, how: str) -> AgentError:
+        return AgentError(
+            f"the agent behind {self._socket} {how}", hint=f"its log is {self._socket.with_name(LOG_NAME)}"
+        )
 
 
-def _raise_error(status: int, content: bytes, operation: str) -> NoReturn:
-    if status == HTTPStatus.UNPROCESSABLE_ENTITY:
-        raise msgspec.json.decode(content, type=Fault).to_error()
-    if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_IMPLEMENTED):
-        raise api_error(status, content, vm=None, operation=operation)
-    said = content[:QUOTED_BYTES].decode(errors="replace").strip()
-    raise AgentError(f"the agent answered {status} to {operation}: {said or 'nothing'}")
+def _text(content: bytes) -> str:
+    return content[:QUOTED_BYTES].decode(errors="replace").strip() or "nothing"
 
 
-def _silent(socket: Path, error: object) -> AgentError:
-    return AgentError(
-        f"the agent behind {socket} does not answer: {error or type(error).__name__}",
-        hint=f"its log is {socket.with_name(LOG_NAME)}",
-    )
+def _name(kind: Any) -> str:
+    return getattr(kind, "__name__", str(kind))
