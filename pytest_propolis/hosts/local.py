@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from pathlib import Path
 from typing import Final, Protocol
@@ -18,6 +19,8 @@ from .run_directory import agent_directory, run_token
 __all__ = ["LocalHost"]
 
 AGENT_LEAVE_TIMEOUT_S: Final = 15.0
+
+logger = logging.getLogger(__name__)
 
 
 class Unfinished(Protocol):
@@ -71,10 +74,21 @@ class LocalHost:
         :raises AgentError: when the agent does not start.
         :raises HostError: when the run directory cannot be had.
         """
+        if self._launched is not None and self._launched.lifeline.is_broken:
+            logger.warning("the agent behind %s has ended: another one is started", self._launched.socket)
+            self._launched.lifeline.close()
+            self._launched = None
+            self.templates.clear()
         if self._launched is None:
             self.was_up = True
-            self._launched = await connect_or_launch(self._config(), client=self._client_id)
+            self._launched = self._first(await connect_or_launch(self._config(), client=self._client_id))
         return AsyncAgentClient(self._launched.socket, client=self._client_id)
+
+    def _first(self, launched: Launched) -> Launched:
+        if self._launched is None:
+            return launched
+        launched.lifeline.close()  # another task was faster; the agent lets a client have several lifelines
+        return self._launched
 
     def close(self) -> None:
         """Let go of the agent, which then releases what this process still owns, and leaves if nobody else needs it.
@@ -102,6 +116,7 @@ class LocalHost:
             qemu=str(settings.qemu) if settings.qemu else None,
             accelerator=settings.accelerator,
             standby=None if settings.standby == "auto" else settings.standby,
+            disk_dir=str(settings.disk_dir) if settings.disk_dir else None,
             image_dirs=tuple(map(str, settings.image_dirs or ())),
         )
 

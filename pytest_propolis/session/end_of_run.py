@@ -67,7 +67,7 @@ class EndOfRun:
         run = self._run(session.config)
         if run and not session.config.stash[INTERRUPTION].has_let_go:
             try:
-                self._look(run)
+                self._look(run, session.config)
             except (OSError, PropolisError) as error:  # the tests' own results are worth more
                 self._not_looked = str(error)
             if self._leaks and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
@@ -95,15 +95,18 @@ class EndOfRun:
         host = config.stash.get(HOST, None)
         return host.run if host is not None and host.was_up else None
 
-    def _look(self, run: str) -> None:
+    def _look(self, run: str, config: pytest.Config) -> None:
         from ..hosts.living_agent import running_agents
         from ..hosts.run_directory import base_directory
         from ..ledger.audit import audit, wait_settled
+        from ..storage.store import disk_directory
+        from .run import SETTINGS
 
+        settings = config.stash[SETTINGS]
         base = base_directory()
         wait_settled(base, run, timeout_s=SETTLE_TIMEOUT_S)
         self._kept = [kept for agent in running_agents(base, run=run) for kept in agent.kept()]
-        self._leaks = audit(base, run)
+        self._leaks = audit(base, run, disks=settings.disk_dir or disk_directory(settings.artifact_dir))
 
 
 def _let_go(config: pytest.Config) -> None:
