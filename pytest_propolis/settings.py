@@ -201,6 +201,14 @@ class Settings:
             "metavar": "DIRS",
         },
     )
+    disk_dir: Path | None = field(
+        default=None,
+        metadata={
+            "parse": _path,
+            "help": "directory of the disks that VMs write to; default: beside the images",
+            "metavar": "DIR",
+        },
+    )
     log_dir: Path | None = field(
         default=None,
         metadata={"parse": _path, "help": "directory of logs; default: pytest's temporary directory", "metavar": "DIR"},

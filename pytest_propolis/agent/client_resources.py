@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ __all__ = ["ClientResources", "OwnedVm"]
 class OwnedVm:
     """A Propolis server, its owner, and its place in the ledger.
 
+    :param disk_directory: the ledger's entry of the directory that its disks are in.
     :param promise: the name that its memory was promised under.
     """
 
@@ -33,12 +35,13 @@ class OwnedVm:
     books: LedgerWriter
     since: float
     promise: str
+    disk_directory: Entry | None = None
     fork: RestoredMachine | None = None
     closing: asyncio.Task[None] | None = None
 
     @property
     def disks(self) -> tuple[Path, ...]:
-        """Those that lie in its directory."""
+        """Those that lie in its directory of disks."""
         return (*(self.fork.disks if self.fork else ()), *self.server.own_disks)
 
     def listed(self, kept: Kept | None) -> VmListed:
@@ -65,20 +68,30 @@ class ClientResources:
     forget_promise: Callable[[str], None]
     vms: dict[str, OwnedVm] = field(default_factory=dict)
     disks: dict[str, Entry] = field(default_factory=dict)
+    lifelines: int = 1
     left: bool = False
     kept: Kept | None = None
     released: asyncio.Event = field(default_factory=asyncio.Event)
+    _coming: set[tuple[str, str]] = field(default_factory=set)
+    """Names and groups of VMs that are being made."""
 
-    def require_new_name(self, request: CreateVm) -> None:
+    @contextlib.contextmanager
+    def new_name(self, request: CreateVm) -> Iterator[None]:
+        """Keep the name for a VM that is made in the block.
+
+        :raises ConfigError: when there is a VM of that name in the group, or one is being made.
         """
-        :raises ConfigError: when there is a VM of that name in the group.
-        """
-        for other in self.vms.values():
-            if (other.request.name, other.request.group) == (request.name, request.group):
-                raise ConfigError(
-                    f"there is a VM named {request.name!r} in {request.group} already",
-                    hint="give each VM of a test its own name",
-                )
+        name = (request.name, request.group)
+        if name in self._coming or any((vm.request.name, vm.request.group) == name for vm in self.vms.values()):
+            raise ConfigError(
+                f"there is a VM named {request.name!r} in {request.group} already",
+                hint="give each VM of a test its own name",
+            )
+        self._coming.add(name)
+        try:
+            yield
+        finally:
+            self._coming.discard(name)
 
     def listed_vms(self) -> tuple[VmListed, ...]:
         return tuple(vm.listed(self.kept) for vm in self.vms.values())
@@ -114,3 +127,5 @@ class ClientResources:
             raise
         if self.vms.pop(vm.id, None):
             self.books.gone(vm.directory)
+            if vm.disk_directory:
+                self.books.gone(vm.disk_directory)

@@ -38,8 +38,9 @@ from ..propolis_api.endpoint import Endpoint
 from .budget import MemoryBudget
 from .client_resources import ClientResources, OwnedVm
 from .disk_images import allowed_image_directories, make_image, require_absolute
+from .disk_space import DiskSpace
 from .fork_starter import ForkStarter
-from .hypervisor import HypervisorFinder
+from .hypervisor import Hypervisor, HypervisorFinder
 from .standby import Standby
 
 __all__ = ["ResourceRegistry"]
@@ -57,14 +58,22 @@ class ResourceRegistry:
         self._directory = Path(config.directory)
         self._clients: dict[str, ClientResources] = {}
         self._budget = MemoryBudget()
-        self.forks = ForkStarter(config, platforms)
+        self._space = DiskSpace(config, ledger)
+        self.forks = ForkStarter(config, platforms, self._space)
         self.standby = Standby(self.forks, partial(LedgerWriter, ledger, Owner("standby")), per_kind=config.standby)
 
-    def admit(self, client: str, *, pid: int) -> None:
-        """A client's lifeline is there: it may own things from now on.
+    async def admit(self, client: str, *, pid: int) -> None:
+        """Let a client own things from now on, as long as it has a lifeline.
+
+        One that is being released is admitted afterwards; one that has a lifeline already has one more.
 
         :param pid: its process on this host; 0 if it is on another one.
         """
+        if (holdings := self._clients.get(client)) and holdings.left:
+            await holdings.released.wait()
+        if holdings := self._clients.get(client):
+            holdings.lifelines += 1
+            return
         process = None
         with contextlib.suppress(ProcessLookupError):
             process = ProcessIdentity.of(pid) if pid else None
@@ -95,14 +104,26 @@ class ResourceRegistry:
         """
         platform = await self._platforms.find()
         holdings = self._holdings(client)
-        holdings.require_new_name(request)
         _check_files(request)
+        with holdings.new_name(request):
+            return await self._create_vm(client, holdings, request, platform, memory)
+
+    async def _create_vm(
+        self,
+        client: str,
+        holdings: ClientResources,
+        request: CreateVm,
+        platform: Hypervisor,
+        memory: GuestMemory | None,
+    ) -> OwnedVm:
         vm_id = secrets.token_hex(8)
         await self._admit(holdings, vm_id, request)
         directory = self._directory / "vms" / vm_id
         books = LedgerWriter(self._ledger, holdings.books.owner)
         try:
-            with books.creating("directory", directory) as entry:
+            disk_directory = self._space.directory() / vm_id
+            with books.creating("directory", directory) as entry, books.creating("directory", disk_directory) as disks:
+                disk_directory.mkdir(mode=0o700)
                 directory.mkdir(parents=True, mode=0o700)
         except BaseException:
             self._budget.release(vm_id)
@@ -121,6 +142,7 @@ class ResourceRegistry:
                 copy_disks=request.copy_disks,
                 inherited_variables=_variables(holdings, request.predecessor),
                 address=self._address(vm_id),
+                disk_directory=disk_directory,
             )
         )
         vm = OwnedVm(
@@ -129,6 +151,7 @@ class ResourceRegistry:
             client=client,
             server=server,
             directory=entry,
+            disk_directory=disks,
             books=books,
             since=time.time(),
             promise=vm_id,
@@ -145,8 +168,13 @@ class ResourceRegistry:
         :raises TemplateError: when QEMU does not take the template.
         """
         holdings = self._holdings(client)
-        holdings.require_new_name(request)
         _check_files(request)
+        with holdings.new_name(request):
+            return await self._fork_vm(client, holdings, request, template, place)
+
+    async def _fork_vm(
+        self, client: str, holdings: ClientResources, request: CreateVm, template: Template, place: Path
+    ) -> OwnedVm:
         promise = secrets.token_hex(8)
         await self._admit(holdings, promise, request)
         try:
@@ -154,9 +182,13 @@ class ResourceRegistry:
             if started is None:
                 books = LedgerWriter(self._ledger, holdings.books.owner)
                 started = await self.forks.start(books, template, place)
-            if holdings.left:
-                await self.forks.discard(started)
-                raise AgentError(f"client {client!r} left while its VM was forked")
+            try:
+                if holdings.left:
+                    raise AgentError(f"client {client!r} left while its VM was forked")
+                started.books.hand_over(holdings.books.owner)
+            except BaseException:
+                await asyncio.shield(self.forks.discard(started))
+                raise
         except BaseException:
             self._budget.release(promise)
             raise
@@ -168,12 +200,12 @@ class ResourceRegistry:
                 dataclasses.replace(started.config, log_path=Path(request.log_path), address=self._address(started.id))
             ),
             directory=started.directory,
+            disk_directory=started.disk_directory,
             books=started.books,
             since=time.time(),
             fork=started.config.fork,
             promise=promise,
         )
-        started.books.hand_over(holdings.books.owner)
         holdings.vms[vm.id] = vm
         return vm
 
@@ -192,9 +224,7 @@ class ResourceRegistry:
         qemu_img = (await self._platforms.find()).qemu.img
         holdings = self._holdings(client)
         disk_id = secrets.token_hex(8)
-        directory = self._directory / "disks"
-        directory.mkdir(mode=0o700, exist_ok=True)
-        path = directory / f"{disk_id}.qcow2"
+        path = self._space.place(f"{disk_id}.qcow2")
         with holdings.books.creating("file", path) as entry:
             await make_image(request, qemu_img, path, allowed=allowed_image_directories(self._config))
             if holdings.left:
@@ -242,8 +272,8 @@ class ResourceRegistry:
         for vm_id in belongings.vms:
             if (vm := giver.vms.get(vm_id)) and vm.closing is None:
                 vm.books.hand_over(taker.books.owner)
-                if vm.disks:
-                    vm.directory = self._ledger.keep(vm.directory, kept.until, reason=kept.reason)
+                if vm.disks and vm.disk_directory:
+                    vm.disk_directory = self._ledger.keep(vm.disk_directory, kept.until, reason=kept.reason)
                 taker.vms[vm_id] = giver.vms.pop(vm_id)
         for disk_id in belongings.disks:
             if entry := giver.disks.get(disk_id):
@@ -255,6 +285,13 @@ class ResourceRegistry:
         """Wait until all that a client owned is released. One that is not known has nothing."""
         if holdings := self._clients.get(client):
             await holdings.released.wait()
+
+    async def drop_lifeline(self, client: str) -> None:
+        """Release what a client owns if this was its last lifeline."""
+        if holdings := self._clients.get(client):
+            holdings.lifelines -= 1
+            if holdings.lifelines <= 0:
+                await self.release(client)
 
     async def release(self, client: str) -> None:
         """Release all that a client owns: VMs first, then the disks that they held open."""
@@ -273,6 +310,10 @@ class ResourceRegistry:
     async def release_all(self) -> None:
         await self.standby.close()
         await _all(partial(self.release, client) for client in list(self._clients))
+
+    def close(self) -> None:
+        """Remove the directories that were shared by all clients. Call it when everything is released."""
+        self._space.close()
 
     async def _admit(self, holdings: ClientResources, promise: str, request: CreateVm) -> None:
         """Set memory aside; what stands by makes room if need be."""

@@ -67,6 +67,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     :param qemu: the QEMU program; found on PATH if None.
     :param accelerator: ``auto``, ``kvm`` or ``tcg``.
     :param standby: how many forks of each kind stand by; None for as many as are good for this machine.
+    :param disk_dir: where the disks lie that VMs write to; with the images if None.
     :param image_dirs: where files may lie that disk images name, beside the images' own directories.
     """
 
@@ -77,6 +78,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     qemu: str | None = None
     accelerator: str = "auto"
     standby: int | None = None
+    disk_dir: str | None = None
     image_dirs: tuple[str, ...] = ()
 
 

@@ -12,13 +12,14 @@ from ..errors import AgentError
 from ..hosts.agent_client import AgentClient, running_agents
 from ..hosts.known_directories import known_base_directories
 from ..hosts.run_directory import base_directory
+from ..ledger.disk_directories import remove_abandoned_disks
 from ..ledger.entry import Entry
 from ..ledger.reaper import reap
 from ..ledger.reaper_report import Report
 from ..ledger.rendezvous import remove_abandoned
 from ..settings import Settings
 from ..storage.eviction import evict
-from ..storage.store import template_directory
+from ..storage.store import disk_directory, template_directory
 
 __all__ = ["gc"]
 
@@ -38,6 +39,7 @@ def gc(dry_run: bool, kept: bool, templates: bool) -> None:
         _clear(base, dry_run=dry_run, kept=kept) for base in (known_base_directories() if kept else [base_directory()])
     ]
     done = any(found for found, _ in cleared)
+    done |= _remove_disks(dry_run=dry_run)
     if templates:
         done |= _remove_templates(dry_run=dry_run)
     if not done:
@@ -80,6 +82,16 @@ def _kept(agent: AgentClient, *, release: bool) -> list[KeptListed]:
     except AgentError as error:
         click.echo(f"could not ask an agent: {error.message}", err=True)
         return []
+
+
+def _remove_disks(*, dry_run: bool) -> bool:
+    """Remove the disks of agents whose ledgers are gone. Whether there were any."""
+    settings = Settings.resolve(command_line={}, ini={})
+    place = settings.disk_dir or disk_directory(settings.artifact_dir)
+    removed = remove_abandoned_disks(place, dry_run=dry_run)
+    for directory in removed:
+        click.echo(f"{'would remove' if dry_run else 'removed'} {directory}")
+    return bool(removed)
 
 
 def _remove_templates(*, dry_run: bool) -> bool:

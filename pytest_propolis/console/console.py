@@ -27,6 +27,8 @@ Follow = Callable[[SerialConsoleMoved], Awaitable[ClientConnection]]
 """Opens the console again where a guest that migrates has gone."""
 
 TAIL_LINES: Final = 30
+STOPPED: Final = "VM stopped"
+"""What a server says at the end of a console that has no other cause."""
 """How many lines of console an error shows."""
 
 
@@ -200,8 +202,9 @@ class Console:
                 self.on_signal(signal)
 
     def _closed(self) -> ConsoleClosed:
+        reason = self._connection.close_reason
         return ConsoleClosed(
-            "the console closed: the VM has stopped",
+            f"the console closed: {'the VM has stopped' if reason in (None, '', STOPPED) else reason}",
             vm=self._vm,
             console_tail=self.tail(),
             log_path=str(self.log.path),

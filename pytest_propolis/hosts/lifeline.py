@@ -67,6 +67,16 @@ class Lifeline:
             while await loop.sock_recv(self._connection, 4096):
                 pass
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether the agent has ended the connection, as when it died."""
+        try:
+            return not self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def close(self) -> None:
         """Say goodbye. Closing twice is fine."""
         with contextlib.suppress(OSError):  # closed already, or by the agent

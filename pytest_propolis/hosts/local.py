@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,7 @@ from ..settings import Settings
 from ..storage.files import copy, space_errors
 from ..storage.host_path import host_path
 from ..storage.programs import run_program
-from ..storage.store import default_artifact_dir
+from ..storage.store import default_artifact_dir, disk_directory
 from .agent_client import AgentClient, AsyncAgentClient
 from .host import Host, HostSpec, Unfinished
 from .launcher import Launched, connect_or_launch
@@ -28,6 +29,8 @@ COMMAND_TIMEOUT_S: Final = 300.0
 
 THIS_MACHINE: Final = HostSpec(name="localhost", kind="local", address="localhost", options={})
 """The host of a run without an inventory."""
+
+logger = logging.getLogger(__name__)
 
 
 def open_host(spec: HostSpec, settings: Settings, run_id: str) -> LocalHost:
@@ -105,14 +108,25 @@ class LocalHost:
         return AgentClient(self._launched.socket, client=self._client_id) if self._launched else None
 
     async def client(self) -> AsyncAgentClient:
+        if self._launched is not None and self._launched.lifeline.is_broken:
+            logger.warning("the agent behind %s has ended: another one is started", self._launched.socket)
+            self._launched.lifeline.close()
+            self._launched = None
+            self.templates.clear()
         if self._launched is None:
             self.was_up = True
-            self._launched = await connect_or_launch(self._config(), client=self._client_id)
+            self._launched = self._first(await connect_or_launch(self._config(), client=self._client_id))
         return AsyncAgentClient(self._launched.socket, client=self._client_id)
 
     def migration_address(self, endpoint: Endpoint, *, target: Host) -> str:
         """The socket's own path: other local hosts are on the same machine."""
         return endpoint.address
+
+    def _first(self, launched: Launched) -> Launched:
+        if self._launched is None:
+            return launched
+        launched.lifeline.close()  # another task was faster; the agent lets a client have several lifelines
+        return self._launched
 
     def close(self) -> None:
         """Let go of the agent, which then releases what this process still owns, and leaves if nobody else needs it.
@@ -146,6 +160,7 @@ class LocalHost:
             qemu=str(settings.qemu) if settings.qemu else None,
             accelerator=settings.accelerator,
             standby=None if settings.standby == "auto" else settings.standby,
+            disk_dir=str(settings.disk_dir or disk_directory(settings.artifact_dir)),
             image_dirs=tuple(map(str, settings.image_dirs or ())),
         )
 

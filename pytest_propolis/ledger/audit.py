@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from ..agent_api.messages import LOG_NAME, SOCKET_NAME
-from .entry import KEPT_OWNER, MARK_VARIABLE, Entry, command_line_mark
+from .disk_directories import OWNER_NAME, directories_of
+from .entry import AGENT_OWNER, KEPT_OWNER, MARK_VARIABLE, Entry, command_line_mark
 from .identity import ProcessIdentity, find_marked
 from .ledger import LEDGER_NAME
 from .rendezvous import SUFFIX
@@ -23,7 +24,7 @@ from .survey import RunSurvey, survey
 
 __all__ = ["Leak", "audit", "wait_settled"]
 
-_OWN_FILES: Final = frozenset({LEDGER_NAME, LOG_NAME, SOCKET_NAME})
+_OWN_FILES: Final = frozenset({LEDGER_NAME, LOG_NAME, SOCKET_NAME, OWNER_NAME})
 _ZFS_TIMEOUT_S: Final = 10.0
 _LOOK_S: Final = 0.1
 _PROC: Final = Path("/proc")
@@ -56,11 +57,12 @@ def wait_settled(base: Path, run: str, *, timeout_s: float) -> None:
         busy[0].contents.header.agent.wait_gone(min(remaining_s, _LOOK_S))
 
 
-def audit(base: Path, run: str, *, block_devices: Path = _BLOCK) -> list[Leak]:
+def audit(base: Path, run: str, *, disks: Path | None = None, block_devices: Path = _BLOCK) -> list[Leak]:
     """What is left of a run. Meant for when all its clients have gone, and its agents have had the time to leave.
 
     :param base: the directory that the agents' directories are in.
     :param run: the run's word.
+    :param disks: the directory that the agents' directories of disks are in.
     :param block_devices: where the kernel shows them.
     """
     agents = _agents(base, run)
@@ -68,6 +70,9 @@ def audit(base: Path, run: str, *, block_devices: Path = _BLOCK) -> list[Leak]:
     leaks = [leak for agent in agents for leak in _left_by(agent)]
     if not agents and (rendezvous := base / f"{run}{SUFFIX}").exists():
         leaks.append(Leak("file", str(rendezvous)))
+    if disks is not None:
+        explained = {agent.directory.name for agent in agents}
+        leaks += [Leak("directory", str(place)) for place in directories_of(disks, run) if place.name not in explained]
     leaks += [*_processes(words, agents), *_sockets(agents, run), *_mounts(run)]
     return [*leaks, *_devices(block_devices, run), *_datasets(run)]
 
@@ -80,13 +85,18 @@ def _is_kept(entry: Entry) -> bool:
     return entry.owner.client == KEPT_OWNER
 
 
+def _is_explained(entry: Entry) -> bool:
+    """Whether an agent that keeps something has a reason to have it."""
+    return entry.owner.client in (KEPT_OWNER, AGENT_OWNER)
+
+
 def _keeps(agent: RunSurvey) -> bool:
     """Whether an agent has a reason to be there still."""
     return agent.is_alive and agent.contents is not None and any(map(_is_kept, agent.contents.entries.values()))
 
 
 def _has_settled(agent: RunSurvey) -> bool:
-    return _keeps(agent) and all(map(_is_kept, _entries(agent)))
+    return _keeps(agent) and all(map(_is_explained, _entries(agent)))
 
 
 def _left_by(agent: RunSurvey) -> Iterator[Leak]:
@@ -100,10 +110,13 @@ def _left_by(agent: RunSurvey) -> Iterator[Leak]:
         if agent.is_alive:
             yield Leak("process", f"{agent.contents.header.agent.pid} (the agent itself)")
     for entry in entries:
-        if not (agent.is_alive and _is_kept(entry)):
+        if not (_keeps(agent) and _is_explained(entry)):
             what = entry.what.get("path") or entry.what.get("pid") or entry.id
             yield Leak("entry", f"of a {entry.kind}: {what}, of {entry.owner.client}")
     yield from _unlisted_files(agent.directory, entries)
+    if (disks := agent.contents.header.disk_directory) and _keeps(agent):
+        inside = [entry for entry in entries if entry.what.get("path") != disks]
+        yield from _unlisted_files(Path(disks), inside)
 
 
 def _unlisted_files(directory: Path, entries: Iterable[Entry]) -> Iterator[Leak]:

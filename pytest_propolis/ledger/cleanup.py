@@ -99,13 +99,19 @@ def _undo_path(entry: Entry, run: DeadRun) -> None:
         return  # removed last, when nothing is left that needs the ledger in it
     if any(spelling.is_relative_to(path) for spelling in directory):
         raise refusal(path, "holds the run directory")
-    roots = [spelling for root in (run.directory, *run.roots) for spelling in _spellings(root)]
+    roots = [spelling for root in (run.directory, *run.roots, *_disk_roots(path, run)) for spelling in _spellings(root)]
     with suppress(FileNotFoundError), parent_of(path, roots) as parent:
         found = os.stat(path.name, dir_fd=parent, follow_symlinks=False)
         if stat.S_ISDIR(found.st_mode) and entry.kind != "directory":
             raise refusal(path, f"is a directory, not a {entry.kind}")
         require_unmounted(path)
         remove(path, parent)
+
+
+def _disk_roots(path: Path, run: DeadRun) -> tuple[Path, ...]:
+    """The parent of the agent's directory of disks, for what is that directory or is in it."""
+    disks = Path(run.header.disk_directory)
+    return (disks.parent,) if disks.name == run.directory.name and path.is_relative_to(disks) else ()
 
 
 def _spellings(directory: Path) -> tuple[Path, Path]:

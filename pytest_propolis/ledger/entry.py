@@ -9,10 +9,13 @@ import msgspec
 from ..agent_api.retention import Kept
 from .identity import ProcessIdentity
 
-__all__ = ["KEPT_OWNER", "MARK_VARIABLE", "Entry", "Owner", "command_line_mark"]
+__all__ = ["AGENT_OWNER", "KEPT_OWNER", "MARK_VARIABLE", "Entry", "Owner", "command_line_mark"]
 
 KEPT_OWNER: Final = "kept"
 """The client whose things are those that an agent keeps for a person."""
+
+AGENT_OWNER: Final = "agent"
+"""Owner of what an agent has while it lives, whoever its clients are."""
 
 MARK_VARIABLE: Final = "PROPOLIS_MARK"
 """The environment variable in which a process carries the id of its ledger entry."""

@@ -38,8 +38,8 @@ class LedgerWriter:
         try:
             yield entry
         except BaseException:
-            if kind == "file":
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                path.rmdir() if kind == "directory" else path.unlink()
             self._ledger.gone(entry)
             raise
 

@@ -16,6 +16,7 @@ from .stash import GUARD, HOSTS, INTERRUPTION, SETTINGS
 if TYPE_CHECKING:
     from ..agent_api.messages import KeptListed
     from ..ledger.audit import Leak
+    from ..settings import Settings
 
 __all__ = ["EndOfRun", "WorkersEnd"]
 
@@ -89,7 +90,7 @@ class EndOfRun:
             return
         try:
             for run in self._runs(config):
-                self._look(run)
+                self._look(run, config.stash[SETTINGS])
         except (OSError, PropolisError) as error:  # the tests' own results are worth more
             self._not_looked = str(error)
 
@@ -101,15 +102,16 @@ class EndOfRun:
             return local_run_ids(config.stash[SETTINGS], shared_id=self._shared_id) if self._used else ()
         return tuple(host.run_id for host in config.stash.get(HOSTS, ()) if host.was_up)
 
-    def _look(self, run: str) -> None:
+    def _look(self, run: str, settings: Settings) -> None:
         from ..hosts.agent_client import running_agents
         from ..hosts.run_directory import base_directory
         from ..ledger.audit import audit, wait_settled
+        from ..storage.store import disk_directory
 
         base = base_directory()
         wait_settled(base, run, timeout_s=SETTLE_TIMEOUT_S)
         self._kept += [kept for agent in running_agents(base, run=run) for kept in agent.kept()]
-        self._leaks += audit(base, run)
+        self._leaks += audit(base, run, disks=settings.disk_dir or disk_directory(settings.artifact_dir))
 
 
 def _let_go(config: pytest.Config) -> None:

@@ -32,7 +32,7 @@ from .progress import Progress
 from .sources import LocalFile, WheelMember
 from .user_directories import cache_directory
 
-__all__ = ["ArtifactStore", "default_artifact_dir", "template_directory"]
+__all__ = ["ArtifactStore", "default_artifact_dir", "disk_directory", "template_directory"]
 
 _ATTEMPTS: Final = 2
 _MANIFEST: Final = "manifest.json"
@@ -48,6 +48,11 @@ def default_artifact_dir() -> Path:
 def template_directory(artifact_dir: str | Path | None) -> Path:
     """Return where templates lie: with the artifacts, large as they are. It is not made."""
     return Path(artifact_dir or default_artifact_dir()) / "templates"
+
+
+def disk_directory(artifact_dir: str | Path | None) -> Path:
+    """Return where the disks lie that VMs write to, if nothing else was chosen: with the artifacts. It is not made."""
+    return Path(artifact_dir or default_artifact_dir()) / "disks"
 
 
 @final

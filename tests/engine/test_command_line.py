@@ -130,7 +130,8 @@ def test_a_default_spec_word_for_word() -> None:
         '{"driver": "qcow2", "node-name": "backend4", "read-only": false, "discard": "unmap", '
         '"cache": {"no-flush": true}, "file": {"driver": "file", "filename": "/disks/one.qcow2"}}',
         "-device",
-        '{"driver": "virtio-blk-pci", "bus": "pci.0", "addr": "0x4.0x0", "drive": "backend4", "bootindex": 1}',
+        '{"driver": "virtio-blk-pci", "werror": "stop", "bus": "pci.0", "addr": "0x4.0x0", "drive": "backend4",'
+        ' "bootindex": 1}',
     ]
 
 

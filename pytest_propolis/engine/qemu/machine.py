@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -18,7 +19,7 @@ from .bios_shadow import drop_bios_shadow
 from .child import Child, ChildRecord, Journal, spawn
 from .serial_port import SerialPort
 
-__all__ = ["GuestEvent", "Machine", "MachineError"]
+__all__ = ["DiskError", "GuestEvent", "Machine", "MachineError"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,22 @@ class GuestEvent(Enum):
     SHUTDOWN = "shutdown"
     PANICKED = "panicked"
     EXITED = "exited"
+    DISK_FAILED = "disk failed"
+    """QEMU has stopped the guest, because a disk could not be written: `Machine.disk_error` tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskError:
+    """Why QEMU has stopped a guest.
+
+    :param node: the block node that could not be written or read.
+    :param is_full: whether there was no space left.
+    :param reason: what the operating system said.
+    """
+
+    node: str
+    is_full: bool
+    reason: str
 
 
 class Machine:
@@ -83,10 +100,12 @@ class Machine:
         self._record: ChildRecord | None = None
         self.serial = SerialPort()
         self.panics = 0
+        self.disk_error: DiskError | None = None
+        """The first error of a disk that QEMU has stopped the guest for."""
         self.stopped_s = 0.0
         self.resumed_s = 0.0
         self._monitor = QMPClient("engine")
-        self._listener = EventListener(names={"SHUTDOWN", "GUEST_PANICKED", "STOP", "RESUME"})
+        self._listener = EventListener(names={"SHUTDOWN", "GUEST_PANICKED", "STOP", "RESUME", "BLOCK_IO_ERROR"})
         self._process: Child | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._closing = False
@@ -108,9 +127,10 @@ class Machine:
         """Run QEMU up to where its monitor answers.
 
         :raises MachineError: when QEMU ends instead, with what it printed, or cannot be run.
+        :raises PropolisError: when the journal cannot record it.
         """
-        monitor, their_monitor = socket.socketpair()
         record = self._record = self._journal.intend()
+        monitor, their_monitor = socket.socketpair()
         fds = {"monitor": their_monitor.fileno(), "com1": self.serial.theirs.fileno()}
         try:
             with self._open_log() as log:
@@ -244,6 +264,8 @@ class Machine:
             if event["event"] == "GUEST_PANICKED":
                 self.panics += 1
                 self._on_event(GuestEvent.PANICKED)
+            elif event["event"] == "BLOCK_IO_ERROR":
+                self._take_disk_error(data)
             elif event["event"] == "STOP":
                 self.stopped_s = _time_s(event)
             elif event["event"] == "RESUME":
@@ -252,6 +274,14 @@ class Machine:
                 await self._reset_for_the_guest(asked_s=_time_s(event))
             elif isinstance(data, dict) and data.get("guest"):
                 self._on_event(GuestEvent.SHUTDOWN)
+
+    def _take_disk_error(self, data: Any) -> None:
+        if data["action"] != "stop" or self.disk_error is not None:
+            return  # the guest was told, and runs
+        # A node that was inserted by a job has no name of ours; what is above it is the device's then.
+        node = str(data.get("node-name") or data.get("device") or data.get("qom-path"))
+        self.disk_error = DiskError(node, bool(data.get("nospace")), str(data.get("reason", "")))
+        self._on_event(GuestEvent.DISK_FAILED)
 
     async def _reset_for_the_guest(self, *, asked_s: float) -> None:
         try:

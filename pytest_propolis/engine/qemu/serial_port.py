@@ -34,6 +34,8 @@ class SerialPort:
         self.history = SerialHistory()
         self.moved_to: str | None = None
         """The server that clients find the guest at, once it has migrated out."""
+        self.end_reason: str | None = None
+        """Why there is no more output; None where the VM has just stopped."""
         self._held: bytearray | None = None
         self._settled = asyncio.Event()
         """Cleared while the port is on its way to another server, and may have to go on here all the same."""
@@ -106,6 +108,7 @@ class SerialPort:
         self.history.finish()
 
     def close(self) -> None:
+        """End the port; `end_reason` is what its readers are told."""
         if self._ours.fileno() >= 0:
             self._loop.remove_reader(self._ours)
             self._drain()

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LAST_WORDS_S: Final = 5.0
-ENDS: Final = (GuestEvent.SHUTDOWN, GuestEvent.EXITED)
+ENDS: Final = (GuestEvent.SHUTDOWN, GuestEvent.EXITED, GuestEvent.DISK_FAILED)
 
 Arrive = Callable[[Machine], Awaitable[None]]
 """Brings a guest from another host into a machine that was made for it, up to its first instruction here. Cancelled
@@ -132,6 +132,9 @@ class StateDriver:
                 return self._stop()
             case GuestEvent.EXITED:
                 logger.warning("QEMU ended by itself")
+                return Outcome.FAILED
+            case GuestEvent.DISK_FAILED:
+                logger.warning("QEMU stopped the guest: a disk could not be written")
                 return Outcome.FAILED
             case GuestEvent.PANICKED:
                 logger.warning("the guest panicked")

@@ -22,10 +22,11 @@ GATHER_S: Final = 0.002
 """A stream is gathered for so long: QEMU writes it octet by octet, and a small frame costs as much as a large one."""
 
 GOING_AWAY: Final = 1001
+REASON_BYTES: Final = 123
 
 
 async def serve_serial(websocket: WebSocket, port: SerialPort, offset: int) -> None:
-    """Serve one client from `offset` on until it leaves or the port ends: 1001 "VM stopped", as upstream.
+    """Serve one client from `offset` on until it leaves or the port ends: 1001 "VM stopped", as upstream, or why.
 
     When the guest has migrated away, a text tells the client where to follow it, from which offset on, and, which
     upstream's does not, how much of what the client typed went along.
@@ -39,6 +40,12 @@ async def serve_serial(websocket: WebSocket, port: SerialPort, offset: int) -> N
         for task in (typing, output):
             task.cancel()
         await asyncio.gather(typing, output, return_exceptions=True)
+
+
+def _bounded(reason: str) -> str:
+    """What of a reason fits into a close frame (RFC 6455, 5.5)."""
+    text = reason.encode()
+    return reason if len(text) <= REASON_BYTES else f"{text[: REASON_BYTES - 3].decode(errors='ignore')}…"
 
 
 class _Client:
@@ -68,7 +75,7 @@ class _Client:
                 offset += len(data)
                 sent_s = loop.time()
             if port.moved_to is None:
-                await self._websocket.close(GOING_AWAY, "VM stopped")
+                await self._websocket.close(GOING_AWAY, _bounded(port.end_reason or "VM stopped"))
             else:
                 moved = {"destination": port.moved_to, "from_start": offset, "typed": self._typed}
                 await self._websocket.send_json({"Migrating": moved})

@@ -238,7 +238,8 @@ class VmServer:
                 self._life.cancel()
             await self._life_ended()
         await self._maker.close()
-        shutil.rmtree(self._config.directory, ignore_errors=True)
+        for directory in (self._config.disks, self._config.directory):
+            shutil.rmtree(directory, ignore_errors=True)
 
     def _request(self, request: Request) -> None:
         driver = self._require_active().driver
@@ -261,6 +262,7 @@ class VmServer:
             vm.active = True
             vm.initialized.set_result(None)
             outcome = await vm.driver.run(vm.machine)
+            vm.machine.serial.end_reason = vm.disk_error
         except (MachineError, MigrationFailed, HttpError, PropolisError) as error:
             vm.initialized.set_exception(error)
         except asyncio.CancelledError:
@@ -286,8 +288,9 @@ class VmServer:
         while (life := self._life) is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([life])
-            if life.done() and self._life is life:
-                self._life = None  # it was cancelled before it began
+            if life.done() and self._life is life:  # it was cancelled before it began
+                self._life = None
+                await _to_the_end(self._run_down(self._require_vm(), Outcome.DESTROYED))
 
     def _require_vm(self) -> ServedVm:
         if self._vm is None:

@@ -37,6 +37,7 @@ class ServerConfig:
     :param accelerator: ``kvm`` or ``tcg``.
     :param boot: what the VM starts from.
     :param directory: a private directory for what the VM needs while it lives.
+    :param disk_directory: a private directory for disks, where there is room; `directory` if None.
     :param log_path: receives what QEMU prints.
     :param journal: keeps account of processes.
     :param display: whether the VM has a display, which costs a little.
@@ -64,6 +65,12 @@ class ServerConfig:
     copy_disks: bool = False
     inherited_variables: Path | None = None
     address: str = ""
+    disk_directory: Path | None = None
+
+    @property
+    def disks(self) -> Path:
+        """Where disks are made."""
+        return self.disk_directory or self.directory
 
     @property
     def variables(self) -> Path:

@@ -89,7 +89,8 @@ class VmMaker:
             qemu_version=self._config.qemu.version,
             disks=ArrivingDisks(
                 init.value.migration_id,
-                directory=self._config.directory,
+                directory=self._config.disks,
+                socket=self._config.directory / "disks.sock",
                 qemu_img=self._config.qemu.img,
                 copy=self._config.copy_disks,
             ),

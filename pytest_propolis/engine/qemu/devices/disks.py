@@ -137,7 +137,9 @@ def _block_size(key: str, backend: StorageBackend) -> dict[str, int]:
 
 def _model(key: str, disk: Disk) -> dict[str, str]:
     if isinstance(disk, VirtioDisk):
-        return {"driver": "virtio-blk-pci"}
+        # A guest that could not write would go on with a damaged file system. Without this it stops as well when there
+        # is no space left, but for good: this engine lets no such guest run on, and says why.
+        return {"driver": "virtio-blk-pci", "werror": "stop"}
     serial = bytes(disk.serial_number).rstrip(b"\0")
     if not all(0x20 <= byte < 0x7F for byte in serial):
         raise InvalidSpec(f"disk {key!r}: its serial number is not printable ASCII, filled up with zero bytes")
