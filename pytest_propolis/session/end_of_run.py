@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ..errors import AgentError, PropolisError
+from .retention import RETENTION_POLICY
 from .signals import INTERRUPTION
 
 if TYPE_CHECKING:
@@ -107,7 +108,9 @@ class EndOfRun:
 
 
 def _let_go(config: pytest.Config) -> None:
-    """Let go of this process's host: what it still owns there is released."""
+    """Let go of this process's host: what it still owns there is released, but for what is to be kept."""
+    if policy := config.stash.get(RETENTION_POLICY, None):
+        policy.finish()
     if host := config.stash.get(HOST, None):
         with contextlib.suppress(AgentError):  # what is left is found by the audit
             host.close()

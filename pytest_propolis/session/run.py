@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
@@ -35,8 +35,6 @@ class Run:
     def __init__(self, config: pytest.Config, settings: Settings, *, log_dir: Path) -> None:
         self.settings = settings
         self.log_dir = log_dir
-        self.shared_vms: list[TestVm] = []
-        """VMs that belong to no single test."""
         self._config = config
         self._shared_groups = itertools.count(1)
         self._host: LocalHost | None = None
@@ -67,8 +65,9 @@ class Run:
             from .pausing import pauser
 
             pause = pauser(self._config)
-        self._config.stash[RETENTION_POLICY] = RetentionPolicy(self.settings, pause)
-        return self._config.stash[RETENTION_POLICY]
+        policy = self._config.stash[RETENTION_POLICY] = RetentionPolicy(self.settings, pause)
+        self._config.pluginmanager.register(policy, "propolis-retention")
+        return policy
 
     def vm_factory(
         self,
@@ -103,11 +102,12 @@ class Run:
             log_dir=self.log_dir / name,
             progress=progress_printer(self._config),
             ending=self.keeper.ending(self.host, test),
-            made=partial(self._made, made or self.shared_vms.append),
+            made=partial(self._made, made),
         )
 
-    def _made(self, remember: Callable[[TestVm], None], vm: TestVm) -> None:
-        remember(vm)
+    def _made(self, remember: Callable[[TestVm], None] | None, vm: TestVm) -> None:
+        if remember:
+            remember(vm)
         self._config.hook.pytest_propolis_vm_created(vm=vm, config=self._config)
 
 
@@ -116,10 +116,16 @@ def propolis(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """The run: settings, guests, host, and VM factories of any scope."""
     # The host is let go when the session ends (session/end_of_run.py). Here it would be too early: whether the last
     # test has failed, and its VMs are to stay, is known only when all fixtures have ended.
-    settings = request.config.stash[SETTINGS]
-    log_dir = settings.log_dir or tmp_path_factory.getbasetemp() / "propolis"
-    return Run(request.config, settings, log_dir=log_dir)
+    config = request.config
+    if RUN not in config.stash:  # the fixture is set up again where the last test is run again
+        settings = config.stash[SETTINGS]
+        log_dir = settings.log_dir or tmp_path_factory.getbasetemp() / "propolis"
+        config.stash[RUN] = Run(config, settings, log_dir=log_dir)
+    return config.stash[RUN]
 
+
+RUN: Final[pytest.StashKey[Run]] = pytest.StashKey()
+"""Where a config keeps its process's run: it has one host, however often the session's fixtures are set up."""
 
 SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
 """Where a config keeps the run's settings."""
