@@ -153,6 +153,14 @@ def pytest_fixture_setup(
     return (yield)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
+    """Before pytest's own, which enters the debugger."""
+    from .report.debugger import introduce_vms
+
+    introduce_vms(node)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
@@ -166,7 +174,7 @@ def pytest_runtest_makereport(
         with guarded(item.config, "shortening a traceback"):
             shorten(call.excinfo)
     report = yield
-    from .session.stash import HOSTS, RETENTION_POLICY
+    from .session.stash import HOSTS, RETENTION_POLICY, VMS
 
     if any(host.was_up for host in item.config.stash.get(HOSTS, ())):
         from .distribution.interruption import VMS_ATTRIBUTE
@@ -175,7 +183,7 @@ def pytest_runtest_makereport(
     if policy := item.config.stash.get(RETENTION_POLICY, None):
         with guarded(item.config, "deciding which VMs stay"):
             policy.note(item, report)
-    if report.failed:
+    if VMS in item.stash:
         from .report.failure import add_sections
 
         with guarded(item.config, "describing the VMs of a failed test"):

@@ -39,5 +39,7 @@ class Micro(GuestAdapter):
 
     async def log_in(self, console: Console) -> None:
         await console.transcript.wait_for("~ # ")
+        typed_at = console.transcript.end
         await console.send(SET_UP)
         await console.transcript.wait_for("micro-is-up\n")
+        console.transcript.hide(typed_at)

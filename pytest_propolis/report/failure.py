@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from _pytest._code.code import ExceptionRepr
 
 from ..errors import PropolisError
 from ..session.guard import guarded
@@ -26,14 +27,29 @@ STATE_TIMEOUT_S: Final = 1.0
 def add_sections(
     item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException] | None, report: pytest.TestReport
 ) -> None:
-    """Add a section for each VM of a failed test."""
+    """Add a section for each VM of a failed test. After the test's teardown its VMs are forgotten."""
     policy = item.config.stash.get(RETENTION_POLICY, None)
     stays = policy is not None and policy.settings.keep != "never"
     shown = dict(_tails(excinfo.value)) if excinfo else {}
-    for vm in item.stash.get(VMS, []):
+    for vm in item.stash.get(VMS, []) if report.failed else ():
         with guarded(item.config, f"describing VM {vm.name!r} of {item.nodeid}"):
             lines = describe(vm, shown=shown.get(vm.name, ()), stays=stays)
-            report.sections.append((f"propolis VM {vm.name!r}", "\n".join(lines)))
+            _add_section(report, f"propolis VM {vm.name!r}", "\n".join(lines))
+    if report.when == "teardown" and VMS in item.stash:
+        del item.stash[VMS]
+
+
+def _add_section(report: pytest.TestReport, title: str, content: str) -> None:
+    """Add a section where every consumer of the report finds it.
+
+    Terminals alone show `report.sections`; IDEs, JUnit files and Allure take the text of the failure itself.
+    """
+    if isinstance(report.longrepr, ExceptionRepr):
+        report.longrepr.addsection(title, content)
+    elif isinstance(report.longrepr, str):
+        report.longrepr = f"{report.longrepr}\n{f' {title} '.center(80, '-')}\n{content}"
+    else:
+        report.sections.append((title, content))
 
 
 def describe(vm: TestVm, *, shown: tuple[str, ...] = (), stays: bool = False) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from ..errors import AgentError, PropolisError
 from .guard import guarded
-from .stash import GUARD, HOSTS, INTERRUPTION, SETTINGS
+from .stash import GUARD, HOSTS, INTERRUPTION, RETENTION_POLICY, SETTINGS
 
 if TYPE_CHECKING:
     from ..agent_api.messages import KeptListed
@@ -115,7 +115,9 @@ class EndOfRun:
 
 
 def _let_go(config: pytest.Config) -> None:
-    """Let go of this process's hosts: what it still owns there is released."""
+    """Let go of this process's hosts: what it still owns there is released, but for what is to be kept."""
+    if policy := config.stash.get(RETENTION_POLICY, None):
+        policy.finish()
     for host in config.stash.get(HOSTS, ()):
         with contextlib.suppress(AgentError):  # what is left is found by the audit
             host.close()

@@ -36,8 +36,6 @@ class Run:
     def __init__(self, config: pytest.Config, settings: Settings, *, log_dir: Path) -> None:
         self.settings = settings
         self.log_dir = log_dir
-        self.shared_vms: list[TestVm] = []
-        """VMs that belong to no single test."""
         self._config = config
         self._shared_groups = itertools.count(1)
 
@@ -85,8 +83,9 @@ class Run:
             from .pausing import pauser
 
             pause = pauser(self._config)
-        self._config.stash[RETENTION_POLICY] = RetentionPolicy(self.settings, pause)
-        return self._config.stash[RETENTION_POLICY]
+        policy = self._config.stash[RETENTION_POLICY] = RetentionPolicy(self.settings, pause)
+        self._config.pluginmanager.register(policy, "propolis-retention")
+        return policy
 
     def vm_factory(
         self,
@@ -125,9 +124,10 @@ class Run:
             log_dir=self.log_dir / name,
             progress=progress_printer(self._config),
             teardown=self.keeper.ending(test),
-            made=partial(self._made, made or self.shared_vms.append),
+            made=partial(self._made, made),
         )
 
-    def _made(self, remember: Callable[[TestVm], None], vm: TestVm) -> None:
-        remember(vm)
+    def _made(self, remember: Callable[[TestVm], None] | None, vm: TestVm) -> None:
+        if remember:
+            remember(vm)
         self._config.hook.pytest_propolis_vm_created(vm=vm, config=self._config)

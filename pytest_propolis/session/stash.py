@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from ..vm.vm import TestVm
     from .guard import Guard
     from .retention import RetentionPolicy
+    from .run import Run
     from .signals import Interruption
 
-__all__ = ["GUARD", "HOSTS", "INTERRUPTION", "PLACEMENTS", "RETENTION_POLICY", "RUNNING_TEST", "SETTINGS", "VMS"]
+__all__ = ["GUARD", "HOSTS", "INTERRUPTION", "PLACEMENTS", "RETENTION_POLICY", "RUN", "RUNNING_TEST", "SETTINGS", "VMS"]
 
 GUARD: Final[pytest.StashKey[Guard]] = pytest.StashKey()
 """In a config: what keeps an error of this plugin's from ending the session."""
@@ -30,6 +31,9 @@ PLACEMENTS: Final[pytest.StashKey[dict[str, tuple[str, ...]]]] = pytest.StashKey
 
 RETENTION_POLICY: Final[pytest.StashKey[RetentionPolicy]] = pytest.StashKey()
 """In a config: which VMs stay after their tests, once a test has asked for VMs."""
+
+RUN: Final[pytest.StashKey[Run]] = pytest.StashKey()
+"""In a config: its process's run, however often the session's fixtures are set up."""
 
 RUNNING_TEST: Final[pytest.StashKey[str]] = pytest.StashKey()
 """In a config: the node id of the test that runs."""

@@ -296,6 +296,21 @@ class TestVm:
         with self.phases.during("first command"):
             return await self.shell.run(command, timeout_s=timeout_s, check=check)
 
+    def debug(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
+        """Run a shell command from a debugger's prompt after a test has failed (``--pdb``), and return what it wrote.
+
+        The command's status is not checked. Elsewhere, await `run`.
+
+        :raises ConfigError: when the VM's event loop runs, as at a breakpoint inside of a test, or is closed.
+        """
+        if self._loop.is_running() or self._loop.is_closed():
+            raise ConfigError(
+                "its event loop runs" if self._loop.is_running() else "its event loop is closed",
+                vm=self.name,
+                hint=f"await `run` in the test, or use `propolis console {self.id}` in another terminal",
+            )
+        return self._loop.run_until_complete(self.run(command, timeout_s=timeout_s, check=False))
+
     @contextlib.asynccontextmanager
     async def interactive(self, *, timeout_s: float = OUTPUT_TIMEOUT_S) -> AsyncIterator[Console]:
         """The console as a terminal with the user's own shell: for programs that need one, job control, prompts.
@@ -473,6 +488,7 @@ class TestVm:
         if self._forked is not None:
             self._shell.resume(self._forked.vm.session, self._forked.waking)
             self.boot_log = (await self._console.wait_for(BOUNDARY, timeout_s=OUTPUT_TIMEOUT_S)).before
+            self._console.transcript.hide(0)  # another VM's boot, which went well
 
     async def _follow(self, moved: SerialConsoleMoved) -> ClientConnection:
         try:
@@ -514,7 +530,8 @@ class TestVm:
         return self._client
 
     def _require_loop(self) -> None:
-        if asyncio.get_running_loop() is not self._loop:
+        # A debugger's prompt has no running loop: what needs none works there, and `debug` runs what does.
+        if asyncio._get_running_loop() not in (None, self._loop):
             raise ConfigError(
                 "it was made in another event loop than this test runs in",
                 vm=self.name,
