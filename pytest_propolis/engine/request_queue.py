@@ -177,10 +177,6 @@ class RequestQueue:
         return len(self._state_changes) + len(self._component_changes)
 
     @property
-    def is_empty(self) -> bool:
-        return not len(self)
-
-    @property
     def state(self) -> QueueState:
         return self._state
 

@@ -7,7 +7,6 @@ no event loop, because event loops come and go with tests.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 from pathlib import Path
@@ -59,13 +58,6 @@ class Lifeline:
             connection.close()
             raise
         return cls(connection, path)
-
-    async def closed_by_agent(self) -> None:
-        """Wait until the agent ends the connection."""
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(OSError):
-            while await loop.sock_recv(self._connection, 4096):
-                pass
 
     @property
     def is_broken(self) -> bool:

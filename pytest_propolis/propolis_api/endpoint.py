@@ -33,7 +33,9 @@ class Endpoint:
         if not address:
             raise ValueError("the address is empty")
         if not address.startswith(_UNIX):
-            return cls(base_url=address if "://" in address else f"http://{address}")
+            url = address if "://" in address else f"http://{address}"
+            _require_host(url)
+            return cls(base_url=url)
         socket, _, path = address.removeprefix(_UNIX).partition("/")
         if not socket:
             raise ValueError(f"{address} names no socket")
@@ -56,3 +58,14 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"{self.base_url} (socket {self.uds})" if self.uds else self.base_url
+
+
+def _require_host(url: str) -> None:
+    """
+    :raises ValueError: when a URL has no host to connect to, or an impossible port.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError(f"{url} has no scheme, host and port to connect to")
+    if not url.isprintable() or " " in url:
+        raise ValueError(f"{url!r} has characters that no URL has")

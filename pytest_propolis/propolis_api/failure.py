@@ -16,6 +16,7 @@ __all__ = ["api_error", "unanswered", "unreadable"]
 
 _QUOTED_BYTES: Final = 300
 _HINTS: Final[Mapping[int, str]] = {
+    400: "the server cannot do what was asked for: correct what the message names",
     403: "the instance's state does not allow this now: wait for another state, and ask again",
     404: "compare the name with the keys of the instance's spec",
     409: "the server has an instance already: stop it and wait for Destroyed, or use another server",

@@ -21,7 +21,8 @@ ArtifactSource: TypeAlias = LocalFile | WheelMember | DebianBuild
 """Where the content of an artifact comes from.
 
 An artifact travels to the agent of its host as a message, so this set is closed: a new kind of source is written in
-`sources`, with the same ``fetch``, and added here."""
+`sources`, added here, and got by `ArtifactStore`: it uses a local file where it is, builds a Debian system, and fetches
+a wheel's member."""
 
 
 @dataclass(frozen=True, slots=True)

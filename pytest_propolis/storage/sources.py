@@ -41,11 +41,6 @@ class LocalFile(msgspec.Struct, frozen=True, tag="local-file"):
     def __str__(self) -> str:
         return f"local file {self.path}"
 
-    async def fetch(self, destination: Path, progress: Progress, *, shelf: Path) -> None:
-        """Copy the file."""
-        progress(f"copying {self.path}")
-        await copy(self.readable(), destination)
-
     def readable(self) -> Path:
         """Return the path.
 

@@ -239,6 +239,14 @@ async def test_an_observer_of_the_last_vm_is_told_that_it_is_gone(rig: EngineRig
     assert (answer.status_code, answer.json()["error_code"]) == (410, "NoInstance")
 
 
+async def test_a_guest_s_reset_is_carried_out_after_the_host_s_clock_was_set_back(running: EngineRig) -> None:
+    await running.put("Reboot")
+    assert await running.wait_for(InstanceState.RUNNING, gen=5) == 5
+    await running.type("clock back")
+    await running.type("reset")
+    assert await running.wait_for(InstanceState.RUNNING, gen=7) == 7
+
+
 @pytest.mark.skipif(find_firmware() is None, reason="there is no UEFI firmware (package ovmf)")
 async def test_a_kernel_without_an_efi_stub_is_refused_before_uefi_starts(tmp_path: Path) -> None:
     kernel = tmp_path / "vmlinuz"

@@ -105,14 +105,14 @@ class Machine:
         self.stopped_s = 0.0
         self.resumed_s = 0.0
         self._monitor = QMPClient("engine")
-        self._listener = EventListener(names={"SHUTDOWN", "GUEST_PANICKED", "STOP", "RESUME", "BLOCK_IO_ERROR"})
+        self._listener = EventListener(
+            names={"SHUTDOWN", "RESET", "GUEST_PANICKED", "STOP", "RESUME", "BLOCK_IO_ERROR"}
+        )
         self._process: Child | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._closing = False
         self._power = asyncio.Lock()
         self._shall_run = False
-        self._reset_s = 0.0
-        """When the machine was last reset, by QEMU's clock for events."""
 
     @property
     def pid(self) -> int | None:
@@ -259,21 +259,23 @@ class Machine:
             self._process.signal(number)
 
     async def _watch_events(self) -> None:
+        number = 0
         async for event in self._listener:
-            data = event.get("data", {})
-            if event["event"] == "GUEST_PANICKED":
-                self.panics += 1
-                self._on_event(GuestEvent.PANICKED)
-            elif event["event"] == "BLOCK_IO_ERROR":
-                self._take_disk_error(data)
-            elif event["event"] == "STOP":
-                self.stopped_s = _time_s(event)
-            elif event["event"] == "RESUME":
-                self.resumed_s = _time_s(event)
-            elif isinstance(data, dict) and data.get("reason") == "guest-reset":
-                await self._reset_for_the_guest(asked_s=_time_s(event))
-            elif isinstance(data, dict) and data.get("guest"):
-                self._on_event(GuestEvent.SHUTDOWN)
+            number += 1
+            match event:
+                case {"event": "GUEST_PANICKED"}:
+                    self.panics += 1
+                    self._on_event(GuestEvent.PANICKED)
+                case {"event": "BLOCK_IO_ERROR", "data": data}:
+                    self._take_disk_error(data)
+                case {"event": "STOP"}:
+                    self.stopped_s = _time_s(event)
+                case {"event": "RESUME"}:
+                    self.resumed_s = _time_s(event)
+                case {"event": "SHUTDOWN", "data": {"reason": "guest-reset"}}:
+                    await self._reset_for_the_guest(number)
+                case {"event": "SHUTDOWN", "data": {"guest": True}}:
+                    self._on_event(GuestEvent.SHUTDOWN)
 
     def _take_disk_error(self, data: Any) -> None:
         if data["action"] != "stop" or self.disk_error is not None:
@@ -283,11 +285,16 @@ class Machine:
         self.disk_error = DiskError(node, bool(data.get("nospace")), str(data.get("reason", "")))
         self._on_event(GuestEvent.DISK_FAILED)
 
-    async def _reset_for_the_guest(self, *, asked_s: float) -> None:
+    async def _reset_for_the_guest(self, number: int) -> None:
+        """Carry out a reset that the guest asked for.
+
+        :param number: how many events had come when it did.
+        """
         try:
             async with self._power:
                 # Not to be told by QEMU's state: a guest that is stopped in this moment is paused, and not shut down.
-                if self._reset_s > asked_s:
+                # Nor by the events' times: the host's clock may be set back.
+                if any(later["event"] == "RESET" for later in self._listener.history[number:]):
                     return  # a reset from outside has come first
                 await self._reset()
         except MachineError as error:
@@ -322,7 +329,6 @@ class Machine:
                 await self.next_event(resets)
         except TimeoutError:
             raise MachineError(f"QEMU has not reset the machine for {COMMAND_TIMEOUT_S:.0f} s") from None
-        self._reset_s = _time_s(resets.history[-1])
 
     async def _is_shut_down(self) -> bool:
         return bool((await self.execute("query-status"))["status"] == "shutdown")

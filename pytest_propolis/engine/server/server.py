@@ -33,6 +33,7 @@ from ...propolis_api import (
     ReplaceResult,
     WaitingForMigrationSource,
 )
+from ...propolis_api.endpoint import Endpoint
 from ..migration.failure import MigrationFailed
 from ..migration.protocol import MigrationChannel
 from ..migration.websocket import AcceptedConnection
@@ -50,6 +51,7 @@ from .dropshot_errors import (
     VM_DESTROYED,
     ErrorResponse,
     backend_not_found,
+    bad_request,
     crucible_error,
     initialization_failed,
     never_published,
@@ -95,6 +97,7 @@ class VmServer:
             raise HttpError(ALREADY_INITIALIZED)
         init = request.init
         if isinstance(init, MigrationTargetInit):
+            _require_address(init.value.src_addr)
             vm = self._maker.to_come(request.properties, init)
         else:
             vm = self._maker.new(request.properties, init.value.spec)
@@ -310,3 +313,13 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
     while not task.done():
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait([task])
+
+
+def _require_address(src_addr: str) -> None:
+    """
+    :raises HttpError: 400 when no server can be at that address.
+    """
+    try:
+        Endpoint.at(src_addr)
+    except ValueError as error:
+        raise HttpError(bad_request(f"unable to parse JSON body: init.value.src_addr: {error}")) from None
