@@ -7,6 +7,7 @@ no event loop, because event loops come and go with tests.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from pathlib import Path

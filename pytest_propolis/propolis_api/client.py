@@ -31,6 +31,7 @@ from . import (
 from .endpoint import Endpoint
 from .failure import api_error, unanswered, unreadable
 from .http import HttpAnswer
+from .serial import NOTICES_HEADER
 from .transport import WebSocketOpening, http_client, open_websocket
 
 __all__ = [
@@ -144,7 +145,9 @@ class PropolisClient:
         any size. Without an active instance propolis-server accepts it and drops it at once.
         """
         query = {"from_start": from_start, "most_recent": most_recent}
-        return WebSocketOpening(lambda: self._upgrade("instance_serial", "/instance/serial", query))
+        return WebSocketOpening(
+            lambda: self._upgrade("instance_serial", "/instance/serial", query, headers={NOTICES_HEADER: "1"})
+        )
 
     def instance_migrate_start(self, migration_id: UUID) -> WebSocketOpening:
         """Begin to migrate the instance out: websocket /instance/migrate/{id}/start. For other servers, not for tests.
@@ -221,10 +224,12 @@ class PropolisClient:
             raise api_error(response.status, response.content, vm=self.vm, operation=operation)
         return response
 
-    async def _upgrade(self, operation: str, path: str, query: Mapping[str, int | None]) -> ClientConnection:
+    async def _upgrade(
+        self, operation: str, path: str, query: Mapping[str, int | None], *, headers: Mapping[str, str] | None = None
+    ) -> ClientConnection:
         began = time.monotonic()
         try:
-            return await open_websocket(self.endpoint, path, _given(query))
+            return await open_websocket(self.endpoint, path, _given(query), headers=headers)
         except InvalidStatus as error:
             content = bytes(error.response.body or b"")
             raise api_error(error.response.status_code, content, vm=self.vm, operation=operation) from error

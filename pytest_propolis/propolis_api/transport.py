@@ -27,7 +27,9 @@ def http_client(endpoint: Endpoint) -> HttpClient:
     return HttpClient(endpoint, headers=_HEADERS)
 
 
-async def open_websocket(endpoint: Endpoint, path: str, query: Mapping[str, int]) -> ClientConnection:
+async def open_websocket(
+    endpoint: Endpoint, path: str, query: Mapping[str, int], *, headers: Mapping[str, str] | None = None
+) -> ClientConnection:
     """A websocket without compression, pings or a limit on the size of its frames.
 
     :raises OSError: TimeoutError among them, when nothing answers.
@@ -36,7 +38,7 @@ async def open_websocket(endpoint: Endpoint, path: str, query: Mapping[str, int]
     base = "ws" + endpoint.base_url.removeprefix("http").rstrip("/")
     uri = f"{base}{path}?{urlencode(query)}" if query else base + path
     options: dict[str, Any] = {
-        "additional_headers": _HEADERS,
+        "additional_headers": {**_HEADERS, **(headers or {})},
         "compression": None,
         "proxy": None,
         "open_timeout": CONNECT_TIMEOUT_S,

@@ -27,6 +27,9 @@ __all__ = [
     "split_disks",
 ]
 
+KERNEL_COMMAND_LINE_BYTES = 2047
+"""What x86 Linux takes; with more it never says a word."""
+
 MIB: Final = 1 << 20
 LOADER_HINT: Final = "choose firmware='uefi' without a boot order, or name a disk with a boot loader in boot_order"
 
@@ -177,10 +180,18 @@ def _has_boot_loader(guest: GuestAdapter) -> bool:
 
 
 def _kernel(config: VmConfig, guest: GuestAdapter, image: ReadyImage) -> DirectKernel:
+    command_line = f"{guest.image.command_line} {config.kernel_arguments}".strip()
+    if len(command_line.encode()) > KERNEL_COMMAND_LINE_BYTES:
+        raise _error(
+            config,
+            f"the kernel's command line has {len(command_line.encode())} bytes, and Linux takes at most"
+            f" {KERNEL_COMMAND_LINE_BYTES}",
+            "shorten kernel_arguments",
+        )
     return DirectKernel(
         kernel=str(image.kernel),
         initrd=str(image.initrd) if image.initrd else None,
-        command_line=f"{guest.image.command_line} {config.kernel_arguments}".strip(),
+        command_line=command_line,
     )
 
 

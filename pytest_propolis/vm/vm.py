@@ -64,6 +64,8 @@ STATE_TIMEOUT_S: Final = 60.0
 COMMAND_TIMEOUT_S: Final = 300.0
 OUTPUT_TIMEOUT_S: Final = 60.0
 HAND_OVER_TIMEOUT_S: Final = 15.0
+REBOOT_TIMEOUT_S: Final = 5.0
+"""How long a reboot command may take to fail; a guest that takes longer is waited for as one that boots."""
 DESTROY_TIMEOUT_S: Final = 5.0
 LAST_STATE_TIMEOUT_S: Final = 2.0
 ENDING: Final = TERMINAL | {InstanceState.STOPPING, InstanceState.STOPPED}
@@ -183,8 +185,9 @@ class TestVm:
                     self._forked = None  # what comes now is a boot
         except TimeoutError:
             raise self._boot_error("did not come up to a login", waited_s=limit_s) from None
-        except ConsoleClosed:
-            raise self._boot_error(f"stopped while it booted (state {await self._last_state()})") from None
+        except ConsoleClosed as error:
+            state = await self._last_state()
+            raise self._boot_error(f"stopped while it booted (state {state}): {error.message}") from None
 
     async def _log_in(self, limit_s: float) -> None:
         with self.phases.during("login"):
@@ -214,8 +217,11 @@ class TestVm:
 
         :raises BootError: when it does not come up again.
         """
-        await self.shell.run_detached(self.guest.reboot_command)
-        self._forget_shell()
+        shell = self.shell
+        await shell.run_detached(self.guest.reboot_command)
+        self.console.transcript.skip()
+        await shell.until_left(timeout_s=REBOOT_TIMEOUT_S)
+        self._forget_shell(skipping=False)
         await self.wait_to_boot()
 
     async def migrate_from(
@@ -507,6 +513,9 @@ class TestVm:
             return
         self._console, source._console = source._console, None
         self._shell, source._shell = source._shell, None
+        self._console.belongs_to(self.name)
+        if self._shell is not None:
+            self._shell.belongs_to(self.name)
         await self._resources.enter_async_context(source._resources.pop_all())
 
     def _state_error(self, wanted: InstanceState, seen: InstanceState | None) -> VmStateError:
@@ -539,10 +548,14 @@ class TestVm:
                 ' as in @pytest.mark.asyncio(loop_scope="module")',
             )
 
-    def _forget_shell(self) -> None:
-        """From here on, nothing that the console showed before counts."""
+    def _forget_shell(self, *, skipping: bool = True) -> None:
+        """Forget the read-eval loop.
+
+        :param skipping: from here on, nothing that the console showed before counts.
+        """
         self._forked = None
-        self.console.transcript.skip()
+        if skipping:
+            self.console.transcript.skip()
         self._shell = Shell(self.console, vm=self.name)
 
     async def _last_state(self) -> str:

@@ -302,6 +302,7 @@ class Machine:
             self._on_event(GuestEvent.EXITED)
         else:
             self._on_event(GuestEvent.RESET)
+            self.serial.announce_reset()
 
     async def _reset(self) -> None:
         # The guest stands still meanwhile: it must not run between QEMU's reset and the rest of it.
@@ -335,8 +336,9 @@ class Machine:
 
     async def _watch_process(self) -> None:
         assert self._process is not None
-        await self._process.wait()
+        status = await self._process.wait()
         if not self._closing:
+            self.serial.end_reason = _end_reason(status)
             self._on_event(GuestEvent.EXITED)
 
     def _open_log(self) -> IO[bytes]:
@@ -353,6 +355,15 @@ class Machine:
             lines = [line for line in self._log_path.read_text(errors="replace").splitlines() if "warning:" not in line]
             return "\n".join(lines[-5:])
         return ""
+
+
+def _end_reason(status: int) -> str:
+    """How QEMU ended, in the 123 octets that a websocket's close has for it."""
+    if status == -signal.SIGKILL:
+        return "QEMU was killed by SIGKILL; is the host or its container out of memory?"
+    if status < 0:
+        return f"QEMU was ended by signal {signal.Signals(-status).name}"
+    return f"QEMU ended by itself with status {status}"
 
 
 def _time_s(event: Mapping[str, Any]) -> float:

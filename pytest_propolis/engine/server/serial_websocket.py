@@ -8,6 +8,7 @@ from typing import Final
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from ...propolis_api.serial import NOTICES_HEADER
 from ..qemu.serial_history import HistoryGap
 from ..qemu.serial_port import SerialPort
 
@@ -34,12 +35,13 @@ async def serve_serial(websocket: WebSocket, port: SerialPort, offset: int) -> N
     client = _Client(websocket, port)
     typing = asyncio.create_task(client.type())
     output = asyncio.create_task(client.show(offset))
+    resets = asyncio.create_task(client.announce_resets())
     try:
         await asyncio.wait([typing, output], return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (typing, output):
+        for task in (typing, output, resets):
             task.cancel()
-        await asyncio.gather(typing, output, return_exceptions=True)
+        await asyncio.gather(typing, output, resets, return_exceptions=True)
 
 
 def _bounded(reason: str) -> str:
@@ -75,11 +77,26 @@ class _Client:
                 offset += len(data)
                 sent_s = loop.time()
             if port.moved_to is None:
-                await self._websocket.close(GOING_AWAY, _bounded(port.end_reason or "VM stopped"))
+                await self._websocket.close(GOING_AWAY, _bounded(port.end_reason))
             else:
                 moved = {"destination": port.moved_to, "from_start": offset, "typed": self._typed}
                 await self._websocket.send_json({"Migrating": moved})
                 await self._websocket.close()
+
+    async def announce_resets(self) -> None:
+        """Tell the client of resets by the guest, if it has asked for that: upstream's messages are a closed set."""
+        if NOTICES_HEADER not in self._websocket.headers:
+            return
+        reset = asyncio.Event()
+        listener = reset.set
+        self._port.listeners.add(listener)
+        try:
+            while await reset.wait():
+                reset.clear()
+                with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+                    await self._websocket.send_json({"GuestReset": {}})
+        finally:
+            self._port.listeners.discard(listener)
 
     async def type(self) -> None:
         with contextlib.suppress(OSError):

@@ -265,7 +265,7 @@ class VmServer:
             vm.active = True
             vm.initialized.set_result(None)
             outcome = await vm.driver.run(vm.machine)
-            vm.machine.serial.end_reason = vm.disk_error
+            vm.machine.serial.end_reason = vm.disk_error or vm.machine.serial.end_reason
         except (MachineError, MigrationFailed, HttpError, PropolisError) as error:
             vm.initialized.set_exception(error)
         except asyncio.CancelledError:
