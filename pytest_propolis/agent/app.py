@@ -44,6 +44,7 @@ from ..errors import PropolisError
 from ..ledger.ledger import Ledger
 from ..storage.store import template_directory
 from .disk_images import allowed_image_directories
+from .fork_routes import ForkRoutes
 from .hypervisor import HypervisorFinder
 from .images import ImageMaker
 from .registry import ResourceRegistry
@@ -100,6 +101,7 @@ class AgentApp:
                 Route("/vms", self._list_vms, methods=["GET"]),
                 Route("/vms", self._create_vm, methods=["POST"]),
                 Route("/vms/{id}", self._remove_vm, methods=["DELETE"]),
+                *ForkRoutes(self.account, _client).routes,
                 *VmExtensions(self._find_server).routes,
                 Mount("/vms/{id}", app=self._propolis_api),
             ],

@@ -15,6 +15,7 @@ from ..engine.templates.restored_machine import RestoredMachine
 from ..errors import ConfigError
 from ..ledger.entry import Entry
 from ..ledger.writer import LedgerWriter
+from .image_forks import OwnedFork
 
 __all__ = ["ClientResources", "OwnedVm"]
 
@@ -68,6 +69,7 @@ class ClientResources:
     forget_promise: Callable[[str], None]
     vms: dict[str, OwnedVm] = field(default_factory=dict)
     disks: dict[str, Entry] = field(default_factory=dict)
+    forks: dict[str, OwnedFork] = field(default_factory=dict)
     lifelines: int = 1
     left: bool = False
     kept: Kept | None = None
@@ -98,6 +100,7 @@ class ClientResources:
 
     def listed_kept(self, key: str, kept: Kept) -> KeptListed:
         disks = [KeptDisk(id=disk_id, path=entry.what["path"]) for disk_id, entry in self.disks.items()]
+        disks += [KeptDisk(id=fork.id, path=str(fork.fork.path)) for fork in self.forks.values()]
         disks += [KeptDisk(id=vm.id, path=str(path)) for vm in self.vms.values() for path in vm.disks]
         return KeptListed(id=key, kept=kept, vms=self.listed_vms(), disks=tuple(disks))
 
@@ -117,6 +120,11 @@ class ClientResources:
         if entry := self.disks.pop(disk_id, None):
             Path(entry.what["path"]).unlink(missing_ok=True)
             self.books.gone(entry)
+
+    async def remove_fork(self, fork_id: str) -> None:
+        """Remove a fork that no VM has open. What is gone is fine."""
+        if fork := self.forks.pop(fork_id, None):
+            await fork.remove()
 
     async def _end(self, vm: OwnedVm) -> None:
         try:

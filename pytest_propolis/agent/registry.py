@@ -19,6 +19,7 @@ from ..agent_api.messages import (
     CreateDisk,
     CreateVm,
     DiskCreated,
+    ForkImage,
     Keep,
     KeptListed,
     ResourceIds,
@@ -41,6 +42,7 @@ from .disk_images import allowed_image_directories, make_image, require_absolute
 from .disk_space import DiskSpace
 from .fork_starter import ForkStarter
 from .hypervisor import Hypervisor, HypervisorFinder
+from .image_forks import OwnedFork, fork_of, require_fork
 from .standby import Standby
 
 __all__ = ["ResourceRegistry"]
@@ -232,11 +234,34 @@ class ResourceRegistry:
         holdings.disks[disk_id] = entry
         return DiskCreated(id=disk_id, path=str(path))
 
+    async def fork_image(self, client: str, request: ForkImage) -> OwnedFork:
+        """Make a writable fork of an image, by the best provider that its place allows: `fork_of`."""
+        qemu_img = (await self._platforms.find()).qemu.img
+        holdings = self._holdings(client)
+        books = LedgerWriter(self._ledger, holdings.books.owner)
+        allowed = allowed_image_directories(self._config)
+        fork = await fork_of(request, space=self._space, books=books, qemu_img=qemu_img, allowed=allowed)
+        if holdings.left:
+            await fork.remove()
+            raise AgentError(f"client {client!r} left while its image was forked")
+        holdings.forks[fork.id] = fork
+        return fork
+
+    def find_fork(self, client: str, fork_id: str) -> OwnedFork:
+        """
+        :raises AgentError: when the client has no such fork.
+        """
+        return require_fork(self._holdings(client).forks.get(fork_id), fork_id)
+
     async def remove_disk(self, client: str, disk_id: str) -> None:
-        """Remove a fork, once the client's VMs that are about to end have let go of it. What is gone is fine."""
+        """Remove a disk or a fork, once those VMs of the client's that are about to end have let go of it.
+
+        What is gone is fine.
+        """
         holdings = self._holdings(client)
         await holdings.closings()
         holdings.remove_disk(disk_id)
+        await holdings.remove_fork(disk_id)
 
     async def remove(self, client: str, belongings: ResourceIds) -> None:
         """Remove VMs and then disks, in the order that `release` has. What is gone already is passed over."""
@@ -261,10 +286,11 @@ class ResourceRegistry:
         except BaseException:
             giver.vms |= taker.vms
             giver.disks |= taker.disks
+            giver.forks |= taker.forks
             raise
         for vm in taker.vms.values():
             vm.client = key
-        if taker.vms or taker.disks:
+        if taker.vms or taker.disks or taker.forks:
             self._clients[key] = taker
         return taker.listed_kept(key, kept)
 
@@ -280,6 +306,10 @@ class ResourceRegistry:
                 self._ledger.hand_over(entry, taker.books.owner)
                 taker.disks[disk_id] = self._ledger.keep(entry, kept.until, reason=kept.reason)
                 del giver.disks[disk_id]
+            if fork := giver.forks.pop(disk_id, None):
+                fork.books.hand_over(taker.books.owner)
+                fork.entry = self._ledger.keep(fork.entry, kept.until, reason=kept.reason)
+                taker.forks[disk_id] = fork
 
     async def released(self, client: str) -> None:
         """Wait until all that a client owned is released. One that is not known has nothing."""
@@ -302,6 +332,7 @@ class ResourceRegistry:
         await _all(partial(holdings.close, vm) for vm in list(holdings.vms.values()))
         for disk_id in list(holdings.disks):
             holdings.remove_disk(disk_id)
+        await _all(partial(holdings.remove_fork, fork_id) for fork_id in list(holdings.forks))
         if all(other.kept for other in self._clients.values() if other is not holdings):
             await self.standby.rest()  # what was kept needs none
         self._clients.pop(client, None)

@@ -26,8 +26,10 @@ __all__ = [
     "Departed",
     "DiskCreated",
     "Fault",
+    "ForkImage",
     "ForkVm",
     "FreezeVm",
+    "ImageForked",
     "ImageNeeded",
     "Keep",
     "KeptDisk",
@@ -180,6 +182,36 @@ class CreateDisk(msgspec.Struct, frozen=True, kw_only=True):
     image_format: str | None = None
     size_bytes: int | None = None
     block_size: int = 512
+
+
+class ForkImage(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a writable fork of an image, which is a resource of its own: no VM is needed for it.
+
+    :param image: path of the image on the agent's host, or of its ZFS volume; it must not change while forks live.
+    :param image_format: ``qcow2`` or ``raw``.
+    :param providers: the names of the providers that will do; any, if empty.
+    """
+
+    image: str
+    image_format: str = "qcow2"
+    providers: tuple[str, ...] = ()
+
+
+class ImageForked(msgspec.Struct, frozen=True, kw_only=True):
+    """The fork: a file or a block device on the agent's host that belongs to the client.
+
+    :param size_bytes: the size of the disk that a guest sees.
+    :param note: what a person should know of the way that was chosen; empty if nothing.
+    """
+
+    id: str
+    path: str
+    format: str
+    provider: str
+    origin: str
+    size_bytes: int
+    dataset: str | None = None
+    note: str = ""
 
 
 class DiskCreated(msgspec.Struct, frozen=True, kw_only=True):

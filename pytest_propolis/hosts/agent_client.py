@@ -9,6 +9,7 @@ from http import HTTPStatus
 from pathlib import Path
 from types import NoneType
 from typing import Any, Final, Self, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
@@ -22,8 +23,10 @@ from ..agent_api.messages import (
     Departed,
     DiskCreated,
     Fault,
+    ForkImage,
     ForkVm,
     FreezeVm,
+    ImageForked,
     ImageNeeded,
     Keep,
     KeptListed,
@@ -142,6 +145,32 @@ class AsyncAgentClient:
     async def remove_disk(self, disk_id: str) -> None:
         await self._call("DELETE", f"/disks/{disk_id}", NoneType)
 
+    async def fork_image(self, request: ForkImage) -> ImageForked:
+        """Have an image forked.
+
+        :raises CapabilityMissing: when no provider that will do can fork it, with the reason of each.
+        """
+        return await self._call("POST", "/image-forks", ImageForked, request)
+
+    async def remove_fork(self, fork_id: str) -> None:
+        await self._call("DELETE", f"/image-forks/{fork_id}", NoneType)
+
+    async def snapshot_fork(self, fork_id: str, name: str) -> None:
+        await self._call("PUT", f"/image-forks/{fork_id}/snapshots/{quote(name, safe='')}", NoneType)
+
+    async def rollback_fork(self, fork_id: str, name: str) -> None:
+        await self._call("PUT", f"/image-forks/{fork_id}/rollback/{quote(name, safe='')}", NoneType)
+
+    async def hash_fork(self, fork_id: str) -> str:
+        """Return the SHA-256 of a fork's whole content, as a guest reads it."""
+        return await self._call("GET", f"/image-forks/{fork_id}/sha256", str)
+
+    async def read_fork(self, fork_id: str, offset: int, length: int) -> bytes:
+        return await self._bytes("GET", f"/image-forks/{fork_id}/content/{offset}/{length}")
+
+    async def write_fork(self, fork_id: str, offset: int, data: bytes) -> None:
+        await self._bytes("PUT", f"/image-forks/{fork_id}/content/{offset}", data)
+
     async def remove(self, belongings: ResourceIds) -> None:
         """Remove VMs and then disks; returns when they are gone. What is gone already is passed over."""
         await self._call("POST", "/removal", NoneType, belongings)
@@ -171,11 +200,16 @@ class AsyncAgentClient:
 
     async def _call(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
         content = None if body is None else msgspec.json.encode(body)
+        return self._answers.decode(await self._bytes(method, path, content) or b"null", kind, f"{method} {path}")
+
+    async def _bytes(self, method: str, path: str, content: bytes | None = None) -> bytes:
         try:
             answer = await self._http.request(method, path, content=content, timeout_s=ANSWER_TIMEOUT_S)
         except OSError as error:
             raise self._answers.lost(error) from None
-        return self._answers.result(answer, kind, f"{method} {path}")
+        if not answer.is_success:
+            raise self._answers.error(answer.status, answer.content, f"{method} {path}")
+        return answer.content
 
 
 class AgentClient:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import time
@@ -13,6 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from ..errors import AgentError
+from ..storage.forks.zfs import remove_clone
 from .entry import Entry, command_line_mark
 from .identity import ProcessIdentity, find_marked
 from .ledger_text import Header
@@ -126,7 +128,12 @@ def _path_of(entry: Entry) -> Path:
     return path
 
 
+def _destroy_zfs_clone(entry: Entry, _run: DeadRun) -> None:
+    """Destroy the clone, if its name is one of this project's; its snapshot goes with the last clone."""
+    asyncio.run(remove_clone(entry.what))
+
+
 CLEANUPS: Final[Mapping[str, Cleanup]] = MappingProxyType(
-    {"process": _undo_process} | dict.fromkeys(_PATH_KINDS, _undo_path)
+    {"process": _undo_process, "zfs-clone": _destroy_zfs_clone} | dict.fromkeys(_PATH_KINDS, _undo_path)
 )
 """What undoes each kind that the reaper knows by itself. Add to a copy: ``{**UNDOERS, "nbd": undo_nbd}``."""

@@ -43,6 +43,16 @@ class LedgerWriter:
             self._ledger.gone(entry)
             raise
 
+    @contextlib.contextmanager
+    def making(self, kind: str, what: Mapping[str, str]) -> Iterator[Entry]:
+        """Make something that is no path inside the block, which leaves nothing of it if it fails."""
+        entry = self._intend(kind, what)
+        try:
+            yield entry
+        except BaseException:
+            self._ledger.gone(entry)
+            raise
+
     def gone(self, entry: Entry) -> None:
         """Something was removed."""
         self._ledger.gone(entry)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..guests.registry import GuestRegistry
     from ..hosts.host import Host
     from ..vm.factory import VmFactory
+    from ..vm.image_fork_factory import ImageForkFactory
     from ..vm.vm import TestVm
 
 __all__ = ["Run"]
@@ -126,6 +127,25 @@ class Run:
             teardown=self.keeper.ending(test),
             made=partial(self._made, made),
         )
+
+    def image_fork_factory(
+        self, *, guest: str | None = None, zfs_only: bool = False
+    ) -> AbstractAsyncContextManager[ImageForkFactory]:
+        """A factory of writable forks of artifacts, which live until its ``async with`` ends.
+
+        :param guest: the guest whose disk is forked where nothing else is asked for; by default that of the settings.
+        :param zfs_only: whether only ZFS will do; else it is the best way that the host allows.
+        """
+        from ..vm.image_fork_factory import ImageForkFactory
+
+        return ImageForkFactory(
+            self.host,
+            guests=self.guests,
+            default=guest or self.settings.guest,
+            boot_timeout_s=self.settings.boot_timeout,
+            progress=progress_printer(self._config),
+            zfs_only=zfs_only,
+        ).opened()
 
     def _made(self, remember: Callable[[TestVm], None] | None, vm: TestVm) -> None:
         if remember:

@@ -33,14 +33,18 @@ class _FileProvider:
     async def _transfer(self, source: Path, target: Path) -> None:
         raise NotImplementedError
 
-    async def fork(self, request: ForkRequest) -> ForkedImage:
+    async def plan(self, request: ForkRequest) -> ForkedImage:
         if not request.image.is_file():
             raise ArtifactMissing(f"there is no disk image {request.image}", hint="check the path, or fetch it again")
-        with _new_file(request.target):
-            await self._transfer(request.image, request.target)
         return ForkedImage(
             provider=self.name, path=request.target, format=request.image_format, origin=request.image.absolute()
         )
+
+    async def fork(self, request: ForkRequest) -> ForkedImage:
+        fork = await self.plan(request)
+        with _new_file(request.target):
+            await self._transfer(request.image, request.target)
+        return fork
 
     async def snapshot(self, fork: ForkedImage, name: str) -> None:
         taken = _snapshots(fork)

@@ -60,6 +60,12 @@ class ForkProvider(Protocol):
     async def obstacle(self, request: ForkRequest) -> str | None:
         """Return why this provider cannot serve the request; None if it can, as far as can be told beforehand."""
 
+    async def plan(self, request: ForkRequest) -> ForkedImage:
+        """Return what `fork` is going to make, so that it can be written down before it exists.
+
+        :raises ArtifactError: when the image is missing.
+        """
+
     async def fork(self, request: ForkRequest) -> ForkedImage:
         """Make a fork. Of a call that fails or is cancelled nothing is left.
 

@@ -30,6 +30,9 @@ class Qcow2Provider:
     async def obstacle(self, request: ForkRequest) -> str | None:
         return None if self._program() else "qemu-img is not on PATH"
 
+    async def plan(self, request: ForkRequest) -> ForkedImage:
+        return ForkedImage(provider=self.name, path=request.target, format="qcow2", origin=request.image.absolute())
+
     async def fork(self, request: ForkRequest) -> ForkedImage:
         await create_overlay(
             qemu_img=self._require_program(),
@@ -37,7 +40,7 @@ class Qcow2Provider:
             overlay=request.target,
             backing_format=request.image_format,
         )
-        return ForkedImage(provider=self.name, path=request.target, format="qcow2", origin=request.image.absolute())
+        return await self.plan(request)
 
     async def snapshot(self, fork: ForkedImage, name: str) -> None:
         if checked_snapshot_name(name) in await self._snapshots(fork):

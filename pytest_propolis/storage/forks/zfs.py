@@ -8,9 +8,10 @@ nothing else in the dataset is touched. Commands go through an `Executor`, becau
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol, final
@@ -91,27 +92,34 @@ class ZfsProvider:
             return error.message
         return None
 
-    async def fork(self, request: ForkRequest) -> ForkedImage:
+    async def plan(self, request: ForkRequest) -> ForkedImage:
         source = await self._dataset_of(request.image)
-        snapshot = await self._shared_snapshot(source, request.image)
-        clone = f"{source.name}/{PREFIX}{request.target.stem}"
+        parent = source.name
         if source.relative is None:
             # A volume has no children: its clones lie beside it.
-            clone = f"{source.name.rpartition('/')[0]}/{PREFIX}{request.target.stem}"
-        await self._zfs("clone", snapshot, clone)
-        try:
-            path = await self._path_in(clone, source)
-        except BaseException:
-            await self._destroy(clone)
-            raise
+            parent = source.name.rpartition("/")[0]
+        clone = f"{parent}/{PREFIX}{request.target.stem}"
+        snapshot = await self._snapshot_name(source, request.image)
+        path = _ZVOL_DIRECTORY / clone if source.relative is None else PurePosixPath("/", clone, source.relative)
         return ForkedImage(
             provider=self.name,
-            path=path,
+            path=Path(path),
             format=request.image_format,
             origin=request.image,
             dataset=clone,
             facts={"dataset": clone, "snapshot": snapshot},
         )
+
+    async def fork(self, request: ForkRequest) -> ForkedImage:
+        source, planned = await self._dataset_of(request.image), await self.plan(request)
+        clone, snapshot = planned.facts["dataset"], planned.facts["snapshot"]
+        await self._ensure_snapshot(snapshot)
+        await self._zfs("clone", snapshot, clone)
+        try:
+            return dataclasses.replace(planned, path=await self._path_in(clone, source))
+        except BaseException:
+            await self._destroy(clone)
+            raise
 
     async def snapshot(self, fork: ForkedImage, name: str) -> None:
         await self._zfs("snapshot", f"{fork.dataset}@{checked_snapshot_name(name)}")
@@ -141,19 +149,20 @@ class ZfsProvider:
             )
         return _Dataset(name=name, mountpoint=mountpoint, relative=path.relative_to(mountpoint))
 
-    async def _shared_snapshot(self, source: _Dataset, image: Path) -> str:
-        """The snapshot that all forks of this state of the image share; it is made if it is not there."""
+    async def _snapshot_name(self, source: _Dataset, image: Path) -> str:
+        """The snapshot that all forks of this state of the image share."""
         state = await self._executor.describe(image) if source.relative is not None else await self._written(source)
         if state is None:
             raise ArtifactError(f"there is no disk image {image}", hint="check the path, or fetch it again")
         generation = hashlib.sha256(f"{source.relative} {state}".encode()).hexdigest()[:16]
-        snapshot = f"{source.name}@{PREFIX}{generation}"
+        return f"{source.name}@{PREFIX}{generation}"
+
+    async def _ensure_snapshot(self, snapshot: str) -> None:
         try:
             await self._zfs("snapshot", snapshot)
         except ZfsError as error:
             if "already exists" not in error.message:  # another fork made it just now, or long ago
                 raise
-        return snapshot
 
     async def _written(self, source: _Dataset) -> str:
         """What changes when a volume is written to."""
@@ -184,7 +193,7 @@ class ZfsProvider:
         await _destroy(self._executor, clone)
 
 
-async def remove_clone(facts: dict[str, str] | object, executor: Executor | None = None) -> None:
+async def remove_clone(facts: Mapping[str, str], executor: Executor | None = None) -> None:
     """Destroy a clone with its snapshots, and the snapshot that it came from if no other clone needs that.
 
     What is gone already is fine.
@@ -192,7 +201,6 @@ async def remove_clone(facts: dict[str, str] | object, executor: Executor | None
     :param facts: those of its `ForkedImage`.
     :raises ZfsError: when the dataset stays busy, or is not this project's.
     """
-    assert isinstance(facts, dict)
     executor = executor or LocalExecutor()
     clone, snapshot = facts["dataset"], facts["snapshot"]
     if not clone.rpartition("/")[2].startswith(PREFIX) or not snapshot.rpartition("@")[2].startswith(PREFIX):
