@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..hosts.local import LocalHost
     from ..ledger.audit import Leak
 
-__all__ = ["HOST", "EndOfRun", "WorkersEnd"]
+__all__ = ["HOST", "LOG_DIRECTORY_KEY", "EndOfRun", "WorkersEnd"]
 
 HOST: Final[pytest.StashKey[LocalHost]] = pytest.StashKey()
 """Where a config keeps its process's host, once a test has asked for VMs."""
@@ -27,6 +27,9 @@ SETTLE_TIMEOUT_S: Final = 15.0
 """How long agents may take to leave after their last client, before what they own counts as leaked."""
 
 WORKER_KEY: Final = "propolis_used"
+
+LOG_DIRECTORY_KEY: Final = "propolis_log_directory"
+"""Where a controller puts the name of a directory for its worker's logs, if workers are not to share one."""
 
 
 class WorkersEnd:
@@ -54,6 +57,8 @@ class EndOfRun:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         self._shared_id = node.workerinput["testrunuid"]
+        if node.config.getoption("dist") == "each":
+            node.workerinput[LOG_DIRECTORY_KEY] = node.gateway.id
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:

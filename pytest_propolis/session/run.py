@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from ..settings import BootKind, Settings
-from .end_of_run import HOST
+from .end_of_run import HOST, LOG_DIRECTORY_KEY
 from .progress import progress_printer
 from .retention import RETENTION_POLICY, RetentionPolicy
 
@@ -120,6 +120,8 @@ def propolis(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     if RUN not in config.stash:  # the fixture is set up again where the last test is run again
         settings = config.stash[SETTINGS]
         log_dir = settings.log_dir or tmp_path_factory.getbasetemp() / "propolis"
+        # With --dist=each all workers run the same tests.
+        log_dir /= getattr(config, "workerinput", {}).get(LOG_DIRECTORY_KEY, "")
         config.stash[RUN] = Run(config, settings, log_dir=log_dir)
     return config.stash[RUN]
 
