@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from ..ledger.audit import Leak
     from ..settings import Settings
 
-__all__ = ["EndOfRun", "WorkersEnd"]
+__all__ = ["LOG_DIRECTORY_KEY", "EndOfRun", "WorkersEnd"]
 
 SETTLE_TIMEOUT_S: Final = 15.0
 """How long agents may take to leave after their last client, before what they own counts as leaked."""
 
 WORKER_KEY: Final = "propolis_used"
+
+LOG_DIRECTORY_KEY: Final = "propolis_log_directory"
+"""Where a controller puts the name of a directory for its worker's logs, if workers are not to share one."""
 
 
 class WorkersEnd:
@@ -52,6 +55,8 @@ class EndOfRun:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         self._shared_id = node.workerinput["testrunuid"]
+        if node.config.getoption("dist") == "each":
+            node.workerinput[LOG_DIRECTORY_KEY] = node.gateway.id
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:

@@ -58,6 +58,14 @@ def test_logs_lie_in_one_directory_per_test(inner: InnerRun) -> None:
     assert found == {"test_it.py_test_fails": ["alice.serial.log"], "test_it.py_test_passes": ["carol.serial.log"]}
 
 
+def test_workers_that_run_the_same_tests_have_logs_of_their_own(inner: InnerRun) -> None:
+    logs = inner.pytester.path / "logs"
+    inner.write(test_it=FAILS)
+    inner.run(f"--propolis-log-dir={logs}", "--dist=each", "--tx=2*popen", "-k", "passes").assert_outcomes(passed=2)
+    found = [str(file.relative_to(logs)) for file in logs.rglob("*.serial.log")]
+    assert sorted(found) == [f"gw{number}/test_it.py_test_passes/carol.serial.log" for number in (0, 1)]
+
+
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
 def test_a_test_that_passes_shows_nothing_of_its_vms(inner: InnerRun, workers: tuple[str, ...]) -> None:
     inner.write(test_it=FAILS)
