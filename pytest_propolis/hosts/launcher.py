@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from ..agent_api.messages import LOG_NAME, SOCKET_NAME, AgentConfig, AgentReady
+from ..agent_api.messages import LOG_NAME, AgentConfig, AgentReady
 from ..errors import AgentError, HostError, ResourceExhausted
 from ..ledger.rendezvous import Rendezvous
 from .lifeline import AgentNotRunning, Lifeline
@@ -27,6 +27,8 @@ __all__ = ["Launched", "connect_or_launch"]
 
 START_TIMEOUT_S: Final = 30.0
 SOCKET_PATH_LIMIT: Final = 107
+LONGEST_SOCKET: Final = Path("vms", "0" * 16, "migration.sock")
+"""The socket with the longest path that an agent makes in its directory."""
 
 _children: Final[list[subprocess.Popen[bytes]]] = []
 """Agents that this process started: kept, because they may outlive whoever needed them, and are not warned about."""
@@ -68,7 +70,7 @@ async def connect_or_launch(config: AgentConfig, *, client: str) -> Launched:
     async with _place_errors(directory.parent), rendezvous.hold():
         if launched := await _connect(rendezvous, client):
             return launched
-        _require_short(directory / SOCKET_NAME)
+        _require_short(directory / LONGEST_SOCKET)
         async with _starting(config) as child:
             ready = Path((await _launch(config, child)).socket)
             lifeline = await Lifeline.open(ready, client=client)
