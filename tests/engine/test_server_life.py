@@ -236,3 +236,14 @@ async def test_an_observer_of_the_last_vm_is_told_that_it_is_gone(rig: EngineRig
     async with asyncio.timeout(DEADLINE_S):
         answer = await observer
     assert (answer.status_code, answer.json()["error_code"]) == (410, "NoInstance")
+
+
+async def test_a_close_before_a_vm_has_begun_ends_its_ensure(rig: EngineRig) -> None:
+    ensuring = asyncio.create_task(rig.server.ensure(ensure_request()))
+    while rig.server.state_name is None:  # its life is a task that has not had its turn
+        await asyncio.sleep(0)
+    async with asyncio.timeout(DEADLINE_S):
+        await rig.server.close()
+        with pytest.raises(HttpError):
+            await ensuring
+    assert rig.server.state_name == DESTROYED
