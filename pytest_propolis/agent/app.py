@@ -129,6 +129,7 @@ class AgentApp:
         while under_way := self._works | self._creations:
             await asyncio.wait(under_way)
         self.account.close()
+        self._templates.close()
         await self._platforms.aclose()
 
     async def _info(self, _request: Request) -> Response:

@@ -16,7 +16,7 @@ __all__ = ["allowed_image_directories", "make_image", "require_absolute"]
 def allowed_image_directories(config: AgentConfig) -> tuple[Path, ...]:
     """The directories in which the files may lie that images name: the store, and those that the user allows."""
     store = Path(config.artifact_dir) if config.artifact_dir else default_artifact_dir()
-    return (store, *map(Path, config.image_dirs))
+    return (store, *map(Path, config.peer_stores), *map(Path, config.image_dirs))
 
 
 def require_absolute(path: str, *, what: str) -> Path:

@@ -85,13 +85,7 @@ class ForkStarter:
         directory = Path(self._config.directory) / "vms" / fork_id
         with books.creating("directory", directory) as entry:
             directory.mkdir(parents=True, mode=0o700)
-        disks = None
-        try:
             disks = self._make_disk_directory(books, fork_id) if template.disks else None
-        except BaseException:
-            directory.rmdir()
-            books.gone(entry)
-            raise
         disk_directory = self._space.directory() / fork_id if disks else None
         mark, log_path = f"{command_line_mark(self._config.run)}{fork_id}", directory / "qemu.log"
         fork = RestoredMachine(

@@ -76,7 +76,7 @@ def _reap_dead_runs(base: Path, templates: Path, disks: Path) -> None:
     remove_abandoned(base)
     for abandoned in remove_abandoned_disks(disks):
         logger.info("%s is removed: its agent and its ledger are gone", abandoned)
-    for evicted in evict(templates, max_age_s=TEMPLATE_AGE_S, max_bytes=TEMPLATE_BYTES):
+    for evicted in evict(templates, max_age_s=TEMPLATE_AGE_S, max_bytes=TEMPLATE_BYTES, disks=disks):
         logger.info("%s is removed: %s", evicted.path, evicted.reason)
     for failure in report.failed:
         logger.warning("could not be undone: %s", failure)

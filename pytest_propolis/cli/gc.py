@@ -97,8 +97,10 @@ def _remove_disks(*, dry_run: bool) -> bool:
 def _remove_templates(*, dry_run: bool) -> bool:
     """Remove the templates that no VM is forked from just now. Whether there were any."""
     verb = "would remove" if dry_run else "removed"
-    place = Settings.resolve(command_line={}, ini={}).artifact_dir
-    removed = list(evict(template_directory(place), max_age_s=0, max_bytes=0, dry_run=dry_run))
+    settings = Settings.resolve(command_line={}, ini={})
+    disks = settings.disk_dir or disk_directory(settings.artifact_dir)
+    place = template_directory(settings.artifact_dir)
+    removed = evict(place, max_age_s=0, max_bytes=0, disks=disks, dry_run=dry_run)
     for evicted in removed:
         click.echo(f"{verb} {evicted.path} ({evicted.size_bytes >> 20} MiB)")
     return bool(removed)

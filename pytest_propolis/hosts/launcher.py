@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from ..agent_api.messages import LOG_NAME, SOCKET_NAME, AgentConfig, AgentReady
+from ..agent_api.messages import LOG_NAME, AgentConfig, AgentReady
 from ..errors import AgentError, HostError, ResourceExhausted
 from ..ledger.identity import ProcessIdentity
 from ..ledger.rendezvous import Rendezvous
@@ -31,6 +31,8 @@ __all__ = ["Launched", "connect_or_launch"]
 
 START_TIMEOUT_S: Final = 30.0
 SOCKET_PATH_LIMIT: Final = 107
+LONGEST_SOCKET: Final = Path("vms", "0" * 16, "migration.sock")
+"""The socket with the longest path that an agent makes in its directory."""
 
 KILL_TIMEOUT_S: Final = 10.0
 
@@ -84,7 +86,7 @@ async def connect_or_launch(config: AgentConfig, *, client: str) -> Launched:
     async with _place_errors(directory.parent), rendezvous.hold():
         if launched := await _connect(rendezvous, client):
             return launched
-        _require_short(directory / SOCKET_NAME)
+        _require_short(directory / LONGEST_SOCKET)
         async with _starting(config) as child:
             socket_path = await child.ready()
             lifeline = await Lifeline.open(socket_path, client=client)

@@ -73,7 +73,7 @@ def audit(base: Path, run: str, *, disks: Path | None = None, block_devices: Pat
     if disks is not None:
         explained = {agent.directory.name for agent in agents}
         leaks += [Leak("directory", str(place)) for place in directories_of(disks, run) if place.name not in explained]
-    leaks += [*_processes(words, agents), *_sockets(agents, run), *_mounts(run)]
+    leaks += [*_processes(words, agents), *_sockets(agents, base / run), *_mounts(run)]
     return [*leaks, *_devices(block_devices, run), *_datasets(run)]
 
 
@@ -145,13 +145,19 @@ def _command(pid: int) -> str:
     return _text(_PROC / str(pid) / "cmdline").replace("\0", " ").strip()[:120] or "gone meanwhile"
 
 
-def _sockets(agents: Iterable[RunSurvey], run: str) -> Iterator[Leak]:
-    """UNIX sockets that are bound to a path or a name of the run's, whether or not that is still there."""
+def _sockets(agents: Iterable[RunSurvey], prefix: Path) -> Iterator[Leak]:
+    """UNIX sockets that are bound to a path of the run's, whether or not that is still there.
+
+    Any user can bind an abstract name, and see the run's word in the command lines of its processes. So a name counts
+    only where no other user can make it: in the base directory.
+
+    :param prefix: what the paths of all directories of the run begin with.
+    """
     expected = {str(agent.directory / SOCKET_NAME) for agent in agents if _keeps(agent)}
     kept = [f"{path}/" for agent in agents if _keeps(agent) for path in _kept_paths(agent)]
     names = {line.split()[7] for line in _text(_PROC / "net/unix").splitlines()[1:] if len(line.split()) > 7}
     for name in sorted(names - expected):
-        if run in name and not name.startswith(tuple(kept)):
+        if name.startswith(f"{prefix.absolute()}-") and not name.startswith(tuple(kept)):
             yield Leak("socket", name)
 
 

@@ -15,7 +15,7 @@ KEPT_OWNER: Final = "kept"
 """The client whose things are those that an agent keeps for a person."""
 
 AGENT_OWNER: Final = "agent"
-"""Owner of what an agent has while it lives, whoever its clients are."""
+"""Owner of what an agent has of its own while it lives."""
 
 MARK_VARIABLE: Final = "PROPOLIS_MARK"
 """The environment variable in which a process carries the id of its ledger entry."""

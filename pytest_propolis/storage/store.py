@@ -25,7 +25,7 @@ from typing import Final, final
 from ..errors import ArtifactCorrupt, ArtifactError
 from .artifacts import Artifact, checked_name
 from .debian import DebianBuild
-from .files import copy, private_directory, remove, sha256_of, space_errors, sync
+from .files import copy, private_directory, remove, require_trusted, sha256_of, space_errors, sync
 from .locks import locked
 from .manifests import Manifest, Verified
 from .progress import Progress
@@ -82,6 +82,7 @@ class ArtifactStore:
         :raises ResourceExhausted: when there is no space left.
         :raises HostError: when the store's directory cannot be used.
         """
+        require_trusted(self.directory)
         source = artifact.source
         if isinstance(source, LocalFile):
             return await self._in_place(artifact, source.readable(), progress)
@@ -89,6 +90,7 @@ class ArtifactStore:
             await self.derive(source.key, source.filenames, partial(source.make, progress=progress), progress)
             return self.place(artifact)
         sha256, path = _hash_of(artifact), self.place(artifact)
+        require_trusted(path.parent)
         if not _vouched(path, home=path.parent, sha256=sha256):
             async with self._home(sha256, purpose=f"fetching {artifact.key}", progress=progress) as home:
                 await self._ensure(artifact, source, home / artifact.filename, sha256, progress)
@@ -137,6 +139,7 @@ class ArtifactStore:
         for name in filenames:
             checked_name(name, what=f"derived {key}: file name")
         place = self.derived_place(key)
+        self._require_trusted_place(place)
         if not _all_vouched(place, filenames):
             async with self._lock(f"derived-{key}", purpose=f"making {title or key}", progress=progress):
                 if not await _intact(place, filenames):
@@ -150,11 +153,16 @@ class ArtifactStore:
     def derived(self, key: str, filenames: Sequence[str]) -> Path | None:
         """Return the directory that `derive` would, if it is there and looks as it did when it was made."""
         place = self.directory / "derived" / key
+        self._require_trusted_place(place)
         return place if _all_vouched(place, filenames) else None
 
     def _peer_with(self, key: str, filenames: Sequence[str]) -> Path | None:
         places = (peer.derived(key, filenames) for peer in self._peers)
         return next((place for place in places if place is not None), None)
+
+    def _require_trusted_place(self, place: Path) -> None:
+        for directory in (self.directory, place.parent, place):
+            require_trusted(directory)
 
     async def _in_place(self, artifact: Artifact, path: Path, progress: Progress) -> Path:
         sha256 = artifact.sha256

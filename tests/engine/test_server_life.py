@@ -257,3 +257,14 @@ async def test_a_kernel_without_an_efi_stub_is_refused_before_uefi_starts(tmp_pa
         assert answer.status_code == 500
         assert "UEFI cannot start the kernel vmlinuz" in answer.text
         assert rig.server.pid is None
+
+
+async def test_a_close_before_a_vm_has_begun_ends_its_ensure(rig: EngineRig) -> None:
+    ensuring = asyncio.create_task(rig.server.ensure(ensure_request()))
+    while rig.server.state_name is None:  # its life is a task that has not had its turn
+        await asyncio.sleep(0)
+    async with asyncio.timeout(DEADLINE_S):
+        await rig.server.close()
+        with pytest.raises(HttpError):
+            await ensuring
+    assert rig.server.state_name == DESTROYED

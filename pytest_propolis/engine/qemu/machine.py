@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -343,7 +344,9 @@ class Machine:
 
     def _open_log(self) -> IO[bytes]:
         try:
-            return self._log_path.open("ab")
+            # No link is followed: in a directory of another user's it could lead to any file of this user's.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+            return os.fdopen(os.open(self._log_path, flags, 0o666), "ab")
         except OSError as error:
             raise MachineError(
                 f"QEMU's log {self._log_path} cannot be opened: {error.strerror or error};"
