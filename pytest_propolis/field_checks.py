@@ -50,7 +50,7 @@ class Range(NamedTuple):
 
     def __str__(self) -> str:
         if self.high == math.inf:
-            return f"greater than {self.low}" if self.exclusive else f"of at least {self.low}"
+            return f"greater than {self.low}" if self.exclusive else f"at least {self.low}"
         return f"from {self.low} to {self.high}"
 
 
@@ -136,7 +136,7 @@ def _check_annotated(base: Check, ranges: Sequence[Range], value: Any) -> str | 
     expected = base(value)
     if expected is None and all(value in bound for bound in ranges):
         return None
-    return f"{expected or 'a number'} {' and '.join(map(str, ranges))}"
+    return " ".join(filter(None, (expected, *map(str, ranges))))
 
 
 def _check_union(checks: Iterable[Check], value: Any) -> str | None:

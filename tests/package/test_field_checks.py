@@ -46,7 +46,7 @@ RECIPE = dict.fromkeys(("name", "kernel", "initrd", "disk", "command_line", "pro
         ("memory_mib", 15, "from 16 to 1048576"),
         ("boot", "Warm", "did you mean 'warm'"),
         ("boot_timeout_s", "10", "a number greater than 0"),
-        ("boot_timeout_s", 0, "a number greater than 0"),
+        ("boot_timeout_s", 0, "must be greater than 0"),
         ("boot_timeout_s", NAN, "a finite number"),
         ("boot_timeout_s", INFINITY, "a finite number"),
         ("disk_interface", "nvm", "did you mean 'nvme'"),
