@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from inner_run import InnerRun
 from propolis_command import propolis
 
+EXAMPLES = Path(__file__).parents[2] / "example_tests"
+
 TWO_HOSTS = """
+from pathlib import Path
+
 import pytest
 from pytest_propolis import DataDisk, InstanceState, NotSameAs
 
@@ -76,4 +82,10 @@ def test_vms_that_are_kept_on_two_hosts_are_listed_and_removed(inner: InnerRun) 
         assert len([line for line in result.outlines if "propolis console" in line and "# VM" in line]) == 2
     finally:
         propolis("gc", "--kept")
+    assert inner.leavings() == []
+
+
+def test_the_examples_of_several_hosts_pass(inner: InnerRun) -> None:
+    inner.write(conftest=(EXAMPLES / "conftest.py").read_text(), test_hosts=(EXAMPLES / "test_hosts.py").read_text())
+    inner.run("--propolis-hosts", "local:3", "-n2").assert_outcomes(passed=2)
     assert inner.leavings() == []
