@@ -37,14 +37,14 @@ def pytest_configure(config: pytest.Config) -> None:
         )
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None
-    from .fixtures import test_vm, vm_factory
+    from .fixtures import disks, test_vm, vm_factory
     from .markers import cold_boot
     from .session import run
 
     config.addinivalue_line("markers", cold_boot.DESCRIPTION)
 
     config.stash[run.SETTINGS] = settings
-    for module in (run, vm_factory, test_vm):
+    for module in (run, disks, vm_factory, test_vm):
         config.pluginmanager.register(module, f"propolis-{module.__name__.rpartition('.')[2]}")
     from .session.end_of_run import EndOfRun, WorkersEnd
 

@@ -1,4 +1,4 @@
-"""What one client of the agent owns: VMs, and the disks that they hold open."""
+"""What one client of the agent owns: VMs, and the disks and volumes that they use."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..agent_api.messages import CreateVm, KeptDisk, KeptListed, VmListed
+from ..agent_api.messages import CreateVm, KeptDisk, KeptListed, VmListed, VolumeListed
 from ..agent_api.retention import Kept
 from ..engine.server.server import VmServer
 from ..engine.templates.restored_machine import RestoredMachine
 from ..errors import ConfigError
 from ..ledger.entry import Entry
 from ..ledger.writer import LedgerWriter
+from .volumes import OwnedVolume
 
 __all__ = ["ClientResources", "OwnedVm"]
 
@@ -65,6 +66,7 @@ class ClientResources:
     forget_promise: Callable[[str], None]
     vms: dict[str, OwnedVm] = field(default_factory=dict)
     disks: dict[str, Entry] = field(default_factory=dict)
+    volumes: dict[str, OwnedVolume] = field(default_factory=dict)
     left: bool = False
     kept: Kept | None = None
     released: asyncio.Event = field(default_factory=asyncio.Event)
@@ -83,10 +85,13 @@ class ClientResources:
     def listed_vms(self) -> tuple[VmListed, ...]:
         return tuple(vm.listed(self.kept) for vm in self.vms.values())
 
+    def listed_volumes(self) -> tuple[VolumeListed, ...]:
+        return tuple(volume.listed(self.kept) for volume in self.volumes.values())
+
     def listed_kept(self, key: str, kept: Kept) -> KeptListed:
         disks = [KeptDisk(id=disk_id, path=entry.what["path"]) for disk_id, entry in self.disks.items()]
         disks += [KeptDisk(id=vm.id, path=str(path)) for vm in self.vms.values() for path in vm.disks]
-        return KeptListed(id=key, kept=kept, vms=self.listed_vms(), disks=tuple(disks))
+        return KeptListed(id=key, kept=kept, vms=self.listed_vms(), disks=tuple(disks), volumes=self.listed_volumes())
 
     async def close(self, vm: OwnedVm) -> None:
         """End a VM. Whoever asks while it ends already waits for the same end."""
@@ -104,6 +109,11 @@ class ClientResources:
         if entry := self.disks.pop(disk_id, None):
             Path(entry.what["path"]).unlink(missing_ok=True)
             self.books.gone(entry)
+
+    async def remove_volume(self, volume_id: str) -> None:
+        """Remove a volume that no VM uses. What is gone is fine."""
+        if volume := self.volumes.pop(volume_id, None):
+            await volume.close()
 
     async def _end(self, vm: OwnedVm) -> None:
         try:

@@ -16,7 +16,9 @@ from ..agent_api.messages import (
     AgentInfo,
     CreateDisk,
     CreateVm,
+    CreateVolume,
     DiskCreated,
+    DownstairsFault,
     Fault,
     ForkVm,
     FreezeVm,
@@ -30,9 +32,12 @@ from ..agent_api.messages import (
     VmCreated,
     VmForked,
     VmListed,
+    VolumeCreated,
+    VolumeListed,
 )
 from ..agent_api.migration_report import MigrationReport
 from ..errors import AgentError
+from ..propolis_api import InstanceVCRReplace, ReplaceResult
 from ..propolis_api.endpoint import Endpoint
 from ..propolis_api.failure import api_error
 from ..propolis_api.transport import http_client
@@ -133,6 +138,28 @@ class AsyncAgentClient:
 
     async def remove_disk(self, disk_id: str) -> None:
         await self._call("DELETE", f"/disks/{disk_id}", NoneType)
+
+    async def create_volume(self, request: CreateVolume) -> VolumeCreated:
+        """Make a replicated volume, whose downstairs run."""
+        return await self._call("POST", "/volumes", VolumeCreated, request)
+
+    async def get_volume(self, volume_id: str) -> VolumeListed:
+        return await self._call("GET", f"/volumes/{volume_id}", VolumeListed)
+
+    async def remove_volume(self, volume_id: str) -> None:
+        await self._call("DELETE", f"/volumes/{volume_id}", NoneType)
+
+    async def add_downstairs(self, volume_id: str) -> str:
+        """Start another downstairs of a volume, with an empty file; return its address."""
+        return await self._call("POST", f"/volumes/{volume_id}/downstairs", str)
+
+    async def fault_downstairs(self, volume_id: str, address: str, fault: DownstairsFault) -> None:
+        await self._call("POST", f"/volumes/{volume_id}/downstairs/{address}/fault", NoneType, fault)
+
+    async def replace_unchecked(self, vm_id: str, backend: str, vcr_json: str) -> ReplaceResult:
+        """Give a VM's volume a new construction request, without Crucible's rules for what may be replaced when."""
+        body = InstanceVCRReplace(vcr_json=vcr_json)
+        return await self._call("PUT", f"/vms/{vm_id}/disks/{backend}/vcr", ReplaceResult, body)
 
     async def remove(self, belongings: ResourceIds) -> None:
         """Remove VMs and then disks; returns when they are gone. What is gone already is passed over."""

@@ -9,7 +9,17 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from ..agent_api.messages import CLIENT_HEADER, SOCKET_NAME, Departed, Fault, Keep, KeptListed, ResourceIds, VmListed
+from ..agent_api.messages import (
+    CLIENT_HEADER,
+    SOCKET_NAME,
+    Departed,
+    Fault,
+    Keep,
+    KeptListed,
+    ResourceIds,
+    VmListed,
+    VolumeListed,
+)
 from ..errors import AgentError
 from ..ledger.identity import ProcessIdentity
 from ..ledger.survey import survey
@@ -46,6 +56,9 @@ class AgentClient:
 
     def vms(self) -> list[VmListed]:
         return self._ask("GET", "/vms", list[VmListed])
+
+    def volumes(self) -> list[VolumeListed]:
+        return self._ask("GET", "/volumes", list[VolumeListed])
 
     def kept(self) -> list[KeptListed]:
         return self._ask("GET", "/kept", list[KeptListed])

@@ -9,6 +9,7 @@ import pytest
 
 from ..errors import PropolisError
 from ..session.retention import RETENTION_POLICY
+from .volumes import DISKS, describe_volume
 
 if TYPE_CHECKING:
     from ..propolis_api.client import Endpoint
@@ -35,6 +36,8 @@ def add_sections(
         for vm in item.stash.get(VMS, []):
             lines = describe(vm, shown=shown.get(vm.name, ()), stays=stays)
             report.sections.append((f"propolis VM {vm.name!r}", "\n".join(lines)))
+        for disk in item.stash.get(DISKS, []):
+            report.sections.append((f"propolis crucible disk {disk.name!r}", "\n".join(describe_volume(disk))))
 
 
 def describe(vm: TestVm, *, shown: tuple[str, ...] = (), stays: bool = False) -> list[str]:

@@ -5,19 +5,32 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import pytest
 
 from ..errors import PropolisError
 
 if TYPE_CHECKING:
-    from ..agent_api.messages import ResourceIds
+    from ..agent_api.messages import KeptListed, ResourceIds
     from ..hosts.local import LocalHost
     from ..settings import Settings
     from ..vm.factory import VmFactory
 
 __all__ = ["RETENTION_POLICY", "FactoryTeardown", "RetentionPolicy"]
+
+
+class Factory(Protocol):
+    """Has made what a test uses, and can leave it to others."""
+
+    @property
+    def group(self) -> str: ...
+
+    async def aclose(self) -> None: ...
+
+    async def set_aside(self) -> ResourceIds: ...
+
+    async def keep(self, *, reason: str, ttl_s: float) -> KeptListed: ...
 
 
 @dataclass(slots=True)
@@ -41,8 +54,9 @@ class RetentionPolicy:
             self.failures.append(item.nodeid)
         if report.when == "teardown":
             while self._aside:
+                # VMs come before the disks that they use.
                 with contextlib.suppress(PropolisError):  # the agent is gone, and its VMs with it
-                    self._settle(*self._aside.pop(), keep=report.failed, reason=item.nodeid)
+                    self._settle(*self._aside.pop(0), keep=report.failed, reason=item.nodeid)
 
     def ending(self, host: LocalHost, test: str | None) -> FactoryTeardown:
         """How a factory that is opened now is to end.
@@ -75,11 +89,19 @@ class FactoryTeardown:
     seen: int
 
     async def __call__(self, factory: VmFactory) -> None:
-        settings = self.keeper.settings
+        """End a factory of VMs, after a pause for a person if their test has failed."""
         failed = self._failed()
         if failed and self.keeper.pause and factory.vms:
             await factory.hand_over()
             await self.keeper.pause(failed, factory)
+        await self.end(factory, failed)
+
+    async def of_disks(self, factory: Factory) -> None:
+        """End a factory of what VMs use, after that of the VMs."""
+        await self.end(factory, self._failed())
+
+    async def end(self, factory: Factory, failed: str | None) -> None:
+        settings = self.keeper.settings
         if settings.keep == "never":
             await factory.aclose()
         elif failed or settings.keep == "always":

@@ -20,6 +20,8 @@ from .retention import RETENTION_POLICY, RetentionPolicy
 if TYPE_CHECKING:
     from ..guests.registry import GuestRegistry
     from ..hosts.local import LocalHost
+    from ..vm.crucible_disk import CrucibleDisk
+    from ..vm.crucible_disk_factory import CrucibleDiskFactory
     from ..vm.factory import VmFactory
     from ..vm.vm import TestVm
 
@@ -104,6 +106,27 @@ class Run:
             progress=progress_printer(self._config),
             ending=self.keeper.ending(self.host, test),
             made=partial(self._made, made or self.shared_vms.append),
+        )
+
+    def crucible_disk_factory(
+        self,
+        group: str | None = None,
+        *,
+        test: str | None = None,
+        made: Callable[[CrucibleDisk], None] | None = None,
+    ) -> AbstractAsyncContextManager[CrucibleDiskFactory]:
+        """A factory of replicated disks that live until its ``async with`` ends: for fixtures of a wider scope.
+
+        :param group: what they belong to, for people.
+        :param test: as in `vm_factory`.
+        """
+        from ..vm.crucible_disk_factory import CrucibleDiskFactory
+
+        return CrucibleDiskFactory.on(
+            self.host,
+            group=group or test or f"shared-{next(self._shared_groups)}",
+            made=made or (lambda disk: None),
+            ending=self.keeper.ending(self.host, test).of_disks,
         )
 
     def _made(self, remember: Callable[[TestVm], None], vm: TestVm) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from ..errors import ConfigError
 from ..propolis_api import Cpuid, HyperVFeatureFlag
 from ..settings import BootKind, Settings
+
+if TYPE_CHECKING:
+    from .crucible_disk import CrucibleDisk, VolumeDisk
 
 __all__ = ["BOOT_DISK", "DataDisk", "DiskInterface", "Nic", "VmConfig"]
 
@@ -116,7 +119,7 @@ class VmConfig:
     :param boot: ``warm``: a fork of a guest that was booted once, where that can be; ``cold``: it boots.
     :param boot_timeout_s: seconds until the guest must have booted and logged in.
     :param disk_interface: how the guest sees the disk that it boots from.
-    :param disks: further disks.
+    :param disks: further disks; a `CrucibleDisk` may stand for its own `disk()`.
     :param boot_order: names of disks, in the order in which firmware tries them; the boot disk alone by default.
     :param firmware: what boots a guest that comes without a kernel, or, if given, one that comes with one.
     :param kernel_arguments: what to add to the kernel's parameters.
@@ -136,7 +139,7 @@ class VmConfig:
     boot: BootKind | None = None
     boot_timeout_s: float | None = None
     disk_interface: DiskInterface = "virtio"
-    disks: tuple[DataDisk, ...] = ()
+    disks: tuple[DataDisk | VolumeDisk | CrucibleDisk, ...] = ()
     boot_order: tuple[str, ...] | None = None
     firmware: FirmwareKind | None = None
     kernel_arguments: str = ""
@@ -159,7 +162,7 @@ class VmConfig:
             raise self._error(f"boot is {self.boot!r}", "it is 'warm' or 'cold'")
         if self.disk_interface not in ("virtio", "nvme"):
             raise self._error(f"disk_interface is {self.disk_interface!r}", "it is 'virtio' or 'nvme'")
-        names = [disk.name for disk in self.disks]
+        names = [disk.name for disk in self.further_disks]
         for name in names:
             if names.count(name) > 1:
                 raise self._error(f"two disks are named {name!r}", "give each disk its own name")
@@ -171,6 +174,11 @@ class VmConfig:
             if name not in (BOOT_DISK, *names):
                 known = ", ".join((BOOT_DISK, *names))
                 raise self._error(f"boot_order names {name!r}, which is no disk of this VM", f"its disks are {known}")
+
+    @property
+    def further_disks(self) -> tuple[DataDisk | VolumeDisk, ...]:
+        """`disks`, all of them as descriptions."""
+        return tuple(_as_disk(disk) for disk in self.disks)
 
     def completed(self, settings: Settings) -> CompleteVmConfig:
         """With the settings for all that was not given."""
@@ -189,6 +197,11 @@ class VmConfig:
 
     def _error(self, message: str, hint: str) -> ConfigError:
         return ConfigError(f"VM {self.name!r}: {message}", hint=hint)
+
+
+def _as_disk(disk: Any) -> Any:
+    """A disk that was made before, such as a `CrucibleDisk`, stands for itself with its default options."""
+    return disk if isinstance(disk, DataDisk) or not hasattr(disk, "disk") else disk.disk()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,10 +11,19 @@ from ..agent_api.messages import CreateDisk
 from ..errors import ArtifactMissing, ConfigError
 from ..guests.adapter import GuestAdapter
 from .config import BOOT_DISK, CompleteVmConfig, DataDisk, VmConfig
+from .crucible_disk import VolumeDisk
 from .guest_images import ReadyImage
 from .spec import FIRST_DISK_SLOT, AttachedDisk
 
-__all__ = ["boot_order_of", "boot_source_of", "data_disk", "disks_of", "require_enough_memory", "split_disks"]
+__all__ = [
+    "attached_volume",
+    "boot_order_of",
+    "boot_source_of",
+    "data_disk",
+    "disks_of",
+    "require_enough_memory",
+    "split_disks",
+]
 
 MIB: Final = 1 << 20
 
@@ -24,15 +33,17 @@ def disks_of(config: VmConfig, image: ReadyImage) -> Iterator[tuple[AttachedDisk
     if image.disk is not None:
         request = CreateDisk(image=str(image.disk), image_format="qcow2")
         yield AttachedDisk(name=BOOT_DISK, path=None, interface=config.disk_interface), request
-    for disk in config.disks:
+    for disk in config.further_disks:
         yield data_disk(disk)
 
 
-def data_disk(disk: DataDisk) -> tuple[AttachedDisk, CreateDisk | None]:
-    """A disk, without a place yet, and what it is made of; None for one in memory.
+def data_disk(disk: DataDisk | VolumeDisk) -> tuple[AttachedDisk, CreateDisk | None]:
+    """A disk, without a place yet, and what it is made of; None for one that nobody needs to make.
 
     :raises ArtifactMissing: when its image cannot be read.
     """
+    if isinstance(disk, VolumeDisk):
+        return attached_volume(disk), None
     attached = AttachedDisk(
         name=disk.name,
         path=None,
@@ -45,6 +56,18 @@ def data_disk(disk: DataDisk) -> tuple[AttachedDisk, CreateDisk | None]:
     return attached, None if disk.is_in_memory else _disk_request(disk)
 
 
+def attached_volume(disk: VolumeDisk) -> AttachedDisk:
+    """A replicated disk as the server gets it, with the volume as it is now."""
+    return AttachedDisk(
+        name=disk.name,
+        interface=disk.interface,
+        readonly=disk.readonly,
+        block_size=disk.block_size,
+        pci_slot=disk.pci_slot,
+        backend=disk.backend,
+    )
+
+
 class SplitDisks(NamedTuple):
     """The data disks of a VM that is to be a fork, each with its slot, in the order of their slots.
 
@@ -53,7 +76,7 @@ class SplitDisks(NamedTuple):
     """
 
     kept: tuple[DataDisk, ...]
-    plugged: tuple[DataDisk, ...]
+    plugged: tuple[DataDisk | VolumeDisk, ...]
 
 
 def split_disks(config: VmConfig, guest: GuestAdapter) -> SplitDisks:
@@ -67,16 +90,17 @@ def split_disks(config: VmConfig, guest: GuestAdapter) -> SplitDisks:
     placed = sorted(
         (
             dataclasses.replace(disk, pci_slot=first + number if disk.pci_slot is None else disk.pci_slot)
-            for number, disk in enumerate(config.disks)
+            for number, disk in enumerate(config.further_disks)
         ),
         key=lambda disk: disk.pci_slot or 0,
     )
     number = next((index for index, disk in enumerate(placed) if not _can_be_kept(disk)), len(placed))
-    return SplitDisks(tuple(placed[:number]), tuple(placed[number:]))
+    kept = tuple(disk for disk in placed[:number] if isinstance(disk, DataDisk))
+    return SplitDisks(kept, tuple(placed[number:]))
 
 
-def _can_be_kept(disk: DataDisk) -> bool:
-    return disk.interface == "virtio" and disk.image is None and not disk.is_in_memory
+def _can_be_kept(disk: DataDisk | VolumeDisk) -> bool:
+    return isinstance(disk, DataDisk) and disk.interface == "virtio" and disk.image is None and not disk.is_in_memory
 
 
 def _disk_request(disk: DataDisk) -> CreateDisk:

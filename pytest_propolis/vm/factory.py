@@ -25,6 +25,7 @@ from ..propolis_api.client import PropolisClient
 from ..settings import Settings
 from .admission import retry_while_busy
 from .config import CompleteVmConfig, VmConfig
+from .crucible_disk import VolumeDisk, with_volumes
 from .disk_layout import boot_order_of, boot_source_of, data_disk, disks_of, require_enough_memory, split_disks
 from .guest_images import ReadyImage, ready_image
 from .spec import (
@@ -188,6 +189,9 @@ class VmFactory:
         """
         self._require_new(config.name)
         complete = config.completed(self._settings)
+        volumes = [disk for disk in config.further_disks if isinstance(disk, VolumeDisk)]
+        for disk in volumes:
+            disk.volume.require_free()
         guest = self._guests.get(complete.guest)
         require_enough_memory(complete, guest)
         async with self._keeping(config.name) as taken:
@@ -196,6 +200,7 @@ class VmFactory:
                 vm = await self._fork(complete, guest, taken, run=run)
             if vm is None:
                 vm = await self._create(complete, guest, await self._image(complete, guest), taken)
+            vm.hold_volumes(volumes)
             self._remember(vm)
         return vm
 
@@ -221,7 +226,10 @@ class VmFactory:
         """
         name = name or self._successor_name(vm.name)
         self._require_new(name)
-        spec = with_failure_injector(vm.spec, exports=fail_migration_exports, imports=fail_migration_imports)
+        for disk in vm.volumes:
+            disk.volume.set_generation(disk.volume.generation + 1)  # it fences the other VM off
+        spec = with_volumes(vm.spec, vm.volumes)
+        spec = with_failure_injector(spec, exports=fail_migration_exports, imports=fail_migration_imports)
         async with self._keeping(name) as taken:
             heir = await self._serve(
                 name,
@@ -233,6 +241,7 @@ class VmFactory:
                 taken=taken,
                 copy_disks=copy_disks,
             )
+            heir.volumes = list(vm.volumes)
             self._remember(heir)
         return heir
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from ..errors import ConfigError
 from ..propolis_api import (
     BhyveInterface,
     BlobStorageBackend,
@@ -45,13 +46,14 @@ from ..propolis_api import (
     VirtioNicComponent,
     nvme_serial_number,
 )
-from .config import DiskInterface, Nic
+from .config import PCI_SLOTS, SLOT_HINT, DiskInterface, Nic
 
 __all__ = [
     "FIRST_DISK_SLOT",
     "FIRST_NIC_SLOT",
     "AttachedDisk",
     "disk_components",
+    "free_slot",
     "instance_properties",
     "instance_spec",
     "nic_components",
@@ -72,6 +74,7 @@ class AttachedDisk:
 
     :param path: the file that it is in; None for one in memory.
     :param contents: what is on a disk in memory.
+    :param backend: its backend, if it is neither in a file nor in memory.
     :param pci_slot: where it sits; None for the next one.
     """
 
@@ -82,6 +85,7 @@ class AttachedDisk:
     readonly: bool = False
     block_size: int = 512
     pci_slot: int | None = None
+    backend: Component | None = None
 
 
 def instance_spec(
@@ -155,6 +159,19 @@ def _path(slot: int | None, default: int) -> PciPath:
     return PciPath(bus=0, device=default if slot is None else slot, function=0)
 
 
+def free_slot(spec: InstanceSpec) -> int:
+    """The first slot of PCI bus 0 that a disk can have and no device has.
+
+    :raises ConfigError: when all are taken.
+    """
+    paths = [getattr(wrapper.component, "pci_path", None) for wrapper in spec.components.values()]
+    taken = {path.device for path in paths if path is not None and path.bus == 0}
+    for slot in range(FIRST_DISK_SLOT, PCI_SLOTS.stop):
+        if slot not in taken:
+            return slot
+    raise ConfigError("there is no free slot on the PCI bus", hint=SLOT_HINT)
+
+
 def disk_components(disk: AttachedDisk, *, default_slot: int = FIRST_DISK_SLOT) -> dict[str, Component]:
     """A disk and its backend."""
     key, path = f"{disk.name}-backend", _path(disk.pci_slot, default_slot)
@@ -168,6 +185,8 @@ def disk_components(disk: AttachedDisk, *, default_slot: int = FIRST_DISK_SLOT) 
 
 
 def _backend(disk: AttachedDisk) -> Component:
+    if disk.backend is not None:
+        return disk.backend
     if disk.path is not None:
         file = FileStorageBackend(path=disk.path, readonly=disk.readonly, block_size=disk.block_size)
         return FileStorageBackendComponent(file)

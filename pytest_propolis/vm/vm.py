@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -31,7 +32,7 @@ from ..errors import (
     VmStateError,
 )
 from ..guests.adapter import GuestAdapter
-from ..hosts.vm_extensions import get_screenshot, get_vm_facts
+from ..hosts.vm_extensions import attach_disk, get_screenshot, get_vm_facts
 from ..propolis_api import (
     FromMigration,
     FromSpec,
@@ -48,9 +49,12 @@ from ..propolis_api import (
 from ..propolis_api.client import Endpoint, PropolisClient
 from ..propolis_api.serial import SerialConsoleMoved
 from ..settings import BootKind
+from .crucible_disk import CrucibleDisk, VolumeDisk
+from .disk_layout import attached_volume
 from .login import log_in
 from .migration import TERMINAL, Report, migration_limit_s, until_migrated
 from .replacements import replacements
+from .spec import disk_components, free_slot
 from .timings import Timings
 from .warm_start.fork_handle import ForkHandle
 from .warm_start.identity import wake
@@ -63,6 +67,13 @@ OUTPUT_TIMEOUT_S: Final = 60.0
 HAND_OVER_TIMEOUT_S: Final = 15.0
 DESTROY_TIMEOUT_S: Final = 5.0
 LAST_STATE_TIMEOUT_S: Final = 2.0
+DEVICE_PATH: Final = (
+    "modprobe -qa virtio_blk nvme; until for block in /sys/bus/pci/devices/{0}/virtio*/block/*"
+    " /sys/bus/pci/devices/{0}/nvme/*/nvme*n1; do test -d $block && break; done; do sleep 0.02; done;"
+    " echo /dev/${{block##*/}}"
+)
+"""Prints where a guest has a disk, once its kernel has found it."""
+
 BOOT_HINT: Final = "see the console above; a slow machine may need a longer --propolis-boot-timeout"
 
 
@@ -106,6 +117,8 @@ class TestVm:
         """How long the steps up to its first command took."""
         self.boot_log = ""
         """What the console showed until somebody was logged in."""
+        self.volumes: list[VolumeDisk] = []
+        """Its replicated disks."""
         self._migrations = migrations
         self._copies_disks = copies_disks
         self.boot_timeout_s = boot_timeout_s
@@ -134,6 +147,7 @@ class TestVm:
         """
         request = InstanceEnsureRequest(properties=self.properties, init=SpecInit(FromSpec(spec=self.spec)))
         await self._api().instance_ensure(request)
+        self.hold_volumes(self.volumes)
         if self._forked is None:
             self.boot_kind = "cold"  # also after a fork was stopped
         await self._open_console()
@@ -233,6 +247,7 @@ class TestVm:
                 await self._api().instance_ensure(request)
                 if failure := await until_migrated(self._api(), self._migrations):
                     raise MigrationError(failure, vm=self.name, log_path=str(self.log_path))
+                self.hold_volumes(self.volumes)
                 if moved:  # what is typed at the source from now on reaches nobody
                     await asyncio.wait([moved])
                 self.spec = (await self.get_spec()).value  # with the disks that it has here
@@ -260,6 +275,29 @@ class TestVm:
         """Close what was opened for the VM, and leave the VM as it is."""
         self._final_state = await self._last_state()
         await self.aclose()
+
+    async def attach(self, disk: CrucibleDisk | VolumeDisk) -> str:
+        """Plug a replicated disk into the VM, which runs; return the path of its device in the guest.
+
+        :raises ConfigError: when another VM has the disk, or there is no free slot.
+        :raises ApiError: when the server refuses.
+        """
+        plugged = disk if isinstance(disk, VolumeDisk) else disk.disk()
+        plugged.volume.require_free()
+        attached = dataclasses.replace(attached_volume(plugged), pci_slot=plugged.pci_slot or free_slot(self.spec))
+        components = disk_components(attached)
+        self.spec = await attach_disk(self._api().endpoint, components, vm=self.name)
+        self.hold_volumes([plugged])
+        address = f"0000:00:{attached.pci_slot:02x}.0"
+        await self.run(self.guest.plugged_command([address]))
+        return await self.run(DEVICE_PATH.format(address))
+
+    def hold_volumes(self, disks: Iterable[VolumeDisk]) -> None:
+        """These replicated disks are this VM's from now on."""
+        for disk in disks:
+            if disk not in self.volumes:
+                self.volumes.append(disk)
+            disk.volume.given_to(self, disk.backend_key)
 
     # Commands
 

@@ -45,13 +45,15 @@ class GuestEvent(Enum):
     SHUTDOWN = "shutdown"
     PANICKED = "panicked"
     EXITED = "exited"
+    DISK_LOST = "disk lost"
 
 
 class Machine:
     """One QEMU process, stopped before its first instruction until `resume`.
 
     `panics` counts how often the guest has reported that it panicked. `stopped_s` and `resumed_s` are when QEMU last
-    stopped the guest and let it run, by the host's clock in seconds since the epoch; 0 for never.
+    stopped the guest and let it run, by the host's clock in seconds since the epoch; 0 for never. `failure` is why it
+    was given up.
 
     :param program: the QEMU system emulator.
     :param arguments: its arguments but for monitor and serial port, which are added here.
@@ -83,6 +85,7 @@ class Machine:
         self._record: ChildRecord | None = None
         self.serial = SerialPort()
         self.panics = 0
+        self.failure: str | None = None
         self.stopped_s = 0.0
         self.resumed_s = 0.0
         self._monitor = QMPClient("engine")
@@ -156,6 +159,20 @@ class Machine:
             self._shall_run = False
             await self.execute("stop")
 
+    async def retry_io(self) -> None:
+        """Let a guest run on that QEMU has stopped because a disk failed. QEMU tries its requests again first.
+
+        :raises MachineError: when QEMU refuses.
+        """
+        async with self._power:
+            if self._shall_run and (await self.execute("query-status"))["status"] == "io-error":
+                await self.execute("cont")
+
+    def give_up(self, reason: str) -> None:
+        """Report that the guest cannot go on, because a disk is lost."""
+        self.failure = reason
+        self._on_event(GuestEvent.DISK_LOST)
+
     def suspend(self) -> None:
         """Keep QEMU from the processor until `wake`: it answers nothing meanwhile. Its guest must be paused.
 
@@ -195,6 +212,19 @@ class Machine:
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
                 return await self._monitor.execute(command, arguments or None)
+        except TimeoutError:
+            raise MachineError(f"QEMU: {command}: no answer for {COMMAND_TIMEOUT_S:.0f} s") from None
+        except (QMPError, OSError) as error:
+            raise MachineError(f"QEMU: {command}: {error}") from None
+
+    async def execute_out_of_band(self, command: str, **arguments: Any) -> Any:
+        """Give QEMU's monitor a command that it carries out at once, even while another one hangs.
+
+        :raises MachineError: as `execute`.
+        """
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                return await self._monitor.execute(command, arguments, oob=True)
         except TimeoutError:
             raise MachineError(f"QEMU: {command}: no answer for {COMMAND_TIMEOUT_S:.0f} s") from None
         except (QMPError, OSError) as error:

@@ -56,11 +56,7 @@ def engine_app() -> Starlette:
             Route("/instance/serial/history", _endpoint(_serial_history), methods=["GET"]),
             WebSocketRoute("/instance/serial", _serial),
             Route("/instance/serial", _endpoint(_upgrade_expected), methods=["GET"]),
-            Route(
-                "/instance/disk/{id}/status",
-                _endpoint(_unsupported("volume status: it has no Crucible volumes")),
-                methods=["GET"],
-            ),
+            Route("/instance/disk/{id}/status", _endpoint(_volume_status), methods=["GET"]),
             Route("/instance/disk/{id}/vcr", _endpoint(_replace_volume), methods=["PUT"]),
             Route("/instance/disk/{id}/snapshot/{snapshot}", _endpoint(_snapshot), methods=["POST"]),
             WebSocketRoute("/instance/migrate/{id}/start", _migrate_out),
@@ -131,6 +127,10 @@ async def _migration_status(server: VmServer, _request: Request) -> Response:
 async def _nmi(server: VmServer, _request: Request) -> Response:
     await server.nmi()
     return encoded(None)
+
+
+async def _volume_status(server: VmServer, request: Request) -> Response:
+    return encoded(server.volume_status(request.path_params["id"]))
 
 
 async def _replace_volume(server: VmServer, request: Request) -> Response:

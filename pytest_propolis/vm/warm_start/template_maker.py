@@ -37,7 +37,7 @@ def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
         "an NVMe disk boots it": config.disk_interface == "nvme",
         # A guest that boots finds it first; one that goes on has found its boot disk first.
         "a disk comes before the one that boots it": guest.image.disk is not None
-        and any(disk.pci_slot is not None and disk.pci_slot < FIRST_DISK_SLOT for disk in config.disks),
+        and any(disk.pci_slot is not None and disk.pci_slot < FIRST_DISK_SLOT for disk in config.further_disks),
         "it has a display": config.display,
         "its migrations are to fail": (config.fail_migration_exports, config.fail_migration_imports) != (None, None),
         "its processor is described in detail": config.cpuid is not None or config.hyper_v is not None,
