@@ -205,9 +205,9 @@ class CrucibleDisk:
         """
         old = self._targets[index]
         self._targets[index] = await self._agent.add_downstairs(self.id)
-        if self._vm is None:
-            return ReplaceResult.STARTED
         self._generation += 1
+        if self._vm is None or not await self._vm.is_active():
+            return ReplaceResult.STARTED
         try:
             if not offline:
                 return await self.replace_vcr()
@@ -279,12 +279,12 @@ class CrucibleDisk:
 
     # For VMs
 
-    def require_free(self) -> None:
+    async def require_free(self) -> None:
         """
         :raises ConfigError: when a VM has the disk with this generation, naming that VM.
         """
         vm = self._vm
-        if vm is not None and vm.final_state is None and self._generation <= self._generation_in_use:
+        if vm is not None and self._generation <= self._generation_in_use and await vm.may_have_disks():
             raise ConfigError(
                 f"crucible disk {self.name!r} is attached to VM {vm.name!r}",
                 hint="stop that VM first; or raise the generation with set_generation, which fences it off",

@@ -191,7 +191,7 @@ class VmFactory:
         complete = config.completed(self._settings)
         volumes = [disk for disk in config.further_disks if isinstance(disk, VolumeDisk)]
         for disk in volumes:
-            disk.volume.require_free()
+            await disk.volume.require_free()
         guest = self._guests.get(complete.guest)
         require_enough_memory(complete, guest)
         async with self._keeping(config.name) as taken:

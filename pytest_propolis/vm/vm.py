@@ -8,6 +8,7 @@ import dataclasses
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -20,6 +21,7 @@ from ..console.console import Console
 from ..console.shell import CommandResult, Shell
 from ..console.transcript import Found
 from ..errors import (
+    AgentError,
     ApiError,
     BootError,
     ConfigError,
@@ -49,7 +51,7 @@ from ..propolis_api import (
 from ..propolis_api.client import Endpoint, PropolisClient
 from ..propolis_api.serial import SerialConsoleMoved
 from ..settings import BootKind
-from .crucible_disk import CrucibleDisk, VolumeDisk
+from .crucible_disk import CrucibleDisk, VolumeDisk, with_volumes
 from .disk_layout import attached_volume
 from .login import log_in
 from .migration import TERMINAL, Report, migration_limit_s, until_migrated
@@ -145,6 +147,7 @@ class TestVm:
 
         :raises ApiError: when the server refuses the spec, or cannot set the VM up.
         """
+        self.spec = with_volumes(self.spec, self.volumes)  # as they are now, as in PHD
         request = InstanceEnsureRequest(properties=self.properties, init=SpecInit(FromSpec(spec=self.spec)))
         await self._api().instance_ensure(request)
         self.hold_volumes(self.volumes)
@@ -233,6 +236,7 @@ class TestVm:
         :param timeout_s: by default 90 s per GiB of the guest's memory, and 600 s more if its disks are copied.
         :raises MigrationError: when it fails, or is not done in time. The source runs on then.
         """
+        self.spec = with_volumes(self.spec, self.volumes)
         default_s = migration_limit_s(self.spec, copies_disks=self._copies_disks)
         limit_s = default_s if timeout_s is None else timeout_s
         init = FromMigration(
@@ -283,7 +287,7 @@ class TestVm:
         :raises ApiError: when the server refuses.
         """
         plugged = disk if isinstance(disk, VolumeDisk) else disk.disk()
-        plugged.volume.require_free()
+        await plugged.volume.require_free()
         attached = dataclasses.replace(attached_volume(plugged), pci_slot=plugged.pci_slot or free_slot(self.spec))
         components = disk_components(attached)
         self.spec = await attach_disk(self._api().endpoint, components, vm=self.name)
@@ -291,6 +295,26 @@ class TestVm:
         address = f"0000:00:{attached.pci_slot:02x}.0"
         await self.run(self.guest.plugged_command([address]))
         return await self.run(DEVICE_PATH.format(address))
+
+    async def is_active(self) -> bool:
+        """Whether there is an instance that could be asked for something."""
+        if self._final_state is not None:
+            return False
+        try:
+            return await self.get() not in TERMINAL
+        except (ApiError, AgentError):  # it is not created, or its server is gone
+            return False
+
+    async def may_have_disks(self) -> bool:
+        """False when it has ended: then others may have its disks."""
+        if self._final_state is not None:
+            return False
+        try:
+            return await self.get() not in TERMINAL
+        except ApiError as error:
+            return error.status == HTTPStatus.FAILED_DEPENDENCY  # it is not created yet
+        except AgentError:
+            return False
 
     def hold_volumes(self, disks: Iterable[VolumeDisk]) -> None:
         """These replicated disks are this VM's from now on."""

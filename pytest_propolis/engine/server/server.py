@@ -163,8 +163,11 @@ class VmServer:
             for part in nodes:
                 await vm.backends.find(part.key).start(vm.machine)
             await plug(vm.machine, [part for part in plugged if part not in nodes])
-        except (MachineError, BackendError) as error:
-            raise HttpError(crucible_error(str(error))) from None
+        except BaseException as error:
+            await vm.backends.discard(vm.machine, components)
+            if isinstance(error, MachineError | BackendError):
+                raise HttpError(crucible_error(str(error))) from None
+            raise
         vm.spec = spec
         return spec
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -119,6 +120,7 @@ class BlockBackends:
     """
 
     by_key: dict[str, BlockBackend] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
     on_replaced: Callable[[str, str], None]
 
     @classmethod
@@ -140,8 +142,16 @@ class BlockBackends:
         """
         for key, wrapper in components.items():
             if factory := factories.get(type(wrapper.component)):
-                name = f"volume{len(self.by_key)}"
+                name = f"volume{next(self._numbers)}"
                 self.by_key[key] = factory(key=key, component=wrapper.component, node_name=name)
+
+    async def discard(self, machine: Machine, keys: Iterable[str]) -> None:
+        """Close those that no device could be given, and remove their nodes."""
+        for key in keys:
+            if (backend := self.by_key.pop(key, None)) is not None:
+                await backend.close()
+                with contextlib.suppress(MachineError):  # there may be none yet
+                    await machine.execute("blockdev-del", **{"node-name": backend.node["node-name"]})
 
     @property
     def nodes(self) -> dict[str, Mapping[str, Any]]:
