@@ -19,7 +19,8 @@ from uuid import UUID, uuid4
 from ..agent_api.messages import CreateVolume, DownstairsFault, DownstairsListed, FaultKind, VolumeCreated, VolumeListed
 from ..agent_api.retention import Kept
 from ..engine.qemu.binary import Qemu
-from ..engine.volumes.downstairs import Downstairs, RegionFile
+from ..engine.volumes.downstairs import Downstairs
+from ..engine.volumes.region_file import RegionFile
 from ..engine.volumes.storage_daemon import LOOPBACK, StorageDaemonError
 from ..engine.volumes.vcr import REPLICAS
 from ..errors import AgentError, CapabilityMissing, ConfigError, ResourceExhausted
@@ -115,6 +116,7 @@ class OwnedVolume:
             file_format="qcow2" if over_parent else "raw",
             parent=self.parent if over_parent else None,
             epoch=1 if over_parent else 0,
+            stall_timeout_s=self.request.stall_timeout_s,
         )
         await self._make_file(region, qemu_img)
         downstairs = Downstairs(region, program=self.program, log_path=self.path / f"{number}.log", journal=self.books)
@@ -145,7 +147,7 @@ class OwnedVolume:
                     raise ConfigError(
                         f"{fault.length} bytes at {fault.offset} are not in a volume of {self.size_bytes} bytes"
                     )
-                downstairs.corrupt(fault.offset, fault.length)
+                downstairs.region.corrupt(fault.offset, fault.length)
 
     async def close(self) -> None:
         """End its processes and remove its files. Closing twice is fine."""
@@ -245,6 +247,7 @@ def _listed(downstairs: Downstairs) -> DownstairsListed:
         path=str(region.path),
         generation=region.generation,
         epoch=region.epoch,
+        snapshots=tuple(map(str, region.snapshots)),
         log=tuple(_last_lines(downstairs.log_path)),
     )
 

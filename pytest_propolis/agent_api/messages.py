@@ -198,11 +198,13 @@ class CreateVolume(msgspec.Struct, frozen=True, kw_only=True):
     :param block_size: 512 or 4096.
     :param image: path of an image that it lies over, and which must not change meanwhile; None for an empty one.
     :param image_format: ``qcow2`` or ``raw``.
+    :param stall_timeout_s: how long the guest's requests wait, when too few replicas are left.
     """
 
     name: str
     group: str
     size_bytes: int
+    stall_timeout_s: float = 60.0
     block_size: int = 4096
     image: str | None = None
     image_format: str = "raw"
@@ -235,6 +237,7 @@ class DownstairsListed(msgspec.Struct, frozen=True, kw_only=True):
     :param path: its file, on that host.
     :param generation: of the upstairs that had it last.
     :param epoch: those of the highest have all writes.
+    :param snapshots: the files of its snapshots.
     :param log: the last lines that its process wrote.
     """
 
@@ -244,6 +247,7 @@ class DownstairsListed(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     generation: int
     epoch: int
+    snapshots: tuple[str, ...] = ()
     log: tuple[str, ...] = ()
 
 

@@ -75,12 +75,15 @@ class CrucibleDiskFactory:
         block_size: int = 4096,
         image: Path | None = None,
         image_format: Literal["qcow2", "raw"] = "raw",
+        stall_timeout_s: float = 60.0,
     ) -> CrucibleDisk:
         """Make a disk with three replicas.
 
         :param size_mib: becomes a whole number of extents of 64 MiB, and is never smaller than the image.
         :param block_size: the size of its blocks in bytes, 512 or 4096.
         :param image: a read-only parent: what the disk holds at first. It must not change meanwhile.
+        :param stall_timeout_s: how many seconds the guest's requests wait, when fewer than two replicas are left. After
+            that the VM fails.
         :raises ConfigError: when it cannot be so, or there is a disk of that name.
         :raises ArtifactError: when the image is missing or broken.
         :raises CapabilityMissing: when the host lacks ``qemu-storage-daemon``.
@@ -103,6 +106,7 @@ class CrucibleDiskFactory:
             block_size=block_size,
             image=str(image.absolute()) if image else None,
             image_format=image_format,
+            stall_timeout_s=stall_timeout_s,
         )
         disk = CrucibleDisk(self._agent, await self._agent.create_volume(request), name=name, block_size=block_size)
         self.disks.append(disk)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -167,6 +167,22 @@ class Machine:
         async with self._power:
             if self._shall_run and (await self.execute("query-status"))["status"] == "io-error":
                 await self.execute("cont")
+
+    @contextlib.asynccontextmanager
+    async def standing_still(self) -> AsyncIterator[None]:
+        """Stop a guest that runs, with all requests to its disks done, as long as the block lasts.
+
+        :raises MachineError: when QEMU refuses.
+        """
+        async with self._power:
+            runs = (await self.execute("query-status"))["status"] == "running"
+            if runs:
+                await self.execute("stop")
+            try:
+                yield
+            finally:
+                if runs and self._shall_run:
+                    await self.execute("cont")
 
     def give_up(self, reason: str) -> None:
         """Report that the guest cannot go on, because a disk is lost."""

@@ -25,7 +25,7 @@ from ...propolis_api import (
 from ..migration.websocket import AcceptedConnection
 from ..qemu.serial_history import HistoryGap
 from .dropshot_errors import ErrorResponse, bad_request
-from .http_error import HttpError, unsupported
+from .http_error import HttpError
 from .serial_websocket import serve_serial
 from .server import VmServer
 
@@ -198,8 +198,8 @@ async def _upgrade_expected(_server: VmServer, request: Request) -> Response:
 
 
 async def _snapshot(server: VmServer, request: Request) -> Response:
-    require_uuid(request, "snapshot")
-    return await _unsupported("snapshots: it has no Crucible volumes")(server, request)
+    await server.snapshot(request.path_params["id"], require_uuid(request, "snapshot"))
+    return encoded(None)
 
 
 async def _migrate(server: VmServer, request: Request) -> Response:
@@ -217,14 +217,6 @@ def require_uuid(connection: HTTPConnection, name: str) -> uuid.UUID:
         return uuid.UUID(text)
     except ValueError:
         raise HttpError(bad_request(f"bad parameter in URL path: {name!r} must be a UUID, not {text!r}")) from None
-
-
-def _unsupported(what: str) -> Handler:
-    async def refuse(server: VmServer, _request: Request) -> Response:
-        server.get()  # 424 comes first where there is no VM, as upstream
-        raise unsupported(what)
-
-    return refuse
 
 
 async def _refuse(_request: Request, refusal: Exception) -> Response:

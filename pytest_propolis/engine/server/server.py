@@ -54,6 +54,7 @@ from .dropshot_errors import (
     ErrorResponse,
     backend_not_found,
     crucible_error,
+    disk_not_found,
     initialization_failed,
     never_published,
     state_change_denied,
@@ -179,6 +180,23 @@ class VmServer:
             return backends.find(backend_id).status
         except BackendMissing:
             raise HttpError(backend_not_found(backend_id)) from None
+
+    async def snapshot(self, disk_id: str, snapshot_id: UUID) -> None:
+        """Have the volume behind a disk keep what it holds now.
+
+        Refused with 404 where there is no such disk on a volume, with 400 when it says no.
+        """
+        vm = self._require_active()
+        assert vm.machine is not None
+        assert vm.backends is not None
+        disk = vm.spec.components.get(disk_id) if vm.spec else None
+        try:
+            backend = vm.backends.find(getattr(disk and disk.component, "backend_id", disk_id))
+            await backend.snapshot(vm.machine, snapshot_id)
+        except BackendMissing:
+            raise HttpError(disk_not_found(disk_id)) from None
+        except (BackendError, MachineError) as error:
+            raise HttpError(crucible_error(str(error))) from None
 
     async def monitor(self, gen: int) -> InstanceStateMonitorResponse:
         """Wait for generation `gen` of the VM's state; no time limit."""

@@ -12,6 +12,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
+from uuid import UUID
 
 import msgspec
 
@@ -88,6 +89,12 @@ class BlockBackend(Protocol):
         """As `replace`, without the rules that propolis-server has for it; for faults that a test wants.
 
         :raises ReplacementRefused: when it is the request of another volume.
+        """
+
+    async def snapshot(self, machine: Machine, snapshot_id: UUID) -> None:
+        """Keep the volume as it is now.
+
+        :raises BackendError: when that cannot be done.
         """
 
     async def settle(self, *, clean: bool) -> None:

@@ -6,48 +6,26 @@ import asyncio
 import contextlib
 import hmac
 import logging
-import os
 import secrets
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import msgspec
 
 from ..qemu.child import Journal
 from .negotiation import LONGEST_LINE, Answer, Done, Fenced, Mark, Promote, Promoted, Refused, Request
+from .region_file import RegionFile
 from .storage_daemon import LOOPBACK, StorageDaemon, StorageDaemonError
 
-__all__ = ["Downstairs", "RegionFile"]
+__all__ = ["Downstairs"]
 
 logger = logging.getLogger(__name__)
 
 _REQUESTS: Final = msgspec.json.Decoder(Request)
-
-
-@dataclass(slots=True, kw_only=True)
-class RegionFile:
-    """The file of a replica, and what is remembered of it.
-
-    :param volume: the id of the upstairs that it belongs to.
-    :param key: what that upstairs knows and nobody else does.
-    :param parent: the image that the file is an overlay of.
-    """
-
-    volume: UUID
-    path: Path
-    size_bytes: int
-    block_size: int
-    key: str | None
-    file_format: str = "raw"
-    parent: str | None = None
-    id: UUID = field(default_factory=uuid4)
-    generation: int = 0
-    epoch: int = 0
-    clean: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -149,14 +127,6 @@ class Downstairs:
         if self._daemon is not None:
             await self._daemon.withdraw()
 
-    def corrupt(self, offset: int, length: int) -> None:
-        """Write random bytes over a part of its file, behind its back.
-
-        :raises OSError: when the file cannot be written.
-        """
-        with self.region.path.open("r+b") as file:
-            os.pwrite(file.fileno(), secrets.token_bytes(length), offset)
-
     async def slow_down(self, delay_ms: float) -> None:
         """Have it serve its requests one by one, so far apart; 0 for at once.
 
@@ -216,7 +186,12 @@ class Downstairs:
         async with self._promotions:
             if isinstance(request, Promote):
                 return await self._promote(session, request)
-            return self._mark(session, request)
+            if self._active is not session:
+                return Refused(reason="another upstairs has taken over", final=True)
+            if isinstance(request, Mark):
+                self.region.epoch, self.region.clean = request.epoch, request.clean
+                return Done()
+            return await self._snapshot(request.id)
 
     async def _promote(self, session: _Session, request: Promote) -> Answer:
         region = self.region
@@ -246,6 +221,13 @@ class Downstairs:
         region.generation, region.clean = request.generation, False
         return answer
 
+    async def _snapshot(self, snapshot_id: UUID) -> Answer:
+        try:
+            await self.region.snapshot(snapshot_id)
+        except OSError as error:
+            return Refused(reason=f"snapshot {snapshot_id} cannot be made: {error}", final=True)
+        return Done()
+
     def _promoted(self, export: str) -> Promoted:
         region, daemon = self.region, self._daemon
         assert daemon is not None
@@ -259,13 +241,8 @@ class Downstairs:
             epoch=region.epoch,
             clean=region.clean,
             parent=region.parent,
+            stall_timeout_s=region.stall_timeout_s,
         )
-
-    def _mark(self, session: _Session, request: Mark) -> Answer:
-        if self._active is not session:
-            return Refused(reason="another upstairs has taken over", final=True)
-        self.region.epoch, self.region.clean = request.epoch, request.clean
-        return Done()
 
 
 def _say(session: _Session, answer: Answer) -> None:

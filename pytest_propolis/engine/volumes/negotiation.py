@@ -10,7 +10,7 @@ from uuid import UUID
 
 import msgspec
 
-__all__ = ["LONGEST_LINE", "Answer", "Done", "Fenced", "Mark", "Promote", "Promoted", "Refused", "Request"]
+__all__ = ["LONGEST_LINE", "Answer", "Done", "Fenced", "Mark", "Promote", "Promoted", "Refused", "Request", "Snapshot"]
 
 LONGEST_LINE: Final = 1 << 16
 
@@ -39,7 +39,13 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True, tag="mark"):
     clean: bool = False
 
 
-Request = Promote | Mark
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
+    """Keep the region as it is now. No write is under way."""
+
+    id: UUID
+
+
+Request = Promote | Mark | Snapshot
 
 
 class Promoted(msgspec.Struct, frozen=True, kw_only=True, tag="promoted"):
@@ -51,6 +57,7 @@ class Promoted(msgspec.Struct, frozen=True, kw_only=True, tag="promoted"):
     :param epoch: as the last session marked it.
     :param clean: whether the last session ended in order.
     :param parent: the image that the region lies over.
+    :param stall_timeout_s: how long the guest's requests shall wait, when too few replicas are left.
     """
 
     region_id: UUID
@@ -62,6 +69,7 @@ class Promoted(msgspec.Struct, frozen=True, kw_only=True, tag="promoted"):
     epoch: int
     clean: bool
     parent: str | None = None
+    stall_timeout_s: float = 60.0
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
@@ -77,7 +85,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """A `Mark` is remembered."""
+    """What was asked for is done."""
 
 
 class Fenced(msgspec.Struct, frozen=True, kw_only=True, tag="fenced"):

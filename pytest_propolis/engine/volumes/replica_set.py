@@ -11,9 +11,11 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Final
+from uuid import UUID
 
 from ...propolis_api import DownstairsInfoConnectionMode
 from ..qemu.machine import Machine, MachineError
+from .negotiation import Promoted
 from .quorum import Quorum
 from .replica import Phase, Replica
 from .session import DownstairsRefused, DownstairsUnreachable, Session
@@ -47,6 +49,11 @@ class ReplicaSet:
     def active(self) -> list[Replica]:
         """Those that have all writes, and that QEMU uses."""
         return [replica for replica in self.replicas if replica.is_active]
+
+    @property
+    def regions(self) -> list[Promoted]:
+        """What the downstairs that are connected say of their regions."""
+        return [replica.session.region for replica in self.replicas if replica.session]
 
     @property
     def all_connected(self) -> bool:
@@ -135,6 +142,15 @@ class ReplicaSet:
         """
         async with self._changing:
             await self._mark(clean=clean)
+
+    async def snapshot(self, snapshot_id: UUID) -> None:
+        """Have all replicas keep what they hold. QEMU must be stopped.
+
+        :raises DownstairsUnreachable: when one does not answer.
+        :raises DownstairsRefused: when one cannot, with the reason.
+        """
+        async with self._changing:
+            await asyncio.gather(*(_session(replica).snapshot(snapshot_id) for replica in self.active))
 
     async def _equalise(self, fresh: Sequence[Replica], nodes: dict[Replica, str]) -> None:
         """Attach those replicas that can be used, equal to each other.

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import Final, Self
+from uuid import UUID
 
 import msgspec
 
 from .nbd import NbdError, probe_export
-from .negotiation import LONGEST_LINE, Answer, Done, Fenced, Mark, Promote, Promoted, Refused, Request
+from .negotiation import LONGEST_LINE, Answer, Done, Fenced, Mark, Promote, Promoted, Refused, Request, Snapshot
 
 __all__ = ["DownstairsRefused", "DownstairsUnreachable", "Session"]
 
@@ -104,6 +105,14 @@ class Session:
         :raises DownstairsRefused: when another upstairs has taken over.
         """
         await self._ask(Mark(epoch=epoch, clean=clean))
+
+    async def snapshot(self, snapshot_id: UUID) -> None:
+        """Have the downstairs keep the region as it is now.
+
+        :raises DownstairsUnreachable: when it does not answer.
+        :raises DownstairsRefused: when it cannot, with the reason.
+        """
+        await self._ask(Snapshot(id=snapshot_id))
 
     async def check(self, *, timeout_s: float) -> None:
         """Make sure that the downstairs still serves.

@@ -26,10 +26,11 @@ class StallWatch:
     :param volume: what to call the volume.
     """
 
-    def __init__(self, replicas: ReplicaSet, *, volume: str, timeout_s: float) -> None:
+    def __init__(self, replicas: ReplicaSet, *, volume: str) -> None:
         self._set = replicas
         self._volume = volume
-        self._timeout_s = timeout_s
+        self.timeout_s = 60.0
+        """How long requests wait, before the VM is given up."""
         self._failed = asyncio.Event()
         self._hopeless: str | None = None
         self._conflict = ""
@@ -64,7 +65,7 @@ class StallWatch:
             if loop.time() - retried_s > SAME_STALL_S:
                 began_s = loop.time()
             try:
-                async with asyncio.timeout_at(began_s + self._timeout_s):
+                async with asyncio.timeout_at(began_s + self.timeout_s):
                     await self._set.wait_until(lambda: self._hopeless or len(self._set.active) >= NEEDED)
                     await asyncio.sleep(SETTLE_S)
             except TimeoutError:
@@ -81,7 +82,7 @@ class StallWatch:
         good = [replica for replica in replicas if replica.is_active or not replica.is_stale]
         states = ", ".join(f"{replica.address} {_word(replica.state)}" for replica in replicas)
         return (
-            f"{self._volume} has had fewer than {NEEDED} usable replicas for {self._timeout_s:.0f} s: {states};"
+            f"{self._volume} has had fewer than {NEEDED} usable replicas for {self.timeout_s:.0f} s: {states};"
             f" all writes are in {_addresses(good) or 'none of them'}{self._conflict}"
         )
 

@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from typing import Any, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from ...propolis_api import (
     CrucibleStorageBackend,
@@ -44,14 +44,9 @@ QUIESCE_TIMEOUT_S: Final = 5.0
 
 
 class Upstairs:
-    """A `BlockBackend` that serves a Crucible volume.
+    """A `BlockBackend` that serves a Crucible volume."""
 
-    :param stall_timeout_s: how long the guest's requests wait for a second replica, before the VM fails.
-    """
-
-    def __init__(
-        self, *, key: str, component: CrucibleStorageBackend, node_name: str, stall_timeout_s: float = 60.0
-    ) -> None:
+    def __init__(self, *, key: str, component: CrucibleStorageBackend, node_name: str) -> None:
         try:
             self._vcr = as_volume(decode_vcr(component.request_json))
             region = only_region(self._vcr)
@@ -65,7 +60,7 @@ class Upstairs:
         self._tasks: list[asyncio.Task[None]] = []
         self._error: BackendError | None = None
         self._state = UpstairsInfoStatus.INITIALIZING
-        self._stalls = StallWatch(self._set, volume=f"volume {self._vcr.id}", timeout_s=stall_timeout_s)
+        self._stalls = StallWatch(self._set, volume=f"volume {self._vcr.id}")
 
     @property
     def node(self) -> Mapping[str, Any]:
@@ -104,6 +99,7 @@ class Upstairs:
                     raise
             else:
                 break
+        self._stalls.timeout_s = max(region.stall_timeout_s for region in self._set.regions)
         self._state = UpstairsInfoStatus.ACTIVE
 
     async def replace(self, vcr_json: str) -> ReplaceResult:
@@ -138,6 +134,15 @@ class Upstairs:
             raise ReplacementRefused("it is another volume")
         await self._become(volume, region)
         return ReplaceResult.STARTED
+
+    async def snapshot(self, machine: Machine, snapshot_id: UUID) -> None:
+        if self._state is not UpstairsInfoStatus.ACTIVE:
+            raise BackendError(f"volume {self._vcr.id} is {self._state.value}")
+        try:
+            async with machine.standing_still():
+                await self._set.snapshot(snapshot_id)
+        except (DownstairsUnreachable, DownstairsRefused) as error:
+            raise BackendError(str(error)) from None
 
     async def quiesce(self, machine: Machine) -> None:
         """Stop the guest, and leave the replicas equal, as far as that can be done in `QUIESCE_TIMEOUT_S`."""
