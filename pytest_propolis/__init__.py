@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from .storage.artifacts import Artifact
     from .storage.sources import LocalFile, WheelMember
     from .vm.config import DataDisk, Nic, VmConfig
+    from .vm.crucible_disk import CrucibleDisk, VolumeDisk
+    from .vm.crucible_disk_factory import CrucibleDiskFactory
     from .vm.factory import VmFactory
     from .vm.lifecycle import Migrate, Reset, StopAndStart, lifecycle
     from .vm.vm import TestVm
@@ -71,6 +73,8 @@ __all__ = [
     "ConsoleClosed",
     "ConsoleError",
     "ConsoleTimeout",
+    "CrucibleDisk",
+    "CrucibleDiskFactory",
     "DataDisk",
     "GuestAdapter",
     "GuestImage",
@@ -102,6 +106,7 @@ __all__ = [
     "VmError",
     "VmFactory",
     "VmStateError",
+    "VolumeDisk",
     "WheelMember",
     "lifecycle",
 ]
@@ -110,6 +115,8 @@ _HOMES: Final = {
     "Artifact": "storage.artifacts",
     "CommandResult": "console.shell",
     "Console": "console.console",
+    "CrucibleDisk": "vm.crucible_disk",
+    "CrucibleDiskFactory": "vm.crucible_disk_factory",
     "DataDisk": "vm.config",
     "GuestAdapter": "guests.adapter",
     "GuestImage": "guests.adapter",
@@ -126,6 +133,7 @@ _HOMES: Final = {
     "StopAndStart": "vm.lifecycle",
     "TestVm": "vm.vm",
     "VmConfig": "vm.config",
+    "VolumeDisk": "vm.crucible_disk",
     "VmFactory": "vm.factory",
     "WheelMember": "storage.sources",
     "lifecycle": "vm.lifecycle",

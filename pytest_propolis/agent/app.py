@@ -50,6 +50,7 @@ from .images import ImageMaker
 from .registry import ResourceRegistry
 from .templates import Templates
 from .vm_extensions import VmExtensions
+from .volume_routes import VolumeRoutes
 
 __all__ = ["AgentApp"]
 
@@ -103,6 +104,7 @@ class AgentApp:
                 Route("/vms/{id}", self._remove_vm, methods=["DELETE"]),
                 *ForkRoutes(self.account, _client).routes,
                 *VmExtensions(self._find_server).routes,
+                *VolumeRoutes(self.account, _client).routes,
                 Mount("/vms/{id}", app=self._propolis_api),
             ],
             exception_handlers={PropolisError: _fault, HttpError: _refuse, HTTPException: http_error},

@@ -1,4 +1,4 @@
-"""What one client of the agent owns: VMs, and the disks that they hold open."""
+"""What one client of the agent owns: VMs, and the disks and volumes that they use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..agent_api.messages import CreateVm, KeptDisk, KeptListed, VmListed
+from ..agent_api.messages import CreateVm, KeptDisk, KeptListed, VmListed, VolumeListed
 from ..agent_api.retention import Kept
 from ..engine.server.server import VmServer
 from ..engine.templates.restored_machine import RestoredMachine
@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..ledger.entry import Entry
 from ..ledger.writer import LedgerWriter
 from .image_forks import OwnedFork
+from .volumes import OwnedVolume
 
 __all__ = ["ClientResources", "OwnedVm"]
 
@@ -71,6 +72,7 @@ class ClientResources:
     disks: dict[str, Entry] = field(default_factory=dict)
     forks: dict[str, OwnedFork] = field(default_factory=dict)
     lifelines: int = 1
+    volumes: dict[str, OwnedVolume] = field(default_factory=dict)
     left: bool = False
     kept: Kept | None = None
     released: asyncio.Event = field(default_factory=asyncio.Event)
@@ -98,11 +100,14 @@ class ClientResources:
     def listed_vms(self) -> tuple[VmListed, ...]:
         return tuple(vm.listed(self.kept) for vm in self.vms.values())
 
+    def listed_volumes(self) -> tuple[VolumeListed, ...]:
+        return tuple(volume.listed(self.kept) for volume in self.volumes.values())
+
     def listed_kept(self, key: str, kept: Kept) -> KeptListed:
         disks = [KeptDisk(id=disk_id, path=entry.what["path"]) for disk_id, entry in self.disks.items()]
         disks += [KeptDisk(id=fork.id, path=str(fork.fork.path)) for fork in self.forks.values()]
         disks += [KeptDisk(id=vm.id, path=str(path)) for vm in self.vms.values() for path in vm.disks]
-        return KeptListed(id=key, kept=kept, vms=self.listed_vms(), disks=tuple(disks))
+        return KeptListed(id=key, kept=kept, vms=self.listed_vms(), disks=tuple(disks), volumes=self.listed_volumes())
 
     async def close(self, vm: OwnedVm) -> None:
         """End a VM. Whoever asks while it ends already waits for the same end."""
@@ -125,6 +130,11 @@ class ClientResources:
         """Remove a fork that no VM has open. What is gone is fine."""
         if fork := self.forks.pop(fork_id, None):
             await fork.remove()
+
+    async def remove_volume(self, volume_id: str) -> None:
+        """Remove a volume that no VM uses. What is gone is fine."""
+        if volume := self.volumes.pop(volume_id, None):
+            await volume.close()
 
     async def _end(self, vm: OwnedVm) -> None:
         try:

@@ -8,9 +8,11 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from ..agent_api.boot_source import DirectKernel
 from ..agent_api.messages import (
@@ -18,23 +20,29 @@ from ..agent_api.messages import (
     AgentConfig,
     CreateDisk,
     CreateVm,
+    CreateVolume,
     DiskCreated,
     ForkImage,
     Keep,
     KeptListed,
     ResourceIds,
     VmListed,
+    VolumeCreated,
+    VolumeListed,
 )
 from ..agent_api.retention import Kept
 from ..engine.qemu.memory import GuestMemory
 from ..engine.server.server import VmServer
 from ..engine.server.server_config import ServerConfig
 from ..engine.templates.template import Template
+from ..engine.volumes.block_backend import BackendFactory
+from ..engine.volumes.upstairs import Upstairs
 from ..errors import AgentError, ArtifactMissing, HostBusy
 from ..ledger.entry import KEPT_OWNER, Owner, command_line_mark
 from ..ledger.identity import ProcessIdentity
 from ..ledger.ledger import Ledger
 from ..ledger.writer import LedgerWriter
+from ..propolis_api import CrucibleStorageBackend
 from ..propolis_api.endpoint import Endpoint
 from .budget import MemoryBudget
 from .client_resources import ClientResources, OwnedVm
@@ -44,10 +52,14 @@ from .fork_starter import ForkStarter
 from .hypervisor import Hypervisor, HypervisorFinder
 from .image_forks import OwnedFork, fork_of, require_fork
 from .standby import Standby
+from .volumes import OwnedVolume, create_volume
 
 __all__ = ["ResourceRegistry"]
 
 logger = logging.getLogger(__name__)
+
+BACKENDS: Final[Mapping[type, BackendFactory]] = MappingProxyType({CrucibleStorageBackend: Upstairs})
+"""What serves the disks that are no files of this host, by type of their component."""
 
 
 class ResourceRegistry:
@@ -145,6 +157,7 @@ class ResourceRegistry:
                 inherited_variables=_variables(holdings, request.predecessor),
                 address=self._address(vm_id),
                 disk_directory=disk_directory,
+                backends=BACKENDS,
             )
         )
         vm = OwnedVm(
@@ -199,7 +212,12 @@ class ResourceRegistry:
             request=request,
             client=client,
             server=VmServer(
-                dataclasses.replace(started.config, log_path=Path(request.log_path), address=self._address(started.id))
+                dataclasses.replace(
+                    started.config,
+                    log_path=Path(request.log_path),
+                    address=self._address(started.id),
+                    backends=BACKENDS,
+                )
             ),
             directory=started.directory,
             disk_directory=started.disk_directory,
@@ -263,6 +281,46 @@ class ResourceRegistry:
         holdings.remove_disk(disk_id)
         await holdings.remove_fork(disk_id)
 
+    async def create_volume(self, client: str, request: CreateVolume) -> VolumeCreated:
+        """Make a replicated volume, whose downstairs run.
+
+        :raises ArtifactError: when its image is missing or broken.
+        :raises CapabilityMissing: when the host lacks a program for it.
+        :raises ResourceExhausted: when there is no space left.
+        """
+        qemu = (await self._platforms.find()).qemu
+        holdings = self._holdings(client)
+        books = LedgerWriter(self._ledger, holdings.books.owner)
+        volume = await create_volume(request, qemu=qemu, place=self._space.directory(), books=books, client=client)
+        if holdings.left:
+            await volume.close()
+            raise AgentError(f"client {client!r} left while its volume was made")
+        holdings.volumes[volume.id] = volume
+        return volume.created()
+
+    async def add_downstairs(self, client: str, volume_id: str) -> str:
+        """Start another downstairs of a volume, with an empty file; return its address."""
+        qemu_img = (await self._platforms.find()).qemu.img
+        return (await self.find_volume(client, volume_id).add_downstairs(qemu_img, blank=True)).address
+
+    def find_volume(self, client: str, volume_id: str) -> OwnedVolume:
+        """
+        :raises AgentError: when the client has no such volume.
+        """
+        volume = self._holdings(client).volumes.get(volume_id)
+        if volume is None:
+            raise AgentError(f"there is no volume {volume_id}", hint="it was removed, or is another client's")
+        return volume
+
+    def list_volumes(self) -> list[VolumeListed]:
+        return [volume for holdings in self._clients.values() for volume in holdings.listed_volumes()]
+
+    async def remove_volume(self, client: str, volume_id: str) -> None:
+        """Remove a volume, once the client's VMs that are about to end have let go of it. What is gone is fine."""
+        holdings = self._holdings(client)
+        await holdings.closings()
+        await holdings.remove_volume(volume_id)
+
     async def remove(self, client: str, belongings: ResourceIds) -> None:
         """Remove VMs and then disks, in the order that `release` has. What is gone already is passed over."""
         holdings = self._holdings(client)
@@ -271,6 +329,8 @@ class ResourceRegistry:
         await _all(partial(holdings.close, vm) for vm in going)
         for disk_id in belongings.disks:
             await self.remove_disk(client, disk_id)
+        for volume_id in belongings.volumes:
+            await self.remove_volume(client, volume_id)
 
     def keep(self, client: str, request: Keep) -> KeptListed:
         """Take VMs and disks over from a client, as those of a client of the agent's own; `release` ends that one.
@@ -287,10 +347,13 @@ class ResourceRegistry:
             giver.vms |= taker.vms
             giver.disks |= taker.disks
             giver.forks |= taker.forks
+            giver.volumes |= taker.volumes
             raise
         for vm in taker.vms.values():
             vm.client = key
-        if taker.vms or taker.disks or taker.forks:
+        for volume in taker.volumes.values():
+            volume.client = key
+        if taker.vms or taker.disks or taker.forks or taker.volumes:
             self._clients[key] = taker
         return taker.listed_kept(key, kept)
 
@@ -310,6 +373,11 @@ class ResourceRegistry:
                 fork.books.hand_over(taker.books.owner)
                 fork.entry = self._ledger.keep(fork.entry, kept.until, reason=kept.reason)
                 taker.forks[disk_id] = fork
+        for volume_id in belongings.volumes:
+            if volume := giver.volumes.pop(volume_id, None):
+                volume.books.hand_over(taker.books.owner)
+                volume.directory = self._ledger.keep(volume.directory, kept.until, reason=kept.reason)
+                taker.volumes[volume_id] = volume
 
     async def released(self, client: str) -> None:
         """Wait until all that a client owned is released. One that is not known has nothing."""
@@ -333,6 +401,7 @@ class ResourceRegistry:
         for disk_id in list(holdings.disks):
             holdings.remove_disk(disk_id)
         await _all(partial(holdings.remove_fork, fork_id) for fork_id in list(holdings.forks))
+        await _all(partial(holdings.remove_volume, volume_id) for volume_id in list(holdings.volumes))
         if all(other.kept for other in self._clients.values() if other is not holdings):
             await self.standby.rest()  # what was kept needs none
         self._clients.pop(client, None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Final
+from uuid import UUID
 
 import msgspec
 
@@ -21,11 +23,16 @@ __all__ = [
     "AgentConfig",
     "AgentInfo",
     "AgentReady",
+    "AttachDisk",
     "CreateDisk",
     "CreateVm",
+    "CreateVolume",
     "Departed",
     "DiskCreated",
+    "DownstairsFault",
+    "DownstairsListed",
     "Fault",
+    "FaultKind",
     "ForkImage",
     "ForkVm",
     "FreezeVm",
@@ -42,6 +49,8 @@ __all__ = [
     "VmFacts",
     "VmForked",
     "VmListed",
+    "VolumeCreated",
+    "VolumeListed",
 ]
 
 SOCKET_NAME: Final = "agent.sock"
@@ -152,10 +161,12 @@ class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     :param display_socket: the UNIX socket of its display's VNC server; None without a display or while it is down.
     :param panics: how often its guest reported a panic through the pvpanic device.
+    :param failure: why it could not go on, where its disks are the reason.
     """
 
     display_socket: str | None
     panics: int
+    failure: str | None = None
 
 
 class ImageNeeded(msgspec.Struct, frozen=True, kw_only=True):
@@ -221,6 +232,116 @@ class DiskCreated(msgspec.Struct, frozen=True, kw_only=True):
     path: str
 
 
+class CreateVolume(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a replicated volume of one's own: three downstairs.
+
+    :param name: for people.
+    :param group: what it belongs to.
+    :param size_bytes: at least; it becomes a whole number of extents of 64 MiB, and is never smaller than the image.
+    :param block_size: 512 or 4096.
+    :param image: path of an image that it lies over, and which must not change meanwhile; None for an empty one.
+    :param image_format: ``qcow2`` or ``raw``.
+    :param stall_timeout_s: how long the guest's requests wait, when too few replicas are left.
+    """
+
+    name: str
+    group: str
+    size_bytes: int
+    stall_timeout_s: float = 60.0
+    block_size: int = 4096
+    image: str | None = None
+    image_format: str = "raw"
+
+
+class VolumeCreated(msgspec.Struct, frozen=True, kw_only=True):
+    """The volume: what volume construction requests for it say.
+
+    :param upstairs_id: of whichever upstairs uses it.
+    :param key: what the upstairs has to know, in base64.
+    :param targets: the addresses of its downstairs.
+    :param black_hole: an address that takes connections and never answers.
+    :param parent: the image that it lies over.
+    """
+
+    id: str
+    upstairs_id: UUID
+    key: str
+    size_bytes: int
+    extent_bytes: int
+    targets: tuple[str, ...]
+    black_hole: str
+    parent: str | None = None
+
+
+class DownstairsListed(msgspec.Struct, frozen=True, kw_only=True):
+    """One downstairs on the agent's host.
+
+    :param state: ``serving``, ``idle``, ``paused`` or ``dead``.
+    :param path: its file, on that host.
+    :param generation: of the upstairs that had it last.
+    :param epoch: those of the highest have all writes.
+    :param snapshots: the files of its snapshots.
+    :param log: the last lines that its process wrote.
+    """
+
+    address: str
+    state: str
+    pid: int | None
+    path: str
+    generation: int
+    epoch: int
+    snapshots: tuple[str, ...] = ()
+    log: tuple[str, ...] = ()
+
+
+class VolumeListed(msgspec.Struct, frozen=True, kw_only=True):
+    """One volume of the agent's; also the downstairs that were replaced."""
+
+    id: str
+    name: str
+    group: str
+    client: str
+    size_bytes: int
+    since: float
+    downstairs: tuple[DownstairsListed, ...]
+    kept: Kept | None = None
+
+
+class FaultKind(StrEnum):
+    """What can be done to a downstairs."""
+
+    KILL = "kill"
+    RESTART = "restart"
+    PAUSE = "pause"
+    RESUME = "resume"
+    DISCONNECT = "disconnect"
+    CORRUPT = "corrupt"
+    SLOW = "slow"
+
+
+class DownstairsFault(msgspec.Struct, frozen=True, kw_only=True):
+    """Have something happen to a downstairs.
+
+    :param offset: with `CORRUPT`, where in the volume, in bytes.
+    :param length: with `CORRUPT`, how many bytes.
+    :param delay_ms: with `SLOW`, how far apart its requests are served; 0 for at once.
+    """
+
+    kind: FaultKind
+    offset: int = 0
+    length: int = 0
+    delay_ms: float = 0.0
+
+
+class AttachDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """Have a disk plugged into a VM that runs. The answer is the VM's spec with it.
+
+    :param components: the disk and its backend, by key.
+    """
+
+    components: dict[str, Component]
+
+
 class ResourceIds(msgspec.Struct, frozen=True, kw_only=True):
     """Some of what a client owns, by id.
 
@@ -229,6 +350,7 @@ class ResourceIds(msgspec.Struct, frozen=True, kw_only=True):
 
     vms: tuple[str, ...] = ()
     disks: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
     named: tuple[tuple[str, str], ...] = ()
 
 
@@ -268,6 +390,7 @@ class KeptListed(msgspec.Struct, frozen=True, kw_only=True):
     kept: Kept
     vms: tuple[VmListed, ...]
     disks: tuple[KeptDisk, ...]
+    volumes: tuple[VolumeListed, ...] = ()
 
 
 class TemplateNeeded(msgspec.Struct, frozen=True, kw_only=True):

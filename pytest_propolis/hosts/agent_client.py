@@ -20,8 +20,10 @@ from ..agent_api.messages import (
     AgentInfo,
     CreateDisk,
     CreateVm,
+    CreateVolume,
     Departed,
     DiskCreated,
+    DownstairsFault,
     Fault,
     ForkImage,
     ForkVm,
@@ -37,11 +39,14 @@ from ..agent_api.messages import (
     VmCreated,
     VmForked,
     VmListed,
+    VolumeCreated,
+    VolumeListed,
 )
 from ..agent_api.migration_report import MigrationReport
 from ..errors import AgentError, PropolisError
 from ..ledger.identity import ProcessIdentity
 from ..ledger.survey import survey
+from ..propolis_api import InstanceVCRReplace, ReplaceResult
 from ..propolis_api.endpoint import Endpoint
 from ..propolis_api.failure import api_error
 from ..propolis_api.http import HttpAnswer, HttpClient, request
@@ -171,6 +176,28 @@ class AsyncAgentClient:
     async def write_fork(self, fork_id: str, offset: int, data: bytes) -> None:
         await self._bytes("PUT", f"/image-forks/{fork_id}/content/{offset}", data)
 
+    async def create_volume(self, request: CreateVolume) -> VolumeCreated:
+        """Make a replicated volume, whose downstairs run."""
+        return await self._call("POST", "/volumes", VolumeCreated, request)
+
+    async def get_volume(self, volume_id: str) -> VolumeListed:
+        return await self._call("GET", f"/volumes/{volume_id}", VolumeListed)
+
+    async def remove_volume(self, volume_id: str) -> None:
+        await self._call("DELETE", f"/volumes/{volume_id}", NoneType)
+
+    async def add_downstairs(self, volume_id: str) -> str:
+        """Start another downstairs of a volume, with an empty file; return its address."""
+        return await self._call("POST", f"/volumes/{volume_id}/downstairs", str)
+
+    async def fault_downstairs(self, volume_id: str, address: str, fault: DownstairsFault) -> None:
+        await self._call("POST", f"/volumes/{volume_id}/downstairs/{address}/fault", NoneType, fault)
+
+    async def replace_unchecked(self, vm_id: str, backend: str, vcr_json: str) -> ReplaceResult:
+        """Give a VM's volume a new construction request, without Crucible's rules for what may be replaced when."""
+        body = InstanceVCRReplace(vcr_json=vcr_json)
+        return await self._call("PUT", f"/vms/{vm_id}/disks/{backend}/vcr", ReplaceResult, body)
+
     async def remove(self, belongings: ResourceIds) -> None:
         """Remove VMs and then disks; returns when they are gone. What is gone already is passed over."""
         await self._call("POST", "/removal", NoneType, belongings)
@@ -252,6 +279,9 @@ class AgentClient:
     def remove(self, belongings: ResourceIds) -> None:
         """As `AsyncAgentClient.remove`."""
         self._ask("POST", "/removal", NoneType, belongings)
+
+    def volumes(self) -> list[VolumeListed]:
+        return self._ask("GET", "/volumes", list[VolumeListed])
 
     def departure(self, client: str) -> Departed:
         """Wait until all that a client owned is released, after it has closed its lifeline."""

@@ -11,7 +11,8 @@ from _pytest._code.code import ExceptionRepr
 
 from ..errors import PropolisError
 from ..session.guard import guarded
-from ..session.stash import RETENTION_POLICY, VMS
+from ..session.stash import CRUCIBLE_DISKS, RETENTION_POLICY, VMS
+from .volumes import describe_volume
 
 if TYPE_CHECKING:
     from ..propolis_api.client import Endpoint
@@ -35,8 +36,12 @@ def add_sections(
         with guarded(item.config, f"describing VM {vm.name!r} of {item.nodeid}"):
             lines = describe(vm, shown=shown.get(vm.name, ()), stays=stays)
             _add_section(report, f"propolis VM {vm.name!r}", "\n".join(lines))
-    if report.when == "teardown" and VMS in item.stash:
-        del item.stash[VMS]
+    for disk in item.stash.get(CRUCIBLE_DISKS, []) if report.failed else ():
+        with guarded(item.config, f"describing crucible disk {disk.name!r} of {item.nodeid}"):
+            _add_section(report, f"propolis crucible disk {disk.name!r}", "\n".join(describe_volume(disk)))
+    if report.when == "teardown":
+        item.stash[VMS] = []
+        item.stash[CRUCIBLE_DISKS] = []
 
 
 def _add_section(report: pytest.TestReport, title: str, content: str) -> None:

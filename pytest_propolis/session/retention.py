@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
@@ -18,6 +18,23 @@ if TYPE_CHECKING:
     from ..vm.factory import VmFactory
 
 __all__ = ["FactoryTeardown", "RetentionPolicy"]
+
+
+class Factory(Protocol):
+    """Has made what a test uses, and can leave it to others."""
+
+    @property
+    def group(self) -> str:
+        """What it belongs to."""
+
+    async def aclose(self) -> None:
+        """Remove what it has made."""
+
+    async def detach(self) -> list[tuple[Host, ResourceIds]]:
+        """Let go of what it has made, and return what that is, by host."""
+
+    async def keep(self, *, reason: str, ttl_s: float) -> object:
+        """Leave what it has made to a person."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,9 +82,9 @@ class RetentionPolicy:
         self._aside += [(teardown, host, resources) for host, resources in detached]
 
     def _settle_all(self, *, remove: bool) -> None:
-        while self._aside:
+        while self._aside:  # VMs come before the disks that they use
             with contextlib.suppress(PropolisError):  # the agent is gone, and its VMs with it
-                self._settle(*self._aside.pop(), remove=remove)
+                self._settle(*self._aside.pop(0), remove=remove)
 
     def _settle(self, teardown: FactoryTeardown, host: Host, belongings: ResourceIds, *, remove: bool) -> None:
         from ..agent_api.messages import Keep
@@ -93,11 +110,19 @@ class FactoryTeardown:
     logged: int
 
     async def __call__(self, factory: VmFactory) -> None:
-        settings = self.keeper.settings
+        """End a factory of VMs, after a pause for a person if their test has failed."""
         failed = self.failure_of(self.keeper._failures[self.seen :])
         if failed and self.keeper.pause and factory.vms:
             await factory.hand_over()
             await self.keeper.pause(failed, factory)
+        await self.end(factory, failed)
+
+    async def of_disks(self, factory: Factory) -> None:
+        """End a factory of what VMs use, after that of the VMs."""
+        await self.end(factory, self.failure_of(self.keeper._failures[self.seen :]))
+
+    async def end(self, factory: Factory, failed: str | None) -> None:
+        settings = self.keeper.settings
         if settings.keep == "never":
             await factory.aclose()
         elif settings.keep == "always":

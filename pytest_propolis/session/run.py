@@ -21,6 +21,8 @@ from .stash import HOSTS, INTERRUPTION, PLACEMENTS, RETENTION_POLICY, RUNNING_TE
 if TYPE_CHECKING:
     from ..guests.registry import GuestRegistry
     from ..hosts.host import Host
+    from ..vm.crucible_disk import CrucibleDisk
+    from ..vm.crucible_disk_factory import CrucibleDiskFactory
     from ..vm.factory import VmFactory
     from ..vm.image_fork_factory import ImageForkFactory
     from ..vm.vm import TestVm
@@ -146,6 +148,27 @@ class Run:
             progress=progress_printer(self._config),
             zfs_only=zfs_only,
         ).opened()
+
+    def crucible_disk_factory(
+        self,
+        group: str | None = None,
+        *,
+        test: str | None = None,
+        made: Callable[[CrucibleDisk], None] | None = None,
+    ) -> AbstractAsyncContextManager[CrucibleDiskFactory]:
+        """A factory of replicated disks that live until its ``async with`` ends: for fixtures of a wider scope.
+
+        :param group: what they belong to, for people.
+        :param test: as in `vm_factory`.
+        """
+        from ..vm.crucible_disk_factory import CrucibleDiskFactory
+
+        return CrucibleDiskFactory.on(
+            self.host,
+            group=group or test or f"shared-{next(self._shared_groups)}",
+            made=made or (lambda disk: None),
+            teardown=self.keeper.ending(test).of_disks,
+        )
 
     def _made(self, remember: Callable[[TestVm], None] | None, vm: TestVm) -> None:
         if remember:

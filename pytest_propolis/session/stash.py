@@ -9,13 +9,28 @@ import pytest
 if TYPE_CHECKING:
     from ..hosts.host import Host
     from ..settings import Settings
+    from ..vm.crucible_disk import CrucibleDisk
     from ..vm.vm import TestVm
     from .guard import Guard
     from .retention import RetentionPolicy
     from .run import Run
     from .signals import Interruption
 
-__all__ = ["GUARD", "HOSTS", "INTERRUPTION", "PLACEMENTS", "RETENTION_POLICY", "RUN", "RUNNING_TEST", "SETTINGS", "VMS"]
+__all__ = [
+    "CRUCIBLE_DISKS",
+    "GUARD",
+    "HOSTS",
+    "INTERRUPTION",
+    "PLACEMENTS",
+    "RETENTION_POLICY",
+    "RUN",
+    "RUNNING_TEST",
+    "SETTINGS",
+    "VMS",
+]
+
+CRUCIBLE_DISKS: Final[pytest.StashKey[list[CrucibleDisk]]] = pytest.StashKey()
+"""In a test's item: the replicated disks that were made for it."""
 
 GUARD: Final[pytest.StashKey[Guard]] = pytest.StashKey()
 """In a config: what keeps an error of this plugin's from ending the session."""

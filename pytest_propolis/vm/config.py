@@ -3,118 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Final, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from ..errors import ConfigError
 from ..field_checks import Range, check_fields
-from ..propolis_api import Cpuid, HyperVFeatureFlag, SerialPortNumber
+from ..propolis_api import Cpuid, HyperVFeatureFlag
 from ..settings import BootKind, Settings
+from .device_names import BOOT_DISK, NAME, NAME_HINT, require_device_name
+from .disks import DataDisk, Disk, DiskInterface, PciSlot, as_disk
 from .pci_slots import (
     BOOT_DISK_CANDIDATES,
     DISK_CANDIDATES,
     DISPLAY_SLOT,
     NIC_CANDIDATES,
-    PCI_SLOTS,
     SlotRequest,
     assign_slots,
 )
 
 __all__ = ["BOOT_DISK", "DataDisk", "DiskInterface", "Nic", "VmConfig"]
 
-DiskInterface = Literal["virtio", "nvme"]
 FirmwareKind = Literal["none", "bios", "uefi"]
 
-BOOT_DISK: Final = "boot-disk"
-"""The name of the disk that holds the guest's system, as in PHD."""
-
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-
-NAME_HINT: Final = "letters, digits, '.', '_' and '-', at most 63, beginning with a letter or digit"
-
-BOOT_SETTINGS: Final = "boot-settings"
-FAILURE_INJECTOR: Final = "migration-failure"
-BACKEND_SUFFIX: Final = "-backend"
-
-RESERVED_KEYS: Final = frozenset(
-    (BOOT_DISK, BOOT_SETTINGS, FAILURE_INJECTOR, *(number.value for number in SerialPortNumber))
-)
-"""The keys of components that every spec may have: no device of a test can have one of these names."""
-
-
-PciSlot: TypeAlias = Annotated[int, Range(PCI_SLOTS.start, PCI_SLOTS.stop - 1)]
 FailureCount: TypeAlias = Annotated[int, Range(0, (1 << 32) - 1)]
-
-LARGEST_DISK_MIB: Final = 1 << 24
-
-
-def _require_device_name(kind: str, name: str) -> None:
-    """
-    :raises ConfigError: when a device's name is malformed, or the key of another component of the spec.
-    """
-    if not NAME.fullmatch(name):
-        raise ConfigError(f"{kind}: {name!r} cannot be its name", hint=NAME_HINT)
-    if name in RESERVED_KEYS or name.endswith(BACKEND_SUFFIX):
-        raise ConfigError(
-            f"{kind}: {name!r} cannot be its name: the instance spec uses it for another component",
-            hint=f"not {', '.join(sorted(RESERVED_KEYS))}, nor anything that ends in {BACKEND_SUFFIX}",
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataDisk:
-    """A disk beside the one that the guest boots from; gone with its VM.
-
-    It is given by exactly one of `size_mib`, `image` and `contents`.
-
-    :param name: its key in the instance spec; its backend's key is this and ``-backend``.
-    :param size_mib: the size of an empty disk.
-    :param image: an image to fork, instead of an empty disk. It must not change meanwhile.
-    :param image_format: ``qcow2`` or ``raw``. Without it an image is raw, and one that looks like a container (qcow2,
-        vmdk, gzip and others) is refused.
-    :param contents: what is on the disk, a multiple of 512 bytes. The disk is in memory.
-    :param in_memory: keep it in the server's memory, as a blob of the spec, instead of a file. An image must be raw.
-    :param readonly: whether the guest can only read it.
-    :param block_size: the size of its blocks in bytes, 512 or 4096; always 512 in memory.
-    :param pci_slot: where it sits on the PCI bus, 2 to 31; by default the next free slot from 4 on.
-    """
-
-    name: str
-    size_mib: Annotated[int, Range(1, LARGEST_DISK_MIB)] | None = None
-    image: Path | None = None
-    image_format: Literal["qcow2", "raw"] | None = None
-    contents: bytes | None = None
-    in_memory: bool = False
-    interface: DiskInterface = "virtio"
-    readonly: bool = False
-    block_size: Literal[512, 4096] = 512
-    pci_slot: PciSlot | None = None
-
-    def __post_init__(self) -> None:
-        image: object = self.image
-        if isinstance(image, str):
-            object.__setattr__(self, "image", Path(image))
-        check_fields(self, subject=f"data disk {self.name!r}")
-        _require_device_name("data disk", self.name)
-        if [self.size_mib, self.image, self.contents].count(None) != 2:
-            raise self._error("give one of size_mib, image and contents")
-        if self.contents is not None and (not self.contents or len(self.contents) % 512):
-            raise self._error(f"contents are {len(self.contents)} bytes", "fill them up to a multiple of 512")
-        if self.is_in_memory and self.block_size != 512:
-            raise self._error(f"block_size is {self.block_size}", "it is 512 for a disk in memory")
-        if self.is_in_memory and self.image is not None and self.image_format == "qcow2":
-            raise self._error(f"a {self.image_format} image cannot be kept in memory", "convert it to raw")
-
-    @property
-    def is_in_memory(self) -> bool:
-        """Whether it is a blob of the spec."""
-        return self.in_memory or self.contents is not None
-
-    def _error(self, message: str, hint: str | None = None) -> ConfigError:
-        return ConfigError(f"data disk {self.name!r}: {message}", hint=hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +46,7 @@ class Nic:
 
     def __post_init__(self) -> None:
         check_fields(self, subject=f"network card {self.name!r}")
-        _require_device_name("network card", self.name)
+        require_device_name("network card", self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +60,7 @@ class VmConfig:
     :param boot: ``warm``: a fork of a guest that was booted once, where that can be; ``cold``: it boots.
     :param boot_timeout_s: seconds until the guest must have booted and logged in.
     :param disk_interface: how the guest sees the disk that it boots from.
-    :param disks: further disks.
+    :param disks: further disks; a `CrucibleDisk` may stand for its own `disk()`.
     :param boot_order: names of disks, in the order in which firmware tries them; the boot disk alone by default.
     :param firmware: what boots the guest: ``none`` (its kernel is loaded by the server), ``bios`` or ``uefi``. UEFI
         starts the guest's own kernel, if it has one, unless the adapter says that it boots its disk, or a boot order is
@@ -170,7 +82,7 @@ class VmConfig:
     boot: BootKind | None = None
     boot_timeout_s: Annotated[float, Range(0, exclusive=True)] | None = None
     disk_interface: DiskInterface = "virtio"
-    disks: tuple[DataDisk, ...] = ()
+    disks: tuple[Disk, ...] = ()
     boot_order: tuple[str, ...] | None = None
     firmware: FirmwareKind | None = None
     kernel_arguments: str = ""
@@ -182,6 +94,9 @@ class VmConfig:
     fail_migration_imports: FailureCount | None = None
 
     def __post_init__(self) -> None:
+        disks: object = self.disks
+        if isinstance(disks, tuple):
+            object.__setattr__(self, "disks", tuple(map(as_disk, disks)))
         check_fields(self, subject=f"VM {self.name!r}")
         if not NAME.fullmatch(self.name):
             raise ConfigError(f"{self.name!r} cannot be the name of a VM", hint=NAME_HINT)
@@ -205,7 +120,7 @@ class VmConfig:
         :raises ConfigError: when the devices do not fit on the bus.
         """
         slots = iter(self._slots(has_boot_disk=has_boot_disk)[int(has_boot_disk) :])
-        disks = tuple(dataclasses.replace(disk, pci_slot=next(slots)) for disk in self.disks)
+        disks = tuple(dataclasses.replace(disk, pci_slot=next(slots)) for disk in self.disks)  # type: ignore[type-var]
         nics = tuple(dataclasses.replace(nic, pci_slot=next(slots)) for nic in self.nics)
         return dataclasses.replace(self, disks=disks, nics=nics)
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from ..agent_api.boot_source import BootSource, DirectKernel, Firmware
 from ..agent_api.messages import CreateDisk
-from ..errors import ArtifactMissing, ConfigError
+from ..errors import ConfigError
 from ..guests.adapter import GuestAdapter
-from ..storage.host_path import host_path
-from ..storage.overlays import presumed_format
-from .config import BOOT_DISK, CompleteVmConfig, DataDisk, FirmwareKind, VmConfig
+from .config import BOOT_DISK, CompleteVmConfig, FirmwareKind, VmConfig
+from .disks import AttachedDisk, Disk
 from .guest_images import ReadyImage
-from .spec import AttachedDisk
 
 __all__ = [
     "boot_order_of",
     "boot_source_of",
-    "data_disk",
     "disks_of",
     "firmware_of",
     "require_bootable",
@@ -43,25 +39,7 @@ def disks_of(config: VmConfig, image: ReadyImage) -> Iterator[tuple[AttachedDisk
         request = CreateDisk(image=str(image.disk), image_format="qcow2")
         yield AttachedDisk(name=BOOT_DISK, interface=config.disk_interface, pci_slot=config.boot_disk_slot), request
     for disk in config.disks:
-        yield data_disk(disk)
-
-
-def data_disk(disk: DataDisk) -> tuple[AttachedDisk, CreateDisk | None]:
-    """A disk, without a file yet, and what it is made of; None for one in memory.
-
-    :param disk: with its slot.
-    :raises ArtifactError: when its image cannot be read, or is a container and its format was not stated.
-    """
-    assert disk.pci_slot is not None
-    attached = AttachedDisk(
-        name=disk.name,
-        contents=_contents(disk) if disk.is_in_memory else None,
-        interface=disk.interface,
-        readonly=disk.readonly,
-        block_size=disk.block_size,
-        pci_slot=disk.pci_slot,
-    )
-    return attached, None if disk.is_in_memory else _disk_request(disk)
+        yield disk.attached(), disk.request()
 
 
 class SplitDisks(NamedTuple):
@@ -71,8 +49,8 @@ class SplitDisks(NamedTuple):
     :param plugged: those that are plugged into the fork.
     """
 
-    kept: tuple[DataDisk, ...]
-    plugged: tuple[DataDisk, ...]
+    kept: tuple[Disk, ...]
+    plugged: tuple[Disk, ...]
 
 
 def split_disks(config: VmConfig) -> SplitDisks:
@@ -85,36 +63,8 @@ def split_disks(config: VmConfig) -> SplitDisks:
     :param config: with a slot for each device.
     """
     placed = sorted(config.disks, key=lambda disk: disk.pci_slot or 0)
-    number = next((index for index, disk in enumerate(placed) if not _can_be_kept(disk)), len(placed))
+    number = next((index for index, disk in enumerate(placed) if not disk.in_template), len(placed))
     return SplitDisks(tuple(placed[:number]), tuple(placed[number:]))
-
-
-def _can_be_kept(disk: DataDisk) -> bool:
-    return disk.interface == "virtio" and disk.image is None and not disk.is_in_memory
-
-
-def _disk_request(disk: DataDisk) -> CreateDisk:
-    if disk.image is not None:
-        return CreateDisk(
-            image=_image_path(disk.image, disk.name), image_format=disk.image_format, block_size=disk.block_size
-        )
-    return CreateDisk(size_bytes=(disk.size_mib or 0) * MIB)
-
-
-def _contents(disk: DataDisk) -> bytes:
-    if disk.image is None:
-        return disk.contents or bytes((disk.size_mib or 0) * MIB)
-    try:
-        path = Path(_image_path(disk.image, disk.name))
-        if disk.image_format is None:
-            presumed_format(path)
-        return path.read_bytes()
-    except OSError as error:
-        raise ArtifactMissing(f"data disk {disk.name!r}: {error}", hint="correct the path of its image") from None
-
-
-def _image_path(image: Path, name: str) -> str:
-    return host_path(image, purpose=f"the image of data disk {name!r}")
 
 
 def boot_order_of(config: VmConfig, image: ReadyImage) -> tuple[str, ...]:

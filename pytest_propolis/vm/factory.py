@@ -31,19 +31,19 @@ from ..storage.host_path import host_path
 from .admission import retry_while_busy
 from .config import CompleteVmConfig, VmConfig
 from .config_fields import VmConfigFields
+from .crucible_disk import VolumeDisk, with_volumes
 from .disk_layout import (
     boot_order_of,
     boot_source_of,
-    data_disk,
     disks_of,
     require_bootable,
     require_enough_memory,
     split_disks,
 )
+from .disks import AttachedDisk
 from .guest_images import ReadyImage, ready_image
 from .host_session import HostSession
 from .spec import (
-    AttachedDisk,
     disk_components,
     instance_properties,
     instance_spec,
@@ -243,6 +243,9 @@ class VmFactory:
         """
         self._require_new(config.name)
         complete = config.completed(self._settings)
+        volumes = [disk for disk in config.disks if isinstance(disk, VolumeDisk)]
+        for disk in volumes:
+            await disk.volume.require_free()
         guest = self._guests.get(complete.guest)
         require_enough_memory(complete, guest)
         require_bootable(complete.config, guest)
@@ -256,6 +259,7 @@ class VmFactory:
             if vm is None:
                 image = await self._image(session, guest, timeout_s=complete.boot_timeout_s)
                 vm = await self._create(session, complete, guest, image, taken)
+            vm.hold_volumes(volumes)
             self._remember(vm)
         return vm
 
@@ -284,7 +288,10 @@ class VmFactory:
         """
         name = name or self._successor_name(vm.name)
         self._require_new(name)
-        spec = with_failure_injector(vm.spec, exports=fail_migration_exports, imports=fail_migration_imports)
+        for disk in vm.volumes:
+            disk.volume.set_generation(disk.volume.generation + 1)  # it fences the other VM off
+        spec = with_volumes(vm.spec, vm.volumes)
+        spec = with_failure_injector(spec, exports=fail_migration_exports, imports=fail_migration_imports)
         place = vm.host if host is None else self._choose(host)
         session = await self._session(place)
         boot_source = vm.boot_source
@@ -303,6 +310,7 @@ class VmFactory:
                 copy_disks=copy_disks or place.name != vm.host.name,
                 predecessor=vm.id if vm.id and place.name == vm.host.name else None,
             )
+            heir.volumes = list(vm.volumes)
             self._remember(heir)
         return heir
 
@@ -375,7 +383,7 @@ class VmFactory:
         async with contextlib.AsyncExitStack() as made:
             added: dict[str, Component] = {}
             for disk in disks.plugged:
-                added |= disk_components(await self._attached(session, *data_disk(disk), made))
+                added |= disk_components(await self._attached(session, disk.attached(), disk.request(), made))
             for nic in complete.config.nics:
                 added |= nic_components(nic)
             forked = await session.warm_starter.fork(kind, guest, added=added, log_path=self._qemu_log(name), run=run)

@@ -6,11 +6,11 @@ import base64
 import hashlib
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from ..errors import ConfigError
 from ..propolis_api import (
     BhyveInterface,
     BlobStorageBackend,
@@ -47,11 +47,17 @@ from ..propolis_api import (
     VirtioNicComponent,
     nvme_serial_number,
 )
-from .config import BACKEND_SUFFIX, BOOT_SETTINGS, FAILURE_INJECTOR, DiskInterface, Nic
+from .device_names import BACKEND_SUFFIX, BOOT_SETTINGS, FAILURE_INJECTOR
+from .disks import AttachedDisk
+from .pci_slots import DISK_CANDIDATES
+
+if TYPE_CHECKING:
+    from .config import Nic
 
 __all__ = [
     "AttachedDisk",
     "disk_components",
+    "free_slot",
     "instance_properties",
     "instance_spec",
     "nic_components",
@@ -60,24 +66,6 @@ __all__ = [
 ]
 
 NVME_SERIAL_BYTES: Final = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttachedDisk:
-    """A disk as the server gets it. Its backend's key is its own name and ``-backend``.
-
-    :param path: the file that it is in; None for one in memory.
-    :param contents: what is on a disk in memory.
-    :param pci_slot: where it sits on the root bus.
-    """
-
-    name: str
-    path: str | None = None
-    contents: bytes | None = None
-    interface: DiskInterface
-    readonly: bool = False
-    block_size: int = 512
-    pci_slot: int
 
 
 def instance_spec(
@@ -150,6 +138,19 @@ def instance_properties(name: str) -> InstanceProperties:
     )
 
 
+def free_slot(spec: InstanceSpec) -> int:
+    """The first slot of PCI bus 0 that a disk can have and no device has.
+
+    :raises ConfigError: when all are taken.
+    """
+    paths = [getattr(wrapper.component, "pci_path", None) for wrapper in spec.components.values()]
+    taken = {path.device for path in paths if path is not None and path.bus == 0}
+    for slot in DISK_CANDIDATES:
+        if slot not in taken:
+            return int(slot)
+    raise ConfigError("there is no free slot on the PCI bus", hint="a VM has room for 28 devices")
+
+
 def disk_components(disk: AttachedDisk) -> dict[str, Component]:
     """A disk and its backend."""
     key, path = f"{disk.name}{BACKEND_SUFFIX}", PciPath(bus=0, device=disk.pci_slot, function=0)
@@ -173,6 +174,8 @@ def _serial_text(name: str) -> str:
 
 
 def _backend(disk: AttachedDisk) -> Component:
+    if disk.backend is not None:
+        return disk.backend
     if disk.path is not None:
         file = FileStorageBackend(path=disk.path, readonly=disk.readonly, block_size=disk.block_size)
         return FileStorageBackendComponent(file)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -19,6 +21,7 @@ from ..console.console import Console
 from ..console.shell import CommandResult, Shell
 from ..console.transcript import Found
 from ..errors import (
+    AgentError,
     ApiError,
     BootError,
     ConfigError,
@@ -33,7 +36,7 @@ from ..errors import (
 from ..field_checks import member_of
 from ..guests.adapter import GuestAdapter
 from ..hosts.host import Host
-from ..hosts.vm_extensions import get_screenshot, get_vm_facts
+from ..hosts.vm_extensions import attach_disk, get_screenshot, get_vm_facts
 from ..propolis_api import (
     FromMigration,
     FromSpec,
@@ -51,9 +54,11 @@ from ..propolis_api import (
 from ..propolis_api.client import Endpoint, PropolisClient
 from ..propolis_api.serial import SerialConsoleMoved
 from ..settings import BootKind
+from .crucible_disk import CrucibleDisk, VolumeDisk, with_volumes
 from .login import log_in
 from .migration import TERMINAL, Report, migration_limit_s, until_migrated
 from .replacements import replacements
+from .spec import disk_components, free_slot
 from .timings import Timings
 from .warm_start.fork_handle import ForkHandle
 from .warm_start.identity import wake
@@ -68,6 +73,13 @@ REBOOT_TIMEOUT_S: Final = 5.0
 """How long a reboot command may take to fail; a guest that takes longer is waited for as one that boots."""
 DESTROY_TIMEOUT_S: Final = 5.0
 LAST_STATE_TIMEOUT_S: Final = 2.0
+DEVICE_PATH: Final = (
+    "modprobe -qa virtio_blk nvme; until for block in /sys/bus/pci/devices/{0}/virtio*/block/*"
+    " /sys/bus/pci/devices/{0}/nvme/*/nvme*n1; do test -d $block && break; done; do sleep 0.02; done;"
+    " echo /dev/${{block##*/}}"
+)
+"""Prints where a guest has a disk, once its kernel has found it."""
+
 ENDING: Final = TERMINAL | {InstanceState.STOPPING, InstanceState.STOPPED}
 BOOT_HINT: Final = "see the console above; a slow machine may need a longer --propolis-boot-timeout"
 
@@ -115,6 +127,8 @@ class TestVm:
         """How long the steps up to its first command took."""
         self.boot_log = ""
         """What the console showed until somebody was logged in."""
+        self.volumes: list[VolumeDisk] = []
+        """Its replicated disks."""
         self._migrations = migrations
         self._copies_disks = copies_disks
         self.boot_timeout_s = boot_timeout_s
@@ -143,8 +157,10 @@ class TestVm:
         """
         if await self._is_active():
             return
+        self.spec = with_volumes(self.spec, self.volumes)  # as they are now, as in PHD
         request = InstanceEnsureRequest(properties=self.properties, init=SpecInit(FromSpec(spec=self.spec)))
         await self._api().instance_ensure(request)
+        self.hold_volumes(self.volumes)
         if self._forked is None:
             self.boot_kind = "cold"  # also after a fork was stopped
         await self._open_console()
@@ -235,6 +251,7 @@ class TestVm:
         :param timeout_s: by default 90 s per GiB of the guest's memory, and 600 s more if its disks are copied.
         :raises MigrationError: when it fails, or is not done in time. The source runs on then.
         """
+        self.spec = with_volumes(self.spec, self.volumes)
         default_s = migration_limit_s(self.spec, copies_disks=self._copies_disks)
         limit_s = default_s if timeout_s is None else timeout_s
         init = FromMigration(
@@ -249,6 +266,7 @@ class TestVm:
                 await self._api().instance_ensure(request)
                 if failure := await until_migrated(self._api(), self._migrations):
                     raise MigrationError(failure, vm=self.name, log_path=str(self.log_path))
+                self.hold_volumes(self.volumes)
                 if moved:  # what is typed at the source from now on reaches nobody
                     await asyncio.wait([moved])
                 self.spec = (await self.get_spec()).value  # with the disks that it has here
@@ -276,6 +294,50 @@ class TestVm:
         """Close what was opened for the VM, and leave the VM as it is."""
         self._final_state = await self._last_state()
         await self.aclose()
+
+    async def attach(self, disk: CrucibleDisk | VolumeDisk) -> str:
+        """Plug a replicated disk into the VM, which runs; return the path of its device in the guest.
+
+        :raises ConfigError: when another VM has the disk, or there is no free slot.
+        :raises ApiError: when the server refuses.
+        """
+        plugged = disk if isinstance(disk, VolumeDisk) else disk.disk()
+        await plugged.volume.require_free()
+        plugged = dataclasses.replace(plugged, pci_slot=plugged.pci_slot or free_slot(self.spec))
+        attached = plugged.attached()
+        components = disk_components(attached)
+        self.spec = await attach_disk(self._api().endpoint, components, vm=self.name)
+        self.hold_volumes([plugged])
+        address = f"0000:00:{attached.pci_slot:02x}.0"
+        await self.run(self.guest.plugged_command([address]))
+        return await self.run(DEVICE_PATH.format(address))
+
+    async def is_active(self) -> bool:
+        """Whether there is an instance that could be asked for something."""
+        if self._final_state is not None:
+            return False
+        try:
+            return await self.get() not in TERMINAL
+        except (ApiError, AgentError):  # it is not created, or its server is gone
+            return False
+
+    async def may_have_disks(self) -> bool:
+        """False when it has ended: then others may have its disks."""
+        if self._final_state is not None:
+            return False
+        try:
+            return await self.get() not in TERMINAL
+        except ApiError as error:
+            return error.status == HTTPStatus.FAILED_DEPENDENCY  # it is not created yet
+        except AgentError:
+            return False
+
+    def hold_volumes(self, disks: Iterable[VolumeDisk]) -> None:
+        """These replicated disks are this VM's from now on."""
+        for disk in disks:
+            if disk not in self.volumes:
+                self.volumes.append(disk)
+            disk.volume.given_to(self, disk.backend_key)
 
     # Commands
 

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -47,6 +47,9 @@ class GuestEvent(Enum):
     SHUTDOWN = "shutdown"
     PANICKED = "panicked"
     EXITED = "exited"
+    DISK_LOST = "disk lost"
+    """A disk whose blocks are served from elsewhere: `Machine.failure` tells."""
+
     DISK_FAILED = "disk failed"
     """QEMU has stopped the guest, because a disk could not be written: `Machine.disk_error` tells."""
 
@@ -69,7 +72,8 @@ class Machine:
     """One QEMU process, stopped before its first instruction until `resume`.
 
     `panics` counts how often the guest has reported that it panicked. `stopped_s` and `resumed_s` are when QEMU last
-    stopped the guest and let it run, by the host's clock in seconds since the epoch; 0 for never.
+    stopped the guest and let it run, by the host's clock in seconds since the epoch; 0 for never. `failure` is why it
+    was given up.
 
     :param program: the QEMU system emulator.
     :param arguments: its arguments but for monitor and serial port, which are added here.
@@ -103,6 +107,9 @@ class Machine:
         self.panics = 0
         self.disk_error: DiskError | None = None
         """The first error of a disk that QEMU has stopped the guest for."""
+        self.failure: str | None = None
+        self.disk_error_handlers: list[Callable[[Mapping[str, Any]], bool]] = []
+        """Given an error that QEMU has stopped the guest for, each says whether a block backend deals with it."""
         self.stopped_s = 0.0
         self.resumed_s = 0.0
         self._monitor = QMPClient("engine")
@@ -179,6 +186,36 @@ class Machine:
             self._shall_run = False
             await self.execute("stop")
 
+    async def retry_io(self) -> None:
+        """Let a guest run on that QEMU has stopped because a disk failed. QEMU tries its requests again first.
+
+        :raises MachineError: when QEMU refuses.
+        """
+        async with self._power:
+            if self._shall_run and (await self.execute("query-status"))["status"] == "io-error":
+                await self.execute("cont")
+
+    @contextlib.asynccontextmanager
+    async def standing_still(self) -> AsyncIterator[None]:
+        """Stop a guest that runs, with all requests to its disks done, as long as the block lasts.
+
+        :raises MachineError: when QEMU refuses.
+        """
+        async with self._power:
+            runs = (await self.execute("query-status"))["status"] == "running"
+            if runs:
+                await self.execute("stop")
+            try:
+                yield
+            finally:
+                if runs and self._shall_run:
+                    await self.execute("cont")
+
+    def give_up(self, reason: str) -> None:
+        """Report that the guest cannot go on, because a disk is lost."""
+        self.failure = reason
+        self._on_event(GuestEvent.DISK_LOST)
+
     def suspend(self) -> None:
         """Keep QEMU from the processor until `wake`: it answers nothing meanwhile. Its guest must be paused.
 
@@ -218,6 +255,19 @@ class Machine:
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
                 return await self._monitor.execute(command, arguments or None)
+        except TimeoutError:
+            raise MachineError(f"QEMU: {command}: no answer for {COMMAND_TIMEOUT_S:.0f} s") from None
+        except (QMPError, OSError) as error:
+            raise MachineError(f"QEMU: {command}: {error}") from None
+
+    async def execute_out_of_band(self, command: str, **arguments: Any) -> Any:
+        """Give QEMU's monitor a command that it carries out at once, even while another one hangs.
+
+        :raises MachineError: as `execute`.
+        """
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                return await self._monitor.execute(command, arguments, oob=True)
         except TimeoutError:
             raise MachineError(f"QEMU: {command}: no answer for {COMMAND_TIMEOUT_S:.0f} s") from None
         except (QMPError, OSError) as error:
@@ -281,6 +331,8 @@ class Machine:
     def _take_disk_error(self, data: Any) -> None:
         if data["action"] != "stop" or self.disk_error is not None:
             return  # the guest was told, and runs
+        if any(handles(data) for handles in self.disk_error_handlers):
+            return  # a block backend lets the guest try again
         # A node that was inserted by a job has no name of ours; what is above it is the device's then.
         node = str(data.get("node-name") or data.get("device") or data.get("qom-path"))
         self.disk_error = DiskError(node, bool(data.get("nospace")), str(data.get("reason", "")))

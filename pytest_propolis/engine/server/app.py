@@ -28,7 +28,7 @@ from ...propolis_api import (
 from ..migration.websocket import AcceptedConnection
 from ..qemu.serial_history import HistoryGap
 from .dropshot_errors import ErrorResponse, bad_request
-from .http_error import HttpError, unsupported
+from .http_error import HttpError
 from .serial_websocket import serve_serial
 from .server import VmServer
 
@@ -63,11 +63,7 @@ def engine_app() -> Starlette:
             Route("/instance/serial/history", _endpoint(_serial_history), methods=["GET"]),
             WebSocketRoute("/instance/serial", _serial),
             Route("/instance/serial", _endpoint(_upgrade_expected), methods=["GET"]),
-            Route(
-                "/instance/disk/{id}/status",
-                _endpoint(_unsupported("volume status: it has no Crucible volumes")),
-                methods=["GET"],
-            ),
+            Route("/instance/disk/{id}/status", _endpoint(_volume_status), methods=["GET"]),
             Route("/instance/disk/{id}/vcr", _endpoint(_replace_volume), methods=["PUT"]),
             Route("/instance/disk/{id}/snapshot/{snapshot}", _endpoint(_snapshot), methods=["POST"]),
             WebSocketRoute("/instance/migrate/{id}/start", _migrate_out),
@@ -156,6 +152,10 @@ async def _nmi(server: VmServer, _request: Request) -> Response:
     return encoded(None)
 
 
+async def _volume_status(server: VmServer, request: Request) -> Response:
+    return encoded(server.volume_status(request.path_params["id"]))
+
+
 async def _replace_volume(server: VmServer, request: Request) -> Response:
     new = await decoded(request, InstanceVCRReplace)
     return encoded(await server.replace_volume(request.path_params["id"], new.vcr_json))
@@ -232,8 +232,8 @@ async def _upgrade_expected(_server: VmServer, request: Request) -> Response:
 
 
 async def _snapshot(server: VmServer, request: Request) -> Response:
-    require_uuid(request, "snapshot")
-    return await _unsupported("snapshots: it has no Crucible volumes")(server, request)
+    await server.snapshot(request.path_params["id"], require_uuid(request, "snapshot"))
+    return encoded(None)
 
 
 async def _migrate(server: VmServer, request: Request) -> Response:
@@ -251,14 +251,6 @@ def require_uuid(connection: HTTPConnection, name: str) -> uuid.UUID:
         return uuid.UUID(text)
     except ValueError:
         raise HttpError(bad_request(f"bad parameter in URL path: {name!r} must be a UUID, not {text!r}")) from None
-
-
-def _unsupported(what: str) -> Handler:
-    async def refuse(server: VmServer, _request: Request) -> Response:
-        server.get()  # 424 comes first where there is no VM, as upstream
-        raise unsupported(what)
-
-    return refuse
 
 
 async def _refuse(_request: Request, refusal: Exception) -> Response:

@@ -21,6 +21,7 @@ __all__ = [
     "backend_not_found",
     "bad_request",
     "crucible_error",
+    "disk_not_found",
     "initialization_failed",
     "never_published",
     "state_change_denied",
@@ -71,6 +72,11 @@ def never_published(gen: int) -> ErrorResponse:
     """The VM was run down while somebody waited for its generation `gen`: 410."""
     message = f"No instance present; will never reach generation {gen}"
     return ErrorResponse(status=HTTPStatus.GONE, error_code="NoInstance", message=message)
+
+
+def disk_not_found(disk_id: str) -> ErrorResponse:
+    """The snapshot endpoint knows no such disk: 404."""
+    return _labelled(HTTPStatus.NOT_FOUND, f"no disk with id {disk_id}!")
 
 
 def backend_not_found(backend_id: str) -> ErrorResponse:

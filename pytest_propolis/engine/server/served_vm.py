@@ -85,6 +85,11 @@ class ServedVm:
         if self.memory is not None:
             self.memory.close()
 
+    @property
+    def failure(self) -> str | None:
+        """Why the VM could not go on, where its disks are the reason."""
+        return self.driver.failure or (self.machine.failure if self.machine else None) if self.driver else None
+
     async def release(self) -> None:
         """Release all that it has, each thing even if another fails.
 
@@ -100,6 +105,8 @@ class ServedVm:
                 all_of_it.push_async_callback(self.backends.close)
             if self.machine is not None:
                 all_of_it.push_async_callback(self.machine.close)
+                if self.backends is not None and self.machine.is_started:
+                    all_of_it.push_async_callback(self.backends.quiesce, self.machine)
             if self.arrival is not None:
                 self.arrival.failure = self.arrival.failure or _reason(self.initialized)
                 all_of_it.push_async_callback(self.arrival.close)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from ....propolis_api import (
     BlobStorageBackend,
     BootSettings,
@@ -25,6 +27,9 @@ __all__ = ["backend_nodes", "blob_contents", "disk_parts"]
 DEFAULT_BLOCK_BYTES: Final = 512
 SMALLEST_BLOCK_BYTES: Final = 512
 LARGEST_BLOCK_BYTES: Final = 32768
+
+WAITS: Final = {"werror": "stop", "rerror": "stop"}
+"""Of a disk that is served from elsewhere: its requests wait when that fails. QEMU's NVMe disks cannot do so."""
 
 Disk = VirtioDisk | NvmeDisk
 StorageBackend = FileStorageBackend | BlobStorageBackend | CrucibleStorageBackend
@@ -60,6 +65,7 @@ def disk_parts(
                 **buses.properties(disk.pci_path),
                 "drive": names[disk.backend_id],
                 **_block_size(disk.backend_id, components[disk.backend_id]),
+                **(WAITS if isinstance(disk, VirtioDisk) and disk.backend_id in nodes else {}),
                 **({"bootindex": order[key]} if key in order else {}),
             }
             yield MachinePart(key, PartKind.DEVICE, device)
@@ -126,13 +132,30 @@ def _file_node(path: str, node: str, *, readonly: bool, qcow2: bool) -> dict[str
 
 
 def _block_size(key: str, backend: StorageBackend) -> dict[str, int]:
-    size = backend.block_size if isinstance(backend, FileStorageBackend) else DEFAULT_BLOCK_BYTES
+    size = DEFAULT_BLOCK_BYTES
+    if isinstance(backend, FileStorageBackend):
+        size = backend.block_size
+    elif isinstance(backend, CrucibleStorageBackend):
+        size = _Vcr.block_size_of(backend)
     if size == DEFAULT_BLOCK_BYTES:
         return {}
     if size.bit_count() != 1 or not SMALLEST_BLOCK_BYTES <= size <= LARGEST_BLOCK_BYTES:
         possible = f"a power of two from {SMALLEST_BLOCK_BYTES} to {LARGEST_BLOCK_BYTES}"
         raise InvalidSpec(f"backend {key!r}: block_size is {size}, and must be {possible}")
     return {"logical_block_size": size, "physical_block_size": size}
+
+
+class _Vcr(msgspec.Struct):
+    """What a device must know of a volume construction request; the rest is the backend's."""
+
+    block_size: int = DEFAULT_BLOCK_BYTES
+
+    @classmethod
+    def block_size_of(cls, backend: CrucibleStorageBackend) -> int:
+        try:
+            return msgspec.json.decode(backend.request_json, type=cls).block_size
+        except msgspec.DecodeError:
+            return DEFAULT_BLOCK_BYTES  # the backend says what is wrong with it
 
 
 def _model(key: str, disk: Disk) -> dict[str, str]:
