@@ -101,12 +101,14 @@ class Shell:
         self._lost = None
         self._pending = None
         self._session = new_session()
+        failure = asyncio.get_running_loop().create_future()
+        self._console.transcript.on_failure(failure)
         typed_at = self._console.transcript.end
         self._console.heed(self._session)
         await self._console.send(wrapper.replace("{}", program(self._session, shell=shell)) + "\n")
         try:
             async with asyncio.timeout(timeout_s):
-                await self._ready.wait()
+                await _either(self._ready, failure)
         except TimeoutError:
             raise self._error(ShellLost, "the shell did not take the read-eval loop", waited_s=timeout_s) from None
         self._console.transcript.hide(typed_at)
@@ -227,7 +229,7 @@ class Shell:
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._send(interactive_command(), pending)
-                    await pending.began.wait()
+                    await _either(pending.began, pending.ended)
             except TimeoutError:
                 raise self._error(ShellLost, "no interactive shell came up", waited_s=timeout_s) from None
             self._interactive = True
@@ -287,7 +289,9 @@ class Shell:
         for chunk in chunks[:-1]:
             pending.acknowledged.clear()
             await self._console.send(chunk)
-            await pending.acknowledged.wait()
+            await _either(pending.acknowledged, pending.ended)
+            if pending.ended.done():
+                return
         await self._console.send(chunks[-1])
 
     async def _recover(self) -> None:
@@ -352,13 +356,17 @@ class Shell:
             return
         self._lost = "the guest has reset itself, and its shell is gone"
         self._ready.clear()
-        if self._pending is not None and not self._pending.ended.done():
-            self._fail(self._pending, self._lost, hint=LOST_HINT)
+        self.abandon(self._lost)
 
     def _fail(self, pending: _Pending, reason: str, **context: Any) -> None:
         pending.ended.set_exception(self._error(ShellLost, reason, **context))
         pending.ended.exception()  # it may be awaited no more
         pending.acknowledged.set()
+
+    def abandon(self, reason: str) -> None:
+        """End the wait for the command that runs: its shell is about to go."""
+        if self._pending is not None and not self._pending.ended.done():
+            self._fail(self._pending, reason, hint=LOST_HINT)
 
     def belongs_to(self, vm: str) -> None:
         """Name another VM in errors from now on: the one that the guest has migrated to."""

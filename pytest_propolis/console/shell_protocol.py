@@ -143,13 +143,14 @@ def program(session: str, *, shell: str = "sh") -> str:
     Two levels: the inner shell evaluates commands, and keeps their variables and directory from one to the next; the
     outer one starts it again when a command ends it.
 
-    :param shell: the POSIX shell that runs both.
+    :param shell: the POSIX shell that evaluates commands.
     """
     loop = _LOOP.strip().replace("@", f"_{session[1:3]}").replace("WORD", "[0-9a-f]" * 12)
     supervisor = _SUPERVISOR.strip().replace("SESSION", session).replace("SHELL", shell).replace("LOOP", _quote(loop))
     supervisor = supervisor.replace("TERMINAL", TERMINAL)
     packed = base64.b64encode(gzip.compress(supervisor.encode(), mtime=0)).decode()
-    return f"""{shell} -c 'eval "$(echo {packed} | base64 -d | gzip -d)"'"""
+    # Not by the same shell: bash leaves a loop when an interrupt ends one of its programs.
+    return f"""sh -c 'eval "$(echo {packed} | base64 -d | gzip -d)"'"""
 
 
 def interactive_command() -> str:

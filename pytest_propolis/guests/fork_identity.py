@@ -14,11 +14,17 @@ import string
 import struct
 from typing import Final
 
-__all__ = ["PROGRAM", "RECORD_BYTES", "install_command", "wait_command", "wake_command"]
+__all__ = ["NOT_EXECUTABLE", "PROGRAM", "RECORD_BYTES", "install_command", "wait_command", "wake_command"]
 
 # Each octet that a guest reads from its serial line costs an emulator some 40 us, and letters are typed as they are.
 ENTROPY_LETTERS: Final = 48
 """With 5.7 bits each, they are more than the 256 bits that the generator takes."""
+
+PLACES: Final = ("/dev/shm", "/tmp", "/var/tmp", "$HOME")  # noqa: S108 -- in the guest
+"""Where else programs may be run from; RAM disks first."""
+
+NOT_EXECUTABLE: Final = 126
+"""The status of `install_command` where the guest lets no program be run."""
 
 ENTROPY_BITS: Final = 256
 RECORD_BYTES: Final = 16 + 8 + ENTROPY_LETTERS
@@ -70,10 +76,16 @@ PROGRAM: Final = _elf(_CODE)
 
 
 def install_command(path: str) -> str:
-    """A command that puts the program at a path in the guest, with the FIFOs by which it hears and answers."""
+    """A command that puts the program at a path in the guest, with the FIFOs by which it hears and answers.
+
+    Where programs may not be run from there (systemd mounts /run so), the path becomes a link to the program elsewhere.
+    It fails with `NOT_EXECUTABLE` if there is no such place.
+    """
+    moves = f"for _d in {' '.join(PLACES)}; do mv {path} $_d/.propolis-program && ln -s $_d/.propolis-program {path}"
     return (
         f"mkdir -p {path.rpartition('/')[0]} && printf '{_typed(PROGRAM)}' > {path} && chmod 755 {path}"
-        f" && mkfifo -m 600 {path}.in {path}.out"
+        f" && mkfifo -m 600 {path}.in {path}.out && {{ _w() {{ {path} </dev/null >/dev/null 2>&1; }}; _w ||"
+        f" {{ {moves} && _w && break; mv $_d/.propolis-program {path}; done; _w || (exit {NOT_EXECUTABLE}); }}; }}"
     )
 
 

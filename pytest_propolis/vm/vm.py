@@ -618,6 +618,7 @@ class TestVm:
         self._forked = None
         if skipping:
             self.console.transcript.skip()
+        self.shell.abandon("the VM was reset")
         self._shell = Shell(self.console, vm=self.name)
 
     async def _last_state(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_pty import chunked
 
@@ -82,6 +82,7 @@ def test_a_command_survives_its_framing(command: str) -> None:
     assert sum(asking) == len(chunks) - 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([*MARKS, *OTHER]) | st.binary(max_size=4), max_size=10), st.data())
 def test_any_cutting_of_what_the_console_shows_gives_the_same_signals(pieces: list[bytes], data: st.DataObject) -> None:
     # A mark at the very end makes the parser let go of what it holds back.

@@ -62,6 +62,20 @@ async def test_a_reset_ends_a_command(vm: TestVm) -> None:
     assert await vm.run("echo alive") == "alive"
 
 
+async def test_a_reset_by_the_test_ends_the_command_of_another_task(vm: TestVm) -> None:
+    command = asyncio.create_task(vm.run("echo begun >/dev/ttyS0; sleep 100", timeout_s=LONG_S))
+    await vm.wait_for_serial_output("begun")
+    await vm.reset()
+    with pytest.raises(ShellLost, match="was reset"):
+        await command
+
+
+async def test_the_end_of_the_vm_ends_a_command_that_is_being_typed(vm: TestVm) -> None:
+    await vm.run("(sleep 1; poweroff -f) > /dev/null 2>&1 &")
+    with pytest.raises(ConsoleClosed, match="the VM has stopped"):
+        await vm.run(": " + "x" * (8 << 20), timeout_s=LONG_S)
+
+
 @pytest.mark.parametrize("command", ["killall -9 sh; sleep 1", "kill -9 $PPID; sleep 3"])
 async def test_the_end_of_the_guest_s_shells_is_noticed(vm: TestVm, command: str) -> None:
     try:
