@@ -17,7 +17,7 @@ from .state import Running, RunState
 
 __all__ = ["Dispatcher"]
 
-TICKS: Final = 50
+TICKS: Final = 30
 """How often in the rest of a run its end and the templates are thought over."""
 
 SHORTEST_TICK_S: Final = 0.5
@@ -65,7 +65,7 @@ class Dispatcher:
         for state, guest in self._planner.first(joined, max(self._chooser.slack_s, SHORTEST_TICK_S)) if joined else ():
             self._build(state, guest)
         self._gather()
-        self._fill(run.changed)
+        self._fill(run.take_changed())
         if tick and waiting:
             self._build_further()
         self._start_hostless()
@@ -74,7 +74,7 @@ class Dispatcher:
     def _look_ahead(self) -> None:
         run = self._run
         running_s = (running.remaining_s(self._now_s) for running in run.running.values())
-        slack_s = self._chooser.slack_s = remaining_s(run.backlog, run.fleet, running_s)
+        slack_s = self._chooser.slack_s = remaining_s(run.backlog, run.fleet, running_s, run.durations.longest_s)
         self._next_tick_s = self._now_s + max(SHORTEST_TICK_S, slack_s / TICKS)
         # What slow hosts may run depends on how long the run lasts.
         fastest = max((state.speed for state in run.fleet.living), default=0.0)
@@ -82,7 +82,6 @@ class Dispatcher:
 
     def _fill(self, changed: set[HostState]) -> None:
         states = sorted(changed, key=lambda state: (-state.speed, state.order))
-        changed.clear()
         for state in states:
             if state.alive:
                 self._fill_host(state)
@@ -131,6 +130,8 @@ class Dispatcher:
     def _batch(self, index: int, queue: Queue, work_s: float) -> tuple[tuple[int, ...], float]:
         """Choose what is sent with a very short test, and how long all of them will take."""
         run = self._run
+        if not self._latency_s:
+            return (index,), work_s
         left_s = run.backlog.work_s / max(run.fleet.speed, 1.0) / BATCHES_LEFT
         target_s = min(self._latency_s * BATCH_LATENCIES, left_s)
         companions = run.backlog.companions(queue, run.durations.estimate(index).rank_s, target_s)

@@ -51,6 +51,8 @@ class RunState:
     finished: set[int] = field(default_factory=set)
     changed: set[HostState] = field(default_factory=set)
     """Hosts that may have room for a test, or a test for their room."""
+    awake: bool = False
+    """Whether every host with a free slot is to look for a test again, since there are other tests or workers."""
     gatherings: Gatherings = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,13 +109,17 @@ class RunState:
         self.backlog.hold(index, queue, rank_s)
         if queue.cell.way is Way.GATHERED:
             self.gatherings.add(index, queue.needs, rank_s, held=True)
-        self.wake()
+        self.awake = True
 
     def unhold(self, index: int) -> None:
         """Take a test from the worker that holds it as its next."""
         if self.workers.holders.pop(index, None) is not None:
             self.backlog.unhold(index, self.queue(index))
 
-    def wake(self) -> None:
-        """Let all hosts that have a free slot look for a test again."""
-        self.changed.update(state for state in self.fleet.living if state.slots > 0)
+    def take_changed(self) -> set[HostState]:
+        """Return the hosts that have changed since, and those with a free slot if that is to be looked at again."""
+        changed, self.changed = self.changed, set()
+        if self.awake:
+            self.awake = False
+            changed.update(state for state in self.fleet.living if state.slots > 0)
+        return changed
