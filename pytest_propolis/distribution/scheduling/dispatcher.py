@@ -31,6 +31,12 @@ BATCHES_LEFT: Final = 3.0
 BUILDERS: Final = 4
 """One slot in so many makes templates at the same time, once the host has begun with its first ones."""
 
+WIDE_SLOTS: Final = 2.0
+"""A test that needs the CPUs or the memory of so many slots may never find them free between narrow tests."""
+
+URGENCY: Final = 3.0
+"""A wide test has hosts emptied for it when the run probably lasts no longer than so many times the test."""
+
 
 class Dispatcher:
     """Makes the decisions of one moment after the other.
@@ -79,6 +85,9 @@ class Dispatcher:
         # What slow hosts may run depends on how long the run lasts.
         fastest = max((state.speed for state in run.fleet.living), default=0.0)
         run.changed.update(state for state in run.fleet.living if state.slots > 0 and state.speed < fastest)
+        for queue, index, rank_s in run.backlog.wide(*run.fleet.share(WIDE_SLOTS)):
+            if rank_s * URGENCY > slack_s * queue.cell.fastest:
+                run.gatherings.add(index, queue.needs, rank_s)
 
     def _fill(self, changed: set[HostState]) -> None:
         states = sorted(changed, key=lambda state: (-state.speed, state.order))

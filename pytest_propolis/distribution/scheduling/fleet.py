@@ -79,6 +79,13 @@ class Fleet:
         """The hosts that would have room for a test if they did nothing else."""
         return [state for state in self.living if state.could_fit(needs)]
 
+    def share(self, slots: float) -> tuple[float, float]:
+        """The CPUs and the memory in MiB that so many slots have on average."""
+        total = max(1, sum(state.host.slots for state in self.living))
+        cpus = sum(state.host.cpus for state in self.living)
+        memory_mib = sum(state.host.memory_mib for state in self.living)
+        return slots * cpus / total, slots * memory_mib / total
+
     def speed_with(self, labels: frozenset[str]) -> float:
         """The slots of the hosts that have these labels, each counted with its host's speed."""
         return sum(state.speed * state.host.slots for state in self.living if labels <= state.host.labels)

@@ -15,6 +15,12 @@ __all__ = ["Gathering", "Gatherings"]
 HOSTS_PER_GATHERING: Final = 20
 """For each so many hosts one test may have hosts kept for it: what is kept lies idle until the last host is there."""
 
+MARGIN: Final = 2.5
+"""How much longer than expected a test may take on a slow host without outlasting the run: estimates err."""
+
+SLOW: Final = 0.8
+"""A host with this share of the speed of the fastest is not slow."""
+
 
 @dataclass(slots=True, eq=False)
 class Gathering:
@@ -80,7 +86,8 @@ class Gatherings:
         if len(warm) < needs.hosts:
             self._stalled.setdefault(needs.guest, []).append((True, -rank_s, index, needs))
             return None
-        slowest = rank_s / max(slack_s, 1.0)
+        fastest = max(state.speed for state in warm)
+        slowest = min(MARGIN * rank_s / max(slack_s, 1.0), SLOW * fastest)
         free = [s for s in warm if s.fits(needs) and s.speed >= slowest and not self._claims.get(s.host.name)]
         if len(free) >= needs.hosts:
             chosen = heapq.nsmallest(needs.hosts, free, key=lambda s: (-s.speed, s.order))
