@@ -9,7 +9,7 @@ from .backlog import Queue
 from .chooser import Chooser
 from .decision import BuildTemplate, Decision, Start
 from .follower import Follower
-from .gathering import Gathering
+from .gathering import Gathering, Request
 from .horizon import remaining_s
 from .host import HostState
 from .planner import TemplatePlanner
@@ -87,7 +87,7 @@ class Dispatcher:
         run.changed.update(state for state in run.fleet.living if state.slots > 0 and state.speed < fastest)
         for queue, index, rank_s in run.backlog.wide(*run.fleet.share(WIDE_SLOTS)):
             if rank_s * URGENCY > slack_s * queue.cell.fastest:
-                run.gatherings.add(index, queue.needs, rank_s)
+                run.gatherings.add(Request(index, queue.needs, rank_s))
 
     def _fill(self, changed: set[HostState]) -> None:
         states = sorted(changed, key=lambda state: (-state.speed, state.order))
@@ -148,21 +148,19 @@ class Dispatcher:
 
     def _gather(self) -> None:
         run = self._run
-        while found := run.gatherings.next():
-            index, needs, rank_s = found
-            held = index in run.workers.holders
-            if not held and index not in run.backlog:
+        while request := run.gatherings.next():
+            index = request.index
+            if index not in (run.workers.holders if request.held else run.backlog):
                 continue
-            if not held and not run.workers.empty:
-                run.gatherings.add(index, needs, rank_s)
+            if not request.held and not run.workers.empty:
+                run.gatherings.add(request)
                 return
-            worker = run.workers.holders[index] if held else run.workers.take()
-            gathering = run.gatherings.begin(index, needs, worker, rank_s, self._chooser.slack_s)
+            worker = run.workers.holders[index] if request.held else run.workers.take()
+            gathering = run.gatherings.begin(request, worker, self._chooser.slack_s)
             if gathering is None:
-                if not held:
+                if not request.held:
                     run.workers.ready(worker)
                 continue
-            gathering.held = held
             gathering.work_s = run.withdraw(index)
             run.changed.update(gathering.missing)
             if not gathering.missing:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from .backlog import Backlog, Queue, Way
 from .durations import Durations
 from .fleet import Fleet
-from .gathering import Gatherings
+from .gathering import Gatherings, Request
 from .host import HostState
 from .item import Item
 from .workers import Workers
@@ -80,7 +80,7 @@ class RunState:
         gathered = queue.cell.way is Way.GATHERED
         self.backlog.add(index, queue, estimate, probe=probe and not gathered)
         if gathered:
-            self.gatherings.add(index, queue.needs, estimate.rank_s)
+            self.gatherings.add(Request(index, queue.needs, estimate.rank_s))
 
     def withdraw(self, index: int) -> float:
         """Take a test out that starts now, and return the slot seconds that it will probably take."""
@@ -107,8 +107,9 @@ class RunState:
         """Let an idle worker hold a test."""
         queue, rank_s = self.queue(index), self.durations.estimate(index).rank_s
         self.backlog.hold(index, queue, rank_s)
+        self.fleet.version += 1  # What it needs did not count while its worker was busy.
         if queue.cell.way is Way.GATHERED:
-            self.gatherings.add(index, queue.needs, rank_s, held=True)
+            self.gatherings.add(Request(index, queue.needs, rank_s, held=True))
         self.awake = True
 
     def unhold(self, index: int) -> None:
