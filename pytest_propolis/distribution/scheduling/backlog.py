@@ -183,6 +183,16 @@ class Backlog:
         cell.longest_s = max(cell.longest_s, estimate.rank_s)
         cell.narrowest = min(cell.narrowest, queue.needs.cpus) if cell.count > 1 else queue.needs.cpus
 
+    def wide(self, cpus: float, memory_mib: float) -> list[tuple[Queue, int, float]]:
+        """Return the longest test of each queue of tests that need at least so much, with its rank in s."""
+        return [
+            (queue, queue.tests[-1][1], queue.tests[-1][0] % PROBE_S)
+            for queue in self._queues.values()
+            if queue.tests
+            and queue.cell.way is Way.NEXT
+            and (queue.needs.cpus >= cpus or queue.needs.memory_mib >= memory_mib)
+        ]
+
     def shortest(self) -> int | None:
         """Return the index of the shortest test that no worker holds."""
         found = [entry for cell in self.cells if cell.count and (entry := cell.shortest(LAST, LAST))]

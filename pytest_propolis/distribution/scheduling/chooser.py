@@ -75,7 +75,7 @@ class Chooser:
         for number, cell in enumerate(self._fleet.runnable(state)):
             if held:
                 if cell.held:
-                    ranked.append((0.0, number, cell))
+                    ranked.append((-max(queue.held[-1][0] for queue in cell.queues if queue.held), number, cell))
             elif cell.count and cell.narrowest <= cpus:
                 lasts_s = cell.work_s / (cell.rate if cell.rate > 1.0 else 1.0)
                 if cell.labels:

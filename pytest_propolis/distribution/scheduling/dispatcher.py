@@ -9,7 +9,7 @@ from .backlog import Queue
 from .chooser import Chooser
 from .decision import BuildTemplate, Decision, Start
 from .follower import Follower
-from .gathering import Gathering
+from .gathering import Gathering, Request
 from .horizon import remaining_s
 from .host import HostState
 from .planner import TemplatePlanner
@@ -17,7 +17,7 @@ from .state import Running, RunState
 
 __all__ = ["Dispatcher"]
 
-TICKS: Final = 50
+TICKS: Final = 30
 """How often in the rest of a run its end and the templates are thought over."""
 
 SHORTEST_TICK_S: Final = 0.5
@@ -30,6 +30,12 @@ BATCHES_LEFT: Final = 3.0
 
 BUILDERS: Final = 4
 """One slot in so many makes templates at the same time, once the host has begun with its first ones."""
+
+WIDE_SLOTS: Final = 2.0
+"""A test that needs the CPUs or the memory of so many slots may never find them free between narrow tests."""
+
+URGENCY: Final = 3.0
+"""A wide test has hosts emptied for it when the run probably lasts no longer than so many times the test."""
 
 
 class Dispatcher:
@@ -65,7 +71,7 @@ class Dispatcher:
         for state, guest in self._planner.first(joined, max(self._chooser.slack_s, SHORTEST_TICK_S)) if joined else ():
             self._build(state, guest)
         self._gather()
-        self._fill(run.changed)
+        self._fill(run.take_changed())
         if tick and waiting:
             self._build_further()
         self._start_hostless()
@@ -74,15 +80,17 @@ class Dispatcher:
     def _look_ahead(self) -> None:
         run = self._run
         running_s = (running.remaining_s(self._now_s) for running in run.running.values())
-        slack_s = self._chooser.slack_s = remaining_s(run.backlog, run.fleet, running_s)
+        slack_s = self._chooser.slack_s = remaining_s(run.backlog, run.fleet, running_s, run.durations.longest_s)
         self._next_tick_s = self._now_s + max(SHORTEST_TICK_S, slack_s / TICKS)
         # What slow hosts may run depends on how long the run lasts.
         fastest = max((state.speed for state in run.fleet.living), default=0.0)
         run.changed.update(state for state in run.fleet.living if state.slots > 0 and state.speed < fastest)
+        for queue, index, rank_s in run.backlog.wide(*run.fleet.share(WIDE_SLOTS)):
+            if rank_s * URGENCY > slack_s * queue.cell.fastest:
+                run.gatherings.add(Request(index, queue.needs, rank_s))
 
     def _fill(self, changed: set[HostState]) -> None:
         states = sorted(changed, key=lambda state: (-state.speed, state.order))
-        changed.clear()
         for state in states:
             if state.alive:
                 self._fill_host(state)
@@ -131,6 +139,8 @@ class Dispatcher:
     def _batch(self, index: int, queue: Queue, work_s: float) -> tuple[tuple[int, ...], float]:
         """Choose what is sent with a very short test, and how long all of them will take."""
         run = self._run
+        if not self._latency_s:
+            return (index,), work_s
         left_s = run.backlog.work_s / max(run.fleet.speed, 1.0) / BATCHES_LEFT
         target_s = min(self._latency_s * BATCH_LATENCIES, left_s)
         companions = run.backlog.companions(queue, run.durations.estimate(index).rank_s, target_s)
@@ -138,21 +148,19 @@ class Dispatcher:
 
     def _gather(self) -> None:
         run = self._run
-        while found := run.gatherings.next():
-            index, needs, rank_s = found
-            held = index in run.workers.holders
-            if not held and index not in run.backlog:
+        while request := run.gatherings.next():
+            index = request.index
+            if index not in (run.workers.holders if request.held else run.backlog):
                 continue
-            if not held and not run.workers.empty:
-                run.gatherings.add(index, needs, rank_s)
+            if not request.held and not run.workers.empty:
+                run.gatherings.add(request)
                 return
-            worker = run.workers.holders[index] if held else run.workers.take()
-            gathering = run.gatherings.begin(index, needs, worker, rank_s, self._chooser.slack_s)
+            worker = run.workers.holders[index] if request.held else run.workers.take()
+            gathering = run.gatherings.begin(request, worker, self._chooser.slack_s)
             if gathering is None:
-                if not held:
+                if not request.held:
                     run.workers.ready(worker)
                 continue
-            gathering.held = held
             gathering.work_s = run.withdraw(index)
             run.changed.update(gathering.missing)
             if not gathering.missing:

@@ -18,6 +18,8 @@ UNMEASURED_LONG_S: Final = 60.0
 LONG_QUANTILE: Final = 0.9
 """Of all tests with a measured duration, those above this share count as long."""
 
+LONGEST_QUANTILE: Final = 0.99
+
 DOUBT: Final = math.log(3.0)
 """By what factor (as a logarithm) a module's results must differ from its estimates before these are corrected."""
 
@@ -46,6 +48,8 @@ class Durations:
         self._items: list[Item] = []
         self._modules: dict[str, _Module] = {}
         self._prior = Estimate(UNMEASURED_MEAN_S, UNMEASURED_LONG_S)
+        self.longest_s = UNMEASURED_LONG_S
+        """How long a test takes at most, outliers aside."""
 
     def add(self, items: Sequence[Item]) -> None:
         """Let it know further tests, whose indices follow those that it knows."""
@@ -54,6 +58,7 @@ class Durations:
         self._items += items
         known = sorted(item.estimate_s for item in self._items if item.estimate_s is not None)
         if known:
+            self.longest_s = known[int(LONGEST_QUANTILE * len(known))]
             self._prior = Estimate(sum(known) / len(known), known[int(LONG_QUANTILE * len(known))])
 
     def estimate(self, index: int) -> Estimate:

@@ -20,7 +20,9 @@ class Fleet:
         self.living: list[HostState] = []
         self.speed = 0.0
         """The slots of all of them, each counted with its host's speed."""
-        self._cells: Sequence[Cell] = ()
+        self.version = 0
+        """Changes when hosts, their templates or the kinds of tests do."""
+        self._cells: list[Cell] = []
         self._runnable: dict[str, list[Cell]] = {}
 
     def add(self, host: Host) -> HostState:
@@ -28,25 +30,34 @@ class Fleet:
         known = self.hosts.get(host.name)
         state = HostState(host, known.order if known else len(self.hosts))
         self.hosts[host.name] = state
-        self._survey()
+        self.living.append(state)
+        self.speed += state.speed * host.slots
+        for cell in self._cells:
+            if cell.labels <= host.labels:
+                cell.fastest = max(cell.fastest, state.speed)
         self.refresh(state)
         return state
 
     def lose(self, name: str) -> None:
         """Let a host go, with all that it has."""
-        self.hosts[name].alive = False
+        state = self.hosts[name]
+        state.alive = False
+        self.living.remove(state)
+        self.speed = self.speed_with(frozenset())
         self._runnable[name] = []
-        self._survey()
+        self._rank_cells()
+        self.version += 1
 
     def know(self, cells: Sequence[Cell]) -> None:
         """Let hosts have tests of these cells, of which there may be more than before."""
         self._cells = list(cells)
-        self._survey()
+        self._rank_cells()
         for state in self.living:
             self.refresh(state)
 
     def refresh(self, state: HostState) -> None:
         """Look again which tests a host can run, since it has other templates."""
+        self.version += 1
         self._runnable[state.host.name] = [
             cell
             for cell in self._cells
@@ -68,12 +79,17 @@ class Fleet:
         """The hosts that would have room for a test if they did nothing else."""
         return [state for state in self.living if state.could_fit(needs)]
 
+    def share(self, slots: float) -> tuple[float, float]:
+        """The CPUs and the memory in MiB that so many slots have on average."""
+        total = max(1, sum(state.host.slots for state in self.living))
+        cpus = sum(state.host.cpus for state in self.living)
+        memory_mib = sum(state.host.memory_mib for state in self.living)
+        return slots * cpus / total, slots * memory_mib / total
+
     def speed_with(self, labels: frozenset[str]) -> float:
         """The slots of the hosts that have these labels, each counted with its host's speed."""
         return sum(state.speed * state.host.slots for state in self.living if labels <= state.host.labels)
 
-    def _survey(self) -> None:
-        self.living = [state for state in self.hosts.values() if state.alive]
-        self.speed = self.speed_with(frozenset())
+    def _rank_cells(self) -> None:
         for cell in self._cells:
             cell.fastest = max((s.speed for s in self.living if cell.labels <= s.host.labels), default=0.0)

@@ -40,8 +40,8 @@ class Follower:
 
     def _next(self, queue: Queue, state: HostState) -> int | None:
         """What its host would run next."""
-        gathered = self._run.gatherings.bind()
-        if gathered is not None and gathered in self._run.backlog:
+        gathered = self._run.gatherings.bind(self._run.backlog)
+        if gathered is not None:
             return gathered
         choice = self._chooser.best(state, after=queue.needs)
         return choice[1] if choice else self._filler(queue, (state,))

@@ -6,14 +6,41 @@ import heapq
 from dataclasses import dataclass, field
 from typing import Final
 
+from .backlog import Backlog, Way
 from .fleet import Fleet
 from .host import HostState
 from .needs import Needs
 
-__all__ = ["Gathering", "Gatherings"]
+__all__ = ["Gathering", "Gatherings", "Request"]
 
 HOSTS_PER_GATHERING: Final = 20
 """For each so many hosts one test may have hosts kept for it: what is kept lies idle until the last host is there."""
+
+BOUND: Final = 8
+"""How many tests workers may hold as their next for each one that has hosts kept for it."""
+
+MARGIN: Final = 2.5
+"""How much longer than expected a test may take on a slow host without outlasting the run: estimates err."""
+
+SLOW: Final = 0.8
+"""A host with this share of the speed of the fastest is not slow."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Request:
+    """A test that waits for its hosts.
+
+    :param held: whether an idle worker holds it.
+    """
+
+    index: int
+    needs: Needs = field(compare=False)
+    rank_s: float
+    held: bool = False
+
+    @property
+    def turn(self) -> tuple[bool, float, int]:
+        return (not self.held, -self.rank_s, self.index)
 
 
 @dataclass(slots=True, eq=False)
@@ -41,52 +68,61 @@ class Gatherings:
         self.active: list[Gathering] = []
         self._fleet = fleet
         self._claims: dict[str, list[Gathering]] = {}
-        self._waiting: list[tuple[bool, float, int, Needs]] = []
-        self._stalled: dict[str | None, list[tuple[bool, float, int, Needs]]] = {}
+        self._waiting: list[tuple[tuple[bool, float, int], Request]] = []
+        self._stalled: dict[str | None, list[Request]] = {}
+        self._queued: set[int] = set()
         self._bound: set[int] = set()
         """Tests that busy workers hold as their next."""
 
-    def add(self, index: int, needs: Needs, rank_s: float, *, held: bool = False) -> None:
+    def add(self, request: Request) -> None:
         """Let a test wait for its hosts. Those that idle workers hold are served first, then the longest."""
-        self._bound.discard(index)
-        heapq.heappush(self._waiting, (not held, -rank_s, index, needs))
+        self._bound.discard(request.index)
+        if request.held or request.index not in self._queued:
+            self._queued.add(request.index)
+            heapq.heappush(self._waiting, (request.turn, request))
 
-    def next(self) -> tuple[int, Needs, float] | None:
-        """Take the test that is served next, with its rank in s; None if there is none, or too many are served."""
+    def next(self) -> Request | None:
+        """Take the test that is served next; None if there is none, or too many are served. It may have started."""
         if not self._waiting or len(self.active) >= self._most:
             return None
-        _, rank, index, needs = heapq.heappop(self._waiting)
-        return index, needs, -rank
+        _, request = heapq.heappop(self._waiting)
+        self._queued.discard(request.index)
+        return request
 
-    def bind(self) -> int | None:
+    def bind(self, backlog: Backlog) -> int | None:
         """Take a test that a worker is to hold as its next; None if enough are served or held."""
-        if not self._waiting or not self._waiting[0][0] or len(self.active) + len(self._bound) >= self._most:
-            return None
-        index = heapq.heappop(self._waiting)[2]
-        self._bound.add(index)
-        return index
+        while self._waiting and not self._waiting[0][1].held and len(self._bound) < BOUND * self._most:
+            _, request = heapq.heappop(self._waiting)
+            self._queued.discard(request.index)
+            if request.index in backlog and Way.of(request.needs) is Way.GATHERED:
+                self._bound.add(request.index)
+                return request.index
+        return None
 
     @property
     def _most(self) -> int:
         return max(1, len(self._fleet.living) // HOSTS_PER_GATHERING)
 
-    def begin(self, index: int, needs: Needs, worker: str, rank_s: float, slack_s: float) -> Gathering | None:
+    def begin(self, request: Request, worker: str, slack_s: float) -> Gathering | None:
         """Choose hosts for a test and take those that have room; None if too few have its template.
 
         :param worker: which one will run it.
         :param slack_s: how long the run will probably last: hosts on which the test would take longer come last.
         """
+        needs, rank_s = request.needs, request.rank_s
         warm = self._fleet.warm(needs)
         if len(warm) < needs.hosts:
-            self._stalled.setdefault(needs.guest, []).append((True, -rank_s, index, needs))
+            self._fleet.version += 1
+            self._stalled.setdefault(needs.guest, []).append(request)
             return None
-        slowest = rank_s / max(slack_s, 1.0)
+        fastest = max(state.speed for state in warm)
+        slowest = min(MARGIN * rank_s / max(slack_s, 1.0), SLOW * fastest)
         free = [s for s in warm if s.fits(needs) and s.speed >= slowest and not self._claims.get(s.host.name)]
         if len(free) >= needs.hosts:
             chosen = heapq.nsmallest(needs.hosts, free, key=lambda s: (-s.speed, s.order))
         else:
             chosen = heapq.nsmallest(needs.hosts, warm, key=lambda s: self._awkwardness(s, needs, slowest))
-        gathering = Gathering(index, needs, worker, missing=chosen)
+        gathering = Gathering(request.index, needs, worker, request.held, missing=chosen)
         for state in list(chosen):
             claims = self._claims.setdefault(state.host.name, [])
             claims.append(gathering)
@@ -108,8 +144,8 @@ class Gatherings:
 
     def template_made(self, guest: str) -> None:
         """Try again the tests for which too few hosts had a template."""
-        for entry in self._stalled.pop(guest, ()):
-            heapq.heappush(self._waiting, entry)
+        for request in self._stalled.pop(guest, ()):
+            self.add(request)
 
     def host_lost(self, name: str) -> list[Gathering]:
         """Give up those that a lost host was for. What they have taken is given back."""

@@ -39,6 +39,7 @@ class TemplatePlanner:
         self._fleet = fleet
         self._backlog = backlog
         self._build_s = build_s
+        self._version = -1
 
     def first(self, hosts: Sequence[HostState], span_s: float) -> list[Build]:
         """Choose the guests with which idle hosts begin, in order, for a run that will take about span_s."""
@@ -52,27 +53,39 @@ class TemplatePlanner:
 
         The latter are made on hosts that are busy, too, as soon as these have a slot.
         """
-        builds: list[Build] = []
-        wanted: list[tuple[Cell, float]] = []
+        builds = self._needed()
+        wanted = [
+            (cell, cell.work_s / max(cell.rate, 1.0))
+            for cell in self._backlog.cells
+            if cell.count and cell.guest is not None
+        ]
+        taken = set(builds)
+        for state in idle:
+            guest = self._most_wanted(state, wanted)
+            if guest is not None and (state, guest) not in taken:
+                builds.append((state, guest))
+        return builds
+
+    def _needed(self) -> list[Build]:
+        """What must be built so that all tests can run somewhere, if something has changed since it was asked last."""
+        if self._fleet.version == self._version:
+            return []
+        self._version = self._fleet.version
         having: dict[str, list[HostState]] = {}
         for state in self._fleet.living:
             for guest in (*state.templates, *state.building):
                 having.setdefault(guest, []).append(state)
-        for cell in self._backlog.cells:
-            if cell.count + cell.held and cell.guest is not None:
-                missing = self._missing_hosts(cell, having.get(cell.guest, []))
-                builds += [(state, cell.guest) for state in missing]
-                wanted.append((cell, URGENT_S if missing else cell.work_s / max(cell.rate, 1.0)))
-        taken = set(builds)
-        for state in idle:
-            most_wanted = self._most_wanted(state, wanted)
-            if most_wanted is not None and (state, most_wanted) not in taken:
-                builds.append((state, most_wanted))
-        return builds
+        return [
+            (state, cell.guest)
+            for cell in self._backlog.cells
+            if cell.guest is not None and cell.count + cell.held
+            for state in self._missing_hosts(cell, having.get(cell.guest, []))
+        ]
 
     def _missing_hosts(self, cell: Cell, having: list[HostState]) -> list[HostState]:
         """Hosts that must make a template, besides those having it, so that all tests of a cell can run."""
         missing: list[HostState] = []
+        having = [state for state in having if cell.labels <= state.host.labels]
         for queue in cell.queues:
             if queue.tests or queue.held:
                 fitting = (state for state in (*having, *missing) if state.could_fit(queue.needs))
@@ -104,6 +117,7 @@ class _FirstPlan:
     """Divides the work among hosts by guest, as if it were fluid."""
 
     def __init__(self, fleet: Fleet, cells: list[Cell], build_s: Mapping[str, float], span_s: float) -> None:
+        self._fleet = fleet
         self._cells = cells
         self._build_s = build_s
         self._span_s = span_s
@@ -119,16 +133,32 @@ class _FirstPlan:
             self._opening[str(cell.guest)] = self._opening.get(str(cell.guest), 0.0) + cell.work_s
 
     def builds(self, hosts: Sequence[HostState]) -> list[Build]:
-        plan: list[Build] = []
+        plan: dict[HostState, list[str]] = {}
         for state in sorted(hosts, key=self._turn):
-            cells = [cell for cell in self._cells if cell.labels <= state.host.labels]
-            guests = self._guests(state, cells)
-            opener = self._opener(state, guests, cells)
+            plan[state] = self._guests(state, self._eligible(state))
+        self._cover(plan)
+        builds: list[Build] = []
+        for state, guests in plan.items():
+            opener = self._opener(state, guests, self._eligible(state))
             if opener is not None and opener not in guests:
                 guests.append(opener)
             guests.sort(key=lambda guest: (self._build_s[guest], guest))
-            plan += [(state, guest) for guest in guests if not has(state, guest)]
-        return plan
+            builds += [(state, guest) for guest in guests if not has(state, guest)]
+        return builds
+
+    def _eligible(self, state: HostState) -> list[Cell]:
+        return [cell for cell in self._cells if cell.labels <= state.host.labels]
+
+    def _cover(self, plan: dict[HostState, list[str]]) -> None:
+        """Let each guest that no host has yet be made where there is most room for it."""
+        for cell in sorted(self._cells, key=lambda cell: -cell.work_s):
+            guest = str(cell.guest)
+            able = [state for state in self._fleet.living if cell.labels <= state.host.labels]
+            if any(has(state, guest) or guest in plan.get(state, ()) for state in able):
+                continue
+            free = [state for state in able if state in plan and len(plan[state]) < state.host.slots]
+            if free:
+                plan[max(free, key=lambda s: (s.host.slots * s.speed / (1 + len(plan[s])), -s.order))].append(guest)
 
     def _turn(self, state: HostState) -> tuple[float, ...]:
         """Hosts with scarce labels choose first, then large ones."""

@@ -34,7 +34,7 @@ class FleetScheduler:
 
     def tests_known(self, items: Sequence[Item]) -> None:
         self._run.know(items)
-        self._run.wake()
+        self._run.awake = True
 
     def host_joined(self, host: Host) -> None:
         if host.name in self._run.fleet.hosts and self._run.fleet.hosts[host.name].alive:
@@ -63,7 +63,7 @@ class FleetScheduler:
 
     def worker_ready(self, worker: str) -> None:
         self._run.workers.ready(worker)
-        self._run.wake()
+        self._run.awake = True
 
     def worker_lost(self, worker: str, *, again: bool = False) -> tuple[str, ...]:
         run = self._run
@@ -75,7 +75,7 @@ class FleetScheduler:
         if held is not None:
             run.unhold(held)
             run.wait(held)
-            run.wake()
+            run.awake = True
         return lost
 
     def test_started(self, worker: str, test: str, now_s: float) -> None:
@@ -104,7 +104,7 @@ class FleetScheduler:
             run.wait(index)
         if not again:
             run.finished.add(lost)
-        run.wake()
+        run.awake = True
         return (run.items[lost].id,)
 
     def run_again(self, test: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from .backlog import Backlog, Queue, Way
 from .durations import Durations
 from .fleet import Fleet
-from .gathering import Gatherings
+from .gathering import Gatherings, Request
 from .host import HostState
 from .item import Item
 from .workers import Workers
@@ -51,6 +51,8 @@ class RunState:
     finished: set[int] = field(default_factory=set)
     changed: set[HostState] = field(default_factory=set)
     """Hosts that may have room for a test, or a test for their room."""
+    awake: bool = False
+    """Whether every host with a free slot is to look for a test again, since there are other tests or workers."""
     gatherings: Gatherings = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +80,7 @@ class RunState:
         gathered = queue.cell.way is Way.GATHERED
         self.backlog.add(index, queue, estimate, probe=probe and not gathered)
         if gathered:
-            self.gatherings.add(index, queue.needs, estimate.rank_s)
+            self.gatherings.add(Request(index, queue.needs, estimate.rank_s))
 
     def withdraw(self, index: int) -> float:
         """Take a test out that starts now, and return the slot seconds that it will probably take."""
@@ -105,15 +107,20 @@ class RunState:
         """Let an idle worker hold a test."""
         queue, rank_s = self.queue(index), self.durations.estimate(index).rank_s
         self.backlog.hold(index, queue, rank_s)
+        self.fleet.version += 1  # What it needs did not count while its worker was busy.
         if queue.cell.way is Way.GATHERED:
-            self.gatherings.add(index, queue.needs, rank_s, held=True)
-        self.wake()
+            self.gatherings.add(Request(index, queue.needs, rank_s, held=True))
+        self.awake = True
 
     def unhold(self, index: int) -> None:
         """Take a test from the worker that holds it as its next."""
         if self.workers.holders.pop(index, None) is not None:
             self.backlog.unhold(index, self.queue(index))
 
-    def wake(self) -> None:
-        """Let all hosts that have a free slot look for a test again."""
-        self.changed.update(state for state in self.fleet.living if state.slots > 0)
+    def take_changed(self) -> set[HostState]:
+        """Return the hosts that have changed since, and those with a free slot if that is to be looked at again."""
+        changed, self.changed = self.changed, set()
+        if self.awake:
+            self.awake = False
+            changed.update(state for state in self.fleet.living if state.slots > 0)
+        return changed
