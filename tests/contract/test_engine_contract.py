@@ -148,10 +148,10 @@ async def test_nmi(http: httpx.AsyncClient) -> None:
     require_answer(await ask(http, "instance_issue_nmi"))
 
 
-async def test_what_is_not_implemented(http: httpx.AsyncClient) -> None:
-    require_error(await ask(http, "disk_volume_status"), 501)
+async def test_disks_that_are_on_no_volume_are_not_found(http: httpx.AsyncClient) -> None:
+    require_error(await ask(http, "disk_volume_status"), 404)
     require_error(await ask(http, "instance_issue_crucible_vcr_request", {"vcr_json": "{}"}), 404)
-    require_error(await ask(http, "instance_issue_crucible_snapshot_request"), 501)
+    require_error(await ask(http, "instance_issue_crucible_snapshot_request"), 404)
 
 
 async def test_the_end(http: httpx.AsyncClient) -> None:

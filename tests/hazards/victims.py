@@ -55,10 +55,21 @@ async def test_victim(vm_factory, number):
     assert await target.run("echo up") == "up"
 """
 
+REPLICATED = """
+async def test_victim(crucible_disk_factory, vm_factory):
+    disk = await crucible_disk_factory(size_mib=64)
+    vm = await vm_factory.start("vm", guest="micro", memory_mib=128, disks=(disk,))
+    await vm.run("modprobe virtio_blk; until [ -b /dev/vda ]; do usleep 20000; done")
+    await vm.run("dd if=/dev/urandom of=/dev/vda bs=1M count=4 conv=fsync 2>/dev/null")
+    await disk.replace_downstairs(0)
+    assert await vm.run("echo up") == "up"
+"""
+
 VICTIMS: Final = (
     Victim("created", CREATED),
     Victim("forked", FORKED),
     Victim("standing by", FORKED, {"PROPOLIS_STANDBY": "1"}),
     Victim("migrated", MIGRATED),
+    Victim("replicated", REPLICATED),
 )
 """All but the first fork the same templates, which the first run of a kind makes if need be."""

@@ -14,11 +14,13 @@ from pytest_propolis.vm.vm import TestVm
 __all__ = [
     "ACTIVE",
     "MICRO",
+    "SLOTS",
     "WRITE",
     "all_active",
     "begin_to_write",
     "end_of_writing",
     "replicas",
+    "stop_writing",
     "wait_for_status",
     "writes_more",
 ]
@@ -26,20 +28,22 @@ __all__ = [
 MICRO = {"guest": "micro", "cpus": 1, "memory_mib": 128}
 ACTIVE = DownstairsActive()
 LIMIT_S = 60.0
+SLOTS = 512
+"""The guest writes to so many blocks of 4 KiB, in turn."""
 
 DRIVER = "modprobe virtio_blk; until [ -b /dev/vda ]; do usleep 20000; done"
 WRITE = f"{DRIVER}; dd if=/dev/urandom of=/dev/vda bs=64k count=64 conv=fsync 2>/dev/null; sha256sum </dev/vda"
 
 # Each round is acknowledged before the next begins, and is read back: what the guest has counted must be there.
 _WRITER = """
-n=0; while [ ! -e /tmp/stop ]; do
-  n=$((n+1)); at=$((n % 512)); echo $n >/tmp/block
+rm -f /tmp/stop /tmp/stopped; n=$(cat /tmp/count 2>/dev/null || echo 0); while [ ! -e /tmp/stop ]; do
+  n=$((n+1)); at=$((n % SLOTS)); echo $n >/tmp/block
   dd if=/tmp/block of=/dev/vda bs=4k count=1 seek=$at conv=sync,fsync,notrunc 2>/dev/null || echo write $n >>/tmp/errors
   echo 3 >/proc/sys/vm/drop_caches
   [ "$(dd if=/dev/vda bs=4k count=1 skip=$at 2>/dev/null | head -n 1)" = $n ] || echo read $n >>/tmp/errors
   echo $n >/tmp/count
 done; touch /tmp/stopped
-"""
+""".replace("SLOTS", str(SLOTS))
 
 
 async def replicas(disk: CrucibleDisk) -> list[str]:
@@ -62,7 +66,9 @@ def all_active(status: UpstairsInfo) -> bool:
 
 async def begin_to_write(vm: TestVm) -> None:
     """Have the guest write, and verify what it has written, until `end_of_writing`."""
-    await vm.run(f"{DRIVER}; cat >/tmp/writer <<'EOF'\n{_WRITER}\nEOF\nsh /tmp/writer >/dev/null 2>&1 &")
+    await vm.run(
+        f"{DRIVER}; cat >/tmp/writer <<'EOF'\n{_WRITER}\nEOF\nrm -f /tmp/stopped; sh /tmp/writer >/dev/null 2>&1 &"
+    )
     await writes_more(vm)
 
 
@@ -72,8 +78,14 @@ async def writes_more(vm: TestVm, rounds: int = 3) -> None:
     await vm.run(f"was=$({count}); until [ $({count}) -ge $((was + {rounds})) ]; do usleep 20000; done")
 
 
-async def end_of_writing(vm: TestVm) -> str:
-    """Let the guest stop; return what it found wrong, and the hash of the whole disk."""
+async def stop_writing(vm: TestVm) -> int:
+    """Let the guest stop; return how many writes it was told of, all of which it has found again."""
     await vm.run("touch /tmp/stop; until [ -e /tmp/stopped ]; do usleep 20000; done; sync")
     assert await vm.run("cat /tmp/errors 2>/dev/null", check=False) == ""
+    return int(await vm.run("cat /tmp/count"))
+
+
+async def end_of_writing(vm: TestVm) -> str:
+    """Let the guest stop; return the hash of the whole disk as it sees it."""
+    await stop_writing(vm)
     return (await vm.run("echo 3 >/proc/sys/vm/drop_caches; sha256sum </dev/vda")).split()[0]

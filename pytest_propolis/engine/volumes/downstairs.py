@@ -55,6 +55,7 @@ class Downstairs:
         self._reserved = _reserve_port()
         self._server: asyncio.Server | None = None
         self._sessions: set[_Session] = set()
+        self._handlers: set[asyncio.Task[None]] = set()
         self._active: _Session | None = None
         self._running = asyncio.Event()
         self._running.set()
@@ -105,6 +106,7 @@ class Downstairs:
         daemon, self._daemon = self._daemon, None
         if daemon is not None:
             await daemon.close()
+        await asyncio.gather(*self._handlers, return_exceptions=True)
 
     def pause(self) -> None:
         """Let it hang: its connections stay open, and it answers nothing."""
@@ -157,6 +159,10 @@ class Downstairs:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         session = _Session(writer)
         self._sessions.add(session)
+        task = asyncio.current_task()
+        assert task is not None
+        self._handlers.add(task)
+        task.add_done_callback(self._handlers.discard)
         try:
             while line := await reader.readline():
                 await self._running.wait()

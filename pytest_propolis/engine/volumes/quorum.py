@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from ..qemu.machine import Machine, MachineError
@@ -21,6 +21,9 @@ THRESHOLD: Final = 2
 CONNECT_TIMEOUT_S: Final = 2
 _FAILING: Final = ("read", "write", "write-zeroes", "discard", "flush")
 _EIO: Final = 5
+_ON_ERROR: Final = {"on-source-error": "stop", "on-target-error": "stop"}
+"""A job that ends by itself while QEMU stops the guest would leave a node above the volume's (QEMU 7.2)."""
+
 _ENDED: Final = frozenset({"concluded", "null"})
 
 
@@ -93,6 +96,13 @@ class Quorum:
         with contextlib.suppress(MachineError):  # the node is gone, or is no connection
             await machine.execute_out_of_band("yank", instances=[{"type": "block-node", "node-name": node}])
 
+    async def can_repair(self, machine: Machine) -> bool:
+        """Whether no node is above the volume's, but the device: then `repair` is possible."""
+        graph = await machine.execute("x-debug-query-block-graph")
+        kinds = {item["id"]: item["type"] for item in graph["nodes"]}
+        own = next(item["id"] for item in graph["nodes"] if item.get("name") == self.name)
+        return all(kinds[edge["parent"]] != "block-driver" for edge in graph["edges"] if edge["child"] == own)
+
     async def repair(self, machine: Machine, *, target: str, replaces: str) -> None:
         """Bring a replica up to date from the others while the guest writes, and put it into a child's place."""
         options = {"copy-mode": "write-blocking", "replaces": replaces}
@@ -128,21 +138,26 @@ class Quorum:
     ) -> AsyncIterator[str]:
         """A job that copies one node to another: the block ends it when both are equal. Nothing is left of it."""
         job = f"{self.name}-job{next(self._numbers)}"
-        with machine.events("JOB_STATUS_CHANGE") as events:
+        with machine.events("JOB_STATUS_CHANGE", "BLOCK_JOB_ERROR") as events:
 
             async def reach(goal: Collection[str]) -> None:
                 while (status := await _status(machine, job)) not in goal and status not in _ENDED:
-                    await machine.next_event(events)
+                    name, data = await machine.next_event(events)
+                    if name == "BLOCK_JOB_ERROR" and data["device"] == job and goal is not _ENDED:
+                        raise MachineError(f"replica: {data['operation']} error")
 
-            names = {"job-id": job, "device": source, "target": target}
-            await machine.execute("blockdev-mirror", sync="full", **{**names, **options, "auto-dismiss": False})
+            names = {"job-id": job, "device": source, "target": target, "auto-dismiss": False}
+            await machine.execute("blockdev-mirror", sync="full", **{**names, **_ON_ERROR, **options})
             try:
                 await reach({"ready"})
                 if await _status(machine, job) == "ready":
                     yield job
                 await reach(_ENDED)
-            finally:
+            except BaseException:
                 await _end(machine, job, reach)
+                raise
+            if error := await _end(machine, job, reach):
+                raise MachineError(f"replica: {error}")
 
     def _placeholder(self, name: str) -> dict[str, Any]:
         fault = {"event": "none", "errno": _EIO, "once": False, "immediately": False}
@@ -169,11 +184,8 @@ async def _status(machine: Machine, job: str) -> str:
     return next((item["status"] for item in jobs if item["id"] == job), "null")
 
 
-async def _end(machine: Machine, job: str, reach: Any) -> None:
-    """Have a job end, whatever it does, and forget it.
-
-    :raises MachineError: with the job's own error, if it has failed.
-    """
+async def _end(machine: Machine, job: str, reach: Callable[[Collection[str]], Awaitable[None]]) -> str | None:
+    """Have a job end, whatever it does, and forget it; return its error, if it has failed."""
     if await _status(machine, job) not in _ENDED:
         with contextlib.suppress(MachineError):  # it has just ended by itself
             await machine.execute("block-job-cancel", device=job, force=True)
@@ -182,5 +194,4 @@ async def _end(machine: Machine, job: str, reach: Any) -> None:
     error = next((item.get("error") for item in jobs if item["id"] == job), None)
     with contextlib.suppress(MachineError):
         await machine.execute("job-dismiss", id=job)
-    if error:
-        raise MachineError(f"replica: {error}")
+    return error

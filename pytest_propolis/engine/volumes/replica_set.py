@@ -180,12 +180,16 @@ class ReplicaSet:
         replica.phase = Phase.LIVE_REPAIR if active else Phase.RECONCILE
         replica.incoming = node = await self.quorum.attach(machine, session)
         try:
-            if len(active) >= NEEDED:
+            if len(active) >= NEEDED and await self.quorum.can_repair(machine):
                 await self.quorum.repair(machine, target=node, replaces=replica.node)
                 replica.node, replica.phase, replica.is_stale = node, Phase.ACTIVE, False
+            elif len(active) >= NEEDED:
+                async with machine.standing_still():
+                    await self._copy(active[0], node)
+                    await self._put_in(replica, node)
             else:
                 if active:
-                    await self._copy_while_stalled(active[0], replica, node)
+                    await self._copy_while_stalled(active[0], node)
                 await self._put_in(replica, node)
         except BaseException:
             replica.phase = Phase.CONNECTED
@@ -195,12 +199,15 @@ class ReplicaSet:
             replica.incoming = None
         await session.mark(self._epoch)
 
-    async def _copy_while_stalled(self, good: Replica, replica: Replica, node: str) -> None:
+    async def _copy_while_stalled(self, good: Replica, node: str) -> None:
         """Bring a replica up to date from the only other one. The guest's requests wait for that."""
-        machine = self._require_machine()
         for other in self.replicas:
             other.is_stale = other is not good
         await self._begin_epoch()
+        await self._copy(good, node)
+
+    async def _copy(self, good: Replica, node: str) -> None:
+        machine = self._require_machine()
         source = await self.quorum.attach(machine, _session(good))
         try:
             await self.quorum.copy(machine, source=source, target=node)
