@@ -8,7 +8,7 @@ from typing import Final
 
 from .backlog import Backlog, Way
 from .fleet import Fleet
-from .host import HostState
+from .host import Host, HostState
 from .needs import Needs
 
 __all__ = ["Gathering", "Gatherings", "Request"]
@@ -95,9 +95,14 @@ class Gatherings:
             _, request = heapq.heappop(self._waiting)
             self._queued.discard(request.index)
             if request.index in backlog and Way.of(request.needs) is Way.GATHERED:
-                self._bound.add(request.index)
-                return request.index
+                if self._fleet.can_run(request.needs):
+                    self._bound.add(request.index)
+                    return request.index
+                self._stall(request)
         return None
+
+    def _stall(self, request: Request) -> None:
+        self._stalled.setdefault(request.needs.guest, []).append(request)
 
     @property
     def _most(self) -> int:
@@ -113,7 +118,7 @@ class Gatherings:
         warm = self._fleet.warm(needs)
         if len(warm) < needs.hosts:
             self._fleet.version += 1
-            self._stalled.setdefault(needs.guest, []).append(request)
+            self._stall(request)
             return None
         fastest = max(state.speed for state in warm)
         slowest = min(MARGIN * rank_s / max(slack_s, 1.0), SLOW * fastest)
@@ -146,6 +151,12 @@ class Gatherings:
         """Try again the tests for which too few hosts had a template."""
         for request in self._stalled.pop(guest, ()):
             self.add(request)
+
+    def host_joined(self, host: Host) -> None:
+        """Try again the tests for which there were too few hosts."""
+        for guest in (None, *host.templates):
+            for request in self._stalled.pop(guest, ()):
+                self.add(request)
 
     def host_lost(self, name: str) -> list[Gathering]:
         """Give up those that a lost host was for. What they have taken is given back."""
