@@ -6,7 +6,7 @@ import heapq
 from dataclasses import dataclass, field
 from typing import Final
 
-from .backlog import Backlog, Way
+from .backlog import Backlog
 from .fleet import Fleet
 from .host import Host, HostState
 from .needs import Needs
@@ -94,12 +94,16 @@ class Gatherings:
         while self._waiting and not self._waiting[0][1].held and len(self._bound) < BOUND * self._most:
             _, request = heapq.heappop(self._waiting)
             self._queued.discard(request.index)
-            if request.index in backlog and Way.of(request.needs) is Way.GATHERED:
+            if request.index in backlog:
                 if self._fleet.can_run(request.needs):
                     self._bound.add(request.index)
                     return request.index
                 self._stall(request)
         return None
+
+    def bound(self, index: int) -> bool:
+        """Whether a busy worker holds a test as its next since hosts are to be gathered for it."""
+        return index in self._bound
 
     def _stall(self, request: Request) -> None:
         self._stalled.setdefault(request.needs.guest, []).append(request)

@@ -109,7 +109,7 @@ class RunState:
         queue, rank_s = self.queue(index), self.durations.estimate(index).rank_s
         self.backlog.hold(index, queue, rank_s)
         self.fleet.version += 1  # What it needs did not count while its worker was busy.
-        if queue.cell.way is Way.GATHERED:
+        if queue.cell.way is Way.GATHERED or self.gatherings.bound(index):
             self.gatherings.add(Request(index, queue.needs, rank_s, held=True))
         self.awake = True
 
