@@ -24,6 +24,7 @@ class Follower:
         """Choose what follows the tests that a worker starts now.
 
         :param queue: the queue that they came from.
+        :param duration_s: how long they take at worst.
         :returns: None if nothing follows, and the worker ends.
         """
         run = self._run
