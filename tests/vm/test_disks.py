@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from boot_sectors import boot_disk
 
-from pytest_propolis.errors import ApiError, ConfigError
+from pytest_propolis.errors import ConfigError
 from pytest_propolis.propolis_api import BlobStorageBackend
 from pytest_propolis.vm.config import DataDisk
 from pytest_propolis.vm.factory import VmFactory
@@ -107,11 +107,3 @@ async def test_the_devices_of_a_machine_are_the_same_after_it_was_made_again(vm_
     await vm.stop()
     await vm.boot()
     assert await vm.run(PCI_LISTING) == first
-
-
-async def test_two_disks_in_one_slot_answer_400_and_name_both(vm_factory: VmFactory) -> None:
-    disks = (DataDisk(name="one", size_mib=1, pci_slot=9), DataDisk(name="two", size_mib=1, pci_slot=9))
-    vm = await vm_factory.create(guest="micro", disks=disks)
-    with pytest.raises(ApiError, match=r"components 'one' and 'two' are both at PCI path 0\.9\.0") as caught:
-        await vm.ensure()
-    assert caught.value.status == 400

@@ -48,7 +48,7 @@ NEEDS_AN_ACTIVE_VM: dict[str, Call] = {
     "nmi": lambda client: client.issue_nmi(),
     "volume replacement": lambda client: client.issue_crucible_vcr("disk-backend", "{}"),
 }
-UNSUPPORTED: dict[str, Call] = {
+OF_VOLUMES: dict[str, Call] = {
     "volume status": lambda client: client.disk_volume_status("disk-backend"),
     "snapshots": lambda client: client.issue_crucible_snapshot("disk-backend", uuid4()),
 }
@@ -98,9 +98,9 @@ def request_for(vm: TestVm) -> InstanceEnsureRequest:
     return InstanceEnsureRequest(properties=vm.properties, init=SpecInit(FromSpec(spec=vm.spec)))
 
 
-@pytest.mark.parametrize("name", [*NEEDS_A_VM, *NEEDS_AN_ACTIVE_VM, *UNSUPPORTED])
+@pytest.mark.parametrize("name", [*NEEDS_A_VM, *NEEDS_AN_ACTIVE_VM, *OF_VOLUMES])
 async def test_before_the_first_ensure_everything_answers_424(unborn: TestVm, name: str) -> None:
-    call = (NEEDS_A_VM | NEEDS_AN_ACTIVE_VM | UNSUPPORTED)[name]
+    call = (NEEDS_A_VM | NEEDS_AN_ACTIVE_VM | OF_VOLUMES)[name]
     with pytest.raises(ApiError) as caught:
         await call(unborn.client)
     assert (caught.value.status, caught.value.error_code) == (424, "NoInstance")
@@ -329,15 +329,12 @@ async def test_a_server_can_be_used_again_and_counts_from_one(vm: TestVm) -> Non
     assert (await vm.client.instance_serial_history(from_start=0)).last_byte_offset == 0
 
 
-@pytest.mark.parametrize("name", UNSUPPORTED)
-async def test_what_the_engine_does_not_do_answers_501_with_the_reason(vm: TestVm, name: str) -> None:
+@pytest.mark.parametrize("name", OF_VOLUMES)
+async def test_a_file_disk_has_no_volume_to_ask(vm: TestVm, name: str) -> None:
     await vm.ensure()
-    with pytest.raises(ApiError) as caught:
-        await UNSUPPORTED[name](vm.client)
-    assert (caught.value.status, caught.value.message) == (
-        501,
-        f"this engine does not support {name}: it has no Crucible volumes",
-    )
+    with pytest.raises(ApiError, match="disk-backend") as caught:
+        await OF_VOLUMES[name](vm.client)
+    assert caught.value.status == 404
 
 
 async def test_migration_status_is_empty(vm: TestVm) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
@@ -86,7 +87,7 @@ class Cell:
         self.way: Final = way
         self.queues: list[Queue] = []
         self.fastest = 0.0
-        """Speed of the fastest host that has its labels."""
+        """Speed of the fastest host that has its labels and its template; 0.0 if there is none."""
         self.count = 0
         self.held = 0
         """How many of its tests any worker may run, and how many an idle worker holds."""
@@ -193,10 +194,16 @@ class Backlog:
             and (queue.needs.cpus >= cpus or queue.needs.memory_mib >= memory_mib)
         ]
 
-    def shortest(self) -> int | None:
-        """Return the index of the shortest test that no worker holds."""
-        found = [entry for cell in self.cells if cell.count and (entry := cell.shortest(LAST, LAST))]
-        return min(found)[1] if found else None
+    def shortest(self, can_run: Callable[[Needs], bool]) -> int | None:
+        """Return the index of the shortest test that no worker holds, of those whose needs can be met."""
+        for (_, index), needs in self._heads():
+            if can_run(needs):
+                return index
+        return None
+
+    def _heads(self) -> list[tuple[tuple[float, int], Needs]]:
+        heads = [(queue.tests[0], queue.needs) for queue in self._queues.values() if queue.tests]
+        return sorted(heads, key=lambda head: head[0])
 
     def companions(self, queue: Queue, rank_s: float, target_s: float) -> list[int]:
         """Return tests that a worker can run in one batch with a test of a queue, in target_s all together.

@@ -65,7 +65,10 @@ class Dispatcher:
         run = self._run
         self._now_s, self._decisions = now_s, []
         waiting = len(run.backlog) or run.workers.holders
-        tick = bool(joined) or now_s >= self._next_tick_s or not run.running
+        quiet = not run.running and not any(state.building for state in run.fleet.living)
+        tick = bool(joined) or now_s >= self._next_tick_s or quiet
+        self._chooser.lenient = quiet
+        run.awake |= quiet
         if tick and waiting:
             self._look_ahead()
         for state, guest in self._planner.first(joined, max(self._chooser.slack_s, SHORTEST_TICK_S)) if joined else ():
@@ -86,7 +89,7 @@ class Dispatcher:
         fastest = max((state.speed for state in run.fleet.living), default=0.0)
         run.changed.update(state for state in run.fleet.living if state.slots > 0 and state.speed < fastest)
         for queue, index, rank_s in run.backlog.wide(*run.fleet.share(WIDE_SLOTS)):
-            if rank_s * URGENCY > slack_s * queue.cell.fastest:
+            if rank_s * URGENCY > slack_s * (queue.cell.fastest or 1.0):
                 run.gatherings.add(Request(index, queue.needs, rank_s))
 
     def _fill(self, changed: set[HostState]) -> None:
@@ -129,7 +132,8 @@ class Dispatcher:
         queue = run.queue(index)
         speed = min((state.speed for state in hosts), default=1.0)
         tests, batch_s = self._batch(index, queue, work_s) if hosts else ((index,), work_s)
-        following = None if self._follower is None else self._follower.choose(worker, queue, hosts, batch_s)
+        rank_s = max(run.durations.estimate(index).rank_s, batch_s)
+        following = None if self._follower is None else self._follower.choose(worker, queue, hosts, rank_s)
         queue.cell.rate += speed * len(hosts)
         run.running[worker] = Running(worker, tests, hosts, queue, speed, self._now_s, batch_s)
         ids = tuple(run.items[test].id for test in tests)

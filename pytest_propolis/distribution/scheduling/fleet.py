@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 from .backlog import Cell, Way
 from .host import Host, HostState
@@ -32,9 +33,6 @@ class Fleet:
         self.hosts[host.name] = state
         self.living.append(state)
         self.speed += state.speed * host.slots
-        for cell in self._cells:
-            if cell.labels <= host.labels:
-                cell.fastest = max(cell.fastest, state.speed)
         self.refresh(state)
         return state
 
@@ -58,13 +56,10 @@ class Fleet:
     def refresh(self, state: HostState) -> None:
         """Look again which tests a host can run, since it has other templates."""
         self.version += 1
-        self._runnable[state.host.name] = [
-            cell
-            for cell in self._cells
-            if cell.way is Way.NEXT
-            and cell.labels <= state.host.labels
-            and (cell.guest is None or cell.guest in state.templates)
-        ]
+        runnable = [cell for cell in self._cells if self._can_begin(state, cell)]
+        for cell in runnable:
+            cell.fastest = max(cell.fastest, state.speed)
+        self._runnable[state.host.name] = [cell for cell in runnable if cell.way is Way.NEXT]
 
     def runnable(self, state: HostState) -> list[Cell]:
         """The cells whose tests a host can run now, one by one."""
@@ -79,6 +74,11 @@ class Fleet:
         """The hosts that would have room for a test if they did nothing else."""
         return [state for state in self.living if state.could_fit(needs)]
 
+    def can_run(self, needs: Needs) -> bool:
+        """Whether there are enough hosts that would have room for a test if they did nothing else."""
+        able = (state for state in self.living if state.could_fit(needs))
+        return len(list(islice(able, needs.hosts))) == needs.hosts
+
     def share(self, slots: float) -> tuple[float, float]:
         """The CPUs and the memory in MiB that so many slots have on average."""
         total = max(1, sum(state.host.slots for state in self.living))
@@ -92,4 +92,8 @@ class Fleet:
 
     def _rank_cells(self) -> None:
         for cell in self._cells:
-            cell.fastest = max((s.speed for s in self.living if cell.labels <= s.host.labels), default=0.0)
+            cell.fastest = max((s.speed for s in self.living if self._can_begin(s, cell)), default=0.0)
+
+    @staticmethod
+    def _can_begin(state: HostState, cell: Cell) -> bool:
+        return cell.labels <= state.host.labels and (cell.guest is None or cell.guest in state.templates)

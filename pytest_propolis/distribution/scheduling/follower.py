@@ -24,6 +24,7 @@ class Follower:
         """Choose what follows the tests that a worker starts now.
 
         :param queue: the queue that they came from.
+        :param duration_s: how long they take at worst.
         :returns: None if nothing follows, and the worker ends.
         """
         run = self._run
@@ -53,7 +54,7 @@ class Follower:
             index = self._chooser.following(state, state.cpus + needs.cpus, state.memory_mib + needs.memory_mib)
             if index is not None and self._is_short(index):
                 return index
-        return self._run.backlog.shortest()
+        return self._run.backlog.shortest(self._run.fleet.can_run)
 
     def _is_short(self, index: int) -> bool:
         return self._chooser.is_short(self._run.durations.estimate(index).rank_s)

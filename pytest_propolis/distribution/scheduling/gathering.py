@@ -6,9 +6,9 @@ import heapq
 from dataclasses import dataclass, field
 from typing import Final
 
-from .backlog import Backlog, Way
+from .backlog import Backlog
 from .fleet import Fleet
-from .host import HostState
+from .host import Host, HostState
 from .needs import Needs
 
 __all__ = ["Gathering", "Gatherings", "Request"]
@@ -94,10 +94,19 @@ class Gatherings:
         while self._waiting and not self._waiting[0][1].held and len(self._bound) < BOUND * self._most:
             _, request = heapq.heappop(self._waiting)
             self._queued.discard(request.index)
-            if request.index in backlog and Way.of(request.needs) is Way.GATHERED:
-                self._bound.add(request.index)
-                return request.index
+            if request.index in backlog:
+                if self._fleet.can_run(request.needs):
+                    self._bound.add(request.index)
+                    return request.index
+                self._stall(request)
         return None
+
+    def bound(self, index: int) -> bool:
+        """Whether a busy worker holds a test as its next since hosts are to be gathered for it."""
+        return index in self._bound
+
+    def _stall(self, request: Request) -> None:
+        self._stalled.setdefault(request.needs.guest, []).append(request)
 
     @property
     def _most(self) -> int:
@@ -113,7 +122,7 @@ class Gatherings:
         warm = self._fleet.warm(needs)
         if len(warm) < needs.hosts:
             self._fleet.version += 1
-            self._stalled.setdefault(needs.guest, []).append(request)
+            self._stall(request)
             return None
         fastest = max(state.speed for state in warm)
         slowest = min(MARGIN * rank_s / max(slack_s, 1.0), SLOW * fastest)
@@ -146,6 +155,12 @@ class Gatherings:
         """Try again the tests for which too few hosts had a template."""
         for request in self._stalled.pop(guest, ()):
             self.add(request)
+
+    def host_joined(self, host: Host) -> None:
+        """Try again the tests for which there were too few hosts."""
+        for guest in (None, *host.templates):
+            for request in self._stalled.pop(guest, ()):
+                self.add(request)
 
     def host_lost(self, name: str) -> list[Gathering]:
         """Give up those that a lost host was for. What they have taken is given back."""

@@ -24,6 +24,6 @@ def remaining_s(backlog: Backlog, fleet: Fleet, running_s: Iterable[float], long
     speed = sum(s.speed * min(s.host.slots, s.host.cpus / cpus if cpus else s.host.slots) for s in fleet.living)
     span_s = work_s / PACKING / speed if speed else 0.0
     for cell in backlog.cells:
-        if cell.count and cell.fastest:
-            span_s = max(span_s, min(cell.longest_s, longest_s) / cell.fastest)
+        if cell.count:
+            span_s = max(span_s, min(cell.longest_s, longest_s) / (cell.fastest or 1.0))
     return span_s

@@ -59,6 +59,12 @@ class Scheduler(Protocol):
     def run_again(self, test: str) -> None:
         """Let it schedule a test once more that counts as having run."""
 
+    def give_up(self, test: str) -> bool:
+        """Let a test start without any host, so that it can say why it has none: no host that is left can run it, say.
+
+        :returns: False if it does not wait, but runs, has run, or has hosts kept for it.
+        """
+
     def template_made(self, host: str, guest: str) -> None:
         """Let it know that a template is there, or that it cannot be made and tests there boot without one."""
 

@@ -41,6 +41,7 @@ class FleetScheduler:
             self.host_lost(host.name)
         state = self._run.fleet.add(host)
         self._run.changed.add(state)
+        self._run.gatherings.host_joined(host)
         self._joined.append(state)
 
     def host_lost(self, name: str) -> tuple[str, ...]:
@@ -112,6 +113,22 @@ class FleetScheduler:
         run.finished.discard(index)
         run.wait(index)
         run.awake = True
+
+    def give_up(self, test: str) -> bool:
+        run, index = self._run, self._run.indices[test]
+        if index in run.backlog:
+            run.backlog.remove(index)
+            run.forgo_hosts(index)
+            run.wait(index)
+        elif index in run.workers.holders:
+            run.backlog.unhold(index, run.queue(index))
+            run.forgo_hosts(index)
+            run.hold(index)
+        elif index in run.workers.following.values():
+            run.forgo_hosts(index)
+        else:
+            return False
+        return True
 
     def template_made(self, host: str, guest: str) -> None:
         state = self._run.fleet.hosts[host]

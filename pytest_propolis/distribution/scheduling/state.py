@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .backlog import Backlog, Queue, Way
 from .durations import Durations
@@ -11,6 +11,7 @@ from .fleet import Fleet
 from .gathering import Gatherings, Request
 from .host import HostState
 from .item import Item
+from .needs import Needs
 from .workers import Workers
 
 __all__ = ["RunState", "Running"]
@@ -108,7 +109,7 @@ class RunState:
         queue, rank_s = self.queue(index), self.durations.estimate(index).rank_s
         self.backlog.hold(index, queue, rank_s)
         self.fleet.version += 1  # What it needs did not count while its worker was busy.
-        if queue.cell.way is Way.GATHERED:
+        if queue.cell.way is Way.GATHERED or self.gatherings.bound(index):
             self.gatherings.add(Request(index, queue.needs, rank_s, held=True))
         self.awake = True
 
@@ -116,6 +117,10 @@ class RunState:
         """Take a test from the worker that holds it as its next."""
         if self.workers.holders.pop(index, None) is not None:
             self.backlog.unhold(index, self.queue(index))
+
+    def forgo_hosts(self, index: int) -> None:
+        """Let a test that no worker runs start without the hosts that it needs."""
+        self.items[index] = replace(self.items[index], needs=Needs(hosts=0))
 
     def take_changed(self) -> set[HostState]:
         """Return the hosts that have changed since, and those with a free slot if that is to be looked at again."""
