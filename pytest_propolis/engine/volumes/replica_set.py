@@ -96,6 +96,9 @@ class ReplicaSet:
                     replica.phase = Phase.CONNECTED
                     await self.quorum.detach(machine, node)
                 raise
+            finally:
+                for replica in nodes:
+                    replica.incoming = None
             for replica, node in nodes.items():
                 await self._put_in(replica, node)
             self._epoch = newest
@@ -127,9 +130,8 @@ class ReplicaSet:
         if self._machine is not None:
             for node in {replica.node, replica.incoming or replica.node}:
                 await self.quorum.yank(self._machine, node)
-            if replica.phase is Phase.LIVE_REPAIR:
-                # A job that has nothing to copy just now would not learn that its target is gone.
-                await self.quorum.give_up_job(self._machine)
+            # What is copied just now needs all replicas that are there. A job with nothing to do would not learn it.
+            await self.quorum.give_up_job(self._machine)
 
     async def leave_out(self, replica: Replica, mode: DownstairsInfoConnectionMode) -> None:
         """Go on without a replica whose session has ended."""
@@ -188,7 +190,7 @@ class ReplicaSet:
         is_clean = all(_session(replica).region.clean for replica in fresh)
         for replica in wanted:
             replica.phase = Phase.RECONCILE
-            nodes[replica] = await self.quorum.attach(machine, _session(replica))
+            nodes[replica] = replica.incoming = await self.quorum.attach(machine, _session(replica))
         if len(fresh) >= NEEDED and is_clean:
             return
         first, *others = nodes.values()
@@ -209,13 +211,12 @@ class ReplicaSet:
             if len(active) >= NEEDED and await self.quorum.can_repair(machine):
                 await self.quorum.repair(machine, target=node, replaces=replica.node)
                 replica.node, replica.phase, replica.is_stale = node, Phase.ACTIVE, False
-            elif len(active) >= NEEDED:
+            elif active:
+                # A write that fails for want of a second replica must not reach the first one meanwhile.
                 async with machine.standing_still():
                     await self._copy(active[0], node)
                     await self._put_in(replica, node)
             else:
-                if active:
-                    await self._copy_while_stalled(active[0], node)
                 await self._put_in(replica, node)
         except BaseException:
             replica.phase = Phase.CONNECTED
@@ -225,19 +226,17 @@ class ReplicaSet:
             replica.incoming = None
         await session.mark(self._epoch)
 
-    async def _copy_while_stalled(self, good: Replica, node: str) -> None:
-        """Bring a replica up to date from the only other one. The guest's requests wait for that."""
-        for other in self.replicas:
-            other.is_stale = other is not good
-        await self._begin_epoch()
-        await self._copy(good, node)
-
     async def _copy(self, good: Replica, node: str) -> None:
+        """Make a replica equal to a good one, while the guest stands still."""
         machine = self._require_machine()
-        source = await self.quorum.attach(machine, _session(good))
+        for other in self.replicas:
+            other.is_stale = not other.is_active
+        await self._begin_epoch()
+        good.incoming = source = await self.quorum.attach(machine, _session(good))
         try:
             await self.quorum.copy(machine, source=source, target=node)
         finally:
+            good.incoming = None
             await self.quorum.detach(machine, source)
 
     async def _put_in(self, replica: Replica, node: str) -> None:

@@ -237,7 +237,9 @@ class Upstairs:
         for replica, address in zip(self._set.replicas, region.opts.target, strict=True):
             if replica.address != address:
                 _move(replica, address, is_assembled=self._set.is_assembled)
-            elif replica.session is not None:
+            elif replica.session is None:
+                replica.moved.set()  # an attempt that is under way would say the former generation
+            else:
                 with contextlib.suppress(DownstairsUnreachable):  # its keeper sees that, too
                     await self._promote(replica)
 

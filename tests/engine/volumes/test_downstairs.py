@@ -129,6 +129,7 @@ async def test_what_was_marked_outlives_the_session_and_the_process(downstairs: 
     await downstairs.start()
     again = await Session.open(downstairs.address, promotion())
     assert (again.region.epoch, again.region.clean) == (7, True)
+    await again.mark(8)
     again.close()
     await export_gone(again)
     third = await Session.open(downstairs.address, promotion())
