@@ -99,7 +99,8 @@ class Upstairs:
                     raise
             else:
                 break
-        self._stalls.timeout_s = max(region.stall_timeout_s for region in self._set.regions)
+        limits_s = [region.stall_timeout_s for region in self._set.regions]
+        self._stalls.timeout_s = max(limits_s, default=self._stalls.timeout_s)
         self._state = UpstairsInfoStatus.ACTIVE
 
     async def replace(self, vcr_json: str) -> ReplaceResult:
