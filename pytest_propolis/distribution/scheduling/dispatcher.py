@@ -67,7 +67,6 @@ class Dispatcher:
         waiting = len(run.backlog) or run.workers.holders
         quiet = not run.running and not any(state.building for state in run.fleet.living)
         tick = bool(joined) or now_s >= self._next_tick_s or quiet
-        self._chooser.lenient = quiet
         run.awake |= quiet
         if tick and waiting:
             self._look_ahead()
@@ -78,6 +77,10 @@ class Dispatcher:
         if tick and waiting:
             self._build_further()
         self._start_hostless()
+        if quiet and waiting and not self._decisions:
+            self._chooser.lenient = run.awake = True
+            self._fill(run.take_changed())
+            self._chooser.lenient = False
         return self._decisions
 
     def _look_ahead(self) -> None:
