@@ -50,11 +50,18 @@ class Chooser:
         slots, cpus, memory_mib = state.slots, state.cpus, state.memory_mib
         if after is not None:
             slots, cpus, memory_mib = slots + 1, cpus + after.cpus, memory_mib + after.memory_mib
-        ranked = self._ranked(state, cpus, held=held)
         # A CPU is kept for each other free slot, if there are tests that need no more.
         spare = max(min(1, cpus), cpus - (slots - 1))
+        ranked = self._ranked(state, cpus, held=held)
+        if not ranked:
+            return None
+        first = min(ranked)[2]  # Its longest test fits nearly always: then the others need not be sorted.
+        found = first.best(spare, memory_mib, self._limit_s(state, first), held=held)
+        if found is not None:
+            return found
+        ranked.sort()
         for most in (spare, cpus) if spare < cpus else (cpus,):
-            for cell in ranked:
+            for _, _, cell in ranked:
                 found = cell.best(most, memory_mib, self._limit_s(state, cell), held=held)
                 if found is not None:
                     return found
@@ -72,7 +79,8 @@ class Chooser:
         """Whether it hardly matters when a test starts that takes so long."""
         return duration_s <= max(SHORT_S, SHORT_SHARE * self.slack_s)
 
-    def _ranked(self, state: HostState, cpus: int, *, held: bool) -> list[Cell]:
+    def _ranked(self, state: HostState, cpus: int, *, held: bool) -> list[tuple[float, int, Cell]]:
+        """The cells that may have a test for a host, with a key by which the best one is the least."""
         ranked = []
         for number, cell in enumerate(self._fleet.runnable(state)):
             if held:
@@ -83,8 +91,7 @@ class Chooser:
                 if cell.labels:
                     lasts_s *= SCARCE
                 ranked.append((-lasts_s - LENGTH * cell.longest_s, number, cell))
-        ranked.sort()
-        return [cell for _, _, cell in ranked]
+        return ranked
 
     def _limit_s(self, state: HostState, cell: Cell) -> float:
         """The longest duration that a host may begin with, on a host of speed 1.0."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from .backlog import Queue
-from .chooser import Chooser
+from .chooser import SLOW, Chooser
 from .decision import BuildTemplate, Decision, Start
 from .follower import Follower
 from .gathering import Gathering, Request
@@ -90,7 +90,7 @@ class Dispatcher:
         self._next_tick_s = self._now_s + max(SHORTEST_TICK_S, slack_s / TICKS)
         # What slow hosts may run depends on how long the run lasts.
         fastest = max((state.speed for state in run.fleet.living), default=0.0)
-        run.changed.update(state for state in run.fleet.living if state.slots > 0 and state.speed < fastest)
+        run.changed.update(state for state in run.fleet.living if state.slots > 0 and state.speed < SLOW * fastest)
         for queue, index, rank_s in run.backlog.wide(*run.fleet.share(WIDE_SLOTS)):
             if rank_s * URGENCY > slack_s * (queue.cell.fastest or 1.0):
                 run.gatherings.add(Request(index, queue.needs, rank_s))
