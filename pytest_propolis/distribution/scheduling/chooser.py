@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 from .backlog import Cell, Queue
@@ -15,8 +16,11 @@ __all__ = ["Choice", "Chooser"]
 LENGTH: Final = 4.0
 """How much more the longest test of a cell counts than the time in which the cell would be done at its present rate."""
 
-SCARCE: Final = 1.1
-"""How much more the tests count that not all hosts can run."""
+NO_PRESSURE: Final = 0.6
+SLOPE: Final = 2.0
+MOST_WEIGHT: Final = 3.0
+"""Of hosts with a label, the share of time that the tests which need it take, relative to all hosts and all tests.
+From NO_PRESSURE on these tests count more, SLOPE times what is above it, but at most MOST_WEIGHT."""
 
 SLOW: Final = 0.8
 """A host is slow for a test if it has less than this share of the speed that another host has."""
@@ -40,6 +44,21 @@ class Chooser:
         """How long the run will probably last."""
         self.lenient = False
         """Whether slow hosts may run any test, since nothing else happens that could help it."""
+
+    def weigh(self, cells: Sequence[Cell]) -> None:
+        """Let the tests count more for which there are too few hosts with their labels."""
+        work_s: dict[frozenset[str], float] = {}
+        for cell in cells:
+            work_s[cell.labels] = work_s.get(cell.labels, 0.0) + cell.work_s
+        total_s = sum(work_s.values())
+        weights = dict.fromkeys(work_s, 1.0)
+        for labels, labelled_s in work_s.items():
+            speed = self._fleet.speed_with(labels)
+            if labels and speed and total_s:
+                pressure = (labelled_s / speed) / (total_s / self._fleet.speed)
+                weights[labels] = min(MOST_WEIGHT, 1 + SLOPE * max(0.0, pressure - NO_PRESSURE))
+        for cell in cells:
+            cell.weight = weights[cell.labels]
 
     def best(self, state: HostState, *, held: bool = False, after: Needs | None = None) -> Choice | None:
         """Return the test that a host runs next, as its queue and its index.
@@ -88,9 +107,7 @@ class Chooser:
                     ranked.append((-max(queue.held[-1][0] for queue in cell.queues if queue.held), number, cell))
             elif cell.count and cell.narrowest <= cpus:
                 lasts_s = cell.work_s / (cell.rate if cell.rate > 1.0 else 1.0)
-                if cell.labels:
-                    lasts_s *= SCARCE
-                ranked.append((-lasts_s - LENGTH * cell.longest_s, number, cell))
+                ranked.append((-(lasts_s + LENGTH * cell.longest_s) * cell.weight, number, cell))
         return ranked
 
     def _limit_s(self, state: HostState, cell: Cell) -> float:

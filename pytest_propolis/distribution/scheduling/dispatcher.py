@@ -87,6 +87,7 @@ class Dispatcher:
         run = self._run
         running_s = (running.remaining_s(self._now_s) for running in run.running.values())
         slack_s = self._chooser.slack_s = remaining_s(run.backlog, run.fleet, running_s, run.durations.longest_s)
+        self._chooser.weigh(run.backlog.cells)
         self._next_tick_s = self._now_s + max(SHORTEST_TICK_S, slack_s / TICKS)
         # What slow hosts may run depends on how long the run lasts.
         fastest = max((state.speed for state in run.fleet.living), default=0.0)
