@@ -9,11 +9,11 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import httpx
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from pytest_propolis.propolis_api.endpoint import Endpoint
+from pytest_propolis.propolis_api.http import HttpClient
 from pytest_propolis.propolis_api.transport import http_client
 
 __all__ = ["hello_client"]
@@ -22,7 +22,7 @@ START_TIMEOUT_S = 30.0
 
 
 @contextlib.asynccontextmanager
-async def hello_client(directory: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def hello_client(directory: Path) -> AsyncIterator[HttpClient]:
     """A client of such a process, which ends with the block."""
     socket = directory / "hello.sock"
     command = ["setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", __name__, str(socket)]
@@ -36,11 +36,11 @@ async def hello_client(directory: Path) -> AsyncIterator[httpx.AsyncClient]:
         process.wait()
 
 
-async def _until_up(client: httpx.AsyncClient) -> None:
+async def _until_up(client: HttpClient) -> None:
     async with asyncio.timeout(START_TIMEOUT_S):
         while True:
-            with contextlib.suppress(httpx.ConnectError):
-                await client.get("/")
+            with contextlib.suppress(OSError):
+                await client.request("GET", "/", timeout_s=START_TIMEOUT_S)
                 return
             await asyncio.sleep(0.01)
 

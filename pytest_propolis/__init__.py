@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ConsoleClosed,
         ConsoleError,
         ConsoleTimeout,
+        GuestPanicked,
         HostBusy,
         HostError,
         MigrationError,
@@ -42,11 +43,15 @@ if TYPE_CHECKING:
         VmStateError,
     )
     from .guests.adapter import GuestAdapter, GuestImage
+    from .hosts.host import Host
+    from .hosts.placement import Labels, NotSameAs
     from .propolis_api import InstanceState
     from .settings import Settings
     from .storage.artifacts import Artifact
     from .storage.sources import LocalFile, WheelMember
     from .vm.config import DataDisk, Nic, VmConfig
+    from .vm.crucible_disk import CrucibleDisk, VolumeDisk
+    from .vm.crucible_disk_factory import CrucibleDiskFactory
     from .vm.factory import VmFactory
     from .vm.lifecycle import Migrate, Reset, StopAndStart, lifecycle
     from .vm.vm import TestVm
@@ -68,17 +73,23 @@ __all__ = [
     "ConsoleClosed",
     "ConsoleError",
     "ConsoleTimeout",
+    "CrucibleDisk",
+    "CrucibleDiskFactory",
     "DataDisk",
     "GuestAdapter",
     "GuestImage",
+    "GuestPanicked",
+    "Host",
     "HostBusy",
     "HostError",
     "ImageRecipe",
     "InstanceState",
+    "Labels",
     "LocalFile",
     "Migrate",
     "MigrationError",
     "Nic",
+    "NotSameAs",
     "PropolisError",
     "Reset",
     "ResourceExhausted",
@@ -95,6 +106,7 @@ __all__ = [
     "VmError",
     "VmFactory",
     "VmStateError",
+    "VolumeDisk",
     "WheelMember",
     "lifecycle",
 ]
@@ -103,19 +115,25 @@ _HOMES: Final = {
     "Artifact": "storage.artifacts",
     "CommandResult": "console.shell",
     "Console": "console.console",
+    "CrucibleDisk": "vm.crucible_disk",
+    "CrucibleDiskFactory": "vm.crucible_disk_factory",
     "DataDisk": "vm.config",
     "GuestAdapter": "guests.adapter",
     "GuestImage": "guests.adapter",
     "InstanceState": "propolis_api",
+    "Labels": "hosts.placement",
     "LocalFile": "storage.sources",
     "Migrate": "vm.lifecycle",
     "Nic": "vm.config",
+    "NotSameAs": "hosts.placement",
+    "Host": "hosts.host",
     "ImageRecipe": "agent_api.image_recipe",
     "Reset": "vm.lifecycle",
     "Settings": "settings",
     "StopAndStart": "vm.lifecycle",
     "TestVm": "vm.vm",
     "VmConfig": "vm.config",
+    "VolumeDisk": "vm.crucible_disk",
     "VmFactory": "vm.factory",
     "WheelMember": "storage.sources",
     "lifecycle": "vm.lifecycle",

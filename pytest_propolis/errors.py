@@ -24,7 +24,8 @@ The tree::
     │   └── MigrationError
     ├── ConsoleError             the serial console
     │   ├── ConsoleTimeout
-    │   └── ConsoleClosed
+    │   ├── ConsoleClosed
+    │   └── GuestPanicked
     └── ShellError               commands run in the guest
         ├── CommandFailed
         ├── CommandTimeout
@@ -35,7 +36,8 @@ Errors survive pickling, because pytest-xdist sends them between processes.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+import re
+from typing import Any, ClassVar, Final, Self
 
 __all__ = [
     "AgentError",
@@ -51,6 +53,7 @@ __all__ = [
     "ConsoleClosed",
     "ConsoleError",
     "ConsoleTimeout",
+    "GuestPanicked",
     "HostBusy",
     "HostError",
     "HostLost",
@@ -125,7 +128,7 @@ class PropolisError(Exception):
             lines.append(f"  waited: {self.waited_s:.1f} s")
         if self.console_tail:
             lines.append(f"  last {len(self.console_tail)} lines of console:")
-            lines += [f"    | {line}" for line in self.console_tail]
+            lines += [f"    | {_shown(line)}" for line in self.console_tail]
         if self.log_path:
             lines.append(f"  log: {self.log_path}")
         if self.hint:
@@ -138,6 +141,24 @@ class PropolisError(Exception):
             if not getattr(self, name):
                 setattr(self, name, value)
         return self
+
+
+_LONGEST_LINE: Final = 400
+_SEQUENCE: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def _shown(line: str) -> str:
+    """A line of a guest's output as a person's terminal may have it: bounded, and without what a terminal acts on."""
+    while (plain := _SEQUENCE.sub("", line)) != line:
+        line = plain
+    return abbreviated(line, _LONGEST_LINE)
+
+
+def abbreviated(text: str, length: int) -> str:
+    """A text with its middle left out if it is longer than a number of characters."""
+    if len(text) <= length:
+        return text
+    return f"{text[: length // 2]} … ({len(text) - length} characters) … {text[-(length // 2) :]}"
 
 
 def _rebuild(cls: type[PropolisError], args: tuple[Any, ...], attributes: dict[str, Any]) -> PropolisError:
@@ -264,7 +285,11 @@ class ConsoleTimeout(ConsoleError):
 
 
 class ConsoleClosed(ConsoleError):
-    """Raised when the console ends while something waits for it: the VM stopped."""
+    """Raised when the console ends while something waits for it."""
+
+
+class GuestPanicked(ConsoleError):
+    """Raised when the guest's kernel panics while something waits for the guest."""
 
 
 class ShellError(PropolisError):
@@ -289,7 +314,7 @@ class CommandFailed(ShellError):
 
     def _evidence(self) -> list[str]:
         text = self.output.decode(errors="replace").splitlines()
-        shown = [f"    | {line}" for line in text[-30:]]
+        shown = [f"    | {_shown(line)}" for line in text[-30:]]
         header = [f"  output ({len(text)} lines, the last {len(shown)}):"] if shown else ["  output: none"]
         return header + shown + super()._evidence()
 

@@ -27,64 +27,71 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(hookspecs)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Before pytest reads the command line as a whole: a plugin that comes later cannot add options to it."""
+    from .session.internals import load_pytest_asyncio
+
+    load_pytest_asyncio(early_config.pluginmanager)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    if not config.pluginmanager.hasplugin("asyncio"):
-        raise pytest.UsageError("pytest-propolis needs the plugin pytest-asyncio: do not block it, or give -p asyncio")
+    from .session.internals import has_pytest_asyncio, is_controller, is_worker
+
+    if not has_pytest_asyncio(config.pluginmanager):
+        raise pytest.UsageError(
+            "pytest-propolis needs the plugin pytest-asyncio: do not block it (-p no:asyncio), "
+            "or give -p pytest_asyncio.plugin where this plugin is loaded by a conftest.py"
+        )
+    settings = _settings(config)
+    if settings.pause_on_failure and is_controller(config):
+        raise pytest.UsageError("--propolis-pause-on-failure needs a terminal, which the workers of xdist have not")
+    from .distribution.interruption import interruption_for
+    from .fixtures import artifacts, disks, hosts, vms
+    from .markers.declarations import descriptions
+    from .session.end_of_run import EndOfRun, WorkersEnd
+    from .session.stash import INTERRUPTION, SETTINGS
+
+    for description in descriptions():
+        config.addinivalue_line("markers", description)
+    config.stash[SETTINGS] = settings
+    for module in (vms, hosts, artifacts, disks):
+        config.pluginmanager.register(module, f"propolis-{module.__name__.rpartition('.')[2]}")
+    config.pluginmanager.register(WorkersEnd() if is_worker(config) else EndOfRun(), "propolis-end-of-run")
+    if settings.hosts is not None:
+        from .distribution.placing import place_tests
+
+        place_tests(config)
+    interruption = config.stash[INTERRUPTION] = interruption_for(config)
+    config.add_cleanup(interruption.restore)
+
+
+def _settings(config: pytest.Config) -> Settings:
+    from .session.ini_file import ini_directory, ini_values
+
     try:
-        settings = Settings.resolve(
+        return Settings.resolve(
             command_line={option.name: config.getoption(option.ini_key) for option in OPTIONS},
-            ini={option.name: config.getini(option.ini_key) for option in OPTIONS},
+            ini=ini_values(config),
+            ini_directory=ini_directory(config),
         )
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None
-    from .fixtures import test_vm, vm_factory
-    from .markers import cold_boot
-    from .session import run
-
-    config.addinivalue_line("markers", cold_boot.DESCRIPTION)
-
-    config.stash[run.SETTINGS] = settings
-    for module in (run, vm_factory, test_vm):
-        config.pluginmanager.register(module, f"propolis-{module.__name__.rpartition('.')[2]}")
-    from .session.end_of_run import EndOfRun, WorkersEnd
-
-    in_worker = hasattr(config, "workerinput")
-    config.pluginmanager.register(WorkersEnd() if in_worker else EndOfRun(), "propolis-end-of-run")
-    distributed = config.getoption("numprocesses", None) or config.getoption("dist", "no") != "no"
-    if settings.pause_on_failure and distributed and not in_worker:
-        raise pytest.UsageError("--propolis-pause-on-failure needs a terminal, which the workers of -n have not")
-    _prepare_for_interruption(config)
 
 
-def _prepare_for_interruption(config: pytest.Config) -> None:
-    from .session.progress import line_printer
-    from .session.signals import INTERRUPTION, Interruption
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Before the plugin is configured."""
+    if (hosts := _settings(config).hosts) is None:
+        return None
+    from .distribution.placing import wanted_workers
 
-    interruption = config.stash[INTERRUPTION] = Interruption(line_printer(config))
-    interruption.letting_go.append(_leave_to_agents)
-    config.add_cleanup(interruption.restore)
-    if hasattr(config, "workerinput"):
-        from .distribution.interruption import CONTROLLER_PATIENCE_S
-
-        interruption.patience_s = CONTROLLER_PATIENCE_S
-    elif config.getoption("numprocesses", None):
-        from .distribution.interruption import WorkerInterrupter
-
-        workers = WorkerInterrupter()
-        config.pluginmanager.register(workers, "propolis-interruption")
-        interruption.letting_go.append(workers.let_go)
-        interruption.breaks_waits = False
-
-
-def _leave_to_agents() -> int:
-    from .hosts.abandonment import abandon_to_agents
-
-    return abandon_to_agents()
+    return wanted_workers(hosts)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    from .session.signals import INTERRUPTION
+    from .session.stash import INTERRUPTION
 
     with session.config.stash[INTERRUPTION].listening():
         return (yield)
@@ -93,9 +100,22 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, Any, Any]:
     """Inside the wrapper that writes the summary, and round what tears the fixtures down."""
-    from .session.signals import INTERRUPTION
+    from .session.stash import INTERRUPTION
 
     return (yield from session.config.stash[INTERRUPTION].finish(session))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, None, None]:
+    """Before pytest-asyncio, which parametrizes the tests that are marked by then with their loop factories."""
+    if any(metafunc.definition.iter_markers()):
+        from .markers.guests import parametrize_guests
+
+        parametrize_guests(metafunc)
+    from .fixtures.event_loops import mark_async_tests
+
+    mark_async_tests([metafunc.definition])
+    return (yield)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -110,6 +130,19 @@ def pytest_pycollect_makeitem(
     return made
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture: a test that no host can run starts nothing."""
+    from .session.stash import RUNNING_TEST
+
+    item.config.stash[RUNNING_TEST] = item.nodeid
+    if "propolis" in getattr(item, "fixturenames", ()):
+        from .markers.requirements import unmet
+
+        if reason := unmet(item):
+            pytest.skip(reason)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_fixture_setup(
     fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
@@ -120,20 +153,39 @@ def pytest_fixture_setup(
     return (yield)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
+    """Before pytest's own, which enters the debugger."""
+    from .report.debugger import introduce_vms
+
+    introduce_vms(node)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Outermost, so that it is known whether a failure was expected."""
-    from .report.traceback import shorten
+    from .session.guard import guarded
 
     if call.excinfo and not item.config.getoption("fulltrace"):
-        shorten(call.excinfo)
-    report = yield
-    from .report.failure import add_sections
-    from .session.retention import RETENTION_POLICY
+        from .report.traceback import shorten
 
-    if keeper := item.config.stash.get(RETENTION_POLICY, None):
-        keeper.note(item, report)
-    add_sections(item, call.excinfo, report)
+        with guarded(item.config, "shortening a traceback"):
+            shorten(call.excinfo)
+    report = yield
+    from .session.stash import HOSTS, RETENTION_POLICY, VMS
+
+    if any(host.was_up for host in item.config.stash.get(HOSTS, ())):
+        from .distribution.interruption import VMS_ATTRIBUTE
+
+        setattr(report, VMS_ATTRIBUTE, True)
+    if policy := item.config.stash.get(RETENTION_POLICY, None):
+        with guarded(item.config, "deciding which VMs stay"):
+            policy.note(item, report)
+    if VMS in item.stash:
+        from .report.failure import add_sections
+
+        with guarded(item.config, "describing the VMs of a failed test"):
+            add_sections(item, call.excinfo, report)
     return report

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from .errors import SettingsError
+from .field_checks import check_fields
 
 __all__ = ["OPTIONS", "Accelerator", "BootKind", "KeepPolicy", "Option", "Settings"]
 
@@ -109,7 +110,23 @@ def _word(text: str) -> str:
 
 
 def _path(text: str) -> Path:
-    return Path(_word(text)).expanduser().absolute()
+    """Return the path with ``~`` expanded; what a relative one is relative to depends on the place it stands in."""
+    try:
+        text.encode()
+        return Path(_word(text)).expanduser()
+    except UnicodeEncodeError:
+        raise ValueError("must be text in UTF-8: link to it under such a name") from None
+    except RuntimeError:
+        raise ValueError("needs a home directory, and none is known: set HOME, or give a path without ~") from None
+
+
+def _inventory(text: str) -> str | Path:
+    """Return ``local:N`` as it is, or the path of a file."""
+    return _word(text) if text.strip().startswith("local:") else _path(text)
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple(_path(part) for part in text.split(os.pathsep))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +193,22 @@ class Settings:
         default=None,
         metadata={"parse": _path, "help": "directory of images; default: the user's cache", "metavar": "DIR"},
     )
+    image_dirs: tuple[Path, ...] | None = field(
+        default=None,
+        metadata={
+            "parse": _paths,
+            "help": "directories, separated by colons, in which disk images may name further files",
+            "metavar": "DIRS",
+        },
+    )
+    disk_dir: Path | None = field(
+        default=None,
+        metadata={
+            "parse": _path,
+            "help": "directory of the disks that VMs write to; default: beside the images",
+            "metavar": "DIR",
+        },
+    )
     log_dir: Path | None = field(
         default=None,
         metadata={"parse": _path, "help": "directory of logs; default: pytest's temporary directory", "metavar": "DIR"},
@@ -184,10 +217,21 @@ class Settings:
         default=None,
         metadata={"parse": _path, "help": "QEMU program to use; default: found on PATH", "metavar": "FILE"},
     )
+    hosts: str | Path | None = field(
+        default=None,
+        metadata={
+            "parse": _inventory,
+            "help": "hosts that VMs run on: local:N (N separate hosts on this machine), a TOML file (docs/hosts.md)",
+            "metavar": "HOSTS",
+        },
+    )
     settings_file: Path | None = field(
         default=None,
         metadata={"parse": _path, "help": "TOML file with a [settings] table of these options", "metavar": "FILE"},
     )
+
+    def __post_init__(self) -> None:
+        check_fields(self, subject="settings", error=SettingsError)
 
     @classmethod
     def resolve(
@@ -196,27 +240,31 @@ class Settings:
         command_line: Mapping[str, str | None],
         environment: Mapping[str, str] = os.environ,
         ini: Mapping[str, str | None],
+        ini_directory: Path | None = None,
     ) -> Settings:
-        """Merge the places that values come from.
+        """Merge the places that values come from. All paths of the result are absolute.
+
+        A relative path in a file is relative to that file's directory, any other one to the working directory.
 
         :param command_line: by option name, the text given, or None where the option was not given.
         :param ini: the same for pytest's ini file.
+        :param ini_directory: the directory of that file; the working directory if None.
         :raises SettingsError: when a value is bad, naming the place it came from, or the settings file is.
         """
-        given: dict[str, tuple[str, str]] = {}
+        here = Path()  # made absolute only where it is needed: the directory may have been removed
+        given: dict[str, _Given] = {}
         for option in OPTIONS:
-            for source, text in (
-                (option.flag, command_line.get(option.name)),
-                (f"environment variable {option.variable}", environment.get(option.variable)),
-                (f"ini key {option.ini_key}", ini.get(option.name)),
+            for source, text, directory in (
+                (option.flag, command_line.get(option.name), here),
+                (f"environment variable {option.variable}", environment.get(option.variable), here),
+                (f"ini key {option.ini_key}", ini.get(option.name), ini_directory or here),
             ):
                 if text not in (None, ""):
-                    given.setdefault(option.name, (source, str(text)))
+                    given.setdefault(option.name, _Given(source, str(text), directory))
         if "settings_file" in given:
-            source, text = given["settings_file"]
-            for name, value in _read_settings_file(Path(text).expanduser(), source).items():
-                given.setdefault(name, (f"settings file {text}: {name}", value))
-        return cls(**{name: _parse(name, source, text) for name, (source, text) in given.items()})
+            for name, value in _given_in_file(given["settings_file"]).items():
+                given.setdefault(name, value)
+        return cls(**{name: _parse(name, value) for name, value in given.items()})
 
 
 OPTIONS: Final[tuple[Option, ...]] = tuple(
@@ -227,11 +275,27 @@ OPTIONS: Final[tuple[Option, ...]] = tuple(
 _BY_NAME: Final = {option.name: option for option in OPTIONS}
 
 
-def _parse(name: str, source: str, text: str) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The text of a value, the place it stands in, and the directory that a relative path there is relative to."""
+
+    source: str
+    text: str
+    directory: Path
+
+
+def _parse(name: str, given: _Given) -> Any:
     try:
-        return _BY_NAME[name].parse(text)
+        value = _BY_NAME[name].parse(given.text)
     except ValueError as error:
-        raise SettingsError(f"{source}: {text!r} {error}") from None
+        raise SettingsError(f"{given.source}: {given.text!r} {error}") from None
+    return (given.directory / value).absolute() if isinstance(value, Path) else value
+
+
+def _given_in_file(named: _Given) -> dict[str, _Given]:
+    path: Path = _parse("settings_file", named)
+    texts = _read_settings_file(path, named.source)
+    return {name: _Given(f"settings file {named.text}: {name}", text, path.parent) for name, text in texts.items()}
 
 
 def _read_settings_file(path: Path, source: str) -> dict[str, str]:

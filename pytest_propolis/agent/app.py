@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from starlette.applications import Starlette
@@ -42,11 +43,14 @@ from ..engine.server.server import VmServer
 from ..errors import PropolisError
 from ..ledger.ledger import Ledger
 from ..storage.store import template_directory
+from .disk_images import allowed_image_directories
+from .fork_routes import ForkRoutes
 from .hypervisor import HypervisorFinder
 from .images import ImageMaker
 from .registry import ResourceRegistry
 from .templates import Templates
 from .vm_extensions import VmExtensions
+from .volume_routes import VolumeRoutes
 
 __all__ = ["AgentApp"]
 
@@ -67,11 +71,18 @@ class AgentApp:
         self._leaving = False
         self._expiries: set[asyncio.Task[None]] = set()
         self._works: set[asyncio.Future[StreamLine]] = set()
+        self._creations: set[asyncio.Task[Any]] = set()
+        """Requests that create something, and undo it if their client has left meanwhile."""
         self._platforms = HypervisorFinder(config)
         self._images = ImageMaker(config, ledger, self._platforms)
         self._engine = engine_app()
         self.account = ResourceRegistry(config, ledger, self._platforms)
-        self._templates = Templates(self._platforms, self.account, directory=template_directory(config.artifact_dir))
+        self._templates = Templates(
+            self._platforms,
+            self.account,
+            directory=template_directory(config.artifact_dir),
+            allowed=allowed_image_directories(config),
+        )
         self.asgi = Starlette(
             routes=[
                 Route("/agent", self._info),
@@ -91,11 +102,24 @@ class AgentApp:
                 Route("/vms", self._list_vms, methods=["GET"]),
                 Route("/vms", self._create_vm, methods=["POST"]),
                 Route("/vms/{id}", self._remove_vm, methods=["DELETE"]),
+                *ForkRoutes(self.account, _client).routes,
                 *VmExtensions(self._find_server).routes,
+                *VolumeRoutes(self.account, _client).routes,
                 Mount("/vms/{id}", app=self._propolis_api),
             ],
             exception_handlers={PropolisError: _fault, HttpError: _refuse, HTTPException: http_error},
         )
+
+    @contextlib.contextmanager
+    def _creating(self) -> Iterator[None]:
+        """Have `close` wait for the end of the block."""
+        request = asyncio.current_task()
+        assert request is not None
+        self._creations.add(request)
+        try:
+            yield
+        finally:
+            self._creations.discard(request)
 
     async def close(self) -> None:
         self._leaving = True
@@ -104,8 +128,10 @@ class AgentApp:
         for work in self._works:
             _cancel_once(work)
         await self.account.release_all()
-        if self._works:
-            await asyncio.wait(self._works)
+        while under_way := self._works | self._creations:
+            await asyncio.wait(under_way)
+        self.account.close()
+        self._templates.close()
         await self._platforms.aclose()
 
     async def _info(self, _request: Request) -> Response:
@@ -130,17 +156,24 @@ class AgentApp:
             await Response(status_code=503)(scope, receive, send)
             return
         client = _client(request)
-        self.account.admit(client, pid=int(request.headers.get(PID_HEADER, 0)))
+        await self.account.admit(client, pid=int(request.headers.get(PID_HEADER, 0)))
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"alive\n", "more_body": True})
         try:
             while (await receive())["type"] != "http.disconnect":
                 pass
         finally:
-            await asyncio.shield(self._client_left(client))
+            await asyncio.shield(self._lifeline_ended(client))
+
+    async def _lifeline_ended(self, client: str) -> None:
+        await self.account.drop_lifeline(client)
+        self._leave_if_empty()
 
     async def _client_left(self, client: str) -> None:
         await self.account.release(client)
+        self._leave_if_empty()
+
+    def _leave_if_empty(self) -> None:
         if self.account.is_empty and not self._leaving:
             self._leaving = True
             self._on_empty()
@@ -202,13 +235,17 @@ class AgentApp:
 
     async def _fork(self, request: Request) -> Response:
         client = _client(request)
-        forked = await self._templates.fork(client, await decoded(request, ForkVm))
-        return await _created(request, forked, lambda: self.account.remove_vm(client, forked.id))
+        wanted = await decoded(request, ForkVm)
+        with self._creating():
+            forked = await self._templates.fork(client, wanted)
+            return await _created(request, forked, lambda: self.account.remove_vm(client, forked.id))
 
     async def _create_disk(self, request: Request) -> Response:
         client = _client(request)
-        disk = await self.account.create_disk(client, await decoded(request, CreateDisk))
-        return await _created(request, disk, lambda: self.account.remove_disk(client, disk.id))
+        wanted = await decoded(request, CreateDisk)
+        with self._creating():
+            disk = await self.account.create_disk(client, wanted)
+            return await _created(request, disk, lambda: self.account.remove_disk(client, disk.id))
 
     async def _remove(self, request: Request) -> Response:
         await self.account.remove(_client(request), await decoded(request, ResourceIds))
@@ -223,9 +260,11 @@ class AgentApp:
 
     async def _create_vm(self, request: Request) -> Response:
         client = _client(request)
-        vm = await self.account.create_vm(client, await decoded(request, CreateVm))
-        created = VmCreated(id=vm.id, path=f"/vms/{vm.id}")
-        return await _created(request, created, lambda: self.account.remove_vm(client, vm.id))
+        wanted = await decoded(request, CreateVm)
+        with self._creating():
+            vm = await self.account.create_vm(client, wanted)
+            created = VmCreated(id=vm.id, path=f"/vms/{vm.id}")
+            return await _created(request, created, lambda: self.account.remove_vm(client, vm.id))
 
     async def _remove_vm(self, request: Request) -> Response:
         await self.account.remove_vm(_client(request), request.path_params["id"])

@@ -1,19 +1,22 @@
-"""What one client of the agent owns: VMs, and the disks that they hold open."""
+"""What one client of the agent owns: VMs, and the disks and volumes that they use."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..agent_api.messages import CreateVm, KeptDisk, KeptListed, VmListed
+from ..agent_api.messages import CreateVm, KeptDisk, KeptListed, VmListed, VolumeListed
 from ..agent_api.retention import Kept
 from ..engine.server.server import VmServer
 from ..engine.templates.restored_machine import RestoredMachine
 from ..errors import ConfigError
 from ..ledger.entry import Entry
 from ..ledger.writer import LedgerWriter
+from .image_forks import OwnedFork
+from .volumes import OwnedVolume
 
 __all__ = ["ClientResources", "OwnedVm"]
 
@@ -22,6 +25,7 @@ __all__ = ["ClientResources", "OwnedVm"]
 class OwnedVm:
     """A Propolis server, its owner, and its place in the ledger.
 
+    :param disk_directory: the ledger's entry of the directory that its disks are in.
     :param promise: the name that its memory was promised under.
     """
 
@@ -33,12 +37,13 @@ class OwnedVm:
     books: LedgerWriter
     since: float
     promise: str
+    disk_directory: Entry | None = None
     fork: RestoredMachine | None = None
     closing: asyncio.Task[None] | None = None
 
     @property
     def disks(self) -> tuple[Path, ...]:
-        """Those that lie in its directory."""
+        """Those that lie in its directory of disks."""
         return (*(self.fork.disks if self.fork else ()), *self.server.own_disks)
 
     def listed(self, kept: Kept | None) -> VmListed:
@@ -65,28 +70,44 @@ class ClientResources:
     forget_promise: Callable[[str], None]
     vms: dict[str, OwnedVm] = field(default_factory=dict)
     disks: dict[str, Entry] = field(default_factory=dict)
+    forks: dict[str, OwnedFork] = field(default_factory=dict)
+    lifelines: int = 1
+    volumes: dict[str, OwnedVolume] = field(default_factory=dict)
     left: bool = False
     kept: Kept | None = None
     released: asyncio.Event = field(default_factory=asyncio.Event)
+    _coming: set[tuple[str, str]] = field(default_factory=set)
+    """Names and groups of VMs that are being made."""
 
-    def require_new_name(self, request: CreateVm) -> None:
+    @contextlib.contextmanager
+    def new_name(self, request: CreateVm) -> Iterator[None]:
+        """Keep the name for a VM that is made in the block.
+
+        :raises ConfigError: when there is a VM of that name in the group, or one is being made.
         """
-        :raises ConfigError: when there is a VM of that name in the group.
-        """
-        for other in self.vms.values():
-            if (other.request.name, other.request.group) == (request.name, request.group):
-                raise ConfigError(
-                    f"there is a VM named {request.name!r} in {request.group} already",
-                    hint="give each VM of a test its own name",
-                )
+        name = (request.name, request.group)
+        if name in self._coming or any((vm.request.name, vm.request.group) == name for vm in self.vms.values()):
+            raise ConfigError(
+                f"there is a VM named {request.name!r} in {request.group} already",
+                hint="give each VM of a test its own name",
+            )
+        self._coming.add(name)
+        try:
+            yield
+        finally:
+            self._coming.discard(name)
 
     def listed_vms(self) -> tuple[VmListed, ...]:
         return tuple(vm.listed(self.kept) for vm in self.vms.values())
 
+    def listed_volumes(self) -> tuple[VolumeListed, ...]:
+        return tuple(volume.listed(self.kept) for volume in self.volumes.values())
+
     def listed_kept(self, key: str, kept: Kept) -> KeptListed:
         disks = [KeptDisk(id=disk_id, path=entry.what["path"]) for disk_id, entry in self.disks.items()]
+        disks += [KeptDisk(id=fork.id, path=str(fork.fork.path)) for fork in self.forks.values()]
         disks += [KeptDisk(id=vm.id, path=str(path)) for vm in self.vms.values() for path in vm.disks]
-        return KeptListed(id=key, kept=kept, vms=self.listed_vms(), disks=tuple(disks))
+        return KeptListed(id=key, kept=kept, vms=self.listed_vms(), disks=tuple(disks), volumes=self.listed_volumes())
 
     async def close(self, vm: OwnedVm) -> None:
         """End a VM. Whoever asks while it ends already waits for the same end."""
@@ -105,6 +126,16 @@ class ClientResources:
             Path(entry.what["path"]).unlink(missing_ok=True)
             self.books.gone(entry)
 
+    async def remove_fork(self, fork_id: str) -> None:
+        """Remove a fork that no VM has open. What is gone is fine."""
+        if fork := self.forks.pop(fork_id, None):
+            await fork.remove()
+
+    async def remove_volume(self, volume_id: str) -> None:
+        """Remove a volume that no VM uses. What is gone is fine."""
+        if volume := self.volumes.pop(volume_id, None):
+            await volume.close()
+
     async def _end(self, vm: OwnedVm) -> None:
         try:
             await vm.server.close()
@@ -114,3 +145,5 @@ class ClientResources:
             raise
         if self.vms.pop(vm.id, None):
             self.books.gone(vm.directory)
+            if vm.disk_directory:
+                self.books.gone(vm.disk_directory)

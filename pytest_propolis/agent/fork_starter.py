@@ -14,8 +14,9 @@ from ..engine.server.server_config import ServerConfig
 from ..engine.templates.restored_machine import RestoredMachine
 from ..engine.templates.template import Template
 from ..errors import TemplateError
-from ..ledger.entry import Entry
+from ..ledger.entry import Entry, command_line_mark
 from ..ledger.writer import LedgerWriter
+from .disk_space import DiskSpace
 from .hypervisor import HypervisorFinder
 
 __all__ = ["ForkStarter", "StartedFork"]
@@ -26,6 +27,7 @@ class StartedFork:
     """A fork that nobody drives yet.
 
     :param directory: the ledger's entry of its directory.
+    :param disk_directory: that of the directory that its disks are in; None for a fork without disks.
     :param config: what its server will need, with the fork itself.
     """
 
@@ -34,13 +36,15 @@ class StartedFork:
     config: ServerConfig
     fork: RestoredMachine
     books: LedgerWriter
+    disk_directory: Entry | None = None
 
 
 class ForkStarter:
     """Starts forks."""
 
-    def __init__(self, config: AgentConfig, platforms: HypervisorFinder) -> None:
+    def __init__(self, config: AgentConfig, platforms: HypervisorFinder, space: DiskSpace) -> None:
         self._config = config
+        self._space = space
         self._platforms = platforms
 
     async def start(
@@ -69,8 +73,11 @@ class ForkStarter:
     async def discard(self, started: StartedFork) -> None:
         """End one that nobody drives, and remove what it has."""
         await started.fork.close()
-        shutil.rmtree(started.config.directory, ignore_errors=True)
-        started.books.gone(started.directory)
+        for directory in (started.config.disks, started.config.directory):
+            shutil.rmtree(directory, ignore_errors=True)
+        for entry in (started.directory, started.disk_directory):
+            if entry is not None:
+                started.books.gone(entry)
 
     async def _prepare(self, books: LedgerWriter, template: Template, place: Path) -> StartedFork:
         platform = await self._platforms.find()
@@ -78,11 +85,13 @@ class ForkStarter:
         directory = Path(self._config.directory) / "vms" / fork_id
         with books.creating("directory", directory) as entry:
             directory.mkdir(parents=True, mode=0o700)
-        mark, log_path = f"propolis-{self._config.run}-{fork_id}", directory / "qemu.log"
+            disks = self._make_disk_directory(books, fork_id) if template.disks else None
+        disk_directory = self._space.directory() / fork_id if disks else None
+        mark, log_path = f"{command_line_mark(self._config.run)}{fork_id}", directory / "qemu.log"
         fork = RestoredMachine(
             template,
             place=place,
-            directory=directory,
+            directory=disk_directory or directory,
             qemu=platform.qemu,
             accelerator=platform.accelerator.name,
             mark=mark,
@@ -98,5 +107,12 @@ class ForkStarter:
             log_path=log_path,
             journal=books,
             fork=fork,
+            disk_directory=disk_directory,
         )
-        return StartedFork(id=fork_id, directory=entry, config=config, fork=fork, books=books)
+        return StartedFork(id=fork_id, directory=entry, config=config, fork=fork, books=books, disk_directory=disks)
+
+    def _make_disk_directory(self, books: LedgerWriter, fork_id: str) -> Entry:
+        place = self._space.place(fork_id)
+        with books.creating("directory", place) as entry:
+            place.mkdir(mode=0o700)
+        return entry

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from platformdirs import user_cache_path
-
 from ..agent_api.messages import AgentConfig
 from ..engine.qemu.accelerator.probe import AcceleratorChoice, probe_accelerator
 from ..engine.qemu.binary import Qemu, find_qemu
 from ..settings import Accelerator
+from ..storage.user_directories import cache_directory
 
 __all__ = ["Hypervisor", "HypervisorFinder"]
 
@@ -58,7 +57,7 @@ class HypervisorFinder:
         choice = await probe_accelerator(
             qemu,
             wanted=cast(Accelerator, self._config.accelerator),
-            cache_dir=user_cache_path("propolis"),
+            cache_dir=cache_directory(),
         )
         # For every QEMU that this agent starts: an agent has one.
         os.environ.update(qemu.environment)

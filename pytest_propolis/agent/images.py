@@ -8,11 +8,13 @@ from pathlib import Path
 from ..agent_api.image_recipe import ImageRecipe
 from ..agent_api.messages import AgentConfig, ImageNeeded
 from ..engine.templates.image_builder import build_image
-from ..ledger.entry import Owner
+from ..ledger.entry import Owner, command_line_mark
 from ..ledger.ledger import Ledger
 from ..ledger.writer import LedgerWriter
 from ..storage.artifacts import Artifact
+from ..storage.image_references import require_contained
 from ..storage.store import ArtifactStore, default_artifact_dir
+from .disk_images import allowed_image_directories
 from .hypervisor import HypervisorFinder
 
 __all__ = ["ImageMaker"]
@@ -27,7 +29,10 @@ class ImageMaker:
         self._config = config
         self._books = LedgerWriter(ledger, Owner("images"))
         self._platforms = platforms
-        self._store = ArtifactStore(Path(config.artifact_dir) if config.artifact_dir else default_artifact_dir())
+        self._store = ArtifactStore(
+            Path(config.artifact_dir) if config.artifact_dir else default_artifact_dir(),
+            peers=[Path(peer) for peer in config.peer_stores],
+        )
 
     async def get(self, needed: ImageNeeded, progress: Callable[[str], None]) -> tuple[str, ...]:
         """Paths of the artifacts, in order; of a recipe's result, if there is a recipe.
@@ -47,6 +52,7 @@ class ImageMaker:
         platform = await self._platforms.find()
 
         async def make(directory: Path) -> None:
+            require_contained(by_hash[recipe.disk], "qcow2", allowed=allowed_image_directories(self._config))
             progress(f"preparing {recipe.name}: editing the image in a guest of its own, once")
             await build_image(
                 recipe,
@@ -57,7 +63,7 @@ class ImageMaker:
                 disk=by_hash[recipe.disk],
                 target=directory / DERIVED_DISK,
                 timeout_s=timeout_s,
-                mark=f"propolis-{self._config.run}-image",
+                mark=f"{command_line_mark(self._config.run)}image",
                 journal=self._books,
             )
 

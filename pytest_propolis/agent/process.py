@@ -18,12 +18,14 @@ import msgspec
 import uvicorn
 
 from ..agent_api.messages import LOG_NAME, SOCKET_NAME, AgentConfig, AgentReady
+from ..ledger.disk_directories import remove_abandoned_disks
 from ..ledger.ledger import LEDGER_NAME, Ledger
 from ..ledger.reaper import reap
 from ..ledger.rendezvous import Rendezvous, remove_abandoned
 from ..storage.eviction import evict
 from ..storage.store import template_directory
 from .app import AgentApp
+from .disk_space import disk_base
 from .http_protocol import CoalescingProtocol
 
 __all__ = ["run_agent"]
@@ -59,9 +61,10 @@ def run_agent(config: AgentConfig, *, ready_fd: int, leash_fd: int | None = None
 
 async def _live(config: AgentConfig, directory: Path, ready_fd: int, leash_fd: int | None) -> None:
     socket_path = directory / SOCKET_NAME
-    with Ledger.open(directory / LEDGER_NAME, run=config.run) as ledger:
+    disks = disk_base(config)
+    with Ledger.open(directory / LEDGER_NAME, run=config.run, disk_directory=str(disks / directory.name)) as ledger:
         reaping = asyncio.create_task(
-            asyncio.to_thread(_reap_dead_runs, directory.parent, template_directory(config.artifact_dir))
+            asyncio.to_thread(_reap_dead_runs, directory.parent, template_directory(config.artifact_dir), disks)
         )
         await _serve(config, ledger, socket_path, ready_fd, leash_fd)
         await reaping
@@ -72,11 +75,13 @@ async def _live(config: AgentConfig, directory: Path, ready_fd: int, leash_fd: i
             shutil.rmtree(directory)
 
 
-def _reap_dead_runs(base: Path, templates: Path) -> None:
+def _reap_dead_runs(base: Path, templates: Path, disks: Path) -> None:
     """Undo what agents that were killed left behind. It blocks, and has a thread of its own for that."""
     report = reap(base)
     remove_abandoned(base)
-    for evicted in evict(templates, max_age_s=TEMPLATE_AGE_S, max_bytes=TEMPLATE_BYTES):
+    for abandoned in remove_abandoned_disks(disks):
+        logger.info("%s is removed: its agent and its ledger are gone", abandoned)
+    for evicted in evict(templates, max_age_s=TEMPLATE_AGE_S, max_bytes=TEMPLATE_BYTES, disks=disks):
         logger.info("%s is removed: %s", evicted.path, evicted.reason)
     for failure in report.failed:
         logger.warning("could not be undone: %s", failure)

@@ -8,9 +8,11 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from ..agent_api.boot_source import DirectKernel
 from ..agent_api.messages import (
@@ -18,33 +20,46 @@ from ..agent_api.messages import (
     AgentConfig,
     CreateDisk,
     CreateVm,
+    CreateVolume,
     DiskCreated,
+    ForkImage,
     Keep,
     KeptListed,
     ResourceIds,
     VmListed,
+    VolumeCreated,
+    VolumeListed,
 )
 from ..agent_api.retention import Kept
 from ..engine.qemu.memory import GuestMemory
 from ..engine.server.server import VmServer
 from ..engine.server.server_config import ServerConfig
 from ..engine.templates.template import Template
+from ..engine.volumes.block_backend import BackendFactory
+from ..engine.volumes.upstairs import Upstairs
 from ..errors import AgentError, ArtifactMissing, HostBusy
-from ..ledger.entry import KEPT_OWNER, Owner
+from ..ledger.entry import KEPT_OWNER, Owner, command_line_mark
 from ..ledger.identity import ProcessIdentity
 from ..ledger.ledger import Ledger
 from ..ledger.writer import LedgerWriter
+from ..propolis_api import CrucibleStorageBackend
 from ..propolis_api.endpoint import Endpoint
-from ..storage.overlays import check_image, create_blank, create_overlay
 from .budget import MemoryBudget
 from .client_resources import ClientResources, OwnedVm
+from .disk_images import allowed_image_directories, make_image, require_absolute
+from .disk_space import DiskSpace
 from .fork_starter import ForkStarter
-from .hypervisor import HypervisorFinder
+from .hypervisor import Hypervisor, HypervisorFinder
+from .image_forks import OwnedFork, fork_of, require_fork
 from .standby import Standby
+from .volumes import OwnedVolume, create_volume
 
-__all__ = ["ResourceRegistry", "make_image"]
+__all__ = ["ResourceRegistry"]
 
 logger = logging.getLogger(__name__)
+
+BACKENDS: Final[Mapping[type, BackendFactory]] = MappingProxyType({CrucibleStorageBackend: Upstairs})
+"""What serves the disks that are no files of this host, by type of their component."""
 
 
 class ResourceRegistry:
@@ -57,14 +72,22 @@ class ResourceRegistry:
         self._directory = Path(config.directory)
         self._clients: dict[str, ClientResources] = {}
         self._budget = MemoryBudget()
-        self.forks = ForkStarter(config, platforms)
+        self._space = DiskSpace(config, ledger)
+        self.forks = ForkStarter(config, platforms, self._space)
         self.standby = Standby(self.forks, partial(LedgerWriter, ledger, Owner("standby")), per_kind=config.standby)
 
-    def admit(self, client: str, *, pid: int) -> None:
-        """A client's lifeline is there: it may own things from now on.
+    async def admit(self, client: str, *, pid: int) -> None:
+        """Let a client own things from now on, as long as it has a lifeline.
+
+        One that is being released is admitted afterwards; one that has a lifeline already has one more.
 
         :param pid: its process on this host; 0 if it is on another one.
         """
+        if (holdings := self._clients.get(client)) and holdings.left:
+            await holdings.released.wait()
+        if holdings := self._clients.get(client):
+            holdings.lifelines += 1
+            return
         process = None
         with contextlib.suppress(ProcessLookupError):
             process = ProcessIdentity.of(pid) if pid else None
@@ -95,21 +118,33 @@ class ResourceRegistry:
         """
         platform = await self._platforms.find()
         holdings = self._holdings(client)
-        holdings.require_new_name(request)
-        _check_boot_files(request)
+        _check_files(request)
+        with holdings.new_name(request):
+            return await self._create_vm(client, holdings, request, platform, memory)
+
+    async def _create_vm(
+        self,
+        client: str,
+        holdings: ClientResources,
+        request: CreateVm,
+        platform: Hypervisor,
+        memory: GuestMemory | None,
+    ) -> OwnedVm:
         vm_id = secrets.token_hex(8)
         await self._admit(holdings, vm_id, request)
         directory = self._directory / "vms" / vm_id
         books = LedgerWriter(self._ledger, holdings.books.owner)
         try:
-            with books.creating("directory", directory) as entry:
+            disk_directory = self._space.directory() / vm_id
+            with books.creating("directory", directory) as entry, books.creating("directory", disk_directory) as disks:
+                disk_directory.mkdir(mode=0o700)
                 directory.mkdir(parents=True, mode=0o700)
         except BaseException:
             self._budget.release(vm_id)
             raise
         server = VmServer(
             ServerConfig(
-                mark=f"propolis-{self._config.run}-{vm_id}",
+                mark=f"{command_line_mark(self._config.run)}{vm_id}",
                 qemu=platform.qemu,
                 accelerator=platform.accelerator.name,
                 boot=request.boot,
@@ -119,7 +154,10 @@ class ResourceRegistry:
                 display=request.display,
                 memory=memory,
                 copy_disks=request.copy_disks,
+                inherited_variables=_variables(holdings, request.predecessor),
                 address=self._address(vm_id),
+                disk_directory=disk_directory,
+                backends=BACKENDS,
             )
         )
         vm = OwnedVm(
@@ -128,6 +166,7 @@ class ResourceRegistry:
             client=client,
             server=server,
             directory=entry,
+            disk_directory=disks,
             books=books,
             since=time.time(),
             promise=vm_id,
@@ -144,8 +183,13 @@ class ResourceRegistry:
         :raises TemplateError: when QEMU does not take the template.
         """
         holdings = self._holdings(client)
-        holdings.require_new_name(request)
-        _check_boot_files(request)
+        _check_files(request)
+        with holdings.new_name(request):
+            return await self._fork_vm(client, holdings, request, template, place)
+
+    async def _fork_vm(
+        self, client: str, holdings: ClientResources, request: CreateVm, template: Template, place: Path
+    ) -> OwnedVm:
         promise = secrets.token_hex(8)
         await self._admit(holdings, promise, request)
         try:
@@ -153,9 +197,13 @@ class ResourceRegistry:
             if started is None:
                 books = LedgerWriter(self._ledger, holdings.books.owner)
                 started = await self.forks.start(books, template, place)
-            if holdings.left:
-                await self.forks.discard(started)
-                raise AgentError(f"client {client!r} left while its VM was forked")
+            try:
+                if holdings.left:
+                    raise AgentError(f"client {client!r} left while its VM was forked")
+                started.books.hand_over(holdings.books.owner)
+            except BaseException:
+                await asyncio.shield(self.forks.discard(started))
+                raise
         except BaseException:
             self._budget.release(promise)
             raise
@@ -164,15 +212,20 @@ class ResourceRegistry:
             request=request,
             client=client,
             server=VmServer(
-                dataclasses.replace(started.config, log_path=Path(request.log_path), address=self._address(started.id))
+                dataclasses.replace(
+                    started.config,
+                    log_path=Path(request.log_path),
+                    address=self._address(started.id),
+                    backends=BACKENDS,
+                )
             ),
             directory=started.directory,
+            disk_directory=started.disk_directory,
             books=started.books,
             since=time.time(),
             fork=started.config.fork,
             promise=promise,
         )
-        started.books.hand_over(holdings.books.owner)
         holdings.vms[vm.id] = vm
         return vm
 
@@ -191,21 +244,82 @@ class ResourceRegistry:
         qemu_img = (await self._platforms.find()).qemu.img
         holdings = self._holdings(client)
         disk_id = secrets.token_hex(8)
-        directory = self._directory / "disks"
-        directory.mkdir(mode=0o700, exist_ok=True)
-        path = directory / f"{disk_id}.qcow2"
+        path = self._space.place(f"{disk_id}.qcow2")
         with holdings.books.creating("file", path) as entry:
-            await make_image(request, qemu_img, path)
+            await make_image(request, qemu_img, path, allowed=allowed_image_directories(self._config))
             if holdings.left:
                 raise AgentError(f"client {client!r} left while its disk was made")
         holdings.disks[disk_id] = entry
         return DiskCreated(id=disk_id, path=str(path))
 
+    async def fork_image(self, client: str, request: ForkImage) -> OwnedFork:
+        """Make a writable fork of an image, by the best provider that its place allows: `fork_of`."""
+        qemu_img = (await self._platforms.find()).qemu.img
+        holdings = self._holdings(client)
+        books = LedgerWriter(self._ledger, holdings.books.owner)
+        allowed = allowed_image_directories(self._config)
+        fork = await fork_of(request, space=self._space, books=books, qemu_img=qemu_img, allowed=allowed)
+        if holdings.left:
+            await fork.remove()
+            raise AgentError(f"client {client!r} left while its image was forked")
+        holdings.forks[fork.id] = fork
+        return fork
+
+    def find_fork(self, client: str, fork_id: str) -> OwnedFork:
+        """
+        :raises AgentError: when the client has no such fork.
+        """
+        return require_fork(self._holdings(client).forks.get(fork_id), fork_id)
+
     async def remove_disk(self, client: str, disk_id: str) -> None:
-        """Remove a fork, once the client's VMs that are about to end have let go of it. What is gone is fine."""
+        """Remove a disk or a fork, once those VMs of the client's that are about to end have let go of it.
+
+        What is gone is fine.
+        """
         holdings = self._holdings(client)
         await holdings.closings()
         holdings.remove_disk(disk_id)
+        await holdings.remove_fork(disk_id)
+
+    async def create_volume(self, client: str, request: CreateVolume) -> VolumeCreated:
+        """Make a replicated volume, whose downstairs run.
+
+        :raises ArtifactError: when its image is missing or broken.
+        :raises CapabilityMissing: when the host lacks a program for it.
+        :raises ResourceExhausted: when there is no space left.
+        """
+        qemu = (await self._platforms.find()).qemu
+        holdings = self._holdings(client)
+        books = LedgerWriter(self._ledger, holdings.books.owner)
+        volume = await create_volume(request, qemu=qemu, place=self._space.directory(), books=books, client=client)
+        if holdings.left:
+            await volume.close()
+            raise AgentError(f"client {client!r} left while its volume was made")
+        holdings.volumes[volume.id] = volume
+        return volume.created()
+
+    async def add_downstairs(self, client: str, volume_id: str) -> str:
+        """Start another downstairs of a volume, with an empty file; return its address."""
+        qemu_img = (await self._platforms.find()).qemu.img
+        return (await self.find_volume(client, volume_id).add_downstairs(qemu_img, blank=True)).address
+
+    def find_volume(self, client: str, volume_id: str) -> OwnedVolume:
+        """
+        :raises AgentError: when the client has no such volume.
+        """
+        volume = self._holdings(client).volumes.get(volume_id)
+        if volume is None:
+            raise AgentError(f"there is no volume {volume_id}", hint="it was removed, or is another client's")
+        return volume
+
+    def list_volumes(self) -> list[VolumeListed]:
+        return [volume for holdings in self._clients.values() for volume in holdings.listed_volumes()]
+
+    async def remove_volume(self, client: str, volume_id: str) -> None:
+        """Remove a volume, once the client's VMs that are about to end have let go of it. What is gone is fine."""
+        holdings = self._holdings(client)
+        await holdings.closings()
+        await holdings.remove_volume(volume_id)
 
     async def remove(self, client: str, belongings: ResourceIds) -> None:
         """Remove VMs and then disks, in the order that `release` has. What is gone already is passed over."""
@@ -215,6 +329,8 @@ class ResourceRegistry:
         await _all(partial(holdings.close, vm) for vm in going)
         for disk_id in belongings.disks:
             await self.remove_disk(client, disk_id)
+        for volume_id in belongings.volumes:
+            await self.remove_volume(client, volume_id)
 
     def keep(self, client: str, request: Keep) -> KeptListed:
         """Take VMs and disks over from a client, as those of a client of the agent's own; `release` ends that one.
@@ -230,10 +346,14 @@ class ResourceRegistry:
         except BaseException:
             giver.vms |= taker.vms
             giver.disks |= taker.disks
+            giver.forks |= taker.forks
+            giver.volumes |= taker.volumes
             raise
         for vm in taker.vms.values():
             vm.client = key
-        if taker.vms or taker.disks:
+        for volume in taker.volumes.values():
+            volume.client = key
+        if taker.vms or taker.disks or taker.forks or taker.volumes:
             self._clients[key] = taker
         return taker.listed_kept(key, kept)
 
@@ -241,19 +361,35 @@ class ResourceRegistry:
         for vm_id in belongings.vms:
             if (vm := giver.vms.get(vm_id)) and vm.closing is None:
                 vm.books.hand_over(taker.books.owner)
-                if vm.disks:
-                    vm.directory = self._ledger.keep(vm.directory, kept.until, reason=kept.reason)
+                if vm.disks and vm.disk_directory:
+                    vm.disk_directory = self._ledger.keep(vm.disk_directory, kept.until, reason=kept.reason)
                 taker.vms[vm_id] = giver.vms.pop(vm_id)
         for disk_id in belongings.disks:
             if entry := giver.disks.get(disk_id):
                 self._ledger.hand_over(entry, taker.books.owner)
                 taker.disks[disk_id] = self._ledger.keep(entry, kept.until, reason=kept.reason)
                 del giver.disks[disk_id]
+            if fork := giver.forks.pop(disk_id, None):
+                fork.books.hand_over(taker.books.owner)
+                fork.entry = self._ledger.keep(fork.entry, kept.until, reason=kept.reason)
+                taker.forks[disk_id] = fork
+        for volume_id in belongings.volumes:
+            if volume := giver.volumes.pop(volume_id, None):
+                volume.books.hand_over(taker.books.owner)
+                volume.directory = self._ledger.keep(volume.directory, kept.until, reason=kept.reason)
+                taker.volumes[volume_id] = volume
 
     async def released(self, client: str) -> None:
         """Wait until all that a client owned is released. One that is not known has nothing."""
         if holdings := self._clients.get(client):
             await holdings.released.wait()
+
+    async def drop_lifeline(self, client: str) -> None:
+        """Release what a client owns if this was its last lifeline."""
+        if holdings := self._clients.get(client):
+            holdings.lifelines -= 1
+            if holdings.lifelines <= 0:
+                await self.release(client)
 
     async def release(self, client: str) -> None:
         """Release all that a client owns: VMs first, then the disks that they held open."""
@@ -264,6 +400,8 @@ class ResourceRegistry:
         await _all(partial(holdings.close, vm) for vm in list(holdings.vms.values()))
         for disk_id in list(holdings.disks):
             holdings.remove_disk(disk_id)
+        await _all(partial(holdings.remove_fork, fork_id) for fork_id in list(holdings.forks))
+        await _all(partial(holdings.remove_volume, volume_id) for volume_id in list(holdings.volumes))
         if all(other.kept for other in self._clients.values() if other is not holdings):
             await self.standby.rest()  # what was kept needs none
         self._clients.pop(client, None)
@@ -272,6 +410,10 @@ class ResourceRegistry:
     async def release_all(self) -> None:
         await self.standby.close()
         await _all(partial(self.release, client) for client in list(self._clients))
+
+    def close(self) -> None:
+        """Remove the directories that were shared by all clients. Call it when everything is released."""
+        self._space.close()
 
     async def _admit(self, holdings: ClientResources, promise: str, request: CreateVm) -> None:
         """Set memory aside; what stands by makes room if need be."""
@@ -302,19 +444,19 @@ class ResourceRegistry:
         return holdings
 
 
-async def make_image(request: CreateDisk, qemu_img: Path, path: Path) -> None:
-    if request.image is None:
-        await create_blank(qemu_img=qemu_img, image=path, size_bytes=request.size_bytes or 0)
-        return
-    image = Path(request.image)
-    await check_image(qemu_img=qemu_img, image=image, image_format=request.image_format)
-    await create_overlay(qemu_img=qemu_img, backing=image, overlay=path, backing_format=request.image_format)
+def _variables(holdings: ClientResources, predecessor: str | None) -> Path | None:
+    """Where the firmware variables of one of a client's VMs are."""
+    if predecessor is None:
+        return None
+    vm = holdings.vms.get(predecessor)
+    return vm.server.firmware_variables if vm else None
 
 
-def _check_boot_files(request: CreateVm) -> None:
+def _check_files(request: CreateVm) -> None:
+    require_absolute(request.log_path, what="log")
     if isinstance(request.boot, DirectKernel):
         for file in (request.boot.kernel, request.boot.initrd):
-            if file is not None and not Path(file).is_file():
+            if file is not None and not require_absolute(file, what="boot file").is_file():
                 raise ArtifactMissing(f"{file} is not there", hint="run `propolis setup`, or correct the path")
 
 

@@ -7,9 +7,9 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -30,13 +30,14 @@ from ..propolis_api import (
     InstanceStateRequested,
     SpecInit,
 )
-from ..storage.eviction import note_use
+from ..storage.eviction import Claim, note_use
 from ..storage.overlays import create_blank_overlay
 from ..storage.store import ArtifactStore
 from .budget import fork_cost_mib
 from .client_resources import OwnedVm
+from .disk_images import make_image
 from .hypervisor import Hypervisor, HypervisorFinder
-from .registry import ResourceRegistry, make_image
+from .registry import ResourceRegistry
 
 __all__ = ["Templates"]
 
@@ -54,15 +55,28 @@ REFUSED: Final = (400, 501)
 
 
 class Templates:
-    """Has templates made, and VMs forked from them."""
+    """Has templates made, and VMs forked from them.
 
-    def __init__(self, platforms: HypervisorFinder, account: ResourceRegistry, *, directory: Path) -> None:
+    :param directory: where the templates lie.
+    :param allowed: where files may lie that disk images name.
+    """
+
+    def __init__(
+        self,
+        platforms: HypervisorFinder,
+        account: ResourceRegistry,
+        *,
+        directory: Path,
+        allowed: tuple[Path, ...],
+    ) -> None:
         self._platforms = platforms
         self._account = account
         self._store = ArtifactStore(directory)
+        self._allowed = allowed
         self._frozen: dict[str, asyncio.Future[FreezeVm]] = {}
         self._ready: dict[str, Template] = {}
-        self._unfit: dict[str, str] = {}
+        self._unfit: dict[str, TemplateError] = {}
+        self._claims: dict[str, Claim] = {}
 
     async def get(
         self,
@@ -83,10 +97,9 @@ class Templates:
             key = _key(needed, platform)
         except (InvalidSpec, SpecUnsupported) as error:
             raise TemplateError(str(error)) from None
-        if reason := self._unfit.get(key):
-            raise TemplateError(reason)
+        self._require_fit(key)
         try:
-            place = await self._store.derive(
+            place = await self._claimed(
                 key,
                 Template.files(len(needed.disks)),
                 lambda directory: self._make(client, needed, key, directory, platform, offer),
@@ -98,9 +111,33 @@ class Templates:
                 note_use(place)
                 self._ready[key] = Template.load(place)
         except (PropolisError, MachineError, OSError, msgspec.DecodeError) as error:
-            self._unfit[key] = str(error) if not isinstance(error, PropolisError) else error.message
-            raise TemplateError(self._unfit[key]) from None
+            self._unfit[key] = _template_error(error)
+            self._require_fit(key)
         return key
+
+    def _require_fit(self, key: str) -> None:
+        """
+        :raises TemplateError: when the template could not be made earlier in this run.
+        """
+        if error := self._unfit.get(key):
+            raise TemplateError(error.message, hint=error.hint, console_tail=error.console_tail)
+
+    async def _claimed(self, key: str, filenames: Sequence[str], *arguments: Any, **options: Any) -> Path:
+        """Derive it, and keep it from being evicted as long as this agent lives."""
+        while True:
+            place = await self._store.derive(key, filenames, *arguments, **options)
+            if key in self._claims:
+                return place
+            claim = Claim(self._store.directory, key)
+            if self._store.derived(key, filenames):  # it may have been evicted in between
+                self._claims[key] = claim
+                return place
+            claim.close()
+
+    def close(self) -> None:
+        """Let go of the templates, when no VM runs from them any more."""
+        for claim in self._claims.values():
+            claim.close()
 
     def freeze(self, vm_id: str, request: FreezeVm) -> None:
         """A client has made the VM that it was offered ready.
@@ -175,9 +212,10 @@ class Templates:
         platform: Hypervisor,
         offer: Callable[[TemplateMaking], None],
     ) -> None:
+        self._require_fit(key)  # another client may have tried while this one waited for its turn
         _require_space(directory, needed)
         for index, disk in enumerate(needed.disks):
-            await make_image(disk, platform.qemu.img, directory / disk_file(index))
+            await make_image(disk, platform.qemu.img, directory / disk_file(index), allowed=self._allowed)
         create = CreateVm(name=f"template-{key[:12]}", group=needed.title, boot=needed.boot, log_path=needed.log_path)
         memory = GuestMemory(path=str(directory / MEMORY_FILE), shared=True)
         vm = await self._account.create_vm(client, create, memory=memory)
@@ -234,11 +272,17 @@ class Templates:
         return self._store.directory / "derived" / key
 
 
+def _template_error(error: Exception) -> TemplateError:
+    if isinstance(error, PropolisError):
+        return TemplateError(error.message, hint=error.hint, console_tail=error.console_tail)
+    return TemplateError(str(error))
+
+
 def _key(needed: TemplateNeeded, platform: Hypervisor) -> str:
     files = [disk.image for disk in needed.disks if disk.image]
     if isinstance(needed.boot, DirectKernel):
         files += [file for file in (needed.boot.kernel, needed.boot.initrd) if file]
-    disks = [repr((disk.image, disk.image_format, disk.size_bytes)) for disk in needed.disks]
+    disks = [repr((disk.image, disk.image_format, disk.size_bytes, disk.block_size)) for disk in needed.disks]
     return template_key(
         spec=needed.spec,
         properties=needed.properties,

@@ -38,7 +38,9 @@ class VmExtensions:
     async def _facts(self, request: Request) -> Response:
         server = self._server(request)
         socket = server.display_socket
-        return encoded(VmFacts(display_socket=str(socket) if socket else None, panics=server.panics))
+        return encoded(
+            VmFacts(display_socket=str(socket) if socket else None, panics=server.panics, failure=server.failure)
+        )
 
     async def _screenshot(self, request: Request) -> Response:
         return Response(await self._server(request).screenshot(), media_type="image/png")

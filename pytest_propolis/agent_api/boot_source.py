@@ -9,7 +9,7 @@ import filecmp
 
 import msgspec
 
-__all__ = ["BootSource", "DirectKernel", "Firmware", "boot_difference"]
+__all__ = ["BootSource", "DirectKernel", "Firmware", "boot_difference", "loaded_kernel"]
 
 
 class DirectKernel(msgspec.Struct, frozen=True, kw_only=True, tag="kernel", forbid_unknown_fields=True):
@@ -29,12 +29,19 @@ class Firmware(msgspec.Struct, frozen=True, kw_only=True, tag="firmware", forbid
     """Firmware that looks for a boot device itself: the server's BIOS, or its UEFI.
 
     :param uefi: UEFI, with variables of the VM's own.
+    :param kernel: what UEFI starts instead of a boot device: a kernel with an EFI stub.
     """
 
     uefi: bool = False
+    kernel: DirectKernel | None = None
 
 
 BootSource = DirectKernel | Firmware
+
+
+def loaded_kernel(boot: BootSource) -> DirectKernel | None:
+    """Return the kernel that a VM is given; None if firmware looks for one on a disk."""
+    return boot if isinstance(boot, DirectKernel) else boot.kernel
 
 
 def boot_difference(there: BootSource, here: BootSource) -> tuple[str, str, str] | None:
@@ -52,14 +59,15 @@ _FILES = ("kernel", "initial RAM disk")
 
 
 def _aspects(boot: BootSource) -> dict[str, str]:
+    source = "a kernel of the host's"
     if isinstance(boot, Firmware):
-        firmware = "UEFI" if boot.uefi else "the BIOS"
-        return {"boot source": firmware, "kernel": "none", "initial RAM disk": "none", "kernel's parameters": "none"}
+        source = "UEFI" if boot.uefi else "the BIOS"
+    kernel = loaded_kernel(boot)
     return {
-        "boot source": "a kernel of the host's",
-        "kernel": boot.kernel,
-        "initial RAM disk": boot.initrd or "none",
-        "kernel's parameters": repr(boot.command_line),
+        "boot source": source,
+        "kernel": kernel.kernel if kernel else "none",
+        "initial RAM disk": (kernel.initrd if kernel else None) or "none",
+        "kernel's parameters": repr(kernel.command_line) if kernel else "none",
     }
 
 

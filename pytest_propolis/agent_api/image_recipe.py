@@ -9,6 +9,8 @@ import hashlib
 
 import msgspec
 
+from ..field_checks import check_fields
+
 __all__ = ["ImageRecipe"]
 
 
@@ -34,6 +36,9 @@ class ImageRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     script: str
     done: str
     revision: int = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self, subject=f"recipe {self.name!r}")
 
     @property
     def key(self) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Final
+from uuid import UUID
 
 import msgspec
 
@@ -21,13 +23,20 @@ __all__ = [
     "AgentConfig",
     "AgentInfo",
     "AgentReady",
+    "AttachDisk",
     "CreateDisk",
     "CreateVm",
+    "CreateVolume",
     "Departed",
     "DiskCreated",
+    "DownstairsFault",
+    "DownstairsListed",
     "Fault",
+    "FaultKind",
+    "ForkImage",
     "ForkVm",
     "FreezeVm",
+    "ImageForked",
     "ImageNeeded",
     "Keep",
     "KeptDisk",
@@ -40,6 +49,8 @@ __all__ = [
     "VmFacts",
     "VmForked",
     "VmListed",
+    "VolumeCreated",
+    "VolumeListed",
 ]
 
 SOCKET_NAME: Final = "agent.sock"
@@ -62,17 +73,24 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     :param run: an unguessable word: all that belongs to this run carries it.
     :param directory: the agent's own directory, mode 0700, existing.
     :param artifact_dir: the store of images; the user's cache if None.
+    :param peer_stores: stores on the same machine: what is complete there is linked or copied rather than fetched or
+        made again.
     :param qemu: the QEMU program; found on PATH if None.
     :param accelerator: ``auto``, ``kvm`` or ``tcg``.
     :param standby: how many forks of each kind stand by; None for as many as are good for this machine.
+    :param disk_dir: where the disks lie that VMs write to; with the images if None.
+    :param image_dirs: where files may lie that disk images name, beside the images' own directories.
     """
 
     run: str
     directory: str
     artifact_dir: str | None = None
+    peer_stores: tuple[str, ...] = ()
     qemu: str | None = None
     accelerator: str = "auto"
     standby: int | None = None
+    disk_dir: str | None = None
+    image_dirs: tuple[str, ...] = ()
 
 
 class AgentReady(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +123,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     :param display: whether its VM has a display.
     :param memory_mib: what it will need of the host's memory, in MiB; 0 if that is not to be looked at.
     :param copy_disks: whether a VM that migrates in gets disks of its own, also where it could use the source's.
+    :param predecessor: the id of the VM whose place it takes: it finds that one's firmware variables when it boots.
     """
 
     name: str
@@ -114,6 +133,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     display: bool = False
     copy_disks: bool = False
     memory_mib: int = 0
+    predecessor: str | None = None
 
 
 class VmCreated(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,10 +161,12 @@ class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     :param display_socket: the UNIX socket of its display's VNC server; None without a display or while it is down.
     :param panics: how often its guest reported a panic through the pvpanic device.
+    :param failure: why it could not go on, where its disks are the reason.
     """
 
     display_socket: str | None
     panics: int
+    failure: str | None = None
 
 
 class ImageNeeded(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,14 +183,46 @@ class ImageNeeded(msgspec.Struct, frozen=True, kw_only=True):
 class CreateDisk(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for a disk of one's own: a copy-on-write fork of an image, or an empty one.
 
-    :param image: path of the image, which must not change while forks live; None for an empty disk.
-    :param image_format: ``qcow2`` or ``raw``.
+    :param image: absolute path of the image, which must not change while forks live; None for an empty disk.
+    :param image_format: ``qcow2`` or ``raw``; None for raw, unless the image looks like a container.
     :param size_bytes: the size of an empty disk.
+    :param block_size: the disk has whole blocks of so many bytes: what the image lacks of the last one reads as zeros.
     """
 
     image: str | None = None
-    image_format: str = "qcow2"
+    image_format: str | None = None
     size_bytes: int | None = None
+    block_size: int = 512
+
+
+class ForkImage(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a writable fork of an image, which is a resource of its own: no VM is needed for it.
+
+    :param image: path of the image on the agent's host, or of its ZFS volume; it must not change while forks live.
+    :param image_format: ``qcow2`` or ``raw``.
+    :param providers: the names of the providers that will do; any, if empty.
+    """
+
+    image: str
+    image_format: str = "qcow2"
+    providers: tuple[str, ...] = ()
+
+
+class ImageForked(msgspec.Struct, frozen=True, kw_only=True):
+    """The fork: a file or a block device on the agent's host that belongs to the client.
+
+    :param size_bytes: the size of the disk that a guest sees.
+    :param note: what a person should know of the way that was chosen; empty if nothing.
+    """
+
+    id: str
+    path: str
+    format: str
+    provider: str
+    origin: str
+    size_bytes: int
+    dataset: str | None = None
+    note: str = ""
 
 
 class DiskCreated(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,6 +230,116 @@ class DiskCreated(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     path: str
+
+
+class CreateVolume(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a replicated volume of one's own: three downstairs.
+
+    :param name: for people.
+    :param group: what it belongs to.
+    :param size_bytes: at least; it becomes a whole number of extents of 64 MiB, and is never smaller than the image.
+    :param block_size: 512 or 4096.
+    :param image: path of an image that it lies over, and which must not change meanwhile; None for an empty one.
+    :param image_format: ``qcow2`` or ``raw``.
+    :param stall_timeout_s: how long the guest's requests wait, when too few replicas are left.
+    """
+
+    name: str
+    group: str
+    size_bytes: int
+    stall_timeout_s: float = 60.0
+    block_size: int = 4096
+    image: str | None = None
+    image_format: str = "raw"
+
+
+class VolumeCreated(msgspec.Struct, frozen=True, kw_only=True):
+    """The volume: what volume construction requests for it say.
+
+    :param upstairs_id: of whichever upstairs uses it.
+    :param key: what the upstairs has to know, in base64.
+    :param targets: the addresses of its downstairs.
+    :param black_hole: an address that takes connections and never answers.
+    :param parent: the image that it lies over.
+    """
+
+    id: str
+    upstairs_id: UUID
+    key: str
+    size_bytes: int
+    extent_bytes: int
+    targets: tuple[str, ...]
+    black_hole: str
+    parent: str | None = None
+
+
+class DownstairsListed(msgspec.Struct, frozen=True, kw_only=True):
+    """One downstairs on the agent's host.
+
+    :param state: ``serving``, ``idle``, ``paused`` or ``dead``.
+    :param path: its file, on that host.
+    :param generation: of the upstairs that had it last.
+    :param epoch: those of the highest have all writes.
+    :param snapshots: the files of its snapshots.
+    :param log: the last lines that its process wrote.
+    """
+
+    address: str
+    state: str
+    pid: int | None
+    path: str
+    generation: int
+    epoch: int
+    snapshots: tuple[str, ...] = ()
+    log: tuple[str, ...] = ()
+
+
+class VolumeListed(msgspec.Struct, frozen=True, kw_only=True):
+    """One volume of the agent's; also the downstairs that were replaced."""
+
+    id: str
+    name: str
+    group: str
+    client: str
+    size_bytes: int
+    since: float
+    downstairs: tuple[DownstairsListed, ...]
+    kept: Kept | None = None
+
+
+class FaultKind(StrEnum):
+    """What can be done to a downstairs."""
+
+    KILL = "kill"
+    RESTART = "restart"
+    PAUSE = "pause"
+    RESUME = "resume"
+    DISCONNECT = "disconnect"
+    CORRUPT = "corrupt"
+    SLOW = "slow"
+
+
+class DownstairsFault(msgspec.Struct, frozen=True, kw_only=True):
+    """Have something happen to a downstairs.
+
+    :param offset: with `CORRUPT`, where in the volume, in bytes.
+    :param length: with `CORRUPT`, how many bytes.
+    :param delay_ms: with `SLOW`, how far apart its requests are served; 0 for at once.
+    """
+
+    kind: FaultKind
+    offset: int = 0
+    length: int = 0
+    delay_ms: float = 0.0
+
+
+class AttachDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """Have a disk plugged into a VM that runs. The answer is the VM's spec with it.
+
+    :param components: the disk and its backend, by key.
+    """
+
+    components: dict[str, Component]
 
 
 class ResourceIds(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,6 +350,7 @@ class ResourceIds(msgspec.Struct, frozen=True, kw_only=True):
 
     vms: tuple[str, ...] = ()
     disks: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
     named: tuple[tuple[str, str], ...] = ()
 
 
@@ -225,6 +390,7 @@ class KeptListed(msgspec.Struct, frozen=True, kw_only=True):
     kept: Kept
     vms: tuple[VmListed, ...]
     disks: tuple[KeptDisk, ...]
+    volumes: tuple[VolumeListed, ...] = ()
 
 
 class TemplateNeeded(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,8 +20,8 @@ from websockets.exceptions import ConnectionClosed
 from ..agent_api.messages import VmListed
 from ..console.viewer import Viewer
 from ..errors import ConfigError
-from ..hosts.living_agent import running_agents
-from ..hosts.run_directory import base_directory
+from ..hosts.agent_client import running_agents
+from ..hosts.known_directories import known_base_directories
 from ..propolis_api.client import Endpoint, PropolisClient
 from .escape_keys import EscapeKeys
 
@@ -53,7 +53,8 @@ def console(vm_id: str, lines: int | None) -> None:
 def _find(wanted: str) -> tuple[VmListed, Endpoint]:
     found = [
         (vm, Endpoint(base_url=f"http://agent/vms/{vm.id}", uds=agent.socket))
-        for agent in running_agents(base_directory())
+        for base in known_base_directories()
+        for agent in running_agents(base)
         for vm in agent.vms()
         if wanted and vm.id.startswith(wanted)
     ]

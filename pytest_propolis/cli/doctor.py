@@ -70,13 +70,14 @@ def _guest_files(settings: Settings) -> dict[str, list[Path]]:
 
 
 def _guests() -> GuestRegistry:
-    """Those of the project here; a project that pytest cannot read, which says so itself, hides no built-in ones."""
+    """Return the guests of the project here; the built-in ones, and say so, if pytest cannot read the project."""
     from ..guests.registry import GuestRegistry
     from .project import guests_here
 
     try:
         return guests_here()
-    except PropolisError:
+    except PropolisError as error:
+        click.echo(f"propolis: {error.message}; only the built-in guests are shown", err=True)
         return GuestRegistry()
 
 

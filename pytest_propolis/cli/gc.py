@@ -9,15 +9,17 @@ import click
 
 from ..agent_api.messages import KeptListed
 from ..errors import AgentError
-from ..hosts.living_agent import AgentClient, running_agents
+from ..hosts.agent_client import AgentClient, running_agents
+from ..hosts.known_directories import known_base_directories
 from ..hosts.run_directory import base_directory
+from ..ledger.disk_directories import remove_abandoned_disks
 from ..ledger.entry import Entry
 from ..ledger.reaper import reap
 from ..ledger.reaper_report import Report
 from ..ledger.rendezvous import remove_abandoned
 from ..settings import Settings
 from ..storage.eviction import evict
-from ..storage.store import template_directory
+from ..storage.store import disk_directory, template_directory
 
 __all__ = ["gc"]
 
@@ -31,20 +33,28 @@ LEAVE_TIMEOUT_S: Final = 5.0
 def gc(dry_run: bool, kept: bool, templates: bool) -> None:
     """Remove what dead runs of this user left. Nothing of a living run, or of another user, is touched.
 
-    With --kept also the VMs and disks that agents keep for a person.
+    With --kept also the VMs and disks that agents keep for a person, and what runs with another XDG_RUNTIME_DIR left.
     """
-    base = base_directory()
-    done = _clear_kept(base, dry_run=dry_run, remove=kept)
-    report = reap(base, include_kept=kept, dry_run=dry_run)
-    if not dry_run:
-        remove_abandoned(base)
-    done |= _show(report)
+    cleared = [
+        _clear(base, dry_run=dry_run, kept=kept) for base in (known_base_directories() if kept else [base_directory()])
+    ]
+    done = any(found for found, _ in cleared)
+    done |= _remove_disks(dry_run=dry_run)
     if templates:
         done |= _remove_templates(dry_run=dry_run)
     if not done:
         click.echo("nothing to remove")
-    if report.failed:
+    if not all(complete for _, complete in cleared):
         raise click.exceptions.Exit(1)
+
+
+def _clear(base: Path, *, dry_run: bool, kept: bool) -> tuple[bool, bool]:
+    """Clear one place of runs. Whether there was anything to say of it, and whether all could be removed."""
+    found = _clear_kept(base, dry_run=dry_run, remove=kept)
+    report = reap(base, include_kept=kept, dry_run=dry_run)
+    if not dry_run:
+        remove_abandoned(base)
+    return _show(report) or found, not report.failed
 
 
 def _clear_kept(base: Path, *, dry_run: bool, remove: bool) -> bool:
@@ -74,11 +84,23 @@ def _kept(agent: AgentClient, *, release: bool) -> list[KeptListed]:
         return []
 
 
+def _remove_disks(*, dry_run: bool) -> bool:
+    """Remove the disks of agents whose ledgers are gone. Whether there were any."""
+    settings = Settings.resolve(command_line={}, ini={})
+    place = settings.disk_dir or disk_directory(settings.artifact_dir)
+    removed = remove_abandoned_disks(place, dry_run=dry_run)
+    for directory in removed:
+        click.echo(f"{'would remove' if dry_run else 'removed'} {directory}")
+    return bool(removed)
+
+
 def _remove_templates(*, dry_run: bool) -> bool:
     """Remove the templates that no VM is forked from just now. Whether there were any."""
     verb = "would remove" if dry_run else "removed"
-    place = Settings.resolve(command_line={}, ini={}).artifact_dir
-    removed = list(evict(template_directory(place), max_age_s=0, max_bytes=0, dry_run=dry_run))
+    settings = Settings.resolve(command_line={}, ini={})
+    disks = settings.disk_dir or disk_directory(settings.artifact_dir)
+    place = template_directory(settings.artifact_dir)
+    removed = evict(place, max_age_s=0, max_bytes=0, disks=disks, dry_run=dry_run)
     for evicted in removed:
         click.echo(f"{verb} {evicted.path} ({evicted.size_bytes >> 20} MiB)")
     return bool(removed)

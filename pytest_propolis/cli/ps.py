@@ -8,10 +8,11 @@ from typing import Final
 
 import click
 
-from ..agent_api.messages import SOCKET_NAME, VmListed
+from ..agent_api.messages import SOCKET_NAME, VmListed, VolumeListed
 from ..agent_api.retention import Kept
 from ..errors import AgentError
-from ..hosts.living_agent import AgentClient
+from ..hosts.agent_client import AgentClient
+from ..hosts.known_directories import known_base_directories
 from ..hosts.run_directory import base_directory
 from ..ledger.entry import KEPT_OWNER, Entry, Owner
 from ..ledger.survey import RunSurvey, survey
@@ -25,8 +26,12 @@ WIDTHS: Final = (25, 6, 24, 8, 10, 0)
 @click.command()
 @click.option("--kept", "only_kept", is_flag=True, help="List only what is kept for a person.")
 def ps(only_kept: bool) -> None:
-    """List what runs of this user have on this machine, living and dead."""
-    rows = [row for run in survey(base_directory()) for row in _rows(run, only_kept=only_kept)]
+    """List what runs of this user have on this machine, living and dead.
+
+    With --kept also that of runs with another XDG_RUNTIME_DIR.
+    """
+    bases = known_base_directories() if only_kept else [base_directory()]
+    rows = [row for base in bases for run in survey(base) for row in _rows(run, only_kept=only_kept)]
     if not rows:
         click.echo("nothing is kept" if only_kept else "nothing is there")
         return
@@ -46,6 +51,11 @@ def _rows(run: RunSurvey, *, only_kept: bool) -> Iterator[tuple[str, ...]]:
         if vm.kept or not only_kept:
             owner = _kept_until(vm.kept) if vm.kept else _owner(owners.get(vm.client) or Owner(vm.client))
             yield name, agent, owner, _age(vm.since), "vm", _vm(vm)
+    for volume in _volumes(run) if run.is_alive else []:
+        if volume.kept or not only_kept:
+            holder = owners.get(volume.client) or Owner(volume.client)
+            owner = _kept_until(volume.kept) if volume.kept else _owner(holder)
+            yield name, agent, owner, _age(volume.since), "volume", _volume(volume)
     for entry in entries:
         owner = _kept_until(entry.kept) if entry.kept else _owner(entry.owner)
         yield name, agent, owner, _age(entry.since), entry.kind, _what(entry)
@@ -64,6 +74,19 @@ def _vms(run: RunSurvey) -> list[VmListed]:
 def _vm(vm: VmListed) -> str:
     for_whom = vm.kept.reason if vm.kept else vm.group
     return f"{vm.id} {vm.name!r}, {vm.state or 'not created'}, of {for_whom}"
+
+
+def _volumes(run: RunSurvey) -> list[VolumeListed]:
+    try:
+        return AgentClient(run.directory / SOCKET_NAME).volumes()
+    except AgentError:
+        return []
+
+
+def _volume(volume: VolumeListed) -> str:
+    for_whom = volume.kept.reason if volume.kept else volume.group
+    downstairs = ", ".join(f"{item.address} {item.state}" for item in volume.downstairs)
+    return f"{volume.id} {volume.name!r}, {volume.size_bytes >> 20} MiB, of {for_whom}: {downstairs}"
 
 
 def _is_kept(entry: Entry) -> bool:

@@ -13,8 +13,8 @@ import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from ..errors import ConsoleClosed, ConsoleTimeout, PropolisError
-from ..propolis_api.serial import SerialConsoleMigrating, SerialConsoleMoved
+from ..errors import ConsoleClosed, ConsoleTimeout, GuestPanicked, PropolisError
+from ..propolis_api.serial import SerialConsoleGuestReset, SerialConsoleMigrating, SerialConsoleMoved
 from .escapes import TextFilter
 from .input_history import Sent
 from .log import ConsoleLog
@@ -25,6 +25,16 @@ __all__ = ["TAIL_LINES", "Console", "Follow"]
 
 Follow = Callable[[SerialConsoleMoved], Awaitable[ClientConnection]]
 """Opens the console again where a guest that migrates has gone."""
+
+PANIC: Final = re.compile(r"---\[ end (Kernel panic.*?) \]---")
+"""The last line of a Linux that has panicked, and will not boot again by itself."""
+
+PANIC_BYTES: Final = 1000
+_LAST_LINE_OF_PANIC: Final = re.compile(rb"---\[ end (Kernel panic[^\n]*?) \]---\r\n\Z")
+"""The kernel writes carriage returns of its own. Commands, whose terminal is raw, write them with old logs only."""
+
+PANIC_QUIET_S: Final = 1.0
+"""For so long after that line, nothing comes from a guest that has panicked. Other guests only show an old log."""
 
 TAIL_LINES: Final = 30
 """How many lines of console an error shows."""
@@ -53,9 +63,13 @@ class Console:
         self.transcript = Transcript()
         self.on_signal: Callable[[Signal], None] | None = None
         """Called for each signal of the shell protocol that has one of the words given to `heed`."""
+        self.on_reset: Callable[[], None] | None = None
+        """Called when the guest has reset its machine, if the server tells of that."""
         self._parser = FrameParser()
         self._filter = TextFilter()
         self.log = ConsoleLog(log_path)
+        self._loop = asyncio.get_running_loop()
+        self._recent = b""
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
@@ -98,6 +112,7 @@ class Console:
 
         :raises ConsoleTimeout: when it does not come in time.
         :raises ConsoleClosed: when the VM stops before.
+        :raises GuestPanicked: when the guest's kernel panics before.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -120,6 +135,10 @@ class Console:
     def log_path(self) -> Path:
         return self.log.path
 
+    def belongs_to(self, vm: str) -> None:
+        """Name another VM in errors from now on: the one that the guest has migrated to."""
+        self._vm = vm
+
     def tail(self) -> tuple[str, ...]:
         """The last lines shown."""
         return self.transcript.tail(TAIL_LINES)
@@ -141,9 +160,12 @@ class Console:
                 await self._go_with(moved)
         except PropolisError as error:
             self.note(f"the guest has migrated, and its console cannot be followed: {error}")
+        except Exception as error:
+            self.transcript.fail(self._closed(f"it could not be read: {error!r}"))
+            raise
         finally:
             self._next.set_result(False)
-        self.transcript.fail(self._closed())
+            self.transcript.fail(self._closed())
 
     async def _read_connection(self) -> SerialConsoleMoved | None:
         """Read to the end of a connection; return where the console goes on, if it does."""
@@ -151,6 +173,10 @@ class Console:
             async for message in self._connection:
                 if isinstance(message, bytes):
                     self._feed(message)
+                elif _is_reset(message):
+                    self.note("the guest has reset its machine")
+                    if self.on_reset is not None:
+                        self.on_reset()
                 elif moved := _moved(message):
                     return moved if self._follow else None
         return None
@@ -196,16 +222,52 @@ class Console:
                 text = self._filter.feed(signal.data)
                 self.log.write(text)
                 self.transcript.append(text)
+                self._look_for_panic(signal.data)
             if self.on_signal is not None:
                 self.on_signal(signal)
 
-    def _closed(self) -> ConsoleClosed:
+    def _look_for_panic(self, data: bytes) -> None:
+        self._recent = (self._recent + data)[-PANIC_BYTES:]
+        if panic := _LAST_LINE_OF_PANIC.search(self._recent):
+            reason = panic[1].decode(errors="replace")
+            self._loop.call_later(PANIC_QUIET_S, self._panicked, reason, self.transcript.end)
+
+    def _panicked(self, reason: str, end: int) -> None:
+        """Take the last line for a panic if nothing has followed it."""
+        if self.transcript.end > end:
+            return
+        self.transcript.interrupt(
+            GuestPanicked(
+                f"the guest panicked: {reason}",
+                vm=self._vm,
+                console_tail=self.tail(),
+                log_path=str(self.log.path),
+                hint="reset or stop the VM",
+            )
+        )
+
+    def _closed(self, reason: str | None = None) -> ConsoleClosed:
         return ConsoleClosed(
-            "the console closed: the VM has stopped",
+            f"the console closed: {reason or self._end_reason()}",
             vm=self._vm,
             console_tail=self.tail(),
             log_path=str(self.log.path),
         )
+
+    def _end_reason(self) -> str:
+        connection = self._connection
+        if connection.close_reason == "VM stopped":
+            return "the VM has stopped"
+        if connection.close_reason:
+            return connection.close_reason
+        return f"its server or its agent has gone (code {connection.close_code})"
+
+
+def _is_reset(message: str) -> bool:
+    with contextlib.suppress(msgspec.DecodeError):
+        msgspec.json.decode(message, type=SerialConsoleGuestReset)
+        return True
+    return False
 
 
 def _moved(message: str) -> SerialConsoleMoved | None:

@@ -12,6 +12,9 @@ from ..errors import HostError, ResourceExhausted
 __all__ = ["ConsoleLog", "log_place_error", "make_log_directory"]
 
 NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+"""No link is followed: in a directory of another user's it could lead to any file of this user's."""
+
 HINT: Final = "free some space there, or choose another place with --propolis-log-dir"
 
 
@@ -27,7 +30,7 @@ class ConsoleLog:
         self.path = path
         self.failure: str | None = None
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(path, FLAGS, 0o600)
         except OSError as error:
             raise log_place_error(path, error) from None
 

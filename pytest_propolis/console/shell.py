@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ..errors import CommandFailed, CommandTimeout, ConsoleClosed, ShellError, ShellLost
+from ..errors import CommandFailed, CommandTimeout, ConsoleClosed, ShellError, ShellLost, abbreviated
 from .console import Console
 from .shell_protocol import (
     INTERRUPT,
@@ -25,10 +25,15 @@ from .shell_protocol import (
     new_nonce,
     new_session,
     program,
+    repeat_request,
 )
 
 __all__ = ["CommandResult", "Shell"]
 
+COMMAND_CHARACTERS: Final = 400
+"""How much of a command an error or the log shows."""
+LOST_HINT: Final = "call `wait_to_boot` to log in again"
+REPEAT_AFTER_S: Final = 2.0
 INTERRUPT_TIMEOUT_S: Final = 10.0
 INTERRUPT_INTERVAL_S: Final = 1.0
 EXIT_TIMEOUT_S: Final = 2.0
@@ -81,7 +86,10 @@ class Shell:
         self._ready = asyncio.Event()
         self._pending: _Pending | None = None
         self._interactive = False
+        self._lost: str | None = None
+        """Why there is no read-eval loop any more."""
         console.on_signal = self._on_signal
+        console.on_reset = self._on_reset
 
     async def start(self, *, shell: str, timeout_s: float, wrapper: str = "{}") -> None:
         """Type the read-eval loop at the guest's prompt, and wait until it runs.
@@ -90,14 +98,17 @@ class Shell:
         :raises ShellLost: when it does not come up in time.
         """
         self._ready.clear()
+        self._lost = None
         self._pending = None
         self._session = new_session()
+        failure = asyncio.get_running_loop().create_future()
+        self._console.transcript.on_failure(failure)
         typed_at = self._console.transcript.end
         self._console.heed(self._session)
         await self._console.send(wrapper.replace("{}", program(self._session, shell=shell)) + "\n")
         try:
             async with asyncio.timeout(timeout_s):
-                await self._ready.wait()
+                await _either(self._ready, failure)
         except TimeoutError:
             raise self._error(ShellLost, "the shell did not take the read-eval loop", waited_s=timeout_s) from None
         self._console.transcript.hide(typed_at)
@@ -139,7 +150,7 @@ class Shell:
             raise self._error(ShellError, "the console is in interactive use", hint="leave `interactive()` first")
         async with self._turn:
             await self._recover()
-            self._console.note(note or f"run: {command if len(command) < 400 else command[:400] + ' …'}")
+            self._console.note(note or f"run: {abbreviated(command, COMMAND_CHARACTERS)}")
             pending = self._begin(new_nonce())
             return await self._outcome(
                 command, pending, self._send(command, pending), timeout_s=timeout_s, check=check, note=note
@@ -172,20 +183,29 @@ class Shell:
             async with asyncio.timeout(timeout_s):
                 if sending is not None:
                     await sending
-                # Shielded: whoever stops waiting must not make the command look as if it had ended.
-                status = (await asyncio.shield(pending.ended)).status
+                status = (await self._end_of(pending)).status
         except TimeoutError:
             await self._recover()
             raise self._error(
                 CommandTimeout,
-                f"{note or repr(command)} did not end; its output so far: {bytes(pending.output[-2000:])!r}",
+                f"{note or _named(command)} did not end; its output so far: {bytes(pending.output[-2000:])!r}",
                 waited_s=timeout_s,
             ) from None
         self._pending = None
         if check and status:
-            message = f"{note or repr(command)} ended with status {status}"
+            message = f"{note or _named(command)} ended with status {status}"
             raise self._error(CommandFailed, message, command=command, status=status, output=bytes(pending.output))
         return CommandResult(command=command, status=status, output=bytes(pending.output))
+
+    async def _end_of(self, pending: _Pending) -> Ended:
+        """Wait for the end of a command; ask for it now and then, for the mark may have been lost."""
+        interval_s = REPEAT_AFTER_S
+        while not pending.ended.done():
+            await asyncio.wait([pending.ended], timeout=interval_s)
+            if not pending.ended.done():
+                await self._console.send(repeat_request(pending.nonce))
+            interval_s *= 2  # unread requests must not fill the guest's terminal
+        return pending.ended.result()
 
     async def run_detached(self, command: str) -> None:
         """Run a command that takes the shell with it, as a reboot does; does not wait for it."""
@@ -209,7 +229,7 @@ class Shell:
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._send(interactive_command(), pending)
-                    await pending.began.wait()
+                    await _either(pending.began, pending.ended)
             except TimeoutError:
                 raise self._error(ShellLost, "no interactive shell came up", waited_s=timeout_s) from None
             self._interactive = True
@@ -269,11 +289,15 @@ class Shell:
         for chunk in chunks[:-1]:
             pending.acknowledged.clear()
             await self._console.send(chunk)
-            await pending.acknowledged.wait()
+            await _either(pending.acknowledged, pending.ended)
+            if pending.ended.done():
+                return
         await self._console.send(chunks[-1])
 
     async def _recover(self) -> None:
         """Interrupt a command that somebody stopped waiting for, so that the shell is free."""
+        if self._lost:
+            raise self._error(ShellLost, self._lost, hint=LOST_HINT)
         pending = self._pending
         if pending is None:
             return
@@ -310,24 +334,66 @@ class Shell:
         pending = self._pending
         match signal:
             case Ready():
+                if pending is not None and pending.began.is_set() and not pending.ended.done():
+                    self._fail(pending, "the guest's shells were killed: a new one has started")
                 self._ready.set()
             case _ if pending is None:
                 pass
             case Output(data):
-                if pending.began.is_set():
-                    pending.output += data
+                pending.output += data
             case Acknowledged():
                 pending.acknowledged.set()
             case Began(nonce):
                 if nonce == pending.nonce:
+                    pending.output.clear()  # what came before belongs to others, unless this mark is lost
                     pending.began.set()
             case Ended(nonce):
                 if nonce in (None, pending.nonce) and not pending.ended.done():
                     pending.ended.set_result(signal)
 
+    def _on_reset(self) -> None:
+        if not self._ready.is_set():
+            return
+        self._lost = "the guest has reset itself, and its shell is gone"
+        self._ready.clear()
+        self.abandon(self._lost)
+
+    def _fail(self, pending: _Pending, reason: str, **context: Any) -> None:
+        pending.ended.set_exception(self._error(ShellLost, reason, **context))
+        pending.ended.exception()  # it may be awaited no more
+        pending.acknowledged.set()
+
+    def abandon(self, reason: str) -> None:
+        """End the wait for the command that runs: its shell is about to go."""
+        if self._pending is not None and not self._pending.ended.done():
+            self._fail(self._pending, reason, hint=LOST_HINT)
+
+    def belongs_to(self, vm: str) -> None:
+        """Name another VM in errors from now on: the one that the guest has migrated to."""
+        self._vm = vm
+
+    async def until_left(self, *, timeout_s: float) -> None:
+        """Wait until a command that was run by `run_detached` has taken the shell with it, for so long at most.
+
+        :raises CommandFailed: when it has failed instead.
+        """
+        pending = self._pending
+        assert pending is not None
+        await asyncio.wait([pending.ended], timeout=timeout_s)
+        if not pending.ended.done() or pending.ended.exception():
+            return
+        ended = pending.ended.result()
+        if ended.status and ended.nonce is not None:
+            message = f"it does not reboot: its command ended with status {ended.status}"
+            raise self._error(CommandFailed, message, status=ended.status, output=bytes(pending.output))
+
     def _error(self, kind: type[ShellError], message: str, **context: Any) -> ShellError:
         context.setdefault("console_tail", self._console.tail())
         return kind(message, vm=self._vm, log_path=str(self._console.log_path), **context)
+
+
+def _named(command: str) -> str:
+    return repr(abbreviated(command, COMMAND_CHARACTERS))
 
 
 async def _either(event: asyncio.Event, failure: asyncio.Future[Any]) -> None:

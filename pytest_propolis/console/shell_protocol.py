@@ -7,7 +7,8 @@ In, for each command::
 
     NONCE COUNT FIRST-LINE LF            then COUNT times: KIND TEXT LF
 
-Other lines in the place of the first are passed over: what an interrupted command left unread.
+Other lines in the place of the first are passed over: what an interrupted command left unread. But ``? NONCE`` of the
+last command asks for its end once more: a kernel that writes much to its console makes a UART lose what others write.
 KIND says how TEXT continues the command: ``n`` as its next line, ``c`` as more of the same line, ``o`` as more of the
 same line, with octal escapes. A capital letter asks for an acknowledgement, because the guest's terminal buffers no
 more than 4 KiB of what it has not read.
@@ -23,6 +24,8 @@ no output can imitate them by accident: not even the recorded console of another
 
 from __future__ import annotations
 
+import base64
+import gzip
 import re
 import secrets
 from collections.abc import Collection, Iterator
@@ -45,6 +48,7 @@ __all__ = [
     "new_nonce",
     "new_session",
     "program",
+    "repeat_request",
     "typed_command",
 ]
 
@@ -54,64 +58,104 @@ INTERRUPT: Final = b"\x1c"
 LINE_BYTES: Final = 900
 WINDOW_BYTES: Final = 2700
 
-# Busybox colours what ls shows on a terminal, unless this is set and empty.
+TERMINAL: Final = "sane raw -echo isig intr ^\\\\ quit ^- susp ^- rows 99 cols 1000"
+"""The terminal's settings while commands run. One key interrupts, and no other byte has a meaning."""
+
+# @ stands for _ and two letters of the session, so that no command's variable or function has the name of one of these.
+# Descriptors 0 to 2 are redirected for each command, and marks are written to the terminal by its name: whatever a
+# command does to its descriptors ends with it. A command that sets -n ends the loop, because any condition of a shell
+# that executes nothing is true.
+# Each step is made for options, traps, IFS, TMOUT, functions and aliases that a command may have left behind.
+#
+# Terminal settings are restored behind a command that has started a process: no other one can have changed them.
+# The fifth word of /proc/loadavg is the last process id that was given out; reading it costs no process. bash loses
+# lines that it has read ahead when it reads a file: none may be waiting then.
+#
+# Busybox colours what ls shows on a terminal, unless LS_COLORS is set and empty.
 _LOOP: Final = r"""
-export LS_COLORS=
-while IFS= read -r _ph; do
-case $_ph in [ir]%(word)s\ *);; *) continue;; esac
-_pn=${_ph%% *}; _ph=${_ph#* }; _pk=${_ph%% *}; _pc=${_ph#* }
-while [ "$_pk" -gt 0 ]; do
-IFS= read -r _pl || exit; _pk=$((_pk-1))
-case $_pl in
-[nN]*) _pc="$_pc
-${_pl#?}";;
-[cC]*) _pc=$_pc${_pl#?};;
-[oO]*) _pt=$(printf "%b." "${_pl#?}"); _pc=$_pc${_pt%.};;
-esac
-case $_pl in [NCO]*) printf "\036%s\006" "$_pn";; esac
+export LS_COLORS= COLUMNS=1000 PAGER=cat
+@t=$1 @y=$2 @n=$3 @k=
+shift 3
+@r() { return "$@s"; }
+@l() { IFS=" " command read -r @k @k @k @k @k </proc/loadavg; }
+@g() { IFS= TMOUT= command read -r @h <"$@t" || exit; }
+@m() { command printf "\036%s$1" "$@n" >"$@t"; }
+@f() {
+set +ax
+unset -f command
+@s=$1
+command kill -0 "$PPID" || exit
+@m "\003$1\004"
+@h=$@k
+@l || @h=-
+case $@k in "$@h") ;; *) "$@y" TERMINAL <"$@t"; @l; esac
+@g
+while case $@h in
+?$@n) @m "\003$1\004";;
+[ir]WORD\ *) ! :
+esac do @g
 done
-printf "\036%s\002" "$_pn"
-case $_pn in
-i*) command eval "$_pc";;
-*) command eval "$_pc" </dev/null;;
+@n=${@h%% *} @h=${@h#* }
+@i=${@h%% *} @c=${@h#* }
+until case $@i in 0) ;; *) ! :; esac do
+@g
+@i=$((@i-1))
+case $@h in
+[nN]*) @c="$@c
+${@h#?}";;
+[cC]*) @c=$@c${@h#?};;
+*) @d=$(command printf "%b." "${@h#?}"); @c=$@c${@d%.};;
 esac
-printf "\036%s\003%d\004" "$_pn" $?
+case $@h in [NCO]*) @m "\006"; esac
 done
+@i=/dev/null
+case $@n in i*) @i=$@t; esac
+@m "\002"
+case $2 in *a*) set -a; esac
+case $2 in *x*) set -x; esac
+}
+{ until ! @f "$?" "$-"; do
+if @r; then command eval "$@c" <"$@i" >"$@t" 2>&1
+else command eval "$@c" <"$@i" >"$@t" 2>&1; fi
+done; } </dev/null >/dev/null 2>&1
 """
 
+# The terminal is opened by its own name, because a shell that is a guest's first process has no controlling terminal.
 _SUPERVISOR: Final = r"""
-trap : INT
-raw() { stty raw -echo && stty isig intr %(interrupt)s; }
-while raw || raw; do
-printf "\036%(session)s\021"
-%(shell)s -c %(loop)s
-printf "\036%(session)s\005%%d\004" $?
+trap : INT QUIT
+while stty TERMINAL || stty TERMINAL; do
+printf "\036SESSION\021"
+SHELL -c LOOP sh "$(tty)" "$(command -v stty)" SESSION
+printf "\036SESSION\005%d\004" $?
 done
 """
 
-INTERACTIVE: Final = 'stty sane; "${SHELL:-/bin/sh}" -i; stty raw -echo; stty isig intr %s'
+INTERACTIVE: Final = 'stty sane rows 24 cols 80; (unset COLUMNS PAGER; exec "${SHELL:-/bin/sh}" -i)'
 
-HAND_OVER: Final = 'while :; do stty sane; "${SHELL:-/bin/sh}" -i || sleep 1; done'
+HAND_OVER: Final = f"while :; do {INTERACTIVE} || sleep 1; done"
 
 
 def program(session: str, *, shell: str = "sh") -> str:
-    """The read-eval loop as one command for a POSIX shell, to be typed at its prompt.
+    """The read-eval loop as one command, to be typed at the prompt of any login shell: POSIX, csh or fish.
 
+    It is packed, because a line editor may take no more than 1,023 characters (busybox), and because no two kinds of
+    shell quote alike. The guest needs `base64` and `gzip`.
     Two levels: the inner shell evaluates commands, and keeps their variables and directory from one to the next; the
     outer one starts it again when a command ends it.
+
+    :param shell: the POSIX shell that evaluates commands.
     """
-    supervisor = _SUPERVISOR % {
-        "session": session,
-        "interrupt": _quote("^\\"),
-        "shell": shell,
-        "loop": _quote(_LOOP.strip().replace("%(word)s", "[0-9a-f]" * 12)),
-    }
-    return f"{shell} -c {_quote(supervisor.strip())}"
+    loop = _LOOP.strip().replace("@", f"_{session[1:3]}").replace("WORD", "[0-9a-f]" * 12)
+    supervisor = _SUPERVISOR.strip().replace("SESSION", session).replace("SHELL", shell).replace("LOOP", _quote(loop))
+    supervisor = supervisor.replace("TERMINAL", TERMINAL)
+    packed = base64.b64encode(gzip.compress(supervisor.encode(), mtime=0)).decode()
+    # Not by the same shell: bash leaves a loop when an interrupt ends one of its programs.
+    return f"""sh -c 'eval "$(echo {packed} | base64 -d | gzip -d)"'"""
 
 
 def interactive_command() -> str:
     """A command that puts the user's own shell on the terminal, and the loop back when that ends."""
-    return INTERACTIVE % _quote("^\\")
+    return INTERACTIVE
 
 
 def hand_over_command() -> str:
@@ -121,6 +165,11 @@ def hand_over_command() -> str:
 
 def _quote(text: str) -> str:
     return "'" + text.replace("'", "'\\''") + "'"
+
+
+def repeat_request(nonce: str) -> bytes:
+    """What asks the loop to say once more that a command has ended; without effect while it runs."""
+    return f"?{nonce}\n".encode()
 
 
 def new_session() -> str:
@@ -179,13 +228,17 @@ def _chunk(lines: list[bytes]) -> bytes:
     return b"".join(line + b"\n" for line in lines)
 
 
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
+"""What is not typed as it is: a terminal may be told to act on any of these keys."""
+
+
 def _pieces(command: bytes) -> Iterator[bytes]:
     """Physical lines: the kind and the text of each."""
     kind = b"n"
     for line in command.split(b"\n"):
         for start in range(0, max(len(line), 1), LINE_BYTES):
             text = line[start : start + LINE_BYTES]
-            if INTERRUPT in text:
+            if _CONTROL.search(text):
                 yield from _escaped(kind, text)
             else:
                 yield kind + text
@@ -238,14 +291,26 @@ _MARK: Final = re.compile(
     rb"\x1e(?P<word>[irs][0-9a-f]{12})"
     rb"(?:(?P<began>\x02)|\x03(?P<status>\d{1,3})\x04|(?P<ack>\x06)|\x05(?P<died>\d{1,3})\x04|(?P<ready>\x11))"
 )
-_PARTIAL: Final = re.compile(rb"\x1e(?:[irs][0-9a-f]{0,12}(?:[\x03\x05]\d{0,3})?)?\Z")
+_PARTIAL: Final = re.compile(rb"\x1e(?:[irs][0-9a-f]{0,12}(?:[\x03\x05]\d{0,3})?)?")
 _LONGEST_MARK: Final = 20
+_MARK_END: Final = re.compile(rb"[\x02\x04\x06\x11]")
+_LONGEST_INTERRUPTION: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A mark: its signal, where it ends, and the kernel's lines that came in the middle of it."""
+
+    signal: Signal
+    end: int
+    interruption: bytes = b""
 
 
 class FrameParser:
     """Finds the protocol's signals in what the console shows.
 
     It is fed with bytes as they come. A signal that is cut by the end of a chunk is held back until the rest comes.
+    The kernel writes to its console whenever it likes: lines of its own in the middle of a signal are put before it.
 
     :param words: the session and the nonces that are in use. What only looks like a signal is output.
     """
@@ -256,19 +321,58 @@ class FrameParser:
 
     def feed(self, data: bytes) -> Iterator[Signal]:
         data = self._rest + data
-        partial = _PARTIAL.search(data, max(0, len(data) - _LONGEST_MARK))
-        end = partial.start() if partial else len(data)
-        self._rest = data[end:]
-        position = 0
-        for mark in _MARK.finditer(data, 0, end):
-            if mark["word"].decode() not in self.words:
-                continue
-            if mark.start() > position:
-                yield Output(data[position : mark.start()])
-            yield _signal(mark)
-            position = mark.end()
-        if position < end:
-            yield Output(data[position:end])
+        self._rest = b""
+        written = position = 0
+        while (start := data.find(b"\x1e", position)) >= 0:
+            stop = data.find(b"\x1e", start + 1)
+            found = self._whole(data, start) or self._interrupted(data, start, stop)
+            if found:
+                yield from _output(data[written:start] + found.interruption)
+                yield found.signal
+                written = position = found.end
+            elif stop < 0 and len(data) - start < _LONGEST_INTERRUPTION and not _MARK.match(data, start):
+                self._rest = data[start:]
+                data = data[:start]
+                break
+            else:
+                position = start + 1
+        yield from _output(data[written:])
+
+    def _whole(self, data: bytes, start: int) -> _Found | None:
+        mark = _MARK.match(data, start)
+        return _Found(_signal(mark), mark.end()) if mark and mark["word"].decode() in self.words else None
+
+    def _interrupted(self, data: bytes, start: int, stop: int) -> _Found | None:
+        """A mark in two or three pieces, each but the first behind whole lines, which have no mark in them."""
+        limit = start + _LONGEST_INTERRUPTION
+        ending = _MARK_END.search(data, start, min(limit, stop) if stop >= 0 else limit)
+        if ending is None:
+            return None
+        first, *lines = data[start : ending.end()].split(b"\n")
+        for mark, interruption in _rejoined(first, lines):
+            if mark["word"].decode() in self.words:
+                return _Found(_signal(mark), ending.end(), interruption)
+        return None
+
+
+def _rejoined(first: bytes, lines: list[bytes]) -> Iterator[tuple[re.Match[bytes], bytes]]:
+    """The marks that pieces at the beginnings of lines may be; the last line is a piece and nothing else."""
+    begun = _PARTIAL.match(first)
+    if begun is None or not lines or len(lines[-1]) > _LONGEST_MARK:
+        return
+    *between, last = lines
+    for cut in range(begun.end(), 0, -1):
+        if mark := _MARK.fullmatch(first[:cut] + last):
+            yield mark, b"\n".join([first[cut:], *between, b""])
+        for index, line in enumerate(between):
+            for size in range(min(len(line), _LONGEST_MARK), 0, -1):
+                if mark := _MARK.fullmatch(first[:cut] + line[:size] + last):
+                    yield mark, b"\n".join([first[cut:], *between[:index], line[size:], *between[index + 1 :], b""])
+
+
+def _output(data: bytes) -> Iterator[Output]:
+    if data:
+        yield Output(data)
 
 
 def _signal(mark: re.Match[bytes]) -> Signal:

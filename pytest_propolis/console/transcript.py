@@ -55,6 +55,7 @@ class Transcript:
         self._waits: deque[_Wait] = deque()
         self._watchers: set[asyncio.Future[Any]] = set()
         self._failure: Exception | None = None
+        self._interruption: Exception | None = None
         self._hidden: list[tuple[int, int]] = []
         self.cursor = 0
 
@@ -95,6 +96,7 @@ class Transcript:
     def append(self, text: str) -> None:
         if not text:
             return
+        self._interruption = None
         if len(self._pieces[-1]) < PIECE_CHARACTERS:
             self._pieces[-1] += text
         else:
@@ -108,21 +110,30 @@ class Transcript:
     def skip(self) -> None:
         """Let no later wait see what has come so far."""
         self.cursor = self.end
+        self._interruption = None
 
     def fail(self, error: Exception) -> None:
-        """End all waits, and all later ones that the text so far does not satisfy."""
-        self._failure = error
+        """End all waits, and all later ones that the text so far does not satisfy. The first reason stays."""
+        self._failure = self._failure or error
+        self._end_waits(error)
+
+    def interrupt(self, error: Exception) -> None:
+        """End all waits; later ones too, until more text comes or `skip` is called."""
+        self._interruption = error
+        self._end_waits(error)
+
+    def _end_waits(self, error: Exception) -> None:
         for future in [*(wait.result for wait in self._waits), *self._watchers]:
             if not future.done():
                 future.set_exception(error)
-                future.exception()  # a future that nobody awaits any more shall not complain
+                future.exception()  # a future that is not awaited any more shall not complain
         self._waits.clear()
         self._watchers.clear()
 
     def on_failure(self, future: asyncio.Future[Any]) -> None:
         """Have a future fail with the console, if it is not done by then."""
-        if self._failure is not None:
-            future.set_exception(self._failure)
+        if error := self._failure or self._interruption:
+            future.set_exception(error)
             future.exception()  # nor shall this one
             return
         self._watchers.add(future)
@@ -137,8 +148,8 @@ class Transcript:
         wait = _Wait(compiled, self.cursor, self.cursor, asyncio.get_running_loop().create_future())
         self._look(wait)
         if not wait.result.done():
-            if self._failure is not None:
-                raise self._failure
+            if error := self._failure or self._interruption:
+                raise error
             self._waits.append(wait)
         try:
             return await wait.result

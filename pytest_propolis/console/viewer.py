@@ -10,7 +10,7 @@ from .shell_protocol import Began, Ended, FrameParser, Output, Ready
 
 __all__ = ["Viewer"]
 
-_TYPED_LOOP: Final = re.compile(rb"[^\n]*sh -c 'trap : INT.*", re.DOTALL)
+_TYPED_LOOP: Final = re.compile(rb"[^\n]*sh -c 'eval \"\$\(echo .*", re.DOTALL)
 
 
 class _AnyWord(Collection[str]):

@@ -1,27 +1,68 @@
-"""Ctrl-C for xdist's workers: what interrupts the controller interrupts them, too.
+"""How signals end a run that pytest-xdist distributes, and one that it does not.
 
-By itself xdist lets a worker go on with its test, and kills it some seconds later without any teardown.
+By itself xdist lets a worker go on with its test when the controller is interrupted, and kills it some seconds later
+without any teardown. Here the controller passes the interruption on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import signal
+from collections.abc import Iterator
 from subprocess import Popen
 from typing import Any, Final
 
 import pytest
 
-__all__ = ["CONTROLLER_PATIENCE_S", "WorkerInterrupter"]
+from ..session.internals import is_controller, is_worker, local_process
+from ..session.progress import line_printer
+from ..session.signals import Interruption
+from ..session.stash import SETTINGS
+from ..settings import Settings
+
+__all__ = ["WorkerInterrupter", "interruption_for"]
 
 CONTROLLER_PATIENCE_S: Final = 3.0
 """How long a worker that gets a further Ctrl-C waits for its controller to end it, before it gives up its waits."""
+
+INTERRUPT: Final = signal.SIGRTMAX
+"""What the controller sends its workers. Not SIGINT: a terminal has sent them that already, and a second one would not
+let them finish. Not SIGTERM: a worker that gets that from elsewhere dies of it, and xdist replaces it."""
+
+
+def interruption_for(config: pytest.Config) -> Interruption:
+    """How signals end the run of this process: a worker, a controller, or a run of one process."""
+    say = line_printer(config)
+    if is_worker(config):
+        return Interruption(
+            say,
+            signals=(signal.SIGHUP,),
+            always=(INTERRUPT,),
+            abandon=(_abandon_to_agents,),
+            patience_s=CONTROLLER_PATIENCE_S,
+        )
+    if is_controller(config):
+        workers = WorkerInterrupter(config.stash[SETTINGS])
+        interruption = Interruption(say, abandon=(_abandon_to_agents, workers.kill), breaks_waits=False)
+        workers.interruption = interruption
+        config.pluginmanager.register(workers, "propolis-interruption")
+        return interruption
+    return Interruption(say, abandon=(_abandon_to_agents,))
+
+
+def _abandon_to_agents() -> int:
+    from ..hosts.abandonment import abandon_to_agents
+
+    return abandon_to_agents()
 
 
 class WorkerInterrupter:
     """A plugin of the controller's: knows the workers on this machine, and passes an interruption on."""
 
-    def __init__(self) -> None:
+    interruption: Interruption
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._nodes: list[Any] = []
         self._run_ids: set[str] = set()
 
@@ -35,25 +76,34 @@ class WorkerInterrupter:
         with contextlib.suppress(ValueError):
             self._nodes.remove(node)
 
-    def pytest_keyboard_interrupt(self) -> None:
-        # Not SIGINT: a terminal has sent them that already, and a second one would not let them finish.
-        for process in self._processes():
-            process.send_signal(signal.SIGTERM)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if getattr(report, VMS_ATTRIBUTE, False):
+            self.interruption.arm()
 
-    def let_go(self) -> int:
+    def pytest_keyboard_interrupt(self) -> None:
+        for process in self._processes():
+            process.send_signal(INTERRUPT)
+
+    def kill(self) -> int:
         """End the workers at once. What they own is left to the agent.
 
         :returns: how many VMs that are.
         """
         from ..hosts.abandonment import vms_of_run
-        from ..hosts.run_directory import run_token
+        from ..hosts.run_hosts import local_run_ids
 
-        vms = sum(vms_of_run(run_token(run_id)) for run_id in self._run_ids)
+        vms = sum(
+            vms_of_run(run) for shared_id in self._run_ids for run in local_run_ids(self._settings, shared_id=shared_id)
+        )
         for process in self._processes():
             process.kill()
         return vms
 
-    def _processes(self) -> list[Popen[bytes]]:
-        # execnet shows the process of a worker on this machine nowhere else; a worker elsewhere has none.
-        found = (getattr(node.gateway._io, "popen", None) for node in self._nodes)
-        return [process for process in found if process is not None]
+    def _processes(self) -> Iterator[Popen[bytes]]:
+        for node in self._nodes:
+            if (process := local_process(node)) is not None:
+                yield process
+
+
+VMS_ATTRIBUTE: Final = "propolis_host_used"
+"""An attribute of a worker's report: whether its process has used a host, so that there are VMs to be cleaned up."""

@@ -78,12 +78,14 @@ class ReplaceVolume:
     :param backend_id: the key of the block backend in the instance spec.
     :param vcr_json: the new volume construction request; not shown by ``repr``, because it may hold keys.
     :param reply: where the answer goes; opaque here.
+    :param is_checked: whether propolis-server's rules for replacements are to be kept.
     """
 
     is_state_change: ClassVar[bool] = False
     backend_id: str
     vcr_json: str = field(repr=False)
     reply: object = field(default=None, repr=False)
+    is_checked: bool = True
 
 
 StateChange = Run | Stop | Reboot | MigrateAsSource
@@ -175,10 +177,6 @@ class RequestQueue:
     def __len__(self) -> int:
         """How many requests wait, a migration held back until the VM runs included."""
         return len(self._state_changes) + len(self._component_changes)
-
-    @property
-    def is_empty(self) -> bool:
-        return not len(self)
 
     @property
     def state(self) -> QueueState:

@@ -8,11 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 from ..agent_api.image_recipe import ImageRecipe
 from ..console.console import Console
 from ..console.shell_protocol import program
+from ..field_checks import check_fields
 from ..storage.artifacts import Artifact
 from .fork_identity import PROGRAM, install_command, wait_command, wake_command
 
@@ -27,7 +28,7 @@ EMULATED_KERNEL: Final = "mitigations=off norandmaps no_timer_check"
 
 # A device's directory is there before its driver is, and a disk's before its node. Who opens the disk waits until its
 # partitions are known. Alpine loads drivers when it boots, and has to be told to after that. A guest without a driver
-# is not waited for longer than some seconds. (Names that begin with _p are the read-eval loop's own.)
+# is not waited for longer than some seconds.
 PLUGGED: Final = (
     "for _da in {}; do _dd=/sys/bus/pci/devices/$_da; until [ -e $_dd ]; do sleep 0.02; done; _dn=0;"
     " while [ $_dn -lt 250 ]; do _dn=$((_dn+1));"
@@ -56,6 +57,9 @@ class GuestImage:
     disk: Artifact | None = None
     recipe: ImageRecipe | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self, subject="GuestImage")
+
 
 class GuestAdapter(ABC):
     """One kind of guest. Make one, and return it from the hook ``pytest_propolis_guests``."""
@@ -71,6 +75,10 @@ class GuestAdapter(ABC):
     shell_wrapper: ClassVar[str] = "{}"
     """How the login shell is to run the read-eval loop. As a job of an interactive shell, the loop has a process group
     of its own, and the key that interrupts a command ends neither that shell nor the login above it."""
+
+    firmware: ClassVar[Literal["bios", "uefi"] | None] = None
+    """The firmware that boots its disk by default. None for a guest whose disk has no boot loader, so that it comes up
+    with its kernel only, or, without a kernel, for one that the BIOS boots."""
 
     reboot_command: ClassVar[str] = "reboot"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, Final
 
 from ..agent_api.image_recipe import ImageRecipe
 from ..console.console import Console
 from ..storage.alpine import ALPINE_DISK, ALPINE_INITRD, ALPINE_KERNEL
 from .adapter import EMULATED_KERNEL, GuestAdapter, GuestImage
+from .prompts import log_in_at_prompts
 
 __all__ = ["Alpine"]
 
@@ -24,6 +26,7 @@ sed -i -e 's/^root:[^:]*:/root::/' /etc/shadow && \\
 cd /etc/runlevels && rm -f */networking */quicksand-guest-agent */setup-dns */hwclock && cd / && \\
 sed -i -e 's/^rc_sys=.*/rc_sys=""/' /etc/rc.conf && \\
 echo localhost > /etc/hostname && \\
+sed -i -e '/^::sysinit:.*openrc boot/a ::sysinit:/sbin/ifconfig lo up' /etc/inittab && \\
 sed -i -e '/^9p/d' /etc/modules && \\
 mount -t tmpfs run /run && mkdir /run/openrc && rc-update -u && \\
 mkdir -p /var/cache/rc && cp -p /run/openrc/dep* /var/cache/rc/ && umount /run && \\
@@ -54,6 +57,4 @@ class Alpine(GuestAdapter):
     )
 
     async def log_in(self, console: Console) -> None:
-        await console.transcript.wait_for("localhost login: ")
-        await console.send("root\n")
-        await console.transcript.wait_for("localhost:~# ")
+        await log_in_at_prompts(console, user="root", prompt=re.compile(r"\S+:~# "))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import ClassVar, Final
 from uuid import uuid4
@@ -10,6 +11,7 @@ from ..console.console import Console
 from ..storage.artifacts import Artifact
 from ..storage.debian import DEBIAN_ROOT_LABEL, DebianBuild
 from .adapter import EMULATED_KERNEL, GuestAdapter, GuestImage
+from .prompts import log_in_at_prompts
 
 __all__ = ["Debian"]
 
@@ -44,6 +46,4 @@ class Debian(GuestAdapter):
         return f"{super().plugged_command(addresses)}; udevadm settle"
 
     async def log_in(self, console: Console) -> None:
-        await console.transcript.wait_for("debian login: ")
-        await console.send("root\n")
-        await console.transcript.wait_for("root@debian:~# ")
+        await log_in_at_prompts(console, user="root", prompt=re.compile(r"root@\S+:~# "))

@@ -8,17 +8,23 @@ emulator that was just started takes up to a tenth of a second for its guest's f
 
 from __future__ import annotations
 
+import os
 import random
 import string
 import struct
-import time
 from typing import Final
 
-__all__ = ["PROGRAM", "RECORD_BYTES", "install_command", "wait_command", "wake_command"]
+__all__ = ["NOT_EXECUTABLE", "PROGRAM", "RECORD_BYTES", "install_command", "wait_command", "wake_command"]
 
 # Each octet that a guest reads from its serial line costs an emulator some 40 us, and letters are typed as they are.
 ENTROPY_LETTERS: Final = 48
 """With 5.7 bits each, they are more than the 256 bits that the generator takes."""
+
+PLACES: Final = ("/dev/shm", "/tmp", "/var/tmp", "$HOME")  # noqa: S108 -- in the guest
+"""Where else programs may be run from; RAM disks first."""
+
+NOT_EXECUTABLE: Final = 126
+"""The status of `install_command` where the guest lets no program be run."""
 
 ENTROPY_BITS: Final = 256
 RECORD_BYTES: Final = 16 + 8 + ENTROPY_LETTERS
@@ -70,10 +76,16 @@ PROGRAM: Final = _elf(_CODE)
 
 
 def install_command(path: str) -> str:
-    """A command that puts the program at a path in the guest, with the FIFOs by which it hears and answers."""
+    """A command that puts the program at a path in the guest, with the FIFOs by which it hears and answers.
+
+    Where programs may not be run from there (systemd mounts /run so), the path becomes a link to the program elsewhere.
+    It fails with `NOT_EXECUTABLE` if there is no such place.
+    """
+    moves = f"for _d in {' '.join(PLACES)}; do mv {path} $_d/.propolis-program && ln -s $_d/.propolis-program {path}"
     return (
         f"mkdir -p {path.rpartition('/')[0]} && printf '{_typed(PROGRAM)}' > {path} && chmod 755 {path}"
-        f" && mkfifo -m 600 {path}.in {path}.out"
+        f" && mkfifo -m 600 {path}.in {path}.out && {{ _w() {{ {path} </dev/null >/dev/null 2>&1; }}; _w ||"
+        f" {{ {moves} && _w && break; mv $_d/.propolis-program {path}; done; _w || (exit {NOT_EXECUTABLE}); }}; }}"
     )
 
 
@@ -87,12 +99,22 @@ def wake_command(path: str, *, name: str) -> str:
     """A command that makes a guest one of its own, from now on: fresh entropy, the host's time, a host name."""
     seed = _RANDOM.getrandbits(15)
     entropy = "".join(_RANDOM.choices(string.ascii_letters, k=ENTROPY_LETTERS))
-    now_s, now_ns = divmod(time.time_ns(), 1_000_000_000)
+    now_s, now_ns = divmod(_real_time_ns(), 1_000_000_000)
     record = _typed(struct.pack("<qqii", now_s, now_ns, ENTROPY_BITS, ENTROPY_LETTERS) + entropy.encode())
     # Who hears the answer must be there before the program has ended: a FIFO that nobody has open is empty.
     told = f"{{ printf '{record}%s\\n' {name} > {path}.in && read -r _pw; }} < {path}.out"
     # Shells that have RANDOM as a stream of numbers begin a new one when it is set.
     return f'{told} && [ "$_pw" = 0 ] && RANDOM={seed}'
+
+
+def _real_time_ns() -> int:
+    """Return the kernel's time, within one tick: Python's clocks may be a test's own, and guests get the real one."""
+    descriptor = os.memfd_create("now", os.MFD_CLOEXEC)
+    try:
+        os.utime(descriptor)
+        return os.fstat(descriptor).st_mtime_ns
+    finally:
+        os.close(descriptor)
 
 
 def _typed(data: bytes) -> str:

@@ -15,11 +15,14 @@ __all__ = ["Micro"]
 # prompt was the shell's, and not a line of the kernel's.
 SET_UP: Final = (
     "/bin/busybox --install -s; mkdir -p /proc /sys /dev/pts /tmp /root /run;"
-    " mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mkdir -p /dev/pts;"
-    " mount -t devpts devpts /dev/pts; hostname micro; export HOME=/root; cd /root; echo micro-is'-'up\n"
+    " mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mkdir -p /dev/pts /dev/shm;"
+    " mount -t devpts devpts /dev/pts; mount -t tmpfs shm /dev/shm; ln -s /proc/self/fd /dev/fd;"
+    " ln -s fd/0 /dev/stdin; ln -s fd/1 /dev/stdout; ln -s fd/2 /dev/stderr; ifconfig lo up; hostname micro;"
+    " export HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin; cd /root; echo micro-is'-'up\n"
 )
 
 
+# The kernel gives init the words that it does not know itself: with -s, they are the shell's own parameters.
 class Micro(GuestAdapter):
     """For tests to which the guest does not matter: up in a fraction of the time, all of it in RAM."""
 
@@ -27,7 +30,7 @@ class Micro(GuestAdapter):
     image: ClassVar[GuestImage] = GuestImage(
         kernel=ALPINE_KERNEL,
         initrd=ALPINE_INITRD,
-        command_line=f"console=ttyS0,115200 rdinit=/bin/sh {EMULATED_KERNEL} quiet",
+        command_line=f"console=ttyS0,115200 rdinit=/bin/sh -s {EMULATED_KERNEL} quiet",
     )
     # The first process has no controlling terminal, and must not end: the loop gets a session of its own.
     shell_wrapper: ClassVar[str] = "while :; do setsid -c {} </dev/ttyS0 >/dev/ttyS0 2>&1; done"
@@ -39,5 +42,7 @@ class Micro(GuestAdapter):
 
     async def log_in(self, console: Console) -> None:
         await console.transcript.wait_for("~ # ")
+        typed_at = console.transcript.end
         await console.send(SET_UP)
         await console.transcript.wait_for("micro-is-up\n")
+        console.transcript.hide(typed_at)

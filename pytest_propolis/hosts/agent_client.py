@@ -1,25 +1,34 @@
-"""The client of an agent's own paths."""
+"""The clients of an agent's own paths: one for an event loop, and one without, with the same errors."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
+from http import HTTPStatus
 from pathlib import Path
 from types import NoneType
 from typing import Any, Final, Self, TypeVar
+from urllib.parse import quote
 
-import httpx
 import msgspec
 
 from ..agent_api.messages import (
     CLIENT_HEADER,
+    LOG_NAME,
+    SOCKET_NAME,
     AgentInfo,
     CreateDisk,
     CreateVm,
+    CreateVolume,
+    Departed,
     DiskCreated,
+    DownstairsFault,
     Fault,
+    ForkImage,
     ForkVm,
     FreezeVm,
+    ImageForked,
     ImageNeeded,
     Keep,
     KeptListed,
@@ -30,18 +39,26 @@ from ..agent_api.messages import (
     VmCreated,
     VmForked,
     VmListed,
+    VolumeCreated,
+    VolumeListed,
 )
 from ..agent_api.migration_report import MigrationReport
-from ..errors import AgentError
+from ..errors import AgentError, PropolisError
+from ..ledger.identity import ProcessIdentity
+from ..ledger.survey import survey
+from ..propolis_api import InstanceVCRReplace, ReplaceResult
 from ..propolis_api.endpoint import Endpoint
 from ..propolis_api.failure import api_error
-from ..propolis_api.transport import http_client
+from ..propolis_api.http import HttpAnswer, HttpClient, request
 
-__all__ = ["AsyncAgentClient"]
+__all__ = ["AgentClient", "AsyncAgentClient", "running_agents"]
 
 T = TypeVar("T")
 BASE_URL: Final = "http://agent"
-ANSWER_TIMEOUT: Final = httpx.Timeout(60.0)
+ANSWER_TIMEOUT_S: Final = 60.0
+QUOTED_BYTES: Final = 2000
+BLOCKING_TIMEOUT_S: Final = 15.0
+"""An agent that is asked without an event loop answers at once, or when VMs have ended, which takes seconds at most."""
 
 
 class AsyncAgentClient:
@@ -52,9 +69,8 @@ class AsyncAgentClient:
 
     def __init__(self, socket: Path, *, client: str) -> None:
         self._socket = socket
-        self._http = http_client(self.endpoint(""))
-        self._http.headers[CLIENT_HEADER] = client
-        self._http.timeout = ANSWER_TIMEOUT
+        self._answers = _Answers(socket)
+        self._http = HttpClient(self.endpoint(""), headers={CLIENT_HEADER: client})
 
     async def __aenter__(self) -> Self:
         return self
@@ -78,7 +94,7 @@ class AsyncAgentClient:
             async for line in lines:
                 if line.paths is not None:
                     return tuple(Path(path) for path in line.paths)
-        raise self._lost("the answer ended early")
+        raise self._answers.lost("the answer ended early")
 
     async def get_template(
         self,
@@ -97,7 +113,7 @@ class AsyncAgentClient:
                     await make(line.making)
                 elif line.template is not None:
                     return line.template
-        raise self._lost("the answer ended early")
+        raise self._answers.lost("the answer ended early")
 
     async def freeze(self, vm_id: str, request: FreezeVm) -> None:
         await self._call("POST", f"/templates/{vm_id}/freeze", NoneType, request)
@@ -134,6 +150,54 @@ class AsyncAgentClient:
     async def remove_disk(self, disk_id: str) -> None:
         await self._call("DELETE", f"/disks/{disk_id}", NoneType)
 
+    async def fork_image(self, request: ForkImage) -> ImageForked:
+        """Have an image forked.
+
+        :raises CapabilityMissing: when no provider that will do can fork it, with the reason of each.
+        """
+        return await self._call("POST", "/image-forks", ImageForked, request)
+
+    async def remove_fork(self, fork_id: str) -> None:
+        await self._call("DELETE", f"/image-forks/{fork_id}", NoneType)
+
+    async def snapshot_fork(self, fork_id: str, name: str) -> None:
+        await self._call("PUT", f"/image-forks/{fork_id}/snapshots/{quote(name, safe='')}", NoneType)
+
+    async def rollback_fork(self, fork_id: str, name: str) -> None:
+        await self._call("PUT", f"/image-forks/{fork_id}/rollback/{quote(name, safe='')}", NoneType)
+
+    async def hash_fork(self, fork_id: str) -> str:
+        """Return the SHA-256 of a fork's whole content, as a guest reads it."""
+        return await self._call("GET", f"/image-forks/{fork_id}/sha256", str)
+
+    async def read_fork(self, fork_id: str, offset: int, length: int) -> bytes:
+        return await self._bytes("GET", f"/image-forks/{fork_id}/content/{offset}/{length}")
+
+    async def write_fork(self, fork_id: str, offset: int, data: bytes) -> None:
+        await self._bytes("PUT", f"/image-forks/{fork_id}/content/{offset}", data)
+
+    async def create_volume(self, request: CreateVolume) -> VolumeCreated:
+        """Make a replicated volume, whose downstairs run."""
+        return await self._call("POST", "/volumes", VolumeCreated, request)
+
+    async def get_volume(self, volume_id: str) -> VolumeListed:
+        return await self._call("GET", f"/volumes/{volume_id}", VolumeListed)
+
+    async def remove_volume(self, volume_id: str) -> None:
+        await self._call("DELETE", f"/volumes/{volume_id}", NoneType)
+
+    async def add_downstairs(self, volume_id: str) -> str:
+        """Start another downstairs of a volume, with an empty file; return its address."""
+        return await self._call("POST", f"/volumes/{volume_id}/downstairs", str)
+
+    async def fault_downstairs(self, volume_id: str, address: str, fault: DownstairsFault) -> None:
+        await self._call("POST", f"/volumes/{volume_id}/downstairs/{address}/fault", NoneType, fault)
+
+    async def replace_unchecked(self, vm_id: str, backend: str, vcr_json: str) -> ReplaceResult:
+        """Give a VM's volume a new construction request, without Crucible's rules for what may be replaced when."""
+        body = InstanceVCRReplace(vcr_json=vcr_json)
+        return await self._call("PUT", f"/vms/{vm_id}/disks/{backend}/vcr", ReplaceResult, body)
+
     async def remove(self, belongings: ResourceIds) -> None:
         """Remove VMs and then disks; returns when they are gone. What is gone already is passed over."""
         await self._call("POST", "/removal", NoneType, belongings)
@@ -144,37 +208,157 @@ class AsyncAgentClient:
 
     async def _stream(self, path: str, needed: Any, progress: Callable[[str], None]) -> AsyncGenerator[StreamLine]:
         """The lines of an answer that are not progress."""
+        content = msgspec.json.encode(needed)
         try:
-            async with self._http.stream(
-                "POST", path, content=msgspec.json.encode(needed), timeout=httpx.Timeout(60.0, read=None)
-            ) as response:
-                async for text in response.aiter_lines():
-                    line = msgspec.json.decode(text, type=StreamLine)
+            async with self._http.stream("POST", path, content=content, timeout_s=None) as answer:
+                if answer.status != HTTPStatus.OK:
+                    body = b"".join([data async for data in answer.data()])
+                    raise self._answers.error(answer.status, body, f"POST {path}")
+                async for text in answer.lines():
+                    line = self._answers.decode(text, StreamLine, f"POST {path}")
                     if line.progress is not None:
                         progress(line.progress)
                     elif line.fault is not None:
                         raise line.fault.to_error()
                     else:
                         yield line
-        except httpx.TransportError as error:
-            raise self._lost(error) from None
+        except OSError as error:
+            raise self._answers.lost(error) from None
 
     async def _call(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
         content = None if body is None else msgspec.json.encode(body)
-        try:
-            response = await self._http.request(method, path, content=content)
-        except httpx.TransportError as error:
-            raise self._lost(error) from None
-        if response.status_code == 422:
-            raise msgspec.json.decode(response.content, type=Fault).to_error()
-        if response.status_code in (400, 501):
-            raise api_error(response.status_code, response.content, vm=None, operation=f"{method} {path}")
-        if response.is_error:
-            raise AgentError(f"the agent answered {response.status_code} to {method} {path}: {response.text}")
-        return msgspec.json.decode(response.content or b"null", type=kind)
+        return self._answers.decode(await self._bytes(method, path, content) or b"null", kind, f"{method} {path}")
 
-    def _lost(self, error: object) -> AgentError:
+    async def _bytes(self, method: str, path: str, content: bytes | None = None) -> bytes:
+        try:
+            answer = await self._http.request(method, path, content=content, timeout_s=ANSWER_TIMEOUT_S)
+        except OSError as error:
+            raise self._answers.lost(error) from None
+        if not answer.is_success:
+            raise self._answers.error(answer.status, answer.content, f"{method} {path}")
+        return answer.content
+
+
+class AgentClient:
+    """Speaks to one agent without an event loop: for commands, and for pytest between two tests.
+
+    Making it connects to nothing. Every method raises `AgentError` when the agent does not answer, or what it reports.
+
+    :param client: whom requests come from, where that matters.
+    :param process: the agent itself, where that is known.
+    """
+
+    def __init__(self, socket: Path, *, client: str = "", process: ProcessIdentity | None = None) -> None:
+        self.socket = socket
+        self.process = process
+        self._answers = _Answers(socket)
+        self._client = client
+
+    def answers(self) -> bool:
+        """Whether it does: one that is only starting, or about to leave, does not."""
+        try:
+            self.vms()
+        except AgentError:
+            return False
+        return True
+
+    def vms(self) -> list[VmListed]:
+        return self._ask("GET", "/vms", list[VmListed])
+
+    def kept(self) -> list[KeptListed]:
+        return self._ask("GET", "/kept", list[KeptListed])
+
+    def release_kept(self) -> list[KeptListed]:
+        """Have the agent remove all that it keeps; returns what that was, when it is gone."""
+        return self._ask("DELETE", "/kept", list[KeptListed])
+
+    def keep(self, request: Keep) -> KeptListed:
+        """As `AsyncAgentClient.keep`."""
+        return self._ask("POST", "/kept", KeptListed, request)
+
+    def remove(self, belongings: ResourceIds) -> None:
+        """As `AsyncAgentClient.remove`."""
+        self._ask("POST", "/removal", NoneType, belongings)
+
+    def volumes(self) -> list[VolumeListed]:
+        return self._ask("GET", "/volumes", list[VolumeListed])
+
+    def departure(self, client: str) -> Departed:
+        """Wait until all that a client owned is released, after it has closed its lifeline."""
+        return self._ask("GET", f"/clients/{client}/departure", Departed)
+
+    def _ask(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
+        content = None if body is None else msgspec.json.encode(body)
+        endpoint = Endpoint(base_url=BASE_URL, uds=self.socket)
+        headers = {CLIENT_HEADER: self._client}
+        try:
+            answer = request(endpoint, method, path, content=content, headers=headers, timeout_s=BLOCKING_TIMEOUT_S)
+        except OSError as error:
+            raise self._answers.lost(error) from None
+        return self._answers.result(answer, kind, f"{method} {path}")
+
+
+def running_agents(base: Path, *, run: str | None = None) -> Iterator[AgentClient]:
+    """The agents of this user that live and answer; of one run, if that is given."""
+    for found in survey(base):
+        if found.is_alive and found.contents and run in (None, found.contents.header.run):
+            agent = AgentClient(found.directory / SOCKET_NAME, process=found.contents.header.agent)
+            if agent.answers():
+                yield agent
+
+
+class _Answers:
+    """What the answers of one agent mean, for both clients.
+
+    Something else than an agent may listen at the socket, or an agent of another version: whatever it answers becomes
+    an error that shows the text.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+
+    def result(self, answer: HttpAnswer, kind: type[T], operation: str) -> T:
+        """Return what was asked for.
+
+        :raises PropolisError: what the agent reports.
+        """
+        if not answer.is_success:
+            raise self.error(answer.status, answer.content, operation)
+        return self.decode(answer.content or b"null", kind, operation)
+
+    def decode(self, content: bytes, kind: type[T], operation: str) -> T:
+        """
+        :raises AgentError: when it is of another kind.
+        """
+        try:
+            return msgspec.json.decode(content, type=kind)
+        except msgspec.DecodeError as error:
+            raise self._failed(
+                f"answered {operation} with what is no {_name(kind)} ({error}): {_text(content)}"
+            ) from None
+
+    def error(self, status: int, content: bytes, operation: str) -> PropolisError:
+        """Return the error for an answer that is none of the 2xx."""
+        if status == HTTPStatus.UNPROCESSABLE_ENTITY:
+            with contextlib.suppress(msgspec.DecodeError):
+                return msgspec.json.decode(content, type=Fault).to_error()
+        if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_IMPLEMENTED):
+            return api_error(status, content, vm=None, operation=operation)
+        return self._failed(f"answered {status} to {operation}: {_text(content)}")
+
+    def lost(self, error: object) -> AgentError:
+        """Return the error for no answer, or for one that ended early."""
+        return self._failed(f"does not answer: {error or type(error).__name__}")
+
+    def _failed(self, how: str) -> AgentError:
         return AgentError(
-            f"the agent behind {self._socket} does not answer: {error or type(error).__name__}",
-            hint=f"its log is {self._socket.with_name('agent.log')}",
+            f"the agent behind {self._socket} {how}", hint=f"its log is {self._socket.with_name(LOG_NAME)}"
         )
+
+
+def _text(content: bytes) -> str:
+    return content[:QUOTED_BYTES].decode(errors="replace").strip() or "nothing"
+
+
+def _name(kind: Any) -> str:
+    return getattr(kind, "__name__", str(kind))

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from platformdirs import user_cache_path
-
 from ..engine.qemu.accelerator.probe import probe_accelerator
 from ..engine.qemu.binary import Qemu, find_firmware, find_qemu
 from ..errors import CapabilityMissing, PropolisError
 from ..settings import Settings
 from ..storage.programs import Finished, run_program
 from ..storage.store import default_artifact_dir
+from ..storage.user_directories import cache_directory
 
 __all__ = ["Capability", "Survey", "survey"]
 
@@ -90,7 +89,7 @@ async def _qemu_and_accelerator(settings: Settings) -> tuple[Capability, Capabil
 async def probe_acceleration(qemu: Qemu, settings: Settings) -> Capability:
     """Run a guest under the accelerator that is chosen."""
     try:
-        choice = await probe_accelerator(qemu, wanted=settings.accelerator, cache_dir=user_cache_path("propolis"))
+        choice = await probe_accelerator(qemu, wanted=settings.accelerator, cache_dir=cache_directory())
     except PropolisError as error:
         return _failed("accelerator", error)
     return Capability("accelerator", ok=True, detail=f"{choice.name}: {choice.reason}")

@@ -1,25 +1,29 @@
-"""Starting a host's agent: once per run, whoever comes first."""
+"""Starting a host's agent: once per run, by the first process that needs it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from ..agent_api.messages import LOG_NAME, SOCKET_NAME, AgentConfig, AgentReady
+from ..agent_api.messages import LOG_NAME, AgentConfig, AgentReady
 from ..errors import AgentError, HostError, ResourceExhausted
+from ..ledger.identity import ProcessIdentity
 from ..ledger.rendezvous import Rendezvous
+from .known_directories import note_base_directory
 from .lifeline import AgentNotRunning, Lifeline
 from .run_directory import make_private_directory
 
@@ -27,29 +31,42 @@ __all__ = ["Launched", "connect_or_launch"]
 
 START_TIMEOUT_S: Final = 30.0
 SOCKET_PATH_LIMIT: Final = 107
+LONGEST_SOCKET: Final = Path("vms", "0" * 16, "migration.sock")
+"""The socket with the longest path that an agent makes in its directory."""
 
-_children: Final[list[subprocess.Popen[bytes]]] = []
-"""Agents that this process started: kept, because they may outlive whoever needed them, and are not warned about."""
+KILL_TIMEOUT_S: Final = 10.0
+
+TRACING_VARIABLES: Final = ("COVERAGE_", "COV_CORE_", "PYDEVD_", "DEBUGPY_")
+"""By these, coverage and debuggers follow child processes. They are about the tests; the agent is no part of those."""
+
+BOOTSTRAP: Final = """
+import json, os, runpy, sys
+if os.fork():
+    os._exit(0)
+sys.path += json.loads(sys.argv.pop(1))
+runpy.run_module("pytest_propolis.agent", run_name="__main__", alter_sys=True)
+"""
+"""Detaches the agent from the process that starts it, and lets it import what that process can import.
+
+The standard library comes first: in a test run `sys.path` begins with the directories of tests, whose modules may have
+the names of others. No ``.pth`` file is read, by which coverage and others come into every Python.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launched:
     """A running agent, and our lifeline to it.
 
-    :param process: the agent, if this process started it.
+    :param agent: the agent's process, if this process started it.
     """
 
     socket: Path
     lifeline: Lifeline
-    process: subprocess.Popen[bytes] | None = None
+    agent: ProcessIdentity | None = None
 
     def wait_until_left(self, timeout_s: float) -> bool:
         """Wait for the end of an agent whose last client has left. False where it was started elsewhere, or stays."""
-        if self.process is None:
-            return False
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout_s)
-        return self.process.returncode is not None
+        return self.agent is not None and self.agent.wait_gone(timeout_s)
 
 
 async def connect_or_launch(config: AgentConfig, *, client: str) -> Launched:
@@ -62,22 +79,23 @@ async def connect_or_launch(config: AgentConfig, *, client: str) -> Launched:
     """
     directory = Path(config.directory)
     make_private_directory(directory.parent)
+    note_base_directory(directory.parent)
     rendezvous = Rendezvous(directory.parent, config.run)
     if launched := await _connect(rendezvous, client):
         return launched
     async with _place_errors(directory.parent), rendezvous.hold():
         if launched := await _connect(rendezvous, client):
             return launched
-        _require_short(directory / SOCKET_NAME)
+        _require_short(directory / LONGEST_SOCKET)
         async with _starting(config) as child:
-            ready = Path((await _launch(config, child)).socket)
-            lifeline = await Lifeline.open(ready, client=client)
+            socket_path = await child.ready()
+            lifeline = await Lifeline.open(socket_path, client=client)
             try:
-                rendezvous.name(ready)
+                rendezvous.name(socket_path)
             except BaseException:
                 lifeline.close()
                 raise
-        return Launched(socket=ready, lifeline=lifeline, process=child.process)
+        return Launched(socket=socket_path, lifeline=lifeline, agent=child.agent)
 
 
 @contextlib.asynccontextmanager
@@ -85,21 +103,15 @@ async def _starting(config: AgentConfig) -> AsyncIterator[_Child]:
     """A directory for an agent, and the agent in it; nothing is left of them if the block fails or is cancelled."""
     directory = Path(config.directory)
     make_private_directory(directory)
-    child = _Child()
     try:
-        try:
-            yield child
-        except AgentNotRunning:
-            raise _start_failed(config, "left before it could be used") from None
+        with _Child.started(config) as child:
+            try:
+                yield child
+            except AgentNotRunning:
+                raise _start_failed(config, "left before it could be used") from None
     except BaseException:
-        if child.process is not None:
-            # It owns nothing yet: nobody could ask it for anything.
-            child.process.kill()
-            child.process.wait()
         shutil.rmtree(directory, ignore_errors=True)
         raise
-    assert child.process is not None
-    _children.append(child.process)
 
 
 @contextlib.asynccontextmanager
@@ -131,33 +143,76 @@ async def _connect(rendezvous: Rendezvous, client: str) -> Launched | None:
 
 @dataclass(slots=True)
 class _Child:
-    """An agent that is being started."""
+    """An agent that is being started.
 
-    process: subprocess.Popen[bytes] | None = None
+    :param launcher: the process that starts it, and ends at once: it leads the agent's process group.
+    :param ready_socket: where the agent says that it is ready; no other process writes there.
+    :param agent: the agent's own process, once it is ready.
+    """
 
+    config: AgentConfig
+    launcher: subprocess.Popen[bytes]
+    ready_socket: socket.socket
+    agent: ProcessIdentity | None = None
 
-async def _launch(config: AgentConfig, child: _Child) -> AgentReady:
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    with ours:
-        with theirs:
-            child.process = _start(config, theirs.fileno())
+    @classmethod
+    @contextlib.contextmanager
+    def started(cls, config: AgentConfig) -> Iterator[_Child]:
+        """Start an agent, and kill it if the block fails or is cancelled."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                child = cls(config, _start(config, theirs.fileno()), ours)
+            try:
+                yield child
+            except BaseException:
+                child._kill()
+                raise
+            finally:
+                child.launcher.wait()
+
+    async def ready(self) -> Path:
+        """Wait until the agent listens, and return its socket.
+
+        :raises AgentError: when it ends before, or takes too long.
+        :raises AgentNotRunning: when it ended right after.
+        """
+        self.ready_socket.setblocking(False)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                line = await asyncio.get_running_loop().sock_recv(ours, 4096)
+                line = await asyncio.get_running_loop().sock_recv(self.ready_socket, 4096)
         except TimeoutError:
-            raise _start_failed(config, f"did not come up in {START_TIMEOUT_S:.0f} s") from None
-    if not line:
-        raise _start_failed(config, "ended while it started")
-    return msgspec.json.decode(line, type=AgentReady)
+            raise _start_failed(self.config, f"did not come up in {START_TIMEOUT_S:.0f} s") from None
+        if not line:
+            raise _start_failed(self.config, "ended while it started")
+        ready = msgspec.json.decode(line, type=AgentReady)
+        try:
+            self.agent = ProcessIdentity.of(ready.pid)
+        except ProcessLookupError:
+            raise AgentNotRunning from None
+        return Path(ready.socket)
+
+    def _kill(self) -> None:
+        """Kill the agent, which owns nothing yet: no client could ask it for anything."""
+        # The launcher was not waited for yet, so that its group's number cannot be another group's.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.launcher.pid, signal.SIGKILL)
+        if self.agent:
+            self.agent.wait_gone(KILL_TIMEOUT_S)
+        self.ready_socket.settimeout(KILL_TIMEOUT_S)  # its other end goes with a process that has not written to it
+        with contextlib.suppress(OSError):
+            while self.ready_socket.recv(4096):
+                pass
 
 
 def _start(config: AgentConfig, ready_fd: int) -> subprocess.Popen[bytes]:
     """Start the agent. It outlives this event loop, which would end a subprocess of asyncio's own."""
+    arguments = [json.dumps(_import_path()), msgspec.json.encode(config).decode(), str(ready_fd)]
     log = os.open(Path(config.directory) / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "pytest_propolis.agent", msgspec.json.encode(config).decode(), str(ready_fd)],
+            # Through `env`, because debuggers put themselves in front of every Python that is started directly.
+            ["/usr/bin/env", sys.executable, "-S", "-P", "-c", BOOTSTRAP, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
@@ -165,9 +220,22 @@ def _start(config: AgentConfig, ready_fd: int) -> subprocess.Popen[bytes]:
             # Its own session: Ctrl-C on the terminal must not reach it, nor the VMs.
             start_new_session=True,
             cwd="/",
+            env={name: value for name, value in os.environ.items() if not name.startswith(TRACING_VARIABLES)},
         )
     finally:
         os.close(log)
+
+
+def _import_path() -> list[str]:
+    """Return where this process finds modules: first this package and those that it needs, then what tests add."""
+    installed = (Path(__file__).absolute().parents[2], Path(str(msgspec.__file__)).absolute().parents[1])
+    return list(dict.fromkeys([*map(str, installed), *map(_absolute, sys.path)]))
+
+
+def _absolute(place: str) -> str:
+    # A finder keeps what a relative place meant when it was first looked into; the test may have changed directory.
+    finder = sys.path_importer_cache.get(place)
+    return str(Path(getattr(finder, "path", place)).absolute())
 
 
 def _start_failed(config: AgentConfig, how: str) -> AgentError:

@@ -31,7 +31,7 @@ class Lifeline:
     def __init__(self, connection: socket.socket, path: Path) -> None:
         self.path = path
         self.is_dropped = False
-        """Whether it was closed without anybody waiting for what comes of it."""
+        """Whether it was closed without waiting until the agent has released what this process owned."""
         self._connection = connection
         _lifelines.add(self)
 
@@ -60,15 +60,21 @@ class Lifeline:
             raise
         return cls(connection, path)
 
-    async def closed_by_agent(self) -> None:
-        """Wait until the agent ends the connection."""
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(OSError):
-            while await loop.sock_recv(self._connection, 4096):
-                pass
+    @property
+    def is_broken(self) -> bool:
+        """Whether the agent has ended the connection, as when it died."""
+        try:
+            return not self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def close(self) -> None:
         """Say goodbye. Closing twice is fine."""
+        with contextlib.suppress(OSError):  # closed already, or by the agent
+            # A process that was forked without Python's knowledge may hold the connection, too.
+            self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
         _lifelines.discard(self)
 
@@ -84,6 +90,21 @@ class Lifeline:
 
 
 _lifelines: Final[set[Lifeline]] = set()
+
+
+def _leave_to_parent() -> None:
+    """Close this forked process's copies of the connections, which its parent goes on using.
+
+    The connections must break when the parent ends, not when its last child does. What the parent owns is none of the
+    child's: `is_dropped` keeps the child from waiting for its release.
+    """
+    for lifeline in Lifeline.all_open():
+        lifeline.is_dropped = True
+        lifeline._connection.close()
+    _lifelines.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 async def _shake_hands(connection: socket.socket, path: Path, client: str) -> None:

@@ -2,54 +2,97 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import secrets
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-from ..agent_api.messages import AgentConfig, ResourceIds
-from ..errors import AgentError
+from ..agent_api.messages import AgentConfig
+from ..errors import AgentError, HostError
 from ..ledger.ledger import LEDGER_NAME, read_ledger
+from ..propolis_api.endpoint import Endpoint
 from ..settings import Settings
-from .agent_client import AsyncAgentClient
+from ..storage.files import copy, space_errors
+from ..storage.host_path import host_path
+from ..storage.programs import run_program
+from ..storage.store import default_artifact_dir, disk_directory
+from .agent_client import AgentClient, AsyncAgentClient
+from .host import Host, HostSpec, Unfinished
 from .launcher import Launched, connect_or_launch
-from .living_agent import AgentClient
-from .run_directory import agent_directory, run_token
+from .run_directory import agent_directory
 
-__all__ = ["LocalHost"]
+__all__ = ["THIS_MACHINE", "LocalHost", "open_host"]
 
 AGENT_LEAVE_TIMEOUT_S: Final = 15.0
+COMMAND_TIMEOUT_S: Final = 300.0
+
+THIS_MACHINE: Final = HostSpec(name="localhost", kind="local", address="localhost", options={})
+"""The host of a run without an inventory."""
+
+logger = logging.getLogger(__name__)
 
 
-class Unfinished(Protocol):
-    """What has taken something of the host, and may not have given it back."""
-
-    @property
-    def belongings(self) -> ResourceIds: ...
+def open_host(spec: HostSpec, settings: Settings, run_id: str) -> LocalHost:
+    """A local host of an inventory. It has a store of its own, as a host elsewhere has."""
+    return LocalHost(settings, run_id=run_id, spec=spec)
 
 
 class LocalHost:
-    """This machine, for the length of one process.
+    """This machine, or one of several local hosts that an inventory makes of it, for the length of one process.
 
-    The agent starts with the first client that is asked for. The host is tied to no event loop: each `client` is.
+    The agent starts with the first client that is asked for.
 
-    :param shared_id: what all processes of a run know and nobody else does (xdist's run id); None for a run of one.
+    :param run_id: the id of the run on this host; unguessable, and the same in all processes of the run.
+    :param spec: the inventory's description, if there is one.
     """
 
-    def __init__(self, settings: Settings, *, shared_id: str | None = None) -> None:
+    def __init__(self, settings: Settings, *, run_id: str, spec: HostSpec = THIS_MACHINE) -> None:
         self._settings = settings
-        self._run = run_token(shared_id)
+        self._spec = spec
+        self._run = run_id
         self._client_id = secrets.token_hex(8)
         self._launched: Launched | None = None
         self.was_up = False
-        """Whether the agent was ever asked for."""
         self.unfinished: list[Unfinished] = []
-        """What was about to end, and was not heard of since."""
         self.templates: dict[object, str] = {}
-        """Keys of the templates that are known to be on this host, by what they are templates of."""
+
+    def __repr__(self) -> str:
+        return f"<LocalHost {self.name!r}>"
 
     @property
-    def run(self) -> str:
+    def name(self) -> str:
+        return self._spec.name
+
+    @property
+    def address(self) -> str:
+        return self._spec.address
+
+    @property
+    def labels(self) -> frozenset[str]:
+        return self._spec.labels
+
+    @property
+    def run_id(self) -> str:
         return self._run
+
+    async def run(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
+        try:
+            async with asyncio.timeout(timeout_s):
+                finished = await run_program(["/bin/sh", "-c", command])
+        except TimeoutError:
+            raise HostError(f"host {self.name}: {command!r} did not end", waited_s=timeout_s) from None
+        if finished.status != 0:
+            raise HostError(
+                f"host {self.name}: {command!r} ended with status {finished.status}: {finished.last_lines()}"
+            )
+        return finished.output.rstrip("\n")
+
+    async def put(self, local: Path, remote: Path) -> None:
+        await _copy_file(self.name, local, remote)
+
+    async def get(self, remote: Path, local: Path) -> None:
+        await _copy_file(self.name, remote, local)
 
     @property
     def directory(self) -> Path | None:
@@ -62,19 +105,28 @@ class LocalHost:
 
     @property
     def agent(self) -> AgentClient | None:
-        """The agent, for who has no event loop, while it is up."""
         return AgentClient(self._launched.socket, client=self._client_id) if self._launched else None
 
     async def client(self) -> AsyncAgentClient:
-        """A client of this host's agent, for the running event loop. The caller closes it.
-
-        :raises AgentError: when the agent does not start.
-        :raises HostError: when the run directory cannot be had.
-        """
+        if self._launched is not None and self._launched.lifeline.is_broken:
+            logger.warning("the agent behind %s has ended: another one is started", self._launched.socket)
+            self._launched.lifeline.close()
+            self._launched = None
+            self.templates.clear()
         if self._launched is None:
             self.was_up = True
-            self._launched = await connect_or_launch(self._config(), client=self._client_id)
+            self._launched = self._first(await connect_or_launch(self._config(), client=self._client_id))
         return AsyncAgentClient(self._launched.socket, client=self._client_id)
+
+    def migration_address(self, endpoint: Endpoint, *, target: Host) -> str:
+        """The socket's own path: other local hosts are on the same machine."""
+        return endpoint.address
+
+    def _first(self, launched: Launched) -> Launched:
+        if self._launched is None:
+            return launched
+        launched.lifeline.close()  # another task was faster; the agent lets a client have several lifelines
+        return self._launched
 
     def close(self) -> None:
         """Let go of the agent, which then releases what this process still owns, and leaves if nobody else needs it.
@@ -95,14 +147,36 @@ class LocalHost:
 
     def _config(self) -> AgentConfig:
         settings = self._settings
+        store = settings.artifact_dir
+        peers: tuple[str, ...] = ()
+        if self._spec is not THIS_MACHINE:
+            shared = store or default_artifact_dir()
+            store, peers = shared / "hosts" / self.name, (str(shared),)
         return AgentConfig(
             run=self._run,
-            directory=str(agent_directory(self._run)),
-            artifact_dir=str(settings.artifact_dir) if settings.artifact_dir else None,
+            directory=host_path(agent_directory(self._run), purpose="the run directory"),
+            artifact_dir=str(store) if store else None,
+            peer_stores=peers,
             qemu=str(settings.qemu) if settings.qemu else None,
             accelerator=settings.accelerator,
             standby=None if settings.standby == "auto" else settings.standby,
+            disk_dir=str(settings.disk_dir or disk_directory(settings.artifact_dir)),
+            image_dirs=tuple(map(str, settings.image_dirs or ())),
         )
+
+
+async def _copy_file(host: str, source: Path, target: Path) -> None:
+    """Copy a file as a whole: the target has the old content or the new one."""
+    part = target.with_name(f".{target.name}.part")
+    try:
+        with space_errors(target.parent):
+            await copy(source, part)
+            part.chmod(source.stat().st_mode & 0o7777)
+            part.replace(target)
+    except OSError as error:
+        raise HostError(f"host {host}: {source} cannot be copied to {target}: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _agent_stays(socket: Path, client: str) -> bool:

@@ -13,18 +13,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import HostError
+from ..storage.user_directories import cache_directory
 
-__all__ = ["agent_directory", "base_directory", "make_private_directory", "run_token"]
+__all__ = ["agent_directory", "base_directory", "make_private_directory", "require_private_directory", "run_token"]
 
 
 def base_directory(environment: Mapping[str, str] = os.environ) -> Path:
-    """The parent of all run directories of this user: never in a shared temporary directory."""
+    """The parent of all run directories of this user: never in a shared temporary directory.
+
+    :raises HostError: when the environment does not say where this user may keep anything.
+    """
     runtime = environment.get("XDG_RUNTIME_DIR")
-    if runtime and Path(runtime).is_dir():
+    if runtime and Path(runtime).is_absolute() and Path(runtime).is_dir():  # relative ones are invalid (XDG)
         return Path(runtime) / "propolis"
     if os.geteuid() == 0:
         return Path("/run/propolis")
-    return Path.home() / ".cache" / "propolis" / "run"
+    return cache_directory() / "run"
 
 
 def run_token(shared_id: str | None) -> str:
@@ -46,12 +50,20 @@ def make_private_directory(directory: Path) -> None:
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = directory.lstat()
+        require_private_directory(directory)
     except OSError as error:
         raise HostError(
             f"the directory {directory} cannot be made: {error.strerror}",
             hint="set XDG_RUNTIME_DIR to a directory of your own",
         ) from None
+
+
+def require_private_directory(directory: Path) -> None:
+    """
+    :raises HostError: when it is not a directory of this user that no other user may enter.
+    :raises OSError: when it is not there.
+    """
+    status = directory.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise HostError(
             f"{directory} is not a directory of this user alone", hint="remove it, or set XDG_RUNTIME_DIR to your own"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
-import httpx
 import msgspec
 
-from ..agent_api.messages import VmFacts
+from ..agent_api.messages import AttachDisk, VmFacts
 from ..errors import AgentError, CapabilityMissing
+from ..propolis_api import Component, InstanceSpec
 from ..propolis_api.endpoint import Endpoint
 from ..propolis_api.failure import api_error
 from ..propolis_api.transport import http_client
 
-__all__ = ["get_screenshot", "get_vm_facts"]
+__all__ = ["attach_disk", "get_screenshot", "get_vm_facts"]
 
 ANSWER_TIMEOUT_S: Final = 30.0
 
@@ -41,14 +42,39 @@ async def get_screenshot(endpoint: Endpoint, *, vm: str) -> bytes:
     return await _get(endpoint, "/screenshot", vm=vm, operation="screenshot", lacking=lacking)
 
 
+async def attach_disk(endpoint: Endpoint, components: Mapping[str, Component], *, vm: str) -> InstanceSpec:
+    """Have a disk plugged into a VM that runs; return its spec with the disk.
+
+    :raises CapabilityMissing: when the VM's server is none of an agent.
+    :raises ApiError: when it refuses.
+    """
+    lacking = CapabilityMissing("its server cannot plug disks into a VM that runs", vm=vm, operation="attach")
+    body = msgspec.json.encode(AttachDisk(components=dict(components)))
+    answer = await _ask("POST", endpoint, "/disks", body, vm=vm, operation="attach", lacking=lacking)
+    return msgspec.json.decode(answer, type=InstanceSpec)
+
+
 async def _get(endpoint: Endpoint, path: str, *, vm: str, operation: str, lacking: CapabilityMissing) -> bytes:
+    return await _ask("GET", endpoint, path, None, vm=vm, operation=operation, lacking=lacking)
+
+
+async def _ask(
+    method: str,
+    endpoint: Endpoint,
+    path: str,
+    body: bytes | None,
+    *,
+    vm: str,
+    operation: str,
+    lacking: CapabilityMissing,
+) -> bytes:
     try:
         async with http_client(endpoint) as client:
-            response = await client.get(endpoint.base_url + path, timeout=ANSWER_TIMEOUT_S)
-    except httpx.TransportError as error:
+            answer = await client.request(method, path, content=body, timeout_s=ANSWER_TIMEOUT_S)
+    except OSError as error:
         raise AgentError(f"{endpoint} does not answer: {error or type(error).__name__}", vm=vm) from None
-    if response.status_code == HTTPStatus.NOT_FOUND:
+    if answer.status == HTTPStatus.NOT_FOUND:
         raise lacking
-    if response.is_error:
-        raise api_error(response.status_code, response.content, vm=vm, operation=operation)
-    return response.content
+    if not answer.is_success:
+        raise api_error(answer.status, answer.content, vm=vm, operation=operation)
+    return answer.content

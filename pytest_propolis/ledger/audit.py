@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from ..agent_api.messages import LOG_NAME, SOCKET_NAME
-from .entry import KEPT_OWNER, MARK_VARIABLE, Entry
+from .disk_directories import OWNER_NAME, directories_of
+from .entry import AGENT_OWNER, KEPT_OWNER, MARK_VARIABLE, Entry, command_line_mark
 from .identity import ProcessIdentity, find_marked
 from .ledger import LEDGER_NAME
 from .rendezvous import SUFFIX
@@ -23,7 +24,7 @@ from .survey import RunSurvey, survey
 
 __all__ = ["Leak", "audit", "wait_settled"]
 
-_OWN_FILES: Final = frozenset({LEDGER_NAME, LOG_NAME, SOCKET_NAME})
+_OWN_FILES: Final = frozenset({LEDGER_NAME, LOG_NAME, SOCKET_NAME, OWNER_NAME})
 _ZFS_TIMEOUT_S: Final = 10.0
 _LOOK_S: Final = 0.1
 _PROC: Final = Path("/proc")
@@ -56,19 +57,23 @@ def wait_settled(base: Path, run: str, *, timeout_s: float) -> None:
         busy[0].contents.header.agent.wait_gone(min(remaining_s, _LOOK_S))
 
 
-def audit(base: Path, run: str, *, block_devices: Path = _BLOCK) -> list[Leak]:
+def audit(base: Path, run: str, *, disks: Path | None = None, block_devices: Path = _BLOCK) -> list[Leak]:
     """What is left of a run. Meant for when all its clients have gone, and its agents have had the time to leave.
 
     :param base: the directory that the agents' directories are in.
     :param run: the run's word.
+    :param disks: the directory that the agents' directories of disks are in.
     :param block_devices: where the kernel shows them.
     """
     agents = _agents(base, run)
-    words = (f"{MARK_VARIABLE}={run}.", f"propolis-{run}-")
+    words = (f"{MARK_VARIABLE}={run}.", command_line_mark(run))
     leaks = [leak for agent in agents for leak in _left_by(agent)]
     if not agents and (rendezvous := base / f"{run}{SUFFIX}").exists():
         leaks.append(Leak("file", str(rendezvous)))
-    leaks += [*_processes(words, agents), *_sockets(agents, run), *_mounts(run)]
+    if disks is not None:
+        explained = {agent.directory.name for agent in agents}
+        leaks += [Leak("directory", str(place)) for place in directories_of(disks, run) if place.name not in explained]
+    leaks += [*_processes(words, agents), *_sockets(agents, base / run), *_mounts(run)]
     return [*leaks, *_devices(block_devices, run), *_datasets(run)]
 
 
@@ -80,13 +85,18 @@ def _is_kept(entry: Entry) -> bool:
     return entry.owner.client == KEPT_OWNER
 
 
+def _is_explained(entry: Entry) -> bool:
+    """Whether an agent that keeps something has a reason to have it."""
+    return entry.owner.client in (KEPT_OWNER, AGENT_OWNER)
+
+
 def _keeps(agent: RunSurvey) -> bool:
     """Whether an agent has a reason to be there still."""
     return agent.is_alive and agent.contents is not None and any(map(_is_kept, agent.contents.entries.values()))
 
 
 def _has_settled(agent: RunSurvey) -> bool:
-    return _keeps(agent) and all(map(_is_kept, _entries(agent)))
+    return _keeps(agent) and all(map(_is_explained, _entries(agent)))
 
 
 def _left_by(agent: RunSurvey) -> Iterator[Leak]:
@@ -100,10 +110,13 @@ def _left_by(agent: RunSurvey) -> Iterator[Leak]:
         if agent.is_alive:
             yield Leak("process", f"{agent.contents.header.agent.pid} (the agent itself)")
     for entry in entries:
-        if not (agent.is_alive and _is_kept(entry)):
+        if not (_keeps(agent) and _is_explained(entry)):
             what = entry.what.get("path") or entry.what.get("pid") or entry.id
             yield Leak("entry", f"of a {entry.kind}: {what}, of {entry.owner.client}")
     yield from _unlisted_files(agent.directory, entries)
+    if (disks := agent.contents.header.disk_directory) and _keeps(agent):
+        inside = [entry for entry in entries if entry.what.get("path") != disks]
+        yield from _unlisted_files(Path(disks), inside)
 
 
 def _unlisted_files(directory: Path, entries: Iterable[Entry]) -> Iterator[Leak]:
@@ -132,13 +145,19 @@ def _command(pid: int) -> str:
     return _text(_PROC / str(pid) / "cmdline").replace("\0", " ").strip()[:120] or "gone meanwhile"
 
 
-def _sockets(agents: Iterable[RunSurvey], run: str) -> Iterator[Leak]:
-    """UNIX sockets that are bound to a path or a name of the run's, whether or not that is still there."""
+def _sockets(agents: Iterable[RunSurvey], prefix: Path) -> Iterator[Leak]:
+    """UNIX sockets that are bound to a path of the run's, whether or not that is still there.
+
+    Any user can bind an abstract name, and see the run's word in the command lines of its processes. So a name counts
+    only where no other user can make it: in the base directory.
+
+    :param prefix: what the paths of all directories of the run begin with.
+    """
     expected = {str(agent.directory / SOCKET_NAME) for agent in agents if _keeps(agent)}
     kept = [f"{path}/" for agent in agents if _keeps(agent) for path in _kept_paths(agent)]
     names = {line.split()[7] for line in _text(_PROC / "net/unix").splitlines()[1:] if len(line.split()) > 7}
     for name in sorted(names - expected):
-        if run in name and not name.startswith(tuple(kept)):
+        if name.startswith(f"{prefix.absolute()}-") and not name.startswith(tuple(kept)):
             yield Leak("socket", name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import time
@@ -13,7 +14,8 @@ from types import MappingProxyType
 from typing import Final
 
 from ..errors import AgentError
-from .entry import Entry
+from ..storage.forks.zfs import remove_clone
+from .entry import Entry, command_line_mark
 from .identity import ProcessIdentity, find_marked
 from .ledger_text import Header
 from .removal import parent_of, refusal, remove, require_unmounted
@@ -64,8 +66,10 @@ def strays(run: DeadRun) -> list[ProcessIdentity]:
     """Processes that carry the run's mark, apart from those that belong to a process entry or to something kept."""
     listed = [entry for entry in run.entries if entry.kind == "process" or entry in run.spared]
     # What carries only the bare mark could belong to something kept; what carries the id of another entry does not.
-    mark = f"{run.header.mark}-" if run.spared else run.header.mark
-    return [process for process in find_marked(mark) if not any(_belongs(process, entry) for entry in listed)]
+    # A QEMU whose wrapper cleared its environment has the run's word in its command line alone.
+    marks = [f"{run.header.mark}-"] if run.spared else [run.header.mark, command_line_mark(run.header.run)]
+    found = {process for mark in marks for process in find_marked(mark)}
+    return [process for process in found if not any(_belongs(process, entry) for entry in listed)]
 
 
 def _belongs(process: ProcessIdentity, entry: Entry) -> bool:
@@ -97,13 +101,19 @@ def _undo_path(entry: Entry, run: DeadRun) -> None:
         return  # removed last, when nothing is left that needs the ledger in it
     if any(spelling.is_relative_to(path) for spelling in directory):
         raise refusal(path, "holds the run directory")
-    roots = [spelling for root in (run.directory, *run.roots) for spelling in _spellings(root)]
+    roots = [spelling for root in (run.directory, *run.roots, *_disk_roots(path, run)) for spelling in _spellings(root)]
     with suppress(FileNotFoundError), parent_of(path, roots) as parent:
         found = os.stat(path.name, dir_fd=parent, follow_symlinks=False)
         if stat.S_ISDIR(found.st_mode) and entry.kind != "directory":
             raise refusal(path, f"is a directory, not a {entry.kind}")
         require_unmounted(path)
         remove(path, parent)
+
+
+def _disk_roots(path: Path, run: DeadRun) -> tuple[Path, ...]:
+    """The parent of the agent's directory of disks, for what is that directory or is in it."""
+    disks = Path(run.header.disk_directory)
+    return (disks.parent,) if disks.name == run.directory.name and path.is_relative_to(disks) else ()
 
 
 def _spellings(directory: Path) -> tuple[Path, Path]:
@@ -118,7 +128,12 @@ def _path_of(entry: Entry) -> Path:
     return path
 
 
+def _destroy_zfs_clone(entry: Entry, _run: DeadRun) -> None:
+    """Destroy the clone, if its name is one of this project's; its snapshot goes with the last clone."""
+    asyncio.run(remove_clone(entry.what))
+
+
 CLEANUPS: Final[Mapping[str, Cleanup]] = MappingProxyType(
-    {"process": _undo_process} | dict.fromkeys(_PATH_KINDS, _undo_path)
+    {"process": _undo_process, "zfs-clone": _destroy_zfs_clone} | dict.fromkeys(_PATH_KINDS, _undo_path)
 )
 """What undoes each kind that the reaper knows by itself. Add to a copy: ``{**UNDOERS, "nbd": undo_nbd}``."""

@@ -9,13 +9,21 @@ import msgspec
 from ..agent_api.retention import Kept
 from .identity import ProcessIdentity
 
-__all__ = ["KEPT_OWNER", "MARK_VARIABLE", "Entry", "Owner"]
+__all__ = ["AGENT_OWNER", "KEPT_OWNER", "MARK_VARIABLE", "Entry", "Owner", "command_line_mark"]
 
 KEPT_OWNER: Final = "kept"
 """The client whose things are those that an agent keeps for a person."""
 
+AGENT_OWNER: Final = "agent"
+"""Owner of what an agent has of its own while it lives."""
+
 MARK_VARIABLE: Final = "PROPOLIS_MARK"
 """The environment variable in which a process carries the id of its ledger entry."""
+
+
+def command_line_mark(run: str) -> str:
+    """Return what the command lines of all QEMUs of a run contain."""
+    return f"propolis-{run}-"
 
 
 class Owner(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -70,8 +70,10 @@ class Ledger:
         self._torn = torn
 
     @classmethod
-    def open(cls, path: Path, *, run: str) -> Ledger:
+    def open(cls, path: Path, *, run: str, disk_directory: str = "") -> Ledger:
         """Create a ledger (mode 0600) and make it durable, before anything else is put into its directory.
+
+        :param disk_directory: where, beside the ledger's directory, its agent will make directories and files.
 
         :raises AgentError: when there is one already, or it cannot be created.
         :raises ResourceExhausted: when there is no space for it.
@@ -83,6 +85,7 @@ class Ledger:
             agent=ProcessIdentity.current(),
             uid=os.geteuid(),
             since=time.time(),
+            disk_directory=disk_directory,
         )
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -39,6 +39,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     :param agent: the process that writes.
     :param uid: its user.
     :param since: when the ledger was opened, unix time in seconds.
+    :param disk_directory: the agent's directory of disks, of the same name as its run directory; empty for none.
     """
 
     version: int
@@ -47,6 +48,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     agent: ProcessIdentity
     uid: int
     since: float
+    disk_directory: str = ""
 
 
 class Intent(msgspec.Struct, frozen=True, tag_field="to", tag="intent"):

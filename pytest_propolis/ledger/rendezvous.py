@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import IO, Final
@@ -80,15 +81,24 @@ class Rendezvous:
 
 
 def remove_abandoned(base: Path) -> list[Path]:
-    """Remove the rendezvous of runs whose agents are gone, and return their paths."""
+    """Remove the rendezvous of this user's runs whose agents are gone, and return their paths."""
     removed = []
-    for path in base.glob(f"*{SUFFIX}"):
+    for path in filter(_is_ours, base.glob(f"*{SUFFIX}")):
         place = Rendezvous(base, path.name.removesuffix(SUFFIX))
         socket = place.socket()
         # It names none while somebody starts an agent, who holds it, or was killed over that.
         if (socket is None or not socket.exists()) and place.leave(socket):
             removed.append(path)
     return removed
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is a file of this user's; one of another user's is not even opened."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
 
 
 async def _flock(file: IO[str]) -> None:

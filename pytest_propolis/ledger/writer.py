@@ -38,8 +38,18 @@ class LedgerWriter:
         try:
             yield entry
         except BaseException:
-            if kind == "file":
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                path.rmdir() if kind == "directory" else path.unlink()
+            self._ledger.gone(entry)
+            raise
+
+    @contextlib.contextmanager
+    def making(self, kind: str, what: Mapping[str, str]) -> Iterator[Entry]:
+        """Make something that is no path inside the block, which leaves nothing of it if it fails."""
+        entry = self._intend(kind, what)
+        try:
+            yield entry
+        except BaseException:
             self._ledger.gone(entry)
             raise
 

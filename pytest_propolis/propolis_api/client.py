@@ -9,7 +9,6 @@ from typing import Any, Final, Self, TypeVar, final
 from urllib.parse import quote
 from uuid import UUID
 
-import httpx
 import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidHandshake, InvalidStatus
@@ -31,7 +30,9 @@ from . import (
 )
 from .endpoint import Endpoint
 from .failure import api_error, unanswered, unreadable
-from .transport import CONNECT_TIMEOUT_S, WebSocketOpening, http_client, open_websocket
+from .http import HttpAnswer
+from .serial import NOTICES_HEADER
+from .transport import WebSocketOpening, http_client, open_websocket
 
 __all__ = [
     "ANSWER_TIMEOUT_S",
@@ -144,7 +145,9 @@ class PropolisClient:
         any size. Without an active instance propolis-server accepts it and drops it at once.
         """
         query = {"from_start": from_start, "most_recent": most_recent}
-        return WebSocketOpening(lambda: self._upgrade("instance_serial", "/instance/serial", query))
+        return WebSocketOpening(
+            lambda: self._upgrade("instance_serial", "/instance/serial", query, headers={NOTICES_HEADER: "1"})
+        )
 
     def instance_migrate_start(self, migration_id: UUID) -> WebSocketOpening:
         """Begin to migrate the instance out: websocket /instance/migrate/{id}/start. For other servers, not for tests.
@@ -194,7 +197,7 @@ class PropolisClient:
             return msgspec.json.decode(response.content, type=answer)
         except msgspec.DecodeError as error:
             kind = answer.__name__
-            raise unreadable(response.status_code, kind, error, vm=self.vm, operation=operation) from error
+            raise unreadable(response.status, kind, error, vm=self.vm, operation=operation) from error
 
     async def _send(
         self,
@@ -205,27 +208,28 @@ class PropolisClient:
         query: Mapping[str, int | None] | None = None,
         body: Any = None,
         timeout_s: float | None = ANSWER_TIMEOUT_S,
-    ) -> httpx.Response:
+    ) -> HttpAnswer:
         began = time.monotonic()
         try:
             response = await self._http.request(
                 method,
                 path,
-                params=_given(query) if query else None,  # httpx takes an empty query apart, too
+                query=_given(query) if query else None,
                 content=None if body is None else msgspec.json.encode(body),
-                headers=None if body is None else {"content-type": "application/json"},
-                timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S),
+                timeout_s=timeout_s,
             )
-        except httpx.TransportError as error:
+        except OSError as error:
             raise self._unanswered(operation, error, began) from error
         if not response.is_success:
-            raise api_error(response.status_code, response.content, vm=self.vm, operation=operation)
+            raise api_error(response.status, response.content, vm=self.vm, operation=operation)
         return response
 
-    async def _upgrade(self, operation: str, path: str, query: Mapping[str, int | None]) -> ClientConnection:
+    async def _upgrade(
+        self, operation: str, path: str, query: Mapping[str, int | None], *, headers: Mapping[str, str] | None = None
+    ) -> ClientConnection:
         began = time.monotonic()
         try:
-            return await open_websocket(self.endpoint, path, _given(query))
+            return await open_websocket(self.endpoint, path, _given(query), headers=headers)
         except InvalidStatus as error:
             content = bytes(error.response.body or b"")
             raise api_error(error.response.status_code, content, vm=self.vm, operation=operation) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 __all__ = ["Endpoint"]
 
@@ -33,11 +33,19 @@ class Endpoint:
         if not address:
             raise ValueError("the address is empty")
         if not address.startswith(_UNIX):
-            return cls(base_url=address if "://" in address else f"http://{address}")
+            url = address if "://" in address else f"http://{address}"
+            _require_host(url)
+            return cls(base_url=url)
         socket, _, path = address.removeprefix(_UNIX).partition("/")
         if not socket:
             raise ValueError(f"{address} names no socket")
         return cls(base_url=f"{_UNIX_HOST}/{path}", uds=Path(unquote(socket)))
+
+    @property
+    def host_and_port(self) -> tuple[str, int]:
+        """What to connect to where there is no UNIX socket."""
+        parts = urlsplit(self.base_url)
+        return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
     @property
     def address(self) -> str:
@@ -50,3 +58,14 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"{self.base_url} (socket {self.uds})" if self.uds else self.base_url
+
+
+def _require_host(url: str) -> None:
+    """
+    :raises ValueError: when a URL has no host to connect to, or an impossible port.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError(f"{url} has no scheme, host and port to connect to")
+    if not url.isprintable() or " " in url:
+        raise ValueError(f"{url!r} has characters that no URL has")

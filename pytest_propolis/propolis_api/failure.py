@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from http.client import responses
 from typing import Final
 
-import httpx
 import msgspec
 
 from ..errors import AgentError, ApiError
@@ -17,6 +16,7 @@ __all__ = ["api_error", "unanswered", "unreadable"]
 
 _QUOTED_BYTES: Final = 300
 _HINTS: Final[Mapping[int, str]] = {
+    400: "the server cannot do what was asked for: correct what the message names",
     403: "the instance's state does not allow this now: wait for another state, and ask again",
     404: "compare the name with the keys of the instance's spec",
     409: "the server has an instance already: stop it and wait for Destroyed, or use another server",
@@ -61,7 +61,7 @@ def unreadable(status: int, kind: str, error: msgspec.DecodeError, *, vm: str | 
 
 def unanswered(endpoint: Endpoint, error: Exception, *, vm: str | None, operation: str, waited_s: float) -> AgentError:
     """The error for no answer at all."""
-    if isinstance(error, httpx.TimeoutException | TimeoutError):
+    if isinstance(error, TimeoutError):
         did, hint = "is silent", "the server is there but busy or stuck: see its log"
     else:
         did, hint = "does not answer", "the VM's server or its agent has ended: see the agent's log"

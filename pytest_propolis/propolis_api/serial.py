@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from msgspec import Struct, field
 from msgspec.structs import force_setattr
 
 from .integers import Uint8, Uint64, require_uint64
 
-__all__ = ["InstanceSerialConsoleHistoryResponse", "SerialConsoleMigrating", "SerialConsoleMoved"]
+__all__ = [
+    "NOTICES_HEADER",
+    "InstanceSerialConsoleHistoryResponse",
+    "SerialConsoleGuestReset",
+    "SerialConsoleMigrating",
+    "SerialConsoleMoved",
+]
 
 
 class InstanceSerialConsoleHistoryResponse(Struct, frozen=True, kw_only=True):
@@ -52,3 +59,17 @@ class SerialConsoleMigrating(Struct, frozen=True, kw_only=True):
     """The text message in a serial console's websocket that says that the guest has migrated."""
 
     migrating: SerialConsoleMoved = field(name="Migrating")
+
+
+NOTICES_HEADER: Final = "x-propolis-notices"
+"""A client that sends this header when it opens the console is told of resets. propolis-server ignores it."""
+
+
+class GuestReset(Struct, frozen=True, kw_only=True):
+    """What there is to say of a reset: nothing."""
+
+
+class SerialConsoleGuestReset(Struct, frozen=True, kw_only=True):
+    """The text message that says that the guest has reset its machine; this project's own."""
+
+    guest_reset: GuestReset = field(name="GuestReset")

@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Coroutine, Generator, Mapping
-from functools import cache
 from types import TracebackType
 from typing import Any, Final, final
 from urllib.parse import urlencode
 
-import httpx
-from websockets.asyncio.client import ClientConnection, connect, unix_connect
+from websockets.asyncio.client import ClientConnection, connect
 
 from . import API_VERSION
 from .endpoint import Endpoint
+from .http import CONNECT_TIMEOUT_S, HttpClient
+from .sockets import connect as connect_socket
 
 __all__ = ["CLOSE_TIMEOUT_S", "CONNECT_TIMEOUT_S", "WebSocketOpening", "http_client", "open_websocket"]
 
-CONNECT_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 2.0
 """How long the closing of a websocket waits for the server's goodbye."""
-
-# Servers drop idle connections after 5 s or more. A client that lets go earlier never writes into one being dropped.
-_KEEPALIVE_S: Final = 2.0
 
 _HEADERS: Final = {"api-version": API_VERSION}
 
 
-def http_client(endpoint: Endpoint) -> httpx.AsyncClient:
-    """A client with no connection yet, any number allowed, which costs next to nothing to make unless it is for TLS."""
-    transport = httpx.AsyncHTTPTransport(
-        uds=str(endpoint.uds) if endpoint.uds else None,
-        verify=True if endpoint.base_url.startswith("https:") else _unused_tls(),
-        trust_env=False,
-        limits=httpx.Limits(keepalive_expiry=_KEEPALIVE_S),
-    )
-    return httpx.AsyncClient(base_url=endpoint.base_url, headers=_HEADERS, transport=transport, trust_env=False)
+def http_client(endpoint: Endpoint) -> HttpClient:
+    """A client with no connection yet, which costs next to nothing to make."""
+    return HttpClient(endpoint, headers=_HEADERS)
 
 
-@cache
-def _unused_tls() -> ssl.SSLContext:
-    # httpx wants a context where there is no TLS, too, and reads a file of certificates for it: 17 ms per client.
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-
-
-async def open_websocket(endpoint: Endpoint, path: str, query: Mapping[str, int]) -> ClientConnection:
+async def open_websocket(
+    endpoint: Endpoint, path: str, query: Mapping[str, int], *, headers: Mapping[str, str] | None = None
+) -> ClientConnection:
     """A websocket without compression, pings or a limit on the size of its frames.
 
     :raises OSError: TimeoutError among them, when nothing answers.
@@ -53,7 +38,7 @@ async def open_websocket(endpoint: Endpoint, path: str, query: Mapping[str, int]
     base = "ws" + endpoint.base_url.removeprefix("http").rstrip("/")
     uri = f"{base}{path}?{urlencode(query)}" if query else base + path
     options: dict[str, Any] = {
-        "additional_headers": _HEADERS,
+        "additional_headers": {**_HEADERS, **(headers or {})},
         "compression": None,
         "proxy": None,
         "open_timeout": CONNECT_TIMEOUT_S,
@@ -62,9 +47,12 @@ async def open_websocket(endpoint: Endpoint, path: str, query: Mapping[str, int]
         "ping_interval": None,
         "max_size": None,
     }
-    if endpoint.uds:
-        return await unix_connect(str(endpoint.uds), uri, **options)
-    return await connect(uri, **options)
+    connection = await connect_socket(endpoint, timeout_s=CONNECT_TIMEOUT_S)
+    try:
+        return await connect(uri, sock=connection, **options)
+    except BaseException:
+        connection.close()
+        raise
 
 
 @final

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import pytest
+from _pytest._code.code import ExceptionRepr
 
 from ..errors import PropolisError
-from ..session.retention import RETENTION_POLICY
+from ..session.guard import guarded
+from ..session.stash import CRUCIBLE_DISKS, RETENTION_POLICY, VMS
+from .volumes import describe_volume
 
 if TYPE_CHECKING:
     from ..propolis_api.client import Endpoint
     from ..vm.vm import TestVm
 
-__all__ = ["VMS", "add_sections"]
-
-VMS: Final[pytest.StashKey[list[TestVm]]] = pytest.StashKey()
-"""Where a test's item keeps the VMs that were made for it."""
+__all__ = ["add_sections"]
 
 
 NOT_CREATED: Final = "not created"
@@ -27,14 +28,33 @@ STATE_TIMEOUT_S: Final = 1.0
 def add_sections(
     item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException] | None, report: pytest.TestReport
 ) -> None:
-    """Add a section for each VM of a failed test."""
-    if report.failed:
-        keeper = item.config.stash.get(RETENTION_POLICY, None)
-        stays = keeper is not None and keeper.settings.keep != "never"
-        shown = dict(_tails(excinfo.value)) if excinfo else {}
-        for vm in item.stash.get(VMS, []):
+    """Add a section for each VM of a failed test. After the test's teardown its VMs are forgotten."""
+    policy = item.config.stash.get(RETENTION_POLICY, None)
+    stays = policy is not None and policy.settings.keep != "never"
+    shown = dict(_tails(excinfo.value)) if excinfo else {}
+    for vm in item.stash.get(VMS, []) if report.failed else ():
+        with guarded(item.config, f"describing VM {vm.name!r} of {item.nodeid}"):
             lines = describe(vm, shown=shown.get(vm.name, ()), stays=stays)
-            report.sections.append((f"propolis VM {vm.name!r}", "\n".join(lines)))
+            _add_section(report, f"propolis VM {vm.name!r}", "\n".join(lines))
+    for disk in item.stash.get(CRUCIBLE_DISKS, []) if report.failed else ():
+        with guarded(item.config, f"describing crucible disk {disk.name!r} of {item.nodeid}"):
+            _add_section(report, f"propolis crucible disk {disk.name!r}", "\n".join(describe_volume(disk)))
+    if report.when == "teardown":
+        item.stash[VMS] = []
+        item.stash[CRUCIBLE_DISKS] = []
+
+
+def _add_section(report: pytest.TestReport, title: str, content: str) -> None:
+    """Add a section where every consumer of the report finds it.
+
+    Terminals alone show `report.sections`; IDEs, JUnit files and Allure take the text of the failure itself.
+    """
+    if isinstance(report.longrepr, ExceptionRepr):
+        report.longrepr.addsection(title, content)
+    elif isinstance(report.longrepr, str):
+        report.longrepr = f"{report.longrepr}\n{f' {title} '.center(80, '-')}\n{content}"
+    else:
+        report.sections.append((title, content))
 
 
 def describe(vm: TestVm, *, shown: tuple[str, ...] = (), stays: bool = False) -> list[str]:
@@ -51,6 +71,7 @@ def describe(vm: TestVm, *, shown: tuple[str, ...] = (), stays: bool = False) ->
     state = vm.final_state or _state_now(vm.endpoint)
     return [
         f"state:   {state}",
+        *([f"host:    {vm.host.name} ({vm.host.address})"] if vm.host.address != "localhost" else []),
         f"boot:    {vm.boot_kind}: {vm.phases}",
         f"spec:    {vm.guest.name}, {board.cpus} CPUs, {board.memory_mb} MiB, disks: {disks or 'none'}",
         *_console(vm.console_tail(), shown),
@@ -87,12 +108,11 @@ def _tails(error: BaseException | None) -> Iterator[tuple[str, tuple[str, ...]]]
 
 def _state_now(endpoint: Endpoint) -> str:
     """Ask the server, without an event loop: a report is made between two runs of the test's own."""
-    import httpx
+    from ..propolis_api.http import request  # heavy, and there are no failures in most runs
 
-    transport = httpx.HTTPTransport(uds=str(endpoint.uds) if endpoint.uds else None, verify=False, trust_env=False)
     try:
-        with httpx.Client(transport=transport, timeout=STATE_TIMEOUT_S) as http:
-            answer = http.get(f"{endpoint.base_url}/instance")
-            return str(answer.json()["instance"]["state"]) if answer.is_success else NOT_CREATED
-    except httpx.TransportError as error:
-        return f"unknown ({error})"
+        answer = request(endpoint, "GET", "/instance", timeout_s=STATE_TIMEOUT_S)
+        return str(json.loads(answer.content)["instance"]["state"]) if answer.is_success else NOT_CREATED
+    except Exception as error:
+        # A report must say something of a server that is gone, frozen, or hidden by what the test has patched.
+        return f"unknown ({str(error) or type(error).__name__})"

@@ -10,22 +10,23 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ..errors import AgentError, PropolisError
-from .signals import INTERRUPTION
+from .guard import guarded
+from .stash import GUARD, HOSTS, INTERRUPTION, RETENTION_POLICY, SETTINGS
 
 if TYPE_CHECKING:
     from ..agent_api.messages import KeptListed
-    from ..hosts.local import LocalHost
     from ..ledger.audit import Leak
+    from ..settings import Settings
 
-__all__ = ["HOST", "EndOfRun", "WorkersEnd"]
-
-HOST: Final[pytest.StashKey[LocalHost]] = pytest.StashKey()
-"""Where a config keeps its process's host, once a test has asked for VMs."""
+__all__ = ["LOG_DIRECTORY_KEY", "EndOfRun", "WorkersEnd"]
 
 SETTLE_TIMEOUT_S: Final = 15.0
 """How long agents may take to leave after their last client, before what they own counts as leaked."""
 
 WORKER_KEY: Final = "propolis_used"
+
+LOG_DIRECTORY_KEY: Final = "propolis_log_directory"
+"""Where a controller puts the name of a directory for its worker's logs, if workers are not to share one."""
 
 
 class WorkersEnd:
@@ -35,9 +36,10 @@ class WorkersEnd:
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None]:
         """After the last finalizer, and before xdist sends what is told."""
         yield
-        host = session.config.stash.get(HOST, None)
-        session.config.workeroutput[WORKER_KEY] = host is not None and host.was_up  # type: ignore[attr-defined]
-        _let_go(session.config)
+        hosts = session.config.stash.get(HOSTS, ())
+        session.config.workeroutput[WORKER_KEY] = any(host.was_up for host in hosts)  # type: ignore[attr-defined]
+        with guarded(session.config, "releasing the worker's VMs"):
+            _let_go(session.config)
 
 
 class EndOfRun:
@@ -53,6 +55,8 @@ class EndOfRun:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         self._shared_id = node.workerinput["testrunuid"]
+        if node.config.getoption("dist") == "each":
+            node.workerinput[LOG_DIRECTORY_KEY] = node.gateway.id
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -63,52 +67,63 @@ class EndOfRun:
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None]:
         """After the last finalizer and the last worker, before the summary."""
         yield
-        _let_go(session.config)
-        run = self._run(session.config)
-        if run and not session.config.stash[INTERRUPTION].has_let_go:
-            try:
-                self._look(run)
-            except (OSError, PropolisError) as error:  # the tests' own results are worth more
-                self._not_looked = str(error)
-            if self._leaks and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        with guarded(session.config, "releasing the run's VMs"):
+            _let_go(session.config)
+        with guarded(session.config, "looking for what the run has left behind"):
+            self._look_for_leaks(session.config)
+        if self._leaks and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if guard := terminalreporter.config.stash.get(GUARD, None):
+            for line in guard.summary():
+                terminalreporter.write_line(f"propolis: {line}")
         if self._kept:
             terminalreporter.section("VMs kept")
             for line in describe_kept(self._kept):
                 terminalreporter.write_line(line)
         if self._not_looked:
-            terminalreporter.write_line(f"propolis: nobody looked whether anything was left behind: {self._not_looked}")
+            terminalreporter.write_line(f"propolis: the leak check did not run: {self._not_looked}")
         if self._leaks:
             terminalreporter.section("propolis: this run has left something behind", red=True)
             for leak in self._leaks:
                 terminalreporter.write_line(str(leak), red=True)
             terminalreporter.write_line("`propolis gc` removes what a ledger lists; end the rest by hand")
 
-    def _run(self, config: pytest.Config) -> str | None:
-        """The run's word, if it had VMs."""
+    def _look_for_leaks(self, config: pytest.Config) -> None:
+        if config.stash[INTERRUPTION].has_abandoned:
+            return
+        try:
+            for run in self._runs(config):
+                self._look(run, config.stash[SETTINGS])
+        except (OSError, PropolisError) as error:  # the tests' own results are worth more
+            self._not_looked = str(error)
+
+    def _runs(self, config: pytest.Config) -> tuple[str, ...]:
+        """The ids that the run has on this machine's hosts, if it had VMs there."""
         if self._shared_id is not None:
-            from ..hosts.run_directory import run_token
+            from ..hosts.run_hosts import local_run_ids
 
-            return run_token(self._shared_id) if self._used else None
-        host = config.stash.get(HOST, None)
-        return host.run if host is not None and host.was_up else None
+            return local_run_ids(config.stash[SETTINGS], shared_id=self._shared_id) if self._used else ()
+        return tuple(host.run_id for host in config.stash.get(HOSTS, ()) if host.was_up)
 
-    def _look(self, run: str) -> None:
-        from ..hosts.living_agent import running_agents
+    def _look(self, run: str, settings: Settings) -> None:
+        from ..hosts.agent_client import running_agents
         from ..hosts.run_directory import base_directory
         from ..ledger.audit import audit, wait_settled
+        from ..storage.store import disk_directory
 
         base = base_directory()
         wait_settled(base, run, timeout_s=SETTLE_TIMEOUT_S)
-        self._kept = [kept for agent in running_agents(base, run=run) for kept in agent.kept()]
-        self._leaks = audit(base, run)
+        self._kept += [kept for agent in running_agents(base, run=run) for kept in agent.kept()]
+        self._leaks += audit(base, run, disks=settings.disk_dir or disk_directory(settings.artifact_dir))
 
 
 def _let_go(config: pytest.Config) -> None:
-    """Let go of this process's host: what it still owns there is released."""
-    if host := config.stash.get(HOST, None):
+    """Let go of this process's hosts: what it still owns there is released, but for what is to be kept."""
+    if policy := config.stash.get(RETENTION_POLICY, None):
+        policy.finish()
+    for host in config.stash.get(HOSTS, ()):
         with contextlib.suppress(AgentError):  # what is left is found by the audit
             host.close()
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
@@ -13,84 +13,123 @@ from ..errors import PropolisError
 
 if TYPE_CHECKING:
     from ..agent_api.messages import ResourceIds
-    from ..hosts.local import LocalHost
+    from ..hosts.host import Host
     from ..settings import Settings
     from ..vm.factory import VmFactory
 
-__all__ = ["RETENTION_POLICY", "FactoryTeardown", "RetentionPolicy"]
+__all__ = ["FactoryTeardown", "RetentionPolicy"]
 
 
-@dataclass(slots=True)
+class Factory(Protocol):
+    """Has made what a test uses, and can leave it to others."""
+
+    @property
+    def group(self) -> str:
+        """What it belongs to."""
+
+    async def aclose(self) -> None:
+        """Remove what it has made."""
+
+    async def detach(self) -> list[tuple[Host, ResourceIds]]:
+        """Let go of what it has made, and return what that is, by host."""
+
+    async def keep(self, *, reason: str, ttl_s: float) -> object:
+        """Leave what it has made to a person."""
+
+
+@dataclass(slots=True, eq=False)
 class RetentionPolicy:
-    """What one pytest process knows of its failed tests, and has not yet decided to keep or to remove.
+    """Decides which VMs of one pytest process outlive their factory: a plugin, registered once a test uses VMs.
 
-    A test can still fail while its fixtures are torn down, after its VMs' own. So the VMs of a test that has not failed
-    are set aside, and the report of its teardown decides on them.
+    A test can still fail while its fixtures are torn down, after its VMs' own, and a plugin that runs failed tests
+    again decides on that after the teardown. So with ``--propolis-keep=failed`` a factory's VMs are set aside when it
+    ends, and kept or removed when all reports of the test have been logged.
 
     :param pause: waits for a person, given the failed test and the factory.
     """
 
     settings: Settings
     pause: Callable[[str, VmFactory], Awaitable[None]] | None = None
-    failures: list[str] = field(default_factory=list)
-    _aside: list[tuple[LocalHost, ResourceIds]] = field(default_factory=list)
+    _failures: list[str] = field(default_factory=list)
+    _logged: list[str] = field(default_factory=list)
+    """The failures that count: not those of attempts that were followed by another."""
+    _aside: list[tuple[FactoryTeardown, Host, ResourceIds]] = field(default_factory=list)
 
     def note(self, item: pytest.Item, report: pytest.TestReport) -> None:
-        """A phase of a test has ended. After its teardown nothing is left undecided."""
+        """Take note that a phase of a test has ended; whether its failure counts is not known yet."""
         if report.failed and "propolis" in getattr(item, "fixturenames", ()):
-            self.failures.append(item.nodeid)
-        if report.when == "teardown":
-            while self._aside:
-                with contextlib.suppress(PropolisError):  # the agent is gone, and its VMs with it
-                    self._settle(*self._aside.pop(), keep=report.failed, reason=item.nodeid)
+            self._failures.append(item.nodeid)
 
-    def ending(self, host: LocalHost, test: str | None) -> FactoryTeardown:
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and report.nodeid in self._failures:
+            self._logged.append(report.nodeid)
+
+    def pytest_runtest_logfinish(self) -> None:
+        self._settle_all(remove=True)
+
+    def finish(self) -> None:
+        """Keep what is to be kept of factories that ended with the session. The rest goes with the session's host."""
+        self._settle_all(remove=False)
+
+    def ending(self, test: str | None) -> FactoryTeardown:
         """How a factory that is opened now is to end.
 
         :param test: the test that it is for; None if it is for all that come while it is open.
         """
-        return FactoryTeardown(self, host, test, len(self.failures))
+        return FactoryTeardown(self, test, len(self._failures), len(self._logged))
 
-    def set_aside(self, host: LocalHost, belongings: ResourceIds) -> None:
-        self._aside.append((host, belongings))
+    def set_aside(self, teardown: FactoryTeardown, detached: Iterable[tuple[Host, ResourceIds]]) -> None:
+        self._aside += [(teardown, host, resources) for host, resources in detached]
 
-    def _settle(self, host: LocalHost, belongings: ResourceIds, *, keep: bool, reason: str) -> None:
+    def _settle_all(self, *, remove: bool) -> None:
+        while self._aside:  # VMs come before the disks that they use
+            with contextlib.suppress(PropolisError):  # the agent is gone, and its VMs with it
+                self._settle(*self._aside.pop(0), remove=remove)
+
+    def _settle(self, teardown: FactoryTeardown, host: Host, belongings: ResourceIds, *, remove: bool) -> None:
         from ..agent_api.messages import Keep
 
         if (agent := host.agent) is None:
             return
-        if keep:
+        if reason := teardown.failure_of(self._logged[teardown.logged :]):
             agent.keep(Keep(belongings=belongings, reason=reason, ttl_s=self.settings.keep_ttl))
-        else:
+        elif remove:
             agent.remove(belongings)
 
 
 @dataclass(frozen=True, slots=True)
 class FactoryTeardown:
-    """The end of one factory: call it with the factory."""
+    """The end of one factory: call it with the factory.
+
+    :param seen: how many failures had been noted when the factory was opened; ``logged`` likewise.
+    """
 
     keeper: RetentionPolicy
-    host: LocalHost
     test: str | None
     seen: int
+    logged: int
 
     async def __call__(self, factory: VmFactory) -> None:
-        settings = self.keeper.settings
-        failed = self._failed()
+        """End a factory of VMs, after a pause for a person if their test has failed."""
+        failed = self.failure_of(self.keeper._failures[self.seen :])
         if failed and self.keeper.pause and factory.vms:
             await factory.hand_over()
             await self.keeper.pause(failed, factory)
+        await self.end(factory, failed)
+
+    async def of_disks(self, factory: Factory) -> None:
+        """End a factory of what VMs use, after that of the VMs."""
+        await self.end(factory, self.failure_of(self.keeper._failures[self.seen :]))
+
+    async def end(self, factory: Factory, failed: str | None) -> None:
+        settings = self.keeper.settings
         if settings.keep == "never":
             await factory.aclose()
-        elif failed or settings.keep == "always":
+        elif settings.keep == "always":
             await factory.keep(reason=failed or self.test or factory.group, ttl_s=settings.keep_ttl)
         else:
-            self.keeper.set_aside(self.host, await factory.set_aside())
+            self.keeper.set_aside(self, await factory.detach())
 
-    def _failed(self) -> str | None:
-        """The first test of its own that has failed since the factory was opened."""
-        return next((test for test in self.keeper.failures[self.seen :] if self.test in (None, test)), None)
-
-
-RETENTION_POLICY: Final[pytest.StashKey[RetentionPolicy]] = pytest.StashKey()
-"""Where a config keeps its process's `RetentionPolicy`, once a test has asked for VMs."""
+    def failure_of(self, failures: list[str]) -> str | None:
+        """The first of these failed tests that the factory was for."""
+        return next((test for test in failures if self.test in (None, test)), None)

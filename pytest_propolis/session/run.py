@@ -13,17 +13,21 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ..settings import BootKind, Settings
-from .end_of_run import HOST
+from .internals import is_worker, shared_run_id, worker_name
 from .progress import progress_printer
-from .retention import RETENTION_POLICY, RetentionPolicy
+from .retention import RetentionPolicy
+from .stash import HOSTS, INTERRUPTION, PLACEMENTS, RETENTION_POLICY, RUNNING_TEST
 
 if TYPE_CHECKING:
     from ..guests.registry import GuestRegistry
-    from ..hosts.local import LocalHost
+    from ..hosts.host import Host
+    from ..vm.crucible_disk import CrucibleDisk
+    from ..vm.crucible_disk_factory import CrucibleDiskFactory
     from ..vm.factory import VmFactory
+    from ..vm.image_fork_factory import ImageForkFactory
     from ..vm.vm import TestVm
 
-__all__ = ["Run", "propolis"]
+__all__ = ["Run"]
 
 
 class Run:
@@ -35,11 +39,8 @@ class Run:
     def __init__(self, config: pytest.Config, settings: Settings, *, log_dir: Path) -> None:
         self.settings = settings
         self.log_dir = log_dir
-        self.shared_vms: list[TestVm] = []
-        """VMs that belong to no single test."""
         self._config = config
         self._shared_groups = itertools.count(1)
-        self._host: LocalHost | None = None
 
     @cached_property
     def guests(self) -> GuestRegistry:
@@ -49,26 +50,45 @@ class Run:
             itertools.chain.from_iterable(self._config.hook.pytest_propolis_guests(config=self._config))
         )
 
-    @property
-    def host(self) -> LocalHost:
-        """This machine."""
-        from ..hosts.local import LocalHost
+    @cached_property
+    def hosts(self) -> tuple[Host, ...]:
+        """The hosts of the inventory, or this machine where there is none."""
+        from ..hosts.run_hosts import open_hosts
 
-        if self._host is None:
-            self._host = LocalHost(self.settings, shared_id=_xdist_run_id(self._config))
-            self._config.stash[HOST] = self._host
-        return self._host
+        hosts = open_hosts(self.settings, shared_id=shared_run_id(self._config))
+        self._config.stash[HOSTS] = hosts
+        self._config.stash[INTERRUPTION].arm()
+        return hosts
+
+    @property
+    def placed(self) -> tuple[Host, ...]:
+        """The hosts of the test that runs: those that the controller gave it, else all.
+
+        Without a controller that places tests, workers of pytest-xdist take turns at the first one.
+        """
+        hosts, test = self.hosts, self._config.stash.get(RUNNING_TEST, "")
+        if names := self._config.stash.get(PLACEMENTS, {}).get(test):
+            by_name = {host.name: host for host in hosts}
+            return tuple(by_name[name] for name in names)
+        number = int((worker_name(self._config) or "gw0").removeprefix("gw")) % len(hosts)
+        return (*hosts[number:], *hosts[:number])
+
+    @property
+    def host(self) -> Host:
+        """The host that VMs of the test are on, unless it says otherwise."""
+        return self.placed[0]
 
     @cached_property
     def keeper(self) -> RetentionPolicy:
         """Decides whose VMs stay after their test."""
         pause = None
-        if self.settings.pause_on_failure and not hasattr(self._config, "workerinput"):
+        if self.settings.pause_on_failure and not is_worker(self._config):
             from .pausing import pauser
 
             pause = pauser(self._config)
-        self._config.stash[RETENTION_POLICY] = RetentionPolicy(self.settings, pause)
-        return self._config.stash[RETENTION_POLICY]
+        policy = self._config.stash[RETENTION_POLICY] = RetentionPolicy(self.settings, pause)
+        self._config.pluginmanager.register(policy, "propolis-retention")
+        return policy
 
     def vm_factory(
         self,
@@ -77,6 +97,7 @@ class Run:
         test: str | None = None,
         made: Callable[[TestVm], None] | None = None,
         boot: BootKind | None = None,
+        guest: str | None = None,
     ) -> AbstractAsyncContextManager[VmFactory]:
         """A factory of VMs that live until its ``async with`` ends.
 
@@ -91,41 +112,65 @@ class Run:
         :param test: the node id of the test that the VMs are for; None if they are for all that run meanwhile. With
             ``--propolis-keep=failed`` the VMs stay if one of these fails.
         :param boot: how its VMs come up, instead of what the settings say.
+        :param guest: their default guest, instead of that of the settings.
         """
         from ..vm.factory import VmFactory
 
         name = group or f"shared-{next(self._shared_groups)}"
         return VmFactory.on(
-            self.host,
-            settings=dataclasses.replace(self.settings, boot=boot or self.settings.boot),
+            self.placed,
+            settings=dataclasses.replace(
+                self.settings, boot=boot or self.settings.boot, guest=guest or self.settings.guest
+            ),
             guests=self.guests,
             group=name,
             log_dir=self.log_dir / name,
             progress=progress_printer(self._config),
-            ending=self.keeper.ending(self.host, test),
-            made=partial(self._made, made or self.shared_vms.append),
+            teardown=self.keeper.ending(test),
+            made=partial(self._made, made),
         )
 
-    def _made(self, remember: Callable[[TestVm], None], vm: TestVm) -> None:
-        remember(vm)
+    def image_fork_factory(
+        self, *, guest: str | None = None, zfs_only: bool = False
+    ) -> AbstractAsyncContextManager[ImageForkFactory]:
+        """A factory of writable forks of artifacts, which live until its ``async with`` ends.
+
+        :param guest: the guest whose disk is forked where nothing else is asked for; by default that of the settings.
+        :param zfs_only: whether only ZFS will do; else it is the best way that the host allows.
+        """
+        from ..vm.image_fork_factory import ImageForkFactory
+
+        return ImageForkFactory(
+            self.host,
+            guests=self.guests,
+            default=guest or self.settings.guest,
+            boot_timeout_s=self.settings.boot_timeout,
+            progress=progress_printer(self._config),
+            zfs_only=zfs_only,
+        ).opened()
+
+    def crucible_disk_factory(
+        self,
+        group: str | None = None,
+        *,
+        test: str | None = None,
+        made: Callable[[CrucibleDisk], None] | None = None,
+    ) -> AbstractAsyncContextManager[CrucibleDiskFactory]:
+        """A factory of replicated disks that live until its ``async with`` ends: for fixtures of a wider scope.
+
+        :param group: what they belong to, for people.
+        :param test: as in `vm_factory`.
+        """
+        from ..vm.crucible_disk_factory import CrucibleDiskFactory
+
+        return CrucibleDiskFactory.on(
+            self.host,
+            group=group or test or f"shared-{next(self._shared_groups)}",
+            made=made or (lambda disk: None),
+            teardown=self.keeper.ending(test).of_disks,
+        )
+
+    def _made(self, remember: Callable[[TestVm], None] | None, vm: TestVm) -> None:
+        if remember:
+            remember(vm)
         self._config.hook.pytest_propolis_vm_created(vm=vm, config=self._config)
-
-
-@pytest.fixture(scope="session")
-def propolis(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The run: settings, guests, host, and VM factories of any scope."""
-    # The host is let go when the session ends (session/end_of_run.py). Here it would be too early: whether the last
-    # test has failed, and its VMs are to stay, is known only when all fixtures have ended.
-    settings = request.config.stash[SETTINGS]
-    log_dir = settings.log_dir or tmp_path_factory.getbasetemp() / "propolis"
-    return Run(request.config, settings, log_dir=log_dir)
-
-
-SETTINGS: pytest.StashKey[Settings] = pytest.StashKey()
-"""Where a config keeps the run's settings."""
-
-
-def _xdist_run_id(config: pytest.Config) -> str | None:
-    """What all workers of a run share: then they share an agent, too."""
-    worker = getattr(config, "workerinput", None)
-    return worker["testrunuid"] if worker else None

@@ -4,47 +4,66 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any, Final
 
 import pytest
 
-__all__ = ["INTERRUPTION", "Interruption"]
+from .internals import is_cancelling_a_test, tear_down_everything
 
-POLITE: Final = (signal.SIGTERM, signal.SIGHUP)
+__all__ = ["Interruption"]
+
+TERMINATION: Final = (signal.SIGTERM, signal.SIGHUP)
+"""What CI systems and terminals end a run with."""
 
 
 class Interruption:
     """How signals end the run of one pytest process.
 
-    SIGTERM and SIGHUP, with which CI systems cancel jobs, do what the first Ctrl-C does: the test is cancelled, and its
+    Once there are VMs (`arm`), SIGTERM and SIGHUP do what the first Ctrl-C does: the test is cancelled, and its
     finalizers run. They do no more than that, however often they come. Every further Ctrl-C ends whatever is waited
     for just then; what is still there of the VMs is left to the agents, and the terminal says so. The run ends with its
     usual summary and exit status all the same.
 
-    Handlers that were there before are called first, and put back in the end. Outside of the main thread nothing is
-    changed, because Python allows no more.
+    A run without VMs keeps the handlers that it has. Handlers that were there before are called first, and put back in
+    the end; a process that is forked from this one acts on a signal as if there were no handler. Outside of the main
+    thread nothing is changed, because Python allows no more.
 
     :param say: shows a line to the person at the terminal.
+    :param signals: the signals that end the run in order.
+    :param always: further ones, which do so without VMs, too.
+    :param abandon: what leaves VMs to the agents without waiting; each returns how many VMs are left.
+    :param breaks_waits: whether a further Ctrl-C ends what this process waits for. xdist's controller waits for workers
+        alone.
+    :param patience_s: how long a further Ctrl-C is left to the process that ends this one: to xdist's controller, in a
+        worker. A terminal sends it to both; if the worker let go at once, its VMs would go before the controller counts
+        them.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.letting_go: list[Callable[[], int]] = []
-        """What lets go of VMs without waiting; each returns how many are left to be removed by others."""
-        self.breaks_waits = True
-        """Whether a further Ctrl-C ends what this process waits for. xdist's controller waits for workers alone."""
-        self.has_let_go = False
-        """Whether VMs were left to the agents: then nobody waits for what becomes of them."""
-        self.patience_s = 0.0
-        """How long a further Ctrl-C is left to the process that ends this one: to xdist's controller, in a worker.
-
-        A terminal sends it to both. If the worker let go at once, its VMs would go before the controller counts them.
-        """
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        *,
+        signals: Sequence[signal.Signals] = TERMINATION,
+        always: Sequence[signal.Signals] = (),
+        abandon: Sequence[Callable[[], int]] = (),
+        breaks_waits: bool = True,
+        patience_s: float = 0.0,
+    ) -> None:
+        self.has_abandoned = False
+        """Whether VMs were left to the agents: then nothing waits for what becomes of them."""
         self._say = say
+        self._signals = signals
+        self._always = always
+        self._abandon = abandon
+        self._breaks_waits = breaks_waits
+        self._patience_s = patience_s
         self._previous: dict[signal.Signals, Any] = {}
+        self._is_listening = False
         self._is_asked = False
         self._is_interrupted = False
         self._is_tearing_down = False
@@ -53,23 +72,35 @@ class Interruption:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Around the tests. When they are interrupted, it goes on listening until `restore`."""
+        """Around the tests: `arm` has an effect inside. When they are interrupted, it does until `restore`."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        # A signal that is ignored, as under nohup, stays ignored.
-        for number in POLITE:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._take(number, self._polite)
+        self._is_listening = True
+        self._handle(self._always)
         try:
             yield
         except KeyboardInterrupt:
             self._is_interrupted = True
-            self._take(signal.SIGINT, self._again)
+            if self._previous and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                self._take(signal.SIGINT, self._again)
             raise
         finally:
+            self._is_listening = False
             if not self._is_interrupted:
                 self.restore()
+
+    def arm(self) -> None:
+        """Handle the signals from now on: there is something to be cleaned up. Calling it twice is fine."""
+        if not self._is_listening or threading.current_thread() is not threading.main_thread():
+            return
+        self._handle(self._signals)
+
+    def _handle(self, numbers: Sequence[signal.Signals]) -> None:
+        for number in numbers:
+            # A signal that is ignored, as SIGHUP under nohup, stays ignored.
+            if number not in self._previous and signal.getsignal(number) is not signal.SIG_IGN:
+                self._take(number, self._terminate)
 
     def finish(self, session: pytest.Session) -> Generator[None, Any, Any]:
         """Around the end of the session, where an interrupted run tears its fixtures down.
@@ -93,28 +124,37 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+        _handling.discard(self)
+
+    @property
+    def handled(self) -> Iterable[signal.Signals]:
+        """The signals that have a handler of this object's."""
+        return self._previous.keys()
 
     def _take(self, number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> None:
         self._previous[number] = signal.getsignal(number)
+        _handling.add(self)
         signal.signal(number, handler)
 
-    def _polite(self, number: int, frame: FrameType | None) -> None:
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
         before = self._previous[signal.Signals(number)]
         if callable(before):
             before(number, frame)
-        if not (self._is_asked or self._is_interrupted or _is_cancelling()):
+        if not (self._is_asked or self._is_interrupted or is_cancelling_a_test()):
             self._is_asked = True
+            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in every background job of a shell script
+                raise KeyboardInterrupt
             signal.raise_signal(signal.SIGINT)
 
     def _again(self, _number: int, _frame: FrameType | None) -> None:
-        if self.patience_s:
+        if self._patience_s:
             self._wait_for_controller()
             return
-        self.has_let_go = True
-        left = sum(let_go() for let_go in self.letting_go)
+        self.has_abandoned = True
+        left = sum(abandon() for abandon in self._abandon)
         if left and not self._has_said:
             self._has_said = self._tell(f"{left} {'VM is' if left == 1 else 'VMs are'} being removed in the background")
-        if not (self._is_tearing_down and self.breaks_waits):
+        if not (self._is_tearing_down and self._breaks_waits):
             return
         try:
             loop = asyncio.get_running_loop()
@@ -125,12 +165,12 @@ class Interruption:
 
     def _wait_for_controller(self) -> None:
         if self._waiting is None:
-            self._waiting = threading.Timer(self.patience_s, self._lose_patience)
+            self._waiting = threading.Timer(self._patience_s, self._lose_patience)
             self._waiting.daemon = True
             self._waiting.start()
 
     def _lose_patience(self) -> None:
-        self.patience_s = 0.0
+        self._patience_s = 0.0
         signal.pthread_kill(_main_thread_id(), signal.SIGINT)
 
     def _tear_down_the_rest(self, session: pytest.Session, error: BaseException | None) -> None:
@@ -138,7 +178,7 @@ class Interruption:
             if isinstance(error, Exception):
                 self._tell(f"a finalizer failed: {type(error).__name__}: {error}")
             try:
-                session._setupstate.teardown_exact(None)
+                tear_down_everything(session)
             except BaseException as further:
                 error = further
             else:
@@ -152,21 +192,34 @@ class Interruption:
         return True
 
 
-INTERRUPTION: pytest.StashKey[Interruption] = pytest.StashKey()
-"""Where a config keeps how signals end its run."""
+_handling: set[Interruption] = set()
+"""Those that have handlers in place: one, but for tests of pytest within pytest."""
+
+_masks: list[set[int]] = []
+"""The signal masks of threads that are forking."""
+
+
+def _block_before_fork() -> None:
+    # Python forgets in the child which signals its handlers were about to be called for: one that came before the
+    # handlers are put back would be lost.
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, {n for each in _handling for n in each.handled}))
+
+
+def _unblock_after_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
+def _restore_in_child() -> None:
+    """Have a forked process act on signals as if this plugin were not there."""
+    for each in list(_handling):
+        each.restore()
+    _unblock_after_fork()
+
+
+os.register_at_fork(before=_block_before_fork, after_in_parent=_unblock_after_fork, after_in_child=_restore_in_child)
 
 
 def _main_thread_id() -> int:
     ident = threading.main_thread().ident
     assert ident is not None
     return ident
-
-
-def _is_cancelling() -> bool:
-    """Whether Ctrl-C is cancelling a test in its event loop just now: one more would not let it finish.
-
-    A Ctrl-C at the terminal reaches a worker of xdist's directly, and then once more through the controller. That it
-    has come is known to nobody but `asyncio.Runner`, whose handler takes the place of Python's own.
-    """
-    runner = getattr(getattr(signal.getsignal(signal.SIGINT), "func", None), "__self__", None)
-    return bool(getattr(runner, "_interrupt_count", 0))

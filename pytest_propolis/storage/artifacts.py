@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from ..errors import ArtifactError
+from ..field_checks import check_fields
 from .debian import DebianBuild
 from .sources import LocalFile, WheelMember
 
@@ -20,7 +21,8 @@ ArtifactSource: TypeAlias = LocalFile | WheelMember | DebianBuild
 """Where the content of an artifact comes from.
 
 An artifact travels to the agent of its host as a message, so this set is closed: a new kind of source is written in
-`sources`, with the same ``fetch``, and added here."""
+`sources`, added here, and got by `ArtifactStore`: it uses a local file where it is, builds a Debian system, and fetches
+a wheel's member."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class Artifact:
     :param sha256: the hash of the content, in lowercase hexadecimal; None for what is taken as it is: a
         `LocalFile`, or what was built on this machine.
     :param source: where the content comes from.
-    :raises ArtifactError: when ``filename`` is not one plain name, or ``sha256`` is not a SHA-256.
+    :raises ArtifactError: when a field has a wrong type, ``filename`` is not one plain name, or ``sha256`` is not a
+        SHA-256.
     """
 
     key: str
@@ -41,6 +44,7 @@ class Artifact:
     source: ArtifactSource
 
     def __post_init__(self) -> None:
+        check_fields(self, subject=f"artifact {self.key}", error=ArtifactError)
         checked_name(self.filename, what=f"artifact {self.key}: file name")
         if self.sha256 is not None and not _SHA256.fullmatch(self.sha256):
             raise ArtifactError(

@@ -1,7 +1,8 @@
 """The files of the Debian guest: kernel, initial RAM disk and root disk of Debian 12, built on this machine.
 
-mmdebstrap installs the packages, and mke2fs makes a file system of them: no loop device, no mount on the host. As root
-it all happens in a mount and process namespace of its own, so that whatever ends the build ends all of it.
+mmdebstrap installs the packages, and mke2fs makes a file system of them: no loop device, no mount on the host. It all
+happens in a mount and process namespace of its own, so that whatever ends the build ends all of it. An ordinary user is
+the root of a user namespace for that.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -35,6 +36,8 @@ _PACKAGES: Final = (
     *("initramfs-tools", "linux-image-cloud-amd64"),
 )
 _DISK_MIB: Final = 2048
+# Not on the PATH of an ordinary user, where mke2fs lies.
+_SYSTEM_PROGRAMS: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _SOURCES: Final = Path("/etc/apt")
 
 # In the new system before anything is installed: only what the root disk needs goes into the initial RAM disk, because
@@ -81,6 +84,9 @@ class DebianBuild(msgspec.Struct, frozen=True, tag="debian-build"):
 
     suite: str = "bookworm"
 
+    command: ClassVar[str] = "propolis setup debian"
+    """What a person runs to have it built ahead of the tests."""
+
     @property
     def kernel(self) -> str:
         return f"debian-{self.suite}-amd64.kernel"
@@ -109,11 +115,12 @@ class DebianBuild(msgspec.Struct, frozen=True, tag="debian-build"):
     async def make(self, directory: Path, progress: Progress) -> None:
         """Build all files into an empty directory. It takes about two minutes.
 
-        :raises CapabilityMissing: when a program is missing.
+        :raises CapabilityMissing: when a program is missing, or this user cannot be root of a namespace.
         :raises ArtifactError: when the build fails, with the last lines of what was said.
         :raises ResourceExhausted: when there is no space left.
         """
         _require_programs()
+        await _require_namespaces()
         progress(f"building Debian {self.suite} with mmdebstrap: about a minute")
         await _run(_bootstrap(self.suite, directory), directory)
         progress("making its root disk")
@@ -124,10 +131,11 @@ class DebianBuild(msgspec.Struct, frozen=True, tag="debian-build"):
 
 
 def _bootstrap(suite: str, directory: Path) -> list[str]:
-    mode, namespace = ("root", _as_its_root()) if os.geteuid() == 0 else ("unshare", ())
+    # mmdebstrap's own mode for ordinary users works as a subordinate user, and those may not enter the directory.
     return [
-        *namespace,
-        *("mmdebstrap", "--variant=minbase", f"--mode={mode}", f"--include={','.join(_PACKAGES)}"),
+        *_as_its_root(),
+        *("mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join(_PACKAGES)}"),
+        *(() if os.geteuid() == 0 else ("--skip=chroot/mount/sys",)),  # only root of a network namespace mounts it
         "--dpkgopt=path-exclude=/usr/share/{man,doc,locale}/*",
         *(f"--setup-hook={_BEFORE}", f"--customize-hook={_AFTER}"),
         *(suite, str(directory / "root.tar"), *_mirror(suite)),
@@ -158,18 +166,32 @@ def _names_only(suite: str, file: Path) -> bool:
 
 
 def _require_programs() -> None:
-    missing = [package for program, package in _PROGRAMS.items() if shutil.which(program) is None]
+    programs = _PROGRAMS if os.geteuid() == 0 else {**_PROGRAMS, "newuidmap": "uidmap"}
+    missing = [package for program, package in programs.items() if shutil.which(program, path=_search_path()) is None]
     if missing:
         raise CapabilityMissing(
-            f"to build Debian, this machine lacks {', '.join(missing)}",
-            hint=f"apt-get install {' '.join(missing)}; who is not root needs uidmap, too, and a range in /etc/subuid",
+            f"to build Debian, this machine lacks {', '.join(missing)}", hint=f"apt-get install {' '.join(missing)}"
         )
 
 
+async def _require_namespaces() -> None:
+    """Try what the build does: be root of namespaces with users of their own."""
+    finished = await run_program([*_as_its_root(), "true"])
+    if finished.status != 0:
+        raise CapabilityMissing(
+            f"to build Debian, this user must be able to become root of namespaces: {finished.last_lines(2)}",
+            hint=f"allow user namespaces, and give user {os.geteuid()} a range in /etc/subuid and /etc/subgid "
+            "(usermod --add-subuids 100000-165535 --add-subgids 100000-165535 NAME); or set it up as root",
+        )
+
+
+def _search_path() -> str:
+    return os.pathsep.join((os.environ.get("PATH", os.defpath), *_SYSTEM_PROGRAMS))
+
+
 async def _run(argv: Sequence[str], directory: Path, **variables: str) -> None:
-    finished = await run_program(
-        [*parent_death_prefix(), *argv], environment={"TMPDIR": str(directory), **variables}, directory=directory
-    )
+    environment = {"TMPDIR": str(directory), "PATH": _search_path(), **variables}
+    finished = await run_program([*parent_death_prefix(), *argv], environment=environment, directory=directory)
     if finished.status == 0:
         return
     said = finished.last_lines(12)

@@ -6,6 +6,7 @@ A thing that is being made is left alone, and what a maker that was killed left 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import time
@@ -14,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Evicted", "evict", "note_use"]
+from ..errors import ArtifactCorrupt
+from .image_headers import Qcow2Header
+
+__all__ = ["Claim", "Evicted", "evict", "note_use"]
 
 _MANIFEST: Final = "manifest.json"
 _BLOCK_BYTES: Final = 512
@@ -32,27 +36,51 @@ class Evicted:
     reason: str
 
 
+class Claim:
+    """Keeps something derived from being evicted, until it is closed or this process ends.
+
+    What runs from it may open its files again: a VM that is reset or migrates does.
+    """
+
+    def __init__(self, directory: Path, key: str) -> None:
+        """
+        :param directory: that of the `ArtifactStore`.
+        :raises OSError: when the claim cannot be made.
+        """
+        self._fd: int | None = _open_lock(directory, key)
+        fcntl.flock(self._fd, fcntl.LOCK_SH)  # at most one renaming long
+
+    def close(self) -> None:
+        """Closing twice is fine."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+
 def note_use(place: Path) -> None:
     """Remember that this was used now. The files that its manifest vouches for stay as they look."""
     with contextlib.suppress(OSError):
         os.utime(place / _MANIFEST)
 
 
-def evict(directory: Path, *, max_age_s: float, max_bytes: int, dry_run: bool = False) -> list[Evicted]:
-    """Remove what an `ArtifactStore` of this directory has derived and nobody used for long, or that is too much.
+def evict(
+    directory: Path, *, max_age_s: float, max_bytes: int, disks: Path | None = None, dry_run: bool = False
+) -> list[Evicted]:
+    """Remove what an `ArtifactStore` of this directory has derived and was not used for long, or that is too much.
 
-    VMs that run from it are not disturbed: they have its files open. It blocks.
+    What an agent has a `Claim` on stays, and what a disk below `disks` is an overlay on. It blocks.
 
     :param max_age_s: how long something may go unused, in seconds.
     :param max_bytes: how much all may take together; what was used longest ago goes first.
     """
     evicted = list(_half_made(directory, dry_run=dry_run))
+    needed = _backing_directories(disks) if disks else frozenset()
     left = max_bytes
     for used, place in sorted(_complete(directory / "derived"), reverse=True):
         size_bytes = _size(place)
         left -= size_bytes
         idle_s = time.time() - used
-        if idle_s > max_age_s or left < 0:
+        if place.resolve() not in needed and (idle_s > max_age_s or left < 0):
             reason = f"not used for {idle_s / 86400:.1f} days" if idle_s > max_age_s else "there is too much"
             if _remove(directory, place, place.name, dry_run=dry_run):
                 evicted.append(Evicted(place, size_bytes, reason))
@@ -63,6 +91,22 @@ def _complete(derived: Path) -> Iterator[tuple[float, Path]]:
     for place in derived.glob("[!.]*"):
         with contextlib.suppress(OSError):
             yield (place / _MANIFEST).stat().st_mtime, place
+
+
+def _backing_directories(disks: Path) -> frozenset[Path]:
+    """Where the images lie that disks are overlays on, also those that a dead agent has kept."""
+    found = set()
+    for disk in disks.rglob("*.qcow2"):
+        with contextlib.suppress(OSError, ArtifactCorrupt):
+            if (header := Qcow2Header.read(disk)) and header.backing:
+                found.add((disk.parent / header.backing).parent.resolve())
+    return frozenset(found)
+
+
+def _open_lock(directory: Path, key: str) -> int:
+    locks = directory / "locks"
+    locks.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return os.open(locks / f"used-{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
 def _half_made(directory: Path, *, dry_run: bool) -> Iterator[Evicted]:
@@ -78,13 +122,29 @@ def _remove(directory: Path, place: Path, key: str, *, dry_run: bool) -> bool:
 
     try:
         with FileLock(directory / "locks" / f"derived-{key}.lock", timeout=0):
-            if not dry_run and place.exists():
+            with _unclaimed(directory, key):
+                if dry_run or not place.exists():
+                    return True
                 doomed = place if place.name.startswith(".") else place.with_name(f".{place.name}.evicted")
                 place.rename(doomed)
-                shutil.rmtree(doomed)
+            shutil.rmtree(doomed)
     except (Timeout, OSError):
         return False
     return True
+
+
+@contextlib.contextmanager
+def _unclaimed(directory: Path, key: str) -> Iterator[None]:
+    """Keep it from being claimed during the block.
+
+    :raises BlockingIOError: when it is claimed.
+    """
+    fd = _open_lock(directory, key)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _size(place: Path) -> int:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import grp
 import hashlib
 import os
+import pwd
 import shutil
+import stat
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +21,7 @@ __all__ = [
     "copy",
     "private_directory",
     "remove",
+    "require_trusted",
     "sha256_of",
     "space_errors",
     "sync",
@@ -94,7 +98,34 @@ def private_directory(path: Path) -> Path:
         raise _unusable(path, error.strerror or str(error)) from None
     if not writable:
         raise _unusable(path, "it cannot be written")
+    require_trusted(path)
     return path
+
+
+def require_trusted(path: Path) -> None:
+    """Refuse a directory whose content another user can have made: what lies there is run, and says what is intact.
+
+    :raises HostError: naming the directory and who can write to it. One that is not there passes.
+    """
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if status.st_uid not in (os.geteuid(), 0):
+        raise _unusable(path, f"it belongs to another user (uid {status.st_uid})")
+    if status.st_mode & stat.S_IWOTH:
+        raise _unusable(path, "every user can write to it")
+    if status.st_mode & stat.S_IWGRP and not _is_private_group(status.st_gid):
+        raise _unusable(path, f"a group of users can write to it (gid {status.st_gid})")
+
+
+def _is_private_group(gid: int) -> bool:
+    """Whether this user alone is in the group, as Debian and Fedora set users up, with a umask of 002."""
+    try:
+        user = pwd.getpwuid(os.geteuid())
+        return gid == user.pw_gid and set(grp.getgrgid(gid).gr_mem) <= {user.pw_name}
+    except KeyError:
+        return False
 
 
 def _unusable(path: Path, reason: str) -> HostError:

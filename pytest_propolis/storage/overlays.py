@@ -17,10 +17,23 @@ from ..errors import (
     PropolisError,
     ResourceExhausted,
 )
+from .image_headers import container_of
 from .programs import Finished, run_program
 
-__all__ = ["ImageInfo", "check_image", "create_blank", "create_blank_overlay", "create_overlay", "image_info"]
+__all__ = [
+    "ImageInfo",
+    "check_image",
+    "create_blank",
+    "create_blank_overlay",
+    "create_overlay",
+    "image_info",
+    "presumed_format",
+]
 
+CONVERTIBLE: Final = frozenset({"vmdk", "vhdx", "vpc", "qed", "parallels", "vdi"})
+"""What qemu-img can convert."""
+
+SMALLEST_QCOW2_BYTES: Final = 104
 _LEAKS_ONLY: Final = 3
 _NOT_CHECKABLE: Final = 63
 
@@ -118,6 +131,7 @@ async def check_image(*, qemu_img: Path, image: Path, image_format: str) -> None
     :raises CapabilityMissing: when ``qemu_img`` cannot be run.
     """
     _require_image(image)
+    _require_format(image, image_format)
     arguments = ("check", "-q", "-f", image_format, _absolute(image))
     finished = await _run(qemu_img, arguments)
     if finished.status not in (0, _LEAKS_ONLY, _NOT_CHECKABLE):
@@ -129,9 +143,55 @@ def _absolute(path: Path) -> str:
     return str(path.absolute())
 
 
+def presumed_format(image: Path) -> str:
+    """Return ``raw``, the format of an image whose format was not stated, unless the image is a known container.
+
+    :raises ArtifactMissing: when there is no such image.
+    :raises ArtifactError: when it is a container: what a guest would see of it is not its content.
+    """
+    _require_image(image)
+    if (container := container_of(_head(image))) is None:
+        return "raw"
+    remedy = {"qcow2": 'give image_format="qcow2", or "raw" if the guest is to see the container itself'}
+    raise ArtifactError(
+        f"disk image {image} is a {container} file, and its format was not stated",
+        hint=remedy.get(container, 'unpack it, or convert it with qemu-img, or give image_format="raw"'),
+    )
+
+
+def _require_format(image: Path, image_format: str) -> None:
+    container = container_of(_head(image))
+    if image_format != "qcow2" or container == "qcow2":
+        return
+    if image.stat().st_size < SMALLEST_QCOW2_BYTES:
+        return  # cut short: qemu-img says so
+    source = container if container in CONVERTIBLE else "raw"
+    raise ArtifactCorrupt(
+        f"disk image {image} is not a qcow2 image; it looks like {container or 'a raw disk'}",
+        hint=f"check its format, or convert it: qemu-img convert -f {source} -O qcow2 {image} {image}.converted"
+        if container is None or container in CONVERTIBLE
+        else "unpack it first",
+    )
+
+
+def _head(image: Path) -> bytes:
+    try:
+        with image.open("rb") as file:
+            return file.read(512)
+    except OSError as error:
+        raise ArtifactError(
+            f"disk image {image} cannot be read: {error.strerror}", hint="check its permissions"
+        ) from None
+
+
 def _require_image(image: Path) -> None:
-    if not image.is_file():
-        raise ArtifactMissing(f"there is no disk image {image}", hint="check the path, or fetch the image again")
+    """Accept regular files and block devices."""
+    if image.is_file() or image.is_block_device():
+        return
+    if image.exists():
+        kind = "a directory" if image.is_dir() else "neither a file nor a block device"
+        raise ArtifactError(f"disk image {image} is {kind}", hint="name a file or a block device")
+    raise ArtifactMissing(f"there is no disk image {image}", hint="check the path, or fetch the image again")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import msgspec
 
 from ..errors import ArtifactCorrupt, ArtifactMissing, CapabilityMissing, ResourceExhausted
 from .files import copy, private_directory, remove, sync, write_all
+from .host_path import host_path
 from .locks import locked
 from .programs import Finished, parent_death_prefix, run_program
 from .progress import Progress
@@ -28,21 +29,17 @@ __all__ = ["LocalFile", "WheelMember"]
 class LocalFile(msgspec.Struct, frozen=True, tag="local-file"):
     """A file that is on the host already. The store uses it where it is, and never changes or removes it.
 
-    :param path: made absolute.
+    :param path: made absolute when the source is made, with ``~`` expanded.
+    :raises ConfigError: when that cannot be done.
     """
 
     path: str
 
     def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(self, "path", str(Path(self.path).absolute()))
+        msgspec.structs.force_setattr(self, "path", host_path(self.path, purpose="a local file"))
 
     def __str__(self) -> str:
         return f"local file {self.path}"
-
-    async def fetch(self, destination: Path, progress: Progress, *, shelf: Path) -> None:
-        """Copy the file."""
-        progress(f"copying {self.path}")
-        await copy(self.readable(), destination)
 
     def readable(self) -> Path:
         """Return the path.

@@ -25,13 +25,14 @@ from typing import Final, final
 from ..errors import ArtifactCorrupt, ArtifactError
 from .artifacts import Artifact, checked_name
 from .debian import DebianBuild
-from .files import private_directory, remove, sha256_of, space_errors, sync
+from .files import copy, private_directory, remove, require_trusted, sha256_of, space_errors, sync
 from .locks import locked
 from .manifests import Manifest, Verified
 from .progress import Progress
 from .sources import LocalFile, WheelMember
+from .user_directories import cache_directory
 
-__all__ = ["ArtifactStore", "default_artifact_dir", "template_directory"]
+__all__ = ["ArtifactStore", "default_artifact_dir", "disk_directory", "template_directory"]
 
 _ATTEMPTS: Final = 2
 _MANIFEST: Final = "manifest.json"
@@ -41,9 +42,7 @@ _VERIFIED: Final = ".verified.json"
 
 def default_artifact_dir() -> Path:
     """Return where artifacts lie if nothing else was chosen: in the user's cache. It is not made."""
-    import platformdirs  # here, because most runs never fetch
-
-    return platformdirs.user_cache_path("propolis") / "artifacts"
+    return cache_directory() / "artifacts"
 
 
 def template_directory(artifact_dir: str | Path | None) -> Path:
@@ -51,18 +50,26 @@ def template_directory(artifact_dir: str | Path | None) -> Path:
     return Path(artifact_dir or default_artifact_dir()) / "templates"
 
 
+def disk_directory(artifact_dir: str | Path | None) -> Path:
+    """Return where the disks lie that VMs write to, if nothing else was chosen: with the artifacts. It is not made."""
+    return Path(artifact_dir or default_artifact_dir()) / "disks"
+
+
 @final
 class ArtifactStore:
     """Artifacts in a directory, which is made when it is first needed.
+
+    :param peers: stores on this machine that may have the same things: those are linked, or copied, and verified.
 
     Nothing half-made is ever found under its name. What a cancelled or failed call made is removed before the call
     ends, and what a killed process left is removed by the next that makes the same thing.
     """
 
-    __slots__ = ("directory",)
+    __slots__ = ("_peers", "directory")
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, peers: Sequence[Path] = ()) -> None:
         self.directory = directory.absolute()
+        self._peers = [ArtifactStore(peer) for peer in peers]
 
     async def get(self, artifact: Artifact, progress: Progress) -> Path:
         """Return the path of an artifact, which is fetched if it is not there. It must not be written to.
@@ -75,6 +82,7 @@ class ArtifactStore:
         :raises ResourceExhausted: when there is no space left.
         :raises HostError: when the store's directory cannot be used.
         """
+        require_trusted(self.directory)
         source = artifact.source
         if isinstance(source, LocalFile):
             return await self._in_place(artifact, source.readable(), progress)
@@ -82,6 +90,7 @@ class ArtifactStore:
             await self.derive(source.key, source.filenames, partial(source.make, progress=progress), progress)
             return self.place(artifact)
         sha256, path = _hash_of(artifact), self.place(artifact)
+        require_trusted(path.parent)
         if not _vouched(path, home=path.parent, sha256=sha256):
             async with self._home(sha256, purpose=f"fetching {artifact.key}", progress=progress) as home:
                 await self._ensure(artifact, source, home / artifact.filename, sha256, progress)
@@ -95,6 +104,12 @@ class ArtifactStore:
         if isinstance(source, DebianBuild):
             return self.derived_place(source.key) / artifact.filename
         return self.directory / _hash_of(artifact) / artifact.filename
+
+    def missing_build(self, artifact: Artifact) -> str | None:
+        """Return the command that builds an artifact on this machine; None if it is there, or is fetched."""
+        if not isinstance(artifact.source, DebianBuild) or self.derived(artifact.source.key, [artifact.filename]):
+            return None
+        return artifact.source.command
 
     def derived_place(self, key: str) -> Path:
         """Where the files lie that `derive` makes under this key."""
@@ -124,17 +139,30 @@ class ArtifactStore:
         for name in filenames:
             checked_name(name, what=f"derived {key}: file name")
         place = self.derived_place(key)
+        self._require_trusted_place(place)
         if not _all_vouched(place, filenames):
             async with self._lock(f"derived-{key}", purpose=f"making {title or key}", progress=progress):
                 if not await _intact(place, filenames):
-                    progress(f"making {title or key}")
+                    if (peer := self._peer_with(key, filenames)) is not None:
+                        make = partial(_link_all, peer, filenames)
+                    else:
+                        progress(f"making {title or key}")
                     await _make_anew(place, filenames, make, progress, mode=mode)
         return place
 
     def derived(self, key: str, filenames: Sequence[str]) -> Path | None:
         """Return the directory that `derive` would, if it is there and looks as it did when it was made."""
         place = self.directory / "derived" / key
+        self._require_trusted_place(place)
         return place if _all_vouched(place, filenames) else None
+
+    def _peer_with(self, key: str, filenames: Sequence[str]) -> Path | None:
+        places = (peer.derived(key, filenames) for peer in self._peers)
+        return next((place for place in places if place is not None), None)
+
+    def _require_trusted_place(self, place: Path) -> None:
+        for directory in (self.directory, place.parent, place):
+            require_trusted(directory)
 
     async def _in_place(self, artifact: Artifact, path: Path, progress: Progress) -> Path:
         sha256 = artifact.sha256
@@ -165,7 +193,8 @@ class ArtifactStore:
         for attempt in range(1, _ATTEMPTS + 1):
             with _part_beside(path) as part:
                 try:
-                    await source.fetch(part, progress, shelf=self.directory / "shelf")
+                    if attempt > 1 or not await self._take_from_peer(artifact, sha256, part):
+                        await source.fetch(part, progress, shelf=self.directory / "shelf")
                     await _verify(artifact, part, sha256)
                 except ArtifactCorrupt as error:
                     if attempt == _ATTEMPTS:
@@ -177,6 +206,15 @@ class ArtifactStore:
                     part.replace(path)
                     sync(path.parent)
                     return
+
+    async def _take_from_peer(self, artifact: Artifact, sha256: str, part: Path) -> bool:
+        for peer in self._peers:
+            path = peer.place(artifact)
+            if _vouched(path, home=path.parent, sha256=sha256):
+                part.unlink()
+                await _link(path, part)
+                return True
+        return False
 
     @asynccontextmanager
     async def _home(self, sha256: str, *, purpose: str, progress: Progress) -> AsyncIterator[Path]:
@@ -196,6 +234,19 @@ class ArtifactStore:
             path = private_directory(self.directory / "locks") / f"{name}.lock"
             async with locked(path, purpose=purpose, progress=progress):
                 yield
+
+
+async def _link(source: Path, target: Path) -> None:
+    """Give a complete file, which nothing writes to, a second name; a copy where that cannot be."""
+    try:
+        os.link(source, target)
+    except OSError:
+        await copy(source, target)
+
+
+async def _link_all(source: Path, filenames: Sequence[str], directory: Path) -> None:
+    for name in filenames:
+        await _link(source / name, directory / name)
 
 
 def _hash_of(artifact: Artifact) -> str:

@@ -2,85 +2,31 @@
 
 from __future__ import annotations
 
-import re
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from ..errors import ConfigError
+from ..field_checks import Range, check_fields
 from ..propolis_api import Cpuid, HyperVFeatureFlag
 from ..settings import BootKind, Settings
+from .device_names import BOOT_DISK, NAME, NAME_HINT, require_device_name
+from .disks import DataDisk, Disk, DiskInterface, PciSlot, as_disk
+from .pci_slots import (
+    BOOT_DISK_CANDIDATES,
+    DISK_CANDIDATES,
+    DISPLAY_SLOT,
+    NIC_CANDIDATES,
+    SlotRequest,
+    assign_slots,
+)
 
 __all__ = ["BOOT_DISK", "DataDisk", "DiskInterface", "Nic", "VmConfig"]
 
-DiskInterface = Literal["virtio", "nvme"]
 FirmwareKind = Literal["none", "bios", "uefi"]
 
-BOOT_DISK: Final = "boot-disk"
-"""The name of the disk that holds the guest's system, as in PHD."""
-
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-
-
-PCI_SLOTS: Final = range(2, 32)
-"""Those that a device can have; the ones below belong to the chipset."""
-
-SLOT_HINT: Final = "slots go from 2 to 31; 0 and 1 belong to the chipset"
-
-BLOCK_SIZES: Final = (512, 4096)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataDisk:
-    """A disk beside the one that the guest boots from; gone with its VM.
-
-    It is given by exactly one of `size_mib`, `image` and `contents`.
-
-    :param name: its key in the instance spec.
-    :param size_mib: the size of an empty disk.
-    :param image: an image to fork, instead of an empty disk. It must not change meanwhile.
-    :param image_format: ``qcow2`` or ``raw``.
-    :param contents: what is on the disk, a multiple of 512 bytes. The disk is in memory.
-    :param in_memory: keep it in the server's memory, as a blob of the spec, instead of a file. An image must be raw.
-    :param readonly: whether the guest can only read it.
-    :param block_size: the size of its blocks in bytes, 512 or 4096; always 512 in memory.
-    :param pci_slot: where it sits on the PCI bus; the next slot from 4 on by default.
-    """
-
-    name: str
-    size_mib: int | None = None
-    image: Path | None = None
-    image_format: Literal["qcow2", "raw"] = "raw"
-    contents: bytes | None = None
-    in_memory: bool = False
-    interface: DiskInterface = "virtio"
-    readonly: bool = False
-    block_size: int = 512
-    pci_slot: int | None = None
-
-    def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name) or self.name == BOOT_DISK:
-            raise ConfigError(f"data disk: {self.name!r} cannot be its name", hint=f"not {BOOT_DISK!r}; {NAME.pattern}")
-        if [self.size_mib, self.image, self.contents].count(None) != 2:
-            raise self._error("give one of size_mib, image and contents")
-        if self.size_mib is not None and self.size_mib < 1:
-            raise self._error(f"size_mib is {self.size_mib}", "it must be at least 1")
-        if self.contents is not None and (not self.contents or len(self.contents) % 512):
-            raise self._error(f"contents are {len(self.contents)} bytes", "fill them up to a multiple of 512")
-        if self.block_size not in BLOCK_SIZES or (self.is_in_memory and self.block_size != BLOCK_SIZES[0]):
-            raise self._error(f"block_size is {self.block_size}", "it is 512, or, for a disk in a file, 4096")
-        if self.is_in_memory and self.image is not None and self.image_format != "raw":
-            raise self._error(f"a {self.image_format} image cannot be kept in memory", "convert it to raw")
-        if self.pci_slot is not None and self.pci_slot not in PCI_SLOTS:
-            raise self._error(f"pci_slot is {self.pci_slot}", SLOT_HINT)
-
-    @property
-    def is_in_memory(self) -> bool:
-        """Whether it is a blob of the spec."""
-        return self.in_memory or self.contents is not None
-
-    def _error(self, message: str, hint: str | None = None) -> ConfigError:
-        return ConfigError(f"data disk {self.name!r}: {message}", hint=hint)
+FailureCount: TypeAlias = Annotated[int, Range(0, (1 << 32) - 1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,18 +37,16 @@ class Nic:
     :param link: what it is plugged into, by the server's name for it. With QEMU: ``user`` (reaches what the host
         reaches), ``user:isolated`` (reaches nothing), ``unix:PATH`` (a switch listening on a UNIX socket),
         ``multicast:ADDRESS:PORT`` (all VMs of this host that name the same). With propolis-server: a VNIC.
-    :param pci_slot: where it sits on the PCI bus; the next slot from 16 on by default.
+    :param pci_slot: where it sits on the PCI bus, 2 to 31; by default the next free slot from 16 on.
     """
 
     name: str = "nic"
     link: str = "user:isolated"
-    pci_slot: int | None = None
+    pci_slot: PciSlot | None = None
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
-            raise ConfigError(f"network card: {self.name!r} cannot be its name", hint=NAME.pattern)
-        if self.pci_slot is not None and self.pci_slot not in PCI_SLOTS:
-            raise ConfigError(f"network card {self.name!r}: pci_slot is {self.pci_slot}", hint=SLOT_HINT)
+        check_fields(self, subject=f"network card {self.name!r}")
+        require_device_name("network card", self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +60,11 @@ class VmConfig:
     :param boot: ``warm``: a fork of a guest that was booted once, where that can be; ``cold``: it boots.
     :param boot_timeout_s: seconds until the guest must have booted and logged in.
     :param disk_interface: how the guest sees the disk that it boots from.
-    :param disks: further disks.
+    :param disks: further disks; a `CrucibleDisk` may stand for its own `disk()`.
     :param boot_order: names of disks, in the order in which firmware tries them; the boot disk alone by default.
-    :param firmware: what boots a guest that comes without a kernel, or, if given, one that comes with one.
+    :param firmware: what boots the guest: ``none`` (its kernel is loaded by the server), ``bios`` or ``uefi``. UEFI
+        starts the guest's own kernel, if it has one, unless the adapter says that it boots its disk, or a boot order is
+        given. By default what the guest's adapter says.
     :param kernel_arguments: what to add to the kernel's parameters.
     :param nics: network cards.
     :param cpuid: what the guest's CPUID instruction returns; the server's choice by default.
@@ -131,12 +77,12 @@ class VmConfig:
 
     name: str = "vm"
     guest: str | None = None
-    cpus: int | None = None
-    memory_mib: int | None = None
+    cpus: Annotated[int, Range(1, 64)] | None = None
+    memory_mib: Annotated[int, Range(16, 1 << 20)] | None = None
     boot: BootKind | None = None
-    boot_timeout_s: float | None = None
+    boot_timeout_s: Annotated[float, Range(0, exclusive=True)] | None = None
     disk_interface: DiskInterface = "virtio"
-    disks: tuple[DataDisk, ...] = ()
+    disks: tuple[Disk, ...] = ()
     boot_order: tuple[str, ...] | None = None
     firmware: FirmwareKind | None = None
     kernel_arguments: str = ""
@@ -144,21 +90,16 @@ class VmConfig:
     cpuid: Cpuid | None = None
     hyper_v: tuple[HyperVFeatureFlag, ...] | None = None
     display: bool = False
-    fail_migration_exports: int | None = None
-    fail_migration_imports: int | None = None
+    fail_migration_exports: FailureCount | None = None
+    fail_migration_imports: FailureCount | None = None
 
     def __post_init__(self) -> None:
+        disks: object = self.disks
+        if isinstance(disks, tuple):
+            object.__setattr__(self, "disks", tuple(map(as_disk, disks)))
+        check_fields(self, subject=f"VM {self.name!r}")
         if not NAME.fullmatch(self.name):
-            raise ConfigError(
-                f"{self.name!r} cannot be the name of a VM",
-                hint="letters, digits, '.', '_' and '-', at most 63, beginning with a letter or digit",
-            )
-        self._require_range("cpus", self.cpus, 1, 64)
-        self._require_range("memory_mib", self.memory_mib, 16, 1 << 20)
-        if self.boot not in (None, "warm", "cold"):
-            raise self._error(f"boot is {self.boot!r}", "it is 'warm' or 'cold'")
-        if self.disk_interface not in ("virtio", "nvme"):
-            raise self._error(f"disk_interface is {self.disk_interface!r}", "it is 'virtio' or 'nvme'")
+            raise ConfigError(f"{self.name!r} cannot be the name of a VM", hint=NAME_HINT)
         names = [disk.name for disk in self.disks]
         for name in names:
             if names.count(name) > 1:
@@ -171,6 +112,37 @@ class VmConfig:
             if name not in (BOOT_DISK, *names):
                 known = ", ".join((BOOT_DISK, *names))
                 raise self._error(f"boot_order names {name!r}, which is no disk of this VM", f"its disks are {known}")
+        self._slots(has_boot_disk=False)
+
+    def with_slots(self, *, has_boot_disk: bool) -> VmConfig:
+        """Return the same with a PCI slot for every data disk and network card.
+
+        :raises ConfigError: when the devices do not fit on the bus.
+        """
+        slots = iter(self._slots(has_boot_disk=has_boot_disk)[int(has_boot_disk) :])
+        disks = tuple(dataclasses.replace(disk, pci_slot=next(slots)) for disk in self.disks)  # type: ignore[type-var]
+        nics = tuple(dataclasses.replace(nic, pci_slot=next(slots)) for nic in self.nics)
+        return dataclasses.replace(self, disks=disks, nics=nics)
+
+    @property
+    def boot_disk_slot(self) -> int:
+        """The slot of the disk that the guest boots from: PHD's, else a free one before it, else one after it."""
+        return self._slots(has_boot_disk=True)[0]
+
+    def _slots(self, *, has_boot_disk: bool) -> list[int]:
+        reserved = {DISPLAY_SLOT: "the display"} if self.display else {}
+        try:
+            return assign_slots(self._slot_requests(has_boot_disk), reserved=reserved)
+        except ConfigError as error:
+            raise error.with_context(vm=self.name) from None
+
+    def _slot_requests(self, has_boot_disk: bool) -> Iterator[SlotRequest]:
+        if has_boot_disk:
+            yield SlotRequest(BOOT_DISK, None, BOOT_DISK_CANDIDATES)
+        for disk in self.disks:
+            yield SlotRequest(disk.name, disk.pci_slot, DISK_CANDIDATES)
+        for nic in self.nics:
+            yield SlotRequest(nic.name, nic.pci_slot, NIC_CANDIDATES)
 
     def completed(self, settings: Settings) -> CompleteVmConfig:
         """With the settings for all that was not given."""
@@ -182,10 +154,6 @@ class VmConfig:
             boot=self.boot or settings.boot,
             boot_timeout_s=self.boot_timeout_s or settings.boot_timeout,
         )
-
-    def _require_range(self, what: str, value: int | None, low: int, high: int) -> None:
-        if value is not None and not low <= value <= high:
-            raise self._error(f"{what} is {value}", f"it must be from {low} to {high}")
 
     def _error(self, message: str, hint: str) -> ConfigError:
         return ConfigError(f"VM {self.name!r}: {message}", hint=hint)

@@ -7,29 +7,43 @@ import contextlib
 import dataclasses
 import itertools
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
-from ..agent_api.boot_source import BootSource
+import msgspec
+
+from ..agent_api.boot_source import BootSource, DirectKernel
 from ..agent_api.messages import CreateDisk, CreateVm, Keep, KeptListed, ResourceIds
 from ..console.log import make_log_directory
-from ..errors import ConfigError, PropolisError
+from ..errors import ApiError, ConfigError, PropolisError
+from ..field_checks import check_keywords
 from ..guests.adapter import GuestAdapter
 from ..guests.registry import GuestRegistry
 from ..hosts.agent_client import AsyncAgentClient
-from ..hosts.local import LocalHost
+from ..hosts.host import Host
+from ..hosts.placement import HostChoice, choose_host
 from ..propolis_api import Component, InstanceProperties, InstanceSpec
 from ..propolis_api.client import PropolisClient
 from ..settings import Settings
+from ..storage.host_path import host_path
 from .admission import retry_while_busy
 from .config import CompleteVmConfig, VmConfig
-from .disk_layout import boot_order_of, boot_source_of, data_disk, disks_of, require_enough_memory, split_disks
+from .config_fields import VmConfigFields
+from .crucible_disk import VolumeDisk, with_volumes
+from .disk_layout import (
+    boot_order_of,
+    boot_source_of,
+    disks_of,
+    require_bootable,
+    require_enough_memory,
+    split_disks,
+)
+from .disks import AttachedDisk
 from .guest_images import ReadyImage, ready_image
+from .host_session import HostSession
 from .spec import (
-    FIRST_NIC_SLOT,
-    AttachedDisk,
     disk_components,
     instance_properties,
     instance_spec,
@@ -40,33 +54,42 @@ from .spec import (
 from .timings import Timings
 from .vm import TestVm
 from .warm_start.template_maker import cold_reason
-from .warm_start.warm_starter import WarmStarter
 
 __all__ = ["VmFactory"]
 
 
-class VmFactory:
-    """Makes any number of VMs. What it made is gone when it is closed.
+class FactoryOptions(TypedDict):
+    """What a `VmFactory` needs beside its hosts."""
 
+    settings: Settings
+    guests: GuestRegistry
+    group: str
+    log_dir: Path
+    progress: Callable[[str], None]
+    made: Callable[[TestVm], None]
+
+
+class VmFactory:
+    """Makes any number of VMs, on the hosts of a run. What it made is gone when it is closed.
+
+    :param hosts: the hosts that its VMs may be on; the first one is the default.
     :param group: what the VMs belong to, usually a test; their names are unique in it.
     :param log_dir: the directory for their logs; it is made with the first VM.
     :param made: receives each VM as soon as there is one, for reports.
-    :param templates: what is known of templates on the host; it is added to.
     """
 
     def __init__(
         self,
         *,
-        agent: AsyncAgentClient,
+        hosts: Sequence[Host],
         settings: Settings,
         guests: GuestRegistry,
         group: str,
         log_dir: Path,
         progress: Callable[[str], None],
         made: Callable[[TestVm], None],
-        templates: dict[object, str] | None = None,
     ) -> None:
-        self._agent = agent
+        self._hosts = hosts
         self._settings = settings
         self._guests = guests
         self._group = group
@@ -74,113 +97,145 @@ class VmFactory:
         self._progress = progress
         self._made = made
         self._names: set[str] = set()
-        self._vm_ids: list[str] = []
-        self._disk_ids: list[str] = []
         self.vms: list[TestVm] = []
         """All VMs that were made, in that order."""
-        self._taken: list[contextlib.AsyncExitStack] = []
-        self._forking = WarmStarter(
-            agent, group=group, log_dir=log_dir, known={} if templates is None else templates, progress=progress
-        )
+        self._taken: dict[str, contextlib.AsyncExitStack] = {}
+        self._sessions: dict[str, HostSession] = {}
+        self._open_sessions = contextlib.AsyncExitStack()
+        self._opening = asyncio.Lock()
 
     @property
     def agent(self) -> AsyncAgentClient:
-        """The agent of the host that the VMs are on."""
-        return self._agent
+        """The agent of the default host."""
+        return self._sessions[self._hosts[0].name].agent
+
+    @property
+    def sessions(self) -> tuple[HostSession, ...]:
+        """What it has on each host that it has used."""
+        return tuple(self._sessions.values())
 
     @classmethod
     @contextlib.asynccontextmanager
     async def on(
-        cls, host: LocalHost, *, ending: Callable[[VmFactory], Awaitable[None]] | None = None, **options: Any
+        cls,
+        hosts: Sequence[Host],
+        *,
+        teardown: Callable[[VmFactory], Awaitable[None]] | None = None,
+        **options: Unpack[FactoryOptions],
     ) -> AsyncIterator[VmFactory]:
-        """A factory on a host, with everything that it makes.
+        """A factory on hosts, with everything that it makes.
 
-        What is left of an earlier one, whose end was cancelled half-way, is removed first.
-
-        :param ending: what is done with the factory in the end; `aclose` by default.
+        :param teardown: what is done with the factory in the end; `aclose` by default.
+        :param options: as for the class itself.
         """
-        agent = await host.client()
-        try:
-            await _clear_away(host, agent)
-            factory = cls(agent=agent, templates=host.templates, **options)
+        factory = cls(hosts=hosts, **options)
+        async with factory._open_sessions:
+            await factory._session(hosts[0])
             try:
                 yield factory
             finally:
                 try:
-                    await (ending or cls.aclose)(factory)
+                    await (teardown or cls.aclose)(factory)
                 except BaseException:
-                    host.unfinished.append(factory)
+                    for session in factory.sessions:
+                        session.host.unfinished.append(session)
                     raise
-        finally:
-            await agent.aclose()
+
+    async def _session(self, host: Host) -> HostSession:
+        """What it has on a host; the connection is opened when the host is first used."""
+        async with self._opening:
+            if host.name not in self._sessions:
+                self._sessions[host.name] = await self._open_sessions.enter_async_context(
+                    HostSession.on(host, group=self._group, log_dir=self._log_dir, progress=self._progress)
+                )
+        return self._sessions[host.name]
 
     @property
     def group(self) -> str:
         """What the VMs belong to."""
         return self._group
 
-    @property
-    def belongings(self) -> ResourceIds:
-        """The VMs and disks that were made; they may be gone."""
-        return ResourceIds(vms=tuple(self._vm_ids), disks=tuple(self._disk_ids))
-
     async def hand_over(self) -> None:
         """Leave the VMs' consoles to a person: `TestVm.hand_over`."""
         await asyncio.gather(*(vm.hand_over() for vm in self.vms))
 
-    async def set_aside(self) -> ResourceIds:
-        """Let go of all VMs as they are. They stay this process's, until it has them kept or removed, or ends."""
+    async def detach(self) -> list[tuple[Host, ResourceIds]]:
+        """Let go of all VMs as they are, and return what they are, by host.
+
+        They stay this process's, until it has them kept or removed, or ends.
+        """
         await self.hand_over()
-        for stack in self._taken:
+        for stack in self._taken.values():
             stack.pop_all()
         self._taken.clear()
         await asyncio.gather(*(vm.let_go() for vm in self.vms))
-        return self.belongings
+        return [(session.host, session.resources) for session in self.sessions]
 
-    async def keep(self, *, reason: str, ttl_s: float) -> KeptListed:
+    async def keep(self, *, reason: str, ttl_s: float) -> list[KeptListed]:
         """Leave VMs and disks to a person: they outlive this process."""
-        return await self._agent.keep(Keep(belongings=await self.set_aside(), reason=reason, ttl_s=ttl_s))
+        await self.detach()
+        return [
+            await session.agent.keep(Keep(belongings=session.resources, reason=reason, ttl_s=ttl_s))
+            for session in self.sessions
+        ]
 
     async def aclose(self) -> None:
         """Take all VMs away, all at once. Closing twice is fine.
 
         All are tried even if one fails; then the first failure is raised. If this is cancelled, so is all of it.
         """
-        results = await asyncio.gather(*(stack.aclose() for stack in self._taken), return_exceptions=True)
+        results = await asyncio.gather(*(stack.aclose() for stack in self._taken.values()), return_exceptions=True)
         self._taken.clear()
         for result in results:
             if isinstance(result, BaseException):
                 raise result
 
-    async def start(self, name: str = "vm", **changes: Any) -> TestVm:
+    async def start(
+        self, name: str = "vm", *, host: HostChoice | None = None, **fields: Unpack[VmConfigFields]
+    ) -> TestVm:
         """Make a VM and boot it: `create` and `TestVm.boot`.
 
-        :param changes: fields of `VmConfig`.
-        """
-        return await self.start_config(VmConfig(name=name, **changes))
-
-    async def start_config(self, config: VmConfig) -> TestVm:
-        """Make the VM that a configuration describes, and boot it, or fork it from a guest that was booted before.
-
+        :param host: the host that it is to be on, or a condition on hosts; by default that of the test.
+        :param fields: of `VmConfig`.
+        :raises ConfigError: when a field does not exist, or its value is impossible.
         :raises BootError: when its guest does not come up.
         """
-        vm = await self._make(config, warm=True, run=True)
+        return await self.start_config(_config(name, fields), host=host)
+
+    async def start_config(self, config: VmConfig, *, host: HostChoice | None = None) -> TestVm:
+        """Make the VM that a configuration describes, and boot it, or fork it from a guest that was booted before.
+
+        :raises ApiError: when the server refuses the spec, or cannot set the VM up; nothing is left of it then.
+        :raises BootError: when its guest does not come up.
+        """
+        vm = await self._make(config, host, warm=True, run=True)
+        try:
+            await vm.launch()
+        except ApiError:
+            await self._discard(vm)  # its name is free for another attempt
+            raise
         await vm.boot()
         return vm
 
-    async def create(self, name: str = "vm", **changes: Any) -> TestVm:
-        """Make a VM that does not run yet. It boots from cold, unless asked otherwise."""
-        return await self.create_config(VmConfig(name=name, **changes))
+    async def create(
+        self, name: str = "vm", *, host: HostChoice | None = None, **fields: Unpack[VmConfigFields]
+    ) -> TestVm:
+        """Make a VM that does not run yet. It boots from cold, unless asked otherwise.
 
-    async def create_config(self, config: VmConfig) -> TestVm:
+        :param fields: of `VmConfig`.
+        :raises ConfigError: when a field does not exist, or its value is impossible.
+        """
+        return await self.create_config(_config(name, fields), host=host)
+
+    async def create_config(self, config: VmConfig, *, host: HostChoice | None = None) -> TestVm:
         """Make the VM that a configuration describes, not running yet. It boots from cold, unless ``boot="warm"``.
 
         :raises ConfigError: when there is a VM of that name, or the guest cannot be had as asked for.
         :raises ArtifactError: when its image cannot be had.
         """
-        return await self._make(config, warm=config.boot == "warm")
+        return await self._make(config, host, warm=config.boot == "warm")
 
-    async def _make(self, config: VmConfig, *, warm: bool, run: bool = False) -> TestVm:
+    async def _make(self, config: VmConfig, choice: HostChoice | None, *, warm: bool, run: bool = False) -> TestVm:
         """A VM.
 
         :param warm: try to make it a fork.
@@ -188,14 +243,23 @@ class VmFactory:
         """
         self._require_new(config.name)
         complete = config.completed(self._settings)
+        volumes = [disk for disk in config.disks if isinstance(disk, VolumeDisk)]
+        for disk in volumes:
+            await disk.volume.require_free()
         guest = self._guests.get(complete.guest)
         require_enough_memory(complete, guest)
-        async with self._keeping(config.name) as taken:
+        require_bootable(complete.config, guest)
+        placed = complete.config.with_slots(has_boot_disk=guest.image.disk is not None)
+        complete = dataclasses.replace(complete, config=placed)
+        session = await self._session(self._choose(choice))
+        async with self._keeping(session, config.name) as taken:
             vm = None
             if warm and cold_reason(complete, guest) is None:
-                vm = await self._fork(complete, guest, taken, run=run)
+                vm = await self._fork(session, complete, guest, taken, run=run)
             if vm is None:
-                vm = await self._create(complete, guest, await self._image(complete, guest), taken)
+                image = await self._image(session, guest, timeout_s=complete.boot_timeout_s)
+                vm = await self._create(session, complete, guest, image, taken)
+            vm.hold_volumes(volumes)
             self._remember(vm)
         return vm
 
@@ -204,6 +268,7 @@ class VmFactory:
         vm: TestVm,
         name: str | None = None,
         *,
+        host: HostChoice | None = None,
         copy_disks: bool = False,
         fail_migration_exports: int | None = None,
         fail_migration_imports: int | None = None,
@@ -214,6 +279,8 @@ class VmFactory:
         the other VM has stopped. The disks stay the other VM's: they are gone when that one's factory is closed.
 
         :param name: by default the other one's, with a number.
+        :param host: the host that it is to be on; by default the other one's. Disks are copied to another host by a
+            migration; a VM that is to boot from them must be on the same one.
         :param copy_disks: have a migration copy the disks to new ones of this VM, as between hosts that share no
             storage. Disks that the guest can only read are shared all the same.
         :param fail_migration_exports: as in `VmConfig`.
@@ -221,23 +288,34 @@ class VmFactory:
         """
         name = name or self._successor_name(vm.name)
         self._require_new(name)
-        spec = with_failure_injector(vm.spec, exports=fail_migration_exports, imports=fail_migration_imports)
-        async with self._keeping(name) as taken:
+        for disk in vm.volumes:
+            disk.volume.set_generation(disk.volume.generation + 1)  # it fences the other VM off
+        spec = with_volumes(vm.spec, vm.volumes)
+        spec = with_failure_injector(spec, exports=fail_migration_exports, imports=fail_migration_imports)
+        place = vm.host if host is None else self._choose(host)
+        session = await self._session(place)
+        boot_source = vm.boot_source
+        if place.name != vm.host.name:
+            boot_source = await self._boot_source_on(session, vm)
+        async with self._keeping(session, name) as taken:
             heir = await self._serve(
+                session,
                 name,
                 guest=vm.guest,
                 spec=spec,
                 properties=successor_properties(vm.properties, name),
-                boot_source=vm.boot_source,
+                boot_source=boot_source,
                 boot_timeout_s=vm.boot_timeout_s,
                 taken=taken,
-                copy_disks=copy_disks,
+                copy_disks=copy_disks or place.name != vm.host.name,
+                predecessor=vm.id if vm.id and place.name == vm.host.name else None,
             )
+            heir.volumes = list(vm.volumes)
             self._remember(heir)
         return heir
 
     @contextlib.asynccontextmanager
-    async def _keeping(self, name: str) -> AsyncIterator[contextlib.AsyncExitStack]:
+    async def _keeping(self, session: HostSession, name: str) -> AsyncIterator[contextlib.AsyncExitStack]:
         """What is taken in the block is the factory's after it, and gone if the block fails.
 
         :param name: of the VM that is made in the block.
@@ -245,12 +323,29 @@ class VmFactory:
         try:
             async with contextlib.AsyncExitStack() as taken:
                 yield taken
-                self._taken.append(taken.pop_all())
+                self._taken[name] = taken.pop_all()
         except asyncio.CancelledError:
             # There may be a VM whose id was on its way.
             with contextlib.suppress(PropolisError):
-                await self._agent.remove(ResourceIds(named=((self._group, name),)))
+                await session.agent.remove(ResourceIds(named=((self._group, name),)))
             raise
+
+    def _choose(self, choice: HostChoice | None) -> Host:
+        return self._hosts[0] if choice is None else choose_host(self._hosts, choice)
+
+    async def _boot_source_on(self, session: HostSession, vm: TestVm) -> BootSource:
+        """What a VM starts from, with the files of another host."""
+        if not isinstance(vm.boot_source, DirectKernel):
+            return vm.boot_source
+        image = await self._image(session, vm.guest, timeout_s=vm.boot_timeout_s)
+        return msgspec.structs.replace(
+            vm.boot_source, kernel=str(image.kernel), initrd=str(image.initrd) if image.initrd else None
+        )
+
+    async def _discard(self, vm: TestVm) -> None:
+        """Take away a VM that never ran."""
+        await self._taken.pop(vm.name).aclose()
+        self._names.remove(vm.name)
 
     def _require_new(self, name: str) -> None:
         if name in self._names:
@@ -267,40 +362,46 @@ class VmFactory:
         self.vms.append(vm)
         self._made(vm)
 
-    async def _image(self, complete: CompleteVmConfig, guest: GuestAdapter) -> ReadyImage:
-        limit_s = complete.boot_timeout_s
-        return await ready_image(self._agent, guest.image, timeout_s=limit_s, progress=self._progress)
+    async def _image(self, session: HostSession, guest: GuestAdapter, *, timeout_s: float) -> ReadyImage:
+        return await ready_image(session.agent, guest.image, timeout_s=timeout_s, progress=self._progress)
 
     async def _fork(
-        self, complete: CompleteVmConfig, guest: GuestAdapter, taken: contextlib.AsyncExitStack, *, run: bool
+        self,
+        session: HostSession,
+        complete: CompleteVmConfig,
+        guest: GuestAdapter,
+        taken: contextlib.AsyncExitStack,
+        *,
+        run: bool,
     ) -> TestVm | None:
         """A fork of the kind's template, if it can be had."""
         make_log_directory(self._log_dir)
         name = complete.config.name
-        disks = split_disks(complete.config, guest)
+        disks = split_disks(complete.config)
         # Cards are never a template's: forks would have one address.
         kind = dataclasses.replace(complete, config=dataclasses.replace(complete.config, disks=disks.kept, nics=()))
         async with contextlib.AsyncExitStack() as made:
             added: dict[str, Component] = {}
             for disk in disks.plugged:
-                added |= disk_components(await self._attached(*data_disk(disk), made))
-            for number, nic in enumerate(complete.config.nics):
-                added |= nic_components(nic, default_slot=FIRST_NIC_SLOT + number)
-            forked = await self._forking.fork(kind, guest, added=added, log_path=self._qemu_log(name), run=run)
+                added |= disk_components(await self._attached(session, disk.attached(), disk.request(), made))
+            for nic in complete.config.nics:
+                added |= nic_components(nic)
+            forked = await session.warm_starter.fork(kind, guest, added=added, log_path=self._qemu_log(name), run=run)
             if forked is None:
                 return None
             await taken.enter_async_context(made.pop_all())
-        self._own(forked.vm.id, taken)
+        session.own_vm(forked.vm.id, taken)
         vm = TestVm(
             name=name,
-            client=PropolisClient(self._agent.endpoint(forked.vm.path), vm=name),
+            host=session.host,
+            client=PropolisClient(session.agent.endpoint(forked.vm.path), vm=name),
             guest=guest,
             spec=forked.vm.spec,
             properties=forked.properties,
             log_path=self._serial_log(name),
             boot_timeout_s=complete.boot_timeout_s,
             boot_source=forked.vm.boot,
-            migrations=partial(self._agent.migrations, forked.vm.path),
+            migrations=partial(session.agent.migrations, forked.vm.path),
             forked=forked,
             phases=forked.phases,
             vm_id=forked.vm.id,
@@ -308,13 +409,18 @@ class VmFactory:
         return await taken.enter_async_context(vm)
 
     async def _create(
-        self, complete: CompleteVmConfig, guest: GuestAdapter, image: ReadyImage, taken: contextlib.AsyncExitStack
+        self,
+        session: HostSession,
+        complete: CompleteVmConfig,
+        guest: GuestAdapter,
+        image: ReadyImage,
+        taken: contextlib.AsyncExitStack,
     ) -> TestVm:
         config = complete.config
         spec = instance_spec(
             cpus=complete.cpus,
             memory_mib=complete.memory_mib,
-            disks=[await self._attached(disk, request, taken) for disk, request in disks_of(config, image)],
+            disks=[await self._attached(session, disk, request, taken) for disk, request in disks_of(config, image)],
             boot_order=boot_order_of(config, image),
             nics=config.nics,
             cpuid=config.cpuid,
@@ -322,6 +428,7 @@ class VmFactory:
         )
         spec = with_failure_injector(spec, exports=config.fail_migration_exports, imports=config.fail_migration_imports)
         return await self._serve(
+            session,
             config.name,
             guest=guest,
             spec=spec,
@@ -334,6 +441,7 @@ class VmFactory:
 
     async def _serve(
         self,
+        session: HostSession,
         name: str,
         *,
         guest: GuestAdapter,
@@ -344,6 +452,7 @@ class VmFactory:
         taken: contextlib.AsyncExitStack,
         display: bool = False,
         copy_disks: bool = False,
+        predecessor: str | None = None,
     ) -> TestVm:
         """A server for a VM, and the VM, not created there yet."""
         make_log_directory(self._log_dir)
@@ -351,33 +460,33 @@ class VmFactory:
             name=name,
             group=self._group,
             boot=boot_source,
-            log_path=str(self._qemu_log(name)),
+            log_path=host_path(self._qemu_log(name), purpose="the log of QEMU"),
             memory_mib=spec.board.memory_mb,
             display=display,
             copy_disks=copy_disks,
+            predecessor=predecessor,
         )
         phases = Timings()
-        created = await retry_while_busy(name, partial(self._agent.create_vm, wanted), phases, progress=self._progress)
-        self._own(created.id, taken)
+        created = await retry_while_busy(
+            name, partial(session.agent.create_vm, wanted), phases, progress=self._progress
+        )
+        session.own_vm(created.id, taken)
         vm = TestVm(
             name=name,
-            client=PropolisClient(self._agent.endpoint(created.path), vm=name),
+            host=session.host,
+            client=PropolisClient(session.agent.endpoint(created.path), vm=name),
             guest=guest,
             spec=spec,
             properties=properties,
             log_path=self._serial_log(name),
             boot_timeout_s=boot_timeout_s,
             boot_source=boot_source,
-            migrations=partial(self._agent.migrations, created.path),
+            migrations=partial(session.agent.migrations, created.path),
             copies_disks=copy_disks,
             phases=phases,
             vm_id=created.id,
         )
         return await taken.enter_async_context(vm)
-
-    def _own(self, vm_id: str, taken: contextlib.AsyncExitStack) -> None:
-        self._vm_ids.append(vm_id)
-        taken.push_async_callback(self._agent.remove_vm, vm_id)
 
     def _qemu_log(self, name: str) -> Path:
         return self._log_dir / f"{name}.qemu.log"
@@ -386,18 +495,20 @@ class VmFactory:
         return self._log_dir / f"{name}.serial.log"
 
     async def _attached(
-        self, disk: AttachedDisk, request: CreateDisk | None, taken: contextlib.AsyncExitStack
+        self,
+        session: HostSession,
+        disk: AttachedDisk,
+        request: CreateDisk | None,
+        taken: contextlib.AsyncExitStack,
     ) -> AttachedDisk:
         """A disk that is there; one in memory is without anybody making it."""
         if request is None:
             return disk
-        created = await self._agent.create_disk(request)
-        self._disk_ids.append(created.id)
-        taken.push_async_callback(self._agent.remove_disk, created.id)
+        created = await session.agent.create_disk(request)
+        session.own_disk(created.id, taken)
         return dataclasses.replace(disk, path=created.path)
 
 
-async def _clear_away(host: LocalHost, agent: AsyncAgentClient) -> None:
-    while host.unfinished:
-        await agent.remove(host.unfinished[-1].belongings)
-        host.unfinished.pop()
+def _config(name: str, fields: VmConfigFields) -> VmConfig:
+    check_keywords(fields, VmConfig, subject=f"VM {name!r}")
+    return VmConfig(name=name, **fields)

@@ -10,6 +10,7 @@ from ..agent_api.messages import ImageNeeded
 from ..guests.adapter import GuestAdapter, GuestImage
 from ..hosts.agent_client import AsyncAgentClient
 from ..hosts.local import LocalHost
+from ..hosts.run_directory import run_token
 from ..settings import Settings
 
 __all__ = ["ReadyImage", "prepare_guests", "ready_image"]
@@ -50,7 +51,7 @@ async def prepare_guests(settings: Settings, guests: Sequence[GuestAdapter], pro
 
     :raises ArtifactError: when one cannot be had.
     """
-    host = LocalHost(settings)
+    host = LocalHost(settings, run_id=run_token(None))
     try:
         agent = await host.client()
         try:

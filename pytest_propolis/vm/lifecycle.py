@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Annotated, Protocol, final
 
+from ..field_checks import Range, check_fields
 from ..propolis_api import InstanceState
 from .factory import VmFactory
 from .vm import TestVm
@@ -55,8 +56,11 @@ class Migrate:
     :param copy_disks: as in `VmFactory.successor`.
     """
 
-    timeout_s: float | None = None
+    timeout_s: Annotated[float, Range(0, exclusive=True)] | None = None
     copy_disks: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, subject="Migrate")
 
     async def perform(self, factory: VmFactory, vm: TestVm) -> TestVm:
         successor = await factory.successor(vm, copy_disks=self.copy_disks)

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from typing import Final
 
-from ..console.console import Console
+from ..console.console import PANIC, Console
 from ..guests.adapter import GuestAdapter
 
 __all__ = ["log_in"]
-
-PANIC: Final = re.compile(r"---\[ end (Kernel panic.*?) \]---")
-"""The last line of a Linux that has panicked, and will not boot again by itself."""
 
 
 async def log_in(guest: GuestAdapter, console: Console) -> str | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from ..errors import ConfigError
 from ..propolis_api import (
     BhyveInterface,
     BlobStorageBackend,
@@ -45,13 +47,17 @@ from ..propolis_api import (
     VirtioNicComponent,
     nvme_serial_number,
 )
-from .config import DiskInterface, Nic
+from .device_names import BACKEND_SUFFIX, BOOT_SETTINGS, FAILURE_INJECTOR
+from .disks import AttachedDisk
+from .pci_slots import DISK_CANDIDATES
+
+if TYPE_CHECKING:
+    from .config import Nic
 
 __all__ = [
-    "FIRST_DISK_SLOT",
-    "FIRST_NIC_SLOT",
     "AttachedDisk",
     "disk_components",
+    "free_slot",
     "instance_properties",
     "instance_spec",
     "nic_components",
@@ -59,29 +65,7 @@ __all__ = [
     "with_failure_injector",
 ]
 
-FIRST_DISK_SLOT = 4
-"""Where PHD puts the boot disk; the slots below belong to the chipset."""
-
-FIRST_NIC_SLOT = 16
-"""Where network cards begin, which PHD has none of."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttachedDisk:
-    """A disk as the server gets it. Its backend's key is its own name and ``-backend``.
-
-    :param path: the file that it is in; None for one in memory.
-    :param contents: what is on a disk in memory.
-    :param pci_slot: where it sits; None for the next one.
-    """
-
-    name: str
-    path: str | None = None
-    contents: bytes | None = None
-    interface: DiskInterface
-    readonly: bool = False
-    block_size: int = 512
-    pci_slot: int | None = None
+NVME_SERIAL_BYTES: Final = 20
 
 
 def instance_spec(
@@ -94,17 +78,20 @@ def instance_spec(
     cpuid: Cpuid | None = None,
     hyper_v: Sequence[HyperVFeatureFlag] | None = None,
 ) -> InstanceSpec:
-    """The spec of a VM: a board, four serial ports, disks from slot 4 on, cards from slot 16 on, maybe a boot order."""
+    """The spec of a VM: a board, four serial ports, disks, network cards, maybe a boot order.
+
+    :param nics: each with its slot.
+    """
     components: dict[str, Component] = {
         number.value: SerialPortComponent(SerialPort(num=number)) for number in SerialPortNumber
     }
-    for index, disk in enumerate(disks):
-        components |= disk_components(disk, default_slot=FIRST_DISK_SLOT + index)
-    for index, nic in enumerate(nics):
-        components |= nic_components(nic, default_slot=FIRST_NIC_SLOT + index)
+    for disk in disks:
+        components |= disk_components(disk)
+    for nic in nics:
+        components |= nic_components(nic)
     if boot_order:
         order = tuple(BootOrderEntry(id=name) for name in boot_order)
-        components["boot-settings"] = BootSettingsComponent(BootSettings(order=order))
+        components[BOOT_SETTINGS] = BootSettingsComponent(BootSettings(order=order))
     board = Board(
         chipset=Chipset(type="i440_fx", value=I440Fx(enable_pcie=False)),
         cpuid=cpuid,
@@ -122,7 +109,7 @@ def with_failure_injector(spec: InstanceSpec, *, exports: int | None, imports: i
     if exports is None and imports is None:
         return spec
     injector = MigrationFailureInjector(fail_exports=exports or 0, fail_imports=imports or 0)
-    components = {**spec.components, "migration-failure": MigrationFailureInjectorComponent(injector)}
+    components = {**spec.components, FAILURE_INJECTOR: MigrationFailureInjectorComponent(injector)}
     return msgspec.structs.replace(spec, components=components)
 
 
@@ -151,15 +138,24 @@ def instance_properties(name: str) -> InstanceProperties:
     )
 
 
-def _path(slot: int | None, default: int) -> PciPath:
-    return PciPath(bus=0, device=default if slot is None else slot, function=0)
+def free_slot(spec: InstanceSpec) -> int:
+    """The first slot of PCI bus 0 that a disk can have and no device has.
+
+    :raises ConfigError: when all are taken.
+    """
+    paths = [getattr(wrapper.component, "pci_path", None) for wrapper in spec.components.values()]
+    taken = {path.device for path in paths if path is not None and path.bus == 0}
+    for slot in DISK_CANDIDATES:
+        if slot not in taken:
+            return int(slot)
+    raise ConfigError("there is no free slot on the PCI bus", hint="a VM has room for 28 devices")
 
 
-def disk_components(disk: AttachedDisk, *, default_slot: int = FIRST_DISK_SLOT) -> dict[str, Component]:
+def disk_components(disk: AttachedDisk) -> dict[str, Component]:
     """A disk and its backend."""
-    key, path = f"{disk.name}-backend", _path(disk.pci_slot, default_slot)
+    key, path = f"{disk.name}{BACKEND_SUFFIX}", PciPath(bus=0, device=disk.pci_slot, function=0)
     if disk.interface == "nvme":
-        serial = nvme_serial_number(disk.name[:20])
+        serial = nvme_serial_number(_serial_text(disk.name))
         return {
             key: _backend(disk),
             disk.name: NvmeDiskComponent(NvmeDisk(backend_id=key, pci_path=path, serial_number=serial)),
@@ -167,7 +163,19 @@ def disk_components(disk: AttachedDisk, *, default_slot: int = FIRST_DISK_SLOT) 
     return {key: _backend(disk), disk.name: VirtioDiskComponent(VirtioDisk(backend_id=key, pci_path=path))}
 
 
+def _serial_text(name: str) -> str:
+    """A serial number of a disk's own: its name, or, if that is too long, its beginning and a hash.
+
+    No name has a ``#``, so none is equal to the short form of another.
+    """
+    if len(name) <= NVME_SERIAL_BYTES:
+        return name
+    return f"{name[:9]}#{hashlib.sha256(name.encode()).hexdigest()[:10]}"
+
+
 def _backend(disk: AttachedDisk) -> Component:
+    if disk.backend is not None:
+        return disk.backend
     if disk.path is not None:
         file = FileStorageBackend(path=disk.path, readonly=disk.readonly, block_size=disk.block_size)
         return FileStorageBackendComponent(file)
@@ -175,9 +183,10 @@ def _backend(disk: AttachedDisk) -> Component:
     return BlobStorageBackendComponent(BlobStorageBackend(base64=encoded, readonly=disk.readonly))
 
 
-def nic_components(nic: Nic, *, default_slot: int = FIRST_NIC_SLOT) -> dict[str, Component]:
-    """A network card and its backend."""
-    key, path = f"{nic.name}-backend", _path(nic.pci_slot, default_slot)
+def nic_components(nic: Nic) -> dict[str, Component]:
+    """A network card, whose slot is known, and its backend."""
+    assert nic.pci_slot is not None
+    key, path = f"{nic.name}{BACKEND_SUFFIX}", PciPath(bus=0, device=nic.pci_slot, function=0)
     # Random, so that no two cards have one address.
     card = VirtioNic(backend_id=key, interface_id=uuid.uuid4(), pci_path=path)
     return {

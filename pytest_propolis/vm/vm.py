@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import re
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -19,6 +21,7 @@ from ..console.console import Console
 from ..console.shell import CommandResult, Shell
 from ..console.transcript import Found
 from ..errors import (
+    AgentError,
     ApiError,
     BootError,
     ConfigError,
@@ -30,8 +33,10 @@ from ..errors import (
     StateTimeout,
     VmStateError,
 )
+from ..field_checks import member_of
 from ..guests.adapter import GuestAdapter
-from ..hosts.vm_extensions import get_screenshot, get_vm_facts
+from ..hosts.host import Host
+from ..hosts.vm_extensions import attach_disk, get_screenshot, get_vm_facts
 from ..propolis_api import (
     FromMigration,
     FromSpec,
@@ -43,14 +48,17 @@ from ..propolis_api import (
     InstanceState,
     InstanceStateRequested,
     MigrationTargetInit,
+    PresentSpec,
     SpecInit,
 )
 from ..propolis_api.client import Endpoint, PropolisClient
 from ..propolis_api.serial import SerialConsoleMoved
 from ..settings import BootKind
+from .crucible_disk import CrucibleDisk, VolumeDisk, with_volumes
 from .login import log_in
 from .migration import TERMINAL, Report, migration_limit_s, until_migrated
 from .replacements import replacements
+from .spec import disk_components, free_slot
 from .timings import Timings
 from .warm_start.fork_handle import ForkHandle
 from .warm_start.identity import wake
@@ -61,8 +69,18 @@ STATE_TIMEOUT_S: Final = 60.0
 COMMAND_TIMEOUT_S: Final = 300.0
 OUTPUT_TIMEOUT_S: Final = 60.0
 HAND_OVER_TIMEOUT_S: Final = 15.0
+REBOOT_TIMEOUT_S: Final = 5.0
+"""How long a reboot command may take to fail; a guest that takes longer is waited for as one that boots."""
 DESTROY_TIMEOUT_S: Final = 5.0
 LAST_STATE_TIMEOUT_S: Final = 2.0
+DEVICE_PATH: Final = (
+    "modprobe -qa virtio_blk nvme; until for block in /sys/bus/pci/devices/{0}/virtio*/block/*"
+    " /sys/bus/pci/devices/{0}/nvme/*/nvme*n1; do test -d $block && break; done; do sleep 0.02; done;"
+    " echo /dev/${{block##*/}}"
+)
+"""Prints where a guest has a disk, once its kernel has found it."""
+
+ENDING: Final = TERMINAL | {InstanceState.STOPPING, InstanceState.STOPPED}
 BOOT_HINT: Final = "see the console above; a slow machine may need a longer --propolis-boot-timeout"
 
 
@@ -79,6 +97,7 @@ class TestVm:
         self,
         *,
         name: str,
+        host: Host,
         client: PropolisClient,
         guest: GuestAdapter,
         spec: InstanceSpec,
@@ -93,6 +112,8 @@ class TestVm:
         copies_disks: bool = False,
     ) -> None:
         self.name = name
+        self.host = host
+        """The host that its server is on."""
         self.id = vm_id
         self.guest = guest
         self.spec = spec
@@ -106,6 +127,8 @@ class TestVm:
         """How long the steps up to its first command took."""
         self.boot_log = ""
         """What the console showed until somebody was logged in."""
+        self.volumes: list[VolumeDisk] = []
+        """Its replicated disks."""
         self._migrations = migrations
         self._copies_disks = copies_disks
         self.boot_timeout_s = boot_timeout_s
@@ -128,12 +151,16 @@ class TestVm:
     # Life
 
     async def ensure(self) -> None:
-        """Create the VM at its server, without running it, and open its console.
+        """Create the VM at its server, without running it, and open its console. Creating it twice is fine.
 
         :raises ApiError: when the server refuses the spec, or cannot set the VM up.
         """
+        if await self._is_active():
+            return
+        self.spec = with_volumes(self.spec, self.volumes)  # as they are now, as in PHD
         request = InstanceEnsureRequest(properties=self.properties, init=SpecInit(FromSpec(spec=self.spec)))
         await self._api().instance_ensure(request)
+        self.hold_volumes(self.volumes)
         if self._forked is None:
             self.boot_kind = "cold"  # also after a fork was stopped
         await self._open_console()
@@ -143,20 +170,21 @@ class TestVm:
         await self._api().instance_state_put(InstanceStateRequested.RUN)
 
     async def launch(self) -> None:
-        """Create the VM and let it run; does not wait for the guest."""
-        if self._forked is not None and self._forked.runs:
+        """Create the VM if it was not, and let it run; does not wait for the guest."""
+        if self._forked is not None and self._forked.runs and self._console is None:
             await self._open_console()
         else:
             await self.ensure()
             await self.run_instance()
 
     async def boot(self) -> None:
-        """Launch the VM, and wait until its guest takes commands.
+        """Launch the VM, and wait until its guest takes commands. Booting a guest that takes them already is fine.
 
         :raises BootError: when it does not in time, or stops instead.
         """
         await self.launch()
-        await self.wait_to_boot()
+        if self._forked is not None or not self.shell.is_up:  # a fork takes commands before it has an identity
+            await self.wait_to_boot()
 
     async def wait_to_boot(self, *, timeout_s: float | None = None) -> None:
         """Wait until the guest has come up, log in, and make its shell take commands.
@@ -173,8 +201,9 @@ class TestVm:
                     self._forked = None  # what comes now is a boot
         except TimeoutError:
             raise self._boot_error("did not come up to a login", waited_s=limit_s) from None
-        except ConsoleClosed:
-            raise self._boot_error(f"stopped while it booted (state {await self._last_state()})") from None
+        except ConsoleClosed as error:
+            state = await self._last_state()
+            raise self._boot_error(f"stopped while it booted (state {state}): {error.message}") from None
 
     async def _log_in(self, limit_s: float) -> None:
         with self.phases.during("login"):
@@ -204,8 +233,11 @@ class TestVm:
 
         :raises BootError: when it does not come up again.
         """
-        await self.shell.run_detached(self.guest.reboot_command)
-        self._forget_shell()
+        shell = self.shell
+        await shell.run_detached(self.guest.reboot_command)
+        self.console.transcript.skip()
+        await shell.until_left(timeout_s=REBOOT_TIMEOUT_S)
+        self._forget_shell(skipping=False)
         await self.wait_to_boot()
 
     async def migrate_from(
@@ -219,12 +251,13 @@ class TestVm:
         :param timeout_s: by default 90 s per GiB of the guest's memory, and 600 s more if its disks are copied.
         :raises MigrationError: when it fails, or is not done in time. The source runs on then.
         """
+        self.spec = with_volumes(self.spec, self.volumes)
         default_s = migration_limit_s(self.spec, copies_disks=self._copies_disks)
         limit_s = default_s if timeout_s is None else timeout_s
         init = FromMigration(
             migration_id=migration_id or uuid.uuid4(),
             replace_components=replacements(self.spec),
-            src_addr=source.endpoint.address,
+            src_addr=source.host.migration_address(source.endpoint, target=self.host),
         )
         moved = source._console.moves() if source._console else None
         try:
@@ -233,6 +266,7 @@ class TestVm:
                 await self._api().instance_ensure(request)
                 if failure := await until_migrated(self._api(), self._migrations):
                     raise MigrationError(failure, vm=self.name, log_path=str(self.log_path))
+                self.hold_volumes(self.volumes)
                 if moved:  # what is typed at the source from now on reaches nobody
                     await asyncio.wait([moved])
                 self.spec = (await self.get_spec()).value  # with the disks that it has here
@@ -261,6 +295,50 @@ class TestVm:
         self._final_state = await self._last_state()
         await self.aclose()
 
+    async def attach(self, disk: CrucibleDisk | VolumeDisk) -> str:
+        """Plug a replicated disk into the VM, which runs; return the path of its device in the guest.
+
+        :raises ConfigError: when another VM has the disk, or there is no free slot.
+        :raises ApiError: when the server refuses.
+        """
+        plugged = disk if isinstance(disk, VolumeDisk) else disk.disk()
+        await plugged.volume.require_free()
+        plugged = dataclasses.replace(plugged, pci_slot=plugged.pci_slot or free_slot(self.spec))
+        attached = plugged.attached()
+        components = disk_components(attached)
+        self.spec = await attach_disk(self._api().endpoint, components, vm=self.name)
+        self.hold_volumes([plugged])
+        address = f"0000:00:{attached.pci_slot:02x}.0"
+        await self.run(self.guest.plugged_command([address]))
+        return await self.run(DEVICE_PATH.format(address))
+
+    async def is_active(self) -> bool:
+        """Whether there is an instance that could be asked for something."""
+        if self._final_state is not None:
+            return False
+        try:
+            return await self.get() not in TERMINAL
+        except (ApiError, AgentError):  # it is not created, or its server is gone
+            return False
+
+    async def may_have_disks(self) -> bool:
+        """False when it has ended: then others may have its disks."""
+        if self._final_state is not None:
+            return False
+        try:
+            return await self.get() not in TERMINAL
+        except ApiError as error:
+            return error.status == HTTPStatus.FAILED_DEPENDENCY  # it is not created yet
+        except AgentError:
+            return False
+
+    def hold_volumes(self, disks: Iterable[VolumeDisk]) -> None:
+        """These replicated disks are this VM's from now on."""
+        for disk in disks:
+            if disk not in self.volumes:
+                self.volumes.append(disk)
+            disk.volume.given_to(self, disk.backend_key)
+
     # Commands
 
     async def run(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S, check: bool = True) -> str:
@@ -285,6 +363,21 @@ class TestVm:
         """As `run`, but with the exit status; that is not checked unless asked for."""
         with self.phases.during("first command"):
             return await self.shell.run(command, timeout_s=timeout_s, check=check)
+
+    def debug(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
+        """Run a shell command from a debugger's prompt after a test has failed (``--pdb``), and return what it wrote.
+
+        The command's status is not checked. Elsewhere, await `run`.
+
+        :raises ConfigError: when the VM's event loop runs, as at a breakpoint inside of a test, or is closed.
+        """
+        if self._loop.is_running() or self._loop.is_closed():
+            raise ConfigError(
+                "its event loop runs" if self._loop.is_running() else "its event loop is closed",
+                vm=self.name,
+                hint=f"await `run` in the test, or use `propolis console {self.id}` in another terminal",
+            )
+        return self._loop.run_until_complete(self.run(command, timeout_s=timeout_s, check=False))
 
     @contextlib.asynccontextmanager
     async def interactive(self, *, timeout_s: float = OUTPUT_TIMEOUT_S) -> AsyncIterator[Console]:
@@ -354,9 +447,15 @@ class TestVm:
         """The VM's state now."""
         return (await self._api().instance_get()).instance.state
 
-    async def get_spec(self) -> Any:
-        """The spec, as the server has it."""
-        return (await self._api().instance_spec_get()).spec
+    async def get_spec(self) -> PresentSpec:
+        """Return the spec, as the server has it.
+
+        :raises VmStateError: when it is not known yet: the VM waits for the source of a migration.
+        """
+        status = (await self._api().instance_spec_get()).spec
+        if isinstance(status, PresentSpec):
+            return status
+        raise VmStateError("its spec comes with the guest that migrates in", vm=self.name, **self._evidence())
 
     async def screenshot(self) -> bytes:
         """What the VM's display shows, as a PNG image.
@@ -387,29 +486,32 @@ class TestVm:
         """
         return await self._api().instance_serial_history(from_start=from_start, max_bytes=max_bytes)
 
-    async def wait_for_state(self, state: InstanceState, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
+    async def wait_for_state(self, state: InstanceState | str, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
         """Wait until the VM is in a state. States that it passed meanwhile may be missed.
 
+        :param state: the state, or its name, as in ``"Running"``.
+        :raises ConfigError: when there is no state of that name.
         :raises VmStateError: when it has ended otherwise, and can reach that state no more.
         :raises StateTimeout: when it does not get there in time.
         """
+        wanted = member_of(InstanceState, state, what=f"VM {self.name!r}: the state to wait for")
         seen: InstanceState | None = None
         try:
             async with asyncio.timeout(timeout_s):
                 gen = 0
-                while seen is not state:
+                while seen is not wanted:
                     if seen in TERMINAL:
-                        raise self._state_error(state, seen)
+                        raise self._state_error(wanted, seen)
                     answer = await self._api().instance_state_monitor(gen)
                     gen, seen = answer.gen + 1, answer.state
         except TimeoutError:
             raise StateTimeout(
-                f"it is {seen} and not {state}", vm=self.name, waited_s=timeout_s, **self._evidence()
+                f"it is {seen} and not {wanted}", vm=self.name, waited_s=timeout_s, **self._evidence()
             ) from None
         except ApiError as error:
             if error.status != 410:
                 raise
-            raise self._state_error(state, seen) from None
+            raise self._state_error(wanted, seen) from None
 
     # For reports, which are made outside of any event loop
 
@@ -434,6 +536,17 @@ class TestVm:
 
     # Inside
 
+    async def _is_active(self) -> bool:
+        """Whether this VM is at its server already, and not about to end."""
+        if self._console is None:
+            return False
+        try:
+            return await self.get() not in ENDING
+        except ApiError as error:
+            if error.status != 424:
+                raise
+            return False
+
     async def _open_console(self) -> None:
         connection = await self._api().instance_serial(from_start=0)
         self._console = await self._resources.enter_async_context(
@@ -443,6 +556,7 @@ class TestVm:
         if self._forked is not None:
             self._shell.resume(self._forked.vm.session, self._forked.waking)
             self.boot_log = (await self._console.wait_for(BOUNDARY, timeout_s=OUTPUT_TIMEOUT_S)).before
+            self._console.transcript.hide(0)  # another VM's boot, which went well
 
     async def _follow(self, moved: SerialConsoleMoved) -> ClientConnection:
         try:
@@ -461,6 +575,9 @@ class TestVm:
             return
         self._console, source._console = source._console, None
         self._shell, source._shell = source._shell, None
+        self._console.belongs_to(self.name)
+        if self._shell is not None:
+            self._shell.belongs_to(self.name)
         await self._resources.enter_async_context(source._resources.pop_all())
 
     def _state_error(self, wanted: InstanceState, seen: InstanceState | None) -> VmStateError:
@@ -484,7 +601,8 @@ class TestVm:
         return self._client
 
     def _require_loop(self) -> None:
-        if asyncio.get_running_loop() is not self._loop:
+        # A debugger's prompt has no running loop: what needs none works there, and `debug` runs what does.
+        if asyncio._get_running_loop() not in (None, self._loop):
             raise ConfigError(
                 "it was made in another event loop than this test runs in",
                 vm=self.name,
@@ -492,10 +610,15 @@ class TestVm:
                 ' as in @pytest.mark.asyncio(loop_scope="module")',
             )
 
-    def _forget_shell(self) -> None:
-        """From here on, nothing that the console showed before counts."""
+    def _forget_shell(self, *, skipping: bool = True) -> None:
+        """Forget the read-eval loop.
+
+        :param skipping: from here on, nothing that the console showed before counts.
+        """
         self._forked = None
-        self.console.transcript.skip()
+        if skipping:
+            self.console.transcript.skip()
+        self.shell.abandon("the VM was reset")
         self._shell = Shell(self.console, vm=self.name)
 
     async def _last_state(self) -> str:

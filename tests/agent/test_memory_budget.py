@@ -58,7 +58,13 @@ async def test_what_will_never_fit_is_an_error_at_once() -> None:
 
 async def test_giving_back_twice_is_fine() -> None:
     memory = host()
+    await memory.promise("one", 1000)
+    await memory.promise("two", 500)
+    memory.release("one")
+    memory.release("one")
     memory.release("never")
+    with pytest.raises(HostBusy, match="500 of 1500 MiB are promised to 1 VMs"):
+        await memory.promise("three", 1001)
 
 
 def test_a_fork_counts_for_less_than_its_memory() -> None:

@@ -52,6 +52,9 @@ def filtered(*chunks: bytes) -> str:
         (b"a\x1b[2J\x1b[01;01Hb", "ab"),
         (b"a\x07\x08\x00b\tc\x7f", "ab\tc"),
         ("häß€".encode(), "häß€"),
+        (b"a\x1b\x07[2Jb", "a[2Jb"),
+        (b"a\x1b\x1b[0m[31mb", "a[31mb"),
+        ("a\u009b31mb\u0085c".encode(), "a31mbc"),
         (b"a\xffb", "a\N{REPLACEMENT CHARACTER}b"),
     ],
 )
@@ -83,4 +86,12 @@ def test_a_sequence_that_never_ends_does_not_swallow_the_console() -> None:
 
 
 def test_a_move_to_the_right_has_a_bound() -> None:
-    assert len(filtered(b"\x1b[999999999999C")) <= 10_000
+    assert len(filtered(b"\x1b[99999C")) <= 10_000
+    assert filtered(b"a\x1b[" + b"9" * 4090 + b"Cb") == "ab"
+    assert filtered(b"\x1b[" + b"9" * 6000 + b"C").strip("9") in ("", "[C", "C")
+
+
+@given(st.binary())
+def test_nothing_that_a_terminal_acts_on_gets_through(raw: bytes) -> None:
+    live = {chr(code) for code in (*range(9), *range(11, 32), *range(127, 160))}
+    assert not live & set(filtered(raw))

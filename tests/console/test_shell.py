@@ -9,7 +9,7 @@ import random
 import re
 import secrets
 import shlex
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from local_pty import SHELLS, console_on, shell_command
 
 from pytest_propolis.console.console import Console
 from pytest_propolis.console.shell import Shell
-from pytest_propolis.console.shell_protocol import new_nonce, new_session
+from pytest_propolis.console.shell_protocol import Ended, Signal, new_nonce, new_session
 from pytest_propolis.errors import CommandFailed, CommandTimeout, ConsoleClosed, ShellError, ShellLost
 
 TIMEOUT_S = 20.0
@@ -260,6 +260,26 @@ async def test_a_failed_command_says_all_about_it(dash: Local) -> None:
     assert "    | why" in str(error)
 
 
+async def test_the_text_of_an_error_is_bounded_and_its_output_is_whole(dash: Local) -> None:
+    with pytest.raises(CommandFailed) as caught:
+        await dash.run("head -c 200000 /dev/zero | tr '\\0' x; false # " + "y" * 60_000)
+    assert len(caught.value.output) == 200_000
+    assert len(str(caught.value)) < 5_000
+
+
+async def test_a_long_command_that_takes_too_long_is_abbreviated(dash: Local) -> None:
+    with pytest.raises(CommandTimeout) as caught:
+        await dash.run("sleep 60 # " + "y" * 60_000, timeout_s=1)
+    assert len(str(caught.value)) < 5_000
+
+
+async def test_an_error_has_no_live_escape_sequence_of_the_output(dash: Local) -> None:
+    with pytest.raises(CommandFailed) as caught:
+        await dash.run("printf 'a\\033\\033[0m[2Jb\\302\\2332J'; false")
+    assert b"\x1b" in caught.value.output
+    assert not {"\x1b", "\x9b"} & set(str(caught.value))
+
+
 async def test_a_nul_is_refused_and_nothing_is_sent(dash: Local) -> None:
     with pytest.raises(ShellError, match="NUL"):
         await dash.run("echo \0")
@@ -321,3 +341,25 @@ async def test_a_command_ends_with_its_console(dash: Local) -> None:
         await dash.run('kill -9 $(cut -d" " -f4 /proc/$PPID/stat) $PPID $$; sleep 60')
     with pytest.raises(ConsoleClosed):
         await dash.run("echo more")
+
+
+async def test_a_command_whose_end_was_lost_is_asked_for_it_again(local: Local) -> None:
+    feed = local.console._parser.feed
+    lost: list[bytes] = []
+
+    def lossy(data: bytes) -> Iterator[Signal]:
+        for signal in feed(data):
+            if isinstance(signal, Ended) and not lost:
+                lost.append(data)
+            else:
+                yield signal
+
+    local.console._parser.feed = lossy  # type: ignore[method-assign]
+    assert await local.run("echo hello") == b"hello\n"
+    assert lost
+    assert await local.run("echo next") == b"next\n"
+
+
+async def test_requests_for_the_end_of_a_command_that_runs_change_nothing(local: Local) -> None:
+    assert await local.run("sleep 3; cat; echo end") == b"end\n"
+    assert await local.run("echo next") == b"next\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_pty import chunked
 
@@ -23,7 +23,6 @@ from pytest_propolis.console.shell_protocol import (
     encode,
     new_nonce,
     new_session,
-    program,
 )
 
 SESSION, NONCE = "s00112233445f", "r0123456789ab"
@@ -83,6 +82,7 @@ def test_a_command_survives_its_framing(command: str) -> None:
     assert sum(asking) == len(chunks) - 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([*MARKS, *OTHER]) | st.binary(max_size=4), max_size=10), st.data())
 def test_any_cutting_of_what_the_console_shows_gives_the_same_signals(pieces: list[bytes], data: st.DataObject) -> None:
     # A mark at the very end makes the parser let go of what it holds back.
@@ -115,7 +115,37 @@ def test_marks_of_others_are_output() -> None:
 
 def test_what_may_become_a_mark_is_held_back_and_nothing_more() -> None:
     assert parsed([b"text\x1er01234"]) == [Output(b"text")]
-    assert parsed([b"text\x1er01234", b"z"]) == [Output(b"text\x1er01234z")]
+    assert parsed([b"text\x1er01234", b"z", b"\x1e"]) == [Output(b"text\x1er01234z")]
+
+
+KERNEL = b"[    1.5] usb 1-1: new device\r\n"
+
+
+@pytest.mark.parametrize("mark", MARKS, ids=lambda mark: repr(mark[14:]))
+@pytest.mark.parametrize(
+    "message", [KERNEL, KERNEL * 3, b"abc\r\n", b"\n"], ids=["one", "three", "hex digits", "empty"]
+)
+def test_a_kernel_message_inside_a_mark_comes_before_its_signal(mark: bytes, message: bytes) -> None:
+    for cut in range(1, len(mark)):
+        interrupted = mark[:cut] + message + mark[cut:]
+        assert parsed([b"a" + interrupted + b"b"]) == [Output(b"a" + message), MARKS[mark], Output(b"b")], cut
+        assert parsed([b"a", *(interrupted[i : i + 1] for i in range(len(interrupted)))]) == [
+            Output(b"a" + message),
+            MARKS[mark],
+        ], cut
+
+
+def test_a_mark_may_be_interrupted_twice() -> None:
+    mark = b"\x1er0123456789ab\x031\x04"
+    for cut in range(1, len(mark) - 1):
+        for second in range(cut + 1, len(mark)):
+            interrupted = mark[:cut] + KERNEL + mark[cut:second] + KERNEL * 2 + mark[second:]
+            assert parsed([interrupted]) == [Output(KERNEL * 3), Ended(NONCE, 1)], (cut, second)
+
+
+def test_output_that_only_begins_like_a_mark_is_not_held_back_for_ever() -> None:
+    output = b"\x1er0123456789ab" + b"line\n" * 20_000
+    assert parsed([output]) == [Output(output)]
 
 
 def test_a_nul_is_refused() -> None:
@@ -128,7 +158,3 @@ def test_words_are_new_each_time_and_of_their_kind() -> None:
     assert re.fullmatch("r[0-9a-f]{12}", new_nonce())
     assert re.fullmatch("i[0-9a-f]{12}", new_nonce(interactive=True))
     assert new_nonce() != new_nonce()
-
-
-def test_lines_of_the_program_fit_into_a_terminals_line_buffer() -> None:
-    assert max(map(len, program(SESSION).splitlines())) < 255

@@ -118,7 +118,7 @@ def vsock(cid: int) -> VirtioSocketComponent:
 
 
 def test_a_default_spec_word_for_word() -> None:
-    disk = AttachedDisk(name="boot-disk", path="/disks/one.qcow2", interface="virtio")
+    disk = AttachedDisk(name="boot-disk", path="/disks/one.qcow2", interface="virtio", pci_slot=4)
     assert words(spec_of(disk, order=("boot-disk",))) == [
         *("-name", "guest=propolis-mark", "-uuid", str(ID)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S"),
@@ -130,7 +130,8 @@ def test_a_default_spec_word_for_word() -> None:
         '{"driver": "qcow2", "node-name": "backend4", "read-only": false, "discard": "unmap", '
         '"cache": {"no-flush": true}, "file": {"driver": "file", "filename": "/disks/one.qcow2"}}',
         "-device",
-        '{"driver": "virtio-blk-pci", "bus": "pci.0", "addr": "0x4.0x0", "drive": "backend4", "bootindex": 1}',
+        '{"driver": "virtio-blk-pci", "werror": "stop", "bus": "pci.0", "addr": "0x4.0x0", "drive": "backend4",'
+        ' "bootindex": 1}',
     ]
 
 
@@ -144,8 +145,8 @@ def test_the_format_of_a_disk_follows_from_its_name_alone() -> None:
 
 def test_an_nvme_disk_has_its_serial_number() -> None:
     disks = (
-        AttachedDisk(name="one", path="/1", interface="nvme"),
-        AttachedDisk(name="two", path="/2", interface="nvme"),
+        AttachedDisk(name="one", path="/1", interface="nvme", pci_slot=4),
+        AttachedDisk(name="two", path="/2", interface="nvme", pci_slot=5),
     )
     devices = values(spec_of(*disks, order=("two", "one")), "-device")[-2:]
     assert [(json.loads(device)["serial"], json.loads(device)["bootindex"]) for device in devices] == [

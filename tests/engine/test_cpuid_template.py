@@ -107,3 +107,24 @@ def test_what_qemu_cannot_answer_is_refused_by_leaf(entries: list[CpuidEntry], c
 def test_a_feature_that_the_accelerator_lacks_is_refused_by_name() -> None:
     with pytest.raises(InvalidSpec, match="the accelerator tcg has no feature 'pcid'"):
         properties(entry(1, ecx=1 << 17), available=frozenset({"fpu"}))
+
+
+def test_what_qemu_answers_anyway_is_taken() -> None:
+    version = 0x000106A3
+    given = properties(entry(1, eax=version), entry(5, ecx=3), entry(0x80000001, eax=version))
+    assert given["model"] == "26"
+
+
+@pytest.mark.parametrize(
+    ("leaf", "registers"), [(5, {"ecx": 1}), (5, {"eax": 3}), (0x80000001, {"eax": 0x000106A4}), (2, {"eax": 1})]
+)
+def test_other_values_of_those_leaves_are_refused(leaf: int, registers: dict[str, int]) -> None:
+    with pytest.raises(InvalidSpec, match=f"QEMU cannot be told what leaf {leaf:#x} {min(registers)} returns"):
+        properties(entry(1, eax=0x000106A3), entry(leaf, **registers))
+
+
+def test_every_fault_of_a_template_is_told_at_once() -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        properties(entry(1, ebx=0x100, ecx=1 << 16), entry(2, eax=1), entry(4, eax=1), available=frozenset())
+    for fault in ("leaf 0x1 ebx is 0x100", "leaf 0x1 ecx bit 16", "leaf 0x2 eax", "leaf 0x4 eax"):
+        assert fault in str(caught.value)

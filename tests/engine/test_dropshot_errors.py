@@ -18,7 +18,6 @@ DENIED = "instance state change not allowed: "
         (errors.ALREADY_INITIALIZED, 409, "AlreadyInitialized", "instance already initialized"),
         (errors.VM_DESTROYED, 410, GONE, "Gone"),
         (errors.never_published(7), 410, "NoInstance", "No instance present; will never reach generation 7"),
-        (errors.disk_not_found("d"), 404, "no disk with id d!", "Not Found"),
         (errors.backend_not_found("b"), 404, "No crucible backend for id b", "Not Found"),
         (errors.crucible_error("no"), 400, "no", "no"),
         (errors.bad_request("why"), 400, None, "why"),

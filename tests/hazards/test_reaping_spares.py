@@ -14,7 +14,7 @@ import pytest
 from dead_agents import (
     OWNER,
     STRANGER,
-    AgentClient,
+    LivingAgent,
     can_give_files_away,
     dead_agent,
     fork,
@@ -38,7 +38,7 @@ from pytest_propolis.ledger.survey import survey
 
 
 def test_a_living_run_is_not_touched(base: Path) -> None:
-    with AgentClient(base, lambda ledger, directory: make_directory(ledger, directory / "d")) as agent:
+    with LivingAgent(base, lambda ledger, directory: make_directory(ledger, directory / "d")) as agent:
         before = snapshot(base)
         report = reap(base, include_kept=True)
         assert snapshot(base) == before

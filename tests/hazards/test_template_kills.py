@@ -23,15 +23,15 @@ ENDED_TIMEOUT_S = 60
 # agent saves it.
 CONFTEST = """
 from pytest_propolis.guests.micro import Micro
-from pytest_propolis.hosts.agent_client import AgentClient
+from pytest_propolis.hosts.agent_client import LivingAgent
 
-freeze = AgentClient.freeze
+freeze = LivingAgent.freeze
 
 async def tell_and_freeze(*arguments):
     await freeze(*arguments)
     reached("freezing")
 
-AgentClient.freeze = tell_and_freeze
+LivingAgent.freeze = tell_and_freeze
 
 class Telling(Micro):
     name = "telling"

@@ -16,8 +16,9 @@ def test_the_users_runtime_directory_comes_first(tmp_path: Path) -> None:
     assert base_directory({"XDG_RUNTIME_DIR": str(tmp_path)}) == tmp_path / "propolis"
 
 
-@pytest.mark.parametrize("environment", [{}, {"XDG_RUNTIME_DIR": ""}, {"XDG_RUNTIME_DIR": "/nowhere/at/all"}])
-def test_without_one_it_is_a_place_of_the_users_own(environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("runtime", [None, "", "/nowhere/at/all", "."], ids=["unset", "empty", "missing", "relative"])
+def test_without_one_it_is_a_place_of_the_users_own(runtime: str | None) -> None:
+    environment = {} if runtime is None else {"XDG_RUNTIME_DIR": runtime}
     expected = Path("/run/propolis") if os.geteuid() == 0 else Path.home() / ".cache/propolis/run"
     assert base_directory(environment) == expected
 

@@ -83,6 +83,41 @@ def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (settings.log_dir, settings.artifact_dir) == (tmp_path / "logs", Path("/somewhere/images"))
 
 
+def test_a_relative_path_in_a_file_is_relative_to_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    (project / "vm").mkdir(parents=True)
+    elsewhere.mkdir()
+    (project / "vm" / "settings.toml").write_text('[settings]\nqemu = "bin/qemu"\nartifact_dir = "/images"\n')
+    monkeypatch.chdir(elsewhere)
+    settings = Settings.resolve(
+        command_line={"artifact_dir": "images"},
+        environment={},
+        ini={"settings_file": "vm/settings.toml", "log_dir": "logs"},
+        ini_directory=project,
+    )
+    assert settings.settings_file == project / "vm" / "settings.toml"
+    assert settings.log_dir == project / "logs"
+    assert settings.qemu == project / "vm" / "bin" / "qemu"
+    assert settings.artifact_dir == elsewhere / "images"
+
+
+def test_home_is_expanded_in_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "settings.toml").write_text('[settings]\nqemu = "~/qemu"\n')
+    settings = resolve(
+        command_line={"settings_file": "~/settings.toml"},
+        environment={"PROPOLIS_ARTIFACT_DIR": "~/images"},
+        ini={"log_dir": "~/logs"},
+    )
+    assert settings.qemu == tmp_path / "qemu"
+    assert (settings.artifact_dir, settings.log_dir) == (tmp_path / "images", tmp_path / "logs")
+
+
+def test_a_path_below_a_home_that_is_not_known_is_refused_with_the_remedy() -> None:
+    with pytest.raises(SettingsError, match=r"'~nosuchuser/logs' needs a home directory.*set HOME"):
+        resolve(command_line={"log_dir": "~nosuchuser/logs"})
+
+
 @pytest.mark.parametrize(
     ("name", "text", "complaint"),
     [
@@ -102,6 +137,7 @@ def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("boot", "hot", "must be one of warm, cold"),
         ("guest", "  ", "must not be empty"),
         ("qemu", "  ", "must not be empty"),
+        ("artifact_dir", "/\udcff", "must be text in UTF-8: link to it under such a name"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_place_and_what_is_allowed(name: str, text: str, complaint: str) -> None:

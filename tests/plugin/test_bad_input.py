@@ -73,7 +73,7 @@ def test_an_image_of_garbage(inner: InnerRun) -> None:
     image = inner.pytester.path / "garbage.qcow2"
     image.write_bytes(b"garbage " * 8192)
     inner.write(test_it=with_disk(image))
-    inner.fails_with(f"ArtifactCorrupt: disk image {image} is broken: *", "hint: *check its format*")
+    inner.fails_with(f"ArtifactCorrupt: disk image {image} is not a qcow2 image*", "hint: *qemu-img convert -f raw*")
 
 
 def test_an_image_cut_short(inner: InnerRun) -> None:

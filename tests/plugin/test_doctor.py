@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from mounts import as_root
 
 from pytest_propolis.cli.setup import ways_to_install_qemu
 from pytest_propolis.hosts.capabilities import probe_guests, probe_reflinks
@@ -80,6 +81,16 @@ def test_doctor_without_qemu_ends_with_status_1_and_the_remedy() -> None:
     assert "no   QEMU                no usable QEMU: /nonexistent/qemu is not a program" in told.stdout
     assert "run `propolis setup`" in told.stdout
     assert told.stdout.splitlines()[-1] == "VMs cannot run here: see QEMU, accelerator"
+
+
+@needs_system_qemu
+@as_root
+def test_doctor_without_the_file_system_of_processes_ends_with_the_remedy() -> None:
+    hidden = ("unshare", "--mount", "sh", "-euc", 'mount -t tmpfs none /proc; exec "$@"', "sh")
+    told = subprocess.run([*hidden, *PROPOLIS, "doctor"], capture_output=True, text=True, timeout=120, check=False)
+    assert (told.returncode, told.stderr) == (1, "")
+    assert "no   accelerator         /proc/sys/kernel/random/boot_id cannot be read: No such file" in told.stdout
+    assert "-> mount the file system of processes: mount -t proc proc /proc" in told.stdout
 
 
 @needs_system_qemu
@@ -251,6 +262,35 @@ def test_doctor_and_setup_know_the_guests_of_the_project_that_one_stands_in(pyte
     done = propolis("setup", "mine")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "propolis: guests are there: mine"
+
+
+@pytest.mark.parametrize(
+    ("ini", "variables"),
+    [
+        ("filterwarnings = error", {}),
+        ("addopts = -W error", {}),
+        ("addopts = --assert=rewrite -W error -p no:propolis", {}),
+        ("", {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}),
+    ],
+)
+def test_a_strict_project_is_read_in_a_process_that_has_imported_its_plugins_already(
+    pytester: pytest.Pytester, ini: str, variables: dict[str, str]
+) -> None:
+    pytester.makeini(f"[pytest]\n{ini}\n")
+    pytester.makeconftest(GUEST_OF_THE_PROJECT)
+    told = propolis("doctor", variables=variables)
+    assert "mine" in guests_in(told.stdout)
+    assert told.stderr == ""
+
+
+def test_a_plugin_of_the_project_that_fails_is_named_without_a_traceback(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("def pytest_propolis_guests():\n    raise ValueError('no guests today')")
+    told = propolis("doctor")
+    assert "alpine" in guests_in(told.stdout)
+    assert told.stderr == (
+        "propolis: pytest cannot read its configuration in this directory (ValueError: no guests today); "
+        "only the built-in guests are shown\n"
+    )
 
 
 def test_doctor_knows_the_built_in_guests_where_pytest_cannot_be_configured(pytester: pytest.Pytester) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from inner_run import InnerRun
+from propolis_command import propolis
+from reruns import RERUNS_ONCE
 
 FAILS = """
 async def test_fails(vm_factory):
@@ -30,7 +33,6 @@ def test_the_report_shows_the_vm_its_state_its_spec_its_console_and_its_log(inne
             "E*| a line that was shown",
             "E*| complaint",
             "E*last * lines of console:",
-            "E*| micro-is-up",
             "E*| a line that was shown",
             "* propolis VM 'alice' *",
             "state:   Running",
@@ -42,6 +44,7 @@ def test_the_report_shows_the_vm_its_state_its_spec_its_console_and_its_log(inne
             "console: nothing was shown",
         ]
     )
+    result.stdout.no_fnmatch_line("*/bin/busybox*")
     (alice, _) = [line.removeprefix("log:     ") for line in result.outlines if line.startswith("log:  ")]
     assert "a line that was shown\n" in Path(alice).read_text()
 
@@ -55,12 +58,90 @@ def test_logs_lie_in_one_directory_per_test(inner: InnerRun) -> None:
     assert found == {"test_it.py_test_fails": ["alice.serial.log"], "test_it.py_test_passes": ["carol.serial.log"]}
 
 
+def test_workers_that_run_the_same_tests_have_logs_of_their_own(inner: InnerRun) -> None:
+    logs = inner.pytester.path / "logs"
+    inner.write(test_it=FAILS)
+    inner.run(f"--propolis-log-dir={logs}", "--dist=each", "--tx=2*popen", "-k", "passes").assert_outcomes(passed=2)
+    found = [str(file.relative_to(logs)) for file in logs.rglob("*.serial.log")]
+    assert sorted(found) == [f"gw{number}/test_it.py_test_passes/carol.serial.log" for number in (0, 1)]
+
+
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
 def test_a_test_that_passes_shows_nothing_of_its_vms(inner: InnerRun, workers: tuple[str, ...]) -> None:
     inner.write(test_it=FAILS)
     result = inner.run("-k", "test_passes", *workers)
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*propolis VM*")
+
+
+def test_the_report_of_a_test_that_is_run_again_shows_the_vms_of_its_last_attempt(inner: InnerRun) -> None:
+    inner.write(conftest=RERUNS_ONCE, test_it=FAILS)
+    result = inner.run("-k", "test_fails")
+    assert [line.strip("- ") for line in result.outlines if " propolis VM '" in line] == [
+        "propolis VM 'alice'",
+        "propolis VM 'bob'",
+    ]
+
+
+PLAINLY_FAILS = """
+import pytest
+
+async def test_compares(vm_factory):
+    await vm_factory.create("alice")
+    assert 1 == 2
+
+async def test_gives_up(vm_factory):
+    await vm_factory.create("bob")
+    pytest.fail("in one line", pytrace=False)
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+def test_the_text_of_a_failure_has_the_vms_for_those_that_see_no_terminal(
+    inner: InnerRun, workers: tuple[str, ...]
+) -> None:
+    inner.write(test_it=PLAINLY_FAILS)
+    result = inner.run("--junitxml=junit.xml", "--show-capture=no", *workers)
+    cases = ElementTree.parse(inner.pytester.path / "junit.xml").iter("testcase")
+    texts = {case.get("name"): case.findtext("failure") or "" for case in cases}
+    for test, vm in (("test_compares", "alice"), ("test_gives_up", "bob")):
+        assert f" propolis VM '{vm}' " in texts[test]
+        assert f"{vm}.serial.log" in texts[test]
+        result.stdout.fnmatch_lines([f"* propolis VM '{vm}' *", "state:   not created", f"log: *{vm}.serial.log"])
+
+
+FORGETS = """
+import gc, weakref
+
+VMS = weakref.WeakSet()
+
+def pytest_propolis_vm_created(vm, config):
+    VMS.add(vm)
+
+def pytest_unconfigure(config):
+    gc.collect()
+    print("VMs in memory:", len(VMS))
+"""
+
+PASSES_AND_FAILS = """
+import pytest
+
+@pytest.mark.parametrize("passes", [True, False, True])
+async def test_it(vm_factory, passes):
+    await vm_factory.create("alice")
+    assert passes
+
+async def test_another(propolis):
+    async with propolis.vm_factory() as factory:
+        await factory.create("bob")
+"""
+
+
+@pytest.mark.parametrize("keep", ["never", "failed"])
+def test_the_vms_of_a_test_that_has_ended_leave_memory(inner: InnerRun, keep: str) -> None:
+    inner.write(conftest=FORGETS, test_it=PASSES_AND_FAILS)
+    inner.run("-s", f"--propolis-keep={keep}").stdout.fnmatch_lines(["VMs in memory: 0"])
+    propolis("gc", "--kept")
 
 
 def test_a_vm_that_stops_while_it_is_used_is_reported_in_its_last_state(inner: InnerRun) -> None:
@@ -83,6 +164,7 @@ def test_the_loop_that_runs_commands_is_not_shown_though_the_log_has_it(inner: I
         "ConsoleTimeout: VM 'alice': 'never' did not appear on the console", arguments=("--propolis-boot=cold",)
     )
     assert "trap : INT" not in result.stdout.str()
+    assert "/bin/busybox" not in result.stdout.str()
     (log,) = [line.removeprefix("log:     ") for line in result.outlines if line.startswith("log:  ")]
     assert "trap : INT" in Path(log).read_text()
 
@@ -124,7 +206,7 @@ def test_the_traceback_of_a_fixture_of_ours_ends_in_the_fixture(inner: InnerRun)
     result = inner.fails_with(
         "BootError: *", arguments=("--propolis-boot=cold", "--propolis-boot-timeout=0.1", "--tb=short")
     )
-    result.stdout.fnmatch_lines(["*fixtures/test_vm.py:*: in test_vm", '*await vm_factory.start("test-vm")', "E*"])
+    result.stdout.fnmatch_lines(["*fixtures/vms.py:*: in test_vm", '*await vm_factory.start("test-vm")', "E*"])
     result.stdout.no_fnmatch_line("*vm/factory.py:*")
 
 

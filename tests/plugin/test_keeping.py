@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from inner_run import InnerRun
 from propolis_command import propolis
+from reruns import RERUNS_ONCE
 
 WAIT_S = 60
 
@@ -139,6 +140,44 @@ def test_a_shared_vm_stays_if_a_test_failed_that_used_it(inner: InnerRun, failin
     assert kept_names(result) == ({"shared"} if failing else set())
 
 
+RUN_AGAIN = """
+OUTCOMES = iter({outcomes})
+
+async def test_it(vm_factory):
+    await (await vm_factory.create("vm")).launch()
+    assert next(OUTCOMES)
+"""
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "kept"), [([False, True], 0), ([False, False], 1), ([True], 0)], ids=["passes", "fails", "once"]
+)
+def test_of_a_test_that_is_run_again_only_a_last_failed_attempt_stays(
+    inner: InnerRun, outcomes: list[bool], kept: int
+) -> None:
+    inner.write(conftest=RERUNS_ONCE, test_it=RUN_AGAIN.format(outcomes=outcomes))
+    result = inner.run("--propolis-keep=failed")
+    assert len(kept_ids(result)) == kept
+    assert propolis("ps", "--kept").count("'vm', Running") == kept
+
+
+@pytest.mark.parametrize("outcomes", [[False, True], [False, False]], ids=["passes", "fails"])
+def test_a_shared_vm_stays_if_a_test_failed_in_its_last_attempt(inner: InnerRun, outcomes: list[bool]) -> None:
+    inner.write(
+        conftest=f"{RERUNS_ONCE}\nOUTCOMES = iter({outcomes})\n",
+        test_it=SHARED.replace("shared is None", "next(__import__('conftest').OUTCOMES)"),
+    )
+    result = inner.run("--propolis-keep=failed")
+    assert kept_names(result) == (set() if outcomes[-1] else {"shared"})
+
+
+def test_a_shared_vm_stays_where_the_run_ends_at_the_first_failure(inner: InnerRun) -> None:
+    inner.write(test_it=SHARED)
+    result = inner.run("--propolis-keep=failed", "-x")
+    result.assert_outcomes(passed=1, failed=1)
+    assert kept_names(result) == {"shared"}
+
+
 def test_the_report_says_how_to_reach_what_stays(inner: InnerRun) -> None:
     inner.write(test_it=TESTS)
     result = inner.run("--propolis-keep=failed", "-k", "test_fails", "--deselect=test_it.py::test_fails_as_expected")
@@ -201,3 +240,15 @@ def test_gc_that_is_only_tried_removes_nothing(inner: InnerRun) -> None:
     assert f"would remove VM {kept_id(result)} 'bob'" in propolis("gc", "--kept", "--dry-run")
     assert f"kept VM {kept_id(result)} 'bob'" in propolis("gc")
     assert kept_id(result) in propolis("ps")
+
+
+def test_what_is_kept_is_found_from_a_shell_with_another_runtime_directory(
+    inner: InnerRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner.write(test_it="async def test_passes(vm_factory):\n    await vm_factory.start('bob')")
+    vm = kept_id(inner.run("--propolis-keep=always"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(inner.pytester.mkdir("other")))
+    assert vm in propolis("ps", "--kept")
+    assert "\n42\n" in propolis("console", vm, typed="echo $((6 * 7))\n").replace("\r", "")
+    assert "nothing to remove" in propolis("gc")
+    assert f"removed VM {vm}" in propolis("gc", "--kept")

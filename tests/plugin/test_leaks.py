@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,18 @@ async def test_it(vm_factory, propolis):
     await vm_factory.create()
     agent = propolis.host.directory
     agent.parent.joinpath(f"{agent.name.partition('-')[0]}-forgotten").mkdir(mode=0o700)
+"""
+
+CHILD_THAT_STAYS = """
+import os
+
+async def test_it(vm_factory):
+    await vm_factory.create()
+    ends_with_parent, held_by_parent = os.pipe()
+    if os.fork() == 0:
+        os.close(held_by_parent)
+        os.read(ends_with_parent, 1)
+        os._exit(0)
 """
 
 
@@ -93,3 +106,15 @@ def test_what_is_leaked_beside_what_is_kept_is_a_leak(inner: InnerRun, monkeypat
         leaks = re.findall(r"^(process|file|directory|socket|entry) (.*)", result.stdout.str(), re.MULTILINE)
         assert [(kind, what.split()[0]) for kind, what in leaks] == [("process", pid)]
     propolis("gc", "--kept")
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "xdist"])
+def test_a_forked_child_that_outlives_the_tests_leaks_nothing(inner: InnerRun, workers: tuple[str, ...]) -> None:
+    inner.write(test_it=CHILD_THAT_STAYS)
+    result = inner.run(*workers)
+    deadline = time.monotonic() + 10
+    while any(inner.processes()) and time.monotonic() < deadline:
+        pass  # the child ends when it sees the end of its parent
+    result.assert_outcomes(passed=1)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.no_fnmatch_line("*left something behind*")

@@ -79,15 +79,3 @@ def test_a_vm_used_in_another_loop_than_its_own_says_how_to_mark_the_test(inner:
         'hint: mark the test with the loop scope of the fixture*@pytest.mark.asyncio(loop_scope="module")',
         arguments=("--asyncio-mode=auto",),
     )
-
-
-@pytest.mark.parametrize("mode", ["strict", "auto"])
-@pytest.mark.parametrize("fixture", ["test_vm", "vm_factory"])
-def test_a_synchronous_test_is_told_how_to_become_asynchronous(inner: InnerRun, mode: str, fixture: str) -> None:
-    inner.write(test_it=f"def test_it({fixture}): ...")
-    result = inner.run(f"--asyncio-mode={mode}")
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(
-        ["test_it.py::test_it uses the fixture '*', whose methods are awaited: write `async def test_it(...)`"]
-    )
-    result.stdout.no_fnmatch_line("*Traceback*")

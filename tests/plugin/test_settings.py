@@ -110,6 +110,66 @@ def test_every_option_can_stand_in_a_settings_file(inner: InnerRun) -> None:
     assert everything_given(shown(inner, f"--propolis-settings-file={file}"))
 
 
+NATIVE = """
+[{table}]
+propolis_memory_mib = 256
+propolis_cpus = 3
+propolis_boot_timeout = 7.5
+propolis_pause_on_failure = true
+propolis_standby = 0
+propolis_keep_ttl = "90"
+propolis_guest = "micro"
+"""
+
+
+@pytest.mark.skipif(pytest.version_tuple < (9, 0), reason="pytest 9 reads native TOML")
+@pytest.mark.parametrize(
+    ("file", "table"),
+    [("pyproject.toml", "tool.pytest"), ("pytest.toml", "pytest"), (".pytest.toml", "pytest")],
+)
+def test_native_values_of_toml_are_taken(inner: InnerRun, file: str, table: str) -> None:
+    inner.pytester.path.joinpath(file).write_text(NATIVE.format(table=table))
+    found = shown(inner, "-o", "propolis_accelerator=tcg")
+    names = ("memory_mib", "cpus", "boot_timeout", "pause_on_failure", "standby", "keep_ttl", "guest", "accelerator")
+    assert [found[name] for name in names] == ["256", "3", "7.5", "True", "0", "90.0", "'micro'", "'tcg'"]
+
+
+@pytest.mark.skipif(pytest.version_tuple < (9, 0), reason="pytest 9 reads native TOML")
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("propolis_cpus = 2.5", "'2.5' must be a whole number from 1 to 64"),
+        ("propolis_cpus = true", "'True' must be a whole number from 1 to 64"),
+        ("propolis_keep = ['failed']", "\"['failed']\" must be one of never, failed, always"),
+    ],
+)
+def test_a_native_value_of_the_wrong_kind_is_one_usage_error(inner: InnerRun, line: str, complaint: str) -> None:
+    inner.pytester.path.joinpath("pytest.toml").write_text(f"[pytest]\n{line}\n")
+    assert usage_error(inner) == f"ini key {line.split()[0]}: {complaint}"
+
+
+@pytest.mark.parametrize("start", [".", "sub"])
+@pytest.mark.parametrize("distribution", [(), ("-n1",)], ids=["one-process", "xdist"])
+def test_paths_in_the_ini_file_do_not_depend_on_where_pytest_is_started(
+    inner: InnerRun, monkeypatch: pytest.MonkeyPatch, start: str, distribution: tuple[str, ...]
+) -> None:
+    project = inner.pytester.path
+    project.joinpath("sub").mkdir()
+    project.joinpath("test_show.py").unlink()
+    project.joinpath("sub", "test_places.py").write_text(
+        "def test_places(propolis):\n"
+        "    settings = propolis.settings\n"
+        f"    assert str(settings.log_dir) == {str(project / 'logs')!r}\n"
+        f"    assert str(settings.qemu) == {str(project / 'vm' / 'qemu')!r}\n"
+    )
+    project.joinpath("vm").mkdir()
+    project.joinpath("vm", "vm.toml").write_text('[settings]\nqemu = "qemu"\n')
+    inner.pytester.makeini("[pytest]\npropolis_settings_file = vm/vm.toml\npropolis_log_dir = logs\n")
+    monkeypatch.delenv("PROPOLIS_QEMU", raising=False)
+    monkeypatch.chdir(project / start)
+    inner.run(*distribution, str(project / "sub")).assert_outcomes(passed=1)
+
+
 def test_flag_goes_before_environment_before_ini_before_settings_file(
     inner: InnerRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,12 @@ async def test_meet(test_vm, propolis, me):
         assert await test_vm.run("echo $((6 * 7))") == "42"
 """
 
+SAYS_WHETHER = """
+def pytest_sessionstart(session):
+    if not hasattr(session.config, "workerinput"):
+        print("passes on:", session.config.pluginmanager.has_plugin("propolis-interruption"))
+"""
+
 
 def test_two_workers_share_one_agent_which_leaves_with_the_last(
     inner: InnerRun, monkeypatch: pytest.MonkeyPatch
@@ -71,3 +77,21 @@ def test_a_workers_progress_is_seen_at_once_at_the_controllers_terminal(inner: I
     result.assert_outcomes(passed=1)
     result.stderr.fnmatch_lines(["propolis [[]gw0]: VM waits for memory"])
     assert "captured" not in result.stderr.str()
+
+
+@pytest.mark.parametrize(
+    "workers", [("-n1",), ("-d", "--tx=popen"), ("--dist=each", "--tx=popen")], ids=["processes", "places", "each"]
+)
+def test_a_controller_passes_interruptions_on_however_its_workers_are_named(
+    inner: InnerRun, workers: tuple[str, ...]
+) -> None:
+    inner.write(conftest=SAYS_WHETHER, test_it="def test_it(): ...")
+    inner.run(*workers, "-s").stdout.fnmatch_lines(["passes on: True"])
+
+
+@pytest.mark.parametrize("workers", [("-n0",), ("-n2", "-n0"), ("--dist=load",)])
+def test_a_run_without_workers_has_none_to_interrupt(inner: InnerRun, workers: tuple[str, ...]) -> None:
+    inner.write(conftest=SAYS_WHETHER, test_it="def test_it(): ...")
+    result = inner.run(*workers, "-s")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["passes on: False"])

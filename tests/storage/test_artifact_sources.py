@@ -152,12 +152,6 @@ asyncio.run(member.fetch(place / "kernel", print, shelf=place / "shelf"))
     assert "install pip" in complaint.decode()
 
 
-async def test_a_local_file_is_copied_when_it_is_fetched(shelf: Path, tmp_path: Path) -> None:
-    (tmp_path / "disk").write_bytes(b"disk" * 100000)
-    await LocalFile(str(tmp_path / "disk")).fetch(tmp_path / "copy", print, shelf=shelf)
-    assert (tmp_path / "copy").read_bytes() == b"disk" * 100000
-
-
 def test_a_local_file_means_the_same_in_another_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ordinary_user import USER_ID, OrdinaryUser, needs_subordinate_ids, ordinary_user
 
 from pytest_propolis.errors import CapabilityMissing
 from pytest_propolis.storage import debian
 from pytest_propolis.storage.debian import DebianBuild
+from pytest_propolis.storage.programs import run_program
 
 SUITES = {
     "debian.sources": "Types: deb\nURIs: http://mirror/debian\nSuites: bookworm bookworm-updates\nComponents: main\n",
@@ -18,6 +23,17 @@ SUITES = {
     "vendor.list": "deb http://vendor/apt vendor-bookworm main\n",
     "empty.list": "# deb http://mirror/debian bookworm main\n",
 }
+
+# In a root directory of one's own: files of several owners, and mounts.
+AS_PACKAGES_ARE_INSTALLED = """
+mkdir -m 700 build build/root build/root/proc
+mount -t proc proc build/root/proc
+touch build/root/file
+chown 100:65534 build/root/file
+stat -c '%u %g' build/root/file
+umount build/root/proc
+rm -r build
+"""
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -31,9 +47,57 @@ async def test_what_is_missing_to_build_is_named_with_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(CapabilityMissing, match="lacks mmdebstrap, e2fsprogs, qemu-utils, util-linux") as caught:
+    with pytest.raises(CapabilityMissing, match=r"lacks mmdebstrap, .*qemu-utils, util-linux") as caught:
         await DebianBuild().make(tmp_path, lambda text: None)
     assert "apt-get install mmdebstrap" in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/usr/sbin/mke2fs").exists(), reason="needs the package e2fsprogs")
+async def test_programs_are_found_that_are_not_on_the_path_of_an_ordinary_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/local/bin:/usr/bin:/bin")
+    with contextlib.suppress(CapabilityMissing) as missing:
+        debian._require_programs()
+    assert "e2fsprogs" not in str(missing)
+
+
+@pytest.fixture
+def user(monkeypatch: pytest.MonkeyPatch) -> Iterator[OrdinaryUser]:
+    with ordinary_user() as user:
+        monkeypatch.setattr(os, "geteuid", lambda: USER_ID)
+        yield user
+
+
+@needs_subordinate_ids
+async def test_an_ordinary_user_builds_in_a_directory_that_no_other_user_may_enter(user: OrdinaryUser) -> None:
+    words = [*user.prefix(), *debian._as_its_root(), "sh", "-euc", AS_PACKAGES_ARE_INSTALLED]
+    finished = await run_program(words, directory=user.home)
+    assert finished.status == 0, finished.complaint
+    assert finished.output.split() == ["100", "65534"]
+
+
+@needs_subordinate_ids
+async def test_a_user_without_subordinate_ids_is_told_what_is_missing(
+    user: OrdinaryUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = debian._as_its_root()
+    monkeypatch.setattr(debian, "_as_its_root", lambda: (*user.prefix(subordinate_ids=False), *words))
+    with pytest.raises(CapabilityMissing, match=r"able to become root of namespaces: .*subuid") as caught:
+        await debian._require_namespaces()
+    assert f"give user {USER_ID} a range in /etc/subuid" in str(caught.value)
+
+
+@needs_subordinate_ids
+async def test_a_user_with_subordinate_ids_lacks_nothing(user: OrdinaryUser, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = debian._as_its_root()
+    monkeypatch.setattr(debian, "_as_its_root", lambda: (*user.prefix(), *words))
+    await debian._require_namespaces()
+
+
+def test_no_build_is_done_as_a_subordinate_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for user in (0, USER_ID):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        words = debian._bootstrap("bookworm", tmp_path)
+        assert (words[0], "--mode=root" in words) == ("unshare", True)
 
 
 def test_another_release_has_another_key() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from pytest_propolis.storage.eviction import evict, note_use
+from pytest_propolis.storage.eviction import Claim, evict, note_use
 from pytest_propolis.storage.locks import locked
 from pytest_propolis.storage.store import ArtifactStore
 
@@ -77,3 +79,25 @@ async def test_what_lost_a_file_is_made_anew(tmp_path: Path, name: str) -> None:
     place = await derived(tmp_path, "any")
     (place / name).unlink()
     assert (await derived(tmp_path, "any") / "file").is_file()
+
+
+async def test_what_is_claimed_stays(tmp_path: Path) -> None:
+    place = await derived(tmp_path, "used", age_s=3 * DAY_S)
+    claims = [Claim(tmp_path, "used"), Claim(tmp_path, "used")]
+    claims[0].close()
+    assert evict(tmp_path, max_age_s=DAY_S, max_bytes=0) == []
+    assert place.is_dir()
+    claims[1].close()
+    assert [one.path for one in evict(tmp_path, max_age_s=DAY_S, max_bytes=0)] == [place]
+
+
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
+async def test_what_a_disk_is_an_overlay_on_stays(tmp_path: Path) -> None:
+    used, unused = await derived(tmp_path, "used", age_s=3 * DAY_S), await derived(tmp_path, "unused", age_s=3 * DAY_S)
+    disk = tmp_path / "disks" / "run-1" / "fork" / "disk-0.qcow2"
+    disk.parent.mkdir(parents=True)
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b", used / "file", disk, "1M"]
+    subprocess.run(create, check=True)
+    evicted = evict(tmp_path, max_age_s=DAY_S, max_bytes=0, disks=tmp_path / "disks")
+    assert [one.path for one in evicted] == [unused]
+    assert used.is_dir()

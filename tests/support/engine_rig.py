@@ -14,7 +14,7 @@ import httpx
 import msgspec
 from starlette.types import Receive, Scope, Send
 
-from pytest_propolis.agent_api.boot_source import Firmware
+from pytest_propolis.agent_api.boot_source import BootSource, Firmware
 from pytest_propolis.engine.qemu.binary import Qemu
 from pytest_propolis.engine.qemu.child import NoJournal
 from pytest_propolis.engine.qemu.machine import Machine
@@ -36,8 +36,11 @@ from pytest_propolis.propolis_api import (
     PciPath,
     ReplaceResult,
     SpecInit,
+    SubVolumes,
     VirtioDisk,
     VirtioDiskComponent,
+    VolumeInfo,
+    VolumeStatus,
 )
 from pytest_propolis.vm.spec import instance_properties
 
@@ -62,6 +65,7 @@ class BlockingBackend:
         self.node = {"driver": "null-co", "node-name": node_name, "size": VOLUME_BYTES}
         self.vcr: Mapping[str, Any] = msgspec.json.decode(component.request_json)
         self.events: list[str] = []
+        self.quiesced = False
         self.may_close = asyncio.Event()
         self.may_close.set()
         self._changed = asyncio.Event()
@@ -92,6 +96,22 @@ class BlockingBackend:
         if new["address"] == "missing":
             return ReplaceResult.MISSING
         return ReplaceResult.STARTED if moved else ReplaceResult.VCR_MATCHES
+
+    @property
+    def status(self) -> VolumeStatus:
+        return VolumeStatus(volume_info=VolumeInfo(volume=SubVolumes(sub_volumes=())))
+
+    async def replace_unchecked(self, vcr_json: str) -> ReplaceResult:
+        return await self.replace(vcr_json)
+
+    async def snapshot(self, machine: Machine, snapshot_id: uuid.UUID) -> None:
+        self.events.append(f"snapshot {snapshot_id}")
+
+    async def settle(self, *, clean: bool) -> None:
+        self.events.append(f"settled {clean}")
+
+    async def quiesce(self, machine: Machine) -> None:
+        self.quiesced = True
 
     async def reached(self, event: str) -> None:
         """Wait until something has happened to it."""
@@ -167,7 +187,12 @@ def ensure_request(*, address: str | None = None, memory_mib: int = 64) -> Insta
 
 @contextlib.asynccontextmanager
 async def engine_rig(
-    directory: Path, *, qemu: Qemu = FAKE_QEMU, with_backend: bool = True, log_path: Path | None = None
+    directory: Path,
+    *,
+    qemu: Qemu = FAKE_QEMU,
+    boot: BootSource = Firmware(),  # noqa: B008 -- it is frozen
+    with_backend: bool = True,
+    log_path: Path | None = None,
 ) -> AsyncIterator[EngineRig]:
     backends: list[BlockingBackend] = []
 
@@ -181,7 +206,7 @@ async def engine_rig(
             mark="propolis-test",
             qemu=qemu,
             accelerator="tcg",
-            boot=Firmware(),
+            boot=boot,
             directory=directory,
             log_path=log_path or directory / "qemu.log",
             journal=NoJournal(),

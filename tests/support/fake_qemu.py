@@ -2,9 +2,9 @@
 """A stand-in for QEMU: a process that speaks QMP, with a guest that does what is typed at its serial port.
 
 A line typed at COM1 is echoed, and may be ``reset``, ``shutdown``, ``panic`` (what a guest does of its own accord) or
-``exit`` (QEMU ends by itself). A ``late reset`` and a ``late shutdown`` are what a guest does in the moment when it is
-stopped the next time: QEMU tells of them when it has answered. As under ``-action reboot=shutdown,shutdown=pause``, a
-guest that resets stands still.
+``exit`` (QEMU ends by itself). ``clock back`` sets the clock that events are stamped with back by an hour. A ``late
+reset`` and a ``late shutdown`` are what a guest does in the moment when it is stopped the next time: QEMU tells of them
+when it has answered. As under ``-action reboot=shutdown,shutdown=pause``, a guest that resets stands still.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class FakeQemu:
     def __init__(self) -> None:
         self._status = "prelaunch"
         self._late = ""
+        self._clock_error_s = 0
         self._monitor = Channel("monitor")
         self._com1 = Channel("com1")
         self._tell(GREETING)
@@ -106,21 +107,22 @@ class FakeQemu:
                 self._event("SHUTDOWN", guest=True, reason=f"guest-{what}")
             case "late reset" | "late shutdown":
                 self._late = line.removeprefix("late ")
+            case "clock back":
+                self._clock_error_s = -3600
             case "panic":
                 self._event("GUEST_PANICKED", action="run")
             case "exit":
                 sys.exit(1)
 
     def _event(self, name: str, **data: Any) -> None:
-        self._tell({"event": name, "data": data, "timestamp": _now()})
+        self._tell({"event": name, "data": data, "timestamp": self._now()})
+
+    def _now(self) -> dict[str, int]:
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+        return {"seconds": seconds + self._clock_error_s, "microseconds": nanoseconds // 1000}
 
     def _tell(self, message: dict[str, Any]) -> None:
         self._monitor.write(json.dumps(message))
-
-
-def _now() -> dict[str, int]:
-    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
-    return {"seconds": seconds, "microseconds": nanoseconds // 1000}
 
 
 if __name__ == "__main__":

@@ -29,18 +29,15 @@ def shell_command(shell: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def terminal(shell: str) -> AsyncIterator[int]:
+async def terminal(*command: str, environment: dict[str, str]) -> AsyncIterator[int]:
     """An interactive shell as the leader of a session on a new terminal: the terminal's host end."""
     ours, theirs = pty.openpty()
-    options = ["--norc", "--noprofile"] if shell == "bash" else []
     process = await asyncio.create_subprocess_exec(
-        *shell_command(shell).split(),
-        *options,
-        "-i",
+        *command,
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env={"PATH": os.environ["PATH"], "PS1": PROMPT, "TERM": "dumb", "HOME": "/"},
+        env=environment,
         start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         cwd="/",
@@ -90,14 +87,24 @@ async def served(host_end: int, socket: Path) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def console_on(shell: str, directory: Path) -> AsyncIterator[Console]:
     """The console of a local shell that shows its prompt."""
+    options = ["--norc", "--noprofile"] if shell == "bash" else []
+    command = [*shell_command(shell).split(), *options, "-i"]
+    environment = {"PATH": os.environ["PATH"], "PS1": PROMPT, "TERM": "dumb", "HOME": "/"}
+    async with console_on_program(*command, directory=directory, environment=environment) as console:
+        await console.wait_for(PROMPT, timeout_s=10)
+        yield console
+
+
+@contextlib.asynccontextmanager
+async def console_on_program(*command: str, directory: Path, environment: dict[str, str]) -> AsyncIterator[Console]:
+    """The console of a program on a local terminal."""
     socket = directory / "console.sock"
     async with (
-        terminal(shell) as host_end,
+        terminal(*command, environment=environment) as host_end,
         served(host_end, socket),
         unix_connect(str(socket), compression=None, max_size=None, proxy=None) as connection,
         Console.over(connection, vm="local", log_path=directory / "serial.log") as console,
     ):
-        await console.wait_for(PROMPT, timeout_s=10)
         yield console
 
 

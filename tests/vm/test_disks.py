@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 from boot_sectors import boot_disk
 
-from pytest_propolis.errors import ApiError
+from pytest_propolis.errors import ApiError, ConfigError
 from pytest_propolis.propolis_api import BlobStorageBackend
 from pytest_propolis.vm.config import DataDisk
 from pytest_propolis.vm.factory import VmFactory
@@ -44,6 +45,31 @@ async def test_what_a_guest_writes_on_a_disk_in_memory_survives_its_reboot_and_l
     backend = vm.spec.components["memory-backend"].component
     assert isinstance(backend, BlobStorageBackend)
     assert set(backend.base64) <= {"A", "="}
+
+
+@pytest.mark.parametrize("in_memory", [False, True], ids=["in-a-file", "in-memory"])
+@pytest.mark.parametrize(
+    "path", [Path("etc/passwd"), "./etc/passwd", Path("~/etc/passwd")], ids=["path", "text", "home"]
+)
+async def test_the_path_of_an_image_means_what_it_means_in_the_test(
+    vm_factory: VmFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path, in_memory: bool
+) -> None:
+    image = tmp_path / "etc" / "passwd"  # a file below the root directory, too, which is the agent's own
+    image.parent.mkdir()
+    image.write_bytes(b"mine".ljust(1 << 16, b"\0"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    disk = DataDisk(name="relative", image=path, in_memory=in_memory)
+    vm = await vm_factory.start(guest="micro", cpus=1, memory_mib=256, disks=(disk,))
+    await vm.run(MODULES)
+    assert await vm.run("head -c 4 /dev/vda") == "mine"
+
+
+async def test_an_image_whose_name_no_message_can_carry_is_refused(vm_factory: VmFactory, tmp_path: Path) -> None:
+    image = tmp_path / os.fsdecode(b"\xff.img")
+    image.write_bytes(bytes(1 << 16))
+    with pytest.raises(ConfigError, match=r"the image of data disk 'd': the path .* is not text in UTF-8"):
+        await vm_factory.start(guest="micro", disks=(DataDisk(name="d", image=image),))
 
 
 async def test_an_image_is_copied_into_memory_and_is_not_written_to(vm_factory: VmFactory, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What firmware boots: the order of disks, and UEFI."""
+"""What the BIOS boots: the order of disks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from boot_sectors import boot_disk
 
-from pytest_propolis.engine.qemu.binary import find_firmware
 from pytest_propolis.vm.config import DataDisk
 from pytest_propolis.vm.factory import VmFactory
 
@@ -38,10 +37,3 @@ async def test_the_boot_order_is_kept_in_both_directions(
     assert await asyncio.gather(
         first("forth", ("disk-a", "disk-b")), first("back", ("disk-b", "disk-a")), first("one", ("disk-b",))
     ) == ["A", "B", "B"]
-
-
-@pytest.mark.skipif(find_firmware() is None, reason="there is no UEFI firmware (package ovmf)")
-async def test_uefi_starts_and_speaks_on_the_serial_line(vm_factory: VmFactory) -> None:
-    vm = await vm_factory.create("uefi", guest="micro", firmware="uefi", cpus=1, memory_mib=256)
-    await vm.launch()
-    await vm.wait_for_serial_output(re.compile("BdsDxe|UEFI Interactive Shell|Shell>"), timeout_s=120)

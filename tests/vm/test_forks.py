@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -31,6 +32,16 @@ async def kill_qemu(vm_factory: VmFactory, name: str) -> None:
     (listed,) = [vm for vm in await vm_factory.agent.list_vms() if vm.name == name]
     assert listed.pid
     os.kill(listed.pid, signal.SIGKILL)
+
+
+def processes_of(vm: TestVm) -> list[Path]:
+    """Those whose command line has the VM's id, as its QEMU's has."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if vm.id.encode() in (process / "cmdline").read_bytes():
+                found.append(process)
+    return found
 
 
 async def test_two_forks_share_no_random_stream(vm_factory: VmFactory) -> None:
@@ -176,11 +187,15 @@ async def test_a_spec_that_is_not_the_templates_answers_400(vm_factory: VmFactor
 
 
 async def test_a_fork_that_never_ran_leaves_nothing(vm_factory: VmFactory) -> None:
-    vm = await vm_factory.create("vm", boot="warm", **MICRO)
-    await vm.aclose()
+    vm = await vm_factory.create("vm", boot="warm", disks=(DataDisk(name="data", size_mib=8),), **MICRO)
+    assert processes_of(vm)
+    await vm_factory.aclose()
+    assert not processes_of(vm)
+    assert not Path(vm.spec.components["data-backend"].component.path).exists()
+    assert await vm_factory.agent.list_vms() == []
 
 
-@pytest.mark.parametrize("changes", [{"boot": "cold"}, {"disk_interface": "nvme"}], ids=["asked for", "nvme boot disk"])
+@pytest.mark.parametrize("changes", [{"boot": "cold"}, {"display": True}], ids=["asked for", "display"])
 async def test_what_cannot_be_forked_boots(vm_factory: VmFactory, changes: dict[str, object]) -> None:
     vm = await vm_factory.start("vm", **MICRO, **changes)
     assert vm.boot_kind == "cold"

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from pytest_propolis.agent_api.transfers import MemoryTransfer
 from pytest_propolis.console.console import Console
-from pytest_propolis.errors import ConfigError, ConsoleError, MigrationError
+from pytest_propolis.errors import CommandFailed, ConfigError, ConsoleError, ConsoleTimeout, MigrationError
 from pytest_propolis.propolis_api import InstanceState, MigrationState
 from pytest_propolis.session.run import Run
 from pytest_propolis.vm.factory import VmFactory
@@ -48,6 +48,16 @@ async def test_the_guest_lives_on_at_the_target_and_the_source_is_destroyed(fact
     assert left
     assert (came.state, left.state) == (MigrationState.FINISH, MigrationState.FINISH)
     assert came.id == left.id
+
+
+async def test_errors_after_a_migration_name_the_vm_that_the_guest_is_in(factory: VmFactory, vm: TestVm) -> None:
+    target = await factory.successor(vm, name="elsewhere")
+    await target.migrate_from(vm)
+    with pytest.raises(CommandFailed) as failed:
+        await target.run("false")
+    with pytest.raises(ConsoleTimeout) as waited:
+        await target.wait_for_serial_output("never shown", timeout_s=0.1)
+    assert (failed.value.vm, waited.value.vm) == ("elsewhere", "elsewhere")
 
 
 async def test_each_side_has_its_own_metadata(factory: VmFactory, vm: TestVm) -> None:

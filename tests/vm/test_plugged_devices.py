@@ -204,3 +204,28 @@ async def test_a_disk_that_qemu_cannot_open_fails_the_vm_with_its_reason(vm_fact
     vm.spec = msgspec.structs.replace(vm.spec, components=vm.spec.components | added)
     with pytest.raises(ApiError, match=r"gone\.qcow2"):
         await vm.ensure()
+
+
+async def until(vm: TestVm, driver: str, condition: str) -> None:
+    """Load a driver, and wait until it has found its devices."""
+    await vm.run(f"modprobe {driver}; until {condition} 2>/dev/null; do sleep 0.05; done", timeout_s=60)
+
+
+async def test_nvme_disks_whose_names_begin_alike_are_all_there(vm_factory: VmFactory) -> None:
+    names = ("tenant-database-volume-1", "tenant-database-volume-2")
+    disks = (DataDisk(name=name, size_mib=8 + number, interface="nvme") for number, name in enumerate(names))
+    vm = await fork(vm_factory, "vm", *disks, **MICRO)
+    await until(vm, "nvme", "[ $(ls -d /sys/block/nvme* | wc -l) = 2 ]")
+    assert sorted((await vm.run("cat /sys/block/nvme*/size")).split()) == [str(8 * 2048), str(9 * 2048)]
+
+
+async def test_chosen_slots_and_default_ones_fit_on_one_bus(vm_factory: VmFactory) -> None:
+    disks = [DataDisk(name=f"d{number}", size_mib=1, pci_slot=16 if number == 7 else None) for number in range(14)]
+    vm = await fork(vm_factory, "vm", *disks, nics=(Nic(), Nic(name="other", pci_slot=5)), **MICRO)
+    await until(vm, "virtio_blk", "[ $(ls -d /sys/block/vd* | wc -l) = 14 ]")
+    await until(vm, "virtio_net", "[ $(ls -d /sys/class/net/eth* | wc -l) = 2 ]")
+
+
+async def test_a_data_disk_in_the_place_of_the_boot_disk_does_not_displace_it(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(disks=(DataDisk(name="a", size_mib=8, pci_slot=4),), **ALPINE)
+    assert await vm.run("cat /sys/block/vdb/size") == str(8 * 2048)

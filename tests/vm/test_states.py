@@ -12,17 +12,21 @@ from uuid import uuid4
 import pytest
 import pytest_asyncio
 from raw_http import http
+from websockets.exceptions import ConnectionClosed
 
-from pytest_propolis.errors import ApiError, ConsoleClosed, ConsoleError, VmStateError
+from pytest_propolis.errors import ApiError, ConfigError, ConsoleClosed, ConsoleError, VmStateError
 from pytest_propolis.propolis_api import (
+    FromMigration,
     FromSpec,
     InstanceEnsureRequest,
     InstanceState,
     InstanceStateRequested,
+    MigrationTargetInit,
     SpecInit,
 )
 from pytest_propolis.propolis_api.client import PropolisClient
 from pytest_propolis.session.run import Run
+from pytest_propolis.vm.config import Nic
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.vm import TestVm
 
@@ -47,6 +51,13 @@ NEEDS_AN_ACTIVE_VM: dict[str, Call] = {
 UNSUPPORTED: dict[str, Call] = {
     "volume status": lambda client: client.disk_volume_status("disk-backend"),
     "snapshots": lambda client: client.issue_crucible_snapshot("disk-backend", uuid4()),
+}
+
+UPGRADE = {
+    "connection": "Upgrade",
+    "upgrade": "websocket",
+    "sec-websocket-version": "13",
+    "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
 }
 
 
@@ -96,13 +107,63 @@ async def test_before_the_first_ensure_everything_answers_424(unborn: TestVm, na
     assert caught.value.message == "Server not initialized (no instance)"
 
 
-async def test_before_the_first_ensure_the_serial_websocket_is_refused(unborn: TestVm) -> None:
-    assert await status_of(_open(unborn)) in (403, 424)
+async def test_before_the_first_ensure_the_serial_websocket_is_accepted_and_dropped(unborn: TestVm) -> None:
+    connection = await unborn.client.instance_serial(from_start=0)
+    with pytest.raises(ConnectionClosed):
+        await connection.recv()
 
 
-async def _open(vm: TestVm) -> None:
-    async with vm.client.instance_serial():
-        pass
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "body", "complaint"),
+    [
+        ("GET", "/instance", {"api-version": "99.0.0"}, b"", "server does not support this API version: 99.0.0"),
+        ("GET", "/instance", {"api-version": "5.0.1"}, b"", "server does not support this API version: 5.0.1"),
+        ("GET", "/instance", {"api-version": "five"}, b"", 'bad value for header "api-version"'),
+        (
+            "PUT",
+            "/instance/state",
+            {"content-type": "text/plain"},
+            b'"Run"',
+            'expected content type "application/json"',
+        ),
+        ("GET", "/instance/serial/history?from_start=0&from_start=1", {}, b"", "duplicate field `from_start`"),
+        ("GET", "/instance/serial?from_start=0&from_start=1", UPGRADE, b"", "duplicate field `from_start`"),
+        ("GET", "/instance/serial", UPGRADE | {"api-version": "99.0.0"}, b"", "does not support this API version"),
+    ],
+)
+async def test_what_upstream_cannot_read_answers_400(
+    unborn: TestVm, method: str, path: str, headers: dict[str, str], body: bytes, complaint: str
+) -> None:
+    async with http(unborn) as client:
+        answer = await client.request(method, path, content=body, headers=headers)
+    assert answer.status_code == 400
+    assert complaint in answer.json()["message"]
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("version", ["1.0.0", "5.0.0"])
+async def test_older_versions_of_the_api_are_served(unborn: TestVm, version: str) -> None:
+    async with http(unborn) as client:
+        answer = await client.get("/instance", headers={"api-version": version})
+    assert answer.status_code == 424
+
+
+@pytest.mark.parametrize(
+    "address", ["", "no address", "127.0.0.1:99999", "http://[::1", "http+unix:///x", "ftp://h:1", ":80"]
+)
+async def test_a_source_s_address_that_cannot_be_read_answers_400(vm: TestVm, address: str) -> None:
+    init = FromMigration(migration_id=uuid4(), replace_components={}, src_addr=address)
+    with pytest.raises(ApiError, match="src_addr") as caught:
+        await vm.client.instance_ensure(InstanceEnsureRequest(properties=vm.properties, init=MigrationTargetInit(init)))
+    assert caught.value.status == 400
+    assert await status_of(vm.client.instance_get()) == 424  # nothing was begun
+
+
+async def test_the_agent_s_log_has_the_ids_of_refused_requests(unborn: TestVm) -> None:
+    with pytest.raises(ApiError) as caught:
+        await unborn.client.instance_get()
+    assert unborn.endpoint.uds is not None
+    assert f"request {caught.value.request_id}: 424" in unborn.endpoint.uds.with_name("agent.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -152,6 +213,33 @@ async def test_a_second_ensure_answers_409_also_with_the_same_vm(vm: TestVm) -> 
     with pytest.raises(ApiError) as caught:
         await vm.client.instance_ensure(request_for(vm))
     assert (caught.value.status, caught.value.error_code) == (409, "AlreadyInitialized")
+
+
+async def test_what_was_created_already_is_run_and_booted(vm: TestVm) -> None:
+    await vm.ensure()
+    await vm.ensure()
+    await vm.launch()
+    await vm.launch()
+    await vm.boot()
+    await vm.boot()
+    assert await vm.run("echo hello") == "hello"
+
+
+async def test_a_fork_is_launched_and_booted_twice(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.create(guest="micro", boot="warm")
+    await vm.ensure()
+    await vm.launch()
+    await vm.boot()
+    assert vm.boot_kind == "warm"
+    await vm.boot()
+    assert await vm.run("echo hello") == "hello"
+
+
+async def test_a_stopped_vm_boots_again(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(guest="micro")
+    await vm.stop()
+    await vm.boot()
+    assert (vm.boot_kind, await vm.run("echo hello")) == ("cold", "hello")
 
 
 async def test_reboot_before_run_answers_403(vm: TestVm) -> None:
@@ -284,3 +372,27 @@ async def test_a_qemu_that_is_killed_is_a_failed_vm_that_can_be_made_again(vm: T
 async def test_there_is_no_console_before_there_is_a_vm(unborn: TestVm) -> None:
     with pytest.raises(ConsoleError, match="there is no console yet"):
         await unborn.wait_for_serial_output("anything")
+
+
+async def test_a_state_is_waited_for_by_its_name(vm: TestVm) -> None:
+    await vm.launch()
+    await vm.wait_for_state("Running", timeout_s=60)
+
+
+async def test_a_name_that_is_no_state_is_refused_at_once(vm: TestVm) -> None:
+    with pytest.raises(ConfigError, match="the state to wait for is 'Runing'") as caught:
+        await vm.wait_for_state("Runing")
+    assert "did you mean 'Running'?" in (caught.value.hint or "")
+
+
+async def test_a_field_that_does_not_exist_is_refused_with_the_closest_one(vm_factory: VmFactory) -> None:
+    with pytest.raises(ConfigError, match="there is no field 'memory_mb'") as caught:
+        await vm_factory.start(memory_mb=512)
+    assert caught.value.hint == "did you mean 'memory_mib'?"
+
+
+async def test_a_refused_vm_leaves_its_name_free(vm_factory: VmFactory) -> None:
+    with pytest.raises(ApiError, match="there is no link 'vnic0'"):
+        await vm_factory.start(guest="micro", nics=(Nic(link="vnic0"),), boot="cold")
+    vm = await vm_factory.start(guest="micro", boot="cold")
+    assert await vm.run("echo hello") == "hello"

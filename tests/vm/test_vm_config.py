@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from pytest_propolis.errors import ConfigError
 from pytest_propolis.settings import Settings
 from pytest_propolis.vm.config import DataDisk, Nic, VmConfig
+from pytest_propolis.vm.spec import AttachedDisk, disk_components, instance_spec, with_failure_injector
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,15 @@ from pytest_propolis.vm.config import DataDisk, Nic, VmConfig
             {"disks": (DataDisk(name="a", size_mib=1), DataDisk(name="a", size_mib=1))},
             "VM 'vm': two disks are named 'a'",
         ),
+        (
+            {"disks": (DataDisk(name="a", size_mib=1, pci_slot=7),), "nics": (Nic(pci_slot=7),)},
+            "pci_slot 7 of 'nic' is taken by 'a'",
+        ),
+        (
+            {"disks": (DataDisk(name="a", size_mib=1, pci_slot=2),), "display": True},
+            "pci_slot 2 of 'a' is taken by 'the display'",
+        ),
+        ({"nics": tuple(Nic(name=f"n{number}") for number in range(31))}, "no PCI slot is free for 'n30'"),
         ({"nics": (Nic(), Nic())}, "VM 'vm': two devices are named 'nic'"),
         ({"nics": (Nic(name="a"),), "disks": (DataDisk(name="a", size_mib=1),)}, "VM 'vm': two devices are named 'a'"),
     ],
@@ -61,6 +72,65 @@ def test_an_impossible_disk_is_refused(changes: dict[str, Any], complaint: str) 
     with pytest.raises(ConfigError) as caught:
         DataDisk(**changes)
     assert complaint in caught.value.message
+
+
+INTERNAL_KEYS = ("boot-disk", "boot-settings", "migration-failure", "com1", "com2", "com3", "com4", "a-backend")
+
+
+@pytest.mark.parametrize("name", INTERNAL_KEYS)
+@pytest.mark.parametrize("device", [lambda name: DataDisk(name=name, size_mib=1), lambda name: Nic(name=name)])
+def test_no_device_has_the_key_of_another_component(device: Callable[[str], object], name: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{name}' cannot be its name") as caught:
+        device(name)
+    assert caught.value.hint
+
+
+def test_every_key_that_a_spec_has_beside_a_test_s_devices_is_reserved() -> None:
+    disks = (AttachedDisk(name="data", contents=b"", interface="virtio", pci_slot=5),)
+    spec = instance_spec(cpus=1, memory_mib=64, disks=disks, boot_order=("data",), nics=(Nic(pci_slot=16),))
+    spec = with_failure_injector(spec, exports=1, imports=None)
+    for key in spec.components.keys() - {"data", "nic"}:
+        with pytest.raises(ConfigError, match="cannot be its name"):
+            Nic(name=key)
+
+
+def test_nvme_disks_whose_names_begin_alike_have_different_serial_numbers() -> None:
+    names = ("tenant-database-volume-1", "tenant-database-volume-2", "tenant-database-volu")
+    disks = [AttachedDisk(name=name, contents=b"", interface="nvme", pci_slot=4) for name in names]
+    serials = [disk_components(disk)[disk.name].component.serial_number for disk in disks]
+    assert len(set(serials)) == 3
+    assert bytes(serials[2]) == names[2].encode()
+
+
+def slots(*disks: int | None, nics: Sequence[int | None] = (), boot_disk: bool = False, display: bool = False) -> Any:
+    config = VmConfig(
+        display=display,
+        disks=tuple(DataDisk(name=f"d{number}", size_mib=1, pci_slot=slot) for number, slot in enumerate(disks)),
+        nics=tuple(Nic(name=f"n{number}", pci_slot=slot) for number, slot in enumerate(nics)),
+    ).with_slots(has_boot_disk=boot_disk)
+    boot = [config.boot_disk_slot] if boot_disk else []
+    return [*boot, *(disk.pci_slot for disk in config.disks)], [nic.pci_slot for nic in config.nics]
+
+
+def test_a_device_without_a_slot_gets_the_next_free_one() -> None:
+    assert slots(None, None) == ([4, 5], [])
+    assert slots(5, None, None) == ([5, 4, 6], [])
+    assert slots(None, 4) == ([5, 4], [])
+    assert slots(16, nics=[None]) == ([16], [17])
+    assert slots(*[None] * 13, nics=[None]) == ([*range(4, 17)], [17])
+    assert slots(nics=[None] * 18) == ([], [*range(16, 32), 15, 14])
+    assert slots(*[None] * 30) == ([*range(4, 32), 3, 2], [])
+
+
+def test_the_boot_disk_stays_before_the_disks_that_leave_it_a_place() -> None:
+    assert slots(None, boot_disk=True) == ([4, 5], [])
+    assert slots(4, None, boot_disk=True) == ([3, 4, 5], [])
+    assert slots(4, 3, boot_disk=True, display=True) == ([5, 4, 3], [])
+
+
+def test_a_bus_that_the_boot_disk_fills_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no PCI slot is free for 'd29'"):
+        slots(*[None] * 30, boot_disk=True)
 
 
 def test_what_is_not_given_comes_from_the_settings() -> None:

@@ -29,19 +29,20 @@ SOCKET_FD = "disks"
 class ArrivingDisks:
     """The disks of one migration: `settle`, start QEMU, `open`, and when all is copied `shut`. Close it in any case.
 
-    :param directory: a private directory for the target's own disks, and for the socket that takes their contents.
+    :param directory: a private directory for the target's own disks.
+    :param socket: what takes their contents, in a private directory.
     :param qemu_img: makes them.
     :param copy: copy every disk that can be written, also where it could be used in place.
     """
 
-    def __init__(self, migration_id: UUID, *, directory: Path, qemu_img: Path, copy: bool) -> None:
+    def __init__(self, migration_id: UUID, *, directory: Path, socket: Path, qemu_img: Path, copy: bool) -> None:
         self._id = migration_id
         self._directory = directory
         self._qemu_img = qemu_img
         self._copy = copy
         self._facts: Mapping[str, DiskFacts] = {}
         self._nodes: dict[str, str] = {}
-        self.socket = directory / "disks.sock"
+        self.socket = socket
         self.ways: dict[str, DiskTransfer] = {}
         """How each disk gets here, by backend."""
         self.blobs: dict[str, HostFile] = {}

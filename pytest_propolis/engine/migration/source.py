@@ -22,6 +22,7 @@ from ..qemu.devices.host_file import HostFile
 from ..qemu.machine import Machine, MachineError
 from ..request_queue import MigrateAsSource, MigrationOut
 from ..templates.state_stream import cancel_transfer, save_state
+from ..volumes.block_backend import BlockBackends
 from .departing_disks import describe_disks
 from .disk_mirror import DiskMirror, MirroredDisk
 from .disks import DiskFacts, copy_timeout_s
@@ -74,6 +75,7 @@ class MigrationSource:
     :param directory: a private directory for sockets.
     :param facts: called for each migration: what the VM is now.
     :param publish: publishes a phase of the migration of that id.
+    :param backends: the VM's volumes, which the target brings up for itself once the guest is there.
     :param settled: called with the ways that were agreed upon for memory and disks, and with the reason of a failure.
     """
 
@@ -85,12 +87,14 @@ class MigrationSource:
         injector: FailureInjector,
         publish: Callable[[UUID, MigrationState], None],
         settled: Callable[[UUID, MemoryTransfer | None, Mapping[str, DiskTransfer], str | None], None],
+        backends: BlockBackends,
     ) -> None:
         self._directory = directory
         self._facts = facts
         self._injector = injector
         self._publish = publish
         self._settled = settled
+        self._backends = backends
 
     async def __call__(self, machine: Machine, request: MigrateAsSource, outcome: MigrationOut) -> None:
         """Give the guest away. If that fails, it runs on here when this returns.
@@ -156,6 +160,7 @@ class _Departure:
         """Let the guest run here."""
         await self.mirror.close()
         if self._paused:
+            await self._source._backends.settle(clean=False)
             await self._machine.resume()
             self._machine.serial.release()
 
@@ -213,6 +218,7 @@ class _Departure:
         self._require_no_end()
         self._hold()
         await self.mirror.finish()
+        await self._source._backends.settle(clean=True)
 
     async def _require_status(self, wanted: str) -> None:
         status = (await self._machine.execute("query-status"))["status"]
@@ -271,6 +277,7 @@ class _Departure:
         self._require_no_end()
         self._hold()
         await self.mirror.finish()
+        await self._source._backends.settle(clean=True)
         self._export()
 
     def _export(self) -> None:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from ...propolis_api.endpoint import Endpoint
 from ...propolis_api.transport import open_websocket
@@ -83,7 +83,7 @@ class OpenedConnection:
         try:
             endpoint = Endpoint.at(address)
             return cls(await open_websocket(endpoint, f"/instance/migrate/{migration_id}/start", {}))
-        except (OSError, EOFError, InvalidHandshake, ValueError) as error:
+        except (OSError, EOFError, WebSocketException, ValueError) as error:
             raise MigrationFailed(f"the source {address} cannot be reached: {error or type(error).__name__}") from None
 
     async def send(self, frame: str | bytes) -> None:

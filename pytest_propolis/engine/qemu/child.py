@@ -1,22 +1,30 @@
-"""Child processes that cannot outlive their parent."""
+"""Child processes that cannot outlive their parent, with all that they start."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
+import select
+import signal
+from asyncio.subprocess import DEVNULL
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Protocol
+from typing import IO, Final, Protocol
 
 from ...storage.programs import parent_death_prefix
 
-__all__ = ["ChildRecord", "Journal", "NoJournal", "reap", "spawn"]
+__all__ = ["Child", "ChildRecord", "Journal", "NoJournal", "spawn"]
+
+GROUP_END_S: Final = 0.5
+"""How long a killed process group may take to be gone before processes that left the group are looked for."""
+
+ESCAPED_END_S: Final = 5.0
 
 
 class ChildRecord(Protocol):
-    """What somebody writes down about one child process."""
+    """What is written down about one child process."""
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -30,14 +38,14 @@ class ChildRecord(Protocol):
 
 
 class Journal(Protocol):
-    """Who keeps account of child processes."""
+    """Records child processes before they are started."""
 
     def intend(self) -> ChildRecord:
         """A child is about to be started; write that down first."""
 
 
 class NoJournal:
-    """Keeps no account: for children that nobody could miss."""
+    """Records nothing: for children that cannot be left behind."""
 
     environment: Mapping[str, str] = MappingProxyType({})
 
@@ -51,33 +59,139 @@ class NoJournal:
         pass
 
 
+class Child:
+    """A program that leads a process group of its own, and what it has started.
+
+    A QEMU program may be a wrapper script that starts the real one: both are signalled, and both are waited for. Every
+    one of them inherits the write end of a pipe, so that the pipe tells when the last of them is gone.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, holders: int) -> None:
+        self._process = process
+        self._holders: int | None = holders
+        self._ending: asyncio.Task[bool] | None = None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """How the program itself ended; None while it runs."""
+        return self._process.returncode
+
+    @property
+    def stdout(self) -> asyncio.StreamReader | None:
+        return self._process.stdout
+
+    @property
+    def stderr(self) -> asyncio.StreamReader | None:
+        return self._process.stderr
+
+    async def wait(self) -> int:
+        """Wait until the program itself has ended; what it started may still run."""
+        return await self._process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the program and what it started. Without effect when all are gone."""
+        # While a process of the group runs, or its leader was not waited for, its number cannot be another group's.
+        if self.returncode is None or not self._are_all_gone():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+    async def end(self) -> bool:
+        """Kill the program and what it started, and wait until they are gone, also if the caller is cancelled.
+
+        :returns: whether all are gone. False only for what cannot be killed.
+        """
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end())
+        return await asyncio.shield(self._ending)
+
+    async def _end(self) -> bool:
+        self.signal(signal.SIGKILL)
+        # Before the process itself: asyncio's wait lasts until nothing holds the pipes of its output any more.
+        gone = await self._wait_for_all(GROUP_END_S)
+        if not gone and self._holders is not None:
+            await asyncio.to_thread(_kill_holders, os.fstat(self._holders).st_ino)
+            gone = await self._wait_for_all(ESCAPED_END_S)
+        if gone:
+            await self._process.wait()
+        if self._holders is not None:
+            os.close(self._holders)
+            self._holders = None
+        return gone
+
+    def _are_all_gone(self) -> bool:
+        if self._holders is None:
+            return True
+        poller = select.poll()
+        poller.register(self._holders, 0)  # a hang-up is always reported
+        return bool(poller.poll(0))
+
+    async def _wait_for_all(self, timeout_s: float) -> bool:
+        if self._holders is None or self._are_all_gone():
+            return True
+        loop, hung_up = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._holders, hung_up.set)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await hung_up.wait()
+        except TimeoutError:
+            return False
+        finally:
+            loop.remove_reader(self._holders)
+        return True
+
+
+def _kill_holders(pipe: int) -> None:
+    """Kill the other processes that have a pipe open, by the number of its inode."""
+    for process in Path("/proc").glob("[0-9]*"):
+        pid = int(process.name)
+        with contextlib.suppress(OSError):
+            if pid != os.getpid() and _holds(process, pipe):
+                pidfd = os.pidfd_open(pid)
+                try:
+                    if _holds(process, pipe):  # looked at again: it is the process that the descriptor is of
+                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                finally:
+                    os.close(pidfd)
+
+
+def _holds(process: Path, pipe: int) -> bool:
+    return any(str(fd.readlink()) == f"pipe:[{pipe}]" for fd in (process / "fd").iterdir())
+
+
 async def spawn(
     program: Path,
     arguments: Sequence[str],
     *,
-    log: IO[bytes],
+    stdout: IO[bytes] | int,
+    stderr: IO[bytes] | int,
     pass_fds: Sequence[int] = (),
     environment: Mapping[str, str] = MappingProxyType({}),
-) -> asyncio.subprocess.Process:
-    """Start a program that dies with this process; both of its output streams go to `log`.
+) -> Child:
+    """Start a program that dies with this process. It reads nothing from its standard input.
 
     :param environment: variables to add to this process's own.
+    :raises OSError: when it cannot be started.
     """
-    return await asyncio.create_subprocess_exec(
-        *parent_death_prefix(),
-        str(program),
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=log,
-        stderr=log,
-        pass_fds=pass_fds,
-        env={**os.environ, **environment},
-    )
-
-
-async def reap(process: asyncio.subprocess.Process) -> int:
-    """Kill a child if it still runs, and wait until it is gone, whatever happens to the caller meanwhile."""
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-    return await asyncio.shield(process.wait())
+    holders, held = os.pipe()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *parent_death_prefix(),
+            str(program),
+            *arguments,
+            stdin=DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=[*pass_fds, held],
+            env={**os.environ, **environment},
+            process_group=0,
+        )
+    except BaseException:
+        os.close(holders)
+        raise
+    finally:
+        os.close(held)
+    return Child(process, holders)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final
 from uuid import UUID
 
-from ...agent_api.boot_source import BootSource, DirectKernel
+from ...agent_api.boot_source import BootSource, loaded_kernel
 from ...propolis_api import (
     Board,
     Component,
@@ -127,10 +127,10 @@ def _board(board: Board, flash: Mapping[str, str], memory: GuestMemory | None) -
 
 
 def _boot(boot: BootSource) -> Iterator[str]:
-    if isinstance(boot, DirectKernel):
-        yield from ("-kernel", boot.kernel, "-append", boot.command_line)
-        if boot.initrd:
-            yield from ("-initrd", boot.initrd)
+    if kernel := loaded_kernel(boot):
+        yield from ("-kernel", kernel.kernel, "-append", kernel.command_line)
+        if kernel.initrd:
+            yield from ("-initrd", kernel.initrd)
 
 
 def _smbios(spec: InstanceSpec) -> Iterator[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -15,10 +17,10 @@ from typing import IO, Any, Final, cast
 from qemu.qmp import EventListener, QMPClient, QMPError
 
 from .bios_shadow import drop_bios_shadow
-from .child import ChildRecord, Journal, reap, spawn
+from .child import Child, ChildRecord, Journal, spawn
 from .serial_port import SerialPort
 
-__all__ = ["GuestEvent", "Machine", "MachineError"]
+__all__ = ["DiskError", "GuestEvent", "Machine", "MachineError"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +47,33 @@ class GuestEvent(Enum):
     SHUTDOWN = "shutdown"
     PANICKED = "panicked"
     EXITED = "exited"
+    DISK_LOST = "disk lost"
+    """A disk whose blocks are served from elsewhere: `Machine.failure` tells."""
+
+    DISK_FAILED = "disk failed"
+    """QEMU has stopped the guest, because a disk could not be written: `Machine.disk_error` tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskError:
+    """Why QEMU has stopped a guest.
+
+    :param node: the block node that could not be written or read.
+    :param is_full: whether there was no space left.
+    :param reason: what the operating system said.
+    """
+
+    node: str
+    is_full: bool
+    reason: str
 
 
 class Machine:
     """One QEMU process, stopped before its first instruction until `resume`.
 
     `panics` counts how often the guest has reported that it panicked. `stopped_s` and `resumed_s` are when QEMU last
-    stopped the guest and let it run, by the host's clock in seconds since the epoch; 0 for never.
+    stopped the guest and let it run, by the host's clock in seconds since the epoch; 0 for never. `failure` is why it
+    was given up.
 
     :param program: the QEMU system emulator.
     :param arguments: its arguments but for monitor and serial port, which are added here.
@@ -83,17 +105,22 @@ class Machine:
         self._record: ChildRecord | None = None
         self.serial = SerialPort()
         self.panics = 0
+        self.disk_error: DiskError | None = None
+        """The first error of a disk that QEMU has stopped the guest for."""
+        self.failure: str | None = None
+        self.disk_error_handlers: list[Callable[[Mapping[str, Any]], bool]] = []
+        """Given an error that QEMU has stopped the guest for, each says whether a block backend deals with it."""
         self.stopped_s = 0.0
         self.resumed_s = 0.0
         self._monitor = QMPClient("engine")
-        self._listener = EventListener(names={"SHUTDOWN", "GUEST_PANICKED", "STOP", "RESUME"})
-        self._process: asyncio.subprocess.Process | None = None
+        self._listener = EventListener(
+            names={"SHUTDOWN", "RESET", "GUEST_PANICKED", "STOP", "RESUME", "BLOCK_IO_ERROR"}
+        )
+        self._process: Child | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._closing = False
         self._power = asyncio.Lock()
         self._shall_run = False
-        self._reset_s = 0.0
-        """When the machine was last reset, by QEMU's clock for events."""
 
     @property
     def pid(self) -> int | None:
@@ -108,16 +135,18 @@ class Machine:
         """Run QEMU up to where its monitor answers.
 
         :raises MachineError: when QEMU ends instead, with what it printed, or cannot be run.
+        :raises PropolisError: when the journal cannot record it.
         """
-        monitor, their_monitor = socket.socketpair()
         record = self._record = self._journal.intend()
+        monitor, their_monitor = socket.socketpair()
         fds = {"monitor": their_monitor.fileno(), "com1": self.serial.theirs.fileno()}
         try:
             with self._open_log() as log:
                 self._process = await spawn(
                     self._program,
                     [*self._arguments, *RESETS, *_channels(fds), *(("-incoming", "defer") if self._incoming else ())],
-                    log=log,
+                    stdout=log,
+                    stderr=log,
                     pass_fds=[*fds.values(), *self._inherit],
                     environment=record.environment,
                 )
@@ -127,6 +156,7 @@ class Machine:
             raise MachineError(f"{self._program} cannot be run: {error.strerror or error}") from None
         except BaseException:
             monitor.close()
+            await self.close()
             raise
         finally:
             their_monitor.close()
@@ -155,6 +185,36 @@ class Machine:
         async with self._power:
             self._shall_run = False
             await self.execute("stop")
+
+    async def retry_io(self) -> None:
+        """Let a guest run on that QEMU has stopped because a disk failed. QEMU tries its requests again first.
+
+        :raises MachineError: when QEMU refuses.
+        """
+        async with self._power:
+            if self._shall_run and (await self.execute("query-status"))["status"] == "io-error":
+                await self.execute("cont")
+
+    @contextlib.asynccontextmanager
+    async def standing_still(self) -> AsyncIterator[None]:
+        """Stop a guest that runs, with all requests to its disks done, as long as the block lasts.
+
+        :raises MachineError: when QEMU refuses.
+        """
+        async with self._power:
+            runs = (await self.execute("query-status"))["status"] == "running"
+            if runs:
+                await self.execute("stop")
+            try:
+                yield
+            finally:
+                if runs and self._shall_run:
+                    await self.execute("cont")
+
+    def give_up(self, reason: str) -> None:
+        """Report that the guest cannot go on, because a disk is lost."""
+        self.failure = reason
+        self._on_event(GuestEvent.DISK_LOST)
 
     def suspend(self) -> None:
         """Keep QEMU from the processor until `wake`: it answers nothing meanwhile. Its guest must be paused.
@@ -200,6 +260,19 @@ class Machine:
         except (QMPError, OSError) as error:
             raise MachineError(f"QEMU: {command}: {error}") from None
 
+    async def execute_out_of_band(self, command: str, **arguments: Any) -> Any:
+        """Give QEMU's monitor a command that it carries out at once, even while another one hangs.
+
+        :raises MachineError: as `execute`.
+        """
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                return await self._monitor.execute(command, arguments, oob=True)
+        except TimeoutError:
+            raise MachineError(f"QEMU: {command}: no answer for {COMMAND_TIMEOUT_S:.0f} s") from None
+        except (QMPError, OSError) as error:
+            raise MachineError(f"QEMU: {command}: {error}") from None
+
     async def next_event(self, listener: EventListener) -> tuple[str, dict[str, Any]]:
         """Name and data of the next event that a listener of `events` hears.
 
@@ -223,39 +296,58 @@ class Machine:
         self._closing = True
         for watcher in self._watchers:
             watcher.cancel()
-        if self._process is not None:
-            await reap(self._process)
-        if self._record is not None:
+        gone = self._process is None or await self._process.end()
+        if self._record is not None and gone:
             self._record.gone()
+        elif not gone:
+            logger.error("QEMU %s was killed, and has not ended: the ledger lists it still", self.pid)
         with contextlib.suppress(QMPError, OSError, EOFError):
             await self._monitor.disconnect()
         self.serial.close()
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+        if self._process is not None:
+            self._process.signal(number)
 
     async def _watch_events(self) -> None:
+        number = 0
         async for event in self._listener:
-            data = event.get("data", {})
-            if event["event"] == "GUEST_PANICKED":
-                self.panics += 1
-                self._on_event(GuestEvent.PANICKED)
-            elif event["event"] == "STOP":
-                self.stopped_s = _time_s(event)
-            elif event["event"] == "RESUME":
-                self.resumed_s = _time_s(event)
-            elif isinstance(data, dict) and data.get("reason") == "guest-reset":
-                await self._reset_for_the_guest(asked_s=_time_s(event))
-            elif isinstance(data, dict) and data.get("guest"):
-                self._on_event(GuestEvent.SHUTDOWN)
+            number += 1
+            match event:
+                case {"event": "GUEST_PANICKED"}:
+                    self.panics += 1
+                    self._on_event(GuestEvent.PANICKED)
+                case {"event": "BLOCK_IO_ERROR", "data": data}:
+                    self._take_disk_error(data)
+                case {"event": "STOP"}:
+                    self.stopped_s = _time_s(event)
+                case {"event": "RESUME"}:
+                    self.resumed_s = _time_s(event)
+                case {"event": "SHUTDOWN", "data": {"reason": "guest-reset"}}:
+                    await self._reset_for_the_guest(number)
+                case {"event": "SHUTDOWN", "data": {"guest": True}}:
+                    self._on_event(GuestEvent.SHUTDOWN)
 
-    async def _reset_for_the_guest(self, *, asked_s: float) -> None:
+    def _take_disk_error(self, data: Any) -> None:
+        if data["action"] != "stop" or self.disk_error is not None:
+            return  # the guest was told, and runs
+        if any(handles(data) for handles in self.disk_error_handlers):
+            return  # a block backend lets the guest try again
+        # A node that was inserted by a job has no name of ours; what is above it is the device's then.
+        node = str(data.get("node-name") or data.get("device") or data.get("qom-path"))
+        self.disk_error = DiskError(node, bool(data.get("nospace")), str(data.get("reason", "")))
+        self._on_event(GuestEvent.DISK_FAILED)
+
+    async def _reset_for_the_guest(self, number: int) -> None:
+        """Carry out a reset that the guest asked for.
+
+        :param number: how many events had come when it did.
+        """
         try:
             async with self._power:
                 # Not to be told by QEMU's state: a guest that is stopped in this moment is paused, and not shut down.
-                if self._reset_s > asked_s:
+                # Nor by the events' times: the host's clock may be set back.
+                if any(later["event"] == "RESET" for later in self._listener.history[number:]):
                     return  # a reset from outside has come first
                 await self._reset()
         except MachineError as error:
@@ -263,6 +355,7 @@ class Machine:
             self._on_event(GuestEvent.EXITED)
         else:
             self._on_event(GuestEvent.RESET)
+            self.serial.announce_reset()
 
     async def _reset(self) -> None:
         # The guest stands still meanwhile: it must not run between QEMU's reset and the rest of it.
@@ -290,20 +383,22 @@ class Machine:
                 await self.next_event(resets)
         except TimeoutError:
             raise MachineError(f"QEMU has not reset the machine for {COMMAND_TIMEOUT_S:.0f} s") from None
-        self._reset_s = _time_s(resets.history[-1])
 
     async def _is_shut_down(self) -> bool:
         return bool((await self.execute("query-status"))["status"] == "shutdown")
 
     async def _watch_process(self) -> None:
         assert self._process is not None
-        await self._process.wait()
+        status = await self._process.wait()
         if not self._closing:
+            self.serial.end_reason = _end_reason(status)
             self._on_event(GuestEvent.EXITED)
 
     def _open_log(self) -> IO[bytes]:
         try:
-            return self._log_path.open("ab")
+            # No link is followed: in a directory of another user's it could lead to any file of this user's.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+            return os.fdopen(os.open(self._log_path, flags, 0o666), "ab")
         except OSError as error:
             raise MachineError(
                 f"QEMU's log {self._log_path} cannot be opened: {error.strerror or error};"
@@ -315,6 +410,15 @@ class Machine:
             lines = [line for line in self._log_path.read_text(errors="replace").splitlines() if "warning:" not in line]
             return "\n".join(lines[-5:])
         return ""
+
+
+def _end_reason(status: int) -> str:
+    """How QEMU ended, in the 123 octets that a websocket's close has for it."""
+    if status == -signal.SIGKILL:
+        return "QEMU was killed by SIGKILL; is the host or its container out of memory?"
+    if status < 0:
+        return f"QEMU was ended by signal {signal.Signals(-status).name}"
+    return f"QEMU ended by itself with status {status}"
 
 
 def _time_s(event: Mapping[str, Any]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 import msgspec
 
@@ -34,6 +35,10 @@ class SerialPort:
         self.history = SerialHistory()
         self.moved_to: str | None = None
         """The server that clients find the guest at, once it has migrated out."""
+        self.end_reason = "VM stopped"
+        """What clients are told when the port ends."""
+        self.listeners: set[Callable[[], None]] = set()
+        """Called when the machine behind the port was reset by its guest."""
         self._held: bytearray | None = None
         self._settled = asyncio.Event()
         """Cleared while the port is on its way to another server, and may have to go on here all the same."""
@@ -105,7 +110,13 @@ class SerialPort:
         self._settled.set()
         self.history.finish()
 
+    def announce_reset(self) -> None:
+        """Tell all listeners that the guest has reset its machine."""
+        for listener in tuple(self.listeners):
+            listener()
+
     def close(self) -> None:
+        """End the port; `end_reason` is what its readers are told."""
         if self._ours.fileno() >= 0:
             self._loop.remove_reader(self._ours)
             self._drain()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
@@ -16,6 +18,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from ...propolis_api import (
+    API_VERSION,
     InstanceEnsureRequest,
     InstanceSerialConsoleHistoryResponse,
     InstanceStateMonitorRequest,
@@ -25,7 +28,7 @@ from ...propolis_api import (
 from ..migration.websocket import AcceptedConnection
 from ..qemu.serial_history import HistoryGap
 from .dropshot_errors import ErrorResponse, bad_request
-from .http_error import HttpError, unsupported
+from .http_error import HttpError
 from .serial_websocket import serve_serial
 from .server import VmServer
 
@@ -33,6 +36,10 @@ __all__ = ["SERVER_KEY", "engine_app", "http_error"]
 
 SERVER_KEY: Final = "propolis.server"
 """Where the scope of a request names its `VmServer`."""
+
+JSON: Final = "application/json"
+VERSION: Final = re.compile(r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})")
+NEWEST_VERSION: Final = tuple(map(int, API_VERSION.split(".")))
 
 HISTORY_BYTES: Final = 16 << 10
 GREATEST_NUMBER: Final = (1 << 64) - 1
@@ -56,11 +63,7 @@ def engine_app() -> Starlette:
             Route("/instance/serial/history", _endpoint(_serial_history), methods=["GET"]),
             WebSocketRoute("/instance/serial", _serial),
             Route("/instance/serial", _endpoint(_upgrade_expected), methods=["GET"]),
-            Route(
-                "/instance/disk/{id}/status",
-                _endpoint(_unsupported("volume status: it has no Crucible volumes")),
-                methods=["GET"],
-            ),
+            Route("/instance/disk/{id}/status", _endpoint(_volume_status), methods=["GET"]),
             Route("/instance/disk/{id}/vcr", _endpoint(_replace_volume), methods=["PUT"]),
             Route("/instance/disk/{id}/snapshot/{snapshot}", _endpoint(_snapshot), methods=["POST"]),
             WebSocketRoute("/instance/migrate/{id}/start", _migrate_out),
@@ -77,8 +80,11 @@ def encoded(value: Any, status: int = 200) -> Response:
 async def decoded(request: Request, kind: type[T]) -> T:
     """The body as `kind`.
 
-    :raises HttpError: 400 with the place of the fault.
+    :raises HttpError: 400 with the place of the fault, or when it is said to be something else than JSON.
     """
+    media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    if media_type != JSON:
+        raise HttpError(bad_request(f'expected content type "{JSON}", got "{media_type}"'))
     try:
         return msgspec.json.decode(await request.body(), type=kind)
     except msgspec.DecodeError as error:
@@ -87,6 +93,7 @@ async def decoded(request: Request, kind: type[T]) -> T:
 
 def error_response(answer: ErrorResponse) -> Response:
     request_id = str(uuid.uuid4())
+    logger.info("request %s: %d %s (%s)", request_id, answer.status, answer.message, answer.error_code)
     response = encoded(answer.body(request_id=request_id), answer.status)
     response.headers["x-request-id"] = request_id
     return response
@@ -100,9 +107,21 @@ def _endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
 
 
 def _server(connection: HTTPConnection) -> VmServer:
+    """The server that a request is for.
+
+    :raises HttpError: 400 when it asks for a version of the API that is not served.
+    """
+    _require_version(connection.headers.get("api-version", API_VERSION))
     server = connection.scope[SERVER_KEY]
     assert isinstance(server, VmServer)
     return server
+
+
+def _require_version(text: str) -> None:
+    if not (match := VERSION.fullmatch(text)):
+        raise HttpError(bad_request(f'bad value for header "api-version": {text!r} is no version'))
+    if tuple(map(int, match.groups())) > NEWEST_VERSION:
+        raise HttpError(bad_request(f"server does not support this API version: {text}"))
 
 
 async def _instance(request: Request) -> Response:
@@ -133,6 +152,10 @@ async def _nmi(server: VmServer, _request: Request) -> Response:
     return encoded(None)
 
 
+async def _volume_status(server: VmServer, request: Request) -> Response:
+    return encoded(server.volume_status(request.path_params["id"]))
+
+
 async def _replace_volume(server: VmServer, request: Request) -> Response:
     new = await decoded(request, InstanceVCRReplace)
     return encoded(await server.replace_volume(request.path_params["id"], new.vcr_json))
@@ -154,38 +177,49 @@ async def _serial_history(server: VmServer, request: Request) -> Response:
 
 async def _serial(websocket: WebSocket) -> None:
     try:
-        port = _server(websocket).serial()
-        places = serial_place(websocket.query_params)
-        if None not in places.values():
-            places = {}  # as propolis-server: who gives two places gets none of them, but what comes from now on
-    except HttpError:
-        # A websocket channel has no error bodies: upstream drops the connection.
-        await websocket.close()
+        server, places = _server(websocket), serial_place(websocket.query_params)
+    except HttpError as refusal:
+        await websocket.send_denial_response(error_response(refusal.answer))
         return
     await websocket.accept()
+    try:
+        port = server.serial()
+    except HttpError:
+        await websocket.close()  # as propolis-server: a websocket that was accepted has no error bodies
+        return
+    if None not in places.values():
+        places = {}  # as propolis-server: of two places none counts, and output is sent from now on
     await serve_serial(websocket, port, port.history.offset_of(**places))
 
 
 async def _migrate_out(websocket: WebSocket) -> None:
     """Serve the target of a migration. It sees a refusal as a connection that is dropped at once, as upstream."""
+    try:
+        server, migration_id = _server(websocket), require_uuid(websocket, "id")
+    except HttpError as refusal:
+        await websocket.send_denial_response(error_response(refusal.answer))
+        return
     await websocket.accept()
     connection = AcceptedConnection(websocket)
     try:
-        _server(websocket).migrate_out(require_uuid(websocket, "id"), connection)
+        server.migrate_out(migration_id, connection)
     except HttpError as refusal:
         await connection.close(refusal.answer.error_code or refusal.answer.message)
     await connection.ended()
     await connection.close("the VM has ended")
 
 
-def serial_place(query: Mapping[str, str]) -> dict[str, int | None]:
+def serial_place(query: QueryParams) -> dict[str, int | None]:
     return {name: _number(query, name) for name in ("from_start", "most_recent")}
 
 
-def _number(query: Mapping[str, str], name: str) -> int | None:
-    text = query.get(name)
-    if text is None:
+def _number(query: QueryParams, name: str) -> int | None:
+    texts = query.getlist(name)
+    if not texts:
         return None
+    if len(texts) > 1:
+        raise HttpError(bad_request(f"unable to parse query string: duplicate field `{name}`"))
+    (text,) = texts
     if not (text.isascii() and text.isdigit() and len(text) <= LONGEST_NUMBER) or int(text) > GREATEST_NUMBER:
         raise HttpError(bad_request(f"query parameter {name!r} must be a whole number below 2^64, not {text!r}"))
     return int(text)
@@ -198,8 +232,8 @@ async def _upgrade_expected(_server: VmServer, request: Request) -> Response:
 
 
 async def _snapshot(server: VmServer, request: Request) -> Response:
-    require_uuid(request, "snapshot")
-    return await _unsupported("snapshots: it has no Crucible volumes")(server, request)
+    await server.snapshot(request.path_params["id"], require_uuid(request, "snapshot"))
+    return encoded(None)
 
 
 async def _migrate(server: VmServer, request: Request) -> Response:
@@ -217,14 +251,6 @@ def require_uuid(connection: HTTPConnection, name: str) -> uuid.UUID:
         return uuid.UUID(text)
     except ValueError:
         raise HttpError(bad_request(f"bad parameter in URL path: {name!r} must be a UUID, not {text!r}")) from None
-
-
-def _unsupported(what: str) -> Handler:
-    async def refuse(server: VmServer, _request: Request) -> Response:
-        server.get()  # 424 comes first where there is no VM, as upstream
-        raise unsupported(what)
-
-    return refuse
 
 
 async def _refuse(_request: Request, refusal: Exception) -> Response:

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LAST_WORDS_S: Final = 5.0
-ENDS: Final = (GuestEvent.SHUTDOWN, GuestEvent.EXITED)
+ENDS: Final = (GuestEvent.SHUTDOWN, GuestEvent.EXITED, GuestEvent.DISK_FAILED, GuestEvent.DISK_LOST)
 
 Arrive = Callable[[Machine], Awaitable[None]]
 """Brings a guest from another host into a machine that was made for it, up to its first instruction here. Cancelled
@@ -80,6 +80,8 @@ class StateDriver:
         self._migrate_out = migrate_out
         self._events: deque[GuestEvent] = deque()
         self._work = asyncio.Event()
+        self.failure: str | None = None
+        """Why a block backend could not be brought up."""
 
     def guest_did(self, event: GuestEvent) -> None:
         """Hear of something that the guest did. Called by the machine, in the event loop."""
@@ -104,6 +106,7 @@ class StateDriver:
                 outcome = await self._step(machine)
         except (MachineError, BackendError) as error:
             logger.warning("the VM fails: %s", error)
+            self.failure = str(error)
             outcome = Outcome.FAILED
         except Exception:
             logger.exception("the VM fails unexpectedly")
@@ -132,6 +135,12 @@ class StateDriver:
                 return self._stop()
             case GuestEvent.EXITED:
                 logger.warning("QEMU ended by itself")
+                return Outcome.FAILED
+            case GuestEvent.DISK_FAILED:
+                logger.warning("QEMU stopped the guest: a disk could not be written")
+                return Outcome.FAILED
+            case GuestEvent.DISK_LOST:
+                logger.warning("a disk of the VM is lost")
                 return Outcome.FAILED
             case GuestEvent.PANICKED:
                 logger.warning("the guest panicked")

@@ -8,6 +8,7 @@ from typing import Final
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from ...propolis_api.serial import NOTICES_HEADER
 from ..qemu.serial_history import HistoryGap
 from ..qemu.serial_port import SerialPort
 
@@ -22,10 +23,11 @@ GATHER_S: Final = 0.002
 """A stream is gathered for so long: QEMU writes it octet by octet, and a small frame costs as much as a large one."""
 
 GOING_AWAY: Final = 1001
+REASON_BYTES: Final = 123
 
 
 async def serve_serial(websocket: WebSocket, port: SerialPort, offset: int) -> None:
-    """Serve one client from `offset` on until it leaves or the port ends: 1001 "VM stopped", as upstream.
+    """Serve one client from `offset` on until it leaves or the port ends: 1001 "VM stopped", as upstream, or why.
 
     When the guest has migrated away, a text tells the client where to follow it, from which offset on, and, which
     upstream's does not, how much of what the client typed went along.
@@ -33,12 +35,19 @@ async def serve_serial(websocket: WebSocket, port: SerialPort, offset: int) -> N
     client = _Client(websocket, port)
     typing = asyncio.create_task(client.type())
     output = asyncio.create_task(client.show(offset))
+    resets = asyncio.create_task(client.announce_resets())
     try:
         await asyncio.wait([typing, output], return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (typing, output):
+        for task in (typing, output, resets):
             task.cancel()
-        await asyncio.gather(typing, output, return_exceptions=True)
+        await asyncio.gather(typing, output, resets, return_exceptions=True)
+
+
+def _bounded(reason: str) -> str:
+    """What of a reason fits into a close frame (RFC 6455, 5.5)."""
+    text = reason.encode()
+    return reason if len(text) <= REASON_BYTES else f"{text[: REASON_BYTES - 3].decode(errors='ignore')}…"
 
 
 class _Client:
@@ -68,11 +77,26 @@ class _Client:
                 offset += len(data)
                 sent_s = loop.time()
             if port.moved_to is None:
-                await self._websocket.close(GOING_AWAY, "VM stopped")
+                await self._websocket.close(GOING_AWAY, _bounded(port.end_reason))
             else:
                 moved = {"destination": port.moved_to, "from_start": offset, "typed": self._typed}
                 await self._websocket.send_json({"Migrating": moved})
                 await self._websocket.close()
+
+    async def announce_resets(self) -> None:
+        """Tell the client of resets by the guest, if it has asked for that: upstream's messages are a closed set."""
+        if NOTICES_HEADER not in self._websocket.headers:
+            return
+        reset = asyncio.Event()
+        listener = reset.set
+        self._port.listeners.add(listener)
+        try:
+            while await reset.wait():
+                reset.clear()
+                with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+                    await self._websocket.send_json({"GuestReset": {}})
+        finally:
+            self._port.listeners.discard(listener)
 
     async def type(self) -> None:
         with contextlib.suppress(OSError):

@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
 from ...agent_api.migration_report import MigrationSide
-from ...propolis_api import CrucibleStorageBackend, CrucibleStorageBackendComponent, InstanceProperties, InstanceSpec
+from ...propolis_api import (
+    CrucibleStorageBackend,
+    CrucibleStorageBackendComponent,
+    FileStorageBackend,
+    InstanceProperties,
+    InstanceSpec,
+)
 from ..migration.target import MigrationTarget
 from ..qemu.devices.blobs import BlobFiles
+from ..qemu.devices.disks import backend_nodes
 from ..qemu.machine import Machine, MachineError
 from ..qemu.machine_part import MachinePart
 from ..qemu.memory import OwnMemory
@@ -60,9 +68,27 @@ class ServedVm:
         initialized.add_done_callback(lambda done: done.exception())  # the caller of ensure may have left
         return cls(properties=properties, spec=spec, publisher=publisher, initialized=initialized)
 
+    @property
+    def disk_error(self) -> str | None:
+        """Why QEMU stopped the guest for good, naming the disk and its file system.
+
+        Kept short: it travels in the close frame of a websocket.
+        """
+        if self.machine is None or self.spec is None or (error := self.machine.disk_error) is None:
+            return None
+        key = {node: key for key, node in backend_nodes(self.spec.components).items()}.get(error.node, error.node)
+        backend = self.spec.components[key].component if key in self.spec.components else None
+        place = _mount_point(backend.path) if isinstance(backend, FileStorageBackend) else "its file system"
+        return f"backend {key!r}: {'no space left' if error.is_full else error.reason} in {place}"
+
     def close_memory(self) -> None:
         if self.memory is not None:
             self.memory.close()
+
+    @property
+    def failure(self) -> str | None:
+        """Why the VM could not go on, where its disks are the reason."""
+        return self.driver.failure or (self.machine.failure if self.machine else None) if self.driver else None
 
     async def release(self) -> None:
         """Release all that it has, each thing even if another fails.
@@ -79,9 +105,16 @@ class ServedVm:
                 all_of_it.push_async_callback(self.backends.close)
             if self.machine is not None:
                 all_of_it.push_async_callback(self.machine.close)
+                if self.backends is not None and self.machine.is_started:
+                    all_of_it.push_async_callback(self.backends.quiesce, self.machine)
             if self.arrival is not None:
                 self.arrival.failure = self.arrival.failure or _reason(self.initialized)
                 all_of_it.push_async_callback(self.arrival.close)
+
+
+def _mount_point(path: str) -> str:
+    resolved = Path(path).resolve()
+    return str(next(place for place in (resolved, *resolved.parents) if place.is_mount()))
 
 
 def _reason(initialized: asyncio.Future[None]) -> str | None:

@@ -10,19 +10,22 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 from ...agent_api.migration_report import MigrationReport
+from ...errors import PropolisError
 from ...propolis_api import (
+    Component,
     Instance,
     InstanceEnsureRequest,
     InstanceEnsureResponse,
     InstanceGetResponse,
     InstanceMigrateInitiateResponse,
     InstanceMigrateStatusResponse,
+    InstanceSpec,
     InstanceSpecGetResponse,
     InstanceState,
     InstanceStateMonitorResponse,
@@ -30,18 +33,21 @@ from ...propolis_api import (
     MigrationTargetInit,
     PresentSpec,
     ReplaceResult,
+    VolumeStatus,
     WaitingForMigrationSource,
 )
+from ...propolis_api.endpoint import Endpoint
 from ..migration.failure import MigrationFailed
 from ..migration.protocol import MigrationChannel
 from ..migration.websocket import AcceptedConnection
 from ..qemu.devices.display import screenshot
 from ..qemu.devices.hot_plug import plug
 from ..qemu.machine import MachineError
+from ..qemu.machine_part import PartKind
 from ..qemu.serial_port import SerialPort
 from ..request_queue import MigrateAsSource, Reboot, ReplaceVolume, Request, RequestDenied, Run, Stop
 from ..templates.state_stream import save_state
-from ..volumes.block_backend import BackendMissing, ReplacementRefused, VolumeGone
+from ..volumes.block_backend import BackendError, BackendMissing, ReplacementRefused, VolumeGone
 from .driver import Outcome
 from .dropshot_errors import (
     ALREADY_INITIALIZED,
@@ -49,7 +55,9 @@ from .dropshot_errors import (
     VM_DESTROYED,
     ErrorResponse,
     backend_not_found,
+    bad_request,
     crucible_error,
+    disk_not_found,
     initialization_failed,
     never_published,
     state_change_denied,
@@ -94,6 +102,7 @@ class VmServer:
             raise HttpError(ALREADY_INITIALIZED)
         init = request.init
         if isinstance(init, MigrationTargetInit):
+            _require_address(init.value.src_addr)
             vm = self._maker.to_come(request.properties, init)
         else:
             vm = self._maker.new(request.properties, init.value.spec)
@@ -105,7 +114,7 @@ class VmServer:
         except HttpError:
             await asyncio.shield(self._life_ended())
             raise
-        except (MachineError, MigrationFailed) as error:
+        except (MachineError, MigrationFailed, PropolisError) as error:
             await asyncio.shield(self._life_ended())
             raise HttpError(initialization_failed(str(error))) from None
         migrate = InstanceMigrateInitiateResponse(migration_id=vm.arrival.id) if vm.arrival else None
@@ -124,13 +133,15 @@ class VmServer:
         """Queue a state change. Returns when it is queued or ignored, not when it is done."""
         self._request(REQUESTS[requested]())
 
-    async def replace_volume(self, backend_id: str, vcr_json: str) -> ReplaceResult:
+    async def replace_volume(self, backend_id: str, vcr_json: str, *, checked: bool = True) -> ReplaceResult:
         """Give a block backend a new volume construction request, and wait for what it says to it.
 
         Refused with 404 where there is no such backend, with 400 when it says no, with 410 when the VM ends before.
+
+        :param checked: keep propolis-server's rules for what may be replaced when.
         """
         reply: asyncio.Future[ReplaceResult] = asyncio.get_running_loop().create_future()
-        self._request(ReplaceVolume(backend_id, vcr_json, reply))
+        self._request(ReplaceVolume(backend_id, vcr_json, reply, is_checked=checked))
         try:
             return await reply
         except BackendMissing:
@@ -139,6 +150,57 @@ class VmServer:
             raise HttpError(crucible_error(str(api_error))) from None
         except VolumeGone:
             raise HttpError(VM_DESTROYED) from None
+
+    async def attach(self, components: Mapping[str, Component]) -> InstanceSpec:
+        """Plug a disk on a volume into the VM, while its guest runs; return the spec with it.
+
+        Refused with 400 when that cannot be.
+
+        :param components: the disk and its backend.
+        """
+        vm = self._require_active()
+        assert vm.machine is not None
+        assert vm.backends is not None
+        spec, plugged = self._maker.addition(vm, components)
+        nodes = [part for part in plugged if part.kind is PartKind.BLOCK_NODE]
+        try:
+            await plug(vm.machine, nodes)
+            for part in nodes:
+                await vm.backends.find(part.key).start(vm.machine)
+            await plug(vm.machine, [part for part in plugged if part not in nodes])
+        except BaseException as error:
+            await vm.backends.discard(vm.machine, components)
+            if isinstance(error, MachineError | BackendError):
+                raise HttpError(crucible_error(str(error))) from None
+            raise
+        vm.spec = spec
+        return spec
+
+    def volume_status(self, backend_id: str) -> VolumeStatus:
+        """The volume behind a block backend. Refused with 404 where there is no such backend."""
+        backends = self._require_active().backends
+        assert backends is not None
+        try:
+            return backends.find(backend_id).status
+        except BackendMissing:
+            raise HttpError(backend_not_found(backend_id)) from None
+
+    async def snapshot(self, disk_id: str, snapshot_id: UUID) -> None:
+        """Have the volume behind a disk keep what it holds now.
+
+        Refused with 404 where there is no such disk on a volume, with 400 when it says no.
+        """
+        vm = self._require_active()
+        assert vm.machine is not None
+        assert vm.backends is not None
+        disk = vm.spec.components.get(disk_id) if vm.spec else None
+        try:
+            backend = vm.backends.find(getattr(disk and disk.component, "backend_id", disk_id))
+            await backend.snapshot(vm.machine, snapshot_id)
+        except BackendMissing:
+            raise HttpError(disk_not_found(disk_id)) from None
+        except (BackendError, MachineError) as error:
+            raise HttpError(crucible_error(str(error))) from None
 
     async def monitor(self, gen: int) -> InstanceStateMonitorResponse:
         """Wait for generation `gen` of the VM's state; no time limit."""
@@ -201,6 +263,11 @@ class VmServer:
             await save_state(machine, file.fileno(), memory_in_file=True)
 
     @property
+    def firmware_variables(self) -> Path:
+        """Where the firmware's variables are, once a VM with UEFI was here."""
+        return self._config.variables
+
+    @property
     def display_socket(self) -> Path | None:
         """Where the display's VNC server listens; None without one, and while QEMU does not run."""
         return self._config.display_socket if self.pid is not None else None
@@ -214,6 +281,11 @@ class VmServer:
     def panics(self) -> int:
         """How often the guest reported a panic, since the VM was made."""
         return self._vm.machine.panics if self._vm and self._vm.machine else 0
+
+    @property
+    def failure(self) -> str | None:
+        """Why the VM could not go on, where its disks are the reason."""
+        return self._vm.failure if self._vm else None
 
     @property
     def state_name(self) -> str | None:
@@ -232,7 +304,8 @@ class VmServer:
                 self._life.cancel()
             await self._life_ended()
         await self._maker.close()
-        shutil.rmtree(self._config.directory, ignore_errors=True)
+        for directory in (self._config.disks, self._config.directory):
+            shutil.rmtree(directory, ignore_errors=True)
 
     def _request(self, request: Request) -> None:
         driver = self._require_active().driver
@@ -255,7 +328,8 @@ class VmServer:
             vm.active = True
             vm.initialized.set_result(None)
             outcome = await vm.driver.run(vm.machine)
-        except (MachineError, MigrationFailed, HttpError) as error:
+            vm.machine.serial.end_reason = vm.disk_error or vm.machine.serial.end_reason
+        except (MachineError, MigrationFailed, HttpError, PropolisError) as error:
             vm.initialized.set_exception(error)
         except asyncio.CancelledError:
             outcome = Outcome.DESTROYED
@@ -280,8 +354,9 @@ class VmServer:
         while (life := self._life) is not None:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([life])
-            if life.done() and self._life is life:
-                self._life = None  # it was cancelled before it began
+            if life.done() and self._life is life:  # it was cancelled before it began
+                self._life = None
+                await _to_the_end(self._run_down(self._require_vm(), Outcome.DESTROYED))
 
     def _require_vm(self) -> ServedVm:
         if self._vm is None:
@@ -301,3 +376,13 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
     while not task.done():
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait([task])
+
+
+def _require_address(src_addr: str) -> None:
+    """
+    :raises HttpError: 400 when no server can be at that address.
+    """
+    try:
+        Endpoint.at(src_addr)
+    except ValueError as error:
+        raise HttpError(bad_request(f"unable to parse JSON body: init.value.src_addr: {error}")) from None

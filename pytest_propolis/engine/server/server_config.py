@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from ...agent_api.boot_source import BootSource, Firmware
 from ...propolis_api import InstanceSpec
@@ -23,6 +24,9 @@ from .served_vm import ServedVm
 
 __all__ = ["ServerConfig"]
 
+EFI_STUB_MAGIC: Final = b"MZ"
+"""How a kernel begins that is an EFI program, too."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
@@ -33,6 +37,7 @@ class ServerConfig:
     :param accelerator: ``kvm`` or ``tcg``.
     :param boot: what the VM starts from.
     :param directory: a private directory for what the VM needs while it lives.
+    :param disk_directory: a private directory for disks, where there is room; `directory` if None.
     :param log_path: receives what QEMU prints.
     :param journal: keeps account of processes.
     :param display: whether the VM has a display, which costs a little.
@@ -41,6 +46,8 @@ class ServerConfig:
     :param memory: the file that holds the guest's memory; None for one of the server's own, which a VM can migrate in.
     :param fork: a started fork, which becomes the VM; None for a VM that boots.
     :param copy_disks: whether a VM that migrates in gets disks of its own, also where it could use the source's.
+    :param inherited_variables: the firmware's variables that a VM finds at its first boot; those of new firmware where
+        that file is not.
     :param address: where other servers and their clients find this one (`Endpoint.at`).
     """
 
@@ -56,7 +63,19 @@ class ServerConfig:
     memory: GuestMemory | None = None
     fork: RestoredMachine | None = None
     copy_disks: bool = False
+    inherited_variables: Path | None = None
     address: str = ""
+    disk_directory: Path | None = None
+
+    @property
+    def disks(self) -> Path:
+        """Where disks are made."""
+        return self.disk_directory or self.directory
+
+    @property
+    def variables(self) -> Path:
+        """The firmware's variables, which stay while the server does: a VM that stops and starts finds them."""
+        return self.directory / "variables.fd"
 
     @property
     def display_socket(self) -> Path | None:
@@ -93,6 +112,22 @@ class ServerConfig:
         firmware = find_firmware()
         if firmware is None:
             raise HttpError(initialization_failed("there is no UEFI firmware on this host: install the package ovmf"))
-        variables = self.directory / "variables.fd"
-        shutil.copyfile(firmware.variables, variables)
-        return {"code": str(firmware.code), "variables": str(variables)}
+        if self.boot.kernel is not None:
+            _require_efi_stub(Path(self.boot.kernel.kernel))
+        if not self.variables.exists():
+            shutil.copyfile(self._first_variables() or firmware.variables, self.variables)
+        return {"code": str(firmware.code), "variables": str(self.variables)}
+
+    def _first_variables(self) -> Path | None:
+        """The variables that the predecessor has left, if it has any."""
+        inherited = self.inherited_variables
+        return inherited if inherited is not None and inherited.exists() else None
+
+
+def _require_efi_stub(kernel: Path) -> None:
+    with kernel.open("rb") as file:
+        if file.read(len(EFI_STUB_MAGIC)) == EFI_STUB_MAGIC:
+            return
+    raise HttpError(
+        initialization_failed(f"UEFI cannot start the kernel {kernel.name}: it was built without an EFI stub")
+    )

@@ -8,9 +8,18 @@ import logging
 from collections.abc import Iterator, Mapping
 from uuid import UUID
 
+import msgspec
+
 from ...agent_api.migration_report import MigrationSide
 from ...agent_api.transfers import DiskTransfer, MemoryTransfer
-from ...propolis_api import InstanceEnsureRequest, InstanceProperties, InstanceSpec, InstanceState, MigrationTargetInit
+from ...propolis_api import (
+    Component,
+    InstanceEnsureRequest,
+    InstanceProperties,
+    InstanceSpec,
+    InstanceState,
+    MigrationTargetInit,
+)
 from ..migration.arriving_disks import ArrivingDisks
 from ..migration.failure import FailureInjector
 from ..migration.protocol import MigrationChannel
@@ -19,6 +28,7 @@ from ..migration.target import MigrationTarget
 from ..qemu.command_line import InvalidSpec, SpecUnsupported
 from ..qemu.cpu.features import CpuFeatures
 from ..qemu.devices.blobs import BlobFiles
+from ..qemu.devices.host_checks import require_host_resources
 from ..qemu.devices.host_file import HostFile
 from ..qemu.devices.hot_plug import pluggable
 from ..qemu.machine import Machine, MachineError
@@ -88,7 +98,8 @@ class VmMaker:
             qemu_version=self._config.qemu.version,
             disks=ArrivingDisks(
                 init.value.migration_id,
-                directory=self._config.directory,
+                directory=self._config.disks,
+                socket=self._config.directory / "disks.sock",
                 qemu_img=self._config.qemu.img,
                 copy=self._config.copy_disks,
             ),
@@ -105,6 +116,22 @@ class VmMaker:
         vm.spec, memory = await arrival.sync()
         self._equip(vm, vm.spec, its_memory=memory)
 
+    def addition(self, vm: ServedVm, components: Mapping[str, Component]) -> tuple[InstanceSpec, list[MachinePart]]:
+        """What a running VM is to be given, and its spec with that. Their block backends are the VM's from now on.
+
+        :raises HttpError: when it cannot be given that.
+        """
+        assert vm.spec is not None
+        assert vm.backends is not None
+        for key in components:
+            if key in vm.spec.components:
+                raise HttpError(bad_request(f"the VM has a component {key!r} already"))
+        spec = msgspec.structs.replace(vm.spec, components={**vm.spec.components, **components})
+        with _spec_faults():
+            vm.backends.add(components, self._config.backends)
+            blobs = vm.blobs.paths if vm.blobs else {}
+            return spec, pluggable(spec, components, blobs=blobs, nodes=vm.backends.nodes)
+
     def _equip(self, vm: ServedVm, spec: InstanceSpec, *, its_memory: HostFile | None = None) -> None:
         """Give a VM its block backends, its machine and its driver.
 
@@ -117,24 +144,25 @@ class VmMaker:
         if vm.arrival is not None:
             vm.arrival.plan(shares_memory=vm.memory is not None)
         with contextlib.ExitStack() as undo, _spec_faults():
+            require_host_resources(spec)
             if not has_memory and vm.memory is None:
                 vm.memory = OwnMemory.make()
             undo.callback(vm.close_memory)
             vm.backends = BlockBackends.of(spec, self._config.backends, on_replaced=vm.volume_replaced)
             vm.blobs = undo.enter_context(BlobFiles(spec, theirs=vm.arrival.disks.blobs if vm.arrival else {}))
             arguments = self._config.arguments(vm, spec, self._cpu_features)
-            vm.plugged = self._lacking(spec, vm.blobs)
+            vm.plugged = self._lacking(spec, vm.blobs, vm.backends)
             undo.pop_all()
         vm.driver = StateDriver(
             queue=RequestQueue(discard=_discard, migrating_in=vm.arrival is not None),
             publisher=vm.publisher,
             backends=vm.backends,
             arrive=vm.arrival,
-            migrate_out=self._departure(vm, spec),
+            migrate_out=self._departure(vm, spec, vm.backends),
         )
         vm.machine = self._machine(vm, arguments, vm.driver)
 
-    def _departure(self, vm: ServedVm, spec: InstanceSpec) -> MigrationSource:
+    def _departure(self, vm: ServedVm, spec: InstanceSpec, backends: BlockBackends) -> MigrationSource:
         def facts() -> SourceFacts:
             return SourceFacts(
                 spec=vm.spec or spec,
@@ -157,6 +185,7 @@ class VmMaker:
             injector=FailureInjector.of(spec),
             publish=publish,
             settled=settled,
+            backends=backends,
         )
 
     def _machine(self, vm: ServedVm, arguments: list[str], driver: StateDriver) -> Machine:
@@ -175,14 +204,15 @@ class VmMaker:
             incoming=vm.arrival is not None,
         )
 
-    def _lacking(self, spec: InstanceSpec, blobs: BlobFiles) -> list[MachinePart]:
+    def _lacking(self, spec: InstanceSpec, blobs: BlobFiles, backends: BlockBackends) -> list[MachinePart]:
         """What a fork is to be given. Apart from them it is one machine and no other."""
         if self._fork is None:
             return []
         keys = self._fork.lacks(spec)
         if keys is None:
             raise HttpError(bad_request("the spec is not that of the template that this VM is a fork of"))
-        return pluggable(spec, keys, blobs={key: file.path for key, file in blobs.files.items()})
+        paths = {key: file.path for key, file in blobs.files.items()}
+        return pluggable(spec, keys, blobs=paths, nodes=backends.nodes)
 
 
 @contextlib.contextmanager

@@ -91,7 +91,7 @@ class RestoredMachine:
     @property
     def has_ended(self) -> bool:
         """Whether QEMU ended by itself, or was killed, before anybody drove it."""
-        return GuestEvent.EXITED in self._missed
+        return GuestEvent.EXITED in self._missed or GuestEvent.DISK_FAILED in self._missed
 
     async def start(self) -> None:
         """Start QEMU and load the template's state; the guest does not run yet.

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
+from uuid import UUID
 
 import msgspec
 
-from ...propolis_api import InstanceSpec, ReplaceResult
+from ...propolis_api import Component, InstanceSpec, ReplaceResult, VolumeStatus
 from ..qemu.machine import Machine, MachineError
 from ..request_queue import ReplaceVolume
 
@@ -79,6 +81,28 @@ class BlockBackend(Protocol):
         :raises ReplacementRefused: when it cannot.
         """
 
+    @property
+    def status(self) -> VolumeStatus:
+        """What the API says of the volume."""
+
+    async def replace_unchecked(self, vcr_json: str) -> ReplaceResult:
+        """As `replace`, without the rules that propolis-server has for it; for faults that a test wants.
+
+        :raises ReplacementRefused: when it is the request of another volume.
+        """
+
+    async def snapshot(self, machine: Machine, snapshot_id: UUID) -> None:
+        """Keep the volume as it is now.
+
+        :raises BackendError: when that cannot be done.
+        """
+
+    async def settle(self, *, clean: bool) -> None:
+        """QEMU is stopped: no write is under way, and none comes (`clean`), or the guest is about to run again."""
+
+    async def quiesce(self, machine: Machine) -> None:
+        """The VM is about to end: stop its guest in a bounded time, so that no write is cut off half-way."""
+
     async def close(self) -> None:
         """Release all that it has. QEMU is gone by now. Closing twice is fine."""
 
@@ -102,7 +126,8 @@ class BlockBackends:
     :param on_replaced: called with the key and the new volume construction request when a backend has accepted one.
     """
 
-    by_key: Mapping[str, BlockBackend] = field(default_factory=dict)
+    by_key: dict[str, BlockBackend] = field(default_factory=dict)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
     on_replaced: Callable[[str, str], None]
 
     @classmethod
@@ -113,11 +138,27 @@ class BlockBackends:
 
         :raises InvalidSpec: naming the component at fault.
         """
-        made: dict[str, BlockBackend] = {}
-        for key, wrapper in spec.components.items():
+        made = cls(on_replaced=on_replaced)
+        made.add(spec.components, factories)
+        return made
+
+    def add(self, components: Mapping[str, Component], factories: Mapping[type, BackendFactory]) -> None:
+        """Make those that further components ask for.
+
+        :raises InvalidSpec: naming the component at fault.
+        """
+        for key, wrapper in components.items():
             if factory := factories.get(type(wrapper.component)):
-                made[key] = factory(key=key, component=wrapper.component, node_name=f"volume{len(made)}")
-        return cls(by_key=made, on_replaced=on_replaced)
+                name = f"volume{next(self._numbers)}"
+                self.by_key[key] = factory(key=key, component=wrapper.component, node_name=name)
+
+    async def discard(self, machine: Machine, keys: Iterable[str]) -> None:
+        """Close those that no device could be given, and remove their nodes."""
+        for key in keys:
+            if (backend := self.by_key.pop(key, None)) is not None:
+                await backend.close()
+                with contextlib.suppress(MachineError):  # there may be none yet
+                    await machine.execute("blockdev-del", **{"node-name": backend.node["node-name"]})
 
     @property
     def nodes(self) -> dict[str, Mapping[str, Any]]:
@@ -133,19 +174,27 @@ class BlockBackends:
         for backend in self.by_key.values():
             await backend.start(machine)
 
+    def find(self, key: str) -> BlockBackend:
+        """
+        :raises BackendMissing: when there is none of that name.
+        """
+        backend = self.by_key.get(key)
+        if backend is None:
+            raise BackendMissing(key)
+        return backend
+
     async def replace(self, change: ReplaceVolume) -> ReplaceResult:
         """Give one of them a new volume construction request.
 
         :raises BackendMissing: when there is none of that name.
         :raises ReplacementRefused: when it does not accept it.
         """
-        backend = self.by_key.get(change.backend_id)
-        if backend is None:
-            raise BackendMissing(change.backend_id)
+        backend = self.find(change.backend_id)
         _require_json(change.vcr_json)
+        replace = backend.replace if change.is_checked else backend.replace_unchecked
         try:
             async with asyncio.timeout(REPLACE_TIMEOUT_S):
-                result = await backend.replace(change.vcr_json)
+                result = await replace(change.vcr_json)
         except (BackendError, MachineError) as error:
             raise ReplacementRefused(str(error)) from None
         except TimeoutError:
@@ -156,6 +205,16 @@ class BlockBackends:
             raise ReplacementRefused(f"backend {change.backend_id!r} has no such target")
         self.on_replaced(change.backend_id, change.vcr_json)
         return result
+
+    async def settle(self, *, clean: bool) -> None:
+        """Tell all of them that the guest is stopped for good, or is about to run again."""
+        for backend in self.by_key.values():
+            await backend.settle(clean=clean)
+
+    async def quiesce(self, machine: Machine) -> None:
+        """Have all of them end their writes in order, as far as that is possible."""
+        for backend in self.by_key.values():
+            await backend.quiesce(machine)
 
     async def close(self) -> None:
         """Release all of them, each even if another fails.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from ...console.shell import Shell
+from ...console.shell import CommandResult, Shell
 from ...console.shell_protocol import TypedCommand, typed_command
-from ...errors import TemplateError
+from ...errors import TemplateError, abbreviated
 from ...guests.adapter import GuestAdapter
+from ...guests.fork_identity import NOT_EXECUTABLE
 from ..timings import Timings
 from .fork_handle import ForkHandle
 
@@ -17,6 +18,7 @@ __all__ = ["drill", "prepare_snapshot", "wake", "waking"]
 CLOCK_LAG_S: Final = 0.5
 """A fork's clock lags at most by what it took to tell it."""
 
+MESSAGE_CHARACTERS: Final = 400
 RETELLINGS: Final = 3
 WAKING: Final = "taking on an identity of its own"
 PREPARING: Final = "preparing the template"
@@ -53,13 +55,26 @@ async def prepare_snapshot(shell: Shell, guest: GuestAdapter, *, name: str, time
     """Make a guest ready to be frozen: what forks need is in place and works, and it is quiet.
 
     :param timeout_s: of each step.
+    :raises TemplateError: when the guest lacks what that takes.
     :raises ShellError: when that fails.
     """
     for command in guest.template_commands():
-        await shell.run(command, timeout_s=timeout_s, note=PREPARING)
+        result = await shell.run(command, timeout_s=timeout_s, note=PREPARING, check=False)
+        if result.status:
+            raise _not_prepared(guest, result)
     await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
     await shell.run(guest.wait_command(), timeout_s=timeout_s, note=PREPARING)
     await shell.run(guest.quiet_command, timeout_s=timeout_s)
+
+
+def _not_prepared(guest: GuestAdapter, result: CommandResult) -> TemplateError:
+    if result.status == NOT_EXECUTABLE:
+        return TemplateError(
+            f"{guest.name} lets no program be run from {guest.scratch} or another place",
+            hint="set the adapter's `scratch` to a file in a directory that is not mounted noexec",
+        )
+    why = abbreviated(result.text, MESSAGE_CHARACTERS)
+    return TemplateError(f"{guest.name} cannot be prepared for forks: status {result.status}: {why}")
 
 
 def drill(guest: GuestAdapter, *, name: str) -> TypedCommand:

@@ -14,9 +14,13 @@ from ...agent_api.template_layout import disk_file
 from ...errors import PropolisError, TemplateError
 from ...guests.adapter import GuestAdapter
 from ...hosts.agent_client import AsyncAgentClient
+from ...hosts.host import Host
 from ...propolis_api.client import PropolisClient
+from ...storage.host_path import host_path
 from ..config import CompleteVmConfig
-from ..spec import FIRST_DISK_SLOT, AttachedDisk, instance_properties, instance_spec
+from ..disk_layout import firmware_of
+from ..pci_slots import BOOT_DISK_SLOT
+from ..spec import AttachedDisk, instance_properties, instance_spec
 from ..vm import TestVm
 from .identity import drill, prepare_snapshot
 
@@ -31,13 +35,13 @@ def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
     reasons = {
         "it was asked for": complete.boot == "cold",
         f"{guest.name} cannot be forked": not guest.forkable,
-        "firmware boots it": config.firmware not in (None, "none") or guest.image.kernel is None,
+        "firmware boots it": firmware_of(config, guest) != "none",
         "it has a boot order": config.boot_order is not None,
         # QEMU cannot save an NVMe controller.
         "an NVMe disk boots it": config.disk_interface == "nvme",
         # A guest that boots finds it first; one that goes on has found its boot disk first.
-        "a disk comes before the one that boots it": guest.image.disk is not None
-        and any(disk.pci_slot is not None and disk.pci_slot < FIRST_DISK_SLOT for disk in config.disks),
+        "a disk has the place of the one that boots it, or one before": guest.image.disk is not None
+        and any(disk.pci_slot is not None and disk.pci_slot <= BOOT_DISK_SLOT for disk in config.disks),
         "it has a display": config.display,
         "its migrations are to fail": (config.fail_migration_exports, config.fail_migration_imports) != (None, None),
         "its processor is described in detail": config.cpuid is not None or config.hyper_v is not None,
@@ -73,14 +77,15 @@ class TemplateKey:
             properties=instance_properties("template"),
             disks=tuple(create for _, create in self.disks if create),
             guest=self.guest.fingerprint,
-            log_path=str(log_path),
+            log_path=host_path(log_path, purpose="the log of QEMU"),
         )
 
 
 class TemplateMaker:
     """Makes templates through one agent."""
 
-    def __init__(self, agent: AsyncAgentClient, *, log_dir: Path, progress: Callable[[str], None]) -> None:
+    def __init__(self, host: Host, agent: AsyncAgentClient, *, log_dir: Path, progress: Callable[[str], None]) -> None:
+        self._host = host
         self._agent = agent
         self._log_dir = log_dir
         self._progress = progress
@@ -103,6 +108,7 @@ class TemplateMaker:
     async def _make(self, kind: TemplateKey, needed: TemplateNeeded, making: TemplateMaking) -> None:
         vm = TestVm(
             name="template",
+            host=self._host,
             client=PropolisClient(self._agent.endpoint(making.path), vm="template"),
             guest=kind.guest,
             spec=making.spec,

@@ -13,7 +13,9 @@ from ...agent_api.messages import ForkVm
 from ...errors import ApiError, TemplateError
 from ...guests.adapter import GuestAdapter
 from ...hosts.agent_client import AsyncAgentClient
+from ...hosts.host import Host
 from ...propolis_api import Component, NvmeDisk, VirtioDisk, VirtioNic
+from ...storage.host_path import host_path
 from ..admission import retry_while_busy
 from ..config import CompleteVmConfig
 from ..disk_layout import boot_order_of, boot_source_of, disks_of
@@ -31,23 +33,22 @@ class WarmStarter:
     """Forks VMs through one agent.
 
     :param group: what the VMs belong to.
-    :param known: the keys of the templates that are known to be on the host, by kind; it is added to.
     """
 
     def __init__(
         self,
+        host: Host,
         agent: AsyncAgentClient,
         *,
         group: str,
         log_dir: Path,
-        known: dict[object, str],
         progress: Callable[[str], None],
     ) -> None:
         self._agent = agent
         self._group = group
-        self._known = known
+        self._known = host.templates
         self._progress = progress
-        self._maker = TemplateMaker(agent, log_dir=log_dir, progress=progress)
+        self._maker = TemplateMaker(host, agent, log_dir=log_dir, progress=progress)
 
     async def fork(
         self,
@@ -101,7 +102,7 @@ class WarmStarter:
                 template=key,
                 name=wanted.name,
                 group=self._group,
-                log_path=str(wanted.log_path),
+                log_path=host_path(wanted.log_path, purpose="the log of QEMU"),
                 added=dict(wanted.added),
                 run=properties if wanted.run else None,
                 typed=typed.text,

@@ -13,7 +13,7 @@ import json
 import os
 import platform
 import time
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import PIPE
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,9 +22,8 @@ from typing import Final, Literal, TypeAlias
 
 from ....errors import CapabilityMissing, HostError
 from ....storage.locks import locked
-from ....storage.programs import parent_death_prefix
 from ..binary import Qemu
-from ..child import reap
+from ..child import Child, spawn
 from .probe_guest import GUEST_ROM, STEPS, SUCCESS, WRONG_RESULT
 
 __all__ = ["AcceleratorChoice", "AcceleratorName", "probe_accelerator"]
@@ -38,6 +37,7 @@ _BUSY_S: Final = 1.0
 """Where TCG takes longer than this, the machine is busy, and a hang under KVM may come from that."""
 
 _KVM: Final = Path("/dev/kvm")
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _ORDER: Final[dict[Wanted, tuple[AcceleratorName, ...]]] = {"auto": ("kvm", "tcg"), "kvm": ("kvm",), "tcg": ("tcg",)}
 _GAVE_UP: Final = b"KVM internal error"
 
@@ -81,7 +81,7 @@ async def probe_accelerator(qemu: Qemu, *, wanted: Wanted, cache_dir: Path) -> A
     right to open that, or QEMU change. Of several processes, one runs guests, and the others wait for it. It takes
     `KVM_DEADLINE_S` and `TCG_DEADLINE_S` at worst. However it ends, QEMU is gone then.
 
-    :raises CapabilityMissing: when what is wanted does not work, saying why.
+    :raises CapabilityMissing: when what is wanted does not work, saying why, or there is no ``/proc``.
     :raises HostError: when `cache_dir` cannot be used.
     """
     started = time.monotonic()
@@ -191,37 +191,38 @@ class _Ending:
 
 async def _run_guest(qemu: Qemu, name: AcceleratorName, deadline_s: float) -> _Ending:
     with _rom_in_memory() as rom:
-        process = await asyncio.create_subprocess_exec(
-            *parent_death_prefix(), str(qemu.system), *qemu.arguments, *_arguments(name, rom),
-            stdin=DEVNULL, stdout=PIPE, stderr=PIPE, pass_fds=[rom], env={**os.environ, **qemu.environment},
-        )  # fmt: skip
+        arguments = [*qemu.arguments, *_arguments(name, rom)]
+        child = await spawn(
+            qemu.system, arguments, stdout=PIPE, stderr=PIPE, pass_fds=[rom], environment=qemu.environment
+        )
         complaint = bytearray()
         hung = False
         try:
             async with asyncio.timeout(deadline_s):
-                await _wait_for_end(process, complaint)
+                await _wait_for_end(child, complaint)
         except TimeoutError:
             hung = True
         finally:
-            status = await reap(process)
-    assert process.stdout is not None
-    said = await process.stdout.read()
+            await child.end()
+    assert child.stdout is not None
+    assert child.returncode is not None
+    said = await child.stdout.read()
     return _Ending(
-        status=status,
+        status=child.returncode,
         said=said.decode("ascii", errors="replace"),
         complaint=bytes(complaint),
         hung_for_s=deadline_s if hung else None,
     )
 
 
-async def _wait_for_end(process: Process, complaint: bytearray) -> None:
+async def _wait_for_end(child: Child, complaint: bytearray) -> None:
     """Until QEMU ends, or says that KVM gave up: it would wait for a debugger then."""
-    assert process.stderr is not None
-    while chunk := await process.stderr.read(1 << 12):
+    assert child.stderr is not None
+    while chunk := await child.stderr.read(1 << 12):
         complaint += chunk
         if _GAVE_UP in complaint:
             return
-    await process.wait()
+    await child.wait()
 
 
 def _arguments(name: AcceleratorName, rom: int) -> list[str]:
@@ -252,13 +253,24 @@ def _file_name(qemu: Qemu) -> str:
 
 def _key(qemu: Qemu) -> str:
     facts = (
-        Path("/proc/sys/kernel/random/boot_id").read_text(),
+        _boot_id(),
         platform.release(),
         sorted(module.name for module in Path("/sys/module").glob("kvm*")),
         _kvm_facts(),
         qemu.identity,
     )
     return hashlib.sha256(repr(facts).encode() + GUEST_ROM).hexdigest()
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text()
+    except OSError as error:
+        # No VM would run either: QEMU opens its guest's memory there, and the agent finds processes there.
+        raise CapabilityMissing(
+            f"{_BOOT_ID} cannot be read: {error.strerror}",
+            hint="mount the file system of processes: mount -t proc proc /proc",
+        ) from None
 
 
 def _kvm_facts() -> tuple[object, ...] | None:

@@ -4,7 +4,7 @@ QEMU takes no values of whole leaves. It has a model without any features, ``bas
 vendor, family, model, stepping, brand string, address width, and a name for each feature bit. So a template is taken
 apart into these. What a processor answers differently on each core, QEMU fills in itself: the APIC id and the counts of
 leaves 1 and 0x80000008, and whether the operating system has switched a feature on. A leaf that cannot be taken apart
-is refused by name.
+is refused by name, unless QEMU answers so anyway: what was read in a guest can be given to another one.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ DYNAMIC: Final[Mapping[Register, int]] = {
     Register(7, 0, "ecx"): 1 << 4,
     Register(0x80000008, 0, "ecx"): 0xF0FF,
 }
+# What QEMU answers whatever it is told: MWAIT has extensions, and interrupts end it.
+OWN: Final[Mapping[Register, int]] = {Register(5, 0, "ecx"): 3}
+
 # AMD repeats these bits of leaf 1 in leaf 0x80000001.
 ALIASES: Final = 0x0183F3FF
 ALIASED: Final = Register(0x80000001, 0, "edx")
@@ -49,7 +52,7 @@ def cpuid_properties(
     """The properties that make the CPU model `CPUID_MODEL` answer as the template says.
 
     :param available: the names of the features that the accelerator has; None if that is not known.
-    :raises InvalidSpec: naming the leaf that QEMU cannot answer so.
+    :raises InvalidSpec: naming each leaf that QEMU cannot answer so.
     """
     return _Template(cpuid, accelerator).properties(available)
 
@@ -60,18 +63,29 @@ class _Template:
         self._vendor = cpuid.vendor
         self._accelerator = accelerator
         self._read: set[Register] = set()
+        self._faults: list[str] = []
 
     def properties(self, available: Collection[str] | None) -> dict[str, str]:
         properties = self._levels() | {"vendor": self._vendor_name()} | self._signature() | self._brand()
         properties |= self._address_bits()
         for name in self._features():
             if available is not None and name not in available:
-                raise InvalidSpec(f"board.cpuid: the accelerator {self._accelerator} has no feature {name!r}")
+                self._refuse(f"the accelerator {self._accelerator} has no feature {name!r}")
             properties[name] = "on"
-        for register, value in self._values.items():
-            if value and register not in self._read:
-                raise InvalidSpec(f"board.cpuid: QEMU cannot be told what {register} returns")
+        self._require_qemus_own()
+        if self._faults:
+            raise InvalidSpec(f"board.cpuid: {'; '.join(dict.fromkeys(self._faults))}")
         return properties
+
+    def _refuse(self, fault: str) -> None:
+        self._faults.append(fault)
+
+    def _require_qemus_own(self) -> None:
+        """What QEMU cannot be told passes if it is what QEMU answers anyway."""
+        own = {**OWN, Register(0x80000001, 0, "eax"): self._values.get(Register(1, 0, "eax"), 0)}
+        for register, value in self._values.items():
+            if value and register not in self._read and value != own.get(register):
+                self._refuse(f"QEMU cannot be told what {register} returns")
 
     def _take(self, leaf: int, name: RegisterName, subleaf: int = 0) -> int:
         """A register's value without what is dynamic; 0 if the template does not have it."""
@@ -91,12 +105,10 @@ class _Template:
         given = [self._text([(leaf, name) for name in ("ebx", "edx", "ecx")]) for leaf in (0, FIRST_EXTENDED)]
         names = {name for name in given if name} or {VENDORS[self._vendor]}
         if len(names) > 1:
-            raise InvalidSpec(
-                f"board.cpuid: the vendor is {given[0]!r} in leaf 0x0 and {given[1]!r} in leaf 0x80000000"
-            )
-        (name,) = names
+            self._refuse(f"the vendor is {given[0]!r} in leaf 0x0 and {given[1]!r} in leaf 0x80000000")
+        name = min(names)
         if len(name) != VENDOR_LENGTH:
-            raise InvalidSpec(f"board.cpuid: the vendor {name!r} is not {VENDOR_LENGTH} characters long")
+            self._refuse(f"the vendor {name!r} is not {VENDOR_LENGTH} characters long")
         return name
 
     def _signature(self) -> dict[str, str]:
@@ -105,11 +117,9 @@ class _Template:
         if family == 0xF:
             family += eax >> 20 & 0xFF
         if _signature(family, model, eax & 0xF) != eax:
-            raise InvalidSpec(f"board.cpuid: leaf 0x1 eax is {eax:#x}, which is no family, model and stepping")
+            self._refuse(f"leaf 0x1 eax is {eax:#x}, which is no family, model and stepping")
         if (ebx := self._take(1, "ebx")) not in (0, CACHE_LINE_QUADWORDS << 8):
-            raise InvalidSpec(
-                f"board.cpuid: leaf 0x1 ebx is {ebx:#x}: QEMU has cache lines of 64 bytes and no brand index"
-            )
+            self._refuse(f"leaf 0x1 ebx is {ebx:#x}: QEMU has cache lines of 64 bytes and no brand index")
         return {"family": str(family), "model": str(model), "stepping": str(eax & 0xF)}
 
     def _brand(self) -> dict[str, str]:
@@ -123,11 +133,9 @@ class _Template:
             return {}
         physical, virtual = eax & 0xFF, eax >> 8
         if virtual != (57 if "la57" in self._features() else 48):
-            raise InvalidSpec(f"board.cpuid: leaf 0x80000008 eax is {eax:#x}: QEMU has 48 bits of linear address")
+            self._refuse(f"leaf 0x80000008 eax is {eax:#x}: QEMU has 48 bits of linear address")
         if self._accelerator == "tcg" and physical != TCG_ADDRESS_BITS:
-            raise InvalidSpec(
-                f"board.cpuid: leaf 0x80000008 eax is {eax:#x}: under TCG there are {TCG_ADDRESS_BITS} bits of address"
-            )
+            self._refuse(f"leaf 0x80000008 eax is {eax:#x}: under TCG there are {TCG_ADDRESS_BITS} bits of address")
         return {"phys-bits": str(physical)}
 
     def _features(self) -> list[str]:
@@ -137,26 +145,24 @@ class _Template:
             if register == ALIASED:
                 value &= ~self._aliases(value)
             for bit in range(value.bit_length()):
-                if value >> bit & 1:
-                    if bit not in names:
-                        raise InvalidSpec(f"board.cpuid: QEMU has no feature for {register} bit {bit}")
+                if value >> bit & 1 and bit in names:
                     found.append(names[bit])
+                elif value >> bit & 1:
+                    self._refuse(f"QEMU has no feature for {register} bit {bit}")
         return found
 
     def _aliases(self, value: int) -> int:
         expected = self._take(1, "edx") & ALIASES if self._vendor is CpuidVendor.AMD else 0
         if value & ALIASES != expected:
-            raise InvalidSpec(
-                f"board.cpuid: {ALIASED} must repeat {expected:#x} of leaf 0x1, and has {value & ALIASES:#x}"
-            )
-        return expected
+            self._refuse(f"{ALIASED} must repeat {expected:#x} of leaf 0x1, and has {value & ALIASES:#x}")
+        return value & ALIASES
 
     def _text(self, places: list[tuple[int, RegisterName]]) -> str:
         data = b"".join(self._take(leaf, name).to_bytes(4, "little") for leaf, name in places)
         text = data.rstrip(b"\0")
         if not all(0x20 <= byte < 0x7F for byte in text):
-            raise InvalidSpec(f"board.cpuid: leaf {places[0][0]:#x} holds a text that is not printable ASCII")
-        return text.decode("ascii")
+            self._refuse(f"leaf {places[0][0]:#x} holds a text that is not printable ASCII")
+        return text.decode("ascii", errors="replace")
 
 
 def _registers(entries: tuple[CpuidEntry, ...]) -> Iterator[tuple[Register, int]]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
+
+import msgspec
 
 from ....propolis_api import (
     BlobStorageBackend,
@@ -24,6 +27,9 @@ __all__ = ["backend_nodes", "blob_contents", "disk_parts"]
 DEFAULT_BLOCK_BYTES: Final = 512
 SMALLEST_BLOCK_BYTES: Final = 512
 LARGEST_BLOCK_BYTES: Final = 32768
+
+WAITS: Final = {"werror": "stop", "rerror": "stop"}
+"""Of a disk that is served from elsewhere: its requests wait when that fails. QEMU's NVMe disks cannot do so."""
 
 Disk = VirtioDisk | NvmeDisk
 StorageBackend = FileStorageBackend | BlobStorageBackend | CrucibleStorageBackend
@@ -59,6 +65,7 @@ def disk_parts(
                 **buses.properties(disk.pci_path),
                 "drive": names[disk.backend_id],
                 **_block_size(disk.backend_id, components[disk.backend_id]),
+                **(WAITS if isinstance(disk, VirtioDisk) and disk.backend_id in nodes else {}),
                 **({"bootindex": order[key]} if key in order else {}),
             }
             yield MachinePart(key, PartKind.DEVICE, device)
@@ -120,12 +127,16 @@ def _file_node(path: str, node: str, *, readonly: bool, qcow2: bool) -> dict[str
         "discard": "unmap",
         # A disk of a test need not survive the host's power loss; QEMU's own death it does survive.
         "cache": {"no-flush": True},
-        "file": {"driver": "file", "filename": path},
+        "file": {"driver": "host_device" if Path(path).is_block_device() else "file", "filename": path},
     }
 
 
 def _block_size(key: str, backend: StorageBackend) -> dict[str, int]:
-    size = backend.block_size if isinstance(backend, FileStorageBackend) else DEFAULT_BLOCK_BYTES
+    size = DEFAULT_BLOCK_BYTES
+    if isinstance(backend, FileStorageBackend):
+        size = backend.block_size
+    elif isinstance(backend, CrucibleStorageBackend):
+        size = _Vcr.block_size_of(backend)
     if size == DEFAULT_BLOCK_BYTES:
         return {}
     if size.bit_count() != 1 or not SMALLEST_BLOCK_BYTES <= size <= LARGEST_BLOCK_BYTES:
@@ -134,9 +145,24 @@ def _block_size(key: str, backend: StorageBackend) -> dict[str, int]:
     return {"logical_block_size": size, "physical_block_size": size}
 
 
+class _Vcr(msgspec.Struct):
+    """What a device must know of a volume construction request; the rest is the backend's."""
+
+    block_size: int = DEFAULT_BLOCK_BYTES
+
+    @classmethod
+    def block_size_of(cls, backend: CrucibleStorageBackend) -> int:
+        try:
+            return msgspec.json.decode(backend.request_json, type=cls).block_size
+        except msgspec.DecodeError:
+            return DEFAULT_BLOCK_BYTES  # the backend says what is wrong with it
+
+
 def _model(key: str, disk: Disk) -> dict[str, str]:
     if isinstance(disk, VirtioDisk):
-        return {"driver": "virtio-blk-pci"}
+        # A guest that could not write would go on with a damaged file system. Without this it stops as well when there
+        # is no space left, but for good: this engine lets no such guest run on, and says why.
+        return {"driver": "virtio-blk-pci", "werror": "stop"}
     serial = bytes(disk.serial_number).rstrip(b"\0")
     if not all(0x20 <= byte < 0x7F for byte in serial):
         raise InvalidSpec(f"disk {key!r}: its serial number is not printable ASCII, filled up with zero bytes")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from ....propolis_api import (
     BlobStorageBackend,
+    CrucibleStorageBackend,
     FileStorageBackend,
     InstanceSpec,
     NvmeDisk,
@@ -25,15 +26,22 @@ from .pci import PciBuses
 
 __all__ = ["plug", "pluggable"]
 
-BACKENDS: Final = (FileStorageBackend, BlobStorageBackend, VirtioNetworkBackend)
+BACKENDS: Final = (CrucibleStorageBackend, FileStorageBackend, BlobStorageBackend, VirtioNetworkBackend)
 DEVICES: Final = (NvmeDisk, VirtioDisk, VirtioNic)
 
 
-def pluggable(spec: InstanceSpec, keys: Collection[str], *, blobs: Mapping[str, str]) -> list[MachinePart]:
+def pluggable(
+    spec: InstanceSpec,
+    keys: Collection[str],
+    *,
+    blobs: Mapping[str, str],
+    nodes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> list[MachinePart]:
     """What to add to the machine of a spec that lacks some of its components.
 
     :param keys: the components that it lacks.
     :param blobs: for each blob backend, the path of a file with its contents.
+    :param nodes: the block nodes of those storage backends that are not QEMU's own, by component.
     :raises InvalidSpec: naming the component that cannot be added, or is at fault.
     """
     components = {key: component.component for key, component in spec.components.items()}
@@ -44,7 +52,7 @@ def pluggable(spec: InstanceSpec, keys: Collection[str], *, blobs: Mapping[str, 
         if isinstance(component, DEVICES) and not _has_slot(component.pci_path, components.values()):
             raise InvalidSpec(f"component {key!r}: a fork can be given devices in free slots of PCI bus 0 only")
     buses = PciBuses(components, pcie=spec.board.chipset.value.enable_pcie)
-    disks = disk_parts(components, buses, nodes=MappingProxyType({}), blobs=blobs)
+    disks = disk_parts(components, buses, nodes=nodes, blobs=blobs)
     return [part for part in (*disks, *network_parts(components, buses)) if part.key in keys]
 
 

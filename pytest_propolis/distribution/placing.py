@@ -1,0 +1,41 @@
+"""Whether this run places its tests on hosts itself, and how many workers that wants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ..errors import SettingsError
+from ..hosts.capacity import slots_of
+from ..hosts.inventory import read_inventory
+from ..session.internals import dist_was_chosen, is_controller, is_worker
+from .worker_channel import CHANNEL, WorkerEnd
+
+__all__ = ["place_tests", "wanted_workers"]
+
+
+def place_tests(config: pytest.Config) -> None:
+    """Have the controller place tests on the hosts of the inventory.
+
+    With a ``--dist`` that the user chose, scheduling is xdist's, and workers take turns at the hosts.
+    """
+    if is_worker(config):
+        if CHANNEL in config.workerinput:  # type: ignore[attr-defined]
+            config.pluginmanager.register(WorkerEnd(config), "propolis-placement")
+    elif is_controller(config) and not dist_was_chosen(config):
+        from .xdist_scheduling import Placer
+
+        config.pluginmanager.register(Placer(), "propolis-placement")
+
+
+def wanted_workers(hosts: str | Path) -> int:
+    """Return how many workers ``-n auto`` starts: one per slot of the inventory.
+
+    :raises pytest.UsageError: when the inventory is wrong.
+    """
+    try:
+        specs = read_inventory(hosts)
+    except SettingsError as error:
+        raise pytest.UsageError(str(error)) from None
+    return sum(slots_of(spec, specs) for spec in specs)

@@ -1,0 +1,255 @@
+"""The tests that have not started, by what they need."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from enum import Enum, auto
+from typing import Final, NamedTuple
+
+from .durations import Estimate
+from .needs import Needs
+
+__all__ = ["Backlog", "Cell", "Queue", "Way"]
+
+PROBE_S: Final = 1e6
+"""Added to the rank of a test that is to show how its module behaves, so that it goes first."""
+
+WIDE: Final = 0.2
+"""How much longer a test counts for each further CPU that it needs: the wide ones find no room between others later."""
+
+LAST: Final = 1 << 60
+
+
+class Way(Enum):
+    """How tests come to their hosts."""
+
+    HOSTLESS = auto()
+    NEXT = auto()
+    """The next host that has room."""
+    GATHERED = auto()
+    """Several at the same time, or one that is emptied first."""
+
+    @classmethod
+    def of(cls, needs: Needs) -> Way:
+        if needs.hosts == 0:
+            return cls.HOSTLESS
+        return cls.GATHERED if needs.hosts > 1 or needs.exclusive else cls.NEXT
+
+
+class Queue:
+    """Tests with the same needs, ordered by rank, the longest last."""
+
+    __slots__ = ("cell", "held", "needs", "tests", "weight")
+
+    def __init__(self, cell: Cell, needs: Needs) -> None:
+        self.cell: Final = cell
+        self.needs: Final = needs
+        self.weight: Final = 1 + WIDE * max(0, needs.cpus - 1)
+        self.tests: list[tuple[float, int]] = []
+        """(Rank in s, index) of those that any worker may run."""
+        self.held: list[tuple[float, int]] = []
+        """The same of those that an idle worker holds as its next."""
+
+
+def _longest(tests: list[tuple[float, int]], limit_s: float) -> int:
+    """Return the position of the longest test that ranks no higher than limit_s, or -1. Probes come first."""
+    rank_s = tests[-1][0]
+    if rank_s <= limit_s or PROBE_S < rank_s <= PROBE_S + limit_s:
+        return len(tests) - 1
+    return bisect_right(tests, (limit_s, LAST)) - 1
+
+
+class Cell:
+    """Tests that the same hosts can run, other needs aside: those of one guest and one set of labels.
+
+    Tests that take the next free host, tests for which hosts are gathered and tests without a host are in different
+    cells.
+    """
+
+    __slots__ = (
+        "count",
+        "fastest",
+        "guest",
+        "held",
+        "labels",
+        "longest_s",
+        "narrowest",
+        "queues",
+        "rate",
+        "way",
+        "work_s",
+    )
+
+    def __init__(self, needs: Needs, way: Way) -> None:
+        self.guest: Final = needs.guest
+        self.labels: Final = needs.labels
+        self.way: Final = way
+        self.queues: list[Queue] = []
+        self.fastest = 0.0
+        """Speed of the fastest host that has its labels."""
+        self.count = 0
+        self.held = 0
+        """How many of its tests any worker may run, and how many an idle worker holds."""
+        self.work_s = 0.0
+        """Slot seconds that its tests will probably take on hosts of speed 1.0."""
+        self.rate = 0.0
+        """Slots that run its tests now, each counted with its host's speed."""
+        self.longest_s = 0.0
+        self.narrowest = 0
+        """Rank of its longest test, probes aside, and the fewest CPUs that one of its tests needs."""
+
+    def survey(self) -> None:
+        """Look for its longest and its narrowest test again."""
+        self.longest_s, self.narrowest = 0.0, LAST
+        for queue in self.queues:
+            if not queue.tests:
+                continue
+            self.narrowest = min(self.narrowest, queue.needs.cpus)
+            rank_s = queue.tests[-1][0]
+            if rank_s > PROBE_S:
+                position = bisect_left(queue.tests, (PROBE_S, -1)) - 1
+                rank_s = queue.tests[position][0] if position >= 0 else rank_s - PROBE_S
+            self.longest_s = max(self.longest_s, rank_s)
+
+    def best(self, cpus: int, memory_mib: int, limit_s: float, *, held: bool) -> tuple[Queue, int] | None:
+        """Return the longest test that fits and ranks no higher than limit_s, as its queue and its index.
+
+        :param held: look among those that idle workers hold.
+        """
+        found: tuple[Queue, int] | None = None
+        most = -1.0
+        for queue in self.queues:
+            needs, tests = queue.needs, queue.held if held else queue.tests
+            if not tests or needs.cpus > cpus or needs.memory_mib > memory_mib:
+                continue
+            position = _longest(tests, limit_s)
+            if position >= 0 and (rank := tests[position][0] * queue.weight) > most:
+                found, most = (queue, tests[position][1]), rank
+        return found
+
+    def shortest(self, cpus: int, memory_mib: int) -> tuple[float, int] | None:
+        """Return the shortest test that fits, as its rank in s and its index."""
+        fitting = (q for q in self.queues if q.tests and q.needs.cpus <= cpus and q.needs.memory_mib <= memory_mib)
+        return min((queue.tests[0] for queue in fitting), default=None)
+
+
+class _Place(NamedTuple):
+    queue: Queue
+    rank_s: float
+    work_s: float
+
+
+class Backlog:
+    """All tests that have not started."""
+
+    def __init__(self) -> None:
+        self.cells: list[Cell] = []
+        self.hostless: list[Queue] = []
+        self.work_s = 0.0
+        """Slot seconds that its tests will probably take on hosts of speed 1.0."""
+        self.cpu_work_s = 0.0
+        """The same in CPU seconds."""
+        self._cells: dict[tuple[str | None, frozenset[str], Way], Cell] = {}
+        self._queues: dict[Needs, Queue] = {}
+        self._places: dict[int, _Place] = {}
+
+    def __contains__(self, index: int) -> bool:
+        return index in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def queue(self, needs: Needs) -> Queue:
+        """Return the queue of the tests with these needs."""
+        if needs not in self._queues:
+            key = (needs.guest, needs.labels, Way.of(needs))
+            if key not in self._cells:
+                self._cells[key] = Cell(needs, Way.of(needs))
+                self.cells.append(self._cells[key])
+            self._queues[needs] = Queue(self._cells[key], needs)
+            self._cells[key].queues.append(self._queues[needs])
+            if Way.of(needs) is Way.HOSTLESS:
+                self.hostless.append(self._queues[needs])
+        return self._queues[needs]
+
+    def add(self, index: int, queue: Queue, estimate: Estimate, *, probe: bool = False) -> None:
+        """Let a test wait."""
+        rank_s = estimate.rank_s + PROBE_S if probe else estimate.rank_s
+        work_s = estimate.mean_s * queue.needs.hosts
+        insort(queue.tests, (rank_s, index))
+        self._places[index] = _Place(queue, rank_s, work_s)
+        self._count(queue, work_s, 1)
+        cell = queue.cell
+        cell.longest_s = max(cell.longest_s, estimate.rank_s)
+        cell.narrowest = min(cell.narrowest, queue.needs.cpus) if cell.count > 1 else queue.needs.cpus
+
+    def wide(self, cpus: float, memory_mib: float) -> list[tuple[Queue, int, float]]:
+        """Return the longest test of each queue of tests that need at least so much, with its rank in s."""
+        return [
+            (queue, queue.tests[-1][1], queue.tests[-1][0] % PROBE_S)
+            for queue in self._queues.values()
+            if queue.tests
+            and queue.cell.way is Way.NEXT
+            and (queue.needs.cpus >= cpus or queue.needs.memory_mib >= memory_mib)
+        ]
+
+    def shortest(self) -> int | None:
+        """Return the index of the shortest test that no worker holds."""
+        found = [entry for cell in self.cells if cell.count and (entry := cell.shortest(LAST, LAST))]
+        return min(found)[1] if found else None
+
+    def companions(self, queue: Queue, rank_s: float, target_s: float) -> list[int]:
+        """Return tests that a worker can run in one batch with a test of a queue, in target_s all together.
+
+        :param rank_s: the rank of that test.
+        """
+        if rank_s >= target_s:
+            return []
+        chosen: list[int] = []
+        left_s = target_s - rank_s
+        position = (
+            len(queue.tests) if queue.tests and queue.tests[-1][0] > PROBE_S else bisect_left(queue.tests, (left_s, -1))
+        )
+        while position > 0:
+            position -= 1
+            rank_s, other = queue.tests[position]
+            left_s -= rank_s % PROBE_S
+            if left_s < 0:
+                break
+            chosen.append(other)
+        return chosen
+
+    def remove(self, index: int) -> float:
+        """Take a test out, and return the slot seconds that it will probably take."""
+        queue, rank_s, work_s = self._places.pop(index)
+        del queue.tests[bisect_left(queue.tests, (rank_s, index))]
+        self._count(queue, -work_s, -1)
+        if rank_s >= queue.cell.longest_s or not queue.tests:
+            queue.cell.survey()
+        return work_s
+
+    def hold(self, index: int, queue: Queue, rank_s: float) -> None:
+        """Let an idle worker hold a test that is out already."""
+        insort(queue.held, (rank_s, index))
+        queue.cell.held += 1
+
+    def unhold(self, index: int, queue: Queue) -> None:
+        """Take out a test that an idle worker holds."""
+        queue.held = [entry for entry in queue.held if entry[1] != index]
+        queue.cell.held -= 1
+
+    def update(self, index: int, estimate: Estimate) -> None:
+        """Order a test anew, if its estimate has changed by more than a tenth."""
+        queue, rank_s, work_s = self._places[index]
+        mean_s = estimate.mean_s * queue.needs.hosts
+        if abs(rank_s - estimate.rank_s) > 0.1 * rank_s or abs(work_s - mean_s) > 0.1 * work_s:
+            probe = rank_s > PROBE_S
+            self.remove(index)
+            self.add(index, queue, estimate, probe=probe)
+
+    def _count(self, queue: Queue, work_s: float, tests: int) -> None:
+        cell = queue.cell
+        cell.count += tests
+        cell.work_s = cell.work_s + work_s if cell.count else 0.0
+        self.work_s += work_s
+        self.cpu_work_s += work_s * queue.needs.cpus

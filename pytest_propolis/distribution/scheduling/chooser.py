@@ -1,0 +1,91 @@
+"""Which test a host runs next."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from .backlog import Cell, Queue
+from .fleet import Fleet
+from .host import HostState
+from .needs import Needs
+
+__all__ = ["Choice", "Chooser"]
+
+LENGTH: Final = 4.0
+"""How much more the longest test of a cell counts than the time in which the cell would be done at its present rate."""
+
+SCARCE: Final = 1.1
+"""How much more the tests count that not all hosts can run."""
+
+SLOW: Final = 0.8
+"""A host is slow for a test if it has less than this share of the speed that another host has."""
+
+SLOW_SHARE: Final = 0.4
+"""A slow host runs only tests that take no more than this share of the time until the run ends: estimates err."""
+
+SHORT_S: Final = 2.0
+SHORT_SHARE: Final = 0.02
+"""A test is short if it takes so long, or this share of the time until the run ends."""
+
+Choice = tuple[Queue, int]
+
+
+class Chooser:
+    """Chooses among the tests that a host can run now: the longest of the cell that is most behind."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self.slack_s = 0.0
+        """How long the run will probably last."""
+
+    def best(self, state: HostState, *, held: bool = False, after: Needs | None = None) -> Choice | None:
+        """Return the test that a host runs next, as its queue and its index.
+
+        :param held: choose among those that idle workers hold, else among those that no worker holds.
+        :param after: what will be free when the test starts, besides what is free now.
+        """
+        slots, cpus, memory_mib = state.slots, state.cpus, state.memory_mib
+        if after is not None:
+            slots, cpus, memory_mib = slots + 1, cpus + after.cpus, memory_mib + after.memory_mib
+        ranked = self._ranked(state, cpus, held=held)
+        # A CPU is kept for each other free slot, if there are tests that need no more.
+        spare = max(min(1, cpus), cpus - (slots - 1))
+        for most in (spare, cpus) if spare < cpus else (cpus,):
+            for cell in ranked:
+                found = cell.best(most, memory_mib, self._limit_s(state, cell), held=held)
+                if found is not None:
+                    return found
+        return None
+
+    def following(self, state: HostState, cpus: int, memory_mib: int) -> int | None:
+        """Return the index of the shortest test that may follow another one on a host, in the room that it leaves."""
+        best: tuple[float, int] | None = None
+        for cell in self._fleet.runnable(state):
+            if cell.count and (entry := cell.shortest(cpus, memory_mib)) and (best is None or entry < best):
+                best = entry
+        return best and best[1]
+
+    def is_short(self, duration_s: float) -> bool:
+        """Whether it hardly matters when a test starts that takes so long."""
+        return duration_s <= max(SHORT_S, SHORT_SHARE * self.slack_s)
+
+    def _ranked(self, state: HostState, cpus: int, *, held: bool) -> list[Cell]:
+        ranked = []
+        for number, cell in enumerate(self._fleet.runnable(state)):
+            if held:
+                if cell.held:
+                    ranked.append((-max(queue.held[-1][0] for queue in cell.queues if queue.held), number, cell))
+            elif cell.count and cell.narrowest <= cpus:
+                lasts_s = cell.work_s / (cell.rate if cell.rate > 1.0 else 1.0)
+                if cell.labels:
+                    lasts_s *= SCARCE
+                ranked.append((-lasts_s - LENGTH * cell.longest_s, number, cell))
+        ranked.sort()
+        return [cell for _, _, cell in ranked]
+
+    def _limit_s(self, state: HostState, cell: Cell) -> float:
+        """The longest duration that a host may begin with, on a host of speed 1.0."""
+        if state.speed >= SLOW * cell.fastest:
+            return math.inf
+        return self.slack_s * state.speed * SLOW_SHARE

@@ -1,0 +1,198 @@
+"""Starts tests and templates where there is room for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from .backlog import Queue
+from .chooser import Chooser
+from .decision import BuildTemplate, Decision, Start
+from .follower import Follower
+from .gathering import Gathering, Request
+from .horizon import remaining_s
+from .host import HostState
+from .planner import TemplatePlanner
+from .state import Running, RunState
+
+__all__ = ["Dispatcher"]
+
+TICKS: Final = 30
+"""How often in the rest of a run its end and the templates are thought over."""
+
+SHORTEST_TICK_S: Final = 0.5
+
+BATCH_LATENCIES: Final = 40.0
+"""How much longer a batch of very short tests takes than the message that starts it."""
+
+BATCHES_LEFT: Final = 3.0
+"""How many batches for each slot there should still be, so that all slots end at the same time."""
+
+BUILDERS: Final = 4
+"""One slot in so many makes templates at the same time, once the host has begun with its first ones."""
+
+WIDE_SLOTS: Final = 2.0
+"""A test that needs the CPUs or the memory of so many slots may never find them free between narrow tests."""
+
+URGENCY: Final = 3.0
+"""A wide test has hosts emptied for it when the run probably lasts no longer than so many times the test."""
+
+
+class Dispatcher:
+    """Makes the decisions of one moment after the other.
+
+    :param build_s: guest -> how long its template takes on a host of speed 1.0, in s.
+    """
+
+    def __init__(self, run: RunState, build_s: Mapping[str, float], *, latency_s: float, one_ahead: bool) -> None:
+        self._run = run
+        self._build_s = build_s
+        self._latency_s = latency_s
+        self._chooser = Chooser(run.fleet)
+        self._planner = TemplatePlanner(run.fleet, run.backlog, build_s)
+        self._follower = Follower(run, self._chooser) if one_ahead else None
+        self._postponed: dict[HostState, list[str]] = {}
+        """Templates for which a busy host has to make room."""
+        self._next_tick_s = 0.0
+        self._now_s = 0.0
+        self._decisions: list[Decision] = []
+
+    def decide(self, now_s: float, joined: Sequence[HostState]) -> list[Decision]:
+        """Decide what is done now.
+
+        :param joined: hosts that have no templates planned yet.
+        """
+        run = self._run
+        self._now_s, self._decisions = now_s, []
+        waiting = len(run.backlog) or run.workers.holders
+        tick = bool(joined) or now_s >= self._next_tick_s or not run.running
+        if tick and waiting:
+            self._look_ahead()
+        for state, guest in self._planner.first(joined, max(self._chooser.slack_s, SHORTEST_TICK_S)) if joined else ():
+            self._build(state, guest)
+        self._gather()
+        self._fill(run.take_changed())
+        if tick and waiting:
+            self._build_further()
+        self._start_hostless()
+        return self._decisions
+
+    def _look_ahead(self) -> None:
+        run = self._run
+        running_s = (running.remaining_s(self._now_s) for running in run.running.values())
+        slack_s = self._chooser.slack_s = remaining_s(run.backlog, run.fleet, running_s, run.durations.longest_s)
+        self._next_tick_s = self._now_s + max(SHORTEST_TICK_S, slack_s / TICKS)
+        # What slow hosts may run depends on how long the run lasts.
+        fastest = max((state.speed for state in run.fleet.living), default=0.0)
+        run.changed.update(state for state in run.fleet.living if state.slots > 0 and state.speed < fastest)
+        for queue, index, rank_s in run.backlog.wide(*run.fleet.share(WIDE_SLOTS)):
+            if rank_s * URGENCY > slack_s * queue.cell.fastest:
+                run.gatherings.add(Request(index, queue.needs, rank_s))
+
+    def _fill(self, changed: set[HostState]) -> None:
+        states = sorted(changed, key=lambda state: (-state.speed, state.order))
+        for state in states:
+            if state.alive:
+                self._fill_host(state)
+
+    def _fill_host(self, state: HostState) -> None:
+        complete, kept = self._run.gatherings.serve(state)
+        for gathering in complete:
+            self._start_gathered(gathering)
+        if kept:
+            return
+        postponed = self._postponed.get(state, [])
+        while postponed and state.slots > 0:
+            self._build(state, postponed.pop(0))
+        while state.slots > 0:
+            choice = self._choose(state)
+            if choice is None:
+                return
+            queue, index, worker = choice
+            state.take(queue.needs)
+            self._start(worker, index, (state,), self._run.withdraw(index))
+
+    def _choose(self, state: HostState) -> tuple[Queue, int, str] | None:
+        """Choose a test and a worker: one that holds the test, or one that holds none."""
+        workers, durations = self._run.workers, self._run.durations
+        held = self._chooser.best(state, held=True) if workers.holders else None
+        free = self._chooser.best(state) if workers.empty else None
+        if held and free and durations.estimate(free[1]).rank_s > durations.estimate(held[1]).rank_s:
+            held = None
+        if held is not None:
+            return *held, workers.holders[held[1]]
+        return None if free is None else (*free, workers.take())
+
+    def _start(self, worker: str, index: int, hosts: tuple[HostState, ...], work_s: float) -> None:
+        """Start a test that is out of the backlog on hosts that have been taken for it."""
+        run = self._run
+        queue = run.queue(index)
+        speed = min((state.speed for state in hosts), default=1.0)
+        tests, batch_s = self._batch(index, queue, work_s) if hosts else ((index,), work_s)
+        following = None if self._follower is None else self._follower.choose(worker, queue, hosts, batch_s)
+        queue.cell.rate += speed * len(hosts)
+        run.running[worker] = Running(worker, tests, hosts, queue, speed, self._now_s, batch_s)
+        ids = tuple(run.items[test].id for test in tests)
+        names = tuple(state.host.name for state in hosts)
+        self._decisions.append(Start(worker, ids, names, None if following is None else run.items[following].id))
+
+    def _batch(self, index: int, queue: Queue, work_s: float) -> tuple[tuple[int, ...], float]:
+        """Choose what is sent with a very short test, and how long all of them will take."""
+        run = self._run
+        if not self._latency_s:
+            return (index,), work_s
+        left_s = run.backlog.work_s / max(run.fleet.speed, 1.0) / BATCHES_LEFT
+        target_s = min(self._latency_s * BATCH_LATENCIES, left_s)
+        companions = run.backlog.companions(queue, run.durations.estimate(index).rank_s, target_s)
+        return (index, *companions), work_s + sum(run.backlog.remove(other) for other in companions)
+
+    def _gather(self) -> None:
+        run = self._run
+        while request := run.gatherings.next():
+            index = request.index
+            if index not in (run.workers.holders if request.held else run.backlog):
+                continue
+            if not request.held and not run.workers.empty:
+                run.gatherings.add(request)
+                return
+            worker = run.workers.holders[index] if request.held else run.workers.take()
+            gathering = run.gatherings.begin(request, worker, self._chooser.slack_s)
+            if gathering is None:
+                if not request.held:
+                    run.workers.ready(worker)
+                continue
+            gathering.work_s = run.withdraw(index)
+            run.changed.update(gathering.missing)
+            if not gathering.missing:
+                self._start_gathered(gathering)
+
+    def _start_gathered(self, gathering: Gathering) -> None:
+        self._start(gathering.worker, gathering.index, tuple(gathering.taken), gathering.work_s)
+
+    def _start_hostless(self) -> None:
+        """Let the workers that are left run the tests that need no host."""
+        run = self._run
+        for queue in run.backlog.hostless:
+            while queue.held:
+                index = queue.held[-1][1]
+                self._start(run.workers.holders[index], index, (), run.withdraw(index))
+            while queue.tests and run.workers.empty:
+                index = queue.tests[-1][1]
+                self._start(run.workers.take(), index, (), run.withdraw(index))
+
+    def _build(self, state: HostState, guest: str) -> None:
+        if state.slots < 1:
+            self._postponed.setdefault(state, []).append(guest)
+        elif state.alive and not (guest in state.templates or guest in state.building):
+            state.start_building(guest, self._now_s + self._build_s.get(guest, 0.0) / state.speed)
+            self._decisions.append(BuildTemplate(state.host.name, guest))
+
+    def _build_further(self) -> None:
+        """Make the templates that pay, or without which a test cannot run."""
+        idle = [
+            state
+            for state in self._run.fleet.living
+            if state.slots > 0 and len(state.building) < max(1, state.host.slots // BUILDERS)
+        ]
+        for state, guest in self._planner.further(idle):
+            self._build(state, guest)

@@ -1,0 +1,95 @@
+"""The hosts of a run, and which of them can run what."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .backlog import Cell, Way
+from .host import Host, HostState
+from .needs import Needs
+
+__all__ = ["Fleet"]
+
+
+class Fleet:
+    """All hosts, and the cells of tests that each can run with the templates that it has."""
+
+    def __init__(self) -> None:
+        self.hosts: dict[str, HostState] = {}
+        """By name, those that were lost too."""
+        self.living: list[HostState] = []
+        self.speed = 0.0
+        """The slots of all of them, each counted with its host's speed."""
+        self.version = 0
+        """Changes when hosts, their templates or the kinds of tests do."""
+        self._cells: list[Cell] = []
+        self._runnable: dict[str, list[Cell]] = {}
+
+    def add(self, host: Host) -> HostState:
+        """Let a host join, or come back with what it has now."""
+        known = self.hosts.get(host.name)
+        state = HostState(host, known.order if known else len(self.hosts))
+        self.hosts[host.name] = state
+        self.living.append(state)
+        self.speed += state.speed * host.slots
+        for cell in self._cells:
+            if cell.labels <= host.labels:
+                cell.fastest = max(cell.fastest, state.speed)
+        self.refresh(state)
+        return state
+
+    def lose(self, name: str) -> None:
+        """Let a host go, with all that it has."""
+        state = self.hosts[name]
+        state.alive = False
+        self.living.remove(state)
+        self.speed = self.speed_with(frozenset())
+        self._runnable[name] = []
+        self._rank_cells()
+        self.version += 1
+
+    def know(self, cells: Sequence[Cell]) -> None:
+        """Let hosts have tests of these cells, of which there may be more than before."""
+        self._cells = list(cells)
+        self._rank_cells()
+        for state in self.living:
+            self.refresh(state)
+
+    def refresh(self, state: HostState) -> None:
+        """Look again which tests a host can run, since it has other templates."""
+        self.version += 1
+        self._runnable[state.host.name] = [
+            cell
+            for cell in self._cells
+            if cell.way is Way.NEXT
+            and cell.labels <= state.host.labels
+            and (cell.guest is None or cell.guest in state.templates)
+        ]
+
+    def runnable(self, state: HostState) -> list[Cell]:
+        """The cells whose tests a host can run now, one by one."""
+        return self._runnable[state.host.name]
+
+    def warm(self, needs: Needs) -> list[HostState]:
+        """The hosts that have the template and, if they did nothing else, room for a test."""
+        guest = needs.guest
+        return [s for s in self.living if (guest is None or guest in s.templates) and s.could_fit(needs)]
+
+    def able(self, needs: Needs) -> list[HostState]:
+        """The hosts that would have room for a test if they did nothing else."""
+        return [state for state in self.living if state.could_fit(needs)]
+
+    def share(self, slots: float) -> tuple[float, float]:
+        """The CPUs and the memory in MiB that so many slots have on average."""
+        total = max(1, sum(state.host.slots for state in self.living))
+        cpus = sum(state.host.cpus for state in self.living)
+        memory_mib = sum(state.host.memory_mib for state in self.living)
+        return slots * cpus / total, slots * memory_mib / total
+
+    def speed_with(self, labels: frozenset[str]) -> float:
+        """The slots of the hosts that have these labels, each counted with its host's speed."""
+        return sum(state.speed * state.host.slots for state in self.living if labels <= state.host.labels)
+
+    def _rank_cells(self) -> None:
+        for cell in self._cells:
+            cell.fastest = max((s.speed for s in self.living if cell.labels <= s.host.labels), default=0.0)

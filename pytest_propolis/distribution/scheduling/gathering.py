@@ -1,0 +1,182 @@
+"""Hosts that are gathered for a test that needs several at the same time, or one to itself."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+from typing import Final
+
+from .backlog import Backlog, Way
+from .fleet import Fleet
+from .host import HostState
+from .needs import Needs
+
+__all__ = ["Gathering", "Gatherings", "Request"]
+
+HOSTS_PER_GATHERING: Final = 20
+"""For each so many hosts one test may have hosts kept for it: what is kept lies idle until the last host is there."""
+
+BOUND: Final = 8
+"""How many tests workers may hold as their next for each one that has hosts kept for it."""
+
+MARGIN: Final = 2.5
+"""How much longer than expected a test may take on a slow host without outlasting the run: estimates err."""
+
+SLOW: Final = 0.8
+"""A host with this share of the speed of the fastest is not slow."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Request:
+    """A test that waits for its hosts.
+
+    :param held: whether an idle worker holds it.
+    """
+
+    index: int
+    needs: Needs = field(compare=False)
+    rank_s: float
+    held: bool = False
+
+    @property
+    def turn(self) -> tuple[bool, float, int]:
+        return (not self.held, -self.rank_s, self.index)
+
+
+@dataclass(slots=True, eq=False)
+class Gathering:
+    """Hosts that a test has already, and those of which it gets the next that is free."""
+
+    index: int
+    needs: Needs
+    worker: str
+    held: bool = False
+    """Whether the worker held the test before."""
+    work_s: float = 0.0
+    taken: list[HostState] = field(default_factory=list)
+    missing: list[HostState] = field(default_factory=list)
+
+
+class Gatherings:
+    """The tests for which hosts are gathered.
+
+    It cannot deadlock: a gathering names all its hosts when it begins, and no younger one gets one of these before it.
+    So a gathering waits for running tests and for older gatherings only.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.active: list[Gathering] = []
+        self._fleet = fleet
+        self._claims: dict[str, list[Gathering]] = {}
+        self._waiting: list[tuple[tuple[bool, float, int], Request]] = []
+        self._stalled: dict[str | None, list[Request]] = {}
+        self._queued: set[int] = set()
+        self._bound: set[int] = set()
+        """Tests that busy workers hold as their next."""
+
+    def add(self, request: Request) -> None:
+        """Let a test wait for its hosts. Those that idle workers hold are served first, then the longest."""
+        self._bound.discard(request.index)
+        if request.held or request.index not in self._queued:
+            self._queued.add(request.index)
+            heapq.heappush(self._waiting, (request.turn, request))
+
+    def next(self) -> Request | None:
+        """Take the test that is served next; None if there is none, or too many are served. It may have started."""
+        if not self._waiting or len(self.active) >= self._most:
+            return None
+        _, request = heapq.heappop(self._waiting)
+        self._queued.discard(request.index)
+        return request
+
+    def bind(self, backlog: Backlog) -> int | None:
+        """Take a test that a worker is to hold as its next; None if enough are served or held."""
+        while self._waiting and not self._waiting[0][1].held and len(self._bound) < BOUND * self._most:
+            _, request = heapq.heappop(self._waiting)
+            self._queued.discard(request.index)
+            if request.index in backlog and Way.of(request.needs) is Way.GATHERED:
+                self._bound.add(request.index)
+                return request.index
+        return None
+
+    @property
+    def _most(self) -> int:
+        return max(1, len(self._fleet.living) // HOSTS_PER_GATHERING)
+
+    def begin(self, request: Request, worker: str, slack_s: float) -> Gathering | None:
+        """Choose hosts for a test and take those that have room; None if too few have its template.
+
+        :param worker: which one will run it.
+        :param slack_s: how long the run will probably last: hosts on which the test would take longer come last.
+        """
+        needs, rank_s = request.needs, request.rank_s
+        warm = self._fleet.warm(needs)
+        if len(warm) < needs.hosts:
+            self._fleet.version += 1
+            self._stalled.setdefault(needs.guest, []).append(request)
+            return None
+        fastest = max(state.speed for state in warm)
+        slowest = min(MARGIN * rank_s / max(slack_s, 1.0), SLOW * fastest)
+        free = [s for s in warm if s.fits(needs) and s.speed >= slowest and not self._claims.get(s.host.name)]
+        if len(free) >= needs.hosts:
+            chosen = heapq.nsmallest(needs.hosts, free, key=lambda s: (-s.speed, s.order))
+        else:
+            chosen = heapq.nsmallest(needs.hosts, warm, key=lambda s: self._awkwardness(s, needs, slowest))
+        gathering = Gathering(request.index, needs, worker, request.held, missing=chosen)
+        for state in list(chosen):
+            claims = self._claims.setdefault(state.host.name, [])
+            claims.append(gathering)
+            if len(claims) == 1:
+                self._serve(state)
+        if gathering.missing:
+            self.active.append(gathering)
+        return gathering
+
+    def serve(self, state: HostState) -> tuple[list[Gathering], bool]:
+        """Give what a host has to those that it is kept for.
+
+        :returns: the gatherings that are complete now, and whether the host is still kept for others.
+        """
+        complete = [gathering for gathering in self._serve(state) if not gathering.missing]
+        for gathering in complete:
+            self.active.remove(gathering)
+        return complete, bool(self._claims.get(state.host.name))
+
+    def template_made(self, guest: str) -> None:
+        """Try again the tests for which too few hosts had a template."""
+        for request in self._stalled.pop(guest, ()):
+            self.add(request)
+
+    def host_lost(self, name: str) -> list[Gathering]:
+        """Give up those that a lost host was for. What they have taken is given back."""
+        return self._give_up([g for g in self.active if any(s.host.name == name for s in (*g.taken, *g.missing))])
+
+    def worker_lost(self, worker: str) -> list[Gathering]:
+        """Give up those whose test a lost worker was to run. What they have taken is given back."""
+        return self._give_up([gathering for gathering in self.active if gathering.worker == worker])
+
+    def _give_up(self, gatherings: list[Gathering]) -> list[Gathering]:
+        for gathering in gatherings:
+            self.active.remove(gathering)
+            for state in gathering.missing:
+                self._claims[state.host.name].remove(gathering)
+            for state in gathering.taken:
+                state.give_back(gathering.needs)
+        return gatherings
+
+    def _serve(self, state: HostState) -> list[Gathering]:
+        claims = self._claims.get(state.host.name)
+        served = []
+        while claims and state.fits(claims[0].needs):
+            gathering = claims.pop(0)
+            state.take(gathering.needs)
+            gathering.missing.remove(state)
+            gathering.taken.append(state)
+            served.append(gathering)
+        return served
+
+    def _awkwardness(self, state: HostState, needs: Needs, slowest: float) -> tuple[float, ...]:
+        """Order hosts by how long they will let a test wait: large ones have the next free slot soonest."""
+        claims = len(self._claims.get(state.host.name, ()))
+        fits = state.fits(needs) and not claims
+        return (state.speed < slowest, claims, not fits, -state.speed if fits else -state.host.slots, state.order)

@@ -1,0 +1,72 @@
+"""What a controller tells a scheduler, and asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from .decision import Decision
+from .host import Host
+from .item import Item
+
+__all__ = ["Scheduler"]
+
+
+class Scheduler(Protocol):
+    """Decides which test runs where and when, and where templates are made.
+
+    It does no I/O and has no clock: it is told what happens, and of the time when it is asked. The same calls have the
+    same answers. Times are in s, of any monotonic clock.
+    """
+
+    def tests_known(self, items: Sequence[Item]) -> None:
+        """Let it schedule these tests, whose ids it does not know yet."""
+
+    def host_joined(self, host: Host) -> None:
+        """Let it use a host: a new one, or one that was lost, with the templates that it has now."""
+
+    def host_lost(self, name: str) -> tuple[str, ...]:
+        """Let it use a host no more.
+
+        :returns: the tests that run there. They count as running until `test_lost` or `test_finished` says otherwise.
+        """
+
+    def worker_ready(self, worker: str) -> None:
+        """Let it use a new worker."""
+
+    def worker_lost(self, worker: str, *, again: bool = False) -> tuple[str, ...]:
+        """Let it use a worker no more. What the worker held but had not started is scheduled anew.
+
+        :param again: whether the test that it ran is to run again.
+        :returns: the id of the test that it ran, if it ran one.
+        """
+
+    def test_started(self, worker: str, test: str, now_s: float) -> None:
+        """Let it know that a test has begun, if that is later than its start was decided."""
+
+    def test_finished(self, worker: str, test: str, duration_s: float) -> None:
+        """Let it know that a test has run, well or badly. The last of a batch frees its hosts."""
+
+    def test_lost(self, worker: str, *, again: bool = True) -> tuple[str, ...]:
+        """Let it know that what a worker runs has ended without a result, though the worker lives.
+
+        The tests behind it in its batch are scheduled anew.
+
+        :param again: whether the test itself is to run again.
+        :returns: the id of the test.
+        """
+
+    def run_again(self, test: str) -> None:
+        """Let it schedule a test once more that counts as having run."""
+
+    def template_made(self, host: str, guest: str) -> None:
+        """Let it know that a template is there, or that it cannot be made and tests there boot without one."""
+
+    def decide(self, now_s: float) -> list[Decision]:
+        """Return what is to be done now. The scheduler takes it as done.
+
+        To be called after events, and once a second or so while tests wait.
+        """
+
+    def why_waiting(self, test: str) -> str:
+        """Say in a sentence why a test has not started, for a person."""

@@ -1,0 +1,126 @@
+"""What a scheduler knows of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from .backlog import Backlog, Queue, Way
+from .durations import Durations
+from .fleet import Fleet
+from .gathering import Gatherings, Request
+from .host import HostState
+from .item import Item
+from .workers import Workers
+
+__all__ = ["RunState", "Running"]
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """Tests that a worker runs one after the other on the same hosts."""
+
+    worker: str
+    tests: tuple[int, ...]
+    hosts: tuple[HostState, ...]
+    queue: Queue
+    speed: float
+    since_s: float
+    work_s: float
+    """Slot seconds that all of them will probably take, on hosts of speed 1.0."""
+    done: int = 0
+
+    def remaining_s(self, now_s: float) -> float:
+        """The slot seconds that they will probably still take, on hosts of speed 1.0."""
+        return max(0.0, self.work_s - (now_s - self.since_s) * self.speed * len(self.hosts))
+
+
+@dataclass(slots=True)
+class RunState:
+    """The tests, the hosts and the workers of a run."""
+
+    items: list[Item] = field(default_factory=list)
+    indices: dict[str, int] = field(default_factory=dict)
+    """Node id -> index in items."""
+    durations: Durations = field(default_factory=Durations)
+    backlog: Backlog = field(default_factory=Backlog)
+    fleet: Fleet = field(default_factory=Fleet)
+    workers: Workers = field(default_factory=Workers)
+    running: dict[str, Running] = field(default_factory=dict)
+    """By worker."""
+    finished: set[int] = field(default_factory=set)
+    changed: set[HostState] = field(default_factory=set)
+    """Hosts that may have room for a test, or a test for their room."""
+    awake: bool = False
+    """Whether every host with a free slot is to look for a test again, since there are other tests or workers."""
+    gatherings: Gatherings = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.gatherings = Gatherings(self.fleet)
+
+    def know(self, items: Sequence[Item]) -> None:
+        """Let tests wait that were not known before."""
+        first = len(self.items)
+        self.items += items
+        self.indices.update((item.id, index) for index, item in enumerate(items, first))
+        if len(self.indices) != len(self.items):
+            raise ValueError("two tests have the same id")
+        self.durations.add(items)
+        probes = set(self.durations.probes())
+        for index in range(first, len(self.items)):
+            self.wait(index, probe=index in probes)
+        self.fleet.know(self.backlog.cells)
+
+    def queue(self, index: int) -> Queue:
+        return self.backlog.queue(self.items[index].needs)
+
+    def wait(self, index: int, *, probe: bool = False) -> None:
+        """Let a test wait that no worker holds."""
+        queue, estimate = self.queue(index), self.durations.estimate(index)
+        gathered = queue.cell.way is Way.GATHERED
+        self.backlog.add(index, queue, estimate, probe=probe and not gathered)
+        if gathered:
+            self.gatherings.add(Request(index, queue.needs, estimate.rank_s))
+
+    def withdraw(self, index: int) -> float:
+        """Take a test out that starts now, and return the slot seconds that it will probably take."""
+        if self.workers.holders.pop(index, None) is None:
+            return self.backlog.remove(index)
+        queue = self.queue(index)
+        self.backlog.unhold(index, queue)
+        return self.durations.estimate(index).mean_s * queue.needs.hosts
+
+    def release(self, worker: str) -> Running:
+        """Free what a worker's tests hold. The worker is idle then."""
+        run = self.running.pop(worker)
+        run.queue.cell.rate -= run.speed * len(run.hosts)
+        for state in run.hosts:
+            if state.alive:
+                state.give_back(run.queue.needs)
+                self.changed.add(state)
+        held = self.workers.idle(worker)
+        if held is not None:
+            self.hold(held)
+        return run
+
+    def hold(self, index: int) -> None:
+        """Let an idle worker hold a test."""
+        queue, rank_s = self.queue(index), self.durations.estimate(index).rank_s
+        self.backlog.hold(index, queue, rank_s)
+        self.fleet.version += 1  # What it needs did not count while its worker was busy.
+        if queue.cell.way is Way.GATHERED:
+            self.gatherings.add(Request(index, queue.needs, rank_s, held=True))
+        self.awake = True
+
+    def unhold(self, index: int) -> None:
+        """Take a test from the worker that holds it as its next."""
+        if self.workers.holders.pop(index, None) is not None:
+            self.backlog.unhold(index, self.queue(index))
+
+    def take_changed(self) -> set[HostState]:
+        """Return the hosts that have changed since, and those with a free slot if that is to be looked at again."""
+        changed, self.changed = self.changed, set()
+        if self.awake:
+            self.awake = False
+            changed.update(state for state in self.fleet.living if state.slots > 0)
+        return changed

@@ -1,0 +1,88 @@
+"""The workers of a run: pytest processes that run one test at a time."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+
+__all__ = ["Workers"]
+
+
+@dataclass(slots=True)
+class Workers:
+    """Which workers are idle, and what they hold.
+
+    An idle worker holds nothing, or a test that it was told of while it ran another one (`Start.following`).
+    """
+
+    following: dict[str, int] = field(default_factory=dict)
+    """Worker that runs a test -> the test that it holds as its next."""
+    holders: dict[int, str] = field(default_factory=dict)
+    """Test that an idle worker holds -> the worker."""
+    alive: set[str] = field(default_factory=set)
+    _empty: list[tuple[int, str]] = field(default_factory=list)
+    _order: dict[str, int] = field(default_factory=dict)
+    _ending: set[str] = field(default_factory=set)
+
+    def ready(self, worker: str) -> None:
+        """Let a worker join, or be idle again without a test."""
+        self.alive.add(worker)
+        heapq.heappush(self._empty, (self._order.setdefault(worker, len(self._order)), worker))
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is an idle worker that holds nothing."""
+        while self._empty and self._empty[0][1] not in self.alive:
+            heapq.heappop(self._empty)
+        return bool(self._empty)
+
+    @property
+    def staying(self) -> int:
+        """How many workers there are but for those that end after what they run."""
+        return len(self.alive) - len(self._ending)
+
+    def take(self) -> str:
+        """Take an idle worker that holds nothing, those that came first first."""
+        assert self.empty
+        return heapq.heappop(self._empty)[1]
+
+    def end_after_this(self, worker: str) -> None:
+        """Let a worker end when it has run what it is given now."""
+        self._ending.add(worker)
+
+    def idle(self, worker: str) -> int | None:
+        """Let a worker be idle again.
+
+        :returns: the test that it holds.
+        """
+        index = self.following.pop(worker, None)
+        if index is not None:
+            self.holders[index] = worker
+        elif worker in self._ending:
+            self._forget(worker)
+        else:
+            self.ready(worker)
+        return index
+
+    def dismiss(self) -> list[str]:
+        """Let all workers go that hold nothing, and return them."""
+        workers = []
+        while self.empty:
+            workers.append(self.take())
+            self._forget(workers[-1])
+        return workers
+
+    def lose(self, worker: str) -> int | None:
+        """Let a worker go.
+
+        :returns: the test that it held as its next.
+        """
+        held = self.following.pop(worker, None)
+        if held is None:
+            held = next((index for index, holder in self.holders.items() if holder == worker), None)
+        self._forget(worker)
+        return held
+
+    def _forget(self, worker: str) -> None:
+        self.alive.discard(worker)
+        self._ending.discard(worker)

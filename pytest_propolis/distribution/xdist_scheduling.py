@@ -1,0 +1,201 @@
+"""The scheduler behind pytest-xdist's interface: which worker runs which test, on which hosts.
+
+A worker of xdist starts a test only when it knows the next one, or that there is none, and what it holds as its next
+cannot be taken back. So what a worker is sent is always one test ahead of what it runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import pytest
+
+from ..hosts.capacity import cpus_of, memory_mib_of, slots_of
+from ..hosts.inventory import read_inventory
+from ..session.internals import call_in_controller, number_of_workers
+from ..session.stash import SETTINGS
+from .scheduling.decision import BuildTemplate, EndWorker, Start
+from .scheduling.host import Host
+from .scheduling.item import Item
+from .scheduling.needs import Needs
+from .scheduling.scheduler import FleetScheduler
+from .worker_channel import WorkerChannel
+
+__all__ = ["HostScheduling", "Placer"]
+
+TEMPLATE_S: Final = 10.0
+"""How long a template takes, before any was made."""
+
+TICK_S: Final = 1.0
+"""How often the scheduler is asked while tests wait and nothing happens."""
+
+
+class Placer:
+    """A plugin of the controller's: opens a channel to each worker, and hands xdist the scheduler."""
+
+    def __init__(self) -> None:
+        self._channels: dict[str, WorkerChannel] = {}
+        self._needs: dict[str, Needs] = {}
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        self._channels[node.gateway.id] = WorkerChannel(node, self._needs.update)
+
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config) -> HostScheduling:
+        return HostScheduling(config, self._channels, self._needs)
+
+
+class HostScheduling:
+    """Implements xdist's ``Scheduling``.
+
+    :param channels: to the workers, by their ids; more come when workers are replaced.
+    :param needs: of all tests, by node id; complete when the first worker has collected.
+    """
+
+    def __init__(
+        self, config: pytest.Config, channels: Mapping[str, WorkerChannel], needs: Mapping[str, Needs]
+    ) -> None:
+        self._config = config
+        self._channels = channels
+        self._needs = needs
+        self._expected = number_of_workers(config)
+        self._collections: dict[Any, list[str]] = {}
+        self._nodes: dict[str, Any] = {}
+        self._tests: list[str] = []
+        self._indices: dict[str, int] = {}
+        self._sent: dict[str, list[str]] = {}
+        """By worker, what it has been sent and not finished, in that order."""
+        self._placed: set[str] = set()
+        self._finished: set[str] = set()
+        self._ticking = False
+        self._ready: set[str] = set()
+        self._has_begun = False
+        self._scheduler: FleetScheduler
+
+    @property
+    def nodes(self) -> list[Any]:
+        return list(self._nodes.values())
+
+    @property
+    def collection_is_completed(self) -> bool:
+        return len(self._collections) >= self._expected
+
+    @property
+    def tests_finished(self) -> bool:
+        """Whether every test runs or has run: xdist then tells all workers that no test follows."""
+        return self._has_begun and len(self._placed | self._finished) == len(self._tests)
+
+    @property
+    def has_pending(self) -> bool:
+        return self._has_begun and len(self._finished) < len(self._tests)
+
+    def add_node(self, node: Any) -> None:
+        self._nodes[node.gateway.id] = node
+        self._sent[node.gateway.id] = []
+
+    def add_node_collection(self, node: Any, collection: Sequence[str]) -> None:
+        if self._tests and list(collection) != self._tests:
+            return  # a worker that replaces another one, and has collected otherwise, gets no tests
+        self._collections[node] = list(collection)
+
+    def schedule(self) -> None:
+        if not self._has_begun:
+            self._begin()
+        for node in self._collections:
+            worker = node.gateway.id
+            if worker in self._nodes and worker not in self._ready:
+                self._ready.add(worker)
+                self._scheduler.worker_ready(worker)
+        self._decide()
+
+    def _begin(self) -> None:
+        self._has_begun = True
+        self._tests = next(iter(self._collections.values()))
+        self._indices = {test: index for index, test in enumerate(self._tests)}
+        guests = {needs.guest for needs in self._needs.values() if needs.guest is not None}
+        self._scheduler = FleetScheduler(dict.fromkeys(guests, TEMPLATE_S), one_ahead=True)
+        self._scheduler.tests_known(
+            [Item(test, self._needs.get(test, Needs(hosts=0)), test.partition("::")[0]) for test in self._tests]
+        )
+        hosts = self._config.stash[SETTINGS].hosts
+        assert hosts is not None
+        specs = read_inventory(hosts)
+        for spec in specs:
+            self._scheduler.host_joined(
+                Host(
+                    name=spec.name,
+                    slots=slots_of(spec, specs),
+                    memory_mib=memory_mib_of(spec, specs),
+                    cpus=cpus_of(spec),
+                    labels=spec.labels,
+                )
+            )
+
+    def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
+        worker, test = node.gateway.id, self._tests[item_index]
+        self._sent[worker].remove(test)
+        self._placed.discard(test)
+        self._finished.add(test)
+        self._scheduler.test_finished(worker, test, duration)
+        self._decide()
+
+    def mark_test_pending(self, item: str) -> None:
+        """Run a test again that a crashed worker ran."""
+        self._finished.discard(item)
+        self._scheduler.run_again(item)
+        self._decide()
+
+    def remove_pending_tests_from_node(self, node: Any, indices: Sequence[int]) -> None:
+        raise AssertionError("no test is taken back from a worker")
+
+    def remove_node(self, node: Any) -> str | None:
+        """Let a worker go that has ended.
+
+        :returns: the test that it ran, if it crashed in one.
+        """
+        worker = node.gateway.id
+        del self._nodes[worker]
+        self._collections.pop(node, None)
+        sent = self._sent.pop(worker)
+        crashed = next((test for test in sent if test in self._placed), None)
+        if self._has_begun and worker in self._ready:
+            self._scheduler.worker_lost(worker)
+        if crashed is not None:
+            self._placed.discard(crashed)
+            self._finished.add(crashed)
+        if self._has_begun:
+            self._decide()
+        return crashed
+
+    def _decide(self) -> None:
+        """Do what the scheduler decides, and see that it is asked again while tests wait."""
+        for decision in self._scheduler.decide(time.monotonic()):
+            match decision:
+                case Start():
+                    self._start(decision)
+                case EndWorker(worker):
+                    self._nodes[worker].shutdown()
+                case BuildTemplate(host, guest):
+                    # The first test that is placed there makes it, and others wait for that.
+                    self._scheduler.template_made(host, guest)
+        if self.has_pending and not self._ticking:
+            self._ticking = call_in_controller(self._config, self._tick, delay_s=TICK_S)
+
+    def _tick(self) -> None:
+        self._ticking = False
+        self._decide()
+
+    def _start(self, decision: Start) -> None:
+        node, sent = self._nodes[decision.worker], self._sent[decision.worker]
+        if decision.hosts:
+            self._channels[decision.worker].place(dict.fromkeys(decision.tests, decision.hosts))
+        self._placed.update(decision.tests)
+        ahead = [test for test in (*decision.tests, decision.following) if test is not None and test not in sent]
+        sent += ahead
+        if ahead:
+            node.send_runtest_some([self._indices[test] for test in ahead])
+        if decision.following is None:
+            node.shutdown()

@@ -1,0 +1,186 @@
+"""QEMU's quorum node over the three replicas of a region: its children are attached, swapped and brought up to date.
+
+Three replicas vote on each read, and a write is done when two have it. A replica that is missing is represented by a
+node that fails every request: it must not vote.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from typing import Any, Final
+
+from ..qemu.machine import Machine, MachineError
+from .session import Session
+from .vcr import REPLICAS
+
+__all__ = ["Quorum"]
+
+THRESHOLD: Final = 2
+CONNECT_TIMEOUT_S: Final = 2
+_FAILING: Final = ("read", "write", "write-zeroes", "discard", "flush")
+_EIO: Final = 5
+_ENDED: Final = frozenset({"concluded", "null"})
+
+
+class Quorum:
+    """The graph of one volume's block nodes in one QEMU.
+
+    Methods raise `MachineError` when QEMU refuses. They must not overlap.
+
+    :param name: of the node that the device uses.
+    """
+
+    def __init__(self, name: str, *, size_bytes: int, readonly: bool) -> None:
+        self.name = name
+        self._size_bytes = size_bytes
+        self._readonly = readonly
+        self._numbers = itertools.count()
+        self.placeholders = tuple(f"{name}-missing{number}" for number in range(REPLICAS))
+        """The nodes that it begins with, which are in nobody's hand but QEMU's."""
+
+    @property
+    def node(self) -> dict[str, Any]:
+        """The node that QEMU begins with: three replicas that are missing."""
+        return {
+            "driver": "quorum",
+            "node-name": self.name,
+            "read-only": self._readonly,
+            "vote-threshold": THRESHOLD,
+            "discard": "unmap",
+            "children": [self._placeholder(name) for name in self.placeholders],
+        }
+
+    async def attach(self, machine: Machine, session: Session) -> str:
+        """Connect QEMU to a replica, which takes no part in the volume yet; return the name of its node."""
+        name = f"{self.name}-replica{next(self._numbers)}"
+        await machine.execute(
+            "blockdev-add",
+            driver="nbd",
+            server={"type": "inet", "host": session.host, "port": str(session.region.port)},
+            export=session.region.export,
+            discard="unmap",
+            # A replica that was cut off must not come back by itself: it has missed writes.
+            **{
+                "node-name": name,
+                "read-only": self._readonly,
+                "reconnect-delay": 0,
+                "open-timeout": CONNECT_TIMEOUT_S,
+            },
+        )
+        return name
+
+    async def add_placeholder(self, machine: Machine) -> str:
+        """Make a node that stands for a replica that is missing; return its name."""
+        name = f"{self.name}-missing{REPLICAS + next(self._numbers)}"
+        await machine.execute("blockdev-add", **self._placeholder(name))
+        return name
+
+    async def swap(self, machine: Machine, *, old: str, new: str) -> None:
+        """Put one child in the place of another, which is removed. Nothing is copied."""
+        await machine.execute("x-blockdev-change", parent=self.name, node=new)
+        await machine.execute("x-blockdev-change", parent=self.name, child=await self._edge(machine, old))
+        await self.detach(machine, old)
+
+    async def detach(self, machine: Machine, node: str) -> None:
+        """Remove a node that is used no more. One that is gone is fine."""
+        with contextlib.suppress(MachineError):  # QEMU removes by itself those that it began with
+            await machine.execute("blockdev-del", **{"node-name": node})
+
+    async def yank(self, machine: Machine, node: str) -> None:
+        """Cut the connection to a replica. Its requests fail at once, also where QEMU waits for them."""
+        with contextlib.suppress(MachineError):  # the node is gone, or is no connection
+            await machine.execute_out_of_band("yank", instances=[{"type": "block-node", "node-name": node}])
+
+    async def repair(self, machine: Machine, *, target: str, replaces: str) -> None:
+        """Bring a replica up to date from the others while the guest writes, and put it into a child's place."""
+        options = {"copy-mode": "write-blocking", "replaces": replaces}
+        async with self._mirror(machine, self.name, target, options) as job:
+            await machine.execute("job-complete", id=job)
+        await self.detach(machine, replaces)
+
+    async def copy(self, machine: Machine, *, source: str, target: str) -> None:
+        """Make a node equal to another one. Neither may be in use."""
+        async with self._mirror(machine, source, target, {"copy-mode": "background"}) as job:
+            await machine.execute("block-job-cancel", device=job)
+
+    async def reconcile(self, machine: Machine, nodes: Sequence[str]) -> None:
+        """Make three replicas equal that may differ in what was written last: each block becomes what two of them have.
+
+        They must not be in use.
+
+        :raises MachineError: also when a block is different in all three.
+        """
+        vote, sink = f"{self.name}-vote", f"{self.name}-sink"
+        options = {"vote-threshold": THRESHOLD, "rewrite-corrupted": True, "node-name": vote}
+        await machine.execute("blockdev-add", driver="quorum", children=list(nodes), **options)
+        try:
+            await machine.execute("blockdev-add", driver="null-co", size=self._size_bytes, **{"node-name": sink})
+            await self.copy(machine, source=vote, target=sink)
+        finally:
+            for node in (sink, vote):
+                await self.detach(machine, node)
+
+    @contextlib.asynccontextmanager
+    async def _mirror(
+        self, machine: Machine, source: str, target: str, options: Mapping[str, Any]
+    ) -> AsyncIterator[str]:
+        """A job that copies one node to another: the block ends it when both are equal. Nothing is left of it."""
+        job = f"{self.name}-job{next(self._numbers)}"
+        with machine.events("JOB_STATUS_CHANGE") as events:
+
+            async def reach(goal: Collection[str]) -> None:
+                while (status := await _status(machine, job)) not in goal and status not in _ENDED:
+                    await machine.next_event(events)
+
+            names = {"job-id": job, "device": source, "target": target}
+            await machine.execute("blockdev-mirror", sync="full", **{**names, **options, "auto-dismiss": False})
+            try:
+                await reach({"ready"})
+                if await _status(machine, job) == "ready":
+                    yield job
+                await reach(_ENDED)
+            finally:
+                await _end(machine, job, reach)
+
+    def _placeholder(self, name: str) -> dict[str, Any]:
+        fault = {"event": "none", "errno": _EIO, "once": False, "immediately": False}
+        return {
+            "driver": "blkdebug",
+            "node-name": name,
+            "read-only": self._readonly,
+            "image": {"driver": "null-co", "size": self._size_bytes},
+            "inject-error": [{**fault, "iotype": kind} for kind in _FAILING],
+        }
+
+    async def _edge(self, machine: Machine, node: str) -> str:
+        """QEMU's name for the place of a child."""
+        graph = await machine.execute("x-debug-query-block-graph")
+        ids = {item["name"]: item["id"] for item in graph["nodes"] if item.get("name")}
+        for edge in graph["edges"]:
+            if (edge["parent"], edge["child"]) == (ids[self.name], ids.get(node)):
+                return str(edge["name"])
+        raise MachineError(f"{node} is no child of {self.name}")
+
+
+async def _status(machine: Machine, job: str) -> str:
+    jobs = await machine.execute("query-jobs")
+    return next((item["status"] for item in jobs if item["id"] == job), "null")
+
+
+async def _end(machine: Machine, job: str, reach: Any) -> None:
+    """Have a job end, whatever it does, and forget it.
+
+    :raises MachineError: with the job's own error, if it has failed.
+    """
+    if await _status(machine, job) not in _ENDED:
+        with contextlib.suppress(MachineError):  # it has just ended by itself
+            await machine.execute("block-job-cancel", device=job, force=True)
+        await reach(_ENDED)
+    jobs = await machine.execute("query-jobs")
+    error = next((item.get("error") for item in jobs if item["id"] == job), None)
+    with contextlib.suppress(MachineError):
+        await machine.execute("job-dismiss", id=job)
+    if error:
+        raise MachineError(f"replica: {error}")

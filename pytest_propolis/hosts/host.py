@@ -1,0 +1,116 @@
+"""A host: a machine with an agent of the run, and what everything above needs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..agent_api.messages import ResourceIds
+from ..propolis_api.endpoint import Endpoint
+from .agent_client import AgentClient, AsyncAgentClient
+
+__all__ = ["Host", "HostSpec", "Unfinished"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSpec:
+    """A host as the inventory describes it.
+
+    :param name: unique in the inventory.
+    :param kind: what reaches it: a key of `kinds.HOST_KINDS`.
+    :param address: where it is, in the words of its kind; for VMs of other hosts, and for people.
+    :param slots: how many VMs of tests it takes at once; None: as many as its memory allows.
+    :param cpus: processors that VMs may use; None: as probed.
+    :param memory_mib: memory that VMs may use, in MiB; None: as probed.
+    :param labels: words that tests can ask for.
+    :param options: further keys, which the kind understands.
+    """
+
+    name: str
+    kind: str
+    address: str
+    slots: int | None = None
+    cpus: int | None = None
+    memory_mib: int | None = None
+    labels: frozenset[str] = frozenset()
+    options: Mapping[str, Any]
+
+
+class Unfinished(Protocol):
+    """What has taken something of a host, and may not have given it back."""
+
+    @property
+    def resources(self) -> ResourceIds:
+        """What that is."""
+
+
+class Host(Protocol):
+    """A host for the length of one pytest process. Making it connects to nothing.
+
+    It is tied to no event loop: each `client` is.
+    """
+
+    was_up: bool
+    """Whether its agent was ever asked for."""
+
+    unfinished: list[Unfinished]
+    """Factories whose teardown was cancelled: what they have is removed before the next one is opened."""
+
+    templates: dict[object, str]
+    """Keys of the templates that are known to be there, by what they are templates of."""
+
+    @property
+    def name(self) -> str:
+        """What people call it; unique in a run."""
+
+    @property
+    def address(self) -> str:
+        """Where it is: the address of its network, or ``localhost``."""
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """Words that tests can ask for."""
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run there. What belongs to the run on this host carries it."""
+
+    @property
+    def agent(self) -> AgentClient | None:
+        """A client of its agent for callers without an event loop; None while the agent is down."""
+
+    async def client(self) -> AsyncAgentClient:
+        """Return a client of its agent, for the running event loop. The caller closes it.
+
+        :raises AgentError: when the agent does not start.
+        :raises HostError: when the host cannot be used, naming it.
+        """
+
+    async def run(self, command: str, *, timeout_s: float = ...) -> str:
+        """Run a shell command on the host, not in a guest, and return what it wrote to standard output.
+
+        :raises HostError: when its exit status is not 0, or it does not end in time.
+        """
+
+    async def put(self, local: Path, remote: Path) -> None:
+        """Copy a file of this machine to the host; it is complete there, or not there.
+
+        :raises HostError: naming the file.
+        """
+
+    async def get(self, remote: Path, local: Path) -> None:
+        """Copy a file of the host to this machine; it is complete here, or not here.
+
+        :raises HostError: naming the file.
+        """
+
+    def migration_address(self, endpoint: Endpoint, *, target: Host) -> str:
+        """Return where the agent of another host finds the server of a VM on this one."""
+
+    def close(self) -> None:
+        """Let go of the agent, which then releases what this process still owns. Closing twice is fine.
+
+        :raises AgentError: when the agent left something behind.
+        """

@@ -1,0 +1,80 @@
+"""The places where this user's runs have kept their directories, whatever `XDG_RUNTIME_DIR` was for them.
+
+A shell of su or cron has another one than the run whose VMs are kept. So each place is noted in a directory that does
+not depend on it, `$XDG_STATE_HOME/propolis/run-directories`: one small file per place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import HostError
+from .run_directory import base_directory, require_private_directory
+
+__all__ = ["known_base_directories", "note_base_directory"]
+
+
+def note_base_directory(base: Path) -> None:
+    """Note a place for `known_base_directories`. Where that cannot be done, nothing is noted."""
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written
+        notes = _notes()
+        notes.mkdir(mode=0o700, parents=True, exist_ok=True)
+        note = notes / hashlib.sha256(os.fsencode(base)).hexdigest()[:16]
+        if not note.exists():
+            part = note.with_suffix(f".{os.getpid()}")
+            part.write_bytes(os.fsencode(base))
+            part.replace(note)
+            for place, its_note in _read(notes):
+                if not place.exists():
+                    its_note.unlink(missing_ok=True)
+
+
+def known_base_directories() -> list[Path]:
+    """Return the place for runs that are started here and now, and all others that are noted and still there.
+
+    A place that is not a directory of this user alone is passed over.
+
+    :raises HostError: when there is no place for runs here, and none is noted either.
+    """
+    found = {base: None for base in _noted() if _is_private(base)}
+    try:
+        return list({base_directory(): None, **found})
+    except HostError:
+        if not found:
+            raise
+        return list(found)
+
+
+def _notes() -> Path:
+    # As platformdirs finds it, the import of which would cost each run 3 ms.
+    given = Path(os.environ.get("XDG_STATE_HOME", ""))
+    state = given if given.is_absolute() else Path.home() / ".local" / "state"
+    return state / "propolis" / "run-directories"
+
+
+def _noted() -> list[Path]:
+    with contextlib.suppress(OSError, RuntimeError, HostError):
+        notes = _notes()
+        require_private_directory(notes)
+        return sorted(place for place, _ in _read(notes))
+    return []
+
+
+def _read(notes: Path) -> Iterator[tuple[Path, Path]]:
+    """Each place that is noted, and its note."""
+    for note in notes.iterdir():
+        with contextlib.suppress(OSError):  # removed meanwhile by another process
+            if not note.suffix:
+                yield Path(os.fsdecode(note.read_bytes())), note
+
+
+def _is_private(base: Path) -> bool:
+    try:
+        require_private_directory(base)
+    except (HostError, OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,79 @@
+"""Placement: on which host of a run something goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast, final
+
+from ..errors import ConfigError
+from .host import Host
+
+__all__ = ["HostChoice", "HostConstraint", "Labels", "NotSameAs", "choose_host"]
+
+
+class _Placed(Protocol):
+    """Something that is on a host: a VM."""
+
+    @property
+    def host(self) -> Host:
+        """The host that it is on."""
+
+
+class HostConstraint(Protocol):
+    """A condition on hosts."""
+
+    def allows(self, host: Host) -> bool:
+        """Whether a host meets it."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class NotSameAs:
+    """Another host than that of a VM, or than this one."""
+
+    other: _Placed | Host
+
+    def allows(self, host: Host) -> bool:
+        return host.name != self._host.name
+
+    @property
+    def _host(self) -> Host:
+        return cast(Host, getattr(self.other, "host", self.other))
+
+    def __str__(self) -> str:
+        return f"another host than {self._host.name!r}"
+
+
+@final
+class Labels:
+    """A host that has all of these labels."""
+
+    def __init__(self, *labels: str) -> None:
+        self.labels = frozenset(labels)
+
+    def allows(self, host: Host) -> bool:
+        return self.labels <= host.labels
+
+    def __str__(self) -> str:
+        return f"a host with the labels {', '.join(sorted(self.labels))}"
+
+
+HostChoice = Host | HostConstraint
+"""How a test says where something goes: a host, or a condition on it."""
+
+
+def choose_host(hosts: Sequence[Host], choice: HostChoice) -> Host:
+    """Return the first host that will do.
+
+    :raises ConfigError: when the run has none, naming those that it has.
+    """
+    for host in hosts:
+        if host is choice or (hasattr(choice, "allows") and choice.allows(host)):
+            return host
+    known = ", ".join(host.name for host in hosts)
+    wanted = str(choice) if hasattr(choice, "allows") else f"the host {getattr(choice, 'name', choice)!r}"
+    raise ConfigError(
+        f"this run has no host that will do: {wanted}",
+        hint=f"it has {known}; --propolis-hosts local:2 makes two of this machine, a TOML file names others",
+    )

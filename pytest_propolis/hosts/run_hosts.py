@@ -1,0 +1,36 @@
+"""The hosts of one run, and the ids that the run has on them."""
+
+from __future__ import annotations
+
+import secrets
+
+from ..settings import Settings
+from .host import Host
+from .inventory import read_inventory
+from .kinds import open_host
+from .local import LocalHost
+from .run_directory import run_token
+
+__all__ = ["local_run_ids", "open_hosts"]
+
+
+def open_hosts(settings: Settings, *, shared_id: str | None) -> tuple[Host, ...]:
+    """Make the hosts of the inventory, or this machine where there is none. Nothing is connected to.
+
+    :param shared_id: what all processes of a run share and nothing else knows (xdist's run id); None for a run of one.
+    :raises SettingsError: when the inventory is wrong.
+    """
+    if settings.hosts is None:
+        return (LocalHost(settings, run_id=run_token(shared_id)),)
+    shared_id = shared_id or secrets.token_hex(16)
+    return tuple(
+        open_host(spec, settings, run_token(f"{shared_id}/{spec.name}")) for spec in read_inventory(settings.hosts)
+    )
+
+
+def local_run_ids(settings: Settings, *, shared_id: str) -> tuple[str, ...]:
+    """Return the ids that a run of several processes has on this machine, whether or not they were used."""
+    if settings.hosts is None:
+        return (run_token(shared_id),)
+    specs = read_inventory(settings.hosts)
+    return tuple(run_token(f"{shared_id}/{spec.name}") for spec in specs if spec.kind == "local")

@@ -1,0 +1,160 @@
+"""What a test needs of the hosts, and the reason why it is skipped where no host can ever meet that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from ..errors import PropolisError
+from ..session.stash import SETTINGS
+from .declarations import MarkerError, declared
+
+if TYPE_CHECKING:
+    from ..guests.adapter import GuestAdapter
+    from ..hosts.host import HostSpec
+    from ..settings import Settings
+
+__all__ = ["GUEST_FIXTURE", "Requirements", "requirements_of", "unmet"]
+
+GUEST_FIXTURE: Final = "propolis_guest"
+"""The fixture that a test with the marker ``guest_os`` is parametrised by."""
+
+REMOTE_FIXTURES: Final = frozenset({"remote_host", "remote_hosts"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirements:
+    """What a test needs of the hosts.
+
+    :param hosts: how many distinct hosts at once.
+    :param labels: what each of them must have.
+    :param guest: the guest that it boots; None for the default one.
+    :param inventory: whether it needs hosts to be named at all.
+    """
+
+    hosts: int = 1
+    labels: frozenset[str] = frozenset()
+    guest: str | None = None
+    zfs: bool = False
+    kvm: bool = False
+    memory_mib: int = 0
+    cpus: int = 0
+    server: str | None = None
+    inventory: bool = False
+
+
+def requirements_of(item: pytest.Item) -> Requirements:
+    """Return what a test needs, by its markers and its fixtures.
+
+    :raises pytest.UsageError: when the arguments of a marker are wrong.
+    """
+    try:
+        found = declared(item)
+    except MarkerError as error:
+        raise pytest.UsageError(str(error)) from None
+    needed, nodes = found.get("requires", {}), found.get("multi_node", {})
+    fixtures = getattr(item, "fixturenames", ())
+    callspec = getattr(item, "callspec", None)
+    return Requirements(
+        hosts=nodes.get("hosts", 2 if "remote_host" in fixtures else 1),
+        labels=needed.get("labels", frozenset()) | nodes.get("labels", frozenset()),
+        guest=callspec.params.get(GUEST_FIXTURE) if callspec else None,
+        zfs=needed.get("zfs", False),
+        kvm=needed.get("kvm", False),
+        memory_mib=needed.get("memory_mib", 0),
+        cpus=needed.get("cpus", 0),
+        server=needed.get("server"),
+        inventory=not REMOTE_FIXTURES.isdisjoint(fixtures),
+    )
+
+
+def unmet(item: pytest.Item) -> str | None:
+    """Return why a test cannot run on the hosts of this run, and what would help; None if it can. Starts nothing."""
+    needed = requirements_of(item)
+    if needed == Requirements():
+        return None
+    settings = item.config.stash[SETTINGS]
+    return (
+        _unmet_hosts(needed, settings)
+        or _unmet_capability(needed, settings)
+        or (_unmet_guest(item.config, needed.guest, settings) if needed.guest else None)
+    )
+
+
+def _unmet_hosts(needed: Requirements, settings: Settings) -> str | None:
+    specs = _specs(settings)
+    fitting = [spec for spec in specs if needed.labels <= spec.labels]
+    if needed.hosts > len(fitting) or (needed.inventory and settings.hosts is None):
+        labelled = f" with the labels {', '.join(sorted(needed.labels))}" if needed.labels else ""
+        count = max(needed.hosts, 2 if needed.inventory else 1)
+        remedy = f"--propolis-hosts local:{count}, or the ini key propolis_hosts, makes {count} of this machine"
+        if needed.labels:
+            remedy = "name hosts with these labels in a file for --propolis-hosts"
+        hosts = "1 host" if count == 1 else f"{count} hosts"
+        return f"it needs {hosts}{labelled}, and the run has {len(fitting)}: {remedy}"
+    for name, wanted in (("memory_mib", needed.memory_mib), ("cpus", needed.cpus)):
+        most = max((getattr(spec, name) or _own(name) for spec in fitting), default=0)
+        if wanted > most:
+            return f"it needs a host with {name}={wanted}, and the largest of the run has {most}"
+    return None
+
+
+@cache
+def _own(name: str) -> int:
+    """What this machine has of something."""
+    import os
+
+    if name == "cpus":
+        return os.cpu_count() or 1
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+
+
+def _specs(settings: Settings) -> Sequence[HostSpec]:
+    from ..hosts.inventory import read_inventory
+    from ..hosts.local import THIS_MACHINE
+
+    return read_inventory(settings.hosts) if settings.hosts is not None else (THIS_MACHINE,)
+
+
+def _unmet_capability(needed: Requirements, settings: Settings) -> str | None:
+    from ..hosts.local_capabilities import has_kvm, zfs_obstacle
+
+    if needed.server == "propolis":
+        return "it needs a real propolis-server, and VMs of this run are served by the engine"
+    if needed.zfs and (obstacle := zfs_obstacle(settings)):
+        return f"it needs ZFS: {obstacle}"
+    if needed.kvm and not has_kvm(settings):
+        return "it needs KVM, on which no guest runs here: `propolis doctor` says why"
+    return None
+
+
+def _unmet_guest(config: pytest.Config, name: str, settings: Settings) -> str | None:
+    adapter = guest_named(config, name)
+    from ..storage.store import ArtifactStore, default_artifact_dir
+
+    store = ArtifactStore(settings.artifact_dir or default_artifact_dir())
+    image = adapter.image
+    for artifact in (image.kernel, image.initrd, image.disk):
+        if artifact is not None and (command := store.missing_build(artifact)):
+            return f"the guest {name} is not built: `{command}` does it"
+    return None
+
+
+def guest_named(config: pytest.Config, name: str) -> GuestAdapter:
+    """Return a guest of the run.
+
+    :raises pytest.UsageError: when there is none of that name, with the closest one.
+    """
+    from itertools import chain
+
+    from ..guests.registry import GuestRegistry
+
+    registry = GuestRegistry(chain.from_iterable(config.hook.pytest_propolis_guests(config=config)))
+    try:
+        return registry.get(name)
+    except PropolisError as error:
+        raise pytest.UsageError(str(error)) from None

@@ -1,0 +1,75 @@
+"""Sockets of this plugin's own: what a test puts in the place of `socket.socket` does not reach them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Final, cast
+
+from .endpoint import Endpoint
+
+__all__ = ["connect", "connect_blocking"]
+
+
+def _original_socket() -> type[socket.socket]:
+    """Return Python's own socket class: what blocks network access in tests is derived from it."""
+    for kind in reversed(socket.socket.__mro__):
+        if kind.__module__ == "socket" and kind.__name__ == "socket":
+            return cast("type[socket.socket]", kind)
+    return socket.socket
+
+
+_Socket: Final = _original_socket()
+_getaddrinfo: Final = socket.getaddrinfo
+
+
+async def connect(endpoint: Endpoint, *, timeout_s: float) -> socket.socket:
+    """Return a connected socket that does not block.
+
+    :raises OSError: when nothing listens there; TimeoutError when nothing answers.
+    """
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(timeout_s):
+        if endpoint.uds:
+            return await _connected(_Socket(socket.AF_UNIX), str(endpoint.uds))
+        error: OSError | None = None
+        host, port = endpoint.host_and_port
+        found = await loop.run_in_executor(None, lambda: _getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        for family, kind, protocol, _, address in found:
+            try:
+                return await _connected(_Socket(family, kind, protocol), address)
+            except OSError as failure:
+                error = failure
+        raise error or OSError(f"{host} has no address")
+
+
+async def _connected(connection: socket.socket, address: object) -> socket.socket:
+    try:
+        connection.setblocking(False)
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await asyncio.get_running_loop().sock_connect(connection, address)  # type: ignore[arg-type]
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect_blocking(endpoint: Endpoint, *, timeout_s: float) -> socket.socket:
+    """Return a connected socket whose operations take at most this long.
+
+    :raises OSError: when nothing listens there; TimeoutError when nothing answers.
+    """
+    if endpoint.uds is None:
+        host, port = endpoint.host_and_port
+        family, kind, protocol, _, address = _getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        connection, target = _Socket(family, kind, protocol), cast(object, address)
+    else:
+        connection, target = _Socket(socket.AF_UNIX), str(endpoint.uds)
+    try:
+        connection.settimeout(timeout_s)
+        connection.connect(target)  # type: ignore[arg-type]
+    except BaseException:
+        connection.close()
+        raise
+    return connection

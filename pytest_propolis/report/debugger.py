@@ -1,0 +1,21 @@
+"""What is said of a failed test's VMs before a debugger's prompt comes."""
+
+from __future__ import annotations
+
+import pytest
+
+from ..session.progress import progress_printer
+from ..session.stash import VMS
+
+__all__ = ["introduce_vms"]
+
+
+def introduce_vms(node: pytest.Item | pytest.Collector) -> None:
+    """Say how to reach the VMs of a test that has failed, if a debugger is about to be entered for it."""
+    if node.config.getoption("usepdb", False):
+        show = progress_printer(node.config)
+        for vm in node.stash.get(VMS, []):
+            show(
+                f"VM {vm.name!r} is up until you leave the debugger: its method `debug` runs a command "
+                f"(print(vm.debug('dmesg'))); propolis console {vm.id} shows its console in another terminal"
+            )

@@ -1,0 +1,54 @@
+"""Errors of this plugin's own hooks: they are reported at the end, and never end the session or cost a result."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import pytest
+
+from .stash import GUARD
+
+__all__ = ["Guard", "guarded"]
+
+SHOWN: Final = 3
+"""How many errors the summary shows whole: a mistake that is made for each test is the same each time."""
+
+
+class Guard:
+    """Collects what went wrong in hooks that pytest calls outside of a test's own phases."""
+
+    def __init__(self) -> None:
+        self._errors: list[tuple[str, str]] = []
+
+    @contextmanager
+    def during(self, purpose: str) -> Iterator[None]:
+        """Run the block; an error in it is remembered. Interruptions and pytest's own outcomes go through."""
+        try:
+            yield
+        except (pytest.UsageError, pytest.exit.Exception):
+            raise
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+                raise
+            self._errors.append((purpose, "".join(traceback.format_exception(error)).rstrip()))
+
+    def summary(self) -> Iterator[str]:
+        """Return lines for the terminal; none where nothing went wrong."""
+        for purpose, text in self._errors[:SHOWN]:
+            yield f"error while {purpose}; the tests' own results stand:"
+            yield from (f"  {line}" for line in text.splitlines())
+        if len(self._errors) > SHOWN:
+            yield f"... and {len(self._errors) - SHOWN} further errors of this kind"
+
+
+@contextmanager
+def guarded(config: pytest.Config, purpose: str) -> Iterator[None]:
+    """Run the block of a hook; an error in it ends neither the session nor the hook's other work.
+
+    :param purpose: what the block does, as in "describing the VMs of a failed test".
+    """
+    with config.stash.setdefault(GUARD, Guard()).during(purpose):
+        yield

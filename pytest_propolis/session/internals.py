@@ -1,0 +1,132 @@
+"""What this plugin uses of pytest, pytest-asyncio, pytest-xdist and execnet beyond their documented interfaces.
+
+Everything of that kind is here, so that an upgrade that takes one away breaks one module, and its tests say which.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Callable
+from subprocess import Popen
+from typing import Any, Final, cast
+
+import pytest
+
+__all__ = [
+    "call_in_controller",
+    "dist_was_chosen",
+    "has_pytest_asyncio",
+    "is_cancelling_a_test",
+    "is_controller",
+    "is_worker",
+    "load_pytest_asyncio",
+    "local_process",
+    "number_of_workers",
+    "set_loop_scope",
+    "shared_run_id",
+    "tear_down_everything",
+    "worker_name",
+]
+
+ASYNCIO_MODULE: Final = "pytest_asyncio.plugin"
+
+
+def has_pytest_asyncio(plugins: pytest.PytestPluginManager) -> bool:
+    """Whether pytest-asyncio is loaded, under whatever name."""
+    return any(getattr(plugin, "__name__", "") == ASYNCIO_MODULE for plugin in plugins.get_plugins())
+
+
+def load_pytest_asyncio(plugins: pytest.PytestPluginManager) -> None:
+    """Load pytest-asyncio where it is neither loaded nor blocked, as with ``PYTEST_DISABLE_PLUGIN_AUTOLOAD``.
+
+    It gets the name of its entry point, so that ``-p no:asyncio`` keeps its meaning.
+    """
+    if has_pytest_asyncio(plugins) or any(map(plugins.is_blocked, ("asyncio", "pytest_asyncio", ASYNCIO_MODULE))):
+        return
+    plugins.register(importlib.import_module(ASYNCIO_MODULE), "asyncio")
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process is a worker of pytest-xdist."""
+    return hasattr(config, "workerinput")
+
+
+def is_controller(config: pytest.Config) -> bool:
+    """Whether this process hands tests to workers of pytest-xdist."""
+    if is_worker(config) or not config.pluginmanager.hasplugin("xdist"):
+        return False
+    return bool(config.getoption("tx", None)) and config.getoption("dist", "no") != "no"
+
+
+def dist_was_chosen(config: pytest.Config) -> bool:
+    """Whether the user named a mode of distribution: ``-n`` alone sets one, too."""
+    words = (*config.invocation_params.args, *shlex.split(os.environ.get("PYTEST_ADDOPTS", "")))
+    words += tuple(config.getini("addopts"))
+    return any(word == "-d" or word.startswith("--dist") for word in map(str, words))
+
+
+def worker_name(config: pytest.Config) -> str | None:
+    """The name of this worker: ``gw0``. None in any other process."""
+    return str(cast(Any, config).workerinput["workerid"]) if is_worker(config) else None
+
+
+def shared_run_id(config: pytest.Config) -> str | None:
+    """What all workers of a run share; None in any other process."""
+    return str(cast(Any, config).workerinput["testrunuid"]) if is_worker(config) else None
+
+
+def number_of_workers(config: pytest.Config) -> int:
+    """How many workers this controller starts."""
+    from xdist.workermanage import parse_tx_spec_config
+
+    return len(parse_tx_spec_config(config))
+
+
+def call_in_controller(config: pytest.Config, function: Callable[[], None], *, delay_s: float) -> bool:
+    """Have xdist's controller call a function in its own thread, between two events, after a while.
+
+    Its loop waits for events of workers alone, so this is one. Returns False where there is no such loop.
+    """
+    session = config.pluginmanager.get_plugin("dsession")
+    if session is None:
+        return False
+    session.worker_propolis_call = lambda function: function()
+    timer = threading.Timer(delay_s, session.queue.put, [("propolis_call", {"function": function})])
+    timer.daemon = True
+    timer.start()
+    return True
+
+
+def local_process(node: Any) -> Popen[bytes] | None:
+    """The process of one of xdist's workers; None for one on another machine.
+
+    execnet shows it nowhere else than on the gateway's input and output.
+    """
+    return cast("Popen[bytes] | None", getattr(getattr(node.gateway, "_io", None), "popen", None))
+
+
+def tear_down_everything(session: pytest.Session) -> None:
+    """Run all finalizers that are still to be run. Raises what the first of them to fail raises."""
+    session._setupstate.teardown_exact(None)
+
+
+def is_cancelling_a_test() -> bool:
+    """Whether Ctrl-C is cancelling a test in its event loop just now: one more would not let it finish.
+
+    A Ctrl-C at the terminal reaches a worker of xdist's directly, and then once more through the controller. That it
+    has come is known to `asyncio.Runner` alone, whose handler takes the place of Python's own.
+    """
+    runner = getattr(getattr(signal.getsignal(signal.SIGINT), "func", None), "__self__", None)
+    return bool(getattr(runner, "_interrupt_count", 0))
+
+
+def set_loop_scope(fixture_function: Callable[..., Any], scope: str) -> None:
+    """Have pytest-asyncio run a fixture in the event loop of this scope.
+
+    It reads the scope from the fixture function when the fixture is set up.
+    """
+    vars(fixture_function)["_loop_scope"] = scope

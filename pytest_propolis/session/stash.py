@@ -1,0 +1,60 @@
+"""The keys under which this plugin keeps things in pytest's stashes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from ..hosts.host import Host
+    from ..settings import Settings
+    from ..vm.crucible_disk import CrucibleDisk
+    from ..vm.vm import TestVm
+    from .guard import Guard
+    from .retention import RetentionPolicy
+    from .run import Run
+    from .signals import Interruption
+
+__all__ = [
+    "CRUCIBLE_DISKS",
+    "GUARD",
+    "HOSTS",
+    "INTERRUPTION",
+    "PLACEMENTS",
+    "RETENTION_POLICY",
+    "RUN",
+    "RUNNING_TEST",
+    "SETTINGS",
+    "VMS",
+]
+
+CRUCIBLE_DISKS: Final[pytest.StashKey[list[CrucibleDisk]]] = pytest.StashKey()
+"""In a test's item: the replicated disks that were made for it."""
+
+GUARD: Final[pytest.StashKey[Guard]] = pytest.StashKey()
+"""In a config: what keeps an error of this plugin's from ending the session."""
+
+HOSTS: Final[pytest.StashKey[tuple[Host, ...]]] = pytest.StashKey()
+"""In a config: the hosts of its process, once a test has asked for VMs."""
+
+INTERRUPTION: Final[pytest.StashKey[Interruption]] = pytest.StashKey()
+"""In a config: how signals end its run."""
+
+PLACEMENTS: Final[pytest.StashKey[dict[str, tuple[str, ...]]]] = pytest.StashKey()
+"""In a worker's config: the names of the hosts that the controller has given to tests, by node id."""
+
+RETENTION_POLICY: Final[pytest.StashKey[RetentionPolicy]] = pytest.StashKey()
+"""In a config: which VMs stay after their tests, once a test has asked for VMs."""
+
+RUN: Final[pytest.StashKey[Run]] = pytest.StashKey()
+"""In a config: its process's run, however often the session's fixtures are set up."""
+
+RUNNING_TEST: Final[pytest.StashKey[str]] = pytest.StashKey()
+"""In a config: the node id of the test that runs."""
+
+SETTINGS: Final[pytest.StashKey[Settings]] = pytest.StashKey()
+"""In a config: the run's settings."""
+
+VMS: Final[pytest.StashKey[list[TestVm]]] = pytest.StashKey()
+"""In a test's item: the VMs that were made for it."""

@@ -1,0 +1,279 @@
+"""Forks on ZFS: one snapshot of the artifact's dataset, and a clone of it for each fork.
+
+The snapshot is named after the artifact's state (path, inode, size, time of modification), so all forks of one
+generation share it. It is held while the process that made it lives in the ledger, and carries the project's prefix;
+nothing else in the dataset is touched. Commands go through an `Executor`, because the pool may be another machine's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final, Protocol, final
+
+from ...errors import ArtifactError, CapabilityMissing, ConfigError, PropolisError, ResourceExhausted
+from ..programs import Finished, run_program
+from .fork import ForkedImage, ForkRequest, checked_snapshot_name
+
+__all__ = ["ZFS", "Executor", "LocalExecutor", "ZfsError", "ZfsProvider", "remove_clone", "remove_unused_snapshots"]
+
+PREFIX: Final = "propolis-"
+"""What the names of all clones and snapshots of this project begin with."""
+
+BUSY_TIMEOUT_S: Final = 15.0
+"""How long a dataset may be busy before its removal fails: a process that just ended may still hold it open."""
+
+_BUSY_RETRY_S: Final = 0.1
+_ZVOL_DIRECTORY: Final = PurePosixPath("/dev/zvol")
+
+
+class Executor(Protocol):
+    """Runs programs on the host that has the pool."""
+
+    async def run(self, argv: Sequence[str]) -> Finished:
+        """Run a program to its end.
+
+        :raises OSError: when it cannot be started.
+        """
+
+    async def describe(self, path: Path) -> str | None:
+        """Return words that change when the file at the path is replaced or written; None where there is no file."""
+
+
+@final
+class LocalExecutor:
+    """Runs programs on this machine."""
+
+    async def run(self, argv: Sequence[str]) -> Finished:
+        return await run_program(argv)
+
+    async def describe(self, path: Path) -> str | None:
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
+
+
+class ZfsError(ArtifactError):
+    """Raised when a ZFS command fails."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Dataset:
+    """The dataset that an image lies in.
+
+    :param relative: the image's path in it; None for a volume.
+    """
+
+    name: str
+    mountpoint: str | None
+    relative: PurePosixPath | None
+
+
+@final
+class ZfsProvider:
+    """Clones of a snapshot of the dataset that the image lies in, or of the volume that it is."""
+
+    name = "zfs"
+
+    def __init__(self, executor: Executor | None = None) -> None:
+        self._executor = executor or LocalExecutor()
+
+    async def obstacle(self, request: ForkRequest) -> str | None:
+        try:
+            await self._dataset_of(request.image)
+        except PropolisError as error:
+            return error.message
+        return None
+
+    async def plan(self, request: ForkRequest) -> ForkedImage:
+        source = await self._dataset_of(request.image)
+        parent = source.name
+        if source.relative is None:
+            # A volume has no children: its clones lie beside it.
+            parent = source.name.rpartition("/")[0]
+        clone = f"{parent}/{PREFIX}{request.target.stem}"
+        snapshot = await self._snapshot_name(source, request.image)
+        path = _ZVOL_DIRECTORY / clone if source.relative is None else PurePosixPath("/", clone, source.relative)
+        return ForkedImage(
+            provider=self.name,
+            path=Path(path),
+            format=request.image_format,
+            origin=request.image,
+            dataset=clone,
+            facts={"dataset": clone, "snapshot": snapshot},
+        )
+
+    async def fork(self, request: ForkRequest) -> ForkedImage:
+        source, planned = await self._dataset_of(request.image), await self.plan(request)
+        clone, snapshot = planned.facts["dataset"], planned.facts["snapshot"]
+        await self._ensure_snapshot(snapshot)
+        await self._zfs("clone", snapshot, clone)
+        try:
+            return dataclasses.replace(planned, path=await self._path_in(clone, source))
+        except BaseException:
+            await self._destroy(clone)
+            raise
+
+    async def snapshot(self, fork: ForkedImage, name: str) -> None:
+        await self._zfs("snapshot", f"{fork.dataset}@{checked_snapshot_name(name)}")
+
+    async def rollback(self, fork: ForkedImage, name: str) -> None:
+        names = await self._snapshots(str(fork.dataset))
+        if checked_snapshot_name(name) not in names:
+            raise ConfigError(f"{fork.dataset} has no snapshot {name!r}", hint=f"it has: {', '.join(names) or 'none'}")
+        await self._zfs("rollback", "-r", f"{fork.dataset}@{name}")
+
+    async def remove(self, fork: ForkedImage) -> None:
+        await remove_clone(fork.facts, self._executor)
+
+    async def _dataset_of(self, image: Path) -> _Dataset:
+        path = PurePosixPath(image)
+        if path.is_relative_to(_ZVOL_DIRECTORY):
+            return _Dataset(name=str(path.relative_to(_ZVOL_DIRECTORY)), mountpoint=None, relative=None)
+        output = await self._zfs("list", "-Hp", "-t", "filesystem", "-o", "name,mountpoint,mounted", str(image))
+        rows = [line.split("\t") for line in output.splitlines() if line]
+        if len(rows) != 1 or len(rows[0]) != 3:
+            raise ZfsError(f"zfs list does not say which dataset {image} lies in: {output!r}")
+        name, mountpoint, mounted = rows[0]
+        if mounted != "yes" or not path.is_relative_to(mountpoint):
+            raise ZfsError(
+                f"{image} is not below the mount point of its dataset {name} ({mountpoint})",
+                hint=f"mount it: zfs mount {name}",
+            )
+        return _Dataset(name=name, mountpoint=mountpoint, relative=path.relative_to(mountpoint))
+
+    async def _snapshot_name(self, source: _Dataset, image: Path) -> str:
+        """The snapshot that all forks of this state of the image share."""
+        state = await self._executor.describe(image) if source.relative is not None else await self._written(source)
+        if state is None:
+            raise ArtifactError(f"there is no disk image {image}", hint="check the path, or fetch it again")
+        generation = hashlib.sha256(f"{source.relative} {state}".encode()).hexdigest()[:16]
+        return f"{source.name}@{PREFIX}{generation}"
+
+    async def _ensure_snapshot(self, snapshot: str) -> None:
+        try:
+            await self._zfs("snapshot", snapshot)
+        except ZfsError as error:
+            if "already exists" not in error.message:  # another fork made it just now, or long ago
+                raise
+
+    async def _written(self, source: _Dataset) -> str:
+        """What changes when a volume is written to."""
+        return await self._zfs("get", "-Hp", "-o", "value", "guid,written,referenced", source.name)
+
+    async def _path_in(self, clone: str, source: _Dataset) -> Path:
+        if source.relative is None:
+            return Path(_ZVOL_DIRECTORY / clone)
+        mountpoint, mounted = (
+            await self._zfs("list", "-Hp", "-o", "mountpoint,mounted", clone)
+        ).strip().split("\t")  # fmt: skip
+        if mounted != "yes":
+            raise ZfsError(
+                f"the clone {clone} is not mounted",
+                hint="mounting needs root, also where `zfs allow` permits the clone: run the agent as root, "
+                "or choose another provider",
+            )
+        return Path(mountpoint) / source.relative
+
+    async def _snapshots(self, dataset: str) -> list[str]:
+        output = await self._zfs("list", "-Hp", "-d", "1", "-t", "snapshot", "-s", "createtxg", "-o", "name", dataset)
+        return [line.partition("@")[2] for line in output.splitlines() if line]
+
+    async def _zfs(self, *words: str) -> str:
+        return await _zfs(self._executor, *words)
+
+    async def _destroy(self, clone: str) -> None:
+        await _destroy(self._executor, clone)
+
+
+async def remove_clone(facts: Mapping[str, str], executor: Executor | None = None) -> None:
+    """Destroy a clone with its snapshots, and the snapshot that it came from if no other clone needs that.
+
+    What is gone already is fine.
+
+    :param facts: those of its `ForkedImage`.
+    :raises ZfsError: when the dataset stays busy, or is not this project's.
+    """
+    executor = executor or LocalExecutor()
+    clone, snapshot = facts["dataset"], facts["snapshot"]
+    if not clone.rpartition("/")[2].startswith(PREFIX) or not snapshot.rpartition("@")[2].startswith(PREFIX):
+        raise ZfsError(f"{clone} is not a clone of this project's, and is not destroyed")
+    await _destroy(executor, clone)
+    await _destroy_unused(executor, snapshot)
+
+
+async def remove_unused_snapshots(dataset: str, executor: Executor | None = None) -> list[str]:
+    """Destroy this project's snapshots of a dataset that have no clones; returns their names."""
+    executor = executor or LocalExecutor()
+    output = await _zfs(executor, "list", "-Hp", "-d", "1", "-t", "snapshot", "-o", "name,clones", dataset)
+    removed = []
+    for line in output.splitlines():
+        name, _, clones = line.partition("\t")
+        if name.partition("@")[2].startswith(PREFIX) and clones in ("", "-") and await _destroy_unused(executor, name):
+            removed.append(name)
+    return removed
+
+
+async def _destroy(executor: Executor, clone: str) -> None:
+    """Destroy a clone, again while it is busy."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            await _zfs(executor, "destroy", "-r", clone)
+        except ZfsError as error:
+            if "does not exist" in error.message:
+                return
+            if "busy" not in error.message or time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(_BUSY_RETRY_S)
+        else:
+            return
+
+
+async def _destroy_unused(executor: Executor, snapshot: str) -> bool:
+    """Destroy a snapshot unless clones need it; ZFS refuses that by itself, so no two processes can disagree."""
+    try:
+        await _zfs(executor, "destroy", snapshot)
+    except ZfsError as error:
+        if "dependent clones" in error.message or "does not exist" in error.message or "has children" in error.message:
+            return False
+        raise
+    return True
+
+
+async def _zfs(executor: Executor, *words: str) -> str:
+    """Run a ZFS command.
+
+    :raises CapabilityMissing: when there is no ZFS.
+    :raises ResourceExhausted: when the pool, or a quota, is full.
+    :raises ZfsError: when it fails otherwise.
+    """
+    try:
+        finished = await executor.run(["zfs", *words])
+    except OSError as error:
+        raise CapabilityMissing(
+            f"zfs cannot be run: {error.strerror}", hint="install ZFS, or use another provider"
+        ) from None
+    if finished.status == 0:
+        return finished.output
+    said, command = finished.last_lines(), f"zfs {' '.join(words)}"
+    if "out of space" in said or "quota exceeded" in said or "No space left" in said:
+        raise ResourceExhausted(f"{command}: {said}", hint="free space in the pool: zpool list; zfs list -o space")
+    if "permission denied" in said.lower():
+        raise ZfsError(
+            f"{command}: {said}",
+            hint="as root, delegate it: zfs allow USER clone,create,destroy,mount,snapshot,rollback DATASET",
+        )
+    if "read-only" in said or "read only" in said:
+        raise ZfsError(f"{command}: {said}", hint="the pool is read-only: import it again without -o readonly=on")
+    raise ZfsError(f"{command}: {said}")
+
+
+ZFS: Final = ZfsProvider()

@@ -1,0 +1,29 @@
+"""Directories of the user that runs this process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..errors import HostError
+
+__all__ = ["cache_directory"]
+
+
+def cache_directory() -> Path:
+    """Return where this project may keep files that it can get or make again. It is not made.
+
+    :raises HostError: when the environment does not say where, as in a container whose user has no entry in
+        ``/etc/passwd``.
+    """
+    import platformdirs  # here, because most runs never ask
+
+    if not os.environ.get("XDG_CACHE_HOME"):
+        try:
+            Path.home()
+        except RuntimeError:
+            raise HostError(
+                f"user {os.geteuid()} has no home directory, and XDG_CACHE_HOME and XDG_RUNTIME_DIR are not set",
+                hint="set HOME to a directory that this user can write, or set both variables",
+            ) from None
+    return platformdirs.user_cache_path("propolis")

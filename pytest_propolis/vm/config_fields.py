@@ -1,0 +1,32 @@
+"""The fields of a `VmConfig` as keyword arguments, for editors and type checkers."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from ..propolis_api import Cpuid, HyperVFeatureFlag
+from ..settings import BootKind
+from .config import DataDisk, DiskInterface, FirmwareKind, Nic
+
+__all__ = ["VmConfigFields"]
+
+
+class VmConfigFields(TypedDict, total=False):
+    """What `VmFactory.start` and `VmFactory.create` take: every field of `VmConfig` but its name."""
+
+    guest: str | None
+    cpus: int | None
+    memory_mib: int | None
+    boot: BootKind | None
+    boot_timeout_s: float | None
+    disk_interface: DiskInterface
+    disks: tuple[DataDisk, ...]
+    boot_order: tuple[str, ...] | None
+    firmware: FirmwareKind | None
+    kernel_arguments: str
+    nics: tuple[Nic, ...]
+    cpuid: Cpuid | None
+    hyper_v: tuple[HyperVFeatureFlag, ...] | None
+    display: bool
+    fail_migration_exports: int | None
+    fail_migration_imports: int | None

@@ -1,0 +1,63 @@
+"""What one VM factory has on one host."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from ..agent_api.messages import ResourceIds
+from ..hosts.agent_client import AsyncAgentClient
+from ..hosts.host import Host
+from .warm_start.warm_starter import WarmStarter
+
+__all__ = ["HostSession"]
+
+
+class HostSession:
+    """A client of the host's agent, and what was made there.
+
+    :param agent: a client for the running event loop, which lives as long as the session.
+    """
+
+    def __init__(
+        self, host: Host, agent: AsyncAgentClient, *, group: str, log_dir: Path, progress: Callable[[str], None]
+    ) -> None:
+        self.host = host
+        self.agent = agent
+        self.warm_starter = WarmStarter(host, agent, group=group, log_dir=log_dir, progress=progress)
+        self._vm_ids: list[str] = []
+        self._disk_ids: list[str] = []
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def on(
+        cls, host: Host, *, group: str, log_dir: Path, progress: Callable[[str], None]
+    ) -> AsyncIterator[HostSession]:
+        """A session, for the length of the block. What factories whose teardown was cancelled left is removed first.
+
+        :raises HostError: when the host cannot be used.
+        """
+        agent = await host.client()
+        try:
+            while host.unfinished:
+                await agent.remove(host.unfinished[-1].resources)
+                host.unfinished.pop()
+            yield cls(host, agent, group=group, log_dir=log_dir, progress=progress)
+        finally:
+            await agent.aclose()
+
+    @property
+    def resources(self) -> ResourceIds:
+        """The VMs and disks that were made; they may be gone."""
+        return ResourceIds(vms=tuple(self._vm_ids), disks=tuple(self._disk_ids))
+
+    def own_vm(self, vm_id: str, taken: contextlib.AsyncExitStack) -> None:
+        """Note a VM that was made, and have it removed when `taken` is closed."""
+        self._vm_ids.append(vm_id)
+        taken.push_async_callback(self.agent.remove_vm, vm_id)
+
+    def own_disk(self, disk_id: str, taken: contextlib.AsyncExitStack) -> None:
+        """Note a disk that was made, and have it removed when `taken` is closed."""
+        self._disk_ids.append(disk_id)
+        taken.push_async_callback(self.agent.remove_disk, disk_id)

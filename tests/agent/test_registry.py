@@ -1,0 +1,158 @@
+"""What the agent makes for its clients is theirs, once, and gone when they have left."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+import pytest_asyncio
+
+from pytest_propolis.agent import budget
+from pytest_propolis.agent.app import AgentApp
+from pytest_propolis.agent.registry import ResourceRegistry
+from pytest_propolis.agent_api.boot_source import Firmware
+from pytest_propolis.agent_api.messages import CLIENT_HEADER, AgentConfig, CreateDisk, CreateVm
+from pytest_propolis.errors import ConfigError, ResourceExhausted
+from pytest_propolis.ledger import ledger as ledger_module
+from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger
+
+pytestmark = pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed")
+
+DEADLINE_S = 60.0
+
+
+class Rig:
+    """An agent without its process: its ledger, its application, and a QEMU whose qemu-img can be held."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.directory = root / "run" / "word-1"
+        self.directory.mkdir(parents=True)
+        programs = root / "programs"
+        programs.mkdir()
+        (programs / "qemu-system-x86_64").symlink_to(str(shutil.which("qemu-system-x86_64")))
+        self.image_program = programs / "qemu-img"
+        self.image_program.symlink_to(str(shutil.which("qemu-img")))
+        config = AgentConfig(
+            run="word",
+            directory=str(self.directory),
+            artifact_dir=str(root / "store"),
+            qemu=str(programs / "qemu-system-x86_64"),
+            accelerator="tcg",
+        )
+        self.ledger = Ledger.open(
+            self.directory / LEDGER_NAME, run="word", disk_directory=str(root / "store" / "disks" / "word-1")
+        )
+        self.app = AgentApp(config, self.ledger, on_empty=lambda: None)
+
+    @property
+    def registry(self) -> ResourceRegistry:
+        return self.app.account
+
+    @property
+    def disks(self) -> list[Path]:
+        return sorted((self.root / "store" / "disks").rglob("*.qcow2"))
+
+    def hold_images(self) -> Path:
+        """Have qemu-img wait for a word, which is to be written into this pipe; it writes one itself before."""
+        gate, started = self.root / "gate", self.root / "started"
+        os.mkfifo(gate)
+        os.mkfifo(started)
+        self.image_program.unlink()
+        script = f'#!/bin/sh\necho x > "{started}"\nread -r _ < "{gate}"\nexec {shutil.which("qemu-img")} "$@"\n'
+        self.image_program.write_text(script)
+        self.image_program.chmod(0o700)
+        return gate
+
+    def vm(self, name: str = "vm", *, memory_mib: int = 0) -> CreateVm:
+        return CreateVm(
+            name=name, group="test", boot=Firmware(), log_path=str(self.root / "qemu.log"), memory_mib=memory_mib
+        )
+
+
+@pytest_asyncio.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    rig = Rig(tmp_path)
+    await rig.registry.admit("client", pid=os.getpid())
+    try:
+        yield rig
+    finally:
+        await rig.app.close()
+        assert rig.ledger.entries() == []
+        rig.ledger.close()
+
+
+async def test_an_agent_that_leaves_waits_for_what_is_being_made(rig: Rig) -> None:
+    gate = rig.hold_images()
+    transport = httpx.ASGITransport(app=rig.app.asgi)
+    async with httpx.AsyncClient(transport=transport, base_url="http://agent") as client:
+        body = msgspec.json.encode(CreateDisk(size_bytes=1 << 20))
+        creation = asyncio.create_task(client.post("/disks", content=body, headers={CLIENT_HEADER: "client"}))
+        await asyncio.to_thread((rig.root / "started").read_text)
+        closing = asyncio.create_task(rig.app.close())
+        assert not (await asyncio.wait([closing], timeout=0.2))[0]
+        await asyncio.to_thread(gate.write_text, "go\n")
+        async with asyncio.timeout(DEADLINE_S):
+            await closing
+        assert (await creation).status_code == 422
+    assert rig.ledger.entries() == []
+    assert rig.disks == []
+
+
+async def test_of_two_vms_of_one_name_one_is_made(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "HOLD_S", DEADLINE_S)
+    rig.registry._budget = budget.MemoryBudget(total=lambda: 1600, available=lambda: 1600)
+    await rig.registry.admit("crowd", pid=0)
+    other = await rig.registry.create_vm("crowd", rig.vm("other", memory_mib=1400))
+    both = asyncio.gather(
+        *(rig.registry.create_vm("crowd", rig.vm(memory_mib=200)) for _ in range(2)), return_exceptions=True
+    )
+    await asyncio.sleep(0)
+    await rig.registry.remove_vm("crowd", other.id)
+    async with asyncio.timeout(DEADLINE_S):
+        kinds = [type(result).__name__ for result in await both]
+    assert sorted(kinds) == ["ConfigError", "OwnedVm"]
+    with pytest.raises(ConfigError, match="there is a VM named 'vm'"):
+        await rig.registry.create_vm("crowd", rig.vm())
+    await rig.registry.drop_lifeline("crowd")
+
+
+async def test_a_client_that_comes_back_while_it_is_released_keeps_what_it_makes_then(rig: Rig) -> None:
+    await rig.registry.create_vm("client", rig.vm("before"))
+    release = asyncio.create_task(rig.registry.drop_lifeline("client"))
+    await asyncio.sleep(0)
+    await rig.registry.admit("client", pid=0)
+    after = await rig.registry.create_vm("client", rig.vm("after"))
+    await release
+    assert [vm.name for vm in rig.registry.list_vms()] == ["after"]
+    assert rig.registry.find_vm(after.id) is after
+
+
+async def test_a_client_with_two_lifelines_keeps_its_own_until_the_last_ends(rig: Rig) -> None:
+    await rig.registry.admit("client", pid=0)
+    vm = await rig.registry.create_vm("client", rig.vm())
+    await rig.registry.drop_lifeline("client")
+    assert rig.registry.find_vm(vm.id) is vm
+    await rig.registry.drop_lifeline("client")
+    assert rig.registry.is_empty
+
+
+async def test_a_full_ledger_is_named_and_nothing_is_made(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.pwrite
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ledger_module.os, "pwrite", full)
+    with pytest.raises(ResourceExhausted, match=r"ledger\.jsonl cannot be written: No space left"):
+        await rig.registry.create_vm("client", rig.vm())
+    monkeypatch.setattr(ledger_module.os, "pwrite", write)
+    assert rig.registry.list_vms() == []
+    assert list((rig.directory / "vms").glob("*")) == []

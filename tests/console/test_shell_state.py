@@ -1,0 +1,154 @@
+"""What a command leaves behind in its shell, or in its terminal, reaches neither the read-eval loop nor a result."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from local_pty import SHELLS
+from test_shell import TIMEOUT_S, Local, local_shell
+
+CONTROLS = [bytes([byte]) for byte in (*range(1, 32), 127)]
+C1_CONTROLS = [chr(code).encode() for code in range(0x80, 0xA0)] + [bytes([byte]) for byte in range(0x80, 0xA0)]
+
+LEFT_BEHIND = {
+    "IFS of digits": "IFS=0123456789",
+    "IFS of letters": "IFS=abcdefirs",
+    "IFS of octal escapes": "IFS='\\036'",
+    "no IFS": "unset IFS",
+    "set -a": "set -a",
+    "set -u": "set -u",
+    "set -f": "set -f",
+    "set -C": "set -C",
+    "a trap on the interrupt": "trap 'echo trapped' INT",
+    "a trap on a child's end": "trap 'echo trapped' CHLD",
+    "a function printf": "printf() { echo mine; }",
+    "a function read": "read() { echo mine; }",
+    "a function stty": "stty() { echo mine; }",
+    "a function command": "command() { echo mine; }",
+    "a function kill": "kill() { echo mine; return 1; }",
+    "aliases": "alias printf=false read=false eval=false command=false kill=false",
+    "a variable n": "n=1; readonly n",
+    "standard output closed": "exec >&-",
+    "standard output redirected": "exec >/dev/null",
+    "all descriptors closed": "exec 0>&- 1>&- 2>&- 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-",
+    "standard input redirected": "exec </dev/zero",
+    "a directory removed": "mkdir gone; cd gone; rmdir ../gone",
+    "no PATH": "PATH=",
+    "no PATH exported": "export PATH=/nowhere",
+    "umask": "umask 777",
+    "a locale": "export LC_ALL=C.UTF-8 LANG=nowhere",
+    "TMOUT": "export TMOUT=1",
+    "positional parameters": "set -- -n '*' 0",
+}
+
+
+@pytest.fixture(params=SHELLS)
+async def local(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Local]:
+    async with local_shell(request.param, tmp_path) as made:
+        await made.run(f"cd {tmp_path}; kept=kept")
+        yield made
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+async def test_each_control_byte_alone_in_a_command_arrives(shell: str, tmp_path: Path) -> None:
+    async with local_shell(shell, tmp_path) as local:
+        for byte in CONTROLS:
+            await local.shell.run(f"quoted='{byte.decode()}'", timeout_s=TIMEOUT_S)
+            assert (byte, await local.run('printf %s "$quoted"')) == (byte, byte)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+async def test_each_byte_of_the_upper_controls_alone_in_a_command_arrives(shell: str, tmp_path: Path) -> None:
+    async with local_shell(shell, tmp_path) as local:
+        for byte in C1_CONTROLS:
+            command = f"printf %s 'a{byte.decode(errors='surrogateescape')}b'"
+            assert (byte, await local.run(command)) == (byte, b"a" + byte + b"b")
+
+
+@pytest.mark.parametrize("left", LEFT_BEHIND.values(), ids=LEFT_BEHIND)
+async def test_what_a_command_leaves_behind_does_not_reach_results(local: Local, left: str) -> None:
+    result = await local.shell.run(f"{left}\n(exit 10)", timeout_s=TIMEOUT_S, check=False)
+    assert (result.status, result.output.replace(b"trapped\n", b"")) == (10, b"")
+    for status in (1, 0):
+        assert await local.status(f"(exit {status})") == status
+        assert await local.run('echo alive "$kept"') == b"alive kept\n"
+
+
+async def test_redirections_of_the_shell_end_with_their_command(local: Local, tmp_path: Path) -> None:
+    assert await local.run("exec >log 2>&1; echo logged") == b""
+    assert await local.run("echo shown") == b"shown\n"
+    assert (tmp_path / "log").read_bytes() == b"logged\n"
+
+
+async def test_descriptors_of_its_own_stay_with_a_shell(local: Local, tmp_path: Path) -> None:
+    await local.run("exec 3>log")
+    await local.run("echo logged >&3")
+    assert (tmp_path / "log").read_bytes() == b"logged\n"
+
+
+async def test_a_command_begins_with_the_status_of_the_one_before(local: Local) -> None:
+    for status in (7, 0, 1, 255):
+        await local.status(f"(exit {status})")
+        assert await local.run("echo $?") == b"%d\n" % status
+        assert await local.run("echo $?") == b"0\n"
+
+
+@pytest.mark.parametrize("option", ["a", "x"])
+async def test_the_status_of_the_command_before_is_there_under_an_option(local: Local, option: str) -> None:
+    await local.status(f"set -{option}; (exit 7)")
+    assert (await local.run("echo $?")).endswith(b"\n7\n" if option == "x" else b"7\n")
+
+
+async def test_a_trace_shows_commands_and_nothing_of_the_loop(local: Local) -> None:
+    await local.run("set -x")
+    # bash repeats the first character for each level of eval.
+    assert (await local.run("echo hello")).lstrip(b"+") == b" echo hello\nhello\n"
+    assert (await local.run("set +x")).lstrip(b"+") == b" set +x\n"
+    assert await local.run("echo hello") == b"hello\n"
+
+
+async def test_only_the_command_s_own_variables_are_exported(local: Local) -> None:
+    await local.run("set -a; mine=1")
+    environment = (await local.run("env")).splitlines()
+    assert b"mine=1" in environment
+    assert not [line for line in environment if line.startswith(b"_") and not line.startswith(b"_=")]
+
+
+async def test_a_shell_that_executes_nothing_any_more_is_replaced(local: Local) -> None:
+    assert await local.status("set -n; echo never") == 0
+    assert await local.run("echo alive") == b"alive\n"
+
+
+async def test_functions_that_hide_commands_stay_the_command_s_own(local: Local) -> None:
+    await local.run("printf() { echo mine; }; read() { echo my read; }")
+    assert await local.run("printf x; read y") == b"mine\nmy read\n"
+
+
+async def test_an_exit_trap_is_heard(local: Local) -> None:
+    result = await local.shell.run("trap 'echo bye' EXIT; exit 3", timeout_s=TIMEOUT_S, check=False)
+    assert (result.status, result.output) == (3, b"bye\n")
+
+
+async def test_an_option_of_exit_on_error_ends_the_shell_with_the_status(local: Local) -> None:
+    assert await local.status("set -e; (exit 4); echo never") == 4
+    assert await local.run("echo alive") == b"alive\n"
+
+
+async def test_the_terminal_is_wide_enough_for_every_line(local: Local) -> None:
+    assert await local.run("stty size </dev/tty") == b"99 1000\n"
+
+
+async def test_no_pager_waits_for_a_key(local: Local) -> None:
+    assert await local.run("seq 200 | ${PAGER:-more}") == b"".join(b"%d\n" % number for number in range(1, 201))
+
+
+@pytest.mark.parametrize(
+    "settings", ["sane", "-isig", "intr ^A", "susp ^Z quit ^Q", "icanon echo", "opost onlcr", "rows 5 cols 5"]
+)
+async def test_terminal_settings_end_with_their_command(local: Local, settings: str) -> None:
+    before = await local.run("stty -a </dev/tty")
+    await local.run(f"stty {settings} </dev/tty")
+    assert await local.run("printf 'one\\ntwo\\n'") == b"one\ntwo\n"
+    assert await local.run("stty -a </dev/tty") == before

@@ -1,0 +1,111 @@
+"""A VM whose volume cannot be brought up can be stopped, and corrected while it starts."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import pytest_asyncio
+from volume_checks import ACTIVE, MICRO, WRITE, all_active, replicas, wait_for_status
+
+from pytest_propolis import ApiError, CrucibleDisk, CrucibleDiskFactory, InstanceState, TestVm, VmFactory
+from pytest_propolis.propolis_api import InstanceStateRequested, ReplaceResult
+
+CREATED = {**MICRO, "boot": "cold"}
+
+
+@pytest_asyncio.fixture
+async def disk(crucible_disk_factory: CrucibleDiskFactory) -> CrucibleDisk:
+    return await crucible_disk_factory(size_mib=64)
+
+
+async def blocked(vm_factory: VmFactory, disk: CrucibleDisk) -> TestVm:
+    """A VM that is starting, and will not get further by itself."""
+    disk.enable_vcr_black_hole()
+    vm = await vm_factory.create("vm", disks=(disk,), **CREATED)
+    await vm.launch()
+    await vm.wait_for_state(InstanceState.STARTING)
+    return vm
+
+
+async def test_a_corrected_request_unblocks_a_start(vm_factory: VmFactory, disk: CrucibleDisk) -> None:
+    vm = await blocked(vm_factory, disk)
+    assert (await disk.status()).targets[1].state != ACTIVE
+    disk.disable_vcr_black_hole()
+    disk.set_generation(2)
+    assert await disk.replace_vcr() is ReplaceResult.STARTED
+    await vm.wait_for_state(InstanceState.RUNNING)
+    await vm.wait_to_boot()
+    written = (await vm.run(WRITE)).split()[0]
+    await wait_for_status(disk, all_active)
+    await vm.stop()
+    assert await replicas(disk) == [written] * 3
+
+
+async def test_a_stop_ends_a_start_that_is_blocked(vm_factory: VmFactory, disk: CrucibleDisk) -> None:
+    vm = await blocked(vm_factory, disk)
+    await vm.stop()
+    assert await vm.get() is InstanceState.DESTROYED
+
+
+async def test_a_stop_and_a_corrected_request_at_once_end_the_vm(vm_factory: VmFactory, disk: CrucibleDisk) -> None:
+    vm = await blocked(vm_factory, disk)
+    disk.disable_vcr_black_hole()
+    disk.set_generation(2)
+    replaced, _ = await asyncio.gather(
+        disk.replace_vcr(), vm.client.instance_state_put(InstanceStateRequested.STOP), return_exceptions=True
+    )
+    await vm.wait_for_state(InstanceState.DESTROYED)
+    # Which of the two came first decides.
+    assert replaced is ReplaceResult.STARTED or (isinstance(replaced, ApiError) and replaced.status == 410)
+
+
+async def test_a_downstairs_that_comes_late_is_waited_for(vm_factory: VmFactory, disk: CrucibleDisk) -> None:
+    await disk.kill(1)
+    vm = await vm_factory.create("vm", disks=(disk,), **CREATED)
+    await vm.launch()
+    await vm.wait_for_state(InstanceState.STARTING)
+    await disk.restart(1)
+    await vm.wait_for_state(InstanceState.RUNNING)
+    await wait_for_status(disk, all_active)
+
+
+async def test_a_downstairs_is_replaced_before_the_volume_is_used(vm_factory: VmFactory, disk: CrucibleDisk) -> None:
+    first = await vm_factory.start("first", disks=(disk,), **MICRO)
+    written = (await first.run(WRITE)).split()[0]
+    await first.stop()
+    await disk.kill(2)
+    await disk.replace_downstairs(2)
+    second = await vm_factory.successor(first)
+    await second.launch()
+    await second.wait_for_state(InstanceState.RUNNING)
+    await wait_for_status(disk, all_active)
+    await second.stop()
+    assert await replicas(disk) == [written] * 3
+
+
+async def test_a_lower_generation_fails_the_vm(vm_factory: VmFactory, disk: CrucibleDisk) -> None:
+    disk.set_generation(5)
+    first = await vm_factory.start("first", disks=(disk,), **MICRO)
+    await first.stop()
+    disk.set_generation(4)
+    second = await vm_factory.create("second", disks=(disk,), **CREATED)
+    await second.launch()
+    await second.wait_for_state(InstanceState.FAILED)
+    assert "generation 4 is lower than 5" in ((await second.facts()).failure or "")
+
+
+async def test_replacements_are_refused_as_upstream_does(vm_factory: VmFactory, disk: CrucibleDisk) -> None:
+    vm = await vm_factory.create("vm", disks=(disk,), **CREATED)
+    await vm.ensure()
+    with pytest.raises(ApiError, match="identical") as refusal:
+        await disk.replace_vcr()
+    assert refusal.value.status == 400
+    disk.set_generation(0)
+    with pytest.raises(ApiError, match="generation 0 is lower than 1"):
+        await disk.replace_vcr()
+    disk.set_generation(2)
+    assert await disk.replace_vcr() is ReplaceResult.VCR_MATCHES
+    with pytest.raises(ApiError, match="No crucible backend") as missing:
+        await vm.client.disk_volume_status("other")
+    assert missing.value.status == 404

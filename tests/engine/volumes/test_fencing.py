@@ -1,0 +1,45 @@
+"""Generations: the VM with the higher one has the volume, and the other one cannot write any more."""
+
+from __future__ import annotations
+
+import pytest
+from volume_checks import MICRO, WRITE, all_active, begin_to_write, end_of_writing, replicas, wait_for_status
+
+from pytest_propolis import ConfigError, CrucibleDiskFactory, InstanceState, VmFactory
+
+
+async def test_a_vm_with_a_higher_generation_fences_the_other_one_off(
+    crucible_disk_factory: CrucibleDiskFactory, vm_factory: VmFactory
+) -> None:
+    disk = await crucible_disk_factory(size_mib=64)
+    old = await vm_factory.start("old", disks=(disk,), **MICRO)
+    await begin_to_write(old)
+    with pytest.raises(ConfigError, match="attached to VM 'old'"):
+        await vm_factory.start("new", disks=(disk,), **MICRO)
+    disk.set_generation(2)
+    new = await vm_factory.start("new", disks=(disk,), **MICRO)
+    written = (await new.run(WRITE)).split()[0]
+    await old.wait_for_state(InstanceState.FAILED)
+    assert "generation 2 has taken over" in ((await old.facts()).failure or "")
+    await wait_for_status(disk, all_active)
+    await new.stop()
+    assert await replicas(disk) == [written] * 3
+
+
+async def test_a_guest_migrates_with_its_volume_while_it_writes(
+    crucible_disk_factory: CrucibleDiskFactory, vm_factory: VmFactory
+) -> None:
+    disk = await crucible_disk_factory(size_mib=64)
+    vm = await vm_factory.start("source", disks=(disk,), **MICRO)
+    await begin_to_write(vm)
+    for generation in (2, 3):
+        target = await vm_factory.successor(vm)
+        await target.migrate_from(vm)
+        await target.wait_for_state(InstanceState.RUNNING)
+        await vm.wait_for_state(InstanceState.DESTROYED)
+        vm = target
+        assert (await disk.status()).generation == generation
+    written = await end_of_writing(vm)
+    await wait_for_status(disk, all_active)
+    await vm.stop()
+    assert await replicas(disk) == [written] * 3

@@ -1,0 +1,104 @@
+"""The fixtures ``zfs_artifact`` and ``zfs_artifact_factory``: forks that live as long as their test."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+from inner_run import InnerRun
+from propolis_command import propolis
+
+FORKS = """
+import subprocess, pytest
+from pytest_propolis import CapabilityMissing, ConfigError
+
+@pytest.mark.parametrize("provider", ["qcow2", "copy"])
+async def test_a_fork_changes_and_its_origin_does_not(zfs_artifact_factory, image, provider):
+    original = image.read_bytes()
+    one = await zfs_artifact_factory(image, provider=provider)
+    two = await zfs_artifact_factory(image, provider=provider)
+    assert (one.provider, one.origin, one.dataset, one.size_bytes) == (provider, image, None, len(original))
+    assert await one.read() == original
+    await one.snapshot("clean")
+    await one.write(b"changed", offset=1000)
+    assert await one.read(999, 9) == original[999:1000] + b"changed" + original[1007:1008]
+    assert await one.sha256() != await two.sha256()
+    await one.rollback("clean")
+    assert await one.sha256() == await two.sha256()
+    assert image.read_bytes() == original
+
+async def test_what_is_wrong_is_said(zfs_artifact_factory, image, tmp_path):
+    fork = await zfs_artifact_factory(image)
+    with pytest.raises(ConfigError, match="not on a disk of"):
+        await fork.read(0, 1 << 30)
+    with pytest.raises(ConfigError, match="no snapshot 'x'"):
+        await fork.rollback("x")
+    with pytest.raises(ConfigError, match="no fork provider 'zsf'"):
+        await zfs_artifact_factory(image, provider="zsf")
+    with pytest.raises(CapabilityMissing, match="zfs: "):
+        await zfs_artifact_factory(image, provider="zfs")
+    with pytest.raises(ConfigError, match="micro has no disk to fork"):
+        await zfs_artifact_factory("micro")
+
+@pytest.mark.guest_os("alpine")
+async def test_the_fork_of_a_guests_disk(zfs_artifact):
+    assert zfs_artifact.size_bytes >= 1 << 30
+    assert await zfs_artifact.read(1080, 2) == b"\\x53\\xef"  # the magic number of ext4
+"""
+
+CONFTEST = """
+import os, pytest
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "image.raw"
+    path.write_bytes(os.urandom(1 << 20))
+    return path
+"""
+
+KILLED = """
+import os, signal
+from pathlib import Path
+
+async def test_it(zfs_artifact_factory, image):
+    fork = await zfs_artifact_factory(image)
+    Path(os.environ["NOTE"]).write_text(str(fork.path))
+    assert fork.path.exists()
+    agent = fork._agent
+    info = await agent.info()
+    os.kill(info.pid, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_forks_are_a_tests_own_and_go_with_it(inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROPOLIS_DISK_DIR", str(inner.pytester.mkdir("disks")))
+    inner.write(conftest=CONFTEST, test_it=FORKS)
+    inner.run().assert_outcomes(passed=4)
+    assert list((inner.pytester.path / "disks").rglob("*")) == []
+
+
+def test_a_test_that_is_about_zfs_is_skipped_without_it_with_the_reason(
+    inner: InnerRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(inner.pytester.mkdir("bin")))
+    inner.write(test_it="import pytest\n@pytest.mark.requires(zfs=True)\nasync def test_it(zfs_artifact):\n    pass\n")
+    result = inner.run("-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED*it needs ZFS: the program zfs is not on PATH: install ZFS"])
+
+
+def test_gc_removes_the_forks_of_a_run_that_was_killed_with_its_agent(
+    inner: InnerRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = inner.pytester.path / "note"
+    monkeypatch.setenv("NOTE", str(note))
+    monkeypatch.setenv("PROPOLIS_DISK_DIR", str(inner.pytester.mkdir("disks")))
+    inner.write(conftest=CONFTEST, test_it=KILLED)
+    assert inner.run().ret == -signal.SIGKILL
+    fork = Path(note.read_text())
+    assert fork.exists()
+    propolis("gc")
+    assert not fork.exists()
+    assert inner.leavings() == []

@@ -1,0 +1,119 @@
+"""Tests spread over the hosts of an inventory by pytest-xdist's workers."""
+
+from __future__ import annotations
+
+import pytest
+from inner_run import InnerRun
+
+MANY = """
+import pytest
+
+@pytest.mark.parametrize("number", range(6))
+async def test_one_host(test_vm, propolis, number):
+    assert test_vm.host is propolis.placed[0]
+    assert len(propolis.placed) == 1
+    assert await test_vm.run("echo up") == "up"
+
+@pytest.mark.multi_node(2)
+@pytest.mark.parametrize("number", range(2))
+async def test_two_hosts(vm_factory, remote_hosts, propolis, number):
+    left, right = remote_hosts
+    assert {left.name, right.name} == {host.name for host in propolis.placed}
+    await vm_factory.create("left", host=left)
+    await vm_factory.create("right", host=right)
+
+async def test_another_host(test_vm, remote_host):
+    assert remote_host.name != test_vm.host.name
+
+def test_without_a_vm():
+    pass
+"""
+
+CRASHING = """
+import os
+
+async def test_crashes(test_vm):
+    os._exit(1)
+
+async def test_lives(test_vm):
+    assert await test_vm.run("echo up") == "up"
+
+def test_other():
+    pass
+"""
+
+LABELLED = """
+[hosts.plain]
+kind = "local"
+slots = 1
+
+[hosts.special]
+kind = "local"
+slots = 1
+labels = ["special"]
+"""
+
+
+@pytest.mark.parametrize("workers", ["2", "auto"])
+def test_each_test_gets_the_hosts_that_it_needs(inner: InnerRun, workers: str) -> None:
+    inner.write(test_it=MANY)
+    inner.run("--propolis-hosts", "local:3", "-n", workers).assert_outcomes(passed=10)
+    assert inner.leavings() == []
+
+
+def test_more_hosts_than_slots_deadlock_nothing(inner: InnerRun) -> None:
+    inner.write(test_it=MANY)
+    (inner.pytester.path / "hosts.toml").write_text(LABELLED)
+    inner.run("--propolis-hosts", "hosts.toml", "-n", "4").assert_outcomes(passed=10)
+
+
+def test_a_label_is_met_by_the_host_that_has_it(inner: InnerRun) -> None:
+    inner.write(
+        test_it="import pytest\n"
+        "@pytest.mark.requires(labels=['special'])\n"
+        "@pytest.mark.parametrize('number', range(3))\n"
+        "async def test_it(vm_factory, propolis, number):\n"
+        "    assert [host.name for host in propolis.placed] == ['special']\n"
+    )
+    (inner.pytester.path / "hosts.toml").write_text(LABELLED)
+    inner.run("--propolis-hosts", "hosts.toml", "-n", "2").assert_outcomes(passed=3)
+
+
+def test_a_crashed_worker_is_replaced_and_the_rest_runs(inner: InnerRun) -> None:
+    inner.write(test_it=CRASHING)
+    result = inner.run("--propolis-hosts", "local:2", "-n", "2")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.fnmatch_lines(["*worker 'gw*' crashed while running 'test_it.py::test_crashes'*"])
+    assert inner.leavings() == []
+
+
+@pytest.mark.parametrize("arguments", [("-x",), ("--maxfail=1",)])
+def test_a_run_that_stops_at_the_first_failure_ends(inner: InnerRun, arguments: tuple[str, ...]) -> None:
+    inner.write(
+        test_it="import pytest\n@pytest.mark.parametrize('number', range(8))\n"
+        "async def test_it(vm_factory, number):\n    assert False\n"
+    )
+    result = inner.run("--propolis-hosts", "local:2", "-n", "2", *arguments)
+    assert result.ret in (pytest.ExitCode.INTERRUPTED, pytest.ExitCode.TESTS_FAILED)
+    assert 1 <= result.parseoutcomes()["failed"] < 8
+    assert inner.leavings() == []
+
+
+def test_with_a_mode_that_the_user_chose_scheduling_is_xdists(inner: InnerRun) -> None:
+    inner.write(
+        test_it="import pytest\n@pytest.mark.parametrize('number', range(4))\n"
+        "async def test_it(vm_factory, propolis, number):\n    assert len(propolis.placed) == 2\n"
+    )
+    result = inner.run("--propolis-hosts", "local:2", "-n", "2", "--dist", "worksteal", "-v")
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(["*WorkStealingScheduling*"])
+
+
+def test_node_ids_are_the_same_with_and_without_workers(inner: InnerRun) -> None:
+    inner.write(test_it=MANY)
+    alone = inner.run("--propolis-hosts", "local:2", "--collect-only", "-q")
+    spread = inner.run("--propolis-hosts", "local:2", "-n", "2", "-v")
+    named = {line for line in alone.outlines if line.startswith("test_it.py::")}
+    assert len(named) == 10
+    for name in named:
+        assert name in spread.stdout.str()

@@ -1,0 +1,79 @@
+"""Looking at a replicated disk from outside, and driving a guest that writes to it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from pytest_propolis.propolis_api import DownstairsActive, UpstairsInfo
+from pytest_propolis.vm.crucible_disk import CrucibleDisk
+from pytest_propolis.vm.vm import TestVm
+
+__all__ = [
+    "ACTIVE",
+    "MICRO",
+    "WRITE",
+    "all_active",
+    "begin_to_write",
+    "end_of_writing",
+    "replicas",
+    "wait_for_status",
+    "writes_more",
+]
+
+MICRO = {"guest": "micro", "cpus": 1, "memory_mib": 128}
+ACTIVE = DownstairsActive()
+LIMIT_S = 60.0
+
+DRIVER = "modprobe virtio_blk; until [ -b /dev/vda ]; do usleep 20000; done"
+WRITE = f"{DRIVER}; dd if=/dev/urandom of=/dev/vda bs=64k count=64 conv=fsync 2>/dev/null; sha256sum </dev/vda"
+
+# Each round is acknowledged before the next begins, and is read back: what the guest has counted must be there.
+_WRITER = """
+n=0; while [ ! -e /tmp/stop ]; do
+  n=$((n+1)); at=$((n % 512)); echo $n >/tmp/block
+  dd if=/tmp/block of=/dev/vda bs=4k count=1 seek=$at conv=sync,fsync,notrunc 2>/dev/null || echo write $n >>/tmp/errors
+  echo 3 >/proc/sys/vm/drop_caches
+  [ "$(dd if=/dev/vda bs=4k count=1 skip=$at 2>/dev/null | head -n 1)" = $n ] || echo read $n >>/tmp/errors
+  echo $n >/tmp/count
+done; touch /tmp/stopped
+"""
+
+
+async def replicas(disk: CrucibleDisk) -> list[str]:
+    """The hash of each replica's file. No VM must be writing."""
+    files = {item.address: Path(item.path) for item in (await disk.facts()).downstairs}
+    return [hashlib.sha256(files[target].read_bytes()).hexdigest() for target in disk.targets]
+
+
+async def wait_for_status(disk: CrucibleDisk, wanted: Callable[[UpstairsInfo], bool]) -> UpstairsInfo:
+    """Wait until the volume is as it should be."""
+    async with asyncio.timeout(LIMIT_S):
+        while not wanted(status := await disk.status()):
+            await asyncio.sleep(0.02)
+    return status
+
+
+def all_active(status: UpstairsInfo) -> bool:
+    return all(target.state == ACTIVE for target in status.targets)
+
+
+async def begin_to_write(vm: TestVm) -> None:
+    """Have the guest write, and verify what it has written, until `end_of_writing`."""
+    await vm.run(f"{DRIVER}; cat >/tmp/writer <<'EOF'\n{_WRITER}\nEOF\nsh /tmp/writer >/dev/null 2>&1 &")
+    await writes_more(vm)
+
+
+async def writes_more(vm: TestVm, rounds: int = 3) -> None:
+    """Wait until the guest has done some more rounds."""
+    count = "cat /tmp/count 2>/dev/null || echo 0"
+    await vm.run(f"was=$({count}); until [ $({count}) -ge $((was + {rounds})) ]; do usleep 20000; done")
+
+
+async def end_of_writing(vm: TestVm) -> str:
+    """Let the guest stop; return what it found wrong, and the hash of the whole disk."""
+    await vm.run("touch /tmp/stop; until [ -e /tmp/stopped ]; do usleep 20000; done; sync")
+    assert await vm.run("cat /tmp/errors 2>/dev/null", check=False) == ""
+    return (await vm.run("echo 3 >/proc/sys/vm/drop_caches; sha256sum </dev/vda")).split()[0]

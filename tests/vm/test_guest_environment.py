@@ -1,0 +1,61 @@
+"""What a program in a built-in guest finds round it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from pytest_propolis.errors import ConfigError
+from pytest_propolis.session.run import Run
+from pytest_propolis.vm.factory import VmFactory
+from pytest_propolis.vm.vm import TestVm
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def vm(propolis: Run) -> AsyncIterator[TestVm]:
+    async with propolis.vm_factory() as factory:
+        yield await factory.start(guest="micro", cpus=1, memory_mib=256)
+
+
+async def test_the_standard_devices_are_there(vm: TestVm) -> None:
+    assert await vm.run("echo text > /dev/stderr; echo text > /dev/stdout") == "text\ntext"
+    assert await vm.run("echo text | cat /dev/stdin; echo text | cat /dev/fd/0") == "text\ntext"
+    assert await vm.run("echo kept > /dev/shm/file; cat /dev/shm/file; rm /dev/shm/file") == "kept"
+
+
+async def test_a_child_finds_the_programs_that_the_shell_finds(vm: TestVm) -> None:
+    assert await vm.run("timeout 5 ip link show lo") == await vm.run("ip link show lo")
+    assert "/sbin" in await vm.run("env | grep ^PATH=")
+
+
+async def test_the_loopback_interface_is_up(vm: TestVm) -> None:
+    await vm.run("ping -c 1 -W 5 127.0.0.1")
+
+
+async def test_a_program_s_lines_are_not_cut_at_80_columns(vm: TestVm) -> None:
+    word = "1000." + "0" * 100 + "1"
+    await vm.run(f"sleep 1000 {word} > /dev/null 2>&1 &")
+    assert word in await vm.run("ps")
+
+
+async def test_plain_words_on_the_kernel_s_command_line_are_taken(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(guest="micro", boot="cold", kernel_arguments="run_nightly")
+    assert "run_nightly" in (await vm.run("cat /proc/cmdline")).split()
+
+
+async def test_a_kernel_command_line_that_is_too_long_is_refused(vm_factory: VmFactory) -> None:
+    with pytest.raises(ConfigError, match="at most 2047"):
+        await vm_factory.start(guest="micro", kernel_arguments="word=" + "x" * 2047)
+
+
+async def test_alpine_s_loopback_interface_is_up_and_another_host_name_is_no_trouble(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(guest="alpine")
+    await vm.run("ping -c 1 -W 5 127.0.0.1")
+    await vm.run("echo web01 > /etc/hostname")
+    await vm.graceful_reboot()
+    assert await vm.run("hostname") == "web01"
+    await vm.run("ping -c 1 -W 5 127.0.0.1")

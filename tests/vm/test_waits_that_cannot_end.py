@@ -1,0 +1,106 @@
+"""Waits whose outcome is known before their limit: panics, resets, killed shells and a killed QEMU end them by name."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pytest_propolis.errors import CommandFailed, ConsoleClosed, GuestPanicked, ShellLost
+from pytest_propolis.vm.factory import VmFactory
+from pytest_propolis.vm.vm import TestVm
+
+LONG_S = 120.0
+"""Longer than any of these waits takes."""
+
+
+@pytest.fixture
+async def vm(vm_factory: VmFactory) -> TestVm:
+    return await vm_factory.start(guest="micro", cpus=1, memory_mib=256)
+
+
+def pids_of_qemu(vm: TestVm) -> Iterator[int]:
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if vm.id.encode() in command and b"qemu" in command.split(b"\0")[0]:
+            yield int(process.name)
+
+
+async def test_a_panic_ends_a_command(vm: TestVm) -> None:
+    with pytest.raises(GuestPanicked, match="sysrq triggered crash"):
+        await vm.run("echo c > /proc/sysrq-trigger", timeout_s=LONG_S)
+
+
+async def test_a_panic_ends_a_wait_for_output_and_a_reset_makes_the_vm_usable_again(vm: TestVm) -> None:
+    await vm.run("(sleep 1; echo c > /proc/sysrq-trigger) > /dev/null 2>&1 &")
+    with pytest.raises(GuestPanicked, match="panic"):
+        await vm.wait_for_serial_output("the service is up", timeout_s=LONG_S)
+    await vm.reset()
+    await vm.wait_to_boot()
+    assert await vm.run("echo alive") == "alive"
+
+
+async def test_an_old_log_of_a_panic_is_output(vm: TestVm) -> None:
+    line = "---[ end Kernel panic - not syncing: long ago ]---"
+    assert await vm.run(f"echo '{line}'; sleep 3; echo later") == f"{line}\nlater"
+
+
+async def test_a_reset_ends_a_command(vm: TestVm) -> None:
+    with pytest.raises(ShellLost, match="has reset itself"):
+        await vm.run("reboot -f; sleep 100", timeout_s=LONG_S)
+    with pytest.raises(ShellLost, match="has reset itself") as caught:
+        await vm.run("echo too soon")
+    assert "wait_to_boot" in str(caught.value)
+    await vm.wait_to_boot()
+    assert await vm.run("echo alive") == "alive"
+
+
+async def test_a_reset_by_the_test_ends_the_command_of_another_task(vm: TestVm) -> None:
+    command = asyncio.create_task(vm.run("echo begun >/dev/ttyS0; sleep 100", timeout_s=LONG_S))
+    await vm.wait_for_serial_output("begun")
+    await vm.reset()
+    with pytest.raises(ShellLost, match="was reset"):
+        await command
+
+
+async def test_the_end_of_the_vm_ends_a_command_that_is_being_typed(vm: TestVm) -> None:
+    await vm.run("(sleep 1; poweroff -f) > /dev/null 2>&1 &")
+    with pytest.raises(ConsoleClosed, match="the VM has stopped"):
+        await vm.run(": " + "x" * (8 << 20), timeout_s=LONG_S)
+
+
+@pytest.mark.parametrize("command", ["killall -9 sh; sleep 1", "kill -9 $PPID; sleep 3"])
+async def test_the_end_of_the_guest_s_shells_is_noticed(vm: TestVm, command: str) -> None:
+    try:
+        result = await vm.run_result(command, timeout_s=LONG_S)
+    except ShellLost:
+        pass
+    else:
+        assert result.status
+    assert await vm.run("echo alive") == "alive"
+
+
+async def test_a_killed_qemu_is_named(vm: TestVm) -> None:
+    command = asyncio.create_task(vm.run("echo begun >/dev/ttyS0; sleep 100", timeout_s=LONG_S))
+    await vm.wait_for_serial_output("begun")
+    (pid,) = pids_of_qemu(vm)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ConsoleClosed, match="killed by SIGKILL"):
+        await command
+
+
+async def test_a_reboot_command_that_fails_is_not_waited_for(vm: TestVm) -> None:
+    vm.guest.reboot_command = "no-such-command"  # type: ignore[misc]
+    try:
+        with pytest.raises(CommandFailed, match="does not reboot"):
+            await vm.graceful_reboot()
+    finally:
+        del vm.guest.reboot_command
+    assert await vm.run("echo alive") == "alive"
