@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
+import pwd
 import select
 import shutil
 import signal
@@ -21,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RigHost", "SshRig", "can_make_rigs", "ssh_rig"]
+__all__ = ["SHARED_STORE", "RigHost", "SshRig", "can_make_rigs", "inventory_of", "ssh_rig"]
 
 START_TIMEOUT_S = 30.0
 CLONE_NEWNET = 0x40000000
@@ -39,8 +41,8 @@ hostname {name}
 mount -t tmpfs -o mode=755,size=64m run /run
 mkdir -p /run/sshd
 {mounts}
-mount --bind {home} "$HOME"
-cd "$HOME"
+mount --rbind {home} {user_home}
+cd {user_home}
 exec {sshd} -D -e -f {directory}/sshd_config 2>>{directory}/sshd.log"""
 
 SSHD_CONFIG = """
@@ -54,6 +56,11 @@ MaxSessions 100
 MaxStartups 100
 PrintMotd no
 """
+
+SHARED_STORE = (
+    "mkdir -p {{home}}/.cache/propolis/artifacts {store}; mount --bind {store} {{home}}/.cache/propolis/artifacts"
+)
+"""Gives a host the images that are prepared on this machine, as its own store."""
 
 
 def can_make_rigs() -> bool:
@@ -84,12 +91,12 @@ class RigHost:
 
     def processes(self) -> dict[int, str]:
         """The processes of the host beside the listening sshd: their ids as seen from here, and command lines."""
-        space = os.readlink(f"/proc/{self.init}/ns/pid")
+        space = Path(f"/proc/{self.init}/ns/pid").readlink()
         found = {}
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 words = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if os.readlink(path / "ns/pid") == space and int(path.name) != self.init and words:
+                if (path / "ns/pid").readlink() == space and int(path.name) != self.init and words:
                     found[int(path.name)] = words
         return found
 
@@ -216,7 +223,9 @@ def _make_host(stack: contextlib.ExitStack, directory: Path, name: str, address:
     home.mkdir()
     (own / "sshd_config").write_text(SSHD_CONFIG.format(directory=own, keys=directory))
     cable = CABLE.format(address=address)
-    values: dict[str, Any] = {"name": name, "directory": own, "home": home, "sshd": SSHD, "cable": cable}
+    user_home = pwd.getpwuid(os.geteuid()).pw_dir
+    values: dict[str, Any] = {"name": name, "directory": own, "home": home, "user_home": user_home}
+    values |= {"sshd": SSHD, "cable": cable}
     script = INIT.format(**values, mounts=mounts.format(**values))
     return RigHost(name, address, own, _hold(stack, script), home)
 
@@ -232,7 +241,9 @@ def _wire(rig: SshRig) -> None:
         lines.append(f"link add {name} netns {rig.switch.pid} type veth peer name eth0 netns {host.holder.pid}")
     subprocess.run(["ip", "-batch", "-"], input="\n".join(lines), text=True, check=True)
     ports = "\n".join(f"link set {port} master br0 up" for port in ("c0", *rig.hosts))
-    subprocess.run(["nsenter", "-t", str(rig.switch.pid), "-n", "ip", "-batch", "-"], input=ports, text=True, check=True)
+    subprocess.run(
+        ["nsenter", "-t", str(rig.switch.pid), "-n", "ip", "-batch", "-"], input=ports, text=True, check=True
+    )
 
 
 def _write_configurations(rig: SshRig) -> None:
@@ -257,3 +268,15 @@ def _wait_for_sshd(host: RigHost) -> None:
         assert host.holder.poll() is None, log.read_text() if log.exists() else "the host ended before its sshd"
         assert time.monotonic() < deadline, "sshd does not listen"
         select.select([], [], [], 0.01)
+
+
+def inventory_of(rig: SshRig, **options: Any) -> str:
+    """Return an inventory of a rig's hosts.
+
+    :param options: of each host, beside the file of its SSH configuration.
+    """
+    tables = []
+    for name in rig.hosts:
+        lines = [f"{key} = {json.dumps(value)}" for key, value in {"config": str(rig.config), **options}.items()]
+        tables += [f"[hosts.{name}]", 'kind = "ssh"', "slots = 2", f"[hosts.{name}.options]", *lines, ""]
+    return "\n".join(tables)

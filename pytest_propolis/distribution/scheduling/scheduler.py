@@ -111,7 +111,7 @@ class FleetScheduler:
         run, index = self._run, self._run.indices[test]
         run.finished.discard(index)
         run.wait(index)
-        run.wake()
+        run.awake = True
 
     def template_made(self, host: str, guest: str) -> None:
         state = self._run.fleet.hosts[host]

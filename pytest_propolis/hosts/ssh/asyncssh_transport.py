@@ -84,7 +84,12 @@ class AsyncsshTransport:
             code = process.returncode
             return code if code is not None else -signal.SIGHUP
 
-        return Channel(process.stdin, process.stdout, process.stderr, status)
+        def kill() -> None:
+            with contextlib.suppress(OSError):  # it has ended
+                process.kill()
+            process.close()
+
+        return Channel(process.stdin, process.stdout, process.stderr, status, kill)
 
     async def forward(self, local: Path, remote: str) -> None:
         self._listeners.append(await self._connection.forward_local_path(str(local), remote))
@@ -100,7 +105,7 @@ class AsyncsshTransport:
 
 
 def _acknowledge_at_once(connection: Any) -> None:
-    """Keep the kernel from delaying acknowledgements: sshd waits for one before it sends the second part of an answer."""
+    """Keep the kernel from delaying acknowledgements: sshd sends the second part of an answer only after one."""
     sock = connection.get_extra_info("socket")
     if sock is None or QUICKACK is None:  # a ProxyCommand has the TCP connection
         return

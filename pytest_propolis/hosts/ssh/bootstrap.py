@@ -95,7 +95,8 @@ async def start_agent(
     except TimeoutError:
         raise HostError(f"host {host}: its agent did not start", waited_s=ANSWER_TIMEOUT_S) from None
     except transport.errors:
-        await session.raise_ended()
+        pass
+    raise await session.ended()
 
 
 class _Session:
@@ -132,7 +133,7 @@ class _Session:
                 message: dict[str, Any] = msgspec.json.decode(line.removeprefix(MARK.encode()))
                 self._raise_error(message)
                 return message
-        await self.raise_ended()
+        raise await self.ended()
 
     def _raise_error(self, message: dict[str, Any]) -> None:
         if "python" in message:
@@ -154,8 +155,8 @@ class _Session:
             hint="free 25 MiB in one of them, or set XDG_CACHE_HOME there to a directory of that user",
         )
 
-    async def raise_ended(self) -> NoReturn:
-        """Say why the session ended before the agent was there."""
+    async def ended(self) -> HostError:
+        """Return why the session ended before the agent was there."""
         status, said = None, b""
         with contextlib.suppress(*self._errors):
             async with asyncio.timeout(5):
@@ -163,9 +164,9 @@ class _Session:
                 status = await self._channel.status()
         text = said.decode(errors="replace").strip() or "it said nothing"
         if status in (126, 127):
-            raise CapabilityMissing(
+            return CapabilityMissing(
                 f"host {self._host}: {self._python} cannot be run there: {text}",
                 hint='install Python 3.11 or later there, or name another one in the inventory: python = "python3.11"',
             )
         how = "the SSH session ended" if status is None else f"the SSH session ended with status {status}"
-        raise HostError(f"host {self._host}: {how}: {text}", hint=f"try it by hand: ssh HOST {self._python} --version")
+        return HostError(f"host {self._host}: {how}: {text}", hint=f"try it by hand: ssh HOST {self._python} --version")

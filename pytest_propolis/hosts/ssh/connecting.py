@@ -1,4 +1,4 @@
-"""Opening a connection to a host: by asyncssh, or by OpenSSH where asyncssh does not do as the user's configuration says."""
+"""Opening a connection to a host: by asyncssh, or by OpenSSH where asyncssh does not do as it is configured."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ SLOW_BYTES_PER_S = 25e6
 
 
 def data_blocks(descriptor: int, size: int, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield what a file has from `start` on, in aligned chunks of which each block but the last is whole, without zeros.
+    """Yield what a file has from `start` on, without zeros, in chunks of aligned blocks.
 
     How the file is laid out on its disk does not matter: the same contents yield the same blocks.
     """

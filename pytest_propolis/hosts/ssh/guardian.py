@@ -18,9 +18,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from ...agent_api.messages import LOG_NAME
-from ...errors import HostError, PropolisError
+from ...agent_api.messages import LOG_NAME, SOCKET_NAME
+from ...errors import AgentError, HostError, PropolisError
 from ...ledger.reaper import reap
+from ..agent_client import AgentClient
+from ..known_directories import note_base_directory
 from ..run_directory import agent_directory, make_private_directory
 
 __all__ = ["GOODBYE", "guard"]
@@ -135,11 +137,16 @@ class _Agent:
 
     def let_go(self) -> int:
         """Let an agent leave that has no client any more, or stay if it keeps VMs; return its status, 0 if it stays."""
-        try:
-            return self._process.wait(LEAVE_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
+        if self._keeps():
             os.write(self._leash_fd, b".")
             return 0
+        return self.end(LEAVE_TIMEOUT_S)
+
+    def _keeps(self) -> bool:
+        try:
+            return bool(AgentClient(self._directory / SOCKET_NAME).kept())
+        except AgentError:
+            return False  # it leaves already
 
     def end(self, grace_s: float) -> int:
         """End the agent, in order if it can, and undo what it leaves; return its status."""
@@ -171,6 +178,7 @@ def _make_directory(run: str) -> Path:
 def _made(run: str) -> Path:
     directory = agent_directory(run)
     make_private_directory(directory.parent)
+    note_base_directory(directory.parent)
     make_private_directory(directory)
     return directory
 

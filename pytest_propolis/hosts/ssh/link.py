@@ -137,12 +137,27 @@ class Link:
             if isinstance(request, Join):
                 await self._keep_client(reader, writer)
             else:
-                _answer(writer, await self._handle(request))
+                await self._answer_request(request, reader, writer)
         except (ConnectionError, msgspec.DecodeError):
             pass  # it left before it had its answer
         finally:
             self._requests.discard(task)
             writer.close()
+
+    async def _answer_request(
+        self, request: RunCommand | PutFile | GetFile, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Answer a request, or end what was begun if the client does not wait for the answer."""
+        handling = asyncio.create_task(self._handle(request))
+        leaving = asyncio.create_task(reader.read())
+        try:
+            await asyncio.wait([handling, leaving], return_when=asyncio.FIRST_COMPLETED)
+            if handling.done():
+                _answer(writer, handling.result())
+        finally:
+            handling.cancel()
+            leaving.cancel()
+            await asyncio.wait([handling, leaving])
 
     async def _keep_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients.add(writer)
@@ -176,9 +191,12 @@ class Link:
 
     async def _run(self, command: str) -> LinkAnswer:
         channel = await self._transport.start(command)
-        channel.stdin.write_eof()
-        output, complaint = await asyncio.gather(channel.stdout.read(-1), channel.stderr.read(-1))
-        return LinkAnswer(status=await channel.status(), output=output, complaint=complaint)
+        try:
+            channel.stdin.write_eof()
+            output, complaint = await asyncio.gather(channel.stdout.read(-1), channel.stderr.read(-1))
+            return LinkAnswer(status=await channel.status(), output=output, complaint=complaint)
+        finally:
+            channel.kill()
 
     def _tell_clients(self, reason: str | None) -> None:
         """Tell why the host is lost, before the sockets close: a client that reads their end finds the reason."""

@@ -95,13 +95,17 @@ class JoinedLink:
                 return reason
         return "the link process on this machine ended"
 
-    async def run(self, command: str) -> LinkAnswer:
+    async def run(self, command: str, *, timeout_s: float) -> LinkAnswer:
         """Run a shell command on the host, to its end.
 
-        :raises HostError: when it cannot be started.
+        :raises HostError: when it cannot be started, or does not end in time; it is ended then.
         :raises HostLost: when the host is lost meanwhile.
         """
-        return await self._ask(RunCommand(command=command))
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._ask(RunCommand(command=command))
+        except TimeoutError:
+            raise HostError(f"host {self.host}: {command!r} did not end", waited_s=timeout_s) from None
 
     async def put(self, local: Path, remote: str) -> None:
         """Copy a file of this machine to the host.

@@ -46,7 +46,12 @@ class OpensshTransport:
         )
         self._first = self._first or process
         self._processes.append(process)
-        return Channel(process.stdin, process.stdout, process.stderr, process.wait)
+
+        def kill() -> None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                process.kill()
+
+        return Channel(process.stdin, process.stdout, process.stderr, process.wait, kill)
 
     async def forward(self, local: Path, remote: str) -> None:
         done = await run_program([*self._words("-O", "forward", "-L", f"{local}:{remote}")])

@@ -80,6 +80,7 @@ async def _program(transport: Transport, host: str, order: dict[str, Any], pytho
         yield program
     finally:
         channel.stdin.close()
+        channel.kill()
 
 
 class _Program:

@@ -38,12 +38,14 @@ class Channel:
     Its streams behave as those of asyncio; what they raise when the connection is lost is in `Transport.errors`.
 
     :param status: waits for the command's end, and returns its status; negative for a signal.
+    :param kill: ends the command, and does not wait for that.
     """
 
     stdin: Any
     stdout: Any
     stderr: Any
     status: Callable[[], Awaitable[int]]
+    kill: Callable[[], None]
 
 
 class Transport(Protocol):
