@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import secrets
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +22,8 @@ from .ssh.transport import SshDestination
 __all__ = ["SshHost", "open_host"]
 
 COMMAND_TIMEOUT_S: Final = 300.0
+LINK_END_TIMEOUT_S: Final = 30.0
+JOIN_ATTEMPTS: Final = 3
 QUOTED_BYTES: Final = 2000
 OPTIONS: Final = ("config", "python", "qemu", "artifact_dir", "silence_s")
 
@@ -153,17 +157,23 @@ class SshHost:
             if loss is not None:
                 raise loss
         self.was_up = True
-        link = await join_or_start(self._link_config())
-        try:
-            lifeline = await Lifeline.open(link.agent_socket, client=self._client_id)
-        except AgentNotRunning:
-            loss = link.loss()
-            link.close()
-            raise loss or HostError(f"host {self.name}: its agent does not answer") from None
-        except BaseException:
-            link.close()
-            raise
-        return self._first(link, lifeline)
+        return self._first(*await self._join())
+
+    async def _join(self) -> tuple[JoinedLink, Lifeline]:
+        for _ in range(JOIN_ATTEMPTS):
+            link = await join_or_start(self._link_config())
+            try:
+                return link, await Lifeline.open(link.agent_socket, client=self._client_id)
+            except AgentNotRunning:
+                # The agent leaves with its last client, and its link with it: the next one is this client's.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(link.wait_ended(), LINK_END_TIMEOUT_S)
+                loss = link.loss()
+                link.close()
+            except BaseException:
+                link.close()
+                raise
+        raise loss or HostError(f"host {self.name}: its agent does not answer")
 
     def _first(self, link: JoinedLink, lifeline: Lifeline) -> JoinedLink:
         if self._joined is None:

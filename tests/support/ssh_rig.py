@@ -26,6 +26,9 @@ from typing import Any
 __all__ = ["SHARED_STORE", "RigHost", "SshRig", "can_make_rigs", "inventory_of", "ssh_rig"]
 
 START_TIMEOUT_S = 30.0
+OUTSIDE_TMP = "/dev/shm"
+"""The place for rigs: each host has a /tmp of its own."""
+
 CLONE_NEWNET = 0x40000000
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ.get("PATH", ""))
@@ -39,6 +42,8 @@ INIT = """set -e
 hostname {name}
 {cable}
 mount -t tmpfs -o mode=755,size=64m run /run
+mount -t tmpfs -o mode=1777,size=64m tmp /tmp
+mount -t tmpfs -o mode=1777,size=64m tmp /var/tmp
 mkdir -p /run/sshd
 {mounts}
 mount --rbind {home} {user_home}
@@ -155,7 +160,7 @@ def ssh_rig(*names: str, mounts: str = "") -> Iterator[SshRig]:
     :param mounts: shell commands that each host runs before it is up; ``{home}`` is its home as seen from here.
     """
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rig-")))
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rig-", dir=OUTSIDE_TMP)))
         _make_keys(directory, names)
         stack.enter_context(_own_network())
         switch = _hold(stack, "ip link add br0 type bridge; ip link set br0 up; echo held; read gone")

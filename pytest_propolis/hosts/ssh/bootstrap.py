@@ -18,7 +18,7 @@ from .distributions import HostPython
 from .loader import MARK
 from .transport import Channel, Transport
 
-__all__ = ["HostFacts", "RemoteAgent", "start_agent"]
+__all__ = ["HostFacts", "RemoteAgent", "start_agent", "start_program"]
 
 ANSWER_TIMEOUT_S: Final = 90.0
 STDERR_BYTES: Final = 2000
@@ -87,7 +87,7 @@ async def start_agent(
     :raises ResourceExhausted: when it has no space.
     :raises HostError: when the agent does not start; the text says why.
     """
-    channel = await transport.start(COMMAND.format(python=shlex.quote(python), receive=RECEIVE))
+    channel = await start_program(transport, CHECK_VERSION, python=python)
     session = _Session(channel, transport.errors, host, python)
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -97,6 +97,18 @@ async def start_agent(
     except transport.errors:
         pass
     raise await session.ended()
+
+
+async def start_program(transport: Transport, program: str, *, python: str) -> Channel:
+    """Start a Python program on a host, whose text is sent over its standard input."""
+    channel = await transport.start(COMMAND.format(python=shlex.quote(python), receive=RECEIVE))
+    _send_program(channel, program)
+    return channel
+
+
+def _send_program(channel: Channel, program: str) -> None:
+    text = program.encode()
+    channel.stdin.write(b"%d\n%b" % (len(text), text))
 
 
 class _Session:
@@ -109,8 +121,7 @@ class _Session:
         self._python = python
 
     async def start_agent(self, order: dict[str, Any], make_bundle: BundleMaker) -> RemoteAgent:
-        self._send_program(CHECK_VERSION.encode())
-        self._send_program(LOADER.read_bytes())
+        _send_program(self._channel, LOADER.read_text())
         facts = msgspec.convert((await self._receive())["facts"], HostFacts)
         if facts.place is None:
             self._raise_no_place(facts)
@@ -122,9 +133,6 @@ class _Session:
             await self._channel.stdin.drain()
         started = msgspec.convert((await self._receive())["ready"], AgentStarted)
         return RemoteAgent(facts=facts, started=started, channel=self._channel)
-
-    def _send_program(self, program: bytes) -> None:
-        self._channel.stdin.write(b"%d\n%b" % (len(program), program))
 
     async def _receive(self) -> dict[str, Any]:
         """The next message; what else is printed there is passed over."""

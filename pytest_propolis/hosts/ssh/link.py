@@ -22,7 +22,7 @@ import msgspec
 
 from ...agent_api.messages import Fault
 from ...errors import HostError, PropolisError
-from .bootstrap import RemoteAgent, start_agent
+from .bootstrap import RemoteAgent, start_agent, start_program
 from .bundle import make_bundle
 from .connecting import connect
 from .guardian import GOODBYE
@@ -49,6 +49,7 @@ FIRST_CLIENT_TIMEOUT_S: Final = 30.0
 GOODBYE_TIMEOUT_S: Final = 20.0
 BEAT_S: Final = 1.0
 LINE_BYTES: Final = 1 << 20
+REMOTE_COMMAND: Final = Path(__file__).with_name("remote_command.py")
 
 
 class Link:
@@ -190,12 +191,13 @@ class Link:
         return LinkAnswer(status=0)
 
     async def _run(self, command: str) -> LinkAnswer:
-        channel = await self._transport.start(command)
+        channel = await start_program(self._transport, REMOTE_COMMAND.read_text(), python=self._config.python)
         try:
-            channel.stdin.write_eof()
+            channel.stdin.write(msgspec.json.encode({"command": command}) + b"\n")
             output, complaint = await asyncio.gather(channel.stdout.read(-1), channel.stderr.read(-1))
-            return LinkAnswer(status=await channel.status(), output=output, complaint=complaint)
+            return LinkAnswer(status=await channel.status(), output=_marked(output), complaint=_marked(complaint))
         finally:
+            channel.stdin.close()
             channel.kill()
 
     def _tell_clients(self, reason: str | None) -> None:
@@ -210,6 +212,12 @@ class Link:
             channel.stdin.write(GOODBYE)
             async with asyncio.timeout(GOODBYE_TIMEOUT_S):
                 await channel.status()
+
+
+def _marked(output: bytes) -> bytes:
+    """What a command wrote, without what the login shell had written before; all of it if the command did not start."""
+    before, mark, written = output.partition(f"{MARK}\n".encode())
+    return written if mark else before
 
 
 def _how_agent_ended(message: dict[str, object]) -> str:

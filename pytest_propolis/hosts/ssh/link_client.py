@@ -95,6 +95,13 @@ class JoinedLink:
                 return reason
         return "the link process on this machine ended"
 
+    async def wait_ended(self) -> None:
+        """Wait until the link process has let go of this client."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):
+            while data := await loop.sock_recv(self._connection, 4096):
+                self._heard += data
+
     async def run(self, command: str, *, timeout_s: float) -> LinkAnswer:
         """Run a shell command on the host, to its end.
 

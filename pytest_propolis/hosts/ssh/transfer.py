@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shlex
 import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from ...errors import HostError, ResourceExhausted
-from .bootstrap import COMMAND, RECEIVE
+from .bootstrap import start_program
 from .file_stream import COMPRESSED, HEADER, MARK, PartialFile, digest, frames, source_key, unpacked
 from .transport import Channel, Transport
 
@@ -71,9 +70,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 @contextlib.asynccontextmanager
 async def _program(transport: Transport, host: str, order: dict[str, Any], python: str) -> AsyncIterator[_Program]:
-    channel = await transport.start(COMMAND.format(python=shlex.quote(python), receive=RECEIVE))
-    text = PROGRAM.read_bytes()
-    channel.stdin.write(b"%d\n%b" % (len(text), text))
+    channel = await start_program(transport, PROGRAM.read_text(), python=python)
     program = _Program(channel, host)
     program.write(order)
     try:
