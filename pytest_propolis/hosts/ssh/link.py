@@ -264,6 +264,8 @@ async def _opened(config: LinkConfig) -> AsyncIterator[Link]:
         yield Link(config, transport, agent)
     finally:
         transport.abort()
+        with contextlib.suppress(*transport.errors):
+            await transport.wait_closed()
 
 
 async def _run_link(config: LinkConfig, ready_fd: int) -> None:
