@@ -14,6 +14,7 @@ The tree::
     │   ├── CapabilityMissing
     │   ├── ResourceExhausted
     │   ├── HostBusy
+    │   ├── HostLost
     │   └── AgentError
     ├── ApiError                 a Propolis server said no
     ├── VmError                  a virtual machine did not do what it was asked to
@@ -55,6 +56,7 @@ __all__ = [
     "GuestPanicked",
     "HostBusy",
     "HostError",
+    "HostLost",
     "MigrationError",
     "PropolisError",
     "ResourceExhausted",
@@ -209,6 +211,19 @@ class ResourceExhausted(HostError):
 
 class HostBusy(HostError):
     """Raised when the host has no memory left for a VM now; it may have when another VM ends."""
+
+
+class HostLost(HostError):
+    """Raised when the connection to a host is lost, or its agent died. What the run had there is removed there.
+
+    :param host: the name of the host.
+    :param reason: what ended the connection.
+    """
+
+    def __init__(self, message: str, *, host: str = "", reason: str = "", **context: Any) -> None:
+        super().__init__(message, **context)
+        self.host = host
+        self.reason = reason
 
 
 class AgentError(HostError):
