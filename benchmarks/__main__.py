@@ -21,6 +21,7 @@ from . import (
     round_trip,
     serial_throughput,
     suite,
+    volumes,
 )
 from .figure import Figure, table
 from .options import Options
@@ -36,6 +37,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "boot": boot.measure,
     "fork": fork.measure,
     "suite": suite.measure,
+    "volumes": volumes.measure,
     "crowd": crowd.measure,
     "migration": migration.measure,
     "interruption": interruption.measure,

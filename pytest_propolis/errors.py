@@ -125,7 +125,8 @@ class PropolisError(Exception):
         if self.waited_s is not None:
             lines.append(f"  waited: {self.waited_s:.1f} s")
         if self.console_tail:
-            lines.append(f"  last {len(self.console_tail)} lines of console:")
+            number = len(self.console_tail)
+            lines.append(f"  last {number} lines of console:" if number > 1 else "  last line of console:")
             lines += [f"    | {_shown(line)}" for line in self.console_tail]
         if self.log_path:
             lines.append(f"  log: {self.log_path}")
@@ -305,8 +306,11 @@ class CommandFailed(ShellError):
     def _evidence(self) -> list[str]:
         text = self.output.decode(errors="replace").splitlines()
         shown = [f"    | {_shown(line)}" for line in text[-30:]]
-        header = [f"  output ({len(text)} lines, the last {len(shown)}):"] if shown else ["  output: none"]
-        return header + shown + super()._evidence()
+        if len(shown) < len(text):
+            header = f"  output ({len(text)} lines, the last {len(shown)}):"
+        else:
+            header = "  output:" if shown else "  output: none"
+        return [header, *shown, *super()._evidence()]
 
 
 class CommandTimeout(ShellError):

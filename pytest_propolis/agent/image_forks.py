@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import secrets
 import tempfile
@@ -168,6 +169,9 @@ async def fork_of(
     wanted = ForkRequest(image=image, image_format=request.image_format, target=space.place(fork_id))
     provider = await choose_provider(wanted, progress=notes.append, only=request.providers)
     planned = await provider.plan(wanted)
+    if planned.format != "raw":  # The server knows the format of a disk's file by its suffix.
+        wanted = dataclasses.replace(wanted, target=wanted.target.with_suffix(f".{planned.format}"))
+        planned = await provider.plan(wanted)
     if planned.facts:
         with books.making(f"{provider.name}-clone", planned.facts) as entry:
             fork = await provider.fork(wanted)

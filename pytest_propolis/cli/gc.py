@@ -73,6 +73,8 @@ def _clear_kept(base: Path, *, dry_run: bool, remove: bool) -> bool:
                 click.echo(f"{verb} VM {vm.id} {vm.name!r} of {kept.kept.reason}{hint}")
             for disk in kept.disks:
                 click.echo(f"{verb} disk {disk.path}{hint}")
+            for volume in kept.volumes:
+                click.echo(f"{verb} crucible disk {volume.id} {volume.name!r}{hint}")
     return found
 
 

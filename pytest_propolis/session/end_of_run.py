@@ -140,4 +140,6 @@ def describe_kept(kept: list[KeptListed]) -> Iterator[str]:
                 yield f"  VM {vm.name!r} was not created"
         for disk in item.disks:
             yield f"  disk {disk.path}"
+        for volume in item.volumes:
+            yield from (f"  disk {part.path}    # replica of {volume.name!r}" for part in volume.downstairs)
     yield "`propolis gc --kept` removes them"

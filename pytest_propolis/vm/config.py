@@ -60,7 +60,7 @@ class VmConfig:
     :param boot: ``warm``: a fork of a guest that was booted once, where that can be; ``cold``: it boots.
     :param boot_timeout_s: seconds until the guest must have booted and logged in.
     :param disk_interface: how the guest sees the disk that it boots from.
-    :param disks: further disks; a `CrucibleDisk` may stand for its own `disk()`.
+    :param disks: further disks; a `CrucibleDisk` or `ImageFork` may stand for its own `disk()`.
     :param boot_order: names of disks, in the order in which firmware tries them; the boot disk alone by default.
     :param firmware: what boots the guest: ``none`` (its kernel is loaded by the server), ``bios`` or ``uefi``. UEFI
         starts the guest's own kernel, if it has one, unless the adapter says that it boots its disk, or a boot order is

@@ -6,7 +6,8 @@ from typing import TypedDict
 
 from ..propolis_api import Cpuid, HyperVFeatureFlag
 from ..settings import BootKind
-from .config import DataDisk, DiskInterface, FirmwareKind, Nic
+from .config import DiskInterface, FirmwareKind, Nic
+from .disks import Disk, DiskSource
 
 __all__ = ["VmConfigFields"]
 
@@ -20,7 +21,7 @@ class VmConfigFields(TypedDict, total=False):
     boot: BootKind | None
     boot_timeout_s: float | None
     disk_interface: DiskInterface
-    disks: tuple[DataDisk, ...]
+    disks: tuple[Disk | DiskSource, ...]
     boot_order: tuple[str, ...] | None
     firmware: FirmwareKind | None
     kernel_arguments: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, Protocol, TypeAlias
 
 from ..agent_api.messages import CreateDisk
 from ..errors import ArtifactMissing, ConfigError
@@ -15,7 +15,7 @@ from ..storage.overlays import presumed_format
 from .device_names import require_device_name
 from .pci_slots import PCI_SLOTS
 
-__all__ = ["AttachedDisk", "DataDisk", "Disk", "DiskInterface", "PciSlot", "as_disk"]
+__all__ = ["AttachedDisk", "DataDisk", "Disk", "DiskInterface", "DiskSource", "PciSlot", "as_disk"]
 
 DiskInterface = Literal["virtio", "nvme"]
 PciSlot: TypeAlias = Annotated[int, Range(PCI_SLOTS.start, PCI_SLOTS.stop - 1)]
@@ -166,6 +166,13 @@ class DataDisk(Disk):
         return ConfigError(f"data disk {self.name!r}: {message}", hint=hint)
 
 
+class DiskSource(Protocol):
+    """What was made before the VM that gets it as a disk: a `CrucibleDisk`, an `ImageFork`."""
+
+    def disk(self) -> Disk:
+        """Return it as a VM's disk, with the default options."""
+
+
 def as_disk(value: Any) -> Any:
-    """Return the description of a disk: what was made before a VM, such as a `CrucibleDisk`, has one by default."""
+    """Return the description of a disk that a source stands for; any other value as it is."""
     return value if isinstance(value, Disk) or not hasattr(value, "disk") else value.disk()

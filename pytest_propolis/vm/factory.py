@@ -511,4 +511,4 @@ class VmFactory:
 
 def _config(name: str, fields: VmConfigFields) -> VmConfig:
     check_keywords(fields, VmConfig, subject=f"VM {name!r}")
-    return VmConfig(name=name, **fields)
+    return VmConfig(name=name, **fields)  # type: ignore[arg-type] # A source of a disk stands for its disk.

@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 from ..agent_api.messages import ImageForked
 from ..errors import ConfigError
+from ..field_checks import check_fields
 from ..hosts.agent_client import AsyncAgentClient
 from ..hosts.host import Host
+from .device_names import require_device_name
+from .disks import AttachedDisk, Disk, DiskInterface, PciSlot
 
-__all__ = ["ImageFork"]
+__all__ = ["ForkDisk", "ImageFork"]
 
 TRANSFER_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForkDisk(Disk):
+    """A fork as a VM sees it: ``VmConfig(disks=(fork.disk(interface="nvme"),))``. The VM is on the fork's host.
+
+    :param name: its key in the instance spec.
+    """
+
+    fork: ImageFork
+    name: str
+    interface: DiskInterface = "virtio"
+    readonly: bool = False
+    block_size: Literal[512, 4096] = 512
+    pci_slot: PciSlot | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, subject=f"disk {self.name!r}")
+        require_device_name("disk", self.name)
+
+    def attached(self) -> AttachedDisk:
+        assert self.pci_slot is not None
+        return AttachedDisk(
+            name=self.name,
+            path=str(self.fork.path),
+            interface=self.interface,
+            readonly=self.readonly,
+            block_size=self.block_size,
+            pci_slot=self.pci_slot,
+        )
 
 
 @final
@@ -65,6 +99,23 @@ class ImageFork:
     def size_bytes(self) -> int:
         """The size of the disk that a guest sees."""
         return self._made.size_bytes
+
+    def disk(
+        self,
+        name: str = "artifact",
+        *,
+        interface: DiskInterface = "virtio",
+        readonly: bool = False,
+        block_size: Literal[512, 4096] = 512,
+        pci_slot: int | None = None,
+    ) -> ForkDisk:
+        """The disk for `VmConfig.disks`. The fork itself may stand there for it.
+
+        :param name: its key in the instance spec.
+        """
+        return ForkDisk(
+            fork=self, name=name, interface=interface, readonly=readonly, block_size=block_size, pci_slot=pci_slot
+        )
 
     async def snapshot(self, name: str) -> None:
         """Remember the content as it is now.

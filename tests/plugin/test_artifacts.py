@@ -41,6 +41,17 @@ async def test_what_is_wrong_is_said(zfs_artifact_factory, image, tmp_path):
     with pytest.raises(ConfigError, match="micro has no disk to fork"):
         await zfs_artifact_factory("micro")
 
+@pytest.mark.parametrize("provider", ["qcow2", "copy"])
+@pytest.mark.parametrize("boot", ["warm", "cold"])
+async def test_a_fork_is_the_disk_of_a_vm(zfs_artifact_factory, vm_factory, image, provider, boot):
+    original = image.read_bytes()
+    fork = await zfs_artifact_factory(image, provider=provider)
+    vm = await vm_factory.start(guest="micro", boot=boot, disks=(fork.disk("data"),))
+    await vm.run("modprobe virtio_blk; printf changed | dd of=/dev/vda conv=fsync 2>/dev/null")
+    await vm.stop()
+    assert await fork.read() == b"changed" + original[7:]
+    assert image.read_bytes() == original
+
 @pytest.mark.guest_os("alpine")
 async def test_the_fork_of_a_guests_disk(zfs_artifact):
     assert zfs_artifact.size_bytes >= 1 << 30
@@ -75,7 +86,7 @@ async def test_it(zfs_artifact_factory, image):
 def test_forks_are_a_tests_own_and_go_with_it(inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROPOLIS_DISK_DIR", str(inner.pytester.mkdir("disks")))
     inner.write(conftest=CONFTEST, test_it=FORKS)
-    inner.run().assert_outcomes(passed=4)
+    inner.run().assert_outcomes(passed=8)
     assert list((inner.pytester.path / "disks").rglob("*")) == []
 
 

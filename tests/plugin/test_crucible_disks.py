@@ -71,7 +71,7 @@ def test_disks_are_kept_with_their_vm_and_are_listed(inner: InnerRun) -> None:
     inner.write(test_it=FAILS)
     result = inner.run("--propolis-keep=failed", "-s")
     result.assert_outcomes(failed=1)
-    files = [Path(path) for path in re.findall(r"^\W*file (\S+)$", result.stdout.str(), re.MULTILINE)]
+    files = [Path(path) for path in re.findall(r"file (/\S+)$", result.stdout.str(), re.MULTILINE)]
     try:
         listed = propolis("ps")
         (line,) = [line for line in listed.splitlines() if " volume " in line]

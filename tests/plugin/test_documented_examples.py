@@ -87,3 +87,11 @@ def test_the_examples_of_the_guests_and_hooks_pages_boot_a_guest(inner: InnerRun
 
 def stored(artifact: Artifact) -> Path:
     return asyncio.run(ArtifactStore(default_artifact_dir()).get(artifact, lambda line: None))
+
+
+def test_the_examples_of_replicated_disks_pass(inner: InnerRun) -> None:
+    attached, shared = blocks("docs/crucible_disks.md")
+    use = "\n\nasync def test_it(disk):\n    assert disk.size_bytes == 64 << 20\n"
+    module = "import pytest\nimport pytest_asyncio\n\npytestmark = pytest.mark.asyncio(loop_scope='module')\n\n"
+    inner.write(test_attached=attached, test_shared=module + shared + use)
+    inner.run().assert_outcomes(passed=2)

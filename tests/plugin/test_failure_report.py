@@ -32,7 +32,7 @@ def test_the_report_shows_the_vm_its_state_its_spec_its_console_and_its_log(inne
             "E*output (2 lines, the last 2):",
             "E*| a line that was shown",
             "E*| complaint",
-            "E*last * lines of console:",
+            "E*last * of console:",
             "E*| a line that was shown",
             "* propolis VM 'alice' *",
             "state:   Running",

@@ -13,6 +13,7 @@ from pytest_propolis.vm.vm import TestVm
 
 __all__ = [
     "ACTIVE",
+    "DRIVER",
     "MICRO",
     "SLOTS",
     "WRITE",

@@ -78,6 +78,7 @@ class Cell:
         "queues",
         "rate",
         "way",
+        "weight",
         "work_s",
     )
 
@@ -95,6 +96,8 @@ class Cell:
         """Slot seconds that its tests will probably take on hosts of speed 1.0."""
         self.rate = 0.0
         """Slots that run its tests now, each counted with its host's speed."""
+        self.weight = 1.0
+        """How much its tests count, for their length."""
         self.longest_s = 0.0
         self.narrowest = 0
         """Rank of its longest test, probes aside, and the fewest CPUs that one of its tests needs."""

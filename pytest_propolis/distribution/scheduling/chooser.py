@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 from .backlog import Cell, Queue
@@ -15,8 +16,11 @@ __all__ = ["Choice", "Chooser"]
 LENGTH: Final = 4.0
 """How much more the longest test of a cell counts than the time in which the cell would be done at its present rate."""
 
-SCARCE: Final = 1.1
-"""How much more the tests count that not all hosts can run."""
+NO_PRESSURE: Final = 0.6
+SLOPE: Final = 2.0
+MOST_WEIGHT: Final = 3.0
+"""Of hosts with a label, the share of time that the tests which need it take, relative to all hosts and all tests.
+From NO_PRESSURE on these tests count more, SLOPE times what is above it, but at most MOST_WEIGHT."""
 
 SLOW: Final = 0.8
 """A host is slow for a test if it has less than this share of the speed that another host has."""
@@ -41,6 +45,21 @@ class Chooser:
         self.lenient = False
         """Whether slow hosts may run any test, since nothing else happens that could help it."""
 
+    def weigh(self, cells: Sequence[Cell]) -> None:
+        """Let the tests count more for which there are too few hosts with their labels."""
+        work_s: dict[frozenset[str], float] = {}
+        for cell in cells:
+            work_s[cell.labels] = work_s.get(cell.labels, 0.0) + cell.work_s
+        total_s = sum(work_s.values())
+        weights = dict.fromkeys(work_s, 1.0)
+        for labels, labelled_s in work_s.items():
+            speed = self._fleet.speed_with(labels)
+            if labels and speed and total_s:
+                pressure = (labelled_s / speed) / (total_s / self._fleet.speed)
+                weights[labels] = min(MOST_WEIGHT, 1 + SLOPE * max(0.0, pressure - NO_PRESSURE))
+        for cell in cells:
+            cell.weight = weights[cell.labels]
+
     def best(self, state: HostState, *, held: bool = False, after: Needs | None = None) -> Choice | None:
         """Return the test that a host runs next, as its queue and its index.
 
@@ -50,11 +69,18 @@ class Chooser:
         slots, cpus, memory_mib = state.slots, state.cpus, state.memory_mib
         if after is not None:
             slots, cpus, memory_mib = slots + 1, cpus + after.cpus, memory_mib + after.memory_mib
-        ranked = self._ranked(state, cpus, held=held)
         # A CPU is kept for each other free slot, if there are tests that need no more.
         spare = max(min(1, cpus), cpus - (slots - 1))
+        ranked = self._ranked(state, cpus, held=held)
+        if not ranked:
+            return None
+        first = min(ranked)[2]  # Its longest test fits nearly always: then the others need not be sorted.
+        found = first.best(spare, memory_mib, self._limit_s(state, first), held=held)
+        if found is not None:
+            return found
+        ranked.sort()
         for most in (spare, cpus) if spare < cpus else (cpus,):
-            for cell in ranked:
+            for _, _, cell in ranked:
                 found = cell.best(most, memory_mib, self._limit_s(state, cell), held=held)
                 if found is not None:
                     return found
@@ -72,7 +98,8 @@ class Chooser:
         """Whether it hardly matters when a test starts that takes so long."""
         return duration_s <= max(SHORT_S, SHORT_SHARE * self.slack_s)
 
-    def _ranked(self, state: HostState, cpus: int, *, held: bool) -> list[Cell]:
+    def _ranked(self, state: HostState, cpus: int, *, held: bool) -> list[tuple[float, int, Cell]]:
+        """The cells that may have a test for a host, with a key by which the best one is the least."""
         ranked = []
         for number, cell in enumerate(self._fleet.runnable(state)):
             if held:
@@ -80,11 +107,8 @@ class Chooser:
                     ranked.append((-max(queue.held[-1][0] for queue in cell.queues if queue.held), number, cell))
             elif cell.count and cell.narrowest <= cpus:
                 lasts_s = cell.work_s / (cell.rate if cell.rate > 1.0 else 1.0)
-                if cell.labels:
-                    lasts_s *= SCARCE
-                ranked.append((-lasts_s - LENGTH * cell.longest_s, number, cell))
-        ranked.sort()
-        return [cell for _, _, cell in ranked]
+                ranked.append((-(lasts_s + LENGTH * cell.longest_s) * cell.weight, number, cell))
+        return ranked
 
     def _limit_s(self, state: HostState, cell: Cell) -> float:
         """The longest duration that a host may begin with, on a host of speed 1.0."""

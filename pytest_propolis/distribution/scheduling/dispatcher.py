@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from .backlog import Queue
-from .chooser import Chooser
+from .chooser import SLOW, Chooser
 from .decision import BuildTemplate, Decision, Start
 from .follower import Follower
 from .gathering import Gathering, Request
@@ -67,7 +67,6 @@ class Dispatcher:
         waiting = len(run.backlog) or run.workers.holders
         quiet = not run.running and not any(state.building for state in run.fleet.living)
         tick = bool(joined) or now_s >= self._next_tick_s or quiet
-        self._chooser.lenient = quiet
         run.awake |= quiet
         if tick and waiting:
             self._look_ahead()
@@ -78,16 +77,21 @@ class Dispatcher:
         if tick and waiting:
             self._build_further()
         self._start_hostless()
+        if quiet and waiting and not self._decisions:
+            self._chooser.lenient = run.awake = True
+            self._fill(run.take_changed())
+            self._chooser.lenient = False
         return self._decisions
 
     def _look_ahead(self) -> None:
         run = self._run
         running_s = (running.remaining_s(self._now_s) for running in run.running.values())
         slack_s = self._chooser.slack_s = remaining_s(run.backlog, run.fleet, running_s, run.durations.longest_s)
+        self._chooser.weigh(run.backlog.cells)
         self._next_tick_s = self._now_s + max(SHORTEST_TICK_S, slack_s / TICKS)
         # What slow hosts may run depends on how long the run lasts.
         fastest = max((state.speed for state in run.fleet.living), default=0.0)
-        run.changed.update(state for state in run.fleet.living if state.slots > 0 and state.speed < fastest)
+        run.changed.update(state for state in run.fleet.living if state.slots > 0 and state.speed < SLOW * fastest)
         for queue, index, rank_s in run.backlog.wide(*run.fleet.share(WIDE_SLOTS)):
             if rank_s * URGENCY > slack_s * (queue.cell.fastest or 1.0):
                 run.gatherings.add(Request(index, queue.needs, rank_s))

@@ -13,7 +13,7 @@ from .needs import Needs
 
 __all__ = ["Gathering", "Gatherings", "Request"]
 
-HOSTS_PER_GATHERING: Final = 20
+HOSTS_PER_GATHERING: Final = 10
 """For each so many hosts one test may have hosts kept for it: what is kept lies idle until the last host is there."""
 
 BOUND: Final = 8

@@ -224,7 +224,7 @@ class Downstairs:
             _say(other, Fenced(generation=request.generation))
         session.id = request.session
         self._active = session
-        region.generation, region.clean = request.generation, False
+        region.generation = request.generation
         return answer
 
     async def _snapshot(self, snapshot_id: UUID) -> Answer:

@@ -29,7 +29,7 @@ class Promote(msgspec.Struct, frozen=True, kw_only=True, tag="promote"):
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True, tag="mark"):
-    """Remember this of the region.
+    """Remember this of the region. To be said before anything is written.
 
     :param epoch: counts how often the set of replicas that have all writes has changed.
     :param clean: no write is under way, and none will come in this session.

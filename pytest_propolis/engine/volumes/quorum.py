@@ -1,7 +1,7 @@
 """QEMU's quorum node over the three replicas of a region: its children are attached, swapped and brought up to date.
 
 Three replicas vote on each read, and a write is done when two have it. A replica that is missing is represented by a
-node that fails every request: it must not vote.
+node that fails its requests: it must not vote.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from ..qemu.machine import Machine, MachineError
@@ -19,7 +20,9 @@ __all__ = ["Quorum"]
 
 THRESHOLD: Final = 2
 CONNECT_TIMEOUT_S: Final = 2
-_FAILING: Final = ("read", "write", "write-zeroes", "discard", "flush")
+_FAILING: Final = ("read", "write", "write-zeroes", "discard")
+"""What a missing replica fails. QEMU flushes each node by itself before it migrates, and gives up if one fails."""
+
 _EIO: Final = 5
 _ON_ERROR: Final = {"on-source-error": "stop", "on-target-error": "stop"}
 """A job that ends by itself while QEMU stops the guest would leave a node above the volume's (QEMU 7.2)."""
@@ -40,6 +43,7 @@ class Quorum:
         self._size_bytes = size_bytes
         self._readonly = readonly
         self._numbers = itertools.count()
+        self._job: str | None = None
         self.placeholders = tuple(f"{name}-missing{number}" for number in range(REPLICAS))
         """The nodes that it begins with, which are in nobody's hand but QEMU's."""
 
@@ -103,6 +107,12 @@ class Quorum:
         own = next(item["id"] for item in graph["nodes"] if item.get("name") == self.name)
         return all(kinds[edge["parent"]] != "block-driver" for edge in graph["edges"] if edge["child"] == own)
 
+    async def give_up_job(self, machine: Machine) -> None:
+        """Have the job that copies just now fail, if there is one."""
+        if self._job is not None:
+            with contextlib.suppress(MachineError):  # it has just ended
+                await machine.execute("block-job-cancel", device=self._job, force=True)
+
     async def repair(self, machine: Machine, *, target: str, replaces: str) -> None:
         """Bring a replica up to date from the others while the guest writes, and put it into a child's place."""
         options = {"copy-mode": "write-blocking", "replaces": replaces}
@@ -140,23 +150,26 @@ class Quorum:
         job = f"{self.name}-job{next(self._numbers)}"
         with machine.events("JOB_STATUS_CHANGE", "BLOCK_JOB_ERROR") as events:
 
-            async def reach(goal: Collection[str]) -> None:
+            async def reach(goal: Collection[str], *, whatever_happens: bool = False) -> None:
                 while (status := await _status(machine, job)) not in goal and status not in _ENDED:
                     name, data = await machine.next_event(events)
-                    if name == "BLOCK_JOB_ERROR" and data["device"] == job and goal is not _ENDED:
+                    if name == "BLOCK_JOB_ERROR" and data["device"] == job and not whatever_happens:
                         raise MachineError(f"replica: {data['operation']} error")
 
             names = {"job-id": job, "device": source, "target": target, "auto-dismiss": False}
             await machine.execute("blockdev-mirror", sync="full", **{**names, **_ON_ERROR, **options})
+            self._job = job
             try:
                 await reach({"ready"})
                 if await _status(machine, job) == "ready":
                     yield job
                 await reach(_ENDED)
             except BaseException:
-                await _end(machine, job, reach)
+                await _end(machine, job, partial(reach, _ENDED, whatever_happens=True))
                 raise
-            if error := await _end(machine, job, reach):
+            finally:
+                self._job = None
+            if error := await _end(machine, job, partial(reach, _ENDED, whatever_happens=True)):
                 raise MachineError(f"replica: {error}")
 
     def _placeholder(self, name: str) -> dict[str, Any]:
@@ -184,12 +197,15 @@ async def _status(machine: Machine, job: str) -> str:
     return next((item["status"] for item in jobs if item["id"] == job), "null")
 
 
-async def _end(machine: Machine, job: str, reach: Callable[[Collection[str]], Awaitable[None]]) -> str | None:
-    """Have a job end, whatever it does, and forget it; return its error, if it has failed."""
+async def _end(machine: Machine, job: str, ended: Callable[[], Awaitable[None]]) -> str | None:
+    """Have a job end, whatever it does, and forget it; return its error, if it has failed.
+
+    :param ended: waits until it has ended.
+    """
     if await _status(machine, job) not in _ENDED:
         with contextlib.suppress(MachineError):  # it has just ended by itself
             await machine.execute("block-job-cancel", device=job, force=True)
-        await reach(_ENDED)
+        await ended()
     jobs = await machine.execute("query-jobs")
     error = next((item.get("error") for item in jobs if item["id"] == job), None)
     with contextlib.suppress(MachineError):

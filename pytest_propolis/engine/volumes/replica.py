@@ -42,6 +42,7 @@ class Replica:
     """One of the three.
 
     :param node: its block node, or the placeholder's.
+    :param incoming: a further block node of it, which is copied to or from just now.
     :param is_stale: whether it lacks writes that the others have.
     :param lost: set to the reason when QEMU reports that the replica is bad.
     :param moved: set when it is to be looked for at another address.

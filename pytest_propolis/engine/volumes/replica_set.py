@@ -24,6 +24,7 @@ __all__ = ["NEEDED", "ReplicaSet"]
 
 logger = logging.getLogger(__name__)
 
+SETTLE_TIMEOUT_S: Final = 3.0
 NEEDED: Final = 2
 """How many replicas must have a write before it is done."""
 
@@ -42,6 +43,10 @@ class ReplicaSet:
         self.is_assembled = False
         self._machine: Machine | None = None
         self._epoch = 0
+        self._is_held = False
+        """No repair may begin."""
+        self._is_frozen = False
+        """QEMU's nodes may not change at all."""
         self._changing = asyncio.Lock()
         self._changed = asyncio.Event()
 
@@ -49,6 +54,10 @@ class ReplicaSet:
     def active(self) -> list[Replica]:
         """Those that have all writes, and that QEMU uses."""
         return [replica for replica in self.replicas if replica.is_active]
+
+    @property
+    def _in_repair(self) -> list[Replica]:
+        return [replica for replica in self.replicas if replica.phase is Phase.LIVE_REPAIR]
 
     @property
     def regions(self) -> list[Promoted]:
@@ -87,6 +96,9 @@ class ReplicaSet:
                     replica.phase = Phase.CONNECTED
                     await self.quorum.detach(machine, node)
                 raise
+            finally:
+                for replica in nodes:
+                    replica.incoming = None
             for replica, node in nodes.items():
                 await self._put_in(replica, node)
             self._epoch = newest
@@ -107,10 +119,10 @@ class ReplicaSet:
             async with self._changing:
                 if session.ended.is_set():
                     raise DownstairsUnreachable(f"{replica.address} has hung up")
-                if self.active or not replica.is_stale:
+                if not self._is_held and (self.active or not replica.is_stale):
                     await self._fill(replica, session)
                     break
-            await self.wait_until(lambda: self.active or session.ended.is_set())
+            await self.wait_until(lambda: (self.active and not self._is_held) or session.ended.is_set())
         self.notify()
 
     async def cut(self, replica: Replica) -> None:
@@ -118,9 +130,12 @@ class ReplicaSet:
         if self._machine is not None:
             for node in {replica.node, replica.incoming or replica.node}:
                 await self.quorum.yank(self._machine, node)
+            # What is copied just now needs all replicas that are there. A job with nothing to do would not learn it.
+            await self.quorum.give_up_job(self._machine)
 
     async def leave_out(self, replica: Replica, mode: DownstairsInfoConnectionMode) -> None:
         """Go on without a replica whose session has ended."""
+        await self.wait_until(lambda: not self._is_frozen)
         async with self._changing:
             was_active, replica.phase = replica.is_active, Phase.WAIT_CONNECT
             replica.session, replica.mode = None, mode
@@ -138,10 +153,23 @@ class ReplicaSet:
     async def settle(self, *, clean: bool) -> None:
         """Tell the replicas that no write is under way, and that none comes; or that it is so no more.
 
-        QEMU must be stopped.
+        Until then no replica is repaired: a repair that is under way is given up. QEMU must be stopped.
         """
-        async with self._changing:
-            await self._mark(clean=clean)
+        self._is_held = clean
+        self._is_frozen = False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                if clean:
+                    await self._give_up_repairs()
+                await self._mark(clean=clean)
+        self._is_frozen = clean
+        self.notify()
+
+    async def _give_up_repairs(self) -> None:
+        given_up = [(replica, _session(replica)) for replica in self._in_repair]
+        for _, session in given_up:
+            session.close()
+        await self.wait_until(lambda: all(replica.session is not session for replica, session in given_up))
 
     async def snapshot(self, snapshot_id: UUID) -> None:
         """Have all replicas keep what they hold. QEMU must be stopped.
@@ -162,7 +190,7 @@ class ReplicaSet:
         is_clean = all(_session(replica).region.clean for replica in fresh)
         for replica in wanted:
             replica.phase = Phase.RECONCILE
-            nodes[replica] = await self.quorum.attach(machine, _session(replica))
+            nodes[replica] = replica.incoming = await self.quorum.attach(machine, _session(replica))
         if len(fresh) >= NEEDED and is_clean:
             return
         first, *others = nodes.values()
@@ -183,13 +211,12 @@ class ReplicaSet:
             if len(active) >= NEEDED and await self.quorum.can_repair(machine):
                 await self.quorum.repair(machine, target=node, replaces=replica.node)
                 replica.node, replica.phase, replica.is_stale = node, Phase.ACTIVE, False
-            elif len(active) >= NEEDED:
+            elif active:
+                # A write that fails for want of a second replica must not reach the first one meanwhile.
                 async with machine.standing_still():
                     await self._copy(active[0], node)
                     await self._put_in(replica, node)
             else:
-                if active:
-                    await self._copy_while_stalled(active[0], node)
                 await self._put_in(replica, node)
         except BaseException:
             replica.phase = Phase.CONNECTED
@@ -199,19 +226,17 @@ class ReplicaSet:
             replica.incoming = None
         await session.mark(self._epoch)
 
-    async def _copy_while_stalled(self, good: Replica, node: str) -> None:
-        """Bring a replica up to date from the only other one. The guest's requests wait for that."""
-        for other in self.replicas:
-            other.is_stale = other is not good
-        await self._begin_epoch()
-        await self._copy(good, node)
-
     async def _copy(self, good: Replica, node: str) -> None:
+        """Make a replica equal to a good one, while the guest stands still."""
         machine = self._require_machine()
-        source = await self.quorum.attach(machine, _session(good))
+        for other in self.replicas:
+            other.is_stale = not other.is_active
+        await self._begin_epoch()
+        good.incoming = source = await self.quorum.attach(machine, _session(good))
         try:
             await self.quorum.copy(machine, source=source, target=node)
         finally:
+            good.incoming = None
             await self.quorum.detach(machine, source)
 
     async def _put_in(self, replica: Replica, node: str) -> None:
@@ -223,10 +248,12 @@ class ReplicaSet:
         await self._mark(clean=False)
 
     async def _mark(self, *, clean: bool) -> None:
-        for replica in self.active:
+        async def mark(session: Session) -> None:
             # One that does not answer is about to be left out.
             with contextlib.suppress(DownstairsUnreachable, DownstairsRefused):
-                await _session(replica).mark(self._epoch, clean=clean)
+                await session.mark(self._epoch, clean=clean)
+
+        await asyncio.gather(*(mark(_session(replica)) for replica in self.active))
 
     def _require_machine(self) -> Machine:
         assert self._machine is not None, "assemble first"

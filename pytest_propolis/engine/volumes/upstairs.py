@@ -99,7 +99,8 @@ class Upstairs:
                     raise
             else:
                 break
-        self._stalls.timeout_s = max(region.stall_timeout_s for region in self._set.regions)
+        limits_s = [region.stall_timeout_s for region in self._set.regions]
+        self._stalls.timeout_s = max(limits_s, default=self._stalls.timeout_s)
         self._state = UpstairsInfoStatus.ACTIVE
 
     async def replace(self, vcr_json: str) -> ReplaceResult:
@@ -237,7 +238,9 @@ class Upstairs:
         for replica, address in zip(self._set.replicas, region.opts.target, strict=True):
             if replica.address != address:
                 _move(replica, address, is_assembled=self._set.is_assembled)
-            elif replica.session is not None:
+            elif replica.session is None:
+                replica.moved.set()  # an attempt that is under way would say the former generation
+            else:
                 with contextlib.suppress(DownstairsUnreachable):  # its keeper sees that, too
                     await self._promote(replica)
 

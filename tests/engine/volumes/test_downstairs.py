@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
+import signal
 import socket
 import uuid
 from collections.abc import AsyncIterator
@@ -129,6 +131,7 @@ async def test_what_was_marked_outlives_the_session_and_the_process(downstairs: 
     await downstairs.start()
     again = await Session.open(downstairs.address, promotion())
     assert (again.region.epoch, again.region.clean) == (7, True)
+    await again.mark(8)
     again.close()
     await export_gone(again)
     third = await Session.open(downstairs.address, promotion())
@@ -198,3 +201,16 @@ async def test_what_is_no_nbd_server_is_told_from_one(greeting: bytes) -> None:
 async def test_a_black_hole_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as hole, pytest.raises(NbdError, match="has not answered"):
         await probe_export("127.0.0.1", hole.getsockname()[1], "x", timeout_s=0.2)
+
+
+async def test_one_whose_process_is_killed_hangs_up_and_can_be_started_again(downstairs: Downstairs) -> None:
+    session = await Session.open(downstairs.address, promotion())
+    assert downstairs.pid
+    os.kill(downstairs.pid, signal.SIGKILL)
+    await gone(session)
+    assert downstairs.state == "dead"
+    with pytest.raises(DownstairsUnreachable):
+        await Session.open(downstairs.address, promotion())
+    await downstairs.start()
+    assert downstairs.state == "idle"
+    (await Session.open(downstairs.address, promotion())).close()

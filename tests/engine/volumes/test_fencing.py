@@ -26,6 +26,26 @@ async def test_a_vm_with_a_higher_generation_fences_the_other_one_off(
     assert await replicas(disk) == [written] * 3
 
 
+async def test_a_guest_migrates_while_a_replica_is_repaired(
+    crucible_disk_factory: CrucibleDiskFactory, vm_factory: VmFactory
+) -> None:
+    disk = await crucible_disk_factory(size_mib=64)
+    vm = await vm_factory.start("source", disks=(disk,), **MICRO)
+    await vm.run("modprobe virtio_blk; dd if=/dev/urandom of=/dev/vda bs=1M seek=32 count=32 conv=fsync 2>/dev/null")
+    await begin_to_write(vm)
+    await disk.slow(1, delay_ms=20)
+    await disk.replace_downstairs(0)
+    await wait_for_status(disk, lambda status: status.live_repair_in_progress)
+    target = await vm_factory.successor(vm)
+    await target.migrate_from(vm)
+    await target.wait_for_state(InstanceState.RUNNING)
+    await disk.slow(1, delay_ms=0)
+    written = await end_of_writing(target)
+    await wait_for_status(disk, all_active)
+    await target.stop()
+    assert await replicas(disk) == [written] * 3
+
+
 async def test_a_guest_migrates_with_its_volume_while_it_writes(
     crucible_disk_factory: CrucibleDiskFactory, vm_factory: VmFactory
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 from volume_checks import (
     ACTIVE,
+    DRIVER,
     MICRO,
     WRITE,
     all_active,
@@ -113,6 +114,16 @@ async def test_another_downstairs_that_hangs_while_one_is_repaired_loses_nothing
     await disk.slow(2, delay_ms=0)
     await wait_for_status(disk, all_active)
     await require_equal(writer, disk)
+
+
+async def test_a_guest_reboots_after_a_repair_and_finds_what_it_wrote(writer: TestVm, disk: CrucibleDisk) -> None:
+    await disk.replace_downstairs(0)
+    await wait_for_status(disk, all_active)
+    written = await end_of_writing(writer)
+    await writer.graceful_reboot()
+    assert (await writer.run(f"{DRIVER}; sha256sum </dev/vda")).split()[0] == written
+    await disk.kill(1)
+    await writer.run("dd if=/dev/urandom of=/dev/vda bs=4k count=1 conv=fsync 2>/dev/null")
 
 
 async def test_a_replacement_while_another_replica_is_offline_is_refused_and_can_be_forced(

@@ -1,0 +1,337 @@
+"""What the scheduler decides, behaviour by behaviour. `ModelFleet` checks each decision besides."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from model_fleet import ModelFleet
+
+from pytest_propolis.distribution.scheduling.decision import BuildTemplate, EndWorker, Start
+from pytest_propolis.distribution.scheduling.host import Host
+from pytest_propolis.distribution.scheduling.item import Item
+from pytest_propolis.distribution.scheduling.needs import Needs
+
+BUILD_S = {"quick": 1.0, "slow": 50.0}
+
+
+def host(name: str = "h0", *, slots: int = 4, **given: object) -> Host:
+    defaults = {"memory_mib": 8192, "cpus": 16, "templates": frozenset(BUILD_S)}
+    return Host(name, slots, **{**defaults, **given})  # type: ignore[arg-type]
+
+
+def item(name: str, estimate_s: float | None = 1.0, *, module: str = "m", **needs: object) -> Item:
+    return Item(name, Needs(**{"guest": "quick", "cpus": 1, **needs}), module, estimate_s)  # type: ignore[arg-type]
+
+
+def fleet_of(*hosts: Host, workers: int = 8, one_ahead: bool = False, latency_s: float = 0.0) -> ModelFleet:
+    fleet = ModelFleet(BUILD_S, one_ahead=one_ahead, latency_s=latency_s)
+    for one in hosts:
+        fleet.add_host(one)
+    fleet.add_workers(*(f"gw{number}" for number in range(workers)))
+    return fleet
+
+
+def started(fleet: ModelFleet) -> list[str]:
+    return [test for start in fleet.starts for test in start.tests]
+
+
+def worker_of(fleet: ModelFleet, test: str) -> str:
+    return next(worker for worker, run in fleet.running.items() if test in run.tests)
+
+
+def test_the_longest_test_starts_first() -> None:
+    fleet = fleet_of(host(slots=1))
+    fleet.add_tests(item("short", 1), item("long", 100), item("middle", 10))
+    fleet.run_out()
+    # The shortest one of a module goes first, to show whether its estimates are right.
+    assert started(fleet) == ["short", "long", "middle"]
+
+
+def test_a_template_is_made_before_its_tests_start() -> None:
+    fleet = fleet_of(host(templates=frozenset()))
+    fleet.add_tests(item("test"))
+    fleet.decide()
+    assert fleet.builds == [BuildTemplate("h0", "quick")]
+    assert not fleet.running
+    fleet.make_template("h0", "quick")
+    fleet.decide()
+    assert fleet.where("test") == ("h0",)
+
+
+def test_a_host_begins_with_the_template_that_is_made_fastest() -> None:
+    fleet = fleet_of(host(templates=frozenset()))
+    fleet.add_tests(*(item(f"slow{n}", 100, guest="slow") for n in range(20)), *(item(f"q{n}", 50) for n in range(20)))
+    fleet.decide()
+    assert [build.guest for build in fleet.builds] == ["quick", "slow"]
+
+
+def test_a_template_is_made_again_on_a_host_that_comes_back_without_it() -> None:
+    fleet = fleet_of(host())
+    fleet.lose_host("h0")
+    fleet.add_tests(item("test"))
+    fleet.decide()
+    fleet.add_host(host(templates=frozenset()))
+    fleet.decide()
+    assert fleet.builds == [BuildTemplate("h0", "quick")]
+
+
+def test_a_test_runs_only_where_its_labels_are() -> None:
+    fleet = fleet_of(host("plain"), host("storage", labels=frozenset({"zfs"})))
+    fleet.add_tests(*(item(f"t{n}", labels=frozenset({"zfs"})) for n in range(3)))
+    fleet.decide()
+    assert {start.hosts for start in fleet.starts} == {("storage",)}
+
+
+def test_a_test_waits_for_memory_and_starts_when_it_is_given_back() -> None:
+    fleet = fleet_of(host(memory_mib=4096))
+    fleet.add_tests(item("a", 5, memory_mib=3000), item("b", 4, memory_mib=3000))
+    fleet.decide()
+    assert len(fleet.running) == 1
+    fleet.finish(next(iter(fleet.running)))
+    fleet.decide()
+    assert len(fleet.starts) == 2
+
+
+def test_cpus_are_kept_for_the_slots_that_are_free() -> None:
+    fleet = fleet_of(host(slots=4, cpus=8))
+    fleet.add_tests(*(item(f"wide{n}", 12, cpus=6) for n in range(3)), *(item(f"n{n}", 10) for n in range(60)))
+    fleet.decide()
+    assert len(fleet.running) == 4
+
+
+def test_a_slow_host_gets_no_long_test_that_a_fast_one_can_run() -> None:
+    fleet = fleet_of(host("fast", slots=1, speed=1.0), host("old", slots=1, speed=0.4))
+    fleet.add_tests(*(item(f"long{n}", 60) for n in range(2)), *(item(f"short{n}", 0.1) for n in range(30)))
+    fleet.run_out()
+    assert all(start.hosts == ("fast",) for start in fleet.starts if start.tests[0].startswith("long"))
+    assert any(start.hosts == ("old",) for start in fleet.starts)
+
+
+def test_a_slow_host_runs_long_tests_if_there_is_no_other() -> None:
+    fleet = fleet_of(host("old", speed=0.1))
+    fleet.add_tests(item("long", 1000))
+    fleet.decide()
+    assert fleet.where("long") == ("old",)
+
+
+def test_a_test_of_several_hosts_starts_on_all_of_them_at_once() -> None:
+    fleet = fleet_of(host("a"), host("b"), host("c"))
+    fleet.add_tests(item("pair", hosts=2), item("three", hosts=3))
+    fleet.decide()
+    assert len(set(fleet.where("pair") or ())) == 2
+    assert len(set(fleet.where("three") or ())) == 3
+
+
+def test_hosts_are_kept_for_a_test_of_several_though_others_wait_for_them() -> None:
+    fleet = fleet_of(host("a", slots=1), host("b", slots=1))
+    fleet.add_tests(*(item(f"single{n}", 10) for n in range(20)))
+    fleet.decide()
+    fleet.add_tests(item("pair", 1, hosts=2))
+    first, second = sorted(fleet.running)
+    fleet.finish(first)
+    fleet.decide()
+    assert len(fleet.running) == 1
+    assert "of its 2 hosts" in fleet.scheduler.why_waiting("pair")
+    fleet.finish(second)
+    fleet.decide()
+    assert fleet.where("pair") is not None
+
+
+def test_tests_that_need_the_same_hosts_do_not_block_each_other() -> None:
+    fleet = fleet_of(*(host(f"h{n}", slots=1) for n in range(3)))
+    fleet.add_tests(*(item(f"pair{n}", hosts=2) for n in range(5)), *(item(f"whole{n}", hosts=3) for n in range(3)))
+    fleet.run_out()
+    assert fleet.done == set(fleet.items)
+
+
+def test_what_is_kept_for_a_test_is_given_back_when_one_of_its_hosts_is_lost() -> None:
+    fleet = fleet_of(host("a", slots=1), host("b", slots=1))
+    fleet.add_tests(item("busy", 10))
+    fleet.decide()
+    fleet.add_tests(item("pair", 100, hosts=2))
+    fleet.decide()
+    busy, free = ("a", "b") if fleet.where("busy") == ("a",) else ("b", "a")
+    fleet.add_tests(item("single", 1))
+    fleet.lose_host(busy)
+    fleet.decide()
+    assert [run.hosts for run in fleet.running.values()] == [[free]]
+
+
+def test_an_exclusive_test_shares_its_host_with_no_other() -> None:
+    fleet = fleet_of(host())
+    fleet.add_tests(*(item(f"t{n}", 10) for n in range(6)), item("alone", 1, exclusive=True))
+    fleet.run_out()  # ModelFleet checks that it is alone.
+    assert fleet.done == set(fleet.items)
+
+
+def test_a_wide_test_has_a_host_emptied_for_it_before_it_is_the_last() -> None:
+    fleet = fleet_of(host(slots=4, cpus=4))
+    fleet.add_tests(*(item(f"n{n}", 20) for n in range(5)))
+    fleet.decide()
+    fleet.add_tests(item("wide", 90, cpus=4), *(item(f"later{n}", 20) for n in range(12)))
+    while fleet.where("wide") is None:
+        fleet.finish(min(fleet.running), 20.0)
+        fleet.decide(1.0)
+    assert len(fleet.items) - len(fleet.started) > 4
+
+
+def test_the_tests_of_a_lost_host_run_elsewhere() -> None:
+    fleet = fleet_of(host("a"))
+    fleet.add_tests(item("test"))
+    fleet.decide()
+    fleet.add_host(host("b"))
+    fleet.lose_host("a")
+    fleet.decide()
+    assert fleet.where("test") == ("b",)
+
+
+def test_a_lost_test_that_may_not_run_again_does_not() -> None:
+    fleet = fleet_of(host())
+    fleet.add_tests(item("test"))
+    fleet.decide()
+    fleet.lose_test(worker_of(fleet, "test"), again=False)
+    fleet.run_out()
+    assert started(fleet) == ["test"]
+
+
+def test_what_a_crashed_worker_held_runs_in_another_one() -> None:
+    fleet = fleet_of(host(slots=1), workers=2, one_ahead=True)
+    fleet.add_tests(item("a", 50), item("b", 0.1))
+    fleet.decide()
+    start = fleet.starts[0]
+    assert start.following is not None
+    fleet.lose_worker(start.worker, again=False)
+    fleet.decide()
+    assert fleet.where(start.following) == ("h0",)
+
+
+def test_a_test_of_unknown_duration_starts_before_short_ones() -> None:
+    fleet = fleet_of(host(slots=1))
+    fleet.add_tests(*(item(f"known{n}", 5) for n in range(10)), item("new", None))
+    fleet.run_out()
+    assert started(fleet).index("new") == 1  # Behind the one that shows how the module behaves.
+
+
+def test_the_estimates_of_a_module_are_corrected_by_what_its_tests_take() -> None:
+    fleet = fleet_of(host(slots=1))
+    fleet.add_tests(*(item(f"wrong{n}", 2, module="wrong") for n in range(3)), *(item(f"r{n}", 8) for n in range(3)))
+    fleet.decide()
+    while len(started(fleet)) < 3:
+        worker = next(iter(fleet.running))
+        fleet.finish(worker, 20.0 if "wrong" in fleet.running[worker].tests[0] else 8.0)
+        fleet.decide()
+    assert started(fleet)[2].startswith("wrong")
+
+
+def test_very_short_tests_are_sent_in_batches_if_messages_are_slow() -> None:
+    fleet = fleet_of(host(slots=1), latency_s=0.02)
+    fleet.add_tests(*(item(f"t{n}", 0.05) for n in range(200)))
+    fleet.decide()
+    assert 10 <= len(fleet.starts[0].tests) <= 20
+
+
+def test_tests_are_sent_one_by_one_if_messages_cost_nothing() -> None:
+    fleet = fleet_of(host(slots=1))
+    fleet.add_tests(*(item(f"t{n}", 0.05) for n in range(20)))
+    fleet.run_out()
+    assert all(len(start.tests) == 1 for start in fleet.starts)
+
+
+def test_a_long_test_is_followed_by_a_short_one_and_a_short_one_by_a_long_one() -> None:
+    fleet = fleet_of(host(slots=1), workers=1, one_ahead=True)
+    fleet.add_tests(*(item(f"long{n}", 100) for n in range(3)), *(item(f"short{n}", 0.1) for n in range(3)))
+    fleet.run_out()
+    kinds = [test.rstrip("0123456789") for test in started(fleet)]
+    assert kinds == ["short", "long", "short", "long", "short", "long"]
+
+
+def test_a_worker_ends_with_the_last_test() -> None:
+    fleet = fleet_of(host(slots=1), workers=1, one_ahead=True)
+    fleet.add_tests(item("a", 1), item("b", 2))
+    fleet.run_out()
+    assert fleet.starts[-1].following is None
+    assert fleet.ended == {"gw0"}
+
+
+def test_idle_workers_end_when_all_tests_have_run() -> None:
+    fleet = fleet_of(host(), workers=2)
+    fleet.add_tests(item("test"))
+    fleet.decide()
+    fleet.finish("gw0")
+    assert fleet.decide() == [EndWorker("gw0"), EndWorker("gw1")] or fleet.ended == {"gw0", "gw1"}
+    assert fleet.ended == {"gw0", "gw1"}
+
+
+def test_a_test_without_a_vm_needs_a_worker_only() -> None:
+    fleet = fleet_of()
+    fleet.add_tests(item("plain", guest=None, hosts=0))
+    assert fleet.decide() == [Start("gw0", ("plain",), ())]
+
+
+def test_a_test_that_is_given_up_starts_without_hosts() -> None:
+    fleet = fleet_of(host())
+    fleet.add_tests(item("test", labels=frozenset({"zfs"})))
+    assert not fleet.decide()
+    fleet.items["test"] = dataclasses.replace(fleet.items["test"], needs=Needs(hosts=0))
+    assert fleet.scheduler.give_up("test")
+    assert fleet.decide() == [Start("gw0", ("test",), ())]
+    assert not fleet.scheduler.give_up("test")
+
+
+def test_the_same_calls_have_the_same_answers() -> None:
+    def run() -> list[object]:
+        fleet = fleet_of(*(host(f"h{n}", templates=frozenset()) for n in range(4)))
+        fleet.add_tests(*(item(f"t{n}", n % 7 + 0.5, module=f"m{n % 5}", hosts=1 + n % 2) for n in range(60)))
+        fleet.run_out()
+        return [*fleet.starts, *fleet.builds]
+
+    assert run() == run()
+
+
+def test_ids_are_unique() -> None:
+    fleet = fleet_of()
+    fleet.add_tests(item("test"))
+    with pytest.raises(ValueError, match="same id"):
+        fleet.scheduler.tests_known([item("test")])
+
+
+@pytest.mark.parametrize(
+    ("needs", "reason"),
+    [
+        ({"labels": frozenset({"zfs"})}, "it needs 1 host with 1 CPU, 0 MiB, label zfs, and there are 0"),
+        ({"memory_mib": 99_999}, "it needs 1 host with 1 CPU, 99999 MiB, and there are 0"),
+        ({"hosts": 3}, "it needs 3 hosts with 1 CPU, 0 MiB, and there are 1"),
+        ({"guest": "slow"}, "the template of slow is being made on h0"),
+        ({"cpus": 16}, "0 of the 1 host that can run it now have room for 16 CPUs, 0 MiB"),
+        ({}, "no worker is free"),
+        ({"guest": None, "hosts": 0}, "no worker is free"),
+    ],
+)
+def test_it_says_why_a_test_waits(needs: dict[str, object], reason: str) -> None:
+    fleet = fleet_of(host(templates=frozenset({"quick"})), workers=1)
+    fleet.add_tests(item("busy"), item("other", guest="slow"))
+    fleet.decide()
+    assert fleet.scheduler.why_waiting("busy") == "it runs on h0"
+    fleet.add_tests(item("test", **needs))
+    fleet.decide()
+    assert fleet.scheduler.why_waiting("test") == reason
+
+
+def test_it_says_that_a_worker_holds_a_test() -> None:
+    fleet = fleet_of(host(slots=1), workers=1, one_ahead=True)
+    fleet.add_tests(item("a", 50), item("b", 0.1))
+    fleet.decide()
+    running, held = fleet.starts[0].tests[0], fleet.starts[0].following
+    assert held is not None
+    assert fleet.scheduler.why_waiting(held) == f"worker gw0 holds it as its next and runs {running}"
+
+
+def test_needs_travel_as_plain_values() -> None:
+    needs = Needs(guest="quick", memory_mib=512, cpus=2, hosts=2, labels=frozenset({"zfs"}), exclusive=True)
+    assert Needs(**dataclasses.asdict(needs)) == needs
+
+
+def test_needs_cannot_be_negative() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        Needs(cpus=-1)
