@@ -26,6 +26,7 @@ from pytest_propolis import (
 )
 from pytest_propolis.propolis_api import Cpuid, CpuidEntry, CpuidVendor, HyperVFeatureFlag
 from pytest_propolis.vm.config_fields import VmConfigFields
+from pytest_propolis.vm.disks import Disk, DiskSource
 
 A_CPUID = Cpuid(entries=(), vendor=CpuidVendor.INTEL)
 BAD_LEAF = CpuidEntry(leaf=1.5, eax=0, ebx=0, ecx=0, edx=0)  # type: ignore[arg-type]
@@ -52,7 +53,7 @@ RECIPE = dict.fromkeys(("name", "kernel", "initrd", "disk", "command_line", "pro
         ("disk_interface", "nvm", "did you mean 'nvme'"),
         ("disk_interface", ["nvme"], "'virtio' or 'nvme'"),
         ("disks", [], "a tuple, and is a list"),
-        ("disks", (Nic(),), "a tuple whose items are each a DataDisk"),
+        ("disks", (Nic(),), "a tuple whose items are each a Disk"),
         ("boot_order", "boot-disk", "a tuple, and is a str"),
         ("firmware", "efi", "did you mean 'uefi'"),
         ("kernel_arguments", None, "text"),
@@ -125,4 +126,6 @@ def test_values_that_fit_are_taken() -> None:
 def test_the_keywords_of_start_are_the_fields_of_a_vm_configuration() -> None:
     fields = {field.name for field in dataclasses.fields(VmConfig)} - {"name"}
     types, keywords = typing.get_type_hints(VmConfig), typing.get_type_hints(VmConfigFields)
-    assert keywords == {name: types[name] for name in fields}
+    assert keywords.keys() == fields
+    assert keywords.pop("disks") == tuple[Disk | DiskSource, ...]  # A source of a disk stands for its disk.
+    assert keywords == {name: types[name] for name in fields - {"disks"}}

@@ -19,8 +19,11 @@ GIVEN = {
     "keep_ttl": ("90", "90.0"),
     "pause_on_failure": ("yes", "True"),
     "artifact_dir": ("/some/images", "PosixPath('/some/images')"),
+    "disk_dir": ("/some/disks", "PosixPath('/some/disks')"),
+    "image_dirs": ("/some/images:/others", "(PosixPath('/some/images'), PosixPath('/others'))"),
     "log_dir": ("/some/logs", "PosixPath('/some/logs')"),
     "qemu": ("/some/qemu", "PosixPath('/some/qemu')"),
+    "hosts": ("local:1", "'local:1'"),
 }
 """For each option a text that can be given, and what comes of it."""
 
