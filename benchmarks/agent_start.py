@@ -28,10 +28,11 @@ from pytest_propolis.settings import Settings
 began = time.perf_counter()
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.hosts.local import LocalHost
+from pytest_propolis.hosts.run_directory import run_token
 imported = time.perf_counter()
 
 async def main():
-    host = LocalHost(Settings())
+    host = LocalHost(Settings(), run_id=run_token(None))
     try:
         client = await host.client()
         ready = time.perf_counter()

@@ -12,6 +12,7 @@ from pytest_propolis.engine.qemu.accelerator.acceleration import acceleration_ar
 from pytest_propolis.engine.qemu.accelerator.probe import AcceleratorName
 from pytest_propolis.guests.registry import GuestRegistry
 from pytest_propolis.hosts.local import LocalHost
+from pytest_propolis.hosts.run_directory import run_token
 from pytest_propolis.settings import BootKind, Settings
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.guest_images import ready_image
@@ -46,11 +47,11 @@ class House:
             cpus=CPUS, memory_mib=MEMORY_MIB, accelerator=options.accelerator, standby=standby, boot=boot
         )
         guests = GuestRegistry()
-        host = LocalHost(settings)
+        host = LocalHost(settings, run_id=run_token(None))
         with tempfile.TemporaryDirectory(prefix="propolis-benchmark-") as name:
             try:
                 async with VmFactory.on(
-                    host,
+                    [host],
                     settings=settings,
                     guests=guests,
                     group="benchmark",

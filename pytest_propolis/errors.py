@@ -196,6 +196,11 @@ class ArtifactCorrupt(ArtifactError):
 class TemplateError(ArtifactError):
     """Raised when a template cannot be made or forked. A test sees it as a line of progress: its VM boots instead."""
 
+    @classmethod
+    def because_of(cls, error: PropolisError) -> Self:
+        """Return an error that has the message and the evidence of the one that kept the template from being made."""
+        return cls(error.message, hint=error.hint, console_tail=error.console_tail, log_path=error.log_path)
+
 
 class HostError(PropolisError):
     """Raised when the machine that VMs run on cannot do what is asked of it."""

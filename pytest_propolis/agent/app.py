@@ -230,7 +230,7 @@ class AgentApp:
         return Response(status_code=204)
 
     async def _give_up(self, request: Request) -> Response:
-        self._templates.give_up(request.path_params["id"], await decoded(request, str))
+        self._templates.give_up(request.path_params["id"], await decoded(request, Fault))
         return Response(status_code=204)
 
     async def _fork(self, request: Request) -> Response:

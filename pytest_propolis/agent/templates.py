@@ -14,14 +14,14 @@ from typing import Any, Final
 import msgspec
 
 from ..agent_api.boot_source import DirectKernel
-from ..agent_api.messages import CreateVm, ForkVm, FreezeVm, TemplateMaking, TemplateNeeded, VmForked
+from ..agent_api.messages import CreateVm, Fault, ForkVm, FreezeVm, TemplateMaking, TemplateNeeded, VmForked
 from ..agent_api.template_layout import MEMORY_FILE, STATE_FILE, blank_file, disk_file
 from ..engine.invalid_spec import InvalidSpec, SpecUnsupported
 from ..engine.qemu.machine import MachineError
 from ..engine.qemu.memory import GuestMemory
 from ..engine.server.http_error import HttpError
 from ..engine.templates.template import Template, template_key, with_disks_in
-from ..errors import AgentError, PropolisError, ResourceExhausted, TemplateError
+from ..errors import AgentError, BootError, PropolisError, ResourceExhausted, TemplateError
 from ..propolis_api import (
     FromSpec,
     InstanceEnsureRequest,
@@ -75,7 +75,7 @@ class Templates:
         self._allowed = allowed
         self._frozen: dict[str, asyncio.Future[FreezeVm]] = {}
         self._ready: dict[str, Template] = {}
-        self._unfit: dict[str, TemplateError] = {}
+        self._unfit: dict[str, BootError | TemplateError] = {}
         self._claims: dict[str, Claim] = {}
 
     async def get(
@@ -90,6 +90,7 @@ class Templates:
 
         :param offer: called with a VM for the client to make a template of, if that is needed.
         :raises TemplateError: when it cannot be made, now or earlier in this run.
+        :raises BootError: when its guest did not boot while this client made it or waited for it.
         :raises ResourceExhausted: when there is no space for it.
         """
         platform = await self._platforms.find()
@@ -97,7 +98,8 @@ class Templates:
             key = _key(needed, platform)
         except (InvalidSpec, SpecUnsupported) as error:
             raise TemplateError(str(error)) from None
-        self._require_fit(key)
+        if earlier := self._unfit.get(key):
+            raise TemplateError.because_of(earlier)
         try:
             place = await self._claimed(
                 key,
@@ -111,16 +113,17 @@ class Templates:
                 note_use(place)
                 self._ready[key] = Template.load(place)
         except (PropolisError, MachineError, OSError, msgspec.DecodeError) as error:
-            self._unfit[key] = _template_error(error)
+            self._unfit[key] = error if isinstance(error, BootError) else _template_error(error)
             self._require_fit(key)
         return key
 
     def _require_fit(self, key: str) -> None:
         """
-        :raises TemplateError: when the template could not be made earlier in this run.
+        :raises TemplateError: when the template could not be made.
+        :raises BootError: when its guest did not boot.
         """
         if error := self._unfit.get(key):
-            raise TemplateError(error.message, hint=error.hint, console_tail=error.console_tail)
+            raise Fault.of(error).to_error()  # each client needs an error of its own
 
     async def _claimed(self, key: str, filenames: Sequence[str], *arguments: Any, **options: Any) -> Path:
         """Derive it, and keep it from being evicted as long as this agent lives."""
@@ -146,10 +149,10 @@ class Templates:
         """
         self._waiting(vm_id).set_result(request)
 
-    def give_up(self, vm_id: str, reason: str) -> None:
+    def give_up(self, vm_id: str, reason: Fault) -> None:
         """A client could not make the VM that it was offered ready. No other client of this run will be asked."""
         with contextlib.suppress(TemplateError):
-            self._waiting(vm_id).set_exception(TemplateError(reason))
+            self._waiting(vm_id).set_exception(reason.to_error())
 
     async def fork(self, client: str, request: ForkVm) -> VmForked:
         """Make a VM that goes on where a template stopped.
@@ -274,7 +277,7 @@ class Templates:
 
 def _template_error(error: Exception) -> TemplateError:
     if isinstance(error, PropolisError):
-        return TemplateError(error.message, hint=error.hint, console_tail=error.console_tail)
+        return TemplateError.because_of(error)
     return TemplateError(str(error))
 
 

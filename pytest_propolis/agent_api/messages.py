@@ -482,14 +482,21 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     hint: str | None = None
     console_tail: tuple[str, ...] = ()
+    log_path: str | None = None
 
     @classmethod
     def of(cls, error: PropolisError) -> Fault:
-        return cls(kind=type(error).__name__, message=error.message, hint=error.hint, console_tail=error.console_tail)
+        return cls(
+            kind=type(error).__name__,
+            message=error.message,
+            hint=error.hint,
+            console_tail=error.console_tail,
+            log_path=error.log_path,
+        )
 
     def to_error(self) -> PropolisError:
         kind = PropolisError.kinds.get(self.kind, AgentError)
-        return kind(self.message, hint=self.hint, console_tail=self.console_tail)
+        return kind(self.message, hint=self.hint, console_tail=self.console_tail, log_path=self.log_path)
 
 
 class StreamLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -118,8 +118,8 @@ class AsyncAgentClient:
     async def freeze(self, vm_id: str, request: FreezeVm) -> None:
         await self._call("POST", f"/templates/{vm_id}/freeze", NoneType, request)
 
-    async def give_up(self, vm_id: str, reason: str) -> None:
-        await self._call("POST", f"/templates/{vm_id}/give-up", NoneType, reason)
+    async def give_up(self, vm_id: str, reason: PropolisError) -> None:
+        await self._call("POST", f"/templates/{vm_id}/give-up", NoneType, Fault.of(reason))
 
     async def fork_vm(self, request: ForkVm) -> VmForked:
         """

@@ -6,6 +6,7 @@ one of its agents' marks is a leak: processes, files and sockets, mounts, loop a
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import time
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from ..agent_api.messages import LOG_NAME, SOCKET_NAME
+from ..errors import HostError
+from ..storage.files import require_trusted
 from .disk_directories import OWNER_NAME, directories_of
 from .entry import AGENT_OWNER, KEPT_OWNER, MARK_VARIABLE, Entry, command_line_mark
 from .identity import ProcessIdentity, find_marked
@@ -167,13 +170,32 @@ def _kept_paths(agent: RunSurvey) -> Iterator[str]:
 
 def _mounts(run: str) -> Iterator[Leak]:
     for line in _text(_PROC / "self/mountinfo").splitlines():
-        if run in line:
-            yield Leak("mount", line.split()[4])
+        if run in line and _is_out_of_others_reach(Path(point := _unescaped(line.split()[4]))):
+            yield Leak("mount", point)
+
+
+def _unescaped(field: str) -> str:
+    """A path as the kernel shows it in mountinfo: white space and backslashes are octal escapes there."""
+    return re.sub(r"\\(\d{3})", lambda escape: chr(int(escape[1], 8)), field)
+
+
+def _is_out_of_others_reach(path: Path) -> bool:
+    """Whether no other user can have made what lies at a path.
+
+    Users mount file systems of their own (FUSE), and have loop devices set up over their files (udisks), with the run's
+    word in the name.
+    """
+    parent = next(place for place in path.parents if place.is_dir())
+    try:
+        require_trusted(parent)
+    except (HostError, OSError):
+        return False
+    return True
 
 
 def _devices(block_devices: Path, run: str) -> Iterator[Leak]:
     for backing in sorted(block_devices.glob("loop*/loop/backing_file")):
-        if run in (file := _text(backing).strip()):
+        if run in (file := _text(backing).strip()) and _is_out_of_others_reach(Path(file)):
             yield Leak("loop device", f"/dev/{backing.parents[1].name} on {file}")
     for backend in sorted(block_devices.glob("nbd*/backend")):
         if run in (name := _text(backend).strip()):

@@ -16,17 +16,19 @@ if TYPE_CHECKING:
 __all__ = ["locked"]
 
 _POLL_S: Final = 0.1
+_held_here: Final[set[Path]] = set()
+"""The lock files that this process holds."""
 
 
 @asynccontextmanager
 async def locked(path: Path, *, purpose: str, progress: Progress) -> AsyncIterator[None]:
-    """Hold the lock file ``path`` during the block; tell ``progress`` once if somebody else holds it.
+    """Hold the lock file ``path`` during the block; tell ``progress`` once if it is held already.
 
     The kernel frees it when its holder dies, however it dies. Tasks of one process exclude each other too. It is not
     fair: of several that wait, any may be next. There is no deadline, because its holder may be downloading: the task
     that waits can be cancelled.
 
-    :param purpose: what the holder does, as in "another process is … already".
+    :param purpose: what the holder does, as in "another process is … already" or "… is under way already".
     """
     from filelock import FileLock  # here, because clients of the agent import this module, and lock nothing
 
@@ -35,13 +37,19 @@ async def locked(path: Path, *, purpose: str, progress: Progress) -> AsyncIterat
     told = False
     while not _try(lock):
         if not told:
-            progress(f"another process is {purpose} already: waiting for it")
+            progress(f"{_holder(path, purpose)} already: waiting for it")
             told = True
         await asyncio.sleep(_POLL_S)
+    _held_here.add(path)
     try:
         yield
     finally:
+        _held_here.discard(path)
         lock.release()
+
+
+def _holder(path: Path, purpose: str) -> str:
+    return f"{purpose} is under way" if path in _held_here else f"another process is {purpose}"
 
 
 def _try(lock: FileLock) -> bool:

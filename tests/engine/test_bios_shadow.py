@@ -115,5 +115,5 @@ async def test_a_reset_while_a_live_migration_switches_over_is_one_all_the_same(
         assert events == []
 
 
-def _refuse() -> None:
+async def _refuse() -> None:
     raise MigrationFailed("not now")

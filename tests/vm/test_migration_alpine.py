@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from pytest_propolis.errors import MigrationError
 from pytest_propolis.hosts.local import LocalHost
+from pytest_propolis.hosts.run_directory import run_token
 from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.session.run import Run
 from pytest_propolis.vm.config import DataDisk
@@ -116,10 +117,10 @@ async def test_the_console_of_a_busy_guest_loses_and_reorders_nothing(traveller:
 
 async def test_a_guest_migrates_to_another_agent_and_back(traveller: Traveller, propolis: Run) -> None:
     await traveller.vm.run("echo kept > /tmp/word")
-    other = LocalHost(propolis.settings, shared_id=secrets.token_hex(8))
+    other = LocalHost(propolis.settings, run_id=run_token(None))
     try:
         async with VmFactory.on(
-            other,
+            [other],
             settings=propolis.settings,
             guests=propolis.guests,
             group="other",

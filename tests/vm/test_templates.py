@@ -17,10 +17,12 @@ from mounts import as_root, mounted, tmpfs
 
 from pytest_propolis.agent.memory import total_mib
 from pytest_propolis.agent_api.messages import ForkVm
-from pytest_propolis.errors import ResourceExhausted
+from pytest_propolis.console.console import Console
+from pytest_propolis.errors import BootError, ResourceExhausted
 from pytest_propolis.guests.micro import Micro
 from pytest_propolis.guests.registry import GuestRegistry
 from pytest_propolis.hosts.local import LocalHost
+from pytest_propolis.hosts.run_directory import run_token
 from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.propolis_api.client import PropolisClient
 from pytest_propolis.settings import Settings
@@ -34,6 +36,15 @@ MICRO = {"guest": "micro", "cpus": 1, "memory_mib": 128}
 class NotQuiet(Micro):
     name = "not-quiet"
     quiet_command = "echo busy; false"
+
+
+class NeverUp(Micro):
+    name = "never-up"
+    boots: ClassVar[list[Console]] = []
+
+    async def log_in(self, console: Console) -> None:
+        self.boots.append(console)
+        await console.transcript.wait_for("a prompt that does not come\n")
 
 
 class LongWinded(Micro):
@@ -80,12 +91,12 @@ def factories(artifact_dir: Path, tmp_path: Path, lines: list[str]) -> Factories
     @contextlib.asynccontextmanager
     async def make(name: str, *, standby: int = 0) -> AsyncIterator[VmFactory]:
         settings = Settings(artifact_dir=artifact_dir, standby=standby)
-        host = LocalHost(settings)
+        host = LocalHost(settings, run_id=run_token(None))
         try:
             async with VmFactory.on(
-                host,
+                [host],
                 settings=settings,
-                guests=GuestRegistry([NotQuiet(), LongWinded(), Late()]),
+                guests=GuestRegistry([NotQuiet(), NeverUp(), LongWinded(), Late()]),
                 group=name,
                 log_dir=tmp_path / name,
                 progress=lines.append,
@@ -144,6 +155,36 @@ async def test_a_guest_that_does_not_become_quiet_boots(
     assert sum(line.startswith("making a template") for line in lines) == 1, "no second try in one run"
     assert "not-quiet boots from cold: 'echo busy; false' ended with status 1" in lines
     assert list((artifact_dir / "templates" / "derived").iterdir()) == []
+
+
+async def test_a_guest_that_does_not_boot_in_time_is_booted_once_for_all_that_wait_for_its_template(
+    factories: Factories, tmp_path: Path
+) -> None:
+    NeverUp.boots.clear()
+    async with factories("run") as factory:
+        failed = await asyncio.gather(
+            *(factory.start(name, guest="never-up", boot_timeout_s=5) for name in ("first", "second")),
+            return_exceptions=True,
+        )
+    assert len(NeverUp.boots) == 1
+    first, second = failed
+    assert isinstance(first, BootError)
+    assert isinstance(second, BootError)
+    assert (first.vm, second.vm) == ("first", "second")
+    assert first.operation == second.operation == "boot of its template"
+    assert first.log_path == second.log_path == str(tmp_path / "run" / "template.serial.log")
+    assert first.console_tail == second.console_tail
+
+
+async def test_a_guest_whose_template_did_not_boot_earlier_boots_from_cold(factories: Factories) -> None:
+    NeverUp.boots.clear()
+    async with factories("run") as factory:
+        with pytest.raises(BootError, match="did not come up to a login"):
+            await factory.start("first", guest="never-up", boot_timeout_s=5)
+        with pytest.raises(BootError) as caught:
+            await factory.start("second", guest="never-up", boot_timeout_s=5)
+    assert (caught.value.vm, caught.value.operation) == ("second", "boot")
+    assert len(NeverUp.boots) == 2
 
 
 async def test_a_guest_whose_waking_takes_too_many_words_boots(factories: Factories, lines: list[str]) -> None:
@@ -270,10 +311,10 @@ async def test_a_fork_that_hears_late_what_time_it_is_is_told_again(
 async def test_what_stands_by_is_kept_from_the_processor(factories: Factories) -> None:
     async with factories("run", standby=1) as factory:
         await factory.start("vm", **MICRO)
-        agent = (await factory._agent.info()).pid
+        agent = (await factory.agent.info()).pid
         async with asyncio.timeout(60):
             while "T" not in _states_of_children(agent):
-                await factory._agent.info()
+                await factory.agent.info()
 
 
 def _states_of_children(pid: int) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from ...agent_api.boot_source import BootSource, DirectKernel
 from ...agent_api.messages import CreateDisk, FreezeVm, TemplateMaking, TemplateNeeded
 from ...agent_api.template_layout import disk_file
-from ...errors import PropolisError, TemplateError
+from ...errors import BootError, PropolisError, TemplateError
 from ...guests.adapter import GuestAdapter
 from ...hosts.agent_client import AsyncAgentClient
 from ...hosts.host import Host, log_path_on
@@ -93,9 +93,11 @@ class TemplateMaker:
         """The key of a kind's template, which is made if it is not there.
 
         :raises TemplateError: when it cannot be.
+        :raises BootError: when its guest does not boot in time; it would not boot from cold either.
         """
         needed = kind.needed(log_path_on(self._host, self._log_dir / "template.qemu.log"))
-        limit_s = kind.complete.boot_timeout_s
+        # The boot has its own limit, which is to end first: its error has the console.
+        limit_s = kind.complete.boot_timeout_s + PREPARE_TIMEOUT_S
         try:
             async with asyncio.timeout(limit_s):
                 return await self._agent.get_template(
@@ -123,6 +125,12 @@ class TemplateMaker:
             facts = FreezeVm(session=vm.shell.session, console=vm.boot_log, drill=typed.text, drilled=typed.succeeded)
             await self._agent.freeze(making.id, facts)
         except PropolisError as error:
-            await self._agent.give_up(making.id, error.message)
+            reason = error if _would_be_repeated(error) else TemplateError.because_of(error)
+            await self._agent.give_up(making.id, reason)
         finally:
             await vm.let_go()
+
+
+def _would_be_repeated(error: PropolisError) -> bool:
+    """Whether a boot from cold would wait out the same limit. A guest that stops instead ends at once."""
+    return isinstance(error, BootError) and error.waited_s is not None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...agent_api.messages import ForkVm
-from ...errors import ApiError, TemplateError
+from ...errors import ApiError, BootError, TemplateError
 from ...guests.adapter import GuestAdapter
 from ...hosts.agent_client import AsyncAgentClient
 from ...hosts.host import Host
@@ -58,12 +58,13 @@ class WarmStarter:
         log_path: str,
         run: bool,
     ) -> ForkHandle | None:
-        """A fork of the kind's template; None, after a line that says why, if it cannot be had.
+        """Return a fork of the kind's template; None, after a line that says why, if it cannot be had.
 
         :param complete: the kind; it has the disks that the template has.
         :param added: further disks and network cards.
         :param log_path: where QEMU's messages go; empty for where the agent wants them.
         :param run: have it created and run, too, and its guest woken if that takes no time.
+        :raises BootError: when the template's guest does not boot in time.
         """
         phases = Timings()
         kind = (guest, dataclasses.replace(complete, config=dataclasses.replace(complete.config, name="any")))
@@ -78,6 +79,8 @@ class WarmStarter:
         except TemplateError as error:
             self._progress(f"{guest.name} boots from cold: {error.message}")
             return None
+        except BootError as error:
+            raise error.with_context(vm=wanted.name, operation="boot of its template") from None
 
     async def _template_key(self, complete: CompleteVmConfig, guest: GuestAdapter) -> str:
         limit_s = complete.boot_timeout_s
