@@ -14,8 +14,8 @@ The tree::
     │   ├── CapabilityMissing
     │   ├── ResourceExhausted
     │   ├── HostBusy
-    │   ├── HostLost
     │   └── AgentError
+    │       └── HostLost
     ├── ApiError                 a Propolis server said no
     ├── VmError                  a virtual machine did not do what it was asked to
     │   ├── VmStateError
@@ -218,7 +218,11 @@ class HostBusy(HostError):
     """Raised when the host has no memory left for a VM now; it may have when another VM ends."""
 
 
-class HostLost(HostError):
+class AgentError(HostError):
+    """Raised when the host's agent did not start, went away or refused."""
+
+
+class HostLost(AgentError):
     """Raised when the connection to a host is lost, or its agent died. What the run had there is removed there.
 
     :param host: the name of the host.
@@ -229,10 +233,6 @@ class HostLost(HostError):
         super().__init__(message, **context)
         self.host = host
         self.reason = reason
-
-
-class AgentError(HostError):
-    """Raised when the host's agent did not start, went away or refused."""
 
 
 class ApiError(PropolisError):

@@ -102,7 +102,7 @@ class SshHost:
         :raises HostLost: when the connection to the host was lost since it was made.
         """
         link = await self._link()
-        return AsyncAgentClient(link.agent_socket, client=self._client_id)
+        return AsyncAgentClient(link.agent_socket, client=self._client_id, loss=link.explain)
 
     async def run(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         answer = await (await self._link()).run(command, timeout_s=timeout_s)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from ssh_rig import SHARED_STORE, SshRig, can_make_rigs, inventory_of, ssh_rig
 
 from pytest_propolis.storage.store import default_artifact_dir
 
+CLEAN_TIMEOUT_S = 60.0
 STORE = default_artifact_dir()  # found before pytester gives each test a home directory of its own
 
 
@@ -27,6 +30,42 @@ def hosts(rig: SshRig, inner: InnerRun) -> Path:
     path = inner.pytester.path / "hosts.toml"
     path.write_text(inventory_of(rig))
     return path
+
+
+@pytest.fixture
+def cables(rig: SshRig, inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a test of an inner run import ``cut``, which takes a host's cable out."""
+    monkeypatch.setenv("RIG_SWITCH", str(rig.switch.pid))
+    inner.write(
+        cables="""
+        import os, subprocess
+
+        def cut(host):
+            entered = ["nsenter", "-t", os.environ["RIG_SWITCH"], "-n"]
+            subprocess.run([*entered, "ip", "link", "set", host, "down"], check=True)
+        """
+    )
+
+
+def test_a_test_whose_host_is_cut_off_fails_with_the_host_and_the_reason(
+    inner: InnerRun, rig: SshRig, hosts: Path, cables: None
+) -> None:
+    inner.write(
+        test_it="""
+        from cables import cut
+
+        async def test_it(test_vm):
+            await test_vm.run("true")
+            cut("h1")
+            await test_vm.run("sleep 500", timeout_s=400)
+        """
+    )
+    result = inner.run("--propolis-hosts", str(hosts))
+    result.stdout.fnmatch_lines(["E * VM *: host h1 is lost: nothing was heard from it for 4 s"])
+    deadline = time.monotonic() + CLEAN_TIMEOUT_S
+    while any(not line.startswith("sshd: ") for line in rig.hosts["h1"].processes().values()):
+        assert time.monotonic() < deadline, rig.hosts["h1"].processes()
+        select.select([], [], [], 0.05)
 
 
 def test_a_guest_on_an_ssh_host_runs_commands_and_leaves_nothing(inner: InnerRun, rig: SshRig, hosts: Path) -> None:

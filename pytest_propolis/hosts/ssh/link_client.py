@@ -38,6 +38,8 @@ __all__ = ["JoinedLink", "join_or_start", "link_base"]
 
 START_TIMEOUT_S: Final = 120.0
 ABANDONED_S: Final = 60.0
+EXPLAIN_POLLS: Final = 20
+EXPLAIN_POLL_S: Final = 0.05
 LOG_NAME: Final = "link.log"
 LINE_BYTES: Final = 64 << 20
 
@@ -81,6 +83,17 @@ class JoinedLink:
             reason=self._loss,
             hint=f"what the run had there is removed there; `ssh {self.host}` tells whether the host can be reached",
         )
+
+    async def explain(self) -> HostLost | None:
+        """Return why the host is lost when something there does not answer; None if the link knows of nothing.
+
+        The word of the link may come a moment after the end of a connection that the link forwards.
+        """
+        for _ in range(EXPLAIN_POLLS):
+            if lost := self.loss():
+                return lost
+            await asyncio.sleep(EXPLAIN_POLL_S)
+        return self.loss()
 
     def _read_loss(self) -> str | None:
         try:
