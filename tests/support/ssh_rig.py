@@ -18,12 +18,17 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SHARED_STORE", "RigHost", "SshRig", "can_make_rigs", "inventory_of", "ssh_rig"]
+from pytest_propolis.hosts.ssh_host import SshHost
+
+__all__ = ["SHARED_STORE", "MakeHost", "RigHost", "SshRig", "can_make_rigs", "inventory_of", "ssh_rig"]
+
+MakeHost = Callable[..., SshHost]
+"""Makes a host of the rig, with options of its kind."""
 
 START_TIMEOUT_S = 30.0
 OUTSIDE_TMP = "/dev/shm"
