@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SHARED_STORE", "RigHost", "SshRig", "can_make_rigs", "inventory_of", "ssh_rig"]
+__all__ = ["RigHost", "SshRig", "can_make_rigs", "inventory_of", "ssh_rig"]
 
 START_TIMEOUT_S = 30.0
 OUTSIDE_TMP = "/dev/shm"
@@ -61,11 +61,6 @@ MaxSessions 100
 MaxStartups 100
 PrintMotd no
 """
-
-SHARED_STORE = (
-    "mkdir -p {{home}}/.cache/propolis/artifacts {store}; mount --bind {store} {{home}}/.cache/propolis/artifacts"
-)
-"""Gives a host the images that are prepared on this machine, as its own store."""
 
 
 def can_make_rigs() -> bool:
