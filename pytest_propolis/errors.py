@@ -15,6 +15,7 @@ The tree::
     │   ├── ResourceExhausted
     │   ├── HostBusy
     │   └── AgentError
+    │       └── HostLost
     ├── ApiError                 a Propolis server said no
     ├── VmError                  a virtual machine did not do what it was asked to
     │   ├── VmStateError
@@ -55,6 +56,7 @@ __all__ = [
     "GuestPanicked",
     "HostBusy",
     "HostError",
+    "HostLost",
     "MigrationError",
     "PropolisError",
     "ResourceExhausted",
@@ -218,6 +220,19 @@ class HostBusy(HostError):
 
 class AgentError(HostError):
     """Raised when the host's agent did not start, went away or refused."""
+
+
+class HostLost(AgentError):
+    """Raised when the connection to a host is lost, or its agent died. What the run had there is removed there.
+
+    :param host: the name of the host.
+    :param reason: what ended the connection.
+    """
+
+    def __init__(self, message: str, *, host: str = "", reason: str = "", **context: Any) -> None:
+        super().__init__(message, **context)
+        self.host = host
+        self.reason = reason
 
 
 class ApiError(PropolisError):

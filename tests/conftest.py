@@ -1,11 +1,22 @@
-"""What all tests share: signals end this process, and those that it starts, as they do at a terminal.
+"""What all tests share.
 
-A shell starts its background jobs with Ctrl-C ignored, and so does `nohup` with SIGHUP; children inherit that.
+Signals end this process, and those that it starts, as they do at a terminal. A shell starts its background jobs with
+Ctrl-C ignored, and so does `nohup` with SIGHUP; children inherit that.
+
+In continuous integration, as root, a test that is skipped for want of a program fails: `./run tests` installs it.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import signal
+from collections.abc import Generator
+from typing import Final
+
+import pytest
+
+WANT_OF_A_PROGRAM: Final = re.compile(r"not installed|\bpackage\b|\bsshd\b")
 
 for number, handler in (
     (signal.SIGINT, signal.default_int_handler),
@@ -14,3 +25,14 @@ for number, handler in (
 ):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if os.environ.get("CI") and os.geteuid() == 0 and report.skipped and isinstance(report.longrepr, tuple):
+        reason = report.longrepr[2]
+        if WANT_OF_A_PROGRAM.search(reason):
+            report.outcome = "failed"
+            report.longrepr = f"{reason}\nIn continuous integration what tests need is installed: see ./run"
+    return report

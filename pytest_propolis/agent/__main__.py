@@ -1,4 +1,4 @@
-"""``python -m pytest_propolis.agent CONFIG READY_FD``: run an agent until its last client leaves."""
+"""``python -m pytest_propolis.agent CONFIG READY_FD [LEASH_FD]``: run an agent until its last client leaves."""
 
 from __future__ import annotations
 
@@ -10,4 +10,8 @@ from ..agent_api.messages import AgentConfig
 from .process import run_agent
 
 if __name__ == "__main__":
-    run_agent(msgspec.json.decode(sys.argv[1], type=AgentConfig), ready_fd=int(sys.argv[2]))
+    run_agent(
+        msgspec.json.decode(sys.argv[1], type=AgentConfig),
+        ready_fd=int(sys.argv[2]),
+        leash_fd=int(sys.argv[3]) if sys.argv[3:] else None,
+    )

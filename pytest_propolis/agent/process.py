@@ -26,6 +26,7 @@ from ..storage.eviction import evict
 from ..storage.store import template_directory
 from .app import AgentApp
 from .disk_space import disk_base
+from .http_protocol import CoalescingProtocol
 
 __all__ = ["run_agent"]
 
@@ -44,24 +45,28 @@ class _Server(uvicorn.Server):
         yield
 
 
-def run_agent(config: AgentConfig, *, ready_fd: int) -> None:
-    """Serve until the last client has left. Writes one `AgentReady` line to `ready_fd` when it listens."""
+def run_agent(config: AgentConfig, *, ready_fd: int, leash_fd: int | None = None) -> None:
+    """Serve until the last client has left. Writes one `AgentReady` line to `ready_fd` when it listens.
+
+    :param leash_fd: a pipe whose other end another process holds: when that ends, the agent leaves. A byte in it lets
+        the agent off.
+    """
     directory = Path(config.directory)
     os.umask(0o077)
     logging.basicConfig(
         filename=directory / LOG_NAME, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    asyncio.run(_live(config, directory, ready_fd))
+    asyncio.run(_live(config, directory, ready_fd, leash_fd))
 
 
-async def _live(config: AgentConfig, directory: Path, ready_fd: int) -> None:
+async def _live(config: AgentConfig, directory: Path, ready_fd: int, leash_fd: int | None) -> None:
     socket_path = directory / SOCKET_NAME
     disks = disk_base(config)
     with Ledger.open(directory / LEDGER_NAME, run=config.run, disk_directory=str(disks / directory.name)) as ledger:
         reaping = asyncio.create_task(
             asyncio.to_thread(_reap_dead_runs, directory.parent, template_directory(config.artifact_dir), disks)
         )
-        await _serve(config, ledger, socket_path, ready_fd)
+        await _serve(config, ledger, socket_path, ready_fd, leash_fd)
         await reaping
         Rendezvous(directory.parent, config.run).leave(socket_path)
         if left := ledger.entries():
@@ -82,7 +87,7 @@ def _reap_dead_runs(base: Path, templates: Path, disks: Path) -> None:
         logger.warning("could not be undone: %s", failure)
 
 
-async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int) -> None:
+async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int, leash_fd: int | None) -> None:
     leave = asyncio.Event()
     app = AgentApp(config, ledger, on_empty=leave.set)
     server = _Server(
@@ -91,6 +96,7 @@ async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int)
             log_config=None,
             access_log=False,
             lifespan="off",
+            http=CoalescingProtocol,
             ws="websockets-sansio",
             ws_ping_interval=None,
             ws_per_message_deflate=False,
@@ -101,6 +107,8 @@ async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, leave.set)
     loop.add_signal_handler(signal.SIGUSR1, _log_tasks)
+    if leash_fd is not None:
+        loop.add_reader(leash_fd, _read_leash, loop, leash_fd, leave)
     with _listening(path) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         # In this order whatever happens: asyncio's own end cancels everything at once, and may then wait for ever for a
@@ -116,6 +124,12 @@ async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int)
             await app.close()
             server.should_exit = True
             await serving
+
+
+def _read_leash(loop: asyncio.AbstractEventLoop, leash_fd: int, leave: asyncio.Event) -> None:
+    loop.remove_reader(leash_fd)
+    if not os.read(leash_fd, 1):
+        leave.set()
 
 
 def _tell_ready(ready_fd: int, path: Path) -> bool:

@@ -58,6 +58,9 @@ __all__ = ["ResourceRegistry"]
 
 logger = logging.getLogger(__name__)
 
+QEMU_LOG: Final = "qemu.log"
+"""QEMU's messages in the directory of a VM whose client wants them nowhere else."""
+
 BACKENDS: Final[Mapping[type, BackendFactory]] = MappingProxyType({CrucibleStorageBackend: Upstairs})
 """What serves the disks that are no files of this host, by type of their component."""
 
@@ -149,7 +152,7 @@ class ResourceRegistry:
                 accelerator=platform.accelerator.name,
                 boot=request.boot,
                 directory=directory,
-                log_path=Path(request.log_path),
+                log_path=Path(request.log_path or directory / QEMU_LOG),
                 journal=books,
                 display=request.display,
                 memory=memory,
@@ -214,7 +217,7 @@ class ResourceRegistry:
             server=VmServer(
                 dataclasses.replace(
                     started.config,
-                    log_path=Path(request.log_path),
+                    log_path=Path(request.log_path or started.config.log_path),
                     address=self._address(started.id),
                     backends=BACKENDS,
                 )
@@ -453,7 +456,8 @@ def _variables(holdings: ClientResources, predecessor: str | None) -> Path | Non
 
 
 def _check_files(request: CreateVm) -> None:
-    require_absolute(request.log_path, what="log")
+    if request.log_path:
+        require_absolute(request.log_path, what="log")
     if isinstance(request.boot, DirectKernel):
         for file in (request.boot.kernel, request.boot.initrd):
             if file is not None and not require_absolute(file, what="boot file").is_file():

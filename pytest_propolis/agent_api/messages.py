@@ -119,7 +119,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     :param name: for people.
     :param group: what the VM belongs to (a test's node id): names are unique in it.
     :param boot: what its VM starts from.
-    :param log_path: where QEMU's own messages go.
+    :param log_path: where QEMU's own messages go; if empty, into the VM's directory.
     :param display: whether its VM has a display.
     :param memory_mib: what it will need of the host's memory, in MiB; 0 if that is not to be looked at.
     :param copy_disks: whether a VM that migrates in gets disks of its own, also where it could use the source's.
@@ -404,7 +404,7 @@ class TemplateNeeded(msgspec.Struct, frozen=True, kw_only=True):
     :param spec: the machine; the paths of its disks are `engine.template.disk_file` names.
     :param disks: what the disks are made of, in that order.
     :param guest: changes with everything else that shapes it: the guest's adapter, the shell protocol.
-    :param log_path: where the messages of the QEMU that makes it go.
+    :param log_path: where the messages of the QEMU that makes it go; if empty, into its directory.
     """
 
     title: str

@@ -14,7 +14,8 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
-from ..errors import ConsoleClosed, ConsoleTimeout, GuestPanicked, PropolisError
+from ..errors import AgentError, ConsoleClosed, ConsoleTimeout, GuestPanicked, PropolisError
+from ..propolis_api.endpoint import Loss
 from ..propolis_api.serial import SerialConsoleGuestReset, SerialConsoleMigrating, SerialConsoleMoved
 from .escapes import TextFilter
 from .input_history import Sent
@@ -50,10 +51,19 @@ class Console:
     :param vm: the VM's name, for errors.
     :param log_path: the log file; its directory must exist. What is there already is kept.
     :param follow: how to go with a guest that migrates; without it, the console closes then.
+    :param loss: tells why the VM's host is lost.
     :raises HostError: when the log file cannot be had.
     """
 
-    def __init__(self, connection: ClientConnection, *, vm: str, log_path: Path, follow: Follow | None = None) -> None:
+    def __init__(
+        self,
+        connection: ClientConnection,
+        *,
+        vm: str,
+        log_path: Path,
+        follow: Follow | None = None,
+        loss: Loss | None = None,
+    ) -> None:
         self._connection = connection
         self._follow = follow
         self._moving = False
@@ -66,6 +76,8 @@ class Console:
         """Called for each signal of the shell protocol that has one of the words given to `heed`."""
         self.on_reset: Callable[[], None] | None = None
         """Called when the guest has reset its machine, if the server tells of that."""
+        self._loss = loss
+        self._lost: AgentError | None = None
         self._parser = FrameParser()
         self._filter = TextFilter()
         self.log = ConsoleLog(log_path)
@@ -76,10 +88,19 @@ class Console:
     @classmethod
     @contextlib.asynccontextmanager
     async def over(
-        cls, connection: ClientConnection, *, vm: str, log_path: Path, follow: Follow | None = None
+        cls,
+        connection: ClientConnection,
+        *,
+        vm: str,
+        log_path: Path,
+        follow: Follow | None = None,
+        loss: Loss | None = None,
     ) -> AsyncIterator[Console]:
-        """A console over an open websocket, which it closes."""
-        console = cls(connection, vm=vm, log_path=log_path, follow=follow)
+        """A console over an open websocket, which it closes.
+
+        :param loss: tells why the VM's host is lost.
+        """
+        console = cls(connection, vm=vm, log_path=log_path, follow=follow, loss=loss)
         try:
             yield console
         finally:
@@ -159,6 +180,8 @@ class Console:
         try:
             while moved := await self._read_connection():
                 await self._go_with(moved)
+            if self._loss and self._connection.close_code == CloseCode.ABNORMAL_CLOSURE:
+                self._lost = await self._loss()
         except PropolisError as error:
             self.note(f"the guest has migrated, and its console cannot be followed: {error}")
         except Exception as error:
@@ -247,7 +270,9 @@ class Console:
             )
         )
 
-    def _closed(self, reason: str | None = None) -> ConsoleClosed:
+    def _closed(self, reason: str | None = None) -> PropolisError:
+        if self._lost is not None:
+            return self._lost.with_context(vm=self._vm, console_tail=self.tail(), log_path=str(self.log.path))
         return ConsoleClosed(
             f"the console closed: {reason or end_reason(self._connection)}",
             vm=self._vm,

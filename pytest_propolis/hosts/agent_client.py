@@ -47,7 +47,7 @@ from ..errors import AgentError, PropolisError
 from ..ledger.identity import ProcessIdentity
 from ..ledger.survey import survey
 from ..propolis_api import InstanceVCRReplace, ReplaceResult
-from ..propolis_api.endpoint import Endpoint
+from ..propolis_api.endpoint import Endpoint, Loss
 from ..propolis_api.failure import api_error
 from ..propolis_api.http import HttpAnswer, HttpClient, request
 
@@ -65,10 +65,13 @@ class AsyncAgentClient:
     """Speaks to one agent, within one event loop.
 
     Errors that the agent reports are raised as what they were there; a broken connection raises `AgentError`.
+
+    :param loss: tells why the agent's host is lost.
     """
 
-    def __init__(self, socket: Path, *, client: str) -> None:
+    def __init__(self, socket: Path, *, client: str, loss: Loss | None = None) -> None:
         self._socket = socket
+        self._loss = loss
         self._answers = _Answers(socket)
         self._http = HttpClient(self.endpoint(""), headers={CLIENT_HEADER: client})
 
@@ -83,7 +86,7 @@ class AsyncAgentClient:
 
     def endpoint(self, path: str) -> Endpoint:
         """The Propolis API below a path of this agent."""
-        return Endpoint(base_url=BASE_URL + path, uds=self._socket)
+        return Endpoint(base_url=BASE_URL + path, uds=self._socket, loss=self._loss)
 
     async def info(self) -> AgentInfo:
         return await self._call("GET", "/agent", AgentInfo)
@@ -94,7 +97,7 @@ class AsyncAgentClient:
             async for line in lines:
                 if line.paths is not None:
                     return tuple(Path(path) for path in line.paths)
-        raise self._answers.lost("the answer ended early")
+        raise await self._lost("the answer ended early")
 
     async def get_template(
         self,
@@ -113,7 +116,7 @@ class AsyncAgentClient:
                     await make(line.making)
                 elif line.template is not None:
                     return line.template
-        raise self._answers.lost("the answer ended early")
+        raise await self._lost("the answer ended early")
 
     async def freeze(self, vm_id: str, request: FreezeVm) -> None:
         await self._call("POST", f"/templates/{vm_id}/freeze", NoneType, request)
@@ -223,7 +226,7 @@ class AsyncAgentClient:
                     else:
                         yield line
         except OSError as error:
-            raise self._answers.lost(error) from None
+            raise await self._lost(error) from None
 
     async def _call(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
         content = None if body is None else msgspec.json.encode(body)
@@ -233,10 +236,13 @@ class AsyncAgentClient:
         try:
             answer = await self._http.request(method, path, content=content, timeout_s=ANSWER_TIMEOUT_S)
         except OSError as error:
-            raise self._answers.lost(error) from None
+            raise await self._lost(error) from None
         if not answer.is_success:
             raise self._answers.error(answer.status, answer.content, f"{method} {path}")
         return answer.content
+
+    async def _lost(self, error: object) -> AgentError:
+        return await self.endpoint("").lost_or(self._answers.lost(error))
 
 
 class AgentClient:

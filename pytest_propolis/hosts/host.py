@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 from ..agent_api.messages import ResourceIds
 from ..propolis_api.endpoint import Endpoint
+from ..storage.host_path import host_path
 from .agent_client import AgentClient, AsyncAgentClient
 
-__all__ = ["Host", "HostSpec", "Unfinished"]
+__all__ = ["Host", "HostSpec", "Unfinished", "log_path_on"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,10 @@ class Host(Protocol):
         """The id of the run there. What belongs to the run on this host carries it."""
 
     @property
+    def shares_files(self) -> bool:
+        """Whether its file system is this machine's, so that its agent can be told paths of it."""
+
+    @property
     def agent(self) -> AgentClient | None:
         """A client of its agent for callers without an event loop; None while the agent is down."""
 
@@ -114,3 +119,8 @@ class Host(Protocol):
 
         :raises AgentError: when the agent left something behind.
         """
+
+
+def log_path_on(host: Host, path: Path) -> str:
+    """Return where an agent is to put the messages of a QEMU; nothing lets it choose a file of its own."""
+    return host_path(path, purpose="the log of QEMU") if host.shares_files else ""

@@ -14,7 +14,7 @@ __all__ = ["HOST_KINDS", "open_host"]
 
 HostMaker = Callable[[HostSpec, Settings, str], Host]
 
-HOST_KINDS: Final[Mapping[str, str]] = MappingProxyType({"local": "local"})
+HOST_KINDS: Final[Mapping[str, str]] = MappingProxyType({"local": "local", "ssh": "ssh_host"})
 """By kind, the module that has it. Its function ``open_host(spec, settings, run_id)`` makes the host.
 
 What a module needs is imported when the first host of its kind is asked for."""

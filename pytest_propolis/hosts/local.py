@@ -95,6 +95,10 @@ class LocalHost:
         await _copy_file(self.name, remote, local)
 
     @property
+    def shares_files(self) -> bool:
+        return True
+
+    @property
     def directory(self) -> Path | None:
         """The agent's private directory, while it is up."""
         return self._launched.socket.parent if self._launched else None

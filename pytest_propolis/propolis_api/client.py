@@ -219,7 +219,7 @@ class PropolisClient:
                 timeout_s=timeout_s,
             )
         except OSError as error:
-            raise self._unanswered(operation, error, began) from error
+            raise await self._unanswered(operation, error, began) from error
         if not response.is_success:
             raise api_error(response.status, response.content, vm=self.vm, operation=operation)
         return response
@@ -234,11 +234,12 @@ class PropolisClient:
             content = bytes(error.response.body or b"")
             raise api_error(error.response.status_code, content, vm=self.vm, operation=operation) from error
         except (OSError, EOFError, InvalidHandshake) as error:
-            raise self._unanswered(operation, error, began) from error
+            raise await self._unanswered(operation, error, began) from error
 
-    def _unanswered(self, operation: str, error: Exception, began: float) -> AgentError:
+    async def _unanswered(self, operation: str, error: Exception, began: float) -> AgentError:
         waited_s = time.monotonic() - began
-        return unanswered(self.endpoint, error, vm=self.vm, operation=operation, waited_s=waited_s)
+        no_answer = unanswered(self.endpoint, error, vm=self.vm, operation=operation, waited_s=waited_s)
+        return (await self.endpoint.lost_or(no_answer)).with_context(vm=self.vm, operation=operation)
 
 
 def _given(query: Mapping[str, int | None]) -> dict[str, int]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 from urllib.parse import quote, unquote, urlsplit
 
-__all__ = ["Endpoint"]
+from ..errors import AgentError
+
+__all__ = ["Endpoint", "Loss"]
+
+Loss = Callable[[], Awaitable[AgentError | None]]
 
 _UNIX: Final = "http+unix://"
 _UNIX_HOST: Final = "http://agent"
@@ -19,10 +24,12 @@ class Endpoint:
 
     :param base_url: what the paths of the API are put after; it may have a path itself: ``http://agent/vms/3f2a``.
     :param uds: the UNIX socket to connect to, whatever host the URL names; None: TCP.
+    :param loss: tells why the host behind it is lost, when something there does not answer; None if it is not.
     """
 
     base_url: str
     uds: Path | None = None
+    loss: Loss | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def at(cls, address: str) -> Self:
@@ -40,6 +47,10 @@ class Endpoint:
         if not socket:
             raise ValueError(f"{address} names no socket")
         return cls(base_url=f"{_UNIX_HOST}/{path}", uds=Path(unquote(socket)))
+
+    async def lost_or(self, error: AgentError) -> AgentError:
+        """Return why the host is lost, or if it is not, the error that is given."""
+        return (self.loss and await self.loss()) or error
 
     @property
     def host_and_port(self) -> tuple[str, int]:

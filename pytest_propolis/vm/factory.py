@@ -22,12 +22,11 @@ from ..field_checks import check_keywords
 from ..guests.adapter import GuestAdapter
 from ..guests.registry import GuestRegistry
 from ..hosts.agent_client import AsyncAgentClient
-from ..hosts.host import Host
+from ..hosts.host import Host, log_path_on
 from ..hosts.placement import HostChoice, choose_host
 from ..propolis_api import Component, InstanceProperties, InstanceSpec
 from ..propolis_api.client import PropolisClient
 from ..settings import Settings
-from ..storage.host_path import host_path
 from .admission import retry_while_busy
 from .config import CompleteVmConfig, VmConfig
 from .config_fields import VmConfigFields
@@ -386,7 +385,8 @@ class VmFactory:
                 added |= disk_components(await self._attached(session, disk.attached(), disk.request(), made))
             for nic in complete.config.nics:
                 added |= nic_components(nic)
-            forked = await session.warm_starter.fork(kind, guest, added=added, log_path=self._qemu_log(name), run=run)
+            log_path = log_path_on(session.host, self._qemu_log(name))
+            forked = await session.warm_starter.fork(kind, guest, added=added, log_path=log_path, run=run)
             if forked is None:
                 return None
             await taken.enter_async_context(made.pop_all())
@@ -460,7 +460,7 @@ class VmFactory:
             name=name,
             group=self._group,
             boot=boot_source,
-            log_path=host_path(self._qemu_log(name), purpose="the log of QEMU"),
+            log_path=log_path_on(session.host, self._qemu_log(name)),
             memory_mib=spec.board.memory_mb,
             display=display,
             copy_disks=copy_disks,

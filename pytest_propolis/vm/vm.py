@@ -550,7 +550,7 @@ class TestVm:
     async def _open_console(self) -> None:
         connection = await self._api().instance_serial(from_start=0)
         self._console = await self._resources.enter_async_context(
-            Console.over(connection, vm=self.name, log_path=self.log_path, follow=self._follow)
+            Console.over(connection, vm=self.name, log_path=self.log_path, follow=self._follow, loss=self.endpoint.loss)
         )
         self._shell = Shell(self._console, vm=self.name)
         if self._forked is not None:

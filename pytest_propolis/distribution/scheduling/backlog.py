@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
@@ -187,15 +187,14 @@ class Backlog:
         cell.longest_s = max(cell.longest_s, estimate.rank_s)
         cell.narrowest = min(cell.narrowest, queue.needs.cpus) if cell.count > 1 else queue.needs.cpus
 
-    def wide(self, cpus: float, memory_mib: float) -> list[tuple[Queue, int, float]]:
-        """Return the longest test of each queue of tests that need at least so much, with its rank in s."""
-        return [
-            (queue, queue.tests[-1][1], queue.tests[-1][0] % PROBE_S)
-            for queue in self._queues.values()
-            if queue.tests
-            and queue.cell.way is Way.NEXT
-            and (queue.needs.cpus >= cpus or queue.needs.memory_mib >= memory_mib)
-        ]
+    def wide(self, cpus: float, memory_mib: float, duration_s: float) -> Iterator[tuple[Queue, int, float]]:
+        """Find the tests that need at least so much and run for longer than duration_s, each with its rank in s."""
+        for queue in self._queues.values():
+            needs = queue.needs
+            if queue.cell.way is Way.NEXT and (needs.cpus >= cpus or needs.memory_mib >= memory_mib):
+                least_s = duration_s * (queue.cell.fastest or 1.0)
+                first = bisect_right(queue.tests, (least_s, LAST))
+                yield from ((queue, index, rank_s) for rank_s, index in queue.tests[first:] if rank_s < PROBE_S)
 
     def shortest(self, can_run: Callable[[Needs], bool]) -> int | None:
         """Return the index of the shortest test that no worker holds, of those whose needs can be met."""

@@ -16,11 +16,13 @@ __all__ = ["Choice", "Chooser"]
 LENGTH: Final = 4.0
 """How much more the longest test of a cell counts than the time in which the cell would be done at its present rate."""
 
+SCARCITY: Final = 0.5
 NO_PRESSURE: Final = 0.6
 SLOPE: Final = 2.0
 MOST_WEIGHT: Final = 3.0
-"""Of hosts with a label, the share of time that the tests which need it take, relative to all hosts and all tests.
-From NO_PRESSURE on these tests count more, SLOPE times what is above it, but at most MOST_WEIGHT."""
+"""Tests count more, at most MOST_WEIGHT, if few hosts have their labels: SCARCITY times the share of the slots that
+cannot run them, and SLOPE times what these tests take of the time of such hosts, relative to what all tests take of
+that of all hosts, above NO_PRESSURE."""
 
 SLOW: Final = 0.8
 """A host is slow for a test if it has less than this share of the speed that another host has."""
@@ -56,7 +58,8 @@ class Chooser:
             speed = self._fleet.speed_with(labels)
             if labels and speed and total_s:
                 pressure = (labelled_s / speed) / (total_s / self._fleet.speed)
-                weights[labels] = min(MOST_WEIGHT, 1 + SLOPE * max(0.0, pressure - NO_PRESSURE))
+                scarcity = 1 - speed / self._fleet.speed
+                weights[labels] = min(MOST_WEIGHT, 1 + SCARCITY * scarcity + SLOPE * max(0.0, pressure - NO_PRESSURE))
         for cell in cells:
             cell.weight = weights[cell.labels]
 

@@ -92,9 +92,8 @@ class Dispatcher:
         # What slow hosts may run depends on how long the run lasts.
         fastest = max((state.speed for state in run.fleet.living), default=0.0)
         run.changed.update(state for state in run.fleet.living if state.slots > 0 and state.speed < SLOW * fastest)
-        for queue, index, rank_s in run.backlog.wide(*run.fleet.share(WIDE_SLOTS)):
-            if rank_s * URGENCY > slack_s * (queue.cell.fastest or 1.0):
-                run.gatherings.add(Request(index, queue.needs, rank_s))
+        for queue, index, rank_s in run.backlog.wide(*run.fleet.share(WIDE_SLOTS), slack_s / URGENCY):
+            run.gatherings.add(Request(index, queue.needs, rank_s))
 
     def _fill(self, changed: set[HostState]) -> None:
         states = sorted(changed, key=lambda state: (-state.speed, state.order))

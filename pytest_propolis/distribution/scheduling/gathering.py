@@ -191,7 +191,9 @@ class Gatherings:
         return served
 
     def _awkwardness(self, state: HostState, needs: Needs, slowest: float) -> tuple[float, ...]:
-        """Order hosts by how long they will let a test wait: large ones have the next free slot soonest."""
+        """Order hosts by how long they will let a test wait: those that have some room, then large ones."""
         claims = len(self._claims.get(state.host.name, ()))
         fits = state.fits(needs) and not claims
-        return (state.speed < slowest, claims, not fits, -state.speed if fits else -state.host.slots, state.order)
+        room = min(state.slots, 1), min(state.cpus, needs.cpus)
+        waits = (-state.speed, 0, 0) if fits else (-room[0], -room[1], -state.host.slots)
+        return (state.speed < slowest, claims, not fits, *waits, state.order)

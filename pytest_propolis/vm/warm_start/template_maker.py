@@ -14,9 +14,8 @@ from ...agent_api.template_layout import disk_file
 from ...errors import BootError, PropolisError, TemplateError
 from ...guests.adapter import GuestAdapter
 from ...hosts.agent_client import AsyncAgentClient
-from ...hosts.host import Host
+from ...hosts.host import Host, log_path_on
 from ...propolis_api.client import PropolisClient
-from ...storage.host_path import host_path
 from ..config import CompleteVmConfig
 from ..disk_layout import firmware_of
 from ..pci_slots import BOOT_DISK_SLOT
@@ -62,7 +61,7 @@ class TemplateKey:
     disks: tuple[tuple[AttachedDisk, CreateDisk | None], ...]
     boot_order: tuple[str, ...]
 
-    def needed(self, log_path: Path) -> TemplateNeeded:
+    def needed(self, log_path: str) -> TemplateNeeded:
         attached = [dataclasses.replace(disk, path=disk_file(index)) for index, (disk, _) in enumerate(self.disks)]
         assert isinstance(self.boot, DirectKernel)
         return TemplateNeeded(
@@ -77,7 +76,7 @@ class TemplateKey:
             properties=instance_properties("template"),
             disks=tuple(create for _, create in self.disks if create),
             guest=self.guest.fingerprint,
-            log_path=host_path(log_path, purpose="the log of QEMU"),
+            log_path=log_path,
         )
 
 
@@ -96,7 +95,7 @@ class TemplateMaker:
         :raises TemplateError: when it cannot be.
         :raises BootError: when its guest does not boot in time; it would not boot from cold either.
         """
-        needed = kind.needed(self._log_dir / "template.qemu.log")
+        needed = kind.needed(log_path_on(self._host, self._log_dir / "template.qemu.log"))
         # The boot has its own limit, which is to end first: its error has the console.
         limit_s = kind.complete.boot_timeout_s + PREPARE_TIMEOUT_S
         try:

@@ -15,7 +15,6 @@ from ...guests.adapter import GuestAdapter
 from ...hosts.agent_client import AsyncAgentClient
 from ...hosts.host import Host
 from ...propolis_api import Component, NvmeDisk, VirtioDisk, VirtioNic
-from ...storage.host_path import host_path
 from ..admission import retry_while_busy
 from ..config import CompleteVmConfig
 from ..disk_layout import boot_order_of, boot_source_of, disks_of
@@ -56,14 +55,14 @@ class WarmStarter:
         guest: GuestAdapter,
         *,
         added: Mapping[str, Component],
-        log_path: Path,
+        log_path: str,
         run: bool,
     ) -> ForkHandle | None:
         """Return a fork of the kind's template; None, after a line that says why, if it cannot be had.
 
         :param complete: the kind; it has the disks that the template has.
         :param added: further disks and network cards.
-        :param log_path: where QEMU's messages go.
+        :param log_path: where QEMU's messages go; empty for where the agent wants them.
         :param run: have it created and run, too, and its guest woken if that takes no time.
         :raises BootError: when the template's guest does not boot in time.
         """
@@ -105,7 +104,7 @@ class WarmStarter:
                 template=key,
                 name=wanted.name,
                 group=self._group,
-                log_path=host_path(wanted.log_path, purpose="the log of QEMU"),
+                log_path=wanted.log_path,
                 added=dict(wanted.added),
                 run=properties if wanted.run else None,
                 typed=typed.text,
@@ -137,7 +136,7 @@ class _Wanted:
     name: str
     guest: GuestAdapter
     added: Mapping[str, Component]
-    log_path: Path
+    log_path: str
     run: bool
 
 

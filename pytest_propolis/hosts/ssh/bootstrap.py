@@ -1,0 +1,180 @@
+"""Bringing an agent to a host and starting it, over one SSH session."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shlex
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from ...errors import CapabilityMissing, HostError, PropolisError, ResourceExhausted
+from .bundle import Bundle
+from .distributions import HostPython
+from .loader import MARK
+from .transport import Channel, Transport
+
+__all__ = ["HostFacts", "RemoteAgent", "start_agent", "start_program"]
+
+ANSWER_TIMEOUT_S: Final = 90.0
+STDERR_BYTES: Final = 2000
+LOADER: Final = Path(__file__).with_name("loader.py")
+
+RECEIVE: Final = "exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))"
+COMMAND: Final = "exec {python} -I -S -c 'import sys;{receive}'"
+"""What the login shell runs: every shell passes it on unchanged."""
+
+CHECK_VERSION: Final = f"""
+import sys
+if sys.version_info < (3, 11):
+    sys.stdout.write('{MARK}{{"python": "%d.%d.%d"}}\\n' % sys.version_info[:3])
+    sys.stdout.flush()
+    sys.exit(1)
+{RECEIVE}
+"""
+"""Runs under every Python 3: what follows is compiled only by one that is new enough."""
+
+BundleMaker = Callable[[HostPython], Awaitable[Bundle]]
+
+
+class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the loader tells of its host.
+
+    :param clock_s: the host's clock when it was asked, in seconds since the epoch.
+    :param place: the directory for bundles there; None if there is none that can take one.
+    :param tried: why other directories cannot.
+    """
+
+    python: HostPython
+    cpus: int
+    memory_mib: int
+    uid: int
+    clock_s: float
+    boot_id: str
+    place: str | None
+    tried: dict[str, str]
+
+
+class AgentStarted(msgspec.Struct, frozen=True, kw_only=True):
+    """What the guardian tells of the agent."""
+
+    pid: int
+    socket: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteAgent:
+    """An agent that runs, with the session of its guardian."""
+
+    facts: HostFacts
+    started: AgentStarted
+    channel: Channel
+
+
+async def start_agent(
+    transport: Transport, host: str, order: dict[str, Any], make_bundle: BundleMaker, *, python: str = "python3"
+) -> RemoteAgent:
+    """Start an agent on a host, and bring it there first if need be.
+
+    :param order: what the guardian is told.
+    :param python: the command of the host's Python.
+    :raises CapabilityMissing: when the host has no Python that is new enough.
+    :raises ResourceExhausted: when it has no space.
+    :raises HostError: when the agent does not start; the text says why.
+    """
+    channel = await start_program(transport, CHECK_VERSION, python=python)
+    session = _Session(channel, transport.errors, host, python)
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            return await session.start_agent(order, make_bundle)
+    except TimeoutError:
+        raise HostError(f"host {host}: its agent did not start", waited_s=ANSWER_TIMEOUT_S) from None
+    except transport.errors:
+        pass
+    raise await session.ended()
+
+
+async def start_program(transport: Transport, program: str, *, python: str) -> Channel:
+    """Start a Python program on a host, whose text is sent over its standard input."""
+    channel = await transport.start(COMMAND.format(python=shlex.quote(python), receive=RECEIVE))
+    _send_program(channel, program)
+    return channel
+
+
+def _send_program(channel: Channel, program: str) -> None:
+    text = program.encode()
+    channel.stdin.write(b"%d\n%b" % (len(text), text))
+
+
+class _Session:
+    """The conversation with the loader and the guardian."""
+
+    def __init__(self, channel: Channel, errors: tuple[type[Exception], ...], host: str, python: str) -> None:
+        self._channel = channel
+        self._errors = errors
+        self._host = host
+        self._python = python
+
+    async def start_agent(self, order: dict[str, Any], make_bundle: BundleMaker) -> RemoteAgent:
+        _send_program(self._channel, LOADER.read_text())
+        facts = msgspec.convert((await self._receive())["facts"], HostFacts)
+        if facts.place is None:
+            self._raise_no_place(facts)
+        bundle = await make_bundle(facts.python)
+        told = {**order, "sha256": bundle.sha256, "size": len(bundle.data)}
+        self._channel.stdin.write(msgspec.json.encode(told) + b"\n")
+        if (await self._receive())["need"]:
+            self._channel.stdin.write(bundle.data)
+            await self._channel.stdin.drain()
+        started = msgspec.convert((await self._receive())["ready"], AgentStarted)
+        return RemoteAgent(facts=facts, started=started, channel=self._channel)
+
+    async def _receive(self) -> dict[str, Any]:
+        """The next message; what else is printed there is passed over."""
+        while line := await self._channel.stdout.readline():
+            if line.startswith(MARK.encode()):
+                message: dict[str, Any] = msgspec.json.decode(line.removeprefix(MARK.encode()))
+                self._raise_error(message)
+                return message
+        raise await self.ended()
+
+    def _raise_error(self, message: dict[str, Any]) -> None:
+        if "python" in message:
+            raise CapabilityMissing(
+                f"host {self._host}: {self._python} there is Python {message['python']}, and 3.11 or later is needed",
+                hint='install one there, and name it in the inventory: python = "python3.11"',
+            )
+        if "error" in message:
+            log = [f"  | {line}" for line in message.get("log", ())]
+            kind = ResourceExhausted if message.get("full") else HostError
+            raise kind("\n".join([f"host {self._host}: {message['error']}", *log]), hint=message.get("hint"))
+
+    def _raise_no_place(self, facts: HostFacts) -> NoReturn:
+        full = all("free there" in reason or "space" in reason for reason in facts.tried.values())
+        kind: type[PropolisError] = ResourceExhausted if full else HostError
+        reasons = [f"  {place}: {reason}" for place, reason in facts.tried.items()]
+        raise kind(
+            "\n".join([f"host {self._host}: no directory there can take the agent's program:", *reasons]),
+            hint="free 25 MiB in one of them, or set XDG_CACHE_HOME there to a directory of that user",
+        )
+
+    async def ended(self) -> HostError:
+        """Return why the session ended before the agent was there."""
+        status, said = None, b""
+        with contextlib.suppress(*self._errors):
+            async with asyncio.timeout(5):
+                said = await self._channel.stderr.read(STDERR_BYTES)
+                status = await self._channel.status()
+        text = said.decode(errors="replace").strip() or "it said nothing"
+        if status in (126, 127):
+            return CapabilityMissing(
+                f"host {self._host}: {self._python} cannot be run there: {text}",
+                hint='install Python 3.11 or later there, or name another one in the inventory: python = "python3.11"',
+            )
+        how = "the SSH session ended" if status is None else f"the SSH session ended with status {status}"
+        return HostError(f"host {self._host}: {how}: {text}", hint=f"try it by hand: ssh HOST {self._python} --version")

@@ -1,0 +1,98 @@
+"""The bundle: this project and what its agent needs, as one zip for the Python of a host.
+
+The same content makes the same bytes, so that a host can be asked for a bundle by its hash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from .distributions import PROJECT, HostPython, download, installed_files, needed_distributions, this_python
+
+__all__ = ["Bundle", "make_bundle"]
+
+PACKAGE: Final = Path(__file__).parents[2]
+EPOCH: Final = (1980, 1, 1, 0, 0, 0)
+KEPT: Final = 8
+"""Bundles that stay in the cache: each change of a source file makes a new one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A zip, and what names it."""
+
+    sha256: str
+    data: bytes
+
+
+async def make_bundle(python: HostPython, *, cache: Path) -> Bundle:
+    """Return the bundle for a host's Python.
+
+    :param cache: a directory of this user, which is made; it keeps wheels and the latest bundles.
+    :raises HostError: when a distribution is not to be had for that Python.
+    """
+    names = needed_distributions(python)
+    if python.runs_files_of(this_python()):
+        files = [*_project_files(), *installed_files(names)]
+        return await asyncio.to_thread(_cached, files, [], cache)
+    key = hashlib.sha256(repr((python.version[:2], python.machine, python.libc, names)).encode()).hexdigest()[:16]
+    wheels = await download(names, python, cache / "wheels" / key)
+    return await asyncio.to_thread(_cached, list(_project_files()), wheels, cache)
+
+
+def _project_files() -> Iterator[tuple[str, Path]]:
+    """This project, wherever it is imported from: an editable installation lists none of its files."""
+    for path in PACKAGE.rglob("*"):
+        if path.is_file() and path.suffix != ".pyc":
+            yield str(path.relative_to(PACKAGE.parent)), path
+
+
+def _cached(files: list[tuple[str, Path]], wheels: list[Path], cache: Path) -> Bundle:
+    """The bundle of these files, which is packed anew only if one of them has changed."""
+    stats = [(name, found.st_size, found.st_mtime_ns) for name, path in files if (found := path.stat())]
+    state = repr((sorted(stats), [wheel.name for wheel in wheels], _project_metadata()))
+    place = cache / "bundles" / f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.zip"
+    try:
+        data = place.read_bytes()
+        os.utime(place)
+    except FileNotFoundError:
+        data = _pack(files, wheels)
+        _store(place, data)
+    return Bundle(sha256=hashlib.sha256(data).hexdigest(), data=data)
+
+
+def _store(place: Path, data: bytes) -> None:
+    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = place.with_suffix(f".{os.getpid()}")
+    part.write_bytes(data)
+    part.replace(place)
+    by_age = sorted(place.parent.glob("*.zip"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in by_age[KEPT:]:
+        old.unlink(missing_ok=True)
+
+
+def _pack(files: Iterable[tuple[str, Path]], wheels: Iterable[Path]) -> bytes:
+    contents = {name: path.read_bytes() for name, path in files}
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            contents.update((name, archive.read(name)) for name in archive.namelist() if not name.endswith("/"))
+    version = metadata.version(PROJECT)
+    contents[f"pytest_propolis-{version}.dist-info/METADATA"] = _project_metadata().encode()
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for name, content in sorted(contents.items()):
+            bundle.writestr(zipfile.ZipInfo(name, EPOCH), content, zipfile.ZIP_DEFLATED)
+    return packed.getvalue()
+
+
+def _project_metadata() -> str:
+    return f"Metadata-Version: 2.1\nName: {PROJECT}\nVersion: {metadata.version(PROJECT)}\n"

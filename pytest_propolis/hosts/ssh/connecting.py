@@ -1,0 +1,49 @@
+"""Opening a connection to a host: by asyncssh, or by OpenSSH where asyncssh does not do as it is configured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...errors import CapabilityMissing, HostError
+from .config import has_openssh, openssh_reason
+from .openssh_transport import OpensshTransport
+from .transport import SshDestination, Transport
+
+__all__ = ["connect"]
+
+
+async def connect(destination: SshDestination, *, control: Path) -> Transport:
+    """Open a connection. One of OpenSSH opens with the first command that is started.
+
+    :param control: a path for a control socket of OpenSSH.
+    :raises HostError: when the host cannot be reached, refuses, or is not trusted.
+    :raises CapabilityMissing: when neither asyncssh nor OpenSSH is installed.
+    """
+    if await openssh_reason(destination):
+        return OpensshTransport(destination, control=control)
+    try:
+        import asyncssh
+
+        from .asyncssh_transport import FALLBACK_ERRORS, AsyncsshTransport, describe
+    except ImportError:
+        if has_openssh():
+            return OpensshTransport(destination, control=control)
+        raise CapabilityMissing(
+            f"host {destination.name}: neither asyncssh nor ssh is installed here",
+            hint="pip install 'pytest-propolis[ssh]'",
+        ) from None
+    try:
+        return await AsyncsshTransport.connect(destination)
+    except FALLBACK_ERRORS as error:
+        if has_openssh():
+            return OpensshTransport(destination, control=control)
+        raise _failed(destination, describe(error)) from None
+    except (OSError, asyncssh.Error) as error:
+        raise _failed(destination, describe(error)) from None
+
+
+def _failed(destination: SshDestination, reason: str) -> HostError:
+    return HostError(
+        f"host {destination.name}: no SSH connection to {destination.address}: {reason}",
+        hint=f"`ssh {destination.address} true` must work without a question",
+    )

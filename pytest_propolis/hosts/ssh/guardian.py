@@ -1,0 +1,191 @@
+"""The guardian: starts the agent of a run on its host, and ends it when the other side of the connection is gone.
+
+It runs there in the place of the loader, at the end of an SSH session. Each beat of the link process is echoed. The
+guardian counts turns of its loop and asks no clock: a process that was not run judges nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from ...agent_api.messages import LOG_NAME, SOCKET_NAME
+from ...errors import AgentError, HostError, PropolisError
+from ...ledger.reaper import reap
+from ..agent_client import AgentClient
+from ..known_directories import note_base_directory
+from ..run_directory import agent_directory, make_private_directory
+
+__all__ = ["GOODBYE", "guard"]
+
+GOODBYE: Final = b"q"
+"""What the link process sends when its last client has left: an agent that keeps VMs for a person may stay."""
+
+TICK_S: Final = 0.5
+START_TIMEOUT_S: Final = 30.0
+LEAVE_TIMEOUT_S: Final = 15.0
+LOG_LINES: Final = 15
+STDIN: Final = 0
+STDOUT: Final = 1
+
+START: Final = """
+import runpy, sys
+sys.path.insert(0, sys.argv.pop(1))
+runpy.run_module("pytest_propolis.agent", run_name="__main__", alter_sys=True)
+"""
+
+Say = Callable[[dict[str, Any]], None]
+
+
+def guard(order: dict[str, Any], *, bundle: str, bundle_lock: int | None, say: Say) -> None:
+    """Start an agent, tell that it is ready, and watch over it until it has ended.
+
+    :param order: what the link process wants: ``agent`` (fields of `AgentConfig`), ``silence_s``, ``grace_s``.
+    :param bundle: the directory that this project was unpacked into.
+    :param bundle_lock: the descriptor that keeps it there, for the agent to inherit.
+    :param say: sends a message to the link process.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    os.umask(0o077)
+    try:
+        guarded = _Agent.start(order["agent"], bundle, bundle_lock)
+    except PropolisError as error:
+        return say({"error": error.message, "hint": error.hint})
+    except OSError as error:
+        return say({"error": f"its agent cannot be started: {error}"})
+    if (ready := guarded.ready()) is None:
+        status = guarded.end(order["grace_s"])
+        return say({"error": f"its agent did not start (status {status})", "log": guarded.log})
+    say({"ready": {**ready, "version": version("pytest-propolis")}})
+    why = guarded.watch(order["silence_s"])
+    status = guarded.let_go() if why == "goodbye" else guarded.end(order["grace_s"])
+    with contextlib.suppress(OSError):  # there may be no other side any more
+        say({"ended": status, "why": why, "log": guarded.log})
+    return None
+
+
+class _Agent:
+    """The agent's process, its leash, and the pipe on which it says that it is ready."""
+
+    def __init__(self, process: subprocess.Popen[bytes], directory: Path, *, ready_fd: int, leash_fd: int) -> None:
+        self._process = process
+        self._directory = directory
+        self._pidfd = os.pidfd_open(process.pid)
+        self._ready_fd = ready_fd
+        self._leash_fd = leash_fd
+        self.log: list[str] = []
+        """The end of the log of an agent that did not end in order."""
+
+    @classmethod
+    def start(cls, config: dict[str, Any], bundle: str, bundle_lock: int | None) -> _Agent:
+        """
+        :raises HostError: when its directory cannot be made.
+        """
+        directory = _make_directory(config["run"])
+        ready_fd, their_ready_fd = os.pipe()
+        # Ours alone: it closes when this process ends, in whatever way, and the agent leaves then.
+        their_leash_fd, leash_fd = os.pipe()
+        log = os.open(directory / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        told = json.dumps({**config, "directory": str(directory)})
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", START, bundle, told, str(their_ready_fd), str(their_leash_fd)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[their_ready_fd, their_leash_fd, *([] if bundle_lock is None else [bundle_lock])],
+            start_new_session=True,
+            cwd="/",
+        )
+        for descriptor in (their_ready_fd, their_leash_fd, log):
+            os.close(descriptor)
+        return cls(process, directory, ready_fd=ready_fd, leash_fd=leash_fd)
+
+    def ready(self) -> dict[str, Any] | None:
+        """Wait for the agent's word that it listens; None when it ends before, takes too long or is not wanted."""
+        readable, _, _ = select.select([self._ready_fd, STDIN], [], [], START_TIMEOUT_S)
+        if self._ready_fd not in readable:
+            return None
+        line = os.read(self._ready_fd, 4096)
+        return dict(json.loads(line)) if line else None
+
+    def watch(self, silence_s: float) -> str:
+        """Echo beats until there is a reason to stop; return it."""
+        quiet_s = 0.0
+        while quiet_s < silence_s:
+            readable, _, _ = select.select([STDIN, self._pidfd], [], [], TICK_S)
+            if self._pidfd in readable:
+                return "agent"
+            if STDIN not in readable:
+                quiet_s += TICK_S
+                continue
+            quiet_s = 0.0
+            beats = os.read(STDIN, 4096)
+            if GOODBYE in beats:
+                return "goodbye"
+            if not beats or not _write(beats):
+                return "the connection ended"
+        return f"nothing was heard for {silence_s:.0f} s"
+
+    def let_go(self) -> int:
+        """Let an agent leave that has no client any more, or stay if it keeps VMs; return its status, 0 if it stays."""
+        if self._keeps():
+            os.write(self._leash_fd, b".")
+            return 0
+        return self.end(LEAVE_TIMEOUT_S)
+
+    def _keeps(self) -> bool:
+        try:
+            return bool(AgentClient(self._directory / SOCKET_NAME).kept())
+        except AgentError:
+            return False  # it leaves already
+
+    def end(self, grace_s: float) -> int:
+        """End the agent, in order if it can, and undo what it leaves; return its status."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            status = self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        if status != 0:
+            with contextlib.suppress(OSError):
+                self.log = (self._directory / LOG_NAME).read_text(errors="replace").splitlines()[-LOG_LINES:]
+            reap(self._directory.parent)
+        return status
+
+
+def _make_directory(run: str) -> Path:
+    # `XDG_RUNTIME_DIR` goes when this session is the user's last, and what is kept must stay.
+    runtime = os.environ.pop("XDG_RUNTIME_DIR", None)
+    try:
+        return _made(run)
+    except HostError:
+        if runtime is None:
+            raise
+        os.environ["XDG_RUNTIME_DIR"] = runtime
+        return _made(run)
+
+
+def _made(run: str) -> Path:
+    directory = agent_directory(run)
+    make_private_directory(directory.parent)
+    note_base_directory(directory.parent)
+    make_private_directory(directory)
+    return directory
+
+
+def _write(beats: bytes) -> bool:
+    try:
+        os.write(STDOUT, beats)
+    except OSError:
+        return False
+    return True

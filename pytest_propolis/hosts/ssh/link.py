@@ -1,0 +1,283 @@
+"""The link process: one connection to one host, shared by all processes of a run.
+
+``python -m pytest_propolis.hosts.ssh.link CONFIG READY_FD``
+
+An asyncssh connection belongs to one event loop, and tests have many; so has each worker of pytest-xdist. The link
+offers the socket of the host's agent as a local one. It ends with its last client, or when the host is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ...agent_api.messages import Fault
+from ...errors import HostError, PropolisError
+from .bootstrap import RemoteAgent, start_agent, start_program
+from .bundle import make_bundle
+from .connecting import connect
+from .guardian import GOODBYE
+from .link_messages import (
+    AGENT_SOCKET,
+    LINK_SOCKET,
+    GetFile,
+    Join,
+    LinkAnswer,
+    LinkConfig,
+    LinkReady,
+    LinkRequest,
+    LinkStarted,
+    PutFile,
+    RunCommand,
+)
+from .loader import MARK
+from .transfer import get_file, put_file
+from .transport import Transport
+
+__all__ = ["Link"]
+
+FIRST_CLIENT_TIMEOUT_S: Final = 30.0
+GOODBYE_TIMEOUT_S: Final = 20.0
+BEAT_S: Final = 1.0
+LINE_BYTES: Final = 1 << 20
+REMOTE_COMMAND: Final = Path(__file__).with_name("remote_command.py")
+
+
+class Link:
+    """An open connection with an agent at its other end, and the clients that share it."""
+
+    def __init__(self, config: LinkConfig, transport: Transport, agent: RemoteAgent) -> None:
+        self._config = config
+        self._transport = transport
+        self._agent = agent
+        self._over: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._requests: set[asyncio.Task[None]] = set()
+        self._quiet_s = 0.0
+
+    @property
+    def directory(self) -> Path:
+        return Path(self._config.directory)
+
+    async def serve(self, ready_fd: int) -> None:
+        """Serve clients until the last has left, or the host is lost."""
+        await self._transport.forward(self.directory / AGENT_SOCKET, self._agent.started.socket)
+        server = await asyncio.start_unix_server(self._accept, self.directory / LINK_SOCKET, limit=LINE_BYTES)
+        (self.directory / LINK_SOCKET).chmod(0o600)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._end, None)
+        watches = [asyncio.create_task(self._watched(work)) for work in (self._beat(), self._listen(), self._closed())]
+        loop.call_later(FIRST_CLIENT_TIMEOUT_S, self._end_unused)
+        _tell(ready_fd, LinkStarted())
+        reason = await self._over
+        server.close()
+        self._tell_clients(reason)
+        for task in (*watches, *self._requests):
+            task.cancel()
+        if reason is None:
+            await self._say_goodbye()
+
+    def _end(self, reason: str | None) -> None:
+        """End the link; None for the reason if the host is not lost."""
+        if not self._over.done():
+            self._over.set_result(reason)
+
+    def _end_unused(self) -> None:
+        if not self._clients:
+            self._end(None)
+
+    async def _watched(self, work: Awaitable[None]) -> None:
+        # A lost connection is raised by whatever reads or writes at that moment.
+        try:
+            await work
+        except self._transport.errors as error:
+            self._end(f"the SSH connection was lost: {error or type(error).__name__}")
+
+    async def _beat(self) -> None:
+        """Send a beat each second, and count the time in which nothing came back, in turns that this process had."""
+        while True:
+            self._agent.channel.stdin.write(b".")
+            for _ in range(2):
+                await asyncio.sleep(BEAT_S / 2)
+                self._quiet_s += BEAT_S / 2
+            if self._quiet_s >= self._config.silence_s:
+                self._end(f"nothing was heard from it for {self._config.silence_s:g} s")
+                return
+
+    async def _listen(self) -> None:
+        """Read what the guardian writes: echoes of beats, and how the agent ended."""
+        text = b""
+        while data := await self._agent.channel.stdout.read(4096):
+            self._quiet_s = 0.0
+            text += data.strip(b".") if not text else data
+            if text.endswith(b"\n") and (start := text.find(MARK.encode())) >= 0:
+                self._end(_how_agent_ended(msgspec.json.decode(text[start + len(MARK) :])))
+                return
+        self._end("its guardian ended, and the agent with it")
+
+    async def _closed(self) -> None:
+        await self._transport.wait_closed()
+        self._end("the SSH connection was closed")
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._requests.add(task)
+        try:
+            request = msgspec.json.decode(await reader.readline(), type=LinkRequest)
+            if isinstance(request, Join):
+                await self._keep_client(reader, writer)
+            else:
+                await self._answer_request(request, reader, writer)
+        except (ConnectionError, msgspec.DecodeError):
+            pass  # it left before it had its answer
+        finally:
+            self._requests.discard(task)
+            writer.close()
+
+    async def _answer_request(
+        self, request: RunCommand | PutFile | GetFile, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Answer a request, or end what was begun if the client does not wait for the answer."""
+        handling = asyncio.create_task(self._handle(request))
+        leaving = asyncio.create_task(reader.read())
+        try:
+            await asyncio.wait([handling, leaving], return_when=asyncio.FIRST_COMPLETED)
+            if handling.done():
+                _answer(writer, handling.result())
+        finally:
+            handling.cancel()
+            leaving.cancel()
+            await asyncio.wait([handling, leaving])
+
+    async def _keep_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients.add(writer)
+        socket, version = str(self.directory / AGENT_SOCKET), self._agent.started.version
+        _answer(writer, LinkAnswer(ready=LinkReady(socket=socket, version=version, facts=self._agent.facts)))
+        try:
+            while await reader.read(4096):
+                pass
+        except ConnectionError:
+            pass
+        finally:
+            self._clients.discard(writer)
+            if not self._clients:
+                self._end(None)
+
+    async def _handle(self, request: RunCommand | PutFile | GetFile) -> LinkAnswer:
+        host = self._config.destination.name
+        try:
+            match request:
+                case RunCommand(command=command):
+                    return await self._run(command)
+                case PutFile(local=local, remote=remote):
+                    await put_file(self._transport, host, Path(local), remote, python=self._config.python)
+                case GetFile(local=local, remote=remote):
+                    await get_file(self._transport, host, remote, Path(local), python=self._config.python)
+        except PropolisError as error:
+            return LinkAnswer(fault=Fault.of(error))
+        except self._transport.errors as error:
+            return LinkAnswer(fault=Fault.of(HostError(f"host {host}: {error}")))
+        return LinkAnswer(status=0)
+
+    async def _run(self, command: str) -> LinkAnswer:
+        channel = await start_program(self._transport, REMOTE_COMMAND.read_text(), python=self._config.python)
+        try:
+            channel.stdin.write(msgspec.json.encode({"command": command}) + b"\n")
+            output, complaint = await asyncio.gather(channel.stdout.read(-1), channel.stderr.read(-1))
+            return LinkAnswer(status=await channel.status(), output=_marked(output), complaint=_marked(complaint))
+        finally:
+            channel.stdin.close()
+            channel.kill()
+
+    def _tell_clients(self, reason: str | None) -> None:
+        """Tell why the host is lost, before the sockets close: a client that reads their end finds the reason."""
+        for writer in self._clients if reason else ():
+            _answer(writer, LinkAnswer(lost=reason))
+
+    async def _say_goodbye(self) -> None:
+        """Let the guardian end the agent, and wait until it has."""
+        channel = self._agent.channel
+        with contextlib.suppress(*self._transport.errors):
+            channel.stdin.write(GOODBYE)
+            async with asyncio.timeout(GOODBYE_TIMEOUT_S):
+                await channel.status()
+
+
+def _marked(output: bytes) -> bytes:
+    """What a command wrote, without what the login shell had written before; all of it if the command did not start."""
+    before, mark, written = output.partition(f"{MARK}\n".encode())
+    return written if mark else before
+
+
+def _how_agent_ended(message: dict[str, object]) -> str:
+    if not message.get("ended"):
+        return "its agent has left"
+    log = message.get("log")
+    lines = [f"  | {line}" for line in log] if isinstance(log, list) else []
+    return "\n".join([f"its agent ended with status {message['ended']}", *lines])
+
+
+def _answer(writer: asyncio.StreamWriter, answer: LinkAnswer) -> None:
+    with contextlib.suppress(ConnectionError):
+        writer.write(msgspec.json.encode(answer) + b"\n")
+
+
+def _tell(ready_fd: int, message: LinkStarted) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        os.write(ready_fd, msgspec.json.encode(message) + b"\n")
+    os.close(ready_fd)
+
+
+@contextlib.asynccontextmanager
+async def _opened(config: LinkConfig) -> AsyncIterator[Link]:
+    transport = await connect(config.destination, control=Path(config.directory, "ssh.sock"))
+    order = {
+        "agent": {
+            "run": config.run,
+            "accelerator": config.accelerator,
+            "standby": config.standby,
+            "qemu": config.qemu,
+            "artifact_dir": config.artifact_dir,
+        },
+        "silence_s": config.silence_s + config.host_silence_margin_s,
+        "grace_s": config.grace_s,
+    }
+    try:
+        agent = await start_agent(
+            transport,
+            config.destination.name,
+            order,
+            lambda python: make_bundle(python, cache=Path(config.bundle_cache)),
+            python=config.python,
+        )
+        yield Link(config, transport, agent)
+    finally:
+        transport.abort()
+        with contextlib.suppress(*transport.errors):
+            await transport.wait_closed()
+
+
+async def _run_link(config: LinkConfig, ready_fd: int) -> None:
+    try:
+        async with _opened(config) as link:
+            await link.serve(ready_fd)
+    except PropolisError as error:
+        _tell(ready_fd, LinkStarted(fault=Fault.of(error)))
+    finally:
+        shutil.rmtree(config.directory, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    asyncio.run(_run_link(msgspec.json.decode(sys.argv[1], type=LinkConfig), int(sys.argv[2])))

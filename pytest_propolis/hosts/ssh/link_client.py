@@ -1,0 +1,328 @@
+"""A client of the link process to one host: it joins the run's link, or starts it if it is the first."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from ...errors import HostError, HostLost
+from ...ledger.rendezvous import Rendezvous
+from ..run_directory import base_directory, make_private_directory
+from .link_messages import (
+    LINK_SOCKET,
+    GetFile,
+    Join,
+    LinkAnswer,
+    LinkConfig,
+    LinkReady,
+    LinkRequest,
+    LinkStarted,
+    PutFile,
+    RunCommand,
+)
+
+__all__ = ["JoinedLink", "join_or_start", "link_base"]
+
+START_TIMEOUT_S: Final = 120.0
+ABANDONED_S: Final = 60.0
+EXPLAIN_POLLS: Final = 20
+EXPLAIN_POLL_S: Final = 0.05
+LOG_NAME: Final = "link.log"
+LINE_BYTES: Final = 64 << 20
+
+_children: Final[list[subprocess.Popen[bytes]]] = []
+"""Link processes that this process started: they may outlive what needed them, and are not warned about."""
+
+
+def link_base() -> Path:
+    """Return the directory of this user's links: beside that of the agents, whose reaper knows only agents."""
+    base = base_directory()
+    return base.with_name(f"{base.name}-links")
+
+
+class JoinedLink:
+    """A link that this process is a client of, until `close`. It is tied to no event loop.
+
+    :param connection: while it is open, the link stays.
+    """
+
+    def __init__(self, host: str, connection: socket.socket, ready: LinkReady) -> None:
+        self.host = host
+        self.ready = ready
+        self._connection = connection
+        self._heard = b""
+        self._loss: str | None = None
+
+    @property
+    def agent_socket(self) -> Path:
+        """The local socket behind which the host's agent answers."""
+        return Path(self.ready.socket)
+
+    def loss(self) -> HostLost | None:
+        """Return why the host is lost, or None while it is not. It does not wait."""
+        if self._loss is None:
+            self._loss = self._read_loss()
+        if self._loss is None:
+            return None
+        return HostLost(
+            f"host {self.host} is lost: {self._loss}",
+            host=self.host,
+            reason=self._loss,
+            hint=f"what the run had there is removed there; `ssh {self.host}` tells whether the host can be reached",
+        )
+
+    async def explain(self) -> HostLost | None:
+        """Return why the host is lost when something there does not answer; None if the link knows of nothing.
+
+        The word of the link may come a moment after the end of a connection that the link forwards.
+        """
+        for _ in range(EXPLAIN_POLLS):
+            if lost := self.loss():
+                return lost
+            await asyncio.sleep(EXPLAIN_POLL_S)
+        return self.loss()
+
+    def _read_loss(self) -> str | None:
+        try:
+            while data := self._connection.recv(4096, socket.MSG_DONTWAIT):
+                self._heard += data
+        except BlockingIOError:
+            return None
+        except OSError:
+            pass
+        for line in self._heard.splitlines():
+            if (reason := msgspec.json.decode(line, type=LinkAnswer).lost) is not None:
+                return reason
+        return "the link process on this machine ended"
+
+    async def wait_ended(self) -> None:
+        """Wait until the link process has let go of this client."""
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):
+            while data := await loop.sock_recv(self._connection, 4096):
+                self._heard += data
+
+    async def run(self, command: str, *, timeout_s: float) -> LinkAnswer:
+        """Run a shell command on the host, to its end.
+
+        :raises HostError: when it cannot be started, or does not end in time; it is ended then.
+        :raises HostLost: when the host is lost meanwhile.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._ask(RunCommand(command=command))
+        except TimeoutError:
+            raise HostError(f"host {self.host}: {command!r} did not end", waited_s=timeout_s) from None
+
+    async def put(self, local: Path, remote: str) -> None:
+        """Copy a file of this machine to the host.
+
+        :raises HostError: naming the file.
+        """
+        await self._ask(PutFile(local=str(local.absolute()), remote=remote))
+
+    async def get(self, remote: str, local: Path) -> None:
+        """Copy a file of the host to this machine.
+
+        :raises HostError: naming the file.
+        """
+        await self._ask(GetFile(remote=remote, local=str(local.absolute())))
+
+    def close(self) -> None:
+        """Leave the link. Closing twice is fine."""
+        with contextlib.suppress(OSError):
+            # A process that was forked without Python's knowledge may hold the connection, too.
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+    async def _ask(self, request: LinkRequest) -> LinkAnswer:
+        try:
+            reader, writer = await asyncio.open_unix_connection(
+                str(self.agent_socket.with_name(LINK_SOCKET)), limit=LINE_BYTES
+            )
+        except OSError:
+            raise self._lost() from None
+        with contextlib.closing(writer):
+            writer.write(msgspec.json.encode(request) + b"\n")
+            line = await _line(reader)
+        if not line:
+            raise self._lost()
+        answer = msgspec.json.decode(line, type=LinkAnswer)
+        if answer.fault:
+            raise answer.fault.to_error()
+        return answer
+
+    def _lost(self) -> HostError:
+        return self.loss() or HostError(
+            f"host {self.host}: its link process refuses requests", hint="it is about to end"
+        )
+
+
+async def join_or_start(config: LinkConfig) -> JoinedLink:
+    """Join the run's link to a host, and start it first if there is none.
+
+    Any number of processes may do this at the same time: one link comes of it.
+
+    :param config: its directory is made, below `link_base`.
+    :raises HostError: when the host cannot be reached, or its agent does not start.
+    """
+    base = link_base()
+    make_private_directory(base)
+    rendezvous = Rendezvous(base, config.run)
+    if joined := await _join(rendezvous, config.destination.name):
+        return joined
+    async with rendezvous.hold():
+        if joined := await _join(rendezvous, config.destination.name):
+            return joined
+        remove_abandoned_links(base)
+        await _start(config)
+        path = Path(config.directory, LINK_SOCKET)
+        rendezvous.name(path)
+        if joined := await _join(rendezvous, config.destination.name):
+            return joined
+    raise HostError(f"host {config.destination.name}: its link process ended before it could be used")
+
+
+def new_link_directory(run: str) -> Path:
+    """Return a directory for a link; it is not made."""
+    return link_base() / f"{run}-{secrets.token_hex(4)}"
+
+
+async def _join(rendezvous: Rendezvous, host: str) -> JoinedLink | None:
+    path = rendezvous.socket()
+    if path is None:
+        return None
+    connection = socket.socket(socket.AF_UNIX)
+    connection.setblocking(False)
+    try:
+        ready = await _shake_hands(connection, path)
+        require_same_version(host, theirs=ready.version, ours=version("pytest-propolis"))
+    except (OSError, EOFError):
+        connection.close()
+        return None
+    except BaseException:
+        connection.close()
+        raise
+    return JoinedLink(host, connection, ready)
+
+
+def require_same_version(host: str, *, theirs: str, ours: str) -> None:
+    """
+    :raises HostError: when an agent is of another version of this project, which has other messages.
+    """
+    if theirs != ours:
+        raise HostError(
+            f"host {host}: the agent of this run there is of pytest-propolis {theirs}, and this process of {ours}",
+            hint="have all processes of a run use the same environment",
+        )
+
+
+async def _shake_hands(connection: socket.socket, path: Path) -> LinkReady:
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(connection, str(path))
+    await loop.sock_sendall(connection, msgspec.json.encode(Join()) + b"\n")
+    line = b""
+    while not line.endswith(b"\n"):
+        data = await loop.sock_recv(connection, 4096)
+        if not data:
+            raise EOFError
+        line += data
+    ready = msgspec.json.decode(line.splitlines()[0], type=LinkAnswer).ready
+    if ready is None:
+        raise EOFError
+    return ready
+
+
+async def _start(config: LinkConfig) -> None:
+    """Start a link process, and wait until it is connected; if this is cancelled, it is ended.
+
+    :raises HostError: when it does not connect, with its reason.
+    """
+    directory = Path(config.directory)
+    make_private_directory(directory)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours:
+        with theirs:
+            process = _spawn(config, theirs.fileno())
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                line = await asyncio.get_running_loop().sock_recv(ours, 1 << 16)
+            _require_started(config, line)
+        except BaseException as error:
+            process.kill()
+            process.wait()
+            shutil.rmtree(directory, ignore_errors=True)
+            if isinstance(error, TimeoutError):
+                raise HostError(f"host {config.destination.name}: no connection", waited_s=START_TIMEOUT_S) from None
+            raise
+    _children.append(process)
+
+
+def _require_started(config: LinkConfig, line: bytes) -> None:
+    if not line:
+        log = Path(config.directory, LOG_NAME).read_text(errors="replace").splitlines()[-15:]
+        text = "\n".join([f"host {config.destination.name}: the link process ended:", *(f"  | {said}" for said in log)])
+        raise HostError(text)
+    if fault := msgspec.json.decode(line, type=LinkStarted).fault:
+        raise fault.to_error()
+
+
+def _spawn(config: LinkConfig, ready_fd: int) -> subprocess.Popen[bytes]:
+    directory = os.open(config.directory, os.O_RDONLY | os.O_DIRECTORY)
+    log = os.open(Path(config.directory, LOG_NAME), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)  # for as long as the link lives, which inherits it
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", f"{__package__}.link", msgspec.json.encode(config).decode(), str(ready_fd)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[ready_fd, directory],
+            start_new_session=True,  # Ctrl-C on the terminal must not reach it
+            cwd="/",
+        )
+    finally:
+        os.close(log)
+        os.close(directory)
+
+
+def remove_abandoned_links(base: Path) -> list[Path]:
+    """Remove the directories of link processes that were killed, and return them."""
+    removed = []
+    for path in base.iterdir():
+        try:
+            if time.time() - path.stat().st_mtime < ABANDONED_S:
+                continue
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+            removed.append(path)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(descriptor)
+    return removed
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.readline()
+    except ConnectionError:
+        return b""

@@ -1,0 +1,119 @@
+"""What clients and the link process say to each other: one JSON object per line."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from ...agent_api.messages import Fault
+from .bootstrap import HostFacts
+from .transport import SshDestination
+
+__all__ = [
+    "AGENT_SOCKET",
+    "LINK_SOCKET",
+    "GetFile",
+    "Join",
+    "LinkAnswer",
+    "LinkConfig",
+    "LinkReady",
+    "LinkRequest",
+    "LinkStarted",
+    "PutFile",
+    "RunCommand",
+]
+
+LINK_SOCKET: Final = "link.sock"
+"""Where in its directory a link process takes requests."""
+
+AGENT_SOCKET: Final = "agent.sock"
+"""Where in its directory the agent of the host answers."""
+
+
+class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a link process is started with.
+
+    :param run: the id of the run on the host.
+    :param directory: the link's own, on this machine.
+    :param bundle_cache: where bundles are kept, on this machine.
+    :param python: the command of the host's Python.
+    :param accelerator: as in `AgentConfig`; so is `standby`.
+    :param qemu: the host's QEMU program; found on its PATH if None.
+    :param artifact_dir: the host's store of images; the cache of its user if None.
+    :param silence_s: how long nothing may be heard from the host until the link gives up. The host waits longer by
+        `host_silence_margin_s`, so that no test believes in a VM that is about to be removed.
+    :param grace_s: how long the host's agent may take to leave in order once it must.
+    """
+
+    destination: SshDestination
+    run: str
+    directory: str
+    bundle_cache: str
+    python: str = "python3"
+    accelerator: str = "auto"
+    standby: int | None = None
+    qemu: str | None = None
+    artifact_dir: str | None = None
+    silence_s: float = 4.0
+    host_silence_margin_s: float = 3.0
+    grace_s: float = 2.0
+
+
+class LinkReady(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client learns when it has joined.
+
+    :param socket: the local socket behind which the host's agent answers.
+    :param version: of this project, as the agent runs it.
+    """
+
+    socket: str
+    version: str
+    facts: HostFacts
+
+
+class LinkStarted(msgspec.Struct, frozen=True, kw_only=True):
+    """What the link tells the process that started it: that it is ready, or why it is not."""
+
+    fault: Fault | None = None
+
+
+class Join(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Be a client until this connection ends. Answered by `LinkReady`."""
+
+
+class RunCommand(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Run a shell command on the host."""
+
+    command: str
+
+
+class PutFile(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Copy a file of this machine to the host."""
+
+    local: str
+    remote: str
+
+
+class GetFile(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Copy a file of the host to this machine."""
+
+    remote: str
+    local: str
+
+
+LinkRequest = Join | RunCommand | PutFile | GetFile
+
+
+class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What comes of a request.
+
+    :param lost: the connection to the host is lost, and why; nothing follows.
+    """
+
+    ready: LinkReady | None = None
+    fault: Fault | None = None
+    lost: str | None = None
+    status: int | None = None
+    output: bytes = b""
+    complaint: bytes = b""

@@ -1,0 +1,72 @@
+"""A connection to a host over SSH, whichever program makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import msgspec
+
+__all__ = ["Channel", "SshDestination", "Transport"]
+
+
+class SshDestination(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a host is, in the words of the user's SSH configuration.
+
+    :param name: what errors call the host.
+    :param address: a host name or an alias of the configuration, with ``USER@`` before it or not.
+    :param config: files of the configuration, the first word counts; the user's and the system's if empty.
+    """
+
+    name: str
+    address: str
+    config: tuple[str, ...] = ()
+
+    @property
+    def config_files(self) -> list[str]:
+        """The files of the configuration that are there."""
+        files = self.config or (str(Path("~/.ssh/config").expanduser()), "/etc/ssh/ssh_config")
+        return [file for file in files if Path(file).exists()]
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """A command that runs on the host.
+
+    Its streams behave as those of asyncio; what they raise when the connection is lost is in `Transport.errors`.
+
+    :param status: waits for the command's end, and returns its status; negative for a signal.
+    :param kill: ends the command, and does not wait for that.
+    """
+
+    stdin: Any
+    stdout: Any
+    stderr: Any
+    status: Callable[[], Awaitable[int]]
+    kill: Callable[[], None]
+
+
+class Transport(Protocol):
+    """An open connection.
+
+    :cvar errors: what its channels raise when it is lost.
+    """
+
+    errors: ClassVar[tuple[type[Exception], ...]]
+
+    async def start(self, command: str) -> Channel:
+        """Start a shell command on the host."""
+
+    async def forward(self, local: Path, remote: str) -> None:
+        """Listen on a local socket, and connect what comes there to a socket of the host.
+
+        :raises HostError: when that is refused.
+        """
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection has ended."""
+
+    def abort(self) -> None:
+        """End the connection at once."""

@@ -1,0 +1,198 @@
+"""A host that SSH reaches, for the length of one process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import AgentError, HostError, SettingsError
+from ..propolis_api.endpoint import Endpoint
+from ..settings import Settings
+from ..storage.user_directories import cache_directory
+from .agent_client import AgentClient, AsyncAgentClient
+from .host import Host, HostSpec, Unfinished
+from .lifeline import AgentNotRunning, Lifeline
+from .ssh.link_client import JoinedLink, join_or_start, new_link_directory
+from .ssh.link_messages import LinkConfig
+from .ssh.transport import SshDestination
+
+__all__ = ["SshHost", "open_host"]
+
+COMMAND_TIMEOUT_S: Final = 300.0
+LINK_END_TIMEOUT_S: Final = 30.0
+JOIN_ATTEMPTS: Final = 3
+QUOTED_BYTES: Final = 2000
+OPTIONS: Final = ("config", "python", "qemu", "artifact_dir", "silence_s")
+
+
+def open_host(spec: HostSpec, settings: Settings, run_id: str) -> SshHost:
+    """Make a host of an inventory.
+
+    Its options are ``config`` (a file of SSH configuration instead of the user's), ``python`` (the command of the
+    host's Python), ``qemu`` (its QEMU program), ``artifact_dir`` (its store of images), and ``silence_s`` (after how
+    many seconds without a sign of life it counts as lost).
+
+    :raises SettingsError: when an option is not known, or has a bad value.
+    """
+    for name, value in spec.options.items():
+        if name not in OPTIONS:
+            raise SettingsError(f"host {spec.name!r} has no option {name!r}", hint=f"known are {', '.join(OPTIONS)}")
+        if name == "silence_s":
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise SettingsError(f"host {spec.name!r}: silence_s must be a number above 0, and is {value!r}")
+        elif not isinstance(value, str) or not value:
+            raise SettingsError(f"host {spec.name!r}: {name} must be a text, and is {value!r}")
+    return SshHost(spec, settings, run_id=run_id)
+
+
+class SshHost:
+    """A host with an agent that this project brings there and reaches over SSH.
+
+    The connection is made, and the agent started, with the first client that is asked for.
+
+    :param run_id: the id of the run on this host; unguessable, and the same in all processes of the run.
+    """
+
+    def __init__(self, spec: HostSpec, settings: Settings, *, run_id: str) -> None:
+        self._spec = spec
+        self._settings = settings
+        self._run = run_id
+        self._client_id = secrets.token_hex(8)
+        self._joined: tuple[JoinedLink, Lifeline] | None = None
+        self.was_up = False
+        self.unfinished: list[Unfinished] = []
+        self.templates: dict[object, str] = {}
+
+    def __repr__(self) -> str:
+        return f"<SshHost {self.name!r}>"
+
+    @property
+    def name(self) -> str:
+        return self._spec.name
+
+    @property
+    def address(self) -> str:
+        return self._spec.address
+
+    @property
+    def labels(self) -> frozenset[str]:
+        return self._spec.labels
+
+    @property
+    def run_id(self) -> str:
+        return self._run
+
+    @property
+    def shares_files(self) -> bool:
+        return False
+
+    @property
+    def is_up(self) -> bool:
+        return self._joined is not None
+
+    @property
+    def agent(self) -> AgentClient | None:
+        return AgentClient(self._joined[0].agent_socket, client=self._client_id) if self._joined else None
+
+    async def client(self) -> AsyncAgentClient:
+        """
+        :raises HostLost: when the connection to the host was lost since it was made.
+        """
+        link = await self._link()
+        return AsyncAgentClient(link.agent_socket, client=self._client_id, loss=link.explain)
+
+    async def run(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
+        answer = await (await self._link()).run(command, timeout_s=timeout_s)
+        if answer.status != 0:
+            said = (answer.complaint.strip() or answer.output.strip())[-QUOTED_BYTES:].decode(errors="replace")
+            raise HostError(
+                f"host {self.name}: {command!r} ended with status {answer.status}: {said or 'it said nothing'}"
+            )
+        return answer.output.decode(errors="replace").rstrip("\n")
+
+    async def put(self, local: Path, remote: Path) -> None:
+        await (await self._link()).put(local, str(remote))
+
+    async def get(self, remote: Path, local: Path) -> None:
+        await (await self._link()).get(str(remote), local)
+
+    def migration_address(self, endpoint: Endpoint, *, target: Host) -> str:
+        """
+        :raises HostError: always: the agents of two hosts have no connection yet.
+        """
+        raise HostError(f"VMs cannot be migrated from host {self.name} to host {target.name}: SSH hosts are not joined")
+
+    def close(self) -> None:
+        """Let go of the agent, which then releases what this process still owns, and leaves if nothing else needs it.
+
+        Waits within bounds until that is done. Closing twice is fine.
+        """
+        joined, self._joined = self._joined, None
+        if joined is None:
+            return
+        link, lifeline = joined
+        lifeline.close()
+        try:
+            if not lifeline.is_dropped and link.loss() is None:
+                AgentClient(link.agent_socket).departure(self._client_id)
+        except AgentError:
+            pass  # it leaves, or is gone
+        finally:
+            link.close()
+
+    async def _link(self) -> JoinedLink:
+        """The link, which is joined or started; with it goes this process's lifeline to the agent."""
+        if self._joined is not None:
+            link, lifeline = self._joined
+            if not lifeline.is_broken:
+                return link
+            self._joined = None
+            self.templates.clear()
+            lifeline.close()
+            loss = link.loss()
+            link.close()
+            if loss is not None:
+                raise loss
+        self.was_up = True
+        return self._first(*await self._join())
+
+    async def _join(self) -> tuple[JoinedLink, Lifeline]:
+        for _ in range(JOIN_ATTEMPTS):
+            link = await join_or_start(self._link_config())
+            try:
+                return link, await Lifeline.open(link.agent_socket, client=self._client_id)
+            except AgentNotRunning:
+                # The agent leaves with its last client, and its link with it: the next one is this client's.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(link.wait_ended(), LINK_END_TIMEOUT_S)
+                loss = link.loss()
+                link.close()
+            except BaseException:
+                link.close()
+                raise
+        raise loss or HostError(f"host {self.name}: its agent does not answer")
+
+    def _first(self, link: JoinedLink, lifeline: Lifeline) -> JoinedLink:
+        if self._joined is None:
+            self._joined = link, lifeline
+        else:  # another task was faster; the agent lets a client have several lifelines
+            lifeline.close()
+            link.close()
+        return self._joined[0]
+
+    def _link_config(self) -> LinkConfig:
+        settings, options = self._settings, self._spec.options
+        config = (str(Path(options["config"]).expanduser().absolute()),) if "config" in options else ()
+        further: dict[str, Any] = {name: options[name] for name in OPTIONS[1:] if name in options}
+        return LinkConfig(
+            destination=SshDestination(name=self.name, address=self.address, config=config),
+            run=self._run,
+            directory=str(new_link_directory(self._run)),
+            bundle_cache=str(cache_directory()),
+            accelerator=settings.accelerator,
+            standby=None if settings.standby == "auto" else settings.standby,
+            **further,
+        )

@@ -1,0 +1,60 @@
+"""What the tests of hosts share."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ssh_rig import MakeHost, SshRig, can_make_rigs, ssh_rig
+
+from pytest_propolis.hosts.host import HostSpec
+from pytest_propolis.hosts.ssh_host import SshHost, open_host
+from pytest_propolis.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def rig_possible() -> None:
+    """Skip where no SSH hosts can be made."""
+    if not can_make_rigs():
+        pytest.skip("needs root, or the capabilities of a user namespace, and sshd, ip, nsenter, setpriv, unshare")
+
+
+@pytest.fixture
+def rig(rig_possible: None) -> Iterator[SshRig]:
+    """Two SSH hosts, which only this test has."""
+    with ssh_rig("h1", "h2") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def bundle_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def runtime(bundle_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """This process's runtime directory; sockets lie below it, and their paths may not be long."""
+    place = Path(tempfile.mkdtemp(prefix="p-", dir="/tmp"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(place))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(bundle_cache))
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture
+def make_host(rig: SshRig, runtime: Path) -> Iterator[MakeHost]:
+    """Makes `SshHost`s of the rig's host h1, each of a run of its own unless it is told, and closes them."""
+    made: list[SshHost] = []
+
+    def make(*, name: str = "h1", run_id: str | None = None, **options: object) -> SshHost:
+        spec = HostSpec(name=name, kind="ssh", address=name, options={"config": str(rig.config), **options})
+        made.append(open_host(spec, Settings(), run_id or secrets.token_hex(8)))
+        return made[-1]
+
+    yield make
+    for host in made:
+        host.close()

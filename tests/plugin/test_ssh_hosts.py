@@ -1,0 +1,81 @@
+"""pytest with an inventory of SSH hosts, as a user runs it, on real guests."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from inner_run import InnerRun
+from ssh_rig import SHARED_STORE, SshRig, can_make_rigs, inventory_of, ssh_rig
+
+from pytest_propolis.storage.store import default_artifact_dir
+
+CLEAN_TIMEOUT_S = 60.0
+STORE = default_artifact_dir()  # found before pytester gives each test a home directory of its own
+
+
+@pytest.fixture
+def rig() -> Iterator[SshRig]:
+    if not can_make_rigs():
+        pytest.skip("needs root, or the capabilities of a user namespace, and sshd, ip, nsenter, setpriv, unshare")
+    with ssh_rig("h1", "h2", mounts=SHARED_STORE.format(store=STORE)) as made:
+        yield made
+
+
+@pytest.fixture
+def hosts(rig: SshRig, inner: InnerRun) -> Path:
+    path = inner.pytester.path / "hosts.toml"
+    path.write_text(inventory_of(rig))
+    return path
+
+
+@pytest.fixture
+def cables(rig: SshRig, inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a test of an inner run import ``cut``, which takes a host's cable out."""
+    monkeypatch.setenv("RIG_SWITCH", str(rig.switch.pid))
+    inner.write(
+        cables="""
+        import os, subprocess
+
+        def cut(host):
+            entered = ["nsenter", "-t", os.environ["RIG_SWITCH"], "-n"]
+            subprocess.run([*entered, "ip", "link", "set", host, "down"], check=True)
+        """
+    )
+
+
+def test_a_test_whose_host_is_cut_off_fails_with_the_host_and_the_reason(
+    inner: InnerRun, rig: SshRig, hosts: Path, cables: None
+) -> None:
+    inner.write(
+        test_it="""
+        from cables import cut
+
+        async def test_it(test_vm):
+            await test_vm.run("true")
+            cut("h1")
+            await test_vm.run("sleep 500", timeout_s=400)
+        """
+    )
+    result = inner.run("--propolis-hosts", str(hosts))
+    result.stdout.fnmatch_lines(["E * VM *: host h1 is lost: nothing was heard from it for 4 s"])
+    deadline = time.monotonic() + CLEAN_TIMEOUT_S
+    while any(not line.startswith("sshd: ") for line in rig.hosts["h1"].processes().values()):
+        assert time.monotonic() < deadline, rig.hosts["h1"].processes()
+        select.select([], [], [], 0.05)
+
+
+def test_a_guest_on_an_ssh_host_runs_commands_and_leaves_nothing(inner: InnerRun, rig: SshRig, hosts: Path) -> None:
+    inner.write(
+        test_it="""
+        async def test_it(test_vm):
+            assert await test_vm.run("uname") == "Linux"
+            assert await test_vm.host.run("hostname") == test_vm.host.name == "h1"
+        """
+    )
+    inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=1)
+    assert {name: host.processes() for name, host in rig.hosts.items()} == {"h1": {}, "h2": {}}
+    assert rig.hosts["h1"].run("ls", "/run/propolis") == ""
