@@ -18,6 +18,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from ..agent_api.messages import VmListed
+from ..console.console import end_reason
 from ..console.viewer import Viewer
 from ..errors import ConfigError
 from ..hosts.agent_client import running_agents
@@ -94,7 +95,7 @@ class _Session:
         self._shown = asyncio.Event()
 
     async def run(self, lines: int) -> str:
-        """Until the person leaves or the VM stops; returns which."""
+        """Run until the person leaves or the console closes; return which, and why."""
         async with PropolisClient(self._endpoint, vm=self._name) as client:
             offset = await self._show_history(client, lines)
             async with client.instance_serial(from_start=offset) as connection:
@@ -118,7 +119,7 @@ class _Session:
                 if isinstance(message, bytes):
                     self._shown.set()
                     _write(self._viewer.feed(message))
-        return "the VM has stopped"
+        return end_reason(connection)
 
     async def _type(self, connection: ClientConnection) -> str:
         with contextlib.suppress(ConnectionClosed):

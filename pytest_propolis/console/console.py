@@ -23,7 +23,7 @@ from .log import ConsoleLog
 from .shell_protocol import FrameParser, Output, Signal
 from .transcript import Found, Transcript
 
-__all__ = ["TAIL_LINES", "Console", "Follow"]
+__all__ = ["TAIL_LINES", "Console", "Follow", "end_reason"]
 
 Follow = Callable[[SerialConsoleMoved], Awaitable[ClientConnection]]
 """Opens the console again where a guest that migrates has gone."""
@@ -274,19 +274,22 @@ class Console:
         if self._lost is not None:
             return self._lost.with_context(vm=self._vm, console_tail=self.tail(), log_path=str(self.log.path))
         return ConsoleClosed(
-            f"the console closed: {reason or self._end_reason()}",
+            f"the console closed: {reason or end_reason(self._connection)}",
             vm=self._vm,
             console_tail=self.tail(),
             log_path=str(self.log.path),
         )
 
-    def _end_reason(self) -> str:
-        connection = self._connection
-        if connection.close_reason == "VM stopped":
-            return "the VM has stopped"
-        if connection.close_reason:
-            return connection.close_reason
-        return f"its server or its agent has gone (code {connection.close_code})"
+
+def end_reason(connection: ClientConnection) -> str:
+    """Return why a connection to a serial console has ended, in words for an error."""
+    if connection.close_reason == "VM stopped":
+        return "the VM has stopped"
+    if connection.close_reason:
+        return connection.close_reason
+    if connection.close_code == CloseCode.NORMAL_CLOSURE:
+        return "the guest has moved to another VM"
+    return f"its server or its agent has gone (code {connection.close_code})"
 
 
 def _is_reset(message: str) -> bool:

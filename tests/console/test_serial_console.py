@@ -137,6 +137,9 @@ async def test_what_falls_out_of_the_history_is_refused(vm: TestVm) -> None:
     with pytest.raises(ApiError) as caught:
         await vm.client.instance_serial_history(from_start=(1 << 20) + 10)
     assert caught.value.status == 400
+    async with vm.client.instance_serial(from_start=(1 << 20) + 10) as beginning_there:
+        with pytest.raises(ConnectionClosed, match="is no longer kept"):
+            await beginning_there.recv()
     last = await vm.client.instance_serial_history(most_recent=1 << 20)
     assert set(last.content) == {ord("x")}
 

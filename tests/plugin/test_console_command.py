@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import termios
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from inner_run import InnerRun
@@ -58,6 +61,22 @@ def test_the_terminal_is_as_it_was_when_the_vm_stops(inner: InnerRun, vm: str) -
         terminal.wait_for("the VM has stopped")
         terminal.wait_for("same\n")
     file.unlink()
+
+
+def test_the_end_of_a_killed_qemu_is_named(inner: InnerRun, vm: str) -> None:
+    with on_terminal([*COMMAND, "console", vm], cwd=inner.runtime) as terminal:
+        terminal.wait_for("~ # ")
+        lines = {int(entry.parent.name): read(entry) for entry in Path("/proc").glob("[0-9]*/cmdline")}
+        (pid,) = [pid for pid, line in lines.items() if vm in line and "qemu" in line.split("\0")[0]]
+        os.kill(pid, signal.SIGKILL)
+        terminal.wait_for("killed by SIGKILL")
+
+
+def read(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def test_history_is_as_long_as_asked_for(vm: str) -> None:

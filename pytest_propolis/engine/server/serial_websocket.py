@@ -69,9 +69,10 @@ class _Client:
                     await asyncio.sleep(GATHER_S)
                 try:
                     data = port.history.read(offset, FRAME_BYTES)
-                except HistoryGap:
-                    # This client was so slow that a part of what it has not seen is gone.
-                    await self._websocket.close(GOING_AWAY, "too slow: output was dropped")
+                except HistoryGap as gap:
+                    # A client that has seen something was so slow that a part of what follows is gone.
+                    reason = "too slow: output was dropped" if sent_s else str(gap)
+                    await self._websocket.close(GOING_AWAY, _bounded(reason))
                     return
                 await self._websocket.send_bytes(data)
                 offset += len(data)
