@@ -7,12 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 
-from pytest_propolis.distribution.scheduling.decision import BuildTemplate, Start
-from pytest_propolis.distribution.scheduling.host import Host
-from pytest_propolis.distribution.scheduling.item import Item
-from pytest_propolis.distribution.scheduling.needs import Needs
-from pytest_propolis.distribution.scheduling.protocol import Scheduler
-from pytest_propolis.distribution.scheduling.scheduler import FleetScheduler
+from pytest_propolis.distribution.scheduling import (
+    BuildTemplate,
+    FleetScheduler,
+    HostSpec,
+    Item,
+    Needs,
+    Scheduler,
+    Start,
+)
 
 from . import workloads
 from .simulated_cluster import Cluster, Placement
@@ -39,7 +42,7 @@ class SchedulerDriver:
         self._items = [_item(test) for test in workload.tests]
         self._indices = {item.id: index for index, item in enumerate(self._items)}
         self._hosts = {
-            host.name: Host(host.name, host.slots, host.memory_mib, host.cpus, host.labels, host.speed)
+            host.name: HostSpec(host.name, host.slots, host.memory_mib, host.cpus, host.labels, host.speed)
             for host in workload.hosts
         }
         self._held: dict[str, int | None] = {}

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from .backlog import Backlog
+from .chooser import SLOW
 from .fleet import Fleet
-from .host import Host, HostState
+from .host import HostSpec, HostState
 from .needs import Needs
 
 __all__ = ["Gathering", "Gatherings", "Request"]
@@ -21,9 +22,6 @@ BOUND: Final = 8
 
 MARGIN: Final = 2.5
 """How much longer than expected a test may take on a slow host without outlasting the run: estimates err."""
-
-SLOW: Final = 0.8
-"""A host with this share of the speed of the fastest is not slow."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -105,13 +103,6 @@ class Gatherings:
         """Whether a busy worker holds a test as its next since hosts are to be gathered for it."""
         return index in self._bound
 
-    def _stall(self, request: Request) -> None:
-        self._stalled.setdefault(request.needs.guest, []).append(request)
-
-    @property
-    def _most(self) -> int:
-        return max(1, len(self._fleet.living) // HOSTS_PER_GATHERING)
-
     def begin(self, request: Request, worker: str, slack_s: float) -> Gathering | None:
         """Choose hosts for a test and take those that have room; None if too few have its template.
 
@@ -171,7 +162,7 @@ class Gatherings:
         for request in self._stalled.pop(guest, ()):
             self.add(request)
 
-    def host_joined(self, host: Host) -> None:
+    def host_joined(self, host: HostSpec) -> None:
         """Try again the tests for which there were too few hosts."""
         for guest in (None, *host.templates):
             for request in self._stalled.pop(guest, ()):
@@ -184,6 +175,13 @@ class Gatherings:
     def worker_lost(self, worker: str) -> list[Gathering]:
         """Give up those whose test a lost worker was to run. What they have taken is given back."""
         return self._give_up([gathering for gathering in self.active if gathering.worker == worker])
+
+    def _stall(self, request: Request) -> None:
+        self._stalled.setdefault(request.needs.guest, []).append(request)
+
+    @property
+    def _most(self) -> int:
+        return max(1, len(self._fleet.living) // HOSTS_PER_GATHERING)
 
     def _give_up(self, gatherings: list[Gathering]) -> list[Gathering]:
         for gathering in gatherings:
