@@ -1,4 +1,4 @@
-"""The agent's HTTP: lifelines, images, disks, and one Propolis API below ``/vms/{id}``."""
+"""The agent's HTTP application: lifelines, images, disks, and a Propolis API for each VM below ``/vms/{id}``."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ logger = logging.getLogger(__name__)
 class AgentApp:
     """The agent as an ASGI application.
 
-    :param on_empty: called when the last client has left and everything is released.
+    :param on_empty: called when the last client has disconnected and everything is released.
     """
 
     def __init__(self, config: AgentConfig, ledger: Ledger, *, on_empty: Callable[[], None]) -> None:
@@ -72,7 +72,7 @@ class AgentApp:
         self._expiries: set[asyncio.Task[None]] = set()
         self._works: set[asyncio.Future[StreamLine]] = set()
         self._creations: set[asyncio.Task[Any]] = set()
-        """Requests that create something, and undo it if their client has left meanwhile."""
+        """Requests that create a resource, and remove it if their client has disconnected meanwhile."""
         self._platforms = HypervisorFinder(config)
         self._images = ImageMaker(config, ledger, self._platforms)
         self._engine = engine_app()
@@ -112,7 +112,7 @@ class AgentApp:
 
     @contextlib.contextmanager
     def _creating(self) -> Iterator[None]:
-        """Have `close` wait for the end of the block."""
+        """Make `close` wait until the block ends."""
         request = asyncio.current_task()
         assert request is not None
         self._creations.add(request)
@@ -150,7 +150,7 @@ class AgentApp:
         )
 
     async def _lifeline(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hold a connection while the client lives; its end, however it comes, releases what is the client's."""
+        """Hold the client's lifeline; when the connection ends for any reason, release the client's resources."""
         request = Request(scope)
         if self._leaving:
             await Response(status_code=503)(scope, receive, send)
@@ -179,7 +179,7 @@ class AgentApp:
             self._on_empty()
 
     async def _await_departure(self, request: Request) -> Response:
-        """Answers when all that a client owned is released; for clients that have just closed their lifeline."""
+        """Respond once everything that a client owned is released; for clients that have just closed their lifeline."""
         await self.account.released(request.path_params["id"])
         return encoded(Departed(agent_stays=not self.account.is_empty))
 
@@ -291,7 +291,7 @@ def _client(request: Request) -> str:
 
 
 async def _created(request: Request, answer: object, undo: Callable[[], Awaitable[None]]) -> Response:
-    """The answer that something was made; undone if the client has hung up, because nobody learns its id then."""
+    """Respond with the created resource; remove it if the client has disconnected, since its id is then unknown."""
     if await request.is_disconnected():
         await undo()
     return encoded(answer, 201)
@@ -300,7 +300,7 @@ async def _created(request: Request, answer: object, undo: Callable[[], Awaitabl
 async def _stream(
     work: Callable[[Callable[[StreamLine], None]], Awaitable[StreamLine]], under_way: set[asyncio.Future[StreamLine]]
 ) -> AsyncIterator[bytes]:
-    """What `work` tells, and at the end what it returns. It is cancelled when nobody listens any more.
+    """Stream the progress of `work`, then its result. Cancel it when the client disconnects.
 
     :param under_way: holds the work until it has ended. A response whose client has left is cancelled again at each
         await, so it is waited for in `close`.
@@ -321,7 +321,7 @@ async def _stream(
 
 
 def _cancel_once(work: asyncio.Future[StreamLine]) -> None:
-    """Another cancellation would not let it end its QEMU in order, and write down that it is gone."""
+    """A second cancellation would keep it from ending its QEMU properly and recording that in the ledger."""
     if not (isinstance(work, asyncio.Task) and work.cancelling()):
         work.cancel()
 

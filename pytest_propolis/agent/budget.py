@@ -1,4 +1,4 @@
-"""The memory budget: VMs are admitted while there is memory for them, so that the kernel never has to kill one."""
+"""The memory budget: admit VMs only while there is memory for them, so that the OOM killer never ends one."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from .memory import available_mib, total_mib
 __all__ = ["MemoryBudget", "fork_cost_mib"]
 
 HOLD_S: Final = 1.0
-"""How long an admission waits before it says that it does."""
+"""How long an admission waits before it fails with `HostBusy`."""
 
 RESERVE_SHARE: Final = 16
 QEMU_MIB: Final = 64
 
 
 def fork_cost_mib(memory_mib: int) -> int:
-    """What a fork is counted as: QEMU itself, and a quarter of the guest's memory, for what it will have written."""
+    """Return what to reserve for a fork: QEMU itself, and a quarter of the guest's memory for pages that it writes."""
     return QEMU_MIB + memory_mib // 4
 
 
 class MemoryBudget:
-    """Who was promised how much of the host's memory.
+    """The memory reserved for each VM.
 
-    What VMs were promised may exceed what they use by now; and what is available may have been taken by others. Both
-    are looked at.
+    VMs may not yet use all the memory promised to them, and other programs may have taken what is available. Admission
+    therefore checks both.
 
-    :param total: the host's memory in MiB.
-    :param available: how much of it is free to be used now, in MiB.
+    :param total: returns the host's memory in MiB.
+    :param available: returns how much of it is available now, in MiB.
     """
 
     def __init__(self, *, total: Callable[[], int] = total_mib, available: Callable[[], int] = available_mib) -> None:
@@ -40,10 +40,10 @@ class MemoryBudget:
         self._released = asyncio.Event()
 
     async def promise(self, name: str, mib: int) -> None:
-        """Set memory aside.
+        """Reserve memory.
 
-        :raises ResourceExhausted: when the host will never have so much.
-        :raises HostBusy: when it does not have it now, nor a moment later.
+        :raises ResourceExhausted: if the host can never provide that much.
+        :raises HostBusy: if it is not available now, nor a moment later.
         """
         limit = self._total() - self._total() // RESERVE_SHARE
         if mib > limit:
@@ -65,13 +65,13 @@ class MemoryBudget:
         self._promised[name] = mib
 
     def release(self, name: str) -> None:
-        """Give it back. Giving back what was never promised is fine."""
+        """Release a reservation. Releasing one that does not exist has no effect."""
         self._promised.pop(name, None)
         self._released.set()
 
     def _fits(self, mib: int, limit: int) -> bool:
         reserve = self._total() - limit
-        # Whoever is alone is let in: what takes the memory is not ours, and may be given back when it gets short.
+        # Always admit the only VM: other programs use the memory then, and may release it under pressure.
         return not self._promised or (
             sum(self._promised.values()) + mib <= limit and mib + reserve <= self._available()
         )

@@ -1,4 +1,4 @@
-"""What one client of the agent owns: VMs, and the disks and volumes that they use."""
+"""The resources of one client of the agent: VMs, and the disks and volumes that they use."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["ClientResources", "OwnedVm"]
 
 @dataclass(slots=True, kw_only=True)
 class OwnedVm:
-    """A Propolis server, its owner, and its place in the ledger.
+    """A Propolis server, its owner, and its ledger entries.
 
-    :param disk_directory: the ledger's entry of the directory that its disks are in.
-    :param promise: the name that its memory was promised under.
+    :param disk_directory: the ledger entry of the directory of its disks.
+    :param promise: the name of its memory reservation.
     """
 
     id: str
@@ -43,7 +43,7 @@ class OwnedVm:
 
     @property
     def disks(self) -> tuple[Path, ...]:
-        """Those that lie in its directory of disks."""
+        """The disks in its disk directory."""
         return (*(self.fork.disks if self.fork else ()), *self.server.own_disks)
 
     def listed(self, kept: Kept | None) -> VmListed:
@@ -61,9 +61,9 @@ class OwnedVm:
 
 @dataclass(slots=True, kw_only=True)
 class ClientResources:
-    """What one client owns. Disks outlive VMs, because VMs hold them open.
+    """The resources of one client. Disks outlive VMs, because VMs hold them open.
 
-    :param forget_promise: called with the promise of each VM that has ended.
+    :param forget_promise: called with the memory reservation of each VM that has ended.
     """
 
     books: LedgerWriter
@@ -77,13 +77,13 @@ class ClientResources:
     kept: Kept | None = None
     released: asyncio.Event = field(default_factory=asyncio.Event)
     _coming: set[tuple[str, str]] = field(default_factory=set)
-    """Names and groups of VMs that are being made."""
+    """Names and groups of VMs under construction."""
 
     @contextlib.contextmanager
     def new_name(self, request: CreateVm) -> Iterator[None]:
-        """Keep the name for a VM that is made in the block.
+        """Reserve the name for a VM that the block creates.
 
-        :raises ConfigError: when there is a VM of that name in the group, or one is being made.
+        :raises ConfigError: if the group has a VM of that name, or one under construction.
         """
         name = (request.name, request.group)
         if name in self._coming or any((vm.request.name, vm.request.group) == name for vm in self.vms.values()):
@@ -110,29 +110,29 @@ class ClientResources:
         return KeptListed(id=key, kept=kept, vms=self.listed_vms(), disks=tuple(disks), volumes=self.listed_volumes())
 
     async def close(self, vm: OwnedVm) -> None:
-        """End a VM. Whoever asks while it ends already waits for the same end."""
+        """End a VM. Concurrent calls wait for the same shutdown."""
         if vm.closing is None:
             vm.closing = asyncio.create_task(self._end(vm))
         await asyncio.shield(vm.closing)
 
     async def closings(self) -> None:
-        """Wait for those VMs that are about to end."""
+        """Wait for VMs that are shutting down."""
         closings = [asyncio.shield(vm.closing) for vm in self.vms.values() if vm.closing]
         await asyncio.gather(*closings, return_exceptions=True)
 
     def remove_disk(self, disk_id: str) -> None:
-        """Remove a disk that no VM has open. What is gone is fine."""
+        """Remove a disk that no VM has open. Idempotent."""
         if entry := self.disks.pop(disk_id, None):
             Path(entry.what["path"]).unlink(missing_ok=True)
             self.books.gone(entry)
 
     async def remove_fork(self, fork_id: str) -> None:
-        """Remove a fork that no VM has open. What is gone is fine."""
+        """Remove a fork that no VM has open. Idempotent."""
         if fork := self.forks.pop(fork_id, None):
             await fork.remove()
 
     async def remove_volume(self, volume_id: str) -> None:
-        """Remove a volume that no VM uses. What is gone is fine."""
+        """Remove a volume that no VM uses. Idempotent."""
         if volume := self.volumes.pop(volume_id, None):
             await volume.close()
 

@@ -1,4 +1,4 @@
-"""How busy the host's processors are, as the kernel tells it."""
+"""Idle time of the host's processors, from the kernel's accounting."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STAT: Final = Path("/proc/stat")
 
 
 def idle_s() -> float:
-    """For how long processors had nothing to do, since the machine was started: seconds, the sum over all of them."""
+    """Return the idle time since boot in seconds, summed over all processors."""
     with STAT.open() as file:
         _, _, _, _, idle, iowait, *_ = file.readline().split()
     return (int(idle) + int(iowait)) / os.sysconf("SC_CLK_TCK")

@@ -1,4 +1,4 @@
-"""The disks that clients ask for: copy-on-write forks of images, and empty ones."""
+"""Disks created for clients: copy-on-write overlays on images, and empty disks."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["allowed_image_directories", "make_image", "require_absolute"]
 
 
 def allowed_image_directories(config: AgentConfig) -> tuple[Path, ...]:
-    """The directories in which the files may lie that images name: the store, and those that the user allows."""
+    """Return the directories in which files referenced by images may lie: the store, and those that the user allows."""
     store = Path(config.artifact_dir) if config.artifact_dir else default_artifact_dir()
     return (store, *map(Path, config.peer_stores), *map(Path, config.image_dirs))
 
 
 def require_absolute(path: str, *, what: str) -> Path:
-    """Return a path that a client gave, unless it means another file here than it does there.
+    """Return a client's path if it means the same file to this process.
 
-    :raises ConfigError: when it is relative: this process has a working directory of its own.
+    :raises ConfigError: if it is relative, because this process has a different working directory.
     """
     if not Path(path).is_absolute():
         raise ConfigError(f"{what} {path!r} is a relative path", hint="give an absolute one: Path(...).absolute()")
@@ -30,9 +30,9 @@ def require_absolute(path: str, *, what: str) -> Path:
 
 
 async def make_image(request: CreateDisk, qemu_img: Path, path: Path, *, allowed: tuple[Path, ...]) -> None:
-    """Make what a client asks for.
+    """Create the disk that a client requested.
 
-    :param allowed: where further files may lie that the image consists of, beside its own directory.
+    :param allowed: directories, besides the image's own, in which files referenced by the image may lie.
     :raises ConfigError: when the image has a relative path.
     :raises ArtifactError: when the image is missing or broken, is not of its format, or names files elsewhere.
     :raises ResourceExhausted: when there is no space left.
@@ -51,7 +51,7 @@ async def make_image(request: CreateDisk, qemu_img: Path, path: Path, *, allowed
 
 
 async def _whole_blocks(qemu_img: Path, image: Path, image_format: str, block_size: int) -> int | None:
-    """The size of a disk with room for the whole of its last block; None for that of the image."""
+    """Return the disk's size rounded up to whole blocks; None for the size of the image."""
     if block_size <= 512:
         return None  # images consist of such blocks
     size_bytes = (await image_info(qemu_img=qemu_img, image=image, image_format=image_format)).virtual_size_bytes

@@ -1,4 +1,4 @@
-"""Where guests' disks lie: on a file system of files, with room for what they write."""
+"""The directory of guests' disks: on a persistent file system with enough free space."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ..storage.store import disk_directory
 __all__ = ["DiskSpace", "disk_base"]
 
 MARGIN_BYTES: Final = 32 << 20
-"""What must be free for one more disk. A guest writes as much while it boots."""
+"""The free space required to create a disk: what a guest may write while it boots."""
 
 HINT: Final = "free some space there, or choose another directory with --propolis-disk-dir or PROPOLIS_DISK_DIR"
 
 
 def disk_base(config: AgentConfig) -> Path:
-    """The directory that the disk directories of all agents are in."""
+    """The parent of all agents' disk directories."""
     return Path(config.disk_dir) if config.disk_dir else disk_directory(config.artifact_dir)
 
 
 class DiskSpace:
-    """The agent's directory of disks. It is made with the first disk, and is in the ledger before."""
+    """The agent's disk directory. It is recorded in the ledger and created with the first disk."""
 
     def __init__(self, config: AgentConfig, ledger: Ledger) -> None:
         self._run_directory = Path(config.directory)
@@ -39,7 +39,7 @@ class DiskSpace:
         self._entry: Entry | None = None
 
     def place(self, name: str) -> Path:
-        """Where a disk, or a directory of disks, of this name is to be made.
+        """Return the path at which to create a disk, or a directory of disks, of this name.
 
         :raises ResourceExhausted: when little space is free there, naming the directory.
         :raises HostError: when the directory cannot be made.
@@ -55,16 +55,16 @@ class DiskSpace:
         return self._directory / name
 
     def directory(self) -> Path:
-        """The agent's directory of disks, which is made if need be.
+        """Return the agent's disk directory; create it if necessary.
 
-        :raises ResourceExhausted: when there is no space for it, naming its parent.
-        :raises HostError: when it cannot be made.
+        :raises ResourceExhausted: if there is no space for it, naming its parent.
+        :raises HostError: if it cannot be created.
         """
         self._make()
         return self._directory
 
     def close(self) -> None:
-        """Remove the directory, which is empty by now. Closing twice is fine."""
+        """Remove the directory, which must be empty. Idempotent."""
         entry, self._entry = self._entry, None
         if entry is None:
             return

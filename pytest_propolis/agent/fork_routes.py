@@ -18,7 +18,7 @@ __all__ = ["ForkRoutes"]
 
 class ForkRoutes:
     """
-    :param client: which client a request is from.
+    :param client: returns the client that sent a request.
     """
 
     def __init__(self, registry: ResourceRegistry, client: Callable[[Request], str]) -> None:

@@ -1,4 +1,4 @@
-"""Forks on the agent's host: started, in directories of their own, for whoever will have them."""
+"""Start forks of templates on the agent's host, each in a directory of its own."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = ["ForkStarter", "StartedFork"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartedFork:
-    """A fork that nobody drives yet.
+    """A started fork without a state driver.
 
-    :param directory: the ledger's entry of its directory.
-    :param disk_directory: that of the directory that its disks are in; None for a fork without disks.
-    :param config: what its server will need, with the fork itself.
+    :param directory: the ledger entry of its directory.
+    :param disk_directory: the ledger entry of the directory of its disks; None for a fork without disks.
+    :param config: the configuration of its future server, which includes the fork itself.
     """
 
     id: str
@@ -50,12 +50,12 @@ class ForkStarter:
     async def start(
         self, books: LedgerWriter, template: Template, place: Path, *, warm_up: bool = False
     ) -> StartedFork:
-        """Start one, which then waits to be run. Of a call that fails or is cancelled nothing is left.
+        """Start a fork, which then waits to be run. A call that fails or is cancelled leaves nothing behind.
 
-        :param books: keep account of its directory and its process.
+        :param books: records its directory and its process in the ledger.
         :param place: the template's directory.
-        :param warm_up: let its guest run a command already.
-        :raises TemplateError: when QEMU does not take the template.
+        :param warm_up: let its guest run a command first.
+        :raises TemplateError: if QEMU cannot load the template.
         """
         started = await self._prepare(books, template, place)
         try:
@@ -71,7 +71,7 @@ class ForkStarter:
         return started
 
     async def discard(self, started: StartedFork) -> None:
-        """End one that nobody drives, and remove what it has."""
+        """End a fork that has no driver, and remove its resources."""
         await started.fork.close()
         for directory in (started.config.disks, started.config.directory):
             shutil.rmtree(directory, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with one write per answer, where uvicorn makes one for the head and one for the body."""
+"""uvicorn's HTTP protocol with one write per response; uvicorn itself writes head and body separately."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["CoalescingProtocol"]
 
 
 class CoalescingProtocol(H11Protocol):
-    """`H11Protocol` over a transport that joins what is written in one turn of the event loop.
+    """`H11Protocol` over a transport that coalesces the writes of one event loop iteration.
 
     Through an SSH forward the second of two small writes waits for the acknowledgement of the first, which the other
     side delays by 40 ms: sshd sets TCP_NODELAY for sessions with a terminal only.
@@ -22,7 +22,7 @@ class CoalescingProtocol(H11Protocol):
 
 
 class _CoalescingTransport:
-    """A transport whose writes leave together when the event loop's turn is over, or when it is closed."""
+    """A transport that sends its buffered writes at the end of the event loop iteration, or when it is closed."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport

@@ -1,4 +1,4 @@
-"""What the agent's host runs guests with: QEMU and the accelerator, found once per agent."""
+"""The host's hypervisor: QEMU and its accelerator, determined once per agent."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ __all__ = ["Hypervisor", "HypervisorFinder"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hypervisor:
-    """QEMU and the way it runs guests here."""
+    """QEMU and the accelerator that it uses on this host."""
 
     qemu: Qemu
     accelerator: AcceleratorChoice
 
 
 class HypervisorFinder:
-    """Finds the platform in the background from the agent's start on; whoever needs it waits for it."""
+    """Find the hypervisor in the background, from the agent's start on; callers wait for the result."""
 
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
         self._search = self._begin()
 
     async def find(self) -> Hypervisor:
-        """The platform.
+        """Return the hypervisor.
 
-        :raises CapabilityMissing: when there is no good QEMU, or the accelerator that was asked for does not work.
+        :raises CapabilityMissing: if there is no usable QEMU, or the requested accelerator does not work.
         """
         if self._search.done() and (self._search.cancelled() or self._search.exception()):
             self._search = self._begin()
         return await asyncio.shield(self._search)
 
     async def aclose(self) -> None:
-        """End a search that is under way."""
+        """Cancel a search in progress."""
         self._search.cancel()
         await asyncio.wait([self._search])
 
     def _begin(self) -> asyncio.Task[Hypervisor]:
         search = asyncio.create_task(self._find())
-        # A failure is told to whoever asks, and is no news if nobody does.
+        # Callers get the failure; without callers it needs no report.
         search.add_done_callback(lambda done: done.cancelled() or done.exception())
         return search
 

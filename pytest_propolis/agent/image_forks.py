@@ -1,4 +1,4 @@
-"""Forks of images that clients own apart from any VM: made, read, written, snapshotted, removed."""
+"""Forks of images that clients own independently of any VM: create, read, write, snapshot, remove."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .disk_space import DiskSpace
 __all__ = ["LARGEST_TRANSFER_BYTES", "OwnedFork", "fork_of", "require_fork"]
 
 LARGEST_TRANSFER_BYTES: Final = 16 << 20
-"""The most that is read or written at once."""
+"""The largest single read or write."""
 
 SECTOR_BYTES: Final = 512
 CHUNK_BYTES: Final = 4 << 20
@@ -36,9 +36,9 @@ CHUNK_BYTES: Final = 4 << 20
 
 @dataclass(slots=True, kw_only=True)
 class OwnedFork:
-    """A fork, what made it, and its place in the ledger.
+    """A fork, its provider, and its ledger entry.
 
-    :param qemu_img: for content that is not raw.
+    :param qemu_img: used to access content that is not raw.
     """
 
     id: str
@@ -76,9 +76,9 @@ class OwnedFork:
         await self.provider.rollback(self.fork, name)
 
     async def read(self, offset: int, length: int) -> bytes:
-        """Return what a guest would read. Nothing must be writing to the fork.
+        """Return the bytes that a guest would read. Nothing may be writing to the fork.
 
-        :raises ConfigError: when that is beyond the end, or too much at once.
+        :raises ConfigError: if the range extends beyond the end, or is too large.
         """
         self._require_inside(offset, length)
         first, last = _sectors(offset, length)
@@ -88,9 +88,9 @@ class OwnedFork:
                 return file.read(length)
 
     async def write(self, offset: int, data: bytes) -> None:
-        """Write what a guest will read. No VM must use the fork.
+        """Write bytes to the disk as a guest would read them. No VM may be using the fork.
 
-        :raises ConfigError: when that is beyond the end, or too much at once.
+        :raises ConfigError: if the range extends beyond the end, or is too large.
         """
         self._require_inside(offset, len(data))
         if self.fork.format == "raw":
@@ -118,7 +118,7 @@ class OwnedFork:
 
     @asynccontextmanager
     async def _raw(self, offset: int, length: int) -> AsyncIterator[Path]:
-        """A file with the raw content of a range: the fork itself, where it is raw."""
+        """Provide a file with the raw content of a range: the fork itself if it is raw."""
         if self.fork.format == "raw":
             yield self.fork.path
             return
@@ -155,9 +155,9 @@ class OwnedFork:
 async def fork_of(
     request: ForkImage, *, space: DiskSpace, books: LedgerWriter, qemu_img: Path, allowed: tuple[Path, ...]
 ) -> OwnedFork:
-    """Make a fork, which is in the ledger before it exists. Of a call that fails nothing is left.
+    """Create a fork, recorded in the ledger first. A call that fails leaves nothing behind.
 
-    :param allowed: where further files may lie that the image consists of, beside its own directory.
+    :param allowed: directories, besides the image's own, in which files referenced by the image may lie.
     :raises ArtifactError: when the image is missing or broken.
     :raises CapabilityMissing: when no provider can fork it, with the reason of each.
     :raises ResourceExhausted: when there is no space left.
@@ -206,6 +206,6 @@ def require_fork(fork: OwnedFork | None, fork_id: str) -> OwnedFork:
 
 
 def _sectors(offset: int, length: int) -> tuple[int, int]:
-    """The whole sectors that a range lies in."""
+    """Extend a range to whole sectors."""
     first = offset - offset % SECTOR_BYTES
     return first, -(-(offset + length) // SECTOR_BYTES) * SECTOR_BYTES

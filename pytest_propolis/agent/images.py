@@ -1,4 +1,4 @@
-"""Images on the agent's host: artifacts fetched, recipes carried out, each once for all runs."""
+"""Images on the agent's host: fetch artifacts and build recipes, each once for all runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DERIVED_DISK = "disk.qcow2"
 
 
 class ImageMaker:
-    """Turns artifacts and recipes into paths."""
+    """Resolves artifacts and recipes to paths."""
 
     def __init__(self, config: AgentConfig, ledger: Ledger, platforms: HypervisorFinder) -> None:
         self._config = config
@@ -35,9 +35,9 @@ class ImageMaker:
         )
 
     async def get(self, needed: ImageNeeded, progress: Callable[[str], None]) -> tuple[str, ...]:
-        """Paths of the artifacts, in order; of a recipe's result, if there is a recipe.
+        """Return the paths of the artifacts, in order, or of the recipe's result if there is a recipe.
 
-        :raises ArtifactError: when one cannot be had.
+        :raises ArtifactError: if one cannot be fetched or built.
         """
         paths = {artifact: await self._store.get(artifact, progress) for artifact in needed.artifacts}
         if needed.recipe is None:

@@ -1,4 +1,4 @@
-"""The memory that this process and its children may use: the host's, within the limits of its cgroups."""
+"""The memory available to this process and its children: the host's, within the limits of its cgroups."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ROOT: Final = Path("/")
 
 @dataclass(frozen=True, slots=True)
 class _Hierarchy:
-    """Where a version of cgroups tells of memory."""
+    """The files in which a version of cgroups reports memory."""
 
     limit: str
     usage: str
@@ -27,19 +27,19 @@ _V2: Final = _Hierarchy("memory.max", "memory.current", "inactive_file")
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimits:
-    """What the kernel tells below a root directory.
+    """Memory as the kernel reports it below a root directory.
 
-    :param root: ``/`` but in tests.
+    :param root: ``/`` except in tests.
     """
 
     root: Path = _ROOT
 
     def available_mib(self) -> int:
-        """How much could be used without anything being swapped out or killed, in MiB."""
+        """Return how much can be allocated without swapping or killing anything, in MiB."""
         return min([self._host("MemAvailable"), *(max(0, limit - used) >> 20 for limit, used in self._cgroups())])
 
     def total_mib(self) -> int:
-        """How much there is at most, in MiB."""
+        """Return the total memory in MiB."""
         return min([self._host("MemTotal"), *(limit >> 20 for limit, _ in self._cgroups())])
 
     def _host(self, name: str) -> int:
@@ -49,7 +49,7 @@ class MemoryLimits:
         raise OSError(f"/proc/meminfo has no {name}")
 
     def _cgroups(self) -> Iterator[tuple[int, int]]:
-        """Limit and use in bytes of each cgroup with a limit that this process is in, up to the outermost."""
+        """Yield limit and usage in bytes of each limited cgroup of this process, up to the outermost."""
         try:
             lines = (self.root / "proc/self/cgroup").read_text().splitlines()
         except OSError:
@@ -63,7 +63,7 @@ class MemoryLimits:
 
 
 def _levels(mount: Path, path: str, hierarchy: _Hierarchy) -> Iterator[tuple[int, int]]:
-    # In a container the path may be that of the host, where only the mount's root is this process's own cgroup.
+    # In a container the path may be the host's; then only the mount's root is this process's own cgroup.
     group = mount / path.strip("/")
     for directory in (group, *group.parents):
         if directory.is_relative_to(mount) and (found := _limit_and_use(directory, hierarchy)):
@@ -76,7 +76,7 @@ def _limit_and_use(group: Path, hierarchy: _Hierarchy) -> tuple[int, int] | None
         used = int((group / hierarchy.usage).read_text())
     except (OSError, ValueError):  # no such cgroup, or "max"
         return None
-    # Cached files count as used, and are dropped before a process is killed.
+    # The page cache counts as used, but the kernel reclaims it before it kills a process.
     return limit, max(0, used - _reclaimable(group, hierarchy.reclaimable))
 
 

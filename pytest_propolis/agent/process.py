@@ -1,4 +1,4 @@
-"""The agent as a process: its lock, its socket, its signals, its end."""
+"""The agent's process: lock, socket, signals, shutdown."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, leaving signals alone: the agent handles them itself."""
+    """uvicorn without its signal handlers: the agent has its own."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -46,10 +46,10 @@ class _Server(uvicorn.Server):
 
 
 def run_agent(config: AgentConfig, *, ready_fd: int, leash_fd: int | None = None) -> None:
-    """Serve until the last client has left. Writes one `AgentReady` line to `ready_fd` when it listens.
+    """Serve until the last client has disconnected. Write one `AgentReady` line to `ready_fd` once it is listening.
 
-    :param leash_fd: a pipe whose other end another process holds: when that ends, the agent leaves. A byte in it lets
-        the agent off.
+    :param leash_fd: a pipe whose other end another process holds: when that process ends, the agent exits. A byte
+        written to the pipe releases the agent from this.
     """
     directory = Path(config.directory)
     os.umask(0o077)
@@ -76,7 +76,7 @@ async def _live(config: AgentConfig, directory: Path, ready_fd: int, leash_fd: i
 
 
 def _reap_dead_runs(base: Path, templates: Path, disks: Path) -> None:
-    """Undo what agents that were killed left behind. It blocks, and has a thread of its own for that."""
+    """Clean up after killed agents. It blocks, so it runs in a thread of its own."""
     report = reap(base)
     remove_abandoned(base)
     for abandoned in remove_abandoned_disks(disks):
@@ -119,7 +119,7 @@ async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int,
             loop.call_later(FIRST_CLIENT_TIMEOUT_S, lambda: leave.set() if app.account.is_empty else None)
             await leave.wait()
         finally:
-            # Nobody may connect to an agent that is about to end.
+            # No client may connect to an agent that is about to exit.
             path.unlink(missing_ok=True)
             await app.close()
             server.should_exit = True
@@ -133,7 +133,7 @@ def _read_leash(loop: asyncio.AbstractEventLoop, leash_fd: int, leave: asyncio.E
 
 
 def _tell_ready(ready_fd: int, path: Path) -> bool:
-    """Say to who started this agent that it listens; whether he is still there to hear it. Nobody else knows of it."""
+    """Report readiness to the launcher; return False if it has exited. No other process knows of this agent yet."""
     try:
         os.write(ready_fd, msgspec.json.encode(AgentReady(pid=os.getpid(), socket=str(path))) + b"\n")
     except BrokenPipeError:
@@ -144,7 +144,7 @@ def _tell_ready(ready_fd: int, path: Path) -> bool:
 
 
 def _log_tasks() -> None:
-    """What SIGUSR1 is for: the log tells what each task is waiting for."""
+    """Handle SIGUSR1: log what each task is waiting for."""
     for task in asyncio.all_tasks():
         text = io.StringIO()
         task.print_stack(file=text)

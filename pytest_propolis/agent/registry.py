@@ -1,4 +1,4 @@
-"""The agent's account: which client owns what, and how it is released."""
+"""The agent's resource registry: which client owns which resources, and how they are released."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ __all__ = ["ResourceRegistry"]
 logger = logging.getLogger(__name__)
 
 QEMU_LOG: Final = "qemu.log"
-"""QEMU's messages in the directory of a VM whose client wants them nowhere else."""
+"""QEMU's log in the VM's directory, unless the client names another path."""
 
 BACKENDS: Final[Mapping[type, BackendFactory]] = MappingProxyType({CrucibleStorageBackend: Upstairs})
-"""What serves the disks that are no files of this host, by type of their component."""
+"""The backends of disks that are not files on this host, by component type."""
 
 
 class ResourceRegistry:
-    """All that the agent owns, by client. What is created is in the ledger first, and undone if its client is gone."""
+    """All resources, by client. Each is in the ledger before it is created, and is removed if its client is gone."""
 
     def __init__(self, config: AgentConfig, ledger: Ledger, platforms: HypervisorFinder) -> None:
         self._config = config
@@ -80,11 +80,11 @@ class ResourceRegistry:
         self.standby = Standby(self.forks, partial(LedgerWriter, ledger, Owner("standby")), per_kind=config.standby)
 
     async def admit(self, client: str, *, pid: int) -> None:
-        """Let a client own things from now on, as long as it has a lifeline.
+        """Register a client, which may own resources as long as it has a lifeline.
 
-        One that is being released is admitted afterwards; one that has a lifeline already has one more.
+        If the client is being released, admit it afterwards; if it has a lifeline already, add another one.
 
-        :param pid: its process on this host; 0 if it is on another one.
+        :param pid: its process on this host; 0 if it runs on another one.
         """
         if (holdings := self._clients.get(client)) and holdings.left:
             await holdings.released.wait()
@@ -113,9 +113,9 @@ class ResourceRegistry:
         return None
 
     async def create_vm(self, client: str, request: CreateVm, *, memory: GuestMemory | None = None) -> OwnedVm:
-        """Make a Propolis server.
+        """Create a Propolis server.
 
-        :param memory: the file that is to hold its guest's memory.
+        :param memory: the file for its guest's memory.
         :raises ConfigError: when the client's group has a VM of that name.
         :raises ArtifactMissing: when a file that it would boot from is not there.
         """
@@ -178,12 +178,12 @@ class ResourceRegistry:
         return vm
 
     async def fork_vm(self, client: str, request: CreateVm, *, template: Template, place: Path) -> OwnedVm:
-        """Make a Propolis server whose first VM goes on where a template stopped.
+        """Create a Propolis server whose first VM resumes from a template.
 
         :param place: the template's directory.
         :raises ConfigError: when the client's group has a VM of that name.
         :raises ArtifactMissing: when a file that it would boot from after a reset is not there.
-        :raises TemplateError: when QEMU does not take the template.
+        :raises TemplateError: if QEMU cannot load the template.
         """
         holdings = self._holdings(client)
         _check_files(request)
@@ -233,13 +233,13 @@ class ResourceRegistry:
         return vm
 
     async def remove_vm(self, client: str, vm_id: str) -> None:
-        """End a VM and its server. Removing what is gone is fine."""
+        """End a VM and its server. Idempotent."""
         holdings = self._holdings(client)
         if vm := holdings.vms.get(vm_id):
             await holdings.close(vm)
 
     async def create_disk(self, client: str, request: CreateDisk) -> DiskCreated:
-        """Make a copy-on-write fork of an image, or an empty disk.
+        """Create a copy-on-write overlay on an image, or an empty disk.
 
         :raises ArtifactError: when the image is missing or broken.
         :raises ResourceExhausted: when there is no space left.
@@ -256,7 +256,7 @@ class ResourceRegistry:
         return DiskCreated(id=disk_id, path=str(path))
 
     async def fork_image(self, client: str, request: ForkImage) -> OwnedFork:
-        """Make a writable fork of an image, by the best provider that its place allows: `fork_of`."""
+        """Create a writable fork of an image, with the best provider available at its location: `fork_of`."""
         qemu_img = (await self._platforms.find()).qemu.img
         holdings = self._holdings(client)
         books = LedgerWriter(self._ledger, holdings.books.owner)
@@ -275,9 +275,9 @@ class ResourceRegistry:
         return require_fork(self._holdings(client).forks.get(fork_id), fork_id)
 
     async def remove_disk(self, client: str, disk_id: str) -> None:
-        """Remove a disk or a fork, once those VMs of the client's that are about to end have let go of it.
+        """Remove a disk or a fork, after any VMs of the client that are shutting down have closed it.
 
-        What is gone is fine.
+        Idempotent.
         """
         holdings = self._holdings(client)
         await holdings.closings()
@@ -285,7 +285,7 @@ class ResourceRegistry:
         await holdings.remove_fork(disk_id)
 
     async def create_volume(self, client: str, request: CreateVolume) -> VolumeCreated:
-        """Make a replicated volume, whose downstairs run.
+        """Create a replicated volume with running downstairs.
 
         :raises ArtifactError: when its image is missing or broken.
         :raises CapabilityMissing: when the host lacks a program for it.
@@ -319,13 +319,13 @@ class ResourceRegistry:
         return [volume for holdings in self._clients.values() for volume in holdings.listed_volumes()]
 
     async def remove_volume(self, client: str, volume_id: str) -> None:
-        """Remove a volume, once the client's VMs that are about to end have let go of it. What is gone is fine."""
+        """Remove a volume, after any VMs of the client that are shutting down have closed it. Idempotent."""
         holdings = self._holdings(client)
         await holdings.closings()
         await holdings.remove_volume(volume_id)
 
     async def remove(self, client: str, belongings: ResourceIds) -> None:
-        """Remove VMs and then disks, in the order that `release` has. What is gone already is passed over."""
+        """Remove VMs and then disks, in the order of `release`. Skip any that are already gone."""
         holdings = self._holdings(client)
         going = [vm for vm_id in belongings.vms if (vm := holdings.vms.get(vm_id))]
         going += [vm for vm in holdings.vms.values() if (vm.request.group, vm.request.name) in belongings.named]
@@ -336,9 +336,9 @@ class ResourceRegistry:
             await self.remove_volume(client, volume_id)
 
     def keep(self, client: str, request: Keep) -> KeptListed:
-        """Take VMs and disks over from a client, as those of a client of the agent's own; `release` ends that one.
+        """Transfer VMs and disks from a client to the agent's own client for kept resources; `release` ends that one.
 
-        The disks outlive even the agent, until the time is over.
+        The disks outlive even the agent, until they expire.
         """
         giver = self._holdings(client)
         kept = Kept(request.reason, time.time() + request.ttl_s)
@@ -383,19 +383,19 @@ class ResourceRegistry:
                 taker.volumes[volume_id] = volume
 
     async def released(self, client: str) -> None:
-        """Wait until all that a client owned is released. One that is not known has nothing."""
+        """Wait until everything that a client owned is released. Return at once for an unknown client."""
         if holdings := self._clients.get(client):
             await holdings.released.wait()
 
     async def drop_lifeline(self, client: str) -> None:
-        """Release what a client owns if this was its last lifeline."""
+        """Release the client's resources if this was its last lifeline."""
         if holdings := self._clients.get(client):
             holdings.lifelines -= 1
             if holdings.lifelines <= 0:
                 await self.release(client)
 
     async def release(self, client: str) -> None:
-        """Release all that a client owns: VMs first, then the disks that they held open."""
+        """Release everything that a client owns: VMs first, then the disks that they held open."""
         holdings = self._clients.get(client)
         if holdings is None:
             return
@@ -415,11 +415,11 @@ class ResourceRegistry:
         await _all(partial(self.release, client) for client in list(self._clients))
 
     def close(self) -> None:
-        """Remove the directories that were shared by all clients. Call it when everything is released."""
+        """Remove the directories shared by all clients. Call it once everything is released."""
         self._space.close()
 
     async def _admit(self, holdings: ClientResources, promise: str, request: CreateVm) -> None:
-        """Set memory aside; what stands by makes room if need be."""
+        """Reserve memory; discard standby forks if that is necessary."""
         if not request.memory_mib:
             return
         try:
@@ -435,7 +435,7 @@ class ResourceRegistry:
         return ClientResources(books=LedgerWriter(self._ledger, owner), forget_promise=self._budget.release, kept=kept)
 
     def _address(self, vm_id: str) -> str:
-        """Where other servers find a VM's."""
+        """Return the address at which other servers reach a VM's server."""
         return Endpoint(base_url=f"http://agent/vms/{vm_id}", uds=self._directory / SOCKET_NAME).address
 
     def _holdings(self, client: str) -> ClientResources:
@@ -448,7 +448,7 @@ class ResourceRegistry:
 
 
 def _variables(holdings: ClientResources, predecessor: str | None) -> Path | None:
-    """Where the firmware variables of one of a client's VMs are."""
+    """Return the path of the firmware variables of one of the client's VMs."""
     if predecessor is None:
         return None
     vm = holdings.vms.get(predecessor)
@@ -465,7 +465,7 @@ def _check_files(request: CreateVm) -> None:
 
 
 async def _all(calls: Iterable[Callable[[], Awaitable[None]]]) -> None:
-    """Do all of these at once, and all of them even if some fail."""
+    """Run all of these concurrently, and to completion even if some fail."""
     for result in await asyncio.gather(*(call() for call in calls), return_exceptions=True):
         if isinstance(result, Exception):
             logger.error("release failed", exc_info=result)

@@ -1,4 +1,4 @@
-"""Standby: forks that wait for somebody to want them, of the kinds that somebody wanted before."""
+"""Standby forks: started ahead of demand, from templates that have been used before."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ __all__ = ["Standby"]
 MOST_PER_KIND: Final = 4
 MOST: Final = 16
 QUIET_S: Final = 0.1
-"""Who has just claimed a fork is to have the processor to himself until his first command is done."""
+"""Leave the CPU to a new claimant's first command before building a spare."""
 
 IDLE_SHARE: Final = 0.5
-"""Of the time of one processor: with less to spare, a fork that is made ahead takes its time from somebody's test."""
+"""Idle share of one processor below which building a standby fork would slow down running tests."""
 
 SPARE_MIB: Final = 1024
-"""With less memory available, nothing stands by."""
+"""Below this much available memory, keep no standby forks."""
 
 logger = logging.getLogger(__name__)
 
 
 class Standby:
-    """Keeps forks standing by, one being made at a time, and lets go of them when memory gets short.
+    """Keeps standby forks, built one at a time, and discards them when memory runs short.
 
-    :param books: makes the books of one fork, which go with it to whoever claims it.
-    :param per_kind: how many of each kind; None for as many as are good for this machine, and made while it is idle.
+    :param books: creates the ledger writer of one fork, which passes to its claimant.
+    :param per_kind: how many per template; None to adapt to this machine and build only while it is idle.
     """
 
     def __init__(self, forks: ForkStarter, books: Callable[[], LedgerWriter], *, per_kind: int | None) -> None:
@@ -52,11 +52,11 @@ class Standby:
 
     @property
     def ready(self) -> int:
-        """How many stand by now."""
+        """The number of standby forks."""
         return sum(map(len, self._ready.values()))
 
     async def claim(self, template: Template, place: Path) -> StartedFork | None:
-        """Take one that stands by, if there is one, and have more made of its kind."""
+        """Return a standby fork if there is one, and schedule more from its template."""
         if self._per_kind == 0 or self._closed:
             return None
         if available_mib() < SPARE_MIB:
@@ -69,12 +69,12 @@ class Standby:
         return claimed
 
     async def close(self) -> None:
-        """End all that stand by. Closing twice is fine."""
+        """End all standby forks. Idempotent."""
         self._closed = True
         await self.rest()
 
     async def rest(self) -> None:
-        """End all that stand by, and make no more until somebody claims one."""
+        """End all standby forks, and build no more until the next claim."""
         self._wanted.clear()
         if self._making is not None:
             self._making.cancel()
@@ -91,7 +91,7 @@ class Standby:
         return None
 
     async def let_go(self) -> None:
-        """End all that stand by now."""
+        """End the current standby forks."""
         doomed = [started for waiting in self._ready.values() for started in waiting]
         self._ready.clear()
         for started in doomed:
@@ -111,7 +111,7 @@ class Standby:
                 await self._quiet()
 
     async def _quiet(self) -> None:
-        """Wait a while; if that was asked for, until the machine has a processor to spare."""
+        """Pause; in idle-only mode, until the machine has spare CPU time."""
         idle = False
         while not idle:
             before_s = idle_s()

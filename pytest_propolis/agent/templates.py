@@ -1,4 +1,4 @@
-"""Templates on the agent's host: each made once for all runs, by the client that comes first."""
+"""Templates on the agent's host: each built once for all runs, by the first client that needs it."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ PRIVATE: Final = 0o600
 MARGIN_BYTES: Final = 256 << 20
 LITTLE_BYTES: Final = 1 << 20
 AT_ONCE_S: Final = 0.05
-"""What a client says of the time is still true then."""
+"""How long a client's statement of the time remains accurate."""
 
 MIB: Final = 1 << 20
 REFUSED: Final = (400, 501)
-"""The statuses of a server that does not take a spec."""
+"""The HTTP statuses with which a server rejects a spec."""
 
 
 class Templates:
-    """Has templates made, and VMs forked from them.
+    """Manages templates and the VMs forked from them.
 
-    :param directory: where the templates lie.
-    :param allowed: where files may lie that disk images name.
+    :param directory: the directory of the templates.
+    :param allowed: directories in which files referenced by disk images may lie.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Templates:
         progress: Callable[[str], None],
         offer: Callable[[TemplateMaking], None],
     ) -> str:
-        """The key of a template, which is there and intact.
+        """Return the key of a template that exists and is intact; build it if necessary.
 
         :param offer: called with a VM for the client to make a template of, if that is needed.
         :raises TemplateError: when it cannot be made, now or earlier in this run.
@@ -126,7 +126,7 @@ class Templates:
             raise Fault.of(error).to_error()  # each client needs an error of its own
 
     async def _claimed(self, key: str, filenames: Sequence[str], *arguments: Any, **options: Any) -> Path:
-        """Derive it, and keep it from being evicted as long as this agent lives."""
+        """Derive it, and claim it against eviction for the agent's lifetime."""
         while True:
             place = await self._store.derive(key, filenames, *arguments, **options)
             if key in self._claims:
@@ -138,14 +138,14 @@ class Templates:
             claim.close()
 
     def close(self) -> None:
-        """Let go of the templates, when no VM runs from them any more."""
+        """Release the claims on templates. No VM may be running from them any more."""
         for claim in self._claims.values():
             claim.close()
 
     def freeze(self, vm_id: str, request: FreezeVm) -> None:
-        """A client has made the VM that it was offered ready.
+        """Report that a client has prepared the VM that it was offered.
 
-        :raises TemplateError: when nobody waits for that.
+        :raises TemplateError: if no template is waiting for that VM.
         """
         self._waiting(vm_id).set_result(request)
 
@@ -155,10 +155,10 @@ class Templates:
             self._waiting(vm_id).set_exception(reason.to_error())
 
     async def fork(self, client: str, request: ForkVm) -> VmForked:
-        """Make a VM that goes on where a template stopped.
+        """Create a VM that resumes from a template.
 
-        :raises TemplateError: when the template is not there, or is not taken.
-        :raises HttpError: when it is to run, and the server does not take the spec that it has with what is added.
+        :raises TemplateError: if the template does not exist, or QEMU cannot load it.
+        :raises HttpError: if it is to run, and the server rejects the spec with the added components.
         """
         began = time.monotonic()
         template = self._ready.get(request.template)
@@ -191,9 +191,9 @@ class Templates:
     async def _run(
         self, client: str, vm: OwnedVm, spec: InstanceSpec, properties: InstanceProperties, typed: str
     ) -> None:
-        """Do in one go what a client would do in three requests to the VM's server.
+        """Do in one request what would take a client three requests to the VM's server.
 
-        :raises HttpError: when the spec is at fault: it would be as well if the VM booted.
+        :raises HttpError: if the spec is invalid, as it would be for a VM that boots.
         """
         try:
             await vm.server.ensure(InstanceEnsureRequest(properties=properties, init=SpecInit(FromSpec(spec=spec))))
@@ -228,11 +228,11 @@ class Templates:
             )
             await vm.server.freeze(directory / STATE_FILE)
         except (PropolisError, MachineError) as error:
-            if _free_bytes(directory) < LITTLE_BYTES:  # what became full since has ended QEMU, without a word
+            if _free_bytes(directory) < LITTLE_BYTES:  # a full file system kills QEMU without a message
                 raise ResourceExhausted(f"no space was left for the template in {self._store.directory}") from error
             raise
         finally:
-            with contextlib.suppress(AgentError):  # a client that has left has no VMs any more
+            with contextlib.suppress(AgentError):  # a client that has disconnected has no VMs any more
                 await self._account.remove_vm(client, vm.id)
         for index in range(len(needed.disks)):
             # It names the disk by the place that it will have.
@@ -296,7 +296,7 @@ def _key(needed: TemplateNeeded, platform: Hypervisor) -> str:
 
 
 def _looks(file: str) -> str:
-    """A file by name and looks: those of the store have a hash of their content in their names."""
+    """Fingerprint by path, size and mtime; the paths of files in the store contain a hash of their content."""
     try:
         status = Path(file).stat()
     except OSError:
@@ -305,7 +305,7 @@ def _looks(file: str) -> str:
 
 
 def _processor(platform: Hypervisor) -> str:
-    """What the guest sees of the host's processor: all of it under KVM, nothing under emulation."""
+    """Return what the guest sees of the host's processor: everything under KVM, nothing under emulation."""
     if platform.accelerator.name != "kvm":
         return ""
     lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
@@ -319,7 +319,7 @@ def _free_bytes(directory: Path) -> int:
 
 
 def _require_space(directory: Path, needed: TemplateNeeded) -> None:
-    """A guest whose memory is in a file dies without a word when the file system is full."""
+    """Raise if space is short: a full file system kills a guest with file-backed memory without a message."""
     free = _free_bytes(directory)
     wanted = needed.spec.board.memory_mb * MIB + MARGIN_BYTES
     if free < wanted:

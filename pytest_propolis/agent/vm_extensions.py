@@ -1,5 +1,5 @@
-"""What the agent says of one VM beside the Propolis API: facts that the API lacks, its display, and
-the ways that its migrations took."""
+"""The agent's extensions to the Propolis API of one VM: facts that the API lacks, its display, and how its migrations
+transferred memory and disks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["VmExtensions"]
 class VmExtensions:
     """The agent's own paths below ``/vms/{id}``.
 
-    :param find: the server of a VM, by its id; None if there is no such VM.
+    :param find: returns the server of a VM by its id; None if there is no such VM.
     """
 
     def __init__(self, find: Callable[[str], VmServer | None]) -> None:

@@ -21,7 +21,7 @@ __all__ = ["VolumeRoutes"]
 
 class VolumeRoutes:
     """
-    :param client: who sends a request.
+    :param client: returns the client that sent a request.
     """
 
     def __init__(self, registry: ResourceRegistry, client: Callable[[Request], str]) -> None:

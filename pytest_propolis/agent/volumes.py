@@ -1,4 +1,4 @@
-"""Replicated volumes on the agent's host: files and processes of their downstairs."""
+"""Replicated volumes on the agent's host: the files and processes of their downstairs."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ EXTENT_BYTES: Final = 64 << 20
 
 @dataclass(slots=True, kw_only=True)
 class OwnedVolume:
-    """The downstairs of one volume, their owner, and their place in the ledger.
+    """The downstairs of one volume, their owner, and their ledger entries.
 
-    :param black_hole: listens, and never answers.
+    :param black_hole: a socket that listens and never answers.
     """
 
     id: str
@@ -63,7 +63,7 @@ class OwnedVolume:
         return Path(self.directory.what["path"])
 
     def created(self) -> VolumeCreated:
-        """What its owner must know to make volume construction requests."""
+        """Return what its owner needs to write volume construction requests."""
         host, port = self.black_hole.getsockname()
         return VolumeCreated(
             id=self.id,
@@ -125,9 +125,9 @@ class OwnedVolume:
         return downstairs
 
     async def fault(self, downstairs: Downstairs, fault: DownstairsFault) -> None:
-        """Do something to a downstairs.
+        """Inject a fault into a downstairs.
 
-        :raises AgentError: when that cannot be done.
+        :raises AgentError: if that is not possible.
         """
         match fault.kind:
             case FaultKind.KILL:
@@ -150,7 +150,7 @@ class OwnedVolume:
                 downstairs.region.corrupt(fault.offset, fault.length)
 
     async def close(self) -> None:
-        """End its processes and remove its files. Closing twice is fine."""
+        """End its processes and remove its files. Idempotent."""
         await asyncio.gather(*(downstairs.close() for downstairs in self.downstairs))
         self.black_hole.close()
         shutil.rmtree(self.path, ignore_errors=True)
@@ -176,9 +176,9 @@ class OwnedVolume:
 async def create_volume(
     request: CreateVolume, *, qemu: Qemu, place: Path, books: LedgerWriter, client: str
 ) -> OwnedVolume:
-    """Make a volume: three downstairs that run.
+    """Create a volume with three running downstairs.
 
-    :param place: the directory to make its own directory in.
+    :param place: the parent of its directory.
     :raises ConfigError: when it cannot have that size.
     :raises ArtifactError: when its image is missing or broken.
     :raises CapabilityMissing: when the host lacks ``qemu-storage-daemon``.
@@ -218,7 +218,7 @@ async def create_volume(
 
 
 async def _size(request: CreateVolume, qemu_img: Path) -> int:
-    """The size in bytes, a whole number of extents; that of the image at least."""
+    """Return the size in bytes, a whole number of extents, and at least the size of the image."""
     size_bytes = request.size_bytes
     if request.image is not None:
         image = Path(request.image)

@@ -1,4 +1,4 @@
-"""``propolis console``: the serial console of a VM on this terminal."""
+"""``propolis console``: attach this terminal to the serial console of a VM."""
 
 from __future__ import annotations
 
@@ -30,20 +30,22 @@ __all__ = ["console"]
 
 HISTORY_BYTES: Final = 64 << 10
 QUIET_S: Final = 1.0
-"""How long the guest must have been silent, after the end of standard input, for the command to end."""
+"""How long the guest must be silent after the end of standard input before the command exits."""
 READ_BYTES: Final = 4096
 QUESTIONS: Final = re.compile(rb"\x1b\[[0-9;?>=]*[cn]")
-"""What a guest asks its terminal, as where the cursor is: of an old question, nobody awaits the answer."""
+"""Terminal queries, such as the cursor position; nothing awaits the reply to one in the history."""
 
 
 @click.command()
 @click.argument("vm_id", metavar="ID")
-@click.option("--lines", "-n", default=None, type=click.IntRange(0), metavar="N", help="How much to show of before.")
+@click.option(
+    "--lines", "-n", default=None, type=click.IntRange(0), metavar="N", help="How many lines of history to show."
+)
 def console(vm_id: str, lines: int | None) -> None:
-    """Show the serial console of a VM, and type at it. ID is what `propolis ps` and reports show, or its beginning.
+    """Attach to the serial console of a VM. ID is the id shown by `propolis ps` and in reports, or a prefix of it.
 
-    Ctrl-] leaves, and so does "~." at the start of a line. The VM goes on. When standard input is no terminal, it is
-    typed as it is, and the command ends when that is at its end and the guest has been silent for a second.
+    Ctrl-] detaches, and so does "~." at the start of a line. The VM keeps running. If standard input is not a terminal,
+    it is sent unchanged, and the command exits once the input has ended and the guest has been silent for a second.
     """
     vm, endpoint = _find(vm_id)
     with _raw_terminal():
@@ -71,7 +73,7 @@ def _screenful() -> int:
 
 @contextlib.contextmanager
 def _raw_terminal() -> Iterator[None]:
-    """Have keys come as they are pressed, Ctrl-C among them; the terminal is as before in the end."""
+    """Put the terminal into raw mode, so that every key is passed on, Ctrl-C included; restore it afterwards."""
     if not sys.stdin.isatty():
         yield
         return
@@ -85,7 +87,7 @@ def _raw_terminal() -> Iterator[None]:
 
 
 class _Session:
-    """One person, or one pipe, at the console of one VM."""
+    """One terminal or pipe attached to the console of one VM."""
 
     def __init__(self, endpoint: Endpoint, name: str) -> None:
         self._endpoint = endpoint
@@ -95,7 +97,7 @@ class _Session:
         self._shown = asyncio.Event()
 
     async def run(self, lines: int) -> str:
-        """Run until the person leaves or the console closes; return which, and why."""
+        """Run until the user detaches or the console closes; return which, and why."""
         async with PropolisClient(self._endpoint, vm=self._name) as client:
             offset = await self._show_history(client, lines)
             async with client.instance_serial(from_start=offset) as connection:
@@ -139,14 +141,14 @@ class _Session:
 
 
 async def _standard_input() -> AsyncIterator[bytes]:
-    """What is typed, as it comes, until its end."""
+    """Yield input as it arrives, until its end."""
     loop = asyncio.get_running_loop()
     typed: asyncio.Queue[bytes] = asyncio.Queue()
     descriptor = sys.stdin.fileno()
     try:
         # Read in the callback, where it cannot block.
         loop.add_reader(descriptor, lambda: typed.put_nowait(os.read(descriptor, READ_BYTES)))
-    except PermissionError:  # a file, which can always be read
+    except PermissionError:  # a regular file, which is always readable
         while data := os.read(descriptor, READ_BYTES):
             yield data
         return

@@ -1,4 +1,4 @@
-"""``propolis doctor``: what this machine can do, why not, and what to do about it."""
+"""``propolis doctor``: check what this machine can do, and how to fix what it cannot."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ __all__ = ["doctor"]
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @choices
 def doctor(*, settings: Settings, as_json: bool) -> None:
-    """Say what this machine can do, why not, and what to do about it.
+    """Check what this machine can do, and how to fix what it cannot.
 
-    Each thing is really tried. The exit status is 0 if virtual machines can run here, and 1 if they cannot.
+    Each capability is actually exercised. The exit status is 0 if virtual machines can run here, and 1 if they cannot.
     """
     from ..hosts.capabilities import survey
 
@@ -70,7 +70,7 @@ def _guest_files(settings: Settings) -> dict[str, list[Path]]:
 
 
 def _guests() -> GuestRegistry:
-    """Return the guests of the project here; the built-in ones, and say so, if pytest cannot read the project."""
+    """Return the guests of the project here; if pytest cannot load it, warn and return the built-in ones."""
     from ..guests.registry import GuestRegistry
     from .project import guests_here
 

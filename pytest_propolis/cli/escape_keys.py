@@ -13,16 +13,16 @@ LINE_ENDS: Final = frozenset(b"\r\n")
 
 
 class EscapeKeys:
-    """Finds the keys in what is typed. ``~~`` at the start of a line types one tilde."""
+    """Detects the escape keys in typed input. ``~~`` at the start of a line types one tilde."""
 
     def __init__(self) -> None:
         self.left = False
-        """Whether the person has asked to leave."""
+        """Whether the user has asked to detach."""
         self._at_line_start = True
         self._held = False
 
     def feed(self, typed: bytes) -> bytes:
-        """What of it is meant for the guest. A tilde at the start of a line is held back until the next key."""
+        """Return the input meant for the guest. Hold back a tilde at the start of a line until the next key."""
         passed = bytearray()
         for key in typed:
             if key == LEAVE or (self._held and key == DOT):

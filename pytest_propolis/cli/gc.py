@@ -1,4 +1,4 @@
-"""``propolis gc``: removes what dead runs left behind."""
+"""``propolis gc``: remove what dead runs left behind."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ LEAVE_TIMEOUT_S: Final = 5.0
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
-@click.option("--kept", is_flag=True, help="Remove also what was kept on purpose.")
-@click.option("--templates", is_flag=True, help="Remove also the templates that VMs are forked from.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, without removing it.")
+@click.option("--kept", is_flag=True, help="Also remove what was kept for inspection.")
+@click.option("--templates", is_flag=True, help="Also remove the templates that VMs are forked from.")
 def gc(dry_run: bool, kept: bool, templates: bool) -> None:
-    """Remove what dead runs of this user left. Nothing of a living run, or of another user, is touched.
+    """Remove what this user's dead runs left behind. Active runs and other users' runs are never touched.
 
-    With --kept also the VMs and disks that agents keep for a person, and what runs with another XDG_RUNTIME_DIR left.
+    With --kept, also remove VMs and disks kept for inspection, and what runs with another XDG_RUNTIME_DIR left behind.
     """
     cleared = [
         _clear(base, dry_run=dry_run, kept=kept) for base in (known_base_directories() if kept else [base_directory()])
@@ -49,7 +49,7 @@ def gc(dry_run: bool, kept: bool, templates: bool) -> None:
 
 
 def _clear(base: Path, *, dry_run: bool, kept: bool) -> tuple[bool, bool]:
-    """Clear one place of runs. Whether there was anything to say of it, and whether all could be removed."""
+    """Clean up one base directory. Return whether anything was reported, and whether everything could be removed."""
     found = _clear_kept(base, dry_run=dry_run, remove=kept)
     report = reap(base, include_kept=kept, dry_run=dry_run)
     if not dry_run:
@@ -58,7 +58,7 @@ def _clear(base: Path, *, dry_run: bool, kept: bool) -> tuple[bool, bool]:
 
 
 def _clear_kept(base: Path, *, dry_run: bool, remove: bool) -> bool:
-    """Have living agents remove what they keep, or name it. Whether there was anything."""
+    """Make running agents remove what they keep, or list it. Return whether there was anything."""
     verb = ("would remove" if dry_run else "removed") if remove else "kept"
     hint = "" if remove else ": `propolis gc --kept` removes it"
     found = False
@@ -87,7 +87,7 @@ def _kept(agent: AgentClient, *, release: bool) -> list[KeptListed]:
 
 
 def _remove_disks(*, dry_run: bool) -> bool:
-    """Remove the disks of agents whose ledgers are gone. Whether there were any."""
+    """Remove the disks of agents whose ledgers are gone. Return whether there were any."""
     settings = Settings.resolve(command_line={}, ini={})
     place = settings.disk_dir or disk_directory(settings.artifact_dir)
     removed = remove_abandoned_disks(place, dry_run=dry_run)
@@ -97,7 +97,7 @@ def _remove_disks(*, dry_run: bool) -> bool:
 
 
 def _remove_templates(*, dry_run: bool) -> bool:
-    """Remove the templates that no VM is forked from just now. Whether there were any."""
+    """Remove the templates that no VM is currently using. Return whether there were any."""
     verb = "would remove" if dry_run else "removed"
     settings = Settings.resolve(command_line={}, ini={})
     disks = settings.disk_dir or disk_directory(settings.artifact_dir)
@@ -109,7 +109,7 @@ def _remove_templates(*, dry_run: bool) -> bool:
 
 
 def _show(report: Report) -> bool:
-    """Say what was done. Whether there was anything to say."""
+    """Print what was done. Return whether there was anything to print."""
     verb = "would remove" if report.dry_run else "removed"
     for entry in report.removed:
         click.echo(f"{verb} {_name(entry)}")

@@ -1,4 +1,4 @@
-"""The command group `propolis`: its commands are imported when they are run, or listed."""
+"""The command group `propolis`. It imports a command only when it is run or listed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..settings import OPTIONS, Settings
 __all__ = ["choices", "propolis"]
 
 _COMMANDS: Final = {"console": ".console", "doctor": ".doctor", "gc": ".gc", "ps": ".ps", "setup": ".setup"}
-"""By command, the module that has it, as an attribute of the same name."""
+"""The module of each command, which is an attribute of the same name."""
 
 _CHOICES: Final = ("guest", "accelerator", "qemu", "artifact_dir", "boot_timeout", "settings_file")
 
@@ -38,7 +38,7 @@ class _Group(click.Group):
 
 
 class _Refused(click.ClickException):
-    """Raised in the place of a PropolisError, for click to show."""
+    """Raised in place of a PropolisError, for click to display."""
 
     def show(self, file: Any = None) -> None:
         click.echo(f"propolis: {self.message}", file=file, err=True)
@@ -47,13 +47,13 @@ class _Refused(click.ClickException):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="pytest-propolis", prog_name="propolis", message="%(prog)s %(version)s")
 def propolis() -> None:
-    """Test virtual machines with pytest: what there is to do outside of pytest."""
+    """Manage this machine and its VMs for pytest-propolis."""
 
 
 def choices(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of pytest that concern the host. It is called with ``settings``, resolved."""
+    """Add pytest's host-related options to a command, and call it with the resolved ``settings``."""
 
-    @functools.wraps(function)  # with the parameters that click has noted on it
+    @functools.wraps(function)  # with the parameters that click has attached to it
     def with_settings(**arguments: Any) -> Any:
         given = {name: arguments.pop(name) for name in _CHOICES}
         return function(settings=Settings.resolve(command_line=given, ini={}), **arguments)

@@ -1,4 +1,4 @@
-"""The pytest project that a person stands in: what its plugins and its conftest.py add."""
+"""The pytest project in the working directory: what its plugins and its conftest.py add."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ __all__ = ["guests_here"]
 
 
 _ARGUMENTS: Final = ("-p", "propolis", "--assert=plain")
-"""Load this plugin also where pytest loads none by itself, and rewrite nothing: what this process has imported already
-cannot be rewritten any more, and pytest would warn of it."""
+"""Load this plugin even if plugin autoloading is off, and rewrite no assertions: pytest would warn that modules already
+imported by this process cannot be rewritten."""
 
 
 def guests_here() -> GuestRegistry:
-    """All guests that a test in this directory could have: built-in ones, and those of plugins and of ``conftest.py``.
+    """Return all guests available to tests in this directory: built-in ones, and those of plugins and ``conftest.py``.
 
-    pytest itself reads its configuration for that, and stops before it looks for tests.
+    pytest itself loads its configuration for this, and stops before collection.
 
-    :raises ConfigError: when it cannot; what pytest says goes to standard error.
+    :raises ConfigError: if it cannot; pytest's messages go to standard error.
     """
     reader = _Reader()
     try:
@@ -42,7 +42,7 @@ def _unreadable(why: str) -> ConfigError:
 
 
 class _Reader:
-    """A plugin that takes the place of pytest's own main part."""
+    """A plugin that replaces pytest's main loop."""
 
     guests: GuestRegistry | None = None
 

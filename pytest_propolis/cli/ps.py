@@ -1,4 +1,4 @@
-"""``propolis ps``: what is there on this machine, who owns it, since when."""
+"""``propolis ps``: list the resources of runs on this machine, with owner and age."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ WIDTHS: Final = (25, 6, 24, 8, 10, 0)
 
 
 @click.command()
-@click.option("--kept", "only_kept", is_flag=True, help="List only what is kept for a person.")
+@click.option("--kept", "only_kept", is_flag=True, help="List only what is kept for inspection.")
 def ps(only_kept: bool) -> None:
-    """List what runs of this user have on this machine, living and dead.
+    """List the resources of this user's runs on this machine, active and dead.
 
-    With --kept also that of runs with another XDG_RUNTIME_DIR.
+    With --kept, include runs with another XDG_RUNTIME_DIR.
     """
     bases = known_base_directories() if only_kept else [base_directory()]
     rows = [row for base in bases for run in survey(base) for row in _rows(run, only_kept=only_kept)]
@@ -64,7 +64,7 @@ def _rows(run: RunSurvey, *, only_kept: bool) -> Iterator[tuple[str, ...]]:
 
 
 def _vms(run: RunSurvey) -> list[VmListed]:
-    """What the agent itself says; one that is only starting, or leaving, says nothing."""
+    """Return the agent's own report; empty if it is starting or exiting."""
     try:
         return AgentClient(run.directory / SOCKET_NAME).vms()
     except AgentError:

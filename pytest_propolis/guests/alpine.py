@@ -16,9 +16,9 @@ __all__ = ["Alpine"]
 ROOT_LABEL: Final = "propolis-root"
 KERNEL_BASICS: Final = f"console=ttyS0,115200 modules=ext4,virtio_blk,nvme rootfstype=ext4 {EMULATED_KERNEL}"
 
-# The image as published has no login on the serial line and a locked root, starts services that wait for a network, and
-# believes to be a container, which has no host name; the clock is set by the kernel already. What it computes at every
-# boot, the order of its services, is computed here once.
+# The published image has no login on the serial line and a locked root account, starts services that wait for a
+# network, and assumes that it runs in a container, where OpenRC sets no host name. The kernel sets the clock already.
+# The order of services, which the image computes at every boot, is computed here once.
 PREPARE: Final = f"""stty -echo
 mount -o remount,rw / && \\
 sed -i -e '/^tty[0-9]/d' -e 's/^#ttyS0/ttyS0/' /etc/inittab && \\

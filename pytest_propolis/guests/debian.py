@@ -1,4 +1,4 @@
-"""Debian 12 (bookworm): a system of the usual kind, with systemd, that takes its time to boot."""
+"""Debian 12 (bookworm): a typical systemd-based distribution, which boots slowly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BUILD: Final = DebianBuild()
 class Debian(GuestAdapter):
     """Debian. Root logs in on ttyS0 without a password; the root file system is ext4, read-write.
 
-    Its image is built on this machine, when it is first wanted or by ``propolis setup debian``.
+    Its image is built on this machine, on first use or by ``propolis setup debian``.
     """
 
     name: ClassVar[str] = "debian"

@@ -1,9 +1,9 @@
-"""Waking up in a fork: what a Linux guest must be told, because its memory is that of another.
+"""Give a forked Linux guest an identity of its own, because its memory is a copy of the template's.
 
 Two forks have the same state of the kernel's random number generator, and a clock that stopped with the template. A
-program of a few hundred bytes, which the template keeps in a RAM disk, mends both, and sets the host name: the guest
-needs no tool for it. It runs in the template already, and waits at a FIFO until it is told who its guest is: an
-emulator that was just started takes up to a tenth of a second for its guest's first fork and exec.
+helper program of a few hundred bytes, which the template keeps on a RAM disk, fixes both and sets the host name, so the
+guest needs no tools for it. It already runs in the template, and waits on a FIFO for the identity of its guest: a newly
+started emulator takes up to a tenth of a second for its guest's first fork and exec.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ ENTROPY_LETTERS: Final = 48
 """With 5.7 bits each, they are more than the 256 bits that the generator takes."""
 
 PLACES: Final = ("/dev/shm", "/tmp", "/var/tmp", "$HOME")  # noqa: S108 -- in the guest
-"""Where else programs may be run from; RAM disks first."""
+"""Other directories from which programs may run; RAM disks first."""
 
 NOT_EXECUTABLE: Final = 126
-"""The status of `install_command` where the guest lets no program be run."""
+"""The exit status of `install_command` if the guest has no directory from which programs may run."""
 
 ENTROPY_BITS: Final = 256
 RECORD_BYTES: Final = 16 + 8 + ENTROPY_LETTERS
@@ -76,10 +76,10 @@ PROGRAM: Final = _elf(_CODE)
 
 
 def install_command(path: str) -> str:
-    """A command that puts the program at a path in the guest, with the FIFOs by which it hears and answers.
+    """Return a command that installs the program at a path in the guest, with FIFOs for its input and output.
 
-    Where programs may not be run from there (systemd mounts /run so), the path becomes a link to the program elsewhere.
-    It fails with `NOT_EXECUTABLE` if there is no such place.
+    If that file system is mounted noexec (as systemd mounts /run), the path becomes a link to the program elsewhere.
+    The command fails with `NOT_EXECUTABLE` if there is no suitable directory.
     """
     moves = f"for _d in {' '.join(PLACES)}; do mv {path} $_d/.propolis-program && ln -s $_d/.propolis-program {path}"
     return (
@@ -90,18 +90,18 @@ def install_command(path: str) -> str:
 
 
 def wait_command(path: str) -> str:
-    """A command that has the program wait for a `wake_command`. It ends with that one."""
-    # In a subshell: it is nobody's job then. FIFOs that are open both ways keep nobody waiting who opens them.
+    """Return a command that starts the program, which waits for a `wake_command` and exits after it."""
+    # In a subshell, so that it is not a job of the shell. FIFOs opened for reading and writing never block on open.
     return f'({path} <> {path}.in 1<> {path}.out 2>&1 &) && read -r _pw < {path}.out && [ "$_pw" = r ]'
 
 
 def wake_command(path: str, *, name: str) -> str:
-    """A command that makes a guest one of its own, from now on: fresh entropy, the host's time, a host name."""
+    """Return a command that gives the guest its own identity: fresh entropy, the host's time, a host name."""
     seed = _RANDOM.getrandbits(15)
     entropy = "".join(_RANDOM.choices(string.ascii_letters, k=ENTROPY_LETTERS))
     now_s, now_ns = divmod(_real_time_ns(), 1_000_000_000)
     record = _typed(struct.pack("<qqii", now_s, now_ns, ENTROPY_BITS, ENTROPY_LETTERS) + entropy.encode())
-    # Who hears the answer must be there before the program has ended: a FIFO that nobody has open is empty.
+    # The reader must open the FIFO before the program exits: a FIFO that no process has open loses its contents.
     told = f"{{ printf '{record}%s\\n' {name} > {path}.in && read -r _pw; }} < {path}.out"
     # Shells that have RANDOM as a stream of numbers begin a new one when it is set.
     return f'{told} && [ "$_pw" = 0 ] && RANDOM={seed}'

@@ -24,7 +24,7 @@ SET_UP: Final = (
 
 # The kernel gives init the words that it does not know itself: with -s, they are the shell's own parameters.
 class Micro(GuestAdapter):
-    """For tests to which the guest does not matter: up in a fraction of the time, all of it in RAM."""
+    """A guest for tests that do not depend on a particular one: boots fast and runs entirely in RAM."""
 
     name: ClassVar[str] = "micro"
     image: ClassVar[GuestImage] = GuestImage(

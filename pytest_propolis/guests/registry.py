@@ -1,4 +1,4 @@
-"""The guests that there are, by name."""
+"""The registry of guests, by name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["GuestRegistry"]
 
 
 class GuestRegistry:
-    """Adapters by name: the built-in ones, and those that other plugins bring.
+    """Adapters by name: the built-in ones, and those from other plugins.
 
-    :raises ConfigError: when two have one name.
+    :raises ConfigError: if two have the same name.
     """
 
     def __init__(self, others: Iterable[GuestAdapter] = ()) -> None:
@@ -37,9 +37,9 @@ class GuestRegistry:
         return MappingProxyType(self._adapters)
 
     def get(self, name: str) -> GuestAdapter:
-        """The adapter of that name.
+        """Return the adapter of that name.
 
-        :raises UnknownGuest: with the names that there are.
+        :raises UnknownGuest: if there is none, listing the available names.
         """
         if adapter := self._adapters.get(name):
             return adapter

@@ -1,4 +1,4 @@
-"""The background: what a run that will not wait any longer leaves to its agents.
+"""Abandonment: leave cleanup to the agents when a run will not wait any longer.
 
 All of it works without an event loop, and may be called by a signal handler.
 """
@@ -18,7 +18,7 @@ __all__ = ["abandon_to_agents", "vms_of_run"]
 
 
 def abandon_to_agents() -> int:
-    """Close this process's lifelines: the agents remove what it owned, and nobody waits for that.
+    """Close this process's lifelines: the agents remove what it owned, without anything waiting for that.
 
     :returns: how many VMs those agents have, as far as their ledgers say.
     """
@@ -30,7 +30,7 @@ def abandon_to_agents() -> int:
 
 
 def vms_of_run(run: str) -> int:
-    """How many VMs the agents of a run have, as far as their ledgers say.
+    """Return how many VMs the agents of a run have, according to their ledgers.
 
     :param run: the word of `run_token`.
     """
@@ -38,7 +38,7 @@ def vms_of_run(run: str) -> int:
 
 
 def _vms_in(directory: Path) -> int:
-    """VMs have a directory each. What is kept on purpose is not about to be removed."""
+    """Count VM directories; kept VMs are not about to be removed."""
     with contextlib.suppress(OSError, PropolisError):
         now = time.time()
         return sum(

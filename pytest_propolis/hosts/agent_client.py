@@ -246,12 +246,13 @@ class AsyncAgentClient:
 
 
 class AgentClient:
-    """Speaks to one agent without an event loop: for commands, and for pytest between two tests.
+    """Synchronous client of one agent: for commands, and for pytest between tests.
 
-    Making it connects to nothing. Every method raises `AgentError` when the agent does not answer, or what it reports.
+    The constructor does not connect. Every method raises `AgentError` if the agent does not answer, or the error that
+    it reports.
 
-    :param client: whom requests come from, where that matters.
-    :param process: the agent itself, where that is known.
+    :param client: the client id to send with requests, where required.
+    :param process: the agent's process, if known.
     """
 
     def __init__(self, socket: Path, *, client: str = "", process: ProcessIdentity | None = None) -> None:
@@ -275,7 +276,7 @@ class AgentClient:
         return self._ask("GET", "/kept", list[KeptListed])
 
     def release_kept(self) -> list[KeptListed]:
-        """Have the agent remove all that it keeps; returns what that was, when it is gone."""
+        """Make the agent remove everything that it keeps; return what was removed."""
         return self._ask("DELETE", "/kept", list[KeptListed])
 
     def keep(self, request: Keep) -> KeptListed:
@@ -290,7 +291,7 @@ class AgentClient:
         return self._ask("GET", "/volumes", list[VolumeListed])
 
     def departure(self, client: str) -> Departed:
-        """Wait until all that a client owned is released, after it has closed its lifeline."""
+        """Wait until everything that a client owned is released, after it has closed its lifeline."""
         return self._ask("GET", f"/clients/{client}/departure", Departed)
 
     def _ask(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
@@ -305,7 +306,7 @@ class AgentClient:
 
 
 def running_agents(base: Path, *, run: str | None = None) -> Iterator[AgentClient]:
-    """The agents of this user that live and answer; of one run, if that is given."""
+    """Return this user's running agents that answer; only those of one run, if given."""
     for found in survey(base):
         if found.is_alive and found.contents and run in (None, found.contents.header.run):
             agent = AgentClient(found.directory / SOCKET_NAME, process=found.contents.header.agent)
@@ -324,9 +325,9 @@ class _Answers:
         self._socket = socket
 
     def result(self, answer: HttpAnswer, kind: type[T], operation: str) -> T:
-        """Return what was asked for.
+        """Return the decoded response.
 
-        :raises PropolisError: what the agent reports.
+        :raises PropolisError: the error that the agent reports.
         """
         if not answer.is_success:
             raise self.error(answer.status, answer.content, operation)
@@ -344,7 +345,7 @@ class _Answers:
             ) from None
 
     def error(self, status: int, content: bytes, operation: str) -> PropolisError:
-        """Return the error for an answer that is none of the 2xx."""
+        """Return the error for a response other than 2xx."""
         if status == HTTPStatus.UNPROCESSABLE_ENTITY:
             with contextlib.suppress(msgspec.DecodeError):
                 return msgspec.json.decode(content, type=Fault).to_error()
@@ -353,7 +354,7 @@ class _Answers:
         return self._failed(f"answered {status} to {operation}: {_text(content)}")
 
     def lost(self, error: object) -> AgentError:
-        """Return the error for no answer, or for one that ended early."""
+        """Return the error for a missing or truncated response."""
         return self._failed(f"does not answer: {error or type(error).__name__}")
 
     def _failed(self, how: str) -> AgentError:

@@ -1,4 +1,4 @@
-"""What this host can do, found out by trying each thing."""
+"""Probe what this host can do, by exercising each capability."""
 
 # A look at a file's status takes microseconds.
 
@@ -33,10 +33,10 @@ _NO_REFLINKS: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, e
 
 @dataclass(frozen=True, slots=True)
 class Capability:
-    """One thing that a host can do, or cannot.
+    """One capability that a host has or lacks.
 
-    :param detail: what was found: a version, a path, or what went wrong.
-    :param remedy: what to do about it; None where there is nothing to do.
+    :param detail: the finding: a version, a path, or an error.
+    :param remedy: how to obtain the capability; None if there is nothing to do.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Capability:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """All that was found out about a host.
+    """All probed capabilities of a host.
 
-    :param needed: without these no VM runs.
-    :param useful: without one of these some tests are skipped.
+    :param needed: capabilities without which no VM runs.
+    :param useful: capabilities without which some tests are skipped.
     """
 
     needed: tuple[Capability, ...]
@@ -62,9 +62,9 @@ class Survey:
 
 
 async def survey(settings: Settings, *, guest_files: Mapping[str, Sequence[Path]]) -> Survey:
-    """Try everything that tests may need of this host. Nothing is installed, and nothing left behind.
+    """Probe everything that tests may need from this host. Nothing is installed or left behind.
 
-    :param guest_files: by guest, the files that are there when it is prepared.
+    :param guest_files: by guest, the files that exist once it is prepared.
     """
     *needed, firmware, guests, reflinks, zfs, namespaces, ssh, etcd = (
         *await _qemu_and_accelerator(settings),
@@ -87,7 +87,7 @@ async def _qemu_and_accelerator(settings: Settings) -> tuple[Capability, Capabil
 
 
 async def probe_acceleration(qemu: Qemu, settings: Settings) -> Capability:
-    """Run a guest under the accelerator that is chosen."""
+    """Run a guest under the chosen accelerator."""
     try:
         choice = await probe_accelerator(qemu, wanted=settings.accelerator, cache_dir=cache_directory())
     except PropolisError as error:
@@ -108,7 +108,7 @@ async def probe_firmware() -> Capability:
 
 
 async def probe_guests(guest_files: Mapping[str, Sequence[Path]]) -> Capability:
-    """See which guests' files are all there."""
+    """Check which guests have all their files."""
     ready = [name for name, files in guest_files.items() if all(file.is_file() for file in files)]
     missing = [name for name in guest_files if name not in ready]
     told = [f"ready: {', '.join(ready)}"] if ready else []
@@ -118,7 +118,7 @@ async def probe_guests(guest_files: Mapping[str, Sequence[Path]]) -> Capability:
 
 
 async def probe_reflinks(directory: Path) -> Capability:
-    """Clone a file where artifacts lie, or in the first directory above that there is."""
+    """Clone a file in the artifact directory, or in its nearest existing parent."""
     place = next(path for path in (directory, *directory.parents) if path.is_dir())
     try:
         with tempfile.TemporaryFile(dir=place) as source, tempfile.TemporaryFile(dir=place) as clone:
@@ -141,7 +141,7 @@ def _no_reflinks(place: Path, error: OSError) -> Capability:
 
 
 async def probe_zfs() -> Capability:
-    """Have ZFS list its pools, for which it needs its kernel module."""
+    """List ZFS pools, which requires the kernel module."""
     return await _try(
         "ZFS",
         ["zpool", "list", "-H", "-o", "name"],
@@ -151,7 +151,7 @@ async def probe_zfs() -> Capability:
 
 
 async def probe_network_namespaces() -> Capability:
-    """Enter a new network namespace and look at it with ``ip``."""
+    """Enter a new network namespace and inspect it with ``ip``."""
     as_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     return await _try(
         "network namespaces",
@@ -172,10 +172,10 @@ async def probe_etcd() -> Capability:
 
 
 async def probe_ssh_server() -> Capability:
-    """Have sshd check that it could start with a host key of its own: its user and its directories too."""
+    """Check that sshd could start with a host key of its own, including its user and directories."""
     with tempfile.TemporaryDirectory(prefix="propolis-") as directory:
         key = Path(directory) / "key"
-        with contextlib.suppress(OSError):  # no ssh-keygen: then sshd says that it has no key
+        with contextlib.suppress(OSError):  # no ssh-keygen: then sshd reports that it has no key
             await run_program(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)])
         return await _try(
             "SSH server",

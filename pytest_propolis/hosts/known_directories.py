@@ -1,7 +1,7 @@
-"""The places where this user's runs have kept their directories, whatever `XDG_RUNTIME_DIR` was for them.
+"""Record of the base directories of this user's runs, independent of `XDG_RUNTIME_DIR`.
 
-A shell of su or cron has another one than the run whose VMs are kept. So each place is noted in a directory that does
-not depend on it, `$XDG_STATE_HOME/propolis/run-directories`: one small file per place.
+A shell started by su or cron may have another `XDG_RUNTIME_DIR` than the run whose VMs are kept. Each base directory is
+therefore recorded in `$XDG_STATE_HOME/propolis/run-directories`, which does not depend on it: one small file for each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["known_base_directories", "note_base_directory"]
 
 
 def note_base_directory(base: Path) -> None:
-    """Note a place for `known_base_directories`. Where that cannot be done, nothing is noted."""
+    """Record a base directory for `known_base_directories`. Errors are ignored."""
     with contextlib.suppress(OSError, RuntimeError):  # no home, or one that cannot be written
         notes = _notes()
         notes.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -34,11 +34,11 @@ def note_base_directory(base: Path) -> None:
 
 
 def known_base_directories() -> list[Path]:
-    """Return the place for runs that are started here and now, and all others that are noted and still there.
+    """Return the current base directory of runs, and all recorded ones that still exist.
 
-    A place that is not a directory of this user alone is passed over.
+    Directories that other users can access are skipped.
 
-    :raises HostError: when there is no place for runs here, and none is noted either.
+    :raises HostError: if there is no base directory here, and none is recorded either.
     """
     found = {base: None for base in _noted() if _is_private(base)}
     try:
@@ -50,7 +50,7 @@ def known_base_directories() -> list[Path]:
 
 
 def _notes() -> Path:
-    # As platformdirs finds it, the import of which would cost each run 3 ms.
+    # As platformdirs would return it; importing that would cost each run 3 ms.
     given = Path(os.environ.get("XDG_STATE_HOME", ""))
     state = given if given.is_absolute() else Path.home() / ".local" / "state"
     return state / "propolis" / "run-directories"
@@ -65,7 +65,7 @@ def _noted() -> list[Path]:
 
 
 def _read(notes: Path) -> Iterator[tuple[Path, Path]]:
-    """Each place that is noted, and its note."""
+    """Yield each recorded directory with the path of its record."""
     for note in notes.iterdir():
         with contextlib.suppress(OSError):  # removed meanwhile by another process
             if not note.suffix:

@@ -1,4 +1,4 @@
-"""Starting a host's agent: once per run, by the first process that needs it."""
+"""Start a host's agent: once per run, from the first process that needs it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ __all__ = ["Launched", "connect_or_launch"]
 START_TIMEOUT_S: Final = 30.0
 SOCKET_PATH_LIMIT: Final = 107
 LONGEST_SOCKET: Final = Path("vms", "0" * 16, "migration.sock")
-"""The socket with the longest path that an agent makes in its directory."""
+"""The socket with the longest path that an agent creates in its directory."""
 
 KILL_TIMEOUT_S: Final = 10.0
 
 TRACING_VARIABLES: Final = ("COVERAGE_", "COV_CORE_", "PYDEVD_", "DEBUGPY_")
-"""By these, coverage and debuggers follow child processes. They are about the tests; the agent is no part of those."""
+"""Variables with which coverage and debuggers follow child processes. They target the tests, not the agent."""
 
 BOOTSTRAP: Final = """
 import json, os, runpy, sys
@@ -46,16 +46,16 @@ if os.fork():
 sys.path += json.loads(sys.argv.pop(1))
 runpy.run_module("pytest_propolis.agent", run_name="__main__", alter_sys=True)
 """
-"""Detaches the agent from the process that starts it, and lets it import what that process can import.
+"""Detaches the agent from its launcher, and lets it import the same modules.
 
-The standard library comes first: in a test run `sys.path` begins with the directories of tests, whose modules may have
-the names of others. No ``.pth`` file is read, by which coverage and others come into every Python.
+The standard library comes first: in a test run `sys.path` begins with test directories, whose modules may shadow it. No
+``.pth`` files are read, with which coverage and others hook into every Python process.
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launched:
-    """A running agent, and our lifeline to it.
+    """A running agent, and this process's lifeline to it.
 
     :param agent: the agent's process, if this process started it.
     """
@@ -65,17 +65,17 @@ class Launched:
     agent: ProcessIdentity | None = None
 
     def wait_until_left(self, timeout_s: float) -> bool:
-        """Wait for the end of an agent whose last client has left. False where it was started elsewhere, or stays."""
+        """Wait for an agent without clients to exit. Return False if it was started elsewhere, or does not exit."""
         return self.agent is not None and self.agent.wait_gone(timeout_s)
 
 
 async def connect_or_launch(config: AgentConfig, *, client: str) -> Launched:
-    """Open a lifeline to the run's agent, and start the agent first if there is none.
+    """Open a lifeline to the run's agent; start the agent first if there is none.
 
-    Any number of processes may do this at the same time: one agent comes of it.
+    Any number of processes may do this concurrently: only one starts an agent.
 
-    :raises AgentError: when the agent does not start; with the end of its log.
-    :raises HostError: when its directory cannot be had.
+    :raises AgentError: if the agent does not start, with the end of its log.
+    :raises HostError: if its directory cannot be created.
     """
     directory = Path(config.directory)
     make_private_directory(directory.parent)
@@ -100,7 +100,7 @@ async def connect_or_launch(config: AgentConfig, *, client: str) -> Launched:
 
 @contextlib.asynccontextmanager
 async def _starting(config: AgentConfig) -> AsyncIterator[_Child]:
-    """A directory for an agent, and the agent in it; nothing is left of them if the block fails or is cancelled."""
+    """Create a directory and start an agent in it; clean up both if the block fails or is cancelled."""
     directory = Path(config.directory)
     make_private_directory(directory)
     try:
@@ -116,7 +116,7 @@ async def _starting(config: AgentConfig) -> AsyncIterator[_Child]:
 
 @contextlib.asynccontextmanager
 async def _place_errors(base: Path) -> AsyncIterator[None]:
-    """Turn what the operating system says of the place for run directories into an error that names the place."""
+    """Convert an `OSError` about the base directory into an error that names the directory."""
     try:
         yield
     except OSError as error:
@@ -143,10 +143,10 @@ async def _connect(rendezvous: Rendezvous, client: str) -> Launched | None:
 
 @dataclass(slots=True)
 class _Child:
-    """An agent that is being started.
+    """An agent that is starting.
 
-    :param launcher: the process that starts it, and ends at once: it leads the agent's process group.
-    :param ready_socket: where the agent says that it is ready; no other process writes there.
+    :param launcher: the process that forks the agent and exits at once; it leads the agent's process group.
+    :param ready_socket: the socket on which the agent, and no other process, reports that it is ready.
     :param agent: the agent's own process, once it is ready.
     """
 
@@ -172,10 +172,10 @@ class _Child:
                 child.launcher.wait()
 
     async def ready(self) -> Path:
-        """Wait until the agent listens, and return its socket.
+        """Wait until the agent is listening, and return its socket.
 
-        :raises AgentError: when it ends before, or takes too long.
-        :raises AgentNotRunning: when it ended right after.
+        :raises AgentError: if it exits first, or takes too long.
+        :raises AgentNotRunning: if it exits immediately afterwards.
         """
         self.ready_socket.setblocking(False)
         try:
@@ -194,30 +194,30 @@ class _Child:
 
     def _kill(self) -> None:
         """Kill the agent, which owns nothing yet: no client could ask it for anything."""
-        # The launcher was not waited for yet, so that its group's number cannot be another group's.
+        # The launcher has not been reaped yet, so its process group id cannot have been reused.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.launcher.pid, signal.SIGKILL)
         if self.agent:
             self.agent.wait_gone(KILL_TIMEOUT_S)
-        self.ready_socket.settimeout(KILL_TIMEOUT_S)  # its other end goes with a process that has not written to it
+        self.ready_socket.settimeout(KILL_TIMEOUT_S)  # its other end closes with a process that has not written to it
         with contextlib.suppress(OSError):
             while self.ready_socket.recv(4096):
                 pass
 
 
 def _start(config: AgentConfig, ready_fd: int) -> subprocess.Popen[bytes]:
-    """Start the agent. It outlives this event loop, which would end a subprocess of asyncio's own."""
+    """Start the agent. It outlives this event loop, which would kill a subprocess of asyncio's."""
     arguments = [json.dumps(_import_path()), msgspec.json.encode(config).decode(), str(ready_fd)]
     log = os.open(Path(config.directory) / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         return subprocess.Popen(
-            # Through `env`, because debuggers put themselves in front of every Python that is started directly.
+            # Through `env`, because debuggers inject themselves into every Python that is started directly.
             ["/usr/bin/env", sys.executable, "-S", "-P", "-c", BOOTSTRAP, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
             pass_fds=[ready_fd],
-            # Its own session: Ctrl-C on the terminal must not reach it, nor the VMs.
+            # Its own session: Ctrl-C on the terminal must reach neither it nor the VMs.
             start_new_session=True,
             cwd="/",
             env={name: value for name, value in os.environ.items() if not name.startswith(TRACING_VARIABLES)},
@@ -227,7 +227,7 @@ def _start(config: AgentConfig, ready_fd: int) -> subprocess.Popen[bytes]:
 
 
 def _import_path() -> list[str]:
-    """Return where this process finds modules: first this package and those that it needs, then what tests add."""
+    """Return this process's module search path: first this package and its dependencies, then what tests add."""
     installed = (Path(__file__).absolute().parents[2], Path(str(msgspec.__file__)).absolute().parents[1])
     return list(dict.fromkeys([*map(str, installed), *map(_absolute, sys.path)]))
 

@@ -1,7 +1,7 @@
-"""The lifeline: a connection held open for as long as this process lives.
+"""The lifeline: a connection that stays open for as long as this process lives.
 
-When it breaks, however this process ends, the agent releases all that this process owned. It is a bare socket, tied to
-no event loop, because event loops come and go with tests.
+When it breaks, however this process ends, the agent releases everything that this process owned. It is a bare socket,
+independent of event loops, because those come and go with tests.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ HANDSHAKE_TIMEOUT_S: Final = 10.0
 
 
 class AgentNotRunning(Exception):
-    """Raised when there is no agent behind a socket, or one that is about to leave."""
+    """Raised when no agent is listening on a socket, or the agent is about to exit."""
 
 
 class Lifeline:
-    """An open lifeline. Close it to say goodbye; the agent then releases what the client still owns."""
+    """An open lifeline. Close it to disconnect; the agent then releases what the client still owns."""
 
     def __init__(self, connection: socket.socket, path: Path) -> None:
         self.path = path
@@ -37,10 +37,10 @@ class Lifeline:
 
     @classmethod
     async def open(cls, path: Path, *, client: str) -> Lifeline:
-        """Connect, and wait for the agent's word that this client is known.
+        """Connect, and wait until the agent confirms that this client is registered.
 
-        :raises AgentNotRunning: when no agent answers.
-        :raises AgentError: when one does not answer in time.
+        :raises AgentNotRunning: if no agent answers.
+        :raises AgentError: if the agent does not answer in time.
         """
         connection = socket.socket(socket.AF_UNIX)
         connection.setblocking(False)
@@ -62,7 +62,7 @@ class Lifeline:
 
     @property
     def is_broken(self) -> bool:
-        """Whether the agent has ended the connection, as when it died."""
+        """Return whether the agent has closed the connection, for example because it died."""
         try:
             return not self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -71,7 +71,7 @@ class Lifeline:
             return True
 
     def close(self) -> None:
-        """Say goodbye. Closing twice is fine."""
+        """Disconnect. Idempotent."""
         with contextlib.suppress(OSError):  # closed already, or by the agent
             # A process that was forked without Python's knowledge may hold the connection, too.
             self._connection.shutdown(socket.SHUT_RDWR)
@@ -93,10 +93,10 @@ _lifelines: Final[set[Lifeline]] = set()
 
 
 def _leave_to_parent() -> None:
-    """Close this forked process's copies of the connections, which its parent goes on using.
+    """Close this forked process's copies of the connections, which its parent continues to use.
 
-    The connections must break when the parent ends, not when its last child does. What the parent owns is none of the
-    child's: `is_dropped` keeps the child from waiting for its release.
+    The connections must break when the parent ends, not when its last child does. The child owns none of the parent's
+    resources: `is_dropped` keeps it from waiting for their release.
     """
     for lifeline in Lifeline.all_open():
         lifeline.is_dropped = True

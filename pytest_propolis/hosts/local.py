@@ -1,4 +1,4 @@
-"""The local host: the one that needs no SSH."""
+"""The local host, which needs no SSH."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ logger = logging.getLogger(__name__)
 
 
 def open_host(spec: HostSpec, settings: Settings, run_id: str) -> LocalHost:
-    """A local host of an inventory. It has a store of its own, as a host elsewhere has."""
+    """A local host of an inventory. It has a store of its own, as a remote host has."""
     return LocalHost(settings, run_id=run_id, spec=spec)
 
 
 class LocalHost:
-    """This machine, or one of several local hosts that an inventory makes of it, for the length of one process.
+    """This machine, or one of several local hosts that an inventory defines on it, for the lifetime of one process.
 
-    The agent starts with the first client that is asked for.
+    The agent starts when the first client is requested.
 
     :param run_id: the id of the run on this host; unguessable, and the same in all processes of the run.
     :param spec: the inventory's description, if there is one.
@@ -102,7 +102,7 @@ class LocalHost:
 
     @property
     def directory(self) -> Path | None:
-        """The agent's private directory, while it is up."""
+        """The agent's private directory; None while the agent is down."""
         return self._launched.socket.parent if self._launched else None
 
     @property
@@ -131,7 +131,7 @@ class LocalHost:
         return artifact
 
     def migration_address(self, endpoint: Endpoint, *, target: Host) -> str:
-        """The socket's own path: other local hosts are on the same machine."""
+        """Return the socket's own path: other local hosts are on the same machine."""
         return endpoint.address
 
     def _first(self, launched: Launched) -> Launched:
@@ -141,12 +141,12 @@ class LocalHost:
         return self._launched
 
     def close(self) -> None:
-        """Let go of the agent, which then releases what this process still owns, and leaves if nobody else needs it.
+        """Disconnect from the agent, which releases what this process still owns, and exits if it has no other client.
 
-        Waits within bounds until that is done; if this process started the agent and nobody needs it any more, also
-        until it has left, and looks whether all is gone. Closing twice is fine.
+        Wait, for a limited time, until that is done. If this process started the agent and it has no other client, also
+        wait until it has exited, and check that nothing is left behind. Idempotent.
 
-        :raises AgentError: when the agent left something behind.
+        :raises AgentError: if the agent left something behind.
         """
         launched, self._launched = self._launched, None
         if launched is None:
@@ -178,7 +178,7 @@ class LocalHost:
 
 
 async def _copy_file(host: str, source: Path, target: Path) -> None:
-    """Copy a file as a whole: the target has the old content or the new one."""
+    """Copy a file atomically: the target has either the old content or the new one."""
     part = target.with_name(f".{target.name}.part")
     try:
         with space_errors(target.parent):
@@ -192,15 +192,15 @@ async def _copy_file(host: str, source: Path, target: Path) -> None:
 
 
 def _agent_stays(socket: Path, client: str) -> bool:
-    """Wait until what the client owned is released. Whether the agent stays: for other clients, or with kept things."""
+    """Wait until the client's resources are released; return whether the agent stays for clients or kept resources."""
     try:
         return AgentClient(socket).departure(client).agent_stays
     except AgentError:
-        return False  # it leaves, or is gone
+        return False  # it is exiting, or has exited
 
 
 def _require_gone(directory: Path) -> None:
-    """An agent that leaves removes its directory last: what is there still is a leak, or the agent was killed."""
+    """An agent removes its directory last when it exits: what remains is a leak, or the agent was killed."""
     if not directory.exists():
         return
     try:

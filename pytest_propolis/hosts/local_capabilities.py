@@ -1,4 +1,4 @@
-"""What this machine has, for tests that need it: asked once per process, and never believed without a look."""
+"""Capabilities of this machine that tests require: probed once per process, never assumed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ZFS_TIMEOUT_S = 10.0
 
 @cache
 def has_kvm(settings: Settings) -> bool:
-    """Whether a guest really runs on KVM here."""
+    """Return whether a guest actually runs under KVM here."""
 
     async def probe() -> bool:
         choice = await probe_accelerator(await find_qemu(settings.qemu), wanted="auto", cache_dir=cache_directory())
@@ -35,7 +35,7 @@ def has_kvm(settings: Settings) -> bool:
 
 @cache
 def zfs_obstacle(settings: Settings) -> str | None:
-    """Return why disks cannot be forked by ZFS here, and what would help; None if they can."""
+    """Return why disks cannot be forked with ZFS here, and the remedy; None if they can."""
     if shutil.which("zfs") is None:
         return "the program zfs is not on PATH: install ZFS"
     place = settings.artifact_dir or default_artifact_dir()

@@ -1,6 +1,6 @@
-"""Where runs keep what lives no longer than they do: private directories with short, unguessable names.
+"""Run directories: private directories with short, unguessable names, for files that live as long as a run.
 
-UNIX sockets lie there, whose paths may have no more than 107 characters.
+They contain UNIX sockets, whose paths are limited to 107 characters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["agent_directory", "base_directory", "make_private_directory", "requi
 def base_directory(environment: Mapping[str, str] = os.environ) -> Path:
     """The parent of all run directories of this user: never in a shared temporary directory.
 
-    :raises HostError: when the environment does not say where this user may keep anything.
+    :raises HostError: if the environment defines no private directory of this user.
     """
     runtime = environment.get("XDG_RUNTIME_DIR")
     if runtime and Path(runtime).is_absolute() and Path(runtime).is_dir():  # relative ones are invalid (XDG)
@@ -32,21 +32,21 @@ def base_directory(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def run_token(shared_id: str | None) -> str:
-    """A word that names a run: the same in all xdist workers, which share an id, and in no other run."""
+    """Return the id of a run: the same in all xdist workers, which share an id, and in no other run."""
     if shared_id is None:
         return secrets.token_hex(8)
     return hashlib.sha256(shared_id.encode()).hexdigest()[:16]
 
 
 def agent_directory(run: str) -> Path:
-    """A directory for one agent of a run; it is not made. A run that lost its agent gets another one, elsewhere."""
+    """Return a directory for one agent of a run; it is not created. A replacement agent gets a new directory."""
     return base_directory() / f"{run}-{secrets.token_hex(4)}"
 
 
 def make_private_directory(directory: Path) -> None:
-    """Make a directory for this user alone, and what is missing above it.
+    """Create a directory that only this user can access, and its missing parents.
 
-    :raises HostError: when the place is not this user's, or cannot be written.
+    :raises HostError: if it is not this user's, or cannot be written.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The hosts of one run, and the ids that the run has on them."""
+"""The hosts of one run, and its ids on them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["local_run_ids", "open_hosts"]
 
 
 def open_hosts(settings: Settings, *, shared_id: str | None) -> tuple[Host, ...]:
-    """Make the hosts of the inventory, or this machine where there is none. Nothing is connected to.
+    """Return the hosts of the inventory, or this machine if there is none. No connection is made.
 
-    :param shared_id: what all processes of a run share and nothing else knows (xdist's run id); None for a run of one.
-    :raises SettingsError: when the inventory is wrong.
+    :param shared_id: a secret shared by all processes of a run (xdist's run id); None for a single process.
+    :raises SettingsError: if the inventory is invalid.
     """
     if settings.hosts is None:
         return (LocalHost(settings, run_id=run_token(shared_id)),)
@@ -29,7 +29,7 @@ def open_hosts(settings: Settings, *, shared_id: str | None) -> tuple[Host, ...]
 
 
 def local_run_ids(settings: Settings, *, shared_id: str) -> tuple[str, ...]:
-    """Return the ids that a run of several processes has on this machine, whether or not they were used."""
+    """Return the ids of a multi-process run on this machine, whether or not they were used."""
     if settings.hosts is None:
         return (run_token(shared_id),)
     specs = read_inventory(settings.hosts)

@@ -1,4 +1,4 @@
-"""What an agent says of one VM beside the Propolis API. Other servers have no such thing, and an error says so."""
+"""Client of the agent's extensions to the Propolis API of one VM. Other servers lack them, which is an error."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ ANSWER_TIMEOUT_S: Final = 30.0
 
 
 async def get_vm_facts(endpoint: Endpoint, *, vm: str) -> VmFacts:
-    """What the API lacks.
+    """Return the facts that the API lacks.
 
-    :raises CapabilityMissing: when the VM's server is none of an agent.
+    :raises CapabilityMissing: if the VM's server is not run by an agent.
     """
     lacking = CapabilityMissing("its server says nothing beside the API", vm=vm, operation="facts")
     content = await _get(endpoint, "", vm=vm, operation="facts", lacking=lacking)
@@ -31,10 +31,10 @@ async def get_vm_facts(endpoint: Endpoint, *, vm: str) -> VmFacts:
 
 
 async def get_screenshot(endpoint: Endpoint, *, vm: str) -> bytes:
-    """What the display shows, as a PNG image.
+    """Return a screenshot of the display as a PNG image.
 
-    :raises CapabilityMissing: when the VM has no display.
-    :raises ApiError: when the VM does not run.
+    :raises CapabilityMissing: if the VM has no display.
+    :raises ApiError: if the VM is not running.
     """
     lacking = CapabilityMissing(
         "it has no display", vm=vm, operation="screenshot", hint="ask for one with VmConfig(display=True)"
@@ -43,10 +43,10 @@ async def get_screenshot(endpoint: Endpoint, *, vm: str) -> bytes:
 
 
 async def attach_disk(endpoint: Endpoint, components: Mapping[str, Component], *, vm: str) -> InstanceSpec:
-    """Have a disk plugged into a VM that runs; return its spec with the disk.
+    """Hot-plug a disk into a running VM; return the spec with the disk.
 
-    :raises CapabilityMissing: when the VM's server is none of an agent.
-    :raises ApiError: when it refuses.
+    :raises CapabilityMissing: if the VM's server is not run by an agent.
+    :raises ApiError: if the server rejects it.
     """
     lacking = CapabilityMissing("its server cannot plug disks into a VM that runs", vm=vm, operation="attach")
     body = msgspec.json.encode(AttachDisk(components=dict(components)))

@@ -1,7 +1,8 @@
-"""The audit of a run: what the machine still has of it, found from outside, that no living account explains.
+"""Leak audit: find resources of a run that no running agent accounts for, by inspecting the machine itself.
 
-Nothing is changed. What a living agent keeps on purpose is explained; everything else that carries the run's word or
-one of its agents' marks is a leak: processes, files and sockets, mounts, loop and NBD devices, ZFS datasets.
+The audit changes nothing. Resources that a running agent keeps on purpose are accounted for. Everything else that
+carries the run's id or a mark of its agents is a leak: processes, files and sockets, mounts, loop and NBD devices, and
+ZFS datasets.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ _BLOCK: Final = Path("/sys/block")
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """Something that is there and should not be.
+    """A resource that should no longer exist.
 
     :param kind: ``process``, ``file``, ``directory``, ``socket``, ``entry``, ``mount``, ``loop device``, ``NBD device``
         or ``ZFS dataset``.
-    :param what: which one, for people.
+    :param what: a readable description of the resource.
     """
 
     kind: str
@@ -51,7 +52,7 @@ class Leak:
 
 
 def wait_settled(base: Path, run: str, *, timeout_s: float) -> None:
-    """Block until the run's living agents have left, or own nothing but what they keep; at most so long."""
+    """Block until every agent of the run has exited or owns only kept resources, or until the timeout."""
     deadline = time.monotonic() + timeout_s
     while busy := [agent for agent in _agents(base, run) if agent.is_alive and not _has_settled(agent)]:
         remaining_s = deadline - time.monotonic()
@@ -61,12 +62,12 @@ def wait_settled(base: Path, run: str, *, timeout_s: float) -> None:
 
 
 def audit(base: Path, run: str, *, disks: Path | None = None, block_devices: Path = _BLOCK) -> list[Leak]:
-    """What is left of a run. Meant for when all its clients have gone, and its agents have had the time to leave.
+    """Return the leaks of a run. Call it after all clients have exited and the agents have had time to do so.
 
-    :param base: the directory that the agents' directories are in.
-    :param run: the run's word.
-    :param disks: the directory that the agents' directories of disks are in.
-    :param block_devices: where the kernel shows them.
+    :param base: the parent of the agents' run directories.
+    :param run: the run's id.
+    :param disks: the parent of the agents' disk directories.
+    :param block_devices: the kernel's directory of block devices.
     """
     agents = _agents(base, run)
     words = (f"{MARK_VARIABLE}={run}.", command_line_mark(run))
@@ -89,12 +90,12 @@ def _is_kept(entry: Entry) -> bool:
 
 
 def _is_explained(entry: Entry) -> bool:
-    """Whether an agent that keeps something has a reason to have it."""
+    """Return whether an agent that keeps resources may legitimately own the entry."""
     return entry.owner.client in (KEPT_OWNER, AGENT_OWNER)
 
 
 def _keeps(agent: RunSurvey) -> bool:
-    """Whether an agent has a reason to be there still."""
+    """Return whether an agent is still running because it keeps resources."""
     return agent.is_alive and agent.contents is not None and any(map(_is_kept, agent.contents.entries.values()))
 
 
@@ -123,7 +124,7 @@ def _left_by(agent: RunSurvey) -> Iterator[Leak]:
 
 
 def _unlisted_files(directory: Path, entries: Iterable[Entry]) -> Iterator[Leak]:
-    """Files that are neither in the ledger, nor in a directory of the ledger's, nor the agent's own."""
+    """Yield files that are neither listed, nor in a listed directory, nor the agent's own."""
     listed = [Path(entry.what["path"]) for entry in entries if "path" in entry.what]
     for path in sorted(directory.rglob("*")):
         own = path.parent == directory and path.name in _OWN_FILES
@@ -149,12 +150,12 @@ def _command(pid: int) -> str:
 
 
 def _sockets(agents: Iterable[RunSurvey], prefix: Path) -> Iterator[Leak]:
-    """UNIX sockets that are bound to a path of the run's, whether or not that is still there.
+    """Yield UNIX sockets bound to a path of the run, even if the path has been unlinked.
 
-    Any user can bind an abstract name, and see the run's word in the command lines of its processes. So a name counts
-    only where no other user can make it: in the base directory.
+    Any user can bind an abstract socket name and can read the run's id from process command lines. Only names in the
+    base directory count, because no other user can create those.
 
-    :param prefix: what the paths of all directories of the run begin with.
+    :param prefix: the common prefix of the run's directories.
     """
     expected = {str(agent.directory / SOCKET_NAME) for agent in agents if _keeps(agent)}
     kept = [f"{path}/" for agent in agents if _keeps(agent) for path in _kept_paths(agent)]

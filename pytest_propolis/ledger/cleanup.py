@@ -1,4 +1,4 @@
-"""Undoers: what undoes each kind of resource that a ledger can list."""
+"""Cleanup functions for each kind of resource that a ledger can list."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from .removal import parent_of, refusal, remove, require_unmounted
 __all__ = ["CLEANUPS", "KILL_BOUND_S", "Cleanup", "DeadRun", "end", "strays"]
 
 KILL_BOUND_S: Final = 5.0
-"""How long killed processes may take to be gone, in seconds."""
+"""How long to wait for killed processes to exit, in seconds."""
 
 _PATH_KINDS: Final = ("directory", "file", "socket")
 
 
 @dataclass(frozen=True, slots=True)
 class DeadRun:
-    """What an undoer may need to know of the run whose agent died.
+    """The context that a cleanup function gets about a run whose agent died.
 
-    :param directory: its run directory.
-    :param entries: all that its ledger lists, in the order of creation.
-    :param spared: those of them that are kept.
-    :param roots: the directories, apart from the run directory, in which its paths may be removed.
+    :param directory: the run directory.
+    :param entries: all ledger entries, in order of creation.
+    :param spared: the entries that are kept.
+    :param roots: directories besides the run directory in which the run's paths may be removed.
     """
 
     directory: Path
@@ -46,8 +46,8 @@ class DeadRun:
 
 
 Cleanup = Callable[[Entry, DeadRun], None]
-"""Undoes one entry, which may be undone already or may never have existed. It raises an `OSError` or a `PropolisError`
-where it cannot or must not; the entry then stays in the ledger."""
+"""Remove the resource of one entry, which may be gone already or may never have existed. Raise an `OSError` or a
+`PropolisError` if that fails or is not allowed; the entry then stays in the ledger."""
 
 
 def _undo_process(entry: Entry, run: DeadRun) -> None:
@@ -66,7 +66,7 @@ def strays(run: DeadRun) -> list[ProcessIdentity]:
     """Processes that carry the run's mark, apart from those that belong to a process entry or to something kept."""
     listed = [entry for entry in run.entries if entry.kind == "process" or entry in run.spared]
     # What carries only the bare mark could belong to something kept; what carries the id of another entry does not.
-    # A QEMU whose wrapper cleared its environment has the run's word in its command line alone.
+    # A QEMU whose wrapper cleared its environment has the run's id only in its command line.
     marks = [f"{run.header.mark}-"] if run.spared else [run.header.mark, command_line_mark(run.header.run)]
     found = {process for mark in marks for process in find_marked(mark)}
     return [process for process in found if not any(_belongs(process, entry) for entry in listed)]
@@ -77,7 +77,7 @@ def _belongs(process: ProcessIdentity, entry: Entry) -> bool:
 
 
 def end(remaining: Callable[[], list[ProcessIdentity]]) -> list[ProcessIdentity]:
-    """Kill until none is left: one that is being killed may just have started another."""
+    """Kill until none is left: a process may start another one just before it dies."""
     deadline = time.monotonic() + KILL_BOUND_S
     ended: list[ProcessIdentity] = []
     while victims := remaining():
@@ -94,7 +94,7 @@ def end(remaining: Callable[[], list[ProcessIdentity]]) -> list[ProcessIdentity]
 
 
 def _undo_path(entry: Entry, run: DeadRun) -> None:
-    """Remove the path if it is ours and strictly inside the run directory or an allowed root."""
+    """Remove the path if this user owns it and it lies strictly inside the run directory or an allowed root."""
     path = _path_of(entry)
     directory = _spellings(run.directory)
     if path in directory:
@@ -111,7 +111,7 @@ def _undo_path(entry: Entry, run: DeadRun) -> None:
 
 
 def _disk_roots(path: Path, run: DeadRun) -> tuple[Path, ...]:
-    """The parent of the agent's directory of disks, for what is that directory or is in it."""
+    """Return the parent of the agent's disk directory if the path is or is in that directory."""
     disks = Path(run.header.disk_directory)
     return (disks.parent,) if disks.name == run.directory.name and path.is_relative_to(disks) else ()
 
@@ -129,11 +129,11 @@ def _path_of(entry: Entry) -> Path:
 
 
 def _destroy_zfs_clone(entry: Entry, _run: DeadRun) -> None:
-    """Destroy the clone, if its name is one of this project's; its snapshot goes with the last clone."""
+    """Destroy the clone if its name belongs to this project; the last clone takes the snapshot with it."""
     asyncio.run(remove_clone(entry.what))
 
 
 CLEANUPS: Final[Mapping[str, Cleanup]] = MappingProxyType(
     {"process": _undo_process, "zfs-clone": _destroy_zfs_clone} | dict.fromkeys(_PATH_KINDS, _undo_path)
 )
-"""What undoes each kind that the reaper knows by itself. Add to a copy: ``{**UNDOERS, "nbd": undo_nbd}``."""
+"""The built-in cleanup functions by kind. To add one, extend a copy: ``{**CLEANUPS, "nbd": remove_nbd}``."""

@@ -1,7 +1,7 @@
-"""The directories of disks: one for each agent, on a file system of files and not of memory.
+"""Disk directories: one per agent, on a persistent file system rather than a tmpfs.
 
-Each is in its agent's ledger. But the ledger may be gone before it: run directories are in memory on most systems, and
-end with the machine or the user's session. So each says itself whose it is.
+Each is listed in its agent's ledger, but the ledger may disappear first: on most systems run directories are on a tmpfs
+and end with the boot or the user's session. Each disk directory therefore records its owner itself.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ __all__ = ["OWNER_NAME", "DiskOwner", "abandoned", "directories_of", "remove_aba
 
 OWNER_NAME: Final = "owner.json"
 STARTING_S: Final = 60.0
-"""How long an agent may take from making the directory to writing whose it is."""
+"""How long an agent may take between creating the directory and recording its owner."""
 
 
 class DiskOwner(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose a directory of disks is.
+    """The owner of a disk directory.
 
     :param agent: the agent's process.
-    :param run_directory: where its ledger is.
+    :param run_directory: the directory of the agent's ledger.
     """
 
     agent: ProcessIdentity
@@ -37,26 +37,26 @@ class DiskOwner(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_gone(self) -> bool:
-        """Whether there is neither an agent nor a ledger that could want the disks."""
+        """Return whether neither the agent nor its ledger exists any more."""
         return not self.agent.is_alive() and not Path(self.run_directory).exists()
 
 
 def write_owner(directory: Path, run_directory: Path) -> None:
-    """Say in a new directory of disks that it is this process's.
+    """Record this process as the owner of a new disk directory.
 
-    :raises OSError: when it cannot be written.
+    :raises OSError: if the record cannot be written.
     """
     owner = DiskOwner(agent=ProcessIdentity.current(), run_directory=str(run_directory))
     (directory / OWNER_NAME).write_bytes(msgspec.json.encode(owner))
 
 
 def directories_of(base: Path, run: str) -> list[Path]:
-    """The directories of disks that agents of a run have below `base`."""
+    """Return the disk directories below `base` that belong to agents of the run."""
     return sorted(base.glob(f"{run}-*"))
 
 
 def abandoned(base: Path) -> Iterator[Path]:
-    """The directories of disks below `base` that belong to this user and to no agent or ledger any more."""
+    """Return this user's disk directories below `base` whose agent and ledger are gone."""
     for directory in sorted(base.glob("*-*")):
         try:
             found = directory.lstat()
@@ -70,7 +70,7 @@ def abandoned(base: Path) -> Iterator[Path]:
 
 
 def remove_abandoned_disks(base: Path, *, dry_run: bool = False) -> list[Path]:
-    """Remove what `abandoned` finds, and return it. What cannot be removed is left."""
+    """Remove the directories that `abandoned` finds and return those removed; skip any that cannot be."""
     removed = []
     for directory in abandoned(base):
         try:

@@ -1,8 +1,8 @@
-"""The identity of a process: enough to tell it from every other one that ever had its number.
+"""Process identity: distinguish a process from every other one that ever had its pid.
 
-A pid alone is recycled. Together with the start time that the kernel keeps for it (field 22 of ``/proc/<pid>/stat``)
-and the id of the boot, it names one process for good. Where the operating system tells no start time, a process with
-the same pid counts as the same one, and is never signalled.
+Pids are recycled. Together with the kernel's start time (field 22 of ``/proc/<pid>/stat``) and the boot id, a pid
+identifies one process permanently. Where the operating system reports no start time, a process with the same pid
+counts as the same one and is never signalled.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _DEAD_STATES: Final = (b"Z", b"X", b"x")
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """Which process it is.
+    """The permanent identity of a process.
 
-    :param pid: its number, as seen in ``pid_namespace``.
-    :param start_time: clock ticks from boot to its start, or None where the system does not tell.
-    :param boot_id: the boot during which it ran, or an empty text where the system does not tell.
-    :param pid_namespace: the namespace that the pid belongs to, or an empty text where the system does not tell.
+    :param pid: its pid in ``pid_namespace``.
+    :param start_time: clock ticks from boot to its start; None if unknown.
+    :param boot_id: the boot during which it ran; empty if unknown.
+    :param pid_namespace: the namespace of the pid; empty if unknown.
     """
 
     pid: int
@@ -43,12 +43,12 @@ class ProcessIdentity:
 
     @classmethod
     def current(cls) -> ProcessIdentity:
-        """The identity of the calling process."""
+        """Return the identity of the calling process."""
         return cls.of(os.getpid())
 
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity:
-        """The identity of the process that has this pid now; a zombie still has one.
+        """Return the identity of the process that has this pid now, which may be a zombie.
 
         :raises ProcessLookupError: when there is no such process.
         """
@@ -59,7 +59,7 @@ class ProcessIdentity:
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, str]) -> ProcessIdentity | None:
-        """What `facts` wrote, read back; None when it does not name one process for good."""
+        """Parse the output of `facts`; return None if it does not identify one process permanently."""
         try:
             start_time = int(facts["start_time"])
             return cls(int(facts["pid"]), start_time, facts["boot_id"], facts.get("pid_namespace", ""))
@@ -67,7 +67,7 @@ class ProcessIdentity:
             return None
 
     def facts(self) -> dict[str, str]:
-        """The identity as a mapping of texts, for a ledger entry."""
+        """Return the identity as a mapping of strings, for a ledger entry."""
         facts = {"pid": str(self.pid), "boot_id": self.boot_id, "pid_namespace": self.pid_namespace}
         return facts if self.start_time is None else facts | {"start_time": str(self.start_time)}
 
@@ -87,13 +87,13 @@ class ProcessIdentity:
         return not stat.is_dead and self.start_time in (None, stat.start_time)
 
     def carries(self, mark: str) -> bool:
-        """Whether it is alive, of this user, and was started with the mark in its command line or environment."""
+        """Return whether it is alive, belongs to this user, and has the mark in its command line or environment."""
         marked = any(mark.encode() in _read(self.pid, name) for name in ("environ", "cmdline"))
         # Checked last: had the pid passed to another process before the mark was read, this identity would be dead.
         return marked and _real_uid(self.pid) == os.getuid() and self.is_alive()
 
     def kill(self, signal_number: signal.Signals = signal.SIGKILL) -> bool:
-        """Signal the process, and never another one that got its pid meanwhile.
+        """Signal the process, and never another one that has reused its pid.
 
         :returns: whether it was alive to be signalled.
         :raises CapabilityMissing: when it cannot be told from another process with the same pid.
@@ -109,7 +109,7 @@ class ProcessIdentity:
             return True
 
     def wait_gone(self, timeout_s: float) -> bool:
-        """Block until the process is dead (a zombie is), at most so long.
+        """Block until the process is dead (a zombie counts as dead) or the timeout is over.
 
         :returns: whether it is dead.
         :raises CapabilityMissing: when it cannot be told from another process with the same pid.
@@ -123,7 +123,7 @@ class ProcessIdentity:
 
     @contextmanager
     def _pidfd(self) -> Iterator[int | None]:
-        """A descriptor of the process, or None when it is dead.
+        """Return a pidfd of the process, or None if it is dead.
 
         The identity is checked again after the descriptor was opened: a match then proves that both are one process.
         """
@@ -149,7 +149,7 @@ class ProcessIdentity:
 
 @dataclass(frozen=True, slots=True)
 class _Stat:
-    """What is needed of ``/proc/<pid>/stat`` (proc_pid_stat(5))."""
+    """The fields used from ``/proc/<pid>/stat`` (proc_pid_stat(5))."""
 
     state: bytes
     parent: int
@@ -158,7 +158,7 @@ class _Stat:
 
     @classmethod
     def read(cls, pid: int) -> _Stat | None:
-        """The fields of this process; None when it is gone or the system does not tell."""
+        """Return the fields of this process; None if it is gone or the system does not report them."""
         try:
             text = _read(pid, "stat")
             # Field 2 is the program's name in parentheses, which may itself hold spaces and parentheses.
@@ -173,9 +173,9 @@ class _Stat:
 
 
 def find_marked(mark: str) -> list[ProcessIdentity]:
-    """The living processes of this user that carry the mark in their command line or environment.
+    """Return this user's running processes that carry the mark in their command line or environment.
 
-    The caller and its ancestors are never among them. Empty where there is no ``/proc``.
+    The caller and its ancestors are excluded. Empty where there is no ``/proc``.
     """
     spared = _lineage()
     candidates = (_identity(pid) for pid in _pids() if pid not in spared)

@@ -1,11 +1,11 @@
-"""The ledger: what an agent is about to create, has created and has undone, on disk before it is so.
+"""The ledger: a write-ahead log of the resources that an agent creates and removes.
 
 One JSON line per transition, ``intent -> live -> gone``, after one header line. An intent is synced to disk before the
-call returns, so a resource that exists is in the ledger, whatever kills the agent or the machine. The reverse does not
-hold: what the ledger lists may not exist yet, or no longer. So undoing must be idempotent.
+call returns, so every existing resource is in the ledger, however the agent or the machine dies. The reverse does not
+hold: a listed resource may not exist yet, or may no longer exist. Cleanup must therefore be idempotent.
 
-While a ledger is open its file is locked (``flock``), and the kernel drops the lock when the agent dies. A descriptor
-does not pass to programs that the agent starts.
+An open ledger holds a lock on its file (``flock``), which the kernel releases when the agent dies. Child processes do
+not inherit the descriptor.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _data_sync: Final = getattr(os, "fdatasync", os.fsync)
 
 
 def read_ledger(path: Path) -> LedgerContents:
-    """Read a ledger, whether or not its agent lives, without locking or changing it.
+    """Read a ledger without locking or changing it, whether or not its agent is running.
 
-    A line without its end, as a killed agent or a power loss leaves it, is as if it had never been written: the call
-    that wrote it had not returned. Complete lines that make no sense are skipped and counted.
+    An incomplete last line, as a killed agent or a power loss leaves it, is ignored: the call that wrote it had not
+    returned. Complete lines that cannot be parsed are skipped and counted.
 
     :raises FileNotFoundError: when there is none.
     :raises AgentError: when it cannot be read, has no complete header, or is of a newer format.
@@ -56,9 +56,9 @@ def read_ledger(path: Path) -> LedgerContents:
 
 
 class Ledger:
-    """A ledger that its agent, or the reaper of a dead one, writes.
+    """A ledger opened for writing, by its agent or by the reaper of a dead agent.
 
-    A context manager; closing twice is fine. Closing says nothing about what is listed.
+    It is a context manager, and closing it is idempotent. Closing does not affect the entries.
     """
 
     def __init__(self, path: Path, descriptor: int, contents: LedgerContents, *, torn: bool) -> None:
@@ -71,9 +71,9 @@ class Ledger:
 
     @classmethod
     def open(cls, path: Path, *, run: str, disk_directory: str = "") -> Ledger:
-        """Create a ledger (mode 0600) and make it durable, before anything else is put into its directory.
+        """Create a ledger (mode 0600) and sync it, before anything else is created in its directory.
 
-        :param disk_directory: where, beside the ledger's directory, its agent will make directories and files.
+        :param disk_directory: where, besides the ledger's directory, the agent will create directories and files.
 
         :raises AgentError: when there is one already, or it cannot be created.
         :raises ResourceExhausted: when there is no space for it.
@@ -105,10 +105,10 @@ class Ledger:
 
     @classmethod
     def adopt(cls, path: Path) -> Ledger:
-        """Open the ledger that another process left, to record what of it is undone. Nothing is written yet.
+        """Open the ledger of a dead agent, to record its cleanup. Nothing is written yet.
 
-        :raises FileNotFoundError: when there is none, or it was removed meanwhile.
-        :raises AgentError: when a living agent or another reaper holds it, or as `read_ledger`.
+        :raises FileNotFoundError: if it does not exist or was removed meanwhile.
+        :raises AgentError: if a running agent or another reaper holds it, or as for `read_ledger`.
         """
         descriptor = _open_existing(path, os.O_RDWR)
         try:
@@ -129,17 +129,17 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        """Close the file, which unlocks it."""
+        """Close the file and release its lock."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
 
     def entries(self) -> list[Entry]:
-        """What is not gone, in the order of the intents."""
+        """The entries that are not gone, in order of their intents."""
         return list(self._entries.values())
 
     def intend(self, kind: str, what: Mapping[str, str], owner: Owner) -> Entry:
-        """Put on disk that a resource is about to be created; create it only after this returned.
+        """Record durably that a resource is about to be created; create it only after this returns.
 
         :raises ResourceExhausted: when the disk is full. The ledger is as before, so nothing must be created.
         :raises AgentError: when the ledger cannot be written or is closed.
@@ -147,7 +147,7 @@ class Ledger:
         return self.intend_many([(kind, what, owner)])[0]
 
     def intend_many(self, wishes: Iterable[tuple[str, Mapping[str, str], Owner]]) -> list[Entry]:
-        """As `intend` for many (kind, what, owner), all or none, at the price of one sync."""
+        """Record many intents (kind, what, owner) atomically, with a single sync. See `intend`."""
         now = time.time()
         entries = [
             Entry(
@@ -165,9 +165,9 @@ class Ledger:
         return entries
 
     def live(self, entry: Entry, /, **facts: str) -> Entry:
-        """Put on disk that the resource exists, with what is known of it only now, such as its pid.
+        """Record durably that the resource exists, with facts that are only known now, such as its pid.
 
-        :raises ResourceExhausted: when the disk is full. The entry stays an intent, which is undone all the same.
+        :raises ResourceExhausted: if the disk is full. The entry stays an intent, which is cleaned up all the same.
         :raises AgentError: when the entry is gone, or the ledger cannot be written or is closed.
         """
         current = self._current(entry)
@@ -175,7 +175,7 @@ class Ledger:
         return self._replace(msgspec.structs.replace(current, is_live=True, what=current.what | facts))
 
     def keep(self, entry: Entry, until: float | None, *, reason: str) -> Entry:
-        """Put on disk that the resource survives its owner: until this unix time, or for good.
+        """Record durably that the resource survives its owner, until this Unix time or indefinitely.
 
         :raises ResourceExhausted: when the disk is full. The entry is not kept then.
         :raises AgentError: when the entry is gone, or the ledger cannot be written or is closed.
@@ -186,7 +186,7 @@ class Ledger:
         return self._replace(msgspec.structs.replace(current, kept=kept))
 
     def hand_over(self, entry: Entry, owner: Owner) -> Entry:
-        """Put on disk that the resource has another owner now.
+        """Record durably that the resource has a new owner.
 
         :raises ResourceExhausted: when the disk is full. The owner is as before then.
         :raises AgentError: when the entry is gone, or the ledger cannot be written or is closed.
@@ -196,13 +196,13 @@ class Ledger:
         return self._replace(msgspec.structs.replace(current, owner=owner))
 
     def lists(self, entry: Entry) -> bool:
-        """Whether the resource is not gone."""
+        """Return whether the ledger still lists the resource."""
         return entry.id in self._entries
 
     def gone(self, *entries: Entry, sync: bool = False) -> None:
         """Record that resources no longer exist. Those already gone are ignored.
 
-        Not synced unless asked, and a full disk is no error: a lost "gone" costs the reaper one idempotent undoing.
+        Not synced unless asked, and a full disk is not an error: a lost "gone" costs the reaper one idempotent cleanup.
 
         :raises AgentError: when the ledger cannot be written or is closed.
         """
@@ -224,7 +224,7 @@ class Ledger:
         return entry
 
     def _append(self, *records: Header | Transition, sync: bool = True) -> None:
-        """Write complete lines at the end, or leave the file as it was."""
+        """Append complete lines, or leave the file unchanged."""
         if self._descriptor is None:
             raise AgentError(f"the ledger {self.path} is closed", hint="write to a ledger only inside its `with` block")
         lines = encode(*records)

@@ -1,4 +1,4 @@
-"""The text of a ledger: a header, then one JSON line per transition. Without I/O."""
+"""The ledger's file format: a header, then one JSON line per transition. No I/O."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ __all__ = [
 ]
 
 FORMAT: Final = 1
-"""The newest format that is understood, and the one that is written."""
+"""The newest supported format version, and the one written."""
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """The first line: who writes this ledger.
+    """The first line of a ledger, which identifies its agent.
 
-    :param version: of the format.
-    :param mark: the run and an unguessable word; every entry's id begins with it.
-    :param agent: the process that writes.
-    :param uid: its user.
-    :param since: when the ledger was opened, unix time in seconds.
-    :param disk_directory: the agent's directory of disks, of the same name as its run directory; empty for none.
+    :param version: the version of the format.
+    :param mark: the run id and an unguessable suffix; every entry's id begins with it.
+    :param agent: the agent's process.
+    :param uid: the agent's user.
+    :param since: when the ledger was opened, Unix time in seconds.
+    :param disk_directory: the agent's disk directory, named as its run directory is; empty for none.
     """
 
     version: int
@@ -58,28 +58,28 @@ class Intent(msgspec.Struct, frozen=True, tag_field="to", tag="intent"):
 
 
 class Live(msgspec.Struct, frozen=True, tag_field="to", tag="live"):
-    """It exists, with what is known of it only now."""
+    """The resource exists; carries the facts known only after creation."""
 
     id: str
     what: dict[str, str]
 
 
 class Keep(msgspec.Struct, frozen=True, tag_field="to", tag="keep"):
-    """It survives its owner."""
+    """The resource survives its owner."""
 
     id: str
     kept: Kept
 
 
 class Own(msgspec.Struct, frozen=True, tag_field="to", tag="own"):
-    """It has another owner."""
+    """The resource has a new owner."""
 
     id: str
     owner: Owner
 
 
 class Gone(msgspec.Struct, frozen=True, tag_field="to", tag="gone"):
-    """It no longer exists."""
+    """The resource no longer exists."""
 
     id: str
 
@@ -89,7 +89,7 @@ class _Version(msgspec.Struct):
 
 
 Transition = Intent | Live | Keep | Own | Gone
-"""What one line after the header says."""
+"""One line after the header."""
 
 _decoder: Final = msgspec.json.Decoder(Transition)
 _encoder: Final = msgspec.json.Encoder()
@@ -97,11 +97,11 @@ _encoder: Final = msgspec.json.Encoder()
 
 @dataclass(frozen=True, slots=True)
 class LedgerContents:
-    """What a ledger file says.
+    """The parsed contents of a ledger file.
 
-    :param entries: by id, those not gone, in the order of their intents.
-    :param end: the length in bytes of its complete lines; what comes after is the torn end of a write.
-    :param damaged: how many complete lines could not be understood and were skipped.
+    :param entries: the entries that are not gone, by id, in order of their intents.
+    :param end: the length in bytes of its complete lines; anything after that is a torn write.
+    :param damaged: how many complete lines could not be parsed and were skipped.
     """
 
     header: Header
@@ -111,15 +111,15 @@ class LedgerContents:
 
 
 def encode(*records: Header | Transition) -> bytes:
-    """Complete lines, in this order."""
+    """Encode transitions as complete lines, in this order."""
     return b"".join(_encoder.encode(record) + b"\n" for record in records)
 
 
 def parse(data: bytes, path: Path) -> LedgerContents:
-    """What a ledger's text says, without its torn end; complete lines that make no sense are skipped and counted.
+    """Parse a ledger, ignoring a torn last line; skip and count complete lines that cannot be parsed.
 
-    :param path: where it is from, for errors.
-    :raises AgentError: when it has no complete header, or is of a newer format.
+    :param path: the file's path, for error messages.
+    :raises AgentError: if it has no complete header, or has a newer format.
     """
     end = data.rfind(b"\n") + 1
     first, *rest = data[:end].split(b"\n")

@@ -1,9 +1,8 @@
-"""The reaper: undoes what dead agents' ledgers still list.
+"""The reaper: remove the resources that dead agents' ledgers still list.
 
-The next agent runs it when it starts, and ``propolis gc`` when a person asks. An agent is dead when its identity is
-provably dead **and** nobody holds the lock of its ledger; every other one is left alone, and so is everything of
-another user. Reaping is idempotent, and a reaper that is killed leaves the rest to the next one. It blocks, at most
-`KILL_BOUND_S` seconds per process entry.
+Each agent runs it at startup, and so does ``propolis gc``. An agent is dead if its process is provably dead **and** its
+ledger is unlocked. The reaper leaves every other agent alone, and everything that belongs to another user. Reaping is
+idempotent: if a reaper is killed, the next one continues. It blocks, at most `KILL_BOUND_S` seconds per process entry.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ def reap(
     include_kept: bool = False,
     dry_run: bool = False,
 ) -> Report:
-    """Undo what this user's dead agents left below `base`, newest first, and remove their run directories.
+    """Remove what this user's dead agents left below `base`, newest first, and then their run directories.
 
-    Two reapers at once are safe: each run is undone by one of them, and the other reports it as left.
+    Concurrent reapers are safe: one of them cleans up each run, and the others report it as left.
 
     :param roots: directories outside the run directories in which listed paths may be removed.
-    :param undoers: by kind, what undoes it; default `CLEANUPS`. A kind that is not there fails.
-    :param include_kept: also what is kept and has not expired.
-    :param dry_run: change nothing and signal nobody. The report says what would be tried: refusals are not foreseen.
+    :param undoers: cleanup functions by kind; default `CLEANUPS`. Entries of other kinds fail.
+    :param include_kept: also remove kept resources that have not expired.
+    :param dry_run: change nothing and send no signals. The report says what would be tried; it cannot predict refusals.
     """
     report = Report(dry_run=dry_run)
     for directory in run_directories(base):
@@ -126,7 +125,7 @@ class _Reaping:
 
 
 def _spared(entries: Sequence[Entry], *, now: float) -> tuple[Entry, ...]:
-    """Those kept, and the directories that kept things are in."""
+    """Return the kept entries, and the directories that contain kept resources."""
     kept = [Path(entry.what["path"]) for entry in entries if entry.is_kept(now=now) and "path" in entry.what]
 
     def holds_kept(entry: Entry) -> bool:
@@ -137,7 +136,7 @@ def _spared(entries: Sequence[Entry], *, now: float) -> tuple[Entry, ...]:
 
 
 def _not_ours(directory: Path) -> str | None:
-    """Why nothing in the directory is to be believed; its ledger is as trustworthy as whoever can write there."""
+    """Return why the directory cannot be trusted, if so: any user that can write there can forge the ledger."""
     for path in (directory, directory / LEDGER_NAME):
         try:
             found = path.lstat()
@@ -160,7 +159,7 @@ def _remove_run_directory(directory: Path) -> None:
 
 
 def _is_stillborn(directory: Path) -> bool:
-    # The log is made by whoever starts the agent, before there is an agent.
+    # The launcher creates the log before the agent starts.
     if {path.name for path in directory.iterdir()} - {LEDGER_NAME, LOG_NAME}:
         return False
     if time.time() - directory.stat().st_mtime < _STARTING_S:
@@ -176,7 +175,7 @@ def _is_stillborn(directory: Path) -> bool:
 
 
 def _reap_stillborn(directory: Path, report: Report, reason: str) -> None:
-    """Remove the directory of an agent that died before its ledger had a header: nothing can have been created."""
+    """Remove the directory of an agent that died before its ledger had a header: it cannot have created anything."""
     try:
         stillborn = _is_stillborn(directory)
         if stillborn and not report.dry_run:

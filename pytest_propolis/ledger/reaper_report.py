@@ -1,4 +1,4 @@
-"""The report of a reaping: what was undone, what was left alone, and what could not be undone."""
+"""The reaper's report: what it removed, what it left alone, and what it failed to remove."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["Failure", "Report", "Skipped"]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Something that could not be undone, and why.
+    """A resource that could not be removed, and the reason.
 
-    :param entry: which one, or None for the run directory itself.
+    :param entry: its ledger entry, or None for the run directory itself.
     """
 
     directory: Path
@@ -25,7 +25,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A run directory that was left alone as a whole, and why."""
+    """A run directory that was left untouched, and the reason."""
 
     directory: Path
     reason: str
@@ -33,14 +33,14 @@ class Skipped:
 
 @dataclass(slots=True)
 class Report:
-    """What the reaper did, or with `dry_run` would try.
+    """What the reaper did, or would try to do with `dry_run`.
 
-    :param removed: entries undone, in that order.
-    :param strays: processes that carried a run's mark but were not listed, ended.
-    :param directories: run directories removed.
+    :param removed: the removed entries, in order.
+    :param strays: killed processes that carried a run's mark but were not listed.
+    :param directories: the removed run directories.
     :param kept: entries that are to survive their owner.
-    :param failed: what is still there although it should not be.
-    :param left: runs that were not touched: alive, another user's, or unreadable.
+    :param failed: resources that could not be removed.
+    :param left: runs left untouched: alive, another user's, or unreadable.
     """
 
     dry_run: bool = False

@@ -1,4 +1,4 @@
-"""The removal of paths: nothing is reached through a symbolic link, through a mount, or of another user."""
+"""Safe removal of paths: never through a symbolic link or a mount, and never another user's files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["empty", "open_no_link", "parent_of", "refusal", "remove", "require_u
 
 
 def refusal(path: Path, why: str) -> AgentError:
-    """The error to raise where a path must not be removed."""
+    """Return the error to raise for a path that must not be removed."""
     return AgentError(f"{path} is not removed: it {why}", hint="look at it, and remove it by hand if it is yours")
 
 
 @contextmanager
 def parent_of(path: Path, roots: Sequence[Path]) -> Iterator[int]:
-    """A descriptor of the directory that the path is in, reached from its root without following a symbolic link."""
+    """Open the parent directory of the path, from its root down, without following symbolic links."""
     root = next((root for root in roots if root in path.parents), None)
     if root is None:
         raise refusal(path, "is neither in the run directory nor in an allowed root")
@@ -43,12 +43,12 @@ def _descend(parent: int, name: str, path: Path) -> int:
 
 
 def open_no_link(name: str | Path, parent: int | None = None) -> int:
-    """A descriptor of a directory, below another that is open; an `OSError` where the name is a symbolic link."""
+    """Open a directory relative to an open one and return its descriptor; raise `OSError` for a symbolic link."""
     return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
 
 
 def remove(path: Path, parent: int) -> None:
-    """Remove what has this name in the open directory; of a symbolic link, the link."""
+    """Remove this name from the open directory; for a symbolic link, remove the link itself."""
     found = os.stat(path.name, dir_fd=parent, follow_symlinks=False)
     if found.st_uid != os.geteuid():
         raise refusal(path, f"belongs to uid {found.st_uid}")
@@ -60,7 +60,7 @@ def remove(path: Path, parent: int) -> None:
 
 
 def empty(path: Path, descriptor: int, *, last: str = "") -> None:
-    """Remove everything in an open directory, the file called `last` at the end, and close the descriptor."""
+    """Remove everything in an open directory, the file named `last` at the end, and close the descriptor."""
     try:
         if os.fstat(descriptor).st_mode & stat.S_IRWXU != stat.S_IRWXU:
             os.fchmod(descriptor, stat.S_IRWXU)
@@ -72,7 +72,7 @@ def empty(path: Path, descriptor: int, *, last: str = "") -> None:
 
 
 def require_unmounted(path: Path) -> None:
-    """Refuse where something is mounted at or below the path, so that nothing is removed through a mount."""
+    """Raise if a file system is mounted at or below the path, so that nothing is removed through a mount."""
     if mounted := _mounted_in(path):
         raise refusal(path, f"has a file system mounted at {mounted}")
 

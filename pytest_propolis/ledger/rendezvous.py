@@ -1,7 +1,7 @@
-"""The rendezvous of a run: where its processes learn which agent is theirs, and agree on who starts it.
+"""The rendezvous file of a run: its processes use it to find the agent and to elect the one that starts it.
 
-A small file beside the agents' directories names the socket of the run's agent. Its `flock` is the right to start one;
-the lock goes with the process that holds it, however that ends.
+A small file next to the agents' directories names the socket of the run's agent. A process must hold its `flock` to
+start an agent; the kernel releases the lock when that process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ POLL_S: Final = 0.02
 
 
 class Rendezvous:
-    """The meeting place of one run.
+    """The rendezvous file of one run.
 
-    :param base: the directory that all agents' directories are in.
-    :param run: the run's word.
+    :param base: the parent of all agents' directories.
+    :param run: the run's id.
     """
 
     def __init__(self, base: Path, run: str) -> None:
         self.path = base / f"{run}{SUFFIX}"
 
     def socket(self) -> Path | None:
-        """The socket of the run's agent, if there was one lately."""
+        """Return the socket of the run's last known agent, if any; the agent may have exited."""
         try:
             text = self.path.read_text().strip()
         except FileNotFoundError:
@@ -41,7 +41,7 @@ class Rendezvous:
 
     @contextlib.asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
-        """Hold the right to start an agent, and to name it."""
+        """Hold the lock, which permits starting an agent and recording its socket."""
         while True:
             with self._open() as file:
                 await _flock(file)
@@ -49,18 +49,18 @@ class Rendezvous:
                     try:
                         yield
                     finally:
-                        if not self.socket():  # no agent came of it
+                        if not self.socket():  # no agent was started
                             self.path.unlink(missing_ok=True)
                     return
 
     def name(self, socket: Path) -> None:
-        """Name the run's agent. Only for who holds the rendezvous."""
+        """Record the socket of the run's agent. The caller must hold the rendezvous."""
         self.path.write_text(f"{socket}\n")
 
     def leave(self, socket: Path | None) -> bool:
-        """Remove the file, if it still names this agent and nobody is about to start the next; says whether it did.
+        """Remove the file if it still names this agent and no process holds it; return whether it was removed.
 
-        :param socket: the agent's; None removes the file only if it names no agent.
+        :param socket: the agent's socket; None removes the file only if it names no agent.
         """
         with contextlib.suppress(BlockingIOError, FileNotFoundError), self.path.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -73,7 +73,7 @@ class Rendezvous:
         return os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
 
     def _is_current(self, file: IO[str]) -> bool:
-        """Whether the path still leads to the file that was locked: an agent that left may have removed it."""
+        """Return whether the path still names the locked file: an agent that exited may have removed it."""
         try:
             return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
         except FileNotFoundError:
@@ -81,19 +81,19 @@ class Rendezvous:
 
 
 def remove_abandoned(base: Path) -> list[Path]:
-    """Remove the rendezvous of this user's runs whose agents are gone, and return their paths."""
+    """Remove the rendezvous files of this user's runs whose agents are gone, and return their paths."""
     removed = []
     for path in filter(_is_ours, base.glob(f"*{SUFFIX}")):
         place = Rendezvous(base, path.name.removesuffix(SUFFIX))
         socket = place.socket()
-        # It names none while somebody starts an agent, who holds it, or was killed over that.
+        # It names no socket while a process holds it to start an agent, or after that process was killed.
         if (socket is None or not socket.exists()) and place.leave(socket):
             removed.append(path)
     return removed
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether it is a file of this user's; one of another user's is not even opened."""
+    """Return whether it is a regular file of this user; other users' files are never opened."""
     try:
         found = path.lstat()
     except OSError:

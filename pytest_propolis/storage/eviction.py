@@ -1,6 +1,6 @@
-"""Eviction: which of the things that were derived once, and can be again, are kept no longer.
+"""Eviction of derived files, which can be derived again.
 
-A thing that is being made is left alone, and what a maker that was killed left of one is removed.
+Directories under construction are left alone; the remains of a killed builder are removed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _BLOCK_BYTES: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Evicted:
-    """What was removed, and why.
+    """A removed directory, and the reason.
 
-    :param size_bytes: the space that it took.
+    :param size_bytes: the space that it used.
     """
 
     path: Path
@@ -37,9 +37,9 @@ class Evicted:
 
 
 class Claim:
-    """Keeps something derived from being evicted, until it is closed or this process ends.
+    """Protects a derived directory from eviction until the claim is closed or this process ends.
 
-    What runs from it may open its files again: a VM that is reset or migrates does.
+    A VM that runs from it may reopen its files, when it is reset or migrates.
     """
 
     def __init__(self, directory: Path, key: str) -> None:
@@ -51,14 +51,14 @@ class Claim:
         fcntl.flock(self._fd, fcntl.LOCK_SH)  # at most one renaming long
 
     def close(self) -> None:
-        """Closing twice is fine."""
+        """Release the claim. Idempotent."""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
 
 
 def note_use(place: Path) -> None:
-    """Remember that this was used now. The files that its manifest vouches for stay as they look."""
+    """Record a use now, without changing the files that its manifest describes."""
     with contextlib.suppress(OSError):
         os.utime(place / _MANIFEST)
 
@@ -66,12 +66,12 @@ def note_use(place: Path) -> None:
 def evict(
     directory: Path, *, max_age_s: float, max_bytes: int, disks: Path | None = None, dry_run: bool = False
 ) -> list[Evicted]:
-    """Remove what an `ArtifactStore` of this directory has derived and was not used for long, or that is too much.
+    """Remove derived directories of an `ArtifactStore` that are unused for too long, or exceed the total size.
 
-    What an agent has a `Claim` on stays, and what a disk below `disks` is an overlay on. It blocks.
+    Directories with a `Claim`, and those that back a disk below `disks`, are kept. It blocks.
 
-    :param max_age_s: how long something may go unused, in seconds.
-    :param max_bytes: how much all may take together; what was used longest ago goes first.
+    :param max_age_s: how long a directory may go unused, in seconds.
+    :param max_bytes: the total size allowed; the least recently used directories are removed first.
     """
     evicted = list(_half_made(directory, dry_run=dry_run))
     needed = _backing_directories(disks) if disks else frozenset()
@@ -94,7 +94,7 @@ def _complete(derived: Path) -> Iterator[tuple[float, Path]]:
 
 
 def _backing_directories(disks: Path) -> frozenset[Path]:
-    """Where the images lie that disks are overlays on, also those that a dead agent has kept."""
+    """Return the directories of images that back existing disks, including disks kept by dead agents."""
     found = set()
     for disk in disks.rglob("*.qcow2"):
         with contextlib.suppress(OSError, ArtifactCorrupt):
@@ -117,7 +117,7 @@ def _half_made(directory: Path, *, dry_run: bool) -> Iterator[Evicted]:
 
 
 def _remove(directory: Path, place: Path, key: str, *, dry_run: bool) -> bool:
-    """Remove it unless somebody holds its lock. Renamed first: half of it must not be found under its name."""
+    """Remove it unless its lock is held. Rename it first: a partial directory must not be found under its name."""
     from filelock import FileLock, Timeout  # here, as in `locks`
 
     try:
@@ -135,9 +135,9 @@ def _remove(directory: Path, place: Path, key: str, *, dry_run: bool) -> bool:
 
 @contextlib.contextmanager
 def _unclaimed(directory: Path, key: str) -> Iterator[None]:
-    """Keep it from being claimed during the block.
+    """Prevent claims during the block.
 
-    :raises BlockingIOError: when it is claimed.
+    :raises BlockingIOError: if it is claimed.
     """
     fd = _open_lock(directory, key)
     try:

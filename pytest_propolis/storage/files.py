@@ -1,4 +1,4 @@
-"""Files written whole: hashed, copied and synced in pieces, so that the event loop goes on."""
+"""Hash, copy and sync whole files in chunks, so that the event loop is not blocked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 _CHUNK_BYTES: Final = 1 << 18
-"""About a millisecond of hashing or inflating: the longest that the event loop is held."""
+"""About a millisecond of hashing or inflating: the longest time for which the event loop is blocked."""
 
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_SPACE_HINT: Final = (
@@ -53,7 +53,7 @@ async def sha256_of(path: Path) -> str:
 
 
 async def write_all(stream: IO[bytes], destination: Path) -> None:
-    """Write what is left of ``stream`` to ``destination``. Durable only after `sync`."""
+    """Write the rest of ``stream`` to ``destination``. Durable only after `sync`."""
     with destination.open("wb") as output:
         async for chunk in _chunks(stream):
             output.write(chunk)
@@ -66,7 +66,7 @@ async def copy(source: Path, destination: Path) -> None:
 
 
 def sync(*paths: Path) -> None:
-    """Wait until the content of these files, or the names in these directories, would survive a power cut."""
+    """Sync the content of these files, or the entries of these directories, so that they survive a power failure."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -76,7 +76,7 @@ def sync(*paths: Path) -> None:
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Remove files, and directories with all that is in them."""
+    """Remove files, and directories with all their contents."""
     for path in paths:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -85,9 +85,9 @@ def remove(paths: Iterable[Path]) -> None:
 
 
 def private_directory(path: Path) -> Path:
-    """Make a directory that only its owner can enter, unless it is there; its parents as the umask says.
+    """Create a directory that only its owner can enter, if it does not exist; its parents follow the umask.
 
-    :raises HostError: when it cannot be made or written, naming it.
+    :raises HostError: if it cannot be created or written, naming it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -103,9 +103,9 @@ def private_directory(path: Path) -> Path:
 
 
 def require_trusted(path: Path) -> None:
-    """Refuse a directory whose content another user can have made: what lies there is run, and says what is intact.
+    """Reject a directory that another user can write to: its files are executed, and its manifests are trusted.
 
-    :raises HostError: naming the directory and who can write to it. One that is not there passes.
+    :raises HostError: naming the directory and the users with write access. A missing directory passes.
     """
     try:
         status = path.stat()
@@ -120,7 +120,7 @@ def require_trusted(path: Path) -> None:
 
 
 def _is_private_group(gid: int) -> bool:
-    """Whether this user alone is in the group, as Debian and Fedora set users up, with a umask of 002."""
+    """Return whether it is this user's private group, which Debian and Fedora create along with a umask of 002."""
     try:
         user = pwd.getpwuid(os.geteuid())
         return gid == user.pw_gid and set(grp.getgrgid(gid).gr_mem) <= {user.pw_name}
@@ -137,9 +137,9 @@ def _unusable(path: Path, reason: str) -> HostError:
 
 @contextmanager
 def space_errors(directory: Path) -> Iterator[None]:
-    """Turn "no space left" and "over quota" inside the block into an error that names ``directory``.
+    """Convert "no space left" and "over quota" errors inside the block into one that names ``directory``.
 
-    :raises ResourceExhausted: in their place.
+    :raises ResourceExhausted: instead of the `OSError`.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Paths as a message to an agent carries them: an agent runs in another directory than its clients."""
+"""Paths in messages to an agent, which has a different working directory than its clients."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["host_path"]
 
 
 def host_path(path: str | os.PathLike[str], *, purpose: str) -> str:
-    """Return a path as text that means the same file to every process of this host: absolute, without ``~``.
+    """Return a path as text that names the same file for every process on this host: absolute, without ``~``.
 
     A relative path is relative to the working directory.
 
     :param purpose: what the path is for, in errors: "the image of data disk 'data'".
-    :raises ConfigError: when the path is empty, below a home directory that is not known, or not text in UTF-8, which
-        messages are.
+    :raises ConfigError: if the path is empty, below an unknown home directory, or not valid UTF-8, which messages
+        require.
     """
     text = os.fspath(path)
     if not text:

@@ -1,6 +1,6 @@
-"""What the first bytes of a disk image say: which container it is, and which other files a qcow2 image names.
+"""Headers of disk images: the container format, and the other files that a qcow2 image references.
 
-They are read here and not by ``qemu-img``, which opens whatever file or address an image names (CVE-2024-44082).
+They are parsed here and not by ``qemu-img``, which opens any file or address that an image names (CVE-2024-44082).
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _DATA_FILE_BIT: Final = 1 << 2
 
 
 def container_of(head: bytes) -> str | None:
-    """Return the name of the container format that a file begins as; None for what may be a raw disk.
+    """Return the container format that the header indicates; None if it may be a raw disk.
 
-    :param head: its first bytes, at least 512 of them where there are as many.
+    :param head: the first 512 bytes or more, or all of a shorter file.
     """
     found = (name for offset, signature, name in _SIGNATURES if head[offset:].startswith(signature))
     return next(found, None)
@@ -56,8 +56,8 @@ class Qcow2Header:
     """The header of a qcow2 image.
 
     :param size_bytes: the size of the disk that a guest sees.
-    :param backing: the name of its backing file, as it is written there.
-    :param data_file: the name of its external data file, as it is written there; empty where it is not named.
+    :param backing: the name of its backing file, exactly as stored.
+    :param data_file: the name of its external data file, exactly as stored; empty if there is none.
     """
 
     size_bytes: int
@@ -66,10 +66,10 @@ class Qcow2Header:
 
     @classmethod
     def read(cls, image: Path) -> Self | None:
-        """Return the header of an image; None where it is no qcow2 image.
+        """Return the header of an image; None if it is not a qcow2 image.
 
-        :raises OSError: when it cannot be read.
-        :raises ArtifactCorrupt: when its header contradicts itself.
+        :raises OSError: if it cannot be read.
+        :raises ArtifactCorrupt: if its header is inconsistent.
         """
         with image.open("rb") as file:
             head = file.read(HEAD_BYTES)
@@ -98,7 +98,7 @@ class Qcow2Header:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """The names of all other files that it consists of."""
+        """The names of all other files that it references."""
         return tuple(name for name in (self.backing, self.data_file) if name is not None)
 
 

@@ -1,7 +1,7 @@
-"""Which files of the host a disk image may name: those beside it, and those in directories that the user allows.
+"""Restrict the host files that a disk image may reference: files next to it, and in directories that the user allows.
 
-An image from elsewhere must not choose what a guest reads. QEMU opens a backing file and an external data file wherever
-they are, and takes addresses of servers for them, too.
+An untrusted image must not choose what a guest reads: QEMU opens a backing file or an external data file at any path,
+and accepts network addresses, too.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from .image_headers import Qcow2Header
 __all__ = ["require_contained"]
 
 DEEPEST: Final = 64
-"""Backing files below one another; QEMU itself follows as many as there are."""
+"""The longest allowed chain of backing files; QEMU itself has no limit."""
 
 _PROTOCOL: Final = re.compile(r"[^:/]*:")
 
 
 def require_contained(image: Path, image_format: str, *, allowed: Sequence[Path] = ()) -> None:
-    """Refuse an image that consists of files outside of its directory, directly or through its backing files.
+    """Reject an image that references files outside its directory, directly or through its backing files.
 
     :param image_format: only ``qcow2`` images name other files.
     :param allowed: further directories in which such files may lie.
     :raises ArtifactError: naming the image and the file.
 
-    What cannot be read passes: opening it fails with the reason.
+    An unreadable image passes; opening it later fails with the reason.
     """
     homes = [directory.resolve() for directory in allowed]
     _require_contained(image, image_format, homes, depth=0)

@@ -24,15 +24,15 @@ _held_here: Final[set[Path]] = set()
 async def locked(path: Path, *, purpose: str, progress: Progress) -> AsyncIterator[None]:
     """Hold the lock file ``path`` during the block; tell ``progress`` once if it is held already.
 
-    The kernel frees it when its holder dies, however it dies. Tasks of one process exclude each other too. It is not
-    fair: of several that wait, any may be next. There is no deadline, because its holder may be downloading: the task
-    that waits can be cancelled.
+    The kernel releases it when its holder dies, however it dies. Tasks of one process exclude each other too. It is not
+    fair: any waiter may be next. There is no deadline, because the holder may be downloading; the waiting task can be
+    cancelled.
 
     :param purpose: what the holder does, as in "another process is … already" or "… is under way already".
     """
     from filelock import FileLock  # here, because clients of the agent import this module, and lock nothing
 
-    # A single attempt each time: filelock's own waiting blocks, or needs a thread.
+    # A single attempt each time: filelock's own wait blocks, or needs a thread.
     lock = FileLock(path, timeout=0, thread_local=False)
     told = False
     while not _try(lock):

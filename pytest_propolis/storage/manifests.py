@@ -1,7 +1,7 @@
-"""A manifest: which files were verified, and how each looked when it was.
+"""Manifests: the hashes of verified files, with their metadata at the time.
 
-A file that still looks the same (inode, time of modification, size) is taken to have the same content, so that a second
-run does not hash what the first one hashed. Content that rots on the medium without a write is not noticed.
+A file with unchanged metadata (inode, mtime, size) is assumed to have unchanged content, so that later runs need not
+hash it again. Silent corruption on the medium is not detected.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Manifest", "Verified"]
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """One file whose content is known."""
+    """One verified file."""
 
     sha256: str
     size: int
@@ -27,12 +27,12 @@ class Verified:
 
     @classmethod
     def now(cls, file: Path, sha256: str) -> Self:
-        """Describe ``file``, whose content was just found to have this hash."""
+        """Describe ``file``, whose content has just been verified to have this hash."""
         status = file.stat()
         return cls(sha256=sha256, size=status.st_size, mtime_ns=status.st_mtime_ns, inode=status.st_ino)
 
     def still_holds(self, file: Path) -> bool:
-        """Say whether ``file`` is there and looks as it did."""
+        """Return whether ``file`` exists with unchanged metadata."""
         try:
             return self.now(file, self.sha256) == self
         except OSError:
@@ -47,7 +47,7 @@ class Manifest:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a manifest. One that is missing or damaged vouches for nothing: it is empty."""
+        """Read a manifest. A missing or damaged one counts as empty."""
         try:
             document = json.loads(path.read_bytes())
             return cls({name: Verified(**entry) for name, entry in document.items()})
@@ -55,7 +55,7 @@ class Manifest:
             return cls({})
 
     def save(self, path: Path) -> None:
-        """Write the manifest in one step. Two processes must not save the same one at once: hold its lock."""
+        """Write the manifest atomically. Hold its lock: two processes must not save the same one at once."""
         document = {name: asdict(entry) for name, entry in self.files.items()}
         part = path.with_name(path.name + ".part")
         try:
@@ -66,7 +66,7 @@ class Manifest:
             raise
 
     def vouches_for(self, name: str, file: Path) -> str | None:
-        """Return the hash of ``file`` if it still looks as when it was verified under this name, else None."""
+        """Return the hash of ``file`` if its metadata is unchanged since it was verified under this name, else None."""
         entry = self.files.get(name)
         return entry.sha256 if entry and entry.still_holds(file) else None
 

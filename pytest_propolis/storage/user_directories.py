@@ -11,9 +11,9 @@ __all__ = ["cache_directory"]
 
 
 def cache_directory() -> Path:
-    """Return where this project may keep files that it can get or make again. It is not made.
+    """Return the cache directory, for files that can be fetched or built again. It is not created.
 
-    :raises HostError: when the environment does not say where, as in a container whose user has no entry in
+    :raises HostError: if the environment does not define it, as in a container whose user has no entry in
         ``/etc/passwd``.
     """
     import platformdirs  # here, because most runs never ask

@@ -40,8 +40,8 @@ def propolis(*arguments: str, variables: Mapping[str, str] | None = None) -> sub
 def test_help_lists_the_commands_with_what_they_do() -> None:
     told = propolis("--help")
     assert told.returncode == 0
-    assert re.search(r"^  doctor +Say what this machine can do", told.stdout, re.MULTILINE)
-    assert re.search(r"^  setup +Install QEMU if there is none", told.stdout, re.MULTILINE)
+    assert re.search(r"^  doctor +Check what this machine can do", told.stdout, re.MULTILINE)
+    assert re.search(r"^  setup +Install QEMU if it is missing", told.stdout, re.MULTILINE)
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

@@ -24,7 +24,7 @@ ESCAPED_END_S: Final = 5.0
 
 
 class ChildRecord(Protocol):
-    """What is written down about one child process."""
+    """The record of one child process."""
 
     @property
     def environment(self) -> Mapping[str, str]:
@@ -41,11 +41,11 @@ class Journal(Protocol):
     """Records child processes before they are started."""
 
     def intend(self) -> ChildRecord:
-        """A child is about to be started; write that down first."""
+        """Record that a child is about to be started."""
 
 
 class NoJournal:
-    """Records nothing: for children that cannot be left behind."""
+    """Records nothing, for children that cannot outlive their parent."""
 
     environment: Mapping[str, str] = MappingProxyType({})
 

@@ -41,7 +41,7 @@ class MachineError(Exception):
 
 
 class GuestEvent(Enum):
-    """What a guest does of its own accord."""
+    """Events initiated by the guest."""
 
     RESET = "reset"
     SHUTDOWN = "shutdown"
@@ -109,7 +109,7 @@ class Machine:
         """The first error of a disk that QEMU has stopped the guest for."""
         self.failure: str | None = None
         self.disk_error_handlers: list[Callable[[Mapping[str, Any]], bool]] = []
-        """Given an error that QEMU has stopped the guest for, each says whether a block backend deals with it."""
+        """Each returns whether a block backend handles an error for which QEMU has stopped the guest."""
         self.stopped_s = 0.0
         self.resumed_s = 0.0
         self._monitor = QMPClient("engine")
@@ -225,7 +225,7 @@ class Machine:
         self._signal(signal.SIGSTOP)
 
     def wake(self) -> None:
-        """Let QEMU go on. Without effect if it is not suspended."""
+        """Resume a suspended QEMU. No effect if it is not suspended."""
         self._signal(signal.SIGCONT)
 
     async def reset(self) -> None:
@@ -244,7 +244,7 @@ class Machine:
             await self.execute("closefd", fdname=name)
 
     def events(self, *names: str) -> contextlib.AbstractContextManager[EventListener]:
-        """Listen to QEMU's events of these names, from now on and while the block lasts."""
+        """Subscribe to QEMU events of these names for the duration of the block."""
         return self._monitor.listener(names)
 
     async def execute(self, command: str, **arguments: Any) -> Any:
@@ -292,7 +292,7 @@ class Machine:
             ended.cancel()
 
     async def close(self) -> None:
-        """End QEMU at once, without the guest's help, and wait until it is gone. Closing twice is fine."""
+        """Kill QEMU without involving the guest, and wait until it has exited. Idempotent."""
         self._closing = True
         for watcher in self._watchers:
             watcher.cancel()
@@ -373,7 +373,7 @@ class Machine:
         try:
             await self.execute("cont")
         except MachineError:
-            # QEMU has stopped it to save its state. Whoever asked for that lets it run, here or elsewhere.
+            # QEMU has stopped it to save its state. The caller that requested that resumes it, here or elsewhere.
             if (await self.execute("query-status"))["status"] != "finish-migrate":
                 raise
 

@@ -1,4 +1,4 @@
-"""A serial port of a guest: QEMU's end of a socket pair, read into a history that anyone may follow."""
+"""A guest's serial port: QEMU's end of a socket pair, read into a history that any number of clients can follow."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SerialPort:
     def __init__(self) -> None:
         self.history = SerialHistory()
         self.moved_to: str | None = None
-        """The server that clients find the guest at, once it has migrated out."""
+        """The server at which clients find the guest once it has migrated out."""
         self.end_reason = "VM stopped"
         """What clients are told when the port ends."""
         self.listeners: set[Callable[[], None]] = set()
@@ -75,48 +75,48 @@ class SerialPort:
             return True
 
     def begin_anew(self, shown: bytes) -> None:
-        """Forget all output so far, and begin with this instead. Nobody may be reading yet."""
+        """Replace all output so far with this. There must be no readers yet."""
         self.history = SerialHistory()
         self.history.append(shown)
 
     def hold(self) -> None:
-        """Keep from the guest what is typed, until `release`. The guest must be stopped."""
+        """Buffer input until `release` instead of passing it to the guest, which must be stopped."""
         self._held = bytearray(_taken_back(self.theirs)) + self._unsent
         self._forget_unsent()
 
     def state(self) -> SerialState:
-        """What another server needs to go on with a port that is held. Who types from now on waits for what follows:
-        `release`, `move_to` or `close`."""
+        """Return the state with which another server can continue a held port. Later writes block until `release`,
+        `move_to` or `close`."""
         assert self._held is not None, "hold the port first"
         self._settled.clear()
         self._drain()
         return SerialState(history=self.history.content(), typed=bytes(self._held))
 
     def release(self) -> None:
-        """Give the guest what was typed meanwhile, as it takes it. Without effect on a port that is not held."""
+        """Pass the buffered input to the guest as it accepts it. No effect on a port that is not held."""
         held, self._held = self._held, None
         if held:
             self._send(held)
         self._settled.set()
 
     def restore(self, state: SerialState) -> None:
-        """Go on with another server's port, which is held."""
+        """Continue another server's port, which is held."""
         self.history.restore(state.history)
         self._held = bytearray(state.typed)
 
     def move_to(self, address: str) -> None:
-        """The guest writes on at another server, where clients are to follow it."""
+        """Redirect clients to another server, where the guest continues."""
         self.moved_to = address
         self._settled.set()
         self.history.finish()
 
     def announce_reset(self) -> None:
-        """Tell all listeners that the guest has reset its machine."""
+        """Notify all listeners that the guest has reset its machine."""
         for listener in tuple(self.listeners):
             listener()
 
     def close(self) -> None:
-        """End the port; `end_reason` is what its readers are told."""
+        """Close the port; readers get `end_reason`."""
         if self._ours.fileno() >= 0:
             self._loop.remove_reader(self._ours)
             self._drain()

@@ -35,7 +35,7 @@ from .server import VmServer
 __all__ = ["SERVER_KEY", "engine_app", "http_error"]
 
 SERVER_KEY: Final = "propolis.server"
-"""Where the scope of a request names its `VmServer`."""
+"""The key of the request's `VmServer` in the ASGI scope."""
 
 JSON: Final = "application/json"
 VERSION: Final = re.compile(r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})")
@@ -78,9 +78,9 @@ def encoded(value: Any, status: int = 200) -> Response:
 
 
 async def decoded(request: Request, kind: type[T]) -> T:
-    """The body as `kind`.
+    """Decode the body as `kind`.
 
-    :raises HttpError: 400 with the place of the fault, or when it is said to be something else than JSON.
+    :raises HttpError: 400 with the location of the fault, or if the content type is not JSON.
     """
     media_type = request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
     if media_type != JSON:
@@ -107,9 +107,9 @@ def _endpoint(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
 
 
 def _server(connection: HTTPConnection) -> VmServer:
-    """The server that a request is for.
+    """Return the server that a request is for.
 
-    :raises HttpError: 400 when it asks for a version of the API that is not served.
+    :raises HttpError: 400 if it requests an API version that is not supported.
     """
     _require_version(connection.headers.get("api-version", API_VERSION))
     server = connection.scope[SERVER_KEY]
@@ -193,7 +193,7 @@ async def _serial(websocket: WebSocket) -> None:
 
 
 async def _migrate_out(websocket: WebSocket) -> None:
-    """Serve the target of a migration. It sees a refusal as a connection that is dropped at once, as upstream."""
+    """Serve the target of a migration. As upstream, a refusal drops the connection at once."""
     try:
         server, migration_id = _server(websocket), require_uuid(websocket, "id")
     except HttpError as refusal:
@@ -226,7 +226,7 @@ def _number(query: QueryParams, name: str) -> int | None:
 
 
 async def _upgrade_expected(_server: VmServer, request: Request) -> Response:
-    """A request that is no websocket's, where one is served."""
+    """Handle a plain request to a websocket endpoint."""
     serial_place(request.query_params)
     raise HttpError(bad_request("expected connection upgrade"))
 
@@ -242,9 +242,9 @@ async def _migrate(server: VmServer, request: Request) -> Response:
 
 
 def require_uuid(connection: HTTPConnection, name: str) -> uuid.UUID:
-    """A parameter of the path.
+    """Return a path parameter.
 
-    :raises HttpError: 400 when it is no UUID.
+    :raises HttpError: 400 if it is not a UUID.
     """
     text = connection.path_params[name]
     try:
@@ -259,7 +259,7 @@ async def _refuse(_request: Request, refusal: Exception) -> Response:
 
 
 async def http_error(_request: Request, error: Exception) -> Response:
-    """What the router refuses, in the form of the API: no such path, no such method."""
+    """Convert the router's errors (unknown path, wrong method) to the API's format."""
     assert isinstance(error, HTTPException)
     response = error_response(ErrorResponse(status=error.status_code, message=error.detail))
     response.headers.update(error.headers or {})

@@ -1,4 +1,4 @@
-"""The state driver: one task per VM that takes what the guest does first, and what clients request then.
+"""The state driver: one task per VM that handles guest events first, and then client requests.
 
 The sequences that it publishes are propolis-server's: ``Starting → Running``, ``Rebooting → Running``,
 ``Stopping → Stopped``, and, once everything is released, ``Destroyed`` or ``Failed`` (published by `VmServer`). A VM
@@ -40,12 +40,12 @@ LAST_WORDS_S: Final = 5.0
 ENDS: Final = (GuestEvent.SHUTDOWN, GuestEvent.EXITED, GuestEvent.DISK_FAILED, GuestEvent.DISK_LOST)
 
 Arrive = Callable[[Machine], Awaitable[None]]
-"""Brings a guest from another host into a machine that was made for it, up to its first instruction here. Cancelled
-when the VM is stopped meanwhile. An exception that it raises is the failure of the VM."""
+"""Migrates a guest from another host into a prepared machine, up to its first instruction here. It is cancelled if the
+VM is stopped meanwhile. If it raises, the VM fails."""
 
 MigrateOut = Callable[[Machine, MigrateAsSource, MigrationOut], Awaitable[None]]
-"""Gives the guest to another host. Unless it says in the `MigrationOut` that the guest has been handed over, the guest
-must run here again when it returns. An exception that it raises is the failure of the VM."""
+"""Migrates the guest to another host. Unless it records in the `MigrationOut` that the guest was handed over, the guest
+must be running here again when it returns. If it raises, the VM fails."""
 
 
 class Outcome(Enum):
@@ -58,9 +58,9 @@ class Outcome(Enum):
 class StateDriver:
     """Drives one machine from its creation to its end.
 
-    :param backends: the block backends that must be up before the guest runs. They are the caller's to close.
-    :param arrive: where the guest comes from, for a VM that migrates in. The publisher begins with Migrating then, and
-        the queue with ``migrating_in``.
+    :param backends: the block backends that must be up before the guest runs. The caller closes them.
+    :param arrive: receives the guest of a VM that migrates in. The publisher then starts with Migrating, and the queue
+        with ``migrating_in``.
     :param migrate_out: serves requests to migrate out. Without it, there must not be any.
     """
 
@@ -84,7 +84,7 @@ class StateDriver:
         """Why a block backend could not be brought up."""
 
     def guest_did(self, event: GuestEvent) -> None:
-        """Hear of something that the guest did. Called by the machine, in the event loop."""
+        """Handle a guest event. Called by the machine, in the event loop."""
         self._events.append(event)
         self._work.set()
 
@@ -97,7 +97,7 @@ class StateDriver:
         self._work.set()
 
     async def run(self, machine: Machine) -> Outcome:
-        """Drive until the VM's life ends. The machine is the caller's to close."""
+        """Run until the VM ends. The caller closes the machine."""
         outcome = None
         try:
             if self._arrive is not None:
@@ -179,7 +179,7 @@ class StateDriver:
     # Starting
 
     async def _start(self, machine: Machine) -> None:
-        """Bring up the block backends, and then the guest. Left undone when the VM is to end."""
+        """Bring up the block backends, and then the guest. Abort if the VM is to end."""
         async with _in_background(self._backends.start(machine)) as start:
             if not await self._is_done(start, replacing=True):
                 return
@@ -202,10 +202,10 @@ class StateDriver:
     async def _is_done(
         self, work: asyncio.Task[Any], *, replacing: bool = False, unless: Callable[[], bool] | None = None
     ) -> bool:
-        """Wait for the end of some work (True), or for a reason to leave it undone (False).
+        """Wait until the work is done (True), or there is a reason to abort it (False).
 
-        :param replacing: whether volumes are replaced meanwhile.
-        :param unless: tells whether there is a reason; by default, whether the VM is to end.
+        :param replacing: whether to replace volumes meanwhile.
+        :param unless: returns whether there is such a reason; by default, whether the VM is to end.
         """
         unless = unless or self._is_ending
         work.add_done_callback(lambda _: self._work.set())
@@ -222,7 +222,7 @@ class StateDriver:
         return self._queue.awaiting_stop or any(event in ENDS for event in self._events)
 
     async def _unless_stopped(self, work: Awaitable[None]) -> bool:
-        """Have QEMU do something, True; or leave it undone when a stop is asked for, False: QEMU may be frozen."""
+        """Run a QEMU operation (True), or abort it if a stop is requested (False): QEMU may be frozen."""
         async with _in_background(work) as doing:
             if not await self._is_done(doing, unless=lambda: self._queue.awaiting_stop):
                 return False
@@ -261,7 +261,7 @@ class StateDriver:
 
 @asynccontextmanager
 async def _in_background(work: Awaitable[T]) -> AsyncIterator[asyncio.Task[T]]:
-    """Do something meanwhile; what is not done at the end of the block is cancelled."""
+    """Run a task in the background, and cancel it at the end of the block."""
     task = asyncio.create_task(_coroutine(work))
     try:
         yield task
@@ -275,7 +275,7 @@ async def _coroutine(work: Awaitable[T]) -> T:
 
 
 def _answer(reply: Reply, replacement: asyncio.Task[Any]) -> None:
-    if reply.done():  # who asked has left
+    if reply.done():  # the requester has disconnected
         return
     if replacement.cancelled():
         reply.set_exception(VolumeGone())

@@ -69,7 +69,7 @@ def state_change_denied(reason: DenyReason) -> ErrorResponse:
 
 
 def never_published(gen: int) -> ErrorResponse:
-    """The VM was run down while somebody waited for its generation `gen`: 410."""
+    """The VM was run down while an observer waited for generation `gen`: 410."""
     message = f"No instance present; will never reach generation {gen}"
     return ErrorResponse(status=HTTPStatus.GONE, error_code="NoInstance", message=message)
 
@@ -85,17 +85,17 @@ def backend_not_found(backend_id: str) -> ErrorResponse:
 
 
 def crucible_error(text: str) -> ErrorResponse:
-    """Crucible said no: 400, with its text as error code and message."""
+    """Crucible rejected the request: 400, with its text as error code and message."""
     return ErrorResponse(status=HTTPStatus.BAD_REQUEST, error_code=text, message=text)
 
 
 def bad_request(message: str) -> ErrorResponse:
-    """The request makes no sense: 400, without an error code."""
+    """The request is invalid: 400, without an error code."""
     return ErrorResponse(status=HTTPStatus.BAD_REQUEST, message=message)
 
 
 def initialization_failed(reason: str) -> ErrorResponse:
-    """The VM could not be made: 500.
+    """The VM could not be created: 500.
 
     Upstream keeps the reason to its log and shows "Internal Server Error"; here the client is a test author, who has
     no other place to read it.

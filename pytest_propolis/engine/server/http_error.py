@@ -1,4 +1,4 @@
-"""A refusal: the exception that becomes an error body of the API."""
+"""The exception that becomes an error response of the API."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["HttpError", "unsupported"]
 
 
 class HttpError(Exception):
-    """Raised where a Propolis server answers with an error."""
+    """Raised when a Propolis server responds with an error."""
 
     def __init__(self, answer: ErrorResponse) -> None:
         super().__init__(answer.message)
@@ -16,7 +16,7 @@ class HttpError(Exception):
 
 
 def unsupported(what: str) -> HttpError:
-    """This engine does not do that: 501, which upstream never answers."""
+    """Return the error for a feature that this engine does not support: 501, which upstream never returns."""
     return HttpError(
         ErrorResponse(status=501, error_code="NotImplemented", message=f"this engine does not support {what}")
     )

@@ -23,11 +23,11 @@ __all__ = ["PublisherGone", "StatePublisher"]
 
 
 class PublisherGone(Exception):
-    """Raised in observers when the VM was run down, and nothing will be published any more."""
+    """Raised in observers when the VM was run down, so that no more states will be published."""
 
 
 class StatePublisher:
-    """What the outside sees of one VM, from ensure to rundown.
+    """The externally visible state of one VM, from ensure to rundown.
 
     :param migration_in: the migration that the VM comes from; it is in the phase Sync.
     """
@@ -63,7 +63,7 @@ class StatePublisher:
         self._wake()
 
     def close(self) -> None:
-        """Answer every observer that still waits with `PublisherGone`."""
+        """Raise `PublisherGone` in every waiting observer."""
         self._closed = True
         self._wake()
 

@@ -45,7 +45,7 @@ async def serve_serial(websocket: WebSocket, port: SerialPort, offset: int) -> N
 
 
 def _bounded(reason: str) -> str:
-    """What of a reason fits into a close frame (RFC 6455, 5.5)."""
+    """Truncate a reason to fit into a close frame (RFC 6455, 5.5)."""
     text = reason.encode()
     return reason if len(text) <= REASON_BYTES else f"{text[: REASON_BYTES - 3].decode(errors='ignore')}…"
 
@@ -55,9 +55,9 @@ class _Client:
         self._websocket = websocket
         self._port = port
         self._typed = 0
-        """How many bytes of this client's the guest has, or will have."""
+        """How many of this client's bytes the guest has received, or will receive."""
         self._frames = 0
-        """How many frames came in a row, since something was typed."""
+        """How many frames were sent in a row since the last input."""
 
     async def show(self, offset: int) -> None:
         port, loop = self._port, asyncio.get_running_loop()
@@ -85,7 +85,7 @@ class _Client:
                 await self._websocket.close()
 
     async def announce_resets(self) -> None:
-        """Tell the client of resets by the guest, if it has asked for that: upstream's messages are a closed set."""
+        """Notify the client of guest resets if it opted in: upstream's messages are a closed set."""
         if NOTICES_HEADER not in self._websocket.headers:
             return
         reset = asyncio.Event()

@@ -1,4 +1,4 @@
-"""One VM behind a server: what it is, and all that it has."""
+"""One VM behind a server, with all its resources."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ServedVm:
     active: bool = False
 
     def volume_replaced(self, key: str, vcr_json: str) -> None:
-        """A block backend has become another: the spec tells of it."""
+        """Update the spec after a block backend was replaced."""
         assert self.spec is not None
         backend = self.spec.components[key].component
         if isinstance(backend, CrucibleStorageBackend):
@@ -63,9 +63,9 @@ class ServedVm:
 
     @classmethod
     def new(cls, properties: InstanceProperties, spec: InstanceSpec | None, publisher: StatePublisher) -> ServedVm:
-        """A VM of which nothing exists yet outside of this process."""
+        """Return a VM without any resources outside this process yet."""
         initialized: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        initialized.add_done_callback(lambda done: done.exception())  # the caller of ensure may have left
+        initialized.add_done_callback(lambda done: done.exception())  # the caller of ensure may have disconnected
         return cls(properties=properties, spec=spec, publisher=publisher, initialized=initialized)
 
     @property
@@ -91,9 +91,9 @@ class ServedVm:
         return self.driver.failure or (self.machine.failure if self.machine else None) if self.driver else None
 
     async def release(self) -> None:
-        """Release all that it has, each thing even if another fails.
+        """Release all its resources, each even if another fails.
 
-        :raises Exception: the last that one of them raised.
+        :raises Exception: the last one that was raised.
         """
         if not self.initialized.done():
             self.initialized.set_exception(MachineError("the server was closed before QEMU was up"))

@@ -80,9 +80,9 @@ REQUESTS: Final[dict[InstanceStateRequested, type[Run | Stop | Reboot]]] = {
 
 
 class VmServer:
-    """One base URL's worth of Propolis API, without the HTTP.
+    """The Propolis API at one base URL, without HTTP.
 
-    Methods raise `HttpError` where upstream answers with an error.
+    Methods raise `HttpError` where upstream responds with an error.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -109,7 +109,7 @@ class VmServer:
         self._vm = vm
         self._life = asyncio.create_task(self._live(vm))
         try:
-            # A caller who leaves does not undo what was asked for: as propolis-server, whose handlers run detached.
+            # A caller that disconnects does not cancel its request: as in propolis-server, whose handlers run detached.
             await asyncio.shield(vm.initialized)
         except HttpError:
             await asyncio.shield(self._life_ended())
@@ -134,7 +134,7 @@ class VmServer:
         self._request(REQUESTS[requested]())
 
     async def replace_volume(self, backend_id: str, vcr_json: str, *, checked: bool = True) -> ReplaceResult:
-        """Give a block backend a new volume construction request, and wait for what it says to it.
+        """Send a new volume construction request to a block backend, and wait for its response.
 
         Refused with 404 where there is no such backend, with 400 when it says no, with 410 when the VM ends before.
 
@@ -186,7 +186,7 @@ class VmServer:
             raise HttpError(backend_not_found(backend_id)) from None
 
     async def snapshot(self, disk_id: str, snapshot_id: UUID) -> None:
-        """Have the volume behind a disk keep what it holds now.
+        """Take a snapshot of the volume behind a disk.
 
         Refused with 404 where there is no such disk on a volume, with 400 when it says no.
         """
@@ -215,7 +215,7 @@ class VmServer:
         return self._require_vm().publisher.snapshot().migration
 
     def migration_report(self) -> MigrationReport:
-        """What the API does not say of the migrations: how the memory was moved, why one failed, the pause."""
+        """Migration facts that the API lacks: how the memory was transferred, why a migration failed, the pause."""
         vm = self._require_vm()
         arrival = vm.arrival
         came = arrival.report if arrival else None
@@ -241,7 +241,7 @@ class VmServer:
         await machine.execute("inject-nmi")
 
     async def screenshot(self) -> bytes:
-        """What the display shows, as a PNG image. Refused with 404 where there is no display."""
+        """Return a screenshot as a PNG image. Refused with 404 if there is no display."""
         machine = self._require_active().machine
         assert machine is not None
         if not self._config.display:
@@ -264,22 +264,22 @@ class VmServer:
 
     @property
     def firmware_variables(self) -> Path:
-        """Where the firmware's variables are, once a VM with UEFI was here."""
+        """The path of the firmware's variables, once a VM with UEFI has existed here."""
         return self._config.variables
 
     @property
     def display_socket(self) -> Path | None:
-        """Where the display's VNC server listens; None without one, and while QEMU does not run."""
+        """The socket of the display's VNC server; None without a display, and while QEMU is not running."""
         return self._config.display_socket if self.pid is not None else None
 
     @property
     def own_disks(self) -> tuple[Path, ...]:
-        """The disks that were made here for a VM that migrated in. They are gone when the server is closed."""
+        """The disks created here for a VM that migrated in. They are removed when the server is closed."""
         return tuple(self._vm.arrival.disks.files) if self._vm and self._vm.arrival else ()
 
     @property
     def panics(self) -> int:
-        """How often the guest reported a panic, since the VM was made."""
+        """How often the guest has reported a panic since the VM was created."""
         return self._vm.machine.panics if self._vm and self._vm.machine else 0
 
     @property
@@ -298,7 +298,7 @@ class VmServer:
         return self._vm.machine.pid if self._vm and self._vm.machine and self._life else None
 
     async def close(self) -> None:
-        """End the VM at once and release all it has. Closing twice is fine."""
+        """End the VM at once and release all its resources. Idempotent."""
         if self._life is not None:
             if not self._life.cancelling():  # cancelled twice, it would not get to its end
                 self._life.cancel()
@@ -339,7 +339,7 @@ class VmServer:
             await _to_the_end(self._run_down(vm, outcome))
 
     async def _run_down(self, vm: ServedVm, outcome: Outcome) -> None:
-        """Release all that a VM has, and only then say that it is gone."""
+        """Release all resources of a VM, and only then publish that it is gone."""
         try:
             await vm.release()
         except Exception:
@@ -371,7 +371,7 @@ class VmServer:
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Do this whole, however often the caller is cancelled meanwhile."""
+    """Run this to completion, however often the caller is cancelled meanwhile."""
     task = asyncio.create_task(work)
     while not task.done():
         with contextlib.suppress(asyncio.CancelledError):
@@ -380,7 +380,7 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
 
 def _require_address(src_addr: str) -> None:
     """
-    :raises HttpError: 400 when no server can be at that address.
+    :raises HttpError: 400 if the address is invalid.
     """
     try:
         Endpoint.at(src_addr)

@@ -1,4 +1,4 @@
-"""What a server is given when it is made, as propolis-server is on its command line; with a spec, QEMU's arguments."""
+"""A server's configuration, as propolis-server's command line; together with a spec, it yields QEMU's arguments."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from .served_vm import ServedVm
 __all__ = ["ServerConfig"]
 
 EFI_STUB_MAGIC: Final = b"MZ"
-"""How a kernel begins that is an EFI program, too."""
+"""The magic number of a kernel that is also an EFI program."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """What propolis-server gets on its command line, and a VM's spec cannot say.
+    """Configuration that propolis-server gets on its command line, and that a VM's spec cannot express.
 
     :param mark: an unguessable word that every process of this VM carries.
     :param qemu: QEMU's programs.
@@ -69,7 +69,7 @@ class ServerConfig:
 
     @property
     def disks(self) -> Path:
-        """Where disks are made."""
+        """The directory in which disks are created."""
         return self.disk_directory or self.directory
 
     @property
@@ -119,7 +119,7 @@ class ServerConfig:
         return {"code": str(firmware.code), "variables": str(self.variables)}
 
     def _first_variables(self) -> Path | None:
-        """The variables that the predecessor has left, if it has any."""
+        """Return the variables of the predecessor, if it has left any."""
         inherited = self.inherited_variables
         return inherited if inherited is not None and inherited.exists() else None
 

@@ -49,9 +49,9 @@ logger = logging.getLogger(__name__)
 
 
 class VmMaker:
-    """Makes what a server's VMs consist of, one after the other.
+    """Creates the parts of a server's VMs, one VM after the other.
 
-    A server that was given a started fork makes its first VM of that; later ones boot.
+    A server that was given a started fork uses it for its first VM; later VMs boot.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -62,9 +62,9 @@ class VmMaker:
         )
 
     async def get_ready(self, request: InstanceEnsureRequest) -> None:
-        """Find out what must be known of the host for this VM.
+        """Probe the host for what this VM requires.
 
-        :raises HttpError: when that fails.
+        :raises HttpError: if that fails.
         """
         try:
             await self._cpu_features.find_for(request)
@@ -72,21 +72,21 @@ class VmMaker:
             raise HttpError(initialization_failed(str(error))) from None
 
     async def close(self) -> None:
-        """End a fork that nobody has wanted. Closing twice is fine."""
+        """End a fork that was not used. Idempotent."""
         if self._fork is not None:
             await self._fork.close()
 
     def new(self, properties: InstanceProperties, spec: InstanceSpec) -> ServedVm:
-        """A VM in the state Creating. Nothing outside of this process exists yet.
+        """Return a VM in the state Creating, without any resources outside this process yet.
 
-        :raises HttpError: when the spec cannot be realised.
+        :raises HttpError: if the spec cannot be realised.
         """
         vm = ServedVm.new(properties, spec, StatePublisher(InstanceState.CREATING))
         self._equip(vm, spec)
         return vm
 
     def to_come(self, properties: InstanceProperties, init: MigrationTargetInit) -> ServedVm:
-        """A VM in the state Migrating, of which nothing is known yet but where it comes from."""
+        """Return a VM in the state Migrating, of which only the source is known yet."""
         publisher = StatePublisher(InstanceState.MIGRATING, migration_in=init.value.migration_id)
         vm = ServedVm.new(properties, None, publisher)
         vm.arrival = MigrationTarget(
@@ -108,7 +108,7 @@ class VmMaker:
         return vm
 
     async def sync(self, vm: ServedVm, arrival: MigrationTarget) -> None:
-        """Learn what a VM that migrates in is, and make a machine for it.
+        """Receive the spec of a VM that migrates in, and build a machine for it.
 
         :raises MigrationFailed: when the source and this server do not agree.
         :raises HttpError: when the spec cannot be realised here.
@@ -217,7 +217,7 @@ class VmMaker:
 
 @contextlib.contextmanager
 def _spec_faults() -> Iterator[None]:
-    """What is wrong with a spec, as the answer to whoever sent it."""
+    """Convert an invalid spec to the error response for its sender."""
     try:
         yield
     except InvalidSpec as error:

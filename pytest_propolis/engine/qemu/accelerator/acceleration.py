@@ -1,4 +1,4 @@
-"""How QEMU is told to run a guest's instructions: accelerator, threads, CPU model."""
+"""QEMU's options for executing guest code: accelerator, threads, CPU model."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _MODELS: Final = {"kvm": "host", "tcg": "Nehalem,+rdrand"}
 def acceleration_arguments(
     accelerator: AcceleratorName, *, model: str | None = None, flags: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """The words of QEMU's command line.
+    """Return QEMU's arguments.
 
-    :param model: a CPU model other than the accelerator's usual one.
-    :param flags: what to add to the model.
+    :param model: a CPU model other than the accelerator's default.
+    :param flags: feature flags to append to the model.
     """
     cpu = ",".join([model or _MODELS[accelerator], *flags])
     return ("-accel", _ACCELERATORS[accelerator], "-cpu", cpu)

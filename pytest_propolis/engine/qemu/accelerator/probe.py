@@ -34,7 +34,7 @@ Wanted: TypeAlias = Literal["auto", "kvm", "tcg"]
 KVM_DEADLINE_S: Final = 4.0
 TCG_DEADLINE_S: Final = 30.0
 _BUSY_S: Final = 1.0
-"""Where TCG takes longer than this, the machine is busy, and a hang under KVM may come from that."""
+"""If TCG takes longer than this, the machine is busy, which may be why KVM hung."""
 
 _KVM: Final = Path("/dev/kvm")
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
@@ -60,7 +60,7 @@ class AcceleratorChoice:
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """What came of running the guest under one accelerator.
+    """The result of running the guest under one accelerator.
 
     :param hung: whether it failed by taking too long.
     """
@@ -303,7 +303,7 @@ def _save(path: Path, key: str, trials: _Trials) -> None:
 
 
 def _is_sure(name: AcceleratorName, trials: _Trials) -> bool:
-    """A hang of KVM is, if TCG was quick at the same time. TCG that fails is QEMU that was not found out about yet."""
+    """Trust a KVM hang only if TCG was fast at the time. A failure of TCG says nothing conclusive about QEMU."""
     trial, tcg = trials[name], trials.get("tcg")
     if name == "tcg":
         return trial.works
@@ -322,4 +322,4 @@ def _directory_errors(directory: Path) -> Iterator[None]:
 
 
 def _say_nothing(_line: str) -> None:
-    """The probe takes seconds at most: nobody needs to be told who else does it."""
+    """Discard progress messages: the probe takes seconds at most."""

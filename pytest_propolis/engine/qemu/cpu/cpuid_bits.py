@@ -1,4 +1,4 @@
-"""Which bit of CPUID QEMU calls what."""
+"""QEMU's names for CPUID bits."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ __all__ = ["CpuFeatures"]
 
 
 class CpuFeatures:
-    """What QEMU is asked once, and only when a spec has a CPUID template.
+    """The features that QEMU reports, queried once, and only if a spec has a CPUID template.
 
     :param log_path: receives what that QEMU prints.
     :param journal: keeps account of its process.

@@ -1,4 +1,4 @@
-"""The contents of blob backends: files in memory, which nobody else can open and which leave nothing behind."""
+"""The contents of blob backends: private memfds, which leave nothing behind."""
 
 from __future__ import annotations
 
