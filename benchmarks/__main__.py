@@ -19,6 +19,7 @@ from . import (
     interruption,
     migration,
     round_trip,
+    scheduling,
     serial_throughput,
     suite,
     volumes,
@@ -42,9 +43,10 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "migration": migration.measure,
     "interruption": interruption.measure,
     "cpu_model": cpu_model.measure,
+    "scheduling": scheduling.measure,
 }
-ON_REQUEST: Final = {"cpu_model"}
-"""They explain a choice, and are measured when they are named."""
+ON_REQUEST: Final = {"cpu_model", "scheduling"}
+"""They explain a choice or take minutes, and are measured when they are named."""
 
 
 def main() -> None:

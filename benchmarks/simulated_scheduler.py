@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 
-from pytest_propolis.distribution.scheduling.decision import BuildTemplate, Start
-from pytest_propolis.distribution.scheduling.host import Host
-from pytest_propolis.distribution.scheduling.item import Item
-from pytest_propolis.distribution.scheduling.needs import Needs
-from pytest_propolis.distribution.scheduling.protocol import Scheduler
-from pytest_propolis.distribution.scheduling.scheduler import FleetScheduler
+from pytest_propolis.distribution.scheduling import (
+    BuildTemplate,
+    FleetScheduler,
+    HostSpec,
+    Item,
+    Needs,
+    Scheduler,
+    Start,
+)
 
 from . import workloads
 from .simulated_cluster import Cluster, Placement
@@ -39,53 +42,53 @@ class SchedulerDriver:
         self._items = [_item(test) for test in workload.tests]
         self._indices = {item.id: index for index, item in enumerate(self._items)}
         self._hosts = {
-            host.name: Host(host.name, host.slots, host.memory_mib, host.cpus, host.labels, host.speed)
+            host.name: HostSpec(host.name, host.slots, host.memory_mib, host.cpus, host.labels, host.speed)
             for host in workload.hosts
         }
         self._held: dict[str, int | None] = {}
         """Worker -> what it holds as its next; None if it ends."""
+        self._events: list[Callable[[], object]] = []
         self._numbers = count()
         self.scheduler: Scheduler = FleetScheduler(workload.guests, latency_s=workload.latency_s, one_ahead=one_ahead)
 
     def begin(self) -> None:
-        with self._timed():
-            self.scheduler.tests_known(self._items)
-            for host in self._hosts.values():
-                self.scheduler.host_joined(host)
-            for _ in range(int(sum(host.slots for host in self._hosts.values()) * WORKERS_PER_SLOT) + 1):
-                self._hire()
+        self._tell(lambda: self.scheduler.tests_known(self._items))
+        for host in self._hosts.values():
+            self._tell(partial(self.scheduler.host_joined, host))
+        for _ in range(int(sum(host.slots for host in self._hosts.values()) * WORKERS_PER_SLOT) + 1):
+            self._hire()
 
     def test_finished(self, placement: Placement, index: int, duration_s: float) -> None:
-        with self._timed():
-            self.scheduler.test_finished(placement.worker, self._items[index].id, duration_s)
-            if not placement.alive:
-                self._replace_if_ended(placement.worker)
+        self._tell(partial(self.scheduler.test_finished, placement.worker, self._items[index].id, duration_s))
+        if not placement.alive:
+            self._replace_if_ended(placement.worker)
 
     def placement_lost(self, placement: Placement, lost: int, unstarted: Sequence[int], crashed: bool) -> None:
-        with self._timed():
-            if crashed:
-                self.scheduler.worker_lost(placement.worker, again=True)
-                self._held.pop(placement.worker, None)
-                self._hire()
-            else:
-                self.scheduler.test_lost(placement.worker)
-                self._replace_if_ended(placement.worker)
+        if crashed:
+            self._tell(partial(self.scheduler.worker_lost, placement.worker, again=True))
+            self._held.pop(placement.worker, None)
+            self._hire()
+        else:
+            self._tell(partial(self.scheduler.test_lost, placement.worker))
+            self._replace_if_ended(placement.worker)
 
     def template_made(self, host: str, guest: str) -> None:
-        with self._timed():
-            self.scheduler.template_made(host, guest)
+        self._tell(partial(self.scheduler.template_made, host, guest))
 
     def host_lost(self, host: str) -> None:
-        with self._timed():
-            self.scheduler.host_lost(host)
+        self._tell(partial(self.scheduler.host_lost, host))
 
     def host_returned(self, host: str) -> None:
-        with self._timed():
-            self.scheduler.host_joined(self._hosts[host])
+        self._tell(partial(self.scheduler.host_joined, self._hosts[host]))
 
     def settle(self) -> None:
-        with self._timed():
-            decisions = self.scheduler.decide(self._cluster.now_s)
+        # What has happened is told here, all at once: reading the clock may take longer than the scheduler.
+        start_s = time.thread_time()
+        for tell in self._events:
+            tell()
+        decisions = self.scheduler.decide(self._cluster.now_s)
+        self.cpu_s += time.thread_time() - start_s
+        self._events.clear()
         for decision in decisions:
             if isinstance(decision, Start):
                 self._start(decision)
@@ -109,13 +112,10 @@ class SchedulerDriver:
                 self._hire()
 
     def _hire(self) -> None:
-        self.scheduler.worker_ready(f"gw{next(self._numbers)}")
+        self._tell(partial(self.scheduler.worker_ready, f"gw{next(self._numbers)}"))
 
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        start_s = time.thread_time()
-        yield
-        self.cpu_s += time.thread_time() - start_s
+    def _tell(self, event: Callable[[], object]) -> None:
+        self._events.append(event)
 
 
 def _item(test: workloads.Test) -> Item:

@@ -17,7 +17,7 @@ from ..hosts.inventory import read_inventory
 from ..session.internals import call_in_controller, number_of_workers
 from ..session.stash import SETTINGS
 from .scheduling.decision import BuildTemplate, EndWorker, Start
-from .scheduling.host import Host
+from .scheduling.host import HostSpec
 from .scheduling.item import Item
 from .scheduling.needs import Needs
 from .scheduling.scheduler import FleetScheduler
@@ -125,7 +125,7 @@ class HostScheduling:
         specs = read_inventory(hosts)
         for spec in specs:
             self._scheduler.host_joined(
-                Host(
+                HostSpec(
                     name=spec.name,
                     slots=slots_of(spec, specs),
                     memory_mib=memory_mib_of(spec, specs),

@@ -9,7 +9,9 @@ from typing import Any, Protocol
 
 from ..agent_api.messages import ResourceIds
 from ..propolis_api.endpoint import Endpoint
+from ..storage.artifacts import Artifact
 from ..storage.host_path import host_path
+from ..storage.progress import Progress
 from .agent_client import AgentClient, AsyncAgentClient
 
 __all__ = ["Host", "HostSpec", "Unfinished", "log_path_on"]
@@ -109,6 +111,21 @@ class Host(Protocol):
         """Copy a file of the host to this machine; it is complete here, or not here.
 
         :raises HostError: naming the file.
+        """
+
+    async def provide(self, path: Path, progress: Progress, *, content: str | None = None) -> str:
+        """Return the path at which the host has the content of a file of this machine; it is sent if need be.
+
+        It must not be written to there.
+
+        :param content: what names the content, if that is known; else the file is read to find out.
+        :raises HostError: naming the file.
+        """
+
+    async def provide_artifact(self, artifact: Artifact, progress: Progress) -> Artifact:
+        """Return an artifact as the host's agent is to be asked for it; what only this machine has is sent.
+
+        :raises ArtifactError: when it cannot be had.
         """
 
     def migration_address(self, endpoint: Endpoint, *, target: Host) -> str:

@@ -13,9 +13,11 @@ from ..errors import AgentError, HostError
 from ..ledger.ledger import LEDGER_NAME, read_ledger
 from ..propolis_api.endpoint import Endpoint
 from ..settings import Settings
+from ..storage.artifacts import Artifact
 from ..storage.files import copy, space_errors
 from ..storage.host_path import host_path
 from ..storage.programs import run_program
+from ..storage.progress import Progress
 from ..storage.store import default_artifact_dir, disk_directory
 from .agent_client import AgentClient, AsyncAgentClient
 from .host import Host, HostSpec, Unfinished
@@ -121,6 +123,12 @@ class LocalHost:
             self.was_up = True
             self._launched = self._first(await connect_or_launch(self._config(), client=self._client_id))
         return AsyncAgentClient(self._launched.socket, client=self._client_id)
+
+    async def provide(self, path: Path, progress: Progress, *, content: str | None = None) -> str:
+        return host_path(path, purpose="a file")
+
+    async def provide_artifact(self, artifact: Artifact, progress: Progress) -> Artifact:
+        return artifact
 
     def migration_address(self, endpoint: Endpoint, *, target: Host) -> str:
         """The socket's own path: other local hosts are on the same machine."""

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import os
 import secrets
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import AgentError, HostError, SettingsError
+from ..errors import AgentError, ArtifactMissing, HostError, SettingsError
 from ..propolis_api.endpoint import Endpoint
 from ..settings import Settings
+from ..storage.artifacts import Artifact
+from ..storage.host_path import host_path
+from ..storage.progress import Progress
+from ..storage.sources import LocalFile
+from ..storage.store import ArtifactStore, default_artifact_dir
 from ..storage.user_directories import cache_directory
 from .agent_client import AgentClient, AsyncAgentClient
 from .host import Host, HostSpec, Unfinished
 from .lifeline import AgentNotRunning, Lifeline
+from .ssh.file_stream import digest
 from .ssh.link_client import JoinedLink, join_or_start, new_link_directory
 from .ssh.link_messages import LinkConfig
+from .ssh.loader import FILES
 from .ssh.transport import SshDestination
 
 __all__ = ["SshHost", "open_host"]
@@ -63,6 +72,7 @@ class SshHost:
         self._client_id = secrets.token_hex(8)
         self._joined: tuple[JoinedLink, Lifeline] | None = None
         self.was_up = False
+        self._provided: set[str] = set()
         self.unfinished: list[Unfinished] = []
         self.templates: dict[object, str] = {}
 
@@ -119,6 +129,25 @@ class SshHost:
     async def get(self, remote: Path, local: Path) -> None:
         await (await self._link()).get(str(remote), local)
 
+    async def provide(self, path: Path, progress: Progress, *, content: str | None = None) -> str:
+        link = await self._link()
+        assert link.ready.facts.place is not None  # else there were no agent
+        path = Path(host_path(path, purpose="a file"))
+        if content is None:
+            content = await asyncio.to_thread(_content_of, path)
+        there = Path(link.ready.facts.place).parent / FILES / content[:32] / path.name
+        if str(there) not in self._provided:
+            progress(f"host {self.name}: {path.name} is sent there unless it has it")
+            await link.put(path, str(there), once=True)
+            self._provided.add(str(there))
+        return str(there)
+
+    async def provide_artifact(self, artifact: Artifact, progress: Progress) -> Artifact:
+        store = ArtifactStore(self._settings.artifact_dir or default_artifact_dir())
+        path = await store.get(artifact, progress)
+        there = await self.provide(path, progress, content=artifact.sha256)
+        return dataclasses.replace(artifact, source=LocalFile(there))
+
     def migration_address(self, endpoint: Endpoint, *, target: Host) -> str:
         """
         :raises HostError: always: the agents of two hosts have no connection yet.
@@ -151,6 +180,7 @@ class SshHost:
                 return link
             self._joined = None
             self.templates.clear()
+            self._provided.clear()
             lifeline.close()
             loss = link.loss()
             link.close()
@@ -196,3 +226,14 @@ class SshHost:
             standby=None if settings.standby == "auto" else settings.standby,
             **further,
         )
+
+
+def _content_of(path: Path) -> str:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ArtifactMissing(f"{path}: {error.strerror}", hint="check the path and its permissions") from None
+    try:
+        return digest(descriptor, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)

@@ -99,12 +99,16 @@ class CrucibleDiskFactory:
             raise ConfigError(f"crucible disk {name!r}: size_mib is {size_mib}", hint="it must be at least 1")
         if self._agent is None:
             self._agent = await self._host.client()
+        there: str | None = None
+        if image is not None:
+            there = host_path(image, purpose=f"the image of crucible disk {name!r}")
+            there = await self._host.provide(Path(there), lambda line: None)
         request = CreateVolume(
             name=name,
             group=self._group,
             size_bytes=size_mib * MIB,
             block_size=block_size,
-            image=host_path(image, purpose=f"the image of crucible disk {name!r}") if image else None,
+            image=there,
             image_format=image_format,
             stall_timeout_s=stall_timeout_s,
         )

@@ -39,7 +39,7 @@ from .disk_layout import (
     require_enough_memory,
     split_disks,
 )
-from .disks import AttachedDisk
+from .disks import AttachedDisk, DataDisk
 from .guest_images import ReadyImage, ready_image
 from .host_session import HostSession
 from .spec import (
@@ -251,6 +251,8 @@ class VmFactory:
         placed = complete.config.with_slots(has_boot_disk=guest.image.disk is not None)
         complete = dataclasses.replace(complete, config=placed)
         session = await self._session(self._choose(choice))
+        if not session.host.shares_files:
+            complete = dataclasses.replace(complete, config=await self._with_images_on(session.host, placed))
         async with self._keeping(session, config.name) as taken:
             vm = None
             if warm and cold_reason(complete, guest) is None:
@@ -329,6 +331,16 @@ class VmFactory:
                 await session.agent.remove(ResourceIds(named=((self._group, name),)))
             raise
 
+    async def _with_images_on(self, host: Host, config: VmConfig) -> VmConfig:
+        """A configuration whose data disks name the images by their paths on a host that has other files."""
+        disks = [
+            dataclasses.replace(disk, image=Path(await host.provide(disk.image, self._progress)))
+            if isinstance(disk, DataDisk) and disk.image is not None and not disk.is_in_memory
+            else disk
+            for disk in config.disks
+        ]
+        return dataclasses.replace(config, disks=tuple(disks))
+
     def _choose(self, choice: HostChoice | None) -> Host:
         return self._hosts[0] if choice is None else choose_host(self._hosts, choice)
 
@@ -362,7 +374,7 @@ class VmFactory:
         self._made(vm)
 
     async def _image(self, session: HostSession, guest: GuestAdapter, *, timeout_s: float) -> ReadyImage:
-        return await ready_image(session.agent, guest.image, timeout_s=timeout_s, progress=self._progress)
+        return await ready_image(session.host, session.agent, guest.image, timeout_s=timeout_s, progress=self._progress)
 
     async def _fork(
         self,

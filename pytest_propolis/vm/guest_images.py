@@ -9,6 +9,7 @@ from pathlib import Path
 from ..agent_api.messages import ImageNeeded
 from ..guests.adapter import GuestAdapter, GuestImage
 from ..hosts.agent_client import AsyncAgentClient
+from ..hosts.host import Host
 from ..hosts.local import LocalHost
 from ..hosts.run_directory import run_token
 from ..settings import Settings
@@ -26,15 +27,16 @@ class ReadyImage:
 
 
 async def ready_image(
-    agent: AsyncAgentClient, image: GuestImage, *, timeout_s: float, progress: Callable[[str], None]
+    host: Host, agent: AsyncAgentClient, image: GuestImage, *, timeout_s: float, progress: Callable[[str], None]
 ) -> ReadyImage:
     """Have a guest's image fetched and prepared, if it is not.
 
     :raises ArtifactError: when it cannot be had.
     :raises ResourceExhausted: when there is no space for it.
     """
-    artifacts = tuple(item for item in (image.kernel, image.initrd, image.disk) if item is not None)
-    paths = dict(zip(artifacts, await agent.get_images(ImageNeeded(artifacts=artifacts), progress), strict=True))
+    wanted = tuple(item for item in (image.kernel, image.initrd, image.disk) if item is not None)
+    artifacts = tuple([await host.provide_artifact(item, progress) for item in wanted])
+    paths = dict(zip(wanted, await agent.get_images(ImageNeeded(artifacts=artifacts), progress), strict=True))
     disk = paths[image.disk] if image.disk else None
     if image.recipe is not None:
         needed = ImageNeeded(artifacts=artifacts, recipe=image.recipe, timeout_s=timeout_s)
@@ -56,7 +58,7 @@ async def prepare_guests(settings: Settings, guests: Sequence[GuestAdapter], pro
         agent = await host.client()
         try:
             for guest in guests:
-                await ready_image(agent, guest.image, timeout_s=settings.boot_timeout, progress=progress)
+                await ready_image(host, agent, guest.image, timeout_s=settings.boot_timeout, progress=progress)
         finally:
             await agent.aclose()
     finally:

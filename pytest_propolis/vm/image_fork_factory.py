@@ -83,12 +83,15 @@ class ImageForkFactory:
     async def _image(self, artifact: str | Artifact | Path | None) -> str:
         """The path of what is forked, on the host."""
         if isinstance(artifact, Path):
-            return host_path(artifact, purpose="the image")
+            return await self._host.provide(Path(host_path(artifact, purpose="the image")), self._progress)
         if isinstance(artifact, Artifact):
-            (path,) = await self._agent.get_images(ImageNeeded(artifacts=(artifact,)), self._progress)
+            there = await self._host.provide_artifact(artifact, self._progress)
+            (path,) = await self._agent.get_images(ImageNeeded(artifacts=(there,)), self._progress)
             return str(path)
         guest = self._guests.get(artifact or self._default)
-        ready = await ready_image(self._agent, guest.image, timeout_s=self._boot_timeout_s, progress=self._progress)
+        ready = await ready_image(
+            self._host, self._agent, guest.image, timeout_s=self._boot_timeout_s, progress=self._progress
+        )
         if ready.disk is None:
             raise ConfigError(f"the guest {guest.name} has no disk to fork", hint="name another guest, or an artifact")
         return str(ready.disk)

@@ -7,24 +7,21 @@ import dataclasses
 import pytest
 from model_fleet import ModelFleet
 
-from pytest_propolis.distribution.scheduling.decision import BuildTemplate, EndWorker, Start
-from pytest_propolis.distribution.scheduling.host import Host
-from pytest_propolis.distribution.scheduling.item import Item
-from pytest_propolis.distribution.scheduling.needs import Needs
+from pytest_propolis.distribution.scheduling import BuildTemplate, EndWorker, HostSpec, Item, Needs, Start
 
 BUILD_S = {"quick": 1.0, "slow": 50.0}
 
 
-def host(name: str = "h0", *, slots: int = 4, **given: object) -> Host:
+def host(name: str = "h0", *, slots: int = 4, **given: object) -> HostSpec:
     defaults = {"memory_mib": 8192, "cpus": 16, "templates": frozenset(BUILD_S)}
-    return Host(name, slots, **{**defaults, **given})  # type: ignore[arg-type]
+    return HostSpec(name, slots, **{**defaults, **given})  # type: ignore[arg-type]
 
 
 def item(name: str, estimate_s: float | None = 1.0, *, module: str = "m", **needs: object) -> Item:
     return Item(name, Needs(**{"guest": "quick", "cpus": 1, **needs}), module, estimate_s)  # type: ignore[arg-type]
 
 
-def fleet_of(*hosts: Host, workers: int = 8, one_ahead: bool = False, latency_s: float = 0.0) -> ModelFleet:
+def fleet_of(*hosts: HostSpec, workers: int = 8, one_ahead: bool = False, latency_s: float = 0.0) -> ModelFleet:
     fleet = ModelFleet(BUILD_S, one_ahead=one_ahead, latency_s=latency_s)
     for one in hosts:
         fleet.add_host(one)

@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from model_fleet import ModelFleet
 
-from pytest_propolis.distribution.scheduling.host import Host
-from pytest_propolis.distribution.scheduling.item import Item
-from pytest_propolis.distribution.scheduling.needs import Needs
+from pytest_propolis.distribution.scheduling import HostSpec, Item, Needs
 
 LABELS = st.sampled_from([frozenset(), frozenset({"kvm"}), frozenset({"zfs"})])
 BUILD_S = {"alpine": 5.0, "debian": 30.0, "micro": 0.5}
@@ -26,7 +24,7 @@ TESTS = st.lists(
     st.tuples(NEEDS, st.sampled_from(["a", "b", "c"]), st.none() | st.floats(0.01, 300)), min_size=1, max_size=12
 )
 HOSTS = st.builds(
-    Host,
+    HostSpec,
     name=st.sampled_from(["h0", "h1", "h2", "h3"]),
     slots=st.integers(1, 4),
     memory_mib=st.sampled_from([1024, 4096, 8192]),
@@ -63,7 +61,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
 
     @rule(host=HOSTS)
-    def host_joins(self, host: Host) -> None:
+    def host_joins(self, host: HostSpec) -> None:
         if host.name not in self.fleet.hosts:
             self.fleet.add_host(host)
 
@@ -111,7 +109,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert f"there are {len(able)}" in self.fleet.scheduler.why_waiting(test)
 
 
-def could_run(host: Host, needs: Needs) -> bool:
+def could_run(host: HostSpec, needs: Needs) -> bool:
     return needs.labels <= host.labels and needs.cpus <= host.cpus and needs.memory_mib <= host.memory_mib
 
 

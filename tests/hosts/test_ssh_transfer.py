@@ -80,3 +80,33 @@ async def test_a_full_disk_ends_a_transfer_and_says_so(rig_possible: None, runti
                 await host.put(tmp_path / "source", Path("full/there"))
         finally:
             await asyncio.to_thread(host.close)
+
+
+async def test_a_file_is_provided_once_by_its_content(make_host: MakeHost, rig: SshRig, tmp_path: Path) -> None:
+    source = sparse(tmp_path / "image.raw")
+    lines: list[str] = []
+    first = Path(await make_host().provide(source, lines.append))
+    there = rig.hosts["h1"].home / ".cache/propolis/files" / first.parent.name / first.name
+    assert there.read_bytes() == source.read_bytes()
+    inode = there.stat().st_ino
+    assert await make_host().provide(source, lines.append) == str(first)
+    assert there.stat().st_ino == inode
+    assert len(lines) == 2
+
+
+async def test_another_content_of_a_name_is_another_file(make_host: MakeHost, tmp_path: Path) -> None:
+    host = make_host()
+    (tmp_path / "image").write_text("one")
+    one = await host.provide(tmp_path / "image", print)
+    (tmp_path / "image").write_text("two")
+    assert await host.provide(tmp_path / "image", print) != one
+    assert await host.run(f"cat {one}") == "one"
+
+
+async def test_many_that_need_a_file_at_once_send_it_once(make_host: MakeHost, rig: SshRig, tmp_path: Path) -> None:
+    source = sparse(tmp_path / "image.raw")
+    places = await asyncio.gather(*(make_host().provide(source, print) for _ in range(4)))
+    assert len(set(places)) == 1
+    directory = rig.hosts["h1"].home / ".cache/propolis/files" / Path(places[0]).parent.name
+    assert [path.name for path in directory.iterdir()] == ["image.raw"]
+    assert (directory / "image.raw").read_bytes() == source.read_bytes()

@@ -9,19 +9,16 @@ from pathlib import Path
 
 import pytest
 from inner_run import InnerRun
-from ssh_rig import SHARED_STORE, SshRig, can_make_rigs, inventory_of, ssh_rig
-
-from pytest_propolis.storage.store import default_artifact_dir
+from ssh_rig import SshRig, can_make_rigs, inventory_of, ssh_rig
 
 CLEAN_TIMEOUT_S = 60.0
-STORE = default_artifact_dir()  # found before pytester gives each test a home directory of its own
 
 
 @pytest.fixture
 def rig() -> Iterator[SshRig]:
     if not can_make_rigs():
         pytest.skip("needs root, or the capabilities of a user namespace, and sshd, ip, nsenter, setpriv, unshare")
-    with ssh_rig("h1", "h2", mounts=SHARED_STORE.format(store=STORE)) as made:
+    with ssh_rig("h1", "h2") as made:
         yield made
 
 
@@ -66,6 +63,25 @@ def test_a_test_whose_host_is_cut_off_fails_with_the_host_and_the_reason(
     while any(not line.startswith("sshd: ") for line in rig.hosts["h1"].processes().values()):
         assert time.monotonic() < deadline, rig.hosts["h1"].processes()
         select.select([], [], [], 0.05)
+
+
+def test_a_disk_of_an_image_here_is_on_a_guest_there(inner: InnerRun, hosts: Path) -> None:
+    inner.write(
+        test_it="""
+        from pytest_propolis import DataDisk
+
+        async def test_it(vm_factory, tmp_path, remote_host):
+            (tmp_path / "image.raw").write_bytes(b"from here".ljust(1 << 20, b"\\0"))
+
+            vm = await vm_factory.start(host=remote_host, disks=(DataDisk(name="data", image=tmp_path / "image.raw"),))
+            assert vm.host.name == "h2"
+            (image,) = (await vm.host.run("ls ~/.cache/propolis/files/*/image.raw")).splitlines()
+            assert await vm.host.run(f"head -c 9 {image}") == "from here"
+            # The guest micro has no driver for disks. Its disk is an overlay, which names what lies below it.
+            assert await vm.host.run(f"grep -rl {image} ~/.cache/propolis/artifacts/disks")
+        """
+    )
+    inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=1)
 
 
 def test_a_guest_on_an_ssh_host_runs_commands_and_leaves_nothing(inner: InnerRun, rig: SshRig, hosts: Path) -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pytest_propolis.distribution.scheduling.decision import BuildTemplate, EndWorker, Start
-from pytest_propolis.distribution.scheduling.host import Host
-from pytest_propolis.distribution.scheduling.item import Item
-from pytest_propolis.distribution.scheduling.scheduler import FleetScheduler
+from pytest_propolis.distribution.scheduling import BuildTemplate, EndWorker, FleetScheduler, HostSpec, Item, Start
 
 PATIENCE = 3
 """How often nothing may happen before nothing will."""
@@ -16,7 +13,7 @@ PATIENCE = 3
 
 @dataclass
 class ModelHost:
-    host: Host
+    host: HostSpec
     templates: set[str] = field(default_factory=set)
     building: set[str] = field(default_factory=set)
 
@@ -52,7 +49,7 @@ class ModelFleet:
         self.items.update((item.id, item) for item in items)
         self.scheduler.tests_known(items)
 
-    def add_host(self, host: Host) -> None:
+    def add_host(self, host: HostSpec) -> None:
         self.hosts[host.name] = ModelHost(host, set(host.templates))
         self.scheduler.host_joined(host)
 

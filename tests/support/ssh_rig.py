@@ -25,7 +25,7 @@ from typing import Any
 
 from pytest_propolis.hosts.ssh_host import SshHost
 
-__all__ = ["SHARED_STORE", "MakeHost", "RigHost", "SshRig", "can_make_rigs", "inventory_of", "ssh_rig"]
+__all__ = ["MakeHost", "RigHost", "SshRig", "can_make_rigs", "inventory_of", "ssh_rig"]
 
 MakeHost = Callable[..., SshHost]
 """Makes a host of the rig, with options of its kind."""
@@ -66,11 +66,6 @@ MaxSessions 100
 MaxStartups 100
 PrintMotd no
 """
-
-SHARED_STORE = (
-    "mkdir -p {{home}}/.cache/propolis/artifacts {store}; mount --bind {store} {{home}}/.cache/propolis/artifacts"
-)
-"""Gives a host the images that are prepared on this machine, as its own store."""
 
 
 def can_make_rigs() -> bool:

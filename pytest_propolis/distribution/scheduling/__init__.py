@@ -1,1 +1,20 @@
 """The scheduler of a run: which test runs where and when, and where templates are made."""
+
+from .decision import BuildTemplate, Decision, EndWorker, Start
+from .host import HostSpec
+from .item import Item
+from .needs import Needs
+from .protocol import Scheduler
+from .scheduler import FleetScheduler
+
+__all__ = [
+    "BuildTemplate",
+    "Decision",
+    "EndWorker",
+    "FleetScheduler",
+    "HostSpec",
+    "Item",
+    "Needs",
+    "Scheduler",
+    "Start",
+]

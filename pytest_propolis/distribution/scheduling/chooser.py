@@ -21,8 +21,8 @@ NO_PRESSURE: Final = 0.6
 SLOPE: Final = 2.0
 MOST_WEIGHT: Final = 3.0
 """Tests count more, at most MOST_WEIGHT, if few hosts have their labels: SCARCITY times the share of the slots that
-cannot run them, and SLOPE times what these tests take of the time of such hosts, relative to what all tests take of
-that of all hosts, above NO_PRESSURE."""
+cannot run them, and SLOPE times what these tests take of the time of such hosts, relative to all tests and
+all hosts, above NO_PRESSURE."""
 
 SLOW: Final = 0.8
 """A host is slow for a test if it has less than this share of the speed that another host has."""

@@ -94,6 +94,10 @@ class Dispatcher:
         run.changed.update(state for state in run.fleet.living if state.slots > 0 and state.speed < SLOW * fastest)
         for queue, index, rank_s in run.backlog.wide(*run.fleet.share(WIDE_SLOTS), slack_s / URGENCY):
             run.gatherings.add(Request(index, queue.needs, rank_s))
+        complete, released = run.gatherings.reconsider(slack_s)
+        for gathering in complete:
+            self._start_gathered(gathering)
+        run.changed.update(released)
 
     def _fill(self, changed: set[HostState]) -> None:
         states = sorted(changed, key=lambda state: (-state.speed, state.order))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from .backlog import Cell, Way
-from .host import Host, HostState
+from .host import HostSpec, HostState
 from .needs import Needs
 
 __all__ = ["Fleet"]
@@ -26,7 +26,7 @@ class Fleet:
         self._cells: list[Cell] = []
         self._runnable: dict[str, list[Cell]] = {}
 
-    def add(self, host: Host) -> HostState:
+    def add(self, host: HostSpec) -> HostState:
         """Let a host join, or come back with what it has now."""
         known = self.hosts.get(host.name)
         state = HostState(host, known.order if known else len(self.hosts))

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from .backlog import Backlog
+from .chooser import SLOW
 from .fleet import Fleet
-from .host import Host, HostState
+from .host import HostSpec, HostState
 from .needs import Needs
 
 __all__ = ["Gathering", "Gatherings", "Request"]
 
-HOSTS_PER_GATHERING: Final = 10
+HOSTS_PER_GATHERING: Final = 20
 """For each so many hosts one test may have hosts kept for it: what is kept lies idle until the last host is there."""
 
 BOUND: Final = 8
@@ -21,9 +22,6 @@ BOUND: Final = 8
 
 MARGIN: Final = 2.5
 """How much longer than expected a test may take on a slow host without outlasting the run: estimates err."""
-
-SLOW: Final = 0.8
-"""A host with this share of the speed of the fastest is not slow."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -105,13 +103,6 @@ class Gatherings:
         """Whether a busy worker holds a test as its next since hosts are to be gathered for it."""
         return index in self._bound
 
-    def _stall(self, request: Request) -> None:
-        self._stalled.setdefault(request.needs.guest, []).append(request)
-
-    @property
-    def _most(self) -> int:
-        return max(1, len(self._fleet.living) // HOSTS_PER_GATHERING)
-
     def begin(self, request: Request, worker: str, slack_s: float) -> Gathering | None:
         """Choose hosts for a test and take those that have room; None if too few have its template.
 
@@ -141,22 +132,37 @@ class Gatherings:
             self.active.append(gathering)
         return gathering
 
+    def reconsider(self, slack_s: float) -> tuple[list[Gathering], list[HostState]]:
+        """Let tests have hosts that are free now instead of those for which they wait.
+
+        :returns: the gatherings that are complete now, and the hosts that are no longer kept.
+        """
+        released: list[HostState] = []
+        for gathering in self.active:
+            for state in list(gathering.missing):
+                other = self._free_host(gathering, slack_s)
+                if other is None:
+                    break
+                self._claims[state.host.name].remove(gathering)
+                gathering.missing.remove(state)
+                released.append(state)
+                other.take(gathering.needs)
+                gathering.taken.append(other)
+        return self._complete(self.active), released
+
     def serve(self, state: HostState) -> tuple[list[Gathering], bool]:
         """Give what a host has to those that it is kept for.
 
         :returns: the gatherings that are complete now, and whether the host is still kept for others.
         """
-        complete = [gathering for gathering in self._serve(state) if not gathering.missing]
-        for gathering in complete:
-            self.active.remove(gathering)
-        return complete, bool(self._claims.get(state.host.name))
+        return self._complete(self._serve(state)), bool(self._claims.get(state.host.name))
 
     def template_made(self, guest: str) -> None:
         """Try again the tests for which too few hosts had a template."""
         for request in self._stalled.pop(guest, ()):
             self.add(request)
 
-    def host_joined(self, host: Host) -> None:
+    def host_joined(self, host: HostSpec) -> None:
         """Try again the tests for which there were too few hosts."""
         for guest in (None, *host.templates):
             for request in self._stalled.pop(guest, ()):
@@ -170,6 +176,13 @@ class Gatherings:
         """Give up those whose test a lost worker was to run. What they have taken is given back."""
         return self._give_up([gathering for gathering in self.active if gathering.worker == worker])
 
+    def _stall(self, request: Request) -> None:
+        self._stalled.setdefault(request.needs.guest, []).append(request)
+
+    @property
+    def _most(self) -> int:
+        return max(1, len(self._fleet.living) // HOSTS_PER_GATHERING)
+
     def _give_up(self, gatherings: list[Gathering]) -> list[Gathering]:
         for gathering in gatherings:
             self.active.remove(gathering)
@@ -178,6 +191,27 @@ class Gatherings:
             for state in gathering.taken:
                 state.give_back(gathering.needs)
         return gatherings
+
+    def _complete(self, gatherings: list[Gathering]) -> list[Gathering]:
+        complete = [gathering for gathering in gatherings if not gathering.missing]
+        for gathering in complete:
+            self.active.remove(gathering)
+        return complete
+
+    def _free_host(self, gathering: Gathering, slack_s: float) -> HostState | None:
+        needs = gathering.needs
+        for state in self._fleet.living:
+            if (
+                state.slots > 0
+                and state.fits(needs)
+                and needs.labels <= state.host.labels
+                and (needs.guest is None or needs.guest in state.templates)
+                and not self._claims.get(state.host.name)
+                and state not in gathering.taken
+                and state.speed * slack_s >= MARGIN * gathering.work_s / needs.hosts
+            ):
+                return state
+        return None
 
     def _serve(self, state: HostState) -> list[Gathering]:
         claims = self._claims.get(state.host.name)
@@ -191,9 +225,13 @@ class Gatherings:
         return served
 
     def _awkwardness(self, state: HostState, needs: Needs, slowest: float) -> tuple[float, ...]:
-        """Order hosts by how long they will let a test wait: those that have some room, then large ones."""
-        claims = len(self._claims.get(state.host.name, ()))
-        fits = state.fits(needs) and not claims
-        room = min(state.slots, 1), min(state.cpus, needs.cpus)
-        waits = (-state.speed, 0, 0) if fits else (-room[0], -room[1], -state.host.slots)
-        return (state.speed < slowest, claims, not fits, *waits, state.order)
+        """Order hosts by how long they will let a test wait: by the share of what they have that must be free first."""
+        host = state.host
+        claims = len(self._claims.get(host.name, ()))
+        lacking = max(
+            ((host.slots if needs.exclusive else 1) - state.slots) / host.slots,
+            (needs.cpus - state.cpus) / max(host.cpus, 1),
+            (needs.memory_mib - state.memory_mib) / max(host.memory_mib, 1),
+            0.0,
+        )
+        return (state.speed < slowest, claims, lacking, -state.speed, state.order)

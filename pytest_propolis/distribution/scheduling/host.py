@@ -7,11 +7,11 @@ from typing import Final
 
 from .needs import Needs
 
-__all__ = ["Host", "HostState"]
+__all__ = ["HostSpec", "HostState"]
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
+class HostSpec:
     """What a host offers.
 
     :param slots: how many VM tests it runs at the same time; a template that is being made takes one, too.
@@ -47,7 +47,7 @@ class HostState:
         "templates",
     )
 
-    def __init__(self, host: Host, order: int) -> None:
+    def __init__(self, host: HostSpec, order: int) -> None:
         self.host: Final = host
         self.order: Final = order
         """Its rank among all hosts: what is decided for several of them is decided in this order."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from .decision import Decision
-from .host import Host
+from .host import HostSpec
 from .item import Item
 
 __all__ = ["Scheduler"]
@@ -22,7 +22,7 @@ class Scheduler(Protocol):
     def tests_known(self, items: Sequence[Item]) -> None:
         """Let it schedule these tests, whose ids it does not know yet."""
 
-    def host_joined(self, host: Host) -> None:
+    def host_joined(self, host: HostSpec) -> None:
         """Let it use a host: a new one, or one that was lost, with the templates that it has now."""
 
     def host_lost(self, name: str) -> tuple[str, ...]:

@@ -7,8 +7,9 @@ from typing import final
 
 from .decision import Decision, EndWorker
 from .dispatcher import Dispatcher
-from .host import Host, HostState
+from .host import HostSpec, HostState
 from .item import Item
+from .protocol import Scheduler
 from .state import RunState
 from .waiting import reason
 
@@ -16,8 +17,8 @@ __all__ = ["FleetScheduler"]
 
 
 @final
-class FleetScheduler:
-    """Runs the longest tests first, on hosts that have their templates. Implements `Scheduler`.
+class FleetScheduler(Scheduler):
+    """Runs the longest tests first, on hosts that have their templates.
 
     :param build_s: guest -> how long its template takes on a host of speed 1.0, in s; 0 for those that are not in it.
     :param latency_s: how long a message takes to a worker. Tests that are hardly longer are sent in batches.
@@ -36,7 +37,7 @@ class FleetScheduler:
         self._run.know(items)
         self._run.awake = True
 
-    def host_joined(self, host: Host) -> None:
+    def host_joined(self, host: HostSpec) -> None:
         if host.name in self._run.fleet.hosts and self._run.fleet.hosts[host.name].alive:
             self.host_lost(host.name)
         state = self._run.fleet.add(host)

@@ -107,11 +107,26 @@ class PartialFile:
         self.path, self.size, self.mode = path, size, mode
         self._part = os.path.join(directory, f".{name}.{key}.part")  # noqa: PTH118
         self._note = f"{self._part}.done"
-        self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._file = self._locked()
         os.ftruncate(self._file, size)
         self.done = self._noted()
         self._saved = self.done
+
+    def _locked(self) -> int:
+        """Open the part, when no other transfer writes to it."""
+        while True:
+            descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):  # another transfer has put it into its place meanwhile
+                if os.path.samestat(os.fstat(descriptor), os.stat(self._part)):  # noqa: PTH116
+                    return descriptor
+            os.close(descriptor)
+
+    def discard(self) -> None:
+        """Remove what was received."""
+        for path in (self._part, self._note):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)  # noqa: PTH108
 
     def write(self, offset: int, data: bytes) -> None:
         """Write one frame's data."""
@@ -137,10 +152,7 @@ class PartialFile:
             os.fchmod(self._file, self.mode)
             os.fsync(self._file)
             os.replace(self._part, self.path)  # noqa: PTH105
-        else:
-            os.unlink(self._part)  # noqa: PTH108
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._note)  # noqa: PTH108
+        self.discard()
         return good
 
     def close(self) -> None:
@@ -161,10 +173,17 @@ def source_key(descriptor: int) -> str:
 
 
 def receive(order: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
-    """Receive a file from standard input, on a host."""
+    """Receive a file from standard input, on a host; with ``once`` unless it is there: its path tells its content."""
     stream = sys.stdin.buffer
+    if order["once"]:
+        os.makedirs(os.path.dirname(order["path"]), 0o700, exist_ok=True)  # noqa: PTH103, PTH120
+    if order["once"] and _is_there(order):
+        return say({"done": order["size"], "is_there": True})
     part = PartialFile(order["path"], order["size"], order["mode"], order["key"])
     try:
+        if order["once"] and _is_there(order):  # another transfer has brought it while this one waited
+            part.discard()
+            return say({"done": order["size"], "is_there": True})
         say({"done": part.done})
         while True:
             header = stream.read(HEADER.size)
@@ -180,6 +199,14 @@ def receive(order: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> Non
         return say({"good": part.finish(json.loads(stream.readline())["sha256"])})
     finally:
         part.close()
+
+
+def _is_there(order: dict[str, Any]) -> bool:
+    try:
+        os.utime(order["path"])  # it is in use: files that are not are removed after a time
+        return os.stat(order["path"]).st_size == int(order["size"])  # noqa: PTH116
+    except FileNotFoundError:
+        return False
 
 
 def send(order: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:

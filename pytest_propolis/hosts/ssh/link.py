@@ -180,8 +180,8 @@ class Link:
             match request:
                 case RunCommand(command=command):
                     return await self._run(command)
-                case PutFile(local=local, remote=remote):
-                    await put_file(self._transport, host, Path(local), remote, python=self._config.python)
+                case PutFile(local=local, remote=remote, once=once):
+                    await put_file(self._transport, host, Path(local), remote, python=self._config.python, once=once)
                 case GetFile(local=local, remote=remote):
                     await get_file(self._transport, host, remote, Path(local), python=self._config.python)
         except PropolisError as error:

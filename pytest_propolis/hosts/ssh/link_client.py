@@ -127,12 +127,13 @@ class JoinedLink:
         except TimeoutError:
             raise HostError(f"host {self.host}: {command!r} did not end", waited_s=timeout_s) from None
 
-    async def put(self, local: Path, remote: str) -> None:
+    async def put(self, local: Path, remote: str, *, once: bool = False) -> None:
         """Copy a file of this machine to the host.
 
+        :param once: the path on the host tells the content: nothing is sent if there is such a file.
         :raises HostError: naming the file.
         """
-        await self._ask(PutFile(local=str(local.absolute()), remote=remote))
+        await self._ask(PutFile(local=str(local.absolute()), remote=remote, once=once))
 
     async def get(self, remote: str, local: Path) -> None:
         """Copy a file of the host to this machine.

@@ -89,10 +89,14 @@ class RunCommand(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class PutFile(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Copy a file of this machine to the host."""
+    """Copy a file of this machine to the host.
+
+    :param once: the path on the host tells the content: nothing is sent if there is such a file.
+    """
 
     local: str
     remote: str
+    once: bool = False
 
 
 class GetFile(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -25,6 +25,8 @@ from typing import Any
 MARK = "propolis1 "
 NEEDED_BYTES = 25 << 20
 UNUSED_S = 30 * 86400.0
+FILES = "files"
+"""The directory beside that of the bundles for files that were sent by their content; each is in one of its own."""
 
 
 def say(message: dict[str, Any]) -> None:
@@ -129,7 +131,7 @@ def unpack(data: bytes, target: str) -> None:
 
 
 def sweep(place: str) -> None:
-    """Remove what broken loaders left, and bundles that were not used for `UNUSED_S`."""
+    """Remove from a directory what broken loaders left, and what was not used for `UNUSED_S`."""
     for name in os.listdir(place):  # noqa: PTH208
         path = f"{place}/{name}"
         try:
@@ -174,6 +176,8 @@ def main() -> None:
             return say({"error": "the bundle did not arrive as it was sent"})
         try:
             sweep(place)
+            if os.path.isdir(files := f"{os.path.dirname(place)}/{FILES}"):  # noqa: PTH112, PTH120
+                sweep(files)
             unpack(data, target)
         except OSError as error:
             return say({"error": f"{place}: {error.strerror}", "full": error.errno in (28, 122)})

@@ -22,22 +22,29 @@ __all__ = ["get_file", "put_file"]
 PROGRAM: Final = Path(__file__).with_name("file_stream.py")
 
 
-async def put_file(transport: Transport, host: str, local: Path, remote: str, *, python: str) -> None:
+async def put_file(
+    transport: Transport, host: str, local: Path, remote: str, *, python: str, once: bool = False
+) -> None:
     """Copy a file of this machine to the host, as a whole: at its place is the old one or the new one.
 
     Holes and zeros are not sent. What a broken transfer has brought is not sent again.
 
+    :param once: the path on the host tells the content: nothing is sent if there is such a file.
     :raises HostError: naming the host and the file.
     """
     with _opened(local) as descriptor:
         found = os.fstat(descriptor)
         order = {"do": "receive", "path": remote, "size": found.st_size, "mode": stat.S_IMODE(found.st_mode)}
-        async with _program(transport, host, {**order, "key": source_key(descriptor)}, python) as program:
-            done = (await program.receive())["done"]
+        order |= {"once": once, "key": "content" if once else source_key(descriptor)}
+        async with _program(transport, host, order, python) as program:
+            answer = await program.receive()
+            if answer.get("is_there"):
+                return
+            done = answer["done"]
             summing = asyncio.create_task(asyncio.to_thread(digest, descriptor, found.st_size))
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the answer says why
                 await program.send_frames(frames(descriptor, found.st_size, done))
-            program.write({"sha256": await summing})
+                program.write({"sha256": await summing})
             if not (await program.receive())["good"]:
                 raise HostError(f"host {host}: {remote} did not arrive as {local} was sent", hint="try again")
 

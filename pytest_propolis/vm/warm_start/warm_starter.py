@@ -43,6 +43,7 @@ class WarmStarter:
         log_dir: Path,
         progress: Callable[[str], None],
     ) -> None:
+        self._host = host
         self._agent = agent
         self._group = group
         self._known = host.templates
@@ -84,7 +85,7 @@ class WarmStarter:
 
     async def _template_key(self, complete: CompleteVmConfig, guest: GuestAdapter) -> str:
         limit_s = complete.boot_timeout_s
-        image = await ready_image(self._agent, guest.image, timeout_s=limit_s, progress=self._progress)
+        image = await ready_image(self._host, self._agent, guest.image, timeout_s=limit_s, progress=self._progress)
         kind = TemplateKey(
             complete=complete,
             guest=guest,
