@@ -483,6 +483,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     hint: str | None = None
     console_tail: tuple[str, ...] = ()
     log_path: str | None = None
+    waited_s: float | None = None
 
     @classmethod
     def of(cls, error: PropolisError) -> Fault:
@@ -492,11 +493,18 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
             hint=error.hint,
             console_tail=error.console_tail,
             log_path=error.log_path,
+            waited_s=error.waited_s,
         )
 
     def to_error(self) -> PropolisError:
         kind = PropolisError.kinds.get(self.kind, AgentError)
-        return kind(self.message, hint=self.hint, console_tail=self.console_tail, log_path=self.log_path)
+        return kind(
+            self.message,
+            hint=self.hint,
+            console_tail=self.console_tail,
+            log_path=self.log_path,
+            waited_s=self.waited_s,
+        )
 
 
 class StreamLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -99,10 +99,10 @@ def test_a_guest_that_never_prints_a_login(inner: InnerRun) -> None:
     inner.write(conftest=GUESTS, test_it=BOOTS)
     inner.fails_with(
         "BootError: VM 'test-vm': the guest patient did not come up to a login",
-        "during: boot",
+        "during: boot of its template",
         "waited: 20.0 s",
         "| *~ #*",
-        "log: *test-vm.serial.log",
+        "log: *template.serial.log",
         "hint: see the console above; a slow machine may need a longer --propolis-boot-timeout",
         arguments=("--propolis-guest=patient", "--propolis-boot-timeout=20"),
     )

@@ -174,6 +174,7 @@ async def test_a_guest_that_does_not_boot_in_time_is_booted_once_for_all_that_wa
     assert first.operation == second.operation == "boot of its template"
     assert first.log_path == second.log_path == str(tmp_path / "run" / "template.serial.log")
     assert first.console_tail == second.console_tail
+    assert first.waited_s == second.waited_s == 5
 
 
 async def test_a_guest_whose_template_did_not_boot_earlier_boots_from_cold(factories: Factories) -> None:
