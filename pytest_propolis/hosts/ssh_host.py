@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import os
 import secrets
@@ -22,6 +21,7 @@ from ..storage.user_directories import cache_directory
 from .agent_client import AgentClient, AsyncAgentClient
 from .host import Host, HostSpec, Unfinished
 from .lifeline import AgentNotRunning, Lifeline
+from .ssh.bootstrap import HostFacts
 from .ssh.file_stream import digest
 from .ssh.link_client import JoinedLink, join_or_start, new_link_directory
 from .ssh.link_messages import LinkConfig
@@ -104,6 +104,11 @@ class SshHost:
         return self._joined is not None
 
     @property
+    def facts(self) -> HostFacts | None:
+        """What its loader has told of it, while its agent is up."""
+        return self._joined[0].ready.facts if self._joined else None
+
+    @property
     def agent(self) -> AgentClient | None:
         return AgentClient(self._joined[0].agent_socket, client=self._client_id) if self._joined else None
 
@@ -182,7 +187,7 @@ class SshHost:
             self.templates.clear()
             self._provided.clear()
             lifeline.close()
-            loss = link.loss()
+            loss = await link.explain(within_s=LINK_END_TIMEOUT_S)  # an agent that is gone takes its link along
             link.close()
             if loss is not None:
                 raise loss
@@ -196,9 +201,7 @@ class SshHost:
                 return link, await Lifeline.open(link.agent_socket, client=self._client_id)
             except AgentNotRunning:
                 # The agent leaves with its last client, and its link with it: the next one is this client's.
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(link.wait_ended(), LINK_END_TIMEOUT_S)
-                loss = link.loss()
+                loss = await link.explain(within_s=LINK_END_TIMEOUT_S)
                 link.close()
             except BaseException:
                 link.close()

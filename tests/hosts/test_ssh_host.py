@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -275,6 +277,59 @@ async def test_a_host_without_space_says_which_places_were_tried(rig_possible: N
         assert "host h1: no directory there can take the agent's program" in str(raised.value)
         assert "/.cache/propolis/bundles: less than 25 MiB are free there" in str(raised.value)
         await until_clean(rig)
+
+
+async def test_openssh_connects_a_host_whose_keys_asyncssh_cannot_look_up(make_host: MakeHost, rig: SshRig) -> None:
+    config = rig.config.read_text().replace("UserKnownHostsFile", "KnownHostsCommand /bin/cat")
+    path = rig.write_config(config.replace("GlobalKnownHostsFile /dev/null", ""), name="of_openssh")
+    host = make_host(config=str(path))
+    async with await host.client() as agent:
+        assert await agent.list_vms() == []
+    assert await host.run("hostname") == "h1"
+    rig.hosts["h1"].kill(AGENT)
+    assert "its agent ended with status -9" in (await until_lost(host)).reason
+    await until_clean(rig)
+
+
+WRONG_CLOCK = """
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t clock, struct timespec *at) {
+    int result = syscall(SYS_clock_gettime, clock, at);
+    if (clock == CLOCK_REALTIME) at->tv_sec += 3600;
+    return result;
+}
+int gettimeofday(struct timeval *at, void *zone) {
+    int result = syscall(SYS_gettimeofday, at, zone);
+    at->tv_sec += 3600;
+    return result;
+}
+time_t time(time_t *at) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (at) *at = now.tv_sec;
+    return now.tv_sec;
+}
+"""
+
+
+async def test_a_host_whose_clock_is_off_by_an_hour_is_used_as_any_other(make_host: MakeHost, rig: SshRig) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler, for a clock that is wrong for the agent's process only")
+    home = rig.hosts["h1"].home
+    (home / "clock.c").write_text(WRONG_CLOCK)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(home / "clock.so"), str(home / "clock.c")], check=True)
+    (home / "late-python").write_text('#!/bin/sh\nLD_PRELOAD="$HOME/clock.so" exec python3 "$@"\n')
+    (home / "late-python").chmod(0o755)
+    host = make_host(python="./late-python")
+    async with await host.client() as agent:
+        assert await agent.list_vms() == []
+    assert host.facts is not None
+    assert 3500 < host.facts.clock_s - time.time() < 3700
+    await asyncio.to_thread(host.close)
+    await until_clean(rig)
 
 
 async def test_a_host_without_the_python_that_is_named_says_what_is_missing(make_host: MakeHost) -> None:

@@ -38,7 +38,7 @@ __all__ = ["JoinedLink", "join_or_start", "link_base"]
 
 START_TIMEOUT_S: Final = 120.0
 ABANDONED_S: Final = 60.0
-EXPLAIN_POLLS: Final = 20
+EXPLAIN_S: Final = 1.0
 EXPLAIN_POLL_S: Final = 0.05
 LOG_NAME: Final = "link.log"
 LINE_BYTES: Final = 64 << 20
@@ -84,16 +84,17 @@ class JoinedLink:
             hint=f"what the run had there is removed there; `ssh {self.host}` tells whether the host can be reached",
         )
 
-    async def explain(self) -> HostLost | None:
+    async def explain(self, *, within_s: float = EXPLAIN_S) -> HostLost | None:
         """Return why the host is lost when something there does not answer; None if the link knows of nothing.
 
-        The word of the link may come a moment after the end of a connection that the link forwards.
+        The word of the link may come after the end of a connection that the link forwards.
         """
-        for _ in range(EXPLAIN_POLLS):
-            if lost := self.loss():
+        deadline = time.monotonic() + within_s
+        while True:
+            lost = self.loss()
+            if lost is not None or time.monotonic() >= deadline:
                 return lost
             await asyncio.sleep(EXPLAIN_POLL_S)
-        return self.loss()
 
     def _read_loss(self) -> str | None:
         try:
@@ -107,13 +108,6 @@ class JoinedLink:
             if (reason := msgspec.json.decode(line, type=LinkAnswer).lost) is not None:
                 return reason
         return "the link process on this machine ended"
-
-    async def wait_ended(self) -> None:
-        """Wait until the link process has let go of this client."""
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(OSError):
-            while data := await loop.sock_recv(self._connection, 4096):
-                self._heard += data
 
     async def run(self, command: str, *, timeout_s: float) -> LinkAnswer:
         """Run a shell command on the host, to its end.
