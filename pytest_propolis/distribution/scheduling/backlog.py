@@ -104,16 +104,19 @@ class Cell:
 
     def survey(self) -> None:
         """Look for its longest and its narrowest test again."""
-        self.longest_s, self.narrowest = 0.0, LAST
+        longest_s, narrowest = 0.0, LAST
         for queue in self.queues:
             if not queue.tests:
                 continue
-            self.narrowest = min(self.narrowest, queue.needs.cpus)
+            if queue.needs.cpus < narrowest:
+                narrowest = queue.needs.cpus
             rank_s = queue.tests[-1][0]
             if rank_s > PROBE_S:
                 position = bisect_left(queue.tests, (PROBE_S, -1)) - 1
                 rank_s = queue.tests[position][0] if position >= 0 else rank_s - PROBE_S
-            self.longest_s = max(self.longest_s, rank_s)
+            if rank_s > longest_s:
+                longest_s = rank_s
+        self.longest_s, self.narrowest = longest_s, narrowest
 
     def best(self, cpus: int, memory_mib: int, limit_s: float, *, held: bool) -> tuple[Queue, int] | None:
         """Return the longest test that fits and ranks no higher than limit_s, as its queue and its index.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
 from itertools import islice
 
@@ -19,6 +20,8 @@ class Fleet:
         self.hosts: dict[str, HostState] = {}
         """By name, those that were lost too."""
         self.living: list[HostState] = []
+        self.fastest_first: list[HostState] = []
+        """The same, ordered by speed."""
         self.speed = 0.0
         """The slots of all of them, each counted with its host's speed."""
         self.version = 0
@@ -32,6 +35,7 @@ class Fleet:
         state = HostState(host, known.order if known else len(self.hosts))
         self.hosts[host.name] = state
         self.living.append(state)
+        insort(self.fastest_first, state, key=lambda state: (-state.speed, state.order))
         self.speed += state.speed * host.slots
         self.refresh(state)
         return state
@@ -41,6 +45,7 @@ class Fleet:
         state = self.hosts[name]
         state.alive = False
         self.living.remove(state)
+        self.fastest_first.remove(state)
         self.speed = self.speed_with(frozenset())
         self._runnable[name] = []
         self._rank_cells()

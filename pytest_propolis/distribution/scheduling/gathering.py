@@ -109,19 +109,15 @@ class Gatherings:
         :param worker: which one will run it.
         :param slack_s: how long the run will probably last: hosts on which the test would take longer come last.
         """
-        needs, rank_s = request.needs, request.rank_s
-        warm = self._fleet.warm(needs)
-        if len(warm) < needs.hosts:
-            self._fleet.version += 1
-            self._stall(request)
-            return None
-        fastest = max(state.speed for state in warm)
-        slowest = min(MARGIN * rank_s / max(slack_s, 1.0), SLOW * fastest)
-        free = [s for s in warm if s.fits(needs) and s.speed >= slowest and not self._claims.get(s.host.name)]
-        if len(free) >= needs.hosts:
-            chosen = heapq.nsmallest(needs.hosts, free, key=lambda s: (-s.speed, s.order))
-        else:
-            chosen = heapq.nsmallest(needs.hosts, warm, key=lambda s: self._awkwardness(s, needs, slowest))
+        chosen = self._free_hosts(request.needs, request.rank_s, slack_s)
+        if len(chosen) < request.needs.hosts:
+            warm = self._fleet.warm(request.needs)
+            if len(warm) < request.needs.hosts:
+                self._fleet.version += 1
+                self._stall(request)
+                return None
+            chosen = self._soonest_hosts(warm, request.needs, request.rank_s, slack_s)
+        needs = request.needs
         gathering = Gathering(request.index, needs, worker, request.held, missing=chosen)
         for state in list(chosen):
             claims = self._claims.setdefault(state.host.name, [])
@@ -139,14 +135,13 @@ class Gatherings:
         """
         released: list[HostState] = []
         for gathering in self.active:
-            for state in list(gathering.missing):
-                other = self._free_host(gathering, slack_s)
-                if other is None:
-                    break
+            needs = gathering.needs
+            free = self._free_hosts(needs, gathering.work_s / needs.hosts, slack_s)
+            for other in [state for state in free if state not in gathering.taken][: len(gathering.missing)]:
+                state = gathering.missing.pop()
                 self._claims[state.host.name].remove(gathering)
-                gathering.missing.remove(state)
                 released.append(state)
-                other.take(gathering.needs)
+                other.take(needs)
                 gathering.taken.append(other)
         return self._complete(self.active), released
 
@@ -198,20 +193,24 @@ class Gatherings:
             self.active.remove(gathering)
         return complete
 
-    def _free_host(self, gathering: Gathering, slack_s: float) -> HostState | None:
-        needs = gathering.needs
-        for state in self._fleet.living:
-            if (
-                state.slots > 0
-                and state.fits(needs)
-                and needs.labels <= state.host.labels
-                and (needs.guest is None or needs.guest in state.templates)
-                and not self._claims.get(state.host.name)
-                and state not in gathering.taken
-                and state.speed * slack_s >= MARGIN * gathering.work_s / needs.hosts
-            ):
-                return state
-        return None
+    def _free_hosts(self, needs: Needs, duration_s: float, slack_s: float) -> list[HostState]:
+        """The hosts that a test can have at once: the fastest, but none on which it might outlast the run."""
+        chosen: list[HostState] = []
+        slowest = 0.0
+        for state in self._fleet.fastest_first:
+            if (needs.guest is None or needs.guest in state.templates) and needs.labels <= state.host.labels:
+                slowest = slowest or min(MARGIN * duration_s / max(slack_s, 1.0), SLOW * state.speed)
+                if state.speed < slowest or len(chosen) == needs.hosts:
+                    break
+                if state.fits(needs) and not self._claims.get(state.host.name):
+                    chosen.append(state)
+        return chosen
+
+    def _soonest_hosts(self, warm: list[HostState], needs: Needs, duration_s: float, slack_s: float) -> list[HostState]:
+        """The hosts that will probably have room for a test soonest."""
+        fastest = max(state.speed for state in warm)
+        slowest = min(MARGIN * duration_s / max(slack_s, 1.0), SLOW * fastest)
+        return heapq.nsmallest(needs.hosts, warm, key=lambda state: self._awkwardness(state, needs, slowest))
 
     def _serve(self, state: HostState) -> list[Gathering]:
         claims = self._claims.get(state.host.name)

@@ -55,6 +55,7 @@ class RunState:
     awake: bool = False
     """Whether every host with a free slot is to look for a test again, since there are other tests or workers."""
     gatherings: Gatherings = field(init=False)
+    _queues: dict[int, Queue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.gatherings = Gatherings(self.fleet)
@@ -73,7 +74,11 @@ class RunState:
         self.fleet.know(self.backlog.cells)
 
     def queue(self, index: int) -> Queue:
-        return self.backlog.queue(self.items[index].needs)
+        """The queue of a test, whether it waits there or not."""
+        queue = self._queues.get(index)
+        if queue is None:  # Needs are slow to hash.
+            queue = self._queues[index] = self.backlog.queue(self.items[index].needs)
+        return queue
 
     def wait(self, index: int, *, probe: bool = False) -> None:
         """Let a test wait that no worker holds."""
@@ -121,6 +126,7 @@ class RunState:
     def forgo_hosts(self, index: int) -> None:
         """Let a test that no worker runs start without the hosts that it needs."""
         self.items[index] = replace(self.items[index], needs=Needs(hosts=0))
+        self._queues.pop(index)
 
     def take_changed(self) -> set[HostState]:
         """Return the hosts that have changed since, and those with a free slot if that is to be looked at again."""
