@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from pytest_propolis.agent_api.template_layout import STATE_FILE, blank_file, disk_file
 from pytest_propolis.engine.templates.template import Template, with_disks_in
-from pytest_propolis.guests.fork_identity import wait_command, wake_command
+from pytest_propolis.guests.fork_identity import await_identity_command, identity_command
 from pytest_propolis.storage.store import template_directory
 
 from .house import House
@@ -94,13 +94,13 @@ class BareFork:
         while b"\x1e%b\x030\x04" % nonce not in self._received:
             self._received += self._line.recv(1 << 16)
 
-    def wake(self, name: str, *, again: bool = False) -> None:
+    def assign_identity(self, name: str, *, again: bool = False) -> None:
         """Give the guest an identity, with the project's own command.
 
         :param again: make it ready to be given another one.
         """
-        command = wake_command(SCRATCH, name=name)
-        self.run(f"{command} && {wait_command(SCRATCH)}" if again else command)
+        command = identity_command(SCRATCH, name=name)
+        self.run(f"{command} && {await_identity_command(SCRATCH)}" if again else command)
 
     def _execute(self, command: str, **arguments: Any) -> None:
         self._monitor.sendall(json.dumps(_command(command, **arguments)).encode())

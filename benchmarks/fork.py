@@ -173,10 +173,10 @@ def _by_hand(place: Path, directory: Path, *, standby: bool) -> float:
         fork.restore()
         if standby:
             fork.run_on()
-            fork.wake("warm-up", again=True)
+            fork.assign_identity("warm-up", again=True)
             fork.pause()
             began = time.perf_counter()
         fork.run_on()
-        fork.wake("bare")
+        fork.assign_identity("bare")
         fork.run("true")
         return time.perf_counter() - began

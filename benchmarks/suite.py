@@ -153,7 +153,7 @@ def _test_by_hand(place: Path, directory: Path, number: int) -> None:
     with BareFork(place, directory) as fork:
         fork.restore()
         fork.run_on()
-        fork.wake("bare")
+        fork.assign_identity("bare")
         fork.run("cat /tmp/mine 2>/dev/null || echo none")
         fork.run(f"echo {number} > /tmp/mine")
         fork.run("cat /tmp/mine")

@@ -14,7 +14,7 @@ async def test_two_vms(vm_factory: VmFactory) -> None:
     processors = await asyncio.gather(small.run("nproc"), large.run("nproc"))
     assert list(processors) == ["1", "2"]
     await small.stop()
-    assert await small.get() is InstanceState.DESTROYED
+    assert await small.get_state() is InstanceState.DESTROYED
     assert await large.run("echo I am not concerned") == "I am not concerned"
 
 

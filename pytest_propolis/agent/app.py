@@ -76,10 +76,10 @@ class AgentApp:
         self._platforms = HypervisorFinder(config)
         self._images = ImageMaker(config, ledger, self._platforms)
         self._engine = engine_app()
-        self.account = ResourceRegistry(config, ledger, self._platforms)
+        self.registry = ResourceRegistry(config, ledger, self._platforms)
         self._templates = Templates(
             self._platforms,
-            self.account,
+            self.registry,
             directory=template_directory(config.artifact_dir),
             allowed=allowed_image_directories(config),
         )
@@ -102,9 +102,9 @@ class AgentApp:
                 Route("/vms", self._list_vms, methods=["GET"]),
                 Route("/vms", self._create_vm, methods=["POST"]),
                 Route("/vms/{id}", self._remove_vm, methods=["DELETE"]),
-                *ForkRoutes(self.account, _client).routes,
+                *ForkRoutes(self.registry, _client).routes,
                 *VmExtensions(self._find_server).routes,
-                *VolumeRoutes(self.account, _client).routes,
+                *VolumeRoutes(self.registry, _client).routes,
                 Mount("/vms/{id}", app=self._propolis_api),
             ],
             exception_handlers={PropolisError: _fault, HttpError: _refuse, HTTPException: http_error},
@@ -127,10 +127,10 @@ class AgentApp:
             expiry.cancel()
         for work in self._works:
             _cancel_once(work)
-        await self.account.release_all()
+        await self.registry.release_all()
         while under_way := self._works | self._creations:
             await asyncio.wait(under_way)
-        self.account.close()
+        self.registry.close()
         self._templates.close()
         await self._platforms.aclose()
 
@@ -145,7 +145,7 @@ class AgentApp:
                 qemu_version=".".join(map(str, platform.qemu.version)),
                 accelerator=platform.accelerator.name,
                 accelerator_reason=platform.accelerator.reason,
-                standing_by=self.account.standby.ready,
+                standing_by=self.registry.standby.ready,
             )
         )
 
@@ -156,7 +156,7 @@ class AgentApp:
             await Response(status_code=503)(scope, receive, send)
             return
         client = _client(request)
-        await self.account.admit(client, pid=int(request.headers.get(PID_HEADER, 0)))
+        await self.registry.admit(client, pid=int(request.headers.get(PID_HEADER, 0)))
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"alive\n", "more_body": True})
         try:
@@ -166,29 +166,29 @@ class AgentApp:
             await asyncio.shield(self._lifeline_ended(client))
 
     async def _lifeline_ended(self, client: str) -> None:
-        await self.account.drop_lifeline(client)
+        await self.registry.drop_lifeline(client)
         self._leave_if_empty()
 
     async def _client_left(self, client: str) -> None:
-        await self.account.release(client)
+        await self.registry.release(client)
         self._leave_if_empty()
 
     def _leave_if_empty(self) -> None:
-        if self.account.is_empty and not self._leaving:
+        if self.registry.is_empty and not self._leaving:
             self._leaving = True
             self._on_empty()
 
     async def _await_departure(self, request: Request) -> Response:
         """Respond once everything that a client owned is released; for clients that have just closed their lifeline."""
-        await self.account.released(request.path_params["id"])
-        return encoded(Departed(agent_stays=not self.account.is_empty))
+        await self.registry.released(request.path_params["id"])
+        return encoded(Departed(agent_stays=not self.registry.is_empty))
 
     async def _list_kept(self, _request: Request) -> Response:
-        return encoded(self.account.list_kept())
+        return encoded(self.registry.list_kept())
 
     async def _keep(self, request: Request) -> Response:
         wanted = await decoded(request, Keep)
-        kept = self.account.keep(_client(request), wanted)
+        kept = self.registry.keep(_client(request), wanted)
         expiry = asyncio.create_task(self._expire(kept.id, wanted.ttl_s))
         self._expiries.add(expiry)
         expiry.add_done_callback(self._expiries.discard)
@@ -199,7 +199,7 @@ class AgentApp:
         await self._client_left(key)
 
     async def _release_kept(self, _request: Request) -> Response:
-        kept = self.account.list_kept()
+        kept = self.registry.list_kept()
         await asyncio.gather(*(self._client_left(item.id) for item in kept))
         return encoded(kept)
 
@@ -238,44 +238,44 @@ class AgentApp:
         wanted = await decoded(request, ForkVm)
         with self._creating():
             forked = await self._templates.fork(client, wanted)
-            return await _created(request, forked, lambda: self.account.remove_vm(client, forked.id))
+            return await _created(request, forked, lambda: self.registry.remove_vm(client, forked.id))
 
     async def _create_disk(self, request: Request) -> Response:
         client = _client(request)
         wanted = await decoded(request, CreateDisk)
         with self._creating():
-            disk = await self.account.create_disk(client, wanted)
-            return await _created(request, disk, lambda: self.account.remove_disk(client, disk.id))
+            disk = await self.registry.create_disk(client, wanted)
+            return await _created(request, disk, lambda: self.registry.remove_disk(client, disk.id))
 
     async def _remove(self, request: Request) -> Response:
-        await self.account.remove(_client(request), await decoded(request, ResourceIds))
+        await self.registry.remove(_client(request), await decoded(request, ResourceIds))
         return Response(status_code=204)
 
     async def _remove_disk(self, request: Request) -> Response:
-        await self.account.remove_disk(_client(request), request.path_params["id"])
+        await self.registry.remove_disk(_client(request), request.path_params["id"])
         return Response(status_code=204)
 
     async def _list_vms(self, _request: Request) -> Response:
-        return encoded(self.account.list_vms())
+        return encoded(self.registry.list_vms())
 
     async def _create_vm(self, request: Request) -> Response:
         client = _client(request)
         wanted = await decoded(request, CreateVm)
         with self._creating():
-            vm = await self.account.create_vm(client, wanted)
+            vm = await self.registry.create_vm(client, wanted)
             created = VmCreated(id=vm.id, path=f"/vms/{vm.id}")
-            return await _created(request, created, lambda: self.account.remove_vm(client, vm.id))
+            return await _created(request, created, lambda: self.registry.remove_vm(client, vm.id))
 
     async def _remove_vm(self, request: Request) -> Response:
-        await self.account.remove_vm(_client(request), request.path_params["id"])
+        await self.registry.remove_vm(_client(request), request.path_params["id"])
         return Response(status_code=204)
 
     def _find_server(self, vm_id: str) -> VmServer | None:
-        vm = self.account.find_vm(vm_id)
+        vm = self.registry.find_vm(vm_id)
         return vm.server if vm else None
 
     async def _propolis_api(self, scope: Scope, receive: Receive, send: Send) -> None:
-        vm = self.account.find_vm(scope["path_params"]["id"])
+        vm = self.registry.find_vm(scope["path_params"]["id"])
         if vm is None:
             await _answer_missing_vm(scope, receive, send)
             return

@@ -34,7 +34,7 @@ class OwnedVm:
     client: str
     server: VmServer
     directory: Entry
-    books: LedgerWriter
+    writer: LedgerWriter
     since: float
     promise: str
     disk_directory: Entry | None = None
@@ -66,7 +66,7 @@ class ClientResources:
     :param forget_promise: called with the memory reservation of each VM that has ended.
     """
 
-    books: LedgerWriter
+    writer: LedgerWriter
     forget_promise: Callable[[str], None]
     vms: dict[str, OwnedVm] = field(default_factory=dict)
     disks: dict[str, Entry] = field(default_factory=dict)
@@ -124,7 +124,7 @@ class ClientResources:
         """Remove a disk that no VM has open. Idempotent."""
         if entry := self.disks.pop(disk_id, None):
             Path(entry.what["path"]).unlink(missing_ok=True)
-            self.books.gone(entry)
+            self.writer.gone(entry)
 
     async def remove_fork(self, fork_id: str) -> None:
         """Remove a fork that no VM has open. Idempotent."""
@@ -144,6 +144,6 @@ class ClientResources:
             vm.closing = None  # it may be tried again
             raise
         if self.vms.pop(vm.id, None):
-            self.books.gone(vm.directory)
+            self.writer.gone(vm.directory)
             if vm.disk_directory:
-                self.books.gone(vm.disk_directory)
+                self.writer.gone(vm.disk_directory)

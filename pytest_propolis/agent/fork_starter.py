@@ -35,29 +35,29 @@ class StartedFork:
     directory: Entry
     config: ServerConfig
     fork: RestoredMachine
-    books: LedgerWriter
+    writer: LedgerWriter
     disk_directory: Entry | None = None
 
 
 class ForkStarter:
     """Starts forks."""
 
-    def __init__(self, config: AgentConfig, platforms: HypervisorFinder, space: DiskSpace) -> None:
+    def __init__(self, config: AgentConfig, hypervisors: HypervisorFinder, space: DiskSpace) -> None:
         self._config = config
         self._space = space
-        self._platforms = platforms
+        self._platforms = hypervisors
 
     async def start(
-        self, books: LedgerWriter, template: Template, place: Path, *, warm_up: bool = False
+        self, writer: LedgerWriter, template: Template, place: Path, *, warm_up: bool = False
     ) -> StartedFork:
         """Start a fork, which then waits to be run. A call that fails or is cancelled leaves nothing behind.
 
-        :param books: records its directory and its process in the ledger.
+        :param writer: records its directory and its process in the ledger.
         :param place: the template's directory.
         :param warm_up: let its guest run a command first.
         :raises TemplateError: if QEMU cannot load the template.
         """
-        started = await self._prepare(books, template, place)
+        started = await self._prepare(writer, template, place)
         try:
             await started.fork.start()
             if warm_up:
@@ -77,15 +77,15 @@ class ForkStarter:
             shutil.rmtree(directory, ignore_errors=True)
         for entry in (started.directory, started.disk_directory):
             if entry is not None:
-                started.books.gone(entry)
+                started.writer.gone(entry)
 
-    async def _prepare(self, books: LedgerWriter, template: Template, place: Path) -> StartedFork:
+    async def _prepare(self, writer: LedgerWriter, template: Template, place: Path) -> StartedFork:
         platform = await self._platforms.find()
         fork_id = secrets.token_hex(8)
         directory = Path(self._config.directory) / "vms" / fork_id
-        with books.creating("directory", directory) as entry:
+        with writer.creating("directory", directory) as entry:
             directory.mkdir(parents=True, mode=0o700)
-            disks = self._make_disk_directory(books, fork_id) if template.disks else None
+            disks = self._make_disk_directory(writer, fork_id) if template.disks else None
         disk_directory = self._space.directory() / fork_id if disks else None
         mark, log_path = f"{command_line_mark(self._config.run)}{fork_id}", directory / "qemu.log"
         fork = RestoredMachine(
@@ -96,7 +96,7 @@ class ForkStarter:
             accelerator=platform.accelerator.name,
             mark=mark,
             log_path=log_path,
-            journal=books,
+            journal=writer,
         )
         config = ServerConfig(
             mark=mark,
@@ -105,14 +105,14 @@ class ForkStarter:
             boot=template.boot,
             directory=directory,
             log_path=log_path,
-            journal=books,
+            journal=writer,
             fork=fork,
             disk_directory=disk_directory,
         )
-        return StartedFork(id=fork_id, directory=entry, config=config, fork=fork, books=books, disk_directory=disks)
+        return StartedFork(id=fork_id, directory=entry, config=config, fork=fork, writer=writer, disk_directory=disks)
 
-    def _make_disk_directory(self, books: LedgerWriter, fork_id: str) -> Entry:
+    def _make_disk_directory(self, writer: LedgerWriter, fork_id: str) -> Entry:
         place = self._space.place(fork_id)
-        with books.creating("directory", place) as entry:
+        with writer.creating("directory", place) as entry:
             place.mkdir(mode=0o700)
         return entry

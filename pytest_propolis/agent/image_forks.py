@@ -45,7 +45,7 @@ class OwnedFork:
     fork: ForkedImage
     provider: ForkProvider
     entry: Entry
-    books: LedgerWriter
+    writer: LedgerWriter
     qemu_img: Path
     size_bytes: int
     note: str = ""
@@ -67,7 +67,7 @@ class OwnedFork:
     async def remove(self) -> None:
         """Remove the fork with its snapshots."""
         await self.provider.remove(self.fork)
-        self.books.gone(self.entry)
+        self.writer.gone(self.entry)
 
     async def snapshot(self, name: str) -> None:
         await self.provider.snapshot(self.fork, name)
@@ -153,7 +153,7 @@ class OwnedFork:
 
 
 async def fork_of(
-    request: ForkImage, *, space: DiskSpace, books: LedgerWriter, qemu_img: Path, allowed: tuple[Path, ...]
+    request: ForkImage, *, space: DiskSpace, writer: LedgerWriter, qemu_img: Path, allowed: tuple[Path, ...]
 ) -> OwnedFork:
     """Create a fork, recorded in the ledger first. A call that fails leaves nothing behind.
 
@@ -173,23 +173,23 @@ async def fork_of(
         wanted = dataclasses.replace(wanted, target=wanted.target.with_suffix(f".{planned.format}"))
         planned = await provider.plan(wanted)
     if planned.facts:
-        with books.making(f"{provider.name}-clone", planned.facts) as entry:
+        with writer.making(f"{provider.name}-clone", planned.facts) as entry:
             fork = await provider.fork(wanted)
     else:
-        with books.creating("file", planned.path) as entry:
+        with writer.creating("file", planned.path) as entry:
             fork = await provider.fork(wanted)
     try:
         info = await image_info(qemu_img=qemu_img, image=fork.path, image_format=fork.format)
     except BaseException:
         await provider.remove(fork)
-        books.gone(entry)
+        writer.gone(entry)
         raise
     return OwnedFork(
         id=fork_id,
         fork=fork,
         provider=provider,
         entry=entry,
-        books=books,
+        writer=writer,
         qemu_img=qemu_img,
         size_bytes=info.virtual_size_bytes,
         note="; ".join(notes),

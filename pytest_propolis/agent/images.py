@@ -25,10 +25,10 @@ DERIVED_DISK = "disk.qcow2"
 class ImageMaker:
     """Resolves artifacts and recipes to paths."""
 
-    def __init__(self, config: AgentConfig, ledger: Ledger, platforms: HypervisorFinder) -> None:
+    def __init__(self, config: AgentConfig, ledger: Ledger, hypervisors: HypervisorFinder) -> None:
         self._config = config
         self._books = LedgerWriter(ledger, Owner("images"))
-        self._platforms = platforms
+        self._platforms = hypervisors
         self._store = ArtifactStore(
             Path(config.artifact_dir) if config.artifact_dir else default_artifact_dir(),
             peers=[Path(peer) for peer in config.peer_stores],

@@ -116,7 +116,7 @@ async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int,
         try:
             if not _tell_ready(ready_fd, path):
                 leave.set()
-            loop.call_later(FIRST_CLIENT_TIMEOUT_S, lambda: leave.set() if app.account.is_empty else None)
+            loop.call_later(FIRST_CLIENT_TIMEOUT_S, lambda: leave.set() if app.registry.is_empty else None)
             await leave.wait()
         finally:
             # No client may connect to an agent that is about to exit.

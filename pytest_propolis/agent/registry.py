@@ -68,15 +68,15 @@ BACKENDS: Final[Mapping[type, BackendFactory]] = MappingProxyType({CrucibleStora
 class ResourceRegistry:
     """All resources, by client. Each is in the ledger before it is created, and is removed if its client is gone."""
 
-    def __init__(self, config: AgentConfig, ledger: Ledger, platforms: HypervisorFinder) -> None:
+    def __init__(self, config: AgentConfig, ledger: Ledger, hypervisors: HypervisorFinder) -> None:
         self._config = config
         self._ledger = ledger
-        self._platforms = platforms
+        self._platforms = hypervisors
         self._directory = Path(config.directory)
         self._clients: dict[str, ClientResources] = {}
         self._budget = MemoryBudget()
         self._space = DiskSpace(config, ledger)
-        self.forks = ForkStarter(config, platforms, self._space)
+        self.forks = ForkStarter(config, hypervisors, self._space)
         self.standby = Standby(self.forks, partial(LedgerWriter, ledger, Owner("standby")), per_kind=config.standby)
 
     async def admit(self, client: str, *, pid: int) -> None:
@@ -86,10 +86,10 @@ class ResourceRegistry:
 
         :param pid: its process on this host; 0 if it runs on another one.
         """
-        if (holdings := self._clients.get(client)) and holdings.left:
-            await holdings.released.wait()
-        if holdings := self._clients.get(client):
-            holdings.lifelines += 1
+        if (owned := self._clients.get(client)) and owned.left:
+            await owned.released.wait()
+        if owned := self._clients.get(client):
+            owned.lifelines += 1
             return
         process = None
         with contextlib.suppress(ProcessLookupError):
@@ -101,14 +101,14 @@ class ResourceRegistry:
         return not self._clients
 
     def list_vms(self) -> list[VmListed]:
-        return [vm for holdings in self._clients.values() for vm in holdings.listed_vms()]
+        return [vm for owned in self._clients.values() for vm in owned.listed_vms()]
 
     def list_kept(self) -> list[KeptListed]:
-        return [holdings.listed_kept(key, holdings.kept) for key, holdings in self._clients.items() if holdings.kept]
+        return [owned.listed_kept(key, owned.kept) for key, owned in self._clients.items() if owned.kept]
 
     def find_vm(self, vm_id: str) -> OwnedVm | None:
-        for holdings in self._clients.values():
-            if vm := holdings.vms.get(vm_id):
+        for owned in self._clients.values():
+            if vm := owned.vms.get(vm_id):
                 return vm
         return None
 
@@ -120,26 +120,29 @@ class ResourceRegistry:
         :raises ArtifactMissing: when a file that it would boot from is not there.
         """
         platform = await self._platforms.find()
-        holdings = self._holdings(client)
+        owned = self._holdings(client)
         _check_files(request)
-        with holdings.new_name(request):
-            return await self._create_vm(client, holdings, request, platform, memory)
+        with owned.new_name(request):
+            return await self._create_vm(client, owned, request, platform, memory)
 
     async def _create_vm(
         self,
         client: str,
-        holdings: ClientResources,
+        owned: ClientResources,
         request: CreateVm,
         platform: Hypervisor,
         memory: GuestMemory | None,
     ) -> OwnedVm:
         vm_id = secrets.token_hex(8)
-        await self._admit(holdings, vm_id, request)
+        await self._admit(owned, vm_id, request)
         directory = self._directory / "vms" / vm_id
-        books = LedgerWriter(self._ledger, holdings.books.owner)
+        writer = LedgerWriter(self._ledger, owned.writer.owner)
         try:
             disk_directory = self._space.directory() / vm_id
-            with books.creating("directory", directory) as entry, books.creating("directory", disk_directory) as disks:
+            with (
+                writer.creating("directory", directory) as entry,
+                writer.creating("directory", disk_directory) as disks,
+            ):
                 disk_directory.mkdir(mode=0o700)
                 directory.mkdir(parents=True, mode=0o700)
         except BaseException:
@@ -153,11 +156,11 @@ class ResourceRegistry:
                 boot=request.boot,
                 directory=directory,
                 log_path=Path(request.log_path or directory / QEMU_LOG),
-                journal=books,
+                journal=writer,
                 display=request.display,
                 memory=memory,
                 copy_disks=request.copy_disks,
-                inherited_variables=_variables(holdings, request.predecessor),
+                inherited_variables=_variables(owned, request.predecessor),
                 address=self._address(vm_id),
                 disk_directory=disk_directory,
                 backends=BACKENDS,
@@ -170,11 +173,11 @@ class ResourceRegistry:
             server=server,
             directory=entry,
             disk_directory=disks,
-            books=books,
+            writer=writer,
             since=time.time(),
             promise=vm_id,
         )
-        holdings.vms[vm_id] = vm
+        owned.vms[vm_id] = vm
         return vm
 
     async def fork_vm(self, client: str, request: CreateVm, *, template: Template, place: Path) -> OwnedVm:
@@ -185,25 +188,25 @@ class ResourceRegistry:
         :raises ArtifactMissing: when a file that it would boot from after a reset is not there.
         :raises TemplateError: if QEMU cannot load the template.
         """
-        holdings = self._holdings(client)
+        owned = self._holdings(client)
         _check_files(request)
-        with holdings.new_name(request):
-            return await self._fork_vm(client, holdings, request, template, place)
+        with owned.new_name(request):
+            return await self._fork_vm(client, owned, request, template, place)
 
     async def _fork_vm(
-        self, client: str, holdings: ClientResources, request: CreateVm, template: Template, place: Path
+        self, client: str, owned: ClientResources, request: CreateVm, template: Template, place: Path
     ) -> OwnedVm:
         promise = secrets.token_hex(8)
-        await self._admit(holdings, promise, request)
+        await self._admit(owned, promise, request)
         try:
             started = await self.standby.claim(template, place)
             if started is None:
-                books = LedgerWriter(self._ledger, holdings.books.owner)
-                started = await self.forks.start(books, template, place)
+                writer = LedgerWriter(self._ledger, owned.writer.owner)
+                started = await self.forks.start(writer, template, place)
             try:
-                if holdings.left:
+                if owned.left:
                     raise AgentError(f"client {client!r} left while its VM was forked")
-                started.books.hand_over(holdings.books.owner)
+                started.writer.transfer_ownership(owned.writer.owner)
             except BaseException:
                 await asyncio.shield(self.forks.discard(started))
                 raise
@@ -224,19 +227,19 @@ class ResourceRegistry:
             ),
             directory=started.directory,
             disk_directory=started.disk_directory,
-            books=started.books,
+            writer=started.writer,
             since=time.time(),
             fork=started.config.fork,
             promise=promise,
         )
-        holdings.vms[vm.id] = vm
+        owned.vms[vm.id] = vm
         return vm
 
     async def remove_vm(self, client: str, vm_id: str) -> None:
         """End a VM and its server. Idempotent."""
-        holdings = self._holdings(client)
-        if vm := holdings.vms.get(vm_id):
-            await holdings.close(vm)
+        owned = self._holdings(client)
+        if vm := owned.vms.get(vm_id):
+            await owned.close(vm)
 
     async def create_disk(self, client: str, request: CreateDisk) -> DiskCreated:
         """Create a copy-on-write overlay on an image, or an empty disk.
@@ -245,27 +248,27 @@ class ResourceRegistry:
         :raises ResourceExhausted: when there is no space left.
         """
         qemu_img = (await self._platforms.find()).qemu.img
-        holdings = self._holdings(client)
+        owned = self._holdings(client)
         disk_id = secrets.token_hex(8)
         path = self._space.place(f"{disk_id}.qcow2")
-        with holdings.books.creating("file", path) as entry:
+        with owned.writer.creating("file", path) as entry:
             await make_image(request, qemu_img, path, allowed=allowed_image_directories(self._config))
-            if holdings.left:
+            if owned.left:
                 raise AgentError(f"client {client!r} left while its disk was made")
-        holdings.disks[disk_id] = entry
+        owned.disks[disk_id] = entry
         return DiskCreated(id=disk_id, path=str(path))
 
     async def fork_image(self, client: str, request: ForkImage) -> OwnedFork:
         """Create a writable fork of an image, with the best provider available at its location: `fork_of`."""
         qemu_img = (await self._platforms.find()).qemu.img
-        holdings = self._holdings(client)
-        books = LedgerWriter(self._ledger, holdings.books.owner)
+        owned = self._holdings(client)
+        writer = LedgerWriter(self._ledger, owned.writer.owner)
         allowed = allowed_image_directories(self._config)
-        fork = await fork_of(request, space=self._space, books=books, qemu_img=qemu_img, allowed=allowed)
-        if holdings.left:
+        fork = await fork_of(request, space=self._space, writer=writer, qemu_img=qemu_img, allowed=allowed)
+        if owned.left:
             await fork.remove()
             raise AgentError(f"client {client!r} left while its image was forked")
-        holdings.forks[fork.id] = fork
+        owned.forks[fork.id] = fork
         return fork
 
     def find_fork(self, client: str, fork_id: str) -> OwnedFork:
@@ -279,10 +282,10 @@ class ResourceRegistry:
 
         Idempotent.
         """
-        holdings = self._holdings(client)
-        await holdings.closings()
-        holdings.remove_disk(disk_id)
-        await holdings.remove_fork(disk_id)
+        owned = self._holdings(client)
+        await owned.closings()
+        owned.remove_disk(disk_id)
+        await owned.remove_fork(disk_id)
 
     async def create_volume(self, client: str, request: CreateVolume) -> VolumeCreated:
         """Create a replicated volume with running downstairs.
@@ -292,13 +295,13 @@ class ResourceRegistry:
         :raises ResourceExhausted: when there is no space left.
         """
         qemu = (await self._platforms.find()).qemu
-        holdings = self._holdings(client)
-        books = LedgerWriter(self._ledger, holdings.books.owner)
-        volume = await create_volume(request, qemu=qemu, place=self._space.directory(), books=books, client=client)
-        if holdings.left:
+        owned = self._holdings(client)
+        writer = LedgerWriter(self._ledger, owned.writer.owner)
+        volume = await create_volume(request, qemu=qemu, place=self._space.directory(), writer=writer, client=client)
+        if owned.left:
             await volume.close()
             raise AgentError(f"client {client!r} left while its volume was made")
-        holdings.volumes[volume.id] = volume
+        owned.volumes[volume.id] = volume
         return volume.created()
 
     async def add_downstairs(self, client: str, volume_id: str) -> str:
@@ -316,23 +319,23 @@ class ResourceRegistry:
         return volume
 
     def list_volumes(self) -> list[VolumeListed]:
-        return [volume for holdings in self._clients.values() for volume in holdings.listed_volumes()]
+        return [volume for owned in self._clients.values() for volume in owned.listed_volumes()]
 
     async def remove_volume(self, client: str, volume_id: str) -> None:
         """Remove a volume, after any VMs of the client that are shutting down have closed it. Idempotent."""
-        holdings = self._holdings(client)
-        await holdings.closings()
-        await holdings.remove_volume(volume_id)
+        owned = self._holdings(client)
+        await owned.closings()
+        await owned.remove_volume(volume_id)
 
-    async def remove(self, client: str, belongings: ResourceIds) -> None:
+    async def remove(self, client: str, resources: ResourceIds) -> None:
         """Remove VMs and then disks, in the order of `release`. Skip any that are already gone."""
-        holdings = self._holdings(client)
-        going = [vm for vm_id in belongings.vms if (vm := holdings.vms.get(vm_id))]
-        going += [vm for vm in holdings.vms.values() if (vm.request.group, vm.request.name) in belongings.named]
-        await _all(partial(holdings.close, vm) for vm in going)
-        for disk_id in belongings.disks:
+        owned = self._holdings(client)
+        going = [vm for vm_id in resources.vms if (vm := owned.vms.get(vm_id))]
+        going += [vm for vm in owned.vms.values() if (vm.request.group, vm.request.name) in resources.named]
+        await _all(partial(owned.close, vm) for vm in going)
+        for disk_id in resources.disks:
             await self.remove_disk(client, disk_id)
-        for volume_id in belongings.volumes:
+        for volume_id in resources.volumes:
             await self.remove_volume(client, volume_id)
 
     def keep(self, client: str, request: Keep) -> KeptListed:
@@ -345,7 +348,7 @@ class ResourceRegistry:
         key = f"kept-{secrets.token_hex(4)}"
         taker = self._holdings_of(Owner(KEPT_OWNER, ProcessIdentity.current()), kept=kept)
         try:
-            self._hand_over(request.belongings, giver, taker, kept)
+            self._hand_over(request.resources, giver, taker, kept)
         except BaseException:
             giver.vms |= taker.vms
             giver.disks |= taker.disks
@@ -360,55 +363,55 @@ class ResourceRegistry:
             self._clients[key] = taker
         return taker.listed_kept(key, kept)
 
-    def _hand_over(self, belongings: ResourceIds, giver: ClientResources, taker: ClientResources, kept: Kept) -> None:
-        for vm_id in belongings.vms:
+    def _hand_over(self, resources: ResourceIds, giver: ClientResources, taker: ClientResources, kept: Kept) -> None:
+        for vm_id in resources.vms:
             if (vm := giver.vms.get(vm_id)) and vm.closing is None:
-                vm.books.hand_over(taker.books.owner)
+                vm.writer.transfer_ownership(taker.writer.owner)
                 if vm.disks and vm.disk_directory:
                     vm.disk_directory = self._ledger.keep(vm.disk_directory, kept.until, reason=kept.reason)
                 taker.vms[vm_id] = giver.vms.pop(vm_id)
-        for disk_id in belongings.disks:
+        for disk_id in resources.disks:
             if entry := giver.disks.get(disk_id):
-                self._ledger.hand_over(entry, taker.books.owner)
+                self._ledger.transfer_ownership(entry, taker.writer.owner)
                 taker.disks[disk_id] = self._ledger.keep(entry, kept.until, reason=kept.reason)
                 del giver.disks[disk_id]
             if fork := giver.forks.pop(disk_id, None):
-                fork.books.hand_over(taker.books.owner)
+                fork.writer.transfer_ownership(taker.writer.owner)
                 fork.entry = self._ledger.keep(fork.entry, kept.until, reason=kept.reason)
                 taker.forks[disk_id] = fork
-        for volume_id in belongings.volumes:
+        for volume_id in resources.volumes:
             if volume := giver.volumes.pop(volume_id, None):
-                volume.books.hand_over(taker.books.owner)
+                volume.writer.transfer_ownership(taker.writer.owner)
                 volume.directory = self._ledger.keep(volume.directory, kept.until, reason=kept.reason)
                 taker.volumes[volume_id] = volume
 
     async def released(self, client: str) -> None:
         """Wait until everything that a client owned is released. Return at once for an unknown client."""
-        if holdings := self._clients.get(client):
-            await holdings.released.wait()
+        if owned := self._clients.get(client):
+            await owned.released.wait()
 
     async def drop_lifeline(self, client: str) -> None:
         """Release the client's resources if this was its last lifeline."""
-        if holdings := self._clients.get(client):
-            holdings.lifelines -= 1
-            if holdings.lifelines <= 0:
+        if owned := self._clients.get(client):
+            owned.lifelines -= 1
+            if owned.lifelines <= 0:
                 await self.release(client)
 
     async def release(self, client: str) -> None:
         """Release everything that a client owns: VMs first, then the disks that they held open."""
-        holdings = self._clients.get(client)
-        if holdings is None:
+        owned = self._clients.get(client)
+        if owned is None:
             return
-        holdings.left = True
-        await _all(partial(holdings.close, vm) for vm in list(holdings.vms.values()))
-        for disk_id in list(holdings.disks):
-            holdings.remove_disk(disk_id)
-        await _all(partial(holdings.remove_fork, fork_id) for fork_id in list(holdings.forks))
-        await _all(partial(holdings.remove_volume, volume_id) for volume_id in list(holdings.volumes))
-        if all(other.kept for other in self._clients.values() if other is not holdings):
+        owned.left = True
+        await _all(partial(owned.close, vm) for vm in list(owned.vms.values()))
+        for disk_id in list(owned.disks):
+            owned.remove_disk(disk_id)
+        await _all(partial(owned.remove_fork, fork_id) for fork_id in list(owned.forks))
+        await _all(partial(owned.remove_volume, volume_id) for volume_id in list(owned.volumes))
+        if all(other.kept for other in self._clients.values() if other is not owned):
             await self.standby.rest()  # what was kept needs none
         self._clients.pop(client, None)
-        holdings.released.set()
+        owned.released.set()
 
     async def release_all(self) -> None:
         await self.standby.close()
@@ -418,7 +421,7 @@ class ResourceRegistry:
         """Remove the directories shared by all clients. Call it once everything is released."""
         self._space.close()
 
-    async def _admit(self, holdings: ClientResources, promise: str, request: CreateVm) -> None:
+    async def _admit(self, owned: ClientResources, promise: str, request: CreateVm) -> None:
         """Reserve memory; discard standby forks if that is necessary."""
         if not request.memory_mib:
             return
@@ -427,31 +430,31 @@ class ResourceRegistry:
         except HostBusy:
             await self.standby.let_go()
             raise
-        if holdings.left:
+        if owned.left:
             self._budget.release(promise)
             raise AgentError("the client left while it waited for memory")
 
     def _holdings_of(self, owner: Owner, *, kept: Kept | None = None) -> ClientResources:
-        return ClientResources(books=LedgerWriter(self._ledger, owner), forget_promise=self._budget.release, kept=kept)
+        return ClientResources(writer=LedgerWriter(self._ledger, owner), forget_promise=self._budget.release, kept=kept)
 
     def _address(self, vm_id: str) -> str:
         """Return the address at which other servers reach a VM's server."""
         return Endpoint(base_url=f"http://agent/vms/{vm_id}", uds=self._directory / SOCKET_NAME).address
 
     def _holdings(self, client: str) -> ClientResources:
-        holdings = self._clients.get(client)
-        if holdings is None or holdings.left:
+        owned = self._clients.get(client)
+        if owned is None or owned.left:
             raise AgentError(
                 f"client {client!r} has no lifeline", hint="open one first; it says when to release what you own"
             )
-        return holdings
+        return owned
 
 
-def _variables(holdings: ClientResources, predecessor: str | None) -> Path | None:
+def _variables(owned: ClientResources, predecessor: str | None) -> Path | None:
     """Return the path of the firmware variables of one of the client's VMs."""
     if predecessor is None:
         return None
-    vm = holdings.vms.get(predecessor)
+    vm = owned.vms.get(predecessor)
     return vm.server.firmware_variables if vm else None
 
 

@@ -36,13 +36,13 @@ logger = logging.getLogger(__name__)
 class Standby:
     """Keeps standby forks, built one at a time, and discards them when memory runs short.
 
-    :param books: creates the ledger writer of one fork, which passes to its claimant.
+    :param writer: creates the ledger writer of one fork, which passes to its claimant.
     :param per_kind: how many per template; None to adapt to this machine and build only while it is idle.
     """
 
-    def __init__(self, forks: ForkStarter, books: Callable[[], LedgerWriter], *, per_kind: int | None) -> None:
+    def __init__(self, forks: ForkStarter, writer: Callable[[], LedgerWriter], *, per_kind: int | None) -> None:
         self._forks = forks
-        self._books = books
+        self._books = writer
         self._per_kind = min(os.cpu_count() or 1, MOST_PER_KIND) if per_kind is None else per_kind
         self._ready: defaultdict[str, deque[StartedFork]] = defaultdict(deque)
         self._wanted: dict[str, tuple[Template, Path]] = {}
@@ -99,7 +99,7 @@ class Standby:
 
     async def _make(self) -> None:
         await self._quiet()
-        while (key := self._lacking()) is not None:
+        while (key := self._missing_parts()) is not None:
             template, place = self._wanted[key]
             try:
                 started = await self._forks.start(self._books(), template, place, warm_up=True)
@@ -118,7 +118,7 @@ class Standby:
             await asyncio.sleep(QUIET_S)
             idle = not self._only_idle or idle_s() - before_s >= IDLE_SHARE * QUIET_S
 
-    def _lacking(self) -> str | None:
+    def _missing_parts(self) -> str | None:
         if self.ready >= MOST or available_mib() < 2 * SPARE_MIB:
             return None
         return next((key for key in self._wanted if len(self._ready[key]) < self._per_kind), None)

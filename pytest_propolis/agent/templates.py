@@ -63,14 +63,14 @@ class Templates:
 
     def __init__(
         self,
-        platforms: HypervisorFinder,
-        account: ResourceRegistry,
+        hypervisors: HypervisorFinder,
+        registry: ResourceRegistry,
         *,
         directory: Path,
         allowed: tuple[Path, ...],
     ) -> None:
-        self._platforms = platforms
-        self._account = account
+        self._platforms = hypervisors
+        self._account = registry
         self._store = ArtifactStore(directory)
         self._allowed = allowed
         self._frozen: dict[str, asyncio.Future[FreezeVm]] = {}
@@ -250,8 +250,8 @@ class Templates:
             disks=len(needed.disks),
             session=facts.session,
             console=facts.console,
-            drill=facts.drill,
-            drilled=facts.drilled,
+            warmup_input=facts.warmup_input,
+            warmup_marker=facts.warmup_marker,
         ).save(directory)
 
     async def _have_booted(

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..agent_api.messages import VmFacts
+from ..agent_api.messages import ExtendedInfo
 from ..engine.server.app import encoded
 from ..engine.server.dropshot_errors import ErrorResponse
 from ..engine.server.http_error import HttpError
@@ -39,7 +39,7 @@ class VmExtensions:
         server = self._server(request)
         socket = server.display_socket
         return encoded(
-            VmFacts(display_socket=str(socket) if socket else None, panics=server.panics, failure=server.failure)
+            ExtendedInfo(display_socket=str(socket) if socket else None, panics=server.panics, failure=server.failure)
         )
 
     async def _screenshot(self, request: Request) -> Response:

@@ -53,7 +53,7 @@ class OwnedVolume:
     parent: str | None
     program: Path
     directory: Entry
-    books: LedgerWriter
+    writer: LedgerWriter
     since: float
     black_hole: socket.socket
     downstairs: list[Downstairs] = field(default_factory=list)
@@ -119,7 +119,7 @@ class OwnedVolume:
             stall_timeout_s=self.request.stall_timeout_s,
         )
         await self._make_file(region, qemu_img)
-        downstairs = Downstairs(region, program=self.program, log_path=self.path / f"{number}.log", journal=self.books)
+        downstairs = Downstairs(region, program=self.program, log_path=self.path / f"{number}.log", journal=self.writer)
         self.downstairs.append(downstairs)
         await _answered(downstairs.start())
         return downstairs
@@ -154,7 +154,7 @@ class OwnedVolume:
         await asyncio.gather(*(downstairs.close() for downstairs in self.downstairs))
         self.black_hole.close()
         shutil.rmtree(self.path, ignore_errors=True)
-        self.books.gone(self.directory)
+        self.writer.gone(self.directory)
 
     async def _make_file(self, region: RegionFile, qemu_img: Path) -> None:
         if region.parent is not None:
@@ -174,7 +174,7 @@ class OwnedVolume:
 
 
 async def create_volume(
-    request: CreateVolume, *, qemu: Qemu, place: Path, books: LedgerWriter, client: str
+    request: CreateVolume, *, qemu: Qemu, place: Path, writer: LedgerWriter, client: str
 ) -> OwnedVolume:
     """Create a volume with three running downstairs.
 
@@ -192,7 +192,7 @@ async def create_volume(
     size_bytes = await _size(request, qemu.img)
     volume_id = secrets.token_hex(8)
     directory = place / volume_id
-    with books.creating("directory", directory) as entry:
+    with writer.creating("directory", directory) as entry:
         directory.mkdir(parents=True, mode=0o700)
     volume = OwnedVolume(
         id=volume_id,
@@ -204,7 +204,7 @@ async def create_volume(
         parent=request.image,
         program=qemu.storage_daemon,
         directory=entry,
-        books=books,
+        writer=writer,
         since=time.time(),
         black_hole=socket.create_server((LOOPBACK, 0)),
     )

@@ -31,6 +31,7 @@ __all__ = [
     "DiskCreated",
     "DownstairsFault",
     "DownstairsListed",
+    "ExtendedInfo",
     "Fault",
     "FaultKind",
     "ForkImage",
@@ -46,7 +47,6 @@ __all__ = [
     "TemplateMaking",
     "TemplateNeeded",
     "VmCreated",
-    "VmFacts",
     "VmForked",
     "VmListed",
     "VolumeCreated",
@@ -156,7 +156,7 @@ class VmListed(msgspec.Struct, frozen=True, kw_only=True):
     kept: Kept | None = None
 
 
-class VmFacts(msgspec.Struct, frozen=True, kw_only=True):
+class ExtendedInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What the Propolis API does not say of a VM.
 
     :param display_socket: the UNIX socket of its display's VNC server; None without a display or while it is down.
@@ -357,12 +357,12 @@ class ResourceIds(msgspec.Struct, frozen=True, kw_only=True):
 class Keep(msgspec.Struct, frozen=True, kw_only=True):
     """Ask the agent to take VMs and disks over from a client: they stay when the client leaves.
 
-    :param belongings: which; what is gone already is passed over.
+    :param resources: which; what is gone already is passed over.
     :param reason: for people.
     :param ttl_s: after so many seconds the agent removes them.
     """
 
-    belongings: ResourceIds
+    resources: ResourceIds
     reason: str
     ttl_s: float
 
@@ -429,14 +429,14 @@ class FreezeVm(msgspec.Struct, frozen=True, kw_only=True):
 
     :param session: the word of the read-eval loop that waits for commands in its guest.
     :param console: what it showed until somebody was logged in.
-    :param drill: what to type so that its guest runs a command that changes nothing.
-    :param drilled: what it shows at the very end of it.
+    :param warmup_input: what to type so that its guest runs a command that changes nothing.
+    :param warmup_marker: what it shows at the very end of it.
     """
 
     session: str
     console: str
-    drill: str
-    drilled: str
+    warmup_input: str
+    warmup_marker: str
 
 
 class ForkVm(msgspec.Struct, frozen=True, kw_only=True):

@@ -73,7 +73,7 @@ class Console:
         self._vm = vm
         self.transcript = Transcript()
         self.on_signal: Callable[[Signal], None] | None = None
-        """Called for each signal of the shell protocol that has one of the words given to `heed`."""
+        """Called for each signal of the shell protocol that has one of the words given to `expect_nonces`."""
         self.on_reset: Callable[[], None] | None = None
         """Called when the guest has reset its machine, if the server tells of that."""
         self._loss = loss
@@ -149,7 +149,7 @@ class Console:
                 log_path=str(self.log.path),
             ) from None
 
-    def heed(self, *words: str) -> None:
+    def expect_nonces(self, *words: str) -> None:
         """Take those signals of the shell protocol for signals that carry one of these words, and no others."""
         self._parser.words = words
 

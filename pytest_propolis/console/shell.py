@@ -104,7 +104,7 @@ class Shell:
         failure = asyncio.get_running_loop().create_future()
         self._console.transcript.on_failure(failure)
         typed_at = self._console.transcript.end
-        self._console.heed(self._session)
+        self._console.expect_nonces(self._session)
         await self._console.send(wrapper.replace("{}", program(self._session, shell=shell)) + "\n")
         try:
             async with asyncio.timeout(timeout_s):
@@ -129,7 +129,7 @@ class Shell:
         :param typed: what somebody else has typed at it already: `run_typed` waits for it.
         """
         self._session = session
-        self._console.heed(session)
+        self._console.expect_nonces(session)
         self._ready.set()
         if typed is not None:
             self._begin(typed.nonce)
@@ -241,7 +241,7 @@ class Shell:
                 with contextlib.suppress(ConsoleClosed):
                     await self._leave(pending)
 
-    async def hand_over(self, *, timeout_s: float) -> None:
+    async def release_console(self, *, timeout_s: float) -> None:
         """Leave the console to the user's own shell, for good: commands are not run any more. Twice is fine.
 
         A command that still runs is interrupted.
@@ -276,7 +276,7 @@ class Shell:
 
     def _begin(self, nonce: str) -> _Pending:
         self._pending = _Pending(nonce, asyncio.get_running_loop().create_future())
-        self._console.heed(self._session, nonce)
+        self._console.expect_nonces(self._session, nonce)
         self._console.transcript.on_failure(self._pending.ended)
         return self._pending
 

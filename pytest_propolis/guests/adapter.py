@@ -15,7 +15,7 @@ from ..console.console import Console
 from ..console.shell_protocol import program
 from ..field_checks import check_fields
 from ..storage.artifacts import Artifact
-from .fork_identity import PROGRAM, install_command, wait_command, wake_command
+from .fork_identity import PROGRAM, await_identity_command, identity_command, install_command
 
 __all__ = ["EMULATED_KERNEL", "GuestAdapter", "GuestImage"]
 
@@ -105,16 +105,16 @@ class GuestAdapter(ABC):
 
     def template_commands(self) -> Iterable[str]:
         """Return the commands that a logged-in guest runs before it is frozen."""
-        return (install_command(self.scratch), self.wait_command())
+        return (install_command(self.scratch), self.await_identity_command())
 
-    def wait_command(self) -> str:
-        """Return the command that re-arms the wake helper, after a `wake_command` has used it."""
-        return wait_command(self.scratch)
+    def await_identity_command(self) -> str:
+        """Return the command that re-arms the wake helper, after a `identity_command` has used it."""
+        return await_identity_command(self.scratch)
 
-    def wake_command(self, *, name: str) -> str:
+    def identity_command(self, *, name: str) -> str:
         """Return the command that every fork runs first, in one round trip, to make it unique: it sets random numbers,
         clock and host name."""
-        return wake_command(self.scratch, name=name)
+        return identity_command(self.scratch, name=name)
 
     def plugged_command(self, addresses: Sequence[str]) -> str:
         """Return the command that waits until the fork's kernel has detected hot-plugged disks and network cards.

@@ -39,8 +39,8 @@ class Debian(GuestAdapter):
     scratch: ClassVar[str] = "/dev/shm/.propolis-wake"  # noqa: S108 -- in the guest, whose /run takes no programs
     quiet_command: ClassVar[str] = "systemctl is-system-running --wait > /dev/null; sync"
 
-    def wake_command(self, *, name: str) -> str:
-        return f"{super().wake_command(name=name)} && echo {uuid4().hex} > /etc/machine-id"
+    def identity_command(self, *, name: str) -> str:
+        return f"{super().identity_command(name=name)} && echo {uuid4().hex} > /etc/machine-id"
 
     def plugged_command(self, addresses: Sequence[str]) -> str:
         return f"{super().plugged_command(addresses)}; udevadm settle"

@@ -14,7 +14,7 @@ import string
 import struct
 from typing import Final
 
-__all__ = ["NOT_EXECUTABLE", "PROGRAM", "RECORD_BYTES", "install_command", "wait_command", "wake_command"]
+__all__ = ["NOT_EXECUTABLE", "PROGRAM", "RECORD_BYTES", "await_identity_command", "identity_command", "install_command"]
 
 # Each octet that a guest reads from its serial line costs an emulator some 40 us, and letters are typed as they are.
 ENTROPY_LETTERS: Final = 48
@@ -89,13 +89,13 @@ def install_command(path: str) -> str:
     )
 
 
-def wait_command(path: str) -> str:
-    """Return a command that starts the program, which waits for a `wake_command` and exits after it."""
+def await_identity_command(path: str) -> str:
+    """Return a command that starts the program, which waits for a `identity_command` and exits after it."""
     # In a subshell, so that it is not a job of the shell. FIFOs opened for reading and writing never block on open.
     return f'({path} <> {path}.in 1<> {path}.out 2>&1 &) && read -r _pw < {path}.out && [ "$_pw" = r ]'
 
 
-def wake_command(path: str, *, name: str) -> str:
+def identity_command(path: str, *, name: str) -> str:
     """Return a command that gives the guest its own identity: fresh entropy, the host's time, a host name."""
     seed = _RANDOM.getrandbits(15)
     entropy = "".join(_RANDOM.choices(string.ascii_letters, k=ENTROPY_LETTERS))

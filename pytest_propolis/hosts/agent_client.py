@@ -201,9 +201,9 @@ class AsyncAgentClient:
         body = InstanceVCRReplace(vcr_json=vcr_json)
         return await self._call("PUT", f"/vms/{vm_id}/disks/{backend}/vcr", ReplaceResult, body)
 
-    async def remove(self, belongings: ResourceIds) -> None:
+    async def remove(self, resources: ResourceIds) -> None:
         """Remove VMs and then disks; returns when they are gone. What is gone already is passed over."""
-        await self._call("POST", "/removal", NoneType, belongings)
+        await self._call("POST", "/removal", NoneType, resources)
 
     async def keep(self, request: Keep) -> KeptListed:
         """Have the agent take VMs and disks over, which then outlive this client."""
@@ -283,9 +283,9 @@ class AgentClient:
         """As `AsyncAgentClient.keep`."""
         return self._ask("POST", "/kept", KeptListed, request)
 
-    def remove(self, belongings: ResourceIds) -> None:
+    def remove(self, resources: ResourceIds) -> None:
         """As `AsyncAgentClient.remove`."""
-        self._ask("POST", "/removal", NoneType, belongings)
+        self._ask("POST", "/removal", NoneType, resources)
 
     def volumes(self) -> list[VolumeListed]:
         return self._ask("GET", "/volumes", list[VolumeListed])

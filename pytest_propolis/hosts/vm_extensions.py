@@ -8,26 +8,26 @@ from typing import Final
 
 import msgspec
 
-from ..agent_api.messages import AttachDisk, VmFacts
+from ..agent_api.messages import AttachDisk, ExtendedInfo
 from ..errors import AgentError, CapabilityMissing
 from ..propolis_api import Component, InstanceSpec
 from ..propolis_api.endpoint import Endpoint
 from ..propolis_api.failure import api_error
 from ..propolis_api.transport import http_client
 
-__all__ = ["attach_disk", "get_screenshot", "get_vm_facts"]
+__all__ = ["attach_disk", "get_extended_info", "get_screenshot"]
 
 ANSWER_TIMEOUT_S: Final = 30.0
 
 
-async def get_vm_facts(endpoint: Endpoint, *, vm: str) -> VmFacts:
+async def get_extended_info(endpoint: Endpoint, *, vm: str) -> ExtendedInfo:
     """Return the facts that the API lacks.
 
     :raises CapabilityMissing: if the VM's server is not run by an agent.
     """
     lacking = CapabilityMissing("its server says nothing beside the API", vm=vm, operation="facts")
     content = await _get(endpoint, "", vm=vm, operation="facts", lacking=lacking)
-    return msgspec.json.decode(content, type=VmFacts)
+    return msgspec.json.decode(content, type=ExtendedInfo)
 
 
 async def get_screenshot(endpoint: Endpoint, *, vm: str) -> bytes:

@@ -185,7 +185,7 @@ class Ledger:
         self._append(Keep(entry.id, kept))
         return self._replace(msgspec.structs.replace(current, kept=kept))
 
-    def hand_over(self, entry: Entry, owner: Owner) -> Entry:
+    def transfer_ownership(self, entry: Entry, owner: Owner) -> Entry:
         """Record durably that the resource has a new owner.
 
         :raises ResourceExhausted: when the disk is full. The owner is as before then.

@@ -33,7 +33,7 @@ def reap(
     base: Path,
     *,
     roots: Sequence[Path] = (),
-    undoers: Mapping[str, Cleanup] | None = None,
+    cleanups: Mapping[str, Cleanup] | None = None,
     include_kept: bool = False,
     dry_run: bool = False,
 ) -> Report:
@@ -42,7 +42,7 @@ def reap(
     Concurrent reapers are safe: one of them cleans up each run, and the others report it as left.
 
     :param roots: directories outside the run directories in which listed paths may be removed.
-    :param undoers: cleanup functions by kind; default `CLEANUPS`. Entries of other kinds fail.
+    :param cleanups: cleanup functions by kind; default `CLEANUPS`. Entries of other kinds fail.
     :param include_kept: also remove kept resources that have not expired.
     :param dry_run: change nothing and send no signals. The report says what would be tried; it cannot predict refusals.
     """
@@ -53,7 +53,7 @@ def reap(
             continue
         try:
             with Ledger.adopt(directory / LEDGER_NAME) as ledger:
-                _Reaping(ledger, tuple(roots), CLEANUPS if undoers is None else undoers, report).run(include_kept)
+                _Reaping(ledger, tuple(roots), CLEANUPS if cleanups is None else cleanups, report).run(include_kept)
         except FileNotFoundError:
             _reap_stillborn(directory, report, "it has no ledger")
         except AgentError as error:
@@ -64,11 +64,13 @@ def reap(
 class _Reaping:
     """The reaping of one run, whose ledger is locked."""
 
-    def __init__(self, ledger: Ledger, roots: tuple[Path, ...], undoers: Mapping[str, Cleanup], report: Report) -> None:
+    def __init__(
+        self, ledger: Ledger, roots: tuple[Path, ...], cleanups: Mapping[str, Cleanup], report: Report
+    ) -> None:
         self.ledger = ledger
         self.directory = ledger.path.parent
         self.roots = roots
-        self.undoers = undoers
+        self.cleanups = cleanups
         self.report = report
 
     def run(self, include_kept: bool) -> None:
@@ -91,7 +93,7 @@ class _Reaping:
             self._remove_directory()
 
     def _undo(self, entry: Entry, run: DeadRun) -> bool:
-        undoer = self.undoers.get(entry.kind)
+        undoer = self.cleanups.get(entry.kind)
         if undoer is None:
             return self._failed(entry, f"nothing here knows how to undo a {entry.kind!r}")
         try:

@@ -25,11 +25,11 @@ class LedgerWriter:
         """Record that a process is about to be started."""
         return _ProcessRecord(self._ledger, self._intend("process", {}))
 
-    def hand_over(self, owner: Owner) -> None:
+    def transfer_ownership(self, owner: Owner) -> None:
         """Transfer all recorded and future resources to another owner."""
         self.owner = owner
         for entry in filter(self._ledger.lists, self._entries):
-            self._ledger.hand_over(entry, owner)
+            self._ledger.transfer_ownership(entry, owner)
 
     @contextlib.contextmanager
     def creating(self, kind: str, path: Path) -> Iterator[Entry]:

@@ -104,7 +104,7 @@ async def _ended(vm: TestVm) -> None:
 
 async def _runs(vm: TestVm) -> bool:
     try:
-        return await vm.get() in RUNNING
+        return await vm.get_state() in RUNNING
     except PropolisError:
         return False
 

@@ -86,15 +86,15 @@ class RetentionPolicy:
             with contextlib.suppress(PropolisError):  # the agent is gone, and its VMs with it
                 self._settle(*self._aside.pop(0), remove=remove)
 
-    def _settle(self, teardown: FactoryTeardown, host: Host, belongings: ResourceIds, *, remove: bool) -> None:
+    def _settle(self, teardown: FactoryTeardown, host: Host, resources: ResourceIds, *, remove: bool) -> None:
         from ..agent_api.messages import Keep
 
         if (agent := host.agent) is None:
             return
         if reason := teardown.failure_of(self._logged[teardown.logged :]):
-            agent.keep(Keep(belongings=belongings, reason=reason, ttl_s=self.settings.keep_ttl))
+            agent.keep(Keep(resources=resources, reason=reason, ttl_s=self.settings.keep_ttl))
         elif remove:
-            agent.remove(belongings)
+            agent.remove(resources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,31 +104,31 @@ class FactoryTeardown:
     :param seen: how many failures had been noted when the factory was opened; ``logged`` likewise.
     """
 
-    keeper: RetentionPolicy
+    policy: RetentionPolicy
     test: str | None
     seen: int
     logged: int
 
     async def __call__(self, factory: VmFactory) -> None:
         """End a factory of VMs, after a pause for a person if their test has failed."""
-        failed = self.failure_of(self.keeper._failures[self.seen :])
-        if failed and self.keeper.pause and factory.vms:
-            await factory.hand_over()
-            await self.keeper.pause(failed, factory)
+        failed = self.failure_of(self.policy._failures[self.seen :])
+        if failed and self.policy.pause and factory.vms:
+            await factory.release_console()
+            await self.policy.pause(failed, factory)
         await self.end(factory, failed)
 
     async def of_disks(self, factory: Factory) -> None:
         """End a factory of what VMs use, after that of the VMs."""
-        await self.end(factory, self.failure_of(self.keeper._failures[self.seen :]))
+        await self.end(factory, self.failure_of(self.policy._failures[self.seen :]))
 
     async def end(self, factory: Factory, failed: str | None) -> None:
-        settings = self.keeper.settings
+        settings = self.policy.settings
         if settings.keep == "never":
             await factory.aclose()
         elif settings.keep == "always":
             await factory.keep(reason=failed or self.test or factory.group, ttl_s=settings.keep_ttl)
         else:
-            self.keeper.set_aside(self, await factory.detach())
+            self.policy.set_aside(self, await factory.detach())
 
     def failure_of(self, failures: list[str]) -> str | None:
         """The first of these failed tests that the factory was for."""

@@ -79,7 +79,7 @@ class Run:
         return self.placed[0]
 
     @cached_property
-    def keeper(self) -> RetentionPolicy:
+    def policy(self) -> RetentionPolicy:
         """Decides whose VMs stay after their test."""
         pause = None
         if self.settings.pause_on_failure and not is_worker(self._config):
@@ -126,7 +126,7 @@ class Run:
             group=name,
             log_dir=self.log_dir / name,
             progress=progress_printer(self._config),
-            teardown=self.keeper.ending(test),
+            teardown=self.policy.ending(test),
             made=partial(self._made, made),
         )
 
@@ -167,7 +167,7 @@ class Run:
             self.host,
             group=group or test or f"shared-{next(self._shared_groups)}",
             made=made or (lambda disk: None),
-            teardown=self.keeper.ending(test).of_disks,
+            teardown=self.policy.ending(test).of_disks,
         )
 
     def _made(self, remember: Callable[[TestVm], None] | None, vm: TestVm) -> None:

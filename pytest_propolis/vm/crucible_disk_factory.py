@@ -120,17 +120,17 @@ class CrucibleDiskFactory:
     async def aclose(self) -> None:
         """Remove all disks. Closing twice is fine."""
         if self._agent is not None:
-            await self._agent.remove(self.belongings)
+            await self._agent.remove(self.resources)
 
     @property
-    def belongings(self) -> ResourceIds:
+    def resources(self) -> ResourceIds:
         return ResourceIds(volumes=tuple(disk.id for disk in self.disks))
 
     async def detach(self) -> list[tuple[Host, ResourceIds]]:
         """Let go of all disks as they are, and return what they are."""
-        return [(self._host, self.belongings)]
+        return [(self._host, self.resources)]
 
     async def keep(self, *, reason: str, ttl_s: float) -> KeptListed:
         """Leave the disks to a person: they outlive this process."""
         assert self._agent is not None
-        return await self._agent.keep(Keep(belongings=self.belongings, reason=reason, ttl_s=ttl_s))
+        return await self._agent.keep(Keep(resources=self.resources, reason=reason, ttl_s=ttl_s))

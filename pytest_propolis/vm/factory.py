@@ -154,16 +154,16 @@ class VmFactory:
         """What the VMs belong to."""
         return self._group
 
-    async def hand_over(self) -> None:
-        """Leave the VMs' consoles to a person: `TestVm.hand_over`."""
-        await asyncio.gather(*(vm.hand_over() for vm in self.vms))
+    async def release_console(self) -> None:
+        """Leave the VMs' consoles to a person: `TestVm.release_console`."""
+        await asyncio.gather(*(vm.release_console() for vm in self.vms))
 
     async def detach(self) -> list[tuple[Host, ResourceIds]]:
         """Let go of all VMs as they are, and return what they are, by host.
 
         They stay this process's, until it has them kept or removed, or ends.
         """
-        await self.hand_over()
+        await self.release_console()
         for stack in self._taken.values():
             stack.pop_all()
         self._taken.clear()
@@ -174,7 +174,7 @@ class VmFactory:
         """Leave VMs and disks to a person: they outlive this process."""
         await self.detach()
         return [
-            await session.agent.keep(Keep(belongings=session.resources, reason=reason, ttl_s=ttl_s))
+            await session.agent.keep(Keep(resources=session.resources, reason=reason, ttl_s=ttl_s))
             for session in self.sessions
         ]
 

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 from websockets.asyncio.client import ClientConnection
 
 from ..agent_api.boot_source import BootSource
-from ..agent_api.messages import VmFacts
+from ..agent_api.messages import ExtendedInfo
 from ..agent_api.template_layout import BOUNDARY
 from ..console.console import Console
 from ..console.shell import CommandResult, Shell
@@ -36,7 +36,7 @@ from ..errors import (
 from ..field_checks import member_of
 from ..guests.adapter import GuestAdapter
 from ..hosts.host import Host
-from ..hosts.vm_extensions import attach_disk, get_screenshot, get_vm_facts
+from ..hosts.vm_extensions import attach_disk, get_extended_info, get_screenshot
 from ..propolis_api import (
     FromMigration,
     FromSpec,
@@ -61,7 +61,7 @@ from .replacements import replacements
 from .spec import disk_components, free_slot
 from .timings import Timings
 from .warm_start.fork_handle import ForkHandle
-from .warm_start.identity import wake
+from .warm_start.identity import assign_identity
 
 __all__ = ["TestVm"]
 
@@ -197,7 +197,7 @@ class TestVm:
                 if self._forked is None:
                     await self._log_in(limit_s)
                 else:
-                    await wake(self.shell, self.guest, self._forked, phases=self.phases, timeout_s=limit_s)
+                    await assign_identity(self.shell, self.guest, self._forked, phases=self.phases, timeout_s=limit_s)
                     self._forked = None  # what comes now is a boot
         except TimeoutError:
             raise self._boot_error("did not come up to a login", waited_s=limit_s) from None
@@ -284,11 +284,11 @@ class TestVm:
             await self._resources.aclose()
             await self._client.aclose()
 
-    async def hand_over(self) -> None:
+    async def release_console(self) -> None:
         """Leave the console to the user's own shell, if the guest takes commands: it takes none from then on."""
         if self._shell is not None and self._shell.is_up:
             with contextlib.suppress(PropolisError):  # a guest that hangs is worth a look, too
-                await self._shell.hand_over(timeout_s=HAND_OVER_TIMEOUT_S)
+                await self._shell.release_console(timeout_s=HAND_OVER_TIMEOUT_S)
 
     async def let_go(self) -> None:
         """Close what was opened for the VM, and leave the VM as it is."""
@@ -317,7 +317,7 @@ class TestVm:
         if self._final_state is not None:
             return False
         try:
-            return await self.get() not in TERMINAL
+            return await self.get_state() not in TERMINAL
         except (ApiError, AgentError):  # it is not created, or its server is gone
             return False
 
@@ -326,7 +326,7 @@ class TestVm:
         if self._final_state is not None:
             return False
         try:
-            return await self.get() not in TERMINAL
+            return await self.get_state() not in TERMINAL
         except ApiError as error:
             return error.status == HTTPStatus.FAILED_DEPENDENCY  # it is not created yet
         except AgentError:
@@ -443,7 +443,7 @@ class TestVm:
         """The Propolis API of this VM's server."""
         return self._api()
 
-    async def get(self) -> InstanceState:
+    async def get_state(self) -> InstanceState:
         """The VM's state now."""
         return (await self._api().instance_get()).instance.state
 
@@ -465,12 +465,12 @@ class TestVm:
         """
         return await get_screenshot(self._api().endpoint, vm=self.name)
 
-    async def facts(self) -> VmFacts:
+    async def extended_info(self) -> ExtendedInfo:
         """What the API does not say: the display's VNC socket, and how often the guest reported a panic.
 
         :raises CapabilityMissing: when its server is not of this project.
         """
-        return await get_vm_facts(self._api().endpoint, vm=self.name)
+        return await get_extended_info(self._api().endpoint, vm=self.name)
 
     async def get_migration_state(self) -> InstanceMigrateStatusResponse:
         """How far the latest migrations into this VM's server and out of it are."""
@@ -541,7 +541,7 @@ class TestVm:
         if self._console is None:
             return False
         try:
-            return await self.get() not in ENDING
+            return await self.get_state() not in ENDING
         except ApiError as error:
             if error.status != 424:
                 raise
@@ -554,7 +554,7 @@ class TestVm:
         )
         self._shell = Shell(self._console, vm=self.name)
         if self._forked is not None:
-            self._shell.resume(self._forked.vm.session, self._forked.waking)
+            self._shell.resume(self._forked.vm.session, self._forked.typed_identity)
             self.boot_log = (await self._console.wait_for(BOUNDARY, timeout_s=OUTPUT_TIMEOUT_S)).before
             self._console.transcript.hide(0)  # another VM's boot, which went well
 
@@ -624,7 +624,7 @@ class TestVm:
     async def _last_state(self) -> str:
         try:
             async with asyncio.timeout(LAST_STATE_TIMEOUT_S):
-                return (await self.get()).value
+                return (await self.get_state()).value
         except ApiError as error:
             return "not created" if error.status == 424 else "unknown"
         except (PropolisError, TimeoutError):

@@ -54,7 +54,7 @@ class Rig:
 
     @property
     def registry(self) -> ResourceRegistry:
-        return self.app.account
+        return self.app.registry
 
     @property
     def disks(self) -> list[Path]:

@@ -16,9 +16,9 @@ from pytest_propolis.guests.fork_identity import (
     PLACES,
     PROGRAM,
     RECORD_BYTES,
+    await_identity_command,
+    identity_command,
     install_command,
-    wait_command,
-    wake_command,
 )
 
 SHELLS = [shell for shell in ("sh", "bash", "dash", "busybox") if shutil.which(shell)]
@@ -75,7 +75,7 @@ def test_every_record_has_its_length_the_time_and_the_name(shell: str, tmp_path:
     (tmp_path / "program.out").write_text("0\n")
     records = set()
     for _ in range(50):
-        run(shell, wake_command(str(path), name="of-its-own"))
+        run(shell, identity_command(str(path), name="of-its-own"))
         records.add((tmp_path / "program.in").read_bytes())
     assert {record[RECORD_BYTES:] for record in records} == {b"of-its-own\n"}
     assert len({record[24:] for record in records}) == 50
@@ -86,7 +86,7 @@ def test_every_record_has_its_length_the_time_and_the_name(shell: str, tmp_path:
 def test_a_program_that_failed_fails_the_command(shell: str, tmp_path: Path) -> None:
     (tmp_path / "program.out").write_text("1\n")
     with pytest.raises(subprocess.CalledProcessError):
-        run(shell, wake_command(str(tmp_path / "program"), name="vm"))
+        run(shell, identity_command(str(tmp_path / "program"), name="vm"))
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -94,11 +94,11 @@ def test_a_program_that_waits_is_there_when_the_command_ends(shell: str, tmp_pat
     path = tmp_path / "program"
     run(shell, install_command(str(path)))
     (tmp_path / "program").write_text("#!/bin/sh\necho r; read -r record; echo 1\n")
-    run(shell, wait_command(str(path)))
+    run(shell, await_identity_command(str(path)))
     with pytest.raises(subprocess.CalledProcessError):
-        run(shell, wake_command(str(path), name="vm"))
+        run(shell, identity_command(str(path), name="vm"))
 
 
 def test_a_wake_command_is_short() -> None:
     """The guest reads it octet by octet."""
-    assert max(len(wake_command("/run/.propolis-wake", name="vm")) for _ in range(50)) < 250
+    assert max(len(identity_command("/run/.propolis-wake", name="vm")) for _ in range(50)) < 250

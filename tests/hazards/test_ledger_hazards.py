@@ -89,9 +89,9 @@ def test_a_reaper_killed_halfway_leaves_the_rest_to_the_next(base: Path) -> None
         os.kill(os.getpid(), signal.SIGKILL)
 
     directory = dead_agent(base, act)
-    assert join(fork(lambda: reap(base, undoers={**CLEANUPS, "bomb": explode}))) == -signal.SIGKILL
+    assert join(fork(lambda: reap(base, cleanups={**CLEANUPS, "bomb": explode}))) == -signal.SIGKILL
     assert [entry.kind for entry in listed(directory)] == ["file", "bomb"]
-    report = reap(base, undoers={**CLEANUPS, "bomb": lambda entry, run: None})
+    report = reap(base, cleanups={**CLEANUPS, "bomb": lambda entry, run: None})
     assert len(report.removed) == 2
     assert not directory.exists()
 

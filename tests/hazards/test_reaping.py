@@ -234,7 +234,7 @@ def test_an_unknown_kind_stays_listed_until_somebody_knows_it(base: Path) -> Non
         assert run.directory == directory
         undone.append(entry.what["name"])
 
-    assert len(reap(base, undoers={**CLEANUPS, "wormhole": collapse}).removed) == 1
+    assert len(reap(base, cleanups={**CLEANUPS, "wormhole": collapse}).removed) == 1
     assert undone == ["w"]
     assert not directory.exists()
 
@@ -250,7 +250,7 @@ def test_one_failure_does_not_stop_the_rest(base: Path) -> None:
 
     directory = dead_agent(base, act)
     other = dead_agent(base, act)
-    report = reap(base, undoers={**CLEANUPS, "nbd": refuse})
+    report = reap(base, cleanups={**CLEANUPS, "nbd": refuse})
     assert len(report.removed) == 4
     assert {failure.directory for failure in report.failed} == {directory, other}
     assert [entry.kind for entry in listed(directory)] == ["nbd"], "so the next reaping has only this to do"

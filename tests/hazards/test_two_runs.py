@@ -26,7 +26,7 @@ async def test_victim(vm_factory):
     async with asyncio.timeout(120):
         while not go_on.exists():
             await asyncio.sleep(0.02)
-    assert (await vm.get()).value == "Creating"
+    assert (await vm.get_state()).value == "Creating"
 """
 
 QUICK = """

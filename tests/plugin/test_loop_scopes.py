@@ -13,7 +13,7 @@ class TestIt:
         assert await test_vm.run("echo hello") == "hello"
         other = await vm_factory.create("other")
         await other.ensure()
-        assert (await other.get()).value == "Creating"
+        assert (await other.get_state()).value == "Creating"
 """
 
 WIDER = """

@@ -58,7 +58,7 @@ async def test_the_display_can_be_watched_through_vnc_while_the_vm_is_there(
     vm_factory: VmFactory,
 ) -> None:
     vm = await booted(vm_factory, display=True)
-    path = (await vm.facts()).display_socket
+    path = (await vm.extended_info()).display_socket
     assert path is not None
     assert Path(path).parent.stat().st_mode & 0o077 == 0
     async with asyncio.timeout(10):
@@ -66,7 +66,7 @@ async def test_the_display_can_be_watched_through_vnc_while_the_vm_is_there(
         assert await reader.readexactly(12) == b"RFB 003.008\n"
     writer.close()
     await vm.stop()
-    assert (await vm.facts()).display_socket is None
+    assert (await vm.extended_info()).display_socket is None
     with pytest.raises(ApiError) as caught:
         await vm.screenshot()
     assert caught.value.status == 424
@@ -74,7 +74,7 @@ async def test_the_display_can_be_watched_through_vnc_while_the_vm_is_there(
 
 async def test_a_vm_without_a_display_says_so(vm_factory: VmFactory) -> None:
     vm = await booted(vm_factory, display=False)
-    assert (await vm.facts()).display_socket is None
+    assert (await vm.extended_info()).display_socket is None
     with pytest.raises(CapabilityMissing, match="it has no display") as caught:
         await vm.screenshot()
     assert caught.value.hint == "ask for one with VmConfig(display=True)"

@@ -66,13 +66,13 @@ async def test_a_fork_has_its_own_name_and_the_time_of_the_host(vm_factory: VmFa
 
 async def test_an_identity_may_arrive_in_pieces(vm_factory: VmFactory) -> None:
     vm = await fork(vm_factory, "vm")
-    command = vm.guest.wake_command(name="renamed")
+    command = vm.guest.identity_command(name="renamed")
     before, record, rest = command.split("'")
     record = record.removesuffix("%s\\n")
     half = len(record) - 24  # amid the letters at its end
     pieces = f"{before.replace('printf', 'pieces')} {rest}"
     await vm.run(f"pieces() {{ printf '{record[:half]}'; /bin/busybox true; printf '{record[half:]}%s\\n' $1; }}")
-    await vm.run(f"for n in 1 2 3; do {vm.guest.wait_command()} && {pieces} || exit; done")
+    await vm.run(f"for n in 1 2 3; do {vm.guest.await_identity_command()} && {pieces} || exit; done")
     assert await vm.run("hostname") == "renamed"
 
 
@@ -158,7 +158,7 @@ async def test_a_fork_that_was_stopped_boots(vm_factory: VmFactory) -> None:
 async def test_a_fork_goes_through_the_states_of_any_vm(vm_factory: VmFactory) -> None:
     vm = await vm_factory.create("vm", boot="warm", **MICRO)
     await vm.ensure()
-    assert await vm.get() is InstanceState.CREATING
+    assert await vm.get_state() is InstanceState.CREATING
     await vm.run_instance()
     await vm.wait_for_state(InstanceState.RUNNING)
     await vm.wait_to_boot()
@@ -169,11 +169,11 @@ async def test_a_fork_goes_through_the_states_of_any_vm(vm_factory: VmFactory) -
 async def test_input_that_comes_before_a_fork_runs_waits_for_it(vm_factory: VmFactory) -> None:
     vm = await vm_factory.create("vm", boot="warm", **MICRO)
     await vm.ensure()
-    waking = asyncio.create_task(vm.wait_to_boot())
+    typed_identity = asyncio.create_task(vm.wait_to_boot())
     for _ in range(3):
-        assert await vm.get() is InstanceState.CREATING
+        assert await vm.get_state() is InstanceState.CREATING
     await vm.run_instance()
-    await waking
+    await typed_identity
     assert await vm.run("echo up") == "up"
 
 

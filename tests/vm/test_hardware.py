@@ -61,4 +61,4 @@ async def test_a_backend_that_is_not_there_answers_500_and_the_vm_has_failed(vm_
     with pytest.raises(ApiError, match=r"VM initialization failed: .*/nowhere/disk\.qcow2") as caught:
         await vm.ensure()
     assert caught.value.status == 500
-    assert await vm.get() == "Failed"
+    assert await vm.get_state() == "Failed"

@@ -24,19 +24,19 @@ async def with_pvpanic(vm_factory: VmFactory, guest: str) -> TestVm:
 async def wait_for_panics(vm: TestVm, count: int) -> None:
     """The agent counts and announces nothing, so it is asked again and again."""
     async with asyncio.timeout(30):
-        while (await vm.facts()).panics < count:
+        while (await vm.extended_info()).panics < count:
             pass
 
 
 async def test_a_panic_of_a_linux_kernel_is_counted_and_the_vm_stays_as_it_is(vm_factory: VmFactory) -> None:
     vm = await with_pvpanic(vm_factory, "alpine")
     await vm.run("modprobe pvpanic-mmio")
-    assert (await vm.facts()).panics == 0
+    assert (await vm.extended_info()).panics == 0
     crash = asyncio.create_task(vm.run("echo c > /proc/sysrq-trigger"))
     await vm.wait_for_serial_output("Kernel panic")
     crash.cancel()
     await wait_for_panics(vm, 1)
-    assert await vm.get() is InstanceState.RUNNING
+    assert await vm.get_state() is InstanceState.RUNNING
 
 
 async def test_what_a_kernel_without_a_driver_writes_to_the_port_counts_as_well(vm_factory: VmFactory) -> None:

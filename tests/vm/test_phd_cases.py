@@ -68,7 +68,7 @@ async def test_a_command_of_many_lines_and_a_long_one_come_through(vm_factory: V
 async def test_start_and_stop(vm_factory: VmFactory) -> None:
     vm = await vm_factory.create(**SMALL)
     await vm.ensure()
-    assert await vm.get() is InstanceState.CREATING
+    assert await vm.get_state() is InstanceState.CREATING
     await vm.run_instance()
     await vm.wait_for_state(InstanceState.RUNNING)
     await vm.client.instance_state_put(STOP)

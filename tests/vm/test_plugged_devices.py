@@ -109,7 +109,7 @@ async def test_a_fork_that_the_test_creates_and_runs_itself_has_its_disks(
     disk = DataDisk(name="data", image=image(tmp_path / "image", "image!"), interface="nvme")
     vm = await vm_factory.create("vm", boot="warm", disks=(disk,), **ALPINE)
     await vm.ensure()
-    assert await vm.get() is InstanceState.CREATING
+    assert await vm.get_state() is InstanceState.CREATING
     await vm.run_instance()
     await vm.wait_to_boot()
     assert await vm.run("head -c 6 /dev/nvme0n1") == "image!"

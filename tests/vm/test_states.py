@@ -303,7 +303,7 @@ async def test_a_stop_does_not_wait_for_a_qemu_that_is_frozen(vm: TestVm, propol
 async def test_when_run_down_the_last_state_stays_readable_and_requests_answer_424(vm: TestVm) -> None:
     await vm.launch()
     await vm.stop()
-    assert await vm.get() is InstanceState.DESTROYED
+    assert await vm.get_state() is InstanceState.DESTROYED
     assert (await vm.client.instance_spec_get()).state is InstanceState.DESTROYED
     for call in NEEDS_AN_ACTIVE_VM.values():
         assert await status_of(call(vm.client)) == 424
@@ -363,7 +363,7 @@ async def test_a_qemu_that_is_killed_is_a_failed_vm_that_can_be_made_again(vm: T
     with pytest.raises(ConsoleClosed):
         await vm.wait_for_serial_output("anything", timeout_s=10)
     await vm.client.instance_ensure(request_for(vm))
-    assert await vm.get() is InstanceState.CREATING
+    assert await vm.get_state() is InstanceState.CREATING
 
 
 async def test_there_is_no_console_before_there_is_a_vm(unborn: TestVm) -> None:

@@ -50,8 +50,8 @@ class NeverUp(Micro):
 class LongWinded(Micro):
     name = "long-winded"
 
-    def wake_command(self, *, name: str) -> str:
-        return f": {'x' * 5000}; {super().wake_command(name=name)}"
+    def identity_command(self, *, name: str) -> str:
+        return f": {'x' * 5000}; {super().identity_command(name=name)}"
 
 
 class Late(Micro):
@@ -59,9 +59,9 @@ class Late(Micro):
     delays_s: ClassVar[list[int]] = []
     """How long the next forks wait until they hear what they are told."""
 
-    def wake_command(self, *, name: str) -> str:
+    def identity_command(self, *, name: str) -> str:
         delay_s = self.delays_s.pop() if self.delays_s else 0
-        return f"sleep {delay_s}; {super().wake_command(name=name)}"
+        return f"sleep {delay_s}; {super().identity_command(name=name)}"
 
 
 @pytest.fixture

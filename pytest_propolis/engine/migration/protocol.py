@@ -175,14 +175,14 @@ class MigrationChannel:
         self._connection = connection
         self._other = other
 
-    async def offer(self) -> None:
+    async def propose(self) -> None:
         """The target's first step."""
         await self._send(",".join(PROTOCOLS))
         chosen = await self._receive(ANSWER_TIMEOUT_S)
         if chosen not in PROTOCOLS:
             raise MigrationFailed(f"the source chose the protocol {chosen!r}, which was not offered")
 
-    async def choose(self) -> None:
+    async def select(self) -> None:
         """The source's first step."""
         offers = await self._receive(ANSWER_TIMEOUT_S)
         known = [name for name in PROTOCOLS if isinstance(offers, str) and name in offers.split(",")]
@@ -190,10 +190,10 @@ class MigrationChannel:
             raise MigrationFailed(f"no protocol in common: {offers!r} is offered, {', '.join(PROTOCOLS)} spoken here")
         await self._send(known[0])
 
-    async def say(self, message: Message) -> None:
+    async def send(self, message: Message) -> None:
         await self._send(msgspec.msgpack.encode(message))
 
-    async def hear(self, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S) -> T:
+    async def receive(self, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S) -> T:
         """The next message, which must be of this kind."""
         frame = await self._receive(timeout_s)
         try:
@@ -209,7 +209,7 @@ class MigrationChannel:
     async def fail(self, reason: str) -> None:
         """Tell the other side, if it still listens, and end the conversation."""
         with contextlib.suppress(MigrationFailed):  # it has left: then it knows
-            await self.say(Failure(reason=reason))
+            await self.send(Failure(reason=reason))
         await self.close(reason)
 
     async def close(self, reason: str = "") -> None:

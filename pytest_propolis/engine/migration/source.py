@@ -151,9 +151,9 @@ class _Departure:
         await self._copy_disks(plan, facts.spec)
         await self._push(plan, facts.spec.board.memory_mb)
         self.reach(MigrationState.RAM_PUSH, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.SERVER)
-        await self._channel.hear(Ready)
+        await self._channel.receive(Ready)
         self.reach(MigrationState.FINISH)
-        await self._channel.say(HandedOver())
+        await self._channel.send(HandedOver())
         self._machine.serial.move_to(plan.address)
 
     async def run_on(self) -> None:
@@ -169,11 +169,11 @@ class _Departure:
             self._source._publish(self.id, phase)
 
     async def _sync(self, facts: SourceFacts) -> Plan:
-        await self._channel.choose()
+        await self._channel.select()
         require_migratable(facts.spec)
         self._described = await describe_disks(self._machine, facts.spec, facts.blobs)
         self.reach(MigrationState.SYNC)
-        await self._channel.say(
+        await self._channel.send(
             Preamble(
                 spec=facts.spec,
                 boot=facts.boot,
@@ -183,7 +183,7 @@ class _Departure:
                 disks=self._described,
             )
         )
-        return await self._channel.hear(Plan, timeout_s=PLAN_TIMEOUT_S)
+        return await self._channel.receive(Plan, timeout_s=PLAN_TIMEOUT_S)
 
     async def _copy_disks(self, plan: Plan, spec: InstanceSpec) -> None:
         """Have the target's own disks follow what the guest writes; nothing if it uses the source's."""
@@ -205,10 +205,10 @@ class _Departure:
 
         async def copy() -> None:
             await self.mirror.start(disks, socket=Path(plan.disk_socket))
-            await self._channel.say(DisksReady())
+            await self._channel.send(DisksReady())
 
         timeout_s = copy_timeout_s(sum(disk.size_bytes for disk in disks)) + ANSWER_TIMEOUT_S
-        await transfer_and_hear(copy(), self._channel.hear(Proceed, timeout_s=timeout_s))
+        await transfer_and_hear(copy(), self._channel.receive(Proceed, timeout_s=timeout_s))
 
     async def _pause(self) -> None:
         self._paused = True
@@ -243,7 +243,7 @@ class _Departure:
         with await connect_stream(Path(plan.stream)) as stream, self._machine.events("SHUTDOWN") as self._ends:
             if plan.way is MemoryTransfer.LIVE:
                 await self._require_status("running")
-            loaded = self._channel.hear(StreamLoaded, timeout_s=timeout_s)
+            loaded = self._channel.receive(StreamLoaded, timeout_s=timeout_s)
             await transfer_and_hear(self._send(stream.fileno(), plan.way, timeout_s), loaded)
 
     async def _send(self, stream: int, way: MemoryTransfer, timeout_s: float) -> None:
@@ -264,9 +264,9 @@ class _Departure:
             with contextlib.suppress(MachineError):
                 await cancel_transfer(self._machine)
             raise
-        await self._channel.say(StreamSent())
+        await self._channel.send(StreamSent())
         # The target wants this next: it need not ask while the guest stands still.
-        await self._channel.say(ServerState(com1=self._machine.serial.state()))
+        await self._channel.send(ServerState(com1=self._machine.serial.state()))
 
     async def _stop(self) -> None:
         await self._pause()

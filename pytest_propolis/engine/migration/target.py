@@ -93,8 +93,8 @@ class MigrationTarget:
         """
         connection = await OpenedConnection.to(self._init.src_addr, self.id)
         channel = self._channel = MigrationChannel(connection, other="source")
-        await channel.offer()
-        preamble = await channel.hear(Preamble)
+        await channel.propose()
+        preamble = await channel.receive(Preamble)
         self._require_same("QEMU", ".".join(map(str, preamble.qemu_version)), ".".join(map(str, self._qemu_version)))
         self._require_same("accelerator", preamble.accelerator, self._accelerator)
         if difference := boot_difference(preamble.boot, self._boot):
@@ -139,12 +139,12 @@ class MigrationTarget:
         assert channel is not None, "sync first"
         await self._load(channel, machine)
         self._reach(MigrationState.RAM_PULL)
-        state = await channel.hear(ServerState)
+        state = await channel.receive(ServerState)
         self._reach(MigrationState.SERVER)
         machine.serial.restore(state.com1)
-        await channel.say(Ready())
+        await channel.send(Ready())
         self._reach(MigrationState.FINISH)
-        await channel.hear(HandedOver)
+        await channel.receive(HandedOver)
         self._has_guest = True  # the source ends the conversation: the guest is not to wait for that
 
     async def _load(self, channel: MigrationChannel, machine: Machine) -> None:
@@ -160,19 +160,19 @@ class MigrationTarget:
                 disks=self.disks.ways,
                 disk_socket=str(self.disks.socket),
             )
-            await channel.say(plan)
+            await channel.send(plan)
             self._reach(MigrationState.RAM_PUSH)
             if self.disks.copied:
-                await channel.hear(DisksReady, timeout_s=self.disks.timeout_s + ANSWER_TIMEOUT_S)
-                await channel.say(Proceed())
-            sent = channel.hear(StreamSent, timeout_s=timeout_s)
+                await channel.receive(DisksReady, timeout_s=self.disks.timeout_s + ANSWER_TIMEOUT_S)
+                await channel.send(Proceed())
+            sent = channel.receive(StreamSent, timeout_s=timeout_s)
             await transfer_and_hear(self._receive(listener, machine, self.way, timeout_s), sent)
         finally:
             listener.close()
         await self.disks.shut(machine)
         self._reach(MigrationState.DEVICE)
         self._injector.importing()
-        await channel.say(StreamLoaded())
+        await channel.send(StreamLoaded())
 
     async def _receive(self, listener: StreamListener, machine: Machine, way: MemoryTransfer, timeout_s: float) -> None:
         try:

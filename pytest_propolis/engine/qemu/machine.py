@@ -217,14 +217,14 @@ class Machine:
         self._on_event(GuestEvent.DISK_LOST)
 
     def suspend(self) -> None:
-        """Keep QEMU from the processor until `wake`: it answers nothing meanwhile. Its guest must be paused.
+        """Keep QEMU from the processor until `unsuspend`: it answers nothing meanwhile. Its guest must be paused.
 
         That a guest is paused is not enough: QEMU's thread of the virtual CPUs may switch on again the virtual clock
         that the pause has switched off, and the main loop then waits in circles for a timer that never comes.
         """
         self._signal(signal.SIGSTOP)
 
-    def wake(self) -> None:
+    def unsuspend(self) -> None:
         """Resume a suspended QEMU. No effect if it is not suspended."""
         self._signal(signal.SIGCONT)
 

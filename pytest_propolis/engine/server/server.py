@@ -103,7 +103,7 @@ class VmServer:
         init = request.init
         if isinstance(init, MigrationTargetInit):
             _require_address(init.value.src_addr)
-            vm = self._maker.to_come(request.properties, init)
+            vm = self._maker.for_migration(request.properties, init)
         else:
             vm = self._maker.new(request.properties, init.value.spec)
         self._vm = vm

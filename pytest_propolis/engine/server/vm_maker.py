@@ -82,10 +82,10 @@ class VmMaker:
         :raises HttpError: if the spec cannot be realised.
         """
         vm = ServedVm.new(properties, spec, StatePublisher(InstanceState.CREATING))
-        self._equip(vm, spec)
+        self._build_machine(vm, spec)
         return vm
 
-    def to_come(self, properties: InstanceProperties, init: MigrationTargetInit) -> ServedVm:
+    def for_migration(self, properties: InstanceProperties, init: MigrationTargetInit) -> ServedVm:
         """Return a VM in the state Migrating, of which only the source is known yet."""
         publisher = StatePublisher(InstanceState.MIGRATING, migration_in=init.value.migration_id)
         vm = ServedVm.new(properties, None, publisher)
@@ -114,7 +114,7 @@ class VmMaker:
         :raises HttpError: when the spec cannot be realised here.
         """
         vm.spec, memory = await arrival.sync()
-        self._equip(vm, vm.spec, its_memory=memory)
+        self._build_machine(vm, vm.spec, its_memory=memory)
 
     def addition(self, vm: ServedVm, components: Mapping[str, Component]) -> tuple[InstanceSpec, list[MachinePart]]:
         """What a running VM is to be given, and its spec with that. Their block backends are the VM's from now on.
@@ -132,7 +132,7 @@ class VmMaker:
             blobs = vm.blobs.paths if vm.blobs else {}
             return spec, pluggable(spec, components, blobs=blobs, nodes=vm.backends.nodes)
 
-    def _equip(self, vm: ServedVm, spec: InstanceSpec, *, its_memory: HostFile | None = None) -> None:
+    def _build_machine(self, vm: ServedVm, spec: InstanceSpec, *, its_memory: HostFile | None = None) -> None:
         """Give a VM its block backends, its machine and its driver.
 
         :param its_memory: the memory of the VM that migrates in.
@@ -151,7 +151,7 @@ class VmMaker:
             vm.backends = BlockBackends.of(spec, self._config.backends, on_replaced=vm.volume_replaced)
             vm.blobs = undo.enter_context(BlobFiles(spec, theirs=vm.arrival.disks.blobs if vm.arrival else {}))
             arguments = self._config.arguments(vm, spec, self._cpu_features)
-            vm.plugged = self._lacking(spec, vm.blobs, vm.backends)
+            vm.plugged = self._missing_parts(spec, vm.blobs, vm.backends)
             undo.pop_all()
         vm.driver = StateDriver(
             queue=RequestQueue(discard=_discard, migrating_in=vm.arrival is not None),
@@ -204,11 +204,11 @@ class VmMaker:
             incoming=vm.arrival is not None,
         )
 
-    def _lacking(self, spec: InstanceSpec, blobs: BlobFiles, backends: BlockBackends) -> list[MachinePart]:
+    def _missing_parts(self, spec: InstanceSpec, blobs: BlobFiles, backends: BlockBackends) -> list[MachinePart]:
         """What a fork is to be given. Apart from them it is one machine and no other."""
         if self._fork is None:
             return []
-        keys = self._fork.lacks(spec)
+        keys = self._fork.missing_components(spec)
         if keys is None:
             raise HttpError(bad_request("the spec is not that of the template that this VM is a fork of"))
         paths = {key: file.path for key, file in blobs.files.items()}

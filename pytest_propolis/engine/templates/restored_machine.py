@@ -71,7 +71,7 @@ class RestoredMachine:
         """Its disks, in the order of the template's."""
         return tuple(self._directory / disk_file(index) for index in range(self.template.disks))
 
-    def lacks(self, spec: InstanceSpec) -> tuple[str, ...] | None:
+    def missing_components(self, spec: InstanceSpec) -> tuple[str, ...] | None:
         """The components that a spec has beyond this machine's own, which come first; None if it is another machine.
 
         :raises InvalidSpec: when the spec contradicts itself.
@@ -127,9 +127,9 @@ class RestoredMachine:
         await self.machine.resume()
         start = serial.history.end
         async with asyncio.timeout(RESTORE_TIMEOUT_S):
-            await serial.write(template.drill.encode())
+            await serial.write(template.warmup_input.encode())
             seen = b""
-            while template.drilled.encode() not in seen:
+            while template.warmup_marker.encode() not in seen:
                 if not await serial.history.wait_beyond(start + len(seen)):
                     raise MachineError("QEMU ended")
                 seen += serial.history.read(start + len(seen), 1 << 16)
@@ -144,7 +144,7 @@ class RestoredMachine:
         for event in self._missed:
             on_event(event)
         self._missed.clear()
-        self.machine.wake()
+        self.machine.unsuspend()
         return self.machine
 
     async def close(self) -> None:

@@ -47,8 +47,8 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     :param disks: how many disks there are.
     :param session: the word of the read-eval loop that waits for commands in the guest.
     :param console: what the guest showed until somebody was logged in.
-    :param drill: what to type so that the guest runs a command, with which a fork that waits is warmed up.
-    :param drilled: what the guest shows at the very end of it.
+    :param warmup_input: what to type so that the guest runs a command, with which a fork that waits is warmed up.
+    :param warmup_marker: what the guest shows at the very end of it.
     """
 
     key: str
@@ -58,8 +58,8 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     disks: int
     session: str
     console: str
-    drill: str
-    drilled: str
+    warmup_input: str
+    warmup_marker: str
 
     @classmethod
     def load(cls, place: Path) -> Self:

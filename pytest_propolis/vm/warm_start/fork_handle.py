@@ -17,7 +17,7 @@ class ForkHandle:
     """A fork, and how far its server has brought it.
 
     :param runs: whether it was created and run already.
-    :param waking: what was typed at it already so that it takes on its identity; None if nothing was.
+    :param typed_identity: what was typed at it already so that it takes on its identity; None if nothing was.
     :param plugged: the PCI addresses of devices that its template has not.
     :param asked_s: when that was put into words, in the time of `time.monotonic`.
     """
@@ -26,6 +26,6 @@ class ForkHandle:
     properties: InstanceProperties
     phases: Timings
     runs: bool = False
-    waking: TypedCommand | None = None
+    typed_identity: TypedCommand | None = None
     plugged: tuple[str, ...] = ()
     asked_s: float = 0.0

@@ -13,7 +13,7 @@ from ...guests.fork_identity import NOT_EXECUTABLE
 from ..timings import Timings
 from .fork_handle import ForkHandle
 
-__all__ = ["drill", "prepare_snapshot", "wake", "waking"]
+__all__ = ["assign_identity", "prepare_snapshot", "typed_identity", "warmup_input"]
 
 CLOCK_LAG_S: Final = 0.5
 """A fork's clock lags at most by what it took to tell it."""
@@ -24,7 +24,9 @@ WAKING: Final = "taking on an identity of its own"
 PREPARING: Final = "preparing the template"
 
 
-async def wake(shell: Shell, guest: GuestAdapter, forked: ForkHandle, *, phases: Timings, timeout_s: float) -> None:
+async def assign_identity(
+    shell: Shell, guest: GuestAdapter, forked: ForkHandle, *, phases: Timings, timeout_s: float
+) -> None:
     """Let a fork know that it is one, and wait until it has found its further devices.
 
     What it was told of the time, and heard late, it is told again.
@@ -34,15 +36,15 @@ async def wake(shell: Shell, guest: GuestAdapter, forked: ForkHandle, *, phases:
     name = forked.properties.name
     with phases.during("identity"):
         told_s = time.monotonic()
-        if forked.waking is None:
+        if forked.typed_identity is None:
             await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
         else:
             told_s = forked.asked_s
-            await shell.run_typed(forked.waking, timeout_s=timeout_s, note=WAKING)
+            await shell.run_typed(forked.typed_identity, timeout_s=timeout_s, note=WAKING)
         for _ in range(RETELLINGS):
             if time.monotonic() - told_s < CLOCK_LAG_S:
                 break
-            await shell.run(guest.wait_command(), timeout_s=timeout_s, note=WAKING)
+            await shell.run(guest.await_identity_command(), timeout_s=timeout_s, note=WAKING)
             told_s = time.monotonic()
             await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
     if forked.plugged:
@@ -63,7 +65,7 @@ async def prepare_snapshot(shell: Shell, guest: GuestAdapter, *, name: str, time
         if result.status:
             raise _not_prepared(guest, result)
     await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
-    await shell.run(guest.wait_command(), timeout_s=timeout_s, note=PREPARING)
+    await shell.run(guest.await_identity_command(), timeout_s=timeout_s, note=PREPARING)
     await shell.run(guest.quiet_command, timeout_s=timeout_s)
 
 
@@ -77,22 +79,22 @@ def _not_prepared(guest: GuestAdapter, result: CommandResult) -> TemplateError:
     return TemplateError(f"{guest.name} cannot be prepared for forks: status {result.status}: {why}")
 
 
-def drill(guest: GuestAdapter, *, name: str) -> TypedCommand:
+def warmup_input(guest: GuestAdapter, *, name: str) -> TypedCommand:
     """What to type so that a fork of a guest wakes up, and can wake once more.
 
     That takes a fork and an exec, with which a guest's first command of its own is quick.
 
     :raises TemplateError: when the adapter's commands are too long for that.
     """
-    return _typed(guest, f"{guest.wake_command(name=name)} && {guest.wait_command()}")
+    return _typed(guest, f"{guest.identity_command(name=name)} && {guest.await_identity_command()}")
 
 
-def waking(guest: GuestAdapter, *, name: str) -> TypedCommand:
+def typed_identity(guest: GuestAdapter, *, name: str) -> TypedCommand:
     """What to type so that a fork of a guest wakes up. It tells the time.
 
     :raises TemplateError: when the adapter's command is too long for that.
     """
-    return _typed(guest, guest.wake_command(name=name))
+    return _typed(guest, guest.identity_command(name=name))
 
 
 def _typed(guest: GuestAdapter, command: str) -> TypedCommand:
@@ -103,4 +105,4 @@ def _typed(guest: GuestAdapter, command: str) -> TypedCommand:
 
 
 async def _take_on_identity(shell: Shell, guest: GuestAdapter, *, name: str, timeout_s: float) -> None:
-    await shell.run(guest.wake_command(name=name), timeout_s=timeout_s, note=WAKING)
+    await shell.run(guest.identity_command(name=name), timeout_s=timeout_s, note=WAKING)

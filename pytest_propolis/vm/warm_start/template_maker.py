@@ -21,7 +21,7 @@ from ..disk_layout import firmware_of
 from ..pci_slots import BOOT_DISK_SLOT
 from ..spec import AttachedDisk, instance_properties, instance_spec
 from ..vm import TestVm
-from .identity import drill, prepare_snapshot
+from .identity import prepare_snapshot, warmup_input
 
 __all__ = ["TemplateKey", "TemplateMaker", "cold_reason"]
 
@@ -121,8 +121,10 @@ class TemplateMaker:
         try:
             await vm.boot()
             await prepare_snapshot(vm.shell, kind.guest, name=vm.name, timeout_s=PREPARE_TIMEOUT_S)
-            typed = drill(kind.guest, name=vm.name)
-            facts = FreezeVm(session=vm.shell.session, console=vm.boot_log, drill=typed.text, drilled=typed.succeeded)
+            typed = warmup_input(kind.guest, name=vm.name)
+            facts = FreezeVm(
+                session=vm.shell.session, console=vm.boot_log, warmup_input=typed.text, warmup_marker=typed.succeeded
+            )
             await self._agent.freeze(making.id, facts)
         except PropolisError as error:
             reason = error if _would_be_repeated(error) else TemplateError.because_of(error)

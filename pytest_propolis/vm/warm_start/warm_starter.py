@@ -22,7 +22,7 @@ from ..guest_images import ready_image
 from ..spec import instance_properties
 from ..timings import Timings
 from .fork_handle import ForkHandle
-from .identity import waking
+from .identity import typed_identity
 from .template_maker import TemplateKey, TemplateMaker
 
 __all__ = ["WarmStarter"]
@@ -100,7 +100,7 @@ class WarmStarter:
 
         async def ask() -> ForkHandle:
             # It tells the time, and so is put into words anew each time.
-            asked_s, typed = time.monotonic(), waking(wanted.guest, name=wanted.name)
+            asked_s, typed = time.monotonic(), typed_identity(wanted.guest, name=wanted.name)
             request = ForkVm(
                 template=key,
                 name=wanted.name,
@@ -119,7 +119,7 @@ class WarmStarter:
                 properties=properties,
                 phases=phases,
                 runs=wanted.run,
-                waking=typed if vm.typed else None,
+                typed_identity=typed if vm.typed else None,
                 plugged=tuple(_addresses(wanted.added)),
                 asked_s=asked_s,
             )

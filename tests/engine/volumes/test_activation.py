@@ -45,7 +45,7 @@ async def test_a_corrected_request_unblocks_a_start(vm_factory: VmFactory, disk:
 async def test_a_stop_ends_a_start_that_is_blocked(vm_factory: VmFactory, disk: CrucibleDisk) -> None:
     vm = await blocked(vm_factory, disk)
     await vm.stop()
-    assert await vm.get() is InstanceState.DESTROYED
+    assert await vm.get_state() is InstanceState.DESTROYED
 
 
 async def test_a_stop_and_a_corrected_request_at_once_end_the_vm(vm_factory: VmFactory, disk: CrucibleDisk) -> None:
@@ -92,7 +92,7 @@ async def test_a_lower_generation_fails_the_vm(vm_factory: VmFactory, disk: Cruc
     second = await vm_factory.create("second", disks=(disk,), **CREATED)
     await second.launch()
     await second.wait_for_state(InstanceState.FAILED)
-    assert "generation 4 is lower than 5" in ((await second.facts()).failure or "")
+    assert "generation 4 is lower than 5" in ((await second.extended_info()).failure or "")
 
 
 async def test_replacements_are_refused_as_upstream_does(vm_factory: VmFactory, disk: CrucibleDisk) -> None:

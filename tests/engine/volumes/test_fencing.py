@@ -20,7 +20,7 @@ async def test_a_vm_with_a_higher_generation_fences_the_other_one_off(
     new = await vm_factory.start("new", disks=(disk,), **MICRO)
     written = (await new.run(WRITE)).split()[0]
     await old.wait_for_state(InstanceState.FAILED)
-    assert "generation 2 has taken over" in ((await old.facts()).failure or "")
+    assert "generation 2 has taken over" in ((await old.extended_info()).failure or "")
     await wait_for_status(disk, all_active)
     await new.stop()
     assert await replicas(disk) == [written] * 3

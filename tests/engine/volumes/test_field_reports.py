@@ -149,7 +149,7 @@ async def test_a_volume_that_stays_without_replicas_fails_its_vm_and_says_where_
     await writes_more(vm)
     await disk.kill(1)
     await vm.wait_for_state(InstanceState.FAILED)
-    failure = (await vm.facts()).failure or ""
+    failure = (await vm.extended_info()).failure or ""
     assert "fewer than 2 usable replicas for 2 s" in failure
     # The first to go lacks what was written since.
     assert failure.endswith(f"all writes are in {disk.targets[1]} and {disk.targets[2]}")
@@ -167,7 +167,7 @@ async def test_two_replicas_that_differ_without_a_third_to_tell_fail_the_vm_and_
     reading = asyncio.create_task(vm.run("echo 3 >/proc/sys/vm/drop_caches; sha256sum </dev/vda", check=False))
     await vm.wait_for_state(InstanceState.FAILED)
     await asyncio.gather(reading, return_exceptions=True)
-    assert f"{disk.targets[1]} and {disk.targets[2]} differ at sector" in ((await vm.facts()).failure or "")
+    assert f"{disk.targets[1]} and {disk.targets[2]} differ at sector" in ((await vm.extended_info()).failure or "")
 
 
 async def test_a_volume_over_an_image_starts_with_its_contents_and_leaves_it_alone(
