@@ -36,9 +36,10 @@ class Lifeline:
         _lifelines.add(self)
 
     @classmethod
-    async def open(cls, path: Path, *, client: str) -> Lifeline:
+    async def open(cls, path: Path, *, client: str, pid: int | None = None) -> Lifeline:
         """Connect, and wait until the agent confirms that this client is registered.
 
+        :param pid: 0 where the agent is on another machine; by default that of this process.
         :raises AgentNotRunning: if no agent answers.
         :raises AgentError: if the agent does not answer in time.
         """
@@ -46,7 +47,7 @@ class Lifeline:
         connection.setblocking(False)
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-                await _shake_hands(connection, path, client)
+                await _shake_hands(connection, path, client, os.getpid() if pid is None else pid)
         except (FileNotFoundError, ConnectionError, AgentNotRunning):
             connection.close()
             raise AgentNotRunning from None
@@ -107,10 +108,10 @@ def _leave_to_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-async def _shake_hands(connection: socket.socket, path: Path, client: str) -> None:
+async def _shake_hands(connection: socket.socket, path: Path, client: str, pid: int) -> None:
     loop = asyncio.get_running_loop()
     await loop.sock_connect(connection, str(path))
-    headers = f"Host: agent\r\n{CLIENT_HEADER}: {client}\r\n{PID_HEADER}: {os.getpid()}\r\n"
+    headers = f"Host: agent\r\n{CLIENT_HEADER}: {client}\r\n{PID_HEADER}: {pid}\r\n"
     request = f"GET /lifeline/ HTTP/1.1\r\n{headers}\r\n"
     await loop.sock_sendall(connection, request.encode())
     answer = b""

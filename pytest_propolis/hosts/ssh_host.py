@@ -33,6 +33,9 @@ __all__ = ["SshHost", "open_host"]
 COMMAND_TIMEOUT_S: Final = 300.0
 LINK_END_TIMEOUT_S: Final = 30.0
 JOIN_ATTEMPTS: Final = 3
+NOT_THERE: Final = 0
+"""This process's id at the agent: on the host the number is another process's."""
+
 QUOTED_BYTES: Final = 2000
 OPTIONS: Final = ("config", "python", "qemu", "artifact_dir", "silence_s")
 
@@ -198,7 +201,7 @@ class SshHost:
         for _ in range(JOIN_ATTEMPTS):
             link = await join_or_start(self._link_config())
             try:
-                return link, await Lifeline.open(link.agent_socket, client=self._client_id)
+                return link, await Lifeline.open(link.agent_socket, client=self._client_id, pid=NOT_THERE)
             except AgentNotRunning:
                 # The agent leaves with its last client, and its link with it: the next one is this client's.
                 loss = await link.explain(within_s=LINK_END_TIMEOUT_S)

@@ -16,9 +16,11 @@ import pytest
 from ssh_rig import MakeHost, SshRig, ssh_rig
 
 from pytest_propolis import CapabilityMissing, HostError, HostLost, ResourceExhausted, SettingsError
+from pytest_propolis.agent_api.messages import CreateDisk
 from pytest_propolis.hosts.host import HostSpec
 from pytest_propolis.hosts.ssh import link_client
 from pytest_propolis.hosts.ssh_host import SshHost, open_host
+from pytest_propolis.ledger.ledger_text import parse
 from pytest_propolis.settings import Settings
 
 AGENT = "pytest_propolis.agent"
@@ -70,6 +72,19 @@ async def test_the_agent_of_a_host_answers_behind_a_local_socket(make_host: Make
         assert await agent.list_vms() == []
     assert host.agent is not None
     assert await asyncio.to_thread(host.agent.vms) == []
+
+
+async def test_what_a_client_owns_is_not_taken_for_that_of_a_process_of_the_host(
+    make_host: MakeHost, rig: SshRig
+) -> None:
+    start = f"echo {os.getpid() - 1} >/proc/sys/kernel/ns_last_pid; sleep 600 </dev/null >/dev/null 2>&1 & echo $!"
+    assert int(rig.hosts["h1"].run("sh", "-c", start)) == os.getpid()
+    host = make_host()
+    async with await host.client() as agent:
+        await agent.create_disk(CreateDisk(size_bytes=1 << 20))
+        ledger = parse(rig.hosts["h1"].run("sh", "-c", "cat /run/propolis/*/ledger.jsonl").encode(), Path("ledger"))
+    (disk,) = (entry for entry in ledger.entries.values() if entry.kind == "file")
+    assert disk.owner.process is None
 
 
 async def test_a_command_runs_on_the_host(make_host: MakeHost) -> None:
