@@ -20,6 +20,7 @@ from . import (
     migration,
     round_trip,
     serial_throughput,
+    ssh_hosts,
     suite,
 )
 from .figure import Figure, table
@@ -39,6 +40,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "crowd": crowd.measure,
     "migration": migration.measure,
     "interruption": interruption.measure,
+    "ssh_hosts": ssh_hosts.measure,
     "cpu_model": cpu_model.measure,
 }
 ON_REQUEST: Final = {"cpu_model"}

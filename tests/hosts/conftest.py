@@ -5,17 +5,15 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ssh_rig import SshRig, can_make_rigs, ssh_rig
+from ssh_rig import MakeHost, SshRig, can_make_rigs, ssh_rig
 
 from pytest_propolis.hosts.host import HostSpec
 from pytest_propolis.hosts.ssh_host import SshHost, open_host
 from pytest_propolis.settings import Settings
-
-MakeHost = Callable[..., SshHost]
 
 
 @pytest.fixture(scope="session")

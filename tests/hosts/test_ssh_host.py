@@ -13,9 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from ssh_rig import SshRig, ssh_rig
+from ssh_rig import MakeHost, SshRig, ssh_rig
 
-from conftest import MakeHost
 from pytest_propolis import CapabilityMissing, HostError, HostLost, ResourceExhausted, SettingsError
 from pytest_propolis.hosts.host import HostSpec
 from pytest_propolis.hosts.ssh import link_client

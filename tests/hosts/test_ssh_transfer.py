@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from ssh_rig import SshRig, ssh_rig
+from ssh_rig import MakeHost, SshRig, ssh_rig
 
-from conftest import MakeHost
 from pytest_propolis.errors import HostError, ResourceExhausted
 from pytest_propolis.hosts.host import HostSpec
 from pytest_propolis.hosts.ssh_host import open_host

@@ -18,14 +18,20 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RigHost", "SshRig", "can_make_rigs", "inventory_of", "ssh_rig"]
+from pytest_propolis.hosts.ssh_host import SshHost
+
+__all__ = ["MakeHost", "RigHost", "SshRig", "can_make_rigs", "inventory_of", "ssh_rig"]
 
 START_TIMEOUT_S = 30.0
+
+MakeHost = Callable[..., SshHost]
+"""Makes hosts of a rig as a run would: the fixture ``make_host``."""
+
 OUTSIDE_TMP = "/dev/shm"
 """The place for rigs: each host has a /tmp of its own."""
 
