@@ -27,11 +27,10 @@ from pytest_propolis.hosts.ssh_host import SshHost
 
 __all__ = ["MakeHost", "RigHost", "SshRig", "can_make_rigs", "inventory_of", "ssh_rig"]
 
-START_TIMEOUT_S = 30.0
-
 MakeHost = Callable[..., SshHost]
-"""Makes hosts of a rig as a run would: the fixture ``make_host``."""
+"""Makes a host of the rig, with options of its kind."""
 
+START_TIMEOUT_S = 30.0
 OUTSIDE_TMP = "/dev/shm"
 """The place for rigs: each host has a /tmp of its own."""
 
