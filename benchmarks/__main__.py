@@ -21,6 +21,7 @@ from . import (
     round_trip,
     scheduling,
     serial_throughput,
+    ssh_hosts,
     suite,
     volumes,
 )
@@ -42,6 +43,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "crowd": crowd.measure,
     "migration": migration.measure,
     "interruption": interruption.measure,
+    "ssh_hosts": ssh_hosts.measure,
     "cpu_model": cpu_model.measure,
     "scheduling": scheduling.measure,
 }

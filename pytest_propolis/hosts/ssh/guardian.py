@@ -2,6 +2,8 @@
 
 It runs there in the place of the loader, at the end of an SSH session. Each beat of the link process is echoed. The
 guardian counts turns of its loop and asks no clock: a process that was not run judges nothing.
+
+What it needs only in the end is imported then: nothing delays the agent's start.
 """
 
 from __future__ import annotations
@@ -18,17 +20,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from ...agent_api.messages import LOG_NAME, SOCKET_NAME
 from ...errors import AgentError, HostError, PropolisError
-from ...ledger.reaper import reap
-from ..agent_client import AgentClient
 from ..known_directories import note_base_directory
 from ..run_directory import agent_directory, make_private_directory
+from .loader import GOODBYE
 
-__all__ = ["GOODBYE", "guard"]
-
-GOODBYE: Final = b"q"
-"""What the link process sends when its last client has left: an agent that keeps VMs for a person may stay."""
+__all__ = ["guard"]
 
 TICK_S: Final = 0.5
 START_TIMEOUT_S: Final = 30.0
@@ -49,7 +46,8 @@ Say = Callable[[dict[str, Any]], None]
 def guard(order: dict[str, Any], *, bundle: str, bundle_lock: int | None, say: Say) -> None:
     """Start an agent, tell that it is ready, and watch over it until it has ended.
 
-    :param order: what the link process wants: ``agent`` (fields of `AgentConfig`), ``silence_s``, ``grace_s``.
+    :param order: what the link process wants: ``agent`` (fields of `AgentConfig`), ``log_name``, ``silence_s``,
+        ``grace_s``.
     :param bundle: the directory that this project was unpacked into.
     :param bundle_lock: the descriptor that keeps it there, for the agent to inherit.
     :param say: sends a message to the link process.
@@ -57,7 +55,7 @@ def guard(order: dict[str, Any], *, bundle: str, bundle_lock: int | None, say: S
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.umask(0o077)
     try:
-        guarded = _Agent.start(order["agent"], bundle, bundle_lock)
+        guarded = _Agent.start(order["agent"], bundle, bundle_lock, log_name=order["log_name"])
     except PropolisError as error:
         return say({"error": error.message, "hint": error.hint})
     except OSError as error:
@@ -76,9 +74,10 @@ def guard(order: dict[str, Any], *, bundle: str, bundle_lock: int | None, say: S
 class _Agent:
     """The agent's process, its leash, and the pipe on which it says that it is ready."""
 
-    def __init__(self, process: subprocess.Popen[bytes], directory: Path, *, ready_fd: int, leash_fd: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, *, ready_fd: int, leash_fd: int) -> None:
         self._process = process
-        self._directory = directory
+        self._log = log
+        self._socket: Path | None = None
         self._pidfd = os.pidfd_open(process.pid)
         self._ready_fd = ready_fd
         self._leash_fd = leash_fd
@@ -86,7 +85,7 @@ class _Agent:
         """The end of the log of an agent that did not end in order."""
 
     @classmethod
-    def start(cls, config: dict[str, Any], bundle: str, bundle_lock: int | None) -> _Agent:
+    def start(cls, config: dict[str, Any], bundle: str, bundle_lock: int | None, *, log_name: str) -> _Agent:
         """
         :raises HostError: when its directory cannot be made.
         """
@@ -94,7 +93,7 @@ class _Agent:
         ready_fd, their_ready_fd = os.pipe()
         # Ours alone: it closes when this process ends, in whatever way, and the agent leaves then.
         their_leash_fd, leash_fd = os.pipe()
-        log = os.open(directory / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        log = os.open(directory / log_name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         told = json.dumps({**config, "directory": str(directory)})
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", START, bundle, told, str(their_ready_fd), str(their_leash_fd)],
@@ -107,7 +106,7 @@ class _Agent:
         )
         for descriptor in (their_ready_fd, their_leash_fd, log):
             os.close(descriptor)
-        return cls(process, directory, ready_fd=ready_fd, leash_fd=leash_fd)
+        return cls(process, directory / log_name, ready_fd=ready_fd, leash_fd=leash_fd)
 
     def ready(self) -> dict[str, Any] | None:
         """Wait for the agent's word that it listens; None when it ends before, takes too long or is not wanted."""
@@ -115,7 +114,11 @@ class _Agent:
         if self._ready_fd not in readable:
             return None
         line = os.read(self._ready_fd, 4096)
-        return dict(json.loads(line)) if line else None
+        if not line:
+            return None
+        ready: dict[str, Any] = json.loads(line)
+        self._socket = Path(ready["socket"])
+        return ready
 
     def watch(self, silence_s: float) -> str:
         """Echo beats until there is a reason to stop; return it."""
@@ -143,8 +146,11 @@ class _Agent:
         return self.end(LEAVE_TIMEOUT_S)
 
     def _keeps(self) -> bool:
+        from ..agent_client import AgentClient
+
+        assert self._socket is not None
         try:
-            return bool(AgentClient(self._directory / SOCKET_NAME).kept())
+            return bool(AgentClient(self._socket).kept())
         except AgentError:
             return False  # it leaves already
 
@@ -158,8 +164,10 @@ class _Agent:
             status = self._process.wait()
         if status != 0:
             with contextlib.suppress(OSError):
-                self.log = (self._directory / LOG_NAME).read_text(errors="replace").splitlines()[-LOG_LINES:]
-            reap(self._directory.parent)
+                self.log = self._log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+            from ...ledger.reaper import reap
+
+            reap(self._log.parent.parent)
         return status
 
 

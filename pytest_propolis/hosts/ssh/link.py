@@ -20,12 +20,11 @@ from typing import Final
 
 import msgspec
 
-from ...agent_api.messages import Fault
+from ...agent_api.messages import LOG_NAME, Fault
 from ...errors import HostError, PropolisError
 from .bootstrap import RemoteAgent, start_agent, start_program
 from .bundle import make_bundle
 from .connecting import connect
-from .guardian import GOODBYE
 from .link_messages import (
     AGENT_SOCKET,
     LINK_SOCKET,
@@ -39,7 +38,7 @@ from .link_messages import (
     PutFile,
     RunCommand,
 )
-from .loader import MARK
+from .loader import GOODBYE, MARK
 from .transfer import get_file, put_file
 from .transport import Transport
 
@@ -250,6 +249,7 @@ async def _opened(config: LinkConfig) -> AsyncIterator[Link]:
             "qemu": config.qemu,
             "artifact_dir": config.artifact_dir,
         },
+        "log_name": LOG_NAME,
         "silence_s": config.silence_s + config.host_silence_margin_s,
         "grace_s": config.grace_s,
     }

@@ -23,6 +23,9 @@ import zipfile
 from typing import Any
 
 MARK = "propolis1 "
+GOODBYE = b"q"
+"""What the link process sends the guardian when its last client has left: an agent that keeps VMs may stay."""
+
 NEEDED_BYTES = 25 << 20
 UNUSED_S = 30 * 86400.0
 FILES = "files"

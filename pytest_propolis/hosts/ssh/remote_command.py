@@ -1,4 +1,4 @@
-"""A shell command on a host that does not outlive the one who wants it.
+"""A shell command on a host that does not outlive its client.
 
 Its text is sent to the host's own Python, as that of the loader, so it imports only the standard library. A signal that
 is asked for over SSH would not do: sshd refuses to send it in sessions of root.

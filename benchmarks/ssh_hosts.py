@@ -1,0 +1,163 @@
+"""SSH hosts in namespaces of this machine: connecting, calls, files; each beside what OpenSSH and rsync do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from pytest_propolis.hosts.host import HostSpec
+from pytest_propolis.hosts.local import LocalHost
+from pytest_propolis.hosts.ssh_host import SshHost, open_host
+from pytest_propolis.settings import Settings
+
+from .figure import Figure
+from .options import Options, say
+from .samples import milliseconds, ratio_of_medians, spread
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from ssh_rig import SshRig, can_make_rigs, ssh_rig
+
+__all__ = ["measure"]
+
+REPEATS: Final = 5
+CALLS: Final = 400
+FILE_BYTES: Final = 512 << 20
+DATA_BYTES: Final = 139 << 20
+FIRST_BOUND_S: Final = 2.0
+CALL_BOUND_S: Final = 0.8e-3
+FILE_BOUND: Final = 0.6
+
+
+def measure(options: Options) -> list[Figure]:
+    if not can_make_rigs():
+        say("ssh_hosts: no hosts can be made here; it takes root, and sshd")
+        return []
+    with ssh_rig("h1") as rig:
+        return asyncio.run(_measure(rig, options.repeated(REPEATS)))
+
+
+async def _measure(rig: SshRig, repeats: int) -> list[Figure]:
+    say(f"ssh_hosts: {repeats} times")
+    bundles = rig.hosts["h1"].home / ".cache/propolis/bundles"
+
+    async def first_time() -> None:
+        shutil.rmtree(bundles, ignore_errors=True)
+        await _connect(rig)
+
+    await _connect(rig)  # packs the bundle, which happens once per version
+    first = [await _timed(first_time) for _ in range(repeats)]
+    prepared, floor = [], []
+    for _ in range(repeats):
+        floor.append(await _timed(lambda: _program("ssh", "-F", str(rig.config), "h1", "true")))
+        prepared.append(await _timed(lambda: _connect(rig)))
+    bound_s = 1.5 * median(floor) + 0.5
+    return [
+        Figure(
+            name="connect to a prepared host until its agent answers",
+            measured=spread(prepared),
+            floor=f"ssh host true {spread(floor)}",
+            ratio=f"{ratio_of_medians(prepared, floor):.2f}",
+            bound=f"<= 1.5 x + 0.5 s = {bound_s:.2f} s",
+            met=median(prepared) <= bound_s,
+        ),
+        Figure(
+            name="connect to a bare host",
+            measured=spread(first),
+            bound=f"<= {FIRST_BOUND_S} s",
+            met=median(first) <= FIRST_BOUND_S,
+        ),
+        await _calls(rig),
+        await _file(rig, repeats),
+    ]
+
+
+async def _calls(rig: SshRig) -> Figure:
+    """What a call costs more than one to an agent without a connection between."""
+    near, far = LocalHost(Settings(), run_id=secrets.token_hex(8)), _host(rig)
+    try:
+        async with await near.client() as local, await far.client() as remote:
+            local_s, remote_s = [], []
+            for _ in range(CALLS):
+                local_s.append(await _timed(local.list_vms))
+                remote_s.append(await _timed(remote.list_vms))
+    finally:
+        for host in (near, far):
+            await asyncio.to_thread(host.close)
+    added_s = median(remote_s) - median(local_s)
+    return Figure(
+        name="added to a call of one round trip",
+        measured=milliseconds(added_s),
+        floor=f"local {milliseconds(median(local_s))}",
+        bound=f"<= {milliseconds(CALL_BOUND_S)}",
+        met=added_s <= CALL_BOUND_S,
+    )
+
+
+async def _file(rig: SshRig, repeats: int) -> Figure:
+    """A file as the memory of a template: data, and holes between."""
+    host = _host(rig)
+    there = rig.hosts["h1"].home
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name, "memory")
+        with source.open("wb") as file:
+            for part in range(8):
+                file.seek(part * (FILE_BYTES // 8))
+                file.write(os.urandom(DATA_BYTES // 8))
+            file.truncate(FILE_BYTES)
+        ours, rsync = [], []
+        try:
+            await host.run("true")
+            for _ in range(repeats):
+                ours.append(await _timed(lambda: host.put(source, there / "ours")))
+                remote = f"h1:{there}/rsync"
+                words = ("rsync", "-S", "-e", f"ssh -F {rig.config}", str(source), remote)
+                rsync.append(await _timed(lambda words=words: _program(*words)))
+                (there / "rsync").unlink()
+        finally:
+            await asyncio.to_thread(host.close)
+    ratio = ratio_of_medians(ours, rsync)
+    return Figure(
+        name="a file of 512 MiB with 139 MB of data",
+        measured=spread(ours),
+        floor=f"rsync -S {spread(rsync)}",
+        ratio=f"{ratio:.2f}",
+        bound=f"<= {FILE_BOUND}",
+        met=ratio <= FILE_BOUND,
+    )
+
+
+def _host(rig: SshRig) -> SshHost:
+    spec = HostSpec(name="h1", kind="ssh", address="h1", options={"config": str(rig.config)})
+    return open_host(spec, Settings(), secrets.token_hex(8))
+
+
+async def _connect(rig: SshRig) -> None:
+    host = _host(rig)
+    try:
+        async with await host.client() as agent:
+            await agent.list_vms()
+    finally:
+        asyncio.get_running_loop().run_in_executor(None, host.close)
+
+
+async def _program(*words: str) -> None:
+    process = await asyncio.create_subprocess_exec(*words, stdout=subprocess.DEVNULL)
+    if await process.wait() != 0:
+        raise SystemExit(f"{' '.join(words)} failed")
+
+
+async def _timed(work: Callable[[], Awaitable[object]]) -> float:
+    began = time.perf_counter()
+    await work()
+    return time.perf_counter() - began
