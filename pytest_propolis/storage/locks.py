@@ -28,7 +28,7 @@ async def locked(path: Path, *, purpose: str, progress: Progress) -> AsyncIterat
     fair: any waiter may be next. There is no deadline, because the holder may be downloading; the waiting task can be
     cancelled.
 
-    :param purpose: what the holder does, as in "another process is … already" or "… is under way already".
+    :param purpose: what the holder does, as in "another process is … already"; a task, if this process holds it.
     """
     from filelock import FileLock  # here, because clients of the agent import this module, and lock nothing
 
@@ -37,7 +37,8 @@ async def locked(path: Path, *, purpose: str, progress: Progress) -> AsyncIterat
     told = False
     while not _try(lock):
         if not told:
-            progress(f"{_holder(path, purpose)} already: waiting for it")
+            holder = "task" if path in _held_here else "process"
+            progress(f"another {holder} is {purpose} already: waiting for it")
             told = True
         await asyncio.sleep(_POLL_S)
     _held_here.add(path)
@@ -46,10 +47,6 @@ async def locked(path: Path, *, purpose: str, progress: Progress) -> AsyncIterat
     finally:
         _held_here.discard(path)
         lock.release()
-
-
-def _holder(path: Path, purpose: str) -> str:
-    return f"{purpose} is under way" if path in _held_here else f"another process is {purpose}"
 
 
 def _try(lock: FileLock) -> bool:

@@ -264,7 +264,7 @@ async def test_tasks_that_race_make_once_and_the_second_says_that_it_waits(store
         second_waits.set()
 
     assert await store.derive("key", ["a"], make, hear) == await first
-    assert said == ["making key is under way already: waiting for it"]
+    assert said == ["another task is making key already: waiting for it"]
     assert make.count == 1
 
 
