@@ -159,7 +159,7 @@ class Dispatcher:
 
     def _gather(self) -> None:
         run = self._run
-        while request := run.gatherings.next():
+        while request := run.gatherings.next(self._chooser.slack_s):
             index = request.index
             if index not in (run.workers.holders if request.held else run.backlog):
                 continue
