@@ -160,7 +160,10 @@ class Gatherings:
 
         :returns: the gatherings that are complete now, and whether the host is still kept for others.
         """
-        return self._complete(self._serve(state)), bool(self._claims.get(state.host.name))
+        claims = self._claims.get(state.host.name)
+        if not claims:
+            return [], False
+        return self._complete(self._serve(state)), bool(claims)
 
     def template_made(self, guest: str) -> None:
         """Try again the tests for which too few hosts had a template."""
