@@ -64,7 +64,7 @@ class Dispatcher:
         """
         run = self._run
         self._now_s, self._decisions = now_s, []
-        waiting = len(run.backlog) or run.workers.holders
+        waiting = len(run.backlog) or run.workers.holders or run.gatherings.active
         quiet = not run.running and not any(state.building for state in run.fleet.living)
         tick = bool(joined) or now_s >= self._next_tick_s or quiet
         run.awake |= quiet
