@@ -97,6 +97,25 @@ def test_cpus_are_kept_for_the_slots_that_are_free() -> None:
     assert len(fleet.running) == 4
 
 
+def test_a_host_with_a_scarce_label_prefers_the_tests_that_need_it() -> None:
+    fleet = fleet_of(
+        *(host(f"plain{n}", slots=8) for n in range(4)), host("zfs", slots=1, labels=frozenset({"zfs"})), workers=40
+    )
+    fleet.add_tests(*(item(f"any{n}", 60) for n in range(60)))
+    fleet.add_tests(*(item(f"zfs{n}", 50, labels=frozenset({"zfs"})) for n in range(4)))
+    fleet.run_out()
+    assert all(start.tests[0].startswith("zfs") for start in fleet.starts[:40] if start.hosts == ("zfs",))
+    assert any(start.hosts == ("zfs",) for start in fleet.starts[:40])
+
+
+def test_the_template_of_a_guest_of_unknown_build_time_is_made() -> None:
+    fleet = fleet_of(host())
+    fleet.add_tests(item("test", guest="new"))
+    fleet.run_out()
+    assert fleet.builds == [BuildTemplate("h0", "new")]
+    assert fleet.done == {"test"}
+
+
 def test_a_slow_host_gets_no_long_test_that_a_fast_one_can_run() -> None:
     fleet = fleet_of(host("fast", slots=1, speed=1.0), host("old", slots=1, speed=0.4))
     fleet.add_tests(*(item(f"long{n}", 60) for n in range(2)), *(item(f"short{n}", 0.1) for n in range(30)))
@@ -133,6 +152,19 @@ def test_hosts_are_kept_for_a_test_of_several_though_others_wait_for_them() -> N
     fleet.finish(second)
     fleet.decide()
     assert fleet.where("pair") is not None
+
+
+def test_a_host_that_is_free_earlier_replaces_one_that_is_waited_for() -> None:
+    fleet = fleet_of(host("a", slots=1), host("b", slots=1))
+    fleet.add_tests(item("long0", 100), item("long1", 100))
+    fleet.decide()
+    fleet.add_tests(item("pair", 1, hosts=2))
+    fleet.finish(worker_of(fleet, "long0"), 100.0)
+    fleet.decide(1.0)
+    assert fleet.where("pair") is None
+    fleet.add_host(host("c", slots=1))
+    fleet.decide(10.0)
+    assert "c" in (fleet.where("pair") or ())
 
 
 def test_tests_that_need_the_same_hosts_do_not_block_each_other() -> None:

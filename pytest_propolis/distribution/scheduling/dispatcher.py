@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from .backlog import Queue
@@ -64,7 +64,7 @@ class Dispatcher:
         """
         run = self._run
         self._now_s, self._decisions = now_s, []
-        waiting = len(run.backlog) or run.workers.holders
+        waiting = len(run.backlog) or run.workers.holders or run.gatherings.active
         quiet = not run.running and not any(state.building for state in run.fleet.living)
         tick = bool(joined) or now_s >= self._next_tick_s or quiet
         run.awake |= quiet
@@ -99,9 +99,10 @@ class Dispatcher:
             self._start_gathered(gathering)
         run.changed.update(released)
 
-    def _fill(self, changed: set[HostState]) -> None:
-        states = sorted(changed, key=lambda state: (-state.speed, state.order))
-        for state in states:
+    def _fill(self, changed: Collection[HostState]) -> None:
+        if len(changed) > 1:
+            changed = sorted(changed, key=lambda state: (-state.speed, state.order))
+        for state in changed:
             if state.alive:
                 self._fill_host(state)
 
@@ -137,29 +138,32 @@ class Dispatcher:
         """Start a test that is out of the backlog on hosts that have been taken for it."""
         run = self._run
         queue = run.queue(index)
-        speed = min((state.speed for state in hosts), default=1.0)
-        tests, batch_s = self._batch(index, queue, work_s) if hosts else ((index,), work_s)
-        rank_s = max(run.durations.estimate(index).rank_s, batch_s)
-        following = None if self._follower is None else self._follower.choose(worker, queue, hosts, rank_s)
+        speed = min([state.speed for state in hosts], default=1.0)
+        tests: tuple[int, ...] = (index,)
+        if self._latency_s and hosts:
+            companions = self._companions(index, queue)
+            tests = (index, *companions)
+            work_s += sum(run.backlog.remove(other) for other in companions)
+        following = None
+        if self._follower is not None:
+            longest_s = max(run.durations.estimate(index).rank_s, work_s)
+            following = self._follower.choose(worker, queue, hosts, longest_s)
         queue.cell.rate += speed * len(hosts)
-        run.running[worker] = Running(worker, tests, hosts, queue, speed, self._now_s, batch_s)
-        ids = tuple(run.items[test].id for test in tests)
-        names = tuple(state.host.name for state in hosts)
+        run.running[worker] = Running(worker, tests, hosts, queue, speed, self._now_s, work_s)
+        ids = tuple([run.items[test].id for test in tests])
+        names = tuple([state.host.name for state in hosts])
         self._decisions.append(Start(worker, ids, names, None if following is None else run.items[following].id))
 
-    def _batch(self, index: int, queue: Queue, work_s: float) -> tuple[tuple[int, ...], float]:
-        """Choose what is sent with a very short test, and how long all of them will take."""
+    def _companions(self, index: int, queue: Queue) -> list[int]:
+        """Choose what is sent with a very short test."""
         run = self._run
-        if not self._latency_s:
-            return (index,), work_s
         left_s = run.backlog.work_s / max(run.fleet.speed, 1.0) / BATCHES_LEFT
         target_s = min(self._latency_s * BATCH_LATENCIES, left_s)
-        companions = run.backlog.companions(queue, run.durations.estimate(index).rank_s, target_s)
-        return (index, *companions), work_s + sum(run.backlog.remove(other) for other in companions)
+        return run.backlog.companions(queue, run.durations.estimate(index).rank_s, target_s)
 
     def _gather(self) -> None:
         run = self._run
-        while request := run.gatherings.next():
+        while request := run.gatherings.next(self._chooser.slack_s):
             index = request.index
             if index not in (run.workers.holders if request.held else run.backlog):
                 continue

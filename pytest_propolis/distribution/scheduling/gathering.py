@@ -20,6 +20,10 @@ HOSTS_PER_GATHERING: Final = 20
 BOUND: Final = 8
 """How many tests workers may hold as their next for each one that has hosts kept for it."""
 
+URGENCY: Final = 1.5
+URGENT: Final = 3
+"""URGENT times as many may have hosts kept for them if the run lasts no longer than URGENCY times such a test."""
+
 MARGIN: Final = 2.5
 """How much longer than expected a test may take on a slow host without outlasting the run: estimates err."""
 
@@ -79,9 +83,15 @@ class Gatherings:
             self._queued.add(request.index)
             heapq.heappush(self._waiting, (request.turn, request))
 
-    def next(self) -> Request | None:
-        """Take the test that is served next; None if there is none, or too many are served. It may have started."""
-        if not self._waiting or len(self.active) >= self._most:
+    def next(self, slack_s: float) -> Request | None:
+        """Take the test that is served next; None if there is none, or too many are served. It may have started.
+
+        :param slack_s: how long the run will probably last.
+        """
+        if not self._waiting:
+            return None
+        urgent = self._waiting[0][1].rank_s * URGENCY > slack_s
+        if len(self.active) >= self._most * (URGENT if urgent else 1):
             return None
         _, request = heapq.heappop(self._waiting)
         self._queued.discard(request.index)
@@ -150,7 +160,10 @@ class Gatherings:
 
         :returns: the gatherings that are complete now, and whether the host is still kept for others.
         """
-        return self._complete(self._serve(state)), bool(self._claims.get(state.host.name))
+        claims = self._claims.get(state.host.name)
+        if not claims:
+            return [], False
+        return self._complete(self._serve(state)), bool(claims)
 
     def template_made(self, guest: str) -> None:
         """Try again the tests for which too few hosts had a template."""

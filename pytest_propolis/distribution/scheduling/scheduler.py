@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import final
 
@@ -30,7 +31,9 @@ class FleetScheduler(Scheduler):
         self, build_s: Mapping[str, float] | None = None, *, latency_s: float = 0.0, one_ahead: bool = False
     ) -> None:
         self._run = RunState()
-        self._dispatcher = Dispatcher(self._run, build_s or {}, latency_s=latency_s, one_ahead=one_ahead)
+        self._dispatcher = Dispatcher(
+            self._run, defaultdict(float, build_s or {}), latency_s=latency_s, one_ahead=one_ahead
+        )
         self._joined: list[HostState] = []
 
     def tests_known(self, items: Sequence[Item]) -> None:
