@@ -257,7 +257,7 @@ def test_no_space_for_a_disk(inner: InnerRun) -> None:
     inner.write(test_it=STARTS.format(options="disks=(DataDisk(name='data', size_mib=1 << 20),)"))
     with mounted(place, *tmpfs("size=128k")):
         inner.fails_with(
-            f"ResourceExhausted: no space left for a disk in {place}/*",
+            f"ResourceExhausted: VM 'one': no space left for a disk in {place}: *",
             "hint: *--propolis-disk-dir*",
             arguments=(f"--propolis-disk-dir={place}",),
         )

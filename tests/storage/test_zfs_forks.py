@@ -14,7 +14,7 @@ import pytest
 from pytest_propolis.errors import ArtifactError, CapabilityMissing, ConfigError, ResourceExhausted
 from pytest_propolis.storage.forks import zfs
 from pytest_propolis.storage.forks.fork import ForkedImage, ForkRequest
-from pytest_propolis.storage.forks.zfs import ZfsError, ZfsProvider, remove_unused_snapshots
+from pytest_propolis.storage.forks.zfs import ZfsProvider, remove_unused_snapshots
 from pytest_propolis.storage.programs import Finished
 
 IMAGE = Path("/tank/images/disk.raw")
@@ -144,7 +144,7 @@ async def test_a_clone_that_stays_busy_is_an_error_that_names_it(pool: Pool, mon
     monkeypatch.setattr(zfs, "BUSY_TIMEOUT_S", 0)
     made = await fork(pool)
     pool.busy = 1000
-    with pytest.raises(ZfsError, match=r"propolis-fork-1': dataset is busy"):
+    with pytest.raises(ArtifactError, match=r"propolis-fork-1': dataset is busy"):
         await ZfsProvider(pool).remove(made)
 
 
@@ -165,7 +165,7 @@ async def test_nothing_else_in_the_dataset_is_touched(pool: Pool) -> None:
     assert await remove_unused_snapshots("tank/images", pool) == []
     assert list(pool.snapshots) == ["tank/images@daily"]
     stranger = dataclasses.replace(made, facts={"dataset": "tank/images/home", "snapshot": "tank/images@daily"})
-    with pytest.raises(ZfsError, match="not a clone of this project's"):
+    with pytest.raises(ArtifactError, match="not a clone of this project's"):
         await ZfsProvider(pool).remove(stranger)
     assert "tank/images/home" in pool.datasets
 
@@ -186,8 +186,8 @@ async def test_a_volume_is_cloned_beside_itself(pool: Pool) -> None:
     ("said", "kind", "hint"),
     [
         ("cannot create 'tank/x': out of space", ResourceExhausted, "zpool list"),
-        ("cannot create 'tank/x': permission denied", ZfsError, "zfs allow"),
-        ("cannot create snapshot: dataset is read-only", ZfsError, "readonly"),
+        ("cannot create 'tank/x': permission denied", ArtifactError, "zfs allow"),
+        ("cannot create snapshot: dataset is read-only", ArtifactError, "readonly"),
         ("something else", ArtifactError, ""),
     ],
 )

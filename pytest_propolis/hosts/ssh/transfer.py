@@ -42,7 +42,7 @@ async def put_file(
                 return
             done = answer["done"]
             summing = asyncio.create_task(asyncio.to_thread(digest, descriptor, found.st_size))
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the answer says why
+            with contextlib.suppress(*transport.errors):  # the answer says why
                 await program.send_frames(frames(descriptor, found.st_size, done))
                 program.write({"sha256": await summing})
             if not (await program.receive())["good"]:

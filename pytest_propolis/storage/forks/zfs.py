@@ -20,7 +20,7 @@ from ...errors import ArtifactError, CapabilityMissing, ConfigError, PropolisErr
 from ..programs import Finished, run_program
 from .fork import ForkedImage, ForkRequest, checked_snapshot_name
 
-__all__ = ["ZFS", "Executor", "LocalExecutor", "ZfsError", "ZfsProvider", "remove_clone", "remove_unused_snapshots"]
+__all__ = ["ZFS", "Executor", "LocalExecutor", "ZfsProvider", "remove_clone", "remove_unused_snapshots"]
 
 PREFIX: Final = "propolis-"
 """What the names of all clones and snapshots of this project begin with."""
@@ -58,10 +58,6 @@ class LocalExecutor:
         except OSError:
             return None
         return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
-
-
-class ZfsError(ArtifactError):
-    """Raised when a ZFS command fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,10 +136,10 @@ class ZfsProvider:
         output = await self._zfs("list", "-Hp", "-t", "filesystem", "-o", "name,mountpoint,mounted", str(image))
         rows = [line.split("\t") for line in output.splitlines() if line]
         if len(rows) != 1 or len(rows[0]) != 3:
-            raise ZfsError(f"zfs list does not say which dataset {image} lies in: {output!r}")
+            raise ArtifactError(f"zfs list does not say which dataset {image} lies in: {output!r}")
         name, mountpoint, mounted = rows[0]
         if mounted != "yes" or not path.is_relative_to(mountpoint):
-            raise ZfsError(
+            raise ArtifactError(
                 f"{image} is not below the mount point of its dataset {name} ({mountpoint})",
                 hint=f"mount it: zfs mount {name}",
             )
@@ -160,7 +156,7 @@ class ZfsProvider:
     async def _ensure_snapshot(self, snapshot: str) -> None:
         try:
             await self._zfs("snapshot", snapshot)
-        except ZfsError as error:
+        except ArtifactError as error:
             if "already exists" not in error.message:  # another fork made it just now, or long ago
                 raise
 
@@ -175,7 +171,7 @@ class ZfsProvider:
             await self._zfs("list", "-Hp", "-o", "mountpoint,mounted", clone)
         ).strip().split("\t")  # fmt: skip
         if mounted != "yes":
-            raise ZfsError(
+            raise ArtifactError(
                 f"the clone {clone} is not mounted",
                 hint="mounting needs root, also where `zfs allow` permits the clone: run the agent as root, "
                 "or choose another provider",
@@ -199,12 +195,12 @@ async def remove_clone(facts: Mapping[str, str], executor: Executor | None = Non
     What is gone already is fine.
 
     :param facts: those of its `ForkedImage`.
-    :raises ZfsError: when the dataset stays busy, or is not this project's.
+    :raises ArtifactError: when the dataset stays busy, or is not this project's.
     """
     executor = executor or LocalExecutor()
     clone, snapshot = facts["dataset"], facts["snapshot"]
     if not clone.rpartition("/")[2].startswith(PREFIX) or not snapshot.rpartition("@")[2].startswith(PREFIX):
-        raise ZfsError(f"{clone} is not a clone of this project's, and is not destroyed")
+        raise ArtifactError(f"{clone} is not a clone of this project's, and is not destroyed")
     await _destroy(executor, clone)
     await _destroy_unused(executor, snapshot)
 
@@ -227,7 +223,7 @@ async def _destroy(executor: Executor, clone: str) -> None:
     while True:
         try:
             await _zfs(executor, "destroy", "-r", clone)
-        except ZfsError as error:
+        except ArtifactError as error:
             if "does not exist" in error.message:
                 return
             if "busy" not in error.message or time.monotonic() > deadline:
@@ -241,7 +237,7 @@ async def _destroy_unused(executor: Executor, snapshot: str) -> bool:
     """Destroy a snapshot unless clones need it; ZFS refuses that by itself, so no two processes can disagree."""
     try:
         await _zfs(executor, "destroy", snapshot)
-    except ZfsError as error:
+    except ArtifactError as error:
         if "dependent clones" in error.message or "does not exist" in error.message or "has children" in error.message:
             return False
         raise
@@ -253,7 +249,7 @@ async def _zfs(executor: Executor, *words: str) -> str:
 
     :raises CapabilityMissing: when there is no ZFS.
     :raises ResourceExhausted: when the pool, or a quota, is full.
-    :raises ZfsError: when it fails otherwise.
+    :raises ArtifactError: when it fails otherwise.
     """
     try:
         finished = await executor.run(["zfs", *words])
@@ -267,13 +263,13 @@ async def _zfs(executor: Executor, *words: str) -> str:
     if "out of space" in said or "quota exceeded" in said or "No space left" in said:
         raise ResourceExhausted(f"{command}: {said}", hint="free space in the pool: zpool list; zfs list -o space")
     if "permission denied" in said.lower():
-        raise ZfsError(
+        raise ArtifactError(
             f"{command}: {said}",
             hint="as root, delegate it: zfs allow USER clone,create,destroy,mount,snapshot,rollback DATASET",
         )
     if "read-only" in said or "read only" in said:
-        raise ZfsError(f"{command}: {said}", hint="the pool is read-only: import it again without -o readonly=on")
-    raise ZfsError(f"{command}: {said}")
+        raise ArtifactError(f"{command}: {said}", hint="the pool is read-only: import it again without -o readonly=on")
+    raise ArtifactError(f"{command}: {said}")
 
 
 ZFS: Final = ZfsProvider()
