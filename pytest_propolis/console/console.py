@@ -78,6 +78,8 @@ class Console:
         """Called when the guest has reset its machine, if the server tells of that."""
         self._loss = loss
         self._lost: AgentError | None = None
+        self._not_followed: str | None = None
+        """Why the console did not go along with its guest."""
         self._parser = FrameParser()
         self._filter = TextFilter()
         self.log = ConsoleLog(log_path)
@@ -183,7 +185,8 @@ class Console:
             if self._loss and self._connection.close_code == CloseCode.ABNORMAL_CLOSURE:
                 self._lost = await self._loss()
         except PropolisError as error:
-            self.note(f"the guest has migrated, and its console cannot be followed: {error}")
+            self._not_followed = f"the guest has migrated, and its console cannot be followed: {error}"
+            self.note(self._not_followed)
         except Exception as error:
             self.transcript.fail(self._closed(f"it could not be read: {error!r}"))
             raise
@@ -274,7 +277,7 @@ class Console:
         if self._lost is not None:
             return self._lost.with_context(vm=self._vm, console_tail=self.tail(), log_path=str(self.log.path))
         return ConsoleClosed(
-            f"the console closed: {reason or end_reason(self._connection)}",
+            f"the console closed: {reason or self._not_followed or end_reason(self._connection)}",
             vm=self._vm,
             console_tail=self.tail(),
             log_path=str(self.log.path),
