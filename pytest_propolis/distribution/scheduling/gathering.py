@@ -209,14 +209,19 @@ class Gatherings:
     def _free_hosts(self, needs: Needs, duration_s: float, slack_s: float) -> list[HostState]:
         """The hosts that a test can have at once: the fastest, but none on which it might outlast the run."""
         chosen: list[HostState] = []
-        slowest = 0.0
+        fastest = max((state.speed for state in self._fleet.fastest_first[:1]), default=1.0)
+        slowest = min(MARGIN * duration_s / max(slack_s, 1.0), SLOW * fastest)
         for state in self._fleet.fastest_first:
-            if (needs.guest is None or needs.guest in state.templates) and needs.labels <= state.host.labels:
-                slowest = slowest or min(MARGIN * duration_s / max(slack_s, 1.0), SLOW * state.speed)
-                if state.speed < slowest or len(chosen) == needs.hosts:
-                    break
-                if state.fits(needs) and not self._claims.get(state.host.name):
-                    chosen.append(state)
+            if state.speed < slowest or len(chosen) == needs.hosts:
+                break
+            if (
+                state.slots > 0
+                and (needs.guest is None or needs.guest in state.templates)
+                and needs.labels <= state.host.labels
+                and state.fits(needs)
+                and not self._claims.get(state.host.name)
+            ):
+                chosen.append(state)
         return chosen
 
     def _soonest_hosts(self, warm: list[HostState], needs: Needs, duration_s: float, slack_s: float) -> list[HostState]:

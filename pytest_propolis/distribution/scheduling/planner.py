@@ -54,10 +54,13 @@ class TemplatePlanner:
         The latter are made on hosts that are busy, too, as soon as these have a slot.
         """
         builds = self._needed()
+        fastest = max((state.speed for state in idle), default=1.0)
         wanted = [
-            (cell, cell.work_s / max(cell.rate, 1.0))
+            (cell, lasts_s)
             for cell in self._backlog.cells
-            if cell.count and cell.guest is not None
+            if cell.count
+            and cell.guest is not None
+            and (lasts_s := cell.work_s / max(cell.rate, 1.0)) > GAIN * self._build_s[cell.guest] / fastest
         ]
         taken = set(builds)
         for state in idle:
