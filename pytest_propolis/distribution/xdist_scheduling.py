@@ -17,6 +17,7 @@ from ..hosts.inventory import read_inventory
 from ..session.internals import call_in_controller, number_of_workers
 from ..session.stash import SETTINGS
 from .scheduling.decision import BuildTemplate, EndWorker, Start
+from .scheduling.durations import SMALLEST_S
 from .scheduling.host import HostSpec
 from .scheduling.item import Item
 from .scheduling.needs import Needs
@@ -24,6 +25,9 @@ from .scheduling.scheduler import FleetScheduler
 from .worker_channel import WorkerChannel
 
 __all__ = ["HostScheduling", "Placer"]
+
+DURATIONS: Final = "propolis/durations"
+"""The key in pytest's cache of how many seconds each test took, by node id."""
 
 TEMPLATE_S: Final = 10.0
 """How long a template takes, before any was made."""
@@ -38,6 +42,7 @@ class Placer:
     def __init__(self) -> None:
         self._channels: dict[str, WorkerChannel] = {}
         self._needs: dict[str, Needs] = {}
+        self._scheduling: HostScheduling | None = None
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -45,7 +50,12 @@ class Placer:
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config) -> HostScheduling:
-        return HostScheduling(config, self._channels, self._needs)
+        self._scheduling = HostScheduling(config, self._channels, self._needs)
+        return self._scheduling
+
+    def pytest_sessionfinish(self) -> None:
+        if self._scheduling is not None:
+            self._scheduling.remember_durations()
 
 
 class HostScheduling:
@@ -70,6 +80,7 @@ class HostScheduling:
         """By worker, what it has been sent and not finished, in that order."""
         self._placed: set[str] = set()
         self._finished: set[str] = set()
+        self._durations: dict[str, float] = {}
         self._ticking = False
         self._ready: set[str] = set()
         self._has_begun = False
@@ -91,6 +102,19 @@ class HostScheduling:
     @property
     def has_pending(self) -> bool:
         return self._has_begun and len(self._finished) < len(self._tests)
+
+    def remember_durations(self) -> None:
+        """Keep in pytest's cache how long the tests took, for the plans of later runs."""
+        cache = getattr(self._config, "cache", None)  # None with -p no:cacheprovider
+        if cache is not None and self._durations:
+            cache.set(DURATIONS, self._remembered_durations() | self._durations)
+
+    def _remembered_durations(self) -> dict[str, float]:
+        cache = getattr(self._config, "cache", None)
+        found = cache.get(DURATIONS, {}) if cache is not None else {}
+        if not isinstance(found, dict):
+            return {}
+        return {test: float(seconds) for test, seconds in found.items() if isinstance(seconds, int | float)}
 
     def add_node(self, node: Any) -> None:
         self._nodes[node.gateway.id] = node
@@ -117,8 +141,12 @@ class HostScheduling:
         self._indices = {test: index for index, test in enumerate(self._tests)}
         guests = {needs.guest for needs in self._needs.values() if needs.guest is not None}
         self._scheduler = FleetScheduler(dict.fromkeys(guests, TEMPLATE_S), one_ahead=True)
+        remembered = self._remembered_durations()
         self._scheduler.tests_known(
-            [Item(test, self._needs.get(test, Needs(hosts=0)), test.partition("::")[0]) for test in self._tests]
+            [
+                Item(test, self._needs.get(test, Needs(hosts=0)), test.partition("::")[0], remembered.get(test))
+                for test in self._tests
+            ]
         )
         hosts = self._config.stash[SETTINGS].hosts
         assert hosts is not None
@@ -140,6 +168,7 @@ class HostScheduling:
         self._placed.discard(test)
         self._finished.add(test)
         self._scheduler.test_finished(worker, test, duration)
+        self._durations[test] = round(max(duration, SMALLEST_S), 4)
         self._decide()
 
     def mark_test_pending(self, item: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from inner_run import InnerRun
 
@@ -117,3 +119,16 @@ def test_node_ids_are_the_same_with_and_without_workers(inner: InnerRun) -> None
     assert len(named) == 10
     for name in named:
         assert name in spread.stdout.str()
+
+
+def test_durations_are_remembered_for_the_next_run(inner: InnerRun) -> None:
+    cache = inner.pytester.path / ".pytest_cache/v/propolis/durations"
+    inner.write(test_it="import time\ndef test_a():\n    time.sleep(0.2)\ndef test_b():\n    pass\n")
+    arguments = ("--propolis-hosts", "local:2", "-n", "2")
+    inner.run(*arguments).assert_outcomes(passed=2)
+    remembered = json.loads(cache.read_text())
+    assert remembered.keys() == {"test_it.py::test_a", "test_it.py::test_b"}
+    assert remembered["test_it.py::test_a"] >= 0.2
+    cache.write_text(json.dumps(remembered | {"gone.py::test": 3.0, "test_it.py::test_b": "nonsense"}))
+    inner.run(*arguments).assert_outcomes(passed=2)
+    assert json.loads(cache.read_text()).keys() == {*remembered, "gone.py::test"}

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from .item import Item
 
-__all__ = ["Durations", "Estimate"]
+__all__ = ["SMALLEST_S", "Durations", "Estimate"]
 
 UNMEASURED_MEAN_S: Final = 15.0
 UNMEASURED_LONG_S: Final = 60.0
