@@ -58,7 +58,7 @@ async def test_victim(vm_factory, number):
 REPLICATED = """
 async def test_victim(crucible_disk_factory, vm_factory):
     disk = await crucible_disk_factory(size_mib=64)
-    vm = await vm_factory.start("vm", guest="micro", memory_mib=128, disks=(disk,))
+    vm = await vm_factory.start("vm", guest="micro", memory_mib=128, disks=(disk,), boot_timeout_s=60)
     await vm.run("modprobe virtio_blk; until [ -b /dev/vda ]; do usleep 20000; done")
     await vm.run("dd if=/dev/urandom of=/dev/vda bs=1M count=4 conv=fsync 2>/dev/null")
     await disk.replace_downstairs(0)
