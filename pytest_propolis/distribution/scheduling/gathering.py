@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from .backlog import Backlog
@@ -23,6 +25,9 @@ BOUND: Final = 8
 URGENCY: Final = 1.5
 URGENT: Final = 3
 """URGENT times as many may have hosts kept for them if the run lasts no longer than URGENCY times such a test."""
+
+CANDIDATES: Final = 50
+"""Among how many hosts those are looked for that have room soonest."""
 
 MARGIN: Final = 2.5
 """How much longer than expected a test may take on a slow host without outlasting the run: estimates err."""
@@ -119,15 +124,14 @@ class Gatherings:
         :param worker: which one will run it.
         :param slack_s: how long the run will probably last: hosts on which the test would take longer come last.
         """
-        chosen = self._free_hosts(request.needs, request.rank_s, slack_s)
-        if len(chosen) < request.needs.hosts:
-            warm = self._fleet.warm(request.needs)
-            if len(warm) < request.needs.hosts:
-                self._fleet.version += 1
-                self._stall(request)
-                return None
-            chosen = self._soonest_hosts(warm, request.needs, request.rank_s, slack_s)
         needs = request.needs
+        chosen = self._free_hosts(needs, request.rank_s, slack_s)
+        if len(chosen) < needs.hosts:
+            chosen = self._soonest_hosts(needs, request.rank_s, slack_s)
+        if len(chosen) < needs.hosts:
+            self._fleet.version += 1
+            self._stall(request)
+            return None
         gathering = Gathering(request.index, needs, worker, request.held, missing=chosen)
         for state in list(chosen):
             claims = self._claims.setdefault(state.host.name, [])
@@ -209,26 +213,36 @@ class Gatherings:
     def _free_hosts(self, needs: Needs, duration_s: float, slack_s: float) -> list[HostState]:
         """The hosts that a test can have at once: the fastest, but none on which it might outlast the run."""
         chosen: list[HostState] = []
+        for state in self._candidates(needs, duration_s, slack_s):
+            if state.slots > 0 and state.fits(needs):
+                chosen.append(state)
+                if len(chosen) == needs.hosts:
+                    break
+        return chosen
+
+    def _soonest_hosts(self, needs: Needs, duration_s: float, slack_s: float) -> list[HostState]:
+        """The hosts that will probably have room for a test soonest; too few if too few have its template."""
+        hosts = list(islice(self._candidates(needs, duration_s, slack_s), max(CANDIDATES, needs.hosts)))
+        if len(hosts) < needs.hosts:
+            hosts = self._fleet.warm(needs)
+            hosts.sort(key=lambda state: -state.speed)
+        return heapq.nsmallest(needs.hosts, hosts, key=lambda state: self._wait(state, needs))
+
+    def _candidates(self, needs: Needs, duration_s: float, slack_s: float) -> Iterator[HostState]:
+        """Find the hosts that can run a test and are kept for no other, but none on which it might outlast the run."""
+        guest, labels, claims = needs.guest, needs.labels, self._claims
         fastest = max((state.speed for state in self._fleet.fastest_first[:1]), default=1.0)
         slowest = min(MARGIN * duration_s / max(slack_s, 1.0), SLOW * fastest)
         for state in self._fleet.fastest_first:
-            if state.speed < slowest or len(chosen) == needs.hosts:
+            if state.speed < slowest:
                 break
             if (
-                state.slots > 0
-                and (needs.guest is None or needs.guest in state.templates)
-                and needs.labels <= state.host.labels
-                and state.fits(needs)
-                and not self._claims.get(state.host.name)
+                (guest is None or guest in state.templates)
+                and labels <= state.host.labels
+                and not claims.get(state.host.name)
+                and state.could_fit(needs)
             ):
-                chosen.append(state)
-        return chosen
-
-    def _soonest_hosts(self, warm: list[HostState], needs: Needs, duration_s: float, slack_s: float) -> list[HostState]:
-        """The hosts that will probably have room for a test soonest."""
-        fastest = max(state.speed for state in warm)
-        slowest = min(MARGIN * duration_s / max(slack_s, 1.0), SLOW * fastest)
-        return heapq.nsmallest(needs.hosts, warm, key=lambda state: self._awkwardness(state, needs, slowest))
+                yield state
 
     def _serve(self, state: HostState) -> list[Gathering]:
         claims = self._claims.get(state.host.name)
@@ -241,14 +255,13 @@ class Gatherings:
             served.append(gathering)
         return served
 
-    def _awkwardness(self, state: HostState, needs: Needs, slowest: float) -> tuple[float, ...]:
-        """Order hosts by how long they will let a test wait: by the share of what they have that must be free first."""
+    def _wait(self, state: HostState, needs: Needs) -> tuple[int, float]:
+        """How long a host lets a test wait: by the tests before it, and by the share of the host that must be freed."""
         host = state.host
-        claims = len(self._claims.get(host.name, ()))
         lacking = max(
             ((host.slots if needs.exclusive else 1) - state.slots) / host.slots,
             (needs.cpus - state.cpus) / max(host.cpus, 1),
             (needs.memory_mib - state.memory_mib) / max(host.memory_mib, 1),
             0.0,
         )
-        return (state.speed < slowest, claims, lacking, -state.speed, state.order)
+        return len(self._claims.get(host.name, ())), lacking
