@@ -73,6 +73,31 @@ def test_a_template_is_made_again_on_a_host_that_comes_back_without_it() -> None
     assert fleet.builds == [BuildTemplate("h0", "quick")]
 
 
+def test_slots_are_kept_for_long_tests_until_their_template_is_made() -> None:
+    fleet = fleet_of(host(slots=4, templates=frozenset({"quick"})))
+    fleet.add_tests(*(item(f"long{n}", 300, guest="slow") for n in range(3)))
+    fleet.decide()
+    assert fleet.builds == [BuildTemplate("h0", "slow")]
+    fleet.add_tests(*(item(f"middle{n}", 60) for n in range(4)), *(item(f"short{n}", 1) for n in range(4)))
+    fleet.decide(20.0)
+    assert not any(start.tests[0].startswith("middle") for start in fleet.starts)
+    assert len(fleet.running) == 3
+    fleet.make_template("h0", "slow")
+    for worker in sorted(fleet.running):
+        fleet.finish(worker)
+    fleet.decide(30.0)
+    assert sum(run.tests[0].startswith("long") for run in fleet.running.values()) == 3
+
+
+def test_no_slot_is_kept_for_a_template_that_is_overdue() -> None:
+    fleet = fleet_of(host(slots=4, templates=frozenset({"quick"})))
+    fleet.add_tests(*(item(f"long{n}", 300, guest="slow") for n in range(3)))
+    fleet.decide()
+    fleet.add_tests(*(item(f"middle{n}", 60) for n in range(4)))
+    fleet.decide(200.0)
+    assert len(fleet.running) == 3
+
+
 def test_a_test_runs_only_where_its_labels_are() -> None:
     fleet = fleet_of(host("plain"), host("storage", labels=frozenset({"zfs"})))
     fleet.add_tests(*(item(f"t{n}", labels=frozenset({"zfs"})) for n in range(3)))

@@ -118,12 +118,12 @@ class Cell:
                 longest_s = rank_s
         self.longest_s, self.narrowest = longest_s, narrowest
 
-    def best(self, cpus: int, memory_mib: int, limit_s: float, *, held: bool) -> tuple[Queue, int] | None:
-        """Return the longest test that fits and ranks no higher than limit_s, as its queue and its index.
+    def best(self, cpus: int, memory_mib: int, limit_s: float, *, held: bool) -> tuple[Queue, int, float] | None:
+        """Return the longest test that fits and ranks no higher than limit_s: its queue, its index and its rank in s.
 
         :param held: look among those that idle workers hold.
         """
-        found: tuple[Queue, int] | None = None
+        found: tuple[Queue, int, float] | None = None
         most = -1.0
         for queue in self.queues:
             needs, tests = queue.needs, queue.held if held else queue.tests
@@ -131,7 +131,7 @@ class Cell:
                 continue
             position = _longest(tests, limit_s)
             if position >= 0 and (rank := tests[position][0] * queue.weight) > most:
-                found, most = (queue, tests[position][1]), rank
+                found, most = (queue, tests[position][1], tests[position][0]), rank
         return found
 
     def shortest(self, cpus: int, memory_mib: int) -> tuple[float, int] | None:
@@ -209,6 +209,15 @@ class Backlog:
     def _heads(self) -> list[tuple[tuple[float, int], Needs]]:
         heads = [(queue.tests[0], queue.needs) for queue in self._queues.values() if queue.tests]
         return sorted(heads, key=lambda head: head[0])
+
+    def count_between(self, guest: str, least_s: float, most_s: float) -> int:
+        """Return how many tests of a guest, for which no hosts are gathered, rank from least_s to most_s."""
+        return sum(
+            bisect_right(queue.tests, (most_s, LAST)) - bisect_left(queue.tests, (least_s, -1))
+            for cell in self.cells
+            if cell.guest == guest and cell.way is Way.NEXT
+            for queue in cell.queues
+        )
 
     def companions(self, queue: Queue, rank_s: float, target_s: float) -> list[int]:
         """Return tests that a worker can run in one batch with a test of a queue, in target_s all together.

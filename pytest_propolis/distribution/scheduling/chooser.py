@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from .backlog import Cell, Queue
 from .fleet import Fleet
 from .host import HostState
 from .needs import Needs
+from .reservation import Reservation
 
 __all__ = ["Choice", "Chooser"]
 
@@ -37,11 +38,25 @@ SHORT_SHARE: Final = 0.02
 Choice = tuple[Queue, int]
 
 
+class _Room(NamedTuple):
+    """Where a test is chosen for.
+
+    :param gap_s: how long a test may take there that is not long.
+    """
+
+    state: HostState
+    cpus: int
+    memory_mib: int
+    gap_s: float
+    held: bool
+
+
 class Chooser:
     """Chooses among the tests that a host can run now: the longest of the cell that is most behind."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, reservation: Reservation) -> None:
         self._fleet = fleet
+        self._reservation = reservation
         self.slack_s = 0.0
         """How long the run will probably last."""
         self.lenient = False
@@ -77,14 +92,17 @@ class Chooser:
         ranked = self._ranked(state, cpus, held=held)
         if not ranked:
             return None
+        gap_s = math.inf if self.lenient else self._reservation.gap_s(state, slots)
+        room = _Room(state, spare, memory_mib, gap_s, held)
         first = min(ranked)[2]  # Its longest test fits nearly always: then the others need not be sorted.
-        found = first.best(spare, memory_mib, self._limit_s(state, first), held=held)
+        found = self._best_of(first, room)
         if found is not None:
             return found
         ranked.sort()
         for most in (spare, cpus) if spare < cpus else (cpus,):
+            room = room._replace(cpus=most)
             for _, _, cell in ranked:
-                found = cell.best(most, memory_mib, self._limit_s(state, cell), held=held)
+                found = self._best_of(cell, room)
                 if found is not None:
                     return found
         return None
@@ -112,6 +130,14 @@ class Chooser:
                 lasts_s = cell.work_s / (cell.rate if cell.rate > 1.0 else 1.0)
                 ranked.append((-(lasts_s + LENGTH * cell.longest_s) * cell.weight, number, cell))
         return ranked
+
+    def _best_of(self, cell: Cell, room: _Room) -> Choice | None:
+        """The longest test of a cell that a host may run."""
+        limit_s = self._limit_s(room.state, cell)
+        found = cell.best(room.cpus, room.memory_mib, limit_s, held=room.held)
+        if found is not None and room.gap_s < found[2] < self._reservation.long_s:
+            found = cell.best(room.cpus, room.memory_mib, min(limit_s, room.gap_s), held=room.held)
+        return found and found[:2]
 
     def _limit_s(self, state: HostState, cell: Cell) -> float:
         """The longest duration that a host may begin with, on a host of speed 1.0."""

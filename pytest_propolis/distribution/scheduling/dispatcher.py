@@ -13,6 +13,7 @@ from .gathering import Gathering, Request
 from .horizon import remaining_s
 from .host import HostState
 from .planner import TemplatePlanner
+from .reservation import Reservation
 from .state import Running, RunState
 
 __all__ = ["Dispatcher"]
@@ -48,7 +49,8 @@ class Dispatcher:
         self._run = run
         self._build_s = build_s
         self._latency_s = latency_s
-        self._chooser = Chooser(run.fleet)
+        self._reservation = Reservation(run.fleet, run.backlog)
+        self._chooser = Chooser(run.fleet, self._reservation)
         self._planner = TemplatePlanner(run.fleet, run.backlog, build_s)
         self._follower = Follower(run, self._chooser) if one_ahead else None
         self._postponed: dict[HostState, list[str]] = {}
@@ -64,6 +66,7 @@ class Dispatcher:
         """
         run = self._run
         self._now_s, self._decisions = now_s, []
+        self._reservation.set_time(now_s)
         waiting = len(run.backlog) or run.workers.holders or run.gatherings.active
         quiet = not run.running and not any(state.building for state in run.fleet.living)
         tick = bool(joined) or now_s >= self._next_tick_s or quiet
@@ -89,6 +92,7 @@ class Dispatcher:
         slack_s = self._chooser.slack_s = remaining_s(run.backlog, run.fleet, running_s, run.durations.longest_s)
         self._chooser.weigh(run.backlog.cells)
         self._next_tick_s = self._now_s + max(SHORTEST_TICK_S, slack_s / TICKS)
+        self._reservation.look_ahead(slack_s, run.durations.longest_s)
         # What slow hosts may run depends on how long the run lasts.
         fastest = max((state.speed for state in run.fleet.living), default=0.0)
         run.changed.update(state for state in run.fleet.living if state.slots > 0 and state.speed < SLOW * fastest)
