@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
@@ -42,11 +43,10 @@ class Node:
         self.driver.woken.append(self)
 
     def send_steal(self, indices: Sequence[int]) -> None:
-        stolen = [index for index in self.queue if index in set(indices)]
         # As xdist's worker: what runs, and what it holds as the next, cannot be taken back.
-        stolen = [index for index in stolen if index not in list(self.queue)[:2]]
-        self.queue = deque(index for index in self.queue if index not in set(stolen))
-        self.driver.stolen.append((self, stolen))
+        stolen = set(indices) - set(islice(self.queue, 2))
+        self.driver.stolen.append((self, [index for index in self.queue if index in stolen]))
+        self.queue = deque(index for index in self.queue if index not in stolen)
 
     def shutdown(self) -> None:
         self.shutting_down = True
