@@ -327,10 +327,9 @@ def test_a_test_that_is_given_up_starts_without_hosts() -> None:
     fleet = fleet_of(host())
     fleet.add_tests(item("test", labels=frozenset({"zfs"})))
     assert not fleet.decide()
-    fleet.items["test"] = dataclasses.replace(fleet.items["test"], needs=Needs(hosts=0))
-    assert fleet.scheduler.give_up("test")
+    assert fleet.give_up("test")
     assert fleet.decide() == [Start("gw0", ("test",), ())]
-    assert not fleet.scheduler.give_up("test")
+    assert not fleet.give_up("test")
 
 
 def test_the_same_calls_have_the_same_answers() -> None:

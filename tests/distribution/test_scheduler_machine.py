@@ -92,6 +92,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         building = sorted((name, guest) for name, host in self.fleet.hosts.items() for guest in host.building)
         self.fleet.make_template(*data.draw(st.sampled_from(building)))
 
+    @precondition(lambda self: self.fleet.items)
+    @rule(data=st.data())
+    def test_is_given_up(self, data: st.DataObject) -> None:
+        self.fleet.give_up(data.draw(st.sampled_from(sorted(self.fleet.items))))
+
     @rule(wait_s=st.sampled_from([0.0, 0.1, 10.0]))
     def decide(self, wait_s: float) -> None:
         self.fleet.decide(wait_s)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pytest_propolis.distribution.scheduling import BuildTemplate, EndWorker, FleetScheduler, HostSpec, Item, Start
+from pytest_propolis.distribution.scheduling import (
+    BuildTemplate,
+    EndWorker,
+    FleetScheduler,
+    HostSpec,
+    Item,
+    Needs,
+    Start,
+)
 
 PATIENCE = 3
 """How often nothing may happen before nothing will."""
@@ -92,6 +101,14 @@ class ModelFleet:
             del self.running[worker]
             self._let_go(worker)
         self.scheduler.test_finished(worker, test, duration_s)
+
+    def give_up(self, test: str) -> bool:
+        """Let a test run without hosts, if it waits."""
+        given_up = self.scheduler.give_up(test)
+        if given_up:
+            assert test not in self.done
+            self.items[test] = dataclasses.replace(self.items[test], needs=Needs(hosts=0))
+        return given_up
 
     def make_template(self, host: str, guest: str) -> None:
         self.hosts[host].building.remove(guest)

@@ -169,7 +169,8 @@ class Dispatcher:
         run = self._run
         while request := run.gatherings.next(self._chooser.slack_s):
             index = request.index
-            if index not in (run.workers.holders if request.held else run.backlog):
+            gone = index not in (run.workers.holders if request.held else run.backlog)
+            if gone or request.needs is not run.queue(index).needs:
                 continue
             if not request.held and not run.workers.empty:
                 run.gatherings.add(request)

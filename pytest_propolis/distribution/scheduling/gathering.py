@@ -83,7 +83,6 @@ class Gatherings:
 
     def add(self, request: Request) -> None:
         """Let a test wait for its hosts. Those that idle workers hold are served first, then the longest."""
-        self._bound.discard(request.index)
         if request.held or request.index not in self._queued:
             self._queued.add(request.index)
             heapq.heappush(self._waiting, (request.turn, request))
@@ -114,9 +113,11 @@ class Gatherings:
                 self._stall(request)
         return None
 
-    def bound(self, index: int) -> bool:
-        """Whether a busy worker holds a test as its next since hosts are to be gathered for it."""
-        return index in self._bound
+    def unbind(self, index: int) -> bool:
+        """Let a worker be idle that holds a test, and return whether it holds the test since `bind`."""
+        bound = index in self._bound
+        self._bound.discard(index)
+        return bound
 
     def begin(self, request: Request, worker: str, slack_s: float) -> Gathering | None:
         """Choose hosts for a test and take those that have room; None if too few have its template.

@@ -79,6 +79,7 @@ class FleetScheduler(Scheduler):
         held = run.workers.lose(worker)
         if held is not None:
             run.unhold(held)
+            run.gatherings.unbind(held)
             run.wait(held)
             run.awake = True
         return lost

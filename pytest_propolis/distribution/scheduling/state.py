@@ -63,10 +63,11 @@ class RunState:
     def know(self, items: Sequence[Item]) -> None:
         """Let tests wait that were not known before."""
         first = len(self.items)
-        self.items += items
-        self.indices.update((item.id, index) for index, item in enumerate(items, first))
-        if len(self.indices) != len(self.items):
+        indices = {item.id: index for index, item in enumerate(items, first)}
+        if len(indices) != len(items) or not indices.keys().isdisjoint(self.indices):
             raise ValueError("two tests have the same id")
+        self.items += items
+        self.indices |= indices
         self.durations.add(items)
         probes = set(self.durations.probes())
         for index in range(first, len(self.items)):
@@ -114,7 +115,8 @@ class RunState:
         queue, rank_s = self.queue(index), self.durations.estimate(index).rank_s
         self.backlog.hold(index, queue, rank_s)
         self.fleet.version += 1  # What it needs did not count while its worker was busy.
-        if queue.cell.way is Way.GATHERED or self.gatherings.bound(index):
+        bound = self.gatherings.unbind(index)
+        if queue.cell.way is Way.GATHERED or (bound and queue.cell.way is Way.NEXT):
             self.gatherings.add(Request(index, queue.needs, rank_s, held=True))
         self.awake = True
 

@@ -32,8 +32,6 @@ class Workers:
     @property
     def empty(self) -> bool:
         """Whether there is an idle worker that holds nothing."""
-        while self._empty and self._empty[0][1] not in self.alive:
-            heapq.heappop(self._empty)
         return bool(self._empty)
 
     @property
@@ -81,6 +79,8 @@ class Workers:
         if held is None:
             held = next((index for index, holder in self.holders.items() if holder == worker), None)
         self._forget(worker)
+        self._empty = [entry for entry in self._empty if entry[1] != worker]
+        heapq.heapify(self._empty)
         return held
 
     def _forget(self, worker: str) -> None:
