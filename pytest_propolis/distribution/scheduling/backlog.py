@@ -75,6 +75,7 @@ class Cell:
         "labels",
         "longest_s",
         "narrowest",
+        "probes",
         "queues",
         "rate",
         "way",
@@ -92,6 +93,8 @@ class Cell:
         self.count = 0
         self.held = 0
         """How many of its tests any worker may run, and how many an idle worker holds."""
+        self.probes = 0
+        """How many of them show how their modules behave."""
         self.work_s = 0.0
         """Slot seconds that its tests will probably take on hosts of speed 1.0."""
         self.rate = 0.0
@@ -187,6 +190,7 @@ class Backlog:
         self._places[index] = _Place(queue, rank_s, work_s)
         self._count(queue, work_s, 1)
         cell = queue.cell
+        cell.probes += probe
         cell.longest_s = max(cell.longest_s, estimate.rank_s)
         cell.narrowest = min(cell.narrowest, queue.needs.cpus) if cell.count > 1 else queue.needs.cpus
 
@@ -245,6 +249,7 @@ class Backlog:
         queue, rank_s, work_s = self._places.pop(index)
         del queue.tests[bisect_left(queue.tests, (rank_s, index))]
         self._count(queue, -work_s, -1)
+        queue.cell.probes -= rank_s > PROBE_S
         if rank_s >= queue.cell.longest_s or not queue.tests:
             queue.cell.survey()
         return work_s

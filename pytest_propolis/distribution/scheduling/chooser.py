@@ -133,9 +133,11 @@ class Chooser:
 
     def _best_of(self, cell: Cell, room: _Room) -> Choice | None:
         """The longest test of a cell that a host may run."""
-        limit_s = self._limit_s(room.state, cell)
+        limit_s, long_s = self._limit_s(room.state, cell), self._reservation.long_s
+        if room.gap_s < limit_s and not room.held and not cell.probes and cell.longest_s < long_s:
+            limit_s = room.gap_s
         found = cell.best(room.cpus, room.memory_mib, limit_s, held=room.held)
-        if found is not None and room.gap_s < found[2] < self._reservation.long_s:
+        if found is not None and room.gap_s < found[2] < long_s:
             found = cell.best(room.cpus, room.memory_mib, min(limit_s, room.gap_s), held=room.held)
         return found and found[:2]
 
