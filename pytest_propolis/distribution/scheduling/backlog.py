@@ -132,9 +132,14 @@ class Cell:
             needs, tests = queue.needs, queue.held if held else queue.tests
             if not tests or needs.cpus > cpus or needs.memory_mib > memory_mib:
                 continue
-            position = _longest(tests, limit_s)
-            if position >= 0 and (rank := tests[position][0] * queue.weight) > most:
-                found, most = (queue, tests[position][1], tests[position][0]), rank
+            rank_s, index = tests[-1]
+            if rank_s > limit_s:
+                position = _longest(tests, limit_s)
+                if position < 0:
+                    continue
+                rank_s, index = tests[position]
+            if rank_s * queue.weight > most:
+                found, most = (queue, index, rank_s), rank_s * queue.weight
         return found
 
     def shortest(self, cpus: int, memory_mib: int) -> tuple[float, int] | None:
