@@ -428,7 +428,7 @@ class FreezeVm(msgspec.Struct, frozen=True, kw_only=True):
     """The VM of a `TemplateMaking` is ready to be frozen.
 
     :param session: the word of the read-eval loop that waits for commands in its guest.
-    :param console: what it showed until somebody was logged in.
+    :param console: what it showed until the log-in was complete.
     :param warmup_input: what to type so that its guest runs a command that changes nothing.
     :param warmup_marker: what it shows at the very end of it.
     """

@@ -8,7 +8,7 @@ __all__ = ["Kept"]
 
 
 class Kept(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Why a resource survives its owner, and until when (unix time in seconds; None: until somebody asks)."""
+    """Why a resource survives its owner, and until when (unix time in seconds; None: until it is asked for)."""
 
     reason: str
     until: float | None = None

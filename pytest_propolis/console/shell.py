@@ -126,7 +126,7 @@ class Shell:
     def resume(self, session: str, typed: TypedCommand | None = None) -> None:
         """Take over a read-eval loop that waits for commands, in a guest that was forked.
 
-        :param typed: what somebody else has typed at it already: `run_typed` waits for it.
+        :param typed: what the agent has typed at it already: `run_typed` waits for it.
         """
         self._session = session
         self._console.expect_nonces(session)
@@ -157,7 +157,7 @@ class Shell:
             )
 
     async def run_typed(self, typed: TypedCommand, *, timeout_s: float, note: str) -> CommandResult:
-        """Wait for the end of what somebody else has typed, and `resume` was told of; errors are those of `run`.
+        """Wait for the end of what the agent has typed, and `resume` was told of; errors are those of `run`.
 
         :param note: what the log says of it.
         """
@@ -295,7 +295,7 @@ class Shell:
         await self._console.send(chunks[-1])
 
     async def _recover(self) -> None:
-        """Interrupt a command that somebody stopped waiting for, so that the shell is free."""
+        """Interrupt a command that its caller stopped waiting for, so that the shell is free."""
         if self._lost:
             raise self._error(ShellLost, self._lost, hint=LOST_HINT)
         pending = self._pending

@@ -201,7 +201,7 @@ def encode(command: str, nonce: str) -> Iterator[bytes]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TypedCommand:
-    """A command for somebody else to type at the read-eval loop.
+    """A command for another process to type at the read-eval loop.
 
     :param text: what to type.
     :param succeeded: what the guest shows at the very end of it, if its status is 0.

@@ -6,19 +6,21 @@ sent just before the command by which the worker starts the test, over the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
 import pytest
 
 from ..markers.requirements import requirements_of
-from ..session.stash import PLACEMENTS, SETTINGS
+from ..session.stash import HOSTS, PLACEMENTS, SETTINGS
 from .scheduling.needs import Needs
 
-__all__ = ["WorkerChannel", "WorkerEnd", "needs_of"]
+__all__ = ["LOST_HOSTS_ATTRIBUTE", "WorkerChannel", "WorkerEnd", "needs_of"]
 
 CHANNEL: Final = "propolis_channel"
+LOST_HOSTS_ATTRIBUTE: Final = "propolis_lost_hosts"
+"""An attribute of a worker's report: the names of hosts that it cannot reach any more."""
 
 _Needs = dict[str, dict[str, Any]]
 
@@ -53,6 +55,14 @@ class WorkerEnd:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Before xdist tells the controller that the collection is complete."""
         self._channel.send(msgspec.json.encode({item.nodeid: needs_of(item) for item in session.items}))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Let the controller know of hosts that are lost: xdist sends a report's attributes along."""
+        report = yield
+        if lost := [host.name for host in item.config.stash.get(HOSTS, ()) if host.is_lost]:
+            setattr(report, LOST_HOSTS_ATTRIBUTE, lost)
+        return report
 
     def _receive(self, data: bytes) -> None:
         self._placements |= msgspec.json.decode(data, type=dict[str, tuple[str, ...]])

@@ -7,7 +7,8 @@ cannot be taken back. So what a worker is sent is always one test ahead of what 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 import pytest
@@ -22,7 +23,7 @@ from .scheduling.host import HostSpec
 from .scheduling.item import Item
 from .scheduling.needs import Needs
 from .scheduling.scheduler import FleetScheduler
-from .worker_channel import WorkerChannel
+from .worker_channel import LOST_HOSTS_ATTRIBUTE, WorkerChannel
 
 __all__ = ["HostScheduling", "Placer"]
 
@@ -53,6 +54,10 @@ class Placer:
         self._scheduling = HostScheduling(config, self._channels, self._needs)
         return self._scheduling
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if self._scheduling is not None:
+            self._scheduling.lose_hosts(getattr(report, LOST_HOSTS_ATTRIBUTE, ()))
+
     def pytest_sessionfinish(self) -> None:
         if self._scheduling is not None:
             self._scheduling.remember_durations()
@@ -81,6 +86,7 @@ class HostScheduling:
         self._placed: set[str] = set()
         self._finished: set[str] = set()
         self._durations: dict[str, float] = {}
+        self._hosts: dict[str, HostSpec] = {}
         self._ticking = False
         self._ready: set[str] = set()
         self._has_begun = False
@@ -152,15 +158,34 @@ class HostScheduling:
         assert hosts is not None
         specs = read_inventory(hosts)
         for spec in specs:
-            self._scheduler.host_joined(
-                HostSpec(
-                    name=spec.name,
-                    slots=slots_of(spec, specs),
-                    memory_mib=memory_mib_of(spec, specs),
-                    cpus=cpus_of(spec),
-                    labels=spec.labels,
-                )
+            self._hosts[spec.name] = HostSpec(
+                name=spec.name,
+                slots=slots_of(spec, specs),
+                memory_mib=memory_mib_of(spec, specs),
+                cpus=cpus_of(spec),
+                labels=spec.labels,
             )
+            self._scheduler.host_joined(self._hosts[spec.name])
+        self._give_up_what_no_host_can_run()
+
+    def lose_hosts(self, names: Iterable[str]) -> None:
+        """Place no more tests on hosts that a worker cannot reach."""
+        lost = self._hosts.keys() & set(names)
+        for name in lost:
+            del self._hosts[name]
+            self._scheduler.host_lost(name)
+        if lost:
+            self._give_up_what_no_host_can_run()
+            self._decide()
+
+    def _give_up_what_no_host_can_run(self) -> None:
+        """Let such tests start as they are: each is skipped or fails, and says what it lacks."""
+        able = cache(lambda needs: sum(host.could_fit(needs) for host in self._hosts.values()))
+        begun = self._placed | self._finished
+        for test in self._tests:
+            needs = self._needs.get(test)
+            if needs is not None and test not in begun and able(needs) < needs.hosts:
+                self._scheduler.give_up(test)
 
     def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
         worker, test = node.gateway.id, self._tests[item_index]

@@ -6,7 +6,7 @@ and after is the wrapper's business. Pure and synchronous: nothing here waits, r
 driver and the HTTP handlers use it from one event loop.
 
 Four things differ from upstream on purpose. A migration asked for while the VM starts is held until it runs, because
-nobody could serve it earlier. Whether a reboot, a migration or a stop is pending is read off the queue and the request
+nothing could serve it earlier. Whether a reboot, a migration or a stop is pending is read off the queue and the request
 being served, never remembered apart from them, so that it cannot outlive them. A VM that stopped, however far its start
 got, is stopped. And the guest's own reset or shutdown counts like one that was asked for: upstream accepts a reboot
 of a guest that shuts itself down, only to drop it.
@@ -160,7 +160,7 @@ class RequestQueue:
 
     The driver pops a request, serves it, and says so; until then the request counts as pending. Reboots and migrations
     are served inside a context manager, so that whatever happens meanwhile, the end of it is noticed. A driver that
-    leaves calls `failed` in any case (it has no effect on a VM that has ended), and nobody waits for an answer forever.
+    leaves calls `failed` in any case (it has no effect on a VM that has ended), and no caller waits forever.
 
     :param discard: called once with each queued request that will never be served, when the VM ends. All are called,
         even if some raise.
@@ -237,7 +237,7 @@ class RequestQueue:
         return self._state is QueueState.NotStarted
 
     def _wants_reboot(self) -> bool:
-        # The guest may soon live on the target: who wants it rebooted shall wait, and then ask the right server.
+        # The guest may soon live on the target: a client that wants it rebooted waits, and then ask the right server.
         _deny(DenyReason.InvalidForMigrationSource, when=self.awaiting_migration_out)
         _deny(DenyReason.HaltPending, when=self.awaiting_stop)
         _deny(DenyReason.InstanceNotActive, when=self._state is QueueState.NotStarted)

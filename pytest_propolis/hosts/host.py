@@ -85,6 +85,10 @@ class Host(Protocol):
         """Whether its file system is this machine's, so that its agent can be told paths of it."""
 
     @property
+    def is_lost(self) -> bool:
+        """Whether it could not be reached, or was lost, when it was last used."""
+
+    @property
     def agent(self) -> AgentClient | None:
         """A client of its agent for callers without an event loop; None while the agent is down."""
 

@@ -110,6 +110,10 @@ class LocalHost:
         return self._launched is not None
 
     @property
+    def is_lost(self) -> bool:
+        return False
+
+    @property
     def agent(self) -> AgentClient | None:
         return AgentClient(self._launched.socket, client=self._client_id) if self._launched else None
 

@@ -75,6 +75,7 @@ class SshHost:
         self._client_id = secrets.token_hex(8)
         self._joined: tuple[JoinedLink, Lifeline] | None = None
         self.was_up = False
+        self._is_unreachable = False
         self._provided: set[str] = set()
         self.unfinished: list[Unfinished] = []
         self.templates: dict[object, str] = {}
@@ -110,6 +111,10 @@ class SshHost:
     def facts(self) -> HostFacts | None:
         """What its loader has told of it, while its agent is up."""
         return self._joined[0].ready.facts if self._joined else None
+
+    @property
+    def is_lost(self) -> bool:
+        return self._is_unreachable or (self._joined is not None and self._joined[0].loss() is not None)
 
     @property
     def agent(self) -> AgentClient | None:
@@ -193,9 +198,12 @@ class SshHost:
             loss = await link.explain(within_s=LINK_END_TIMEOUT_S)  # an agent that is gone takes its link along
             link.close()
             if loss is not None:
+                self._is_unreachable = True
                 raise loss
-        self.was_up = True
-        return self._first(*await self._join())
+        self.was_up = self._is_unreachable = True
+        link = self._first(*await self._join())
+        self._is_unreachable = False
+        return link
 
     async def _join(self) -> tuple[JoinedLink, Lifeline]:
         for _ in range(JOIN_ATTEMPTS):

@@ -55,5 +55,5 @@ def _writer(config: pytest.Config) -> Callable[[str], None]:
 
 
 def _write_raw(text: str) -> None:
-    with contextlib.suppress(OSError):  # nobody reads it any more
+    with contextlib.suppress(OSError):  # its reader has gone
         os.write(2, text.encode(errors="replace"))

@@ -513,7 +513,7 @@ class VmFactory:
         request: CreateDisk | None,
         taken: contextlib.AsyncExitStack,
     ) -> AttachedDisk:
-        """A disk that is there; one in memory is without anybody making it."""
+        """A disk that exists; one in memory does so without a request."""
         if request is None:
             return disk
         created = await session.agent.create_disk(request)

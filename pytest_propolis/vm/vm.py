@@ -126,7 +126,7 @@ class TestVm:
         self.phases = phases or Timings()
         """How long the steps up to its first command took."""
         self.boot_log = ""
-        """What the console showed until somebody was logged in."""
+        """What the console showed until the log-in was complete."""
         self.volumes: list[VolumeDisk] = []
         """Its replicated disks."""
         self._migrations = migrations
@@ -267,7 +267,7 @@ class TestVm:
                 if failure := await until_migrated(self._api(), self._migrations):
                     raise MigrationError(failure, vm=self.name, log_path=str(self.log_path))
                 self.hold_volumes(self.volumes)
-                if moved:  # what is typed at the source from now on reaches nobody
+                if moved:  # what is typed at the source from now on reaches no guest
                     await asyncio.wait([moved])
                 self.spec = (await self.get_spec()).value  # with the disks that it has here
         except TimeoutError:
@@ -562,7 +562,7 @@ class TestVm:
         try:
             endpoint = Endpoint.at(moved.destination)
         except ValueError as error:
-            raise ConsoleError(f"the guest has migrated, nobody knows where: {error}", vm=self.name) from None
+            raise ConsoleError(f"the guest's new place cannot be read: {error}", vm=self.name) from None
         async with PropolisClient(endpoint, vm=self.name) as there:
             return await there.instance_serial(from_start=moved.from_start)
 

@@ -132,3 +132,25 @@ def test_durations_are_remembered_for_the_next_run(inner: InnerRun) -> None:
     cache.write_text(json.dumps(remembered | {"gone.py::test": 3.0, "test_it.py::test_b": "nonsense"}))
     inner.run(*arguments).assert_outcomes(passed=2)
     assert json.loads(cache.read_text()).keys() == {*remembered, "gone.py::test"}
+
+
+IMPOSSIBLE = """
+import pytest
+
+@pytest.mark.requires(labels=("nowhere",))
+async def test_a_label_that_no_host_has(test_vm): ...
+
+@pytest.mark.requires(memory_mib=1 << 24)
+async def test_more_memory_than_any_host_has(test_vm): ...
+
+@pytest.mark.multi_node(3)
+async def test_more_hosts_than_there_are(remote_hosts): ...
+
+@pytest.mark.parametrize("number", range(3))
+def test_other(number): ...
+"""
+
+
+def test_what_no_host_can_run_is_skipped_and_holds_nothing_up(inner: InnerRun) -> None:
+    inner.write(test_it=IMPOSSIBLE)
+    inner.run("--propolis-hosts", "local:2", "-n", "2").assert_outcomes(passed=3, skipped=3)

@@ -65,6 +65,33 @@ def test_a_test_whose_host_is_cut_off_fails_with_the_host_and_the_reason(
         select.select([], [], [], 0.05)
 
 
+def test_after_a_host_is_lost_the_other_one_runs_the_tests(inner: InnerRun, hosts: Path, cables: None) -> None:
+    inner.write(
+        test_it="""
+        import pytest
+        from cables import cut
+
+        async def test_0(test_vm):
+            cut(test_vm.host.name)
+            await test_vm.run("sleep 500", timeout_s=400)
+
+        @pytest.mark.parametrize("number", range(6))
+        async def test_1(test_vm, number):
+            assert await test_vm.run(f"echo {number}") == str(number)
+
+        @pytest.mark.multi_node(2)
+        async def test_2(remote_hosts, vm_factory):
+            for host in remote_hosts:
+                await vm_factory.start(host.name, host=host)
+        """
+    )
+    result = inner.run("--propolis-hosts", str(hosts), "-n", "2")
+    outcomes = result.parseoutcomes()
+    # One test of the other worker may be on the host when its cable is cut.
+    assert 5 <= outcomes["passed"] <= 7, outcomes
+    assert sum(outcomes.get(kind, 0) for kind in ("passed", "failed")) == 8
+
+
 def test_a_disk_of_an_image_here_is_on_a_guest_there(inner: InnerRun, hosts: Path) -> None:
     inner.write(
         test_it="""

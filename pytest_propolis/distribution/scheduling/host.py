@@ -30,6 +30,15 @@ class HostSpec:
     speed: float = 1.0
     templates: frozenset[str] = field(default=frozenset())
 
+    def could_fit(self, needs: Needs) -> bool:
+        """Whether it could run a test if it did nothing else."""
+        return (
+            self.slots > 0
+            and self.cpus >= needs.cpus
+            and self.memory_mib >= needs.memory_mib
+            and needs.labels <= self.labels
+        )
+
 
 class HostState:
     """What a host has left, and which templates it has. It refuses to give more than it has."""
@@ -68,13 +77,7 @@ class HostState:
 
     def could_fit(self, needs: Needs) -> bool:
         """Whether it could run a test if it did nothing else."""
-        host = self.host
-        return (
-            host.slots > 0
-            and host.cpus >= needs.cpus
-            and host.memory_mib >= needs.memory_mib
-            and needs.labels <= host.labels
-        )
+        return self.host.could_fit(needs)
 
     def take(self, needs: Needs) -> None:
         """Let a test have what it needs."""

@@ -101,7 +101,7 @@ class ArrivingDisks:
             await machine.execute("block-export-add", type="nbd", writable=True, **names)
 
     async def shut(self, machine: Machine) -> None:
-        """Let nobody write them any more.
+        """Stop serving them for writing.
 
         :raises MachineError: when QEMU does not.
         """

@@ -41,7 +41,7 @@ def _described(image: Mapping[str, Any], blob: HostFile | None, opened: set[tupl
 
 
 def _file(path: str, opened: set[tuple[int, int]]) -> HostFile:
-    """The file of that path, if it is still the one that QEMU has open; otherwise one that nobody can find."""
+    """The file of that path, if it is still the one that QEMU has open; otherwise a path that does not exist."""
     with contextlib.suppress(OSError):
         file = HostFile.at(path)
         if (file.device, file.inode) in opened:

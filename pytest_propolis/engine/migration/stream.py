@@ -60,7 +60,7 @@ def private_listener(path: Path) -> socket.socket:
 async def connect_stream(path: Path) -> socket.socket:
     """The source's end of the stream.
 
-    :raises MigrationFailed: when nobody listens there.
+    :raises MigrationFailed: when nothing listens there.
     """
     stream = socket.socket(socket.AF_UNIX)
     try:

@@ -59,7 +59,7 @@ class AcceptedConnection:
                 self._ended.set()
 
     def abandon(self) -> None:
-        """Nobody will serve it: let whoever accepted it close it."""
+        """It will not be served: let its acceptor close it."""
         self._ended.set()
 
     async def ended(self) -> None:

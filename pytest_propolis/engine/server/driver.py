@@ -248,7 +248,7 @@ class StateDriver:
     # Migrating out
 
     async def _leave(self, machine: Machine, request: MigrateAsSource) -> Outcome | None:
-        assert self._migrate_out is not None, "a migration was asked for, and nobody can serve it"
+        assert self._migrate_out is not None, "a migration was requested, and there is nothing to serve it"
         with self._queue.migrating_out() as migration:
             self._publisher.publish(InstanceState.MIGRATING)
             await self._migrate_out(machine, request, migration)

@@ -90,7 +90,7 @@ class RestoredMachine:
 
     @property
     def has_ended(self) -> bool:
-        """Whether QEMU ended by itself, or was killed, before anybody drove it."""
+        """Whether QEMU ended by itself, or was killed, before it was used."""
         return GuestEvent.EXITED in self._missed or GuestEvent.DISK_FAILED in self._missed
 
     async def start(self) -> None:
@@ -117,7 +117,7 @@ class RestoredMachine:
     async def warm_up(self) -> None:
         """Let the guest run a command, and stop it again: the first one is dear. It leaves no trace on the console.
 
-        QEMU is suspended then, until somebody drives the machine.
+        QEMU is suspended then, until the machine is used.
 
         :raises MachineError: when QEMU ends.
         :raises TimeoutError: when the guest does not answer.

@@ -46,7 +46,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     :param properties: who it was: a fork has its own name, but the firmware's tables lie in memory as they were made.
     :param disks: how many disks there are.
     :param session: the word of the read-eval loop that waits for commands in the guest.
-    :param console: what the guest showed until somebody was logged in.
+    :param console: what the guest showed until the log-in was complete.
     :param warmup_input: what to type so that the guest runs a command, with which a fork that waits is warmed up.
     :param warmup_marker: what the guest shows at the very end of it.
     """

@@ -105,7 +105,7 @@ class ReplicaKeeper:
             session.close()
             self._set.notify()
             await self._set.cut(replica)
-            # It has nobody to wait for any more. It must not be cancelled, for it changes QEMU's nodes.
+            # Nothing waits for it any more. It must not be cancelled, for it changes QEMU's nodes.
             await asyncio.wait([joining])
         except BaseException:
             session.close()

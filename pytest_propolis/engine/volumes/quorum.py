@@ -45,7 +45,7 @@ class Quorum:
         self._numbers = itertools.count()
         self._job: str | None = None
         self.placeholders = tuple(f"{name}-missing{number}" for number in range(REPLICAS))
-        """The nodes that it begins with, which are in nobody's hand but QEMU's."""
+        """The nodes that it begins with, which QEMU alone uses."""
 
     @property
     def node(self) -> dict[str, Any]:

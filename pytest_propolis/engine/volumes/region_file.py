@@ -18,7 +18,7 @@ class RegionFile:
     """One replica's file.
 
     :param volume: the id of the upstairs that it belongs to.
-    :param key: what that upstairs knows and nobody else does.
+    :param key: a secret of that upstairs.
     :param parent: the image that the file is an overlay of.
     """
 

@@ -116,7 +116,7 @@ class StorageDaemon:
         self._export = name
 
     async def withdraw(self) -> None:
-        """Serve the file to nobody, and cut off those that use it.
+        """Stop serving the file, and disconnect its clients.
 
         :raises StorageDaemonError: when it refuses or does not answer.
         """

@@ -132,7 +132,7 @@ class WarmStarter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
-    """A fork that somebody asks for."""
+    """A fork as a caller asks for it."""
 
     name: str
     guest: GuestAdapter
