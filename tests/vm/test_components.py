@@ -121,7 +121,7 @@ async def test_a_disk_has_the_block_size_of_its_backend(vm: TestVm) -> None:
 
 
 async def test_nvme_disks_have_serial_numbers_and_can_be_read_only_or_in_memory(vm: TestVm) -> None:
-    file, memory = await block_device(vm, "0000:00:07.0"), await block_device(vm, "0000:00:08.0")
+    file, memory = await block_device(vm, "0000:00:06.0"), await block_device(vm, "0000:00:07.0")
     serials = await vm.run(f"cat /sys/block/{file}/device/serial /sys/block/{memory}/device/serial")
     assert [serial.strip() for serial in serials.splitlines()] == ["nvme-disk", "nvme-memory"]
     assert await vm.run_bytes(f"cat /dev/{memory}") == READONLY
