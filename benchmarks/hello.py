@@ -12,9 +12,9 @@ from pathlib import Path
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from pytest_propolis.propolis_api.endpoint import Endpoint
-from pytest_propolis.propolis_api.http import HttpClient
-from pytest_propolis.propolis_api.transport import http_client
+from pytest_propolis.propolis_api.connection.endpoint import Endpoint
+from pytest_propolis.propolis_api.connection.http import HttpClient
+from pytest_propolis.propolis_api.connection.transport import http_client
 
 __all__ = ["hello_client"]
 

@@ -17,7 +17,7 @@ from pytest_propolis.engine.qemu.child import NoJournal
 from pytest_propolis.engine.qemu.machine import Machine
 from pytest_propolis.engine.volumes.upstairs import Upstairs
 from pytest_propolis.propolis_api import InstanceState
-from pytest_propolis.vm.crucible_disk_factory import CrucibleDiskFactory
+from pytest_propolis.vm.disks.crucible_disk_factory import CrucibleDiskFactory
 from pytest_propolis.vm.vm import TestVm
 
 from .bare_guest import MicroFloor

@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from .storage.artifacts import Artifact
     from .storage.sources import LocalFile, WheelMember
     from .vm.config import DataDisk, Nic, VmConfig
-    from .vm.crucible_disk import CrucibleDisk, VolumeDisk
-    from .vm.crucible_disk_factory import CrucibleDiskFactory
+    from .vm.disks.crucible_disk import CrucibleDisk, VolumeDisk
+    from .vm.disks.crucible_disk_factory import CrucibleDiskFactory
     from .vm.factory import VmFactory
     from .vm.lifecycle import Migrate, Reset, StopAndStart, lifecycle
     from .vm.vm import TestVm
@@ -117,8 +117,8 @@ _HOMES: Final = {
     "Artifact": "storage.artifacts",
     "CommandResult": "console.shell",
     "Console": "console.console",
-    "CrucibleDisk": "vm.crucible_disk",
-    "CrucibleDiskFactory": "vm.crucible_disk_factory",
+    "CrucibleDisk": "vm.disks.crucible_disk",
+    "CrucibleDiskFactory": "vm.disks.crucible_disk_factory",
     "DataDisk": "vm.config",
     "GuestAdapter": "guests.adapter",
     "GuestImage": "guests.adapter",
@@ -135,7 +135,7 @@ _HOMES: Final = {
     "StopAndStart": "vm.lifecycle",
     "TestVm": "vm.vm",
     "VmConfig": "vm.config",
-    "VolumeDisk": "vm.crucible_disk",
+    "VolumeDisk": "vm.disks.crucible_disk",
     "VmFactory": "vm.factory",
     "WheelMember": "storage.sources",
     "lifecycle": "vm.lifecycle",

@@ -43,14 +43,14 @@ from ..engine.server.server import VmServer
 from ..errors import PropolisError
 from ..ledger.ledger import Ledger
 from ..storage.store import template_directory
-from .disk_images import allowed_image_directories
-from .fork_routes import ForkRoutes
+from .disks.disk_images import allowed_image_directories
+from .disks.fork_routes import ForkRoutes
+from .disks.images import ImageMaker
+from .disks.volume_routes import VolumeRoutes
 from .hypervisor import HypervisorFinder
-from .images import ImageMaker
 from .registry import ResourceRegistry
-from .templates import Templates
+from .templates.templates import Templates
 from .vm_extensions import VmExtensions
-from .volume_routes import VolumeRoutes
 
 __all__ = ["AgentApp"]
 

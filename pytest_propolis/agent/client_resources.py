@@ -15,8 +15,8 @@ from ..engine.templates.restored_machine import RestoredMachine
 from ..errors import ConfigError
 from ..ledger.entry import Entry
 from ..ledger.writer import LedgerWriter
-from .image_forks import OwnedFork
-from .volumes import OwnedVolume
+from .disks.image_forks import OwnedFork
+from .disks.volumes import OwnedVolume
 
 __all__ = ["ClientResources", "OwnedVm"]
 

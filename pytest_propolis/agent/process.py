@@ -25,7 +25,7 @@ from ..ledger.rendezvous import Rendezvous, remove_abandoned
 from ..storage.eviction import evict
 from ..storage.store import template_directory
 from .app import AgentApp
-from .disk_space import disk_base
+from .disks.disk_space import disk_base
 from .http_protocol import CoalescingProtocol
 
 __all__ = ["run_agent"]

@@ -43,16 +43,16 @@ from ..ledger.identity import ProcessIdentity
 from ..ledger.ledger import Ledger
 from ..ledger.writer import LedgerWriter
 from ..propolis_api import CrucibleStorageBackend
-from ..propolis_api.endpoint import Endpoint
+from ..propolis_api.connection.endpoint import Endpoint
 from .budget import MemoryBudget
 from .client_resources import ClientResources, OwnedVm
-from .disk_images import allowed_image_directories, make_image, require_absolute
-from .disk_space import DiskSpace
-from .fork_starter import ForkStarter
+from .disks.disk_images import allowed_image_directories, make_image, require_absolute
+from .disks.disk_space import DiskSpace
+from .disks.image_forks import OwnedFork, fork_of, require_fork
+from .disks.volumes import OwnedVolume, create_volume
 from .hypervisor import Hypervisor, HypervisorFinder
-from .image_forks import OwnedFork, fork_of, require_fork
-from .standby import Standby
-from .volumes import OwnedVolume, create_volume
+from .templates.fork_starter import ForkStarter
+from .templates.standby import Standby
 
 __all__ = ["ResourceRegistry"]
 

@@ -18,7 +18,7 @@ from .main import choices
 if TYPE_CHECKING:
     from ..guests.adapter import GuestImage
     from ..guests.registry import GuestRegistry
-    from ..hosts.capabilities import Capability, Survey
+    from ..hosts.inventory.capabilities import Capability, Survey
     from ..storage.store import ArtifactStore
 
 __all__ = ["doctor"]
@@ -32,7 +32,7 @@ def doctor(*, settings: Settings, as_json: bool) -> None:
 
     Each capability is actually exercised. The exit status is 0 if virtual machines can run here, and 1 if they cannot.
     """
-    from ..hosts.capabilities import survey
+    from ..hosts.inventory.capabilities import survey
 
     found = asyncio.run(survey(settings, guest_files=_guest_files(settings)))
     click.echo(_as_json(found) if as_json else "\n".join(_as_table(found)))
@@ -82,7 +82,7 @@ def _guests() -> GuestRegistry:
 
 
 def _files(image: GuestImage, store: ArtifactStore) -> list[Path]:
-    from ..agent.images import DERIVED_DISK
+    from ..agent.disks.images import DERIVED_DISK
 
     artifacts = [artifact for artifact in (image.kernel, image.initrd, image.disk) if artifact is not None]
     prepared = [store.derived_place(image.recipe.key) / DERIVED_DISK] if image.recipe else []

@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from ..errors import AgentError, ConsoleClosed, ConsoleTimeout, GuestPanicked, PropolisError
-from ..propolis_api.endpoint import Loss
+from ..propolis_api.connection.endpoint import Loss
 from ..propolis_api.serial import SerialConsoleGuestReset, SerialConsoleMigrating, SerialConsoleMoved
 from .escapes import TextFilter
 from .input_history import Sent

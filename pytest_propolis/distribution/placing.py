@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ..errors import SettingsError
-from ..hosts.capacity import slots_of
-from ..hosts.inventory import read_inventory
+from ..hosts.inventory.capacity import slots_of
+from ..hosts.inventory.inventory import read_inventory
 from ..session.internals import dist_was_chosen, is_controller, is_worker
 from .worker_channel import CHANNEL, WorkerEnd
 

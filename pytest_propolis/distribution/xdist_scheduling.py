@@ -13,15 +13,15 @@ from typing import Any, Final
 
 import pytest
 
-from ..hosts.capacity import cpus_of, memory_mib_of, slots_of
-from ..hosts.inventory import read_inventory
+from ..hosts.inventory.capacity import cpus_of, memory_mib_of, slots_of
+from ..hosts.inventory.inventory import read_inventory
 from ..session.internals import call_in_controller, number_of_workers
 from ..session.stash import SETTINGS
 from .scheduling.decision import BuildTemplate, EndWorker, Start
-from .scheduling.durations import SMALLEST_S
 from .scheduling.host import HostSpec
 from .scheduling.item import Item
 from .scheduling.needs import Needs
+from .scheduling.planning.durations import SMALLEST_S
 from .scheduling.scheduler import FleetScheduler
 from .worker_channel import LOST_HOSTS_ATTRIBUTE, WorkerChannel
 

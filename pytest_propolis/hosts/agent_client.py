@@ -47,9 +47,9 @@ from ..errors import AgentError, PropolisError
 from ..ledger.identity import ProcessIdentity
 from ..ledger.survey import survey
 from ..propolis_api import InstanceVCRReplace, ReplaceResult
-from ..propolis_api.endpoint import Endpoint, Loss
+from ..propolis_api.connection.endpoint import Endpoint, Loss
+from ..propolis_api.connection.http import HttpAnswer, HttpClient, request
 from ..propolis_api.failure import api_error
-from ..propolis_api.http import HttpAnswer, HttpClient, request
 
 __all__ = ["AgentClient", "AsyncAgentClient", "running_agents"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..agent_api.messages import ResourceIds
-from ..propolis_api.endpoint import Endpoint
+from ..propolis_api.connection.endpoint import Endpoint
 from ..storage.artifacts import Artifact
 from ..storage.host_path import host_path
 from ..storage.progress import Progress

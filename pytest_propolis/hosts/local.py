@@ -11,7 +11,7 @@ from typing import Final
 from ..agent_api.messages import AgentConfig
 from ..errors import AgentError, HostError
 from ..ledger.ledger import LEDGER_NAME, read_ledger
-from ..propolis_api.endpoint import Endpoint
+from ..propolis_api.connection.endpoint import Endpoint
 from ..settings import Settings
 from ..storage.artifacts import Artifact
 from ..storage.files import copy, space_errors

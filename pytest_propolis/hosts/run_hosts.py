@@ -6,7 +6,7 @@ import secrets
 
 from ..settings import Settings
 from .host import Host
-from .inventory import read_inventory
+from .inventory.inventory import read_inventory
 from .kinds import open_host
 from .local import LocalHost
 from .run_directory import run_token

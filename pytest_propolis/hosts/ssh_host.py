@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import AgentError, ArtifactMissing, HostError, SettingsError
-from ..propolis_api.endpoint import Endpoint
+from ..propolis_api.connection.endpoint import Endpoint
 from ..settings import Settings
 from ..storage.artifacts import Artifact
 from ..storage.host_path import host_path
@@ -26,7 +26,7 @@ from .ssh.file_stream import digest
 from .ssh.link_client import JoinedLink, join_or_start, new_link_directory
 from .ssh.link_messages import LinkConfig
 from .ssh.loader import FILES
-from .ssh.transport import SshDestination
+from .ssh.transport.transport import SshDestination
 
 __all__ = ["SshHost", "open_host"]
 

@@ -11,9 +11,9 @@ import msgspec
 from ..agent_api.messages import AttachDisk, ExtendedInfo
 from ..errors import AgentError, CapabilityMissing
 from ..propolis_api import Component, InstanceSpec
-from ..propolis_api.endpoint import Endpoint
+from ..propolis_api.connection.endpoint import Endpoint
+from ..propolis_api.connection.transport import http_client
 from ..propolis_api.failure import api_error
-from ..propolis_api.transport import http_client
 
 __all__ = ["attach_disk", "get_extended_info", "get_screenshot"]
 

@@ -114,14 +114,14 @@ def _own(name: str) -> int:
 
 
 def _specs(settings: Settings) -> Sequence[HostSpec]:
-    from ..hosts.inventory import read_inventory
+    from ..hosts.inventory.inventory import read_inventory
     from ..hosts.local import THIS_MACHINE
 
     return read_inventory(settings.hosts) if settings.hosts is not None else (THIS_MACHINE,)
 
 
 def _unmet_capability(needed: Requirements, settings: Settings) -> str | None:
-    from ..hosts.local_capabilities import has_kvm, zfs_obstacle
+    from ..hosts.inventory.local_capabilities import has_kvm, zfs_obstacle
 
     if needed.server == "propolis":
         return "it needs a real propolis-server, and VMs of this run are served by the engine"

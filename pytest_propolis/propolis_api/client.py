@@ -28,11 +28,11 @@ from . import (
     ReplaceResult,
     VolumeStatus,
 )
-from .endpoint import Endpoint
+from .connection.endpoint import Endpoint
+from .connection.http import HttpAnswer
+from .connection.transport import WebSocketOpening, http_client, open_websocket
 from .failure import api_error, unanswered, unreadable
-from .http import HttpAnswer
 from .serial import NOTICES_HEADER
-from .transport import WebSocketOpening, http_client, open_websocket
 
 __all__ = [
     "ANSWER_TIMEOUT_S",

@@ -10,7 +10,7 @@ import msgspec
 
 from ..errors import AgentError, ApiError
 from . import API_VERSION, Error
-from .endpoint import Endpoint
+from .connection.endpoint import Endpoint
 
 __all__ = ["api_error", "unanswered", "unreadable"]
 

@@ -108,7 +108,7 @@ def _tails(error: BaseException | None) -> Iterator[tuple[str, tuple[str, ...]]]
 
 def _state_now(endpoint: Endpoint) -> str:
     """Ask the server, without an event loop: a report is made between two runs of the test's own."""
-    from ..propolis_api.http import request  # heavy, and there are no failures in most runs
+    from ..propolis_api.connection.http import request
 
     try:
         answer = request(endpoint, "GET", "/instance", timeout_s=STATE_TIMEOUT_S)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ..errors import PropolisError
 
 if TYPE_CHECKING:
-    from ..vm.crucible_disk import CrucibleDisk
+    from ..vm.disks.crucible_disk import CrucibleDisk
 
 __all__ = ["describe_volume"]
 

@@ -21,10 +21,10 @@ from .stash import HOSTS, INTERRUPTION, PLACEMENTS, RETENTION_POLICY, RUNNING_TE
 if TYPE_CHECKING:
     from ..guests.registry import GuestRegistry
     from ..hosts.host import Host
-    from ..vm.crucible_disk import CrucibleDisk
-    from ..vm.crucible_disk_factory import CrucibleDiskFactory
+    from ..vm.disks.crucible_disk import CrucibleDisk
+    from ..vm.disks.crucible_disk_factory import CrucibleDiskFactory
+    from ..vm.disks.image_fork_factory import ImageForkFactory
     from ..vm.factory import VmFactory
-    from ..vm.image_fork_factory import ImageForkFactory
     from ..vm.vm import TestVm
 
 __all__ = ["Run"]
@@ -138,7 +138,7 @@ class Run:
         :param guest: the guest whose disk is forked where nothing else is asked for; by default that of the settings.
         :param zfs_only: whether only ZFS will do; else it is the best way that the host allows.
         """
-        from ..vm.image_fork_factory import ImageForkFactory
+        from ..vm.disks.image_fork_factory import ImageForkFactory
 
         return ImageForkFactory(
             self.host,
@@ -161,7 +161,7 @@ class Run:
         :param group: what they belong to, for people.
         :param test: as in `vm_factory`.
         """
-        from ..vm.crucible_disk_factory import CrucibleDiskFactory
+        from ..vm.disks.crucible_disk_factory import CrucibleDiskFactory
 
         return CrucibleDiskFactory.on(
             self.host,

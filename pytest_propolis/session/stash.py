@@ -9,7 +9,7 @@ import pytest
 if TYPE_CHECKING:
     from ..hosts.host import Host
     from ..settings import Settings
-    from ..vm.crucible_disk import CrucibleDisk
+    from ..vm.disks.crucible_disk import CrucibleDisk
     from ..vm.vm import TestVm
     from .guard import Guard
     from .retention import RetentionPolicy

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ArtifactCorrupt
-from .image_headers import Qcow2Header
+from .images.image_headers import Qcow2Header
 
 __all__ = ["Claim", "Evicted", "evict", "note_use"]
 

@@ -11,9 +11,9 @@ from ..errors import ConfigError
 from ..field_checks import Range, check_fields
 from ..propolis_api import Cpuid, HyperVFeatureFlag
 from ..settings import BootKind, Settings
-from .device_names import BOOT_DISK, NAME, NAME_HINT, require_device_name
-from .disks import DataDisk, Disk, DiskInterface, PciSlot, as_disk
-from .pci_slots import (
+from .disks.kinds import DataDisk, Disk, DiskInterface, PciSlot, as_disk
+from .instance_spec.device_names import BOOT_DISK, NAME, NAME_HINT, require_device_name
+from .instance_spec.pci_slots import (
     BOOT_DISK_CANDIDATES,
     DISK_CANDIDATES,
     DISPLAY_SLOT,

@@ -7,7 +7,7 @@ from typing import TypedDict
 from ..propolis_api import Cpuid, HyperVFeatureFlag
 from ..settings import BootKind
 from .config import DiskInterface, FirmwareKind, Nic
-from .disks import Disk, DiskSource
+from .disks.kinds import Disk, DiskSource
 
 __all__ = ["VmConfigFields"]
 

@@ -30,19 +30,12 @@ from ..settings import Settings
 from .admission import retry_while_busy
 from .config import CompleteVmConfig, VmConfig
 from .config_fields import VmConfigFields
-from .crucible_disk import VolumeDisk, with_volumes
-from .disk_layout import (
-    boot_order_of,
-    boot_source_of,
-    disks_of,
-    require_bootable,
-    require_enough_memory,
-    split_disks,
-)
-from .disks import AttachedDisk, DataDisk
+from .disks.crucible_disk import VolumeDisk, with_volumes
+from .disks.kinds import AttachedDisk, DataDisk
+from .disks.layout import boot_order_of, boot_source_of, disks_of, require_bootable, require_enough_memory, split_disks
 from .guest_images import ReadyImage, ready_image
 from .host_session import HostSession
-from .spec import (
+from .instance_spec.builder import (
     disk_components,
     instance_properties,
     instance_spec,

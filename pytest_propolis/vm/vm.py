@@ -54,11 +54,11 @@ from ..propolis_api import (
 from ..propolis_api.client import Endpoint, PropolisClient
 from ..propolis_api.serial import SerialConsoleMoved
 from ..settings import BootKind
-from .crucible_disk import CrucibleDisk, VolumeDisk, with_volumes
+from .disks.crucible_disk import CrucibleDisk, VolumeDisk, with_volumes
+from .instance_spec.builder import disk_components, free_slot
 from .login import log_in
 from .migration import TERMINAL, Report, migration_limit_s, until_migrated
 from .replacements import replacements
-from .spec import disk_components, free_slot
 from .timings import Timings
 from .warm_start.fork_handle import ForkHandle
 from .warm_start.identity import assign_identity

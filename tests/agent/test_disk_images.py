@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_propolis.agent.disk_images import make_image
+from pytest_propolis.agent.disks.disk_images import make_image
 from pytest_propolis.agent_api.messages import CreateDisk
 from pytest_propolis.errors import ArtifactCorrupt, ConfigError
-from pytest_propolis.storage.overlays import image_info
+from pytest_propolis.storage.images.overlays import image_info
 
 QEMU_IMG = Path(shutil.which("qemu-img") or "qemu-img")
 

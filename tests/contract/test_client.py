@@ -30,7 +30,7 @@ from pytest_propolis.propolis_api.client import (
     Endpoint,
     PropolisClient,
 )
-from pytest_propolis.propolis_api.http import HttpAnswer
+from pytest_propolis.propolis_api.connection.http import HttpAnswer
 
 Message = dict[str, Any]
 OPERATIONS: Final = {operation.name: operation for operation in operations()}

@@ -55,7 +55,7 @@ from pytest_propolis.propolis_api import (
     VirtioSocket,
     VirtioSocketComponent,
 )
-from pytest_propolis.vm.spec import AttachedDisk, instance_properties, instance_spec
+from pytest_propolis.vm.instance_spec.builder import AttachedDisk, instance_properties, instance_spec
 
 ID = UUID("11111111-2222-4333-8444-555555555555")
 KERNEL = DirectKernel(kernel="/k", initrd="/i", command_line="console=ttyS0 quiet")

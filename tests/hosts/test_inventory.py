@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_propolis.errors import SettingsError
-from pytest_propolis.hosts.inventory import read_inventory
+from pytest_propolis.hosts.inventory.inventory import read_inventory
 from pytest_propolis.hosts.run_hosts import local_run_ids, open_hosts
 from pytest_propolis.settings import Settings
 

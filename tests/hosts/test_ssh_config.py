@@ -15,8 +15,8 @@ from ssh_rig import SshRig, ssh_rig
 
 from pytest_propolis.errors import HostError
 from pytest_propolis.hosts.ssh.connecting import connect
-from pytest_propolis.hosts.ssh.openssh_transport import OpensshTransport
-from pytest_propolis.hosts.ssh.transport import SshDestination
+from pytest_propolis.hosts.ssh.transport.openssh_transport import OpensshTransport
+from pytest_propolis.hosts.ssh.transport.transport import SshDestination
 
 TIMEOUT_S = 60.0
 

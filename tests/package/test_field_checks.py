@@ -26,7 +26,7 @@ from pytest_propolis import (
 )
 from pytest_propolis.propolis_api import Cpuid, CpuidEntry, CpuidVendor, HyperVFeatureFlag
 from pytest_propolis.vm.config_fields import VmConfigFields
-from pytest_propolis.vm.disks import Disk, DiskSource
+from pytest_propolis.vm.disks.kinds import Disk, DiskSource
 
 A_CPUID = Cpuid(entries=(), vendor=CpuidVendor.INTEL)
 BAD_LEAF = CpuidEntry(leaf=1.5, eax=0, ebx=0, ecx=0, edx=0)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ import pytest
 from mounts import as_root
 
 from pytest_propolis.cli.setup import ways_to_install_qemu
-from pytest_propolis.hosts.capabilities import probe_guests, probe_reflinks
+from pytest_propolis.hosts.inventory.capabilities import probe_guests, probe_reflinks
 
 PROPOLIS = (sys.executable, "-c", "from pytest_propolis.cli import main; main()")
 QEMU = shutil.which("qemu-system-x86_64")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from pytest_propolis.errors import ArtifactCorrupt, ArtifactError
-from pytest_propolis.storage.image_headers import Qcow2Header, container_of
-from pytest_propolis.storage.image_references import require_contained
+from pytest_propolis.storage.images.image_headers import Qcow2Header, container_of
+from pytest_propolis.storage.images.image_references import require_contained
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
 

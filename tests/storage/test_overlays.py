@@ -13,7 +13,7 @@ import pytest
 from mounts import as_root, mounted, tmpfs
 
 from pytest_propolis.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, CapabilityMissing, ResourceExhausted
-from pytest_propolis.storage.overlays import check_image, create_blank, create_overlay, image_info
+from pytest_propolis.storage.images.overlays import check_image, create_blank, create_overlay, image_info
 
 MIB = 1 << 20
 QEMU_IMG = Path(shutil.which("qemu-img") or "qemu-img")

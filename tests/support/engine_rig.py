@@ -42,7 +42,7 @@ from pytest_propolis.propolis_api import (
     VolumeInfo,
     VolumeStatus,
 )
-from pytest_propolis.vm.spec import instance_properties
+from pytest_propolis.vm.instance_spec.builder import instance_properties
 
 __all__ = ["BACKEND", "DEADLINE_S", "FAKE_QEMU", "BlockingBackend", "EngineRig", "engine_rig"]
 

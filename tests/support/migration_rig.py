@@ -41,8 +41,8 @@ from pytest_propolis.propolis_api import (
     SpecInit,
 )
 from pytest_propolis.propolis_api.client import PropolisClient
-from pytest_propolis.propolis_api.endpoint import Endpoint
-from pytest_propolis.vm.spec import instance_properties
+from pytest_propolis.propolis_api.connection.endpoint import Endpoint
+from pytest_propolis.vm.instance_spec.builder import instance_properties
 
 __all__ = ["MigrationRig", "Node", "injector", "migrate", "migrated", "migration_rig", "spec_of"]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pytest_propolis.propolis_api import DownstairsActive, UpstairsInfo
-from pytest_propolis.vm.crucible_disk import CrucibleDisk
+from pytest_propolis.vm.disks.crucible_disk import CrucibleDisk
 from pytest_propolis.vm.vm import TestVm
 
 __all__ = [

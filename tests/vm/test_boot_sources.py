@@ -10,7 +10,7 @@ import pytest
 from pytest_propolis import Artifact, ConfigError, DataDisk, GuestAdapter, GuestImage, LocalFile, VmConfig
 from pytest_propolis.agent_api.boot_source import BootSource, DirectKernel, Firmware
 from pytest_propolis.console.console import Console
-from pytest_propolis.vm.disk_layout import boot_source_of, require_bootable
+from pytest_propolis.vm.disks.layout import boot_source_of, require_bootable
 from pytest_propolis.vm.guest_images import ReadyImage
 
 FILE = Artifact("file", "file", None, LocalFile("/file"))

@@ -28,7 +28,7 @@ from pytest_propolis.propolis_api.client import PropolisClient
 from pytest_propolis.settings import Settings
 from pytest_propolis.storage.store import default_artifact_dir
 from pytest_propolis.vm.factory import VmFactory
-from pytest_propolis.vm.spec import instance_properties
+from pytest_propolis.vm.instance_spec.builder import instance_properties
 
 MICRO = {"guest": "micro", "cpus": 1, "memory_mib": 128}
 

@@ -11,7 +11,7 @@ import pytest
 from pytest_propolis.errors import ConfigError
 from pytest_propolis.settings import Settings
 from pytest_propolis.vm.config import DataDisk, Nic, VmConfig
-from pytest_propolis.vm.spec import AttachedDisk, disk_components, instance_spec, with_failure_injector
+from pytest_propolis.vm.instance_spec.builder import AttachedDisk, disk_components, instance_spec, with_failure_injector
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
-from .durations import Estimate
 from .needs import Needs
+from .planning.durations import Estimate
 
 __all__ = ["Backlog", "Cell", "Queue", "Way"]
 

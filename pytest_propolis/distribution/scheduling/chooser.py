@@ -10,7 +10,7 @@ from .backlog import Cell, Queue
 from .fleet import Fleet
 from .host import HostState
 from .needs import Needs
-from .reservation import Reservation
+from .planning.reservation import Reservation
 
 __all__ = ["Choice", "Chooser"]
 

@@ -9,11 +9,11 @@ from .backlog import Queue
 from .chooser import SLOW, Chooser
 from .decision import BuildTemplate, Decision, Start
 from .follower import Follower
-from .gathering import Gathering, Request
-from .horizon import remaining_s
 from .host import HostState
-from .planner import TemplatePlanner
-from .reservation import Reservation
+from .planning.gathering import Gathering, Request
+from .planning.horizon import remaining_s
+from .planning.planner import TemplatePlanner
+from .planning.reservation import Reservation
 from .state import Running, RunState
 
 __all__ = ["Dispatcher"]

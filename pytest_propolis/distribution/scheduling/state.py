@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from .backlog import Backlog, Queue, Way
-from .durations import Durations
 from .fleet import Fleet
-from .gathering import Gatherings, Request
 from .host import HostState
 from .item import Item
 from .needs import Needs
+from .planning.durations import Durations
+from .planning.gathering import Gatherings, Request
 from .workers import Workers
 
 __all__ = ["RunState", "Running"]

@@ -13,7 +13,7 @@ from ...agent_api.transfers import DiskTransfer
 from ...errors import PropolisError
 from ...propolis_api import BlobStorageBackend, FileStorageBackend, InstanceSpec
 from ...propolis_api.component import FileStorageBackendComponent
-from ...storage.overlays import create_blank, create_overlay
+from ...storage.images.overlays import create_blank, create_overlay
 from ..qemu.devices.disks import backend_nodes
 from ..qemu.devices.host_file import HostFile
 from ..qemu.machine import Machine

@@ -11,8 +11,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from ...propolis_api.endpoint import Endpoint
-from ...propolis_api.transport import open_websocket
+from ...propolis_api.connection.endpoint import Endpoint
+from ...propolis_api.connection.transport import open_websocket
 from .failure import MigrationFailed
 from .protocol import ConnectionLost
 

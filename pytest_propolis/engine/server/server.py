@@ -36,7 +36,7 @@ from ...propolis_api import (
     VolumeStatus,
     WaitingForMigrationSource,
 )
-from ...propolis_api.endpoint import Endpoint
+from ...propolis_api.connection.endpoint import Endpoint
 from ..migration.failure import MigrationFailed
 from ..migration.protocol import MigrationChannel
 from ..migration.websocket import AcceptedConnection

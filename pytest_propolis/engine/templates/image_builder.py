@@ -9,7 +9,7 @@ from typing import Final
 
 from ...agent_api.image_recipe import ImageRecipe
 from ...errors import ArtifactError
-from ...storage.overlays import create_overlay
+from ...storage.images.overlays import create_overlay
 from ..qemu.accelerator.acceleration import acceleration_arguments
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.binary import Qemu

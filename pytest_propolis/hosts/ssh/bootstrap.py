@@ -16,7 +16,7 @@ from ...errors import CapabilityMissing, HostError, PropolisError, ResourceExhau
 from .bundle import Bundle
 from .distributions import HostPython
 from .loader import MARK
-from .transport import Channel, Transport
+from .transport.transport import Channel, Transport
 
 __all__ = ["HostFacts", "RemoteAgent", "start_agent", "start_program"]
 

@@ -6,7 +6,7 @@ import shutil
 from typing import Final
 
 from ...storage.programs import run_program
-from .transport import SshDestination
+from .transport.transport import SshDestination
 
 __all__ = ["has_openssh", "openssh_reason"]
 

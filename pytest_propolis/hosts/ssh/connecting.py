@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ...errors import CapabilityMissing, HostError
 from .config import has_openssh, openssh_reason
-from .openssh_transport import OpensshTransport
-from .transport import SshDestination, Transport
+from .transport.openssh_transport import OpensshTransport
+from .transport.transport import SshDestination, Transport
 
 __all__ = ["connect"]
 
@@ -24,7 +24,7 @@ async def connect(destination: SshDestination, *, control: Path) -> Transport:
     try:
         import asyncssh
 
-        from .asyncssh_transport import FALLBACK_ERRORS, AsyncsshTransport, describe
+        from .transport.asyncssh_transport import FALLBACK_ERRORS, AsyncsshTransport, describe
     except ImportError:
         if has_openssh():
             return OpensshTransport(destination, control=control)

@@ -40,7 +40,7 @@ from .link_messages import (
 )
 from .loader import GOODBYE, MARK
 from .transfer import get_file, put_file
-from .transport import Transport
+from .transport.transport import Transport
 
 __all__ = ["Link"]
 

@@ -8,7 +8,7 @@ import msgspec
 
 from ...agent_api.messages import Fault
 from .bootstrap import HostFacts
-from .transport import SshDestination
+from .transport.transport import SshDestination
 
 __all__ = [
     "AGENT_SOCKET",

@@ -15,7 +15,7 @@ import msgspec
 from ...errors import HostError, ResourceExhausted
 from .bootstrap import start_program
 from .file_stream import COMPRESSED, HEADER, MARK, PartialFile, digest, frames, source_key, unpacked
-from .transport import Channel, Transport
+from .transport.transport import Channel, Transport
 
 __all__ = ["get_file", "put_file"]
 

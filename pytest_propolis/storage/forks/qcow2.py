@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, final
 
 from ...errors import ArtifactError, CapabilityMissing, ConfigError
-from ..overlays import create_overlay
+from ..images.overlays import create_overlay
 from ..programs import run_program
 from .fork import ForkedImage, ForkRequest, checked_snapshot_name
 

@@ -17,9 +17,9 @@ from ...hosts.agent_client import AsyncAgentClient
 from ...hosts.host import Host, log_path_on
 from ...propolis_api.client import PropolisClient
 from ..config import CompleteVmConfig
-from ..disk_layout import firmware_of
-from ..pci_slots import BOOT_DISK_SLOT
-from ..spec import AttachedDisk, instance_properties, instance_spec
+from ..disks.layout import firmware_of
+from ..instance_spec.builder import AttachedDisk, instance_properties, instance_spec
+from ..instance_spec.pci_slots import BOOT_DISK_SLOT
 from ..vm import TestVm
 from .identity import prepare_snapshot, warmup_input
 

@@ -17,9 +17,9 @@ from ...hosts.host import Host
 from ...propolis_api import Component, NvmeDisk, VirtioDisk, VirtioNic
 from ..admission import retry_while_busy
 from ..config import CompleteVmConfig
-from ..disk_layout import boot_order_of, boot_source_of, disks_of
+from ..disks.layout import boot_order_of, boot_source_of, disks_of
 from ..guest_images import ready_image
-from ..spec import instance_properties
+from ..instance_spec.builder import instance_properties
 from ..timings import Timings
 from .fork_handle import ForkHandle
 from .identity import typed_identity

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ....propolis_api import FileStorageBackend, InstanceSpec, VirtioNetworkBackend
-from ....storage.image_headers import Qcow2Header
+from ....storage.images.image_headers import Qcow2Header
 from ...invalid_spec import InvalidSpec
 
 __all__ = ["require_host_resources"]

@@ -1,0 +1,211 @@
+"""Forks of images that clients own independently of any VM: create, read, write, snapshot, remove."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import secrets
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ...agent_api.messages import ForkImage, ImageForked
+from ...errors import AgentError, ArtifactError, ConfigError
+from ...ledger.entry import Entry
+from ...ledger.writer import LedgerWriter
+from ...storage.forks.choice import choose_provider
+from ...storage.forks.fork import ForkedImage, ForkProvider, ForkRequest
+from ...storage.images.image_references import require_contained
+from ...storage.images.overlays import image_info
+from ...storage.programs import run_program
+from .disk_images import require_absolute
+from .disk_space import DiskSpace
+
+__all__ = ["LARGEST_TRANSFER_BYTES", "OwnedFork", "fork_of", "require_fork"]
+
+LARGEST_TRANSFER_BYTES: Final = 16 << 20
+"""The largest single read or write."""
+
+SECTOR_BYTES: Final = 512
+CHUNK_BYTES: Final = 4 << 20
+
+
+@dataclass(slots=True, kw_only=True)
+class OwnedFork:
+    """A fork, its provider, and its ledger entry.
+
+    :param qemu_img: used to access content that is not raw.
+    """
+
+    id: str
+    fork: ForkedImage
+    provider: ForkProvider
+    entry: Entry
+    writer: LedgerWriter
+    qemu_img: Path
+    size_bytes: int
+    note: str = ""
+
+    @property
+    def described(self) -> ImageForked:
+        fork = self.fork
+        return ImageForked(
+            id=self.id,
+            path=str(fork.path),
+            format=fork.format,
+            provider=fork.provider,
+            origin=str(fork.origin),
+            size_bytes=self.size_bytes,
+            dataset=fork.dataset,
+            note=self.note,
+        )
+
+    async def remove(self) -> None:
+        """Remove the fork with its snapshots."""
+        await self.provider.remove(self.fork)
+        self.writer.gone(self.entry)
+
+    async def snapshot(self, name: str) -> None:
+        await self.provider.snapshot(self.fork, name)
+
+    async def rollback(self, name: str) -> None:
+        await self.provider.rollback(self.fork, name)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return the bytes that a guest would read. Nothing may be writing to the fork.
+
+        :raises ConfigError: if the range extends beyond the end, or is too large.
+        """
+        self._require_inside(offset, length)
+        first, last = _sectors(offset, length)
+        async with self._raw(first, last - first) as raw:
+            with raw.open("rb") as file:
+                file.seek(offset if raw == self.fork.path else offset - first)
+                return file.read(length)
+
+    async def write(self, offset: int, data: bytes) -> None:
+        """Write bytes to the disk as a guest would read them. No VM may be using the fork.
+
+        :raises ConfigError: if the range extends beyond the end, or is too large.
+        """
+        self._require_inside(offset, len(data))
+        if self.fork.format == "raw":
+            with self.fork.path.open("r+b") as file:
+                file.seek(offset)
+                file.write(data)
+            return
+        first, last = _sectors(offset, len(data))
+        window = bytearray(await self.read(first, min(last, self.size_bytes) - first))
+        window[offset - first : offset - first + len(data)] = data
+        with tempfile.NamedTemporaryFile(dir=self.fork.path.parent) as file:
+            file.write(window)
+            file.flush()
+            await self._qemu_io(f"write -q -s {file.name} {first} {len(window)}")
+
+    async def sha256(self) -> str:
+        """Return the hash of the whole disk as a guest reads it."""
+        digest = hashlib.sha256()
+        async with self._raw(0, self.size_bytes) as raw:
+            with raw.open("rb") as file:
+                while data := file.read(CHUNK_BYTES):
+                    digest.update(data)
+                    await asyncio.sleep(0)
+        return digest.hexdigest()
+
+    @asynccontextmanager
+    async def _raw(self, offset: int, length: int) -> AsyncIterator[Path]:
+        """Provide a file with the raw content of a range: the fork itself if it is raw."""
+        if self.fork.format == "raw":
+            yield self.fork.path
+            return
+        with tempfile.TemporaryDirectory(dir=self.fork.path.parent, prefix=f".{self.id}.") as directory:
+            raw = Path(directory) / "raw"
+            source, sector = str(self.fork.path), SECTOR_BYTES
+            await self._run(
+                str(self.qemu_img), "dd", "-U", "-f", self.fork.format, "-O", "raw", f"bs={sector}",
+                f"skip={offset // sector}", f"count={(offset + length) // sector}", f"if={source}", f"of={raw}",
+            )  # fmt: skip
+            yield raw
+
+    async def _qemu_io(self, command: str) -> None:
+        program = self.qemu_img.with_name("qemu-io")
+        await self._run(str(program), "-f", self.fork.format, "-c", command, str(self.fork.path))
+
+    async def _run(self, *argv: str) -> None:
+        finished = await run_program(argv)
+        if finished.status != 0:
+            raise ArtifactError(
+                f"{argv[0]} failed: {finished.last_lines()}",
+                hint="a VM that has the fork open holds its lock: stop it first",
+            )
+
+    def _require_inside(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.size_bytes:
+            raise ConfigError(f"bytes {offset} to {offset + length} are not on a disk of {self.size_bytes} bytes")
+        if length > LARGEST_TRANSFER_BYTES:
+            raise ConfigError(
+                f"{length} bytes are too many at once", hint=f"transfer at most {LARGEST_TRANSFER_BYTES} bytes"
+            )
+
+
+async def fork_of(
+    request: ForkImage, *, space: DiskSpace, writer: LedgerWriter, qemu_img: Path, allowed: tuple[Path, ...]
+) -> OwnedFork:
+    """Create a fork, recorded in the ledger first. A call that fails leaves nothing behind.
+
+    :param allowed: directories, besides the image's own, in which files referenced by the image may lie.
+    :raises ArtifactError: when the image is missing or broken.
+    :raises CapabilityMissing: when no provider can fork it, with the reason of each.
+    :raises ResourceExhausted: when there is no space left.
+    """
+    image = require_absolute(request.image, what="image")
+    if image.is_file():
+        require_contained(image, request.image_format, allowed=allowed)
+    fork_id, notes = secrets.token_hex(8), list[str]()
+    wanted = ForkRequest(image=image, image_format=request.image_format, target=space.place(fork_id))
+    provider = await choose_provider(wanted, progress=notes.append, only=request.providers)
+    planned = await provider.plan(wanted)
+    if planned.format != "raw":  # The server knows the format of a disk's file by its suffix.
+        wanted = dataclasses.replace(wanted, target=wanted.target.with_suffix(f".{planned.format}"))
+        planned = await provider.plan(wanted)
+    if planned.facts:
+        with writer.making(f"{provider.name}-clone", planned.facts) as entry:
+            fork = await provider.fork(wanted)
+    else:
+        with writer.creating("file", planned.path) as entry:
+            fork = await provider.fork(wanted)
+    try:
+        info = await image_info(qemu_img=qemu_img, image=fork.path, image_format=fork.format)
+    except BaseException:
+        await provider.remove(fork)
+        writer.gone(entry)
+        raise
+    return OwnedFork(
+        id=fork_id,
+        fork=fork,
+        provider=provider,
+        entry=entry,
+        writer=writer,
+        qemu_img=qemu_img,
+        size_bytes=info.virtual_size_bytes,
+        note="; ".join(notes),
+    )
+
+
+def require_fork(fork: OwnedFork | None, fork_id: str) -> OwnedFork:
+    """
+    :raises AgentError: when the client has no such fork.
+    """
+    if fork is None:
+        raise AgentError(f"there is no fork {fork_id}", hint="it was removed, or is another client's")
+    return fork
+
+
+def _sectors(offset: int, length: int) -> tuple[int, int]:
+    """Extend a range to whole sectors."""
+    first = offset - offset % SECTOR_BYTES
+    return first, -(-(offset + length) // SECTOR_BYTES) * SECTOR_BYTES

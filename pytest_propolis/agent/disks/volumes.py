@@ -1,0 +1,266 @@
+"""Replicated volumes on the agent's host: the files and processes of their downstairs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import shutil
+import socket
+import time
+from base64 import b64encode
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from uuid import UUID, uuid4
+
+from ...agent_api.messages import (
+    CreateVolume,
+    DownstairsFault,
+    DownstairsListed,
+    FaultKind,
+    VolumeCreated,
+    VolumeListed,
+)
+from ...agent_api.retention import Kept
+from ...engine.qemu.binary import Qemu
+from ...engine.volumes.downstairs import Downstairs
+from ...engine.volumes.region_file import RegionFile
+from ...engine.volumes.storage_daemon import LOOPBACK, StorageDaemonError
+from ...engine.volumes.vcr import REPLICAS
+from ...errors import AgentError, CapabilityMissing, ConfigError, ResourceExhausted
+from ...ledger.entry import Entry
+from ...ledger.writer import LedgerWriter
+from ...storage.images.overlays import check_image, create_overlay, image_info
+
+__all__ = ["OwnedVolume", "create_volume"]
+
+logger = logging.getLogger(__name__)
+
+KEY_BYTES: Final = 32
+LOG_LINES: Final = 5
+EXTENT_BYTES: Final = 64 << 20
+
+
+@dataclass(slots=True, kw_only=True)
+class OwnedVolume:
+    """The downstairs of one volume, their owner, and their ledger entries.
+
+    :param black_hole: a socket that listens and never answers.
+    """
+
+    id: str
+    request: CreateVolume
+    client: str
+    region: UUID
+    key: str
+    size_bytes: int
+    parent: str | None
+    program: Path
+    directory: Entry
+    writer: LedgerWriter
+    since: float
+    black_hole: socket.socket
+    downstairs: list[Downstairs] = field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.directory.what["path"])
+
+    def created(self) -> VolumeCreated:
+        """Return what its owner needs to write volume construction requests."""
+        host, port = self.black_hole.getsockname()
+        return VolumeCreated(
+            id=self.id,
+            upstairs_id=self.region,
+            key=self.key,
+            size_bytes=self.size_bytes,
+            extent_bytes=min(EXTENT_BYTES, self.size_bytes),
+            parent=self.parent,
+            targets=tuple(downstairs.address for downstairs in self.downstairs),
+            black_hole=f"{host}:{port}",
+        )
+
+    def listed(self, kept: Kept | None = None) -> VolumeListed:
+        return VolumeListed(
+            id=self.id,
+            name=self.request.name,
+            group=self.request.group,
+            client=self.client,
+            size_bytes=self.size_bytes,
+            since=self.since,
+            downstairs=tuple(_listed(downstairs) for downstairs in self.downstairs),
+            kept=kept,
+        )
+
+    def find(self, address: str) -> Downstairs:
+        """
+        :raises ConfigError: when it has no downstairs of that address.
+        """
+        for downstairs in self.downstairs:
+            if downstairs.address == address:
+                return downstairs
+        known = ", ".join(downstairs.address for downstairs in self.downstairs)
+        raise ConfigError(f"volume {self.request.name!r} has no downstairs {address}", hint=f"it has {known}")
+
+    async def add_downstairs(self, qemu_img: Path, *, blank: bool = False) -> Downstairs:
+        """Start a downstairs over a new file: empty, or over the volume's parent.
+
+        :raises ResourceExhausted: when there is no space for it.
+        :raises AgentError: when it does not start.
+        """
+        number = len(self.downstairs)
+        over_parent = self.parent is not None and not blank
+        path = self.path / f"{number}.{'qcow2' if over_parent else 'raw'}"
+        region = RegionFile(
+            volume=self.region,
+            path=path,
+            size_bytes=self.size_bytes,
+            block_size=self.request.block_size,
+            key=self.key,
+            file_format="qcow2" if over_parent else "raw",
+            parent=self.parent if over_parent else None,
+            epoch=1 if over_parent else 0,
+            stall_timeout_s=self.request.stall_timeout_s,
+        )
+        await self._make_file(region, qemu_img)
+        downstairs = Downstairs(region, program=self.program, log_path=self.path / f"{number}.log", journal=self.writer)
+        self.downstairs.append(downstairs)
+        await _answered(downstairs.start())
+        return downstairs
+
+    async def fault(self, downstairs: Downstairs, fault: DownstairsFault) -> None:
+        """Inject a fault into a downstairs.
+
+        :raises AgentError: if that is not possible.
+        """
+        match fault.kind:
+            case FaultKind.KILL:
+                await downstairs.kill()
+            case FaultKind.RESTART:
+                await _answered(downstairs.start())
+            case FaultKind.PAUSE:
+                downstairs.pause()
+            case FaultKind.RESUME:
+                downstairs.resume()
+            case FaultKind.DISCONNECT:
+                await _answered(downstairs.disconnect())
+            case FaultKind.SLOW:
+                await _answered(downstairs.slow_down(fault.delay_ms))
+            case FaultKind.CORRUPT:
+                if not 0 <= fault.offset <= self.size_bytes - fault.length:
+                    raise ConfigError(
+                        f"{fault.length} bytes at {fault.offset} are not in a volume of {self.size_bytes} bytes"
+                    )
+                downstairs.region.corrupt(fault.offset, fault.length)
+
+    async def close(self) -> None:
+        """End its processes and remove its files. Idempotent."""
+        await asyncio.gather(*(downstairs.close() for downstairs in self.downstairs))
+        self.black_hole.close()
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.writer.gone(self.directory)
+
+    async def _make_file(self, region: RegionFile, qemu_img: Path) -> None:
+        if region.parent is not None:
+            await create_overlay(
+                qemu_img=qemu_img,
+                backing=Path(region.parent),
+                overlay=region.path,
+                backing_format=self.request.image_format,
+                size_bytes=region.size_bytes,
+            )
+            return
+        try:
+            with region.path.open("xb") as file:
+                os.truncate(file.fileno(), region.size_bytes)
+        except OSError as error:
+            raise ResourceExhausted(f"{region.path} cannot be made: {error.strerror or error}") from None
+
+
+async def create_volume(
+    request: CreateVolume, *, qemu: Qemu, place: Path, writer: LedgerWriter, client: str
+) -> OwnedVolume:
+    """Create a volume with three running downstairs.
+
+    :param place: the parent of its directory.
+    :raises ConfigError: when it cannot have that size.
+    :raises ArtifactError: when its image is missing or broken.
+    :raises CapabilityMissing: when the host lacks ``qemu-storage-daemon``.
+    :raises ResourceExhausted: when there is no space for it.
+    """
+    if qemu.storage_daemon is None:
+        raise CapabilityMissing(
+            f"there is no qemu-storage-daemon beside {qemu.system} or on PATH",
+            hint="install the package qemu-utils (apt) or qemu-storage-daemon (dnf)",
+        )
+    size_bytes = await _size(request, qemu.img)
+    volume_id = secrets.token_hex(8)
+    directory = place / volume_id
+    with writer.creating("directory", directory) as entry:
+        directory.mkdir(parents=True, mode=0o700)
+    volume = OwnedVolume(
+        id=volume_id,
+        request=request,
+        client=client,
+        region=uuid4(),
+        key=b64encode(secrets.token_bytes(KEY_BYTES)).decode("ascii"),
+        size_bytes=size_bytes,
+        parent=request.image,
+        program=qemu.storage_daemon,
+        directory=entry,
+        writer=writer,
+        since=time.time(),
+        black_hole=socket.create_server((LOOPBACK, 0)),
+    )
+    try:
+        for _ in range(REPLICAS):
+            await volume.add_downstairs(qemu.img)
+    except BaseException:
+        await asyncio.shield(volume.close())
+        raise
+    return volume
+
+
+async def _size(request: CreateVolume, qemu_img: Path) -> int:
+    """Return the size in bytes, a whole number of extents, and at least the size of the image."""
+    size_bytes = request.size_bytes
+    if request.image is not None:
+        image = Path(request.image)
+        await check_image(qemu_img=qemu_img, image=image, image_format=request.image_format)
+        info = await image_info(qemu_img=qemu_img, image=image, image_format=request.image_format)
+        size_bytes = max(size_bytes, info.virtual_size_bytes)
+    if size_bytes < request.block_size:
+        raise ConfigError(f"volume {request.name!r}: {size_bytes} bytes are less than one block")
+    extent = min(EXTENT_BYTES, size_bytes)
+    return -(-size_bytes // extent) * extent
+
+
+async def _answered(work: Awaitable[None]) -> None:
+    try:
+        await work
+    except StorageDaemonError as error:
+        raise AgentError(f"downstairs: {error}") from None
+
+
+def _listed(downstairs: Downstairs) -> DownstairsListed:
+    region = downstairs.region
+    return DownstairsListed(
+        address=downstairs.address,
+        state=downstairs.state,
+        pid=downstairs.pid,
+        path=str(region.path),
+        generation=region.generation,
+        epoch=region.epoch,
+        snapshots=tuple(map(str, region.snapshots)),
+        log=tuple(_last_lines(downstairs.log_path)),
+    )
+
+
+def _last_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="replace").splitlines()[-LOG_LINES:]
+    except OSError:
+        return []

@@ -1,0 +1,118 @@
+"""Start forks of templates on the agent's host, each in a directory of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...agent_api.messages import AgentConfig
+from ...engine.qemu.machine import MachineError
+from ...engine.server.server_config import ServerConfig
+from ...engine.templates.restored_machine import RestoredMachine
+from ...engine.templates.template import Template
+from ...errors import TemplateError
+from ...ledger.entry import Entry, command_line_mark
+from ...ledger.writer import LedgerWriter
+from ..disks.disk_space import DiskSpace
+from ..hypervisor import HypervisorFinder
+
+__all__ = ["ForkStarter", "StartedFork"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartedFork:
+    """A started fork without a state driver.
+
+    :param directory: the ledger entry of its directory.
+    :param disk_directory: the ledger entry of the directory of its disks; None for a fork without disks.
+    :param config: the configuration of its future server, which includes the fork itself.
+    """
+
+    id: str
+    directory: Entry
+    config: ServerConfig
+    fork: RestoredMachine
+    writer: LedgerWriter
+    disk_directory: Entry | None = None
+
+
+class ForkStarter:
+    """Starts forks."""
+
+    def __init__(self, config: AgentConfig, hypervisors: HypervisorFinder, space: DiskSpace) -> None:
+        self._config = config
+        self._space = space
+        self._platforms = hypervisors
+
+    async def start(
+        self, writer: LedgerWriter, template: Template, place: Path, *, warm_up: bool = False
+    ) -> StartedFork:
+        """Start a fork, which then waits to be run. A call that fails or is cancelled leaves nothing behind.
+
+        :param writer: records its directory and its process in the ledger.
+        :param place: the template's directory.
+        :param warm_up: let its guest run a command first.
+        :raises TemplateError: if QEMU cannot load the template.
+        """
+        started = await self._prepare(writer, template, place)
+        try:
+            await started.fork.start()
+            if warm_up:
+                await started.fork.warm_up()
+        except (MachineError, OSError, TimeoutError) as error:
+            await self.discard(started)
+            raise TemplateError(f"a fork does not start: {error or 'it does not answer'}") from None
+        except BaseException:
+            await asyncio.shield(self.discard(started))
+            raise
+        return started
+
+    async def discard(self, started: StartedFork) -> None:
+        """End a fork that has no driver, and remove its resources."""
+        await started.fork.close()
+        for directory in (started.config.disks, started.config.directory):
+            shutil.rmtree(directory, ignore_errors=True)
+        for entry in (started.directory, started.disk_directory):
+            if entry is not None:
+                started.writer.gone(entry)
+
+    async def _prepare(self, writer: LedgerWriter, template: Template, place: Path) -> StartedFork:
+        platform = await self._platforms.find()
+        fork_id = secrets.token_hex(8)
+        directory = Path(self._config.directory) / "vms" / fork_id
+        with writer.creating("directory", directory) as entry:
+            directory.mkdir(parents=True, mode=0o700)
+            disks = self._make_disk_directory(writer, fork_id) if template.disks else None
+        disk_directory = self._space.directory() / fork_id if disks else None
+        mark, log_path = f"{command_line_mark(self._config.run)}{fork_id}", directory / "qemu.log"
+        fork = RestoredMachine(
+            template,
+            place=place,
+            directory=disk_directory or directory,
+            qemu=platform.qemu,
+            accelerator=platform.accelerator.name,
+            mark=mark,
+            log_path=log_path,
+            journal=writer,
+        )
+        config = ServerConfig(
+            mark=mark,
+            qemu=platform.qemu,
+            accelerator=platform.accelerator.name,
+            boot=template.boot,
+            directory=directory,
+            log_path=log_path,
+            journal=writer,
+            fork=fork,
+            disk_directory=disk_directory,
+        )
+        return StartedFork(id=fork_id, directory=entry, config=config, fork=fork, writer=writer, disk_directory=disks)
+
+    def _make_disk_directory(self, writer: LedgerWriter, fork_id: str) -> Entry:
+        place = self._space.place(fork_id)
+        with writer.creating("directory", place) as entry:
+            place.mkdir(mode=0o700)
+        return entry

@@ -1,0 +1,124 @@
+"""Standby forks: started ahead of demand, from templates that have been used before."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from ...engine.templates.template import Template
+from ...errors import PropolisError
+from ...ledger.writer import LedgerWriter
+from ..cpu_idle import idle_s
+from ..memory import available_mib
+from .fork_starter import ForkStarter, StartedFork
+
+__all__ = ["Standby"]
+
+MOST_PER_KIND: Final = 4
+MOST: Final = 16
+QUIET_S: Final = 0.1
+"""Leave the CPU to a new claimant's first command before building a spare."""
+
+IDLE_SHARE: Final = 0.5
+"""Idle share of one processor below which building a standby fork would slow down running tests."""
+
+SPARE_MIB: Final = 1024
+"""Below this much available memory, keep no standby forks."""
+
+logger = logging.getLogger(__name__)
+
+
+class Standby:
+    """Keeps standby forks, built one at a time, and discards them when memory runs short.
+
+    :param writer: creates the ledger writer of one fork, which passes to its claimant.
+    :param per_kind: how many per template; None to adapt to this machine and build only while it is idle.
+    """
+
+    def __init__(self, forks: ForkStarter, writer: Callable[[], LedgerWriter], *, per_kind: int | None) -> None:
+        self._forks = forks
+        self._books = writer
+        self._per_kind = min(os.cpu_count() or 1, MOST_PER_KIND) if per_kind is None else per_kind
+        self._ready: defaultdict[str, deque[StartedFork]] = defaultdict(deque)
+        self._wanted: dict[str, tuple[Template, Path]] = {}
+        self._only_idle = per_kind is None
+        self._making: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def ready(self) -> int:
+        """The number of standby forks."""
+        return sum(map(len, self._ready.values()))
+
+    async def claim(self, template: Template, place: Path) -> StartedFork | None:
+        """Return a standby fork if there is one, and schedule more from its template."""
+        if self._per_kind == 0 or self._closed:
+            return None
+        if available_mib() < SPARE_MIB:
+            await self.let_go()
+            return None
+        claimed = await self._take(template.key)
+        self._wanted[template.key] = (template, place)
+        if self._making is None or self._making.done():
+            self._making = asyncio.create_task(self._make())
+        return claimed
+
+    async def close(self) -> None:
+        """End all standby forks. Idempotent."""
+        self._closed = True
+        await self.rest()
+
+    async def rest(self) -> None:
+        """End all standby forks, and build no more until the next claim."""
+        self._wanted.clear()
+        if self._making is not None:
+            self._making.cancel()
+            await asyncio.gather(self._making, return_exceptions=True)
+        await self.let_go()
+
+    async def _take(self, key: str) -> StartedFork | None:
+        waiting = self._ready[key]
+        while waiting:
+            started = waiting.popleft()
+            if not started.fork.has_ended:
+                return started
+            await self._forks.discard(started)
+        return None
+
+    async def let_go(self) -> None:
+        """End the current standby forks."""
+        doomed = [started for waiting in self._ready.values() for started in waiting]
+        self._ready.clear()
+        for started in doomed:
+            await self._forks.discard(started)
+
+    async def _make(self) -> None:
+        await self._quiet()
+        while (key := self._missing_parts()) is not None:
+            template, place = self._wanted[key]
+            try:
+                started = await self._forks.start(self._books(), template, place, warm_up=True)
+            except PropolisError as error:
+                logger.warning("nothing stands by of template %s: %s", key, error.message)
+                del self._wanted[key]
+            else:
+                self._ready[key].append(started)
+                await self._quiet()
+
+    async def _quiet(self) -> None:
+        """Pause; in idle-only mode, until the machine has spare CPU time."""
+        idle = False
+        while not idle:
+            before_s = idle_s()
+            await asyncio.sleep(QUIET_S)
+            idle = not self._only_idle or idle_s() - before_s >= IDLE_SHARE * QUIET_S
+
+    def _missing_parts(self) -> str | None:
+        if self.ready >= MOST or available_mib() < 2 * SPARE_MIB:
+            return None
+        return next((key for key in self._wanted if len(self._ready[key]) < self._per_kind), None)

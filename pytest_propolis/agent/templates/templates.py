@@ -1,0 +1,330 @@
+"""Templates on the agent's host: each built once for all runs, by the first client that needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from ...agent_api.boot_source import DirectKernel
+from ...agent_api.messages import CreateVm, Fault, ForkVm, FreezeVm, TemplateMaking, TemplateNeeded, VmForked
+from ...agent_api.template_layout import MEMORY_FILE, STATE_FILE, blank_file, disk_file
+from ...engine.invalid_spec import InvalidSpec, SpecUnsupported
+from ...engine.qemu.machine import MachineError
+from ...engine.qemu.memory import GuestMemory
+from ...engine.server.http_error import HttpError
+from ...engine.templates.template import Template, template_key, with_disks_in
+from ...errors import AgentError, BootError, PropolisError, ResourceExhausted, TemplateError
+from ...propolis_api import (
+    FromSpec,
+    InstanceEnsureRequest,
+    InstanceProperties,
+    InstanceSpec,
+    InstanceStateRequested,
+    SpecInit,
+)
+from ...storage.eviction import Claim, note_use
+from ...storage.images.overlays import create_blank_overlay
+from ...storage.store import ArtifactStore
+from ..budget import fork_cost_mib
+from ..client_resources import OwnedVm
+from ..disks.disk_images import make_image
+from ..hypervisor import Hypervisor, HypervisorFinder
+from ..registry import ResourceRegistry
+
+__all__ = ["Templates"]
+
+PRIVATE: Final = 0o600
+"""QEMU opens memory for writing even where it maps it privately."""
+
+MARGIN_BYTES: Final = 256 << 20
+LITTLE_BYTES: Final = 1 << 20
+AT_ONCE_S: Final = 0.05
+"""How long a client's statement of the time remains accurate."""
+
+MIB: Final = 1 << 20
+REFUSED: Final = (400, 501)
+"""The HTTP statuses with which a server rejects a spec."""
+
+
+class Templates:
+    """Manages templates and the VMs forked from them.
+
+    :param directory: the directory of the templates.
+    :param allowed: directories in which files referenced by disk images may lie.
+    """
+
+    def __init__(
+        self,
+        hypervisors: HypervisorFinder,
+        registry: ResourceRegistry,
+        *,
+        directory: Path,
+        allowed: tuple[Path, ...],
+    ) -> None:
+        self._platforms = hypervisors
+        self._account = registry
+        self._store = ArtifactStore(directory)
+        self._allowed = allowed
+        self._frozen: dict[str, asyncio.Future[FreezeVm]] = {}
+        self._ready: dict[str, Template] = {}
+        self._unfit: dict[str, BootError | TemplateError] = {}
+        self._claims: dict[str, Claim] = {}
+
+    async def get(
+        self,
+        client: str,
+        needed: TemplateNeeded,
+        *,
+        progress: Callable[[str], None],
+        offer: Callable[[TemplateMaking], None],
+    ) -> str:
+        """Return the key of a template that exists and is intact; build it if necessary.
+
+        :param offer: called with a VM for the client to make a template of, if that is needed.
+        :raises TemplateError: when it cannot be made, now or earlier in this run.
+        :raises BootError: when its guest did not boot while this client made it or waited for it.
+        :raises ResourceExhausted: when there is no space for it.
+        """
+        platform = await self._platforms.find()
+        try:
+            key = _key(needed, platform)
+        except (InvalidSpec, SpecUnsupported) as error:
+            raise TemplateError(str(error)) from None
+        if earlier := self._unfit.get(key):
+            raise TemplateError.because_of(earlier)
+        try:
+            place = await self._claimed(
+                key,
+                Template.files(len(needed.disks)),
+                lambda directory: self._make(client, needed, key, directory, platform, offer),
+                progress,
+                title=f"a template of {needed.title}",
+                mode=PRIVATE,
+            )
+            if key not in self._ready:
+                note_use(place)
+                self._ready[key] = Template.load(place)
+        except (PropolisError, MachineError, OSError, msgspec.DecodeError) as error:
+            self._unfit[key] = error if isinstance(error, BootError) else _template_error(error)
+            self._require_fit(key)
+        return key
+
+    def _require_fit(self, key: str) -> None:
+        """
+        :raises TemplateError: when the template could not be made.
+        :raises BootError: when its guest did not boot.
+        """
+        if error := self._unfit.get(key):
+            raise Fault.of(error).to_error()  # each client needs an error of its own
+
+    async def _claimed(self, key: str, filenames: Sequence[str], *arguments: Any, **options: Any) -> Path:
+        """Derive it, and claim it against eviction for the agent's lifetime."""
+        while True:
+            place = await self._store.derive(key, filenames, *arguments, **options)
+            if key in self._claims:
+                return place
+            claim = Claim(self._store.directory, key)
+            if self._store.derived(key, filenames):  # it may have been evicted in between
+                self._claims[key] = claim
+                return place
+            claim.close()
+
+    def close(self) -> None:
+        """Release the claims on templates. No VM may be running from them any more."""
+        for claim in self._claims.values():
+            claim.close()
+
+    def freeze(self, vm_id: str, request: FreezeVm) -> None:
+        """Report that a client has prepared the VM that it was offered.
+
+        :raises TemplateError: if no template is waiting for that VM.
+        """
+        self._waiting(vm_id).set_result(request)
+
+    def give_up(self, vm_id: str, reason: Fault) -> None:
+        """A client could not make the VM that it was offered ready. No other client of this run will be asked."""
+        with contextlib.suppress(TemplateError):
+            self._waiting(vm_id).set_exception(reason.to_error())
+
+    async def fork(self, client: str, request: ForkVm) -> VmForked:
+        """Create a VM that resumes from a template.
+
+        :raises TemplateError: if the template does not exist, or QEMU cannot load it.
+        :raises HttpError: if it is to run, and the server rejects the spec with the added components.
+        """
+        began = time.monotonic()
+        template = self._ready.get(request.template)
+        place = self._store.derived(template.key, Template.files(template.disks)) if template else None
+        if template is None or place is None:
+            raise TemplateError(f"template {request.template} is not there any more")
+        create = CreateVm(
+            name=request.name,
+            group=request.group,
+            boot=template.boot,
+            log_path=request.log_path,
+            memory_mib=fork_cost_mib(template.spec.board.memory_mb),
+        )
+        vm = await self._account.fork_vm(client, create, template=template, place=place)
+        assert vm.fork is not None
+        typed = request.typed if request.run is not None and time.monotonic() - began < AT_ONCE_S else ""
+        spec = msgspec.structs.replace(vm.fork.spec, components=vm.fork.spec.components | request.added)
+        if request.run is not None:
+            await self._run(client, vm, spec, request.run, typed)
+        return VmForked(
+            id=vm.id,
+            path=f"/vms/{vm.id}",
+            spec=spec,
+            boot=template.boot,
+            session=template.session,
+            typed=bool(typed),
+            took_s={} if vm.fork.stood_by else vm.fork.took_s,
+        )
+
+    async def _run(
+        self, client: str, vm: OwnedVm, spec: InstanceSpec, properties: InstanceProperties, typed: str
+    ) -> None:
+        """Do in one request what would take a client three requests to the VM's server.
+
+        :raises HttpError: if the spec is invalid, as it would be for a VM that boots.
+        """
+        try:
+            await vm.server.ensure(InstanceEnsureRequest(properties=properties, init=SpecInit(FromSpec(spec=spec))))
+            vm.server.put_state(InstanceStateRequested.RUN)
+            if typed:
+                await vm.server.serial().write(typed.encode())
+        except (HttpError, OSError) as error:
+            await self._account.remove_vm(client, vm.id)
+            if isinstance(error, HttpError) and error.answer.status in REFUSED:
+                raise
+            raise TemplateError(f"a fork does not run: {error}") from None
+
+    async def _make(
+        self,
+        client: str,
+        needed: TemplateNeeded,
+        key: str,
+        directory: Path,
+        platform: Hypervisor,
+        offer: Callable[[TemplateMaking], None],
+    ) -> None:
+        self._require_fit(key)  # another client may have tried while this one waited for its turn
+        _require_space(directory, needed)
+        for index, disk in enumerate(needed.disks):
+            await make_image(disk, platform.qemu.img, directory / disk_file(index), allowed=self._allowed)
+        create = CreateVm(name=f"template-{key[:12]}", group=needed.title, boot=needed.boot, log_path=needed.log_path)
+        memory = GuestMemory(path=str(directory / MEMORY_FILE), shared=True)
+        vm = await self._account.create_vm(client, create, memory=memory)
+        try:
+            facts = await self._have_booted(
+                vm, TemplateMaking(id=vm.id, path=f"/vms/{vm.id}", spec=with_disks_in(needed.spec, directory)), offer
+            )
+            await vm.server.freeze(directory / STATE_FILE)
+        except (PropolisError, MachineError) as error:
+            if _free_bytes(directory) < LITTLE_BYTES:  # a full file system kills QEMU without a message
+                raise ResourceExhausted(f"no space was left for the template in {self._store.directory}") from error
+            raise
+        finally:
+            with contextlib.suppress(AgentError):  # a client that has disconnected has no VMs any more
+                await self._account.remove_vm(client, vm.id)
+        for index in range(len(needed.disks)):
+            # It names the disk by the place that it will have.
+            await create_blank_overlay(
+                qemu_img=platform.qemu.img,
+                backing=directory / disk_file(index),
+                named=self._place(key) / disk_file(index),
+                overlay=directory / blank_file(index),
+            )
+        Template(
+            key=key,
+            boot=needed.boot,
+            spec=needed.spec,
+            properties=needed.properties,
+            disks=len(needed.disks),
+            session=facts.session,
+            console=facts.console,
+            warmup_input=facts.warmup_input,
+            warmup_marker=facts.warmup_marker,
+        ).save(directory)
+
+    async def _have_booted(
+        self, vm: OwnedVm, making: TemplateMaking, offer: Callable[[TemplateMaking], None]
+    ) -> FreezeVm:
+        frozen: asyncio.Future[FreezeVm] = asyncio.get_running_loop().create_future()
+        self._frozen[vm.id] = frozen
+        try:
+            offer(making)
+            return await frozen
+        finally:
+            del self._frozen[vm.id]
+
+    def _waiting(self, vm_id: str) -> asyncio.Future[FreezeVm]:
+        frozen = self._frozen.get(vm_id)
+        if frozen is None or frozen.done():
+            raise TemplateError(f"VM {vm_id} is not about to become a template")
+        return frozen
+
+    def _place(self, key: str) -> Path:
+        return self._store.directory / "derived" / key
+
+
+def _template_error(error: Exception) -> TemplateError:
+    if isinstance(error, PropolisError):
+        return TemplateError.because_of(error)
+    return TemplateError(str(error))
+
+
+def _key(needed: TemplateNeeded, platform: Hypervisor) -> str:
+    files = [disk.image for disk in needed.disks if disk.image]
+    if isinstance(needed.boot, DirectKernel):
+        files += [file for file in (needed.boot.kernel, needed.boot.initrd) if file]
+    disks = [repr((disk.image, disk.image_format, disk.size_bytes, disk.block_size)) for disk in needed.disks]
+    return template_key(
+        spec=needed.spec,
+        properties=needed.properties,
+        boot=needed.boot,
+        accelerator=platform.accelerator.name,
+        facts=(needed.guest, platform.qemu.identity, _processor(platform), *disks, *map(_looks, files)),
+    )
+
+
+def _looks(file: str) -> str:
+    """Fingerprint by path, size and mtime; the paths of files in the store contain a hash of their content."""
+    try:
+        status = Path(file).stat()
+    except OSError:
+        raise TemplateError(f"{file} is not there") from None
+    return repr((file, status.st_size, status.st_mtime_ns))
+
+
+def _processor(platform: Hypervisor) -> str:
+    """Return what the guest sees of the host's processor: everything under KVM, nothing under emulation."""
+    if platform.accelerator.name != "kvm":
+        return ""
+    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    told = [line for line in lines if line.startswith(("vendor_id", "cpu family", "model", "stepping", "flags"))]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+
+
+def _free_bytes(directory: Path) -> int:
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
+def _require_space(directory: Path, needed: TemplateNeeded) -> None:
+    """Raise if space is short: a full file system kills a guest with file-backed memory without a message."""
+    free = _free_bytes(directory)
+    wanted = needed.spec.board.memory_mb * MIB + MARGIN_BYTES
+    if free < wanted:
+        raise ResourceExhausted(
+            f"no space left for a template in {directory.parent.parent}:"
+            f" {free // MIB} MiB are free, {wanted // MIB} MiB are needed",
+            hint="free some space there, or choose another directory with --propolis-artifact-dir",
+        )

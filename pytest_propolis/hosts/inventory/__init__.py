@@ -1,0 +1,1 @@
+"""Which hosts a run may use, and what each of them offers."""

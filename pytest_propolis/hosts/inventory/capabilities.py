@@ -1,0 +1,200 @@
+"""Probe what this host can do, by exercising each capability."""
+
+# A look at a file's status takes microseconds.
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ...engine.qemu.accelerator.probe import probe_accelerator
+from ...engine.qemu.binary import Qemu, find_firmware, find_qemu
+from ...errors import CapabilityMissing, PropolisError
+from ...settings import Settings
+from ...storage.programs import Finished, run_program
+from ...storage.store import default_artifact_dir
+from ...storage.user_directories import cache_directory
+
+__all__ = ["Capability", "Survey", "survey"]
+
+_TIMEOUT_S: Final = 10.0
+_FICLONE: Final = 0x40049409
+_NO_REFLINKS: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS})
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """One capability that a host has or lacks.
+
+    :param detail: the finding: a version, a path, or an error.
+    :param remedy: how to obtain the capability; None if there is nothing to do.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """All probed capabilities of a host.
+
+    :param needed: capabilities without which no VM runs.
+    :param useful: capabilities without which some tests are skipped.
+    """
+
+    needed: tuple[Capability, ...]
+    useful: tuple[Capability, ...]
+
+    @property
+    def can_run_vms(self) -> bool:
+        return all(capability.ok for capability in self.needed)
+
+
+async def survey(settings: Settings, *, guest_files: Mapping[str, Sequence[Path]]) -> Survey:
+    """Probe everything that tests may need from this host. Nothing is installed or left behind.
+
+    :param guest_files: by guest, the files that exist once it is prepared.
+    """
+    *needed, firmware, guests, reflinks, zfs, namespaces, ssh, etcd = (
+        *await _qemu_and_accelerator(settings),
+        await probe_firmware(),
+        await probe_guests(guest_files),
+        await probe_reflinks(settings.artifact_dir or default_artifact_dir()),
+        *await asyncio.gather(probe_zfs(), probe_network_namespaces(), probe_ssh_server(), probe_etcd()),
+    )
+    return Survey(tuple(needed), (guests, firmware, reflinks, zfs, namespaces, ssh, etcd))
+
+
+async def _qemu_and_accelerator(settings: Settings) -> tuple[Capability, Capability]:
+    try:
+        qemu = await find_qemu(settings.qemu)
+    except CapabilityMissing as error:
+        accelerator = Capability("accelerator", ok=False, detail="cannot be tried without QEMU")
+        return _failed("QEMU", error), accelerator
+    found = Capability("QEMU", ok=True, detail=f"{qemu}, found by: {qemu.origin}")
+    return found, await probe_acceleration(qemu, settings)
+
+
+async def probe_acceleration(qemu: Qemu, settings: Settings) -> Capability:
+    """Run a guest under the chosen accelerator."""
+    try:
+        choice = await probe_accelerator(qemu, wanted=settings.accelerator, cache_dir=cache_directory())
+    except PropolisError as error:
+        return _failed("accelerator", error)
+    return Capability("accelerator", ok=True, detail=f"{choice.name}: {choice.reason}")
+
+
+def _failed(name: str, error: PropolisError) -> Capability:
+    return Capability(name, ok=False, detail=error.message, remedy=error.hint)
+
+
+async def probe_firmware() -> Capability:
+    """Look for UEFI."""
+    if firmware := find_firmware():
+        return Capability("UEFI firmware", ok=True, detail=str(firmware.code))
+    remedy = "install the package ovmf (apt) or edk2-ovmf (dnf)"
+    return Capability("UEFI firmware", ok=False, detail="no OVMF images in the usual places", remedy=remedy)
+
+
+async def probe_guests(guest_files: Mapping[str, Sequence[Path]]) -> Capability:
+    """Check which guests have all their files."""
+    ready = [name for name, files in guest_files.items() if all(file.is_file() for file in files)]
+    missing = [name for name in guest_files if name not in ready]
+    told = [f"ready: {', '.join(ready)}"] if ready else []
+    told += [f"not prepared: {', '.join(missing)}"] if missing else []
+    remedy = f"run `propolis setup {' '.join(missing)}`, or let the first test do it" if missing else None
+    return Capability("guests", ok=bool(ready), detail="; ".join(told) or "there are none", remedy=remedy)
+
+
+async def probe_reflinks(directory: Path) -> Capability:
+    """Clone a file in the artifact directory, or in its nearest existing parent."""
+    place = next(path for path in (directory, *directory.parents) if path.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=place) as source, tempfile.TemporaryFile(dir=place) as clone:
+            source.write(bytes(os.sysconf("SC_PAGE_SIZE")))
+            source.flush()
+            fcntl.ioctl(clone.fileno(), _FICLONE, source.fileno())
+    except OSError as error:
+        return _no_reflinks(place, error)
+    return Capability("reflinks", ok=True, detail=f"files in {place} can be cloned")
+
+
+def _no_reflinks(place: Path, error: OSError) -> Capability:
+    if error.errno in _NO_REFLINKS:
+        detail = f"the file system of {place} cannot clone files"
+        remedy = "put --propolis-artifact-dir on btrfs, or on XFS made with reflink=1; qcow2 overlays are used else"
+    else:
+        detail = f"{place} cannot be written: {error.strerror}"
+        remedy = "make it writable, or choose another directory with --propolis-artifact-dir"
+    return Capability("reflinks", ok=False, detail=detail, remedy=remedy)
+
+
+async def probe_zfs() -> Capability:
+    """List ZFS pools, which requires the kernel module."""
+    return await _try(
+        "ZFS",
+        ["zpool", "list", "-H", "-o", "name"],
+        found=lambda finished: f"pools: {', '.join(finished.output.split()) or 'none'}",
+        remedy="install ZFS (apt: zfsutils-linux and a kernel with its module) and load the module: modprobe zfs",
+    )
+
+
+async def probe_network_namespaces() -> Capability:
+    """Enter a new network namespace and inspect it with ``ip``."""
+    as_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    return await _try(
+        "network namespaces",
+        ["unshare", *as_user, "--net", "ip", "link", "show", "lo"],
+        found=lambda _: "in a user namespace" if as_user else "as root",
+        remedy="install iproute2, and run as root or allow user namespaces (sysctl kernel.unprivileged_userns_clone=1)",
+    )
+
+
+async def probe_etcd() -> Capability:
+    """Ask etcd for its version."""
+    return await _try(
+        "etcd",
+        ["etcd", "--version"],
+        found=lambda finished: finished.output.partition("\n")[0],
+        remedy="install the package etcd-server (apt) or etcd (dnf); one node needs none",
+    )
+
+
+async def probe_ssh_server() -> Capability:
+    """Check that sshd could start with a host key of its own, including its user and directories."""
+    with tempfile.TemporaryDirectory(prefix="propolis-") as directory:
+        key = Path(directory) / "key"
+        with contextlib.suppress(OSError):  # no ssh-keygen: then sshd reports that it has no key
+            await run_program(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)])
+        return await _try(
+            "SSH server",
+            [shutil.which("sshd") or "/usr/sbin/sshd", "-t", "-f", "/dev/null", "-h", str(key)],
+            found=lambda _: "sshd could start",
+            remedy="install the package openssh-server; as root it needs the directory /run/sshd and the user sshd",
+        )
+
+
+async def _try(name: str, argv: Sequence[str], *, found: Callable[[Finished], str], remedy: str) -> Capability:
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            finished = await run_program(argv)
+    except FileNotFoundError:
+        return Capability(name, ok=False, detail=f"there is no {Path(argv[0]).name}", remedy=remedy)
+    except TimeoutError:
+        return Capability(name, ok=False, detail=f"{argv[0]} did not end in {_TIMEOUT_S:.0f} s", remedy=remedy)
+    except OSError as error:
+        return Capability(name, ok=False, detail=f"{argv[0]} cannot be started: {error.strerror}", remedy=remedy)
+    if finished.status != 0:
+        return Capability(name, ok=False, detail=finished.last_lines(1), remedy=remedy)
+    return Capability(name, ok=True, detail=found(finished))

@@ -1,0 +1,45 @@
+"""The capacity that a host of the inventory offers to the tests of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from ..host import HostSpec
+
+__all__ = ["VMS_PER_CPU", "cpus_of", "memory_mib_of", "slots_of"]
+
+VMS_PER_CPU: Final = 1.5
+"""Test VMs per processor: guests are often idle, waiting for their tests or disks."""
+
+CPUS_PER_CPU: Final = 4
+"""Virtual CPUs per processor."""
+
+SHARE: Final = 0.75
+"""The share of a machine's memory that VMs may use."""
+
+
+def slots_of(spec: HostSpec, specs: Sequence[HostSpec]) -> int:
+    """Return how many test VMs a host runs at once; local hosts share the machine."""
+    return spec.slots or max(1, round(VMS_PER_CPU * _processors() / _sharing(spec, specs)))
+
+
+def memory_mib_of(spec: HostSpec, specs: Sequence[HostSpec]) -> int:
+    """Return how much memory VMs may use on the host, in MiB."""
+    total_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    return spec.memory_mib or int(SHARE * total_mib / _sharing(spec, specs))
+
+
+def cpus_of(spec: HostSpec) -> int:
+    """Return how many virtual CPUs the host runs at once."""
+    return spec.cpus or CPUS_PER_CPU * _processors()
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _sharing(spec: HostSpec, specs: Sequence[HostSpec]) -> int:
+    """Return how many hosts of the inventory share the host's machine."""
+    return sum(other.kind == "local" for other in specs) if spec.kind == "local" else 1

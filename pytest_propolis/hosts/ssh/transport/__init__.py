@@ -1,0 +1,1 @@
+"""SSH connections, by asyncssh or by OpenSSH, behind one interface."""

@@ -1,0 +1,75 @@
+"""A connection made by OpenSSH's own client, for configurations that asyncssh does not honour.
+
+The first command opens the connection; later ones and forwards share it through a control socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from asyncio.subprocess import PIPE, Process
+from pathlib import Path
+from typing import ClassVar
+
+from ....errors import HostError
+from ....storage.programs import parent_death_prefix, run_program
+from .transport import Channel, SshDestination
+
+__all__ = ["OpensshTransport"]
+
+
+class OpensshTransport:
+    """A connection of the program ``ssh``, which never asks questions.
+
+    :param control: the path of the control socket.
+    """
+
+    errors: ClassVar[tuple[type[Exception], ...]] = (OSError, EOFError)
+
+    def __init__(self, destination: SshDestination, *, control: Path) -> None:
+        self._destination = destination
+        self._control = control
+        self._first: Process | None = None
+        self._processes: list[Process] = []
+
+    async def start(self, command: str) -> Channel:
+        process = await asyncio.create_subprocess_exec(
+            *parent_death_prefix(),
+            *self._words("-T", "-o", f"ControlMaster={'no' if self._first else 'yes'}"),
+            command,
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+            start_new_session=True,
+        )
+        self._first = self._first or process
+        self._processes.append(process)
+
+        def kill() -> None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                process.kill()
+
+        return Channel(process.stdin, process.stdout, process.stderr, process.wait, kill)
+
+    async def forward(self, local: Path, remote: str) -> None:
+        done = await run_program([*self._words("-O", "forward", "-L", f"{local}:{remote}")])
+        if done.status != 0:
+            raise HostError(f"host {self._destination.name}: SSH refuses to forward a socket: {done.last_lines()}")
+
+    async def wait_closed(self) -> None:
+        if self._first:
+            await self._first.wait()
+
+    def abort(self) -> None:
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        self._control.unlink(missing_ok=True)
+
+    def _words(self, *further: str) -> list[str]:
+        files = self._destination.config
+        options = ("BatchMode=yes", "RemoteCommand=none", "ForwardAgent=no", "ForwardX11=no", "ControlPersist=no")
+        words = ["ssh", *(("-F", files[0]) if files else ()), "-o", f"ControlPath={self._control}"]
+        return [*words, *(word for option in options for word in ("-o", option)), *further, self._destination.address]

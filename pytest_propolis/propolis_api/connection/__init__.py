@@ -1,0 +1,1 @@
+"""Connections to servers: endpoints, sockets, HTTP and websockets."""

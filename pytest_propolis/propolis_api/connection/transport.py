@@ -1,0 +1,81 @@
+"""The connections to a VM's server: one HTTP client, and websockets. Proxies named in the environment are ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from types import TracebackType
+from typing import Any, Final, final
+from urllib.parse import urlencode
+
+from websockets.asyncio.client import ClientConnection, connect
+
+from .. import API_VERSION
+from .endpoint import Endpoint
+from .http import CONNECT_TIMEOUT_S, HttpClient
+from .sockets import connect as connect_socket
+
+__all__ = ["CLOSE_TIMEOUT_S", "CONNECT_TIMEOUT_S", "WebSocketOpening", "http_client", "open_websocket"]
+
+CLOSE_TIMEOUT_S: Final = 2.0
+"""How long the closing of a websocket waits for the server's goodbye."""
+
+_HEADERS: Final = {"api-version": API_VERSION}
+
+
+def http_client(endpoint: Endpoint) -> HttpClient:
+    """A client with no connection yet, which costs next to nothing to make."""
+    return HttpClient(endpoint, headers=_HEADERS)
+
+
+async def open_websocket(
+    endpoint: Endpoint, path: str, query: Mapping[str, int], *, headers: Mapping[str, str] | None = None
+) -> ClientConnection:
+    """A websocket without compression, pings or a limit on the size of its frames.
+
+    :raises OSError: TimeoutError among them, when nothing answers.
+    :raises websockets.exceptions.InvalidHandshake: when something else than the upgrade is answered.
+    """
+    base = "ws" + endpoint.base_url.removeprefix("http").rstrip("/")
+    uri = f"{base}{path}?{urlencode(query)}" if query else base + path
+    options: dict[str, Any] = {
+        "additional_headers": {**_HEADERS, **(headers or {})},
+        "compression": None,
+        "proxy": None,
+        "open_timeout": CONNECT_TIMEOUT_S,
+        "close_timeout": CLOSE_TIMEOUT_S,
+        # A guest that says nothing for hours is alive all the same, and so is a server too busy for a pong.
+        "ping_interval": None,
+        "max_size": None,
+    }
+    connection = await connect_socket(endpoint, timeout_s=CONNECT_TIMEOUT_S)
+    try:
+        return await connect(uri, sock=connection, **options)
+    except BaseException:
+        connection.close()
+        raise
+
+
+@final
+class WebSocketOpening:
+    """A websocket about to be opened: await it for the connection, or enter it to have the connection closed, too.
+
+    :raises ApiError: when the server refuses.
+    :raises AgentError: when it cannot be reached.
+    """
+
+    __slots__ = ("_connection", "_open")
+
+    def __init__(self, open_connection: Callable[[], Coroutine[Any, Any, ClientConnection]]) -> None:
+        self._open = open_connection
+
+    def __await__(self) -> Generator[Any, None, ClientConnection]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> ClientConnection:
+        self._connection = await self._open()
+        return self._connection
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        await self._connection.close()

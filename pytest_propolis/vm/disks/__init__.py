@@ -1,0 +1,1 @@
+"""Disks as a test describes them: kinds, handles with a life of their own, and how they are laid out in a VM."""

@@ -1,0 +1,136 @@
+"""The factory of replicated disks: makes them for a test, and takes them away."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Final, Literal
+
+from ...agent_api.messages import CreateVolume, Keep, KeptListed, ResourceIds
+from ...errors import ConfigError
+from ...hosts.agent_client import AsyncAgentClient
+from ...hosts.host import Host
+from ...storage.host_path import host_path
+from ..instance_spec.device_names import require_device_name
+from .crucible_disk import CrucibleDisk
+
+__all__ = ["CrucibleDiskFactory"]
+
+MIB: Final = 1 << 20
+BLOCK_SIZES: Final = (512, 4096)
+
+
+class CrucibleDiskFactory:
+    """Makes any number of replicated disks. They are gone when it is closed.
+
+    It is to be opened before the factory of the VMs that get them, and so is closed after it.
+
+    :param group: what the disks belong to, usually a test; their names are unique in it.
+    :param made: receives each disk, for reports.
+    """
+
+    def __init__(self, host: Host, *, group: str, made: Callable[[CrucibleDisk], None]) -> None:
+        self._host = host
+        self._group = group
+        self._made = made
+        self._agent: AsyncAgentClient | None = None
+        self.disks: list[CrucibleDisk] = []
+        """All disks that were made, in that order."""
+
+    @property
+    def group(self) -> str:
+        """What the disks belong to."""
+        return self._group
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def on(
+        cls,
+        host: Host,
+        *,
+        group: str,
+        made: Callable[[CrucibleDisk], None],
+        teardown: Callable[[CrucibleDiskFactory], Awaitable[None]] | None = None,
+    ) -> AsyncIterator[CrucibleDiskFactory]:
+        """A factory on a host, which is asked for nothing before the first disk.
+
+        :param teardown: what is done with the factory in the end; `aclose` by default.
+        """
+        factory = cls(host, group=group, made=made)
+        try:
+            yield factory
+        finally:
+            try:
+                if factory.disks:
+                    await (teardown or cls.aclose)(factory)
+            finally:
+                if factory._agent is not None:
+                    await factory._agent.aclose()
+
+    async def __call__(
+        self,
+        name: str = "crucible-disk",
+        *,
+        size_mib: int = 1024,
+        block_size: int = 4096,
+        image: Path | None = None,
+        image_format: Literal["qcow2", "raw"] = "raw",
+        stall_timeout_s: float = 60.0,
+    ) -> CrucibleDisk:
+        """Make a disk with three replicas.
+
+        :param size_mib: becomes a whole number of extents of 64 MiB, and is never smaller than the image.
+        :param block_size: the size of its blocks in bytes, 512 or 4096.
+        :param image: a read-only parent: what the disk holds at first. It must not change meanwhile.
+        :param stall_timeout_s: how many seconds the guest's requests wait, when fewer than two replicas are left. After
+            that the VM fails.
+        :raises ConfigError: when it cannot be so, or there is a disk of that name.
+        :raises ArtifactError: when the image is missing or broken.
+        :raises CapabilityMissing: when the host lacks ``qemu-storage-daemon``.
+        :raises ResourceExhausted: when there is no space for it.
+        """
+        require_device_name("crucible disk", name)
+        if any(disk.name == name for disk in self.disks):
+            raise ConfigError(f"there is a crucible disk named {name!r} already", hint="give each disk its own name")
+        if block_size not in BLOCK_SIZES:
+            raise ConfigError(f"crucible disk {name!r}: block_size is {block_size}", hint="it is 512 or 4096")
+        if size_mib < 1:
+            raise ConfigError(f"crucible disk {name!r}: size_mib is {size_mib}", hint="it must be at least 1")
+        if self._agent is None:
+            self._agent = await self._host.client()
+        there: str | None = None
+        if image is not None:
+            there = host_path(image, purpose=f"the image of crucible disk {name!r}")
+            there = await self._host.provide(Path(there), lambda line: None)
+        request = CreateVolume(
+            name=name,
+            group=self._group,
+            size_bytes=size_mib * MIB,
+            block_size=block_size,
+            image=there,
+            image_format=image_format,
+            stall_timeout_s=stall_timeout_s,
+        )
+        disk = CrucibleDisk(self._agent, await self._agent.create_volume(request), name=name, block_size=block_size)
+        self.disks.append(disk)
+        self._made(disk)
+        return disk
+
+    async def aclose(self) -> None:
+        """Remove all disks. Closing twice is fine."""
+        if self._agent is not None:
+            await self._agent.remove(self.resources)
+
+    @property
+    def resources(self) -> ResourceIds:
+        return ResourceIds(volumes=tuple(disk.id for disk in self.disks))
+
+    async def detach(self) -> list[tuple[Host, ResourceIds]]:
+        """Let go of all disks as they are, and return what they are."""
+        return [(self._host, self.resources)]
+
+    async def keep(self, *, reason: str, ttl_s: float) -> KeptListed:
+        """Leave the disks to a person: they outlive this process."""
+        assert self._agent is not None
+        return await self._agent.keep(Keep(resources=self.resources, reason=reason, ttl_s=ttl_s))

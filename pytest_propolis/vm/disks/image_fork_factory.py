@@ -1,0 +1,97 @@
+"""The factory of image forks: makes them for a test, and takes them away."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+from ...agent_api.messages import ForkImage, ImageNeeded
+from ...errors import ConfigError
+from ...guests.registry import GuestRegistry
+from ...hosts.host import Host
+from ...storage.artifacts import Artifact
+from ...storage.host_path import host_path
+from ..guest_images import ready_image
+from .image_fork import ImageFork
+
+__all__ = ["ImageForkFactory"]
+
+PROVIDERS = ("zfs", "reflink", "qcow2", "copy")
+
+
+class ImageForkFactory:
+    """Makes any number of forks on one host: call it. They are gone when its ``async with`` ends.
+
+    :param default: the guest whose disk is forked where nothing else is asked for.
+    :param zfs_only: whether only ZFS will do.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        guests: GuestRegistry,
+        default: str,
+        boot_timeout_s: float,
+        progress: Callable[[str], None],
+        zfs_only: bool = False,
+    ) -> None:
+        self._host = host
+        self._guests = guests
+        self._default = default
+        self._boot_timeout_s = boot_timeout_s
+        self._progress = progress
+        self._providers: Sequence[str] = ("zfs",) if zfs_only else ()
+        self._stack = contextlib.AsyncExitStack()
+
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[ImageForkFactory]:
+        """The factory, with everything that it makes."""
+        async with self._stack:
+            self._agent = await self._host.client()
+            self._stack.push_async_callback(self._agent.aclose)
+            yield self
+
+    async def __call__(
+        self, artifact: str | Artifact | Path | None = None, *, image_format: str | None = None, provider: str = ""
+    ) -> ImageFork:
+        """Fork an artifact.
+
+        :param artifact: the name of a guest, whose disk is forked; an artifact; the path of an image; by default the
+            default guest's disk.
+        :param image_format: ``qcow2`` or ``raw``; by default that of a guest's disk, else by the name's ending.
+        :param provider: the only provider that will do.
+        :raises ConfigError: when the guest has no disk, or there is no such provider.
+        :raises CapabilityMissing: when the image cannot be forked as asked, with the reason of each provider.
+        """
+        if provider and provider not in PROVIDERS:
+            raise ConfigError(f"there is no fork provider {provider!r}", hint=f"choose one of {', '.join(PROVIDERS)}")
+        image = await self._image(artifact)
+        made = await self._agent.fork_image(
+            ForkImage(
+                image=image,
+                image_format=image_format or ("raw" if image.endswith((".raw", ".img")) else "qcow2"),
+                providers=(provider,) if provider else tuple(self._providers),
+            )
+        )
+        self._stack.push_async_callback(self._agent.remove_fork, made.id)
+        if made.note:
+            self._progress(made.note)
+        return ImageFork(self._host, self._agent, made)
+
+    async def _image(self, artifact: str | Artifact | Path | None) -> str:
+        """The path of what is forked, on the host."""
+        if isinstance(artifact, Path):
+            return await self._host.provide(Path(host_path(artifact, purpose="the image")), self._progress)
+        if isinstance(artifact, Artifact):
+            there = await self._host.provide_artifact(artifact, self._progress)
+            (path,) = await self._agent.get_images(ImageNeeded(artifacts=(there,)), self._progress)
+            return str(path)
+        guest = self._guests.get(artifact or self._default)
+        ready = await ready_image(
+            self._host, self._agent, guest.image, timeout_s=self._boot_timeout_s, progress=self._progress
+        )
+        if ready.disk is None:
+            raise ConfigError(f"the guest {guest.name} has no disk to fork", hint="name another guest, or an artifact")
+        return str(ready.disk)

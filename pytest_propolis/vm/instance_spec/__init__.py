@@ -1,0 +1,1 @@
+"""The instance spec of a VM: component keys, PCI slots, and the spec itself."""
