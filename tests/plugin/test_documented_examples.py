@@ -72,6 +72,12 @@ def test_the_examples_of_the_hardware_page_pass(inner: InnerRun) -> None:
     inner.run().assert_outcomes(passed=len(examples))
 
 
+def test_the_examples_of_the_nodes_page_pass(inner: InnerRun) -> None:
+    examples = blocks("docs/nodes.md")
+    inner.write(**{f"test_block_{number}": block for number, block in enumerate(examples)})
+    inner.run().assert_outcomes(passed=len(examples))
+
+
 def test_the_examples_of_the_guests_and_hooks_pages_boot_a_guest(inner: InnerRun) -> None:
     adapter, test = blocks("docs/guests.md")
     *_, vm_created = blocks("docs/plugin_hooks.md")
