@@ -98,10 +98,10 @@ class Read(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 
 class Follow(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """A request for all entries below prefixes, and from then on for each change there, for the connection's life."""
+    """A request for all entries below a prefix, and from then on for each change there, for the connection's life."""
 
     id: int
-    prefixes: tuple[str, ...]
+    prefix: str
 
 
 class Grant(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -24,13 +24,11 @@ class Mirror:
     """The entries of a group. Keys are without the group's prefix.
 
     :param prefix: ends with ``/``.
-    :param follow: what below it is followed: keys, or prefixes that end with ``/``; all by default.
     """
 
-    def __init__(self, backend: Backend, prefix: str, *, follow: tuple[str, ...] = ("",)) -> None:
+    def __init__(self, backend: Backend, prefix: str) -> None:
         self._backend = backend
         self._prefix = prefix
-        self._followed = tuple(prefix + part for part in follow)
         self._topics: dict[str, set[asyncio.Event]] = {}
         self._started = asyncio.Event()
         self._lost: CoordinationLost | None = None
@@ -88,16 +86,14 @@ class Mirror:
         return result
 
     async def reach(self, revision: int, *, puts: tuple[str, ...], deletes: tuple[str, ...]) -> None:
-        """Wait until the copy has what a transaction has written. What is not followed is passed over."""
-        keys = [key for key in (*puts, *deletes) if (self._prefix + key).startswith(self._followed)]
+        """Wait until the copy has what a transaction has written."""
 
         def has_it() -> bool | None:
             if self._revision >= revision:
                 return True
-            return None if puts or any(map(self._has_below, keys)) else True
+            return None if puts or any(map(self._has_below, deletes)) else True
 
-        if keys:
-            await self.until(has_it, on=keys)
+        await self.until(has_it, on=(*puts, *deletes))
 
     def _has_below(self, name: str) -> bool:
         return name in self.entries or (name.endswith("/") and bool(self.below(name)))
@@ -122,7 +118,7 @@ class Mirror:
                     del self._topics[topic]
 
     async def _follow(self) -> None:
-        news = cast("AsyncGenerator[Snapshot | tuple[Change, ...]]", self._backend.follow(self._followed))
+        news = cast("AsyncGenerator[Snapshot | tuple[Change, ...]]", self._backend.follow(self._prefix))
         try:
             async with aclosing(news):
                 async for item in news:

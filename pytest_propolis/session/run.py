@@ -63,11 +63,17 @@ class Run:
         return hosts
 
     @cached_property
+    def _coordination_id(self) -> str:
+        from ..hosts.run_hosts import coordination_id
+
+        return coordination_id(shared_run_id(self._config))
+
+    @cached_property
     def coordination_host(self) -> Host:
         """The host on this machine whose agent serves the key-value store of the run's nodes."""
         from ..hosts.run_hosts import coordination_host
 
-        host = coordination_host(self.settings, self.hosts, shared_id=shared_run_id(self._config))
+        host = coordination_host(self.settings, self.hosts, run=self._coordination_id)
         if host not in self.hosts:
             self._config.stash[HOSTS] = (*self.hosts, host)
         return host
@@ -148,9 +154,14 @@ class Run:
         :param name: names it in the run. Where several processes of the run open a group of the same name, it is one
             group, and it ends with the first that has opened it. By default it is one of its own.
         """
-        from ..coordination.run_group import group_on
+        from ..coordination.run_group import opened_group
 
-        return group_on(self.coordination_host, name or f"group-{secrets.token_hex(8)}")
+        return opened_group(
+            self.settings.coordination,
+            name or f"group-{secrets.token_hex(8)}",
+            run=self._coordination_id,
+            host=lambda: self.coordination_host,
+        )
 
     def image_fork_factory(
         self, *, guest: str | None = None, zfs_only: bool = False

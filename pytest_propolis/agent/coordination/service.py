@@ -122,7 +122,7 @@ class _Connection:
             case Read():
                 entries = store.read(request.prefix)
             case Follow():
-                entries = store.follow(request.prefixes, self._note)
+                entries = store.follow(request.prefix, self._note)
             case Grant():
                 lease = store.grant(request.ttl_s)
                 self._arm()

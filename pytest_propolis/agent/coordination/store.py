@@ -60,7 +60,7 @@ class KeyValueStore:
         self._deadlines: list[tuple[float, int]] = []
         """A heap of when leases may expire. A sign of life moves the lease's own deadline only."""
         self._lease_ids = itertools.count(1)
-        self._followers: dict[Follower, tuple[str, ...]] = {}
+        self._followers: dict[Follower, str] = {}
         self.revision = 0
 
     def commit(self, request: Commit) -> tuple[bool, int]:
@@ -82,10 +82,10 @@ class KeyValueStore:
             return {prefix: self._entries[prefix]} if prefix in self._entries else {}
         return {key: entry for key, entry in self._entries.items() if key.startswith(prefix)}
 
-    def follow(self, prefixes: tuple[str, ...], follower: Follower) -> dict[str, Entry]:
-        """Return the entries below prefixes; from now on the follower gets each change there."""
-        self._followers[follower] = prefixes
-        return {key: entry for prefix in prefixes for key, entry in self.read(prefix).items()}
+    def follow(self, prefix: str, follower: Follower) -> dict[str, Entry]:
+        """Return the entries below a prefix; from now on the follower gets each change there."""
+        self._followers[follower] = prefix
+        return self.read(prefix)
 
     def unfollow(self, follower: Follower) -> None:
         self._followers.pop(follower, None)
@@ -191,8 +191,8 @@ class KeyValueStore:
             lease.keys.discard(key)
 
     def _tell(self, changes: list[Change]) -> None:
-        for follower, prefixes in list(self._followers.items()):
-            if told := tuple(change for change in changes if change.key.startswith(prefixes)):
+        for follower, prefix in list(self._followers.items()):
+            if told := tuple(change for change in changes if change.key.startswith(prefix)):
                 follower(told)
 
 

@@ -27,7 +27,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All entries below the prefixes that are followed, at one moment."""
+    """All entries below the prefix that is followed, at one moment."""
 
     revision: int
     entries: Mapping[str, Entry]
@@ -56,7 +56,7 @@ class Backend(Protocol):
     async def read(self, prefix: str) -> Mapping[str, Entry]:
         """Return the entries of a key or below a prefix, as all transactions that are done by now have left them."""
 
-    def follow(self, prefixes: tuple[str, ...]) -> AsyncIterator[Snapshot | tuple[Change, ...]]:
+    def follow(self, prefix: str) -> AsyncIterator[Snapshot | tuple[Change, ...]]:
         """Iterate over a snapshot and then the changes that each transaction makes, in order and without gaps.
 
         Where the changes since the last one are not known, a further snapshot comes instead.

@@ -83,11 +83,11 @@ class EmbeddedBackend:
     async def read(self, prefix: str) -> Mapping[str, Entry]:
         return (await self._ask(lambda number: Read(number, prefix))).entries
 
-    async def follow(self, prefixes: tuple[str, ...]) -> AsyncIterator[Snapshot | tuple[Change, ...]]:
+    async def follow(self, prefix: str) -> AsyncIterator[Snapshot | tuple[Change, ...]]:
         """As `Backend.follow`; once for each connection."""
         assert self._feed is None
         feed = self._feed = Feed()
-        await self._ask(lambda number: Follow(self._followed_by(number), prefixes))
+        await self._ask(lambda number: Follow(self._followed_by(number), prefix))
         while (news := await feed.get()) is not None:
             yield news
         raise self._lost_error()
