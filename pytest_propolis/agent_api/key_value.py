@@ -137,6 +137,7 @@ class Answer(msgspec.Struct, frozen=True, tag=True, array_like=True):
     :param revision: the store's revision.
     :param done: False for a transaction whose expectations were not met, and for a lease that is gone.
     :param error: why the request was refused.
+    :param is_lost: whether it was refused because a lease is gone.
     """
 
     id: int
@@ -146,6 +147,7 @@ class Answer(msgspec.Struct, frozen=True, tag=True, array_like=True):
     lease: int = 0
     entries: dict[str, Entry] = {}
     error: str | None = None
+    is_lost: bool = False
 
 
 class Notice(msgspec.Struct, frozen=True, tag=True, array_like=True):

@@ -85,7 +85,7 @@ class Barrier:
         while True:
             before, generation = self._mirror.revision_of(self._key), self.generation + 1
             directory = self._directory(generation)
-            outcome = await self._group.commit(
+            outcome = await node.commit(
                 Put(directory + node.name, str(parties).encode(), node.lease),
                 expected={self._key: before},
                 count=directory,

@@ -64,20 +64,21 @@ class Baton:
         :raises CoordinationTimeout: when that takes too long, naming the holder.
         :raises Poisoned: when another node fails or vanishes.
         """
+        loop = asyncio.get_running_loop()
         node, operation = self._node, f"node {self._node.name!r}: taking baton {self.name!r}"
         node.require()
         node.group.require_sound(operation)
         if self.holder == node.name:
             return
         if self._mirror.get(self._own_place) is None:
-            await node.group.commit(Put(self._own_place, b"", node.lease), expected={self._own_place: 0})
+            await node.commit(Put(self._own_place, b"", node.lease), expected={self._own_place: 0})
         try:
-            async with asyncio.timeout(timeout_s):
-                while not await self._claim(operation, timeout_s):
-                    pass
+            started_s, left_s = loop.time(), timeout_s
+            while not await self._claim(operation, left_s):
+                left_s = None if timeout_s is None else timeout_s - (loop.time() - started_s)
         except BaseException:
             with contextlib.suppress(CoordinationError):
-                await node.group.commit(deletes=(self._own_place,))
+                await node.commit(deletes=(self._own_place,))
             raise
 
     async def pass_on(
@@ -97,7 +98,7 @@ class Baton:
                 f"node {node.name!r} does not hold baton {self.name!r}",
                 hint=f"its holder is {self.holder or 'no node'}",
             )
-        outcome = await node.group.commit(
+        outcome = await node.commit(
             *self._handing(receiver, node),
             deletes=(self._line + receiver[0],) if receiver else (self._holder, self._giver),
             expected={self._holder: held.revision},
@@ -114,7 +115,7 @@ class Baton:
 
     async def _take_back(self) -> None:
         own = Put(self._holder, self._node.name.encode(), self._node.lease)
-        await self._node.group.commit(own, deletes=(self._giver,), expected={self._holder: 0})
+        await self._node.commit(own, deletes=(self._giver,), expected={self._holder: 0})
 
     async def _claim(self, operation: str, timeout_s: float | None) -> bool:
         """Wait until this node holds it, or may claim it; return whether it holds it."""
@@ -130,10 +131,10 @@ class Baton:
         missing = lambda: [self.holder or "its giver"]  # noqa: E731
         if await node.until(turn, on=on, timeout_s=timeout_s, operation=operation, missing=missing) == "free":
             own = Put(self._holder, node.name.encode(), node.lease)
-            await node.group.commit(own, deletes=(self._own_place, self._giver), expected={self._holder: 0})
+            await node.commit(own, deletes=(self._own_place, self._giver), expected={self._holder: 0})
             return self.holder == node.name
         if self._mirror.get(self._own_place) is not None:
-            await node.group.commit(deletes=(self._own_place,))
+            await node.commit(deletes=(self._own_place,))
         return True
 
     def _receiver(self, to: str | None) -> tuple[str, int] | None:

@@ -107,7 +107,8 @@ class NodeGroup:
         """Have this process's nodes leave; end the group if this process has opened it. Closing twice is fine."""
         try:
             for node in tuple(self._nodes):
-                await node.leave()
+                with contextlib.suppress(CoordinationLost):  # its lease may be gone
+                    await node.leave()
             if self._keeper is not None:
                 keeper, self._keeper = self._keeper, None
                 await keeper.revoke()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from ..errors import CoordinationError
 from .backends.backend import Backend
 
-__all__ = ["LeaseKeeper"]
+__all__ = ["EXPIRED", "LeaseKeeper"]
+
+EXPIRED: Final = "its lease of {:g} s has expired"
 
 SIGNS_PER_TTL = 3
 
@@ -26,6 +29,10 @@ class LeaseKeeper:
         self.lease = lease
         self._task = asyncio.create_task(self._keep())
 
+    async def is_alive(self) -> bool:
+        """Return whether the lease is there, and give it a sign of life."""
+        return await self._backend.keep_alive(self.lease)
+
     async def revoke(self) -> None:
         """End the lease, and delete its keys."""
         await self.aclose()
@@ -41,7 +48,7 @@ class LeaseKeeper:
             while True:
                 await asyncio.sleep(self._ttl_s / SIGNS_PER_TTL)
                 if not await self._backend.keep_alive(self.lease):
-                    self._on_lost(f"its lease of {self._ttl_s:g} s has expired")
+                    self._on_lost(EXPIRED.format(self._ttl_s))
                     return
         except CoordinationError as error:
             self._on_lost(error.message)

@@ -57,7 +57,7 @@ class Semaphore:
         node.require()
         node.group.require_sound(operation)
         value = str(self._permits).encode()
-        outcome = await node.group.commit(Put(self._own, value, node.lease), expected={self._own: 0})
+        outcome = await node.commit(Put(self._own, value, node.lease), expected={self._own: 0})
         if not outcome.done:
             raise CoordinationError(f"{operation}: it has it already, or waits for it")
         try:

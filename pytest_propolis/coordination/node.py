@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
@@ -10,9 +10,10 @@ import msgspec
 
 from ..agent_api.key_value import Put
 from ..errors import CoordinationError, CoordinationLost, PropolisError
+from .backends.backend import Outcome
 from .barrier import Barrier
 from .baton import Baton
-from .lease_keeper import LeaseKeeper
+from .lease_keeper import EXPIRED, LeaseKeeper
 from .lock import Semaphore
 from .node_info import ENDED, NODES, NodeEnd, NodeInfo
 
@@ -149,6 +150,26 @@ class Node:
         return await self.group.until(
             outcome, on=(*on, NODES + self.name), timeout_s=timeout_s, operation=operation, missing=missing
         )
+
+    async def commit(
+        self,
+        *puts: Put,
+        deletes: tuple[str, ...] = (),
+        expected: Mapping[str, int] | None = None,
+        count: str | None = None,
+    ) -> Outcome:
+        """As `NodeGroup.commit`, for keys on this node's lease.
+
+        :raises CoordinationLost: also when the node's lease has expired.
+        """
+        self.require()
+        try:
+            return await self.group.commit(*puts, deletes=deletes, expected=expected, count=count)
+        except CoordinationLost:
+            if self._keeper is not None and not await self._keeper.is_alive():
+                self._lose(EXPIRED.format(self.info.ttl_s))
+            self.require()
+            raise
 
     def require(self) -> None:
         """

@@ -24,7 +24,7 @@ from ...agent_api.key_value import (
     Request,
     Revoke,
 )
-from .store import KeyValueStore, Refusal
+from .store import KeyValueStore, LeaseGone, Refusal
 
 __all__ = ["CoordinationService"]
 
@@ -111,7 +111,8 @@ class _Connection:
         try:
             return self._do(request)
         except Refusal as refusal:
-            return Answer(request.id, self._store.revision, done=False, error=str(refusal))
+            is_lost = isinstance(refusal, LeaseGone)
+            return Answer(request.id, self._store.revision, done=False, error=str(refusal), is_lost=is_lost)
 
     def _do(self, request: Request) -> Answer:
         store, done, count, lease = self._store, True, 0, 0

@@ -19,7 +19,7 @@ from ...agent_api.key_value import (
     Put,
 )
 
-__all__ = ["KeyValueStore", "Refusal"]
+__all__ = ["KeyValueStore", "LeaseGone", "Refusal"]
 
 LEAST_TTL_S: Final = 0.1
 LONGEST_TTL_S: Final = 86400.0
@@ -29,6 +29,10 @@ Follower = Callable[[tuple[Change, ...]], None]
 
 class Refusal(Exception):
     """Raised when a request cannot be met, whatever the store holds."""
+
+
+class LeaseGone(Refusal):
+    """Raised when a key is to live on a lease that has expired, or was revoked."""
 
 
 @dataclass(slots=True)
@@ -150,7 +154,7 @@ class KeyValueStore:
             if not put.key or put.key.endswith("/") or len(put.key.encode()) > KEY_BYTES:
                 raise Refusal(f"{put.key[:80]!r} is no key: it has 1 to {KEY_BYTES} bytes, and no slash at its end")
             if put.lease and put.lease not in self._leases:
-                raise Refusal(f"lease {put.lease} is gone")
+                raise LeaseGone(f"lease {put.lease} has expired")
         if self._bytes + sum(len(put.value) for put in request.puts) > TOTAL_BYTES:
             raise Refusal(f"the store is full: it holds {TOTAL_BYTES >> 20} MiB")
 

@@ -37,7 +37,7 @@ class Backend(Protocol):
     """A key-value store with transactions, leases and followers, for one event loop.
 
     Names that end with ``/`` stand for all keys that begin with them. Every method raises `CoordinationLost` when the
-    store cannot be reached, and `CoordinationError` when it refuses the request.
+    store cannot be reached or a lease is gone, and `CoordinationError` when it refuses the request otherwise.
     """
 
     async def commit(

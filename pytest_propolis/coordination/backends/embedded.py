@@ -127,7 +127,8 @@ class EmbeddedBackend:
         finally:
             self._answers.pop(number, None)
         if result.error is not None:
-            raise CoordinationError(f"the store refuses: {result.error}")
+            kind = CoordinationLost if result.is_lost else CoordinationError
+            raise kind(f"the store refuses: {result.error}")
         return result
 
     async def _send(self) -> None:

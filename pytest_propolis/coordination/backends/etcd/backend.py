@@ -12,13 +12,11 @@ from ....errors import CoordinationError, CoordinationLost
 from ..backend import Outcome, Snapshot
 from .address import EtcdAddress
 from .batch import Batch, Pending, range_end
-from .gateway import Gateway
+from .gateway import NO_LEASE, Gateway
 from .messages import Granted, KeptAliveLine, RangeAnswer, TransactionAnswer
 from .watch import Watch
 
 __all__ = ["EtcdBackend"]
-
-NO_LEASE: Final = "lease not found"
 
 LEAST_TTL_S: Final = 2
 """What etcd makes of any shorter time, with its default election timeout."""
@@ -108,7 +106,7 @@ class EtcdBackend:
                     outcome = await self._done_before(pending.request) or outcome
                 pending.succeed(outcome)
         except CoordinationError as error:
-            if len(batch.members) > 1 and not isinstance(error, CoordinationLost):
+            if len(batch.members) > 1 and (NO_LEASE in error.message or not isinstance(error, CoordinationLost)):
                 await self._send_each(batch)
             else:
                 batch.fail(error)

@@ -15,7 +15,7 @@ from ....propolis_api.connection.http import HttpAnswer, HttpClient, HttpStream
 from .address import EtcdAddress
 from .messages import Token
 
-__all__ = ["Gateway"]
+__all__ = ["NO_LEASE", "Gateway"]
 
 T = TypeVar("T")
 
@@ -28,6 +28,7 @@ PATIENCE_S: Final = 20.0
 AUTHENTICATION_TIMEOUT_S: Final = 5.0
 PAUSES_S: Final = (0.02, 0.05, 0.1, 0.2)
 CONNECTIONS: Final = 8
+NO_LEASE: Final = "lease not found"
 QUOTED_BYTES: Final = 500
 
 
@@ -80,7 +81,8 @@ class Gateway:
                     await self._authenticate()
                     continue
                 if answer.status < 500:
-                    raise CoordinationError(f"etcd refuses {path}: {_text(answer)}")
+                    failure = CoordinationLost if NO_LEASE in reason else CoordinationError
+                    raise failure(f"etcd refuses {path}: {_text(answer)}")
             except OSError as error:
                 reason = str(error) or type(error).__name__
             self.leave(number)
