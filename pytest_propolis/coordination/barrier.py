@@ -34,6 +34,8 @@ class Barrier:
         self._mirror = group.mirror
         self.name = require_name("barrier", name)
         self._key = f"{BARRIERS}{name}/generation"
+        self._awaited = 0
+        """The generation at which the node that waits has arrived."""
 
     @property
     def generation(self) -> int:
@@ -63,8 +65,8 @@ class Barrier:
             raise CoordinationError(f"{operation}: a barrier has from 1 to {MOST_PARTIES} parties")
         node.require()
         self._group.require_sound(operation)
-        generation = await self._arrive(node, parties)
         try:
+            generation = await self._arrive(node, parties)
             self._require_agreement(node, parties)
             return await node.until(
                 lambda: self.generation if self.generation >= generation else None,
@@ -75,15 +77,16 @@ class Barrier:
             )
         except (CoordinationError, asyncio.CancelledError) as error:
             with contextlib.suppress(CoordinationError):
-                opened = not await self._withdraw(node, generation)
+                opened = not await self._withdraw(node)
                 if opened and isinstance(error, CoordinationTimeout):
-                    return generation
+                    return self._awaited
             raise
 
     async def _arrive(self, node: Node, parties: int) -> int:
         """Arrive, and open the barrier if all others are there; return the generation that the node waits for."""
         while True:
             before, generation = self._mirror.revision_of(self._key), self.generation + 1
+            self._awaited = generation
             directory = self._directory(generation)
             outcome = await node.commit(
                 Put(directory + node.name, str(parties).encode(), node.lease),
@@ -101,12 +104,12 @@ class Barrier:
     async def _changed(self, before: int) -> None:
         await self._mirror.until(lambda: self._mirror.revision_of(self._key) != before or None, on=(self._key,))
 
-    async def _withdraw(self, node: Node, generation: int) -> bool:
+    async def _withdraw(self, node: Node) -> bool:
         """Take back an arrival; return False if the barrier has opened."""
         before, reached = self._mirror.revision_of(self._key), self.generation
-        if reached >= generation:
+        if reached >= self._awaited:
             return False
-        arrival = self._directory(generation) + node.name
+        arrival = self._directory(self._awaited) + node.name
         return (await self._group.commit(deletes=(arrival,), expected={self._key: before})).done
 
     def _require_agreement(self, node: Node, parties: int) -> None:

@@ -70,15 +70,17 @@ class Baton:
         node.group.require_sound(operation)
         if self.holder == node.name:
             return
-        if self._mirror.get(self._own_place) is None:
-            await node.commit(Put(self._own_place, b"", node.lease), expected={self._own_place: 0})
         try:
+            if self._mirror.get(self._own_place) is None:
+                await node.commit(Put(self._own_place, b"", node.lease), expected={self._own_place: 0})
             started_s, left_s = loop.time(), timeout_s
             while not await self._claim(operation, left_s):
                 left_s = None if timeout_s is None else timeout_s - (loop.time() - started_s)
         except BaseException:
             with contextlib.suppress(CoordinationError):
                 await node.commit(deletes=(self._own_place,))
+                if self.holder == node.name:  # it was passed here meanwhile
+                    await self.pass_on()
             raise
 
     async def pass_on(

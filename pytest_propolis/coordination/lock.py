@@ -57,10 +57,10 @@ class Semaphore:
         node.require()
         node.group.require_sound(operation)
         value = str(self._permits).encode()
-        outcome = await node.commit(Put(self._own, value, node.lease), expected={self._own: 0})
-        if not outcome.done:
+        if self._mirror.get(self._own) is not None:
             raise CoordinationError(f"{operation}: it has it already, or waits for it")
         try:
+            await node.commit(Put(self._own, value, node.lease), expected={self._own: 0})
             self._require_agreement()
             await node.until(
                 lambda: node.name in self.holders or None,

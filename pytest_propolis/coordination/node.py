@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 import msgspec
 
-from ..agent_api.key_value import Put
+from ..agent_api.key_value import Entry, Put
 from ..errors import CoordinationError, CoordinationLost, PropolisError
 from .backends.backend import Outcome
 from .barrier import Barrier
@@ -60,7 +61,10 @@ class Node:
                 Put(key, msgspec.json.encode(info), keeper.lease), deletes=(ENDED + name,), expected={key: 0}
             )
         except BaseException:
-            await keeper.aclose()
+            # It may have been registered all the same, and must not count as vanished. What follows is done after that.
+            with contextlib.suppress(CoordinationError):
+                await group.commit(expected={key: 0})
+                await node._deregister(keeper, NodeEnd(), await group.read(key))
             raise
         if not outcome.done:
             await keeper.revoke()
@@ -186,15 +190,21 @@ class Node:
         if self._keeper is None:
             return
         keeper, self._keeper = self._keeper, None
-        group, key = self.group, NODES + self.name
-        group.forget(self)
+        key = NODES + self.name
+        self.group.forget(self)
         self.group.mirror.wake((key,))
         try:
-            expected = {key: group.mirror.revision_of(key)}
             if end.status and self.info.vital:
-                await group.poison(f"has failed: {end.reason}", node=self.name, output=output)
-            if expected[key]:
-                end_of = Put(ENDED + self.name, msgspec.json.encode(end), group.lease)
-                await group.commit(end_of, deletes=(key,), expected=expected)
+                await self.group.poison(f"has failed: {end.reason}", node=self.name, output=output)
+        finally:
+            await self._deregister(keeper, end, self.group.mirror.get(key))
+
+    async def _deregister(self, keeper: LeaseKeeper, end: NodeEnd, entry: Entry | None) -> None:
+        """Delete the node's key with a record of its end, unless it is that of another node by now; end its lease."""
+        try:
+            if entry is not None and entry.lease == keeper.lease:
+                record = Put(ENDED + self.name, msgspec.json.encode(end), self.group.lease)
+                key = NODES + self.name
+                await self.group.commit(record, deletes=(key,), expected={key: entry.revision})
         finally:
             await keeper.revoke()

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 from etcd_rig import etcd_cluster
-from store_rig import served_store
+from store_rig import Connect, served_store
 
 from pytest_propolis.coordination.backends.backend import Backend
 from pytest_propolis.coordination.backends.embedded import EmbeddedBackend
 from pytest_propolis.coordination.backends.etcd.backend import EtcdBackend
-
-Connect = Callable[[], Awaitable[Backend]]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["embedded", "etcd"])

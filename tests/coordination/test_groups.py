@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from store_rig import Connect
 
-from conftest import Connect
 from pytest_propolis.coordination.barrier import Barrier
 from pytest_propolis.coordination.group import NodeGroup
 from pytest_propolis.coordination.node import Node
@@ -85,7 +85,7 @@ async def test_a_wait_at_a_barrier_that_ends_early_is_no_arrival(processes: Proc
     await asyncio.gather(cancelled, return_exceptions=True)
     with pytest.raises(CoordinationTimeout, match="missing are a"):
         await b.barrier("ready", 2, timeout_s=0.05)
-    assert await asyncio.gather(a.barrier("ready", 2), b.barrier("ready", 2)) == [1, 1]
+    assert [*await asyncio.gather(a.barrier("ready", 2), b.barrier("ready", 2))] == [1, 1]
 
 
 async def test_parties_that_disagree_on_their_number_are_told(processes: Processes) -> None:
@@ -132,7 +132,7 @@ async def test_a_node_whose_lease_has_expired_is_told(processes: Processes) -> N
     with pytest.raises(CoordinationLost, match="node 'b' is no longer of the group: its lease of 2 s has expired"):
         await wait
     again = await b.group.join("b")
-    assert await asyncio.gather(a.barrier("ready", 2), again.barrier("ready", 2)) == [1, 1]
+    assert [*await asyncio.gather(a.barrier("ready", 2), again.barrier("ready", 2))] == [1, 1]
 
 
 async def test_a_node_that_is_not_vital_may_vanish(processes: Processes) -> None:
@@ -140,7 +140,7 @@ async def test_a_node_that_is_not_vital_may_vanish(processes: Processes) -> None
     c = await (await processes.one()).join("c", vital=False)
     await revoke(c)
     await a.group.mirror.until(lambda: "c" not in a.group.members() or None, on=("",))
-    assert await asyncio.gather(a.barrier("ready", 2), b.barrier("ready", 2)) == [1, 1]
+    assert [*await asyncio.gather(a.barrier("ready", 2), b.barrier("ready", 2))] == [1, 1]
 
 
 async def test_a_group_is_poisoned_by_hand_once(processes: Processes) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
 
 from pytest_propolis.agent.coordination.service import CoordinationService
+from pytest_propolis.coordination.backends.backend import Backend
 from pytest_propolis.propolis_api.connection.endpoint import Endpoint
 
-__all__ = ["served_store"]
+__all__ = ["Connect", "served_store"]
+
+Connect = Callable[[], Awaitable[Backend]]
+"""Connects to a store, as one process does."""
 
 
 @contextlib.asynccontextmanager

@@ -28,15 +28,16 @@ BATCHES_UNDER_WAY: Final = 2
 class EtcdBackend:
     """A cluster of etcd; it is a `Backend`. Making it connects to nothing.
 
-    A transaction that met no answer is sent again. If it then finds its expectations not met, it counts as done where
-    all that it writes is there.
+    Transactions that concern each other are done in the order in which they were asked for, also if the caller of an
+    earlier one was cancelled. A transaction that met no answer is sent again. If it then finds its expectations not
+    met, it counts as done where all that it writes is there.
     """
 
     def __init__(self, address: EtcdAddress) -> None:
         self._gateway = Gateway(address)
         self._prefix = f"/{address.prefix}/"
         self._pending: list[Pending] = []
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sending: dict[asyncio.Task[None], Batch] = {}
 
     async def commit(
         self,
@@ -85,15 +86,24 @@ class EtcdBackend:
 
     def _send(self) -> None:
         while self._pending and len(self._sending) < BATCHES_UNDER_WAY:
-            batch = Batch()
-            rest = [pending for pending in self._pending if not batch.admits(pending)]
-            self._pending = rest
+            batch = self._next_batch()
+            if not batch.members:
+                return
             task = asyncio.create_task(self._send_batch(batch))
-            self._sending.add(task)
+            self._sending[task] = batch
             task.add_done_callback(self._sent)
 
+    def _next_batch(self) -> Batch:
+        batch, rest = Batch(), Batch()
+        for pending in self._pending:
+            blocking = (*self._sending.values(), rest)
+            if any(other.conflicts(pending.request) for other in blocking) or not batch.admits(pending):
+                rest.add(pending)
+        self._pending = rest.members
+        return batch
+
     def _sent(self, task: asyncio.Task[None]) -> None:
-        self._sending.discard(task)
+        del self._sending[task]
         self._send()
 
     async def _send_batch(self, batch: Batch) -> None:
@@ -118,7 +128,7 @@ class EtcdBackend:
         """Send the transactions of a batch that was refused one by one: it need not be the fault of all of them."""
         for pending in batch.members:
             alone = Batch()
-            alone.admits(pending)
+            alone.add(pending)
             await self._send_batch(alone)
 
     async def _done_before(self, request: Commit) -> Outcome | None:

@@ -50,28 +50,32 @@ class Batch:
 
     def admits(self, pending: Pending) -> bool:
         """Add a transaction if it may be sent with the others; return whether it was added."""
-        request = pending.request
-        written = {put.key for put in request.puts} | {name for name in request.deletes if not name.endswith("/")}
-        deleted = tuple(name for name in request.deletes if name.endswith("/"))
-        if self.members and (
-            len(self.members) >= LARGEST_BATCH
-            or self._size + pending.size > LARGEST_BYTES
-            or self._conflicts(written, deleted, set(request.expected))
-        ):
+        if self.members and (len(self.members) >= LARGEST_BATCH or self._size + pending.size > LARGEST_BYTES):
             return False
+        if self.conflicts(pending.request):
+            return False
+        self.add(pending)
+        return True
+
+    def add(self, pending: Pending) -> None:
+        """Add a transaction whatever the others are."""
+        request = pending.request
+        written, deleted = _writes(request)
         self.members.append(pending)
         self._written |= written
         self._deleted += deleted
         self._compared |= set(request.expected)
         self._size += pending.size
-        return True
 
     def fail(self, error: CoordinationError) -> None:
         for pending in self.members:
             if not pending.answer.done():
                 pending.answer.set_exception(error)
 
-    def _conflicts(self, written: set[str], deleted: tuple[str, ...], compared: set[str]) -> bool:
+    def conflicts(self, request: Commit) -> bool:
+        """Whether a transaction writes what one of these compares or writes, or compares what one of these writes."""
+        written, deleted = _writes(request)
+        compared = set(request.expected)
         touched = self._written | self._compared
         return (
             not written.isdisjoint(touched)
@@ -88,6 +92,12 @@ class Batch:
         if len(transactions) == 1:
             return transactions[0]
         return {"success": [{"request_txn": item} for item in transactions]}
+
+
+def _writes(request: Commit) -> tuple[set[str], tuple[str, ...]]:
+    """Return the keys that a transaction writes, and the directories that it deletes as a whole."""
+    written = {put.key for put in request.puts} | {name for name in request.deletes if not name.endswith("/")}
+    return written, tuple(name for name in request.deletes if name.endswith("/"))
 
 
 def transaction(request: Commit, encode: Callable[[str], bytes]) -> dict[str, Any]:
