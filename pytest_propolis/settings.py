@@ -126,9 +126,9 @@ def _inventory(text: str) -> str | Path:
 
 
 def _store(text: str) -> str:
-    """Return ``embedded``, or the address of an etcd cluster, which is checked when it is used."""
-    if text != "embedded" and not text.startswith(("etcd://", "etcds://")):
-        raise ValueError("must be embedded, etcd://HOST:PORT or etcds://HOST:PORT")
+    """Return ``embedded``, or the address of a store, which is checked when it is used."""
+    if text != "embedded" and not text.startswith(("etcd://", "etcds://", "embedded://", "embeddeds://")):
+        raise ValueError("must be embedded, etcd://HOST:PORT or embedded://TOKEN@HOST:PORT")
     return text
 
 

@@ -18,6 +18,7 @@ from .names import require_name
 from .node_info import NODES
 
 if TYPE_CHECKING:
+    from .group import NodeGroup
     from .node import Node
 
 __all__ = ["Baton", "baton_without_holder"]
@@ -47,6 +48,13 @@ class Baton:
         if self.holder == self._node.name:
             await self.pass_on()
 
+    @staticmethod
+    def standing(group: NodeGroup, name: str) -> tuple[str | None, list[str]]:
+        """Return the node that holds a baton, and those that wait for it, as `holder` and `line`."""
+        directory = f"{BATONS}{require_name('baton', name)}/"
+        waiting = group.mirror.below(f"{directory}line/")
+        return _text(group.mirror.get(f"{directory}holder")), sorted(waiting, key=lambda node: waiting[node].revision)
+
     @property
     def holder(self) -> str | None:
         """The node that holds it; None while no node does."""
@@ -55,8 +63,7 @@ class Baton:
     @property
     def line(self) -> list[str]:
         """The nodes that wait for it, the next one first."""
-        waiting = self._mirror.below(self._line)
-        return sorted(waiting, key=lambda name: waiting[name].revision)
+        return self.standing(self._node.group, self.name)[1]
 
     async def take(self, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> None:
         """Wait in line until this node holds the baton; return at once if it does, or if it was passed to it.

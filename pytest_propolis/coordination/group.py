@@ -22,7 +22,7 @@ from .node import Node
 from .node_info import ENDED, NODES, NodeEnd, NodeInfo
 from .poison import POISON_KEY, Poison
 
-__all__ = ["DEFAULT_TIMEOUT_S", "NodeGroup"]
+__all__ = ["DEFAULT_TIMEOUT_S", "GROUP_VARIABLE", "NODE_TTL_S", "NODE_VARIABLE", "NodeGroup"]
 
 T = TypeVar("T")
 
@@ -30,6 +30,8 @@ DEFAULT_TIMEOUT_S: Final = 300.0
 GROUP_TTL_S: Final = 60.0
 NODE_TTL_S: Final = 5.0
 GROUP_KEY: Final = "group"
+GROUP_VARIABLE: Final = "PROPOLIS_GROUP"
+NODE_VARIABLE: Final = "PROPOLIS_NODE"
 
 
 class _GroupRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +58,8 @@ class NodeGroup:
         self.mirror = mirror
         self.name = name
         self.lease = lease
+        self.address = ""
+        """What a program needs to attach to the group; empty where that is not known."""
         self.kv = KeyValues(self)
         """The key-values of the group."""
         mirror.listeners.append(self._note)
@@ -143,6 +147,17 @@ class NodeGroup:
         self._nodes.append(node)
         return node
 
+    def borrow(self, name: str) -> Node:
+        """Return a node that another process has registered, to act in its name.
+
+        :raises CoordinationError: when there is no such node.
+        """
+        if (entry := self.mirror.get(NODES + require_name("node", name))) is None:
+            raise CoordinationError(
+                f"group {self.name!r} has no node {name!r}", hint="run the program with `propolis node run`"
+            )
+        return Node.borrowed(self, name, NodeInfo.decode(entry.value), entry.lease)
+
     def forget(self, node: Node) -> None:
         """Note that a node of this process has left."""
         if node in self._nodes:
@@ -180,6 +195,14 @@ class NodeGroup:
         """End every wait of the group, on all nodes, with `Poisoned`. The first reason stays."""
         poison = Poison(node=node, reason=reason, output=tuple(output))
         await self.commit(Put(POISON_KEY, poison.encode(), self.lease), expected={POISON_KEY: 0})
+
+    def environment(self, node: str | None = None) -> dict[str, str]:
+        """Return the environment variables with which ``propolis barrier`` and its like take part in the group.
+
+        :param node: the node that the program is; by default it is to register itself.
+        """
+        variables = {GROUP_VARIABLE: self.address}
+        return variables if node is None else {**variables, NODE_VARIABLE: require_name("node", node)}
 
     @property
     def poisoned(self) -> Poison | None:

@@ -36,6 +36,7 @@ class Node:
 
     def __init__(self, group: NodeGroup, name: str, info: NodeInfo) -> None:
         self._keeper: LeaseKeeper | None = None
+        self._borrowed_lease = 0
         self._lost: str | None = None
         self._batons: dict[str, Baton] = {}
         self._barriers: set[str] = set()
@@ -75,10 +76,17 @@ class Node:
         node._keeper = keeper
         return node
 
+    @classmethod
+    def borrowed(cls, group: NodeGroup, name: str, info: NodeInfo, lease: int) -> Self:
+        """Return a node that another process has registered, and keeps alive."""
+        node = cls(group, name, info)
+        node._borrowed_lease = lease
+        return node
+
     @property
     def lease(self) -> int:
         """The lease on which its arrivals, batons and locks live."""
-        return self._keeper.lease if self._keeper else 0
+        return self._keeper.lease if self._keeper else self._borrowed_lease
 
     async def __aenter__(self) -> Self:
         return self
@@ -179,7 +187,10 @@ class Node:
         """
         :raises CoordinationLost: when the node has left, or its lease has expired.
         """
-        if self._lost is not None or self._keeper is None:
+        if self._borrowed_lease:
+            entry = self.group.mirror.get(NODES + self.name)
+            self._lost = None if entry and entry.lease == self._borrowed_lease else "it has ended"
+        if self._lost is not None or not self.lease:
             raise CoordinationLost(f"node {self.name!r} is no longer of the group: {self._lost or 'it has left'}")
 
     def _lose(self, reason: str) -> None:

@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 from ..hosts.host import Host
-from .backends.backend import Backend
-from .backends.embedded import EmbeddedBackend
-from .backends.etcd.address import EtcdAddress
-from .backends.etcd.backend import EtcdBackend
+from .backends.address import connect_store, etcd_store, socket_address
 from .group import NodeGroup
 
 __all__ = ["opened_group"]
 
-EMBEDDED = "embedded"
+EMBEDDED: Final = "embedded"
 
 
 @contextlib.asynccontextmanager
 async def opened_group(store: str, name: str, *, run: str, host: Callable[[], Host]) -> AsyncIterator[NodeGroup]:
     """Open the group of a name for as long as the block takes.
 
-    :param store: ``embedded``, or the address of etcd.
-    :param run: the id of the run, by which its keys in etcd are apart from those of other runs.
+    :param store: ``embedded``, or the address of a store.
+    :param run: the id of the run, by which its groups are apart from those of other runs.
     :param host: returns the host whose agent serves the embedded store.
     """
     async with contextlib.AsyncExitStack() as stack:
         if store == EMBEDDED:
-            backend = await _embedded(stack, host())
+            agent = await stack.enter_async_context(await host().client())
+            address = socket_address(agent.socket)
         else:
-            address = EtcdAddress.parse(store)
-            backend = EtcdBackend(dataclasses.replace(address, prefix=f"{address.prefix}/{run}"))
+            address = etcd_store(store, below=run) if store.startswith("etcd") else store
+            name = name if store.startswith("etcd") else f"{run}-{name}"
+        backend = await connect_store(address)
         stack.push_async_callback(backend.aclose)
         async with await NodeGroup.open(backend, name) as group:
+            group.address = f"{address}#{name}"
             yield group
-
-
-async def _embedded(stack: contextlib.AsyncExitStack, host: Host) -> Backend:
-    agent = await stack.enter_async_context(await host.client())
-    return await EmbeddedBackend.connect(agent.endpoint(""))
