@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .agent_api.image_recipe import ImageRecipe
     from .console.console import Console
     from .console.shell import CommandResult
+    from .coordination.group import NodeGroup
+    from .coordination.node import Node
     from .errors import (
         AgentError,
         ApiError,
@@ -27,11 +29,15 @@ if TYPE_CHECKING:
         ConsoleClosed,
         ConsoleError,
         ConsoleTimeout,
+        CoordinationError,
+        CoordinationLost,
+        CoordinationTimeout,
         GuestPanicked,
         HostBusy,
         HostError,
         HostLost,
         MigrationError,
+        Poisoned,
         PropolisError,
         ResourceExhausted,
         SettingsError,
@@ -76,6 +82,9 @@ __all__ = [
     "ConsoleClosed",
     "ConsoleError",
     "ConsoleTimeout",
+    "CoordinationError",
+    "CoordinationLost",
+    "CoordinationTimeout",
     "CrucibleDisk",
     "CrucibleDiskFactory",
     "DataDisk",
@@ -94,7 +103,10 @@ __all__ = [
     "Migrate",
     "MigrationError",
     "Nic",
+    "Node",
+    "NodeGroup",
     "NotSameAs",
+    "Poisoned",
     "PropolisError",
     "Reset",
     "ResourceExhausted",
@@ -132,6 +144,8 @@ _HOMES: Final = {
     "LocalFile": "storage.sources",
     "Migrate": "vm.lifecycle",
     "Nic": "vm.config",
+    "Node": "coordination.node",
+    "NodeGroup": "coordination.group",
     "NotSameAs": "hosts.placement",
     "Host": "hosts.host",
     "ImageRecipe": "agent_api.image_recipe",

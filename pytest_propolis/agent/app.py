@@ -43,6 +43,7 @@ from ..engine.server.server import VmServer
 from ..errors import PropolisError
 from ..ledger.ledger import Ledger
 from ..storage.store import template_directory
+from .coordination.service import CoordinationService
 from .disks.disk_images import allowed_image_directories
 from .disks.fork_routes import ForkRoutes
 from .disks.images import ImageMaker
@@ -76,6 +77,7 @@ class AgentApp:
         self._platforms = HypervisorFinder(config)
         self._images = ImageMaker(config, ledger, self._platforms)
         self._engine = engine_app()
+        self._coordination = CoordinationService()
         self.registry = ResourceRegistry(config, ledger, self._platforms)
         self._templates = Templates(
             self._platforms,
@@ -105,6 +107,7 @@ class AgentApp:
                 *ForkRoutes(self.registry, _client).routes,
                 *VmExtensions(self._find_server).routes,
                 *VolumeRoutes(self.registry, _client).routes,
+                *self._coordination.routes,
                 Mount("/vms/{id}", app=self._propolis_api),
             ],
             exception_handlers={PropolisError: _fault, HttpError: _refuse, HTTPException: http_error},
@@ -123,6 +126,7 @@ class AgentApp:
 
     async def close(self) -> None:
         self._leaving = True
+        self._coordination.close()
         for expiry in self._expiries:
             expiry.cancel()
         for work in self._works:

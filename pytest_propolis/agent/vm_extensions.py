@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from ..agent_api.messages import ExtendedInfo
-from ..engine.server.app import encoded
+from ..engine.server.app import encoded, error_response
 from ..engine.server.dropshot_errors import ErrorResponse
 from ..engine.server.http_error import HttpError
+from ..engine.server.serial_websocket import serve_serial
 from ..engine.server.server import VmServer
 
 __all__ = ["VmExtensions"]
@@ -28,11 +30,12 @@ class VmExtensions:
         self._find = find
 
     @property
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[BaseRoute]:
         return [
             Route("/vms/{id}", self._facts, methods=["GET"]),
             Route("/vms/{id}/screenshot", self._screenshot, methods=["GET"]),
             Route("/vms/{id}/migrations", self._migrations, methods=["GET"]),
+            WebSocketRoute("/vms/{id}/com2", self._second_serial),
         ]
 
     async def _facts(self, request: Request) -> Response:
@@ -48,7 +51,16 @@ class VmExtensions:
     async def _migrations(self, request: Request) -> Response:
         return encoded(self._server(request).migration_report())
 
-    def _server(self, request: Request) -> VmServer:
+    async def _second_serial(self, websocket: WebSocket) -> None:
+        try:
+            port = self._server(websocket).second_serial()
+        except HttpError as refusal:
+            await websocket.send_denial_response(error_response(refusal.answer))
+            return
+        await websocket.accept()
+        await serve_serial(websocket, port, port.history.end)
+
+    def _server(self, request: HTTPConnection) -> VmServer:
         server = self._find(request.path_params["id"])
         if server is None:
             raise HttpError(ErrorResponse(status=404, message="no such VM"))

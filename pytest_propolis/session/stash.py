@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CRUCIBLE_DISKS",
+    "FAILURE",
     "GUARD",
     "HOSTS",
     "INTERRUPTION",
@@ -31,6 +32,9 @@ __all__ = [
 
 CRUCIBLE_DISKS: Final[pytest.StashKey[list[CrucibleDisk]]] = pytest.StashKey()
 """In a test's item: the replicated disks that were made for it."""
+
+FAILURE: Final[pytest.StashKey[str]] = pytest.StashKey()
+"""In a test's item: how it failed, in one line."""
 
 GUARD: Final[pytest.StashKey[Guard]] = pytest.StashKey()
 """In a config: what keeps an error of this plugin's from ending the session."""

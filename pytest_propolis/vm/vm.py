@@ -8,9 +8,10 @@ import dataclasses
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from websockets.asyncio.client import ClientConnection
 
@@ -62,6 +63,10 @@ from .replacements import replacements
 from .timings import Timings
 from .warm_start.fork_handle import ForkHandle
 from .warm_start.identity import assign_identity
+
+if TYPE_CHECKING:
+    from ..coordination.group import NodeGroup
+    from ..coordination.node import Node
 
 __all__ = ["TestVm"]
 
@@ -311,6 +316,26 @@ class TestVm:
         address = f"0000:00:{attached.pci_slot:02x}.0"
         await self.run(self.guest.plugged_command([address]))
         return await self.run(DEVICE_PATH.format(address))
+
+    def as_node(
+        self,
+        group: NodeGroup,
+        name: str | None = None,
+        *,
+        address: str = "",
+        labels: Iterable[str] = (),
+        vital: bool = True,
+    ) -> AbstractAsyncContextManager[Node]:
+        """Make the guest a node of a group: inside the block its programs may run ``barrier ready 3`` and the like.
+
+        The guest needs no network: its commands come over its second serial port. When the VM ends, the node has
+        failed.
+
+        :param name: the node's; by default the VM's.
+        """
+        from .guest_nodes.guest_node import guest_node
+
+        return guest_node(self, group, name=name, address=address, labels=labels, vital=vital)
 
     async def is_active(self) -> bool:
         """Whether there is an instance that could be asked for something."""

@@ -235,6 +235,12 @@ class VmServer:
         assert machine is not None
         return machine.serial
 
+    def second_serial(self) -> SerialPort:
+        """COM2."""
+        machine = self._require_active().machine
+        assert machine is not None
+        return machine.second_serial
+
     async def nmi(self) -> None:
         machine = self._require_active().machine
         assert machine is not None
