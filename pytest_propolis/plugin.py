@@ -139,8 +139,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if "propolis" in getattr(item, "fixturenames", ()):
         from .markers.requirements import unmet
 
-        if reason := unmet(item):
-            pytest.skip(reason)
+        if obstacle := unmet(item):
+            pytest.skip(str(obstacle))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
