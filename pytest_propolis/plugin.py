@@ -62,6 +62,10 @@ def pytest_configure(config: pytest.Config) -> None:
         from .distribution.placing import place_tests
 
         place_tests(config)
+    if not is_worker(config) and not config.option.collectonly:
+        from .distribution.status.activation import publish_status
+
+        publish_status(config)
     interruption = config.stash[INTERRUPTION] = interruption_for(config)
     config.add_cleanup(interruption.restore)
 
@@ -174,12 +178,15 @@ def pytest_runtest_makereport(
         with guarded(item.config, "shortening a traceback"):
             shorten(call.excinfo)
     report = yield
-    from .session.stash import HOSTS, RETENTION_POLICY, VMS
+    from .session.stash import FORKS, HOSTS, RETENTION_POLICY, VMS
 
     if any(host.was_up for host in item.config.stash.get(HOSTS, ())):
         from .distribution.interruption import VMS_ATTRIBUTE
+        from .distribution.status.activation import FORKS_ATTRIBUTE
+        from .session.internals import worker_name
 
         setattr(report, VMS_ATTRIBUTE, True)
+        setattr(report, FORKS_ATTRIBUTE, (worker_name(item.config) or "", item.config.stash.get(FORKS, 0)))
     if policy := item.config.stash.get(RETENTION_POLICY, None):
         with guarded(item.config, "deciding which VMs stay"):
             policy.note(item, report)

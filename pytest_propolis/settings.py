@@ -225,6 +225,14 @@ class Settings:
             "metavar": "HOSTS",
         },
     )
+    status: Path | None = field(
+        default=None,
+        metadata={
+            "parse": _path,
+            "help": "file for the run's status, as lines of JSON (docs/status.md); `propolis top` needs none",
+            "metavar": "FILE",
+        },
+    )
     settings_file: Path | None = field(
         default=None,
         metadata={"parse": _path, "help": "TOML file with a [settings] table of these options", "metavar": "FILE"},

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CRUCIBLE_DISKS",
+    "FORKS",
     "GUARD",
     "HOSTS",
     "INTERRUPTION",
@@ -31,6 +32,9 @@ __all__ = [
 
 CRUCIBLE_DISKS: Final[pytest.StashKey[list[CrucibleDisk]]] = pytest.StashKey()
 """In a test's item: the replicated disks that were made for it."""
+
+FORKS: Final[pytest.StashKey[int]] = pytest.StashKey()
+"""In a config: how many VMs of its process were forked from templates so far."""
 
 GUARD: Final[pytest.StashKey[Guard]] = pytest.StashKey()
 """In a config: what keeps an error of this plugin's from ending the session."""

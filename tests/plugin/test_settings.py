@@ -24,6 +24,7 @@ GIVEN = {
     "log_dir": ("/some/logs", "PosixPath('/some/logs')"),
     "qemu": ("/some/qemu", "PosixPath('/some/qemu')"),
     "hosts": ("local:1", "'local:1'"),
+    "status": ("/dev/null", "PosixPath('/dev/null')"),
 }
 """For each option a text that can be given, and what comes of it."""
 
