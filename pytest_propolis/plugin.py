@@ -62,7 +62,15 @@ def pytest_configure(config: pytest.Config) -> None:
         from .distribution.placing import place_tests
 
         place_tests(config)
+    if settings.shard is not None:
+        from .distribution.sharding import shard_tests
+
+        shard_tests(config)
     if not is_worker(config) and not config.option.collectonly:
+        if settings.write_durations is not None:
+            from .distribution.durations_recorder import DurationsRecorder
+
+            config.pluginmanager.register(DurationsRecorder(settings.write_durations), "propolis-durations")
         from .distribution.status.activation import publish_status
 
         publish_status(config)

@@ -17,6 +17,7 @@ __all__ = ["choices", "propolis"]
 _COMMANDS: Final = {
     "console": ".console",
     "doctor": ".doctor",
+    "durations": ".durations",
     "gc": ".gc",
     "ps": ".ps",
     "setup": ".setup",

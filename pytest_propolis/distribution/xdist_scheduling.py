@@ -40,9 +40,13 @@ TICK_S: Final = 1.0
 
 
 class Placer:
-    """A plugin of the controller's: opens a channel to each worker, and hands xdist the scheduler."""
+    """A plugin of the controller's: opens a channel to each worker, and hands xdist the scheduler.
 
-    def __init__(self) -> None:
+    :param measured_elsewhere: how many seconds tests took in runs of which pytest's cache here knows nothing.
+    """
+
+    def __init__(self, measured_elsewhere: Mapping[str, float]) -> None:
+        self._measured_elsewhere = measured_elsewhere
         self._channels: dict[str, WorkerChannel] = {}
         self._needs: dict[str, Needs] = {}
         self._scheduling: HostScheduling | None = None
@@ -53,7 +57,9 @@ class Placer:
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config) -> HostScheduling:
-        self._scheduling = config.stash[STATUS_SOURCE] = HostScheduling(config, self._channels, self._needs)
+        self._scheduling = config.stash[STATUS_SOURCE] = HostScheduling(
+            config, self._channels, self._needs, self._measured_elsewhere
+        )
         return self._scheduling
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -77,9 +83,14 @@ class HostScheduling:
     """
 
     def __init__(
-        self, config: pytest.Config, channels: Mapping[str, WorkerChannel], needs: Mapping[str, Needs]
+        self,
+        config: pytest.Config,
+        channels: Mapping[str, WorkerChannel],
+        needs: Mapping[str, Needs],
+        measured_elsewhere: Mapping[str, float],
     ) -> None:
         self._config = config
+        self._measured_elsewhere = measured_elsewhere
         self._channels = channels
         self._needs = needs
         self._expected = number_of_workers(config)
@@ -129,6 +140,10 @@ class HostScheduling:
             return {}
         return {test: float(seconds) for test, seconds in found.items() if isinstance(seconds, int | float)}
 
+    def _estimates(self) -> dict[str, float]:
+        """What earlier runs measured here, and elsewhere where there is a file of that."""
+        return {**self._measured_elsewhere, **self._remembered_durations()}
+
     def add_node(self, node: Any) -> None:
         self._nodes[node.gateway.id] = node
         self._sent[node.gateway.id] = []
@@ -154,7 +169,7 @@ class HostScheduling:
         self._indices = {test: index for index, test in enumerate(self._tests)}
         guests = {needs.guest for needs in self._needs.values() if needs.guest is not None}
         self._scheduler = FleetScheduler(dict.fromkeys(guests, TEMPLATE_S), one_ahead=True)
-        remembered = self._remembered_durations()
+        remembered = self._estimates()
         self._scheduler.tests_known(
             [
                 Item(test, self._needs.get(test, Needs(hosts=0)), test.partition("::")[0], remembered.get(test))
