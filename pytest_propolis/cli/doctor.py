@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import PropolisError
-from ..settings import Settings
+from ..settings import OPTIONS, Settings
 from .main import choices
 
 if TYPE_CHECKING:
@@ -26,17 +26,38 @@ __all__ = ["doctor"]
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@click.option(
+    "--tests", "tests", metavar="PATH", multiple=True, help="Say what the tests of PATH need, and which skip."
+)
+@click.option("--propolis-hosts", "hosts", metavar="HOSTS", help="With --tests: the hosts of the run.")
 @choices
-def doctor(*, settings: Settings, as_json: bool) -> None:
+def doctor(*, settings: Settings, as_json: bool, tests: tuple[str, ...], hosts: str | None) -> None:
     """Check what this machine can do, and how to fix what it cannot.
 
     Each capability is actually exercised. The exit status is 0 if virtual machines can run here, and 1 if they cannot.
+
+    With --tests, collect the tests of a path, as pytest would here, and say before they run what each needs, which
+    hosts have it, and why it would be skipped. The exit status is 0 if the tests can be collected.
     """
+    if tests:
+        _explain_tests(tests, hosts, as_json=as_json)
+        return
     from ..hosts.inventory.capabilities import survey
 
     found = asyncio.run(survey(settings, guest_files=_guest_files(settings)))
     click.echo(_as_json(found) if as_json else "\n".join(_as_table(found)))
     click.get_current_context().exit(0 if found.can_run_vms else 1)
+
+
+def _explain_tests(paths: tuple[str, ...], hosts: str | None, *, as_json: bool) -> None:
+    from .explained import as_json as objects
+    from .explained import as_lines, explain
+    from .project import tests_here
+
+    chosen = {**click.get_current_context().params, "hosts": hosts}
+    options = [f"{option.flag}={chosen[option.name]}" for option in OPTIONS if chosen.get(option.name) is not None]
+    found = tests_here([*options, *paths], explain)
+    click.echo(json.dumps({"tests": objects(found)}, indent=2) if as_json else "\n".join(as_lines(found)))
 
 
 def _as_json(found: Survey) -> str:

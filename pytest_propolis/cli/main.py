@@ -19,12 +19,14 @@ _COMMANDS: Final = {
     "baton": ".nodes.baton",
     "console": ".console",
     "doctor": ".doctor",
+    "durations": ".durations",
     "gc": ".gc",
     "kv": ".nodes.kv",
     "lock": ".nodes.lock",
     "node": ".nodes.node",
     "ps": ".ps",
     "setup": ".setup",
+    "top": ".top",
 }
 """The module of each command, which is an attribute of the same name."""
 
