@@ -132,8 +132,13 @@ class Host(Protocol):
         :raises ArtifactError: when it cannot be had.
         """
 
-    def migration_address(self, endpoint: Endpoint, *, target: Host) -> str:
-        """Return where the agent of another host finds the server of a VM on this one."""
+    async def address_for_agent(self, endpoint: Endpoint, *, on: Host) -> str:
+        """Return where this host's agent finds the server of a VM, which may be on another host.
+
+        :param endpoint: where this process finds it.
+        :param on: the VM's host.
+        :raises HostError: when the agent cannot reach that host.
+        """
 
     def close(self) -> None:
         """Let go of the agent, which then releases what this process still owns. Closing twice is fine.

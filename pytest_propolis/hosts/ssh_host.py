@@ -161,11 +161,13 @@ class SshHost:
         there = await self.provide(path, progress, content=artifact.sha256)
         return dataclasses.replace(artifact, source=LocalFile(there))
 
-    def migration_address(self, endpoint: Endpoint, *, target: Host) -> str:
-        """
-        :raises HostError: always: the agents of two hosts have no connection yet.
-        """
-        raise HostError(f"VMs cannot be migrated from host {self.name} to host {target.name}: SSH hosts are not joined")
+    async def address_for_agent(self, endpoint: Endpoint, *, on: Host) -> str:
+        """Return a socket of the host, which the link connects with that of the other one's agent on this machine."""
+        link = await self._link()
+        if endpoint.uds is None:
+            return endpoint.address
+        socket = link.ready.agent_socket if on.name == self.name else await link.offer(endpoint.uds)
+        return dataclasses.replace(endpoint, uds=Path(socket)).address
 
     def close(self) -> None:
         """Let go of the agent, which then releases what this process still owns, and leaves if nothing else needs it.

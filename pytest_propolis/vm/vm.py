@@ -133,6 +133,7 @@ class TestVm:
         self._copies_disks = copies_disks
         self.boot_timeout_s = boot_timeout_s
         self._forked = forked
+        self._heir: Endpoint | None = None
         self._console: Console | None = None
         self._shell: Shell | None = None
         self._resources = contextlib.AsyncExitStack()
@@ -257,8 +258,9 @@ class TestVm:
         init = FromMigration(
             migration_id=migration_id or uuid.uuid4(),
             replace_components=replacements(self.spec),
-            src_addr=source.host.migration_address(source.endpoint, target=self.host),
+            src_addr=await self.host.address_for_agent(source.endpoint, on=source.host),
         )
+        source._heir = self.endpoint
         moved = source._console.moves() if source._console else None
         try:
             async with asyncio.timeout(limit_s):
@@ -560,11 +562,19 @@ class TestVm:
 
     async def _follow(self, moved: SerialConsoleMoved) -> ClientConnection:
         try:
-            endpoint = Endpoint.at(moved.destination)
+            endpoint = self._endpoint_of(moved.destination)
         except ValueError as error:
             raise ConsoleError(f"the guest's new place cannot be read: {error}", vm=self.name) from None
         async with PropolisClient(endpoint, vm=self.name) as there:
             return await there.instance_serial(from_start=moved.from_start)
+
+    def _endpoint_of(self, address: str) -> Endpoint:
+        """Where this process finds a server whose agent calls it by that address: on another host, by another socket.
+
+        :raises ValueError: when the address cannot be read.
+        """
+        endpoint, heir = Endpoint.at(address), self._heir
+        return heir if heir is not None and heir.base_url == endpoint.base_url else endpoint
 
     def _migration_error(self, source: TestVm, message: str, **context: Any) -> MigrationError:
         return MigrationError(f"the migration from {source.name!r} {message}", vm=self.name, **context)
@@ -575,7 +585,7 @@ class TestVm:
             return
         self._console, source._console = source._console, None
         self._shell, source._shell = source._shell, None
-        self._console.belongs_to(self.name)
+        self._console.belongs_to(self.name, follow=self._follow, loss=self.endpoint.loss)
         if self._shell is not None:
             self._shell.belongs_to(self.name)
         await self._resources.enter_async_context(source._resources.pop_all())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,12 @@ from uuid import UUID
 
 from qemu.qmp import EventListener
 
-from ...agent_api.boot_source import BootSource
+from ...agent_api.boot_source import BootSource, boot_contents
 from ...agent_api.transfers import DiskTransfer, MemoryTransfer
 from ...propolis_api import InstanceSpec, MigrationState
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.devices.disks import backend_nodes
-from ..qemu.devices.host_file import HostFile
+from ..qemu.devices.host_file import HostFile, this_host
 from ..qemu.machine import Machine, MachineError
 from ..request_queue import MigrateAsSource, MigrationOut
 from ..templates.state_stream import cancel_transfer, save_state
@@ -29,6 +30,7 @@ from .disks import DiskFacts, copy_timeout_s
 from .failure import FailureInjector, MigrationFailed
 from .protocol import (
     ANSWER_TIMEOUT_S,
+    Connection,
     DisksReady,
     HandedOver,
     MigrationChannel,
@@ -41,6 +43,7 @@ from .protocol import (
     StreamSent,
     transfer_timeout_s,
 )
+from .remote_streams import STATE_STREAM, StreamExchange, disk_stream
 from .spec import require_migratable
 from .stream import connect_stream
 from .transfer import transfer_and_hear
@@ -95,6 +98,14 @@ class MigrationSource:
         self._publish = publish
         self._settled = settled
         self._backends = backends
+        self._streams: StreamExchange | None = None
+
+    def take_stream(self, migration_id: UUID, name: str, connection: Connection) -> None:
+        """Take a websocket on which a stream of a migration is to go; abandon it if that is not under way."""
+        if self._streams is None or self._streams.id != migration_id:
+            connection.abandon()
+        else:
+            self._streams.offer(name, connection)
 
     async def __call__(self, machine: Machine, request: MigrateAsSource, outcome: MigrationOut) -> None:
         """Give the guest away. If that fails, it runs on here when this returns.
@@ -104,6 +115,7 @@ class MigrationSource:
         channel = request.payload
         assert isinstance(channel, MigrationChannel)
         migration = _Departure(self, UUID(request.migration_id), machine, channel)
+        self._streams = migration.streams
         try:
             await migration.go()
         except (MigrationFailed, MachineError) as error:
@@ -119,6 +131,9 @@ class MigrationSource:
         else:
             outcome.handed_over = True
             await channel.close()
+        finally:
+            self._streams = None
+            await migration.streams.close()
 
 
 class _Departure:
@@ -137,6 +152,7 @@ class _Departure:
         self._paused = False
         self._ends: EventListener | None = None
         self.mirror = DiskMirror(machine, directory=source._directory)
+        self.streams = StreamExchange(migration_id)
         self._described: dict[str, DiskFacts] = {}
         self.way: MemoryTransfer | None = None
         self.disks: Mapping[str, DiskTransfer] = {}
@@ -145,6 +161,7 @@ class _Departure:
         self.reach(MigrationState.SYNC)
         facts = self._source._facts()
         plan = await self._sync(facts)
+        await _require_same_contents(facts.boot, plan)
         self.way, self.disks = plan.way, plan.disks
         self._source._settled(self.id, plan.way, plan.disks, None)
         self.reach(MigrationState.RAM_PUSH)
@@ -175,6 +192,7 @@ class _Departure:
         self.reach(MigrationState.SYNC)
         await self._channel.send(
             Preamble(
+                host=this_host(),
                 spec=facts.spec,
                 boot=facts.boot,
                 qemu_version=facts.qemu_version,
@@ -203,8 +221,11 @@ class _Departure:
         if not disks:
             return
 
+        async def reach(number: int) -> socket.socket:
+            return await self._reach_target(plan, Path(plan.disk_socket), disk_stream(number))
+
         async def copy() -> None:
-            await self.mirror.start(disks, socket=Path(plan.disk_socket))
+            await self.mirror.start(disks, reach=reach)
             await self._channel.send(DisksReady())
 
         timeout_s = copy_timeout_s(sum(disk.size_bytes for disk in disks)) + ANSWER_TIMEOUT_S
@@ -240,11 +261,16 @@ class _Departure:
     async def _push(self, plan: Plan, memory_mib: int) -> None:
         """Send QEMU's state and the server's, and hear that the target has loaded it."""
         timeout_s = ANSWER_TIMEOUT_S if plan.way.memory_in_file else transfer_timeout_s(memory_mib)
-        with await connect_stream(Path(plan.stream)) as stream, self._machine.events("SHUTDOWN") as self._ends:
+        reached = await self._reach_target(plan, Path(plan.stream), STATE_STREAM)
+        with reached as stream, self._machine.events("SHUTDOWN") as self._ends:
             if plan.way is MemoryTransfer.LIVE:
                 await self._require_status("running")
             loaded = self._channel.receive(StreamLoaded, timeout_s=timeout_s)
             await transfer_and_hear(self._send(stream.fileno(), plan.way, timeout_s), loaded)
+
+    async def _reach_target(self, plan: Plan, path: Path, name: str) -> socket.socket:
+        """Return a connection to a socket of the target: where it is, or over a websocket that the target opens."""
+        return await (self.streams.take(name) if plan.is_apart else connect_stream(path))
 
     async def _send(self, stream: int, way: MemoryTransfer, timeout_s: float) -> None:
         live = way is MemoryTransfer.LIVE
@@ -283,3 +309,18 @@ class _Departure:
     def _export(self) -> None:
         self.reach(MigrationState.PAUSE, MigrationState.DEVICE)
         self._source._injector.exporting()
+
+
+async def _require_same_contents(boot: BootSource, plan: Plan) -> None:
+    """
+    :raises MigrationFailed: when the target would boot from other files.
+    """
+    if not plan.is_apart:
+        return  # the target has compared them
+    try:
+        ours = await asyncio.to_thread(boot_contents, boot)
+    except OSError as error:
+        raise MigrationFailed(f"what the guest boots from cannot be read at the source: {error}") from None
+    for what, digest in ours.items():
+        if plan.boot_contents.get(what) != digest:
+            raise MigrationFailed(f"{what}: the target's has other contents than the source's")

@@ -230,6 +230,12 @@ class VmServer:
         channel = MigrationChannel(connection, other="target")
         self._request(MigrateAsSource(str(migration_id), channel))
 
+    def take_migration_stream(self, migration_id: UUID, name: str, connection: AcceptedConnection) -> None:
+        """Hand a further connection of a migration's target over to that migration; abandon it if there is none."""
+        source = self._require_active().source
+        assert source is not None
+        source.take_stream(migration_id, name, connection)
+
     def serial(self) -> SerialPort:
         machine = self._require_active().machine
         assert machine is not None

@@ -153,12 +153,13 @@ class VmMaker:
             arguments = self._config.arguments(vm, spec, self._cpu_features)
             vm.plugged = self._missing_parts(spec, vm.blobs, vm.backends)
             undo.pop_all()
+        vm.source = self._departure(vm, spec, vm.backends)
         vm.driver = StateDriver(
             queue=RequestQueue(discard=_discard, migrating_in=vm.arrival is not None),
             publisher=vm.publisher,
             backends=vm.backends,
             arrive=vm.arrival,
-            migrate_out=self._departure(vm, spec, vm.backends),
+            migrate_out=vm.source,
         )
         vm.machine = self._machine(vm, arguments, vm.driver)
 

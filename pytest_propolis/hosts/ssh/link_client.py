@@ -30,6 +30,7 @@ from .link_messages import (
     LinkReady,
     LinkRequest,
     LinkStarted,
+    OfferSocket,
     PutFile,
     RunCommand,
 )
@@ -135,6 +136,15 @@ class JoinedLink:
         :raises HostError: naming the file.
         """
         await self._ask(GetFile(remote=remote, local=str(local.absolute())))
+
+    async def offer(self, local: Path) -> str:
+        """Have the host reach a socket of this machine, as long as the link lasts; return its path on the host.
+
+        :raises HostError: when the host's sshd refuses.
+        """
+        answer = await self._ask(OfferSocket(local=str(local)))
+        assert answer.path is not None
+        return answer.path
 
     def close(self) -> None:
         """Leave the link. Closing twice is fine."""
