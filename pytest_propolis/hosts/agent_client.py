@@ -147,6 +147,10 @@ class AsyncAgentClient:
         """
         return await self._call("GET", f"{vm_path}/migrations", MigrationReport)
 
+    async def qemu_log(self, vm_id: str) -> bytes:
+        """Return the end of what the QEMU of a VM has printed."""
+        return await self._bytes("GET", f"/vms/{vm_id}/log")
+
     async def create_disk(self, request: CreateDisk) -> DiskCreated:
         return await self._call("POST", "/disks", DiskCreated, request)
 

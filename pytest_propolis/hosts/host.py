@@ -81,6 +81,10 @@ class Host(Protocol):
         """The id of the run there. What belongs to the run on this host carries it."""
 
     @property
+    def command_options(self) -> str:
+        """What `propolis console` must be told to find VMs there, with a space before it; empty for this machine."""
+
+    @property
     def shares_files(self) -> bool:
         """Whether its file system is this machine's, so that its agent can be told paths of it."""
 

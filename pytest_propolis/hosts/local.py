@@ -97,6 +97,10 @@ class LocalHost:
         await _copy_file(self.name, remote, local)
 
     @property
+    def command_options(self) -> str:
+        return ""
+
+    @property
     def shares_files(self) -> bool:
         return True
 

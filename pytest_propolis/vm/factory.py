@@ -160,7 +160,7 @@ class VmFactory:
         for stack in self._taken.values():
             stack.pop_all()
         self._taken.clear()
-        await asyncio.gather(*(vm.let_go() for vm in self.vms))
+        await asyncio.gather(*(vm.let_go() for vm in self.vms), *(session.fetch_logs() for session in self.sessions))
         return [(session.host, session.resources) for session in self.sessions]
 
     async def keep(self, *, reason: str, ttl_s: float) -> list[KeptListed]:
@@ -395,7 +395,7 @@ class VmFactory:
             if forked is None:
                 return None
             await taken.enter_async_context(made.pop_all())
-        session.own_vm(forked.vm.id, taken)
+        session.own_vm(forked.vm.id, taken, log_path=self._qemu_log(name))
         vm = TestVm(
             name=name,
             host=session.host,
@@ -475,7 +475,7 @@ class VmFactory:
         created = await retry_while_busy(
             name, partial(session.agent.create_vm, wanted), phases, progress=self._progress
         )
-        session.own_vm(created.id, taken)
+        session.own_vm(created.id, taken, log_path=self._qemu_log(name))
         vm = TestVm(
             name=name,
             host=session.host,

@@ -269,6 +269,11 @@ class VmServer:
             await save_state(machine, file.fileno(), memory_in_file=True)
 
     @property
+    def log_path(self) -> Path:
+        """The file that receives what QEMU prints."""
+        return self._config.log_path
+
+    @property
     def firmware_variables(self) -> Path:
         """The path of the firmware's variables, once a VM with UEFI has existed here."""
         return self._config.variables

@@ -35,7 +35,7 @@ from .link_messages import (
     RunCommand,
 )
 
-__all__ = ["JoinedLink", "join_or_start", "link_base"]
+__all__ = ["JoinedLink", "join_or_start", "link_base", "remove_abandoned_links"]
 
 START_TIMEOUT_S: Final = 120.0
 ABANDONED_S: Final = 60.0
@@ -305,8 +305,11 @@ def _spawn(config: LinkConfig, ready_fd: int) -> subprocess.Popen[bytes]:
         os.close(directory)
 
 
-def remove_abandoned_links(base: Path) -> list[Path]:
-    """Remove the directories of link processes that were killed, and return them."""
+def remove_abandoned_links(base: Path, *, dry_run: bool = False) -> list[Path]:
+    """Remove the directories of link processes that were killed, and return them.
+
+    :param dry_run: only return them.
+    """
     removed = []
     for path in base.iterdir():
         try:
@@ -317,7 +320,8 @@ def remove_abandoned_links(base: Path) -> list[Path]:
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
+            if not dry_run:
+                shutil.rmtree(path, ignore_errors=True)
             removed.append(path)
         except BlockingIOError:
             pass
