@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from .vm.disks.crucible_disk_factory import CrucibleDiskFactory
     from .vm.factory import VmFactory
     from .vm.lifecycle import Migrate, Reset, StopAndStart, lifecycle
+    from .vm.networks.network import Network
     from .vm.vm import TestVm
 
 __all__ = [
@@ -90,6 +91,7 @@ __all__ = [
     "LocalFile",
     "Migrate",
     "MigrationError",
+    "Network",
     "Nic",
     "NotSameAs",
     "PropolisError",
@@ -126,6 +128,7 @@ _HOMES: Final = {
     "Labels": "hosts.placement",
     "LocalFile": "storage.sources",
     "Migrate": "vm.lifecycle",
+    "Network": "vm.networks.network",
     "Nic": "vm.config",
     "NotSameAs": "hosts.placement",
     "Host": "hosts.host",

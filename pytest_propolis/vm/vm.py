@@ -54,10 +54,12 @@ from ..propolis_api import (
 from ..propolis_api.client import Endpoint, PropolisClient
 from ..propolis_api.serial import SerialConsoleMoved
 from ..settings import BootKind
+from .config import Nic
 from .disks.crucible_disk import CrucibleDisk, VolumeDisk, with_volumes
 from .instance_spec.builder import disk_components, free_slot
 from .login import log_in
 from .migration import TERMINAL, Report, migration_limit_s, until_migrated
+from .networks.network import Network
 from .replacements import replacements
 from .timings import Timings
 from .warm_start.fork_handle import ForkHandle
@@ -129,6 +131,8 @@ class TestVm:
         """What the console showed until the log-in was complete."""
         self.volumes: list[VolumeDisk] = []
         """Its replicated disks."""
+        self.nics: tuple[Nic, ...] = ()
+        """Its cards in networks between VMs."""
         self._migrations = migrations
         self._copies_disks = copies_disks
         self.boot_timeout_s = boot_timeout_s
@@ -205,6 +209,7 @@ class TestVm:
         except ConsoleClosed as error:
             state = await self._last_state()
             raise self._boot_error(f"stopped while it booted (state {state}): {error.message}") from None
+        await self._set_up_networks()
 
     async def _log_in(self, limit_s: float) -> None:
         with self.phases.during("login"):
@@ -214,6 +219,16 @@ class TestVm:
         self.boot_log = self.console.transcript.since(0)
         with self.phases.during("shell"):
             await self.shell.start(shell=self.guest.shell, wrapper=self.guest.shell_wrapper, timeout_s=limit_s)
+
+    def address(self, network: Network) -> str:
+        """Return the VM's address in a network between VMs: `Network.address`."""
+        return network.address(self)
+
+    async def _set_up_networks(self) -> None:
+        for nic in self.nics:
+            assert nic.network is not None
+            address = f"{self.address(nic.network)}/{nic.network.subnet.prefixlen}"
+            await self.run(self.guest.network_command(f"0000:00:{nic.pci_slot:02x}.0", address))
 
     async def stop(self, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
         """Stop the VM without asking its guest, and wait until it is destroyed.

@@ -17,6 +17,7 @@ from pytest_propolis.agent_api.boot_source import DirectKernel
 from pytest_propolis.agent_api.transfers import DiskTransfer
 from pytest_propolis.engine.migration import target as migration_target
 from pytest_propolis.propolis_api import (
+    Component,
     FileStorageBackend,
     FileStorageBackendComponent,
     InstanceSpec,
@@ -40,7 +41,7 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 def two_disks(directory: Path) -> InstanceSpec:
     """A VM with two disks, of which one has 24 MiB of data."""
-    components = {}
+    components: dict[str, Component] = {}
     for slot, key in enumerate(("full", "empty"), start=4):
         path = directory / f"{key}.qcow2"
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(path), "32M"], check=True)
@@ -49,12 +50,14 @@ def two_disks(directory: Path) -> InstanceSpec:
         components |= {f"{key}-disk": VirtioDiskComponent(device), key: FileStorageBackendComponent(backend)}
     written = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 2M 24M", str(directory / "full.qcow2")]
     subprocess.run(written, check=True, capture_output=True)
-    return spec_of(**components)
+    return spec_of(memory_mib=64, **components)
 
 
 async def disk_path(node: Node, key: str) -> Path:
     spec = (await node.client.instance_spec_get()).spec.value  # type: ignore[union-attr]
-    return Path(spec.components[key].component.path)
+    backend = spec.components[key].component
+    assert isinstance(backend, FileStorageBackend)
+    return Path(backend.path)
 
 
 def same(one: Path, other: Path) -> bool:

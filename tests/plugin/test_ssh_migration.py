@@ -29,6 +29,6 @@ def hosts(rig: SshRig, inner: InnerRun) -> Path:
 
 def test_the_example_of_a_guest_that_moves_between_hosts_passes(inner: InnerRun, rig: SshRig, hosts: Path) -> None:
     inner.write(test_it=EXAMPLE.read_text())
-    inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=2)
+    inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=3)
     assert {name: host.processes() for name, host in rig.hosts.items()} == {"h1": {}, "h2": {}}
     assert {host.run("ls", "/run/propolis") for host in rig.hosts.values()} == {""}
