@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .vm.config import DataDisk, Nic, VmConfig
     from .vm.disks.crucible_disk import CrucibleDisk, VolumeDisk
     from .vm.disks.crucible_disk_factory import CrucibleDiskFactory
+    from .vm.disks.file_system_disks import CloudInitDisk, FatDisk
     from .vm.factory import VmFactory
     from .vm.lifecycle import Migrate, Reset, StopAndStart, lifecycle
     from .vm.networks.network import Network
@@ -67,6 +68,7 @@ __all__ = [
     "ArtifactMissing",
     "BootError",
     "CapabilityMissing",
+    "CloudInitDisk",
     "CommandFailed",
     "CommandResult",
     "CommandTimeout",
@@ -78,6 +80,7 @@ __all__ = [
     "CrucibleDisk",
     "CrucibleDiskFactory",
     "DataDisk",
+    "FatDisk",
     "GuestAdapter",
     "GuestImage",
     "GuestPanicked",
@@ -117,11 +120,13 @@ __all__ = [
 
 _HOMES: Final = {
     "Artifact": "storage.artifacts",
+    "CloudInitDisk": "vm.disks.file_system_disks",
     "CommandResult": "console.shell",
     "Console": "console.console",
     "CrucibleDisk": "vm.disks.crucible_disk",
     "CrucibleDiskFactory": "vm.disks.crucible_disk_factory",
     "DataDisk": "vm.config",
+    "FatDisk": "vm.disks.file_system_disks",
     "GuestAdapter": "guests.adapter",
     "GuestImage": "guests.adapter",
     "InstanceState": "propolis_api",
