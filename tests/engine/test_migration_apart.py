@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from cut_off import cut_off
-from migration_rig import MigrationRig, Node, migrate, migration_rig, spec_of
+from migration_rig import MigrationRig, Node, migrate, migrated, migration_rig, spec_of
 
 from pytest_propolis import ApiError
 from pytest_propolis.agent_api.boot_source import DirectKernel
 from pytest_propolis.agent_api.transfers import DiskTransfer
 from pytest_propolis.engine.migration import target as migration_target
+from pytest_propolis.engine.migration.failure import MigrationFailed
+from pytest_propolis.engine.migration.protocol import HandedOver, Message, MigrationChannel
 from pytest_propolis.propolis_api import (
     Component,
     FileStorageBackend,
@@ -118,3 +120,30 @@ async def test_kernels_are_compared_by_their_contents(rig: MigrationRig, tmp_pat
     assert left
     assert left.failure == "kernel: the target's has other contents than the source's"
     await migrate(source, target)
+
+
+@pytest.mark.parametrize("lost", [True, False], ids=["lost", "not sent"])
+async def test_a_guest_is_on_one_side_when_the_path_is_cut_in_the_moment_of_the_hand_over(
+    rig: MigrationRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    """The source's last word is lost on the way, or the source has noticed the cut before it."""
+    source, target = [await rig.node(name, copy_disks=True) for name in ("source", "target")]
+    await source.run(spec_of())
+    path = rig.socket.with_name("cut.sock")
+    async with cut_off(rig.socket, path) as way:
+        send = MigrationChannel.send
+
+        async def send_into_the_cut(channel: MigrationChannel, message: Message) -> None:
+            if isinstance(message, HandedOver):
+                way.cut_connections()
+                if not lost:
+                    raise MigrationFailed("the target has left")
+            await send(channel, message)
+
+        monkeypatch.setattr(MigrationChannel, "send", send_into_the_cut)
+        await target.migrate_from(dataclasses.replace(source.client.endpoint, uds=path).address)
+        if lost:
+            await migrated(source, target)
+        else:
+            await target.wait_for(InstanceState.FAILED)
+            await source.wait_for(InstanceState.RUNNING)

@@ -43,6 +43,10 @@ class CutOff:
     def cut(self) -> None:
         """End all connections, and take no more."""
         self.left_bytes = 0
+        self.cut_connections()
+
+    def cut_connections(self) -> None:
+        """End all connections; new ones are taken."""
         for task in self._tasks:
             task.cancel()
 

@@ -18,7 +18,7 @@ source                target                 phase
 ====================  =====================  ==============================================================
 
 Between hosts that share no files, QEMU's state and the disks that are copied go through further websockets, which the
-target opens after its `Plan` (`remote_streams`).
+target opens after its `Plan` (`between_hosts`).
 
 Either side may say `Failure` instead, up to `HandedOver`, or end the connection. The source then lets its guest run on.
 """

@@ -15,6 +15,7 @@ from uuid import UUID
 from qemu.qmp import EventListener
 
 from ...agent_api.boot_source import BootSource, boot_contents
+from ...agent_api.migration_report import MigrationSide
 from ...agent_api.transfers import DiskTransfer, MemoryTransfer
 from ...propolis_api import InstanceSpec, MigrationState
 from ..qemu.accelerator.probe import AcceleratorName
@@ -24,6 +25,7 @@ from ..qemu.machine import Machine, MachineError
 from ..request_queue import MigrateAsSource, MigrationOut
 from ..templates.state_stream import cancel_transfer, save_state
 from ..volumes.block_backend import BlockBackends
+from .between_hosts.remote_streams import STATE_STREAM, StreamExchange, disk_stream
 from .departing_disks import describe_disks
 from .disk_mirror import DiskMirror, MirroredDisk
 from .disks import DiskFacts, copy_timeout_s
@@ -43,7 +45,6 @@ from .protocol import (
     StreamSent,
     transfer_timeout_s,
 )
-from .remote_streams import STATE_STREAM, StreamExchange, disk_stream
 from .spec import require_migratable
 from .stream import connect_stream
 from .transfer import transfer_and_hear
@@ -79,7 +80,7 @@ class MigrationSource:
     :param facts: called for each migration: what the VM is now.
     :param publish: publishes a phase of the migration of that id.
     :param backends: the VM's volumes, which the target brings up for itself once the guest is there.
-    :param settled: called with the ways that were agreed upon for memory and disks, and with the reason of a failure.
+    :param settled: called with what is known of a migration, whenever more is.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class MigrationSource:
         facts: Callable[[], SourceFacts],
         injector: FailureInjector,
         publish: Callable[[UUID, MigrationState], None],
-        settled: Callable[[UUID, MemoryTransfer | None, Mapping[str, DiskTransfer], str | None], None],
+        settled: Callable[[MigrationSide], None],
         backends: BlockBackends,
     ) -> None:
         self._directory = directory
@@ -120,7 +121,7 @@ class MigrationSource:
             await migration.go()
         except (MigrationFailed, MachineError) as error:
             logger.warning("migration %s out failed: %s", request.migration_id, error)
-            self._settled(migration.id, migration.way, migration.disks, str(error))
+            self._settled(migration.side(failure=str(error)))
             migration.reach(MigrationState.ERROR)
             await channel.fail(str(error))
             await migration.run_on()
@@ -163,15 +164,27 @@ class _Departure:
         plan = await self._sync(facts)
         await _require_same_contents(facts.boot, plan)
         self.way, self.disks = plan.way, plan.disks
-        self._source._settled(self.id, plan.way, plan.disks, None)
+        self._source._settled(self.side())
         self.reach(MigrationState.RAM_PUSH)
         await self._copy_disks(plan, facts.spec)
         await self._push(plan, facts.spec.board.memory_mb)
         self.reach(MigrationState.RAM_PUSH, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.SERVER)
         await self._channel.receive(Ready)
         self.reach(MigrationState.FINISH)
-        await self._channel.send(HandedOver())
+        await self._channel.send(HandedOver())  # what raises here was not sent
+        self._source._settled(self.side(handed_over=True))
         self._machine.serial.move_to(plan.address)
+
+    def side(self, *, failure: str | None = None, handed_over: bool = False) -> MigrationSide:
+        """Return what is known of the migration."""
+        return MigrationSide(
+            id=self.id,
+            way=self.way,
+            disks=self.disks,
+            failure=failure,
+            handed_over=handed_over,
+            carried_bytes=self.streams.carried_bytes,
+        )
 
     async def run_on(self) -> None:
         """Let the guest run here."""

@@ -19,6 +19,8 @@ from ..qemu.devices.host_file import HostFile, this_host
 from ..qemu.machine import Machine, MachineError
 from ..templates.state_stream import load_state
 from .arriving_disks import ArrivingDisks
+from .between_hosts.outcome import was_handed_over
+from .between_hosts.remote_streams import STATE_STREAM, CarriedSocket, disk_stream
 from .failure import FailureInjector, MigrationFailed
 from .memory_transfer import way_of_copying
 from .protocol import (
@@ -35,7 +37,6 @@ from .protocol import (
     StreamSent,
     transfer_timeout_s,
 )
-from .remote_streams import STATE_STREAM, CarriedSocket, disk_stream
 from .spec import replace_components
 from .stream import StreamListener, connect_stream
 from .transfer import transfer_and_hear
@@ -151,8 +152,21 @@ class MigrationTarget:
         machine.serial.restore(state.com1)
         await channel.send(Ready())
         self._reach(MigrationState.FINISH)
-        await channel.receive(HandedOver)
+        await self._receive_guest(channel)
         self._has_guest = True  # the source ends the conversation: the guest is not to wait for that
+
+    async def _receive_guest(self, channel: MigrationChannel) -> None:
+        """Wait until the guest is this side's.
+
+        The source may have given it away to a connection that was lost in that moment. It knows, and is asked again.
+
+        :raises MigrationFailed: when it is not.
+        """
+        try:
+            await channel.receive(HandedOver)
+        except MigrationFailed as failure:
+            if failure.told or not await was_handed_over(self._init.src_addr, self.id):
+                raise
 
     async def _load(self, channel: MigrationChannel, machine: Machine) -> None:
         assert self.way is not None, "plan first"

@@ -72,6 +72,7 @@ def engine_app() -> Starlette:
             WebSocketRoute("/instance/migrate/{id}/start", _migrate_out),
             Route("/instance/migrate/{id}/start", _endpoint(_migrate), methods=["GET"]),
             WebSocketRoute("/instance/migrate/{id}/stream/{name}", _migration_stream),
+            Route("/instance/migrate/{id}/outcome", _endpoint(_migration_outcome), methods=["GET"]),
         ],
         exception_handlers={HttpError: _refuse, HTTPException: http_error, Exception: _crash},
     )
@@ -199,6 +200,11 @@ async def _serial(websocket: WebSocket) -> None:
 async def _migrate_out(websocket: WebSocket) -> None:
     """Serve the target of a migration. As upstream, a refusal drops the connection at once."""
     await _serve_target(websocket, lambda server, migration, connection: server.migrate_out(migration, connection))
+
+
+async def _migration_outcome(server: VmServer, request: Request) -> Response:
+    """Tell a target that has lost its connection what became of its migration."""
+    return encoded(server.migration_outcome(require_uuid(request, "id")))
 
 
 async def _migration_stream(websocket: WebSocket) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-from ...agent_api.migration_report import MigrationReport
+from ...agent_api.migration_report import MigrationReport, MigrationSide
 from ...errors import PropolisError
 from ...propolis_api import (
     Component,
@@ -235,6 +235,13 @@ class VmServer:
         source = self._require_active().source
         assert source is not None
         source.take_stream(migration_id, name, connection)
+
+    def migration_outcome(self, migration_id: UUID) -> MigrationSide:
+        """What is known of a migration out. Refused with 404 if it is not the latest one."""
+        side = self._require_vm().departure
+        if side is None or side.id != migration_id:
+            raise HttpError(ErrorResponse(status=404, message="no such migration"))
+        return side
 
     def serial(self) -> SerialPort:
         machine = self._require_active().machine

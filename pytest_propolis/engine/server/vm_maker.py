@@ -6,12 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
-from uuid import UUID
 
 import msgspec
 
 from ...agent_api.migration_report import MigrationSide
-from ...agent_api.transfers import DiskTransfer, MemoryTransfer
 from ...propolis_api import (
     Component,
     InstanceEnsureRequest,
@@ -174,10 +172,8 @@ class VmMaker:
                 blobs=vm.blobs.files if vm.blobs else {},
             )
 
-        def settled(
-            migration_id: UUID, way: MemoryTransfer | None, disks: Mapping[str, DiskTransfer], failure: str | None
-        ) -> None:
-            vm.departure = MigrationSide(id=migration_id, way=way, disks=disks, failure=failure)
+        def settled(side: MigrationSide) -> None:
+            vm.departure = side
 
         publish = vm.publisher.publish_migration_out
         return MigrationSource(

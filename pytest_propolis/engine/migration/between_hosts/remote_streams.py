@@ -8,9 +8,9 @@ import socket
 from typing import Final
 from uuid import UUID
 
-from .failure import MigrationFailed
-from .protocol import Connection, ConnectionLost
-from .stream import CONNECT_TIMEOUT_S
+from ..failure import MigrationFailed
+from ..protocol import Connection, ConnectionLost
+from ..stream import CONNECT_TIMEOUT_S
 
 __all__ = ["STATE_STREAM", "CarriedSocket", "StreamExchange", "disk_stream"]
 
