@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from .vm.disks.file_system_disks import CloudInitDisk, FatDisk
     from .vm.factory import VmFactory
     from .vm.lifecycle import Migrate, Reset, StopAndStart, lifecycle
+    from .vm.networks.network import Network
     from .vm.vm import TestVm
 
 __all__ = [
@@ -102,6 +103,7 @@ __all__ = [
     "LocalFile",
     "Migrate",
     "MigrationError",
+    "Network",
     "Nic",
     "Node",
     "NodeGroup",
@@ -143,6 +145,7 @@ _HOMES: Final = {
     "Labels": "hosts.placement",
     "LocalFile": "storage.sources",
     "Migrate": "vm.lifecycle",
+    "Network": "vm.networks.network",
     "Nic": "vm.config",
     "Node": "coordination.node",
     "NodeGroup": "coordination.group",

@@ -55,10 +55,12 @@ from ..propolis_api import (
 from ..propolis_api.client import Endpoint, PropolisClient
 from ..propolis_api.serial import SerialConsoleMoved
 from ..settings import BootKind
+from .config import Nic
 from .disks.crucible_disk import CrucibleDisk, VolumeDisk, with_volumes
 from .instance_spec.builder import disk_components, free_slot
 from .login import log_in
 from .migration import TERMINAL, Report, migration_limit_s, until_migrated
+from .networks.network import Network
 from .replacements import replacements
 from .timings import Timings
 from .warm_start.fork_handle import ForkHandle
@@ -134,10 +136,13 @@ class TestVm:
         """What the console showed until the log-in was complete."""
         self.volumes: list[VolumeDisk] = []
         """Its replicated disks."""
+        self.nics: tuple[Nic, ...] = ()
+        """Its cards in networks between VMs."""
         self._migrations = migrations
         self._copies_disks = copies_disks
         self.boot_timeout_s = boot_timeout_s
         self._forked = forked
+        self._heir: Endpoint | None = None
         self._console: Console | None = None
         self._shell: Shell | None = None
         self._resources = contextlib.AsyncExitStack()
@@ -209,6 +214,7 @@ class TestVm:
         except ConsoleClosed as error:
             state = await self._last_state()
             raise self._boot_error(f"stopped while it booted (state {state}): {error.message}") from None
+        await self._set_up_networks()
 
     async def _log_in(self, limit_s: float) -> None:
         with self.phases.during("login"):
@@ -218,6 +224,16 @@ class TestVm:
         self.boot_log = self.console.transcript.since(0)
         with self.phases.during("shell"):
             await self.shell.start(shell=self.guest.shell, wrapper=self.guest.shell_wrapper, timeout_s=limit_s)
+
+    def address(self, network: Network) -> str:
+        """Return the VM's address in a network between VMs: `Network.address`."""
+        return network.address(self)
+
+    async def _set_up_networks(self) -> None:
+        for nic in self.nics:
+            assert nic.network is not None
+            address = f"{self.address(nic.network)}/{nic.network.subnet.prefixlen}"
+            await self.run(self.guest.network_command(f"0000:00:{nic.pci_slot:02x}.0", address))
 
     async def stop(self, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
         """Stop the VM without asking its guest, and wait until it is destroyed.
@@ -262,8 +278,9 @@ class TestVm:
         init = FromMigration(
             migration_id=migration_id or uuid.uuid4(),
             replace_components=replacements(self.spec),
-            src_addr=source.host.migration_address(source.endpoint, target=self.host),
+            src_addr=await self.host.address_for_agent(source.endpoint, on=source.host),
         )
+        source._heir = self.endpoint
         moved = source._console.moves() if source._console else None
         try:
             async with asyncio.timeout(limit_s):
@@ -585,11 +602,19 @@ class TestVm:
 
     async def _follow(self, moved: SerialConsoleMoved) -> ClientConnection:
         try:
-            endpoint = Endpoint.at(moved.destination)
+            endpoint = self._endpoint_of(moved.destination)
         except ValueError as error:
             raise ConsoleError(f"the guest's new place cannot be read: {error}", vm=self.name) from None
         async with PropolisClient(endpoint, vm=self.name) as there:
             return await there.instance_serial(from_start=moved.from_start)
+
+    def _endpoint_of(self, address: str) -> Endpoint:
+        """Where this process finds a server whose agent calls it by that address: on another host, by another socket.
+
+        :raises ValueError: when the address cannot be read.
+        """
+        endpoint, heir = Endpoint.at(address), self._heir
+        return heir if heir is not None and heir.base_url == endpoint.base_url else endpoint
 
     def _migration_error(self, source: TestVm, message: str, **context: Any) -> MigrationError:
         return MigrationError(f"the migration from {source.name!r} {message}", vm=self.name, **context)
@@ -600,7 +625,7 @@ class TestVm:
             return
         self._console, source._console = source._console, None
         self._shell, source._shell = source._shell, None
-        self._console.belongs_to(self.name)
+        self._console.belongs_to(self.name, follow=self._follow, loss=self.endpoint.loss)
         if self._shell is not None:
             self._shell.belongs_to(self.name)
         await self._resources.enter_async_context(source._resources.pop_all())

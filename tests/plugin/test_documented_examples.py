@@ -69,6 +69,12 @@ def test_the_examples_of_the_migration_page_pass(inner: InnerRun) -> None:
     inner.run().assert_outcomes(passed=len(examples))
 
 
+def test_the_examples_of_the_networks_page_pass(inner: InnerRun) -> None:
+    examples = blocks("docs/networks.md")
+    inner.write(**{f"test_block_{number}": block for number, block in enumerate(examples)})
+    inner.run().assert_outcomes(passed=len(examples))
+
+
 def test_the_examples_of_the_hardware_page_pass(inner: InnerRun) -> None:
     examples = blocks("docs/hardware.md")
     inner.write(**{f"test_block_{number}": block for number, block in enumerate(examples)})
