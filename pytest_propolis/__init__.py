@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         ConsoleClosed,
         ConsoleError,
         ConsoleTimeout,
+        FileTransferError,
         GuestPanicked,
         HostBusy,
         HostError,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from .vm.disks.crucible_disk import CrucibleDisk, VolumeDisk
     from .vm.disks.crucible_disk_factory import CrucibleDiskFactory
     from .vm.factory import VmFactory
+    from .vm.files.progress import Progress
     from .vm.lifecycle import Migrate, Reset, StopAndStart, lifecycle
     from .vm.vm import TestVm
 
@@ -77,6 +79,7 @@ __all__ = [
     "CrucibleDisk",
     "CrucibleDiskFactory",
     "DataDisk",
+    "FileTransferError",
     "GuestAdapter",
     "GuestImage",
     "GuestPanicked",
@@ -92,6 +95,7 @@ __all__ = [
     "MigrationError",
     "Nic",
     "NotSameAs",
+    "Progress",
     "PropolisError",
     "Reset",
     "ResourceExhausted",
@@ -130,6 +134,7 @@ _HOMES: Final = {
     "NotSameAs": "hosts.placement",
     "Host": "hosts.host",
     "ImageRecipe": "agent_api.image_recipe",
+    "Progress": "vm.files.progress",
     "Reset": "vm.lifecycle",
     "Settings": "settings",
     "StopAndStart": "vm.lifecycle",
