@@ -84,7 +84,7 @@ class House:
         image = self.guests.get(guest).image
         agent = await self.host.client()
         try:
-            ready = await ready_image(agent, image, timeout_s=self.settings.boot_timeout, progress=say)
+            ready = await ready_image(self.host, agent, image, timeout_s=self.settings.boot_timeout, progress=say)
             accelerator = (await agent.info()).accelerator
         finally:
             await agent.aclose()

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -122,7 +123,7 @@ async def _file(rig: SshRig, repeats: int) -> Figure:
                 ours.append(await _timed(lambda: host.put(source, there / "ours")))
                 remote = f"h1:{there}/rsync"
                 words = ("rsync", "-S", "-e", f"ssh -F {rig.config}", str(source), remote)
-                rsync.append(await _timed(lambda words=words: _program(*words)))
+                rsync.append(await _timed(partial(_program, *words)))
                 (there / "rsync").unlink()
         finally:
             await asyncio.to_thread(host.close)

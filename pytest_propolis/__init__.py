@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from .vm.config import DataDisk, Nic, VmConfig
     from .vm.disks.crucible_disk import CrucibleDisk, VolumeDisk
     from .vm.disks.crucible_disk_factory import CrucibleDiskFactory
+    from .vm.disks.file_system_disks import CloudInitDisk, FatDisk
     from .vm.factory import VmFactory
     from .vm.files.progress import Progress
     from .vm.lifecycle import Migrate, Reset, StopAndStart, lifecycle
@@ -68,6 +69,7 @@ __all__ = [
     "ArtifactMissing",
     "BootError",
     "CapabilityMissing",
+    "CloudInitDisk",
     "CommandFailed",
     "CommandResult",
     "CommandTimeout",
@@ -79,6 +81,7 @@ __all__ = [
     "CrucibleDisk",
     "CrucibleDiskFactory",
     "DataDisk",
+    "FatDisk",
     "FileTransferError",
     "GuestAdapter",
     "GuestImage",
@@ -119,11 +122,13 @@ __all__ = [
 
 _HOMES: Final = {
     "Artifact": "storage.artifacts",
+    "CloudInitDisk": "vm.disks.file_system_disks",
     "CommandResult": "console.shell",
     "Console": "console.console",
     "CrucibleDisk": "vm.disks.crucible_disk",
     "CrucibleDiskFactory": "vm.disks.crucible_disk_factory",
     "DataDisk": "vm.config",
+    "FatDisk": "vm.disks.file_system_disks",
     "GuestAdapter": "guests.adapter",
     "GuestImage": "guests.adapter",
     "InstanceState": "propolis_api",

@@ -20,7 +20,6 @@ from pytest_propolis.agent.registry import ResourceRegistry
 from pytest_propolis.agent_api.boot_source import Firmware
 from pytest_propolis.agent_api.messages import CLIENT_HEADER, AgentConfig, CreateDisk, CreateVm
 from pytest_propolis.errors import ConfigError, ResourceExhausted
-from pytest_propolis.ledger import ledger as ledger_module
 from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed")
@@ -150,9 +149,9 @@ async def test_a_full_ledger_is_named_and_nothing_is_made(rig: Rig, monkeypatch:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(ledger_module.os, "pwrite", full)
+    monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(ResourceExhausted, match=r"ledger\.jsonl cannot be written: No space left"):
         await rig.registry.create_vm("client", rig.vm())
-    monkeypatch.setattr(ledger_module.os, "pwrite", write)
+    monkeypatch.setattr(os, "pwrite", write)
     assert rig.registry.list_vms() == []
     assert list((rig.directory / "vms").glob("*")) == []

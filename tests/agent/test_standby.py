@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
+from pytest_propolis.agent.templates import standby
 from pytest_propolis.agent.templates.fork_starter import ForkStarter
 from pytest_propolis.agent.templates.standby import Standby
-from pytest_propolis.agent.templates import standby
 from pytest_propolis.engine.templates.template import Template
 
 KIND = cast(Template, SimpleNamespace(key="kind"))

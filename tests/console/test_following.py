@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from websockets.asyncio.client import unix_connect
@@ -20,7 +21,7 @@ async def tell_of_a_migration(connection: ServerConnection) -> None:
     await connection.close()
 
 
-async def follow_in_vain(moved: SerialConsoleMoved) -> None:
+async def follow_in_vain(moved: SerialConsoleMoved) -> NoReturn:
     raise HostError("the target is silent")
 
 

@@ -18,7 +18,7 @@ BLOB = base64.b64encode(bytes(512)).decode()
 TIMEOUT_S = 30
 
 
-@schemathesis.hook
+@schemathesis.hook  # type: ignore[untyped-decorator]
 def before_load_schema(_context: Any, raw_schema: dict[str, Any]) -> None:
     """The document describes null as a string that is null, which nothing is."""
     for operations in raw_schema["paths"].values():
@@ -29,7 +29,7 @@ def before_load_schema(_context: Any, raw_schema: dict[str, Any]) -> None:
                         content["schema"] = {"nullable": True, "enum": [None]}
 
 
-@schemathesis.hook
+@schemathesis.hook  # type: ignore[untyped-decorator]
 def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
     """Keep what was generated, but for values that make every VM fail early, or a wait that lasts for ever."""
     body = case.body
@@ -94,7 +94,7 @@ def _ask(method: str, path: str, body: bytes) -> bytes:
         return answer
 
 
-@schemathesis.check
+@schemathesis.check  # type: ignore[untyped-decorator]
 def nothing_unexpected_failed(_context: Any, response: Any, _case: Any) -> None:
     """A server error is one that the API knows: what is not implemented, and a VM that could not be made."""
     if response.status_code < 500 or response.status_code == 501:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Final
 
 import openapi_document
 import pytest
+from environments import NoEnvironment, make_environment
 from unix_forwarder import forwarder
 
 from pytest_propolis.vm.factory import VmFactory
@@ -22,7 +22,6 @@ from pytest_propolis.vm.factory import VmFactory
 openapi_document.document()  # skips where there is none
 
 REQUIREMENT: Final = "schemathesis>=4.32,<5"
-INSTALL_TIMEOUT_S: Final = 300
 DEFAULT_S: Final = 45
 MARGIN_S: Final = 120
 ATTEMPTS: Final = 3
@@ -39,17 +38,11 @@ CHECKS: Final = (
 def schemathesis(pytestconfig: pytest.Config) -> Path:
     """The program, in an environment that is made once and kept in pytest's cache."""
     assert pytestconfig.cache is not None
-    venv = pytestconfig.cache.mkdir("schemathesis-environment")
-    program, stamp = venv / "bin/schemathesis", venv / "installed"
-    if not stamp.exists() or stamp.read_text() != f"{sys.version} {REQUIREMENT}":
-        pip = [str(venv / "bin/python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", REQUIREMENT]
-        for command in ([sys.executable, "-m", "venv", "--clear", str(venv)], pip):
-            try:
-                subprocess.run(command, check=True, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S)
-            except (subprocess.SubprocessError, OSError) as error:
-                pytest.skip(f"Schemathesis cannot be installed: {error} {getattr(error, 'stderr', '') or ''}")
-        stamp.write_text(f"{sys.version} {REQUIREMENT}")
-    return program
+    try:
+        python = make_environment(pytestconfig.cache.mkdir("schemathesis-environment"), [REQUIREMENT])
+    except NoEnvironment as error:
+        pytest.skip(f"Schemathesis cannot be installed: {error}")
+    return python.with_name("schemathesis")
 
 
 async def test_the_engine_keeps_to_the_document_whatever_it_is_asked(

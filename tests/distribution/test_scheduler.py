@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from model_fleet import ModelFleet
@@ -12,13 +13,13 @@ from pytest_propolis.distribution.scheduling import BuildTemplate, EndWorker, Ho
 BUILD_S = {"quick": 1.0, "slow": 50.0}
 
 
-def host(name: str = "h0", *, slots: int = 4, **given: object) -> HostSpec:
+def host(name: str = "h0", *, slots: int = 4, **given: Any) -> HostSpec:
     defaults = {"memory_mib": 8192, "cpus": 16, "templates": frozenset(BUILD_S)}
-    return HostSpec(name, slots, **{**defaults, **given})  # type: ignore[arg-type]
+    return HostSpec(name, slots, **{**defaults, **given})
 
 
-def item(name: str, estimate_s: float | None = 1.0, *, module: str = "m", **needs: object) -> Item:
-    return Item(name, Needs(**{"guest": "quick", "cpus": 1, **needs}), module, estimate_s)  # type: ignore[arg-type]
+def item(name: str, estimate_s: float | None = 1.0, *, module: str = "m", **needs: Any) -> Item:
+    return Item(name, Needs(**{"guest": "quick", "cpus": 1, **needs}), module, estimate_s)
 
 
 def fleet_of(*hosts: HostSpec, workers: int = 8, one_ahead: bool = False, latency_s: float = 0.0) -> ModelFleet:
@@ -361,7 +362,7 @@ def test_ids_are_unique() -> None:
         ({"guest": None, "hosts": 0}, "no worker is free"),
     ],
 )
-def test_it_says_why_a_test_waits(needs: dict[str, object], reason: str) -> None:
+def test_it_says_why_a_test_waits(needs: dict[str, Any], reason: str) -> None:
     fleet = fleet_of(host(templates=frozenset({"quick"})), workers=1)
     fleet.add_tests(item("busy"), item("other", guest="slow"))
     fleet.decide()

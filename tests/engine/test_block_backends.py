@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -21,7 +22,7 @@ from pytest_propolis.propolis_api import InstanceState
 
 @pytest_asyncio.fixture(params=["fake", "real"])
 async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[EngineRig]:
-    options = {"qemu": await find_qemu(None)} if request.param == "real" else {}
+    options: dict[str, Any] = {"qemu": await find_qemu(None)} if request.param == "real" else {}
     async with engine_rig(tmp_path, **options) as rig:
         yield rig
 

@@ -80,6 +80,6 @@ async def test_a_signal_reaches_what_the_wrapper_has_started(tmp_path: Path) -> 
 async def test_ending_twice_is_fine_and_leaves_no_descriptor(tmp_path: Path) -> None:
     before = set(Path("/proc/self/fd").iterdir())
     child = await start("exec sleep 600")
-    assert await asyncio.gather(child.end(), child.end()) == [True, True]
+    assert list(await asyncio.gather(child.end(), child.end())) == [True, True]
     child.signal(signal.SIGKILL)
     assert len(set(Path("/proc/self/fd").iterdir()) - before) <= 1, "the loop's own may come"

@@ -67,9 +67,13 @@ SERIAL = [
 ]
 
 
-def spec_of(*disks: AttachedDisk, order: tuple[str, ...] = (), **components: Component) -> InstanceSpec:
+def spec_of(*disks: AttachedDisk, order: tuple[str, ...] = (), **components: Any) -> InstanceSpec:
     spec = instance_spec(cpus=2, memory_mib=512, disks=disks, boot_order=order)
     return replace(spec, components=spec.components | components)
+
+
+def a_backend(component: Component) -> dict[str, Any]:
+    return {"a-backend": component}
 
 
 def words(spec: InstanceSpec, boot: BootSource = KERNEL, **more: Any) -> list[str]:
@@ -136,7 +140,7 @@ def test_a_default_spec_word_for_word() -> None:
 
 
 def test_the_format_of_a_disk_follows_from_its_name_alone() -> None:
-    disks = {"one": disk_part("a"), "two": disk_part("b", device=5)}
+    disks: dict[str, Any] = {"one": disk_part("a"), "two": disk_part("b", device=5)}
     nodes = values(spec_of(a=file_part("/x,y.img", readonly=True), b=file_part("/x.qcow2"), **disks), "-blockdev")
     assert [json.loads(node)["driver"] for node in nodes] == ["raw", "qcow2"]
     assert json.loads(nodes[0])["file"]["filename"] == "/x,y.img"
@@ -167,7 +171,7 @@ def test_firmware_boots_without_a_kernel() -> None:
 
 
 def test_pcie_makes_it_another_machine() -> None:
-    spec = spec_of(a=disk_part(), **{"a-backend": file_part()})
+    spec = spec_of(a=disk_part(), **a_backend(file_part()))
     chipset = replace(spec.board.chipset, value=I440Fx(enable_pcie=True))
     spec = replace(spec, board=replace(spec.board, chipset=chipset))
     assert values(spec, "-machine") == ["q35"]
@@ -187,11 +191,11 @@ def test_smbios_and_pvpanic() -> None:
     [
         (spec_of(a=disk_part()), "disk 'a' names backend 'a-backend', which is not a storage backend"),
         (spec_of(a=disk_part("a")), "disk 'a' names backend 'a'"),
-        (spec_of(a=disk_part(bus=3), **{"a-backend": file_part()}), "component 'a': PCI bus 3 does not exist"),
-        (spec_of(a=disk_part(device=32), **{"a-backend": file_part()}), "PCI path 0.32.0 is out of range"),
-        (spec_of(a=disk_part(function=8), **{"a-backend": file_part()}), "PCI path 0.4.8 is out of range"),
-        (spec_of(a=disk_part(device=0), **{"a-backend": file_part()}), "PCI slot 0 is taken by the host bridge"),
-        (spec_of(a=disk_part(device=1), **{"a-backend": file_part()}), "PCI slot 1 is taken by the ISA bridge"),
+        (spec_of(a=disk_part(bus=3), **a_backend(file_part())), "component 'a': PCI bus 3 does not exist"),
+        (spec_of(a=disk_part(device=32), **a_backend(file_part())), "PCI path 0.32.0 is out of range"),
+        (spec_of(a=disk_part(function=8), **a_backend(file_part())), "PCI path 0.4.8 is out of range"),
+        (spec_of(a=disk_part(device=0), **a_backend(file_part())), "PCI slot 0 is taken by the host bridge"),
+        (spec_of(a=disk_part(device=1), **a_backend(file_part())), "PCI slot 1 is taken by the ISA bridge"),
         (spec_of(order=("nothing",)), "boot order names 'nothing', which is not a disk"),
         (spec_of(order=("com1",)), "boot order names 'com1', which is not a disk"),
         (
@@ -249,7 +253,7 @@ def test_what_is_not_realised_is_said_by_name(part: Component) -> None:
 def test_a_crucible_volume_is_refused() -> None:
     backend = CrucibleStorageBackendComponent(CrucibleStorageBackend(readonly=False, request_json="{}"))
     with pytest.raises(InvalidSpec, match="component 'a-backend': this server has no backend for Crucible volumes"):
-        words(spec_of(a=disk_part(), **{"a-backend": backend}))
+        words(spec_of(a=disk_part(), **a_backend(backend)))
 
 
 def test_a_migration_failure_injector_leaves_no_trace_in_the_machine() -> None:
@@ -259,7 +263,7 @@ def test_a_migration_failure_injector_leaves_no_trace_in_the_machine() -> None:
 
 def test_a_blob_is_a_raw_disk_over_the_file_that_holds_it() -> None:
     backend = BlobStorageBackendComponent(BlobStorageBackend(base64="AAAA", readonly=True))
-    spec = spec_of(a=disk_part(), **{"a-backend": backend})
+    spec = spec_of(a=disk_part(), **a_backend(backend))
     (node,) = (json.loads(node) for node in values(spec, "-blockdev", blobs={"a-backend": "/proc/self/fd/9"}))
     assert (node["driver"], node["read-only"], node["file"]["filename"]) == ("raw", True, "/proc/self/fd/9")
 
@@ -279,7 +283,7 @@ def test_a_blob_that_is_no_disk_is_refused(contents: str, complaint: str) -> Non
 
 
 def test_block_sizes_are_those_of_the_backend() -> None:
-    spec = spec_of(a=disk_part(), **{"a-backend": file_part(block_size=4096)})
+    spec = spec_of(a=disk_part(), **a_backend(file_part(block_size=4096)))
     device = json.loads(values(spec, "-device")[-1])
     assert (device["logical_block_size"], device["physical_block_size"]) == (4096, 4096)
 
@@ -287,7 +291,7 @@ def test_block_sizes_are_those_of_the_backend() -> None:
 @pytest.mark.parametrize("size", [0, 256, 1000, 65536])
 def test_a_block_size_that_no_disk_has_is_refused(size: int) -> None:
     with pytest.raises(InvalidSpec, match=f"backend 'a-backend': block_size is {size}, and must be a power of two"):
-        words(spec_of(a=disk_part(), **{"a-backend": file_part(block_size=size)}))
+        words(spec_of(a=disk_part(), **a_backend(file_part(block_size=size))))
 
 
 def test_a_serial_number_keeps_its_commas() -> None:
@@ -325,7 +329,7 @@ def test_a_display_takes_a_slot_and_listens_on_a_socket() -> None:
     given = words(spec_of(), display_socket="/d/vnc,1.sock")
     assert given[-4:] == ["-device", "VGA,addr=0x2", "-vnc", "unix:/d/vnc,,1.sock"]
     with pytest.raises(InvalidSpec, match="PCI slot 2 is taken by the display"):
-        words(spec_of(a=disk_part(device=2), **{"a-backend": file_part()}), display_socket="/d")
+        words(spec_of(a=disk_part(device=2), **a_backend(file_part())), display_socket="/d")
 
 
 def test_a_virtio_socket_where_the_host_has_them() -> None:
@@ -345,6 +349,6 @@ def test_hyper_v_is_refused_under_emulation_and_realised_under_kvm() -> None:
 
 
 def test_two_devices_in_one_place_are_refused() -> None:
-    spec = spec_of(a=disk_part(), b=disk_part(), **{"a-backend": file_part()})
+    spec = spec_of(a=disk_part(), b=disk_part(), **a_backend(file_part()))
     with pytest.raises(InvalidSpec, match=r"components 'a' and 'b' are both at PCI path 0\.4\.0"):
         words(spec)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -50,9 +51,9 @@ async def rig(tmp_path: Path) -> AsyncIterator[MigrationRig]:
         yield rig
 
 
-def disk(**backends: Component) -> dict[str, Component]:
+def disk(**backends: Component) -> dict[str, Any]:
     """A disk for each backend."""
-    found: dict[str, Component] = {}
+    found: dict[str, Any] = {}
     for slot, (key, backend) in enumerate(backends.items(), start=4):
         device = VirtioDisk(backend_id=key, pci_path=PciPath(bus=0, device=slot, function=0))
         found |= {f"{key}-disk": VirtioDiskComponent(device), key: backend}
@@ -96,7 +97,7 @@ async def failed(source: Node, target: Node) -> str:
 
 async def disk_path(node: Node, key: str = "data") -> Path:
     spec = (await node.client.instance_spec_get()).spec.value  # type: ignore[union-attr]
-    return Path(spec.components[key].component.path)
+    return Path(spec.components[key].component.path)  # type: ignore[union-attr]
 
 
 def ways(node: Node) -> dict[str, DiskTransfer]:

@@ -14,6 +14,7 @@ from engine_rig import BACKEND, DEADLINE_S, FAKE_QEMU, BlockingBackend, vcr_json
 from migration_rig import MigrationRig, Node, migrated, migration_rig, spec_of
 
 from pytest_propolis.engine.migration import source as migration_source
+from pytest_propolis.engine.migration.stream import connect_stream
 from pytest_propolis.engine.qemu.machine import Machine
 from pytest_propolis.engine.qemu.memory import GuestMemory
 from pytest_propolis.errors import ApiError
@@ -67,7 +68,7 @@ class Gate:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
     gate = Gate()
-    connect = migration_source.connect_stream
+    connect = connect_stream
 
     async def connect_when_opened(path: Path) -> object:
         gate.reached.set()
@@ -295,7 +296,7 @@ async def blocked_source(rig: MigrationRig) -> tuple[Node, Node]:
     backends = {CrucibleStorageBackend: BlockingBackend}
     source, target = [await rig.node(name, backends=backends) for name in ("source", "target")]
     await source.create(
-        spec_of(**{"disk": VirtioDiskComponent(disk), BACKEND: CrucibleStorageBackendComponent(backend)})
+        spec_of(disk=VirtioDiskComponent(disk), **{BACKEND: CrucibleStorageBackendComponent(backend)})  # type: ignore[arg-type]
     )
     await source.client.instance_state_put(RUN)
     await source.wait_for(InstanceState.STARTING)

@@ -18,6 +18,7 @@ from pytest_propolis.agent_api.boot_source import BootSource, DirectKernel, Firm
 from pytest_propolis.agent_api.transfers import MemoryTransfer
 from pytest_propolis.engine.migration import source as migration_source
 from pytest_propolis.engine.migration.memory_transfer import LIVE_UNDER_TCG
+from pytest_propolis.engine.migration.stream import connect_stream
 from pytest_propolis.engine.qemu.binary import find_qemu
 from pytest_propolis.engine.qemu.memory import GuestMemory
 from pytest_propolis.engine.server import vm_maker
@@ -234,7 +235,7 @@ async def test_a_target_that_hangs_does_not_hang_the_source(
 
 def _on_push(monkeypatch: pytest.MonkeyPatch, target: Node, number: signal.Signals) -> None:
     """Send the target's QEMU a signal when the source is about to send it its state."""
-    connect = migration_source.connect_stream
+    connect = connect_stream
 
     async def connect_and_signal(path: Path) -> object:
         stream = await connect(path)

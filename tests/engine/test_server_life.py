@@ -71,7 +71,7 @@ async def test_a_caller_who_leaves_does_not_undo_what_was_asked_for(
         ensuring = asyncio.create_task(rig.ensure())
         await until_qemu_runs(rig)
         ensuring.cancel()
-        assert (await asyncio.gather(ensuring, return_exceptions=True)) != [None]
+        assert list(await asyncio.gather(ensuring, return_exceptions=True)) != [None]
         assert (await rig.ensure()).status_code == 409
         # It is being made, so that nothing can be asked of it yet.
         assert (await rig.put("Run")).status_code == 424

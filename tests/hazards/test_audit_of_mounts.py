@@ -43,7 +43,7 @@ def test_a_mount_is_found(tmp_path: Path, mount: tuple[str, ...]) -> None:
     point = tmp_path / f"{word}-forgotten"
     point.mkdir()
     script = 'mount "$1" "$2" "$3" "$4" && shift 4 && exec "$@"'
-    arguments = [*mount, point, sys.executable, "-c", AUDIT, tmp_path / "base", word]
+    arguments: list[str | Path] = [*mount, point, sys.executable, "-c", AUDIT, tmp_path / "base", word]
     done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *arguments], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == (f"mount {point}\n", "")
     assert audit(tmp_path / "base", word) == [], "it was in the other namespace"
@@ -55,7 +55,7 @@ def test_a_mount_whose_path_has_a_space_is_named_as_it_is(tmp_path: Path) -> Non
     point = tmp_path / "a place" / word
     point.mkdir(parents=True)
     script = 'mount -t tmpfs none "$1" && shift && exec "$@"'
-    arguments = [point, sys.executable, "-c", AUDIT, tmp_path / "base", word]
+    arguments: list[str | Path] = [point, sys.executable, "-c", AUDIT, tmp_path / "base", word]
     done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *arguments], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == (f"mount {point}\n", "")
 
@@ -69,7 +69,7 @@ def test_a_mount_that_another_user_can_have_made_is_no_leak(tmp_path: Path, owne
     point.parent.chmod(mode)
     os.chown(point.parent, owner, owner)
     script = 'mount -t tmpfs "$1" "$2" && shift 2 && exec "$@"'
-    arguments = [word, point, sys.executable, "-c", AUDIT, tmp_path / "base", word]
+    arguments: list[str | Path] = [word, point, sys.executable, "-c", AUDIT, tmp_path / "base", word]
     done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *arguments], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("", "")
 

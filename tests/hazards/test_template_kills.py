@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import live_run as hazards
@@ -68,7 +67,7 @@ def telling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def artifact_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def artifact_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store that has the images, but no templates yet."""
     directory = tmp_path / "artifacts"
     directory.mkdir()

@@ -83,7 +83,12 @@ async def test_a_process_that_dies_breaks_its_lifeline_though_a_forked_child_liv
 async def test_a_forked_child_does_not_end_its_parents_lifeline(tmp_path: Path) -> None:
     async with listener(tmp_path / "s") as ended:
         lifeline = await Lifeline.open(tmp_path / "s", client="c")
-        with forked_child(does=lambda: (lifeline.close(), lifeline.drop())):
+
+        def close_and_drop() -> None:
+            lifeline.close()
+            lifeline.drop()
+
+        with forked_child(does=close_and_drop):
             lifeline._connection.sendall(b"still there")  # fails on a connection that was shut down
         assert not ended.is_set()
         assert lifeline in Lifeline.all_open()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -260,7 +261,7 @@ async def test_a_host_is_clean_after_the_only_client_is_killed(rig: SshRig, runt
 async def test_a_client_of_another_version_is_refused_with_both_versions(
     make_host: MakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours = link_client.version("pytest-propolis")
+    ours = version("pytest-propolis")
     await make_host(run_id="d" * 16).run("true")
     monkeypatch.setattr(link_client, "version", lambda name: "0.0.1")
     with pytest.raises(HostError, match=f"host h1: the agent .* pytest-propolis {ours}, and this process of 0.0.1"):

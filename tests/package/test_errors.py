@@ -11,7 +11,7 @@ from pytest_propolis import errors
 from pytest_propolis.agent_api.messages import Fault
 from pytest_propolis.errors import ApiError, CommandFailed, ConsoleTimeout, PropolisError, VmError
 
-CLASSES = [PropolisError, *PropolisError.kinds.values()]
+CLASSES: list[type[PropolisError]] = [PropolisError, *PropolisError.kinds.values()]
 
 
 def error_of(kind: type[PropolisError]) -> PropolisError:

@@ -31,7 +31,9 @@ from pytest_propolis.vm.disks.kinds import Disk, DiskSource
 A_CPUID = Cpuid(entries=(), vendor=CpuidVendor.INTEL)
 BAD_LEAF = CpuidEntry(leaf=1.5, eax=0, ebx=0, ecx=0, edx=0)  # type: ignore[arg-type]
 NAN, INFINITY = float("nan"), float("inf")
-RECIPE = dict.fromkeys(("name", "kernel", "initrd", "disk", "command_line", "prompt", "script", "done"), "x")
+RECIPE: dict[str, Any] = dict.fromkeys(
+    ("name", "kernel", "initrd", "disk", "command_line", "prompt", "script", "done"), "x"
+)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ RECIPE = dict.fromkeys(("name", "kernel", "initrd", "disk", "command_line", "pro
         ("fail_migration_imports", 1.0, "a whole number"),
     ],
 )
-def test_a_field_of_a_vm_is_refused_by_name_and_with_what_fits(field: str, value: object, hint: str) -> None:
+def test_a_field_of_a_vm_is_refused_by_name_and_with_what_fits(field: str, value: Any, hint: str) -> None:
     with pytest.raises(ConfigError, match=rf"^VM .*: {field} is ") as caught:
         VmConfig(**{field: value})
     assert caught.value.hint
@@ -92,7 +94,7 @@ def test_a_field_of_a_vm_is_refused_by_name_and_with_what_fits(field: str, value
         ("pci_slot", 32),
     ],
 )
-def test_a_field_of_a_disk_is_refused_by_name(field: str, value: object) -> None:
+def test_a_field_of_a_disk_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"{field} is "):
         DataDisk(**{"name": "a", "size_mib": 1, field: value})
 
@@ -100,16 +102,16 @@ def test_a_field_of_a_disk_is_refused_by_name(field: str, value: object) -> None
 @pytest.mark.parametrize(
     ("make", "error", "complaint"),
     [
-        (lambda: Nic(link=3), ConfigError, "network card 'nic': link is 3"),
-        (lambda: Nic(pci_slot="4"), ConfigError, "network card 'nic': pci_slot is '4'"),
-        (lambda: Migrate(timeout_s="9"), ConfigError, "Migrate: timeout_s is '9'"),
-        (lambda: Migrate(copy_disks=1), ConfigError, "Migrate: copy_disks is 1"),
-        (lambda: GuestImage(kernel=Path("/k")), ConfigError, "GuestImage: kernel is "),
-        (lambda: ImageRecipe(**RECIPE, revision="2"), ConfigError, "recipe 'x': revision is '2'"),
-        (lambda: Settings(memory_mib=1.5), SettingsError, "settings: memory_mib is 1.5"),
-        (lambda: Settings(standby="aut"), SettingsError, "settings: standby is 'aut'"),
-        (lambda: Artifact("a", "a", None, Path("/a")), ArtifactError, "artifact a: source is "),
-        (lambda: Artifact("a", 1, None, LocalFile("/a")), ArtifactError, "artifact a: filename is 1"),
+        (lambda: Nic(link=3), ConfigError, "network card 'nic': link is 3"),  # type: ignore[arg-type]
+        (lambda: Nic(pci_slot="4"), ConfigError, "network card 'nic': pci_slot is '4'"),  # type: ignore[arg-type]
+        (lambda: Migrate(timeout_s="9"), ConfigError, "Migrate: timeout_s is '9'"),  # type: ignore[arg-type]
+        (lambda: Migrate(copy_disks=1), ConfigError, "Migrate: copy_disks is 1"),  # type: ignore[arg-type]
+        (lambda: GuestImage(kernel=Path("/k")), ConfigError, "GuestImage: kernel is "),  # type: ignore[arg-type]
+        (lambda: ImageRecipe(**RECIPE, revision="2"), ConfigError, "recipe 'x': revision is '2'"),  # type: ignore[arg-type]
+        (lambda: Settings(memory_mib=1.5), SettingsError, "settings: memory_mib is 1.5"),  # type: ignore[arg-type]
+        (lambda: Settings(standby="aut"), SettingsError, "settings: standby is 'aut'"),  # type: ignore[arg-type]
+        (lambda: Artifact("a", "a", None, Path("/a")), ArtifactError, "artifact a: source is "),  # type: ignore[arg-type]
+        (lambda: Artifact("a", 1, None, LocalFile("/a")), ArtifactError, "artifact a: filename is 1"),  # type: ignore[arg-type]
     ],
 )
 def test_other_public_classes_check_their_fields_too(make: Any, error: type[Exception], complaint: str) -> None:

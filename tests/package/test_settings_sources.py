@@ -149,7 +149,7 @@ def test_a_bad_value_is_refused_with_its_place_and_what_is_allowed(name: str, te
     }
     for place, given_there in places.items():
         with pytest.raises(SettingsError) as caught:
-            resolve(**given_there)  # type: ignore[arg-type]
+            resolve(**given_there)
         assert caught.value.message == f"{place}: {text!r} {complaint}"
 
 

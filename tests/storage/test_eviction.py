@@ -96,7 +96,20 @@ async def test_what_a_disk_is_an_overlay_on_stays(tmp_path: Path) -> None:
     used, unused = await derived(tmp_path, "used", age_s=3 * DAY_S), await derived(tmp_path, "unused", age_s=3 * DAY_S)
     disk = tmp_path / "disks" / "run-1" / "fork" / "disk-0.qcow2"
     disk.parent.mkdir(parents=True)
-    create = ["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b", used / "file", disk, "1M"]
+    create: list[str | Path] = [
+        "qemu-img",
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-u",
+        "-F",
+        "raw",
+        "-b",
+        used / "file",
+        disk,
+        "1M",
+    ]
     subprocess.run(create, check=True)
     evicted = evict(tmp_path, max_age_s=DAY_S, max_bytes=0, disks=tmp_path / "disks")
     assert [one.path for one in evicted] == [unused]

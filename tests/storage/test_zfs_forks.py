@@ -37,7 +37,8 @@ class Pool:
         if self.fails:
             return Finished(1, "", self.fails)
         words = [word for word in argv[2:] if not word.startswith("-")]
-        return getattr(self, f"_{argv[1]}")(list(argv[2:]), words)
+        answer: Finished = getattr(self, f"_{argv[1]}")(list(argv[2:]), words)
+        return answer
 
     async def describe(self, path: Path) -> str | None:
         return self.state if path == IMAGE else None

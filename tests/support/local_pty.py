@@ -73,7 +73,7 @@ async def served(host_end: int, socket: Path) -> AsyncIterator[None]:
         showing = asyncio.create_task(show(client))
         with contextlib.suppress(ConnectionClosed):
             async for message in client:
-                outgoing.write(message)
+                outgoing.write(message.encode() if isinstance(message, str) else message)
         showing.cancel()
 
     async with unix_serve(serve, str(socket), compression=None):

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pytest_propolis.propolis_api import DownstairsActive, UpstairsInfo
 from pytest_propolis.vm.disks.crucible_disk import CrucibleDisk
@@ -26,7 +27,7 @@ __all__ = [
     "writes_more",
 ]
 
-MICRO = {"guest": "micro", "cpus": 1, "memory_mib": 128}
+MICRO: dict[str, Any] = {"guest": "micro", "cpus": 1, "memory_mib": 128}
 ACTIVE = DownstairsActive()
 LIMIT_S = 60.0
 SLOTS = 512

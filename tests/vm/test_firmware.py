@@ -34,6 +34,8 @@ async def test_the_boot_order_is_kept_in_both_directions(
         await vm.launch()
         return (await vm.wait_for_serial_output(re.compile("<booted from (.)>"))).groups[0]
 
-    assert await asyncio.gather(
-        first("forth", ("disk-a", "disk-b")), first("back", ("disk-b", "disk-a")), first("one", ("disk-b",))
+    assert list(
+        await asyncio.gather(
+            first("forth", ("disk-a", "disk-b")), first("back", ("disk-b", "disk-a")), first("one", ("disk-b",))
+        )
     ) == ["A", "B", "B"]

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,10 +20,10 @@ from pytest_propolis.vm.config import DataDisk
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.vm import TestVm
 
-MICRO = {"guest": "micro", "cpus": 1, "memory_mib": 256}
+MICRO: dict[str, Any] = {"guest": "micro", "cpus": 1, "memory_mib": 256}
 
 
-async def fork(vm_factory: VmFactory, name: str, **changes: object) -> TestVm:
+async def fork(vm_factory: VmFactory, name: str, **changes: Any) -> TestVm:
     vm = await vm_factory.start(name, **{**MICRO, **changes})
     assert vm.boot_kind == "warm"
     return vm
@@ -191,12 +192,12 @@ async def test_a_fork_that_never_ran_leaves_nothing(vm_factory: VmFactory) -> No
     assert processes_of(vm)
     await vm_factory.aclose()
     assert not processes_of(vm)
-    assert not Path(vm.spec.components["data-backend"].component.path).exists()
+    assert not Path(vm.spec.components["data-backend"].component.path).exists()  # type: ignore[union-attr]
     assert await vm_factory.agent.list_vms() == []
 
 
 @pytest.mark.parametrize("changes", [{"boot": "cold"}, {"display": True}], ids=["asked for", "display"])
-async def test_what_cannot_be_forked_boots(vm_factory: VmFactory, changes: dict[str, object]) -> None:
+async def test_what_cannot_be_forked_boots(vm_factory: VmFactory, changes: dict[str, Any]) -> None:
     vm = await vm_factory.start("vm", **MICRO, **changes)
     assert vm.boot_kind == "cold"
 

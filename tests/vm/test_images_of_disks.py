@@ -10,6 +10,7 @@ import pytest
 from mounts import as_root
 
 from pytest_propolis import ArtifactError, DataDisk, Nic, PropolisError
+from pytest_propolis.settings import BootKind
 from pytest_propolis.vm.factory import VmFactory
 
 FINDS_DISKS = "modprobe virtio_blk; until [ -b /dev/vda ]; do sleep 0.1; done"
@@ -32,7 +33,7 @@ def loop_device(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("boot", ["warm", "cold"])
 async def test_the_end_of_an_image_is_on_a_disk_of_large_blocks(
-    vm_factory: VmFactory, tmp_path: Path, boot: str
+    vm_factory: VmFactory, tmp_path: Path, boot: BootKind
 ) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(b"A" * 4096 + b"B" * 512)
@@ -88,6 +89,8 @@ async def test_what_is_no_disk_is_said_to_be_what_it_is(vm_factory: VmFactory, p
 
 
 @pytest.mark.parametrize("boot", ["warm", "cold"])
-async def test_a_card_whose_switch_is_not_there_is_refused(vm_factory: VmFactory, tmp_path: Path, boot: str) -> None:
+async def test_a_card_whose_switch_is_not_there_is_refused(
+    vm_factory: VmFactory, tmp_path: Path, boot: BootKind
+) -> None:
     with pytest.raises(PropolisError, match=f"no switch listens at {tmp_path}/switch"):
         await vm_factory.start(guest="micro", boot=boot, nics=(Nic(link=f"unix:{tmp_path}/switch"),))

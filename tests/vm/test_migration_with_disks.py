@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -48,7 +49,7 @@ async def factory(propolis: Run) -> AsyncIterator[VmFactory]:
         yield factory
 
 
-async def started(factory: VmFactory, *disks: DataDisk, **options: object) -> TestVm:
+async def started(factory: VmFactory, *disks: DataDisk, **options: Any) -> TestVm:
     vm = await factory.start("vm", guest="micro", cpus=1, memory_mib=128, disks=disks, **options)
     await vm.run(MODULES)
     return vm
@@ -118,6 +119,8 @@ async def test_a_target_that_fails_after_the_copying_leaves_a_guest_that_writes_
 async def test_file_systems_that_are_mounted_and_busy_arrive_whole(factory: VmFactory, tmp_path: Path) -> None:
     """The root is an overlay on the guest's image, of which only what was written is copied; the other disk is raw."""
     image = tmp_path / "ext4.raw"
+    assert MKE2FS
+    assert E2FSCK
     subprocess.run([MKE2FS, "-q", "-t", "ext4", image, "32M"], check=True)
     disk = DataDisk(name="data", image=image)
     vm = await factory.start("alpine", guest="alpine", memory_mib=256, disks=(disk,))
@@ -133,7 +136,7 @@ async def test_file_systems_that_are_mounted_and_busy_arrive_whole(factory: VmFa
     for place in ("/root/busy", "/mnt/busy"):
         assert await vm.run(f"cd {place} && md5sum -c -s sums && wc -l < sums", timeout_s=120) != "0"
     await vm.run("cd /; umount /mnt; sync")
-    path = vm.spec.components["data-backend"].component.path
+    path = vm.spec.components["data-backend"].component.path  # type: ignore[union-attr]
     vm = await lifecycle(factory, vm, [StopAndStart()], check)
     assert await vm.run("cd /root/busy && md5sum -c -s sums && echo whole") == "whole"
     await vm.stop()

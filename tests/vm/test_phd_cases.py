@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pytest_propolis.errors import ApiError
-from pytest_propolis.propolis_api import InstanceState, InstanceStateRequested
+from pytest_propolis.propolis_api import InstanceState, InstanceStateRequested, PresentSpec
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.vm import TestVm
 
-SMALL = {"guest": "micro", "cpus": 1, "memory_mib": 256}
+SMALL: dict[str, Any] = {"guest": "micro", "cpus": 1, "memory_mib": 256}
 RUN, STOP, REBOOT = InstanceStateRequested.RUN, InstanceStateRequested.STOP, InstanceStateRequested.REBOOT
 
 
@@ -44,6 +46,7 @@ async def test_the_spec_tells_processors_and_memory(vm_factory: VmFactory) -> No
     vm = await vm_factory.create(guest="micro", cpus=4, memory_mib=3072)
     await vm.launch()
     answer = await vm.client.instance_spec_get()
+    assert isinstance(answer.spec, PresentSpec)
     assert answer.spec.value.board.cpus == 4
     assert answer.spec.value.board.memory_mb == 3072
     assert answer.spec.value == vm.spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -27,8 +28,8 @@ from pytest_propolis.vm.lifecycle import Migrate, Reset, StopAndStart
 from pytest_propolis.vm.vm import TestVm
 
 MIB = 1 << 20
-ALPINE = {"guest": "alpine", "cpus": 2, "memory_mib": 512}
-MICRO = {"guest": "micro", "cpus": 1, "memory_mib": 256}
+ALPINE: dict[str, Any] = {"guest": "alpine", "cpus": 2, "memory_mib": 512}
+MICRO: dict[str, Any] = {"guest": "micro", "cpus": 1, "memory_mib": 256}
 NAMES = "cd /sys/block && for disk in vd* nvme*; do [ -e $disk ] && echo $disk $(head -c 6 /dev/$disk); done; cd"
 
 
@@ -44,7 +45,7 @@ def with_partition(path: Path) -> Path:
     return path
 
 
-async def fork(vm_factory: VmFactory, name: str, *disks: DataDisk, **changes: object) -> TestVm:
+async def fork(vm_factory: VmFactory, name: str, *disks: DataDisk, **changes: Any) -> TestVm:
     vm = await vm_factory.start(name, disks=disks, **{**ALPINE, **changes})
     assert vm.boot_kind == "warm"
     return vm

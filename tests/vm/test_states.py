@@ -384,7 +384,7 @@ async def test_a_name_that_is_no_state_is_refused_at_once(vm: TestVm) -> None:
 
 async def test_a_field_that_does_not_exist_is_refused_with_the_closest_one(vm_factory: VmFactory) -> None:
     with pytest.raises(ConfigError, match="there is no field 'memory_mb'") as caught:
-        await vm_factory.start(memory_mb=512)
+        await vm_factory.start(memory_mb=512)  # type: ignore[call-arg]
     assert caught.value.hint == "did you mean 'memory_mib'?"
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from mounts import as_root, mounted, tmpfs
@@ -30,7 +30,7 @@ from pytest_propolis.storage.store import default_artifact_dir
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.instance_spec.builder import instance_properties
 
-MICRO = {"guest": "micro", "cpus": 1, "memory_mib": 128}
+MICRO: dict[str, Any] = {"guest": "micro", "cpus": 1, "memory_mib": 128}
 
 
 class NotQuiet(Micro):
@@ -121,7 +121,7 @@ async def test_a_template_is_made_once_for_runs_at_the_same_time(factories: Fact
             await vm.run("true")
             return vm.boot_kind
 
-    assert await asyncio.gather(one("left"), one("right")) == ["warm", "warm"], lines
+    assert list(await asyncio.gather(one("left"), one("right"))) == ["warm", "warm"], lines
     assert sum(line.startswith("making a template") for line in lines) == 1
     assert any("another process is making a template of micro" in line for line in lines)
 
@@ -337,7 +337,7 @@ async def test_no_fork_stands_by_where_none_is_wanted(factories: Factories) -> N
 async def test_a_vm_that_finds_no_memory_waits_for_another_to_end(factories: Factories, lines: list[str]) -> None:
     half = total_mib() // 2 - total_mib() // 20
     async with factories("run") as factory:
-        big = {"guest": "micro", "boot": "cold", "memory_mib": half}
+        big: dict[str, Any] = {"guest": "micro", "boot": "cold", "memory_mib": half}
         first, _ = await factory.create("first", **big), await factory.create("second", **big)
         third = asyncio.create_task(factory.create("third", **big))
         async with asyncio.timeout(30):

@@ -38,8 +38,11 @@ async def first(vm_factory: VmFactory, disks: tuple[DataDisk, ...], name: str, o
 
 
 async def test_the_boot_order_is_kept_in_both_directions(vm_factory: VmFactory, disks: tuple[DataDisk, ...]) -> None:
-    assert await asyncio.gather(
-        first(vm_factory, disks, "forth", ("disk-a", "disk-b")), first(vm_factory, disks, "back", ("disk-b", "disk-a"))
+    assert list(
+        await asyncio.gather(
+            first(vm_factory, disks, "forth", ("disk-a", "disk-b")),
+            first(vm_factory, disks, "back", ("disk-b", "disk-a")),
+        )
     ) == ["A", "B"]
 
 

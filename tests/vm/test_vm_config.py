@@ -97,7 +97,8 @@ def test_every_key_that_a_spec_has_beside_a_test_s_devices_is_reserved() -> None
 def test_nvme_disks_whose_names_begin_alike_have_different_serial_numbers() -> None:
     names = ("tenant-database-volume-1", "tenant-database-volume-2", "tenant-database-volu")
     disks = [AttachedDisk(name=name, contents=b"", interface="nvme", pci_slot=4) for name in names]
-    serials = [disk_components(disk)[disk.name].component.serial_number for disk in disks]
+    devices: list[Any] = [disk_components(disk)[disk.name].component for disk in disks]
+    serials = [device.serial_number for device in devices]
     assert len(set(serials)) == 3
     assert bytes(serials[2]) == names[2].encode()
 

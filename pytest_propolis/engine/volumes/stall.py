@@ -34,6 +34,8 @@ class StallWatch:
         self._failed = asyncio.Event()
         self._hopeless: str | None = None
         self._conflict = ""
+        self._conflict_is_certain = False
+        self._has_retried = False
 
     def note(self, event: Mapping[str, Any]) -> None:
         """QEMU has stopped the guest, for a request of one of its disks has failed."""
@@ -47,8 +49,10 @@ class StallWatch:
         return not event.get("nospace") and (name == self._set.quorum.name or name.startswith("#block"))
 
     def note_conflict(self, sector: int) -> None:
-        """QEMU has found no two replicas that agree about a sector."""
+        """QEMU has found no two replicas that agree about a sector, or that do not fail."""
         if len(self._set.active) >= NEEDED:
+            self._conflict_is_certain = bool(self._conflict) and self._has_retried
+            self._has_retried = False
             self._conflict = f"; {_addresses(self._set.active)} differ at sector {sector}, and no third one can tell"
 
     def give_up_at_next(self, reason: str) -> None:
@@ -69,6 +73,9 @@ class StallWatch:
             self._failed.clear()
             if loop.time() - retried_s > SAME_STALL_S:
                 began_s = loop.time()
+            if len(self._set.active) < NEEDED and not self._conflict_is_certain:
+                # The replica that is lost had failed the request; QEMU says so before the loss is known.
+                self._conflict = ""
             try:
                 async with asyncio.timeout_at(began_s + self.timeout_s):
                     await self._set.wait_until(lambda: self._hopeless or len(self._set.active) >= NEEDED)
@@ -80,6 +87,7 @@ class StallWatch:
                 machine.give_up(self._hopeless)
                 return
             retried_s = loop.time()
+            self._has_retried = True
             await machine.retry_io()
 
     def _describe(self) -> str:

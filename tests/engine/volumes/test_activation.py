@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -11,7 +12,7 @@ from volume_checks import ACTIVE, MICRO, WRITE, all_active, replicas, wait_for_s
 from pytest_propolis import ApiError, CrucibleDisk, CrucibleDiskFactory, InstanceState, TestVm, VmFactory
 from pytest_propolis.propolis_api import InstanceStateRequested, ReplaceResult
 
-CREATED = {**MICRO, "boot": "cold"}
+CREATED: dict[str, Any] = {**MICRO, "boot": "cold"}
 
 
 @pytest_asyncio.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,10 @@ from pytest_propolis.propolis_api import DownstairsLiveRepair, ReplaceResult, Up
 
 MIB = 1 << 20
 SLOW_MS = 20.0
+
+
+def is_not_active(index: int, status: UpstairsInfo) -> bool:
+    return status.targets[index].state != ACTIVE
 
 
 @pytest_asyncio.fixture
@@ -186,7 +191,7 @@ async def test_a_volume_over_an_image_starts_with_its_contents_and_leaves_it_alo
     await wait_for_status(disk, all_active)
     for index in (1, 2):
         await disk.kill(index)
-        await wait_for_status(disk, lambda status, index=index: status.targets[index].state != ACTIVE)
+        await wait_for_status(disk, partial(is_not_active, index))
         await disk.replace_downstairs(index, offline=True)
         await wait_for_status(disk, all_active)
     await vm.run("echo 3 >/proc/sys/vm/drop_caches")

@@ -7,11 +7,12 @@ from volume_checks import ACTIVE, MICRO, WRITE, replicas
 
 from pytest_propolis import CrucibleDiskFactory, VmFactory
 from pytest_propolis.propolis_api import UpstairsInfoStatus
+from pytest_propolis.settings import BootKind
 
 
 @pytest.mark.parametrize("boot", ["warm", "cold"])
 async def test_what_the_guest_writes_is_in_all_three_replicas(
-    crucible_disk_factory: CrucibleDiskFactory, vm_factory: VmFactory, boot: str
+    crucible_disk_factory: CrucibleDiskFactory, vm_factory: VmFactory, boot: BootKind
 ) -> None:
     disk = await crucible_disk_factory(size_mib=64)
     vm = await vm_factory.start("vm", boot=boot, disks=(disk,), **MICRO)

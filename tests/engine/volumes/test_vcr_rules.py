@@ -53,6 +53,14 @@ def changed(document: dict[str, Any], change: Callable[[dict[str, Any]], object]
     return new
 
 
+def in_turn(*changes: Callable[[dict[str, Any]], object]) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        for one in changes:
+            one(document)
+
+    return change
+
+
 def first(document: dict[str, Any]) -> dict[str, Any]:
     part = document["sub_volumes"][0]
     assert isinstance(part, dict)
@@ -86,9 +94,9 @@ def test_a_read_only_parent_can_be_dropped() -> None:
     ("change", "reason"),
     [
         (lambda new: None, "identical"),
-        (lambda new: (retarget(new), retarget(new, 1, address="127.0.0.1:8")), "2 targets differ"),
+        (in_turn(retarget, lambda new: retarget(new, 1, address="127.0.0.1:8")), "2 targets differ"),
         (lambda new: first(new).update(generation=2), "generation 2 is lower than 3"),
-        (lambda new: (retarget(new), first(new).update(generation=2)), "generation 2 is lower than 3"),
+        (in_turn(retarget, lambda new: first(new).update(generation=2)), "generation 2 is lower than 3"),
         (lambda new: new.update(id=OTHER_ID), "id differs"),
         (lambda new: new.update(block_size=512), "block_size differs"),
         (lambda new: new["sub_volumes"].append(region()), "sub_volumes: 1 cannot become 2"),
@@ -105,7 +113,7 @@ def test_a_read_only_parent_can_be_dropped() -> None:
         (lambda new: first(new)["opts"].update(control="127.0.0.1:7"), "control differs"),
         (lambda new: first(new)["opts"].update(read_only=True), "read_only differs"),
         (lambda new: first(new)["opts"]["target"].pop(), "targets: 3 cannot become 2"),
-        (lambda new: (retarget(new), new.update(read_only_parent=file())), "cannot be added"),
+        (in_turn(retarget, lambda new: new.update(read_only_parent=file())), "cannot be added"),
         (lambda new: new.update(sub_volumes=[file()]), "only regions"),
     ],
 )
@@ -116,7 +124,7 @@ def test_what_upstream_rejects(change: Callable[[dict[str, Any]], object], reaso
 
 def test_targets_of_two_regions_cannot_be_replaced_at_once() -> None:
     two = volume(region(), region())
-    new = changed(two, lambda new: (retarget(new), retarget(new, part=1)))
+    new = changed(two, in_turn(retarget, lambda new: retarget(new, part=1)))
     with pytest.raises(ReplacementRefused, match="2 targets differ"):
         find_change(vcr(two), vcr(new))
 
