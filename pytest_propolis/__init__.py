@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         CoordinationError,
         CoordinationLost,
         CoordinationTimeout,
+        FileTransferError,
         GuestPanicked,
         HostBusy,
         HostError,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from .vm.disks.crucible_disk_factory import CrucibleDiskFactory
     from .vm.disks.file_system_disks import CloudInitDisk, FatDisk
     from .vm.factory import VmFactory
+    from .vm.files.progress import Progress
     from .vm.lifecycle import Migrate, Reset, StopAndStart, lifecycle
     from .vm.networks.network import Network
     from .vm.vm import TestVm
@@ -90,6 +92,7 @@ __all__ = [
     "CrucibleDiskFactory",
     "DataDisk",
     "FatDisk",
+    "FileTransferError",
     "GuestAdapter",
     "GuestImage",
     "GuestPanicked",
@@ -109,6 +112,7 @@ __all__ = [
     "NodeGroup",
     "NotSameAs",
     "Poisoned",
+    "Progress",
     "PropolisError",
     "Reset",
     "ResourceExhausted",
@@ -152,6 +156,7 @@ _HOMES: Final = {
     "NotSameAs": "hosts.placement",
     "Host": "hosts.host",
     "ImageRecipe": "agent_api.image_recipe",
+    "Progress": "vm.files.progress",
     "Reset": "vm.lifecycle",
     "Settings": "settings",
     "StopAndStart": "vm.lifecycle",

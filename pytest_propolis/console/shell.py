@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from ..errors import CommandFailed, CommandTimeout, ConsoleClosed, ShellError, ShellLost, abbreviated
@@ -29,6 +30,8 @@ from .shell_protocol import (
 )
 
 __all__ = ["CommandResult", "Shell"]
+
+Sink = Callable[[bytes], None]
 
 COMMAND_CHARACTERS: Final = 400
 """How much of a command an error or the log shows."""
@@ -69,6 +72,32 @@ class _Pending:
     """The lines of the command that are still to come when the guest has read what was sent last."""
     began: asyncio.Event = field(default_factory=asyncio.Event)
     output: bytearray = field(default_factory=bytearray)
+    sink: Sink | None = None
+    """Takes the output in place of `output`, as it comes."""
+
+    def take(self, data: bytes) -> None:
+        if self.sink is None:
+            self.output += data
+        elif self.began.is_set():
+            self.sink(data)
+
+
+@dataclass(slots=True, eq=False)
+class _Stall:
+    """A time-out that begins anew whenever something moves."""
+
+    limit: asyncio.Timeout
+    stall_s: float
+
+    def over(self) -> None:
+        self.limit.reschedule(asyncio.get_running_loop().time() + self.stall_s)
+
+    def watching(self, sink: Sink) -> Sink:
+        def take(data: bytes) -> None:
+            self.over()
+            sink(data)
+
+        return take
 
 
 class Shell:
@@ -114,6 +143,15 @@ class Shell:
         except TimeoutError:
             raise self._error(ShellLost, "the shell did not take the read-eval loop", waited_s=timeout_s) from None
         self._console.transcript.hide(typed_at)
+
+    @property
+    def log_path(self) -> Path:
+        """The console's log, to which `note` writes."""
+        return self._console.log_path
+
+    def note(self, text: str) -> None:
+        """Write a line of our own into the console's log, marked as such."""
+        self._console.note(text)
 
     @property
     def is_up(self) -> bool:
@@ -215,6 +253,49 @@ class Shell:
             await self._recover()
             self._console.note(f"run: {command}")
             await self._send(command, self._begin(new_nonce()))
+
+    async def stream(
+        self, command: str, nonce: str, *, typed: AsyncIterator[bytes] | None, sink: Sink, stall_s: float, note: str
+    ) -> int:
+        """Run a command that reads the terminal or writes much to it, and return its status.
+
+        :param nonce: the command's word, as of `new_nonce`.
+        :param typed: what to type at the command: after each piece, it writes an acknowledgement with its nonce.
+        :param sink: takes the output as it comes. Without `typed`, the transcript and the log have nothing of it.
+        :param stall_s: how long nothing may come from the guest.
+        :param note: what the log says of it.
+        :raises CommandTimeout: when nothing comes for so long; the command is interrupted, and the shell stays usable.
+        """
+        if self._interactive:
+            raise self._error(ShellError, "the console is in interactive use", hint="leave `interactive()` first")
+        async with self._turn:
+            await self._recover()
+            self._console.note(note)
+            pending = self._begin(nonce)
+            try:
+                async with asyncio.timeout(stall_s) as limit:
+                    with contextlib.nullcontext() if typed else self._console.unrecorded():
+                        return await self._streamed(command, pending, typed, _Stall(limit, stall_s), sink)
+            except TimeoutError:
+                await self._recover()
+                raise self._error(CommandTimeout, f"{note}: nothing moves any more", waited_s=stall_s) from None
+
+    async def _streamed(
+        self, command: str, pending: _Pending, typed: AsyncIterator[bytes] | None, stall: _Stall, sink: Sink
+    ) -> int:
+        pending.sink = stall.watching(sink)
+        await self._send(command, pending)
+        if typed is not None:
+            async for piece in typed:
+                pending.acknowledged.clear()
+                await self._console.send(piece)
+                await _either(pending.acknowledged, pending.ended)
+                if pending.ended.done():
+                    break
+                stall.over()
+        status = (await self._end_of(pending)).status
+        self._pending = None
+        return status
 
     @contextlib.asynccontextmanager
     async def interactive(self, *, timeout_s: float) -> AsyncIterator[Console]:
@@ -355,7 +436,7 @@ class Shell:
             case _ if pending is None:
                 pass
             case Output(data):
-                pending.output += data
+                pending.take(data)
             case Acknowledged(remaining):
                 if remaining == pending.remaining:
                     pending.acknowledged.set()

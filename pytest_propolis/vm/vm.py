@@ -18,6 +18,7 @@ from websockets.asyncio.client import ClientConnection
 from ..agent_api.boot_source import BootSource
 from ..agent_api.messages import ExtendedInfo
 from ..agent_api.template_layout import BOUNDARY
+from ..console.channels.over_console import ConsoleChannel
 from ..console.console import Console
 from ..console.shell import CommandResult, Shell
 from ..console.transcript import Found
@@ -57,6 +58,9 @@ from ..propolis_api.serial import SerialConsoleMoved
 from ..settings import BootKind
 from .config import Nic
 from .disks.crucible_disk import CrucibleDisk, VolumeDisk, with_volumes
+from .files.progress import OnProgress
+from .files.remote_path import GuestPath
+from .files.transfers import FileTransfers, LocalPath
 from .instance_spec.builder import disk_components, free_slot
 from .login import log_in
 from .migration import TERMINAL, Report, migration_limit_s, until_migrated
@@ -405,6 +409,44 @@ class TestVm:
         """As `run`, but with the exit status; that is not checked unless asked for."""
         with self.phases.during("first command"):
             return await self.shell.run(command, timeout_s=timeout_s, check=check)
+
+    # Files
+
+    async def put(
+        self,
+        content: LocalPath | bytes,
+        remote: GuestPath,
+        *,
+        mode: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """Copy a file, a directory or bytes into the guest, to a path there.
+
+        A file appears under its name, and replaces one that is there, when it is complete; a directory must not exist.
+        Modes and links are kept, owners are not.
+
+        :param content: the path of a file or directory on this machine; or bytes, which become a file.
+        :param remote: the file's or the directory's own path, not that of the directory in which to put it.
+        :param mode: permissions of the file; by default those of the file here, and 0o644 for bytes.
+        :param on_progress: called with a `Progress` now and then.
+        :raises FileTransferError: when it does not get there. Nothing is under its name then but what was before.
+        :raises CommandTimeout: when nothing moves for a minute.
+        """
+        await self._files().put(content, remote, mode=mode, on_progress=on_progress)
+
+    async def get(self, remote: GuestPath, local: LocalPath, *, on_progress: OnProgress | None = None) -> None:
+        """Copy a file or a directory out of the guest; what is said of `put` holds, the other way round."""
+        await self._files().get(remote, local, on_progress=on_progress)
+
+    async def get_bytes(self, remote: GuestPath) -> bytes:
+        """Return the content of a file of the guest; also of one without a size, as in ``/proc``.
+
+        :raises FileTransferError: when it cannot be read.
+        """
+        return await self._files().get_bytes(remote)
+
+    def _files(self) -> FileTransfers:
+        return FileTransfers(shell=self.shell, channel=ConsoleChannel(self.shell), vm=self.name)
 
     def debug(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         """Run a shell command from a debugger's prompt after a test has failed (``--pdb``), and return what it wrote.
