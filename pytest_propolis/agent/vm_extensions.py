@@ -14,7 +14,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ..agent_api.messages import ExtendedInfo
-from ..engine.server.app import encoded
+from ..agent_api.networks import ForwardPort, PortForwarded
+from ..engine.server.app import decoded, encoded
 from ..engine.server.dropshot_errors import ErrorResponse
 from ..engine.server.http_error import HttpError
 from ..engine.server.server import VmServer
@@ -40,6 +41,7 @@ class VmExtensions:
             Route("/vms/{id}/screenshot", self._screenshot, methods=["GET"]),
             Route("/vms/{id}/migrations", self._migrations, methods=["GET"]),
             Route("/vms/{id}/log", self._log, methods=["GET"]),
+            Route("/vms/{id}/forwards", self._forward, methods=["POST"]),
         ]
 
     async def _facts(self, request: Request) -> Response:
@@ -62,6 +64,10 @@ class VmExtensions:
         except FileNotFoundError:
             text = b""
         return Response(text, media_type="text/plain")
+
+    async def _forward(self, request: Request) -> Response:
+        wanted = await decoded(request, ForwardPort)
+        return encoded(PortForwarded(port=await self._server(request).forward(wanted.guest_port)), 201)
 
     def _server(self, request: Request) -> VmServer:
         server = self._find(request.path_params["id"])

@@ -166,6 +166,9 @@ class SshHost:
         socket = link.ready.agent_socket if on.name == self.name else await link.offer(endpoint.uds)
         return dataclasses.replace(endpoint, uds=Path(socket)).address
 
+    async def reach_port(self, port: int) -> int:
+        return await (await self._link()).reach_port(port)
+
     def close(self) -> None:
         """Let go of the agent, which then releases what this process still owns, and leaves if nothing else needs it.
 

@@ -59,6 +59,7 @@ from .disks.crucible_disk import CrucibleDisk, VolumeDisk, with_volumes
 from .instance_spec.builder import disk_components, free_slot
 from .login import log_in
 from .migration import TERMINAL, Report, migration_limit_s, until_migrated
+from .networks.forwarding import forward
 from .networks.network import Network
 from .replacements import replacements
 from .timings import Timings
@@ -223,6 +224,17 @@ class TestVm:
     def address(self, network: Network) -> str:
         """Return the VM's address in a network between VMs: `Network.address`."""
         return network.address(self)
+
+    async def forward(self, port: int) -> int:
+        """Have a port of this machine lead to a TCP port of the guest, which takes commands; return that port.
+
+        It listens on 127.0.0.1, for tests that want SSH or HTTP into a guest, until the VM ends or migrates. The VM
+        needs a card on the user-mode network (``Nic()``), which gets its address now if it has none.
+
+        :raises ConfigError: when it has no such card, or there is no such port.
+        :raises ApiError: when QEMU refuses.
+        """
+        return await forward(self, port)
 
     async def _set_up_networks(self) -> None:
         for nic in self.nics:
