@@ -16,6 +16,7 @@ from websockets.asyncio.client import ClientConnection
 
 from ..agent_api.boot_source import BootSource
 from ..agent_api.messages import ExtendedInfo
+from ..agent_api.migration_report import MigrationReport
 from ..agent_api.template_layout import BOUNDARY
 from ..console.console import Console
 from ..console.shell import CommandResult, Shell
@@ -24,6 +25,7 @@ from ..errors import (
     AgentError,
     ApiError,
     BootError,
+    CapabilityMissing,
     ConfigError,
     ConsoleClosed,
     ConsoleError,
@@ -139,6 +141,8 @@ class TestVm:
         self.boot_timeout_s = boot_timeout_s
         self._forked = forked
         self._heir: Endpoint | None = None
+        self.came_from: Host | None = None
+        """The host that its guest has migrated from last."""
         self._console: Console | None = None
         self._shell: Shell | None = None
         self._resources = contextlib.AsyncExitStack()
@@ -303,6 +307,7 @@ class TestVm:
             raise self._migration_error(source, "is not done", waited_s=limit_s) from None
         except ApiError as error:
             raise self._migration_error(source, f"failed: {error.message}") from error
+        self.came_from = source.host
         await self._take_console(source)
 
     async def aclose(self) -> None:
@@ -504,6 +509,17 @@ class TestVm:
     async def get_migration_state(self) -> InstanceMigrateStatusResponse:
         """How far the latest migrations into this VM's server and out of it are."""
         return await self._api().instance_migrate_status()
+
+    async def get_migration_report(self) -> MigrationReport:
+        """Return how the latest migrations into this VM's server and out of it went.
+
+        It has the ways that memory and disks took, the pause, the phases, and how much was carried between hosts.
+
+        :raises CapabilityMissing: when its server is not of this project.
+        """
+        if self._migrations is None:
+            raise CapabilityMissing("its server does not report on migrations", vm=self.name)
+        return await self._migrations()
 
     async def get_serial_console_history(
         self, from_start: int = 0, *, max_bytes: int | None = None

@@ -219,8 +219,8 @@ class VmServer:
         """Migration facts that the API lacks: how the memory was transferred, why a migration failed, the pause."""
         vm = self._require_vm()
         arrival = vm.arrival
-        came = arrival.report if arrival else None
         stopped_s, resumed_s = (vm.machine.stopped_s, vm.machine.resumed_s) if vm.machine else (0.0, 0.0)
+        came = arrival.report(resumed_s=resumed_s) if arrival else None
         return MigrationReport(migration_in=came, migration_out=vm.departure, stopped_s=stopped_s, resumed_s=resumed_s)
 
     def migrate_out(self, migration_id: UUID, connection: AcceptedConnection) -> None:
