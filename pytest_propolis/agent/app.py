@@ -44,6 +44,7 @@ from ..engine.server.server import VmServer
 from ..errors import PropolisError
 from ..ledger.ledger import Ledger
 from ..storage.store import template_directory
+from .coordination.service import CoordinationService
 from .disks.disk_images import allowed_image_directories
 from .disks.fork_routes import ForkRoutes
 from .disks.images import ImageMaker
@@ -79,6 +80,7 @@ class AgentApp:
         self._platforms = HypervisorFinder(config)
         self._images = ImageMaker(config, ledger, self._platforms)
         self._engine = engine_app()
+        self._coordination = CoordinationService()
         self.registry = ResourceRegistry(config, ledger, self._platforms)
         self._networks = Networks(Path(config.directory))
         self._templates = Templates(
@@ -109,6 +111,7 @@ class AgentApp:
                 *ForkRoutes(self.registry, _client).routes,
                 *VmExtensions(self._find_server).routes,
                 *VolumeRoutes(self.registry, _client).routes,
+                *self._coordination.routes,
                 *NetworkRoutes(self._networks, self._live_client).routes,
                 Mount("/vms/{id}", app=self._propolis_api),
             ],
@@ -128,6 +131,7 @@ class AgentApp:
 
     async def close(self) -> None:
         self._leaving = True
+        self._coordination.close()
         for expiry in self._expiries:
             expiry.cancel()
         for work in self._works:

@@ -9,15 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from ..agent_api.messages import ExtendedInfo
 from ..agent_api.networks import ForwardPort, PortForwarded
-from ..engine.server.app import decoded, encoded
+from ..engine.server.app import decoded, encoded, error_response
 from ..engine.server.dropshot_errors import ErrorResponse
 from ..engine.server.http_error import HttpError
+from ..engine.server.serial_websocket import serve_serial
 from ..engine.server.server import VmServer
 
 __all__ = ["VmExtensions"]
@@ -35,11 +37,12 @@ class VmExtensions:
         self._find = find
 
     @property
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[BaseRoute]:
         return [
             Route("/vms/{id}", self._facts, methods=["GET"]),
             Route("/vms/{id}/screenshot", self._screenshot, methods=["GET"]),
             Route("/vms/{id}/migrations", self._migrations, methods=["GET"]),
+            WebSocketRoute("/vms/{id}/com2", self._second_serial),
             Route("/vms/{id}/log", self._log, methods=["GET"]),
             Route("/vms/{id}/forwards", self._forward, methods=["POST"]),
         ]
@@ -57,6 +60,15 @@ class VmExtensions:
     async def _migrations(self, request: Request) -> Response:
         return encoded(self._server(request).migration_report())
 
+    async def _second_serial(self, websocket: WebSocket) -> None:
+        try:
+            port = self._server(websocket).second_serial()
+        except HttpError as refusal:
+            await websocket.send_denial_response(error_response(refusal.answer))
+            return
+        await websocket.accept()
+        await serve_serial(websocket, port, port.history.end)
+
     async def _log(self, request: Request) -> Response:
         """Return the end of what QEMU has printed."""
         try:
@@ -69,7 +81,7 @@ class VmExtensions:
         wanted = await decoded(request, ForwardPort)
         return encoded(PortForwarded(port=await self._server(request).forward(wanted.guest_port)), 201)
 
-    def _server(self, request: Request) -> VmServer:
+    def _server(self, request: HTTPConnection) -> VmServer:
         server = self._find(request.path_params["id"])
         if server is None:
             raise HttpError(ErrorResponse(status=404, message="no such VM"))

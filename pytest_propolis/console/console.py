@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -82,6 +82,7 @@ class Console:
         """Why the console did not go along with its guest."""
         self._parser = FrameParser()
         self._filter = TextFilter()
+        self._recorded = True
         self.log = ConsoleLog(log_path)
         self._loop = asyncio.get_running_loop()
         self._recent = b""
@@ -175,6 +176,15 @@ class Console:
         """Write a line of our own into the log file, marked as such."""
         self.log.write(f"[propolis] {text}\n")
 
+    @contextlib.contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Keep what comes meanwhile out of the transcript and the log: it is binary, and for `on_signal` alone."""
+        self._recorded = False
+        try:
+            yield
+        finally:
+            self._recorded = True
+
     async def aclose(self) -> None:
         """Stop following the console. Closing twice is fine."""
         await self._connection.close()
@@ -250,9 +260,10 @@ class Console:
     def _feed(self, data: bytes) -> None:
         for signal in self._parser.feed(data):
             if isinstance(signal, Output):
-                text = self._filter.feed(signal.data)
-                self.log.write(text)
-                self.transcript.append(text)
+                if self._recorded:
+                    text = self._filter.feed(signal.data)
+                    self.log.write(text)
+                    self.transcript.append(text)
                 self._look_for_panic(signal.data)
             if self.on_signal is not None:
                 self.on_signal(signal)

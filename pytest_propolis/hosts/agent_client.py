@@ -71,7 +71,7 @@ class AsyncAgentClient:
     """
 
     def __init__(self, socket: Path, *, client: str, loss: Loss | None = None) -> None:
-        self._socket = socket
+        self.socket = socket
         self._loss = loss
         self._answers = _Answers(socket)
         self._http = HttpClient(self.endpoint(""), headers={CLIENT_HEADER: client})
@@ -87,7 +87,7 @@ class AsyncAgentClient:
 
     def endpoint(self, path: str) -> Endpoint:
         """The Propolis API below a path of this agent."""
-        return Endpoint(base_url=BASE_URL + path, uds=self._socket, loss=self._loss)
+        return Endpoint(base_url=BASE_URL + path, uds=self.socket, loss=self._loss)
 
     async def info(self) -> AgentInfo:
         return await self._call("GET", "/agent", AgentInfo)

@@ -8,9 +8,10 @@ import dataclasses
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from websockets.asyncio.client import ClientConnection
 
@@ -18,6 +19,7 @@ from ..agent_api.boot_source import BootSource
 from ..agent_api.messages import ExtendedInfo
 from ..agent_api.migration_report import MigrationReport
 from ..agent_api.template_layout import BOUNDARY
+from ..console.channels.over_console import ConsoleChannel
 from ..console.console import Console
 from ..console.shell import CommandResult, Shell
 from ..console.transcript import Found
@@ -58,6 +60,9 @@ from ..propolis_api.serial import SerialConsoleMoved
 from ..settings import BootKind
 from .config import Nic
 from .disks.crucible_disk import CrucibleDisk, VolumeDisk, with_volumes
+from .files.progress import OnProgress
+from .files.remote_path import GuestPath
+from .files.transfers import FileTransfers, LocalPath
 from .instance_spec.builder import disk_components, free_slot
 from .login import log_in
 from .migration import TERMINAL, Report, migration_limit_s, until_migrated
@@ -67,6 +72,10 @@ from .replacements import replacements
 from .timings import Timings
 from .warm_start.fork_handle import ForkHandle
 from .warm_start.identity import assign_identity
+
+if TYPE_CHECKING:
+    from ..coordination.group import NodeGroup
+    from ..coordination.node import Node
 
 __all__ = ["TestVm"]
 
@@ -346,6 +355,26 @@ class TestVm:
         await self.run(self.guest.plugged_command([address]))
         return await self.run(DEVICE_PATH.format(address))
 
+    def as_node(
+        self,
+        group: NodeGroup,
+        name: str | None = None,
+        *,
+        address: str = "",
+        labels: Iterable[str] = (),
+        vital: bool = True,
+    ) -> AbstractAsyncContextManager[Node]:
+        """Make the guest a node of a group: inside the block its programs may run ``barrier ready 3`` and the like.
+
+        The guest needs no network: its commands come over its second serial port. When the VM ends, the node has
+        failed.
+
+        :param name: the node's; by default the VM's.
+        """
+        from .guest_nodes.guest_node import guest_node
+
+        return guest_node(self, group, name=name, address=address, labels=labels, vital=vital)
+
     async def is_active(self) -> bool:
         """Whether there is an instance that could be asked for something."""
         if self._final_state is not None:
@@ -397,6 +426,44 @@ class TestVm:
         """As `run`, but with the exit status; that is not checked unless asked for."""
         with self.phases.during("first command"):
             return await self.shell.run(command, timeout_s=timeout_s, check=check)
+
+    # Files
+
+    async def put(
+        self,
+        content: LocalPath | bytes,
+        remote: GuestPath,
+        *,
+        mode: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """Copy a file, a directory or bytes into the guest, to a path there.
+
+        A file appears under its name, and replaces one that is there, when it is complete; a directory must not exist.
+        Modes and links are kept, owners are not.
+
+        :param content: the path of a file or directory on this machine; or bytes, which become a file.
+        :param remote: the file's or the directory's own path, not that of the directory in which to put it.
+        :param mode: permissions of the file; by default those of the file here, and 0o644 for bytes.
+        :param on_progress: called with a `Progress` now and then.
+        :raises FileTransferError: when it does not get there. Nothing is under its name then but what was before.
+        :raises CommandTimeout: when nothing moves for a minute.
+        """
+        await self._files().put(content, remote, mode=mode, on_progress=on_progress)
+
+    async def get(self, remote: GuestPath, local: LocalPath, *, on_progress: OnProgress | None = None) -> None:
+        """Copy a file or a directory out of the guest; what is said of `put` holds, the other way round."""
+        await self._files().get(remote, local, on_progress=on_progress)
+
+    async def get_bytes(self, remote: GuestPath) -> bytes:
+        """Return the content of a file of the guest; also of one without a size, as in ``/proc``.
+
+        :raises FileTransferError: when it cannot be read.
+        """
+        return await self._files().get_bytes(remote)
+
+    def _files(self) -> FileTransfers:
+        return FileTransfers(shell=self.shell, channel=ConsoleChannel(self.shell), vm=self.name)
 
     def debug(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         """Run a shell command from a debugger's prompt after a test has failed (``--pdb``), and return what it wrote.

@@ -260,6 +260,12 @@ class VmServer:
         except ForwardRefused as refusal:
             raise HttpError(bad_request(str(refusal))) from None
 
+    def second_serial(self) -> SerialPort:
+        """COM2."""
+        machine = self._require_active().machine
+        assert machine is not None
+        return machine.second_serial
+
     async def nmi(self) -> None:
         machine = self._require_active().machine
         assert machine is not None
