@@ -90,7 +90,8 @@ class _Stall:
     stall_s: float
 
     def over(self) -> None:
-        self.limit.reschedule(asyncio.get_running_loop().time() + self.stall_s)
+        with contextlib.suppress(RuntimeError):  # it has expired already
+            self.limit.reschedule(asyncio.get_running_loop().time() + self.stall_s)
 
     def watching(self, sink: Sink) -> Sink:
         def take(data: bytes) -> None:
