@@ -15,7 +15,8 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from ..agent_api.messages import ExtendedInfo
-from ..engine.server.app import encoded, error_response
+from ..agent_api.networks import ForwardPort, PortForwarded
+from ..engine.server.app import decoded, encoded, error_response
 from ..engine.server.dropshot_errors import ErrorResponse
 from ..engine.server.http_error import HttpError
 from ..engine.server.serial_websocket import serve_serial
@@ -43,6 +44,7 @@ class VmExtensions:
             Route("/vms/{id}/migrations", self._migrations, methods=["GET"]),
             WebSocketRoute("/vms/{id}/com2", self._second_serial),
             Route("/vms/{id}/log", self._log, methods=["GET"]),
+            Route("/vms/{id}/forwards", self._forward, methods=["POST"]),
         ]
 
     async def _facts(self, request: Request) -> Response:
@@ -74,6 +76,10 @@ class VmExtensions:
         except FileNotFoundError:
             text = b""
         return Response(text, media_type="text/plain")
+
+    async def _forward(self, request: Request) -> Response:
+        wanted = await decoded(request, ForwardPort)
+        return encoded(PortForwarded(port=await self._server(request).forward(wanted.guest_port)), 201)
 
     def _server(self, request: HTTPConnection) -> VmServer:
         server = self._find(request.path_params["id"])

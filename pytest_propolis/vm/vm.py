@@ -17,6 +17,7 @@ from websockets.asyncio.client import ClientConnection
 
 from ..agent_api.boot_source import BootSource
 from ..agent_api.messages import ExtendedInfo
+from ..agent_api.migration_report import MigrationReport
 from ..agent_api.template_layout import BOUNDARY
 from ..console.channels.over_console import ConsoleChannel
 from ..console.console import Console
@@ -26,6 +27,7 @@ from ..errors import (
     AgentError,
     ApiError,
     BootError,
+    CapabilityMissing,
     ConfigError,
     ConsoleClosed,
     ConsoleError,
@@ -64,6 +66,7 @@ from .files.transfers import FileTransfers, LocalPath
 from .instance_spec.builder import disk_components, free_slot
 from .login import log_in
 from .migration import TERMINAL, Report, migration_limit_s, until_migrated
+from .networks.forwarding import forward
 from .networks.network import Network
 from .replacements import replacements
 from .timings import Timings
@@ -147,6 +150,8 @@ class TestVm:
         self.boot_timeout_s = boot_timeout_s
         self._forked = forked
         self._heir: Endpoint | None = None
+        self.came_from: Host | None = None
+        """The host that its guest has migrated from last."""
         self._console: Console | None = None
         self._shell: Shell | None = None
         self._resources = contextlib.AsyncExitStack()
@@ -233,6 +238,17 @@ class TestVm:
         """Return the VM's address in a network between VMs: `Network.address`."""
         return network.address(self)
 
+    async def forward(self, port: int) -> int:
+        """Have a port of this machine lead to a TCP port of the guest, which takes commands; return that port.
+
+        It listens on 127.0.0.1, for tests that want SSH or HTTP into a guest, until the VM ends or migrates. The VM
+        needs a card on the user-mode network (``Nic()``), which gets its address now if it has none.
+
+        :raises ConfigError: when it has no such card, or there is no such port.
+        :raises ApiError: when QEMU refuses.
+        """
+        return await forward(self, port)
+
     async def _set_up_networks(self) -> None:
         for nic in self.nics:
             assert nic.network is not None
@@ -300,6 +316,7 @@ class TestVm:
             raise self._migration_error(source, "is not done", waited_s=limit_s) from None
         except ApiError as error:
             raise self._migration_error(source, f"failed: {error.message}") from error
+        self.came_from = source.host
         await self._take_console(source)
 
     async def aclose(self) -> None:
@@ -559,6 +576,17 @@ class TestVm:
     async def get_migration_state(self) -> InstanceMigrateStatusResponse:
         """How far the latest migrations into this VM's server and out of it are."""
         return await self._api().instance_migrate_status()
+
+    async def get_migration_report(self) -> MigrationReport:
+        """Return how the latest migrations into this VM's server and out of it went.
+
+        It has the ways that memory and disks took, the pause, the phases, and how much was carried between hosts.
+
+        :raises CapabilityMissing: when its server is not of this project.
+        """
+        if self._migrations is None:
+            raise CapabilityMissing("its server does not report on migrations", vm=self.name)
+        return await self._migrations()
 
     async def get_serial_console_history(
         self, from_start: int = 0, *, max_bytes: int | None = None
