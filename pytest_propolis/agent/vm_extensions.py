@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from ..agent_api.messages import ExtendedInfo
-from ..engine.server.app import encoded
+from ..engine.server.app import encoded, error_response
 from ..engine.server.dropshot_errors import ErrorResponse
+from ..engine.server.guest_port_websocket import serve_guest_port
 from ..engine.server.http_error import HttpError
 from ..engine.server.server import VmServer
 
@@ -28,11 +30,12 @@ class VmExtensions:
         self._find = find
 
     @property
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[BaseRoute]:
         return [
             Route("/vms/{id}", self._facts, methods=["GET"]),
             Route("/vms/{id}/screenshot", self._screenshot, methods=["GET"]),
             Route("/vms/{id}/migrations", self._migrations, methods=["GET"]),
+            WebSocketRoute("/vms/{id}/ports/{number:int}", self._port),
         ]
 
     async def _facts(self, request: Request) -> Response:
@@ -48,7 +51,15 @@ class VmExtensions:
     async def _migrations(self, request: Request) -> Response:
         return encoded(self._server(request).migration_report())
 
-    def _server(self, request: Request) -> VmServer:
+    async def _port(self, websocket: WebSocket) -> None:
+        try:
+            port = self._server(websocket).guest_port(websocket.path_params["number"])
+        except HttpError as refusal:
+            await websocket.send_denial_response(error_response(refusal.answer))
+            return
+        await serve_guest_port(websocket, port)
+
+    def _server(self, request: HTTPConnection) -> VmServer:
         server = self._find(request.path_params["id"])
         if server is None:
             raise HttpError(ErrorResponse(status=404, message="no such VM"))

@@ -85,10 +85,11 @@ class _Stall:
     """A time-out that begins anew whenever something moves."""
 
     limit: asyncio.Timeout
-    stall_s: float
+    stall_s: float | None
 
     def over(self) -> None:
-        self.limit.reschedule(asyncio.get_running_loop().time() + self.stall_s)
+        if self.stall_s is not None:
+            self.limit.reschedule(asyncio.get_running_loop().time() + self.stall_s)
 
     def watching(self, sink: Sink) -> Sink:
         def take(data: bytes) -> None:
@@ -253,14 +254,23 @@ class Shell:
             await self._send(command, self._begin(new_nonce()))
 
     async def stream(
-        self, command: str, nonce: str, *, typed: AsyncIterator[bytes] | None, sink: Sink, stall_s: float, note: str
+        self,
+        command: str,
+        nonce: str,
+        *,
+        sink: Sink,
+        note: str,
+        typed: AsyncIterator[bytes] | None = None,
+        binary: bool = False,
+        stall_s: float | None = None,
     ) -> int:
         """Run a command that reads the terminal or writes much to it, and return its status.
 
         :param nonce: the command's word, as of `new_nonce`.
         :param typed: what to type at the command: after each piece, it writes an acknowledgement with its nonce.
-        :param sink: takes the output as it comes. Without `typed`, the transcript and the log have nothing of it.
-        :param stall_s: how long nothing may come from the guest.
+        :param sink: takes the output as it comes.
+        :param binary: whether the output is kept out of the transcript and of the log.
+        :param stall_s: how long nothing may come from the guest; None if the caller has a limit of its own.
         :param note: what the log says of it.
         :raises CommandTimeout: when nothing comes for so long; the command is interrupted, and the shell stays usable.
         """
@@ -272,7 +282,7 @@ class Shell:
             pending = self._begin(nonce)
             try:
                 async with asyncio.timeout(stall_s) as limit:
-                    with contextlib.nullcontext() if typed else self._console.unrecorded():
+                    with self._console.unrecorded() if binary else contextlib.nullcontext():
                         return await self._streamed(command, pending, typed, _Stall(limit, stall_s), sink)
             except TimeoutError:
                 await self._recover()
@@ -445,7 +455,8 @@ class Shell:
         pending.acknowledged.set()
 
     def abandon(self, reason: str) -> None:
-        """End the wait for the command that runs: its shell is about to go."""
+        """End the wait for the command that runs, and take no further ones: the guest's shell is about to go."""
+        self._lost = self._lost or reason
         if self._pending is not None and not self._pending.ended.done():
             self._fail(self._pending, reason, hint=LOST_HINT)
 

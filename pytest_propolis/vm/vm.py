@@ -17,7 +17,9 @@ from websockets.asyncio.client import ClientConnection
 from ..agent_api.boot_source import BootSource
 from ..agent_api.messages import ExtendedInfo
 from ..agent_api.template_layout import BOUNDARY
+from ..console.channels.guest_ports import GuestPorts
 from ..console.channels.over_console import ConsoleChannel
+from ..console.channels.over_port import PortChannel
 from ..console.console import Console
 from ..console.shell import CommandResult, Shell
 from ..console.transcript import Found
@@ -114,6 +116,7 @@ class TestVm:
         phases: Timings | None = None,
         migrations: Report | None = None,
         copies_disks: bool = False,
+        has_ports: bool = False,
     ) -> None:
         self.name = name
         self.host = host
@@ -135,6 +138,9 @@ class TestVm:
         """Its replicated disks."""
         self._migrations = migrations
         self._copies_disks = copies_disks
+        self.has_ports = has_ports
+        """Whether files and streams go over guest ports: ``VmConfig(channel="port")``."""
+        self._ports = GuestPorts(client.endpoint, vm=name)
         self.boot_timeout_s = boot_timeout_s
         self._forked = forked
         self._console: Console | None = None
@@ -404,7 +410,8 @@ class TestVm:
         return await self._files().get_bytes(remote)
 
     def _files(self) -> FileTransfers:
-        return FileTransfers(shell=self.shell, channel=ConsoleChannel(self.shell), vm=self.name)
+        ports = PortChannel(self.shell, self._ports, vm=self.name) if self.has_ports else None
+        return FileTransfers(shell=self.shell, channel=ports or ConsoleChannel(self.shell), vm=self.name)
 
     def debug(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         """Run a shell command from a debugger's prompt after a test has failed (``--pdb``), and return what it wrote.
@@ -612,6 +619,8 @@ class TestVm:
         return MigrationError(f"the migration from {source.name!r} {message}", vm=self.name, **context)
 
     async def _take_console(self, source: TestVm) -> None:
+        self._ports = source._ports
+        self._ports.move_to(self.endpoint, vm=self.name)
         if source._console is None:
             await self._open_console()
             return

@@ -18,6 +18,7 @@ from qemu.qmp import EventListener, QMPClient, QMPError
 
 from .bios_shadow import drop_bios_shadow
 from .child import Child, ChildRecord, Journal, spawn
+from .guest_ports import GuestPorts
 from .serial_port import SerialPort
 
 __all__ = ["DiskError", "GuestEvent", "Machine", "MachineError"]
@@ -82,6 +83,7 @@ class Machine:
     :param on_event: called in the event loop for each guest event.
     :param inherit: further file descriptors that QEMU inherits, under the same numbers. They stay the caller's.
     :param incoming: wait for another machine's state (`state_stream.load_state`), instead of a first instruction.
+    :param guest_ports: whether the arguments have guest ports.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Machine:
         on_event: Callable[[GuestEvent], None],
         inherit: Sequence[int] = (),
         incoming: bool = False,
+        guest_ports: bool = False,
     ) -> None:
         self._program = program
         self._arguments = arguments
@@ -104,6 +107,7 @@ class Machine:
         self._incoming = incoming
         self._record: ChildRecord | None = None
         self.serial = SerialPort()
+        self.ports = GuestPorts(there=guest_ports)
         self.panics = 0
         self.disk_error: DiskError | None = None
         """The first error of a disk that QEMU has stopped the guest for."""
@@ -139,7 +143,7 @@ class Machine:
         """
         record = self._record = self._journal.intend()
         monitor, their_monitor = socket.socketpair()
-        fds = {"monitor": their_monitor.fileno(), "com1": self.serial.theirs.fileno()}
+        fds = {"monitor": their_monitor.fileno(), "com1": self.serial.theirs.fileno(), **self.ports.fds}
         try:
             with self._open_log() as log:
                 self._process = await spawn(
@@ -151,6 +155,7 @@ class Machine:
                     environment=record.environment,
                 )
             record.live(self._process.pid)
+            self.ports.given()
         except OSError as error:
             monitor.close()
             raise MachineError(f"{self._program} cannot be run: {error.strerror or error}") from None
@@ -304,6 +309,7 @@ class Machine:
         with contextlib.suppress(QMPError, OSError, EOFError):
             await self._monitor.disconnect()
         self.serial.close()
+        self.ports.close()
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:
@@ -429,5 +435,5 @@ def _time_s(event: Mapping[str, Any]) -> float:
 def _channels(fds: dict[str, int]) -> list[str]:
     return [
         *("-chardev", f"socket,id=monitor,fd={fds['monitor']}", "-mon", "chardev=monitor,mode=control"),
-        *("-chardev", f"socket,id=com1,fd={fds['com1']}"),
+        *(word for name in fds if name != "monitor" for word in ("-chardev", f"socket,id={name},fd={fds[name]}")),
     ]

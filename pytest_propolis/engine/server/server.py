@@ -42,6 +42,7 @@ from ..migration.protocol import MigrationChannel
 from ..migration.websocket import AcceptedConnection
 from ..qemu.devices.display import screenshot
 from ..qemu.devices.hot_plug import plug
+from ..qemu.guest_ports import GuestPort
 from ..qemu.machine import MachineError
 from ..qemu.machine_part import PartKind
 from ..qemu.serial_port import SerialPort
@@ -234,6 +235,14 @@ class VmServer:
         machine = self._require_active().machine
         assert machine is not None
         return machine.serial
+
+    def guest_port(self, number: int) -> GuestPort:
+        """One of the VM's guest ports. Refused with 404 if it has none of that number."""
+        machine = self._require_active().machine
+        assert machine is not None
+        if port := machine.ports.get(number):
+            return port
+        raise HttpError(ErrorResponse(status=404, message=f"this VM has no guest port {number}"))
 
     async def nmi(self) -> None:
         machine = self._require_active().machine
