@@ -73,9 +73,14 @@ class _Pending:
     sink: Sink | None = None
     """Takes the output in place of `output`, as it comes."""
 
+    on_output: Sink | None = None
+    """Takes the output beside `output`."""
+
     def take(self, data: bytes) -> None:
         if self.sink is None:
             self.output += data
+            if self.on_output is not None and self.began.is_set():
+                self.on_output(data)
         elif self.began.is_set():
             self.sink(data)
 
@@ -174,11 +179,18 @@ class Shell:
             self._begin(typed.nonce)
 
     async def run(
-        self, command: str, *, timeout_s: float, check: bool = True, note: str | None = None
+        self,
+        command: str,
+        *,
+        timeout_s: float,
+        check: bool = True,
+        note: str | None = None,
+        on_output: Sink | None = None,
     ) -> CommandResult:
         """Run a command, and wait until it ends. Its standard input is empty.
 
         :param note: what the log says of it, instead of the command itself.
+        :param on_output: called with the output as it comes.
         :raises CommandFailed: when it ends with a status other than 0, and `check` is on.
         :raises CommandTimeout: when it does not end in time; it is interrupted then, and the shell stays usable.
         :raises ShellLost: when the shell does not answer any more.
@@ -191,6 +203,7 @@ class Shell:
             await self._recover()
             self._console.note(note or f"run: {abbreviated(command, COMMAND_CHARACTERS)}")
             pending = self._begin(new_nonce())
+            pending.on_output = on_output
             return await self._outcome(
                 command, pending, self._send(command, pending), timeout_s=timeout_s, check=check, note=note
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Final
 
 from websockets.asyncio.client import ClientConnection
@@ -21,7 +21,8 @@ PORTS: Final = range(1, 9)
 FRAME_BYTES: Final = 1 << 18
 MOVE_TIMEOUT_S: Final = 60.0
 
-# A guest without udev has no names for ports below /dev/virtio-ports.
+# A guest without udev has no names for ports below /dev/virtio-ports. The last user closes a port in a moment.
+# `command` keeps a failure of `exec` from ending the shell: one that was forked would go on with the loop of the other.
 _OPEN: Final = r"""set +efu
 _p=
 [ -d /sys/class/virtio-ports ] || modprobe -q virtio_console 2>/dev/null
@@ -29,7 +30,10 @@ for _d in /sys/class/virtio-ports/*
 do IFS= read -r _n 2>/dev/null <"$_d/name" && [ "$_n" = NAME ] && _p=/dev/${_d##*/}
 done
 [ -c "$_p" ] || { echo 'the guest has no port NAME: its kernel needs virtio_console'; exit 1; }
-exec FD<>"$_p" || exit
+_i=0
+until command exec FD<>"$_p"
+do _i=$((_i+1)); [ "$_i" -lt 100 ] && sleep 0.05 || { echo 'the port NAME is held by a program in the guest'; exit 1; }
+done 2>/dev/null
 """
 
 
@@ -141,13 +145,13 @@ class MarkedStream:
 
     What comes before belongs to earlier users of the port. No output imitates the marks by accident: NONCE is new.
 
-    :param sink: takes the stream as it comes.
     """
 
-    def __init__(self, port: PortStream, sink: Callable[[bytes], None]) -> None:
+    def __init__(self, port: PortStream) -> None:
         self.nonce = secrets.token_hex(8)
+        self.tail: str | None = None
+        """What the last mark says, when the stream was read to its end."""
         self._port = port
-        self._sink = sink
         self._rest = b""
 
     @property
@@ -162,25 +166,33 @@ class MarkedStream:
 
     async def head(self) -> str:
         """Wait for the first mark, and return its head."""
-        await self._past(b"\x1e%b\x02" % self.nonce.encode(), lambda _: None)
+        mark = b"\x1e%b\x02" % self.nonce.encode()
+        while await self._until(mark) is not None:
+            pass
         return await self._text(b"\n")
 
-    async def tail(self) -> str:
-        """Deliver the stream, and return the tail of the last mark."""
-        await self._past(b"\x1e%b\x03" % self.nonce.encode(), self._sink)
-        return await self._text(b"\x04")
+    async def piece(self) -> bytes | None:
+        """Return the next piece of the stream; None at its end."""
+        piece = await self._until(b"\x1e%b\x03" % self.nonce.encode())
+        if piece is None:
+            self.tail = await self._text(b"\x04")
+        return piece
 
-    async def _past(self, mark: bytes, sink: Callable[[bytes], None]) -> None:
-        data = self._rest
-        while (found := data.find(mark)) < 0:
-            start = data.rfind(b"\x1e", -len(mark) + 1)
-            sure = len(data) if start < 0 else start
+    async def _until(self, mark: bytes) -> bytes | None:
+        """Return what comes before a mark, or a part of it; None when the mark comes next, which is taken then."""
+        while True:
+            found = self._rest.find(mark)
+            if found == 0:
+                self._rest = self._rest[len(mark) :]
+                return None
+            sure = found
+            if found < 0:  # it may have come in part
+                start = self._rest.rfind(b"\x1e", -len(mark) + 1)
+                sure = len(self._rest) if start < 0 else start
             if sure:
-                sink(data[:sure])
-            data = data[sure:] + await self._port.receive()
-        if found:
-            sink(data[:found])
-        self._rest = data[found + len(mark) :]
+                piece, self._rest = self._rest[:sure], self._rest[sure:]
+                return piece
+            self._rest += await self._port.receive()
 
     async def _text(self, end: bytes) -> str:
         while end not in self._rest:

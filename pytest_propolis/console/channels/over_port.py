@@ -87,16 +87,13 @@ class PortChannel:
 
     async def download(self, command: str, sink: Callable[[bytes], None], *, note: str) -> Exchanged:
         async with self._ports.taken() as (port,), self._moving(note) as moved:
-
-            def take(data: bytes) -> None:
-                moved()
-                sink(data)
-
-            stream = MarkedStream(port, take)
+            stream = MarkedStream(port)
 
             async def fetch() -> None:
                 await stream.head()
-                await stream.tail()
+                while (piece := await stream.piece()) is not None:
+                    moved()
+                    sink(piece)
 
             script = _DOWNLOAD.replace("OPEN", open_port(port.number, 8)).replace("BEGIN", stream.begin)
             script = script.replace("END", stream.end).replace("COMMAND", command)

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from ...console.channels.channel import ByteChannel, Exchanged, Garbled
 from ...console.shell import Shell
+from ...console.shell_protocol import quoted
 from ...errors import ConsoleError, FileTransferError, PropolisError, ShellLost, abbreviated
-from .remote_path import RemotePath, quoted
+from .remote_path import RemotePath
 
 __all__ = ["GuestSide"]
 
