@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if settings.pause_on_failure and is_controller(config):
         raise pytest.UsageError("--propolis-pause-on-failure needs a terminal, which the workers of xdist have not")
     from .distribution.interruption import interruption_for
-    from .fixtures import artifacts, disks, hosts, vms
+    from .fixtures import artifacts, disks, hosts, nodes, vms
     from .markers.declarations import descriptions
     from .session.end_of_run import EndOfRun, WorkersEnd
     from .session.stash import INTERRUPTION, SETTINGS
@@ -55,13 +55,25 @@ def pytest_configure(config: pytest.Config) -> None:
     for description in descriptions():
         config.addinivalue_line("markers", description)
     config.stash[SETTINGS] = settings
-    for module in (vms, hosts, artifacts, disks):
+    for module in (vms, hosts, artifacts, disks, nodes):
         config.pluginmanager.register(module, f"propolis-{module.__name__.rpartition('.')[2]}")
     config.pluginmanager.register(WorkersEnd() if is_worker(config) else EndOfRun(), "propolis-end-of-run")
     if settings.hosts is not None:
         from .distribution.placing import place_tests
 
         place_tests(config)
+    if settings.shard is not None:
+        from .distribution.sharding import shard_tests
+
+        shard_tests(config)
+    if not is_worker(config) and not config.option.collectonly:
+        if settings.write_durations is not None:
+            from .distribution.durations_recorder import DurationsRecorder
+
+            config.pluginmanager.register(DurationsRecorder(settings.write_durations), "propolis-durations")
+        from .distribution.status.activation import publish_status
+
+        publish_status(config)
     interruption = config.stash[INTERRUPTION] = interruption_for(config)
     config.add_cleanup(interruption.restore)
 
@@ -139,8 +151,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if "propolis" in getattr(item, "fixturenames", ()):
         from .markers.requirements import unmet
 
-        if reason := unmet(item):
-            pytest.skip(reason)
+        if obstacle := unmet(item):
+            pytest.skip(str(obstacle))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -174,12 +186,18 @@ def pytest_runtest_makereport(
         with guarded(item.config, "shortening a traceback"):
             shorten(call.excinfo)
     report = yield
-    from .session.stash import HOSTS, RETENTION_POLICY, VMS
+    from .session.stash import FAILURE, FORKS, HOSTS, RETENTION_POLICY, VMS
+
+    if call.excinfo and report.failed:
+        item.stash[FAILURE] = call.excinfo.exconly(tryshort=True).partition("\n")[0]
 
     if any(host.was_up for host in item.config.stash.get(HOSTS, ())):
         from .distribution.interruption import VMS_ATTRIBUTE
+        from .distribution.status.activation import FORKS_ATTRIBUTE
+        from .session.internals import worker_name
 
         setattr(report, VMS_ATTRIBUTE, True)
+        setattr(report, FORKS_ATTRIBUTE, (worker_name(item.config) or "", item.config.stash.get(FORKS, 0)))
     if policy := item.config.stash.get(RETENTION_POLICY, None):
         with guarded(item.config, "deciding which VMs stay"):
             policy.note(item, report)

@@ -16,13 +16,25 @@ from typing import Any, Final, Literal
 from .errors import SettingsError
 from .field_checks import check_fields
 
-__all__ = ["OPTIONS", "Accelerator", "BootKind", "KeepPolicy", "Option", "Settings"]
+__all__ = ["OPTIONS", "Accelerator", "BootKind", "KeepPolicy", "Option", "Settings", "Shard"]
 
 _WORDS: Final = dict.fromkeys(("yes", "true", "on", "1"), True) | dict.fromkeys(("no", "false", "off", "0"), False)
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 BootKind = Literal["warm", "cold"]
 KeepPolicy = Literal["never", "failed", "always"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A part of the tests.
+
+    :param number: from 1 to `count`.
+    :param count: how many parts there are.
+    """
+
+    number: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +100,17 @@ def _automatic_or_number(text: str) -> int | Literal["auto"]:
         raise ValueError("must be auto or a whole number from 0 to 64") from None
 
 
+def _shard(text: str) -> Shard:
+    number, _, count = text.partition("/")
+    try:
+        shard = Shard(int(number), int(count))
+    except ValueError:
+        raise ValueError("must be I/N, as in 2/5") from None
+    if not 1 <= shard.number <= shard.count:
+        raise ValueError("must be from 1/N to N/N")
+    return shard
+
+
 def _one_of(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in allowed:
@@ -123,6 +146,13 @@ def _path(text: str) -> Path:
 def _inventory(text: str) -> str | Path:
     """Return ``local:N`` as it is, or the path of a file."""
     return _word(text) if text.strip().startswith("local:") else _path(text)
+
+
+def _store(text: str) -> str:
+    """Return ``embedded``, or the address of a store, which is checked when it is used."""
+    if text != "embedded" and not text.startswith(("etcd://", "etcds://", "embedded://", "embeddeds://")):
+        raise ValueError("must be embedded, etcd://HOST:PORT or embedded://TOKEN@HOST:PORT")
+    return text
 
 
 def _paths(text: str) -> tuple[Path, ...]:
@@ -223,6 +253,46 @@ class Settings:
             "parse": _inventory,
             "help": "hosts that VMs run on: local:N (N separate hosts on this machine), a TOML file (docs/hosts.md)",
             "metavar": "HOSTS",
+        },
+    )
+    coordination: str = field(
+        default="embedded",
+        metadata={
+            "parse": _store,
+            "help": "where nodes coordinate: embedded (in the run), etcd://HOST:PORT,… or etcds://… (docs/nodes.md)",
+            "metavar": "STORE",
+        },
+    )
+    shard: Shard | None = field(
+        default=None,
+        metadata={
+            "parse": _shard,
+            "help": "run the I-th of N disjoint parts of the tests alone, as in 2/5 (docs/ci.md)",
+            "metavar": "I/N",
+        },
+    )
+    durations: Path | None = field(
+        default=None,
+        metadata={
+            "parse": _path,
+            "help": "file of how long tests take: for shards, which all need the same one, and for -n",
+            "metavar": "FILE",
+        },
+    )
+    write_durations: Path | None = field(
+        default=None,
+        metadata={
+            "parse": _path,
+            "help": "file for how long the tests of this run took (`propolis durations` merges such files)",
+            "metavar": "FILE",
+        },
+    )
+    status: Path | None = field(
+        default=None,
+        metadata={
+            "parse": _path,
+            "help": "file for the run's status, as lines of JSON (docs/status.md); `propolis top` needs none",
+            "metavar": "FILE",
         },
     )
     settings_file: Path | None = field(

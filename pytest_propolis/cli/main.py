@@ -14,7 +14,20 @@ from ..settings import OPTIONS, Settings
 
 __all__ = ["choices", "propolis"]
 
-_COMMANDS: Final = {"console": ".console", "doctor": ".doctor", "gc": ".gc", "ps": ".ps", "setup": ".setup"}
+_COMMANDS: Final = {
+    "barrier": ".nodes.barrier",
+    "baton": ".nodes.baton",
+    "console": ".console",
+    "doctor": ".doctor",
+    "durations": ".durations",
+    "gc": ".gc",
+    "kv": ".nodes.kv",
+    "lock": ".nodes.lock",
+    "node": ".nodes.node",
+    "ps": ".ps",
+    "setup": ".setup",
+    "top": ".top",
+}
 """The module of each command, which is an attribute of the same name."""
 
 _CHOICES: Final = ("guest", "accelerator", "qemu", "artifact_dir", "boot_timeout", "settings_file")

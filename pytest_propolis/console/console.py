@@ -160,9 +160,13 @@ class Console:
     def log_path(self) -> Path:
         return self.log.path
 
-    def belongs_to(self, vm: str) -> None:
-        """Name another VM in errors from now on: the one that the guest has migrated to."""
-        self._vm = vm
+    def belongs_to(self, vm: str, *, follow: Follow | None = None, loss: Loss | None = None) -> None:
+        """Name another VM in errors from now on: the one that the guest has migrated to.
+
+        :param follow: how to go on with the guest when it migrates again.
+        :param loss: tells why the VM's host is lost.
+        """
+        self._vm, self._follow, self._loss = vm, follow or self._follow, loss
 
     def tail(self) -> tuple[str, ...]:
         """The last lines shown."""

@@ -68,6 +68,8 @@ class _Pending:
     nonce: str
     ended: asyncio.Future[Ended]
     acknowledged: asyncio.Event = field(default_factory=asyncio.Event)
+    remaining: int = 0
+    """The lines of the command that are still to come when the guest has read what was sent last."""
     began: asyncio.Event = field(default_factory=asyncio.Event)
     output: bytearray = field(default_factory=bytearray)
     sink: Sink | None = None
@@ -93,7 +95,9 @@ class _Stall:
     stall_s: float | None
 
     def over(self) -> None:
-        if self.stall_s is not None:
+        if self.stall_s is None:
+            return
+        with contextlib.suppress(RuntimeError):  # it has expired already
             self.limit.reschedule(asyncio.get_running_loop().time() + self.stall_s)
 
     def watching(self, sink: Sink) -> Sink:
@@ -143,7 +147,7 @@ class Shell:
         await self._console.send(wrapper.replace("{}", program(self._session, shell=shell)) + "\n")
         try:
             async with asyncio.timeout(timeout_s):
-                await _either(self._ready, failure)
+                await self._ask_until(self._ready, failure, self._session)
         except TimeoutError:
             raise self._error(ShellLost, "the shell did not take the read-eval loop", waited_s=timeout_s) from None
         self._console.transcript.hide(typed_at)
@@ -392,11 +396,22 @@ class Shell:
             raise self._error(ShellError, str(error)) from None
         for chunk in chunks[:-1]:
             pending.acknowledged.clear()
-            await self._console.send(chunk)
-            await _either(pending.acknowledged, pending.ended)
+            pending.remaining = chunk.remaining
+            await self._console.send(chunk.data)
+            await self._ask_until(pending.acknowledged, pending.ended, pending.nonce)
             if pending.ended.done():
                 return
-        await self._console.send(chunks[-1])
+        await self._console.send(chunks[-1].data)
+
+    async def _ask_until(self, event: asyncio.Event, failure: asyncio.Future[Any], nonce: str) -> None:
+        """Wait for a mark; ask for it now and then, for it may have been lost."""
+        interval_s = REPEAT_AFTER_S
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval_s):
+                    return await _either(event, failure)
+            await self._console.send(repeat_request(nonce))
+            interval_s *= 2  # unread requests must not fill the guest's terminal
 
     async def _recover(self) -> None:
         """Interrupt a command that its caller stopped waiting for, so that the shell is free."""
@@ -441,12 +456,15 @@ class Shell:
                 if pending is not None and pending.began.is_set() and not pending.ended.done():
                     self._fail(pending, "the guest's shells were killed: a new one has started")
                 self._ready.set()
+            case Ended(nonce) if nonce == self._session:
+                self._ready.set()  # the mark that it is ready was lost, and this answers the question for it
             case _ if pending is None:
                 pass
             case Output(data):
                 pending.take(data)
-            case Acknowledged():
-                pending.acknowledged.set()
+            case Acknowledged(remaining):
+                if remaining == pending.remaining:
+                    pending.acknowledged.set()
             case Began(nonce):
                 if nonce == pending.nonce:
                     pending.output.clear()  # what came before belongs to others, unless this mark is lost

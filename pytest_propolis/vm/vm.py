@@ -9,9 +9,10 @@ import re
 import uuid
 from codecs import getincrementaldecoder
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from websockets.asyncio.client import ClientConnection
 
@@ -59,6 +60,7 @@ from ..propolis_api import (
 from ..propolis_api.client import Endpoint, PropolisClient
 from ..propolis_api.serial import SerialConsoleMoved
 from ..settings import BootKind
+from .config import Nic
 from .disks.crucible_disk import CrucibleDisk, VolumeDisk, with_volumes
 from .files.progress import OnProgress
 from .files.remote_path import GuestPath
@@ -66,10 +68,15 @@ from .files.transfers import FileTransfers, LocalPath
 from .instance_spec.builder import disk_components, free_slot
 from .login import log_in
 from .migration import TERMINAL, Report, migration_limit_s, until_migrated
+from .networks.network import Network
 from .replacements import replacements
 from .timings import Timings
 from .warm_start.fork_handle import ForkHandle
 from .warm_start.identity import assign_identity
+
+if TYPE_CHECKING:
+    from ..coordination.group import NodeGroup
+    from ..coordination.node import Node
 
 __all__ = ["TestVm"]
 
@@ -138,6 +145,8 @@ class TestVm:
         """What the console showed until the log-in was complete."""
         self.volumes: list[VolumeDisk] = []
         """Its replicated disks."""
+        self.nics: tuple[Nic, ...] = ()
+        """Its cards in networks between VMs."""
         self._migrations = migrations
         self._copies_disks = copies_disks
         self.has_ports = has_ports
@@ -145,6 +154,7 @@ class TestVm:
         self._ports = GuestPorts(client.endpoint, vm=name)
         self.boot_timeout_s = boot_timeout_s
         self._forked = forked
+        self._heir: Endpoint | None = None
         self._console: Console | None = None
         self._shell: Shell | None = None
         self._resources = contextlib.AsyncExitStack()
@@ -216,6 +226,7 @@ class TestVm:
         except ConsoleClosed as error:
             state = await self._last_state()
             raise self._boot_error(f"stopped while it booted (state {state}): {error.message}") from None
+        await self._set_up_networks()
 
     async def _log_in(self, limit_s: float) -> None:
         with self.phases.during("login"):
@@ -225,6 +236,16 @@ class TestVm:
         self.boot_log = self.console.transcript.since(0)
         with self.phases.during("shell"):
             await self.shell.start(shell=self.guest.shell, wrapper=self.guest.shell_wrapper, timeout_s=limit_s)
+
+    def address(self, network: Network) -> str:
+        """Return the VM's address in a network between VMs: `Network.address`."""
+        return network.address(self)
+
+    async def _set_up_networks(self) -> None:
+        for nic in self.nics:
+            assert nic.network is not None
+            address = f"{self.address(nic.network)}/{nic.network.subnet.prefixlen}"
+            await self.run(self.guest.network_command(f"0000:00:{nic.pci_slot:02x}.0", address))
 
     async def stop(self, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
         """Stop the VM without asking its guest, and wait until it is destroyed.
@@ -269,8 +290,9 @@ class TestVm:
         init = FromMigration(
             migration_id=migration_id or uuid.uuid4(),
             replace_components=replacements(self.spec),
-            src_addr=source.host.migration_address(source.endpoint, target=self.host),
+            src_addr=await self.host.address_for_agent(source.endpoint, on=source.host),
         )
+        source._heir = self.endpoint
         moved = source._console.moves() if source._console else None
         try:
             async with asyncio.timeout(limit_s):
@@ -323,6 +345,26 @@ class TestVm:
         address = f"0000:00:{attached.pci_slot:02x}.0"
         await self.run(self.guest.plugged_command([address]))
         return await self.run(DEVICE_PATH.format(address))
+
+    def as_node(
+        self,
+        group: NodeGroup,
+        name: str | None = None,
+        *,
+        address: str = "",
+        labels: Iterable[str] = (),
+        vital: bool = True,
+    ) -> AbstractAsyncContextManager[Node]:
+        """Make the guest a node of a group: inside the block its programs may run ``barrier ready 3`` and the like.
+
+        The guest needs no network: its commands come over its second serial port. When the VM ends, the node has
+        failed.
+
+        :param name: the node's; by default the VM's.
+        """
+        from .guest_nodes.guest_node import guest_node
+
+        return guest_node(self, group, name=name, address=address, labels=labels, vital=vital)
 
     async def is_active(self) -> bool:
         """Whether there is an instance that could be asked for something."""
@@ -645,11 +687,19 @@ class TestVm:
 
     async def _follow(self, moved: SerialConsoleMoved) -> ClientConnection:
         try:
-            endpoint = Endpoint.at(moved.destination)
+            endpoint = self._endpoint_of(moved.destination)
         except ValueError as error:
             raise ConsoleError(f"the guest's new place cannot be read: {error}", vm=self.name) from None
         async with PropolisClient(endpoint, vm=self.name) as there:
             return await there.instance_serial(from_start=moved.from_start)
+
+    def _endpoint_of(self, address: str) -> Endpoint:
+        """Where this process finds a server whose agent calls it by that address: on another host, by another socket.
+
+        :raises ValueError: when the address cannot be read.
+        """
+        endpoint, heir = Endpoint.at(address), self._heir
+        return heir if heir is not None and heir.base_url == endpoint.base_url else endpoint
 
     def _migration_error(self, source: TestVm, message: str, **context: Any) -> MigrationError:
         return MigrationError(f"the migration from {source.name!r} {message}", vm=self.name, **context)
@@ -662,7 +712,7 @@ class TestVm:
             return
         self._console, source._console = source._console, None
         self._shell, source._shell = source._shell, None
-        self._console.belongs_to(self.name)
+        self._console.belongs_to(self.name, follow=self._follow, loss=self.endpoint.loss)
         if self._shell is not None:
             self._shell.belongs_to(self.name)
         await self._resources.enter_async_context(source._resources.pop_all())

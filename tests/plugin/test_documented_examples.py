@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 from inner_run import InnerRun
 
 from pytest_propolis import Artifact
@@ -86,8 +89,21 @@ def test_the_examples_of_the_migration_page_pass(inner: InnerRun) -> None:
     inner.run().assert_outcomes(passed=len(examples))
 
 
+def test_the_examples_of_the_networks_page_pass(inner: InnerRun) -> None:
+    examples = blocks("docs/networks.md")
+    inner.write(**{f"test_block_{number}": block for number, block in enumerate(examples)})
+    inner.run().assert_outcomes(passed=len(examples))
+
+
 def test_the_examples_of_the_hardware_page_pass(inner: InnerRun) -> None:
     examples = blocks("docs/hardware.md")
+    inner.write(**{f"test_block_{number}": block for number, block in enumerate(examples)})
+    inner.run().assert_outcomes(passed=len(examples))
+
+
+def test_the_examples_of_the_nodes_page_pass(inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # where `propolis` is
+    examples = blocks("docs/nodes.md")
     inner.write(**{f"test_block_{number}": block for number, block in enumerate(examples)})
     inner.run().assert_outcomes(passed=len(examples))
 

@@ -131,7 +131,12 @@ class PortChannel:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(STALL_S) as limit:
-                yield lambda: limit.reschedule(loop.time() + STALL_S)
+
+                def moved() -> None:
+                    with contextlib.suppress(RuntimeError):  # it has expired already
+                        limit.reschedule(loop.time() + STALL_S)
+
+                yield moved
         except TimeoutError:
             raise CommandTimeout(f"{note}: nothing moves any more", vm=self._vm, waited_s=STALL_S) from None
 

@@ -29,7 +29,7 @@ PIECE_BYTES: Final = 1 << 20
 GARBLED: Final = "propolis-garbled"
 
 _RECEIVE: Final = r"""
-(_g=$( { while IFS= read -r _n && head -c "$_n" && printf '\036%s\006' NONCE >&2 && [ "$_n" != 0 ]
+(_g=$( { while IFS= read -r _n && head -c "$_n" && printf '\036%s\0060\004' NONCE >&2 && [ "$_n" != 0 ]
 do :; done | base64 -d 2>/dev/null | { gzip -dc 2>/dev/null || echo GARBLED >&3; } | {
 COMMAND
 } 3>&- >&2; } 3>&1 )

@@ -107,6 +107,8 @@ class Machine:
         self._incoming = incoming
         self._record: ChildRecord | None = None
         self.serial = SerialPort()
+        self.second_serial = SerialPort()
+        """COM2, on which the guest talks to the agent. It does not go along when the guest migrates."""
         self.ports = GuestPorts(there=guest_ports)
         self.panics = 0
         self.disk_error: DiskError | None = None
@@ -143,7 +145,9 @@ class Machine:
         """
         record = self._record = self._journal.intend()
         monitor, their_monitor = socket.socketpair()
-        fds = {"monitor": their_monitor.fileno(), "com1": self.serial.theirs.fileno(), **self.ports.fds}
+        fds = {"monitor": their_monitor.fileno(), "com1": self.serial.theirs.fileno()}
+        fds["com2"] = self.second_serial.theirs.fileno()
+        fds |= self.ports.fds
         try:
             with self._open_log() as log:
                 self._process = await spawn(
@@ -309,6 +313,7 @@ class Machine:
         with contextlib.suppress(QMPError, OSError, EOFError):
             await self._monitor.disconnect()
         self.serial.close()
+        self.second_serial.close()
         self.ports.close()
 
     def _signal(self, number: signal.Signals) -> None:
