@@ -34,10 +34,12 @@ class Firmware(msgspec.Struct, frozen=True, kw_only=True, tag="firmware", forbid
 
     :param uefi: UEFI, with variables of the VM's own.
     :param kernel: what UEFI starts instead of a boot device: a kernel with an EFI stub.
+    :param boot_rom: path of a UEFI image on the host to use instead of the server's.
     """
 
     uefi: bool = False
     kernel: DirectKernel | None = None
+    boot_rom: str | None = None
 
 
 BootSource = DirectKernel | Firmware
@@ -75,7 +77,7 @@ def boot_contents(boot: BootSource) -> dict[str, str]:
     return {what: _digest_of(Path(aspects[what])) for what in _FILES if aspects[what] != _NONE}
 
 
-_FILES: Final = ("kernel", "initial RAM disk")
+_FILES: Final = ("boot ROM", "kernel", "initial RAM disk")
 _NONE: Final = "none"
 
 
@@ -86,6 +88,7 @@ def _aspects(boot: BootSource) -> dict[str, str]:
     kernel = loaded_kernel(boot)
     return {
         "boot source": source,
+        "boot ROM": (boot.boot_rom if isinstance(boot, Firmware) else None) or _NONE,
         "kernel": kernel.kernel if kernel else _NONE,
         "initial RAM disk": (kernel.initrd if kernel else None) or _NONE,
         "kernel's parameters": repr(kernel.command_line) if kernel else _NONE,

@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "lock": ".nodes.lock",
     "node": ".nodes.node",
     "ps": ".ps",
+    "serve": ".serve",
     "setup": ".setup",
     "top": ".top",
 }
