@@ -18,6 +18,7 @@ from ..agent_api.messages import ExtendedInfo
 from ..agent_api.networks import ForwardPort, PortForwarded
 from ..engine.server.app import decoded, encoded, error_response
 from ..engine.server.dropshot_errors import ErrorResponse
+from ..engine.server.guest_port_websocket import serve_guest_port
 from ..engine.server.http_error import HttpError
 from ..engine.server.serial_websocket import serve_serial
 from ..engine.server.server import VmServer
@@ -42,6 +43,7 @@ class VmExtensions:
             Route("/vms/{id}", self._facts, methods=["GET"]),
             Route("/vms/{id}/screenshot", self._screenshot, methods=["GET"]),
             Route("/vms/{id}/migrations", self._migrations, methods=["GET"]),
+            WebSocketRoute("/vms/{id}/ports/{number:int}", self._port),
             WebSocketRoute("/vms/{id}/com2", self._second_serial),
             Route("/vms/{id}/log", self._log, methods=["GET"]),
             Route("/vms/{id}/forwards", self._forward, methods=["POST"]),
@@ -59,6 +61,14 @@ class VmExtensions:
 
     async def _migrations(self, request: Request) -> Response:
         return encoded(self._server(request).migration_report())
+
+    async def _port(self, websocket: WebSocket) -> None:
+        try:
+            port = self._server(websocket).guest_port(websocket.path_params["number"])
+        except HttpError as refusal:
+            await websocket.send_denial_response(error_response(refusal.answer))
+            return
+        await serve_guest_port(websocket, port)
 
     async def _second_serial(self, websocket: WebSocket) -> None:
         try:

@@ -43,6 +43,7 @@ from ..migration.websocket import AcceptedConnection
 from ..qemu.devices.display import screenshot
 from ..qemu.devices.hot_plug import plug
 from ..qemu.devices.port_forward import ForwardRefused, forward_port
+from ..qemu.guest_ports import GuestPort
 from ..qemu.machine import MachineError
 from ..qemu.machine_part import PartKind
 from ..qemu.serial_port import SerialPort
@@ -259,6 +260,14 @@ class VmServer:
             return await forward_port(vm.machine.execute, components, port)
         except ForwardRefused as refusal:
             raise HttpError(bad_request(str(refusal))) from None
+
+    def guest_port(self, number: int) -> GuestPort:
+        """One of the VM's guest ports. Refused with 404 if it has none of that number."""
+        machine = self._require_active().machine
+        assert machine is not None
+        if port := machine.ports.get(number):
+            return port
+        raise HttpError(ErrorResponse(status=404, message=f"this VM has no guest port {number}"))
 
     def second_serial(self) -> SerialPort:
         """COM2."""
