@@ -13,7 +13,7 @@ import msgspec
 from ..agent_api.key_value import Entry, Put
 from ..errors import CoordinationError, CoordinationLost, CoordinationTimeout
 from .backends.backend import Backend, Outcome
-from .baton import baton_without_holder
+from .baton import Baton, baton_without_holder
 from .key_values import KeyValues
 from .lease_keeper import LeaseKeeper
 from .mirror import Mirror
@@ -170,6 +170,10 @@ class NodeGroup:
     def ended(self) -> dict[str, NodeEnd]:
         """Return how the nodes that have left ended, by name."""
         return {name: NodeEnd.decode(entry.value) for name, entry in sorted(self.mirror.below(ENDED).items())}
+
+    def holder(self, baton: str) -> str | None:
+        """Return the node that holds a baton; None while no node does."""
+        return Baton.standing(self, baton)[0]
 
     async def find(self, name: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> NodeInfo:
         """Wait for a node of a name, and return what it says of itself."""
