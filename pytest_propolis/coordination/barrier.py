@@ -120,11 +120,11 @@ class Barrier:
         return False
 
     def _require_agreement(self, node: Node, parties: int) -> None:
-        for name, wanted in self.arrived.items():
-            if wanted != parties:
-                raise CoordinationError(
-                    f"barrier {self.name!r}: node {node.name!r} wants {parties} parties, and node {name!r} {wanted}"
-                )
+        first = self._mirror.first(self._directory(self._awaited))
+        if first is not None and (wanted := int(first[1].value)) != parties:
+            raise CoordinationError(
+                f"barrier {self.name!r}: node {node.name!r} wants {parties} parties, and node {first[0]!r} {wanted}"
+            )
 
     def _directory(self, generation: int) -> str:
         return f"{BARRIERS}{self.name}/at/{generation}/"
