@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "console": ".console",
     "doctor": ".doctor",
     "gc": ".gc",
+    "job": ".nodes.job",
     "kv": ".nodes.kv",
     "lock": ".nodes.lock",
     "node": ".nodes.node",
