@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         CoordinationError,
         CoordinationLost,
         CoordinationTimeout,
+        FileTransferError,
         GuestPanicked,
         HostBusy,
         HostError,
@@ -59,8 +60,11 @@ if TYPE_CHECKING:
     from .vm.config import DataDisk, Nic, VmConfig
     from .vm.disks.crucible_disk import CrucibleDisk, VolumeDisk
     from .vm.disks.crucible_disk_factory import CrucibleDiskFactory
+    from .vm.disks.file_system_disks import CloudInitDisk, FatDisk
     from .vm.factory import VmFactory
+    from .vm.files.progress import Progress
     from .vm.lifecycle import Migrate, Reset, StopAndStart, lifecycle
+    from .vm.networks.network import Network
     from .vm.vm import TestVm
 
 __all__ = [
@@ -72,6 +76,7 @@ __all__ = [
     "ArtifactMissing",
     "BootError",
     "CapabilityMissing",
+    "CloudInitDisk",
     "CommandFailed",
     "CommandResult",
     "CommandTimeout",
@@ -86,6 +91,8 @@ __all__ = [
     "CrucibleDisk",
     "CrucibleDiskFactory",
     "DataDisk",
+    "FatDisk",
+    "FileTransferError",
     "GuestAdapter",
     "GuestImage",
     "GuestPanicked",
@@ -99,11 +106,13 @@ __all__ = [
     "LocalFile",
     "Migrate",
     "MigrationError",
+    "Network",
     "Nic",
     "Node",
     "NodeGroup",
     "NotSameAs",
     "Poisoned",
+    "Progress",
     "PropolisError",
     "Reset",
     "ResourceExhausted",
@@ -127,23 +136,27 @@ __all__ = [
 
 _HOMES: Final = {
     "Artifact": "storage.artifacts",
+    "CloudInitDisk": "vm.disks.file_system_disks",
     "CommandResult": "console.shell",
     "Console": "console.console",
     "CrucibleDisk": "vm.disks.crucible_disk",
     "CrucibleDiskFactory": "vm.disks.crucible_disk_factory",
     "DataDisk": "vm.config",
+    "FatDisk": "vm.disks.file_system_disks",
     "GuestAdapter": "guests.adapter",
     "GuestImage": "guests.adapter",
     "InstanceState": "propolis_api",
     "Labels": "hosts.placement",
     "LocalFile": "storage.sources",
     "Migrate": "vm.lifecycle",
+    "Network": "vm.networks.network",
     "Nic": "vm.config",
     "Node": "coordination.node",
     "NodeGroup": "coordination.group",
     "NotSameAs": "hosts.placement",
     "Host": "hosts.host",
     "ImageRecipe": "agent_api.image_recipe",
+    "Progress": "vm.files.progress",
     "Reset": "vm.lifecycle",
     "Settings": "settings",
     "StopAndStart": "vm.lifecycle",

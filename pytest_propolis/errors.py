@@ -29,6 +29,7 @@ The tree::
     ├── ShellError               commands run in the guest
     │   ├── CommandFailed
     │   ├── CommandTimeout
+    │   ├── FileTransferError
     │   └── ShellLost
     └── CoordinationError        nodes that coordinate
         ├── CoordinationTimeout
@@ -60,6 +61,7 @@ __all__ = [
     "CoordinationError",
     "CoordinationLost",
     "CoordinationTimeout",
+    "FileTransferError",
     "GuestPanicked",
     "HostBusy",
     "HostError",
@@ -338,6 +340,17 @@ class CommandFailed(ShellError):
 
 class CommandTimeout(ShellError):
     """Raised when a command does not end in time. The shell was freed and takes further commands."""
+
+
+class FileTransferError(ShellError):
+    """Raised when a file does not get into the guest or out of it. Nothing of it is under its name then.
+
+    :param path: the file, on the side where it failed.
+    """
+
+    def __init__(self, message: str, *, path: str = "", **context: Any) -> None:
+        super().__init__(message, **context)
+        self.path = path
 
 
 class ShellLost(ShellError):

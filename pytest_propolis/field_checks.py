@@ -12,7 +12,7 @@ import math
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar, get_args, get_origin
 
 from .errors import ConfigError, PropolisError
@@ -119,6 +119,8 @@ def _check(hint: Any) -> Check:
             return functools.partial(_check_words, arguments)
         case builtin if builtin is tuple and arguments[1:] == (...,):
             return functools.partial(_check_tuple, _check(arguments[0]))
+        case builtin if builtin is Mapping:
+            return functools.partial(_check_mapping, *map(_check, arguments))
         case None if isinstance(hint, type):
             return _check_class(hint)
     raise TypeError(f"there is no check for fields of type {hint}")
@@ -158,6 +160,17 @@ def _check_tuple(check: Check, value: Any) -> str | None:
     if not isinstance(value, tuple):
         return f"a tuple, and is a {type(value).__name__}"
     return next((f"a tuple whose items are each {expected}" for expected in map(check, value) if expected), None)
+
+
+def _check_mapping(check_key: Check, check_value: Check, value: Any) -> str | None:
+    if not isinstance(value, Mapping):
+        return f"a mapping, and is a {type(value).__name__}"
+    for key, item in value.items():
+        if expected := check_key(key):
+            return f"a mapping whose keys are each {expected}"
+        if expected := check_value(item):
+            return f"a mapping whose values are each {expected}; that of {key!r} is a {type(item).__name__}"
+    return None
 
 
 def _check_struct(cls: type, value: Any) -> str | None:

@@ -62,6 +62,18 @@ def pytest_configure(config: pytest.Config) -> None:
         from .distribution.placing import place_tests
 
         place_tests(config)
+    if settings.shard is not None:
+        from .distribution.sharding import shard_tests
+
+        shard_tests(config)
+    if not is_worker(config) and not config.option.collectonly:
+        if settings.write_durations is not None:
+            from .distribution.durations_recorder import DurationsRecorder
+
+            config.pluginmanager.register(DurationsRecorder(settings.write_durations), "propolis-durations")
+        from .distribution.status.activation import publish_status
+
+        publish_status(config)
     interruption = config.stash[INTERRUPTION] = interruption_for(config)
     config.add_cleanup(interruption.restore)
 
@@ -139,8 +151,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if "propolis" in getattr(item, "fixturenames", ()):
         from .markers.requirements import unmet
 
-        if reason := unmet(item):
-            pytest.skip(reason)
+        if obstacle := unmet(item):
+            pytest.skip(str(obstacle))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -174,15 +186,18 @@ def pytest_runtest_makereport(
         with guarded(item.config, "shortening a traceback"):
             shorten(call.excinfo)
     report = yield
-    from .session.stash import FAILURE, HOSTS, RETENTION_POLICY, VMS
+    from .session.stash import FAILURE, FORKS, HOSTS, RETENTION_POLICY, VMS
 
     if call.excinfo and report.failed:
         item.stash[FAILURE] = call.excinfo.exconly(tryshort=True).partition("\n")[0]
 
     if any(host.was_up for host in item.config.stash.get(HOSTS, ())):
         from .distribution.interruption import VMS_ATTRIBUTE
+        from .distribution.status.activation import FORKS_ATTRIBUTE
+        from .session.internals import worker_name
 
         setattr(report, VMS_ATTRIBUTE, True)
+        setattr(report, FORKS_ATTRIBUTE, (worker_name(item.config) or "", item.config.stash.get(FORKS, 0)))
     if policy := item.config.stash.get(RETENTION_POLICY, None):
         with guarded(item.config, "deciding which VMs stay"):
             policy.note(item, report)

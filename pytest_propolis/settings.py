@@ -16,13 +16,25 @@ from typing import Any, Final, Literal
 from .errors import SettingsError
 from .field_checks import check_fields
 
-__all__ = ["OPTIONS", "Accelerator", "BootKind", "KeepPolicy", "Option", "Settings"]
+__all__ = ["OPTIONS", "Accelerator", "BootKind", "KeepPolicy", "Option", "Settings", "Shard"]
 
 _WORDS: Final = dict.fromkeys(("yes", "true", "on", "1"), True) | dict.fromkeys(("no", "false", "off", "0"), False)
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 BootKind = Literal["warm", "cold"]
 KeepPolicy = Literal["never", "failed", "always"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A part of the tests.
+
+    :param number: from 1 to `count`.
+    :param count: how many parts there are.
+    """
+
+    number: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +98,17 @@ def _automatic_or_number(text: str) -> int | Literal["auto"]:
         return "auto" if text == "auto" else _whole_number(0, 64)(text)
     except ValueError:
         raise ValueError("must be auto or a whole number from 0 to 64") from None
+
+
+def _shard(text: str) -> Shard:
+    number, _, count = text.partition("/")
+    try:
+        shard = Shard(int(number), int(count))
+    except ValueError:
+        raise ValueError("must be I/N, as in 2/5") from None
+    if not 1 <= shard.number <= shard.count:
+        raise ValueError("must be from 1/N to N/N")
+    return shard
 
 
 def _one_of(*allowed: str) -> Callable[[str], str]:
@@ -238,6 +261,38 @@ class Settings:
             "parse": _store,
             "help": "where nodes coordinate: embedded (in the run), etcd://HOST:PORT,… or etcds://… (docs/nodes.md)",
             "metavar": "STORE",
+        },
+    )
+    shard: Shard | None = field(
+        default=None,
+        metadata={
+            "parse": _shard,
+            "help": "run the I-th of N disjoint parts of the tests alone, as in 2/5 (docs/ci.md)",
+            "metavar": "I/N",
+        },
+    )
+    durations: Path | None = field(
+        default=None,
+        metadata={
+            "parse": _path,
+            "help": "file of how long tests take: for shards, which all need the same one, and for -n",
+            "metavar": "FILE",
+        },
+    )
+    write_durations: Path | None = field(
+        default=None,
+        metadata={
+            "parse": _path,
+            "help": "file for how long the tests of this run took (`propolis durations` merges such files)",
+            "metavar": "FILE",
+        },
+    )
+    status: Path | None = field(
+        default=None,
+        metadata={
+            "parse": _path,
+            "help": "file for the run's status, as lines of JSON (docs/status.md); `propolis top` needs none",
+            "metavar": "FILE",
         },
     )
     settings_file: Path | None = field(

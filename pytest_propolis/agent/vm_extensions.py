@@ -1,9 +1,13 @@
-"""The agent's extensions to the Propolis API of one VM: facts that the API lacks, its display, and how its migrations
-transferred memory and disks."""
+"""The agent's extensions to the Propolis API of one VM: facts that the API lacks, its display, its log, and how its
+migrations transferred memory and disks."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Final
 
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
@@ -18,6 +22,8 @@ from ..engine.server.serial_websocket import serve_serial
 from ..engine.server.server import VmServer
 
 __all__ = ["VmExtensions"]
+
+LOG_BYTES: Final = 1 << 20
 
 
 class VmExtensions:
@@ -36,6 +42,7 @@ class VmExtensions:
             Route("/vms/{id}/screenshot", self._screenshot, methods=["GET"]),
             Route("/vms/{id}/migrations", self._migrations, methods=["GET"]),
             WebSocketRoute("/vms/{id}/com2", self._second_serial),
+            Route("/vms/{id}/log", self._log, methods=["GET"]),
         ]
 
     async def _facts(self, request: Request) -> Response:
@@ -60,8 +67,22 @@ class VmExtensions:
         await websocket.accept()
         await serve_serial(websocket, port, port.history.end)
 
+    async def _log(self, request: Request) -> Response:
+        """Return the end of what QEMU has printed."""
+        try:
+            text = await asyncio.to_thread(_end_of, self._server(request).log_path)
+        except FileNotFoundError:
+            text = b""
+        return Response(text, media_type="text/plain")
+
     def _server(self, request: HTTPConnection) -> VmServer:
         server = self._find(request.path_params["id"])
         if server is None:
             raise HttpError(ErrorResponse(status=404, message="no such VM"))
         return server
+
+
+def _end_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_BYTES))
+        return file.read()

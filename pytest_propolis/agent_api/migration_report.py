@@ -18,12 +18,16 @@ class MigrationSide(msgspec.Struct, frozen=True, kw_only=True):
     :param way: how the memory got to the target; None before that is settled.
     :param disks: how each disk got to the target, by backend.
     :param failure: why it failed, if it did.
+    :param handed_over: whether the source has given its guest away.
+    :param carried_bytes: how much went through the migration's streams between hosts that share no files.
     """
 
     id: UUID
     way: MemoryTransfer | None = None
     disks: Mapping[str, DiskTransfer] = {}
     failure: str | None = None
+    handed_over: bool = False
+    carried_bytes: int = 0
 
 
 class MigrationReport(msgspec.Struct, frozen=True, kw_only=True):

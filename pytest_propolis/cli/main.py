@@ -19,6 +19,7 @@ _COMMANDS: Final = {
     "baton": ".nodes.baton",
     "console": ".console",
     "doctor": ".doctor",
+    "durations": ".durations",
     "gc": ".gc",
     "job": ".nodes.job",
     "kv": ".nodes.kv",
@@ -26,6 +27,7 @@ _COMMANDS: Final = {
     "node": ".nodes.node",
     "ps": ".ps",
     "setup": ".setup",
+    "top": ".top",
 }
 """The module of each command, which is an attribute of the same name."""
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Final
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from typing import Final, Generic, TypeVar
 
 import pytest
 
 from ..errors import ConfigError
 from ..guests.registry import GuestRegistry
 
-__all__ = ["guests_here"]
+__all__ = ["guests_here", "tests_here"]
 
+_Found = TypeVar("_Found")
 
 _ARGUMENTS: Final = ("-p", "propolis", "--assert=plain")
 """Load this plugin even if plugin autoloading is off, and rewrite no assertions: pytest would warn that modules already
@@ -34,6 +38,27 @@ def guests_here() -> GuestRegistry:
     return reader.guests
 
 
+def tests_here(arguments: Sequence[str], look: Callable[[pytest.Item], _Found]) -> list[_Found]:
+    """Collect tests as ``pytest`` in this directory would, and look at each. None is run.
+
+    :param arguments: further ones for pytest: paths, options.
+    :raises ConfigError: if they cannot be collected, with what pytest says.
+    """
+    collector = _Collector(look)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said):
+            status = pytest.main([*_ARGUMENTS, "--collect-only", "-q", *arguments], plugins=[collector])
+    except Exception as error:
+        raise _unreadable(f"{type(error).__name__}: {error}") from error
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        raise ConfigError(
+            f"pytest cannot collect the tests (exit status {int(status)}): {said.getvalue().strip()}",
+            hint="see what `pytest --collect-only` says here",
+        )
+    return collector.found
+
+
 def _unreadable(why: str) -> ConfigError:
     return ConfigError(
         f"pytest cannot read its configuration in this directory ({why})",
@@ -51,3 +76,15 @@ class _Reader:
         adapters = config.hook.pytest_propolis_guests(config=config)
         self.guests = GuestRegistry(adapter for some in adapters for adapter in some)
         return pytest.ExitCode.OK
+
+
+class _Collector(Generic[_Found]):
+    """A plugin that looks at the tests that were collected."""
+
+    def __init__(self, look: Callable[[pytest.Item], _Found]) -> None:
+        self._look = look
+        self.found: list[_Found] = []
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.found = [self._look(item) for item in session.items]

@@ -10,6 +10,7 @@ from ..errors import SettingsError
 from ..hosts.inventory.capacity import slots_of
 from ..hosts.inventory.inventory import read_inventory
 from ..session.internals import dist_was_chosen, is_controller, is_worker
+from ..session.stash import SETTINGS
 from .worker_channel import CHANNEL, WorkerEnd
 
 __all__ = ["place_tests", "wanted_workers"]
@@ -24,9 +25,15 @@ def place_tests(config: pytest.Config) -> None:
         if CHANNEL in config.workerinput:  # type: ignore[attr-defined]
             config.pluginmanager.register(WorkerEnd(config), "propolis-placement")
     elif is_controller(config) and not dist_was_chosen(config):
+        from .durations_file import read_durations
         from .xdist_scheduling import Placer
 
-        config.pluginmanager.register(Placer(), "propolis-placement")
+        path = config.stash[SETTINGS].durations
+        try:
+            measured = read_durations(path) if path else {}
+        except SettingsError as error:
+            raise pytest.UsageError(str(error)) from None
+        config.pluginmanager.register(Placer(measured), "propolis-placement")
 
 
 def wanted_workers(hosts: str | Path) -> int:

@@ -23,6 +23,8 @@ from .scheduling.item import Item
 from .scheduling.needs import Needs
 from .scheduling.planning.durations import SMALLEST_S
 from .scheduling.scheduler import FleetScheduler
+from .status.snapshot import HostStatus, WaitingTests
+from .status.source import STATUS_SOURCE, host_status
 from .worker_channel import LOST_HOSTS_ATTRIBUTE, WorkerChannel
 
 __all__ = ["HostScheduling", "Placer"]
@@ -38,9 +40,13 @@ TICK_S: Final = 1.0
 
 
 class Placer:
-    """A plugin of the controller's: opens a channel to each worker, and hands xdist the scheduler."""
+    """A plugin of the controller's: opens a channel to each worker, and hands xdist the scheduler.
 
-    def __init__(self) -> None:
+    :param measured_elsewhere: how many seconds tests took in runs of which pytest's cache here knows nothing.
+    """
+
+    def __init__(self, measured_elsewhere: Mapping[str, float]) -> None:
+        self._measured_elsewhere = measured_elsewhere
         self._channels: dict[str, WorkerChannel] = {}
         self._needs: dict[str, Needs] = {}
         self._scheduling: HostScheduling | None = None
@@ -51,8 +57,14 @@ class Placer:
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config) -> HostScheduling:
-        self._scheduling = HostScheduling(config, self._channels, self._needs)
+        self._scheduling = config.stash[STATUS_SOURCE] = HostScheduling(
+            config, self._channels, self._needs, self._measured_elsewhere
+        )
         return self._scheduling
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        if self._scheduling is not None:
+            self._scheduling.test_started(nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if self._scheduling is not None:
@@ -71,9 +83,14 @@ class HostScheduling:
     """
 
     def __init__(
-        self, config: pytest.Config, channels: Mapping[str, WorkerChannel], needs: Mapping[str, Needs]
+        self,
+        config: pytest.Config,
+        channels: Mapping[str, WorkerChannel],
+        needs: Mapping[str, Needs],
+        measured_elsewhere: Mapping[str, float],
     ) -> None:
         self._config = config
+        self._measured_elsewhere = measured_elsewhere
         self._channels = channels
         self._needs = needs
         self._expected = number_of_workers(config)
@@ -83,7 +100,8 @@ class HostScheduling:
         self._indices: dict[str, int] = {}
         self._sent: dict[str, list[str]] = {}
         """By worker, what it has been sent and not finished, in that order."""
-        self._placed: set[str] = set()
+        self._placed: dict[str, tuple[str, tuple[str, ...]]] = {}
+        """By test that runs, its worker and its hosts."""
         self._finished: set[str] = set()
         self._durations: dict[str, float] = {}
         self._hosts: dict[str, HostSpec] = {}
@@ -103,7 +121,7 @@ class HostScheduling:
     @property
     def tests_finished(self) -> bool:
         """Whether every test runs or has run: xdist then tells all workers that no test follows."""
-        return self._has_begun and len(self._placed | self._finished) == len(self._tests)
+        return self._has_begun and len(self._placed.keys() | self._finished) == len(self._tests)
 
     @property
     def has_pending(self) -> bool:
@@ -121,6 +139,10 @@ class HostScheduling:
         if not isinstance(found, dict):
             return {}
         return {test: float(seconds) for test, seconds in found.items() if isinstance(seconds, int | float)}
+
+    def _estimates(self) -> dict[str, float]:
+        """What earlier runs measured here, and elsewhere where there is a file of that."""
+        return {**self._measured_elsewhere, **self._remembered_durations()}
 
     def add_node(self, node: Any) -> None:
         self._nodes[node.gateway.id] = node
@@ -147,7 +169,7 @@ class HostScheduling:
         self._indices = {test: index for index, test in enumerate(self._tests)}
         guests = {needs.guest for needs in self._needs.values() if needs.guest is not None}
         self._scheduler = FleetScheduler(dict.fromkeys(guests, TEMPLATE_S), one_ahead=True)
-        remembered = self._remembered_durations()
+        remembered = self._estimates()
         self._scheduler.tests_known(
             [
                 Item(test, self._needs.get(test, Needs(hosts=0)), test.partition("::")[0], remembered.get(test))
@@ -181,16 +203,34 @@ class HostScheduling:
     def _give_up_what_no_host_can_run(self) -> None:
         """Let such tests start as they are: each is skipped or fails, and says what it lacks."""
         able = cache(lambda needs: sum(host.could_fit(needs) for host in self._hosts.values()))
-        begun = self._placed | self._finished
+        begun = self._placed.keys() | self._finished
         for test in self._tests:
             needs = self._needs.get(test)
             if needs is not None and test not in begun and able(needs) < needs.hosts:
                 self._scheduler.give_up(test)
 
+    def test_started(self, test: str) -> None:
+        """Let the scheduler know that a worker has begun with a test: it may have held it for a while."""
+        if test in self._placed:
+            self._scheduler.test_started(self._placed[test][0], test, time.monotonic())
+
+    def total(self) -> int:
+        return len(self._tests)
+
+    def place(self, test: str) -> tuple[str, tuple[str, ...]]:
+        return self._placed.get(test, ("", ()))
+
+    def waiting(self) -> tuple[WaitingTests, ...]:
+        found = self._scheduler.waiting() if self._has_begun else []
+        return tuple(WaitingTests(reason=some.reason, count=some.count, tests=some.tests) for some in found)
+
+    def hosts(self, running: int) -> tuple[HostStatus, ...]:
+        return tuple(map(host_status, self._scheduler.hosts())) if self._has_begun else ()
+
     def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
         worker, test = node.gateway.id, self._tests[item_index]
         self._sent[worker].remove(test)
-        self._placed.discard(test)
+        self._placed.pop(test, None)
         self._finished.add(test)
         self._scheduler.test_finished(worker, test, duration)
         self._durations[test] = round(max(duration, SMALLEST_S), 4)
@@ -218,7 +258,7 @@ class HostScheduling:
         if self._has_begun and worker in self._ready:
             self._scheduler.worker_lost(worker)
         if crashed is not None:
-            self._placed.discard(crashed)
+            del self._placed[crashed]
             self._finished.add(crashed)
         if self._has_begun:
             self._decide()
@@ -246,7 +286,7 @@ class HostScheduling:
         node, sent = self._nodes[decision.worker], self._sent[decision.worker]
         if decision.hosts:
             self._channels[decision.worker].place(dict.fromkeys(decision.tests, decision.hosts))
-        self._placed.update(decision.tests)
+        self._placed |= dict.fromkeys(decision.tests, (decision.worker, decision.hosts))
         ahead = [test for test in (*decision.tests, decision.following) if test is not None and test not in sent]
         sent += ahead
         if ahead:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..hosts.host import HostSpec
     from ..settings import Settings
 
-__all__ = ["GUEST_FIXTURE", "Requirements", "requirements_of", "unmet"]
+__all__ = ["GUEST_FIXTURE", "Requirements", "Unmet", "able_hosts", "needs_hosts", "requirements_of", "unmet"]
 
 GUEST_FIXTURE: Final = "propolis_guest"
 """The fixture that a test with the marker ``guest_os`` is parametrised by."""
@@ -72,8 +72,27 @@ def requirements_of(item: pytest.Item) -> Requirements:
     )
 
 
-def unmet(item: pytest.Item) -> str | None:
-    """Return why a test cannot run on the hosts of this run, and what would help; None if it can. Starts nothing."""
+@dataclass(frozen=True, slots=True)
+class Unmet:
+    """Why a test cannot run on the hosts of a run.
+
+    :param remedy: what would help; empty where nothing is known to.
+    """
+
+    reason: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.remedy}" if self.remedy else self.reason
+
+
+def needs_hosts(item: pytest.Item) -> bool:
+    """Whether a test uses VMs, or hosts, at all."""
+    return "propolis" in getattr(item, "fixturenames", ())
+
+
+def unmet(item: pytest.Item) -> Unmet | None:
+    """Return why a test cannot run on the hosts of this run; None if it can. Starts nothing."""
     needed = requirements_of(item)
     if needed == Requirements():
         return None
@@ -85,7 +104,20 @@ def unmet(item: pytest.Item) -> str | None:
     )
 
 
-def _unmet_hosts(needed: Requirements, settings: Settings) -> str | None:
+def able_hosts(needed: Requirements, settings: Settings) -> tuple[str, ...]:
+    """Return the names of the run's hosts that have the labels, the memory and the processors that a test needs."""
+    return tuple(
+        spec.name
+        for spec in _specs(settings)
+        if needed.labels <= spec.labels
+        and all(getattr(needed, name) <= (getattr(spec, name) or _own(name)) for name in _SIZES)
+    )
+
+
+_SIZES: Final = ("memory_mib", "cpus")
+
+
+def _unmet_hosts(needed: Requirements, settings: Settings) -> Unmet | None:
     specs = _specs(settings)
     fitting = [spec for spec in specs if needed.labels <= spec.labels]
     if needed.hosts > len(fitting) or (needed.inventory and settings.hosts is None):
@@ -95,11 +127,12 @@ def _unmet_hosts(needed: Requirements, settings: Settings) -> str | None:
         if needed.labels:
             remedy = "name hosts with these labels in a file for --propolis-hosts"
         hosts = "1 host" if count == 1 else f"{count} hosts"
-        return f"it needs {hosts}{labelled}, and the run has {len(fitting)}: {remedy}"
-    for name, wanted in (("memory_mib", needed.memory_mib), ("cpus", needed.cpus)):
+        return Unmet(f"it needs {hosts}{labelled}, and the run has {len(fitting)}", remedy)
+    for name in _SIZES:
+        wanted = getattr(needed, name)
         most = max((getattr(spec, name) or _own(name) for spec in fitting), default=0)
         if wanted > most:
-            return f"it needs a host with {name}={wanted}, and the largest of the run has {most}"
+            return Unmet(f"it needs a host with {name}={wanted}, and the largest of the run has {most}")
     return None
 
 
@@ -120,19 +153,19 @@ def _specs(settings: Settings) -> Sequence[HostSpec]:
     return read_inventory(settings.hosts) if settings.hosts is not None else (THIS_MACHINE,)
 
 
-def _unmet_capability(needed: Requirements, settings: Settings) -> str | None:
+def _unmet_capability(needed: Requirements, settings: Settings) -> Unmet | None:
     from ..hosts.inventory.local_capabilities import has_kvm, zfs_obstacle
 
     if needed.server == "propolis":
-        return "it needs a real propolis-server, and VMs of this run are served by the engine"
+        return Unmet("it needs a real propolis-server, and VMs of this run are served by the engine")
     if needed.zfs and (obstacle := zfs_obstacle(settings)):
-        return f"it needs ZFS: {obstacle}"
+        return Unmet("it needs ZFS", obstacle)
     if needed.kvm and not has_kvm(settings):
-        return "it needs KVM, on which no guest runs here: `propolis doctor` says why"
+        return Unmet("it needs KVM, on which no guest runs here", "`propolis doctor` says why")
     return None
 
 
-def _unmet_guest(config: pytest.Config, name: str, settings: Settings) -> str | None:
+def _unmet_guest(config: pytest.Config, name: str, settings: Settings) -> Unmet | None:
     adapter = guest_named(config, name)
     from ..storage.store import ArtifactStore, default_artifact_dir
 
@@ -140,7 +173,7 @@ def _unmet_guest(config: pytest.Config, name: str, settings: Settings) -> str | 
     image = adapter.image
     for artifact in (image.kernel, image.initrd, image.disk):
         if artifact is not None and (command := store.missing_build(artifact)):
-            return f"the guest {name} is not built: `{command}` does it"
+            return Unmet(f"the guest {name} is not built", f"`{command}` does it")
     return None
 
 

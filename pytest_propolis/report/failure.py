@@ -74,10 +74,18 @@ def describe(vm: TestVm, *, shown: tuple[str, ...] = (), stays: bool = False) ->
         *([f"host:    {vm.host.name} ({vm.host.address})"] if vm.host.address != "localhost" else []),
         f"boot:    {vm.boot_kind}: {vm.phases}",
         f"spec:    {vm.guest.name}, {board.cpus} CPUs, {board.memory_mb} MiB, disks: {disks or 'none'}",
+        *_networks(vm),
         *_console(vm.console_tail(), shown),
         f"log:     {vm.log_path}" + (f" (incomplete: {vm.log_failure})" if vm.log_failure else ""),
-        *([f"stays:   propolis console {vm.id}"] if stays and state != NOT_CREATED else []),
+        *([f"stays:   propolis console {vm.id}{vm.host.command_options}"] if stays and state != NOT_CREATED else []),
     ]
+
+
+def _networks(vm: TestVm) -> Iterator[str]:
+    for nic in vm.nics:
+        assert nic.network is not None
+        frames = nic.network.capture_path(vm.log_path.parent, vm.host.name)
+        yield f"network: {nic.network.name}, {vm.address(nic.network)}, frames in {frames}"
 
 
 def _console(tail: tuple[str, ...], shown: tuple[str, ...]) -> list[str]:

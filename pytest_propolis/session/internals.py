@@ -28,6 +28,7 @@ __all__ = [
     "number_of_workers",
     "set_loop_scope",
     "shared_run_id",
+    "skip_reason",
     "tear_down_everything",
     "worker_name",
 ]
@@ -67,6 +68,17 @@ def dist_was_chosen(config: pytest.Config) -> bool:
     words = (*config.invocation_params.args, *shlex.split(os.environ.get("PYTEST_ADDOPTS", "")))
     words += tuple(config.getini("addopts"))
     return any(word == "-d" or word.startswith("--dist") for word in map(str, words))
+
+
+def skip_reason(item: pytest.Item) -> str | None:
+    """Return why the markers ``skip`` and ``skipif`` of pytest skip a test; None if they do not."""
+    from _pytest.skipping import evaluate_skip_marks
+
+    try:
+        found = evaluate_skip_marks(item)
+    except pytest.fail.Exception:  # its condition is wrong: the test will fail
+        return None
+    return found.reason if found else None
 
 
 def worker_name(config: pytest.Config) -> str | None:

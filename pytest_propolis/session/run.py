@@ -17,7 +17,7 @@ from ..settings import BootKind, Settings
 from .internals import is_worker, shared_run_id, worker_name
 from .progress import progress_printer
 from .retention import RetentionPolicy
-from .stash import HOSTS, INTERRUPTION, PLACEMENTS, RETENTION_POLICY, RUNNING_TEST
+from .stash import FORKS, HOSTS, INTERRUPTION, PLACEMENTS, RETENTION_POLICY, RUNNING_TEST
 
 if TYPE_CHECKING:
     from ..coordination.group import NodeGroup
@@ -206,4 +206,5 @@ class Run:
     def _made(self, remember: Callable[[TestVm], None] | None, vm: TestVm) -> None:
         if remember:
             remember(vm)
+        self._config.stash[FORKS] = self._config.stash.get(FORKS, 0) + (vm.boot_kind == "warm")
         self._config.hook.pytest_propolis_vm_created(vm=vm, config=self._config)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CRUCIBLE_DISKS",
     "FAILURE",
+    "FORKS",
     "GUARD",
     "HOSTS",
     "INTERRUPTION",
@@ -35,6 +36,8 @@ CRUCIBLE_DISKS: Final[pytest.StashKey[list[CrucibleDisk]]] = pytest.StashKey()
 
 FAILURE: Final[pytest.StashKey[str]] = pytest.StashKey()
 """In a test's item: how it failed, in one line."""
+FORKS: Final[pytest.StashKey[int]] = pytest.StashKey()
+"""In a config: how many VMs of its process were forked from templates so far."""
 
 GUARD: Final[pytest.StashKey[Guard]] = pytest.StashKey()
 """In a config: what keeps an error of this plugin's from ending the session."""

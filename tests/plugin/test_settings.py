@@ -24,6 +24,10 @@ GIVEN = {
     "log_dir": ("/some/logs", "PosixPath('/some/logs')"),
     "qemu": ("/some/qemu", "PosixPath('/some/qemu')"),
     "hosts": ("local:1", "'local:1'"),
+    "shard": ("1/1", "Shard(number=1, count=1)"),
+    "durations": ("/dev/null", "PosixPath('/dev/null')"),
+    "write_durations": ("/dev/null", "PosixPath('/dev/null')"),
+    "status": ("/dev/null", "PosixPath('/dev/null')"),
 }
 """For each option a text that can be given, and what comes of it."""
 
@@ -49,6 +53,9 @@ BAD = [
     ("accelerator", "xen", "'xen' must be one of auto, kvm, tcg"),
     ("keep", "sometimes", "'sometimes' must be one of never, failed, always"),
     ("keep_ttl", "0", "'0' must be more than 0 seconds"),
+    ("shard", "2", "'2' must be I/N, as in 2/5"),
+    ("shard", "0/5", "'0/5' must be from 1/N to N/N"),
+    ("shard", "6/5", "'6/5' must be from 1/N to N/N"),
     ("guest", " ", "' ' must not be empty"),
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
@@ -173,6 +173,11 @@ class Backlog:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    @property
+    def queues(self) -> Iterable[Queue]:
+        """All queues; tests with the same needs are in the same one."""
+        return self._queues.values()
 
     def queue(self, needs: Needs) -> Queue:
         """Return the queue of the tests with these needs."""

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from .decision import Decision
-from .host import HostSpec
+from .host import HostSpec, HostState
 from .item import Item
+from .waiting import Waiting
 
 __all__ = ["Scheduler"]
 
@@ -73,6 +74,12 @@ class Scheduler(Protocol):
 
         To be called after events, and once a second or so while tests wait.
         """
+
+    def hosts(self) -> Sequence[HostState]:
+        """Return all hosts, also those that were lost, with what is in use of each: to be read only."""
+
+    def waiting(self) -> list[Waiting]:
+        """Return what waits, and why, for a person."""
 
     def why_waiting(self, test: str) -> str:
         """Say in a sentence why a test has not started, for a person."""

@@ -12,7 +12,7 @@ from .host import HostSpec, HostState
 from .item import Item
 from .protocol import Scheduler
 from .state import RunState
-from .waiting import reason
+from .waiting import Waiting, reason, reasons
 
 __all__ = ["FleetScheduler"]
 
@@ -150,6 +150,12 @@ class FleetScheduler(Scheduler):
         if len(run.finished) == len(run.items):
             decisions += [EndWorker(worker) for worker in run.workers.dismiss()]
         return decisions
+
+    def hosts(self) -> Sequence[HostState]:
+        return list(self._run.fleet.hosts.values())
+
+    def waiting(self) -> list[Waiting]:
+        return list(reasons(self._run))
 
     def why_waiting(self, test: str) -> str:
         return reason(self._run, self._run.indices[test])

@@ -1,11 +1,41 @@
-"""Why a test has not started."""
+"""Why tests have not started."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
 
 from .needs import Needs
 from .state import RunState
 
-__all__ = ["reason"]
+__all__ = ["Waiting", "reason", "reasons"]
+
+NAMED: Final = 5
+"""How many tests are named of those that wait for the same reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Tests that wait for the same reason.
+
+    :param tests: some of them.
+    """
+
+    reason: str
+    count: int
+    tests: tuple[str, ...]
+
+
+def reasons(run: RunState) -> Iterator[Waiting]:
+    """Yield why tests have not started, by their needs; it takes no longer for many tests than for few."""
+    for queue in run.backlog.queues:
+        if queue.tests:
+            longest = [run.items[index].id for _, index in queue.tests[: -NAMED - 1 : -1]]
+            yield Waiting(_unplaced(run, queue.needs), len(queue.tests), tuple(longest))
+    held = [*run.workers.following.values(), *run.workers.holders]
+    for index in dict.fromkeys([*held, *(gathering.index for gathering in run.gatherings.active)]):
+        yield Waiting(reason(run, index), 1, (run.items[index].id,))
 
 
 def reason(run: RunState, index: int) -> str:
@@ -42,6 +72,11 @@ def _unplaced(run: RunState, needs: Needs) -> str:
         return f"no slot was free yet to make a template of {needs.guest}"
     free = [state for state in warm if state.fits(needs)]
     if len(free) < needs.hosts:
+        if sum(state.slots > 0 for state in warm) < needs.hosts:
+            slots = sum(state.host.slots for state in warm)
+            return (
+                f"{sum(state.slots for state in warm)} of the {slots} slots of the hosts that can run it now are free"
+            )
         return f"{len(free)} of the {_hosts(len(warm))} that can run it now have room for {_demand(needs)}"
     return "longer tests go first" if run.workers.empty else "no worker is free"
 

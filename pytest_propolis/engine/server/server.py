@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-from ...agent_api.migration_report import MigrationReport
+from ...agent_api.migration_report import MigrationReport, MigrationSide
 from ...errors import PropolisError
 from ...propolis_api import (
     Component,
@@ -230,6 +230,19 @@ class VmServer:
         channel = MigrationChannel(connection, other="target")
         self._request(MigrateAsSource(str(migration_id), channel))
 
+    def take_migration_stream(self, migration_id: UUID, name: str, connection: AcceptedConnection) -> None:
+        """Hand a further connection of a migration's target over to that migration; abandon it if there is none."""
+        source = self._require_active().source
+        assert source is not None
+        source.take_stream(migration_id, name, connection)
+
+    def migration_outcome(self, migration_id: UUID) -> MigrationSide:
+        """What is known of a migration out. Refused with 404 if it is not the latest one."""
+        side = self._require_vm().departure
+        if side is None or side.id != migration_id:
+            raise HttpError(ErrorResponse(status=404, message="no such migration"))
+        return side
+
     def serial(self) -> SerialPort:
         machine = self._require_active().machine
         assert machine is not None
@@ -267,6 +280,11 @@ class VmServer:
         await machine.pause()
         with path.open("xb") as file:
             await save_state(machine, file.fileno(), memory_in_file=True)
+
+    @property
+    def log_path(self) -> Path:
+        """The file that receives what QEMU prints."""
+        return self._config.log_path
 
     @property
     def firmware_variables(self) -> Path:

@@ -20,6 +20,7 @@ __all__ = [
     "LinkReady",
     "LinkRequest",
     "LinkStarted",
+    "OfferSocket",
     "PutFile",
     "RunCommand",
 ]
@@ -64,10 +65,12 @@ class LinkReady(msgspec.Struct, frozen=True, kw_only=True):
     """What a client learns when it has joined.
 
     :param socket: the local socket behind which the host's agent answers.
+    :param agent_socket: the agent's own socket, on the host.
     :param version: of this project, as the agent runs it.
     """
 
     socket: str
+    agent_socket: str
     version: str
     facts: HostFacts
 
@@ -106,7 +109,14 @@ class GetFile(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     local: str
 
 
-LinkRequest = Join | RunCommand | PutFile | GetFile
+class OfferSocket(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Have the host's agent reach a socket of this machine, as long as the link lasts. Answered by the socket's path
+    on the host."""
+
+    local: str
+
+
+LinkRequest = Join | RunCommand | PutFile | GetFile | OfferSocket
 
 
 class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -119,5 +129,6 @@ class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     fault: Fault | None = None
     lost: str | None = None
     status: int | None = None
+    path: str | None = None
     output: bytes = b""
     complaint: bytes = b""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 import asyncssh
 
 from ....errors import HostError
-from .transport import Channel, SshDestination
+from .transport import Channel, SshDestination, offer_refused
 
 __all__ = ["FALLBACK_ERRORS", "AsyncsshTransport", "describe"]
 
@@ -93,6 +93,12 @@ class AsyncsshTransport:
 
     async def forward(self, local: Path, remote: str) -> None:
         self._listeners.append(await self._connection.forward_local_path(str(local), remote))
+
+    async def offer(self, remote: str, local: Path) -> None:
+        try:
+            self._listeners.append(await self._connection.forward_remote_path(remote, str(local)))
+        except asyncssh.ChannelListenError as error:
+            raise offer_refused(self._name, str(error)) from None
 
     async def wait_closed(self) -> None:
         await self._connection.wait_closed()

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from ....errors import HostError
 from ....storage.programs import parent_death_prefix, run_program
-from .transport import Channel, SshDestination
+from .transport import Channel, SshDestination, offer_refused
 
 __all__ = ["OpensshTransport"]
 
@@ -57,6 +57,11 @@ class OpensshTransport:
         done = await run_program([*self._words("-O", "forward", "-L", f"{local}:{remote}")])
         if done.status != 0:
             raise HostError(f"host {self._destination.name}: SSH refuses to forward a socket: {done.last_lines()}")
+
+    async def offer(self, remote: str, local: Path) -> None:
+        done = await run_program([*self._words("-O", "forward", "-R", f"{remote}:{local}")])
+        if done.status != 0:
+            raise offer_refused(self._destination.name, done.last_lines())
 
     async def wait_closed(self) -> None:
         if self._first:

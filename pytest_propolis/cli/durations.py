@@ -1,0 +1,29 @@
+"""``propolis durations``: merge files of how long tests take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ..distribution.durations_file import durations_text, read_durations
+
+__all__ = ["durations"]
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File for the result; it may be one of FILES.")
+def durations(files: tuple[Path, ...], output: Path | None) -> None:
+    """Merge FILES that `pytest --propolis-write-durations` wrote.
+
+    Of several values for a test that of the last file counts.
+    """
+    merged: dict[str, float] = {}
+    for file in files:
+        merged |= read_durations(file)
+    text = durations_text(merged)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.write_text(text)

@@ -1,0 +1,1 @@
+"""The status of a run: what runs where, what waits and why."""
