@@ -57,7 +57,7 @@ def job(file: Path) -> None:
     """Run the programs of FILE as nodes of one group, and print their output in the order of time.
 
     FILE is TOML with a table [[node]] for each program: name, command, and if need be address, labels, vital, directory
-    and environment. If one program fails, the others are ended. The exit status is that of the first program that failed.
+    and environment. If one program fails, the others are ended. The exit status is that of the first one that failed.
     """
     raise SystemExit(asyncio.run(_run(_read(file), file.absolute().parent, Settings.resolve(command_line={}, ini={}))))
 
