@@ -26,6 +26,8 @@ __all__ = [
     "load_pytest_asyncio",
     "local_process",
     "number_of_workers",
+    "prepare_again",
+    "run_phases",
     "set_loop_scope",
     "shared_run_id",
     "skip_reason",
@@ -119,6 +121,18 @@ def local_process(node: Any) -> Popen[bytes] | None:
     execnet shows it nowhere else than on the gateway's input and output.
     """
     return cast("Popen[bytes] | None", getattr(getattr(node.gateway, "_io", None), "popen", None))
+
+
+def run_phases(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
+    """Run a test with its fixtures, and return the reports of its phases, of which pytest is not told."""
+    from _pytest.runner import runtestprotocol
+
+    return runtestprotocol(item, log=False, nextitem=nextitem)
+
+
+def prepare_again(item: pytest.Item) -> None:
+    """Let a test that has run be run once more, with fixtures of its own."""
+    cast(Any, item)._initrequest()
 
 
 def tear_down_everything(session: pytest.Session) -> None:
