@@ -110,8 +110,9 @@ def needs_of(item: pytest.Item) -> Needs:
     if "propolis" not in getattr(item, "fixturenames", ()):
         return Needs(hosts=0)
     settings, required = item.config.stash[SETTINGS], requirements_of(item)
+    boots = settings.boot == "cold" or item.get_closest_marker("cold_boot") is not None
     return Needs(
-        guest=required.guest or settings.guest,
+        guest=None if boots else required.guest or settings.guest,
         memory_mib=required.memory_mib or settings.memory_mib,
         cpus=required.cpus or settings.cpus,
         hosts=required.hosts,

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, partial
+from functools import cache, cached_property, partial
+from itertools import chain
 from typing import Any, Final
 
 import pytest
 
 from ..hosts.inventory.capacity import cpus_of, memory_mib_of, slots_of
 from ..hosts.inventory.inventory import read_inventory
-from ..session.internals import call_in_controller, number_of_workers
+from ..session.internals import base_temporary_directory, call_in_controller, number_of_workers
+from ..session.progress import line_printer
 from ..session.stash import SETTINGS
 from .rejoining import Rejoining
 from .scheduling.decision import BuildTemplate, EndWorker, Start
@@ -26,6 +28,7 @@ from .scheduling.planning.durations import SMALLEST_S
 from .scheduling.scheduler import FleetScheduler
 from .status.snapshot import HostStatus, WaitingTests
 from .status.source import STATUS_SOURCE, host_status
+from .template_making import TemplateMaking
 from .worker_channel import LOST_HOSTS_ATTRIBUTE, Collected, Elsewhere, WorkerChannel
 
 __all__ = ["HostScheduling", "Placer"]
@@ -124,6 +127,9 @@ class HostScheduling:
         self._moving: dict[str, str] = {}
         """By worker, the test that waits for other hosts."""
         self._rejoining = Rejoining(config.stash[SETTINGS], shared_id=shared_id)
+        self._making: dict[tuple[str, str], float] = {}
+        """By host and guest, since when a template is being made, in s since the epoch."""
+        self._shared_id = shared_id
         self._ticking = False
         self._ready: set[str] = set()
         self._has_begun = False
@@ -149,6 +155,8 @@ class HostScheduling:
     def end(self) -> None:
         """Keep in pytest's cache how long the tests took, for the plans of later runs; look for no lost hosts."""
         self._rejoining.end()
+        if "_templates" in vars(self):
+            self._templates.end()
         cache = getattr(self._config, "cache", None)  # None with -p no:cacheprovider
         if cache is not None and self._durations:
             cache.set(DURATIONS, self._remembered_durations() | self._durations)
@@ -221,6 +229,26 @@ class HostScheduling:
             self._give_up_what_no_host_can_run()
             self._decide()
 
+    def _made(self, host: str, guest: str) -> None:
+        """A template is there; or it cannot be made, and the tests that need it say why."""
+        self._making.pop((host, guest), None)
+        self._scheduler.template_made(host, guest)
+        self._decide()
+
+    @cached_property
+    def _templates(self) -> TemplateMaking:
+        from ..guests.registry import GuestRegistry
+
+        config = self._config
+        say, log_dir = line_printer(config), config.stash[SETTINGS].log_dir
+        return TemplateMaking(
+            config.stash[SETTINGS],
+            GuestRegistry(chain.from_iterable(config.hook.pytest_propolis_guests(config=config))),
+            shared_id=self._shared_id,
+            log_dir=(log_dir or base_temporary_directory(config) / "propolis") / "templates",
+            say=lambda text: self._call(partial(say, text)),
+        )
+
     def _rejoin(self, host: HostSpec) -> None:
         self._hosts[host.name] = host
         self._scheduler.host_joined(host)
@@ -275,7 +303,8 @@ class HostScheduling:
         return tuple(WaitingTests(reason=some.reason, count=some.count, tests=some.tests) for some in found)
 
     def hosts(self, running: int) -> tuple[HostStatus, ...]:
-        return tuple(map(host_status, self._scheduler.hosts())) if self._has_begun else ()
+        found = self._scheduler.hosts() if self._has_begun else ()
+        return tuple(host_status(state, self._making) for state in found)
 
     def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
         worker, test = node.gateway.id, self._tests[item_index]
@@ -325,8 +354,8 @@ class HostScheduling:
                 case EndWorker(worker):
                     self._nodes[worker].shutdown()
                 case BuildTemplate(host, guest):
-                    # The first test that is placed there makes it, and others wait for that.
-                    self._scheduler.template_made(host, guest)
+                    self._making[host, guest] = time.time()
+                    self._templates.make(host, guest, partial(self._call, partial(self._made, host, guest)))
         if self.has_pending and not self._ticking:
             self._ticking = call_in_controller(self._config, self._tick, delay_s=TICK_S)
 

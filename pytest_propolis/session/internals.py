@@ -11,12 +11,14 @@ import shlex
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from subprocess import Popen
 from typing import Any, Final, cast
 
 import pytest
 
 __all__ = [
+    "base_temporary_directory",
     "call_in_controller",
     "dist_was_chosen",
     "has_pytest_asyncio",
@@ -98,6 +100,11 @@ def number_of_workers(config: pytest.Config) -> int:
     from xdist.workermanage import parse_tx_spec_config
 
     return len(parse_tx_spec_config(config))
+
+
+def base_temporary_directory(config: pytest.Config) -> Path:
+    """The directory below which pytest makes those of the fixture ``tmp_path``, in a process without fixtures."""
+    return cast(Path, cast(Any, config)._tmp_path_factory.getbasetemp())
 
 
 def call_in_controller(config: pytest.Config, function: Callable[[], None], *, delay_s: float) -> bool:

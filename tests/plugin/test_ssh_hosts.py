@@ -89,7 +89,8 @@ def test_after_a_host_is_lost_the_other_one_runs_the_tests(inner: InnerRun, host
     outcomes = result.parseoutcomes()
     # One test of the other worker may be on the host when its cable is cut.
     assert 5 <= outcomes["passed"] <= 7, outcomes
-    assert sum(outcomes.get(kind, 0) for kind in ("passed", "failed")) == 8
+    # An error is a teardown on the lost host, or the setup of a test that was about to start there.
+    assert sum(outcomes.get(kind, 0) for kind in ("passed", "failed", "errors")) >= 8
 
 
 def test_a_disk_of_an_image_here_is_on_a_guest_there(inner: InnerRun, hosts: Path) -> None:
