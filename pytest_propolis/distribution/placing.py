@@ -21,10 +21,18 @@ def place_tests(config: pytest.Config) -> None:
 
     With a ``--dist`` that the user chose, scheduling is xdist's, and workers take turns at the hosts.
     """
+    if not is_worker(config):
+        from .elsewhere import RetrySummary
+
+        config.pluginmanager.register(RetrySummary(), "propolis-retry-summary")
     if is_worker(config):
         if CHANNEL in config.workerinput:  # type: ignore[attr-defined]
             config.pluginmanager.register(WorkerEnd(config), "propolis-placement")
-    elif is_controller(config) and not dist_was_chosen(config):
+        else:  # its scheduling is xdist's
+            _retry_here(config)
+    elif not is_controller(config):
+        _retry_here(config)
+    elif not dist_was_chosen(config):
         from .durations_file import read_durations
         from .xdist_scheduling import Placer
 
@@ -34,6 +42,17 @@ def place_tests(config: pytest.Config) -> None:
         except SettingsError as error:
             raise pytest.UsageError(str(error)) from None
         config.pluginmanager.register(Placer(measured), "propolis-placement")
+
+
+def _retry_here(config: pytest.Config) -> None:
+    """Let tests run again on hosts that are not lost: `Run.placed` has those first."""
+    from ..session.stash import HOSTS
+    from .elsewhere import RetryElsewhere
+
+    def elsewhere(test: str, lost: frozenset[str]) -> bool:
+        return any(not host.is_lost for host in config.stash.get(HOSTS, ()))
+
+    config.pluginmanager.register(RetryElsewhere(config, elsewhere), "propolis-elsewhere")
 
 
 def wanted_workers(hosts: str | Path) -> int:
