@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from pytest_propolis import DataDisk, Host, InstanceState, NotSameAs, TestVm, VmFactory
+from pytest_propolis import DataDisk, Host, InstanceState, Nic, NotSameAs, TestVm, VmFactory
 
 CODE = bytes.fromhex(
     "4883ec30"  # sub $48, %rsp
@@ -77,3 +77,20 @@ async def test_what_a_guest_wrote_on_its_disk_is_there_after_it_has_moved(
 
     assert target.host is remote_host
     assert await target.run("head -n 1 /dev/vda") == "kept"
+
+
+@pytest.mark.multi_node(2)
+async def test_guests_on_two_hosts_reach_each_other_also_after_one_has_moved(
+    vm_factory: VmFactory, remote_hosts: tuple[Host, ...]
+) -> None:
+    here, there = remote_hosts
+    lan = vm_factory.network("lan")
+    left = await vm_factory.start("left", guest="micro", host=here, nics=(Nic(network=lan),))
+    right = await vm_factory.start("right", guest="micro", host=there, nics=(Nic(network=lan),))
+    await left.run(f"ping -c 1 -W 20 {right.address(lan)}", timeout_s=60)
+
+    moved = await vm_factory.successor(right, host=here)
+    await moved.migrate_from(right)
+
+    await left.run(f"ping -c 1 -W 20 {moved.address(lan)}", timeout_s=60)
+    await moved.run(f"ping -c 1 -W 20 {left.address(lan)}", timeout_s=60)

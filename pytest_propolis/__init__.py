@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .agent_api.image_recipe import ImageRecipe
     from .console.console import Console
     from .console.shell import CommandResult
+    from .coordination.group import NodeGroup
+    from .coordination.node import Node
     from .errors import (
         AgentError,
         ApiError,
@@ -27,11 +29,16 @@ if TYPE_CHECKING:
         ConsoleClosed,
         ConsoleError,
         ConsoleTimeout,
+        CoordinationError,
+        CoordinationLost,
+        CoordinationTimeout,
+        FileTransferError,
         GuestPanicked,
         HostBusy,
         HostError,
         HostLost,
         MigrationError,
+        Poisoned,
         PropolisError,
         ResourceExhausted,
         SettingsError,
@@ -55,7 +62,9 @@ if TYPE_CHECKING:
     from .vm.disks.crucible_disk_factory import CrucibleDiskFactory
     from .vm.disks.file_system_disks import CloudInitDisk, FatDisk
     from .vm.factory import VmFactory
+    from .vm.files.progress import Progress
     from .vm.lifecycle import Migrate, Reset, StopAndStart, lifecycle
+    from .vm.networks.network import Network
     from .vm.vm import TestVm
 
 __all__ = [
@@ -76,10 +85,14 @@ __all__ = [
     "ConsoleClosed",
     "ConsoleError",
     "ConsoleTimeout",
+    "CoordinationError",
+    "CoordinationLost",
+    "CoordinationTimeout",
     "CrucibleDisk",
     "CrucibleDiskFactory",
     "DataDisk",
     "FatDisk",
+    "FileTransferError",
     "GuestAdapter",
     "GuestImage",
     "GuestPanicked",
@@ -93,8 +106,13 @@ __all__ = [
     "LocalFile",
     "Migrate",
     "MigrationError",
+    "Network",
     "Nic",
+    "Node",
+    "NodeGroup",
     "NotSameAs",
+    "Poisoned",
+    "Progress",
     "PropolisError",
     "Reset",
     "ResourceExhausted",
@@ -131,10 +149,14 @@ _HOMES: Final = {
     "Labels": "hosts.placement",
     "LocalFile": "storage.sources",
     "Migrate": "vm.lifecycle",
+    "Network": "vm.networks.network",
     "Nic": "vm.config",
+    "Node": "coordination.node",
+    "NodeGroup": "coordination.group",
     "NotSameAs": "hosts.placement",
     "Host": "hosts.host",
     "ImageRecipe": "agent_api.image_recipe",
+    "Progress": "vm.files.progress",
     "Reset": "vm.lifecycle",
     "Settings": "settings",
     "StopAndStart": "vm.lifecycle",

@@ -26,10 +26,15 @@ The tree::
     │   ├── ConsoleTimeout
     │   ├── ConsoleClosed
     │   └── GuestPanicked
-    └── ShellError               commands run in the guest
-        ├── CommandFailed
-        ├── CommandTimeout
-        └── ShellLost
+    ├── ShellError               commands run in the guest
+    │   ├── CommandFailed
+    │   ├── CommandTimeout
+    │   ├── FileTransferError
+    │   └── ShellLost
+    └── CoordinationError        nodes that coordinate
+        ├── CoordinationTimeout
+        ├── CoordinationLost
+        └── Poisoned
 
 Errors survive pickling, because pytest-xdist sends them between processes.
 """
@@ -53,11 +58,16 @@ __all__ = [
     "ConsoleClosed",
     "ConsoleError",
     "ConsoleTimeout",
+    "CoordinationError",
+    "CoordinationLost",
+    "CoordinationTimeout",
+    "FileTransferError",
     "GuestPanicked",
     "HostBusy",
     "HostError",
     "HostLost",
     "MigrationError",
+    "Poisoned",
     "PropolisError",
     "ResourceExhausted",
     "SettingsError",
@@ -332,5 +342,49 @@ class CommandTimeout(ShellError):
     """Raised when a command does not end in time. The shell was freed and takes further commands."""
 
 
+class FileTransferError(ShellError):
+    """Raised when a file does not get into the guest or out of it. Nothing of it is under its name then.
+
+    :param path: the file, on the side where it failed.
+    """
+
+    def __init__(self, message: str, *, path: str = "", **context: Any) -> None:
+        super().__init__(message, **context)
+        self.path = path
+
+
 class ShellLost(ShellError):
     """Raised when the guest's shell no longer answers."""
+
+
+class CoordinationError(PropolisError):
+    """Raised when nodes cannot coordinate as asked: a name is taken, a baton is not held, a value is too large."""
+
+
+class CoordinationTimeout(CoordinationError):
+    """Raised when what a node waits for does not happen in time. The error names the nodes that are missing."""
+
+
+class CoordinationLost(CoordinationError):
+    """Raised when the key-value store cannot be reached, the node's lease has expired, or the group has ended."""
+
+
+class Poisoned(CoordinationError):
+    """Raised on every node that waits when one has failed or vanished, or when the group was poisoned by hand.
+
+    :param node: the node that is the reason; empty when there is none.
+    :param reason: what happened to it.
+    :param output: the last lines that it wrote.
+    """
+
+    def __init__(
+        self, message: str, *, node: str = "", reason: str = "", output: tuple[str, ...] = (), **context: Any
+    ) -> None:
+        super().__init__(message, **context)
+        self.node = node
+        self.reason = reason
+        self.output = output
+
+    def _evidence(self) -> list[str]:
+        shown = [f"    | {_shown(line)}" for line in self.output]
+        return [*([f"  last lines of {self.node}:", *shown] if shown else []), *super()._evidence()]

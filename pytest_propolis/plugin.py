@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if settings.pause_on_failure and is_controller(config):
         raise pytest.UsageError("--propolis-pause-on-failure needs a terminal, which the workers of xdist have not")
     from .distribution.interruption import interruption_for
-    from .fixtures import artifacts, disks, hosts, vms
+    from .fixtures import artifacts, disks, hosts, nodes, vms
     from .markers.declarations import descriptions
     from .session.end_of_run import EndOfRun, WorkersEnd
     from .session.stash import INTERRUPTION, SETTINGS
@@ -55,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for description in descriptions():
         config.addinivalue_line("markers", description)
     config.stash[SETTINGS] = settings
-    for module in (vms, hosts, artifacts, disks):
+    for module in (vms, hosts, artifacts, disks, nodes):
         config.pluginmanager.register(module, f"propolis-{module.__name__.rpartition('.')[2]}")
     config.pluginmanager.register(WorkersEnd() if is_worker(config) else EndOfRun(), "propolis-end-of-run")
     if settings.hosts is not None:
@@ -190,7 +190,10 @@ def pytest_runtest_makereport(
         with guarded(item.config, "shortening a traceback"):
             shorten(call.excinfo)
     report = yield
-    from .session.stash import FORKS, HOSTS, RETENTION_POLICY, VMS
+    from .session.stash import FAILURE, FORKS, HOSTS, RETENTION_POLICY, VMS
+
+    if call.excinfo and report.failed:
+        item.stash[FAILURE] = call.excinfo.exconly(tryshort=True).partition("\n")[0]
 
     if any(host.was_up for host in item.config.stash.get(HOSTS, ())):
         from .distribution.interruption import VMS_ATTRIBUTE

@@ -148,6 +148,13 @@ def _inventory(text: str) -> str | Path:
     return _word(text) if text.strip().startswith("local:") else _path(text)
 
 
+def _store(text: str) -> str:
+    """Return ``embedded``, or the address of a store, which is checked when it is used."""
+    if text != "embedded" and not text.startswith(("etcd://", "etcds://", "embedded://", "embeddeds://")):
+        raise ValueError("must be embedded, etcd://HOST:PORT or embedded://TOKEN@HOST:PORT")
+    return text
+
+
 def _paths(text: str) -> tuple[Path, ...]:
     return tuple(_path(part) for part in text.split(os.pathsep))
 
@@ -254,6 +261,14 @@ class Settings:
             "parse": _path,
             "help": "directory of leases: runs on this machine that have the same one take turns at their hosts",
             "metavar": "DIR",
+        },
+    )
+    coordination: str = field(
+        default="embedded",
+        metadata={
+            "parse": _store,
+            "help": "where nodes coordinate: embedded (in the run), etcd://HOST:PORT,… or etcds://… (docs/nodes.md)",
+            "metavar": "STORE",
         },
     )
     shard: Shard | None = field(

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -43,11 +44,14 @@ from ..engine.server.server import VmServer
 from ..errors import PropolisError
 from ..ledger.ledger import Ledger
 from ..storage.store import template_directory
+from .coordination.service import CoordinationService
 from .disks.disk_images import allowed_image_directories
 from .disks.fork_routes import ForkRoutes
 from .disks.images import ImageMaker
 from .disks.volume_routes import VolumeRoutes
 from .hypervisor import HypervisorFinder
+from .networks.network_routes import NetworkRoutes
+from .networks.networks import Networks
 from .registry import ResourceRegistry
 from .templates.templates import Templates
 from .vm_extensions import VmExtensions
@@ -76,7 +80,9 @@ class AgentApp:
         self._platforms = HypervisorFinder(config)
         self._images = ImageMaker(config, ledger, self._platforms)
         self._engine = engine_app()
+        self._coordination = CoordinationService()
         self.registry = ResourceRegistry(config, ledger, self._platforms)
+        self._networks = Networks(Path(config.directory))
         self._templates = Templates(
             self._platforms,
             self.registry,
@@ -105,6 +111,8 @@ class AgentApp:
                 *ForkRoutes(self.registry, _client).routes,
                 *VmExtensions(self._find_server).routes,
                 *VolumeRoutes(self.registry, _client).routes,
+                *self._coordination.routes,
+                *NetworkRoutes(self._networks, self._live_client).routes,
                 Mount("/vms/{id}", app=self._propolis_api),
             ],
             exception_handlers={PropolisError: _fault, HttpError: _refuse, HTTPException: http_error},
@@ -123,11 +131,13 @@ class AgentApp:
 
     async def close(self) -> None:
         self._leaving = True
+        self._coordination.close()
         for expiry in self._expiries:
             expiry.cancel()
         for work in self._works:
             _cancel_once(work)
         await self.registry.release_all()
+        await self._networks.close()
         while under_way := self._works | self._creations:
             await asyncio.wait(under_way)
         self.registry.close()
@@ -167,6 +177,8 @@ class AgentApp:
 
     async def _lifeline_ended(self, client: str) -> None:
         await self.registry.drop_lifeline(client)
+        if not self.registry.has_client(client):
+            await self._networks.release(client)
         self._leave_if_empty()
 
     async def _client_left(self, client: str) -> None:
@@ -269,6 +281,14 @@ class AgentApp:
     async def _remove_vm(self, request: Request) -> Response:
         await self.registry.remove_vm(_client(request), request.path_params["id"])
         return Response(status_code=204)
+
+    def _live_client(self, request: Request) -> str:
+        """
+        :raises AgentError: when the client that sent a request has no lifeline.
+        """
+        client = _client(request)
+        self.registry.require_client(client)
+        return client
 
     def _find_server(self, vm_id: str) -> VmServer | None:
         vm = self.registry.find_vm(vm_id)

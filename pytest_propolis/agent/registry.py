@@ -96,6 +96,16 @@ class ResourceRegistry:
             process = ProcessIdentity.of(pid) if pid else None
         self._clients[client] = self._holdings_of(Owner(client, process))
 
+    def has_client(self, client: str) -> bool:
+        """Whether a client has a lifeline, or is being released."""
+        return client in self._clients
+
+    def require_client(self, client: str) -> None:
+        """
+        :raises AgentError: when it has no lifeline.
+        """
+        self._holdings(client)
+
     @property
     def is_empty(self) -> bool:
         return not self._clients

@@ -1,21 +1,30 @@
-"""The agent's extensions to the Propolis API of one VM: facts that the API lacks, its display, and how its migrations
-transferred memory and disks."""
+"""The agent's extensions to the Propolis API of one VM: facts that the API lacks, its display, its log, and how its
+migrations transferred memory and disks."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Final
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from ..agent_api.messages import ExtendedInfo
-from ..engine.server.app import encoded
+from ..agent_api.networks import ForwardPort, PortForwarded
+from ..engine.server.app import decoded, encoded, error_response
 from ..engine.server.dropshot_errors import ErrorResponse
 from ..engine.server.http_error import HttpError
+from ..engine.server.serial_websocket import serve_serial
 from ..engine.server.server import VmServer
 
 __all__ = ["VmExtensions"]
+
+LOG_BYTES: Final = 1 << 20
 
 
 class VmExtensions:
@@ -28,11 +37,14 @@ class VmExtensions:
         self._find = find
 
     @property
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[BaseRoute]:
         return [
             Route("/vms/{id}", self._facts, methods=["GET"]),
             Route("/vms/{id}/screenshot", self._screenshot, methods=["GET"]),
             Route("/vms/{id}/migrations", self._migrations, methods=["GET"]),
+            WebSocketRoute("/vms/{id}/com2", self._second_serial),
+            Route("/vms/{id}/log", self._log, methods=["GET"]),
+            Route("/vms/{id}/forwards", self._forward, methods=["POST"]),
         ]
 
     async def _facts(self, request: Request) -> Response:
@@ -48,8 +60,35 @@ class VmExtensions:
     async def _migrations(self, request: Request) -> Response:
         return encoded(self._server(request).migration_report())
 
-    def _server(self, request: Request) -> VmServer:
+    async def _second_serial(self, websocket: WebSocket) -> None:
+        try:
+            port = self._server(websocket).second_serial()
+        except HttpError as refusal:
+            await websocket.send_denial_response(error_response(refusal.answer))
+            return
+        await websocket.accept()
+        await serve_serial(websocket, port, port.history.end)
+
+    async def _log(self, request: Request) -> Response:
+        """Return the end of what QEMU has printed."""
+        try:
+            text = await asyncio.to_thread(_end_of, self._server(request).log_path)
+        except FileNotFoundError:
+            text = b""
+        return Response(text, media_type="text/plain")
+
+    async def _forward(self, request: Request) -> Response:
+        wanted = await decoded(request, ForwardPort)
+        return encoded(PortForwarded(port=await self._server(request).forward(wanted.guest_port)), 201)
+
+    def _server(self, request: HTTPConnection) -> VmServer:
         server = self._find(request.path_params["id"])
         if server is None:
             raise HttpError(ErrorResponse(status=404, message="no such VM"))
         return server
+
+
+def _end_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_BYTES))
+        return file.read()

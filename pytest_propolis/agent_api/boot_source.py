@@ -6,10 +6,14 @@
 from __future__ import annotations
 
 import filecmp
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
 
 import msgspec
 
-__all__ = ["BootSource", "DirectKernel", "Firmware", "boot_difference", "loaded_kernel"]
+__all__ = ["BootSource", "DirectKernel", "Firmware", "boot_contents", "boot_difference", "loaded_kernel"]
 
 
 class DirectKernel(msgspec.Struct, frozen=True, kw_only=True, tag="kernel", forbid_unknown_fields=True):
@@ -30,10 +34,12 @@ class Firmware(msgspec.Struct, frozen=True, kw_only=True, tag="firmware", forbid
 
     :param uefi: UEFI, with variables of the VM's own.
     :param kernel: what UEFI starts instead of a boot device: a kernel with an EFI stub.
+    :param boot_rom: path of a UEFI image on the host to use instead of the server's.
     """
 
     uefi: bool = False
     kernel: DirectKernel | None = None
+    boot_rom: str | None = None
 
 
 BootSource = DirectKernel | Firmware
@@ -44,18 +50,35 @@ def loaded_kernel(boot: BootSource) -> DirectKernel | None:
     return boot if isinstance(boot, DirectKernel) else boot.kernel
 
 
-def boot_difference(there: BootSource, here: BootSource) -> tuple[str, str, str] | None:
-    """In what two servers on one host boot otherwise: its name, what it is there, what it is here.
+def boot_difference(there: BootSource, here: BootSource, *, contents: bool = True) -> tuple[str, str, str] | None:
+    """In what two servers boot otherwise: its name, what it is there, what it is here.
 
     None when a guest would boot alike. Files that lie in different places may have the same contents.
+
+    :param contents: compare the files, for servers on one host; else `boot_contents` tells whether they are the same.
     """
     for (what, theirs), ours in zip(_aspects(there).items(), _aspects(here).values(), strict=True):
-        if theirs != ours and not (what in _FILES and _same_contents(theirs, ours)):
+        if theirs == ours:
+            continue
+        is_file = what in _FILES and _NONE not in (theirs, ours)
+        if not is_file or (contents and not _same_contents(theirs, ours)):
             return what, theirs, ours
     return None
 
 
-_FILES = ("kernel", "initial RAM disk")
+def boot_contents(boot: BootSource) -> dict[str, str]:
+    """Return hashes of the files that a VM boots from, by what they are.
+
+    It blocks while files are read for the first time.
+
+    :raises OSError: when one cannot be read.
+    """
+    aspects = _aspects(boot)
+    return {what: _digest_of(Path(aspects[what])) for what in _FILES if aspects[what] != _NONE}
+
+
+_FILES: Final = ("boot ROM", "kernel", "initial RAM disk")
+_NONE: Final = "none"
 
 
 def _aspects(boot: BootSource) -> dict[str, str]:
@@ -65,9 +88,10 @@ def _aspects(boot: BootSource) -> dict[str, str]:
     kernel = loaded_kernel(boot)
     return {
         "boot source": source,
-        "kernel": kernel.kernel if kernel else "none",
-        "initial RAM disk": (kernel.initrd if kernel else None) or "none",
-        "kernel's parameters": repr(kernel.command_line) if kernel else "none",
+        "boot ROM": (boot.boot_rom if isinstance(boot, Firmware) else None) or _NONE,
+        "kernel": kernel.kernel if kernel else _NONE,
+        "initial RAM disk": (kernel.initrd if kernel else None) or _NONE,
+        "kernel's parameters": repr(kernel.command_line) if kernel else _NONE,
     }
 
 
@@ -76,3 +100,14 @@ def _same_contents(one: str, other: str) -> bool:
         return filecmp.cmp(one, other, shallow=False)
     except OSError:
         return False
+
+
+def _digest_of(path: Path) -> str:
+    status = path.stat()
+    return _digest(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, _inode: int, _size: int, _changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

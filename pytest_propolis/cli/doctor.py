@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import PropolisError
+from ..errors import ConfigError, PropolisError
 from ..settings import OPTIONS, Settings
+from .hosts import ask_hosts, on_hosts
 from .main import choices
 
 if TYPE_CHECKING:
     from ..guests.adapter import GuestImage
     from ..guests.registry import GuestRegistry
+    from ..hosts.host import HostSpec
     from ..hosts.inventory.capabilities import Capability, Survey
     from ..storage.store import ArtifactStore
 
@@ -29,24 +31,42 @@ __all__ = ["doctor"]
 @click.option(
     "--tests", "tests", metavar="PATH", multiple=True, help="Say what the tests of PATH need, and which skip."
 )
-@click.option("--propolis-hosts", "hosts", metavar="HOSTS", help="With --tests: the hosts of the run.")
+@click.option("--propolis-hosts", "run_hosts", metavar="HOSTS", help="With --tests: the hosts of the run.")
 @choices
-def doctor(*, settings: Settings, as_json: bool, tests: tuple[str, ...], hosts: str | None) -> None:
-    """Check what this machine can do, and how to fix what it cannot.
+@on_hosts
+def doctor(
+    *,
+    settings: Settings,
+    as_json: bool,
+    tests: tuple[str, ...],
+    run_hosts: str | None,
+    hosts: tuple[HostSpec, ...] | None,
+) -> None:
+    """Check what this machine can do, and how to fix what it cannot; with --hosts what the hosts of an inventory can.
 
-    Each capability is actually exercised. The exit status is 0 if virtual machines can run here, and 1 if they cannot.
+    Each capability is actually exercised. The exit status is 0 if virtual machines can run there, and 1 if they cannot.
 
     With --tests, collect the tests of a path, as pytest would here, and say before they run what each needs, which
     hosts have it, and why it would be skipped. The exit status is 0 if the tests can be collected.
     """
     if tests:
-        _explain_tests(tests, hosts, as_json=as_json)
+        _explain_tests(tests, run_hosts, as_json=as_json)
         return
+    if hosts is None:
+        click.get_current_context().exit(0 if _examine(settings, as_json=as_json) else 1)
+    if as_json:
+        raise ConfigError("--json is for one machine", hint="leave out --hosts or --json")
+    arguments = ["doctor", "--propolis-accelerator", settings.accelerator]
+    ask_hosts(hosts, arguments, here=lambda: _examine(settings, as_json=False))
+
+
+def _examine(settings: Settings, *, as_json: bool) -> bool:
+    """Show what this machine can do; return whether VMs can run here."""
     from ..hosts.inventory.capabilities import survey
 
     found = asyncio.run(survey(settings, guest_files=_guest_files(settings)))
     click.echo(_as_json(found) if as_json else "\n".join(_as_table(found)))
-    click.get_current_context().exit(0 if found.can_run_vms else 1)
+    return found.can_run_vms
 
 
 def _explain_tests(paths: tuple[str, ...], hosts: str | None, *, as_json: bool) -> None:
@@ -93,10 +113,13 @@ def _guest_files(settings: Settings) -> dict[str, list[Path]]:
 def _guests() -> GuestRegistry:
     """Return the guests of the project here; if pytest cannot load it, warn and return the built-in ones."""
     from ..guests.registry import GuestRegistry
-    from .project import guests_here
 
     try:
+        from .project import guests_here
+
         return guests_here()
+    except ImportError:  # without pytest, as on a host over SSH
+        return GuestRegistry()
     except PropolisError as error:
         click.echo(f"propolis: {error.message}; only the built-in guests are shown", err=True)
         return GuestRegistry()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -12,6 +12,7 @@ from ..errors import AgentError
 from ..hosts.agent_client import AgentClient, running_agents
 from ..hosts.known_directories import known_base_directories
 from ..hosts.run_directory import base_directory
+from ..hosts.ssh.link_client import link_base, remove_abandoned_links
 from ..ledger.disk_directories import remove_abandoned_disks
 from ..ledger.entry import Entry
 from ..ledger.reaper import reap
@@ -20,6 +21,10 @@ from ..ledger.rendezvous import remove_abandoned
 from ..settings import Settings
 from ..storage.eviction import evict
 from ..storage.store import disk_directory, template_directory
+from .hosts import ask_hosts, on_hosts
+
+if TYPE_CHECKING:
+    from ..hosts.host import HostSpec
 
 __all__ = ["gc"]
 
@@ -30,22 +35,35 @@ LEAVE_TIMEOUT_S: Final = 5.0
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, without removing it.")
 @click.option("--kept", is_flag=True, help="Also remove what was kept for inspection.")
 @click.option("--templates", is_flag=True, help="Also remove the templates that VMs are forked from.")
-def gc(dry_run: bool, kept: bool, templates: bool) -> None:
+@on_hosts
+def gc(*, dry_run: bool, kept: bool, templates: bool, hosts: tuple[HostSpec, ...] | None) -> None:
     """Remove what this user's dead runs left behind. Active runs and other users' runs are never touched.
 
     With --kept, also remove VMs and disks kept for inspection, and what runs with another XDG_RUNTIME_DIR left behind.
+
+    With --hosts, do so on the hosts of an inventory.
     """
+    chosen = {"--dry-run": dry_run, "--kept": kept, "--templates": templates}
+    if hosts is not None:
+        arguments = ["gc", *(flag for flag, given in chosen.items() if given)]
+        ask_hosts(hosts, arguments, here=lambda: _collect(dry_run=dry_run, kept=kept, templates=templates))
+    elif not _collect(dry_run=dry_run, kept=kept, templates=templates):
+        raise click.exceptions.Exit(1)
+
+
+def _collect(*, dry_run: bool, kept: bool, templates: bool) -> bool:
+    """Clean up this machine; return whether everything could be removed."""
     cleared = [
         _clear(base, dry_run=dry_run, kept=kept) for base in (known_base_directories() if kept else [base_directory()])
     ]
     done = any(found for found, _ in cleared)
     done |= _remove_disks(dry_run=dry_run)
+    done |= _remove_links(dry_run=dry_run)
     if templates:
         done |= _remove_templates(dry_run=dry_run)
     if not done:
         click.echo("nothing to remove")
-    if not all(complete for _, complete in cleared):
-        raise click.exceptions.Exit(1)
+    return all(complete for _, complete in cleared)
 
 
 def _clear(base: Path, *, dry_run: bool, kept: bool) -> tuple[bool, bool]:
@@ -91,6 +109,15 @@ def _remove_disks(*, dry_run: bool) -> bool:
     settings = Settings.resolve(command_line={}, ini={})
     place = settings.disk_dir or disk_directory(settings.artifact_dir)
     removed = remove_abandoned_disks(place, dry_run=dry_run)
+    for directory in removed:
+        click.echo(f"{'would remove' if dry_run else 'removed'} {directory}")
+    return bool(removed)
+
+
+def _remove_links(*, dry_run: bool) -> bool:
+    """Remove what killed link processes left here. Return whether there was anything."""
+    base = link_base()
+    removed = remove_abandoned_links(base, dry_run=dry_run) if base.is_dir() else []
     for directory in removed:
         click.echo(f"{'would remove' if dry_run else 'removed'} {directory}")
     return bool(removed)

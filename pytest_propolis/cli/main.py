@@ -15,11 +15,17 @@ from ..settings import OPTIONS, Settings
 __all__ = ["choices", "propolis"]
 
 _COMMANDS: Final = {
+    "barrier": ".nodes.barrier",
+    "baton": ".nodes.baton",
     "console": ".console",
     "doctor": ".doctor",
     "durations": ".durations",
     "gc": ".gc",
+    "kv": ".nodes.kv",
+    "lock": ".nodes.lock",
+    "node": ".nodes.node",
     "ps": ".ps",
+    "serve": ".serve",
     "setup": ".setup",
     "top": ".top",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -16,6 +16,10 @@ from ..hosts.known_directories import known_base_directories
 from ..hosts.run_directory import base_directory
 from ..ledger.entry import KEPT_OWNER, Entry, Owner
 from ..ledger.survey import RunSurvey, survey
+from .hosts import ask_hosts, on_hosts
+
+if TYPE_CHECKING:
+    from ..hosts.host import HostSpec
 
 __all__ = ["ps"]
 
@@ -25,18 +29,28 @@ WIDTHS: Final = (25, 6, 24, 8, 10, 0)
 
 @click.command()
 @click.option("--kept", "only_kept", is_flag=True, help="List only what is kept for inspection.")
-def ps(only_kept: bool) -> None:
-    """List the resources of this user's runs on this machine, active and dead.
+@on_hosts
+def ps(*, only_kept: bool, hosts: tuple[HostSpec, ...] | None) -> None:
+    """List the resources of this user's runs on this machine, active and dead; with --hosts on those of an inventory.
 
     With --kept, include runs with another XDG_RUNTIME_DIR.
     """
+    if hosts is None:
+        _list(only_kept=only_kept)
+    else:
+        ask_hosts(hosts, ["ps", *(["--kept"] if only_kept else [])], here=lambda: _list(only_kept=only_kept))
+
+
+def _list(*, only_kept: bool) -> bool:
+    """Show the table of this machine; return that it went well."""
     bases = known_base_directories() if only_kept else [base_directory()]
     rows = [row for base in bases for run in survey(base) for row in _rows(run, only_kept=only_kept)]
     if not rows:
         click.echo("nothing is kept" if only_kept else "nothing is there")
-        return
+        return True
     for row in [TITLES, *rows]:
         click.echo("  ".join(f"{word:<{width}}" for word, width in zip(row, WIDTHS, strict=True)).rstrip())
+    return True
 
 
 def _rows(run: RunSurvey, *, only_kept: bool) -> Iterator[tuple[str, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -82,6 +82,7 @@ class Console:
         """Why the console did not go along with its guest."""
         self._parser = FrameParser()
         self._filter = TextFilter()
+        self._recorded = True
         self.log = ConsoleLog(log_path)
         self._loop = asyncio.get_running_loop()
         self._recent = b""
@@ -159,9 +160,13 @@ class Console:
     def log_path(self) -> Path:
         return self.log.path
 
-    def belongs_to(self, vm: str) -> None:
-        """Name another VM in errors from now on: the one that the guest has migrated to."""
-        self._vm = vm
+    def belongs_to(self, vm: str, *, follow: Follow | None = None, loss: Loss | None = None) -> None:
+        """Name another VM in errors from now on: the one that the guest has migrated to.
+
+        :param follow: how to go on with the guest when it migrates again.
+        :param loss: tells why the VM's host is lost.
+        """
+        self._vm, self._follow, self._loss = vm, follow or self._follow, loss
 
     def tail(self) -> tuple[str, ...]:
         """The last lines shown."""
@@ -170,6 +175,15 @@ class Console:
     def note(self, text: str) -> None:
         """Write a line of our own into the log file, marked as such."""
         self.log.write(f"[propolis] {text}\n")
+
+    @contextlib.contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Keep what comes meanwhile out of the transcript and the log: it is binary, and for `on_signal` alone."""
+        self._recorded = False
+        try:
+            yield
+        finally:
+            self._recorded = True
 
     async def aclose(self) -> None:
         """Stop following the console. Closing twice is fine."""
@@ -246,9 +260,10 @@ class Console:
     def _feed(self, data: bytes) -> None:
         for signal in self._parser.feed(data):
             if isinstance(signal, Output):
-                text = self._filter.feed(signal.data)
-                self.log.write(text)
-                self.transcript.append(text)
+                if self._recorded:
+                    text = self._filter.feed(signal.data)
+                    self.log.write(text)
+                    self.transcript.append(text)
                 self._look_for_panic(signal.data)
             if self.on_signal is not None:
                 self.on_signal(signal)

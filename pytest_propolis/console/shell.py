@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from ..errors import CommandFailed, CommandTimeout, ConsoleClosed, ShellError, ShellLost, abbreviated
@@ -29,6 +30,8 @@ from .shell_protocol import (
 )
 
 __all__ = ["CommandResult", "Shell"]
+
+Sink = Callable[[bytes], None]
 
 COMMAND_CHARACTERS: Final = 400
 """How much of a command an error or the log shows."""
@@ -65,8 +68,37 @@ class _Pending:
     nonce: str
     ended: asyncio.Future[Ended]
     acknowledged: asyncio.Event = field(default_factory=asyncio.Event)
+    remaining: int = 0
+    """The lines of the command that are still to come when the guest has read what was sent last."""
     began: asyncio.Event = field(default_factory=asyncio.Event)
     output: bytearray = field(default_factory=bytearray)
+    sink: Sink | None = None
+    """Takes the output in place of `output`, as it comes."""
+
+    def take(self, data: bytes) -> None:
+        if self.sink is None:
+            self.output += data
+        elif self.began.is_set():
+            self.sink(data)
+
+
+@dataclass(slots=True, eq=False)
+class _Stall:
+    """A time-out that begins anew whenever something moves."""
+
+    limit: asyncio.Timeout
+    stall_s: float
+
+    def over(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it has expired already
+            self.limit.reschedule(asyncio.get_running_loop().time() + self.stall_s)
+
+    def watching(self, sink: Sink) -> Sink:
+        def take(data: bytes) -> None:
+            self.over()
+            sink(data)
+
+        return take
 
 
 class Shell:
@@ -108,10 +140,19 @@ class Shell:
         await self._console.send(wrapper.replace("{}", program(self._session, shell=shell)) + "\n")
         try:
             async with asyncio.timeout(timeout_s):
-                await _either(self._ready, failure)
+                await self._ask_until(self._ready, failure, self._session)
         except TimeoutError:
             raise self._error(ShellLost, "the shell did not take the read-eval loop", waited_s=timeout_s) from None
         self._console.transcript.hide(typed_at)
+
+    @property
+    def log_path(self) -> Path:
+        """The console's log, to which `note` writes."""
+        return self._console.log_path
+
+    def note(self, text: str) -> None:
+        """Write a line of our own into the console's log, marked as such."""
+        self._console.note(text)
 
     @property
     def is_up(self) -> bool:
@@ -214,6 +255,49 @@ class Shell:
             self._console.note(f"run: {command}")
             await self._send(command, self._begin(new_nonce()))
 
+    async def stream(
+        self, command: str, nonce: str, *, typed: AsyncIterator[bytes] | None, sink: Sink, stall_s: float, note: str
+    ) -> int:
+        """Run a command that reads the terminal or writes much to it, and return its status.
+
+        :param nonce: the command's word, as of `new_nonce`.
+        :param typed: what to type at the command: after each piece, it writes an acknowledgement with its nonce.
+        :param sink: takes the output as it comes. Without `typed`, the transcript and the log have nothing of it.
+        :param stall_s: how long nothing may come from the guest.
+        :param note: what the log says of it.
+        :raises CommandTimeout: when nothing comes for so long; the command is interrupted, and the shell stays usable.
+        """
+        if self._interactive:
+            raise self._error(ShellError, "the console is in interactive use", hint="leave `interactive()` first")
+        async with self._turn:
+            await self._recover()
+            self._console.note(note)
+            pending = self._begin(nonce)
+            try:
+                async with asyncio.timeout(stall_s) as limit:
+                    with contextlib.nullcontext() if typed else self._console.unrecorded():
+                        return await self._streamed(command, pending, typed, _Stall(limit, stall_s), sink)
+            except TimeoutError:
+                await self._recover()
+                raise self._error(CommandTimeout, f"{note}: nothing moves any more", waited_s=stall_s) from None
+
+    async def _streamed(
+        self, command: str, pending: _Pending, typed: AsyncIterator[bytes] | None, stall: _Stall, sink: Sink
+    ) -> int:
+        pending.sink = stall.watching(sink)
+        await self._send(command, pending)
+        if typed is not None:
+            async for piece in typed:
+                pending.acknowledged.clear()
+                await self._console.send(piece)
+                await _either(pending.acknowledged, pending.ended)
+                if pending.ended.done():
+                    break
+                stall.over()
+        status = (await self._end_of(pending)).status
+        self._pending = None
+        return status
+
     @contextlib.asynccontextmanager
     async def interactive(self, *, timeout_s: float) -> AsyncIterator[Console]:
         """Give the console to the user's own shell, with echo, line editing, prompt and job control.
@@ -288,11 +372,22 @@ class Shell:
             raise self._error(ShellError, str(error)) from None
         for chunk in chunks[:-1]:
             pending.acknowledged.clear()
-            await self._console.send(chunk)
-            await _either(pending.acknowledged, pending.ended)
+            pending.remaining = chunk.remaining
+            await self._console.send(chunk.data)
+            await self._ask_until(pending.acknowledged, pending.ended, pending.nonce)
             if pending.ended.done():
                 return
-        await self._console.send(chunks[-1])
+        await self._console.send(chunks[-1].data)
+
+    async def _ask_until(self, event: asyncio.Event, failure: asyncio.Future[Any], nonce: str) -> None:
+        """Wait for a mark; ask for it now and then, for it may have been lost."""
+        interval_s = REPEAT_AFTER_S
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval_s):
+                    return await _either(event, failure)
+            await self._console.send(repeat_request(nonce))
+            interval_s *= 2  # unread requests must not fill the guest's terminal
 
     async def _recover(self) -> None:
         """Interrupt a command that its caller stopped waiting for, so that the shell is free."""
@@ -337,12 +432,15 @@ class Shell:
                 if pending is not None and pending.began.is_set() and not pending.ended.done():
                     self._fail(pending, "the guest's shells were killed: a new one has started")
                 self._ready.set()
+            case Ended(nonce) if nonce == self._session:
+                self._ready.set()  # the mark that it is ready was lost, and this answers the question for it
             case _ if pending is None:
                 pass
             case Output(data):
-                pending.output += data
-            case Acknowledged():
-                pending.acknowledged.set()
+                pending.take(data)
+            case Acknowledged(remaining):
+                if remaining == pending.remaining:
+                    pending.acknowledged.set()
             case Began(nonce):
                 if nonce == pending.nonce:
                     pending.output.clear()  # what came before belongs to others, unless this mark is lost

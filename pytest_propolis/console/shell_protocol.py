@@ -11,15 +11,16 @@ Other lines in the place of the first are passed over: what an interrupted comma
 last command asks for its end once more: a kernel that writes much to its console makes a UART lose what others write.
 KIND says how TEXT continues the command: ``n`` as its next line, ``c`` as more of the same line, ``o`` as more of the
 same line, with octal escapes. A capital letter asks for an acknowledgement, because the guest's terminal buffers no
-more than 4 KiB of what it has not read.
+more than 4 KiB of what it has not read. A line that begins with ``?`` asks for it once more.
 
 Out, for each command::
 
     RS NONCE STX  output, to the byte  RS NONCE ETX STATUS EOT
 
-with ``RS NONCE ACK`` for each acknowledgement before. When a command ends the shell itself, ``RS SESSION ENQ STATUS
-EOT`` comes instead, and ``RS SESSION DC1`` when a new shell has taken its place. Both words are random and new, so that
-no output can imitate them by accident: not even the recorded console of another command.
+with ``RS NONCE ACK COUNT EOT`` for each acknowledgement before, COUNT being the lines that are still to come. When a
+command ends the shell itself, ``RS SESSION ENQ STATUS EOT`` comes instead, and ``RS SESSION DC1`` when a new shell has
+taken its place. Both words are random and new, so that no output can imitate them by accident: not even the recorded
+console of another command.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import re
 import secrets
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 __all__ = [
     "INTERRUPT",
@@ -97,16 +98,17 @@ esac do @g
 done
 @n=${@h%% *} @h=${@h#* }
 @i=${@h%% *} @c=${@h#* }
-until case $@i in 0) ;; *) ! :; esac do
+while case $@i in 0) ! :; esac do
 @g
 @i=$((@i-1))
 case $@h in
+\?*) @i=$((@i+1));;
 [nN]*) @c="$@c
 ${@h#?}";;
 [cC]*) @c=$@c${@h#?};;
 *) @d=$(command printf "%b." "${@h#?}"); @c=$@c${@d%.};;
 esac
-case $@h in [NCO]*) @m "\006"; esac
+case $@h in [NCO?]*) @m "\006$@i\004"; esac
 done
 @i=/dev/null
 case $@n in i*) @i=$@t; esac
@@ -150,7 +152,7 @@ def program(session: str, *, shell: str = "sh") -> str:
     supervisor = supervisor.replace("TERMINAL", TERMINAL)
     packed = base64.b64encode(gzip.compress(supervisor.encode(), mtime=0)).decode()
     # Not by the same shell: bash leaves a loop when an interrupt ends one of its programs.
-    return f"""sh -c 'eval "$(echo {packed} | base64 -d | gzip -d)"'"""
+    return f"""sh -c 'eval "$(echo {packed}|base64 -d|gzip -d)"'"""
 
 
 def interactive_command() -> str:
@@ -168,7 +170,10 @@ def _quote(text: str) -> str:
 
 
 def repeat_request(nonce: str) -> bytes:
-    """What asks the loop to say once more that a command has ended; without effect while it runs."""
+    """What asks the loop to say once more that a command has ended, or how much of it is still to come.
+
+    With the word of the session, it asks whether the loop is there. It has no effect while a command runs.
+    """
     return f"?{nonce}\n".encode()
 
 
@@ -182,7 +187,17 @@ def new_nonce(*, interactive: bool = False) -> str:
     return ("i" if interactive else "r") + secrets.token_hex(6)
 
 
-def encode(command: str, nonce: str) -> Iterator[bytes]:
+class Chunk(NamedTuple):
+    """As much of a command as can be typed at once.
+
+    :param remaining: how many lines come after it.
+    """
+
+    data: bytes
+    remaining: int
+
+
+def encode(command: str, nonce: str) -> Iterator[Chunk]:
     """The chunks to send for a command: after each but the last, wait for `Acknowledged`.
 
     :raises ValueError: when the command has a NUL, which no shell can hold.
@@ -191,12 +206,12 @@ def encode(command: str, nonce: str) -> Iterator[bytes]:
         raise ValueError("a command cannot contain a NUL character")
     first, *rest = _pieces(command.encode("utf-8", errors="surrogateescape"))
     chunk = [b"%b %d %b" % (nonce.encode(), len(rest), first[1:])]
-    for piece in rest:
+    for remaining, piece in zip(range(len(rest), 0, -1), rest, strict=True):
         if len(chunk) > 1 and sum(map(len, chunk)) + len(piece) > WINDOW_BYTES:
-            yield _chunk([*chunk[:-1], chunk[-1][:1].upper() + chunk[-1][1:]])
+            yield Chunk(_joined([*chunk[:-1], chunk[-1][:1].upper() + chunk[-1][1:]]), remaining)
             chunk = []
         chunk.append(piece)
-    yield _chunk(chunk)
+    yield Chunk(_joined(chunk), 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,10 +236,10 @@ def typed_command(command: str) -> TypedCommand:
     chunk, *others = encode(command, nonce)
     if others:
         raise ValueError(f"it has {len(command)} characters, and at most {WINDOW_BYTES} can be typed at once")
-    return TypedCommand(nonce=nonce, text=chunk.decode(), succeeded=f"\x1e{nonce}\x030\x04")
+    return TypedCommand(nonce=nonce, text=chunk.data.decode(), succeeded=f"\x1e{nonce}\x030\x04")
 
 
-def _chunk(lines: list[bytes]) -> bytes:
+def _joined(lines: list[bytes]) -> bytes:
     return b"".join(line + b"\n" for line in lines)
 
 
@@ -267,7 +282,9 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """The guest has read a chunk."""
+    """The guest has read a chunk; so many lines of the command are still to come."""
+
+    remaining: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,11 +306,11 @@ Signal = Output | Ready | Acknowledged | Began | Ended
 
 _MARK: Final = re.compile(
     rb"\x1e(?P<word>[irs][0-9a-f]{12})"
-    rb"(?:(?P<began>\x02)|\x03(?P<status>\d{1,3})\x04|(?P<ack>\x06)|\x05(?P<died>\d{1,3})\x04|(?P<ready>\x11))"
+    rb"(?:(?P<began>\x02)|\x03(?P<status>\d{1,3})\x04|\x06(?P<ack>\d{1,9})\x04|\x05(?P<died>\d{1,3})\x04|(?P<ready>\x11))"
 )
-_PARTIAL: Final = re.compile(rb"\x1e(?:[irs][0-9a-f]{0,12}(?:[\x03\x05]\d{0,3})?)?")
-_LONGEST_MARK: Final = 20
-_MARK_END: Final = re.compile(rb"[\x02\x04\x06\x11]")
+_PARTIAL: Final = re.compile(rb"\x1e(?:[irs][0-9a-f]{0,12}(?:(?:[\x03\x05]\d{0,3}|\x06\d{0,9}))?)?")
+_LONGEST_MARK: Final = 25
+_MARK_END: Final = re.compile(rb"[\x02\x04\x11]")
 _LONGEST_INTERRUPTION: Final = 1 << 16
 
 
@@ -382,4 +399,4 @@ def _signal(mark: re.Match[bytes]) -> Signal:
         return Ended(mark["word"].decode(), int(mark["status"]))
     if mark["died"]:
         return Ended(None, int(mark["died"]))
-    return Ready() if mark["ready"] else Acknowledged()
+    return Ready() if mark["ready"] else Acknowledged(int(mark["ack"]))

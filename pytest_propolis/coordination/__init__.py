@@ -1,1 +1,1 @@
-"""Nodes that work together: key-values, barriers, batons."""
+"""Nodes that coordinate: key-values, barriers, batons, locks, and poison."""

@@ -8,7 +8,7 @@ import pytest
 
 from ..errors import SettingsError
 from ..hosts.inventory.capacity import slots_of
-from ..hosts.inventory.inventory import read_inventory
+from ..hosts.inventory.probing import probed_inventory
 from ..session.internals import dist_was_chosen, is_controller, is_worker
 from ..session.stash import SETTINGS
 from .worker_channel import CHANNEL, WorkerEnd
@@ -61,7 +61,7 @@ def wanted_workers(hosts: str | Path) -> int:
     :raises pytest.UsageError: when the inventory is wrong.
     """
     try:
-        specs = read_inventory(hosts)
+        specs = probed_inventory(hosts)
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None
     return sum(slots_of(spec, specs) for spec in specs)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from ..hosts.inventory.capacity import cpus_of, memory_mib_of, slots_of
-from ..hosts.inventory.inventory import read_inventory
+from ..hosts.inventory.probing import probed_inventory
 from ..session.internals import base_temporary_directory, call_in_controller, number_of_workers
 from ..session.progress import line_printer
 from ..session.stash import SETTINGS
@@ -206,7 +206,7 @@ class HostScheduling:
         )
         hosts = self._config.stash[SETTINGS].hosts
         assert hosts is not None
-        specs = read_inventory(hosts)
+        specs = probed_inventory(hosts)
         for spec in specs:
             self._hosts[spec.name] = HostSpec(
                 name=spec.name,

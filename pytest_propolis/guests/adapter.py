@@ -39,6 +39,13 @@ PLUGGED: Final = (
     " cat $_dd/modalias $_dd/virtio*/modalias 2>/dev/null | xargs modprobe -qa; done; done"
 )
 
+NETWORK: Final = (
+    "_nd=/sys/bus/pci/devices/{device}; _nn=0;"
+    ' until _ni=$(ls $_nd/virtio*/net 2>/dev/null) && [ -n "$_ni" ] || [ $_nn -ge 500 ]; do'
+    " [ $((_nn%50)) = 0 ] && modprobe -q virtio_net; _nn=$((_nn+1)); sleep 0.02; done;"
+    ' ip link set "$_ni" up && ip addr add {address} dev "$_ni"'
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestImage:
@@ -122,6 +129,14 @@ class GuestAdapter(ABC):
         :param addresses: their PCI addresses, such as ``0000:00:05.0``.
         """
         return PLUGGED.format(" ".join(addresses))
+
+    def network_command(self, pci_address: str, address: str) -> str:
+        """Return the command that gives a network card an address.
+
+        :param pci_address: the card's PCI address, such as ``0000:00:10.0``.
+        :param address: the address with the length of its prefix, such as ``10.100.0.1/24``.
+        """
+        return NETWORK.format(device=pci_address, address=address)
 
     @abstractmethod
     async def log_in(self, console: Console) -> None:

@@ -43,6 +43,7 @@ from ..agent_api.messages import (
     VolumeListed,
 )
 from ..agent_api.migration_report import MigrationReport
+from ..agent_api.networks import AddPort, ConnectNetworks, CreateNetwork, NetworkCreated, NetworkFaults, PortAdded
 from ..errors import AgentError, PropolisError
 from ..ledger.identity import ProcessIdentity
 from ..ledger.survey import survey
@@ -70,7 +71,7 @@ class AsyncAgentClient:
     """
 
     def __init__(self, socket: Path, *, client: str, loss: Loss | None = None) -> None:
-        self._socket = socket
+        self.socket = socket
         self._loss = loss
         self._answers = _Answers(socket)
         self._http = HttpClient(self.endpoint(""), headers={CLIENT_HEADER: client})
@@ -86,7 +87,7 @@ class AsyncAgentClient:
 
     def endpoint(self, path: str) -> Endpoint:
         """The Propolis API below a path of this agent."""
-        return Endpoint(base_url=BASE_URL + path, uds=self._socket, loss=self._loss)
+        return Endpoint(base_url=BASE_URL + path, uds=self.socket, loss=self._loss)
 
     async def info(self) -> AgentInfo:
         return await self._call("GET", "/agent", AgentInfo)
@@ -147,6 +148,10 @@ class AsyncAgentClient:
         """
         return await self._call("GET", f"{vm_path}/migrations", MigrationReport)
 
+    async def qemu_log(self, vm_id: str) -> bytes:
+        """Return the end of what the QEMU of a VM has printed."""
+        return await self._bytes("GET", f"/vms/{vm_id}/log")
+
     async def create_disk(self, request: CreateDisk) -> DiskCreated:
         return await self._call("POST", "/disks", DiskCreated, request)
 
@@ -200,6 +205,31 @@ class AsyncAgentClient:
         """Give a VM's volume a new construction request, without Crucible's rules for what may be replaced when."""
         body = InstanceVCRReplace(vcr_json=vcr_json)
         return await self._call("PUT", f"/vms/{vm_id}/disks/{backend}/vcr", ReplaceResult, body)
+
+    async def create_network(self, name: str) -> str:
+        """Return the id of a network without ports."""
+        return (await self._call("POST", "/networks", NetworkCreated, CreateNetwork(name=name))).id
+
+    async def remove_network(self, network_id: str) -> None:
+        await self._call("DELETE", f"/networks/{network_id}", NoneType)
+
+    async def add_port(self, network_id: str, number: int) -> str:
+        """Return the socket at which a card is plugged in, on the agent's host."""
+        return (await self._call("POST", f"/networks/{network_id}/ports", PortAdded, AddPort(number=number))).path
+
+    async def order_faults(self, network_id: str, faults: NetworkFaults) -> None:
+        await self._call("PUT", f"/networks/{network_id}/faults", NoneType, faults)
+
+    async def connect_network(self, network_id: str, address: str) -> None:
+        """Connect a network with its part on another host.
+
+        :param address: where the agent finds that part.
+        """
+        await self._call("POST", f"/networks/{network_id}/trunks", NoneType, ConnectNetworks(address=address))
+
+    async def get_capture(self, network_id: str) -> bytes:
+        """Return the latest frames as a pcap file; nothing if there was none."""
+        return await self._bytes("GET", f"/networks/{network_id}/capture")
 
     async def remove(self, resources: ResourceIds) -> None:
         """Remove VMs and then disks; returns when they are gone. What is gone already is passed over."""

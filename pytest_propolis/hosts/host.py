@@ -81,6 +81,10 @@ class Host(Protocol):
         """The id of the run there. What belongs to the run on this host carries it."""
 
     @property
+    def command_options(self) -> str:
+        """What `propolis console` must be told to find VMs there, with a space before it; empty for this machine."""
+
+    @property
     def shares_files(self) -> bool:
         """Whether its file system is this machine's, so that its agent can be told paths of it."""
 
@@ -132,8 +136,19 @@ class Host(Protocol):
         :raises ArtifactError: when it cannot be had.
         """
 
-    def migration_address(self, endpoint: Endpoint, *, target: Host) -> str:
-        """Return where the agent of another host finds the server of a VM on this one."""
+    async def address_for_agent(self, endpoint: Endpoint, *, on: Host) -> str:
+        """Return where this host's agent finds the server of a VM, which may be on another host.
+
+        :param endpoint: where this process finds it.
+        :param on: the VM's host.
+        :raises HostError: when the agent cannot reach that host.
+        """
+
+    async def reach_port(self, port: int) -> int:
+        """Return a port of this machine's loopback interface that leads to one of the host's, while it is not closed.
+
+        :raises HostError: when that cannot be.
+        """
 
     def close(self) -> None:
         """Let go of the agent, which then releases what this process still owns. Closing twice is fine.

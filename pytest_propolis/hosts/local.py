@@ -97,6 +97,10 @@ class LocalHost:
         await _copy_file(self.name, remote, local)
 
     @property
+    def command_options(self) -> str:
+        return ""
+
+    @property
     def shares_files(self) -> bool:
         return True
 
@@ -134,9 +138,12 @@ class LocalHost:
     async def provide_artifact(self, artifact: Artifact, progress: Progress) -> Artifact:
         return artifact
 
-    def migration_address(self, endpoint: Endpoint, *, target: Host) -> str:
-        """Return the socket's own path: other local hosts are on the same machine."""
+    async def address_for_agent(self, endpoint: Endpoint, *, on: Host) -> str:
+        """Return the socket's own path: what this process reaches on its machine, the agent reaches, too."""
         return endpoint.address
+
+    async def reach_port(self, port: int) -> int:
+        return port
 
     def _first(self, launched: Launched) -> Launched:
         if self._launched is None:

@@ -11,7 +11,7 @@ from .kinds import open_host
 from .local import LocalHost
 from .run_directory import run_token
 
-__all__ = ["local_run_ids", "open_hosts"]
+__all__ = ["coordination_host", "coordination_id", "local_run_ids", "open_hosts"]
 
 
 def open_hosts(settings: Settings, *, shared_id: str | None) -> tuple[Host, ...]:
@@ -28,9 +28,30 @@ def open_hosts(settings: Settings, *, shared_id: str | None) -> tuple[Host, ...]
     )
 
 
+def coordination_host(settings: Settings, hosts: tuple[Host, ...], *, run: str) -> Host:
+    """Return the host on this machine whose agent serves the run's key-value store.
+
+    :param hosts: those of the run. If none is on this machine, it is one that has no VMs.
+    :param run: the id of the run there: `coordination_id`.
+    """
+    for host in hosts:
+        if host.shares_files:
+            return host
+    return LocalHost(settings, run_id=run)
+
+
+def coordination_id(shared_id: str | None) -> str:
+    """Return the id of a run where its nodes coordinate.
+
+    :param shared_id: as for `open_hosts`.
+    """
+    return run_token(shared_id and f"{shared_id}//coordination")
+
+
 def local_run_ids(settings: Settings, *, shared_id: str) -> tuple[str, ...]:
     """Return the ids of a multi-process run on this machine, whether or not they were used."""
     if settings.hosts is None:
         return (run_token(shared_id),)
     specs = read_inventory(settings.hosts)
-    return tuple(run_token(f"{shared_id}/{spec.name}") for spec in specs if spec.kind == "local")
+    local = tuple(run_token(f"{shared_id}/{spec.name}") for spec in specs if spec.kind == "local")
+    return local or (coordination_id(shared_id),)

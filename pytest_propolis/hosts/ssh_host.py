@@ -6,10 +6,11 @@ import asyncio
 import dataclasses
 import os
 import secrets
+import shlex
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from ..errors import AgentError, ArtifactMissing, HostError, SettingsError
+from ..errors import AgentError, ArtifactMissing, HostError, HostLost
 from ..propolis_api.connection.endpoint import Endpoint
 from ..settings import Settings
 from ..storage.artifacts import Artifact
@@ -23,10 +24,10 @@ from .host import Host, HostSpec, Unfinished
 from .lifeline import AgentNotRunning, Lifeline
 from .ssh.bootstrap import HostFacts
 from .ssh.file_stream import digest
+from .ssh.host_options import check_options, destination_of, further_options
 from .ssh.link_client import JoinedLink, join_or_start, new_link_directory
 from .ssh.link_messages import LinkConfig
 from .ssh.loader import FILES
-from .ssh.transport.transport import SshDestination
 
 __all__ = ["SshHost", "open_host"]
 
@@ -37,7 +38,6 @@ NOT_THERE: Final = 0
 """This process's id at the agent: on the host the number is another process's."""
 
 QUOTED_BYTES: Final = 2000
-OPTIONS: Final = ("config", "python", "qemu", "artifact_dir", "silence_s")
 
 
 def open_host(spec: HostSpec, settings: Settings, run_id: str) -> SshHost:
@@ -49,14 +49,7 @@ def open_host(spec: HostSpec, settings: Settings, run_id: str) -> SshHost:
 
     :raises SettingsError: when an option is not known, or has a bad value.
     """
-    for name, value in spec.options.items():
-        if name not in OPTIONS:
-            raise SettingsError(f"host {spec.name!r} has no option {name!r}", hint=f"known are {', '.join(OPTIONS)}")
-        if name == "silence_s":
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise SettingsError(f"host {spec.name!r}: silence_s must be a number above 0, and is {value!r}")
-        elif not isinstance(value, str) or not value:
-            raise SettingsError(f"host {spec.name!r}: {name} must be a text, and is {value!r}")
+    check_options(spec)
     return SshHost(spec, settings, run_id=run_id)
 
 
@@ -74,6 +67,8 @@ class SshHost:
         self._run = run_id
         self._client_id = secrets.token_hex(8)
         self._joined: tuple[JoinedLink, Lifeline] | None = None
+        self._told: JoinedLink | None = None
+        """The link whose loss some request has told of: the next one may find the host back."""
         self.was_up = False
         self._is_unreachable = False
         self._provided: set[str] = set()
@@ -100,6 +95,10 @@ class SshHost:
         return self._run
 
     @property
+    def command_options(self) -> str:
+        return f" --hosts {shlex.quote(str(self._settings.hosts))} --host {self.name}"
+
+    @property
     def shares_files(self) -> bool:
         return False
 
@@ -122,10 +121,17 @@ class SshHost:
 
     async def client(self) -> AsyncAgentClient:
         """
-        :raises HostLost: when the connection to the host was lost since it was made.
+        :raises HostLost: when the connection to the host was lost since it was made, and no request has told of it.
         """
         link = await self._link()
-        return AsyncAgentClient(link.agent_socket, client=self._client_id, loss=link.explain)
+
+        async def explain() -> HostLost | None:
+            loss = await link.explain()
+            if loss is not None:
+                self._told = link
+            return loss
+
+        return AsyncAgentClient(link.agent_socket, client=self._client_id, loss=explain)
 
     async def run(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         answer = await (await self._link()).run(command, timeout_s=timeout_s)
@@ -161,11 +167,16 @@ class SshHost:
         there = await self.provide(path, progress, content=artifact.sha256)
         return dataclasses.replace(artifact, source=LocalFile(there))
 
-    def migration_address(self, endpoint: Endpoint, *, target: Host) -> str:
-        """
-        :raises HostError: always: the agents of two hosts have no connection yet.
-        """
-        raise HostError(f"VMs cannot be migrated from host {self.name} to host {target.name}: SSH hosts are not joined")
+    async def address_for_agent(self, endpoint: Endpoint, *, on: Host) -> str:
+        """Return a socket of the host, which the link connects with that of the other one's agent on this machine."""
+        link = await self._link()
+        if endpoint.uds is None:
+            return endpoint.address
+        socket = link.ready.agent_socket if on.name == self.name else await link.offer(endpoint.uds)
+        return dataclasses.replace(endpoint, uds=Path(socket)).address
+
+    async def reach_port(self, port: int) -> int:
+        return await (await self._link()).reach_port(port)
 
     def close(self) -> None:
         """Let go of the agent, which then releases what this process still owns, and leaves if nothing else needs it.
@@ -197,7 +208,7 @@ class SshHost:
             lifeline.close()
             loss = await link.explain(within_s=LINK_END_TIMEOUT_S)  # an agent that is gone takes its link along
             link.close()
-            if loss is not None:
+            if loss is not None and self._told is not link:
                 self._is_unreachable = True
                 raise loss
         self.was_up = self._is_unreachable = True
@@ -228,17 +239,15 @@ class SshHost:
         return self._joined[0]
 
     def _link_config(self) -> LinkConfig:
-        settings, options = self._settings, self._spec.options
-        config = (str(Path(options["config"]).expanduser().absolute()),) if "config" in options else ()
-        further: dict[str, Any] = {name: options[name] for name in OPTIONS[1:] if name in options}
+        settings = self._settings
         return LinkConfig(
-            destination=SshDestination(name=self.name, address=self.address, config=config),
+            destination=destination_of(self._spec),
             run=self._run,
             directory=str(new_link_directory(self._run)),
             bundle_cache=str(cache_directory()),
             accelerator=settings.accelerator,
             standby=None if settings.standby == "auto" else settings.standby,
-            **further,
+            **further_options(self._spec),
         )
 
 

@@ -17,5 +17,6 @@ def introduce_vms(node: pytest.Item | pytest.Collector) -> None:
         for vm in node.stash.get(VMS, []):
             show(
                 f"VM {vm.name!r} is up until you leave the debugger: its method `debug` runs a command "
-                f"(print(vm.debug('dmesg'))); propolis console {vm.id} shows its console in another terminal"
+                f"(print(vm.debug('dmesg'))); propolis console {vm.id}{vm.host.command_options} shows its console in "
+                "another terminal"
             )

@@ -53,7 +53,7 @@ def pauser(config: pytest.Config) -> Callable[[str, VmFactory], Awaitable[None]]
 def _instructions(test: str, vms: list[TestVm]) -> Iterator[str]:
     yield f"{test} failed. Its VMs stay up until you press Enter or Ctrl-C, or they stop:"
     for vm in vms:
-        yield f"  propolis console {vm.id}    # VM {vm.name!r}; Ctrl-] leaves it"
+        yield f"  propolis console {vm.id}{vm.host.command_options}    # VM {vm.name!r}; Ctrl-] leaves it"
         socket = f"--unix-socket {vm.endpoint.uds} " if vm.endpoint.uds else ""
         yield f"  curl {socket}{vm.endpoint.base_url}/instance"
 

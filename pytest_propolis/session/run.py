@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import secrets
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property, partial
@@ -19,6 +20,7 @@ from .retention import RetentionPolicy
 from .stash import FORKS, HOSTS, INTERRUPTION, PLACEMENTS, RETENTION_POLICY, RUNNING_TEST
 
 if TYPE_CHECKING:
+    from ..coordination.group import NodeGroup
     from ..guests.registry import GuestRegistry
     from ..hosts.host import Host
     from ..vm.disks.crucible_disk import CrucibleDisk
@@ -59,6 +61,22 @@ class Run:
         self._config.stash[HOSTS] = hosts
         self._config.stash[INTERRUPTION].arm()
         return hosts
+
+    @cached_property
+    def _coordination_id(self) -> str:
+        from ..hosts.run_hosts import coordination_id
+
+        return coordination_id(shared_run_id(self._config))
+
+    @cached_property
+    def coordination_host(self) -> Host:
+        """The host on this machine whose agent serves the key-value store of the run's nodes."""
+        from ..hosts.run_hosts import coordination_host
+
+        host = coordination_host(self.settings, self.hosts, run=self._coordination_id)
+        if host not in self.hosts:
+            self._config.stash[HOSTS] = (*self.hosts, host)
+        return host
 
     @property
     def placed(self) -> tuple[Host, ...]:
@@ -129,6 +147,21 @@ class Run:
             progress=progress_printer(self._config),
             teardown=self.policy.ending(test),
             made=partial(self._made, made),
+        )
+
+    def node_group(self, name: str | None = None) -> AbstractAsyncContextManager[NodeGroup]:
+        """A group of nodes that coordinate, which lives until its ``async with`` ends: for fixtures of a wider scope.
+
+        :param name: names it in the run. Where several processes of the run open a group of the same name, it is one
+            group, and it ends with the first that has opened it. By default it is one of its own.
+        """
+        from ..coordination.run_group import opened_group
+
+        return opened_group(
+            self.settings.coordination,
+            name or f"group-{secrets.token_hex(8)}",
+            run=self._coordination_id,
+            host=lambda: self.coordination_host,
         )
 
     def image_fork_factory(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CRUCIBLE_DISKS",
+    "FAILURE",
     "FORKS",
     "GUARD",
     "HOSTS",
@@ -33,6 +34,8 @@ __all__ = [
 CRUCIBLE_DISKS: Final[pytest.StashKey[list[CrucibleDisk]]] = pytest.StashKey()
 """In a test's item: the replicated disks that were made for it."""
 
+FAILURE: Final[pytest.StashKey[str]] = pytest.StashKey()
+"""In a test's item: how it failed, in one line."""
 FORKS: Final[pytest.StashKey[int]] = pytest.StashKey()
 """In a config: how many VMs of its process were forked from templates so far."""
 

@@ -21,6 +21,7 @@ from .instance_spec.pci_slots import (
     SlotRequest,
     assign_slots,
 )
+from .networks.network import Network
 
 __all__ = ["BOOT_DISK", "DataDisk", "DiskInterface", "Nic", "VmConfig"]
 
@@ -37,11 +38,14 @@ class Nic:
     :param link: what it is plugged into, by the server's name for it. With QEMU: ``user`` (reaches what the host
         reaches), ``user:isolated`` (reaches nothing), ``unix:PATH`` (a switch listening on a UNIX socket),
         ``multicast:ADDRESS:PORT`` (all VMs of this host that name the same). With propolis-server: a VNIC.
+    :param network: the network between VMs that it is plugged into instead; the guest gets an address there when it has
+        booted.
     :param pci_slot: where it sits on the PCI bus, 2 to 31; by default the next free slot from 16 on.
     """
 
     name: str = "nic"
     link: str = "user:isolated"
+    network: Network | None = None
     pci_slot: PciSlot | None = None
 
     def __post_init__(self) -> None:

@@ -43,6 +43,8 @@ from .instance_spec.builder import (
     successor_properties,
     with_failure_injector,
 )
+from .networks.factory_networks import FactoryNetworks, networked
+from .networks.network import Network
 from .timings import Timings
 from .vm import TestVm
 from .warm_start.template_maker import cold_reason
@@ -95,6 +97,7 @@ class VmFactory:
         self._sessions: dict[str, HostSession] = {}
         self._open_sessions = contextlib.AsyncExitStack()
         self._opening = asyncio.Lock()
+        self._networks = FactoryNetworks()
 
     @property
     def agent(self) -> AsyncAgentClient:
@@ -160,7 +163,8 @@ class VmFactory:
         for stack in self._taken.values():
             stack.pop_all()
         self._taken.clear()
-        await asyncio.gather(*(vm.let_go() for vm in self.vms))
+        await asyncio.gather(*(vm.let_go() for vm in self.vms), *(session.fetch_logs() for session in self.sessions))
+        await self._networks.write_captures(self._log_dir)
         return [(session.host, session.resources) for session in self.sessions]
 
     async def keep(self, *, reason: str, ttl_s: float) -> list[KeptListed]:
@@ -178,9 +182,18 @@ class VmFactory:
         """
         results = await asyncio.gather(*(stack.aclose() for stack in self._taken.values()), return_exceptions=True)
         self._taken.clear()
+        await self._networks.write_captures(self._log_dir)
+        await self._networks.aclose()
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+
+    def network(self, name: str) -> Network:
+        """Return a network between VMs of this factory, for ``Nic(network=…)``: always the same for one name.
+
+        :raises ConfigError: when there cannot be one of that name.
+        """
+        return self._networks.get(name)
 
     async def start(
         self, name: str = "vm", *, host: HostChoice | None = None, **fields: Unpack[VmConfigFields]
@@ -245,7 +258,8 @@ class VmFactory:
         complete = dataclasses.replace(complete, config=placed)
         session = await self._session(self._choose(choice))
         if not session.host.shares_files:
-            complete = dataclasses.replace(complete, config=await self._with_images_on(session.host, placed))
+            placed = await self._with_images_on(session.host, placed)
+        complete = dataclasses.replace(complete, config=await self._networks.plug(session, placed))
         async with self._keeping(session, config.name) as taken:
             vm = None
             if warm and cold_reason(complete, guest) is None:
@@ -254,6 +268,7 @@ class VmFactory:
                 image = await self._image(session, guest, timeout_s=complete.boot_timeout_s)
                 vm = await self._create(session, complete, guest, image, taken)
             vm.hold_volumes(volumes)
+            vm.nics = networked(complete.config.nics)
             self._remember(vm)
         return vm
 
@@ -288,6 +303,7 @@ class VmFactory:
         spec = with_failure_injector(spec, exports=fail_migration_exports, imports=fail_migration_imports)
         place = vm.host if host is None else self._choose(host)
         session = await self._session(place)
+        spec = await self._networks.succeed(vm, name, session, spec)
         boot_source = vm.boot_source
         if place.name != vm.host.name:
             boot_source = await self._boot_source_on(session, vm)
@@ -304,7 +320,7 @@ class VmFactory:
                 copy_disks=copy_disks or place.name != vm.host.name,
                 predecessor=vm.id if vm.id and place.name == vm.host.name else None,
             )
-            heir.volumes = list(vm.volumes)
+            heir.volumes, heir.nics = list(vm.volumes), vm.nics
             self._remember(heir)
         return heir
 
@@ -395,7 +411,7 @@ class VmFactory:
             if forked is None:
                 return None
             await taken.enter_async_context(made.pop_all())
-        session.own_vm(forked.vm.id, taken)
+        session.own_vm(forked.vm.id, taken, log_path=self._qemu_log(name))
         vm = TestVm(
             name=name,
             host=session.host,
@@ -475,7 +491,7 @@ class VmFactory:
         created = await retry_while_busy(
             name, partial(session.agent.create_vm, wanted), phases, progress=self._progress
         )
-        session.own_vm(created.id, taken)
+        session.own_vm(created.id, taken, log_path=self._qemu_log(name))
         vm = TestVm(
             name=name,
             host=session.host,

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from ..agent_api.messages import ResourceIds
+from ..errors import PropolisError
 from ..hosts.agent_client import AsyncAgentClient
 from ..hosts.host import Host
 from .warm_start.warm_starter import WarmStarter
@@ -28,6 +29,7 @@ class HostSession:
         self.warm_starter = WarmStarter(host, agent, group=group, log_dir=log_dir, progress=progress)
         self._vm_ids: list[str] = []
         self._disk_ids: list[str] = []
+        self._logs: dict[str, Path] = {}
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -52,10 +54,27 @@ class HostSession:
         """The VMs and disks that were made; they may be gone."""
         return ResourceIds(vms=tuple(self._vm_ids), disks=tuple(self._disk_ids))
 
-    def own_vm(self, vm_id: str, taken: contextlib.AsyncExitStack) -> None:
-        """Note a VM that was made, and have it removed when `taken` is closed."""
+    def own_vm(self, vm_id: str, taken: contextlib.AsyncExitStack, *, log_path: Path) -> None:
+        """Note a VM that was made, and have it removed when `taken` is closed.
+
+        :param log_path: where the messages of its QEMU are to be on this machine.
+        """
         self._vm_ids.append(vm_id)
         taken.push_async_callback(self.agent.remove_vm, vm_id)
+        if not self.host.shares_files:
+            self._logs[vm_id] = log_path
+            taken.push_async_callback(self._fetch_log, vm_id)
+
+    async def fetch_logs(self) -> None:
+        """Bring the messages of the QEMUs here, from a host that has other files."""
+        for vm_id in list(self._logs):
+            await self._fetch_log(vm_id)
+
+    async def _fetch_log(self, vm_id: str) -> None:
+        path = self._logs.pop(vm_id, None)
+        with contextlib.suppress(PropolisError):  # the host is lost, or the VM is gone
+            if path is not None and (text := await self.agent.qemu_log(vm_id)):
+                path.write_bytes(text)
 
     def own_disk(self, disk_id: str, taken: contextlib.AsyncExitStack) -> None:
         """Note a disk that was made, and have it removed when `taken` is closed."""

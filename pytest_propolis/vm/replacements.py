@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from ..propolis_api import (
     CrucibleStorageBackend,
     CrucibleStorageBackendReplacement,
@@ -9,9 +11,14 @@ from ..propolis_api import (
     MigrationFailureInjector,
     MigrationFailureInjectorReplacement,
     ReplacementComponent,
+    VirtioNetworkBackend,
+    VirtioNetworkBackendReplacement,
 )
 
 __all__ = ["replacements"]
+
+SWITCH: Final = "unix:"
+"""Begins the link to a switch, which each host has at a path of its own."""
 
 
 def replacements(spec: InstanceSpec) -> dict[str, ReplacementComponent]:
@@ -21,6 +28,8 @@ def replacements(spec: InstanceSpec) -> dict[str, ReplacementComponent]:
         match wrapper.component:
             case CrucibleStorageBackend() as backend:
                 found[key] = CrucibleStorageBackendReplacement(backend)
+            case VirtioNetworkBackend() as network if network.vnic_name.startswith(SWITCH):
+                found[key] = VirtioNetworkBackendReplacement(network)
             case MigrationFailureInjector() as injector:
                 found[key] = MigrationFailureInjectorReplacement(injector)
     return found

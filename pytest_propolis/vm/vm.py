@@ -8,15 +8,18 @@ import dataclasses
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from websockets.asyncio.client import ClientConnection
 
 from ..agent_api.boot_source import BootSource
 from ..agent_api.messages import ExtendedInfo
+from ..agent_api.migration_report import MigrationReport
 from ..agent_api.template_layout import BOUNDARY
+from ..console.channels.over_console import ConsoleChannel
 from ..console.console import Console
 from ..console.shell import CommandResult, Shell
 from ..console.transcript import Found
@@ -24,6 +27,7 @@ from ..errors import (
     AgentError,
     ApiError,
     BootError,
+    CapabilityMissing,
     ConfigError,
     ConsoleClosed,
     ConsoleError,
@@ -54,14 +58,24 @@ from ..propolis_api import (
 from ..propolis_api.client import Endpoint, PropolisClient
 from ..propolis_api.serial import SerialConsoleMoved
 from ..settings import BootKind
+from .config import Nic
 from .disks.crucible_disk import CrucibleDisk, VolumeDisk, with_volumes
+from .files.progress import OnProgress
+from .files.remote_path import GuestPath
+from .files.transfers import FileTransfers, LocalPath
 from .instance_spec.builder import disk_components, free_slot
 from .login import log_in
 from .migration import TERMINAL, Report, migration_limit_s, until_migrated
+from .networks.forwarding import forward
+from .networks.network import Network
 from .replacements import replacements
 from .timings import Timings
 from .warm_start.fork_handle import ForkHandle
 from .warm_start.identity import assign_identity
+
+if TYPE_CHECKING:
+    from ..coordination.group import NodeGroup
+    from ..coordination.node import Node
 
 __all__ = ["TestVm"]
 
@@ -129,10 +143,15 @@ class TestVm:
         """What the console showed until the log-in was complete."""
         self.volumes: list[VolumeDisk] = []
         """Its replicated disks."""
+        self.nics: tuple[Nic, ...] = ()
+        """Its cards in networks between VMs."""
         self._migrations = migrations
         self._copies_disks = copies_disks
         self.boot_timeout_s = boot_timeout_s
         self._forked = forked
+        self._heir: Endpoint | None = None
+        self.came_from: Host | None = None
+        """The host that its guest has migrated from last."""
         self._console: Console | None = None
         self._shell: Shell | None = None
         self._resources = contextlib.AsyncExitStack()
@@ -204,6 +223,7 @@ class TestVm:
         except ConsoleClosed as error:
             state = await self._last_state()
             raise self._boot_error(f"stopped while it booted (state {state}): {error.message}") from None
+        await self._set_up_networks()
 
     async def _log_in(self, limit_s: float) -> None:
         with self.phases.during("login"):
@@ -213,6 +233,27 @@ class TestVm:
         self.boot_log = self.console.transcript.since(0)
         with self.phases.during("shell"):
             await self.shell.start(shell=self.guest.shell, wrapper=self.guest.shell_wrapper, timeout_s=limit_s)
+
+    def address(self, network: Network) -> str:
+        """Return the VM's address in a network between VMs: `Network.address`."""
+        return network.address(self)
+
+    async def forward(self, port: int) -> int:
+        """Have a port of this machine lead to a TCP port of the guest, which takes commands; return that port.
+
+        It listens on 127.0.0.1, for tests that want SSH or HTTP into a guest, until the VM ends or migrates. The VM
+        needs a card on the user-mode network (``Nic()``), which gets its address now if it has none.
+
+        :raises ConfigError: when it has no such card, or there is no such port.
+        :raises ApiError: when QEMU refuses.
+        """
+        return await forward(self, port)
+
+    async def _set_up_networks(self) -> None:
+        for nic in self.nics:
+            assert nic.network is not None
+            address = f"{self.address(nic.network)}/{nic.network.subnet.prefixlen}"
+            await self.run(self.guest.network_command(f"0000:00:{nic.pci_slot:02x}.0", address))
 
     async def stop(self, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
         """Stop the VM without asking its guest, and wait until it is destroyed.
@@ -257,8 +298,9 @@ class TestVm:
         init = FromMigration(
             migration_id=migration_id or uuid.uuid4(),
             replace_components=replacements(self.spec),
-            src_addr=source.host.migration_address(source.endpoint, target=self.host),
+            src_addr=await self.host.address_for_agent(source.endpoint, on=source.host),
         )
+        source._heir = self.endpoint
         moved = source._console.moves() if source._console else None
         try:
             async with asyncio.timeout(limit_s):
@@ -274,6 +316,7 @@ class TestVm:
             raise self._migration_error(source, "is not done", waited_s=limit_s) from None
         except ApiError as error:
             raise self._migration_error(source, f"failed: {error.message}") from error
+        self.came_from = source.host
         await self._take_console(source)
 
     async def aclose(self) -> None:
@@ -311,6 +354,26 @@ class TestVm:
         address = f"0000:00:{attached.pci_slot:02x}.0"
         await self.run(self.guest.plugged_command([address]))
         return await self.run(DEVICE_PATH.format(address))
+
+    def as_node(
+        self,
+        group: NodeGroup,
+        name: str | None = None,
+        *,
+        address: str = "",
+        labels: Iterable[str] = (),
+        vital: bool = True,
+    ) -> AbstractAsyncContextManager[Node]:
+        """Make the guest a node of a group: inside the block its programs may run ``barrier ready 3`` and the like.
+
+        The guest needs no network: its commands come over its second serial port. When the VM ends, the node has
+        failed.
+
+        :param name: the node's; by default the VM's.
+        """
+        from .guest_nodes.guest_node import guest_node
+
+        return guest_node(self, group, name=name, address=address, labels=labels, vital=vital)
 
     async def is_active(self) -> bool:
         """Whether there is an instance that could be asked for something."""
@@ -363,6 +426,44 @@ class TestVm:
         """As `run`, but with the exit status; that is not checked unless asked for."""
         with self.phases.during("first command"):
             return await self.shell.run(command, timeout_s=timeout_s, check=check)
+
+    # Files
+
+    async def put(
+        self,
+        content: LocalPath | bytes,
+        remote: GuestPath,
+        *,
+        mode: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """Copy a file, a directory or bytes into the guest, to a path there.
+
+        A file appears under its name, and replaces one that is there, when it is complete; a directory must not exist.
+        Modes and links are kept, owners are not.
+
+        :param content: the path of a file or directory on this machine; or bytes, which become a file.
+        :param remote: the file's or the directory's own path, not that of the directory in which to put it.
+        :param mode: permissions of the file; by default those of the file here, and 0o644 for bytes.
+        :param on_progress: called with a `Progress` now and then.
+        :raises FileTransferError: when it does not get there. Nothing is under its name then but what was before.
+        :raises CommandTimeout: when nothing moves for a minute.
+        """
+        await self._files().put(content, remote, mode=mode, on_progress=on_progress)
+
+    async def get(self, remote: GuestPath, local: LocalPath, *, on_progress: OnProgress | None = None) -> None:
+        """Copy a file or a directory out of the guest; what is said of `put` holds, the other way round."""
+        await self._files().get(remote, local, on_progress=on_progress)
+
+    async def get_bytes(self, remote: GuestPath) -> bytes:
+        """Return the content of a file of the guest; also of one without a size, as in ``/proc``.
+
+        :raises FileTransferError: when it cannot be read.
+        """
+        return await self._files().get_bytes(remote)
+
+    def _files(self) -> FileTransfers:
+        return FileTransfers(shell=self.shell, channel=ConsoleChannel(self.shell), vm=self.name)
 
     def debug(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         """Run a shell command from a debugger's prompt after a test has failed (``--pdb``), and return what it wrote.
@@ -476,6 +577,17 @@ class TestVm:
         """How far the latest migrations into this VM's server and out of it are."""
         return await self._api().instance_migrate_status()
 
+    async def get_migration_report(self) -> MigrationReport:
+        """Return how the latest migrations into this VM's server and out of it went.
+
+        It has the ways that memory and disks took, the pause, the phases, and how much was carried between hosts.
+
+        :raises CapabilityMissing: when its server is not of this project.
+        """
+        if self._migrations is None:
+            raise CapabilityMissing("its server does not report on migrations", vm=self.name)
+        return await self._migrations()
+
     async def get_serial_console_history(
         self, from_start: int = 0, *, max_bytes: int | None = None
     ) -> InstanceSerialConsoleHistoryResponse:
@@ -560,11 +672,19 @@ class TestVm:
 
     async def _follow(self, moved: SerialConsoleMoved) -> ClientConnection:
         try:
-            endpoint = Endpoint.at(moved.destination)
+            endpoint = self._endpoint_of(moved.destination)
         except ValueError as error:
             raise ConsoleError(f"the guest's new place cannot be read: {error}", vm=self.name) from None
         async with PropolisClient(endpoint, vm=self.name) as there:
             return await there.instance_serial(from_start=moved.from_start)
+
+    def _endpoint_of(self, address: str) -> Endpoint:
+        """Where this process finds a server whose agent calls it by that address: on another host, by another socket.
+
+        :raises ValueError: when the address cannot be read.
+        """
+        endpoint, heir = Endpoint.at(address), self._heir
+        return heir if heir is not None and heir.base_url == endpoint.base_url else endpoint
 
     def _migration_error(self, source: TestVm, message: str, **context: Any) -> MigrationError:
         return MigrationError(f"the migration from {source.name!r} {message}", vm=self.name, **context)
@@ -575,7 +695,7 @@ class TestVm:
             return
         self._console, source._console = source._console, None
         self._shell, source._shell = source._shell, None
-        self._console.belongs_to(self.name)
+        self._console.belongs_to(self.name, follow=self._follow, loss=self.endpoint.loss)
         if self._shell is not None:
             self._shell.belongs_to(self.name)
         await self._resources.enter_async_context(source._resources.pop_all())

@@ -16,9 +16,10 @@ from typing import NamedTuple
 import pytest
 from local_pty import SHELLS, console_on, shell_command
 
+from pytest_propolis.console import shell as shell_module
 from pytest_propolis.console.console import Console
 from pytest_propolis.console.shell import Shell
-from pytest_propolis.console.shell_protocol import Ended, Signal, new_nonce, new_session
+from pytest_propolis.console.shell_protocol import Acknowledged, Ended, Ready, Signal, new_nonce, new_session
 from pytest_propolis.errors import CommandFailed, CommandTimeout, ConsoleClosed, ShellError, ShellLost
 
 TIMEOUT_S = 20.0
@@ -128,7 +129,7 @@ async def test_output_that_looks_like_the_protocol_is_output(local: Local, tmp_p
         for mark in (
             b"r%b\x02" % word,
             b"r%b\x031\x04" % word,
-            b"r%b\x06" % word,
+            b"r%b\x060\x04" % word,
             b"i%b\x02" % word,
             b"s%b\x051\x04" % word,
             b"s%b\x11" % word,
@@ -343,20 +344,51 @@ async def test_a_command_ends_with_its_console(dash: Local) -> None:
         await dash.run("echo more")
 
 
-async def test_a_command_whose_end_was_lost_is_asked_for_it_again(local: Local) -> None:
-    feed = local.console._parser.feed
-    lost: list[bytes] = []
+def lose_the_first(console: Console, kind: type[Signal]) -> list[Signal]:
+    """Have the console lose its next mark of a kind; return what was lost."""
+    feed = console._parser.feed
+    lost: list[Signal] = []
 
     def lossy(data: bytes) -> Iterator[Signal]:
         for signal in feed(data):
-            if isinstance(signal, Ended) and not lost:
-                lost.append(data)
+            if isinstance(signal, kind) and not lost:
+                lost.append(signal)
             else:
                 yield signal
 
-    local.console._parser.feed = lossy  # type: ignore[method-assign]
+    console._parser.feed = lossy  # type: ignore[method-assign]
+    return lost
+
+
+async def test_a_command_whose_end_was_lost_is_asked_for_it_again(local: Local) -> None:
+    lost = lose_the_first(local.console, Ended)
     assert await local.run("echo hello") == b"hello\n"
     assert lost
+    assert await local.run("echo next") == b"next\n"
+
+
+async def test_a_long_command_whose_acknowledgement_was_lost_arrives_whole(local: Local) -> None:
+    lost = lose_the_first(local.console, Acknowledged)
+    text = "".join(f"line {number} of many\n" for number in range(1000))
+    assert await local.run(f"printf %s '{text}'") == text.encode()
+    assert lost
+    assert await local.run("echo next") == b"next\n"
+
+
+@pytest.mark.parametrize("kind", SHELLS)
+async def test_a_loop_whose_first_mark_was_lost_is_asked_whether_it_is_there(tmp_path: Path, kind: str) -> None:
+    async with console_on(kind, tmp_path) as console:
+        lost = lose_the_first(console, Ready)
+        shell = Shell(console, vm="local")
+        await shell.start(shell=shell_command(kind), timeout_s=TIMEOUT_S)
+        assert lost
+        assert (await shell.run("echo hello", timeout_s=TIMEOUT_S)).output == b"hello\n"
+
+
+async def test_requests_for_an_acknowledgement_change_nothing(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shell_module, "REPEAT_AFTER_S", 0.001)
+    text = "".join(f"line {number} of many\n" for number in range(1000))
+    assert await local.run(f"printf %s '{text}'") == text.encode()
     assert await local.run("echo next") == b"next\n"
 
 

@@ -32,7 +32,7 @@ MARKS: dict[bytes, Signal] = {
     b"\x1er0123456789ab\x02": Began(NONCE),
     b"\x1er0123456789ab\x030\x04": Ended(NONCE, 0),
     b"\x1er0123456789ab\x03255\x04": Ended(NONCE, 255),
-    b"\x1er0123456789ab\x06": Acknowledged(),
+    b"\x1er0123456789ab\x0612\x04": Acknowledged(12),
     b"\x1es00112233445f\x05137\x04": Ended(None, 137),
     b"\x1es00112233445f\x11": Ready(),
 }
@@ -71,7 +71,8 @@ commands = st.text(st.characters(codec="utf-8", exclude_characters="\0") | st.sa
 
 @given(commands | st.builds(lambda text, times: text * times, commands, st.integers(1, 400)))
 def test_a_command_survives_its_framing(command: str) -> None:
-    chunks = list(encode(command, NONCE))
+    numbered = list(encode(command, NONCE))
+    chunks = [chunk.data for chunk in numbered]
     lines = b"".join(chunks).split(b"\n")
     assert lines.pop() == b""
     assert decoded(lines) == (NONCE, command)
@@ -80,6 +81,8 @@ def test_a_command_survives_its_framing(command: str) -> None:
     # All chunks but the last end with a line that asks for an acknowledgement, and no other line does.
     asking = [line[:1] in (b"N", b"C", b"O") for line in lines[1:]]
     assert sum(asking) == len(chunks) - 1
+    after = [len(asking) - index - 1 for index, asks in enumerate(asking) if asks]
+    assert [chunk.remaining for chunk in numbered] == [*after, 0]
 
 
 @settings(deadline=None)

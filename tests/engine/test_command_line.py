@@ -61,7 +61,7 @@ ID = UUID("11111111-2222-4333-8444-555555555555")
 KERNEL = DirectKernel(kernel="/k", initrd="/i", command_line="console=ttyS0 quiet")
 SERIAL = [
     *("-device", "isa-serial,index=0,chardev=com1"),
-    *("-chardev", "null,id=com2", "-device", "isa-serial,index=1,chardev=com2"),
+    *("-device", "isa-serial,index=1,chardev=com2"),
     *("-chardev", "null,id=com3", "-device", "isa-serial,index=2,chardev=com3"),
     *("-chardev", "null,id=com4", "-device", "isa-serial,index=3,chardev=com4"),
 ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 from inner_run import InnerRun
 
 from pytest_propolis import Artifact
@@ -51,6 +54,26 @@ def test_the_examples_of_the_readme_pass_but_for_the_one_that_shows_a_failure(in
     )
 
 
+def test_the_examples_of_the_page_on_files_pass(inner: InnerRun) -> None:
+    put_and_get, error, progress = blocks("docs/files.md")
+    inner.write(
+        test_files_page=f"""
+import pytest
+from pytest_propolis import FileTransferError
+
+async def test_page(test_vm, tmp_path, monkeypatch):
+    vm, image = test_vm, tmp_path / "image"
+    image.write_bytes(b"image")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests/data").mkdir(parents=True)
+    (tmp_path / "tests/data/config.toml").write_text("")
+    await vm.run("mkdir -p /etc /var/log; echo up >/var/log/messages")
+{textwrap.indent(put_and_get + error + progress, "    ")}
+"""
+    )
+    inner.run().assert_outcomes(passed=1)
+
+
 def test_the_examples_of_the_shell_page_pass(inner: InnerRun) -> None:
     examples = blocks("docs/shell.md")
     tests = [
@@ -66,8 +89,21 @@ def test_the_examples_of_the_migration_page_pass(inner: InnerRun) -> None:
     inner.run().assert_outcomes(passed=len(examples))
 
 
+def test_the_examples_of_the_networks_page_pass(inner: InnerRun) -> None:
+    examples = blocks("docs/networks.md")
+    inner.write(**{f"test_block_{number}": block for number, block in enumerate(examples)})
+    inner.run().assert_outcomes(passed=len(examples))
+
+
 def test_the_examples_of_the_hardware_page_pass(inner: InnerRun) -> None:
     examples = blocks("docs/hardware.md")
+    inner.write(**{f"test_block_{number}": block for number, block in enumerate(examples)})
+    inner.run().assert_outcomes(passed=len(examples))
+
+
+def test_the_examples_of_the_nodes_page_pass(inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # where `propolis` is
+    examples = blocks("docs/nodes.md")
     inner.write(**{f"test_block_{number}": block for number, block in enumerate(examples)})
     inner.run().assert_outcomes(passed=len(examples))
 

@@ -115,12 +115,25 @@ def test_a_disk_of_an_image_here_is_on_a_guest_there(inner: InnerRun, hosts: Pat
 def test_a_guest_on_an_ssh_host_runs_commands_and_leaves_nothing(inner: InnerRun, rig: SshRig, hosts: Path) -> None:
     inner.write(
         test_it="""
+        import asyncio
+        from pytest_propolis import Nic
+
         async def test_it(test_vm):
             assert await test_vm.run("uname") == "Linux"
             assert await test_vm.host.run("hostname") == test_vm.host.name == "h1"
+
+        async def test_port(vm_factory):
+            vm = await vm_factory.start(nics=(Nic(),))
+            await vm.run("while true; do echo hello | nc -l -p 80; done >/dev/null 2>&1 &")
+            port, said = await vm.forward(80), b""
+            while not said:  # nc may not listen yet
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                said = await reader.read()
+                writer.close()
+            assert said == b"hello\\n"
         """
     )
-    inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=1)
+    inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=2)
     assert {name: host.processes() for name, host in rig.hosts.items()} == {"h1": {}, "h2": {}}
     assert rig.hosts["h1"].run("ls", "/run/propolis") == ""
 

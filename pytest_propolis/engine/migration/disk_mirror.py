@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Container, Mapping, Sequence
+import socket
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -16,12 +17,13 @@ from ..qemu.machine import Machine, MachineError
 from .disks import copy_timeout_s
 from .failure import MigrationFailed
 from .relay import Relay
-from .stream import StreamListener, connect_stream, short_path
+from .stream import StreamListener, short_path
 
 __all__ = ["DiskMirror", "MirroredDisk"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+Reach = Callable[[int], Awaitable[socket.socket]]
 
 STALL_TIMEOUT_S: Final = 10.0
 """How long the target may take nothing. The guest may wait for it as long: QEMU waits for copies that are under way."""
@@ -76,16 +78,16 @@ class DiskMirror:
         self._directory = directory
         self._copies: list[_Copy] = []
 
-    async def start(self, disks: Sequence[MirroredDisk], *, socket: Path) -> None:
+    async def start(self, disks: Sequence[MirroredDisk], *, reach: Reach) -> None:
         """Copy the disks, until the copies only follow what the guest writes.
 
-        :param socket: where the target's NBD server listens.
+        :param reach: connects to the target's NBD server; called with the number of the disk.
         """
         timeout_s = copy_timeout_s(sum(disk.size_bytes for disk in disks))
         try:
             async with asyncio.timeout(timeout_s):
                 for number, disk in enumerate(disks):
-                    await self._begin(f"copy{number}", disk, socket)
+                    await self._begin(f"copy{number}", disk, await reach(number))
                 for copy in self._copies:
                     await self._catch_up(copy)
         except TimeoutError:
@@ -132,10 +134,9 @@ class DiskMirror:
         """Cut the connections to the target, and leave QEMU as it is."""
         await asyncio.gather(*(copy.relay.close() for copy in self._copies))
 
-    async def _begin(self, name: str, disk: MirroredDisk, socket: Path) -> None:
+    async def _begin(self, name: str, disk: MirroredDisk, far: socket.socket) -> None:
         # A path and not a descriptor, which QEMU would try again by number, whatever that number means then.
         path = self._directory / f"{name}.sock"
-        far = await connect_stream(socket)
         try:
             relay = Relay(StreamListener(path), far)
         except OSError as error:

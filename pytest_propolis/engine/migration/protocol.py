@@ -17,6 +17,9 @@ source                target                 phase
 `HandedOver`                                 Finish: the guest is the target's
 ====================  =====================  ==============================================================
 
+Between hosts that share no files, QEMU's state and the disks that are copied go through further websockets, which the
+target opens after its `Plan` (`between_hosts`).
+
 Either side may say `Failure` instead, up to `HandedOver`, or end the connection. The source then lets its guest run on.
 """
 
@@ -54,7 +57,7 @@ __all__ = [
     "transfer_timeout_s",
 ]
 
-PROTOCOLS: Final = ("pytest-propolis-migrate/2",)
+PROTOCOLS: Final = ("pytest-propolis-migrate/3",)
 """Those that are spoken here, the best first."""
 
 ANSWER_TIMEOUT_S: Final = 15.0
@@ -71,10 +74,12 @@ def transfer_timeout_s(memory_mib: int) -> float:
 class Preamble(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What the VM is.
 
+    :param host: the source's host (`this_host`).
     :param memory: where its memory is, if another QEMU may map it.
     :param disks: where its disks are, by backend; those whose backend is a network service are not among them.
     """
 
+    host: str
     spec: InstanceSpec
     boot: BootSource
     qemu_version: tuple[int, int, int]
@@ -86,6 +91,9 @@ class Preamble(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class Plan(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What the VM will be at the target.
 
+    :param is_apart: whether the target can reach nothing on the source's host but its server. It opens a websocket for
+        QEMU's state and for each disk that is copied then, and `stream` and `disk_socket` are of no use to the source.
+    :param boot_contents: hashes of the files that it boots from, by what they are, if it cannot compare them itself.
     :param stream: the UNIX socket where the target waits for QEMU's state.
     :param address: the target's server, for clients that follow the VM.
     :param disks: how each disk gets to the target, by backend.
@@ -98,6 +106,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     address: str
     disks: dict[str, DiskTransfer]
     disk_socket: str
+    is_apart: bool = False
+    boot_contents: dict[str, str] = {}
 
 
 class DisksReady(msgspec.Struct, frozen=True, tag=True):
@@ -126,8 +136,13 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     """The target could let the guest run, and waits for leave to."""
 
 
-class HandedOver(msgspec.Struct, frozen=True, tag=True):
-    """The guest is the target's."""
+class HandedOver(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The guest is the target's.
+
+    :param stopped_for_s: how long it has stood still.
+    """
+
+    stopped_for_s: float
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, tag=True):

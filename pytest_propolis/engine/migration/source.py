@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,22 +15,25 @@ from uuid import UUID
 
 from qemu.qmp import EventListener
 
-from ...agent_api.boot_source import BootSource
+from ...agent_api.boot_source import BootSource, boot_contents
+from ...agent_api.migration_report import MigrationSide
 from ...agent_api.transfers import DiskTransfer, MemoryTransfer
 from ...propolis_api import InstanceSpec, MigrationState
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.devices.disks import backend_nodes
-from ..qemu.devices.host_file import HostFile
+from ..qemu.devices.host_file import HostFile, this_host
 from ..qemu.machine import Machine, MachineError
 from ..request_queue import MigrateAsSource, MigrationOut
 from ..templates.state_stream import cancel_transfer, save_state
 from ..volumes.block_backend import BlockBackends
+from .between_hosts.remote_streams import STATE_STREAM, StreamExchange, disk_stream
 from .departing_disks import describe_disks
 from .disk_mirror import DiskMirror, MirroredDisk
 from .disks import DiskFacts, copy_timeout_s
 from .failure import FailureInjector, MigrationFailed
 from .protocol import (
     ANSWER_TIMEOUT_S,
+    Connection,
     DisksReady,
     HandedOver,
     MigrationChannel,
@@ -76,7 +81,7 @@ class MigrationSource:
     :param facts: called for each migration: what the VM is now.
     :param publish: publishes a phase of the migration of that id.
     :param backends: the VM's volumes, which the target brings up for itself once the guest is there.
-    :param settled: called with the ways that were agreed upon for memory and disks, and with the reason of a failure.
+    :param settled: called with what is known of a migration, whenever more is.
     """
 
     def __init__(
@@ -86,7 +91,7 @@ class MigrationSource:
         facts: Callable[[], SourceFacts],
         injector: FailureInjector,
         publish: Callable[[UUID, MigrationState], None],
-        settled: Callable[[UUID, MemoryTransfer | None, Mapping[str, DiskTransfer], str | None], None],
+        settled: Callable[[MigrationSide], None],
         backends: BlockBackends,
     ) -> None:
         self._directory = directory
@@ -95,6 +100,14 @@ class MigrationSource:
         self._publish = publish
         self._settled = settled
         self._backends = backends
+        self._streams: StreamExchange | None = None
+
+    def take_stream(self, migration_id: UUID, name: str, connection: Connection) -> None:
+        """Take a websocket on which a stream of a migration is to go; abandon it if that is not under way."""
+        if self._streams is None or self._streams.id != migration_id:
+            connection.abandon()
+        else:
+            self._streams.offer(name, connection)
 
     async def __call__(self, machine: Machine, request: MigrateAsSource, outcome: MigrationOut) -> None:
         """Give the guest away. If that fails, it runs on here when this returns.
@@ -104,11 +117,12 @@ class MigrationSource:
         channel = request.payload
         assert isinstance(channel, MigrationChannel)
         migration = _Departure(self, UUID(request.migration_id), machine, channel)
+        self._streams = migration.streams
         try:
             await migration.go()
         except (MigrationFailed, MachineError) as error:
             logger.warning("migration %s out failed: %s", request.migration_id, error)
-            self._settled(migration.id, migration.way, migration.disks, str(error))
+            self._settled(migration.side(failure=str(error)))
             migration.reach(MigrationState.ERROR)
             await channel.fail(str(error))
             await migration.run_on()
@@ -119,6 +133,9 @@ class MigrationSource:
         else:
             outcome.handed_over = True
             await channel.close()
+        finally:
+            self._streams = None
+            await migration.streams.close()
 
 
 class _Departure:
@@ -137,6 +154,7 @@ class _Departure:
         self._paused = False
         self._ends: EventListener | None = None
         self.mirror = DiskMirror(machine, directory=source._directory)
+        self.streams = StreamExchange(migration_id)
         self._described: dict[str, DiskFacts] = {}
         self.way: MemoryTransfer | None = None
         self.disks: Mapping[str, DiskTransfer] = {}
@@ -145,16 +163,30 @@ class _Departure:
         self.reach(MigrationState.SYNC)
         facts = self._source._facts()
         plan = await self._sync(facts)
+        await _require_same_contents(facts.boot, plan)
         self.way, self.disks = plan.way, plan.disks
-        self._source._settled(self.id, plan.way, plan.disks, None)
+        self._source._settled(self.side())
         self.reach(MigrationState.RAM_PUSH)
         await self._copy_disks(plan, facts.spec)
         await self._push(plan, facts.spec.board.memory_mb)
         self.reach(MigrationState.RAM_PUSH, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.SERVER)
         await self._channel.receive(Ready)
         self.reach(MigrationState.FINISH)
-        await self._channel.send(HandedOver())
+        stopped_for_s = max(0.0, time.time() - self._machine.stopped_s)
+        await self._channel.send(HandedOver(stopped_for_s=stopped_for_s))  # what raises here was not sent
+        self._source._settled(self.side(handed_over=True))
         self._machine.serial.move_to(plan.address)
+
+    def side(self, *, failure: str | None = None, handed_over: bool = False) -> MigrationSide:
+        """Return what is known of the migration."""
+        return MigrationSide(
+            id=self.id,
+            way=self.way,
+            disks=self.disks,
+            failure=failure,
+            handed_over=handed_over,
+            carried_bytes=self.streams.carried_bytes,
+        )
 
     async def run_on(self) -> None:
         """Let the guest run here."""
@@ -175,6 +207,7 @@ class _Departure:
         self.reach(MigrationState.SYNC)
         await self._channel.send(
             Preamble(
+                host=this_host(),
                 spec=facts.spec,
                 boot=facts.boot,
                 qemu_version=facts.qemu_version,
@@ -203,8 +236,11 @@ class _Departure:
         if not disks:
             return
 
+        async def reach(number: int) -> socket.socket:
+            return await self._reach_target(plan, Path(plan.disk_socket), disk_stream(number))
+
         async def copy() -> None:
-            await self.mirror.start(disks, socket=Path(plan.disk_socket))
+            await self.mirror.start(disks, reach=reach)
             await self._channel.send(DisksReady())
 
         timeout_s = copy_timeout_s(sum(disk.size_bytes for disk in disks)) + ANSWER_TIMEOUT_S
@@ -240,11 +276,16 @@ class _Departure:
     async def _push(self, plan: Plan, memory_mib: int) -> None:
         """Send QEMU's state and the server's, and hear that the target has loaded it."""
         timeout_s = ANSWER_TIMEOUT_S if plan.way.memory_in_file else transfer_timeout_s(memory_mib)
-        with await connect_stream(Path(plan.stream)) as stream, self._machine.events("SHUTDOWN") as self._ends:
+        reached = await self._reach_target(plan, Path(plan.stream), STATE_STREAM)
+        with reached as stream, self._machine.events("SHUTDOWN") as self._ends:
             if plan.way is MemoryTransfer.LIVE:
                 await self._require_status("running")
             loaded = self._channel.receive(StreamLoaded, timeout_s=timeout_s)
             await transfer_and_hear(self._send(stream.fileno(), plan.way, timeout_s), loaded)
+
+    async def _reach_target(self, plan: Plan, path: Path, name: str) -> socket.socket:
+        """Return a connection to a socket of the target: where it is, or over a websocket that the target opens."""
+        return await (self.streams.take(name) if plan.is_apart else connect_stream(path))
 
     async def _send(self, stream: int, way: MemoryTransfer, timeout_s: float) -> None:
         live = way is MemoryTransfer.LIVE
@@ -283,3 +324,18 @@ class _Departure:
     def _export(self) -> None:
         self.reach(MigrationState.PAUSE, MigrationState.DEVICE)
         self._source._injector.exporting()
+
+
+async def _require_same_contents(boot: BootSource, plan: Plan) -> None:
+    """
+    :raises MigrationFailed: when the target would boot from other files.
+    """
+    if not plan.is_apart:
+        return  # the target has compared them
+    try:
+        ours = await asyncio.to_thread(boot_contents, boot)
+    except OSError as error:
+        raise MigrationFailed(f"what the guest boots from cannot be read at the source: {error}") from None
+    for what, digest in ours.items():
+        if plan.boot_contents.get(what) != digest:
+            raise MigrationFailed(f"{what}: the target's has other contents than the source's")

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from uuid import UUID
 
-from ...agent_api.boot_source import BootSource, boot_difference
+from ...agent_api.boot_source import BootSource, boot_contents, boot_difference
 from ...agent_api.migration_report import MigrationSide
 from ...agent_api.transfers import MemoryTransfer
 from ...propolis_api import FromMigration, InstanceSpec, MigrationState
 from ..qemu.accelerator.probe import AcceleratorName
-from ..qemu.devices.host_file import HostFile
+from ..qemu.devices.host_file import HostFile, this_host
 from ..qemu.machine import Machine, MachineError
 from ..templates.state_stream import load_state
 from .arriving_disks import ArrivingDisks
+from .between_hosts.outcome import was_handed_over
+from .between_hosts.remote_streams import STATE_STREAM, CarriedSocket, disk_stream
 from .failure import FailureInjector, MigrationFailed
 from .memory_transfer import way_of_copying
 from .protocol import (
@@ -34,7 +39,7 @@ from .protocol import (
     transfer_timeout_s,
 )
 from .spec import replace_components
-from .stream import StreamListener
+from .stream import StreamListener, connect_stream
 from .transfer import transfer_and_hear
 from .websocket import OpenedConnection
 
@@ -79,12 +84,33 @@ class MigrationTarget:
         self._injector = FailureInjector()
         self._memory_mib = 0
         self._has_guest = False
+        self._is_apart = False
+        self._boot_contents: dict[str, str] = {}
+        self._streams: list[CarriedSocket] = []
         self.way: MemoryTransfer | None = None
         self.failure: str | None = None
+        self._carried_bytes = 0
+        self._handed_over: tuple[float, float] | None = None
+        """How long the guest had stood still then, and when that was."""
+        self._began_s = time.monotonic()
+        self._phases_s: dict[str, float] = {}
 
-    @property
-    def report(self) -> MigrationSide:
-        return MigrationSide(id=self.id, way=self.way, disks=self.disks.ways, failure=self.failure)
+    def report(self, *, resumed_s: float) -> MigrationSide:
+        """Return what is known of the migration.
+
+        :param resumed_s: when QEMU last let the guest run.
+        """
+        stopped_for_s, then_s = self._handed_over or (0.0, 0.0)
+        return MigrationSide(
+            id=self.id,
+            way=self.way,
+            disks=self.disks.ways,
+            failure=self.failure,
+            handed_over=self._has_guest,
+            carried_bytes=self._carried_bytes,
+            pause_s=stopped_for_s + resumed_s - then_s if self._handed_over and resumed_s >= then_s else 0.0,
+            phases_s=dict(self._phases_s),
+        )
 
     async def sync(self) -> tuple[InstanceSpec, HostFile | None]:
         """Agree with the source: the spec of the VM here, and where its memory is, if the source can share it.
@@ -97,13 +123,13 @@ class MigrationTarget:
         preamble = await channel.receive(Preamble)
         self._require_same("QEMU", ".".join(map(str, preamble.qemu_version)), ".".join(map(str, self._qemu_version)))
         self._require_same("accelerator", preamble.accelerator, self._accelerator)
-        if difference := boot_difference(preamble.boot, self._boot):
-            self._require_same(*difference)
+        self._is_apart = preamble.host != this_host()
+        await self._require_same_boot(preamble.boot)
         spec = replace_components(preamble.spec, self._init.replace_components)
         spec = await self.disks.settle(spec, preamble.disks)
         self._injector = FailureInjector.of(spec)
         self._memory_mib = spec.board.memory_mb
-        return spec, preamble.memory
+        return spec, None if self._is_apart else preamble.memory
 
     def plan(self, *, shares_memory: bool) -> None:
         """Settle how the memory gets here."""
@@ -125,6 +151,7 @@ class MigrationTarget:
 
     async def close(self) -> None:
         """End the conversation. A source that still has the guest lets it run on. Closing twice is fine."""
+        await self._close_streams()
         self.disks.close(keep=self._has_guest)
         channel, self._channel = self._channel, None
         if channel is None:
@@ -144,8 +171,22 @@ class MigrationTarget:
         machine.serial.restore(state.com1)
         await channel.send(Ready())
         self._reach(MigrationState.FINISH)
-        await channel.receive(HandedOver)
+        await self._receive_guest(channel)
         self._has_guest = True  # the source ends the conversation: the guest is not to wait for that
+
+    async def _receive_guest(self, channel: MigrationChannel) -> None:
+        """Wait until the guest is this side's.
+
+        The source may have given it away to a connection that was lost in that moment. It knows, and is asked again.
+
+        :raises MigrationFailed: when it is not.
+        """
+        try:
+            handed_over = await channel.receive(HandedOver)
+            self._handed_over = handed_over.stopped_for_s, time.time()
+        except MigrationFailed as failure:
+            if failure.told or not await was_handed_over(self._init.src_addr, self.id):
+                raise
 
     async def _load(self, channel: MigrationChannel, machine: Machine) -> None:
         assert self.way is not None, "plan first"
@@ -153,15 +194,9 @@ class MigrationTarget:
         listener = StreamListener(self._stream_path)
         try:
             await self.disks.open(machine)
-            plan = Plan(
-                way=self.way,
-                stream=str(self._stream_path),
-                address=self._address,
-                disks=self.disks.ways,
-                disk_socket=str(self.disks.socket),
-            )
-            await channel.send(plan)
+            await channel.send(self._plan(self.way))
             self._reach(MigrationState.RAM_PUSH)
+            await self._open_disk_streams()
             if self.disks.copied:
                 await channel.receive(DisksReady, timeout_s=self.disks.timeout_s + ANSWER_TIMEOUT_S)
                 await channel.send(Proceed())
@@ -170,21 +205,80 @@ class MigrationTarget:
         finally:
             listener.close()
         await self.disks.shut(machine)
+        await self._close_streams()
         self._reach(MigrationState.DEVICE)
         self._injector.importing()
         await channel.send(StreamLoaded())
 
+    def _plan(self, way: MemoryTransfer) -> Plan:
+        return Plan(
+            way=way,
+            stream=str(self._stream_path),
+            address=self._address,
+            disks=self.disks.ways,
+            disk_socket=str(self.disks.socket),
+            is_apart=self._is_apart,
+            boot_contents=self._boot_contents,
+        )
+
+    async def _open_disk_streams(self) -> None:
+        """Give a source that cannot reach the disks' socket its connections to it."""
+        for number in range(len(self.disks.copied) if self._is_apart else 0):
+            connection = await self._open_stream(disk_stream(number))
+            try:
+                local = await connect_stream(self.disks.socket)
+            except BaseException:
+                await connection.close("")
+                raise
+            self._streams.append(CarriedSocket(connection, local))
+
+    async def _open_stream(self, name: str) -> OpenedConnection:
+        return await OpenedConnection.to(self._init.src_addr, self.id, f"stream/{name}")
+
+    async def _close_streams(self) -> None:
+        while self._streams:
+            carried = self._streams.pop()
+            await carried.close()
+            self._carried_bytes += carried.carried_bytes
+
+    @contextlib.asynccontextmanager
+    async def _stream(self, listener: StreamListener) -> AsyncIterator[socket.socket]:
+        """The connection on which the source's QEMU sends its state, for the length of the block."""
+        if not self._is_apart:
+            with await listener.accept() as stream:
+                yield stream
+            return
+        carried = CarriedSocket(await self._open_stream(STATE_STREAM))
+        try:
+            with carried.take_near() as stream:
+                yield stream
+        finally:
+            await carried.close()
+            self._carried_bytes += carried.carried_bytes
+
     async def _receive(self, listener: StreamListener, machine: Machine, way: MemoryTransfer, timeout_s: float) -> None:
         try:
-            async with asyncio.timeout(timeout_s):
-                with await listener.accept() as stream:
-                    self._reach(MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.PAUSE)
-                    await load_state(machine, stream.fileno(), memory_in_file=way.memory_in_file)
+            async with asyncio.timeout(timeout_s), self._stream(listener) as stream:
+                self._reach(MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.PAUSE)
+                await load_state(machine, stream.fileno(), memory_in_file=way.memory_in_file)
         except TimeoutError:
             raise MigrationFailed(f"the guest's state has not come for {timeout_s:.0f} s") from None
 
+    async def _require_same_boot(self, theirs: BootSource) -> None:
+        """
+        :raises MigrationFailed: when the guest would boot otherwise here; what only the source can tell, it looks at.
+        """
+        if difference := boot_difference(theirs, self._boot, contents=not self._is_apart):
+            self._require_same(*difference)
+        if self._is_apart:
+            try:
+                self._boot_contents = await asyncio.to_thread(boot_contents, self._boot)
+            except OSError as error:
+                raise MigrationFailed(f"what a guest boots from cannot be read here: {error}") from None
+
     def _reach(self, *phases: MigrationState) -> None:
         for phase in phases:
+            self._phases_s.setdefault(phase.value, time.monotonic() - self._began_s)
             self._publish(self.id, phase)
 
     @staticmethod

@@ -74,15 +74,16 @@ class OpenedConnection:
         self._connection = connection
 
     @classmethod
-    async def to(cls, address: str, migration_id: UUID) -> OpenedConnection:
-        """Ask the source for its VM.
+    async def to(cls, address: str, migration_id: UUID, path: str = "start") -> OpenedConnection:
+        """Ask the source for its VM, or for a stream of a migration that is under way.
 
         :param address: as in `FromMigration.src_addr`.
+        :param path: below that of the migration.
         :raises MigrationFailed: when it does not answer, or refuses.
         """
         try:
             endpoint = Endpoint.at(address)
-            return cls(await open_websocket(endpoint, f"/instance/migrate/{migration_id}/start", {}))
+            return cls(await open_websocket(endpoint, f"/instance/migrate/{migration_id}/{path}", {}))
         except (OSError, EOFError, WebSocketException, ValueError) as error:
             raise MigrationFailed(f"the source {address} cannot be reached: {error or type(error).__name__}") from None
 

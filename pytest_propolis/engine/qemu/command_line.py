@@ -153,7 +153,7 @@ def _serial_ports(components: Mapping[str, Any]) -> Iterator[str]:
             if (other := taken.setdefault(port.num, key)) != key:
                 raise InvalidSpec(f"components {other!r} and {key!r} are both the serial port {port.num.value}")
             index = COM_INDEX[port.num]
-            if index:
+            if index > 1:  # what is behind the first two is the machine's
                 yield from ("-chardev", f"null,id=com{index + 1}")
             yield from ("-device", f"isa-serial,index={index},chardev=com{index + 1}")
 

@@ -104,6 +104,8 @@ class Machine:
         self._incoming = incoming
         self._record: ChildRecord | None = None
         self.serial = SerialPort()
+        self.second_serial = SerialPort()
+        """COM2, on which the guest talks to the agent. It does not go along when the guest migrates."""
         self.panics = 0
         self.disk_error: DiskError | None = None
         """The first error of a disk that QEMU has stopped the guest for."""
@@ -140,6 +142,7 @@ class Machine:
         record = self._record = self._journal.intend()
         monitor, their_monitor = socket.socketpair()
         fds = {"monitor": their_monitor.fileno(), "com1": self.serial.theirs.fileno()}
+        fds["com2"] = self.second_serial.theirs.fileno()
         try:
             with self._open_log() as log:
                 self._process = await spawn(
@@ -304,6 +307,7 @@ class Machine:
         with contextlib.suppress(QMPError, OSError, EOFError):
             await self._monitor.disconnect()
         self.serial.close()
+        self.second_serial.close()
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:
@@ -430,4 +434,5 @@ def _channels(fds: dict[str, int]) -> list[str]:
     return [
         *("-chardev", f"socket,id=monitor,fd={fds['monitor']}", "-mon", "chardev=monitor,mode=control"),
         *("-chardev", f"socket,id=com1,fd={fds['com1']}"),
+        *("-chardev", f"socket,id=com2,fd={fds['com2']}"),
     ]

@@ -51,7 +51,10 @@ Handler = Callable[[VmServer, Request], Awaitable[Response]]
 
 
 def engine_app() -> Starlette:
-    """The 13 operations of the API. A scope must carry the server under `SERVER_KEY`."""
+    """The 13 operations of the API, and what the target of a migration needs where it shares no files with the source.
+
+    A scope must carry the server under `SERVER_KEY`.
+    """
     return Starlette(
         routes=[
             Route("/instance", _instance, methods=["GET", "PUT"]),
@@ -68,6 +71,8 @@ def engine_app() -> Starlette:
             Route("/instance/disk/{id}/snapshot/{snapshot}", _endpoint(_snapshot), methods=["POST"]),
             WebSocketRoute("/instance/migrate/{id}/start", _migrate_out),
             Route("/instance/migrate/{id}/start", _endpoint(_migrate), methods=["GET"]),
+            WebSocketRoute("/instance/migrate/{id}/stream/{name}", _migration_stream),
+            Route("/instance/migrate/{id}/outcome", _endpoint(_migration_outcome), methods=["GET"]),
         ],
         exception_handlers={HttpError: _refuse, HTTPException: http_error, Exception: _crash},
     )
@@ -194,6 +199,23 @@ async def _serial(websocket: WebSocket) -> None:
 
 async def _migrate_out(websocket: WebSocket) -> None:
     """Serve the target of a migration. As upstream, a refusal drops the connection at once."""
+    await _serve_target(websocket, lambda server, migration, connection: server.migrate_out(migration, connection))
+
+
+async def _migration_outcome(server: VmServer, request: Request) -> Response:
+    """Tell a target that has lost its connection what became of its migration."""
+    return encoded(server.migration_outcome(require_uuid(request, "id")))
+
+
+async def _migration_stream(websocket: WebSocket) -> None:
+    """Carry a stream of a migration, for a target that can reach nothing else on this host."""
+    name = websocket.path_params["name"]
+    await _serve_target(
+        websocket, lambda server, migration, connection: server.take_migration_stream(migration, name, connection)
+    )
+
+
+async def _serve_target(websocket: WebSocket, serve: Callable[[VmServer, uuid.UUID, AcceptedConnection], None]) -> None:
     try:
         server, migration_id = _server(websocket), require_uuid(websocket, "id")
     except HttpError as refusal:
@@ -202,7 +224,7 @@ async def _migrate_out(websocket: WebSocket) -> None:
     await websocket.accept()
     connection = AcceptedConnection(websocket)
     try:
-        server.migrate_out(migration_id, connection)
+        serve(server, migration_id, connection)
     except HttpError as refusal:
         await connection.close(refusal.answer.error_code or refusal.answer.message)
     await connection.ended()

@@ -17,6 +17,7 @@ from ...propolis_api import (
     InstanceProperties,
     InstanceSpec,
 )
+from ..migration.source import MigrationSource
 from ..migration.target import MigrationTarget
 from ..qemu.devices.blobs import BlobFiles
 from ..qemu.devices.disks import backend_nodes
@@ -50,6 +51,7 @@ class ServedVm:
     memory: OwnMemory | None = None
     arrival: MigrationTarget | None = None
     departure: MigrationSide | None = None
+    source: MigrationSource | None = None
     plugged: list[MachinePart] = field(default_factory=list)
     active: bool = False
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
-from ...agent_api.migration_report import MigrationReport
+from ...agent_api.migration_report import MigrationReport, MigrationSide
 from ...errors import PropolisError
 from ...propolis_api import (
     Component,
@@ -42,6 +42,7 @@ from ..migration.protocol import MigrationChannel
 from ..migration.websocket import AcceptedConnection
 from ..qemu.devices.display import screenshot
 from ..qemu.devices.hot_plug import plug
+from ..qemu.devices.port_forward import ForwardRefused, forward_port
 from ..qemu.machine import MachineError
 from ..qemu.machine_part import PartKind
 from ..qemu.serial_port import SerialPort
@@ -218,8 +219,8 @@ class VmServer:
         """Migration facts that the API lacks: how the memory was transferred, why a migration failed, the pause."""
         vm = self._require_vm()
         arrival = vm.arrival
-        came = arrival.report if arrival else None
         stopped_s, resumed_s = (vm.machine.stopped_s, vm.machine.resumed_s) if vm.machine else (0.0, 0.0)
+        came = arrival.report(resumed_s=resumed_s) if arrival else None
         return MigrationReport(migration_in=came, migration_out=vm.departure, stopped_s=stopped_s, resumed_s=resumed_s)
 
     def migrate_out(self, migration_id: UUID, connection: AcceptedConnection) -> None:
@@ -230,10 +231,40 @@ class VmServer:
         channel = MigrationChannel(connection, other="target")
         self._request(MigrateAsSource(str(migration_id), channel))
 
+    def take_migration_stream(self, migration_id: UUID, name: str, connection: AcceptedConnection) -> None:
+        """Hand a further connection of a migration's target over to that migration; abandon it if there is none."""
+        source = self._require_active().source
+        assert source is not None
+        source.take_stream(migration_id, name, connection)
+
+    def migration_outcome(self, migration_id: UUID) -> MigrationSide:
+        """What is known of a migration out. Refused with 404 if it is not the latest one."""
+        side = self._require_vm().departure
+        if side is None or side.id != migration_id:
+            raise HttpError(ErrorResponse(status=404, message="no such migration"))
+        return side
+
     def serial(self) -> SerialPort:
         machine = self._require_active().machine
         assert machine is not None
         return machine.serial
+
+    async def forward(self, port: int) -> int:
+        """Forward a port of the host's loopback interface to a port of the guest; return it. Refused with 400."""
+        vm = self._require_active()
+        assert vm.machine is not None
+        assert vm.spec is not None
+        components = {key: wrapper.component for key, wrapper in vm.spec.components.items()}
+        try:
+            return await forward_port(vm.machine.execute, components, port)
+        except ForwardRefused as refusal:
+            raise HttpError(bad_request(str(refusal))) from None
+
+    def second_serial(self) -> SerialPort:
+        """COM2."""
+        machine = self._require_active().machine
+        assert machine is not None
+        return machine.second_serial
 
     async def nmi(self) -> None:
         machine = self._require_active().machine
@@ -261,6 +292,11 @@ class VmServer:
         await machine.pause()
         with path.open("xb") as file:
             await save_state(machine, file.fileno(), memory_in_file=True)
+
+    @property
+    def log_path(self) -> Path:
+        """The file that receives what QEMU prints."""
+        return self._config.log_path
 
     @property
     def firmware_variables(self) -> Path:

@@ -110,13 +110,18 @@ class ServerConfig:
         if not isinstance(self.boot, Firmware) or not self.boot.uefi:
             return {}
         firmware = find_firmware()
+        if firmware is None and self.boot.boot_rom is not None:
+            return {"code": self.boot.boot_rom}
         if firmware is None:
             raise HttpError(initialization_failed("there is no UEFI firmware on this host: install the package ovmf"))
         if self.boot.kernel is not None:
             _require_efi_stub(Path(self.boot.kernel.kernel))
+        code = Path(self.boot.boot_rom) if self.boot.boot_rom else firmware.code
+        if code.stat().st_size != firmware.code.stat().st_size:
+            return {"code": str(code)}  # it brings its variables along, or has none
         if not self.variables.exists():
             shutil.copyfile(self._first_variables() or firmware.variables, self.variables)
-        return {"code": str(firmware.code), "variables": str(self.variables)}
+        return {"code": str(code), "variables": str(self.variables)}
 
     def _first_variables(self) -> Path | None:
         """Return the variables of the predecessor, if it has left any."""

@@ -6,12 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
-from uuid import UUID
 
 import msgspec
 
 from ...agent_api.migration_report import MigrationSide
-from ...agent_api.transfers import DiskTransfer, MemoryTransfer
 from ...propolis_api import (
     Component,
     InstanceEnsureRequest,
@@ -153,12 +151,13 @@ class VmMaker:
             arguments = self._config.arguments(vm, spec, self._cpu_features)
             vm.plugged = self._missing_parts(spec, vm.blobs, vm.backends)
             undo.pop_all()
+        vm.source = self._departure(vm, spec, vm.backends)
         vm.driver = StateDriver(
             queue=RequestQueue(discard=_discard, migrating_in=vm.arrival is not None),
             publisher=vm.publisher,
             backends=vm.backends,
             arrive=vm.arrival,
-            migrate_out=self._departure(vm, spec, vm.backends),
+            migrate_out=vm.source,
         )
         vm.machine = self._machine(vm, arguments, vm.driver)
 
@@ -173,10 +172,8 @@ class VmMaker:
                 blobs=vm.blobs.files if vm.blobs else {},
             )
 
-        def settled(
-            migration_id: UUID, way: MemoryTransfer | None, disks: Mapping[str, DiskTransfer], failure: str | None
-        ) -> None:
-            vm.departure = MigrationSide(id=migration_id, way=way, disks=disks, failure=failure)
+        def settled(side: MigrationSide) -> None:
+            vm.departure = side
 
         publish = vm.publisher.publish_migration_out
         return MigrationSource(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -18,7 +18,7 @@ from .distributions import HostPython
 from .loader import MARK
 from .transport.transport import Channel, Transport
 
-__all__ = ["HostFacts", "RemoteAgent", "start_agent", "start_program"]
+__all__ = ["HostFacts", "RemoteAgent", "start_agent", "start_command", "start_program"]
 
 ANSWER_TIMEOUT_S: Final = 90.0
 STDERR_BYTES: Final = 2000
@@ -87,16 +87,39 @@ async def start_agent(
     :raises ResourceExhausted: when it has no space.
     :raises HostError: when the agent does not start; the text says why.
     """
+    async with _session(transport, host, python, what="its agent") as session:
+        return await session.start_agent(order, make_bundle)
+
+
+async def start_command(
+    transport: Transport, host: str, order: dict[str, Any], make_bundle: BundleMaker, *, python: str = "python3"
+) -> Channel:
+    """Start a function of this project on a host, and bring the project there first if need be.
+
+    :param order: what the loader is told: ``program``, ``arguments``, ``environment``.
+    :raises HostError: as `start_agent`.
+    """
+    async with _session(transport, host, python, what=order["program"]) as session:
+        await session.bring(order, make_bundle)
+        await session.receive("started")
+        return session.channel
+
+
+@contextlib.asynccontextmanager
+async def _session(transport: Transport, host: str, python: str, *, what: str) -> AsyncIterator[_Session]:
+    """Start a loader on a host, and limit the time that a conversation with it takes.
+
+    :param what: what it is to start, for errors.
+    """
     channel = await start_program(transport, CHECK_VERSION, python=python)
     session = _Session(channel, transport.errors, host, python)
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            return await session.start_agent(order, make_bundle)
+            yield session
     except TimeoutError:
-        raise HostError(f"host {host}: its agent did not start", waited_s=ANSWER_TIMEOUT_S) from None
+        raise HostError(f"host {host}: {what} did not start", waited_s=ANSWER_TIMEOUT_S) from None
     except transport.errors:
-        pass
-    raise await session.ended()
+        raise await session.ended() from None
 
 
 async def start_program(transport: Transport, program: str, *, python: str) -> Channel:
@@ -115,32 +138,40 @@ class _Session:
     """The conversation with the loader and the guardian."""
 
     def __init__(self, channel: Channel, errors: tuple[type[Exception], ...], host: str, python: str) -> None:
-        self._channel = channel
+        self.channel = channel
         self._errors = errors
         self._host = host
         self._python = python
 
     async def start_agent(self, order: dict[str, Any], make_bundle: BundleMaker) -> RemoteAgent:
-        _send_program(self._channel, LOADER.read_text())
-        facts = msgspec.convert((await self._receive())["facts"], HostFacts)
+        facts = await self.bring(order, make_bundle)
+        started = msgspec.convert(await self.receive("ready"), AgentStarted)
+        return RemoteAgent(facts=facts, started=started, channel=self.channel)
+
+    async def bring(self, order: dict[str, Any], make_bundle: BundleMaker) -> HostFacts:
+        """Bring the project there unless it is there, and give the loader its order; return what the host is."""
+        _send_program(self.channel, LOADER.read_text())
+        facts = msgspec.convert(await self.receive("facts"), HostFacts)
         if facts.place is None:
             self._raise_no_place(facts)
         bundle = await make_bundle(facts.python)
         told = {**order, "sha256": bundle.sha256, "size": len(bundle.data)}
-        self._channel.stdin.write(msgspec.json.encode(told) + b"\n")
-        if (await self._receive())["need"]:
-            self._channel.stdin.write(bundle.data)
-            await self._channel.stdin.drain()
-        started = msgspec.convert((await self._receive())["ready"], AgentStarted)
-        return RemoteAgent(facts=facts, started=started, channel=self._channel)
+        self.channel.stdin.write(msgspec.json.encode(told) + b"\n")
+        if await self.receive("need"):
+            self.channel.stdin.write(bundle.data)
+            await self.channel.stdin.drain()
+        return facts
 
-    async def _receive(self) -> dict[str, Any]:
-        """The next message; what else is printed there is passed over."""
-        while line := await self._channel.stdout.readline():
+    async def receive(self, key: str) -> Any:
+        """Return what the next message says; what else is printed there is passed over.
+
+        :raises HostError: when it says what went wrong, or does not come.
+        """
+        while line := await self.channel.stdout.readline():
             if line.startswith(MARK.encode()):
                 message: dict[str, Any] = msgspec.json.decode(line.removeprefix(MARK.encode()))
                 self._raise_error(message)
-                return message
+                return message[key]
         raise await self.ended()
 
     def _raise_error(self, message: dict[str, Any]) -> None:
@@ -168,8 +199,8 @@ class _Session:
         status, said = None, b""
         with contextlib.suppress(*self._errors):
             async with asyncio.timeout(5):
-                said = await self._channel.stderr.read(STDERR_BYTES)
-                status = await self._channel.status()
+                said = await self.channel.stderr.read(STDERR_BYTES)
+                status = await self.channel.status()
         text = said.decode(errors="replace").strip() or "it said nothing"
         if status in (126, 127):
             return CapabilityMissing(

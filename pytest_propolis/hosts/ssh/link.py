@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -35,7 +36,9 @@ from .link_messages import (
     LinkReady,
     LinkRequest,
     LinkStarted,
+    OfferSocket,
     PutFile,
+    ReachPort,
     RunCommand,
 )
 from .loader import GOODBYE, MARK
@@ -48,6 +51,7 @@ FIRST_CLIENT_TIMEOUT_S: Final = 30.0
 GOODBYE_TIMEOUT_S: Final = 20.0
 BEAT_S: Final = 1.0
 LINE_BYTES: Final = 1 << 20
+Work = RunCommand | PutFile | GetFile | OfferSocket | ReachPort
 REMOTE_COMMAND: Final = Path(__file__).with_name("remote_command.py")
 
 
@@ -61,6 +65,8 @@ class Link:
         self._over: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._clients: set[asyncio.StreamWriter] = set()
         self._requests: set[asyncio.Task[None]] = set()
+        self._offered: dict[str, str] = {}
+        self._offering = asyncio.Lock()
         self._quiet_s = 0.0
 
     @property
@@ -144,9 +150,7 @@ class Link:
             self._requests.discard(task)
             writer.close()
 
-    async def _answer_request(
-        self, request: RunCommand | PutFile | GetFile, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _answer_request(self, request: Work, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer a request, or end what was begun if the client does not wait for the answer."""
         handling = asyncio.create_task(self._handle(request))
         leaving = asyncio.create_task(reader.read())
@@ -162,7 +166,9 @@ class Link:
     async def _keep_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients.add(writer)
         socket, version = str(self.directory / AGENT_SOCKET), self._agent.started.version
-        _answer(writer, LinkAnswer(ready=LinkReady(socket=socket, version=version, facts=self._agent.facts)))
+        there = self._agent.started.socket
+        ready = LinkReady(socket=socket, agent_socket=there, version=version, facts=self._agent.facts)
+        _answer(writer, LinkAnswer(ready=ready))
         try:
             while await reader.read(4096):
                 pass
@@ -173,7 +179,7 @@ class Link:
             if not self._clients:
                 self._end(None)
 
-    async def _handle(self, request: RunCommand | PutFile | GetFile) -> LinkAnswer:
+    async def _handle(self, request: Work) -> LinkAnswer:
         host = self._config.destination.name
         try:
             match request:
@@ -181,6 +187,10 @@ class Link:
                     return await self._run(command)
                 case PutFile(local=local, remote=remote, once=once):
                     await put_file(self._transport, host, Path(local), remote, python=self._config.python, once=once)
+                case OfferSocket(local=local):
+                    return LinkAnswer(path=await self._offer(local))
+                case ReachPort(port=port):
+                    return LinkAnswer(port=await self._transport.forward_port(port))
                 case GetFile(local=local, remote=remote):
                     await get_file(self._transport, host, remote, Path(local), python=self._config.python)
         except PropolisError as error:
@@ -198,6 +208,15 @@ class Link:
         finally:
             channel.stdin.close()
             channel.kill()
+
+    async def _offer(self, local: str) -> str:
+        """Have the host reach a local socket; return its path there. It goes with the agent's directory."""
+        async with self._offering:
+            if local not in self._offered:
+                path = str(Path(self._agent.started.socket).with_name(f"peer-{secrets.token_hex(4)}.sock"))
+                await self._transport.offer(path, Path(local))
+                self._offered[local] = path
+        return self._offered[local]
 
     def _tell_clients(self, reason: str | None) -> None:
         """Tell why the host is lost, before the sockets close: a client that reads their end finds the reason."""

@@ -30,11 +30,13 @@ from .link_messages import (
     LinkReady,
     LinkRequest,
     LinkStarted,
+    OfferSocket,
     PutFile,
+    ReachPort,
     RunCommand,
 )
 
-__all__ = ["JoinedLink", "join_or_start", "link_base"]
+__all__ = ["JoinedLink", "join_or_start", "link_base", "remove_abandoned_links"]
 
 START_TIMEOUT_S: Final = 120.0
 ABANDONED_S: Final = 60.0
@@ -135,6 +137,24 @@ class JoinedLink:
         :raises HostError: naming the file.
         """
         await self._ask(GetFile(remote=remote, local=str(local.absolute())))
+
+    async def offer(self, local: Path) -> str:
+        """Have the host reach a socket of this machine, as long as the link lasts; return its path on the host.
+
+        :raises HostError: when the host's sshd refuses.
+        """
+        answer = await self._ask(OfferSocket(local=str(local)))
+        assert answer.path is not None
+        return answer.path
+
+    async def reach_port(self, port: int) -> int:
+        """Return a port of this machine's loopback interface that leads to one of the host's, while the link lasts.
+
+        :raises HostError: when the host's sshd refuses.
+        """
+        answer = await self._ask(ReachPort(port=port))
+        assert answer.port is not None
+        return answer.port
 
     def close(self) -> None:
         """Leave the link. Closing twice is fine."""
@@ -295,8 +315,11 @@ def _spawn(config: LinkConfig, ready_fd: int) -> subprocess.Popen[bytes]:
         os.close(directory)
 
 
-def remove_abandoned_links(base: Path) -> list[Path]:
-    """Remove the directories of link processes that were killed, and return them."""
+def remove_abandoned_links(base: Path, *, dry_run: bool = False) -> list[Path]:
+    """Remove the directories of link processes that were killed, and return them.
+
+    :param dry_run: only return them.
+    """
     removed = []
     for path in base.iterdir():
         try:
@@ -307,7 +330,8 @@ def remove_abandoned_links(base: Path) -> list[Path]:
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
+            if not dry_run:
+                shutil.rmtree(path, ignore_errors=True)
             removed.append(path)
         except BlockingIOError:
             pass

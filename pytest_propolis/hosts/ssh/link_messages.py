@@ -20,7 +20,9 @@ __all__ = [
     "LinkReady",
     "LinkRequest",
     "LinkStarted",
+    "OfferSocket",
     "PutFile",
+    "ReachPort",
     "RunCommand",
 ]
 
@@ -64,10 +66,12 @@ class LinkReady(msgspec.Struct, frozen=True, kw_only=True):
     """What a client learns when it has joined.
 
     :param socket: the local socket behind which the host's agent answers.
+    :param agent_socket: the agent's own socket, on the host.
     :param version: of this project, as the agent runs it.
     """
 
     socket: str
+    agent_socket: str
     version: str
     facts: HostFacts
 
@@ -106,7 +110,20 @@ class GetFile(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     local: str
 
 
-LinkRequest = Join | RunCommand | PutFile | GetFile
+class OfferSocket(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Have the host's agent reach a socket of this machine, as long as the link lasts. Answered by the socket's path
+    on the host."""
+
+    local: str
+
+
+class ReachPort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Have a port of this machine's loopback interface lead to one of the host's. Answered by that port."""
+
+    port: int
+
+
+LinkRequest = Join | RunCommand | PutFile | GetFile | OfferSocket | ReachPort
 
 
 class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -119,5 +136,7 @@ class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     fault: Fault | None = None
     lost: str | None = None
     status: int | None = None
+    path: str | None = None
+    port: int | None = None
     output: bytes = b""
     complaint: bytes = b""

@@ -1,7 +1,8 @@
 """The loader: the program that a host's own Python runs first, with nothing of this project there yet.
 
 Its text is sent over the standard input of an SSH session, so it imports only the standard library. It tells what the
-host is, unpacks the bundle unless it is there already, and goes on as the guardian that the bundle brings.
+host is, unpacks the bundle unless it is there already, and goes on as the guardian that the bundle brings, or
+as a command.
 
 Every line to the other side begins with `MARK`: the login shell's start-up files may print, too.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib
 import io
 import json
 import mmap
@@ -163,6 +165,15 @@ def find_place() -> tuple[str | None, dict[str, str]]:
     return None, tried
 
 
+def call(order: dict[str, Any]) -> None:
+    """Call a function of the bundle, in the place of a guardian: it finds the directories that an agent would have."""
+    os.environ.pop("XDG_RUNTIME_DIR", None)
+    os.environ.update(order["environment"])
+    sys.argv = ["propolis"]
+    module, _, name = order["program"].partition(":")
+    getattr(importlib.import_module(module), name)(order["arguments"])
+
+
 def main() -> None:
     """Speak with the link process until the agent of this host has ended."""
     place, tried = find_place()
@@ -186,6 +197,9 @@ def main() -> None:
             return say({"error": f"{place}: {error.strerror}", "full": error.errno in (28, 122)})
         held = lock(target)
     sys.path.insert(0, target)
+    if "program" in order:
+        say({"started": True})
+        return call(order)
     from pytest_propolis.hosts.ssh.guardian import guard
 
     guard(order, bundle=target, bundle_lock=held, say=say)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +25,14 @@ class Endpoint:
 
     :param base_url: what the paths of the API are put after; it may have a path itself: ``http://agent/vms/3f2a``.
     :param uds: the UNIX socket to connect to, whatever host the URL names; None: TCP.
+    :param tls: how the server of an ``https`` URL is checked; None: by the system's certificates.
     :param loss: tells why the host behind it is lost, when something there does not answer; None if it is not.
     """
 
     base_url: str
     uds: Path | None = None
     loss: Loss | None = field(default=None, compare=False, repr=False)
+    tls: ssl.SSLContext | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def at(cls, address: str) -> Self:

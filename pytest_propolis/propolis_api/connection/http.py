@@ -181,7 +181,7 @@ class _Connection:
                 return cls(
                     *await asyncio.open_connection(
                         sock=connection,
-                        ssl=ssl.create_default_context() if secure else None,
+                        ssl=(endpoint.tls or ssl.create_default_context()) if secure else None,
                         server_hostname=endpoint.host_and_port[0] if secure else None,
                     )
                 )

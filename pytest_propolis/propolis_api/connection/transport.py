@@ -47,6 +47,8 @@ async def open_websocket(
         "ping_interval": None,
         "max_size": None,
     }
+    if endpoint.tls is not None:
+        options["ssl"] = endpoint.tls
     connection = await connect_socket(endpoint, timeout_s=CONNECT_TIMEOUT_S)
     try:
         return await connect(uri, sock=connection, **options)

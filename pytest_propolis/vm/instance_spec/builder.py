@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -63,6 +63,7 @@ __all__ = [
     "nic_components",
     "successor_properties",
     "with_failure_injector",
+    "with_links",
 ]
 
 NVME_SERIAL_BYTES: Final = 20
@@ -111,6 +112,15 @@ def with_failure_injector(spec: InstanceSpec, *, exports: int | None, imports: i
     injector = MigrationFailureInjector(fail_exports=exports or 0, fail_imports=imports or 0)
     components = {**spec.components, FAILURE_INJECTOR: MigrationFailureInjectorComponent(injector)}
     return msgspec.structs.replace(spec, components=components)
+
+
+def with_links(spec: InstanceSpec, links: Mapping[str, str]) -> InstanceSpec:
+    """Return the same with other links, by name of the network card."""
+    backends = {
+        f"{name}{BACKEND_SUFFIX}": VirtioNetworkBackendComponent(VirtioNetworkBackend(vnic_name=link))
+        for name, link in links.items()
+    }
+    return msgspec.structs.replace(spec, components={**spec.components, **backends}) if backends else spec
 
 
 def successor_properties(properties: InstanceProperties, name: str) -> InstanceProperties:

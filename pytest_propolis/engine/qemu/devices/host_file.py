@@ -9,12 +9,18 @@ from typing import Self
 
 import msgspec
 
-__all__ = ["HostFile"]
+__all__ = ["HostFile", "this_host"]
 
 
 @cache
-def _this_host() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+def this_host() -> str:
+    """Return a word that is the same for all processes that see the same files and processes.
+
+    Containers of one machine do not.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    spaces = [Path(f"/proc/self/ns/{kind}").stat().st_ino for kind in ("mnt", "pid")]
+    return ":".join([boot, *map(str, spaces)])
 
 
 class HostFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,13 +28,13 @@ class HostFile(msgspec.Struct, frozen=True, kw_only=True):
 
     :param path: where it can be looked for.
     :param device: with `inode`, tells whether what is found there is that file.
-    :param host: the boot of the host that it is on.
+    :param host: the host that it is on (`this_host`).
     """
 
     path: str
     device: int
     inode: int
-    host: str = msgspec.field(default_factory=_this_host)
+    host: str = msgspec.field(default_factory=this_host)
 
     @classmethod
     def at(cls, path: str) -> Self:
@@ -46,7 +52,7 @@ class HostFile(msgspec.Struct, frozen=True, kw_only=True):
 
     def open(self, flags: int) -> int | None:
         """A file descriptor of it; None where it cannot be had: on another host, gone, not this user's."""
-        if self.host != _this_host():
+        if self.host != this_host():
             return None
         try:
             fd = os.open(self.path, flags | os.O_CLOEXEC)

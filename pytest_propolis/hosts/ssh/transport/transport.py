@@ -9,7 +9,9 @@ from typing import Any, ClassVar, Protocol
 
 import msgspec
 
-__all__ = ["Channel", "SshDestination", "Transport"]
+from ....errors import HostError
+
+__all__ = ["Channel", "SshDestination", "Transport", "offer_refused"]
 
 
 class SshDestination(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,8 +67,29 @@ class Transport(Protocol):
         :raises HostError: when that is refused.
         """
 
+    async def offer(self, remote: str, local: Path) -> None:
+        """Listen on a socket of the host, and connect what comes there to a local one.
+
+        :raises HostError: when that is refused.
+        """
+
+    async def forward_port(self, remote: int) -> int:
+        """Listen on a port of this machine's loopback interface, and connect what comes there to one of the host's.
+
+        :return: the local port.
+        :raises HostError: when that is refused.
+        """
+
     async def wait_closed(self) -> None:
         """Wait until the connection has ended."""
 
     def abort(self) -> None:
         """End the connection at once."""
+
+
+def offer_refused(host: str, reason: str) -> HostError:
+    """Return the error for a host whose sshd does not listen on a socket for this machine."""
+    return HostError(
+        f"host {host}: its sshd refuses to listen on a socket there: {reason}",
+        hint="AllowStreamLocalForwarding must be yes in its sshd_config, for what goes from host to host",
+    )

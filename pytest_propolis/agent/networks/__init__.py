@@ -1,0 +1,1 @@
+"""Networks between VMs: switches in the agent, their ports, and trunks between hosts."""

@@ -1,0 +1,173 @@
+"""The networks of an agent, by client."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from pathlib import Path
+from typing import Final
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed, WebSocketException
+
+from ...agent_api.networks import AddPort, ConnectNetworks, CreateNetwork, NetworkFaults
+from ...errors import AgentError
+from ...propolis_api.connection.endpoint import Endpoint
+from ...propolis_api.connection.transport import open_websocket
+from .port import Port
+from .switch import Switch
+from .trunk import Trunk
+
+__all__ = ["Network", "Networks"]
+
+MOST_PORTS: Final = 254
+
+
+class Network:
+    """One network's part on this host.
+
+    :param directory: a private directory for the sockets of its ports.
+    """
+
+    def __init__(self, request: CreateNetwork, *, client: str, directory: Path) -> None:
+        self.id = secrets.token_hex(8)
+        self.name = request.name
+        self.client = client
+        self.switch = Switch()
+        self._directory = directory
+        self._ports: dict[int, Port] = {}
+        self._trunks: set[asyncio.Task[None]] = set()
+
+    async def add_port(self, request: AddPort) -> Path:
+        """Return the socket of a port, which is made if it is not there.
+
+        :raises AgentError: when there can be no such port.
+        """
+        if not 1 <= request.number <= MOST_PORTS:
+            raise AgentError(f"network {self.name!r} has ports 1 to {MOST_PORTS}, and {request.number} is none")
+        if request.number not in self._ports:
+            path = self._directory / f"net-{self.id[:8]}-{request.number}"
+            port = self._ports[request.number] = Port(self.switch, number=request.number, path=path)
+            try:
+                await port.open()
+            except OSError as error:
+                del self._ports[request.number]
+                raise AgentError(f"network {self.name!r}: {path}: {error.strerror or error}") from None
+        return self._ports[request.number].path
+
+    def order(self, faults: NetworkFaults) -> None:
+        self.switch.order(faults)
+
+    async def connect(self, request: ConnectNetworks) -> None:
+        """Connect with the part on another host.
+
+        :raises AgentError: when it does not answer.
+        """
+        try:
+            websocket = await open_websocket(Endpoint.at(request.address), "/trunk", {})
+        except (OSError, EOFError, WebSocketException, ValueError) as error:
+            reason = str(error) or type(error).__name__
+            raise AgentError(f"network {self.name!r}: {request.address} does not answer: {reason}") from None
+        task = asyncio.create_task(Trunk(self.switch, _Opened(websocket)).carry())
+        self._trunks.add(task)
+        task.add_done_callback(self._trunks.discard)
+
+    async def accept(self, websocket: WebSocket) -> None:
+        """Serve the part on another host until it leaves, or this is closed."""
+        task = asyncio.create_task(Trunk(self.switch, _Accepted(websocket)).carry())
+        self._trunks.add(task)
+        try:
+            await asyncio.wait([task])
+        finally:
+            task.cancel()
+            self._trunks.discard(task)
+
+    async def close(self) -> None:
+        """Remove all ports and trunks. Closing twice is fine."""
+        for port in self._ports.values():
+            port.close()
+        self._ports.clear()
+        for task in self._trunks:
+            task.cancel()
+        await asyncio.gather(*self._trunks, return_exceptions=True)
+
+
+class Networks:
+    """All networks of an agent.
+
+    :param directory: the agent's.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._networks: dict[str, Network] = {}
+
+    def create(self, client: str, request: CreateNetwork) -> Network:
+        network = Network(request, client=client, directory=self._directory)
+        self._networks[network.id] = network
+        return network
+
+    def find(self, network_id: str) -> Network | None:
+        return self._networks.get(network_id)
+
+    async def remove(self, network_id: str) -> None:
+        """Removing twice is fine."""
+        if network := self._networks.pop(network_id, None):
+            await network.close()
+
+    async def release(self, client: str) -> None:
+        """Remove the networks of a client, whose VMs have ended."""
+        for network in [network for network in self._networks.values() if network.client == client]:
+            await self.remove(network.id)
+
+    async def close(self) -> None:
+        for network_id in list(self._networks):
+            await self.remove(network_id)
+
+
+class _Opened:
+    """The end of the side that opened a websocket."""
+
+    def __init__(self, websocket: ClientConnection) -> None:
+        self._websocket = websocket
+
+    async def send(self, message: bytes) -> None:
+        try:
+            await self._websocket.send(message)
+        except ConnectionClosed as error:
+            raise ConnectionError(str(error)) from None
+
+    async def receive(self) -> bytes:
+        try:
+            message = await self._websocket.recv()
+        except ConnectionClosed as error:
+            raise ConnectionError(str(error)) from None
+        return message if isinstance(message, bytes) else message.encode()
+
+    async def close(self) -> None:
+        await self._websocket.close()
+
+
+class _Accepted:
+    """The end of the side that accepted it."""
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._websocket = websocket
+
+    async def send(self, message: bytes) -> None:
+        try:
+            await self._websocket.send_bytes(message)
+        except (WebSocketDisconnect, RuntimeError) as error:
+            raise ConnectionError(str(error)) from None
+
+    async def receive(self) -> bytes:
+        try:
+            return await self._websocket.receive_bytes()
+        except (WebSocketDisconnect, RuntimeError, KeyError) as error:
+            raise ConnectionError(str(error)) from None
+
+    async def close(self) -> None:
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            await self._websocket.close()

@@ -1,0 +1,112 @@
+"""A port of a switch: a UNIX socket at which a QEMU plugs a network card in."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Final, cast
+
+from .switch import Switch
+
+__all__ = ["Port"]
+
+LENGTH_BYTES: Final = 4
+BUFFER_BYTES: Final = 1 << 18
+"""More than the largest frame of a card that leaves segmentation to the host, 64 KiB and its header."""
+
+FULL_BYTES: Final = 1 << 20
+"""A receiver that lags so far behind loses frames, as it would at any switch."""
+
+
+class Port:
+    """Frames come and go on every connection to the socket: while a guest migrates there are two, and its card has one
+    place.
+
+    :param number: names it on all hosts.
+    :param path: of the socket; in a private directory.
+    """
+
+    def __init__(self, switch: Switch, *, number: int, path: Path) -> None:
+        self.number: int | None = number
+        self.path = path
+        self._number = number
+        self._switch = switch
+        self._server: asyncio.Server | None = None
+        self.connections: set[_Connection] = set()
+
+    @property
+    def is_up(self) -> bool:
+        return bool(self.connections)
+
+    async def open(self) -> None:
+        """Listen.
+
+        :raises OSError: when the socket cannot be made.
+        """
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: _Connection(self), str(self.path))
+        self.path.chmod(0o600)
+        self._switch.add(self)
+
+    def send(self, port: int, frame: bytes) -> None:
+        for connection in self.connections:
+            connection.send(frame)
+
+    def take(self, frame: bytes) -> None:
+        """Take a frame of the card."""
+        self._switch.take(frame, port=self._number, leg=self)
+
+    def close(self) -> None:
+        """Pull all cards out, and take no more. Closing twice is fine."""
+        self._switch.remove(self)
+        if self._server is not None:
+            self._server.close()
+        for connection in list(self.connections):
+            connection.close()
+        self.path.unlink(missing_ok=True)
+
+
+class _Connection(asyncio.BufferedProtocol):
+    """A QEMU: each frame comes after its length as four bytes, most significant first."""
+
+    def __init__(self, port: Port) -> None:
+        self._port = port
+        self._buffer = bytearray(BUFFER_BYTES)
+        self._view = memoryview(self._buffer)
+        self._filled = 0
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._port.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._port.connections.discard(self)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._view[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._filled += nbytes
+        start = 0
+        while self._filled - start >= LENGTH_BYTES:
+            size = int.from_bytes(self._view[start : start + LENGTH_BYTES], "big")
+            end = start + LENGTH_BYTES + size
+            if size > BUFFER_BYTES - LENGTH_BYTES:
+                self.close()  # it speaks something else
+                return
+            if end > self._filled:
+                break
+            self._port.take(bytes(self._view[start + LENGTH_BYTES : end]))
+            start = end
+        self._buffer[: self._filled - start] = self._buffer[start : self._filled]
+        self._filled -= start
+
+    def send(self, frame: bytes) -> None:
+        assert self._transport is not None
+        if self._transport.get_write_buffer_size() < FULL_BYTES:
+            self._transport.write(len(frame).to_bytes(LENGTH_BYTES, "big") + frame)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()

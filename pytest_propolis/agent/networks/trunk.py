@@ -1,0 +1,84 @@
+"""A trunk: a websocket between the parts of a network on two hosts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from typing import Final, Protocol
+
+from .switch import Switch
+
+__all__ = ["FrameConnection", "Trunk"]
+
+HEADER: Final = struct.Struct(">HI")
+"""Before each frame: the number of the port that it came from, and its length."""
+
+QUEUE_BYTES: Final = 4 << 20
+MESSAGE_BYTES: Final = 1 << 18
+
+
+class FrameConnection(Protocol):
+    """A websocket, whichever side opened it."""
+
+    async def send(self, message: bytes) -> None:
+        """:raises ConnectionError: when the other side has left."""
+
+    async def receive(self) -> bytes:
+        """:raises ConnectionError: when the other side has left."""
+
+    async def close(self) -> None:
+        """End it. Closing twice is fine."""
+
+
+class Trunk:
+    """Carries the frames of a switch to another one, and those of that one here, while `carry` runs."""
+
+    def __init__(self, switch: Switch, connection: FrameConnection) -> None:
+        self.number: int | None = None
+        self._switch = switch
+        self._connection = connection
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._wake = asyncio.Event()
+
+    @property
+    def is_up(self) -> bool:
+        return True
+
+    def send(self, port: int, frame: bytes) -> None:
+        if self._waiting_bytes < QUEUE_BYTES:
+            self._waiting.append(HEADER.pack(port, len(frame)) + frame)
+            self._waiting_bytes += len(frame)
+            self._wake.set()
+
+    async def carry(self) -> None:
+        """Carry frames until the other side has left."""
+        self._switch.add(self)
+        ways = [asyncio.create_task(self._send_all()), asyncio.create_task(self._receive_all())]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._switch.remove(self)
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            await self._connection.close()
+
+    async def _send_all(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+                await self._connection.send(b"".join(waiting))
+
+    async def _receive_all(self) -> None:
+        with contextlib.suppress(ConnectionError, struct.error):
+            while True:
+                message = await self._connection.receive()
+                start = 0
+                while start < len(message):
+                    port, size = HEADER.unpack_from(message, start)
+                    start += HEADER.size + size
+                    self._switch.take(message[start - size : start], port=port, leg=self)

@@ -1,0 +1,1 @@
+"""Servers of the Propolis API that are programs of their own."""

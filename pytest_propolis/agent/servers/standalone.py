@@ -1,0 +1,250 @@
+"""The engine as a program of its own: one server of the Propolis API, for one VM at a time, as `propolis-server` is.
+
+Everything that it makes is in a ledger below the directory of all agents: what a killed server leaves is removed by
+``propolis gc``, and by the agent of the next run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ...agent_api.boot_source import BootSource
+from ...agent_api.messages import AgentConfig
+from ...engine.server.app import SERVER_KEY, engine_app
+from ...engine.server.http_error import HttpError
+from ...engine.server.publisher import PublisherGone
+from ...engine.server.server import VmServer
+from ...engine.server.server_config import ServerConfig
+from ...errors import HostError
+from ...ledger.entry import Owner, command_line_mark
+from ...ledger.identity import ProcessIdentity
+from ...ledger.ledger import LEDGER_NAME, Ledger
+from ...ledger.writer import LedgerWriter
+from ...propolis_api import InstanceState, InstanceStateRequested
+from ...propolis_api.connection.endpoint import Endpoint
+from ..http_protocol import CoalescingProtocol
+from ..hypervisor import HypervisorFinder
+from ..registry import BACKENDS
+
+__all__ = ["Address", "serve"]
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+RELAYED_BYTES: Final = 1 << 16
+STOP_TIMEOUT_S: Final = 10.0
+ENDS: Final = (InstanceState.DESTROYED, InstanceState.FAILED)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """Where a server listens: a TCP port, or a UNIX socket.
+
+    :param host: an IP address; empty for a UNIX socket.
+    :param port: 0 for any free port.
+    """
+
+    host: str = ""
+    port: int = 0
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+async def serve(
+    config: AgentConfig, *, boot: BootSource, address: Address, vnc: Address | None, ready: Callable[[Address], None]
+) -> None:
+    """Serve the Propolis API until SIGTERM, SIGINT or SIGHUP; then stop the VM, and remove what was made for it.
+
+    :param config: the server's run and its private directory.
+    :param vnc: where the display is to be found; without it, the VM has none.
+    :param ready: called with the address once it is listened on.
+    :raises CapabilityMissing: when there is no usable QEMU or accelerator.
+    :raises HostError: when an address cannot be listened on.
+    """
+    directory = Path(config.directory)
+    finder = HypervisorFinder(config)
+    leave = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, leave.set)
+    with (
+        Ledger.open(directory / LEDGER_NAME, run=config.run) as ledger,
+        _listening(address) as listener,
+    ):
+        bound = _bound(address, listener)
+        hypervisor = await finder.find()
+        vm_directory = directory / "vm"  # the server removes it
+        vm_directory.mkdir(mode=0o700)
+        owner = Owner(f"propolis serve {bound}", ProcessIdentity.current())
+        server_config = ServerConfig(
+            mark=f"{command_line_mark(config.run)}server",
+            qemu=hypervisor.qemu,
+            accelerator=hypervisor.accelerator.name,
+            boot=boot,
+            directory=vm_directory,
+            log_path=vm_directory / "qemu.log",
+            journal=LedgerWriter(ledger, owner),
+            display=vnc is not None,
+            address=_endpoint(bound).address,
+            backends=BACKENDS,
+        )
+        server = VmServer(server_config)
+        async with contextlib.AsyncExitStack() as stack:
+            if vnc is not None:
+                assert server_config.display_socket is not None
+                await stack.enter_async_context(_relay(vnc, server_config.display_socket))
+            ready(bound)
+            try:
+                await _serve_until(leave, _with_server(server), listener)
+                await _stop(server)
+            finally:
+                await server.close()
+        left = ledger.entries()
+    await finder.aclose()
+    if left:
+        logger.error("still there: %s", left)
+        return
+    shutil.rmtree(directory)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve_until(leave: asyncio.Event, app: ASGIApp, listener: socket.socket) -> None:
+    server = _Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            http=CoalescingProtocol,
+            ws="websockets-sansio",
+            ws_ping_interval=None,
+            ws_per_message_deflate=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        await leave.wait()
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def _stop(server: VmServer) -> None:
+    """Stop the VM as a client would, for a limited time."""
+    with contextlib.suppress(HttpError, PublisherGone, TimeoutError):
+        server.put_state(InstanceStateRequested.STOP)
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            generation = 0
+            while (seen := await server.monitor(generation)).state not in ENDS:
+                generation = seen.gen + 1
+
+
+def _with_server(server: VmServer) -> ASGIApp:
+    app = engine_app()
+
+    async def asgi(scope: Scope, receive: Receive, send: Send) -> None:
+        scope[SERVER_KEY] = server
+        await app(scope, receive, send)
+
+    return asgi
+
+
+@contextlib.contextmanager
+def _listening(address: Address) -> Iterator[socket.socket]:
+    family = socket.AF_UNIX if address.path is not None else socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family) as listener:
+        try:
+            if address.path is not None:
+                listener.bind(str(address.path))
+                address.path.chmod(0o600)
+            else:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind((address.host, address.port))
+            listener.listen(128)
+        except OSError as error:
+            raise HostError(
+                f"{address} cannot be listened on: {error.strerror}", hint="choose another address"
+            ) from None
+        try:
+            yield listener
+        finally:
+            if address.path is not None:
+                address.path.unlink(missing_ok=True)
+
+
+def _endpoint(address: Address) -> Endpoint:
+    if address.path is None:
+        return Endpoint(base_url=f"http://{address}")
+    return Endpoint(base_url="http://server", uds=address.path)
+
+
+def _bound(address: Address, listener: socket.socket) -> Address:
+    return address if address.path is not None else Address(host=address.host, port=listener.getsockname()[1])
+
+
+@contextlib.asynccontextmanager
+async def _relay(address: Address, target: Path) -> AsyncIterator[None]:
+    """Pass connections at a TCP address on to a UNIX socket, which need not be there yet."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            inner_reader, inner_writer = await asyncio.open_unix_connection(str(target))
+        except OSError:  # the VM is not there
+            writer.close()
+            return
+        finally:
+            tasks.discard(task)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_copy(reader, inner_writer))
+            group.create_task(_copy(inner_reader, writer))
+
+    with _listening(address) as listener:
+        server = await asyncio.start_server(connected, sock=listener)
+        try:
+            yield
+        finally:
+            server.close()
+            for task in tasks:
+                task.cancel()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(RELAYED_BYTES):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+def log_to_standard_error(level: int) -> None:
+    """Write the log to standard error, as `propolis-server` does."""
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -1,0 +1,82 @@
+"""What clients and agents say to each other about networks between VMs."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = [
+    "AddPort",
+    "ConnectNetworks",
+    "CreateNetwork",
+    "ForwardPort",
+    "NetworkCreated",
+    "NetworkFaults",
+    "PortAdded",
+    "PortForwarded",
+]
+
+
+class CreateNetwork(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for an Ethernet of one's own on the agent's host.
+
+    :param name: for people.
+    """
+
+    name: str
+
+
+class NetworkCreated(msgspec.Struct, frozen=True, kw_only=True):
+    """An Ethernet without ports is there."""
+
+    id: str
+
+
+class AddPort(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a port of a network, unless there is one of that number.
+
+    :param number: what names it on all hosts that have a part of the network, from 1 on.
+    """
+
+    number: int
+
+
+class PortAdded(msgspec.Struct, frozen=True, kw_only=True):
+    """The UNIX socket at which a card is plugged in, as the link ``unix:PATH``."""
+
+    path: str
+
+
+class ConnectNetworks(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for frames to go to and from a part of the network on another host.
+
+    :param address: where this agent finds that part (`Endpoint.at`).
+    """
+
+    address: str
+
+
+class ForwardPort(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a port of the host's loopback interface that leads to a TCP port of a guest on a user-mode network."""
+
+    guest_port: int
+
+
+class PortForwarded(msgspec.Struct, frozen=True, kw_only=True):
+    """The port on the host."""
+
+    port: int
+
+
+class NetworkFaults(msgspec.Struct, frozen=True, kw_only=True):
+    """What a network does to frames. Each host applies it to the frames of its own cards.
+
+    :param cuts: pairs of ports between which nothing passes, in either direction.
+    :param delay_ms: how long each frame is held.
+    :param loss_percent: how many frames of a hundred are lost, on average.
+    :param seed: of the numbers that decide which.
+    """
+
+    cuts: tuple[tuple[int, int], ...] = ()
+    delay_ms: float = 0.0
+    loss_percent: float = 0.0
+    seed: int = 0

@@ -1,0 +1,115 @@
+"""A program that a command runs, whose last lines of output are kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Final
+
+from ...errors import PropolisError, SettingsError
+
+__all__ = ["Ended", "run_program"]
+
+KEPT_BYTES: Final = 8192
+KEPT_LINES: Final = 30
+TERMINATION_TIMEOUT_S: Final = 5.0
+DRAIN_TIMEOUT_S: Final = 1.0
+"""How long output is waited for when the program has ended, but a child of it holds the pipe."""
+
+FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a program ended.
+
+    :param status: as a shell has it: 128 and the signal's number for one that a signal ended.
+    :param output: its last lines.
+    """
+
+    status: int
+    output: tuple[str, ...]
+
+
+async def run_program(
+    command: Sequence[str], environment: Mapping[str, str], *, until: Awaitable[PropolisError] | None = None
+) -> Ended:
+    """Run a program to its end. Its output passes through; signals to this process reach it.
+
+    :param until: ends the program with SIGTERM, and then SIGKILL, when this is done; its result is raised then.
+    :raises SettingsError: when there is no such program.
+    """
+    tail: deque[bytes] = deque()
+    async with _started(command, environment) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        copies = [
+            asyncio.create_task(_copy(process.stdout, sys.stdout.buffer, tail)),
+            asyncio.create_task(_copy(process.stderr, sys.stderr.buffer, tail)),
+        ]
+        ended = asyncio.create_task(process.wait())
+        cause = asyncio.ensure_future(until) if until is not None else None
+        await asyncio.wait([ended, *([cause] if cause else [])], return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            await _terminate(process)
+            await ended
+        _, late = await asyncio.wait(copies, timeout=DRAIN_TIMEOUT_S)
+        for task in (*late, *([cause] if cause and not cause.done() else [])):
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+    if cause and cause.done() and not cause.cancelled() and process.returncode != 0:
+        raise cause.result()
+    status = process.returncode or 0
+    lines = b"".join(tail).decode(errors="replace").splitlines()
+    return Ended(status if status >= 0 else 128 - status, tuple(lines[-KEPT_LINES:]))
+
+
+@contextlib.asynccontextmanager
+async def _started(command: Sequence[str], environment: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Start a program; kill it if the block does not see its end."""
+    pipe = asyncio.subprocess.PIPE
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=pipe, stderr=pipe, env={**os.environ, **environment}
+        )
+    except OSError as error:
+        raise SettingsError(f"{command[0]!r} cannot be run: {error.strerror}") from None
+    loop = asyncio.get_running_loop()
+    for number in FORWARDED:
+        loop.add_signal_handler(number, _send, process, number)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(number)
+
+
+async def _terminate(process: asyncio.subprocess.Process) -> None:
+    _send(process, signal.SIGTERM)
+    try:
+        async with asyncio.timeout(TERMINATION_TIMEOUT_S):
+            await process.wait()
+    except TimeoutError:
+        _send(process, signal.SIGKILL)
+
+
+async def _copy(source: asyncio.StreamReader, target: IO[bytes], tail: deque[bytes]) -> None:
+    while data := await source.read(KEPT_BYTES):
+        tail.append(data)
+        while sum(map(len, tail)) > 2 * KEPT_BYTES:
+            tail.popleft()
+        with contextlib.suppress(OSError, ValueError):  # what reads it has gone
+            target.write(data)
+            target.flush()

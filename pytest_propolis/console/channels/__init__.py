@@ -1,0 +1,1 @@
+"""Channels to a guest: how streams of bytes reach its commands, and come back from them."""

@@ -1,0 +1,1 @@
+"""Key-value stores through which nodes coordinate."""

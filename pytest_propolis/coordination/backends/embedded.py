@@ -1,0 +1,176 @@
+"""The embedded backend: the key-value store that the agent of a run serves."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Final
+
+import msgspec
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from ...agent_api.key_value import (
+    COORDINATION_PATH,
+    Answer,
+    Change,
+    Commit,
+    Entry,
+    Follow,
+    Grant,
+    KeepAlive,
+    Notice,
+    Put,
+    Read,
+    Request,
+    Revoke,
+)
+from ...errors import CoordinationError, CoordinationLost
+from ...propolis_api.connection.endpoint import Endpoint
+from ...propolis_api.connection.transport import open_websocket
+from .backend import Outcome, Snapshot
+
+__all__ = ["EmbeddedBackend"]
+
+ANSWER_TIMEOUT_S: Final = 30.0
+
+_decoder: Final = msgspec.msgpack.Decoder(list[Answer | Notice])
+_encoder: Final = msgspec.msgpack.Encoder()
+
+Feed = asyncio.Queue[Snapshot | tuple[Change, ...] | None]
+
+
+class EmbeddedBackend:
+    """One connection to a store; it is a `Backend`.
+
+    :param connection: a websocket, which this object closes.
+    """
+
+    def __init__(self, connection: ClientConnection, *, where: str) -> None:
+        self._connection = connection
+        self._where = where
+        self._ids = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[Answer]] = {}
+        self._feed: Feed | None = None
+        self._follow_id = 0
+        self._outgoing: list[Request] = []
+        self._can_send = asyncio.Event()
+        self._lost: str | None = None
+        self._tasks = (asyncio.create_task(self._receive()), asyncio.create_task(self._send()))
+
+    @classmethod
+    async def connect(cls, endpoint: Endpoint, *, headers: Mapping[str, str] | None = None) -> EmbeddedBackend:
+        """
+        :raises CoordinationLost: when no store answers there.
+        """
+        try:
+            connection = await open_websocket(endpoint, COORDINATION_PATH, {}, headers=headers)
+        except (OSError, InvalidHandshake) as error:
+            raise CoordinationLost(f"the store at {endpoint} cannot be reached: {error}") from None
+        return cls(connection, where=str(endpoint))
+
+    async def commit(
+        self,
+        *puts: Put,
+        deletes: tuple[str, ...] = (),
+        expected: Mapping[str, int] | None = None,
+        count: str | None = None,
+    ) -> Outcome:
+        answer = await self._ask(lambda number: Commit(number, puts, deletes, dict(expected or {}), count))
+        return Outcome(answer.done, answer.revision, answer.count)
+
+    async def read(self, prefix: str) -> Mapping[str, Entry]:
+        return (await self._ask(lambda number: Read(number, prefix))).entries
+
+    async def follow(self, prefix: str) -> AsyncIterator[Snapshot | tuple[Change, ...]]:
+        """As `Backend.follow`; once for each connection."""
+        assert self._feed is None
+        feed = self._feed = Feed()
+        await self._ask(lambda number: Follow(self._followed_by(number), prefix))
+        while (news := await feed.get()) is not None:
+            yield news
+        raise self._lost_error()
+
+    def _followed_by(self, request: int) -> int:
+        self._follow_id = request
+        return request
+
+    async def grant(self, ttl_s: float) -> int:
+        return (await self._ask(lambda number: Grant(number, ttl_s))).lease
+
+    async def keep_alive(self, lease: int) -> bool:
+        return (await self._ask(lambda number: KeepAlive(number, lease))).done
+
+    async def revoke(self, lease: int) -> None:
+        await self._ask(lambda number: Revoke(number, lease))
+
+    async def aclose(self) -> None:
+        self._end("it was closed")
+        await self._connection.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _ask(self, request: Callable[[int], Request]) -> Answer:
+        if self._lost is not None:
+            raise self._lost_error()
+        number = next(self._ids)
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        self._outgoing.append(request(number))
+        self._can_send.set()
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                result: Answer = await answer
+        except TimeoutError:
+            raise CoordinationLost(f"the store at {self._where} does not answer", waited_s=ANSWER_TIMEOUT_S) from None
+        finally:
+            self._answers.pop(number, None)
+        if result.error is not None:
+            kind = CoordinationLost if result.is_lost else CoordinationError
+            raise kind(f"the store refuses: {result.error}")
+        return result
+
+    async def _send(self) -> None:
+        try:
+            while await self._can_send.wait():
+                self._can_send.clear()
+                outgoing, self._outgoing = self._outgoing, []
+                await self._connection.send(_encoder.encode(outgoing))
+        except (OSError, ConnectionClosed) as error:
+            self._end(str(error))
+
+    async def _receive(self) -> None:
+        reason = "it has closed the connection"
+        try:
+            async for frame in self._connection:
+                assert isinstance(frame, bytes)
+                for message in _decoder.decode(frame):
+                    self._take(message)
+        except (OSError, ConnectionClosed, msgspec.DecodeError) as error:
+            reason = str(error)
+        finally:
+            self._end(reason)
+
+    def _take(self, message: Answer | Notice) -> None:
+        if isinstance(message, Notice):
+            if self._feed is not None:
+                self._feed.put_nowait(message.changes)
+        elif waiting := self._answers.get(message.id):
+            if message.id == self._follow_id and self._feed is not None:
+                self._feed.put_nowait(Snapshot(message.revision, message.entries))
+            if not waiting.done():
+                waiting.set_result(message)
+
+    def _end(self, reason: str) -> None:
+        if self._lost is not None:
+            return
+        self._lost = reason
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(self._lost_error())
+        if self._feed is not None:
+            self._feed.put_nowait(None)
+
+    def _lost_error(self) -> CoordinationLost:
+        return CoordinationLost(f"the connection to the store at {self._where} is lost: {self._lost}")

@@ -1,0 +1,1 @@
+"""etcd as a store through which nodes coordinate, over its JSON gateway."""

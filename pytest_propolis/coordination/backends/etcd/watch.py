@@ -1,0 +1,124 @@
+"""What changes below a prefix in etcd: a snapshot, and the stream of a watch from its revision on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Final
+
+import msgspec
+
+from ....agent_api.key_value import Change, Entry
+from ....errors import CoordinationError, CoordinationLost
+from ..backend import Snapshot
+from .batch import range_end
+from .gateway import Gateway
+from .messages import Event, KeyValue, RangeAnswer, WatchAnswer, WatchLine
+
+__all__ = ["Watch"]
+
+SILENCE_S: Final = 2.0
+"""After so long without a line the member is asked whether it is alive: its stream would be silent, too."""
+
+HTTP_OK: Final = 200
+
+_decoder: Final = msgspec.json.Decoder(WatchLine, strict=False)
+
+
+class Watch:
+    """Follows a prefix, from member to member.
+
+    :param decode: returns the key that etcd's key stands for.
+    """
+
+    def __init__(self, gateway: Gateway, prefix: bytes, decode: Callable[[bytes], str]) -> None:
+        self._gateway = gateway
+        self._decode = decode
+        self._range = {"key": prefix, "range_end": range_end(prefix)}
+        self._revision = 0
+        """Up to which revision everything is known; 0: nothing is."""
+
+    async def news(self) -> AsyncIterator[Snapshot | tuple[Change, ...]]:
+        """
+        :raises CoordinationLost: when no member answers.
+        """
+        while True:
+            if not self._revision:
+                yield await self._snapshot()
+            try:
+                async with aclosing(self._changes()) as changes:
+                    async for change in changes:
+                        yield change
+            except OSError:
+                await self._probe()
+
+    async def _snapshot(self) -> Snapshot:
+        answer = await self._gateway.ask("kv/range", self._range, RangeAnswer)
+        self._revision = answer.header.revision
+        return Snapshot(self._revision, {self._decode(item.key): _entry(item) for item in answer.kvs})
+
+    async def _changes(self) -> AsyncGenerator[tuple[Change, ...]]:
+        """The changes that one member tells of, until it fails, or the watch has to begin again.
+
+        :raises OSError: when it fails.
+        """
+        self._gateway.switched.clear()
+        request = {**self._range, "start_revision": str(self._revision + 1)}
+        async with self._gateway.stream("watch", msgspec.json.encode({"create_request": request})) as answer:
+            if answer.status != HTTP_OK:
+                raise ConnectionError(f"HTTP {answer.status}")
+            lines = aiter(answer.lines())
+            line = asyncio.ensure_future(anext(lines, None))
+            try:
+                while (text := await self._next(line)) is not None:
+                    line = asyncio.ensure_future(anext(lines, None))
+                    if (told := _result(text)) is None:
+                        self._revision = 0
+                        return
+                    if told.events:
+                        self._revision = told.events[-1].kv.mod_revision
+                        yield tuple(map(self._change, told.events))
+            finally:
+                line.cancel()
+                await asyncio.gather(line, return_exceptions=True)
+        raise ConnectionError("the stream has ended")
+
+    async def _next(self, line: asyncio.Future[bytes | None]) -> bytes | None:
+        """Return the next line, and make sure meanwhile that the member is alive.
+
+        :raises OSError: when another member is asked by now.
+        """
+        while True:
+            done, _ = await asyncio.wait((line,), timeout=SILENCE_S)
+            if done:
+                return line.result()
+            await self._probe()
+            if self._gateway.switched.is_set():
+                raise ConnectionError("the member does not answer")
+
+    async def _probe(self) -> None:
+        """Make a request, which turns to another member if this one does not answer."""
+        await self._gateway.ask("kv/range", {**self._range, "count_only": True, "limit": "1"}, RangeAnswer)
+
+    def _change(self, event: Event) -> Change:
+        entry = None if event.type == "DELETE" else _entry(event.kv)
+        return Change(self._decode(event.kv.key), event.kv.mod_revision, entry)
+
+
+def _entry(item: KeyValue) -> Entry:
+    return Entry(item.value, item.mod_revision, item.lease)
+
+
+def _result(text: bytes) -> WatchAnswer | None:
+    """Return what a line tells; None if the watch has ended, because what it wants is compacted.
+
+    :raises CoordinationError: when the watch is not permitted.
+    """
+    try:
+        result = _decoder.decode(text).result
+    except msgspec.DecodeError as error:
+        raise CoordinationLost(f"etcd's watch is not understood: {error}: {text[:500]!r}") from None
+    if result is not None and result.canceled and result.cancel_reason and not result.compact_revision:
+        raise CoordinationError(f"etcd has ended the watch: {result.cancel_reason}")
+    return None if result is None or result.canceled else result

@@ -1,0 +1,123 @@
+"""A barrier: a named point where nodes wait for each other, again and again.
+
+``barriers/NAME/generation`` says how often it has opened. A node arrives by writing
+``barriers/NAME/at/GENERATION/NODE`` on its own lease, on condition that the barrier has not opened meanwhile; the one
+that makes the number full opens it. An arrival goes with its node's lease, so a node that dies before it has opened the
+barrier has not arrived either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+from ..agent_api.key_value import Put
+from ..errors import CoordinationError, CoordinationTimeout
+from .names import require_name
+
+if TYPE_CHECKING:
+    from .group import NodeGroup
+    from .node import Node
+
+__all__ = ["Barrier"]
+
+BARRIERS: Final = "barriers/"
+MOST_PARTIES: Final = 10_000
+
+
+class Barrier:
+    """One barrier of a group, as this process sees it."""
+
+    def __init__(self, group: NodeGroup, name: str) -> None:
+        self._group = group
+        self._mirror = group.mirror
+        self.name = require_name("barrier", name)
+        self._key = f"{BARRIERS}{name}/generation"
+        self._awaited = 0
+        """The generation at which the node that waits has arrived."""
+
+    @property
+    def generation(self) -> int:
+        """How often it has opened."""
+        entry = self._mirror.get(self._key)
+        return int(entry.value) if entry else 0
+
+    @property
+    def arrived(self) -> dict[str, int]:
+        """The nodes that wait for it to open, and how many parties each of them wants."""
+        there = self._mirror.below(self._directory(self.generation + 1))
+        return {name: int(entry.value) for name, entry in sorted(there.items())}
+
+    @property
+    def missing(self) -> list[str]:
+        """The nodes of the group that do not wait for it."""
+        arrived = self.arrived
+        return [name for name in self._group.members() if name not in arrived]
+
+    async def wait(self, node: Node, parties: int, *, timeout_s: float | None) -> int:
+        """Arrive as a node, and wait until it opens; return how often it has opened.
+
+        :raises CoordinationTimeout: naming the nodes that are missing; the node has not arrived then.
+        """
+        operation = f"node {node.name!r}: barrier {self.name!r} of {parties}"
+        if not 1 <= parties <= MOST_PARTIES:
+            raise CoordinationError(f"{operation}: a barrier has from 1 to {MOST_PARTIES} parties")
+        node.require()
+        self._group.require_sound(operation)
+        try:
+            generation = await self._arrive(node, parties)
+            self._require_agreement(node, parties)
+            return await node.until(
+                lambda: self.generation if self.generation >= generation else None,
+                on=(self._key,),
+                timeout_s=timeout_s,
+                operation=operation,
+                missing=lambda: self.missing or [f"{parties - len(self.arrived)} that have not joined"],
+            )
+        except (CoordinationError, asyncio.CancelledError) as error:
+            with contextlib.suppress(CoordinationError):
+                opened = not await self._withdraw(node)
+                if opened and isinstance(error, CoordinationTimeout):
+                    return self._awaited
+            raise
+
+    async def _arrive(self, node: Node, parties: int) -> int:
+        """Arrive, and open the barrier if all others are there; return the generation that the node waits for."""
+        while True:
+            before, generation = self._mirror.revision_of(self._key), self.generation + 1
+            self._awaited = generation
+            directory = self._directory(generation)
+            outcome = await node.commit(
+                Put(directory + node.name, str(parties).encode(), node.lease),
+                expected={self._key: before},
+                count=directory,
+            )
+            if outcome.done:
+                break
+            await self._changed(before)
+        if outcome.count >= parties:
+            opened = Put(self._key, str(generation).encode(), self._group.lease)
+            await self._group.commit(opened, deletes=(directory,), expected={self._key: before})
+        return generation
+
+    async def _changed(self, before: int) -> None:
+        await self._mirror.until(lambda: self._mirror.revision_of(self._key) != before or None, on=(self._key,))
+
+    async def _withdraw(self, node: Node) -> bool:
+        """Take back an arrival; return False if the barrier has opened."""
+        before, reached = self._mirror.revision_of(self._key), self.generation
+        if reached >= self._awaited:
+            return False
+        arrival = self._directory(self._awaited) + node.name
+        return (await self._group.commit(deletes=(arrival,), expected={self._key: before})).done
+
+    def _require_agreement(self, node: Node, parties: int) -> None:
+        for name, wanted in self.arrived.items():
+            if wanted != parties:
+                raise CoordinationError(
+                    f"barrier {self.name!r}: node {node.name!r} wants {parties} parties, and node {name!r} {wanted}"
+                )
+
+    def _directory(self, generation: int) -> str:
+        return f"{BARRIERS}{self.name}/at/{generation}/"

@@ -1,0 +1,167 @@
+"""A local copy of the keys below a prefix, kept up to date, on which any number of tasks wait."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import aclosing
+from typing import TypeVar, cast
+
+from ..agent_api.key_value import Change, Entry
+from ..errors import CoordinationLost
+from .backends.backend import Backend, Snapshot
+
+__all__ = ["Mirror"]
+
+T = TypeVar("T")
+
+Listener = Callable[[str, Entry | None, Entry | None], None]
+"""Called with a key, what it had, and what it has."""
+
+
+class Mirror:
+    """The entries of a group. Keys are without the group's prefix.
+
+    :param prefix: ends with ``/``.
+    """
+
+    def __init__(self, backend: Backend, prefix: str) -> None:
+        self._backend = backend
+        self._prefix = prefix
+        self._topics: dict[str, set[asyncio.Event]] = {}
+        self._started = asyncio.Event()
+        self._lost: CoordinationLost | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._revision = 0
+        self.entries: dict[str, Entry] = {}
+        self.listeners: list[Listener] = []
+
+    async def start(self) -> None:
+        """Wait for the first snapshot.
+
+        :raises CoordinationLost: when the store cannot be reached.
+        """
+        self._task = asyncio.create_task(self._follow())
+        await self._started.wait()
+        self.require()
+
+    async def aclose(self) -> None:
+        """End it, and all waits on it. Closing twice is fine."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._fail(CoordinationLost("the group was closed"))
+
+    def require(self) -> None:
+        """
+        :raises CoordinationLost: when the copy is no longer kept up to date.
+        """
+        if self._lost is not None:
+            raise self._lost.with_context()
+
+    def get(self, key: str) -> Entry | None:
+        return self.entries.get(key)
+
+    def revision_of(self, key: str) -> int:
+        entry = self.entries.get(key)
+        return entry.revision if entry else 0
+
+    def below(self, directory: str) -> dict[str, Entry]:
+        """Return the entries in a directory, by the rest of their keys."""
+        length = len(directory)
+        return {key[length:]: entry for key, entry in self.entries.items() if key.startswith(directory)}
+
+    async def until(self, condition: Callable[[], T | None], *, on: Iterable[str]) -> T:
+        """Wait until a condition returns something else than None, and return that.
+
+        :param on: the keys, and the directories that end with ``/``, on which it depends.
+        :raises CoordinationLost: when the copy is no longer kept up to date.
+        """
+        with self._waiter(on) as changed:
+            while (result := condition()) is None:
+                self.require()
+                await changed.wait()
+                changed.clear()
+        return result
+
+    async def reach(self, revision: int, *, puts: tuple[str, ...], deletes: tuple[str, ...]) -> None:
+        """Wait until the copy has what a transaction has written."""
+
+        def has_it() -> bool | None:
+            if self._revision >= revision:
+                return True
+            return None if puts or any(map(self._has_below, deletes)) else True
+
+        await self.until(has_it, on=(*puts, *deletes))
+
+    def _has_below(self, name: str) -> bool:
+        return name in self.entries or (name.endswith("/") and bool(self.below(name)))
+
+    def wake(self, topics: Iterable[str]) -> None:
+        """Have the conditions that depend on keys or directories evaluated again."""
+        for topic in topics:
+            for changed in self._topics.get(topic, ()):
+                changed.set()
+
+    @contextlib.contextmanager
+    def _waiter(self, on: Iterable[str]) -> Iterator[asyncio.Event]:
+        changed, topics = asyncio.Event(), tuple(on)
+        for topic in topics:
+            self._topics.setdefault(topic, set()).add(changed)
+        try:
+            yield changed
+        finally:
+            for topic in topics:
+                self._topics[topic].discard(changed)
+                if not self._topics[topic]:
+                    del self._topics[topic]
+
+    async def _follow(self) -> None:
+        news = cast("AsyncGenerator[Snapshot | tuple[Change, ...]]", self._backend.follow(self._prefix))
+        try:
+            async with aclosing(news):
+                async for item in news:
+                    if isinstance(item, Snapshot):
+                        self._replace(item)
+                    else:
+                        self._apply([(change.key, change.entry) for change in item], item[-1].revision)
+        except CoordinationLost as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail(CoordinationLost(f"the store's changes cannot be followed: {type(error).__name__}: {error}"))
+
+    def _replace(self, snapshot: Snapshot) -> None:
+        gone = [self._prefix + key for key in self.entries if self._prefix + key not in snapshot.entries]
+        self._apply([*((key, None) for key in gone), *snapshot.entries.items()], snapshot.revision)
+        self._started.set()
+
+    def _apply(self, changes: Iterable[tuple[str, Entry | None]], revision: int) -> None:
+        """Do all of a transaction's changes, then tell of them."""
+        done: list[tuple[str, Entry | None, Entry | None]] = []
+        for whole, entry in changes:
+            key = whole.removeprefix(self._prefix)
+            before = self.entries.get(key)
+            if entry is None:
+                self.entries.pop(key, None)
+            else:
+                self.entries[key] = entry
+            if before != entry:
+                done.append((key, before, entry))
+        self._revision = revision
+        for key, before, entry in done:
+            self.wake(_topics(key))
+            for listener in tuple(self.listeners):
+                listener(key, before, entry)
+
+    def _fail(self, error: CoordinationLost) -> None:
+        if self._lost is None:
+            self._lost = error
+        self._started.set()
+        self.wake(tuple(self._topics))
+
+
+def _topics(key: str) -> list[str]:
+    """Return a key and the directories in which it lies, for those that wait on one of them."""
+    parts = key.split("/")
+    return [key, "", *("/".join(parts[:number]) + "/" for number in range(1, len(parts)))]

@@ -1,0 +1,1 @@
+"""What a migration needs between hosts that share no files."""

@@ -1,0 +1,141 @@
+"""Streams between the servers of a migration whose hosts share no files: one websocket each, which the target opens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import Final
+from uuid import UUID
+
+from ..failure import MigrationFailed
+from ..protocol import Connection, ConnectionLost
+from ..stream import CONNECT_TIMEOUT_S
+
+__all__ = ["STATE_STREAM", "CarriedSocket", "StreamExchange", "disk_stream"]
+
+CHUNK_BYTES: Final = 1 << 18
+
+STATE_STREAM: Final = "state"
+"""The name of the websocket that carries QEMU's state."""
+
+
+def disk_stream(number: int) -> str:
+    """Return the name of the websocket that carries one of the disks that are copied."""
+    return f"disk-{number}"
+
+
+class CarriedSocket:
+    """A local socket whose bytes go through a websocket, both ways, until either is closed. Close it in any case.
+
+    The carrying begins when this is made.
+
+    :param connection: becomes this object's.
+    :param local: the socket, which becomes this object's; if None, one is made, and `near` is its other end.
+    """
+
+    def __init__(self, connection: Connection, local: socket.socket | None = None) -> None:
+        self._connection = connection
+        self._near: socket.socket | None = None
+        if local is None:
+            self._near, local = socket.socketpair()
+        local.setblocking(False)
+        self._local = local
+        self.carried_bytes = 0
+        self._work = asyncio.create_task(self._carry())
+
+    def take_near(self) -> socket.socket:
+        """Return the other end of a socket that was made here. The caller closes it."""
+        assert self._near is not None
+        near, self._near = self._near, None
+        near.setblocking(False)
+        return near
+
+    async def ended(self) -> None:
+        """Wait until nothing is carried any more."""
+        await asyncio.wait([self._work])
+
+    async def close(self) -> None:
+        """Cut both ends. Closing twice is fine."""
+        self._work.cancel()
+        await asyncio.gather(self._work, return_exceptions=True)
+        await self._close_ends()  # also when the work was cancelled before it began
+
+    async def _carry(self) -> None:
+        ways = [asyncio.create_task(self._carry_out()), asyncio.create_task(self._carry_in())]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
+            await self._close_ends()
+
+    async def _carry_out(self) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError, ConnectionLost):
+            while data := await loop.sock_recv(self._local, CHUNK_BYTES):
+                await self._connection.send(data)
+                self.carried_bytes += len(data)
+
+    async def _carry_in(self) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError, ConnectionLost):
+            while True:
+                data = await self._connection.receive()
+                assert isinstance(data, bytes)
+                await loop.sock_sendall(self._local, data)
+                self.carried_bytes += len(data)
+
+    async def _close_ends(self) -> None:
+        self._local.close()
+        if self._near is not None:
+            self._near.close()
+        await self._connection.close("")
+
+
+class StreamExchange:
+    """The source's side: where the websockets of a migration are awaited. Close it in any case."""
+
+    def __init__(self, migration_id: UUID) -> None:
+        self.id = migration_id
+        self._offered: dict[str, asyncio.Future[Connection]] = {}
+        self._carried: list[CarriedSocket] = []
+        self._is_closed = False
+
+    @property
+    def carried_bytes(self) -> int:
+        return sum(carried.carried_bytes for carried in self._carried)
+
+    def offer(self, name: str, connection: Connection) -> None:
+        """Take a websocket of the target, or abandon it if the migration has ended."""
+        offered = self._future(name)
+        if self._is_closed or offered.done():
+            connection.abandon()
+        else:
+            offered.set_result(connection)
+
+    async def take(self, name: str) -> socket.socket:
+        """Return a socket whose other end is the target's. The caller closes it.
+
+        :raises MigrationFailed: when the target does not open its websocket.
+        """
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                connection = await self._future(name)
+        except TimeoutError:
+            raise MigrationFailed(f"the target has not opened the stream {name}") from None
+        carried = CarriedSocket(connection)
+        self._carried.append(carried)
+        return carried.take_near()
+
+    async def close(self) -> None:
+        """End all streams. Closing twice is fine."""
+        self._is_closed = True
+        for offered in self._offered.values():
+            if offered.done() and not offered.cancelled():
+                offered.result().abandon()
+        await asyncio.gather(*(carried.close() for carried in self._carried))
+
+    def _future(self, name: str) -> asyncio.Future[Connection]:
+        return self._offered.setdefault(name, asyncio.get_running_loop().create_future())

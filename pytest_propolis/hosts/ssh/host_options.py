@@ -1,0 +1,40 @@
+"""The options of an SSH host in the inventory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from ...errors import SettingsError
+from ..host import HostSpec
+from .transport.transport import SshDestination
+
+__all__ = ["OPTIONS", "check_options", "destination_of", "further_options"]
+
+OPTIONS: Final = ("config", "python", "qemu", "artifact_dir", "silence_s")
+
+
+def check_options(spec: HostSpec) -> None:
+    """
+    :raises SettingsError: when an option is not known, or has a bad value.
+    """
+    for name, value in spec.options.items():
+        if name not in OPTIONS:
+            raise SettingsError(f"host {spec.name!r} has no option {name!r}", hint=f"known are {', '.join(OPTIONS)}")
+        if name == "silence_s":
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise SettingsError(f"host {spec.name!r}: silence_s must be a number above 0, and is {value!r}")
+        elif not isinstance(value, str) or not value:
+            raise SettingsError(f"host {spec.name!r}: {name} must be a text, and is {value!r}")
+
+
+def destination_of(spec: HostSpec) -> SshDestination:
+    """Return where a host is."""
+    options = spec.options
+    config = (str(Path(options["config"]).expanduser().absolute()),) if "config" in options else ()
+    return SshDestination(name=spec.name, address=spec.address, config=config)
+
+
+def further_options(spec: HostSpec) -> dict[str, Any]:
+    """Return the options beside that of the SSH configuration."""
+    return {name: spec.options[name] for name in OPTIONS[1:] if name in spec.options}

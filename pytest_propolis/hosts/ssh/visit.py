@@ -1,0 +1,118 @@
+"""A visit to an SSH host: a connection of its own, for commands of this project that need no agent."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ...errors import HostError
+from ...storage.user_directories import cache_directory
+from ..host import HostSpec
+from ..run_directory import make_private_directory
+from .bootstrap import start_command
+from .bundle import make_bundle
+from .connecting import connect
+from .host_options import check_options, destination_of
+from .link_client import link_base
+from .transport.transport import Transport
+
+__all__ = ["Visit", "Visited", "visit"]
+
+VARIABLES: Final = {"qemu": "PROPOLIS_QEMU", "artifact_dir": "PROPOLIS_ARTIFACT_DIR"}
+"""The environment variables that mean the same to a command as the host's options do to its agent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visited:
+    """What came of a command."""
+
+    status: int
+    output: str
+    complaint: str
+
+
+class Visit:
+    """An open connection to a host.
+
+    :param directory: a private directory of this machine for sockets, as long as the visit lasts.
+    """
+
+    def __init__(self, spec: HostSpec, transport: Transport, directory: Path) -> None:
+        self._spec = spec
+        self._transport = transport
+        self._directory = directory
+
+    async def run(self, program: str, arguments: Sequence[str]) -> Visited:
+        """Call a function of this project on the host, to its end.
+
+        :param program: the module and the function, which takes the arguments: ``package.module:function``.
+        :raises HostError: when it cannot be started there, or the connection is lost.
+        """
+        options = self._spec.options
+        channel = await start_command(
+            self._transport,
+            self._spec.name,
+            {
+                "program": program,
+                "arguments": list(arguments),
+                "environment": {VARIABLES[name]: options[name] for name in VARIABLES if name in options},
+            },
+            lambda python: make_bundle(python, cache=cache_directory()),
+            python=options.get("python", "python3"),
+        )
+        try:
+            output, complaint = await channel.stdout.read(-1), await channel.stderr.read(-1)
+            status = await channel.status()
+        except self._transport.errors as error:
+            raise HostError(
+                f"host {self._spec.name}: the connection was lost: {error or type(error).__name__}"
+            ) from None
+        return Visited(
+            status=status, output=output.decode(errors="replace"), complaint=complaint.decode(errors="replace")
+        )
+
+    async def forward(self, remote: str) -> Path:
+        """Return a local socket behind which one of the host answers, as long as the visit lasts.
+
+        :raises HostError: when SSH refuses.
+        """
+        # A connection of OpenSSH is open when a command runs.
+        channel = await self._transport.start("exec cat")
+        channel.stdin.write(b"\n")
+        await channel.stdout.readline()
+        local = self._directory / f"{secrets.token_hex(4)}.sock"
+        await self._transport.forward(local, remote)
+        return local
+
+
+@contextlib.asynccontextmanager
+async def visit(spec: HostSpec) -> AsyncIterator[Visit]:
+    """Connect to a host, for the length of the block.
+
+    :raises SettingsError: when one of its options is wrong.
+    :raises HostError: when it cannot be reached.
+    """
+    check_options(spec)
+    make_private_directory(link_base())
+    directory = link_base() / f"visit-{secrets.token_hex(4)}"
+    make_private_directory(directory)
+    held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(held, fcntl.LOCK_EX)  # else it would count as abandoned
+    try:
+        transport = await connect(destination_of(spec), control=directory / "ssh.sock")
+        try:
+            yield Visit(spec, transport, directory)
+        finally:
+            transport.abort()
+            with contextlib.suppress(*transport.errors):
+                await transport.wait_closed()
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(held)

@@ -1,0 +1,1 @@
+"""Files of a guest: how they get in and out."""

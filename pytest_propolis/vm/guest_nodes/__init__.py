@@ -1,0 +1,1 @@
+"""Programs in guests as nodes of a group, over the second serial port."""

@@ -1,0 +1,91 @@
+"""The guest's side: a POSIX shell script that is the command ``propolis``, and its reader of the second serial port.
+
+A command writes its request in lines of less than 1 KiB, each by one ``write``, which the kernel does not mix with
+others: ``ID a HEX`` for a part of its arguments, ``ID i HEX`` for a part of its input, then ``ID g -``. The reader
+takes the lines of the answer, hands each to the FIFO of its command, and acknowledges it, so that the guest's terminal
+layer, which holds 4 KiB, is never given more than one line.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["COMMANDS", "LINE_BYTES", "SCRIPT", "install_command", "remove_command"]
+
+COMMANDS: Final = ("barrier", "baton", "kv", "lock", "node")
+"""Commands that are links to the script."""
+
+LINE_BYTES: Final = 800
+
+SCRIPT: Final = r"""#!/bin/sh
+port=/dev/ttyS1 place=/tmp/.propolis-nodes
+send() {
+    fold -w 700 | while IFS= read -r part || [ -n "$part" ]; do printf '%s %s %s\n' "$id" "$1" "$part" >$port; done
+}
+hex() {
+    od -An -v -tx1 | tr -d ' \n'
+}
+ask() (
+    id=$$.$1
+    shift
+    fifo=$place/$id
+    mkfifo "$fifo" || exit 5
+    trap 'rm -f "$fifo"' EXIT
+    trap 'printf "%s c -\n" "$id" >$port; exit 130' INT TERM HUP
+    exec 3<>"$fifo"
+    printf '%s\0' "$@" | hex | send a
+    case "$1 $2 $#" in 'kv put 3' | 'kv add 3') hex | send i ;; esac
+    printf '%s g -\n' "$id" >$port
+    while IFS=' ' read -r kind data <&3; do
+        case $kind in
+            o) printf "$data" ;;
+            e) printf "$data" >&2 ;;
+            x) exit "$data" ;;
+        esac
+    done
+    exit 5
+)
+serve() {
+    exec 3<>$port
+    stty raw -echo clocal <&3
+    printf '0 h -\n' >&3
+    while IFS=' ' read -r id rest <&3; do
+        [ ! -p "$place/$id" ] || printf '%s\n' "$rest" 1<>"$place/$id"
+        printf '0 k -\n' >&3
+    done
+}
+case ${0##*/} in propolis) ;; *) set -- "${0##*/}" "$@" ;; esac
+case $1 in
+    serve) serve ;;
+    lock)
+        name=$2
+        shift 2
+        [ "$1" != -- ] || shift
+        ask l lock acquire "$name" || exit
+        "$@"
+        status=$?
+        ask l lock release "$name"
+        exit $status
+        ;;
+    *) ask r "$@" ;;
+esac
+"""
+
+
+def install_command(script: str = SCRIPT) -> str:
+    """Return the command that installs the script, and starts its reader in the background."""
+    links = " ".join(COMMANDS)
+    return f"""d=/usr/local/bin; case :$PATH: in *:$d:*) mkdir -p $d;; *) d=/usr/bin;; esac
+rm -rf /tmp/.propolis-nodes && mkdir -m 700 /tmp/.propolis-nodes
+cat >$d/propolis <<'PROPOLIS_END'
+{script}PROPOLIS_END
+chmod 755 $d/propolis && for name in {links}; do ln -sf propolis $d/$name; done
+(trap '' HUP; exec propolis serve) </dev/null >/dev/null 2>&1 &
+echo $! >/tmp/.propolis-nodes/pid"""
+
+
+def remove_command() -> str:
+    """Return the command that undoes what `install_command` did."""
+    links = " ".join(("propolis", *COMMANDS))
+    return f"""kill $(cat /tmp/.propolis-nodes/pid); rm -rf /tmp/.propolis-nodes
+d=/usr/local/bin; [ -f $d/propolis ] || d=/usr/bin; for name in {links}; do rm -f $d/$name; done; :"""

@@ -1,0 +1,150 @@
+"""A network between VMs: an Ethernet of its own, on one host or across hosts, with addresses and faults."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from ...agent_api.networks import NetworkFaults
+from ...errors import ConfigError, PropolisError
+
+if TYPE_CHECKING:
+    from ..host_session import HostSession
+    from ..vm import TestVm
+
+__all__ = ["Network"]
+
+MOST_PORTS: Final = 254
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The network's part on one host."""
+
+    session: HostSession
+    id: str
+
+
+class Network:
+    """A network of a factory. VMs are plugged in with ``Nic(network=…)`` when they are made.
+
+    Its part on a host is made with the first VM there, and connected with the parts on other hosts. Frames go on when a
+    VM migrates.
+
+    :param subnet: the addresses that its VMs get, one after the other.
+    """
+
+    def __init__(self, name: str, subnet: ipaddress.IPv4Network) -> None:
+        self.name = name
+        self.subnet = subnet
+        self._ports: dict[str, int] = {}
+        self._parts: dict[str, _Part] = {}
+        self._making = asyncio.Lock()
+        self._faults = NetworkFaults()
+
+    def __repr__(self) -> str:
+        return f"<Network {self.name!r} {self.subnet}>"
+
+    def address(self, vm: TestVm) -> str:
+        """Return a VM's address.
+
+        :raises ConfigError: when the VM has no card in this network.
+        """
+        return str(self.subnet[self._port_of(vm)])
+
+    async def cut(self, one: TestVm, other: TestVm) -> None:
+        """Let nothing pass between two VMs, in either direction, in addition to other faults.
+
+        :raises ConfigError: when one of them has no card in this network.
+        """
+        pair = (self._port_of(one), self._port_of(other))
+        await self._order(msgspec.structs.replace(self._faults, cuts=(*self._faults.cuts, pair)))
+
+    async def delay(self, *, delay_ms: float) -> None:
+        """Hold each frame for so long from now on.
+
+        :raises ConfigError: when it is negative.
+        """
+        if delay_ms < 0:
+            raise ConfigError(f"network {self.name!r}: a delay of {delay_ms} ms cannot be")
+        await self._order(msgspec.structs.replace(self._faults, delay_ms=float(delay_ms)))
+
+    async def lose(self, *, loss_percent: float, seed: int = 0) -> None:
+        """Lose so many frames of a hundred from now on.
+
+        :param seed: of the numbers that decide which.
+        :raises ConfigError: when it is not from 0 to 100.
+        """
+        if not 0 <= loss_percent <= 100:
+            raise ConfigError(f"network {self.name!r}: {loss_percent} % of all frames cannot be lost")
+        await self._order(msgspec.structs.replace(self._faults, loss_percent=float(loss_percent), seed=seed))
+
+    async def heal(self) -> None:
+        """End all faults. Frames that are held still come late."""
+        await self._order(NetworkFaults())
+
+    async def plug(self, session: HostSession, vm: str) -> str:
+        """Return the link of a card of a VM on a host: for `VmFactory`.
+
+        :param vm: the VM's name; one that has a port has the same one on every host.
+        :raises ConfigError: when the network is full.
+        """
+        number = self._ports.setdefault(vm, max(self._ports.values(), default=0) + 1)
+        if number > MOST_PORTS:
+            raise ConfigError(f"network {self.name!r} has no room for more than {MOST_PORTS} VMs", vm=vm)
+        part = await self._part_on(session)
+        return f"unix:{await session.agent.add_port(part.id, number)}"
+
+    def succeed(self, vm: str, successor: str) -> None:
+        """Give a VM's successor the VM's port."""
+        self._ports[successor] = self._ports[vm]
+
+    async def write_captures(self, directory: Path) -> None:
+        """Write what was on the network into a directory, one file for each host that had a part of it."""
+        for host, part in self._parts.items():
+            with contextlib.suppress(PropolisError):  # the host is lost, and the frames with it
+                if capture := await part.session.agent.get_capture(part.id):
+                    self.capture_path(directory, host).write_bytes(capture)
+
+    def capture_path(self, directory: Path, host: str) -> Path:
+        """Return where the frames of one host's VMs are written."""
+        return directory / f"{self.name}.{host}.pcap"
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names of the hosts that have a part of it."""
+        return tuple(self._parts)
+
+    async def aclose(self) -> None:
+        """Remove it from all hosts."""
+        parts, self._parts = self._parts, {}
+        for part in parts.values():
+            with contextlib.suppress(PropolisError):  # the host is lost, or its agent has ended
+                await part.session.agent.remove_network(part.id)
+
+    def _port_of(self, vm: TestVm) -> int:
+        if vm.name not in self._ports:
+            raise ConfigError(f"it has no card in network {self.name!r}", vm=vm.name, hint="nics=(Nic(network=…),)")
+        return self._ports[vm.name]
+
+    async def _part_on(self, session: HostSession) -> _Part:
+        async with self._making:
+            if session.host.name not in self._parts:
+                part = _Part(session, await session.agent.create_network(self.name))
+                await session.agent.order_faults(part.id, self._faults)
+                for other in self._parts.values():
+                    endpoint = other.session.agent.endpoint(f"/networks/{other.id}")
+                    address = await session.host.address_for_agent(endpoint, on=other.session.host)
+                    await session.agent.connect_network(part.id, address)
+                self._parts[session.host.name] = part
+        return self._parts[session.host.name]
+
+    async def _order(self, faults: NetworkFaults) -> None:
+        self._faults = faults
+        await asyncio.gather(*(part.session.agent.order_faults(part.id, faults) for part in self._parts.values()))

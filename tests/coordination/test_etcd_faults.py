@@ -1,0 +1,184 @@
+"""etcd that fails: killed members, elections, users, certificates."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import secrets
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from etcd_rig import etcd_cluster
+
+from pytest_propolis.agent_api.key_value import Put
+from pytest_propolis.coordination.backends.etcd.address import EtcdAddress
+from pytest_propolis.coordination.backends.etcd.backend import EtcdBackend
+from pytest_propolis.coordination.barrier import Barrier
+from pytest_propolis.coordination.group import NodeGroup
+from pytest_propolis.coordination.node import Node
+from pytest_propolis.errors import CoordinationError, CoordinationLost, SettingsError
+
+
+async def joined(stores: Iterable[EtcdBackend]) -> list[Node]:
+    """A node of each store, all of one group."""
+    nodes: list[Node] = []
+    for number, store in enumerate(stores):
+        group = await (NodeGroup.attach if nodes else NodeGroup.open)(store, "group")
+        nodes.append(await group.join(f"n{number}"))
+    return nodes
+
+
+async def all_but_one_arrive(nodes: list[Node]) -> list[asyncio.Task[int]]:
+    waits = [asyncio.create_task(node.barrier("ready", len(nodes))) for node in nodes[1:]]
+    group = nodes[0].group
+    await group.mirror.until(lambda: len(Barrier(group, "ready").arrived) == len(nodes) - 1 or None, on=("",))
+    return waits
+
+
+async def close(nodes: list[Node]) -> None:
+    for node in reversed(nodes):
+        await node.group.aclose()
+        await node.group._backend.aclose()
+
+
+async def test_the_only_member_is_killed_and_started_again_in_a_barrier() -> None:
+    async with etcd_cluster() as cluster:
+        nodes = await joined([EtcdBackend(cluster.address) for _ in range(4)])
+        waits = await all_but_one_arrive(nodes)
+        cluster.kill(0)
+        await cluster.wait_ended(0)
+        last = asyncio.create_task(nodes[0].barrier("ready", 4))
+        await cluster.start(0)
+        assert await asyncio.gather(last, *waits) == [1] * 4
+        assert nodes[0].group.poisoned is None
+        await close(nodes)
+
+
+async def test_the_leader_of_three_is_killed_in_a_barrier() -> None:
+    async with etcd_cluster(3) as cluster:
+        addresses = [cluster.address] * 3
+        nodes = await joined([EtcdBackend(address) for address in addresses])
+        waits = await all_but_one_arrive(nodes)
+        cluster.kill(await cluster.leader())
+        assert await asyncio.gather(nodes[0].barrier("ready", 3), *waits) == [1] * 3
+        assert await asyncio.gather(*(node.barrier("ready", 3) for node in nodes)) == [2] * 3
+        assert nodes[0].group.poisoned is None
+        await close(nodes)
+
+
+async def test_a_member_that_hangs_is_left_for_another_one() -> None:
+    async with etcd_cluster(3) as cluster:
+        follower = (await cluster.leader() + 1) % 3
+        urls = cluster.address.urls
+        hanging = dataclasses.replace(cluster.address, urls=(urls[follower], urls[(follower + 1) % 3]))
+        nodes = await joined([EtcdBackend(cluster.address), EtcdBackend(hanging)])
+        cluster.send(follower, signal.SIGSTOP)
+        assert await asyncio.gather(*(node.barrier("ready", 2) for node in nodes)) == [1, 1]
+        cluster.send(follower, signal.SIGCONT)
+        await close(nodes)
+
+
+async def test_what_was_compacted_is_read_anew() -> None:
+    async with etcd_cluster() as cluster:
+        store, other = EtcdBackend(cluster.address), EtcdBackend(cluster.address)
+        group = await NodeGroup.open(store, "group")
+        cluster.kill(0)
+        await cluster.wait_ended(0)
+        await cluster.start(0)
+        revision = 0
+        for number in range(20):
+            revision = (await other.commit(Put("group/kv/a", str(number).encode()))).revision
+        await other._gateway.ask("kv/compaction", {"revision": str(revision)}, dict)
+        assert await group.kv.wait("a", equal_to=b"19") == b"19"
+        await group.aclose()
+        await store.aclose()
+        await other.aclose()
+
+
+async def test_users_and_their_tokens() -> None:
+    async with etcd_cluster(1, "--bcrypt-cost", "4", "--auth-token-ttl", "2") as cluster:
+        store = EtcdBackend(cluster.address)
+        for path, body in (
+            ("user/add", {"name": "root", "password": "secret"}),
+            ("user/grant", {"user": "root", "role": "root"}),
+            ("user/add", {"name": "ci", "password": "p@ss"}),
+            ("role/add", {"name": "lab"}),
+            ("role/grant", {"name": "lab", "perm": {"permType": 2, "key": b"/lab/", "range_end": b"/lab0"}}),
+            ("user/grant", {"user": "ci", "role": "lab"}),
+            ("enable", {}),
+        ):
+            await store._gateway.ask(f"auth/{path}", body, dict)
+        with pytest.raises(CoordinationError, match="etcd wants a user"):
+            await store.read("a")
+        await store.aclose()
+        nodes = await joined(
+            [EtcdBackend(EtcdAddress.parse(f"etcd://ci:p%40ss@{cluster.hosts}/lab")) for _ in range(2)]
+        )
+        waits = await all_but_one_arrive(nodes)
+        cluster.kill(0)
+        await cluster.wait_ended(0)
+        await cluster.start(0)  # it has forgotten all tokens
+        assert await asyncio.gather(nodes[0].barrier("ready", 2), *waits) == [1, 1]
+        await close(nodes)
+        for address, reason in (
+            (f"etcd://ci:wrong@{cluster.hosts}/lab", "etcd refuses user 'ci'"),
+            (f"etcd://ci:p%40ss@{cluster.hosts}", "permission denied"),
+        ):
+            refused = EtcdBackend(EtcdAddress.parse(address))
+            with pytest.raises(CoordinationError, match=reason):
+                await refused.commit(Put("group/a"))
+            await refused.aclose()
+
+
+def certificate(directory: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed (package openssl)")
+    chain, key = directory / "cert.pem", directory / "key.pem"
+    subject = ("-subj", "/CN=etcd", "-addext", "subjectAltName=IP:127.0.0.1")
+    kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    command = ("openssl", "req", "-x509", *kind, *subject, "-keyout", str(key), "-out", str(chain))
+    subprocess.run(command, check=True, capture_output=True)
+    return chain, key
+
+
+async def test_tls_with_a_certificate_of_a_private_authority(tmp_path: Path) -> None:
+    chain, key = certificate(tmp_path)
+    flags = ("--cert-file", str(chain), "--key-file", str(key))
+    async with etcd_cluster(1, *flags, scheme="https") as cluster:
+        nodes = await joined([EtcdBackend(EtcdAddress.parse(f"etcds://{cluster.hosts}?ca={chain}")) for _ in range(2)])
+        assert await asyncio.gather(*(node.barrier("ready", 2) for node in nodes)) == [1, 1]
+        await close(nodes)
+        stranger = EtcdBackend(EtcdAddress.parse(f"etcds://{cluster.hosts}"))
+        stranger._gateway._patience_s = 0.5
+        with pytest.raises(CoordinationLost, match=r"certificate verify failed|self.signed"):
+            await stranger.read("a")
+        await stranger.aclose()
+
+
+def test_addresses(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("hidden\n")
+    address = EtcdAddress.parse(f"etcds://h1,h2:99,[::1]/lab/x?ca=/ca.pem&user=ci&password_file={secret}")
+    assert address == EtcdAddress(
+        urls=("https://h1:2379", "https://h2:99", "https://[::1]:2379"),
+        prefix="lab/x",
+        user="ci",
+        password="hidden",
+        ca=Path("/ca.pem"),
+    )
+    assert "hidden" not in repr(address)
+    password = secrets.token_hex(4)
+    for text in (
+        f"http://ci:{password}@h",
+        f"etcd://ci:{password}@",
+        f"etcd://ci:{password}@h:x",
+        f"etcd://u:{password}@h?x=1",
+    ):
+        with pytest.raises(SettingsError) as caught:
+            EtcdAddress.parse(text)
+        assert password not in str(caught.value)
