@@ -24,6 +24,7 @@ GIVEN = {
     "log_dir": ("/some/logs", "PosixPath('/some/logs')"),
     "qemu": ("/some/qemu", "PosixPath('/some/qemu')"),
     "hosts": ("local:1", "'local:1'"),
+    "coordination": ("etcd://127.0.0.1:2379", "'etcd://127.0.0.1:2379'"),
     "leases": ("/tmp", "PosixPath('/tmp')"),
     "shard": ("1/1", "Shard(number=1, count=1)"),
     "durations": ("/dev/null", "PosixPath('/dev/null')"),
