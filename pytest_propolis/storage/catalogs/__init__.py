@@ -1,0 +1,1 @@
+"""Catalogs of artifacts in TOML files, and the servers and archives that they name."""

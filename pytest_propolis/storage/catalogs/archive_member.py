@@ -1,0 +1,91 @@
+"""Members of archives: tar, however it is compressed, and zip."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Final
+
+import msgspec
+
+from ...errors import ArtifactCorrupt, ArtifactMissing
+from ..files import write_all
+from ..sources import LocalFile
+from .remote_file import RemoteFile
+
+__all__ = ["ArchiveMember", "extract"]
+
+DAMAGE: Final = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
+
+
+class ArchiveMember(msgspec.Struct, frozen=True, tag="archive-member"):
+    """A file in an archive. Only this member is extracted, as a plain file: no path of the archive is used.
+
+    :param archive: where the archive comes from.
+    :param archive_name: its file name.
+    :param archive_sha256: the hash of the archive; None for a local file that is not verified.
+    :param member: the path in it.
+    """
+
+    archive: RemoteFile | LocalFile
+    archive_name: str
+    archive_sha256: str | None
+    member: str
+
+    def __str__(self) -> str:
+        return f"{self.member} in {self.archive}"
+
+    @property
+    def key(self) -> str:
+        """Identifies the content."""
+        identity = f"{self.archive_sha256 or self.archive}\0{self.member}"
+        return f"member-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
+
+
+async def extract(archive: Path, member: str, destination: Path) -> None:
+    """Extract one member.
+
+    :raises ArtifactMissing: when the archive has no such member, or it is no plain file.
+    :raises ArtifactCorrupt: when the archive is damaged, or none at all.
+    """
+    try:
+        with _opened(archive, member) as stream:
+            await write_all(stream, destination)
+    except DAMAGE as error:
+        raise ArtifactCorrupt(f"{archive.name} is damaged: {error}", hint="get the archive again") from None
+
+
+@contextmanager
+def _opened(archive: Path, member: str) -> Iterator[IO[bytes]]:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zipped:
+            names = {_plain(info.filename): info for info in zipped.infolist() if not info.is_dir()}
+            if (found := names.get(_plain(member))) is None:
+                raise _missing(archive, member)
+            with zipped.open(found) as stream:
+                yield stream
+        return
+    with tarfile.open(archive) as tar:
+        for info in tar:
+            if _plain(info.name) == _plain(member):
+                if not info.isreg():
+                    raise ArtifactMissing(f"{member} in {archive.name} is no plain file", hint="name another member")
+                stream = tar.extractfile(info)
+                assert stream is not None
+                with stream:
+                    yield stream
+                return
+    raise _missing(archive, member)
+
+
+def _plain(name: str) -> str:
+    return str(PurePosixPath(name))
+
+
+def _missing(archive: Path, member: str) -> ArtifactMissing:
+    return ArtifactMissing(f"{archive.name} has no {member}", hint="correct the name of the member")

