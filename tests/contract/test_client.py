@@ -346,7 +346,7 @@ async def test_silence_is_an_agent_error_that_says_how_long(client: PropolisClie
 async def test_a_silent_upgrade_is_an_agent_error(
     client: PropolisClient, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pytest_propolis.propolis_api.transport.CONNECT_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("pytest_propolis.propolis_api.connection.transport.CONNECT_TIMEOUT_S", 0.05)
     recorder.answering.clear()
     with pytest.raises(AgentError, match="is silent"):
         await client.instance_serial()
