@@ -67,6 +67,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
         shard_tests(config)
     if not is_worker(config) and not config.option.collectonly:
+        if settings.leases is not None:
+            from .distribution.leases import HostLeases
+
+            config.pluginmanager.register(HostLeases(config, settings.leases), "propolis-leases")
         if settings.write_durations is not None:
             from .distribution.durations_recorder import DurationsRecorder
 

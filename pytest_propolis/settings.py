@@ -263,6 +263,14 @@ class Settings:
             "metavar": "STORE",
         },
     )
+    leases: Path | None = field(
+        default=None,
+        metadata={
+            "parse": _path,
+            "help": "directory of leases: runs on this machine that have the same one take turns at their hosts",
+            "metavar": "DIR",
+        },
+    )
     shard: Shard | None = field(
         default=None,
         metadata={

@@ -168,6 +168,7 @@ class ResourceRegistry:
                 log_path=Path(request.log_path or directory / QEMU_LOG),
                 journal=writer,
                 display=request.display,
+                guest_ports=request.guest_ports,
                 memory=memory,
                 copy_disks=request.copy_disks,
                 inherited_variables=_variables(owned, request.predecessor),

@@ -15,8 +15,10 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
 from ..agent_api.messages import ExtendedInfo
-from ..engine.server.app import encoded, error_response
+from ..agent_api.networks import ForwardPort, PortForwarded
+from ..engine.server.app import decoded, encoded, error_response
 from ..engine.server.dropshot_errors import ErrorResponse
+from ..engine.server.guest_port_websocket import serve_guest_port
 from ..engine.server.http_error import HttpError
 from ..engine.server.serial_websocket import serve_serial
 from ..engine.server.server import VmServer
@@ -41,8 +43,10 @@ class VmExtensions:
             Route("/vms/{id}", self._facts, methods=["GET"]),
             Route("/vms/{id}/screenshot", self._screenshot, methods=["GET"]),
             Route("/vms/{id}/migrations", self._migrations, methods=["GET"]),
+            WebSocketRoute("/vms/{id}/ports/{number:int}", self._port),
             WebSocketRoute("/vms/{id}/com2", self._second_serial),
             Route("/vms/{id}/log", self._log, methods=["GET"]),
+            Route("/vms/{id}/forwards", self._forward, methods=["POST"]),
         ]
 
     async def _facts(self, request: Request) -> Response:
@@ -57,6 +61,14 @@ class VmExtensions:
 
     async def _migrations(self, request: Request) -> Response:
         return encoded(self._server(request).migration_report())
+
+    async def _port(self, websocket: WebSocket) -> None:
+        try:
+            port = self._server(websocket).guest_port(websocket.path_params["number"])
+        except HttpError as refusal:
+            await websocket.send_denial_response(error_response(refusal.answer))
+            return
+        await serve_guest_port(websocket, port)
 
     async def _second_serial(self, websocket: WebSocket) -> None:
         try:
@@ -74,6 +86,10 @@ class VmExtensions:
         except FileNotFoundError:
             text = b""
         return Response(text, media_type="text/plain")
+
+    async def _forward(self, request: Request) -> Response:
+        wanted = await decoded(request, ForwardPort)
+        return encoded(PortForwarded(port=await self._server(request).forward(wanted.guest_port)), 201)
 
     def _server(self, request: HTTPConnection) -> VmServer:
         server = self._find(request.path_params["id"])

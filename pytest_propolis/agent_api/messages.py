@@ -121,6 +121,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     :param boot: what its VM starts from.
     :param log_path: where QEMU's own messages go; if empty, into the VM's directory.
     :param display: whether its VM has a display.
+    :param guest_ports: whether its VM has guest ports, each a websocket below ``/ports/`` of the VM.
     :param memory_mib: what it will need of the host's memory, in MiB; 0 if that is not to be looked at.
     :param copy_disks: whether a VM that migrates in gets disks of its own, also where it could use the source's.
     :param predecessor: the id of the VM whose place it takes: it finds that one's firmware variables when it boots.
@@ -131,6 +132,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     boot: BootSource
     log_path: str
     display: bool = False
+    guest_ports: bool = False
     copy_disks: bool = False
     memory_mib: int = 0
     predecessor: str | None = None
@@ -405,6 +407,7 @@ class TemplateNeeded(msgspec.Struct, frozen=True, kw_only=True):
     :param disks: what the disks are made of, in that order.
     :param guest: changes with everything else that shapes it: the guest's adapter, the shell protocol.
     :param log_path: where the messages of the QEMU that makes it go; if empty, into its directory.
+    :param guest_ports: whether the machine has guest ports.
     """
 
     title: str
@@ -414,6 +417,7 @@ class TemplateNeeded(msgspec.Struct, frozen=True, kw_only=True):
     disks: tuple[CreateDisk, ...]
     guest: str
     log_path: str
+    guest_ports: bool = False
 
 
 class TemplateMaking(msgspec.Struct, frozen=True, kw_only=True):

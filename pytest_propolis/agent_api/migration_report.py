@@ -20,6 +20,8 @@ class MigrationSide(msgspec.Struct, frozen=True, kw_only=True):
     :param failure: why it failed, if it did.
     :param handed_over: whether the source has given its guest away.
     :param carried_bytes: how much went through the migration's streams between hosts that share no files.
+    :param pause_s: how long the guest stood still, as the target knows when it runs; 0 before.
+    :param phases_s: when each phase was reached, in seconds since the first one, by name.
     """
 
     id: UUID
@@ -28,12 +30,12 @@ class MigrationSide(msgspec.Struct, frozen=True, kw_only=True):
     failure: str | None = None
     handed_over: bool = False
     carried_bytes: int = 0
+    pause_s: float = 0.0
+    phases_s: Mapping[str, float] = {}
 
 
 class MigrationReport(msgspec.Struct, frozen=True, kw_only=True):
     """The latest migration into a server, and the latest out of it. Each stays after its end.
-
-    The pause of a migration is the time from the source's `stopped_s` to the target's `resumed_s`.
 
     :param stopped_s: when QEMU last stopped the guest, by the host's clock in seconds since the epoch; 0 for never.
     :param resumed_s: when QEMU last let it run.

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["AddPort", "ConnectNetworks", "CreateNetwork", "NetworkCreated", "NetworkFaults", "PortAdded"]
+__all__ = [
+    "AddPort",
+    "ConnectNetworks",
+    "CreateNetwork",
+    "ForwardPort",
+    "NetworkCreated",
+    "NetworkFaults",
+    "PortAdded",
+    "PortForwarded",
+]
 
 
 class CreateNetwork(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +53,18 @@ class ConnectNetworks(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     address: str
+
+
+class ForwardPort(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a port of the host's loopback interface that leads to a TCP port of a guest on a user-mode network."""
+
+    guest_port: int
+
+
+class PortForwarded(msgspec.Struct, frozen=True, kw_only=True):
+    """The port on the host."""
+
+    port: int
 
 
 class NetworkFaults(msgspec.Struct, frozen=True, kw_only=True):

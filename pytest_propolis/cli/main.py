@@ -21,6 +21,7 @@ _COMMANDS: Final = {
     "doctor": ".doctor",
     "durations": ".durations",
     "gc": ".gc",
+    "job": ".nodes.job",
     "kv": ".nodes.kv",
     "lock": ".nodes.lock",
     "node": ".nodes.node",

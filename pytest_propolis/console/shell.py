@@ -75,9 +75,14 @@ class _Pending:
     sink: Sink | None = None
     """Takes the output in place of `output`, as it comes."""
 
+    on_output: Sink | None = None
+    """Takes the output beside `output`."""
+
     def take(self, data: bytes) -> None:
         if self.sink is None:
             self.output += data
+            if self.on_output is not None and self.began.is_set():
+                self.on_output(data)
         elif self.began.is_set():
             self.sink(data)
 
@@ -87,9 +92,11 @@ class _Stall:
     """A time-out that begins anew whenever something moves."""
 
     limit: asyncio.Timeout
-    stall_s: float
+    stall_s: float | None
 
     def over(self) -> None:
+        if self.stall_s is None:
+            return
         with contextlib.suppress(RuntimeError):  # it has expired already
             self.limit.reschedule(asyncio.get_running_loop().time() + self.stall_s)
 
@@ -176,11 +183,18 @@ class Shell:
             self._begin(typed.nonce)
 
     async def run(
-        self, command: str, *, timeout_s: float, check: bool = True, note: str | None = None
+        self,
+        command: str,
+        *,
+        timeout_s: float,
+        check: bool = True,
+        note: str | None = None,
+        on_output: Sink | None = None,
     ) -> CommandResult:
         """Run a command, and wait until it ends. Its standard input is empty.
 
         :param note: what the log says of it, instead of the command itself.
+        :param on_output: called with the output as it comes.
         :raises CommandFailed: when it ends with a status other than 0, and `check` is on.
         :raises CommandTimeout: when it does not end in time; it is interrupted then, and the shell stays usable.
         :raises ShellLost: when the shell does not answer any more.
@@ -193,6 +207,7 @@ class Shell:
             await self._recover()
             self._console.note(note or f"run: {abbreviated(command, COMMAND_CHARACTERS)}")
             pending = self._begin(new_nonce())
+            pending.on_output = on_output
             return await self._outcome(
                 command, pending, self._send(command, pending), timeout_s=timeout_s, check=check, note=note
             )
@@ -256,14 +271,23 @@ class Shell:
             await self._send(command, self._begin(new_nonce()))
 
     async def stream(
-        self, command: str, nonce: str, *, typed: AsyncIterator[bytes] | None, sink: Sink, stall_s: float, note: str
+        self,
+        command: str,
+        nonce: str,
+        *,
+        sink: Sink,
+        note: str,
+        typed: AsyncIterator[bytes] | None = None,
+        binary: bool = False,
+        stall_s: float | None = None,
     ) -> int:
         """Run a command that reads the terminal or writes much to it, and return its status.
 
         :param nonce: the command's word, as of `new_nonce`.
         :param typed: what to type at the command: after each piece, it writes an acknowledgement with its nonce.
-        :param sink: takes the output as it comes. Without `typed`, the transcript and the log have nothing of it.
-        :param stall_s: how long nothing may come from the guest.
+        :param sink: takes the output as it comes.
+        :param binary: whether the output is kept out of the transcript and of the log.
+        :param stall_s: how long nothing may come from the guest; None if the caller has a limit of its own.
         :param note: what the log says of it.
         :raises CommandTimeout: when nothing comes for so long; the command is interrupted, and the shell stays usable.
         """
@@ -275,7 +299,7 @@ class Shell:
             pending = self._begin(nonce)
             try:
                 async with asyncio.timeout(stall_s) as limit:
-                    with contextlib.nullcontext() if typed else self._console.unrecorded():
+                    with self._console.unrecorded() if binary else contextlib.nullcontext():
                         return await self._streamed(command, pending, typed, _Stall(limit, stall_s), sink)
             except TimeoutError:
                 await self._recover()
@@ -462,7 +486,8 @@ class Shell:
         pending.acknowledged.set()
 
     def abandon(self, reason: str) -> None:
-        """End the wait for the command that runs: its shell is about to go."""
+        """End the wait for the command that runs, and take no further ones: the guest's shell is about to go."""
+        self._lost = self._lost or reason
         if self._pending is not None and not self._pending.ended.done():
             self._fail(self._pending, reason, hint=LOST_HINT)
 

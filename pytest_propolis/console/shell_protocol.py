@@ -49,6 +49,7 @@ __all__ = [
     "new_nonce",
     "new_session",
     "program",
+    "quoted",
     "repeat_request",
     "typed_command",
 ]
@@ -148,7 +149,7 @@ def program(session: str, *, shell: str = "sh") -> str:
     :param shell: the POSIX shell that evaluates commands.
     """
     loop = _LOOP.strip().replace("@", f"_{session[1:3]}").replace("WORD", "[0-9a-f]" * 12)
-    supervisor = _SUPERVISOR.strip().replace("SESSION", session).replace("SHELL", shell).replace("LOOP", _quote(loop))
+    supervisor = _SUPERVISOR.strip().replace("SESSION", session).replace("SHELL", shell).replace("LOOP", quoted(loop))
     supervisor = supervisor.replace("TERMINAL", TERMINAL)
     packed = base64.b64encode(gzip.compress(supervisor.encode(), mtime=0)).decode()
     # Not by the same shell: bash leaves a loop when an interrupt ends one of its programs.
@@ -165,7 +166,8 @@ def hand_over_command() -> str:
     return HAND_OVER
 
 
-def _quote(text: str) -> str:
+def quoted(text: str) -> str:
+    """A text as one word of a POSIX shell."""
     return "'" + text.replace("'", "'\\''") + "'"
 
 

@@ -2,8 +2,8 @@
 
 ``barriers/NAME/generation`` says how often it has opened. A node arrives by writing
 ``barriers/NAME/at/GENERATION/NODE`` on its own lease, on condition that the barrier has not opened meanwhile; the one
-that makes the number full opens it. An arrival goes with its node's lease, so a node that dies before it has opened the
-barrier has not arrived either.
+that makes the number full opens it. An arrival that is taken back changes that key, too. An arrival goes with its
+node's lease, so a node that dies before it has opened the barrier has not arrived either.
 """
 
 from __future__ import annotations
@@ -84,40 +84,47 @@ class Barrier:
 
     async def _arrive(self, node: Node, parties: int) -> int:
         """Arrive, and open the barrier if all others are there; return the generation that the node waits for."""
+        counted = 0
         while True:
             before, generation = self._mirror.revision_of(self._key), self.generation + 1
-            self._awaited = generation
-            directory = self._directory(generation)
-            outcome = await node.commit(
-                Put(directory + node.name, str(parties).encode(), node.lease),
-                expected={self._key: before},
-                count=directory,
-            )
+            if 0 < counted < generation:
+                return counted  # it has opened with this node
+            self._awaited, directory = generation, self._directory(generation)
+            arrival = Put(directory + node.name, str(parties).encode(), node.lease)
+            outcome = await node.commit(arrival, expected={self._key: before}, count=directory)
             if outcome.done:
-                break
+                counted = generation
+                if outcome.count < parties or await self._open(generation, before):
+                    return generation
             await self._changed(before)
-        if outcome.count >= parties:
-            opened = Put(self._key, str(generation).encode(), self._group.lease)
-            await self._group.commit(opened, deletes=(directory,), expected={self._key: before})
-        return generation
+
+    async def _open(self, generation: int, before: int) -> bool:
+        """Open the barrier, unless it has opened or an arrival was taken back meanwhile; return whether it was done."""
+        opened = Put(self._key, str(generation).encode(), self._group.lease)
+        deletes = (self._directory(generation),)
+        return (await self._group.commit(opened, deletes=deletes, expected={self._key: before})).done
 
     async def _changed(self, before: int) -> None:
         await self._mirror.until(lambda: self._mirror.revision_of(self._key) != before or None, on=(self._key,))
 
     async def _withdraw(self, node: Node) -> bool:
         """Take back an arrival; return False if the barrier has opened."""
-        before, reached = self._mirror.revision_of(self._key), self.generation
-        if reached >= self._awaited:
-            return False
-        arrival = self._directory(self._awaited) + node.name
-        return (await self._group.commit(deletes=(arrival,), expected={self._key: before})).done
+        while (reached := self.generation) < self._awaited:
+            before = self._mirror.revision_of(self._key)
+            arrival = self._directory(self._awaited) + node.name
+            # Written again, so that a node which has counted this arrival does not open the barrier.
+            same = Put(self._key, str(reached).encode(), self._group.lease)
+            if (await self._group.commit(same, deletes=(arrival,), expected={self._key: before})).done:
+                return True
+            await self._changed(before)
+        return False
 
     def _require_agreement(self, node: Node, parties: int) -> None:
-        for name, wanted in self.arrived.items():
-            if wanted != parties:
-                raise CoordinationError(
-                    f"barrier {self.name!r}: node {node.name!r} wants {parties} parties, and node {name!r} {wanted}"
-                )
+        first = self._mirror.first(self._directory(self._awaited))
+        if first is not None and (wanted := int(first[1].value)) != parties:
+            raise CoordinationError(
+                f"barrier {self.name!r}: node {node.name!r} wants {parties} parties, and node {first[0]!r} {wanted}"
+            )
 
     def _directory(self, generation: int) -> str:
         return f"{BARRIERS}{self.name}/at/{generation}/"

@@ -3,7 +3,7 @@
 ``batons/NAME/holder`` lives on its holder's lease; ``batons/NAME/line/NODE`` are those that wait for it, in the order
 of their revisions; ``batons/NAME/giver`` names the node that has passed it on, and lives on that node's lease. A holder
 that puts the baton down deletes both keys. So when the holder's key is gone and the giver's is there, the holder has
-died, and the baton goes back to the giver.
+died. Then it is the giver's turn if that waits for it, and otherwise that of the first in line.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .group import NodeGroup
     from .node import Node
 
-__all__ = ["Baton", "baton_without_holder"]
+__all__ = ["Baton"]
 
 BATONS: Final = "batons/"
 DEFAULT_TIMEOUT_S: Final = 300.0
@@ -117,15 +117,6 @@ class Baton:
         if wait:
             await self.take(timeout_s=timeout_s)
 
-    def take_back_if_given(self) -> None:
-        """Take the baton, in the background, if this node has passed it on to one that has died."""
-        if self._mirror.get(self._holder) is None and _text(self._mirror.get(self._giver)) == self._node.name:
-            self._node.group.in_background(self._take_back())
-
-    async def _take_back(self) -> None:
-        own = Put(self._holder, self._node.name.encode(), self._node.lease)
-        await self._node.commit(own, deletes=(self._giver,), expected={self._holder: 0})
-
     async def _claim(self, operation: str, timeout_s: float | None) -> bool:
         """Wait until this node holds it, or may claim it; return whether it holds it."""
         node = self._node
@@ -133,8 +124,7 @@ class Baton:
         def turn() -> str | None:
             if self.holder == node.name:
                 return "held"
-            is_free = self.holder is None and _text(self._mirror.get(self._giver)) in (None, node.name)
-            return "free" if is_free and self.line[:1] == [node.name] else None
+            return "free" if self.holder is None and self._first() == node.name else None
 
         on = (self._holder, self._giver, self._line)
         missing = lambda: [self.holder or "its giver"]  # noqa: E731
@@ -145,6 +135,11 @@ class Baton:
         if self._mirror.get(self._own_place) is not None:
             await node.commit(deletes=(self._own_place,))
         return True
+
+    def _first(self) -> str | None:
+        """Return the node whose turn it is when no node holds the baton."""
+        line, giver = self.line, _text(self._mirror.get(self._giver))
+        return giver if giver in line else next(iter(line), None)
 
     def _receiver(self, to: str | None) -> tuple[str, int] | None:
         """Return the name and the lease of the node that is to get it; None if no node waits."""
@@ -162,14 +157,6 @@ class Baton:
             return []
         name, lease = receiver
         return [Put(self._holder, name.encode(), lease), Put(self._giver, node.name.encode(), node.lease)]
-
-
-def baton_without_holder(key: str) -> str | None:
-    """Return the name of the baton whose holder a key names; None for any other key."""
-    match key.split("/"):
-        case ["batons", name, "holder"]:
-            return name
-    return None
 
 
 def _text(entry: Entry | None) -> str | None:

@@ -13,7 +13,7 @@ import msgspec
 from ..agent_api.key_value import Entry, Put
 from ..errors import CoordinationError, CoordinationLost, CoordinationTimeout
 from .backends.backend import Backend, Outcome
-from .baton import baton_without_holder
+from .baton import Baton
 from .key_values import KeyValues
 from .lease_keeper import LeaseKeeper
 from .mirror import Mirror
@@ -171,6 +171,10 @@ class NodeGroup:
         """Return how the nodes that have left ended, by name."""
         return {name: NodeEnd.decode(entry.value) for name, entry in sorted(self.mirror.below(ENDED).items())}
 
+    def holder(self, baton: str) -> str | None:
+        """Return the node that holds a baton; None while no node does."""
+        return Baton.standing(self, baton)[0]
+
     async def find(self, name: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> NodeInfo:
         """Wait for a node of a name, and return what it says of itself."""
         key = NODES + require_name("node", name)
@@ -295,17 +299,9 @@ class NodeGroup:
         task.add_done_callback(self._tasks.discard)
 
     def _note(self, key: str, before: Entry | None, after: Entry | None) -> None:
-        """Act on the end of a node, and of the holder of a baton."""
-        if before is None or after is not None:
-            return
-        if key.startswith(NODES) and POISON_KEY not in self.mirror.entries:
-            self._note_end(key, before)
-        elif baton := baton_without_holder(key):
-            for node in self._nodes:
-                node.baton(baton).take_back_if_given()
-
-    def _note_end(self, key: str, before: Entry) -> None:
         """Poison the group when a vital node has gone without leaving."""
+        if not key.startswith(NODES) or before is None or after is not None or POISON_KEY in self.mirror.entries:
+            return
         name = key.removeprefix(NODES)
         info = NodeInfo.decode(before.value)
         if ENDED + name not in self.mirror.entries and GROUP_KEY in self.mirror.entries and info.vital:

@@ -35,6 +35,8 @@ class Mirror:
         self._task: asyncio.Task[None] | None = None
         self._revision = 0
         self.entries: dict[str, Entry] = {}
+        self._directories: dict[str, dict[str, Entry]] = {}
+        """The entries that lie directly in each directory, by the rest of their keys."""
         self.listeners: list[Listener] = []
 
     async def start(self) -> None:
@@ -68,9 +70,12 @@ class Mirror:
         return entry.revision if entry else 0
 
     def below(self, directory: str) -> dict[str, Entry]:
-        """Return the entries in a directory, by the rest of their keys."""
-        length = len(directory)
-        return {key[length:]: entry for key, entry in self.entries.items() if key.startswith(directory)}
+        """Return the entries that lie directly in a directory, by the rest of their keys."""
+        return dict(self._directories.get(directory, {}))
+
+    def first(self, directory: str) -> tuple[str, Entry] | None:
+        """Return the entry in a directory that has been there for longest."""
+        return next(iter(self._directories.get(directory, {}).items()), None)
 
     async def until(self, condition: Callable[[], T | None], *, on: Iterable[str]) -> T:
         """Wait until a condition returns something else than None, and return that.
@@ -78,6 +83,8 @@ class Mirror:
         :param on: the keys, and the directories that end with ``/``, on which it depends.
         :raises CoordinationLost: when the copy is no longer kept up to date.
         """
+        if (there := condition()) is not None:
+            return there
         with self._waiter(on) as changed:
             while (result := condition()) is None:
                 self.require()
@@ -96,7 +103,7 @@ class Mirror:
         await self.until(has_it, on=(*puts, *deletes))
 
     def _has_below(self, name: str) -> bool:
-        return name in self.entries or (name.endswith("/") and bool(self.below(name)))
+        return name in self.entries or name in self._directories
 
     def wake(self, topics: Iterable[str]) -> None:
         """Have the conditions that depend on keys or directories evaluated again."""
@@ -142,10 +149,7 @@ class Mirror:
         for whole, entry in changes:
             key = whole.removeprefix(self._prefix)
             before = self.entries.get(key)
-            if entry is None:
-                self.entries.pop(key, None)
-            else:
-                self.entries[key] = entry
+            self._set(key, entry)
             if before != entry:
                 done.append((key, before, entry))
         self._revision = revision
@@ -153,6 +157,17 @@ class Mirror:
             self.wake(_topics(key))
             for listener in tuple(self.listeners):
                 listener(key, before, entry)
+
+    def _set(self, key: str, entry: Entry | None) -> None:
+        place, _, name = key.rpartition("/")
+        directory = self._directories.setdefault(f"{place}/", {})
+        if entry is None:
+            self.entries.pop(key, None)
+            directory.pop(name, None)
+            if not directory:
+                del self._directories[f"{place}/"]
+        else:
+            self.entries[key] = directory[name] = entry
 
     def _fail(self, error: CoordinationLost) -> None:
         if self._lost is None:

@@ -8,7 +8,7 @@ import pytest
 
 from ..errors import SettingsError
 from ..hosts.inventory.capacity import slots_of
-from ..hosts.inventory.inventory import read_inventory
+from ..hosts.inventory.probing import probed_inventory
 from ..session.internals import dist_was_chosen, is_controller, is_worker
 from ..session.stash import SETTINGS
 from .worker_channel import CHANNEL, WorkerEnd
@@ -21,10 +21,18 @@ def place_tests(config: pytest.Config) -> None:
 
     With a ``--dist`` that the user chose, scheduling is xdist's, and workers take turns at the hosts.
     """
+    if not is_worker(config):
+        from .elsewhere import RetrySummary
+
+        config.pluginmanager.register(RetrySummary(), "propolis-retry-summary")
     if is_worker(config):
         if CHANNEL in config.workerinput:  # type: ignore[attr-defined]
             config.pluginmanager.register(WorkerEnd(config), "propolis-placement")
-    elif is_controller(config) and not dist_was_chosen(config):
+        else:  # its scheduling is xdist's
+            _retry_here(config)
+    elif not is_controller(config):
+        _retry_here(config)
+    elif not dist_was_chosen(config):
         from .durations_file import read_durations
         from .xdist_scheduling import Placer
 
@@ -36,13 +44,24 @@ def place_tests(config: pytest.Config) -> None:
         config.pluginmanager.register(Placer(measured), "propolis-placement")
 
 
+def _retry_here(config: pytest.Config) -> None:
+    """Let tests run again on hosts that are not lost: `Run.placed` has those first."""
+    from ..session.stash import HOSTS
+    from .elsewhere import RetryElsewhere
+
+    def elsewhere(test: str, lost: frozenset[str]) -> bool:
+        return any(not host.is_lost for host in config.stash.get(HOSTS, ()))
+
+    config.pluginmanager.register(RetryElsewhere(config, elsewhere), "propolis-elsewhere")
+
+
 def wanted_workers(hosts: str | Path) -> int:
     """Return how many workers ``-n auto`` starts: one per slot of the inventory.
 
     :raises pytest.UsageError: when the inventory is wrong.
     """
     try:
-        specs = read_inventory(hosts)
+        specs = probed_inventory(hosts)
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None
     return sum(slots_of(spec, specs) for spec in specs)

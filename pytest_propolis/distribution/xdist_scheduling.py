@@ -7,16 +7,19 @@ cannot be taken back. So what a worker is sent is always one test ahead of what 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, cached_property, partial
+from itertools import chain
 from typing import Any, Final
 
 import pytest
 
 from ..hosts.inventory.capacity import cpus_of, memory_mib_of, slots_of
-from ..hosts.inventory.inventory import read_inventory
-from ..session.internals import call_in_controller, number_of_workers
+from ..hosts.inventory.probing import probed_inventory
+from ..session.internals import base_temporary_directory, call_in_controller, number_of_workers
+from ..session.progress import line_printer
 from ..session.stash import SETTINGS
+from .rejoining import Rejoining
 from .scheduling.decision import BuildTemplate, EndWorker, Start
 from .scheduling.host import HostSpec
 from .scheduling.item import Item
@@ -25,7 +28,8 @@ from .scheduling.planning.durations import SMALLEST_S
 from .scheduling.scheduler import FleetScheduler
 from .status.snapshot import HostStatus, WaitingTests
 from .status.source import STATUS_SOURCE, host_status
-from .worker_channel import LOST_HOSTS_ATTRIBUTE, WorkerChannel
+from .template_making import TemplateMaking
+from .worker_channel import LOST_HOSTS_ATTRIBUTE, Collected, Elsewhere, WorkerChannel
 
 __all__ = ["HostScheduling", "Placer"]
 
@@ -53,12 +57,25 @@ class Placer:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        self._channels[node.gateway.id] = WorkerChannel(node, self._needs.update)
+        worker = node.gateway.id
+        self._channels[worker] = WorkerChannel(node, lambda message: self._receive(node, message))
+        self._shared_id = node.workerinput["testrunuid"]
+
+    def _receive(self, node: Any, message: Collected | Elsewhere) -> None:
+        """In a thread of execnet's. Before the workers have collected, the controller's own thread does not look."""
+        if isinstance(message, Collected):
+            self._needs.update(message.needs)
+            return
+        call_in_controller(node.config, lambda: self._run_elsewhere(node.gateway.id, message), delay_s=0)
+
+    def _run_elsewhere(self, worker: str, message: Elsewhere) -> None:
+        if self._scheduling is not None:
+            self._scheduling.run_elsewhere(worker, message.test, message.lost)
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config) -> HostScheduling:
         self._scheduling = config.stash[STATUS_SOURCE] = HostScheduling(
-            config, self._channels, self._needs, self._measured_elsewhere
+            config, self._channels, self._needs, self._measured_elsewhere, shared_id=self._shared_id
         )
         return self._scheduling
 
@@ -72,7 +89,7 @@ class Placer:
 
     def pytest_sessionfinish(self) -> None:
         if self._scheduling is not None:
-            self._scheduling.remember_durations()
+            self._scheduling.end()
 
 
 class HostScheduling:
@@ -88,6 +105,8 @@ class HostScheduling:
         channels: Mapping[str, WorkerChannel],
         needs: Mapping[str, Needs],
         measured_elsewhere: Mapping[str, float],
+        *,
+        shared_id: str,
     ) -> None:
         self._config = config
         self._measured_elsewhere = measured_elsewhere
@@ -105,6 +124,12 @@ class HostScheduling:
         self._finished: set[str] = set()
         self._durations: dict[str, float] = {}
         self._hosts: dict[str, HostSpec] = {}
+        self._moving: dict[str, str] = {}
+        """By worker, the test that waits for other hosts."""
+        self._rejoining = Rejoining(config.stash[SETTINGS], shared_id=shared_id)
+        self._making: dict[tuple[str, str], float] = {}
+        """By host and guest, since when a template is being made, in s since the epoch."""
+        self._shared_id = shared_id
         self._ticking = False
         self._ready: set[str] = set()
         self._has_begun = False
@@ -127,8 +152,11 @@ class HostScheduling:
     def has_pending(self) -> bool:
         return self._has_begun and len(self._finished) < len(self._tests)
 
-    def remember_durations(self) -> None:
-        """Keep in pytest's cache how long the tests took, for the plans of later runs."""
+    def end(self) -> None:
+        """Keep in pytest's cache how long the tests took, for the plans of later runs; look for no lost hosts."""
+        self._rejoining.end()
+        if "_templates" in vars(self):
+            self._templates.end()
         cache = getattr(self._config, "cache", None)  # None with -p no:cacheprovider
         if cache is not None and self._durations:
             cache.set(DURATIONS, self._remembered_durations() | self._durations)
@@ -178,7 +206,7 @@ class HostScheduling:
         )
         hosts = self._config.stash[SETTINGS].hosts
         assert hosts is not None
-        specs = read_inventory(hosts)
+        specs = probed_inventory(hosts)
         for spec in specs:
             self._hosts[spec.name] = HostSpec(
                 name=spec.name,
@@ -194,11 +222,61 @@ class HostScheduling:
         """Place no more tests on hosts that a worker cannot reach."""
         lost = self._hosts.keys() & set(names)
         for name in lost:
-            del self._hosts[name]
+            host = self._hosts.pop(name)
             self._scheduler.host_lost(name)
+            self._rejoining.watch(name, partial(self._call, partial(self._rejoin, host)))
         if lost:
             self._give_up_what_no_host_can_run()
             self._decide()
+
+    def _made(self, host: str, guest: str) -> None:
+        """A template is there; or it cannot be made, and the tests that need it say why."""
+        self._making.pop((host, guest), None)
+        self._scheduler.template_made(host, guest)
+        self._decide()
+
+    @cached_property
+    def _templates(self) -> TemplateMaking:
+        from ..guests.registry import GuestRegistry
+
+        config = self._config
+        say, log_dir = line_printer(config), config.stash[SETTINGS].log_dir
+        return TemplateMaking(
+            config.stash[SETTINGS],
+            GuestRegistry(chain.from_iterable(config.hook.pytest_propolis_guests(config=config))),
+            shared_id=self._shared_id,
+            log_dir=(log_dir or base_temporary_directory(config) / "propolis") / "templates",
+            say=lambda text: self._call(partial(say, text)),
+        )
+
+    def _rejoin(self, host: HostSpec) -> None:
+        self._hosts[host.name] = host
+        self._scheduler.host_joined(host)
+        self._decide()
+
+    def _call(self, function: Callable[[], None]) -> None:
+        """Call a function in the controller's thread."""
+        call_in_controller(self._config, function, delay_s=0)
+
+    def run_elsewhere(self, worker: str, test: str, lost: Iterable[str]) -> None:
+        """Give other hosts to a test of a worker's that runs and has lost its own, as soon as there are any."""
+        self.lose_hosts(lost)
+        if self._placed.get(test, ("", ()))[0] == worker:
+            self._scheduler.hosts_lost_by(worker)
+            self._moving[worker] = test
+            self._decide()
+        else:
+            self._channels[worker].place({test: ()})
+
+    def _move(self) -> None:
+        for worker, test in list(self._moving.items()):
+            needs = self._needs[test]
+            hosts = self._scheduler.relocate(worker)
+            if hosts is None and sum(host.could_fit(needs) for host in self._hosts.values()) >= needs.hosts:
+                continue
+            del self._moving[worker]
+            self._placed[test] = worker, hosts or ()
+            self._channels[worker].place({test: hosts or ()})
 
     def _give_up_what_no_host_can_run(self) -> None:
         """Let such tests start as they are: each is skipped or fails, and says what it lacks."""
@@ -225,7 +303,8 @@ class HostScheduling:
         return tuple(WaitingTests(reason=some.reason, count=some.count, tests=some.tests) for some in found)
 
     def hosts(self, running: int) -> tuple[HostStatus, ...]:
-        return tuple(map(host_status, self._scheduler.hosts())) if self._has_begun else ()
+        found = self._scheduler.hosts() if self._has_begun else ()
+        return tuple(host_status(state, self._making) for state in found)
 
     def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
         worker, test = node.gateway.id, self._tests[item_index]
@@ -254,6 +333,7 @@ class HostScheduling:
         del self._nodes[worker]
         self._collections.pop(node, None)
         sent = self._sent.pop(worker)
+        self._moving.pop(worker, None)
         crashed = next((test for test in sent if test in self._placed), None)
         if self._has_begun and worker in self._ready:
             self._scheduler.worker_lost(worker)
@@ -266,6 +346,7 @@ class HostScheduling:
 
     def _decide(self) -> None:
         """Do what the scheduler decides, and see that it is asked again while tests wait."""
+        self._move()
         for decision in self._scheduler.decide(time.monotonic()):
             match decision:
                 case Start():
@@ -273,8 +354,8 @@ class HostScheduling:
                 case EndWorker(worker):
                     self._nodes[worker].shutdown()
                 case BuildTemplate(host, guest):
-                    # The first test that is placed there makes it, and others wait for that.
-                    self._scheduler.template_made(host, guest)
+                    self._making[host, guest] = time.time()
+                    self._templates.make(host, guest, partial(self._call, partial(self._made, host, guest)))
         if self.has_pending and not self._ticking:
             self._ticking = call_in_controller(self._config, self._tick, delay_s=TICK_S)
 

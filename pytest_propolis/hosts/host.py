@@ -144,6 +144,12 @@ class Host(Protocol):
         :raises HostError: when the agent cannot reach that host.
         """
 
+    async def reach_port(self, port: int) -> int:
+        """Return a port of this machine's loopback interface that leads to one of the host's, while it is not closed.
+
+        :raises HostError: when that cannot be.
+        """
+
     def close(self) -> None:
         """Let go of the agent, which then releases what this process still owns. Closing twice is fine.
 

@@ -142,6 +142,9 @@ class LocalHost:
         """Return the socket's own path: what this process reaches on its machine, the agent reaches, too."""
         return endpoint.address
 
+    async def reach_port(self, port: int) -> int:
+        return port
+
     def _first(self, launched: Launched) -> Launched:
         if self._launched is None:
             return launched

@@ -10,7 +10,7 @@ import shlex
 from pathlib import Path
 from typing import Final
 
-from ..errors import AgentError, ArtifactMissing, HostError
+from ..errors import AgentError, ArtifactMissing, HostError, HostLost
 from ..propolis_api.connection.endpoint import Endpoint
 from ..settings import Settings
 from ..storage.artifacts import Artifact
@@ -67,6 +67,8 @@ class SshHost:
         self._run = run_id
         self._client_id = secrets.token_hex(8)
         self._joined: tuple[JoinedLink, Lifeline] | None = None
+        self._told: JoinedLink | None = None
+        """The link whose loss some request has told of: the next one may find the host back."""
         self.was_up = False
         self._is_unreachable = False
         self._provided: set[str] = set()
@@ -119,10 +121,17 @@ class SshHost:
 
     async def client(self) -> AsyncAgentClient:
         """
-        :raises HostLost: when the connection to the host was lost since it was made.
+        :raises HostLost: when the connection to the host was lost since it was made, and no request has told of it.
         """
         link = await self._link()
-        return AsyncAgentClient(link.agent_socket, client=self._client_id, loss=link.explain)
+
+        async def explain() -> HostLost | None:
+            loss = await link.explain()
+            if loss is not None:
+                self._told = link
+            return loss
+
+        return AsyncAgentClient(link.agent_socket, client=self._client_id, loss=explain)
 
     async def run(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         answer = await (await self._link()).run(command, timeout_s=timeout_s)
@@ -166,6 +175,9 @@ class SshHost:
         socket = link.ready.agent_socket if on.name == self.name else await link.offer(endpoint.uds)
         return dataclasses.replace(endpoint, uds=Path(socket)).address
 
+    async def reach_port(self, port: int) -> int:
+        return await (await self._link()).reach_port(port)
+
     def close(self) -> None:
         """Let go of the agent, which then releases what this process still owns, and leaves if nothing else needs it.
 
@@ -196,7 +208,7 @@ class SshHost:
             lifeline.close()
             loss = await link.explain(within_s=LINK_END_TIMEOUT_S)  # an agent that is gone takes its link along
             link.close()
-            if loss is not None:
+            if loss is not None and self._told is not link:
                 self._is_unreachable = True
                 raise loss
         self.was_up = self._is_unreachable = True

@@ -9,13 +9,14 @@ from typing import Final
 import msgspec
 
 from ..agent_api.messages import AttachDisk, ExtendedInfo
+from ..agent_api.networks import ForwardPort, PortForwarded
 from ..errors import AgentError, CapabilityMissing
 from ..propolis_api import Component, InstanceSpec
 from ..propolis_api.connection.endpoint import Endpoint
 from ..propolis_api.connection.transport import http_client
 from ..propolis_api.failure import api_error
 
-__all__ = ["attach_disk", "get_extended_info", "get_screenshot"]
+__all__ = ["attach_disk", "forward_guest_port", "get_extended_info", "get_screenshot"]
 
 ANSWER_TIMEOUT_S: Final = 30.0
 
@@ -52,6 +53,18 @@ async def attach_disk(endpoint: Endpoint, components: Mapping[str, Component], *
     body = msgspec.json.encode(AttachDisk(components=dict(components)))
     answer = await _ask("POST", endpoint, "/disks", body, vm=vm, operation="attach", lacking=lacking)
     return msgspec.json.decode(answer, type=InstanceSpec)
+
+
+async def forward_guest_port(endpoint: Endpoint, port: int, *, vm: str) -> int:
+    """Return a port of the loopback interface of a VM's host that leads to a TCP port of its guest from now on.
+
+    :raises CapabilityMissing: if the VM's server is not run by an agent.
+    :raises ApiError: if the server refuses.
+    """
+    lacking = CapabilityMissing("its server forwards no ports", vm=vm, operation="forward")
+    body = msgspec.json.encode(ForwardPort(guest_port=port))
+    answer = await _ask("POST", endpoint, "/forwards", body, vm=vm, operation="forward", lacking=lacking)
+    return msgspec.json.decode(answer, type=PortForwarded).port
 
 
 async def _get(endpoint: Endpoint, path: str, *, vm: str, operation: str, lacking: CapabilityMissing) -> bytes:

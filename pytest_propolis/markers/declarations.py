@@ -68,8 +68,13 @@ def requires(
     }
 
 
+def retry_elsewhere() -> dict[str, Any]:
+    """the test runs again on another host if its host is lost while it runs"""
+    return {}
+
+
 MARKERS: Final[Mapping[str, Callable[..., dict[str, Any]]]] = MappingProxyType(
-    {function.__name__: function for function in (cold_boot, guest_os, multi_node, requires)}
+    {function.__name__: function for function in (cold_boot, guest_os, multi_node, requires, retry_elsewhere)}
 )
 """Every marker, by name. A new one is a function above, and an entry here."""
 

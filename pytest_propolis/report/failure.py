@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
@@ -74,11 +75,33 @@ def describe(vm: TestVm, *, shown: tuple[str, ...] = (), stays: bool = False) ->
         *([f"host:    {vm.host.name} ({vm.host.address})"] if vm.host.address != "localhost" else []),
         f"boot:    {vm.boot_kind}: {vm.phases}",
         f"spec:    {vm.guest.name}, {board.cpus} CPUs, {board.memory_mb} MiB, disks: {disks or 'none'}",
+        *_migration(vm),
         *_networks(vm),
         *_console(vm.console_tail(), shown),
         f"log:     {vm.log_path}" + (f" (incomplete: {vm.log_failure})" if vm.log_failure else ""),
         *([f"stays:   propolis console {vm.id}{vm.host.command_options}"] if stays and state != NOT_CREATED else []),
     ]
+
+
+def _migration(vm: TestVm) -> Iterator[str]:
+    """How the guest came to the VM, if it has migrated."""
+    if vm.came_from is None:
+        return
+    import msgspec  # most runs have no failures, and most failures no migrations
+
+    from ..agent_api.migration_report import MigrationReport
+    from ..propolis_api.connection.http import request
+
+    with contextlib.suppress(Exception):  # as for the state
+        answer = request(vm.endpoint, "GET", "/migrations", timeout_s=STATE_TIMEOUT_S)
+        came = msgspec.json.decode(answer.content, type=MigrationReport).migration_in
+        if came is not None:
+            phases = ", ".join(f"{phase} {after_s:.2f}" for phase, after_s in came.phases_s.items())
+            pause = f"stood still for {came.pause_s:.3f} s" if came.pause_s else "has not run since"
+            yield (
+                f"moved:   from {vm.came_from.name}, {came.way}, {pause}, {came.carried_bytes >> 20} MiB carried; "
+                f"phases at {phases} s"
+            )
 
 
 def _networks(vm: TestVm) -> Iterator[str]:

@@ -105,7 +105,7 @@ class EndOfRun:
             from ..hosts.run_hosts import local_run_ids
 
             return local_run_ids(config.stash[SETTINGS], shared_id=self._shared_id) if self._used else ()
-        return tuple(host.run_id for host in config.stash.get(HOSTS, ()) if host.was_up)
+        return tuple(host.run_id for host in config.stash.get(HOSTS, ()) if host.was_up and host.shares_files)
 
     def _look(self, run: str, settings: Settings) -> None:
         from ..hosts.agent_client import running_agents

@@ -11,12 +11,14 @@ import shlex
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from subprocess import Popen
 from typing import Any, Final, cast
 
 import pytest
 
 __all__ = [
+    "base_temporary_directory",
     "call_in_controller",
     "dist_was_chosen",
     "has_pytest_asyncio",
@@ -26,6 +28,8 @@ __all__ = [
     "load_pytest_asyncio",
     "local_process",
     "number_of_workers",
+    "prepare_again",
+    "run_phases",
     "set_loop_scope",
     "shared_run_id",
     "skip_reason",
@@ -98,6 +102,11 @@ def number_of_workers(config: pytest.Config) -> int:
     return len(parse_tx_spec_config(config))
 
 
+def base_temporary_directory(config: pytest.Config) -> Path:
+    """The directory below which pytest makes those of the fixture ``tmp_path``, in a process without fixtures."""
+    return cast(Path, cast(Any, config)._tmp_path_factory.getbasetemp())
+
+
 def call_in_controller(config: pytest.Config, function: Callable[[], None], *, delay_s: float) -> bool:
     """Have xdist's controller call a function in its own thread, between two events, after a while.
 
@@ -119,6 +128,18 @@ def local_process(node: Any) -> Popen[bytes] | None:
     execnet shows it nowhere else than on the gateway's input and output.
     """
     return cast("Popen[bytes] | None", getattr(getattr(node.gateway, "_io", None), "popen", None))
+
+
+def run_phases(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
+    """Run a test with its fixtures, and return the reports of its phases, of which pytest is not told."""
+    from _pytest.runner import runtestprotocol
+
+    return runtestprotocol(item, log=False, nextitem=nextitem)
+
+
+def prepare_again(item: pytest.Item) -> None:
+    """Let a test that has run be run once more, with fixtures of its own."""
+    cast(Any, item)._initrequest()
 
 
 def tear_down_everything(session: pytest.Session) -> None:

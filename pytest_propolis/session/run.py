@@ -82,14 +82,15 @@ class Run:
     def placed(self) -> tuple[Host, ...]:
         """The hosts of the test that runs: those that the controller gave it, else all.
 
-        Without a controller that places tests, workers of pytest-xdist take turns at the first one.
+        Without a controller that places tests, workers of pytest-xdist take turns at the first one, and lost hosts are
+        the last.
         """
         hosts, test = self.hosts, self._config.stash.get(RUNNING_TEST, "")
         if names := self._config.stash.get(PLACEMENTS, {}).get(test):
             by_name = {host.name: host for host in hosts}
             return tuple(by_name[name] for name in names)
         number = int((worker_name(self._config) or "gw0").removeprefix("gw")) % len(hosts)
-        return (*hosts[number:], *hosts[:number])
+        return tuple(sorted((*hosts[number:], *hosts[:number]), key=lambda host: host.is_lost))
 
     @property
     def host(self) -> Host:

@@ -17,15 +17,17 @@ from .instance_spec.pci_slots import (
     BOOT_DISK_CANDIDATES,
     DISK_CANDIDATES,
     DISPLAY_SLOT,
+    GUEST_PORTS_SLOT,
     NIC_CANDIDATES,
     SlotRequest,
     assign_slots,
 )
 from .networks.network import Network
 
-__all__ = ["BOOT_DISK", "DataDisk", "DiskInterface", "Nic", "VmConfig"]
+__all__ = ["BOOT_DISK", "ChannelKind", "DataDisk", "DiskInterface", "Nic", "VmConfig"]
 
 FirmwareKind = Literal["none", "bios", "uefi"]
+ChannelKind = Literal["auto", "console", "port"]
 
 FailureCount: TypeAlias = Annotated[int, Range(0, (1 << 32) - 1)]
 
@@ -74,6 +76,9 @@ class VmConfig:
     :param cpuid: what the guest's CPUID instruction returns; the server's choice by default.
     :param hyper_v: the Hyper-V enlightenments that the guest sees, maybe none; by default it sees no Hyper-V at all.
     :param display: whether the VM has a display, for `TestVm.screenshot`. Not part of the spec.
+    :param channel: how files and streams reach the guest: ``console``, over its serial console, or ``port``, over guest
+        ports that its agent adds to the machine, for a guest with virtio-serial. ``auto`` is the console today. Not
+        part of the spec.
     :param fail_migration_exports: how many migrations out of this VM fail on purpose.
     :param fail_migration_imports: how many migrations into this VM fail on purpose.
     :raises ConfigError: when a value is impossible, naming it.
@@ -94,6 +99,7 @@ class VmConfig:
     cpuid: Cpuid | None = None
     hyper_v: tuple[HyperVFeatureFlag, ...] | None = None
     display: bool = False
+    channel: ChannelKind = "auto"
     fail_migration_exports: FailureCount | None = None
     fail_migration_imports: FailureCount | None = None
 
@@ -133,8 +139,15 @@ class VmConfig:
         """The slot of the disk that the guest boots from: PHD's, else a free one before it, else one after it."""
         return self._slots(has_boot_disk=True)[0]
 
+    @property
+    def has_ports(self) -> bool:
+        """Whether the machine has guest ports."""
+        return self.channel == "port"
+
     def _slots(self, *, has_boot_disk: bool) -> list[int]:
         reserved = {DISPLAY_SLOT: "the display"} if self.display else {}
+        if self.has_ports:
+            reserved[GUEST_PORTS_SLOT] = "the guest ports"
         try:
             return assign_slots(self._slot_requests(has_boot_disk), reserved=reserved)
         except ConfigError as error:

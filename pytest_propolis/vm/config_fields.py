@@ -6,7 +6,7 @@ from typing import TypedDict
 
 from ..propolis_api import Cpuid, HyperVFeatureFlag
 from ..settings import BootKind
-from .config import DiskInterface, FirmwareKind, Nic
+from .config import ChannelKind, DiskInterface, FirmwareKind, Nic
 from .disks.kinds import Disk, DiskSource
 
 __all__ = ["VmConfigFields"]
@@ -29,5 +29,6 @@ class VmConfigFields(TypedDict, total=False):
     cpuid: Cpuid | None
     hyper_v: tuple[HyperVFeatureFlag, ...] | None
     display: bool
+    channel: ChannelKind
     fail_migration_exports: int | None
     fail_migration_imports: int | None

@@ -318,6 +318,7 @@ class VmFactory:
                 boot_timeout_s=vm.boot_timeout_s,
                 taken=taken,
                 copy_disks=copy_disks or place.name != vm.host.name,
+                guest_ports=vm.has_ports,
                 predecessor=vm.id if vm.id and place.name == vm.host.name else None,
             )
             heir.volumes, heir.nics = list(vm.volumes), vm.nics
@@ -426,6 +427,7 @@ class VmFactory:
             forked=forked,
             phases=forked.phases,
             vm_id=forked.vm.id,
+            has_ports=complete.config.has_ports,
         )
         return await taken.enter_async_context(vm)
 
@@ -458,6 +460,7 @@ class VmFactory:
             boot_timeout_s=complete.boot_timeout_s,
             taken=taken,
             display=config.display,
+            guest_ports=config.has_ports,
         )
 
     async def _serve(
@@ -472,6 +475,7 @@ class VmFactory:
         boot_timeout_s: float,
         taken: contextlib.AsyncExitStack,
         display: bool = False,
+        guest_ports: bool = False,
         copy_disks: bool = False,
         predecessor: str | None = None,
     ) -> TestVm:
@@ -484,6 +488,7 @@ class VmFactory:
             log_path=log_path_on(session.host, self._qemu_log(name)),
             memory_mib=spec.board.memory_mb,
             display=display,
+            guest_ports=guest_ports,
             copy_disks=copy_disks,
             predecessor=predecessor,
         )
@@ -506,6 +511,7 @@ class VmFactory:
             copies_disks=copy_disks,
             phases=phases,
             vm_id=created.id,
+            has_ports=guest_ports,
         )
         return await taken.enter_async_context(vm)
 

@@ -7,7 +7,8 @@ import contextlib
 import dataclasses
 import re
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from codecs import getincrementaldecoder
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from http import HTTPStatus
 from pathlib import Path
@@ -17,8 +18,12 @@ from websockets.asyncio.client import ClientConnection
 
 from ..agent_api.boot_source import BootSource
 from ..agent_api.messages import ExtendedInfo
+from ..agent_api.migration_report import MigrationReport
 from ..agent_api.template_layout import BOUNDARY
+from ..console.channels.guest_ports import GuestPorts
 from ..console.channels.over_console import ConsoleChannel
+from ..console.channels.over_port import PortChannel
+from ..console.channels.process import GuestProcess, guest_process
 from ..console.console import Console
 from ..console.shell import CommandResult, Shell
 from ..console.transcript import Found
@@ -26,6 +31,7 @@ from ..errors import (
     AgentError,
     ApiError,
     BootError,
+    CapabilityMissing,
     ConfigError,
     ConsoleClosed,
     ConsoleError,
@@ -64,6 +70,7 @@ from .files.transfers import FileTransfers, LocalPath
 from .instance_spec.builder import disk_components, free_slot
 from .login import log_in
 from .migration import TERMINAL, Report, migration_limit_s, until_migrated
+from .networks.forwarding import forward
 from .networks.network import Network
 from .replacements import replacements
 from .timings import Timings
@@ -121,6 +128,7 @@ class TestVm:
         phases: Timings | None = None,
         migrations: Report | None = None,
         copies_disks: bool = False,
+        has_ports: bool = False,
     ) -> None:
         self.name = name
         self.host = host
@@ -144,9 +152,14 @@ class TestVm:
         """Its cards in networks between VMs."""
         self._migrations = migrations
         self._copies_disks = copies_disks
+        self.has_ports = has_ports
+        """Whether files and streams go over guest ports: ``VmConfig(channel="port")``."""
+        self._ports = GuestPorts(client.endpoint, vm=name)
         self.boot_timeout_s = boot_timeout_s
         self._forked = forked
         self._heir: Endpoint | None = None
+        self.came_from: Host | None = None
+        """The host that its guest has migrated from last."""
         self._console: Console | None = None
         self._shell: Shell | None = None
         self._resources = contextlib.AsyncExitStack()
@@ -233,6 +246,17 @@ class TestVm:
         """Return the VM's address in a network between VMs: `Network.address`."""
         return network.address(self)
 
+    async def forward(self, port: int) -> int:
+        """Have a port of this machine lead to a TCP port of the guest, which takes commands; return that port.
+
+        It listens on 127.0.0.1, for tests that want SSH or HTTP into a guest, until the VM ends or migrates. The VM
+        needs a card on the user-mode network (``Nic()``), which gets its address now if it has none.
+
+        :raises ConfigError: when it has no such card, or there is no such port.
+        :raises ApiError: when QEMU refuses.
+        """
+        return await forward(self, port)
+
     async def _set_up_networks(self) -> None:
         for nic in self.nics:
             assert nic.network is not None
@@ -300,6 +324,7 @@ class TestVm:
             raise self._migration_error(source, "is not done", waited_s=limit_s) from None
         except ApiError as error:
             raise self._migration_error(source, f"failed: {error.message}") from error
+        self.came_from = source.host
         await self._take_console(source)
 
     async def aclose(self) -> None:
@@ -387,28 +412,62 @@ class TestVm:
 
     # Commands
 
-    async def run(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S, check: bool = True) -> str:
+    async def run(
+        self,
+        command: str,
+        *,
+        timeout_s: float = COMMAND_TIMEOUT_S,
+        check: bool = True,
+        on_output: Callable[[str], None] | None = None,
+    ) -> str:
         """Run a shell command in the guest, and return what it wrote, without the newlines at the end.
 
         Commands share one shell: the directory and variables stay. Standard error is part of the output.
 
+        :param on_output: called with the output as it comes, in pieces of any size.
         :raises CommandFailed: when its exit status is not 0; not with ``check=False``.
         :raises CommandTimeout: when it does not end in time; it is interrupted.
         :raises ShellLost: when the guest's shell does not answer.
         :raises ConsoleClosed: when the VM stops meanwhile.
         """
-        return (await self.run_result(command, timeout_s=timeout_s, check=check)).text
+        return (await self.run_result(command, timeout_s=timeout_s, check=check, on_output=on_output)).text
 
     async def run_bytes(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S, check: bool = True) -> bytes:
         """As `run`, but the output as it is, to the byte."""
         return (await self.run_result(command, timeout_s=timeout_s, check=check)).output
 
     async def run_result(
-        self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S, check: bool = False
+        self,
+        command: str,
+        *,
+        timeout_s: float = COMMAND_TIMEOUT_S,
+        check: bool = False,
+        on_output: Callable[[str], None] | None = None,
     ) -> CommandResult:
-        """As `run`, but with the exit status; that is not checked unless asked for."""
+        """As `run`, but with the exit status; that is not checked unless asked for.
+
+        Standard output and standard error come together, over one serial line; `process` has them apart.
+        """
         with self.phases.during("first command"):
-            return await self.shell.run(command, timeout_s=timeout_s, check=check)
+            return await self.shell.run(command, timeout_s=timeout_s, check=check, on_output=_decoded(on_output))
+
+    @contextlib.asynccontextmanager
+    async def process(self, command: str) -> AsyncIterator[GuestProcess]:
+        """Start a shell command beside all others, with streams of its own; kill it at the end of the block.
+
+        ::
+
+            async with vm.process("tail -f /var/log/messages") as process:
+                async for line in process.stdout:
+                    ...
+
+        It has a shell of its own, in the directory and with the exported variables of the shared one.
+
+        :raises CapabilityMissing: when the VM has no guest ports: it was not made with ``VmConfig(channel="port")``.
+        :raises ShellError: when it cannot be started.
+        """
+        async with guest_process(command, self.shell, self._ports) as process:
+            yield process
 
     # Files
 
@@ -446,7 +505,8 @@ class TestVm:
         return await self._files().get_bytes(remote)
 
     def _files(self) -> FileTransfers:
-        return FileTransfers(shell=self.shell, channel=ConsoleChannel(self.shell), vm=self.name)
+        ports = PortChannel(self.shell, self._ports, vm=self.name) if self.has_ports else None
+        return FileTransfers(shell=self.shell, channel=ports or ConsoleChannel(self.shell), vm=self.name)
 
     def debug(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         """Run a shell command from a debugger's prompt after a test has failed (``--pdb``), and return what it wrote.
@@ -560,6 +620,17 @@ class TestVm:
         """How far the latest migrations into this VM's server and out of it are."""
         return await self._api().instance_migrate_status()
 
+    async def get_migration_report(self) -> MigrationReport:
+        """Return how the latest migrations into this VM's server and out of it went.
+
+        It has the ways that memory and disks took, the pause, the phases, and how much was carried between hosts.
+
+        :raises CapabilityMissing: when its server is not of this project.
+        """
+        if self._migrations is None:
+            raise CapabilityMissing("its server does not report on migrations", vm=self.name)
+        return await self._migrations()
+
     async def get_serial_console_history(
         self, from_start: int = 0, *, max_bytes: int | None = None
     ) -> InstanceSerialConsoleHistoryResponse:
@@ -662,6 +733,8 @@ class TestVm:
         return MigrationError(f"the migration from {source.name!r} {message}", vm=self.name, **context)
 
     async def _take_console(self, source: TestVm) -> None:
+        self._ports = source._ports
+        self._ports.move_to(self.endpoint, vm=self.name)
         if source._console is None:
             await self._open_console()
             return
@@ -730,3 +803,11 @@ class TestVm:
         with contextlib.suppress(PropolisError):
             await self._client.instance_state_put(InstanceStateRequested.STOP)
             await self.wait_for_state(InstanceState.DESTROYED, timeout_s=DESTROY_TIMEOUT_S)
+
+
+def _decoded(on_output: Callable[[str], None] | None) -> Callable[[bytes], None] | None:
+    """What takes bytes for a function that takes text; a character may come in two pieces."""
+    if on_output is None:
+        return None
+    decoder = getincrementaldecoder("utf-8")(errors="replace")
+    return lambda data: on_output(decoder.decode(data))

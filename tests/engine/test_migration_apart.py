@@ -75,6 +75,9 @@ async def test_memory_and_disks_are_copied_and_migrate_back(rig: MigrationRig, t
     assert came.way
     assert not came.way.memory_in_file
     assert came.disks == {"full": DiskTransfer.COPIED, "empty": DiskTransfer.COPIED}
+    assert came.pause_s > 0
+    assert came.carried_bytes > 24 * MIB
+    assert list(came.phases_s) == ["RamPush", "Pause", "RamPushDirty", "Device", "RamPull", "Server", "Finish"]
     await migrate(second, third)
     for key in ("full", "empty"):
         assert same(tmp_path / f"{key}.qcow2", await disk_path(third, key))

@@ -65,11 +65,22 @@ async def test_victim(crucible_disk_factory, vm_factory):
     assert await vm.run("echo up") == "up"
 """
 
+NETWORKED = """
+from pytest_propolis import Nic
+
+async def test_victim(vm_factory):
+    lan = vm_factory.network("lan")
+    first = await vm_factory.start("first", guest="micro", memory_mib=128, nics=(Nic(network=lan),))
+    second = await vm_factory.start("second", guest="micro", memory_mib=128, nics=(Nic(network=lan),))
+    await first.run(f"ping -c 1 -W 20 {second.address(lan)}", timeout_s=60)
+"""
+
 VICTIMS: Final = (
     Victim("created", CREATED),
     Victim("forked", FORKED),
     Victim("standing by", FORKED, {"PROPOLIS_STANDBY": "1"}),
     Victim("migrated", MIGRATED),
     Victim("replicated", REPLICATED),
+    Victim("networked", NETWORKED),
 )
 """All but the first fork the same templates, which the first run of a kind makes if need be."""

@@ -55,20 +55,20 @@ def test_the_examples_of_the_readme_pass_but_for_the_one_that_shows_a_failure(in
 
 
 def test_the_examples_of_the_page_on_files_pass(inner: InnerRun) -> None:
-    put_and_get, error, progress = blocks("docs/files.md")
+    put_and_get, error, progress, ports = blocks("docs/files.md")
     inner.write(
         test_files_page=f"""
 import pytest
 from pytest_propolis import FileTransferError
 
-async def test_page(test_vm, tmp_path, monkeypatch):
+async def test_page(test_vm, vm_factory, tmp_path, monkeypatch):
     vm, image = test_vm, tmp_path / "image"
     image.write_bytes(b"image")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tests/data").mkdir(parents=True)
     (tmp_path / "tests/data/config.toml").write_text("")
     await vm.run("mkdir -p /etc /var/log; echo up >/var/log/messages")
-{textwrap.indent(put_and_get + error + progress, "    ")}
+{textwrap.indent(put_and_get + error + progress + ports, "    ")}
 """
     )
     inner.run().assert_outcomes(passed=1)

@@ -37,6 +37,10 @@ def test_vms_on_two_hosts_are_in_one_network_and_its_frames_stay_after_a_failure
             assert (await a.run_result(f"ping -c 1 -W 1 {b.address(lan)}")).status != 0
             await lan.heal()
             await a.run(f"ping -c 3 -W 20 {b.address(lan)}")
+            moved = await vm_factory.successor(b, host=here)
+            await moved.migrate_from(b)
+            await moved.wait_for_state("Running")
+            assert 0 < (await moved.get_migration_report()).migration_in.pause_s < 60
             assert False
         """
     )
@@ -44,6 +48,7 @@ def test_vms_on_two_hosts_are_in_one_network_and_its_frames_stay_after_a_failure
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["network: lan, 10.100.0.1, frames in *lan.local-1.pcap"])
     result.stdout.fnmatch_lines(["network: lan, 10.100.0.2, frames in *lan.local-2.pcap"])
+    result.stdout.fnmatch_lines(["moved:   from local-2, *, stood still for *; phases at RamPush *"])
     captures = sorted(inner.pytester.path.rglob("lan.*.pcap"))
     assert [path.name for path in captures] == ["lan.local-1.pcap", "lan.local-2.pcap"]
     pings = [frame for frame in frames(captures[0]) if frame[12:14] == b"\x08\x00" and frame[34] == ECHO]

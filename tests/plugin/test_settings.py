@@ -24,6 +24,7 @@ GIVEN = {
     "log_dir": ("/some/logs", "PosixPath('/some/logs')"),
     "qemu": ("/some/qemu", "PosixPath('/some/qemu')"),
     "hosts": ("local:1", "'local:1'"),
+    "leases": ("/tmp", "PosixPath('/tmp')"),
     "shard": ("1/1", "Shard(number=1, count=1)"),
     "durations": ("/dev/null", "PosixPath('/dev/null')"),
     "write_durations": ("/dev/null", "PosixPath('/dev/null')"),

@@ -89,7 +89,8 @@ def test_after_a_host_is_lost_the_other_one_runs_the_tests(inner: InnerRun, host
     outcomes = result.parseoutcomes()
     # One test of the other worker may be on the host when its cable is cut.
     assert 5 <= outcomes["passed"] <= 7, outcomes
-    assert sum(outcomes.get(kind, 0) for kind in ("passed", "failed")) == 8
+    # An error is a teardown on the lost host, or the setup of a test that was about to start there.
+    assert sum(outcomes.get(kind, 0) for kind in ("passed", "failed", "errors")) >= 8
 
 
 def test_a_disk_of_an_image_here_is_on_a_guest_there(inner: InnerRun, hosts: Path) -> None:
@@ -114,11 +115,94 @@ def test_a_disk_of_an_image_here_is_on_a_guest_there(inner: InnerRun, hosts: Pat
 def test_a_guest_on_an_ssh_host_runs_commands_and_leaves_nothing(inner: InnerRun, rig: SshRig, hosts: Path) -> None:
     inner.write(
         test_it="""
+        import asyncio
+        from pytest_propolis import Nic
+
         async def test_it(test_vm):
             assert await test_vm.run("uname") == "Linux"
             assert await test_vm.host.run("hostname") == test_vm.host.name == "h1"
+
+        async def test_port(vm_factory):
+            vm = await vm_factory.start(nics=(Nic(),))
+            await vm.run("while true; do echo hello | nc -l -p 80; done >/dev/null 2>&1 &")
+            port, said = await vm.forward(80), b""
+            while not said:  # nc may not listen yet
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                said = await reader.read()
+                writer.close()
+            assert said == b"hello\\n"
         """
     )
-    inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=1)
+    inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=2)
     assert {name: host.processes() for name, host in rig.hosts.items()} == {"h1": {}, "h2": {}}
     assert rig.hosts["h1"].run("ls", "/run/propolis") == ""
+
+
+RETRIED = """
+import pytest
+from pathlib import Path
+from cables import cut
+
+@pytest.fixture(scope="module")
+def wide(): yield
+
+@pytest.mark.retry_elsewhere
+async def test_0(test_vm, wide):
+    Path("ran").open("a").write(test_vm.host.name + "\\n")
+    if not Path("cut").exists():
+        Path("cut").touch()
+        cut(test_vm.host.name)
+        await test_vm.run("sleep 500", timeout_s=400)
+    assert await test_vm.run("echo here") == "here"
+
+@pytest.mark.parametrize("number", range(3))
+async def test_1(test_vm, number, wide):
+    assert await test_vm.run(f"echo {number}") == str(number)
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")])
+def test_a_test_whose_host_is_lost_runs_again_on_another_one(
+    inner: InnerRun, hosts: Path, cables: None, workers: tuple[str, ...]
+) -> None:
+    inner.write(test_it=RETRIED)
+    result = inner.run("--propolis-hosts", str(hosts), *workers)
+    outcomes = result.parseoutcomes()
+    assert outcomes == {"passed": 4, "rerun": 1}
+    first, second = (inner.pytester.path / "ran").read_text().split()
+    assert {first, second} == {"h1", "h2"}
+    result.stdout.fnmatch_lines([f"propolis: test_it.py::test_0 has run again elsewhere: *host {first} is lost: *"])
+
+
+def test_a_lost_host_that_comes_back_is_used_again(inner: InnerRun, hosts: Path, cables: None) -> None:
+    inner.write(
+        test_it="""
+        import subprocess, os, pytest
+        from pathlib import Path
+        from cables import cut
+
+        async def test_0(test_vm):
+            cut(test_vm.host.name)
+            with pytest.raises(Exception):
+                await test_vm.run("sleep 500", timeout_s=400)
+            entered = ["nsenter", "-t", os.environ["RIG_SWITCH"], "-n"]
+            subprocess.run([*entered, "ip", "link", "set", test_vm.host.name, "up"], check=True)
+            assert False
+
+        async def test_1(test_vm):
+            for _ in range(60):
+                states = [b'"state":"lost"' in line for line in Path("status.jsonl").read_bytes().splitlines()]
+                if True in states and not states[-1]:
+                    break
+                await test_vm.run("sleep 1")
+        """
+    )
+    path = inner.pytester.path / "hosts.toml"
+    path.write_text(path.read_text().replace("slots = 2", "slots = 1"))
+    result = inner.run("--propolis-hosts", str(hosts), "-n", "2", "--propolis-status", "status.jsonl")
+    assert result.parseoutcomes()["passed"] == 1  # the lost VM's teardown may fail, too
+    states = [
+        line.count(b'"state":"lost"') for line in (inner.pytester.path / "status.jsonl").read_bytes().splitlines()
+    ]
+    assert 1 in states
+    assert states[-1] == 0

@@ -23,7 +23,7 @@ COMMAND = (sys.executable, "-c", "from pytest_propolis.cli import main; main()",
 @pytest.mark.parametrize("number", range(4))
 async def test_looks(test_vm, number, tmp_path):
     top = subprocess.run([*COMMAND, "--json"], capture_output=True, text=True, check=True)
-    with open(f"../seen-{number}.json", "w") as file:
+    with open(f"seen-{number}.json", "w") as file:
         file.write(top.stdout)
 
 def test_other():
@@ -36,7 +36,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def seen(inner: InnerRun) -> list[dict[str, Any]]:
-    texts = [path.read_text() for path in inner.pytester.path.parent.glob("seen-*.json")]
+    texts = [path.read_text() for path in inner.pytester.path.glob("seen-*.json")]
     assert len(texts) == 4
     return [json.loads(text) for text in texts if text]
 

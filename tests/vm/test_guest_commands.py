@@ -27,6 +27,25 @@ async def test_output_comes_back_without_the_last_newline(vm: TestVm) -> None:
     assert await vm.run("uname -s; echo; echo") == "Linux"
 
 
+async def test_output_can_be_had_while_the_command_runs(vm: TestVm) -> None:
+    seen: list[str] = []
+    came = asyncio.Event()
+
+    def see(text: str) -> None:
+        seen.append(text)
+        came.set()
+
+    await vm.run("rm -f /tmp/go; mkfifo /tmp/go")
+    command = asyncio.create_task(vm.run("echo gr\u00fcn; read -r word </tmp/go; echo last", on_output=see))
+    await came.wait()
+    assert not command.done()
+    command.cancel()
+    await asyncio.wait([command])
+    assert "".join(seen).startswith("gr")
+    assert await vm.run("printf 'gr\u00fcn'; rm /tmp/go", on_output=see) == "gr\u00fcn"
+    assert "".join(seen).endswith("gr\u00fcn")
+
+
 async def test_a_failed_command_is_an_error_unless_told_otherwise(vm: TestVm) -> None:
     with pytest.raises(CommandFailed) as caught:
         await vm.run("echo why; false")

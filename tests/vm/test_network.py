@@ -12,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from pytest_propolis.engine.qemu.devices.network import mac_address
-from pytest_propolis.errors import ApiError
+from pytest_propolis.errors import ApiError, ConfigError
 from pytest_propolis.propolis_api import VirtioNetworkBackend, VirtioNetworkBackendComponent, VirtioNic
 from pytest_propolis.vm.config import Nic
 from pytest_propolis.vm.factory import VmFactory
@@ -102,3 +102,32 @@ async def test_a_link_that_is_not_there_answers_400_and_says_which_there_are(vm_
     link = VirtioNetworkBackendComponent(VirtioNetworkBackend(vnic_name="user"))
     vm.spec = replace(vm.spec, components=vm.spec.components | {"nic-backend": link})
     await vm.ensure()
+
+
+async def test_a_port_of_this_machine_leads_to_one_of_the_guest(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start("vm", guest="micro", cpus=1, memory_mib=128, nics=(Nic(),))
+    await vm.run("while true; do echo hello from the guest | nc -l -p 80; done >/dev/null 2>&1 &")
+    port = await vm.forward(80)
+    async with asyncio.timeout(60):
+        while (greeting := await _greeting(port)) == b"":  # nc may not listen yet: QEMU has taken the connection then
+            await asyncio.sleep(0)
+    assert greeting == b"hello from the guest\n"
+    assert await vm.forward(8080) != port
+    with pytest.raises(ConfigError, match="0 is no port"):
+        await vm.forward(0)
+
+
+async def _greeting(port: int) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+async def test_a_vm_without_a_card_of_that_kind_forwards_no_port(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.create("vm", guest="micro")
+    with pytest.raises(ConfigError, match="no network card on the user-mode network"):
+        await vm.forward(22)

@@ -107,6 +107,7 @@ class ForkStarter:
             log_path=log_path,
             journal=writer,
             fork=fork,
+            guest_ports=template.guest_ports,
             disk_directory=disk_directory,
         )
         return StartedFork(id=fork_id, directory=entry, config=config, fork=fork, writer=writer, disk_directory=disks)

@@ -171,6 +171,7 @@ class Templates:
             boot=template.boot,
             log_path=request.log_path,
             memory_mib=fork_cost_mib(template.spec.board.memory_mb),
+            guest_ports=template.guest_ports,
         )
         vm = await self._account.fork_vm(client, create, template=template, place=place)
         assert vm.fork is not None
@@ -219,7 +220,13 @@ class Templates:
         _require_space(directory, needed)
         for index, disk in enumerate(needed.disks):
             await make_image(disk, platform.qemu.img, directory / disk_file(index), allowed=self._allowed)
-        create = CreateVm(name=f"template-{key[:12]}", group=needed.title, boot=needed.boot, log_path=needed.log_path)
+        create = CreateVm(
+            name=f"template-{key[:12]}",
+            group=needed.title,
+            boot=needed.boot,
+            log_path=needed.log_path,
+            guest_ports=needed.guest_ports,
+        )
         memory = GuestMemory(path=str(directory / MEMORY_FILE), shared=True)
         vm = await self._account.create_vm(client, create, memory=memory)
         try:
@@ -252,6 +259,7 @@ class Templates:
             console=facts.console,
             warmup_input=facts.warmup_input,
             warmup_marker=facts.warmup_marker,
+            guest_ports=needed.guest_ports,
         ).save(directory)
 
     async def _have_booted(
@@ -291,6 +299,7 @@ def _key(needed: TemplateNeeded, platform: Hypervisor) -> str:
         properties=needed.properties,
         boot=needed.boot,
         accelerator=platform.accelerator.name,
+        guest_ports=needed.guest_ports,
         facts=(needed.guest, platform.qemu.identity, _processor(platform), *disks, *map(_looks, files)),
     )
 

@@ -40,6 +40,6 @@ class ConsoleChannel:
     async def download(self, command: str, sink: Callable[[bytes], None], *, note: str) -> Exchanged:
         unpacker = Unpacker(sink)
         await self._shell.stream(
-            sending_command(command), new_nonce(), typed=None, sink=unpacker.feed, stall_s=STALL_S, note=note
+            sending_command(command), new_nonce(), sink=unpacker.feed, binary=True, stall_s=STALL_S, note=note
         )
         return unpacker.end()

@@ -113,6 +113,13 @@ class FleetScheduler(Scheduler):
         run.awake = True
         return (run.items[lost].id,)
 
+    def hosts_lost_by(self, worker: str) -> None:
+        self._run.vacate(worker)
+
+    def relocate(self, worker: str) -> tuple[str, ...] | None:
+        hosts = self._run.relocate(worker)
+        return None if hosts is None else tuple(state.host.name for state in hosts)
+
     def run_again(self, test: str) -> None:
         run, index = self._run, self._run.indices[test]
         run.finished.discard(index)

@@ -110,6 +110,31 @@ class RunState:
             self.hold(held)
         return run
 
+    def vacate(self, worker: str) -> None:
+        """Free what a worker's tests hold, though they go on."""
+        run = self.running[worker]
+        run.queue.cell.rate -= run.speed * len(run.hosts)
+        for state in run.hosts:
+            if state.alive:
+                state.give_back(run.queue.needs)
+                self.changed.add(state)
+        run.hosts = ()
+
+    def relocate(self, worker: str) -> tuple[HostState, ...] | None:
+        """Let a worker's tests have hosts again, those with their template first; None if there is no room."""
+        run = self.running[worker]
+        needs = run.queue.needs
+        fitting = [state for state in self.fleet.fastest_first if state.could_fit(needs) and state.fits(needs)]
+        fitting.sort(key=lambda state: needs.guest is not None and needs.guest not in state.templates)
+        if len(fitting) < needs.hosts:
+            return None
+        run.hosts = tuple(fitting[: needs.hosts])
+        for state in run.hosts:
+            state.take(needs)
+        run.speed = min((state.speed for state in run.hosts), default=1.0)
+        run.queue.cell.rate += run.speed * len(run.hosts)
+        return run.hosts
+
     def hold(self, index: int) -> None:
         """Let an idle worker hold a test."""
         queue, rank_s = self.queue(index), self.durations.estimate(index).rank_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
 import pytest
@@ -87,8 +88,11 @@ def _unscheduled(spec: HostSpec, specs: tuple[HostSpec, ...], *, used: int) -> H
     )
 
 
-def host_status(state: HostState) -> HostStatus:
-    """Return what a scheduler knows of a host."""
+def host_status(state: HostState, making: Mapping[tuple[str, str], float]) -> HostStatus:
+    """Return what a scheduler knows of a host.
+
+    :param making: by host and guest, since when templates are being made.
+    """
     host, now_s = state.host, time.time()
     return HostStatus(
         name=host.name,
@@ -100,5 +104,7 @@ def host_status(state: HostState) -> HostStatus:
         used_cpus=host.cpus - state.cpus,
         state="up" if state.alive else "lost",
         templates=tuple(sorted(state.templates)),
-        making=tuple(TemplateStatus(guest=guest, since=now_s) for guest in state.building),
+        making=tuple(
+            TemplateStatus(guest=guest, since=making.get((host.name, guest), now_s)) for guest in state.building
+        ),
     )

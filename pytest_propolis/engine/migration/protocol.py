@@ -136,8 +136,13 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     """The target could let the guest run, and waits for leave to."""
 
 
-class HandedOver(msgspec.Struct, frozen=True, tag=True):
-    """The guest is the target's."""
+class HandedOver(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The guest is the target's.
+
+    :param stopped_for_s: how long it has stood still.
+    """
+
+    stopped_for_s: float
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True, tag=True):

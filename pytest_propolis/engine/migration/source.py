@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,7 +172,8 @@ class _Departure:
         self.reach(MigrationState.RAM_PUSH, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.SERVER)
         await self._channel.receive(Ready)
         self.reach(MigrationState.FINISH)
-        await self._channel.send(HandedOver())  # what raises here was not sent
+        stopped_for_s = max(0.0, time.time() - self._machine.stopped_s)
+        await self._channel.send(HandedOver(stopped_for_s=stopped_for_s))  # what raises here was not sent
         self._source._settled(self.side(handed_over=True))
         self._machine.serial.move_to(plan.address)
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from uuid import UUID
@@ -88,10 +89,28 @@ class MigrationTarget:
         self._streams: list[CarriedSocket] = []
         self.way: MemoryTransfer | None = None
         self.failure: str | None = None
+        self._carried_bytes = 0
+        self._handed_over: tuple[float, float] | None = None
+        """How long the guest had stood still then, and when that was."""
+        self._began_s = time.monotonic()
+        self._phases_s: dict[str, float] = {}
 
-    @property
-    def report(self) -> MigrationSide:
-        return MigrationSide(id=self.id, way=self.way, disks=self.disks.ways, failure=self.failure)
+    def report(self, *, resumed_s: float) -> MigrationSide:
+        """Return what is known of the migration.
+
+        :param resumed_s: when QEMU last let the guest run.
+        """
+        stopped_for_s, then_s = self._handed_over or (0.0, 0.0)
+        return MigrationSide(
+            id=self.id,
+            way=self.way,
+            disks=self.disks.ways,
+            failure=self.failure,
+            handed_over=self._has_guest,
+            carried_bytes=self._carried_bytes,
+            pause_s=stopped_for_s + resumed_s - then_s if self._handed_over and resumed_s >= then_s else 0.0,
+            phases_s=dict(self._phases_s),
+        )
 
     async def sync(self) -> tuple[InstanceSpec, HostFile | None]:
         """Agree with the source: the spec of the VM here, and where its memory is, if the source can share it.
@@ -163,7 +182,8 @@ class MigrationTarget:
         :raises MigrationFailed: when it is not.
         """
         try:
-            await channel.receive(HandedOver)
+            handed_over = await channel.receive(HandedOver)
+            self._handed_over = handed_over.stopped_for_s, time.time()
         except MigrationFailed as failure:
             if failure.told or not await was_handed_over(self._init.src_addr, self.id):
                 raise
@@ -217,7 +237,9 @@ class MigrationTarget:
 
     async def _close_streams(self) -> None:
         while self._streams:
-            await self._streams.pop().close()
+            carried = self._streams.pop()
+            await carried.close()
+            self._carried_bytes += carried.carried_bytes
 
     @contextlib.asynccontextmanager
     async def _stream(self, listener: StreamListener) -> AsyncIterator[socket.socket]:
@@ -232,6 +254,7 @@ class MigrationTarget:
                 yield stream
         finally:
             await carried.close()
+            self._carried_bytes += carried.carried_bytes
 
     async def _receive(self, listener: StreamListener, machine: Machine, way: MemoryTransfer, timeout_s: float) -> None:
         try:
@@ -255,6 +278,7 @@ class MigrationTarget:
 
     def _reach(self, *phases: MigrationState) -> None:
         for phase in phases:
+            self._phases_s.setdefault(phase.value, time.monotonic() - self._began_s)
             self._publish(self.id, phase)
 
     @staticmethod

@@ -29,6 +29,7 @@ from .cpu.model import cpu_arguments
 from .devices.disks import disk_parts
 from .devices.network import network_parts
 from .devices.pci import DISPLAY_SLOT, PciBuses
+from .guest_ports import port_devices
 from .machine_part import part_arguments
 from .memory import MEMORY_ID, GuestMemory
 
@@ -64,6 +65,7 @@ def qemu_arguments(
     display_socket: str | None = None,
     has_vsock: bool = False,
     generation: UUID | None = None,
+    guest_ports: bool = False,
 ) -> list[str]:
     """Everything on QEMU's command line but the monitor and the serial sockets.
 
@@ -77,11 +79,17 @@ def qemu_arguments(
     :param has_vsock: whether the host's kernel has virtio sockets for guests.
     :param generation: what the guest is told when it goes on as a copy of another one; by default the instance's id,
         which stays when it migrates.
+    :param guest_ports: whether the guest has `GuestPorts`.
     :raises InvalidSpec: naming the component at fault.
     :raises SpecUnsupported: naming the component that is not realised.
     """
     components = {key: unwrap(component) for key, component in spec.components.items()}
-    buses = PciBuses(components, pcie=spec.board.chipset.value.enable_pcie, display=display_socket is not None)
+    buses = PciBuses(
+        components,
+        pcie=spec.board.chipset.value.enable_pcie,
+        display=display_socket is not None,
+        guest_ports=guest_ports,
+    )
     arguments = [
         *("-name", f"guest={mark}", "-uuid", str(properties.id)),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S"),
@@ -96,6 +104,7 @@ def qemu_arguments(
         *part_arguments(network_parts(components, buses)),
         *_other_devices(components, buses, has_vsock=has_vsock),
         *_display(display_socket),
+        *(port_devices(buses.guest_ports_place) if guest_ports else ()),
     ]
     for argument in arguments:
         if "\0" in argument:

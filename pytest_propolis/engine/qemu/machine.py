@@ -18,6 +18,7 @@ from qemu.qmp import EventListener, QMPClient, QMPError
 
 from .bios_shadow import drop_bios_shadow
 from .child import Child, ChildRecord, Journal, spawn
+from .guest_ports import GuestPorts
 from .serial_port import SerialPort
 
 __all__ = ["DiskError", "GuestEvent", "Machine", "MachineError"]
@@ -82,6 +83,7 @@ class Machine:
     :param on_event: called in the event loop for each guest event.
     :param inherit: further file descriptors that QEMU inherits, under the same numbers. They stay the caller's.
     :param incoming: wait for another machine's state (`state_stream.load_state`), instead of a first instruction.
+    :param guest_ports: whether the arguments have guest ports.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Machine:
         on_event: Callable[[GuestEvent], None],
         inherit: Sequence[int] = (),
         incoming: bool = False,
+        guest_ports: bool = False,
     ) -> None:
         self._program = program
         self._arguments = arguments
@@ -106,6 +109,7 @@ class Machine:
         self.serial = SerialPort()
         self.second_serial = SerialPort()
         """COM2, on which the guest talks to the agent. It does not go along when the guest migrates."""
+        self.ports = GuestPorts(there=guest_ports)
         self.panics = 0
         self.disk_error: DiskError | None = None
         """The first error of a disk that QEMU has stopped the guest for."""
@@ -143,6 +147,7 @@ class Machine:
         monitor, their_monitor = socket.socketpair()
         fds = {"monitor": their_monitor.fileno(), "com1": self.serial.theirs.fileno()}
         fds["com2"] = self.second_serial.theirs.fileno()
+        fds |= self.ports.fds
         try:
             with self._open_log() as log:
                 self._process = await spawn(
@@ -154,6 +159,7 @@ class Machine:
                     environment=record.environment,
                 )
             record.live(self._process.pid)
+            self.ports.given()
         except OSError as error:
             monitor.close()
             raise MachineError(f"{self._program} cannot be run: {error.strerror or error}") from None
@@ -308,6 +314,7 @@ class Machine:
             await self._monitor.disconnect()
         self.serial.close()
         self.second_serial.close()
+        self.ports.close()
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:
@@ -433,6 +440,5 @@ def _time_s(event: Mapping[str, Any]) -> float:
 def _channels(fds: dict[str, int]) -> list[str]:
     return [
         *("-chardev", f"socket,id=monitor,fd={fds['monitor']}", "-mon", "chardev=monitor,mode=control"),
-        *("-chardev", f"socket,id=com1,fd={fds['com1']}"),
-        *("-chardev", f"socket,id=com2,fd={fds['com2']}"),
+        *(word for name in fds if name != "monitor" for word in ("-chardev", f"socket,id={name},fd={fds[name]}")),
     ]

@@ -42,6 +42,8 @@ from ..migration.protocol import MigrationChannel
 from ..migration.websocket import AcceptedConnection
 from ..qemu.devices.display import screenshot
 from ..qemu.devices.hot_plug import plug
+from ..qemu.devices.port_forward import ForwardRefused, forward_port
+from ..qemu.guest_ports import GuestPort
 from ..qemu.machine import MachineError
 from ..qemu.machine_part import PartKind
 from ..qemu.serial_port import SerialPort
@@ -218,8 +220,8 @@ class VmServer:
         """Migration facts that the API lacks: how the memory was transferred, why a migration failed, the pause."""
         vm = self._require_vm()
         arrival = vm.arrival
-        came = arrival.report if arrival else None
         stopped_s, resumed_s = (vm.machine.stopped_s, vm.machine.resumed_s) if vm.machine else (0.0, 0.0)
+        came = arrival.report(resumed_s=resumed_s) if arrival else None
         return MigrationReport(migration_in=came, migration_out=vm.departure, stopped_s=stopped_s, resumed_s=resumed_s)
 
     def migrate_out(self, migration_id: UUID, connection: AcceptedConnection) -> None:
@@ -247,6 +249,25 @@ class VmServer:
         machine = self._require_active().machine
         assert machine is not None
         return machine.serial
+
+    async def forward(self, port: int) -> int:
+        """Forward a port of the host's loopback interface to a port of the guest; return it. Refused with 400."""
+        vm = self._require_active()
+        assert vm.machine is not None
+        assert vm.spec is not None
+        components = {key: wrapper.component for key, wrapper in vm.spec.components.items()}
+        try:
+            return await forward_port(vm.machine.execute, components, port)
+        except ForwardRefused as refusal:
+            raise HttpError(bad_request(str(refusal))) from None
+
+    def guest_port(self, number: int) -> GuestPort:
+        """One of the VM's guest ports. Refused with 404 if it has none of that number."""
+        machine = self._require_active().machine
+        assert machine is not None
+        if port := machine.ports.get(number):
+            return port
+        raise HttpError(ErrorResponse(status=404, message=f"this VM has no guest port {number}"))
 
     def second_serial(self) -> SerialPort:
         """COM2."""

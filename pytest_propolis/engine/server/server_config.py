@@ -41,6 +41,7 @@ class ServerConfig:
     :param log_path: receives what QEMU prints.
     :param journal: keeps account of processes.
     :param display: whether the VM has a display, which costs a little.
+    :param guest_ports: whether the VM has guest ports.
     :param backends: what makes the block backends, by type of the component that asks for one
         (`CrucibleStorageBackend`). A component that needs one that is not here is refused.
     :param memory: the file that holds the guest's memory; None for one of the server's own, which a VM can migrate in.
@@ -59,6 +60,7 @@ class ServerConfig:
     log_path: Path
     journal: Journal
     display: bool = False
+    guest_ports: bool = False
     backends: Mapping[type, BackendFactory] = field(default_factory=dict)
     memory: GuestMemory | None = None
     fork: RestoredMachine | None = None
@@ -104,6 +106,7 @@ class ServerConfig:
             cpu_features=cpu_features.known,
             display_socket=None if self.display_socket is None else str(self.display_socket),
             has_vsock=Path("/dev/vhost-vsock").exists(),
+            guest_ports=self.guest_ports,
         )
 
     def _flash(self) -> dict[str, str]:

@@ -199,6 +199,7 @@ class VmMaker:
             on_event=driver.guest_did,
             inherit=[*memory, *vm.blobs.fds.values()],
             incoming=vm.arrival is not None,
+            guest_ports=self._config.guest_ports,
         )
 
     def _missing_parts(self, spec: InstanceSpec, blobs: BlobFiles, backends: BlockBackends) -> list[MachinePart]:

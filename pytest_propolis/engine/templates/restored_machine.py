@@ -64,6 +64,7 @@ class RestoredMachine:
             journal=journal,
             on_event=self._hear,
             incoming=True,
+            guest_ports=template.guest_ports,
         )
 
     @property

@@ -49,6 +49,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     :param console: what the guest showed until the log-in was complete.
     :param warmup_input: what to type so that the guest runs a command, with which a fork that waits is warmed up.
     :param warmup_marker: what the guest shows at the very end of it.
+    :param guest_ports: whether the machine has guest ports.
     """
 
     key: str
@@ -60,6 +61,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     console: str
     warmup_input: str
     warmup_marker: str
+    guest_ports: bool = False
 
     @classmethod
     def load(cls, place: Path) -> Self:
@@ -92,6 +94,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
             flash={},
             memory=GuestMemory(path=str(place / MEMORY_FILE), shared=False),
             generation=generation,
+            guest_ports=self.guest_ports,
         )
 
 
@@ -102,6 +105,7 @@ def template_key(
     boot: BootSource,
     accelerator: AcceleratorName,
     facts: tuple[str, ...],
+    guest_ports: bool = False,
 ) -> str:
     """A name that changes with everything that shapes a template.
 
@@ -116,6 +120,7 @@ def template_key(
         flash={},
         memory=GuestMemory(path=MEMORY_FILE, shared=False),
         generation=UUID(int=0),
+        guest_ports=guest_ports,
     )
     arguments[arguments.index("-uuid") + 1] = ""
     return hashlib.sha256(json.dumps([FORMAT, arguments, facts]).encode()).hexdigest()

@@ -38,6 +38,7 @@ from .link_messages import (
     LinkStarted,
     OfferSocket,
     PutFile,
+    ReachPort,
     RunCommand,
 )
 from .loader import GOODBYE, MARK
@@ -50,7 +51,7 @@ FIRST_CLIENT_TIMEOUT_S: Final = 30.0
 GOODBYE_TIMEOUT_S: Final = 20.0
 BEAT_S: Final = 1.0
 LINE_BYTES: Final = 1 << 20
-Work = RunCommand | PutFile | GetFile | OfferSocket
+Work = RunCommand | PutFile | GetFile | OfferSocket | ReachPort
 REMOTE_COMMAND: Final = Path(__file__).with_name("remote_command.py")
 
 
@@ -188,6 +189,8 @@ class Link:
                     await put_file(self._transport, host, Path(local), remote, python=self._config.python, once=once)
                 case OfferSocket(local=local):
                     return LinkAnswer(path=await self._offer(local))
+                case ReachPort(port=port):
+                    return LinkAnswer(port=await self._transport.forward_port(port))
                 case GetFile(local=local, remote=remote):
                     await get_file(self._transport, host, remote, Path(local), python=self._config.python)
         except PropolisError as error:

@@ -32,6 +32,7 @@ from .link_messages import (
     LinkStarted,
     OfferSocket,
     PutFile,
+    ReachPort,
     RunCommand,
 )
 
@@ -145,6 +146,15 @@ class JoinedLink:
         answer = await self._ask(OfferSocket(local=str(local)))
         assert answer.path is not None
         return answer.path
+
+    async def reach_port(self, port: int) -> int:
+        """Return a port of this machine's loopback interface that leads to one of the host's, while the link lasts.
+
+        :raises HostError: when the host's sshd refuses.
+        """
+        answer = await self._ask(ReachPort(port=port))
+        assert answer.port is not None
+        return answer.port
 
     def close(self) -> None:
         """Leave the link. Closing twice is fine."""

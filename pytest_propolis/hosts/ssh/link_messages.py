@@ -22,6 +22,7 @@ __all__ = [
     "LinkStarted",
     "OfferSocket",
     "PutFile",
+    "ReachPort",
     "RunCommand",
 ]
 
@@ -116,7 +117,13 @@ class OfferSocket(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     local: str
 
 
-LinkRequest = Join | RunCommand | PutFile | GetFile | OfferSocket
+class ReachPort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Have a port of this machine's loopback interface lead to one of the host's. Answered by that port."""
+
+    port: int
+
+
+LinkRequest = Join | RunCommand | PutFile | GetFile | OfferSocket | ReachPort
 
 
 class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -130,5 +137,6 @@ class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     lost: str | None = None
     status: int | None = None
     path: str | None = None
+    port: int | None = None
     output: bytes = b""
     complaint: bytes = b""

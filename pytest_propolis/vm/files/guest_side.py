@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from ...console.channels.channel import ByteChannel, Exchanged, Garbled
 from ...console.shell import Shell
-from ...errors import FileTransferError, PropolisError, abbreviated
-from .remote_path import RemotePath, quoted
+from ...console.shell_protocol import quoted
+from ...errors import ConsoleError, FileTransferError, PropolisError, ShellLost, abbreviated
+from .remote_path import RemotePath
 
 __all__ = ["GuestSide"]
 
@@ -70,6 +71,8 @@ class GuestSide:
         """Remove what is there under the temporary name, if the transfer fails or is cancelled."""
         try:
             yield
+        except (ConsoleError, ShellLost):
+            raise  # there is no shell any more
         except BaseException:
             with contextlib.suppress(PropolisError, TimeoutError):
                 async with asyncio.timeout(CLEANING_TIMEOUT_S):

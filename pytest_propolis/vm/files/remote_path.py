@@ -8,15 +8,12 @@ import secrets
 from dataclasses import dataclass
 from typing import Self
 
-__all__ = ["GuestPath", "RemotePath", "quoted"]
+from ...console.shell_protocol import quoted
+
+__all__ = ["GuestPath", "RemotePath"]
 
 GuestPath = str | bytes | os.PathLike[str]
 """How a test names a file in the guest: bytes for a name that is not UTF-8."""
-
-
-def quoted(text: str) -> str:
-    """A text as one word of a POSIX shell."""
-    return "'" + text.replace("'", "'\\''") + "'"
 
 
 @dataclass(frozen=True, slots=True)

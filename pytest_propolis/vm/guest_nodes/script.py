@@ -73,15 +73,17 @@ esac
 
 
 def install_command(script: str = SCRIPT) -> str:
-    """Return the command that installs the script, and starts its reader in the background."""
+    """Return the command that installs the script, and starts its reader.
+
+    The reader is no child of the guest's shell, which may ``wait`` for all that it has.
+    """
     links = " ".join(COMMANDS)
     return f"""d=/usr/local/bin; case :$PATH: in *:$d:*) mkdir -p $d;; *) d=/usr/bin;; esac
 rm -rf /tmp/.propolis-nodes && mkdir -m 700 /tmp/.propolis-nodes
 cat >$d/propolis <<'PROPOLIS_END'
 {script}PROPOLIS_END
 chmod 755 $d/propolis && for name in {links}; do ln -sf propolis $d/$name; done
-(trap '' HUP; exec propolis serve) </dev/null >/dev/null 2>&1 &
-echo $! >/tmp/.propolis-nodes/pid"""
+(trap '' HUP; propolis serve </dev/null >/dev/null 2>&1 & echo $! >/tmp/.propolis-nodes/pid)"""
 
 
 def remove_command() -> str:

@@ -12,6 +12,7 @@ __all__ = [
     "BOOT_DISK_SLOT",
     "DISK_CANDIDATES",
     "DISPLAY_SLOT",
+    "GUEST_PORTS_SLOT",
     "NIC_CANDIDATES",
     "PCI_SLOTS",
     "SlotRequest",
@@ -23,6 +24,9 @@ PCI_SLOTS: Final = range(2, 32)
 
 DISPLAY_SLOT: Final = 2
 """Where the display sits, if there is one: where PCs have it."""
+
+GUEST_PORTS_SLOT: Final = 30
+"""Where the controller of the guest ports sits, if there is one."""
 
 BOOT_DISK_SLOT: Final = 4
 """Where PHD puts the boot disk; data disks follow it."""

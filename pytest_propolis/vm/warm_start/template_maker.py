@@ -77,6 +77,7 @@ class TemplateKey:
             disks=tuple(create for _, create in self.disks if create),
             guest=self.guest.fingerprint,
             log_path=log_path,
+            guest_ports=self.complete.config.has_ports,
         )
 
 

@@ -83,6 +83,14 @@ class WarmStarter:
         except BootError as error:
             raise error.with_context(vm=wanted.name, operation="boot of its template") from None
 
+    async def prepare(self, complete: CompleteVmConfig, guest: GuestAdapter) -> None:
+        """Have the kind's template be made if it is not there.
+
+        :raises TemplateError: when it cannot be.
+        :raises BootError: when its guest does not boot in time.
+        """
+        await self._template_key(complete, guest)
+
     async def _template_key(self, complete: CompleteVmConfig, guest: GuestAdapter) -> str:
         limit_s = complete.boot_timeout_s
         image = await ready_image(self._host, self._agent, guest.image, timeout_s=limit_s, progress=self._progress)

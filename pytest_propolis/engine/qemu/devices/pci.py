@@ -8,10 +8,13 @@ from typing import Any, Final, NamedTuple
 from ....propolis_api import PciPath, PciPciBridge
 from ...invalid_spec import InvalidSpec
 
-__all__ = ["DISPLAY_SLOT", "PciBuses"]
+__all__ = ["DISPLAY_SLOT", "GUEST_PORTS_SLOT", "PciBuses"]
 
 DISPLAY_SLOT: Final = 2
 """Where the display sits, if there is one: where PCs have it."""
+
+GUEST_PORTS_SLOT: Final = 30
+"""Where the controller of the guest ports sits, if there is one: behind what a spec describes."""
 
 SLOTS: Final = 32
 FUNCTIONS: Final = 8
@@ -32,12 +35,19 @@ class PciBuses:
     :param components: the components of a spec, by key.
     :param pcie: whether the root bus is PCI Express.
     :param display: whether a display takes a slot.
+    :param guest_ports: whether guest ports take one.
     :raises InvalidSpec: naming the component whose place is impossible or taken.
     """
 
-    def __init__(self, components: Mapping[str, Any], *, pcie: bool, display: bool = False) -> None:
+    def __init__(
+        self, components: Mapping[str, Any], *, pcie: bool, display: bool = False, guest_ports: bool = False
+    ) -> None:
         self._chipset = _Q35 if pcie else _I440FX
-        self._reserved = {**self._chipset.reserved, **({DISPLAY_SLOT: "the display"} if display else {})}
+        self._reserved = {
+            **self._chipset.reserved,
+            **({DISPLAY_SLOT: "the display"} if display else {}),
+            **({GUEST_PORTS_SLOT: "the guest ports"} if guest_ports else {}),
+        }
         self._taken: dict[PciPath, str] = {}
         self._bridges = {key: part for key, part in components.items() if isinstance(part, PciPciBridge)}
         self._names = {0: self._chipset.root_bus}
@@ -49,6 +59,11 @@ class PciBuses:
             if (path := getattr(component, "pci_path", None)) is not None:
                 self._take(key, path)
         self._require_first_functions()
+
+    @property
+    def guest_ports_place(self) -> str:
+        """The words that put the controller of the guest ports in its place."""
+        return f"bus={self._chipset.root_bus},addr={GUEST_PORTS_SLOT:#x}"
 
     def place(self, path: PciPath) -> str:
         """The words that put a device there."""

@@ -36,6 +36,7 @@ FAST_FIRST: Final = (
 """The cipher that asyncssh is fastest with, and others for hosts that do not have it."""
 
 CONNECT_TIMEOUT_S: Final = 15
+LOOPBACK: Final = "127.0.0.1"
 QUICKACK: Final = getattr(socket, "TCP_QUICKACK", None)
 
 logging.getLogger("asyncssh").setLevel(logging.WARNING)
@@ -99,6 +100,11 @@ class AsyncsshTransport:
             self._listeners.append(await self._connection.forward_remote_path(remote, str(local)))
         except asyncssh.ChannelListenError as error:
             raise offer_refused(self._name, str(error)) from None
+
+    async def forward_port(self, remote: int) -> int:
+        listener = await self._connection.forward_local_port(LOOPBACK, 0, LOOPBACK, remote)
+        self._listeners.append(listener)
+        return int(listener.get_port())
 
     async def wait_closed(self) -> None:
         await self._connection.wait_closed()

@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 from asyncio.subprocess import PIPE, Process
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from ....errors import HostError
 from ....storage.programs import parent_death_prefix, run_program
 from .transport import Channel, SshDestination, offer_refused
 
 __all__ = ["OpensshTransport"]
+
+LOOPBACK: Final = "127.0.0.1"
 
 
 class OpensshTransport:
@@ -62,6 +65,15 @@ class OpensshTransport:
         done = await run_program([*self._words("-O", "forward", "-R", f"{remote}:{local}")])
         if done.status != 0:
             raise offer_refused(self._destination.name, done.last_lines())
+
+    async def forward_port(self, remote: int) -> int:
+        with socket.socket() as probe:  # ssh does not tell which port it has chosen for a local forward
+            probe.bind((LOOPBACK, 0))
+            port: int = probe.getsockname()[1]
+        done = await run_program([*self._words("-O", "forward", "-L", f"{LOOPBACK}:{port}:{LOOPBACK}:{remote}")])
+        if done.status != 0:
+            raise HostError(f"host {self._destination.name}: SSH refuses to forward a port: {done.last_lines()}")
+        return port
 
     async def wait_closed(self) -> None:
         if self._first:

@@ -73,6 +73,13 @@ class Transport(Protocol):
         :raises HostError: when that is refused.
         """
 
+    async def forward_port(self, remote: int) -> int:
+        """Listen on a port of this machine's loopback interface, and connect what comes there to one of the host's.
+
+        :return: the local port.
+        :raises HostError: when that is refused.
+        """
+
     async def wait_closed(self) -> None:
         """Wait until the connection has ended."""
 

@@ -1,0 +1,210 @@
+"""Nodes that coordinate: barriers, notifications, poison, the end of a run, in the agent's store and in etcd."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+from pytest_propolis.coordination.backends.address import connect_store, group_and_store
+from pytest_propolis.coordination.group import NodeGroup
+from pytest_propolis.coordination.run_group import opened_group
+from pytest_propolis.errors import Poisoned
+from pytest_propolis.hosts.local import LocalHost
+from pytest_propolis.hosts.run_directory import run_token
+from pytest_propolis.settings import Settings
+
+from .figure import Figure
+from .options import Options
+
+PARTIES: Final = 32
+PROCESSES: Final = 4
+MANY: Final = 1000
+ETCD_FLAGS: Final = ("--unsafe-no-fsync", "--heartbeat-interval", "10", "--election-timeout", "100")
+
+
+def measure(options: Options) -> list[Figure]:
+    rounds = options.repeats or 100
+    return [
+        figure
+        for kind in ("embedded", "etcd")
+        if kind == "embedded" or shutil.which("etcd")
+        for figure in asyncio.run(_measure(kind, rounds))
+    ]
+
+
+async def _measure(kind: str, rounds: int) -> list[Figure]:
+    async with _store(kind) as store:
+        last_alone = await _meetings(store, rounds, "last-alone")
+        at_once = await _meetings(store, max(rounds // 3, 5), "at-once")
+        return [
+            _figure(
+                f"{kind}: barrier of 32 in 4 processes, last alone, p50", last_alone, 8 if kind == "embedded" else 12
+            ),
+            _figure(f"{kind}: the same, all at once, p50", at_once, 15 if kind == "embedded" else 40),
+            _figure(f"{kind}: put to notification, p50", await _notifications(store, rounds), 2),
+            Figure(
+                name=f"{kind}: a vanished node (lease 5 s) poisons after",
+                measured=f"{await _vanish(store):.2f} s",
+                bound="<= 5.5 s",
+            ),
+            Figure(
+                name=f"{kind}: the end of a group with 1,000 keys",
+                measured=f"{await _end(store) * 1e3:.0f} ms",
+                bound="<= 100 ms",
+            ),
+            Figure(
+                name=f"{kind}: 1,000 nodes, a put and a barrier each: processor time",
+                measured=await _many(store),
+                bound="<= 0.2 ms",
+            ),
+        ]
+
+
+def _figure(name: str, seconds: list[float], bound_ms: float) -> Figure:
+    ordered = sorted(seconds)
+    median = statistics.median(ordered) * 1e3
+    measured = f"{median:.1f} ms ({ordered[0] * 1e3:.1f}-{ordered[-1] * 1e3:.1f}), n={len(ordered)}"
+    return Figure(name=name, measured=measured, bound=f"<= {bound_ms} ms", met=median <= bound_ms)
+
+
+class _Store:
+    """
+    :param settings: the store, as ``--propolis-coordination`` has it.
+    """
+
+    def __init__(self, settings: str, host: LocalHost | None) -> None:
+        self._settings = settings
+        self._host = host
+
+    def group(self, name: str) -> contextlib.AbstractAsyncContextManager[NodeGroup]:
+        return opened_group(self._settings, name, run="benchmark", host=self._require_host)
+
+    def _require_host(self) -> LocalHost:
+        assert self._host is not None
+        return self._host
+
+
+@contextlib.asynccontextmanager
+async def _store(kind: str) -> AsyncIterator[_Store]:
+    if kind == "embedded":
+        host = LocalHost(Settings(), run_id=run_token(None))
+        await (await host.client()).aclose()
+        try:
+            yield _Store(kind, host)
+        finally:
+            host.close()
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url, peer = f"http://127.0.0.1:{port}", "unix://peer.sock:1"
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as directory:
+        etcd = await asyncio.create_subprocess_exec(
+            *("etcd", "--data-dir", "data", "--listen-client-urls", url, "--advertise-client-urls", url),
+            *(
+                "--listen-peer-urls",
+                peer,
+                "--initial-advertise-peer-urls",
+                peer,
+                "--initial-cluster",
+                f"default={peer}",
+            ),
+            *ETCD_FLAGS,
+            cwd=directory,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            yield _Store(f"etcd://127.0.0.1:{port}", None)
+        finally:
+            etcd.kill()
+            await etcd.wait()
+
+
+async def _meetings(store: _Store, rounds: int, mode: str) -> list[float]:
+    """For each round, the time from the last arrival until all parties have passed."""
+    each = PARTIES // PROCESSES
+    async with store.group(f"meet-{mode}") as group:
+        processes = [
+            await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "benchmarks.nodes_party", group.address),
+                *map(str, (number * each, each, PARTIES, rounds)),
+                mode,
+                stdout=asyncio.subprocess.PIPE,
+                cwd=Path(__file__).parents[1],
+            )
+            for number in range(PROCESSES)
+        ]
+        outputs = [(await process.communicate())[0] for process in processes]
+    parties = [times for output in outputs for times in json.loads(output)]
+    return [
+        max(passed for _, passed in meeting) - max(began for began, _ in meeting)
+        for meeting in zip(*parties, strict=True)
+    ]
+
+
+async def _notifications(store: _Store, rounds: int) -> list[float]:
+    """From a put in one process's connection until another connection's wait for it ends."""
+    times = []
+    async with store.group("notify") as group, _attached(group) as other:
+        for number in range(rounds):
+            waiting = asyncio.create_task(other.kv.wait(f"key/{number}"))
+            await asyncio.sleep(0)
+            began_s = time.perf_counter()
+            putting = asyncio.create_task(group.kv.put(f"key/{number}", b""))
+            await waiting
+            times.append(time.perf_counter() - began_s)
+            await putting
+    return times
+
+
+async def _vanish(store: _Store) -> float:
+    async with store.group("vanish") as group, _attached(group) as other:
+        node, waiting = await other.join("vanishing", ttl_s=5), await group.join("waiting")
+        assert node._keeper is not None
+        await node._keeper.is_alive()
+        await node._keeper.aclose()
+        began_s = time.perf_counter()
+        with contextlib.suppress(Poisoned):
+            await waiting.barrier("x", 2)
+        return time.perf_counter() - began_s
+
+
+async def _end(store: _Store) -> float:
+    async with store.group("end") as group:
+        await asyncio.gather(*(group.kv.put(f"key/{number}", b"value") for number in range(MANY)))
+        began_s = time.perf_counter()
+        await group.aclose()
+        return time.perf_counter() - began_s
+
+
+async def _many(store: _Store) -> str:
+    """Processor time of 20 connections in this process, and of the store."""
+    async with store.group("many") as group, contextlib.AsyncExitStack() as stack:
+        groups = [await stack.enter_async_context(_attached(group)) for _ in range(20)]
+        nodes = await asyncio.gather(*(groups[number % 20].join(f"n{number}", ttl_s=60) for number in range(MANY)))
+        own_s = time.process_time()
+        await asyncio.gather(*(node.group.kv.put(node.name, b"here") for node in nodes))
+        await asyncio.gather(*(node.barrier("all", MANY) for node in nodes))
+        return f"{(time.process_time() - own_s) / (2 * MANY) * 1e3:.2f} ms per operation, 20 clients"
+
+
+@contextlib.asynccontextmanager
+async def _attached(group: NodeGroup) -> AsyncIterator[NodeGroup]:
+    name, address = group_and_store(group.address)
+    async with (
+        contextlib.aclosing(await connect_store(address)) as backend,
+        await NodeGroup.attach(backend, name) as other,
+    ):
+        yield other

@@ -1,0 +1,201 @@
+"""The guest ports of a VM, as a client uses them: connections, and streams with a mark at each end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+from typing import Final
+
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import InvalidHandshake, InvalidStatus
+
+from ...errors import AgentError, CapabilityMissing
+from ...propolis_api.connection.endpoint import Endpoint
+from ...propolis_api.connection.transport import open_websocket
+
+__all__ = ["GuestPorts", "MarkedStream", "PortStream", "open_port", "port_name"]
+
+PORTS: Final = range(1, 9)
+FRAME_BYTES: Final = 1 << 18
+MOVE_TIMEOUT_S: Final = 60.0
+
+# A guest without udev has no names for ports below /dev/virtio-ports. The last user closes a port in a moment.
+# `command` keeps a failure of `exec` from ending the shell: one that was forked would go on with the loop of the other.
+_OPEN: Final = r"""set +efu
+_p=
+[ -d /sys/class/virtio-ports ] || modprobe -q virtio_console 2>/dev/null
+for _d in /sys/class/virtio-ports/*
+do IFS= read -r _n 2>/dev/null <"$_d/name" && [ "$_n" = NAME ] && _p=/dev/${_d##*/}
+done
+[ -c "$_p" ] || { echo 'the guest has no port NAME: its kernel needs virtio_console'; exit 1; }
+_i=0
+until command exec FD<>"$_p"
+do _i=$((_i+1)); [ "$_i" -lt 100 ] && sleep 0.05 || { echo 'the port NAME is held by a program in the guest'; exit 1; }
+done 2>/dev/null
+"""
+
+
+def port_name(number: int) -> str:
+    """The name of a port in the guest."""
+    return f"org.propolis.{number}"
+
+
+def open_port(number: int, descriptor: int) -> str:
+    """Lines of a script that open a port as a descriptor, or end the script."""
+    return _OPEN.replace("NAME", port_name(number)).replace("FD", str(descriptor))
+
+
+class GuestPorts:
+    """The ports of one VM. Each has one user at a time, and any number wait for a free one.
+
+    :param vm: the VM's name, for errors.
+    """
+
+    def __init__(self, endpoint: Endpoint, *, vm: str) -> None:
+        self._endpoint = endpoint
+        self._vm = vm
+        self._free = list(PORTS)
+        self._released = asyncio.Condition()
+        self._moved = asyncio.Event()
+
+    def move_to(self, endpoint: Endpoint, *, vm: str) -> None:
+        """Find the ports at another server from now on: the guest has migrated there."""
+        self._endpoint, self._vm = endpoint, vm
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def taken(self, count: int = 1) -> AsyncIterator[tuple[PortStream, ...]]:
+        """Connections to ports that nothing else uses meanwhile.
+
+        :raises CapabilityMissing: when the VM has no guest ports.
+        :raises AgentError: when its server does not answer.
+        """
+        async with self._released:
+            await self._released.wait_for(lambda: len(self._free) >= count)
+            numbers = [self._free.pop(0) for _ in range(count)]
+        try:
+            async with contextlib.AsyncExitStack() as opened:
+                yield tuple([await opened.enter_async_context(self._connected(number)) for number in numbers])
+        finally:
+            self._free += numbers
+            async with self._released:
+                self._released.notify_all()
+
+    @contextlib.asynccontextmanager
+    async def _connected(self, number: int) -> AsyncIterator[PortStream]:
+        connection = await self._open(number)
+        try:
+            yield PortStream(number, connection, moved=self._moved)
+        finally:
+            connection.transport.abort()  # what waits to be sent has no reader any more
+
+    async def _open(self, number: int) -> ClientConnection:
+        try:
+            return await open_websocket(self._endpoint, f"/ports/{number}", {})
+        except InvalidStatus as error:
+            raise CapabilityMissing(
+                f"its server has no guest port (HTTP {error.response.status_code})",
+                vm=self._vm,
+                hint='make it with VmConfig(channel="port")',
+            ) from error
+        except (OSError, EOFError, InvalidHandshake) as error:
+            silent = AgentError(f"its guest ports do not answer: {error!r}", vm=self._vm)
+            raise await self._endpoint.lost_or(silent) from error
+
+
+class PortStream:
+    """A connection to one port."""
+
+    def __init__(self, number: int, connection: ClientConnection, *, moved: asyncio.Event) -> None:
+        self.number = number
+        self._connection = connection
+        self._moved = moved
+
+    async def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Send to the guest; wait while it reads nothing.
+
+        :raises ConnectionClosed: when the machine has ended, or the guest has migrated.
+        """
+        view = memoryview(data)
+        for start in range(0, len(view), FRAME_BYTES):
+            await self._connection.send(bytes(view[start : start + FRAME_BYTES]))
+
+    async def receive(self) -> bytes:
+        """Return what has come; wait if nothing has.
+
+        :raises ConnectionClosed: when the machine has ended, or the guest has migrated.
+        """
+        data = await self._connection.recv()
+        return data if isinstance(data, bytes) else b""
+
+    async def until_moved(self) -> None:
+        """After the end of the connection, wait until the port can be had at another server; for a minute at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MOVE_TIMEOUT_S):
+                await self._moved.wait()
+
+
+class MarkedStream:
+    """What a guest's program writes to a port, between two marks::
+
+        RS NONCE STX HEAD LF  the stream, to the byte  RS NONCE ETX TAIL EOT
+
+    What comes before belongs to earlier users of the port. No output imitates the marks by accident: NONCE is new.
+
+    """
+
+    def __init__(self, port: PortStream) -> None:
+        self.nonce = secrets.token_hex(8)
+        self.tail: str | None = None
+        """What the last mark says, when the stream was read to its end."""
+        self._port = port
+        self._rest = b""
+
+    @property
+    def begin(self) -> str:
+        """The first mark without its head, for `printf`."""
+        return rf"\036{self.nonce}\002"
+
+    @property
+    def end(self) -> str:
+        """The last mark without its tail, for `printf`."""
+        return rf"\036{self.nonce}\003"
+
+    async def head(self) -> str:
+        """Wait for the first mark, and return its head."""
+        mark = b"\x1e%b\x02" % self.nonce.encode()
+        while await self._until(mark) is not None:
+            pass
+        return await self._text(b"\n")
+
+    async def piece(self) -> bytes | None:
+        """Return the next piece of the stream; None at its end."""
+        piece = await self._until(b"\x1e%b\x03" % self.nonce.encode())
+        if piece is None:
+            self.tail = await self._text(b"\x04")
+        return piece
+
+    async def _until(self, mark: bytes) -> bytes | None:
+        """Return what comes before a mark, or a part of it; None when the mark comes next, which is taken then."""
+        while True:
+            found = self._rest.find(mark)
+            if found == 0:
+                self._rest = self._rest[len(mark) :]
+                return None
+            sure = found
+            if found < 0:  # it may have come in part
+                start = self._rest.rfind(b"\x1e", -len(mark) + 1)
+                sure = len(self._rest) if start < 0 else start
+            if sure:
+                piece, self._rest = self._rest[:sure], self._rest[sure:]
+                return piece
+            self._rest += await self._port.receive()
+
+    async def _text(self, end: bytes) -> str:
+        while end not in self._rest:
+            self._rest += await self._port.receive()
+        text, _, self._rest = self._rest.partition(end)
+        return text.decode(errors="replace")

@@ -1,0 +1,33 @@
+"""A template that is made before a VM asks for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from ...console.log import make_log_directory
+from ...guests.adapter import GuestAdapter
+from ...hosts.host import Host
+from ...settings import Settings
+from ..config import VmConfig
+from ..host_session import HostSession
+from .template_maker import cold_reason
+
+__all__ = ["prepare_template"]
+
+
+async def prepare_template(
+    host: Host, guest: GuestAdapter, settings: Settings, *, log_dir: Path, progress: Callable[[str], None]
+) -> None:
+    """Have a host make the template of which ``test_vm`` is a fork, unless it is there or VMs boot from cold.
+
+    :raises PropolisError: when it cannot be made.
+    """
+    complete = VmConfig(name="template", guest=guest.name).completed(settings)
+    placed = complete.config.with_slots(has_boot_disk=guest.image.disk is not None)
+    complete = dataclasses.replace(complete, config=placed)
+    if cold_reason(complete, guest) is None:
+        make_log_directory(log_dir)
+        async with HostSession.on(host, group="templates", log_dir=log_dir, progress=progress) as session:
+            await session.warm_starter.prepare(complete, guest)

@@ -1,0 +1,96 @@
+"""Guest ports through what happens to a VM: resets, reboots, stops, migrations, and a guest without the driver."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from pytest_propolis import CapabilityMissing, ConfigError, FileTransferError, Progress, ShellLost, VmConfig
+from pytest_propolis.vm.config_fields import VmConfigFields
+from pytest_propolis.vm.disks.kinds import DataDisk
+from pytest_propolis.vm.factory import VmFactory
+
+SMALL: VmConfigFields = {"guest": "micro", "cpus": 1, "memory_mib": 256, "channel": "port"}
+
+
+async def test_ports_work_in_forks_and_after_resets_reboots_and_a_new_start(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(**SMALL)
+    assert vm.boot_kind == "warm"
+    await vm.put(b"fork", "/tmp/file")
+    assert await vm.get_bytes("/tmp/file") == b"fork"
+    await vm.reset()
+    await vm.wait_to_boot()
+    await vm.put(b"reset", "/tmp/file")
+    await vm.graceful_reboot()
+    with pytest.raises(FileTransferError, match="No such file"):
+        await vm.get_bytes("/tmp/file")
+    await vm.stop()
+    await vm.boot()
+    await vm.put(b"new", "/tmp/file")
+    assert await vm.get_bytes("/tmp/file") == b"new"
+
+
+async def test_a_reset_in_the_middle_of_a_transfer_ends_it(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(**SMALL)
+    begun = asyncio.Event()
+
+    def see(progress: Progress) -> None:
+        if progress.done_bytes > 8_000_000:  # the guest reads: no part of the command waits for it in the UART
+            begun.set()
+
+    transfer = asyncio.create_task(vm.put(os.urandom(60_000_000), "/tmp/file", on_progress=see))
+    await begun.wait()
+    await vm.reset()
+    with pytest.raises(ShellLost, match="reset"):
+        await transfer
+    await vm.wait_to_boot()
+    await vm.put(b"again", "/tmp/file")
+    assert await vm.get_bytes("/tmp/file") == b"again"
+
+
+async def test_transfers_go_on_while_the_guest_migrates(vm_factory: VmFactory, tmp_path: Path) -> None:
+    vm = await vm_factory.start(**SMALL)
+    content = os.urandom(40_000_000)
+    (tmp_path / "there").write_bytes(content)
+    heir = await vm_factory.successor(vm)
+    begun = asyncio.Event()
+    transfer = asyncio.create_task(vm.put(tmp_path / "there", "/tmp/file", on_progress=lambda _: begun.set()))
+    await begun.wait()
+    await heir.migrate_from(vm)
+    await transfer
+    assert (await heir.run("sha256sum /tmp/file")).split()[0] == hashlib.sha256(content).hexdigest()
+    later = await vm_factory.successor(heir)
+    begun.clear()
+    transfer = asyncio.create_task(heir.get("/tmp/file", tmp_path / "back", on_progress=lambda _: begun.set()))
+    await begun.wait()
+    await later.migrate_from(heir)
+    await transfer
+    assert (tmp_path / "back").read_bytes() == content
+
+
+async def test_a_guest_without_the_driver_is_an_error_that_names_it(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(**SMALL)
+    await vm.run(
+        "for port in /sys/bus/virtio/drivers/virtio_console/virtio*; do"
+        " echo ${port##*/} >/sys/bus/virtio/drivers/virtio_console/unbind; done"
+    )
+    with pytest.raises(FileTransferError, match="its kernel needs virtio_console"):
+        await vm.put(b"content", "/tmp/file")
+
+
+async def test_a_machine_without_ports_has_no_such_device(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(guest="micro", cpus=1, memory_mib=256, channel="console")
+    assert await vm.run("cat /sys/bus/pci/devices/*/device | grep -c -e 0x1003 -e 0x1043", check=False) == "0"
+    vm.has_ports = True
+    with pytest.raises(CapabilityMissing, match="no guest port"):
+        await vm.put(b"content", "/tmp/file")
+
+
+def test_the_slot_of_the_ports_is_taken() -> None:
+    with pytest.raises(ConfigError, match="the guest ports"):
+        VmConfig(channel="port", disks=(DataDisk(name="data", size_mib=1, pci_slot=30),))
+    VmConfig(disks=(DataDisk(name="data", size_mib=1, pci_slot=30),))
