@@ -15,6 +15,8 @@ from .connection.endpoint import Endpoint
 __all__ = ["api_error", "unanswered", "unreadable"]
 
 _QUOTED_BYTES: Final = 300
+_VERSION_REFUSED: Final = "server does not support this API version"
+"""What Dropshot answers, with 400, to a client of a version newer than its own."""
 _HINTS: Final[Mapping[int, str]] = {
     400: "the server cannot do what was asked for: correct what the message names",
     403: "the instance's state does not allow this now: wait for another state, and ask again",
@@ -44,7 +46,7 @@ def api_error(status: int, content: bytes, *, vm: str | None, operation: str) ->
         request_id=body.request_id,
         vm=vm,
         operation=operation,
-        hint=_HINTS.get(status, f"look for request {body.request_id} in the server's log"),
+        hint=_hint(status, body),
     )
 
 
@@ -66,6 +68,12 @@ def unanswered(endpoint: Endpoint, error: Exception, *, vm: str | None, operatio
     else:
         did, hint = "does not answer", "the VM's server or its agent has ended: see the agent's log"
     return AgentError(f"{endpoint} {did}: {_reason(error)}", vm=vm, operation=operation, waited_s=waited_s, hint=hint)
+
+
+def _hint(status: int, body: Error) -> str:
+    if body.message.startswith(_VERSION_REFUSED):
+        return f"the server is older than version {API_VERSION} of the API, which this client speaks: use a newer one"
+    return _HINTS.get(status, f"look for request {body.request_id} in the server's log")
 
 
 def _error_body(content: bytes) -> Error | None:

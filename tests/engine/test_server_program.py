@@ -18,6 +18,9 @@ from pytest_propolis.engine.qemu.binary import find_firmware
 from pytest_propolis.errors import AgentError, ApiError
 from pytest_propolis.guests.micro import Micro
 from pytest_propolis.propolis_api import InstanceState, InstanceStateRequested
+from pytest_propolis.propolis_api.client import PropolisClient
+from pytest_propolis.propolis_api.connection import transport
+from pytest_propolis.propolis_api.connection.endpoint import Endpoint
 from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
 
 BIOS = ("bios", "127.0.0.1:0", "--accelerator", "tcg")
@@ -191,3 +194,14 @@ async def test_a_server_that_has_ended_does_not_answer(server: ServerProgram) ->
     await server.end()
     with pytest.raises(AgentError):
         await server.client.instance_get()
+
+
+async def test_an_error_says_that_the_server_is_older_than_the_client(
+    server: ServerProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "_HEADERS", {"api-version": "99.0.0"})
+    async with PropolisClient(Endpoint.at(server.address)) as client:
+        with pytest.raises(ApiError, match=r"does not support this API version: 99\.0\.0") as caught:
+            await client.instance_get()
+    assert caught.value.status == 400
+    assert "the server is older" in str(caught.value.hint)
