@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         VmError,
         VmStateError,
     )
+    from .fixtures.vm_fixture import vm_fixture
     from .guests.adapter import GuestAdapter, GuestImage
     from .hosts.host import Host
     from .hosts.placement import Labels, NotSameAs
@@ -132,6 +133,7 @@ __all__ = [
     "VolumeDisk",
     "WheelMember",
     "lifecycle",
+    "vm_fixture",
 ]
 
 _HOMES: Final = {
@@ -166,6 +168,7 @@ _HOMES: Final = {
     "VmFactory": "vm.factory",
     "WheelMember": "storage.sources",
     "lifecycle": "vm.lifecycle",
+    "vm_fixture": "fixtures.vm_fixture",
 }
 """The module of each name that is not an error."""
 

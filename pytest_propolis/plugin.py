@@ -148,7 +148,7 @@ def pytest_pycollect_makeitem(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Before any fixture: a test that no host can run starts nothing."""
+    """Before any fixture: a test that no host can run, or that cannot await its VMs, starts nothing."""
     from .session.stash import RUNNING_TEST
 
     item.config.stash[RUNNING_TEST] = item.nodeid
@@ -157,6 +157,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if obstacle := unmet(item):
             pytest.skip(str(obstacle))
+        from .fixtures.event_loops import require_async_user
+
+        require_async_user(item)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -10,7 +10,7 @@ import os
 import shlex
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import Popen
 from typing import Any, Final, cast
@@ -21,6 +21,7 @@ __all__ = [
     "base_temporary_directory",
     "call_in_controller",
     "dist_was_chosen",
+    "fixture_functions",
     "has_pytest_asyncio",
     "is_cancelling_a_test",
     "is_controller",
@@ -34,6 +35,7 @@ __all__ = [
     "shared_run_id",
     "skip_reason",
     "tear_down_everything",
+    "test_of",
     "worker_name",
 ]
 
@@ -155,6 +157,17 @@ def is_cancelling_a_test() -> bool:
     """
     runner = getattr(getattr(signal.getsignal(signal.SIGINT), "func", None), "__self__", None)
     return bool(getattr(runner, "_interrupt_count", 0))
+
+
+def fixture_functions(item: pytest.Function) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The names and functions of all fixtures that a test is known to use when it is collected."""
+    for name, definitions in item._fixtureinfo.name2fixturedefs.items():
+        yield name, definitions[-1].func
+
+
+def test_of(request: pytest.FixtureRequest) -> pytest.Item:
+    """The test that a fixture of whatever scope is set up for. For a wider scope `request.node` is no test."""
+    return request._pyfuncitem
 
 
 def set_loop_scope(fixture_function: Callable[..., Any], scope: str) -> None:

@@ -24,6 +24,8 @@ from typing import Final, final
 
 from ..errors import ArtifactCorrupt, ArtifactError
 from .artifacts import Artifact, checked_name
+from .catalogs.archive_member import ArchiveMember, extract
+from .catalogs.remote_file import RemoteFile
 from .debian import DebianBuild
 from .files import copy, private_directory, remove, require_trusted, sha256_of, space_errors, sync
 from .locks import locked
