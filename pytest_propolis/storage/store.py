@@ -92,7 +92,8 @@ class ArtifactStore:
             await self.derive(source.key, source.filenames, partial(source.make, progress=progress), progress)
             return self.place(artifact)
         if isinstance(source, ArchiveMember):
-            await self.derive(source.key, [artifact.filename], partial(self._extract, artifact, source, progress), progress)
+            make = partial(self._extract, artifact, source, progress)
+            await self.derive(source.key, [artifact.filename], make, progress)
             return self.place(artifact)
         sha256, path = _hash_of(artifact), self.place(artifact)
         require_trusted(path.parent)

@@ -75,10 +75,10 @@ def _opened(archive: Path, member: str) -> Iterator[IO[bytes]]:
             if _plain(info.name) == _plain(member):
                 if not info.isreg():
                     raise ArtifactMissing(f"{member} in {archive.name} is no plain file", hint="name another member")
-                stream = tar.extractfile(info)
-                assert stream is not None
-                with stream:
-                    yield stream
+                content = tar.extractfile(info)
+                assert content is not None
+                with content:
+                    yield content
                 return
     raise _missing(archive, member)
 

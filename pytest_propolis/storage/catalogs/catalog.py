@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
 import msgspec
@@ -25,7 +25,6 @@ BUILDOMAT: Final = "https://buildomat.eng.oxide.computer/public/file"
 BUILDOMAT_WAIT_S: Final = 1200.0
 """As long as PHD waits: the artifact may still be being built."""
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
-GUESTS: Final = ("alpine", "debian11nocloud", "ubuntu2204", "windowsserver2016", "windowsserver2019", "windowsserver2022")
 KINDS: Final = ("bootrom", "propolis_server", "crucible_downstairs", "file")
 
 

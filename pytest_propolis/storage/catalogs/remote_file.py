@@ -98,7 +98,8 @@ class RemoteFile(msgspec.Struct, frozen=True, tag="remote-file"):
                 reason = f"{url}: {error or type(error).__name__}"
             except OSError as error:
                 raise ResourceExhausted(
-                    f"{part} cannot be written: {error.strerror}", hint="free some space, or choose --propolis-artifact-dir"
+                    f"{part} cannot be written: {error.strerror}",
+                    hint="free some space there",
                 ) from None
         return reason
 
