@@ -18,6 +18,7 @@ GIVEN = {
     "keep": ("failed", "'failed'"),
     "keep_ttl": ("90", "90.0"),
     "pause_on_failure": ("yes", "True"),
+    "fail_on": ("oops", "'oops'"),
     "artifact_dir": ("/some/images", "PosixPath('/some/images')"),
     "disk_dir": ("/some/disks", "PosixPath('/some/disks')"),
     "image_dirs": ("/some/images:/others", "(PosixPath('/some/images'), PosixPath('/others'))"),
