@@ -20,6 +20,7 @@ GIVEN = {
     "pause_on_failure": ("yes", "True"),
     "artifact_dir": ("/some/images", "PosixPath('/some/images')"),
     "disk_dir": ("/some/disks", "PosixPath('/some/disks')"),
+    "artifacts": ("/some/a.toml:/b.toml", "(PosixPath('/some/a.toml'), PosixPath('/b.toml'))"),
     "image_dirs": ("/some/images:/others", "(PosixPath('/some/images'), PosixPath('/others'))"),
     "log_dir": ("/some/logs", "PosixPath('/some/logs')"),
     "qemu": ("/some/qemu", "PosixPath('/some/qemu')"),
