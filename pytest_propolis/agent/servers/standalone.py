@@ -180,6 +180,7 @@ def _listening(address: Address) -> Iterator[socket.socket]:
     with socket.socket(family) as listener:
         try:
             if address.path is not None:
+                _remove_stale(address.path)
                 listener.bind(str(address.path))
                 address.path.chmod(0o600)
             else:
@@ -195,6 +196,17 @@ def _listening(address: Address) -> Iterator[socket.socket]:
         finally:
             if address.path is not None:
                 address.path.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a UNIX socket that no process listens on: a killed server has left it."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
 
 
 def _endpoint(address: Address) -> Endpoint:
@@ -216,13 +228,12 @@ async def _relay(address: Address, target: Path) -> AsyncIterator[None]:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
+        task.add_done_callback(tasks.discard)
         try:
             inner_reader, inner_writer = await asyncio.open_unix_connection(str(target))
         except OSError:  # the VM is not there
             writer.close()
             return
-        finally:
-            tasks.discard(task)
         async with asyncio.TaskGroup() as group:
             group.create_task(_copy(reader, inner_writer))
             group.create_task(_copy(inner_reader, writer))
@@ -235,6 +246,8 @@ async def _relay(address: Address, target: Path) -> AsyncIterator[None]:
             server.close()
             for task in tasks:
                 task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
