@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...agent_api.boot_source import BootSource
@@ -35,7 +34,7 @@ from ...ledger.ledger import LEDGER_NAME, Ledger
 from ...ledger.writer import LedgerWriter
 from ...propolis_api import InstanceState, InstanceStateRequested
 from ...propolis_api.connection.endpoint import Endpoint
-from ..http_protocol import CoalescingProtocol
+from ..http_server import http_server
 from ..hypervisor import HypervisorFinder
 from ..registry import BACKENDS
 
@@ -124,28 +123,8 @@ async def serve(
     shutil.rmtree(directory)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def _serve_until(leave: asyncio.Event, app: ASGIApp, listener: socket.socket) -> None:
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            http=CoalescingProtocol,
-            ws="websockets-sansio",
-            ws_ping_interval=None,
-            ws_per_message_deflate=False,
-            timeout_graceful_shutdown=1,
-        )
-    )
+    server = http_server(app)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await leave.wait()
