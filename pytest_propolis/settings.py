@@ -223,6 +223,14 @@ class Settings:
         default=None,
         metadata={"parse": _path, "help": "directory of images; default: the user's cache", "metavar": "DIR"},
     )
+    artifacts: tuple[Path, ...] | None = field(
+        default=None,
+        metadata={
+            "parse": _paths,
+            "help": "catalogs of artifacts, separated by colons: TOML files (docs/artifacts.md)",
+            "metavar": "FILES",
+        },
+    )
     image_dirs: tuple[Path, ...] | None = field(
         default=None,
         metadata={

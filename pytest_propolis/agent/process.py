@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import uvicorn
 
 from ..agent_api.messages import LOG_NAME, SOCKET_NAME, AgentConfig, AgentReady
 from ..ledger.disk_directories import remove_abandoned_disks
@@ -26,7 +25,7 @@ from ..storage.eviction import evict
 from ..storage.store import template_directory
 from .app import AgentApp
 from .disks.disk_space import disk_base
-from .http_protocol import CoalescingProtocol
+from .http_server import http_server
 
 __all__ = ["run_agent"]
 
@@ -35,14 +34,6 @@ TEMPLATE_AGE_S: Final = 30 * 86400.0
 TEMPLATE_BYTES: Final = 16 << 30
 
 logger = logging.getLogger(__name__)
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the agent has its own."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def run_agent(config: AgentConfig, *, ready_fd: int, leash_fd: int | None = None) -> None:
@@ -90,19 +81,7 @@ def _reap_dead_runs(base: Path, templates: Path, disks: Path) -> None:
 async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int, leash_fd: int | None) -> None:
     leave = asyncio.Event()
     app = AgentApp(config, ledger, on_empty=leave.set)
-    server = _Server(
-        uvicorn.Config(
-            app.asgi,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            http=CoalescingProtocol,
-            ws="websockets-sansio",
-            ws_ping_interval=None,
-            ws_per_message_deflate=False,
-            timeout_graceful_shutdown=1,
-        )
-    )
+    server = http_server(app.asgi)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, leave.set)

@@ -15,6 +15,7 @@ from ..settings import OPTIONS, Settings
 __all__ = ["choices", "propolis"]
 
 _COMMANDS: Final = {
+    "artifacts": ".artifacts",
     "barrier": ".nodes.barrier",
     "baton": ".nodes.baton",
     "console": ".console",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ..coordination.group import NodeGroup
     from ..guests.registry import GuestRegistry
     from ..hosts.host import Host
+    from ..storage.artifacts import Artifact
+    from ..storage.catalogs.catalog import Catalog
     from ..sync.event_loop_thread import EventLoopThread
     from ..sync.proxy import SyncProxy
     from ..vm.disks.crucible_disk import CrucibleDisk
@@ -167,6 +169,24 @@ class Run:
             host=lambda: self.coordination_host,
         )
 
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The artifacts of the files that ``--propolis-artifacts`` names.
+
+        :raises ArtifactError: when a file cannot be read or is wrong.
+        """
+        from ..storage.catalogs.catalog import read_catalogs
+
+        return read_catalogs(self.settings.artifacts or ())
+
+    def artifact(self, name: str) -> Artifact:
+        """Return an artifact of a catalog. Nothing is fetched.
+
+        :raises ConfigError: when there is none of this name.
+        :raises ArtifactError: when a catalog cannot be read or is wrong.
+        """
+        return self.catalog.get(name)
+
     def image_fork_factory(
         self, *, guest: str | None = None, zfs_only: bool = False
     ) -> AbstractAsyncContextManager[ImageForkFactory]:
@@ -180,6 +200,7 @@ class Run:
         return ImageForkFactory(
             self.host,
             guests=self.guests,
+            catalog=self.catalog,
             default=guest or self.settings.guest,
             boot_timeout_s=self.settings.boot_timeout,
             progress=progress_printer(self._config),

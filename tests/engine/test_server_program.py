@@ -111,6 +111,12 @@ async def test_it_listens_on_a_unix_socket_of_the_user_alone(base: Path, tmp_pat
     async with server_program("bios", f"unix:{path}") as server:
         assert path.stat().st_mode & 0o777 == 0o600
         await server.ensure(machine())
+        await server.end(signal.SIGKILL)
+    assert path.exists()
+    async with server_program("bios", f"unix:{path}") as server:  # what a killed one has left is in no one's way
+        status, errors = await ended(await start("bios", f"unix:{path}"))
+        assert status == 1
+        assert "Address already in use" in errors
         assert (await server.end())[0] == 0
     assert not path.exists()
 
@@ -152,8 +158,9 @@ async def test_the_display_is_at_the_address_for_vnc(base: Path) -> None:
         host, _, port = vnc.partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         assert (await reader.readexactly(12)).startswith(b"RFB 003.")
-        writer.close()
         assert (await server.end())[0] == 0
+        assert await reader.read() == b""
+        writer.close()
     assert list(base.iterdir()) == []
 
 

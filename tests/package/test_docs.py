@@ -16,7 +16,7 @@ from pytest_propolis.cli.main import propolis
 from pytest_propolis.settings import OPTIONS, Option, Settings
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 HOOKS = (ROOT / "docs" / "plugin_hooks.md").read_text()
 ERRORS = (ROOT / "docs" / "errors.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -37,13 +37,13 @@ def test_every_documented_hook_exists() -> None:
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
-def test_an_option_is_in_the_readme_with_its_default(option: Option) -> None:
+def test_an_option_is_in_the_reference_with_its_default(option: Option) -> None:
     row = f"| `{option.usage}` | `{option.ini_key}` | `{option.variable}` | "
     default = getattr(Settings(), option.name)
-    assert row + ("" if default is None else f"`{default}` |") in README
+    assert row + ("" if default is None else f"`{default}` |") in REFERENCE
 
 
-def test_every_fixture_is_in_the_readme() -> None:
+def test_every_fixture_is_in_the_reference() -> None:
     listed = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "propolis", "--fixtures", "-q", ROOT / "docs"],
         capture_output=True,
@@ -53,12 +53,12 @@ def test_every_fixture_is_in_the_readme() -> None:
     ).stdout
     fixtures = re.findall(r"^(\w+)(?: \[\w+ scope\])? -- \S*pytest_propolis/", listed, re.MULTILINE)
     assert {"test_vm", "vm_factory", "propolis"} <= set(fixtures)
-    assert [name for name in fixtures if f"| `{name}` |" not in README] == []
+    assert [name for name in fixtures if f"| `{name}` |" not in REFERENCE] == []
 
 
 @pytest.mark.parametrize("name", propolis.list_commands(click.Context(propolis)))
-def test_a_command_is_in_the_readme(name: str) -> None:
-    assert f"`propolis {name}" in README
+def test_a_command_is_in_the_reference(name: str) -> None:
+    assert f"`propolis {name}" in REFERENCE
 
 
 @pytest.mark.parametrize("name", errors.__all__)

@@ -41,7 +41,7 @@ def test_the_examples_of_the_readme_pass_but_for_the_one_that_shows_a_failure(in
     examples = blocks("README.md")
     inner.write(**{f"test_block_{number}": block for number, block in enumerate(examples)})
     result = inner.run("--tb=short")
-    result.assert_outcomes(passed=6, failed=1)
+    result.assert_outcomes(passed=7, failed=1)
     result.stdout.fnmatch_lines(
         [
             "E *CommandFailed: VM 'test-vm': 'cat /etc/motd-of-the-day' ended with status 1",

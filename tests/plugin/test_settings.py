@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from inner_run import InnerRun
 
 from pytest_propolis.settings import OPTIONS, Option
+
+NO_DURATIONS = Path(__file__).with_name("no_durations.json")
 
 GIVEN = {
     "guest": ("micro", "'micro'"),
@@ -20,6 +24,7 @@ GIVEN = {
     "pause_on_failure": ("yes", "True"),
     "artifact_dir": ("/some/images", "PosixPath('/some/images')"),
     "disk_dir": ("/some/disks", "PosixPath('/some/disks')"),
+    "artifacts": ("/some/a.toml:/b.toml", "(PosixPath('/some/a.toml'), PosixPath('/b.toml'))"),
     "image_dirs": ("/some/images:/others", "(PosixPath('/some/images'), PosixPath('/others'))"),
     "log_dir": ("/some/logs", "PosixPath('/some/logs')"),
     "qemu": ("/some/qemu", "PosixPath('/some/qemu')"),
@@ -27,7 +32,7 @@ GIVEN = {
     "coordination": ("etcd://127.0.0.1:2379", "'etcd://127.0.0.1:2379'"),
     "leases": ("/tmp", "PosixPath('/tmp')"),
     "shard": ("1/1", "Shard(number=1, count=1)"),
-    "durations": ("/dev/null", "PosixPath('/dev/null')"),
+    "durations": (str(NO_DURATIONS), repr(NO_DURATIONS)),
     "write_durations": ("/dev/null", "PosixPath('/dev/null')"),
     "status": ("/dev/null", "PosixPath('/dev/null')"),
 }

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...agent_api.boot_source import BootSource
@@ -35,7 +34,7 @@ from ...ledger.ledger import LEDGER_NAME, Ledger
 from ...ledger.writer import LedgerWriter
 from ...propolis_api import InstanceState, InstanceStateRequested
 from ...propolis_api.connection.endpoint import Endpoint
-from ..http_protocol import CoalescingProtocol
+from ..http_server import http_server
 from ..hypervisor import HypervisorFinder
 from ..registry import BACKENDS
 
@@ -124,28 +123,8 @@ async def serve(
     shutil.rmtree(directory)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 async def _serve_until(leave: asyncio.Event, app: ASGIApp, listener: socket.socket) -> None:
-    server = _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            http=CoalescingProtocol,
-            ws="websockets-sansio",
-            ws_ping_interval=None,
-            ws_per_message_deflate=False,
-            timeout_graceful_shutdown=1,
-        )
-    )
+    server = http_server(app)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         await leave.wait()
@@ -180,6 +159,7 @@ def _listening(address: Address) -> Iterator[socket.socket]:
     with socket.socket(family) as listener:
         try:
             if address.path is not None:
+                _remove_stale(address.path)
                 listener.bind(str(address.path))
                 address.path.chmod(0o600)
             else:
@@ -195,6 +175,17 @@ def _listening(address: Address) -> Iterator[socket.socket]:
         finally:
             if address.path is not None:
                 address.path.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a UNIX socket that no process listens on: a killed server has left it."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
 
 
 def _endpoint(address: Address) -> Endpoint:
@@ -216,13 +207,12 @@ async def _relay(address: Address, target: Path) -> AsyncIterator[None]:
         task = asyncio.current_task()
         assert task is not None
         tasks.add(task)
+        task.add_done_callback(tasks.discard)
         try:
             inner_reader, inner_writer = await asyncio.open_unix_connection(str(target))
         except OSError:  # the VM is not there
             writer.close()
             return
-        finally:
-            tasks.discard(task)
         async with asyncio.TaskGroup() as group:
             group.create_task(_copy(reader, inner_writer))
             group.create_task(_copy(inner_reader, writer))
@@ -235,6 +225,8 @@ async def _relay(address: Address, target: Path) -> AsyncIterator[None]:
             server.close()
             for task in tasks:
                 task.cancel()
+            if tasks:
+                await asyncio.wait(tasks)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

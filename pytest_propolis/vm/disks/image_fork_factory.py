@@ -11,6 +11,7 @@ from ...errors import ConfigError
 from ...guests.registry import GuestRegistry
 from ...hosts.host import Host
 from ...storage.artifacts import Artifact
+from ...storage.catalogs.catalog import Catalog
 from ...storage.host_path import host_path
 from ..guest_images import ready_image
 from .image_fork import ImageFork
@@ -32,6 +33,7 @@ class ImageForkFactory:
         host: Host,
         *,
         guests: GuestRegistry,
+        catalog: Catalog,
         default: str,
         boot_timeout_s: float,
         progress: Callable[[str], None],
@@ -39,6 +41,7 @@ class ImageForkFactory:
     ) -> None:
         self._host = host
         self._guests = guests
+        self._catalog = catalog
         self._default = default
         self._boot_timeout_s = boot_timeout_s
         self._progress = progress
@@ -58,8 +61,8 @@ class ImageForkFactory:
     ) -> ImageFork:
         """Fork an artifact.
 
-        :param artifact: the name of a guest, whose disk is forked; an artifact; the path of an image; by default the
-            default guest's disk.
+        :param artifact: the name of an artifact in a catalog; the name of a guest, whose disk is forked; an artifact;
+            the path of an image; by default the default guest's disk.
         :param image_format: ``qcow2`` or ``raw``; by default that of a guest's disk, else by the name's ending.
         :param provider: the only provider that will do.
         :raises ConfigError: when the guest has no disk, or there is no such provider.
@@ -84,6 +87,8 @@ class ImageForkFactory:
         """The path of what is forked, on the host."""
         if isinstance(artifact, Path):
             return await self._host.provide(Path(host_path(artifact, purpose="the image")), self._progress)
+        if isinstance(artifact, str) and artifact in self._catalog.entries:
+            artifact = self._catalog.get(artifact)
         if isinstance(artifact, Artifact):
             there = await self._host.provide_artifact(artifact, self._progress)
             (path,) = await self._agent.get_images(ImageNeeded(artifacts=(there,)), self._progress)
