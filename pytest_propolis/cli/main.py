@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "lock": ".nodes.lock",
     "node": ".nodes.node",
     "ps": ".ps",
+    "run": ".vms.run",
     "serve": ".serve",
     "setup": ".setup",
     "top": ".top",

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -71,7 +72,7 @@ async def _person_goes_on(vms: list[TestVm]) -> None:
 
 @contextlib.asynccontextmanager
 async def _key_pressed() -> AsyncIterator[asyncio.Event]:
-    """Set by Enter, by the end of standard input, and by Ctrl-C, which ends nothing else meanwhile."""
+    """Set by Enter, by the end of standard input, and in the main thread by Ctrl-C, which ends nothing else."""
     loop = asyncio.get_running_loop()
     pressed = asyncio.Event()
 
@@ -79,13 +80,24 @@ async def _key_pressed() -> AsyncIterator[asyncio.Event]:
         os.read(STDIN, 4096)
         pressed.set()
 
-    handler = signal.getsignal(signal.SIGINT)
-    loop.add_signal_handler(signal.SIGINT, pressed.set)
     loop.add_reader(STDIN, read)
     try:
-        yield pressed
+        with _interrupt_sets(pressed, loop):
+            yield pressed
     finally:
         loop.remove_reader(STDIN)
+
+
+@contextlib.contextmanager
+def _interrupt_sets(pressed: asyncio.Event, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # of a synchronous test: Ctrl-C ends the run
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    loop.add_signal_handler(signal.SIGINT, pressed.set)
+    try:
+        yield
+    finally:
         loop.remove_signal_handler(signal.SIGINT)
         signal.signal(signal.SIGINT, handler)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from ..errors import PropolisError
+from .stash import VMS
 
 if TYPE_CHECKING:
     from ..agent_api.messages import ResourceIds
@@ -57,7 +58,7 @@ class RetentionPolicy:
 
     def note(self, item: pytest.Item, report: pytest.TestReport) -> None:
         """Take note that a phase of a test has ended; whether its failure counts is not known yet."""
-        if report.failed and "propolis" in getattr(item, "fixturenames", ()):
+        if report.failed and ("propolis" in getattr(item, "fixturenames", ()) or VMS in item.stash):
             self._failures.append(item.nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ..hosts.host import Host
     from ..storage.artifacts import Artifact
     from ..storage.catalogs.catalog import Catalog
+    from ..sync.event_loop_thread import EventLoopThread
+    from ..sync.proxy import SyncProxy
     from ..vm.disks.crucible_disk import CrucibleDisk
     from ..vm.disks.crucible_disk_factory import CrucibleDiskFactory
     from ..vm.disks.image_fork_factory import ImageForkFactory
@@ -46,6 +48,7 @@ class Run:
         self.log_dir = log_dir
         self._config = config
         self._shared_groups = itertools.count(1)
+        self._loop_thread: EventLoopThread | None = None
 
     @cached_property
     def guests(self) -> GuestRegistry:
@@ -231,6 +234,32 @@ class Run:
             made=made or (lambda disk: None),
             teardown=self.policy.ending(test).of_disks,
         )
+
+    def blocking(self, opened: AbstractAsyncContextManager[Any]) -> SyncProxy:
+        """Something of this run for synchronous code: ``with propolis.blocking(propolis.vm_factory()) as factory``.
+
+        Its methods, and those of what it makes, are called without ``await``; they run in the session's one event loop
+        thread. For fixtures of a wider scope than one test, as in unittest::
+
+            @pytest.fixture(scope="class")
+            def vm(propolis):
+                with propolis.blocking(propolis.vm_factory()) as factory:
+                    yield factory.start()
+
+        :param opened: a factory or a group, as a method of this object returns it.
+        """
+        from ..sync.event_loop_thread import EventLoopThread
+        from ..sync.proxy import SyncProxy
+
+        if self._loop_thread is None:
+            self._loop_thread = EventLoopThread()
+        return SyncProxy(opened, self._loop_thread)
+
+    def close_loop_thread(self) -> None:
+        """End the thread of `blocking`. Closing twice is fine."""
+        if self._loop_thread is not None:
+            self._loop_thread.close()
+            self._loop_thread = None
 
     def _made(self, remember: Callable[[TestVm], None] | None, vm: TestVm) -> None:
         if remember:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pytest
 
+from ..sync.event_loop_thread import is_cancelling_a_call
 from .internals import is_cancelling_a_test, tear_down_everything
 
 __all__ = ["Interruption"]
@@ -140,7 +141,7 @@ class Interruption:
         before = self._previous[signal.Signals(number)]
         if callable(before):
             before(number, frame)
-        if not (self._is_asked or self._is_interrupted or is_cancelling_a_test()):
+        if not (self._is_asked or self._is_interrupted or is_cancelling_a_test() or is_cancelling_a_call()):
             self._is_asked = True
             if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in every background job of a shell script
                 raise KeyboardInterrupt

@@ -119,7 +119,10 @@ def test_a_synchronous_test_is_told_how_to_become_asynchronous(inner: InnerRun, 
     ("source", "advice"),
     [
         (UNITTEST, "unittest runs its methods by itself*use the fixture in an `async def` test function*"),
-        (SCENARIO, "pytest-bdd calls its steps synchronously; use the fixture in an `async def` test function"),
+        (
+            SCENARIO,
+            "pytest-bdd calls its steps synchronously; use the fixture in an `async def`*propolis_sync*",
+        ),
         (DECORATED, "a decorator makes it a synchronous function; make the function that the decorator returns*"),
         (ANYIO, "anyio's plugin runs the fixtures of this test in an event loop of its own; *without*anyio*"),
     ],

@@ -1,0 +1,1 @@
+"""Commands that drive VMs from a shell."""

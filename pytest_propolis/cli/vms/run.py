@@ -1,0 +1,119 @@
+"""``propolis run``: a command in a VM that is there for it alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from ...settings import Settings
+from ..main import choices
+from .statuses import own_statuses
+
+if TYPE_CHECKING:
+    from ...console.channels.process import ProcessOutput
+    from ...vm.vm import TestVm
+
+__all__ = ["run"]
+
+COPIED_TO: Final = "/work"
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option(
+    "--copy",
+    "directory",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="DIR",
+    help=f"Copy this directory to {COPIED_TO}, and run COMMAND there.",
+)
+@click.option("--guest", "guest_name", metavar="NAME", help="The guest; by default that of test_vm.")
+@click.option("--memory-mib", type=click.IntRange(64), metavar="MIB", help="How much memory the VM has.")
+@choices
+def run(
+    *,
+    settings: Settings,
+    command: tuple[str, ...],
+    directory: Path | None,
+    guest_name: str | None,
+    memory_mib: int | None,
+) -> None:
+    """Run COMMAND in a VM that is there for it alone, and exit with its status.
+
+    One word is a line for the guest's shell; several are a program and its arguments. Standard output and standard
+    error are those of COMMAND; its standard input is empty.
+
+    Exit statuses: that of COMMAND, 125 when the VM or its files failed, 130 after Ctrl-C.
+    """
+    chosen = dataclasses.replace(
+        settings, guest=guest_name or settings.guest, memory_mib=memory_mib or settings.memory_mib, keep="never"
+    )
+    with own_statuses():
+        sys.exit(asyncio.run(_run(chosen, command_line(command), directory)))
+
+
+def command_line(words: tuple[str, ...]) -> str:
+    """The words of a command line here as one for the guest's shell."""
+    return words[0] if len(words) == 1 else shlex.join(words)
+
+
+async def _run(settings: Settings, command: str, directory: Path | None) -> int:
+    async with _vm(settings) as vm:
+        if directory is not None:
+            await vm.put(directory, COPIED_TO)
+            command = f"cd {COPIED_TO} && {{ {command}\n}}"
+        async with vm.process(command) as process:
+            await process.stdin.aclose()
+            await asyncio.gather(_copy(process.stdout, sys.stdout.fileno()), _copy(process.stderr, sys.stderr.fileno()))
+            return await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def _vm(settings: Settings) -> AsyncIterator[TestVm]:
+    from ...hosts.run_hosts import open_hosts
+    from ...vm.factory import VmFactory
+    from ..project import guests_here
+
+    logs = Path(tempfile.mkdtemp(prefix="propolis-run-"))
+    hosts = open_hosts(settings, shared_id=None)
+    try:
+        async with VmFactory.on(
+            hosts,
+            settings=settings,
+            guests=guests_here(),
+            group="propolis run",
+            log_dir=logs,
+            progress=_say,
+            made=lambda vm: None,
+        ) as factory:
+            yield await factory.start("run", channel="port")
+        shutil.rmtree(logs, ignore_errors=True)  # not after an error, which names a log there
+    finally:
+        for host in hosts:
+            host.close()
+
+
+async def _copy(output: ProcessOutput, descriptor: int) -> None:
+    async for piece in output.pieces():
+        await asyncio.to_thread(_write, descriptor, piece)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _say(line: str) -> None:
+    click.echo(f"propolis: {line}", err=True)
