@@ -98,6 +98,9 @@ async def connect_or_launch(config: AgentConfig, *, client: str) -> Launched:
         return Launched(socket=socket_path, lifeline=lifeline, agent=child.agent)
 
 
+SPACE_HINT: Final = "free some space there, or set XDG_RUNTIME_DIR to another directory of your own"
+
+
 @contextlib.asynccontextmanager
 async def _starting(config: AgentConfig) -> AsyncIterator[_Child]:
     """Create a directory and start an agent in it; clean up both if the block fails or is cancelled."""
@@ -121,8 +124,7 @@ async def _place_errors(base: Path) -> AsyncIterator[None]:
         yield
     except OSError as error:
         kind = ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else HostError
-        hint = "free some space there, or set XDG_RUNTIME_DIR to another directory of your own"
-        raise kind(f"{base} cannot be used: {error.strerror}", hint=hint) from None
+        raise kind(f"{base} cannot be used: {error.strerror}", hint=SPACE_HINT) from None
 
 
 def _require_short(socket_path: Path) -> None:
@@ -238,7 +240,11 @@ def _absolute(place: str) -> str:
     return str(Path(getattr(finder, "path", place)).absolute())
 
 
-def _start_failed(config: AgentConfig, how: str) -> AgentError:
+def _start_failed(config: AgentConfig, how: str) -> AgentError | ResourceExhausted:
+    base = Path(config.directory).parent
+    space = os.statvfs(base)
+    if not (space.f_bavail and space.f_favail):  # then there is no log either
+        return ResourceExhausted(f"{base} cannot be used: {os.strerror(errno.ENOSPC)}", hint=SPACE_HINT)
     log = Path(config.directory) / LOG_NAME
     tail = log.read_text(errors="replace").splitlines()[-15:] if log.exists() else []
     return AgentError(

@@ -5,6 +5,7 @@ They contain UNIX sockets, whose paths are limited to 107 characters.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -12,7 +13,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import HostError
+from ..errors import HostError, ResourceExhausted
 from ..storage.user_directories import cache_directory
 
 __all__ = ["agent_directory", "base_directory", "make_private_directory", "require_private_directory", "run_token"]
@@ -47,11 +48,17 @@ def make_private_directory(directory: Path) -> None:
     """Create a directory that only this user can access, and its missing parents.
 
     :raises HostError: if it is not this user's, or cannot be written.
+    :raises ResourceExhausted: when there is no space for it.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         require_private_directory(directory)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceExhausted(
+                f"{directory} cannot be used: {error.strerror}",
+                hint="free some space there, or set XDG_RUNTIME_DIR to another directory of your own",
+            ) from None
         raise HostError(
             f"the directory {directory} cannot be made: {error.strerror}",
             hint="set XDG_RUNTIME_DIR to a directory of your own",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,11 @@ PROGRAM = shlex.join(COMMAND)
 
 
 @pytest.fixture(autouse=True)
-def own_runtime(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("r")))
+def own_runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A short one: sockets lie below it."""
+    with tempfile.TemporaryDirectory(prefix="p-", dir="/tmp") as directory:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", directory)
+        yield
 
 
 def job(path: Path, **commands: str) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from ...errors import HostError
+from ...errors import HostError, ResourceExhausted
 from ...hosts.run_directory import base_directory, make_private_directory, require_private_directory
 from ...ledger.identity import ProcessIdentity
 from .snapshot import Snapshot
@@ -27,21 +27,30 @@ class LiveFile:
 
     def __init__(self) -> None:
         self._path: Path | None = None
+        self._is_possible = True
 
     def write(self, text: bytes) -> None:
-        """Replace its content; readers see the old one or the new one.
+        """Replace its content; readers see the old one or the new one. Where there is no place for it, there is none.
 
         :raises HostError: when there is no directory that is this user's alone.
-        :raises OSError: when it cannot be written.
         """
-        if self._path is None:
-            directory = _directory()
-            make_private_directory(directory)
-            remove_dead()
-            self._path = directory / f"{os.getpid()}{SUFFIX}"
-        part = self._path.with_suffix(".part")
-        part.write_bytes(text)
-        part.replace(self._path)
+        if not self._is_possible:
+            return
+        try:
+            if self._path is None:
+                directory = _directory()
+                make_private_directory(directory)
+                remove_dead()
+                self._path = directory / f"{os.getpid()}{SUFFIX}"
+            part = self._path.with_suffix(".part")
+            part.write_bytes(text)
+            part.replace(self._path)
+        except (OSError, ResourceExhausted):  # what is there belongs to the VMs
+            self._is_possible = False
+            with contextlib.suppress(OSError):
+                if self._path is not None:
+                    self._path.with_suffix(".part").unlink(missing_ok=True)
+                self.remove()
 
     def remove(self) -> None:
         """Remove it. Removing it twice is fine."""
