@@ -21,6 +21,7 @@ _COMMANDS: Final = {
     "console": ".console",
     "doctor": ".doctor",
     "durations": ".durations",
+    "exec": ".vms.exec",
     "gc": ".gc",
     "job": ".nodes.job",
     "kv": ".nodes.kv",
