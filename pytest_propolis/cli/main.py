@@ -19,6 +19,7 @@ _COMMANDS: Final = {
     "barrier": ".nodes.barrier",
     "baton": ".nodes.baton",
     "console": ".console",
+    "cp": ".vms.cp",
     "doctor": ".doctor",
     "durations": ".durations",
     "exec": ".vms.exec",

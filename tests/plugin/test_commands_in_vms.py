@@ -1,7 +1,8 @@
-"""Commands in VMs, from a shell: ``propolis run``, ``propolis exec``."""
+"""Commands in VMs, from a shell: ``propolis run``, ``propolis exec``, ``propolis cp``."""
 
 from __future__ import annotations
 
+import os
 import re
 import select
 import signal
@@ -56,6 +57,16 @@ def test_a_kept_vm_runs_commands_and_shows_its_prompt_again(kept: str) -> None:
     shown = propolis("console", kept, "-n", "0", typed="echo $((6 * 7))\n").replace("\r", "")
     assert "\n42\n" in shown
     assert propolis("exec", kept, "--", "echo again") == "again\n"
+
+
+def test_files_get_into_a_kept_vm_and_out_of_it(kept: str, tmp_path: Path) -> None:
+    content = os.urandom(5000)
+    (tmp_path / "here").write_bytes(content)
+    assert propolis("cp", str(tmp_path / "here"), f"{kept}:/tmp/there") == ""
+    assert propolis("cp", f"{kept}:/tmp/there", str(tmp_path / "back")) == ""
+    assert (tmp_path / "back").read_bytes() == content
+    assert "/no/such" in propolis("cp", str(tmp_path / "here"), f"{kept}:/no/such/file", status=125)
+    assert "exactly one" in propolis("cp", "here", "there", status=2)
 
 
 def test_ctrl_c_interrupts_a_command_in_a_kept_vm(kept: str) -> None:

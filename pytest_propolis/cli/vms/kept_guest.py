@@ -12,16 +12,18 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ...console.channels.over_console import ConsoleChannel
 from ...console.console import Console
 from ...console.shell import Shell
 from ...errors import ConfigError, ConsoleError, ShellError, ShellLost
 from ...propolis_api.client import PropolisClient
+from ...vm.files.transfers import FileTransfers
 from .places import Place, located
 
 if TYPE_CHECKING:
     from ...hosts.host import HostSpec
 
-__all__ = ["kept_guest"]
+__all__ = ["kept_files", "kept_guest"]
 
 START_TIMEOUT_S: Final = 20.0
 LEAVE_TIMEOUT_S: Final = 10.0
@@ -60,6 +62,13 @@ async def kept_guest(vm_id: str, hosts: tuple[HostSpec, ...] | None) -> AsyncIte
                         yield place, shell
                     finally:
                         await _leave(shell, console)
+
+
+@contextlib.asynccontextmanager
+async def kept_files(vm_id: str, hosts: tuple[HostSpec, ...] | None) -> AsyncIterator[FileTransfers]:
+    """Transfers into the guest of a kept VM and out of it, over its console; errors are those of `kept_guest`."""
+    async with kept_guest(vm_id, hosts) as (place, shell):
+        yield FileTransfers(shell=shell, channel=ConsoleChannel(shell), vm=place.name)
 
 
 async def _start(shell: Shell, console: Console) -> None:
