@@ -193,7 +193,7 @@ def pytest_runtest_makereport(
         with guarded(item.config, "shortening a traceback"):
             shorten(call.excinfo)
     report = yield
-    from .session.stash import FAILURE, FORKS, HOSTS, RETENTION_POLICY, VMS
+    from .session.stash import FAILURE, FORKS, HOSTS, KERNEL_WATCH, RETENTION_POLICY, VMS
 
     if call.excinfo and report.failed:
         item.stash[FAILURE] = call.excinfo.exconly(tryshort=True).partition("\n")[0]
@@ -208,7 +208,10 @@ def pytest_runtest_makereport(
     if policy := item.config.stash.get(RETENTION_POLICY, None):
         with guarded(item.config, "deciding which VMs stay"):
             policy.note(item, report)
-    if VMS in item.stash:
+    if watch := item.config.stash.get(KERNEL_WATCH, None):
+        with guarded(item.config, "collecting failures of kernels"):
+            watch.collect(item)
+    if VMS in item.stash or watch:
         from .report.failure import add_sections
 
         with guarded(item.config, "describing the VMs of a failed test"):

@@ -16,12 +16,13 @@ from typing import Any, Final, Literal
 from .errors import SettingsError
 from .field_checks import check_fields
 
-__all__ = ["OPTIONS", "Accelerator", "BootKind", "KeepPolicy", "Option", "Settings", "Shard"]
+__all__ = ["OPTIONS", "Accelerator", "BootKind", "FailOn", "KeepPolicy", "Option", "Settings", "Shard"]
 
 _WORDS: Final = dict.fromkeys(("yes", "true", "on", "1"), True) | dict.fromkeys(("no", "false", "off", "0"), False)
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 BootKind = Literal["warm", "cold"]
+FailOn = Literal["never", "panic", "oops"]
 KeepPolicy = Literal["never", "failed", "always"]
 
 
@@ -217,6 +218,14 @@ class Settings:
             "parse": _yes_or_no,
             "help": "on a terminal, wait with the VMs of a failed test up until Enter is pressed",
             "metavar": "",
+        },
+    )
+    fail_on: FailOn = field(
+        default="panic",
+        metadata={
+            "parse": _one_of("never", "panic", "oops"),
+            "help": "what fails a test if its guest's kernel does it unexpectedly: never, panic, oops (or panic)",
+            "metavar": "WHAT",
         },
     )
     artifact_dir: Path | None = field(

@@ -19,6 +19,7 @@ from ..propolis_api.connection.endpoint import Loss
 from ..propolis_api.serial import SerialConsoleGuestReset, SerialConsoleMigrating, SerialConsoleMoved
 from .escapes import TextFilter
 from .input_history import Sent
+from .kernel.failures import KernelFailures
 from .log import ConsoleLog
 from .shell_protocol import FrameParser, Output, Signal
 from .transcript import Found, Transcript
@@ -52,6 +53,7 @@ class Console:
     :param log_path: the log file; its directory must exist. What is there already is kept.
     :param follow: how to go with a guest that migrates; without it, the console closes then.
     :param loss: tells why the VM's host is lost.
+    :param failures: gets to know what goes wrong in the guest's kernel.
     :raises HostError: when the log file cannot be had.
     """
 
@@ -63,8 +65,10 @@ class Console:
         log_path: Path,
         follow: Follow | None = None,
         loss: Loss | None = None,
+        failures: KernelFailures | None = None,
     ) -> None:
         self._connection = connection
+        self._failures = failures or KernelFailures(vm)
         self._follow = follow
         self._moving = False
         self._sent = Sent()
@@ -86,6 +90,8 @@ class Console:
         self.log = ConsoleLog(log_path)
         self._loop = asyncio.get_running_loop()
         self._recent = b""
+        self.boot_start = 0
+        """Where in the transcript the guest's last reset was, if one is known."""
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
@@ -98,12 +104,14 @@ class Console:
         log_path: Path,
         follow: Follow | None = None,
         loss: Loss | None = None,
+        failures: KernelFailures | None = None,
     ) -> AsyncIterator[Console]:
         """A console over an open websocket, which it closes.
 
         :param loss: tells why the VM's host is lost.
+        :param failures: gets to know what goes wrong in the guest's kernel.
         """
-        console = cls(connection, vm=vm, log_path=log_path, follow=follow, loss=loss)
+        console = cls(connection, vm=vm, log_path=log_path, follow=follow, loss=loss, failures=failures)
         try:
             yield console
         finally:
@@ -151,6 +159,12 @@ class Console:
                 console_tail=self.tail(),
                 log_path=str(self.log.path),
             ) from None
+
+    def boots_again(self) -> None:
+        """Take note that the guest is reset: what it shows from here on belongs to another boot."""
+        self._failures.settle()
+        self._recent = b""
+        self.boot_start = self.transcript.end
 
     def expect_nonces(self, *words: str) -> None:
         """Take those signals of the shell protocol for signals that carry one of these words, and no others."""
@@ -206,6 +220,7 @@ class Console:
             raise
         finally:
             self._next.set_result(False)
+            self._failures.settle()
             self.transcript.fail(self._closed())
 
     async def _read_connection(self) -> SerialConsoleMoved | None:
@@ -216,6 +231,7 @@ class Console:
                     self._feed(message)
                 elif _is_reset(message):
                     self.note("the guest has reset its machine")
+                    self.boots_again()
                     if self.on_reset is not None:
                         self.on_reset()
                 elif moved := _moved(message):
@@ -264,6 +280,7 @@ class Console:
                     text = self._filter.feed(signal.data)
                     self.log.write(text)
                     self.transcript.append(text)
+                self._failures.feed(signal.data, self.transcript)
                 self._look_for_panic(signal.data)
             if self.on_signal is not None:
                 self.on_signal(signal)
@@ -272,12 +289,14 @@ class Console:
         self._recent = (self._recent + data)[-PANIC_BYTES:]
         if panic := _LAST_LINE_OF_PANIC.search(self._recent):
             reason = panic[1].decode(errors="replace")
+            self._failures.last_line(reason, self.transcript)
             self._loop.call_later(PANIC_QUIET_S, self._panicked, reason, self.transcript.end)
 
     def _panicked(self, reason: str, end: int) -> None:
-        """Take the last line for a panic if nothing has followed it."""
-        if self.transcript.end > end:
+        """Take the last line for a panic if nothing has followed it, and no reset."""
+        if self.transcript.end > end or self.boot_start == end:
             return
+        self._failures.settle()
         self.transcript.interrupt(
             GuestPanicked(
                 f"the guest panicked: {reason}",

@@ -12,7 +12,7 @@ from _pytest._code.code import ExceptionRepr
 
 from ..errors import PropolisError
 from ..session.guard import guarded
-from ..session.stash import CRUCIBLE_DISKS, RETENTION_POLICY, VMS
+from ..session.stash import CRUCIBLE_DISKS, KERNEL_FAILURES, RETENTION_POLICY, VMS
 from .volumes import describe_volume
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ def add_sections(
     for disk in item.stash.get(CRUCIBLE_DISKS, []) if report.failed else ():
         with guarded(item.config, f"describing crucible disk {disk.name!r} of {item.nodeid}"):
             _add_section(report, f"propolis crucible disk {disk.name!r}", "\n".join(describe_volume(disk)))
+    for vm_name, failure in item.stash.get(KERNEL_FAILURES, []) if report.failed else ():
+        _add_section(report, f"propolis kernel {failure.kind} in VM {vm_name!r}", "\n".join(failure.lines()))
+    if report.failed or report.when != "setup":  # what came in a setup that passed counts with the call
+        item.stash[KERNEL_FAILURES] = []
     if report.when == "teardown":
         item.stash[VMS] = []
         item.stash[CRUCIBLE_DISKS] = []

@@ -15,9 +15,10 @@ import pytest
 
 from ..settings import BootKind, Settings
 from .internals import is_worker, shared_run_id, worker_name
+from .kernel_watch import KernelWatch
 from .progress import progress_printer
 from .retention import RetentionPolicy
-from .stash import FORKS, HOSTS, INTERRUPTION, PLACEMENTS, RETENTION_POLICY, RUNNING_TEST
+from .stash import FORKS, HOSTS, INTERRUPTION, KERNEL_WATCH, PLACEMENTS, RETENTION_POLICY, RUNNING_TEST
 
 if TYPE_CHECKING:
     from ..coordination.group import NodeGroup
@@ -113,6 +114,12 @@ class Run:
         policy = self._config.stash[RETENTION_POLICY] = RetentionPolicy(self.settings, pause)
         self._config.pluginmanager.register(policy, "propolis-retention")
         return policy
+
+    @cached_property
+    def _kernel_watch(self) -> KernelWatch:
+        watch = self._config.stash[KERNEL_WATCH] = KernelWatch(self.settings.fail_on)
+        self._config.pluginmanager.register(watch, "propolis-kernel-watch")
+        return watch
 
     def vm_factory(
         self,
@@ -257,5 +264,6 @@ class Run:
     def _made(self, remember: Callable[[TestVm], None] | None, vm: TestVm) -> None:
         if remember:
             remember(vm)
+        self._kernel_watch.add(vm.kernel_failures)
         self._config.stash[FORKS] = self._config.stash.get(FORKS, 0) + (vm.boot_kind == "warm")
         self._config.hook.pytest_propolis_vm_created(vm=vm, config=self._config)

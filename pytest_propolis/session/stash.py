@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 if TYPE_CHECKING:
+    from ..console.kernel.failures import KernelFailure
     from ..hosts.host import Host
     from ..settings import Settings
     from ..vm.disks.crucible_disk import CrucibleDisk
     from ..vm.vm import TestVm
     from .guard import Guard
+    from .kernel_watch import KernelWatch
     from .retention import RetentionPolicy
     from .run import Run
     from .signals import Interruption
@@ -23,6 +25,8 @@ __all__ = [
     "GUARD",
     "HOSTS",
     "INTERRUPTION",
+    "KERNEL_FAILURES",
+    "KERNEL_WATCH",
     "PLACEMENTS",
     "RETENTION_POLICY",
     "RUN",
@@ -47,6 +51,12 @@ HOSTS: Final[pytest.StashKey[tuple[Host, ...]]] = pytest.StashKey()
 
 INTERRUPTION: Final[pytest.StashKey[Interruption]] = pytest.StashKey()
 """In a config: how signals end its run."""
+
+KERNEL_FAILURES: Final[pytest.StashKey[list[tuple[str, KernelFailure]]]] = pytest.StashKey()
+"""In a test's item: what has gone wrong in kernels of VMs, by VM, and is not reported yet."""
+
+KERNEL_WATCH: Final[pytest.StashKey[KernelWatch]] = pytest.StashKey()
+"""In a config: what watches the kernels of its VMs, once there is one."""
 
 PLACEMENTS: Final[pytest.StashKey[dict[str, tuple[str, ...]]]] = pytest.StashKey()
 """In a worker's config: the names of the hosts that the controller has given to tests, by node id."""

@@ -25,6 +25,9 @@ from ..console.channels.over_console import ConsoleChannel
 from ..console.channels.over_port import PortChannel
 from ..console.channels.process import GuestProcess, guest_process
 from ..console.console import Console
+from ..console.kernel.expected_panic import expected_panic
+from ..console.kernel.failures import Expectation, KernelFailures
+from ..console.kernel.messages import kernel_messages
 from ..console.shell import CommandResult, Shell
 from ..console.transcript import Found
 from ..errors import (
@@ -160,6 +163,8 @@ class TestVm:
         self._heir: Endpoint | None = None
         self.came_from: Host | None = None
         """The host that its guest has migrated from last."""
+        self.kernel_failures = KernelFailures(name)
+        """What its console has shown of panics, oopses and BUGs that no test expected."""
         self._console: Console | None = None
         self._shell: Shell | None = None
         self._resources = contextlib.AsyncExitStack()
@@ -237,6 +242,7 @@ class TestVm:
         with self.phases.during("login"):
             panic = await log_in(self.guest, self.console)
         if panic is not None:
+            self.kernel_failures.forget()  # the error tells of it
             raise self._boot_error(f"panicked while it booted: {panic}", hint="see the console above")
         self.boot_log = self.console.transcript.since(0)
         with self.phases.during("shell"):
@@ -333,6 +339,7 @@ class TestVm:
             await self._end_vm()
         finally:
             await self._resources.aclose()
+            self.kernel_failures.is_closed = True
             await self._client.aclose()
 
     async def release_console(self) -> None:
@@ -450,6 +457,34 @@ class TestVm:
         """
         with self.phases.during("first command"):
             return await self.shell.run(command, timeout_s=timeout_s, check=check, on_output=_decoded(on_output))
+
+    async def kernel_messages(self, *, timeout_s: float = COMMAND_TIMEOUT_S) -> tuple[str, ...]:
+        """Return what the guest's kernel has logged since it booted, by line, the oldest first.
+
+        They come from the guest's ``dmesg``. Where it cannot run, as after a panic, they are what the console has shown
+        with the kernel's time: fewer, if the kernel's log level for the console is low.
+
+        :raises ConsoleError: before the VM is created.
+        """
+        return await kernel_messages(self.console, lambda: self.run("dmesg", timeout_s=timeout_s))
+
+    def expect_panic(self, *, timeout_s: float = OUTPUT_TIMEOUT_S) -> AbstractAsyncContextManager[Expectation]:
+        """Expect that the guest's kernel panics in the block: without it, a panic fails the test.
+
+        ::
+
+            async with vm.expect_panic() as panic:
+                await vm.run("echo c > /proc/sysrq-trigger")
+            assert panic.line == "Kernel panic - not syncing: sysrq triggered crash"
+
+        The block ends when the panic is over. A wait for the guest that it ends with an error ends the block instead.
+        Oopses in the block are expected, too. Go on with `reset` and `wait_to_boot`.
+
+        :param timeout_s: how long the panic may take from the end of the block on.
+        :raises ConsoleTimeout: when none comes.
+        :raises ConsoleClosed: when the VM stops before.
+        """
+        return expected_panic(self.kernel_failures, lambda: self.console, timeout_s=timeout_s)
 
     @contextlib.asynccontextmanager
     async def process(self, command: str) -> AsyncIterator[GuestProcess]:
@@ -705,13 +740,21 @@ class TestVm:
     async def _open_console(self) -> None:
         connection = await self._api().instance_serial(from_start=0)
         self._console = await self._resources.enter_async_context(
-            Console.over(connection, vm=self.name, log_path=self.log_path, follow=self._follow, loss=self.endpoint.loss)
+            Console.over(
+                connection,
+                vm=self.name,
+                log_path=self.log_path,
+                follow=self._follow,
+                loss=self.endpoint.loss,
+                failures=self.kernel_failures,
+            )
         )
         self._shell = Shell(self._console, vm=self.name)
         if self._forked is not None:
             self._shell.resume(self._forked.vm.session, self._forked.typed_identity)
             self.boot_log = (await self._console.wait_for(BOUNDARY, timeout_s=OUTPUT_TIMEOUT_S)).before
             self._console.transcript.hide(0)  # another VM's boot, which went well
+            self.kernel_failures.forget()
 
     async def _follow(self, moved: SerialConsoleMoved) -> ClientConnection:
         try:
@@ -740,6 +783,8 @@ class TestVm:
             return
         self._console, source._console = source._console, None
         self._shell, source._shell = source._shell, None
+        self.kernel_failures, source.kernel_failures = source.kernel_failures, self.kernel_failures
+        self.kernel_failures.vm, source.kernel_failures.vm = self.name, source.name
         self._console.belongs_to(self.name, follow=self._follow, loss=self.endpoint.loss)
         if self._shell is not None:
             self._shell.belongs_to(self.name)
@@ -783,6 +828,7 @@ class TestVm:
         self._forked = None
         if skipping:
             self.console.transcript.skip()
+            self.console.boots_again()
         self.shell.abandon("the VM was reset")
         self._shell = Shell(self.console, vm=self.name)
 

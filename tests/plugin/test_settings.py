@@ -22,6 +22,7 @@ GIVEN = {
     "keep": ("failed", "'failed'"),
     "keep_ttl": ("90", "90.0"),
     "pause_on_failure": ("yes", "True"),
+    "fail_on": ("oops", "'oops'"),
     "artifact_dir": ("/some/images", "PosixPath('/some/images')"),
     "disk_dir": ("/some/disks", "PosixPath('/some/disks')"),
     "artifacts": ("/some/a.toml:/b.toml", "(PosixPath('/some/a.toml'), PosixPath('/b.toml'))"),

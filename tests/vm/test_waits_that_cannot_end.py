@@ -34,14 +34,16 @@ def pids_of_qemu(vm: TestVm) -> Iterator[int]:
 
 
 async def test_a_panic_ends_a_command(vm: TestVm) -> None:
-    with pytest.raises(GuestPanicked, match="sysrq triggered crash"):
-        await vm.run("echo c > /proc/sysrq-trigger", timeout_s=LONG_S)
+    async with vm.expect_panic():
+        with pytest.raises(GuestPanicked, match="sysrq triggered crash"):
+            await vm.run("echo c > /proc/sysrq-trigger", timeout_s=LONG_S)
 
 
 async def test_a_panic_ends_a_wait_for_output_and_a_reset_makes_the_vm_usable_again(vm: TestVm) -> None:
     await vm.run("(sleep 1; echo c > /proc/sysrq-trigger) > /dev/null 2>&1 &")
-    with pytest.raises(GuestPanicked, match="panic"):
-        await vm.wait_for_serial_output("the service is up", timeout_s=LONG_S)
+    async with vm.expect_panic():
+        with pytest.raises(GuestPanicked, match="panic"):
+            await vm.wait_for_serial_output("the service is up", timeout_s=LONG_S)
     await vm.reset()
     await vm.wait_to_boot()
     assert await vm.run("echo alive") == "alive"

@@ -1,0 +1,1 @@
+"""The guest's kernel, as far as the console shows it."""

@@ -1,0 +1,24 @@
+"""The messages of a guest's kernel."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+from ...errors import ConsoleError, ShellError
+
+if TYPE_CHECKING:
+    from ..console import Console
+
+__all__ = ["kernel_messages"]
+
+_MESSAGE: Final = re.compile(r"\[ *\d+\.\d+\].*")
+
+
+async def kernel_messages(console: Console, dmesg: Callable[[], Awaitable[str]]) -> tuple[str, ...]:
+    """Return the kernel's messages of this boot: as the guest tells, or else as the console has shown them."""
+    try:
+        return tuple((await dmesg()).splitlines())
+    except (ShellError, ConsoleError):
+        return tuple(_MESSAGE.findall(console.transcript.since(console.boot_start)))

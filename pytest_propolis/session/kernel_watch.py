@@ -1,0 +1,67 @@
+"""The kernels of a process's VMs, watched for panics that no test expects."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from .stash import FAILURE, KERNEL_FAILURES
+
+if TYPE_CHECKING:
+    from ..console.kernel.failures import FailureKind, KernelFailures
+    from ..settings import FailOn
+
+__all__ = ["KernelWatch"]
+
+COUNTED: Final[dict[FailOn, tuple[FailureKind, ...]]] = {
+    "never": (),
+    "panic": ("panic",),
+    "oops": ("oops", "panic"),
+}
+HINT: Final = "expect it with `async with vm.expect_panic():`, or see --propolis-fail-on"
+
+
+class KernelWatch:
+    """Fails a test in which a kernel has failed unexpectedly: a plugin, registered with the first VM.
+
+    A VM that several tests share fails the test that ran when its console showed the failure.
+    """
+
+    def __init__(self, fail_on: FailOn) -> None:
+        self._counted = COUNTED[fail_on]
+        self._watched: list[KernelFailures] = []
+
+    def add(self, failures: KernelFailures) -> None:
+        """Watch one more VM, until it is closed."""
+        self._watched.append(failures)
+
+    def collect(self, item: pytest.Item) -> None:
+        """Move what has gone wrong so far into the test's item."""
+        collected = item.stash.setdefault(KERNEL_FAILURES, [])
+        for failures in self._watched:
+            collected += [(failures.vm, failure) for failure in failures.take()]
+        self._watched = [failures for failures in self._watched if not failures.is_closed]
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        result = yield
+        self._check(item)
+        return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
+        result = yield
+        if FAILURE not in item.stash:  # it has failed, and a second failure would say nothing new
+            self._check(item)
+        return result
+
+    def _check(self, item: pytest.Item) -> None:
+        self.collect(item)
+        for vm, failure in item.stash[KERNEL_FAILURES]:
+            if failure.kind in self._counted:
+                what = "panicked" if failure.kind == "panic" else "failed"
+                raise pytest.fail.Exception(
+                    f"VM {vm!r}: the guest's kernel {what} unexpectedly: {failure.line}\nhint: {HINT}", pytrace=False
+                )

@@ -1,0 +1,93 @@
+"""Tests whose guests' kernels fail, as a user sees them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from inner_run import InnerRun
+
+PAGE = Path(__file__).parents[2] / "docs" / "kernel.md"
+
+CRASHES = """
+import asyncio
+import pytest
+import pytest_asyncio
+
+KERNEL_SAYS = "echo '<1>BUG: written by hand' > /dev/kmsg"
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def vm(propolis):
+    async with propolis.vm_factory() as factory:
+        yield await factory.start()
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_bug(vm):
+    await vm.run(KERNEL_SAYS)
+    await vm.wait_for_serial_output("written by hand")
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_after_the_bug(vm):
+    await vm.run("true")
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_panic(vm):
+    asyncio.ensure_future(vm.run("echo c > /proc/sysrq-trigger")).add_done_callback(lambda crash: crash.exception())
+    await vm.wait_for_serial_output("sysrq triggered crash ]---\\n")
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_after_the_panic(vm):
+    await vm.reset()
+    await vm.wait_to_boot()
+"""
+
+LATE = """
+import pytest_asyncio
+
+@pytest_asyncio.fixture
+async def crashing(test_vm):
+    yield test_vm
+    async with test_vm.interactive() as console:
+        await console.send("echo c > /proc/sysrq-trigger\\n")
+        await console.wait_for("end Kernel panic", timeout_s=60)
+
+async def test_late(crashing):
+    pass
+"""
+
+
+def test_an_unexpected_panic_fails_the_test_and_its_lines_are_a_section(inner: InnerRun) -> None:
+    inner.write(test_it=CRASHES)
+    result = inner.run()
+    result.assert_outcomes(passed=3, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "VM 'vm': the guest's kernel panicked unexpectedly: Kernel panic - not syncing: sysrq triggered crash",
+            "hint: expect it with *",
+            "* propolis kernel panic in VM 'vm' *",
+            "*Kernel panic - not syncing: sysrq triggered crash",
+            "*---[[] end Kernel panic - not syncing: sysrq triggered crash []]---",
+            "FAILED test_it.py::test_panic - *",
+        ]
+    )
+
+
+def test_an_oops_and_a_panic_can_both_fail_tests_or_neither(inner: InnerRun) -> None:
+    inner.write(test_it=CRASHES)
+    result = inner.run("--propolis-fail-on=oops")
+    result.assert_outcomes(passed=2, failed=2)
+    result.stdout.fnmatch_lines(["VM 'vm': the guest's kernel failed unexpectedly: BUG: written by hand"])
+    inner.run("--propolis-fail-on=never").assert_outcomes(passed=4)
+
+
+def test_a_panic_in_the_teardown_is_an_error_there(inner: InnerRun) -> None:
+    inner.write(test_it=LATE)
+    result = inner.run()
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_late*", "*propolis kernel panic in VM 'test-vm'*"])
+
+
+def test_the_example_of_the_page_on_kernels_passes(inner: InnerRun) -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    inner.write(test_page=example)
+    inner.run().assert_outcomes(passed=1)
