@@ -11,29 +11,23 @@ import sys
 import termios
 import tty
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
-import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from ..console.console import end_reason
 from ..console.viewer import Viewer
-from ..errors import ConfigError, HostError, PropolisError
-from ..hosts.agent_client import running_agents
-from ..hosts.known_directories import known_base_directories
 from ..propolis_api.client import Endpoint, PropolisClient
 from .escape_keys import EscapeKeys
-from .hosts import on_hosts, visited
+from .hosts import on_hosts
+from .vms.places import located
 
 if TYPE_CHECKING:
     from ..hosts.host import HostSpec
 
-__all__ = ["console", "tell_places"]
-
-TELL_PLACES: Final = "pytest_propolis.cli.console:tell_places"
+__all__ = ["console"]
 
 HISTORY_BYTES: Final = 64 << 10
 QUIET_S: Final = 1.0
@@ -63,62 +57,9 @@ def console(*, vm_id: str, lines: int | None, hosts: tuple[HostSpec, ...] | None
 
 async def _attach(vm_id: str, hosts: tuple[HostSpec, ...] | None, lines: int) -> tuple[str, str]:
     """Attach to a VM's console; return the VM's name and why the console was left."""
-    here = await asyncio.to_thread(_places, vm_id) if _includes_this_machine(hosts) else []
-    places: list[tuple[HostSpec | None, _Place]] = [(None, place) for place in here]
-    places += await _remote_places(vm_id, hosts or ())
-    if len(places) != 1:
-        which = f"{len(places)} VMs have ids that begin with {vm_id!r}" if places else f"there is no VM {vm_id!r}"
-        raise ConfigError(which, hint="`propolis ps` lists the VMs of this user; --hosts FILE is for those elsewhere")
-    ((spec, place),) = places
-    async with contextlib.AsyncExitStack() as stack:
-        socket = Path(place.socket)
-        if spec is not None:
-            from ..hosts.ssh.visit import visit
-
-            socket = await (await stack.enter_async_context(visit(spec))).forward(place.socket)
-        endpoint = Endpoint(base_url=f"http://agent/vms/{place.id}", uds=socket)
+    async with located(vm_id, hosts) as (place, endpoint):
         with _raw_terminal():
             return place.name, await _Session(endpoint, place.name).run(lines)
-
-
-class _Place(msgspec.Struct, frozen=True, kw_only=True):
-    """A VM, and the socket of its agent on its host."""
-
-    id: str
-    name: str
-    socket: str
-
-
-def _places(wanted: str) -> list[_Place]:
-    """Return the VMs of this machine whose ids begin so."""
-    return [
-        _Place(id=vm.id, name=vm.name, socket=str(agent.socket))
-        for base in known_base_directories()
-        for agent in running_agents(base)
-        for vm in agent.vms()
-        if wanted and vm.id.startswith(wanted)
-    ]
-
-
-def tell_places(arguments: list[str]) -> None:
-    """Print what `_places` finds, as one JSON list: run on a host over SSH."""
-    _write(msgspec.json.encode(_places(arguments[0])))
-
-
-def _includes_this_machine(hosts: tuple[HostSpec, ...] | None) -> bool:
-    return hosts is None or any(spec.kind == "local" for spec in hosts)
-
-
-async def _remote_places(wanted: str, hosts: tuple[HostSpec, ...]) -> list[tuple[HostSpec, _Place]]:
-    remote = [spec for spec in hosts if spec.kind != "local"]
-    found = []
-    for spec, answer in zip(remote, await visited(remote, TELL_PLACES, [wanted]), strict=True):
-        if isinstance(answer, PropolisError):
-            raise answer
-        if answer.status != 0:
-            raise HostError(f"host {spec.name}: its VMs cannot be listed: {answer.complaint.strip()}")
-        found += [(spec, place) for place in msgspec.json.decode(answer.output, type=list[_Place])]
-    return found
 
 
 def _screenful() -> int:

@@ -28,6 +28,15 @@ def shown_vm(terminal: Terminal) -> str:
     return found[1]
 
 
+def test_a_synchronous_test_waits_too(inner: InnerRun) -> None:
+    inner.write(test_it="def test_fails(test_vm_sync):\n    test_vm_sync.run('false')")
+    with on_terminal([*PYTEST, f"--basetemp={inner.runtime}/base"], cwd=inner.pytester.path) as terminal:
+        vm = shown_vm(terminal)
+        assert f"{vm} 'test-vm', Running" in propolis("ps")
+        terminal.type("\r")
+        assert terminal.wait_for_end() == pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.mark.parametrize("key", ["\r", "\x03"], ids=["enter", "ctrl-c"])
 def test_the_run_goes_on_at_a_key(inner: InnerRun, key: str) -> None:
     inner.write(test_it=TESTS)

@@ -48,6 +48,7 @@ def test_a_vm_that_is_kept_on_a_host_is_listed_watched_and_removed(inner: InnerR
     assert "a line of before" in shown
     assert "\n42\n" in shown.replace("\r", "")
     assert f"there is no VM {vm!r}" in propolis("console", vm, status=1)
+    assert propolis("exec", *stays[1:], vm, "--", "echo there; exit 3", status=3) == "there\n"
 
     log = next(inner.pytester.path.rglob("*test_ended*/test-vm.qemu.log"), None)
     assert log, sorted(map(str, inner.pytester.path.rglob("*.log")))

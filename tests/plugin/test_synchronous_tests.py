@@ -80,6 +80,21 @@ def test_it(test_vm_sync):
     assert test_vm_sync.run("echo up") == "up"
 """
 
+PANICS = """
+import pytest
+from pytest_propolis import PropolisError
+
+CRASH = "echo c > /proc/sysrq-trigger"
+
+def test_unexpected(test_vm_sync):
+    with pytest.raises(PropolisError):
+        test_vm_sync.run(CRASH)
+
+def test_expected(test_vm_sync):
+    with test_vm_sync.expect_panic(), pytest.raises(PropolisError):
+        test_vm_sync.run(CRASH)
+"""
+
 DYNAMIC = """
 def test_it(request):
     request.getfixturevalue("test_vm_sync").run("false")
@@ -133,6 +148,13 @@ def test_what_a_vm_gives_works_without_await(inner: InnerRun) -> None:
 def test_an_exception_in_the_waiting_test_cancels_the_command(inner: InnerRun) -> None:
     inner.write(test_it=CANCELLED)
     inner.run().assert_outcomes(passed=1)
+
+
+def test_a_panic_fails_a_synchronous_test_that_does_not_expect_it(inner: InnerRun) -> None:
+    inner.write(test_it=PANICS)
+    result = inner.run()
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*VM 'test-vm': the guest's kernel panicked unexpectedly*"])
 
 
 def test_the_vm_of_a_failed_test_can_be_kept(inner: InnerRun) -> None:

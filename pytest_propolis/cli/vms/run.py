@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import shlex
 import shutil
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import click
 
 from ...settings import Settings
 from ..main import choices
+from .command_line import command_line
 from .statuses import own_statuses
 
 if TYPE_CHECKING:
@@ -61,11 +61,6 @@ def run(
     )
     with own_statuses():
         sys.exit(asyncio.run(_run(chosen, command_line(command), directory)))
-
-
-def command_line(words: tuple[str, ...]) -> str:
-    """The words of a command line here as one for the guest's shell."""
-    return words[0] if len(words) == 1 else shlex.join(words)
 
 
 async def _run(settings: Settings, command: str, directory: Path | None) -> int:
