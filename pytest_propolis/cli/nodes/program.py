@@ -76,7 +76,7 @@ async def _started(command: Sequence[str], environment: Mapping[str, str]) -> As
     pipe = asyncio.subprocess.PIPE
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, stdout=pipe, stderr=pipe, env={**os.environ, **environment}
+            *command, stdout=pipe, stderr=pipe, env={**os.environ, **environment}, process_group=_group()
         )
     except OSError as error:
         raise SettingsError(f"{command[0]!r} cannot be run: {error.strerror}") from None
@@ -87,13 +87,24 @@ async def _started(command: Sequence[str], environment: Mapping[str, str]) -> As
         yield process
     finally:
         if process.returncode is None:
-            process.kill()
+            _send(process, signal.SIGKILL)
             await process.wait()
+
+
+def _group() -> int | None:
+    """Return 0 for a process group of its own, so that its children are signalled, too.
+
+    A program that reads from a terminal stays in the group that the terminal is given to.
+    """
+    return None if sys.stdin is not None and sys.stdin.isatty() else 0
 
 
 def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):
-        process.send_signal(number)
+        if _group() == 0:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
 
 
 async def _terminate(process: asyncio.subprocess.Process) -> None:
