@@ -149,9 +149,11 @@ def pytest_pycollect_makeitem(
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Before any fixture: a test that no host can run, or that cannot await its VMs, starts nothing."""
-    from .session.stash import RUNNING_TEST
+    from .session.stash import FAILURE, RUNNING_TEST
 
     item.config.stash[RUNNING_TEST] = item.nodeid
+    if FAILURE in item.stash:  # of an attempt before this one
+        del item.stash[FAILURE]
     if "propolis" in getattr(item, "fixturenames", ()):
         from .markers.requirements import unmet
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from inner_run import InnerRun
+from reruns import RERUNS_ONCE
 
 PAGE = Path(__file__).parents[2] / "docs" / "kernel.md"
 
@@ -87,7 +88,41 @@ def test_a_panic_in_the_teardown_is_an_error_there(inner: InnerRun) -> None:
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_late*", "*propolis kernel panic in VM 'test-vm'*"])
 
 
+def test_a_panic_in_the_teardown_of_a_second_attempt_counts(inner: InnerRun) -> None:
+    again = LATE.replace("    pass", "    TRIES.append(1)\n    assert len(TRIES) == 2") + "\nTRIES = []\n"
+    inner.write(conftest=RERUNS_ONCE, test_it=again)
+    result = inner.run()
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*ERROR at teardown of test_late*", "*propolis kernel panic in VM 'test-vm'*"])
+
+
 def test_the_example_of_the_page_on_kernels_passes(inner: InnerRun) -> None:
     (example,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     inner.write(test_page=example)
     inner.run().assert_outcomes(passed=1)
+
+
+def test_a_synchronous_test_can_expect_a_panic_and_fails_of_another(inner: InnerRun) -> None:
+    inner.write(
+        test_it="""
+import pytest
+
+CRASH = "echo c > /proc/sysrq-trigger"
+
+def test_expected(test_vm_sync):
+    with test_vm_sync.expect_panic() as panic:
+        test_vm_sync.run(CRASH)
+    assert panic.line == "Kernel panic - not syncing: sysrq triggered crash"
+
+def test_unexpected(test_vm_sync):
+    with pytest.raises(Exception, match="the guest panicked"):
+        test_vm_sync.run(CRASH)
+
+@pytest.mark.xfail
+def test_xfail(test_vm_sync):
+    with pytest.raises(Exception, match="the guest panicked"):
+        test_vm_sync.run(CRASH)
+"""
+    )
+    inner.run().assert_outcomes(passed=1, failed=1, xfailed=1)
+    inner.run("-n1", "-k", "not xfail").assert_outcomes(passed=1, failed=1)
