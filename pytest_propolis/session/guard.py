@@ -33,6 +33,9 @@ class Guard:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
                 raise
+            # Before Python 3.12, what interrupts the making of a class, as in an import, is the cause of another error.
+            if isinstance(error.__cause__, KeyboardInterrupt):
+                raise error.__cause__ from None
             self._errors.append((purpose, "".join(traceback.format_exception(error)).rstrip()))
 
     def summary(self) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Final
 import pytest
 
 from ...markers.requirements import needs_hosts
+from ...session.guard import guarded
 from ...session.stash import SETTINGS
 
 __all__ = ["FORKS_ATTRIBUTE", "publish_status"]
@@ -25,10 +26,11 @@ def publish_status(config: pytest.Config) -> None:
 
 
 def _start(config: pytest.Config) -> None:
-    from .reporter import StatusReporter
+    with guarded(config, "publishing the status of the run"):
+        from .reporter import StatusReporter
 
-    if not config.pluginmanager.hasplugin("propolis-status"):
-        config.pluginmanager.register(StatusReporter(config), "propolis-status")
+        if not config.pluginmanager.hasplugin("propolis-status"):
+            config.pluginmanager.register(StatusReporter(config), "propolis-status")
 
 
 class _Activation:
