@@ -64,7 +64,8 @@ class BareFork:
             self._process = subprocess.Popen(
                 [
                     *("setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64", *arguments),
-                    *("-chardev", f"socket,id=com1,fd={fds[0]}", "-chardev", f"socket,id=mon,fd={fds[1]}"),
+                    *("-chardev", f"socket,id=com1,fd={fds[0]}", "-chardev", "null,id=com2"),
+                    *("-chardev", f"socket,id=mon,fd={fds[1]}"),
                     *("-mon", "chardev=mon,mode=control", "-incoming", "defer"),
                 ],
                 pass_fds=fds,
