@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ..agent_api.key_value import Entry, Put
 from ..errors import CoordinationError
+from .limits import DEFAULT_TIMEOUT_S
 from .names import require_name
 from .node_info import NODES
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["Baton"]
 
 BATONS: Final = "batons/"
-DEFAULT_TIMEOUT_S: Final = 300.0
 
 
 class Baton:

@@ -16,19 +16,17 @@ from .backends.backend import Backend, Outcome
 from .baton import Baton
 from .key_values import KeyValues
 from .lease_keeper import LeaseKeeper
+from .limits import DEFAULT_TIMEOUT_S, GROUP_TTL_S, NODE_TTL_S
 from .mirror import Mirror
 from .names import require_name
 from .node import Node
 from .node_info import ENDED, NODES, NodeEnd, NodeInfo
 from .poison import POISON_KEY, Poison
 
-__all__ = ["DEFAULT_TIMEOUT_S", "GROUP_VARIABLE", "NODE_TTL_S", "NODE_VARIABLE", "NodeGroup"]
+__all__ = ["GROUP_VARIABLE", "NODE_VARIABLE", "NodeGroup"]
 
 T = TypeVar("T")
 
-DEFAULT_TIMEOUT_S: Final = 300.0
-GROUP_TTL_S: Final = 60.0
-NODE_TTL_S: Final = 5.0
 GROUP_KEY: Final = "group"
 GROUP_VARIABLE: Final = "PROPOLIS_GROUP"
 NODE_VARIABLE: Final = "PROPOLIS_NODE"

@@ -10,6 +10,7 @@ import msgspec
 
 from ..agent_api.key_value import VALUE_BYTES, Entry, Put
 from ..errors import CoordinationError
+from .limits import DEFAULT_TIMEOUT_S
 from .names import require_key
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["KeyValues"]
 
 VALUES: Final = "kv/"
-DEFAULT_TIMEOUT_S: Final = 300.0
 
 
 class KeyValues:

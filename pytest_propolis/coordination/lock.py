@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ..agent_api.key_value import Put
 from ..errors import CoordinationError
+from .limits import DEFAULT_TIMEOUT_S
 from .names import require_name
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["Semaphore"]
 
 LOCKS: Final = "locks/"
-DEFAULT_TIMEOUT_S: Final = 300.0
 
 
 class Semaphore:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import msgspec
 
@@ -15,6 +15,7 @@ from .backends.backend import Outcome
 from .barrier import Barrier
 from .baton import Baton
 from .lease_keeper import EXPIRED, LeaseKeeper
+from .limits import DEFAULT_TIMEOUT_S
 from .lock import Semaphore
 from .node_info import ENDED, NODES, NodeEnd, NodeInfo
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["Node"]
 
 T = TypeVar("T")
-
-DEFAULT_TIMEOUT_S: Final = 300.0
 
 
 class Node:

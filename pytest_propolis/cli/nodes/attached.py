@@ -10,19 +10,18 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any
 
 import click
 import msgspec
 
 from ...coordination.backends.address import connect_store, group_and_store
 from ...coordination.group import GROUP_VARIABLE, NODE_VARIABLE, NodeGroup
+from ...coordination.limits import DEFAULT_TIMEOUT_S
 from ...coordination.node import Node
 from ...errors import CoordinationError, CoordinationLost, CoordinationTimeout, Poisoned, PropolisError, SettingsError
 
 __all__ = ["Status", "acting_node", "attached", "group_command", "named_node", "print_json", "timeout_option"]
-
-DEFAULT_TIMEOUT_S: Final = 300.0
 
 
 class Status(IntEnum):

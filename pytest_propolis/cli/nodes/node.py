@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from ...coordination.group import NODE_TTL_S, NodeGroup
+from ...coordination.group import NodeGroup
+from ...coordination.limits import NODE_TTL_S
 from ...coordination.node import Node
 from ...coordination.node_info import NodeInfo
 from ...errors import CoordinationError, PropolisError

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from ...coordination.limits import DEFAULT_TIMEOUT_S
 from ...coordination.node import Node
 from ...errors import CoordinationError, CoordinationLost, CoordinationTimeout, Poisoned
 
@@ -14,7 +15,6 @@ __all__ = ["Answer", "answer_command"]
 NO, USAGE, TIMED_OUT, POISONED, LOST = range(1, 6)
 """Exit statuses, as those of the command ``propolis`` on the host."""
 
-DEFAULT_TIMEOUT_S: Final = 300.0
 
 USAGE_TEXT: Final = """usage: barrier NAME PARTIES [--timeout S]
        baton take|show NAME, baton pass NAME [NODE]

@@ -21,7 +21,7 @@ QUERY: Final = ("ca", "user", "password_file")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EtcdAddress:
-    """Where an etcd cluster is, and who asks.
+    """Where an etcd cluster is, and the user that requests are made as.
 
     :param urls: of its members: ``https://host:2379``.
     :param prefix: what all keys begin with, without slashes at its ends.
