@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import ArtifactError, ConfigError
-from ..settings import OPTIONS, Settings
+from ..errors import ArtifactError, ConfigError, HostBusy
+from ..hosts.agent_client import running_agents
+from ..hosts.known_directories import known_base_directories
+from ..settings import Settings
+from .main import settings_options
 
 if TYPE_CHECKING:
     from ..storage.catalogs.catalog import Catalog, CatalogEntry
@@ -21,38 +21,29 @@ if TYPE_CHECKING:
 
 __all__ = ["artifacts"]
 
-HASH: Final = re.compile(r"[0-9a-f]{64}")
-OPTIONS_HERE: Final = ("artifacts", "artifact_dir", "settings_file")
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def artifacts() -> None:
     """Manage artifacts: the files that VMs are built from, as catalogs define them."""
 
 
-def _with_catalog(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options that choose catalogs and the store, and call the command with both."""
+def _options(function: Callable[..., Any]) -> Callable[..., Any]:
+    return settings_options(function, names=("artifacts", "artifact_dir", "disk_dir", "settings_file"))
 
-    @functools.wraps(function)
-    def with_catalog(**arguments: Any) -> Any:
-        from ..storage.catalogs.catalog import read_catalogs
-        from ..storage.store import ArtifactStore, default_artifact_dir
 
-        given = {name: arguments.pop(name) for name in OPTIONS_HERE}
-        settings = Settings.resolve(command_line=given, ini={})
-        store = ArtifactStore(settings.artifact_dir or default_artifact_dir())
-        return function(catalog=read_catalogs(settings.artifacts or ()), store=store, **arguments)
+def _opened(settings: Settings) -> tuple[Catalog, ArtifactStore]:
+    from ..storage.catalogs.catalog import read_catalogs
+    from ..storage.store import ArtifactStore, default_artifact_dir
 
-    decorated = with_catalog
-    for option in reversed([option for option in OPTIONS if option.name in OPTIONS_HERE]):
-        decorated = click.option(option.flag, option.name, metavar=option.metavar, help=option.help)(decorated)
-    return decorated
+    store = ArtifactStore(settings.artifact_dir or default_artifact_dir())
+    return read_catalogs(settings.artifacts or ()), store
 
 
 @artifacts.command("list")
-@_with_catalog
-def list_artifacts(*, catalog: Catalog, store: ArtifactStore) -> None:
+@_options
+def list_artifacts(*, settings: Settings) -> None:
     """List the artifacts of the catalogs: name, kind, where it is stored, and where it comes from."""
+    catalog, store = _opened(settings)
     rows = [(name, entry.kind, _stored(store, entry), str(entry.artifact.source)) for name, entry in _sorted(catalog)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:2] if rows else []
     for name, kind, stored, source in rows:
@@ -61,9 +52,10 @@ def list_artifacts(*, catalog: Catalog, store: ArtifactStore) -> None:
 
 @artifacts.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@_with_catalog
-def fetch(*, catalog: Catalog, store: ArtifactStore, names: tuple[str, ...]) -> None:
+@_options
+def fetch(*, settings: Settings, names: tuple[str, ...]) -> None:
     """Fetch artifacts that are not in the store: those NAMEs, or all."""
+    catalog, store = _opened(settings)
     for name in names or sorted(catalog.entries):
         path = asyncio.run(store.get(catalog.get(name), _say))
         click.echo(f"{name}: {path}")
@@ -71,9 +63,10 @@ def fetch(*, catalog: Catalog, store: ArtifactStore, names: tuple[str, ...]) -> 
 
 @artifacts.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@_with_catalog
-def verify(*, catalog: Catalog, store: ArtifactStore, names: tuple[str, ...]) -> None:
+@_options
+def verify(*, settings: Settings, names: tuple[str, ...]) -> None:
     """Hash what is in the store: those NAMEs, or all. The exit status is 1 if something is damaged."""
+    catalog, store = _opened(settings)
     from ..storage.files import sha256_of
 
     damaged = False
@@ -96,17 +89,18 @@ def verify(*, catalog: Catalog, store: ArtifactStore, names: tuple[str, ...]) ->
 @click.argument("name")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--catalog", "target", type=click.Path(path_type=Path), required=True, help="Catalog to add it to.")
-@_with_catalog
-def add(*, catalog: Catalog, store: ArtifactStore, name: str, file: Path, target: Path) -> None:
+@_options
+def add(*, settings: Settings, name: str, file: Path, target: Path) -> None:
     """Define the local FILE as the artifact NAME in a catalog, which is made if it is not there."""
+    catalog, _ = _opened(settings)
     from ..storage.artifacts import checked_name
     from ..storage.catalogs.catalog import read_catalogs
     from ..storage.files import sha256_of
 
     checked_name(name, what="artifact: name")
-    existing = read_catalogs([target]) if target.exists() else catalog
-    if name in existing.entries:
-        raise ConfigError(f"{existing.entries[name].defined_in} has an artifact {name!r}", hint="choose another name")
+    known = {**catalog.entries, **(read_catalogs([target]).entries if target.exists() else {})}
+    if name in known:
+        raise ConfigError(f"{known[name].defined_in} has an artifact {name!r}", hint="choose another name")
     sha256 = asyncio.run(sha256_of(file))
     absolute = file.absolute()
     entry = (
@@ -127,21 +121,29 @@ def add(*, catalog: Catalog, store: ArtifactStore, name: str, file: Path, target
 
 
 @artifacts.command()
-@click.option("--yes", is_flag=True, help="Remove it; without this, only say what would be removed.")
-@_with_catalog
-def gc(*, catalog: Catalog, store: ArtifactStore, yes: bool) -> None:
-    """Remove fetched artifacts that neither a catalog nor a guest has, and downloads that were broken off."""
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, without removing it.")
+@_options
+def gc(*, settings: Settings, dry_run: bool) -> None:
+    """Remove fetched artifacts that neither a catalog nor a guest has, and downloads that were broken off.
+
+    What backs a disk stays. While runs of this user are active, nothing is removed.
+    """
+    catalog, store = _opened(settings)
+    from ..storage.eviction import evict_fetched
+    from ..storage.store import disk_directory
     from .project import guests_here
 
     wanted = {entry.artifact.sha256 for entry in catalog.entries.values()}
     for guest in guests_here().adapters.values():
         image = guest.image
         wanted |= {artifact.sha256 for artifact in (image.kernel, image.initrd, image.disk) if artifact is not None}
-    contents = [path for path in _entries(store.directory) if HASH.fullmatch(path.name) and path.name not in wanted]
-    for path in [*contents, *_entries(store.directory / "shelf")]:
-        click.echo(f"{'removing' if yes else 'would remove'} {path} ({_size(path) >> 20} MiB)")
-        if yes:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if not dry_run and any(any(running_agents(base)) for base in known_base_directories()):
+        raise HostBusy("runs are active on this machine, and may use artifacts", hint="see `propolis ps`; try later")
+    disks = settings.disk_dir or disk_directory(settings.artifact_dir)
+    keep = {sha256 for sha256 in wanted if sha256 is not None}
+    for evicted in evict_fetched(store.directory, wanted=keep, disks=disks, dry_run=dry_run):
+        verb = "would remove" if dry_run else "removed"
+        click.echo(f"{verb} {evicted.path} ({evicted.size_bytes >> 20} MiB): {evicted.reason}")
 
 
 def _sorted(catalog: Catalog) -> list[tuple[str, CatalogEntry]]:
@@ -151,15 +153,6 @@ def _sorted(catalog: Catalog) -> list[tuple[str, CatalogEntry]]:
 def _stored(store: ArtifactStore, entry: CatalogEntry) -> str:
     path = store.place(entry.artifact)
     return str(path) if path.exists() else ""
-
-
-def _entries(directory: Path) -> list[Path]:
-    return sorted(directory.iterdir()) if directory.is_dir() else []
-
-
-def _size(path: Path) -> int:
-    paths = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.lstat().st_size for file in paths)
 
 
 def _quoted(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 import click
@@ -12,7 +12,7 @@ import click
 from ..errors import PropolisError
 from ..settings import OPTIONS, Settings
 
-__all__ = ["choices", "propolis"]
+__all__ = ["choices", "propolis", "settings_options"]
 
 _COMMANDS: Final = {
     "artifacts": ".artifacts",
@@ -71,13 +71,18 @@ def propolis() -> None:
 
 def choices(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add pytest's host-related options to a command, and call it with the resolved ``settings``."""
+    return settings_options(function, names=_CHOICES)
+
+
+def settings_options(function: Callable[..., Any], *, names: Collection[str]) -> Callable[..., Any]:
+    """Add some of pytest's options to a command, and call it with the resolved ``settings``."""
 
     @functools.wraps(function)  # with the parameters that click has attached to it
     def with_settings(**arguments: Any) -> Any:
-        given = {name: arguments.pop(name) for name in _CHOICES}
+        given = {name: arguments.pop(name) for name in names}
         return function(settings=Settings.resolve(command_line=given, ini={}), **arguments)
 
     decorated = with_settings
-    for option in reversed([option for option in OPTIONS if option.name in _CHOICES]):
+    for option in reversed([option for option in OPTIONS if option.name in names]):
         decorated = click.option(option.flag, option.name, metavar=option.metavar, help=option.help)(decorated)
     return decorated

@@ -1,4 +1,4 @@
-"""Eviction of derived files, which can be derived again.
+"""Eviction of files that can be derived or fetched again.
 
 Directories under construction are left alone; the remains of a killed builder are removed.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,10 +19,11 @@ from typing import Final
 from ..errors import ArtifactCorrupt
 from .images.image_headers import Qcow2Header
 
-__all__ = ["Claim", "Evicted", "evict", "note_use"]
+__all__ = ["Claim", "Evicted", "evict", "evict_fetched", "note_use"]
 
 _MANIFEST: Final = "manifest.json"
 _BLOCK_BYTES: Final = 512
+_HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,30 @@ def evict(
     return evicted
 
 
+def evict_fetched(
+    directory: Path, *, wanted: Collection[str], disks: Path | None = None, dry_run: bool = False
+) -> list[Evicted]:
+    """Remove fetched artifacts of an `ArtifactStore`, and what downloads that were broken off have left.
+
+    Those that back a disk below `disks` are kept. No VM may run from an artifact meanwhile. It blocks.
+
+    :param wanted: the hashes of artifacts to keep.
+    """
+    needed = _backing_directories(disks) if disks else frozenset()
+    evicted = []
+    for place in directory.glob("*"):
+        if not _HASH.fullmatch(place.name) or place.name in wanted or place.resolve() in needed:
+            continue
+        size_bytes = _size(place)
+        if _remove(directory, place, place.name, lock="{}", dry_run=dry_run):
+            evicted.append(Evicted(place, size_bytes, "no catalog and no guest has it"))
+    for part in (directory / "shelf").glob("*.download"):
+        evicted.append(Evicted(part, part.stat().st_size, "the download was broken off"))
+        if not dry_run:
+            part.unlink(missing_ok=True)
+    return evicted
+
+
 def _complete(derived: Path) -> Iterator[tuple[float, Path]]:
     for place in derived.glob("[!.]*"):
         with contextlib.suppress(OSError):
@@ -113,15 +139,19 @@ def _half_made(directory: Path, *, dry_run: bool) -> Iterator[Evicted]:
     for place in (directory / "derived").glob(".*.*"):
         size_bytes = _size(place)
         if _remove(directory, place, place.name.split(".")[1], dry_run=dry_run):
-            yield Evicted(place, size_bytes, "whoever made it was killed")
+            yield Evicted(place, size_bytes, "the process that made it was killed")
 
 
-def _remove(directory: Path, place: Path, key: str, *, dry_run: bool) -> bool:
-    """Remove it unless its lock is held. Rename it first: a partial directory must not be found under its name."""
+def _remove(directory: Path, place: Path, key: str, *, lock: str = "derived-{}", dry_run: bool) -> bool:
+    """Remove it unless its lock is held. Rename it first: a partial directory must not be found under its name.
+
+    :param key: of the directory.
+    :param lock: what `ArtifactStore` locks while it makes or fetches it, ``{}`` standing for the key.
+    """
     from filelock import FileLock, Timeout  # here, as in `locks`
 
     try:
-        with FileLock(directory / "locks" / f"derived-{key}.lock", timeout=0):
+        with FileLock(directory / "locks" / f"{lock.format(key)}.lock", timeout=0):
             with _unclaimed(directory, key):
                 if dry_run or not place.exists():
                     return True

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import io
 import re
+import shutil
+import subprocess
 import tarfile
 import threading
 import zipfile
@@ -21,7 +24,9 @@ from pytest_propolis.storage.artifacts import Artifact
 from pytest_propolis.storage.catalogs import remote_file
 from pytest_propolis.storage.catalogs.catalog import read_catalogs
 from pytest_propolis.storage.catalogs.remote_file import RemoteFile
+from pytest_propolis.storage.eviction import evict_fetched
 from pytest_propolis.storage.store import ArtifactStore
+from pytest_propolis.vm.factory import VmFactory
 
 CONTENT = bytes(range(256)) * 4096
 HASH = hashlib.sha256(CONTENT).hexdigest()
@@ -332,12 +337,42 @@ def test_the_command_adds_lists_fetches_verifies_and_removes(
     assert "remote  file  not fetched  from" in propolis("artifacts", "list")
     assert str(tmp_path / "store" / HASH / "remote.raw") in propolis("artifacts", "fetch")
     assert propolis("artifacts", "verify").count(" is intact") == 2
-    assert propolis("artifacts", "gc") == ""
+    assert propolis("artifacts", "gc", "--dry-run") == ""
     stored = tmp_path / "store" / HASH / "remote.raw"
     stored.chmod(0o600)
     stored.write_bytes(b"damaged")
     assert "is damaged" in propolis("artifacts", "verify", status=1)
     monkeypatch.delenv("PROPOLIS_ARTIFACTS")
-    assert f"would remove {stored.parent}" in propolis("artifacts", "gc")
-    propolis("artifacts", "gc", "--yes")
-    assert not stored.parent.exists()
+    assert f"would remove {stored.parent}" in propolis("artifacts", "gc", "--dry-run")
+    assert stored.exists()
+
+
+async def test_nothing_is_removed_while_a_run_is_active(
+    vm_factory: VmFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await vm_factory.start(guest="micro")
+    unused = tmp_path / "store" / HASH / "disk.raw"
+    unused.parent.mkdir(parents=True)
+    unused.write_bytes(CONTENT)
+    monkeypatch.setenv("PROPOLIS_ARTIFACT_DIR", str(tmp_path / "store"))
+    assert "runs are active" in await asyncio.to_thread(propolis, "artifacts", "gc", status=1)
+    assert unused.exists()
+
+
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
+def test_only_what_nothing_needs_is_evicted(tmp_path: Path) -> None:
+    store, disks = tmp_path / "store", tmp_path / "disks"
+    wanted, backing, unused = (digit * 64 for digit in "abc")
+    for name in (wanted, backing, unused, "derived"):
+        (store / name).mkdir(parents=True)
+        (store / name / "disk.qcow2").write_bytes(b"content")
+    disks.mkdir()
+    base = ("-u", "-F", "qcow2", "-b", str(store / backing / "disk.qcow2"))
+    subprocess.run(("qemu-img", "create", "-q", "-f", "qcow2", *base, str(disks / "overlay.qcow2"), "1M"), check=True)
+    (store / "shelf").mkdir()
+    (store / "shelf/part.download").write_bytes(b"half")
+    expected = {store / unused, store / "shelf/part.download"}
+    for dry_run in (True, False):
+        evicted = evict_fetched(store, wanted={wanted}, disks=disks, dry_run=dry_run)
+        assert {entry.path for entry in evicted} == expected
+    assert {path.name for path in store.iterdir()} == {wanted, backing, "derived", "shelf", "locks"}
