@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..agent_api.messages import ResourceIds
 from ..propolis_api.connection.endpoint import Endpoint
@@ -14,7 +14,7 @@ from ..storage.host_path import host_path
 from ..storage.progress import Progress
 from .agent_client import AgentClient, AsyncAgentClient
 
-__all__ = ["Host", "HostSpec", "Unfinished", "log_path_on"]
+__all__ = ["Host", "HostSpec", "Machine", "Unfinished", "log_path_on"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,13 @@ class Unfinished(Protocol):
     @property
     def resources(self) -> ResourceIds:
         """What that is."""
+
+
+class Machine(NamedTuple):
+    """How big a machine is."""
+
+    processors: int
+    memory_mib: int
 
 
 class Host(Protocol):

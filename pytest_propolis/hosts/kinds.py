@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from importlib import import_module
 from types import MappingProxyType
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 
 from ..settings import Settings
-from .host import Host, HostSpec
+from .host import Host, HostSpec, Machine
 
-__all__ = ["HOST_KINDS", "open_host"]
+__all__ = ["HOST_KINDS", "HostKind", "is_elsewhere", "measure", "open_host"]
 
 HostMaker = Callable[[HostSpec, Settings, str], Host]
+Measure = Callable[[HostSpec], Awaitable[Machine]]
 
-HOST_KINDS: Final[Mapping[str, str]] = MappingProxyType({"local": "local", "ssh": "ssh_host"})
-"""By kind, the module that has it. Its function ``open_host(spec, settings, run_id)`` makes the host.
 
-What a module needs is imported when the first host of its kind is asked for."""
+class HostKind(NamedTuple):
+    """Where a kind of host is; what it needs is imported when the first host of the kind is asked for.
+
+    :param module: its function ``open_host(spec, settings, run_id)`` makes the host.
+    :param measuring: the module whose function ``measure(spec)`` asks a host how big its machine is; None where that
+        is this machine.
+    """
+
+    module: str
+    measuring: str | None = None
+
+
+HOST_KINDS: Final[Mapping[str, HostKind]] = MappingProxyType(
+    {"local": HostKind("local"), "ssh": HostKind("ssh_host", measuring="ssh.visit")}
+)
 
 
 def open_host(spec: HostSpec, settings: Settings, run_id: str) -> Host:
@@ -25,5 +38,20 @@ def open_host(spec: HostSpec, settings: Settings, run_id: str) -> Host:
 
     :param run_id: the id of the run on this host.
     """
-    module = import_module(f".{HOST_KINDS[spec.kind]}", __package__)
+    module = import_module(f".{HOST_KINDS[spec.kind].module}", __package__)
     return cast(HostMaker, module.open_host)(spec, settings, run_id)
+
+
+def is_elsewhere(spec: HostSpec) -> bool:
+    """Whether a host is another machine than this one."""
+    return HOST_KINDS[spec.kind].measuring is not None
+
+
+async def measure(spec: HostSpec) -> Machine:
+    """Ask a host that is another machine how big it is.
+
+    :raises HostError: when it cannot be reached, or does not answer as it should.
+    """
+    name = HOST_KINDS[spec.kind].measuring
+    assert name is not None
+    return await cast(Measure, import_module(f".{name}", __package__).measure)(spec)

@@ -14,7 +14,7 @@ from typing import Final
 
 from ...errors import HostError
 from ...storage.user_directories import cache_directory
-from ..host import HostSpec
+from ..host import HostSpec, Machine
 from ..run_directory import make_private_directory
 from .bootstrap import start_command
 from .bundle import make_bundle
@@ -23,7 +23,11 @@ from .host_options import check_options, destination_of
 from .link_client import link_base
 from .transport.transport import Transport
 
-__all__ = ["Visit", "Visited", "visit"]
+__all__ = ["Visit", "Visited", "measure", "visit"]
+
+MARK: Final = b"propolis1 "
+MEASURE: Final = "exec sh -c 'echo propolis1 $(nproc) $(getconf _PHYS_PAGES) $(getconf PAGE_SIZE)'"
+"""The mark tells the answer from what a log-in shell's start-up files print."""
 
 VARIABLES: Final = {"qemu": "PROPOLIS_QEMU", "artifact_dir": "PROPOLIS_ARTIFACT_DIR"}
 """The environment variables that mean the same to a command as the host's options do to its agent."""
@@ -78,6 +82,21 @@ class Visit:
             status=status, output=output.decode(errors="replace"), complaint=complaint.decode(errors="replace")
         )
 
+    async def measure(self) -> Machine:
+        """Return how big the host's machine is, as it says itself.
+
+        :raises HostError: when it does not answer as it should.
+        """
+        try:
+            channel = await self._transport.start(MEASURE)
+            said = await channel.stdout.read(-1)
+            processors, pages, page_bytes = map(int, said[said.index(MARK) :].split()[1:4])
+        except ValueError:
+            raise HostError(f"host {self._spec.name}: it answered {said[-200:]!r}") from None
+        except self._transport.errors as error:
+            raise HostError(f"host {self._spec.name}: {error or type(error).__name__}") from None
+        return Machine(processors=processors, memory_mib=pages * page_bytes >> 20)
+
     async def forward(self, remote: str) -> Path:
         """Return a local socket behind which one of the host answers, as long as the visit lasts.
 
@@ -90,6 +109,16 @@ class Visit:
         local = self._directory / f"{secrets.token_hex(4)}.sock"
         await self._transport.forward(local, remote)
         return local
+
+
+async def measure(spec: HostSpec) -> Machine:
+    """Ask a host how big its machine is.
+
+    :raises SettingsError: when one of its options is wrong.
+    :raises HostError: when it cannot be reached, or does not answer as it should.
+    """
+    async with visit(spec) as visited:
+        return await visited.measure()
 
 
 @contextlib.asynccontextmanager
