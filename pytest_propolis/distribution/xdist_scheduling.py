@@ -19,6 +19,7 @@ from ..hosts.inventory.probing import probed_inventory
 from ..session.internals import base_temporary_directory, call_in_controller, number_of_workers
 from ..session.progress import line_printer
 from ..session.stash import SETTINGS
+from .background_loop import BackgroundLoop
 from .rejoining import Rejoining
 from .scheduling.decision import BuildTemplate, EndWorker, Start
 from .scheduling.host import HostSpec
@@ -28,7 +29,7 @@ from .scheduling.planning.durations import SMALLEST_S
 from .scheduling.scheduler import FleetScheduler
 from .status.snapshot import HostStatus, WaitingTests
 from .status.source import STATUS_SOURCE, host_status
-from .template_making import TemplateMaking
+from .template_preparer import TemplatePreparer
 from .worker_channel import LOST_HOSTS_ATTRIBUTE, Collected, Elsewhere, WorkerChannel
 
 __all__ = ["HostScheduling", "Placer"]
@@ -126,7 +127,8 @@ class HostScheduling:
         self._hosts: dict[str, HostSpec] = {}
         self._moving: dict[str, str] = {}
         """By worker, the test that waits for other hosts."""
-        self._rejoining = Rejoining(config.stash[SETTINGS], shared_id=shared_id)
+        self._background = BackgroundLoop()
+        self._rejoining = Rejoining(config.stash[SETTINGS], self._background, shared_id=shared_id)
         self._making: dict[tuple[str, str], float] = {}
         """By host and guest, since when a template is being made, in s since the epoch."""
         self._shared_id = shared_id
@@ -154,9 +156,7 @@ class HostScheduling:
 
     def end(self) -> None:
         """Keep in pytest's cache how long the tests took, for the plans of later runs; look for no lost hosts."""
-        self._rejoining.end()
-        if "_templates" in vars(self):
-            self._templates.end()
+        self._background.end(self._templates.aclose if "_templates" in vars(self) else None)
         cache = getattr(self._config, "cache", None)  # None with -p no:cacheprovider
         if cache is not None and self._durations:
             cache.set(DURATIONS, self._remembered_durations() | self._durations)
@@ -236,14 +236,15 @@ class HostScheduling:
         self._decide()
 
     @cached_property
-    def _templates(self) -> TemplateMaking:
+    def _templates(self) -> TemplatePreparer:
         from ..guests.registry import GuestRegistry
 
         config = self._config
         say, log_dir = line_printer(config), config.stash[SETTINGS].log_dir
-        return TemplateMaking(
+        return TemplatePreparer(
             config.stash[SETTINGS],
             GuestRegistry(chain.from_iterable(config.hook.pytest_propolis_guests(config=config))),
+            self._background,
             shared_id=self._shared_id,
             log_dir=(log_dir or base_temporary_directory(config) / "propolis") / "templates",
             say=lambda text: self._call(partial(say, text)),
