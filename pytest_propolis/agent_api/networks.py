@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 __all__ = [
+    "MOST_PORTS",
     "AddPort",
     "ConnectNetworks",
     "CreateNetwork",
@@ -14,6 +17,9 @@ __all__ = [
     "PortAdded",
     "PortForwarded",
 ]
+
+MOST_PORTS: Final = 254
+"""How many ports a network has, numbered from 1."""
 
 
 class CreateNetwork(msgspec.Struct, frozen=True, kw_only=True):

@@ -30,6 +30,7 @@ LEVELS: Final = {
     "error": logging.ERROR,
     "critical": logging.CRITICAL,
 }
+LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 UNIX: Final = "unix:"
 
 
@@ -69,7 +70,7 @@ class _AddressType(click.ParamType[Any]):
 @click.option("--initrd", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its initial RAM disk.")
 @click.option("--append", metavar="PARAMETERS", default="", help="Its command line.")
 @click.option("--qemu", metavar="FILE", help="QEMU program to use; default: found on PATH.")
-@click.option("--accelerator", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True)
+@click.option("--accelerator", type=click.Choice(["auto", "kvm", "tcg"]), help="Default: auto.")
 def serve(
     *,
     bootrom: Path,
@@ -82,7 +83,7 @@ def serve(
     initrd: Path | None,
     append: str,
     qemu: str | None,
-    accelerator: str,
+    accelerator: str | None,
 ) -> None:
     """Serve the Propolis API for one VM at a time, with QEMU, until SIGTERM.
 
@@ -90,14 +91,13 @@ def serve(
     The API has no authentication: any program that reaches IP:PORT controls the VM. Port 0 takes a free port, and
     unix:PATH a UNIX socket of this user alone.
     """
-    from ..agent.servers.standalone import log_to_standard_error
     from ..agent.servers.standalone import serve as serve_until_stopped
     from ..agent_api.messages import AgentConfig
     from ..hosts.run_directory import agent_directory, make_private_directory, run_token
 
     boot = _boot_source(bootrom, kernel, initrd, append)
     settings = Settings.resolve(command_line={"qemu": qemu, "accelerator": accelerator}, ini={})
-    log_to_standard_error(LEVELS[log_level])
+    logging.basicConfig(stream=sys.stderr, level=LEVELS[log_level], format=LOG_FORMAT)
     if bootrom_version is not None:
         logging.getLogger(__name__).info("the boot ROM's version is %s", bootrom_version)
     run = run_token(None)

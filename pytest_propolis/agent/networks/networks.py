@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import secrets
 from pathlib import Path
-from typing import Final
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from ...agent_api.networks import AddPort, ConnectNetworks, CreateNetwork, NetworkFaults
+from ...agent_api.networks import MOST_PORTS, AddPort, ConnectNetworks, CreateNetwork, NetworkFaults
 from ...errors import AgentError
 from ...propolis_api.connection.endpoint import Endpoint
 from ...propolis_api.connection.transport import open_websocket
@@ -21,8 +20,6 @@ from .switch import Switch
 from .trunk import Trunk
 
 __all__ = ["Network", "Networks"]
-
-MOST_PORTS: Final = 254
 
 
 class Network:

@@ -12,7 +12,6 @@ import logging
 import shutil
 import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +34,7 @@ from ...ledger.writer import LedgerWriter
 from ...propolis_api import InstanceState, InstanceStateRequested
 from ...propolis_api.connection.endpoint import Endpoint
 from ..http_server import http_server
-from ..hypervisor import HypervisorFinder
+from ..hypervisor import Hypervisor, HypervisorFinder
 from ..registry import BACKENDS
 
 __all__ = ["Address", "serve"]
@@ -88,22 +87,8 @@ async def serve(
         _listening(address) as listener,
     ):
         bound = _bound(address, listener)
-        hypervisor = await finder.find()
-        vm_directory = directory / "vm"  # the server removes it
-        vm_directory.mkdir(mode=0o700)
-        owner = Owner(f"propolis serve {bound}", ProcessIdentity.current())
-        server_config = ServerConfig(
-            mark=f"{command_line_mark(config.run)}server",
-            qemu=hypervisor.qemu,
-            accelerator=hypervisor.accelerator.name,
-            boot=boot,
-            directory=vm_directory,
-            log_path=vm_directory / "qemu.log",
-            journal=LedgerWriter(ledger, owner),
-            display=vnc is not None,
-            address=_endpoint(bound).address,
-            backends=BACKENDS,
-        )
+        writer = LedgerWriter(ledger, Owner(f"propolis serve {bound}", ProcessIdentity.current()))
+        server_config = _server_config(config, await finder.find(), writer, boot=boot, address=bound, display=bool(vnc))
         server = VmServer(server_config)
         async with contextlib.AsyncExitStack() as stack:
             if vnc is not None:
@@ -121,6 +106,31 @@ async def serve(
         logger.error("still there: %s", left)
         return
     shutil.rmtree(directory)
+
+
+def _server_config(
+    config: AgentConfig,
+    hypervisor: Hypervisor,
+    journal: LedgerWriter,
+    *,
+    boot: BootSource,
+    address: Address,
+    display: bool,
+) -> ServerConfig:
+    directory = Path(config.directory) / "vm"  # the server removes it
+    directory.mkdir(mode=0o700)
+    return ServerConfig(
+        mark=f"{command_line_mark(config.run)}server",
+        qemu=hypervisor.qemu,
+        accelerator=hypervisor.accelerator.name,
+        boot=boot,
+        directory=directory,
+        log_path=directory / "qemu.log",
+        journal=journal,
+        display=display,
+        address=_endpoint(address).address,
+        backends=BACKENDS,
+    )
 
 
 async def _serve_until(leave: asyncio.Event, app: ASGIApp, listener: socket.socket) -> None:
@@ -235,8 +245,3 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             writer.write(data)
             await writer.drain()
     writer.close()
-
-
-def log_to_standard_error(level: int) -> None:
-    """Write the log to standard error, as `propolis-server` does."""
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

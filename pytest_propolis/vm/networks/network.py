@@ -7,11 +7,11 @@ import contextlib
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from ...agent_api.networks import NetworkFaults
+from ...agent_api.networks import MOST_PORTS, NetworkFaults
 from ...errors import ConfigError, PropolisError
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ..vm import TestVm
 
 __all__ = ["Network"]
-
-MOST_PORTS: Final = 254
 
 
 @dataclass(frozen=True, slots=True)
