@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Final
 
@@ -46,19 +46,18 @@ async def run_program(
     :raises SettingsError: when there is no such program.
     """
     tail: deque[bytes] = deque()
-    async with _started(command, environment) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        copies = [
-            asyncio.create_task(_copy(process.stdout, sys.stdout.buffer, tail)),
-            asyncio.create_task(_copy(process.stderr, sys.stderr.buffer, tail)),
-        ]
-        ended = asyncio.create_task(process.wait())
-        cause = asyncio.ensure_future(until) if until is not None else None
-        await asyncio.wait([ended, *([cause] if cause else [])], return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
-            await _terminate(process)
-            await ended
+    async with _pipe() as (output, output_fd), _pipe() as (errors, errors_fd):
+        async with _started(command, environment, stdout=output_fd, stderr=errors_fd) as process:
+            copies = [
+                asyncio.create_task(_copy(output, sys.stdout.buffer, tail)),
+                asyncio.create_task(_copy(errors, sys.stderr.buffer, tail)),
+            ]
+            ended = asyncio.create_task(process.wait())
+            cause = asyncio.ensure_future(until) if until is not None else None
+            await asyncio.wait([ended, *([cause] if cause else [])], return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                await _terminate(process)
+                await ended
         _, late = await asyncio.wait(copies, timeout=DRAIN_TIMEOUT_S)
         for task in (*late, *([cause] if cause and not cause.done() else [])):
             task.cancel()
@@ -71,40 +70,71 @@ async def run_program(
 
 
 @contextlib.asynccontextmanager
-async def _started(command: Sequence[str], environment: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Start a program; kill it if the block does not see its end."""
-    pipe = asyncio.subprocess.PIPE
+async def _started(
+    command: Sequence[str], environment: Mapping[str, str], *, stdout: int, stderr: int
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Start a program in a process group of its own; kill the group if the block does not see its end.
+
+    :param stdout: a descriptor, which is closed here, as is `stderr`.
+    """
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, stdout=pipe, stderr=pipe, env={**os.environ, **environment}, process_group=_group()
+            *command, stdout=stdout, stderr=stderr, env={**os.environ, **environment}, process_group=0
         )
     except OSError as error:
         raise SettingsError(f"{command[0]!r} cannot be run: {error.strerror}") from None
+    finally:
+        os.close(stdout)
+        os.close(stderr)
     loop = asyncio.get_running_loop()
     for number in FORWARDED:
         loop.add_signal_handler(number, _send, process, number)
     try:
-        yield process
+        with _in_foreground(process.pid):
+            yield process
     finally:
         if process.returncode is None:
             _send(process, signal.SIGKILL)
             await process.wait()
 
 
-def _group() -> int | None:
-    """Return 0 for a process group of its own, so that its children are signalled, too.
+@contextlib.asynccontextmanager
+async def _pipe() -> AsyncIterator[tuple[asyncio.StreamReader, int]]:
+    """A pipe's reader, and its other end. asyncio's own pipes would have `wait` wait for all that inherit them."""
+    reader = asyncio.StreamReader()
+    read_fd, write_fd = os.pipe()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_fd, "rb", buffering=0)
+    )
+    try:
+        yield reader, write_fd
+    finally:
+        transport.close()
 
-    A program that reads from a terminal stays in the group that the terminal is given to.
-    """
-    return None if sys.stdin is not None and sys.stdin.isatty() else 0
+
+@contextlib.contextmanager
+def _in_foreground(group: int) -> Iterator[None]:
+    """Give the terminal to a process group, if this process has it: else the group could not read from it."""
+    terminal = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
+    if terminal is None or os.tcgetpgrp(terminal) != os.getpgrp():
+        yield
+        return
+    before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # else this process stops when it takes the terminal back
+    try:
+        with contextlib.suppress(OSError):  # the program has ended
+            os.tcsetpgrp(terminal, group)
+            os.killpg(group, signal.SIGCONT)  # it may have read before
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the terminal has gone
+            os.tcsetpgrp(terminal, os.getpgrp())
+        signal.signal(signal.SIGTTOU, before)
 
 
 def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """Signal the program, and what it has started."""
     with contextlib.suppress(ProcessLookupError):
-        if _group() == 0:
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
+        os.killpg(process.pid, number)
 
 
 async def _terminate(process: asyncio.subprocess.Process) -> None:
