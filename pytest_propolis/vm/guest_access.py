@@ -1,0 +1,239 @@
+"""The guest of a VM, as a test talks to it: commands, programs, files."""
+
+from __future__ import annotations
+
+import contextlib
+from codecs import getincrementaldecoder
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Final
+
+from ..console.channels.guest_ports import GuestPorts
+from ..console.channels.over_console import ConsoleChannel
+from ..console.channels.over_port import PortChannel
+from ..console.channels.process import GuestProcess, guest_process
+from ..console.console import Console
+from ..console.kernel.expected_panic import expected_panic
+from ..console.kernel.failures import Expectation, KernelFailures
+from ..console.kernel.messages import kernel_messages
+from ..console.shell import CommandResult, Shell
+from ..errors import (
+    ConfigError,
+    ShellError,
+)
+from ..propolis_api.client import PropolisClient
+from .files.progress import OnProgress
+from .files.remote_path import GuestPath
+from .files.transfers import FileTransfers, LocalPath
+from .instance import OUTPUT_TIMEOUT_S, Instance
+from .migration import Report
+from .timings import Timings
+
+__all__ = ["GuestAccess"]
+
+COMMAND_TIMEOUT_S: Final = 300.0
+
+
+class GuestAccess(Instance):
+    """What a test asks a VM's guest for, over its console or its guest ports.
+
+    :param vm_id: the VM's id at its agent.
+    :param has_ports: whether files and streams go over guest ports: ``VmConfig(channel="port")``.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        vm_id: str,
+        client: PropolisClient,
+        log_path: Path,
+        migrations: Report | None,
+        phases: Timings | None,
+        has_ports: bool,
+    ) -> None:
+        super().__init__(name=name, client=client, log_path=log_path, migrations=migrations)
+        self.id = vm_id
+        self.phases = phases or Timings()
+        """How long the steps up to its first command took."""
+        self.has_ports = has_ports
+        self.kernel_failures = KernelFailures(name)
+        """What its console has shown of panics, oopses and BUGs that no test expected."""
+        self._ports = GuestPorts(client.endpoint, vm=name)
+        self._shell: Shell | None = None
+
+    @property
+    def shell(self) -> Shell:
+        """The guest's shell, which `run` uses.
+
+        :raises ShellError: before the VM is created.
+        """
+        self._require_loop()
+        if self._shell is None:
+            raise ShellError("the guest takes no commands yet", vm=self.name, hint="call `boot` first")
+        return self._shell
+
+    async def run(
+        self,
+        command: str,
+        *,
+        timeout_s: float = COMMAND_TIMEOUT_S,
+        check: bool = True,
+        on_output: Callable[[str], None] | None = None,
+    ) -> str:
+        """Run a shell command in the guest, and return what it wrote, without the newlines at the end.
+
+        Commands share one shell: the directory and variables stay. Standard error is part of the output.
+
+        :param on_output: called with the output as it comes, in pieces of any size.
+        :raises CommandFailed: when its exit status is not 0; not with ``check=False``.
+        :raises CommandTimeout: when it does not end in time; it is interrupted.
+        :raises ShellLost: when the guest's shell does not answer.
+        :raises ConsoleClosed: when the VM stops meanwhile.
+        """
+        return (await self.run_result(command, timeout_s=timeout_s, check=check, on_output=on_output)).text
+
+    async def run_bytes(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S, check: bool = True) -> bytes:
+        """As `run`, but the output as it is, to the byte."""
+        return (await self.run_result(command, timeout_s=timeout_s, check=check)).output
+
+    async def run_result(
+        self,
+        command: str,
+        *,
+        timeout_s: float = COMMAND_TIMEOUT_S,
+        check: bool = False,
+        on_output: Callable[[str], None] | None = None,
+    ) -> CommandResult:
+        """As `run`, but with the exit status; that is not checked unless asked for.
+
+        Standard output and standard error come together, over one serial line; `process` has them apart.
+        """
+        with self.phases.during("first command"):
+            return await self.shell.run(command, timeout_s=timeout_s, check=check, on_output=_decoded(on_output))
+
+    async def kernel_messages(self, *, timeout_s: float = COMMAND_TIMEOUT_S) -> tuple[str, ...]:
+        """Return what the guest's kernel has logged since it booted, by line, the oldest first.
+
+        They come from the guest's ``dmesg``. Where it cannot run, as after a panic, they are what the console has shown
+        with the kernel's time: fewer, if the kernel's log level for the console is low.
+
+        :raises ConsoleError: before the VM is created.
+        """
+        return await kernel_messages(self.console, lambda: self.run("dmesg", timeout_s=timeout_s))
+
+    def expect_panic(self, *, timeout_s: float = OUTPUT_TIMEOUT_S) -> AbstractAsyncContextManager[Expectation]:
+        """Expect that the guest's kernel panics in the block: without it, a panic fails the test.
+
+        ::
+
+            async with vm.expect_panic() as panic:
+                await vm.run("echo c > /proc/sysrq-trigger")
+            assert panic.line == "Kernel panic - not syncing: sysrq triggered crash"
+
+        The block ends when the panic is over. A wait for the guest that it ends with an error ends the block instead.
+        Oopses in the block are expected, too. Go on with `reset` and `wait_to_boot`.
+
+        :param timeout_s: how long the panic may take from the end of the block on.
+        :raises ConsoleTimeout: when none comes.
+        :raises ConsoleClosed: when the VM stops before.
+        """
+        return expected_panic(self.kernel_failures, lambda: self.console, timeout_s=timeout_s)
+
+    @contextlib.asynccontextmanager
+    async def process(self, command: str) -> AsyncIterator[GuestProcess]:
+        """Start a shell command beside all others, with streams of its own; kill it at the end of the block.
+
+        ::
+
+            async with vm.process("tail -f /var/log/messages") as process:
+                async for line in process.stdout:
+                    ...
+
+        It has a shell of its own, in the directory and with the exported variables of the shared one.
+
+        :raises CapabilityMissing: when the VM has no guest ports: it was not made with ``VmConfig(channel="port")``.
+        :raises ShellError: when it cannot be started.
+        """
+        async with guest_process(command, self.shell, self._ports) as process:
+            yield process
+
+    async def put(
+        self,
+        content: LocalPath | bytes,
+        remote: GuestPath,
+        *,
+        mode: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """Copy a file, a directory or bytes into the guest, to a path there.
+
+        A file appears under its name, and replaces one that is there, when it is complete; a directory must not exist.
+        Modes and links are kept, owners are not.
+
+        :param content: the path of a file or directory on this machine; or bytes, which become a file.
+        :param remote: the file's or the directory's own path, not that of the directory in which to put it.
+        :param mode: permissions of the file; by default those of the file here, and 0o644 for bytes.
+        :param on_progress: called with a `Progress` now and then.
+        :raises FileTransferError: when it does not get there. Nothing is under its name then but what was before.
+        :raises CommandTimeout: when nothing moves for a minute.
+        """
+        await self._files().put(content, remote, mode=mode, on_progress=on_progress)
+
+    async def get(self, remote: GuestPath, local: LocalPath, *, on_progress: OnProgress | None = None) -> None:
+        """Copy a file or a directory out of the guest; what is said of `put` holds, the other way round."""
+        await self._files().get(remote, local, on_progress=on_progress)
+
+    async def get_bytes(self, remote: GuestPath) -> bytes:
+        """Return the content of a file of the guest; also of one without a size, as in ``/proc``.
+
+        :raises FileTransferError: when it cannot be read.
+        """
+        return await self._files().get_bytes(remote)
+
+    def _files(self) -> FileTransfers:
+        ports = PortChannel(self.shell, self._ports, vm=self.name) if self.has_ports else None
+        return FileTransfers(shell=self.shell, channel=ports or ConsoleChannel(self.shell), vm=self.name)
+
+    def debug(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
+        """Run a shell command from a debugger's prompt after a test has failed (``--pdb``), and return what it wrote.
+
+        The command's status is not checked. Elsewhere, await `run`.
+
+        :raises ConfigError: when the VM's event loop runs, as at a breakpoint inside of a test, or is closed.
+        """
+        if self._loop.is_running() or self._loop.is_closed():
+            raise ConfigError(
+                "its event loop runs" if self._loop.is_running() else "its event loop is closed",
+                vm=self.name,
+                hint=f"await `run` in the test, or use `propolis console {self.id}` in another terminal",
+            )
+        return self._loop.run_until_complete(self.run(command, timeout_s=timeout_s, check=False))
+
+    @contextlib.asynccontextmanager
+    async def interactive(self, *, timeout_s: float = OUTPUT_TIMEOUT_S) -> AsyncIterator[Console]:
+        """The console as a terminal with the user's own shell: for programs that need one, job control, prompts.
+
+        ::
+
+            async with vm.interactive() as console:
+                await console.send("sh -c 'echo up; sleep 100'\\n")
+                await console.wait_for("\\nup\\n", timeout_s=10)
+                await console.send(b"\\x1a")
+                await console.wait_for("Stopped", timeout_s=10)
+
+        A key that is typed before the program runs is the shell's: wait until the program has shown something.
+
+        `run` is for after it.
+        """
+        async with self.shell.interactive(timeout_s=timeout_s) as console:
+            yield console
+
+
+def _decoded(on_output: Callable[[str], None] | None) -> Callable[[bytes], None] | None:
+    """What takes bytes for a function that takes text; a character may come in two pieces."""
+    if on_output is None:
+        return None
+    decoder = getincrementaldecoder("utf-8")(errors="replace")
+    return lambda data: on_output(decoder.decode(data))

@@ -1,0 +1,237 @@
+"""A VM as its Propolis server has it: state, spec, serial console."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final
+
+from ..agent_api.messages import ExtendedInfo
+from ..agent_api.migration_report import MigrationReport
+from ..console.console import Console
+from ..console.transcript import Found
+from ..errors import (
+    AgentError,
+    ApiError,
+    CapabilityMissing,
+    ConfigError,
+    ConsoleError,
+    PropolisError,
+    StateTimeout,
+    VmStateError,
+)
+from ..field_checks import member_of
+from ..hosts.vm_extensions import get_extended_info, get_screenshot
+from ..propolis_api import (
+    InstanceMigrateStatusResponse,
+    InstanceSerialConsoleHistoryResponse,
+    InstanceState,
+    PresentSpec,
+)
+from ..propolis_api.client import Endpoint, PropolisClient
+from .migration import TERMINAL, Report
+
+__all__ = ["OUTPUT_TIMEOUT_S", "STATE_TIMEOUT_S", "Instance"]
+
+STATE_TIMEOUT_S: Final = 60.0
+OUTPUT_TIMEOUT_S: Final = 60.0
+LAST_STATE_TIMEOUT_S: Final = 2.0
+
+
+class Instance:
+    """What a test asks a VM's server for.
+
+    It belongs to the event loop that it was made in.
+
+    :param migrations: asks the server how its latest migrations went; None where it does not say.
+    """
+
+    def __init__(self, *, name: str, client: PropolisClient, log_path: Path, migrations: Report | None) -> None:
+        self.name = name
+        self.log_path = log_path
+        self._client = client
+        self._migrations = migrations
+        self._console: Console | None = None
+        self._loop = asyncio.get_running_loop()
+        self._final_state: str | None = None
+
+    @property
+    def console(self) -> Console:
+        """The serial console.
+
+        :raises ConsoleError: before the VM is created.
+        """
+        self._require_loop()
+        if self._console is None:
+            raise ConsoleError("there is no console yet", vm=self.name, hint="call `launch` or `boot` first")
+        return self._console
+
+    async def wait_for_serial_output(
+        self, pattern: str | re.Pattern[str], *, timeout_s: float = OUTPUT_TIMEOUT_S
+    ) -> Found:
+        """Wait until the console shows a text, or something that a regular expression matches.
+
+        :raises ConsoleTimeout: when it does not in time.
+        :raises ConsoleClosed: when the VM stops before.
+        """
+        return await self.console.wait_for(pattern, timeout_s=timeout_s)
+
+    async def send_serial(self, data: str | bytes) -> None:
+        """Type at the console: exactly this, without a newline at the end."""
+        await self.console.send(data)
+
+    @property
+    def client(self) -> PropolisClient:
+        """The Propolis API of this VM's server."""
+        return self._api()
+
+    async def get_state(self) -> InstanceState:
+        """The VM's state now."""
+        return (await self._api().instance_get()).instance.state
+
+    async def get_spec(self) -> PresentSpec:
+        """Return the spec, as the server has it.
+
+        :raises VmStateError: when it is not known yet: the VM waits for the source of a migration.
+        """
+        status = (await self._api().instance_spec_get()).spec
+        if isinstance(status, PresentSpec):
+            return status
+        raise VmStateError("its spec comes with the guest that migrates in", vm=self.name, **self._evidence())
+
+    async def screenshot(self) -> bytes:
+        """What the VM's display shows, as a PNG image.
+
+        :raises CapabilityMissing: when it has no display: it was not made with ``VmConfig(display=True)``.
+        :raises ApiError: when it does not run.
+        """
+        return await get_screenshot(self._api().endpoint, vm=self.name)
+
+    async def extended_info(self) -> ExtendedInfo:
+        """What the API does not say: the display's VNC socket, and how often the guest reported a panic.
+
+        :raises CapabilityMissing: when its server is not of this project.
+        """
+        return await get_extended_info(self._api().endpoint, vm=self.name)
+
+    async def get_migration_state(self) -> InstanceMigrateStatusResponse:
+        """How far the latest migrations into this VM's server and out of it are."""
+        return await self._api().instance_migrate_status()
+
+    async def get_migration_report(self) -> MigrationReport:
+        """Return how the latest migrations into this VM's server and out of it went.
+
+        It has the ways that memory and disks took, the pause, the phases, and how much was carried between hosts.
+
+        :raises CapabilityMissing: when its server is not of this project.
+        """
+        if self._migrations is None:
+            raise CapabilityMissing("its server does not report on migrations", vm=self.name)
+        return await self._migrations()
+
+    async def get_serial_console_history(
+        self, from_start: int = 0, *, max_bytes: int | None = None
+    ) -> InstanceSerialConsoleHistoryResponse:
+        """What the guest has written to its console, as the server keeps it: the first and the last MiB.
+
+        :param from_start: the offset of the first byte.
+        :param max_bytes: how much to read at most; the server's default is 16 KiB.
+        """
+        return await self._api().instance_serial_history(from_start=from_start, max_bytes=max_bytes)
+
+    async def wait_for_state(self, state: InstanceState | str, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
+        """Wait until the VM is in a state. States that it passed meanwhile may be missed.
+
+        :param state: the state, or its name, as in ``"Running"``.
+        :raises ConfigError: when there is no state of that name.
+        :raises VmStateError: when it has ended otherwise, and can reach that state no more.
+        :raises StateTimeout: when it does not get there in time.
+        """
+        wanted = member_of(InstanceState, state, what=f"VM {self.name!r}: the state to wait for")
+        seen: InstanceState | None = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                gen = 0
+                while seen is not wanted:
+                    if seen in TERMINAL:
+                        raise self._state_error(wanted, seen)
+                    answer = await self._api().instance_state_monitor(gen)
+                    gen, seen = answer.gen + 1, answer.state
+        except TimeoutError:
+            raise StateTimeout(
+                f"it is {seen} and not {wanted}", vm=self.name, waited_s=timeout_s, **self._evidence()
+            ) from None
+        except ApiError as error:
+            if error.status != 410:
+                raise
+            raise self._state_error(wanted, seen) from None
+
+    async def is_active(self) -> bool:
+        """Whether there is an instance that could be asked for something."""
+        if self._final_state is not None:
+            return False
+        try:
+            return await self.get_state() not in TERMINAL
+        except (ApiError, AgentError):  # it is not created, or its server is gone
+            return False
+
+    async def may_have_disks(self) -> bool:
+        """False when it has ended: then others may have its disks."""
+        if self._final_state is not None:
+            return False
+        try:
+            return await self.get_state() not in TERMINAL
+        except ApiError as error:
+            return error.status == HTTPStatus.FAILED_DEPENDENCY  # it is not created yet
+        except AgentError:
+            return False
+
+    def console_tail(self) -> tuple[str, ...]:
+        """The last lines that the console showed."""
+        return self._console.tail() if self._console else ()
+
+    @property
+    def log_failure(self) -> str | None:
+        """Why the console's log is incomplete; None if it is not."""
+        return self._console.log.failure if self._console else None
+
+    @property
+    def final_state(self) -> str | None:
+        """The state that the VM was in when it was taken away; None while it is there."""
+        return self._final_state
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where the VM's server listens."""
+        return self._client.endpoint
+
+    def _state_error(self, wanted: InstanceState, seen: InstanceState | None) -> VmStateError:
+        return VmStateError(f"it is {seen}, and will not be {wanted} any more", vm=self.name, **self._evidence())
+
+    def _evidence(self) -> dict[str, Any]:
+        return {"console_tail": self.console_tail(), "log_path": str(self.log_path)}
+
+    def _api(self) -> PropolisClient:
+        self._require_loop()
+        return self._client
+
+    def _require_loop(self) -> None:
+        # A debugger's prompt has no running loop: what needs none works there, and `debug` runs what does.
+        if asyncio._get_running_loop() not in (None, self._loop):
+            raise ConfigError(
+                "it was made in another event loop than this test runs in",
+                vm=self.name,
+                hint="mark the test with the loop scope of the fixture that made the VM,"
+                ' as in @pytest.mark.asyncio(loop_scope="module")',
+            )
+
+    async def _last_state(self) -> str:
+        try:
+            async with asyncio.timeout(LAST_STATE_TIMEOUT_S):
+                return (await self.get_state()).value
+        except ApiError as error:
+            return "not created" if error.status == 424 else "unknown"
+        except (PropolisError, TimeoutError):
+            return "unknown"
