@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ssh_rig import MakeHost, SshRig, can_make_rigs, ssh_rig
+from ssh_rig import MakeHost, SshRig, require_rigs, ssh_rig
 
 from pytest_propolis.hosts.host import HostSpec
 from pytest_propolis.hosts.ssh_host import SshHost, open_host
@@ -19,8 +19,7 @@ from pytest_propolis.settings import Settings
 @pytest.fixture(scope="session")
 def rig_possible() -> None:
     """Skip where no SSH hosts can be made."""
-    if not can_make_rigs():
-        pytest.skip("needs root, or the capabilities of a user namespace, and sshd, ip, nsenter, setpriv, unshare")
+    require_rigs()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from inner_run import InnerRun
+from ssh_rig import SshRig, inventory_of
 
 # Found before pytester gives each test a home directory of its own: images are fetched and prepared once for all.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -33,3 +34,11 @@ def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterato
         assert run.leavings() == []
     finally:
         shutil.rmtree(runtime, ignore_errors=True)
+
+
+@pytest.fixture
+def hosts(rig: SshRig, inner: InnerRun) -> Path:
+    """The inventory of a module's fixture ``rig``, where an inner run finds it."""
+    path = inner.pytester.path / "hosts.toml"
+    path.write_text(inventory_of(rig))
+    return path

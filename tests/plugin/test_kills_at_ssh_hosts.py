@@ -5,10 +5,11 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from inner_run import InnerRun
-from ssh_rig import SshRig, can_make_rigs, inventory_of, ssh_rig
+from ssh_rig import SshRig, require_rigs, ssh_rig
 
 CLEAN_TIMEOUT_S = 60.0
 
@@ -55,19 +56,16 @@ async def test_it(vm_factory, target):
 
 @pytest.fixture
 def rig() -> Iterator[SshRig]:
-    if not can_make_rigs():
-        pytest.skip("needs root, or the capabilities of a user namespace, and sshd, ip, nsenter, setpriv, unshare")
+    require_rigs()
     with ssh_rig("h1") as made:
         yield made
 
 
 def test_a_host_is_clean_after_any_part_of_its_connection_was_killed(
-    inner: InnerRun, rig: SshRig, monkeypatch: pytest.MonkeyPatch
+    inner: InnerRun, rig: SshRig, hosts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host = rig.hosts["h1"]
     monkeypatch.setenv("RIG_H1", str(host.init))
-    hosts = inner.pytester.path / "hosts.toml"
-    hosts.write_text(inventory_of(rig))
     inner.write(test_it=KILLS)
     outcomes = inner.run("--propolis-hosts", str(hosts), "-p", "no:randomly").parseoutcomes()
     assert outcomes["passed"] == 3, outcomes

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from inner_run import InnerRun
 from propolis_command import propolis
-from ssh_rig import SshRig, can_make_rigs, inventory_of, ssh_rig
+from ssh_rig import SshRig, inventory_of, require_rigs, ssh_rig
 
 FAILS = """
 async def test_it(test_vm):
@@ -22,15 +23,12 @@ async def test_ended(test_vm):
 
 @pytest.fixture
 def rig() -> Iterator[SshRig]:
-    if not can_make_rigs():
-        pytest.skip("needs root, or the capabilities of a user namespace, and sshd, ip, nsenter, setpriv, unshare")
+    require_rigs()
     with ssh_rig("h1", "h2") as made:
         yield made
 
 
-def test_a_vm_that_is_kept_on_a_host_is_listed_watched_and_removed(inner: InnerRun, rig: SshRig) -> None:
-    hosts = inner.pytester.path / "hosts.toml"
-    hosts.write_text(inventory_of(rig))
+def test_a_vm_that_is_kept_on_a_host_is_listed_watched_and_removed(inner: InnerRun, hosts: Path) -> None:
     inner.write(test_it=FAILS)
     result = inner.run("--propolis-hosts", str(hosts), "--propolis-keep=failed", "-p", "no:randomly")
     result.assert_outcomes(failed=2)

@@ -9,24 +9,16 @@ from pathlib import Path
 
 import pytest
 from inner_run import InnerRun
-from ssh_rig import SshRig, can_make_rigs, inventory_of, ssh_rig
+from ssh_rig import SshRig, require_rigs, ssh_rig
 
 CLEAN_TIMEOUT_S = 60.0
 
 
 @pytest.fixture
 def rig() -> Iterator[SshRig]:
-    if not can_make_rigs():
-        pytest.skip("needs root, or the capabilities of a user namespace, and sshd, ip, nsenter, setpriv, unshare")
+    require_rigs()
     with ssh_rig("h1", "h2") as made:
         yield made
-
-
-@pytest.fixture
-def hosts(rig: SshRig, inner: InnerRun) -> Path:
-    path = inner.pytester.path / "hosts.toml"
-    path.write_text(inventory_of(rig))
-    return path
 
 
 @pytest.fixture

@@ -23,9 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pytest_propolis.hosts.ssh_host import SshHost
 
-__all__ = ["MakeHost", "RigHost", "SshRig", "can_make_rigs", "inventory_of", "ssh_rig"]
+__all__ = ["MakeHost", "RigHost", "SshRig", "can_make_rigs", "inventory_of", "require_rigs", "ssh_rig"]
 
 MakeHost = Callable[..., SshHost]
 """Makes a host of the rig, with options of its kind."""
@@ -73,6 +75,12 @@ def can_make_rigs() -> bool:
     if SSHD is None or not all(map(shutil.which, ("ip", "nsenter", "setpriv", "unshare", "ssh-keygen"))):
         return False
     return subprocess.run([*HOLD[3:], *HOLD_OPTIONS, "true"], capture_output=True).returncode == 0
+
+
+def require_rigs() -> None:
+    """Skip the test where no SSH hosts can be made."""
+    if not can_make_rigs():
+        pytest.skip("needs root, or the capabilities of a user namespace, and sshd, ip, nsenter, setpriv, unshare")
 
 
 @dataclass
