@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from ..agent_api.messages import LOG_NAME, SOCKET_NAME, AgentConfig, AgentReady
+from ..errors import PropolisError
 from ..ledger.disk_directories import remove_abandoned_disks
 from ..ledger.ledger import LEDGER_NAME, Ledger
 from ..ledger.reaper import reap
@@ -55,7 +56,7 @@ async def _live(config: AgentConfig, directory: Path, ready_fd: int, leash_fd: i
     disks = disk_base(config)
     with Ledger.open(directory / LEDGER_NAME, run=config.run, disk_directory=str(disks / directory.name)) as ledger:
         reaping = asyncio.create_task(
-            asyncio.to_thread(_reap_dead_runs, directory.parent, template_directory(config.artifact_dir), disks)
+            asyncio.to_thread(_clean_up_after_others, directory.parent, template_directory(config.artifact_dir), disks)
         )
         await _serve(config, ledger, socket_path, ready_fd, leash_fd)
         await reaping
@@ -66,8 +67,15 @@ async def _live(config: AgentConfig, directory: Path, ready_fd: int, leash_fd: i
             shutil.rmtree(directory)
 
 
+def _clean_up_after_others(base: Path, templates: Path, disks: Path) -> None:
+    """Clean up after killed agents, if that is possible. It blocks, so it runs in a thread of its own."""
+    try:
+        _reap_dead_runs(base, templates, disks)
+    except (OSError, PropolisError):  # this run has nothing to do with it
+        logger.exception("what killed agents have left cannot be removed")
+
+
 def _reap_dead_runs(base: Path, templates: Path, disks: Path) -> None:
-    """Clean up after killed agents. It blocks, so it runs in a thread of its own."""
     report = reap(base)
     remove_abandoned(base)
     for abandoned in remove_abandoned_disks(disks):

@@ -18,7 +18,7 @@ from typing import Final
 
 from ..agent_api.messages import LOG_NAME, SOCKET_NAME
 from ..errors import HostError
-from ..storage.files import require_trusted
+from ..storage.files import files_below, require_trusted
 from .disk_directories import OWNER_NAME, directories_of
 from .entry import AGENT_OWNER, KEPT_OWNER, MARK_VARIABLE, Entry, command_line_mark
 from .identity import ProcessIdentity, find_marked
@@ -126,9 +126,9 @@ def _left_by(agent: RunSurvey) -> Iterator[Leak]:
 def _unlisted_files(directory: Path, entries: Iterable[Entry]) -> Iterator[Leak]:
     """Yield files that are neither listed, nor in a listed directory, nor the agent's own."""
     listed = [Path(entry.what["path"]) for entry in entries if "path" in entry.what]
-    for path in sorted(directory.rglob("*")):
+    for path in sorted(files_below(directory)):
         own = path.parent == directory and path.name in _OWN_FILES
-        if not own and not path.is_dir() and not any(path.is_relative_to(place) for place in listed):
+        if not own and not any(path.is_relative_to(place) for place in listed):
             yield Leak("socket" if path.is_socket() else "file", str(path))
 
 

@@ -6,7 +6,9 @@ and end with the boot or the user's session. Each disk directory therefore recor
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,15 +60,13 @@ def directories_of(base: Path, run: str) -> list[Path]:
 def abandoned(base: Path) -> Iterator[Path]:
     """Return this user's disk directories below `base` whose agent and ledger are gone."""
     for directory in sorted(base.glob("*-*")):
-        try:
+        with contextlib.suppress(FileNotFoundError):  # its agent has removed it meanwhile
             found = directory.lstat()
-        except FileNotFoundError:
-            continue
-        if directory.is_dir() and not directory.is_symlink() and found.st_uid == os.geteuid():
-            owner = _owner(directory)
-            is_new = owner is None and time.time() - found.st_mtime < STARTING_S
-            if owner.is_gone if owner else not (is_new or any(directory.iterdir())):
-                yield directory
+            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+                owner = _owner(directory)
+                is_new = owner is None and time.time() - found.st_mtime < STARTING_S
+                if owner.is_gone if owner else not (is_new or any(directory.iterdir())):
+                    yield directory
 
 
 def remove_abandoned_disks(base: Path, *, dry_run: bool = False) -> list[Path]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ArtifactCorrupt
+from .files import files_below
 from .images.image_headers import Qcow2Header
 
 __all__ = ["Claim", "Evicted", "evict", "evict_fetched", "note_use"]
@@ -107,9 +108,10 @@ def evict_fetched(
         if _remove(directory, place, place.name, lock="{}", dry_run=dry_run):
             evicted.append(Evicted(place, size_bytes, "no catalog and no guest has it"))
     for part in (directory / "shelf").glob("*.download"):
-        evicted.append(Evicted(part, part.stat().st_size, "the download was broken off"))
-        if not dry_run:
-            part.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it
+            evicted.append(Evicted(part, part.stat().st_size, "the download was broken off"))
+            if not dry_run:
+                part.unlink()
     return evicted
 
 
@@ -122,7 +124,9 @@ def _complete(derived: Path) -> Iterator[tuple[float, Path]]:
 def _backing_directories(disks: Path) -> frozenset[Path]:
     """Return the directories of images that back existing disks, including disks kept by dead agents."""
     found = set()
-    for disk in disks.rglob("*.qcow2"):
+    for disk in files_below(disks):
+        if disk.suffix != ".qcow2":
+            continue
         with contextlib.suppress(OSError, ArtifactCorrupt):
             if (header := Qcow2Header.read(disk)) and header.backing:
                 found.add((disk.parent / header.backing).parent.resolve())
@@ -179,7 +183,7 @@ def _unclaimed(directory: Path, key: str) -> Iterator[None]:
 
 def _size(place: Path) -> int:
     total = 0
-    for path in place.rglob("*"):
+    for path in files_below(place):
         with contextlib.suppress(OSError):
             total += path.lstat().st_blocks * _BLOCK_BYTES
     return total

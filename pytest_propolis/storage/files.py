@@ -19,6 +19,7 @@ from ..errors import HostError, ResourceExhausted
 
 __all__ = [
     "copy",
+    "files_below",
     "private_directory",
     "remove",
     "require_trusted",
@@ -82,6 +83,16 @@ def remove(paths: Iterable[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def files_below(directory: Path) -> Iterator[Path]:
+    """Yield all in a directory and below it that is no directory itself; skip what vanishes or cannot be read.
+
+    `Path.rglob` raises when another process removes a directory meanwhile.
+    """
+    for parent, directories, names in os.walk(directory):
+        links = (name for name in directories if Path(parent, name).is_symlink())
+        yield from (Path(parent, name) for name in (*names, *links))
 
 
 def private_directory(path: Path) -> Path:

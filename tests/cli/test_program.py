@@ -17,7 +17,7 @@ from pytest_propolis.errors import PropolisError
 ON_TERMINAL = """
 import asyncio, sys
 from pytest_propolis.cli.nodes.program import run_program
-print("status", asyncio.run(run_program(["sh", "-c", sys.argv[1]], {})).status)
+print("status", asyncio.run(run_program(sys.argv[1:], {})).status)
 print("back:", input())
 """
 
@@ -45,7 +45,7 @@ async def test_what_a_program_has_started_is_ended_with_it(tmp_path: Path) -> No
 
 
 def test_a_program_reads_from_the_terminal_and_gives_it_back(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", ON_TERMINAL, "read line; echo got $line"]
+    command = [sys.executable, "-c", ON_TERMINAL, "sh", "-c", "read line; echo got $line"]
     with on_terminal(command, cwd=tmp_path) as terminal:
         terminal.type("hello\n")
         terminal.wait_for("got hello")
@@ -56,7 +56,9 @@ def test_a_program_reads_from_the_terminal_and_gives_it_back(tmp_path: Path) -> 
 
 
 def test_ctrl_c_at_the_terminal_ends_the_program(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", ON_TERMINAL, "echo running; sleep 1000"]
+    # Not a shell: one that gets the signal between two commands may start the second all the same.
+    program = [sys.executable, "-c", "import time; print('running', flush=True); time.sleep(1000)"]
+    command = [sys.executable, "-c", ON_TERMINAL, *program]
     with on_terminal(command, cwd=tmp_path) as terminal:
         terminal.wait_for("running")
         terminal.type("\x03")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from pytest_propolis.ledger.disk_directories import abandoned
 from pytest_propolis.storage.eviction import Claim, evict, note_use
 from pytest_propolis.storage.locks import locked
 from pytest_propolis.storage.store import ArtifactStore
@@ -114,3 +116,24 @@ async def test_what_a_disk_is_an_overlay_on_stays(tmp_path: Path) -> None:
     evicted = evict(tmp_path, max_age_s=DAY_S, max_bytes=0, disks=tmp_path / "disks")
     assert [one.path for one in evicted] == [unused]
     assert used.is_dir()
+
+
+def test_directories_that_vanish_while_they_are_searched_are_no_error(tmp_path: Path) -> None:
+    """Disks of other runs, which end meanwhile."""
+    disks, ended = tmp_path / "disks", threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            for number in range(50):
+                (disks / f"run-{number}/vm/disk").mkdir(parents=True)
+            shutil.rmtree(disks)
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        for _ in range(100):
+            assert evict(tmp_path, max_age_s=DAY_S, max_bytes=1 << 30, disks=disks) == []
+            assert list(abandoned(disks)) == []
+    finally:
+        ended.set()
+        other.join()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
 __all__ = ["PORT_COUNT", "PORT_NAMES", "GuestPort", "GuestPorts", "port_devices"]
@@ -16,6 +16,7 @@ PORT_NAMES: Final = tuple(f"org.propolis.{number}" for number in range(1, PORT_C
 
 READ_BYTES: Final = 1 << 18
 BUFFER_BYTES: Final = 1 << 20
+FILLING_BYTES: Final = 512
 
 
 def port_devices(place: str) -> Iterator[str]:
@@ -38,6 +39,13 @@ class GuestPort:
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         self._turn = asyncio.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._flows = asyncio.Event()
+        """Cleared while nothing may pass."""
+        self._flows.set()
+        self._taken_back = b""
+        self._filled = 0
+        self._waiting: set[asyncio.Future[None]] = set()
 
     @contextlib.asynccontextmanager
     async def taken(self) -> AsyncIterator[None]:
@@ -47,23 +55,85 @@ class GuestPort:
 
     async def read(self) -> bytes:
         """Return what the guest has written; nothing at the end of the machine."""
-        try:
-            return await asyncio.get_running_loop().sock_recv(self._ours, READ_BYTES)
-        except OSError:
-            return b""
+        while True:
+            await self._flows.wait()
+            try:
+                return self._ours.recv(READ_BYTES)
+            except BlockingIOError:
+                await self._until_ready(self._loop.add_reader, self._loop.remove_reader)
+            except OSError:
+                return b""
 
     async def write(self, data: bytes) -> None:
         """Write to the guest. Waits while the guest reads nothing.
 
         :raises OSError: when the machine has ended.
         """
-        await asyncio.get_running_loop().sock_sendall(self._ours, data)
+        view = memoryview(data)
+        while view:
+            await self._flows.wait()
+            try:
+                if self._taken_back:
+                    self._taken_back = self._taken_back[self._ours.send(self._taken_back) :]
+                else:
+                    view = view[self._ours.send(view) :]
+            except BlockingIOError:
+                await self._until_ready(self._loop.add_writer, self._loop.remove_writer)
+
+    def hold(self) -> None:
+        """Let nothing pass until `release`: QEMU gets nothing more, and stops when its end is full."""
+        self._flows.clear()
+        with contextlib.suppress(OSError):
+            while data := self.theirs.recv(READ_BYTES):
+                self._taken_back += data
+
+    def fill(self) -> None:
+        """Hold a port that nothing has used yet, and let QEMU not write a byte until `release`."""
+        self._flows.clear()
+        self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)  # the least
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._filled += self.theirs.send(bytes(FILLING_BYTES))
+
+    def release(self) -> None:
+        """Let all pass again. No effect on a port that is not held."""
+        with contextlib.suppress(OSError):  # what was in the sockets has room there
+            while self._filled:
+                self._filled -= len(self._ours.recv(self._filled))
+            self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+            while self._taken_back and not self._flows.is_set():
+                self._taken_back = self._taken_back[self._ours.send(self._taken_back) :]
+        self._flows.set()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._ours.shutdown(socket.SHUT_RDWR)  # ends what waits for it
+        """End every use. Closing twice is fine."""
+        if self._ours.fileno() >= 0:
+            self._loop.remove_reader(self._ours)
+            self._loop.remove_writer(self._ours)
         self._ours.close()
         self.theirs.close()
+        self._flows.set()
+        for waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _until_ready(
+        self, add: Callable[[socket.socket, Callable[[], None]], None], remove: Callable[[socket.socket], object]
+    ) -> None:
+        ready = self._loop.create_future()
+
+        def report() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        add(self._ours, report)
+        self._waiting.add(ready)
+        try:
+            await ready
+        finally:
+            self._waiting.discard(ready)
+            if self._ours.fileno() >= 0:
+                remove(self._ours)
 
 
 class GuestPorts:
@@ -80,10 +150,28 @@ class GuestPorts:
     def get(self, number: int) -> GuestPort | None:
         return self._ports.get(f"port{number}")
 
-    def given(self) -> None:
-        """QEMU has its ends: they are closed here, so that a port ends when QEMU does."""
+    def hold(self) -> None:
+        """Let nothing pass until `release`.
+
+        QEMU serves the ports of a guest that stands still, too. When another QEMU has mapped the guest's memory, that
+        would change it under its hands.
+        """
         for port in self._ports.values():
-            port.theirs.close()
+            port.hold()
+
+    def fill(self) -> None:
+        """Let not even what a guest was writing pass until `release`: QEMU goes on with it while it loads a state.
+
+        What it then tells the guest is lost, when the interrupt controller's state is loaded last. And the guest is
+        another machine's still.
+        """
+        for port in self._ports.values():
+            port.fill()
+
+    def release(self) -> None:
+        """Let all pass again. No effect on ports that are not held."""
+        for port in self._ports.values():
+            port.release()
 
     def close(self) -> None:
         """End every use. Closing twice is fine."""

@@ -8,13 +8,13 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
-from qemu.qmp import EventListener, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
 from .bios_shadow import drop_bios_shadow
 from .child import Child, ChildRecord, Journal, spawn
@@ -32,6 +32,9 @@ MONITOR_READY_TIMEOUT_S: Final = 30.0
 
 COMMAND_TIMEOUT_S: Final = 60.0
 """How long QEMU may take to answer a command. Those that take long are answered when they are under way."""
+
+END_TIMEOUT_S: Final = 1.0
+"""How long the end of QEMU is waited for when its monitor has gone."""
 
 RESETS: Final = ("-action", "reboot=shutdown")
 """A guest that resets itself stands still until `Machine` has reset the machine whole."""
@@ -159,7 +162,6 @@ class Machine:
                     environment=record.environment,
                 )
             record.live(self._process.pid)
-            self.ports.given()
         except OSError as error:
             monitor.close()
             raise MachineError(f"{self._program} cannot be run: {error.strerror or error}") from None
@@ -189,6 +191,7 @@ class Machine:
                 if not await self._is_shut_down():
                     raise
         self.serial.release()
+        self.ports.release()
 
     async def pause(self) -> None:
         async with self._power:
@@ -261,26 +264,14 @@ class Machine:
 
         :raises MachineError: when QEMU refuses it, is gone, or does not answer within `COMMAND_TIMEOUT_S`.
         """
-        try:
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                return await self._monitor.execute(command, arguments or None)
-        except TimeoutError:
-            raise MachineError(f"QEMU: {command}: no answer for {COMMAND_TIMEOUT_S:.0f} s") from None
-        except (QMPError, OSError) as error:
-            raise MachineError(f"QEMU: {command}: {error}") from None
+        return await self._answer(command, self._monitor.execute(command, arguments or None))
 
     async def execute_out_of_band(self, command: str, **arguments: Any) -> Any:
         """Give QEMU's monitor a command that it carries out at once, even while another one hangs.
 
         :raises MachineError: as `execute`.
         """
-        try:
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                return await self._monitor.execute(command, arguments, oob=True)
-        except TimeoutError:
-            raise MachineError(f"QEMU: {command}: no answer for {COMMAND_TIMEOUT_S:.0f} s") from None
-        except (QMPError, OSError) as error:
-            raise MachineError(f"QEMU: {command}: {error}") from None
+        return await self._answer(command, self._monitor.execute(command, arguments, oob=True))
 
     async def next_event(self, listener: EventListener) -> tuple[str, dict[str, Any]]:
         """Name and data of the next event that a listener of `events` hears.
@@ -315,6 +306,26 @@ class Machine:
         self.serial.close()
         self.second_serial.close()
         self.ports.close()
+
+    async def _answer(self, command: str, answer: Awaitable[Any]) -> Any:
+        try:
+            async with asyncio.timeout(COMMAND_TIMEOUT_S):
+                return await answer
+        except TimeoutError:
+            raise MachineError(f"QEMU: {command}: no answer for {COMMAND_TIMEOUT_S:.0f} s") from None
+        except ExecuteError as error:
+            raise MachineError(f"QEMU: {command}: {error}") from None
+        except (QMPError, OSError) as error:
+            raise MachineError(f"QEMU: {command}: {await self._how_it_ended() or error}") from None
+
+    async def _how_it_ended(self) -> str:
+        """How QEMU ended, and its last words. Nothing if it has not, shortly after its monitor's end."""
+        if self._process is None:
+            return ""
+        with contextlib.suppress(TimeoutError):
+            status = await asyncio.wait_for(self._process.wait(), END_TIMEOUT_S)
+            return "\n".join(filter(None, [_end_reason(status), self._last_words()]))
+        return ""
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:
@@ -403,6 +414,7 @@ class Machine:
         status = await self._process.wait()
         if not self._closing:
             self.serial.end_reason = _end_reason(status)
+            self.ports.close()
             self._on_event(GuestEvent.EXITED)
 
     def _open_log(self) -> IO[bytes]:

@@ -33,8 +33,8 @@ async def save_state(
 ) -> None:
     """Write the state of a machine to `fd`, which stays the caller's.
 
-    The machine is stopped in the end; `Machine.resume` lets it run on. When this is cancelled, follow with
-    `cancel_transfer`.
+    The machine is stopped in the end, and its guest ports are held if its memory lies in a shared file;
+    `Machine.resume` lets it run on. When this is cancelled, follow with `cancel_transfer`.
 
     :param memory_in_file: leave out memory that lies in a shared file.
     :param stop: stops the machine; called when all is prepared, so that it stands still as briefly as can be. None for
@@ -42,8 +42,14 @@ async def save_state(
     :param on_switchover: called when a machine that runs was stopped, and its devices' state is about to be saved.
     :raises MachineError: when QEMU cannot save it, with the reason.
     """
-    await machine.execute("migrate-set-parameters", **{"max-bandwidth": BYTES_PER_S})
-    await _transfer(machine, "migrate", fd, memory_in_file=memory_in_file, stop=stop, on_switchover=on_switchover)
+    if memory_in_file:
+        machine.ports.hold()
+    try:
+        await machine.execute("migrate-set-parameters", **{"max-bandwidth": BYTES_PER_S})
+        await _transfer(machine, "migrate", fd, memory_in_file=memory_in_file, stop=stop, on_switchover=on_switchover)
+    except BaseException:
+        machine.ports.release()
+        raise
 
 
 async def cancel_transfer(machine: Machine) -> None:
@@ -65,10 +71,11 @@ async def cancel_transfer(machine: Machine) -> None:
 async def load_state(machine: Machine, fd: int, *, memory_in_file: bool) -> None:
     """Read the state of a machine that was started as `incoming` from `fd`, which stays the caller's.
 
-    The machine stays stopped; `Machine.resume` lets it run.
+    The machine stays stopped, and its guest ports are held; `Machine.resume` lets it run.
 
     :raises MachineError: when the state does not fit, or is cut off.
     """
+    machine.ports.fill()
     await _transfer(machine, "migrate-incoming", fd, memory_in_file=memory_in_file)
 
 

@@ -6,6 +6,7 @@ The same content makes the same bytes, so that a host can be asked for a bundle 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import os
@@ -75,9 +76,10 @@ def _store(place: Path, data: bytes) -> None:
     part = place.with_suffix(f".{os.getpid()}")
     part.write_bytes(data)
     part.replace(place)
-    by_age = sorted(place.parent.glob("*.zip"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in by_age[KEPT:]:
-        old.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another run removes the old ones, too
+        by_age = sorted(place.parent.glob("*.zip"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in by_age[KEPT:]:
+            old.unlink()
 
 
 def _pack(files: Iterable[tuple[str, Path]], wheels: Iterable[Path]) -> bytes:
