@@ -58,6 +58,7 @@ class House:
                     log_dir=Path(name) / "logs",
                     progress=say,
                     made=lambda vm: None,
+                    artifact=lambda name: None,
                 ) as factory:
                     yield cls(settings=settings, host=host, factory=factory, guests=guests, directory=Path(name))
             finally:

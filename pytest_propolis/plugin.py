@@ -3,7 +3,9 @@ imported with this module, because pytest imports it before every run and every 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
             "or give -p pytest_asyncio.plugin where this plugin is loaded by a conftest.py"
         )
     settings = _settings(config)
+    if isinstance(settings.server, Path) and not os.access(settings.server, os.X_OK):
+        raise pytest.UsageError(f"--propolis-server: {settings.server} is no program that can be run")
     if settings.pause_on_failure and is_controller(config):
         raise pytest.UsageError("--propolis-pause-on-failure needs a terminal, which the workers of xdist have not")
     from .distribution.interruption import interruption_for
@@ -80,6 +84,14 @@ def pytest_configure(config: pytest.Config) -> None:
         publish_status(config)
     interruption = config.stash[INTERRUPTION] = interruption_for(config)
     config.add_cleanup(interruption.restore)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    from .session.stash import SETTINGS
+    from .settings import ENGINE
+
+    server = config.stash[SETTINGS].server
+    return None if server == ENGINE else f"propolis: VMs are served by {server}: all of them boot from cold"
 
 
 def _settings(config: pytest.Config) -> Settings:

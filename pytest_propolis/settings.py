@@ -16,9 +16,12 @@ from typing import Any, Final, Literal
 from .errors import SettingsError
 from .field_checks import check_fields
 
-__all__ = ["OPTIONS", "Accelerator", "BootKind", "FailOn", "KeepPolicy", "Option", "Settings", "Shard"]
+__all__ = ["ENGINE", "OPTIONS", "Accelerator", "BootKind", "FailOn", "KeepPolicy", "Option", "Settings", "Shard"]
 
 _WORDS: Final = dict.fromkeys(("yes", "true", "on", "1"), True) | dict.fromkeys(("no", "false", "off", "0"), False)
+
+ENGINE: Final = "engine"
+"""The server that is part of this project: QEMU behind the Propolis API, in the agent."""
 
 Accelerator = Literal["auto", "kvm", "tcg"]
 BootKind = Literal["warm", "cold"]
@@ -149,6 +152,11 @@ def _inventory(text: str) -> str | Path:
     return _word(text) if text.strip().startswith("local:") else _path(text)
 
 
+def _server(text: str) -> str | Path:
+    """Return a word or a URL as it is, or the path of a program."""
+    return _path(text) if "/" in text and "://" not in text else _word(text)
+
+
 def _store(text: str) -> str:
     """Return ``embedded``, or the address of a store, which is checked when it is used."""
     if text != "embedded" and not text.startswith(("etcd://", "etcds://", "embedded://", "embeddeds://")):
@@ -263,6 +271,22 @@ class Settings:
     qemu: Path | None = field(
         default=None,
         metadata={"parse": _path, "help": "QEMU program to use; default: found on PATH", "metavar": "FILE"},
+    )
+    server: str | Path = field(
+        default=ENGINE,
+        metadata={
+            "parse": _server,
+            "help": "what serves VMs: engine, a program's path, an artifact, http://IP:PORT (docs/server.md)",
+            "metavar": "SERVER",
+        },
+    )
+    boot_rom: str | Path | None = field(
+        default=None,
+        metadata={
+            "parse": _server,
+            "help": "UEFI image that VMs with firmware='uefi' boot from: a path, an artifact; default: the host's",
+            "metavar": "ROM",
+        },
     )
     hosts: str | Path | None = field(
         default=None,

@@ -40,7 +40,6 @@ from ..agent_api.messages import (
 from ..engine.server.app import SERVER_KEY, decoded, encoded, engine_app, error_response, http_error
 from ..engine.server.dropshot_errors import ErrorResponse, bad_request
 from ..engine.server.http_error import HttpError
-from ..engine.server.server import VmServer
 from ..errors import PropolisError
 from ..ledger.ledger import Ledger
 from ..storage.store import template_directory
@@ -109,7 +108,7 @@ class AgentApp:
                 Route("/vms", self._create_vm, methods=["POST"]),
                 Route("/vms/{id}", self._remove_vm, methods=["DELETE"]),
                 *ForkRoutes(self.registry, _client).routes,
-                *VmExtensions(self._find_server).routes,
+                *VmExtensions(self.registry.find_vm).routes,
                 *VolumeRoutes(self.registry, _client).routes,
                 *self._coordination.routes,
                 *NetworkRoutes(self._networks, self._live_client).routes,
@@ -196,10 +195,12 @@ class AgentApp:
         return encoded(Departed(agent_stays=not self.registry.is_empty))
 
     async def _list_kept(self, _request: Request) -> Response:
+        await self.registry.refresh()
         return encoded(self.registry.list_kept())
 
     async def _keep(self, request: Request) -> Response:
         wanted = await decoded(request, Keep)
+        await self.registry.refresh()
         kept = self.registry.keep(_client(request), wanted)
         expiry = asyncio.create_task(self._expire(kept.id, wanted.ttl_s))
         self._expiries.add(expiry)
@@ -268,6 +269,7 @@ class AgentApp:
         return Response(status_code=204)
 
     async def _list_vms(self, _request: Request) -> Response:
+        await self.registry.refresh()
         return encoded(self.registry.list_vms())
 
     async def _create_vm(self, request: Request) -> Response:
@@ -275,7 +277,7 @@ class AgentApp:
         wanted = await decoded(request, CreateVm)
         with self._creating():
             vm = await self.registry.create_vm(client, wanted)
-            created = VmCreated(id=vm.id, path=f"/vms/{vm.id}")
+            created = VmCreated(id=vm.id, path=f"/vms/{vm.id}", port=vm.listed(None).port)
             return await _created(request, created, lambda: self.registry.remove_vm(client, vm.id))
 
     async def _remove_vm(self, request: Request) -> Response:
@@ -290,16 +292,12 @@ class AgentApp:
         self.registry.require_client(client)
         return client
 
-    def _find_server(self, vm_id: str) -> VmServer | None:
-        vm = self.registry.find_vm(vm_id)
-        return vm.server if vm else None
-
     async def _propolis_api(self, scope: Scope, receive: Receive, send: Send) -> None:
         vm = self.registry.find_vm(scope["path_params"]["id"])
-        if vm is None:
+        if vm is None or vm.engine is None:
             await _answer_missing_vm(scope, receive, send)
             return
-        scope[SERVER_KEY] = vm.server
+        scope[SERVER_KEY] = vm.engine
         await self._engine(scope, receive, send)
 
 

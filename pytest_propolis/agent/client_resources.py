@@ -12,11 +12,12 @@ from ..agent_api.messages import CreateVm, KeptDisk, KeptListed, VmListed, Volum
 from ..agent_api.retention import Kept
 from ..engine.server.server import VmServer
 from ..engine.templates.restored_machine import RestoredMachine
-from ..errors import ConfigError
+from ..errors import CapabilityMissing, ConfigError
 from ..ledger.entry import Entry
 from ..ledger.writer import LedgerWriter
 from .disks.image_forks import OwnedFork
 from .disks.volumes import OwnedVolume
+from .servers.server_process import ServerProcess
 
 __all__ = ["ClientResources", "OwnedVm"]
 
@@ -32,7 +33,7 @@ class OwnedVm:
     id: str
     request: CreateVm
     client: str
-    server: VmServer
+    server: VmServer | ServerProcess
     directory: Entry
     writer: LedgerWriter
     since: float
@@ -40,6 +41,19 @@ class OwnedVm:
     disk_directory: Entry | None = None
     fork: RestoredMachine | None = None
     closing: asyncio.Task[None] | None = None
+
+    @property
+    def engine(self) -> VmServer | None:
+        """Its server, if that is the engine in this process."""
+        return self.server if isinstance(self.server, VmServer) else None
+
+    def require_engine(self) -> VmServer:
+        """
+        :raises CapabilityMissing: when its server is a program of its own.
+        """
+        if self.engine is None:
+            raise CapabilityMissing("only the engine can do this", vm=self.request.name)
+        return self.engine
 
     @property
     def disks(self) -> tuple[Path, ...]:
@@ -56,6 +70,7 @@ class OwnedVm:
             pid=self.server.pid,
             since=self.since,
             kept=kept,
+            port=self.server.port if isinstance(self.server, ServerProcess) else None,
         )
 
 

@@ -51,6 +51,7 @@ from .disks.disk_space import DiskSpace
 from .disks.image_forks import OwnedFork, fork_of, require_fork
 from .disks.volumes import OwnedVolume, create_volume
 from .hypervisor import Hypervisor, HypervisorFinder
+from .servers.server_process import ServerProcess
 from .templates.fork_starter import ForkStarter
 from .templates.standby import Standby
 
@@ -110,6 +111,11 @@ class ResourceRegistry:
     def is_empty(self) -> bool:
         return not self._clients
 
+    async def refresh(self) -> None:
+        """Ask the servers that are processes of their own for the states of their VMs."""
+        servers = [vm.server for owned in self._clients.values() for vm in owned.vms.values()]
+        await asyncio.gather(*(server.refresh() for server in servers if isinstance(server, ServerProcess)))
+
     def list_vms(self) -> list[VmListed]:
         return [vm for owned in self._clients.values() for vm in owned.listed_vms()]
 
@@ -158,25 +164,38 @@ class ResourceRegistry:
         except BaseException:
             self._budget.release(vm_id)
             raise
-        server = VmServer(
-            ServerConfig(
-                mark=f"{command_line_mark(self._config.run)}{vm_id}",
-                qemu=platform.qemu,
-                accelerator=platform.accelerator.name,
-                boot=request.boot,
-                directory=directory,
-                log_path=Path(request.log_path or directory / QEMU_LOG),
-                journal=writer,
-                display=request.display,
-                guest_ports=request.guest_ports,
-                memory=memory,
-                copy_disks=request.copy_disks,
-                inherited_variables=_variables(owned, request.predecessor),
-                address=self._address(vm_id),
-                disk_directory=disk_directory,
-                backends=BACKENDS,
+        log_path = Path(request.log_path or directory / QEMU_LOG)
+        server: VmServer | ServerProcess
+        if request.program is None:
+            server = VmServer(
+                ServerConfig(
+                    mark=f"{command_line_mark(self._config.run)}{vm_id}",
+                    qemu=platform.qemu,
+                    accelerator=platform.accelerator.name,
+                    boot=request.boot,
+                    directory=directory,
+                    log_path=log_path,
+                    journal=writer,
+                    display=request.display,
+                    guest_ports=request.guest_ports,
+                    memory=memory,
+                    copy_disks=request.copy_disks,
+                    inherited_variables=_variables(owned, request.predecessor),
+                    address=self._address(vm_id),
+                    disk_directory=disk_directory,
+                    backends=BACKENDS,
+                )
             )
-        )
+        else:
+            server = ServerProcess(
+                request.program,
+                boot=request.boot,
+                own_options=("--qemu", str(platform.qemu.system), "--accelerator", platform.accelerator.name),
+                directory=directory,
+                disk_directory=disk_directory,
+                log_path=log_path,
+                journal=writer,
+            )
         vm = OwnedVm(
             id=vm_id,
             request=request,
@@ -189,7 +208,18 @@ class ResourceRegistry:
             promise=vm_id,
         )
         owned.vms[vm_id] = vm
+        if isinstance(server, ServerProcess):
+            await self._start(owned, vm, server)
         return vm
+
+    async def _start(self, owned: ClientResources, vm: OwnedVm, server: ServerProcess) -> None:
+        try:
+            await server.start()
+            if owned.left:
+                raise AgentError("the client left while the VM's server was started")
+        except BaseException:
+            await asyncio.shield(owned.close(vm))
+            raise
 
     async def fork_vm(self, client: str, request: CreateVm, *, template: Template, place: Path) -> OwnedVm:
         """Create a Propolis server whose first VM resumes from a template.
@@ -466,7 +496,7 @@ def _variables(owned: ClientResources, predecessor: str | None) -> Path | None:
     if predecessor is None:
         return None
     vm = owned.vms.get(predecessor)
-    return vm.server.firmware_variables if vm else None
+    return vm.engine.firmware_variables if vm and vm.engine else None
 
 
 def _check_files(request: CreateVm) -> None:

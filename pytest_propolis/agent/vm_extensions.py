@@ -22,6 +22,7 @@ from ..engine.server.guest_port_websocket import serve_guest_port
 from ..engine.server.http_error import HttpError
 from ..engine.server.serial_websocket import serve_serial
 from ..engine.server.server import VmServer
+from .client_resources import OwnedVm
 
 __all__ = ["VmExtensions"]
 
@@ -31,10 +32,12 @@ LOG_BYTES: Final = 1 << 20
 class VmExtensions:
     """The agent's own paths below ``/vms/{id}``.
 
-    :param find: returns the server of a VM by its id; None if there is no such VM.
+    They are the engine's: of a VM whose server is a program of its own, there is the log alone.
+
+    :param find: returns a VM by its id; None if there is no such VM.
     """
 
-    def __init__(self, find: Callable[[str], VmServer | None]) -> None:
+    def __init__(self, find: Callable[[str], OwnedVm | None]) -> None:
         self._find = find
 
     @property
@@ -80,9 +83,9 @@ class VmExtensions:
         await serve_serial(websocket, port, port.history.end)
 
     async def _log(self, request: Request) -> Response:
-        """Return the end of what QEMU has printed."""
+        """Return the end of what QEMU, or the server, has printed."""
         try:
-            text = await asyncio.to_thread(_end_of, self._server(request).log_path)
+            text = await asyncio.to_thread(_end_of, self._vm(request).server.log_path)
         except FileNotFoundError:
             text = b""
         return Response(text, media_type="text/plain")
@@ -91,10 +94,16 @@ class VmExtensions:
         wanted = await decoded(request, ForwardPort)
         return encoded(PortForwarded(port=await self._server(request).forward(wanted.guest_port)), 201)
 
-    def _server(self, request: HTTPConnection) -> VmServer:
-        server = self._find(request.path_params["id"])
-        if server is None:
+    def _vm(self, request: HTTPConnection) -> OwnedVm:
+        vm = self._find(request.path_params["id"])
+        if vm is None:
             raise HttpError(ErrorResponse(status=404, message="no such VM"))
+        return vm
+
+    def _server(self, request: HTTPConnection) -> VmServer:
+        server = self._vm(request).engine
+        if server is None:
+            raise HttpError(ErrorResponse(status=404, message="the engine has no such VM"))
         return server
 
 

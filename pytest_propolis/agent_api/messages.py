@@ -14,6 +14,7 @@ from ..storage.artifacts import Artifact
 from .boot_source import BootSource
 from .image_recipe import ImageRecipe
 from .retention import Kept
+from .server_program import ServerProgram
 
 __all__ = [
     "CLIENT_HEADER",
@@ -125,6 +126,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     :param memory_mib: what it will need of the host's memory, in MiB; 0 if that is not to be looked at.
     :param copy_disks: whether a VM that migrates in gets disks of its own, also where it could use the source's.
     :param predecessor: the id of the VM whose place it takes: it finds that one's firmware variables when it boots.
+    :param program: the program that is to serve it, as a process of its own; None for the engine in the agent.
     """
 
     name: str
@@ -136,13 +138,18 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     copy_disks: bool = False
     memory_mib: int = 0
     predecessor: str | None = None
+    program: ServerProgram | None = None
 
 
 class VmCreated(msgspec.Struct, frozen=True, kw_only=True):
-    """A Propolis server is there: its API is below `path`."""
+    """A Propolis server is there: its API is below `path`.
+
+    :param port: of the host's loopback interface, where the server is a process of its own; its API is there alone.
+    """
 
     id: str
     path: str
+    port: int | None = None
 
 
 class VmListed(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +163,7 @@ class VmListed(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None
     since: float
     kept: Kept | None = None
+    port: int | None = None
 
 
 class ExtendedInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -109,8 +109,12 @@ class Transcript:
 
     def skip(self) -> None:
         """Let no later wait see what has come so far."""
-        self.cursor = self.end
+        self.skip_to(self.end)
         self._interruption = None
+
+    def skip_to(self, position: int) -> None:
+        """Let no later wait see what came before a position."""
+        self.cursor = max(self.cursor, position)
 
     def fail(self, error: Exception) -> None:
         """End all waits, and all later ones that the text so far does not satisfy. The first reason stays."""

@@ -133,7 +133,8 @@ class AsyncAgentClient:
         return await self._call("POST", "/forks", VmForked, request)
 
     async def create_vm(self, request: CreateVm) -> VmCreated:
-        return await self._call("POST", "/vms", VmCreated, request)
+        start_s = request.program.start_timeout_s if request.program else 0.0
+        return await self._call("POST", "/vms", VmCreated, request, timeout_s=ANSWER_TIMEOUT_S + start_s)
 
     async def remove_vm(self, vm_id: str) -> None:
         await self._call("DELETE", f"/vms/{vm_id}", NoneType)
@@ -258,13 +259,18 @@ class AsyncAgentClient:
         except OSError as error:
             raise await self._lost(error) from None
 
-    async def _call(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
+    async def _call(
+        self, method: str, path: str, kind: type[T], body: Any = None, *, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> T:
         content = None if body is None else msgspec.json.encode(body)
-        return self._answers.decode(await self._bytes(method, path, content) or b"null", kind, f"{method} {path}")
+        answer = await self._bytes(method, path, content, timeout_s=timeout_s)
+        return self._answers.decode(answer or b"null", kind, f"{method} {path}")
 
-    async def _bytes(self, method: str, path: str, content: bytes | None = None) -> bytes:
+    async def _bytes(
+        self, method: str, path: str, content: bytes | None = None, *, timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> bytes:
         try:
-            answer = await self._http.request(method, path, content=content, timeout_s=ANSWER_TIMEOUT_S)
+            answer = await self._http.request(method, path, content=content, timeout_s=timeout_s)
         except OSError as error:
             raise await self._lost(error) from None
         if not answer.is_success:

@@ -11,6 +11,7 @@ import pytest
 
 from ..errors import PropolisError
 from ..session.stash import SETTINGS
+from ..settings import ENGINE
 from .declarations import MarkerError, declared
 
 if TYPE_CHECKING:
@@ -156,8 +157,13 @@ def _specs(settings: Settings) -> Sequence[HostSpec]:
 def _unmet_capability(needed: Requirements, settings: Settings) -> Unmet | None:
     from ..hosts.inventory.local_capabilities import has_kvm, zfs_obstacle
 
-    if needed.server == "propolis":
-        return Unmet("it needs a real propolis-server, and VMs of this run are served by the engine")
+    if needed.server == "propolis" and settings.server == ENGINE:
+        return Unmet(
+            "it needs a propolis-server, and VMs of this run are served by the engine",
+            "--propolis-server PATH, ARTIFACT or URL names one",
+        )
+    if needed.server == ENGINE and settings.server != ENGINE:
+        return Unmet(f"it needs the engine, and VMs of this run are served by {settings.server}")
     if needed.zfs and (obstacle := zfs_obstacle(settings)):
         return Unmet("it needs ZFS", obstacle)
     if needed.kvm and not has_kvm(settings):

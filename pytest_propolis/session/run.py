@@ -159,6 +159,7 @@ class Run:
             progress=progress_printer(self._config),
             teardown=self.policy.ending(test),
             made=partial(self._made, made),
+            artifact=lambda name: self.catalog.find(name),
         )
 
     def node_group(self, name: str | None = None) -> AbstractAsyncContextManager[NodeGroup]:

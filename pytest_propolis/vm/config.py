@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 from ..errors import ConfigError
@@ -79,6 +80,9 @@ class VmConfig:
     :param channel: how files and streams reach the guest: ``console``, over its serial console, or ``port``, over guest
         ports that its agent adds to the machine, for a guest with virtio-serial. ``auto`` is the console today. Not
         part of the spec.
+    :param server: what serves it: ``engine``, the path of a program with the command line of ``propolis-server``, the
+        name of such an artifact, or ``http://IP:PORT`` of a server that runs already and has no VM.
+    :param boot_rom: the UEFI image that it boots from with ``firmware="uefi"``: a path, or the name of an artifact.
     :param fail_migration_exports: how many migrations out of this VM fail on purpose.
     :param fail_migration_imports: how many migrations into this VM fail on purpose.
     :raises ConfigError: when a value is impossible, naming it.
@@ -100,6 +104,8 @@ class VmConfig:
     hyper_v: tuple[HyperVFeatureFlag, ...] | None = None
     display: bool = False
     channel: ChannelKind = "auto"
+    server: str | Path | None = None
+    boot_rom: str | Path | None = None
     fail_migration_exports: FailureCount | None = None
     fail_migration_imports: FailureCount | None = None
 
@@ -170,6 +176,8 @@ class VmConfig:
             memory_mib=self.memory_mib or settings.memory_mib,
             boot=self.boot or settings.boot,
             boot_timeout_s=self.boot_timeout_s or settings.boot_timeout,
+            server=self.server or settings.server,
+            boot_rom=self.boot_rom or settings.boot_rom,
         )
 
     def _error(self, message: str, hint: str) -> ConfigError:
@@ -186,3 +194,5 @@ class CompleteVmConfig:
     memory_mib: int
     boot: BootKind
     boot_timeout_s: float
+    server: str | Path
+    boot_rom: str | Path | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TypedDict
 
 from ..propolis_api import Cpuid, HyperVFeatureFlag
@@ -30,5 +31,7 @@ class VmConfigFields(TypedDict, total=False):
     hyper_v: tuple[HyperVFeatureFlag, ...] | None
     display: bool
     channel: ChannelKind
+    server: str | Path | None
+    boot_rom: str | Path | None
     fail_migration_exports: int | None
     fail_migration_imports: int | None

@@ -16,6 +16,7 @@ import msgspec
 
 from ..agent_api.boot_source import BootSource, DirectKernel
 from ..agent_api.messages import CreateDisk, CreateVm, Keep, KeptListed, ResourceIds
+from ..agent_api.server_program import ServerProgram
 from ..console.log import make_log_directory
 from ..errors import ApiError, ConfigError, PropolisError
 from ..field_checks import check_keywords
@@ -26,13 +27,23 @@ from ..hosts.host import Host, log_path_on
 from ..hosts.placement import HostChoice, choose_host
 from ..propolis_api import Component, InstanceProperties, InstanceSpec
 from ..propolis_api.client import PropolisClient
-from ..settings import Settings
+from ..propolis_api.connection.endpoint import Endpoint
+from ..settings import ENGINE, Settings
+from ..storage.artifacts import Artifact
 from .admission import retry_while_busy
 from .config import CompleteVmConfig, VmConfig
 from .config_fields import VmConfigFields
 from .disks.crucible_disk import VolumeDisk, with_volumes
 from .disks.kinds import AttachedDisk, DataDisk
-from .disks.layout import boot_order_of, boot_source_of, disks_of, require_bootable, require_enough_memory, split_disks
+from .disks.layout import (
+    boot_order_of,
+    boot_source_of,
+    disks_of,
+    firmware_of,
+    require_bootable,
+    require_enough_memory,
+    split_disks,
+)
 from .guest_images import ReadyImage, ready_image
 from .host_session import HostSession
 from .instance_spec.builder import (
@@ -45,11 +56,28 @@ from .instance_spec.builder import (
 )
 from .networks.factory_networks import FactoryNetworks, networked
 from .networks.network import Network
+from .servers import boot_rom_on, free_server, is_url, program_on, require_served
 from .timings import Timings
 from .vm import TestVm
 from .warm_start.template_maker import cold_reason
 
 __all__ = ["VmFactory"]
+
+
+class CommonArguments(TypedDict):
+    """What `TestVm` is told whatever serves it."""
+
+    name: str
+    host: Host
+    guest: GuestAdapter
+    spec: InstanceSpec
+    properties: InstanceProperties
+    log_path: Path
+    boot_timeout_s: float
+    boot_source: BootSource
+    copies_disks: bool
+    phases: Timings
+    server: str | Path
 
 
 class FactoryOptions(TypedDict):
@@ -61,6 +89,7 @@ class FactoryOptions(TypedDict):
     log_dir: Path
     progress: Callable[[str], None]
     made: Callable[[TestVm], None]
+    artifact: Callable[[str], Artifact | None]
 
 
 class VmFactory:
@@ -70,6 +99,7 @@ class VmFactory:
     :param group: what the VMs belong to, usually a test; their names are unique in it.
     :param log_dir: the directory for their logs; it is made with the first VM.
     :param made: receives each VM as soon as there is one, for reports.
+    :param artifact: finds an artifact of a catalog by its name.
     """
 
     def __init__(
@@ -82,6 +112,7 @@ class VmFactory:
         log_dir: Path,
         progress: Callable[[str], None],
         made: Callable[[TestVm], None],
+        artifact: Callable[[str], Artifact | None],
     ) -> None:
         self._hosts = hosts
         self._settings = settings
@@ -90,6 +121,7 @@ class VmFactory:
         self._log_dir = log_dir
         self._progress = progress
         self._made = made
+        self._artifact = artifact
         self._names: set[str] = set()
         self.vms: list[TestVm] = []
         """All VMs that were made, in that order."""
@@ -254,6 +286,7 @@ class VmFactory:
         guest = self._guests.get(complete.guest)
         require_enough_memory(complete, guest)
         require_bootable(complete.config, guest)
+        require_served(complete.config, complete.server)
         placed = complete.config.with_slots(has_boot_disk=guest.image.disk is not None)
         complete = dataclasses.replace(complete, config=placed)
         session = await self._session(self._choose(choice))
@@ -279,6 +312,7 @@ class VmFactory:
         *,
         host: HostChoice | None = None,
         copy_disks: bool = False,
+        server: str | Path | None = None,
         fail_migration_exports: int | None = None,
         fail_migration_imports: int | None = None,
     ) -> TestVm:
@@ -292,6 +326,7 @@ class VmFactory:
             migration; a VM that is to boot from them must be on the same one.
         :param copy_disks: have a migration copy the disks to new ones of this VM, as between hosts that share no
             storage. Disks that the guest can only read are shared all the same.
+        :param server: what serves it, as in `VmConfig`; by default what serves the other one.
         :param fail_migration_exports: as in `VmConfig`.
         :param fail_migration_imports: as in `VmConfig`.
         """
@@ -320,6 +355,7 @@ class VmFactory:
                 copy_disks=copy_disks or place.name != vm.host.name,
                 guest_ports=vm.has_ports,
                 predecessor=vm.id if vm.id and place.name == vm.host.name else None,
+                server=server or vm.server,
             )
             heir.volumes, heir.nics = list(vm.volumes), vm.nics
             self._remember(heir)
@@ -450,17 +486,23 @@ class VmFactory:
             hyper_v=config.hyper_v,
         )
         spec = with_failure_injector(spec, exports=config.fail_migration_exports, imports=config.fail_migration_imports)
+        boot_rom = None
+        if complete.boot_rom is not None and firmware_of(config, guest) == "uefi":
+            boot_rom = await boot_rom_on(
+                session.host, session.agent, complete.boot_rom, artifact=self._artifact, progress=self._progress
+            )
         return await self._serve(
             session,
             config.name,
             guest=guest,
             spec=spec,
             properties=instance_properties(config.name),
-            boot_source=boot_source_of(config, guest, image),
+            boot_source=boot_source_of(config, guest, image, boot_rom=boot_rom),
             boot_timeout_s=complete.boot_timeout_s,
             taken=taken,
             display=config.display,
             guest_ports=config.has_ports,
+            server=complete.server,
         )
 
     async def _serve(
@@ -478,40 +520,60 @@ class VmFactory:
         guest_ports: bool = False,
         copy_disks: bool = False,
         predecessor: str | None = None,
+        server: str | Path,
     ) -> TestVm:
         """A server for a VM, and the VM, not created there yet."""
         make_log_directory(self._log_dir)
-        wanted = CreateVm(
-            name=name,
-            group=self._group,
-            boot=boot_source,
-            log_path=log_path_on(session.host, self._qemu_log(name)),
-            memory_mib=spec.board.memory_mb,
-            display=display,
-            guest_ports=guest_ports,
-            copy_disks=copy_disks,
-            predecessor=predecessor,
-        )
         phases = Timings()
-        created = await retry_while_busy(
-            name, partial(session.agent.create_vm, wanted), phases, progress=self._progress
-        )
-        session.own_vm(created.id, taken, log_path=self._qemu_log(name))
-        vm = TestVm(
+        common = CommonArguments(
             name=name,
             host=session.host,
-            client=PropolisClient(session.agent.endpoint(created.path), vm=name),
             guest=guest,
             spec=spec,
             properties=properties,
             log_path=self._serial_log(name),
             boot_timeout_s=boot_timeout_s,
             boot_source=boot_source,
-            migrations=partial(session.agent.migrations, created.path),
             copies_disks=copy_disks,
             phases=phases,
+            server=server,
+        )
+        if is_url(server):
+            endpoint = await free_server(str(server), vm=name)
+            return await taken.enter_async_context(TestVm(client=PropolisClient(endpoint, vm=name), **common))
+        program = None
+        if server != ENGINE:
+            path = await program_on(
+                session.host, session.agent, server, artifact=self._artifact, progress=self._progress
+            )
+            program = ServerProgram(path=path, start_timeout_s=boot_timeout_s)
+        server_log = self._qemu_log(name) if program is None else self._log_dir / f"{name}.server.log"
+        wanted = CreateVm(
+            name=name,
+            group=self._group,
+            boot=boot_source,
+            log_path=log_path_on(session.host, server_log),
+            memory_mib=spec.board.memory_mb,
+            display=display,
+            guest_ports=guest_ports,
+            copy_disks=copy_disks,
+            predecessor=predecessor,
+            program=program,
+        )
+        created = await retry_while_busy(
+            name, partial(session.agent.create_vm, wanted), phases, progress=self._progress
+        )
+        session.own_vm(created.id, taken, log_path=server_log)
+        endpoint = session.agent.endpoint(created.path)
+        if created.port is not None:
+            port = await session.host.reach_port(created.port)
+            endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}")
+        vm = TestVm(
+            client=PropolisClient(endpoint, vm=name),
+            migrations=None if program else partial(session.agent.migrations, created.path),
             vm_id=created.id,
             has_ports=guest_ports,
+            **common,
         )
         return await taken.enter_async_context(vm)
 

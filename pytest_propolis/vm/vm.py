@@ -41,7 +41,7 @@ from ..propolis_api import (
 )
 from ..propolis_api.client import Endpoint, PropolisClient
 from ..propolis_api.serial import SerialConsoleMoved
-from ..settings import BootKind
+from ..settings import ENGINE, BootKind
 from .config import Nic
 from .disks.crucible_disk import CrucibleDisk, VolumeDisk, with_volumes
 from .guest_access import GuestAccess
@@ -104,6 +104,7 @@ class TestVm(GuestAccess):
         migrations: Report | None = None,
         copies_disks: bool = False,
         has_ports: bool = False,
+        server: str | Path = ENGINE,
     ) -> None:
         super().__init__(
             name=name,
@@ -116,6 +117,8 @@ class TestVm(GuestAccess):
         )
         self.host = host
         """The host that its server is on."""
+        self.server = server
+        """What serves it, as in `VmConfig`."""
         self.guest = guest
         self.spec = spec
         self.properties = properties
@@ -204,6 +207,7 @@ class TestVm(GuestAccess):
         await self._set_up_networks()
 
     async def _log_in(self, limit_s: float) -> None:
+        self.console.transcript.skip_to(self.console.boot_start)  # a prompt from before a reset is none
         with self.phases.during("login"):
             panic = await log_in(self.guest, self.console)
         if panic is not None:

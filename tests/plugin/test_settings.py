@@ -29,6 +29,8 @@ GIVEN = {
     "image_dirs": ("/some/images:/others", "(PosixPath('/some/images'), PosixPath('/others'))"),
     "log_dir": ("/some/logs", "PosixPath('/some/logs')"),
     "qemu": ("/some/qemu", "PosixPath('/some/qemu')"),
+    "server": ("http://127.0.0.1:12400", "'http://127.0.0.1:12400'"),
+    "boot_rom": ("/tmp/OVMF.fd", "PosixPath('/tmp/OVMF.fd')"),
     "hosts": ("local:1", "'local:1'"),
     "coordination": ("etcd://127.0.0.1:2379", "'etcd://127.0.0.1:2379'"),
     "leases": ("/tmp", "PosixPath('/tmp')"),

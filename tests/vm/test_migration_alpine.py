@@ -127,6 +127,7 @@ async def test_a_guest_migrates_to_another_agent_and_back(traveller: Traveller, 
             log_dir=propolis.log_dir / "other",
             progress=lambda text: None,
             made=lambda vm: None,
+            artifact=lambda name: None,
         ) as elsewhere:
             vm = await traveller.migrate(elsewhere)
             assert await vm.run("cat /tmp/word") == "kept"

@@ -159,6 +159,7 @@ async def test_a_source_s_address_that_cannot_be_read_answers_400(vm: TestVm, ad
     assert await status_of(vm.client.instance_get()) == 424  # nothing was begun
 
 
+@pytest.mark.requires(server="engine")
 async def test_the_agent_s_log_has_the_ids_of_refused_requests(unborn: TestVm) -> None:
     with pytest.raises(ApiError) as caught:
         await unborn.client.instance_get()
@@ -184,6 +185,7 @@ async def test_a_body_that_is_not_the_apis_answers_400(unborn: TestVm, method: s
     assert answer.json()["message"].startswith("unable to parse JSON body: ")
 
 
+@pytest.mark.requires(server="engine")
 async def test_an_unknown_vm_and_an_unknown_path_answer_404(unborn: TestVm) -> None:
     async with http(unborn) as client:
         assert (await client.get(f"{unborn.endpoint.base_url.rpartition('/')[0]}/0123/instance")).status_code == 404
@@ -225,6 +227,7 @@ async def test_what_was_created_already_is_run_and_booted(vm: TestVm) -> None:
     assert await vm.run("echo hello") == "hello"
 
 
+@pytest.mark.requires(server="engine")
 async def test_a_fork_is_launched_and_booted_twice(vm_factory: VmFactory) -> None:
     vm = await vm_factory.create(guest="micro", boot="warm")
     await vm.ensure()
@@ -282,6 +285,7 @@ async def qemu_pid(vm: TestVm, propolis: Run) -> int | None:
     return pid
 
 
+@pytest.mark.requires(server="engine")
 async def test_a_reboot_during_a_reboot_is_ignored(vm: TestVm, propolis: Run) -> None:
     async with stalled_in_a_reboot(vm, propolis):
         for _ in range(3):
@@ -293,6 +297,7 @@ async def test_a_reboot_during_a_reboot_is_ignored(vm: TestVm, propolis: Run) ->
     assert (await vm.client.instance_state_monitor(0)).gen == 8
 
 
+@pytest.mark.requires(server="engine")
 async def test_a_stop_does_not_wait_for_a_qemu_that_is_frozen(vm: TestVm, propolis: Run) -> None:
     async with stalled_in_a_reboot(vm, propolis):
         await vm.client.instance_state_put(InstanceStateRequested.STOP)
@@ -352,6 +357,7 @@ async def test_history_needs_exactly_one_place(vm: TestVm) -> None:
             assert (await client.get("/instance/serial/history", params={"from_start": value})).status_code == 400
 
 
+@pytest.mark.requires(server="engine")
 async def test_a_qemu_that_is_killed_is_a_failed_vm_that_can_be_made_again(vm: TestVm, propolis: Run) -> None:
     await vm.launch()
     await vm.wait_for_state(InstanceState.RUNNING)

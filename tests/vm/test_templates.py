@@ -101,6 +101,7 @@ def factories(artifact_dir: Path, tmp_path: Path, lines: list[str]) -> Factories
                 log_dir=tmp_path / name,
                 progress=lines.append,
                 made=lambda vm: None,
+                artifact=lambda name: None,
             ) as factory:
                 yield factory
         finally:

@@ -54,6 +54,15 @@ async def test_an_old_log_of_a_panic_is_output(vm: TestVm) -> None:
     assert await vm.run(f"echo '{line}'; sleep 3; echo later") == f"{line}\nlater"
 
 
+async def test_a_guest_that_booted_is_logged_in_to_again_after_its_own_reset(vm_factory: VmFactory) -> None:
+    """A prompt that was shown before the reset is not taken for the new one."""
+    vm = await vm_factory.start(guest="micro", cpus=1, memory_mib=256, boot="cold", boot_timeout_s=60)
+    with pytest.raises(ShellLost, match="has reset itself"):
+        await vm.run("reboot -f; sleep 100", timeout_s=LONG_S)
+    await vm.wait_to_boot()
+    assert await vm.run("echo alive") == "alive"
+
+
 async def test_a_reset_ends_a_command(vm: TestVm) -> None:
     with pytest.raises(ShellLost, match="has reset itself"):
         await vm.run("reboot -f; sleep 100", timeout_s=LONG_S)
@@ -89,6 +98,7 @@ async def test_the_end_of_the_guest_s_shells_is_noticed(vm: TestVm, command: str
     assert await vm.run("echo alive") == "alive"
 
 
+@pytest.mark.requires(server="engine")
 async def test_a_killed_qemu_is_named(vm: TestVm) -> None:
     command = asyncio.create_task(vm.run("echo begun >/dev/ttyS0; sleep 100", timeout_s=LONG_S))
     await vm.wait_for_serial_output("begun")

@@ -79,6 +79,6 @@ class VolumeRoutes:
 
     def _server(self, request: Request) -> VmServer:
         vm = self._registry.find_vm(request.path_params["id"])
-        if vm is None:
-            raise HttpError(ErrorResponse(status=404, message="no such VM"))
-        return vm.server
+        if vm is None or vm.engine is None:
+            raise HttpError(ErrorResponse(status=404, message="the engine has no such VM"))
+        return vm.engine

@@ -197,10 +197,11 @@ class Templates:
         :raises HttpError: if the spec is invalid, as it would be for a VM that boots.
         """
         try:
-            await vm.server.ensure(InstanceEnsureRequest(properties=properties, init=SpecInit(FromSpec(spec=spec))))
-            vm.server.put_state(InstanceStateRequested.RUN)
+            engine = vm.require_engine()
+            await engine.ensure(InstanceEnsureRequest(properties=properties, init=SpecInit(FromSpec(spec=spec))))
+            engine.put_state(InstanceStateRequested.RUN)
             if typed:
-                await vm.server.serial().write(typed.encode())
+                await engine.serial().write(typed.encode())
         except (HttpError, OSError) as error:
             await self._account.remove_vm(client, vm.id)
             if isinstance(error, HttpError) and error.answer.status in REFUSED:
@@ -233,7 +234,7 @@ class Templates:
             facts = await self._have_booted(
                 vm, TemplateMaking(id=vm.id, path=f"/vms/{vm.id}", spec=with_disks_in(needed.spec, directory)), offer
             )
-            await vm.server.freeze(directory / STATE_FILE)
+            await vm.require_engine().freeze(directory / STATE_FILE)
         except (PropolisError, MachineError) as error:
             if _free_bytes(directory) < LITTLE_BYTES:  # a full file system kills QEMU without a message
                 raise ResourceExhausted(f"no space was left for the template in {self._store.directory}") from error

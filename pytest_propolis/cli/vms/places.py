@@ -45,7 +45,15 @@ async def located(vm_id: str, hosts: tuple[HostSpec, ...] | None) -> AsyncIterat
             from ...hosts.ssh.visit import visit
 
             socket = await (await stack.enter_async_context(visit(spec))).forward(place.socket)
-        yield place, Endpoint(base_url=f"http://agent/vms/{place.id}", uds=socket)
+        if place.port is None:
+            yield place, Endpoint(base_url=f"http://agent/vms/{place.id}", uds=socket)
+        elif spec is None:
+            yield place, Endpoint(base_url=f"http://127.0.0.1:{place.port}")
+        else:
+            raise ConfigError(
+                f"the server of VM {place.name!r} is a program on {spec.name}, which only that machine reaches",
+                hint=f"run this there: its server is at 127.0.0.1:{place.port}",
+            )
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,11 +65,14 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     is_kept: bool
     """Whether it was kept for a person."""
 
+    port: int | None = None
+    """Of the loopback interface, where its server is a program of its own."""
+
 
 def _places(wanted: str) -> list[Place]:
     """Return the VMs of this machine whose ids begin so."""
     return [
-        Place(id=vm.id, name=vm.name, socket=str(agent.socket), is_kept=vm.kept is not None)
+        Place(id=vm.id, name=vm.name, socket=str(agent.socket), is_kept=vm.kept is not None, port=vm.port)
         for base in known_base_directories()
         for agent in running_agents(base)
         for vm in agent.vms()

@@ -77,6 +77,7 @@ async def _run(settings: Settings, command: str, directory: Path | None) -> int:
 @contextlib.asynccontextmanager
 async def _vm(settings: Settings) -> AsyncIterator[TestVm]:
     from ...hosts.run_hosts import open_hosts
+    from ...storage.catalogs.catalog import read_catalogs
     from ...vm.factory import VmFactory
     from ..project import guests_here
 
@@ -91,6 +92,7 @@ async def _vm(settings: Settings) -> AsyncIterator[TestVm]:
             log_dir=logs,
             progress=_say,
             made=lambda vm: None,
+            artifact=lambda name: read_catalogs(settings.artifacts or ()).find(name),
         ) as factory:
             yield await factory.start("run", channel="port")
         shutil.rmtree(logs, ignore_errors=True)  # not after an error, which names a log there

@@ -170,10 +170,12 @@ async def spawn(
     stderr: IO[bytes] | int,
     pass_fds: Sequence[int] = (),
     environment: Mapping[str, str] = MappingProxyType({}),
+    directory: Path | None = None,
 ) -> Child:
     """Start a program that dies with this process. It reads nothing from its standard input.
 
     :param environment: variables to add to this process's own.
+    :param directory: its working directory; None for this process's own.
     :raises OSError: when it cannot be started.
     """
     holders, held = os.pipe()
@@ -187,6 +189,7 @@ async def spawn(
             stderr=stderr,
             pass_fds=[*pass_fds, held],
             env={**os.environ, **environment},
+            cwd=directory,
             process_group=0,
         )
     except BaseException:

@@ -98,8 +98,8 @@ class GuestPort:
     def release(self) -> None:
         """Let all pass again. No effect on a port that is not held."""
         with contextlib.suppress(OSError):  # what was in the sockets has room there
-            while self._filled:
-                self._filled -= len(self._ours.recv(self._filled))
+            while self._filled and (read := self._ours.recv(self._filled)):
+                self._filled -= len(read)
             self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
             while self._taken_back and not self._flows.is_set():
                 self._taken_back = self._taken_back[self._ours.send(self._taken_back) :]

@@ -323,7 +323,8 @@ class Machine:
         if self._process is None:
             return ""
         with contextlib.suppress(TimeoutError):
-            status = await asyncio.wait_for(self._process.wait(), END_TIMEOUT_S)
+            async with asyncio.timeout(END_TIMEOUT_S):  # `wait_for` may swallow a cancellation
+                status = await self._process.wait()
             return "\n".join(filter(None, [_end_reason(status), self._last_words()]))
         return ""
 

@@ -95,6 +95,10 @@ class Catalog:
 
     entries: Mapping[str, CatalogEntry]
 
+    def find(self, name: str) -> Artifact | None:
+        """Return the artifact of a name, if there is one."""
+        return self.entries[name].artifact if name in self.entries else None
+
     def get(self, name: str) -> Artifact:
         """Return the artifact of a name.
 

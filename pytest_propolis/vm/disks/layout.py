@@ -110,14 +110,19 @@ def firmware_of(config: VmConfig, guest: GuestAdapter) -> FirmwareKind:
     return config.firmware or guest.firmware or ("none" if guest.image.kernel else "bios")
 
 
-def boot_source_of(config: VmConfig, guest: GuestAdapter, image: ReadyImage) -> BootSource:
-    """What the VM starts from. It is bootable: `require_bootable`."""
+def boot_source_of(
+    config: VmConfig, guest: GuestAdapter, image: ReadyImage, *, boot_rom: str | None = None
+) -> BootSource:
+    """What the VM starts from. It is bootable: `require_bootable`.
+
+    :param boot_rom: path of a UEFI image on the host to use instead of the server's.
+    """
     firmware = firmware_of(config, guest)
     if firmware == "none":
         return _kernel(config, guest, image)
     if _looks_for_kernel(config, guest):
-        return Firmware(uefi=firmware == "uefi")
-    return Firmware(uefi=True, kernel=_kernel(config, guest, image))
+        return Firmware(uefi=firmware == "uefi", boot_rom=boot_rom if firmware == "uefi" else None)
+    return Firmware(uefi=True, kernel=_kernel(config, guest, image), boot_rom=boot_rom)
 
 
 def _looks_for_kernel(config: VmConfig, guest: GuestAdapter) -> bool:

@@ -16,6 +16,7 @@ from ...guests.adapter import GuestAdapter
 from ...hosts.agent_client import AsyncAgentClient
 from ...hosts.host import Host, log_path_on
 from ...propolis_api.client import PropolisClient
+from ...settings import ENGINE
 from ..config import CompleteVmConfig
 from ..disks.layout import firmware_of
 from ..instance_spec.builder import AttachedDisk, instance_properties, instance_spec
@@ -33,6 +34,7 @@ def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
     config = complete.config
     reasons = {
         "it was asked for": complete.boot == "cold",
+        f"it is served by {complete.server}": complete.server != ENGINE,
         f"{guest.name} cannot be forked": not guest.forkable,
         "firmware boots it": firmware_of(config, guest) != "none",
         "it has a boot order": config.boot_order is not None,

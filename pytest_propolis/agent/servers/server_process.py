@@ -1,0 +1,292 @@
+"""A server of the Propolis API that is a program of its own, as a child process of the agent: one for each VM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Final
+
+from ...agent_api.boot_source import BootSource, DirectKernel
+from ...agent_api.server_program import ServerProgram
+from ...engine.qemu.binary import find_firmware
+from ...engine.qemu.child import Child, ChildRecord, Journal, NoJournal, spawn
+from ...errors import AgentError, ApiError, CapabilityMissing, HostError, PropolisError
+from ...propolis_api import InstanceState, InstanceStateRequested
+from ...propolis_api.client import PropolisClient
+from ...propolis_api.connection.endpoint import Endpoint
+from ...storage.programs import run_program
+
+__all__ = ["ServerProcess"]
+
+LOOPBACK: Final = "127.0.0.1"
+FIRST_LOOK_S: Final = 0.01
+LONGEST_LOOK_S: Final = 0.25
+STOP_TIMEOUT_S: Final = 10.0
+TERMINATION_TIMEOUT_S: Final = 10.0
+HELP_TIMEOUT_S: Final = 20.0
+PORT_ATTEMPTS: Final = 5
+LAST_LINES: Final = 5
+ENDS: Final = (InstanceState.DESTROYED, InstanceState.FAILED)
+PRIVILEGES: Final = ("pfexec",) if sys.platform == "sunos5" else ()
+"""What gives a program the privileges of the user's profile, where the platform has that."""
+
+
+class ServerProcess:
+    """One process and the TCP port on which it serves. Create it, `start` it, and `close` it in any case.
+
+    :param program: the program, and how long it may take to answer.
+    :param boot: what its VM starts from.
+    :param own_options: options that only this project's own server takes, before BOOTROM_PATH.
+    :param directory: its working directory, which is removed when this is closed; so is `disk_directory`.
+    :param log_path: receives what it prints.
+    :param journal: keeps account of the process.
+    """
+
+    own_disks: Final[tuple[Path, ...]] = ()
+
+    def __init__(
+        self,
+        program: ServerProgram,
+        *,
+        boot: BootSource,
+        own_options: tuple[str, ...],
+        directory: Path,
+        disk_directory: Path,
+        log_path: Path,
+        journal: Journal,
+    ) -> None:
+        self._program = program
+        self._boot = boot
+        self._own_options = own_options
+        self._directories = (directory, disk_directory)
+        self.log_path = log_path
+        self._journal = journal
+        self._path = program.path
+        self._child: Child | None = None
+        self._record: ChildRecord = NoJournal()
+        self._log_start = 0
+        self.port = 0
+        self.state_name: str | None = None
+        """The VM's state when `refresh` looked last; None while there is no VM."""
+
+    @property
+    def pid(self) -> int | None:
+        return self._child.pid if self._child and self._child.returncode is None else None
+
+    async def start(self) -> None:
+        """Start the program, and wait until it answers.
+
+        :raises CapabilityMissing: when it cannot boot what is to be booted.
+        :raises HostError: when it cannot be run, ends, or does not answer in time, with what it printed.
+        """
+        self._path = await asyncio.to_thread(self._executable)
+        arguments = await self._boot_arguments()
+        for attempt in range(PORT_ATTEMPTS):
+            with _reserved_port() as self.port:
+                await self._launch(arguments)
+                if await self._answers(last=attempt == PORT_ATTEMPTS - 1):
+                    return
+
+    async def refresh(self) -> None:
+        """Ask the server for the state of its VM."""
+        if self.pid is None:
+            self.state_name = None
+            return
+        with contextlib.suppress(PropolisError):
+            async with self._client() as client:
+                self.state_name = None
+                self.state_name = (await client.instance_get()).instance.state.value
+
+    async def close(self) -> None:
+        """Stop the VM as a client would, end the program, and remove its directories. Closing twice is fine."""
+        if self._child is not None:
+            await self._stop_vm()
+            await self._terminate()
+            if not await self._child.end():
+                raise HostError(f"process {self._child.pid} of {self._program.path} cannot be ended")
+            self._record.gone()
+            self._child = None
+            self._keep_core()
+        for directory in self._directories:
+            await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    def _executable(self) -> str:
+        """Return the path of the program; of a copy, if it is an artifact from a store, where nothing is executable."""
+        path = Path(self._program.path)
+        if os.access(path, os.X_OK) or not path.is_file():
+            return str(path)
+        copy = self._directories[0] / path.name
+        shutil.copyfile(path, copy)
+        copy.chmod(0o700)
+        return str(copy)
+
+    async def _boot_arguments(self) -> list[str]:
+        """Options and BOOTROM_PATH for what the VM starts from."""
+        is_own = await self._has_option("--kernel")
+        options = [*(self._own_options if is_own else ())]
+        boot = self._boot
+        if isinstance(boot, DirectKernel):
+            if not is_own:
+                raise self._cannot_boot("a kernel without a boot loader")
+            options += ["--kernel", boot.kernel, "--append", boot.command_line]
+            return [*options, *(("--initrd", boot.initrd) if boot.initrd else ()), "none"]
+        if boot.kernel is not None:
+            raise self._cannot_boot("a kernel that UEFI is given")
+        if not boot.uefi:
+            if not is_own:
+                raise self._cannot_boot("a disk by means of a BIOS")
+            return [*options, "bios"]
+        rom = boot.boot_rom or ((firmware := find_firmware()) and str(firmware.code))
+        if not rom:
+            raise CapabilityMissing(
+                "there is no UEFI firmware on the host", hint="install the package ovmf, or give --propolis-boot-rom"
+            )
+        return [*options, rom]
+
+    def _cannot_boot(self, what: str) -> CapabilityMissing:
+        return CapabilityMissing(
+            f"{self._program.path} boots from a boot ROM, and cannot boot {what}",
+            hint="choose a guest with a boot loader on its disk, and VmConfig(firmware='uefi')",
+        )
+
+    async def _has_option(self, option: str) -> bool:
+        try:
+            async with asyncio.timeout(HELP_TIMEOUT_S):
+                told = await run_program([*PRIVILEGES, self._path, "run", "--help"])
+        except TimeoutError:
+            return False
+        except OSError as error:
+            raise self._cannot_be_run(error) from None
+        return option in told.output + told.complaint
+
+    def _cannot_be_run(self, error: OSError) -> HostError:
+        return HostError(
+            f"{self._program.path} cannot be run: {error.strerror or error}", hint="correct --propolis-server"
+        )
+
+    async def _launch(self, arguments: list[str]) -> None:
+        record = self._record = self._journal.intend()
+        try:
+            with self._open_log() as log:
+                self._log_start = log.tell()
+                self._child = await spawn(
+                    Path((*PRIVILEGES, self._path)[0]),
+                    [*(*PRIVILEGES, self._path)[1:], "run", *arguments, f"{LOOPBACK}:{self.port}"],
+                    stdout=log,
+                    stderr=log,
+                    environment=record.environment,
+                    directory=self._directories[0],
+                )
+        except OSError as error:
+            record.gone()
+            raise self._cannot_be_run(error) from None
+        record.live(self._child.pid)
+
+    async def _answers(self, *, last: bool) -> bool:
+        """Wait until the server answers.
+
+        :param last: raise, where this returns False when the port was taken.
+        """
+        assert self._child is not None
+        limit_s = self._program.start_timeout_s
+        asking = asyncio.create_task(self._until_it_answers())
+        ended = asyncio.ensure_future(self._child.wait())
+        try:
+            await asyncio.wait([asking, ended], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if asking.done():
+                await asking
+                return True
+            if not ended.done():
+                raise self._did_not_start(f"has not answered for {limit_s:.0f} s")
+            if "in use" in self._printed().lower() and not last:
+                await self._child.end()
+                self._record.gone()
+                return False
+            raise self._did_not_start(f"ended with status {ended.result()} before it answered")
+        finally:
+            for task in (asking, ended):
+                task.cancel()
+            await asyncio.gather(asking, ended, return_exceptions=True)
+
+    async def _until_it_answers(self) -> None:
+        pause_s = FIRST_LOOK_S
+        while True:
+            try:
+                async with self._client() as client:
+                    await client.instance_get()
+                return
+            except ApiError as error:
+                if error.request_id is None:
+                    raise self._did_not_start(f"does not speak the Propolis API: {error.message}") from None
+                return  # there is no VM yet
+            except AgentError:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_LOOK_S)
+
+    def _did_not_start(self, why: str) -> HostError:
+        printed = "\n".join(f"  | {line}" for line in self._printed().splitlines()[-LAST_LINES:])
+        return HostError(f"{self._program.path} {why}" + (f"\n{printed}" if printed else ""))
+
+    def _printed(self) -> str:
+        with contextlib.suppress(OSError), self.log_path.open("rb") as log:
+            log.seek(self._log_start)
+            return log.read().decode(errors="replace")
+        return ""
+
+    async def _stop_vm(self) -> None:
+        """A server that is only killed may leave the VM to the host's kernel."""
+        if self.pid is None or not self.port:
+            return
+        with contextlib.suppress(PropolisError, TimeoutError):
+            async with asyncio.timeout(STOP_TIMEOUT_S), self._client() as client:
+                await client.instance_state_put(InstanceStateRequested.STOP)
+                generation = 0
+                while (seen := await client.instance_state_monitor(generation)).state not in ENDS:
+                    generation = seen.gen + 1
+
+    async def _terminate(self) -> None:
+        assert self._child is not None
+        if self._child.returncode is not None:
+            return
+        self._child.signal(signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TERMINATION_TIMEOUT_S):
+                await self._child.wait()
+
+    def _keep_core(self) -> None:
+        """Keep a core dump beside the log, if that is the client's."""
+        directory = self._directories[0]
+        if self.log_path.is_relative_to(directory):
+            return
+        for core in directory.glob("core*"):
+            with contextlib.suppress(OSError):
+                shutil.move(core, self.log_path.with_suffix(".core"))
+
+    def _client(self) -> PropolisClient:
+        return PropolisClient(Endpoint(base_url=f"http://{LOOPBACK}:{self.port}"))
+
+    def _open_log(self) -> IO[bytes]:
+        # No link is followed: in a directory of another user's it could lead to any file of this user's.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        log = os.fdopen(os.open(self.log_path, flags, 0o666), "ab")
+        log.seek(0, os.SEEK_END)
+        return log
+
+
+@contextlib.contextmanager
+def _reserved_port() -> Iterator[int]:
+    """Yield a TCP port that no other program is given as long as the block lasts, and that a server can listen on.
+
+    Servers set SO_REUSEADDR: two sockets that do may have one port until one of them listens.
+    """
+    with socket.socket() as reservation:
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reservation.bind((LOOPBACK, 0))
+        yield reservation.getsockname()[1]

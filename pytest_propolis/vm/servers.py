@@ -1,0 +1,129 @@
+"""What serves a VM: the engine in the agent, a program that the agent starts, or a server that runs already."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from ..agent_api.messages import ImageNeeded
+from ..errors import AgentError, ApiError, CapabilityMissing, ConfigError
+from ..hosts.agent_client import AsyncAgentClient
+from ..hosts.host import Host
+from ..propolis_api.client import PropolisClient
+from ..propolis_api.connection.endpoint import Endpoint
+from ..settings import ENGINE
+from ..storage.artifacts import Artifact
+from ..storage.progress import Progress
+from .config import VmConfig
+from .migration import TERMINAL
+
+__all__ = ["boot_rom_on", "free_server", "is_url", "program_on", "require_served"]
+
+HINT: Final = "give engine, the path of a program, the name of an artifact, or http://IP:PORT of a server that runs"
+
+
+def is_url(server: str | Path) -> bool:
+    """Whether a server is one that runs already, and is not to be ended."""
+    return isinstance(server, str) and "://" in server
+
+
+def require_served(config: VmConfig, server: str | Path) -> None:
+    """
+    :raises CapabilityMissing: when a VM needs the engine in the agent, and is to be served by something else.
+    """
+    if server == ENGINE:
+        return
+    for wanted, what in (
+        (config.display, "display=True"),
+        (config.channel == "port", 'channel="port"'),
+    ):
+        if wanted:
+            raise CapabilityMissing(
+                f"{what} needs the engine, and it is served by {server}",
+                vm=config.name,
+                hint="leave it out, or mark the test with @pytest.mark.requires(server='engine')",
+            )
+
+
+async def program_on(
+    host: Host,
+    agent: AsyncAgentClient,
+    server: str | Path,
+    *,
+    artifact: Callable[[str], Artifact | None],
+    progress: Progress,
+) -> str:
+    """Return the path of a server program on a host.
+
+    :param artifact: finds an artifact of a catalog.
+    :raises ConfigError: when there is none.
+    """
+    if isinstance(server, str) and (found := artifact(server)) is not None:
+        return await _artifact_on(host, agent, found, progress)
+    # That of a virtual environment which is not activated, too.
+    program = shutil.which(server) or shutil.which(server, path=str(Path(sys.executable).parent))
+    if program is None:
+        missing = "is no program" if Path(server).exists() else "is not there"
+        raise ConfigError(f"the server program {str(server)!r} {missing}", hint=HINT)
+    return await host.provide(Path(program).absolute(), progress)
+
+
+async def boot_rom_on(
+    host: Host,
+    agent: AsyncAgentClient,
+    rom: str | Path,
+    *,
+    artifact: Callable[[str], Artifact | None],
+    progress: Progress,
+) -> str:
+    """Return the path of a boot ROM on a host.
+
+    :param artifact: finds an artifact of a catalog.
+    :raises ConfigError: when there is none.
+    """
+    if isinstance(rom, str) and (found := artifact(rom)) is not None:
+        return await _artifact_on(host, agent, found, progress)
+    if not Path(rom).is_file():
+        raise ConfigError(
+            f"the boot ROM {str(rom)!r} is not there", hint="give the path of a UEFI image, or the name of an artifact"
+        )
+    return await host.provide(Path(rom).absolute(), progress)
+
+
+async def _artifact_on(host: Host, agent: AsyncAgentClient, artifact: Artifact, progress: Progress) -> str:
+    there = await host.provide_artifact(artifact, progress)
+    (path,) = await agent.get_images(ImageNeeded(artifacts=(there,)), progress)
+    return str(path)
+
+
+async def free_server(url: str, *, vm: str) -> Endpoint:
+    """Return the endpoint of a server that runs already.
+
+    :raises ConfigError: when it has a VM, or is no address of a server.
+    :raises AgentError: when it does not answer.
+    """
+    try:
+        endpoint = Endpoint.at(url)
+    except ValueError as error:
+        raise ConfigError(f"{url!r} is no server: {error}", vm=vm, hint=HINT) from None
+    async with PropolisClient(endpoint, vm=vm) as client:
+        try:
+            instance = (await client.instance_get()).instance
+        except AgentError as error:
+            raise AgentError(
+                f"the server {url} does not answer: {error.message}", vm=vm, hint="start it, or correct the URL"
+            ) from None
+        except ApiError as error:
+            if error.request_id is None:
+                raise
+            return endpoint  # it has no VM
+    if instance.state not in TERMINAL:
+        raise ConfigError(
+            f"the server {url} has a VM already: {instance.properties.name!r}, {instance.state.value}",
+            vm=vm,
+            hint="a server has one VM at a time: stop that one, or run one test at a time on this server",
+        )
+    return endpoint

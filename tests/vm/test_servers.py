@@ -1,0 +1,202 @@
+"""VMs whose servers are programs of their own, and servers that run already."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from server_program import server_program
+
+from pytest_propolis.agent_api.messages import VmListed
+from pytest_propolis.errors import AgentError, CapabilityMissing, ConfigError, HostError
+from pytest_propolis.propolis_api import InstanceState
+from pytest_propolis.session.run import Run
+from pytest_propolis.storage.catalogs.catalog import read_catalogs
+from pytest_propolis.vm.factory import VmFactory
+
+PROGRAM: Final = "propolis-server-qemu"
+PROGRAM_PATH: Final = str(Path(sys.executable).with_name(PROGRAM))
+SMALL: Final[dict[str, Any]] = {"guest": "micro", "cpus": 1, "memory_mib": 128, "server": PROGRAM}
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes a server program of Python code, which finds its address in ``address``."""
+
+    def write(code: str, *, name: str = "server") -> Path:
+        path = tmp_path / name
+        path.write_text(
+            f"#!{sys.executable}\nimport sys, os, time, socket\n"
+            "if '--help' in sys.argv: sys.exit(print('--kernel'))\n"
+            "host, _, port = sys.argv[-1].rpartition(':')\naddress = (host, int(port))\n" + code
+        )
+        path.chmod(0o700)
+        return path
+
+    return write
+
+
+async def listed(factory: VmFactory) -> list[VmListed]:
+    """The VMs of a test; the agent may have others, of tests in other processes."""
+    return [vm for vm in await factory.agent.list_vms() if vm.group == factory.group]
+
+
+async def test_a_guest_runs_at_a_server_of_its_own(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(**SMALL)
+    assert vm.boot_kind == "cold"
+    assert await vm.run("echo hello") == "hello"
+    (found,) = await listed(vm_factory)
+    assert (found.state, found.port) == ("Running", vm.endpoint.host_and_port[1])
+    assert found.pid is not None
+    assert os.getpgid(found.pid) == found.pid, "Ctrl-C at the terminal does not reach it"
+    assert "listening on" in (vm.log_path.parent / "vm.server.log").read_text()
+    await vm.stop()
+    assert await vm.get_state() is InstanceState.DESTROYED
+
+
+async def test_a_guest_migrates_between_programs_and_the_engine(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(**SMALL)
+    await vm.run("echo here >/tmp/file")
+    second = await vm_factory.successor(vm)
+    await second.migrate_from(vm)
+    assert second.server == PROGRAM
+    third = await vm_factory.successor(second, server="engine")
+    await third.migrate_from(second)
+    fourth = await vm_factory.successor(third, server=PROGRAM)
+    await fourth.migrate_from(third)
+    assert await fourth.run("cat /tmp/file") == "here"
+
+
+async def test_the_end_of_a_server_ends_its_console(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(**SMALL)
+    (found,) = await listed(vm_factory)
+    assert found.pid is not None
+    command = asyncio.create_task(vm.run("sleep 1000"))
+    await vm.wait_for_serial_output("")
+    os.kill(found.pid, signal.SIGKILL)
+    with pytest.raises(Exception, match=r"console|connection"):
+        await command
+    (found,) = await listed(vm_factory)
+    assert (found.state, found.pid) == (None, None)
+
+
+async def test_a_server_that_runs_already_is_used_and_not_ended(vm_factory: VmFactory) -> None:
+    async with server_program("bios", "127.0.0.1:0", "--accelerator", "tcg") as server:
+        url = f"http://{server.address}"
+        vm = await vm_factory.create(guest="micro", server=url)
+        await vm.launch()
+        await vm.wait_for_state("Running")
+        with pytest.raises(ConfigError, match="has a VM already: 'vm', Running"):
+            await vm_factory.create("other", guest="micro", server=url)
+        await vm.stop()
+        again = await vm_factory.create("again", guest="micro", server=url)
+        await again.launch()
+        await again.wait_for_state("Running")
+    with pytest.raises(AgentError, match="does not answer"):
+        await vm_factory.create("late", guest="micro", server=url)
+
+
+@pytest.mark.parametrize(
+    ("server", "message"),
+    [
+        ("propolis-serve-qemu", "the server program 'propolis-serve-qemu' is not there"),
+        (Path("/etc/passwd"), "the server program '/etc/passwd' is no program"),
+        ("ftp://127.0.0.1:1", "has no scheme, host and port"),
+    ],
+)
+async def test_what_is_no_server_is_an_error_that_names_it(
+    vm_factory: VmFactory, server: str | Path, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        await vm_factory.start(**(SMALL | {"server": server}))
+
+
+async def test_what_only_the_engine_can_do_is_refused_before_anything_starts(vm_factory: VmFactory) -> None:
+    with pytest.raises(CapabilityMissing, match="display=True needs the engine"):
+        await vm_factory.start(**SMALL, display=True)
+    with pytest.raises(CapabilityMissing, match='channel="port" needs the engine'):
+        await vm_factory.start(**SMALL, channel="port")
+    assert await listed(vm_factory) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("sys.exit('no /dev/vmm')", r"ended with status 1 before it answered\n *\| no /dev/vmm"),
+        ("os.abort()", "ended with status -6 before it answered"),
+        ("time.sleep(1000)", "has not answered for 2 s"),
+        ("s = socket.create_server(address)\ntime.sleep(1000)", "has not answered for 2 s"),
+        (
+            "s = socket.create_server(address)\n"
+            "while True:\n c = s.accept()[0]; c.recv(9999)\n"
+            " c.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nhi')",
+            "does not speak the Propolis API",
+        ),
+        (
+            "s = socket.create_server(address)\n"
+            "while True:\n c = s.accept()[0]; c.recv(9999)\n c.sendall(b'garbage'); c.close()",
+            "has not answered for 2 s",
+        ),
+    ],
+    ids=["ends", "aborts", "hangs", "is silent", "another API", "garbage"],
+)
+async def test_a_server_that_does_not_start_is_an_error_and_nothing_is_left(
+    vm_factory: VmFactory, script: Callable[[str], Path], code: str, message: str
+) -> None:
+    with pytest.raises(HostError, match=message) as caught:
+        await vm_factory.start(**(SMALL | {"server": script(code), "boot_timeout_s": 2.0}))
+    assert str(script("")) in str(caught.value)
+    assert await listed(vm_factory) == []
+
+
+async def test_a_server_whose_port_is_taken_is_given_another(
+    vm_factory: VmFactory, script: Callable[[str], Path], tmp_path: Path
+) -> None:
+    taken = tmp_path / "taken"
+    program = script(
+        f"import pathlib\nif not pathlib.Path({str(taken)!r}).exists():\n"
+        f" pathlib.Path({str(taken)!r}).touch(); sys.exit('Address already in use (os error 98)')\n"
+        f"os.execv({PROGRAM_PATH!r}, [{PROGRAM!r}, *sys.argv[1:]])"
+    )
+    vm = await vm_factory.start(**(SMALL | {"server": program}))
+    assert await vm.run("echo hello") == "hello"
+
+
+async def test_a_server_program_may_be_an_artifact(
+    propolis: Run, script: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = script(f"os.execv({PROGRAM_PATH!r}, [{PROGRAM!r}, *sys.argv[1:]])")
+    program.chmod(0o600)
+    catalog = tmp_path / "artifacts.toml"
+    catalog.write_text(
+        "remote_server_uris = []\n[artifacts.my-server]\nfilename = 'server'\nkind = 'propolis_server'\n"
+        f"[artifacts.my-server.source.local_path]\npath = '{program.parent}'\n"
+        f"sha256 = '{hashlib.sha256(program.read_bytes()).hexdigest()}'\n"
+    )
+    monkeypatch.setattr(propolis, "catalog", read_catalogs([catalog]))
+    async with propolis.vm_factory() as factory:
+        vm = await factory.start(**(SMALL | {"server": "my-server"}))
+        assert await vm.run("echo hello") == "hello"
+
+
+async def test_a_server_that_takes_its_time_is_waited_for(vm_factory: VmFactory, script: Callable[[str], Path]) -> None:
+    program = script(f"time.sleep(3)\nos.execv({PROGRAM_PATH!r}, [{PROGRAM!r}, *sys.argv[1:]])")
+    vm = await vm_factory.start(**(SMALL | {"server": program}))
+    assert await vm.run("echo hello") == "hello"
+
+
+async def test_a_server_that_boots_from_a_boot_rom_alone_says_what_it_cannot_boot(
+    vm_factory: VmFactory, tmp_path: Path
+) -> None:
+    program = tmp_path / "propolis-server"
+    program.write_text("#!/bin/sh\necho 'Usage: propolis-server run <BOOTROM_PATH> <PROPOLIS_ADDR>'\n")
+    program.chmod(0o700)
+    with pytest.raises(CapabilityMissing, match="boots from a boot ROM, and cannot boot a kernel without"):
+        await vm_factory.start(**(SMALL | {"server": program}))
