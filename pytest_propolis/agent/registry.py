@@ -195,6 +195,7 @@ class ResourceRegistry:
                 disk_directory=disk_directory,
                 log_path=log_path,
                 journal=writer,
+                base=self._directory.parent,
             )
         vm = OwnedVm(
             id=vm_id,

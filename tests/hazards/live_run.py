@@ -30,6 +30,7 @@ PHASES = ("downloading", "preparing", "booting", "logged in", "tearing down")
 
 WORDS = {
     "agent": "pytest_propolis.agent",
+    "server": "propolis-server-qemu run",
     "qemu": "qemu-system",
     "recipe": "-image",
     "worker": "sys.stdin.readline",

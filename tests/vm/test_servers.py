@@ -16,6 +16,8 @@ from server_program import server_program
 
 from pytest_propolis.agent_api.messages import VmListed
 from pytest_propolis.errors import AgentError, CapabilityMissing, ConfigError, HostError
+from pytest_propolis.hosts.run_directory import base_directory
+from pytest_propolis.ledger.survey import survey
 from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.session.run import Run
 from pytest_propolis.storage.catalogs.catalog import read_catalogs
@@ -78,6 +80,9 @@ async def test_the_end_of_a_server_ends_its_console(vm_factory: VmFactory) -> No
     vm = await vm_factory.start(**SMALL)
     (found,) = await listed(vm_factory)
     assert found.pid is not None
+    (directory,) = [
+        run.directory for run in survey(base_directory()) if run.contents and run.contents.header.agent.pid == found.pid
+    ]
     command = asyncio.create_task(vm.run("sleep 1000"))
     await vm.wait_for_serial_output("")
     os.kill(found.pid, signal.SIGKILL)
@@ -85,6 +90,8 @@ async def test_the_end_of_a_server_ends_its_console(vm_factory: VmFactory) -> No
         await command
     (found,) = await listed(vm_factory)
     assert (found.state, found.pid) == (None, None)
+    await vm_factory.aclose()
+    assert not directory.exists(), "what a killed server leaves is removed with its VM"
 
 
 async def test_a_server_that_runs_already_is_used_and_not_ended(vm_factory: VmFactory) -> None:

@@ -18,6 +18,7 @@ from ...agent_api.server_program import ServerProgram
 from ...engine.qemu.binary import find_firmware
 from ...engine.qemu.child import Child, ChildRecord, Journal, NoJournal, spawn
 from ...errors import AgentError, ApiError, CapabilityMissing, HostError, PropolisError
+from ...ledger.reaper import reap
 from ...propolis_api import InstanceState, InstanceStateRequested
 from ...propolis_api.client import PropolisClient
 from ...propolis_api.connection.endpoint import Endpoint
@@ -47,6 +48,7 @@ class ServerProcess:
     :param directory: its working directory, which is removed when this is closed; so is `disk_directory`.
     :param log_path: receives what it prints.
     :param journal: keeps account of the process.
+    :param base: where servers of this project have directories with ledgers: what a killed one leaves is removed.
     """
 
     own_disks: Final[tuple[Path, ...]] = ()
@@ -61,6 +63,7 @@ class ServerProcess:
         disk_directory: Path,
         log_path: Path,
         journal: Journal,
+        base: Path,
     ) -> None:
         self._program = program
         self._boot = boot
@@ -68,6 +71,7 @@ class ServerProcess:
         self._directories = (directory, disk_directory)
         self.log_path = log_path
         self._journal = journal
+        self._base = base
         self._path = program.path
         self._child: Child | None = None
         self._record: ChildRecord = NoJournal()
@@ -112,6 +116,8 @@ class ServerProcess:
             if not await self._child.end():
                 raise HostError(f"process {self._child.pid} of {self._program.path} cannot be ended")
             self._record.gone()
+            if self._child.returncode != 0:
+                await asyncio.to_thread(reap, self._base)
             self._child = None
             self._keep_core()
         for directory in self._directories:

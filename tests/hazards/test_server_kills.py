@@ -1,0 +1,40 @@
+"""Signals that hit a run whose VMs are served by programs of their own: nothing of the run is left.
+
+HAZARDS=all tests every phase in which there is a server.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from live_run import live_run
+
+PROGRAM = ("--propolis-server", "propolis-server-qemu")
+PHASES = ("booting", "logged in", "tearing down") if os.environ.get("HAZARDS") == "all" else ("logged in",)
+ENDED_TIMEOUT_S = 120
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(
+    ("target", "number"),
+    [
+        ("server", signal.SIGKILL),
+        ("server", signal.SIGTERM),
+        ("qemu", signal.SIGKILL),
+        ("agent", signal.SIGKILL),
+        ("agent", signal.SIGTERM),
+        ("controller", signal.SIGKILL),
+        ("group", signal.SIGINT),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_nothing_is_left(phase: str, target: str, number: signal.Signals) -> None:
+    with live_run(phase, *PROGRAM) as run:
+        run.hit(target, number)
+        run.wait_ended(ENDED_TIMEOUT_S)
+        if (target, number) == ("agent", signal.SIGKILL):
+            run.wait_until(lambda: not run.processes())
+            assert "removed" in run.collect_garbage()
+        run.wait_until_clean()
