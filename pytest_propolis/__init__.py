@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from .vm.disks.crucible_disk import CrucibleDisk, VolumeDisk
     from .vm.disks.crucible_disk_factory import CrucibleDiskFactory
     from .vm.disks.file_system_disks import CloudInitDisk, FatDisk
+    from .vm.disks.image_disk import ImageDisk
     from .vm.factory import VmFactory
     from .vm.files.progress import Progress
     from .vm.lifecycle import Migrate, Reset, StopAndStart, lifecycle
@@ -101,6 +102,7 @@ __all__ = [
     "HostBusy",
     "HostError",
     "HostLost",
+    "ImageDisk",
     "ImageRecipe",
     "InstanceState",
     "Labels",
@@ -145,6 +147,7 @@ _HOMES: Final = {
     "CrucibleDiskFactory": "vm.disks.crucible_disk_factory",
     "DataDisk": "vm.config",
     "FatDisk": "vm.disks.file_system_disks",
+    "ImageDisk": "vm.disks.image_disk",
     "GuestAdapter": "guests.adapter",
     "GuestImage": "guests.adapter",
     "InstanceState": "propolis_api",

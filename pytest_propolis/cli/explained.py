@@ -56,7 +56,7 @@ def _needs(item: pytest.Item) -> str:
     parts += [f"the label {label}" for label in sorted(needed.labels)]
     parts += [name for name, wanted in (("ZFS", needed.zfs), ("KVM", needed.kvm)) if wanted]
     if needed.server:
-        parts.append("a real propolis-server" if needed.server == "propolis" else "the engine")
+        parts.append("a propolis-server" if needed.server == "propolis" else "the engine")
     return ", ".join(parts)
 
 

@@ -67,6 +67,8 @@ class VmConfig:
     :param boot: ``warm``: a fork of a guest that was booted once, where that can be; ``cold``: it boots.
     :param boot_timeout_s: seconds until the guest must have booted and logged in.
     :param disk_interface: how the guest sees the disk that it boots from.
+    :param boot_disk: what the disk that it boots from is forked from, instead of the guest's own image: the name of an
+        artifact, or a path; the format is as in `ImageDisk`.
     :param disks: further disks; a `CrucibleDisk` or `ImageFork` may stand for its own `disk()`.
     :param boot_order: names of disks, in the order in which firmware tries them; the boot disk alone by default.
     :param firmware: what boots the guest: ``none`` (its kernel is loaded by the server), ``bios`` or ``uefi``. UEFI
@@ -95,6 +97,7 @@ class VmConfig:
     boot: BootKind | None = None
     boot_timeout_s: Annotated[float, Range(0, exclusive=True)] | None = None
     disk_interface: DiskInterface = "virtio"
+    boot_disk: str | Path | None = None
     disks: tuple[Disk, ...] = ()
     boot_order: tuple[str, ...] | None = None
     firmware: FirmwareKind | None = None

@@ -22,6 +22,7 @@ class VmConfigFields(TypedDict, total=False):
     boot: BootKind | None
     boot_timeout_s: float | None
     disk_interface: DiskInterface
+    boot_disk: str | Path | None
     disks: tuple[Disk | DiskSource, ...]
     boot_order: tuple[str, ...] | None
     firmware: FirmwareKind | None

@@ -34,12 +34,15 @@ from .admission import retry_while_busy
 from .config import CompleteVmConfig, VmConfig
 from .config_fields import VmConfigFields
 from .disks.crucible_disk import VolumeDisk, with_volumes
-from .disks.kinds import AttachedDisk, DataDisk
+from .disks.image_disk import image_format_of
+from .disks.images import ImageFinder
+from .disks.kinds import AttachedDisk
 from .disks.layout import (
     boot_order_of,
     boot_source_of,
     disks_of,
     firmware_of,
+    has_boot_disk,
     require_bootable,
     require_enough_memory,
     split_disks,
@@ -287,11 +290,11 @@ class VmFactory:
         require_enough_memory(complete, guest)
         require_bootable(complete.config, guest)
         require_served(complete.config, complete.server)
-        placed = complete.config.with_slots(has_boot_disk=guest.image.disk is not None)
+        placed = complete.config.with_slots(has_boot_disk=has_boot_disk(complete.config, guest))
         complete = dataclasses.replace(complete, config=placed)
         session = await self._session(self._choose(choice))
-        if not session.host.shares_files:
-            placed = await self._with_images_on(session.host, placed)
+        images = self._images(session, timeout_s=complete.boot_timeout_s)
+        placed = await images.resolved(placed)
         complete = dataclasses.replace(complete, config=await self._networks.plug(session, placed))
         async with self._keeping(session, config.name) as taken:
             vm = None
@@ -299,6 +302,9 @@ class VmFactory:
                 vm = await self._fork(session, complete, guest, taken, run=run)
             if vm is None:
                 image = await self._image(session, guest, timeout_s=complete.boot_timeout_s)
+                if placed.boot_disk is not None:
+                    path = await images.path(placed.boot_disk)
+                    image = dataclasses.replace(image, disk=Path(path), disk_format=image_format_of(path))
                 vm = await self._create(session, complete, guest, image, taken)
             vm.hold_volumes(volumes)
             vm.nics = networked(complete.config.nics)
@@ -377,15 +383,15 @@ class VmFactory:
                 await session.agent.remove(ResourceIds(named=((self._group, name),)))
             raise
 
-    async def _with_images_on(self, host: Host, config: VmConfig) -> VmConfig:
-        """A configuration whose data disks name the images by their paths on a host that has other files."""
-        disks = [
-            dataclasses.replace(disk, image=Path(await host.provide(disk.image, self._progress)))
-            if isinstance(disk, DataDisk) and disk.image is not None and not disk.is_in_memory
-            else disk
-            for disk in config.disks
-        ]
-        return dataclasses.replace(config, disks=tuple(disks))
+    def _images(self, session: HostSession, *, timeout_s: float) -> ImageFinder:
+        return ImageFinder(
+            session.host,
+            session.agent,
+            guests=self._guests,
+            artifact=self._artifact,
+            boot_timeout_s=timeout_s,
+            progress=self._progress,
+        )
 
     def _choose(self, choice: HostChoice | None) -> Host:
         return self._hosts[0] if choice is None else choose_host(self._hosts, choice)

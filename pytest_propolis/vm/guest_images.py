@@ -19,11 +19,15 @@ __all__ = ["ReadyImage", "prepare_guests", "ready_image"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadyImage:
-    """A guest's image on the host: what is None there is None here."""
+    """A guest's image on the host: what is None there is None here.
+
+    :param disk_format: of the disk, ``qcow2`` or ``raw``.
+    """
 
     kernel: Path | None
     initrd: Path | None
     disk: Path | None
+    disk_format: str = "qcow2"
 
 
 async def ready_image(

@@ -71,7 +71,7 @@ def test_a_wrong_marker_is_a_collection_error_with_the_closest_word(inner: Inner
         ("requires(memory_mib=1 << 29)", "it needs a host with memory_mib=536870912, and the largest of the run has *"),
         ("requires(cpus=4000)", "it needs a host with cpus=4000, and the largest of the run has *"),
         ("requires(labels=['fast'])", "it needs 1 host with the labels fast, and the run has 0: name hosts*"),
-        ("requires(server='propolis')", "it needs a real propolis-server*"),
+        ("requires(server='propolis')", "it needs a propolis-server*"),
         ("multi_node(3)", "it needs 3 hosts, and the run has 1: --propolis-hosts local:3*"),
     ],
 )

@@ -6,15 +6,15 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
-from ...agent_api.messages import ForkImage, ImageNeeded
+from ...agent_api.messages import ForkImage
 from ...errors import ConfigError
 from ...guests.registry import GuestRegistry
 from ...hosts.host import Host
 from ...storage.artifacts import Artifact
 from ...storage.catalogs.catalog import Catalog
-from ...storage.host_path import host_path
-from ..guest_images import ready_image
+from .image_disk import image_format_of
 from .image_fork import ImageFork
+from .images import ImageFinder
 
 __all__ = ["ImageForkFactory"]
 
@@ -54,6 +54,14 @@ class ImageForkFactory:
         async with self._stack:
             self._agent = await self._host.client()
             self._stack.push_async_callback(self._agent.aclose)
+            self._images = ImageFinder(
+                self._host,
+                self._agent,
+                guests=self._guests,
+                artifact=self._catalog.find,
+                boot_timeout_s=self._boot_timeout_s,
+                progress=self._progress,
+            )
             yield self
 
     async def __call__(
@@ -70,11 +78,11 @@ class ImageForkFactory:
         """
         if provider and provider not in PROVIDERS:
             raise ConfigError(f"there is no fork provider {provider!r}", hint=f"choose one of {', '.join(PROVIDERS)}")
-        image = await self._image(artifact)
+        image = await self._images.path(artifact or self._default)
         made = await self._agent.fork_image(
             ForkImage(
                 image=image,
-                image_format=image_format or ("raw" if image.endswith((".raw", ".img")) else "qcow2"),
+                image_format=image_format or image_format_of(image),
                 providers=(provider,) if provider else tuple(self._providers),
             )
         )
@@ -82,21 +90,3 @@ class ImageForkFactory:
         if made.note:
             self._progress(made.note)
         return ImageFork(self._host, self._agent, made)
-
-    async def _image(self, artifact: str | Artifact | Path | None) -> str:
-        """The path of what is forked, on the host."""
-        if isinstance(artifact, Path):
-            return await self._host.provide(Path(host_path(artifact, purpose="the image")), self._progress)
-        if isinstance(artifact, str) and artifact in self._catalog.entries:
-            artifact = self._catalog.get(artifact)
-        if isinstance(artifact, Artifact):
-            there = await self._host.provide_artifact(artifact, self._progress)
-            (path,) = await self._agent.get_images(ImageNeeded(artifacts=(there,)), self._progress)
-            return str(path)
-        guest = self._guests.get(artifact or self._default)
-        ready = await ready_image(
-            self._host, self._agent, guest.image, timeout_s=self._boot_timeout_s, progress=self._progress
-        )
-        if ready.disk is None:
-            raise ConfigError(f"the guest {guest.name} has no disk to fork", hint="name another guest, or an artifact")
-        return str(ready.disk)

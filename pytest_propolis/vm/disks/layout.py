@@ -18,6 +18,7 @@ __all__ = [
     "boot_source_of",
     "disks_of",
     "firmware_of",
+    "has_boot_disk",
     "require_bootable",
     "require_enough_memory",
     "split_disks",
@@ -36,7 +37,7 @@ def disks_of(config: VmConfig, image: ReadyImage) -> Iterator[tuple[AttachedDisk
     :param config: with a slot for each device.
     """
     if image.disk is not None:
-        request = CreateDisk(image=str(image.disk), image_format="qcow2")
+        request = CreateDisk(image=str(image.disk), image_format=image.disk_format)
         yield AttachedDisk(name=BOOT_DISK, interface=config.disk_interface, pci_slot=config.boot_disk_slot), request
     for disk in config.disks:
         yield disk.attached(), disk.request()
@@ -91,18 +92,24 @@ def require_bootable(config: VmConfig, guest: GuestAdapter) -> None:
     """
     image, firmware = guest.image, firmware_of(config, guest)
     order = set(config.boot_order or ())
-    if image.disk is None and config.disk_interface != "virtio":
+    has_disk = has_boot_disk(config, guest)
+    if not has_disk and config.disk_interface != "virtio":
         raise _error(config, f"disk_interface has no effect: {guest.name} boots from no disk", "leave it out")
-    if image.disk is None and BOOT_DISK in order:
+    if not has_disk and BOOT_DISK in order:
         raise _error(config, f"boot_order names {BOOT_DISK!r}, and {guest.name} boots from no disk", "name data disks")
     if firmware == "none" and image.kernel is None:
         raise _error(config, f"the guest {guest.name} has no kernel of its own", "choose firmware='bios' or 'uefi'")
     if firmware == "bios" and not _looks_for_kernel(config, guest):
         raise _error(config, f"the BIOS finds nothing to boot: {guest.name} has no boot loader", LOADER_HINT)
-    if firmware != "none" and order == {BOOT_DISK} and not _has_boot_loader(guest):
+    if firmware != "none" and order == {BOOT_DISK} and not _has_boot_loader(config, guest):
         raise _error(config, f"boot_order names no disk with a boot loader: {guest.name} has none", LOADER_HINT)
     if config.kernel_arguments and firmware != "none" and _looks_for_kernel(config, guest):
         raise _error(config, "kernel_arguments have no effect with firmware that looks for a kernel", "leave them out")
+
+
+def has_boot_disk(config: VmConfig, guest: GuestAdapter) -> bool:
+    """Whether there is a disk that it may boot from: its guest's, or one of the test's."""
+    return guest.image.disk is not None or config.boot_disk is not None
 
 
 def firmware_of(config: VmConfig, guest: GuestAdapter) -> FirmwareKind:
@@ -127,11 +134,11 @@ def boot_source_of(
 
 def _looks_for_kernel(config: VmConfig, guest: GuestAdapter) -> bool:
     """Whether firmware is to look for a boot loader on the disks, instead of starting the kernel that it is given."""
-    return config.boot_order is not None or _has_boot_loader(guest)
+    return config.boot_order is not None or _has_boot_loader(config, guest)
 
 
-def _has_boot_loader(guest: GuestAdapter) -> bool:
-    return guest.image.kernel is None or guest.firmware is not None
+def _has_boot_loader(config: VmConfig, guest: GuestAdapter) -> bool:
+    return config.boot_disk is not None or guest.image.kernel is None or guest.firmware is not None
 
 
 def _kernel(config: VmConfig, guest: GuestAdapter, image: ReadyImage) -> DirectKernel:

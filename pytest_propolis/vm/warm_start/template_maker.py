@@ -37,6 +37,7 @@ def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
         f"it is served by {complete.server}": complete.server != ENGINE,
         f"{guest.name} cannot be forked": not guest.forkable,
         "firmware boots it": firmware_of(config, guest) != "none",
+        "a disk of the test's boots it": config.boot_disk is not None,
         "it has a boot order": config.boot_order is not None,
         # QEMU cannot save an NVMe controller.
         "an NVMe disk boots it": config.disk_interface == "nvme",

@@ -1,0 +1,90 @@
+"""Images by what a test calls them: the name of an artifact or of a guest, or a path."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from ...agent_api.messages import ImageNeeded
+from ...errors import ConfigError
+from ...field_checks import closest
+from ...guests.registry import GuestRegistry
+from ...hosts.agent_client import AsyncAgentClient
+from ...hosts.host import Host
+from ...storage.artifacts import Artifact
+from ...storage.host_path import host_path
+from ...storage.progress import Progress
+from ..config import VmConfig
+from ..guest_images import ready_image
+from .image_disk import ImageDisk, image_format_of
+from .kinds import DataDisk, Disk
+
+__all__ = ["ImageFinder"]
+
+
+class ImageFinder:
+    """Finds images on one host, and has them fetched there.
+
+    :param artifact: finds an artifact of a catalog.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        agent: AsyncAgentClient,
+        *,
+        guests: GuestRegistry,
+        artifact: Callable[[str], Artifact | None],
+        boot_timeout_s: float,
+        progress: Progress,
+    ) -> None:
+        self._host = host
+        self._agent = agent
+        self._guests = guests
+        self._artifact = artifact
+        self._boot_timeout_s = boot_timeout_s
+        self._progress = progress
+
+    async def path(self, image: str | Path | Artifact) -> str:
+        """Return the path of an image on the host.
+
+        :param image: the name of an artifact, or of a guest with a disk; a path on this machine; an artifact.
+        :raises ConfigError: when there is no such image.
+        :raises ArtifactError: when it cannot be had.
+        """
+        if isinstance(image, Path):
+            return await self._host.provide(Path(host_path(image, purpose="the image")), self._progress)
+        if isinstance(image, str):
+            image = self._artifact(image) or image
+        if isinstance(image, str):
+            return await self._disk_of(image)
+        there = await self._host.provide_artifact(image, self._progress)
+        (path,) = await self._agent.get_images(ImageNeeded(artifacts=(there,)), self._progress)
+        return str(path)
+
+    async def resolved(self, config: VmConfig) -> VmConfig:
+        """Return a configuration whose disks name their images by paths on the host."""
+        return dataclasses.replace(config, disks=tuple([await self._on_host(disk) for disk in config.disks]))
+
+    async def _on_host(self, disk: Disk) -> Disk:
+        if isinstance(disk, ImageDisk):
+            path = await self.path(disk.artifact)
+            return disk.as_data_disk(Path(path), image_format=disk.image_format or image_format_of(path))
+        if self._host.shares_files or not isinstance(disk, DataDisk) or disk.image is None or disk.is_in_memory:
+            return disk
+        return dataclasses.replace(disk, image=Path(await self._host.provide(disk.image, self._progress)))
+
+    async def _disk_of(self, name: str) -> str:
+        if name not in self._guests.adapters:
+            raise ConfigError(
+                f"there is no artifact and no guest named {name!r}",
+                hint=closest(name, self._guests.adapters) or "--propolis-artifacts names files that define artifacts",
+            )
+        guest = self._guests.get(name)
+        ready = await ready_image(
+            self._host, self._agent, guest.image, timeout_s=self._boot_timeout_s, progress=self._progress
+        )
+        if ready.disk is None:
+            raise ConfigError(f"the guest {guest.name} has no disk", hint="name another guest, or an artifact")
+        return str(ready.disk)
