@@ -38,6 +38,9 @@ ENDS: Final = (InstanceState.DESTROYED, InstanceState.FAILED)
 PRIVILEGES: Final = ("pfexec",) if sys.platform == "sunos5" else ()
 """What gives a program the privileges of the user's profile, where the platform has that."""
 
+_HELP: Final[dict[tuple[str, int], str]] = {}
+"""What programs say of themselves, by path and time of the last change."""
+
 
 class ServerProcess:
     """One process and the TCP port on which it serves. Create it, `start` it, and `close` it in any case.
@@ -163,14 +166,18 @@ class ServerProcess:
         )
 
     async def _has_option(self, option: str) -> bool:
+        """Return whether the program's own help names an option. Each program is asked once."""
         try:
-            async with asyncio.timeout(HELP_TIMEOUT_S):
-                told = await run_program([*PRIVILEGES, self._path, "run", "--help"])
+            program = self._program.path, Path(self._program.path).stat().st_mtime_ns
+            if program not in _HELP:
+                async with asyncio.timeout(HELP_TIMEOUT_S):
+                    told = await run_program([*PRIVILEGES, self._path, "run", "--help"])
+                _HELP[program] = told.output + told.complaint
         except TimeoutError:
             return False
         except OSError as error:
             raise self._cannot_be_run(error) from None
-        return option in told.output + told.complaint
+        return option in _HELP[program]
 
     def _cannot_be_run(self, error: OSError) -> HostError:
         return HostError(
