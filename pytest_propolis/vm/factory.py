@@ -16,7 +16,6 @@ import msgspec
 
 from ..agent_api.boot_source import BootSource, DirectKernel
 from ..agent_api.messages import CreateDisk, CreateVm, Keep, KeptListed, ResourceIds
-from ..agent_api.server_program import ServerProgram
 from ..console.log import make_log_directory
 from ..errors import ApiError, ConfigError, PropolisError
 from ..field_checks import check_keywords
@@ -27,10 +26,8 @@ from ..hosts.host import Host, log_path_on
 from ..hosts.placement import HostChoice, choose_host
 from ..propolis_api import Component, InstanceProperties, InstanceSpec
 from ..propolis_api.client import PropolisClient
-from ..propolis_api.connection.endpoint import Endpoint
-from ..settings import ENGINE, Settings
+from ..settings import Settings
 from ..storage.artifacts import Artifact
-from .admission import retry_while_busy
 from .config import CompleteVmConfig, VmConfig
 from .config_fields import VmConfigFields
 from .disks.crucible_disk import VolumeDisk, with_volumes
@@ -59,28 +56,12 @@ from .instance_spec.builder import (
 )
 from .networks.factory_networks import FactoryNetworks, networked
 from .networks.network import Network
-from .servers import boot_rom_on, free_server, is_url, program_on, require_served
+from .servers import boot_rom_on, open_server, qemu_log, require_served
 from .timings import Timings
 from .vm import TestVm
 from .warm_start.template_maker import cold_reason
 
 __all__ = ["VmFactory"]
-
-
-class CommonArguments(TypedDict):
-    """What `TestVm` is told whatever serves it."""
-
-    name: str
-    host: Host
-    guest: GuestAdapter
-    spec: InstanceSpec
-    properties: InstanceProperties
-    log_path: Path
-    boot_timeout_s: float
-    boot_source: BootSource
-    copies_disks: bool
-    phases: Timings
-    server: str | Path
 
 
 class FactoryOptions(TypedDict):
@@ -449,12 +430,12 @@ class VmFactory:
                 added |= disk_components(await self._attached(session, disk.attached(), disk.request(), made))
             for nic in complete.config.nics:
                 added |= nic_components(nic)
-            log_path = log_path_on(session.host, self._qemu_log(name))
+            log_path = log_path_on(session.host, qemu_log(self._log_dir, name))
             forked = await session.warm_starter.fork(kind, guest, added=added, log_path=log_path, run=run)
             if forked is None:
                 return None
             await taken.enter_async_context(made.pop_all())
-        session.own_vm(forked.vm.id, taken, log_path=self._qemu_log(name))
+        session.own_vm(forked.vm.id, taken, log_path=qemu_log(self._log_dir, name))
         vm = TestVm(
             name=name,
             host=session.host,
@@ -531,60 +512,45 @@ class VmFactory:
         """A server for a VM, and the VM, not created there yet."""
         make_log_directory(self._log_dir)
         phases = Timings()
-        common = CommonArguments(
+        served = await open_server(
+            server,
+            CreateVm(
+                name=name,
+                group=self._group,
+                boot=boot_source,
+                log_path="",
+                memory_mib=spec.board.memory_mb,
+                display=display,
+                guest_ports=guest_ports,
+                copy_disks=copy_disks,
+                predecessor=predecessor,
+            ),
+            session=session,
+            log_dir=self._log_dir,
+            start_timeout_s=boot_timeout_s,
+            artifact=self._artifact,
+            taken=taken,
+            phases=phases,
+            progress=self._progress,
+        )
+        vm = TestVm(
             name=name,
             host=session.host,
+            client=PropolisClient(served.endpoint, vm=name),
             guest=guest,
             spec=spec,
             properties=properties,
             log_path=self._serial_log(name),
             boot_timeout_s=boot_timeout_s,
             boot_source=boot_source,
+            migrations=served.migrations,
             copies_disks=copy_disks,
             phases=phases,
+            vm_id=served.vm_id,
+            has_ports=guest_ports,
             server=server,
         )
-        if is_url(server):
-            endpoint = await free_server(str(server), vm=name)
-            return await taken.enter_async_context(TestVm(client=PropolisClient(endpoint, vm=name), **common))
-        program = None
-        if server != ENGINE:
-            path = await program_on(
-                session.host, session.agent, server, artifact=self._artifact, progress=self._progress
-            )
-            program = ServerProgram(path=path, start_timeout_s=boot_timeout_s)
-        server_log = self._qemu_log(name) if program is None else self._log_dir / f"{name}.server.log"
-        wanted = CreateVm(
-            name=name,
-            group=self._group,
-            boot=boot_source,
-            log_path=log_path_on(session.host, server_log),
-            memory_mib=spec.board.memory_mb,
-            display=display,
-            guest_ports=guest_ports,
-            copy_disks=copy_disks,
-            predecessor=predecessor,
-            program=program,
-        )
-        created = await retry_while_busy(
-            name, partial(session.agent.create_vm, wanted), phases, progress=self._progress
-        )
-        session.own_vm(created.id, taken, log_path=server_log)
-        endpoint = session.agent.endpoint(created.path)
-        if created.port is not None:
-            port = await session.host.reach_port(created.port)
-            endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}")
-        vm = TestVm(
-            client=PropolisClient(endpoint, vm=name),
-            migrations=None if program else partial(session.agent.migrations, created.path),
-            vm_id=created.id,
-            has_ports=guest_ports,
-            **common,
-        )
         return await taken.enter_async_context(vm)
-
-    def _qemu_log(self, name: str) -> Path:
-        return self._log_dir / f"{name}.qemu.log"
 
     def _serial_log(self, name: str) -> Path:
         return self._log_dir / f"{name}.serial.log"

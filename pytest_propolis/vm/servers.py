@@ -2,32 +2,96 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from ..agent_api.messages import ImageNeeded
+import msgspec
+
+from ..agent_api.messages import CreateVm, ImageNeeded
+from ..agent_api.server_program import ServerProgram
 from ..errors import AgentError, ApiError, CapabilityMissing, ConfigError
 from ..hosts.agent_client import AsyncAgentClient
-from ..hosts.host import Host
+from ..hosts.host import Host, log_path_on
 from ..propolis_api.client import PropolisClient
 from ..propolis_api.connection.endpoint import Endpoint
 from ..settings import ENGINE
 from ..storage.artifacts import Artifact
 from ..storage.progress import Progress
+from .admission import retry_while_busy
 from .config import VmConfig
-from .migration import TERMINAL
+from .host_session import HostSession
+from .migration import TERMINAL, Report
+from .timings import Timings
 
-__all__ = ["boot_rom_on", "free_server", "is_url", "program_on", "require_served"]
+__all__ = ["Served", "boot_rom_on", "open_server", "qemu_log", "require_served"]
 
 HINT: Final = "give engine, the path of a program, the name of an artifact, or http://IP:PORT of a server that runs"
 
 
-def is_url(server: str | Path) -> bool:
-    """Whether a server is one that runs already, and is not to be ended."""
-    return isinstance(server, str) and "://" in server
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """A server for one VM.
+
+    :param vm_id: the VM's id at its agent; empty where no agent knows of it.
+    :param migrations: asks the server how its latest migrations went; None where it does not say.
+    """
+
+    endpoint: Endpoint
+    vm_id: str = ""
+    migrations: Report | None = None
+
+
+async def open_server(
+    server: str | Path,
+    wanted: CreateVm,
+    *,
+    session: HostSession,
+    log_dir: Path,
+    start_timeout_s: float,
+    artifact: Callable[[str], Artifact | None],
+    taken: contextlib.AsyncExitStack,
+    phases: Timings,
+    progress: Progress,
+) -> Served:
+    """Return a server for a VM, which is removed when `taken` is closed.
+
+    :param server: what serves the VM, as in `VmConfig`.
+    :param wanted: what the agent is asked for, but for the log and the program.
+    :param start_timeout_s: how long a program may take to answer.
+    :param artifact: finds an artifact of a catalog.
+    :raises ConfigError: when there is no such server, or it has a VM already.
+    :raises HostError: when a program does not start.
+    """
+    host, agent = session.host, session.agent
+    if isinstance(server, str) and "://" in server:
+        return Served(endpoint=await _free_server(server, vm=wanted.name))
+    program, log = None, qemu_log(log_dir, wanted.name)
+    if server != ENGINE:
+        path = await _program_on(host, agent, server, artifact=artifact, progress=progress)
+        program = ServerProgram(path=path, start_timeout_s=start_timeout_s)
+        log = log_dir / f"{wanted.name}.server.log"
+    wanted = msgspec.structs.replace(wanted, log_path=log_path_on(host, log), program=program)
+    created = await retry_while_busy(wanted.name, partial(agent.create_vm, wanted), phases, progress=progress)
+    session.own_vm(created.id, taken, log_path=log)
+    if created.port is not None:
+        port = await host.reach_port(created.port)
+        return Served(endpoint=Endpoint(base_url=f"http://127.0.0.1:{port}"), vm_id=created.id)
+    return Served(
+        endpoint=agent.endpoint(created.path),
+        vm_id=created.id,
+        migrations=partial(agent.migrations, created.path),
+    )
+
+
+def qemu_log(directory: Path, name: str) -> Path:
+    """Return where a VM's QEMU writes its messages."""
+    return directory / f"{name}.qemu.log"
 
 
 def require_served(config: VmConfig, server: str | Path) -> None:
@@ -48,7 +112,7 @@ def require_served(config: VmConfig, server: str | Path) -> None:
             )
 
 
-async def program_on(
+async def _program_on(
     host: Host,
     agent: AsyncAgentClient,
     server: str | Path,
@@ -99,7 +163,7 @@ async def _artifact_on(host: Host, agent: AsyncAgentClient, artifact: Artifact, 
     return str(path)
 
 
-async def free_server(url: str, *, vm: str) -> Endpoint:
+async def _free_server(url: str, *, vm: str) -> Endpoint:
     """Return the endpoint of a server that runs already.
 
     :raises ConfigError: when it has a VM, or is no address of a server.
