@@ -38,7 +38,7 @@ async def test_what_is_wrong_is_said(zfs_artifact_factory, image, tmp_path):
         await zfs_artifact_factory(image, provider="zsf")
     with pytest.raises(CapabilityMissing, match="zfs: "):
         await zfs_artifact_factory(image, provider="zfs")
-    with pytest.raises(ConfigError, match="micro has no disk to fork"):
+    with pytest.raises(ConfigError, match="micro has no disk"):
         await zfs_artifact_factory("micro")
 
 @pytest.mark.parametrize("provider", ["qcow2", "copy"])
