@@ -277,7 +277,7 @@ class AgentApp:
         wanted = await decoded(request, CreateVm)
         with self._creating():
             vm = await self.registry.create_vm(client, wanted)
-            created = VmCreated(id=vm.id, path=f"/vms/{vm.id}", port=vm.listed(None).port)
+            created = VmCreated(id=vm.id, path=f"/vms/{vm.id}", port=vm.port)
             return await _created(request, created, lambda: self.registry.remove_vm(client, vm.id))
 
     async def _remove_vm(self, request: Request) -> Response:

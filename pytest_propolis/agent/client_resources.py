@@ -12,7 +12,7 @@ from ..agent_api.messages import CreateVm, KeptDisk, KeptListed, VmListed, Volum
 from ..agent_api.retention import Kept
 from ..engine.server.server import VmServer
 from ..engine.templates.restored_machine import RestoredMachine
-from ..errors import CapabilityMissing, ConfigError
+from ..errors import ConfigError
 from ..ledger.entry import Entry
 from ..ledger.writer import LedgerWriter
 from .disks.image_forks import OwnedFork
@@ -47,13 +47,10 @@ class OwnedVm:
         """Its server, if that is the engine in this process."""
         return self.server if isinstance(self.server, VmServer) else None
 
-    def require_engine(self) -> VmServer:
-        """
-        :raises CapabilityMissing: when its server is a program of its own.
-        """
-        if self.engine is None:
-            raise CapabilityMissing("only the engine can do this", vm=self.request.name)
-        return self.engine
+    @property
+    def port(self) -> int | None:
+        """Where its server is reached, if that is a program of its own."""
+        return self.server.port if isinstance(self.server, ServerProcess) else None
 
     @property
     def disks(self) -> tuple[Path, ...]:
@@ -70,7 +67,7 @@ class OwnedVm:
             pid=self.server.pid,
             since=self.since,
             kept=kept,
-            port=self.server.port if isinstance(self.server, ServerProcess) else None,
+            port=self.port,
         )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..agent_api.boot_source import DirectKernel
 from ..agent_api.messages import (
@@ -64,6 +64,18 @@ QEMU_LOG: Final = "qemu.log"
 
 BACKENDS: Final[Mapping[type, BackendFactory]] = MappingProxyType({CrucibleStorageBackend: Upstairs})
 """The backends of disks that are not files on this host, by component type."""
+
+
+class _Place(NamedTuple):
+    """Where a VM's server has its files, and where they are recorded."""
+
+    vm_id: str
+    directory: Path
+    disk_directory: Path
+    writer: LedgerWriter
+
+    def log_path(self, request: CreateVm) -> Path:
+        return Path(request.log_path or self.directory / QEMU_LOG)
 
 
 class ResourceRegistry:
@@ -135,7 +147,7 @@ class ResourceRegistry:
         :raises ConfigError: when the client's group has a VM of that name.
         :raises ArtifactMissing: when a file that it would boot from is not there.
         """
-        platform = await self._platforms.find()
+        platform = await self._platforms.find() if request.program is None else None
         owned = self._holdings(client)
         _check_files(request)
         with owned.new_name(request):
@@ -146,7 +158,7 @@ class ResourceRegistry:
         client: str,
         owned: ClientResources,
         request: CreateVm,
-        platform: Hypervisor,
+        platform: Hypervisor | None,
         memory: GuestMemory | None,
     ) -> OwnedVm:
         vm_id = secrets.token_hex(8)
@@ -164,39 +176,13 @@ class ResourceRegistry:
         except BaseException:
             self._budget.release(vm_id)
             raise
-        log_path = Path(request.log_path or directory / QEMU_LOG)
+        place = _Place(vm_id, directory, disk_directory, writer)
         server: VmServer | ServerProcess
-        if request.program is None:
-            server = VmServer(
-                ServerConfig(
-                    mark=f"{command_line_mark(self._config.run)}{vm_id}",
-                    qemu=platform.qemu,
-                    accelerator=platform.accelerator.name,
-                    boot=request.boot,
-                    directory=directory,
-                    log_path=log_path,
-                    journal=writer,
-                    display=request.display,
-                    guest_ports=request.guest_ports,
-                    memory=memory,
-                    copy_disks=request.copy_disks,
-                    inherited_variables=_variables(owned, request.predecessor),
-                    address=self._address(vm_id),
-                    disk_directory=disk_directory,
-                    backends=BACKENDS,
-                )
-            )
+        if platform is None:
+            server = self._server_process(request, place)
         else:
-            server = ServerProcess(
-                request.program,
-                boot=request.boot,
-                own_options=("--qemu", str(platform.qemu.system), "--accelerator", platform.accelerator.name),
-                directory=directory,
-                disk_directory=disk_directory,
-                log_path=log_path,
-                journal=writer,
-                base=self._directory.parent,
-            )
+            inherited = _variables(owned, request.predecessor)
+            server = VmServer(self._server_config(request, place, platform, memory=memory, variables=inherited))
         vm = OwnedVm(
             id=vm_id,
             request=request,
@@ -212,6 +198,51 @@ class ResourceRegistry:
         if isinstance(server, ServerProcess):
             await self._start(owned, vm, server)
         return vm
+
+    def _server_config(
+        self,
+        request: CreateVm,
+        place: _Place,
+        platform: Hypervisor,
+        *,
+        memory: GuestMemory | None,
+        variables: Path | None,
+    ) -> ServerConfig:
+        return ServerConfig(
+            mark=f"{command_line_mark(self._config.run)}{place.vm_id}",
+            qemu=platform.qemu,
+            accelerator=platform.accelerator.name,
+            boot=request.boot,
+            directory=place.directory,
+            log_path=place.log_path(request),
+            journal=place.writer,
+            display=request.display,
+            guest_ports=request.guest_ports,
+            memory=memory,
+            copy_disks=request.copy_disks,
+            inherited_variables=variables,
+            address=self._address(place.vm_id),
+            disk_directory=place.disk_directory,
+            backends=BACKENDS,
+        )
+
+    def _server_process(self, request: CreateVm, place: _Place) -> ServerProcess:
+        assert request.program is not None
+
+        async def own_options() -> tuple[str, ...]:
+            platform = await self._platforms.find()
+            return "--qemu", str(platform.qemu.system), "--accelerator", platform.accelerator.name
+
+        return ServerProcess(
+            request.program,
+            boot=request.boot,
+            own_options=own_options,
+            directory=place.directory,
+            disk_directory=place.disk_directory,
+            log_path=place.log_path(request),
+            journal=place.writer,
+            base=self._directory.parent,
+        )
 
     async def _start(self, owned: ClientResources, vm: OwnedVm, server: ServerProcess) -> None:
         try:

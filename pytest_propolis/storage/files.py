@@ -20,6 +20,7 @@ from ..errors import HostError, ResourceExhausted
 __all__ = [
     "copy",
     "files_below",
+    "open_log",
     "private_directory",
     "remove",
     "require_trusted",
@@ -74,6 +75,23 @@ def sync(*paths: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """Open a log to append to it; follow no link: in a directory of another user's it could lead to any file.
+
+    :raises HostError: if it cannot be opened, naming it.
+    """
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+        log = os.fdopen(os.open(path, flags, 0o666), "ab")
+    except OSError as error:
+        raise HostError(
+            f"the log {path} cannot be opened: {error.strerror or error}",
+            hint="make room there, or choose another directory with --propolis-log-dir",
+        ) from None
+    log.seek(0, os.SEEK_END)
+    return log
 
 
 def remove(paths: Iterable[Path]) -> None:

@@ -103,7 +103,7 @@ async def test_a_log_that_cannot_be_opened_is_named_with_the_remedy(tmp_path: Pa
         answer = await rig.ensure()
         assert answer.status_code == 500
         assert answer.json()["message"] == (
-            f"VM initialization failed: QEMU's log {log} cannot be opened: No such file or directory;"
+            f"VM initialization failed: the log {log} cannot be opened: No such file or directory;"
             " make room there, or choose another directory with --propolis-log-dir"
         )
         assert await rig.wait_for(FAILED) == 2

@@ -51,6 +51,7 @@ def test_a_selection_of_the_suite_passes_with_a_process_for_each_vm() -> None:
         capture_output=True,
         text=True,
         check=False,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout[-4000:]
     skips = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]

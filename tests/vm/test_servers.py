@@ -15,7 +15,7 @@ import pytest
 from server_program import server_program
 
 from pytest_propolis.agent_api.messages import VmListed
-from pytest_propolis.errors import AgentError, CapabilityMissing, ConfigError, HostError
+from pytest_propolis.errors import AgentError, CapabilityMissing, ConfigError, HostError, PropolisError
 from pytest_propolis.hosts.run_directory import base_directory
 from pytest_propolis.ledger.survey import survey
 from pytest_propolis.propolis_api import InstanceState
@@ -86,7 +86,7 @@ async def test_the_end_of_a_server_ends_its_console(vm_factory: VmFactory) -> No
     command = asyncio.create_task(vm.run("sleep 1000"))
     await vm.wait_for_serial_output("")
     os.kill(found.pid, signal.SIGKILL)
-    with pytest.raises(Exception, match=r"console|connection"):
+    with pytest.raises(PropolisError, match=r"console|connection"):
         await command
     async with asyncio.timeout(30):
         while (left := (await listed(vm_factory))[0]).pid is not None:  # the agent hears of it a moment later

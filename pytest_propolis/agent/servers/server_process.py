@@ -9,9 +9,9 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from ...agent_api.boot_source import BootSource, DirectKernel
 from ...agent_api.server_program import ServerProgram
@@ -22,6 +22,7 @@ from ...ledger.reaper import reap
 from ...propolis_api import InstanceState, InstanceStateRequested
 from ...propolis_api.client import PropolisClient
 from ...propolis_api.connection.endpoint import Endpoint
+from ...storage.files import open_log
 from ...storage.programs import run_program
 
 __all__ = ["ServerProcess"]
@@ -47,7 +48,7 @@ class ServerProcess:
 
     :param program: the program, and how long it may take to answer.
     :param boot: what its VM starts from.
-    :param own_options: options that only this project's own server takes, before BOOTROM_PATH.
+    :param own_options: returns the options that only this project's own server takes.
     :param directory: its working directory, which is removed when this is closed; so is `disk_directory`.
     :param log_path: receives what it prints.
     :param journal: keeps account of the process.
@@ -61,7 +62,7 @@ class ServerProcess:
         program: ServerProgram,
         *,
         boot: BootSource,
-        own_options: tuple[str, ...],
+        own_options: Callable[[], Awaitable[Sequence[str]]],
         directory: Path,
         disk_directory: Path,
         log_path: Path,
@@ -117,12 +118,15 @@ class ServerProcess:
             await self._stop_vm()
             await self._terminate()
             if not await self._child.end():
-                raise HostError(f"process {self._child.pid} of {self._program.path} cannot be ended")
-            self._record.gone()
+                raise HostError(
+                    f"process {self._child.pid} of {self._program.path} cannot be ended",
+                    hint="the host's kernel log says what it waits for",
+                )
             if self._child.returncode != 0:
                 await asyncio.to_thread(reap, self._base)
             self._child = None
             self._keep_core()
+        self._forget_record()
         for directory in self._directories:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
@@ -139,7 +143,7 @@ class ServerProcess:
     async def _boot_arguments(self) -> list[str]:
         """Options and BOOTROM_PATH for what the VM starts from."""
         is_own = await self._has_option("--kernel")
-        options = [*(self._own_options if is_own else ())]
+        options = [*(await self._own_options() if is_own else ())]
         boot = self._boot
         if isinstance(boot, DirectKernel):
             if not is_own:
@@ -185,10 +189,10 @@ class ServerProcess:
         )
 
     async def _launch(self, arguments: list[str]) -> None:
-        record = self._record = self._journal.intend()
-        try:
-            with self._open_log() as log:
-                self._log_start = log.tell()
+        with open_log(self.log_path) as log:
+            self._log_start = log.tell()
+            record = self._record = self._journal.intend()
+            try:
                 self._child = await spawn(
                     Path((*PRIVILEGES, self._path)[0]),
                     [*(*PRIVILEGES, self._path)[1:], "run", *arguments, f"{LOOPBACK}:{self.port}"],
@@ -197,9 +201,8 @@ class ServerProcess:
                     environment=record.environment,
                     directory=self._directories[0],
                 )
-        except OSError as error:
-            record.gone()
-            raise self._cannot_be_run(error) from None
+            except OSError as error:
+                raise self._cannot_be_run(error) from None
         record.live(self._child.pid)
 
     async def _answers(self, *, last: bool) -> bool:
@@ -220,7 +223,8 @@ class ServerProcess:
                 raise self._did_not_start(f"has not answered for {limit_s:.0f} s")
             if "in use" in self._printed().lower() and not last:
                 await self._child.end()
-                self._record.gone()
+                self._child = None
+                self._forget_record()
                 return False
             raise self._did_not_start(f"ended with status {ended.result()} before it answered")
         finally:
@@ -242,6 +246,11 @@ class ServerProcess:
             except AgentError:
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_LOOK_S)
+
+    def _forget_record(self) -> None:
+        """Record that the process is gone, or was never started."""
+        self._record.gone()
+        self._record = NoJournal()
 
     def _did_not_start(self, why: str) -> HostError:
         printed = "\n".join(f"  | {line}" for line in self._printed().splitlines()[-LAST_LINES:])
@@ -284,13 +293,6 @@ class ServerProcess:
 
     def _client(self) -> PropolisClient:
         return PropolisClient(Endpoint(base_url=f"http://{LOOPBACK}:{self.port}"))
-
-    def _open_log(self) -> IO[bytes]:
-        # No link is followed: in a directory of another user's it could lead to any file of this user's.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        log = os.fdopen(os.open(self.log_path, flags, 0o666), "ab")
-        log.seek(0, os.SEEK_END)
-        return log
 
 
 @contextlib.contextmanager

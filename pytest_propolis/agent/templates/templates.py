@@ -196,8 +196,9 @@ class Templates:
 
         :raises HttpError: if the spec is invalid, as it would be for a VM that boots.
         """
+        engine = vm.engine
+        assert engine is not None, "forks are the engine's"
         try:
-            engine = vm.require_engine()
             await engine.ensure(InstanceEnsureRequest(properties=properties, init=SpecInit(FromSpec(spec=spec))))
             engine.put_state(InstanceStateRequested.RUN)
             if typed:
@@ -234,7 +235,8 @@ class Templates:
             facts = await self._have_booted(
                 vm, TemplateMaking(id=vm.id, path=f"/vms/{vm.id}", spec=with_disks_in(needed.spec, directory)), offer
             )
-            await vm.require_engine().freeze(directory / STATE_FILE)
+            assert vm.engine is not None, "it was asked for without a program"
+            await vm.engine.freeze(directory / STATE_FILE)
         except (PropolisError, MachineError) as error:
             if _free_bytes(directory) < LITTLE_BYTES:  # a full file system kills QEMU without a message
                 raise ResourceExhausted(f"no space was left for the template in {self._store.directory}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -16,6 +15,8 @@ from typing import IO, Any, Final, cast
 
 from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
+from ...errors import HostError
+from ...storage.files import open_log
 from .bios_shadow import drop_bios_shadow
 from .child import Child, ChildRecord, Journal, spawn
 from .guest_ports import GuestPorts
@@ -420,14 +421,9 @@ class Machine:
 
     def _open_log(self) -> IO[bytes]:
         try:
-            # No link is followed: in a directory of another user's it could lead to any file of this user's.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-            return os.fdopen(os.open(self._log_path, flags, 0o666), "ab")
-        except OSError as error:
-            raise MachineError(
-                f"QEMU's log {self._log_path} cannot be opened: {error.strerror or error};"
-                " make room there, or choose another directory with --propolis-log-dir"
-            ) from None
+            return open_log(self._log_path)
+        except HostError as error:
+            raise MachineError(f"{error.message}; {error.hint}") from None
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
