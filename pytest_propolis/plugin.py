@@ -3,9 +3,7 @@ imported with this module, because pytest imports it before every run and every 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,8 +44,6 @@ def pytest_configure(config: pytest.Config) -> None:
             "or give -p pytest_asyncio.plugin where this plugin is loaded by a conftest.py"
         )
     settings = _settings(config)
-    if isinstance(settings.server, Path) and not os.access(settings.server, os.X_OK):
-        raise pytest.UsageError(f"--propolis-server: {settings.server} is no program that can be run")
     if settings.pause_on_failure and is_controller(config):
         raise pytest.UsageError("--propolis-pause-on-failure needs a terminal, which the workers of xdist have not")
     from .distribution.interruption import interruption_for

@@ -152,8 +152,8 @@ def _inventory(text: str) -> str | Path:
     return _word(text) if text.strip().startswith("local:") else _path(text)
 
 
-def _server(text: str) -> str | Path:
-    """Return a word or a URL as it is, or the path of a program."""
+def _word_or_path(text: str) -> str | Path:
+    """Return a word or a URL as it is, and what has a slash as a path."""
     return _path(text) if "/" in text and "://" not in text else _word(text)
 
 
@@ -275,7 +275,7 @@ class Settings:
     server: str | Path = field(
         default=ENGINE,
         metadata={
-            "parse": _server,
+            "parse": _word_or_path,
             "help": "what serves VMs: engine, a program's path, an artifact, http://IP:PORT (docs/server.md)",
             "metavar": "SERVER",
         },
@@ -283,7 +283,7 @@ class Settings:
     boot_rom: str | Path | None = field(
         default=None,
         metadata={
-            "parse": _server,
+            "parse": _word_or_path,
             "help": "UEFI image that VMs with firmware='uefi' boot from: a path, an artifact; default: the host's",
             "metavar": "ROM",
         },
@@ -351,6 +351,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_fields(self, subject="settings", error=SettingsError)
+        if isinstance(self.server, Path) and not os.access(self.server, os.X_OK):
+            hint = "--propolis-server names it, or PROPOLIS_SERVER, or propolis_server in a file"
+            raise SettingsError(f"{self.server} is no program that can be run", hint=hint)
 
     @classmethod
     def resolve(

@@ -56,7 +56,7 @@ from .instance_spec.builder import (
 )
 from .networks.factory_networks import FactoryNetworks, networked
 from .networks.network import Network
-from .servers import boot_rom_on, open_server, qemu_log, require_served
+from .servers import open_server, qemu_log, require_served
 from .timings import Timings
 from .vm import TestVm
 from .warm_start.template_maker import cold_reason
@@ -475,9 +475,7 @@ class VmFactory:
         spec = with_failure_injector(spec, exports=config.fail_migration_exports, imports=config.fail_migration_imports)
         boot_rom = None
         if complete.boot_rom is not None and firmware_of(config, guest) == "uefi":
-            boot_rom = await boot_rom_on(
-                session.host, session.agent, complete.boot_rom, artifact=self._artifact, progress=self._progress
-            )
+            boot_rom = await self._images(session, timeout_s=complete.boot_timeout_s).boot_rom(complete.boot_rom)
         return await self._serve(
             session,
             config.name,
@@ -528,7 +526,7 @@ class VmFactory:
             session=session,
             log_dir=self._log_dir,
             start_timeout_s=boot_timeout_s,
-            artifact=self._artifact,
+            images=self._images(session, timeout_s=boot_timeout_s),
             taken=taken,
             phases=phases,
             progress=self._progress,

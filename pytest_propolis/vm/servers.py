@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,23 +12,22 @@ from typing import Final
 
 import msgspec
 
-from ..agent_api.messages import CreateVm, ImageNeeded
+from ..agent_api.messages import CreateVm
 from ..agent_api.server_program import ServerProgram
 from ..errors import AgentError, ApiError, CapabilityMissing, ConfigError
-from ..hosts.agent_client import AsyncAgentClient
 from ..hosts.host import Host, log_path_on
 from ..propolis_api.client import PropolisClient
 from ..propolis_api.connection.endpoint import Endpoint
 from ..settings import ENGINE
-from ..storage.artifacts import Artifact
 from ..storage.progress import Progress
 from .admission import retry_while_busy
 from .config import VmConfig
+from .disks.images import ImageFinder
 from .host_session import HostSession
 from .migration import TERMINAL, Report
 from .timings import Timings
 
-__all__ = ["Served", "boot_rom_on", "open_server", "qemu_log", "require_served"]
+__all__ = ["Served", "open_server", "qemu_log", "require_served"]
 
 HINT: Final = "give engine, the path of a program, the name of an artifact, or http://IP:PORT of a server that runs"
 
@@ -54,7 +52,7 @@ async def open_server(
     session: HostSession,
     log_dir: Path,
     start_timeout_s: float,
-    artifact: Callable[[str], Artifact | None],
+    images: ImageFinder,
     taken: contextlib.AsyncExitStack,
     phases: Timings,
     progress: Progress,
@@ -64,7 +62,6 @@ async def open_server(
     :param server: what serves the VM, as in `VmConfig`.
     :param wanted: what the agent is asked for, but for the log and the program.
     :param start_timeout_s: how long a program may take to answer.
-    :param artifact: finds an artifact of a catalog.
     :raises ConfigError: when there is no such server, or it has a VM already.
     :raises HostError: when a program does not start.
     """
@@ -73,7 +70,7 @@ async def open_server(
         return Served(endpoint=await _free_server(server, vm=wanted.name))
     program, log = None, qemu_log(log_dir, wanted.name)
     if server != ENGINE:
-        path = await _program_on(host, agent, server, artifact=artifact, progress=progress)
+        path = await _program_on(host, server, images=images, progress=progress)
         program = ServerProgram(path=path, start_timeout_s=start_timeout_s)
         log = log_dir / f"{wanted.name}.server.log"
     wanted = msgspec.structs.replace(wanted, log_path=log_path_on(host, log), program=program)
@@ -106,61 +103,25 @@ def require_served(config: VmConfig, server: str | Path) -> None:
     ):
         if wanted:
             raise CapabilityMissing(
-                f"{what} needs the engine, and it is served by {server}",
+                f"{what} needs the engine, and the VM is served by {server}",
                 vm=config.name,
                 hint="leave it out, or mark the test with @pytest.mark.requires(server='engine')",
             )
 
 
-async def _program_on(
-    host: Host,
-    agent: AsyncAgentClient,
-    server: str | Path,
-    *,
-    artifact: Callable[[str], Artifact | None],
-    progress: Progress,
-) -> str:
+async def _program_on(host: Host, server: str | Path, *, images: ImageFinder, progress: Progress) -> str:
     """Return the path of a server program on a host.
 
-    :param artifact: finds an artifact of a catalog.
     :raises ConfigError: when there is none.
     """
-    if isinstance(server, str) and (found := artifact(server)) is not None:
-        return await _artifact_on(host, agent, found, progress)
+    if path := await images.artifact(server):
+        return path
     # That of a virtual environment which is not activated, too.
     program = shutil.which(server) or shutil.which(server, path=str(Path(sys.executable).parent))
     if program is None:
         missing = "is no program" if Path(server).exists() else "is not there"
         raise ConfigError(f"the server program {str(server)!r} {missing}", hint=HINT)
     return await host.provide(Path(program).absolute(), progress)
-
-
-async def boot_rom_on(
-    host: Host,
-    agent: AsyncAgentClient,
-    rom: str | Path,
-    *,
-    artifact: Callable[[str], Artifact | None],
-    progress: Progress,
-) -> str:
-    """Return the path of a boot ROM on a host.
-
-    :param artifact: finds an artifact of a catalog.
-    :raises ConfigError: when there is none.
-    """
-    if isinstance(rom, str) and (found := artifact(rom)) is not None:
-        return await _artifact_on(host, agent, found, progress)
-    if not Path(rom).is_file():
-        raise ConfigError(
-            f"the boot ROM {str(rom)!r} is not there", hint="give the path of a UEFI image, or the name of an artifact"
-        )
-    return await host.provide(Path(rom).absolute(), progress)
-
-
-async def _artifact_on(host: Host, agent: AsyncAgentClient, artifact: Artifact, progress: Progress) -> str:
-    there = await host.provide_artifact(artifact, progress)
-    (path,) = await agent.get_images(ImageNeeded(artifacts=(there,)), progress)
-    return str(path)
 
 
 async def _free_server(url: str, *, vm: str) -> Endpoint:

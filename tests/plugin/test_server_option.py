@@ -77,5 +77,5 @@ def test_the_run_says_what_serves_its_vms_and_skips_what_that_cannot_do(inner: I
 def test_a_path_that_is_no_program_is_an_error_before_anything_runs(inner: InnerRun) -> None:
     inner.write(test_it=TESTS)
     result = inner.run("--propolis-server", "./no-server")
-    result.stderr.fnmatch_lines(["ERROR: --propolis-server: */no-server is no program that can be run"])
+    result.stderr.fnmatch_lines(["ERROR: */no-server is no program that can be run*"])
     assert result.ret == 4

@@ -1,4 +1,4 @@
-"""Images by what a test calls them: the name of an artifact or of a guest, or a path."""
+"""Files of a host by what a test calls them: images, boot ROMs, and whatever else is an artifact of a catalog."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["ImageFinder"]
 
 
 class ImageFinder:
-    """Finds images on one host, and has them fetched there.
+    """Finds images and other artifacts on one host, and has them fetched there.
 
     :param artifact: finds an artifact of a catalog.
     """
@@ -56,12 +56,29 @@ class ImageFinder:
         if isinstance(image, Path):
             return await self._host.provide(Path(host_path(image, purpose="the image")), self._progress)
         if isinstance(image, str):
-            image = self._artifact(image) or image
-        if isinstance(image, str):
-            return await self._disk_of(image)
-        there = await self._host.provide_artifact(image, self._progress)
-        (path,) = await self._agent.get_images(ImageNeeded(artifacts=(there,)), self._progress)
-        return str(path)
+            return await self.artifact(image) or await self._disk_of(image)
+        return await self._fetched(image)
+
+    async def artifact(self, name: str | Path) -> str | None:
+        """Return the path of an artifact on the host; None if no catalog has one of this name.
+
+        :raises ArtifactError: when it cannot be had.
+        """
+        found = self._artifact(name) if isinstance(name, str) else None
+        return await self._fetched(found) if found else None
+
+    async def boot_rom(self, rom: str | Path) -> str:
+        """Return the path of a boot ROM on the host.
+
+        :param rom: the name of an artifact, or a path on this machine.
+        :raises ConfigError: when there is none.
+        """
+        if path := await self.artifact(rom):
+            return path
+        if not Path(rom).is_file():
+            hint = "give the path of a UEFI image, or the name of an artifact"
+            raise ConfigError(f"the boot ROM {str(rom)!r} is not there", hint=hint)
+        return await self._host.provide(Path(rom).absolute(), self._progress)
 
     async def resolved(self, config: VmConfig) -> VmConfig:
         """Return a configuration whose disks name their images by paths on the host."""
@@ -74,6 +91,11 @@ class ImageFinder:
         if self._host.shares_files or not isinstance(disk, DataDisk) or disk.image is None or disk.is_in_memory:
             return disk
         return dataclasses.replace(disk, image=Path(await self._host.provide(disk.image, self._progress)))
+
+    async def _fetched(self, artifact: Artifact) -> str:
+        there = await self._host.provide_artifact(artifact, self._progress)
+        (path,) = await self._agent.get_images(ImageNeeded(artifacts=(there,)), self._progress)
+        return str(path)
 
     async def _disk_of(self, name: str) -> str:
         if name not in self._guests.adapters:
