@@ -8,15 +8,12 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Final, NamedTuple
 
 from ..agent_api.boot_source import DirectKernel
 from ..agent_api.messages import (
-    SOCKET_NAME,
     AgentConfig,
     CreateDisk,
     CreateVm,
@@ -33,17 +30,12 @@ from ..agent_api.messages import (
 from ..agent_api.retention import Kept
 from ..engine.qemu.memory import GuestMemory
 from ..engine.server.server import VmServer
-from ..engine.server.server_config import ServerConfig
 from ..engine.templates.template import Template
-from ..engine.volumes.block_backend import BackendFactory
-from ..engine.volumes.upstairs import Upstairs
 from ..errors import AgentError, ArtifactMissing, HostBusy
-from ..ledger.entry import KEPT_OWNER, Owner, command_line_mark
+from ..ledger.entry import KEPT_OWNER, Owner
 from ..ledger.identity import ProcessIdentity
 from ..ledger.ledger import Ledger
 from ..ledger.writer import LedgerWriter
-from ..propolis_api import CrucibleStorageBackend
-from ..propolis_api.connection.endpoint import Endpoint
 from .budget import MemoryBudget
 from .client_resources import ClientResources, OwnedVm
 from .disks.disk_images import allowed_image_directories, make_image, require_absolute
@@ -51,6 +43,7 @@ from .disks.disk_space import DiskSpace
 from .disks.image_forks import OwnedFork, fork_of, require_fork
 from .disks.volumes import OwnedVolume, create_volume
 from .hypervisor import Hypervisor, HypervisorFinder
+from .servers.server_factory import BACKENDS, VmPlace, address_of, server_config, server_process
 from .servers.server_process import ServerProcess
 from .templates.fork_starter import ForkStarter
 from .templates.standby import Standby
@@ -58,24 +51,6 @@ from .templates.standby import Standby
 __all__ = ["ResourceRegistry"]
 
 logger = logging.getLogger(__name__)
-
-QEMU_LOG: Final = "qemu.log"
-"""QEMU's log in the VM's directory, unless the client names another path."""
-
-BACKENDS: Final[Mapping[type, BackendFactory]] = MappingProxyType({CrucibleStorageBackend: Upstairs})
-"""The backends of disks that are not files on this host, by component type."""
-
-
-class _Place(NamedTuple):
-    """Where a VM's server has its files, and where they are recorded."""
-
-    vm_id: str
-    directory: Path
-    disk_directory: Path
-    writer: LedgerWriter
-
-    def log_path(self, request: CreateVm) -> Path:
-        return Path(request.log_path or self.directory / QEMU_LOG)
 
 
 class ResourceRegistry:
@@ -176,13 +151,13 @@ class ResourceRegistry:
         except BaseException:
             self._budget.release(vm_id)
             raise
-        place = _Place(vm_id, directory, disk_directory, writer)
+        place = VmPlace(vm_id, directory, disk_directory, writer)
         server: VmServer | ServerProcess
         if platform is None:
-            server = self._server_process(request, place)
+            server = server_process(self._config, request, place, self._platforms)
         else:
             inherited = _variables(owned, request.predecessor)
-            server = VmServer(self._server_config(request, place, platform, memory=memory, variables=inherited))
+            server = VmServer(server_config(self._config, request, place, platform, memory=memory, variables=inherited))
         vm = OwnedVm(
             id=vm_id,
             request=request,
@@ -198,51 +173,6 @@ class ResourceRegistry:
         if isinstance(server, ServerProcess):
             await self._start(owned, vm, server)
         return vm
-
-    def _server_config(
-        self,
-        request: CreateVm,
-        place: _Place,
-        platform: Hypervisor,
-        *,
-        memory: GuestMemory | None,
-        variables: Path | None,
-    ) -> ServerConfig:
-        return ServerConfig(
-            mark=f"{command_line_mark(self._config.run)}{place.vm_id}",
-            qemu=platform.qemu,
-            accelerator=platform.accelerator.name,
-            boot=request.boot,
-            directory=place.directory,
-            log_path=place.log_path(request),
-            journal=place.writer,
-            display=request.display,
-            guest_ports=request.guest_ports,
-            memory=memory,
-            copy_disks=request.copy_disks,
-            inherited_variables=variables,
-            address=self._address(place.vm_id),
-            disk_directory=place.disk_directory,
-            backends=BACKENDS,
-        )
-
-    def _server_process(self, request: CreateVm, place: _Place) -> ServerProcess:
-        assert request.program is not None
-
-        async def own_options() -> tuple[str, ...]:
-            platform = await self._platforms.find()
-            return "--qemu", str(platform.qemu.system), "--accelerator", platform.accelerator.name
-
-        return ServerProcess(
-            request.program,
-            boot=request.boot,
-            own_options=own_options,
-            directory=place.directory,
-            disk_directory=place.disk_directory,
-            log_path=place.log_path(request),
-            journal=place.writer,
-            base=self._directory.parent,
-        )
 
     async def _start(self, owned: ClientResources, vm: OwnedVm, server: ServerProcess) -> None:
         try:
@@ -294,7 +224,7 @@ class ResourceRegistry:
                 dataclasses.replace(
                     started.config,
                     log_path=Path(request.log_path or started.config.log_path),
-                    address=self._address(started.id),
+                    address=address_of(self._config, started.id),
                     backends=BACKENDS,
                 )
             ),
@@ -509,10 +439,6 @@ class ResourceRegistry:
 
     def _holdings_of(self, owner: Owner, *, kept: Kept | None = None) -> ClientResources:
         return ClientResources(writer=LedgerWriter(self._ledger, owner), forget_promise=self._budget.release, kept=kept)
-
-    def _address(self, vm_id: str) -> str:
-        """Return the address at which other servers reach a VM's server."""
-        return Endpoint(base_url=f"http://agent/vms/{vm_id}", uds=self._directory / SOCKET_NAME).address
 
     def _holdings(self, client: str) -> ClientResources:
         owned = self._clients.get(client)

@@ -1,1 +1,1 @@
-"""Servers of the Propolis API that are programs of their own."""
+"""Servers of the Propolis API, as an agent makes them or as they stand alone."""

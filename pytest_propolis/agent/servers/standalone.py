@@ -35,7 +35,7 @@ from ...propolis_api import InstanceState, InstanceStateRequested
 from ...propolis_api.connection.endpoint import Endpoint
 from ..http_server import http_server
 from ..hypervisor import Hypervisor, HypervisorFinder
-from ..registry import BACKENDS
+from .server_factory import BACKENDS
 
 __all__ = ["Address", "serve"]
 

@@ -1,0 +1,98 @@
+"""Make the server of a VM: the engine in this process, or a program of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+from ...agent_api.messages import SOCKET_NAME, AgentConfig, CreateVm
+from ...engine.qemu.memory import GuestMemory
+from ...engine.server.server_config import ServerConfig
+from ...engine.volumes.block_backend import BackendFactory
+from ...engine.volumes.upstairs import Upstairs
+from ...ledger.entry import command_line_mark
+from ...ledger.writer import LedgerWriter
+from ...propolis_api import CrucibleStorageBackend
+from ...propolis_api.connection.endpoint import Endpoint
+from ..hypervisor import Hypervisor, HypervisorFinder
+from .server_process import ServerProcess
+
+__all__ = ["BACKENDS", "VmPlace", "address_of", "server_config", "server_process"]
+
+QEMU_LOG: Final = "qemu.log"
+"""QEMU's log in the VM's directory, unless the client names another path."""
+
+BACKENDS: Final[Mapping[type, BackendFactory]] = MappingProxyType({CrucibleStorageBackend: Upstairs})
+"""The backends of disks that are not files on this host, by component type."""
+
+
+class VmPlace(NamedTuple):
+    """Where a VM's server has its files, and where they are recorded."""
+
+    vm_id: str
+    directory: Path
+    disk_directory: Path
+    writer: LedgerWriter
+
+    def log_path(self, request: CreateVm) -> Path:
+        return Path(request.log_path or self.directory / QEMU_LOG)
+
+
+def server_config(
+    agent: AgentConfig,
+    request: CreateVm,
+    place: VmPlace,
+    platform: Hypervisor,
+    *,
+    memory: GuestMemory | None,
+    variables: Path | None,
+) -> ServerConfig:
+    """Return how the engine is to serve a VM.
+
+    :param memory: the file for the guest's memory.
+    :param variables: the firmware variables of the VM whose place it takes.
+    """
+    return ServerConfig(
+        mark=f"{command_line_mark(agent.run)}{place.vm_id}",
+        qemu=platform.qemu,
+        accelerator=platform.accelerator.name,
+        boot=request.boot,
+        directory=place.directory,
+        log_path=place.log_path(request),
+        journal=place.writer,
+        display=request.display,
+        guest_ports=request.guest_ports,
+        memory=memory,
+        copy_disks=request.copy_disks,
+        inherited_variables=variables,
+        address=address_of(agent, place.vm_id),
+        disk_directory=place.disk_directory,
+        backends=BACKENDS,
+    )
+
+
+def server_process(agent: AgentConfig, request: CreateVm, place: VmPlace, platforms: HypervisorFinder) -> ServerProcess:
+    """Return the server of a VM that is to be served by a program; it is not started."""
+    assert request.program is not None
+
+    async def own_options() -> tuple[str, ...]:
+        platform = await platforms.find()
+        return "--qemu", str(platform.qemu.system), "--accelerator", platform.accelerator.name
+
+    return ServerProcess(
+        request.program,
+        boot=request.boot,
+        own_options=own_options,
+        directory=place.directory,
+        disk_directory=place.disk_directory,
+        log_path=place.log_path(request),
+        journal=place.writer,
+        base=Path(agent.directory).parent,
+    )
+
+
+def address_of(agent: AgentConfig, vm_id: str) -> str:
+    """Return the address at which other servers reach a VM's server in this agent."""
+    return Endpoint(base_url=f"http://agent/vms/{vm_id}", uds=Path(agent.directory) / SOCKET_NAME).address
