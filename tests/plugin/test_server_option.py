@@ -34,18 +34,7 @@ async def test_propolis(test_vm):
 def test_a_selection_of_the_suite_passes_with_a_process_for_each_vm() -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-rs",
-            "-p",
-            "no:cacheprovider",
-            "--propolis-server",
-            PROGRAM,
-            *SELECTION,
-        ],
+        [*PYTEST, "-q", "-rs", "-p", "no:cacheprovider", "--propolis-server", PROGRAM, *SELECTION],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -83,8 +83,9 @@ async def test_the_end_of_a_server_ends_its_console(vm_factory: VmFactory) -> No
     (directory,) = [
         run.directory for run in survey(base_directory()) if run.contents and run.contents.header.agent.pid == found.pid
     ]
-    command = asyncio.create_task(vm.run("sleep 1000"))
-    await vm.wait_for_serial_output("")
+    begun = asyncio.Event()
+    command = asyncio.create_task(vm.run("echo begun; sleep 1000", on_output=lambda _: begun.set()))
+    await begun.wait()
     os.kill(found.pid, signal.SIGKILL)
     with pytest.raises(PropolisError, match=r"console|connection"):
         await command

@@ -153,8 +153,8 @@ class GuestPorts:
     def hold(self) -> None:
         """Let nothing pass until `release`.
 
-        QEMU serves the ports of a guest that stands still, too. When another QEMU has mapped the guest's memory, that
-        would change it under its hands.
+        QEMU serves the ports of a paused guest, too: that would change memory which another QEMU has mapped, and whose
+        guest runs there.
         """
         for port in self._ports.values():
             port.hold()
@@ -162,8 +162,8 @@ class GuestPorts:
     def fill(self) -> None:
         """Let not even what a guest was writing pass until `release`: QEMU goes on with it while it loads a state.
 
-        What it then tells the guest is lost, when the interrupt controller's state is loaded last. And the guest is
-        another machine's still.
+        An interrupt that it raises then is lost when the state of the interrupt controller is loaded later. And the
+        guest still belongs to the other machine.
         """
         for port in self._ports.values():
             port.fill()
