@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import secrets
+import select
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ssh_rig import MakeHost, SshRig, require_rigs, ssh_rig
+from ssh_rig import MakeHost, SshRig, link_processes, require_rigs, ssh_rig
 
 from pytest_propolis.hosts.host import HostSpec
 from pytest_propolis.hosts.ssh_host import SshHost, open_host
 from pytest_propolis.settings import Settings
+
+ENDED_TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +45,10 @@ def runtime(bundle_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(place))
     monkeypatch.setenv("XDG_CACHE_HOME", str(bundle_cache))
     yield place
+    deadline = time.monotonic() + ENDED_TIMEOUT_S
+    while left := link_processes():  # a link process removes its files there when it ends
+        assert time.monotonic() < deadline, left
+        select.select([], [], [], 0.02)
     shutil.rmtree(place)
 
 

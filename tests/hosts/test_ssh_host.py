@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from ssh_rig import MakeHost, SshRig, ssh_rig
+from ssh_rig import MakeHost, SshRig, link_processes, ssh_rig
 
 from pytest_propolis import CapabilityMissing, HostError, HostLost, ResourceExhausted, SettingsError
 from pytest_propolis.agent_api.messages import CreateDisk
@@ -26,7 +26,6 @@ from pytest_propolis.settings import Settings
 
 AGENT = "pytest_propolis.agent"
 GUARDIAN = ("python3 -I -S -c import sys;",)
-LINK = "pytest_propolis.hosts.ssh.link"
 CLEAN_TIMEOUT_S = 60.0
 
 
@@ -52,19 +51,6 @@ async def until_lost(host: SshHost) -> HostLost:
             except HostLost as lost:
                 return lost
             await asyncio.sleep(0.05)
-
-
-def link_processes() -> list[int]:
-    """The link processes of this test: they have its runtime directory in their environment."""
-    wanted = f"XDG_RUNTIME_DIR={os.environ['XDG_RUNTIME_DIR']}".encode()
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if LINK.encode() in (path / "cmdline").read_bytes() and wanted in (path / "environ").read_bytes():
-                found.append(int(path.name))
-        except OSError:  # gone meanwhile
-            pass
-    return found
 
 
 async def test_the_agent_of_a_host_answers_behind_a_local_socket(make_host: MakeHost) -> None:

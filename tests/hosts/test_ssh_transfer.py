@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,9 @@ async def test_a_transfer_that_was_cut_off_goes_on(make_host: MakeHost, rig: Ssh
     while not list(home.glob(".there.*.part.done")):  # so much was noted
         assert not putting.done()
         await asyncio.sleep(0)
+    rig.hosts["h1"].kill(number=signal.SIGSTOP)  # taking the cable out takes a moment, and the rest may take less
     rig.cut("h1")
+    rig.hosts["h1"].kill(number=signal.SIGCONT)
     with pytest.raises(HostError, match="h1"):
         await putting
     rig.mend("h1")

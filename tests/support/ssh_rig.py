@@ -27,7 +27,16 @@ import pytest
 
 from pytest_propolis.hosts.ssh_host import SshHost
 
-__all__ = ["MakeHost", "RigHost", "SshRig", "can_make_rigs", "inventory_of", "require_rigs", "ssh_rig"]
+__all__ = [
+    "MakeHost",
+    "RigHost",
+    "SshRig",
+    "can_make_rigs",
+    "inventory_of",
+    "link_processes",
+    "require_rigs",
+    "ssh_rig",
+]
 
 MakeHost = Callable[..., SshHost]
 """Makes a host of the rig, with options of its kind."""
@@ -35,6 +44,8 @@ MakeHost = Callable[..., SshHost]
 START_TIMEOUT_S = 30.0
 OUTSIDE_TMP = "/dev/shm"
 """The place for rigs: each host has a /tmp of its own."""
+
+LINK = b"pytest_propolis.hosts.ssh.link"
 
 CLONE_NEWNET = 0x40000000
 
@@ -293,3 +304,16 @@ def inventory_of(rig: SshRig, **options: Any) -> str:
         lines = [f"{key} = {json.dumps(value)}" for key, value in {"config": str(rig.config), **options}.items()]
         tables += [f"[hosts.{name}]", 'kind = "ssh"', "slots = 2", f"[hosts.{name}.options]", *lines, ""]
     return "\n".join(tables)
+
+
+def link_processes() -> list[int]:
+    """The link processes of this process: they have its runtime directory in their environment."""
+    wanted = f"XDG_RUNTIME_DIR={os.environ['XDG_RUNTIME_DIR']}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if LINK in (path / "cmdline").read_bytes() and wanted in (path / "environ").read_bytes():
+                found.append(int(path.name))
+        except OSError:  # gone meanwhile
+            pass
+    return found
