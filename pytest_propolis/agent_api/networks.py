@@ -14,6 +14,7 @@ __all__ = [
     "ForwardPort",
     "NetworkCreated",
     "NetworkFaults",
+    "PlacePort",
     "PortAdded",
     "PortForwarded",
 ]
@@ -56,9 +57,20 @@ class ConnectNetworks(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for frames to go to and from a part of the network on another host.
 
     :param address: where this agent finds that part (`Endpoint.at`).
+    :param part: the part's id.
     """
 
     address: str
+    part: str
+
+
+class PlacePort(msgspec.Struct, frozen=True, kw_only=True):
+    """Tell where the card of a port is.
+
+    :param part: the id of the part of the network that it is plugged in at; None while it moves.
+    """
+
+    part: str | None
 
 
 class ForwardPort(msgspec.Struct, frozen=True, kw_only=True):

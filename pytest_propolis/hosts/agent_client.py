@@ -43,7 +43,15 @@ from ..agent_api.messages import (
     VolumeListed,
 )
 from ..agent_api.migration_report import MigrationReport
-from ..agent_api.networks import AddPort, ConnectNetworks, CreateNetwork, NetworkCreated, NetworkFaults, PortAdded
+from ..agent_api.networks import (
+    AddPort,
+    ConnectNetworks,
+    CreateNetwork,
+    NetworkCreated,
+    NetworkFaults,
+    PlacePort,
+    PortAdded,
+)
 from ..errors import AgentError, PropolisError
 from ..ledger.identity import ProcessIdentity
 from ..ledger.survey import survey
@@ -221,12 +229,18 @@ class AsyncAgentClient:
     async def order_faults(self, network_id: str, faults: NetworkFaults) -> None:
         await self._call("PUT", f"/networks/{network_id}/faults", NoneType, faults)
 
-    async def connect_network(self, network_id: str, address: str) -> None:
+    async def place_port(self, network_id: str, number: int, part: str | None) -> None:
+        """Tell a part of a network at which part the card of a port is; None while it moves."""
+        await self._call("PUT", f"/networks/{network_id}/ports/{number}", NoneType, PlacePort(part=part))
+
+    async def connect_network(self, network_id: str, address: str, part: str) -> None:
         """Connect a network with its part on another host.
 
         :param address: where the agent finds that part.
+        :param part: its id.
         """
-        await self._call("POST", f"/networks/{network_id}/trunks", NoneType, ConnectNetworks(address=address))
+        request = ConnectNetworks(address=address, part=part)
+        await self._call("POST", f"/networks/{network_id}/trunks", NoneType, request)
 
     async def get_capture(self, network_id: str) -> bytes:
         """Return the latest frames as a pcap file; nothing if there was none."""

@@ -299,6 +299,9 @@ class TestVm(GuestAccess):
             raise self._migration_error(source, "is not done", waited_s=limit_s) from None
         except ApiError as error:
             raise self._migration_error(source, f"failed: {error.message}") from error
+        for nic in self.nics:
+            assert nic.network is not None
+            await nic.network.arrive(self.name, self.host.name)
         self.came_from = source.host
         await self._take_console(source)
 

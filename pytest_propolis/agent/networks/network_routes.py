@@ -9,7 +9,15 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from ...agent_api.networks import AddPort, ConnectNetworks, CreateNetwork, NetworkCreated, NetworkFaults, PortAdded
+from ...agent_api.networks import (
+    AddPort,
+    ConnectNetworks,
+    CreateNetwork,
+    NetworkCreated,
+    NetworkFaults,
+    PlacePort,
+    PortAdded,
+)
 from ...engine.server.app import decoded, encoded
 from ...engine.server.dropshot_errors import ErrorResponse
 from ...engine.server.http_error import HttpError
@@ -33,6 +41,7 @@ class NetworkRoutes:
             Route("/networks", self._create, methods=["POST"]),
             Route("/networks/{id}", self._remove, methods=["DELETE"]),
             Route("/networks/{id}/ports", self._add_port, methods=["POST"]),
+            Route("/networks/{id}/ports/{number:int}", self._place, methods=["PUT"]),
             Route("/networks/{id}/faults", self._order, methods=["PUT"]),
             Route("/networks/{id}/trunks", self._connect, methods=["POST"]),
             Route("/networks/{id}/capture", self._capture, methods=["GET"]),
@@ -50,6 +59,10 @@ class NetworkRoutes:
     async def _add_port(self, request: Request) -> Response:
         path = await self._find(request).add_port(await decoded(request, AddPort))
         return encoded(PortAdded(path=str(path)), 201)
+
+    async def _place(self, request: Request) -> Response:
+        self._find(request).place(request.path_params["number"], await decoded(request, PlacePort))
+        return Response(status_code=204)
 
     async def _order(self, request: Request) -> Response:
         self._find(request).order(await decoded(request, NetworkFaults))

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import secrets
 from pathlib import Path
+from typing import Final
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from ...agent_api.networks import MOST_PORTS, AddPort, ConnectNetworks, CreateNetwork, NetworkFaults
+from ...agent_api.networks import MOST_PORTS, AddPort, ConnectNetworks, CreateNetwork, NetworkFaults, PlacePort
 from ...errors import AgentError
 from ...propolis_api.connection.endpoint import Endpoint
 from ...propolis_api.connection.transport import open_websocket
@@ -20,6 +21,9 @@ from .switch import Switch
 from .trunk import Trunk
 
 __all__ = ["Network", "Networks"]
+
+PART_HEADER: Final = "propolis-network-part"
+"""The id of the part that opens a trunk, in its request."""
 
 
 class Network:
@@ -46,13 +50,16 @@ class Network:
             raise AgentError(f"network {self.name!r} has ports 1 to {MOST_PORTS}, and {request.number} is none")
         if request.number not in self._ports:
             path = self._directory / f"net-{self.id[:8]}-{request.number}"
-            port = self._ports[request.number] = Port(self.switch, number=request.number, path=path)
+            port = self._ports[request.number] = Port(self.switch, number=request.number, part=self.id, path=path)
             try:
                 await port.open()
             except OSError as error:
                 del self._ports[request.number]
                 raise AgentError(f"network {self.name!r}: {path}: {error.strerror or error}") from None
         return self._ports[request.number].path
+
+    def place(self, number: int, request: PlacePort) -> None:
+        self.switch.place(number, request.part)
 
     def order(self, faults: NetworkFaults) -> None:
         self.switch.order(faults)
@@ -63,17 +70,19 @@ class Network:
         :raises AgentError: when it does not answer.
         """
         try:
-            websocket = await open_websocket(Endpoint.at(request.address), "/trunk", {})
+            headers = {PART_HEADER: self.id}
+            websocket = await open_websocket(Endpoint.at(request.address), "/trunk", {}, headers=headers)
         except (OSError, EOFError, WebSocketException, ValueError) as error:
             reason = str(error) or type(error).__name__
             raise AgentError(f"network {self.name!r}: {request.address} does not answer: {reason}") from None
-        task = asyncio.create_task(Trunk(self.switch, _Opened(websocket)).carry())
+        task = asyncio.create_task(Trunk(self.switch, _Opened(websocket), part=request.part).carry())
         self._trunks.add(task)
         task.add_done_callback(self._trunks.discard)
 
     async def accept(self, websocket: WebSocket) -> None:
         """Serve the part on another host until it leaves, or this is closed."""
-        task = asyncio.create_task(Trunk(self.switch, _Accepted(websocket)).carry())
+        part = websocket.headers.get(PART_HEADER, "")
+        task = asyncio.create_task(Trunk(self.switch, _Accepted(websocket), part=part).carry())
         self._trunks.add(task)
         try:
             await asyncio.wait([task])

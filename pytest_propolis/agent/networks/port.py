@@ -23,11 +23,13 @@ class Port:
     place.
 
     :param number: names it on all hosts.
+    :param part: the id of the part of the network that it belongs to.
     :param path: of the socket; in a private directory.
     """
 
-    def __init__(self, switch: Switch, *, number: int, path: Path) -> None:
+    def __init__(self, switch: Switch, *, number: int, part: str, path: Path) -> None:
         self.number: int | None = number
+        self.part = part
         self.path = path
         self._number = number
         self._switch = switch

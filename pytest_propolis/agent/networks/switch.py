@@ -24,6 +24,8 @@ class Leg(Protocol):
 
     number: int | None
     """Of the port; None for a trunk."""
+    part: str
+    """The id of the part of the network that it leads to: this one for a port, another one for a trunk."""
 
     @property
     def is_up(self) -> bool:
@@ -50,6 +52,7 @@ class Switch:
         self.capture = Capture()
         self._legs: list[Leg] = []
         self._places: dict[bytes, _Place] = {}
+        self._parts: dict[int, str] = {}
         self._faults = NetworkFaults()
         self._cuts: frozenset[frozenset[int]] = frozenset()
         self._random = random.Random()  # noqa: S311 # not for secrets
@@ -68,12 +71,25 @@ class Switch:
         self._cuts = frozenset(map(frozenset, faults.cuts))
         self._random.seed(faults.seed)
 
+    def place(self, port: int, part: str | None) -> None:
+        """Look for a port's card at one part of the network from now on; at whichever sends its frames if it is None.
+
+        Frames that were under way from elsewhere no longer tell where it is.
+        """
+        if part is None:
+            self._parts.pop(port, None)
+            return
+        self._parts[port] = part
+        left = [address for address, place in self._places.items() if place.port == port and place.leg.part != part]
+        for address in left:
+            del self._places[address]
+
     def take(self, frame: bytes, *, port: int, leg: Leg) -> None:
         """Pass a frame on that has come from a port, over a leg."""
         if len(frame) < ADDRESSES_BYTES:
             return
         sender = frame[ADDRESS_BYTES:ADDRESSES_BYTES]
-        if not sender[0] & GROUP_BIT:
+        if not sender[0] & GROUP_BIT and self._parts.get(port, leg.part) == leg.part:
             self._places[sender] = _Place(port, leg)
         if leg.number is None:
             self._pass_on(frame, port, leg)

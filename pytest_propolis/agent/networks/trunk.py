@@ -32,10 +32,14 @@ class FrameConnection(Protocol):
 
 
 class Trunk:
-    """Carries the frames of a switch to another one, and those of that one here, while `carry` runs."""
+    """Carries the frames of a switch to another one, and those of that one here, while `carry` runs.
 
-    def __init__(self, switch: Switch, connection: FrameConnection) -> None:
+    :param part: the id of the part of the network at the other end.
+    """
+
+    def __init__(self, switch: Switch, connection: FrameConnection, *, part: str) -> None:
         self.number: int | None = None
+        self.part = part
         self._switch = switch
         self._connection = connection
         self._waiting: list[bytes] = []

@@ -73,7 +73,7 @@ class FactoryNetworks:
         links = {}
         for nic in vm.nics:
             assert nic.network is not None
-            nic.network.succeed(vm.name, name)
+            await nic.network.succeed(vm.name, name)
             links[nic.name] = await nic.network.plug(session, name)
         return with_links(spec, links)
 

@@ -99,9 +99,17 @@ class Network:
         part = await self._part_on(session)
         return f"unix:{await session.agent.add_port(part.id, number)}"
 
-    def succeed(self, vm: str, successor: str) -> None:
-        """Give a VM's successor the VM's port."""
+    async def succeed(self, vm: str, successor: str) -> None:
+        """Give a VM's successor the VM's port, on whichever host."""
         self._ports[successor] = self._ports[vm]
+        await self._place(successor, None)
+
+    async def arrive(self, vm: str, host: str) -> None:
+        """Have frames for a VM go to the host that it has migrated to.
+
+        The guest's own announcement takes a moment to get there, and may come after other guests' next frames for it.
+        """
+        await self._place(vm, self._parts[host].id)
 
     async def write_captures(self, directory: Path) -> None:
         """Write what was on the network into a directory, one file for each host that had a part of it."""
@@ -139,9 +147,15 @@ class Network:
                 for other in self._parts.values():
                     endpoint = other.session.agent.endpoint(f"/networks/{other.id}")
                     address = await session.host.address_for_agent(endpoint, on=other.session.host)
-                    await session.agent.connect_network(part.id, address)
+                    await session.agent.connect_network(part.id, address, other.id)
                 self._parts[session.host.name] = part
         return self._parts[session.host.name]
+
+    async def _place(self, vm: str, at: str | None) -> None:
+        if len(self._parts) == 1:
+            return
+        port = self._ports[vm]
+        await asyncio.gather(*(part.session.agent.place_port(part.id, port, at) for part in self._parts.values()))
 
     async def _order(self, faults: NetworkFaults) -> None:
         self._faults = faults
