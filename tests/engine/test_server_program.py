@@ -14,6 +14,7 @@ import pytest
 from propolis_command import propolis
 from server_program import ServerProgram, ended, machine, server_program, start
 
+from pytest_propolis.agent.servers.standalone import Address, listening
 from pytest_propolis.engine.qemu.binary import find_firmware
 from pytest_propolis.errors import AgentError, ApiError
 from pytest_propolis.guests.micro import Micro
@@ -49,6 +50,13 @@ async def micro() -> tuple[str | Path, ...]:
 async def server(base: Path) -> AsyncIterator[ServerProgram]:
     async with server_program(*BIOS) as server:
         yield server
+
+
+def test_what_it_sends_does_not_wait_for_acknowledgements() -> None:
+    with listening(Address(host="127.0.0.1")) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def qemus(base: Path) -> list[Path]:
