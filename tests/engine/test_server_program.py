@@ -18,7 +18,7 @@ from pytest_propolis.agent.servers.standalone import Address, listening
 from pytest_propolis.engine.qemu.binary import find_firmware
 from pytest_propolis.errors import AgentError, ApiError
 from pytest_propolis.guests.micro import Micro
-from pytest_propolis.propolis_api import InstanceState, InstanceStateRequested
+from pytest_propolis.propolis_api import API_VERSION, InstanceState, InstanceStateRequested
 from pytest_propolis.propolis_api.client import PropolisClient
 from pytest_propolis.propolis_api.connection import transport
 from pytest_propolis.propolis_api.connection.endpoint import Endpoint
@@ -219,4 +219,4 @@ async def test_an_error_says_that_the_server_is_older_than_the_client(
         with pytest.raises(ApiError, match=r"does not support this API version: 99\.0\.0") as caught:
             await client.instance_get()
     assert caught.value.status == 400
-    assert "the server is older" in str(caught.value.hint)
+    assert f"the server speaks versions up to {API_VERSION} of the API" in str(caught.value.hint)

@@ -19,12 +19,16 @@ __all__ = ["CLOSE_TIMEOUT_S", "CONNECT_TIMEOUT_S", "WebSocketOpening", "http_cli
 CLOSE_TIMEOUT_S: Final = 2.0
 """How long the closing of a websocket waits for the server's goodbye."""
 
-_HEADERS: Final = {"api-version": API_VERSION}
+_VERSION_HEADER: Final = "api-version"
+_HEADERS: Final = {_VERSION_HEADER: API_VERSION}
 
 
-def http_client(endpoint: Endpoint) -> HttpClient:
-    """A client with no connection yet, which costs next to nothing to make."""
-    return HttpClient(endpoint, headers=_HEADERS)
+def http_client(endpoint: Endpoint, *, version: str | None = None) -> HttpClient:
+    """A client with no connection yet, which costs next to nothing to make.
+
+    :param version: of the API, instead of this client's own.
+    """
+    return HttpClient(endpoint, headers={_VERSION_HEADER: version} if version else _HEADERS)
 
 
 async def open_websocket(
