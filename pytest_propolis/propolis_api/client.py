@@ -52,6 +52,9 @@ ENSURE_TIMEOUT_S: Final = 300.0
 VOLUME_TIMEOUT_S: Final = 300.0
 """A VCR replacement or a snapshot is answered when it is done, which may be after a reboot or a migration."""
 
+CONSOLE_BUFFER_BYTES: Final = 64 << 10
+"""A guest reads its console slowly: of the megabytes that TCP would take, each would have to be typed before the next
+command, and sent again when the guest migrates."""
 OLDER_VERSIONS: Final = tuple(f"{major}.0.0" for major in range(int(API_VERSION.partition(".")[0]), 0, -1))
 """What a server may speak that does not speak the client's version, the newest first."""
 
@@ -152,7 +155,13 @@ class PropolisClient:
         """
         query = {"from_start": from_start, "most_recent": most_recent}
         return WebSocketOpening(
-            lambda: self._upgrade("instance_serial", "/instance/serial", query, headers={NOTICES_HEADER: "1"})
+            lambda: self._upgrade(
+                "instance_serial",
+                "/instance/serial",
+                query,
+                headers={NOTICES_HEADER: "1"},
+                send_buffer_bytes=CONSOLE_BUFFER_BYTES,
+            )
         )
 
     def instance_migrate_start(self, migration_id: UUID) -> WebSocketOpening:
@@ -231,11 +240,19 @@ class PropolisClient:
         return response
 
     async def _upgrade(
-        self, operation: str, path: str, query: Mapping[str, int | None], *, headers: Mapping[str, str] | None = None
+        self,
+        operation: str,
+        path: str,
+        query: Mapping[str, int | None],
+        *,
+        headers: Mapping[str, str] | None = None,
+        send_buffer_bytes: int | None = None,
     ) -> ClientConnection:
         began = time.monotonic()
         try:
-            return await open_websocket(self.endpoint, path, _given(query), headers=headers)
+            return await open_websocket(
+                self.endpoint, path, _given(query), headers=headers, send_buffer_bytes=send_buffer_bytes
+            )
         except InvalidStatus as error:
             content = bytes(error.response.body or b"")
             raise await self._refused(operation, error.response.status_code, content) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from types import TracebackType
 from typing import Any, Final, final
@@ -32,10 +33,16 @@ def http_client(endpoint: Endpoint, *, version: str | None = None) -> HttpClient
 
 
 async def open_websocket(
-    endpoint: Endpoint, path: str, query: Mapping[str, int], *, headers: Mapping[str, str] | None = None
+    endpoint: Endpoint,
+    path: str,
+    query: Mapping[str, int],
+    *,
+    headers: Mapping[str, str] | None = None,
+    send_buffer_bytes: int | None = None,
 ) -> ClientConnection:
     """A websocket without compression, pings or a limit on the size of its frames.
 
+    :param send_buffer_bytes: the most that the system may hold of what is sent; None: what it thinks best.
     :raises OSError: TimeoutError among them, when nothing answers.
     :raises websockets.exceptions.InvalidHandshake: when something else than the upgrade is answered.
     """
@@ -55,6 +62,8 @@ async def open_websocket(
         options["ssl"] = endpoint.tls
     connection = await connect_socket(endpoint, timeout_s=CONNECT_TIMEOUT_S)
     try:
+        if send_buffer_bytes is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         return await connect(uri, sock=connection, **options)
     except BaseException:
         connection.close()
