@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
-__all__ = ["ServerProgram"]
+__all__ = ["ENGINE_PROGRAM", "ServerProgram"]
+
+ENGINE_PROGRAM: Final = "propolis-server-qemu"
+"""The engine as a program, which every agent has."""
 
 
 class ServerProgram(msgspec.Struct, frozen=True, kw_only=True):
     """A program with the command line of ``propolis-server run``.
 
-    :param path: of the program, absolute, on the agent's host.
+    :param path: of the program, absolute, on the agent's host; or `ENGINE_PROGRAM`.
     :param start_timeout_s: how long it may take to answer.
     """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Final
 import msgspec
 
 from ..agent_api.messages import CreateVm
-from ..agent_api.server_program import ServerProgram
+from ..agent_api.server_program import ENGINE_PROGRAM, ServerProgram
 from ..errors import AgentError, ApiError, CapabilityMissing, ConfigError
 from ..hosts.host import Host, log_path_on
 from ..propolis_api.client import PropolisClient
@@ -114,10 +113,11 @@ async def _program_on(host: Host, server: str | Path, *, images: ImageFinder, pr
 
     :raises ConfigError: when there is none.
     """
+    if server == ENGINE_PROGRAM:
+        return ENGINE_PROGRAM
     if path := await images.artifact(server):
         return path
-    # That of a virtual environment which is not activated, too.
-    program = shutil.which(server) or shutil.which(server, path=str(Path(sys.executable).parent))
+    program = shutil.which(server)
     if program is None:
         missing = "is no program" if Path(server).exists() else "is not there"
         raise ConfigError(f"the server program {str(server)!r} {missing}", hint=HINT)
