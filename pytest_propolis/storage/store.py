@@ -205,9 +205,10 @@ class ArtifactStore:
         for attempt in range(1, _ATTEMPTS + 1):
             with _part_beside(path) as part:
                 try:
+                    found = None
                     if attempt > 1 or not await self._take_from_peer(artifact, sha256, part):
-                        await source.fetch(part, progress, shelf=self.directory / "shelf")
-                    await _verify(artifact, part, sha256)
+                        found = await source.fetch(part, progress, shelf=self.directory / "shelf")
+                    await _verify(artifact, part, sha256, found=found)
                 except ArtifactCorrupt as error:
                     if attempt == _ATTEMPTS:
                         raise
@@ -269,8 +270,12 @@ def _hash_of(artifact: Artifact) -> str:
     return artifact.sha256
 
 
-async def _verify(artifact: Artifact, path: Path, sha256: str) -> None:
-    found = await sha256_of(path)
+async def _verify(artifact: Artifact, path: Path, sha256: str, *, found: str | None = None) -> None:
+    """Compare the content of a file with what it should be.
+
+    :param found: its SHA-256, if it was taken while the file was written.
+    """
+    found = found or await sha256_of(path)
     if found != sha256:
         raise ArtifactCorrupt(
             f"artifact {artifact.key}, from {artifact.source}: its SHA-256 is {found}, and should be {sha256}",

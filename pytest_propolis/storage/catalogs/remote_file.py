@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from ...errors import ArtifactMissing, ResourceExhausted
-from ..files import private_directory
+from ..files import private_directory, sha256_of
 from ..progress import Progress
+from .hashing_writer import HashingWriter
 
 if TYPE_CHECKING:
     import httpx
@@ -47,8 +48,8 @@ class RemoteFile(msgspec.Struct, frozen=True, tag="remote-file"):
     def __str__(self) -> str:
         return " or ".join(self.urls)
 
-    async def fetch(self, destination: Path, progress: Progress, *, shelf: Path) -> None:
-        """Download the file. What an earlier attempt has left on the shelf is completed.
+    async def fetch(self, destination: Path, progress: Progress, *, shelf: Path) -> str:
+        """Download the file; return its SHA-256. What an earlier attempt has left on the shelf is completed.
 
         :raises ArtifactMissing: when no server gives it, with what each one answered.
         :raises ResourceExhausted: when there is no space left.
@@ -61,20 +62,28 @@ class RemoteFile(msgspec.Struct, frozen=True, tag="remote-file"):
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         async with httpx.AsyncClient(follow_redirects=True, max_redirects=REDIRECTS, timeout=timeout) as client:
             while True:
-                failures = [await self._try(client, url, part, progress) for url in self.urls]
-                if None in failures:
-                    part.replace(destination)
-                    return
+                failures = []
+                for url in self.urls:
+                    try:
+                        sha256 = await self._try(client, url, part, progress)
+                    except _NotHad as error:
+                        failures.append(str(error))
+                    else:
+                        part.replace(destination)
+                        return sha256
                 if time.monotonic() >= deadline_s:
                     raise ArtifactMissing(
-                        "; ".join(filter(None, failures)), hint="check the network and the URLs, or give a local file"
+                        "; ".join(failures), hint="check the network and the URLs, or give a local file"
                     )
                 progress(f"{failures[-1]}: trying again in {pause_s:.0f} s")
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
-    async def _try(self, client: httpx.AsyncClient, url: str, part: Path, progress: Progress) -> str | None:
-        """Download from one server; return why it failed, or None."""
+    async def _try(self, client: httpx.AsyncClient, url: str, part: Path, progress: Progress) -> str:
+        """Download from one server; return the SHA-256.
+
+        :raises _NotHad: when the server does not give it, with the reason.
+        """
         import httpx
 
         reason, pause_s = "", FIRST_PAUSE_S
@@ -83,8 +92,7 @@ class RemoteFile(msgspec.Struct, frozen=True, tag="remote-file"):
                 await asyncio.sleep(pause_s)
                 pause_s *= 2
             try:
-                await _download(client, url, part, progress)
-                return None
+                return await _download(client, url, part, progress)
             except httpx.HTTPStatusError as error:
                 reason = f"{url}: {error.response.status_code} {error.response.reason_phrase}"
                 if error.response.status_code == RANGE_REFUSED:
@@ -101,28 +109,32 @@ class RemoteFile(msgspec.Struct, frozen=True, tag="remote-file"):
                     f"{part} cannot be written: {error.strerror}",
                     hint="free some space there",
                 ) from None
-        return reason
+        raise _NotHad(reason)
+
+
+class _NotHad(Exception):
+    """Raised when a server does not give a file."""
 
 
 class _TooSlow(Exception):
     """Raised when a server sends next to nothing."""
 
 
-async def _download(client: httpx.AsyncClient, url: str, part: Path, progress: Progress) -> None:
+async def _download(client: httpx.AsyncClient, url: str, part: Path, progress: Progress) -> str:
     start = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
     async with client.stream("GET", url, headers=headers) as answer:
         if start and answer.status_code == RANGE_REFUSED and _whole_size(answer) == start:
-            return
+            return await sha256_of(part)
         answer.raise_for_status()
         resumed = answer.status_code == PARTIAL
         done = start if resumed else 0
         total = done + int(answer.headers.get("content-length", 0))
         progress(f"{'going on with' if resumed else 'downloading'} {url}{_size(total)}")
         window_s, window, told_s = time.monotonic(), done, time.monotonic()
-        with part.open("ab" if resumed else "wb") as file:
+        async with HashingWriter.open(part, append=resumed) as file:
             async for data in answer.aiter_raw():
-                file.write(data)
+                await file.write(data)
                 done += len(data)
                 now_s = time.monotonic()
                 if now_s - window_s > SLOW_WINDOW_S:
@@ -132,6 +144,7 @@ async def _download(client: httpx.AsyncClient, url: str, part: Path, progress: P
                 if now_s - told_s > PROGRESS_S:
                     told_s = now_s
                     progress(f"{url}: {done >> 20} MiB{_size(total)}")
+        return file.sha256
 
 
 def _whole_size(answer: httpx.Response) -> int | None:
