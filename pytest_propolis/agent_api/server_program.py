@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from pathlib import Path
+from typing import Final
+
 import msgspec
 
-__all__ = ["ServerProgram"]
+__all__ = ["SERVER_HINT", "ServerProgram", "find_server_program"]
+
+SERVER_HINT: Final = (
+    "give engine, the path of a program, the name of an artifact, or http://IP:PORT of a server that runs"
+)
 
 
 class ServerProgram(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,3 +25,11 @@ class ServerProgram(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str
     start_timeout_s: float
+
+
+def find_server_program(server: str | Path) -> str | None:
+    """Return the path of a program on this machine; None if there is none.
+
+    It is found on PATH, and in the virtual environment that this Python is of, which need not be activated.
+    """
+    return shutil.which(server) or shutil.which(server, path=str(Path(sys.executable).parent))

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
 from ..agent_api.messages import CreateVm
-from ..agent_api.server_program import ServerProgram
+from ..agent_api.server_program import SERVER_HINT, ServerProgram, find_server_program
 from ..errors import AgentError, ApiError, CapabilityMissing, ConfigError
 from ..hosts.host import Host, log_path_on
 from ..propolis_api.client import PropolisClient
@@ -28,8 +25,6 @@ from .migration import TERMINAL, Report
 from .timings import Timings
 
 __all__ = ["Served", "open_server", "qemu_log", "require_served"]
-
-HINT: Final = "give engine, the path of a program, the name of an artifact, or http://IP:PORT of a server that runs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,11 +111,10 @@ async def _program_on(host: Host, server: str | Path, *, images: ImageFinder, pr
     """
     if path := await images.artifact(server):
         return path
-    # That of a virtual environment which is not activated, too.
-    program = shutil.which(server) or shutil.which(server, path=str(Path(sys.executable).parent))
+    program = find_server_program(server)
     if program is None:
         missing = "is no program" if Path(server).exists() else "is not there"
-        raise ConfigError(f"the server program {str(server)!r} {missing}", hint=HINT)
+        raise ConfigError(f"the server program {str(server)!r} {missing}", hint=SERVER_HINT)
     return await host.provide(Path(program).absolute(), progress)
 
 
@@ -133,7 +127,7 @@ async def _free_server(url: str, *, vm: str) -> Endpoint:
     try:
         endpoint = Endpoint.at(url)
     except ValueError as error:
-        raise ConfigError(f"{url!r} is no server: {error}", vm=vm, hint=HINT) from None
+        raise ConfigError(f"{url!r} is no server: {error}", vm=vm, hint=SERVER_HINT) from None
     async with PropolisClient(endpoint, vm=vm) as client:
         try:
             instance = (await client.instance_get()).instance
