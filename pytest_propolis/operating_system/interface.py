@@ -156,6 +156,10 @@ class Host(Protocol):
         """The directory that describes block devices as Linux's sysfs does; None where there is none."""
 
     @property
+    def can_clone_files(self) -> bool:
+        """Whether the system has a call by which two files share their content until one is written to (FICLONE)."""
+
+    @property
     def run_directory(self) -> Path:
         """The superuser's directory for files that need not survive a boot."""
 

@@ -58,6 +58,28 @@ TESTS: Final = """
 """
 
 
+DISKS: Final = """
+    from pathlib import Path
+    from pytest_propolis import CapabilityMissing, DataDisk
+
+    import pytest
+
+    async def test_disks(vm_factory):
+        image = Path("image.raw").absolute()
+        disks = (DataDisk(name="empty", size_mib=1), DataDisk(name="fork", image=image, block_size=4096))
+        vm = await vm_factory.start(boot_disk=image, disks=disks)
+        await vm.run("modprobe virtio_blk; until [ -b /dev/vdc ]; do sleep 0.1; done")
+        assert await vm.run("cat /sys/block/vda/size /sys/block/vdb/size /sys/block/vdc/size") == "2048\\n2048\\n2048"
+        assert await vm.run("head -c 7 /dev/vda; head -c 7 /dev/vdc") == "contentcontent"
+        Path("image.qcow2").write_bytes(b"QFI\\xfb" + bytes(508))
+        with pytest.raises(CapabilityMissing, match="image.qcow2 is qcow2, and without the engine disks are raw"):
+            await vm_factory.start(name="other", boot_disk=Path("image.qcow2").absolute())
+
+    async def test_forks(zfs_artifact_factory):
+        fork = await zfs_artifact_factory(Path("image.raw").absolute(), provider="copy")
+        assert (fork.format, await fork.read(0, 7)) == ("raw", b"content")
+"""
+
 KILLER: Final = """
     import os, signal
     from pathlib import Path
@@ -202,6 +224,15 @@ def test_a_run_with_a_server_program_needs_nothing_of_linux(illumos: IllumosRun,
     assert (done.returncode, illumos.refused) == (0, []), done.stdout + done.stderr
     assert f"started in a contract: pfexec {illumos.server} run rom.fd" in illumos.started_server
     assert illumos.abandoned == 1
+    assert illumos.left == []
+
+
+def test_disks_are_raw_and_need_no_tools_of_qemu(illumos: IllumosRun, guest_command: str) -> None:
+    illumos.serve(guest_command)
+    illumos.pytester.makepyfile(DISKS)
+    (illumos.pytester.path / "image.raw").write_bytes(b"content" + bytes((1 << 20) - 7))
+    done = illumos.run(*FIRMWARE)
+    assert (done.returncode, illumos.refused) == (0, []), done.stdout + done.stderr
     assert illumos.left == []
 
 

@@ -123,6 +123,9 @@ async def probe_guests(guest_files: Mapping[str, Sequence[Path]]) -> Capability:
 
 async def probe_reflinks(directory: Path) -> Capability:
     """Clone a file in the artifact directory, or in its nearest existing parent."""
+    if not system().host.can_clone_files:
+        detail, remedy = f"{system().name} has no call for them", "put --propolis-artifact-dir on ZFS, which clones"
+        return Capability("reflinks", ok=False, detail=detail, remedy=remedy)
     place = next(path for path in (directory, *directory.parents) if path.is_dir())
     try:
         with tempfile.TemporaryFile(dir=place) as source, tempfile.TemporaryFile(dir=place) as clone:

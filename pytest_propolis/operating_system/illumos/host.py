@@ -28,6 +28,7 @@ class IllumosHost:
     """
 
     block_devices: Path | None = None
+    can_clone_files: bool = False
     run_directory: Path = Path("/var/run")
     engine_obstacle: str | None = "guests' memory in memfds, and open files as paths below /proc/self/fd"
 

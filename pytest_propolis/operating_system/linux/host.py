@@ -20,6 +20,7 @@ class LinuxHost:
     """The machine, or the container, in which this process runs."""
 
     block_devices: Path | None = Path("/sys/block")
+    can_clone_files: bool = True
     run_directory: Path = Path("/run")
     engine_obstacle: str | None = None
 
