@@ -159,6 +159,8 @@ class IllumosRun:
         return kept | {
             "PATH": f"{self.home}:{os.environ['PATH']}",
             "XDG_RUNTIME_DIR": str(self.home / "r"),
+            "XDG_STATE_HOME": str(self.home / "state"),
+            "XDG_CACHE_HOME": str(self.home / "cache"),
         }
 
     def serve(self, command: str) -> None:
@@ -261,6 +263,10 @@ def test_what_a_killed_agent_leaves_is_removed_by_the_next_run(illumos: IllumosR
     assert illumos.run(*FIRMWARE).returncode == 9
     server = int((illumos.pytester.path / "pid").read_text())
     assert Path(f"/proc/{server}").exists(), "no kernel has ended it with its contract"
+    stillborn = illumos.home / "r" / "propolis" / "0123456789abcdef-01234567"
+    stillborn.mkdir(mode=0o700)
+    (stillborn / "ledger.jsonl").touch(mode=0o600)
+    os.utime(stillborn, (0, 0))
     illumos.pytester.makepyfile(TESTS)
     done = illumos.run(*FIRMWARE)
     assert (done.returncode, illumos.refused) == (0, []), done.stdout + done.stderr

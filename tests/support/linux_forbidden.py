@@ -159,6 +159,12 @@ class Hook:
         if isinstance(address, (str, bytes)) and address[:1] in ("\0", b"\0"):
             self._refuse(f"bind {address!r}")
 
+    def on_fcntl_flock(self, descriptor: int, operation: int) -> None:
+        """illumos locks only what is open for reading (shared) or writing (exclusive)."""
+        mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+        if operation & (fcntl.LOCK_EX if mode == os.O_RDONLY else fcntl.LOCK_SH if mode == os.O_WRONLY else 0):
+            self._refuse(f"flock of a file that is not open for that: {operation} with mode {mode}")
+
     def on_fcntl_ioctl(self, _descriptor: Any, request: int, _argument: Any) -> None:
         if request == FICLONE:
             self._refuse("ioctl FICLONE")
