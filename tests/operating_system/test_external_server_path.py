@@ -133,6 +133,11 @@ class IllumosRun:
         """What is still there in the directory of runs."""
         return [*(self.home / "r" / "propolis").glob("*")]
 
+    def propolis(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of `propolis`."""
+        start = f"sys.argv = ['propolis', *{arguments!r}]; from pytest_propolis.cli import main; main()"
+        return self._python(start, {})
+
     def run(self, *arguments: str, before: str = "pass", in_agent: str = "pass") -> subprocess.CompletedProcess[str]:
         """
         :param before: Python code that runs before pytest.
@@ -143,10 +148,13 @@ class IllumosRun:
         python = self._program("python", f'shift 3; exec {sys.executable} -S -P -c "$AGENT" "$@"')
         words = ["-p", "propolis", "-p", "no:cacheprovider", "--propolis-server", str(self.server), *arguments]
         start = f"sys.executable = {str(python)!r}; {before}\nimport pytest; sys.exit(pytest.main({words!r}))"
+        return self._python(start, {"AGENT": agent})
+
+    def _python(self, start: str, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-c", f"{BEGIN}; {self._begin}; {start}"],
             cwd=self.pytester.path,
-            env=self._environment | {"AGENT": agent},
+            env=self._environment | variables,
             capture_output=True,
             text=True,
             check=False,
@@ -286,6 +294,18 @@ def test_the_engine_is_refused_with_what_it_needs_of_linux(illumos: IllumosRun) 
     done = illumos.run("--propolis-guest", "micro", "--propolis-server", "engine")
     assert "CapabilityMissing: the engine cannot run on illumos: it needs guests' memory in memfds" in done.stdout
     assert (illumos.refused, illumos.left) == ([], [])
+
+
+@pytest.mark.parametrize("command", ["doctor", "ps", "gc"])
+def test_commands_need_nothing_of_linux(illumos: IllumosRun, guest_command: str, command: str) -> None:
+    illumos.serve(guest_command)
+    options = ("--propolis-server", str(illumos.server)) if command == "doctor" else ()
+    done = illumos.propolis(command, *options)
+    assert (done.stderr, illumos.refused, illumos.left) == ("", [], []), done.stdout
+    if command == "doctor":
+        assert f"yes  {illumos.server}  answers, and has no VM; speaks API version" in done.stdout
+        assert "no   engine" in done.stdout
+        assert "/dev/vmm" in done.stdout
 
 
 LINUX: Final = (

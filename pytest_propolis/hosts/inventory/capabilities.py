@@ -159,6 +159,10 @@ async def probe_zfs() -> Capability:
 
 async def probe_network_namespaces() -> Capability:
     """Enter a new network namespace and inspect it with ``ip``."""
+    if (here := system().name) != "Linux":
+        return Capability(
+            "network namespaces", ok=False, detail=f"{here} has none", remedy="run what needs them on Linux"
+        )
     as_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     return await try_program(
         "network namespaces",
