@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import HostBusy, ResourceExhausted
-from ..operating_system.registry import system
+from ..operating_system.figures import available_mib, total_mib
 
 __all__ = ["MemoryBudget", "fork_cost_mib"]
 
@@ -29,13 +29,13 @@ class MemoryBudget:
     VMs may not yet use all the memory promised to them, and other programs may have taken what is available. Admission
     therefore checks both.
 
-    :param total: returns the memory in MiB; None for the host's.
-    :param available: returns how much of it is available now, in MiB; None for the host's.
+    :param total: returns the host's memory in MiB.
+    :param available: returns how much of it is available now, in MiB.
     """
 
-    def __init__(self, *, total: Callable[[], int] | None = None, available: Callable[[], int] | None = None) -> None:
-        self._total = total or system().host.total_mib
-        self._available = available or system().host.available_mib
+    def __init__(self, *, total: Callable[[], int] = total_mib, available: Callable[[], int] = available_mib) -> None:
+        self._total = total
+        self._available = available
         self._promised: dict[str, int] = {}
         self._released = asyncio.Event()
 

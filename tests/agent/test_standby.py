@@ -13,7 +13,6 @@ from pytest_propolis.agent.templates import standby
 from pytest_propolis.agent.templates.fork_starter import ForkStarter
 from pytest_propolis.agent.templates.standby import Standby
 from pytest_propolis.engine.templates.template import Template
-from pytest_propolis.operating_system.linux.host import LinuxHost
 
 KIND = cast(Template, SimpleNamespace(key="kind"))
 
@@ -55,9 +54,9 @@ class Processors:
 @pytest.fixture
 def processors(monkeypatch: pytest.MonkeyPatch) -> Processors:
     processors = Processors()
-    monkeypatch.setattr(LinuxHost, "idle_s", lambda _host: processors())
+    monkeypatch.setattr(standby, "idle_s", processors)
     monkeypatch.setattr(standby, "QUIET_S", 1e-6)
-    monkeypatch.setattr(LinuxHost, "available_mib", lambda _host: 1 << 20)
+    monkeypatch.setattr(standby, "available_mib", lambda: 1 << 20)
     return processors
 
 

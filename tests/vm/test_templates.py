@@ -22,7 +22,7 @@ from pytest_propolis.guests.micro import Micro
 from pytest_propolis.guests.registry import GuestRegistry
 from pytest_propolis.hosts.local import LocalHost
 from pytest_propolis.hosts.run_directory import run_token
-from pytest_propolis.operating_system.registry import system
+from pytest_propolis.operating_system.figures import total_mib
 from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.propolis_api.client import PropolisClient
 from pytest_propolis.settings import Settings
@@ -336,7 +336,7 @@ async def test_no_fork_stands_by_where_none_is_wanted(factories: Factories) -> N
 
 
 async def test_a_vm_that_finds_no_memory_waits_for_another_to_end(factories: Factories, lines: list[str]) -> None:
-    half = system().host.total_mib() // 2 - system().host.total_mib() // 20
+    half = total_mib() // 2 - total_mib() // 20
     async with factories("run") as factory:
         big: dict[str, Any] = {"guest": "micro", "boot": "cold", "memory_mib": half}
         first, _ = await factory.create("first", **big), await factory.create("second", **big)
@@ -352,4 +352,4 @@ async def test_a_vm_that_finds_no_memory_waits_for_another_to_end(factories: Fac
 async def test_a_vm_that_will_never_fit_is_refused_at_once(factories: Factories) -> None:
     async with factories("run") as factory:
         with pytest.raises(ResourceExhausted, match="does not fit on this host"):
-            await factory.create("vm", guest="micro", memory_mib=system().host.total_mib())
+            await factory.create("vm", guest="micro", memory_mib=total_mib())

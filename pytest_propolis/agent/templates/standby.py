@@ -13,7 +13,7 @@ from typing import Final
 from ...engine.templates.template import Template
 from ...errors import PropolisError
 from ...ledger.writer import LedgerWriter
-from ...operating_system.registry import system
+from ...operating_system.figures import available_mib, idle_s
 from .fork_starter import ForkStarter, StartedFork
 
 __all__ = ["Standby"]
@@ -58,7 +58,7 @@ class Standby:
         """Return a standby fork if there is one, and schedule more from its template."""
         if self._per_kind == 0 or self._closed:
             return None
-        if system().host.available_mib() < SPARE_MIB:
+        if available_mib() < SPARE_MIB:
             await self.let_go()
             return None
         claimed = await self._take(template.key)
@@ -113,11 +113,11 @@ class Standby:
         """Pause; in idle-only mode, until the machine has spare CPU time."""
         idle = False
         while not idle:
-            before_s = system().host.idle_s()
+            before_s = idle_s()
             await asyncio.sleep(QUIET_S)
-            idle = not self._only_idle or system().host.idle_s() - before_s >= IDLE_SHARE * QUIET_S
+            idle = not self._only_idle or idle_s() - before_s >= IDLE_SHARE * QUIET_S
 
     def _missing_parts(self) -> str | None:
-        if self.ready >= MOST or system().host.available_mib() < 2 * SPARE_MIB:
+        if self.ready >= MOST or available_mib() < 2 * SPARE_MIB:
             return None
         return next((key for key in self._wanted if len(self._ready[key]) < self._per_kind), None)
