@@ -1,9 +1,9 @@
-"""The least that an HTTP server can do: a process that says hello over a UNIX socket, with the agent's uvicorn."""
+"""The least that an HTTP server can do: a process that says hello over a socket, with the agent's uvicorn."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -22,27 +22,30 @@ START_TIMEOUT_S = 30.0
 
 
 @contextlib.asynccontextmanager
-async def hello_client(directory: Path) -> AsyncIterator[HttpClient]:
-    """A client of such a process, which ends with the block."""
-    socket = directory / "hello.sock"
-    command = ["setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", __name__, str(socket)]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+async def hello_client(directory: Path | None) -> AsyncIterator[HttpClient]:
+    """A client of such a process, which ends with the block.
+
+    :param directory: for its UNIX socket; None has it listen on a TCP port of the loopback interface.
+    """
+    with socket.socket(socket.AF_INET if directory is None else socket.AF_UNIX) as listener:
+        listener.bind(("127.0.0.1", 0) if directory is None else str(directory / "hello.sock"))
+        if directory is None:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.listen()
+        descriptor = listener.fileno()
+        command = ["setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", __name__, str(descriptor)]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[descriptor])
+        if directory is None:
+            endpoint = Endpoint(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        else:
+            endpoint = Endpoint(base_url="http://hello", uds=directory / "hello.sock")
     try:
-        async with http_client(Endpoint(base_url="http://hello", uds=socket)) as client:
-            await _until_up(client)
+        async with http_client(endpoint) as client:
+            await client.request("GET", "/", timeout_s=START_TIMEOUT_S)
             yield client
     finally:
         process.kill()
         process.wait()
-
-
-async def _until_up(client: HttpClient) -> None:
-    async with asyncio.timeout(START_TIMEOUT_S):
-        while True:
-            with contextlib.suppress(OSError):
-                await client.request("GET", "/", timeout_s=START_TIMEOUT_S)
-                return
-            await asyncio.sleep(0.01)
 
 
 async def _hello(_scope: Scope, _receive: Receive, send: Send) -> None:
@@ -51,4 +54,4 @@ async def _hello(_scope: Scope, _receive: Receive, send: Send) -> None:
 
 
 if __name__ == "__main__":
-    uvicorn.run(_hello, uds=sys.argv[1], log_config=None, access_log=False, lifespan="off")
+    uvicorn.run(_hello, fd=int(sys.argv[1]), log_config=None, access_log=False, lifespan="off")

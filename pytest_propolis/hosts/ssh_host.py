@@ -38,6 +38,7 @@ NOT_THERE: Final = 0
 """This process's id at the agent: on the host the number is another process's."""
 
 QUOTED_BYTES: Final = 2000
+LOOPBACK: Final = "127.0.0.1"
 
 
 def open_host(spec: HostSpec, settings: Settings, run_id: str) -> SshHost:
@@ -72,6 +73,8 @@ class SshHost:
         self.was_up = False
         self._is_unreachable = False
         self._provided: set[str] = set()
+        self._reached: dict[int, int] = {}
+        """The host's ports that `reach_port` was asked for, by those of this machine."""
         self.unfinished: list[Unfinished] = []
         self.templates: dict[object, str] = {}
 
@@ -168,15 +171,24 @@ class SshHost:
         return dataclasses.replace(artifact, source=LocalFile(there))
 
     async def address_for_agent(self, endpoint: Endpoint, *, on: Host) -> str:
-        """Return a socket of the host, which the link connects with that of the other one's agent on this machine."""
+        """Return a socket or a port of the host, which the link connects with the server that this machine reaches."""
         link = await self._link()
         if endpoint.uds is None:
-            return endpoint.address
+            return await self._address_of_program(endpoint, link)
         socket = link.ready.agent_socket if on.name == self.name else await link.offer(endpoint.uds)
         return dataclasses.replace(endpoint, uds=Path(socket)).address
 
     async def reach_port(self, port: int) -> int:
-        return await (await self._link()).reach_port(port)
+        here = await (await self._link()).reach_port(port)
+        self._reached[here] = port
+        return here
+
+    async def _address_of_program(self, endpoint: Endpoint, link: JoinedLink) -> str:
+        host, port = endpoint.host_and_port
+        if host != LOOPBACK:
+            return endpoint.address
+        there = self._reached[port] if port in self._reached else await link.offer_port(port)
+        return dataclasses.replace(endpoint, base_url=f"http://{LOOPBACK}:{there}").address
 
     def close(self) -> None:
         """Let go of the agent, which then releases what this process still owns, and leaves if nothing else needs it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -13,8 +14,9 @@ import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
-from ..errors import AgentError
+from ..errors import AgentError, ApiError
 from . import (
+    API_VERSION,
     InstanceEnsureRequest,
     InstanceEnsureResponse,
     InstanceGetResponse,
@@ -31,7 +33,8 @@ from . import (
 from .connection.endpoint import Endpoint
 from .connection.http import HttpAnswer
 from .connection.transport import WebSocketOpening, http_client, open_websocket
-from .failure import api_error, unanswered, unreadable
+from .failure import api_error, is_version_refused, unanswered, unreadable, version_hint
+from .reading import read
 from .serial import NOTICES_HEADER
 
 __all__ = [
@@ -48,6 +51,12 @@ ENSURE_TIMEOUT_S: Final = 300.0
 """An ensure request opens every disk, and as the target of a migration talks to the source, before it is answered."""
 VOLUME_TIMEOUT_S: Final = 300.0
 """A VCR replacement or a snapshot is answered when it is done, which may be after a reboot or a migration."""
+
+CONSOLE_BUFFER_BYTES: Final = 64 << 10
+"""A guest reads its console slowly: of the megabytes that TCP would take, each would have to be typed before the next
+command, and sent again when the guest migrates."""
+OLDER_VERSIONS: Final = tuple(f"{major}.0.0" for major in range(int(API_VERSION.partition(".")[0]), 0, -1))
+"""What a server may speak that does not speak the client's version, the newest first."""
 
 T = TypeVar("T")
 
@@ -146,7 +155,13 @@ class PropolisClient:
         """
         query = {"from_start": from_start, "most_recent": most_recent}
         return WebSocketOpening(
-            lambda: self._upgrade("instance_serial", "/instance/serial", query, headers={NOTICES_HEADER: "1"})
+            lambda: self._upgrade(
+                "instance_serial",
+                "/instance/serial",
+                query,
+                headers={NOTICES_HEADER: "1"},
+                send_buffer_bytes=CONSOLE_BUFFER_BYTES,
+            )
         )
 
     def instance_migrate_start(self, migration_id: UUID) -> WebSocketOpening:
@@ -194,7 +209,7 @@ class PropolisClient:
     async def _ask(self, answer: type[T], operation: str, method: str, path: str, **request: Any) -> T:
         response = await self._send(operation, method, path, **request)
         try:
-            return msgspec.json.decode(response.content, type=answer)
+            return read(response.content, answer)
         except msgspec.DecodeError as error:
             kind = answer.__name__
             raise unreadable(response.status, kind, error, vm=self.vm, operation=operation) from error
@@ -221,20 +236,45 @@ class PropolisClient:
         except OSError as error:
             raise await self._unanswered(operation, error, began) from error
         if not response.is_success:
-            raise api_error(response.status, response.content, vm=self.vm, operation=operation)
+            raise await self._refused(operation, response.status, response.content)
         return response
 
     async def _upgrade(
-        self, operation: str, path: str, query: Mapping[str, int | None], *, headers: Mapping[str, str] | None = None
+        self,
+        operation: str,
+        path: str,
+        query: Mapping[str, int | None],
+        *,
+        headers: Mapping[str, str] | None = None,
+        send_buffer_bytes: int | None = None,
     ) -> ClientConnection:
         began = time.monotonic()
         try:
-            return await open_websocket(self.endpoint, path, _given(query), headers=headers)
+            return await open_websocket(
+                self.endpoint, path, _given(query), headers=headers, send_buffer_bytes=send_buffer_bytes
+            )
         except InvalidStatus as error:
             content = bytes(error.response.body or b"")
-            raise api_error(error.response.status_code, content, vm=self.vm, operation=operation) from error
+            raise await self._refused(operation, error.response.status_code, content) from error
         except (OSError, EOFError, InvalidHandshake) as error:
             raise await self._unanswered(operation, error, began) from error
+
+    async def _refused(self, operation: str, status: int, content: bytes) -> ApiError:
+        error = api_error(status, content, vm=self.vm, operation=operation)
+        if is_version_refused(error):
+            error.hint = version_hint(await self._newest_version())
+        return error
+
+    async def _newest_version(self) -> str | None:
+        """Return the newest version of the API that the server speaks, which it does not tell."""
+        for version in OLDER_VERSIONS:
+            with contextlib.suppress(OSError):
+                async with http_client(self.endpoint, version=version) as http:
+                    answer = await http.request("GET", "/instance", timeout_s=ANSWER_TIMEOUT_S)
+                error = api_error(answer.status, answer.content, vm=self.vm, operation="instance_get")
+                if answer.is_success or not is_version_refused(error):
+                    return version
+        return None
 
     async def _unanswered(self, operation: str, error: Exception, began: float) -> AgentError:
         waited_s = time.monotonic() - began

@@ -12,7 +12,7 @@ from ..errors import AgentError, ApiError
 from . import API_VERSION, Error
 from .connection.endpoint import Endpoint
 
-__all__ = ["api_error", "unanswered", "unreadable"]
+__all__ = ["api_error", "is_version_refused", "unanswered", "unreadable", "version_hint"]
 
 _QUOTED_BYTES: Final = 300
 _VERSION_REFUSED: Final = "server does not support this API version"
@@ -70,9 +70,21 @@ def unanswered(endpoint: Endpoint, error: Exception, *, vm: str | None, operatio
     return AgentError(f"{endpoint} {did}: {_reason(error)}", vm=vm, operation=operation, waited_s=waited_s, hint=hint)
 
 
+def is_version_refused(error: ApiError) -> bool:
+    """Return whether the server is older than the client's version of the API."""
+    return error.status == 400 and error.message.startswith(_VERSION_REFUSED)
+
+
+def version_hint(newest: str | None) -> str:
+    """Return the remedy for a server that is older than the client.
+
+    :param newest: the newest version that it speaks, where that is known.
+    """
+    older = f"the server speaks versions up to {newest} of the API" if newest else "the server is older"
+    return f"{older}, and this client speaks {API_VERSION}: use a newer server"
+
+
 def _hint(status: int, body: Error) -> str:
-    if body.message.startswith(_VERSION_REFUSED):
-        return f"the server is older than version {API_VERSION} of the API, which this client speaks: use a newer one"
     return _HINTS.get(status, f"look for request {body.request_id} in the server's log")
 
 

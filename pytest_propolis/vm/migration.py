@@ -28,12 +28,14 @@ def migration_limit_s(spec: InstanceSpec, *, copies_disks: bool) -> float:
 
 async def until_migrated(client: PropolisClient, report: Report | None) -> str | None:
     """Wait until a VM has migrated in; return why it has not, if it fails."""
-    gen, phase = 0, None
+    gen, phase, reached = 0, None, None
     while phase is not MigrationState.FINISH:
         answer = await client.instance_state_monitor(gen)
         gen, came = answer.gen + 1, answer.migration.migration_in
         phase = came.state if came else None
+        reached = reached if phase is MigrationState.ERROR else phase
         if phase is not MigrationState.FINISH and answer.state in TERMINAL:
             told = (await report()).migration_in if report else None
-            return (told.failure if told else None) or f"the migration failed in phase {phase}"
+            when = f"when it had reached phase {reached}" if reached else "before its first phase"
+            return (told.failure if told else None) or f"the migration failed, {when}: see the servers' logs"
     return None

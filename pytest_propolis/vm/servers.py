@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from ..agent_api.messages import CreateVm
-from ..agent_api.server_program import SERVER_HINT, ServerProgram, find_server_program
+from ..agent_api.server_program import ENGINE_PROGRAM, SERVER_HINT, ServerProgram
 from ..errors import AgentError, ApiError, CapabilityMissing, ConfigError
 from ..hosts.host import Host, log_path_on
 from ..propolis_api.client import PropolisClient
@@ -109,9 +110,11 @@ async def _program_on(host: Host, server: str | Path, *, images: ImageFinder, pr
 
     :raises ConfigError: when there is none.
     """
+    if server == ENGINE_PROGRAM:
+        return ENGINE_PROGRAM
     if path := await images.artifact(server):
         return path
-    program = find_server_program(server)
+    program = shutil.which(server)
     if program is None:
         missing = "is no program" if Path(server).exists() else "is not there"
         raise ConfigError(f"the server program {str(server)!r} {missing}", hint=SERVER_HINT)

@@ -134,7 +134,8 @@ class TestVm(GuestAccess):
         self._copies_disks = copies_disks
         self.boot_timeout_s = boot_timeout_s
         self._forked = forked
-        self._heir: Endpoint | None = None
+        self._heir: tuple[Endpoint, str] | None = None
+        """Where this process finds the server that the guest migrates to, and the URL by which that calls itself."""
         self.came_from: Host | None = None
         """The host that its guest has migrated from last."""
         self._resources = contextlib.AsyncExitStack()
@@ -283,7 +284,8 @@ class TestVm(GuestAccess):
             replace_components=replacements(self.spec),
             src_addr=await self.host.address_for_agent(source.endpoint, on=source.host),
         )
-        source._heir = self.endpoint
+        own_address = await self.host.address_for_agent(self.endpoint, on=self.host)
+        source._heir = self.endpoint, Endpoint.at(own_address).base_url
         moved = source._console.moves() if source._console else None
         try:
             async with asyncio.timeout(limit_s):
@@ -410,12 +412,13 @@ class TestVm(GuestAccess):
             return await there.instance_serial(from_start=moved.from_start)
 
     def _endpoint_of(self, address: str) -> Endpoint:
-        """Where this process finds a server whose agent calls it by that address: on another host, by another socket.
+        """Where this process finds a server that calls itself by that address: on another host, elsewhere.
 
         :raises ValueError: when the address cannot be read.
         """
-        endpoint, heir = Endpoint.at(address), self._heir
-        return heir if heir is not None and heir.base_url == endpoint.base_url else endpoint
+        endpoint = Endpoint.at(address)
+        heir, name = self._heir or (endpoint, endpoint.base_url)
+        return heir if name == endpoint.base_url else endpoint
 
     def _migration_error(self, source: TestVm, message: str, **context: Any) -> MigrationError:
         return MigrationError(f"the migration from {source.name!r} {message}", vm=self.name, **context)

@@ -23,6 +23,7 @@ openapi_document.document()  # skips where there is none
 
 REQUIREMENT: Final = "schemathesis>=4.32,<5"
 DEFAULT_S: Final = 45
+DEFAULT_PROGRAM_S: Final = 20
 MARGIN_S: Final = 120
 ATTEMPTS: Final = 3
 BROKEN_OFF: Final = "Failed to generate test cases for this API operation. Schemathesis does not support"
@@ -50,20 +51,32 @@ async def test_the_engine_keeps_to_the_document_whatever_it_is_asked(
 ) -> None:
     vm = await vm_factory.create(guest="micro", cpus=1, memory_mib=128)
     assert vm.endpoint.uds is not None
-    disk = tmp_path / "disk.img"
-    disk.write_bytes(bytes(1 << 20))
     async with forwarder(vm.endpoint.uds) as port:
         base_url = vm.endpoint.base_url.replace("http://agent", f"http://127.0.0.1:{port}")
-        for _ in range(ATTEMPTS):
-            status, output = await _run(schemathesis, base_url, disk)
-            if status == 0 or BROKEN_OFF not in output or "FAILURES" in output:
-                break
+        await _ask(schemathesis, base_url, tmp_path, seconds=DEFAULT_S)
+
+
+async def test_the_engine_as_a_program_keeps_to_it_over_tcp(
+    schemathesis: Path, vm_factory: VmFactory, tmp_path: Path
+) -> None:
+    vm = await vm_factory.create(guest="micro", cpus=1, memory_mib=128, server="propolis-server-qemu")
+    assert vm.endpoint.uds is None
+    await _ask(schemathesis, vm.endpoint.base_url, tmp_path, seconds=DEFAULT_PROGRAM_S)
+
+
+async def _ask(program: Path, base_url: str, directory: Path, *, seconds: int) -> None:
+    disk = directory / "disk.img"
+    disk.write_bytes(bytes(1 << 20))
+    for _ in range(ATTEMPTS):
+        status, output = await _run(program, base_url, disk, seconds=seconds)
+        if status == 0 or BROKEN_OFF not in output or "FAILURES" in output:
+            break
     assert status == 0, output
 
 
-async def _run(program: Path, base_url: str, disk: Path) -> tuple[int, str]:
+async def _run(program: Path, base_url: str, disk: Path, *, seconds: int) -> tuple[int, str]:
     """Exit status and output of one run of Schemathesis."""
-    seconds = int(os.environ.get("PROPOLIS_FUZZ_SECONDS", DEFAULT_S))
+    seconds = int(os.environ.get("PROPOLIS_FUZZ_SECONDS", seconds))
     process = await asyncio.create_subprocess_exec(
         *(program, "run", openapi_document.PATH, "--url", base_url, "--no-color", "--checks", CHECKS),
         *("--max-time", str(seconds), "--request-timeout", "30", "--continue-on-failure", "--no-shrink"),

@@ -14,10 +14,11 @@ import pytest
 from propolis_command import propolis
 from server_program import ServerProgram, ended, machine, server_program, start
 
+from pytest_propolis.agent.servers.standalone import Address, listening
 from pytest_propolis.engine.qemu.binary import find_firmware
 from pytest_propolis.errors import AgentError, ApiError
 from pytest_propolis.guests.micro import Micro
-from pytest_propolis.propolis_api import InstanceState, InstanceStateRequested
+from pytest_propolis.propolis_api import API_VERSION, InstanceState, InstanceStateRequested
 from pytest_propolis.propolis_api.client import PropolisClient
 from pytest_propolis.propolis_api.connection import transport
 from pytest_propolis.propolis_api.connection.endpoint import Endpoint
@@ -49,6 +50,13 @@ async def micro() -> tuple[str | Path, ...]:
 async def server(base: Path) -> AsyncIterator[ServerProgram]:
     async with server_program(*BIOS) as server:
         yield server
+
+
+def test_what_it_sends_does_not_wait_for_acknowledgements() -> None:
+    with listening(Address(host="127.0.0.1")) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def qemus(base: Path) -> list[Path]:
@@ -211,4 +219,4 @@ async def test_an_error_says_that_the_server_is_older_than_the_client(
         with pytest.raises(ApiError, match=r"does not support this API version: 99\.0\.0") as caught:
             await client.instance_get()
     assert caught.value.status == 400
-    assert "the server is older" in str(caught.value.hint)
+    assert f"the server speaks versions up to {API_VERSION} of the API" in str(caught.value.hint)

@@ -32,6 +32,7 @@ WORDS = {
     "agent": "pytest_propolis.agent",
     "server": "propolis-server-qemu run",
     "qemu": "qemu-system",
+    "downstairs": "qemu-storage-daemon",
     "recipe": "-image",
     "worker": "sys.stdin.readline",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,3 +62,19 @@ async def test_this_machine_reaches_a_port_of_the_host(host: SshHost) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     assert (await reader.readline()).startswith(b"SSH-2.0-")
     writer.close()
+    endpoint = Endpoint(base_url=f"http://127.0.0.1:{port}")
+    assert await host.address_for_agent(endpoint, on=host) == "127.0.0.1:22", "its own port needs no way through here"
+
+
+async def test_a_program_on_the_host_reaches_a_server_on_a_port_of_this_machine(host: SshHost) -> None:
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello from here")
+        writer.close()
+
+    local = LocalHost(Settings(), run_id="c" * 16)
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        endpoint = Endpoint(base_url=f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        there = Endpoint.at(await host.address_for_agent(endpoint, on=local))
+        ask = "import socket, sys; print(socket.create_connection(sys.argv[1:]).recv(99).decode())"
+        asked = await host.run(shlex.join(["python3", "-c", ask, *map(str, there.host_and_port)]))
+    assert asked == "hello from here"

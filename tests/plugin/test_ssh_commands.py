@@ -58,6 +58,26 @@ def test_a_vm_that_is_kept_on_a_host_is_listed_watched_and_removed(inner: InnerR
     assert "VMs can run here" in propolis("doctor", "--hosts", str(hosts), "--host", "h2")
 
 
+def test_the_console_of_a_vm_at_a_server_program_is_reached(inner: InnerRun, hosts: Path) -> None:
+    inner.write(
+        test_it="""
+        async def test_it(test_vm):
+            await test_vm.run("echo a line of before")
+            assert False
+        """
+    )
+    result = inner.run(
+        *("--propolis-hosts", str(hosts), "--propolis-keep=failed", "--propolis-server", "propolis-server-qemu")
+    )
+    result.assert_outcomes(failed=1)
+    (stays,) = [line.split()[3:] for line in result.outlines if line.startswith("stays:   propolis console ")]
+    shown = propolis("console", *stays, typed="echo $((6 * 7))\r")
+    assert "a line of before" in shown
+    assert "\n42\n" in shown.replace("\r", "")
+    propolis("gc", "--kept", "--hosts", str(hosts))
+    assert propolis("ps", "--hosts", str(hosts)) == "h1:\nnothing is there\nh2:\nnothing is there\n"
+
+
 def test_a_host_that_cannot_be_reached_is_named_and_the_others_answer(inner: InnerRun, rig: SshRig) -> None:
     hosts = inner.pytester.path / "hosts.toml"
     closed = '[hosts.closed]\nkind = "ssh"\naddress = "root@127.0.0.1"\n[hosts.closed.options]\nconfig = "/dev/null"\n'

@@ -198,3 +198,22 @@ def test_a_lost_host_that_comes_back_is_used_again(inner: InnerRun, hosts: Path,
     ]
     assert 1 in states
     assert states[-1] == 0
+
+
+def test_each_host_has_the_engine_as_a_program(inner: InnerRun, hosts: Path) -> None:
+    inner.write(
+        test_it="""
+        import pytest
+
+        @pytest.mark.multi_node(2)
+        async def test_it(remote_hosts, vm_factory):
+            for host in remote_hosts:
+                vm = await vm_factory.start(host.name, guest="micro", host=host, server="propolis-server-qemu")
+                assert vm.boot_kind == "cold"
+                assert await vm.run("echo here") == "here"
+            successor = await vm_factory.successor(vm, host=remote_hosts[0])
+            await successor.migrate_from(vm)
+            assert await successor.run("echo there") == "there"
+        """
+    )
+    inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=1)

@@ -23,17 +23,18 @@ class Terminal:
         self.descriptor = descriptor
         self.process = process
         self.shown = ""
+        self._found = 0
 
     def type(self, text: str) -> None:
         os.write(self.descriptor, text.encode())
 
     def wait_for(self, text: str) -> None:
-        """Wait until the terminal shows a text that it has not shown before."""
+        """Wait until the terminal shows a text, after those that were waited for before."""
         deadline = time.monotonic() + WAIT_S
-        start = len(self.shown)
-        while text not in self.shown[start:]:
+        while (place := self.shown.find(text, self._found)) < 0:
             came = time.monotonic() < deadline and self._read()
             assert came, f"{text!r} was not shown:\n{self.shown}"
+        self._found = place + len(text)
 
     def wait_for_end(self) -> int:
         while self._read():

@@ -47,6 +47,7 @@ async def booted(vm_factory: VmFactory, *, display: bool) -> TestVm:
     return vm
 
 
+@pytest.mark.requires(server="engine")
 async def test_a_screenshot_shows_what_the_guest_painted(vm_factory: VmFactory) -> None:
     vm = await booted(vm_factory, display=True)
     red, green, blue = first_pixel(await vm.screenshot())
@@ -54,6 +55,7 @@ async def test_a_screenshot_shows_what_the_guest_painted(vm_factory: VmFactory) 
     assert (green, blue) == (0, 0)
 
 
+@pytest.mark.requires(server="engine")
 async def test_the_display_can_be_watched_through_vnc_while_the_vm_is_there(
     vm_factory: VmFactory,
 ) -> None:
@@ -72,6 +74,7 @@ async def test_the_display_can_be_watched_through_vnc_while_the_vm_is_there(
     assert caught.value.status == 424
 
 
+@pytest.mark.requires(server="engine")
 async def test_a_vm_without_a_display_says_so(vm_factory: VmFactory) -> None:
     vm = await booted(vm_factory, display=False)
     assert (await vm.extended_info()).display_socket is None
@@ -80,6 +83,7 @@ async def test_a_vm_without_a_display_says_so(vm_factory: VmFactory) -> None:
     assert caught.value.hint == "ask for one with VmConfig(display=True)"
 
 
+@pytest.mark.requires(server="engine")
 async def test_the_paths_of_a_vm_that_is_not_there_answer_404(vm_factory: VmFactory) -> None:
     vm = await vm_factory.create(guest="micro")
     base_url, transport = "http://agent", httpx.AsyncHTTPTransport(uds=str(vm.endpoint.uds))

@@ -28,6 +28,7 @@ async def wait_for_panics(vm: TestVm, count: int) -> None:
             pass
 
 
+@pytest.mark.requires(server="engine")
 async def test_a_panic_of_a_linux_kernel_is_counted_and_the_vm_stays_as_it_is(vm_factory: VmFactory) -> None:
     vm = await with_pvpanic(vm_factory, "alpine")
     await vm.run("modprobe pvpanic-mmio")
@@ -40,6 +41,7 @@ async def test_a_panic_of_a_linux_kernel_is_counted_and_the_vm_stays_as_it_is(vm
     assert await vm.get_state() is InstanceState.RUNNING
 
 
+@pytest.mark.requires(server="engine")
 async def test_what_a_kernel_without_a_driver_writes_to_the_port_counts_as_well(vm_factory: VmFactory) -> None:
     vm = await with_pvpanic(vm_factory, "micro")
     for count in (1, 2):

@@ -15,7 +15,7 @@ import pytest
 from server_program import server_program
 
 from pytest_propolis.agent_api.messages import VmListed
-from pytest_propolis.errors import AgentError, CapabilityMissing, ConfigError, HostError, PropolisError
+from pytest_propolis.errors import AgentError, CapabilityMissing, ConfigError, HostError, MigrationError, PropolisError
 from pytest_propolis.hosts.run_directory import base_directory
 from pytest_propolis.ledger.survey import survey
 from pytest_propolis.propolis_api import InstanceState
@@ -74,6 +74,22 @@ async def test_a_guest_migrates_between_programs_and_the_engine(vm_factory: VmFa
     fourth = await vm_factory.successor(third, server=PROGRAM)
     await fourth.migrate_from(third)
     assert await fourth.run("cat /tmp/file") == "here"
+
+
+async def test_what_the_api_does_not_tell_is_refused_by_name(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.create(**SMALL)
+    with pytest.raises(CapabilityMissing, match="its server says nothing beside the API"):
+        await vm.extended_info()
+    with pytest.raises(CapabilityMissing, match="it has no display"):
+        await vm.screenshot()
+
+
+async def test_a_migration_that_fails_tells_how_far_it_came(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(**SMALL, fail_migration_exports=1)
+    target = await vm_factory.successor(vm)
+    with pytest.raises(MigrationError, match="the migration failed, when it had reached phase"):
+        await target.migrate_from(vm)
+    assert await vm.run("echo here") == "here"
 
 
 async def test_the_end_of_a_server_ends_its_console(vm_factory: VmFactory) -> None:

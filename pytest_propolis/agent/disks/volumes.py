@@ -64,6 +64,7 @@ class OwnedVolume:
     since: float
     black_hole: socket.socket
     downstairs: list[Downstairs] = field(default_factory=list)
+    _closed: bool = field(default=False, init=False)
 
     @property
     def path(self) -> Path:
@@ -126,6 +127,8 @@ class OwnedVolume:
             stall_timeout_s=self.request.stall_timeout_s,
         )
         await self._make_file(region, qemu_img)
+        if self._closed:
+            raise AgentError(f"volume {self.request.name!r} has been removed")
         downstairs = Downstairs(region, program=self.program, log_path=self.path / f"{number}.log", journal=self.writer)
         self.downstairs.append(downstairs)
         await _answered(downstairs.start())
@@ -158,6 +161,7 @@ class OwnedVolume:
 
     async def close(self) -> None:
         """End its processes and remove its files. Idempotent."""
+        self._closed = True
         await asyncio.gather(*(downstairs.close() for downstairs in self.downstairs))
         self.black_hole.close()
         shutil.rmtree(self.path, ignore_errors=True)

@@ -40,6 +40,7 @@ class Network:
         self._directory = directory
         self._ports: dict[int, Port] = {}
         self._trunks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     async def add_port(self, request: AddPort) -> Path:
         """Return the socket of a port, which is made if it is not there.
@@ -56,6 +57,9 @@ class Network:
             except OSError as error:
                 del self._ports[request.number]
                 raise AgentError(f"network {self.name!r}: {path}: {error.strerror or error}") from None
+            if self._closed:  # meanwhile
+                port.close()
+                raise AgentError(f"network {self.name!r} has been removed")
         return self._ports[request.number].path
 
     def place(self, number: int, request: PlacePort) -> None:
@@ -75,6 +79,9 @@ class Network:
         except (OSError, EOFError, WebSocketException, ValueError) as error:
             reason = str(error) or type(error).__name__
             raise AgentError(f"network {self.name!r}: {request.address} does not answer: {reason}") from None
+        if self._closed:  # meanwhile
+            await websocket.close()
+            raise AgentError(f"network {self.name!r} has been removed")
         task = asyncio.create_task(Trunk(self.switch, _Opened(websocket), part=request.part).carry())
         self._trunks.add(task)
         task.add_done_callback(self._trunks.discard)
@@ -92,6 +99,7 @@ class Network:
 
     async def close(self) -> None:
         """Remove all ports and trunks. Closing twice is fine."""
+        self._closed = True
         for port in self._ports.values():
             port.close()
         self._ports.clear()

@@ -8,12 +8,13 @@ import os
 import shutil
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from ...agent_api.boot_source import BootSource, DirectKernel
-from ...agent_api.server_program import ServerProgram
+from ...agent_api.server_program import ENGINE_PROGRAM, ServerProgram
 from ...engine.qemu.binary import find_firmware
 from ...engine.qemu.child import Child, ChildRecord, Journal, NoJournal, spawn
 from ...errors import AgentError, ApiError, CapabilityMissing, HostError, PropolisError
@@ -36,6 +37,12 @@ HELP_TIMEOUT_S: Final = 20.0
 PORT_ATTEMPTS: Final = 5
 LAST_LINES: Final = 5
 ENDS: Final = (InstanceState.DESTROYED, InstanceState.FAILED)
+ENGINE_SCRIPT: Final = """#!{python}
+import sys
+sys.path[:0] = {path!r}
+from pytest_propolis.cli.serve import main
+main()
+"""
 
 _HELP: Final[dict[tuple[str, int], str]] = {}
 """What programs say of themselves, by path and time of the last change."""
@@ -129,8 +136,16 @@ class ServerProcess:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
     def _executable(self) -> str:
-        """Return the path of the program; of a copy, if it is an artifact from a store, where nothing is executable."""
+        """Return the path of the program; of a copy, if it is an artifact from a store, where nothing is executable.
+
+        The engine's own is made: on a host that a run has brought this project to, it is not installed.
+        """
         path = Path(self._program.path)
+        if self._program.path == ENGINE_PROGRAM:
+            script = self._directories[0] / ENGINE_PROGRAM
+            script.write_text(ENGINE_SCRIPT.format(python=sys.executable, path=[entry for entry in sys.path if entry]))
+            script.chmod(0o700)
+            return str(script)
         if os.access(path, os.X_OK) or not path.is_file():
             return str(path)
         copy = self._directories[0] / path.name
@@ -169,8 +184,10 @@ class ServerProcess:
 
     async def _has_option(self, option: str) -> bool:
         """Return whether the program's own help names an option. Each program is asked once."""
+        if self._program.path == ENGINE_PROGRAM:
+            return True
         try:
-            program = self._program.path, Path(self._program.path).stat().st_mtime_ns
+            program = self._program.path, Path(self._path).stat().st_mtime_ns
             if program not in _HELP:
                 async with asyncio.timeout(HELP_TIMEOUT_S):
                     told = await run_program([*system().children.privileges, self._path, "run", "--help"])

@@ -40,20 +40,19 @@ async def located(vm_id: str, hosts: tuple[HostSpec, ...] | None) -> AsyncIterat
         raise ConfigError(which, hint="`propolis ps` lists the VMs of this user; --hosts FILE is for those elsewhere")
     ((spec, place),) = places
     async with contextlib.AsyncExitStack() as stack:
-        socket = Path(place.socket)
+        socket, port = Path(place.socket), place.port
         if spec is not None:
             from ...hosts.ssh.visit import visit
 
-            socket = await (await stack.enter_async_context(visit(spec))).forward(place.socket)
-        if place.port is None:
+            visited = await stack.enter_async_context(visit(spec))
+            if port is None:
+                socket = await visited.forward(place.socket)
+            else:
+                port = await visited.forward_port(port)
+        if port is None:
             yield place, Endpoint(base_url=f"http://agent/vms/{place.id}", uds=socket)
-        elif spec is None:
-            yield place, Endpoint(base_url=f"http://127.0.0.1:{place.port}")
         else:
-            raise ConfigError(
-                f"the server of VM {place.name!r} is a program on {spec.name}, which only that machine reaches",
-                hint=f"run this there: its server is at 127.0.0.1:{place.port}",
-            )
+            yield place, Endpoint(base_url=f"http://127.0.0.1:{port}")
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):

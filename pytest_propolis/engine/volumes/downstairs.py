@@ -60,6 +60,9 @@ class Downstairs:
         self._running = asyncio.Event()
         self._running.set()
         self._promotions = asyncio.Lock()
+        self._changes = asyncio.Lock()
+        """Held while it is started or ended: one that is being started when it is closed ends all the same."""
+        self._closed = False
         self._watcher: asyncio.Task[None] | None = None
 
     @property
@@ -84,17 +87,24 @@ class Downstairs:
     async def start(self) -> None:
         """Start it, or start it again after its death.
 
-        :raises StorageDaemonError: when its process does not start.
+        :raises StorageDaemonError: when its process does not start, or it is closed.
         """
-        await self.kill()
-        daemon = self._make_daemon()
-        await daemon.start()
-        self._daemon = daemon
-        self._watcher = asyncio.create_task(self._watch(daemon))
-        self._server = await asyncio.start_server(self._serve, *self._reserved.getsockname(), limit=LONGEST_LINE)
+        async with self._changes:
+            await self._end()
+            if self._closed:
+                raise StorageDaemonError("it is closed")
+            daemon = self._make_daemon()
+            await daemon.start()
+            self._daemon = daemon
+            self._watcher = asyncio.create_task(self._watch(daemon))
+            self._server = await asyncio.start_server(self._serve, *self._reserved.getsockname(), limit=LONGEST_LINE)
 
     async def kill(self) -> None:
         """End it at once. Its file stays."""
+        async with self._changes:
+            await self._end()
+
+    async def _end(self) -> None:
         self._running.set()
         server, self._server = self._server, None
         if server is not None:
@@ -139,7 +149,8 @@ class Downstairs:
         await self._daemon.slow_down(delay_ms)
 
     async def close(self) -> None:
-        """End it. Its file stays. Closing twice is fine."""
+        """End it for good. Its file stays. Closing twice is fine."""
+        self._closed = True
         await self.kill()
         self._reserved.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Final
 
 from ...agent.servers.server_process import ServerProcess
 from ...agent_api.boot_source import Firmware
-from ...agent_api.server_program import SERVER_HINT, ServerProgram, find_server_program
+from ...agent_api.server_program import ENGINE_PROGRAM, SERVER_HINT, ServerProgram
 from ...engine.qemu.binary import find_firmware
 from ...engine.qemu.child import NoJournal
 from ...errors import ApiError, CapabilityMissing, PropolisError
@@ -129,7 +130,9 @@ async def _ask_program(settings: Settings) -> _Answer:
         path = str(store.place(artifact))
         if not Path(path).is_file():
             return _Answer(ok=False, detail="not fetched yet", remedy=f"run `propolis artifacts fetch {server}`")
-    elif (found := find_server_program(server)) is None:
+    elif server == ENGINE_PROGRAM:
+        path = server
+    elif (found := shutil.which(server)) is None:
         return _Answer(ok=False, detail="is not there, or no program", remedy=SERVER_HINT)
     else:
         path = str(Path(found).absolute())

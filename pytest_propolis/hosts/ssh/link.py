@@ -36,6 +36,7 @@ from .link_messages import (
     LinkReady,
     LinkRequest,
     LinkStarted,
+    OfferPort,
     OfferSocket,
     PutFile,
     ReachPort,
@@ -51,7 +52,7 @@ FIRST_CLIENT_TIMEOUT_S: Final = 30.0
 GOODBYE_TIMEOUT_S: Final = 20.0
 BEAT_S: Final = 1.0
 LINE_BYTES: Final = 1 << 20
-Work = RunCommand | PutFile | GetFile | OfferSocket | ReachPort
+Work = RunCommand | PutFile | GetFile | OfferSocket | OfferPort | ReachPort
 REMOTE_COMMAND: Final = Path(__file__).with_name("remote_command.py")
 
 
@@ -189,6 +190,8 @@ class Link:
                     await put_file(self._transport, host, Path(local), remote, python=self._config.python, once=once)
                 case OfferSocket(local=local):
                     return LinkAnswer(path=await self._offer(local))
+                case OfferPort(port=port):
+                    return LinkAnswer(port=await self._transport.offer_port(port))
                 case ReachPort(port=port):
                     return LinkAnswer(port=await self._transport.forward_port(port))
                 case GetFile(local=local, remote=remote):

@@ -30,6 +30,7 @@ from .link_messages import (
     LinkReady,
     LinkRequest,
     LinkStarted,
+    OfferPort,
     OfferSocket,
     PutFile,
     ReachPort,
@@ -146,6 +147,15 @@ class JoinedLink:
         answer = await self._ask(OfferSocket(local=str(local)))
         assert answer.path is not None
         return answer.path
+
+    async def offer_port(self, port: int) -> int:
+        """Have the host reach a port of this machine's loopback interface, as long as the link lasts; return its own.
+
+        :raises HostError: when the host's sshd refuses.
+        """
+        answer = await self._ask(OfferPort(port=port))
+        assert answer.port is not None
+        return answer.port
 
     async def reach_port(self, port: int) -> int:
         """Return a port of this machine's loopback interface that leads to one of the host's, while the link lasts.

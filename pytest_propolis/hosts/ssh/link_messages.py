@@ -20,6 +20,7 @@ __all__ = [
     "LinkReady",
     "LinkRequest",
     "LinkStarted",
+    "OfferPort",
     "OfferSocket",
     "PutFile",
     "ReachPort",
@@ -117,13 +118,20 @@ class OfferSocket(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     local: str
 
 
+class OfferPort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Have the host reach a port of this machine's loopback interface, as long as the link lasts. Answered by the port
+    of the host's loopback interface."""
+
+    port: int
+
+
 class ReachPort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Have a port of this machine's loopback interface lead to one of the host's. Answered by that port."""
 
     port: int
 
 
-LinkRequest = Join | RunCommand | PutFile | GetFile | OfferSocket | ReachPort
+LinkRequest = Join | RunCommand | PutFile | GetFile | OfferSocket | OfferPort | ReachPort
 
 
 class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

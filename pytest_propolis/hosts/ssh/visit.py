@@ -102,13 +102,24 @@ class Visit:
 
         :raises HostError: when SSH refuses.
         """
-        # A connection of OpenSSH is open when a command runs.
-        channel = await self._transport.start("exec cat")
-        channel.stdin.write(b"\n")
-        await channel.stdout.readline()
+        await self._open()
         local = self._directory / f"{secrets.token_hex(4)}.sock"
         await self._transport.forward(local, remote)
         return local
+
+    async def forward_port(self, remote: int) -> int:
+        """Return a port of this machine's loopback interface that leads to one of the host's while the visit lasts.
+
+        :raises HostError: when SSH refuses.
+        """
+        await self._open()
+        return await self._transport.forward_port(remote)
+
+    async def _open(self) -> None:
+        """Make sure that the connection is open: one of OpenSSH is when a command runs."""
+        channel = await self._transport.start("exec cat")
+        channel.stdin.write(b"\n")
+        await channel.stdout.readline()
 
 
 async def measure(spec: HostSpec) -> Machine:

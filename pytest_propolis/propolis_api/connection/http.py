@@ -100,7 +100,7 @@ class HttpClient:
         timeout_s: float | None,
     ) -> AsyncIterator[HttpStream]:
         """Ask, and read the answer as it comes, inside the block. What is not read to its end costs the connection."""
-        target = f"{self._path}{path}" + (f"?{urlencode(query)}" if query else "")
+        target = (f"{self._path}{path}" or "/") + (f"?{urlencode(query)}" if query else "")
         question = _question(method, target, self._headers, content)
         connection = self._kept() or await _Connection.open(self.endpoint)
         answer = HttpStream(connection, timeout_s)

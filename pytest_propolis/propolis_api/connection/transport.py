@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from types import TracebackType
 from typing import Any, Final, final
@@ -19,19 +20,29 @@ __all__ = ["CLOSE_TIMEOUT_S", "CONNECT_TIMEOUT_S", "WebSocketOpening", "http_cli
 CLOSE_TIMEOUT_S: Final = 2.0
 """How long the closing of a websocket waits for the server's goodbye."""
 
-_HEADERS: Final = {"api-version": API_VERSION}
+_VERSION_HEADER: Final = "api-version"
+_HEADERS: Final = {_VERSION_HEADER: API_VERSION}
 
 
-def http_client(endpoint: Endpoint) -> HttpClient:
-    """A client with no connection yet, which costs next to nothing to make."""
-    return HttpClient(endpoint, headers=_HEADERS)
+def http_client(endpoint: Endpoint, *, version: str | None = None) -> HttpClient:
+    """A client with no connection yet, which costs next to nothing to make.
+
+    :param version: of the API, instead of this client's own.
+    """
+    return HttpClient(endpoint, headers={_VERSION_HEADER: version} if version else _HEADERS)
 
 
 async def open_websocket(
-    endpoint: Endpoint, path: str, query: Mapping[str, int], *, headers: Mapping[str, str] | None = None
+    endpoint: Endpoint,
+    path: str,
+    query: Mapping[str, int],
+    *,
+    headers: Mapping[str, str] | None = None,
+    send_buffer_bytes: int | None = None,
 ) -> ClientConnection:
     """A websocket without compression, pings or a limit on the size of its frames.
 
+    :param send_buffer_bytes: the most that the system may hold of what is sent; None: what it thinks best.
     :raises OSError: TimeoutError among them, when nothing answers.
     :raises websockets.exceptions.InvalidHandshake: when something else than the upgrade is answered.
     """
@@ -51,6 +62,8 @@ async def open_websocket(
         options["ssl"] = endpoint.tls
     connection = await connect_socket(endpoint, timeout_s=CONNECT_TIMEOUT_S)
     try:
+        if send_buffer_bytes is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
         return await connect(uri, sock=connection, **options)
     except BaseException:
         connection.close()

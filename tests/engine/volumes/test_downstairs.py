@@ -22,6 +22,7 @@ from pytest_propolis.engine.volumes.nbd import NbdError, probe_export
 from pytest_propolis.engine.volumes.negotiation import Promote
 from pytest_propolis.engine.volumes.region_file import RegionFile
 from pytest_propolis.engine.volumes.session import DownstairsRefused, DownstairsUnreachable, Session
+from pytest_propolis.engine.volumes.storage_daemon import StorageDaemonError
 
 SIZE = 1 << 20
 VOLUME = uuid.uuid4()
@@ -159,6 +160,18 @@ async def test_one_that_is_killed_refuses_connections_and_has_its_address_again_
     await downstairs.start()
     assert downstairs.address == address
     (await Session.open(address, promotion())).close()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5, 20, 100])
+async def test_one_that_is_closed_while_it_starts_again_leaves_no_process(downstairs: Downstairs, steps: int) -> None:
+    starting = asyncio.create_task(downstairs.start())
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    await downstairs.close()
+    pid = downstairs.pid
+    with contextlib.suppress(StorageDaemonError):
+        await starting
+    assert (downstairs.state, downstairs.pid, pid) == ("dead", None, None)
 
 
 async def test_one_that_hangs_is_found_out(downstairs: Downstairs) -> None:

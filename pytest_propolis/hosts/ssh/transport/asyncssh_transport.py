@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 import asyncssh
 
 from ....errors import HostError
-from .transport import Channel, SshDestination, offer_refused
+from .transport import Channel, SshDestination, offer_refused, port_offer_refused
 
 __all__ = ["FALLBACK_ERRORS", "AsyncsshTransport", "describe"]
 
@@ -103,6 +103,14 @@ class AsyncsshTransport:
 
     async def forward_port(self, remote: int) -> int:
         listener = await self._connection.forward_local_port(LOOPBACK, 0, LOOPBACK, remote)
+        self._listeners.append(listener)
+        return int(listener.get_port())
+
+    async def offer_port(self, local: int) -> int:
+        try:
+            listener = await self._connection.forward_remote_port(LOOPBACK, 0, LOOPBACK, local)
+        except asyncssh.ChannelListenError as error:
+            raise port_offer_refused(self._name, str(error)) from None
         self._listeners.append(listener)
         return int(listener.get_port())
 

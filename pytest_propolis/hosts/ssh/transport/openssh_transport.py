@@ -16,7 +16,7 @@ from typing import ClassVar, Final
 from ....errors import HostError
 from ....operating_system.registry import system
 from ....storage.programs import run_program
-from .transport import Channel, SshDestination, offer_refused
+from .transport import Channel, SshDestination, offer_refused, port_offer_refused
 
 __all__ = ["OpensshTransport"]
 
@@ -76,6 +76,12 @@ class OpensshTransport:
         if done.status != 0:
             raise HostError(f"host {self._destination.name}: SSH refuses to forward a port: {done.last_lines()}")
         return port
+
+    async def offer_port(self, local: int) -> int:
+        done = await run_program([*self._words("-O", "forward", "-R", f"{LOOPBACK}:0:{LOOPBACK}:{local}")])
+        if done.status != 0:
+            raise port_offer_refused(self._destination.name, done.last_lines())
+        return int(done.output)
 
     async def wait_closed(self) -> None:
         if self._first:

@@ -11,7 +11,7 @@ import msgspec
 
 from ....errors import HostError
 
-__all__ = ["Channel", "SshDestination", "Transport", "offer_refused"]
+__all__ = ["Channel", "SshDestination", "Transport", "offer_refused", "port_offer_refused"]
 
 
 class SshDestination(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +80,13 @@ class Transport(Protocol):
         :raises HostError: when that is refused.
         """
 
+    async def offer_port(self, local: int) -> int:
+        """Listen on a port of the host's loopback interface, and connect what comes there to one of this machine's.
+
+        :return: the host's port.
+        :raises HostError: when that is refused.
+        """
+
     async def wait_closed(self) -> None:
         """Wait until the connection has ended."""
 
@@ -92,4 +99,12 @@ def offer_refused(host: str, reason: str) -> HostError:
     return HostError(
         f"host {host}: its sshd refuses to listen on a socket there: {reason}",
         hint="AllowStreamLocalForwarding must be yes in its sshd_config, for what goes from host to host",
+    )
+
+
+def port_offer_refused(host: str, reason: str) -> HostError:
+    """Return the error for a host whose sshd does not listen on a port for this machine."""
+    return HostError(
+        f"host {host}: its sshd refuses to listen on a port there: {reason}",
+        hint="AllowTcpForwarding must be yes in its sshd_config, for what goes from host to host",
     )
