@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import HostBusy, ResourceExhausted
-from .memory import available_mib, total_mib
+from ..operating_system.figures import available_mib, total_mib
 
 __all__ = ["MemoryBudget", "fork_cost_mib"]
 

@@ -11,10 +11,12 @@ from typing import cast
 from ..agent_api.messages import AgentConfig
 from ..engine.qemu.accelerator.probe import AcceleratorChoice, probe_accelerator
 from ..engine.qemu.binary import Qemu, find_qemu
+from ..errors import CapabilityMissing
+from ..operating_system.registry import system
 from ..settings import Accelerator
 from ..storage.user_directories import cache_directory
 
-__all__ = ["Hypervisor", "HypervisorFinder"]
+__all__ = ["Hypervisor", "HypervisorFinder", "require_engine"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +25,18 @@ class Hypervisor:
 
     qemu: Qemu
     accelerator: AcceleratorChoice
+
+
+def require_engine() -> None:
+    """
+    :raises CapabilityMissing: when the operating system lacks what the engine needs.
+    """
+    here = system()
+    if here.host.engine_obstacle is not None:
+        raise CapabilityMissing(
+            f"the engine cannot run on {here.name}: it needs {here.host.engine_obstacle}",
+            hint="choose a server with --propolis-server: the path of a propolis-server, or the URL of one that runs",
+        )
 
 
 class HypervisorFinder:
@@ -35,7 +49,8 @@ class HypervisorFinder:
     async def find(self) -> Hypervisor:
         """Return the hypervisor.
 
-        :raises CapabilityMissing: if there is no usable QEMU, or the requested accelerator does not work.
+        :raises CapabilityMissing: if the engine cannot run here, there is no usable QEMU, or the requested accelerator
+            does not work.
         """
         if self._search.done() and (self._search.cancelled() or self._search.exception()):
             self._search = self._begin()
@@ -53,6 +68,7 @@ class HypervisorFinder:
         return search
 
     async def _find(self) -> Hypervisor:
+        require_engine()
         qemu = await find_qemu(Path(self._config.qemu) if self._config.qemu else None)
         choice = await probe_accelerator(
             qemu,

@@ -36,11 +36,13 @@ from ..ledger.entry import KEPT_OWNER, Owner
 from ..ledger.identity import ProcessIdentity
 from ..ledger.ledger import Ledger
 from ..ledger.writer import LedgerWriter
+from ..operating_system.registry import system
 from .budget import MemoryBudget
 from .client_resources import ClientResources, OwnedVm
 from .disks.disk_images import allowed_image_directories, make_image, require_absolute
 from .disks.disk_space import DiskSpace
 from .disks.image_forks import OwnedFork, fork_of, require_fork
+from .disks.raw_disks import fill_last_block, make_blank, raw_fork
 from .disks.volumes import OwnedVolume, create_volume
 from .hypervisor import Hypervisor, HypervisorFinder
 from .servers.server_factory import BACKENDS, VmPlace, address_of, server_config, server_process
@@ -250,6 +252,8 @@ class ResourceRegistry:
         :raises ArtifactError: when the image is missing or broken.
         :raises ResourceExhausted: when there is no space left.
         """
+        if system().host.engine_obstacle is not None:
+            return await self._create_raw_disk(client, request)
         qemu_img = (await self._platforms.find()).qemu.img
         owned = self._holdings(client)
         disk_id = secrets.token_hex(8)
@@ -261,9 +265,24 @@ class ResourceRegistry:
         owned.disks[disk_id] = entry
         return DiskCreated(id=disk_id, path=str(path))
 
+    async def _create_raw_disk(self, client: str, request: CreateDisk) -> DiskCreated:
+        """Create a raw disk, or a raw fork of a raw image."""
+        if request.image is not None:
+            fork = await self.fork_image(client, raw_fork(request))
+            fill_last_block(fork.fork.path, request.block_size)
+            return DiskCreated(id=fork.id, path=str(fork.fork.path))
+        owned = self._holdings(client)
+        disk_id = secrets.token_hex(8)
+        path = self._space.place(f"{disk_id}.raw")
+        with owned.writer.creating("file", path) as entry:
+            make_blank(path, request.size_bytes or 0)
+        owned.disks[disk_id] = entry
+        return DiskCreated(id=disk_id, path=str(path))
+
     async def fork_image(self, client: str, request: ForkImage) -> OwnedFork:
         """Create a writable fork of an image, with the best provider available at its location: `fork_of`."""
-        qemu_img = (await self._platforms.find()).qemu.img
+        has_engine = system().host.engine_obstacle is None
+        qemu_img = (await self._platforms.find()).qemu.img if has_engine else None
         owned = self._holdings(client)
         writer = LedgerWriter(self._ledger, owned.writer.owner)
         allowed = allowed_image_directories(self._config)

@@ -6,10 +6,14 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["ENGINE_PROGRAM", "ServerProgram"]
+__all__ = ["ENGINE_PROGRAM", "SERVER_HINT", "ServerProgram"]
 
 ENGINE_PROGRAM: Final = "propolis-server-qemu"
 """The engine as a program, which every agent has."""
+
+SERVER_HINT: Final = (
+    "give engine, the path of a program, the name of an artifact, or http://IP:PORT of a server that runs"
+)
 
 
 class ServerProgram(msgspec.Struct, frozen=True, kw_only=True):

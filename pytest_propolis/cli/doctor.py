@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from ..errors import ConfigError, PropolisError
 from ..settings import OPTIONS, Settings
 from .hosts import ask_hosts, on_hosts
-from .main import choices
+from .main import settings_options
 
 if TYPE_CHECKING:
     from ..guests.adapter import GuestImage
     from ..guests.registry import GuestRegistry
     from ..hosts.host import HostSpec
-    from ..hosts.inventory.capabilities import Capability, Survey
+    from ..hosts.inventory.capabilities import Survey
+    from ..hosts.inventory.capability import Capability
+    from ..hosts.inventory.servers import ServerReport
     from ..storage.store import ArtifactStore
+    from .project import Project
 
 __all__ = ["doctor"]
+
+
+_OPTIONS: Final = (
+    *("guest", "accelerator", "qemu", "server", "boot_rom", "artifacts"),
+    *("artifact_dir", "boot_timeout", "settings_file"),
+)
+"""The options of pytest that tell what a run needs of a host."""
 
 
 @click.command()
@@ -32,7 +43,7 @@ __all__ = ["doctor"]
     "--tests", "tests", metavar="PATH", multiple=True, help="Say what the tests of PATH need, and which skip."
 )
 @click.option("--propolis-hosts", "run_hosts", metavar="HOSTS", help="With --tests: the hosts of the run.")
-@choices
+@functools.partial(settings_options, names=_OPTIONS)
 @on_hosts
 def doctor(
     *,
@@ -44,7 +55,8 @@ def doctor(
 ) -> None:
     """Check what this machine can do, and how to fix what it cannot; with --hosts what the hosts of an inventory can.
 
-    Each capability is actually exercised. The exit status is 0 if virtual machines can run there, and 1 if they cannot.
+    Each capability is actually exercised: a server program is started, and asked. The settings are those that a run in
+    this directory would have. The exit status is 0 if virtual machines can run there, and 1 if they cannot.
 
     With --tests, collect the tests of a path, as pytest would here, and say before they run what each needs, which
     hosts have it, and why it would be skipped. The exit status is 0 if the tests can be collected.
@@ -62,9 +74,15 @@ def doctor(
 
 def _examine(settings: Settings, *, as_json: bool) -> bool:
     """Show what this machine can do; return whether VMs can run here."""
+    from ..guests.registry import GuestRegistry
     from ..hosts.inventory.capabilities import survey
 
-    found = asyncio.run(survey(settings, guest_files=_guest_files(settings)))
+    guests = GuestRegistry()
+    if project := _project():
+        given = click.get_current_context().params
+        settings = Settings.resolve(command_line=given, ini=project.ini, ini_directory=project.ini_directory)
+        guests = project.guests
+    found = asyncio.run(survey(settings, guest_files=_guest_files(settings, guests)))
     click.echo(_as_json(found) if as_json else "\n".join(_as_table(found)))
     return found.can_run_vms
 
@@ -83,7 +101,11 @@ def _explain_tests(paths: tuple[str, ...], hosts: str | None, *, as_json: bool) 
 def _as_json(found: Survey) -> str:
     needed = [{**asdict(capability), "needed": True} for capability in found.needed]
     useful = [{**asdict(capability), "needed": False} for capability in found.useful]
-    return json.dumps({"can_run_vms": found.can_run_vms, "capabilities": needed + useful}, indent=2)
+    needs = [{**asdict(capability), "needed": True} for capability in found.server_needs]
+    servers = [asdict(server) for server in found.servers]
+    return json.dumps(
+        {"can_run_vms": found.can_run_vms, "capabilities": needed + useful + needs, "servers": servers}, indent=2
+    )
 
 
 def _as_table(found: Survey) -> Iterator[str]:
@@ -92,6 +114,11 @@ def _as_table(found: Survey) -> Iterator[str]:
         yield f"{title}:"
         for capability in capabilities:
             yield from _row(capability, width)
+    yield "servers:"
+    for server in found.servers:
+        yield from _server_row(server, max(len(server.server) for server in found.servers))
+    for capability in found.server_needs:
+        yield from _row(capability, width)
     missing = ", ".join(capability.name for capability in found.needed if not capability.ok)
     yield f"VMs cannot run here: see {missing}" if missing else "VMs can run here."
 
@@ -103,26 +130,32 @@ def _row(capability: Capability, width: int) -> Iterator[str]:
         yield f"       {'':{width}}  -> {capability.remedy}"
 
 
-def _guest_files(settings: Settings) -> dict[str, list[Path]]:
+def _server_row(server: ServerReport, width: int) -> Iterator[str]:
+    version = f"; speaks API version {server.api_version}" if server.api_version else ""
+    serves = "; serves the VMs of a run" if server.serves else ""
+    yield f"  {'yes' if server.ok else 'no '}  {server.server:{width}}  {server.detail}{version}{serves}"
+    if server.remedy:
+        yield f"       {'':{width}}  -> {server.remedy}"
+
+
+def _guest_files(settings: Settings, guests: GuestRegistry) -> dict[str, list[Path]]:
     from ..storage.store import ArtifactStore, default_artifact_dir
 
     store = ArtifactStore(settings.artifact_dir or default_artifact_dir())
-    return {name: _files(adapter.image, store) for name, adapter in _guests().adapters.items()}
+    return {name: _files(adapter.image, store) for name, adapter in guests.adapters.items()}
 
 
-def _guests() -> GuestRegistry:
-    """Return the guests of the project here; if pytest cannot load it, warn and return the built-in ones."""
-    from ..guests.registry import GuestRegistry
-
+def _project() -> Project | None:
+    """Return the project here; if pytest cannot load it, warn and return None."""
     try:
-        from .project import guests_here
+        from .project import project_here
 
-        return guests_here()
+        return project_here()
     except ImportError:  # without pytest, as on a host over SSH
-        return GuestRegistry()
+        return None
     except PropolisError as error:
         click.echo(f"propolis: {error.message}; only the built-in guests are shown", err=True)
-        return GuestRegistry()
+        return None
 
 
 def _files(image: GuestImage, store: ArtifactStore) -> list[Path]:

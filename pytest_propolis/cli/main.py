@@ -37,6 +37,7 @@ _COMMANDS: Final = {
 """The module of each command, which is an attribute of the same name."""
 
 _CHOICES: Final = ("guest", "accelerator", "qemu", "artifact_dir", "boot_timeout", "settings_file")
+"""The options of pytest that tell what a host needs for a run."""
 
 
 class _Group(click.Group):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 import pytest
 
 from ..errors import ConfigError
 from ..guests.registry import GuestRegistry
+from ..session.ini_file import ini_directory, ini_values
 
-__all__ = ["guests_here", "tests_here"]
+__all__ = ["Project", "guests_here", "project_here", "tests_here"]
 
 _Found = TypeVar("_Found")
 
@@ -21,8 +24,27 @@ _ARGUMENTS: Final = ("-p", "propolis", "--assert=plain")
 imported by this process cannot be rewritten."""
 
 
+@dataclass(frozen=True, slots=True)
+class Project:
+    """What a project adds.
+
+    :param guests: the built-in guests, and those of its plugins and ``conftest.py``.
+    :param ini: what its configuration file has for this plugin, by option name.
+    :param ini_directory: the directory of that file.
+    """
+
+    guests: GuestRegistry
+    ini: Mapping[str, str]
+    ini_directory: Path
+
+
 def guests_here() -> GuestRegistry:
-    """Return all guests available to tests in this directory: built-in ones, and those of plugins and ``conftest.py``.
+    """Return the guests of `project_here`."""
+    return project_here().guests
+
+
+def project_here() -> Project:
+    """Return what the project in this directory adds.
 
     pytest itself loads its configuration for this, and stops before collection.
 
@@ -33,9 +55,9 @@ def guests_here() -> GuestRegistry:
         status = pytest.main([*_ARGUMENTS], plugins=[reader])
     except Exception as error:
         raise _unreadable(f"{type(error).__name__}: {error}") from error
-    if reader.guests is None:
+    if reader.project is None:
         raise _unreadable(f"exit status {int(status)}")
-    return reader.guests
+    return reader.project
 
 
 def tests_here(arguments: Sequence[str], look: Callable[[pytest.Item], _Found]) -> list[_Found]:
@@ -69,12 +91,13 @@ def _unreadable(why: str) -> ConfigError:
 class _Reader:
     """A plugin that replaces pytest's main loop."""
 
-    guests: GuestRegistry | None = None
+    project: Project | None = None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> pytest.ExitCode:
         adapters = config.hook.pytest_propolis_guests(config=config)
-        self.guests = GuestRegistry(adapter for some in adapters for adapter in some)
+        guests = GuestRegistry(adapter for some in adapters for adapter in some)
+        self.project = Project(guests, ini_values(config), ini_directory(config))
         return pytest.ExitCode.OK
 
 

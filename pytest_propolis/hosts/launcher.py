@@ -23,6 +23,7 @@ from ..agent_api.messages import LOG_NAME, AgentConfig, AgentReady
 from ..errors import AgentError, HostError, ResourceExhausted
 from ..ledger.identity import ProcessIdentity
 from ..ledger.rendezvous import Rendezvous
+from ..operating_system.registry import system
 from .known_directories import note_base_directory
 from .lifeline import AgentNotRunning, Lifeline
 from .run_directory import make_private_directory
@@ -76,9 +77,11 @@ async def connect_or_launch(config: AgentConfig, *, client: str) -> Launched:
 
     :raises AgentError: if the agent does not start, with the end of its log.
     :raises HostError: if its directory cannot be created.
+    :raises CapabilityMissing: if this is no operating system on which agents run, or files cannot be locked.
     """
     directory = Path(config.directory)
     make_private_directory(directory.parent)
+    system().host.require_file_locks(directory.parent)
     note_base_directory(directory.parent)
     rendezvous = Rendezvous(directory.parent, config.run)
     if launched := await _connect(rendezvous, client):

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import HostError, ResourceExhausted
+from ..operating_system.registry import system
 from ..storage.user_directories import cache_directory
 
 __all__ = ["agent_directory", "base_directory", "make_private_directory", "require_private_directory", "run_token"]
@@ -28,7 +29,7 @@ def base_directory(environment: Mapping[str, str] = os.environ) -> Path:
     if runtime and Path(runtime).is_absolute() and Path(runtime).is_dir():  # relative ones are invalid (XDG)
         return Path(runtime) / "propolis"
     if os.geteuid() == 0:
-        return Path("/run/propolis")
+        return system().host.run_directory / "propolis"
     return cache_directory() / "run"
 
 

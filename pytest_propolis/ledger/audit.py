@@ -7,7 +7,6 @@ ZFS datasets.
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import time
@@ -18,6 +17,7 @@ from typing import Final
 
 from ..agent_api.messages import LOG_NAME, SOCKET_NAME
 from ..errors import HostError
+from ..operating_system.registry import system
 from ..storage.files import files_below, require_trusted
 from .disk_directories import OWNER_NAME, directories_of
 from .entry import AGENT_OWNER, KEPT_OWNER, MARK_VARIABLE, Entry, command_line_mark
@@ -31,8 +31,7 @@ __all__ = ["Leak", "audit", "wait_settled"]
 _OWN_FILES: Final = frozenset({LEDGER_NAME, LOG_NAME, SOCKET_NAME, OWNER_NAME})
 _ZFS_TIMEOUT_S: Final = 10.0
 _LOOK_S: Final = 0.1
-_PROC: Final = Path("/proc")
-_BLOCK: Final = Path("/sys/block")
+_COMMAND_LENGTH: Final = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +60,13 @@ def wait_settled(base: Path, run: str, *, timeout_s: float) -> None:
         busy[0].contents.header.agent.wait_gone(min(remaining_s, _LOOK_S))
 
 
-def audit(base: Path, run: str, *, disks: Path | None = None, block_devices: Path = _BLOCK) -> list[Leak]:
+def audit(base: Path, run: str, *, disks: Path | None = None, block_devices: Path | None = None) -> list[Leak]:
     """Return the leaks of a run. Call it after all clients have exited and the agents have had time to do so.
 
     :param base: the parent of the agents' run directories.
     :param run: the run's id.
     :param disks: the parent of the agents' disk directories.
-    :param block_devices: the kernel's directory of block devices.
+    :param block_devices: the kernel's directory of block devices; None for the host's, if it has one.
     """
     agents = _agents(base, run)
     words = (f"{MARK_VARIABLE}={run}.", command_line_mark(run))
@@ -78,7 +77,8 @@ def audit(base: Path, run: str, *, disks: Path | None = None, block_devices: Pat
         explained = {agent.directory.name for agent in agents}
         leaks += [Leak("directory", str(place)) for place in directories_of(disks, run) if place.name not in explained]
     leaks += [*_processes(words, agents), *_sockets(agents, base / run), *_mounts(run)]
-    return [*leaks, *_devices(block_devices, run), *_datasets(run)]
+    described = block_devices or system().host.block_devices
+    return [*leaks, *(_devices(described, run) if described else ()), *_datasets(run)]
 
 
 def _agents(base: Path, run: str) -> list[RunSurvey]:
@@ -146,7 +146,11 @@ def _entries(agent: RunSurvey) -> Iterable[Entry]:
 
 
 def _command(pid: int) -> str:
-    return _text(_PROC / str(pid) / "cmdline").replace("\0", " ").strip()[:120] or "gone meanwhile"
+    return _command_line(pid)[:_COMMAND_LENGTH] or "gone meanwhile"
+
+
+def _command_line(pid: int) -> str:
+    return system().processes.command_line(pid).decode(errors="replace").replace("\0", " ").strip()
 
 
 def _sockets(agents: Iterable[RunSurvey], prefix: Path) -> Iterator[Leak]:
@@ -159,8 +163,7 @@ def _sockets(agents: Iterable[RunSurvey], prefix: Path) -> Iterator[Leak]:
     """
     expected = {str(agent.directory / SOCKET_NAME) for agent in agents if _keeps(agent)}
     kept = [f"{path}/" for agent in agents if _keeps(agent) for path in _kept_paths(agent)]
-    names = {line.split()[7] for line in _text(_PROC / "net/unix").splitlines()[1:] if len(line.split()) > 7}
-    for name in sorted(names - expected):
+    for name in sorted(set(system().host.bound_sockets()) - expected):
         if name.startswith(f"{prefix.absolute()}-") and not name.startswith(tuple(kept)):
             yield Leak("socket", name)
 
@@ -170,14 +173,9 @@ def _kept_paths(agent: RunSurvey) -> Iterator[str]:
 
 
 def _mounts(run: str) -> Iterator[Leak]:
-    for line in _text(_PROC / "self/mountinfo").splitlines():
-        if run in line and _is_out_of_others_reach(Path(point := _unescaped(line.split()[4]))):
-            yield Leak("mount", point)
-
-
-def _unescaped(field: str) -> str:
-    """A path as the kernel shows it in mountinfo: white space and backslashes are octal escapes there."""
-    return re.sub(r"\\(\d{3})", lambda escape: chr(int(escape[1], 8)), field)
+    for mount in system().host.mounts() or ():
+        if run in mount.record and _is_out_of_others_reach(mount.point):
+            yield Leak("mount", str(mount.point))
 
 
 def _is_out_of_others_reach(path: Path) -> bool:
@@ -202,8 +200,8 @@ def _devices(block_devices: Path, run: str) -> Iterator[Leak]:
         if run in (name := _text(backend).strip()):
             yield Leak("NBD device", f"/dev/{backend.parent.name} on {name}")
     for pid in sorted(block_devices.glob("nbd*/pid")):
-        if run in (command := _text(_PROC / _text(pid).strip() / "cmdline").replace("\0", " ")):
-            yield Leak("NBD device", f"/dev/{pid.parent.name} of {command[:120]}")
+        if (server := _text(pid).strip()).isdigit() and run in (command := _command_line(int(server))):
+            yield Leak("NBD device", f"/dev/{pid.parent.name} of {command[:_COMMAND_LENGTH]}")
 
 
 def _datasets(run: str) -> Iterator[Leak]:

@@ -1,29 +1,24 @@
 """Process identity: distinguish a process from every other one that ever had its pid.
 
-Pids are recycled. Together with the kernel's start time (field 22 of ``/proc/<pid>/stat``) and the boot id, a pid
-identifies one process permanently. Where the operating system reports no start time, a process with the same pid
+Pids are recycled. Together with the start time that the kernel reports and the boot id, a pid identifies one process
+permanently. Where the operating system reports no start time, a process with the same pid
 counts as the same one and is never signalled.
 """
 
 from __future__ import annotations
 
 import errno
-import functools
 import os
-import select
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
 from ..errors import CapabilityMissing
+from ..operating_system.interface import OpenProcess, Processes
+from ..operating_system.registry import system
 
 __all__ = ["ProcessIdentity", "find_marked"]
-
-_PROC: Final = Path("/proc")
-_DEAD_STATES: Final = (b"Z", b"X", b"x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +26,7 @@ class ProcessIdentity:
     """The permanent identity of a process.
 
     :param pid: its pid in ``pid_namespace``.
-    :param start_time: clock ticks from boot to its start; None if unknown.
+    :param start_time: when it started, as the operating system counts; None if unknown.
     :param boot_id: the boot during which it ran; empty if unknown.
     :param pid_namespace: the namespace of the pid; empty if unknown.
     """
@@ -52,10 +47,11 @@ class ProcessIdentity:
 
         :raises ProcessLookupError: when there is no such process.
         """
-        stat = _Stat.read(pid)
-        if stat is None and not _pid_exists(pid):
+        known = _processes()
+        status = known.status(pid)
+        if status is None and not _pid_exists(pid):
             raise ProcessLookupError(errno.ESRCH, f"there is no process {pid}")
-        return cls(pid, stat.start_time if stat else None, _boot_id(), _pid_namespace())
+        return cls(pid, status.start_time if status else None, known.boot_id(), known.pid_namespace())
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, str]) -> ProcessIdentity | None:
@@ -77,20 +73,22 @@ class ProcessIdentity:
 
         A zombie whose other threads still run is alive.
         """
-        if _differ(self.boot_id, _boot_id()):
+        known = _processes()
+        if _differ(self.boot_id, known.boot_id()):
             return False
-        if _differ(self.pid_namespace, _pid_namespace()):
+        if _differ(self.pid_namespace, known.pid_namespace()):
             return True
-        stat = _Stat.read(self.pid)
-        if stat is None:
+        status = known.status(self.pid)
+        if status is None:
             return _pid_exists(self.pid)
-        return not stat.is_dead and self.start_time in (None, stat.start_time)
+        return not status.is_dead and self.start_time in (None, status.start_time)
 
     def carries(self, mark: str) -> bool:
         """Return whether it is alive, belongs to this user, and has the mark in its command line or environment."""
-        marked = any(mark.encode() in _read(self.pid, name) for name in ("environ", "cmdline"))
+        known, word = _processes(), mark.encode()
+        marked = word in known.environment(self.pid) or word in known.command_line(self.pid)
         # Checked last: had the pid passed to another process before the mark was read, this identity would be dead.
-        return marked and _real_uid(self.pid) == os.getuid() and self.is_alive()
+        return marked and known.real_uid(self.pid) == os.getuid() and self.is_alive()
 
     def kill(self, signal_number: signal.Signals = signal.SIGKILL) -> bool:
         """Signal the process, and never another one that has reused its pid.
@@ -99,11 +97,11 @@ class ProcessIdentity:
         :raises CapabilityMissing: when it cannot be told from another process with the same pid.
         :raises PermissionError: when it belongs to another user.
         """
-        with self._pidfd() as pidfd:
-            if pidfd is None:
+        with self._open() as process:
+            if process is None:
                 return False
             try:
-                signal.pidfd_send_signal(pidfd, signal_number)
+                process.signal(signal_number)
             except ProcessLookupError:
                 return False
             return True
@@ -114,72 +112,46 @@ class ProcessIdentity:
         :returns: whether it is dead.
         :raises CapabilityMissing: when it cannot be told from another process with the same pid.
         """
-        with self._pidfd() as pidfd:
-            if pidfd is None:
-                return True
-            poller = select.poll()
-            poller.register(pidfd, select.POLLIN)
-            return bool(poller.poll(max(timeout_s, 0) * 1000))
+        with self._open() as process:
+            return process is None or process.wait_gone(timeout_s)
 
     @contextmanager
-    def _pidfd(self) -> Iterator[int | None]:
-        """Return a pidfd of the process, or None if it is dead.
+    def _open(self) -> Iterator[OpenProcess | None]:
+        """Yield the open process, or None if it is dead.
 
-        The identity is checked again after the descriptor was opened: a match then proves that both are one process.
+        The identity is checked again after the process was opened: a match then proves that both are one process.
         """
         self._require_distinct()
-        try:
-            pidfd = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            yield None
-            return
-        try:
-            yield pidfd if self.is_alive() else None
-        finally:
-            os.close(pidfd)
+        with ExitStack() as stack:
+            try:
+                process = stack.enter_context(_processes().open(self.pid))
+            except ProcessLookupError:
+                yield None
+                return
+            yield process if self.is_alive() else None
 
     def _require_distinct(self) -> None:
-        foreign = _differ(self.pid_namespace, _pid_namespace()) and not _differ(self.boot_id, _boot_id())
-        if self.start_time is None or foreign or not hasattr(os, "pidfd_open"):
+        known = _processes()
+        foreign = _differ(self.pid_namespace, known.pid_namespace()) and not _differ(self.boot_id, known.boot_id())
+        if self.start_time is None or foreign or not known.can_open:
             raise CapabilityMissing(
                 f"process {self.pid} cannot be told from another one with the same pid, so it is not signalled",
                 hint=f"look at it with `ps -fp {self.pid}`, where it was started, and end it by hand",
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Stat:
-    """The fields used from ``/proc/<pid>/stat`` (proc_pid_stat(5))."""
-
-    state: bytes
-    parent: int
-    threads: int
-    start_time: int
-
-    @classmethod
-    def read(cls, pid: int) -> _Stat | None:
-        """Return the fields of this process; None if it is gone or the system does not report them."""
-        try:
-            text = _read(pid, "stat")
-            # Field 2 is the program's name in parentheses, which may itself hold spaces and parentheses.
-            fields = text[text.rindex(b")") + 1 :].split()
-            return cls(fields[0], int(fields[1]), int(fields[17]), int(fields[19]))
-        except (ValueError, IndexError):
-            return None
-
-    @property
-    def is_dead(self) -> bool:
-        return self.state in _DEAD_STATES and self.threads <= 1
-
-
 def find_marked(mark: str) -> list[ProcessIdentity]:
     """Return this user's running processes that carry the mark in their command line or environment.
 
-    The caller and its ancestors are excluded. Empty where there is no ``/proc``.
+    The caller and its ancestors are excluded. Empty where processes cannot be listed.
     """
     spared = _lineage()
-    candidates = (_identity(pid) for pid in _pids() if pid not in spared)
+    candidates = (_identity(pid) for pid in _processes().pids() if pid not in spared)
     return [process for process in candidates if process and process.carries(mark)]
+
+
+def _processes() -> Processes:
+    return system().processes
 
 
 def _identity(pid: int) -> ProcessIdentity | None:
@@ -189,31 +161,12 @@ def _identity(pid: int) -> ProcessIdentity | None:
         return None
 
 
-def _read(pid: int, name: str) -> bytes:
-    try:
-        return (_PROC / str(pid) / name).read_bytes()
-    except OSError:
-        return b""
-
-
-def _real_uid(pid: int) -> int | None:
-    lines = _read(pid, "status").split(b"\n")
-    return next((int(line.split()[1]) for line in lines if line.startswith(b"Uid:")), None)
-
-
-def _pids() -> list[int]:
-    try:
-        return [int(path.name) for path in _PROC.iterdir() if path.name.isdigit()]
-    except OSError:
-        return []
-
-
 def _lineage() -> set[int]:
     lineage: set[int] = set()
     pid = os.getpid()
-    while pid not in lineage and (stat := _Stat.read(pid)):
+    while pid not in lineage and (status := _processes().status(pid)):
         lineage.add(pid)
-        pid = stat.parent
+        pid = status.parent
     return lineage
 
 
@@ -229,18 +182,3 @@ def _pid_exists(pid: int) -> bool:
 
 def _differ(one: str, other: str) -> bool:
     return bool(one and other and one != other)
-
-
-@functools.cache
-def _boot_id() -> str:
-    try:
-        return (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
-
-
-def _pid_namespace() -> str:
-    try:
-        return str((_PROC / "self/ns/pid").readlink())
-    except OSError:
-        return ""

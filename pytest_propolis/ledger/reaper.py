@@ -167,7 +167,8 @@ def _is_stillborn(directory: Path) -> bool:
     if time.time() - directory.stat().st_mtime < _STARTING_S:
         return False
     try:
-        with (directory / LEDGER_NAME).open("rb") as ledger:
+        # Open for writing, because illumos gives an exclusive lock to no other file.
+        with (directory / LEDGER_NAME).open("r+b") as ledger:
             fcntl.flock(ledger, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return b"\n" not in ledger.read()
     except FileNotFoundError:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..errors import AgentError
+from ..operating_system.registry import system
 
 __all__ = ["empty", "open_no_link", "parent_of", "refusal", "remove", "require_unmounted"]
 
@@ -77,14 +78,9 @@ def require_unmounted(path: Path) -> None:
         raise refusal(path, f"has a file system mounted at {mounted}")
 
 
-def _mounted_in(path: Path) -> str | None:
-    try:
-        lines = Path("/proc/self/mountinfo").read_bytes().split(b"\n")
-    except OSError:
-        return str(path) if path.is_mount() else None
-    # Field 5 (proc_pid_mountinfo(5)) has octal escapes for the characters that would break the line into fields.
-    here = os.fsencode(path.resolve()).replace(b"\\", rb"\134")
-    for character, escape in ((b" ", rb"\040"), (b"\t", rb"\011"), (b"\n", rb"\012")):
-        here = here.replace(character, escape)
-    points = (line.split(b" ")[4] for line in lines if line)
-    return next((os.fsdecode(point) for point in points if (point + b"/").startswith(here + b"/")), None)
+def _mounted_in(path: Path) -> Path | None:
+    mounts = system().host.mounts()
+    if mounts is None:
+        return path if path.is_mount() else None
+    here = path.resolve()
+    return next((mount.point for mount in mounts if mount.point.is_relative_to(here)), None)

@@ -18,7 +18,7 @@ from typing import ClassVar, Final
 import msgspec
 
 from ..errors import ArtifactError, CapabilityMissing, ResourceExhausted
-from .programs import parent_death_prefix, run_program
+from .programs import run_program
 from .progress import Progress
 
 __all__ = ["DEBIAN_ROOT_LABEL", "DebianBuild"]
@@ -191,7 +191,7 @@ def _search_path() -> str:
 
 async def _run(argv: Sequence[str], directory: Path, **variables: str) -> None:
     environment = {"TMPDIR": str(directory), "PATH": _search_path(), **variables}
-    finished = await run_program([*parent_death_prefix(), *argv], environment=environment, directory=directory)
+    finished = await run_program(argv, environment=environment, directory=directory, ends_with_parent=True)
     if finished.status == 0:
         return
     said = finished.last_lines(12)

@@ -5,26 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-__all__ = ["Finished", "parent_death_prefix", "run_program"]
+from ..operating_system.registry import system
 
-
-@cache
-def parent_death_prefix() -> tuple[str, ...]:
-    """Return the command prefix that makes the kernel kill a command when the thread that started it ends.
-
-    `setpriv` is part of util-linux. It execs the command, so the pid stays the same. A `preexec_fn` would do the same,
-    but needs a fork of the whole interpreter for every child.
-    """
-    setpriv = shutil.which("setpriv")
-    return (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
+__all__ = ["Finished", "run_program"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +32,11 @@ class Finished:
 
 
 async def run_program(
-    argv: Sequence[str], *, environment: Mapping[str, str] | None = None, directory: Path | None = None
+    argv: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+    ends_with_parent: bool = False,
 ) -> Finished:
     """Run a program without input, in a session of its own, with messages in English.
 
@@ -50,17 +44,20 @@ async def run_program(
 
     :param environment: variables to add to this process's environment.
     :param directory: its working directory; None for this process's own.
+    :param ends_with_parent: have it killed also when this process is.
     :raises OSError: if it cannot be started.
     """
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        cwd=directory,
-        stdin=DEVNULL,
-        stdout=PIPE,
-        stderr=PIPE,
-        env={**os.environ, "LC_ALL": "C", **(environment or {})},
-        start_new_session=True,  # Ctrl-C reaches it only through our cancellation
-    )
+    with system().children.ending_with_parent() if ends_with_parent else nullcontext(()) as prefix:
+        process = await asyncio.create_subprocess_exec(
+            *prefix,
+            *argv,
+            cwd=directory,
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=PIPE,
+            env={**os.environ, "LC_ALL": "C", **(environment or {})},
+            start_new_session=True,  # Ctrl-C reaches it only through our cancellation
+        )
     try:
         output, complaint = await process.communicate()
     finally:

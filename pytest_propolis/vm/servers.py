@@ -7,12 +7,11 @@ import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
 from ..agent_api.messages import CreateVm
-from ..agent_api.server_program import ENGINE_PROGRAM, ServerProgram
+from ..agent_api.server_program import ENGINE_PROGRAM, SERVER_HINT, ServerProgram
 from ..errors import AgentError, ApiError, CapabilityMissing, ConfigError
 from ..hosts.host import Host, log_path_on
 from ..propolis_api.client import PropolisClient
@@ -27,8 +26,6 @@ from .migration import TERMINAL, Report
 from .timings import Timings
 
 __all__ = ["Served", "open_server", "qemu_log", "require_served"]
-
-HINT: Final = "give engine, the path of a program, the name of an artifact, or http://IP:PORT of a server that runs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +117,7 @@ async def _program_on(host: Host, server: str | Path, *, images: ImageFinder, pr
     program = shutil.which(server)
     if program is None:
         missing = "is no program" if Path(server).exists() else "is not there"
-        raise ConfigError(f"the server program {str(server)!r} {missing}", hint=HINT)
+        raise ConfigError(f"the server program {str(server)!r} {missing}", hint=SERVER_HINT)
     return await host.provide(Path(program).absolute(), progress)
 
 
@@ -133,7 +130,7 @@ async def _free_server(url: str, *, vm: str) -> Endpoint:
     try:
         endpoint = Endpoint.at(url)
     except ValueError as error:
-        raise ConfigError(f"{url!r} is no server: {error}", vm=vm, hint=HINT) from None
+        raise ConfigError(f"{url!r} is no server: {error}", vm=vm, hint=SERVER_HINT) from None
     async with PropolisClient(endpoint, vm=vm) as client:
         try:
             instance = (await client.instance_get()).instance

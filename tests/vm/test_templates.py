@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import pytest
 from mounts import as_root, mounted, tmpfs
 
-from pytest_propolis.agent.memory import total_mib
 from pytest_propolis.agent_api.messages import ForkVm
 from pytest_propolis.console.console import Console
 from pytest_propolis.errors import BootError, ResourceExhausted
@@ -23,6 +22,7 @@ from pytest_propolis.guests.micro import Micro
 from pytest_propolis.guests.registry import GuestRegistry
 from pytest_propolis.hosts.local import LocalHost
 from pytest_propolis.hosts.run_directory import run_token
+from pytest_propolis.operating_system.figures import total_mib
 from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.propolis_api.client import PropolisClient
 from pytest_propolis.settings import Settings

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import os
 import secrets
 import tempfile
 from collections.abc import AsyncIterator
@@ -24,6 +25,7 @@ from ...storage.images.overlays import image_info
 from ...storage.programs import run_program
 from .disk_images import require_absolute
 from .disk_space import DiskSpace
+from .raw_disks import RAW_PROVIDERS, require_raw
 
 __all__ = ["LARGEST_TRANSFER_BYTES", "OwnedFork", "fork_of", "require_fork"]
 
@@ -38,7 +40,7 @@ CHUNK_BYTES: Final = 4 << 20
 class OwnedFork:
     """A fork, its provider, and its ledger entry.
 
-    :param qemu_img: used to access content that is not raw.
+    :param qemu_img: used to access content that is not raw; None where all is.
     """
 
     id: str
@@ -46,7 +48,7 @@ class OwnedFork:
     provider: ForkProvider
     entry: Entry
     writer: LedgerWriter
-    qemu_img: Path
+    qemu_img: Path | None
     size_bytes: int
     note: str = ""
 
@@ -126,14 +128,17 @@ class OwnedFork:
             raw = Path(directory) / "raw"
             source, sector = str(self.fork.path), SECTOR_BYTES
             await self._run(
-                str(self.qemu_img), "dd", "-U", "-f", self.fork.format, "-O", "raw", f"bs={sector}",
+                self._tool("qemu-img"), "dd", "-U", "-f", self.fork.format, "-O", "raw", f"bs={sector}",
                 f"skip={offset // sector}", f"count={(offset + length) // sector}", f"if={source}", f"of={raw}",
             )  # fmt: skip
             yield raw
 
     async def _qemu_io(self, command: str) -> None:
-        program = self.qemu_img.with_name("qemu-io")
-        await self._run(str(program), "-f", self.fork.format, "-c", command, str(self.fork.path))
+        await self._run(self._tool("qemu-io"), "-f", self.fork.format, "-c", command, str(self.fork.path))
+
+    def _tool(self, name: str) -> str:
+        assert self.qemu_img is not None
+        return str(self.qemu_img.with_name(name))
 
     async def _run(self, *argv: str) -> None:
         finished = await run_program(argv)
@@ -153,10 +158,11 @@ class OwnedFork:
 
 
 async def fork_of(
-    request: ForkImage, *, space: DiskSpace, writer: LedgerWriter, qemu_img: Path, allowed: tuple[Path, ...]
+    request: ForkImage, *, space: DiskSpace, writer: LedgerWriter, qemu_img: Path | None, allowed: tuple[Path, ...]
 ) -> OwnedFork:
     """Create a fork, recorded in the ledger first. A call that fails leaves nothing behind.
 
+    :param qemu_img: None where there is no QEMU: then image and fork are raw.
     :param allowed: directories, besides the image's own, in which files referenced by the image may lie.
     :raises ArtifactError: when the image is missing or broken.
     :raises CapabilityMissing: when no provider can fork it, with the reason of each.
@@ -165,9 +171,13 @@ async def fork_of(
     image = require_absolute(request.image, what="image")
     if image.is_file():
         require_contained(image, request.image_format, allowed=allowed)
+    providers = request.providers
+    if qemu_img is None:
+        require_raw(request.image, request.image_format)
+        providers = providers or RAW_PROVIDERS
     fork_id, notes = secrets.token_hex(8), list[str]()
     wanted = ForkRequest(image=image, image_format=request.image_format, target=space.place(fork_id))
-    provider = await choose_provider(wanted, progress=notes.append, only=request.providers)
+    provider = await choose_provider(wanted, progress=notes.append, only=providers)
     planned = await provider.plan(wanted)
     if planned.format != "raw":  # The server knows the format of a disk's file by its suffix.
         wanted = dataclasses.replace(wanted, target=wanted.target.with_suffix(f".{planned.format}"))
@@ -179,7 +189,7 @@ async def fork_of(
         with writer.creating("file", planned.path) as entry:
             fork = await provider.fork(wanted)
     try:
-        info = await image_info(qemu_img=qemu_img, image=fork.path, image_format=fork.format)
+        size_bytes = await _size_bytes(fork, qemu_img)
     except BaseException:
         await provider.remove(fork)
         writer.gone(entry)
@@ -191,9 +201,18 @@ async def fork_of(
         entry=entry,
         writer=writer,
         qemu_img=qemu_img,
-        size_bytes=info.virtual_size_bytes,
+        size_bytes=size_bytes,
         note="; ".join(notes),
     )
+
+
+async def _size_bytes(fork: ForkedImage, qemu_img: Path | None) -> int:
+    """Return the size of the disk that a guest sees."""
+    if qemu_img is not None:
+        info = await image_info(qemu_img=qemu_img, image=fork.path, image_format=fork.format)
+        return info.virtual_size_bytes
+    with fork.path.open("rb") as file:
+        return file.seek(0, os.SEEK_END)
 
 
 def require_fork(fork: OwnedFork | None, fork_id: str) -> OwnedFork:

@@ -19,6 +19,7 @@ from ...engine.qemu.binary import find_firmware
 from ...engine.qemu.child import Child, ChildRecord, Journal, NoJournal, spawn
 from ...errors import AgentError, ApiError, CapabilityMissing, HostError, PropolisError
 from ...ledger.reaper import reap
+from ...operating_system.registry import system
 from ...propolis_api import InstanceState, InstanceStateRequested
 from ...propolis_api.client import PropolisClient
 from ...propolis_api.connection.endpoint import Endpoint
@@ -42,8 +43,6 @@ sys.path[:0] = {path!r}
 from pytest_propolis.cli.serve import main
 main()
 """
-PRIVILEGES: Final = ("pfexec",) if sys.platform == "sunos5" else ()
-"""What gives a program the privileges of the user's profile, where the platform has that."""
 
 _HELP: Final[dict[tuple[str, int], str]] = {}
 """What programs say of themselves, by path and time of the last change."""
@@ -191,7 +190,7 @@ class ServerProcess:
             program = self._program.path, Path(self._path).stat().st_mtime_ns
             if program not in _HELP:
                 async with asyncio.timeout(HELP_TIMEOUT_S):
-                    told = await run_program([*PRIVILEGES, self._path, "run", "--help"])
+                    told = await run_program([*system().children.privileges, self._path, "run", "--help"])
                 _HELP[program] = told.output + told.complaint
         except TimeoutError:
             return False
@@ -205,13 +204,14 @@ class ServerProcess:
         )
 
     async def _launch(self, arguments: list[str]) -> None:
+        program, *words = *system().children.privileges, self._path
         with open_log(self.log_path) as log:
             self._log_start = log.tell()
             record = self._record = self._journal.intend()
             try:
                 self._child = await spawn(
-                    Path((*PRIVILEGES, self._path)[0]),
-                    [*(*PRIVILEGES, self._path)[1:], "run", *arguments, f"{LOOPBACK}:{self.port}"],
+                    Path(program),
+                    [*words, "run", *arguments, f"{LOOPBACK}:{self.port}"],
                     stdout=log,
                     stderr=log,
                     environment=record.environment,

@@ -13,8 +13,7 @@ from typing import Final
 from ...engine.templates.template import Template
 from ...errors import PropolisError
 from ...ledger.writer import LedgerWriter
-from ..cpu_idle import idle_s
-from ..memory import available_mib
+from ...operating_system.figures import available_mib, idle_s
 from .fork_starter import ForkStarter, StartedFork
 
 __all__ = ["Standby"]

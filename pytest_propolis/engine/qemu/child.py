@@ -13,7 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Final, Protocol
 
-from ...storage.programs import parent_death_prefix
+from ...operating_system.interface import Descendants
+from ...operating_system.registry import system
 
 __all__ = ["Child", "ChildRecord", "Journal", "NoJournal", "spawn"]
 
@@ -66,8 +67,9 @@ class Child:
     one of them inherits the write end of a pipe, so that the pipe tells when the last of them is gone.
     """
 
-    def __init__(self, process: asyncio.subprocess.Process, holders: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, holders: int, descendants: Descendants) -> None:
         self._process = process
+        self._descendants = descendants
         self._holders: int | None = holders
         self._ending: asyncio.Task[bool] | None = None
 
@@ -97,7 +99,7 @@ class Child:
         # While a process of the group runs, or its leader was not waited for, its number cannot be another group's.
         if self.returncode is None or not self._are_all_gone():
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, number)
+                system().children.signal_group(self.pid, number)
 
     async def end(self) -> bool:
         """Kill the program and what it started, and wait until they are gone, also if the caller is cancelled.
@@ -113,10 +115,11 @@ class Child:
         # Before the process itself: asyncio's wait lasts until nothing holds the pipes of its output any more.
         gone = await self._wait_for_all(GROUP_END_S)
         if not gone and self._holders is not None:
-            await asyncio.to_thread(_kill_holders, os.fstat(self._holders).st_ino)
+            await asyncio.to_thread(self._descendants.kill)
             gone = await self._wait_for_all(ESCAPED_END_S)
         if gone:
             await self._process.wait()
+        self._descendants.close()
         if self._holders is not None:
             os.close(self._holders)
             self._holders = None
@@ -144,24 +147,6 @@ class Child:
         return True
 
 
-def _kill_holders(pipe: int) -> None:
-    """Kill the other processes that have a pipe open, by the number of its inode."""
-    for process in Path("/proc").glob("[0-9]*"):
-        pid = int(process.name)
-        with contextlib.suppress(OSError):
-            if pid != os.getpid() and _holds(process, pipe):
-                pidfd = os.pidfd_open(pid)
-                try:
-                    if _holds(process, pipe):  # looked at again: it is the process that the descriptor is of
-                        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                finally:
-                    os.close(pidfd)
-
-
-def _holds(process: Path, pipe: int) -> bool:
-    return any(str(fd.readlink()) == f"pipe:[{pipe}]" for fd in (process / "fd").iterdir())
-
-
 async def spawn(
     program: Path,
     arguments: Sequence[str],
@@ -179,22 +164,24 @@ async def spawn(
     :raises OSError: when it cannot be started.
     """
     holders, held = os.pipe()
+    children = system().children
     try:
-        process = await asyncio.create_subprocess_exec(
-            *parent_death_prefix(),
-            str(program),
-            *arguments,
-            stdin=DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=[*pass_fds, held],
-            env={**os.environ, **environment},
-            cwd=directory,
-            process_group=0,
-        )
+        with children.ending_with_parent() as prefix:
+            process = await asyncio.create_subprocess_exec(
+                *prefix,
+                str(program),
+                *arguments,
+                stdin=DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=[*pass_fds, held],
+                env={**os.environ, **environment},
+                cwd=directory,
+                process_group=0,
+            )
+        return Child(process, holders, children.descendants(process.pid, pipe=holders))
     except BaseException:
         os.close(holders)
         raise
     finally:
         os.close(held)
-    return Child(process, holders)

@@ -11,38 +11,28 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ...agent.hypervisor import require_engine
 from ...engine.qemu.accelerator.probe import probe_accelerator
 from ...engine.qemu.binary import Qemu, find_firmware, find_qemu
 from ...errors import CapabilityMissing, PropolisError
-from ...settings import Settings
-from ...storage.programs import Finished, run_program
+from ...operating_system.registry import system
+from ...settings import ENGINE, Settings
+from ...storage.programs import run_program
 from ...storage.store import default_artifact_dir
 from ...storage.user_directories import cache_directory
+from .capability import Capability, try_program
+from .propolis_needs import probe_propolis_needs
+from .servers import ServerReport, survey_servers
 
 __all__ = ["Capability", "Survey", "survey"]
 
-_TIMEOUT_S: Final = 10.0
 _FICLONE: Final = 0x40049409
 _NO_REFLINKS: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS})
-
-
-@dataclass(frozen=True, slots=True)
-class Capability:
-    """One capability that a host has or lacks.
-
-    :param detail: the finding: a version, a path, or an error.
-    :param remedy: how to obtain the capability; None if there is nothing to do.
-    """
-
-    name: str
-    ok: bool
-    detail: str
-    remedy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +41,14 @@ class Survey:
 
     :param needed: capabilities without which no VM runs.
     :param useful: capabilities without which some tests are skipped.
+    :param servers: the servers of VMs.
+    :param server_needs: what server programs need of the operating system.
     """
 
     needed: tuple[Capability, ...]
     useful: tuple[Capability, ...]
+    servers: tuple[ServerReport, ...]
+    server_needs: tuple[Capability, ...]
 
     @property
     def can_run_vms(self) -> bool:
@@ -66,18 +60,28 @@ async def survey(settings: Settings, *, guest_files: Mapping[str, Sequence[Path]
 
     :param guest_files: by guest, the files that exist once it is prepared.
     """
-    *needed, firmware, guests, reflinks, zfs, namespaces, ssh, etcd = (
-        *await _qemu_and_accelerator(settings),
+    engine = await _qemu_and_accelerator(settings)
+    servers = await survey_servers(settings, engine)
+    server_needs = await probe_propolis_needs() if system().name == "illumos" else ()
+    firmware, guests, reflinks, zfs, namespaces, ssh, etcd = (
         await probe_firmware(),
         await probe_guests(guest_files),
         await probe_reflinks(settings.artifact_dir or default_artifact_dir()),
         *await asyncio.gather(probe_zfs(), probe_network_namespaces(), probe_ssh_server(), probe_etcd()),
     )
-    return Survey(tuple(needed), (guests, firmware, reflinks, zfs, namespaces, ssh, etcd))
+    useful = (guests, firmware, reflinks, zfs, namespaces, ssh, etcd)
+    if settings.server == ENGINE:
+        return Survey(engine, useful, servers, server_needs)
+    return Survey(tuple(map(_as_need, servers[1:])), (*engine, *useful), servers, server_needs)
+
+
+def _as_need(server: ServerReport) -> Capability:
+    return Capability("server", server.ok, f"{server.server}: {server.detail}", server.remedy)
 
 
 async def _qemu_and_accelerator(settings: Settings) -> tuple[Capability, Capability]:
     try:
+        require_engine()
         qemu = await find_qemu(settings.qemu)
     except CapabilityMissing as error:
         accelerator = Capability("accelerator", ok=False, detail="cannot be tried without QEMU")
@@ -119,6 +123,9 @@ async def probe_guests(guest_files: Mapping[str, Sequence[Path]]) -> Capability:
 
 async def probe_reflinks(directory: Path) -> Capability:
     """Clone a file in the artifact directory, or in its nearest existing parent."""
+    if not system().host.can_clone_files:
+        detail, remedy = f"{system().name} has no call for them", "put --propolis-artifact-dir on ZFS, which clones"
+        return Capability("reflinks", ok=False, detail=detail, remedy=remedy)
     place = next(path for path in (directory, *directory.parents) if path.is_dir())
     try:
         with tempfile.TemporaryFile(dir=place) as source, tempfile.TemporaryFile(dir=place) as clone:
@@ -142,7 +149,7 @@ def _no_reflinks(place: Path, error: OSError) -> Capability:
 
 async def probe_zfs() -> Capability:
     """List ZFS pools, which requires the kernel module."""
-    return await _try(
+    return await try_program(
         "ZFS",
         ["zpool", "list", "-H", "-o", "name"],
         found=lambda finished: f"pools: {', '.join(finished.output.split()) or 'none'}",
@@ -152,8 +159,12 @@ async def probe_zfs() -> Capability:
 
 async def probe_network_namespaces() -> Capability:
     """Enter a new network namespace and inspect it with ``ip``."""
+    if (here := system().name) != "Linux":
+        return Capability(
+            "network namespaces", ok=False, detail=f"{here} has none", remedy="run what needs them on Linux"
+        )
     as_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    return await _try(
+    return await try_program(
         "network namespaces",
         ["unshare", *as_user, "--net", "ip", "link", "show", "lo"],
         found=lambda _: "in a user namespace" if as_user else "as root",
@@ -163,7 +174,7 @@ async def probe_network_namespaces() -> Capability:
 
 async def probe_etcd() -> Capability:
     """Ask etcd for its version."""
-    return await _try(
+    return await try_program(
         "etcd",
         ["etcd", "--version"],
         found=lambda finished: finished.output.partition("\n")[0],
@@ -177,24 +188,9 @@ async def probe_ssh_server() -> Capability:
         key = Path(directory) / "key"
         with contextlib.suppress(OSError):  # no ssh-keygen: then sshd reports that it has no key
             await run_program(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)])
-        return await _try(
+        return await try_program(
             "SSH server",
             [shutil.which("sshd") or "/usr/sbin/sshd", "-t", "-f", "/dev/null", "-h", str(key)],
             found=lambda _: "sshd could start",
             remedy="install the package openssh-server; as root it needs the directory /run/sshd and the user sshd",
         )
-
-
-async def _try(name: str, argv: Sequence[str], *, found: Callable[[Finished], str], remedy: str) -> Capability:
-    try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            finished = await run_program(argv)
-    except FileNotFoundError:
-        return Capability(name, ok=False, detail=f"there is no {Path(argv[0]).name}", remedy=remedy)
-    except TimeoutError:
-        return Capability(name, ok=False, detail=f"{argv[0]} did not end in {_TIMEOUT_S:.0f} s", remedy=remedy)
-    except OSError as error:
-        return Capability(name, ok=False, detail=f"{argv[0]} cannot be started: {error.strerror}", remedy=remedy)
-    if finished.status != 0:
-        return Capability(name, ok=False, detail=finished.last_lines(1), remedy=remedy)
-    return Capability(name, ok=True, detail=found(finished))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
+from ...operating_system.registry import system
 from ..host import HostSpec
 
 __all__ = ["VMS_PER_CPU", "cpus_of", "memory_mib_of", "slots_of"]
@@ -37,7 +38,7 @@ def cpus_of(spec: HostSpec) -> int:
 
 
 def _processors() -> int:
-    return len(os.sched_getaffinity(0))
+    return system().host.processors()
 
 
 def _sharing(spec: HostSpec, specs: Sequence[HostSpec]) -> int:

@@ -83,7 +83,7 @@ async def start_agent(
 
     :param order: what the guardian is told.
     :param python: the command of the host's Python.
-    :raises CapabilityMissing: when the host has no Python that is new enough.
+    :raises CapabilityMissing: when the host has no Python that is new enough, or does not run Linux.
     :raises ResourceExhausted: when it has no space.
     :raises HostError: when the agent does not start; the text says why.
     """
@@ -152,6 +152,11 @@ class _Session:
         """Bring the project there unless it is there, and give the loader its order; return what the host is."""
         _send_program(self.channel, LOADER.read_text())
         facts = msgspec.convert(await self.receive("facts"), HostFacts)
+        if facts.python.system != "linux":
+            raise CapabilityMissing(
+                f"host {self._host}: its platform is {facts.python.system}, and hosts over SSH run Linux",
+                hint="run pytest on that machine itself, with --propolis-server",
+            )
         if facts.place is None:
             self._raise_no_place(facts)
         bundle = await make_bundle(facts.python)

@@ -50,7 +50,7 @@ def facts() -> dict[str, Any]:
             "machine": platform.machine(),
             "libc": list(platform.libc_ver(sys.executable)),
         },
-        "cpus": len(os.sched_getaffinity(0)),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20,
         "uid": os.geteuid(),
         "clock_s": time.time(),

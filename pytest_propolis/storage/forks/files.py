@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Final, final
 
 from ...errors import ArtifactError, ArtifactMissing, ConfigError, ResourceExhausted
+from ...operating_system.registry import system
 from .fork import ForkedImage, ForkRequest, checked_snapshot_name
 
 __all__ = ["COPY", "REFLINK", "CopyProvider", "ReflinkProvider", "copy_sparse", "reflink"]
@@ -80,6 +81,8 @@ class ReflinkProvider(_FileProvider):
 
     async def obstacle(self, request: ForkRequest) -> str | None:
         """Try it, with an empty file: only the file system knows."""
+        if not system().host.can_clone_files:
+            return f"{system().name} has no call for it"
         probe = request.target.with_name(f".{request.target.name}.probe")
         try:
             with _new_file(probe):

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from ....errors import HostError
-from ....storage.programs import parent_death_prefix, run_program
+from ....operating_system.registry import system
+from ....storage.programs import run_program
 from .transport import Channel, SshDestination, offer_refused, port_offer_refused
 
 __all__ = ["OpensshTransport"]
@@ -37,16 +38,17 @@ class OpensshTransport:
         self._processes: list[Process] = []
 
     async def start(self, command: str) -> Channel:
-        process = await asyncio.create_subprocess_exec(
-            *parent_death_prefix(),
-            *self._words("-T", "-o", f"ControlMaster={'no' if self._first else 'yes'}"),
-            command,
-            stdin=PIPE,
-            stdout=PIPE,
-            stderr=PIPE,
-            env={**os.environ, "LC_ALL": "C"},
-            start_new_session=True,
-        )
+        with system().children.ending_with_parent() as prefix:
+            process = await asyncio.create_subprocess_exec(
+                *prefix,
+                *self._words("-T", "-o", f"ControlMaster={'no' if self._first else 'yes'}"),
+                command,
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=PIPE,
+                env={**os.environ, "LC_ALL": "C"},
+                start_new_session=True,
+            )
         self._first = self._first or process
         self._processes.append(process)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["MemoryLimits", "available_mib", "total_mib"]
+__all__ = ["MemoryLimits"]
 
 _ROOT: Final = Path("/")
 
@@ -86,7 +86,3 @@ def _reclaimable(group: Path, name: str) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)
-
-
-available_mib = MemoryLimits().available_mib
-total_mib = MemoryLimits().total_mib

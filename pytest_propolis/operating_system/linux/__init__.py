@@ -1,0 +1,1 @@
+"""Linux: procfs as text, pidfds, parent-death signals."""
