@@ -37,6 +37,8 @@ if TYPE_CHECKING:
         HostBusy,
         HostError,
         HostLost,
+        MetricsMissing,
+        MetricsTimeout,
         MigrationError,
         Poisoned,
         PropolisError,
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from .guests.adapter import GuestAdapter, GuestImage
     from .hosts.host import Host
     from .hosts.placement import Labels, NotSameAs
+    from .oximeter.virtual_machine import VcpuState
     from .propolis_api import InstanceState
     from .settings import Settings
     from .storage.artifacts import Artifact
@@ -66,6 +69,8 @@ if TYPE_CHECKING:
     from .vm.factory import VmFactory
     from .vm.files.progress import Progress
     from .vm.lifecycle import Migrate, Reset, StopAndStart, lifecycle
+    from .vm.metrics.metrics import Metrics
+    from .vm.metrics.samples import Samples
     from .vm.networks.network import Network
     from .vm.vm import TestVm
 
@@ -107,6 +112,9 @@ __all__ = [
     "InstanceState",
     "Labels",
     "LocalFile",
+    "Metrics",
+    "MetricsMissing",
+    "MetricsTimeout",
     "Migrate",
     "MigrationError",
     "Network",
@@ -119,6 +127,7 @@ __all__ = [
     "PropolisError",
     "Reset",
     "ResourceExhausted",
+    "Samples",
     "Settings",
     "SettingsError",
     "ShellError",
@@ -128,6 +137,7 @@ __all__ = [
     "TemplateError",
     "TestVm",
     "UnknownGuest",
+    "VcpuState",
     "VmConfig",
     "VmError",
     "VmFactory",
@@ -153,6 +163,7 @@ _HOMES: Final = {
     "InstanceState": "propolis_api",
     "Labels": "hosts.placement",
     "LocalFile": "storage.sources",
+    "Metrics": "vm.metrics.metrics",
     "Migrate": "vm.lifecycle",
     "Network": "vm.networks.network",
     "Nic": "vm.config",
@@ -163,9 +174,11 @@ _HOMES: Final = {
     "ImageRecipe": "agent_api.image_recipe",
     "Progress": "vm.files.progress",
     "Reset": "vm.lifecycle",
+    "Samples": "vm.metrics.samples",
     "Settings": "settings",
     "StopAndStart": "vm.lifecycle",
     "TestVm": "vm.vm",
+    "VcpuState": "oximeter.virtual_machine",
     "VmConfig": "vm.config",
     "VolumeDisk": "vm.disks.crucible_disk",
     "VmFactory": "vm.factory",

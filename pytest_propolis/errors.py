@@ -21,7 +21,9 @@ The tree::
     │   ├── VmStateError
     │   ├── StateTimeout
     │   ├── BootError
-    │   └── MigrationError
+    │   ├── MigrationError
+    │   ├── MetricsMissing
+    │   └── MetricsTimeout
     ├── ConsoleError             the serial console
     │   ├── ConsoleTimeout
     │   ├── ConsoleClosed
@@ -66,6 +68,8 @@ __all__ = [
     "HostBusy",
     "HostError",
     "HostLost",
+    "MetricsMissing",
+    "MetricsTimeout",
     "MigrationError",
     "Poisoned",
     "PropolisError",
@@ -290,6 +294,14 @@ class BootError(VmError):
 
 class MigrationError(VmError):
     """Raised when a VM does not migrate, or not in time. The source runs on, unless it was the one that broke."""
+
+
+class MetricsMissing(VmError):
+    """Raised when a VM's server has not sent the samples that are asked for."""
+
+
+class MetricsTimeout(VmError):
+    """Raised when a VM's metrics do not show in time what is waited for."""
 
 
 class ConsoleError(PropolisError):

@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if settings.pause_on_failure and is_controller(config):
         raise pytest.UsageError("--propolis-pause-on-failure needs a terminal, which the workers of xdist have not")
     from .distribution.interruption import interruption_for
-    from .fixtures import artifacts, disks, hosts, nodes, sync, vms
+    from .fixtures import artifacts, disks, hosts, metrics, nodes, sync, vms
     from .markers.declarations import descriptions
     from .session.end_of_run import EndOfRun, WorkersEnd
     from .session.stash import INTERRUPTION, SETTINGS
@@ -55,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for description in descriptions():
         config.addinivalue_line("markers", description)
     config.stash[SETTINGS] = settings
-    for module in (vms, hosts, artifacts, disks, nodes, sync):
+    for module in (vms, hosts, artifacts, disks, nodes, metrics, sync):
         config.pluginmanager.register(module, f"propolis-{module.__name__.rpartition('.')[2]}")
     config.pluginmanager.register(WorkersEnd() if is_worker(config) else EndOfRun(), "propolis-end-of-run")
     if settings.hosts is not None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from .http_protocol import CoalescingProtocol
+from ..propolis_api.connection.http_protocol import CoalescingProtocol
 
 __all__ = ["http_server"]
 

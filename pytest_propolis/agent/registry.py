@@ -45,7 +45,7 @@ from .disks.image_forks import OwnedFork, fork_of, require_fork
 from .disks.raw_disks import fill_last_block, make_blank, raw_fork
 from .disks.volumes import OwnedVolume, create_volume
 from .hypervisor import Hypervisor, HypervisorFinder
-from .servers.server_factory import BACKENDS, VmPlace, address_of, server_config, server_process
+from .servers.server_factory import BACKENDS, VmPlace, address_of, metrics_config, server_config, server_process
 from .servers.server_process import ServerProcess
 from .templates.fork_starter import ForkStarter
 from .templates.standby import Standby
@@ -228,6 +228,7 @@ class ResourceRegistry:
                     log_path=Path(request.log_path or started.config.log_path),
                     address=address_of(self._config, started.id),
                     backends=BACKENDS,
+                    metrics=metrics_config(request),
                 )
             ),
             directory=started.directory,

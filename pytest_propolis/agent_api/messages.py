@@ -127,6 +127,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     :param copy_disks: whether a VM that migrates in gets disks of its own, also where it could use the source's.
     :param predecessor: the id of the VM whose place it takes: it finds that one's firmware variables when it boots.
     :param program: the program that is to serve it, as a process of its own; None for the engine in the agent.
+    :param metric_addr: the IP address and port at which its server registers for metrics; None for no metrics.
     """
 
     name: str
@@ -139,6 +140,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     memory_mib: int = 0
     predecessor: str | None = None
     program: ServerProgram | None = None
+    metric_addr: str | None = None
 
 
 class VmCreated(msgspec.Struct, frozen=True, kw_only=True):
@@ -458,6 +460,7 @@ class ForkVm(msgspec.Struct, frozen=True, kw_only=True):
     :param added: disks and network cards that it has beyond the template's.
     :param run: make the instance with these properties, and run it; without them the client does so.
     :param typed: what is typed at it then. It tells the time, and so is left out if the fork is not ready at once.
+    :param metric_addr: as in `CreateVm`.
     """
 
     template: str
@@ -467,6 +470,7 @@ class ForkVm(msgspec.Struct, frozen=True, kw_only=True):
     added: dict[str, Component] = {}
     run: InstanceProperties | None = None
     typed: str = ""
+    metric_addr: str | None = None
 
 
 class VmForked(msgspec.Struct, frozen=True, kw_only=True):

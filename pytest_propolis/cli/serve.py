@@ -32,6 +32,8 @@ LEVELS: Final = {
 }
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 UNIX: Final = "unix:"
+DISABLE: Final = "disable"
+DNS: Final = "dns"
 
 
 class _AddressType(click.ParamType[Any]):
@@ -42,14 +44,27 @@ class _AddressType(click.ParamType[Any]):
 
         if value.startswith(UNIX):
             return Address(path=Path(value.removeprefix(UNIX)).absolute())
-        host, _, port = value.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        try:
-            if not port.isdigit() or int(port) >= 1 << 16:
-                raise ValueError
-            return Address(host=str(ipaddress.ip_address(host)), port=int(port))
-        except ValueError:
-            self.fail(f"{value!r} is neither IP:PORT nor unix:PATH", param, ctx)
+        return _tcp_address(value) or self.fail(f"{value!r} is neither IP:PORT nor unix:PATH", param, ctx)
+
+
+class _MetricAddrType(click.ParamType[Any]):
+    name = "disable|dns|IP:PORT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | None:
+        if value.lower() == DISABLE:
+            return None
+        if value.lower() == DNS:
+            self.fail(
+                "'dns' finds the registry by the internal DNS of an Oxide rack, which is not there on this platform; "
+                "give its IP:PORT",
+                param,
+                ctx,
+            )
+        if (address := _tcp_address(value)) is None:
+            self.fail(f"{value!r} is neither disable nor dns nor IP:PORT", param, ctx)
+        if address.port == 0:
+            self.fail(f"{value!r} is where a registry listens, which is never at port 0", param, ctx)
+        return str(address)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,11 +74,10 @@ class _AddressType(click.ParamType[Any]):
 @click.option("--bootrom-version", metavar="VERSION", help="Accepted as by propolis-server; only written to the log.")
 @click.option(
     "--metric-addr",
-    metavar="ADDRESS",
-    type=click.Choice(["disable"]),
-    default="disable",
+    type=_MetricAddrType(),
+    default=DISABLE,
     show_default=True,
-    help="Metrics are not produced.",
+    help="Register the VM there as a producer of metrics for oximeter, or produce none.",
 )
 @click.option("--log-level", type=click.Choice(list(LEVELS)), default="info", show_default=True)
 @click.option("--kernel", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Boot this Linux kernel.")
@@ -77,7 +91,7 @@ def serve(
     address: Address,
     vnc: Address | None,
     bootrom_version: str | None,
-    metric_addr: str,
+    metric_addr: str | None,
     log_level: str,
     kernel: Path | None,
     initrd: Path | None,
@@ -96,6 +110,8 @@ def serve(
     from ..hosts.run_directory import agent_directory, make_private_directory, run_token
 
     boot = _boot_source(bootrom, kernel, initrd, append)
+    if metric_addr is not None and address.path is not None:
+        raise click.UsageError("--metric-addr needs IP:PORT, where the server listens: metrics are served at that IP")
     settings = Settings.resolve(command_line={"qemu": qemu, "accelerator": accelerator}, ini={})
     logging.basicConfig(stream=sys.stderr, level=LEVELS[log_level], format=LOG_FORMAT)
     if bootrom_version is not None:
@@ -111,10 +127,26 @@ def serve(
         accelerator=settings.accelerator,
     )
     try:
-        asyncio.run(serve_until_stopped(config, boot=boot, address=address, vnc=vnc, ready=_say_ready))
+        asyncio.run(
+            serve_until_stopped(config, boot=boot, address=address, vnc=vnc, ready=_say_ready, metric_addr=metric_addr)
+        )
     except PropolisError:
         shutil.rmtree(directory, ignore_errors=True)  # nothing was started
         raise
+
+
+def _tcp_address(text: str) -> Address | None:
+    """Return the address of a text such as ``127.0.0.1:80`` or ``[::1]:80``; None if it is none."""
+    from ..agent.servers.standalone import Address
+
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        if not (port.isascii() and port.isdigit()) or int(port) >= 1 << 16:
+            return None
+        return Address(host=str(ipaddress.ip_address(host)), port=int(port))
+    except ValueError:
+        return None
 
 
 def _boot_source(bootrom: Path, kernel: Path | None, initrd: Path | None, append: str) -> BootSource:

@@ -99,7 +99,7 @@ def identity_command(path: str, *, name: str) -> str:
     """Return a command that gives the guest its own identity: fresh entropy, the host's time, a host name."""
     seed = _RANDOM.getrandbits(15)
     entropy = "".join(_RANDOM.choices(string.ascii_letters, k=ENTROPY_LETTERS))
-    now_s, now_ns = divmod(_real_time_ns(), 1_000_000_000)
+    now_s, now_ns = divmod(real_time_ns(), 1_000_000_000)
     record = _typed(struct.pack("<qqii", now_s, now_ns, ENTROPY_BITS, ENTROPY_LETTERS) + entropy.encode())
     # The reader must open the FIFO before the program exits: a FIFO that no process has open loses its contents.
     told = f"{{ printf '{record}%s\\n' {name} > {path}.in && read -r _pw; }} < {path}.out"
@@ -107,7 +107,7 @@ def identity_command(path: str, *, name: str) -> str:
     return f'{told} && [ "$_pw" = 0 ] && RANDOM={seed}'
 
 
-def _real_time_ns() -> int:
+def real_time_ns() -> int:
     """Return the kernel's time, within one tick: Python's clocks may be a test's own, and guests get the real one."""
     descriptor = os.memfd_create("now", os.MFD_CLOEXEC)
     try:

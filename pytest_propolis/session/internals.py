@@ -6,6 +6,7 @@ Everything of that kind is here, so that an upgrade that takes one away breaks o
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import shlex
 import signal
@@ -163,6 +164,17 @@ def fixture_functions(item: pytest.Function) -> Iterator[tuple[str, Callable[...
     """The names and functions of all fixtures that a test is known to use when it is collected."""
     for name, definitions in item._fixtureinfo.name2fixturedefs.items():
         yield name, definitions[-1].func
+
+
+def uses_fixture(item: pytest.Item, name: str, function: Callable[..., Any]) -> bool:
+    """Return whether a test is known to use this function's fixture, maybe through others that override it."""
+    info = getattr(item, "_fixtureinfo", None)
+    for definition in reversed(info.name2fixturedefs.get(name, ()) if info else ()):
+        if inspect.unwrap(definition.func) is function:
+            return True
+        if name not in definition.argnames:
+            return False
+    return False
 
 
 def test_of(request: pytest.FixtureRequest) -> pytest.Item:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..vm.disks.crucible_disk_factory import CrucibleDiskFactory
     from ..vm.disks.image_fork_factory import ImageForkFactory
     from ..vm.factory import VmFactory
+    from ..vm.metrics.metrics import Metrics
     from ..vm.vm import TestVm
 
 __all__ = ["Run"]
@@ -129,6 +130,7 @@ class Run:
         made: Callable[[TestVm], None] | None = None,
         boot: BootKind | None = None,
         guest: str | None = None,
+        metrics: Metrics | None = None,
     ) -> AbstractAsyncContextManager[VmFactory]:
         """A factory of VMs that live until its ``async with`` ends.
 
@@ -144,6 +146,7 @@ class Run:
             ``--propolis-keep=failed`` the VMs stay if one of these fails.
         :param boot: how its VMs come up, instead of what the settings say.
         :param guest: their default guest, instead of that of the settings.
+        :param metrics: what their metrics are collected by; None for no metrics.
         """
         from ..vm.factory import VmFactory
 
@@ -160,7 +163,14 @@ class Run:
             teardown=self.policy.ending(test),
             made=partial(self._made, made),
             artifact=lambda name: self.catalog.find(name),
+            metric_addr=metrics.address if metrics else None,
         )
+
+    def metrics(self) -> AbstractAsyncContextManager[Metrics]:
+        """What collects metrics of VMs until its ``async with`` ends, for fixtures of a wider scope: `vm_factory`."""
+        from ..vm.metrics.metrics import Metrics
+
+        return Metrics.opened()
 
     def node_group(self, name: str | None = None) -> AbstractAsyncContextManager[NodeGroup]:
         """A group of nodes that coordinate, which lives until its ``async with`` ends: for fixtures of a wider scope.

@@ -10,7 +10,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import NotRequired, TypedDict, Unpack
 
 import msgspec
 
@@ -56,7 +56,7 @@ from .instance_spec.builder import (
 )
 from .networks.factory_networks import FactoryNetworks, networked
 from .networks.network import Network
-from .servers import open_server, qemu_log, require_served
+from .servers import open_server, qemu_log, require_metrics, require_served
 from .timings import Timings
 from .vm import TestVm
 from .warm_start.template_maker import cold_reason
@@ -74,6 +74,7 @@ class FactoryOptions(TypedDict):
     progress: Callable[[str], None]
     made: Callable[[TestVm], None]
     artifact: Callable[[str], Artifact | None]
+    metric_addr: NotRequired[str | None]
 
 
 class VmFactory:
@@ -84,6 +85,7 @@ class VmFactory:
     :param log_dir: the directory for their logs; it is made with the first VM.
     :param made: receives each VM as soon as there is one, for reports.
     :param artifact: finds an artifact of a catalog by its name.
+    :param metric_addr: the IP address and port at which servers of VMs register for metrics; None for no metrics.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class VmFactory:
         progress: Callable[[str], None],
         made: Callable[[TestVm], None],
         artifact: Callable[[str], Artifact | None],
+        metric_addr: str | None = None,
     ) -> None:
         self._hosts = hosts
         self._settings = settings
@@ -106,6 +109,7 @@ class VmFactory:
         self._progress = progress
         self._made = made
         self._artifact = artifact
+        self._metric_addr = metric_addr
         self._names: set[str] = set()
         self.vms: list[TestVm] = []
         """All VMs that were made, in that order."""
@@ -273,7 +277,9 @@ class VmFactory:
         require_served(complete.config, complete.server)
         placed = complete.config.with_slots(has_boot_disk=has_boot_disk(complete.config, guest))
         complete = dataclasses.replace(complete, config=placed)
-        session = await self._session(self._choose(choice))
+        host = self._choose(choice)
+        self._require_metrics(config.name, host, complete.server)
+        session = await self._session(host)
         images = self._images(session, timeout_s=complete.boot_timeout_s)
         placed = await images.resolved(placed)
         complete = dataclasses.replace(complete, config=await self._networks.plug(session, placed))
@@ -319,11 +325,12 @@ class VmFactory:
         """
         name = name or self._successor_name(vm.name)
         self._require_new(name)
+        place = vm.host if host is None else self._choose(host)
+        self._require_metrics(name, place, server or vm.server)
         for disk in vm.volumes:
             disk.volume.set_generation(disk.volume.generation + 1)  # it fences the other VM off
         spec = with_volumes(vm.spec, vm.volumes)
         spec = with_failure_injector(spec, exports=fail_migration_exports, imports=fail_migration_imports)
-        place = vm.host if host is None else self._choose(host)
         session = await self._session(place)
         spec = await self._networks.succeed(vm, name, session, spec)
         boot_source = vm.boot_source
@@ -397,6 +404,10 @@ class VmFactory:
                 f"there is a VM named {name!r} in this test already", hint="give each VM of a test its own name"
             )
 
+    def _require_metrics(self, name: str, host: Host, server: str | Path) -> None:
+        if self._metric_addr is not None:
+            require_metrics(name, host, server)
+
     def _successor_name(self, name: str) -> str:
         stem = re.sub(r"-\d+$", "", name)
         return next(other for n in itertools.count(2) if (other := f"{stem}-{n}") not in self._names)
@@ -431,7 +442,9 @@ class VmFactory:
             for nic in complete.config.nics:
                 added |= nic_components(nic)
             log_path = log_path_on(session.host, qemu_log(self._log_dir, name))
-            forked = await session.warm_starter.fork(kind, guest, added=added, log_path=log_path, run=run)
+            forked = await session.warm_starter.fork(
+                kind, guest, added=added, log_path=log_path, run=run, metric_addr=self._metric_addr
+            )
             if forked is None:
                 return None
             await taken.enter_async_context(made.pop_all())
@@ -522,6 +535,7 @@ class VmFactory:
                 guest_ports=guest_ports,
                 copy_disks=copy_disks,
                 predecessor=predecessor,
+                metric_addr=self._metric_addr,
             ),
             session=session,
             log_dir=self._log_dir,

@@ -25,7 +25,7 @@ from .host_session import HostSession
 from .migration import TERMINAL, Report
 from .timings import Timings
 
-__all__ = ["Served", "open_server", "qemu_log", "require_served"]
+__all__ = ["Served", "open_server", "qemu_log", "require_metrics", "require_served"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +103,25 @@ def require_served(config: VmConfig, server: str | Path) -> None:
                 vm=config.name,
                 hint="leave it out, or mark the test with @pytest.mark.requires(server='engine')",
             )
+
+
+def require_metrics(vm: str, host: Host, server: str | Path) -> None:
+    """
+    :raises CapabilityMissing: when what is to serve a VM cannot register for metrics at a collector in this process.
+    """
+    hint = "do not use the fixture `metrics` in this test, or serve the VM by the engine or a program, on this machine"
+    if isinstance(server, str) and "://" in server:
+        raise CapabilityMissing(
+            f"the server {server} runs already, and registers for metrics where it was told to when it was started",
+            vm=vm,
+            hint=hint,
+        )
+    if not host.shares_files:
+        raise CapabilityMissing(
+            f"metrics are collected on this machine, where VMs of the host {host.name!r} cannot register",
+            vm=vm,
+            hint=hint,
+        )
 
 
 async def _program_on(host: Host, server: str | Path, *, images: ImageFinder, progress: Progress) -> str:

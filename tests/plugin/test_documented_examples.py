@@ -95,6 +95,20 @@ def test_the_examples_of_the_networks_page_pass(inner: InnerRun) -> None:
     inner.run().assert_outcomes(passed=len(examples))
 
 
+def test_the_examples_of_the_metrics_page_pass(inner: InnerRun) -> None:
+    tests, fixture = blocks("docs/metrics.md")
+    use = """
+import pytest
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_shared(observed):
+    metrics, vm = observed
+    assert (await metrics.poll(vm)).resets == 0
+"""
+    inner.write(test_metrics_page=tests + fixture + use)
+    inner.run().assert_outcomes(passed=3)
+
+
 def test_the_examples_of_the_hardware_page_pass(inner: InnerRun) -> None:
     examples = blocks("docs/hardware.md")
     inner.write(**{f"test_block_{number}": block for number, block in enumerate(examples)})

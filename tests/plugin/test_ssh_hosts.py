@@ -104,6 +104,18 @@ def test_a_disk_of_an_image_here_is_on_a_guest_there(inner: InnerRun, hosts: Pat
     inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=1)
 
 
+def test_a_vm_of_an_ssh_host_cannot_have_its_metrics_collected_here(inner: InnerRun, hosts: Path) -> None:
+    inner.write(test_it="async def test_it(metrics, test_vm): pass")
+    result = inner.run("--propolis-hosts", str(hosts))
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E *CapabilityMissing: VM 'test-vm': metrics are collected on this machine, * of the host 'h1' cannot *",
+            "E *do not use the fixture `metrics` in this test, or serve the VM by *, on this machine",
+        ]
+    )
+
+
 def test_a_guest_on_an_ssh_host_runs_commands_and_leaves_nothing(inner: InnerRun, rig: SshRig, hosts: Path) -> None:
     inner.write(
         test_it="""

@@ -30,6 +30,16 @@ async def test_logs(own_lines, vm_factory):
     assert own_lines.get_records("setup") == []
 """
 
+COLLECTS_METRICS = """
+import logging
+
+async def test_logs(own_lines, metrics, test_vm):
+    own_lines.set_level(logging.DEBUG)
+    assert (await metrics.poll(test_vm)).resets == 0
+    assert own_lines.messages == []
+    assert own_lines.get_records("setup") == []
+"""
+
 USERS_HTTPX = """
 import logging
 import httpx
@@ -47,6 +57,11 @@ async def test_logs(own_lines, test_vm):
 def test_no_request_of_the_plugins_own_is_in_a_tests_logs(inner: InnerRun, boot: str) -> None:
     inner.write(conftest=CONFTEST, test_it=ASKS_FOR_ALL)
     inner.run(f"--propolis-boot={boot}").assert_outcomes(passed=1)
+
+
+def test_the_requests_of_metrics_are_in_no_tests_logs(inner: InnerRun) -> None:
+    inner.write(conftest=CONFTEST, test_it=COLLECTS_METRICS)
+    inner.run().assert_outcomes(passed=1)
 
 
 def test_the_requests_of_a_tests_own_httpx_stay_in_its_logs(inner: InnerRun) -> None:

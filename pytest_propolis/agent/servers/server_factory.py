@@ -14,12 +14,13 @@ from ...engine.volumes.block_backend import BackendFactory
 from ...engine.volumes.upstairs import Upstairs
 from ...ledger.entry import command_line_mark
 from ...ledger.writer import LedgerWriter
+from ...oximeter.producer import MetricsConfig
 from ...propolis_api import CrucibleStorageBackend
 from ...propolis_api.connection.endpoint import Endpoint
 from ..hypervisor import Hypervisor, HypervisorFinder
-from .server_process import ServerProcess
+from .server_process import LOOPBACK, ServerProcess
 
-__all__ = ["BACKENDS", "VmPlace", "address_of", "server_config", "server_process"]
+__all__ = ["BACKENDS", "VmPlace", "address_of", "metrics_config", "server_config", "server_process"]
 
 QEMU_LOG: Final = "qemu.log"
 """QEMU's log in the VM's directory, unless the client names another path."""
@@ -70,6 +71,7 @@ def server_config(
         address=address_of(agent, place.vm_id),
         disk_directory=place.disk_directory,
         backends=BACKENDS,
+        metrics=metrics_config(request),
     )
 
 
@@ -90,7 +92,15 @@ def server_process(agent: AgentConfig, request: CreateVm, place: VmPlace, platfo
         log_path=place.log_path(request),
         journal=place.writer,
         base=Path(agent.directory).parent,
+        metric_addr=request.metric_addr,
     )
+
+
+def metrics_config(request: CreateVm) -> MetricsConfig | None:
+    """Return where the engine serves the metrics of a VM, and registers them."""
+    if request.metric_addr is None:
+        return None
+    return MetricsConfig(host=LOOPBACK, registry=request.metric_addr)
 
 
 def address_of(agent: AgentConfig, vm_id: str) -> str:

@@ -26,7 +26,7 @@ from ...propolis_api.connection.endpoint import Endpoint
 from ...storage.files import open_log
 from ...storage.programs import run_program
 
-__all__ = ["ServerProcess"]
+__all__ = ["LOOPBACK", "ServerProcess"]
 
 LOOPBACK: Final = "127.0.0.1"
 FIRST_LOOK_S: Final = 0.01
@@ -57,6 +57,7 @@ class ServerProcess:
     :param directory: its working directory, which is removed when this is closed; so is `disk_directory`.
     :param log_path: receives what it prints.
     :param journal: keeps account of the process.
+    :param metric_addr: where it registers for metrics; None for no metrics.
     :param base: where servers of this project have directories with ledgers: what a killed one leaves is removed.
     """
 
@@ -73,6 +74,7 @@ class ServerProcess:
         log_path: Path,
         journal: Journal,
         base: Path,
+        metric_addr: str | None = None,
     ) -> None:
         self._program = program
         self._boot = boot
@@ -81,6 +83,7 @@ class ServerProcess:
         self.log_path = log_path
         self._journal = journal
         self._base = base
+        self._metrics = () if metric_addr is None else ("--metric-addr", metric_addr)
         self._path = program.path
         self._child: Child | None = None
         self._record: ChildRecord = NoJournal()
@@ -156,7 +159,12 @@ class ServerProcess:
     async def _boot_arguments(self) -> list[str]:
         """Options and BOOTROM_PATH for what the VM starts from."""
         is_own = await self._has_option("--kernel")
-        options = [*(await self._own_options() if is_own else ())]
+        options = [*(await self._own_options() if is_own else ()), *self._metrics]
+        if self._metrics and not await self._has_option(self._metrics[0]):
+            raise CapabilityMissing(
+                f"{self._program.path} has no option {self._metrics[0]}, and so no metrics",
+                hint="take a newer one, or do not use the fixture `metrics` in this test",
+            )
         boot = self._boot
         if isinstance(boot, DirectKernel):
             if not is_own:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import shutil
 import signal
@@ -31,6 +32,7 @@ from ...ledger.entry import Owner, command_line_mark
 from ...ledger.identity import ProcessIdentity
 from ...ledger.ledger import LEDGER_NAME, Ledger
 from ...ledger.writer import LedgerWriter
+from ...oximeter.producer import MetricsConfig
 from ...propolis_api import InstanceState, InstanceStateRequested
 from ...propolis_api.connection.endpoint import Endpoint
 from ..http_server import http_server
@@ -66,13 +68,20 @@ class Address:
 
 
 async def serve(
-    config: AgentConfig, *, boot: BootSource, address: Address, vnc: Address | None, ready: Callable[[Address], None]
+    config: AgentConfig,
+    *,
+    boot: BootSource,
+    address: Address,
+    vnc: Address | None,
+    ready: Callable[[Address], None],
+    metric_addr: str | None = None,
 ) -> None:
     """Serve the Propolis API until SIGTERM, SIGINT or SIGHUP; then stop the VM, and remove what was made for it.
 
     :param config: the server's run and its private directory.
     :param vnc: where the display is to be found; without it, the VM has none.
     :param ready: called with the address once it is listened on.
+    :param metric_addr: where to register for metrics, which are served at the IP address of `address`; None for none.
     :raises CapabilityMissing: when there is no usable QEMU or accelerator.
     :raises HostError: when an address cannot be listened on.
     """
@@ -89,6 +98,9 @@ async def serve(
         bound = _bound(address, listener)
         writer = LedgerWriter(ledger, Owner(f"propolis serve {bound}", ProcessIdentity.current()))
         server_config = _server_config(config, await finder.find(), writer, boot=boot, address=bound, display=bool(vnc))
+        if metric_addr is not None:
+            metrics = MetricsConfig(host=address.host, registry=metric_addr)
+            server_config = dataclasses.replace(server_config, metrics=metrics)
         server = VmServer(server_config)
         async with contextlib.AsyncExitStack() as stack:
             if vnc is not None:

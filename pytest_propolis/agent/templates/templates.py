@@ -172,6 +172,7 @@ class Templates:
             log_path=request.log_path,
             memory_mib=fork_cost_mib(template.spec.board.memory_mb),
             guest_ports=template.guest_ports,
+            metric_addr=request.metric_addr,
         )
         vm = await self._account.fork_vm(client, create, template=template, place=place)
         assert vm.fork is not None

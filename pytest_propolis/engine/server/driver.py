@@ -82,6 +82,8 @@ class StateDriver:
         self._work = asyncio.Event()
         self.failure: str | None = None
         """Why a block backend could not be brought up."""
+        self.resets = 0
+        """How often the machine was reset, by a client or by its guest."""
 
     def guest_did(self, event: GuestEvent) -> None:
         """Handle a guest event. Called by the machine, in the event loop."""
@@ -127,6 +129,7 @@ class StateDriver:
     def _handle_event(self, event: GuestEvent) -> Outcome | None:
         match event:
             case GuestEvent.RESET:
+                self.resets += 1
                 with self._queue.rebooting():
                     self._publisher.publish(InstanceState.REBOOTING)
                 self._publisher.publish(InstanceState.RUNNING)
@@ -166,6 +169,7 @@ class StateDriver:
             self._publisher.publish(InstanceState.REBOOTING)
             if not await self._unless_stopped(machine.reset()):
                 return
+            self.resets += 1
         self._publisher.publish(InstanceState.RUNNING)
 
     def _stop(self) -> Outcome:

@@ -65,6 +65,7 @@ from .dropshot_errors import (
     state_change_denied,
 )
 from .http_error import HttpError
+from .metrics import producing_metrics
 from .publisher import PublisherGone
 from .served_vm import ServedVm
 from .server_config import ServerConfig
@@ -372,7 +373,8 @@ class VmServer:
             await plug(vm.machine, vm.plugged)
             vm.active = True
             vm.initialized.set_result(None)
-            outcome = await vm.driver.run(vm.machine)
+            async with producing_metrics(self._config.metrics, vm):
+                outcome = await vm.driver.run(vm.machine)
             vm.machine.serial.end_reason = vm.disk_error or vm.machine.serial.end_reason
         except (MachineError, MigrationFailed, HttpError, PropolisError) as error:
             vm.initialized.set_exception(error)

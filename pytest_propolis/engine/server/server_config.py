@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from ...agent_api.boot_source import BootSource, Firmware
+from ...oximeter.producer import MetricsConfig
 from ...propolis_api import InstanceSpec
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.binary import Qemu, find_firmware
@@ -49,6 +50,7 @@ class ServerConfig:
     :param copy_disks: whether a VM that migrates in gets disks of its own, also where it could use the source's.
     :param inherited_variables: the firmware's variables that a VM finds at its first boot; those of new firmware where
         that file is not.
+    :param metrics: where the VM's metrics are served, and registered; None for no metrics.
     :param address: where other servers and their clients find this one (`Endpoint.at`).
     """
 
@@ -66,6 +68,7 @@ class ServerConfig:
     fork: RestoredMachine | None = None
     copy_disks: bool = False
     inherited_variables: Path | None = None
+    metrics: MetricsConfig | None = None
     address: str = ""
     disk_directory: Path | None = None
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from typing import Final, cast
 
 from .endpoint import Endpoint
 
-__all__ = ["connect", "connect_blocking"]
+__all__ = ["address_of", "connect", "connect_blocking", "listen", "reason_of"]
 
 
 def _original_socket() -> type[socket.socket]:
@@ -18,6 +19,8 @@ def _original_socket() -> type[socket.socket]:
             return cast("type[socket.socket]", kind)
     return socket.socket
 
+
+BACKLOG: Final = 128
 
 _Socket: Final = _original_socket()
 _getaddrinfo: Final = socket.getaddrinfo
@@ -73,3 +76,31 @@ def connect_blocking(endpoint: Endpoint, *, timeout_s: float) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def listen(host: str, port: int = 0) -> socket.socket:
+    """Return a TCP socket that listens on an IP address.
+
+    :param port: 0 for one that is free.
+    :raises OSError: when that cannot be listened on.
+    """
+    listener = _Socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def address_of(listener: socket.socket) -> str:
+    """Return IP address and port of a TCP socket, as Rust writes a ``SocketAddr``: ``127.0.0.1:80``, ``[::1]:80``."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reason_of(error: OSError) -> str:
+    """Return why something did not work, in the operating system's words: asyncio has its own for some of them."""
+    return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__

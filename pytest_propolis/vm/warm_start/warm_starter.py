@@ -58,6 +58,7 @@ class WarmStarter:
         added: Mapping[str, Component],
         log_path: str,
         run: bool,
+        metric_addr: str | None = None,
     ) -> ForkHandle | None:
         """Return a fork of the kind's template; None, after a line that says why, if it cannot be had.
 
@@ -65,11 +66,13 @@ class WarmStarter:
         :param added: further disks and network cards.
         :param log_path: where QEMU's messages go; empty for where the agent wants them.
         :param run: have it created and run, too, and its guest woken if that takes no time.
+        :param metric_addr: as in `CreateVm`.
         :raises BootError: when the template's guest does not boot in time.
         """
         phases = Timings()
         kind = (guest, dataclasses.replace(complete, config=dataclasses.replace(complete.config, name="any")))
-        wanted = _Wanted(name=complete.config.name, guest=guest, added=added, log_path=log_path, run=run)
+        name = complete.config.name
+        wanted = _Wanted(name=name, guest=guest, added=added, log_path=log_path, run=run, metric_addr=metric_addr)
         if kind in self._known:
             with contextlib.suppress(TemplateError):  # it may have been removed meanwhile
                 return await self._fork_of(self._known[kind], wanted, phases)
@@ -117,6 +120,7 @@ class WarmStarter:
                 added=dict(wanted.added),
                 run=properties if wanted.run else None,
                 typed=typed.text,
+                metric_addr=wanted.metric_addr,
             )
             try:
                 vm = await self._agent.fork_vm(request)
@@ -147,6 +151,7 @@ class _Wanted:
     added: Mapping[str, Component]
     log_path: str
     run: bool
+    metric_addr: str | None
 
 
 def _addresses(components: Mapping[str, Component]) -> Iterator[str]:

@@ -8,7 +8,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from pytest_propolis.agent.http_protocol import CoalescingProtocol
+from pytest_propolis.propolis_api.connection.http_protocol import CoalescingProtocol
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: agent\r\n\r\n"
 

@@ -1,0 +1,28 @@
+"""Answers as Dropshot, Oxide's HTTP library, gives them."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..propolis_api.error import Error
+
+__all__ = ["answer", "refuse"]
+
+
+def answer(value: Any, *, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status_code=status, media_type="application/json")
+
+
+async def refuse(_request: Request, error: Exception) -> Response:
+    """Answer an `HTTPException` with the body of an error."""
+    assert isinstance(error, HTTPException)
+    body = Error(message=error.detail, request_id=str(uuid.uuid4()))
+    response = answer(body, status=error.status_code)
+    response.headers.update({"x-request-id": body.request_id, **(error.headers or {})})
+    return response

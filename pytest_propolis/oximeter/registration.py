@@ -1,0 +1,60 @@
+"""How a producer registers: omicron's `common/src/api/internal/nexus.rs`, and ``POST /metrics/producers`` of Nexus."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+__all__ = ["REGISTRATION_PATH", "Duration", "ProducerEndpoint", "ProducerKind", "ProducerRegistrationResponse"]
+
+REGISTRATION_PATH: Final = "/metrics/producers"
+
+
+class Duration(msgspec.Struct, frozen=True, kw_only=True):
+    """A length of time, as serde writes Rust's."""
+
+    secs: int
+    nanos: int = 0
+
+    @classmethod
+    def of(cls, seconds: float) -> Duration:
+        secs = int(seconds)
+        return cls(secs=secs, nanos=int((seconds - secs) * 1e9))
+
+    @property
+    def seconds(self) -> float:
+        return self.secs + self.nanos / 1e9
+
+
+class ProducerKind(StrEnum):
+    """What a producer is."""
+
+    SLED_AGENT = "sled_agent"
+    SERVICE = "service"
+    INSTANCE = "instance"
+    MANAGEMENT_GATEWAY = "management_gateway"
+
+
+class ProducerEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A producer that registers.
+
+    :param address: IP and port at which ``GET /{id}`` answers its samples.
+    :param interval: how often it wants to be asked.
+    """
+
+    id: UUID
+    kind: ProducerKind
+    address: str
+    interval: Duration
+
+
+class ProducerRegistrationResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """That a producer is registered.
+
+    :param lease_duration: when it must have registered again.
+    """
+
+    lease_duration: Duration

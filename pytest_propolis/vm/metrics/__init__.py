@@ -1,0 +1,1 @@
+"""The metrics of VMs, for tests."""
