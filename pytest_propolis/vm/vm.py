@@ -396,7 +396,7 @@ class TestVm(GuestAccess):
         )
         self._shell = Shell(self._console, vm=self.name)
         if self._forked is not None:
-            self._shell.resume(self._forked.vm.session, self._forked.typed_identity)
+            self._shell.resume(self._forked.vm.session, self._forked.typed_identity, shell=self.guest.shell)
             self.boot_log = (await self._console.wait_for(BOUNDARY, timeout_s=OUTPUT_TIMEOUT_S)).before
             self._console.transcript.hide(0)  # another VM's boot, which went well
             self.kernel_failures.forget()
