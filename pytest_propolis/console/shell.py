@@ -118,7 +118,7 @@ class Shell:
     def __init__(self, console: Console, *, vm: str) -> None:
         self._console = console
         self._vm = vm
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._session = ""
         self._command = "sh"
         """How the guest calls the shell that evaluates commands."""
@@ -154,6 +154,7 @@ class Shell:
                 await self._prepare()
         except TimeoutError:
             raise self._error(ShellLost, "the shell did not take the read-eval loop", waited_s=timeout_s) from None
+        self._console.ends.watch()
         self._console.transcript.hide(typed_at)
 
     @property
@@ -184,6 +185,7 @@ class Shell:
         self._session = session
         self._command = shell
         self._console.expect_nonces(session)
+        self._console.ends.watch()
         self._ready.set()
         if typed is not None:
             self._begin(typed.nonce)
@@ -209,7 +211,7 @@ class Shell:
         """
         if self._interactive:
             raise self._error(ShellError, "the console is in interactive use", hint="leave `interactive()` first")
-        async with self._turn:
+        async with self._turn():
             await self._recover()
             self._console.note(note or f"run: {abbreviated(command, COMMAND_CHARACTERS)}")
             pending = self._begin(new_nonce())
@@ -223,7 +225,7 @@ class Shell:
 
         :param note: what the log says of it.
         """
-        async with self._turn:
+        async with self._turn():
             self._console.note(note)
             pending = self._pending
             assert pending is not None
@@ -271,9 +273,10 @@ class Shell:
 
     async def run_detached(self, command: str) -> None:
         """Run a command that takes the shell with it, as a reboot does; does not wait for it."""
-        async with self._turn:
+        async with self._turn():
             await self._recover()
             self._console.note(f"run: {command}")
+            self._console.ends.allow()
             await self._send(command, self._begin(new_nonce()))
 
     async def stream(
@@ -299,7 +302,7 @@ class Shell:
         """
         if self._interactive:
             raise self._error(ShellError, "the console is in interactive use", hint="leave `interactive()` first")
-        async with self._turn:
+        async with self._turn():
             await self._recover()
             self._console.note(note)
             pending = self._begin(nonce)
@@ -310,6 +313,13 @@ class Shell:
             except TimeoutError:
                 await self._recover()
                 raise self._error(CommandTimeout, f"{note}: nothing moves any more", waited_s=stall_s) from None
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One command at a time. An error of the guest's end that leaves the block has told the test of it."""
+        with self._console.ends.telling():
+            async with self._lock:
+                yield
 
     async def _streamed(
         self, command: str, pending: _Pending, typed: AsyncIterator[bytes] | None, stall: _Stall, sink: Sink
@@ -336,7 +346,7 @@ class Shell:
 
         :raises ShellLost: when the shell does not start or does not end.
         """
-        async with self._turn:
+        async with self._turn():
             await self._recover()
             pending = self._begin(new_nonce(interactive=True))
             self._console.transcript.skip()
@@ -366,7 +376,7 @@ class Shell:
         if self._interactive:
             return
         try:
-            async with asyncio.timeout(timeout_s), self._turn:
+            async with asyncio.timeout(timeout_s), self._turn():
                 await self._recover()
                 pending = self._begin(new_nonce(interactive=True))
                 await self._send(hand_over_command(), pending)
