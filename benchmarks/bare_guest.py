@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pytest_propolis.console.shell_protocol import new_session, program
+from pytest_propolis.console.read_eval_loop import program
+from pytest_propolis.console.shell_protocol import new_session
 from pytest_propolis.guests import micro
 
 __all__ = ["AlpineFloor", "BareGuest", "GuestFiles", "MicroFloor"]

@@ -232,7 +232,7 @@ class Settings:
         default="panic",
         metadata={
             "parse": _one_of("never", "panic", "oops"),
-            "help": "what fails a test if its guest's kernel does it unexpectedly: never, panic, oops (or panic)",
+            "help": "what fails a test if its guest does it unexpectedly: never, panic (or reset, end), oops (or all)",
             "metavar": "WHAT",
         },
     )

@@ -19,6 +19,7 @@ from ..propolis_api.connection.endpoint import Loss
 from ..propolis_api.serial import SerialConsoleGuestReset, SerialConsoleMigrating, SerialConsoleMoved
 from .escapes import TextFilter
 from .input_history import Sent
+from .kernel.ends import asks_for_an_end
 from .kernel.failures import KernelFailures
 from .log import ConsoleLog
 from .shell_protocol import FrameParser, Output, Signal
@@ -89,6 +90,7 @@ class Console:
         self._recorded = True
         self.log = ConsoleLog(log_path)
         self._loop = asyncio.get_running_loop()
+        self.ends = self._failures.ends
         self._recent = b""
         self.boot_start = 0
         """Where in the transcript the guest's last reset was, if one is known."""
@@ -126,12 +128,15 @@ class Console:
         :raises ConsoleClosed: when the VM is gone.
         """
         typed = data.encode() if isinstance(data, str) else data
+        if asks_for_an_end(typed):
+            self.ends.allow()
         while True:
             following = self._next
             if not self._moving and await self._send(typed):
                 return
             await asyncio.wait([following])
             if not following.result():
+                self.ends.told()
                 raise self._closed()
 
     def moves(self) -> asyncio.Future[bool]:
@@ -148,8 +153,9 @@ class Console:
         :raises GuestPanicked: when the guest's kernel panics before.
         """
         try:
-            async with asyncio.timeout(timeout_s):
-                return await self.transcript.wait_for(pattern)
+            with self.ends.telling():
+                async with asyncio.timeout(timeout_s):
+                    return await self.transcript.wait_for(pattern)
         except TimeoutError:
             wanted = repr(pattern) if isinstance(pattern, str) else f"a match of {pattern.pattern!r}"
             raise ConsoleTimeout(
@@ -221,6 +227,8 @@ class Console:
         finally:
             self._next.set_result(False)
             self._failures.settle()
+            if self._has_stopped():
+                self.ends.happened("exit", end_reason(self._connection), self.transcript)
             self.transcript.fail(self._closed())
 
     async def _read_connection(self) -> SerialConsoleMoved | None:
@@ -232,6 +240,7 @@ class Console:
                 elif _is_reset(message):
                     self.note("the guest has reset its machine")
                     self.boots_again()
+                    self.ends.happened("reset", "the guest has reset its machine", self.transcript)
                     if self.on_reset is not None:
                         self.on_reset()
                 elif moved := _moved(message):
@@ -306,6 +315,10 @@ class Console:
                 hint="reset or stop the VM",
             )
         )
+
+    def _has_stopped(self) -> bool:
+        """Whether the server has said that the VM stopped."""
+        return self._connection.close_code == CloseCode.GOING_AWAY and bool(self._connection.close_reason)
 
     def _closed(self, reason: str | None = None) -> PropolisError:
         if self._lost is not None:

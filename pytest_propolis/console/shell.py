@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ..errors import CommandFailed, CommandTimeout, ConsoleClosed, ShellError, ShellLost, abbreviated
 from .console import Console
+from .read_eval_loop import hand_over_command, interactive_command, preparation, program
 from .shell_protocol import (
     INTERRUPT,
     Acknowledged,
@@ -21,11 +22,8 @@ from .shell_protocol import (
     Signal,
     TypedCommand,
     encode,
-    hand_over_command,
-    interactive_command,
     new_nonce,
     new_session,
-    program,
     repeat_request,
 )
 
@@ -120,8 +118,12 @@ class Shell:
     def __init__(self, console: Console, *, vm: str) -> None:
         self._console = console
         self._vm = vm
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._session = ""
+        self._command = "sh"
+        """How the guest calls the shell that evaluates commands."""
+        self._fresh = False
+        """Whether a new shell evaluates commands, which has not had its `preparation`."""
         self._ready = asyncio.Event()
         self._pending: _Pending | None = None
         self._interactive = False
@@ -140,6 +142,7 @@ class Shell:
         self._lost = None
         self._pending = None
         self._session = new_session()
+        self._command = shell
         failure = asyncio.get_running_loop().create_future()
         self._console.transcript.on_failure(failure)
         typed_at = self._console.transcript.end
@@ -148,8 +151,10 @@ class Shell:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._ask_until(self._ready, failure, self._session)
+                await self._prepare()
         except TimeoutError:
             raise self._error(ShellLost, "the shell did not take the read-eval loop", waited_s=timeout_s) from None
+        self._console.ends.watch()
         self._console.transcript.hide(typed_at)
 
     @property
@@ -171,13 +176,16 @@ class Shell:
         """The word of the read-eval loop that runs, for `resume` in a fork of the guest."""
         return self._session
 
-    def resume(self, session: str, typed: TypedCommand | None = None) -> None:
+    def resume(self, session: str, typed: TypedCommand | None = None, *, shell: str = "sh") -> None:
         """Take over a read-eval loop that waits for commands, in a guest that was forked.
 
         :param typed: what the agent has typed at it already: `run_typed` waits for it.
+        :param shell: as for `start`.
         """
         self._session = session
+        self._command = shell
         self._console.expect_nonces(session)
+        self._console.ends.watch()
         self._ready.set()
         if typed is not None:
             self._begin(typed.nonce)
@@ -203,7 +211,7 @@ class Shell:
         """
         if self._interactive:
             raise self._error(ShellError, "the console is in interactive use", hint="leave `interactive()` first")
-        async with self._turn:
+        async with self._turn():
             await self._recover()
             self._console.note(note or f"run: {abbreviated(command, COMMAND_CHARACTERS)}")
             pending = self._begin(new_nonce())
@@ -217,7 +225,7 @@ class Shell:
 
         :param note: what the log says of it.
         """
-        async with self._turn:
+        async with self._turn():
             self._console.note(note)
             pending = self._pending
             assert pending is not None
@@ -265,9 +273,10 @@ class Shell:
 
     async def run_detached(self, command: str) -> None:
         """Run a command that takes the shell with it, as a reboot does; does not wait for it."""
-        async with self._turn:
+        async with self._turn():
             await self._recover()
             self._console.note(f"run: {command}")
+            self._console.ends.allow()
             await self._send(command, self._begin(new_nonce()))
 
     async def stream(
@@ -293,7 +302,7 @@ class Shell:
         """
         if self._interactive:
             raise self._error(ShellError, "the console is in interactive use", hint="leave `interactive()` first")
-        async with self._turn:
+        async with self._turn():
             await self._recover()
             self._console.note(note)
             pending = self._begin(nonce)
@@ -304,6 +313,13 @@ class Shell:
             except TimeoutError:
                 await self._recover()
                 raise self._error(CommandTimeout, f"{note}: nothing moves any more", waited_s=stall_s) from None
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One command at a time. An error of the guest's end that leaves the block has told the test of it."""
+        with self._console.ends.telling():
+            async with self._lock:
+                yield
 
     async def _streamed(
         self, command: str, pending: _Pending, typed: AsyncIterator[bytes] | None, stall: _Stall, sink: Sink
@@ -330,7 +346,7 @@ class Shell:
 
         :raises ShellLost: when the shell does not start or does not end.
         """
-        async with self._turn:
+        async with self._turn():
             await self._recover()
             pending = self._begin(new_nonce(interactive=True))
             self._console.transcript.skip()
@@ -360,7 +376,7 @@ class Shell:
         if self._interactive:
             return
         try:
-            async with asyncio.timeout(timeout_s), self._turn:
+            async with asyncio.timeout(timeout_s), self._turn():
                 await self._recover()
                 pending = self._begin(new_nonce(interactive=True))
                 await self._send(hand_over_command(), pending)
@@ -418,21 +434,28 @@ class Shell:
         if self._lost:
             raise self._error(ShellLost, self._lost, hint=LOST_HINT)
         pending = self._pending
-        if pending is None:
-            return
-        if not pending.ended.done():
+        if pending is not None and not pending.ended.done():
             try:
                 async with asyncio.timeout(INTERRUPT_TIMEOUT_S):
                     await self._interrupt(pending)
                     await self._resynchronize()
             except TimeoutError:
-                raise self._error(
-                    ShellLost,
-                    "the shell does not answer: the last command cannot be interrupted",
-                    waited_s=INTERRUPT_TIMEOUT_S,
-                    hint="reset the VM, or see its console",
-                ) from None
+                raise self._unanswered("the last command cannot be interrupted") from None
         self._pending = None
+        if self._fresh:
+            try:
+                async with asyncio.timeout(INTERRUPT_TIMEOUT_S):
+                    await self._prepare()
+            except TimeoutError:
+                raise self._unanswered("it has taken the place of one that ended") from None
+
+    async def _prepare(self) -> None:
+        """Tell a new shell what it is told first."""
+        pending = self._begin(new_nonce())
+        await self._send(preparation(self._session, pending.nonce, shell=self._command), pending)
+        await self._end_of(pending)
+        self._pending = None
+        self._fresh = False
 
     async def _interrupt(self, pending: _Pending) -> None:
         """Interrupt until it helps: a shell that is just about to start a program misses one."""
@@ -455,6 +478,7 @@ class Shell:
             case Ready():
                 if pending is not None and pending.began.is_set() and not pending.ended.done():
                     self._fail(pending, "the guest's shells were killed: a new one has started")
+                self._fresh = True
                 self._ready.set()
             case Ended(nonce) if nonce == self._session:
                 self._ready.set()  # the mark that it is ready was lost, and this answers the question for it
@@ -470,6 +494,7 @@ class Shell:
                     pending.output.clear()  # what came before belongs to others, unless this mark is lost
                     pending.began.set()
             case Ended(nonce):
+                self._fresh = self._fresh or nonce is None
                 if nonce in (None, pending.nonce) and not pending.ended.done():
                     pending.ended.set_result(signal)
 
@@ -509,6 +534,14 @@ class Shell:
         if ended.status and ended.nonce is not None:
             message = f"it does not reboot: its command ended with status {ended.status}"
             raise self._error(CommandFailed, message, status=ended.status, output=bytes(pending.output))
+
+    def _unanswered(self, why: str) -> ShellError:
+        return self._error(
+            ShellLost,
+            f"the shell does not answer: {why}",
+            waited_s=INTERRUPT_TIMEOUT_S,
+            hint="reset the VM, or see its console",
+        )
 
     def _error(self, kind: type[ShellError], message: str, **context: Any) -> ShellError:
         context.setdefault("console_tail", self._console.tail())

@@ -25,8 +25,6 @@ console of another command.
 
 from __future__ import annotations
 
-import base64
-import gzip
 import re
 import secrets
 from collections.abc import Collection, Iterator
@@ -44,12 +42,8 @@ __all__ = [
     "Signal",
     "TypedCommand",
     "encode",
-    "hand_over_command",
-    "interactive_command",
     "new_nonce",
     "new_session",
-    "program",
-    "quoted",
     "repeat_request",
     "typed_command",
 ]
@@ -59,116 +53,6 @@ INTERRUPT: Final = b"\x1c"
 
 LINE_BYTES: Final = 900
 WINDOW_BYTES: Final = 2700
-
-TERMINAL: Final = "sane raw -echo isig intr ^\\\\ quit ^- susp ^- rows 99 cols 1000"
-"""The terminal's settings while commands run. One key interrupts, and no other byte has a meaning."""
-
-# @ stands for _ and two letters of the session, so that no command's variable or function has the name of one of these.
-# Descriptors 0 to 2 are redirected for each command, and marks are written to the terminal by its name: whatever a
-# command does to its descriptors ends with it. A command that sets -n ends the loop, because any condition of a shell
-# that executes nothing is true.
-# Each step is made for options, traps, IFS, TMOUT, functions and aliases that a command may have left behind.
-#
-# Terminal settings are restored behind a command that has started a process: no other one can have changed them.
-# The fifth word of /proc/loadavg is the last process id that was given out; reading it costs no process. bash loses
-# lines that it has read ahead when it reads a file: none may be waiting then.
-#
-# Busybox colours what ls shows on a terminal, unless LS_COLORS is set and empty.
-_LOOP: Final = r"""
-export LS_COLORS= COLUMNS=1000 PAGER=cat
-@t=$1 @y=$2 @n=$3 @k=
-shift 3
-@r() { return "$@s"; }
-@l() { IFS=" " command read -r @k @k @k @k @k </proc/loadavg; }
-@g() { IFS= TMOUT= command read -r @h <"$@t" || exit; }
-@m() { command printf "\036%s$1" "$@n" >"$@t"; }
-@f() {
-set +ax
-unset -f command
-@s=$1
-command kill -0 "$PPID" || exit
-@m "\003$1\004"
-@h=$@k
-@l || @h=-
-case $@k in "$@h") ;; *) "$@y" TERMINAL <"$@t"; @l; esac
-@g
-while case $@h in
-?$@n) @m "\003$1\004";;
-[ir]WORD\ *) ! :
-esac do @g
-done
-@n=${@h%% *} @h=${@h#* }
-@i=${@h%% *} @c=${@h#* }
-while case $@i in 0) ! :; esac do
-@g
-@i=$((@i-1))
-case $@h in
-\?*) @i=$((@i+1));;
-[nN]*) @c="$@c
-${@h#?}";;
-[cC]*) @c=$@c${@h#?};;
-*) @d=$(command printf "%b." "${@h#?}"); @c=$@c${@d%.};;
-esac
-case $@h in [NCO?]*) @m "\006$@i\004"; esac
-done
-@i=/dev/null
-case $@n in i*) @i=$@t; esac
-@m "\002"
-case $2 in *a*) set -a; esac
-case $2 in *x*) set -x; esac
-}
-{ until ! @f "$?" "$-"; do
-if @r; then command eval "$@c" <"$@i" >"$@t" 2>&1
-else command eval "$@c" <"$@i" >"$@t" 2>&1; fi
-done; } </dev/null >/dev/null 2>&1
-"""
-
-# The terminal is opened by its own name, because a shell that is a guest's first process has no controlling terminal.
-_SUPERVISOR: Final = r"""
-trap : INT QUIT
-while stty TERMINAL || stty TERMINAL; do
-printf "\036SESSION\021"
-SHELL -c LOOP sh "$(tty)" "$(command -v stty)" SESSION
-printf "\036SESSION\005%d\004" $?
-done
-"""
-
-INTERACTIVE: Final = 'stty sane rows 24 cols 80; (unset COLUMNS PAGER; exec "${SHELL:-/bin/sh}" -i)'
-
-HAND_OVER: Final = f"while :; do {INTERACTIVE} || sleep 1; done"
-
-
-def program(session: str, *, shell: str = "sh") -> str:
-    """The read-eval loop as one command, to be typed at the prompt of any login shell: POSIX, csh or fish.
-
-    It is packed, because a line editor may take no more than 1,023 characters (busybox), and because no two kinds of
-    shell quote alike. The guest needs `base64` and `gzip`.
-    Two levels: the inner shell evaluates commands, and keeps their variables and directory from one to the next; the
-    outer one starts it again when a command ends it.
-
-    :param shell: the POSIX shell that evaluates commands.
-    """
-    loop = _LOOP.strip().replace("@", f"_{session[1:3]}").replace("WORD", "[0-9a-f]" * 12)
-    supervisor = _SUPERVISOR.strip().replace("SESSION", session).replace("SHELL", shell).replace("LOOP", quoted(loop))
-    supervisor = supervisor.replace("TERMINAL", TERMINAL)
-    packed = base64.b64encode(gzip.compress(supervisor.encode(), mtime=0)).decode()
-    # Not by the same shell: bash leaves a loop when an interrupt ends one of its programs.
-    return f"""sh -c 'eval "$(echo {packed}|base64 -d|gzip -d)"'"""
-
-
-def interactive_command() -> str:
-    """A command that puts the user's own shell on the terminal, and the loop back when that ends."""
-    return INTERACTIVE
-
-
-def hand_over_command() -> str:
-    """A command that puts the user's own shell on the terminal for good: when that ends, another one comes."""
-    return HAND_OVER
-
-
-def quoted(text: str) -> str:
-    """A text as one word of a POSIX shell."""
-    return "'" + text.replace("'", "'\\''") + "'"
 
 
 def repeat_request(nonce: str) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, final
 from urllib.parse import quote
@@ -77,6 +77,8 @@ class PropolisClient:
     def __init__(self, endpoint: Endpoint, *, vm: str | None = None) -> None:
         self.endpoint = endpoint
         self.vm = vm
+        self.on_stop: Callable[[], None] | None = None
+        """Called before the server is asked to stop the VM."""
         self._http = http_client(endpoint)
 
     async def __aenter__(self) -> Self:
@@ -107,6 +109,8 @@ class PropolisClient:
 
     async def instance_state_put(self, state: InstanceStateRequested) -> None:
         """Ask for a state: PUT /instance/state. Returns when the request is queued, or ignored; not when it is done."""
+        if state is InstanceStateRequested.STOP and self.on_stop is not None:
+            self.on_stop()
         await self._send("instance_state_put", "PUT", "/instance/state", body=state)
 
     async def instance_state_monitor(self, gen: int) -> InstanceStateMonitorResponse:

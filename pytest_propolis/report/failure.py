@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["add_sections"]
 
 
+TITLES: Final = {
+    "oops": "propolis kernel oops in VM {!r}",
+    "panic": "propolis kernel panic in VM {!r}",
+    "reset": "propolis unexpected reset of VM {!r}",
+    "exit": "propolis unexpected end of VM {!r}",
+}
 NOT_CREATED: Final = "not created"
 STATE_TIMEOUT_S: Final = 1.0
 
@@ -41,7 +47,7 @@ def add_sections(
         with guarded(item.config, f"describing crucible disk {disk.name!r} of {item.nodeid}"):
             _add_section(report, f"propolis crucible disk {disk.name!r}", "\n".join(describe_volume(disk)))
     for vm_name, failure in item.stash.get(KERNEL_FAILURES, []) if report.failed else ():
-        _add_section(report, f"propolis kernel {failure.kind} in VM {vm_name!r}", "\n".join(failure.lines()))
+        _add_section(report, TITLES[failure.kind].format(vm_name), "\n".join(failure.lines()))
     if report.failed or report.when != "setup":  # what came in a setup that passed counts with the call
         item.stash[KERNEL_FAILURES] = []
     if report.when == "teardown":

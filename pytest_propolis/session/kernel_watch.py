@@ -1,4 +1,4 @@
-"""The kernels of a process's VMs, watched for panics that no test expects."""
+"""The guests of a process's VMs, watched for panics, resets and ends that no test expects."""
 
 from __future__ import annotations
 
@@ -10,21 +10,34 @@ import pytest
 from .stash import FAILURE, KERNEL_FAILURES
 
 if TYPE_CHECKING:
-    from ..console.kernel.failures import FailureKind, KernelFailures
+    from ..console.kernel.ends import EndKind, UnexpectedEnd
+    from ..console.kernel.failures import FailureKind, KernelFailure, KernelFailures
     from ..settings import FailOn
 
 __all__ = ["KernelWatch"]
 
-COUNTED: Final[dict[FailOn, tuple[FailureKind, ...]]] = {
+COUNTED: Final[dict[FailOn, tuple[FailureKind | EndKind, ...]]] = {
     "never": (),
-    "panic": ("panic",),
-    "oops": ("oops", "panic"),
+    "panic": ("panic", "reset", "exit"),
+    "oops": ("oops", "panic", "reset", "exit"),
 }
-HINT: Final = "expect it with `async with vm.expect_panic():`, or see --propolis-fail-on"
+WHAT: Final[dict[FailureKind | EndKind, str]] = {
+    "oops": "the guest's kernel failed unexpectedly",
+    "panic": "the guest's kernel panicked unexpectedly",
+    "reset": "the guest reset itself unexpectedly",
+    "exit": "the VM stopped unexpectedly",
+}
+EXPECTED_BY: Final[dict[FailureKind | EndKind, str]] = {
+    "oops": "expect_panic",
+    "panic": "expect_panic",
+    "reset": "expect_reset",
+    "exit": "expect_exit",
+}
+HINT: Final = "expect it with `async with vm.{}():`, or see --propolis-fail-on"
 
 
 class KernelWatch:
-    """Fails a test in which a kernel has failed unexpectedly: a plugin, registered with the first VM.
+    """Fails a test in which a guest has failed unexpectedly: a plugin, registered with the first VM.
 
     A VM that several tests share fails the test that ran when its console showed the failure.
     """
@@ -41,7 +54,8 @@ class KernelWatch:
         """Move what has gone wrong so far into the test's item."""
         collected = item.stash.setdefault(KERNEL_FAILURES, [])
         for failures in self._watched:
-            collected += [(failures.vm, failure) for failure in failures.take()]
+            found: list[KernelFailure | UnexpectedEnd] = [*failures.take(), *failures.ends.take()]
+            collected += [(failures.vm, failure) for failure in found]
         self._watched = [failures for failures in self._watched if not failures.is_closed]
 
     @pytest.hookimpl(wrapper=True)
@@ -61,7 +75,7 @@ class KernelWatch:
         self.collect(item)
         for vm, failure in item.stash[KERNEL_FAILURES]:
             if failure.kind in self._counted:
-                what = "panicked" if failure.kind == "panic" else "failed"
+                hint = HINT.format(EXPECTED_BY[failure.kind])
                 raise pytest.fail.Exception(
-                    f"VM {vm!r}: the guest's kernel {what} unexpectedly: {failure.line}\nhint: {HINT}", pytrace=False
+                    f"VM {vm!r}: {WHAT[failure.kind]}: {failure.line}\nhint: {hint}", pytrace=False
                 )

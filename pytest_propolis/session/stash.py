@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 if TYPE_CHECKING:
+    from ..console.kernel.ends import UnexpectedEnd
     from ..console.kernel.failures import KernelFailure
     from ..hosts.host import Host
     from ..settings import Settings
@@ -52,7 +53,7 @@ HOSTS: Final[pytest.StashKey[tuple[Host, ...]]] = pytest.StashKey()
 INTERRUPTION: Final[pytest.StashKey[Interruption]] = pytest.StashKey()
 """In a config: how signals end its run."""
 
-KERNEL_FAILURES: Final[pytest.StashKey[list[tuple[str, KernelFailure]]]] = pytest.StashKey()
+KERNEL_FAILURES: Final[pytest.StashKey[list[tuple[str, KernelFailure | UnexpectedEnd]]]] = pytest.StashKey()
 """In a test's item: what has gone wrong in kernels of VMs, by VM, and is not reported yet."""
 
 KERNEL_WATCH: Final[pytest.StashKey[KernelWatch]] = pytest.StashKey()

@@ -14,6 +14,7 @@ from ..console.channels.over_console import ConsoleChannel
 from ..console.channels.over_port import PortChannel
 from ..console.channels.process import GuestProcess, guest_process
 from ..console.console import Console
+from ..console.kernel.ends import EndKind, ExpectedEnd, expected_end
 from ..console.kernel.expected_panic import expected_panic
 from ..console.kernel.failures import Expectation, KernelFailures
 from ..console.kernel.messages import kernel_messages
@@ -22,12 +23,13 @@ from ..errors import (
     ConfigError,
     ShellError,
 )
+from ..propolis_api import InstanceState
 from ..propolis_api.client import PropolisClient
 from .files.progress import OnProgress
 from .files.remote_path import GuestPath
 from .files.transfers import FileTransfers, LocalPath
-from .instance import OUTPUT_TIMEOUT_S, Instance
-from .migration import Report
+from .instance import OUTPUT_TIMEOUT_S, STATE_TIMEOUT_S, Instance
+from .migration import TERMINAL, Report
 from .timings import Timings
 
 __all__ = ["GuestAccess"]
@@ -60,6 +62,7 @@ class GuestAccess(Instance):
         self.has_ports = has_ports
         self.kernel_failures = KernelFailures(name)
         """What its console has shown of panics, oopses and BUGs that no test expected."""
+        client.on_stop = lambda: self.kernel_failures.ends.allow()  # a migration replaces them
         self._ports = GuestPorts(client.endpoint, vm=name)
         self._shell: Shell | None = None
 
@@ -140,6 +143,65 @@ class GuestAccess(Instance):
         :raises ConsoleClosed: when the VM stops before.
         """
         return expected_panic(self.kernel_failures, lambda: self.console, timeout_s=timeout_s)
+
+    def expect_reset(self, *, timeout_s: float = OUTPUT_TIMEOUT_S) -> AbstractAsyncContextManager[ExpectedEnd]:
+        """Expect that the guest resets its machine in the block: a reset that nothing asked for fails the test.
+
+        ::
+
+            async with vm.expect_reset():
+                await vm.run("/opt/tests/triple_fault")
+            await vm.wait_to_boot()
+
+        The block ends with the reset. A wait for the guest that it ends with an error ends the block instead.
+
+        :param timeout_s: how long the reset may take from the end of the block on.
+        :raises ConsoleTimeout: when none comes; always at a propolis-server, which does not tell of resets.
+        :raises ConsoleClosed: when the VM stops before.
+        """
+        return self._expected("reset", timeout_s)
+
+    def expect_exit(self, *, timeout_s: float = OUTPUT_TIMEOUT_S) -> AbstractAsyncContextManager[ExpectedEnd]:
+        """Expect that the VM stops in the block, by its guest or because QEMU ends; otherwise as `expect_reset`.
+
+        ::
+
+            async with vm.expect_exit() as end:
+                os.kill(pid_of_qemu, signal.SIGKILL)
+            assert "SIGKILL" in end.reason
+
+        :param timeout_s: how long that may take from the end of the block on.
+        :raises ConsoleTimeout: when it does not stop.
+        """
+        return self._expected("exit", timeout_s)
+
+    def _expected(self, kind: EndKind, timeout_s: float) -> AbstractAsyncContextManager[ExpectedEnd]:
+        ends = self.kernel_failures.ends
+        return expected_end(kind, ends, lambda: self.console, vm=self.name, timeout_s=timeout_s)
+
+    async def get_state(self) -> InstanceState:
+        """The VM's state now."""
+        state = await self._state()
+        if state in TERMINAL:
+            self._has_been_seen_to_end()
+        return state
+
+    async def wait_for_state(self, state: InstanceState | str, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
+        """Wait until the VM is in a state. States that it passed meanwhile may be missed.
+
+        :param state: the state, or its name, as in ``"Running"``.
+        :raises ConfigError: when there is no state of that name.
+        :raises VmStateError: when it has ended otherwise, and can reach that state no more.
+        :raises StateTimeout: when it does not get there in time.
+        """
+        with self.kernel_failures.ends.telling():
+            reached = await self._until_state(state, timeout_s=timeout_s)
+        if reached in TERMINAL:
+            self._has_been_seen_to_end()
+
+    def _has_been_seen_to_end(self) -> None:
+        self.kernel_failures.ends.allow()  # its console may close a moment later
+        self.kernel_failures.ends.told()
 
     @contextlib.asynccontextmanager
     async def process(self, command: str) -> AsyncIterator[GuestProcess]:

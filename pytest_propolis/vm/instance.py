@@ -87,8 +87,7 @@ class Instance:
         """The Propolis API of this VM's server."""
         return self._api()
 
-    async def get_state(self) -> InstanceState:
-        """The VM's state now."""
+    async def _state(self) -> InstanceState:
         return (await self._api().instance_get()).instance.state
 
     async def get_spec(self) -> PresentSpec:
@@ -141,14 +140,8 @@ class Instance:
         """
         return await self._api().instance_serial_history(from_start=from_start, max_bytes=max_bytes)
 
-    async def wait_for_state(self, state: InstanceState | str, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
-        """Wait until the VM is in a state. States that it passed meanwhile may be missed.
-
-        :param state: the state, or its name, as in ``"Running"``.
-        :raises ConfigError: when there is no state of that name.
-        :raises VmStateError: when it has ended otherwise, and can reach that state no more.
-        :raises StateTimeout: when it does not get there in time.
-        """
+    async def _until_state(self, state: InstanceState | str, *, timeout_s: float) -> InstanceState:
+        """Wait as `TestVm.wait_for_state` does, and return the state."""
         wanted = member_of(InstanceState, state, what=f"VM {self.name!r}: the state to wait for")
         seen: InstanceState | None = None
         try:
@@ -159,6 +152,7 @@ class Instance:
                         raise self._state_error(wanted, seen)
                     answer = await self._api().instance_state_monitor(gen)
                     gen, seen = answer.gen + 1, answer.state
+                return wanted
         except TimeoutError:
             raise StateTimeout(
                 f"it is {seen} and not {wanted}", vm=self.name, waited_s=timeout_s, **self._evidence()
@@ -173,7 +167,7 @@ class Instance:
         if self._final_state is not None:
             return False
         try:
-            return await self.get_state() not in TERMINAL
+            return await self._state() not in TERMINAL
         except (ApiError, AgentError):  # it is not created, or its server is gone
             return False
 
@@ -182,7 +176,7 @@ class Instance:
         if self._final_state is not None:
             return False
         try:
-            return await self.get_state() not in TERMINAL
+            return await self._state() not in TERMINAL
         except ApiError as error:
             return error.status == HTTPStatus.FAILED_DEPENDENCY  # it is not created yet
         except AgentError:
@@ -230,7 +224,7 @@ class Instance:
     async def _last_state(self) -> str:
         try:
             async with asyncio.timeout(LAST_STATE_TIMEOUT_S):
-                return (await self.get_state()).value
+                return (await self._state()).value
         except ApiError as error:
             return "not created" if error.status == 424 else "unknown"
         except (PropolisError, TimeoutError):

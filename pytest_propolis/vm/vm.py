@@ -193,6 +193,8 @@ class TestVm(GuestAccess):
         :raises BootError: when that does not happen in time, or the VM stops instead.
         """
         limit_s = self.boot_timeout_s if timeout_s is None else timeout_s
+        self.kernel_failures.ends.allow()  # the test waits for a boot, and so knows of the reset before it
+        self.kernel_failures.ends.told()
         try:
             async with asyncio.timeout(limit_s):
                 if self._forked is None:
@@ -205,6 +207,7 @@ class TestVm(GuestAccess):
         except ConsoleClosed as error:
             state = await self._last_state()
             raise self._boot_error(f"stopped while it booted (state {state}): {error.message}") from None
+        self.kernel_failures.ends.watch()
         await self._set_up_networks()
 
     async def _log_in(self, limit_s: float) -> None:
@@ -246,7 +249,7 @@ class TestVm(GuestAccess):
         """
         self._forked = None
         await self._api().instance_state_put(InstanceStateRequested.STOP)
-        await self.wait_for_state(InstanceState.DESTROYED, timeout_s=timeout_s)
+        await self._until_state(InstanceState.DESTROYED, timeout_s=timeout_s)
 
     async def reset(self) -> None:
         """Reset the VM, as its reset button would; does not wait. Follow with `wait_to_boot`."""
@@ -378,7 +381,7 @@ class TestVm(GuestAccess):
         if self._console is None:
             return False
         try:
-            return await self.get_state() not in ENDING
+            return await self._state() not in ENDING
         except ApiError as error:
             if error.status != 424:
                 raise
@@ -398,7 +401,7 @@ class TestVm(GuestAccess):
         )
         self._shell = Shell(self._console, vm=self.name)
         if self._forked is not None:
-            self._shell.resume(self._forked.vm.session, self._forked.typed_identity)
+            self._shell.resume(self._forked.vm.session, self._forked.typed_identity, shell=self.guest.shell)
             self.boot_log = (await self._console.wait_for(BOUNDARY, timeout_s=OUTPUT_TIMEOUT_S)).before
             self._console.transcript.hide(0)  # another VM's boot, which went well
             self.kernel_failures.forget()
@@ -454,6 +457,7 @@ class TestVm(GuestAccess):
         :param skipping: from here on, nothing that the console showed before counts.
         """
         self._forked = None
+        self.kernel_failures.ends.allow()
         if skipping:
             self.console.transcript.skip()
             self.console.boots_again()
@@ -465,6 +469,9 @@ class TestVm(GuestAccess):
         if self._final_state is not None:
             return
         self._final_state = await self._last_state()
+        if self._console is not None and self._final_state in TERMINAL:
+            reason = f"its state was {self._final_state} before it was stopped"
+            self.kernel_failures.ends.happened("exit", reason, self._console.transcript)
         with contextlib.suppress(PropolisError):
             await self._client.instance_state_put(InstanceStateRequested.STOP)
-            await self.wait_for_state(InstanceState.DESTROYED, timeout_s=DESTROY_TIMEOUT_S)
+            await self._until_state(InstanceState.DESTROYED, timeout_s=DESTROY_TIMEOUT_S)

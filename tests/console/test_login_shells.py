@@ -11,8 +11,9 @@ import pytest
 from local_pty import console_on_program
 from test_shell import TIMEOUT_S
 
+from pytest_propolis.console.read_eval_loop import program
 from pytest_propolis.console.shell import Shell
-from pytest_propolis.console.shell_protocol import new_session, program
+from pytest_propolis.console.shell_protocol import new_session
 
 LOGIN_SHELLS = {
     "tcsh": ("tcsh", "-f"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_propolis.console.shell_protocol import program
+from pytest_propolis.console.read_eval_loop import program
 from pytest_propolis.console.viewer import Viewer
 
 RUN = b"\x1er0123456789ab"

@@ -96,10 +96,10 @@ def test_a_panic_in_the_teardown_of_a_second_attempt_counts(inner: InnerRun) -> 
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_late*", "*propolis kernel panic in VM 'test-vm'*"])
 
 
-def test_the_example_of_the_page_on_kernels_passes(inner: InnerRun) -> None:
-    (example,) = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    inner.write(test_page=example)
-    inner.run().assert_outcomes(passed=1)
+def test_the_examples_of_the_page_on_kernels_pass(inner: InnerRun) -> None:
+    panic, reset = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    inner.write(test_page=f"{panic}\n{reset}")
+    inner.run().assert_outcomes(passed=2)
 
 
 def test_a_synchronous_test_can_expect_a_panic_and_fails_of_another(inner: InnerRun) -> None:

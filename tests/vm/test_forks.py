@@ -96,7 +96,8 @@ async def test_what_a_fork_keeps_in_memory_no_other_sees_not_even_if_it_was_kill
 async def test_what_a_fork_writes_to_its_disks_no_other_sees_and_file_systems_are_clean(vm_factory: VmFactory) -> None:
     first = await fork(vm_factory, "first", guest="alpine", cpus=2, memory_mib=512)
     await first.run("echo mine > /root/file; sync; (while :; do echo x >> /root/growing; sync; done) >/dev/null 2>&1 &")
-    await kill_qemu(vm_factory, "first")
+    async with first.expect_exit():
+        await kill_qemu(vm_factory, "first")
     second = await fork(vm_factory, "second", guest="alpine", cpus=2, memory_mib=512)
     assert await second.run("ls -A /root | grep -v '^\\.' || true") == ""
     await second.run("echo s > /proc/sysrq-trigger; echo u > /proc/sysrq-trigger; mount -o remount,ro / || true")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from qemu_pids import pids_of_qemu
 
 from pytest_propolis.errors import CommandFailed, ConsoleClosed, GuestPanicked, ShellLost
 from pytest_propolis.vm.factory import VmFactory
@@ -21,16 +20,6 @@ LONG_S = 120.0
 @pytest.fixture
 async def vm(vm_factory: VmFactory) -> TestVm:
     return await vm_factory.start(guest="micro", cpus=1, memory_mib=256)
-
-
-def pids_of_qemu(vm: TestVm) -> Iterator[int]:
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if vm.id.encode() in command and b"qemu" in command.split(b"\0")[0]:
-            yield int(process.name)
 
 
 async def test_a_panic_ends_a_command(vm: TestVm) -> None:

@@ -11,8 +11,9 @@ from typing import Final
 from websockets.exceptions import ConnectionClosed
 
 from ...errors import CommandTimeout, ConsoleError, PropolisError, ShellError, ShellLost
+from ..read_eval_loop import quoted
 from ..shell import Shell
-from ..shell_protocol import new_nonce, quoted
+from ..shell_protocol import new_nonce
 from .guest_ports import GuestPorts, MarkedStream, PortStream, open_port
 from .over_port import FEED
 

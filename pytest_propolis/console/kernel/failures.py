@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from .ends import UnexpectedEnds
+
 if TYPE_CHECKING:
     from ..transcript import Transcript
 
@@ -77,6 +79,8 @@ class KernelFailures:
         self.vm = vm
         self.is_closed = False
         """Whether nothing is to come any more."""
+        self.ends = UnexpectedEnds()
+        """Resets and ends of the VM; those after a panic are the panic's."""
         self._found: list[KernelFailure] = []
         self._expectations: list[Expectation] = []
         self._rest = b""
@@ -144,5 +148,6 @@ class KernelFailures:
         if not self._expectations:
             self._found.append(failure)
         if failure.kind == "panic":
+            self.ends.allow()
             for expectation in self._expectations:
                 expectation.line = expectation.line or failure.line

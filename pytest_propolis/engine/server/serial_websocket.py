@@ -23,11 +23,14 @@ GATHER_S: Final = 0.002
 """A stream is gathered for so long: QEMU writes it octet by octet, and a small frame costs as much as a large one."""
 
 GOING_AWAY: Final = 1001
+TRY_AGAIN_LATER: Final = 1013
 REASON_BYTES: Final = 123
 
 
 async def serve_serial(websocket: WebSocket, port: SerialPort, offset: int) -> None:
     """Serve one client from `offset` on until it leaves or the port ends: 1001 "VM stopped", as upstream, or why.
+
+    A client that needs what the history has dropped gets 1013.
 
     When the guest has migrated away, a text tells the client where to follow it, from which offset on, and, which
     upstream's does not, how much of what the client typed went along.
@@ -72,7 +75,7 @@ class _Client:
                 except HistoryGap as gap:
                     # A client that has seen something was so slow that a part of what follows is gone.
                     reason = "too slow: output was dropped" if sent_s else str(gap)
-                    await self._websocket.close(GOING_AWAY, _bounded(reason))
+                    await self._websocket.close(TRY_AGAIN_LATER, _bounded(reason))
                     return
                 await self._websocket.send_bytes(data)
                 offset += len(data)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ...console.channels.channel import ByteChannel, Exchanged, Garbled
+from ...console.read_eval_loop import quoted
 from ...console.shell import Shell
-from ...console.shell_protocol import quoted
 from ...errors import ConsoleError, FileTransferError, PropolisError, ShellLost, abbreviated
 from .remote_path import RemotePath
 

@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Self
 
-from ...console.shell_protocol import quoted
+from ...console.read_eval_loop import quoted
 
 __all__ = ["GuestPath", "RemotePath"]
 

@@ -1,0 +1,162 @@
+"""Resets and ends of a VM that no test asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from ...errors import BootError, ConsoleClosed, ConsoleTimeout, ShellLost, VmStateError
+
+if TYPE_CHECKING:
+    from ..console import Console
+    from ..transcript import Transcript
+
+__all__ = ["EndKind", "ExpectedEnd", "UnexpectedEnd", "UnexpectedEnds", "asks_for_an_end", "expected_end"]
+
+EndKind = Literal["reset", "exit"]
+"""The guest resets its machine, or the VM stops."""
+
+SHOWN_LINES: Final = 30
+"""How many lines of the console before an end are shown."""
+
+CONSEQUENCES: Final = (ShellLost, ConsoleClosed, BootError, VmStateError)
+"""How an end ends what waits for the guest meanwhile."""
+
+EXPECTED: Final[dict[EndKind, str]] = {
+    "reset": "the guest was expected to reset itself, and has not",
+    "exit": "the VM was expected to stop, and has not",
+}
+
+_ASKING: Final = re.compile(
+    rb"(?:^[ncNC]?|[\s;&|(/`'\"])(?:reboot|poweroff|halt|shutdown|kexec|(?:tel)?init [06]|sysrq-trigger)(?![\w.-])",
+    re.MULTILINE,
+)
+"""Programs and files by which a command resets its machine or switches it off. A further line of a command that is
+framed begins with its kind."""
+
+
+def asks_for_an_end(typed: bytes) -> bool:
+    """Whether what is typed at a console names a program or a file by which a guest is reset or switched off."""
+    return _ASKING.search(typed) is not None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnexpectedEnd:
+    """A reset, or the end of a VM.
+
+    :param line: what is known of its cause, in words for a message.
+    :param console: the last lines that the console showed before.
+    """
+
+    kind: EndKind
+    line: str
+    console: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return what the report shows of it."""
+        return [self.line, *(f"| {line}" for line in self.console)]
+
+
+@dataclass(slots=True, eq=False)
+class ExpectedEnd:
+    """That a guest resets itself now, or that a VM stops.
+
+    :param over: done when it has.
+    :param reason: what is known of its cause; None until it has come.
+    """
+
+    kind: EndKind
+    over: asyncio.Future[None]
+    reason: str | None = None
+
+
+class UnexpectedEnds:
+    """Resets and ends of one VM whose guest takes commands, which the test neither asked for nor was told of."""
+
+    def __init__(self) -> None:
+        self._watching = False
+        self._found: list[UnexpectedEnd] = []
+        self._expectations: list[ExpectedEnd] = []
+
+    def watch(self) -> None:
+        """The guest takes commands now: what ends it from here on is unexpected."""
+        self._watching = True
+
+    def allow(self) -> None:
+        """The test has asked for an end, until the guest takes commands again."""
+        self._watching = False
+
+    def happened(self, kind: EndKind, reason: str, transcript: Transcript) -> None:
+        """Take note of an end. One that nothing expects is found, unless it was allowed."""
+        expectations = [expectation for expectation in self._expectations if expectation.kind == kind]
+        for expectation in expectations:
+            expectation.reason = expectation.reason or reason
+            if not expectation.over.done():
+                expectation.over.set_result(None)
+        if self._watching and not expectations:
+            self._found.append(UnexpectedEnd(kind, reason, transcript.tail(SHOWN_LINES)))
+        self._watching = False
+
+    def told(self) -> None:
+        """An error, or a state, has told the test of the ends so far."""
+        self._found.clear()
+
+    def take(self) -> list[UnexpectedEnd]:
+        """Return the ends that were not taken yet."""
+        taken, self._found = self._found, []
+        return taken
+
+    @contextmanager
+    def expecting(self, kind: EndKind) -> Iterator[ExpectedEnd]:
+        """Take ends of this kind in the block for expected ones."""
+        expectation = ExpectedEnd(kind, asyncio.get_running_loop().create_future())
+        self._expectations.append(expectation)
+        try:
+            yield expectation
+        finally:
+            self._expectations.remove(expectation)
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """An error that leaves the block, and that an end causes, tells the test of it."""
+        try:
+            yield
+        except CONSEQUENCES as error:
+            if not isinstance(error, ShellLost):
+                self.allow()  # the console may close a moment later
+            self.told()
+            raise
+
+
+@asynccontextmanager
+async def expected_end(
+    kind: EndKind, ends: UnexpectedEnds, console: Callable[[], Console], *, vm: str, timeout_s: float
+) -> AsyncIterator[ExpectedEnd]:
+    """Expect an end in the block, or within a time after it. See `TestVm.expect_reset` and `TestVm.expect_exit`."""
+    with ends.expecting(kind) as expectation:
+        try:
+            yield expectation
+        except CONSEQUENCES as error:
+            if not expectation.over.done() or error.vm != vm:
+                raise
+        if not expectation.over.done():
+            await _come(expectation, console(), vm=vm, timeout_s=timeout_s)
+
+
+async def _come(expectation: ExpectedEnd, console: Console, *, vm: str, timeout_s: float) -> None:
+    console.transcript.on_failure(expectation.over)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await expectation.over
+    except TimeoutError:
+        raise ConsoleTimeout(
+            EXPECTED[expectation.kind],
+            vm=vm,
+            waited_s=timeout_s,
+            console_tail=console.tail(),
+            log_path=str(console.log_path),
+        ) from None

@@ -1,0 +1,195 @@
+"""The program that a guest's shell runs to take commands from the serial line.
+
+`shell_protocol` says what it reads and writes. It is typed at a prompt, and so has to be short. bash keeps more from
+one command to the next than other shells do, and has ways of its own to read and to set it: `preparation` makes bash go
+on with a longer program.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from typing import Final
+
+__all__ = [
+    "hand_over_command",
+    "interactive_command",
+    "preparation",
+    "program",
+    "quoted",
+]
+
+TERMINAL: Final = "sane raw -echo isig intr ^\\\\ quit ^- susp ^- rows 99 cols 1000"
+"""The terminal's settings while commands run. One key interrupts, and no other byte has a meaning."""
+
+# @ stands for _ and two letters of the session, so that no command's variable or function has the name of one of these.
+# Descriptors 0 to 2 are redirected for each command, and marks are written to the terminal by its name: whatever a
+# command does to its descriptors ends with it. A command that sets -n ends the loops, because any condition of a shell
+# that executes nothing is true. A command that consists of `break` leaves the inner loop only.
+# Each step is made for options, traps, IFS, TMOUT, functions and aliases that a command may have left behind.
+#
+# Terminal settings are restored behind a command that has started a process: no other one can have changed them.
+# The fifth word of /proc/loadavg is the last process id that was given out; reading it costs no process. bash loses
+# lines that it has read ahead when it reads a file: none may be waiting then.
+#
+# Busybox colours what ls shows on a terminal, unless LS_COLORS is set and empty.
+_LOOP: Final = r"""
+export LS_COLORS= COLUMNS=1000 PAGER=cat
+@t=$1 @y=$2 @n=$3 @k=
+shift 3
+START
+@r() { return "$@s"; }
+@l() { IFS=" " command read -r @k @k @k @k @k </proc/loadavg; }
+@g() { IFS= TMOUT= command read -r @h <"$@t" || exit; }
+@m() { command printf "\036$@n$1" >"$@t"; }
+@f() {
+set +ax
+unset -f command
+AFTER
+@s=$1
+command kill -0 "$PPID" || exit
+@m "\003$1\004"
+@h=$@k
+@l || @h=-
+case $@k in $@h) ;; *) "$@y" TERMINAL <"$@t"; @l; esac
+@g
+while case $@h in
+?$@n) @m "\003$1\004";; [ir]WORD\ *) ! :; esac do @g
+done
+@n=${@h%% *} @h=${@h#* }
+@i=${@h%% *} @c=${@h#* }
+while case $@i in 0) ! :; esac do
+@g
+@i=$((@i-1))
+case $@h in
+\?*) @i=$((@i+1));;
+[nN]*) @c="$@c
+${@h#?}";;
+[cC]*) @c=$@c${@h#?};;
+*) @d=$(command printf "%b." "${@h#?}"); @c=$@c${@d%.};;
+esac
+case $@h in [NCO?]*) @m "\006$@i\004"; esac
+done
+BEFORE
+@i=/dev/null
+case $@n in i*) @i=$@t; esac
+@m "\002"
+case $2 in *a*) set -a; esac
+case $2 in *x*) set -x; esac
+}
+until ! :; do until ! @f "$?" "$-"; do
+if @r LAST; then command eval "$@c" <"$@i" >"$@t" 2>&OUTPUT
+else command eval "$@c" <"$@i" >"$@t" 2>&OUTPUT; fi
+done; done </dev/null >/dev/null 2>&1
+"""
+
+_ANY_SHELL: Final = {"START\n": "", "AFTER\n": "", "BEFORE\n": "", " LAST": "", "OUTPUT": "1"}
+
+# bash's `eval` replaces PIPESTATUS, `$?` and `$_` when it ends. So the command itself gets a last line that saves them.
+# It does not get one where that would become a part of it, as after an open here-document or a backslash: such a text
+# is no complete list between `then` and `fi` either. Nor under `set -v`, which would show the line. The line succeeds,
+# and so does `eval`: a command's failure meets an ERR trap and `set -e` once.
+#
+# PIPESTATUS cannot be assigned to: the assignment is a pipeline itself. But an arithmetic expansion can set its
+# elements while the words of `eval` are expanded. `$_` is the last argument of the command before.
+#
+# bash expands aliases, and goes on after an `exec` that fails, by itself only when it is interactive.
+_BASH: Final = {
+    "START\n": "shopt -s expand_aliases execfail\n@p=() @u=\n",
+    "AFTER\n": r"""case $2 in *v*) set +v; esac
+@q=1
+case ${#@p[ALL]} in 0) ;; *)
+set -- "${@p[0]}" "$2"
+@u=${@p[1]} @q=
+case ${#@p[ALL]} in 3) ;; *)
+for @i in "${!@p[ALL]}"; do
+case $@i in 0|1) ;; *) @q+=PIPESTATUS[$((@i-2))]=${@p[@i]},; esac
+done
+esac
+@q+=1
+esac
+""",
+    "BEFORE\n": r"""unset @p
+@p=()
+@i=
+case $2 in *v*) @i=no; esac
+case $@c in *set\ -v*|*set\ -[a-z]v*|*set\ -[a-z][a-z]v*|*verbose*) @i=no; esac
+case $@i in no) ;; *)
+if command eval "if false; then
+$@c
+fi"; then @c+='
+{ @p=("$?" "${_-}" "${PIPESTATUS[ALL]}"); } >/dev/null 2>&1'; fi
+esac
+case $2 in *v*) set -v; esac
+""",
+    "LAST": '"$@u"',
+    "OUTPUT": '"$((@q))"',
+}
+
+# The terminal is opened by its own name, because a shell that is a guest's first process has no controlling terminal.
+_SUPERVISOR: Final = r"""
+trap : 2 3
+while stty TERMINAL || stty TERMINAL; do
+printf "\036SESSION\021"
+SHELL -c LOOP sh $(tty) $(command -v stty) SESSION
+printf "\036SESSION\005%d\004" $?
+done
+"""
+
+INTERACTIVE: Final = 'stty sane rows 24 cols 80; (unset COLUMNS PAGER; exec "${SHELL:-/bin/sh}" -i)'
+
+HAND_OVER: Final = f"while :; do {INTERACTIVE} || sleep 1; done"
+
+
+def program(session: str, *, shell: str = "sh") -> str:
+    """The read-eval loop as one command, to be typed at the prompt of any login shell: POSIX, csh or fish.
+
+    It is packed, because a line editor may take no more than 1,023 characters (busybox), and because no two kinds of
+    shell quote alike. The guest needs `base64` and `gzip`.
+    Two levels: the inner shell evaluates commands, and keeps their variables and directory from one to the next; the
+    outer one starts it again when a command ends it.
+
+    :param shell: the POSIX shell that evaluates commands.
+    """
+    loop = quoted(_loop(session, _ANY_SHELL))
+    supervisor = _SUPERVISOR.strip().replace("SESSION", session).replace("SHELL", shell).replace("LOOP", loop)
+    supervisor = supervisor.replace("TERMINAL", TERMINAL)
+    packed = base64.b64encode(gzip.compress(supervisor.encode(), mtime=0)).decode()
+    # Not by the same shell: bash leaves a loop when an interrupt ends one of its programs.
+    return f"""sh -c 'eval "$(echo {packed}|base64 -d|gzip -d)"'"""
+
+
+def preparation(session: str, nonce: str, *, shell: str = "sh") -> str:
+    """What a shell that has just begun to take commands is told first: bash is replaced by one with a loop of its own.
+
+    :param nonce: this command's own word. The new loop reports the command's end.
+    """
+    loop = quoted(_loop(session, _BASH).replace("TERMINAL", TERMINAL))
+    terminal, stty = _named("$@t", session), _named("$@y", session)
+    return f'case ${{BASH_VERSION-}} in ?*) exec {shell} -c {loop} sh "{terminal}" "{stty}" {nonce}; esac'
+
+
+def _loop(session: str, parts: dict[str, str]) -> str:
+    loop = _LOOP.strip()
+    for place, part in parts.items():
+        loop = loop.replace(place, part)
+    return _named(loop, session).replace("WORD", "[0-9a-f]" * 12).replace("[ALL]", "[@]")
+
+
+def _named(text: str, session: str) -> str:
+    return text.replace("@", f"_{session[1:3]}")
+
+
+def interactive_command() -> str:
+    """A command that puts the user's own shell on the terminal, and the loop back when that ends."""
+    return INTERACTIVE
+
+
+def hand_over_command() -> str:
+    """A command that puts the user's own shell on the terminal for good: when that ends, another one comes."""
+    return HAND_OVER
+
+
+def quoted(text: str) -> str:
+    """A text as one word of a POSIX shell."""
+    return "'" + text.replace("'", "'\\''") + "'"
