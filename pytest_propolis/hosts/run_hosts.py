@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from ..settings import Settings
 from .host import Host
-from .inventory.inventory import read_inventory
 from .kinds import open_host
 from .local import LocalHost
 from .run_directory import run_token
@@ -34,6 +33,8 @@ def open_hosts(settings: Settings, *, shared_id: str | None) -> tuple[Host, ...]
     """
     if settings.hosts is None:
         return (LocalHost(settings, run_id=run_token(shared_id)),)
+    from .inventory.inventory import read_inventory  # here, because most runs have no such file
+
     shared_id = shared_id or secrets.token_hex(16)
     return tuple(
         open_host(spec, settings, run_token(f"{shared_id}/{spec.name}")) for spec in read_inventory(settings.hosts)
@@ -68,6 +69,8 @@ def local_run_ids(settings: Settings, *, shared_id: str) -> tuple[LocalRun, ...]
 def _local_hosts(settings: Settings, shared_id: str) -> list[Host]:
     if settings.hosts is None:
         return [LocalHost(settings, run_id=run_token(shared_id))]
+    from .inventory.inventory import read_inventory
+
     specs = [spec for spec in read_inventory(settings.hosts) if spec.kind == "local"]
     hosts = [open_host(spec, settings, run_token(f"{shared_id}/{spec.name}")) for spec in specs]
     return hosts or [LocalHost(settings, run_id=coordination_id(shared_id))]

@@ -11,7 +11,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -183,11 +183,10 @@ def _unlisted_files(directory: Path, entries: Iterable[Entry]) -> Iterator[Leak]
             yield Leak("socket" if path.is_socket() else "file", str(path))
 
 
-def _processes(words: Iterable[str], agents: Iterable[_Agent]) -> Iterator[Leak]:
+def _processes(words: Sequence[str], agents: Iterable[_Agent]) -> Iterator[Leak]:
     explained = [entry for agent in agents for entry in agent.entries if agent.explains_outside(entry)]
     known = {ProcessIdentity.from_facts(entry.what) for entry in explained}
-    found = {process for word in words for process in find_marked(word)}
-    for process in sorted(found, key=lambda process: process.pid):
+    for process in sorted(find_marked(*words), key=lambda process: process.pid):
         if process not in known and not any(process.carries(entry.id) for entry in explained):
             yield Leak("process", f"{process.pid} ({_command(process.pid)})")
 

@@ -12,7 +12,7 @@ import functools
 import os
 import select
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,14 +172,20 @@ class _Stat:
         return self.state in _DEAD_STATES and self.threads <= 1
 
 
-def find_marked(mark: str) -> list[ProcessIdentity]:
-    """Return this user's running processes that carry the mark in their command line or environment.
+def find_marked(*marks: str) -> list[ProcessIdentity]:
+    """Return this user's running processes that carry one of the marks in their command line or environment.
 
     The caller and its ancestors are excluded. Empty where there is no ``/proc``.
     """
     spared = _lineage()
-    candidates = (_identity(pid) for pid in _pids() if pid not in spared)
-    return [process for process in candidates if process and process.carries(mark)]
+    words = [mark.encode() for mark in marks]
+    candidates = (_identity(pid) for pid in _pids() if pid not in spared and _mentions(pid, words))
+    return [process for process in candidates if process and any(map(process.carries, marks))]
+
+
+def _mentions(pid: int, words: Sequence[bytes]) -> bool:
+    """Return whether a process may carry one of the words; nearly all that run on a machine do not."""
+    return any(word in text for text in (_read(pid, "environ"), _read(pid, "cmdline")) for word in words)
 
 
 def _identity(pid: int) -> ProcessIdentity | None:
