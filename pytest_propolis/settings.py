@@ -179,7 +179,7 @@ def _paths(text: str) -> tuple[Path, ...]:
     return tuple(_path(part) for part in text.split(os.pathsep))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # comparing takes as long to generate as all else
 class Settings:
     """What a person chose, checked. Build it with `Settings.resolve`."""
 
