@@ -18,6 +18,7 @@ from . import (
     fork,
     idle,
     imports,
+    inner_loop,
     interruption,
     migration,
     nodes,
@@ -35,6 +36,7 @@ from .options import Options
 BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "import": imports.measure,
     "collect": collect.measure,
+    "inner_loop": inner_loop.measure,
     "agent_start": agent_start.measure,
     "api": api.measure,
     "round_trip": round_trip.measure,

@@ -58,6 +58,10 @@ def pytest_configure(config: pytest.Config) -> None:
     for module in (vms, hosts, artifacts, disks, nodes, metrics, sync):
         config.pluginmanager.register(module, f"propolis-{module.__name__.rpartition('.')[2]}")
     config.pluginmanager.register(WorkersEnd() if is_worker(config) else EndOfRun(), "propolis-end-of-run")
+    if settings.linger:
+        from .session.lingering import SettledEnvironment
+
+        config.pluginmanager.register(SettledEnvironment(), "propolis-lingering")
     if settings.hosts is not None:
         from .distribution.placing import place_tests
 

@@ -88,13 +88,24 @@ def _whole_number(low: int, high: int) -> Callable[[str], int]:
 
 
 def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        raise ValueError("must be a number of seconds") from None
+    seconds = _number(text)
     if not 0 < seconds < float("inf"):
         raise ValueError("must be more than 0 seconds")
     return seconds
+
+
+def _no_or_some_seconds(text: str) -> float:
+    seconds = _number(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError("must be 0 or more seconds")
+    return seconds
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError("must be a number of seconds") from None
 
 
 def _automatic_or_number(text: str) -> int | Literal["auto"]:
@@ -168,7 +179,7 @@ def _paths(text: str) -> tuple[Path, ...]:
     return tuple(_path(part) for part in text.split(os.pathsep))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # comparing takes as long to generate as all else
 class Settings:
     """What a person chose, checked. Build it with `Settings.resolve`."""
 
@@ -195,6 +206,14 @@ class Settings:
             "parse": _automatic_or_number,
             "help": "forks of each kind that stand by: auto (by processors and free memory), a number",
             "metavar": "N",
+        },
+    )
+    linger: float = field(
+        default=0.0,
+        metadata={
+            "parse": _no_or_some_seconds,
+            "help": "seconds that the agent on this machine stays after a run, for the next one; default: it does not",
+            "metavar": "SECONDS",
         },
     )
     boot_timeout: float = field(

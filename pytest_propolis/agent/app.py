@@ -36,6 +36,7 @@ from ..agent_api.messages import (
     StreamLine,
     TemplateNeeded,
     VmCreated,
+    run_of_client,
 )
 from ..engine.server.app import SERVER_KEY, decoded, encoded, engine_app, error_response, http_error
 from ..engine.server.dropshot_errors import ErrorResponse, bad_request
@@ -49,6 +50,7 @@ from .disks.fork_routes import ForkRoutes
 from .disks.images import ImageMaker
 from .disks.volume_routes import VolumeRoutes
 from .hypervisor import HypervisorFinder
+from .lingering import Lingering
 from .networks.network_routes import NetworkRoutes
 from .networks.networks import Networks
 from .registry import ResourceRegistry
@@ -73,6 +75,7 @@ class AgentApp:
         self._on_empty = on_empty
         self._leaving = False
         self._expiries: set[asyncio.Task[None]] = set()
+        self._stays_ended: set[asyncio.Task[None]] = set()
         self._works: set[asyncio.Future[StreamLine]] = set()
         self._creations: set[asyncio.Task[Any]] = set()
         """Requests that create a resource, and remove it if their client has disconnected meanwhile."""
@@ -80,8 +83,9 @@ class AgentApp:
         self._images = ImageMaker(config, ledger, self._platforms)
         self._engine = engine_app()
         self._coordination = CoordinationService()
-        self.registry = ResourceRegistry(config, ledger, self._platforms)
-        self._networks = Networks(Path(config.directory))
+        self._lingering = Lingering(config, self._platforms, over=self._stay_no_longer)
+        self.registry = ResourceRegistry(config, ledger, self._platforms, stays=lambda: self._lingering.is_wanted)
+        self._networks = Networks(Path(config.directory), writer=self.registry.writer_of)
         self._templates = Templates(
             self._platforms,
             self.registry,
@@ -111,6 +115,7 @@ class AgentApp:
                 *VmExtensions(self.registry.find_vm).routes,
                 *VolumeRoutes(self.registry, _client).routes,
                 *self._coordination.routes,
+                *self._lingering.routes,
                 *NetworkRoutes(self._networks, self._live_client).routes,
                 Mount("/vms/{id}", app=self._propolis_api),
             ],
@@ -128,8 +133,16 @@ class AgentApp:
         finally:
             self._creations.discard(request)
 
+    @property
+    def is_unused(self) -> bool:
+        """Whether it has no clients, keeps nothing, and does not linger either."""
+        return self.registry.is_empty and not self._lingering.is_wanted
+
     async def close(self) -> None:
         self._leaving = True
+        self._lingering.close()
+        for task in self._stays_ended:
+            task.cancel()
         self._coordination.close()
         for expiry in self._expiries:
             expiry.cancel()
@@ -161,10 +174,11 @@ class AgentApp:
     async def _lifeline(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hold the client's lifeline; when the connection ends for any reason, release the client's resources."""
         request = Request(scope)
-        if self._leaving:
+        client = _client(request)
+        if self._leaving or not self._may_serve(client):
             await Response(status_code=503)(scope, receive, send)
             return
-        client = _client(request)
+        self._lingering.join(request)
         await self.registry.admit(client, pid=int(request.headers.get(PID_HEADER, 0)))
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"alive\n", "more_body": True})
@@ -184,7 +198,27 @@ class AgentApp:
         await self.registry.release(client)
         self._leave_if_empty()
 
+    def _may_serve(self, client: str) -> bool:
+        """Return whether a client may join; an agent that is out of date leaves as soon as it has no clients."""
+        if self.registry.has_client_of_run(run_of_client(client)):
+            return True  # a run that has begun here goes on here
+        if self._lingering.is_outdated():
+            self._lingering.stop()
+            return False
+        self._templates.forget_failures()
+        return True
+
+    def _stay_no_longer(self) -> None:
+        if self.registry.is_empty:
+            self._leave_if_empty()
+        elif not self.registry.has_lifelines:
+            ending = asyncio.create_task(self.registry.standby.rest())  # what was kept needs none
+            self._stays_ended.add(ending)
+            ending.add_done_callback(self._stays_ended.discard)
+
     def _leave_if_empty(self) -> None:
+        if self.registry.has_lifelines or self._lingering.begin():
+            return
         if self.registry.is_empty and not self._leaving:
             self._leaving = True
             self._on_empty()
@@ -192,7 +226,7 @@ class AgentApp:
     async def _await_departure(self, request: Request) -> Response:
         """Respond once everything that a client owned is released; for clients that have just closed their lifeline."""
         await self.registry.released(request.path_params["id"])
-        return encoded(Departed(agent_stays=not self.registry.is_empty))
+        return encoded(Departed(agent_stays=not self.registry.is_empty or self._lingering.is_wanted))
 
     async def _list_kept(self, _request: Request) -> Response:
         await self.registry.refresh()

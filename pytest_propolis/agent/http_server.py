@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import socket
+import time
 from collections.abc import Iterator
+from typing import Final
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -12,9 +16,54 @@ from ..propolis_api.connection.http_protocol import CoalescingProtocol
 
 __all__ = ["http_server"]
 
+TICKS_PER_S: Final = 10
+"""What uvicorn's `on_tick` takes for a second."""
+
+GRACE_S: Final = 1.0
+LOOK_S: Final = 0.002
+
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers."""
+    """uvicorn without its signal handlers, and without its pauses: it looks ten times a second whether it should exit,
+    and waits for another tenth of a second when it does, while the end of a run waits for it."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        self._exit = asyncio.Event()
+        super().__init__(config)
+
+    @property
+    def should_exit(self) -> bool:
+        """Whether it is to end; set it in its event loop."""
+        return self._exit.is_set()
+
+    @should_exit.setter
+    def should_exit(self, value: bool) -> None:
+        if value:
+            self._exit.set()
+
+    async def main_loop(self) -> None:
+        """Run until it is to end. The header ``date`` is renewed every second."""
+        ticks = 0
+        while not await self.on_tick(ticks):
+            ticks += TICKS_PER_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._exit.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and end those that there are, at the latest after `GRACE_S`."""
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        state = self.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        deadline = time.monotonic() + GRACE_S
+        while (state.connections or state.tasks) and time.monotonic() < deadline:  # noqa: ASYNC110 - sets of uvicorn's
+            await asyncio.sleep(LOOK_S)
+        for task in state.tasks:
+            task.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -33,6 +82,5 @@ def http_server(app: ASGIApp) -> uvicorn.Server:
             ws="websockets-sansio",
             ws_ping_interval=None,
             ws_per_message_deflate=False,
-            timeout_graceful_shutdown=1,
         )
     )

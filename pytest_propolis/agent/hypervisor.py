@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -44,6 +45,7 @@ class HypervisorFinder:
 
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
+        self._seen: tuple[Qemu, object] | None = None
         self._search = self._begin()
 
     async def find(self) -> Hypervisor:
@@ -55,6 +57,11 @@ class HypervisorFinder:
         if self._search.done() and (self._search.cancelled() or self._search.exception()):
             self._search = self._begin()
         return await asyncio.shield(self._search)
+
+    def has_changed(self) -> bool:
+        """Return whether another QEMU would be found now: its file has changed, or another one comes first on PATH."""
+        found = self._seen
+        return found is not None and _looks(found[0]) != found[1]
 
     async def aclose(self) -> None:
         """Cancel a search in progress."""
@@ -70,6 +77,7 @@ class HypervisorFinder:
     async def _find(self) -> Hypervisor:
         require_engine()
         qemu = await find_qemu(Path(self._config.qemu) if self._config.qemu else None)
+        self._seen = qemu, _looks(qemu)
         choice = await probe_accelerator(
             qemu,
             wanted=cast(Accelerator, self._config.accelerator),
@@ -78,3 +86,13 @@ class HypervisorFinder:
         # For every QEMU that this agent starts: an agent has one.
         os.environ.update(qemu.environment)
         return Hypervisor(qemu=qemu, accelerator=choice)
+
+
+def _looks(qemu: Qemu) -> object:
+    """Return what is different once another program would be found."""
+    first = shutil.which(qemu.system.name) if qemu.origin == "PATH" else None
+    try:
+        image_tool = qemu.img.stat()
+        return qemu.identity, first, image_tool.st_size, image_tool.st_mtime_ns
+    except OSError:
+        return None

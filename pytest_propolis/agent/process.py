@@ -54,7 +54,10 @@ def run_agent(config: AgentConfig, *, ready_fd: int, leash_fd: int | None = None
 async def _live(config: AgentConfig, directory: Path, ready_fd: int, leash_fd: int | None) -> None:
     socket_path = directory / SOCKET_NAME
     disks = disk_base(config)
-    with Ledger.open(directory / LEDGER_NAME, run=config.run, disk_directory=str(disks / directory.name)) as ledger:
+    disk_directory = str(disks / directory.name)
+    with Ledger.open(
+        directory / LEDGER_NAME, run=config.run, disk_directory=disk_directory, lingers=config.lingers
+    ) as ledger:
         reaping = asyncio.create_task(
             asyncio.to_thread(_clean_up_after_others, directory.parent, template_directory(config.artifact_dir), disks)
         )
@@ -103,7 +106,7 @@ async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int,
         try:
             if not _tell_ready(ready_fd, path):
                 leave.set()
-            loop.call_later(FIRST_CLIENT_TIMEOUT_S, lambda: leave.set() if app.registry.is_empty else None)
+            loop.call_later(FIRST_CLIENT_TIMEOUT_S, lambda: leave.set() if app.is_unused else None)
             await leave.wait()
         finally:
             # No client may connect to an agent that is about to exit.

@@ -26,6 +26,7 @@ from ..agent_api.messages import (
     VmListed,
     VolumeCreated,
     VolumeListed,
+    run_of_client,
 )
 from ..agent_api.retention import Kept
 from ..engine.qemu.memory import GuestMemory
@@ -56,10 +57,21 @@ logger = logging.getLogger(__name__)
 
 
 class ResourceRegistry:
-    """All resources, by client. Each is in the ledger before it is created, and is removed if its client is gone."""
+    """All resources, by client. Each is in the ledger before it is created, and is removed if its client is gone.
 
-    def __init__(self, config: AgentConfig, ledger: Ledger, hypervisors: HypervisorFinder) -> None:
+    :param stays: returns whether the agent stays without clients, and standby forks with it.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        ledger: Ledger,
+        hypervisors: HypervisorFinder,
+        *,
+        stays: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._config = config
+        self._stays = stays
         self._ledger = ledger
         self._platforms = hypervisors
         self._directory = Path(config.directory)
@@ -90,11 +102,27 @@ class ResourceRegistry:
         """Whether a client has a lifeline, or is being released."""
         return client in self._clients
 
+    def has_client_of_run(self, run: str) -> bool:
+        """Whether one of a run's clients is there."""
+        return any(run_of_client(client) == run for client, owned in self._clients.items() if not owned.kept)
+
+    @property
+    def has_lifelines(self) -> bool:
+        """Whether there are clients, or some are being released; what is kept has none."""
+        return any(not owned.kept for owned in self._clients.values())
+
     def require_client(self, client: str) -> None:
         """
         :raises AgentError: when it has no lifeline.
         """
         self._holdings(client)
+
+    def writer_of(self, client: str) -> LedgerWriter:
+        """Return what records resources of a client that it does not manage itself.
+
+        :raises AgentError: when the client has no lifeline.
+        """
+        return LedgerWriter(self._ledger, self._holdings(client).writer.owner)
 
     @property
     def is_empty(self) -> bool:
@@ -431,7 +459,7 @@ class ResourceRegistry:
             owned.remove_disk(disk_id)
         await _all(partial(owned.remove_fork, fork_id) for fork_id in list(owned.forks))
         await _all(partial(owned.remove_volume, volume_id) for volume_id in list(owned.volumes))
-        if all(other.kept for other in self._clients.values() if other is not owned):
+        if not self._stays() and all(other.kept for other in self._clients.values() if other is not owned):
             await self.standby.rest()  # what was kept needs none
         self._clients.pop(client, None)
         owned.released.set()

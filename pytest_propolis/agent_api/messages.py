@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from enum import StrEnum
 from typing import Final
 from uuid import UUID
@@ -52,6 +53,8 @@ __all__ = [
     "VmListed",
     "VolumeCreated",
     "VolumeListed",
+    "new_client",
+    "run_of_client",
 ]
 
 SOCKET_NAME: Final = "agent.sock"
@@ -63,9 +66,18 @@ LOG_NAME: Final = "agent.log"
 CLIENT_HEADER: Final = "x-propolis-client"
 """Every request of a client names it: what it creates is released when its lifeline breaks."""
 
-
 PID_HEADER: Final = "x-propolis-pid"
 """The process id of a client, given with its lifeline; 0 for a client on another host."""
+
+
+def new_client(run: str) -> str:
+    """Return an id for a client that is a process of a run."""
+    return f"{run}.{secrets.token_hex(8)}"
+
+
+def run_of_client(client: str) -> str:
+    """Return the id of the run that a client of `new_client` belongs to."""
+    return client.partition(".")[0]
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +93,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     :param standby: how many forks of each kind stand by; None for as many as are good for this machine.
     :param disk_dir: where the disks lie that VMs write to; with the images if None.
     :param image_dirs: where files may lie that disk images name, beside the images' own directories.
+    :param lingers: whether it stays after its last client, for as long as that one asked for.
     """
 
     run: str
@@ -92,6 +105,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     standby: int | None = None
     disk_dir: str | None = None
     image_dirs: tuple[str, ...] = ()
+    lingers: bool = False
 
 
 class AgentReady(msgspec.Struct, frozen=True, kw_only=True):

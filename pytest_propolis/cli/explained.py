@@ -8,7 +8,8 @@ from typing import Final, TypeVar
 
 import pytest
 
-from ..markers.requirements import Unmet, able_hosts, needs_hosts, requirements_of, unmet
+from ..markers.declarations import needs_hosts
+from ..markers.requirements import Unmet, able_hosts, requirements_of, unmet
 from ..session.internals import skip_reason
 from ..session.stash import SETTINGS
 

@@ -22,6 +22,7 @@ from ..settings import Settings
 from ..storage.eviction import evict
 from ..storage.store import disk_directory, template_directory
 from .hosts import ask_hosts, on_hosts
+from .lingering_agents import Ended, end_lingering_agents
 
 if TYPE_CHECKING:
     from ..hosts.host import HostSpec
@@ -35,28 +36,40 @@ LEAVE_TIMEOUT_S: Final = 5.0
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, without removing it.")
 @click.option("--kept", is_flag=True, help="Also remove what was kept for inspection.")
 @click.option("--templates", is_flag=True, help="Also remove the templates that VMs are forked from.")
+@click.option("--agents", is_flag=True, help="Also end agents that stay without clients (--propolis-linger).")
 @on_hosts
-def gc(*, dry_run: bool, kept: bool, templates: bool, hosts: tuple[HostSpec, ...] | None) -> None:
+def gc(*, dry_run: bool, kept: bool, templates: bool, agents: bool, hosts: tuple[HostSpec, ...] | None) -> None:
     """Remove what this user's dead runs left behind. Active runs and other users' runs are never touched.
 
     With --kept, also remove VMs and disks kept for inspection, and what runs with another XDG_RUNTIME_DIR left behind.
 
+    With --agents, also end agents that stay without clients; one in use leaves with its last client. An agent holds the
+    templates that it has used: end it to have --templates remove these.
+
     With --hosts, do so on the hosts of an inventory.
     """
-    chosen = {"--dry-run": dry_run, "--kept": kept, "--templates": templates}
+    chosen = {"--dry-run": dry_run, "--kept": kept, "--templates": templates, "--agents": agents}
+
+    def collect() -> bool:
+        ended = end_lingering_agents(dry_run=dry_run) if agents else Ended()
+        return _collect(dry_run=dry_run, kept=kept, templates=templates, found=ended.any) and not ended.failed
+
     if hosts is not None:
         arguments = ["gc", *(flag for flag, given in chosen.items() if given)]
-        ask_hosts(hosts, arguments, here=lambda: _collect(dry_run=dry_run, kept=kept, templates=templates))
-    elif not _collect(dry_run=dry_run, kept=kept, templates=templates):
+        ask_hosts(hosts, arguments, here=collect)
+    elif not collect():
         raise click.exceptions.Exit(1)
 
 
-def _collect(*, dry_run: bool, kept: bool, templates: bool) -> bool:
-    """Clean up this machine; return whether everything could be removed."""
+def _collect(*, dry_run: bool, kept: bool, templates: bool, found: bool) -> bool:
+    """Clean up this machine; return whether everything could be removed.
+
+    :param found: whether something was reported already.
+    """
     cleared = [
         _clear(base, dry_run=dry_run, kept=kept) for base in (known_base_directories() if kept else [base_directory()])
     ]
-    done = any(found for found, _ in cleared)
+    done = found or any(reported for reported, _ in cleared)
     done |= _remove_disks(dry_run=dry_run)
     done |= _remove_links(dry_run=dry_run)
     if templates:

@@ -60,6 +60,9 @@ def _rows(run: RunSurvey, *, only_kept: bool) -> Iterator[tuple[str, ...]]:
         return
     agent = "alive" if run.is_alive else "dead"
     entries = [entry for entry in run.contents.entries.values() if not only_kept or _is_kept(entry)]
+    if not only_kept and run.is_alive and run.contents.header.lingers:
+        header = run.contents.header
+        yield name, agent, "", _age(header.since), "agent", f"pid {header.agent.pid}, {_stay(run)}"
     owners = {entry.owner.client: entry.owner for entry in entries}
     for vm in _vms(run) if run.is_alive else []:
         if vm.kept or not only_kept:
@@ -73,8 +76,18 @@ def _rows(run: RunSurvey, *, only_kept: bool) -> Iterator[tuple[str, ...]]:
     for entry in entries:
         owner = _kept_until(entry.kept) if entry.kept else _owner(entry.owner)
         yield name, agent, owner, _age(entry.since), entry.kind, _what(entry)
-    if not entries and not only_kept:
+    if not entries and not only_kept and not (run.is_alive and run.contents.header.lingers):
         yield name, agent, "", _age(run.contents.header.since), "agent", f"pid {run.contents.header.agent.pid}"
+
+
+def _stay(run: RunSurvey) -> str:
+    try:
+        found = AgentClient(run.directory / SOCKET_NAME).lingering()
+    except AgentError:
+        return "does not answer"
+    if found.until is None:
+        return f"in use; stays for {found.seconds:g} s after its last client" if found.seconds else "in use"
+    return f"without clients; stays for {max(0.0, found.until - time.time()):.0f} s"
 
 
 def _vms(run: RunSurvey) -> list[VmListed]:

@@ -9,10 +9,12 @@ import contextlib
 import time
 from pathlib import Path
 
+from ..agent_api.messages import run_of_client
 from ..errors import PropolisError
 from ..ledger.ledger import LEDGER_NAME, read_ledger
 from .lifeline import Lifeline
 from .run_directory import base_directory
+from .run_hosts import LocalRun
 
 __all__ = ["abandon_to_agents", "vms_of_run"]
 
@@ -23,26 +25,26 @@ def abandon_to_agents() -> int:
     :returns: how many VMs those agents have, as far as their ledgers say.
     """
     lifelines = Lifeline.all_open()
-    vms = sum(_vms_in(directory) for directory in {lifeline.path.parent for lifeline in lifelines})
+    places = {(lifeline.path.parent, run_of_client(lifeline.client)) for lifeline in lifelines}
+    vms = sum(_vms_in(directory, run) for directory, run in places)
     for lifeline in lifelines:
         lifeline.drop()
     return vms
 
 
-def vms_of_run(run: str) -> int:
-    """Return how many VMs the agents of a run have, according to their ledgers.
-
-    :param run: the word of `run_token`.
-    """
-    return sum(_vms_in(directory) for directory in base_directory().glob(f"{run}-*"))
+def vms_of_run(run: LocalRun) -> int:
+    """Return how many VMs a run has on this machine, according to the ledgers of its agents."""
+    return sum(_vms_in(directory, run.run) for directory in base_directory().glob(f"{run.agent}-*"))
 
 
-def _vms_in(directory: Path) -> int:
-    """Count VM directories; kept VMs are not about to be removed."""
+def _vms_in(directory: Path, run: str) -> int:
+    """Count VM directories of a run's clients; kept VMs, and those standing by, are not about to be removed."""
     with contextlib.suppress(OSError, PropolisError):
         now = time.time()
         return sum(
-            Path(entry.what["path"]).parent == directory / "vms" and not entry.is_kept(now=now)
+            Path(entry.what["path"]).parent == directory / "vms"
+            and run_of_client(entry.owner.client) == run
+            and not entry.is_kept(now=now)
             for entry in read_ledger(directory / LEDGER_NAME).entries.values()
             if entry.kind == "directory"
         )

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from ..agent_api.lingering import LingerListed
 from ..agent_api.messages import (
     CLIENT_HEADER,
     LOG_NAME,
@@ -303,11 +304,15 @@ class AgentClient:
 
     :param client: the client id to send with requests, where required.
     :param process: the agent's process, if known.
+    :param may_linger: whether it was started to stay after its last client.
     """
 
-    def __init__(self, socket: Path, *, client: str = "", process: ProcessIdentity | None = None) -> None:
+    def __init__(
+        self, socket: Path, *, client: str = "", process: ProcessIdentity | None = None, may_linger: bool = False
+    ) -> None:
         self.socket = socket
         self.process = process
+        self.may_linger = may_linger
         self._answers = _Answers(socket)
         self._client = client
 
@@ -337,6 +342,14 @@ class AgentClient:
         """As `AsyncAgentClient.remove`."""
         self._ask("POST", "/removal", NoneType, resources)
 
+    def lingering(self) -> LingerListed:
+        """How long the agent stays after its last client."""
+        return self._ask("GET", "/linger", LingerListed)
+
+    def end_lingering(self) -> LingerListed:
+        """Make the agent leave without lingering, at once or with its last client; return how it was before."""
+        return self._ask("DELETE", "/linger", LingerListed)
+
     def volumes(self) -> list[VolumeListed]:
         return self._ask("GET", "/volumes", list[VolumeListed])
 
@@ -359,7 +372,8 @@ def running_agents(base: Path, *, run: str | None = None) -> Iterator[AgentClien
     """Return this user's running agents that answer; only those of one run, if given."""
     for found in survey(base):
         if found.is_alive and found.contents and run in (None, found.contents.header.run):
-            agent = AgentClient(found.directory / SOCKET_NAME, process=found.contents.header.agent)
+            header = found.contents.header
+            agent = AgentClient(found.directory / SOCKET_NAME, process=header.agent, may_linger=header.lingers)
             if agent.answers():
                 yield agent
 

@@ -88,6 +88,10 @@ class Host(Protocol):
         """The id of the run there. What belongs to the run on this host carries it."""
 
     @property
+    def agent_id(self) -> str:
+        """The id that what belongs to its agent carries: that of the run, unless the agent serves others, too."""
+
+    @property
     def command_options(self) -> str:
         """What `propolis console` must be told to find VMs there, with a space before it; empty for this machine."""
 

@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,7 +28,7 @@ from .known_directories import note_base_directory
 from .lifeline import AgentNotRunning, Lifeline
 from .run_directory import make_private_directory
 
-__all__ = ["Launched", "connect_or_launch"]
+__all__ = ["TRACING_VARIABLES", "Launched", "connect_or_launch", "installed_paths"]
 
 START_TIMEOUT_S: Final = 30.0
 SOCKET_PATH_LIMIT: Final = 107
@@ -70,11 +70,15 @@ class Launched:
         return self.agent is not None and self.agent.wait_gone(timeout_s)
 
 
-async def connect_or_launch(config: AgentConfig, *, client: str) -> Launched:
+async def connect_or_launch(
+    config: AgentConfig, *, client: str, linger_s: float = 0.0, environment: Mapping[str, str] | None = None
+) -> Launched:
     """Open a lifeline to the run's agent; start the agent first if there is none.
 
     Any number of processes may do this concurrently: only one starts an agent.
 
+    :param linger_s: how long an agent that lingers is to stay after its last client.
+    :param environment: that of an agent that is started; by default this process's.
     :raises AgentError: if the agent does not start, with the end of its log.
     :raises HostError: if its directory cannot be created.
     :raises CapabilityMissing: if this is no operating system on which agents run, or files cannot be locked.
@@ -84,15 +88,15 @@ async def connect_or_launch(config: AgentConfig, *, client: str) -> Launched:
     system().host.require_file_locks(directory.parent)
     note_base_directory(directory.parent)
     rendezvous = Rendezvous(directory.parent, config.run)
-    if launched := await _connect(rendezvous, client):
+    if launched := await _connect(rendezvous, client, linger_s):
         return launched
     async with _place_errors(directory.parent), rendezvous.hold():
-        if launched := await _connect(rendezvous, client):
+        if launched := await _connect(rendezvous, client, linger_s):
             return launched
         _require_short(directory / LONGEST_SOCKET)
-        async with _starting(config) as child:
+        async with _starting(config, os.environ if environment is None else environment) as child:
             socket_path = await child.ready()
-            lifeline = await Lifeline.open(socket_path, client=client)
+            lifeline = await Lifeline.open(socket_path, client=client, linger_s=linger_s)
             try:
                 rendezvous.name(socket_path)
             except BaseException:
@@ -105,12 +109,12 @@ SPACE_HINT: Final = "free some space there, or set XDG_RUNTIME_DIR to another di
 
 
 @contextlib.asynccontextmanager
-async def _starting(config: AgentConfig) -> AsyncIterator[_Child]:
+async def _starting(config: AgentConfig, environment: Mapping[str, str]) -> AsyncIterator[_Child]:
     """Create a directory and start an agent in it; clean up both if the block fails or is cancelled."""
     directory = Path(config.directory)
     make_private_directory(directory)
     try:
-        with _Child.started(config) as child:
+        with _Child.started(config, environment) as child:
             try:
                 yield child
             except AgentNotRunning:
@@ -138,11 +142,12 @@ def _require_short(socket_path: Path) -> None:
         )
 
 
-async def _connect(rendezvous: Rendezvous, client: str) -> Launched | None:
+async def _connect(rendezvous: Rendezvous, client: str, linger_s: float) -> Launched | None:
     socket_path = rendezvous.socket()
     if socket_path is not None:
         with contextlib.suppress(AgentNotRunning):
-            return Launched(socket=socket_path, lifeline=await Lifeline.open(socket_path, client=client))
+            lifeline = await Lifeline.open(socket_path, client=client, linger_s=linger_s)
+            return Launched(socket=socket_path, lifeline=lifeline)
     return None
 
 
@@ -162,12 +167,12 @@ class _Child:
 
     @classmethod
     @contextlib.contextmanager
-    def started(cls, config: AgentConfig) -> Iterator[_Child]:
+    def started(cls, config: AgentConfig, environment: Mapping[str, str]) -> Iterator[_Child]:
         """Start an agent, and kill it if the block fails or is cancelled."""
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                child = cls(config, _start(config, theirs.fileno()), ours)
+                child = cls(config, _start(config, theirs.fileno(), environment), ours)
             try:
                 yield child
             except BaseException:
@@ -210,7 +215,7 @@ class _Child:
                 pass
 
 
-def _start(config: AgentConfig, ready_fd: int) -> subprocess.Popen[bytes]:
+def _start(config: AgentConfig, ready_fd: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the agent. It outlives this event loop, which would kill a subprocess of asyncio's."""
     arguments = [json.dumps(_import_path()), msgspec.json.encode(config).decode(), str(ready_fd)]
     log = os.open(Path(config.directory) / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -225,7 +230,7 @@ def _start(config: AgentConfig, ready_fd: int) -> subprocess.Popen[bytes]:
             # Its own session: Ctrl-C on the terminal must reach neither it nor the VMs.
             start_new_session=True,
             cwd="/",
-            env={name: value for name, value in os.environ.items() if not name.startswith(TRACING_VARIABLES)},
+            env={name: value for name, value in environment.items() if not name.startswith(TRACING_VARIABLES)},
         )
     finally:
         os.close(log)
@@ -233,8 +238,12 @@ def _start(config: AgentConfig, ready_fd: int) -> subprocess.Popen[bytes]:
 
 def _import_path() -> list[str]:
     """Return this process's module search path: first this package and its dependencies, then what tests add."""
-    installed = (Path(__file__).absolute().parents[2], Path(str(msgspec.__file__)).absolute().parents[1])
-    return list(dict.fromkeys([*map(str, installed), *map(_absolute, sys.path)]))
+    return list(dict.fromkeys([*installed_paths(), *map(_absolute, sys.path)]))
+
+
+def installed_paths() -> tuple[str, ...]:
+    """Return the directories from which an agent imports this project and its dependencies."""
+    return (str(Path(__file__).absolute().parents[2]), str(Path(str(msgspec.__file__)).absolute().parents[1]))
 
 
 def _absolute(place: str) -> str:

@@ -13,6 +13,7 @@ import socket
 from pathlib import Path
 from typing import Final
 
+from ..agent_api.lingering import LINGER_HEADER
 from ..agent_api.messages import CLIENT_HEADER, PID_HEADER
 from ..errors import AgentError
 
@@ -28,26 +29,28 @@ class AgentNotRunning(Exception):
 class Lifeline:
     """An open lifeline. Close it to disconnect; the agent then releases what the client still owns."""
 
-    def __init__(self, connection: socket.socket, path: Path) -> None:
+    def __init__(self, connection: socket.socket, path: Path, client: str) -> None:
         self.path = path
+        self.client = client
         self.is_dropped = False
         """Whether it was closed without waiting until the agent has released what this process owned."""
         self._connection = connection
         _lifelines.add(self)
 
     @classmethod
-    async def open(cls, path: Path, *, client: str, pid: int | None = None) -> Lifeline:
+    async def open(cls, path: Path, *, client: str, pid: int | None = None, linger_s: float = 0.0) -> Lifeline:
         """Connect, and wait until the agent confirms that this client is registered.
 
         :param pid: 0 where the agent is on another machine; by default that of this process.
-        :raises AgentNotRunning: if no agent answers.
+        :param linger_s: how long an agent that lingers is to stay after its last client.
+        :raises AgentNotRunning: if no agent answers, or it serves no further runs.
         :raises AgentError: if the agent does not answer in time.
         """
         connection = socket.socket(socket.AF_UNIX)
         connection.setblocking(False)
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-                await _shake_hands(connection, path, client, os.getpid() if pid is None else pid)
+                await _shake_hands(connection, path, client, os.getpid() if pid is None else pid, linger_s)
         except (FileNotFoundError, ConnectionError, AgentNotRunning):
             connection.close()
             raise AgentNotRunning from None
@@ -59,7 +62,7 @@ class Lifeline:
         except BaseException:
             connection.close()
             raise
-        return cls(connection, path)
+        return cls(connection, path, client)
 
     @property
     def is_broken(self) -> bool:
@@ -108,10 +111,11 @@ def _leave_to_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-async def _shake_hands(connection: socket.socket, path: Path, client: str, pid: int) -> None:
+async def _shake_hands(connection: socket.socket, path: Path, client: str, pid: int, linger_s: float) -> None:
     loop = asyncio.get_running_loop()
     await loop.sock_connect(connection, str(path))
     headers = f"Host: agent\r\n{CLIENT_HEADER}: {client}\r\n{PID_HEADER}: {pid}\r\n"
+    headers += f"{LINGER_HEADER}: {linger_s:g}\r\n"
     request = f"GET /lifeline/ HTTP/1.1\r\n{headers}\r\n"
     await loop.sock_sendall(connection, request.encode())
     answer = b""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from ..agent_api.messages import AgentConfig
+from ..agent_api.messages import AgentConfig, new_client
 from ..errors import AgentError, HostError
 from ..ledger.ledger import LEDGER_NAME, read_ledger
 from ..propolis_api.connection.endpoint import Endpoint
@@ -22,6 +22,7 @@ from ..storage.store import default_artifact_dir, disk_directory
 from .agent_client import AgentClient, AsyncAgentClient
 from .host import Host, HostSpec, Unfinished
 from .launcher import Launched, connect_or_launch
+from .lingering import AgentEnvironment, lingering_id
 from .run_directory import agent_directory
 
 __all__ = ["THIS_MACHINE", "LocalHost", "open_host"]
@@ -53,7 +54,8 @@ class LocalHost:
         self._settings = settings
         self._spec = spec
         self._run = run_id
-        self._client_id = secrets.token_hex(8)
+        self._environment = AgentEnvironment.of_process() if settings.linger else None
+        self._client_id = new_client(run_id)
         self._launched: Launched | None = None
         self.was_up = False
         self.unfinished: list[Unfinished] = []
@@ -77,6 +79,12 @@ class LocalHost:
     @property
     def run_id(self) -> str:
         return self._run
+
+    @cached_property
+    def agent_id(self) -> str:
+        if self._environment is None:
+            return self._run
+        return lingering_id(self._config_of(self._run), self._environment)
 
     async def run(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         try:
@@ -129,7 +137,7 @@ class LocalHost:
             self.templates.clear()
         if self._launched is None:
             self.was_up = True
-            self._launched = self._first(await connect_or_launch(self._config(), client=self._client_id))
+            self._launched = self._first(await self._connect_or_launch())
         return AsyncAgentClient(self._launched.socket, client=self._client_id)
 
     async def provide(self, path: Path, progress: Progress, *, content: str | None = None) -> str:
@@ -144,6 +152,14 @@ class LocalHost:
 
     async def reach_port(self, port: int) -> int:
         return port
+
+    async def _connect_or_launch(self) -> Launched:
+        return await connect_or_launch(
+            self._config_of(self.agent_id),
+            client=self._client_id,
+            linger_s=self._settings.linger,
+            environment=self._environment.variables if self._environment else None,
+        )
 
     def _first(self, launched: Launched) -> Launched:
         if self._launched is None:
@@ -168,7 +184,7 @@ class LocalHost:
         if launched.wait_until_left(AGENT_LEAVE_TIMEOUT_S):
             _require_gone(launched.socket.parent)
 
-    def _config(self) -> AgentConfig:
+    def _config_of(self, agent_id: str) -> AgentConfig:
         settings = self._settings
         store = settings.artifact_dir
         peers: tuple[str, ...] = ()
@@ -176,8 +192,8 @@ class LocalHost:
             shared = store or default_artifact_dir()
             store, peers = shared / "hosts" / self.name, (str(shared),)
         return AgentConfig(
-            run=self._run,
-            directory=host_path(agent_directory(self._run), purpose="the run directory"),
+            run=agent_id,
+            directory=host_path(agent_directory(agent_id), purpose="the run directory"),
             artifact_dir=str(store) if store else None,
             peer_stores=peers,
             qemu=str(settings.qemu) if settings.qemu else None,
@@ -185,6 +201,7 @@ class LocalHost:
             standby=None if settings.standby == "auto" else settings.standby,
             disk_dir=str(settings.disk_dir or disk_directory(settings.artifact_dir)),
             image_dirs=tuple(map(str, settings.image_dirs or ())),
+            lingers=self._environment is not None,
         )
 
 

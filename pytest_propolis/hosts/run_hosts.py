@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import secrets
+from typing import NamedTuple
 
 from ..settings import Settings
 from .host import Host
-from .inventory.inventory import read_inventory
 from .kinds import open_host
 from .local import LocalHost
 from .run_directory import run_token
 
-__all__ = ["coordination_host", "coordination_id", "local_run_ids", "open_hosts"]
+__all__ = ["LocalRun", "coordination_host", "coordination_id", "local_run_ids", "open_hosts"]
+
+
+class LocalRun(NamedTuple):
+    """The ids of a run on one host of this machine.
+
+    :param agent: that of its agent; the run's own, unless the agent lingers.
+    :param run: that of the run, with which the names of its clients begin.
+    """
+
+    agent: str
+    run: str
 
 
 def open_hosts(settings: Settings, *, shared_id: str | None) -> tuple[Host, ...]:
@@ -22,6 +33,8 @@ def open_hosts(settings: Settings, *, shared_id: str | None) -> tuple[Host, ...]
     """
     if settings.hosts is None:
         return (LocalHost(settings, run_id=run_token(shared_id)),)
+    from .inventory.inventory import read_inventory  # here, because most runs have no such file
+
     shared_id = shared_id or secrets.token_hex(16)
     return tuple(
         open_host(spec, settings, run_token(f"{shared_id}/{spec.name}")) for spec in read_inventory(settings.hosts)
@@ -48,10 +61,16 @@ def coordination_id(shared_id: str | None) -> str:
     return run_token(shared_id and f"{shared_id}//coordination")
 
 
-def local_run_ids(settings: Settings, *, shared_id: str) -> tuple[str, ...]:
+def local_run_ids(settings: Settings, *, shared_id: str) -> tuple[LocalRun, ...]:
     """Return the ids of a multi-process run on this machine, whether or not they were used."""
+    return tuple(LocalRun(host.agent_id, host.run_id) for host in _local_hosts(settings, shared_id))
+
+
+def _local_hosts(settings: Settings, shared_id: str) -> list[Host]:
     if settings.hosts is None:
-        return (run_token(shared_id),)
-    specs = read_inventory(settings.hosts)
-    local = tuple(run_token(f"{shared_id}/{spec.name}") for spec in specs if spec.kind == "local")
-    return local or (coordination_id(shared_id),)
+        return [LocalHost(settings, run_id=run_token(shared_id))]
+    from .inventory.inventory import read_inventory
+
+    specs = [spec for spec in read_inventory(settings.hosts) if spec.kind == "local"]
+    hosts = [open_host(spec, settings, run_token(f"{shared_id}/{spec.name}")) for spec in specs]
+    return hosts or [LocalHost(settings, run_id=coordination_id(shared_id))]

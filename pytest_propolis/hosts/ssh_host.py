@@ -98,6 +98,10 @@ class SshHost:
         return self._run
 
     @property
+    def agent_id(self) -> str:
+        return self._run
+
+    @property
     def command_options(self) -> str:
         return f" --hosts {shlex.quote(str(self._settings.hosts))} --host {self.name}"
 

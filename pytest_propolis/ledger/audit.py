@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -50,25 +50,42 @@ class Leak:
         return f"{self.kind} {self.what}"
 
 
-def wait_settled(base: Path, run: str, *, timeout_s: float) -> None:
-    """Block until every agent of the run has exited or owns only kept resources, or until the timeout."""
+def wait_settled(base: Path, run: str, *, timeout_s: float, clients: str = "") -> None:
+    """Block until every agent of the run has exited or owns only what it may keep, or until the timeout.
+
+    :param clients: as for `audit`.
+    """
     deadline = time.monotonic() + timeout_s
-    while busy := [agent for agent in _agents(base, run) if agent.is_alive and not _has_settled(agent)]:
+    while busy := [agent for agent in _agents(base, run, clients) if agent.is_alive and not agent.has_settled]:
         remaining_s = deadline - time.monotonic()
-        if remaining_s <= 0 or busy[0].contents is None:
+        if remaining_s <= 0 or busy[0].found.contents is None:
             return
-        busy[0].contents.header.agent.wait_gone(min(remaining_s, _LOOK_S))
+        busy[0].found.contents.header.agent.wait_gone(min(remaining_s, _LOOK_S))
 
 
-def audit(base: Path, run: str, *, disks: Path | None = None, block_devices: Path | None = None) -> list[Leak]:
+def audit(
+    base: Path, run: str, *, clients: str = "", disks: Path | None = None, block_devices: Path | None = None
+) -> list[Leak]:
     """Return the leaks of a run. Call it after all clients have exited and the agents have had time to do so.
 
     :param base: the parent of the agents' run directories.
-    :param run: the run's id.
+    :param run: the run's id, or that of an agent that lingers.
+    :param clients: what the names of the run's clients begin with: others may use an agent that lingers.
     :param disks: the parent of the agents' disk directories.
     :param block_devices: the kernel's directory of block devices; None for the host's, if it has one.
     """
-    agents = _agents(base, run)
+    leaks, agents = _look(base, run, clients, disks, block_devices)
+    if leaks and any(agent.lingers for agent in agents):
+        # Forks that stand by, and VMs of other runs, come and go between the reading of a ledger and the search.
+        again, _ = _look(base, run, clients, disks, block_devices)
+        leaks = [leak for leak in leaks if leak in again]
+    return leaks
+
+
+def _look(
+    base: Path, run: str, clients: str, disks: Path | None, block_devices: Path | None
+) -> tuple[list[Leak], list[_Agent]]:
+    agents = _agents(base, run, clients)
     words = (f"{MARK_VARIABLE}={run}.", command_line_mark(run))
     leaks = [leak for agent in agents for leak in _left_by(agent)]
     if not agents and (rendezvous := base / f"{run}{SUFFIX}").exists():
@@ -78,47 +95,81 @@ def audit(base: Path, run: str, *, disks: Path | None = None, block_devices: Pat
         leaks += [Leak("directory", str(place)) for place in directories_of(disks, run) if place.name not in explained]
     leaks += [*_processes(words, agents), *_sockets(agents, base / run), *_mounts(run)]
     described = block_devices or system().host.block_devices
-    return [*leaks, *(_devices(described, run) if described else ()), *_datasets(run)]
+    return [*leaks, *(_devices(described, run) if described else ()), *_datasets(run)], agents
 
 
-def _agents(base: Path, run: str) -> list[RunSurvey]:
-    return [found for found in survey(base) if found.directory.name.startswith(f"{run}-")]
+@dataclass(frozen=True, slots=True)
+class _Agent:
+    """An agent of the run, and what it may have without clients of the run.
+
+    :param clients: what the names of the run's clients begin with; of an agent that lingers, all others are explained.
+    """
+
+    found: RunSurvey
+    clients: str
+
+    @property
+    def directory(self) -> Path:
+        return self.found.directory
+
+    @property
+    def is_alive(self) -> bool:
+        return self.found.is_alive and self.found.contents is not None
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        return tuple(self.found.contents.entries.values()) if self.found.contents else ()
+
+    @property
+    def lingers(self) -> bool:
+        """Whether it is still running, without clients of the run, to serve the next one."""
+        return self.is_alive and self.found.contents is not None and self.found.contents.header.lingers
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is still running because it keeps resources, or lingers."""
+        return self.lingers or (self.is_alive and any(map(_is_kept, self.entries)))
+
+    @property
+    def has_settled(self) -> bool:
+        return self.stays and all(map(self.explains, self.entries))
+
+    def explains(self, entry: Entry) -> bool:
+        """Return whether the agent may legitimately have the entry, as long as it stays."""
+        if self.lingers:
+            return not entry.owner.client.startswith(self.clients)
+        return entry.owner.client in (KEPT_OWNER, AGENT_OWNER)
+
+    def explains_outside(self, entry: Entry) -> bool:
+        """Return whether processes and sockets of the entry may be there."""
+        return self.stays and (self.explains(entry) if self.lingers else _is_kept(entry))
+
+
+def _agents(base: Path, run: str, clients: str) -> list[_Agent]:
+    return [_Agent(found, clients) for found in survey(base) if found.directory.name.startswith(f"{run}-")]
 
 
 def _is_kept(entry: Entry) -> bool:
     return entry.owner.client == KEPT_OWNER
 
 
-def _is_explained(entry: Entry) -> bool:
-    """Return whether an agent that keeps resources may legitimately own the entry."""
-    return entry.owner.client in (KEPT_OWNER, AGENT_OWNER)
-
-
-def _keeps(agent: RunSurvey) -> bool:
-    """Return whether an agent is still running because it keeps resources."""
-    return agent.is_alive and agent.contents is not None and any(map(_is_kept, agent.contents.entries.values()))
-
-
-def _has_settled(agent: RunSurvey) -> bool:
-    return _keeps(agent) and all(map(_is_explained, _entries(agent)))
-
-
-def _left_by(agent: RunSurvey) -> Iterator[Leak]:
-    if agent.contents is None:
-        yield Leak("directory", f"{agent.directory}: {agent.problem}")
+def _left_by(agent: _Agent) -> Iterator[Leak]:
+    contents = agent.found.contents
+    if contents is None:
+        yield Leak("directory", f"{agent.directory}: {agent.found.problem}")
         return
-    entries = agent.contents.entries.values()
-    if not _keeps(agent):
+    entries = agent.entries
+    if not agent.stays:
         state = "its agent lives" if agent.is_alive else "its agent is dead"
         yield Leak("directory", f"{agent.directory} ({state})")
         if agent.is_alive:
-            yield Leak("process", f"{agent.contents.header.agent.pid} (the agent itself)")
+            yield Leak("process", f"{contents.header.agent.pid} (the agent itself)")
     for entry in entries:
-        if not (_keeps(agent) and _is_explained(entry)):
+        if not (agent.stays and agent.explains(entry)):
             what = entry.what.get("path") or entry.what.get("pid") or entry.id
             yield Leak("entry", f"of a {entry.kind}: {what}, of {entry.owner.client}")
     yield from _unlisted_files(agent.directory, entries)
-    if (disks := agent.contents.header.disk_directory) and _keeps(agent):
+    if (disks := contents.header.disk_directory) and agent.stays:
         inside = [entry for entry in entries if entry.what.get("path") != disks]
         yield from _unlisted_files(Path(disks), inside)
 
@@ -132,17 +183,12 @@ def _unlisted_files(directory: Path, entries: Iterable[Entry]) -> Iterator[Leak]
             yield Leak("socket" if path.is_socket() else "file", str(path))
 
 
-def _processes(words: Iterable[str], agents: Iterable[RunSurvey]) -> Iterator[Leak]:
-    explained = [entry for agent in agents if _keeps(agent) for entry in _entries(agent) if _is_kept(entry)]
+def _processes(words: Sequence[str], agents: Iterable[_Agent]) -> Iterator[Leak]:
+    explained = [entry for agent in agents for entry in agent.entries if agent.explains_outside(entry)]
     known = {ProcessIdentity.from_facts(entry.what) for entry in explained}
-    found = {process for word in words for process in find_marked(word)}
-    for process in sorted(found, key=lambda process: process.pid):
+    for process in sorted(find_marked(*words), key=lambda process: process.pid):
         if process not in known and not any(process.carries(entry.id) for entry in explained):
             yield Leak("process", f"{process.pid} ({_command(process.pid)})")
-
-
-def _entries(agent: RunSurvey) -> Iterable[Entry]:
-    return agent.contents.entries.values() if agent.contents else ()
 
 
 def _command(pid: int) -> str:
@@ -153,7 +199,7 @@ def _command_line(pid: int) -> str:
     return system().processes.command_line(pid).decode(errors="replace").replace("\0", " ").strip()
 
 
-def _sockets(agents: Iterable[RunSurvey], prefix: Path) -> Iterator[Leak]:
+def _sockets(agents: Iterable[_Agent], prefix: Path) -> Iterator[Leak]:
     """Yield UNIX sockets bound to a path of the run, even if the path has been unlinked.
 
     Any user can bind an abstract socket name and can read the run's id from process command lines. Only names in the
@@ -161,15 +207,17 @@ def _sockets(agents: Iterable[RunSurvey], prefix: Path) -> Iterator[Leak]:
 
     :param prefix: the common prefix of the run's directories.
     """
-    expected = {str(agent.directory / SOCKET_NAME) for agent in agents if _keeps(agent)}
-    kept = [f"{path}/" for agent in agents if _keeps(agent) for path in _kept_paths(agent)]
+    expected = {str(agent.directory / SOCKET_NAME) for agent in agents if agent.stays}
+    explained = [path for agent in agents for path in _explained_paths(agent)]
+    expected.update(explained)
+    kept = [f"{path}/" for path in explained]
     for name in sorted(set(system().host.bound_sockets()) - expected):
         if name.startswith(f"{prefix.absolute()}-") and not name.startswith(tuple(kept)):
             yield Leak("socket", name)
 
 
-def _kept_paths(agent: RunSurvey) -> Iterator[str]:
-    return (entry.what["path"] for entry in _entries(agent) if _is_kept(entry) and "path" in entry.what)
+def _explained_paths(agent: _Agent) -> Iterator[str]:
+    return (entry.what["path"] for entry in agent.entries if agent.explains_outside(entry) and "path" in entry.what)
 
 
 def _mounts(run: str) -> Iterator[Leak]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -140,14 +140,21 @@ class ProcessIdentity:
             )
 
 
-def find_marked(mark: str) -> list[ProcessIdentity]:
-    """Return this user's running processes that carry the mark in their command line or environment.
+def find_marked(*marks: str) -> list[ProcessIdentity]:
+    """Return this user's running processes that carry one of the marks in their command line or environment.
 
     The caller and its ancestors are excluded. Empty where processes cannot be listed.
     """
     spared = _lineage()
-    candidates = (_identity(pid) for pid in _processes().pids() if pid not in spared)
-    return [process for process in candidates if process and process.carries(mark)]
+    words = [mark.encode() for mark in marks]
+    candidates = (_identity(pid) for pid in _processes().pids() if pid not in spared and _mentions(pid, words))
+    return [process for process in candidates if process and any(map(process.carries, marks))]
+
+
+def _mentions(pid: int, words: Sequence[bytes]) -> bool:
+    """Return whether a process may carry one of the words; nearly all that run on a machine do not."""
+    known = _processes()
+    return any(word in text for text in (known.environment(pid), known.command_line(pid)) for word in words)
 
 
 def _processes() -> Processes:

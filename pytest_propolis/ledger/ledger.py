@@ -70,10 +70,11 @@ class Ledger:
         self._torn = torn
 
     @classmethod
-    def open(cls, path: Path, *, run: str, disk_directory: str = "") -> Ledger:
+    def open(cls, path: Path, *, run: str, disk_directory: str = "", lingers: bool = False) -> Ledger:
         """Create a ledger (mode 0600) and sync it, before anything else is created in its directory.
 
         :param disk_directory: where, besides the ledger's directory, the agent will create directories and files.
+        :param lingers: whether the agent stays after its last client.
 
         :raises AgentError: when there is one already, or it cannot be created.
         :raises ResourceExhausted: when there is no space for it.
@@ -86,6 +87,7 @@ class Ledger:
             uid=os.geteuid(),
             since=time.time(),
             disk_directory=disk_directory,
+            lingers=lingers,
         )
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -40,6 +40,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     :param uid: the agent's user.
     :param since: when the ledger was opened, Unix time in seconds.
     :param disk_directory: the agent's disk directory, named as its run directory is; empty for none.
+    :param lingers: whether the agent stays after its last client, for the next run.
     """
 
     version: int
@@ -49,6 +50,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     uid: int
     since: float
     disk_directory: str = ""
+    lingers: bool = False
 
 
 class Intent(msgspec.Struct, frozen=True, tag_field="to", tag="intent"):

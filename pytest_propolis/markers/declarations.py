@@ -11,7 +11,7 @@ import pytest
 
 from ..field_checks import closest
 
-__all__ = ["MARKERS", "MarkerError", "declared", "descriptions"]
+__all__ = ["MARKERS", "MarkerError", "declared", "descriptions", "needs_hosts"]
 
 MOST_HOSTS: Final = 64
 
@@ -131,3 +131,8 @@ def _is_number(value: object, low: int, high: int) -> bool:
 def _require(holds: bool, otherwise: str) -> None:
     if not holds:
         raise ValueError(otherwise)
+
+
+def needs_hosts(item: pytest.Item) -> bool:
+    """Whether a test uses VMs, or hosts, at all."""
+    return "propolis" in getattr(item, "fixturenames", ())

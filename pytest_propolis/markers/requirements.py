@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..hosts.host import HostSpec
     from ..settings import Settings
 
-__all__ = ["GUEST_FIXTURE", "Requirements", "Unmet", "able_hosts", "needs_hosts", "requirements_of", "unmet"]
+__all__ = ["GUEST_FIXTURE", "Requirements", "Unmet", "able_hosts", "requirements_of", "unmet"]
 
 GUEST_FIXTURE: Final = "propolis_guest"
 """The fixture that a test with the marker ``guest_os`` is parametrised by."""
@@ -85,11 +85,6 @@ class Unmet:
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.remedy}" if self.remedy else self.reason
-
-
-def needs_hosts(item: pytest.Item) -> bool:
-    """Whether a test uses VMs, or hosts, at all."""
-    return "propolis" in getattr(item, "fixturenames", ())
 
 
 def unmet(item: pytest.Item) -> Unmet | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -51,6 +51,7 @@ class EndOfRun:
         self._leaks: list[Leak] = []
         self._kept: list[KeptListed] = []
         self._not_looked = ""
+        self._lingering: set[str] = set()
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -84,6 +85,9 @@ class EndOfRun:
                 terminalreporter.write_line(line)
         if self._not_looked:
             terminalreporter.write_line(f"propolis: the leak check did not run: {self._not_looked}")
+        if terminalreporter.verbosity > 0:
+            for line in sorted(self._lingering):
+                terminalreporter.write_line(line)
         if self._leaks:
             terminalreporter.section("propolis: this run has left something behind", red=True)
             for leak in self._leaks:
@@ -94,29 +98,35 @@ class EndOfRun:
         if config.stash[INTERRUPTION].has_abandoned:
             return
         try:
-            for run in self._runs(config):
-                self._look(run, config.stash[SETTINGS])
+            for agent_id, run in self._runs(config):
+                self._look(agent_id, run, config.stash[SETTINGS])
         except (OSError, PropolisError) as error:  # the tests' own results are worth more
             self._not_looked = str(error)
 
-    def _runs(self, config: pytest.Config) -> tuple[str, ...]:
-        """The ids that the run has on this machine's hosts, if it had VMs there."""
+    def _runs(self, config: pytest.Config) -> Iterable[tuple[str, str]]:
+        """The ids of the agents on this machine's hosts and of the run there, if it had VMs there."""
         if self._shared_id is not None:
             from ..hosts.run_hosts import local_run_ids
 
             return local_run_ids(config.stash[SETTINGS], shared_id=self._shared_id) if self._used else ()
-        return tuple(host.run_id for host in config.stash.get(HOSTS, ()) if host.was_up and host.shares_files)
+        return [
+            (host.agent_id, host.run_id) for host in config.stash.get(HOSTS, ()) if host.was_up and host.shares_files
+        ]
 
-    def _look(self, run: str, settings: Settings) -> None:
+    def _look(self, agent_id: str, run: str, settings: Settings) -> None:
         from ..hosts.agent_client import running_agents
         from ..hosts.run_directory import base_directory
         from ..ledger.audit import audit, wait_settled
         from ..storage.store import disk_directory
 
         base = base_directory()
-        wait_settled(base, run, timeout_s=SETTLE_TIMEOUT_S)
-        self._kept += [kept for agent in running_agents(base, run=run) for kept in agent.kept()]
-        self._leaks += audit(base, run, disks=settings.disk_dir or disk_directory(settings.artifact_dir))
+        wait_settled(base, agent_id, clients=f"{run}.", timeout_s=SETTLE_TIMEOUT_S)
+        for agent in running_agents(base, run=agent_id):
+            self._kept += agent.kept()
+            if agent.process and settings.linger:
+                self._lingering.add(_describe_lingering(agent.process.pid, settings.linger))
+        disks = settings.disk_dir or disk_directory(settings.artifact_dir)
+        self._leaks += audit(base, agent_id, clients=f"{run}.", disks=disks)
 
 
 def _let_go(config: pytest.Config) -> None:
@@ -126,6 +136,10 @@ def _let_go(config: pytest.Config) -> None:
     for host in config.stash.get(HOSTS, ()):
         with contextlib.suppress(AgentError):  # what is left is found by the audit
             host.close()
+
+
+def _describe_lingering(pid: int, seconds: float) -> str:
+    return f"propolis: the agent (pid {pid}) stays for {seconds:g} s: `propolis gc --agents` ends it"
 
 
 def describe_kept(kept: list[KeptListed]) -> Iterator[str]:

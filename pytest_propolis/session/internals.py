@@ -11,7 +11,7 @@ import os
 import shlex
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from subprocess import Popen
 from typing import Any, Final, cast
@@ -86,6 +86,11 @@ def skip_reason(item: pytest.Item) -> str | None:
     except pytest.fail.Exception:  # its condition is wrong: the test will fail
         return None
     return found.reason if found else None
+
+
+def worker_input(config: pytest.Config) -> Mapping[str, Any]:
+    """What xdist's controller has told this worker; empty in any other process."""
+    return cast(Mapping[str, Any], getattr(config, "workerinput", {}))
 
 
 def worker_name(config: pytest.Config) -> str | None:

@@ -87,3 +87,19 @@ async def test_as_many_as_were_asked_for_are_made_on_a_busy_machine_too(processo
     assert not processors.idle
     await ahead.close()
     assert forks.discarded == 3
+
+
+async def test_when_there_are_as_many_as_may_be_the_oldest_kind_gives_way(
+    processors: Processors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standby, "MOST", 3)
+    forks = FakeForks()
+    ahead = keeping(forks, 2)
+    for number in range(2):
+        await ahead.claim(cast(Template, SimpleNamespace(key=f"kind {number}")), Path("/template"))
+        while ahead.ready < min(3, 2 * (number + 1)):
+            await asyncio.sleep(0)
+    while len(ahead._ready["kind 1"]) < 2:
+        await asyncio.sleep(0)
+    assert [len(ahead._ready[f"kind {number}"]) for number in range(2)] == [1, 2]
+    await ahead.close()

@@ -72,6 +72,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_all_processes_of_a_run_agree_on_the_ids_of_its_hosts() -> None:
     settings = Settings(hosts="local:2")
     ids = [host.run_id for host in open_hosts(settings, shared_id="shared")]
-    assert tuple(ids) == local_run_ids(settings, shared_id="shared")
+    assert [found.run for found in local_run_ids(settings, shared_id="shared")] == ids
+    assert [found.agent for found in local_run_ids(settings, shared_id="shared")] == ids, "it does not linger"
     assert len(set(ids)) == 2
     assert set(ids).isdisjoint(host.run_id for host in open_hosts(settings, shared_id="another run"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,8 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from ...agent_api.networks import MOST_PORTS, AddPort, ConnectNetworks, CreateNetwork, NetworkFaults, PlacePort
 from ...errors import AgentError
+from ...ledger.entry import Entry
+from ...ledger.writer import LedgerWriter
 from ...propolis_api.connection.endpoint import Endpoint
 from ...propolis_api.connection.transport import open_websocket
 from .port import Port
@@ -30,14 +33,17 @@ class Network:
     """One network's part on this host.
 
     :param directory: a private directory for the sockets of its ports.
+    :param writer: records these.
     """
 
-    def __init__(self, request: CreateNetwork, *, client: str, directory: Path) -> None:
+    def __init__(self, request: CreateNetwork, *, client: str, directory: Path, writer: LedgerWriter) -> None:
         self.id = secrets.token_hex(8)
         self.name = request.name
         self.client = client
         self.switch = Switch()
         self._directory = directory
+        self._writer = writer
+        self._sockets: list[Entry] = []
         self._ports: dict[int, Port] = {}
         self._trunks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -53,7 +59,9 @@ class Network:
             path = self._directory / f"net-{self.id[:8]}-{request.number}"
             port = self._ports[request.number] = Port(self.switch, number=request.number, part=self.id, path=path)
             try:
-                await port.open()
+                with self._writer.creating("socket", path) as entry:
+                    await port.open()
+                self._sockets.append(entry)
             except OSError as error:
                 del self._ports[request.number]
                 raise AgentError(f"network {self.name!r}: {path}: {error.strerror or error}") from None
@@ -102,6 +110,9 @@ class Network:
         self._closed = True
         for port in self._ports.values():
             port.close()
+        sockets, self._sockets = self._sockets, []
+        for entry in sockets:
+            self._writer.gone(entry)
         self._ports.clear()
         for task in self._trunks:
             task.cancel()
@@ -112,14 +123,16 @@ class Networks:
     """All networks of an agent.
 
     :param directory: the agent's.
+    :param writer: returns what records the sockets of a client.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, writer: Callable[[str], LedgerWriter]) -> None:
         self._directory = directory
+        self._writer = writer
         self._networks: dict[str, Network] = {}
 
     def create(self, client: str, request: CreateNetwork) -> Network:
-        network = Network(request, client=client, directory=self._directory)
+        network = Network(request, client=client, directory=self._directory, writer=self._writer(client))
         self._networks[network.id] = network
         return network
 

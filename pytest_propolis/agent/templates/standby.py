@@ -7,6 +7,7 @@ import logging
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class Standby:
-    """Keeps standby forks, built one at a time, and discards them when memory runs short.
+    """Keeps standby forks of the latest kinds, built one at a time, and discards them when memory runs short.
 
     :param writer: creates the ledger writer of one fork, which passes to its claimant.
     :param per_kind: how many per template; None to adapt to this machine and build only while it is idle.
@@ -62,6 +63,7 @@ class Standby:
             await self.let_go()
             return None
         claimed = await self._take(template.key)
+        self._wanted.pop(template.key, None)  # the latest kind is the last one
         self._wanted[template.key] = (template, place)
         if self._making is None or self._making.done():
             self._making = asyncio.create_task(self._make())
@@ -100,6 +102,7 @@ class Standby:
         await self._quiet()
         while (key := self._missing_parts()) is not None:
             template, place = self._wanted[key]
+            await self._make_room(key)
             try:
                 started = await self._forks.start(self._books(), template, place, warm_up=True)
             except PropolisError as error:
@@ -118,6 +121,16 @@ class Standby:
             idle = not self._only_idle or idle_s() - before_s >= IDLE_SHARE * QUIET_S
 
     def _missing_parts(self) -> str | None:
-        if self.ready >= MOST or available_mib() < 2 * SPARE_MIB:
+        """Return the latest kind of which there are too few, if there is room for one more."""
+        if available_mib() < 2 * SPARE_MIB:
             return None
-        return next((key for key in self._wanted if len(self._ready[key]) < self._per_kind), None)
+        key = next((key for key in reversed(self._wanted) if len(self._ready[key]) < self._per_kind), None)
+        return key if key is None or self.ready < MOST or self._older_than(key) else None
+
+    def _older_than(self, key: str) -> list[str]:
+        """Return the kinds that were asked for less recently and have forks, the oldest one first."""
+        return [older for older in takewhile(lambda other: other != key, self._wanted) if self._ready[older]]
+
+    async def _make_room(self, key: str) -> None:
+        if self.ready >= MOST and (older := self._older_than(key)):
+            await self._forks.discard(self._ready[older[0]].popleft())

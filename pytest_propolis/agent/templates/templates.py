@@ -137,6 +137,10 @@ class Templates:
                 return place
             claim.close()
 
+    def forget_failures(self) -> None:
+        """Have what could not be made tried again: another run begins."""
+        self._unfit.clear()
+
     def close(self) -> None:
         """Release the claims on templates. No VM may be running from them any more."""
         for claim in self._claims.values():

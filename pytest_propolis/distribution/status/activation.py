@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from ...markers.requirements import needs_hosts
+from ...markers.declarations import needs_hosts
 from ...session.guard import guarded
 from ...session.stash import SETTINGS
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 import pytest
 
 from ...hosts.inventory.capacity import cpus_of, memory_mib_of, slots_of
-from ..scheduling.host import HostState
 from .snapshot import HostStatus, TemplateStatus, WaitingTests
 
 if TYPE_CHECKING:
     from ...hosts.host import HostSpec
+    from ..scheduling.host import HostState
 
 __all__ = ["STATUS_SOURCE", "OwnProcess", "StatusSource", "host_status"]
 
@@ -68,12 +68,15 @@ class OwnProcess:
 
 
 def _specs(config: pytest.Config) -> tuple[HostSpec, ...]:
-    from ...hosts.inventory.inventory import read_inventory
-    from ...hosts.local import THIS_MACHINE
     from ...session.stash import SETTINGS
 
-    hosts = config.stash[SETTINGS].hosts
-    return (THIS_MACHINE,) if hosts is None else read_inventory(hosts)
+    if (hosts := config.stash[SETTINGS].hosts) is None:
+        from ...hosts.local import THIS_MACHINE
+
+        return (THIS_MACHINE,)
+    from ...hosts.inventory.inventory import read_inventory
+
+    return read_inventory(hosts)
 
 
 def _unscheduled(spec: HostSpec, specs: tuple[HostSpec, ...], *, used: int) -> HostStatus:

@@ -1,0 +1,99 @@
+"""Which lingering agent a run may use: one that was started with the same options, environment and programs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+
+from ..agent_api.messages import AgentConfig
+from ..ledger.identity import ProcessIdentity
+from .launcher import TRACING_VARIABLES, installed_paths
+
+__all__ = ["AgentEnvironment", "lingering_id"]
+
+_OF_ONE_SHELL: Final = frozenset(
+    (
+        *("_", "COLORTERM", "COLUMNS", "GPG_TTY", "INVOCATION_ID", "JOURNAL_STREAM", "LINES", "OLDPWD", "PWD", "SHLVL"),
+        *("STY", "TERM", "TERM_PROGRAM", "TERM_PROGRAM_VERSION", "TERM_SESSION_ID", "TMUX", "TMUX_PANE", "VTE_VERSION"),
+        *("WINDOW", "WINDOWID", "XDG_SESSION_ID", "XDG_VTNR"),
+    )
+)
+"""Variables that say where a shell runs, and nothing that an agent uses."""
+
+_OF_ONE_RUN: Final = ("PYTEST_", "PROPOLIS_", "SSH_", "VSCODE_", "KITTY_", "WEZTERM_", "ITERM_", *TRACING_VARIABLES)
+"""Prefixes of variables that belong to one run or one login. What options say is in `AgentConfig`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentEnvironment:
+    """The environment that a lingering agent is started with, without what differs from run to run.
+
+    :param digest: the same in all processes of a run, and in every run with the same environment.
+    """
+
+    variables: Mapping[str, str] = field(repr=False)
+    digest: str
+
+    @classmethod
+    def current(cls, *, digest: str | None = None) -> Self:
+        """Return that of this process as it is now.
+
+        :param digest: that of the process that has started this one, if both belong to one run.
+        """
+        variables = {name: value for name, value in os.environ.items() if _is_for_agent(name)}
+        return cls(variables, digest or _digest(sorted(variables.items())))
+
+    @classmethod
+    def of_process(cls) -> AgentEnvironment:
+        """Return what was settled, or else the environment as it is now."""
+        return _settled or cls.current()
+
+    def settle(self) -> None:
+        """Have all hosts of this process use this one, whatever tests do to the environment."""
+        global _settled
+        _settled = self
+
+    @staticmethod
+    def unsettle() -> None:
+        """Undo `settle`."""
+        global _settled
+        _settled = None
+
+
+_settled: AgentEnvironment | None = None
+
+
+def lingering_id(config: AgentConfig, environment: AgentEnvironment) -> str:
+    """Return the id of the agent that lingers for runs of this user with these options on this machine.
+
+    The same word as that of a run. Another one belongs to each base directory, and to each boot of the machine.
+
+    :param config: its ``run`` and its own ``directory`` do not count.
+    """
+    options = msgspec.structs.replace(config, run="", directory="")
+    facts = (
+        str(Path(config.directory).parent),
+        ProcessIdentity.current().boot_id,
+        (os.geteuid(), os.getegid(), sorted(os.getgroups())),
+        os.access("/dev/kvm", os.R_OK | os.W_OK),
+        sys.executable,
+        installed_paths(),
+        msgspec.json.encode(options),
+        environment.digest,
+    )
+    return _digest(facts)[:16]
+
+
+def _is_for_agent(name: str) -> bool:
+    return name not in _OF_ONE_SHELL and not name.startswith(_OF_ONE_RUN)
+
+
+def _digest(facts: object) -> str:
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
