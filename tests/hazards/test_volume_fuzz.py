@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 
@@ -13,6 +14,8 @@ from pytest_propolis import CrucibleDiskFactory, VmFactory
 ROUNDS = int(os.environ.get("PROPOLIS_VOLUME_ROUNDS", "5"))
 SEED = int(os.environ.get("PROPOLIS_VOLUME_SEED", "1"))
 
+logger = logging.getLogger(__name__)
+
 
 async def test_no_acknowledged_write_is_lost_whatever_happens_to_the_replicas(
     crucible_disk_factory: CrucibleDiskFactory, vm_factory: VmFactory
@@ -20,4 +23,5 @@ async def test_no_acknowledged_write_is_lost_whatever_happens_to_the_replicas(
     disk = await crucible_disk_factory(size_mib=64)
     vm = await vm_factory.start("writer", disks=(disk,), **MICRO)
     for number in range(ROUNDS):
-        await fuzz_round(vm, disk, random.Random(f"{SEED}-{number}"))
+        done = await fuzz_round(vm, disk, random.Random(f"{SEED}-{number}"))
+        logger.info("round %d: %s", number, ", ".join(done))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from volume_checks import SLOTS, all_active, begin_to_write, replicas, stop_writing, wait_for_status, writes_more
 
-from pytest_propolis import ApiError, CrucibleDisk, TestVm
+from pytest_propolis import AgentError, ApiError, CrucibleDisk, TestVm
 
 __all__ = ["fuzz_round"]
 
@@ -37,7 +37,8 @@ async def _hang_for_a_while(disk: CrucibleDisk, index: int) -> None:
 
 
 async def _slow_down(disk: CrucibleDisk, index: int) -> None:
-    await disk.slow(index, delay_ms=5)
+    with contextlib.suppress(AgentError):  # it is dead
+        await disk.slow(index, delay_ms=5)
 
 
 async def _replace(disk: CrucibleDisk, index: int) -> None:
