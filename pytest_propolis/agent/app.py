@@ -19,25 +19,23 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
+from ..agent_api.disks import CreateDisk
 from ..agent_api.messages import (
     CLIENT_HEADER,
     PID_HEADER,
     AgentConfig,
     AgentInfo,
-    CreateDisk,
     CreateVm,
     Departed,
     Fault,
-    ForkVm,
-    FreezeVm,
     ImageNeeded,
     Keep,
     ResourceIds,
     StreamLine,
-    TemplateNeeded,
     VmCreated,
     run_of_client,
 )
+from ..agent_api.templates import ForkVm, FreezeVm, TemplateNeeded
 from ..engine.server.app import SERVER_KEY, decoded, encoded, engine_app, error_response, http_error
 from ..engine.server.dropshot_errors import ErrorResponse, bad_request
 from ..engine.server.http_error import HttpError

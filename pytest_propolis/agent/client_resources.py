@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..agent_api.messages import CreateVm, KeptDisk, KeptListed, VmListed, VolumeListed
+from ..agent_api.messages import CreateVm, KeptDisk, KeptListed, VmListed
 from ..agent_api.retention import Kept
+from ..agent_api.volumes import VolumeListed
 from ..engine.server.server import VmServer
 from ..engine.templates.restored_machine import RestoredMachine
 from ..errors import ConfigError

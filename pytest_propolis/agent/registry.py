@@ -13,22 +13,10 @@ from functools import partial
 from pathlib import Path
 
 from ..agent_api.boot_source import DirectKernel
-from ..agent_api.messages import (
-    AgentConfig,
-    CreateDisk,
-    CreateVm,
-    CreateVolume,
-    DiskCreated,
-    ForkImage,
-    Keep,
-    KeptListed,
-    ResourceIds,
-    VmListed,
-    VolumeCreated,
-    VolumeListed,
-    run_of_client,
-)
+from ..agent_api.disks import CreateDisk, DiskCreated, ForkImage
+from ..agent_api.messages import AgentConfig, CreateVm, Keep, KeptListed, ResourceIds, VmListed, run_of_client
 from ..agent_api.retention import Kept
+from ..agent_api.volumes import CreateVolume, VolumeCreated, VolumeListed
 from ..engine.qemu.memory import GuestMemory
 from ..engine.server.server import VmServer
 from ..engine.templates.template import Template

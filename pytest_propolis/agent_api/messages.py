@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from enum import StrEnum
 from typing import Final
-from uuid import UUID
 
 import msgspec
 
 from ..errors import AgentError, PropolisError
-from ..propolis_api import Component, InstanceProperties, InstanceSpec
 from ..storage.artifacts import Artifact
 from .boot_source import BootSource
 from .image_recipe import ImageRecipe
 from .retention import Kept
 from .server_program import ServerProgram
+from .templates import TemplateMaking
+from .volumes import VolumeListed
 
 __all__ = [
     "CLIENT_HEADER",
@@ -25,34 +24,18 @@ __all__ = [
     "AgentConfig",
     "AgentInfo",
     "AgentReady",
-    "AttachDisk",
-    "CreateDisk",
     "CreateVm",
-    "CreateVolume",
     "Departed",
-    "DiskCreated",
-    "DownstairsFault",
-    "DownstairsListed",
     "ExtendedInfo",
     "Fault",
-    "FaultKind",
-    "ForkImage",
-    "ForkVm",
-    "FreezeVm",
-    "ImageForked",
     "ImageNeeded",
     "Keep",
     "KeptDisk",
     "KeptListed",
     "ResourceIds",
     "StreamLine",
-    "TemplateMaking",
-    "TemplateNeeded",
     "VmCreated",
-    "VmForked",
     "VmListed",
-    "VolumeCreated",
-    "VolumeListed",
     "new_client",
     "run_of_client",
 ]
@@ -206,168 +189,6 @@ class ImageNeeded(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 300.0
 
 
-class CreateDisk(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for a disk of one's own: a copy-on-write fork of an image, or an empty one.
-
-    :param image: absolute path of the image, which must not change while forks live; None for an empty disk.
-    :param image_format: ``qcow2`` or ``raw``; None for raw, unless the image looks like a container.
-    :param size_bytes: the size of an empty disk.
-    :param block_size: the disk has whole blocks of so many bytes: what the image lacks of the last one reads as zeros.
-    """
-
-    image: str | None = None
-    image_format: str | None = None
-    size_bytes: int | None = None
-    block_size: int = 512
-
-
-class ForkImage(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for a writable fork of an image, which is a resource of its own: no VM is needed for it.
-
-    :param image: path of the image on the agent's host, or of its ZFS volume; it must not change while forks live.
-    :param image_format: ``qcow2`` or ``raw``.
-    :param providers: the names of the providers that will do; any, if empty.
-    """
-
-    image: str
-    image_format: str = "qcow2"
-    providers: tuple[str, ...] = ()
-
-
-class ImageForked(msgspec.Struct, frozen=True, kw_only=True):
-    """The fork: a file or a block device on the agent's host that belongs to the client.
-
-    :param size_bytes: the size of the disk that a guest sees.
-    :param note: what a person should know of the way that was chosen; empty if nothing.
-    """
-
-    id: str
-    path: str
-    format: str
-    provider: str
-    origin: str
-    size_bytes: int
-    dataset: str | None = None
-    note: str = ""
-
-
-class DiskCreated(msgspec.Struct, frozen=True, kw_only=True):
-    """The disk: a qcow2 file that belongs to the client."""
-
-    id: str
-    path: str
-
-
-class CreateVolume(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for a replicated volume of one's own: three downstairs.
-
-    :param name: for people.
-    :param group: what it belongs to.
-    :param size_bytes: at least; it becomes a whole number of extents of 64 MiB, and is never smaller than the image.
-    :param block_size: 512 or 4096.
-    :param image: path of an image that it lies over, and which must not change meanwhile; None for an empty one.
-    :param image_format: ``qcow2`` or ``raw``.
-    :param stall_timeout_s: how long the guest's requests wait, when too few replicas are left.
-    """
-
-    name: str
-    group: str
-    size_bytes: int
-    stall_timeout_s: float = 60.0
-    block_size: int = 4096
-    image: str | None = None
-    image_format: str = "raw"
-
-
-class VolumeCreated(msgspec.Struct, frozen=True, kw_only=True):
-    """The volume: what volume construction requests for it say.
-
-    :param upstairs_id: of whichever upstairs uses it.
-    :param key: what the upstairs has to know, in base64.
-    :param targets: the addresses of its downstairs.
-    :param black_hole: an address that takes connections and never answers.
-    :param parent: the image that it lies over.
-    """
-
-    id: str
-    upstairs_id: UUID
-    key: str
-    size_bytes: int
-    extent_bytes: int
-    targets: tuple[str, ...]
-    black_hole: str
-    parent: str | None = None
-
-
-class DownstairsListed(msgspec.Struct, frozen=True, kw_only=True):
-    """One downstairs on the agent's host.
-
-    :param state: ``serving``, ``idle``, ``paused`` or ``dead``.
-    :param path: its file, on that host.
-    :param generation: of the upstairs that had it last.
-    :param epoch: those of the highest have all writes.
-    :param snapshots: the files of its snapshots.
-    :param log: the last lines that its process wrote.
-    """
-
-    address: str
-    state: str
-    pid: int | None
-    path: str
-    generation: int
-    epoch: int
-    snapshots: tuple[str, ...] = ()
-    log: tuple[str, ...] = ()
-
-
-class VolumeListed(msgspec.Struct, frozen=True, kw_only=True):
-    """One volume of the agent's; also the downstairs that were replaced."""
-
-    id: str
-    name: str
-    group: str
-    client: str
-    size_bytes: int
-    since: float
-    downstairs: tuple[DownstairsListed, ...]
-    kept: Kept | None = None
-
-
-class FaultKind(StrEnum):
-    """What can be done to a downstairs."""
-
-    KILL = "kill"
-    RESTART = "restart"
-    PAUSE = "pause"
-    RESUME = "resume"
-    DISCONNECT = "disconnect"
-    CORRUPT = "corrupt"
-    SLOW = "slow"
-
-
-class DownstairsFault(msgspec.Struct, frozen=True, kw_only=True):
-    """Have something happen to a downstairs.
-
-    :param offset: with `CORRUPT`, where in the volume, in bytes.
-    :param length: with `CORRUPT`, how many bytes.
-    :param delay_ms: with `SLOW`, how far apart its requests are served; 0 for at once.
-    """
-
-    kind: FaultKind
-    offset: int = 0
-    length: int = 0
-    delay_ms: float = 0.0
-
-
-class AttachDisk(msgspec.Struct, frozen=True, kw_only=True):
-    """Have a disk plugged into a VM that runs. The answer is the VM's spec with it.
-
-    :param components: the disk and its backend, by key.
-    """
-
-    components: dict[str, Component]
-
-
 class ResourceIds(msgspec.Struct, frozen=True, kw_only=True):
     """Some of what a client owns, by id.
 
@@ -417,92 +238,6 @@ class KeptListed(msgspec.Struct, frozen=True, kw_only=True):
     vms: tuple[VmListed, ...]
     disks: tuple[KeptDisk, ...]
     volumes: tuple[VolumeListed, ...] = ()
-
-
-class TemplateNeeded(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for a template, which the client makes itself if there is none.
-
-    The answer is a stream of `StreamLine`. One of them may be `making`: then the client boots that VM, makes its guest
-    quiet, and freezes it; the stream goes on meanwhile, and ends with `template`.
-
-    :param title: what it is a template of, for people.
-    :param boot: what its guest starts from.
-    :param spec: the machine; the paths of its disks are `engine.template.disk_file` names.
-    :param disks: what the disks are made of, in that order.
-    :param guest: changes with everything else that shapes it: the guest's adapter, the shell protocol.
-    :param log_path: where the messages of the QEMU that makes it go; if empty, into its directory.
-    :param guest_ports: whether the machine has guest ports.
-    """
-
-    title: str
-    boot: BootSource
-    spec: InstanceSpec
-    properties: InstanceProperties
-    disks: tuple[CreateDisk, ...]
-    guest: str
-    log_path: str
-    guest_ports: bool = False
-
-
-class TemplateMaking(msgspec.Struct, frozen=True, kw_only=True):
-    """A VM is there to become a template: its API is below `path`, its disks are in place."""
-
-    id: str
-    path: str
-    spec: InstanceSpec
-
-
-class FreezeVm(msgspec.Struct, frozen=True, kw_only=True):
-    """The VM of a `TemplateMaking` is ready to be frozen.
-
-    :param session: the word of the read-eval loop that waits for commands in its guest.
-    :param console: what it showed until the log-in was complete.
-    :param warmup_input: what to type so that its guest runs a command that changes nothing.
-    :param warmup_marker: what it shows at the very end of it.
-    """
-
-    session: str
-    console: str
-    warmup_input: str
-    warmup_marker: str
-
-
-class ForkVm(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for a Propolis server whose first VM goes on where a template stopped.
-
-    :param template: the key that the answer to `TemplateNeeded` gave.
-    :param added: disks and network cards that it has beyond the template's.
-    :param run: make the instance with these properties, and run it; without them the client does so.
-    :param typed: what is typed at it then. It tells the time, and so is left out if the fork is not ready at once.
-    :param metric_addr: as in `CreateVm`.
-    """
-
-    template: str
-    name: str
-    group: str
-    log_path: str
-    added: dict[str, Component] = {}
-    run: InstanceProperties | None = None
-    typed: str = ""
-    metric_addr: str | None = None
-
-
-class VmForked(msgspec.Struct, frozen=True, kw_only=True):
-    """A fork has started. It waits to be ensured with this spec, and run, unless that was asked for.
-
-    :param boot: what its VM starts from when it is reset.
-    :param session: the word of the read-eval loop that waits for commands in its guest.
-    :param typed: whether it was given what was to be typed.
-    :param took_s: how long the steps took, in seconds; empty for one that stood by.
-    """
-
-    id: str
-    path: str
-    spec: InstanceSpec
-    boot: BootSource
-    session: str
-    typed: bool
-    took_s: dict[str, float]
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ..agent_api.messages import SOCKET_NAME, VmListed, VolumeListed
+from ..agent_api.messages import SOCKET_NAME, VmListed
 from ..agent_api.retention import Kept
+from ..agent_api.volumes import VolumeListed
 from ..errors import AgentError
 from ..hosts.agent_client import AgentClient
 from ..hosts.known_directories import known_base_directories

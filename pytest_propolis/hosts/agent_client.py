@@ -13,35 +13,23 @@ from urllib.parse import quote
 
 import msgspec
 
+from ..agent_api.disks import CreateDisk, DiskCreated, ForkImage, ImageForked
 from ..agent_api.lingering import LingerListed
 from ..agent_api.messages import (
     CLIENT_HEADER,
     LOG_NAME,
     SOCKET_NAME,
     AgentInfo,
-    CreateDisk,
     CreateVm,
-    CreateVolume,
     Departed,
-    DiskCreated,
-    DownstairsFault,
     Fault,
-    ForkImage,
-    ForkVm,
-    FreezeVm,
-    ImageForked,
     ImageNeeded,
     Keep,
     KeptListed,
     ResourceIds,
     StreamLine,
-    TemplateMaking,
-    TemplateNeeded,
     VmCreated,
-    VmForked,
     VmListed,
-    VolumeCreated,
-    VolumeListed,
 )
 from ..agent_api.migration_report import MigrationReport
 from ..agent_api.networks import (
@@ -53,6 +41,8 @@ from ..agent_api.networks import (
     PlacePort,
     PortAdded,
 )
+from ..agent_api.templates import ForkVm, FreezeVm, TemplateMaking, TemplateNeeded, VmForked
+from ..agent_api.volumes import CreateVolume, DownstairsFault, VolumeCreated, VolumeListed
 from ..errors import AgentError, PropolisError
 from ..ledger.identity import ProcessIdentity
 from ..ledger.survey import survey

@@ -8,7 +8,8 @@ from typing import Final
 
 import msgspec
 
-from ..agent_api.messages import AttachDisk, ExtendedInfo
+from ..agent_api.disks import AttachDisk
+from ..agent_api.messages import ExtendedInfo
 from ..agent_api.networks import ForwardPort, PortForwarded
 from ..errors import AgentError, CapabilityMissing
 from ..propolis_api import Component, InstanceSpec

@@ -15,7 +15,8 @@ from typing import NotRequired, TypedDict, Unpack
 import msgspec
 
 from ..agent_api.boot_source import BootSource, DirectKernel
-from ..agent_api.messages import CreateDisk, CreateVm, Keep, KeptListed, ResourceIds
+from ..agent_api.disks import CreateDisk
+from ..agent_api.messages import CreateVm, Keep, KeptListed, ResourceIds
 from ..console.log import make_log_directory
 from ..errors import ApiError, ConfigError, PropolisError
 from ..field_checks import check_keywords

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_propolis.agent.disks.disk_images import make_image
-from pytest_propolis.agent_api.messages import CreateDisk
+from pytest_propolis.agent_api.disks import CreateDisk
 from pytest_propolis.errors import ArtifactCorrupt, ConfigError
 from pytest_propolis.storage.images.overlays import image_info
 

@@ -18,7 +18,8 @@ from pytest_propolis.agent import budget
 from pytest_propolis.agent.app import AgentApp
 from pytest_propolis.agent.registry import ResourceRegistry
 from pytest_propolis.agent_api.boot_source import Firmware
-from pytest_propolis.agent_api.messages import CLIENT_HEADER, AgentConfig, CreateDisk, CreateVm
+from pytest_propolis.agent_api.disks import CreateDisk
+from pytest_propolis.agent_api.messages import CLIENT_HEADER, AgentConfig, CreateVm
 from pytest_propolis.errors import ConfigError, ResourceExhausted
 from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger
 

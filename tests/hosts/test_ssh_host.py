@@ -17,7 +17,7 @@ import pytest
 from ssh_rig import MakeHost, SshRig, link_processes, ssh_rig
 
 from pytest_propolis import CapabilityMissing, HostError, HostLost, ResourceExhausted, SettingsError
-from pytest_propolis.agent_api.messages import CreateDisk
+from pytest_propolis.agent_api.disks import CreateDisk
 from pytest_propolis.hosts.host import HostSpec
 from pytest_propolis.hosts.ssh import link_client
 from pytest_propolis.hosts.ssh_host import SshHost, open_host

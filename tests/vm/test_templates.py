@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 from mounts import as_root, mounted, tmpfs
 
-from pytest_propolis.agent_api.messages import ForkVm
+from pytest_propolis.agent_api.templates import ForkVm
 from pytest_propolis.console.console import Console
 from pytest_propolis.errors import BootError, ResourceExhausted
 from pytest_propolis.guests.micro import Micro

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...agent_api.messages import AgentConfig, CreateDisk
+from ...agent_api.disks import CreateDisk
+from ...agent_api.messages import AgentConfig
 from ...errors import ConfigError
 from ...storage.images.image_references import require_contained
 from ...storage.images.overlays import check_image, create_blank, create_overlay, image_info, presumed_format

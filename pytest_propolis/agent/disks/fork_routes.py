@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ...agent_api.messages import ForkImage
+from ...agent_api.disks import ForkImage
 from ...engine.server.app import decoded, encoded
 from ..registry import ResourceRegistry
 from .image_forks import OwnedFork

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ...agent_api.messages import ForkImage, ImageForked
+from ...agent_api.disks import ForkImage, ImageForked
 from ...errors import AgentError, ArtifactError, ConfigError
 from ...ledger.entry import Entry
 from ...ledger.writer import LedgerWriter

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from ...agent_api.messages import CreateDisk, ForkImage
+from ...agent_api.disks import CreateDisk, ForkImage
 from ...errors import CapabilityMissing
 from ...storage.images.overlays import presumed_format
 

@@ -8,7 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ...agent_api.messages import AttachDisk, CreateVolume, DownstairsFault
+from ...agent_api.disks import AttachDisk
+from ...agent_api.volumes import CreateVolume, DownstairsFault
 from ...engine.server.app import decoded, encoded
 from ...engine.server.dropshot_errors import ErrorResponse
 from ...engine.server.http_error import HttpError

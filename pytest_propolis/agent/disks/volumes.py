@@ -16,15 +16,8 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
 
-from ...agent_api.messages import (
-    CreateVolume,
-    DownstairsFault,
-    DownstairsListed,
-    FaultKind,
-    VolumeCreated,
-    VolumeListed,
-)
 from ...agent_api.retention import Kept
+from ...agent_api.volumes import CreateVolume, DownstairsFault, DownstairsListed, FaultKind, VolumeCreated, VolumeListed
 from ...engine.qemu.binary import Qemu
 from ...engine.volumes.downstairs import Downstairs
 from ...engine.volumes.region_file import RegionFile

@@ -14,8 +14,9 @@ from typing import Any, Final
 import msgspec
 
 from ...agent_api.boot_source import DirectKernel
-from ...agent_api.messages import CreateVm, Fault, ForkVm, FreezeVm, TemplateMaking, TemplateNeeded, VmForked
+from ...agent_api.messages import CreateVm, Fault
 from ...agent_api.template_layout import MEMORY_FILE, STATE_FILE, blank_file, disk_file
+from ...agent_api.templates import ForkVm, FreezeVm, TemplateMaking, TemplateNeeded, VmForked
 from ...engine.invalid_spec import InvalidSpec, SpecUnsupported
 from ...engine.qemu.machine import MachineError
 from ...engine.qemu.memory import GuestMemory

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import msgspec
 
-from ...agent_api.messages import DownstairsFault, FaultKind, VolumeCreated, VolumeListed
+from ...agent_api.volumes import DownstairsFault, FaultKind, VolumeCreated, VolumeListed
 from ...errors import AgentError, ConfigError
 from ...field_checks import check_fields
 from ...hosts.agent_client import AgentClient, AsyncAgentClient

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Final, Literal
 
-from ...agent_api.messages import CreateVolume, Keep, KeptListed, ResourceIds
+from ...agent_api.messages import Keep, KeptListed, ResourceIds
+from ...agent_api.volumes import CreateVolume
 from ...errors import ConfigError
 from ...hosts.agent_client import AsyncAgentClient
 from ...hosts.host import Host

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
-from ...agent_api.messages import ImageForked
+from ...agent_api.disks import ImageForked
 from ...errors import ConfigError
 from ...field_checks import check_fields
 from ...hosts.agent_client import AsyncAgentClient

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
-from ...agent_api.messages import ForkImage
+from ...agent_api.disks import ForkImage
 from ...errors import ConfigError
 from ...guests.registry import GuestRegistry
 from ...hosts.host import Host

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Protocol, TypeAlias
 
-from ...agent_api.messages import CreateDisk
+from ...agent_api.disks import CreateDisk
 from ...errors import ArtifactMissing, ConfigError
 from ...field_checks import Range, check_fields
 from ...propolis_api import Component

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from ...agent_api.boot_source import BootSource, DirectKernel, Firmware
-from ...agent_api.messages import CreateDisk
+from ...agent_api.disks import CreateDisk
 from ...errors import ConfigError
 from ...guests.adapter import GuestAdapter
 from ..config import BOOT_DISK, CompleteVmConfig, FirmwareKind, VmConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...agent_api.messages import VmForked
+from ...agent_api.templates import VmForked
 from ...console.shell_protocol import TypedCommand
 from ...propolis_api import InstanceProperties
 from ..timings import Timings

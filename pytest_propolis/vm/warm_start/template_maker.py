@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...agent_api.boot_source import BootSource, DirectKernel
-from ...agent_api.messages import CreateDisk, FreezeVm, TemplateMaking, TemplateNeeded
+from ...agent_api.disks import CreateDisk
 from ...agent_api.template_layout import disk_file
+from ...agent_api.templates import FreezeVm, TemplateMaking, TemplateNeeded
 from ...errors import BootError, PropolisError, TemplateError
 from ...guests.adapter import GuestAdapter
 from ...hosts.agent_client import AsyncAgentClient
