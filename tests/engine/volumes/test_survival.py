@@ -119,7 +119,8 @@ async def test_a_volume_whose_vm_was_killed_is_made_equal_again(
     writer: TestVm, disk: CrucibleDisk, vm_factory: VmFactory
 ) -> None:
     count = int(await writer.run("cat /tmp/count"))
-    await vm_factory.agent.remove_vm(writer.id)
+    async with writer.expect_exit():
+        await vm_factory.agent.remove_vm(writer.id)
     heir = await vm_factory.successor(writer)
     await heir.boot()
     await heir.run("modprobe virtio_blk")
