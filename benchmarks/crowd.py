@@ -62,7 +62,7 @@ def measure(options: Options) -> list[Figure]:
             measured=f"{took_s:.1f} s",
             met=passed,
         ),
-        Figure(name="who waited for memory said so", measured=f"{told} lines", bound=">= 1", met=told >= 1),
+        Figure(name="tests that waited for memory said so", measured=f"{told} lines", bound=">= 1", met=told >= 1),
         Figure(name="processes that the kernel killed for want of memory", measured=str(killed), met=killed == 0),
     ]
 

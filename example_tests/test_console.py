@@ -1,4 +1,4 @@
-"""The serial console, as somebody who sits at it."""
+"""The serial console, as a person at the terminal uses it."""
 
 import re
 
@@ -23,7 +23,7 @@ async def test_job_control(vm_factory: VmFactory) -> None:
 
 
 async def test_waiting_for_serial_output(vm_factory: VmFactory) -> None:
-    """What the kernel, or anybody else, writes to the console can be waited for."""
+    """What the kernel or any program writes to the console can be waited for."""
     vm = await vm_factory.start("watched", guest="micro")
     await vm.run("(sleep 1; echo '<0>all 12 tests done' >/dev/kmsg) &")
     found = await vm.wait_for_serial_output(re.compile(r"all (\d+) tests done"), timeout_s=30)

@@ -92,7 +92,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentReady(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent tells the one who started it, once it listens."""
+    """An agent's report to its launcher, once it listens."""
 
     pid: int
     socket: str
@@ -192,7 +192,7 @@ class ImageNeeded(msgspec.Struct, frozen=True, kw_only=True):
 class ResourceIds(msgspec.Struct, frozen=True, kw_only=True):
     """Some of what a client owns, by id.
 
-    :param named: VMs by group and name, for who does not know the id.
+    :param named: VMs by group and name, for callers that do not know the id.
     """
 
     vms: tuple[str, ...] = ()

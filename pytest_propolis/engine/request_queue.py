@@ -332,7 +332,7 @@ class RequestQueue:
             self._serve(Stop())
 
     def stopped(self) -> None:
-        """The VM has stopped, whoever wanted it, running or not. No effect on a VM that has ended."""
+        """The VM has stopped, for any reason, running or not. No effect on a VM that has ended."""
         self._end(QueueState.Stopped)
 
     def failed(self) -> None:

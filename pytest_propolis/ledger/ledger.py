@@ -259,7 +259,7 @@ def _open_existing(path: Path, mode: int) -> int:
         raise _explained(error, path, "opened") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise AgentError(f"the ledger {path} is not a regular file", hint="look who put it there, and remove it")
+        raise AgentError(f"the ledger {path} is not a regular file", hint="find out what put it there, and remove it")
     return descriptor
 
 

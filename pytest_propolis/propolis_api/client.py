@@ -90,7 +90,7 @@ class PropolisClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections to the server. Websockets are not among them: they belong to who opened them."""
+        """Close the connections to the server. Websockets are not among them: the caller that opened one closes it."""
         await self._http.aclose()
 
     async def instance_ensure(self, request: InstanceEnsureRequest) -> InstanceEnsureResponse:

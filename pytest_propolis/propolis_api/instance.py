@@ -91,7 +91,7 @@ class FromSpec(Struct, frozen=True, kw_only=True):
 class FromMigration(Struct, frozen=True, kw_only=True):
     """Take over the VM of another server.
 
-    :param migration_id: chosen by whoever asks for the migration.
+    :param migration_id: chosen by the client that asks for the migration.
     :param replace_components: what is different here, by the keys of the source's spec.
     :param src_addr: the source server's address and port.
     """

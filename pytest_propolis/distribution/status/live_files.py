@@ -1,7 +1,7 @@
 """The files in which running runs of this user publish their status: one for each, beside the directories of agents.
 
 They are not among these directories, whose reaper knows only agents. A run removes its file when it ends; the file of a
-process that was killed is removed by whoever looks next.
+process that was killed is removed by the next reader.
 """
 
 from __future__ import annotations

@@ -174,7 +174,7 @@ class Connection(Protocol):
         """End it. Closing twice is fine."""
 
     def abandon(self) -> None:
-        """Have it ended by whoever opened it."""
+        """Leave closing it to the side that opened it."""
 
 
 class MigrationChannel:

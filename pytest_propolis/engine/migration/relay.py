@@ -15,7 +15,7 @@ CHUNK_BYTES: Final = 1 << 18
 
 
 class Relay:
-    """Carries bytes both ways between whoever connects first and a far end, until either closes its connection.
+    """Carries bytes both ways between its first client and a far end, until either closes its connection.
 
     QEMU's own cure for a far end that hangs does not work on UNIX sockets: shut down while it is full, such a socket
     never becomes writable, and QEMU waits for that for ever. Here the near end can be closed, as if the far end were

@@ -140,7 +140,7 @@ class RestoredMachine:
         self.took_s["warm-up"] = perf_counter() - began
 
     def attach(self, on_event: Callable[[GuestEvent], None]) -> Machine:
-        """Hand the machine over to whoever drives it, with what its guest did so far."""
+        """Hand the machine over to its driver, with what its guest did so far."""
         self._on_event = on_event
         for event in self._missed:
             on_event(event)

@@ -43,7 +43,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
 
     :param boot: what its guest started from, and what a fork that is reset starts from.
     :param spec: the machine; the paths of its disks are `disk_file` names.
-    :param properties: who it was: a fork has its own name, but the firmware's tables lie in memory as they were made.
+    :param properties: its name and id: a fork has its own, but the firmware's tables lie in memory as they were made.
     :param disks: how many disks there are.
     :param session: the word of the read-eval loop that waits for commands in the guest.
     :param console: what the guest showed until the log-in was complete.

@@ -125,7 +125,7 @@ class Session:
             raise DownstairsUnreachable(f"{self.address}: {error}") from None
 
     def when_ended(self, callback: Callable[[], None]) -> None:
-        """Have a function called in the event loop when the connection is gone, whoever ends it."""
+        """Have a function called in the event loop when the connection is gone, whichever side ends it."""
         self._reading.add_done_callback(lambda _: callback())
 
     def close(self) -> None:
