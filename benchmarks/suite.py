@@ -160,7 +160,7 @@ def _test_by_hand(place: Path, directory: Path, number: int) -> None:
 
 
 def _adopt_orphans() -> None:
-    """The agent has no parent that waits for it: have this process become it, so that its time is counted here when it ends."""
+    """Adopt the agent, which no parent waits for, so that its time is counted here when it ends."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "no subreaper")
 
