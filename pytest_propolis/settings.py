@@ -15,10 +15,25 @@ from typing import Any, Final, Literal
 
 from .errors import SettingsError
 from .field_checks import check_fields
+from .option_values import (
+    Shard,
+    automatic_or_number,
+    coordination_store,
+    inventory,
+    one_of,
+    path,
+    paths,
+    positive_seconds,
+    seconds,
+    shard,
+    whole_number,
+    word,
+    word_or_path,
+    yes_or_no,
+)
 
-__all__ = ["ENGINE", "OPTIONS", "Accelerator", "BootKind", "FailOn", "KeepPolicy", "Option", "Settings", "Shard"]
+__all__ = ["ENGINE", "OPTIONS", "Accelerator", "BootKind", "FailOn", "KeepPolicy", "Option", "Settings"]
 
-_WORDS: Final = dict.fromkeys(("yes", "true", "on", "1"), True) | dict.fromkeys(("no", "false", "off", "0"), False)
 
 ENGINE: Final = "engine"
 """The server that is part of this project: QEMU behind the Propolis API, in the agent."""
@@ -27,18 +42,6 @@ Accelerator = Literal["auto", "kvm", "tcg"]
 BootKind = Literal["warm", "cold"]
 FailOn = Literal["never", "panic", "oops"]
 KeepPolicy = Literal["never", "failed", "always"]
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """A part of the tests.
-
-    :param number: from 1 to `count`.
-    :param count: how many parts there are.
-    """
-
-    number: int
-    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,128 +77,23 @@ class Option:
         return "PROPOLIS_" + self.name.upper()
 
 
-def _whole_number(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            raise ValueError(f"must be a whole number from {low} to {high}") from None
-        if not low <= number <= high:
-            raise ValueError(f"must be from {low} to {high}")
-        return number
-
-    return parse
-
-
-def _seconds(text: str) -> float:
-    seconds = _number(text)
-    if not 0 < seconds < float("inf"):
-        raise ValueError("must be more than 0 seconds")
-    return seconds
-
-
-def _no_or_some_seconds(text: str) -> float:
-    seconds = _number(text)
-    if not 0 <= seconds < float("inf"):
-        raise ValueError("must be 0 or more seconds")
-    return seconds
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError("must be a number of seconds") from None
-
-
-def _automatic_or_number(text: str) -> int | Literal["auto"]:
-    try:
-        return "auto" if text == "auto" else _whole_number(0, 64)(text)
-    except ValueError:
-        raise ValueError("must be auto or a whole number from 0 to 64") from None
-
-
-def _shard(text: str) -> Shard:
-    number, _, count = text.partition("/")
-    try:
-        shard = Shard(int(number), int(count))
-    except ValueError:
-        raise ValueError("must be I/N, as in 2/5") from None
-    if not 1 <= shard.number <= shard.count:
-        raise ValueError("must be from 1/N to N/N")
-    return shard
-
-
-def _one_of(*allowed: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in allowed:
-            raise ValueError("must be one of " + ", ".join(allowed))
-        return text
-
-    return parse
-
-
-def _yes_or_no(text: str) -> bool:
-    if text.lower() not in _WORDS:
-        raise ValueError("must be yes or no")
-    return _WORDS[text.lower()]
-
-
-def _word(text: str) -> str:
-    if not text.strip():
-        raise ValueError("must not be empty")
-    return text.strip()
-
-
-def _path(text: str) -> Path:
-    """Return the path with ``~`` expanded; what a relative one is relative to depends on the place it stands in."""
-    try:
-        text.encode()
-        return Path(_word(text)).expanduser()
-    except UnicodeEncodeError:
-        raise ValueError("must be text in UTF-8: link to it under such a name") from None
-    except RuntimeError:
-        raise ValueError("needs a home directory, and none is known: set HOME, or give a path without ~") from None
-
-
-def _inventory(text: str) -> str | Path:
-    """Return ``local:N`` as it is, or the path of a file."""
-    return _word(text) if text.strip().startswith("local:") else _path(text)
-
-
-def _word_or_path(text: str) -> str | Path:
-    """Return a word or a URL as it is, and what has a slash as a path."""
-    return _path(text) if "/" in text and "://" not in text else _word(text)
-
-
-def _store(text: str) -> str:
-    """Return ``embedded``, or the address of a store, which is checked when it is used."""
-    if text != "embedded" and not text.startswith(("etcd://", "etcds://", "embedded://", "embeddeds://")):
-        raise ValueError("must be embedded, etcd://HOST:PORT or embedded://TOKEN@HOST:PORT")
-    return text
-
-
-def _paths(text: str) -> tuple[Path, ...]:
-    return tuple(_path(part) for part in text.split(os.pathsep))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # comparing takes as long to generate as all else
 class Settings:
     """What a person chose, checked. Build it with `Settings.resolve`."""
 
     guest: str = field(
-        default="alpine", metadata={"parse": _word, "help": "guest that test_vm boots", "metavar": "NAME"}
+        default="alpine", metadata={"parse": word, "help": "guest that test_vm boots", "metavar": "NAME"}
     )
     cpus: int = field(
-        default=2, metadata={"parse": _whole_number(1, 64), "help": "virtual CPUs of a VM", "metavar": "N"}
+        default=2, metadata={"parse": whole_number(1, 64), "help": "virtual CPUs of a VM", "metavar": "N"}
     )
     memory_mib: int = field(
-        default=512, metadata={"parse": _whole_number(64, 1 << 20), "help": "memory of a VM in MiB", "metavar": "MIB"}
+        default=512, metadata={"parse": whole_number(64, 1 << 20), "help": "memory of a VM in MiB", "metavar": "MIB"}
     )
     boot: BootKind = field(
         default="warm",
         metadata={
-            "parse": _one_of("warm", "cold"),
+            "parse": one_of("warm", "cold"),
             "help": "how VMs come up: warm (forked from a guest that was booted once, where that can be), cold",
             "metavar": "KIND",
         },
@@ -203,7 +101,7 @@ class Settings:
     standby: int | Literal["auto"] = field(
         default="auto",
         metadata={
-            "parse": _automatic_or_number,
+            "parse": automatic_or_number,
             "help": "forks of each kind that stand by: auto (by processors and free memory), a number",
             "metavar": "N",
         },
@@ -211,18 +109,19 @@ class Settings:
     linger: float = field(
         default=0.0,
         metadata={
-            "parse": _no_or_some_seconds,
+            "parse": seconds,
             "help": "seconds that the agent on this machine stays after a run, for the next one; default: it does not",
             "metavar": "SECONDS",
         },
     )
     boot_timeout: float = field(
-        default=300.0, metadata={"parse": _seconds, "help": "seconds until a guest must have booted", "metavar": "S"}
+        default=300.0,
+        metadata={"parse": positive_seconds, "help": "seconds until a guest must have booted", "metavar": "S"},
     )
     accelerator: Accelerator = field(
         default="auto",
         metadata={
-            "parse": _one_of("auto", "kvm", "tcg"),
+            "parse": one_of("auto", "kvm", "tcg"),
             "help": "how QEMU runs guests: auto (kvm where a guest really runs), kvm, tcg",
             "metavar": "KIND",
         },
@@ -230,19 +129,19 @@ class Settings:
     keep: KeepPolicy = field(
         default="never",
         metadata={
-            "parse": _one_of("never", "failed", "always"),
+            "parse": one_of("never", "failed", "always"),
             "help": "whose VMs and disks stay after the test for a person to look at: never, failed, always",
             "metavar": "WHEN",
         },
     )
     keep_ttl: float = field(
         default=28800.0,
-        metadata={"parse": _seconds, "help": "seconds after which what was kept is removed", "metavar": "S"},
+        metadata={"parse": positive_seconds, "help": "seconds after which what was kept is removed", "metavar": "S"},
     )
     pause_on_failure: bool = field(
         default=False,
         metadata={
-            "parse": _yes_or_no,
+            "parse": yes_or_no,
             "help": "on a terminal, wait with the VMs of a failed test up until Enter is pressed",
             "metavar": "",
         },
@@ -250,19 +149,19 @@ class Settings:
     fail_on: FailOn = field(
         default="panic",
         metadata={
-            "parse": _one_of("never", "panic", "oops"),
+            "parse": one_of("never", "panic", "oops"),
             "help": "what fails a test if its guest does it unexpectedly: never, panic (or reset, end), oops (or all)",
             "metavar": "WHAT",
         },
     )
     artifact_dir: Path | None = field(
         default=None,
-        metadata={"parse": _path, "help": "directory of images; default: the user's cache", "metavar": "DIR"},
+        metadata={"parse": path, "help": "directory of images; default: the user's cache", "metavar": "DIR"},
     )
     artifacts: tuple[Path, ...] | None = field(
         default=None,
         metadata={
-            "parse": _paths,
+            "parse": paths,
             "help": "catalogs of artifacts, separated by colons: TOML files (docs/artifacts.md)",
             "metavar": "FILES",
         },
@@ -270,7 +169,7 @@ class Settings:
     image_dirs: tuple[Path, ...] | None = field(
         default=None,
         metadata={
-            "parse": _paths,
+            "parse": paths,
             "help": "directories, separated by colons, in which disk images may name further files",
             "metavar": "DIRS",
         },
@@ -278,23 +177,23 @@ class Settings:
     disk_dir: Path | None = field(
         default=None,
         metadata={
-            "parse": _path,
+            "parse": path,
             "help": "directory of the disks that VMs write to; default: beside the images",
             "metavar": "DIR",
         },
     )
     log_dir: Path | None = field(
         default=None,
-        metadata={"parse": _path, "help": "directory of logs; default: pytest's temporary directory", "metavar": "DIR"},
+        metadata={"parse": path, "help": "directory of logs; default: pytest's temporary directory", "metavar": "DIR"},
     )
     qemu: Path | None = field(
         default=None,
-        metadata={"parse": _path, "help": "QEMU program to use; default: found on PATH", "metavar": "FILE"},
+        metadata={"parse": path, "help": "QEMU program to use; default: found on PATH", "metavar": "FILE"},
     )
     server: str | Path = field(
         default=ENGINE,
         metadata={
-            "parse": _word_or_path,
+            "parse": word_or_path,
             "help": "what serves VMs: engine, a program's path, an artifact, http://IP:PORT (docs/server.md)",
             "metavar": "SERVER",
         },
@@ -302,7 +201,7 @@ class Settings:
     boot_rom: str | Path | None = field(
         default=None,
         metadata={
-            "parse": _word_or_path,
+            "parse": word_or_path,
             "help": "UEFI image that VMs with firmware='uefi' boot from: a path, an artifact; default: the host's",
             "metavar": "ROM",
         },
@@ -310,7 +209,7 @@ class Settings:
     hosts: str | Path | None = field(
         default=None,
         metadata={
-            "parse": _inventory,
+            "parse": inventory,
             "help": "hosts that VMs run on: local:N (N separate hosts on this machine), a TOML file (docs/hosts.md)",
             "metavar": "HOSTS",
         },
@@ -318,7 +217,7 @@ class Settings:
     coordination: str = field(
         default="embedded",
         metadata={
-            "parse": _store,
+            "parse": coordination_store,
             "help": "where nodes coordinate: embedded (in the run), etcd://HOST:PORT,… or etcds://… (docs/nodes.md)",
             "metavar": "STORE",
         },
@@ -326,7 +225,7 @@ class Settings:
     leases: Path | None = field(
         default=None,
         metadata={
-            "parse": _path,
+            "parse": path,
             "help": "directory of leases: runs on this machine that have the same one take turns at their hosts",
             "metavar": "DIR",
         },
@@ -334,7 +233,7 @@ class Settings:
     shard: Shard | None = field(
         default=None,
         metadata={
-            "parse": _shard,
+            "parse": shard,
             "help": "run the I-th of N disjoint parts of the tests alone, as in 2/5 (docs/ci.md)",
             "metavar": "I/N",
         },
@@ -342,7 +241,7 @@ class Settings:
     durations: Path | None = field(
         default=None,
         metadata={
-            "parse": _path,
+            "parse": path,
             "help": "file of how long tests take: for shards, which all need the same one, and for -n",
             "metavar": "FILE",
         },
@@ -350,7 +249,7 @@ class Settings:
     write_durations: Path | None = field(
         default=None,
         metadata={
-            "parse": _path,
+            "parse": path,
             "help": "file for how long the tests of this run took (`propolis durations` merges such files)",
             "metavar": "FILE",
         },
@@ -358,14 +257,14 @@ class Settings:
     status: Path | None = field(
         default=None,
         metadata={
-            "parse": _path,
+            "parse": path,
             "help": "file for the run's status, as lines of JSON (docs/status.md); `propolis top` needs none",
             "metavar": "FILE",
         },
     )
     settings_file: Path | None = field(
         default=None,
-        metadata={"parse": _path, "help": "TOML file with a [settings] table of these options", "metavar": "FILE"},
+        metadata={"parse": path, "help": "TOML file with a [settings] table of these options", "metavar": "FILE"},
     )
 
     def __post_init__(self) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Generator, Iterable, Mapping
 import pytest
 
 from ..errors import SettingsError
+from ..option_values import Shard
 from ..session.stash import SETTINGS
-from ..settings import Shard
 from .durations_file import read_durations
 
 __all__ = ["Sharding", "shard_tests", "shards_of"]
