@@ -10,28 +10,10 @@ from pathlib import Path
 
 import pytest
 from inner_run import InnerRun
+from leaking_test import LEAKS_A_PROCESS
 from propolis_command import propolis
 
 from pytest_propolis.ledger.identity import ProcessIdentity
-
-# Started in a session of its own, with the mark of a living process entry: as a child that was forgotten.
-LEAK_PROCESS = """
-import os, subprocess, sys
-from pytest_propolis.ledger.entry import MARK_VARIABLE
-from pytest_propolis.ledger.ledger import LEDGER_NAME, read_ledger
-
-async def test_it(vm_factory, propolis):
-    await vm_factory.create()
-    mark = read_ledger(propolis.host.directory / LEDGER_NAME).header.mark
-    stray = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(600)"],
-        env={**os.environ, MARK_VARIABLE: f"{mark}-forgotten"},
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    with open(os.environ["STRAY"], "w") as file:
-        file.write(str(stray.pid))
-"""
 
 LEAK_FILE = """
 async def test_it(vm_factory, propolis):
@@ -70,7 +52,7 @@ def test_a_process_that_was_forgotten_fails_the_run_and_is_listed(
 ) -> None:
     note = inner.pytester.path / "stray"
     monkeypatch.setenv("STRAY", str(note))
-    inner.write(test_it=LEAK_PROCESS)
+    inner.write(test_it=LEAKS_A_PROCESS)
     result = inner.run(*workers)
     with ended(note) as pid:
         result.assert_outcomes(passed=1)
@@ -99,7 +81,7 @@ def test_what_is_kept_is_no_leak(inner: InnerRun) -> None:
 def test_what_is_leaked_beside_what_is_kept_is_a_leak(inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> None:
     note = inner.pytester.path / "stray"
     monkeypatch.setenv("STRAY", str(note))
-    inner.write(test_it=LEAK_PROCESS)
+    inner.write(test_it=LEAKS_A_PROCESS)
     result = inner.run("--propolis-keep=always")
     with ended(note) as pid:
         assert result.ret == pytest.ExitCode.TESTS_FAILED

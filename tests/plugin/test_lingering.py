@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from inner_run import InnerRun
+from leaking_test import LEAKS_A_PROCESS
 from propolis_command import propolis
 
 import pytest_propolis
@@ -36,24 +37,6 @@ async def test_again(test_vm):
 CREATES = """
 async def test_it(vm_factory):
     await vm_factory.create()
-"""
-
-LEAKS = """
-import os, subprocess, sys
-from pytest_propolis.ledger.entry import MARK_VARIABLE
-from pytest_propolis.ledger.ledger import LEDGER_NAME, read_ledger
-
-async def test_it(vm_factory, propolis):
-    await vm_factory.create()
-    mark = read_ledger(propolis.host.directory / LEDGER_NAME).header.mark
-    stray = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(600)"],
-        env={**os.environ, MARK_VARIABLE: f"{mark}-forgotten"},
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    with open(os.environ["STRAY"], "w") as file:
-        file.write(str(stray.pid))
 """
 
 USES_THE_AGENT_MEANWHILE = """
@@ -219,7 +202,7 @@ def test_what_a_run_leaves_behind_fails_it_although_the_agent_may_stay(
 ) -> None:
     note = lingering.pytester.path / "stray"
     monkeypatch.setenv("STRAY", str(note))
-    lingering.write(test_it=LEAKS)
+    lingering.write(test_it=LEAKS_A_PROCESS)
     result = lingering.run(LINGER)
     stray = ProcessIdentity.of(int(note.read_text()))
     try:

@@ -28,7 +28,7 @@ class ImageMaker:
     def __init__(self, config: AgentConfig, ledger: Ledger, hypervisors: HypervisorFinder) -> None:
         self._config = config
         self._books = LedgerWriter(ledger, Owner("images"))
-        self._platforms = hypervisors
+        self._hypervisors = hypervisors
         self._store = ArtifactStore(
             Path(config.artifact_dir) if config.artifact_dir else default_artifact_dir(),
             peers=[Path(peer) for peer in config.peer_stores],
@@ -49,15 +49,15 @@ class ImageMaker:
         self, recipe: ImageRecipe, paths: dict[Artifact, Path], timeout_s: float, progress: Callable[[str], None]
     ) -> Path:
         by_hash = {artifact.sha256: path for artifact, path in paths.items()}
-        platform = await self._platforms.find()
+        hypervisor = await self._hypervisors.find()
 
         async def make(directory: Path) -> None:
             require_contained(by_hash[recipe.disk], "qcow2", allowed=allowed_image_directories(self._config))
             progress(f"preparing {recipe.name}: editing the image in a guest of its own, once")
             await build_image(
                 recipe,
-                qemu=platform.qemu,
-                accelerator=platform.accelerator.name,
+                qemu=hypervisor.qemu,
+                accelerator=hypervisor.accelerator.name,
                 kernel=by_hash[recipe.kernel],
                 initrd=by_hash[recipe.initrd],
                 disk=by_hash[recipe.disk],

@@ -45,7 +45,7 @@ def server_config(
     agent: AgentConfig,
     request: CreateVm,
     place: VmPlace,
-    platform: Hypervisor,
+    hypervisor: Hypervisor,
     *,
     memory: GuestMemory | None,
     variables: Path | None,
@@ -57,8 +57,8 @@ def server_config(
     """
     return ServerConfig(
         mark=f"{command_line_mark(agent.run)}{place.vm_id}",
-        qemu=platform.qemu,
-        accelerator=platform.accelerator.name,
+        qemu=hypervisor.qemu,
+        accelerator=hypervisor.accelerator.name,
         boot=request.boot,
         directory=place.directory,
         log_path=place.log_path(request),
@@ -75,13 +75,15 @@ def server_config(
     )
 
 
-def server_process(agent: AgentConfig, request: CreateVm, place: VmPlace, platforms: HypervisorFinder) -> ServerProcess:
+def server_process(
+    agent: AgentConfig, request: CreateVm, place: VmPlace, hypervisors: HypervisorFinder
+) -> ServerProcess:
     """Return the server of a VM that is to be served by a program; it is not started."""
     assert request.program is not None
 
     async def own_options() -> tuple[str, ...]:
-        platform = await platforms.find()
-        return "--qemu", str(platform.qemu.system), "--accelerator", platform.accelerator.name
+        hypervisor = await hypervisors.find()
+        return "--qemu", str(hypervisor.qemu.system), "--accelerator", hypervisor.accelerator.name
 
     return ServerProcess(
         request.program,

@@ -45,7 +45,7 @@ class ForkStarter:
     def __init__(self, config: AgentConfig, hypervisors: HypervisorFinder, space: DiskSpace) -> None:
         self._config = config
         self._space = space
-        self._platforms = hypervisors
+        self._hypervisors = hypervisors
 
     async def start(
         self, writer: LedgerWriter, template: Template, place: Path, *, warm_up: bool = False
@@ -80,7 +80,7 @@ class ForkStarter:
                 started.writer.gone(entry)
 
     async def _prepare(self, writer: LedgerWriter, template: Template, place: Path) -> StartedFork:
-        platform = await self._platforms.find()
+        hypervisor = await self._hypervisors.find()
         fork_id = secrets.token_hex(8)
         directory = Path(self._config.directory) / "vms" / fork_id
         with writer.creating("directory", directory) as entry:
@@ -92,16 +92,16 @@ class ForkStarter:
             template,
             place=place,
             directory=disk_directory or directory,
-            qemu=platform.qemu,
-            accelerator=platform.accelerator.name,
+            qemu=hypervisor.qemu,
+            accelerator=hypervisor.accelerator.name,
             mark=mark,
             log_path=log_path,
             journal=writer,
         )
         config = ServerConfig(
             mark=mark,
-            qemu=platform.qemu,
-            accelerator=platform.accelerator.name,
+            qemu=hypervisor.qemu,
+            accelerator=hypervisor.accelerator.name,
             boot=template.boot,
             directory=directory,
             log_path=log_path,

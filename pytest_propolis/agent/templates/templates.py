@@ -70,8 +70,8 @@ class Templates:
         directory: Path,
         allowed: tuple[Path, ...],
     ) -> None:
-        self._platforms = hypervisors
-        self._account = registry
+        self._hypervisors = hypervisors
+        self._registry = registry
         self._store = ArtifactStore(directory)
         self._allowed = allowed
         self._frozen: dict[str, asyncio.Future[FreezeVm]] = {}
@@ -94,9 +94,9 @@ class Templates:
         :raises BootError: when its guest did not boot while this client made it or waited for it.
         :raises ResourceExhausted: when there is no space for it.
         """
-        platform = await self._platforms.find()
+        hypervisor = await self._hypervisors.find()
         try:
-            key = _key(needed, platform)
+            key = _key(needed, hypervisor)
         except (InvalidSpec, SpecUnsupported) as error:
             raise TemplateError(str(error)) from None
         if earlier := self._unfit.get(key):
@@ -105,7 +105,7 @@ class Templates:
             place = await self._claimed(
                 key,
                 Template.files(len(needed.disks)),
-                lambda directory: self._make(client, needed, key, directory, platform, offer),
+                lambda directory: self._make(client, needed, key, directory, hypervisor, offer),
                 progress,
                 title=f"a template of {needed.title}",
                 mode=PRIVATE,
@@ -179,7 +179,7 @@ class Templates:
             guest_ports=template.guest_ports,
             metric_addr=request.metric_addr,
         )
-        vm = await self._account.fork_vm(client, create, template=template, place=place)
+        vm = await self._registry.fork_vm(client, create, template=template, place=place)
         assert vm.fork is not None
         typed = request.typed if request.run is not None and time.monotonic() - began < AT_ONCE_S else ""
         spec = msgspec.structs.replace(vm.fork.spec, components=vm.fork.spec.components | request.added)
@@ -210,7 +210,7 @@ class Templates:
             if typed:
                 await engine.serial().write(typed.encode())
         except (HttpError, OSError) as error:
-            await self._account.remove_vm(client, vm.id)
+            await self._registry.remove_vm(client, vm.id)
             if isinstance(error, HttpError) and error.answer.status in REFUSED:
                 raise
             raise TemplateError(f"a fork does not run: {error}") from None
@@ -221,39 +221,18 @@ class Templates:
         needed: TemplateNeeded,
         key: str,
         directory: Path,
-        platform: Hypervisor,
+        hypervisor: Hypervisor,
         offer: Callable[[TemplateMaking], None],
     ) -> None:
         self._require_fit(key)  # another client may have tried while this one waited for its turn
         _require_space(directory, needed)
         for index, disk in enumerate(needed.disks):
-            await make_image(disk, platform.qemu.img, directory / disk_file(index), allowed=self._allowed)
-        create = CreateVm(
-            name=f"template-{key[:12]}",
-            group=needed.title,
-            boot=needed.boot,
-            log_path=needed.log_path,
-            guest_ports=needed.guest_ports,
-        )
-        memory = GuestMemory(path=str(directory / MEMORY_FILE), shared=True)
-        vm = await self._account.create_vm(client, create, memory=memory)
-        try:
-            facts = await self._have_booted(
-                vm, TemplateMaking(id=vm.id, path=f"/vms/{vm.id}", spec=with_disks_in(needed.spec, directory)), offer
-            )
-            assert vm.engine is not None, "it was asked for without a program"
-            await vm.engine.freeze(directory / STATE_FILE)
-        except (PropolisError, MachineError) as error:
-            if _free_bytes(directory) < LITTLE_BYTES:  # a full file system kills QEMU without a message
-                raise ResourceExhausted(f"no space was left for the template in {self._store.directory}") from error
-            raise
-        finally:
-            with contextlib.suppress(AgentError):  # a client that has disconnected has no VMs any more
-                await self._account.remove_vm(client, vm.id)
+            await make_image(disk, hypervisor.qemu.img, directory / disk_file(index), allowed=self._allowed)
+        facts = await self._boot_and_freeze(client, needed, key, directory, offer)
         for index in range(len(needed.disks)):
             # It names the disk by the place that it will have.
             await create_blank_overlay(
-                qemu_img=platform.qemu.img,
+                qemu_img=hypervisor.qemu.img,
                 backing=directory / disk_file(index),
                 named=self._place(key) / disk_file(index),
                 overlay=directory / blank_file(index),
@@ -270,6 +249,41 @@ class Templates:
             warmup_marker=facts.warmup_marker,
             guest_ports=needed.guest_ports,
         ).save(directory)
+
+    async def _boot_and_freeze(
+        self,
+        client: str,
+        needed: TemplateNeeded,
+        key: str,
+        directory: Path,
+        offer: Callable[[TemplateMaking], None],
+    ) -> FreezeVm:
+        """Write the memory and the state of a guest that the client has prepared to the directory.
+
+        :raises ResourceExhausted: when there is no space for them.
+        """
+        create = CreateVm(
+            name=f"template-{key[:12]}",
+            group=needed.title,
+            boot=needed.boot,
+            log_path=needed.log_path,
+            guest_ports=needed.guest_ports,
+        )
+        memory = GuestMemory(path=str(directory / MEMORY_FILE), shared=True)
+        vm = await self._registry.create_vm(client, create, memory=memory)
+        try:
+            making = TemplateMaking(id=vm.id, path=f"/vms/{vm.id}", spec=with_disks_in(needed.spec, directory))
+            facts = await self._have_booted(vm, making, offer)
+            assert vm.engine is not None, "it was asked for without a program"
+            await vm.engine.freeze(directory / STATE_FILE)
+            return facts
+        except (PropolisError, MachineError) as error:
+            if _free_bytes(directory) < LITTLE_BYTES:  # a full file system kills QEMU without a message
+                raise ResourceExhausted(f"no space was left for the template in {self._store.directory}") from error
+            raise
+        finally:
+            with contextlib.suppress(AgentError):  # a client that has disconnected has no VMs any more
+                await self._registry.remove_vm(client, vm.id)
 
     async def _have_booted(
         self, vm: OwnedVm, making: TemplateMaking, offer: Callable[[TemplateMaking], None]
@@ -298,7 +312,7 @@ def _template_error(error: Exception) -> TemplateError:
     return TemplateError(str(error))
 
 
-def _key(needed: TemplateNeeded, platform: Hypervisor) -> str:
+def _key(needed: TemplateNeeded, hypervisor: Hypervisor) -> str:
     files = [disk.image for disk in needed.disks if disk.image]
     if isinstance(needed.boot, DirectKernel):
         files += [file for file in (needed.boot.kernel, needed.boot.initrd) if file]
@@ -307,9 +321,9 @@ def _key(needed: TemplateNeeded, platform: Hypervisor) -> str:
         spec=needed.spec,
         properties=needed.properties,
         boot=needed.boot,
-        accelerator=platform.accelerator.name,
+        accelerator=hypervisor.accelerator.name,
         guest_ports=needed.guest_ports,
-        facts=(needed.guest, platform.qemu.identity, _processor(platform), *disks, *map(_looks, files)),
+        facts=(needed.guest, hypervisor.qemu.identity, _processor(hypervisor), *disks, *map(_looks, files)),
     )
 
 
@@ -322,9 +336,9 @@ def _looks(file: str) -> str:
     return repr((file, status.st_size, status.st_mtime_ns))
 
 
-def _processor(platform: Hypervisor) -> str:
+def _processor(hypervisor: Hypervisor) -> str:
     """Return what the guest sees of the host's processor: everything under KVM, nothing under emulation."""
-    if platform.accelerator.name != "kvm":
+    if hypervisor.accelerator.name != "kvm":
         return ""
     lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     told = [line for line in lines if line.startswith(("vendor_id", "cpu family", "model", "stepping", "flags"))]
