@@ -6,32 +6,24 @@ import argparse
 from collections.abc import Callable
 from typing import Final
 
-from . import (
-    agent_start,
+from .common.figure import Figure, table
+from .common.options import Options
+from .fleet import downloads, nodes, ssh_hosts
+from .runs import agent_start, collect, crowd, imports, inner_loop, interruption, suite
+from .scheduling import makespan
+from .vms import (
     api,
     boot,
-    collect,
     cpu_model,
-    crowd,
-    downloads,
     files,
     fork,
     idle,
-    imports,
-    inner_loop,
-    interruption,
     migration,
-    nodes,
     round_trip,
-    scheduling,
     serial_throughput,
     server_program,
-    ssh_hosts,
-    suite,
     volumes,
 )
-from .figure import Figure, table
-from .options import Options
 
 BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "import": imports.measure,
@@ -55,7 +47,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "interruption": interruption.measure,
     "ssh_hosts": ssh_hosts.measure,
     "cpu_model": cpu_model.measure,
-    "scheduling": scheduling.measure,
+    "scheduling": makespan.measure,
 }
 ON_REQUEST: Final = {"cpu_model", "scheduling"}
 """They explain a choice or take minutes, and are measured when they are named."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import scheduling, workloads
-from benchmarks.simulated_cluster import Cluster
-from benchmarks.workloads import Host, Workload, make
+from benchmarks.scheduling import makespan, workloads
+from benchmarks.scheduling.simulated_cluster import Cluster
+from benchmarks.scheduling.workloads import Host, Workload, make
 
 TEST = workloads.Test("tests/test_a.py::test_0", 10.0, 10.0, 1024, 1, frozenset(), "alpine", 1)
 
@@ -30,13 +30,13 @@ def test_no_test_runs_without_the_labels_that_it_needs() -> None:
 
 @pytest.mark.parametrize("policy", ["load", "loadscope", "worksteal"])
 def test_no_scheduler_of_xdist_is_better_on_one_machine(policy: str) -> None:
-    ours = scheduling.run("laptop", 1)
+    ours = makespan.run("laptop", 1)
     assert ours.ratio <= 1.05
-    assert ours.makespan_s <= scheduling.run_xdist("laptop", 1, policy).makespan_s
+    assert ours.makespan_s <= makespan.run_xdist("laptop", 1, policy).makespan_s
 
 
 def test_a_worker_that_knows_one_test_ahead_runs_all_of_them_too() -> None:
-    assert scheduling.run("laptop", 2, one_ahead=True).ratio <= 1.10
+    assert makespan.run("laptop", 2, one_ahead=True).ratio <= 1.10
 
 
 def test_a_workload_is_the_same_each_time() -> None:

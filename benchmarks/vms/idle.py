@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from .figure import Figure
-from .house import House
-from .options import Options, say
-from .process_time import cpu_s
+from ..common.figure import Figure
+from ..common.harness import Harness
+from ..common.options import Options, say
+from ..common.process_time import cpu_s
 
 __all__ = ["measure"]
 
@@ -32,12 +32,12 @@ def measure(options: Options) -> list[Figure]:
 
 
 async def _measure(options: Options) -> tuple[float, float]:
-    async with House.open(options) as house:
+    async with Harness.open(options) as harness:
         for number in range(0, VMS, AT_ONCE):
             say(f"idle: booting {number + 1} to {number + AT_ONCE} of {VMS}")
             names = [f"vm-{number + each}" for each in range(AT_ONCE)]
-            await asyncio.gather(*(house.factory.start(name, guest="micro", memory_mib=128) for name in names))
-        agent = await house.host.client()
+            await asyncio.gather(*(harness.factory.start(name, guest="micro", memory_mib=128) for name in names))
+        agent = await harness.host.client()
         try:
             pid = (await agent.info()).pid
             guests = [listed.pid for listed in await agent.list_vms() if listed.pid is not None]

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from .bare_fork import BareFork, place_of_template
-from .figure import Figure
-from .house import House
-from .options import Options, say
-from .samples import ratio_of_medians, spread
+from ..common.figure import Figure
+from ..common.harness import Harness
+from ..common.options import Options, say
+from ..common.samples import ratio_of_medians, spread
+from ..floors.bare_fork import BareFork, place_of_template
 
 __all__ = ["measure"]
 
@@ -110,8 +110,8 @@ def _explained(name: str, spent: Sequence[Spent]) -> Figure:
 
 
 async def _place(guest: str, options: Options) -> Path:
-    async with House.open(options) as house:
-        return await place_of_template(house, guest)
+    async with Harness.open(options) as harness:
+        return await place_of_template(harness, guest)
 
 
 def _taken(what: str, work: Callable[[], None]) -> Spent:

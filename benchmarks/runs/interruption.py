@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .figure import Figure
-from .options import Options, say
-from .samples import spread
+from ..common.figure import Figure
+from ..common.options import Options, say
+from ..common.samples import spread
 
 __all__ = ["measure"]
 

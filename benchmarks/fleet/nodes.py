@@ -24,8 +24,8 @@ from pytest_propolis.hosts.local import LocalHost
 from pytest_propolis.hosts.run_directory import run_token
 from pytest_propolis.settings import Settings
 
-from .figure import Figure
-from .options import Options
+from ..common.figure import Figure
+from ..common.options import Options
 
 PARTIES: Final = 32
 PROCESSES: Final = 4
@@ -138,11 +138,11 @@ async def _meetings(store: _Store, rounds: int, mode: str) -> list[float]:
     async with store.group(f"meet-{mode}") as group:
         processes = [
             await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "benchmarks.nodes_party", group.address),
+                *(sys.executable, "-m", "benchmarks.fleet.nodes_party", group.address),
                 *map(str, (number * each, each, PARTIES, rounds)),
                 mode,
                 stdout=asyncio.subprocess.PIPE,
-                cwd=Path(__file__).parents[1],
+                cwd=Path(__file__).parents[2],
             )
             for number in range(PROCESSES)
         ]

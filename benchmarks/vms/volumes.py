@@ -20,11 +20,11 @@ from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.vm.disks.crucible_disk_factory import CrucibleDiskFactory
 from pytest_propolis.vm.vm import TestVm
 
-from .bare_guest import MicroFloor
-from .figure import Figure
-from .house import House
-from .options import Options, say
-from .samples import milliseconds, percentile, ratio_of_medians, spread
+from ..common.figure import Figure
+from ..common.harness import Harness
+from ..common.options import Options, say
+from ..common.samples import milliseconds, percentile, ratio_of_medians, spread
+from ..floors.bare_guest import MicroFloor
 
 __all__ = ["measure"]
 
@@ -80,23 +80,23 @@ def measure(options: Options) -> list[Figure]:
 
 async def _measure(repeats: int, options: Options) -> list[Figure]:
     async with (
-        House.open(options) as house,
-        CrucibleDiskFactory.on(house.host, group="benchmark", made=lambda disk: None) as disks,
+        Harness.open(options) as harness,
+        CrucibleDiskFactory.on(harness.host, group="benchmark", made=lambda disk: None) as disks,
     ):
         return [
-            await _writes(house, disks, repeats),
-            await _activation(house, disks, repeats),
-            await _correction(house, disks, repeats),
+            await _writes(harness, disks, repeats),
+            await _activation(harness, disks, repeats),
+            await _correction(harness, disks, repeats),
         ]
 
 
-async def _writes(house: House, disks: CrucibleDiskFactory, repeats: int) -> Figure:
+async def _writes(harness: Harness, disks: CrucibleDiskFactory, repeats: int) -> Figure:
     ours: list[float] = []
     floor: list[float] = []
     disk = await disks("written", size_mib=SIZE_MIB)
-    vm = await house.factory.start("writer", guest="micro", disks=(disk,))
-    files, accelerator = await house.files("micro")
-    with NbdFloor(files, acceleration=acceleration_arguments(accelerator), directory=house.directory) as by_hand:
+    vm = await harness.factory.start("writer", guest="micro", disks=(disk,))
+    files, accelerator = await harness.files("micro")
+    with NbdFloor(files, acceleration=acceleration_arguments(accelerator), directory=harness.directory) as by_hand:
         by_hand.start()
         by_hand.log_in()
         by_hand.start_loop()
@@ -125,7 +125,7 @@ async def _timed_write(vm: TestVm) -> float:
     return time.perf_counter() - began
 
 
-async def _activation(house: House, disks: CrucibleDiskFactory, repeats: int) -> Figure:
+async def _activation(harness: Harness, disks: CrucibleDiskFactory, repeats: int) -> Figure:
     """From the first connection to QEMU's having all three replicas."""
     disk = await disks("activated", size_mib=SIZE_MIB)
     took_s = []
@@ -135,7 +135,7 @@ async def _activation(house: House, disks: CrucibleDiskFactory, repeats: int) ->
         machine = Machine(
             program=Path(shutil.which("qemu-system-x86_64") or "qemu-system-x86_64"),
             arguments=[*arguments, "-blockdev", json.dumps(upstairs.node)],
-            log_path=house.directory / "activation.log",
+            log_path=harness.directory / "activation.log",
             journal=NoJournal(),
             on_event=lambda event: None,
         )
@@ -151,13 +151,13 @@ async def _activation(house: House, disks: CrucibleDiskFactory, repeats: int) ->
     return _bounded(f"activation of a healthy volume, p50, n={repeats}", took_s, ACTIVATION_BOUND_S)
 
 
-async def _correction(house: House, disks: CrucibleDiskFactory, repeats: int) -> Figure:
+async def _correction(harness: Harness, disks: CrucibleDiskFactory, repeats: int) -> Figure:
     """From a corrected request to the state Running of a VM whose start was blocked."""
     took_s = []
     disk = await disks("corrected", size_mib=SIZE_MIB)
     for number in range(repeats):
         disk.enable_vcr_black_hole()
-        vm = await house.factory.create(f"blocked{number}", guest="micro", disks=(disk,))
+        vm = await harness.factory.create(f"blocked{number}", guest="micro", disks=(disk,))
         await vm.launch()
         await vm.wait_for_state(InstanceState.STARTING)
         disk.disable_vcr_black_hole()

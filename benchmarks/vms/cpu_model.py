@@ -12,11 +12,11 @@ import time
 from statistics import median
 from typing import Final
 
-from .bare_guest import AlpineFloor, GuestFiles
-from .figure import Figure
-from .house import House
-from .options import Options, say
-from .samples import spread
+from ..common.figure import Figure
+from ..common.harness import Harness
+from ..common.options import Options, say
+from ..common.samples import spread
+from ..floors.bare_guest import AlpineFloor, GuestFiles
 
 __all__ = ["measure"]
 
@@ -32,11 +32,11 @@ def measure(options: Options) -> list[Figure]:
 
 async def _measure(repeats: int) -> list[Figure]:
     figures = []
-    async with House.open(Options()) as house:
-        files, _ = await house.files("alpine")
+    async with Harness.open(Options()) as harness:
+        files, _ = await harness.files("alpine")
         base = 0.0
         for model, off in CASES:
-            boot_s, took_s = _time(house, files, model, off=off, repeats=repeats)
+            boot_s, took_s = _time(harness, files, model, off=off, repeats=repeats)
             base = base or median(took_s)
             figures.append(
                 Figure(
@@ -49,12 +49,12 @@ async def _measure(repeats: int) -> list[Figure]:
     return figures
 
 
-def _time(house: House, files: GuestFiles, model: str, *, off: bool, repeats: int) -> tuple[float, list[float]]:
+def _time(harness: Harness, files: GuestFiles, model: str, *, off: bool, repeats: int) -> tuple[float, list[float]]:
     """Seconds of one boot, and of each command; by the host's clock."""
     line = files.command_line if off else files.command_line.replace(OFF, "")
     acceleration = ("-accel", "tcg,thread=single", "-cpu", model)
     guest = AlpineFloor(
-        dataclasses.replace(files, command_line=line), acceleration=acceleration, directory=house.directory
+        dataclasses.replace(files, command_line=line), acceleration=acceleration, directory=harness.directory
     )
     began = time.perf_counter()
     guest.start()

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final
 
-from .figure import Figure
-from .options import Options, say
-from .samples import spread
+from ..common.figure import Figure
+from ..common.options import Options, say
+from ..common.samples import spread
 
 __all__ = ["measure"]
 

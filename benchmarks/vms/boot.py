@@ -8,11 +8,11 @@ import time
 from statistics import median
 from typing import NamedTuple
 
-from .figure import Figure
-from .house import House
-from .options import Options, say
-from .process_time import cpu_s
-from .samples import ratio_of_medians, spread
+from ..common.figure import Figure
+from ..common.harness import Harness
+from ..common.options import Options, say
+from ..common.process_time import cpu_s
+from ..common.samples import ratio_of_medians, spread
 
 __all__ = ["measure"]
 
@@ -35,13 +35,13 @@ async def _measure(guest: str, pairs: int, options: Options) -> list[Figure]:
     """Pairs of both, one guest at a time, after one pair that does not count. Who comes first alternates."""
     ours: list[_Took] = []
     floor: list[_Took] = []
-    async with House.open(options) as house:
+    async with Harness.open(options) as harness:
         for number in range(pairs + 1):
             if number % 2:
-                floor.append(await _by_hand(house, guest))
-            ours.append(await _ours(house, guest, f"vm-{number}"))
+                floor.append(await _by_hand(harness, guest))
+            ours.append(await _ours(harness, guest, f"vm-{number}"))
             if not number % 2:
-                floor.append(await _by_hand(house, guest))
+                floor.append(await _by_hand(harness, guest))
             say(f"boot {guest} {number}/{pairs}: {ours[-1]}, by hand {floor[-1]}, load {os.getloadavg()[0]:.1f}")
     return _figures(guest, ours[1:], floor[1:])
 
@@ -82,12 +82,12 @@ class _Took(NamedTuple):
         return f"{self.wall_s:.2f} s ({self.qemu_cpu_s:.2f} s in QEMU)"
 
 
-async def _ours(house: House, guest: str, name: str) -> _Took:
+async def _ours(harness: Harness, guest: str, name: str) -> _Took:
     began = time.perf_counter()
-    vm = await house.factory.start(name, guest=guest, boot="cold")
+    vm = await harness.factory.start(name, guest=guest, boot="cold")
     await vm.run("true")
     took_s = time.perf_counter() - began
-    agent = await house.host.client()
+    agent = await harness.host.client()
     try:
         (listed,) = [listed for listed in await agent.list_vms() if listed.name == name]
     finally:
@@ -98,8 +98,8 @@ async def _ours(house: House, guest: str, name: str) -> _Took:
     return took
 
 
-async def _by_hand(house: House, guest: str) -> _Took:
-    bare = await house.floor(guest)
+async def _by_hand(harness: Harness, guest: str) -> _Took:
+    bare = await harness.floor(guest)
     began = time.perf_counter()
     bare.start()
     with bare:

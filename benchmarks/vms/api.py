@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from .figure import Figure
-from .hello import hello_client
-from .house import House
-from .options import Options, say
-from .process_time import cpu_s
-from .samples import milliseconds, percentile
+from ..common.figure import Figure
+from ..common.harness import Harness
+from ..common.options import Options, say
+from ..common.process_time import cpu_s
+from ..common.samples import milliseconds, percentile, timed_block
+from ..floors.hello import hello_client
 
 __all__ = ["measure"]
 
@@ -61,31 +60,21 @@ class _Times:
 
 async def _measure(blocks: int, options: Options) -> _Times:
     times = _Times()
-    async with House.open(options) as house, hello_client(house.directory) as hello:
+    async with Harness.open(options) as harness, hello_client(harness.directory) as hello:
         say("api: asking a VM that does not run")
-        vm = await house.factory.create("vm", guest="micro")
+        vm = await harness.factory.create("vm", guest="micro")
         await vm.ensure()
-        agent = await house.host.client()
+        agent = await harness.host.client()
         pid = (await agent.info()).pid
         await agent.aclose()
-        await _times_of(vm.client.instance_get)
-        await _times_of(lambda: hello.request("GET", "/", timeout_s=None))
+        await timed_block(vm.client.instance_get, BLOCK)
+        await timed_block(lambda: hello.request("GET", "/", timeout_s=None), BLOCK)
         for _ in range(blocks):
             before = time.process_time(), cpu_s(pid)
-            times.took += await _times_of(vm.client.instance_get)
+            times.took += await timed_block(vm.client.instance_get, BLOCK)
             times.client_s += time.process_time() - before[0]
             times.agent_s += cpu_s(pid) - before[1]
-            times.hello += await _times_of(lambda: hello.request("GET", "/", timeout_s=None))
+            times.hello += await timed_block(lambda: hello.request("GET", "/", timeout_s=None), BLOCK)
     times.client_s /= blocks * BLOCK
     times.agent_s /= blocks * BLOCK
     return times
-
-
-async def _times_of(ask: Callable[[], Awaitable[object]]) -> list[float]:
-    """How long each of a block of requests takes, one after the other."""
-    took = []
-    for _ in range(BLOCK):
-        began = time.perf_counter()
-        await ask()
-        took.append(time.perf_counter() - began)
-    return took

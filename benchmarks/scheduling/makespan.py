@@ -1,4 +1,4 @@
-"""``python -m benchmarks.scheduling [PRESET...]``: simulated makespans of this project's scheduler and of xdist's.
+"""``python -m benchmarks scheduling [PRESET...]``: simulated makespans of this project's scheduler and of xdist's.
 
 Nothing is timed but the scheduler's own processor time, so the machine may be busy.
 """
@@ -11,8 +11,8 @@ from functools import cache
 from statistics import mean
 from typing import Final
 
-from .figure import Figure, table
-from .options import Options
+from ..common.figure import Figure, table
+from ..common.options import Options
 from .simulated_cluster import Cluster
 from .simulated_scheduler import SchedulerDriver
 from .simulated_xdist import XDIST, XdistDriver
@@ -147,7 +147,7 @@ def _one_ahead(seeds: tuple[int, ...], free: list[Outcome]) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scheduling", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks scheduling", description=__doc__)
     parser.add_argument(
         "presets", nargs="*", metavar="PRESET", help=f"of {', '.join(PRESETS)}; default: all but {LARGE}"
     )

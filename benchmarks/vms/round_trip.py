@@ -6,13 +6,11 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from pytest_propolis.vm.vm import TestVm
-
-from .bare_guest import BareGuest
-from .figure import Figure
-from .house import House
-from .options import Options
-from .samples import milliseconds, percentile
+from ..common.figure import Figure
+from ..common.harness import Harness
+from ..common.options import Options
+from ..common.samples import milliseconds, percentile, timed_block
+from ..floors.bare_guest import BareGuest
 
 __all__ = ["measure"]
 
@@ -48,22 +46,13 @@ async def _measure(blocks: int, options: Options) -> tuple[list[float], list[flo
     """Blocks of both in turn."""
     ours: list[float] = []
     floor: list[float] = []
-    async with House.open(options) as house, house.pair("micro") as (vm, bare):
-        await _ours(vm, WARM_UP)
+    async with Harness.open(options) as harness, harness.pair("micro") as (vm, bare):
+        await timed_block(lambda: vm.run("true"), WARM_UP)
         _by_hand(bare, WARM_UP)
         for _ in range(blocks):
-            ours += await _ours(vm, BLOCK)
+            ours += await timed_block(lambda: vm.run("true"), BLOCK)
             floor += _by_hand(bare, BLOCK)
     return ours, floor
-
-
-async def _ours(vm: TestVm, count: int) -> list[float]:
-    took = []
-    for _ in range(count):
-        began = time.perf_counter()
-        await vm.run("true")
-        took.append(time.perf_counter() - began)
-    return took
 
 
 def _by_hand(bare: BareGuest, count: int) -> list[float]:

@@ -19,9 +19,9 @@ from pytest_propolis.storage.artifacts import Artifact
 from pytest_propolis.storage.catalogs.remote_file import RemoteFile
 from pytest_propolis.storage.store import ArtifactStore
 
-from .figure import Figure
-from .options import Options, say
-from .samples import spread
+from ..common.figure import Figure
+from ..common.options import Options, say
+from ..common.samples import spread
 
 __all__ = ["measure"]
 

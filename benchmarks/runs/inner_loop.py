@@ -19,8 +19,8 @@ from typing import Final, NamedTuple
 
 from pytest_propolis.hosts.agent_client import AsyncAgentClient, running_agents
 
-from .figure import Figure
-from .options import Options, say
+from ..common.figure import Figure
+from ..common.options import Options, say
 
 __all__ = ["measure"]
 

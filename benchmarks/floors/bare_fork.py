@@ -18,7 +18,7 @@ from pytest_propolis.engine.templates.template import Template, with_disks_in
 from pytest_propolis.guests.fork_identity import await_identity_command, identity_command
 from pytest_propolis.storage.store import template_directory
 
-from .house import House
+from ..common.harness import Harness
 
 __all__ = ["BareFork", "place_of_template"]
 
@@ -113,11 +113,11 @@ class BareFork:
                 raise RuntimeError(answer["error"]["desc"])
 
 
-async def place_of_template(house: House, guest: str) -> Path:
+async def place_of_template(harness: Harness, guest: str) -> Path:
     """The directory of the template of a guest, which is made if it is not there."""
-    vm = await house.factory.start("first", guest=guest)
+    vm = await harness.factory.start("first", guest=guest)
     await vm.aclose()
-    (key,) = house.host.templates.values()
+    (key,) = harness.host.templates.values()
     return template_directory(None) / "derived" / key
 
 

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from .figure import Figure
-from .options import Options, say
+from ..common.figure import Figure
+from ..common.options import Options, say
 
 __all__ = ["measure"]
 

@@ -21,11 +21,11 @@ from pytest_propolis.engine.qemu.accelerator.acceleration import acceleration_ar
 from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.vm.vm import TestVm
 
-from .bare_guest import CPUS, MEMORY_MIB, GuestFiles
-from .figure import Figure
-from .house import House
-from .options import Options, say
-from .samples import milliseconds, percentile
+from ..common.figure import Figure
+from ..common.harness import Harness
+from ..common.options import Options, say
+from ..common.samples import milliseconds, percentile
+from ..floors.bare_guest import CPUS, MEMORY_MIB, GuestFiles
 
 __all__ = ["measure"]
 
@@ -55,14 +55,14 @@ def measure(options: Options) -> list[Figure]:
 async def _measure(repeats: int, options: Options) -> tuple[list[float], list[float]]:
     """Pauses of ours and by hand, in turns: the first pair, which warms up, is left out."""
     ours, floor = [], []
-    async with House.open(options, boot="cold") as house:
+    async with Harness.open(options, boot="cold") as harness:
         say("migration: booting the guests")
-        files, accelerator = await house.files("micro")
-        vm = await house.factory.start("vm", guest="micro")
-        with _ByHand(files, acceleration_arguments(accelerator), house.directory) as by_hand:
+        files, accelerator = await harness.files("micro")
+        vm = await harness.factory.start("vm", guest="micro")
+        with _ByHand(files, acceleration_arguments(accelerator), harness.directory) as by_hand:
             await asyncio.to_thread(by_hand.boot)
             for _ in range(repeats + 1):
-                vm, pause_s = await _hop(house, vm)
+                vm, pause_s = await _hop(harness, vm)
                 ours.append(pause_s)
                 floor.append(await asyncio.to_thread(by_hand.hop))
                 say(
@@ -71,19 +71,19 @@ async def _measure(repeats: int, options: Options) -> tuple[list[float], list[fl
     return ours[1:], floor[1:]
 
 
-async def _hop(house: House, vm: TestVm) -> tuple[TestVm, float]:
-    target = await house.factory.successor(vm)
+async def _hop(harness: Harness, vm: TestVm) -> tuple[TestVm, float]:
+    target = await harness.factory.successor(vm)
     await target.migrate_from(vm)
     await target.wait_for_state(InstanceState.RUNNING)
     await target.run("true")
-    stopped_s = (await _report(house, vm)).stopped_s
-    resumed_s = (await _report(house, target)).resumed_s
+    stopped_s = (await _report(harness, vm)).stopped_s
+    resumed_s = (await _report(harness, target)).resumed_s
     await vm.aclose()
     return target, resumed_s - stopped_s
 
 
-async def _report(house: House, vm: TestVm) -> MigrationReport:
-    return await house.factory.agent.migrations(urlsplit(vm.client.endpoint.base_url).path)
+async def _report(harness: Harness, vm: TestVm) -> MigrationReport:
+    return await harness.factory.agent.migrations(urlsplit(vm.client.endpoint.base_url).path)
 
 
 class _Qemu:

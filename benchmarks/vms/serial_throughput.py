@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
-from .figure import Figure
-from .house import House
-from .options import Options
-from .samples import ratio_of_medians, spread
+from ..common.figure import Figure
+from ..common.harness import Harness
+from ..common.options import Options
+from ..common.samples import ratio_of_medians, spread
 
 __all__ = ["measure"]
 
@@ -38,7 +38,7 @@ async def _measure(repeats: int, options: Options) -> tuple[list[float], list[fl
     """Both in turn, after one turn that does not count."""
     ours: list[float] = []
     floor: list[float] = []
-    async with House.open(options) as house, house.pair("micro") as (vm, bare):
+    async with Harness.open(options) as harness, harness.pair("micro") as (vm, bare):
         for _ in range(repeats + 1):
             began = time.perf_counter()
             output = await vm.run_bytes(COMMAND)

@@ -6,18 +6,17 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
 from pytest_propolis.propolis_api.connection.endpoint import Endpoint
 from pytest_propolis.propolis_api.connection.transport import http_client
 
-from .figure import Figure
-from .hello import hello_client
-from .house import House
-from .options import Options, say
-from .samples import milliseconds, percentile, spread
+from ..common.figure import Figure
+from ..common.harness import Harness
+from ..common.options import Options, say
+from ..common.samples import milliseconds, percentile, spread, timed_block
+from ..floors.hello import hello_client
 
 __all__ = ["measure"]
 
@@ -83,13 +82,13 @@ async def _requests(options: Options, blocks: int) -> tuple[list[float], list[fl
     """Time requests of a server program and of a bare server, in turns."""
     ours: list[float] = []
     floor: list[float] = []
-    async with House.open(options) as house, hello_client(None) as hello:
+    async with Harness.open(options) as harness, hello_client(None) as hello:
         say("server_program: asking a VM that does not run")
-        vm = await house.factory.create("vm", guest="micro", server=PROGRAM)
+        vm = await harness.factory.create("vm", guest="micro", server=PROGRAM)
         await vm.ensure()
         for _ in range(blocks):
-            ours += await _times_of(vm.client.instance_get)
-            floor += await _times_of(lambda: hello.request("GET", "/", timeout_s=None))
+            ours += await timed_block(vm.client.instance_get, BLOCK)
+            floor += await timed_block(lambda: hello.request("GET", "/", timeout_s=None), BLOCK)
     return ours, floor
 
 
@@ -97,21 +96,11 @@ async def _commands(options: Options, blocks: int) -> tuple[list[float], list[fl
     """Time commands in a guest at a server program, and in one at the agent, in turns."""
     ours: list[float] = []
     floor: list[float] = []
-    async with House.open(options, boot="cold") as house:
+    async with Harness.open(options, boot="cold") as harness:
         say("server_program: booting micro twice")
-        program = await house.factory.start("program", guest="micro", server=PROGRAM)
-        agent = await house.factory.start("agent", guest="micro")
+        program = await harness.factory.start("program", guest="micro", server=PROGRAM)
+        agent = await harness.factory.start("agent", guest="micro")
         for _ in range(blocks):
-            ours += await _times_of(lambda: program.run("true"))
-            floor += await _times_of(lambda: agent.run("true"))
+            ours += await timed_block(lambda: program.run("true"), BLOCK)
+            floor += await timed_block(lambda: agent.run("true"), BLOCK)
     return ours, floor
-
-
-async def _times_of(act: Callable[[], Awaitable[object]]) -> list[float]:
-    """Return how long each of a block of acts takes, one after the other."""
-    took = []
-    for _ in range(BLOCK):
-        began = time.perf_counter()
-        await act()
-        took.append(time.perf_counter() - began)
-    return took

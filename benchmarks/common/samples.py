@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from statistics import median
 
-__all__ = ["milliseconds", "percentile", "ratio_of_medians", "spread"]
+__all__ = ["milliseconds", "percentile", "ratio_of_medians", "spread", "timed_block"]
 
 
 def percentile(samples_s: Sequence[float], share: float) -> float:
@@ -25,3 +26,13 @@ def milliseconds(seconds: float) -> str:
 def spread(samples_s: Sequence[float]) -> str:
     """The median with the smallest and the largest sample: how far a busy machine has pulled it about."""
     return f"{median(samples_s):.3f} s ({min(samples_s):.3f}-{max(samples_s):.3f})"
+
+
+async def timed_block(act: Callable[[], Awaitable[object]], count: int) -> list[float]:
+    """Do something a number of times, one after the other; return how long each took, in seconds."""
+    took_s = []
+    for _ in range(count):
+        began = time.perf_counter()
+        await act()
+        took_s.append(time.perf_counter() - began)
+    return took_s

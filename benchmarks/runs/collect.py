@@ -11,9 +11,9 @@ from pathlib import Path
 from statistics import median
 from typing import Final, NamedTuple
 
-from .figure import Figure
-from .options import Options, say
-from .samples import ratio_of_medians, spread
+from ..common.figure import Figure
+from ..common.options import Options, say
+from ..common.samples import ratio_of_medians, spread
 
 __all__ = ["measure"]
 

@@ -8,8 +8,8 @@ import sys
 from statistics import median
 from typing import Any, Final
 
-from .figure import Figure
-from .options import Options, say
+from ..common.figure import Figure
+from ..common.options import Options, say
 
 __all__ = ["measure"]
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from pytest_propolis.vm.vm import TestVm
 
-from .bare_guest import MicroFloor
-from .figure import Figure
-from .house import House
-from .options import Options, say
-from .samples import ratio_of_medians, spread
+from ..common.figure import Figure
+from ..common.harness import Harness
+from ..common.options import Options, say
+from ..common.samples import ratio_of_medians, spread
+from ..floors.bare_guest import MicroFloor
 
 __all__ = ["measure"]
 
@@ -49,19 +49,19 @@ def measure(options: Options) -> list[Figure]:
 
 
 async def _measure(options: Options, repeats: int) -> list[Figure]:
-    async with House.open(options) as house:
+    async with Harness.open(options) as harness:
         say("booting micro twice")
-        vm = await house.factory.start("port", guest="micro", channel="port")
-        files, _ = await house.files("micro")
-        floor_of_micro = await house.floor("micro")
-        with PortFloor(files, acceleration=floor_of_micro._acceleration, directory=house.directory) as bare:
+        vm = await harness.factory.start("port", guest="micro", channel="port")
+        files, _ = await harness.files("micro")
+        floor_of_micro = await harness.floor("micro")
+        with PortFloor(files, acceleration=floor_of_micro._acceleration, directory=harness.directory) as bare:
             bare.start()
             bare.log_in()
             bare.start_loop()
-            figures = await _over_ports(vm, bare, house.directory, repeats)
-        figures.append(await _many(vm, house.directory, repeats))
-        console = await house.factory.start("console", guest="micro", channel="console")
-        figures.append(await _over_console(console, house.directory, repeats))
+            figures = await _over_ports(vm, bare, harness.directory, repeats)
+        figures.append(await _many(vm, harness.directory, repeats))
+        console = await harness.factory.start("console", guest="micro", channel="console")
+        figures.append(await _over_console(console, harness.directory, repeats))
     return figures
 
 

@@ -18,19 +18,19 @@ from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.guest_images import ready_image
 from pytest_propolis.vm.vm import TestVm
 
-from .bare_guest import CPUS, MEMORY_MIB, AlpineFloor, BareGuest, GuestFiles, MicroFloor
+from ..floors.bare_guest import CPUS, MEMORY_MIB, AlpineFloor, BareGuest, GuestFiles, MicroFloor
 from .options import Options, say
 
-__all__ = ["House"]
+__all__ = ["Harness"]
 
 FLOORS = {"micro": MicroFloor, "alpine": AlpineFloor}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class House:
+class Harness:
     """A running agent and a factory, and floors of the same guests.
 
-    :param directory: for logs and the floors' disks; it goes with the house.
+    :param directory: for logs and the floors' disks; removed when the harness closes.
     """
 
     settings: Settings
@@ -41,8 +41,8 @@ class House:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, options: Options, *, standby: int = 0, boot: BootKind = "warm") -> AsyncIterator[House]:
-        """A house whose agent is up. The VMs that its factory made end with it."""
+    async def open(cls, options: Options, *, standby: int = 0, boot: BootKind = "warm") -> AsyncIterator[Harness]:
+        """Start an agent and open a factory. The VMs of the factory end when the context exits."""
         settings = Settings(
             cpus=CPUS, memory_mib=MEMORY_MIB, accelerator=options.accelerator, standby=standby, boot=boot
         )

@@ -13,12 +13,12 @@ from pytest_propolis.storage.debian import DebianBuild
 from pytest_propolis.storage.store import default_artifact_dir
 from pytest_propolis.vm.config import DataDisk, Nic
 
-from .bare_fork import BareFork, place_of_template
-from .bare_guest import MEMORY_MIB
-from .figure import Figure
-from .house import House
-from .options import Options, say
-from .samples import ratio_of_medians, spread
+from ..common.figure import Figure
+from ..common.harness import Harness
+from ..common.options import Options, say
+from ..common.samples import ratio_of_medians, spread
+from ..floors.bare_fork import BareFork, place_of_template
+from ..floors.bare_guest import MEMORY_MIB
 
 __all__ = ["measure"]
 
@@ -54,16 +54,16 @@ def measure(options: Options) -> list[Figure]:
 
 async def _measure_against_boot(guest: str, options: Options) -> list[Figure]:
     """How much sooner a fork that stood by has its first result than a guest that boots."""
-    async with House.open(options, standby=1) as house:
+    async with Harness.open(options, standby=1) as harness:
         began = time.perf_counter()
-        vm = await house.factory.start("cold", guest=guest, boot="cold")
+        vm = await harness.factory.start("cold", guest=guest, boot="cold")
         await vm.run("true")
         cold_s = time.perf_counter() - began
         await vm.aclose()
-        await house.factory.start("first", guest=guest)
-        forks_s = [await _ours(house, guest, f"vm{number}", standby=True) for number in range(FORKS)]
+        await harness.factory.start("first", guest=guest)
+        forks_s = [await _ours(harness, guest, f"vm{number}", standby=True) for number in range(FORKS)]
         plugged_s = {
-            what: [await _ours(house, guest, f"{what}{number}", standby=True, **changes) for number in range(FORKS)]
+            what: [await _ours(harness, guest, f"{what}{number}", standby=True, **changes) for number in range(FORKS)]
             for what, changes in PLUGGED.items()
         }
     say(f"{guest}: cold {cold_s:.2f}, forks {spread(forks_s)}, load {os.getloadavg()[0]:.1f}")
@@ -108,12 +108,12 @@ async def _measure_memory(guest: str, options: Options) -> list[Figure]:
 
 async def _added_mib(guest: str, memory_mib: int, options: Options) -> float:
     """What one more fork adds to the proportional set sizes of all, once it has run a command."""
-    async with House.open(options) as house:
+    async with Harness.open(options) as harness:
         total_mib = [0.0]
         for number in range(FORKS):
-            vm = await house.factory.start(f"vm{number}", guest=guest, memory_mib=memory_mib)
+            vm = await harness.factory.start(f"vm{number}", guest=guest, memory_mib=memory_mib)
             await vm.run("true")
-            pids = [listed.pid for listed in await house.factory.agent.list_vms() if listed.pid]
+            pids = [listed.pid for listed in await harness.factory.agent.list_vms() if listed.pid]
             total_mib.append(sum(map(_pss_mib, pids)))
     return total_mib[-1] - total_mib[-2]
 
@@ -126,11 +126,11 @@ def _pss_mib(pid: int) -> float:
 async def _measure(guest: str, standby: int, options: Options) -> list[Figure]:
     ours: list[float] = []
     floor: list[float] = []
-    async with House.open(options, standby=standby) as house:
-        place = await place_of_template(house, guest)
+    async with Harness.open(options, standby=standby) as harness:
+        place = await place_of_template(harness, guest)
         for number in range(options.repeated(ROUNDS) + 1):
-            ours.append(await _ours(house, guest, f"vm{number}", standby=bool(standby)))
-            floor.append(_by_hand(place, house.directory, standby=bool(standby)))
+            ours.append(await _ours(harness, guest, f"vm{number}", standby=bool(standby)))
+            floor.append(_by_hand(place, harness.directory, standby=bool(standby)))
             say(f"fork {guest} {standby=}: {ours[-1]:.3f}, by hand {floor[-1]:.3f}, load {os.getloadavg()[0]:.1f}")
     ours, floor = ours[1:], floor[1:]
     ratio = ratio_of_medians(ours, floor)
@@ -148,11 +148,11 @@ async def _measure(guest: str, standby: int, options: Options) -> list[Figure]:
     ]
 
 
-async def _ours(house: House, guest: str, name: str, *, standby: bool, **changes: Any) -> float:
+async def _ours(harness: Harness, guest: str, name: str, *, standby: bool, **changes: Any) -> float:
     if standby:
-        await _until_one_stands_by(house)
+        await _until_one_stands_by(harness)
     began = time.perf_counter()
-    vm = await house.factory.start(name, guest=guest, **changes)
+    vm = await harness.factory.start(name, guest=guest, **changes)
     await vm.run("true")
     took_s = time.perf_counter() - began
     assert vm.boot_kind == "warm"
@@ -161,9 +161,9 @@ async def _ours(house: House, guest: str, name: str, *, standby: bool, **changes
     return took_s
 
 
-async def _until_one_stands_by(house: House) -> None:
+async def _until_one_stands_by(harness: Harness) -> None:
     async with asyncio.timeout(STANDBY_TIMEOUT_S):
-        while not (await house.factory.agent.info()).standing_by:
+        while not (await harness.factory.agent.info()).standing_by:
             await asyncio.sleep(0.02)
 
 

@@ -21,11 +21,11 @@ from pytest_propolis.hosts.local import LocalHost
 from pytest_propolis.hosts.ssh_host import SshHost, open_host
 from pytest_propolis.settings import Settings
 
-from .figure import Figure
-from .options import Options, say
-from .samples import milliseconds, ratio_of_medians, spread
+from ..common.figure import Figure
+from ..common.options import Options, say
+from ..common.samples import milliseconds, ratio_of_medians, spread
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
 
 from ssh_rig import SshRig, can_make_rigs, ssh_rig
 

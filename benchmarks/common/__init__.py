@@ -1,0 +1,1 @@
+"""What the benchmarks share: options, figures, samples, and the project without pytest."""

@@ -1,0 +1,1 @@
+"""Several hosts, nodes, and what travels between them."""

@@ -1,0 +1,1 @@
+"""One or two VMs on one host."""
