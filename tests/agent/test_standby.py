@@ -1,4 +1,4 @@
-"""Forks are made ahead while the machine is idle, unless somebody has said how many there are to be."""
+"""Forks are made ahead while the machine is idle, unless a number is set."""
 
 from __future__ import annotations
 
@@ -13,19 +13,24 @@ from pytest_propolis.agent.templates import standby
 from pytest_propolis.agent.templates.fork_starter import ForkStarter
 from pytest_propolis.agent.templates.standby import Standby
 from pytest_propolis.engine.templates.template import Template
+from pytest_propolis.errors import TemplateError
 
 KIND = cast(Template, SimpleNamespace(key="kind"))
 
 
 class FakeForks:
-    """Counts what it starts."""
+    """Counts what it starts, and fails as often as it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, failures: int = 0) -> None:
         self.started = 0
         self.discarded = 0
+        self.failures = failures
 
     async def start(self, *_arguments: object, **_options: object) -> Any:
         self.started += 1
+        if self.failures:
+            self.failures -= 1
+            raise TemplateError("a fork does not start: it does not answer")
         return SimpleNamespace(fork=SimpleNamespace(has_ended=False))
 
     async def discard(self, _started: object) -> None:
@@ -87,6 +92,29 @@ async def test_as_many_as_were_asked_for_are_made_on_a_busy_machine_too(processo
     assert not processors.idle
     await ahead.close()
     assert forks.discarded == 3
+
+
+async def test_a_start_that_fails_is_tried_again(processors: Processors) -> None:
+    forks = FakeForks(failures=standby.MOST_FAILURES - 1)
+    ahead = keeping(forks, 1)
+    await ahead.claim(KIND, Path("/template"))
+    while not ahead.ready:
+        await asyncio.sleep(0)
+    assert forks.started == standby.MOST_FAILURES
+    await ahead.close()
+
+
+async def test_a_kind_whose_starts_keep_failing_is_given_up_until_it_is_claimed_again(processors: Processors) -> None:
+    forks = FakeForks(failures=standby.MOST_FAILURES)
+    ahead = keeping(forks, 1)
+    await ahead.claim(KIND, Path("/template"))
+    assert ahead._making is not None
+    await ahead._making
+    assert (forks.started, ahead.ready) == (standby.MOST_FAILURES, 0)
+    await ahead.claim(KIND, Path("/template"))
+    while not ahead.ready:
+        await asyncio.sleep(0)
+    await ahead.close()
 
 
 async def test_when_there_are_as_many_as_may_be_the_oldest_kind_gives_way(

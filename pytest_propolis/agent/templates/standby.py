@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
@@ -27,6 +27,9 @@ QUIET_S: Final = 0.1
 IDLE_SHARE: Final = 0.5
 """Idle share of one processor below which building a standby fork would slow down running tests."""
 
+MOST_FAILURES: Final = 3
+"""Failures in a row after which a kind is given up until it is claimed again: a busy machine may fail a start once."""
+
 SPARE_MIB: Final = 1024
 """Below this much available memory, keep no standby forks."""
 
@@ -46,6 +49,7 @@ class Standby:
         self._per_kind = min(os.cpu_count() or 1, MOST_PER_KIND) if per_kind is None else per_kind
         self._ready: defaultdict[str, deque[StartedFork]] = defaultdict(deque)
         self._wanted: dict[str, tuple[Template, Path]] = {}
+        self._failures: Counter[str] = Counter()
         self._only_idle = per_kind is None
         self._making: asyncio.Task[None] | None = None
         self._closed = False
@@ -65,6 +69,7 @@ class Standby:
         claimed = await self._take(template.key)
         self._wanted.pop(template.key, None)  # the latest kind is the last one
         self._wanted[template.key] = (template, place)
+        self._failures.pop(template.key, None)
         if self._making is None or self._making.done():
             self._making = asyncio.create_task(self._make())
         return claimed
@@ -105,12 +110,15 @@ class Standby:
             await self._make_room(key)
             try:
                 started = await self._forks.start(self._books(), template, place, warm_up=True)
-            except PropolisError as error:
-                logger.warning("nothing stands by of template %s: %s", key, error.message)
-                del self._wanted[key]
+            except (PropolisError, OSError) as error:
+                logger.warning("a fork of template %s does not stand by: %s", key, error)
+                self._failures[key] += 1
+                if self._failures[key] == MOST_FAILURES:
+                    del self._wanted[key]
             else:
+                self._failures.pop(key, None)
                 self._ready[key].append(started)
-                await self._quiet()
+            await self._quiet()
 
     async def _quiet(self) -> None:
         """Pause; in idle-only mode, until the machine has spare CPU time."""
