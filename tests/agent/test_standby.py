@@ -61,6 +61,7 @@ def processors(monkeypatch: pytest.MonkeyPatch) -> Processors:
     processors = Processors()
     monkeypatch.setattr(standby, "idle_s", processors)
     monkeypatch.setattr(standby, "QUIET_S", 1e-6)
+    monkeypatch.setattr(standby, "QUIET_AFTER_MISS_S", 1e-6)
     monkeypatch.setattr(standby, "available_mib", lambda: 1 << 20)
     return processors
 

@@ -24,6 +24,9 @@ MOST: Final = 16
 QUIET_S: Final = 0.1
 """Leave the CPU to a new claimant's first command before building a spare."""
 
+QUIET_AFTER_MISS_S: Final = 0.5
+"""Leave it to a claimant that has to start its own fork, too. A run of one short test is over by then."""
+
 IDLE_SHARE: Final = 0.5
 """Idle share of one processor below which building a standby fork would slow down running tests."""
 
@@ -71,7 +74,7 @@ class Standby:
         self._wanted[template.key] = (template, place)
         self._failures.pop(template.key, None)
         if self._making is None or self._making.done():
-            self._making = asyncio.create_task(self._make())
+            self._making = asyncio.create_task(self._make(0.0 if claimed else QUIET_AFTER_MISS_S))
         return claimed
 
     async def close(self) -> None:
@@ -103,7 +106,8 @@ class Standby:
         for started in doomed:
             await self._forks.discard(started)
 
-    async def _make(self) -> None:
+    async def _make(self, pause_s: float) -> None:
+        await asyncio.sleep(pause_s)
         await self._quiet()
         while (key := self._missing_parts()) is not None:
             template, place = self._wanted[key]
