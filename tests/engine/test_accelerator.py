@@ -134,6 +134,19 @@ async def test_a_damaged_memory_is_replaced(qemu: Qemu, tmp_path: Path, content:
     assert (await probe_accelerator(qemu, wanted="tcg", cache_dir=tmp_path)).from_cache
 
 
+async def test_what_was_found_of_a_program_that_was_removed_is_forgotten(qemu: Qemu, tmp_path: Path) -> None:
+    moved = Qemu(tmp_path / "qemu", qemu.img, qemu.version, "setting")
+    moved.system.symlink_to(qemu.system)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "accelerator-0123456789abcdef.json").write_text("of an earlier version")
+    await probe_accelerator(moved, wanted="tcg", cache_dir=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("*.json"))) == 1
+    moved.system.unlink()
+    await probe_accelerator(qemu, wanted="tcg", cache_dir=tmp_path / "cache")
+    assert len(list((tmp_path / "cache").iterdir())) == 2, "a finding and its lock"
+    assert (await probe_accelerator(qemu, wanted="tcg", cache_dir=tmp_path / "cache")).from_cache
+
+
 async def test_of_several_that_probe_at_once_one_runs_guests(qemu: Qemu, tmp_path: Path) -> None:
     probes = (probe_accelerator(qemu, wanted="tcg", cache_dir=tmp_path) for _ in range(4))
     choices = await asyncio.gather(*probes)

@@ -95,7 +95,8 @@ async def probe_accelerator(qemu: Qemu, *, wanted: Wanted, cache_dir: Path) -> A
                 trials = _load(path, key)
                 from_cache = _untried(wanted, trials) is None
                 await _complete(trials, qemu, wanted)
-                _save(path, key, trials)
+                _save(path, key, qemu, trials)
+                _forget_removed_programs(cache_dir)
     name, reason = _settle(wanted, trials)
     return AcceleratorChoice(name, reason, from_cache, time.monotonic() - started)
 
@@ -292,14 +293,28 @@ def _load(path: Path, key: str) -> _Trials:
         return {}  # missing or damaged: found out anew
 
 
-def _save(path: Path, key: str, trials: _Trials) -> None:
+def _save(path: Path, key: str, qemu: Qemu, trials: _Trials) -> None:
     sure = {name: asdict(trial) for name, trial in trials.items() if _is_sure(name, trials)}
     part = path.with_suffix(".part")  # we hold the lock
     try:
-        part.write_text(json.dumps({"key": key, "trials": sure}, indent=1) + "\n")
+        document = {"host": platform.node(), "program": str(qemu.system), "key": key, "trials": sure}
+        part.write_text(json.dumps(document, indent=1) + "\n")
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _forget_removed_programs(directory: Path) -> None:
+    """Remove what was found out about programs that are not on this host any more."""
+    for path in directory.glob("accelerator-*.json"):
+        try:
+            document = json.loads(path.read_bytes())
+            if document["host"] != platform.node() or Path(document["program"]).exists():
+                continue  # a home directory may be shared among hosts
+        except (OSError, ValueError, TypeError, KeyError):
+            pass  # damaged, or of an earlier version
+        for file in (path, path.with_suffix(".lock")):
+            file.unlink(missing_ok=True)
 
 
 def _is_sure(name: AcceleratorName, trials: _Trials) -> bool:
