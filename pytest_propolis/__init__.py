@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from .agent_api.image_recipe import ImageRecipe
+    from .console.commands import CommandResult
     from .console.console import Console
-    from .console.shell import CommandResult
     from .coordination.group import NodeGroup
     from .coordination.node import Node
     from .errors import (
@@ -151,7 +151,7 @@ __all__ = [
 _HOMES: Final = {
     "Artifact": "storage.artifacts",
     "CloudInitDisk": "vm.disks.file_system_disks",
-    "CommandResult": "console.shell",
+    "CommandResult": "console.commands",
     "Console": "console.console",
     "CrucibleDisk": "vm.disks.crucible_disk",
     "CrucibleDiskFactory": "vm.disks.crucible_disk_factory",

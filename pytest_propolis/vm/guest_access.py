@@ -13,12 +13,13 @@ from ..console.channels.guest_ports import GuestPorts
 from ..console.channels.over_console import ConsoleChannel
 from ..console.channels.over_port import PortChannel
 from ..console.channels.process import GuestProcess, guest_process
+from ..console.commands import CommandResult
 from ..console.console import Console
 from ..console.kernel.ends import EndKind, ExpectedEnd, expected_end
 from ..console.kernel.expected_panic import expected_panic
 from ..console.kernel.failures import Expectation, KernelFailures
 from ..console.kernel.messages import kernel_messages
-from ..console.shell import CommandResult, Shell
+from ..console.shell import Shell
 from ..errors import (
     ConfigError,
     ShellError,

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 from local_pty import SHELLS, console_on, shell_command
 
-from pytest_propolis.console import shell as shell_module
+from pytest_propolis.console import loop_client
 from pytest_propolis.console.console import Console
 from pytest_propolis.console.shell import Shell
 from pytest_propolis.console.shell_protocol import Acknowledged, Ended, Ready, Signal, new_nonce, new_session
@@ -386,7 +386,7 @@ async def test_a_loop_whose_first_mark_was_lost_is_asked_whether_it_is_there(tmp
 
 
 async def test_requests_for_an_acknowledgement_change_nothing(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shell_module, "REPEAT_AFTER_S", 0.001)
+    monkeypatch.setattr(loop_client, "REPEAT_AFTER_S", 0.001)
     text = "".join(f"line {number} of many\n" for number in range(1000))
     assert await local.run(f"printf %s '{text}'") == text.encode()
     assert await local.run("echo next") == b"next\n"

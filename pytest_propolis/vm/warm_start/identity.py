@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from ...console.shell import CommandResult, Shell
+from ...console.commands import CommandResult
+from ...console.shell import Shell
 from ...console.shell_protocol import TypedCommand, typed_command
 from ...errors import TemplateError, abbreviated
 from ...guests.adapter import GuestAdapter

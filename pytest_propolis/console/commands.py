@@ -1,0 +1,79 @@
+"""A command on its way to the guest's shell, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .shell_protocol import Ended
+
+__all__ = ["CommandResult", "PendingCommand", "Sink", "StallTimeout"]
+
+Sink = Callable[[bytes], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    """How a command ended.
+
+    :param status: its exit status; 128 plus the signal's number if a signal ended it.
+    :param output: what it wrote to standard output and standard error, in the order of writing, to the byte.
+    """
+
+    command: str
+    status: int
+    output: bytes
+
+    @property
+    def text(self) -> str:
+        """The output as text, without the newlines at its end."""
+        return self.output.decode(errors="replace").rstrip("\n")
+
+
+@dataclass(slots=True, eq=False)
+class PendingCommand:
+    """A command on its way."""
+
+    nonce: str
+    ended: asyncio.Future[Ended]
+    acknowledged: asyncio.Event = field(default_factory=asyncio.Event)
+    remaining: int = 0
+    """The lines of the command that are still to come when the guest has read what was sent last."""
+    began: asyncio.Event = field(default_factory=asyncio.Event)
+    output: bytearray = field(default_factory=bytearray)
+    sink: Sink | None = None
+    """Takes the output in place of `output`, as it comes."""
+
+    on_output: Sink | None = None
+    """Takes the output beside `output`."""
+
+    def take(self, data: bytes) -> None:
+        if self.sink is None:
+            self.output += data
+            if self.on_output is not None and self.began.is_set():
+                self.on_output(data)
+        elif self.began.is_set():
+            self.sink(data)
+
+
+@dataclass(slots=True, eq=False)
+class StallTimeout:
+    """A time-out that begins anew whenever something moves."""
+
+    limit: asyncio.Timeout
+    stall_s: float | None
+
+    def over(self) -> None:
+        if self.stall_s is None:
+            return
+        with contextlib.suppress(RuntimeError):  # it has expired already
+            self.limit.reschedule(asyncio.get_running_loop().time() + self.stall_s)
+
+    def watching(self, sink: Sink) -> Sink:
+        def take(data: bytes) -> None:
+            self.over()
+            sink(data)
+
+        return take

@@ -1,0 +1,266 @@
+"""The client of the read-eval loop in a guest: starts the loop, sends commands, and recognises their ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Final
+
+from ..errors import ShellError, ShellLost
+from .commands import PendingCommand
+from .console import Console
+from .read_eval_loop import preparation, program
+from .shell_protocol import (
+    INTERRUPT,
+    Acknowledged,
+    Began,
+    Ended,
+    Output,
+    Ready,
+    Signal,
+    TypedCommand,
+    encode,
+    new_nonce,
+    new_session,
+    repeat_request,
+)
+
+__all__ = ["LoopClient", "either"]
+
+LOST_HINT: Final = "call `wait_to_boot` to log in again"
+REPEAT_AFTER_S: Final = 2.0
+INTERRUPT_TIMEOUT_S: Final = 10.0
+INTERRUPT_INTERVAL_S: Final = 1.0
+
+
+class LoopClient:
+    """Drives the read-eval loop of one guest; one command at a time.
+
+    :param vm: the VM's name, for errors.
+    """
+
+    def __init__(self, console: Console, *, vm: str) -> None:
+        self._console = console
+        self._vm = vm
+        self._session = ""
+        self._command = "sh"
+        """How the guest calls the shell that evaluates commands."""
+        self._fresh = False
+        """Whether a new shell evaluates commands, which has not had its `preparation`."""
+        self._ready = asyncio.Event()
+        self.pending: PendingCommand | None = None
+        """The command that was sent last; None once its caller has its end."""
+        self._lost: str | None = None
+        """Why there is no read-eval loop any more."""
+        console.on_signal = self._on_signal
+        console.on_reset = self._on_reset
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the read-eval loop runs in the guest."""
+        return self._ready.is_set()
+
+    @property
+    def session(self) -> str:
+        """The word of the read-eval loop that runs, for `resume` in a fork of the guest."""
+        return self._session
+
+    async def start(self, *, shell: str, timeout_s: float, wrapper: str = "{}") -> None:
+        """Type the read-eval loop at the guest's prompt, and wait until it runs.
+
+        :param wrapper: how the prompt's shell is to run the loop, ``{}`` standing for its command.
+        :raises ShellLost: when it does not come up in time.
+        """
+        self._ready.clear()
+        self._lost = None
+        self.pending = None
+        self._session = new_session()
+        self._command = shell
+        failure = asyncio.get_running_loop().create_future()
+        self._console.transcript.on_failure(failure)
+        typed_at = self._console.transcript.end
+        self._console.expect_nonces(self._session)
+        await self._console.send(wrapper.replace("{}", program(self._session, shell=shell)) + "\n")
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._ask_until(self._ready, failure, self._session)
+                await self._prepare()
+        except TimeoutError:
+            raise self.error(ShellLost, "the shell did not take the read-eval loop", waited_s=timeout_s) from None
+        self._console.ends.watch()
+        self._console.transcript.hide(typed_at)
+
+    def resume(self, session: str, typed: TypedCommand | None = None, *, shell: str = "sh") -> None:
+        """Take over a read-eval loop that waits for commands, in a guest that was forked.
+
+        :param typed: what the agent has typed at it already: `run_typed` waits for it.
+        :param shell: as for `start`.
+        """
+        self._session = session
+        self._command = shell
+        self._console.expect_nonces(session)
+        self._console.ends.watch()
+        self._ready.set()
+        if typed is not None:
+            self.begin(typed.nonce)
+
+    def begin(self, nonce: str) -> PendingCommand:
+        """Expect the marks of a command that is about to be sent."""
+        self.pending = PendingCommand(nonce, asyncio.get_running_loop().create_future())
+        self._console.expect_nonces(self._session, nonce)
+        self._console.transcript.on_failure(self.pending.ended)
+        return self.pending
+
+    async def send(self, command: str, pending: PendingCommand) -> None:
+        """Send a command that `begin` expects, and return when the guest can read all of it.
+
+        :raises ShellError: when the command contains a NUL.
+        """
+        try:
+            chunks = list(encode(command, pending.nonce))
+        except ValueError as error:
+            self.pending = None
+            raise self.error(ShellError, str(error)) from None
+        for chunk in chunks[:-1]:
+            pending.acknowledged.clear()
+            pending.remaining = chunk.remaining
+            await self._console.send(chunk.data)
+            await self._ask_until(pending.acknowledged, pending.ended, pending.nonce)
+            if pending.ended.done():
+                return
+        await self._console.send(chunks[-1].data)
+
+    async def end_of(self, pending: PendingCommand) -> Ended:
+        """Wait for the end of a command; ask for it now and then, for the mark may have been lost."""
+        interval_s = REPEAT_AFTER_S
+        while not pending.ended.done():
+            await asyncio.wait([pending.ended], timeout=interval_s)
+            if not pending.ended.done():
+                await self._console.send(repeat_request(pending.nonce))
+            interval_s *= 2  # unread requests must not fill the guest's terminal
+        return pending.ended.result()
+
+    async def recover(self) -> None:
+        """Interrupt a command that its caller stopped waiting for, so that the shell is free."""
+        if self._lost:
+            raise self.error(ShellLost, self._lost, hint=LOST_HINT)
+        pending = self.pending
+        if pending is not None and not pending.ended.done():
+            try:
+                async with asyncio.timeout(INTERRUPT_TIMEOUT_S):
+                    await self._interrupt(pending)
+                    await self._resynchronize()
+            except TimeoutError:
+                raise self._unanswered("the last command cannot be interrupted") from None
+        self.pending = None
+        if self._fresh:
+            try:
+                async with asyncio.timeout(INTERRUPT_TIMEOUT_S):
+                    await self._prepare()
+            except TimeoutError:
+                raise self._unanswered("it has taken the place of one that ended") from None
+
+    def abandon(self, reason: str) -> None:
+        """End the wait for the command that runs, and take no further ones: the guest's shell is about to go."""
+        self._lost = self._lost or reason
+        if self.pending is not None and not self.pending.ended.done():
+            self._fail(self.pending, reason, hint=LOST_HINT)
+
+    def belongs_to(self, vm: str) -> None:
+        """Name another VM in errors from now on: the one that the guest has migrated to."""
+        self._vm = vm
+
+    def error(self, kind: type[ShellError], message: str, **context: Any) -> ShellError:
+        """Return an error that names the VM and has the last lines of its console."""
+        context.setdefault("console_tail", self._console.tail())
+        return kind(message, vm=self._vm, log_path=str(self._console.log_path), **context)
+
+    async def _ask_until(self, event: asyncio.Event, failure: asyncio.Future[Any], nonce: str) -> None:
+        """Wait for a mark; ask for it now and then, for it may have been lost."""
+        interval_s = REPEAT_AFTER_S
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(interval_s):
+                    return await either(event, failure)
+            await self._console.send(repeat_request(nonce))
+            interval_s *= 2  # unread requests must not fill the guest's terminal
+
+    async def _prepare(self) -> None:
+        """Send a new shell its first settings."""
+        pending = self.begin(new_nonce())
+        await self.send(preparation(self._session, pending.nonce, shell=self._command), pending)
+        await self.end_of(pending)
+        self.pending = None
+        self._fresh = False
+
+    async def _interrupt(self, pending: PendingCommand) -> None:
+        """Interrupt until it helps: a shell that is just about to start a program misses one."""
+        while not pending.ended.done():
+            # The newline ends what may have been typed half.
+            await self._console.send(INTERRUPT + b"\n")
+            await asyncio.wait([pending.ended], timeout=INTERRUPT_INTERVAL_S)
+
+    async def _resynchronize(self) -> None:
+        """Get past the end of the shell itself, which an interrupt that came too late for its command has caused."""
+        nonce = None
+        while nonce is None:
+            probe = self.begin(new_nonce())
+            await self.send(":", probe)
+            nonce = (await asyncio.shield(probe.ended)).nonce
+
+    def _on_signal(self, signal: Signal) -> None:
+        pending = self.pending
+        match signal:
+            case Ready():
+                if pending is not None and pending.began.is_set() and not pending.ended.done():
+                    self._fail(pending, "the guest's shells were killed: a new one has started")
+                self._fresh = True
+                self._ready.set()
+            case Ended(nonce) if nonce == self._session:
+                self._ready.set()  # the mark that it is ready was lost, and this answers the question for it
+            case _ if pending is None:
+                pass
+            case Output(data):
+                pending.take(data)
+            case Acknowledged(remaining):
+                if remaining == pending.remaining:
+                    pending.acknowledged.set()
+            case Began(nonce):
+                if nonce == pending.nonce:
+                    pending.output.clear()  # what came before belongs to others, unless this mark is lost
+                    pending.began.set()
+            case Ended(nonce):
+                self._fresh = self._fresh or nonce is None
+                if nonce in (None, pending.nonce) and not pending.ended.done():
+                    pending.ended.set_result(signal)
+
+    def _on_reset(self) -> None:
+        if not self._ready.is_set():
+            return
+        self._lost = "the guest has reset itself, and its shell is gone"
+        self._ready.clear()
+        self.abandon(self._lost)
+
+    def _fail(self, pending: PendingCommand, reason: str, **context: Any) -> None:
+        pending.ended.set_exception(self.error(ShellLost, reason, **context))
+        pending.ended.exception()  # it may be awaited no more
+        pending.acknowledged.set()
+
+    def _unanswered(self, why: str) -> ShellError:
+        return self.error(
+            ShellLost,
+            f"the shell does not answer: {why}",
+            waited_s=INTERRUPT_TIMEOUT_S,
+            hint="reset the VM, or see its console",
+        )
+
+
+async def either(event: asyncio.Event, failure: asyncio.Future[Any]) -> None:
+    """Wait for an event; a future that fails first raises what it failed with."""
+    happening = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([happening, failure], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        happening.cancel()
+    if not event.is_set():
+        failure.result()
