@@ -11,17 +11,9 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from websockets.asyncio.client import ClientConnection
-
 from ..agent_api.boot_source import BootSource
-from ..agent_api.template_layout import BOUNDARY
-from ..console.console import Console
-from ..console.shell import Shell
 from ..errors import (
     ApiError,
-    BootError,
-    ConsoleClosed,
-    ConsoleError,
     MigrationError,
     PropolisError,
 )
@@ -30,31 +22,24 @@ from ..hosts.host import Host
 from ..hosts.vm_extensions import attach_disk
 from ..propolis_api import (
     FromMigration,
-    FromSpec,
     InstanceEnsureRequest,
     InstanceProperties,
     InstanceSpec,
     InstanceState,
     InstanceStateRequested,
     MigrationTargetInit,
-    SpecInit,
 )
 from ..propolis_api.client import Endpoint, PropolisClient
-from ..propolis_api.serial import SerialConsoleMoved
-from ..settings import ENGINE, BootKind
-from .config import Nic
+from ..settings import ENGINE
+from .bootable import BootableVm
 from .disks.crucible_disk import CrucibleDisk, VolumeDisk, with_volumes
-from .guest_access import GuestAccess
-from .instance import OUTPUT_TIMEOUT_S, STATE_TIMEOUT_S
+from .instance import STATE_TIMEOUT_S
 from .instance_spec.builder import disk_components, free_slot
-from .login import log_in
 from .migration import TERMINAL, Report, migration_limit_s, until_migrated
 from .networks.forwarding import forward
-from .networks.network import Network
 from .replacements import replacements
 from .timings import Timings
 from .warm_start.fork_handle import ForkHandle
-from .warm_start.identity import assign_identity
 
 if TYPE_CHECKING:
     from ..coordination.group import NodeGroup
@@ -63,8 +48,6 @@ if TYPE_CHECKING:
 __all__ = ["TestVm"]
 
 HAND_OVER_TIMEOUT_S: Final = 15.0
-REBOOT_TIMEOUT_S: Final = 5.0
-"""How long a reboot command may take to fail; a guest that takes longer is waited for as one that boots."""
 DESTROY_TIMEOUT_S: Final = 5.0
 DEVICE_PATH: Final = (
     "modprobe -qa virtio_blk nvme; until for block in /sys/bus/pci/devices/{0}/virtio*/block/*"
@@ -73,11 +56,8 @@ DEVICE_PATH: Final = (
 )
 """Prints where a guest has a disk, once its kernel has found it."""
 
-ENDING: Final = TERMINAL | {InstanceState.STOPPING, InstanceState.STOPPED}
-BOOT_HINT: Final = "see the console above; a slow machine may need a longer --propolis-boot-timeout"
 
-
-class TestVm(GuestAccess):
+class TestVm(BootableVm):
     """One VM and the Propolis server around it.
 
     It belongs to the event loop that it was made in. Every wait has a deadline, and an error says what was waited for,
@@ -110,7 +90,12 @@ class TestVm(GuestAccess):
             name=name,
             vm_id=vm_id,
             client=client,
+            guest=guest,
+            spec=spec,
+            properties=properties,
             log_path=log_path,
+            boot_timeout_s=boot_timeout_s,
+            forked=forked,
             migrations=migrations,
             phases=phases,
             has_ports=has_ports,
@@ -119,26 +104,10 @@ class TestVm(GuestAccess):
         """The host that its server is on."""
         self.server = server
         """What serves it, as in `VmConfig`."""
-        self.guest = guest
-        self.spec = spec
-        self.properties = properties
         self.boot_source = boot_source
-        self.boot_kind: BootKind = "cold" if forked is None else "warm"
-        """Whether it boots, or was forked from a guest that was booted before."""
-        self.boot_log = ""
-        """What the console showed until the log-in was complete."""
-        self.volumes: list[VolumeDisk] = []
-        """Its replicated disks."""
-        self.nics: tuple[Nic, ...] = ()
-        """Its cards in networks between VMs."""
         self._copies_disks = copies_disks
-        self.boot_timeout_s = boot_timeout_s
-        self._forked = forked
-        self._heir: tuple[Endpoint, str] | None = None
-        """Where this process finds the server that the guest migrates to, and the URL by which that calls itself."""
         self.came_from: Host | None = None
         """The host that its guest has migrated from last."""
-        self._resources = contextlib.AsyncExitStack()
 
     def __repr__(self) -> str:
         return f"<TestVm {self.name!r} ({self.guest.name})>"
@@ -148,82 +117,6 @@ class TestVm(GuestAccess):
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
-
-    # Life
-
-    async def ensure(self) -> None:
-        """Create the VM at its server, without running it, and open its console. Creating it twice is fine.
-
-        :raises ApiError: when the server refuses the spec, or cannot set the VM up.
-        """
-        if await self._is_active():
-            return
-        self.spec = with_volumes(self.spec, self.volumes)  # as they are now, as in PHD
-        request = InstanceEnsureRequest(properties=self.properties, init=SpecInit(FromSpec(spec=self.spec)))
-        await self._api().instance_ensure(request)
-        self.hold_volumes(self.volumes)
-        if self._forked is None:
-            self.boot_kind = "cold"  # also after a fork was stopped
-        await self._open_console()
-
-    async def run_instance(self) -> None:
-        """Ask the server to run the VM."""
-        await self._api().instance_state_put(InstanceStateRequested.RUN)
-
-    async def launch(self) -> None:
-        """Create the VM if it was not, and let it run; does not wait for the guest."""
-        if self._forked is not None and self._forked.runs and self._console is None:
-            await self._open_console()
-        else:
-            await self.ensure()
-            await self.run_instance()
-
-    async def boot(self) -> None:
-        """Launch the VM, and wait until its guest takes commands. Booting a guest that takes them already is fine.
-
-        :raises BootError: when it does not in time, or stops instead.
-        """
-        await self.launch()
-        if self._forked is not None or not self.shell.is_up:  # a fork takes commands before it has an identity
-            await self.wait_to_boot()
-
-    async def wait_to_boot(self, *, timeout_s: float | None = None) -> None:
-        """Wait until the guest has come up, log in, and make its shell take commands.
-
-        :raises BootError: when that does not happen in time, or the VM stops instead.
-        """
-        limit_s = self.boot_timeout_s if timeout_s is None else timeout_s
-        self.kernel_failures.ends.allow()  # the test waits for a boot, and so knows of the reset before it
-        self.kernel_failures.ends.told()
-        try:
-            async with asyncio.timeout(limit_s):
-                if self._forked is None:
-                    await self._log_in(limit_s)
-                else:
-                    await assign_identity(self.shell, self.guest, self._forked, phases=self.phases, timeout_s=limit_s)
-                    self._forked = None  # what comes now is a boot
-        except TimeoutError:
-            raise self._boot_error("did not come up to a login", waited_s=limit_s) from None
-        except ConsoleClosed as error:
-            state = await self._last_state()
-            raise self._boot_error(f"stopped while it booted (state {state}): {error.message}") from None
-        self.kernel_failures.ends.watch()
-        await self._set_up_networks()
-
-    async def _log_in(self, limit_s: float) -> None:
-        self.console.transcript.skip_to(self.console.boot_start)  # a prompt from before a reset is none
-        with self.phases.during("login"):
-            panic = await log_in(self.guest, self.console)
-        if panic is not None:
-            self.kernel_failures.forget()  # the error tells of it
-            raise self._boot_error(f"panicked while it booted: {panic}", hint="see the console above")
-        self.boot_log = self.console.transcript.since(0)
-        with self.phases.during("shell"):
-            await self.shell.start(shell=self.guest.shell, wrapper=self.guest.shell_wrapper, timeout_s=limit_s)
-
-    def address(self, network: Network) -> str:
-        """Return the VM's address in a network between VMs: `Network.address`."""
-        return network.address(self)
 
     async def forward(self, port: int) -> int:
         """Have a port of this machine lead to a TCP port of the guest, which takes commands; return that port.
@@ -236,12 +129,6 @@ class TestVm(GuestAccess):
         """
         return await forward(self, port)
 
-    async def _set_up_networks(self) -> None:
-        for nic in self.nics:
-            assert nic.network is not None
-            address = f"{self.address(nic.network)}/{nic.network.subnet.prefixlen}"
-            await self.run(self.guest.network_command(f"0000:00:{nic.pci_slot:02x}.0", address))
-
     async def stop(self, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
         """Stop the VM without asking its guest, and wait until it is destroyed.
 
@@ -250,23 +137,6 @@ class TestVm(GuestAccess):
         self._forked = None
         await self._api().instance_state_put(InstanceStateRequested.STOP)
         await self._until_state(InstanceState.DESTROYED, timeout_s=timeout_s)
-
-    async def reset(self) -> None:
-        """Reset the VM, as its reset button would; does not wait. Follow with `wait_to_boot`."""
-        self._forget_shell()
-        await self._api().instance_state_put(InstanceStateRequested.REBOOT)
-
-    async def graceful_reboot(self) -> None:
-        """Have the guest reboot itself, and wait until it takes commands again.
-
-        :raises BootError: when it does not come up again.
-        """
-        shell = self.shell
-        await shell.run_detached(self.guest.reboot_command)
-        self.console.transcript.skip()
-        await shell.until_left(timeout_s=REBOOT_TIMEOUT_S)
-        self._forget_shell(skipping=False)
-        await self.wait_to_boot()
 
     async def migrate_from(
         self, source: TestVm, *, timeout_s: float | None = None, migration_id: uuid.UUID | None = None
@@ -367,62 +237,6 @@ class TestVm(GuestAccess):
 
         return guest_node(self, group, name=name, address=address, labels=labels, vital=vital)
 
-    def hold_volumes(self, disks: Iterable[VolumeDisk]) -> None:
-        """These replicated disks are this VM's from now on."""
-        for disk in disks:
-            if disk not in self.volumes:
-                self.volumes.append(disk)
-            disk.volume.given_to(self, disk.backend_key)
-
-    # Inside
-
-    async def _is_active(self) -> bool:
-        """Whether this VM is at its server already, and not about to end."""
-        if self._console is None:
-            return False
-        try:
-            return await self._state() not in ENDING
-        except ApiError as error:
-            if error.status != 424:
-                raise
-            return False
-
-    async def _open_console(self) -> None:
-        connection = await self._api().instance_serial(from_start=0)
-        self._console = await self._resources.enter_async_context(
-            Console.over(
-                connection,
-                vm=self.name,
-                log_path=self.log_path,
-                follow=self._follow,
-                loss=self.endpoint.loss,
-                failures=self.kernel_failures,
-            )
-        )
-        self._shell = Shell(self._console, vm=self.name)
-        if self._forked is not None:
-            self._shell.resume(self._forked.vm.session, self._forked.typed_identity, shell=self.guest.shell)
-            self.boot_log = (await self._console.wait_for(BOUNDARY, timeout_s=OUTPUT_TIMEOUT_S)).before
-            self._console.transcript.hide(0)  # another VM's boot, which went well
-            self.kernel_failures.forget()
-
-    async def _follow(self, moved: SerialConsoleMoved) -> ClientConnection:
-        try:
-            endpoint = self._endpoint_of(moved.destination)
-        except ValueError as error:
-            raise ConsoleError(f"the guest's new place cannot be read: {error}", vm=self.name) from None
-        async with PropolisClient(endpoint, vm=self.name) as there:
-            return await there.instance_serial(from_start=moved.from_start)
-
-    def _endpoint_of(self, address: str) -> Endpoint:
-        """Where this process finds a server that calls itself by that address: on another host, elsewhere.
-
-        :raises ValueError: when the address cannot be read.
-        """
-        endpoint = Endpoint.at(address)
-        heir, name = self._heir or (endpoint, endpoint.base_url)
-        return heir if name == endpoint.base_url else endpoint
-
     def _migration_error(self, source: TestVm, message: str, **context: Any) -> MigrationError:
         return MigrationError(f"the migration from {source.name!r} {message}", vm=self.name, **context)
 
@@ -440,29 +254,6 @@ class TestVm(GuestAccess):
         if self._shell is not None:
             self._shell.belongs_to(self.name)
         await self._resources.enter_async_context(source._resources.pop_all())
-
-    def _boot_error(self, message: str, *, hint: str = BOOT_HINT, **context: Any) -> BootError:
-        return BootError(
-            f"the guest {self.guest.name} {message}",
-            vm=self.name,
-            operation="boot",
-            hint=hint,
-            **self._evidence(),
-            **context,
-        )
-
-    def _forget_shell(self, *, skipping: bool = True) -> None:
-        """Forget the read-eval loop.
-
-        :param skipping: from here on, nothing that the console showed before counts.
-        """
-        self._forked = None
-        self.kernel_failures.ends.allow()
-        if skipping:
-            self.console.transcript.skip()
-            self.console.boots_again()
-        self.shell.abandon("the VM was reset")
-        self._shell = Shell(self.console, vm=self.name)
 
     async def _end_vm(self) -> None:
         """PUT Stop, then wait for Destroyed: the order in which nothing is torn from under a running guest."""

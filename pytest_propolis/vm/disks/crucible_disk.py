@@ -25,7 +25,7 @@ from ..instance_spec.device_names import require_device_name
 from .kinds import AttachedDisk, Disk, DiskInterface, PciSlot
 
 if TYPE_CHECKING:
-    from ..vm import TestVm
+    from ..guest_access import GuestAccess
 
 __all__ = ["CrucibleDisk", "VolumeDisk", "with_volumes"]
 
@@ -104,7 +104,7 @@ class CrucibleDisk:
         self._targets = list(created.targets)
         self._generation = 1
         self._has_black_hole = False
-        self._vm: TestVm | None = None
+        self._vm: GuestAccess | None = None
         self._backend_key = ""
         self._generation_in_use = 0
 
@@ -313,11 +313,11 @@ class CrucibleDisk:
                 hint="stop that VM first; or raise the generation with set_generation, which fences it off",
             )
 
-    def given_to(self, vm: TestVm, backend_key: str) -> None:
+    def given_to(self, vm: GuestAccess, backend_key: str) -> None:
         """A VM has the disk from now on."""
         self._vm, self._backend_key, self._generation_in_use = vm, backend_key, self._generation
 
-    def _require_vm(self) -> TestVm:
+    def _require_vm(self) -> GuestAccess:
         if self._vm is None:
             raise ConfigError(f"crucible disk {self.name!r} is attached to no VM", hint="give it to one first")
         return self._vm

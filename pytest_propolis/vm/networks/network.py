@@ -16,6 +16,7 @@ from ...errors import ConfigError, PropolisError
 
 if TYPE_CHECKING:
     from ..host_session import HostSession
+    from ..instance import Instance
     from ..vm import TestVm
 
 __all__ = ["Network"]
@@ -49,7 +50,7 @@ class Network:
     def __repr__(self) -> str:
         return f"<Network {self.name!r} {self.subnet}>"
 
-    def address(self, vm: TestVm) -> str:
+    def address(self, vm: Instance) -> str:
         """Return a VM's address.
 
         :raises ConfigError: when the VM has no card in this network.
@@ -134,7 +135,7 @@ class Network:
             with contextlib.suppress(PropolisError):  # the host is lost, or its agent has ended
                 await part.session.agent.remove_network(part.id)
 
-    def _port_of(self, vm: TestVm) -> int:
+    def _port_of(self, vm: Instance) -> int:
         if vm.name not in self._ports:
             raise ConfigError(f"it has no card in network {self.name!r}", vm=vm.name, hint="nics=(Nic(network=…),)")
         return self._ports[vm.name]
