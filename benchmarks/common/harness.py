@@ -15,7 +15,7 @@ from pytest_propolis.hosts.local import LocalHost
 from pytest_propolis.hosts.run_directory import run_token
 from pytest_propolis.settings import BootKind, Settings
 from pytest_propolis.vm.factory import VmFactory
-from pytest_propolis.vm.guest_images import ready_image
+from pytest_propolis.vm.provisioning.guest_images import ready_image
 from pytest_propolis.vm.vm import TestVm
 
 from ..floors.bare_guest import CPUS, MEMORY_MIB, AlpineFloor, BareGuest, GuestFiles, MicroFloor

@@ -36,7 +36,13 @@ DISABLE: Final = "disable"
 DNS: Final = "dns"
 
 
-class _AddressType(click.ParamType[Any]):
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:  # older versions take no parameter at run time
+    _ParamType = click.ParamType
+
+
+class _AddressType(_ParamType):
     name = "IP:PORT"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Address:
@@ -47,7 +53,7 @@ class _AddressType(click.ParamType[Any]):
         return _tcp_address(value) or self.fail(f"{value!r} is neither IP:PORT nor unix:PATH", param, ctx)
 
 
-class _MetricAddrType(click.ParamType[Any]):
+class _MetricAddrType(_ParamType):
     name = "disable|dns|IP:PORT"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | None:

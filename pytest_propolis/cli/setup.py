@@ -55,7 +55,7 @@ def _say(line: str) -> None:
 
 
 async def _set_up(settings: Settings, names: Sequence[str], say: Callable[[str], None]) -> None:
-    from ..vm.guest_images import prepare_guests
+    from ..vm.provisioning.guest_images import prepare_guests
     from .project import guests_here
 
     registry = guests_here()

@@ -105,9 +105,11 @@ def shared_run_id(config: pytest.Config) -> str | None:
 
 def number_of_workers(config: pytest.Config) -> int:
     """How many workers this controller starts."""
-    from xdist.workermanage import parse_tx_spec_config
+    from xdist import workermanage
 
-    return len(parse_tx_spec_config(config))
+    # Before version 3.7 it had another name.
+    parse = getattr(workermanage, "parse_tx_spec_config", None) or workermanage.parse_spec_config
+    return len(parse(config))
 
 
 def base_temporary_directory(config: pytest.Config) -> Path:

@@ -8,57 +8,35 @@ import dataclasses
 import itertools
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NotRequired, TypedDict, Unpack
 
-import msgspec
-
-from ..agent_api.boot_source import BootSource, DirectKernel
-from ..agent_api.disks import CreateDisk
-from ..agent_api.messages import CreateVm, Keep, KeptListed, ResourceIds
-from ..console.log import make_log_directory
+from ..agent_api.messages import Keep, KeptListed, ResourceIds
 from ..errors import ApiError, ConfigError, PropolisError
 from ..field_checks import check_keywords
-from ..guests.adapter import GuestAdapter
 from ..guests.registry import GuestRegistry
 from ..hosts.agent_client import AsyncAgentClient
-from ..hosts.host import Host, log_path_on
+from ..hosts.host import Host
 from ..hosts.placement import HostChoice, choose_host
-from ..propolis_api import Component, InstanceProperties, InstanceSpec
-from ..propolis_api.client import PropolisClient
 from ..settings import Settings
 from ..storage.artifacts import Artifact
-from .config import CompleteVmConfig, VmConfig
+from .config import VmConfig
 from .config_fields import VmConfigFields
 from .disks.crucible_disk import VolumeDisk, with_volumes
-from .disks.image_disk import image_format_of
-from .disks.images import ImageFinder
-from .disks.kinds import AttachedDisk
 from .disks.layout import (
-    boot_order_of,
-    boot_source_of,
-    disks_of,
-    firmware_of,
     has_boot_disk,
     require_bootable,
     require_enough_memory,
-    split_disks,
 )
-from .guest_images import ReadyImage, ready_image
-from .host_session import HostSession
 from .instance_spec.builder import (
-    disk_components,
-    instance_properties,
-    instance_spec,
-    nic_components,
     successor_properties,
     with_failure_injector,
 )
 from .networks.factory_networks import FactoryNetworks, networked
 from .networks.network import Network
-from .servers import open_server, qemu_log, require_metrics, require_served
-from .timings import Timings
+from .provisioning.host_session import HostSession
+from .provisioning.servers import require_metrics, require_served
+from .provisioning.vm_builder import VmBuilder, VmPlan
 from .vm import TestVm
 from .warm_start.template_maker import cold_reason
 
@@ -109,8 +87,10 @@ class VmFactory:
         self._log_dir = log_dir
         self._progress = progress
         self._made = made
-        self._artifact = artifact
         self._metric_addr = metric_addr
+        self._builder = VmBuilder(
+            guests=guests, group=group, log_dir=log_dir, progress=progress, artifact=artifact, metric_addr=metric_addr
+        )
         self._names: set[str] = set()
         self.vms: list[TestVm] = []
         """All VMs that were made, in that order."""
@@ -281,19 +261,15 @@ class VmFactory:
         host = self._choose(choice)
         self._require_metrics(config.name, host, complete.server)
         session = await self._session(host)
-        images = self._images(session, timeout_s=complete.boot_timeout_s)
+        images = self._builder.images(session, timeout_s=complete.boot_timeout_s)
         placed = await images.resolved(placed)
         complete = dataclasses.replace(complete, config=await self._networks.plug(session, placed))
         async with self._keeping(session, config.name) as taken:
             vm = None
             if warm and cold_reason(complete, guest) is None:
-                vm = await self._fork(session, complete, guest, taken, run=run)
+                vm = await self._builder.fork(session, complete, guest, taken, run=run)
             if vm is None:
-                image = await self._image(session, guest, timeout_s=complete.boot_timeout_s)
-                if placed.boot_disk is not None:
-                    path = await images.path(placed.boot_disk)
-                    image = dataclasses.replace(image, disk=Path(path), disk_format=image_format_of(path))
-                vm = await self._create(session, complete, guest, image, taken)
+                vm = await self._builder.create(session, complete, guest, taken)
             vm.hold_volumes(volumes)
             vm.nics = networked(complete.config.nics)
             self._remember(vm)
@@ -334,24 +310,21 @@ class VmFactory:
         spec = with_failure_injector(spec, exports=fail_migration_exports, imports=fail_migration_imports)
         session = await self._session(place)
         spec = await self._networks.succeed(vm, name, session, spec)
-        boot_source = vm.boot_source
-        if place.name != vm.host.name:
-            boot_source = await self._boot_source_on(session, vm)
+        is_elsewhere = place.name != vm.host.name
+        plan = VmPlan(
+            name=name,
+            guest=vm.guest,
+            spec=spec,
+            properties=successor_properties(vm.properties, name),
+            boot_source=await self._builder.boot_source_on(session, vm) if is_elsewhere else vm.boot_source,
+            boot_timeout_s=vm.boot_timeout_s,
+            server=server or vm.server,
+            guest_ports=vm.has_ports,
+            copy_disks=copy_disks or is_elsewhere,
+            predecessor=vm.id if vm.id and not is_elsewhere else None,
+        )
         async with self._keeping(session, name) as taken:
-            heir = await self._serve(
-                session,
-                name,
-                guest=vm.guest,
-                spec=spec,
-                properties=successor_properties(vm.properties, name),
-                boot_source=boot_source,
-                boot_timeout_s=vm.boot_timeout_s,
-                taken=taken,
-                copy_disks=copy_disks or place.name != vm.host.name,
-                guest_ports=vm.has_ports,
-                predecessor=vm.id if vm.id and place.name == vm.host.name else None,
-                server=server or vm.server,
-            )
+            heir = await self._builder.serve(session, plan, taken)
             heir.volumes, heir.nics = list(vm.volumes), vm.nics
             self._remember(heir)
         return heir
@@ -372,27 +345,8 @@ class VmFactory:
                 await session.agent.remove(ResourceIds(named=((self._group, name),)))
             raise
 
-    def _images(self, session: HostSession, *, timeout_s: float) -> ImageFinder:
-        return ImageFinder(
-            session.host,
-            session.agent,
-            guests=self._guests,
-            artifact=self._artifact,
-            boot_timeout_s=timeout_s,
-            progress=self._progress,
-        )
-
     def _choose(self, choice: HostChoice | None) -> Host:
         return self._hosts[0] if choice is None else choose_host(self._hosts, choice)
-
-    async def _boot_source_on(self, session: HostSession, vm: TestVm) -> BootSource:
-        """What a VM starts from, with the files of another host."""
-        if not isinstance(vm.boot_source, DirectKernel):
-            return vm.boot_source
-        image = await self._image(session, vm.guest, timeout_s=vm.boot_timeout_s)
-        return msgspec.structs.replace(
-            vm.boot_source, kernel=str(image.kernel), initrd=str(image.initrd) if image.initrd else None
-        )
 
     async def _discard(self, vm: TestVm) -> None:
         """Take away a VM that never ran."""
@@ -417,170 +371,6 @@ class VmFactory:
         self._names.add(vm.name)
         self.vms.append(vm)
         self._made(vm)
-
-    async def _image(self, session: HostSession, guest: GuestAdapter, *, timeout_s: float) -> ReadyImage:
-        return await ready_image(session.host, session.agent, guest.image, timeout_s=timeout_s, progress=self._progress)
-
-    async def _fork(
-        self,
-        session: HostSession,
-        complete: CompleteVmConfig,
-        guest: GuestAdapter,
-        taken: contextlib.AsyncExitStack,
-        *,
-        run: bool,
-    ) -> TestVm | None:
-        """A fork of the kind's template, if it can be had."""
-        make_log_directory(self._log_dir)
-        name = complete.config.name
-        disks = split_disks(complete.config)
-        # Cards are never a template's: forks would have one address.
-        kind = dataclasses.replace(complete, config=dataclasses.replace(complete.config, disks=disks.kept, nics=()))
-        async with contextlib.AsyncExitStack() as made:
-            added: dict[str, Component] = {}
-            for disk in disks.plugged:
-                added |= disk_components(await self._attached(session, disk.attached(), disk.request(), made))
-            for nic in complete.config.nics:
-                added |= nic_components(nic)
-            log_path = log_path_on(session.host, qemu_log(self._log_dir, name))
-            forked = await session.warm_starter.fork(
-                kind, guest, added=added, log_path=log_path, run=run, metric_addr=self._metric_addr
-            )
-            if forked is None:
-                return None
-            await taken.enter_async_context(made.pop_all())
-        session.own_vm(forked.vm.id, taken, log_path=qemu_log(self._log_dir, name))
-        vm = TestVm(
-            name=name,
-            host=session.host,
-            client=PropolisClient(session.agent.endpoint(forked.vm.path), vm=name),
-            guest=guest,
-            spec=forked.vm.spec,
-            properties=forked.properties,
-            log_path=self._serial_log(name),
-            boot_timeout_s=complete.boot_timeout_s,
-            boot_source=forked.vm.boot,
-            migrations=partial(session.agent.migrations, forked.vm.path),
-            forked=forked,
-            phases=forked.phases,
-            vm_id=forked.vm.id,
-            has_ports=complete.config.has_ports,
-        )
-        return await taken.enter_async_context(vm)
-
-    async def _create(
-        self,
-        session: HostSession,
-        complete: CompleteVmConfig,
-        guest: GuestAdapter,
-        image: ReadyImage,
-        taken: contextlib.AsyncExitStack,
-    ) -> TestVm:
-        config = complete.config
-        spec = instance_spec(
-            cpus=complete.cpus,
-            memory_mib=complete.memory_mib,
-            disks=[await self._attached(session, disk, request, taken) for disk, request in disks_of(config, image)],
-            boot_order=boot_order_of(config, image),
-            nics=config.nics,
-            cpuid=config.cpuid,
-            hyper_v=config.hyper_v,
-        )
-        spec = with_failure_injector(spec, exports=config.fail_migration_exports, imports=config.fail_migration_imports)
-        boot_rom = None
-        if complete.boot_rom is not None and firmware_of(config, guest) == "uefi":
-            boot_rom = await self._images(session, timeout_s=complete.boot_timeout_s).boot_rom(complete.boot_rom)
-        return await self._serve(
-            session,
-            config.name,
-            guest=guest,
-            spec=spec,
-            properties=instance_properties(config.name),
-            boot_source=boot_source_of(config, guest, image, boot_rom=boot_rom),
-            boot_timeout_s=complete.boot_timeout_s,
-            taken=taken,
-            display=config.display,
-            guest_ports=config.has_ports,
-            server=complete.server,
-        )
-
-    async def _serve(
-        self,
-        session: HostSession,
-        name: str,
-        *,
-        guest: GuestAdapter,
-        spec: InstanceSpec,
-        properties: InstanceProperties,
-        boot_source: BootSource,
-        boot_timeout_s: float,
-        taken: contextlib.AsyncExitStack,
-        display: bool = False,
-        guest_ports: bool = False,
-        copy_disks: bool = False,
-        predecessor: str | None = None,
-        server: str | Path,
-    ) -> TestVm:
-        """A server for a VM, and the VM, not created there yet."""
-        make_log_directory(self._log_dir)
-        phases = Timings()
-        served = await open_server(
-            server,
-            CreateVm(
-                name=name,
-                group=self._group,
-                boot=boot_source,
-                log_path="",
-                memory_mib=spec.board.memory_mb,
-                display=display,
-                guest_ports=guest_ports,
-                copy_disks=copy_disks,
-                predecessor=predecessor,
-                metric_addr=self._metric_addr,
-            ),
-            session=session,
-            log_dir=self._log_dir,
-            start_timeout_s=boot_timeout_s,
-            images=self._images(session, timeout_s=boot_timeout_s),
-            taken=taken,
-            phases=phases,
-            progress=self._progress,
-        )
-        vm = TestVm(
-            name=name,
-            host=session.host,
-            client=PropolisClient(served.endpoint, vm=name),
-            guest=guest,
-            spec=spec,
-            properties=properties,
-            log_path=self._serial_log(name),
-            boot_timeout_s=boot_timeout_s,
-            boot_source=boot_source,
-            migrations=served.migrations,
-            copies_disks=copy_disks,
-            phases=phases,
-            vm_id=served.vm_id,
-            has_ports=guest_ports,
-            server=server,
-        )
-        return await taken.enter_async_context(vm)
-
-    def _serial_log(self, name: str) -> Path:
-        return self._log_dir / f"{name}.serial.log"
-
-    async def _attached(
-        self,
-        session: HostSession,
-        disk: AttachedDisk,
-        request: CreateDisk | None,
-        taken: contextlib.AsyncExitStack,
-    ) -> AttachedDisk:
-        """A disk that exists; one in memory does so without a request."""
-        if request is None:
-            return disk
-        created = await session.agent.create_disk(request)
-        session.own_disk(created.id, taken)
-        return dataclasses.replace(disk, path=created.path)
 
 
 def _config(name: str, fields: VmConfigFields) -> VmConfig:

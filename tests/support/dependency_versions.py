@@ -45,7 +45,7 @@ def _run(name: str, directory: Path, arguments: list[str]) -> str:
     python = _find_python(version)
     if python is None:
         return "no such Python"
-    requirements = ["--editable", f"{ROOT}[ssh,test]", *(_lowest_versions() if end == "lowest" else ())]
+    requirements = ["--editable", f"{ROOT}[ssh,iso,test]", *(_lowest_versions() if end == "lowest" else ())]
     try:
         program = make_environment(directory, requirements, python=python)
     except NoEnvironment as error:
@@ -58,7 +58,7 @@ def _lowest_versions() -> list[str]:
     """The lower bounds of all direct dependencies, as exact versions."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    requirements = map(Requirement, (*project["dependencies"], *extras["ssh"], *extras["test"]))
+    requirements = map(Requirement, (*project["dependencies"], *extras["ssh"], *extras["iso"], *extras["test"]))
     return [
         f"{requirement.name}=={bound.version}"
         for requirement in requirements

@@ -11,7 +11,7 @@ from pytest_propolis import Artifact, ConfigError, DataDisk, GuestAdapter, Guest
 from pytest_propolis.agent_api.boot_source import BootSource, DirectKernel, Firmware
 from pytest_propolis.console.console import Console
 from pytest_propolis.vm.disks.layout import boot_source_of, require_bootable
-from pytest_propolis.vm.guest_images import ReadyImage
+from pytest_propolis.vm.provisioning.guest_images import ReadyImage
 
 FILE = Artifact("file", "file", None, LocalFile("/file"))
 KERNEL = DirectKernel(kernel="/file", command_line="quiet")

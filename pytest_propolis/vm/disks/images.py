@@ -16,7 +16,7 @@ from ...storage.artifacts import Artifact
 from ...storage.host_path import host_path
 from ...storage.progress import Progress
 from ..config import VmConfig
-from ..guest_images import ready_image
+from ..provisioning.guest_images import ready_image
 from .image_disk import ImageDisk, image_format_of
 from .kinds import DataDisk, Disk
 

@@ -10,7 +10,7 @@ from ...agent_api.disks import CreateDisk
 from ...errors import ConfigError
 from ...guests.adapter import GuestAdapter
 from ..config import BOOT_DISK, CompleteVmConfig, FirmwareKind, VmConfig
-from ..guest_images import ReadyImage
+from ..provisioning.guest_images import ReadyImage
 from .kinds import AttachedDisk, Disk
 
 __all__ = [

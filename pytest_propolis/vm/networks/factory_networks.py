@@ -17,7 +17,7 @@ from .network import Network
 
 if TYPE_CHECKING:
     from ..config import Nic, VmConfig
-    from ..host_session import HostSession
+    from ..provisioning.host_session import HostSession
     from ..vm import TestVm
 
 __all__ = ["FactoryNetworks", "networked"]

@@ -15,8 +15,8 @@ from ...agent_api.networks import MOST_PORTS, NetworkFaults
 from ...errors import ConfigError, PropolisError
 
 if TYPE_CHECKING:
-    from ..host_session import HostSession
     from ..instance import Instance
+    from ..provisioning.host_session import HostSession
     from ..vm import TestVm
 
 __all__ = ["Network"]

@@ -11,7 +11,7 @@ from ...guests.adapter import GuestAdapter
 from ...hosts.host import Host
 from ...settings import Settings
 from ..config import VmConfig
-from ..host_session import HostSession
+from ..provisioning.host_session import HostSession
 from .template_maker import cold_reason
 
 __all__ = ["prepare_template"]

@@ -15,11 +15,11 @@ from ...guests.adapter import GuestAdapter
 from ...hosts.agent_client import AsyncAgentClient
 from ...hosts.host import Host
 from ...propolis_api import Component, NvmeDisk, VirtioDisk, VirtioNic
-from ..admission import retry_while_busy
 from ..config import CompleteVmConfig
 from ..disks.layout import boot_order_of, boot_source_of, disks_of
-from ..guest_images import ready_image
 from ..instance_spec.builder import instance_properties
+from ..provisioning.admission import retry_while_busy
+from ..provisioning.guest_images import ready_image
 from ..timings import Timings
 from .fork_handle import ForkHandle
 from .identity import typed_identity

@@ -6,8 +6,8 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from ..errors import HostBusy, ResourceExhausted
-from .timings import Timings
+from ...errors import HostBusy, ResourceExhausted
+from ..timings import Timings
 
 __all__ = ["retry_while_busy"]
 

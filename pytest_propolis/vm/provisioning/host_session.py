@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from ..agent_api.messages import ResourceIds
-from ..errors import PropolisError
-from ..hosts.agent_client import AsyncAgentClient
-from ..hosts.host import Host
-from .warm_start.warm_starter import WarmStarter
+from ...agent_api.messages import ResourceIds
+from ...errors import PropolisError
+from ...hosts.agent_client import AsyncAgentClient
+from ...hosts.host import Host
+from ..warm_start.warm_starter import WarmStarter
 
 __all__ = ["HostSession"]
 

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import msgspec
 
-from ..agent_api.messages import CreateVm
-from ..agent_api.server_program import ENGINE_PROGRAM, SERVER_HINT, ServerProgram
-from ..errors import AgentError, ApiError, CapabilityMissing, ConfigError
-from ..hosts.host import Host, log_path_on
-from ..propolis_api.client import PropolisClient
-from ..propolis_api.connection.endpoint import Endpoint
-from ..settings import ENGINE
-from ..storage.progress import Progress
+from ...agent_api.messages import CreateVm
+from ...agent_api.server_program import ENGINE_PROGRAM, SERVER_HINT, ServerProgram
+from ...errors import AgentError, ApiError, CapabilityMissing, ConfigError
+from ...hosts.host import Host, log_path_on
+from ...propolis_api.client import PropolisClient
+from ...propolis_api.connection.endpoint import Endpoint
+from ...settings import ENGINE
+from ...storage.progress import Progress
+from ..config import VmConfig
+from ..disks.images import ImageFinder
+from ..migration import TERMINAL, Report
+from ..timings import Timings
 from .admission import retry_while_busy
-from .config import VmConfig
-from .disks.images import ImageFinder
 from .host_session import HostSession
-from .migration import TERMINAL, Report
-from .timings import Timings
 
 __all__ = ["Served", "open_server", "qemu_log", "require_metrics", "require_served"]
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..agent_api.messages import ImageNeeded
-from ..guests.adapter import GuestAdapter, GuestImage
-from ..hosts.agent_client import AsyncAgentClient
-from ..hosts.host import Host
-from ..hosts.local import LocalHost
-from ..hosts.run_directory import run_token
-from ..settings import Settings
+from ...agent_api.messages import ImageNeeded
+from ...guests.adapter import GuestAdapter, GuestImage
+from ...hosts.agent_client import AsyncAgentClient
+from ...hosts.host import Host
+from ...hosts.local import LocalHost
+from ...hosts.run_directory import run_token
+from ...settings import Settings
 
 __all__ = ["ReadyImage", "prepare_guests", "ready_image"]
 

@@ -1,0 +1,265 @@
+"""Building one VM on a host: as a fork of a template, or at a server of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from ...agent_api.boot_source import BootSource, DirectKernel
+from ...agent_api.disks import CreateDisk
+from ...agent_api.messages import CreateVm
+from ...console.log import make_log_directory
+from ...guests.adapter import GuestAdapter
+from ...guests.registry import GuestRegistry
+from ...hosts.host import log_path_on
+from ...propolis_api import Component, InstanceProperties, InstanceSpec
+from ...propolis_api.client import PropolisClient
+from ...storage.artifacts import Artifact
+from ..config import CompleteVmConfig
+from ..disks.image_disk import image_format_of
+from ..disks.images import ImageFinder
+from ..disks.kinds import AttachedDisk
+from ..disks.layout import boot_order_of, boot_source_of, disks_of, firmware_of, split_disks
+from ..instance_spec.builder import (
+    disk_components,
+    instance_properties,
+    instance_spec,
+    nic_components,
+    with_failure_injector,
+)
+from ..timings import Timings
+from ..vm import TestVm
+from .guest_images import ReadyImage, ready_image
+from .host_session import HostSession
+from .servers import open_server, qemu_log
+
+__all__ = ["VmBuilder", "VmPlan"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class VmPlan:
+    """A VM that is to get a server of its own.
+
+    :param copy_disks: whether a migration to it copies the disks.
+    :param predecessor: the id, on the same host, of the VM that it succeeds.
+    :param server: what serves it, as in `VmConfig`.
+    """
+
+    name: str
+    guest: GuestAdapter
+    spec: InstanceSpec
+    properties: InstanceProperties
+    boot_source: BootSource
+    boot_timeout_s: float
+    server: str | Path
+    display: bool = False
+    guest_ports: bool = False
+    copy_disks: bool = False
+    predecessor: str | None = None
+
+
+class VmBuilder:
+    """Builds VMs for a factory. What it takes for one is released by the exit stack that the caller gives it.
+
+    :param group: what the VMs belong to, usually a test.
+    :param log_dir: the directory for their logs; it is made with the first VM.
+    :param artifact: finds an artifact of a catalog by its name.
+    :param metric_addr: where servers of VMs register for metrics; None for no metrics.
+    """
+
+    def __init__(
+        self,
+        *,
+        guests: GuestRegistry,
+        group: str,
+        log_dir: Path,
+        progress: Callable[[str], None],
+        artifact: Callable[[str], Artifact | None],
+        metric_addr: str | None,
+    ) -> None:
+        self._guests = guests
+        self._group = group
+        self._log_dir = log_dir
+        self._progress = progress
+        self._artifact = artifact
+        self._metric_addr = metric_addr
+
+    def images(self, session: HostSession, *, timeout_s: float) -> ImageFinder:
+        """Return what finds disk images and boot ROMs for VMs on a host."""
+        return ImageFinder(
+            session.host,
+            session.agent,
+            guests=self._guests,
+            artifact=self._artifact,
+            boot_timeout_s=timeout_s,
+            progress=self._progress,
+        )
+
+    async def fork(
+        self,
+        session: HostSession,
+        complete: CompleteVmConfig,
+        guest: GuestAdapter,
+        taken: contextlib.AsyncExitStack,
+        *,
+        run: bool,
+    ) -> TestVm | None:
+        """Fork a VM from the template of its kind; return None if there cannot be one.
+
+        :param run: whether it may run on return.
+        """
+        make_log_directory(self._log_dir)
+        name = complete.config.name
+        disks = split_disks(complete.config)
+        # Cards are never a template's: forks would have one address.
+        kind = dataclasses.replace(complete, config=dataclasses.replace(complete.config, disks=disks.kept, nics=()))
+        async with contextlib.AsyncExitStack() as made:
+            added: dict[str, Component] = {}
+            for disk in disks.plugged:
+                added |= disk_components(await self._attached(session, disk.attached(), disk.request(), made))
+            for nic in complete.config.nics:
+                added |= nic_components(nic)
+            log_path = log_path_on(session.host, qemu_log(self._log_dir, name))
+            forked = await session.warm_starter.fork(
+                kind, guest, added=added, log_path=log_path, run=run, metric_addr=self._metric_addr
+            )
+            if forked is None:
+                return None
+            await taken.enter_async_context(made.pop_all())
+        session.own_vm(forked.vm.id, taken, log_path=qemu_log(self._log_dir, name))
+        vm = TestVm(
+            name=name,
+            host=session.host,
+            client=PropolisClient(session.agent.endpoint(forked.vm.path), vm=name),
+            guest=guest,
+            spec=forked.vm.spec,
+            properties=forked.properties,
+            log_path=self._serial_log(name),
+            boot_timeout_s=complete.boot_timeout_s,
+            boot_source=forked.vm.boot,
+            migrations=partial(session.agent.migrations, forked.vm.path),
+            forked=forked,
+            phases=forked.phases,
+            vm_id=forked.vm.id,
+            has_ports=complete.config.has_ports,
+        )
+        return await taken.enter_async_context(vm)
+
+    async def create(
+        self,
+        session: HostSession,
+        complete: CompleteVmConfig,
+        guest: GuestAdapter,
+        taken: contextlib.AsyncExitStack,
+    ) -> TestVm:
+        """Build a VM that boots; it is not created at its server yet."""
+        config = complete.config
+        images = self.images(session, timeout_s=complete.boot_timeout_s)
+        image = await self._image(session, guest, timeout_s=complete.boot_timeout_s)
+        if config.boot_disk is not None:
+            path = await images.path(config.boot_disk)
+            image = dataclasses.replace(image, disk=Path(path), disk_format=image_format_of(path))
+        spec = instance_spec(
+            cpus=complete.cpus,
+            memory_mib=complete.memory_mib,
+            disks=[await self._attached(session, disk, request, taken) for disk, request in disks_of(config, image)],
+            boot_order=boot_order_of(config, image),
+            nics=config.nics,
+            cpuid=config.cpuid,
+            hyper_v=config.hyper_v,
+        )
+        spec = with_failure_injector(spec, exports=config.fail_migration_exports, imports=config.fail_migration_imports)
+        boot_rom = None
+        if complete.boot_rom is not None and firmware_of(config, guest) == "uefi":
+            boot_rom = await images.boot_rom(complete.boot_rom)
+        plan = VmPlan(
+            name=config.name,
+            guest=guest,
+            spec=spec,
+            properties=instance_properties(config.name),
+            boot_source=boot_source_of(config, guest, image, boot_rom=boot_rom),
+            boot_timeout_s=complete.boot_timeout_s,
+            server=complete.server,
+            display=config.display,
+            guest_ports=config.has_ports,
+        )
+        return await self.serve(session, plan, taken)
+
+    async def serve(self, session: HostSession, plan: VmPlan, taken: contextlib.AsyncExitStack) -> TestVm:
+        """Open a server for a VM; it is not created there yet."""
+        make_log_directory(self._log_dir)
+        phases = Timings()
+        served = await open_server(
+            plan.server,
+            CreateVm(
+                name=plan.name,
+                group=self._group,
+                boot=plan.boot_source,
+                log_path="",
+                memory_mib=plan.spec.board.memory_mb,
+                display=plan.display,
+                guest_ports=plan.guest_ports,
+                copy_disks=plan.copy_disks,
+                predecessor=plan.predecessor,
+                metric_addr=self._metric_addr,
+            ),
+            session=session,
+            log_dir=self._log_dir,
+            start_timeout_s=plan.boot_timeout_s,
+            images=self.images(session, timeout_s=plan.boot_timeout_s),
+            taken=taken,
+            phases=phases,
+            progress=self._progress,
+        )
+        vm = TestVm(
+            name=plan.name,
+            host=session.host,
+            client=PropolisClient(served.endpoint, vm=plan.name),
+            guest=plan.guest,
+            spec=plan.spec,
+            properties=plan.properties,
+            log_path=self._serial_log(plan.name),
+            boot_timeout_s=plan.boot_timeout_s,
+            boot_source=plan.boot_source,
+            migrations=served.migrations,
+            copies_disks=plan.copy_disks,
+            phases=phases,
+            vm_id=served.vm_id,
+            has_ports=plan.guest_ports,
+            server=plan.server,
+        )
+        return await taken.enter_async_context(vm)
+
+    async def boot_source_on(self, session: HostSession, vm: TestVm) -> BootSource:
+        """Return what a VM starts from, with the files of another host."""
+        if not isinstance(vm.boot_source, DirectKernel):
+            return vm.boot_source
+        image = await self._image(session, vm.guest, timeout_s=vm.boot_timeout_s)
+        return msgspec.structs.replace(
+            vm.boot_source, kernel=str(image.kernel), initrd=str(image.initrd) if image.initrd else None
+        )
+
+    async def _image(self, session: HostSession, guest: GuestAdapter, *, timeout_s: float) -> ReadyImage:
+        return await ready_image(session.host, session.agent, guest.image, timeout_s=timeout_s, progress=self._progress)
+
+    def _serial_log(self, name: str) -> Path:
+        return self._log_dir / f"{name}.serial.log"
+
+    async def _attached(
+        self,
+        session: HostSession,
+        disk: AttachedDisk,
+        request: CreateDisk | None,
+        taken: contextlib.AsyncExitStack,
+    ) -> AttachedDisk:
+        """A disk that exists; one in memory does so without a request."""
+        if request is None:
+            return disk
+        created = await session.agent.create_disk(request)
+        session.own_disk(created.id, taken)
+        return dataclasses.replace(disk, path=created.path)
