@@ -89,7 +89,7 @@ def test_an_asynchronous_test_under_hypothesis_runs(inner: InnerRun, mode: str) 
 
 
 @pytest.mark.skipif(
-    not hasattr(asyncio_plugin.PytestAsyncioSpecs, "pytest_asyncio_loop_factories"),
+    not hasattr(asyncio_plugin, "PytestAsyncioSpecs"),
     reason="this version of pytest-asyncio has no loop factories",
 )
 @pytest.mark.parametrize("mode", ["strict", "auto"])
