@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import secrets
+import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property, partial
@@ -17,7 +17,6 @@ from ..settings import BootKind, Settings
 from .internals import is_worker, shared_run_id, worker_name
 from .kernel_watch import KernelWatch
 from .progress import progress_printer
-from .retention import RetentionPolicy
 from .stash import FORKS, HOSTS, INTERRUPTION, KERNEL_WATCH, PLACEMENTS, RETENTION_POLICY, RUNNING_TEST
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from ..vm.factory import VmFactory
     from ..vm.metrics.metrics import Metrics
     from ..vm.vm import TestVm
+    from .retention import RetentionPolicy
 
 __all__ = ["Run"]
 
@@ -107,6 +107,8 @@ class Run:
     @cached_property
     def policy(self) -> RetentionPolicy:
         """Decides whose VMs stay after their test."""
+        from .retention import RetentionPolicy
+
         pause = None
         if self.settings.pause_on_failure and not is_worker(self._config):
             from .pausing import pauser
@@ -182,7 +184,7 @@ class Run:
 
         return opened_group(
             self.settings.coordination,
-            name or f"group-{secrets.token_hex(8)}",
+            name or f"group-{os.urandom(8).hex()}",
             run=self._coordination_id,
             host=lambda: self.coordination_host,
         )
