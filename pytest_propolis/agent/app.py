@@ -77,15 +77,15 @@ class AgentApp:
         self._works: set[asyncio.Future[StreamLine]] = set()
         self._creations: set[asyncio.Task[Any]] = set()
         """Requests that create a resource, and remove it if their client has disconnected meanwhile."""
-        self._platforms = HypervisorFinder(config)
-        self._images = ImageMaker(config, ledger, self._platforms)
+        self._hypervisors = HypervisorFinder(config)
+        self._images = ImageMaker(config, ledger, self._hypervisors)
         self._engine = engine_app()
         self._coordination = CoordinationService()
-        self._lingering = Lingering(config, self._platforms, over=self._stay_no_longer)
-        self.registry = ResourceRegistry(config, ledger, self._platforms, stays=lambda: self._lingering.is_wanted)
+        self._lingering = Lingering(config, self._hypervisors, over=self._stay_no_longer)
+        self.registry = ResourceRegistry(config, ledger, self._hypervisors, stays=lambda: self._lingering.is_wanted)
         self._networks = Networks(Path(config.directory), writer=self.registry.writer_of)
         self._templates = Templates(
-            self._platforms,
+            self._hypervisors,
             self.registry,
             directory=template_directory(config.artifact_dir),
             allowed=allowed_image_directories(config),
@@ -152,19 +152,19 @@ class AgentApp:
             await asyncio.wait(under_way)
         self.registry.close()
         self._templates.close()
-        await self._platforms.aclose()
+        await self._hypervisors.aclose()
 
     async def _info(self, _request: Request) -> Response:
-        platform = await self._platforms.find()
+        hypervisor = await self._hypervisors.find()
         return encoded(
             AgentInfo(
                 pid=os.getpid(),
                 run=self._config.run,
                 version=version("pytest-propolis"),
-                qemu=str(platform.qemu.system),
-                qemu_version=".".join(map(str, platform.qemu.version)),
-                accelerator=platform.accelerator.name,
-                accelerator_reason=platform.accelerator.reason,
+                qemu=str(hypervisor.qemu.system),
+                qemu_version=".".join(map(str, hypervisor.qemu.version)),
+                accelerator=hypervisor.accelerator.name,
+                accelerator_reason=hypervisor.accelerator.reason,
                 standing_by=self.registry.standby.ready,
             )
         )
@@ -289,15 +289,15 @@ class AgentApp:
         client = _client(request)
         wanted = await decoded(request, CreateDisk)
         with self._creating():
-            disk = await self.registry.create_disk(client, wanted)
-            return await _created(request, disk, lambda: self.registry.remove_disk(client, disk.id))
+            disk = await self.registry.disks.create_disk(client, wanted)
+            return await _created(request, disk, lambda: self.registry.disks.remove_disk(client, disk.id))
 
     async def _remove(self, request: Request) -> Response:
         await self.registry.remove(_client(request), await decoded(request, ResourceIds))
         return Response(status_code=204)
 
     async def _remove_disk(self, request: Request) -> Response:
-        await self.registry.remove_disk(_client(request), request.path_params["id"])
+        await self.registry.disks.remove_disk(_client(request), request.path_params["id"])
         return Response(status_code=204)
 
     async def _list_vms(self, _request: Request) -> Response:
