@@ -18,8 +18,8 @@ from ...agent_api.messages import CreateVm, Fault
 from ...agent_api.template_layout import MEMORY_FILE, STATE_FILE, blank_file, disk_file
 from ...agent_api.templates import ForkVm, FreezeVm, TemplateMaking, TemplateNeeded, VmForked
 from ...engine.invalid_spec import InvalidSpec, SpecUnsupported
-from ...engine.qemu.machine import MachineError
 from ...engine.qemu.memory import GuestMemory
+from ...engine.qemu.monitor import MachineError
 from ...engine.server.http_error import HttpError
 from ...engine.templates.template import Template, template_key, with_disks_in
 from ...errors import AgentError, BootError, PropolisError, ResourceExhausted, TemplateError

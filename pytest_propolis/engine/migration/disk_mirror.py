@@ -13,7 +13,8 @@ from typing import Any, Final, TypeVar
 
 from qemu.qmp import EventListener
 
-from ..qemu.machine import Machine, MachineError
+from ..qemu.machine import Machine
+from ..qemu.monitor import MachineError
 from .disks import copy_timeout_s
 from .failure import MigrationFailed
 from .relay import Relay

@@ -22,7 +22,8 @@ from ...propolis_api import InstanceSpec, MigrationState
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.devices.disks import backend_nodes
 from ..qemu.devices.host_file import HostFile, this_host
-from ..qemu.machine import Machine, MachineError
+from ..qemu.machine import Machine
+from ..qemu.monitor import MachineError
 from ..request_queue import MigrateAsSource, MigrationOut
 from ..templates.state_stream import cancel_transfer, save_state
 from ..volumes.block_backend import BlockBackends

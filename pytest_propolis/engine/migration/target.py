@@ -17,7 +17,8 @@ from ...agent_api.transfers import MemoryTransfer
 from ...propolis_api import FromMigration, InstanceSpec, MigrationState
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.devices.host_file import HostFile, this_host
-from ..qemu.machine import Machine, MachineError
+from ..qemu.machine import Machine
+from ..qemu.monitor import MachineError
 from ..templates.state_stream import load_state
 from .arriving_disks import ArrivingDisks
 from .between_hosts.outcome import was_handed_over

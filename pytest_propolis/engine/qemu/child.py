@@ -16,7 +16,7 @@ from typing import IO, Final, Protocol
 from ...operating_system.interface import Descendants
 from ...operating_system.registry import system
 
-__all__ = ["Child", "ChildRecord", "Journal", "NoJournal", "spawn"]
+__all__ = ["Child", "ChildRecord", "Journal", "NoJournal", "end_reason", "spawn"]
 
 GROUP_END_S: Final = 0.5
 """How long a killed process group may take to be gone before processes that left the group are looked for."""
@@ -185,3 +185,12 @@ async def spawn(
         raise
     finally:
         os.close(held)
+
+
+def end_reason(status: int) -> str:
+    """How QEMU ended, in the 123 octets that a websocket's close has for it."""
+    if status == -signal.SIGKILL:
+        return "QEMU was killed by SIGKILL; is the host or its container out of memory?"
+    if status < 0:
+        return f"QEMU was ended by signal {signal.Signals(-status).name}"
+    return f"QEMU ended by itself with status {status}"

@@ -7,70 +7,32 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
-from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+from qemu.qmp import EventListener, QMPError
 
 from ...errors import HostError
 from ...storage.files import open_log
 from .bios_shadow import drop_bios_shadow
-from .child import Child, ChildRecord, Journal, spawn
+from .child import Child, ChildRecord, Journal, end_reason, spawn
+from .guest_events import DiskError, GuestEvent
 from .guest_ports import GuestPorts
+from .monitor import COMMAND_TIMEOUT_S, MachineError, Monitor
 from .serial_port import SerialPort
 
-__all__ = ["DiskError", "GuestEvent", "Machine", "MachineError"]
+__all__ = ["Machine"]
 
 logger = logging.getLogger(__name__)
 
-# The monitor's own log repeats what is raised as an error.
-logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
-
 MONITOR_READY_TIMEOUT_S: Final = 30.0
-
-COMMAND_TIMEOUT_S: Final = 60.0
-"""How long QEMU may take to answer a command. Those that take long are answered when they are under way."""
 
 END_TIMEOUT_S: Final = 1.0
 """How long the end of QEMU is waited for when its monitor has gone."""
 
 RESETS: Final = ("-action", "reboot=shutdown")
 """A guest that resets itself stands still until `Machine` has reset the machine whole."""
-
-
-class MachineError(Exception):
-    """Raised when QEMU ends or refuses where it should not; the text is QEMU's own."""
-
-
-class GuestEvent(Enum):
-    """Events initiated by the guest."""
-
-    RESET = "reset"
-    SHUTDOWN = "shutdown"
-    PANICKED = "panicked"
-    EXITED = "exited"
-    DISK_LOST = "disk lost"
-    """A disk whose blocks are served from elsewhere: `Machine.failure` tells."""
-
-    DISK_FAILED = "disk failed"
-    """QEMU has stopped the guest, because a disk could not be written: `Machine.disk_error` tells."""
-
-
-@dataclass(frozen=True, slots=True)
-class DiskError:
-    """Why QEMU has stopped a guest.
-
-    :param node: the block node that could not be written or read.
-    :param is_full: whether there was no space left.
-    :param reason: what the operating system said.
-    """
-
-    node: str
-    is_full: bool
-    reason: str
 
 
 class Machine:
@@ -122,7 +84,7 @@ class Machine:
         """Each returns whether a block backend handles an error for which QEMU has stopped the guest."""
         self.stopped_s = 0.0
         self.resumed_s = 0.0
-        self._monitor = QMPClient("engine")
+        self._monitor = Monitor(how_qemu_ended=self._how_it_ended)
         self._listener = EventListener(
             names={"SHUTDOWN", "RESET", "GUEST_PANICKED", "STOP", "RESUME", "BLOCK_IO_ERROR"}
         )
@@ -248,8 +210,7 @@ class Machine:
 
     async def give_fd(self, name: str, fd: int) -> None:
         """Hand QEMU a duplicate of a file descriptor, which later commands call `name`."""
-        self._monitor.send_fd_scm(fd)
-        await self.execute("getfd", fdname=name)
+        await self._monitor.give_fd(name, fd)
 
     async def forget_fd(self, name: str) -> None:
         """Have QEMU close what it was given under this name, unless a command has used it up."""
@@ -265,14 +226,14 @@ class Machine:
 
         :raises MachineError: when QEMU refuses it, is gone, or does not answer within `COMMAND_TIMEOUT_S`.
         """
-        return await self._answer(command, self._monitor.execute(command, arguments or None))
+        return await self._monitor.execute(command, arguments)
 
     async def execute_out_of_band(self, command: str, **arguments: Any) -> Any:
         """Give QEMU's monitor a command that it carries out at once, even while another one hangs.
 
         :raises MachineError: as `execute`.
         """
-        return await self._answer(command, self._monitor.execute(command, arguments, oob=True))
+        return await self._monitor.execute(command, arguments, oob=True)
 
     async def next_event(self, listener: EventListener) -> tuple[str, dict[str, Any]]:
         """Name and data of the next event that a listener of `events` hears.
@@ -302,22 +263,10 @@ class Machine:
             self._record.gone()
         elif not gone:
             logger.error("QEMU %s was killed, and has not ended: the ledger lists it still", self.pid)
-        with contextlib.suppress(QMPError, OSError, EOFError):
-            await self._monitor.disconnect()
+        await self._monitor.disconnect()
         self.serial.close()
         self.second_serial.close()
         self.ports.close()
-
-    async def _answer(self, command: str, answer: Awaitable[Any]) -> Any:
-        try:
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                return await answer
-        except TimeoutError:
-            raise MachineError(f"QEMU: {command}: no answer for {COMMAND_TIMEOUT_S:.0f} s") from None
-        except ExecuteError as error:
-            raise MachineError(f"QEMU: {command}: {error}") from None
-        except (QMPError, OSError) as error:
-            raise MachineError(f"QEMU: {command}: {await self._how_it_ended() or error}") from None
 
     async def _how_it_ended(self) -> str:
         """How QEMU ended, and its last words. Nothing if it has not, shortly after its monitor's end."""
@@ -326,7 +275,7 @@ class Machine:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_TIMEOUT_S):  # `wait_for` may swallow a cancellation
                 status = await self._process.wait()
-            return "\n".join(filter(None, [_end_reason(status), self._last_words()]))
+            return "\n".join(filter(None, [end_reason(status), self._last_words()]))
         return ""
 
     def _signal(self, number: signal.Signals) -> None:
@@ -415,7 +364,7 @@ class Machine:
         assert self._process is not None
         status = await self._process.wait()
         if not self._closing:
-            self.serial.end_reason = _end_reason(status)
+            self.serial.end_reason = end_reason(status)
             self.ports.close()
             self._on_event(GuestEvent.EXITED)
 
@@ -430,15 +379,6 @@ class Machine:
             lines = [line for line in self._log_path.read_text(errors="replace").splitlines() if "warning:" not in line]
             return "\n".join(lines[-5:])
         return ""
-
-
-def _end_reason(status: int) -> str:
-    """How QEMU ended, in the 123 octets that a websocket's close has for it."""
-    if status == -signal.SIGKILL:
-        return "QEMU was killed by SIGKILL; is the host or its container out of memory?"
-    if status < 0:
-        return f"QEMU was ended by signal {signal.Signals(-status).name}"
-    return f"QEMU ended by itself with status {status}"
 
 
 def _time_s(event: Mapping[str, Any]) -> float:

@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from .machine import Machine, MachineError
+from .machine import Machine
+from .monitor import MachineError
 
 __all__ = ["VcpuTimes", "VcpuTimesUnknown", "VcpuTimesView"]
 

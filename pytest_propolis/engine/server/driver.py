@@ -16,7 +16,9 @@ from enum import Enum
 from typing import Any, Final, TypeVar
 
 from ...propolis_api import InstanceState
-from ..qemu.machine import GuestEvent, Machine, MachineError
+from ..qemu.guest_events import GuestEvent
+from ..qemu.machine import Machine
+from ..qemu.monitor import MachineError
 from ..request_queue import (
     MigrateAsSource,
     MigrationOut,

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from ...oximeter.producer import MetricsConfig, producing
 from ...oximeter.samples import MetricsError, ProducerError, ProducerResult, ProducerResults, ProducerSamples
 from ...oximeter.virtual_machine import VcpuState, reset, target_of, vcpu_usage
-from ..qemu.machine import MachineError
+from ..qemu.monitor import MachineError
 from ..qemu.vcpu_times import VcpuTimesUnknown, VcpuTimesView
 from .served_vm import ServedVm
 

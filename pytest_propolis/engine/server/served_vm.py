@@ -21,9 +21,10 @@ from ..migration.source import MigrationSource
 from ..migration.target import MigrationTarget
 from ..qemu.devices.blobs import BlobFiles
 from ..qemu.devices.disks import backend_nodes
-from ..qemu.machine import Machine, MachineError
+from ..qemu.machine import Machine
 from ..qemu.machine_part import MachinePart
 from ..qemu.memory import OwnMemory
+from ..qemu.monitor import MachineError
 from ..volumes.block_backend import BlockBackends
 from .driver import StateDriver
 from .publisher import StatePublisher

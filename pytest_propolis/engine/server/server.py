@@ -44,7 +44,7 @@ from ..qemu.devices.display import screenshot
 from ..qemu.devices.hot_plug import plug
 from ..qemu.devices.port_forward import ForwardRefused, forward_port
 from ..qemu.guest_ports import GuestPort
-from ..qemu.machine import MachineError
+from ..qemu.monitor import MachineError
 from ..qemu.serial_port import SerialPort
 from ..request_queue import MigrateAsSource, Reboot, ReplaceVolume, Request, RequestDenied, Run, Stop
 from ..templates.state_stream import save_state

@@ -29,9 +29,10 @@ from ..qemu.devices.blobs import BlobFiles
 from ..qemu.devices.host_checks import require_host_resources
 from ..qemu.devices.host_file import HostFile
 from ..qemu.devices.hot_plug import pluggable
-from ..qemu.machine import Machine, MachineError
+from ..qemu.machine import Machine
 from ..qemu.machine_part import MachinePart
 from ..qemu.memory import OwnMemory
+from ..qemu.monitor import MachineError
 from ..request_queue import MigrateAsSource, ReplaceVolume, Request, RequestQueue
 from ..volumes.block_backend import BlockBackends, VolumeGone
 from .driver import StateDriver

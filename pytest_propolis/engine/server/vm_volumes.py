@@ -7,8 +7,8 @@ from uuid import UUID
 
 from ...propolis_api import Component, InstanceSpec, VolumeStatus
 from ..qemu.devices.hot_plug import plug
-from ..qemu.machine import MachineError
 from ..qemu.machine_part import PartKind
+from ..qemu.monitor import MachineError
 from ..volumes.block_backend import BackendError, BackendMissing
 from .dropshot_errors import backend_not_found, crucible_error, disk_not_found
 from .http_error import HttpError

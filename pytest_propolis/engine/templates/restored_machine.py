@@ -17,7 +17,9 @@ from ...propolis_api import InstanceSpec
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.binary import Qemu
 from ..qemu.child import Journal
-from ..qemu.machine import GuestEvent, Machine, MachineError
+from ..qemu.guest_events import GuestEvent
+from ..qemu.machine import Machine
+from ..qemu.monitor import MachineError
 from .state_stream import load_state
 from .template import Template, with_disks_in
 

@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from ..qemu.machine import Machine, MachineError
+from ..qemu.machine import Machine
+from ..qemu.monitor import MachineError
 
 __all__ = ["cancel_transfer", "load_state", "save_state"]
 

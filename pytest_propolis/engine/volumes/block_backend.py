@@ -17,7 +17,8 @@ from uuid import UUID
 import msgspec
 
 from ...propolis_api import Component, InstanceSpec, ReplaceResult, VolumeStatus
-from ..qemu.machine import Machine, MachineError
+from ..qemu.machine import Machine
+from ..qemu.monitor import MachineError
 from ..request_queue import ReplaceVolume
 
 __all__ = [
