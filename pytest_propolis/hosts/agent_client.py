@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from http import HTTPStatus
@@ -17,7 +16,6 @@ from ..agent_api.disks import CreateDisk, DiskCreated, ForkImage, ImageForked
 from ..agent_api.lingering import LingerListed
 from ..agent_api.messages import (
     CLIENT_HEADER,
-    LOG_NAME,
     SOCKET_NAME,
     AgentInfo,
     CreateVm,
@@ -48,15 +46,14 @@ from ..ledger.identity import ProcessIdentity
 from ..ledger.survey import survey
 from ..propolis_api import InstanceVCRReplace, ReplaceResult
 from ..propolis_api.connection.endpoint import Endpoint, Loss
-from ..propolis_api.connection.http import HttpAnswer, HttpClient, request
-from ..propolis_api.failure import api_error
+from ..propolis_api.connection.http import HttpClient, request
+from .agent_answers import AgentAnswers
 
 __all__ = ["AgentClient", "AsyncAgentClient", "running_agents"]
 
 T = TypeVar("T")
 BASE_URL: Final = "http://agent"
 ANSWER_TIMEOUT_S: Final = 60.0
-QUOTED_BYTES: Final = 2000
 BLOCKING_TIMEOUT_S: Final = 15.0
 """An agent that is asked without an event loop answers at once, or when VMs have ended, which takes seconds at most."""
 
@@ -72,7 +69,7 @@ class AsyncAgentClient:
     def __init__(self, socket: Path, *, client: str, loss: Loss | None = None) -> None:
         self.socket = socket
         self._loss = loss
-        self._answers = _Answers(socket)
+        self._answers = AgentAnswers(socket)
         self._http = HttpClient(self.endpoint(""), headers={CLIENT_HEADER: client})
 
     async def __aenter__(self) -> Self:
@@ -303,7 +300,7 @@ class AgentClient:
         self.socket = socket
         self.process = process
         self.may_linger = may_linger
-        self._answers = _Answers(socket)
+        self._answers = AgentAnswers(socket)
         self._client = client
 
     def answers(self) -> bool:
@@ -366,60 +363,3 @@ def running_agents(base: Path, *, run: str | None = None) -> Iterator[AgentClien
             agent = AgentClient(found.directory / SOCKET_NAME, process=header.agent, may_linger=header.lingers)
             if agent.answers():
                 yield agent
-
-
-class _Answers:
-    """What the answers of one agent mean, for both clients.
-
-    Something else than an agent may listen at the socket, or an agent of another version: whatever it answers becomes
-    an error that shows the text.
-    """
-
-    def __init__(self, socket: Path) -> None:
-        self._socket = socket
-
-    def result(self, answer: HttpAnswer, kind: type[T], operation: str) -> T:
-        """Return the decoded response.
-
-        :raises PropolisError: the error that the agent reports.
-        """
-        if not answer.is_success:
-            raise self.error(answer.status, answer.content, operation)
-        return self.decode(answer.content or b"null", kind, operation)
-
-    def decode(self, content: bytes, kind: type[T], operation: str) -> T:
-        """
-        :raises AgentError: when it is of another kind.
-        """
-        try:
-            return msgspec.json.decode(content, type=kind)
-        except msgspec.DecodeError as error:
-            raise self._failed(
-                f"answered {operation} with what is no {_name(kind)} ({error}): {_text(content)}"
-            ) from None
-
-    def error(self, status: int, content: bytes, operation: str) -> PropolisError:
-        """Return the error for a response other than 2xx."""
-        if status == HTTPStatus.UNPROCESSABLE_ENTITY:
-            with contextlib.suppress(msgspec.DecodeError):
-                return msgspec.json.decode(content, type=Fault).to_error()
-        if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_IMPLEMENTED):
-            return api_error(status, content, vm=None, operation=operation)
-        return self._failed(f"answered {status} to {operation}: {_text(content)}")
-
-    def lost(self, error: object) -> AgentError:
-        """Return the error for a missing or truncated response."""
-        return self._failed(f"does not answer: {error or type(error).__name__}")
-
-    def _failed(self, how: str) -> AgentError:
-        return AgentError(
-            f"the agent behind {self._socket} {how}", hint=f"its log is {self._socket.with_name(LOG_NAME)}"
-        )
-
-
-def _text(content: bytes) -> str:
-    return content[:QUOTED_BYTES].decode(errors="replace").strip() or "nothing"
-
-
-def _name(kind: Any) -> str:
-    return getattr(kind, "__name__", str(kind))
