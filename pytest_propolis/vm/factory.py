@@ -18,6 +18,7 @@ from ..guests.registry import GuestRegistry
 from ..hosts.agent_client import AsyncAgentClient
 from ..hosts.host import Host
 from ..hosts.placement import HostChoice, choose_host
+from ..propolis_api import InstanceSpec
 from ..settings import Settings
 from ..storage.artifacts import Artifact
 from .config import VmConfig
@@ -304,10 +305,7 @@ class VmFactory:
         self._require_new(name)
         place = vm.host if host is None else self._choose(host)
         self._require_metrics(name, place, server or vm.server)
-        for disk in vm.volumes:
-            disk.volume.set_generation(disk.volume.generation + 1)  # it fences the other VM off
-        spec = with_volumes(vm.spec, vm.volumes)
-        spec = with_failure_injector(spec, exports=fail_migration_exports, imports=fail_migration_imports)
+        spec = _taken_over(vm, fail_exports=fail_migration_exports, fail_imports=fail_migration_imports)
         session = await self._session(place)
         spec = await self._networks.succeed(vm, name, session, spec)
         is_elsewhere = place.name != vm.host.name
@@ -376,3 +374,10 @@ class VmFactory:
 def _config(name: str, fields: VmConfigFields) -> VmConfig:
     check_keywords(fields, VmConfig, subject=f"VM {name!r}")
     return VmConfig(name=name, **fields)  # type: ignore[arg-type] # A source of a disk stands for its disk.
+
+
+def _taken_over(vm: TestVm, *, fail_exports: int | None, fail_imports: int | None) -> InstanceSpec:
+    """Return the spec of a VM for its successor, which fences it off from its volumes."""
+    for disk in vm.volumes:
+        disk.volume.set_generation(disk.volume.generation + 1)
+    return with_failure_injector(with_volumes(vm.spec, vm.volumes), exports=fail_exports, imports=fail_imports)
