@@ -30,13 +30,14 @@ from ..instance_spec.builder import (
     instance_properties,
     instance_spec,
     nic_components,
+    qcow2_files,
     with_failure_injector,
 )
 from ..timings import Timings
 from ..vm import TestVm
 from .guest_images import ReadyImage, ready_image
 from .host_session import HostSession
-from .servers import open_server, qemu_log
+from .servers import disk_reader, open_server, qemu_log
 
 __all__ = ["VmBuilder", "VmPlan"]
 
@@ -164,10 +165,14 @@ class VmBuilder:
         if config.boot_disk is not None:
             path = await images.path(config.boot_disk)
             image = dataclasses.replace(image, disk=Path(path), disk_format=image_format_of(path))
+        reader = await disk_reader(complete.server, session.host, images=images, progress=self._progress)
         spec = instance_spec(
             cpus=complete.cpus,
             memory_mib=complete.memory_mib,
-            disks=[await self._attached(session, disk, request, taken) for disk, request in disks_of(config, image)],
+            disks=[
+                await self._attached(session, disk, request, taken, reader=reader)
+                for disk, request in disks_of(config, image)
+            ],
             boot_order=boot_order_of(config, image),
             nics=config.nics,
             cpuid=config.cpuid,
@@ -206,6 +211,7 @@ class VmBuilder:
                 guest_ports=plan.guest_ports,
                 copy_disks=plan.copy_disks,
                 predecessor=plan.predecessor,
+                qcow2_disks=tuple(qcow2_files(plan.spec)),
                 metric_addr=self._metric_addr,
             ),
             session=session,
@@ -256,10 +262,15 @@ class VmBuilder:
         disk: AttachedDisk,
         request: CreateDisk | None,
         taken: contextlib.AsyncExitStack,
+        *,
+        reader: str | None = None,
     ) -> AttachedDisk:
-        """A disk that exists; one in memory does so without a request."""
+        """A disk that exists; one in memory does so without a request.
+
+        :param reader: what reads it: `CreateDisk`.
+        """
         if request is None:
             return disk
-        created = await session.agent.create_disk(request)
+        created = await session.agent.create_disk(msgspec.structs.replace(request, reader=reader))
         session.own_disk(created.id, taken)
         return dataclasses.replace(disk, path=created.path)
