@@ -36,7 +36,7 @@ from .instance_spec.builder import (
 from .networks.factory_networks import FactoryNetworks, networked
 from .networks.network import Network
 from .provisioning.host_session import HostSession
-from .provisioning.servers import require_metrics, require_served
+from .provisioning.servers import require_served
 from .provisioning.vm_builder import VmBuilder, VmPlan
 from .vm import TestVm
 from .warm_start.template_maker import cold_reason
@@ -88,7 +88,6 @@ class VmFactory:
         self._log_dir = log_dir
         self._progress = progress
         self._made = made
-        self._metric_addr = metric_addr
         self._builder = VmBuilder(
             guests=guests, group=group, log_dir=log_dir, progress=progress, artifact=artifact, metric_addr=metric_addr
         )
@@ -260,7 +259,6 @@ class VmFactory:
         placed = complete.config.with_slots(has_boot_disk=has_boot_disk(complete.config, guest))
         complete = dataclasses.replace(complete, config=placed)
         host = self._choose(choice)
-        self._require_metrics(config.name, host, complete.server)
         session = await self._session(host)
         images = self._builder.images(session, timeout_s=complete.boot_timeout_s)
         placed = await images.resolved(placed)
@@ -304,7 +302,6 @@ class VmFactory:
         name = name or self._successor_name(vm.name)
         self._require_new(name)
         place = vm.host if host is None else self._choose(host)
-        self._require_metrics(name, place, server or vm.server)
         spec = _taken_over(vm, fail_exports=fail_migration_exports, fail_imports=fail_migration_imports)
         session = await self._session(place)
         spec = await self._networks.succeed(vm, name, session, spec)
@@ -356,10 +353,6 @@ class VmFactory:
             raise ConfigError(
                 f"there is a VM named {name!r} in this test already", hint="give each VM of a test its own name"
             )
-
-    def _require_metrics(self, name: str, host: Host, server: str | Path) -> None:
-        if self._metric_addr is not None:
-            require_metrics(name, host, server)
 
     def _successor_name(self, name: str) -> str:
         stem = re.sub(r"-\d+$", "", name)

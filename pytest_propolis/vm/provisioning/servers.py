@@ -25,7 +25,7 @@ from ..timings import Timings
 from .admission import retry_while_busy
 from .host_session import HostSession
 
-__all__ = ["Served", "disk_reader", "open_server", "qemu_log", "require_engine", "require_metrics", "require_served"]
+__all__ = ["Served", "disk_reader", "open_server", "qemu_log", "require_engine", "require_served"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,25 +122,6 @@ def require_engine(what: str, *, vm: str, server: str | Path) -> None:
             f"{what} needs the engine, and the VM is served by {server}",
             vm=vm,
             hint="leave it out, or mark the test with @pytest.mark.requires(server='engine')",
-        )
-
-
-def require_metrics(vm: str, host: Host, server: str | Path) -> None:
-    """
-    :raises CapabilityMissing: when what is to serve a VM cannot register for metrics at a collector in this process.
-    """
-    hint = "do not use the fixture `metrics` in this test, or serve the VM by the engine or a program, on this machine"
-    if isinstance(server, str) and "://" in server:
-        raise CapabilityMissing(
-            f"the server {server} runs already, and registers for metrics where it was told to when it was started",
-            vm=vm,
-            hint=hint,
-        )
-    if not host.shares_files:
-        raise CapabilityMissing(
-            f"metrics are collected on this machine, where VMs of the host {host.name!r} cannot register",
-            vm=vm,
-            hint=hint,
         )
 
 

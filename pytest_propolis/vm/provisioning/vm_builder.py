@@ -19,6 +19,7 @@ from ...guests.registry import GuestRegistry
 from ...hosts.host import log_path_on
 from ...propolis_api import Component, InstanceProperties, InstanceSpec
 from ...propolis_api.client import PropolisClient
+from ...propolis_api.connection.endpoint import Endpoint
 from ...storage.artifacts import Artifact
 from ..config import CompleteVmConfig
 from ..disks.image_disk import image_format_of
@@ -89,6 +90,7 @@ class VmBuilder:
         self._progress = progress
         self._artifact = artifact
         self._metric_addr = metric_addr
+        self._registries: dict[str, str] = {}
 
     def images(self, session: HostSession, *, timeout_s: float) -> ImageFinder:
         """Return what finds disk images and boot ROMs for VMs on a host."""
@@ -127,7 +129,7 @@ class VmBuilder:
                 added |= nic_components(nic)
             log_path = log_path_on(session.host, qemu_log(self._log_dir, name))
             forked = await session.warm_starter.fork(
-                kind, guest, added=added, log_path=log_path, run=run, metric_addr=self._metric_addr
+                kind, guest, added=added, log_path=log_path, run=run, metric_addr=await self._registry_on(session)
             )
             if forked is None:
                 return None
@@ -212,7 +214,7 @@ class VmBuilder:
                 copy_disks=plan.copy_disks,
                 predecessor=plan.predecessor,
                 qcow2_disks=tuple(qcow2_files(plan.spec)),
-                metric_addr=self._metric_addr,
+                metric_addr=await self._registry_on(session),
             ),
             session=session,
             log_dir=self._log_dir,
@@ -249,6 +251,19 @@ class VmBuilder:
         return msgspec.structs.replace(
             vm.boot_source, kernel=str(image.kernel), initrd=str(image.initrd) if image.initrd else None
         )
+
+    async def _registry_on(self, session: HostSession) -> str | None:
+        """Return where servers on a host register for metrics; None for no metrics.
+
+        :raises HostError: when they cannot reach this machine.
+        """
+        if self._metric_addr is None:
+            return None
+        host = session.host
+        if host.name not in self._registries:
+            registry = Endpoint(base_url=f"http://{self._metric_addr}")
+            self._registries[host.name] = await host.address_for_agent(registry, on=host)
+        return self._registries[host.name]
 
     async def _image(self, session: HostSession, guest: GuestAdapter, *, timeout_s: float) -> ReadyImage:
         return await ready_image(session.host, session.agent, guest.image, timeout_s=timeout_s, progress=self._progress)
