@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from migration_rig import MigrationRig, Node, injector, migrate, migration_rig, spec_of
+from migration_rig import MigrationRig, RemoteNode, injector, migrate, migration_rig, spec_of
 from msgspec.structs import replace
+from program_rig import ProgramRig, program_rig
 
 from pytest_propolis.agent_api.boot_source import BootSource, DirectKernel, Firmware
 from pytest_propolis.errors import ApiError
@@ -30,6 +31,8 @@ from pytest_propolis.propolis_api import (
 from pytest_propolis.propolis_api.backends import FileStorageBackend
 from pytest_propolis.propolis_api.component import FileStorageBackendComponent, NvmeDiskComponent
 
+Servers = MigrationRig | ProgramRig
+
 
 @pytest_asyncio.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[MigrationRig]:
@@ -37,7 +40,13 @@ async def rig(tmp_path: Path) -> AsyncIterator[MigrationRig]:
         yield rig
 
 
-async def refused(source: Node, target: Node, **options: object) -> str:
+@pytest_asyncio.fixture(params=["in one process", "programs"])
+async def servers(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Servers]:
+    async with migration_rig(tmp_path) if request.param == "in one process" else program_rig() as rig:
+        yield rig
+
+
+async def refused(source: RemoteNode, target: RemoteNode, **options: object) -> str:
     with pytest.raises(ApiError) as caught:
         await target.migrate_from(source.address, **options)  # type: ignore[arg-type]
     assert caught.value.status == 500
@@ -45,16 +54,16 @@ async def refused(source: Node, target: Node, **options: object) -> str:
     return caught.value.message
 
 
-async def test_a_replacement_for_what_the_source_has_not_is_refused(rig: MigrationRig) -> None:
-    source, target = await rig.node("source"), await rig.node("target")
+async def test_a_replacement_for_what_the_source_has_not_is_refused(servers: Servers) -> None:
+    source, target = await servers.node("source"), await servers.node("target")
     await source.run(spec_of())
     replacement = MigrationFailureInjectorReplacement(MigrationFailureInjector(fail_exports=0, fail_imports=0))
     assert "'absent' is not in the source's spec" in await refused(source, target, replace={"absent": replacement})
     await source.wait_for(InstanceState.RUNNING)
 
 
-async def test_a_replacement_of_another_type_is_refused(rig: MigrationRig) -> None:
-    source, target = await rig.node("source"), await rig.node("target")
+async def test_a_replacement_of_another_type_is_refused(servers: Servers) -> None:
+    source, target = await servers.node("source"), await servers.node("target")
     await source.run(spec_of(failure=injector()))
     replacement = CrucibleStorageBackendReplacement(CrucibleStorageBackend(readonly=False, request_json="{}"))
     message = await refused(source, target, replace={"failure": replacement})
@@ -63,8 +72,8 @@ async def test_a_replacement_of_another_type_is_refused(rig: MigrationRig) -> No
     await migrate(source, target)
 
 
-async def test_an_nvme_disk_is_refused_by_name_and_the_source_runs_on(rig: MigrationRig, tmp_path: Path) -> None:
-    source, target = await rig.node("source"), await rig.node("target")
+async def test_an_nvme_disk_is_refused_by_name_and_the_source_runs_on(servers: Servers, tmp_path: Path) -> None:
+    source, target = await servers.node("source"), await servers.node("target")
     image = tmp_path / "disk.raw"
     image.write_bytes(bytes(1 << 20))
     disk = NvmeDisk(
@@ -112,16 +121,16 @@ def _linux(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "http+unix://%2Fnowhere/vms/x"])
-async def test_a_source_that_cannot_be_reached_is_named(rig: MigrationRig, address: str) -> None:
-    target = await rig.node("target")
+async def test_a_source_that_cannot_be_reached_is_named(servers: Servers, address: str) -> None:
+    target = await servers.node("target")
     with pytest.raises(ApiError) as caught:
         await target.migrate_from(address)
     assert caught.value.status == 500
     assert f"the source {address} cannot be reached" in caught.value.message
 
 
-async def test_a_server_without_a_running_vm_drops_the_migration(rig: MigrationRig) -> None:
-    source, target = await rig.node("source"), await rig.node("target")
+async def test_a_server_without_a_running_vm_drops_the_migration(servers: Servers) -> None:
+    source, target = await servers.node("source"), await servers.node("target")
     await refused(source, target)
     await source.create(spec_of())
     assert "active instance" in await refused(source, target)
@@ -130,9 +139,11 @@ async def test_a_server_without_a_running_vm_drops_the_migration(rig: MigrationR
     await migrate(source, target)
 
 
-async def test_a_negotiation_that_fails_leaves_nothing_pending_at_the_source(rig: MigrationRig) -> None:
+async def test_a_negotiation_that_fails_leaves_nothing_pending_at_the_source(
+    servers: Servers,
+) -> None:
     """Upstream's queue goes on waiting for a migration whose negotiation failed, and refuses reboots."""
-    source, target = await rig.node("source"), await rig.node("target")
+    source, target = await servers.node("source"), await servers.node("target")
     await source.run(spec_of())
     async with source.client.instance_migrate_start(uuid.uuid4()) as connection:
         await connection.send("propolis-migrate-ron/0")
@@ -143,8 +154,10 @@ async def test_a_negotiation_that_fails_leaves_nothing_pending_at_the_source(rig
     await migrate(source, target)
 
 
-async def test_a_target_that_leaves_at_once_leaves_nothing_pending_at_the_source(rig: MigrationRig) -> None:
-    source, target = await rig.node("source"), await rig.node("target")
+async def test_a_target_that_leaves_at_once_leaves_nothing_pending_at_the_source(
+    servers: Servers,
+) -> None:
+    source, target = await servers.node("source"), await servers.node("target")
     await source.run(spec_of())
     async with source.client.instance_migrate_start(uuid.uuid4()):
         pass
@@ -153,8 +166,8 @@ async def test_a_target_that_leaves_at_once_leaves_nothing_pending_at_the_source
     await migrate(source, target)
 
 
-async def test_a_second_migration_out_is_denied_while_one_is_under_way(rig: MigrationRig) -> None:
-    source, target = await rig.node("source"), await rig.node("target")
+async def test_a_second_migration_out_is_denied_while_one_is_under_way(servers: Servers) -> None:
+    source, target = await servers.node("source"), await servers.node("target")
     await source.run(spec_of())
     async with source.client.instance_migrate_start(uuid.uuid4()):
         await source.wait_for(InstanceState.MIGRATING)
