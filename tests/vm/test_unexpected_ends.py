@@ -118,6 +118,13 @@ async def test_what_the_test_asks_for_is_not_found(vm: TestVm) -> None:
     assert taken(vm) == []
 
 
+async def test_a_guest_that_booted_from_cold_is_waited_for_before_it_has_reset_itself(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(guest="micro", cpus=1, memory_mib=256, boot="cold")
+    await vm.run("(sleep 2; reboot -f) > /dev/null 2>&1 &")
+    await vm.wait_to_boot(timeout_s=LONG_S)
+    assert await vm.run("cut -d. -f1 /proc/uptime") != ""
+
+
 async def test_a_command_that_switches_the_machine_off_has_asked_for_its_end(vm: TestVm) -> None:
     await vm.run("(sleep 0.2; poweroff -f) > /dev/null 2>&1 &")
     assert not await vm.console.moves()
