@@ -169,8 +169,7 @@ class Run:
         )
 
     def metrics(self) -> AbstractAsyncContextManager[Metrics]:
-        """Return a collector of metrics, open until its ``async with`` ends, for fixtures of a wider scope:
-        `vm_factory`."""
+        """Return a collector of metrics, open until its ``async with`` ends, for wider scopes: `vm_factory`."""
         from ..vm.metrics.metrics import Metrics
 
         return Metrics.opened()
