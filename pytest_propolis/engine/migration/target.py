@@ -138,9 +138,9 @@ class MigrationTarget:
         self.way = way if shares_memory else way_of_copying(self._accelerator, self._qemu_version)
 
     async def __call__(self, machine: Machine) -> None:
-        """Transfer the guest, up to where it could run. :raises MachineError: when that fails.
+        """Transfer the guest, up to where it could run.
 
-        The source was notified, and resumes it.
+        :raises MachineError: when that fails. The source was notified, and resumes it.
         """
         try:
             await self._arrive(machine)
