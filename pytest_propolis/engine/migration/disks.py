@@ -47,7 +47,7 @@ class DiskFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def image(self) -> Layer | None:
-        """Return the image that it is an overlay on, if that exists here, too."""
+        """The image that it is an overlay on, if that exists here, too."""
         below = self.layers[1:]
         return below[0] if below and _are_here(below) else None
 

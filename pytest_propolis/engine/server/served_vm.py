@@ -73,7 +73,7 @@ class ServedVm:
 
     @property
     def disk_error(self) -> str | None:
-        """Return why QEMU stopped the guest for good, naming the disk and its file system.
+        """Why QEMU stopped the guest for good, naming the disk and its file system.
 
         Kept short: it travels in the close frame of a websocket.
         """
@@ -90,7 +90,7 @@ class ServedVm:
 
     @property
     def failure(self) -> str | None:
-        """Return why the VM could not continue, if its disks are the reason."""
+        """Why the VM could not continue, if its disks are the reason."""
         return self.driver.failure or (self.machine.failure if self.machine else None) if self.driver else None
 
     async def release(self) -> None:

@@ -85,7 +85,7 @@ class BlockBackend(Protocol):
 
     @property
     def status(self) -> VolumeStatus:
-        """Return the volume's status as in the API."""
+        """The volume's status as in the API."""
 
     async def replace_unchecked(self, vcr_json: str) -> ReplaceResult:
         """As `replace`, without propolis-server's rules; for faults that a test injects.
