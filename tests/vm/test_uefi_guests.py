@@ -1,4 +1,4 @@
-"""Guests under UEFI: what starts them, and what they find of their firmware's variables."""
+"""Guests under UEFI: their boot source, and their firmware's variables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resets and ends of a VM: which ones the test has asked for, was told of, or expects."""
+"""Resets and ends of a VM: those that the test requested, has seen an error of, or expects."""
 
 from __future__ import annotations
 
