@@ -39,7 +39,9 @@ WHOLE: Final = (
 """The examples, and the cases of states, consoles and migrations, and PHD's."""
 
 NEEDS_THE_ENGINE: Final = re.compile(r"it needs the engine, and VMs of this run are served by")
-EXPECTED_SKIPS: Final = re.compile(r"not installed|\bpackage\b|loses pages of a guest|there is no /dev/|is not built")
+EXPECTED_SKIPS: Final = re.compile(
+    r"not installed|which is not there|\bpackage\b|loses pages of a guest|there is no /dev/|is not built"
+)
 
 
 class ProgramRun:
