@@ -14,6 +14,7 @@ from openapi_document import Operation, document, operations, schemas, violation
 
 import pytest_propolis.propolis_api as api
 from pytest_propolis.session.run import Run
+from pytest_propolis.settings import ENGINE
 from pytest_propolis.vm.vm import TestVm
 
 document()  # skips where there is none
@@ -32,7 +33,7 @@ async def vm(propolis: Run) -> AsyncIterator[TestVm]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http(vm: TestVm) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.AsyncHTTPTransport(uds=str(vm.endpoint.uds))
+    transport = httpx.AsyncHTTPTransport(uds=str(vm.endpoint.uds) if vm.endpoint.uds else None)
     async with httpx.AsyncClient(transport=transport, base_url=vm.endpoint.base_url, timeout=30) as client:
         yield client
 
@@ -105,8 +106,10 @@ async def test_what_is_wrong_with_the_path_or_the_query_comes_before_the_state(h
 
 
 async def test_what_the_router_refuses_has_the_form_of_the_api(http: httpx.AsyncClient, vm: TestVm) -> None:
-    for path in ("/nothing", "/instance/disk/%0A/status"):
-        require_error((OPERATIONS["instance_get"], await http.get(path)), 404)
+    require_error((OPERATIONS["instance_get"], await http.get("/nothing")), 404)
+    # The agent's router takes no line break in a path; a server program finds that there is no instance.
+    line_break = await http.get("/instance/disk/%0A/status")
+    require_error((OPERATIONS["instance_get"], line_break), 404 if vm.server == ENGINE else 424)
     response = await http.delete("/instance")
     require_error((OPERATIONS["instance_get"], response), 405)
     assert {"GET", "PUT"} <= set(response.headers["allow"].split(", "))

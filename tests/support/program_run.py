@@ -32,6 +32,7 @@ SELECTION: Final = (
 WHOLE: Final = (
     "example_tests",
     "tests/console",
+    "tests/contract/test_engine_contract.py",
     "tests/engine/test_migration_refusals.py",
     "tests/engine/test_server_program.py",
     "tests/vm",
