@@ -130,7 +130,8 @@ class CrucibleDiskFactory:
             contents=None if fat is None else fat.contents(),
             stall_timeout_s=stall_timeout_s,
         )
-        disk = CrucibleDisk(self._agent, await self._agent.create_volume(request), name=name, block_size=block_size)
+        created = await self._agent.create_volume(request)
+        disk = CrucibleDisk(self._host, self._agent, created, name=name, block_size=block_size)
         self.disks.append(disk)
         self._made(disk)
         return disk
