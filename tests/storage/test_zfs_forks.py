@@ -27,6 +27,8 @@ class Pool:
     datasets: dict[str, str] = dataclasses.field(default_factory=lambda: {"tank/images": "/tank/images"})
     snapshots: dict[str, set[str]] = dataclasses.field(default_factory=dict)
     written: int = 0
+    readonly: str = "off"
+    unmountable: bool = False
     busy: int = 0
     fails: str = ""
     asked: list[str] = dataclasses.field(default_factory=list)
@@ -53,10 +55,10 @@ class Pool:
             with_clones = "name,clones" in argv
             lines = [f"{name}\t{','.join(self.snapshots[name]) or '-'}" if with_clones else name for name in names]
             return Finished(0, "".join(f"{line}\n" for line in lines), "")
-        if "name,mountpoint,mounted" in argv:
+        if "name,mountpoint,mounted,readonly" in argv:
             for name, mountpoint in self.datasets.items():
                 if target.startswith(f"{mountpoint}/"):
-                    return Finished(0, f"{name}\t{mountpoint}\tyes\n", "")
+                    return Finished(0, f"{name}\t{mountpoint}\tyes\t{self.readonly}\n", "")
             return Finished(1, "", f"cannot open '{target}': not a ZFS filesystem")
         raise AssertionError(argv)
 
@@ -78,6 +80,9 @@ class Pool:
             return Finished(1, "", f"cannot open '{snapshot}': dataset does not exist")
         self.snapshots[snapshot].add(clone)
         self.datasets[clone] = f"/{clone}"
+        if self.unmountable:
+            reason = f"cannot mount '/{clone}': failed to create mountpoint: Permission denied"
+            return Finished(1, "", f"{reason}\nfilesystem successfully created, but not mounted")
         return Finished(0, "", "")
 
     def _rollback(self, _argv: list[str], words: list[str]) -> Finished:
@@ -91,7 +96,7 @@ class Pool:
         name = words[0]
         if "@" in name:
             if name not in self.snapshots:
-                return Finished(1, "", f"could not find any snapshots to destroy; snapshot {name} does not exist")
+                return Finished(1, "", "could not find any snapshots to destroy; check snapshot names.")
             if self.snapshots[name]:
                 clones = "\n".join(sorted(self.snapshots[name]))
                 advice = f"use '-R' to destroy the following datasets:\n{clones}"
@@ -169,6 +174,19 @@ async def test_a_fork_after_the_first_takes_one_look_and_one_clone(pool: Pool) -
     pool.asked.clear()
     await fork(pool, "two")
     assert [line.split()[0] for line in pool.asked] == ["list", "clone"]
+
+
+async def test_a_clone_that_cannot_be_mounted_is_not_left_behind(pool: Pool) -> None:
+    pool.unmountable = True
+    with pytest.raises(ArtifactError, match="cannot mount"):
+        await fork(pool)
+    assert (pool.snapshots, list(pool.datasets)) == ({}, ["tank/images"])
+
+
+async def test_a_read_only_dataset_is_an_obstacle(pool: Pool) -> None:
+    pool.readonly = "on"
+    request = ForkRequest(image=IMAGE, image_format="raw", target=Path("/x/y"))
+    assert "tank/images of /tank/images/disk.raw is read-only" in str(await ZfsProvider(pool).obstacle(request))
 
 
 async def test_a_busy_clone_is_destroyed_when_it_is_let_go_of(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from pytest_propolis.session.run import Run
 from pytest_propolis.storage.forks import zfs
 from pytest_propolis.storage.forks.fork import ForkedImage, ForkRequest
 from pytest_propolis.storage.forks.zfs import ZfsProvider, remove_unused_snapshots
+from pytest_propolis.storage.programs import Finished
 from pytest_propolis.storage.store import default_artifact_dir
 
 pytestmark = [
@@ -92,12 +93,11 @@ async def test_snapshots_of_a_fork_roll_back(guest: TestVm, pool: GuestExecutor)
     await provider.remove(made)
 
 
-async def test_forks_of_a_read_only_file_system_are_writable(guest: TestVm, pool: GuestExecutor) -> None:
+async def test_a_read_only_file_system_is_an_obstacle(guest: TestVm, pool: GuestExecutor) -> None:
     await guest.run("zfs set readonly=on tank/images")
     try:
-        made = await fork(pool)
-        await guest.run(f"printf CHANGED! | dd of={made.path} conv=notrunc status=none")
-        await ZfsProvider(pool).remove(made)
+        request = ForkRequest(image=IMAGE, image_format="raw", target=Path("/x/one"))
+        assert "tank/images of /tank/images/disk.raw is read-only" in str(await ZfsProvider(pool).obstacle(request))
     finally:
         await guest.run("zfs set readonly=off tank/images")
 
@@ -210,17 +210,21 @@ async def test_what_is_not_on_zfs_is_an_obstacle(pool: GuestExecutor) -> None:
         await fork(pool, image=Path("/tank/images/gone.raw"))
 
 
-async def test_an_ordinary_user_is_told_what_to_delegate(guest: TestVm) -> None:
+async def test_an_ordinary_user_is_told_what_to_delegate_and_leaves_nothing(guest: TestVm, pool: GuestExecutor) -> None:
     class AsNobody:
-        def __init__(self) -> None:
-            self._executor = GuestExecutor(guest)
-
-        async def run(self, argv: list[str]) -> object:
-            return await self._executor.run(["setpriv", "--reuid=65534", "--clear-groups", *argv])
+        async def run(self, argv: Sequence[str]) -> Finished:
+            return await pool.run(["setpriv", "--reuid=65534", "--clear-groups", *argv])
 
         async def describe(self, path: Path) -> str | None:
-            return await self._executor.describe(path)
+            return await pool.describe(path)
 
+    provider = ZfsProvider(AsNobody())
     request = ForkRequest(image=IMAGE, image_format="raw", target=Path("/x/one"))
     with pytest.raises(ArtifactError, match=r"permission denied.*\n.*zfs allow"):
-        await ZfsProvider(AsNobody()).fork(request)  # type: ignore[arg-type]
+        await provider.fork(request)
+    await guest.run("zfs allow nobody clone,create,destroy,mount,snapshot,rollback tank/images")
+    try:
+        with pytest.raises(ArtifactError, match=r"successfully created.*\n.*mounting needs root"):
+            await provider.fork(request)
+    finally:
+        await guest.run("zfs unallow nobody tank/images")

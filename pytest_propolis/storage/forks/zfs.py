@@ -34,6 +34,12 @@ DEVICE_TIMEOUT_S: Final = 15.0
 _BUSY_RETRY_S: Final = 0.1
 _CLONE_ATTEMPTS: Final = 5
 _LINES_OF_REASON: Final = 5
+_NOT_TO_DESTROY: Final = ("dependent clones", "has children", "could not find any snapshots")
+"""What ``zfs destroy`` says of a snapshot that is needed, or gone already."""
+
+_NOT_MOUNTED: Final = (
+    "mounting needs root, also where `zfs allow` permits the clone: run the agent as root, or choose another provider"
+)
 _ZVOL_DIRECTORY: Final = PurePosixPath("/dev/zvol")
 
 
@@ -115,11 +121,12 @@ class ZfsProvider:
     async def fork(self, request: ForkRequest) -> ForkedImage:
         planned = await self.plan(request)
         clone, snapshot = planned.facts["dataset"], planned.facts["snapshot"]
-        await self._clone(snapshot, clone, is_volume=planned.path.is_relative_to(_ZVOL_DIRECTORY))
+        await self._clone(snapshot, clone)
         try:
-            await self._require_present(planned)
+            if planned.path.is_relative_to(_ZVOL_DIRECTORY):
+                await self._await_device(planned)
         except BaseException:
-            await self._destroy(clone)
+            await self._discard(clone, snapshot)
             raise
         return planned
 
@@ -139,15 +146,22 @@ class ZfsProvider:
         path = PurePosixPath(image)
         if path.is_relative_to(_ZVOL_DIRECTORY):
             return _Dataset(name=str(path.relative_to(_ZVOL_DIRECTORY)), mountpoint=None, relative=None)
-        output = await self._zfs("list", "-Hp", "-t", "filesystem", "-o", "name,mountpoint,mounted", str(image))
+        output = await self._zfs(
+            "list", "-Hp", "-t", "filesystem", "-o", "name,mountpoint,mounted,readonly", str(image)
+        )
         rows = [line.split("\t") for line in output.splitlines() if line]
-        if len(rows) != 1 or len(rows[0]) != 3:
+        if len(rows) != 1 or len(rows[0]) != 4:
             raise ArtifactError(f"zfs list does not say which dataset {image} lies in: {output!r}")
-        name, mountpoint, mounted = rows[0]
+        name, mountpoint, mounted, readonly = rows[0]
         if mounted != "yes" or not path.is_relative_to(mountpoint):
             raise ArtifactError(
                 f"{image} is not below the mount point of its dataset {name} ({mountpoint})",
                 hint=f"mount it: zfs mount {name}",
+            )
+        if readonly == "on":
+            raise ArtifactError(
+                f"the dataset {name} of {image} is read-only, and clones are mounted in it",
+                hint=f"zfs set readonly=off {name}; or, if the pool is, import it again without -o readonly=on",
             )
         return _Dataset(name=name, mountpoint=mountpoint, relative=path.relative_to(mountpoint))
 
@@ -172,15 +186,17 @@ class ZfsProvider:
                 return f"{volume}@{names[-1]}"
         return f"{volume}@{PREFIX}{secrets.token_hex(8)}"
 
-    async def _clone(self, snapshot: str, clone: str, *, is_volume: bool) -> None:
+    async def _clone(self, snapshot: str, clone: str) -> None:
         """Clone the snapshot, and take it first if it does not exist: the last fork may remove it at any time."""
-        options = () if is_volume else ("-o", "readonly=off")
         for _ in range(_CLONE_ATTEMPTS):
             try:
-                await self._zfs("clone", *options, snapshot, clone)
+                await self._zfs("clone", snapshot, clone)
             except ArtifactError as error:
                 if f"'{snapshot}': dataset does not exist" not in error.message:
-                    raise
+                    if "filesystem successfully created" not in error.message:
+                        raise
+                    await self._discard(clone, snapshot)
+                    raise ArtifactError(error.message, hint=_NOT_MOUNTED) from None
             else:
                 return
             await self._ensure_snapshot(snapshot)
@@ -193,15 +209,13 @@ class ZfsProvider:
             if "already exists" not in error.message:  # another fork took it just now
                 raise
 
-    async def _require_present(self, fork: ForkedImage) -> None:
-        """Wait until the device of a volume is there; a file is there at once if its file system is mounted."""
-        deadline = time.monotonic() + (DEVICE_TIMEOUT_S if fork.path.is_relative_to(_ZVOL_DIRECTORY) else 0)
+    async def _await_device(self, fork: ForkedImage) -> None:
+        deadline = time.monotonic() + DEVICE_TIMEOUT_S
         while await self._executor.describe(fork.path) is None:
             if time.monotonic() >= deadline:
                 raise ArtifactError(
-                    f"the clone {fork.dataset} is not at {fork.path}",
-                    hint="mounting needs root, also where `zfs allow` permits the clone, and a volume's device needs"
-                    " udev: run the agent as root, or choose another provider",
+                    f"the clone {fork.dataset} has no device {fork.path}",
+                    hint="udev makes it: see that it runs, or choose another provider",
                 )
             await asyncio.sleep(_BUSY_RETRY_S)
 
@@ -212,8 +226,9 @@ class ZfsProvider:
     async def _zfs(self, *words: str) -> str:
         return await _zfs(self._executor, *words)
 
-    async def _destroy(self, clone: str) -> None:
+    async def _discard(self, clone: str, snapshot: str) -> None:
         await _destroy(self._executor, clone)
+        await _destroy_unused(self._executor, snapshot)
 
 
 async def remove_clone(facts: Mapping[str, str], executor: Executor | None = None) -> None:
@@ -265,7 +280,10 @@ async def _destroy_unused(executor: Executor, snapshot: str) -> bool:
     try:
         await _zfs(executor, "destroy", snapshot)
     except ArtifactError as error:
-        if "dependent clones" in error.message or "does not exist" in error.message or "has children" in error.message:
+        # The second one: the snapshot is gone already.
+        if any(
+            words in error.message for words in ("dependent clones", "could not find any snapshots", "has children")
+        ):
             return False
         raise
     return True
