@@ -23,6 +23,7 @@ from .vms import (
     serial_throughput,
     server_program,
     volumes,
+    zfs_fork,
 )
 
 BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
@@ -41,6 +42,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "fork": fork.measure,
     "suite": suite.measure,
     "volumes": volumes.measure,
+    "zfs_fork": zfs_fork.measure,
     "crowd": crowd.measure,
     "migration": migration.measure,
     "nodes": nodes.measure,

@@ -259,6 +259,8 @@ class VmFactory:
         placed = complete.config.with_slots(has_boot_disk=has_boot_disk(complete.config, guest))
         complete = dataclasses.replace(complete, config=placed)
         host = self._choose(choice)
+        for disk in volumes:
+            disk.volume.require_reachable(host)
         self._require_metrics(config.name, host, complete.server)
         session = await self._session(host)
         images = self._builder.images(session, timeout_s=complete.boot_timeout_s)
@@ -304,6 +306,8 @@ class VmFactory:
         self._require_new(name)
         place = vm.host if host is None else self._choose(host)
         self._require_metrics(name, place, server or vm.server)
+        for disk in vm.volumes:
+            disk.volume.require_reachable(place)
         for disk in vm.volumes:
             disk.volume.set_generation(disk.volume.generation + 1)  # it fences the other VM off
         spec = with_volumes(vm.spec, vm.volumes)

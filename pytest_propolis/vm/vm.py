@@ -207,6 +207,7 @@ class TestVm(BootableVm):
         :raises ApiError: when the server refuses.
         """
         plugged = disk if isinstance(disk, VolumeDisk) else disk.disk()
+        plugged.volume.require_reachable(self.host)
         await plugged.volume.require_free()
         plugged = dataclasses.replace(plugged, pci_slot=plugged.pci_slot or free_slot(self.spec))
         attached = plugged.attached()

@@ -8,8 +8,8 @@ nothing else in the dataset is touched. Commands go through an `Executor`, becau
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,12 @@ PREFIX: Final = "propolis-"
 BUSY_TIMEOUT_S: Final = 15.0
 """How long a dataset may be busy before its removal fails: a process that just ended may still hold it open."""
 
+DEVICE_TIMEOUT_S: Final = 15.0
+"""How long the device of a volume may take to appear: udev makes it."""
+
 _BUSY_RETRY_S: Final = 0.1
+_CLONE_ATTEMPTS: Final = 5
+_LINES_OF_REASON: Final = 5
 _ZVOL_DIRECTORY: Final = PurePosixPath("/dev/zvol")
 
 
@@ -90,13 +95,14 @@ class ZfsProvider:
 
     async def plan(self, request: ForkRequest) -> ForkedImage:
         source = await self._dataset_of(request.image)
-        parent = source.name
+        name = PREFIX + request.target.stem
+        # A volume has no children: its clones lie beside it.
+        clone = f"{source.name if source.relative is not None else source.name.rpartition('/')[0]}/{name}"
         if source.relative is None:
-            # A volume has no children: its clones lie beside it.
-            parent = source.name.rpartition("/")[0]
-        clone = f"{parent}/{PREFIX}{request.target.stem}"
-        snapshot = await self._snapshot_name(source, request.image)
-        path = _ZVOL_DIRECTORY / clone if source.relative is None else PurePosixPath("/", clone, source.relative)
+            snapshot, path = await self._volume_snapshot(source.name), _ZVOL_DIRECTORY / clone
+        else:
+            snapshot = await self._file_snapshot(source, request.image)
+            path = PurePosixPath(str(source.mountpoint), name, source.relative)
         return ForkedImage(
             provider=self.name,
             path=Path(path),
@@ -107,15 +113,15 @@ class ZfsProvider:
         )
 
     async def fork(self, request: ForkRequest) -> ForkedImage:
-        source, planned = await self._dataset_of(request.image), await self.plan(request)
+        planned = await self.plan(request)
         clone, snapshot = planned.facts["dataset"], planned.facts["snapshot"]
-        await self._ensure_snapshot(snapshot)
-        await self._zfs("clone", snapshot, clone)
+        await self._clone(snapshot, clone, is_volume=planned.path.is_relative_to(_ZVOL_DIRECTORY))
         try:
-            return dataclasses.replace(planned, path=await self._path_in(clone, source))
+            await self._require_present(planned)
         except BaseException:
             await self._destroy(clone)
             raise
+        return planned
 
     async def snapshot(self, fork: ForkedImage, name: str) -> None:
         await self._zfs("snapshot", f"{fork.dataset}@{checked_snapshot_name(name)}")
@@ -145,38 +151,59 @@ class ZfsProvider:
             )
         return _Dataset(name=name, mountpoint=mountpoint, relative=path.relative_to(mountpoint))
 
-    async def _snapshot_name(self, source: _Dataset, image: Path) -> str:
-        """The snapshot that all forks of this state of the image share."""
-        state = await self._executor.describe(image) if source.relative is not None else await self._written(source)
+    async def _file_snapshot(self, source: _Dataset, image: Path) -> str:
+        """Return the snapshot that all forks of this state of a file share."""
+        state = await self._executor.describe(image)
         if state is None:
             raise ArtifactError(f"there is no disk image {image}", hint="check the path, or fetch it again")
         generation = hashlib.sha256(f"{source.relative} {state}".encode()).hexdigest()[:16]
         return f"{source.name}@{PREFIX}{generation}"
 
+    async def _volume_snapshot(self, volume: str) -> str:
+        """Return this project's latest snapshot of a volume, or a new name if the volume has been written since.
+
+        What was written last is counted only once it has been synchronized.
+        """
+        await _run(self._executor, "zpool", "sync", volume.partition("/")[0])
+        names = await self._snapshots(volume)
+        if names and names[-1].startswith(PREFIX):
+            written = await self._zfs("get", "-Hp", "-o", "value", f"written@{names[-1]}", volume)
+            if written.strip() == "0":
+                return f"{volume}@{names[-1]}"
+        return f"{volume}@{PREFIX}{secrets.token_hex(8)}"
+
+    async def _clone(self, snapshot: str, clone: str, *, is_volume: bool) -> None:
+        """Clone the snapshot, and take it first if it does not exist: the last fork may remove it at any time."""
+        options = () if is_volume else ("-o", "readonly=off")
+        for _ in range(_CLONE_ATTEMPTS):
+            try:
+                await self._zfs("clone", *options, snapshot, clone)
+            except ArtifactError as error:
+                if f"'{snapshot}': dataset does not exist" not in error.message:
+                    raise
+            else:
+                return
+            await self._ensure_snapshot(snapshot)
+        raise ArtifactError(f"{snapshot} is removed as often as it is taken", hint="see what else removes snapshots")
+
     async def _ensure_snapshot(self, snapshot: str) -> None:
         try:
             await self._zfs("snapshot", snapshot)
         except ArtifactError as error:
-            if "already exists" not in error.message:  # another fork made it just now, or long ago
+            if "already exists" not in error.message:  # another fork took it just now
                 raise
 
-    async def _written(self, source: _Dataset) -> str:
-        """What changes when a volume is written to."""
-        return await self._zfs("get", "-Hp", "-o", "value", "guid,written,referenced", source.name)
-
-    async def _path_in(self, clone: str, source: _Dataset) -> Path:
-        if source.relative is None:
-            return Path(_ZVOL_DIRECTORY / clone)
-        mountpoint, mounted = (
-            await self._zfs("list", "-Hp", "-o", "mountpoint,mounted", clone)
-        ).strip().split("\t")  # fmt: skip
-        if mounted != "yes":
-            raise ArtifactError(
-                f"the clone {clone} is not mounted",
-                hint="mounting needs root, also where `zfs allow` permits the clone: run the agent as root, "
-                "or choose another provider",
-            )
-        return Path(mountpoint) / source.relative
+    async def _require_present(self, fork: ForkedImage) -> None:
+        """Wait until the device of a volume is there; a file is there at once if its file system is mounted."""
+        deadline = time.monotonic() + (DEVICE_TIMEOUT_S if fork.path.is_relative_to(_ZVOL_DIRECTORY) else 0)
+        while await self._executor.describe(fork.path) is None:
+            if time.monotonic() >= deadline:
+                raise ArtifactError(
+                    f"the clone {fork.dataset} is not at {fork.path}",
+                    hint="mounting needs root, also where `zfs allow` permits the clone, and a volume's device needs"
+                    " udev: run the agent as root, or choose another provider",
+                )
+            await asyncio.sleep(_BUSY_RETRY_S)
 
     async def _snapshots(self, dataset: str) -> list[str]:
         output = await self._zfs("list", "-Hp", "-d", "1", "-t", "snapshot", "-s", "createtxg", "-o", "name", dataset)
@@ -245,21 +272,27 @@ async def _destroy_unused(executor: Executor, snapshot: str) -> bool:
 
 
 async def _zfs(executor: Executor, *words: str) -> str:
-    """Run a ZFS command.
+    """Run a ZFS command, as `_run` does."""
+    return await _run(executor, "zfs", *words)
+
+
+async def _run(executor: Executor, *argv: str) -> str:
+    """Run a program of ZFS.
 
     :raises CapabilityMissing: when there is no ZFS.
     :raises ResourceExhausted: when the pool, or a quota, is full.
     :raises ArtifactError: when it fails otherwise.
     """
     try:
-        finished = await executor.run(["zfs", *words])
+        finished = await executor.run(argv)
     except OSError as error:
         raise CapabilityMissing(
-            f"zfs cannot be run: {error.strerror}", hint="install ZFS, or use another provider"
+            f"{argv[0]} cannot be run: {error.strerror}", hint="install ZFS, or use another provider"
         ) from None
     if finished.status == 0:
         return finished.output
-    said, command = finished.last_lines(), f"zfs {' '.join(words)}"
+    # The reason comes first; a list of all clones may follow it.
+    said, command = "\n".join(finished.last_lines(1000).splitlines()[:_LINES_OF_REASON]), " ".join(argv)
     if "out of space" in said or "quota exceeded" in said or "No space left" in said:
         raise ResourceExhausted(f"{command}: {said}", hint="free space in the pool: zpool list; zfs list -o space")
     if "permission denied" in said.lower():

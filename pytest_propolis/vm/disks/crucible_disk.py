@@ -14,6 +14,7 @@ from ...agent_api.volumes import DownstairsFault, FaultKind, VolumeCreated, Volu
 from ...errors import AgentError, ConfigError
 from ...field_checks import check_fields
 from ...hosts.agent_client import AgentClient, AsyncAgentClient
+from ...hosts.host import Host
 from ...propolis_api import (
     CrucibleStorageBackend,
     CrucibleStorageBackendComponent,
@@ -89,11 +90,15 @@ class CrucibleDisk:
     Replicas are named by their place, 0 to 2, in the volume construction request (VCR). All of them are on the host of
     the VMs. The disk belongs to the fixture or factory that made it.
 
+    :param host: where its downstairs are.
     :param name: its key in the specs of VMs, unless `disk` says otherwise.
     :param block_size: in bytes.
     """
 
-    def __init__(self, agent: AsyncAgentClient, created: VolumeCreated, *, name: str, block_size: int) -> None:
+    def __init__(
+        self, host: Host, agent: AsyncAgentClient, created: VolumeCreated, *, name: str, block_size: int
+    ) -> None:
+        self.host = host
         self.name = name
         self.block_size = block_size
         self.id = created.id
@@ -311,6 +316,17 @@ class CrucibleDisk:
             raise ConfigError(
                 f"crucible disk {self.name!r} is attached to VM {vm.name!r}",
                 hint="stop that VM first; or raise the generation with set_generation, which fences it off",
+            )
+
+    def require_reachable(self, host: Host) -> None:
+        """
+        :raises ConfigError: when a VM on that host cannot reach the downstairs, which listen on the loopback interface.
+        """
+        if host is not self.host and not (host.shares_files and self.host.shares_files):
+            raise ConfigError(
+                f"crucible disk {self.name!r} is on host {self.host.name}, and VMs on {host.name} cannot reach it:"
+                " its downstairs listen on the loopback interface",
+                hint=f"have the VM on {self.host.name}; only between hosts of one machine a volume goes with its VM",
             )
 
     def given_to(self, vm: GuestAccess, backend_key: str) -> None:
