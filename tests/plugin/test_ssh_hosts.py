@@ -104,18 +104,6 @@ def test_a_disk_of_an_image_here_is_on_a_guest_there(inner: InnerRun, hosts: Pat
     inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=1)
 
 
-def test_a_vm_of_an_ssh_host_cannot_have_its_metrics_collected_here(inner: InnerRun, hosts: Path) -> None:
-    inner.write(test_it="async def test_it(metrics, test_vm): pass")
-    result = inner.run("--propolis-hosts", str(hosts))
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(
-        [
-            "E *CapabilityMissing: VM 'test-vm': metrics are collected on this machine, * of the host 'h1' cannot *",
-            "E *do not use the fixture `metrics` in this test, or serve the VM by *, on this machine",
-        ]
-    )
-
-
 def test_a_guest_on_an_ssh_host_runs_commands_and_leaves_nothing(inner: InnerRun, rig: SshRig, hosts: Path) -> None:
     inner.write(
         test_it="""
@@ -229,3 +217,25 @@ def test_each_host_has_the_engine_as_a_program(inner: InnerRun, hosts: Path) -> 
         """
     )
     inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=1)
+
+
+def test_servers_on_each_host_have_metrics_in_the_engine_and_as_programs(inner: InnerRun, hosts: Path) -> None:
+    inner.write(
+        test_it="""
+        import pytest
+
+        @pytest.mark.multi_node(2)
+        @pytest.mark.parametrize("server", ["engine", "propolis-server-qemu"])
+        async def test_it(remote_hosts, vm_factory, metrics, server):
+            small = {"guest": "micro", "cpus": 1, "server": server}
+            vms = [await vm_factory.start(host.name, host=host, **small) for host in remote_hosts]
+            for vm in vms:
+                before = await metrics.snapshot(vm)
+                await vm.run("i=0; while [ $i -lt 1000 ]; do i=$((i+1)); done")
+                assert (await metrics.snapshot(vm)).vcpu_ns("run") > before.vcpu_ns("run")
+            heir = await vm_factory.successor(vms[0], host=remote_hosts[1])
+            await heir.migrate_from(vms[0])
+            assert (await metrics.snapshot(heir)).resets == 0
+        """
+    )
+    inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -61,6 +61,7 @@ __all__ = [
     "instance_properties",
     "instance_spec",
     "nic_components",
+    "qcow2_files",
     "successor_properties",
     "with_failure_injector",
     "with_links",
@@ -203,3 +204,10 @@ def nic_components(nic: Nic) -> dict[str, Component]:
         key: VirtioNetworkBackendComponent(VirtioNetworkBackend(vnic_name=nic.link)),
         nic.name: VirtioNicComponent(card),
     }
+
+
+def qcow2_files(spec: InstanceSpec) -> Iterator[str]:
+    """The paths of disks that are qcow2 files."""
+    for component in spec.components.values():
+        if isinstance(component, FileStorageBackendComponent) and component.component.path.endswith(".qcow2"):
+            yield component.component.path
