@@ -6,17 +6,16 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from ..agent_api.disks import CreateDisk
@@ -51,6 +50,7 @@ from .hypervisor import HypervisorFinder
 from .lingering import Lingering
 from .networks.network_routes import NetworkRoutes
 from .networks.networks import Networks
+from .progress_stream import cancel_once, progress_lines
 from .registry import ResourceRegistry
 from .templates.templates import Templates
 from .vm_extensions import VmExtensions
@@ -77,48 +77,51 @@ class AgentApp:
         self._works: set[asyncio.Future[StreamLine]] = set()
         self._creations: set[asyncio.Task[Any]] = set()
         """Requests that create a resource, and remove it if their client has disconnected meanwhile."""
-        self._platforms = HypervisorFinder(config)
-        self._images = ImageMaker(config, ledger, self._platforms)
+        self._hypervisors = HypervisorFinder(config)
+        self._images = ImageMaker(config, ledger, self._hypervisors)
         self._engine = engine_app()
         self._coordination = CoordinationService()
-        self._lingering = Lingering(config, self._platforms, over=self._stay_no_longer)
-        self.registry = ResourceRegistry(config, ledger, self._platforms, stays=lambda: self._lingering.is_wanted)
+        self._lingering = Lingering(config, self._hypervisors, over=self._stay_no_longer)
+        self.registry = ResourceRegistry(config, ledger, self._hypervisors, stays=lambda: self._lingering.is_wanted)
         self._networks = Networks(Path(config.directory), writer=self.registry.writer_of)
         self._templates = Templates(
-            self._platforms,
+            self._hypervisors,
             self.registry,
             directory=template_directory(config.artifact_dir),
             allowed=allowed_image_directories(config),
         )
         self.asgi = Starlette(
-            routes=[
-                Route("/agent", self._info),
-                Mount("/lifeline", app=self._lifeline),
-                Route("/clients/{id}/departure", self._await_departure),
-                Route("/images", self._get_image, methods=["POST"]),
-                Route("/templates", self._get_template, methods=["POST"]),
-                Route("/templates/{id}/freeze", self._freeze, methods=["POST"]),
-                Route("/templates/{id}/give-up", self._give_up, methods=["POST"]),
-                Route("/forks", self._fork, methods=["POST"]),
-                Route("/disks", self._create_disk, methods=["POST"]),
-                Route("/disks/{id}", self._remove_disk, methods=["DELETE"]),
-                Route("/removal", self._remove, methods=["POST"]),
-                Route("/kept", self._list_kept, methods=["GET"]),
-                Route("/kept", self._keep, methods=["POST"]),
-                Route("/kept", self._release_kept, methods=["DELETE"]),
-                Route("/vms", self._list_vms, methods=["GET"]),
-                Route("/vms", self._create_vm, methods=["POST"]),
-                Route("/vms/{id}", self._remove_vm, methods=["DELETE"]),
-                *ForkRoutes(self.registry, _client).routes,
-                *VmExtensions(self.registry.find_vm).routes,
-                *VolumeRoutes(self.registry, _client).routes,
-                *self._coordination.routes,
-                *self._lingering.routes,
-                *NetworkRoutes(self._networks, self._live_client).routes,
-                Mount("/vms/{id}", app=self._propolis_api),
-            ],
+            routes=self._routes(),
             exception_handlers={PropolisError: _fault, HttpError: _refuse, HTTPException: http_error},
         )
+
+    def _routes(self) -> list[BaseRoute]:
+        return [
+            Route("/agent", self._info),
+            Mount("/lifeline", app=self._lifeline),
+            Route("/clients/{id}/departure", self._await_departure),
+            Route("/images", self._get_image, methods=["POST"]),
+            Route("/templates", self._get_template, methods=["POST"]),
+            Route("/templates/{id}/freeze", self._freeze, methods=["POST"]),
+            Route("/templates/{id}/give-up", self._give_up, methods=["POST"]),
+            Route("/forks", self._fork, methods=["POST"]),
+            Route("/disks", self._create_disk, methods=["POST"]),
+            Route("/disks/{id}", self._remove_disk, methods=["DELETE"]),
+            Route("/removal", self._remove, methods=["POST"]),
+            Route("/kept", self._list_kept, methods=["GET"]),
+            Route("/kept", self._keep, methods=["POST"]),
+            Route("/kept", self._release_kept, methods=["DELETE"]),
+            Route("/vms", self._list_vms, methods=["GET"]),
+            Route("/vms", self._create_vm, methods=["POST"]),
+            Route("/vms/{id}", self._remove_vm, methods=["DELETE"]),
+            *ForkRoutes(self.registry, _client).routes,
+            *VmExtensions(self.registry.find_vm).routes,
+            *VolumeRoutes(self.registry, _client).routes,
+            *self._coordination.routes,
+            *self._lingering.routes,
+            *NetworkRoutes(self._networks, self._live_client).routes,
+            Mount("/vms/{id}", app=self._propolis_api),
+        ]
 
     @contextlib.contextmanager
     def _creating(self) -> Iterator[None]:
@@ -145,26 +148,26 @@ class AgentApp:
         for expiry in self._expiries:
             expiry.cancel()
         for work in self._works:
-            _cancel_once(work)
+            cancel_once(work)
         await self.registry.release_all()
         await self._networks.close()
         while under_way := self._works | self._creations:
             await asyncio.wait(under_way)
         self.registry.close()
         self._templates.close()
-        await self._platforms.aclose()
+        await self._hypervisors.aclose()
 
     async def _info(self, _request: Request) -> Response:
-        platform = await self._platforms.find()
+        hypervisor = await self._hypervisors.find()
         return encoded(
             AgentInfo(
                 pid=os.getpid(),
                 run=self._config.run,
                 version=version("pytest-propolis"),
-                qemu=str(platform.qemu.system),
-                qemu_version=".".join(map(str, platform.qemu.version)),
-                accelerator=platform.accelerator.name,
-                accelerator_reason=platform.accelerator.reason,
+                qemu=str(hypervisor.qemu.system),
+                qemu_version=".".join(map(str, hypervisor.qemu.version)),
+                accelerator=hypervisor.accelerator.name,
+                accelerator_reason=hypervisor.accelerator.reason,
                 standing_by=self.registry.standby.ready,
             )
         )
@@ -254,7 +257,7 @@ class AgentApp:
         async def work(tell: Callable[[StreamLine], None]) -> StreamLine:
             return StreamLine(paths=await self._images.get(needed, lambda text: tell(StreamLine(progress=text))))
 
-        return StreamingResponse(_stream(work, self._works), media_type=LINES)
+        return StreamingResponse(progress_lines(work, self._works), media_type=LINES)
 
     async def _get_template(self, request: Request) -> Response:
         client, needed = _client(request), await decoded(request, TemplateNeeded)
@@ -268,7 +271,7 @@ class AgentApp:
             )
             return StreamLine(template=key)
 
-        return StreamingResponse(_stream(work, self._works), media_type=LINES)
+        return StreamingResponse(progress_lines(work, self._works), media_type=LINES)
 
     async def _freeze(self, request: Request) -> Response:
         self._templates.freeze(request.path_params["id"], await decoded(request, FreezeVm))
@@ -289,15 +292,15 @@ class AgentApp:
         client = _client(request)
         wanted = await decoded(request, CreateDisk)
         with self._creating():
-            disk = await self.registry.create_disk(client, wanted)
-            return await _created(request, disk, lambda: self.registry.remove_disk(client, disk.id))
+            disk = await self.registry.disks.create_disk(client, wanted)
+            return await _created(request, disk, lambda: self.registry.disks.remove_disk(client, disk.id))
 
     async def _remove(self, request: Request) -> Response:
         await self.registry.remove(_client(request), await decoded(request, ResourceIds))
         return Response(status_code=204)
 
     async def _remove_disk(self, request: Request) -> Response:
-        await self.registry.remove_disk(_client(request), request.path_params["id"])
+        await self.registry.disks.remove_disk(_client(request), request.path_params["id"])
         return Response(status_code=204)
 
     async def _list_vms(self, _request: Request) -> Response:
@@ -345,47 +348,6 @@ async def _created(request: Request, answer: object, undo: Callable[[], Awaitabl
     if await request.is_disconnected():
         await undo()
     return encoded(answer, 201)
-
-
-async def _stream(
-    work: Callable[[Callable[[StreamLine], None]], Awaitable[StreamLine]], under_way: set[asyncio.Future[StreamLine]]
-) -> AsyncIterator[bytes]:
-    """Stream the progress of `work`, then its result. Cancel it when the client disconnects.
-
-    :param under_way: holds the work until it has ended. A response whose client has left is cancelled again at each
-        await, so it is waited for in `close`.
-    """
-    lines: asyncio.Queue[StreamLine] = asyncio.Queue()
-    task = asyncio.ensure_future(work(lines.put_nowait))
-    under_way.add(task)
-    task.add_done_callback(under_way.discard)
-    task.add_done_callback(lambda done: lines.put_nowait(_last_line(done)))
-    try:
-        while True:
-            line = await lines.get()
-            yield msgspec.json.encode(line) + b"\n"
-            if line.progress is None and line.making is None:
-                return
-    finally:
-        _cancel_once(task)
-
-
-def _cancel_once(work: asyncio.Future[StreamLine]) -> None:
-    """A second cancellation would keep it from ending its QEMU properly and recording that in the ledger."""
-    if not (isinstance(work, asyncio.Task) and work.cancelling()):
-        work.cancel()
-
-
-def _last_line(task: asyncio.Future[StreamLine]) -> StreamLine:
-    if task.cancelled():
-        return StreamLine(fault=Fault(kind="AgentError", message="cancelled"))
-    error = task.exception()
-    if error is None:
-        return task.result()
-    if isinstance(error, PropolisError):
-        return StreamLine(fault=Fault.of(error))
-    logger.error("unexpected error", exc_info=error)
-    return StreamLine(fault=Fault(kind="AgentError", message=f"{type(error).__name__}: {error}"))
 
 
 async def _answer_missing_vm(scope: Scope, receive: Receive, send: Send) -> None:

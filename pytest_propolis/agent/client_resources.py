@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..agent_api.messages import CreateVm, KeptDisk, KeptListed, VmListed
+from ..agent_api.messages import CreateVm, KeptDisk, KeptListed, ResourceIds, VmListed
 from ..agent_api.retention import Kept
 from ..agent_api.volumes import VolumeListed
 from ..engine.server.server import VmServer
 from ..engine.templates.restored_machine import RestoredMachine
 from ..errors import ConfigError
 from ..ledger.entry import Entry
+from ..ledger.ledger import Ledger
 from ..ledger.writer import LedgerWriter
 from .disks.image_forks import OwnedFork
 from .disks.volumes import OwnedVolume
@@ -160,3 +161,33 @@ class ClientResources:
             self.writer.gone(vm.directory)
             if vm.disk_directory:
                 self.writer.gone(vm.disk_directory)
+
+    def hand_over(self, resources: ResourceIds, taker: ClientResources, kept: Kept, ledger: Ledger) -> None:
+        """Make another client the owner of resources, which are kept from now on."""
+        for vm_id in resources.vms:
+            if (vm := self.vms.get(vm_id)) and vm.closing is None:
+                vm.writer.transfer_ownership(taker.writer.owner)
+                if vm.disks and vm.disk_directory:
+                    vm.disk_directory = ledger.keep(vm.disk_directory, kept.until, reason=kept.reason)
+                taker.vms[vm_id] = self.vms.pop(vm_id)
+        for disk_id in resources.disks:
+            if entry := self.disks.get(disk_id):
+                ledger.transfer_ownership(entry, taker.writer.owner)
+                taker.disks[disk_id] = ledger.keep(entry, kept.until, reason=kept.reason)
+                del self.disks[disk_id]
+            if fork := self.forks.pop(disk_id, None):
+                fork.writer.transfer_ownership(taker.writer.owner)
+                fork.entry = ledger.keep(fork.entry, kept.until, reason=kept.reason)
+                taker.forks[disk_id] = fork
+        for volume_id in resources.volumes:
+            if volume := self.volumes.pop(volume_id, None):
+                volume.writer.transfer_ownership(taker.writer.owner)
+                volume.directory = ledger.keep(volume.directory, kept.until, reason=kept.reason)
+                taker.volumes[volume_id] = volume
+
+    def take_back(self, taker: ClientResources) -> None:
+        """Own again what another client was given."""
+        self.vms |= taker.vms
+        self.disks |= taker.disks
+        self.forks |= taker.forks
+        self.volumes |= taker.volumes

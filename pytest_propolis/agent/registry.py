@@ -13,10 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from ..agent_api.boot_source import DirectKernel
-from ..agent_api.disks import CreateDisk, DiskCreated, ForkImage
 from ..agent_api.messages import AgentConfig, CreateVm, Keep, KeptListed, ResourceIds, VmListed, run_of_client
 from ..agent_api.retention import Kept
-from ..agent_api.volumes import CreateVolume, VolumeCreated, VolumeListed
 from ..engine.qemu.memory import GuestMemory
 from ..engine.server.server import VmServer
 from ..engine.templates.template import Template
@@ -25,14 +23,11 @@ from ..ledger.entry import KEPT_OWNER, Owner
 from ..ledger.identity import ProcessIdentity
 from ..ledger.ledger import Ledger
 from ..ledger.writer import LedgerWriter
-from ..operating_system.registry import system
 from .budget import MemoryBudget
 from .client_resources import ClientResources, OwnedVm
-from .disks.disk_images import allowed_image_directories, make_image, require_absolute
+from .disks.disk_images import require_absolute
+from .disks.disk_registry import DiskRegistry
 from .disks.disk_space import DiskSpace
-from .disks.image_forks import OwnedFork, fork_of, require_fork
-from .disks.raw_disks import fill_last_block, make_blank, raw_fork
-from .disks.volumes import OwnedVolume, create_volume
 from .hypervisor import Hypervisor, HypervisorFinder
 from .servers.server_factory import BACKENDS, VmPlace, address_of, metrics_config, server_config, server_process
 from .servers.server_process import ServerProcess
@@ -61,11 +56,19 @@ class ResourceRegistry:
         self._config = config
         self._stays = stays
         self._ledger = ledger
-        self._platforms = hypervisors
+        self._hypervisors = hypervisors
         self._directory = Path(config.directory)
         self._clients: dict[str, ClientResources] = {}
         self._budget = MemoryBudget()
         self._space = DiskSpace(config, ledger)
+        self.disks = DiskRegistry(
+            config,
+            ledger,
+            hypervisors,
+            self._space,
+            resources_of=self._resources_of,
+            all_resources=self._clients.values,
+        )
         self.forks = ForkStarter(config, hypervisors, self._space)
         self.standby = Standby(self.forks, partial(LedgerWriter, ledger, Owner("standby")), per_kind=config.standby)
 
@@ -84,40 +87,40 @@ class ResourceRegistry:
         process = None
         with contextlib.suppress(ProcessLookupError):
             process = ProcessIdentity.of(pid) if pid else None
-        self._clients[client] = self._holdings_of(Owner(client, process))
+        self._clients[client] = self._new_resources(Owner(client, process))
 
     def has_client(self, client: str) -> bool:
         """Whether a client has a lifeline, or is being released."""
         return client in self._clients
 
     def has_client_of_run(self, run: str) -> bool:
-        """Whether one of a run's clients is there."""
+        """Whether a client of the run is registered."""
         return any(run_of_client(client) == run for client, owned in self._clients.items() if not owned.kept)
 
     @property
     def has_lifelines(self) -> bool:
-        """Whether there are clients, or some are being released; what is kept has none."""
+        """Whether there are clients, or some are being released; kept resources have none."""
         return any(not owned.kept for owned in self._clients.values())
 
     def require_client(self, client: str) -> None:
         """
         :raises AgentError: when it has no lifeline.
         """
-        self._holdings(client)
+        self._resources_of(client)
 
     def writer_of(self, client: str) -> LedgerWriter:
         """Return what records resources of a client that it does not manage itself.
 
         :raises AgentError: when the client has no lifeline.
         """
-        return LedgerWriter(self._ledger, self._holdings(client).writer.owner)
+        return LedgerWriter(self._ledger, self._resources_of(client).writer.owner)
 
     @property
     def is_empty(self) -> bool:
         return not self._clients
 
     async def refresh(self) -> None:
-        """Ask the servers that are processes of their own for the states of their VMs."""
+        """Query the servers that are separate processes for the states of their VMs."""
         servers = [vm.server for owned in self._clients.values() for vm in owned.vms.values()]
         await asyncio.gather(*(server.refresh() for server in servers if isinstance(server, ServerProcess)))
 
@@ -140,18 +143,18 @@ class ResourceRegistry:
         :raises ConfigError: when the client's group has a VM of that name.
         :raises ArtifactMissing: when a file that it would boot from is not there.
         """
-        platform = await self._platforms.find() if request.program is None else None
-        owned = self._holdings(client)
+        hypervisor = await self._hypervisors.find() if request.program is None else None
+        owned = self._resources_of(client)
         _check_files(request)
         with owned.new_name(request):
-            return await self._create_vm(client, owned, request, platform, memory)
+            return await self._create_vm(client, owned, request, hypervisor, memory)
 
     async def _create_vm(
         self,
         client: str,
         owned: ClientResources,
         request: CreateVm,
-        platform: Hypervisor | None,
+        hypervisor: Hypervisor | None,
         memory: GuestMemory | None,
     ) -> OwnedVm:
         vm_id = secrets.token_hex(8)
@@ -171,11 +174,13 @@ class ResourceRegistry:
             raise
         place = VmPlace(vm_id, directory, disk_directory, writer)
         server: VmServer | ServerProcess
-        if platform is None:
-            server = server_process(self._config, request, place, self._platforms)
+        if hypervisor is None:
+            server = server_process(self._config, request, place, self._hypervisors)
         else:
             inherited = _variables(owned, request.predecessor)
-            server = VmServer(server_config(self._config, request, place, platform, memory=memory, variables=inherited))
+            server = VmServer(
+                server_config(self._config, request, place, hypervisor, memory=memory, variables=inherited)
+            )
         vm = OwnedVm(
             id=vm_id,
             request=request,
@@ -209,7 +214,7 @@ class ResourceRegistry:
         :raises ArtifactMissing: when a file that it would boot from after a reset is not there.
         :raises TemplateError: if QEMU cannot load the template.
         """
-        owned = self._holdings(client)
+        owned = self._resources_of(client)
         _check_files(request)
         with owned.new_name(request):
             return await self._fork_vm(client, owned, request, template, place)
@@ -259,140 +264,34 @@ class ResourceRegistry:
 
     async def remove_vm(self, client: str, vm_id: str) -> None:
         """End a VM and its server. Idempotent."""
-        owned = self._holdings(client)
+        owned = self._resources_of(client)
         if vm := owned.vms.get(vm_id):
             await owned.close(vm)
 
-    async def create_disk(self, client: str, request: CreateDisk) -> DiskCreated:
-        """Create a copy-on-write overlay on an image, or an empty disk.
-
-        :raises ArtifactError: when the image is missing or broken.
-        :raises ResourceExhausted: when there is no space left.
-        """
-        if system().host.engine_obstacle is not None:
-            return await self._create_raw_disk(client, request)
-        qemu_img = (await self._platforms.find()).qemu.img
-        owned = self._holdings(client)
-        disk_id = secrets.token_hex(8)
-        path = self._space.place(f"{disk_id}.qcow2")
-        with owned.writer.creating("file", path) as entry:
-            await make_image(request, qemu_img, path, allowed=allowed_image_directories(self._config))
-            if owned.left:
-                raise AgentError(f"client {client!r} left while its disk was made")
-        owned.disks[disk_id] = entry
-        return DiskCreated(id=disk_id, path=str(path))
-
-    async def _create_raw_disk(self, client: str, request: CreateDisk) -> DiskCreated:
-        """Create a raw disk, or a raw fork of a raw image."""
-        if request.image is not None:
-            fork = await self.fork_image(client, raw_fork(request))
-            fill_last_block(fork.fork.path, request.block_size)
-            return DiskCreated(id=fork.id, path=str(fork.fork.path))
-        owned = self._holdings(client)
-        disk_id = secrets.token_hex(8)
-        path = self._space.place(f"{disk_id}.raw")
-        with owned.writer.creating("file", path) as entry:
-            make_blank(path, request.size_bytes or 0)
-        owned.disks[disk_id] = entry
-        return DiskCreated(id=disk_id, path=str(path))
-
-    async def fork_image(self, client: str, request: ForkImage) -> OwnedFork:
-        """Create a writable fork of an image, with the best provider available at its location: `fork_of`."""
-        has_engine = system().host.engine_obstacle is None
-        qemu_img = (await self._platforms.find()).qemu.img if has_engine else None
-        owned = self._holdings(client)
-        writer = LedgerWriter(self._ledger, owned.writer.owner)
-        allowed = allowed_image_directories(self._config)
-        fork = await fork_of(request, space=self._space, writer=writer, qemu_img=qemu_img, allowed=allowed)
-        if owned.left:
-            await fork.remove()
-            raise AgentError(f"client {client!r} left while its image was forked")
-        owned.forks[fork.id] = fork
-        return fork
-
-    def find_fork(self, client: str, fork_id: str) -> OwnedFork:
-        """
-        :raises AgentError: when the client has no such fork.
-        """
-        return require_fork(self._holdings(client).forks.get(fork_id), fork_id)
-
-    async def remove_disk(self, client: str, disk_id: str) -> None:
-        """Remove a disk or a fork, after any VMs of the client that are shutting down have closed it.
-
-        Idempotent.
-        """
-        owned = self._holdings(client)
-        await owned.closings()
-        owned.remove_disk(disk_id)
-        await owned.remove_fork(disk_id)
-
-    async def create_volume(self, client: str, request: CreateVolume) -> VolumeCreated:
-        """Create a replicated volume with running downstairs.
-
-        :raises ArtifactError: when its image is missing or broken.
-        :raises CapabilityMissing: when the host lacks a program for it.
-        :raises ResourceExhausted: when there is no space left.
-        """
-        qemu = (await self._platforms.find()).qemu
-        owned = self._holdings(client)
-        writer = LedgerWriter(self._ledger, owned.writer.owner)
-        volume = await create_volume(request, qemu=qemu, place=self._space.directory(), writer=writer, client=client)
-        if owned.left:
-            await volume.close()
-            raise AgentError(f"client {client!r} left while its volume was made")
-        owned.volumes[volume.id] = volume
-        return volume.created()
-
-    async def add_downstairs(self, client: str, volume_id: str) -> str:
-        """Start another downstairs of a volume, with an empty file; return its address."""
-        qemu_img = (await self._platforms.find()).qemu.img
-        return (await self.find_volume(client, volume_id).add_downstairs(qemu_img, blank=True)).address
-
-    def find_volume(self, client: str, volume_id: str) -> OwnedVolume:
-        """
-        :raises AgentError: when the client has no such volume.
-        """
-        volume = self._holdings(client).volumes.get(volume_id)
-        if volume is None:
-            raise AgentError(f"there is no volume {volume_id}", hint="it was removed, or is another client's")
-        return volume
-
-    def list_volumes(self) -> list[VolumeListed]:
-        return [volume for owned in self._clients.values() for volume in owned.listed_volumes()]
-
-    async def remove_volume(self, client: str, volume_id: str) -> None:
-        """Remove a volume, after any VMs of the client that are shutting down have closed it. Idempotent."""
-        owned = self._holdings(client)
-        await owned.closings()
-        await owned.remove_volume(volume_id)
-
     async def remove(self, client: str, resources: ResourceIds) -> None:
         """Remove VMs and then disks, in the order of `release`. Skip any that are already gone."""
-        owned = self._holdings(client)
+        owned = self._resources_of(client)
         going = [vm for vm_id in resources.vms if (vm := owned.vms.get(vm_id))]
         going += [vm for vm in owned.vms.values() if (vm.request.group, vm.request.name) in resources.named]
         await _all(partial(owned.close, vm) for vm in going)
         for disk_id in resources.disks:
-            await self.remove_disk(client, disk_id)
+            await self.disks.remove_disk(client, disk_id)
         for volume_id in resources.volumes:
-            await self.remove_volume(client, volume_id)
+            await self.disks.remove_volume(client, volume_id)
 
     def keep(self, client: str, request: Keep) -> KeptListed:
         """Transfer VMs and disks from a client to the agent's own client for kept resources; `release` ends that one.
 
         The disks outlive even the agent, until they expire.
         """
-        giver = self._holdings(client)
+        giver = self._resources_of(client)
         kept = Kept(request.reason, time.time() + request.ttl_s)
         key = f"kept-{secrets.token_hex(4)}"
-        taker = self._holdings_of(Owner(KEPT_OWNER, ProcessIdentity.current()), kept=kept)
+        taker = self._new_resources(Owner(KEPT_OWNER, ProcessIdentity.current()), kept=kept)
         try:
-            self._hand_over(request.resources, giver, taker, kept)
+            giver.hand_over(request.resources, taker, kept, self._ledger)
         except BaseException:
-            giver.vms |= taker.vms
-            giver.disks |= taker.disks
-            giver.forks |= taker.forks
-            giver.volumes |= taker.volumes
+            giver.take_back(taker)
             raise
         for vm in taker.vms.values():
             vm.client = key
@@ -401,28 +300,6 @@ class ResourceRegistry:
         if taker.vms or taker.disks or taker.forks or taker.volumes:
             self._clients[key] = taker
         return taker.listed_kept(key, kept)
-
-    def _hand_over(self, resources: ResourceIds, giver: ClientResources, taker: ClientResources, kept: Kept) -> None:
-        for vm_id in resources.vms:
-            if (vm := giver.vms.get(vm_id)) and vm.closing is None:
-                vm.writer.transfer_ownership(taker.writer.owner)
-                if vm.disks and vm.disk_directory:
-                    vm.disk_directory = self._ledger.keep(vm.disk_directory, kept.until, reason=kept.reason)
-                taker.vms[vm_id] = giver.vms.pop(vm_id)
-        for disk_id in resources.disks:
-            if entry := giver.disks.get(disk_id):
-                self._ledger.transfer_ownership(entry, taker.writer.owner)
-                taker.disks[disk_id] = self._ledger.keep(entry, kept.until, reason=kept.reason)
-                del giver.disks[disk_id]
-            if fork := giver.forks.pop(disk_id, None):
-                fork.writer.transfer_ownership(taker.writer.owner)
-                fork.entry = self._ledger.keep(fork.entry, kept.until, reason=kept.reason)
-                taker.forks[disk_id] = fork
-        for volume_id in resources.volumes:
-            if volume := giver.volumes.pop(volume_id, None):
-                volume.writer.transfer_ownership(taker.writer.owner)
-                volume.directory = self._ledger.keep(volume.directory, kept.until, reason=kept.reason)
-                taker.volumes[volume_id] = volume
 
     async def released(self, client: str) -> None:
         """Wait until everything that a client owned is released. Return at once for an unknown client."""
@@ -473,10 +350,10 @@ class ResourceRegistry:
             self._budget.release(promise)
             raise AgentError("the client left while it waited for memory")
 
-    def _holdings_of(self, owner: Owner, *, kept: Kept | None = None) -> ClientResources:
+    def _new_resources(self, owner: Owner, *, kept: Kept | None = None) -> ClientResources:
         return ClientResources(writer=LedgerWriter(self._ledger, owner), forget_promise=self._budget.release, kept=kept)
 
-    def _holdings(self, client: str) -> ClientResources:
+    def _resources_of(self, client: str) -> ClientResources:
         owned = self._clients.get(client)
         if owned is None or owned.left:
             raise AgentError(

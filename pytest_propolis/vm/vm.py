@@ -232,6 +232,7 @@ class TestVm(BootableVm):
         failed.
 
         :param name: the node's; by default the VM's.
+        :raises CapabilityMissing: when another server than the engine serves the VM.
         """
         from .guest_nodes.guest_node import guest_node
 

@@ -1,4 +1,4 @@
-"""When an agent that may linger leaves, and whom it serves."""
+"""When a lingering agent exits, and which clients it serves."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ async def test_what_is_kept_outlives_its_time(rig: Rig) -> None:
     first = await rig.lifeline("a.1", linger_s=600)
     path = rig.ledger.path.with_name("disk")
     entry = rig.ledger.intend("file", {"path": str(path)}, rig.app.registry.writer_of("a.1").owner)
-    rig.app.registry._holdings("a.1").disks["disk"] = entry
+    rig.app.registry._resources_of("a.1").disks["disk"] = entry
     rig.app.registry.keep("a.1", Keep(resources=ResourceIds(disks=("disk",)), reason="a test", ttl_s=600))
     await first.close()
     await rig.ask("DELETE")

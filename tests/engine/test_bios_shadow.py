@@ -14,7 +14,8 @@ from engine_rig import DEADLINE_S
 from pytest_propolis.engine.migration.failure import MigrationFailed
 from pytest_propolis.engine.qemu.binary import find_qemu
 from pytest_propolis.engine.qemu.child import NoJournal
-from pytest_propolis.engine.qemu.machine import GuestEvent, Machine
+from pytest_propolis.engine.qemu.guest_events import GuestEvent
+from pytest_propolis.engine.qemu.machine import Machine
 from pytest_propolis.engine.templates.state_stream import cancel_transfer, save_state
 
 SHADOW_ON = {"pc": ("o /w 0xcf8 0x80000058", "o /b 0xcfd 0x30"), "q35": ("o /w 0xcf8 0x80000090", "o /b 0xcfc 0x30")}

@@ -11,7 +11,8 @@ import pytest
 from engine_rig import BACKEND, DEADLINE_S, FAKE_QEMU, BlockingBackend, vcr_json
 
 from pytest_propolis.engine.qemu.child import NoJournal
-from pytest_propolis.engine.qemu.machine import Machine, MachineError
+from pytest_propolis.engine.qemu.machine import Machine
+from pytest_propolis.engine.qemu.monitor import MachineError
 from pytest_propolis.engine.request_queue import (
     DenyReason,
     MigrateAsSource,

@@ -15,7 +15,7 @@ import pytest_asyncio
 from engine_rig import DEADLINE_S, FAKE_QEMU, EngineRig, engine_rig, ensure_request
 
 from pytest_propolis.agent_api.boot_source import DirectKernel, Firmware
-from pytest_propolis.engine.qemu import machine
+from pytest_propolis.engine.qemu import monitor
 from pytest_propolis.engine.qemu.binary import Qemu, find_firmware
 from pytest_propolis.engine.server.http_error import HttpError
 from pytest_propolis.propolis_api import InstanceState
@@ -196,7 +196,7 @@ async def test_a_qemu_that_answers_no_more_is_a_failed_vm_after_the_deadline(
 ) -> None:
     assert running.server.pid
     os.kill(running.server.pid, signal.SIGSTOP)
-    monkeypatch.setattr(machine, "COMMAND_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(monitor, "COMMAND_TIMEOUT_S", 0.1)
     await running.put("Reboot")
     # Creating, Starting, Running, Rebooting, Failed.
     assert await running.wait_for(FAILED) == 5

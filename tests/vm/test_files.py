@@ -16,10 +16,12 @@ from pytest_propolis.vm.vm import TestVm
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+CHANNELS = ["console", pytest.param("port", marks=pytest.mark.requires(server="engine"))]
+
 TEXT = b"".join(b"[%8d.000000] a line of a log\n" % (number // 50) for number in range(20_000))
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["console", "port"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=CHANNELS)
 async def vm(propolis: Run, request: pytest.FixtureRequest) -> AsyncIterator[TestVm]:
     async with propolis.vm_factory() as factory:
         yield await factory.start(guest="micro", cpus=1, memory_mib=256, channel=request.param)

@@ -20,6 +20,8 @@ from pytest_propolis.vm.config import DataDisk
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.vm import TestVm
 
+pytestmark = pytest.mark.requires(server="engine")
+
 MICRO: dict[str, Any] = {"guest": "micro", "cpus": 1, "memory_mib": 256}
 
 

@@ -12,7 +12,7 @@ import pytest_asyncio
 from pytest_propolis import NodeGroup, Poisoned, TestVm
 from pytest_propolis.session.run import Run
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.requires(server="engine")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -14,6 +14,8 @@ from pytest_propolis.vm.config_fields import VmConfigFields
 from pytest_propolis.vm.disks.kinds import DataDisk
 from pytest_propolis.vm.factory import VmFactory
 
+pytestmark = pytest.mark.requires(server="engine")
+
 SMALL: VmConfigFields = {"guest": "micro", "cpus": 1, "memory_mib": 256, "channel": "port"}
 
 

@@ -1,4 +1,4 @@
-"""Network cards and what they are plugged into."""
+"""Network cards and their links."""
 
 from __future__ import annotations
 
@@ -104,6 +104,7 @@ async def test_a_link_that_is_not_there_answers_400_and_says_which_there_are(vm_
     await vm.ensure()
 
 
+@pytest.mark.requires(server="engine")
 async def test_a_port_of_this_machine_leads_to_one_of_the_guest(vm_factory: VmFactory) -> None:
     vm = await vm_factory.start("vm", guest="micro", cpus=1, memory_mib=128, nics=(Nic(),))
     await vm.run("while true; do echo hello from the guest | nc -l -p 80; done >/dev/null 2>&1 &")

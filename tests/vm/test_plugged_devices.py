@@ -27,6 +27,8 @@ from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.lifecycle import Migrate, Reset, StopAndStart
 from pytest_propolis.vm.vm import TestVm
 
+pytestmark = pytest.mark.requires(server="engine")
+
 MIB = 1 << 20
 ALPINE: dict[str, Any] = {"guest": "alpine", "cpus": 2, "memory_mib": 512}
 MICRO: dict[str, Any] = {"guest": "micro", "cpus": 1, "memory_mib": 256}

@@ -14,7 +14,7 @@ from pytest_propolis import CapabilityMissing, CommandTimeout
 from pytest_propolis.session.run import Run
 from pytest_propolis.vm.vm import TestVm
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.requires(server="engine")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

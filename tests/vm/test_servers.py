@@ -14,6 +14,7 @@ from typing import Any, Final
 import pytest
 from server_program import server_program
 
+from pytest_propolis import NodeGroup
 from pytest_propolis.agent_api.messages import VmListed
 from pytest_propolis.errors import AgentError, CapabilityMissing, ConfigError, HostError, MigrationError, PropolisError
 from pytest_propolis.hosts.run_directory import base_directory
@@ -150,6 +151,14 @@ async def test_what_only_the_engine_can_do_is_refused_before_anything_starts(vm_
     with pytest.raises(CapabilityMissing, match='channel="port" needs the engine'):
         await vm_factory.start(**SMALL, channel="port")
     assert await listed(vm_factory) == []
+
+
+async def test_a_guest_at_a_program_cannot_be_a_node(vm_factory: VmFactory, nodes: NodeGroup) -> None:
+    vm = await vm_factory.create(**SMALL)
+    with pytest.raises(CapabilityMissing, match="as_node needs the engine"):
+        async with vm.as_node(nodes):
+            pass
+    assert vm.name not in nodes.members()
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ from pytest_propolis.storage.store import default_artifact_dir
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.instance_spec.builder import instance_properties
 
+pytestmark = pytest.mark.requires(server="engine")
+
 MICRO: dict[str, Any] = {"guest": "micro", "cpus": 1, "memory_mib": 128}
 
 

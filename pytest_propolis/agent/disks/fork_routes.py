@@ -39,13 +39,13 @@ class ForkRoutes:
 
     async def _create(self, request: Request) -> Response:
         client = self._client(request)
-        fork = await self._registry.fork_image(client, await decoded(request, ForkImage))
+        fork = await self._registry.disks.fork_image(client, await decoded(request, ForkImage))
         if await request.is_disconnected():
-            await self._registry.remove_disk(client, fork.id)
+            await self._registry.disks.remove_disk(client, fork.id)
         return encoded(fork.described, 201)
 
     async def _remove(self, request: Request) -> Response:
-        await self._registry.remove_disk(self._client(request), request.path_params["id"])
+        await self._registry.disks.remove_disk(self._client(request), request.path_params["id"])
         return Response(status_code=204)
 
     async def _snapshot(self, request: Request) -> Response:
@@ -68,4 +68,4 @@ class ForkRoutes:
         return Response(status_code=204)
 
     def _fork(self, request: Request) -> OwnedFork:
-        return self._registry.find_fork(self._client(request), request.path_params["id"])
+        return self._registry.disks.find_fork(self._client(request), request.path_params["id"])

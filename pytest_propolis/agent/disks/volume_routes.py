@@ -43,28 +43,28 @@ class VolumeRoutes:
         ]
 
     async def _list(self, _request: Request) -> Response:
-        return encoded(self._registry.list_volumes())
+        return encoded(self._registry.disks.list_volumes())
 
     async def _create(self, request: Request) -> Response:
         client = self._client(request)
-        created = await self._registry.create_volume(client, await decoded(request, CreateVolume))
+        created = await self._registry.disks.create_volume(client, await decoded(request, CreateVolume))
         if await request.is_disconnected():
-            await self._registry.remove_volume(client, created.id)
+            await self._registry.disks.remove_volume(client, created.id)
         return encoded(created, 201)
 
     async def _get(self, request: Request) -> Response:
-        return encoded(self._registry.find_volume(self._client(request), request.path_params["id"]).listed())
+        return encoded(self._registry.disks.find_volume(self._client(request), request.path_params["id"]).listed())
 
     async def _remove(self, request: Request) -> Response:
-        await self._registry.remove_volume(self._client(request), request.path_params["id"])
+        await self._registry.disks.remove_volume(self._client(request), request.path_params["id"])
         return Response(status_code=204)
 
     async def _add_downstairs(self, request: Request) -> Response:
-        address = await self._registry.add_downstairs(self._client(request), request.path_params["id"])
+        address = await self._registry.disks.add_downstairs(self._client(request), request.path_params["id"])
         return encoded(address, 201)
 
     async def _fault(self, request: Request) -> Response:
-        volume = self._registry.find_volume(self._client(request), request.path_params["id"])
+        volume = self._registry.disks.find_volume(self._client(request), request.path_params["id"])
         downstairs = volume.find(request.path_params["address"])
         await volume.fault(downstairs, await decoded(request, DownstairsFault))
         return Response(status_code=204)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...agent_api.messages import AgentConfig
-from ...engine.qemu.machine import MachineError
+from ...engine.qemu.monitor import MachineError
 from ...engine.server.server_config import ServerConfig
 from ...engine.templates.restored_machine import RestoredMachine
 from ...engine.templates.template import Template

@@ -7,70 +7,32 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
-from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
+from qemu.qmp import EventListener, QMPError
 
 from ...errors import HostError
 from ...storage.files import open_log
 from .bios_shadow import drop_bios_shadow
-from .child import Child, ChildRecord, Journal, spawn
+from .child import Child, ChildRecord, Journal, end_reason, spawn
+from .guest_events import DiskError, GuestEvent
 from .guest_ports import GuestPorts
+from .monitor import COMMAND_TIMEOUT_S, MachineError, Monitor
 from .serial_port import SerialPort
 
-__all__ = ["DiskError", "GuestEvent", "Machine", "MachineError"]
+__all__ = ["Machine"]
 
 logger = logging.getLogger(__name__)
 
-# The monitor's own log repeats what is raised as an error.
-logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
-
 MONITOR_READY_TIMEOUT_S: Final = 30.0
 
-COMMAND_TIMEOUT_S: Final = 60.0
-"""How long QEMU may take to answer a command. Those that take long are answered when they are under way."""
-
 END_TIMEOUT_S: Final = 1.0
-"""How long the end of QEMU is waited for when its monitor has gone."""
+"""How long to wait for QEMU's exit after its monitor has disconnected."""
 
 RESETS: Final = ("-action", "reboot=shutdown")
-"""A guest that resets itself stands still until `Machine` has reset the machine whole."""
-
-
-class MachineError(Exception):
-    """Raised when QEMU ends or refuses where it should not; the text is QEMU's own."""
-
-
-class GuestEvent(Enum):
-    """Events initiated by the guest."""
-
-    RESET = "reset"
-    SHUTDOWN = "shutdown"
-    PANICKED = "panicked"
-    EXITED = "exited"
-    DISK_LOST = "disk lost"
-    """A disk whose blocks are served from elsewhere: `Machine.failure` tells."""
-
-    DISK_FAILED = "disk failed"
-    """QEMU has stopped the guest, because a disk could not be written: `Machine.disk_error` tells."""
-
-
-@dataclass(frozen=True, slots=True)
-class DiskError:
-    """Why QEMU has stopped a guest.
-
-    :param node: the block node that could not be written or read.
-    :param is_full: whether there was no space left.
-    :param reason: what the operating system said.
-    """
-
-    node: str
-    is_full: bool
-    reason: str
+"""A guest that resets itself is stopped until `Machine` has reset the whole machine."""
 
 
 class Machine:
@@ -112,7 +74,7 @@ class Machine:
         self._record: ChildRecord | None = None
         self.serial = SerialPort()
         self.second_serial = SerialPort()
-        """COM2, on which the guest talks to the agent. It does not go along when the guest migrates."""
+        """COM2, on which the guest talks to the agent. It does not migrate with the guest."""
         self.ports = GuestPorts(there=guest_ports)
         self.panics = 0
         self.disk_error: DiskError | None = None
@@ -122,7 +84,7 @@ class Machine:
         """Each returns whether a block backend handles an error for which QEMU has stopped the guest."""
         self.stopped_s = 0.0
         self.resumed_s = 0.0
-        self._monitor = QMPClient("engine")
+        self._monitor = Monitor(how_qemu_ended=self._how_it_ended)
         self._listener = EventListener(
             names={"SHUTDOWN", "RESET", "GUEST_PANICKED", "STOP", "RESUME", "BLOCK_IO_ERROR"}
         )
@@ -183,7 +145,7 @@ class Machine:
         self._watchers = [asyncio.create_task(self._watch_events()), asyncio.create_task(self._watch_process())]
 
     async def resume(self) -> None:
-        """Let the guest run. One that has reset or shut itself down meanwhile stays as it is; an event tells of it."""
+        """Resume the guest. One that has reset or shut itself down meanwhile stays as it is; an event reports that."""
         async with self._power:
             self._shall_run = True
             try:
@@ -200,7 +162,7 @@ class Machine:
             await self.execute("stop")
 
     async def retry_io(self) -> None:
-        """Let a guest run on that QEMU has stopped because a disk failed. QEMU tries its requests again first.
+        """Resume a guest that QEMU has stopped because a disk failed. QEMU tries its requests again first.
 
         :raises MachineError: when QEMU refuses.
         """
@@ -210,7 +172,7 @@ class Machine:
 
     @contextlib.asynccontextmanager
     async def standing_still(self) -> AsyncIterator[None]:
-        """Stop a guest that runs, with all requests to its disks done, as long as the block lasts.
+        """Stop a running guest for the length of the block, with all requests to its disks completed.
 
         :raises MachineError: when QEMU refuses.
         """
@@ -225,15 +187,15 @@ class Machine:
                     await self.execute("cont")
 
     def give_up(self, reason: str) -> None:
-        """Report that the guest cannot go on, because a disk is lost."""
+        """Report that the guest cannot continue, because a disk is lost."""
         self.failure = reason
         self._on_event(GuestEvent.DISK_LOST)
 
     def suspend(self) -> None:
-        """Keep QEMU from the processor until `unsuspend`: it answers nothing meanwhile. Its guest must be paused.
+        """Suspend QEMU's process until `unsuspend`: it answers nothing meanwhile. Its guest must be paused.
 
         That a guest is paused is not enough: QEMU's thread of the virtual CPUs may switch on again the virtual clock
-        that the pause has switched off, and the main loop then waits in circles for a timer that never comes.
+        that the pause has switched off, and the main loop then spins on a timer that never expires.
         """
         self._signal(signal.SIGSTOP)
 
@@ -242,17 +204,16 @@ class Machine:
         self._signal(signal.SIGCONT)
 
     async def reset(self) -> None:
-        """Bring the machine to where it is when it is switched on. The guest runs again if it did before."""
+        """Reset the machine to its power-on state. The guest runs again if it did before."""
         async with self._power:
             await self._reset()
 
     async def give_fd(self, name: str, fd: int) -> None:
         """Hand QEMU a duplicate of a file descriptor, which later commands call `name`."""
-        self._monitor.send_fd_scm(fd)
-        await self.execute("getfd", fdname=name)
+        await self._monitor.give_fd(name, fd)
 
     async def forget_fd(self, name: str) -> None:
-        """Have QEMU close what it was given under this name, unless a command has used it up."""
+        """Make QEMU close the descriptor of this name, unless a command has consumed it."""
         with contextlib.suppress(MachineError):
             await self.execute("closefd", fdname=name)
 
@@ -261,21 +222,21 @@ class Machine:
         return self._monitor.listener(names)
 
     async def execute(self, command: str, **arguments: Any) -> Any:
-        """Give QEMU's monitor a command.
+        """Execute a command of QEMU's monitor.
 
         :raises MachineError: when QEMU refuses it, is gone, or does not answer within `COMMAND_TIMEOUT_S`.
         """
-        return await self._answer(command, self._monitor.execute(command, arguments or None))
+        return await self._monitor.execute(command, arguments)
 
     async def execute_out_of_band(self, command: str, **arguments: Any) -> Any:
-        """Give QEMU's monitor a command that it carries out at once, even while another one hangs.
+        """Execute a monitor command out of band: at once, even while another one hangs.
 
         :raises MachineError: as `execute`.
         """
-        return await self._answer(command, self._monitor.execute(command, arguments, oob=True))
+        return await self._monitor.execute(command, arguments, oob=True)
 
     async def next_event(self, listener: EventListener) -> tuple[str, dict[str, Any]]:
-        """Name and data of the next event that a listener of `events` hears.
+        """Return name and data of the next event for a listener of `events`.
 
         :raises MachineError: when QEMU ends instead.
         """
@@ -302,31 +263,19 @@ class Machine:
             self._record.gone()
         elif not gone:
             logger.error("QEMU %s was killed, and has not ended: the ledger lists it still", self.pid)
-        with contextlib.suppress(QMPError, OSError, EOFError):
-            await self._monitor.disconnect()
+        await self._monitor.disconnect()
         self.serial.close()
         self.second_serial.close()
         self.ports.close()
 
-    async def _answer(self, command: str, answer: Awaitable[Any]) -> Any:
-        try:
-            async with asyncio.timeout(COMMAND_TIMEOUT_S):
-                return await answer
-        except TimeoutError:
-            raise MachineError(f"QEMU: {command}: no answer for {COMMAND_TIMEOUT_S:.0f} s") from None
-        except ExecuteError as error:
-            raise MachineError(f"QEMU: {command}: {error}") from None
-        except (QMPError, OSError) as error:
-            raise MachineError(f"QEMU: {command}: {await self._how_it_ended() or error}") from None
-
     async def _how_it_ended(self) -> str:
-        """How QEMU ended, and its last words. Nothing if it has not, shortly after its monitor's end."""
+        """Return how QEMU ended, and its last output; empty if it has not ended soon after its monitor did."""
         if self._process is None:
             return ""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_TIMEOUT_S):  # `wait_for` may swallow a cancellation
                 status = await self._process.wait()
-            return "\n".join(filter(None, [_end_reason(status), self._last_words()]))
+            return "\n".join(filter(None, [end_reason(status), self._last_words()]))
         return ""
 
     def _signal(self, number: signal.Signals) -> None:
@@ -354,7 +303,7 @@ class Machine:
 
     def _take_disk_error(self, data: Any) -> None:
         if data["action"] != "stop" or self.disk_error is not None:
-            return  # the guest was told, and runs
+            return  # the guest receives the error, and runs
         if any(handles(data) for handles in self.disk_error_handlers):
             return  # a block backend lets the guest try again
         # A node that was inserted by a job has no name of ours; what is above it is the device's then.
@@ -363,14 +312,14 @@ class Machine:
         self._on_event(GuestEvent.DISK_FAILED)
 
     async def _reset_for_the_guest(self, number: int) -> None:
-        """Carry out a reset that the guest asked for.
+        """Perform a reset that the guest requested.
 
-        :param number: how many events had come when it did.
+        :param number: the number of events received before it.
         """
         try:
             async with self._power:
-                # Not to be told by QEMU's state: a guest that is stopped in this moment is paused, and not shut down.
-                # Nor by the events' times: the host's clock may be set back.
+                # QEMU's state does not show this: a guest that is stopped at this moment is paused, and not shut down.
+                # Nor do the events' times: the host's clock may be set back.
                 if any(later["event"] == "RESET" for later in self._listener.history[number:]):
                     return  # a reset from outside has come first
                 await self._reset()
@@ -382,7 +331,7 @@ class Machine:
             self.serial.announce_reset()
 
     async def _reset(self) -> None:
-        # The guest stands still meanwhile: it must not run between QEMU's reset and the rest of it.
+        # The guest is stopped meanwhile: it must not run between QEMU's reset and the remaining steps.
         await self.execute("stop")
         with self.events("RESET") as resets:
             await self.execute("set-action", reboot="reset")
@@ -415,7 +364,7 @@ class Machine:
         assert self._process is not None
         status = await self._process.wait()
         if not self._closing:
-            self.serial.end_reason = _end_reason(status)
+            self.serial.end_reason = end_reason(status)
             self.ports.close()
             self._on_event(GuestEvent.EXITED)
 
@@ -430,15 +379,6 @@ class Machine:
             lines = [line for line in self._log_path.read_text(errors="replace").splitlines() if "warning:" not in line]
             return "\n".join(lines[-5:])
         return ""
-
-
-def _end_reason(status: int) -> str:
-    """How QEMU ended, in the 123 octets that a websocket's close has for it."""
-    if status == -signal.SIGKILL:
-        return "QEMU was killed by SIGKILL; is the host or its container out of memory?"
-    if status < 0:
-        return f"QEMU was ended by signal {signal.Signals(-status).name}"
-    return f"QEMU ended by itself with status {status}"
 
 
 def _time_s(event: Mapping[str, Any]) -> float:

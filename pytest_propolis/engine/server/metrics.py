@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from ...oximeter.producer import MetricsConfig, producing
 from ...oximeter.samples import MetricsError, ProducerError, ProducerResult, ProducerResults, ProducerSamples
 from ...oximeter.virtual_machine import VcpuState, reset, target_of, vcpu_usage
-from ..qemu.machine import MachineError
+from ..qemu.monitor import MachineError
 from ..qemu.vcpu_times import VcpuTimesUnknown, VcpuTimesView
 from .served_vm import ServedVm
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 async def producing_metrics(config: MetricsConfig | None, vm: ServedVm) -> AsyncIterator[None]:
     """Register a VM whose QEMU is up as a producer, and serve its samples, for the length of the block.
 
-    Where that cannot be, the log says why, and the VM goes on without.
+    If that fails, log the reason, and continue without metrics.
 
     :param config: None for no metrics.
     """

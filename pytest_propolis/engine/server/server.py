@@ -1,7 +1,7 @@
-"""A Propolis server: the life around one VM, from "no VM" to "run down" and round again.
+"""A Propolis server: the life around one VM, from "no VM" to "run down" and back.
 
 The wrapper of propolis-server: ``NoVm → WaitingForInit → Active → Rundown → RundownComplete → WaitingForInit …``. It is
-told apart from the request queue, which belongs to one VM while it is active.
+distinct from the request queue, which belongs to one VM while it is active.
 """
 
 from __future__ import annotations
@@ -44,12 +44,11 @@ from ..qemu.devices.display import screenshot
 from ..qemu.devices.hot_plug import plug
 from ..qemu.devices.port_forward import ForwardRefused, forward_port
 from ..qemu.guest_ports import GuestPort
-from ..qemu.machine import MachineError
-from ..qemu.machine_part import PartKind
+from ..qemu.monitor import MachineError
 from ..qemu.serial_port import SerialPort
 from ..request_queue import MigrateAsSource, Reboot, ReplaceVolume, Request, RequestDenied, Run, Stop
 from ..templates.state_stream import save_state
-from ..volumes.block_backend import BackendError, BackendMissing, ReplacementRefused, VolumeGone
+from ..volumes.block_backend import BackendMissing, ReplacementRefused, VolumeGone
 from .driver import Outcome
 from .dropshot_errors import (
     ALREADY_INITIALIZED,
@@ -59,7 +58,6 @@ from .dropshot_errors import (
     backend_not_found,
     bad_request,
     crucible_error,
-    disk_not_found,
     initialization_failed,
     never_published,
     state_change_denied,
@@ -70,6 +68,7 @@ from .publisher import PublisherGone
 from .served_vm import ServedVm
 from .server_config import ServerConfig
 from .vm_maker import VmMaker
+from .vm_volumes import attach_disk, take_snapshot, volume_status
 
 __all__ = ["VmServer"]
 
@@ -139,9 +138,9 @@ class VmServer:
     async def replace_volume(self, backend_id: str, vcr_json: str, *, checked: bool = True) -> ReplaceResult:
         """Send a new volume construction request to a block backend, and wait for its response.
 
-        Refused with 404 where there is no such backend, with 400 when it says no, with 410 when the VM ends before.
+        Refused with 404 if there is no such backend, with 400 if it refuses, with 410 if the VM ends before.
 
-        :param checked: keep propolis-server's rules for what may be replaced when.
+        :param checked: apply propolis-server's rules for when volumes may be replaced.
         """
         reply: asyncio.Future[ReplaceResult] = asyncio.get_running_loop().create_future()
         self._request(ReplaceVolume(backend_id, vcr_json, reply, is_checked=checked))
@@ -155,55 +154,16 @@ class VmServer:
             raise HttpError(VM_DESTROYED) from None
 
     async def attach(self, components: Mapping[str, Component]) -> InstanceSpec:
-        """Plug a disk on a volume into the VM, while its guest runs; return the spec with it.
-
-        Refused with 400 when that cannot be.
-
-        :param components: the disk and its backend.
-        """
-        vm = self._require_active()
-        assert vm.machine is not None
-        assert vm.backends is not None
-        spec, plugged = self._maker.addition(vm, components)
-        nodes = [part for part in plugged if part.kind is PartKind.BLOCK_NODE]
-        try:
-            await plug(vm.machine, nodes)
-            for part in nodes:
-                await vm.backends.find(part.key).start(vm.machine)
-            await plug(vm.machine, [part for part in plugged if part not in nodes])
-        except BaseException as error:
-            await vm.backends.discard(vm.machine, components)
-            if isinstance(error, MachineError | BackendError):
-                raise HttpError(crucible_error(str(error))) from None
-            raise
-        vm.spec = spec
-        return spec
+        """Hot-plug a disk on a volume: `attach_disk`."""
+        return await attach_disk(self._maker, self._require_active(), components)
 
     def volume_status(self, backend_id: str) -> VolumeStatus:
-        """The volume behind a block backend. Refused with 404 where there is no such backend."""
-        backends = self._require_active().backends
-        assert backends is not None
-        try:
-            return backends.find(backend_id).status
-        except BackendMissing:
-            raise HttpError(backend_not_found(backend_id)) from None
+        """Return the status of the volume behind a block backend: `volume_status`."""
+        return volume_status(self._require_active(), backend_id)
 
     async def snapshot(self, disk_id: str, snapshot_id: UUID) -> None:
-        """Take a snapshot of the volume behind a disk.
-
-        Refused with 404 where there is no such disk on a volume, with 400 when it says no.
-        """
-        vm = self._require_active()
-        assert vm.machine is not None
-        assert vm.backends is not None
-        disk = vm.spec.components.get(disk_id) if vm.spec else None
-        try:
-            backend = vm.backends.find(getattr(disk and disk.component, "backend_id", disk_id))
-            await backend.snapshot(vm.machine, snapshot_id)
-        except BackendMissing:
-            raise HttpError(disk_not_found(disk_id)) from None
-        except (BackendError, MachineError) as error:
-            raise HttpError(crucible_error(str(error))) from None
+        """Take a snapshot of the volume behind a disk: `take_snapshot`."""
+        await take_snapshot(self._require_active(), disk_id, snapshot_id)
 
     async def monitor(self, gen: int) -> InstanceStateMonitorResponse:
         """Wait for generation `gen` of the VM's state; no time limit."""
@@ -240,7 +200,7 @@ class VmServer:
         source.take_stream(migration_id, name, connection)
 
     def migration_outcome(self, migration_id: UUID) -> MigrationSide:
-        """What is known of a migration out. Refused with 404 if it is not the latest one."""
+        """Return the state of a migration out. Refused with 404 if it is not the latest one."""
         side = self._require_vm().departure
         if side is None or side.id != migration_id:
             raise HttpError(ErrorResponse(status=404, message="no such migration"))
@@ -263,7 +223,7 @@ class VmServer:
             raise HttpError(bad_request(str(refusal))) from None
 
     def guest_port(self, number: int) -> GuestPort:
-        """One of the VM's guest ports. Refused with 404 if it has none of that number."""
+        """Return one of the VM's guest ports. Refused with 404 if there is none of that number."""
         machine = self._require_active().machine
         assert machine is not None
         if port := machine.ports.get(number):
@@ -330,7 +290,7 @@ class VmServer:
 
     @property
     def failure(self) -> str | None:
-        """Why the VM could not go on, where its disks are the reason."""
+        """Why the VM could not continue, if its disks are the reason."""
         return self._vm.failure if self._vm else None
 
     @property
@@ -346,7 +306,7 @@ class VmServer:
     async def close(self) -> None:
         """End the VM at once and release all its resources. Idempotent."""
         if self._life is not None:
-            if not self._life.cancelling():  # cancelled twice, it would not get to its end
+            if not self._life.cancelling():  # a second cancellation would keep it from completing
                 self._life.cancel()
             await self._life_ended()
         await self._maker.close()

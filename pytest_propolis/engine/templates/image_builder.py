@@ -1,4 +1,4 @@
-"""Carrying a recipe out: a guest of its own boots from the image, is typed at, and is switched off."""
+"""Build an image from a recipe: boot a guest from the image, type the recipe's commands, and power it off."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from ..qemu.accelerator.acceleration import acceleration_arguments
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.binary import Qemu
 from ..qemu.child import Journal
-from ..qemu.machine import GuestEvent, Machine, MachineError
+from ..qemu.guest_events import GuestEvent
+from ..qemu.machine import Machine
+from ..qemu.monitor import MachineError
 
 __all__ = ["build_image"]
 

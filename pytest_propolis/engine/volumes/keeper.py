@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ...propolis_api import DownstairsInfoConnectionMode
-from ..qemu.machine import MachineError
+from ..qemu.monitor import MachineError
 from .negotiation import Promote
 from .replica import Phase, Replica
 from .replica_set import ReplicaSet

@@ -14,7 +14,8 @@ from typing import Final
 from uuid import UUID
 
 from ...propolis_api import DownstairsInfoConnectionMode
-from ..qemu.machine import Machine, MachineError
+from ..qemu.machine import Machine
+from ..qemu.monitor import MachineError
 from .negotiation import Promoted
 from .quorum import Quorum
 from .replica import Phase, Replica

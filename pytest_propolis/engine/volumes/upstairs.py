@@ -24,7 +24,8 @@ from ...propolis_api import (
     VolumeStatus,
 )
 from ..invalid_spec import InvalidSpec
-from ..qemu.machine import Machine, MachineError
+from ..qemu.machine import Machine
+from ..qemu.monitor import MachineError
 from .block_backend import BackendError, ReplacementRefused
 from .keeper import ReplicaKeeper, TakenOver
 from .negotiation import Promote

@@ -13,6 +13,7 @@ from ...coordination.group import NodeGroup
 from ...coordination.node import Node
 from ...errors import AgentError, CoordinationError, PropolisError, ShellError
 from ...propolis_api.connection.transport import open_websocket
+from ..provisioning.servers import require_engine
 from .commands import Answer, answer_command
 from .relay import Relay
 from .script import install_command, remove_command
@@ -29,7 +30,11 @@ START_TIMEOUT_S: Final = 60.0
 async def guest_node(
     vm: TestVm, group: NodeGroup, *, name: str | None, address: str, labels: Iterable[str], vital: bool
 ) -> AsyncIterator[Node]:
-    """Register a guest as a node and let its programs take part, as long as the block takes."""
+    """Register a guest as a node and let its programs take part, as long as the block takes.
+
+    :raises CapabilityMissing: when the VM is served by something else than the engine: it has no second serial port.
+    """
+    require_engine("as_node", vm=vm.name, server=vm.server)
     node = await group.join(name or vm.name, address=address, labels=labels, vital=vital)
     async with node, contextlib.AsyncExitStack() as stack:
         try:

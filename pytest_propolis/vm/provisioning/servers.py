@@ -25,7 +25,7 @@ from ..timings import Timings
 from .admission import retry_while_busy
 from .host_session import HostSession
 
-__all__ = ["Served", "open_server", "qemu_log", "require_metrics", "require_served"]
+__all__ = ["Served", "open_server", "qemu_log", "require_engine", "require_metrics", "require_served"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,18 +91,23 @@ def require_served(config: VmConfig, server: str | Path) -> None:
     """
     :raises CapabilityMissing: when a VM needs the engine in the agent, and is to be served by something else.
     """
-    if server == ENGINE:
-        return
-    for wanted, what in (
-        (config.display, "display=True"),
-        (config.channel == "port", 'channel="port"'),
-    ):
-        if wanted:
-            raise CapabilityMissing(
-                f"{what} needs the engine, and the VM is served by {server}",
-                vm=config.name,
-                hint="leave it out, or mark the test with @pytest.mark.requires(server='engine')",
-            )
+    if config.display:
+        require_engine("display=True", vm=config.name, server=server)
+    if config.channel == "port":
+        require_engine('channel="port"', vm=config.name, server=server)
+
+
+def require_engine(what: str, *, vm: str, server: str | Path) -> None:
+    """
+    :param what: what the VM is asked for, as the test has it.
+    :raises CapabilityMissing: when the VM is served by something else than the engine in the agent.
+    """
+    if server != ENGINE:
+        raise CapabilityMissing(
+            f"{what} needs the engine, and the VM is served by {server}",
+            vm=vm,
+            hint="leave it out, or mark the test with @pytest.mark.requires(server='engine')",
+        )
 
 
 def require_metrics(vm: str, host: Host, server: str | Path) -> None:

@@ -1,0 +1,57 @@
+"""Responses of requests that take long: lines of progress, then the result."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+
+from ..agent_api.messages import Fault, StreamLine
+from ..errors import PropolisError
+
+__all__ = ["cancel_once", "progress_lines"]
+
+logger = logging.getLogger(__name__)
+
+
+async def progress_lines(
+    work: Callable[[Callable[[StreamLine], None]], Awaitable[StreamLine]], under_way: set[asyncio.Future[StreamLine]]
+) -> AsyncIterator[bytes]:
+    """Stream the progress of `work`, then its result. Cancel it when the client disconnects.
+
+    :param under_way: holds the work until it has ended. A response whose client has left is cancelled again at each
+        await, so it is waited for in `close`.
+    """
+    lines: asyncio.Queue[StreamLine] = asyncio.Queue()
+    task = asyncio.ensure_future(work(lines.put_nowait))
+    under_way.add(task)
+    task.add_done_callback(under_way.discard)
+    task.add_done_callback(lambda done: lines.put_nowait(_last_line(done)))
+    try:
+        while True:
+            line = await lines.get()
+            yield msgspec.json.encode(line) + b"\n"
+            if line.progress is None and line.making is None:
+                return
+    finally:
+        cancel_once(task)
+
+
+def cancel_once(work: asyncio.Future[StreamLine]) -> None:
+    """A second cancellation would keep it from ending its QEMU properly and recording that in the ledger."""
+    if not (isinstance(work, asyncio.Task) and work.cancelling()):
+        work.cancel()
+
+
+def _last_line(task: asyncio.Future[StreamLine]) -> StreamLine:
+    if task.cancelled():
+        return StreamLine(fault=Fault(kind="AgentError", message="cancelled"))
+    error = task.exception()
+    if error is None:
+        return task.result()
+    if isinstance(error, PropolisError):
+        return StreamLine(fault=Fault.of(error))
+    logger.error("unexpected error", exc_info=error)
+    return StreamLine(fault=Fault(kind="AgentError", message=f"{type(error).__name__}: {error}"))

@@ -1,0 +1,36 @@
+"""Events of a guest and its disks, as `Machine` reports them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["DiskError", "GuestEvent"]
+
+
+class GuestEvent(Enum):
+    """Events initiated by the guest."""
+
+    RESET = "reset"
+    SHUTDOWN = "shutdown"
+    PANICKED = "panicked"
+    EXITED = "exited"
+    DISK_LOST = "disk lost"
+    """A disk whose blocks are served from elsewhere: `Machine.failure` tells."""
+
+    DISK_FAILED = "disk failed"
+    """QEMU has stopped the guest, because a disk could not be written: `Machine.disk_error` tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskError:
+    """Why QEMU has stopped a guest.
+
+    :param node: the block node that could not be written or read.
+    :param is_full: whether there was no space left.
+    :param reason: what the operating system said.
+    """
+
+    node: str
+    is_full: bool
+    reason: str
