@@ -19,6 +19,8 @@ __all__ = ["Shell"]
 
 COMMAND_CHARACTERS: Final = 400
 """How much of a command an error or the log shows."""
+BEGIN_LIMIT_S: Final = 10.0
+"""How long the mark of a command's beginning is awaited: it may have been lost."""
 EXIT_TIMEOUT_S: Final = 2.0
 EXIT_ATTEMPTS: Final = 10
 
@@ -200,6 +202,10 @@ class Shell:
         pending.sink = stall.watching(sink)
         await self._loop.send(command, pending)
         if typed is not None:
+            # bash reads ahead: what is typed before the command reads the terminal would be the loop's.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BEGIN_LIMIT_S):
+                    await either(pending.began, pending.ended)
             async for piece in typed:
                 pending.acknowledged.clear()
                 await self._console.send(piece)
