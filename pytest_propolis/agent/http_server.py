@@ -17,7 +17,7 @@ from ..propolis_api.connection.http_protocol import CoalescingProtocol
 __all__ = ["http_server"]
 
 TICKS_PER_S: Final = 10
-"""What uvicorn's `on_tick` takes for a second."""
+"""The number of ticks that uvicorn's `on_tick` counts as a second."""
 
 GRACE_S: Final = 1.0
 LOOK_S: Final = 0.002
@@ -33,7 +33,7 @@ class _Server(uvicorn.Server):
 
     @property
     def should_exit(self) -> bool:
-        """Whether it is to end; set it in its event loop."""
+        """Whether to shut down; set it in the server's event loop."""
         return self._exit.is_set()
 
     @should_exit.setter
@@ -42,7 +42,7 @@ class _Server(uvicorn.Server):
             self._exit.set()
 
     async def main_loop(self) -> None:
-        """Run until it is to end. The header ``date`` is renewed every second."""
+        """Serve until shutdown is requested. The header ``date`` is renewed every second."""
         ticks = 0
         while not await self.on_tick(ticks):
             ticks += TICKS_PER_S
@@ -51,7 +51,7 @@ class _Server(uvicorn.Server):
                     await self._exit.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, and end those that there are, at the latest after `GRACE_S`."""
+        """Accept no more connections, and end the existing ones, at the latest after `GRACE_S`."""
         for server in self.servers:
             server.close()
         for listener in sockets or []:
@@ -71,7 +71,7 @@ class _Server(uvicorn.Server):
 
 
 def http_server(app: ASGIApp) -> uvicorn.Server:
-    """Return a server of an application, which serves once `serve` is called with its sockets."""
+    """Return a server for an application, which serves once `serve` is called with its sockets."""
     return _Server(
         uvicorn.Config(
             app,

@@ -83,13 +83,13 @@ class HypervisorFinder:
             wanted=cast(Accelerator, self._config.accelerator),
             cache_dir=cache_directory(),
         )
-        # For every QEMU that this agent starts: an agent has one.
+        # This applies to every QEMU that this agent starts: an agent uses one.
         os.environ.update(qemu.environment)
         return Hypervisor(qemu=qemu, accelerator=choice)
 
 
 def _looks(qemu: Qemu) -> object:
-    """Return what is different once another program would be found."""
+    """Return a fingerprint that changes when another program would be found."""
     first = shutil.which(qemu.system.name) if qemu.origin == "PATH" else None
     try:
         image_tool = qemu.img.stat()

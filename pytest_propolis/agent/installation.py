@@ -1,4 +1,4 @@
-"""The files that an agent was started from: whether they are still the same."""
+"""Detect changes of the files that an agent was started from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Installation:
         self._seen = frozenset(_looks())
 
     def has_changed(self) -> bool:
-        """Return whether any of them was changed, added or removed since. It costs some milliseconds."""
+        """Return whether any of them was changed, added or removed since. Takes a few milliseconds."""
         return frozenset(_looks()) != self._seen
 
 

@@ -22,15 +22,15 @@ from .installation import Installation
 __all__ = ["Lingering"]
 
 MOST_LEDGER_BYTES: Final = 1 << 20
-"""An agent whose ledger has grown beyond this gives way to a new one: every look at a run reads all of it."""
+"""An agent whose ledger has grown beyond this is replaced: every inspection of a run reads the whole ledger."""
 
 
 class Lingering:
     """Decides how long an agent without clients stays, and whether it may serve another run.
 
-    Only an agent that was started to linger does so: one that serves a run without this option leaves with it.
+    Only an agent that was started to linger does so: one that serves a run without this option exits with it.
 
-    :param over: called when the time is over, or is cut short.
+    :param over: called when the time is over, or the wait is cut short.
     """
 
     def __init__(self, config: AgentConfig, hypervisors: HypervisorFinder, *, over: Callable[[], None]) -> None:
@@ -56,27 +56,27 @@ class Lingering:
         return self._seconds > 0
 
     def join(self, request: Request) -> None:
-        """Note what a client asks for with its lifeline: the latest one decides."""
+        """Record the duration that a client requests with its lifeline: the latest one decides."""
         self._cancel()
         if self._installation and not self._has_ended:
             self._seconds = float(request.headers.get(LINGER_HEADER, 0))
 
     def begin(self) -> bool:
-        """Begin to wait for the next client, unless that is under way; return False if the agent need not stay."""
+        """Start waiting for the next client, unless already waiting; return False if the agent need not stay."""
         if self._seconds > 0 and self._timer is None:
             self._until = time.time() + self._seconds
             self._timer = asyncio.get_running_loop().call_later(self._seconds, self._expire)
         return self._seconds > 0
 
     def stop(self) -> None:
-        """Have the agent leave with its last client, whatever later ones ask for."""
+        """Make the agent exit with its last client, whatever later ones request."""
         self._has_ended = True
         self._expire()
 
     def is_outdated(self) -> bool:
         """Return whether a new run should get a new agent: this one's code or QEMU has changed, or its ledger is long.
 
-        It looks at some hundred files.
+        It checks several hundred files.
         """
         return self._installation is not None and (
             self._has_ended
@@ -86,7 +86,7 @@ class Lingering:
         )
 
     def close(self) -> None:
-        """Stop waiting. Closing twice is fine."""
+        """Stop waiting. Idempotent."""
         self._seconds = 0.0
         self._cancel()
 
@@ -107,7 +107,7 @@ class Lingering:
         return encoded(self._listed())
 
     async def _end(self, _request: Request) -> Response:
-        """Respond with how it was before."""
+        """Respond with the previous setting."""
         before = self._listed()
         self.stop()
         return encoded(before)

@@ -74,7 +74,7 @@ def _clean_up_after_others(base: Path, templates: Path, disks: Path) -> None:
     """Clean up after killed agents, if that is possible. It blocks, so it runs in a thread of its own."""
     try:
         _reap_dead_runs(base, templates, disks)
-    except (OSError, PropolisError):  # this run has nothing to do with it
+    except (OSError, PropolisError):  # this run is unaffected
         logger.exception("what killed agents have left cannot be removed")
 
 

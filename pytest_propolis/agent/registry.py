@@ -94,12 +94,12 @@ class ResourceRegistry:
         return client in self._clients
 
     def has_client_of_run(self, run: str) -> bool:
-        """Whether one of a run's clients is there."""
+        """Whether a client of the run is registered."""
         return any(run_of_client(client) == run for client, owned in self._clients.items() if not owned.kept)
 
     @property
     def has_lifelines(self) -> bool:
-        """Whether there are clients, or some are being released; what is kept has none."""
+        """Whether there are clients, or some are being released; kept resources have none."""
         return any(not owned.kept for owned in self._clients.values())
 
     def require_client(self, client: str) -> None:
@@ -120,7 +120,7 @@ class ResourceRegistry:
         return not self._clients
 
     async def refresh(self) -> None:
-        """Ask the servers that are processes of their own for the states of their VMs."""
+        """Query the servers that are separate processes for the states of their VMs."""
         servers = [vm.server for owned in self._clients.values() for vm in owned.vms.values()]
         await asyncio.gather(*(server.refresh() for server in servers if isinstance(server, ServerProcess)))
 

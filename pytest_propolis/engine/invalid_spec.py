@@ -1,4 +1,4 @@
-"""What can be wrong with an instance spec, before anything is made of it."""
+"""Errors in an instance spec, detected before anything is created."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ __all__ = ["InvalidSpec", "SpecUnsupported"]
 
 
 class InvalidSpec(Exception):
-    """Raised when a spec contradicts itself or asks for what QEMU cannot give here: HTTP 400."""
+    """Raised when a spec contradicts itself or requires what QEMU cannot provide here: HTTP 400."""
 
 
 class SpecUnsupported(Exception):
-    """Raised when a spec has a component that this engine does not realise: HTTP 501."""
+    """Raised when a spec has a component that this engine does not implement: HTTP 501."""

@@ -1,15 +1,15 @@
-"""The request queue of a VM: what the outside asked for and the state driver has not served yet.
+"""The request queue of a VM: requests that the state driver has not served yet.
 
-As propolis-server's request queue: a request is queued, silently ignored, or denied, depending on what the VM is and on
-what was asked before. The queue lives from the moment the VM is active until it is run down; what is answered before
-and after is the wrapper's business. Pure and synchronous: nothing here waits, reads a clock or does I/O, and the state
-driver and the HTTP handlers use it from one event loop.
+As propolis-server's request queue: a request is queued, silently ignored, or denied, depending on the VM's state and on
+earlier requests. The queue exists from the moment the VM is active until it is run down; the wrapper answers before and
+after. Pure and synchronous: nothing here waits, reads a clock or does I/O, and the state driver and the HTTP handlers
+use it from one event loop.
 
-Four things differ from upstream on purpose. A migration asked for while the VM starts is held until it runs, because
-nothing could serve it earlier. Whether a reboot, a migration or a stop is pending is read off the queue and the request
-being served, never remembered apart from them, so that it cannot outlive them. A VM that stopped, however far its start
-got, is stopped. And the guest's own reset or shutdown counts like one that was asked for: upstream accepts a reboot
-of a guest that shuts itself down, only to drop it.
+Four things differ from upstream on purpose. A migration requested while the VM starts is held until it runs, because
+nothing could serve it earlier. Whether a reboot, a migration or a stop is pending is derived from the queue and the
+request being served, never stored separately, so that it cannot outlive them. A VM that stopped, however far its start
+got, is stopped. And the guest's own reset or shutdown counts like a requested one: upstream accepts a reboot of
+a guest that shuts itself down, only to drop it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Reboot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MigrateAsSource:
-    """Migrate the VM to the target that asks for it.
+    """Migrate the VM to the target that requests it.
 
     :param migration_id: the migration, as the target named it.
     :param payload: the connection to the target; opaque here.
@@ -77,7 +77,7 @@ class ReplaceVolume:
 
     :param backend_id: the key of the block backend in the instance spec.
     :param vcr_json: the new volume construction request; not shown by ``repr``, because it may hold keys.
-    :param reply: where the answer goes; opaque here.
+    :param reply: the receiver of the response; opaque here.
     :param is_checked: whether propolis-server's rules for replacements are to be kept.
     """
 
@@ -106,7 +106,7 @@ class DenyReason(Enum):
 
 
 class QueueState(Enum):
-    """How far the VM is, as far as it decides what may be asked of it. Upstream's names."""
+    """The VM's progress, as far as it determines which requests are allowed. Upstream's names."""
 
     NotStarted = "not started"
     StartPending = "start pending"
@@ -117,7 +117,7 @@ class QueueState(Enum):
 
     @property
     def deny_reason(self) -> DenyReason | None:
-        """Why nothing can be asked of the VM any more, or None while something can."""
+        """Why the VM accepts no more requests, or None while it does."""
         return _FINAL.get(self)
 
     @property
@@ -145,9 +145,9 @@ class RequestDenied(Exception):
 
 @dataclass(slots=True)
 class MigrationOut:
-    """What became of a migration out.
+    """The outcome of a migration out.
 
-    :param handed_over: whether the guest lives on the target. Set it at the hand-over point: no error after it brings
+    :param handed_over: whether the guest is on the target. Set it at the hand-over point: no error after it brings
         the guest back.
     """
 
@@ -156,11 +156,11 @@ class MigrationOut:
 
 @final
 class RequestQueue:
-    """What was asked of one VM.
+    """The requests to one VM.
 
-    The driver pops a request, serves it, and says so; until then the request counts as pending. Reboots and migrations
-    are served inside a context manager, so that whatever happens meanwhile, the end of it is noticed. A driver that
-    leaves calls `failed` in any case (it has no effect on a VM that has ended), and no caller waits forever.
+    The driver pops a request, serves it, and reports that; until then the request counts as pending. Reboots and
+    migrations are served inside a context manager, so that their end is recorded whatever happens. A driver that exits
+    calls `failed` in any case (it has no effect on a VM that has ended), and no caller waits forever.
 
     :param discard: called once with each queued request that will never be served, when the VM ends. All are called,
         even if some raise.
@@ -175,7 +175,7 @@ class RequestQueue:
         self._served: Stop | Reboot | MigrateAsSource | None = None
 
     def __len__(self) -> int:
-        """How many requests wait, a migration held back until the VM runs included."""
+        """The number of queued requests, including a migration held until the VM runs."""
         return len(self._state_changes) + len(self._component_changes)
 
     @property
@@ -184,12 +184,12 @@ class RequestQueue:
 
     @property
     def awaiting_stop(self) -> bool:
-        """Whether a stop is queued or being served, the guest's own shutdown included."""
+        """Whether a stop is queued or being served, including the guest's own shutdown."""
         return self._awaiting(Stop)
 
     @property
     def awaiting_reboot(self) -> bool:
-        """Whether a reboot is queued or being served, the guest's own reset included."""
+        """Whether a reboot is queued or being served, including the guest's own reset."""
         return self._awaiting(Reboot)
 
     @property
@@ -200,7 +200,7 @@ class RequestQueue:
     # The HTTP handlers' side
 
     def enqueue(self, request: Request) -> None:
-        """Queue a request, or ignore it where it asks for what is already on its way.
+        """Queue a request, or ignore it if its effect is already pending.
 
         A queued request may still be discarded, when the VM ends before it is served.
 
@@ -237,7 +237,8 @@ class RequestQueue:
         return self._state is QueueState.NotStarted
 
     def _wants_reboot(self) -> bool:
-        # The guest may soon live on the target: a client that wants it rebooted waits, and then ask the right server.
+        # The guest may soon be on the target: a client that wants to reboot it must wait, and then ask the right
+        # server.
         _deny(DenyReason.InvalidForMigrationSource, when=self.awaiting_migration_out)
         _deny(DenyReason.HaltPending, when=self.awaiting_stop)
         _deny(DenyReason.InstanceNotActive, when=self._state is QueueState.NotStarted)
@@ -271,7 +272,7 @@ class RequestQueue:
         for index, request in enumerate(self._state_changes):
             if not (starting and isinstance(request, MigrateAsSource)):
                 del self._state_changes[index]
-                # A start is served while stops and component changes are, and the queue's state tells of it.
+                # A start is served concurrently with stops and component changes, and is visible in the queue's state.
                 self._served = None if isinstance(request, Run) else request
                 return request
         return None
@@ -282,7 +283,7 @@ class RequestQueue:
         return self._component_changes.popleft() if self._component_changes else None
 
     def started(self) -> None:
-        """The VM runs now. A migration that was held back can be popped from here on.
+        """Record that the VM runs. A migration that was held can be popped from here on.
 
         :raises RuntimeError: when no start was pending.
         """
@@ -322,7 +323,7 @@ class RequestQueue:
                 self._end(QueueState.MigratedOut)
 
     def halting(self) -> None:
-        """The guest shuts itself down: from here on, requests fare as after a stop. `stopped` is still to follow.
+        """Record the guest's own shutdown: from here on, requests are treated as after a stop. `stopped` must follow.
 
         No effect on a VM that has ended.
 
@@ -332,11 +333,11 @@ class RequestQueue:
             self._serve(Stop())
 
     def stopped(self) -> None:
-        """The VM has stopped, for any reason, running or not. No effect on a VM that has ended."""
+        """Record that the VM has stopped, for any reason, running or not. No effect on a VM that has ended."""
         self._end(QueueState.Stopped)
 
     def failed(self) -> None:
-        """The VM did not start, or broke. No effect on a VM that has ended."""
+        """Record that the VM did not start, or failed. No effect on a VM that has ended."""
         self._end(QueueState.Failed)
 
     def _end(self, state: QueueState) -> None:

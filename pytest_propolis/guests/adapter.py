@@ -26,7 +26,7 @@ EMULATED_KERNEL: Final = "mitigations=off norandmaps no_timer_check"
 """Kernel parameters for a Linux guest under emulation."""
 
 
-# A device's directory is there before its driver is, and a disk's before its node. Who opens the disk waits until its
+# A device's directory is there before its driver is, and a disk's before its node. Opening the disk waits until its
 # partitions are known. Alpine loads drivers when it boots, and has to be told to after that. A guest without a driver
 # is not waited for longer than some seconds.
 PLUGGED: Final = (

@@ -30,8 +30,8 @@ ENTROPY_BITS: Final = 256
 RECORD_BYTES: Final = 16 + 8 + ENTROPY_LETTERS
 """What the program reads before the name and a newline: a `timespec`, and a `rand_pool_info` with what follows it."""
 
-# Position-independent x86-64. It says that it is there, reads a record and a name from standard input, sets name and
-# clock, stirs the entropy in, has the generator use it now, says whether all of that worked, and ends.
+# Position-independent x86-64. It reports that it runs, reads a record and a name from standard input, sets name and
+# clock, adds the entropy, reseeds the generator, reports whether all of that worked, and exits.
 _CODE: Final = (
     bytes.fromhex(
         "4881ecb0000000"  # sub  rsp, 176          the record, and what is more than the longest name
@@ -103,7 +103,7 @@ def identity_command(path: str, *, name: str) -> str:
     record = _typed(struct.pack("<qqii", now_s, now_ns, ENTROPY_BITS, ENTROPY_LETTERS) + entropy.encode())
     # The reader must open the FIFO before the program exits: a FIFO that no process has open loses its contents.
     told = f"{{ printf '{record}%s\\n' {name} > {path}.in && read -r _pw; }} < {path}.out"
-    # Shells that have RANDOM as a stream of numbers begin a new one when it is set.
+    # In shells with a RANDOM variable, assigning to it seeds the generator.
     return f'{told} && [ "$_pw" = 0 ] && RANDOM={seed}'
 
 
@@ -118,7 +118,7 @@ def real_time_ns() -> int:
 
 
 def _typed(data: bytes) -> str:
-    """What `printf` makes these octets of, in few characters. No digit stands for itself: it could end an escape."""
+    """Return a short `printf` format for these octets. Digits are escaped: one could extend an escape."""
     return "".join(chr(byte) if chr(byte) in string.ascii_letters else f"\\{byte:o}" for byte in data)
 
 

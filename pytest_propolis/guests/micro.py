@@ -11,8 +11,8 @@ from .adapter import EMULATED_KERNEL, GuestAdapter, GuestImage
 
 __all__ = ["Micro"]
 
-# Nothing is mounted and no command but the shell's own has a name yet. The first command is also the proof that the
-# prompt was the shell's, and not a line of the kernel's.
+# Nothing is mounted and only the shell's builtins are available yet. The first command also proves that the prompt was
+# the shell's, and not a line from the kernel.
 SET_UP: Final = (
     "/bin/busybox --install -s; mkdir -p /proc /sys /dev/pts /tmp /root /run;"
     " mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mkdir -p /dev/pts /dev/shm;"
@@ -22,7 +22,8 @@ SET_UP: Final = (
 )
 
 
-# The kernel gives init the words that it does not know itself: with -s, they are the shell's own parameters.
+# The kernel passes parameters that it does not recognise to init: with -s, they become the shell's positional
+# parameters.
 class Micro(GuestAdapter):
     """A guest for tests that do not depend on a particular one: boots fast and runs entirely in RAM."""
 
@@ -37,7 +38,7 @@ class Micro(GuestAdapter):
     reboot_command: ClassVar[str] = "reboot -f"
 
     def plugged_command(self, addresses: Sequence[str]) -> str:
-        """Wait for the devices alone: it has loaded no drivers."""
+        """Wait only for the devices: this guest has loaded no drivers."""
         return "; ".join(f"until [ -e /sys/bus/pci/devices/{address} ]; do sleep 0.02; done" for address in addresses)
 
     async def log_in(self, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""Abandonment: leave cleanup to the agents when a run will not wait any longer.
+"""Abandonment: leave cleanup to the agents when a run no longer waits for it.
 
 All of it works without an event loop, and may be called by a signal handler.
 """
@@ -20,9 +20,9 @@ __all__ = ["abandon_to_agents", "vms_of_run"]
 
 
 def abandon_to_agents() -> int:
-    """Close this process's lifelines: the agents remove what it owned, without anything waiting for that.
+    """Close this process's lifelines: the agents remove its resources, and nothing waits for that.
 
-    :returns: how many VMs those agents have, as far as their ledgers say.
+    :returns: how many VMs those agents have, according to their ledgers.
     """
     lifelines = Lifeline.all_open()
     places = {(lifeline.path.parent, run_of_client(lifeline.client)) for lifeline in lifelines}
@@ -38,7 +38,7 @@ def vms_of_run(run: LocalRun) -> int:
 
 
 def _vms_in(directory: Path, run: str) -> int:
-    """Count VM directories of a run's clients; kept VMs, and those standing by, are not about to be removed."""
+    """Count VM directories of a run's clients; kept VMs and standby forks are not about to be removed."""
     with contextlib.suppress(OSError, PropolisError):
         now = time.time()
         return sum(

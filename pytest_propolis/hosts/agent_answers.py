@@ -1,4 +1,4 @@
-"""What an agent's HTTP responses mean: results, and errors."""
+"""Decode an agent's HTTP responses: results and errors."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ QUOTED_BYTES: Final = 2000
 class AgentAnswers:
     """Decodes the responses of one agent, for the client with an event loop and for the one without.
 
-    Something else than an agent may listen at the socket, or an agent of another version: whatever it answers becomes
-    an error that shows the text.
+    Another program, or an agent of another version, may be listening on the socket: any such response becomes an error
+    that shows the text.
     """
 
     def __init__(self, socket: Path) -> None:

@@ -1,4 +1,4 @@
-"""The clients of an agent's own paths: one for an event loop, and one without, with the same errors."""
+"""Clients of an agent's own paths: an asynchronous and a synchronous one, with the same errors."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ T = TypeVar("T")
 BASE_URL: Final = "http://agent"
 ANSWER_TIMEOUT_S: Final = 60.0
 BLOCKING_TIMEOUT_S: Final = 15.0
-"""An agent that is asked without an event loop answers at once, or when VMs have ended, which takes seconds at most."""
+"""Synchronous requests are answered at once, or when VMs have ended, which takes seconds at most."""
 
 
 class AsyncAgentClient:
-    """Speaks to one agent, within one event loop.
+    """Asynchronous client of one agent, for one event loop.
 
-    Errors that the agent reports are raised as what they were there; a broken connection raises `AgentError`.
+    Errors that the agent reports are raised with their original type; a broken connection raises `AgentError`.
 
-    :param loss: tells why the agent's host is lost.
+    :param loss: returns why the agent's host is lost.
     """
 
     def __init__(self, socket: Path, *, client: str, loss: Loss | None = None) -> None:
@@ -89,7 +89,7 @@ class AsyncAgentClient:
         return await self._call("GET", "/agent", AgentInfo)
 
     async def get_images(self, needed: ImageNeeded, progress: Callable[[str], None]) -> tuple[Path, ...]:
-        """Have images fetched or made on the agent's host; can take minutes, and says what it does."""
+        """Fetch or build images on the agent's host. Can take minutes, and reports progress."""
         async with aclosing(self._stream("/images", needed, progress)) as lines:
             async for line in lines:
                 if line.paths is not None:
@@ -102,10 +102,11 @@ class AsyncAgentClient:
         progress: Callable[[str], None],
         make: Callable[[TemplateMaking], Awaitable[None]],
     ) -> str:
-        """The key of a template on the agent's host; can take minutes, and says what happens.
+        """Return the key of a template on the agent's host. Can take minutes, and reports progress.
 
-        :param make: boots the VM that it is given and freezes it, or gives it up. Called if there is no template yet.
-        :raises TemplateError: when there is none in the end.
+        :param make: boots the VM that it receives and freezes it, or reports failure. Called if there is no template
+            yet.
+        :raises TemplateError: when it cannot be made.
         """
         async with aclosing(self._stream("/templates", needed, progress)) as lines:
             async for line in lines:
@@ -123,8 +124,8 @@ class AsyncAgentClient:
 
     async def fork_vm(self, request: ForkVm) -> VmForked:
         """
-        :raises TemplateError: when there is no such template any more, or it is not taken.
-        :raises ApiError: when it is to run, and its server refuses the spec.
+        :raises TemplateError: when the template no longer exists, or QEMU cannot load it.
+        :raises ApiError: when the fork must run, and its server rejects the spec.
         """
         return await self._call("POST", "/forks", VmForked, request)
 
@@ -139,7 +140,7 @@ class AsyncAgentClient:
         return await self._call("GET", "/vms", list[VmListed])
 
     async def migrations(self, vm_path: str) -> MigrationReport:
-        """What the Propolis API does not say of the latest migrations of a VM: how they went about it.
+        """Return facts that the Propolis API lacks about the latest migrations of a VM.
 
         :param vm_path: the path of its server.
         """
@@ -156,9 +157,9 @@ class AsyncAgentClient:
         await self._call("DELETE", f"/disks/{disk_id}", NoneType)
 
     async def fork_image(self, request: ForkImage) -> ImageForked:
-        """Have an image forked.
+        """Fork an image.
 
-        :raises CapabilityMissing: when no provider that will do can fork it, with the reason of each.
+        :raises CapabilityMissing: when no suitable provider can fork it, with the reason of each.
         """
         return await self._call("POST", "/image-forks", ImageForked, request)
 
@@ -182,7 +183,7 @@ class AsyncAgentClient:
         await self._bytes("PUT", f"/image-forks/{fork_id}/content/{offset}", data)
 
     async def create_volume(self, request: CreateVolume) -> VolumeCreated:
-        """Make a replicated volume, whose downstairs run."""
+        """Create a replicated volume with running downstairs."""
         return await self._call("POST", "/volumes", VolumeCreated, request)
 
     async def get_volume(self, volume_id: str) -> VolumeListed:
@@ -199,7 +200,7 @@ class AsyncAgentClient:
         await self._call("POST", f"/volumes/{volume_id}/downstairs/{address}/fault", NoneType, fault)
 
     async def replace_unchecked(self, vm_id: str, backend: str, vcr_json: str) -> ReplaceResult:
-        """Give a VM's volume a new construction request, without Crucible's rules for what may be replaced when."""
+        """Give a VM's volume a new construction request, without Crucible's rules for when volumes may be replaced."""
         body = InstanceVCRReplace(vcr_json=vcr_json)
         return await self._call("PUT", f"/vms/{vm_id}/disks/{backend}/vcr", ReplaceResult, body)
 
@@ -211,18 +212,18 @@ class AsyncAgentClient:
         await self._call("DELETE", f"/networks/{network_id}", NoneType)
 
     async def add_port(self, network_id: str, number: int) -> str:
-        """Return the socket at which a card is plugged in, on the agent's host."""
+        """Return the path of the socket of a network card's port, on the agent's host."""
         return (await self._call("POST", f"/networks/{network_id}/ports", PortAdded, AddPort(number=number))).path
 
     async def order_faults(self, network_id: str, faults: NetworkFaults) -> None:
         await self._call("PUT", f"/networks/{network_id}/faults", NoneType, faults)
 
     async def place_port(self, network_id: str, number: int, part: str | None) -> None:
-        """Tell a part of a network at which part the card of a port is; None while it moves."""
+        """Inform a part of a network which part a port's card is at; None while it moves."""
         await self._call("PUT", f"/networks/{network_id}/ports/{number}", NoneType, PlacePort(part=part))
 
     async def connect_network(self, network_id: str, address: str, part: str) -> None:
-        """Connect a network with its part on another host.
+        """Connect a network to its part on another host.
 
         :param address: where the agent finds that part.
         :param part: its id.
@@ -231,19 +232,19 @@ class AsyncAgentClient:
         await self._call("POST", f"/networks/{network_id}/trunks", NoneType, request)
 
     async def get_capture(self, network_id: str) -> bytes:
-        """Return the latest frames as a pcap file; nothing if there was none."""
+        """Return the latest frames as a pcap file; empty if there were none."""
         return await self._bytes("GET", f"/networks/{network_id}/capture")
 
     async def remove(self, resources: ResourceIds) -> None:
-        """Remove VMs and then disks; returns when they are gone. What is gone already is passed over."""
+        """Remove VMs and then disks; return when they are gone. Skip any that are already gone."""
         await self._call("POST", "/removal", NoneType, resources)
 
     async def keep(self, request: Keep) -> KeptListed:
-        """Have the agent take VMs and disks over, which then outlive this client."""
+        """Transfer VMs and disks to the agent, so that they outlive this client."""
         return await self._call("POST", "/kept", KeptListed, request)
 
     async def _stream(self, path: str, needed: Any, progress: Callable[[str], None]) -> AsyncGenerator[StreamLine]:
-        """The lines of an answer that are not progress."""
+        """Yield the lines of a response that are not progress."""
         content = msgspec.json.encode(needed)
         try:
             async with self._http.stream("POST", path, content=content, timeout_s=None) as answer:
@@ -304,7 +305,7 @@ class AgentClient:
         self._client = client
 
     def answers(self) -> bool:
-        """Whether it does: one that is only starting, or about to leave, does not."""
+        """Return whether the agent responds: one that is starting or exiting does not."""
         try:
             self.vms()
         except AgentError:
@@ -334,7 +335,7 @@ class AgentClient:
         return self._ask("GET", "/linger", LingerListed)
 
     def end_lingering(self) -> LingerListed:
-        """Make the agent leave without lingering, at once or with its last client; return how it was before."""
+        """Make the agent exit without lingering, at once or with its last client; return the previous setting."""
         return self._ask("DELETE", "/linger", LingerListed)
 
     def volumes(self) -> list[VolumeListed]:
@@ -356,7 +357,7 @@ class AgentClient:
 
 
 def running_agents(base: Path, *, run: str | None = None) -> Iterator[AgentClient]:
-    """Return this user's running agents that answer; only those of one run, if given."""
+    """Return this user's running agents that respond; only those of one run, if given."""
     for found in survey(base):
         if found.is_alive and found.contents and run in (None, found.contents.header.run):
             header = found.contents.header

@@ -1,4 +1,4 @@
-"""A host: a machine with an agent of the run, and what everything above needs of it."""
+"""A host: a machine with an agent of the run, and the interface that higher layers use."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class HostSpec:
     """A host as the inventory describes it.
 
     :param name: unique in the inventory.
-    :param kind: what reaches it: a key of `kinds.HOST_KINDS`.
-    :param address: where it is, in the words of its kind; for VMs of other hosts, and for people.
-    :param slots: how many VMs of tests it takes at once; None: as many as its memory allows.
+    :param kind: its kind, a key of `kinds.HOST_KINDS`.
+    :param address: its address, in the format of its kind; for VMs of other hosts, and for messages.
+    :param slots: how many test VMs it runs at once; None: as many as its memory allows.
     :param cpus: processors that VMs may use; None: as probed.
     :param memory_mib: memory that VMs may use, in MiB; None: as probed.
-    :param labels: words that tests can ask for.
-    :param options: further keys, which the kind understands.
+    :param labels: labels that tests can require.
+    :param options: further keys, specific to the kind.
     """
 
     name: str
@@ -42,7 +42,7 @@ class HostSpec:
 
 
 class Unfinished(Protocol):
-    """What has taken something of a host, and may not have given it back."""
+    """A factory that may still own resources of a host."""
 
     @property
     def resources(self) -> ResourceIds:
@@ -50,62 +50,62 @@ class Unfinished(Protocol):
 
 
 class Machine(NamedTuple):
-    """How big a machine is."""
+    """The size of a machine."""
 
     processors: int
     memory_mib: int
 
 
 class Host(Protocol):
-    """A host for the length of one pytest process. Making it connects to nothing.
+    """A host for the lifetime of one pytest process.
 
-    It is tied to no event loop: each `client` is.
+    Creating it opens no connection. It is independent of event loops, unlike each `client`.
     """
 
     was_up: bool
-    """Whether its agent was ever asked for."""
+    """Whether its agent was ever requested."""
 
     unfinished: list[Unfinished]
-    """Factories whose teardown was cancelled: what they have is removed before the next one is opened."""
+    """Factories whose teardown was cancelled: their resources are removed before the next one is opened."""
 
     templates: dict[object, str]
-    """Keys of the templates that are known to be there, by what they are templates of."""
+    """Keys of the templates that are known to exist, by their kind."""
 
     @property
     def name(self) -> str:
-        """What people call it; unique in a run."""
+        """Its name for users; unique in a run."""
 
     @property
     def address(self) -> str:
-        """Where it is: the address of its network, or ``localhost``."""
+        """Its network address, or ``localhost``."""
 
     @property
     def labels(self) -> frozenset[str]:
-        """Words that tests can ask for."""
+        """Labels that tests can require."""
 
     @property
     def run_id(self) -> str:
-        """The id of the run there. What belongs to the run on this host carries it."""
+        """The id of the run on this host. All resources of the run there carry it."""
 
     @property
     def agent_id(self) -> str:
-        """The id that what belongs to its agent carries: that of the run, unless the agent serves others, too."""
+        """The id that its agent's resources carry: that of the run, unless the agent serves others, too."""
 
     @property
     def command_options(self) -> str:
-        """What `propolis console` must be told to find VMs there, with a space before it; empty for this machine."""
+        """The options with which `propolis console` finds VMs there, with a leading space; empty for this machine."""
 
     @property
     def shares_files(self) -> bool:
-        """Whether its file system is this machine's, so that its agent can be told paths of it."""
+        """Whether it shares this machine's file system, so that its agent can use local paths."""
 
     @property
     def is_lost(self) -> bool:
-        """Whether it could not be reached, or was lost, when it was last used."""
+        """Whether it was unreachable or lost when it was last used."""
 
     @property
     def agent(self) -> AgentClient | None:
-        """A client of its agent for callers without an event loop; None while the agent is down."""
+        """A synchronous client of its agent; None while the agent is down."""
 
     async def client(self) -> AsyncAgentClient:
         """Return a client of its agent, for the running event loop. The caller closes it.
@@ -121,53 +121,53 @@ class Host(Protocol):
         """
 
     async def put(self, local: Path, remote: Path) -> None:
-        """Copy a file of this machine to the host; it is complete there, or not there.
+        """Copy a file of this machine to the host; either the complete file exists there, or none.
 
         :raises HostError: naming the file.
         """
 
     async def get(self, remote: Path, local: Path) -> None:
-        """Copy a file of the host to this machine; it is complete here, or not here.
+        """Copy a file of the host to this machine; either the complete file exists here, or none.
 
         :raises HostError: naming the file.
         """
 
     async def provide(self, path: Path, progress: Progress, *, content: str | None = None) -> str:
-        """Return the path at which the host has the content of a file of this machine; it is sent if need be.
+        """Return the path at which the host has the content of a file of this machine; it is sent if necessary.
 
-        It must not be written to there.
+        It must not be modified there.
 
-        :param content: what names the content, if that is known; else the file is read to find out.
+        :param content: the name of the content, if known; otherwise the file is read to determine it.
         :raises HostError: naming the file.
         """
 
     async def provide_artifact(self, artifact: Artifact, progress: Progress) -> Artifact:
-        """Return an artifact as the host's agent is to be asked for it; what only this machine has is sent.
+        """Return an artifact as to be requested from the host's agent; files that only this machine has are sent.
 
-        :raises ArtifactError: when it cannot be had.
+        :raises ArtifactError: when it is not available.
         """
 
     async def address_for_agent(self, endpoint: Endpoint, *, on: Host) -> str:
-        """Return where this host's agent finds the server of a VM, which may be on another host.
+        """Return the address at which this host's agent reaches the server of a VM, which may be on another host.
 
-        :param endpoint: where this process finds it.
+        :param endpoint: the address for this process.
         :param on: the VM's host.
         :raises HostError: when the agent cannot reach that host.
         """
 
     async def reach_port(self, port: int) -> int:
-        """Return a port of this machine's loopback interface that leads to one of the host's, while it is not closed.
+        """Return a port of this machine's loopback interface that is forwarded to one of the host's, until closed.
 
         :raises HostError: when that cannot be.
         """
 
     def close(self) -> None:
-        """Let go of the agent, which then releases what this process still owns. Closing twice is fine.
+        """Disconnect from the agent, which then releases what this process still owns. Idempotent.
 
         :raises AgentError: when the agent left something behind.
         """
 
 
 def log_path_on(host: Host, path: Path) -> str:
-    """Return where an agent is to put the messages of a QEMU; nothing lets it choose a file of its own."""
+    """Return the path for an agent to write QEMU's messages to; empty for the agent's choice."""
     return host_path(path, purpose="the log of QEMU") if host.shares_files else ""

@@ -17,7 +17,7 @@ Measure = Callable[[HostSpec], Awaitable[Machine]]
 
 
 class HostKind(NamedTuple):
-    """Where a kind of host is; what it needs is imported when the first host of the kind is asked for.
+    """The modules of a kind of host, imported when the first host of the kind is requested.
 
     :param module: its function ``open_host(spec, settings, run_id)`` makes the host.
     :param measuring: the module whose function ``measure(spec)`` asks a host how big its machine is; None where that
@@ -34,7 +34,7 @@ HOST_KINDS: Final[Mapping[str, HostKind]] = MappingProxyType(
 
 
 def open_host(spec: HostSpec, settings: Settings, run_id: str) -> Host:
-    """Make a host of an inventory. Nothing is connected to.
+    """Create a host of an inventory, without connecting.
 
     :param run_id: the id of the run on this host.
     """
@@ -43,12 +43,12 @@ def open_host(spec: HostSpec, settings: Settings, run_id: str) -> Host:
 
 
 def is_elsewhere(spec: HostSpec) -> bool:
-    """Whether a host is another machine than this one."""
+    """Return whether a host is another machine than this one."""
     return HOST_KINDS[spec.kind].measuring is not None
 
 
 async def measure(spec: HostSpec) -> Machine:
-    """Ask a host that is another machine how big it is.
+    """Query the size of a host that is another machine.
 
     :raises HostError: when it cannot be reached, or does not answer as it should.
     """

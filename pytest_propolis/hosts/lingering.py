@@ -25,15 +25,15 @@ _OF_ONE_SHELL: Final = frozenset(
         *("WINDOW", "WINDOWID", "XDG_SESSION_ID", "XDG_VTNR"),
     )
 )
-"""Variables that say where a shell runs, and nothing that an agent uses."""
+"""Variables that describe where a shell runs, and that no agent uses."""
 
 _OF_ONE_RUN: Final = ("PYTEST_", "PROPOLIS_", "SSH_", "VSCODE_", "KITTY_", "WEZTERM_", "ITERM_", *TRACING_VARIABLES)
-"""Prefixes of variables that belong to one run or one login. What options say is in `AgentConfig`."""
+"""Prefixes of variables that belong to one run or one login. Options are in `AgentConfig`."""
 
 
 @dataclass(frozen=True, slots=True)
 class AgentEnvironment:
-    """The environment that a lingering agent is started with, without what differs from run to run.
+    """The environment of a lingering agent, without variables that differ from run to run.
 
     :param digest: the same in all processes of a run, and in every run with the same environment.
     """
@@ -52,11 +52,11 @@ class AgentEnvironment:
 
     @classmethod
     def of_process(cls) -> AgentEnvironment:
-        """Return what was settled, or else the environment as it is now."""
+        """Return the settled environment, or else the current one."""
         return _settled or cls.current()
 
     def settle(self) -> None:
-        """Have all hosts of this process use this one, whatever tests do to the environment."""
+        """Make all hosts of this process use this environment, whatever tests change."""
         global _settled
         _settled = self
 

@@ -1,4 +1,4 @@
-"""Placement: on which host of a run something goes."""
+"""Placement: choose the host of a run for a VM or another resource."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class HostConstraint(Protocol):
     """A condition on hosts."""
 
     def allows(self, host: Host) -> bool:
-        """Whether a host meets it."""
+        """Return whether a host meets it."""
 
 
 @final
@@ -60,11 +60,11 @@ class Labels:
 
 
 HostChoice = Host | HostConstraint
-"""How a test says where something goes: a host, or a condition on it."""
+"""A test's placement of a resource: a host, or a condition on it."""
 
 
 def choose_host(hosts: Sequence[Host], choice: HostChoice) -> Host:
-    """Return the first host that will do.
+    """Return the first suitable host.
 
     :raises ConfigError: when the run has none, naming those that it has.
     """

@@ -76,7 +76,7 @@ def audit(
     """
     leaks, agents = _look(base, run, clients, disks, block_devices)
     if leaks and any(agent.lingers for agent in agents):
-        # Forks that stand by, and VMs of other runs, come and go between the reading of a ledger and the search.
+        # Standby forks and VMs of other runs may appear or disappear between reading a ledger and the search.
         again, _ = _look(base, run, clients, disks, block_devices)
         leaks = [leak for leak in leaks if leak in again]
     return leaks
@@ -100,9 +100,10 @@ def _look(
 
 @dataclass(frozen=True, slots=True)
 class _Agent:
-    """An agent of the run, and what it may have without clients of the run.
+    """An agent of the run, and the resources that it may have without clients of the run.
 
-    :param clients: what the names of the run's clients begin with; of an agent that lingers, all others are explained.
+    :param clients: what the names of the run's clients begin with; an agent that lingers may have clients of other
+        runs.
     """
 
     found: RunSurvey
@@ -229,8 +230,8 @@ def _mounts(run: str) -> Iterator[Leak]:
 def _is_out_of_others_reach(path: Path) -> bool:
     """Whether no other user can have made what lies at a path.
 
-    Users mount file systems of their own (FUSE), and have loop devices set up over their files (udisks), with the run's
-    word in the name.
+    Users can mount their own file systems (FUSE), and set up loop devices over their files (udisks), with the run's id
+    in the name.
     """
     parent = next(place for place in path.parents if place.is_dir())
     try:

@@ -51,8 +51,8 @@ Cleanup = Callable[[Entry, DeadRun], None]
 
 
 def _undo_process(entry: Entry, run: DeadRun) -> None:
-    """End the process by its identity, and whatever carries the entry's id: it may have been started without its pid
-    being written down, and it may have started others."""
+    """End the process by its identity, and all processes that carry the entry's id: its pid may not have been recorded,
+    and it may have started others."""
     recorded = ProcessIdentity.from_facts(entry.what)
 
     def remaining() -> list[ProcessIdentity]:
@@ -65,8 +65,8 @@ def _undo_process(entry: Entry, run: DeadRun) -> None:
 def strays(run: DeadRun) -> list[ProcessIdentity]:
     """Processes that carry the run's mark, apart from those that belong to a process entry or to something kept."""
     listed = [entry for entry in run.entries if entry.kind == "process" or entry in run.spared]
-    # What carries only the bare mark could belong to something kept; what carries the id of another entry does not.
-    # A QEMU whose wrapper cleared its environment has the run's id only in its command line.
+    # A process that carries only the mark could belong to a kept resource; one that carries the id of another entry
+    # does not. A QEMU whose wrapper cleared its environment has the run's id only in its command line.
     marks = [f"{run.header.mark}-"] if run.spared else [run.header.mark, command_line_mark(run.header.run)]
     found = {process for mark in marks for process in find_marked(mark)}
     return [process for process in found if not any(_belongs(process, entry) for entry in listed)]
@@ -117,7 +117,7 @@ def _disk_roots(path: Path, run: DeadRun) -> tuple[Path, ...]:
 
 
 def _spellings(directory: Path) -> tuple[Path, Path]:
-    """The ways in which a ledger may have written a directory that this process was given."""
+    """The spellings under which a ledger may have recorded a directory that this process was given."""
     return directory.absolute(), directory.resolve()
 
 

@@ -45,7 +45,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One resource.
 
     :param id: unguessable; begins with the run's mark. A process that is started for the entry carries it in its
-        environment (`MARK_VARIABLE`) or command line, which is how it is found when its pid was never written down.
+        environment (`MARK_VARIABLE`) or command line, by which it is found if its pid was never recorded.
         Never put it in a path that a user may type: a ``tail`` of such a file would carry the id as well.
     :param kind: the kind of resource: "process", "directory", "file", "socket", or any other word.
     :param what: identifies the resource: "path", "name", or the facts of a `ProcessIdentity`.

@@ -1,1 +1,1 @@
-"""What a person looks at during and after a run."""
+"""Output for users during and after a run."""

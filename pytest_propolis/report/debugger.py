@@ -1,4 +1,4 @@
-"""What is said of a failed test's VMs before a debugger's prompt comes."""
+"""The message about a failed test's VMs before a debugger's prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["introduce_vms"]
 
 
 def introduce_vms(node: pytest.Item | pytest.Collector) -> None:
-    """Say how to reach the VMs of a test that has failed, if a debugger is about to be entered for it."""
+    """Print how to reach the VMs of a failed test before a debugger starts for it."""
     if node.config.getoption("usepdb", False):
         show = progress_printer(node.config)
         for vm in node.stash.get(VMS, []):

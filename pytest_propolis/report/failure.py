@@ -1,4 +1,4 @@
-"""What a failed test's report shows of its VMs."""
+"""The sections of a failed test's report about its VMs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STATE_TIMEOUT_S: Final = 1.0
 def add_sections(
     item: pytest.Item, excinfo: pytest.ExceptionInfo[BaseException] | None, report: pytest.TestReport
 ) -> None:
-    """Add a section for each VM of a failed test. After the test's teardown its VMs are forgotten."""
+    """Add a section for each VM of a failed test. Forget the VMs after the test's teardown."""
     policy = item.config.stash.get(RETENTION_POLICY, None)
     stays = policy is not None and policy.settings.keep != "never"
     shown = dict(_tails(excinfo.value)) if excinfo else {}
@@ -48,7 +48,7 @@ def add_sections(
             _add_section(report, f"propolis crucible disk {disk.name!r}", "\n".join(describe_volume(disk)))
     for vm_name, failure in item.stash.get(KERNEL_FAILURES, []) if report.failed else ():
         _add_section(report, TITLES[failure.kind].format(vm_name), "\n".join(failure.lines()))
-    if report.failed or report.when != "setup":  # what came in a setup that passed counts with the call
+    if report.failed or report.when != "setup":  # output of a setup that passed belongs to the call
         item.stash[KERNEL_FAILURES] = []
     if report.when == "teardown":
         item.stash[VMS] = []
@@ -58,7 +58,7 @@ def add_sections(
 def _add_section(report: pytest.TestReport, title: str, content: str) -> None:
     """Add a section where every consumer of the report finds it.
 
-    Terminals alone show `report.sections`; IDEs, JUnit files and Allure take the text of the failure itself.
+    Only terminals show `report.sections`; IDEs, JUnit files and Allure take the text of the failure itself.
     """
     if isinstance(report.longrepr, ExceptionRepr):
         report.longrepr.addsection(title, content)
@@ -69,9 +69,9 @@ def _add_section(report: pytest.TestReport, title: str, content: str) -> None:
 
 
 def describe(vm: TestVm, *, shown: tuple[str, ...] = (), stays: bool = False) -> list[str]:
-    """A VM in lines: state, make, disks, console, log.
+    """Return lines that describe a VM: state, hardware, disks, console, log.
 
-    :param shown: the lines of its console that the error has shown.
+    :param shown: the lines of its console that the error shows already.
     :param stays: whether it is kept after the test.
     """
     from ..propolis_api import NvmeDiskComponent, VirtioDiskComponent  # heavy, and there are no failures in most runs
@@ -94,7 +94,7 @@ def describe(vm: TestVm, *, shown: tuple[str, ...] = (), stays: bool = False) ->
 
 
 def _migration(vm: TestVm) -> Iterator[str]:
-    """How the guest came to the VM, if it has migrated."""
+    """Return how the guest migrated to the VM, if it did."""
     if vm.came_from is None:
         return
     import msgspec  # most runs have no failures, and most failures no migrations
@@ -122,7 +122,7 @@ def _networks(vm: TestVm) -> Iterator[str]:
 
 
 def _console(tail: tuple[str, ...], shown: tuple[str, ...]) -> list[str]:
-    """The end of the console, without what the error has shown of it."""
+    """Return the end of the console, without the lines that the error shows already."""
     since = _beyond(tail, shown)
     lines = [f"    | {line}" for line in since]
     if len(since) < len(tail):
@@ -131,13 +131,13 @@ def _console(tail: tuple[str, ...], shown: tuple[str, ...]) -> list[str]:
 
 
 def _beyond(tail: tuple[str, ...], shown: tuple[str, ...]) -> tuple[str, ...]:
-    """The lines of a tail that come after those of an earlier one."""
+    """Return the lines of a tail that follow those of an earlier one."""
     common = next((n for n in range(min(len(tail), len(shown)), 0, -1) if shown[-n:] == tail[:n]), 0)
     return tail[common:]
 
 
 def _tails(error: BaseException | None) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The consoles that an error's text shows, by VM: its own, and those of its causes."""
+    """Return the consoles that an error's text shows, by VM: its own, and those of its causes."""
     while error is not None:
         if isinstance(error, PropolisError) and error.vm:
             yield error.vm, error.console_tail
@@ -148,12 +148,12 @@ def _tails(error: BaseException | None) -> Iterator[tuple[str, tuple[str, ...]]]
 
 
 def _state_now(endpoint: Endpoint) -> str:
-    """Ask the server, without an event loop: a report is made between two runs of the test's own."""
+    """Query the server without an event loop: a report is made between two runs of the test's own loop."""
     from ..propolis_api.connection.http import request
 
     try:
         answer = request(endpoint, "GET", "/instance", timeout_s=STATE_TIMEOUT_S)
         return str(json.loads(answer.content)["instance"]["state"]) if answer.is_success else NOT_CREATED
     except Exception as error:
-        # A report must say something of a server that is gone, frozen, or hidden by what the test has patched.
+        # A report must also describe a server that is gone, frozen, or hidden by the test's patches.
         return f"unknown ({str(error) or type(error).__name__})"

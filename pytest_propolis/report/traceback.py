@@ -1,4 +1,4 @@
-"""The traceback of an error of ours, cut down to what the reader wrote."""
+"""The traceback of one of this package's errors, reduced to the user's own code."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["shorten"]
 PACKAGE: Final = Path(__file__).parents[1]
 STANDARD_LIBRARY: Final = Path(sysconfig.get_path("stdlib"))
 INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
-"""Directories inside the standard library's, whose contents may be the reader's own."""
+"""Directories inside the standard library's, which may contain the user's own code."""
 
 
 def shorten(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-    """Leave out this package's frames, pytest-asyncio's and the standard library's.
+    """Omit frames of this package, pytest-asyncio and the standard library.
 
-    Such an error says in its text what went wrong. Where it comes from, in the reader's own code, is all that a
-    traceback can add. If there is none of that, the fixture's line stays.
+    The text of such an error explains the failure, and a traceback can only add its origin in the user's own code.
+    Without any such frame, the fixture's line stays.
     """
     if not isinstance(excinfo.value, PropolisError):
         return
@@ -42,7 +42,7 @@ def _entries(entry: TracebackType | None) -> Iterator[TracebackType]:
 
 
 def _chain(entries: Iterable[TracebackType]) -> TracebackType:
-    """The same entries as a traceback of their own: pytest follows its links, and ignores what was filtered out."""
+    """Return these entries as a new traceback: pytest follows the links of the original one, and ignores the filter."""
     chain = None
     for entry in reversed(list(entries)):
         chain = TracebackType(chain, entry.tb_frame, entry.tb_lasti, entry.tb_lineno)

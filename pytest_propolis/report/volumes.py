@@ -1,4 +1,4 @@
-"""What a failed test's report shows of its replicated disks."""
+"""The section of a failed test's report about its replicated disks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["describe_volume"]
 
 
 def describe_volume(disk: CrucibleDisk) -> list[str]:
-    """A replicated disk in lines: its size and generation, and each downstairs with what it wrote last."""
+    """Return lines that describe a replicated disk: size, generation, and each downstairs with its latest output."""
     try:
         facts = disk.facts_now()
     except PropolisError as error:

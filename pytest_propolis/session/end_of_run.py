@@ -1,4 +1,4 @@
-"""The end of a run: what was kept is shown, and what leaked fails the run."""
+"""The end of a run: show kept resources, and fail the run on leaks."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 __all__ = ["LOG_DIRECTORY_KEY", "EndOfRun", "WorkersEnd"]
 
 SETTLE_TIMEOUT_S: Final = 15.0
-"""How long agents may take to leave after their last client, before what they own counts as leaked."""
+"""How long agents may take to exit after their last client, before the resources that they own count as leaks."""
 
 WORKER_KEY: Final = "propolis_used"
 
 LOG_DIRECTORY_KEY: Final = "propolis_log_directory"
-"""Where a controller puts the name of a directory for its worker's logs, if workers are not to share one."""
+"""The key of a worker's log directory in its xdist input, if workers must not share one."""
 
 
 class WorkersEnd:
-    """A plugin of an xdist worker's: lets go of its host, and tells the controller whether there were VMs."""
+    """A plugin of an xdist worker: releases its hosts, and reports to the controller whether there were VMs."""
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None]:
-        """After the last finalizer, and before xdist sends what is told."""
+        """Run after the last finalizer, and before xdist sends the worker's output."""
         yield
         hosts = session.config.stash.get(HOSTS, ())
         session.config.workeroutput[WORKER_KEY] = any(host.was_up for host in hosts)  # type: ignore[attr-defined]
@@ -43,7 +43,7 @@ class WorkersEnd:
 
 
 class EndOfRun:
-    """A plugin of the process that has the terminal: compares the account of the run's agents with the machine."""
+    """A plugin of the process that has the terminal: runs the leak check at the end of the run."""
 
     def __init__(self) -> None:
         self._shared_id: str | None = None
@@ -61,12 +61,12 @@ class EndOfRun:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        # A worker that has crashed tells nothing.
+        # A worker that has crashed sends no output.
         self._used |= getattr(node, "workeroutput", {}).get(WORKER_KEY, True)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None]:
-        """After the last finalizer and the last worker, before the summary."""
+        """Run after the last finalizer and the last worker, before the summary."""
         yield
         with guarded(session.config, "releasing the run's VMs"):
             _let_go(session.config)
@@ -100,11 +100,11 @@ class EndOfRun:
         try:
             for agent_id, run in self._runs(config):
                 self._look(agent_id, run, config.stash[SETTINGS])
-        except (OSError, PropolisError) as error:  # the tests' own results are worth more
+        except (OSError, PropolisError) as error:  # an error of the leak check must not cost the tests' results
             self._not_looked = str(error)
 
     def _runs(self, config: pytest.Config) -> Iterable[tuple[str, str]]:
-        """The ids of the agents on this machine's hosts and of the run there, if it had VMs there."""
+        """Return the ids of the agents on this machine's hosts and of the run there, if it had VMs there."""
         if self._shared_id is not None:
             from ..hosts.run_hosts import local_run_ids
 
@@ -130,11 +130,11 @@ class EndOfRun:
 
 
 def _let_go(config: pytest.Config) -> None:
-    """Let go of this process's hosts: what it still owns there is released, but for what is to be kept."""
+    """Close this process's hosts, which releases its remaining resources there except those to be kept."""
     if policy := config.stash.get(RETENTION_POLICY, None):
         policy.finish()
     for host in config.stash.get(HOSTS, ()):
-        with contextlib.suppress(AgentError):  # what is left is found by the audit
+        with contextlib.suppress(AgentError):  # the audit finds what is left
             host.close()
 
 
@@ -143,7 +143,7 @@ def _describe_lingering(pid: int, seconds: float) -> str:
 
 
 def describe_kept(kept: list[KeptListed]) -> Iterator[str]:
-    """What was kept, in lines from which a person may copy."""
+    """Return lines about kept resources, with commands to copy."""
     for item in kept:
         until = f", until {time.strftime('%a %H:%M', time.localtime(item.kept.until))}" if item.kept.until else ""
         yield f"{item.kept.reason}{until}"

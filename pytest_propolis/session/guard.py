@@ -1,4 +1,4 @@
-"""Errors of this plugin's own hooks: they are reported at the end, and never end the session or cost a result."""
+"""Errors of this plugin's own hooks: they are reported at the end, and never end the session or lose a result."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .stash import GUARD
 __all__ = ["Guard", "guarded"]
 
 SHOWN: Final = 3
-"""How many errors the summary shows whole: a mistake that is made for each test is the same each time."""
+"""How many errors the summary shows in full: a defect that occurs for each test is the same each time."""
 
 
 class Guard:
-    """Collects what went wrong in hooks that pytest calls outside of a test's own phases."""
+    """Collects the errors of hooks that pytest calls outside a test's own phases."""
 
     def __init__(self) -> None:
         self._errors: list[tuple[str, str]] = []
 
     @contextmanager
     def during(self, purpose: str) -> Iterator[None]:
-        """Run the block; an error in it is remembered. Interruptions and pytest's own outcomes go through."""
+        """Run the block, and record an error in it. Interruptions and pytest's own outcomes propagate."""
         try:
             yield
         except (pytest.UsageError, pytest.exit.Exception):
@@ -33,13 +33,14 @@ class Guard:
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
                 raise
-            # Before Python 3.12, what interrupts the making of a class, as in an import, is the cause of another error.
+            # Before Python 3.12, an interruption during the creation of a class, as in an import, is the cause of
+            # another error.
             if isinstance(error.__cause__, KeyboardInterrupt):
                 raise error.__cause__ from None
             self._errors.append((purpose, "".join(traceback.format_exception(error)).rstrip()))
 
     def summary(self) -> Iterator[str]:
-        """Return lines for the terminal; none where nothing went wrong."""
+        """Return lines for the terminal; none if there were no errors."""
         for purpose, text in self._errors[:SHOWN]:
             yield f"error while {purpose}; the tests' own results stand:"
             yield from (f"  {line}" for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""The values that pytest's configuration file has for this plugin."""
+"""This plugin's values in pytest's configuration file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def ini_directory(config: pytest.Config) -> Path:
 
 
 def ini_values(config: pytest.Config) -> dict[str, str]:
-    """Return the text of every option of this plugin, by name; empty where the file does not have it.
+    """Return the text of every option of this plugin, by name; empty if the file does not set it.
 
     Numbers and booleans of TOML are returned as they would be written in an INI file.
     """
@@ -29,8 +29,8 @@ def _value(config: pytest.Config, key: str) -> Any:
     try:
         return config.getini(key)
     except (TypeError, pytest.UsageError):
-        # pytest 9 takes nothing but strings for an option of no declared type, and no declared type takes a number as
-        # well as a text before pytest 9.2 (`type=str | int | float | bool`).
+        # pytest 9 accepts only strings for an option without a declared type, and before pytest 9.2 no declared type
+        # accepts both numbers and strings (`type=str | int | float | bool`).
         return _native_table(config)[key]
 
 

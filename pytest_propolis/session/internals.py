@@ -1,6 +1,6 @@
-"""What this plugin uses of pytest, pytest-asyncio, pytest-xdist and execnet beyond their documented interfaces.
+"""Private interfaces of pytest, pytest-asyncio, pytest-xdist and execnet that this plugin uses.
 
-Everything of that kind is here, so that an upgrade that takes one away breaks one module, and its tests say which.
+All of them are here, so that an upgrade that removes one breaks one module, and its tests name the interface.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ ASYNCIO_MODULE: Final = "pytest_asyncio.plugin"
 
 
 def has_pytest_asyncio(plugins: pytest.PytestPluginManager) -> bool:
-    """Whether pytest-asyncio is loaded, under whatever name."""
+    """Return whether pytest-asyncio is loaded, under any name."""
     return any(getattr(plugin, "__name__", "") == ASYNCIO_MODULE for plugin in plugins.get_plugins())
 
 
 def load_pytest_asyncio(plugins: pytest.PytestPluginManager) -> None:
-    """Load pytest-asyncio where it is neither loaded nor blocked, as with ``PYTEST_DISABLE_PLUGIN_AUTOLOAD``.
+    """Load pytest-asyncio if it is neither loaded nor blocked, as with ``PYTEST_DISABLE_PLUGIN_AUTOLOAD``.
 
     It gets the name of its entry point, so that ``-p no:asyncio`` keeps its meaning.
     """
@@ -59,19 +59,19 @@ def load_pytest_asyncio(plugins: pytest.PytestPluginManager) -> None:
 
 
 def is_worker(config: pytest.Config) -> bool:
-    """Whether this process is a worker of pytest-xdist."""
+    """Return whether this process is a worker of pytest-xdist."""
     return hasattr(config, "workerinput")
 
 
 def is_controller(config: pytest.Config) -> bool:
-    """Whether this process hands tests to workers of pytest-xdist."""
+    """Return whether this process is the controller of pytest-xdist."""
     if is_worker(config) or not config.pluginmanager.hasplugin("xdist"):
         return False
     return bool(config.getoption("tx", None)) and config.getoption("dist", "no") != "no"
 
 
 def dist_was_chosen(config: pytest.Config) -> bool:
-    """Whether the user named a mode of distribution: ``-n`` alone sets one, too."""
+    """Return whether the user chose a distribution mode: ``-n`` alone sets one, too."""
     words = (*config.invocation_params.args, *shlex.split(os.environ.get("PYTEST_ADDOPTS", "")))
     words += tuple(config.getini("addopts"))
     return any(word == "-d" or word.startswith("--dist") for word in map(str, words))
@@ -91,28 +91,28 @@ def skip_reason(item: pytest.Item) -> str | None:
 
     try:
         found = evaluate_skip_marks(item)
-    except pytest.fail.Exception:  # its condition is wrong: the test will fail
+    except pytest.fail.Exception:  # its condition is invalid: the test will fail
         return None
     return found.reason if found else None
 
 
 def worker_input(config: pytest.Config) -> Mapping[str, Any]:
-    """What xdist's controller has told this worker; empty in any other process."""
+    """Return the input of this worker from xdist's controller; empty in any other process."""
     return cast(Mapping[str, Any], getattr(config, "workerinput", {}))
 
 
 def worker_name(config: pytest.Config) -> str | None:
-    """The name of this worker: ``gw0``. None in any other process."""
+    """Return the name of this worker, such as ``gw0``; None in any other process."""
     return str(cast(Any, config).workerinput["workerid"]) if is_worker(config) else None
 
 
 def shared_run_id(config: pytest.Config) -> str | None:
-    """What all workers of a run share; None in any other process."""
+    """Return xdist's run id, which all workers share; None in any other process."""
     return str(cast(Any, config).workerinput["testrunuid"]) if is_worker(config) else None
 
 
 def number_of_workers(config: pytest.Config) -> int:
-    """How many workers this controller starts."""
+    """Return how many workers this controller starts."""
     from xdist import workermanage
 
     # Before version 3.7 it had another name.
@@ -121,14 +121,14 @@ def number_of_workers(config: pytest.Config) -> int:
 
 
 def base_temporary_directory(config: pytest.Config) -> Path:
-    """The directory below which pytest makes those of the fixture ``tmp_path``, in a process without fixtures."""
+    """Return the parent of pytest's ``tmp_path`` directories, in a process without fixtures."""
     return cast(Path, cast(Any, config)._tmp_path_factory.getbasetemp())
 
 
 def call_in_controller(config: pytest.Config, function: Callable[[], None], *, delay_s: float) -> bool:
-    """Have xdist's controller call a function in its own thread, between two events, after a while.
+    """Have xdist's controller call a function in its own thread, between two events, after a delay.
 
-    Its loop waits for events of workers alone, so this is one. Returns False where there is no such loop.
+    Its loop waits only for events of workers, so this adds one. Return False if there is no such loop.
     """
     session = config.pluginmanager.get_plugin("dsession")
     if session is None:
@@ -141,32 +141,32 @@ def call_in_controller(config: pytest.Config, function: Callable[[], None], *, d
 
 
 def local_process(node: Any) -> Popen[bytes] | None:
-    """The process of one of xdist's workers; None for one on another machine.
+    """Return the process of one of xdist's workers; None for a worker on another machine.
 
-    execnet shows it nowhere else than on the gateway's input and output.
+    execnet exposes it only through the gateway's input and output.
     """
     return cast("Popen[bytes] | None", getattr(getattr(node.gateway, "_io", None), "popen", None))
 
 
 def run_phases(item: pytest.Item, nextitem: pytest.Item | None) -> list[pytest.TestReport]:
-    """Run a test with its fixtures, and return the reports of its phases, of which pytest is not told."""
+    """Run a test with its fixtures, and return the reports of its phases without passing them to pytest."""
     from _pytest.runner import runtestprotocol
 
     return runtestprotocol(item, log=False, nextitem=nextitem)
 
 
 def prepare_again(item: pytest.Item) -> None:
-    """Let a test that has run be run once more, with fixtures of its own."""
+    """Prepare a test that has run to run once more, with new fixtures."""
     cast(Any, item)._initrequest()
 
 
 def tear_down_everything(session: pytest.Session) -> None:
-    """Run all finalizers that are still to be run. Raises what the first of them to fail raises."""
+    """Run all pending finalizers. Raise the error of the first one that fails."""
     session._setupstate.teardown_exact(None)
 
 
 def is_cancelling_a_test() -> bool:
-    """Whether Ctrl-C is cancelling a test in its event loop just now: one more would not let it finish.
+    """Return whether Ctrl-C is currently cancelling a test in its event loop: another one would not let it finish.
 
     A Ctrl-C at the terminal reaches a worker of xdist's directly, and then once more through the controller. That it
     has come is known to `asyncio.Runner` alone, whose handler takes the place of Python's own.
@@ -176,13 +176,13 @@ def is_cancelling_a_test() -> bool:
 
 
 def fixture_functions(item: pytest.Function) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """The names and functions of all fixtures that a test is known to use when it is collected."""
+    """Return the names and functions of all fixtures that a test is known at collection to use."""
     for name, definitions in item._fixtureinfo.name2fixturedefs.items():
         yield name, definitions[-1].func
 
 
 def uses_fixture(item: pytest.Item, name: str, function: Callable[..., Any]) -> bool:
-    """Return whether a test is known to use this function's fixture, maybe through others that override it."""
+    """Return whether a test is known to use this function's fixture, possibly through fixtures that override it."""
     info = getattr(item, "_fixtureinfo", None)
     for definition in reversed(info.name2fixturedefs.get(name, ()) if info else ()):
         if inspect.unwrap(definition.func) is function:
@@ -193,7 +193,7 @@ def uses_fixture(item: pytest.Item, name: str, function: Callable[..., Any]) -> 
 
 
 def test_of(request: pytest.FixtureRequest) -> pytest.Item:
-    """The test that a fixture of whatever scope is set up for. For a wider scope `request.node` is no test."""
+    """Return the test for which a fixture of any scope is set up. For a wider scope `request.node` is no test."""
     return request._pyfuncitem
 
 

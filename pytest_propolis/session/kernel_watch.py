@@ -1,4 +1,4 @@
-"""The guests of a process's VMs, watched for panics, resets and ends that no test expects."""
+"""Watch the guests of a process's VMs for panics, resets and ends that no test expects."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class KernelWatch:
         self._watched: list[KernelFailures] = []
 
     def add(self, failures: KernelFailures) -> None:
-        """Watch one more VM, until it is closed."""
+        """Watch another VM, until it is closed."""
         self._watched.append(failures)
 
     def collect(self, item: pytest.Item) -> None:
-        """Move what has gone wrong so far into the test's item."""
+        """Move the failures seen so far to the test's item."""
         collected = item.stash.setdefault(KERNEL_FAILURES, [])
         for failures in self._watched:
             found: list[KernelFailure | UnexpectedEnd] = [*failures.take(), *failures.ends.take()]
@@ -67,7 +67,7 @@ class KernelWatch:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
         result = yield
-        if FAILURE not in item.stash:  # it has failed, and a second failure would say nothing new
+        if FAILURE not in item.stash:  # it has failed already, and a second failure would add nothing
             self._check(item)
         return result
 

@@ -1,4 +1,4 @@
-"""What the processes of a run agree on so that all of them use the same lingering agent."""
+"""The settings by which all processes of a run find the same lingering agent."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ DIGEST_KEY: Final = "propolis_environment"
 class SettledEnvironment:
     """A plugin of each process of a run with ``--propolis-linger``.
 
-    The environment is taken when the session starts: conftest files have set what they set then, and what single tests
-    change does not reach an agent that other runs use.
+    The environment is captured when the session starts: conftest files have made their changes by then, and changes by
+    single tests do not affect an agent that other runs use.
     """
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
-        """Before xdist's controller starts its workers."""
+        """Run before xdist's controller starts its workers."""
         AgentEnvironment.current(digest=worker_input(session.config).get(DIGEST_KEY)).settle()
         session.config.add_cleanup(AgentEnvironment.unsettle)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        """Workers have more variables than their controller: its own decide which agent all of them use."""
+        """Workers have more variables than their controller, so the controller's decide which agent all of them use."""
         node.workerinput[DIGEST_KEY] = AgentEnvironment.of_process().digest

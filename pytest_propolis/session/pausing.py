@@ -1,4 +1,4 @@
-"""The pause after a failed test: its VMs stay up until the person at the terminal goes on."""
+"""The pause after a failed test: its VMs stay up until the user continues."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ STDIN: Final = 0
 RUNNING: Final = frozenset(
     {InstanceState.RUNNING, InstanceState.MIGRATING, InstanceState.REBOOTING, InstanceState.REPAIRING}
 )
-"""The states in which there is something to look at, as in PHD."""
+"""The states in which a VM can be inspected, as in PHD."""
 
 
 def pauser(config: pytest.Config) -> Callable[[str, VmFactory], Awaitable[None]] | None:
-    """What waits for the person at the terminal; None, and a line that says so, where there is no terminal."""
+    """Return an object that waits for the user; None, with a line that says so, if there is no terminal."""
     show = progress_printer(config)
     with _standard_input(config):
         at_terminal = os.isatty(STDIN)
@@ -72,7 +72,7 @@ async def _person_goes_on(vms: list[TestVm]) -> None:
 
 @contextlib.asynccontextmanager
 async def _key_pressed() -> AsyncIterator[asyncio.Event]:
-    """Set by Enter, by the end of standard input, and in the main thread by Ctrl-C, which ends nothing else."""
+    """Set by Enter, by the end of standard input, and in the main thread by Ctrl-C, which has no other effect then."""
     loop = asyncio.get_running_loop()
     pressed = asyncio.Event()
 
@@ -90,7 +90,7 @@ async def _key_pressed() -> AsyncIterator[asyncio.Event]:
 
 @contextlib.contextmanager
 def _interrupt_sets(pressed: asyncio.Event, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # of a synchronous test: Ctrl-C ends the run
+    if threading.current_thread() is not threading.main_thread():  # a synchronous test's thread: Ctrl-C ends the run
         yield
         return
     handler = signal.getsignal(signal.SIGINT)
@@ -107,7 +107,7 @@ async def _all_ended(vms: list[TestVm]) -> None:
 
 
 async def _ended(vm: TestVm) -> None:
-    """Wait until a VM is in none of the states in which a guest runs."""
+    """Wait until a VM has left all states in which a guest runs."""
     with contextlib.suppress(PropolisError):
         answer = await vm.client.instance_state_monitor(0)
         while answer.state in RUNNING:
@@ -123,7 +123,7 @@ async def _runs(vm: TestVm) -> bool:
 
 @contextlib.contextmanager
 def _standard_input(config: pytest.Config) -> Iterator[None]:
-    """The terminal's own standard input, which pytest's capturing puts something else in the place of."""
+    """Open the terminal's own standard input, which pytest's capturing replaces."""
     capture = config.pluginmanager.get_plugin("capturemanager")
     if capture is None:
         yield

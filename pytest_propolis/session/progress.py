@@ -1,4 +1,4 @@
-"""Lines that say what a run is doing while a test waits for it."""
+"""Progress lines, shown while a test waits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["line_printer", "progress_printer"]
 
 
 def line_printer(config: pytest.Config) -> Callable[[str], None]:
-    """A function that shows a line to the person at the terminal while nothing is captured."""
+    """Return a function that shows a line on the terminal while nothing is captured."""
 
     def show(text: str) -> None:
         if (reporter := config.pluginmanager.get_plugin("terminalreporter")) and not hasattr(config, "workerinput"):
@@ -23,10 +23,10 @@ def line_printer(config: pytest.Config) -> Callable[[str], None]:
 
 
 def progress_printer(config: pytest.Config) -> Callable[[str], None]:
-    """A function that shows a line to the person at the terminal, past pytest's capturing.
+    """Return a function that shows a line on the terminal, bypassing pytest's capturing.
 
-    An xdist worker writes it to its standard error, which is the controller's, because the controller shows what its
-    workers report only when a test has ended.
+    An xdist worker writes it to its standard error, which is the controller's, because the controller shows its
+    workers' reports only when a test has ended.
     """
     capture = config.pluginmanager.get_plugin("capturemanager")
     write = _writer(config)
@@ -55,5 +55,5 @@ def _writer(config: pytest.Config) -> Callable[[str], None]:
 
 
 def _write_raw(text: str) -> None:
-    with contextlib.suppress(OSError):  # its reader has gone
+    with contextlib.suppress(OSError):  # its reader has exited
         os.write(2, text.encode(errors="replace"))

@@ -1,4 +1,4 @@
-"""Which tests' VMs stay for a person, when their fixtures end."""
+"""Retention: decide which tests' VMs are kept for inspection when their fixtures end."""
 
 from __future__ import annotations
 
@@ -22,42 +22,42 @@ __all__ = ["FactoryTeardown", "RetentionPolicy"]
 
 
 class Factory(Protocol):
-    """Has made what a test uses, and can leave it to others."""
+    """A factory of resources that a test uses, which can keep them beyond its end."""
 
     @property
     def group(self) -> str:
-        """What it belongs to."""
+        """The group to which it belongs."""
 
     async def aclose(self) -> None:
-        """Remove what it has made."""
+        """Remove its resources."""
 
     async def detach(self) -> list[tuple[Host, ResourceIds]]:
-        """Let go of what it has made, and return what that is, by host."""
+        """Detach its resources, and return them by host."""
 
     async def keep(self, *, reason: str, ttl_s: float) -> object:
-        """Leave what it has made to a person."""
+        """Keep its resources for inspection."""
 
 
 @dataclass(slots=True, eq=False)
 class RetentionPolicy:
     """Decides which VMs of one pytest process outlive their factory: a plugin, registered once a test uses VMs.
 
-    A test can still fail while its fixtures are torn down, after its VMs' own, and a plugin that runs failed tests
-    again decides on that after the teardown. So with ``--propolis-keep=failed`` a factory's VMs are set aside when it
-    ends, and kept or removed when all reports of the test have been logged.
+    A test can still fail in the teardown of fixtures after that of its VMs, and a plugin that reruns failed tests
+    decides so after the teardown. So with ``--propolis-keep=failed`` a factory's VMs are set aside when it ends, and
+    kept or removed when all reports of the test have been logged.
 
-    :param pause: waits for a person, given the failed test and the factory.
+    :param pause: waits for the user, given the failed test and the factory.
     """
 
     settings: Settings
     pause: Callable[[str, VmFactory], Awaitable[None]] | None = None
     _failures: list[str] = field(default_factory=list)
     _logged: list[str] = field(default_factory=list)
-    """The failures that count: not those of attempts that were followed by another."""
+    """The failures that count: those of attempts that were not followed by another."""
     _aside: list[tuple[FactoryTeardown, Host, ResourceIds]] = field(default_factory=list)
 
     def note(self, item: pytest.Item, report: pytest.TestReport) -> None:
-        """Take note that a phase of a test has ended; whether its failure counts is not known yet."""
+        """Record that a phase of a test has ended; whether its failure counts is not known yet."""
         if report.failed and ("propolis" in getattr(item, "fixturenames", ()) or VMS in item.stash):
             self._failures.append(item.nodeid)
 
@@ -69,7 +69,7 @@ class RetentionPolicy:
         self._settle_all(remove=True)
 
     def finish(self) -> None:
-        """Keep what is to be kept of factories that ended with the session. The rest goes with the session's host."""
+        """Keep resources of factories that ended with the session. Closing the session's host removes the rest."""
         self._settle_all(remove=False)
 
     def ending(self, test: str | None) -> FactoryTeardown:
@@ -83,7 +83,7 @@ class RetentionPolicy:
         self._aside += [(teardown, host, resources) for host, resources in detached]
 
     def _settle_all(self, *, remove: bool) -> None:
-        while self._aside:  # VMs come before the disks that they use
+        while self._aside:  # VMs are handled before the disks that they use
             with contextlib.suppress(PropolisError):  # the agent is gone, and its VMs with it
                 self._settle(*self._aside.pop(0), remove=remove)
 
@@ -100,7 +100,7 @@ class RetentionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class FactoryTeardown:
-    """The end of one factory: call it with the factory.
+    """The teardown of one factory: call it with the factory.
 
     :param seen: how many failures had been noted when the factory was opened; ``logged`` likewise.
     """
@@ -111,7 +111,7 @@ class FactoryTeardown:
     logged: int
 
     async def __call__(self, factory: VmFactory) -> None:
-        """End a factory of VMs, after a pause for a person if their test has failed."""
+        """End a factory of VMs, after a pause for the user if their test has failed."""
         failed = self.failure_of(self.policy._failures[self.seen :])
         if failed and self.policy.pause and factory.vms:
             await factory.release_console()
@@ -119,7 +119,7 @@ class FactoryTeardown:
         await self.end(factory, failed)
 
     async def of_disks(self, factory: Factory) -> None:
-        """End a factory of what VMs use, after that of the VMs."""
+        """End a factory of resources that VMs use, after that of the VMs."""
         await self.end(factory, self.failure_of(self.policy._failures[self.seen :]))
 
     async def end(self, factory: Factory, failed: str | None) -> None:
@@ -132,5 +132,5 @@ class FactoryTeardown:
             self.policy.set_aside(self, await factory.detach())
 
     def failure_of(self, failures: list[str]) -> str | None:
-        """The first of these failed tests that the factory was for."""
+        """Return the first of these failed tests that used the factory."""
         return next((test for test in failures if self.test in (None, test)), None)

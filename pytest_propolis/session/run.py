@@ -1,4 +1,4 @@
-"""The run: what the fixtures of one pytest process share. A test gets it as the fixture ``propolis``."""
+"""The run: state shared by the fixtures of one pytest process. A test gets it as the fixture ``propolis``."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ __all__ = ["Run"]
 
 
 class Run:
-    """One pytest process's share of a run: settings, guests, and the host that its VMs live on.
+    """One pytest process's share of a run: settings, guests, and the hosts of its VMs.
 
-    Making it starts nothing. The host's agent starts with the first VM factory that is entered.
+    Creating it starts nothing. The host's agent starts with the first VM factory that is entered.
     """
 
     def __init__(self, config: pytest.Config, settings: Settings, *, log_dir: Path) -> None:
@@ -61,7 +61,7 @@ class Run:
 
     @cached_property
     def hosts(self) -> tuple[Host, ...]:
-        """The hosts of the inventory, or this machine where there is none."""
+        """The hosts of the inventory, or this machine if there is no inventory."""
         from ..hosts.run_hosts import open_hosts
 
         hosts = open_hosts(self.settings, shared_id=shared_run_id(self._config))
@@ -87,10 +87,10 @@ class Run:
 
     @property
     def placed(self) -> tuple[Host, ...]:
-        """The hosts of the test that runs: those that the controller gave it, else all.
+        """The hosts of the current test: those that the controller assigned to it, else all.
 
-        Without a controller that places tests, workers of pytest-xdist take turns at the first one, and lost hosts are
-        the last.
+        Without a controller that places tests, workers of pytest-xdist use a different first host in turn, and lost
+        hosts come last.
         """
         hosts, test = self.hosts, self._config.stash.get(RUNNING_TEST, "")
         if names := self._config.stash.get(PLACEMENTS, {}).get(test):
@@ -101,12 +101,12 @@ class Run:
 
     @property
     def host(self) -> Host:
-        """The host that VMs of the test are on, unless it says otherwise."""
+        """The default host of the test's VMs."""
         return self.placed[0]
 
     @cached_property
     def policy(self) -> RetentionPolicy:
-        """Decides whose VMs stay after their test."""
+        """The retention policy: decides which tests' VMs are kept."""
         from .retention import RetentionPolicy
 
         pause = None
@@ -134,7 +134,7 @@ class Run:
         guest: str | None = None,
         metrics: Metrics | None = None,
     ) -> AbstractAsyncContextManager[VmFactory]:
-        """A factory of VMs that live until its ``async with`` ends.
+        """Return a factory of VMs that live until its ``async with`` ends.
 
         For fixtures of a wider scope than one test::
 
@@ -146,9 +146,9 @@ class Run:
         :param group: names the directory of the VMs' logs; names of VMs are unique in it.
         :param test: the node id of the test that the VMs are for; None if they are for all that run meanwhile. With
             ``--propolis-keep=failed`` the VMs stay if one of these fails.
-        :param boot: how its VMs come up, instead of what the settings say.
+        :param boot: how its VMs boot, instead of the setting.
         :param guest: their default guest, instead of that of the settings.
-        :param metrics: what their metrics are collected by; None for no metrics.
+        :param metrics: the collector of their metrics; None for no metrics.
         """
         from ..vm.factory import VmFactory
 
@@ -169,13 +169,13 @@ class Run:
         )
 
     def metrics(self) -> AbstractAsyncContextManager[Metrics]:
-        """What collects metrics of VMs until its ``async with`` ends, for fixtures of a wider scope: `vm_factory`."""
+        """Return a collector of metrics, open until its ``async with`` ends, for wider scopes: `vm_factory`."""
         from ..vm.metrics.metrics import Metrics
 
         return Metrics.opened()
 
     def node_group(self, name: str | None = None) -> AbstractAsyncContextManager[NodeGroup]:
-        """A group of nodes that coordinate, which lives until its ``async with`` ends: for fixtures of a wider scope.
+        """Return a group of coordinating nodes, open until its ``async with`` ends, for fixtures of a wider scope.
 
         :param name: names it in the run. Where several processes of the run open a group of the same name, it is one
             group, and it ends with the first that has opened it. By default it is one of its own.
@@ -200,7 +200,7 @@ class Run:
         return read_catalogs(self.settings.artifacts or ())
 
     def artifact(self, name: str) -> Artifact:
-        """Return an artifact of a catalog. Nothing is fetched.
+        """Return an artifact of a catalog without fetching it.
 
         :raises ConfigError: when there is none of this name.
         :raises ArtifactError: when a catalog cannot be read or is wrong.
@@ -210,10 +210,10 @@ class Run:
     def image_fork_factory(
         self, *, guest: str | None = None, zfs_only: bool = False
     ) -> AbstractAsyncContextManager[ImageForkFactory]:
-        """A factory of writable forks of artifacts, which live until its ``async with`` ends.
+        """Return a factory of writable forks of artifacts, which live until its ``async with`` ends.
 
-        :param guest: the guest whose disk is forked where nothing else is asked for; by default that of the settings.
-        :param zfs_only: whether only ZFS will do; else it is the best way that the host allows.
+        :param guest: the guest whose disk is forked by default; if None, that of the settings.
+        :param zfs_only: whether to require ZFS; otherwise the best provider that the host supports is used.
         """
         from ..vm.disks.image_fork_factory import ImageForkFactory
 
@@ -234,7 +234,7 @@ class Run:
         test: str | None = None,
         made: Callable[[CrucibleDisk], None] | None = None,
     ) -> AbstractAsyncContextManager[CrucibleDiskFactory]:
-        """A factory of replicated disks that live until its ``async with`` ends: for fixtures of a wider scope.
+        """Return a factory of replicated disks that live until its ``async with`` ends, for fixtures of a wider scope.
 
         :param group: what they belong to, for people.
         :param test: as in `vm_factory`.
@@ -249,7 +249,7 @@ class Run:
         )
 
     def blocking(self, opened: AbstractAsyncContextManager[Any]) -> SyncProxy:
-        """Something of this run for synchronous code: ``with propolis.blocking(propolis.vm_factory()) as factory``.
+        """Wrap an object for synchronous code: ``with propolis.blocking(propolis.vm_factory()) as factory``.
 
         Its methods, and those of what it makes, are called without ``await``; they run in the session's one event loop
         thread. For fixtures of a wider scope than one test, as in unittest::
@@ -269,7 +269,7 @@ class Run:
         return SyncProxy(opened, self._loop_thread)
 
     def close_loop_thread(self) -> None:
-        """End the thread of `blocking`. Closing twice is fine."""
+        """End the thread of `blocking`. Idempotent."""
         if self._loop_thread is not None:
             self._loop_thread.close()
             self._loop_thread = None

@@ -1,4 +1,4 @@
-"""Signals that end a run: the first Ctrl-C (or SIGTERM, or SIGHUP), and those that come after it."""
+"""Signals that end a run: the first Ctrl-C (or SIGTERM, or SIGHUP), and those that follow."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from .internals import is_cancelling_a_test, tear_down_everything
 __all__ = ["Interruption"]
 
 TERMINATION: Final = (signal.SIGTERM, signal.SIGHUP)
-"""What CI systems and terminals end a run with."""
+"""The signals with which CI systems and terminals end a run."""
 
 
 class Interruption:
     """How signals end the run of one pytest process.
 
     Once there are VMs (`arm`), SIGTERM and SIGHUP do what the first Ctrl-C does: the test is cancelled, and its
-    finalizers run. They do no more than that, however often they come. Every further Ctrl-C ends whatever is waited
-    for just then; what is still there of the VMs is left to the agents, and the terminal says so. The run ends with its
-    usual summary and exit status all the same.
+    finalizers run. They do no more than that, however often they come. Every further Ctrl-C ends the current wait,
+    leaves the remaining VMs to the agents, and reports that on the terminal. The run ends with its usual summary and
+    exit status all the same.
 
-    A run without VMs keeps the handlers that it has. Handlers that were there before are called first, and put back in
-    the end; a process that is forked from this one acts on a signal as if there were no handler. Outside of the main
-    thread nothing is changed, because Python allows no more.
+    A run without VMs keeps its handlers. Previous handlers are called first, and restored at the end; a process that is
+    forked from this one acts on a signal as if there were no handler. Outside the main thread nothing is changed,
+    because Python does not allow it.
 
-    :param say: shows a line to the person at the terminal.
+    :param say: shows a line on the terminal.
     :param signals: the signals that end the run in order.
-    :param always: further ones, which do so without VMs, too.
-    :param abandon: what leaves VMs to the agents without waiting; each returns how many VMs are left.
-    :param breaks_waits: whether a further Ctrl-C ends what this process waits for. xdist's controller waits for workers
-        alone.
+    :param always: further signals, which end a run without VMs, too.
+    :param abandon: functions that leave VMs to the agents without waiting; each returns how many VMs are left.
+    :param breaks_waits: whether a further Ctrl-C ends what this process waits for. xdist's controller waits only for
+        workers.
     :param patience_s: how long a further Ctrl-C is left to the process that ends this one: to xdist's controller, in a
-        worker. A terminal sends it to both; if the worker let go at once, its VMs would go before the controller counts
-        them.
+        worker. A terminal sends it to both; if the worker released its VMs at once, they would be gone before the
+        controller counts them.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Interruption:
         patience_s: float = 0.0,
     ) -> None:
         self.has_abandoned = False
-        """Whether VMs were left to the agents: then nothing waits for what becomes of them."""
+        """Whether VMs were left to the agents: then nothing waits for their removal."""
         self._say = say
         self._signals = signals
         self._always = always
@@ -92,7 +92,7 @@ class Interruption:
                 self.restore()
 
     def arm(self) -> None:
-        """Handle the signals from now on: there is something to be cleaned up. Calling it twice is fine."""
+        """Install the handlers, because there are now resources to clean up. Idempotent."""
         if not self._is_listening or threading.current_thread() is not threading.main_thread():
             return
         self._handle(self._signals)
@@ -106,7 +106,7 @@ class Interruption:
     def finish(self, session: pytest.Session) -> Generator[None, Any, Any]:
         """Around the end of the session, where an interrupted run tears its fixtures down.
 
-        Pytest gives up at the first finalizer there that raises or is interrupted; here the others follow.
+        There pytest stops at the first finalizer that raises or is interrupted; this runs the others, too.
         """
         if not self._is_interrupted:
             return (yield)
@@ -119,7 +119,7 @@ class Interruption:
             self._is_tearing_down = False
 
     def restore(self) -> None:
-        """Put the handlers back that were there. Calling it twice is fine."""
+        """Restore the previous handlers. Idempotent."""
         if self._waiting:
             self._waiting.cancel()
         for number, handler in self._previous.items():
@@ -129,7 +129,7 @@ class Interruption:
 
     @property
     def handled(self) -> Iterable[signal.Signals]:
-        """The signals that have a handler of this object's."""
+        """The signals for which this object has installed a handler."""
         return self._previous.keys()
 
     def _take(self, number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> None:
@@ -194,7 +194,7 @@ class Interruption:
 
 
 _handling: set[Interruption] = set()
-"""Those that have handlers in place: one, but for tests of pytest within pytest."""
+"""The objects whose handlers are installed: one, except in tests that run pytest within pytest."""
 
 _masks: list[set[int]] = []
 """The signal masks of threads that are forking."""
@@ -211,7 +211,7 @@ def _unblock_after_fork() -> None:
 
 
 def _restore_in_child() -> None:
-    """Have a forked process act on signals as if this plugin were not there."""
+    """Restore the previous signal handling in a forked process."""
     for each in list(_handling):
         each.restore()
     _unblock_after_fork()

@@ -1,4 +1,4 @@
-"""The keys under which this plugin keeps things in pytest's stashes."""
+"""The keys of this plugin's data in pytest's stashes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 CRUCIBLE_DISKS: Final[pytest.StashKey[list[CrucibleDisk]]] = pytest.StashKey()
-"""In a test's item: the replicated disks that were made for it."""
+"""In a test's item: the replicated disks that were created for it."""
 
 FAILURE: Final[pytest.StashKey[str]] = pytest.StashKey()
 """In a test's item: how it failed, in one line."""
@@ -45,25 +45,25 @@ FORKS: Final[pytest.StashKey[int]] = pytest.StashKey()
 """In a config: how many VMs of its process were forked from templates so far."""
 
 GUARD: Final[pytest.StashKey[Guard]] = pytest.StashKey()
-"""In a config: what keeps an error of this plugin's from ending the session."""
+"""In a config: the guard that keeps an error of this plugin from ending the session."""
 
 HOSTS: Final[pytest.StashKey[tuple[Host, ...]]] = pytest.StashKey()
 """In a config: the hosts of its process, once a test has asked for VMs."""
 
 INTERRUPTION: Final[pytest.StashKey[Interruption]] = pytest.StashKey()
-"""In a config: how signals end its run."""
+"""In a config: the handlers of signals that end its run."""
 
 KERNEL_FAILURES: Final[pytest.StashKey[list[tuple[str, KernelFailure | UnexpectedEnd]]]] = pytest.StashKey()
-"""In a test's item: what has gone wrong in kernels of VMs, by VM, and is not reported yet."""
+"""In a test's item: unreported kernel failures, by VM."""
 
 KERNEL_WATCH: Final[pytest.StashKey[KernelWatch]] = pytest.StashKey()
-"""In a config: what watches the kernels of its VMs, once there is one."""
+"""In a config: the watch over the kernels of its VMs, once there is one."""
 
 PLACEMENTS: Final[pytest.StashKey[dict[str, tuple[str, ...]]]] = pytest.StashKey()
-"""In a worker's config: the names of the hosts that the controller has given to tests, by node id."""
+"""In a worker's config: the names of the hosts that the controller assigned to tests, by node id."""
 
 RETENTION_POLICY: Final[pytest.StashKey[RetentionPolicy]] = pytest.StashKey()
-"""In a config: which VMs stay after their tests, once a test has asked for VMs."""
+"""In a config: the retention policy, once a test has requested VMs."""
 
 RUN: Final[pytest.StashKey[Run]] = pytest.StashKey()
 """In a config: its process's run, however often the session's fixtures are set up."""
@@ -75,4 +75,4 @@ SETTINGS: Final[pytest.StashKey[Settings]] = pytest.StashKey()
 """In a config: the run's settings."""
 
 VMS: Final[pytest.StashKey[list[TestVm]]] = pytest.StashKey()
-"""In a test's item: the VMs that were made for it."""
+"""In a test's item: the VMs that were created for it."""

@@ -190,6 +190,7 @@ class BootableVm(GuestAccess):
             self.kernel_failures.forget()  # the error tells of it
             raise self._boot_error(f"panicked while it booted: {panic}", hint="see the console above")
         self.boot_log = self.console.transcript.since(0)
+        self.console.transcript.skip()  # a later boot must not find this one's prompt
         with self.phases.during("shell"):
             await self.shell.start(shell=self.guest.shell, wrapper=self.guest.shell_wrapper, timeout_s=limit_s)
 

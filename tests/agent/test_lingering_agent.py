@@ -1,4 +1,4 @@
-"""When an agent that may linger leaves, and whom it serves."""
+"""When a lingering agent exits, and which clients it serves."""
 
 from __future__ import annotations
 

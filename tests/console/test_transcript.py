@@ -1,4 +1,4 @@
-"""The transcript of a console: waits for what came and what is to come."""
+"""The transcript of a console: waits for past and future output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server of a newer version of the API is understood as far as this client knows what it says."""
+"""A server with a newer version of the API works as far as this client supports its responses."""
 
 from __future__ import annotations
 

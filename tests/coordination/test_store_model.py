@@ -1,4 +1,4 @@
-"""The embedded store against a model, and nodes against what they promise, with crashes, delays and lost leases."""
+"""The embedded store against a model, and nodes against their guarantees, with crashes, delays and lost leases."""
 
 from __future__ import annotations
 

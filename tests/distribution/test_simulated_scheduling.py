@@ -1,4 +1,4 @@
-"""The simulation in which schedulers are compared: its rules, and what it says of this project's scheduler."""
+"""The simulation that compares schedulers: its rules, and its results for this project's scheduler."""
 
 from __future__ import annotations
 

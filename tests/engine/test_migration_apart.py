@@ -1,4 +1,5 @@
-"""Migrations between servers that share no files: all goes through websockets to the source, and any may be cut."""
+"""Migrations between servers that share no files: all data goes through websockets to the source, each of which may be
+disconnected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Disks of a VM that migrates, and which no guest uses: how they get to the target, and what becomes of failures."""
+"""Disks of a migrating VM that no guest uses: their transfer to the target, and failures."""
 
 from __future__ import annotations
 

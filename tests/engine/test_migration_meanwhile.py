@@ -1,4 +1,4 @@
-"""What happens while a migration is under way: what the guest does by itself, and what clients ask of either side."""
+"""Events during a migration: of the guest, and requests of clients to either side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The history of a serial port: what is kept, and what its readers see."""
+"""The history of a serial port: which parts it keeps, and which bytes its readers receive."""
 
 from __future__ import annotations
 

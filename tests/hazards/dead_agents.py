@@ -1,4 +1,4 @@
-"""Agents that died, or live, with what they left or have: for tests of who undoes it."""
+"""Dead and running agents with resources, for tests of their cleanup."""
 
 from __future__ import annotations
 

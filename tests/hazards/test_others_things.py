@@ -1,4 +1,4 @@
-"""`propolis ps` and `propolis gc` leave alone what is another user's, and what does not carry the project's mark."""
+"""`propolis ps` and `propolis gc` leave alone what belongs to another user or lacks the project's mark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What dead agents leave is undone, but for what is kept, and what nobody knows how to undo."""
+"""The reaper removes the resources of dead agents, except kept ones and those of unknown kinds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A VM whose removal is asked for several times at once, as by a finalizer and a lifeline that breaks, is gone."""
+"""A VM is removed when several requests arrive at once, as from a finalizer and a broken lifeline."""
 
 from __future__ import annotations
 

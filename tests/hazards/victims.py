@@ -1,4 +1,4 @@
-"""Victims: what the runs that the fuzzer hits do with VMs."""
+"""Victims: the uses of VMs in the runs that the fuzzer disturbs."""
 
 from __future__ import annotations
 

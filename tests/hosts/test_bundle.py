@@ -1,4 +1,4 @@
-"""The bundle: what it has, and for which Python."""
+"""The bundle: its contents, and the Python that it is for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inventory: which hosts a run may use, and what is said of a bad one."""
+"""The inventory: the hosts that a run may use, and the errors of an invalid one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users have in their SSH configuration holds, or the error says what does not."""
+"""A user's SSH configuration is honoured, or the error names the unsupported option."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hosts over SSH, each in namespaces of its own: how they come up, and what they say when they do not."""
+"""Hosts over SSH, each in namespaces of its own: how they start, and the errors when they do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger: what is on disk after each step, whatever happened to the last write."""
+"""The ledger: the contents on disk after each step, whatever happened to the last write."""
 
 from __future__ import annotations
 

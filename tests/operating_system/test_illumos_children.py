@@ -1,4 +1,4 @@
-"""Children on illumos: what libcontract is asked for, by a library that only writes that down."""
+"""Children on illumos: the calls to libcontract, with a library that only records them."""
 
 from __future__ import annotations
 

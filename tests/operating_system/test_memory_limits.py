@@ -1,4 +1,4 @@
-"""What a VM may use of the memory is within the limits of the cgroups that the agent is in."""
+"""The memory available to VMs is within the limits of the agent's cgroups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors: what they say, and that they can be sent between processes."""
+"""Errors: their messages, and that they can be sent between processes."""
 
 from __future__ import annotations
 

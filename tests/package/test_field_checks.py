@@ -1,4 +1,4 @@
-"""Values that do not fit their annotations are refused by field, with what would fit."""
+"""Values that do not match their annotations are refused by field, with the expected type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a setting comes from, and what is said of a bad one."""
+"""The sources of settings, and the errors of invalid ones."""
 
 from __future__ import annotations
 

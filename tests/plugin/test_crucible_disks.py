@@ -1,4 +1,4 @@
-"""Replicated disks in a run of pytest: what a failed test shows of them, and what stays of them."""
+"""Replicated disks in a run of pytest: their section in a failed test's report, and their retention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `propolis doctor` says of servers: each is started, or asked."""
+"""`propolis doctor` reports on servers: it starts or queries each."""
 
 from __future__ import annotations
 

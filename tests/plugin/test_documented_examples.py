@@ -1,4 +1,4 @@
-"""The Python blocks of the documentation do what the text around them says."""
+"""The Python blocks of the documentation behave as the surrounding text describes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`propolis doctor --tests`, which says before a run what will be skipped."""
+"""`propolis doctor --tests`, which reports before a run which tests will be skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The agent imports what pytest's process can import, however that came about."""
+"""The agent can import every module that pytest's process can, however it was made importable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tests can use the fixtures, and what the others are told: it depends on the plugin that runs the test."""
+"""The kinds of tests that can use the fixtures, by the plugin that runs them, and the errors of the others."""
 
 from __future__ import annotations
 

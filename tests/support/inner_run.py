@@ -1,4 +1,4 @@
-"""A pytest run inside a test, as a user starts one, whose leavings can be told from everybody else's."""
+"""A pytest run inside a test, as a user starts one, whose leftovers can be distinguished from those of other runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hosts and workers that do what a scheduler decides, and check each decision against accounts of their own."""
+"""Hosts and workers that execute a scheduler's decisions, and check each against their own records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTP to a VM's server without our client: what was really answered."""
+"""HTTP to a VM's server without the project's client, for the raw response."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a guest's kernel says: its messages, and the panics that a test expects."""
+"""The output of a guest's kernel: its messages, and the panics that a test expects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fixture `metrics`: what VMs tell of themselves, at servers of all kinds."""
+"""The fixture `metrics`: the metrics of VMs, at servers of all kinds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Network cards and what they are plugged into."""
+"""Network cards and their links."""
 
 from __future__ import annotations
 

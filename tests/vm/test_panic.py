@@ -1,4 +1,4 @@
-"""A guest that panics, and says so through the pvpanic device."""
+"""A guest that panics, and reports it through the pvpanic device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guests under UEFI: what starts them, and what they find of their firmware's variables."""
+"""Guests under UEFI: their boot source, and their firmware's variables."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ async def has_variable(vm: TestVm) -> bool:
     return "6B" in found.before.split("kept", 1)[1]
 
 
+@pytest.mark.requires(server="engine")
 @pytest.mark.parametrize("guest", ["micro", "alpine"])
 async def test_uefi_starts_the_kernel_of_a_guest_without_a_boot_loader(vm_factory: VmFactory, guest: str) -> None:
     vm = await vm_factory.start(guest=guest, firmware="uefi", kernel_arguments="propolis.test=1")
@@ -57,6 +58,7 @@ async def test_variables_survive_a_stop_and_a_start(vm_factory: VmFactory) -> No
     assert await has_variable(await in_uefi_shell(vm))
 
 
+@pytest.mark.requires(server="engine")  # a process has variables of its own
 async def test_a_successor_that_boots_has_the_variables_and_one_that_does_not_follow_has_not(
     vm_factory: VmFactory,
 ) -> None:

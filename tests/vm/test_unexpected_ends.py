@@ -1,4 +1,4 @@
-"""Resets and ends of a VM: which ones the test has asked for, was told of, or expects."""
+"""Resets and ends of a VM: those that the test requested, has seen an error of, or expects."""
 
 from __future__ import annotations
 
@@ -116,6 +116,13 @@ async def test_what_the_test_asks_for_is_not_found(vm: TestVm) -> None:
     await vm.client.instance_state_put(InstanceStateRequested.STOP)
     assert not await vm.console.moves()
     assert taken(vm) == []
+
+
+async def test_a_guest_that_booted_from_cold_is_waited_for_before_it_has_reset_itself(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(guest="micro", cpus=1, memory_mib=256, boot="cold")
+    await vm.run("(sleep 2; reboot -f) > /dev/null 2>&1 &")
+    await vm.wait_to_boot(timeout_s=LONG_S)
+    assert await vm.run("cut -d. -f1 /proc/uptime") != ""
 
 
 async def test_a_command_that_switches_the_machine_off_has_asked_for_its_end(vm: TestVm) -> None:

@@ -1,4 +1,4 @@
-"""What a test may want of a VM, and what is said of the impossible."""
+"""The configuration of a VM, and the errors of invalid ones."""
 
 from __future__ import annotations
 

@@ -29,10 +29,10 @@ from .store import KeyValueStore, LeaseGone, Refusal
 __all__ = ["CoordinationService"]
 
 STALL_S: Final = 0.5
-"""An event loop that is later than this could not note signs of life meanwhile."""
+"""An event loop that lags by more than this could not process renewals of leases meanwhile."""
 
 PENDING_BYTES: Final = 64 << 20
-"""How much may wait for a client that does not read, before it is disconnected."""
+"""How much output may be queued for a client that does not read, before it is disconnected."""
 
 UNSUPPORTED: Final = 1003
 TOO_SLOW: Final = 1008
@@ -53,13 +53,13 @@ class CoordinationService:
         return [WebSocketRoute(COORDINATION_PATH, self._serve)]
 
     def close(self) -> None:
-        """End the expiry of leases. Closing twice is fine."""
+        """Stop expiring leases. Idempotent."""
         if self._timer:
             self._timer.cancel()
             self._timer = None
 
     def arm(self) -> None:
-        """Have the next lease that may expire looked at in time."""
+        """Schedule the check of the next lease that may expire."""
         deadline_s = self.store.next_deadline_s
         if self._timer and (deadline_s is None or self._timer.when() > deadline_s or self._timer.cancelled()):
             self.close()
@@ -153,5 +153,5 @@ class _Connection:
 
 
 def _array_header(length: int) -> bytes:
-    """Return the MessagePack header of an array of so many elements that are encoded already."""
+    """Return the MessagePack header of an array of this many encoded elements."""
     return b"\xdd" + length.to_bytes(4, "big")

@@ -28,11 +28,11 @@ Follower = Callable[[tuple[Change, ...]], None]
 
 
 class Refusal(Exception):
-    """Raised when a request cannot be met, whatever the store holds."""
+    """Raised when a request cannot be served, whatever the store contains."""
 
 
 class LeaseGone(Refusal):
-    """Raised when a key is to live on a lease that has expired, or was revoked."""
+    """Raised when a key is to be attached to a lease that has expired or was revoked."""
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class _Lease:
 
 
 class KeyValueStore:
-    """Keys, their values, and the leases that they live on.
+    """Keys, their values, and the leases that they are attached to.
 
     Every transaction has a revision, greater than that of the one before.
 
@@ -58,19 +58,19 @@ class KeyValueStore:
         self._clock = clock
         self._entries: dict[str, Entry] = {}
         self._directories: dict[str, set[str]] = {}
-        """The keys that lie directly in each directory."""
+        """The keys directly in each directory."""
         self._bytes = 0
         self._leases: dict[int, _Lease] = {}
         self._deadlines: list[tuple[float, int]] = []
-        """A heap of when leases may expire. A sign of life moves the lease's own deadline only."""
+        """A heap of the times at which leases may expire. A renewal changes only the lease's own deadline."""
         self._lease_ids = itertools.count(1)
         self._followers: dict[Follower, str] = {}
         self.revision = 0
 
     def commit(self, request: Commit) -> tuple[bool, int]:
-        """Do a transaction if its expectations are met; return whether it was done, and the number of keys asked for.
+        """Execute a transaction if its comparisons succeed; return whether it did, and the number of requested keys.
 
-        :raises Refusal: when it cannot be done at all: it is too large, or one of its leases is gone.
+        :raises Refusal: when it cannot be executed at all: it is too large, or one of its leases is gone.
         """
         self._check(request)
         met = all(self._revision_of(key) == revision for key, revision in request.expected.items())
@@ -87,7 +87,7 @@ class KeyValueStore:
         return {key: entry for key, entry in self._entries.items() if key.startswith(prefix)}
 
     def follow(self, prefix: str, follower: Follower) -> dict[str, Entry]:
-        """Return the entries below a prefix; from now on the follower gets each change there."""
+        """Return the entries below a prefix; from now on the follower receives each change there."""
         self._followers[follower] = prefix
         return self.read(prefix)
 
@@ -108,14 +108,14 @@ class KeyValueStore:
         return lease
 
     def keep_alive(self, lease: int) -> bool:
-        """Note a sign of life; return False if the lease is gone."""
+        """Renew a lease; return False if it is gone."""
         if (found := self._leases.get(lease)) is None:
             return False
         found.deadline_s = self._clock() + found.ttl_s
         return True
 
     def revoke(self, lease: int) -> bool:
-        """End a lease, and delete its keys; return False if it is gone already."""
+        """Revoke a lease, and delete its keys; return False if it is gone already."""
         if (found := self._leases.pop(lease, None)) is None:
             return False
         if found.keys:
@@ -125,11 +125,11 @@ class KeyValueStore:
 
     @property
     def next_deadline_s(self) -> float | None:
-        """When `expire` has something to do at the earliest; None: never."""
+        """The earliest time at which `expire` has work to do; None if there are no leases."""
         return self._deadlines[0][0] if self._deadlines else None
 
     def expire(self) -> None:
-        """End the leases whose time is over."""
+        """Expire the leases whose deadline has passed."""
         now_s = self._clock()
         while self._deadlines and self._deadlines[0][0] <= now_s:
             _, lease = heapq.heappop(self._deadlines)
@@ -141,7 +141,7 @@ class KeyValueStore:
                 heapq.heappush(self._deadlines, (found.deadline_s, lease))
 
     def extend_all(self, seconds: float) -> None:
-        """Postpone the end of every lease: signs of life could not be noted for so long."""
+        """Postpone the expiry of every lease: renewals could not be processed for that long."""
         for lease in self._leases.values():
             lease.deadline_s += seconds
 

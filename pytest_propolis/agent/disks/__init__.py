@@ -1,1 +1,1 @@
-"""What the agent keeps of disks: images, forks, replicated volumes, and the space that they take."""
+"""The agent's disks: images, forks, replicated volumes, and their disk space."""

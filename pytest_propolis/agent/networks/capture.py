@@ -1,4 +1,4 @@
-"""The latest frames of a network, as a packet capture."""
+"""Packet capture of the latest frames of a network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FRAME_HEADER: Final = struct.Struct("<IIII")
 
 
 class Capture:
-    """Keeps the latest frames, in the form of a pcap file.
+    """Keeps the latest frames, in pcap format.
 
     :param limit_bytes: how much is kept.
     """
@@ -28,7 +28,7 @@ class Capture:
         self._bytes = 0
 
     def add(self, frame: bytes) -> None:
-        """Take a frame that is on the network now."""
+        """Add a frame that has entered the network."""
         micros = time.time_ns() // 1000
         record = FRAME_HEADER.pack(micros // 1_000_000, micros % 1_000_000, len(frame), len(frame)) + frame
         self._records.append(record)
@@ -37,5 +37,5 @@ class Capture:
             self._bytes -= len(self._records.popleft())
 
     def pcap(self) -> bytes:
-        """Return the frames as the contents of a pcap file; nothing if there was none."""
+        """Return the frames as the contents of a pcap file; empty if there were none."""
         return GLOBAL_HEADER + b"".join(self._records) if self._records else b""

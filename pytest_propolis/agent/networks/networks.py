@@ -33,7 +33,7 @@ class Network:
     """One network's part on this host.
 
     :param directory: a private directory for the sockets of its ports.
-    :param writer: records these.
+    :param writer: records them in the ledger.
     """
 
     def __init__(self, request: CreateNetwork, *, client: str, directory: Path, writer: LedgerWriter) -> None:
@@ -49,7 +49,7 @@ class Network:
         self._closed = False
 
     async def add_port(self, request: AddPort) -> Path:
-        """Return the socket of a port, which is made if it is not there.
+        """Return the socket of a port; create it if it does not exist.
 
         :raises AgentError: when there can be no such port.
         """
@@ -77,7 +77,7 @@ class Network:
         self.switch.order(faults)
 
     async def connect(self, request: ConnectNetworks) -> None:
-        """Connect with the part on another host.
+        """Connect to the part on another host.
 
         :raises AgentError: when it does not answer.
         """
@@ -95,7 +95,7 @@ class Network:
         task.add_done_callback(self._trunks.discard)
 
     async def accept(self, websocket: WebSocket) -> None:
-        """Serve the part on another host until it leaves, or this is closed."""
+        """Serve the part on another host until it disconnects, or this is closed."""
         part = websocket.headers.get(PART_HEADER, "")
         task = asyncio.create_task(Trunk(self.switch, _Accepted(websocket), part=part).carry())
         self._trunks.add(task)
@@ -106,7 +106,7 @@ class Network:
             self._trunks.discard(task)
 
     async def close(self) -> None:
-        """Remove all ports and trunks. Closing twice is fine."""
+        """Remove all ports and trunks. Idempotent."""
         self._closed = True
         for port in self._ports.values():
             port.close()
@@ -140,7 +140,7 @@ class Networks:
         return self._networks.get(network_id)
 
     async def remove(self, network_id: str) -> None:
-        """Removing twice is fine."""
+        """Remove a network. Idempotent."""
         if network := self._networks.pop(network_id, None):
             await network.close()
 
@@ -155,7 +155,7 @@ class Networks:
 
 
 class _Opened:
-    """The end of the side that opened a websocket."""
+    """The end of a websocket on the side that opened it."""
 
     def __init__(self, websocket: ClientConnection) -> None:
         self._websocket = websocket
@@ -178,7 +178,7 @@ class _Opened:
 
 
 class _Accepted:
-    """The end of the side that accepted it."""
+    """The end of a websocket on the side that accepted it."""
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket

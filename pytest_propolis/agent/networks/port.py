@@ -1,4 +1,4 @@
-"""A port of a switch: a UNIX socket at which a QEMU plugs a network card in."""
+"""A port of a switch: a UNIX socket to which a QEMU connects a network card."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ BUFFER_BYTES: Final = 1 << 18
 """More than the largest frame of a card that leaves segmentation to the host, 64 KiB and its header."""
 
 FULL_BYTES: Final = 1 << 20
-"""A receiver that lags so far behind loses frames, as it would at any switch."""
+"""A receiver that lags by more than this loses frames, as at any switch."""
 
 
 class Port:
-    """Frames come and go on every connection to the socket: while a guest migrates there are two, and its card has one
-    place.
+    """Frames are received and sent on every connection to the socket: while a guest migrates there are two, for one
+    card.
 
     :param number: names it on all hosts.
     :param part: the id of the part of the network that it belongs to.
@@ -55,11 +55,11 @@ class Port:
             connection.send(frame)
 
     def take(self, frame: bytes) -> None:
-        """Take a frame of the card."""
+        """Send a frame to the card."""
         self._switch.take(frame, port=self._number, leg=self)
 
     def close(self) -> None:
-        """Pull all cards out, and take no more. Closing twice is fine."""
+        """Disconnect all cards, and accept no more. Idempotent."""
         self._switch.remove(self)
         if self._server is not None:
             self._server.close()

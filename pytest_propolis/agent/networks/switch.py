@@ -1,4 +1,4 @@
-"""A switch: passes Ethernet frames between the ports of one host and the trunks to others, with faults to order."""
+"""A switch: forwards Ethernet frames between the ports of one host and the trunks to others, with injected faults."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ __all__ = ["ADDRESSES_BYTES", "Leg", "Switch"]
 
 ADDRESS_BYTES: Final = 6
 ADDRESSES_BYTES: Final = 2 * ADDRESS_BYTES
-"""What a frame begins with: the addresses of its receiver and of its sender."""
+"""The start of a frame: the addresses of its receiver and of its sender."""
 
 GROUP_BIT: Final = 1
-"""Of an address's first byte: it stands for several receivers."""
+"""The multicast bit in an address's first byte."""
 
 
 class Leg(Protocol):
-    """What frames come from and go to."""
+    """A source and destination of frames: a port or a trunk."""
 
     number: int | None
-    """Of the port; None for a trunk."""
+    """The number of the port; None for a trunk."""
     part: str
     """The id of the part of the network that it leads to: this one for a port, another one for a trunk."""
 
     @property
     def is_up(self) -> bool:
-        """Whether anything receives there."""
+        """Whether there is a receiver."""
 
     def send(self, port: int, frame: bytes) -> None:
-        """Pass a frame on, or lose it if the receiver does not keep up.
+        """Forward a frame, or drop it if the receiver does not keep up.
 
-        :param port: the one that it came from, on whichever host.
+        :param port: its source port, on any host.
         """
 
 
 class _Place(NamedTuple):
-    """Where an address was seen last."""
+    """The latest known location of an address."""
 
     port: int
     leg: Leg
@@ -66,15 +66,15 @@ class Switch:
             self._legs.remove(leg)
 
     def order(self, faults: NetworkFaults) -> None:
-        """Do this to frames from now on, instead of what was ordered before."""
+        """Apply these faults to frames from now on, instead of the previous ones."""
         self._faults = faults
         self._cuts = frozenset(map(frozenset, faults.cuts))
         self._random.seed(faults.seed)
 
     def place(self, port: int, part: str | None) -> None:
-        """Look for a port's card at one part of the network from now on; at whichever sends its frames if it is None.
+        """Set the part of the network at which a port's card is; if None, learn it from the card's frames.
 
-        Frames that were under way from elsewhere no longer tell where it is.
+        Frames in flight from elsewhere no longer determine its location.
         """
         if part is None:
             self._parts.pop(port, None)
@@ -85,7 +85,7 @@ class Switch:
             del self._places[address]
 
     def take(self, frame: bytes, *, port: int, leg: Leg) -> None:
-        """Pass a frame on that has come from a port, over a leg."""
+        """Forward a frame from a port that has arrived over a leg."""
         if len(frame) < ADDRESSES_BYTES:
             return
         sender = frame[ADDRESS_BYTES:ADDRESSES_BYTES]

@@ -12,7 +12,7 @@ from .switch import Switch
 __all__ = ["FrameConnection", "Trunk"]
 
 HEADER: Final = struct.Struct(">HI")
-"""Before each frame: the number of the port that it came from, and its length."""
+"""The header of each frame: the number of its source port, and its length."""
 
 QUEUE_BYTES: Final = 4 << 20
 MESSAGE_BYTES: Final = 1 << 18
@@ -28,11 +28,11 @@ class FrameConnection(Protocol):
         """:raises ConnectionError: when the other side has left."""
 
     async def close(self) -> None:
-        """End it. Closing twice is fine."""
+        """Close it. Idempotent."""
 
 
 class Trunk:
-    """Carries the frames of a switch to another one, and those of that one here, while `carry` runs.
+    """Carries frames between two switches, in both directions, while `carry` runs.
 
     :param part: the id of the part of the network at the other end.
     """
@@ -57,7 +57,7 @@ class Trunk:
             self._wake.set()
 
     async def carry(self) -> None:
-        """Carry frames until the other side has left."""
+        """Carry frames until the other side disconnects."""
         self._switch.add(self)
         ways = [asyncio.create_task(self._send_all()), asyncio.create_task(self._receive_all())]
         try:

@@ -1,4 +1,4 @@
-"""A server of the Propolis API that is a program of its own, as a child process of the agent: one for each VM."""
+"""A server of the Propolis API as a child process of the agent: one for each VM."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ main()
 """
 
 _HELP: Final[dict[tuple[str, int], str]] = {}
-"""What programs say of themselves, by path and time of the last change."""
+"""The help texts of programs, by path and modification time."""
 
 
 class ServerProcess:
@@ -90,7 +90,7 @@ class ServerProcess:
         self._log_start = 0
         self.port = 0
         self.state_name: str | None = None
-        """The VM's state when `refresh` looked last; None while there is no VM."""
+        """The VM's state at the latest `refresh`; None while there is no VM."""
 
     @property
     def pid(self) -> int | None:
@@ -100,7 +100,7 @@ class ServerProcess:
         """Start the program, and wait until it answers.
 
         :raises CapabilityMissing: when it cannot boot what is to be booted.
-        :raises HostError: when it cannot be run, ends, or does not answer in time, with what it printed.
+        :raises HostError: when it cannot be run, exits, or does not answer in time, with its output.
         """
         self._path = await asyncio.to_thread(self._executable)
         arguments = await self._boot_arguments()
@@ -141,7 +141,7 @@ class ServerProcess:
     def _executable(self) -> str:
         """Return the path of the program; of a copy, if it is an artifact from a store, where nothing is executable.
 
-        The engine's own is made: on a host that a run has brought this project to, it is not installed.
+        The engine's own program is created: where a run has brought this project to a host, it is not installed.
         """
         path = Path(self._program.path)
         if self._program.path == ENGINE_PROGRAM:
@@ -321,7 +321,7 @@ class ServerProcess:
 
 @contextlib.contextmanager
 def _reserved_port() -> Iterator[int]:
-    """Yield a TCP port that no other program is given as long as the block lasts, and that a server can listen on.
+    """Reserve a TCP port for the length of the block, on which a server can listen.
 
     Servers set SO_REUSEADDR: two sockets that do may have one port until one of them listens.
     """

@@ -1,6 +1,6 @@
 """The engine as a program of its own: one server of the Propolis API, for one VM at a time, as `propolis-server` is.
 
-Everything that it makes is in a ledger below the directory of all agents: what a killed server leaves is removed by
+All its resources are recorded in a ledger below the directory of all agents: those of a killed server are removed by
 ``propolis gc``, and by the agent of the next run.
 """
 
@@ -156,7 +156,7 @@ async def _serve_until(leave: asyncio.Event, app: ASGIApp, listener: socket.sock
 
 
 async def _stop(server: VmServer) -> None:
-    """Stop the VM as a client would, for a limited time."""
+    """Stop the VM as a client would, with a time limit."""
     with contextlib.suppress(HttpError, PublisherGone, TimeoutError):
         server.put_state(InstanceStateRequested.STOP)
         async with asyncio.timeout(STOP_TIMEOUT_S):
@@ -177,7 +177,7 @@ def _with_server(server: VmServer) -> ASGIApp:
 
 @contextlib.contextmanager
 def listening(address: Address) -> Iterator[socket.socket]:
-    """Listen at an address for a block's time.
+    """Listen at an address for the length of the block.
 
     :raises HostError: when that is not possible.
     """
@@ -190,8 +190,8 @@ def listening(address: Address) -> Iterator[socket.socket]:
                 address.path.chmod(0o600)
             else:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                # asyncio sets it for sockets of its own making only. Without it a short answer waits 40 ms for the
-                # client's acknowledgement of the one before.
+                # asyncio sets it only for sockets that it creates. Without it a short response waits 40 ms for the
+                # client's acknowledgement of the previous one.
                 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 listener.bind((address.host, address.port))
             listener.listen(128)
@@ -229,7 +229,7 @@ def _bound(address: Address, listener: socket.socket) -> Address:
 
 @contextlib.asynccontextmanager
 async def _relay(address: Address, target: Path) -> AsyncIterator[None]:
-    """Pass connections at a TCP address on to a UNIX socket, which need not be there yet."""
+    """Forward connections at a TCP address to a UNIX socket, which need not exist yet."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -139,7 +139,7 @@ class Templates:
             claim.close()
 
     def forget_failures(self) -> None:
-        """Have what could not be made tried again: another run begins."""
+        """Forget templates that could not be made, because another run begins."""
         self._unfit.clear()
 
     def close(self) -> None:
@@ -155,7 +155,7 @@ class Templates:
         self._waiting(vm_id).set_result(request)
 
     def give_up(self, vm_id: str, reason: Fault) -> None:
-        """A client could not make the VM that it was offered ready. No other client of this run will be asked."""
+        """Report that a client could not prepare the VM that it was offered. No other client of this run is asked."""
         with contextlib.suppress(TemplateError):
             self._waiting(vm_id).set_exception(reason.to_error())
 
@@ -198,7 +198,7 @@ class Templates:
     async def _run(
         self, client: str, vm: OwnedVm, spec: InstanceSpec, properties: InstanceProperties, typed: str
     ) -> None:
-        """Do in one request what would take a client three requests to the VM's server.
+        """Create, run and identify a VM in one request instead of three requests to its server.
 
         :raises HttpError: if the spec is invalid, as it would be for a VM that boots.
         """
@@ -230,7 +230,7 @@ class Templates:
             await make_image(disk, hypervisor.qemu.img, directory / disk_file(index), allowed=self._allowed)
         facts = await self._boot_and_freeze(client, needed, key, directory, offer)
         for index in range(len(needed.disks)):
-            # It names the disk by the place that it will have.
+            # The command line names the disk by its future path.
             await create_blank_overlay(
                 qemu_img=hypervisor.qemu.img,
                 backing=directory / disk_file(index),

@@ -1,4 +1,4 @@
-"""The disks of a VM that migrates in: used where they are, or copied to disks of its own."""
+"""The disks of a VM that migrates in: used in place, or copied to its own disks."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ SOCKET_FD = "disks"
 
 
 class ArrivingDisks:
-    """The disks of one migration: `settle`, start QEMU, `open`, and when all is copied `shut`. Close it in any case.
+    """The disks of one migration: `settle`, start QEMU, `open`, and after copying `shut`. Close it in any case.
 
     :param directory: a private directory for the target's own disks.
-    :param socket: what takes their contents, in a private directory.
+    :param socket: the path of the socket that receives their contents, in a private directory.
     :param qemu_img: makes them.
-    :param copy: copy every disk that can be written, also where it could be used in place.
+    :param copy: copy every writable disk, even if it could be used in place.
     """
 
     def __init__(self, migration_id: UUID, *, directory: Path, socket: Path, qemu_img: Path, copy: bool) -> None:
@@ -44,11 +44,11 @@ class ArrivingDisks:
         self._nodes: dict[str, str] = {}
         self.socket = socket
         self.ways: dict[str, DiskTransfer] = {}
-        """How each disk gets here, by backend."""
+        """How each disk is transferred, by backend."""
         self.blobs: dict[str, HostFile] = {}
         """The files of those blob backends whose contents are used in place."""
         self.files: list[Path] = []
-        """The disks that were made."""
+        """The disks that were created."""
 
     @property
     def copied(self) -> list[str]:
@@ -61,10 +61,10 @@ class ArrivingDisks:
         return copy_timeout_s(sum(self._facts[key].size_bytes for key in self.copied))
 
     async def settle(self, spec: InstanceSpec, facts: Mapping[str, DiskFacts]) -> InstanceSpec:
-        """Decide how each disk gets here, and make the disks that are lacking: the spec with these.
+        """Decide how each disk is transferred, create the missing disks, and return the spec with them.
 
         :param facts: where the disks are at the source, by backend.
-        :raises MigrationFailed: when a disk cannot be had here.
+        :raises MigrationFailed: when a disk cannot be transferred.
         """
         self._facts = facts
         self._nodes = backend_nodes(spec.components)
@@ -80,7 +80,7 @@ class ArrivingDisks:
         return msgspec.structs.replace(spec, components=components)
 
     async def open(self, machine: Machine) -> None:
-        """Let the source write the contents of the disks that are copied.
+        """Open the copied disks for writing by the source.
 
         :raises MachineError: when QEMU refuses.
         :raises MigrationFailed: when the socket cannot be made.
@@ -112,7 +112,7 @@ class ArrivingDisks:
     def close(self, *, keep: bool) -> None:
         """Closing twice is fine.
 
-        :param keep: whether the disks stay: the guest has them now.
+        :param keep: whether to keep the disks, because the guest uses them now.
         """
         self.socket.unlink(missing_ok=True)
         if not keep:

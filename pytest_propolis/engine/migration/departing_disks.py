@@ -1,4 +1,4 @@
-"""The disks of a VM that migrates out: where they lie."""
+"""Locate the disks of a VM that migrates out."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["describe_disks"]
 
 
 async def describe_disks(machine: Machine, spec: InstanceSpec, blobs: Mapping[str, HostFile]) -> dict[str, DiskFacts]:
-    """Where the disks of a VM are, by backend.
+    """Return the locations of a VM's disks, by backend.
 
     :param blobs: the files of its blob backends.
-    :raises MachineError: when QEMU does not say.
+    :raises MachineError: when QEMU does not report them.
     """
     nodes = {node["node-name"]: node for node in await machine.execute("query-named-block-nodes")}
     opened = _open_files(machine.pid)
@@ -41,7 +41,7 @@ def _described(image: Mapping[str, Any], blob: HostFile | None, opened: set[tupl
 
 
 def _file(path: str, opened: set[tuple[int, int]]) -> HostFile:
-    """The file of that path, if it is still the one that QEMU has open; otherwise a path that does not exist."""
+    """Return the file at that path if QEMU still has it open; otherwise a path that does not exist."""
     with contextlib.suppress(OSError):
         file = HostFile.at(path)
         if (file.device, file.inode) in opened:
@@ -50,7 +50,7 @@ def _file(path: str, opened: set[tuple[int, int]]) -> HostFile:
 
 
 def _open_files(pid: int | None) -> set[tuple[int, int]]:
-    """Device and inode of all files that a process has open."""
+    """Return device and inode of all files that a process has open."""
     found = set()
     with contextlib.suppress(FileNotFoundError):  # it has ended
         for entry in Path(f"/proc/{pid}/fd").iterdir():

@@ -1,4 +1,4 @@
-"""The copying of a VM's disks to the target of a migration, while the guest runs."""
+"""Copy a VM's disks to the target of a migration while the guest runs."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ T = TypeVar("T")
 Reach = Callable[[int], Awaitable[socket.socket]]
 
 STALL_TIMEOUT_S: Final = 10.0
-"""How long the target may take nothing. The guest may wait for it as long: QEMU waits for copies that are under way."""
+"""How long the target may make no progress. The guest may wait as long: QEMU waits for copies in flight."""
 
 LOOK_INTERVAL_S: Final = 0.5
 END_TIMEOUT_S: Final = 10.0
 
 BYTES_PER_S: Final = 0
-"""What the copying may take; 0 for no limit."""
+"""The bandwidth limit of the copying; 0 for no limit."""
 
 HOPELESS: Final = 2
-"""A copy that is not ready when it has copied so many times the disk's size does not catch up with the guest."""
+"""A copy that is not ready after this multiple of the disk's size cannot keep up with the guest."""
 
 ENDED: Final = frozenset({"concluded", "null"})
 
@@ -58,7 +58,7 @@ class MirroredDisk:
 
 @dataclass(slots=True, kw_only=True)
 class _Copy:
-    """One disk on its way. `name` is that of QEMU's job and of the node that stands for the target's disk."""
+    """A disk being copied. `name` is that of QEMU's job and of the node for the target's disk."""
 
     name: str
     disk: MirroredDisk
@@ -68,10 +68,10 @@ class _Copy:
 class DiskMirror:
     """Keeps the target's disks equal to those of a guest that runs. It holds nothing after `finish` and `close`.
 
-    Methods raise `MigrationFailed` when the target does not take the contents, and `MachineError` when this side's
-    QEMU fails. After that, `close` lets the guest run on as if nothing had been.
+    Methods raise `MigrationFailed` when the target does not accept the contents, and `MachineError` when this side's
+    QEMU fails. After that, `close` lets the guest continue unaffected.
 
-    :param directory: a private one, for sockets.
+    :param directory: a private directory for sockets.
     """
 
     def __init__(self, machine: Machine, *, directory: Path) -> None:
@@ -80,7 +80,7 @@ class DiskMirror:
         self._copies: list[_Copy] = []
 
     async def start(self, disks: Sequence[MirroredDisk], *, reach: Reach) -> None:
-        """Copy the disks, until the copies only follow what the guest writes.
+        """Copy the disks, until the copies are in sync with the guest's writes.
 
         :param reach: connects to the target's NBD server; called with the number of the disk.
         """
@@ -95,7 +95,7 @@ class DiskMirror:
             raise MigrationFailed(f"the disks are not copied after {timeout_s:.0f} s") from None
 
     async def guard(self, work: Awaitable[T]) -> T:
-        """Have QEMU do something that a target which hangs could keep it from: then the target is cut off."""
+        """Run a QEMU operation that a hung target could block; disconnect such a target."""
         if not self._copies:
             return await work
         task = asyncio.ensure_future(work)
@@ -110,7 +110,7 @@ class DiskMirror:
             task.cancel()
 
     async def finish(self) -> None:
-        """End the copying, with the guest stopped: the disks are equal then, and the target's are its own."""
+        """Complete the copying, with the guest stopped: the disks are equal and independent then."""
         with self._machine.events("JOB_STATUS_CHANGE") as events:
             for copy in self._copies:
                 await self.guard(self._machine.execute("block-job-cancel", device=copy.name))
@@ -121,7 +121,7 @@ class DiskMirror:
         await self._drop_relays()
 
     async def close(self) -> None:
-        """Give the copying up, as far as it got. Closing twice is fine."""
+        """Cancel the copying. Idempotent."""
         await self.cut()
         for copy in self._copies:
             try:
@@ -132,11 +132,11 @@ class DiskMirror:
         await self._drop_relays()
 
     async def cut(self) -> None:
-        """Cut the connections to the target, and leave QEMU as it is."""
+        """Close the connections to the target, and leave QEMU as it is."""
         await asyncio.gather(*(copy.relay.close() for copy in self._copies))
 
     async def _begin(self, name: str, disk: MirroredDisk, far: socket.socket) -> None:
-        # A path and not a descriptor, which QEMU would try again by number, whatever that number means then.
+        # A path and not a descriptor, which QEMU would retry by number, whatever file has that number then.
         path = self._directory / f"{name}.sock"
         try:
             relay = Relay(StreamListener(path), far)
@@ -177,7 +177,7 @@ class DiskMirror:
     async def _reach(
         self, copy: _Copy, goal: Container[str], events: EventListener, *, limit_bytes: int | None = None
     ) -> bool:
-        """Wait until a job gets there, as long as it moves; False if it moves more than a limit before."""
+        """Wait until a job is ready, while it makes progress; return False if it exceeds a limit before."""
         loop = asyncio.get_running_loop()
         seen, moved_s = -1, loop.time()
         while (job := await self.guard(self._job(copy)))["status"] not in goal:
@@ -206,10 +206,10 @@ class DiskMirror:
         return next((job for job in jobs if job["id"] == copy.name), {"status": "null"})
 
     async def _end(self, copy: _Copy) -> None:
-        """Have a job end as it is, if there is one."""
+        """Cancel a job, if it exists."""
         with self._machine.events("JOB_STATUS_CHANGE") as events:
             if (await self._job(copy))["status"] not in ENDED:
-                with contextlib.suppress(MachineError):  # it has just ended by itself: that is looked at next
+                with contextlib.suppress(MachineError):  # it has just ended by itself, which is handled next
                     await self._machine.execute("block-job-cancel", device=copy.name, force=True)
             try:
                 async with asyncio.timeout(END_TIMEOUT_S):
@@ -219,7 +219,7 @@ class DiskMirror:
                 raise MachineError(f"QEMU has not ended the copying of a disk for {END_TIMEOUT_S:.0f} s") from None
 
     async def _forget(self, copy: _Copy) -> None:
-        """Remove a job that has ended, and its node, as far as there are any."""
+        """Remove a job that has ended, and its node, if they exist."""
         if (await self._job(copy))["status"] == "concluded":
             await self._machine.execute("job-dismiss", id=copy.name)
         nodes = await self._machine.execute("query-named-block-nodes", flat=True)

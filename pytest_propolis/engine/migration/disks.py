@@ -1,4 +1,4 @@
-"""The disks of a VM that migrates: where they lie at the source, and how each gets to the target."""
+"""The disks of a VM that migrates: their locations at the source, and how each is transferred."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COPY_TIMEOUT_S: Final = 60.0
 
 
 def copy_timeout_s(size_bytes: int) -> float:
-    """How long the copying of disks of that size in all may take: 90 s per GiB, and never less than 60 s."""
+    """Return how long copying disks of that total size may take: 90 s per GiB, and at least 60 s."""
     return max(COPY_S_PER_GIB * size_bytes / (1 << 30), COPY_TIMEOUT_S)
 
 
@@ -34,20 +34,20 @@ class DiskFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A disk of the source.
 
     :param size_bytes: as the guest sees it.
-    :param layers: the file that it is in, and below that the images that it is an overlay on.
+    :param layers: its file, followed by the images that it is an overlay on.
     """
 
     size_bytes: int
     layers: tuple[Layer, ...]
 
     def is_here(self, *, readonly: bool) -> bool:
-        """Whether it can be used in place, by this process's user."""
+        """Return whether this process's user can use it in place."""
         top, *below = self.layers
         return top.file.can_be_opened(os.O_RDONLY if readonly else os.O_RDWR) and _are_here(below)
 
     @property
     def image(self) -> Layer | None:
-        """The image that it is an overlay on, if that is here, too."""
+        """The image that it is an overlay on, if that exists here, too."""
         below = self.layers[1:]
         return below[0] if below and _are_here(below) else None
 

@@ -1,4 +1,4 @@
-"""Why a migration failed, and failures that a test asks for."""
+"""Failures of migrations, and failures injected by tests."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["FailureInjector", "MigrationFailed"]
 
 
 class MigrationFailed(Exception):
-    """Raised on either side when a migration cannot be completed; the text says why.
+    """Raised on either side when a migration cannot be completed; the text gives the reason.
 
-    `told` is whether it is the other side that said so.
+    `told` is whether the other side reported it.
     """
 
     def __init__(self, reason: str, *, told: bool = False) -> None:
@@ -22,7 +22,7 @@ class MigrationFailed(Exception):
 
 @dataclass(slots=True, kw_only=True)
 class FailureInjector:
-    """Fails so many exports and imports of a VM's state, and no more after that.
+    """Fails this many exports and imports of a VM's state, and no more after that.
 
     :param fail_exports: how many exports still fail.
     :param fail_imports: how many imports still fail.
@@ -33,7 +33,7 @@ class FailureInjector:
 
     @classmethod
     def of(cls, spec: InstanceSpec) -> FailureInjector:
-        """The one that a spec asks for; without a component for it, nothing fails."""
+        """Return the injector that a spec requests; without a component for it, nothing fails."""
         for wrapper in spec.components.values():
             if isinstance(device := wrapper.component, MigrationFailureInjector):
                 return cls(fail_exports=device.fail_exports, fail_imports=device.fail_imports)

@@ -1,4 +1,4 @@
-"""The ways in which a guest's memory gets to the target."""
+"""The ways to transfer a guest's memory to the target."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIVE_UNDER_TCG: Final = (10, 0, 0)
 
 
 def way_of_copying(accelerator: AcceleratorName, qemu_version: tuple[int, int, int]) -> MemoryTransfer:
-    """The best way to copy memory that is known to leave it intact."""
+    """Return the best way to copy memory that is known to leave it intact."""
     if accelerator == "kvm" or qemu_version >= LIVE_UNDER_TCG:
         return MemoryTransfer.LIVE
     return MemoryTransfer.STOP_AND_COPY

@@ -1,6 +1,6 @@
-"""What the two servers of a migration say to each other, over the websocket that the target opens.
+"""The protocol between the two servers of a migration, over the websocket that the target opens.
 
-The target offers the protocols that it speaks, as a text; the source answers with the one that it picks. From there on
+The target proposes the protocols that it supports, as text; the source answers with the selected one. From there on
 each message is one binary frame:
 
 ====================  =====================  ==============================================================
@@ -20,7 +20,7 @@ source                target                 phase
 Between hosts that share no files, QEMU's state and the disks that are copied go through further websockets, which the
 target opens after its `Plan` (`between_hosts`).
 
-Either side may say `Failure` instead, up to `HandedOver`, or end the connection. The source then lets its guest run on.
+Either side may send `Failure` instead, up to `HandedOver`, or close the connection. The source then resumes its guest.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 PROTOCOLS: Final = ("pytest-propolis-migrate/3",)
-"""Those that are spoken here, the best first."""
+"""The supported protocols, the best first."""
 
 ANSWER_TIMEOUT_S: Final = 15.0
 TRANSFER_S_PER_GIB: Final = 90.0
@@ -67,16 +67,16 @@ T = TypeVar("T")
 
 
 def transfer_timeout_s(memory_mib: int) -> float:
-    """How long the transfer of a guest's memory may take: 90 s per GiB, and never less than other answers may."""
+    """Return how long the transfer of a guest's memory may take: 90 s per GiB, and at least as long as answers."""
     return max(TRANSFER_S_PER_GIB * memory_mib / 1024, ANSWER_TIMEOUT_S)
 
 
 class Preamble(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What the VM is.
+    """The VM at the source.
 
     :param host: the source's host (`this_host`).
     :param memory: where its memory is, if another QEMU may map it.
-    :param disks: where its disks are, by backend; those whose backend is a network service are not among them.
+    :param disks: where its disks are, by backend; without those whose backend is a network service.
     """
 
     host: str
@@ -89,14 +89,14 @@ class Preamble(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What the VM will be at the target.
+    """The VM at the target.
 
-    :param is_apart: whether the target can reach nothing on the source's host but its server. It opens a websocket for
+    :param is_apart: whether the target can reach only the server on the source's host. It opens a websocket for
         QEMU's state and for each disk that is copied then, and `stream` and `disk_socket` are of no use to the source.
     :param boot_contents: hashes of the files that it boots from, by what they are, if it cannot compare them itself.
     :param stream: the UNIX socket where the target waits for QEMU's state.
     :param address: the target's server, for clients that follow the VM.
-    :param disks: how each disk gets to the target, by backend.
+    :param disks: how each disk is transferred, by backend.
     :param disk_socket: the UNIX socket where the target's QEMU takes those that are copied, as NBD exports that are
         named as their backends.
     """
@@ -115,31 +115,31 @@ class DisksReady(msgspec.Struct, frozen=True, tag=True):
 
 
 class Proceed(msgspec.Struct, frozen=True, tag=True):
-    """The target waits for the stream now."""
+    """The target is ready to receive the stream."""
 
 
 class StreamSent(msgspec.Struct, frozen=True, tag=True):
-    """The source's QEMU has sent all."""
+    """The source's QEMU has sent its whole state."""
 
 
 class StreamLoaded(msgspec.Struct, frozen=True, tag=True):
-    """The target's QEMU has loaded all, and is stopped."""
+    """The target's QEMU has loaded the whole state, and is stopped."""
 
 
 class ServerState(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What the source's server holds of the VM."""
+    """The state of the VM in the source's server."""
 
     com1: SerialState
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """The target could let the guest run, and waits for leave to."""
+    """The target is ready to run the guest, and waits for permission."""
 
 
 class HandedOver(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The guest is the target's.
+    """The target owns the guest.
 
-    :param stopped_for_s: how long it has stood still.
+    :param stopped_for_s: how long it has been paused.
     """
 
     stopped_for_s: float
@@ -158,11 +158,11 @@ _DECODER: Final = msgspec.msgpack.Decoder(Message)
 
 
 class ConnectionLost(Exception):
-    """Raised when the other side has left."""
+    """Raised when the other side has disconnected."""
 
 
 class Connection(Protocol):
-    """A websocket, whichever side opened it."""
+    """A websocket, regardless of which side opened it."""
 
     async def send(self, frame: str | bytes) -> None:
         """:raises ConnectionLost: when the other side has left."""
@@ -171,7 +171,7 @@ class Connection(Protocol):
         """:raises ConnectionLost: when the other side has left."""
 
     async def close(self, reason: str) -> None:
-        """End it. Closing twice is fine."""
+        """Close it. Idempotent."""
 
     def abandon(self) -> None:
         """Leave closing it to the side that opened it."""
@@ -180,10 +180,10 @@ class Connection(Protocol):
 class MigrationChannel:
     """One side's end of the conversation.
 
-    Every method raises `MigrationFailed`: when the other side says that it failed, leaves, takes too long, or does not
-    keep to the protocol.
+    Every method raises `MigrationFailed`: when the other side reports a failure, disconnects, takes too long, or
+    violates the protocol.
 
-    :param other: what the other side is, for errors: ``source`` or ``target``.
+    :param other: the role of the other side, for errors: ``source`` or ``target``.
     """
 
     def __init__(self, connection: Connection, *, other: str) -> None:
@@ -209,7 +209,7 @@ class MigrationChannel:
         await self._send(msgspec.msgpack.encode(message))
 
     async def receive(self, kind: type[T], *, timeout_s: float = ANSWER_TIMEOUT_S) -> T:
-        """The next message, which must be of this kind."""
+        """Return the next message, which must be of this kind."""
         frame = await self._receive(timeout_s)
         try:
             message: Any = _DECODER.decode(frame if isinstance(frame, bytes) else frame.encode())
@@ -222,13 +222,13 @@ class MigrationChannel:
         return message
 
     async def fail(self, reason: str) -> None:
-        """Tell the other side, if it still listens, and end the conversation."""
-        with contextlib.suppress(MigrationFailed):  # it has left: then it knows
+        """Report the failure to the other side, if it is still connected, and end the conversation."""
+        with contextlib.suppress(MigrationFailed):  # it has disconnected, and so has noticed
             await self.send(Failure(reason=reason))
         await self.close(reason)
 
     async def close(self, reason: str = "") -> None:
-        """End the conversation. Closing twice is fine."""
+        """End the conversation. Idempotent."""
         await self._connection.close(reason)
 
     def abandon(self) -> None:

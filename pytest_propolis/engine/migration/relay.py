@@ -17,7 +17,7 @@ CHUNK_BYTES: Final = 1 << 18
 class Relay:
     """Carries bytes both ways between its first client and a far end, until either closes its connection.
 
-    QEMU's own cure for a far end that hangs does not work on UNIX sockets: shut down while it is full, such a socket
+    QEMU's own remedy for a far end that hangs does not work on UNIX sockets: shut down while it is full, such a socket
     never becomes writable, and QEMU waits for that for ever. Here the near end can be closed, as if the far end were
     dead.
 
@@ -32,7 +32,7 @@ class Relay:
         self._work = asyncio.create_task(self._carry_both())
 
     async def close(self) -> None:
-        """Cut the connection at both ends. Closing twice is fine."""
+        """Close the connection at both ends. Idempotent."""
         self._work.cancel()
         await asyncio.gather(self._work, return_exceptions=True)
         self._close_ends()  # also when it was cancelled before it began

@@ -1,4 +1,4 @@
-"""The source of a migration: gives its guest to the target that asked for it, or lets it run on."""
+"""The source of a migration: hands its guest over to the target that requested it, or resumes it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ PLAN_TIMEOUT_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFacts:
-    """What the target must know of a VM.
+    """The facts about a VM that the target requires.
 
     :param memory: where its memory is, if another QEMU may map it.
     :param blobs: where the contents of its blob backends are.
@@ -79,10 +79,10 @@ class MigrationSource:
     """Serves the migrations out of one VM, as the state driver's `MigrateOut`.
 
     :param directory: a private directory for sockets.
-    :param facts: called for each migration: what the VM is now.
+    :param facts: called for each migration; returns the VM's current facts.
     :param publish: publishes a phase of the migration of that id.
-    :param backends: the VM's volumes, which the target brings up for itself once the guest is there.
-    :param settled: called with what is known of a migration, whenever more is.
+    :param backends: the VM's volumes, which the target activates itself once it has the guest.
+    :param settled: called with the state of a migration whenever it changes.
     """
 
     def __init__(
@@ -104,16 +104,16 @@ class MigrationSource:
         self._streams: StreamExchange | None = None
 
     def take_stream(self, migration_id: UUID, name: str, connection: Connection) -> None:
-        """Take a websocket on which a stream of a migration is to go; abandon it if that is not under way."""
+        """Accept a websocket for a stream of a migration; abandon it if that migration is not in progress."""
         if self._streams is None or self._streams.id != migration_id:
             connection.abandon()
         else:
             self._streams.offer(name, connection)
 
     async def __call__(self, machine: Machine, request: MigrateAsSource, outcome: MigrationOut) -> None:
-        """Give the guest away. If that fails, it runs on here when this returns.
+        """Hand the guest over. If that fails, it runs here again when this returns.
 
-        :raises MachineError: when the guest cannot run on.
+        :raises MachineError: when the guest cannot be resumed.
         """
         channel = request.payload
         assert isinstance(channel, MigrationChannel)
@@ -142,7 +142,7 @@ class MigrationSource:
 class _Departure:
     """One migration out.
 
-    The phases are published in propolis-server's order, also those in which nothing is left to do here.
+    The phases are published in propolis-server's order, including those that require no work here.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class _Departure:
         self._machine.serial.move_to(plan.address)
 
     def side(self, *, failure: str | None = None, handed_over: bool = False) -> MigrationSide:
-        """Return what is known of the migration."""
+        """Return the state of the migration."""
         return MigrationSide(
             id=self.id,
             way=self.way,
@@ -190,7 +190,7 @@ class _Departure:
         )
 
     async def run_on(self) -> None:
-        """Let the guest run here."""
+        """Resume the guest here."""
         await self.mirror.close()
         if self._paused:
             await self._source._backends.settle(clean=False)
@@ -220,7 +220,7 @@ class _Departure:
         return await self._channel.receive(Plan, timeout_s=PLAN_TIMEOUT_S)
 
     async def _copy_disks(self, plan: Plan, spec: InstanceSpec) -> None:
-        """Have the target's own disks follow what the guest writes; nothing if it uses the source's."""
+        """Mirror the guest's writes to the target's own disks; do nothing if it uses the source's."""
         if unknown := plan.disks.keys() - self._described.keys():
             raise MigrationFailed(f"the target wants to copy what is no disk: {', '.join(sorted(unknown))}")
         nodes = backend_nodes(spec.components)
@@ -250,7 +250,7 @@ class _Departure:
     async def _pause(self) -> None:
         self._paused = True
         await self.mirror.guard(self._machine.pause())
-        # QEMU has told of all that the guest did before when it answers this.
+        # QEMU has reported all earlier events of the guest when it answers this.
         await self._require_status("paused")
         self._require_no_end()
         self._hold()
@@ -263,7 +263,7 @@ class _Departure:
             raise MigrationFailed(f"the guest has stopped by itself ({status})")
 
     def _require_no_end(self) -> None:
-        """A guest that ends or resets itself in the moment of its stop is paused all the same: it would hang there."""
+        """Raise if the guest ended or reset itself while it was stopped: it is paused then, and would hang there."""
         assert self._ends is not None
         if not self._ends.empty():
             end: dict[str, Any] = dict(self._ends.history[-1])
@@ -275,7 +275,7 @@ class _Departure:
         self.reach(MigrationState.PAUSE, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY)
 
     async def _push(self, plan: Plan, memory_mib: int) -> None:
-        """Send QEMU's state and the server's, and hear that the target has loaded it."""
+        """Send QEMU's state and the server's, and wait for confirmation that the target has loaded it."""
         timeout_s = ANSWER_TIMEOUT_S if plan.way.memory_in_file else transfer_timeout_s(memory_mib)
         reached = await self._reach_target(plan, Path(plan.stream), STATE_STREAM)
         with reached as stream, self._machine.events("SHUTDOWN") as self._ends:
@@ -307,7 +307,7 @@ class _Departure:
                 await cancel_transfer(self._machine)
             raise
         await self._channel.send(StreamSent())
-        # The target wants this next: it need not ask while the guest stands still.
+        # The target needs this next: so it need not ask while the guest is paused.
         await self._channel.send(ServerState(com1=self._machine.serial.state()))
 
     async def _stop(self) -> None:

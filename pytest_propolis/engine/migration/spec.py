@@ -1,4 +1,4 @@
-"""What migration makes of an instance spec: components that are replaced on the way, and those that cannot go."""
+"""Instance specs in a migration: components that are replaced, and those that cannot migrate."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _WRAPPERS: Final[dict[type, Any]] = {
 
 
 def replace_components(spec: InstanceSpec, replacements: Mapping[str, ReplacementComponent]) -> InstanceSpec:
-    """The source's spec with the target's own components.
+    """Return the source's spec with the target's own components.
 
     :raises MigrationFailed: when the source has no component of that key, or one of another kind.
     """
@@ -51,7 +51,7 @@ def replace_components(spec: InstanceSpec, replacements: Mapping[str, Replacemen
 
 def require_migratable(spec: InstanceSpec) -> None:
     """
-    :raises MigrationFailed: naming a device whose state QEMU cannot carry to another process.
+    :raises MigrationFailed: naming a device whose state QEMU cannot transfer to another process.
     """
     for key, wrapper in spec.components.items():
         if isinstance(wrapper.component, NvmeDisk):

@@ -1,6 +1,6 @@
 """The stream of a migration: a connection of the two QEMUs, over a UNIX socket that only their user can reach.
 
-The engine makes the connection, and hands each QEMU its end. The target listens for one connection only.
+The engine opens the connection, and passes each QEMU its end. The target listens for one connection only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CONNECT_TIMEOUT_S: Final = 10.0
 
 
 class StreamListener:
-    """Waits for the source's QEMU, in a private directory. Closing twice is fine."""
+    """Waits for the source's QEMU, in a private directory. Closing is idempotent."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,9 +39,9 @@ class StreamListener:
 
 
 def private_listener(path: Path) -> socket.socket:
-    """A UNIX socket that listens in a private directory, for its user alone. The file is the caller's to remove.
+    """Return a UNIX socket that listens in a private directory, for its user only. The caller removes the file.
 
-    :raises OSError: when it cannot be made.
+    :raises OSError: when it cannot be created.
     """
     listener = socket.socket(socket.AF_UNIX)
     try:
@@ -79,9 +79,9 @@ async def connect_stream(path: Path) -> socket.socket:
 
 @contextlib.contextmanager
 def short_path(path: Path) -> Iterator[str]:
-    """The same place, in a form that fits into the 107 characters of a socket's address.
+    """Yield a path of the same socket that fits into the 107 characters of a socket's address.
 
-    It is good for all processes of this user, as long as the block lasts.
+    It is valid for all processes of this user, for the length of the block.
     """
     directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -1,4 +1,4 @@
-"""The target of a migration: takes the guest of another server over."""
+"""The target of a migration: takes over the guest of another server."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ logger = logging.getLogger(__name__)
 
 
 class MigrationTarget:
-    """One migration in: `sync`, make a machine of `spec` and the memory, and let the state driver call this object, as
-    its `Arrive`. Close it in any case.
+    """One migration in: `sync`, build a machine from `spec` and the memory, and let the state driver call this object,
+    as its `Arrive`. Close it in any case.
 
     :param address: where clients find this server.
     :param stream_path: where to wait for QEMU's state, in a private directory.
-    :param boot: what a guest boots from here. It must be the same at the source: the guest may be reset.
+    :param boot: the boot source here. It must equal the source's, because the guest may be reset.
     :param disks: the VM's disks here. They are closed with this.
-    :param publish: publishes a phase of the migration. Sync has been.
+    :param publish: publishes a phase of the migration. Sync is already published.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class MigrationTarget:
         self.failure: str | None = None
         self._carried_bytes = 0
         self._handed_over: tuple[float, float] | None = None
-        """How long the guest had stood still then, and when that was."""
+        """How long the guest had been paused at the hand-over, and when that was."""
         self._began_s = time.monotonic()
         self._phases_s: dict[str, float] = {}
 
@@ -116,7 +116,7 @@ class MigrationTarget:
     async def sync(self) -> tuple[InstanceSpec, HostFile | None]:
         """Agree with the source: the spec of the VM here, and where its memory is, if the source can share it.
 
-        :raises MigrationFailed: when the source does not answer or refuses, or its VM cannot be had here.
+        :raises MigrationFailed: when the source does not answer or refuses, or its VM cannot run here.
         """
         connection = await OpenedConnection.to(self._init.src_addr, self.id)
         channel = self._channel = MigrationChannel(connection, other="source")
@@ -133,14 +133,14 @@ class MigrationTarget:
         return spec, None if self._is_apart else preamble.memory
 
     def plan(self, *, shares_memory: bool) -> None:
-        """Settle how the memory gets here."""
+        """Decide how the memory is transferred."""
         way = MemoryTransfer.SHARED_MEMORY
         self.way = way if shares_memory else way_of_copying(self._accelerator, self._qemu_version)
 
     async def __call__(self, machine: Machine) -> None:
-        """Bring the guest here, up to where it could run.
+        """Transfer the guest, up to where it could run.
 
-        :raises MachineError: when that fails. The source has been told, and lets it run on.
+        :raises MachineError: when that fails. The source was notified, and resumes it.
         """
         try:
             await self._arrive(machine)
@@ -151,7 +151,7 @@ class MigrationTarget:
             raise MachineError(f"migration in: {error}") from None
 
     async def close(self) -> None:
-        """End the conversation. A source that still has the guest lets it run on. Closing twice is fine."""
+        """End the conversation. A source that still has the guest resumes it. Idempotent."""
         await self._close_streams()
         self.disks.close(keep=self._has_guest)
         channel, self._channel = self._channel, None
@@ -173,12 +173,12 @@ class MigrationTarget:
         await channel.send(Ready())
         self._reach(MigrationState.FINISH)
         await self._receive_guest(channel)
-        self._has_guest = True  # the source ends the conversation: the guest is not to wait for that
+        self._has_guest = True  # the source ends the conversation: the guest must not wait for that
 
     async def _receive_guest(self, channel: MigrationChannel) -> None:
-        """Wait until the guest is this side's.
+        """Wait until this side owns the guest.
 
-        The source may have given it away to a connection that was lost in that moment. It knows, and is asked again.
+        The source may have handed it over when the connection was lost. It is queried again then.
 
         :raises MigrationFailed: when it is not.
         """
@@ -223,7 +223,7 @@ class MigrationTarget:
         )
 
     async def _open_disk_streams(self) -> None:
-        """Give a source that cannot reach the disks' socket its connections to it."""
+        """Connect a source that cannot reach the disks' socket to it."""
         for number in range(len(self.disks.copied) if self._is_apart else 0):
             connection = await self._open_stream(disk_stream(number))
             try:
@@ -244,7 +244,7 @@ class MigrationTarget:
 
     @contextlib.asynccontextmanager
     async def _stream(self, listener: StreamListener) -> AsyncIterator[socket.socket]:
-        """The connection on which the source's QEMU sends its state, for the length of the block."""
+        """Yield the connection on which the source's QEMU sends its state, for the length of the block."""
         if not self._is_apart:
             with await listener.accept() as stream:
                 yield stream
@@ -267,7 +267,7 @@ class MigrationTarget:
 
     async def _require_same_boot(self, theirs: BootSource) -> None:
         """
-        :raises MigrationFailed: when the guest would boot otherwise here; what only the source can tell, it looks at.
+        :raises MigrationFailed: when the guest would boot differently here; the source compares what only it can.
         """
         if difference := boot_difference(theirs, self._boot, contents=not self._is_apart):
             self._require_same(*difference)

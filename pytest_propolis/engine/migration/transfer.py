@@ -1,4 +1,4 @@
-"""The transfer of QEMU's state, while the other side is listened to."""
+"""Transfer QEMU's state while receiving messages from the other side."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ REASON_TIMEOUT_S: Final = 1.0
 
 
 async def transfer_and_hear(transfer: Coroutine[Any, Any, None], answer: Coroutine[Any, Any, Any]) -> None:
-    """Have QEMU transfer, and hear the other side's word that it has done its part; the failure of one ends both.
+    """Run QEMU's transfer, and wait for the other side's confirmation; a failure of one ends both.
 
-    QEMU's error may only be the consequence of a failure on the other side: then it is that which is raised.
+    QEMU's error may only be the consequence of a failure on the other side, which is raised then.
     """
     moved, heard = tasks = asyncio.create_task(transfer), asyncio.create_task(answer)
     try:

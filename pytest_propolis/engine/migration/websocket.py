@@ -1,4 +1,4 @@
-"""The websocket of a migration: as the source's server gets it, and as the target opens it."""
+"""The websocket of a migration: as the source's server accepts it, and as the target opens it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REASON_BYTES: Final = 120  # a close frame has room for 123
 
 
 class AcceptedConnection:
-    """The source's end. Whoever accepted it waits until it is `ended`."""
+    """The source's end. The handler that accepted it waits until it is `ended`."""
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
@@ -59,7 +59,7 @@ class AcceptedConnection:
                 self._ended.set()
 
     def abandon(self) -> None:
-        """It will not be served: let its acceptor close it."""
+        """Let the handler that accepted it close it, because it will not be served."""
         self._ended.set()
 
     async def ended(self) -> None:
@@ -75,7 +75,7 @@ class OpenedConnection:
 
     @classmethod
     async def to(cls, address: str, migration_id: UUID, path: str = "start") -> OpenedConnection:
-        """Ask the source for its VM, or for a stream of a migration that is under way.
+        """Request the source's VM, or a stream of a migration in progress.
 
         :param address: as in `FromMigration.src_addr`.
         :param path: below that of the migration.

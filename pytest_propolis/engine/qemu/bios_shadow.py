@@ -1,8 +1,8 @@
 """The shadow of the BIOS: the RAM that the host bridge puts in place of the ROM below 1 MiB.
 
 SeaBIOS switches it on early, fills it, and runs and writes there. A reset of QEMU leaves it switched on, where a PC's
-would not. So SeaBIOS finds itself used after a reset, puts the copy right and resets the machine again; and a machine
-that is reset when the RAM has been switched on but not filled runs into nothing, for ever.
+would not. So SeaBIOS finds a modified copy after a reset, repairs it and resets the machine again; and a machine
+that is reset when the RAM has been switched on but not filled executes empty memory and never recovers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ REGISTERS: Final = 7
 async def drop_bios_shadow(execute: Callable[..., Awaitable[Any]]) -> None:
     """Have a machine read its BIOS from the ROM again, as after it is switched on. The guest must not run.
 
-    :param execute: gives QEMU's monitor a command.
+    :param execute: executes a command of QEMU's monitor.
     """
     kind = await execute("qom-get", path="/machine", property="type")
     first = FIRST_REGISTER["q35" if "q35" in str(kind) else "pc"]
@@ -34,5 +34,5 @@ async def drop_bios_shadow(execute: Callable[..., Awaitable[Any]]) -> None:
 
 
 async def _write(execute: Callable[..., Awaitable[Any]], size: str, port: int, value: int) -> None:
-    # Only the monitor for people can write to ports.
+    # Only the human monitor can write to ports.
     await execute("human-monitor-command", **{"command-line": f"o /{size} {port:#x} {value:#x}"})

@@ -1,4 +1,4 @@
-"""Child processes that cannot outlive their parent, with all that they start."""
+"""Child processes that cannot outlive their parent, including their descendants."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ChildRecord(Protocol):
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """Variables that the child carries, so that it is found even if its pid was never written down."""
+        """Variables that the child carries, so that it is found even if its pid was never recorded."""
 
     def live(self, pid: int) -> None:
         """The child runs."""
@@ -61,10 +61,10 @@ class NoJournal:
 
 
 class Child:
-    """A program that leads a process group of its own, and what it has started.
+    """A program that leads its own process group, and its descendants.
 
     A QEMU program may be a wrapper script that starts the real one: both are signalled, and both are waited for. Every
-    one of them inherits the write end of a pipe, so that the pipe tells when the last of them is gone.
+    one of them inherits the write end of a pipe, so that end of file on the pipe means that the last of them is gone.
     """
 
     def __init__(self, process: asyncio.subprocess.Process, holders: int, descendants: Descendants) -> None:
@@ -91,20 +91,20 @@ class Child:
         return self._process.stderr
 
     async def wait(self) -> int:
-        """Wait until the program itself has ended; what it started may still run."""
+        """Wait until the program itself has ended; its descendants may still run."""
         return await self._process.wait()
 
     def signal(self, number: signal.Signals) -> None:
-        """Signal the program and what it started. Without effect when all are gone."""
+        """Signal the program and its descendants. No effect if all are gone."""
         # While a process of the group runs, or its leader was not waited for, its number cannot be another group's.
         if self.returncode is None or not self._are_all_gone():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 system().children.signal_group(self.pid, number)
 
     async def end(self) -> bool:
-        """Kill the program and what it started, and wait until they are gone, also if the caller is cancelled.
+        """Kill the program and its descendants, and wait until they are gone, even if the caller is cancelled.
 
-        :returns: whether all are gone. False only for what cannot be killed.
+        :returns: whether all are gone. False only for processes that cannot be killed.
         """
         if self._ending is None:
             self._ending = asyncio.create_task(self._end())
@@ -188,7 +188,7 @@ async def spawn(
 
 
 def end_reason(status: int) -> str:
-    """How QEMU ended, in the 123 octets that a websocket's close has for it."""
+    """Return how QEMU ended, in the 123 octets that a websocket's close frame has room for."""
     if status == -signal.SIGKILL:
         return "QEMU was killed by SIGKILL; is the host or its container out of memory?"
     if status < 0:

@@ -1,4 +1,4 @@
-"""An instance spec becomes QEMU's command line: pure, so that a test can compare it word for word."""
+"""Translate an instance spec into QEMU's command line: pure, so that a test can compare it word for word."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ COM_INDEX: Final = {
     SerialPortNumber.COM4: 3,
 }
 GUEST_CIDS: Final = range(3, (1 << 32) - 1)
-"""Those below mean the hypervisor, the machine itself and the host; the last one means any."""
+"""Lower numbers mean the hypervisor, the machine itself and the host; the highest one means any."""
 
 MOST_MEMORY_MIB: Final = 1 << 19
-"""Half of what fits into the 40 address bits of an emulated processor."""
+"""Half of the address space of an emulated processor, which has 40 address bits."""
 
 SOFT_NPU: Final = (SoftNpuPciPort, SoftNpuPort, SoftNpuP9, P9fs)
 
@@ -67,9 +67,9 @@ def qemu_arguments(
     generation: UUID | None = None,
     guest_ports: bool = False,
 ) -> list[str]:
-    """Everything on QEMU's command line but the monitor and the serial sockets.
+    """Return QEMU's command line without the monitor and the serial sockets.
 
-    :param mark: an unguessable word that identifies the process as the run's.
+    :param mark: an unguessable tag that identifies the process as the run's.
     :param flash: paths of the firmware's ``code`` and ``variables`` images, where the boot source has them.
     :param memory: the file that holds the guest's memory; None for memory of QEMU's own.
     :param nodes: the block nodes of those storage backends that are not QEMU's own, by component.
@@ -77,8 +77,8 @@ def qemu_arguments(
     :param cpu_features: the names of the CPU features that the accelerator has; None if that is not known.
     :param display_socket: where the display's VNC server is to listen; None for a VM without a display.
     :param has_vsock: whether the host's kernel has virtio sockets for guests.
-    :param generation: what the guest is told when it goes on as a copy of another one; by default the instance's id,
-        which stays when it migrates.
+    :param generation: the generation id of a guest that is a copy of another one; by default the instance's id, which
+        does not change in a migration.
     :param guest_ports: whether the guest has `GuestPorts`.
     :raises InvalidSpec: naming the component at fault.
     :raises SpecUnsupported: naming the component that is not realised.
@@ -174,7 +174,7 @@ def _other_devices(components: Mapping[str, Any], buses: PciBuses, *, has_vsock:
             case QemuPvpanic():
                 panics.append(key)
                 if component.enable_isa:
-                    # What a guest does after its panic is its own decision, as on any machine.
+                    # The guest decides what to do after its panic, as on any machine.
                     yield from ("-device", "pvpanic,ioport=0x505", "-action", "panic=none")
             case VirtioSocket():
                 yield from _vsock(key, component, buses, has_vsock=has_vsock)

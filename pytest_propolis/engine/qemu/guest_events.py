@@ -1,4 +1,4 @@
-"""What a guest does by itself, and what happens to its disks: as `Machine` reports it."""
+"""Events of a guest and its disks, as `Machine` reports them."""
 
 from __future__ import annotations
 

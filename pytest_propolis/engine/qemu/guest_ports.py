@@ -12,7 +12,7 @@ __all__ = ["PORT_COUNT", "PORT_NAMES", "GuestPort", "GuestPorts", "port_devices"
 
 PORT_COUNT: Final = 8
 PORT_NAMES: Final = tuple(f"org.propolis.{number}" for number in range(1, PORT_COUNT + 1))
-"""By these names the guest finds them, below /sys/class/virtio-ports."""
+"""The names of the ports in the guest, below /sys/class/virtio-ports."""
 
 READ_BYTES: Final = 1 << 18
 BUFFER_BYTES: Final = 1 << 20
@@ -31,7 +31,7 @@ def port_devices(place: str) -> Iterator[str]:
 
 
 class GuestPort:
-    """One port: one client at a time. What neither side has read waits, and makes the other side wait."""
+    """One port, for one client at a time. Unread bytes are buffered, and then block the other side."""
 
     def __init__(self) -> None:
         self._ours, self.theirs = socket.socketpair()
@@ -41,7 +41,7 @@ class GuestPort:
         self._turn = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._flows = asyncio.Event()
-        """Cleared while nothing may pass."""
+        """Cleared while the port is held."""
         self._flows.set()
         self._taken_back = b""
         self._filled = 0
@@ -49,7 +49,7 @@ class GuestPort:
 
     @contextlib.asynccontextmanager
     async def taken(self) -> AsyncIterator[None]:
-        """Keep other clients waiting."""
+        """Make other clients wait."""
         async with self._turn:
             yield
 
@@ -81,7 +81,7 @@ class GuestPort:
                 await self._until_ready(self._loop.add_writer, self._loop.remove_writer)
 
     def hold(self) -> None:
-        """Let nothing pass until `release`: QEMU gets nothing more, and stops when its end is full."""
+        """Pass no bytes until `release`: QEMU receives no more input, and stops when its end is full."""
         self._flows.clear()
         with contextlib.suppress(OSError):
             while data := self.theirs.recv(READ_BYTES):
@@ -96,7 +96,7 @@ class GuestPort:
                 self._filled += self.theirs.send(bytes(FILLING_BYTES))
 
     def release(self) -> None:
-        """Let all pass again. No effect on a port that is not held."""
+        """Pass bytes again. No effect on a port that is not held."""
         with contextlib.suppress(OSError):  # what was in the sockets has room there
             while self._filled and (read := self._ours.recv(self._filled)):
                 self._filled -= len(read)

@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 MONITOR_READY_TIMEOUT_S: Final = 30.0
 
 END_TIMEOUT_S: Final = 1.0
-"""How long the end of QEMU is waited for when its monitor has gone."""
+"""How long to wait for QEMU's exit after its monitor has disconnected."""
 
 RESETS: Final = ("-action", "reboot=shutdown")
-"""A guest that resets itself stands still until `Machine` has reset the machine whole."""
+"""A guest that resets itself is stopped until `Machine` has reset the whole machine."""
 
 
 class Machine:
@@ -74,7 +74,7 @@ class Machine:
         self._record: ChildRecord | None = None
         self.serial = SerialPort()
         self.second_serial = SerialPort()
-        """COM2, on which the guest talks to the agent. It does not go along when the guest migrates."""
+        """COM2, on which the guest talks to the agent. It does not migrate with the guest."""
         self.ports = GuestPorts(there=guest_ports)
         self.panics = 0
         self.disk_error: DiskError | None = None
@@ -145,7 +145,7 @@ class Machine:
         self._watchers = [asyncio.create_task(self._watch_events()), asyncio.create_task(self._watch_process())]
 
     async def resume(self) -> None:
-        """Let the guest run. One that has reset or shut itself down meanwhile stays as it is; an event tells of it."""
+        """Resume the guest. One that has reset or shut itself down meanwhile stays as it is; an event reports that."""
         async with self._power:
             self._shall_run = True
             try:
@@ -162,7 +162,7 @@ class Machine:
             await self.execute("stop")
 
     async def retry_io(self) -> None:
-        """Let a guest run on that QEMU has stopped because a disk failed. QEMU tries its requests again first.
+        """Resume a guest that QEMU has stopped because a disk failed. QEMU tries its requests again first.
 
         :raises MachineError: when QEMU refuses.
         """
@@ -172,7 +172,7 @@ class Machine:
 
     @contextlib.asynccontextmanager
     async def standing_still(self) -> AsyncIterator[None]:
-        """Stop a guest that runs, with all requests to its disks done, as long as the block lasts.
+        """Stop a running guest for the length of the block, with all requests to its disks completed.
 
         :raises MachineError: when QEMU refuses.
         """
@@ -187,15 +187,15 @@ class Machine:
                     await self.execute("cont")
 
     def give_up(self, reason: str) -> None:
-        """Report that the guest cannot go on, because a disk is lost."""
+        """Report that the guest cannot continue, because a disk is lost."""
         self.failure = reason
         self._on_event(GuestEvent.DISK_LOST)
 
     def suspend(self) -> None:
-        """Keep QEMU from the processor until `unsuspend`: it answers nothing meanwhile. Its guest must be paused.
+        """Suspend QEMU's process until `unsuspend`: it answers nothing meanwhile. Its guest must be paused.
 
         That a guest is paused is not enough: QEMU's thread of the virtual CPUs may switch on again the virtual clock
-        that the pause has switched off, and the main loop then waits in circles for a timer that never comes.
+        that the pause has switched off, and the main loop then spins on a timer that never expires.
         """
         self._signal(signal.SIGSTOP)
 
@@ -204,7 +204,7 @@ class Machine:
         self._signal(signal.SIGCONT)
 
     async def reset(self) -> None:
-        """Bring the machine to where it is when it is switched on. The guest runs again if it did before."""
+        """Reset the machine to its power-on state. The guest runs again if it did before."""
         async with self._power:
             await self._reset()
 
@@ -213,7 +213,7 @@ class Machine:
         await self._monitor.give_fd(name, fd)
 
     async def forget_fd(self, name: str) -> None:
-        """Have QEMU close what it was given under this name, unless a command has used it up."""
+        """Make QEMU close the descriptor of this name, unless a command has consumed it."""
         with contextlib.suppress(MachineError):
             await self.execute("closefd", fdname=name)
 
@@ -222,21 +222,21 @@ class Machine:
         return self._monitor.listener(names)
 
     async def execute(self, command: str, **arguments: Any) -> Any:
-        """Give QEMU's monitor a command.
+        """Execute a command of QEMU's monitor.
 
         :raises MachineError: when QEMU refuses it, is gone, or does not answer within `COMMAND_TIMEOUT_S`.
         """
         return await self._monitor.execute(command, arguments)
 
     async def execute_out_of_band(self, command: str, **arguments: Any) -> Any:
-        """Give QEMU's monitor a command that it carries out at once, even while another one hangs.
+        """Execute a monitor command out of band: at once, even while another one hangs.
 
         :raises MachineError: as `execute`.
         """
         return await self._monitor.execute(command, arguments, oob=True)
 
     async def next_event(self, listener: EventListener) -> tuple[str, dict[str, Any]]:
-        """Name and data of the next event that a listener of `events` hears.
+        """Return name and data of the next event for a listener of `events`.
 
         :raises MachineError: when QEMU ends instead.
         """
@@ -269,7 +269,7 @@ class Machine:
         self.ports.close()
 
     async def _how_it_ended(self) -> str:
-        """How QEMU ended, and its last words. Nothing if it has not, shortly after its monitor's end."""
+        """Return how QEMU ended, and its last output; empty if it has not ended soon after its monitor did."""
         if self._process is None:
             return ""
         with contextlib.suppress(TimeoutError):
@@ -303,7 +303,7 @@ class Machine:
 
     def _take_disk_error(self, data: Any) -> None:
         if data["action"] != "stop" or self.disk_error is not None:
-            return  # the guest was told, and runs
+            return  # the guest receives the error, and runs
         if any(handles(data) for handles in self.disk_error_handlers):
             return  # a block backend lets the guest try again
         # A node that was inserted by a job has no name of ours; what is above it is the device's then.
@@ -312,14 +312,14 @@ class Machine:
         self._on_event(GuestEvent.DISK_FAILED)
 
     async def _reset_for_the_guest(self, number: int) -> None:
-        """Carry out a reset that the guest asked for.
+        """Perform a reset that the guest requested.
 
-        :param number: how many events had come when it did.
+        :param number: the number of events received before it.
         """
         try:
             async with self._power:
-                # Not to be told by QEMU's state: a guest that is stopped in this moment is paused, and not shut down.
-                # Nor by the events' times: the host's clock may be set back.
+                # QEMU's state does not show this: a guest that is stopped at this moment is paused, and not shut down.
+                # Nor do the events' times: the host's clock may be set back.
                 if any(later["event"] == "RESET" for later in self._listener.history[number:]):
                     return  # a reset from outside has come first
                 await self._reset()
@@ -331,7 +331,7 @@ class Machine:
             self.serial.announce_reset()
 
     async def _reset(self) -> None:
-        # The guest stands still meanwhile: it must not run between QEMU's reset and the rest of it.
+        # The guest is stopped meanwhile: it must not run between QEMU's reset and the remaining steps.
         await self.execute("stop")
         with self.events("RESET") as resets:
             await self.execute("set-action", reboot="reset")

@@ -1,4 +1,4 @@
-"""A part of a machine, described once: for QEMU's command line, and for its monitor when it runs already."""
+"""A part of a machine, described once: for QEMU's command line, and for the monitor of a running QEMU."""
 
 from __future__ import annotations
 

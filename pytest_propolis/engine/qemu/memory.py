@@ -11,7 +11,7 @@ from .devices.host_file import HostFile
 __all__ = ["MEMORY_ID", "GuestMemory", "OwnMemory"]
 
 MEMORY_ID = "ram"
-"""What QEMU calls the memory of the board."""
+"""QEMU's id of the board's memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class GuestMemory:
 
     :param path: the file; ``/proc/self/fd/N`` for one that QEMU inherits, as a memfd, which leaves no file behind.
     :param shared: whether the guest writes into the file. If not, it has a private copy-on-write mapping: then the file
-        must not change while the guest lives.
+        must not change while the guest exists.
     """
 
     path: str
@@ -44,12 +44,12 @@ class OwnMemory:
 
     @classmethod
     def make(cls) -> OwnMemory:
-        """Memory for a VM that begins. It costs nothing until QEMU writes to it."""
+        """Return memory for a new VM. It uses no space until QEMU writes to it."""
         return cls(os.memfd_create("guest-memory", os.MFD_CLOEXEC))
 
     @classmethod
     def open(cls, file: HostFile) -> OwnMemory | None:
-        """The memory of another server's VM; None where it cannot be had: on another host, or not this user's."""
+        """Return the memory of another server's VM; None if it is on another host, or another user's."""
         fd = file.open(os.O_RDWR)
         return None if fd is None else cls(fd)
 
@@ -59,7 +59,7 @@ class OwnMemory:
 
     @property
     def file(self) -> HostFile:
-        """How another server finds it."""
+        """The reference by which another server opens it."""
         return HostFile.of(self.fd)
 
     def close(self) -> None:

@@ -17,17 +17,17 @@ __all__ = ["COMMAND_TIMEOUT_S", "MachineError", "Monitor"]
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 COMMAND_TIMEOUT_S: Final = 60.0
-"""How long QEMU may take to answer a command. Those that take long are answered when they are under way."""
+"""How long QEMU may take to answer a command. Long operations are answered when they have started."""
 
 
 class MachineError(Exception):
-    """Raised when QEMU ends or refuses where it should not; the text is QEMU's own."""
+    """Raised when QEMU ends or refuses a command unexpectedly; the text is QEMU's own."""
 
 
 class Monitor:
     """The connection to the monitor of one QEMU.
 
-    :param how_qemu_ended: returns what to say of a command that the end of QEMU left without an answer; empty if
+    :param how_qemu_ended: returns the error text for a command that QEMU's end left unanswered; empty if
         nothing is known of an end.
     """
 
@@ -36,7 +36,7 @@ class Monitor:
         self._how_qemu_ended = how_qemu_ended
 
     def register_listener(self, listener: EventListener) -> None:
-        """Have a listener hear all events from now on."""
+        """Subscribe a listener to all events from now on."""
         self._client.register_listener(listener)
 
     def listener(self, names: tuple[str, ...]) -> contextlib.AbstractContextManager[EventListener]:
@@ -53,7 +53,7 @@ class Monitor:
     async def execute(self, command: str, arguments: dict[str, Any], *, oob: bool = False) -> Any:
         """Give QEMU a command.
 
-        :param oob: have it carried out at once, even while another one hangs.
+        :param oob: execute it out of band: at once, even while another one hangs.
         :raises MachineError: when QEMU refuses it, is gone, or does not answer within `COMMAND_TIMEOUT_S`.
         """
         try:
@@ -72,6 +72,6 @@ class Monitor:
         await self.execute("getfd", {"fdname": name})
 
     async def disconnect(self) -> None:
-        """Close the connection. Closing one that has failed is fine."""
+        """Close the connection, which may have failed."""
         with contextlib.suppress(QMPError, OSError, EOFError):
             await self._client.disconnect()

@@ -1,7 +1,7 @@
 """The history of a serial port: the first and the last MiB of all that the guest wrote, addressed by absolute offset.
 
-As propolis-server's serial console buffer. Readers are cursors into the history, so that the seam between "history"
-and "live" does not exist: no byte is lost or doubled there, and a slow reader never holds up the guest.
+As propolis-server's serial console buffer. Readers are cursors into the history, so that there is no transition between
+"history" and "live": no byte is lost or duplicated, and a slow reader never blocks the guest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class HistoryGap(Exception):
 
 
 class HistoryContent(msgspec.Struct, frozen=True, kw_only=True):
-    """A history on its way to another server.
+    """A history in transfer to another server.
 
     :param last_offset: the offset of the first byte of `last`.
     """
@@ -53,7 +53,7 @@ class SerialHistory:
 
     @property
     def ended(self) -> bool:
-        """Whether the port will write no more."""
+        """Whether the history is complete."""
         return self._ended
 
     def append(self, data: bytes) -> None:
@@ -68,7 +68,7 @@ class SerialHistory:
         self._wake()
 
     def content(self) -> HistoryContent:
-        """All that is kept, to be carried to another server."""
+        """Return the kept parts, for transfer to another server."""
         return HistoryContent(first=bytes(self._first), last=bytes(self._last), last_offset=self._last_offset)
 
     def restore(self, content: HistoryContent) -> None:
@@ -80,7 +80,7 @@ class SerialHistory:
         self._wake()
 
     def finish(self) -> None:
-        """Tell the readers that nothing more comes."""
+        """Notify the readers that the history is complete."""
         self._ended = True
         self._wake()
 

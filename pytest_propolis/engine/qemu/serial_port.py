@@ -16,9 +16,9 @@ READ_BYTES = 1 << 16
 
 
 class SerialState(msgspec.Struct, frozen=True, kw_only=True):
-    """A serial port on its way to another server.
+    """A serial port in transfer to another server.
 
-    :param typed: what was typed, and the guest has not read yet.
+    :param typed: typed input that the guest has not read yet.
     """
 
     history: HistoryContent
@@ -28,7 +28,7 @@ class SerialState(msgspec.Struct, frozen=True, kw_only=True):
 class SerialPort:
     """One UART, as seen from the host.
 
-    The pair of sockets exists before QEMU does, so that nothing that the guest writes can get lost.
+    The pair of sockets exists before QEMU does, so that no output of the guest is lost.
     """
 
     def __init__(self) -> None:
@@ -36,12 +36,12 @@ class SerialPort:
         self.moved_to: str | None = None
         """The server at which clients find the guest once it has migrated out."""
         self.end_reason = "VM stopped"
-        """What clients are told when the port ends."""
+        """The close reason for clients when the port ends."""
         self.listeners: set[Callable[[], None]] = set()
         """Called when the machine behind the port was reset by its guest."""
         self._held: bytearray | None = None
         self._settled = asyncio.Event()
-        """Cleared while the port is on its way to another server, and may have to go on here all the same."""
+        """Cleared while the port is in transfer to another server, and may still have to continue here."""
         self._settled.set()
         self._unsent = bytearray()
         self._sent = asyncio.Event()
@@ -54,7 +54,7 @@ class SerialPort:
         self._loop.add_reader(self._ours, self._read)
 
     async def write(self, data: bytes) -> bool:
-        """Type into the guest. Waits while the UART takes no more, and while it is not settled where the guest will be.
+        """Type into the guest. Wait while the UART accepts no more, and while a migration is undecided.
 
         :return: False when the guest has moved: it gets nothing of this.
         :raises OSError: when QEMU is gone.
@@ -172,7 +172,7 @@ class SerialPort:
 
 
 def _taken_back(theirs: socket.socket) -> bytes:
-    """What QEMU has not read from its end, which both processes have open."""
+    """Return the bytes that QEMU has not read from its end, which both processes have open."""
     taken = bytearray()
     try:
         while data := theirs.recv(READ_BYTES, socket.MSG_DONTWAIT):

@@ -1,4 +1,4 @@
-"""What the virtual CPUs of a machine do, by the kernel's account of QEMU's threads."""
+"""The times of a machine's virtual CPUs, from the kernel's accounting of QEMU's threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEDSTAT: Final = "/proc/{pid}/task/{thread}/schedstat"
 
 
 class VcpuTimesUnknown(Exception):
-    """Raised when the times of virtual CPUs cannot be told, with the reason."""
+    """Raised when the times of virtual CPUs cannot be determined, with the reason."""
 
 
 class VcpuTimes(NamedTuple):
@@ -51,7 +51,7 @@ class VcpuTimesView:
     async def of(cls, machine: Machine) -> VcpuTimesView:
         """Return the times of a machine's virtual CPUs from now on.
 
-        :raises VcpuTimesUnknown: when several virtual CPUs share a thread, or the kernel keeps no account of threads.
+        :raises VcpuTimesUnknown: when several virtual CPUs share a thread, or the kernel does no accounting of threads.
         :raises MachineError: when QEMU does not say which its threads are.
         """
         if machine.pid is None:

@@ -1,4 +1,4 @@
-"""The Propolis API over HTTP: routes, bodies and error bodies, for whatever `VmServer` the request's scope names."""
+"""The Propolis API over HTTP: routes, bodies and error bodies, for the `VmServer` in the request's scope."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Handler = Callable[[VmServer, Request], Awaitable[Response]]
 
 
 def engine_app() -> Starlette:
-    """The 13 operations of the API, and what the target of a migration needs where it shares no files with the source.
+    """The 13 operations of the API, and paths for the target of a migration that shares no files with the source.
 
     A scope must carry the server under `SERVER_KEY`.
     """
@@ -193,7 +193,7 @@ async def _serial(websocket: WebSocket) -> None:
         await websocket.close()  # as propolis-server: a websocket that was accepted has no error bodies
         return
     if None not in places.values():
-        places = {}  # as propolis-server: of two places none counts, and output is sent from now on
+        places = {}  # as propolis-server: if both offsets are given, neither counts, and output is sent from now on
     await serve_serial(websocket, port, port.history.offset_of(**places))
 
 
@@ -203,12 +203,12 @@ async def _migrate_out(websocket: WebSocket) -> None:
 
 
 async def _migration_outcome(server: VmServer, request: Request) -> Response:
-    """Tell a target that has lost its connection what became of its migration."""
+    """Respond with the outcome of a migration to a target that has lost its connection."""
     return encoded(server.migration_outcome(require_uuid(request, "id")))
 
 
 async def _migration_stream(websocket: WebSocket) -> None:
-    """Carry a stream of a migration, for a target that can reach nothing else on this host."""
+    """Carry a stream of a migration, for a target that can reach only this server on this host."""
     name = websocket.path_params["name"]
     await _serve_target(
         websocket, lambda server, migration, connection: server.take_migration_stream(migration, name, connection)

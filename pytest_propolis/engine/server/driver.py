@@ -215,7 +215,7 @@ class StateDriver:
         """
         unless = unless or self._is_ending
         work.add_done_callback(lambda _: self._work.set())
-        await asyncio.sleep(0)  # what needs no waiting is done before anything else is looked at
+        await asyncio.sleep(0)  # what needs no waiting is done first
         while not work.done() and not unless():
             change = self._queue.pop_component_change() if replacing else None
             if change is not None:

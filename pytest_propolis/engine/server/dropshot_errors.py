@@ -55,7 +55,7 @@ NO_INSTANCE: Final = ErrorResponse(
 ALREADY_INITIALIZED: Final = ErrorResponse(
     status=HTTPStatus.CONFLICT, error_code="AlreadyInitialized", message="instance already initialized"
 )
-"""There is a VM already, be it the same."""
+"""There is a VM already, even if it is the same."""
 
 VM_DESTROYED: Final = ErrorResponse(
     status=HTTPStatus.GONE, error_code="VM destroyed before request could be handled", message="Gone"
@@ -97,8 +97,8 @@ def bad_request(message: str) -> ErrorResponse:
 def initialization_failed(reason: str) -> ErrorResponse:
     """The VM could not be created: 500.
 
-    Upstream keeps the reason to its log and shows "Internal Server Error"; here the client is a test author, who has
-    no other place to read it.
+    Upstream logs the reason and shows "Internal Server Error"; here the client is a test, whose author has no other
+    place to read it.
     """
     message = f"VM initialization failed: {reason}"
     return ErrorResponse(status=HTTPStatus.INTERNAL_SERVER_ERROR, error_code="Internal", message=message)

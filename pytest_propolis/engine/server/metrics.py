@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 async def producing_metrics(config: MetricsConfig | None, vm: ServedVm) -> AsyncIterator[None]:
     """Register a VM whose QEMU is up as a producer, and serve its samples, for the length of the block.
 
-    Where that cannot be, the log says why, and the VM goes on without.
+    If that fails, log the reason, and continue without metrics.
 
     :param config: None for no metrics.
     """

@@ -16,11 +16,11 @@ __all__ = ["serve_serial"]
 
 FRAME_BYTES: Final = 16 << 10
 STREAM_FRAMES: Final = 16
-"""So many frames in a row, each less than `STREAM_GAP_S` after the last, and nothing typed meanwhile, are a stream."""
+"""This many consecutive frames, each less than `STREAM_GAP_S` after the last, without input, are a stream."""
 
 STREAM_GAP_S: Final = 0.002
 GATHER_S: Final = 0.002
-"""A stream is gathered for so long: QEMU writes it octet by octet, and a small frame costs as much as a large one."""
+"""How long a stream is collected: QEMU writes single octets, and a small frame costs as much as a large one."""
 
 GOING_AWAY: Final = 1001
 TRY_AGAIN_LATER: Final = 1013
@@ -58,9 +58,9 @@ class _Client:
         self._websocket = websocket
         self._port = port
         self._typed = 0
-        """How many of this client's bytes the guest has received, or will receive."""
+        """The number of this client's bytes that the guest has received or will receive."""
         self._frames = 0
-        """How many frames were sent in a row since the last input."""
+        """The number of consecutive frames since the last input."""
 
     async def show(self, offset: int) -> None:
         port, loop = self._port, asyncio.get_running_loop()
@@ -73,7 +73,7 @@ class _Client:
                 try:
                     data = port.history.read(offset, FRAME_BYTES)
                 except HistoryGap as gap:
-                    # A client that has seen something was so slow that a part of what follows is gone.
+                    # A client that has received output was so slow that a part of what follows is gone.
                     reason = "too slow: output was dropped" if sent_s else str(gap)
                     await self._websocket.close(TRY_AGAIN_LATER, _bounded(reason))
                     return

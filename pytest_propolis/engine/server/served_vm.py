@@ -37,8 +37,8 @@ class ServedVm:
     """One VM: made by ensure, dropped by the next ensure.
 
     `spec` is None until the source of a migration has sent it. `initialized` tells whether QEMU came up; an exception
-    there is a `MachineError`, a `MigrationFailed`, or a `HttpError` of what the source sent. `plugged` is what a fork
-    gets beyond what its template has.
+    there is a `MachineError`, a `MigrationFailed`, or a `HttpError` of what the source sent. `plugged` are a fork's
+    devices that its template lacks.
     """
 
     properties: InstanceProperties
@@ -90,7 +90,7 @@ class ServedVm:
 
     @property
     def failure(self) -> str | None:
-        """Why the VM could not go on, where its disks are the reason."""
+        """Why the VM could not continue, if its disks are the reason."""
         return self.driver.failure or (self.machine.failure if self.machine else None) if self.driver else None
 
     async def release(self) -> None:

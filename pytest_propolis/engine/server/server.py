@@ -1,7 +1,7 @@
-"""A Propolis server: the life around one VM, from "no VM" to "run down" and round again.
+"""A Propolis server: the life around one VM, from "no VM" to "run down" and back.
 
 The wrapper of propolis-server: ``NoVm → WaitingForInit → Active → Rundown → RundownComplete → WaitingForInit …``. It is
-told apart from the request queue, which belongs to one VM while it is active.
+distinct from the request queue, which belongs to one VM while it is active.
 """
 
 from __future__ import annotations
@@ -138,9 +138,9 @@ class VmServer:
     async def replace_volume(self, backend_id: str, vcr_json: str, *, checked: bool = True) -> ReplaceResult:
         """Send a new volume construction request to a block backend, and wait for its response.
 
-        Refused with 404 where there is no such backend, with 400 when it says no, with 410 when the VM ends before.
+        Refused with 404 if there is no such backend, with 400 if it refuses, with 410 if the VM ends before.
 
-        :param checked: keep propolis-server's rules for what may be replaced when.
+        :param checked: apply propolis-server's rules for when volumes may be replaced.
         """
         reply: asyncio.Future[ReplaceResult] = asyncio.get_running_loop().create_future()
         self._request(ReplaceVolume(backend_id, vcr_json, reply, is_checked=checked))
@@ -154,11 +154,11 @@ class VmServer:
             raise HttpError(VM_DESTROYED) from None
 
     async def attach(self, components: Mapping[str, Component]) -> InstanceSpec:
-        """Plug a disk on a volume into the VM, while its guest runs: `attach_disk`."""
+        """Hot-plug a disk on a volume: `attach_disk`."""
         return await attach_disk(self._maker, self._require_active(), components)
 
     def volume_status(self, backend_id: str) -> VolumeStatus:
-        """The volume behind a block backend: `volume_status`."""
+        """Return the status of the volume behind a block backend: `volume_status`."""
         return volume_status(self._require_active(), backend_id)
 
     async def snapshot(self, disk_id: str, snapshot_id: UUID) -> None:
@@ -200,7 +200,7 @@ class VmServer:
         source.take_stream(migration_id, name, connection)
 
     def migration_outcome(self, migration_id: UUID) -> MigrationSide:
-        """What is known of a migration out. Refused with 404 if it is not the latest one."""
+        """Return the state of a migration out. Refused with 404 if it is not the latest one."""
         side = self._require_vm().departure
         if side is None or side.id != migration_id:
             raise HttpError(ErrorResponse(status=404, message="no such migration"))
@@ -223,7 +223,7 @@ class VmServer:
             raise HttpError(bad_request(str(refusal))) from None
 
     def guest_port(self, number: int) -> GuestPort:
-        """One of the VM's guest ports. Refused with 404 if it has none of that number."""
+        """Return one of the VM's guest ports. Refused with 404 if there is none of that number."""
         machine = self._require_active().machine
         assert machine is not None
         if port := machine.ports.get(number):
@@ -290,7 +290,7 @@ class VmServer:
 
     @property
     def failure(self) -> str | None:
-        """Why the VM could not go on, where its disks are the reason."""
+        """Why the VM could not continue, if its disks are the reason."""
         return self._vm.failure if self._vm else None
 
     @property
@@ -306,7 +306,7 @@ class VmServer:
     async def close(self) -> None:
         """End the VM at once and release all its resources. Idempotent."""
         if self._life is not None:
-            if not self._life.cancelling():  # cancelled twice, it would not get to its end
+            if not self._life.cancelling():  # a second cancellation would keep it from completing
                 self._life.cancel()
             await self._life_ended()
         await self._maker.close()

@@ -1,4 +1,4 @@
-"""A server's configuration, as propolis-server's command line; together with a spec, it yields QEMU's arguments."""
+"""A server's configuration, like propolis-server's command line; together with a spec, it yields QEMU's arguments."""
 
 from __future__ import annotations
 
@@ -33,23 +33,24 @@ EFI_STUB_MAGIC: Final = b"MZ"
 class ServerConfig:
     """Configuration that propolis-server gets on its command line, and that a VM's spec cannot express.
 
-    :param mark: an unguessable word that every process of this VM carries.
+    :param mark: an unguessable tag in the command line or environment of every process of this VM.
     :param qemu: QEMU's programs.
     :param accelerator: ``kvm`` or ``tcg``.
     :param boot: what the VM starts from.
-    :param directory: a private directory for what the VM needs while it lives.
-    :param disk_directory: a private directory for disks, where there is room; `directory` if None.
+    :param directory: a private directory for files that the VM needs while it exists.
+    :param disk_directory: a private directory for disks, with enough space; `directory` if None.
     :param log_path: receives what QEMU prints.
-    :param journal: keeps account of processes.
+    :param journal: records processes.
     :param display: whether the VM has a display, which costs a little.
     :param guest_ports: whether the VM has guest ports.
-    :param backends: what makes the block backends, by type of the component that asks for one
-        (`CrucibleStorageBackend`). A component that needs one that is not here is refused.
-    :param memory: the file that holds the guest's memory; None for one of the server's own, which a VM can migrate in.
+    :param backends: factories of block backends, by type of the component that requires one
+        (`CrucibleStorageBackend`). A component without a factory is refused.
+    :param memory: the file that holds the guest's memory; None for one that the server creates, with which a VM can
+        migrate.
     :param fork: a started fork, which becomes the VM; None for a VM that boots.
-    :param copy_disks: whether a VM that migrates in gets disks of its own, also where it could use the source's.
-    :param inherited_variables: the firmware's variables that a VM finds at its first boot; those of new firmware where
-        that file is not.
+    :param copy_disks: whether a VM that migrates in gets its own disks even if it could use the source's.
+    :param inherited_variables: the firmware variables for a VM's first boot; those of new firmware if that file does
+        not exist.
     :param metrics: where the VM's metrics are served, and registered; None for no metrics.
     :param address: where other servers and their clients find this one (`Endpoint.at`).
     """
@@ -79,7 +80,7 @@ class ServerConfig:
 
     @property
     def variables(self) -> Path:
-        """The firmware's variables, which stay while the server does: a VM that stops and starts finds them."""
+        """The firmware's variables, which exist as long as the server: a VM that stops and starts keeps them."""
         return self.directory / "variables.fd"
 
     @property
@@ -88,7 +89,7 @@ class ServerConfig:
         return self.directory / "vnc.sock" if self.display else None
 
     def arguments(self, vm: ServedVm, spec: InstanceSpec, cpu_features: CpuFeatures) -> list[str]:
-        """QEMU's arguments for a VM whose memory, backends and blobs are there.
+        """Return QEMU's arguments for a VM whose memory, backends and blobs exist.
 
         :raises InvalidSpec: naming the component at fault.
         :raises SpecUnsupported: naming the component that is not realised.

@@ -1,4 +1,4 @@
-"""Making VMs for a server: from a spec, from a fork that has started, or for a guest that migrates in."""
+"""Build VMs for a server: from a spec, from a started fork, or for a guest that migrates in."""
 
 from __future__ import annotations
 
@@ -116,9 +116,9 @@ class VmMaker:
         self._build_machine(vm, vm.spec, its_memory=memory)
 
     def addition(self, vm: ServedVm, components: Mapping[str, Component]) -> tuple[InstanceSpec, list[MachinePart]]:
-        """What a running VM is to be given, and its spec with that. Their block backends are the VM's from now on.
+        """Return the parts to add to a running VM, and its spec with them. The VM then owns their block backends.
 
-        :raises HttpError: when it cannot be given that.
+        :raises HttpError: when they cannot be added.
         """
         assert vm.spec is not None
         assert vm.backends is not None
@@ -204,7 +204,7 @@ class VmMaker:
         )
 
     def _missing_parts(self, spec: InstanceSpec, blobs: BlobFiles, backends: BlockBackends) -> list[MachinePart]:
-        """What a fork is to be given. Apart from them it is one machine and no other."""
+        """Return the parts to hot-plug into a fork. The rest of the spec must be its template's."""
         if self._fork is None:
             return []
         keys = self._fork.missing_components(spec)

@@ -1,4 +1,4 @@
-"""What a server does to the volumes of a VM that is active. Errors are those of the API."""
+"""Operations on the volumes of an active VM. Errors are those of the API."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["attach_disk", "take_snapshot", "volume_status"]
 
 
 async def attach_disk(maker: VmMaker, vm: ServedVm, components: Mapping[str, Component]) -> InstanceSpec:
-    """Plug a disk on a volume into a VM, while its guest runs; return the spec with it.
+    """Hot-plug a disk on a volume into a VM; return the spec with it.
 
     :param components: the disk and its backend.
-    :raises HttpError: 400 when that cannot be.
+    :raises HttpError: 400 when that is not possible.
     """
     assert vm.machine is not None
     assert vm.backends is not None

@@ -1,4 +1,4 @@
-"""Carrying a recipe out: a guest of its own boots from the image, is typed at, and is switched off."""
+"""Build an image from a recipe: boot a guest from the image, type the recipe's commands, and power it off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fork: a machine of its own that goes on where a template stopped."""
+"""A fork: a separate machine that resumes where a template stopped."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class RestoredMachine:
         self.took_s = {"exec": started - began, "restore": perf_counter() - started}
 
     async def warm_up(self) -> None:
-        """Let the guest run a command, and stop it again: the first one is dear. It leaves no trace on the console.
+        """Run a command in the guest, and stop it again: the first one is slow. It leaves no trace on the console.
 
         QEMU is suspended then, until the machine is used.
 
@@ -142,7 +142,7 @@ class RestoredMachine:
         self.took_s["warm-up"] = perf_counter() - began
 
     def attach(self, on_event: Callable[[GuestEvent], None]) -> Machine:
-        """Hand the machine over to its driver, with what its guest did so far."""
+        """Transfer the machine to its driver, with the guest's events so far."""
         self._on_event = on_event
         for event in self._missed:
             on_event(event)
@@ -151,7 +151,7 @@ class RestoredMachine:
         return self.machine
 
     async def close(self) -> None:
-        """End QEMU at once. Closing twice is fine."""
+        """End QEMU at once. Idempotent."""
         await self.machine.close()
 
     def _begin_console(self) -> None:

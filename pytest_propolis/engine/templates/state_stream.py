@@ -19,7 +19,7 @@ FD_NAME = "state"
 ENDED = frozenset({"completed", "failed", "cancelled"})
 
 BYTES_PER_S: Final = 8 << 30
-"""What the stream may take: QEMU's default of 128 MiB per second is for networks that others use, too."""
+"""The bandwidth limit of the stream: QEMU's default of 128 MiB per second is meant for shared networks."""
 
 CANCEL_TIMEOUT_S: Final = 10.0
 
@@ -54,7 +54,7 @@ async def save_state(
 
 
 async def cancel_transfer(machine: Machine) -> None:
-    """Have QEMU give up the saving that is under way or prepared, if there is any. The machine can be resumed then.
+    """Cancel QEMU's saving that is in progress or prepared, if any. The machine can be resumed then.
 
     :raises MachineError: when QEMU does not.
     """

@@ -1,4 +1,4 @@
-"""A template: a guest that was booted once and stopped, from which any number of VMs go on."""
+"""A template: a guest that was booted once and stopped, from which any number of VMs resume."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..qemu.memory import GuestMemory
 __all__ = ["Template", "template_key", "with_disks_in"]
 
 FORMAT: Final = 2
-"""Changes when templates that were made before can no longer be used."""
+"""The format version: changes when earlier templates can no longer be used."""
 
 
 def with_disks_in(spec: InstanceSpec, directory: Path) -> InstanceSpec:
@@ -107,9 +107,9 @@ def template_key(
     facts: tuple[str, ...],
     guest_ports: bool = False,
 ) -> str:
-    """A name that changes with everything that shapes a template.
+    """Return a name that changes with everything that affects a template.
 
-    :param facts: what the machine's command line does not tell: contents of files, QEMU, the guest's adapter.
+    :param facts: facts that are not on the machine's command line: contents of files, QEMU, the guest's adapter.
     """
     arguments = qemu_arguments(
         spec=spec,

@@ -1,7 +1,8 @@
-"""Block backends: what serves the blocks of a disk when that is no file of this host, such as a replicated volume.
+"""Block backends: serve the blocks of a disk that is not a file of this host, such as a replicated volume.
 
 QEMU gets a block node for each of them before it starts, and the node becomes usable when the backend is up. That may
-take for ever, for it depends on other machines: so it is a step that can be cancelled, and corrected while it goes on.
+never happen, because it depends on other machines: so it is a step that can be cancelled, and corrected while in
+progress.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Reply = asyncio.Future[ReplaceResult]
 
 
 class BackendError(Exception):
-    """Raised when a backend cannot be brought up, however long one waits. The VM fails."""
+    """Raised when a backend can never be activated. The VM fails."""
 
 
 class BackendMissing(Exception):
@@ -47,7 +48,7 @@ class BackendMissing(Exception):
 
 
 class ReplacementRefused(Exception):
-    """Raised when a backend cannot become what a volume construction request describes; the text says why."""
+    """Raised when a backend cannot become what a volume construction request describes; the text gives the reason."""
 
 
 class VolumeGone(Exception):
@@ -55,7 +56,7 @@ class VolumeGone(Exception):
 
 
 class BlockBackend(Protocol):
-    """What serves one disk's blocks.
+    """The backend that serves one disk's blocks.
 
     It is made before QEMU runs, started once when the VM is, and closed when QEMU is gone, whether it was started or
     not. Everything is called in one event loop. `start` and `replace` may be cancelled at any time; what they have
@@ -67,7 +68,7 @@ class BlockBackend(Protocol):
         """The block node that QEMU begins with, ``node-name`` included. Its size is the volume's."""
 
     async def start(self, machine: Machine) -> None:
-        """Bring the volume up and make QEMU's node serve it. May wait for ever for others to appear.
+        """Activate the volume and make QEMU's node serve it. May wait indefinitely for other machines.
 
         :raises BackendError: when it can never succeed.
         :raises MachineError: when QEMU does not take it.
@@ -84,10 +85,10 @@ class BlockBackend(Protocol):
 
     @property
     def status(self) -> VolumeStatus:
-        """What the API says of the volume."""
+        """The volume's status as in the API."""
 
     async def replace_unchecked(self, vcr_json: str) -> ReplaceResult:
-        """As `replace`, without the rules that propolis-server has for it; for faults that a test wants.
+        """As `replace`, without propolis-server's rules; for faults that a test injects.
 
         :raises ReplacementRefused: when it is the request of another volume.
         """
@@ -105,7 +106,7 @@ class BlockBackend(Protocol):
         """The VM is about to end: stop its guest in a bounded time, so that no write is cut off half-way."""
 
     async def close(self) -> None:
-        """Release all that it has. QEMU is gone by now. Closing twice is fine."""
+        """Release all resources. QEMU is gone by now. Idempotent."""
 
 
 class BackendFactory(Protocol):
@@ -135,7 +136,7 @@ class BlockBackends:
     def of(
         cls, spec: InstanceSpec, factories: Mapping[type, BackendFactory], *, on_replaced: Callable[[str, str], None]
     ) -> BlockBackends:
-        """Make those that a spec asks for and that there is a factory for.
+        """Create the backends that a spec requires and that have a factory.
 
         :raises InvalidSpec: naming the component at fault.
         """
@@ -144,7 +145,7 @@ class BlockBackends:
         return made
 
     def add(self, components: Mapping[str, Component], factories: Mapping[type, BackendFactory]) -> None:
-        """Make those that further components ask for.
+        """Create the backends that additional components require.
 
         :raises InvalidSpec: naming the component at fault.
         """
@@ -167,7 +168,7 @@ class BlockBackends:
         return {key: backend.node for key, backend in self.by_key.items()}
 
     async def start(self, machine: Machine) -> None:
-        """Bring them up, one after another, as propolis-server does.
+        """Activate them, one after another, as propolis-server does.
 
         :raises BackendError: when one can never succeed.
         :raises MachineError: when QEMU does not take one.

@@ -1,1 +1,1 @@
-"""Which hosts a run may use, and what each of them offers."""
+"""The hosts that a run may use, and their capabilities and capacities."""

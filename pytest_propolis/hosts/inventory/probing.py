@@ -1,4 +1,4 @@
-"""The inventory with the capacity of other machines as they tell it, where the inventory does not say."""
+"""The inventory, completed with probed capacities of other machines."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 
 
 def probed_inventory(setting: str | Path) -> tuple[HostSpec, ...]:
-    """Return the hosts that the setting ``hosts`` names; other machines are asked for what it does not say of them.
+    """Return the hosts that the setting ``hosts`` names; query omitted capacities from other machines, once a process.
 
-    A process asks once. A host that does not answer counts as big as this machine, until it is found lost. It blocks,
+    A host that does not answer is assumed to be as big as this machine, until it is found lost. It blocks,
     and must not be called while an event loop runs.
 
     :raises SettingsError: as `read_inventory`.
@@ -37,7 +37,7 @@ def probed_inventory(setting: str | Path) -> tuple[HostSpec, ...]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Specs:
-    """Hosts as a key: two inventories that say the same are one."""
+    """Hosts as a key: inventories with equal content are equal."""
 
     specs: tuple[HostSpec, ...]
 

@@ -1,1 +1,1 @@
-"""Hosts that SSH reaches: the agent is brought there, started, and watched from both ends of one connection."""
+"""Hosts over SSH: the agent is copied there, started, and monitored from both ends of one connection."""

@@ -1,4 +1,4 @@
-"""Bringing an agent to a host and starting it, over one SSH session."""
+"""Copy an agent to a host and start it, over one SSH session."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ if sys.version_info < (3, 11):
     sys.exit(1)
 {RECEIVE}
 """
-"""Runs under every Python 3: what follows is compiled only by one that is new enough."""
+"""Runs under every Python 3: only one that is new enough compiles the rest."""
 
 BundleMaker = Callable[[HostPython], Awaitable[Bundle]]
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the loader tells of its host.
+    """The loader's report about its host.
 
-    :param clock_s: the host's clock when it was asked, in seconds since the epoch.
-    :param place: the directory for bundles there; None if there is none that can take one.
+    :param clock_s: the host's clock at the time of the report, in seconds since the epoch.
+    :param place: the directory for bundles there; None if no directory is usable.
     :param tried: why other directories cannot.
     """
 
@@ -60,7 +60,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentStarted(msgspec.Struct, frozen=True, kw_only=True):
-    """What the guardian tells of the agent."""
+    """The guardian's report about the agent."""
 
     pid: int
     socket: str
@@ -69,7 +69,7 @@ class AgentStarted(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteAgent:
-    """An agent that runs, with the session of its guardian."""
+    """A running agent, with the session of its guardian."""
 
     facts: HostFacts
     started: AgentStarted
@@ -79,9 +79,9 @@ class RemoteAgent:
 async def start_agent(
     transport: Transport, host: str, order: dict[str, Any], make_bundle: BundleMaker, *, python: str = "python3"
 ) -> RemoteAgent:
-    """Start an agent on a host, and bring it there first if need be.
+    """Start an agent on a host; copy it there first if necessary.
 
-    :param order: what the guardian is told.
+    :param order: the guardian's instructions.
     :param python: the command of the host's Python.
     :raises CapabilityMissing: when the host has no Python that is new enough, or does not run Linux.
     :raises ResourceExhausted: when it has no space.
@@ -94,9 +94,9 @@ async def start_agent(
 async def start_command(
     transport: Transport, host: str, order: dict[str, Any], make_bundle: BundleMaker, *, python: str = "python3"
 ) -> Channel:
-    """Start a function of this project on a host, and bring the project there first if need be.
+    """Start a function of this project on a host; copy the project there first if necessary.
 
-    :param order: what the loader is told: ``program``, ``arguments``, ``environment``.
+    :param order: the loader's instructions: ``program``, ``arguments``, ``environment``.
     :raises HostError: as `start_agent`.
     """
     async with _session(transport, host, python, what=order["program"]) as session:
@@ -109,7 +109,7 @@ async def start_command(
 async def _session(transport: Transport, host: str, python: str, *, what: str) -> AsyncIterator[_Session]:
     """Start a loader on a host, and limit the time that a conversation with it takes.
 
-    :param what: what it is to start, for errors.
+    :param what: the name of the program to start, for errors.
     """
     channel = await start_program(transport, CHECK_VERSION, python=python)
     session = _Session(channel, transport.errors, host, python)

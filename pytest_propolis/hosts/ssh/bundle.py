@@ -1,6 +1,6 @@
-"""The bundle: this project and what its agent needs, as one zip for the Python of a host.
+"""The bundle: this project and its agent's dependencies, as one zip for the Python of a host.
 
-The same content makes the same bytes, so that a host can be asked for a bundle by its hash.
+The same content yields the same bytes, so that a bundle is identified by its hash.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ async def make_bundle(python: HostPython, *, cache: Path) -> Bundle:
 
 
 def _project_files() -> Iterator[tuple[str, Path]]:
-    """This project, wherever it is imported from: an editable installation lists none of its files."""
+    """Return this project's files, wherever it is imported from: an editable installation lists none of them."""
     for path in PACKAGE.rglob("*"):
         if path.is_file() and path.suffix != ".pyc":
             yield str(path.relative_to(PACKAGE.parent)), path

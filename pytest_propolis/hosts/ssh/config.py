@@ -1,4 +1,4 @@
-"""What of a user's SSH configuration asyncssh does not honour, so that OpenSSH has to connect."""
+"""Options of a user's SSH configuration that asyncssh does not support, so that OpenSSH has to connect."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ UNHONOURED: Final = {
     "proxyusefdpass": ("yes",),
     "verifyhostkeydns": ("yes", "true", "ask"),
 }
-"""Options whose other values asyncssh takes as they are meant."""
+"""Options of which asyncssh supports all other values."""
 
 UNKNOWN: Final = ("knownhostscommand", "bindinterface", "securitykeyprovider", "pkcs11provider")
-"""Options that asyncssh passes over."""
+"""Options that asyncssh ignores."""
 
 UNKNOWN_DEFAULTS: Final = ("none", "internal", "")
 
 
 def has_openssh() -> bool:
-    """Whether OpenSSH's client is installed here."""
+    """Return whether OpenSSH's client is installed here."""
     return shutil.which("ssh") is not None
 
 
 async def openssh_reason(destination: SshDestination) -> str | None:
-    """Return the option for which OpenSSH is to connect, or None. No connection is made."""
+    """Return the option that requires OpenSSH, or None. No connection is made."""
     if not has_openssh():
         return None
     files = ("-F", destination.config[0]) if destination.config else ()
     shown = await run_program(["ssh", *files, "-G", destination.address])
     if shown.status != 0:
-        return None  # asyncssh may know the word that this ssh does not
+        return None  # asyncssh may support an option that this ssh does not
     for line in shown.output.splitlines():
         option, _, value = line.partition(" ")
         if value in UNHONOURED.get(option, ()) or (option in UNKNOWN and value not in UNKNOWN_DEFAULTS):

@@ -1,4 +1,4 @@
-"""Opening a connection to a host: by asyncssh, or by OpenSSH where asyncssh does not do as it is configured."""
+"""Open a connection to a host: with asyncssh, or with OpenSSH if asyncssh does not support the configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["connect"]
 
 
 async def connect(destination: SshDestination, *, control: Path) -> Transport:
-    """Open a connection. One of OpenSSH opens with the first command that is started.
+    """Open a connection. With OpenSSH, the first command opens it.
 
     :param control: a path for a control socket of OpenSSH.
     :raises HostError: when the host cannot be reached, refuses, or is not trusted.

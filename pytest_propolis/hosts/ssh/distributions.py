@@ -1,4 +1,4 @@
-"""The distributions that an agent needs, and their files for the Python of a host."""
+"""The distributions that an agent requires, and their files for the Python of a host."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["HostPython", "download", "installed_files", "needed_distributions", 
 
 PROJECT: Final = "pytest-propolis"
 ABOVE_THE_AGENT: Final = frozenset({"pluggy", "pytest", "pytest-asyncio", "pytest-xdist"})
-"""Requirements of this project that the agent does without."""
+"""Requirements of this project that the agent does not need."""
 
 OLD_MANYLINUX: Final = {17: "2014", 12: "2010", 5: "1"}
-"""Tags of before PEP 600, by the minor version of glibc that they stand for."""
+"""Platform tags from before PEP 600, by the minor version of glibc that they mean."""
 
 
 class HostPython(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,9 +1,9 @@
 """The guardian: starts the agent of a run on its host, and ends it when the other side of the connection is gone.
 
-It runs there in the place of the loader, at the end of an SSH session. Each beat of the link process is echoed. The
-guardian counts turns of its loop and asks no clock: a process that was not run judges nothing.
+It runs there in the place of the loader, at the end of an SSH session. It echoes each heartbeat of the link process.
 
-What it needs only in the end is imported then: nothing delays the agent's start.
+It counts iterations of its loop and uses no clock, so that time in which the process did not run does not count.
+Modules needed only at the end are imported then, so as not to delay the agent's start.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Say = Callable[[dict[str, Any]], None]
 
 
 def guard(order: dict[str, Any], *, bundle: str, bundle_lock: int | None, say: Say) -> None:
-    """Start an agent, tell that it is ready, and watch over it until it has ended.
+    """Start an agent, report that it is ready, and supervise it until it has ended.
 
     :param order: what the link process wants: ``agent`` (fields of `AgentConfig`), ``log_name``, ``silence_s``,
         ``grace_s``.
@@ -72,7 +72,7 @@ def guard(order: dict[str, Any], *, bundle: str, bundle_lock: int | None, say: S
 
 
 class _Agent:
-    """The agent's process, its leash, and the pipe on which it says that it is ready."""
+    """The agent's process, its leash, and the pipe on which it reports that it is ready."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path, *, ready_fd: int, leash_fd: int) -> None:
         self._process = process
@@ -82,7 +82,7 @@ class _Agent:
         self._ready_fd = ready_fd
         self._leash_fd = leash_fd
         self.log: list[str] = []
-        """The end of the log of an agent that did not end in order."""
+        """Return the end of the log of an agent that failed."""
 
     @classmethod
     def start(cls, config: dict[str, Any], bundle: str, bundle_lock: int | None, *, log_name: str) -> _Agent:
@@ -91,7 +91,7 @@ class _Agent:
         """
         directory = _make_directory(config["run"])
         ready_fd, their_ready_fd = os.pipe()
-        # Ours alone: it closes when this process ends, in whatever way, and the agent leaves then.
+        # Not inherited: it closes when this process ends for any reason, and the agent exits then.
         their_leash_fd, leash_fd = os.pipe()
         log = os.open(directory / log_name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         told = json.dumps({**config, "directory": str(directory)})
@@ -109,7 +109,7 @@ class _Agent:
         return cls(process, directory / log_name, ready_fd=ready_fd, leash_fd=leash_fd)
 
     def ready(self) -> dict[str, Any] | None:
-        """Wait for the agent's word that it listens; None when it ends before, takes too long or is not wanted."""
+        """Wait until the agent listens; return None if it exits before, takes too long or is no longer wanted."""
         readable, _, _ = select.select([self._ready_fd, STDIN], [], [], START_TIMEOUT_S)
         if self._ready_fd not in readable:
             return None
@@ -121,7 +121,7 @@ class _Agent:
         return ready
 
     def watch(self, silence_s: float) -> str:
-        """Echo beats until there is a reason to stop; return it."""
+        """Echo heartbeats until there is a reason to stop; return it."""
         quiet_s = 0.0
         while quiet_s < silence_s:
             readable, _, _ = select.select([STDIN, self._pidfd], [], [], TICK_S)
@@ -139,7 +139,7 @@ class _Agent:
         return f"nothing was heard for {silence_s:.0f} s"
 
     def let_go(self) -> int:
-        """Let an agent leave that has no client any more, or stay if it keeps VMs; return its status, 0 if it stays."""
+        """Let an agent without clients exit, or stay if it keeps VMs; return its status, 0 if it stays."""
         if self._keeps():
             os.write(self._leash_fd, b".")
             return 0
@@ -155,7 +155,7 @@ class _Agent:
             return False  # it leaves already
 
     def end(self, grace_s: float) -> int:
-        """End the agent, in order if it can, and undo what it leaves; return its status."""
+        """End the agent, orderly if possible, and clean up what it leaves; return its status."""
         self._process.send_signal(signal.SIGTERM)
         try:
             status = self._process.wait(grace_s)

@@ -3,7 +3,7 @@
 ``python -m pytest_propolis.hosts.ssh.link CONFIG READY_FD``
 
 An asyncssh connection belongs to one event loop, and tests have many; so has each worker of pytest-xdist. The link
-offers the socket of the host's agent as a local one. It ends with its last client, or when the host is lost.
+offers the socket of the host's agent as a local one. It exits with its last client, or when the host is lost.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ REMOTE_COMMAND: Final = Path(__file__).with_name("remote_command.py")
 
 
 class Link:
-    """An open connection with an agent at its other end, and the clients that share it."""
+    """An open connection to an agent, and the clients that share it."""
 
     def __init__(self, config: LinkConfig, transport: Transport, agent: RemoteAgent) -> None:
         self._config = config
@@ -75,7 +75,7 @@ class Link:
         return Path(self._config.directory)
 
     async def serve(self, ready_fd: int) -> None:
-        """Serve clients until the last has left, or the host is lost."""
+        """Serve clients until the last has disconnected, or the host is lost."""
         await self._transport.forward(self.directory / AGENT_SOCKET, self._agent.started.socket)
         server = await asyncio.start_unix_server(self._accept, self.directory / LINK_SOCKET, limit=LINE_BYTES)
         (self.directory / LINK_SOCKET).chmod(0o600)
@@ -110,7 +110,7 @@ class Link:
             self._end(f"the SSH connection was lost: {error or type(error).__name__}")
 
     async def _beat(self) -> None:
-        """Send a beat each second, and count the time in which nothing came back, in turns that this process had."""
+        """Send a heartbeat each second, and count iterations of this loop without an echo."""
         while True:
             self._agent.channel.stdin.write(b".")
             for _ in range(2):
@@ -121,7 +121,7 @@ class Link:
                 return
 
     async def _listen(self) -> None:
-        """Read what the guardian writes: echoes of beats, and how the agent ended."""
+        """Read the guardian's output: echoes of heartbeats, and how the agent ended."""
         text = b""
         while data := await self._agent.channel.stdout.read(4096):
             self._quiet_s = 0.0
@@ -146,13 +146,13 @@ class Link:
             else:
                 await self._answer_request(request, reader, writer)
         except (ConnectionError, msgspec.DecodeError):
-            pass  # it left before it had its answer
+            pass  # it disconnected before the answer
         finally:
             self._requests.discard(task)
             writer.close()
 
     async def _answer_request(self, request: Work, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer a request, or end what was begun if the client does not wait for the answer."""
+        """Answer a request, or cancel it if its client disconnects."""
         handling = asyncio.create_task(self._handle(request))
         leaving = asyncio.create_task(reader.read())
         try:
@@ -213,7 +213,7 @@ class Link:
             channel.kill()
 
     async def _offer(self, local: str) -> str:
-        """Have the host reach a local socket; return its path there. It goes with the agent's directory."""
+        """Forward a socket on the host to a local one; return its path there, in the agent's directory."""
         async with self._offering:
             if local not in self._offered:
                 path = str(Path(self._agent.started.socket).with_name(f"peer-{secrets.token_hex(4)}.sock"))
@@ -222,7 +222,7 @@ class Link:
         return self._offered[local]
 
     def _tell_clients(self, reason: str | None) -> None:
-        """Tell why the host is lost, before the sockets close: a client that reads their end finds the reason."""
+        """Publish why the host is lost before the sockets close: a client that reads their end finds the reason."""
         for writer in self._clients if reason else ():
             _answer(writer, LinkAnswer(lost=reason))
 
@@ -236,7 +236,7 @@ class Link:
 
 
 def _marked(output: bytes) -> bytes:
-    """What a command wrote, without what the login shell had written before; all of it if the command did not start."""
+    """Return a command's output without the login shell's before it; all output if the command did not start."""
     before, mark, written = output.partition(f"{MARK}\n".encode())
     return written if mark else before
 

@@ -1,4 +1,4 @@
-"""What clients and the link process say to each other: one JSON object per line."""
+"""Messages between clients and the link process: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = [
 ]
 
 LINK_SOCKET: Final = "link.sock"
-"""Where in its directory a link process takes requests."""
+"""The name of the socket for requests, in the link's directory."""
 
 AGENT_SOCKET: Final = "agent.sock"
-"""Where in its directory the agent of the host answers."""
+"""The name of the forwarded socket of the host's agent, in the link's directory."""
 
 
 class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What a link process is started with.
+    """The configuration of a link process.
 
     :param run: the id of the run on the host.
     :param directory: the link's own, on this machine.
@@ -44,9 +44,9 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     :param accelerator: as in `AgentConfig`; so is `standby`.
     :param qemu: the host's QEMU program; found on its PATH if None.
     :param artifact_dir: the host's store of images; the cache of its user if None.
-    :param silence_s: how long nothing may be heard from the host until the link gives up. The host waits longer by
-        `host_silence_margin_s`, so that no test believes in a VM that is about to be removed.
-    :param grace_s: how long the host's agent may take to leave in order once it must.
+    :param silence_s: how long the host may be silent before the link gives up. The host waits longer by
+        `host_silence_margin_s`, so that no test uses a VM that is about to be removed.
+    :param grace_s: how long the host's agent may take for an orderly exit.
     """
 
     destination: SshDestination
@@ -64,7 +64,7 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LinkReady(msgspec.Struct, frozen=True, kw_only=True):
-    """What a client learns when it has joined.
+    """The response to a client that has joined.
 
     :param socket: the local socket behind which the host's agent answers.
     :param agent_socket: the agent's own socket, on the host.
@@ -78,13 +78,13 @@ class LinkReady(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LinkStarted(msgspec.Struct, frozen=True, kw_only=True):
-    """What the link tells the process that started it: that it is ready, or why it is not."""
+    """The link's report to the process that started it: that it is ready, or why it is not."""
 
     fault: Fault | None = None
 
 
 class Join(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Be a client until this connection ends. Answered by `LinkReady`."""
+    """Join as a client until this connection ends. Answered by `LinkReady`."""
 
 
 class RunCommand(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -112,21 +112,21 @@ class GetFile(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class OfferSocket(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Have the host's agent reach a socket of this machine, as long as the link lasts. Answered by the socket's path
+    """Forward a socket on the host to one of this machine, as long as the link lasts. Answered by the socket's path
     on the host."""
 
     local: str
 
 
 class OfferPort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Have the host reach a port of this machine's loopback interface, as long as the link lasts. Answered by the port
-    of the host's loopback interface."""
+    """Forward a port of the host's loopback interface to one of this machine's, as long as the link lasts. Answered by
+    the port of the host's loopback interface."""
 
     port: int
 
 
 class ReachPort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Have a port of this machine's loopback interface lead to one of the host's. Answered by that port."""
+    """Forward a port of this machine's loopback interface to one of the host's. Answered by that port."""
 
     port: int
 
@@ -135,7 +135,7 @@ LinkRequest = Join | RunCommand | PutFile | GetFile | OfferSocket | OfferPort | 
 
 
 class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What comes of a request.
+    """The result of a request.
 
     :param lost: the connection to the host is lost, and why; nothing follows.
     """

@@ -1,8 +1,7 @@
-"""The loader: the program that a host's own Python runs first, with nothing of this project there yet.
+"""The loader: the program that a host's own Python runs first, before anything of this project is there.
 
-Its text is sent over the standard input of an SSH session, so it imports only the standard library. It tells what the
-host is, unpacks the bundle unless it is there already, and goes on as the guardian that the bundle brings, or
-as a command.
+Its text is sent over the standard input of an SSH session, so it imports only the standard library. It describes the
+host, unpacks the bundle unless it already exists, and continues as the bundle's guardian, or as a command.
 
 Every line to the other side begins with `MARK`: the login shell's start-up files may print, too.
 """

@@ -1,4 +1,4 @@
-"""Copying files to a host and from it, over a channel of its own for each."""
+"""Copy files to and from a host, each over its own channel."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def put_file(
                 return
             done = answer["done"]
             summing = asyncio.create_task(asyncio.to_thread(digest, descriptor, found.st_size))
-            with contextlib.suppress(*transport.errors):  # the answer says why
+            with contextlib.suppress(*transport.errors):  # the answer has the reason
                 await program.send_frames(frames(descriptor, found.st_size, done))
                 program.write({"sha256": await summing})
             if not (await program.receive())["good"]:
@@ -88,7 +88,7 @@ async def _program(transport: Transport, host: str, order: dict[str, Any], pytho
 
 
 class _Program:
-    """The other side of a transfer, which runs on the host."""
+    """The program on the host at the other side of a transfer."""
 
     def __init__(self, channel: Channel, host: str) -> None:
         self._channel = channel
@@ -98,7 +98,7 @@ class _Program:
         self._channel.stdin.write(msgspec.json.encode(message) + b"\n")
 
     async def receive(self) -> dict[str, Any]:
-        """The next message.
+        """Return the next message.
 
         :raises HostError: when the program reports an error, or ends.
         """
@@ -120,7 +120,7 @@ class _Program:
             upcoming = asyncio.create_task(asyncio.to_thread(next, stream, None))
 
     async def receive_frames(self, part: PartialFile) -> None:
-        """Write what comes to a file, and note how far it came if it is broken off."""
+        """Write received frames to a file, and record the progress if the transfer is interrupted."""
         stream = self._channel.stdout
         try:
             while True:

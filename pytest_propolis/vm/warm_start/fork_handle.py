@@ -1,4 +1,4 @@
-"""What a VM that is a fork knows of how it came about."""
+"""The handle of a VM's fork: how the agent started it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["ForkHandle"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkHandle:
-    """A fork, and how far its server has brought it.
+    """A fork, and the steps that its server has completed.
 
-    :param runs: whether it was created and run already.
-    :param typed_identity: what was typed at it already so that it takes on its identity; None if nothing was.
-    :param plugged: the PCI addresses of devices that its template has not.
-    :param asked_s: when that was put into words, in the time of `time.monotonic`.
+    :param runs: whether the instance was already created and run.
+    :param typed_identity: the identity command that was already typed; None if none was.
+    :param plugged: the PCI addresses of devices that its template lacks.
+    :param asked_s: `time.monotonic` when the identity command was rendered.
     """
 
     vm: VmForked

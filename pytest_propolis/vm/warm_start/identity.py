@@ -1,4 +1,4 @@
-"""Waking a fork: its guest is told that it is one. And what a template's guest needs before it is frozen."""
+"""The identity of forks: prepare a template's guest for it, and assign it to each fork."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .fork_handle import ForkHandle
 __all__ = ["assign_identity", "prepare_snapshot", "typed_identity", "warmup_input"]
 
 CLOCK_LAG_S: Final = 0.5
-"""A fork's clock lags at most by what it took to tell it."""
+"""A fork's clock lags at most by the time that the identity command took."""
 
 MESSAGE_CHARACTERS: Final = 400
 RETELLINGS: Final = 3
@@ -28,9 +28,9 @@ PREPARING: Final = "preparing the template"
 async def assign_identity(
     shell: Shell, guest: GuestAdapter, forked: ForkHandle, *, phases: Timings, timeout_s: float
 ) -> None:
-    """Let a fork know that it is one, and wait until it has found its further devices.
+    """Assign a fork its identity, and wait until it has detected its additional devices.
 
-    What it was told of the time, and heard late, it is told again.
+    If the guest received the time late, send it again.
 
     :raises ShellError: when that fails.
     """
@@ -55,10 +55,10 @@ async def assign_identity(
 
 
 async def prepare_snapshot(shell: Shell, guest: GuestAdapter, *, name: str, timeout_s: float) -> None:
-    """Make a guest ready to be frozen: what forks need is in place and works, and it is quiet.
+    """Prepare a guest for its snapshot: install and test what forks need, and quiet it.
 
     :param timeout_s: of each step.
-    :raises TemplateError: when the guest lacks what that takes.
+    :raises TemplateError: when the guest lacks a requirement.
     :raises ShellError: when that fails.
     """
     for command in guest.template_commands():
@@ -81,9 +81,9 @@ def _not_prepared(guest: GuestAdapter, result: CommandResult) -> TemplateError:
 
 
 def warmup_input(guest: GuestAdapter, *, name: str) -> TypedCommand:
-    """What to type so that a fork of a guest wakes up, and can wake once more.
+    """Return the command that assigns a fork's identity and re-arms the helper.
 
-    That takes a fork and an exec, with which a guest's first command of its own is quick.
+    That takes a fork and an exec, which makes the guest's first own command fast.
 
     :raises TemplateError: when the adapter's commands are too long for that.
     """
@@ -91,7 +91,7 @@ def warmup_input(guest: GuestAdapter, *, name: str) -> TypedCommand:
 
 
 def typed_identity(guest: GuestAdapter, *, name: str) -> TypedCommand:
-    """What to type so that a fork of a guest wakes up. It tells the time.
+    """Return the command that assigns a fork's identity. It contains the time.
 
     :raises TemplateError: when the adapter's command is too long for that.
     """

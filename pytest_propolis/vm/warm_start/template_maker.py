@@ -1,4 +1,4 @@
-"""Templates as a factory uses them: which VMs may be forks, and how a kind's template is made."""
+"""Templates of a factory: which VMs may be forks, and how the template of a kind is made."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PREPARE_TIMEOUT_S = 60.0
 
 
 def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
-    """Why a VM that is to be ready soon must boot all the same; None if it may be a fork."""
+    """Return why a VM must boot even if a fork is preferred; None if it may be a fork."""
     config = complete.config
     reasons = {
         "it was asked for": complete.boot == "cold",
@@ -42,7 +42,7 @@ def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
         "it has a boot order": config.boot_order is not None,
         # QEMU cannot save an NVMe controller.
         "an NVMe disk boots it": config.disk_interface == "nvme",
-        # A guest that boots finds it first; one that goes on has found its boot disk first.
+        # A guest that boots detects it first; a restored one has already detected its boot disk first.
         "a disk has the place of the one that boots it, or one before": guest.image.disk is not None
         and any(disk.pci_slot is not None and disk.pci_slot <= BOOT_DISK_SLOT for disk in config.disks),
         "it has a display": config.display,
@@ -54,9 +54,9 @@ def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateKey:
-    """What VMs have in common that can be forks of one template.
+    """The properties that all forks of one template share.
 
-    :param disks: for each disk, its name and what it is made of.
+    :param disks: for each disk, its name and source.
     """
 
     complete: CompleteVmConfig
@@ -95,13 +95,13 @@ class TemplateMaker:
         self._progress = progress
 
     async def key(self, kind: TemplateKey) -> str:
-        """The key of a kind's template, which is made if it is not there.
+        """Return the key of a kind's template; make it if it does not exist.
 
         :raises TemplateError: when it cannot be.
         :raises BootError: when its guest does not boot in time; it would not boot from cold either.
         """
         needed = kind.needed(log_path_on(self._host, self._log_dir / "template.qemu.log"))
-        # The boot has its own limit, which is to end first: its error has the console.
+        # The boot has its own limit, which must expire first, because its error contains the console.
         limit_s = kind.complete.boot_timeout_s + PREPARE_TIMEOUT_S
         try:
             async with asyncio.timeout(limit_s):
@@ -139,5 +139,5 @@ class TemplateMaker:
 
 
 def _would_be_repeated(error: PropolisError) -> bool:
-    """Whether a boot from cold would wait out the same limit. A guest that stops instead ends at once."""
+    """Return whether a cold boot would reach the same limit. A guest that stops fails at once."""
     return isinstance(error, BootError) and error.waited_s is not None

@@ -1,4 +1,4 @@
-"""Forks as a factory has them: of a template that is known, or is made first, and running already if that is wanted."""
+"""Warm starts: fork a known template, or make it first, and run the fork if requested."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["WarmStarter"]
 class WarmStarter:
     """Forks VMs through one agent.
 
-    :param group: what the VMs belong to.
+    :param group: the group of the VMs.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class WarmStarter:
         run: bool,
         metric_addr: str | None = None,
     ) -> ForkHandle | None:
-        """Return a fork of the kind's template; None, after a line that says why, if it cannot be had.
+        """Return a fork of the kind's template; None, after a line with the reason, if there can be none.
 
         :param complete: the kind; it has the disks that the template has.
         :param added: further disks and network cards.
-        :param log_path: where QEMU's messages go; empty for where the agent wants them.
-        :param run: have it created and run, too, and its guest woken if that takes no time.
+        :param log_path: where QEMU's messages go; empty for the agent's choice.
+        :param run: also create and run it, and assign the guest's identity if that does not delay the response.
         :param metric_addr: as in `CreateVm`.
         :raises BootError: when the template's guest does not boot in time.
         """
@@ -74,7 +74,7 @@ class WarmStarter:
         name = complete.config.name
         wanted = _Wanted(name=name, guest=guest, added=added, log_path=log_path, run=run, metric_addr=metric_addr)
         if kind in self._known:
-            with contextlib.suppress(TemplateError):  # it may have been removed meanwhile
+            with contextlib.suppress(TemplateError):  # the template may have been removed meanwhile
                 return await self._fork_of(self._known[kind], wanted, phases)
         try:
             with phases.during("template"):
@@ -87,7 +87,7 @@ class WarmStarter:
             raise error.with_context(vm=wanted.name, operation="boot of its template") from None
 
     async def prepare(self, complete: CompleteVmConfig, guest: GuestAdapter) -> None:
-        """Have the kind's template be made if it is not there.
+        """Make the kind's template if it does not exist.
 
         :raises TemplateError: when it cannot be.
         :raises BootError: when its guest does not boot in time.
@@ -110,7 +110,7 @@ class WarmStarter:
         properties = instance_properties(wanted.name)
 
         async def ask() -> ForkHandle:
-            # It tells the time, and so is put into words anew each time.
+            # It contains the time, and is therefore rendered anew each time.
             asked_s, typed = time.monotonic(), typed_identity(wanted.guest, name=wanted.name)
             request = ForkVm(
                 template=key,
@@ -144,7 +144,7 @@ class WarmStarter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
-    """A fork as a caller asks for it."""
+    """Return the request for a fork."""
 
     name: str
     guest: GuestAdapter
@@ -155,7 +155,7 @@ class _Wanted:
 
 
 def _addresses(components: Mapping[str, Component]) -> Iterator[str]:
-    """Where the guest finds these devices, as Linux names the places."""
+    """Return the addresses of these devices in Linux's notation."""
     for component in components.values():
         if isinstance(device := component.component, NvmeDisk | VirtioDisk | VirtioNic):
             path = device.pci_path

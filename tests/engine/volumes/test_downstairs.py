@@ -1,4 +1,4 @@
-"""A downstairs: whom it serves, what it remembers, and what is left of it; with real storage daemons, without a VM."""
+"""A downstairs: its sessions, its metadata and its cleanup; with real storage daemons, without a VM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a volume may be turned into, rule by rule."""
+"""The rules for replacing a volume, one by one."""
 
 from __future__ import annotations
 

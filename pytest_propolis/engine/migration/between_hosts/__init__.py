@@ -1,1 +1,1 @@
-"""What a migration needs between hosts that share no files."""
+"""Migration between hosts that share no files."""

@@ -1,4 +1,4 @@
-"""The outcome of a migration whose connection was lost in the moment of the hand-over: the source is asked."""
+"""Query the source for the outcome of a migration whose connection was lost during the hand-over."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INTERVAL_S: Final = 0.1
 
 
 async def was_handed_over(address: str, migration_id: UUID) -> bool:
-    """Whether the source has given its guest away; false if it does not say so in time: then it may have lost it.
+    """Return whether the source has handed its guest over; False if it does not confirm that in time.
 
     :param address: as in `FromMigration.src_addr`.
     """
@@ -37,9 +37,9 @@ async def was_handed_over(address: str, migration_id: UUID) -> bool:
 
 
 async def _side(client: HttpClient, migration_id: UUID) -> MigrationSide | None:
-    """Return what the source knows now; None if it cannot be reached now.
+    """Return the source's current answer; None if it cannot be reached now.
 
-    :raises LookupError: when it knows of no such migration.
+    :raises LookupError: when it has no such migration.
     """
     try:
         answer = await client.request("GET", f"/instance/migrate/{migration_id}/outcome", timeout_s=LIMIT_S)

@@ -26,9 +26,9 @@ def disk_stream(number: int) -> str:
 
 
 class CarriedSocket:
-    """A local socket whose bytes go through a websocket, both ways, until either is closed. Close it in any case.
+    """A local socket that is relayed through a websocket, both ways, until either is closed. Close it in any case.
 
-    The carrying begins when this is made.
+    Relaying starts at construction.
 
     :param connection: becomes this object's.
     :param local: the socket, which becomes this object's; if None, one is made, and `near` is its other end.
@@ -45,18 +45,18 @@ class CarriedSocket:
         self._work = asyncio.create_task(self._carry())
 
     def take_near(self) -> socket.socket:
-        """Return the other end of a socket that was made here. The caller closes it."""
+        """Return the other end of a socket that was created here. The caller closes it."""
         assert self._near is not None
         near, self._near = self._near, None
         near.setblocking(False)
         return near
 
     async def ended(self) -> None:
-        """Wait until nothing is carried any more."""
+        """Wait until relaying has ended."""
         await asyncio.wait([self._work])
 
     async def close(self) -> None:
-        """Cut both ends. Closing twice is fine."""
+        """Close both ends. Idempotent."""
         self._work.cancel()
         await asyncio.gather(self._work, return_exceptions=True)
         await self._close_ends()  # also when the work was cancelled before it began
@@ -95,7 +95,7 @@ class CarriedSocket:
 
 
 class StreamExchange:
-    """The source's side: where the websockets of a migration are awaited. Close it in any case."""
+    """The source's side: awaits the websockets of a migration. Close it in any case."""
 
     def __init__(self, migration_id: UUID) -> None:
         self.id = migration_id
@@ -108,7 +108,7 @@ class StreamExchange:
         return sum(carried.carried_bytes for carried in self._carried)
 
     def offer(self, name: str, connection: Connection) -> None:
-        """Take a websocket of the target, or abandon it if the migration has ended."""
+        """Accept a websocket of the target, or abandon it if the migration has ended."""
         offered = self._future(name)
         if self._is_closed or offered.done():
             connection.abandon()
@@ -130,7 +130,7 @@ class StreamExchange:
         return carried.take_near()
 
     async def close(self) -> None:
-        """End all streams. Closing twice is fine."""
+        """End all streams. Idempotent."""
         self._is_closed = True
         for offered in self._offered.values():
             if offered.done() and not offered.cancelled():

@@ -1,8 +1,8 @@
-"""The accelerator: whether KVM really runs guests on this host, found out by running one.
+"""The accelerator: probe whether KVM actually runs guests on this host, by running one.
 
-`/dev/kvm` can be there, be accessible, even run real-mode code, and still be unable to run an ordinary kernel: under
-nested or software virtualisation it hangs or gives up. So a tiny guest of our own does what every kernel does in its
-first moments, and says how far it got. Under TCG that takes 0.15 s, nearly all of it QEMU's own start.
+`/dev/kvm` can exist, be accessible, even run real-mode code, and still be unable to run an ordinary kernel: under
+nested or software virtualisation it hangs or fails. So a tiny guest executes what every kernel executes first, and
+reports how far it got. Under TCG that takes 0.15 s, nearly all of it QEMU's own start.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class AcceleratorChoice:
     """How guests are run on this host.
 
     :param name: for QEMU's ``-accel``.
-    :param reason: why, in one line for a person.
-    :param from_cache: whether it was known, so that no guest had to run.
+    :param reason: why, in one line for the user.
+    :param from_cache: whether the result was cached, so that no guest had to run.
     :param took_s: how long the choice took, in seconds.
     """
 
@@ -77,7 +77,7 @@ _Trials: TypeAlias = dict[AcceleratorName, _Trial]
 async def probe_accelerator(qemu: Qemu, *, wanted: Wanted, cache_dir: Path) -> AcceleratorChoice:
     """Choose the accelerator: KVM if the guest runs on it, else TCG if it runs under that.
 
-    The findings are kept in `cache_dir` until the machine boots anew, or its kernel, the KVM modules, `/dev/kvm`, the
+    The results are cached in `cache_dir` until the machine reboots, or its kernel, the KVM modules, `/dev/kvm`, the
     right to open that, or QEMU change. Of several processes, one runs guests, and the others wait for it. It takes
     `KVM_DEADLINE_S` and `TCG_DEADLINE_S` at worst. However it ends, QEMU is gone then.
 
@@ -162,7 +162,7 @@ def _kvm_obstacle() -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ending:
-    """How QEMU ended, what the guest had said until then, and what QEMU complained of."""
+    """Return how QEMU ended, the guest's output until then, and QEMU's error output."""
 
     status: int
     said: str
@@ -217,7 +217,7 @@ async def _run_guest(qemu: Qemu, name: AcceleratorName, deadline_s: float) -> _E
 
 
 async def _wait_for_end(child: Child, complaint: bytearray) -> None:
-    """Until QEMU ends, or says that KVM gave up: it would wait for a debugger then."""
+    """Wait until QEMU ends, or reports that KVM failed: it would wait for a debugger then."""
     assert child.stderr is not None
     while chunk := await child.stderr.read(1 << 12):
         complaint += chunk
@@ -290,7 +290,7 @@ def _load(path: Path, key: str) -> _Trials:
             return {}
         return {name: _Trial(**trial) for name, trial in document["trials"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}  # missing or damaged: found out anew
+        return {}  # missing or damaged: probe again
 
 
 def _save(path: Path, key: str, qemu: Qemu, trials: _Trials) -> None:
@@ -305,7 +305,7 @@ def _save(path: Path, key: str, qemu: Qemu, trials: _Trials) -> None:
 
 
 def _forget_removed_programs(directory: Path) -> None:
-    """Remove what was found out about programs that are not on this host any more."""
+    """Remove cached results of programs that are no longer on this host."""
     for path in directory.glob("accelerator-*.json"):
         try:
             document = json.loads(path.read_bytes())

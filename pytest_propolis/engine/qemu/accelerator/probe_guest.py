@@ -1,4 +1,4 @@
-"""A tiny guest that does what every kernel does in its first moments, and says how far it got."""
+"""A tiny guest that executes what every kernel executes first, and reports how far it got."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["GUEST_ROM", "GUEST_SOURCE", "STEPS", "SUCCESS", "WRONG_RESULT"]
 
 SUCCESS: Final = 42 << 1 | 1  # isa-debug-exit's way with what the guest writes
 WRONG_RESULT: Final = 21 << 1 | 1
-"""QEMU's exit status when the guest came to the end, and when it found something wrong."""
+"""QEMU's exit status when the guest completed, and when it detected a failure."""
 
 STEPS: Final = {
     "P": "entering protected mode",
@@ -22,7 +22,7 @@ STEPS: Final = {
     "I": "taking a timer interrupt",
     "S": "starting a second CPU",
 }
-"""What the guest does, by the letter that it writes to QEMU's debug port when it has done it."""
+"""The guest's steps, by the letter that it writes to QEMU's debug port after each."""
 
 GUEST_SOURCE: Final = r"""
 # A 64 KiB ROM that shows at 0xf0000. Its first page is copied to RAM and goes on there, at a kernel's addresses.

@@ -1,10 +1,11 @@
-"""A CPUID template becomes a CPU model of QEMU's.
+"""Translate a CPUID template into a CPU model of QEMU.
 
-QEMU takes no values of whole leaves. It has a model without any features, ``base``, and properties: the highest leaves,
-vendor, family, model, stepping, brand string, address width, and a name for each feature bit. So a template is taken
-apart into these. What a processor answers differently on each core, QEMU fills in itself: the APIC id and the counts of
-leaves 1 and 0x80000008, and whether the operating system has switched a feature on. A leaf that cannot be taken apart
-is refused by name, unless QEMU answers so anyway: what was read in a guest can be given to another one.
+QEMU does not accept values of whole leaves. It has a model without any features, ``base``, and properties: the highest
+leaves, vendor, family, model, stepping, brand string, address width, and a name for each feature bit. So a template is
+decomposed into these. What a processor answers differently on each core, QEMU fills in itself: the APIC id and the
+counts of leaves 1 and 0x80000008, and whether the operating system has switched a feature on. A leaf that cannot be
+decomposed is refused by name, unless QEMU returns the same value anyway: values that were read in a guest can be used
+for another one.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ REGISTERS: Final[tuple[RegisterName, ...]] = ("eax", "ebx", "ecx", "edx")
 def cpuid_properties(
     cpuid: Cpuid, *, accelerator: AcceleratorName, available: Collection[str] | None
 ) -> dict[str, str]:
-    """The properties that make the CPU model `CPUID_MODEL` answer as the template says.
+    """Return the properties that make the CPU model `CPUID_MODEL` return the template's values.
 
     :param available: the names of the features that the accelerator has; None if that is not known.
-    :raises InvalidSpec: naming each leaf that QEMU cannot answer so.
+    :raises InvalidSpec: naming each leaf that QEMU cannot reproduce.
     """
     return _Template(cpuid, accelerator).properties(available)
 
@@ -81,7 +82,7 @@ class _Template:
         self._faults.append(fault)
 
     def _require_qemus_own(self) -> None:
-        """What QEMU cannot be told passes if it is what QEMU answers anyway."""
+        """Accept values that QEMU cannot be given if they are what it returns anyway."""
         own = {**OWN, Register(0x80000001, 0, "eax"): self._values.get(Register(1, 0, "eax"), 0)}
         for register, value in self._values.items():
             if value and register not in self._read and value != own.get(register):

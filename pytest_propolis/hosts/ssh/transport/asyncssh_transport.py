@@ -24,7 +24,7 @@ FALLBACK_ERRORS: Final = (
     asyncssh.KeyImportError,
     FileNotFoundError,
 )
-"""What asyncssh raises where it does not do as the user's configuration says and OpenSSH may."""
+"""What asyncssh raises when it does not support the user's configuration, but OpenSSH may."""
 
 FAST_FIRST: Final = (
     "aes128-gcm@openssh.com",
@@ -33,7 +33,7 @@ FAST_FIRST: Final = (
     "aes256-ctr",
     "aes128-ctr",
 )
-"""The cipher that asyncssh is fastest with, and others for hosts that do not have it."""
+"""asyncssh's fastest cipher, and others for hosts that lack it."""
 
 CONNECT_TIMEOUT_S: Final = 15
 LOOPBACK: Final = "127.0.0.1"

@@ -1,4 +1,4 @@
-"""A connection to a host over SSH, whichever program makes it."""
+"""A connection to a host over SSH, made by any program."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["Channel", "SshDestination", "Transport", "offer_refused", "port_offe
 
 
 class SshDestination(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a host is, in the words of the user's SSH configuration.
+    """A host's destination, in terms of the user's SSH configuration.
 
-    :param name: what errors call the host.
+    :param name: the host's name in errors.
     :param address: a host name or an alias of the configuration, with ``USER@`` before it or not.
     :param config: files of the configuration, the first word counts; the user's and the system's if empty.
     """
