@@ -148,7 +148,7 @@ async def _download(client: httpx.AsyncClient, url: str, part: Path, progress: P
 
 
 def _whole_size(answer: httpx.Response) -> int | None:
-    """The size of a file of which nothing is left to send."""
+    """Return the size of a file of which nothing is left to send."""
     size = answer.headers.get("content-range", "").rpartition("/")[2]
     return int(size) if size.isdigit() else None
 

@@ -146,7 +146,7 @@ class ZfsProvider:
         return _Dataset(name=name, mountpoint=mountpoint, relative=path.relative_to(mountpoint))
 
     async def _snapshot_name(self, source: _Dataset, image: Path) -> str:
-        """The snapshot that all forks of this state of the image share."""
+        """Return the snapshot that all forks of this state of the image share."""
         state = await self._executor.describe(image) if source.relative is not None else await self._written(source)
         if state is None:
             raise ArtifactError(f"there is no disk image {image}", hint="check the path, or fetch it again")
@@ -161,7 +161,7 @@ class ZfsProvider:
                 raise
 
     async def _written(self, source: _Dataset) -> str:
-        """What changes when a volume is written to."""
+        """Return what changes when a volume is written to."""
         return await self._zfs("get", "-Hp", "-o", "value", "guid,written,referenced", source.name)
 
     async def _path_in(self, clone: str, source: _Dataset) -> Path:
