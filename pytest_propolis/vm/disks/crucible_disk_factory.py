@@ -119,7 +119,7 @@ class CrucibleDiskFactory:
         return disk
 
     async def aclose(self) -> None:
-        """Remove all disks. Closing twice is fine."""
+        """Remove all disks. Idempotent."""
         if self._agent is not None:
             await self._agent.remove(self.resources)
 

@@ -257,7 +257,7 @@ class VmBuilder:
         request: CreateDisk | None,
         taken: contextlib.AsyncExitStack,
     ) -> AttachedDisk:
-        """A disk that exists; one in memory does so without a request."""
+        """Return a disk that exists; one in memory does so without a request."""
         if request is None:
             return disk
         created = await session.agent.create_disk(request)
