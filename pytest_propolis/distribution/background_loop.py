@@ -33,7 +33,7 @@ class BackgroundLoop:
         self._loop.call_soon_threadsafe(self._start, coroutine)
 
     def end(self, last: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Cancel what still runs, and wait for its end, for a limited time. Ending twice is fine.
+        """Cancel what still runs, and wait for its end, for a limited time. Idempotent.
 
         :param last: called then in the loop, if it ever ran.
         """

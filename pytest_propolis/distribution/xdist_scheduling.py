@@ -169,7 +169,7 @@ class HostScheduling:
         return {test: float(seconds) for test, seconds in found.items() if isinstance(seconds, int | float)}
 
     def _estimates(self) -> dict[str, float]:
-        """What earlier runs measured here, and elsewhere where there is a file of that."""
+        """Return what earlier runs measured here, and elsewhere where there is a file of that."""
         return {**self._measured_elsewhere, **self._remembered_durations()}
 
     def add_node(self, node: Any) -> None:

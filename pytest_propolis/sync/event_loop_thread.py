@@ -59,7 +59,7 @@ class EventLoopThread:
         return call.result()
 
     def close(self) -> None:
-        """End the thread; what still runs in its loop is cancelled. Closing twice is fine."""
+        """End the thread; what still runs in its loop is cancelled. Idempotent."""
         with self._starting:
             self._closed = True
         if self._thread and self._loop and self._end:

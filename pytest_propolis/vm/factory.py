@@ -138,7 +138,7 @@ class VmFactory:
                     raise
 
     async def _session(self, host: Host) -> HostSession:
-        """What it has on a host; the connection is opened when the host is first used."""
+        """Return what it has on a host; the connection is opened when the host is first used."""
         async with self._opening:
             if host.name not in self._sessions:
                 self._sessions[host.name] = await self._open_sessions.enter_async_context(
@@ -177,7 +177,7 @@ class VmFactory:
         ]
 
     async def aclose(self) -> None:
-        """Take all VMs away, all at once. Closing twice is fine.
+        """Take all VMs away, all at once. Idempotent.
 
         All are tried even if one fails; then the first failure is raised. If this is cancelled, so is all of it.
         """
@@ -242,7 +242,7 @@ class VmFactory:
         return await self._make(config, host, warm=config.boot == "warm")
 
     async def _make(self, config: VmConfig, choice: HostChoice | None, *, warm: bool, run: bool = False) -> TestVm:
-        """A VM.
+        """Return a VM.
 
         :param warm: try to make it a fork.
         :param run: that one may run already.

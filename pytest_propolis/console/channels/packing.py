@@ -52,7 +52,7 @@ command printf %s "$_e")
 
 
 def receiving_command(command: str, nonce: str) -> str:
-    """A command whose terminal brings the standard input of another.
+    """Return a command whose terminal brings the standard input of another.
 
     :param nonce: the word in the marks by which the guest acknowledges.
     """
@@ -60,12 +60,12 @@ def receiving_command(command: str, nonce: str) -> str:
 
 
 def sending_command(command: str) -> str:
-    """A command that writes the packed standard output of another, and then its errors and its status."""
+    """Return a command that writes the packed standard output of another, and then its errors and its status."""
     return _SEND.strip().replace("COMMAND", command)
 
 
 async def packed(source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The windows to type for a stream: after each, wait for the acknowledgement."""
+    """Yield the windows to type for a stream: after each, wait for the acknowledgement."""
     compressor = zlib.compressobj(wbits=GZIP)
     rest = b""
     async for data in source:
@@ -85,7 +85,7 @@ def _window(data: bytes) -> bytes:
 
 
 def unpacked_end(output: bytes, status: int) -> Exchanged:
-    """How a receiving command ended.
+    """Return how a receiving command ended.
 
     :raises Garbled: when the guest could not unpack the stream, though the command has taken what there was of it.
     """
@@ -120,7 +120,7 @@ class Unpacker:
             self._damaged = error
 
     def end(self) -> Exchanged:
-        """How the command ended.
+        """Return how the command ended.
 
         :raises Garbled: when what came is not what was sent.
         """

@@ -1,4 +1,4 @@
-"""What a controller tells a scheduler, and asks of it."""
+"""The interface between a controller and a scheduler."""
 
 from __future__ import annotations
 
