@@ -38,6 +38,7 @@ cat /tmp/store
 
 
 @pytest.mark.multi_node(3)
+@pytest.mark.requires(server="engine")
 async def test_a_replicated_store_survives_its_leader(
     vm_factory: VmFactory, remote_hosts: tuple[Host, ...], nodes: NodeGroup
 ) -> None:

@@ -16,12 +16,15 @@ class CreateDisk(msgspec.Struct, frozen=True, kw_only=True):
     :param image_format: ``qcow2`` or ``raw``; None for raw, unless the image looks like a container.
     :param size_bytes: the size of an empty disk.
     :param block_size: the disk has whole blocks of so many bytes: what the image lacks of the last one reads as zeros.
+    :param reader: the path of the server program that is to read it; empty for a server of which nothing is known; None
+        for the engine. The disk is raw, unless its reader announces that it reads qcow2.
     """
 
     image: str | None = None
     image_format: str | None = None
     size_bytes: int | None = None
     block_size: int = 512
+    reader: str | None = None
 
 
 class ForkImage(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,7 +58,7 @@ class ImageForked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DiskCreated(msgspec.Struct, frozen=True, kw_only=True):
-    """The disk: a qcow2 file that belongs to the client."""
+    """The disk: a qcow2 file, or a raw one, that belongs to the client."""
 
     id: str
     path: str

@@ -124,6 +124,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     :param copy_disks: whether a VM that migrates in gets disks of its own, also where it could use the source's.
     :param predecessor: the id of the VM whose place it takes: it finds that one's firmware variables when it boots.
     :param program: the program that is to serve it, as a process of its own; None for the engine in the agent.
+    :param qcow2_disks: paths of the VM's disks that are qcow2 files, which not every program reads.
     :param metric_addr: the IP address and port at which its server registers for metrics; None for no metrics.
     """
 
@@ -137,6 +138,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     memory_mib: int = 0
     predecessor: str | None = None
     program: ServerProgram | None = None
+    qcow2_disks: tuple[str, ...] = ()
     metric_addr: str | None = None
 
 

@@ -6,7 +6,9 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["ENGINE_PROGRAM", "SERVER_HINT", "ServerProgram"]
+from ..errors import CapabilityMissing
+
+__all__ = ["ENGINE_PROGRAM", "SERVER_HINT", "ServerProgram", "unreadable_disk"]
 
 ENGINE_PROGRAM: Final = "propolis-server-qemu"
 """The engine as a program, which every agent has."""
@@ -25,3 +27,12 @@ class ServerProgram(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str
     start_timeout_s: float
+
+
+def unreadable_disk(server: str, disk: str) -> CapabilityMissing:
+    """Return the error for a server that does not announce that it reads qcow2, and a VM with such a disk."""
+    return CapabilityMissing(
+        f"the server {server} reads raw disks, and {disk} is a qcow2 file",
+        hint="start a VM that is to migrate to it at a server that reads raw disks, too, and fork raw images with "
+        "providers=('reflink', 'copy')",
+    )

@@ -109,7 +109,7 @@ def serve(
 
     BOOTROM_PATH is a UEFI image (OVMF_CODE.fd), or the word bios for QEMU's BIOS; with --kernel, the word none.
     The API has no authentication: any program that reaches IP:PORT controls the VM. Port 0 takes a free port, and
-    unix:PATH a UNIX socket of this user alone.
+    unix:PATH a UNIX socket of this user alone. Disks are raw files, or qcow2 files if their names end in .qcow2.
     """
     from ..agent.servers.standalone import serve as serve_until_stopped
     from ..agent_api.messages import AgentConfig

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 from uuid import UUID
 
@@ -33,7 +33,9 @@ from .registration import (
 )
 from .samples import ProducerResults
 
-__all__ = ["Collector", "NotCollected"]
+__all__ = ["Collector", "NotCollected", "Reach"]
+
+Reach = Callable[[str], Awaitable[Endpoint]]
 
 LOOPBACK: Final = "127.0.0.1"
 
@@ -89,15 +91,17 @@ class Collector:
         while producer_id not in self._endpoints:
             await self._changed.wait()
 
-    async def collect(self, producer_id: UUID) -> ProducerResults:
+    async def collect(self, producer_id: UUID, *, reach: Reach | None = None) -> ProducerResults:
         """Poll a producer once.
 
+        :param reach: returns where this process finds an address at which the producer has registered.
         :raises NotCollected: with the reason.
         """
         failure = "it has not registered"
         for endpoint in self.endpoints(producer_id):
             try:
-                async with HttpClient(Endpoint.at(endpoint.address), headers={}) as client:
+                found = Endpoint.at(endpoint.address) if reach is None else await reach(endpoint.address)
+                async with HttpClient(found, headers={}) as client:
                     return _results(await client.request("GET", f"/{producer_id}", timeout_s=POLL_TIMEOUT_S))
             except OSError as error:
                 failure = f"{endpoint.address}, where it has registered, does not answer: {reason_of(error)}"

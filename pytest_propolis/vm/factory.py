@@ -18,6 +18,7 @@ from ..guests.registry import GuestRegistry
 from ..hosts.agent_client import AsyncAgentClient
 from ..hosts.host import Host
 from ..hosts.placement import HostChoice, choose_host
+from ..propolis_api import InstanceSpec
 from ..settings import Settings
 from ..storage.artifacts import Artifact
 from .config import VmConfig
@@ -35,7 +36,7 @@ from .instance_spec.builder import (
 from .networks.factory_networks import FactoryNetworks, networked
 from .networks.network import Network
 from .provisioning.host_session import HostSession
-from .provisioning.servers import require_metrics, require_served
+from .provisioning.servers import require_served
 from .provisioning.vm_builder import VmBuilder, VmPlan
 from .vm import TestVm
 from .warm_start.template_maker import cold_reason
@@ -87,7 +88,6 @@ class VmFactory:
         self._log_dir = log_dir
         self._progress = progress
         self._made = made
-        self._metric_addr = metric_addr
         self._builder = VmBuilder(
             guests=guests, group=group, log_dir=log_dir, progress=progress, artifact=artifact, metric_addr=metric_addr
         )
@@ -138,7 +138,7 @@ class VmFactory:
                     raise
 
     async def _session(self, host: Host) -> HostSession:
-        """What it has on a host; the connection is opened when the host is first used."""
+        """Return what it has on a host; the connection is opened when the host is first used."""
         async with self._opening:
             if host.name not in self._sessions:
                 self._sessions[host.name] = await self._open_sessions.enter_async_context(
@@ -177,7 +177,7 @@ class VmFactory:
         ]
 
     async def aclose(self) -> None:
-        """Take all VMs away, all at once. Closing twice is fine.
+        """Take all VMs away, all at once. Idempotent.
 
         All are tried even if one fails; then the first failure is raised. If this is cancelled, so is all of it.
         """
@@ -242,7 +242,7 @@ class VmFactory:
         return await self._make(config, host, warm=config.boot == "warm")
 
     async def _make(self, config: VmConfig, choice: HostChoice | None, *, warm: bool, run: bool = False) -> TestVm:
-        """A VM.
+        """Return a VM.
 
         :param warm: try to make it a fork.
         :param run: that one may run already.
@@ -261,7 +261,6 @@ class VmFactory:
         host = self._choose(choice)
         for disk in volumes:
             disk.volume.require_reachable(host)
-        self._require_metrics(config.name, host, complete.server)
         session = await self._session(host)
         images = self._builder.images(session, timeout_s=complete.boot_timeout_s)
         placed = await images.resolved(placed)
@@ -305,13 +304,9 @@ class VmFactory:
         name = name or self._successor_name(vm.name)
         self._require_new(name)
         place = vm.host if host is None else self._choose(host)
-        self._require_metrics(name, place, server or vm.server)
         for disk in vm.volumes:
             disk.volume.require_reachable(place)
-        for disk in vm.volumes:
-            disk.volume.set_generation(disk.volume.generation + 1)  # it fences the other VM off
-        spec = with_volumes(vm.spec, vm.volumes)
-        spec = with_failure_injector(spec, exports=fail_migration_exports, imports=fail_migration_imports)
+        spec = _taken_over(vm, fail_exports=fail_migration_exports, fail_imports=fail_migration_imports)
         session = await self._session(place)
         spec = await self._networks.succeed(vm, name, session, spec)
         is_elsewhere = place.name != vm.host.name
@@ -363,10 +358,6 @@ class VmFactory:
                 f"there is a VM named {name!r} in this test already", hint="give each VM of a test its own name"
             )
 
-    def _require_metrics(self, name: str, host: Host, server: str | Path) -> None:
-        if self._metric_addr is not None:
-            require_metrics(name, host, server)
-
     def _successor_name(self, name: str) -> str:
         stem = re.sub(r"-\d+$", "", name)
         return next(other for n in itertools.count(2) if (other := f"{stem}-{n}") not in self._names)
@@ -380,3 +371,10 @@ class VmFactory:
 def _config(name: str, fields: VmConfigFields) -> VmConfig:
     check_keywords(fields, VmConfig, subject=f"VM {name!r}")
     return VmConfig(name=name, **fields)  # type: ignore[arg-type] # A source of a disk stands for its disk.
+
+
+def _taken_over(vm: TestVm, *, fail_exports: int | None, fail_imports: int | None) -> InstanceSpec:
+    """Return the spec of a VM for its successor, which fences it off from its volumes."""
+    for disk in vm.volumes:
+        disk.volume.set_generation(disk.volume.generation + 1)
+    return with_failure_injector(with_volumes(vm.spec, vm.volumes), exports=fail_exports, imports=fail_imports)

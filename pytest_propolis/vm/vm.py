@@ -181,7 +181,7 @@ class TestVm(BootableVm):
         await self._take_console(source)
 
     async def aclose(self) -> None:
-        """End the VM and everything opened for it, whatever state it is in. Closing twice is fine."""
+        """End the VM and everything opened for it, whatever state it is in. Idempotent."""
         try:
             await self._end_vm()
         finally:

@@ -1,189 +1,26 @@
-"""The request queue: propolis-server's table of conditions and requests, the order of service, and the ends of a VM."""
+"""The request queue: the order of service, and the ends of a VM."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
+from request_queue_scene import Scene, outcome_of
 
 from pytest_propolis.engine.request_queue import (
-    DenyReason,
     MigrateAsSource,
     QueueState,
     Reboot,
     ReplaceVolume,
     Request,
-    RequestDenied,
     RequestQueue,
     Run,
     Stop,
 )
 
-TABLE = """
-condition             | Run             | Stop   | Reboot                    | Migrate                | Volume
-----------------------+-----------------+--------+---------------------------+------------------------+---------------
-not started           | queue           | queue  | InstanceNotActive         | InstanceNotActive      | queue
-start queued          | ignore          | queue  | StartInProgress           | queue                  | queue
-starting              | ignore          | queue  | StartInProgress           | queue                  | queue
-migrating in          | ignore          | queue  | StartInProgress           | queue                  | queue
-running               | ignore          | queue  | queue                     | queue                  | queue
-reboot queued         | ignore          | queue  | ignore                    | queue                  | queue
-rebooting             | ignore          | queue  | ignore                    | queue                  | queue
-rebooting by itself   | ignore          | queue  | ignore                    | queue                  | queue
-migration held        | ignore          | queue  | InvalidForMigrationSource | AlreadyMigrationSource | queue
-migration queued      | ignore          | queue  | InvalidForMigrationSource | AlreadyMigrationSource | queue
-migrating out         | ignore          | queue  | InvalidForMigrationSource | AlreadyMigrationSource | queue
-migrating out + stop  | HaltPending     | ignore | InvalidForMigrationSource | AlreadyMigrationSource | queue
-migration held + stop | HaltPending     | ignore | InvalidForMigrationSource | AlreadyMigrationSource | queue
-not started + stop    | HaltPending     | ignore | HaltPending               | HaltPending            | queue
-start queued + stop   | HaltPending     | ignore | HaltPending               | HaltPending            | queue
-starting + stop       | HaltPending     | ignore | HaltPending               | HaltPending            | queue
-running + stop        | HaltPending     | ignore | HaltPending               | HaltPending            | queue
-rebooting + stop      | HaltPending     | ignore | HaltPending               | HaltPending            | queue
-stopping              | HaltPending     | ignore | HaltPending               | HaltPending            | queue
-stopping by itself    | HaltPending     | ignore | HaltPending               | HaltPending            | queue
-stopped               | Halted          | ignore | Halted                    | Halted                 | Halted
-migrated out          | MigratedOut     | ignore | MigratedOut               | MigratedOut            | MigratedOut
-failed                | InstanceFailed  | ignore | InstanceFailed            | InstanceFailed         | InstanceFailed
-"""
-
-REQUESTS: dict[str, Callable[[], Request]] = {
-    "Run": Run,
-    "Stop": Stop,
-    "Reboot": Reboot,
-    "Migrate": lambda: MigrateAsSource("another migration"),
-    "Volume": lambda: ReplaceVolume("disk-backend", "{}"),
-}
-
-
-class Scene:
-    """A queue that is brought into a condition word by word, with a note of what it discarded."""
-
-    def __init__(self, condition: str = "not started") -> None:
-        self.discarded: list[Request] = []
-        self.queue = RequestQueue(discard=self.discarded.append, migrating_in=condition == "migrating in")
-        self.contexts: list[object] = []
-        state, _, stop = condition.partition(" + ")
-        getattr(self, state.replace(" ", "_"))()
-        if stop:
-            self.queue.enqueue(Stop())
-
-    def not_started(self) -> None:
-        assert self.queue.state is QueueState.NotStarted
-
-    def migrating_in(self) -> None:
-        assert self.queue.state is QueueState.StartPending
-
-    def start_queued(self) -> None:
-        self.queue.enqueue(Run())
-
-    def starting(self) -> None:
-        self.start_queued()
-        assert self.queue.pop() == Run()
-
-    def running(self) -> None:
-        self.starting()
-        self.queue.started()
-
-    def reboot_queued(self) -> None:
-        self.running()
-        self.queue.enqueue(Reboot())
-
-    def rebooting(self) -> None:
-        self.reboot_queued()
-        assert self.queue.pop() == Reboot()
-        self._enter(self.queue.rebooting())
-
-    def rebooting_by_itself(self) -> None:
-        self.running()
-        self._enter(self.queue.rebooting())
-
-    def migration_held(self) -> None:
-        self.starting()
-        self.queue.enqueue(MigrateAsSource("the migration"))
-
-    def migration_queued(self) -> None:
-        self.running()
-        self.queue.enqueue(MigrateAsSource("the migration"))
-
-    def migrating_out(self) -> None:
-        self.migration_queued()
-        assert isinstance(self.queue.pop(), MigrateAsSource)
-        self._enter(self.queue.migrating_out())
-
-    def stopping(self) -> None:
-        self.running()
-        self.queue.enqueue(Stop())
-        assert self.queue.pop() == Stop()
-
-    def stopping_by_itself(self) -> None:
-        self.running()
-        self.queue.halting()
-
-    def stopped(self) -> None:
-        self.stopping()
-        self.queue.stopped()
-
-    def migrated_out(self) -> None:
-        self.migration_queued()
-        self.queue.pop()
-        with self.queue.migrating_out() as migration:
-            migration.handed_over = True
-
-    def failed(self) -> None:
-        self.starting()
-        self.queue.failed()
-
-    def _enter(self, context: object) -> None:
-        context.__enter__()  # type: ignore[attr-defined]
-        self.contexts.append(context)  # a context manager that is collected is left
-
-
-def cells() -> Iterator[tuple[str, str, str]]:
-    header, _, *rows = (line.split("|") for line in TABLE.strip().splitlines())
-    names = [name.strip() for name in header[1:]]
-    for condition, *outcomes in rows:
-        for name, outcome in zip(names, outcomes, strict=True):
-            yield condition.strip(), name, outcome.strip()
-
-
-def outcome_of(queue: RequestQueue, request: Request) -> str:
-    waiting = len(queue)
-    try:
-        queue.enqueue(request)
-    except RequestDenied as denied:
-        assert len(queue) == waiting
-        return denied.reason.name
-    return {0: "ignore", 1: "queue"}[len(queue) - waiting]
-
 
 def volume(backend_id: str = "disk-backend") -> ReplaceVolume:
     return ReplaceVolume(backend_id, "{}")
-
-
-@pytest.mark.parametrize(("condition", "request_name", "outcome"), list(cells()))
-def test_table(condition: str, request_name: str, outcome: str) -> None:
-    scene = Scene(condition)
-    assert outcome_of(scene.queue, REQUESTS[request_name]()) == outcome
-
-
-def test_the_table_has_every_reason_and_every_request() -> None:
-    outcomes = {outcome for _, _, outcome in cells()}
-    assert outcomes == {"queue", "ignore"} | {reason.name for reason in DenyReason}
-    assert {name for _, name, _ in cells()} == REQUESTS.keys()
-
-
-def test_requests_know_what_they_change() -> None:
-    changes_state = {name: make().is_state_change for name, make in REQUESTS.items()}
-    assert changes_state == {"Run": True, "Stop": True, "Reboot": True, "Migrate": True, "Volume": False}
-
-
-def test_a_volume_request_does_not_show_its_keys() -> None:
-    assert "secret" not in repr(ReplaceVolume("disk-backend", '{"key": "secret"}', reply="secret"))
-
-
-# Order
 
 
 def test_state_changes_overtake_component_changes() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from propolis_command import propolis
-from server_program import ServerProgram, ended, machine, server_program, start
+from server_program import DEADLINE_S, ServerProgram, ended, machine, server_program, start
 
 from pytest_propolis.agent.servers.standalone import Address, listening
 from pytest_propolis.engine.qemu.binary import find_firmware
@@ -170,6 +170,22 @@ async def test_the_display_is_at_the_address_for_vnc(base: Path) -> None:
         assert await reader.read() == b""
         writer.close()
     assert list(base.iterdir()) == []
+
+
+async def test_the_version_of_the_boot_rom_is_accepted_and_logged(base: Path) -> None:
+    process = await start(*BIOS, "--bootrom-version", "1.2.3")
+    assert process.stderr is not None
+    async with asyncio.timeout(DEADLINE_S):
+        lines = [line async for line in _until_it_listens(process.stderr)]
+    assert any("the boot ROM's version is 1.2.3" in line for line in lines)
+    process.terminate()
+    assert (await ended(process))[0] == 0
+    assert list(base.iterdir()) == []
+
+
+async def _until_it_listens(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    while (line := (await stream.readline()).decode()) and not line.startswith("listening on"):
+        yield line
 
 
 @pytest.mark.parametrize(

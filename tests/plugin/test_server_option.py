@@ -2,22 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 from inner_run import InnerRun
-
-ROOT = Path(__file__).parents[2]
-PYTEST = (sys.executable, "-m", "pytest")
-PROGRAM = "propolis-server-qemu"
-SELECTION = (
-    "tests/vm/test_states.py",
-    "tests/vm/test_waits_that_cannot_end.py",
-    "example_tests/test_boot.py",
-    "example_tests/test_commands.py",
-)
+from program_run import PROGRAM, SELECTION, program_run
 
 TESTS = """
 import pytest
@@ -32,20 +18,10 @@ async def test_propolis(test_vm):
 
 
 def test_a_selection_of_the_suite_passes_with_a_process_for_each_vm() -> None:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    done = subprocess.run(
-        [*PYTEST, "-q", "-rs", "-p", "no:cacheprovider", "--propolis-server", PROGRAM, *SELECTION],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    skips = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]
-    assert skips
-    assert all("it needs the engine" in line for line in skips), skips
+    done = program_run(SELECTION, timeout_s=900)
+    assert done.status == 0, done.output[-4000:]
+    assert done.skips
+    assert done.unexpected_skips == []
 
 
 def test_the_run_says_what_serves_its_vms_and_skips_what_that_cannot_do(inner: InnerRun) -> None:

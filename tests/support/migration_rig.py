@@ -33,6 +33,7 @@ from pytest_propolis.propolis_api import (
     InstanceEnsureRequest,
     InstanceSpec,
     InstanceState,
+    InstanceStateRequested,
     MigrationFailureInjector,
     MigrationFailureInjectorComponent,
     MigrationState,
@@ -44,17 +45,16 @@ from pytest_propolis.propolis_api.client import PropolisClient
 from pytest_propolis.propolis_api.connection.endpoint import Endpoint
 from pytest_propolis.vm.instance_spec.builder import instance_properties
 
-__all__ = ["MigrationRig", "Node", "injector", "migrate", "migrated", "migration_rig", "spec_of"]
+__all__ = ["MigrationRig", "Node", "RemoteNode", "injector", "migrate", "migrated", "migration_rig", "spec_of"]
 
 DEADLINE_S = 60.0
 MEMORY_MIB = 64
 
 
 @dataclass(slots=True)
-class Node:
-    """One server and its client."""
+class RemoteNode:
+    """One server, by its client alone."""
 
-    server: VmServer
     client: PropolisClient
 
     @property
@@ -67,7 +67,7 @@ class Node:
     async def run(self, spec: InstanceSpec) -> None:
         """Make a VM that runs."""
         await self.create(spec)
-        self.server.put_state("Run")  # type: ignore[arg-type]
+        await self.client.instance_state_put(InstanceStateRequested.RUN)
         await self.wait_for(InstanceState.RUNNING)
 
     async def migrate_from(
@@ -103,6 +103,13 @@ class Node:
 
 
 @dataclass(slots=True)
+class Node(RemoteNode):
+    """One server in this process, and its client."""
+
+    server: VmServer
+
+
+@dataclass(slots=True)
 class MigrationRig:
     """Any number of servers behind one socket."""
 
@@ -126,7 +133,7 @@ class MigrationRig:
             "memory": memory,
             **options,
         }
-        self.nodes[name] = Node(VmServer(ServerConfig(**config)), PropolisClient(endpoint, vm=name))
+        self.nodes[name] = Node(server=VmServer(ServerConfig(**config)), client=PropolisClient(endpoint, vm=name))
         return self.nodes[name]
 
     async def aclose(self) -> None:
@@ -167,12 +174,12 @@ async def migration_rig(directory: Path) -> AsyncIterator[MigrationRig]:
             await serving
 
 
-async def migrate(source: Node, target: Node) -> None:
+async def migrate(source: RemoteNode, target: RemoteNode) -> None:
     await target.migrate_from(source.address)
     await migrated(source, target)
 
 
-async def migrated(source: Node, target: Node) -> None:
+async def migrated(source: RemoteNode, target: RemoteNode) -> None:
     """The guest runs at the target, and its source is gone."""
     await target.wait_for(InstanceState.RUNNING)
     await source.wait_for(InstanceState.DESTROYED)

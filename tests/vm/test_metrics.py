@@ -130,15 +130,30 @@ async def test_a_vm_is_polled_where_it_has_migrated_to(metrics: Metrics, vm_fact
     assert differences(before, await metrics.snapshot(heir))[VcpuState.RUN] > 0
 
 
-async def test_a_server_that_runs_already_cannot_register_here(metrics: Metrics, vm_factory: VmFactory) -> None:
+async def test_a_server_that_runs_already_has_metrics_if_it_was_told_where_to_register(
+    metrics: Metrics, vm_factory: VmFactory
+) -> None:
+    where = ("--metric-addr", metrics.address)
+    async with server_program("bios", "127.0.0.1:0", "--accelerator", "tcg", *where) as server:
+        vm = await vm_factory.create(guest="micro", cpus=1, server=f"http://{server.address}")
+        await vm.launch()
+        assert (await metrics.snapshot(vm)).resets == 0
+        await vm.stop()
+
+
+async def test_a_server_that_runs_already_and_does_not_register_is_told_apart(
+    metrics: Metrics, vm_factory: VmFactory
+) -> None:
     async with server_program("bios", "127.0.0.1:0", "--accelerator", "tcg") as server:
         url = f"http://{server.address}"
-        with pytest.raises(CapabilityMissing, match=f"the server {url} runs already, and registers for metrics where"):
-            await vm_factory.create(guest="micro", server=url)
-        vm = await vm_factory.create(guest="micro")
-        with pytest.raises(CapabilityMissing, match="runs already"):
-            await vm_factory.successor(vm, server=url)
-        assert vm_factory.vms == [vm]
+        vm = await vm_factory.create(guest="micro", server=url)
+        await vm.launch()
+        with pytest.raises(MetricsTimeout, match="it has not registered") as caught:
+            await metrics.poll(vm, timeout_s=0.5)
+        assert (
+            f"{url} registers where it was told to: start it with --metric-addr {metrics.address}" == caught.value.hint
+        )
+        await vm.stop()
 
 
 async def test_a_server_program_without_metrics_is_named(

@@ -27,6 +27,8 @@ from pytest_propolis.vm.factory import VmFactory
 PROGRAM: Final = "propolis-server-qemu"
 PROGRAM_PATH: Final = str(Path(sys.executable).with_name(PROGRAM))
 SMALL: Final[dict[str, Any]] = {"guest": "micro", "cpus": 1, "memory_mib": 128, "server": PROGRAM}
+CORE_PATTERN: Final = Path("/proc/sys/kernel/core_pattern").read_text()
+SLOW_START_S: Final = 60 if os.environ.get("HAZARDS") == "all" else 3
 
 
 @pytest.fixture
@@ -191,6 +193,18 @@ async def test_a_server_that_does_not_start_is_an_error_and_nothing_is_left(
     assert await listed(vm_factory) == []
 
 
+@pytest.mark.skipif(not CORE_PATTERN.startswith("core"), reason="the kernel writes core dumps elsewhere")
+async def test_the_core_dump_of_a_server_is_kept_beside_its_log(
+    vm_factory: VmFactory, script: Callable[[str], Path]
+) -> None:
+    program = script("import resource\nresource.setrlimit(resource.RLIMIT_CORE, (1 << 30, -1))\nos.abort()")
+    with pytest.raises(HostError, match="ended with status -6 before it answered"):
+        await vm_factory.start(**(SMALL | {"server": program}))
+    await vm_factory.aclose()
+    (core,) = vm_factory._log_dir.glob("vm.server.core*")
+    assert core.read_bytes().startswith(b"\x7fELF")
+
+
 async def test_a_server_whose_port_is_taken_is_given_another(
     vm_factory: VmFactory, script: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -222,7 +236,8 @@ async def test_a_server_program_may_be_an_artifact(
 
 
 async def test_a_server_that_takes_its_time_is_waited_for(vm_factory: VmFactory, script: Callable[[str], Path]) -> None:
-    program = script(f"time.sleep(3)\nos.execv({PROGRAM_PATH!r}, [{PROGRAM!r}, *sys.argv[1:]])")
+    """HAZARDS=all has it take a minute."""
+    program = script(f"time.sleep({SLOW_START_S})\nos.execv({PROGRAM_PATH!r}, [{PROGRAM!r}, *sys.argv[1:]])")
     vm = await vm_factory.start(**(SMALL | {"server": program}))
     assert await vm.run("echo hello") == "hello"
 

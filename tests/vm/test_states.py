@@ -388,12 +388,6 @@ async def test_a_name_that_is_no_state_is_refused_at_once(vm: TestVm) -> None:
     assert "did you mean 'Running'?" in (caught.value.hint or "")
 
 
-async def test_a_field_that_does_not_exist_is_refused_with_the_closest_one(vm_factory: VmFactory) -> None:
-    with pytest.raises(ConfigError, match="there is no field 'memory_mb'") as caught:
-        await vm_factory.start(memory_mb=512)  # type: ignore[call-arg]
-    assert caught.value.hint == "did you mean 'memory_mib'?"
-
-
 async def test_a_refused_vm_leaves_its_name_free(vm_factory: VmFactory) -> None:
     with pytest.raises(ApiError, match="there is no link 'vnic0'"):
         await vm_factory.start(guest="micro", nics=(Nic(link="vnic0"),), boot="cold")

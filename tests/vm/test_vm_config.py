@@ -11,6 +11,7 @@ import pytest
 from pytest_propolis.errors import ConfigError
 from pytest_propolis.settings import Settings
 from pytest_propolis.vm.config import DataDisk, Nic, VmConfig
+from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.instance_spec.builder import AttachedDisk, disk_components, instance_spec, with_failure_injector
 
 
@@ -154,3 +155,9 @@ def test_an_impossible_card_is_refused(changes: dict[str, Any], complaint: str) 
         Nic(**changes)
     assert complaint in caught.value.message
     assert caught.value.hint
+
+
+async def test_a_field_that_does_not_exist_is_refused_with_the_closest_one(vm_factory: VmFactory) -> None:
+    with pytest.raises(ConfigError, match="there is no field 'memory_mb'") as caught:
+        await vm_factory.start(memory_mb=512)  # type: ignore[call-arg]
+    assert caught.value.hint == "did you mean 'memory_mib'?"

@@ -8,10 +8,17 @@ from ...agent_api.disks import CreateDisk
 from ...agent_api.messages import AgentConfig
 from ...errors import ConfigError
 from ...storage.images.image_references import require_contained
-from ...storage.images.overlays import check_image, create_blank, create_overlay, image_info, presumed_format
+from ...storage.images.overlays import (
+    check_image,
+    convert_to_raw,
+    create_blank,
+    create_overlay,
+    image_info,
+    presumed_format,
+)
 from ...storage.store import default_artifact_dir
 
-__all__ = ["allowed_image_directories", "make_image", "require_absolute"]
+__all__ = ["allowed_image_directories", "is_to_be_converted", "make_image", "make_raw_copy", "require_absolute"]
 
 
 def allowed_image_directories(config: AgentConfig) -> tuple[Path, ...]:
@@ -49,6 +56,31 @@ async def make_image(request: CreateDisk, qemu_img: Path, path: Path, *, allowed
     await create_overlay(
         qemu_img=qemu_img, backing=image, overlay=path, backing_format=image_format, size_bytes=size_bytes
     )
+
+
+def is_to_be_converted(request: CreateDisk) -> bool:
+    """Return whether a raw disk needs its image converted: a raw image is copied as it is.
+
+    :raises ArtifactError: when the image's format was not stated, and it looks like a container.
+    """
+    if request.image is None:
+        return False
+    image = require_absolute(request.image, what="disk image")
+    return (request.image_format or presumed_format(image)) != "raw"
+
+
+async def make_raw_copy(request: CreateDisk, qemu_img: Path, path: Path, *, allowed: tuple[Path, ...]) -> None:
+    """Create a raw, sparse disk with the contents of an image of another format.
+
+    :param allowed: as for `make_image`.
+    :raises ArtifactError: when the image is missing or broken, is not of its format, or names files elsewhere.
+    :raises ResourceExhausted: when there is no space left.
+    """
+    assert request.image is not None
+    image, image_format = Path(request.image), request.image_format or presumed_format(Path(request.image))
+    require_contained(image, image_format, allowed=allowed)
+    await check_image(qemu_img=qemu_img, image=image, image_format=image_format)
+    await convert_to_raw(qemu_img=qemu_img, image=image, image_format=image_format, target=path)
 
 
 async def _whole_blocks(qemu_img: Path, image: Path, image_format: str, block_size: int) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from ...agent_api.disks import CreateDisk, DiskCreated, ForkImage
 from ...agent_api.messages import AgentConfig
@@ -14,7 +15,8 @@ from ...ledger.writer import LedgerWriter
 from ...operating_system.registry import system
 from ..client_resources import ClientResources
 from ..hypervisor import HypervisorFinder
-from .disk_images import allowed_image_directories, make_image
+from ..servers.program_help import QCOW2, help_names
+from .disk_images import allowed_image_directories, is_to_be_converted, make_image, make_raw_copy
 from .disk_space import DiskSpace
 from .image_forks import OwnedFork, fork_of, require_fork
 from .raw_disks import fill_last_block, make_blank, raw_fork
@@ -48,7 +50,7 @@ class DiskRegistry:
         self._all_resources = all_resources
 
     async def create_disk(self, client: str, request: CreateDisk) -> DiskCreated:
-        """Create a copy-on-write overlay on an image, or an empty disk.
+        """Create a copy-on-write overlay on an image, or an empty disk; a raw one for a server that reads no others.
 
         :raises ArtifactError: when the image is missing or broken.
         :raises ResourceExhausted: when there is no space left.
@@ -56,6 +58,8 @@ class DiskRegistry:
         if system().host.engine_obstacle is not None:
             return await self._create_raw_disk(client, request)
         qemu_img = (await self._hypervisors.find()).qemu.img
+        if not await _reads_qcow2(request.reader):
+            return await self._create_raw_disk(client, request, qemu_img=qemu_img)
         owned = self._resources_of(client)
         disk_id = secrets.token_hex(8)
         path = self._space.place(f"{disk_id}.qcow2")
@@ -66,8 +70,13 @@ class DiskRegistry:
         owned.disks[disk_id] = entry
         return DiskCreated(id=disk_id, path=str(path))
 
-    async def _create_raw_disk(self, client: str, request: CreateDisk) -> DiskCreated:
-        """Create a raw disk, or a raw fork of a raw image."""
+    async def _create_raw_disk(self, client: str, request: CreateDisk, *, qemu_img: Path | None = None) -> DiskCreated:
+        """Create a raw disk: an empty one, a fork of a raw image, or the contents of another image.
+
+        :param qemu_img: what converts images; None where there is no QEMU: then only raw ones can be forked.
+        """
+        if qemu_img is not None and is_to_be_converted(request):
+            return await self._convert_disk(client, request, qemu_img)
         if request.image is not None:
             fork = await self.fork_image(client, raw_fork(request))
             fill_last_block(fork.fork.path, request.block_size)
@@ -77,6 +86,19 @@ class DiskRegistry:
         path = self._space.place(f"{disk_id}.raw")
         with owned.writer.creating("file", path) as entry:
             make_blank(path, request.size_bytes or 0)
+        owned.disks[disk_id] = entry
+        return DiskCreated(id=disk_id, path=str(path))
+
+    async def _convert_disk(self, client: str, request: CreateDisk, qemu_img: Path) -> DiskCreated:
+        """Create a raw disk with the contents of an image that is not raw."""
+        owned = self._resources_of(client)
+        disk_id = secrets.token_hex(8)
+        path = self._space.place(f"{disk_id}.raw")
+        with owned.writer.creating("file", path) as entry:
+            await make_raw_copy(request, qemu_img, path, allowed=allowed_image_directories(self._config))
+            fill_last_block(path, request.block_size)
+            if owned.left:
+                raise AgentError(f"client {client!r} left while its disk was made")
         owned.disks[disk_id] = entry
         return DiskCreated(id=disk_id, path=str(path))
 
@@ -149,3 +171,8 @@ class DiskRegistry:
         owned = self._resources_of(client)
         await owned.closings()
         await owned.remove_volume(volume_id)
+
+
+async def _reads_qcow2(reader: str | None) -> bool:
+    """Return whether what is to serve a disk reads qcow2: the engine does, and a program that says so."""
+    return reader is None or (reader != "" and await help_names(reader, QCOW2))

@@ -88,6 +88,7 @@ def server_process(
     return ServerProcess(
         request.program,
         boot=request.boot,
+        qcow2_disks=request.qcow2_disks,
         own_options=own_options,
         directory=place.directory,
         disk_directory=place.disk_directory,

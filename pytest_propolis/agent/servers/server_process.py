@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from ...agent_api.boot_source import BootSource, DirectKernel
-from ...agent_api.server_program import ENGINE_PROGRAM, ServerProgram
+from ...agent_api.server_program import ENGINE_PROGRAM, ServerProgram, unreadable_disk
 from ...engine.qemu.binary import find_firmware
 from ...engine.qemu.child import Child, ChildRecord, Journal, NoJournal, spawn
 from ...errors import AgentError, ApiError, CapabilityMissing, HostError, PropolisError
@@ -24,7 +24,7 @@ from ...propolis_api import InstanceState, InstanceStateRequested
 from ...propolis_api.client import PropolisClient
 from ...propolis_api.connection.endpoint import Endpoint
 from ...storage.files import open_log
-from ...storage.programs import run_program
+from .program_help import QCOW2, cannot_be_run, help_names
 
 __all__ = ["LOOPBACK", "ServerProcess"]
 
@@ -33,7 +33,6 @@ FIRST_LOOK_S: Final = 0.01
 LONGEST_LOOK_S: Final = 0.25
 STOP_TIMEOUT_S: Final = 10.0
 TERMINATION_TIMEOUT_S: Final = 10.0
-HELP_TIMEOUT_S: Final = 20.0
 PORT_ATTEMPTS: Final = 5
 LAST_LINES: Final = 5
 ENDS: Final = (InstanceState.DESTROYED, InstanceState.FAILED)
@@ -44,15 +43,13 @@ from pytest_propolis.cli.serve import main
 main()
 """
 
-_HELP: Final[dict[tuple[str, int], str]] = {}
-"""The help texts of programs, by path and modification time."""
-
 
 class ServerProcess:
     """One process and the TCP port on which it serves. Create it, `start` it, and `close` it in any case.
 
     :param program: the program, and how long it may take to answer.
     :param boot: what its VM starts from.
+    :param qcow2_disks: the paths of its VM's disks that are qcow2 files.
     :param own_options: returns the options that only this project's own server takes.
     :param directory: its working directory, which is removed when this is closed; so is `disk_directory`.
     :param log_path: receives what it prints.
@@ -68,6 +65,7 @@ class ServerProcess:
         program: ServerProgram,
         *,
         boot: BootSource,
+        qcow2_disks: Sequence[str] = (),
         own_options: Callable[[], Awaitable[Sequence[str]]],
         directory: Path,
         disk_directory: Path,
@@ -78,6 +76,7 @@ class ServerProcess:
     ) -> None:
         self._program = program
         self._boot = boot
+        self._qcow2_disks = qcow2_disks
         self._own_options = own_options
         self._directories = (directory, disk_directory)
         self.log_path = log_path
@@ -99,10 +98,11 @@ class ServerProcess:
     async def start(self) -> None:
         """Start the program, and wait until it answers.
 
-        :raises CapabilityMissing: when it cannot boot what is to be booted.
+        :raises CapabilityMissing: when it cannot boot what is to be booted, or cannot read a disk.
         :raises HostError: when it cannot be run, exits, or does not answer in time, with its output.
         """
         self._path = await asyncio.to_thread(self._executable)
+        await self._require_readable_disks()
         arguments = await self._boot_arguments()
         for attempt in range(PORT_ATTEMPTS):
             with _reserved_port() as self.port:
@@ -156,11 +156,18 @@ class ServerProcess:
         copy.chmod(0o700)
         return str(copy)
 
+    async def _require_readable_disks(self) -> None:
+        """
+        :raises CapabilityMissing: when a disk is in a format that the program may take for the contents of a raw disk.
+        """
+        if self._qcow2_disks and not await help_names(self._program.path, QCOW2):
+            raise unreadable_disk(self._program.path, self._qcow2_disks[0])
+
     async def _boot_arguments(self) -> list[str]:
         """Options and BOOTROM_PATH for what the VM starts from."""
-        is_own = await self._has_option("--kernel")
+        is_own = await help_names(self._program.path, "--kernel")
         options = [*(await self._own_options() if is_own else ()), *self._metrics]
-        if self._metrics and not await self._has_option(self._metrics[0]):
+        if self._metrics and not await help_names(self._program.path, self._metrics[0]):
             raise CapabilityMissing(
                 f"{self._program.path} has no option {self._metrics[0]}, and so no metrics",
                 hint="take a newer one, or do not use the fixture `metrics` in this test",
@@ -190,27 +197,6 @@ class ServerProcess:
             hint="choose a guest with a boot loader on its disk, and VmConfig(firmware='uefi')",
         )
 
-    async def _has_option(self, option: str) -> bool:
-        """Return whether the program's own help names an option. Each program is asked once."""
-        if self._program.path == ENGINE_PROGRAM:
-            return True
-        try:
-            program = self._program.path, Path(self._path).stat().st_mtime_ns
-            if program not in _HELP:
-                async with asyncio.timeout(HELP_TIMEOUT_S):
-                    told = await run_program([*system().children.privileges, self._path, "run", "--help"])
-                _HELP[program] = told.output + told.complaint
-        except TimeoutError:
-            return False
-        except OSError as error:
-            raise self._cannot_be_run(error) from None
-        return option in _HELP[program]
-
-    def _cannot_be_run(self, error: OSError) -> HostError:
-        return HostError(
-            f"{self._program.path} cannot be run: {error.strerror or error}", hint="correct --propolis-server"
-        )
-
     async def _launch(self, arguments: list[str]) -> None:
         program, *words = *system().children.privileges, self._path
         with open_log(self.log_path) as log:
@@ -226,7 +212,7 @@ class ServerProcess:
                     directory=self._directories[0],
                 )
             except OSError as error:
-                raise self._cannot_be_run(error) from None
+                raise cannot_be_run(self._program.path, error) from None
         record.live(self._child.pid)
 
     async def _answers(self, *, last: bool) -> bool:

@@ -87,10 +87,7 @@ async def serve(
     """
     directory = Path(config.directory)
     finder = HypervisorFinder(config)
-    leave = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in SIGNALS:
-        loop.add_signal_handler(number, leave.set)
+    leave = _signalled()
     with (
         Ledger.open(directory / LEDGER_NAME, run=config.run) as ledger,
         listening(address) as listener,
@@ -118,6 +115,15 @@ async def serve(
         logger.error("still there: %s", left)
         return
     shutil.rmtree(directory)
+
+
+def _signalled() -> asyncio.Event:
+    """Return what is set by the first signal that ends the server."""
+    leave = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, leave.set)
+    return leave
 
 
 def _server_config(

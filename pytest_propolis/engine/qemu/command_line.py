@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 from uuid import UUID
@@ -77,22 +77,14 @@ def qemu_arguments(
     :param cpu_features: the names of the CPU features that the accelerator has; None if that is not known.
     :param display_socket: where the display's VNC server is to listen; None for a VM without a display.
     :param has_vsock: whether the host's kernel has virtio sockets for guests.
-    :param generation: the generation id of a guest that is a copy of another one; by default the instance's id, which
-        does not change in a migration.
-    :param guest_ports: whether the guest has `GuestPorts`.
+    :param generation: the generation id of a guest that is a copy of another one; by default the instance's id.
     :raises InvalidSpec: naming the component at fault.
     :raises SpecUnsupported: naming the component that is not realised.
     """
     components = {key: unwrap(component) for key, component in spec.components.items()}
-    buses = PciBuses(
-        components,
-        pcie=spec.board.chipset.value.enable_pcie,
-        display=display_socket is not None,
-        guest_ports=guest_ports,
-    )
+    buses = _buses(spec.board, components, display=display_socket is not None, guest_ports=guest_ports)
     arguments = [
-        *("-name", f"guest={mark}", "-uuid", str(properties.id)),
-        *("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S"),
+        *_process(mark, properties),
         *_board(spec.board, flash, memory),
         *cpu_arguments(spec.board, accelerator, cpu_features),
         *_boot(boot),
@@ -106,10 +98,25 @@ def qemu_arguments(
         *_display(display_socket),
         *(port_devices(buses.guest_ports_place) if guest_ports else ()),
     ]
+    _require_no_nul(arguments)
+    return arguments
+
+
+def _require_no_nul(arguments: Sequence[str]) -> None:
     for argument in arguments:
         if "\0" in argument:
             raise InvalidSpec(f"a text of the spec has a NUL character: {argument!r}")
-    return arguments
+
+
+def _buses(board: Board, components: Mapping[str, Any], *, display: bool, guest_ports: bool) -> PciBuses:
+    pcie = board.chipset.value.enable_pcie
+    return PciBuses(components, pcie=pcie, display=display, guest_ports=guest_ports)
+
+
+def _process(mark: str, properties: InstanceProperties) -> Iterator[str]:
+    """What every QEMU process is: marked as the run's, without devices of its own, and paused."""
+    yield from ("-name", f"guest={mark}", "-uuid", str(properties.id))
+    yield from ("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S")
 
 
 def unwrap(component: Component) -> Any:

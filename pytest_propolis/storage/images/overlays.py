@@ -100,6 +100,21 @@ async def create_blank(*, qemu_img: Path, image: Path, size_bytes: int, image_fo
         await _qemu_img(qemu_img, "create", "-q", "-f", image_format, _absolute(image), str(size_bytes))
 
 
+async def convert_to_raw(*, qemu_img: Path, image: Path, image_format: str, target: Path) -> None:
+    """Create a raw, sparse file with the contents of an image. A call that fails leaves nothing behind.
+
+    :param image_format: the format of ``image``.
+    :raises ArtifactMissing: when there is no such image, or one under it is missing.
+    :raises ArtifactError: when ``target`` exists, or cannot be made.
+    :raises ResourceExhausted: when there is no space left.
+    :raises CapabilityMissing: when ``qemu_img`` cannot be run.
+    """
+    _require_image(image)
+    with _new_file(target):
+        arguments = ("-f", image_format, "-O", "raw", _absolute(image), _absolute(target))
+        await _qemu_img(qemu_img, "convert", "-q", *arguments, image=image)
+
+
 async def image_info(*, qemu_img: Path, image: Path, image_format: str | None = None) -> ImageInfo:
     """Describe an image, even while a VM writes to it.
 

@@ -51,7 +51,7 @@ class VolumeDisk(Disk):
         require_device_name("crucible disk", self.name)
 
     def attached(self) -> AttachedDisk:
-        """The disk as the server gets it, with the volume as it is now."""
+        """Return the disk as the server gets it, with the volume as it is now."""
         assert self.pci_slot is not None
         return AttachedDisk(
             name=self.name,
@@ -79,7 +79,7 @@ class VolumeDisk(Disk):
 
 
 def with_volumes(spec: InstanceSpec, disks: Iterable[VolumeDisk]) -> InstanceSpec:
-    """The same spec with the replicated disks as they are now."""
+    """Return the same spec with the replicated disks as they are now."""
     components = {**spec.components, **{disk.backend_key: disk.backend for disk in disks}}
     return msgspec.structs.replace(spec, components=components)
 
@@ -126,7 +126,7 @@ class CrucibleDisk:
         readonly: bool = False,
         pci_slot: int | None = None,
     ) -> VolumeDisk:
-        """The disk for `VmConfig.disks`, with other than the default options.
+        """Return the disk for `VmConfig.disks`, with other than the default options.
 
         :param interface: an ``nvme`` disk does not let the guest wait when too few replicas are left: requests fail.
         """
@@ -159,7 +159,7 @@ class CrucibleDisk:
         self._has_black_hole = False
 
     def vcr(self) -> dict[str, Any]:
-        """The volume construction request, as the disk is now."""
+        """Return the volume construction request, as the disk is now."""
         created, targets = self._created, list(self._targets)
         if self._has_black_hole:
             targets[0] = created.black_hole
@@ -234,7 +234,7 @@ class CrucibleDisk:
             raise
 
     async def status(self) -> UpstairsInfo:
-        """What the server of the VM that has the disk says of it.
+        """Return what the server of the VM that has the disk says of it.
 
         :raises ConfigError: when no VM has it.
         :raises ApiError: when that VM is not active.

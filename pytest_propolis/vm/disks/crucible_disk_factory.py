@@ -154,7 +154,7 @@ class CrucibleDiskFactory:
         return await self._images(agent).path(image)
 
     async def aclose(self) -> None:
-        """Remove all disks. Closing twice is fine."""
+        """Remove all disks. Idempotent."""
         if self._agent is not None:
             await self._agent.remove(self.resources)
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final, TypeVar
 
 from ...errors import ApiError, MetricsMissing, MetricsTimeout, PropolisError, VmStateError
 from ...guests.fork_identity import real_time_ns
+from ...hosts.host import Host
 from ...oximeter.collector import Collector, NotCollected
 from ...oximeter.virtual_machine import VCPU_USAGE
+from ...propolis_api.connection.endpoint import Endpoint
 from ..migration import TERMINAL
 from ..vm import TestVm
 from .samples import Samples
@@ -34,6 +38,7 @@ class Metrics:
 
     def __init__(self, collector: Collector) -> None:
         self._collector = collector
+        self._reached: dict[tuple[str, int], int] = {}
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -93,13 +98,30 @@ class Metrics:
                 f"its metrics did not show in time what is waited for: {last}",
                 vm=vm.name,
                 waited_s=timeout_s,
-                hint=HINT,
+                hint=self._hint(vm),
             ) from None
+
+    def _hint(self, vm: TestVm) -> str:
+        if "://" in str(vm.server):
+            return f"{vm.server} registers where it was told to: start it with --metric-addr {self.address}"
+        return HINT
+
+    async def _reach(self, host: Host, address: str) -> Endpoint:
+        """Return where this process finds an address on a host."""
+        endpoint = Endpoint.at(address)
+        ip, port = endpoint.host_and_port
+        if host.shares_files or not ipaddress.ip_address(ip).is_loopback:
+            return endpoint
+        if (host.name, port) not in self._reached:
+            self._reached[host.name, port] = await host.reach_port(port)
+        return Endpoint(base_url=f"http://127.0.0.1:{self._reached[host.name, port]}")
 
     async def _look(self, vm: TestVm, predicate: Callable[[Samples], T | None]) -> tuple[T | None, str]:
         """Poll once; return what the predicate found, if anything, and what there was to find."""
         try:
-            samples = Samples.of(vm.name, await self._collector.collect(vm.properties.id))
+            samples = Samples.of(
+                vm.name, await self._collector.collect(vm.properties.id, reach=partial(self._reach, vm.host))
+            )
         except NotCollected as error:
             if await _has_ended(vm):
                 raise VmStateError(f"it has ended, and has no metrics any more: {error}", vm=vm.name) from None

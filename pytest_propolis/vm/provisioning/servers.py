@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from ...agent_api.messages import CreateVm
-from ...agent_api.server_program import ENGINE_PROGRAM, SERVER_HINT, ServerProgram
+from ...agent_api.server_program import ENGINE_PROGRAM, SERVER_HINT, ServerProgram, unreadable_disk
 from ...errors import AgentError, ApiError, CapabilityMissing, ConfigError
 from ...hosts.host import Host, log_path_on
 from ...propolis_api.client import PropolisClient
@@ -25,7 +25,7 @@ from ..timings import Timings
 from .admission import retry_while_busy
 from .host_session import HostSession
 
-__all__ = ["Served", "open_server", "qemu_log", "require_engine", "require_metrics", "require_served"]
+__all__ = ["Served", "disk_reader", "open_server", "qemu_log", "require_engine", "require_served"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +59,13 @@ async def open_server(
     :param wanted: what the agent is asked for, but for the log and the program.
     :param start_timeout_s: how long a program may take to answer.
     :raises ConfigError: when there is no such server, or it has a VM already.
+    :raises CapabilityMissing: when it cannot boot the VM, or read its disks.
     :raises HostError: when a program does not start.
     """
     host, agent = session.host, session.agent
     if isinstance(server, str) and "://" in server:
+        if wanted.qcow2_disks:
+            raise unreadable_disk(server, wanted.qcow2_disks[0])
         return Served(endpoint=await _free_server(server, vm=wanted.name))
     program, log = None, qemu_log(log_dir, wanted.name)
     if server != ENGINE:
@@ -80,6 +83,18 @@ async def open_server(
         vm_id=created.id,
         migrations=partial(agent.migrations, created.path),
     )
+
+
+async def disk_reader(server: str | Path, host: Host, *, images: ImageFinder, progress: Progress) -> str | None:
+    """Return what the agent must know of a VM's server to make disks for it: `CreateDisk.reader`.
+
+    :raises ConfigError: when there is no such program.
+    """
+    if server == ENGINE:
+        return None
+    if isinstance(server, str) and "://" in server:
+        return ""
+    return await _program_on(host, server, images=images, progress=progress)
 
 
 def qemu_log(directory: Path, name: str) -> Path:
@@ -107,25 +122,6 @@ def require_engine(what: str, *, vm: str, server: str | Path) -> None:
             f"{what} needs the engine, and the VM is served by {server}",
             vm=vm,
             hint="leave it out, or mark the test with @pytest.mark.requires(server='engine')",
-        )
-
-
-def require_metrics(vm: str, host: Host, server: str | Path) -> None:
-    """
-    :raises CapabilityMissing: when what is to serve a VM cannot register for metrics at a collector in this process.
-    """
-    hint = "do not use the fixture `metrics` in this test, or serve the VM by the engine or a program, on this machine"
-    if isinstance(server, str) and "://" in server:
-        raise CapabilityMissing(
-            f"the server {server} runs already, and registers for metrics where it was told to when it was started",
-            vm=vm,
-            hint=hint,
-        )
-    if not host.shares_files:
-        raise CapabilityMissing(
-            f"metrics are collected on this machine, where VMs of the host {host.name!r} cannot register",
-            vm=vm,
-            hint=hint,
         )
 
 

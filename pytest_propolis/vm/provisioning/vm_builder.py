@@ -19,6 +19,7 @@ from ...guests.registry import GuestRegistry
 from ...hosts.host import log_path_on
 from ...propolis_api import Component, InstanceProperties, InstanceSpec
 from ...propolis_api.client import PropolisClient
+from ...propolis_api.connection.endpoint import Endpoint
 from ...storage.artifacts import Artifact
 from ..config import CompleteVmConfig
 from ..disks.image_disk import image_format_of
@@ -30,13 +31,14 @@ from ..instance_spec.builder import (
     instance_properties,
     instance_spec,
     nic_components,
+    qcow2_files,
     with_failure_injector,
 )
 from ..timings import Timings
 from ..vm import TestVm
 from .guest_images import ReadyImage, ready_image
 from .host_session import HostSession
-from .servers import open_server, qemu_log
+from .servers import disk_reader, open_server, qemu_log
 
 __all__ = ["VmBuilder", "VmPlan"]
 
@@ -88,6 +90,7 @@ class VmBuilder:
         self._progress = progress
         self._artifact = artifact
         self._metric_addr = metric_addr
+        self._registries: dict[str, str] = {}
 
     def images(self, session: HostSession, *, timeout_s: float) -> ImageFinder:
         """Return what finds disk images and boot ROMs for VMs on a host."""
@@ -126,7 +129,7 @@ class VmBuilder:
                 added |= nic_components(nic)
             log_path = log_path_on(session.host, qemu_log(self._log_dir, name))
             forked = await session.warm_starter.fork(
-                kind, guest, added=added, log_path=log_path, run=run, metric_addr=self._metric_addr
+                kind, guest, added=added, log_path=log_path, run=run, metric_addr=await self._registry_on(session)
             )
             if forked is None:
                 return None
@@ -164,10 +167,14 @@ class VmBuilder:
         if config.boot_disk is not None:
             path = await images.path(config.boot_disk)
             image = dataclasses.replace(image, disk=Path(path), disk_format=image_format_of(path))
+        reader = await disk_reader(complete.server, session.host, images=images, progress=self._progress)
         spec = instance_spec(
             cpus=complete.cpus,
             memory_mib=complete.memory_mib,
-            disks=[await self._attached(session, disk, request, taken) for disk, request in disks_of(config, image)],
+            disks=[
+                await self._attached(session, disk, request, taken, reader=reader)
+                for disk, request in disks_of(config, image)
+            ],
             boot_order=boot_order_of(config, image),
             nics=config.nics,
             cpuid=config.cpuid,
@@ -206,7 +213,8 @@ class VmBuilder:
                 guest_ports=plan.guest_ports,
                 copy_disks=plan.copy_disks,
                 predecessor=plan.predecessor,
-                metric_addr=self._metric_addr,
+                qcow2_disks=tuple(qcow2_files(plan.spec)),
+                metric_addr=await self._registry_on(session),
             ),
             session=session,
             log_dir=self._log_dir,
@@ -244,6 +252,19 @@ class VmBuilder:
             vm.boot_source, kernel=str(image.kernel), initrd=str(image.initrd) if image.initrd else None
         )
 
+    async def _registry_on(self, session: HostSession) -> str | None:
+        """Return where servers on a host register for metrics; None for no metrics.
+
+        :raises HostError: when they cannot reach this machine.
+        """
+        if self._metric_addr is None:
+            return None
+        host = session.host
+        if host.name not in self._registries:
+            registry = Endpoint(base_url=f"http://{self._metric_addr}")
+            self._registries[host.name] = await host.address_for_agent(registry, on=host)
+        return self._registries[host.name]
+
     async def _image(self, session: HostSession, guest: GuestAdapter, *, timeout_s: float) -> ReadyImage:
         return await ready_image(session.host, session.agent, guest.image, timeout_s=timeout_s, progress=self._progress)
 
@@ -256,10 +277,15 @@ class VmBuilder:
         disk: AttachedDisk,
         request: CreateDisk | None,
         taken: contextlib.AsyncExitStack,
+        *,
+        reader: str | None = None,
     ) -> AttachedDisk:
-        """A disk that exists; one in memory does so without a request."""
+        """A disk that exists; one in memory does so without a request.
+
+        :param reader: what reads it: `CreateDisk`.
+        """
         if request is None:
             return disk
-        created = await session.agent.create_disk(request)
+        created = await session.agent.create_disk(msgspec.structs.replace(request, reader=reader))
         session.own_disk(created.id, taken)
         return dataclasses.replace(disk, path=created.path)

@@ -1,0 +1,101 @@
+"""Run tests of this project with a process for each VM: what serves a VM must not matter to them.
+
+``.venv/bin/python tests/support/program_run.py [--server PROGRAM] [PYTEST ARGUMENT...]``
+
+A test may be skipped because it needs the engine. Any other skip fails the run, apart from those of `EXPECTED_SKIPS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+__all__ = ["PROGRAM", "SELECTION", "WHOLE", "ProgramRun", "program_run"]
+
+ROOT: Final = Path(__file__).parents[2]
+PROGRAM: Final = "propolis-server-qemu"
+
+SELECTION: Final = (
+    "tests/vm/test_states.py",
+    "tests/vm/test_waits_that_cannot_end.py",
+    "example_tests/test_boot.py",
+    "example_tests/test_commands.py",
+)
+"""What continuous integration runs."""
+
+WHOLE: Final = (
+    "example_tests",
+    "tests/console",
+    "tests/engine/test_migration_refusals.py",
+    "tests/engine/test_server_program.py",
+    "tests/vm",
+)
+"""The examples, and the cases of states, consoles and migrations, and PHD's."""
+
+NEEDS_THE_ENGINE: Final = re.compile(r"it needs the engine, and VMs of this run are served by")
+EXPECTED_SKIPS: Final = re.compile(
+    r"not installed|which is not there|\bpackage\b|loses pages of a guest|there is no /dev/|is not built"
+)
+
+
+class ProgramRun:
+    """A run that has ended.
+
+    :param output: what pytest printed.
+    """
+
+    def __init__(self, status: int, output: str) -> None:
+        self.status = status
+        self.output = output
+
+    @property
+    def skips(self) -> list[str]:
+        return [line for line in self.output.splitlines() if line.startswith("SKIPPED")]
+
+    @property
+    def unexpected_skips(self) -> list[str]:
+        return [line for line in self.skips if not any(p.search(line) for p in (NEEDS_THE_ENGINE, EXPECTED_SKIPS))]
+
+
+def program_run(
+    tests: Iterable[str], *, server: str = PROGRAM, arguments: Sequence[str] = (), timeout_s: float | None = None
+) -> ProgramRun:
+    """Run tests at a server program, on three hosts of this machine."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"),
+            *("--propolis-server", server, "--propolis-hosts", "local:3"),
+            *arguments,
+            *tests,
+        ],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=timeout_s,
+    )
+    return ProgramRun(done.returncode, done.stdout)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run tests with a server program for each VM.")
+    parser.add_argument("--server", default=PROGRAM, help="default: %(default)s")
+    options, arguments = parser.parse_known_args()
+    done = program_run(WHOLE, server=options.server, arguments=arguments)
+    print(done.output)
+    for skip in done.unexpected_skips:
+        print("skipped for another reason than the server:", skip)
+    return done.status or bool(done.unexpected_skips)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
