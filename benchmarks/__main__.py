@@ -10,7 +10,7 @@ from .common.figure import Figure, table
 from .common.options import Options
 from .fleet import downloads, nodes, ssh_hosts
 from .runs import agent_start, collect, crowd, imports, inner_loop, interruption, suite
-from .scheduling import makespan
+from .scheduling import controller, makespan
 from .vms import (
     api,
     boot,
@@ -23,6 +23,7 @@ from .vms import (
     serial_throughput,
     server_program,
     volumes,
+    zfs_fork,
 )
 
 BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
@@ -41,6 +42,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "fork": fork.measure,
     "suite": suite.measure,
     "volumes": volumes.measure,
+    "zfs_fork": zfs_fork.measure,
     "crowd": crowd.measure,
     "migration": migration.measure,
     "nodes": nodes.measure,
@@ -48,8 +50,9 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "ssh_hosts": ssh_hosts.measure,
     "cpu_model": cpu_model.measure,
     "scheduling": makespan.measure,
+    "controller": controller.measure,
 }
-ON_REQUEST: Final = {"cpu_model", "scheduling"}
+ON_REQUEST: Final = {"controller", "cpu_model", "scheduling"}
 """They explain a choice or take minutes, and are measured when they are named."""
 
 

@@ -117,6 +117,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     return wanted_workers(hosts)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Before xdist looks whether it distributes tests."""
+    from .session.internals import distribute_over_places
+
+    if _settings(config).hosts is not None:
+        distribute_over_places(config)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     from .session.stash import INTERRUPTION

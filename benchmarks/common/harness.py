@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_propolis.engine.qemu.accelerator.acceleration import acceleration_arguments
 from pytest_propolis.engine.qemu.accelerator.probe import AcceleratorName
+from pytest_propolis.guests.adapter import GuestAdapter
 from pytest_propolis.guests.registry import GuestRegistry
 from pytest_propolis.hosts.local import LocalHost
 from pytest_propolis.hosts.run_directory import run_token
@@ -41,26 +42,31 @@ class Harness:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, options: Options, *, standby: int = 0, boot: BootKind = "warm") -> AsyncIterator[Harness]:
-        """Start an agent and open a factory. The VMs of the factory end when the context exits."""
+    async def open(
+        cls, options: Options, *, standby: int = 0, boot: BootKind = "warm", guests: Iterable[GuestAdapter] = ()
+    ) -> AsyncIterator[Harness]:
+        """Start an agent and open a factory. The VMs of the factory end when the context exits.
+
+        :param guests: others than the built-in ones.
+        """
         settings = Settings(
             cpus=CPUS, memory_mib=MEMORY_MIB, accelerator=options.accelerator, standby=standby, boot=boot
         )
-        guests = GuestRegistry()
+        registry = GuestRegistry(guests)
         host = LocalHost(settings, run_id=run_token(None))
         with tempfile.TemporaryDirectory(prefix="propolis-benchmark-") as name:
             try:
                 async with VmFactory.on(
                     [host],
                     settings=settings,
-                    guests=guests,
+                    guests=registry,
                     group="benchmark",
                     log_dir=Path(name) / "logs",
                     progress=say,
                     made=lambda vm: None,
                     artifact=lambda name: None,
                 ) as factory:
-                    yield cls(settings=settings, host=host, factory=factory, guests=guests, directory=Path(name))
+                    yield cls(settings=settings, host=host, factory=factory, guests=registry, directory=Path(name))
             finally:
                 host.close()
 

@@ -21,6 +21,7 @@ class CreateVolume(msgspec.Struct, frozen=True, kw_only=True):
     :param block_size: 512 or 4096.
     :param image: path of an image that it lies over, and which must not change meanwhile; None for an empty one.
     :param image_format: ``qcow2`` or ``raw``.
+    :param contents: what it holds from its first byte on, instead of an image; not larger than it.
     :param stall_timeout_s: how long the guest's requests wait, when too few replicas are left.
     """
 
@@ -31,6 +32,7 @@ class CreateVolume(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 4096
     image: str | None = None
     image_format: str = "raw"
+    contents: bytes | None = None
 
 
 class VolumeCreated(msgspec.Struct, frozen=True, kw_only=True):

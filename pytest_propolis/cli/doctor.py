@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ..errors import ConfigError, PropolisError
+from ..errors import PropolisError
 from ..settings import OPTIONS, Settings
-from .hosts import ask_hosts, on_hosts
+from .hosts import LOCAL, PROGRAM, ask_hosts, on_hosts, visited
 from .main import settings_options
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..hosts.inventory.capabilities import Survey
     from ..hosts.inventory.capability import Capability
     from ..hosts.inventory.servers import ServerReport
+    from ..hosts.ssh.visit import Visited
     from ..storage.store import ArtifactStore
     from .project import Project
 
@@ -66,14 +67,22 @@ def doctor(
         return
     if hosts is None:
         click.get_current_context().exit(0 if _examine(settings, as_json=as_json) else 1)
-    if as_json:
-        raise ConfigError("--json is for one machine", hint="leave out --hosts or --json")
     arguments = ["doctor", "--propolis-accelerator", settings.accelerator]
+    if as_json:
+        found = _hosts_as_objects(hosts, [*arguments, "--json"], settings)
+        click.echo(json.dumps({"hosts": found}, indent=2))
+        click.get_current_context().exit(0 if all(host.get("can_run_vms") for host in found.values()) else 1)
     ask_hosts(hosts, arguments, here=lambda: _examine(settings, as_json=False))
 
 
 def _examine(settings: Settings, *, as_json: bool) -> bool:
     """Show what this machine can do; return whether VMs can run here."""
+    found = _survey(settings)
+    click.echo(json.dumps(_as_object(found), indent=2) if as_json else "\n".join(_as_table(found)))
+    return found.can_run_vms
+
+
+def _survey(settings: Settings) -> Survey:
     from ..guests.registry import GuestRegistry
     from ..hosts.inventory.capabilities import survey
 
@@ -82,9 +91,27 @@ def _examine(settings: Settings, *, as_json: bool) -> bool:
         given = click.get_current_context().params
         settings = Settings.resolve(command_line=given, ini=project.ini, ini_directory=project.ini_directory)
         guests = project.guests
-    found = asyncio.run(survey(settings, guest_files=_guest_files(settings, guests)))
-    click.echo(_as_json(found) if as_json else "\n".join(_as_table(found)))
-    return found.can_run_vms
+    return asyncio.run(survey(settings, guest_files=_guest_files(settings, guests)))
+
+
+def _hosts_as_objects(
+    hosts: Sequence[HostSpec], arguments: Sequence[str], settings: Settings
+) -> dict[str, dict[str, Any]]:
+    """Return what each host can do, as it says it with --json; of a host that does not answer, the error."""
+    remote = [spec for spec in hosts if spec.kind != LOCAL]
+    answers = dict(zip((spec.name for spec in remote), asyncio.run(visited(remote, PROGRAM, arguments)), strict=True))
+    here = _as_object(_survey(settings)) if len(remote) < len(hosts) else {}
+    return {spec.name: _host_as_object(answers[spec.name]) if spec.name in answers else here for spec in hosts}
+
+
+def _host_as_object(answer: Visited | PropolisError) -> dict[str, Any]:
+    if isinstance(answer, PropolisError):
+        return {"can_run_vms": False, "error": str(answer)}
+    try:
+        found: dict[str, Any] = json.loads(answer.output)
+    except ValueError:
+        return {"can_run_vms": False, "error": answer.complaint or answer.output}
+    return found
 
 
 def _explain_tests(paths: tuple[str, ...], hosts: str | None, *, as_json: bool) -> None:
@@ -98,14 +125,12 @@ def _explain_tests(paths: tuple[str, ...], hosts: str | None, *, as_json: bool) 
     click.echo(json.dumps({"tests": objects(found)}, indent=2) if as_json else "\n".join(as_lines(found)))
 
 
-def _as_json(found: Survey) -> str:
+def _as_object(found: Survey) -> dict[str, Any]:
     needed = [{**asdict(capability), "needed": True} for capability in found.needed]
     useful = [{**asdict(capability), "needed": False} for capability in found.useful]
     needs = [{**asdict(capability), "needed": True} for capability in found.server_needs]
     servers = [asdict(server) for server in found.servers]
-    return json.dumps(
-        {"can_run_vms": found.can_run_vms, "capabilities": needed + useful + needs, "servers": servers}, indent=2
-    )
+    return {"can_run_vms": found.can_run_vms, "capabilities": needed + useful + needs, "servers": servers}
 
 
 def _as_table(found: Survey) -> Iterator[str]:

@@ -58,7 +58,7 @@ def chosen_hosts(inventory: str | None, names: Sequence[str]) -> tuple[HostSpec,
 
 
 def ask_hosts(hosts: Sequence[HostSpec], arguments: Sequence[str], *, here: Callable[[], bool]) -> None:
-    """Run a command on hosts at once, show what each says, and exit with 1 if one of them failed.
+    """Run a command on hosts at once, show each one's output, and exit with 1 if one of them failed.
 
     :param arguments: of `propolis`.
     :param here: runs the command on this machine for local hosts, and returns whether it went well.

@@ -64,7 +64,7 @@ def tests_here(arguments: Sequence[str], look: Callable[[pytest.Item], _Found]) 
     """Collect tests as ``pytest`` in this directory would, and look at each. None is run.
 
     :param arguments: further ones for pytest: paths, options.
-    :raises ConfigError: if they cannot be collected, with what pytest says.
+    :raises ConfigError: if they cannot be collected, with pytest's output.
     """
     collector = _Collector(look)
     said = io.StringIO()

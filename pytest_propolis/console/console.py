@@ -53,7 +53,7 @@ class Console:
     :param vm: the VM's name, for errors.
     :param log_path: the log file; its directory must exist. What is there already is kept.
     :param follow: how to go with a guest that migrates; without it, the console closes then.
-    :param loss: tells why the VM's host is lost.
+    :param loss: returns why the VM's host is lost.
     :param failures: gets to know what goes wrong in the guest's kernel.
     :raises HostError: when the log file cannot be had.
     """
@@ -80,7 +80,7 @@ class Console:
         self.on_signal: Callable[[Signal], None] | None = None
         """Called for each signal of the shell protocol that has one of the words given to `expect_nonces`."""
         self.on_reset: Callable[[], None] | None = None
-        """Called when the guest has reset its machine, if the server tells of that."""
+        """Called when the guest has reset its machine, if the server reports it."""
         self._loss = loss
         self._lost: AgentError | None = None
         self._not_followed: str | None = None
@@ -110,7 +110,7 @@ class Console:
     ) -> AsyncIterator[Console]:
         """A console over an open websocket, which it closes.
 
-        :param loss: tells why the VM's host is lost.
+        :param loss: returns why the VM's host is lost.
         :param failures: gets to know what goes wrong in the guest's kernel.
         """
         console = cls(connection, vm=vm, log_path=log_path, follow=follow, loss=loss, failures=failures)
@@ -184,12 +184,12 @@ class Console:
         """Name another VM in errors from now on: the one that the guest has migrated to.
 
         :param follow: how to go on with the guest when it migrates again.
-        :param loss: tells why the VM's host is lost.
+        :param loss: returns why the VM's host is lost.
         """
         self._vm, self._follow, self._loss = vm, follow or self._follow, loss
 
     def tail(self) -> tuple[str, ...]:
-        """The last lines shown."""
+        """Return the last lines shown."""
         return self.transcript.tail(TAIL_LINES)
 
     def note(self, text: str) -> None:
@@ -206,7 +206,7 @@ class Console:
             self._recorded = True
 
     async def aclose(self) -> None:
-        """Stop following the console. Closing twice is fine."""
+        """Stop following the console. Idempotent."""
         await self._connection.close()
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
@@ -258,7 +258,7 @@ class Console:
         followed.set_result(True)
 
     async def _send(self, typed: bytes) -> bool:
-        """Whether the guest gets it, here or where it moves meanwhile."""
+        """Return whether the guest gets it, here or where it moves meanwhile."""
         following, sent = self._next, self._sent
         sent.append(typed)
         try:
@@ -317,7 +317,7 @@ class Console:
         )
 
     def _has_stopped(self) -> bool:
-        """Whether the server has said that the VM stopped."""
+        """Return whether the server has said that the VM stopped."""
         return self._connection.close_code == CloseCode.GOING_AWAY and bool(self._connection.close_reason)
 
     def _closed(self, reason: str | None = None) -> PropolisError:

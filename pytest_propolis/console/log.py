@@ -45,7 +45,7 @@ class ConsoleLog:
             self.failure = error.strerror
 
     def close(self) -> None:
-        """Write no more. Closing twice is fine."""
+        """Write no more. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -63,6 +63,6 @@ def make_log_directory(path: Path) -> None:
 
 
 def log_place_error(path: Path, error: OSError) -> HostError:
-    """What the operating system says of a log's place, as an error that names it."""
+    """Return an operating system error about a log's path as an error that names it."""
     kind = ResourceExhausted if error.errno in NO_SPACE else HostError
     return kind(f"the log {path} cannot be written: {error.strerror}", hint=HINT)

@@ -142,7 +142,7 @@ HAND_OVER: Final = f"while :; do {INTERACTIVE} || sleep 1; done"
 
 
 def program(session: str, *, shell: str = "sh") -> str:
-    """The read-eval loop as one command, to be typed at the prompt of any login shell: POSIX, csh or fish.
+    """Return the read-eval loop as one command, to be typed at the prompt of any login shell: POSIX, csh or fish.
 
     It is packed, because a line editor may take no more than 1,023 characters (busybox), and because no two kinds of
     shell quote alike. The guest needs `base64` and `gzip`.
@@ -181,15 +181,15 @@ def _named(text: str, session: str) -> str:
 
 
 def interactive_command() -> str:
-    """A command that puts the user's own shell on the terminal, and the loop back when that ends."""
+    """Return a command that puts the user's own shell on the terminal, and the loop back when that ends."""
     return INTERACTIVE
 
 
 def hand_over_command() -> str:
-    """A command that puts the user's own shell on the terminal for good: when that ends, another one comes."""
+    """Return a command that puts the user's own shell on the terminal for good: when that ends, another one comes."""
     return HAND_OVER
 
 
 def quoted(text: str) -> str:
-    """A text as one word of a POSIX shell."""
+    """Return a text as one word of a POSIX shell."""
     return "'" + text.replace("'", "'\\''") + "'"

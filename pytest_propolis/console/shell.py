@@ -19,6 +19,8 @@ __all__ = ["Shell"]
 
 COMMAND_CHARACTERS: Final = 400
 """How much of a command an error or the log shows."""
+BEGIN_LIMIT_S: Final = 10.0
+"""How long the mark of a command's beginning is awaited: it may have been lost."""
 EXIT_TIMEOUT_S: Final = 2.0
 EXIT_ATTEMPTS: Final = 10
 
@@ -84,7 +86,7 @@ class Shell:
     ) -> CommandResult:
         """Run a command, and wait until it ends. Its standard input is empty.
 
-        :param note: what the log says of it, instead of the command itself.
+        :param note: the text the log shows instead of the command itself.
         :param on_output: called with the output as it comes.
         :raises CommandFailed: when it ends with a status other than 0, and `check` is on.
         :raises CommandTimeout: when it does not end in time; it is interrupted then, and the shell stays usable.
@@ -106,7 +108,7 @@ class Shell:
     async def run_typed(self, typed: TypedCommand, *, timeout_s: float, note: str) -> CommandResult:
         """Wait for the end of what the agent has typed, and `resume` was told of; errors are those of `run`.
 
-        :param note: what the log says of it.
+        :param note: the text the log shows for it.
         """
         async with self._turn():
             self._console.note(note)
@@ -170,7 +172,7 @@ class Shell:
         :param sink: takes the output as it comes.
         :param binary: whether the output is kept out of the transcript and of the log.
         :param stall_s: how long nothing may come from the guest; None if the caller has a limit of its own.
-        :param note: what the log says of it.
+        :param note: the text the log shows for it.
         :raises CommandTimeout: when nothing comes for so long; the command is interrupted, and the shell stays usable.
         """
         if self._interactive:
@@ -200,6 +202,10 @@ class Shell:
         pending.sink = stall.watching(sink)
         await self._loop.send(command, pending)
         if typed is not None:
+            # bash reads ahead: what is typed before the command reads the terminal would be the loop's.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BEGIN_LIMIT_S):
+                    await either(pending.began, pending.ended)
             async for piece in typed:
                 pending.acknowledged.clear()
                 await self._console.send(piece)
@@ -239,7 +245,7 @@ class Shell:
                     await self._leave(pending)
 
     async def release_console(self, *, timeout_s: float) -> None:
-        """Leave the console to the user's own shell, for good: commands are not run any more. Twice is fine.
+        """Leave the console to the user's own shell, for good: no more commands are run. Idempotent.
 
         A command that still runs is interrupted.
 

@@ -56,7 +56,7 @@ WINDOW_BYTES: Final = 2700
 
 
 def repeat_request(nonce: str) -> bytes:
-    """What asks the loop to say once more that a command has ended, or how much of it is still to come.
+    """Return what asks the loop to say once more that a command has ended, or how much of it is still to come.
 
     With the word of the session, it asks whether the loop is there. It has no effect while a command runs.
     """
@@ -64,12 +64,12 @@ def repeat_request(nonce: str) -> bytes:
 
 
 def new_session() -> str:
-    """A word for one run of the program."""
+    """Return a word for one run of the program."""
     return "s" + secrets.token_hex(6)
 
 
 def new_nonce(*, interactive: bool = False) -> str:
-    """A word for one command. Those with a leading ``i`` get the terminal as their standard input."""
+    """Return a word for one command. Those with a leading ``i`` get the terminal as their standard input."""
     return ("i" if interactive else "r") + secrets.token_hex(6)
 
 
@@ -84,7 +84,7 @@ class Chunk(NamedTuple):
 
 
 def encode(command: str, nonce: str) -> Iterator[Chunk]:
-    """The chunks to send for a command: after each but the last, wait for `Acknowledged`.
+    """Yield the chunks to send for a command: after each but the last, wait for `Acknowledged`.
 
     :raises ValueError: when the command has a NUL, which no shell can hold.
     """
@@ -114,7 +114,7 @@ class TypedCommand:
 
 
 def typed_command(command: str) -> TypedCommand:
-    """A short command, framed.
+    """Return a short command, framed.
 
     :raises ValueError: when it is too long to be typed without acknowledgements, or has a NUL.
     """
@@ -246,7 +246,7 @@ class FrameParser:
         return _Found(_signal(mark), mark.end()) if mark and mark["word"].decode() in self.words else None
 
     def _interrupted(self, data: bytes, start: int, stop: int) -> _Found | None:
-        """A mark in two or three pieces, each but the first behind whole lines, which have no mark in them."""
+        """Return a mark in two or three pieces, each but the first behind whole lines, which have no mark in them."""
         limit = start + _LONGEST_INTERRUPTION
         ending = _MARK_END.search(data, start, min(limit, stop) if stop >= 0 else limit)
         if ending is None:
@@ -259,7 +259,7 @@ class FrameParser:
 
 
 def _rejoined(first: bytes, lines: list[bytes]) -> Iterator[tuple[re.Match[bytes], bytes]]:
-    """The marks that pieces at the beginnings of lines may be; the last line is a piece and nothing else."""
+    """Yield the marks that pieces at the beginnings of lines may be; the last line is a piece and nothing else."""
     begun = _PARTIAL.match(first)
     if begun is None or not lines or len(lines[-1]) > _LONGEST_MARK:
         return

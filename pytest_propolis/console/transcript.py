@@ -65,7 +65,7 @@ class Transcript:
         return self._end
 
     def since(self, position: int) -> str:
-        """The text from a position on, as far as it is kept."""
+        """Return the text from a position on, as far as it is kept."""
         wanted = self._end - max(position, self._offset)
         pieces: list[str] = []
         for piece in reversed(self._pieces):
@@ -76,7 +76,7 @@ class Transcript:
         return "".join(reversed(pieces))
 
     def tail(self, lines: int) -> tuple[str, ...]:
-        """The last lines that are not hidden, without empty ones at the very end."""
+        """Return the last lines that are not hidden, without empty ones at the very end."""
         text, end = "", self._end
         for start, stop in (*reversed(self._hidden), (0, 0)):
             stretch = self._between(max(stop, end - lines * LINE_CHARACTERS + len(text)), end)

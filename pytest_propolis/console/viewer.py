@@ -14,7 +14,7 @@ _TYPED_LOOP: Final = re.compile(rb"[^\n]*sh -c 'eval \"\$\(echo .*", re.DOTALL)
 
 
 class _AnyWord(Collection[str]):
-    """Contains every word: only the shell knows which ones are in use."""
+    """Contains every word: only the shell can tell which ones are in use."""
 
     def __contains__(self, word: object) -> bool:
         return True
@@ -40,7 +40,7 @@ class Viewer:
         self._in_loop = False
 
     def feed(self, data: bytes) -> bytes:
-        """What is to be shown. What may be the beginning of a signal of the protocol's is held back."""
+        """Return what is to be shown. What may be the beginning of a signal of the protocol's is held back."""
         shown = bytearray()
         for signal in self._parser.feed(data):
             match signal:

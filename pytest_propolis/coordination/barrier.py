@@ -45,7 +45,7 @@ class Barrier:
 
     @property
     def arrived(self) -> dict[str, int]:
-        """The nodes that wait for it to open, and how many parties each of them wants."""
+        """The nodes that wait for it to open, and how many parties each of them requires."""
         there = self._mirror.below(self._directory(self.generation + 1))
         return {name: int(entry.value) for name, entry in sorted(there.items())}
 

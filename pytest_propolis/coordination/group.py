@@ -106,7 +106,7 @@ class NodeGroup:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Have this process's nodes leave; end the group if this process has opened it. Closing twice is fine."""
+        """Have this process's nodes leave; end the group if this process has opened it. Idempotent."""
         try:
             for node in tuple(self._nodes):
                 with contextlib.suppress(CoordinationLost):  # its lease may be gone
@@ -174,7 +174,7 @@ class NodeGroup:
         return Baton.standing(self, baton)[0]
 
     async def find(self, name: str, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> NodeInfo:
-        """Wait for a node of a name, and return what it says of itself."""
+        """Wait for a node of a name, and return its description."""
         key = NODES + require_name("node", name)
         entry = await self.until(
             lambda: self.mirror.get(key), on=(key,), timeout_s=timeout_s, operation=f"waiting for node {name!r}"
@@ -235,7 +235,7 @@ class NodeGroup:
         """Wait until a condition returns something else than None, and return that.
 
         :param on: the keys and directories on which it depends.
-        :param missing: tells which nodes it waits for, for the error.
+        :param missing: returns which nodes it waits for, for the error.
         :raises CoordinationTimeout: when that takes too long.
         :raises Poisoned: when the group is poisoned.
         :raises CoordinationLost: when the group has ended, or the store cannot be reached.

@@ -39,7 +39,7 @@ class LeaseKeeper:
         await self._backend.revoke(self.lease)
 
     async def aclose(self) -> None:
-        """Stop keeping it alive: it expires by itself. Closing twice is fine."""
+        """Stop keeping it alive: it expires by itself. Idempotent."""
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 

@@ -75,7 +75,7 @@ class Semaphore:
             raise
 
     async def release(self) -> None:
-        """Give the permit back, or leave the line. Releasing twice is fine."""
+        """Give the permit back, or leave the line. Idempotent."""
         await self._node.group.commit(deletes=(self._own,))
 
     def _order(self) -> list[str]:

@@ -49,7 +49,7 @@ class Mirror:
         self.require()
 
     async def aclose(self) -> None:
-        """End it, and all waits on it. Closing twice is fine."""
+        """End it, and all waits on it. Idempotent."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

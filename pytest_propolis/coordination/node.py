@@ -100,7 +100,7 @@ class Node:
             await self.fail(reason)
 
     async def leave(self) -> None:
-        """Leave the group without a failure. Leaving twice is fine."""
+        """Leave the group without a failure. Idempotent."""
         await self._end(NodeEnd())
 
     async def fail(self, reason: str, *, status: int = 1, output: Iterable[str] = ()) -> None:
@@ -127,17 +127,17 @@ class Node:
             self._barriers.discard(name)
 
     def baton(self, name: str) -> Baton:
-        """A baton, which one node holds at a time."""
+        """Return a baton, which one node holds at a time."""
         if name not in self._batons:
             self._batons[name] = Baton(self, name)
         return self._batons[name]
 
     def lock(self, name: str) -> Semaphore:
-        """A lock: ``async with node.lock("disk"): …``. It is free again when its holder leaves or vanishes."""
+        """Return a lock: ``async with node.lock("disk"): …``. It is free again when its holder leaves or vanishes."""
         return self.semaphore(name, 1)
 
     def semaphore(self, name: str, permits: int) -> Semaphore:
-        """A semaphore with so many permits, to be entered as a lock."""
+        """Return a semaphore with so many permits, to be entered as a lock."""
         return Semaphore(self, name, permits)
 
     async def until(

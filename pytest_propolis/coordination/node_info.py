@@ -1,4 +1,4 @@
-"""What a node says of itself, and how it ended."""
+"""A node's description of itself, and how it ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENDED: Final = "ended/"
 
 
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a node says of itself.
+    """A node's description of itself.
 
     :param address: where other nodes reach it.
     :param labels: words by which other nodes find it.

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
+from ..propolis_api.connection.sockets import new_event_loop
+
 __all__ = ["BackgroundLoop"]
 
 END_TIMEOUT_S: Final = 20.0
@@ -25,13 +27,13 @@ class BackgroundLoop:
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Begin a coroutine, and return at once. It may be called in any thread."""
         if self._loop is None:
-            self._loop = asyncio.new_event_loop()
+            self._loop = new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, name="propolis-background", daemon=True)
             self._thread.start()
         self._loop.call_soon_threadsafe(self._start, coroutine)
 
     def end(self, last: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Cancel what still runs, and wait for its end, for a limited time. Ending twice is fine.
+        """Cancel what still runs, and wait for its end, for a limited time. Idempotent.
 
         :param last: called then in the loop, if it ever ran.
         """

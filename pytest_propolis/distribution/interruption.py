@@ -31,7 +31,7 @@ let them finish. Not SIGTERM: a worker that gets that from elsewhere dies of it,
 
 
 def interruption_for(config: pytest.Config) -> Interruption:
-    """How signals end the run of this process: a worker, a controller, or a run of one process."""
+    """Return how signals end the run of this process: a worker, a controller, or a run of one process."""
     say = line_printer(config)
     if is_worker(config):
         return Interruption(

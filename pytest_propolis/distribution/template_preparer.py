@@ -1,4 +1,4 @@
-"""Templates that the scheduler wants to be made, before tests ask for them."""
+"""Templates that the scheduler requests before tests ask for them."""
 
 from __future__ import annotations
 

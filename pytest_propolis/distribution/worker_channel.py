@@ -70,7 +70,7 @@ class WorkerEnd:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Before xdist tells the controller that the collection is complete."""
+        """Before xdist reports to the controller that the collection is complete."""
         self._send(Collected({item.nodeid: needs_of(item) for item in session.items}))
 
     @pytest.hookimpl(tryfirst=True)

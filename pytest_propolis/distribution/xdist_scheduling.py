@@ -169,7 +169,7 @@ class HostScheduling:
         return {test: float(seconds) for test, seconds in found.items() if isinstance(seconds, int | float)}
 
     def _estimates(self) -> dict[str, float]:
-        """What earlier runs measured here, and elsewhere where there is a file of that."""
+        """Return what earlier runs measured here, and elsewhere where there is a file of that."""
         return {**self._measured_elsewhere, **self._remembered_durations()}
 
     def add_node(self, node: Any) -> None:
@@ -188,8 +188,13 @@ class HostScheduling:
             worker = node.gateway.id
             if worker in self._nodes and worker not in self._ready:
                 self._ready.add(worker)
-                self._scheduler.worker_ready(worker)
+                self._scheduler.worker_ready(worker, own_host=self._own_host(node))
         self._decide()
+
+    def _own_host(self, node: Any) -> str | None:
+        """Return the host that a worker runs on, if its gateway or that of its proxy has the id of one."""
+        spec = node.gateway.spec
+        return next((name for name in (spec.via, spec.id) if name in self._hosts), None)
 
     def _begin(self) -> None:
         self._has_begun = True

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +21,14 @@ from ..agent_api.messages import LOG_NAME, AgentConfig, AgentReady
 from ..errors import AgentError, HostError, ResourceExhausted
 from ..ledger.identity import ProcessIdentity
 from ..ledger.rendezvous import Rendezvous
+from ..operating_system.python_processes import original_popen, python_command, untraced
 from ..operating_system.registry import system
+from ..propolis_api.connection.sockets import socket_pair
 from .known_directories import note_base_directory
 from .lifeline import AgentNotRunning, Lifeline
 from .run_directory import make_private_directory
 
-__all__ = ["TRACING_VARIABLES", "Launched", "connect_or_launch", "installed_paths"]
+__all__ = ["Launched", "connect_or_launch"]
 
 START_TIMEOUT_S: Final = 30.0
 SOCKET_PATH_LIMIT: Final = 107
@@ -36,22 +36,6 @@ LONGEST_SOCKET: Final = Path("vms", "0" * 16, "migration.sock")
 """The socket with the longest path that an agent creates in its directory."""
 
 KILL_TIMEOUT_S: Final = 10.0
-
-TRACING_VARIABLES: Final = ("COVERAGE_", "COV_CORE_", "PYDEVD_", "DEBUGPY_")
-"""Variables with which coverage and debuggers follow child processes. They target the tests, not the agent."""
-
-BOOTSTRAP: Final = """
-import json, os, runpy, sys
-if os.fork():
-    os._exit(0)
-sys.path += json.loads(sys.argv.pop(1))
-runpy.run_module("pytest_propolis.agent", run_name="__main__", alter_sys=True)
-"""
-"""Detaches the agent from its launcher, and lets it import the same modules.
-
-The standard library comes first: in a test run `sys.path` begins with test directories, whose modules may shadow it. No
-``.pth`` files are read, with which coverage and others hook into every Python process.
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +153,7 @@ class _Child:
     @contextlib.contextmanager
     def started(cls, config: AgentConfig, environment: Mapping[str, str]) -> Iterator[_Child]:
         """Start an agent, and kill it if the block fails or is cancelled."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket_pair()
         with ours:
             with theirs:
                 child = cls(config, _start(config, theirs.fileno(), environment), ours)
@@ -217,12 +201,11 @@ class _Child:
 
 def _start(config: AgentConfig, ready_fd: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the agent. It outlives this event loop, which would kill a subprocess of asyncio's."""
-    arguments = [json.dumps(_import_path()), msgspec.json.encode(config).decode(), str(ready_fd)]
+    arguments = [msgspec.json.encode(config).decode(), str(ready_fd)]
     log = os.open(Path(config.directory) / LOG_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
-        return subprocess.Popen(
-            # Through `env`, because debuggers inject themselves into every Python that is started directly.
-            ["/usr/bin/env", sys.executable, "-S", "-P", "-c", BOOTSTRAP, *arguments],
+        return original_popen()(
+            python_command("pytest_propolis.agent", *arguments, detached=True),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,
@@ -230,26 +213,10 @@ def _start(config: AgentConfig, ready_fd: int, environment: Mapping[str, str]) -
             # Its own session: Ctrl-C on the terminal must reach neither it nor the VMs.
             start_new_session=True,
             cwd="/",
-            env={name: value for name, value in environment.items() if not name.startswith(TRACING_VARIABLES)},
+            env=untraced(environment),
         )
     finally:
         os.close(log)
-
-
-def _import_path() -> list[str]:
-    """Return this process's module search path: first this package and its dependencies, then what tests add."""
-    return list(dict.fromkeys([*installed_paths(), *map(_absolute, sys.path)]))
-
-
-def installed_paths() -> tuple[str, ...]:
-    """Return the directories from which an agent imports this project and its dependencies."""
-    return (str(Path(__file__).absolute().parents[2]), str(Path(str(msgspec.__file__)).absolute().parents[1]))
-
-
-def _absolute(place: str) -> str:
-    # A finder keeps what a relative place meant when it was first looked into; the test may have changed directory.
-    finder = sys.path_importer_cache.get(place)
-    return str(Path(getattr(finder, "path", place)).absolute())
 
 
 def _start_failed(config: AgentConfig, how: str) -> AgentError | ResourceExhausted:

@@ -16,6 +16,7 @@ from typing import Final
 from ..agent_api.lingering import LINGER_HEADER
 from ..agent_api.messages import CLIENT_HEADER, PID_HEADER
 from ..errors import AgentError
+from ..propolis_api.connection.sockets import unix_socket
 
 __all__ = ["AgentNotRunning", "Lifeline"]
 
@@ -46,7 +47,7 @@ class Lifeline:
         :raises AgentNotRunning: if no agent answers, or it serves no further runs.
         :raises AgentError: if the agent does not answer in time.
         """
-        connection = socket.socket(socket.AF_UNIX)
+        connection = unix_socket()
         connection.setblocking(False)
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):

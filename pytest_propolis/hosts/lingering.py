@@ -14,7 +14,7 @@ import msgspec
 
 from ..agent_api.messages import AgentConfig
 from ..ledger.identity import ProcessIdentity
-from .launcher import TRACING_VARIABLES, installed_paths
+from ..operating_system.python_processes import TRACING_VARIABLES, installed_paths
 
 __all__ = ["AgentEnvironment", "lingering_id"]
 

@@ -62,7 +62,7 @@ class NvmeDisk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def nvme_serial_number(text: str) -> tuple[int, ...]:
-    """The text as the serial number of an `NvmeDisk`, filled up with zero bytes.
+    """Return the text as the serial number of an `NvmeDisk`, filled up with zero bytes.
 
     :raises ConfigError: if it takes more than 20 bytes; two long names cut short could become one serial number.
     """

@@ -29,7 +29,7 @@ _HINTS: Final[Mapping[int, str]] = {
 
 
 def api_error(status: int, content: bytes, *, vm: str | None, operation: str) -> ApiError:
-    """The error for an answer that is none of the 2xx, whether its body is the API's or some other program's."""
+    """Return the error for an answer that is none of the 2xx, whether its body is the API's or some other program's."""
     body = _error_body(content)
     if body is None:
         return ApiError(
@@ -51,7 +51,7 @@ def api_error(status: int, content: bytes, *, vm: str | None, operation: str) ->
 
 
 def unreadable(status: int, kind: str, error: msgspec.DecodeError, *, vm: str | None, operation: str) -> ApiError:
-    """The error for a 2xx answer that is not of the kind that the API promises."""
+    """Return the error for a 2xx answer that is not of the kind that the API promises."""
     return ApiError(
         f"the answer is no {kind}: {error}",
         status=status,
@@ -62,7 +62,7 @@ def unreadable(status: int, kind: str, error: msgspec.DecodeError, *, vm: str | 
 
 
 def unanswered(endpoint: Endpoint, error: Exception, *, vm: str | None, operation: str, waited_s: float) -> AgentError:
-    """The error for no answer at all."""
+    """Return the error for no answer at all."""
     if isinstance(error, TimeoutError):
         did, hint = "is silent", "the server is there but busy or stuck: see its log"
     else:
@@ -102,7 +102,7 @@ def _plain_text(status: int, content: bytes) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The operating system's own words where there are any, however deeply wrapped."""
+    """Return the operating system's own words where there are any, however deeply wrapped."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

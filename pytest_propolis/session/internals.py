@@ -77,6 +77,14 @@ def dist_was_chosen(config: pytest.Config) -> bool:
     return any(word == "-d" or word.startswith("--dist") for word in map(str, words))
 
 
+def distribute_over_places(config: pytest.Config) -> None:
+    """Have xdist start the workers that ``--tx`` names, for which it wants a ``--dist``, too."""
+    if is_worker(config):  # it has the option, too, and would start workers of its own
+        return
+    if config.getoption("tx", None) and config.getoption("dist", "no") == "no" and not dist_was_chosen(config):
+        config.option.dist = "load"
+
+
 def skip_reason(item: pytest.Item) -> str | None:
     """Return why the markers ``skip`` and ``skipif`` of pytest skip a test; None if they do not."""
     from _pytest.skipping import evaluate_skip_marks

@@ -22,6 +22,7 @@ from .stash import FORKS, HOSTS, INTERRUPTION, KERNEL_WATCH, PLACEMENTS, RETENTI
 if TYPE_CHECKING:
     from ..coordination.group import NodeGroup
     from ..guests.registry import GuestRegistry
+    from ..hosts.agent_client import AsyncAgentClient
     from ..hosts.host import Host
     from ..storage.artifacts import Artifact
     from ..storage.catalogs.catalog import Catalog
@@ -240,11 +241,23 @@ class Run:
         :param test: as in `vm_factory`.
         """
         from ..vm.disks.crucible_disk_factory import CrucibleDiskFactory
+        from ..vm.disks.images import ImageFinder
+
+        def images(agent: AsyncAgentClient) -> ImageFinder:
+            return ImageFinder(
+                self.host,
+                agent,
+                guests=self.guests,
+                artifact=self.catalog.find,
+                boot_timeout_s=self.settings.boot_timeout,
+                progress=progress_printer(self._config),
+            )
 
         return CrucibleDiskFactory.on(
             self.host,
             group=group or test or f"shared-{next(self._shared_groups)}",
             made=made or (lambda disk: None),
+            images=images,
             teardown=self.policy.ending(test).of_disks,
         )
 

@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
 import msgspec
 
@@ -83,21 +83,31 @@ class DebianBuild(msgspec.Struct, frozen=True, tag="debian-build"):
     """
 
     suite: str = "bookworm"
+    extra_packages: tuple[str, ...] = ()
+    extra_components: tuple[str, ...] = ()
+    """Components of the archive beside those that the sources name, such as ``contrib``."""
+    extra_hook: str = ""
+    """A shell script that runs at the end; ``$1`` is the directory of the new system."""
+    disk_mib: int = _DISK_MIB
+    variant: str = ""
+    """What the names of the files say of the further packages."""
 
-    command: ClassVar[str] = "propolis setup debian"
-    """The command with which a user builds it ahead of the tests."""
+    @property
+    def command(self) -> str:
+        """The command with which a user builds it ahead of the tests."""
+        return f"propolis setup debian{self.variant}"
 
     @property
     def kernel(self) -> str:
-        return f"debian-{self.suite}-amd64.kernel"
+        return f"debian-{self.suite}{self.variant}-amd64.kernel"
 
     @property
     def initrd(self) -> str:
-        return f"debian-{self.suite}-amd64.initrd"
+        return f"debian-{self.suite}{self.variant}-amd64.initrd"
 
     @property
     def disk(self) -> str:
-        return f"debian-{self.suite}-amd64.qcow2"
+        return f"debian-{self.suite}{self.variant}-amd64.qcow2"
 
     @property
     def filenames(self) -> tuple[str, ...]:
@@ -106,8 +116,16 @@ class DebianBuild(msgspec.Struct, frozen=True, tag="debian-build"):
     @property
     def key(self) -> str:
         """A name for the result. It changes with the build instructions, but not with new packages from Debian."""
-        shaped_by = repr((self.suite, _PACKAGES, _DISK_MIB, _BEFORE, _AFTER, _MAKE_DISK))
-        return f"debian-{self.suite}-{hashlib.sha256(shaped_by.encode()).hexdigest()[:16]}"
+        shaped_by = repr((self.suite, self._packages, self.disk_mib, _BEFORE, self._after, _MAKE_DISK))
+        return f"debian-{self.suite}{self.variant}-{hashlib.sha256(shaped_by.encode()).hexdigest()[:16]}"
+
+    @property
+    def _packages(self) -> tuple[str, ...]:
+        return (*_PACKAGES, *self.extra_packages)
+
+    @property
+    def _after(self) -> str:
+        return _AFTER + self.extra_hook
 
     def __str__(self) -> str:
         return f"a build of Debian {self.suite} on this machine"
@@ -122,24 +140,33 @@ class DebianBuild(msgspec.Struct, frozen=True, tag="debian-build"):
         _require_programs()
         await _require_namespaces()
         progress(f"building Debian {self.suite} with mmdebstrap: about a minute")
-        await _run(_bootstrap(self.suite, directory), directory)
+        await _run(self._bootstrap(directory), directory)
         progress("making its root disk")
         variables = {"KERNEL": self.kernel, "INITRD": self.initrd, "DISK": self.disk}
-        variables |= {"LABEL": DEBIAN_ROOT_LABEL, "SIZE_MIB": str(_DISK_MIB)}
+        variables |= {"LABEL": DEBIAN_ROOT_LABEL, "SIZE_MIB": str(self.disk_mib)}
         await _run([*_as_its_root(), "sh", "-euc", _MAKE_DISK], directory, **variables)
         shutil.rmtree(directory / "tree", ignore_errors=True)
 
+    def _bootstrap(self, directory: Path) -> list[str]:
+        # mmdebstrap's own mode for ordinary users works as a subordinate user, and those may not enter the directory.
+        return [
+            *_as_its_root(),
+            *("mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join(self._packages)}"),
+            *(() if os.geteuid() == 0 else ("--skip=chroot/mount/sys",)),  # only root of a network namespace mounts it
+            "--dpkgopt=path-exclude=/usr/share/{man,doc,locale}/*",
+            *(f"--setup-hook={_BEFORE}", f"--customize-hook={self._after}"),
+            *(self.suite, str(directory / "root.tar"), *self._mirror(directory)),
+        ]
 
-def _bootstrap(suite: str, directory: Path) -> list[str]:
-    # mmdebstrap's own mode for ordinary users works as a subordinate user, and those may not enter the directory.
-    return [
-        *_as_its_root(),
-        *("mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join(_PACKAGES)}"),
-        *(() if os.geteuid() == 0 else ("--skip=chroot/mount/sys",)),  # only root of a network namespace mounts it
-        "--dpkgopt=path-exclude=/usr/share/{man,doc,locale}/*",
-        *(f"--setup-hook={_BEFORE}", f"--customize-hook={_AFTER}"),
-        *(suite, str(directory / "root.tar"), *_mirror(suite)),
-    ]
+    def _mirror(self, directory: Path) -> list[str]:
+        """Return apt's source files for the suite, as copies if components are added."""
+        files = _source_files(self.suite)
+        if not self.extra_components:
+            return [str(file) for file in files]
+        copies = [directory / f"propolis-{file.name}" for file in files]
+        for file, copy in zip(files, copies, strict=True):
+            copy.write_text(_with_components(file.read_text(), self.extra_components))
+        return [str(copy) for copy in copies] or [f"--components={','.join(('main', *self.extra_components))}"]
 
 
 def _as_its_root() -> tuple[str, ...]:
@@ -148,10 +175,15 @@ def _as_its_root() -> tuple[str, ...]:
     return words if os.geteuid() == 0 else (*words, "--user", "--map-auto", "--map-root-user")
 
 
-def _mirror(suite: str) -> list[str]:
+def _source_files(suite: str) -> list[Path]:
     """Return apt's source files that name this suite only; if there are none, mmdebstrap uses Debian's mirror."""
     files = [_SOURCES / "sources.list", *sorted((_SOURCES / "sources.list.d").glob("*"))]
-    return [str(file) for file in files if file.suffix in (".list", ".sources") and _names_only(suite, file)]
+    return [file for file in files if file.suffix in (".list", ".sources") and _names_only(suite, file)]
+
+
+def _with_components(sources: str, components: Sequence[str]) -> str:
+    """Return the text of a source file with further components of each archive that has ``main``."""
+    return re.sub(r"^((?:Components:|deb\s).*\bmain\b.*)$", rf"\1 {' '.join(components)}", sources, flags=re.MULTILINE)
 
 
 def _names_only(suite: str, file: Path) -> bool:

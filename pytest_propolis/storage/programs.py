@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import os
 import signal
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
+from typing import IO
 
+from ..operating_system.python_processes import original_popen, untraced
 from ..operating_system.registry import system
 
 __all__ = ["Finished", "run_program"]
@@ -35,39 +37,71 @@ async def run_program(
     argv: Sequence[str],
     *,
     environment: Mapping[str, str] | None = None,
+    traced: bool = True,
     directory: Path | None = None,
     ends_with_parent: bool = False,
+    on_line: Callable[[str], None] | None = None,
 ) -> Finished:
     """Run a program without input, in a session of its own, with messages in English.
 
-    When the task is cancelled the program is killed and reaped first.
+    When the task is cancelled the program is killed and reaped first. A test's doubles of `subprocess` are not used.
 
     :param environment: variables to add to this process's environment.
+    :param traced: let debuggers and coverage of this process follow it.
     :param directory: its working directory; None for this process's own.
     :param ends_with_parent: have it killed also when this process is.
+    :param on_line: called with each line of its standard output as it comes, without the line's end.
     :raises OSError: if it cannot be started.
     """
     with system().children.ending_with_parent() if ends_with_parent else nullcontext(()) as prefix:
-        process = await asyncio.create_subprocess_exec(
-            *prefix,
-            *argv,
+        process = original_popen()(
+            [*prefix, *argv],
             cwd=directory,
             stdin=DEVNULL,
             stdout=PIPE,
             stderr=PIPE,
-            env={**os.environ, "LC_ALL": "C", **(environment or {})},
+            env={**(os.environ if traced else untraced(os.environ)), "LC_ALL": "C", **(environment or {})},
             start_new_session=True,  # Ctrl-C reaches it only through our cancellation
         )
     try:
-        output, complaint = await process.communicate()
+        output, complaint = await _read(process, on_line)
+        status = await _ended(process)
     finally:
-        await _end(process)
-    assert process.returncode is not None
-    return Finished(process.returncode, output.decode(errors="replace"), complaint.decode(errors="replace"))
+        await _kill(process)
+    return Finished(status, output.decode(errors="replace"), complaint.decode(errors="replace"))
 
 
-async def _end(process: Process) -> None:
-    if process.returncode is None:
+async def _read(process: Popen[bytes], on_line: Callable[[str], None] | None) -> tuple[bytes, bytes]:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    with process.stdout, process.stderr, ExitStack() as opened:
+        output = await _reader(process.stdout, opened)
+        complaint = asyncio.ensure_future((await _reader(process.stderr, opened)).read())
+        opened.callback(complaint.cancel)
+        read = b""
+        if on_line is not None:
+            async for line in output:
+                on_line(line.decode(errors="replace").rstrip("\n"))
+                read += line
+        return read + await output.read(), await complaint
+
+
+async def _reader(pipe: IO[bytes], opened: ExitStack) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), pipe
+    )
+    opened.callback(transport.close)
+    return reader
+
+
+async def _ended(process: Popen[bytes]) -> int:
+    status = process.poll()
+    return await asyncio.to_thread(process.wait) if status is None else status
+
+
+async def _kill(process: Popen[bytes]) -> None:
+    if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # its children are in its session, and so in its group
-        await process.wait()
+        await asyncio.shield(asyncio.to_thread(process.wait))

@@ -25,6 +25,7 @@ from typing import Final, final
 from ..errors import ArtifactCorrupt, ArtifactError
 from .artifacts import Artifact, checked_name
 from .catalogs.archive_member import ArchiveMember, extract
+from .catalogs.derived_file import DerivedFile
 from .catalogs.remote_file import RemoteFile
 from .debian import DebianBuild
 from .files import copy, private_directory, remove, require_trusted, sha256_of, space_errors, sync
@@ -91,8 +92,8 @@ class ArtifactStore:
         if isinstance(source, DebianBuild):
             await self.derive(source.key, source.filenames, partial(source.make, progress=progress), progress)
             return self.place(artifact)
-        if isinstance(source, ArchiveMember):
-            make = partial(self._extract, artifact, source, progress)
+        if isinstance(source, ArchiveMember | DerivedFile):
+            make = partial(self._make_from_another, artifact, source, progress)
             await self.derive(source.key, [artifact.filename], make, progress)
             return self.place(artifact)
         sha256, path = _hash_of(artifact), self.place(artifact)
@@ -107,9 +108,16 @@ class ArtifactStore:
         source = artifact.source
         if isinstance(source, LocalFile):
             return Path(source.path)
-        if isinstance(source, DebianBuild | ArchiveMember):
+        if isinstance(source, DebianBuild | ArchiveMember | DerivedFile):
             return self.derived_place(source.key) / artifact.filename
         return self.directory / _hash_of(artifact) / artifact.filename
+
+    def known_sha256(self, artifact: Artifact) -> str | None:
+        """Return the hash that the artifact should have: the stated one, or the one it had when it was made here."""
+        if artifact.sha256 is not None or isinstance(artifact.source, LocalFile):
+            return artifact.sha256
+        entry = Manifest.load(self.place(artifact).parent / _MANIFEST).files.get(artifact.filename)
+        return entry.sha256 if entry else None
 
     def missing_build(self, artifact: Artifact) -> str | None:
         """Return the command that builds an artifact on this machine; None if it exists, or is fetched."""
@@ -170,11 +178,20 @@ class ArtifactStore:
         for directory in (self.directory, place.parent, place):
             require_trusted(directory)
 
-    async def _extract(self, artifact: Artifact, source: ArchiveMember, progress: Progress, directory: Path) -> None:
-        archive = Artifact(f"{artifact.key}-archive", source.archive_name, source.archive_sha256, source.archive)
-        path = await self.get(archive, progress)
-        progress(f"extracting {source.member} from {path.name}")
-        await extract(path, source.member, directory / artifact.filename)
+    async def _make_from_another(
+        self, artifact: Artifact, source: ArchiveMember | DerivedFile, progress: Progress, directory: Path
+    ) -> None:
+        made = directory / artifact.filename
+        if isinstance(source, ArchiveMember):
+            archive = Artifact(f"{artifact.key}-archive", source.archive_name, source.archive_sha256, source.archive)
+            path = await self.get(archive, progress)
+            progress(f"extracting {source.member} from {path.name}")
+            await extract(path, source.member, made)
+        else:
+            base = Artifact(f"{artifact.key}-base", source.base_name, source.base_sha256, source.base)
+            path = await self.get(base, progress)
+            progress(f"making {artifact.key} of {path.name} with {source.recipe}")
+            await source.make(path, made)
 
     async def _in_place(self, artifact: Artifact, path: Path, progress: Progress) -> Path:
         sha256 = artifact.sha256

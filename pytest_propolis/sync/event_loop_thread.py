@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Iterator
 from typing import Any, Final, Generic, TypeVar
 
 from ..errors import ConfigError
+from ..propolis_api.connection.sockets import new_event_loop
 
 __all__ = ["EventLoopThread", "is_cancelling_a_call"]
 
@@ -58,7 +59,7 @@ class EventLoopThread:
         return call.result()
 
     def close(self) -> None:
-        """End the thread; what still runs in its loop is cancelled. Closing twice is fine."""
+        """End the thread; what still runs in its loop is cancelled. Idempotent."""
         with self._starting:
             self._closed = True
         if self._thread and self._loop and self._end:
@@ -81,18 +82,20 @@ class EventLoopThread:
                     hint="VMs end with the fixture that they come from",
                 )
             if self._loop is None:
-                ready = threading.Event()
+                self._loop, self._end = new_event_loop(), asyncio.Event()
                 # A daemon: the interpreter does not wait for it where the session's end was cut short.
-                self._thread = threading.Thread(target=asyncio.run, args=(self._main(ready),), name=NAME, daemon=True)
+                self._thread = threading.Thread(target=_run, args=(self._loop, self._end), name=NAME, daemon=True)
                 self._thread.start()
-                ready.wait()
-            assert self._loop is not None
             return self._loop
 
-    async def _main(self, ready: threading.Event) -> None:
-        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        ready.set()
-        await self._end.wait()
+
+def _run(loop: asyncio.AbstractEventLoop, end: asyncio.Event) -> None:
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(_wait(end))
+
+
+async def _wait(end: asyncio.Event) -> None:
+    await end.wait()
 
 
 class _Call(Generic[T]):

@@ -143,7 +143,7 @@ def _has_proxies(value: Any) -> bool:
 
 
 def _fields(value: Any) -> list[tuple[str, Any]]:
-    """The fields of a dataclass, such as a network card; none of anything else."""
+    """Return the fields of a dataclass, such as a network card; none of anything else."""
     if isinstance(value, type) or not dataclasses.is_dataclass(value):
         return []
     return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value) if field.init]

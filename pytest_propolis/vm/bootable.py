@@ -201,7 +201,7 @@ class BootableVm(GuestAccess):
             await self.run(self.guest.network_command(f"0000:00:{nic.pci_slot:02x}.0", address))
 
     async def _is_active(self) -> bool:
-        """Whether this VM is at its server already, and not about to end."""
+        """Return whether this VM is at its server already, and not about to end."""
         if self._console is None:
             return False
         try:
@@ -239,7 +239,7 @@ class BootableVm(GuestAccess):
             return await there.instance_serial(from_start=moved.from_start)
 
     def _endpoint_of(self, address: str) -> Endpoint:
-        """Where this process finds a server that calls itself by that address: on another host, elsewhere.
+        """Return where this process finds a server that calls itself by that address: on another host, elsewhere.
 
         :raises ValueError: when the address cannot be read.
         """

@@ -138,7 +138,7 @@ class VmFactory:
                     raise
 
     async def _session(self, host: Host) -> HostSession:
-        """What it has on a host; the connection is opened when the host is first used."""
+        """Return what it has on a host; the connection is opened when the host is first used."""
         async with self._opening:
             if host.name not in self._sessions:
                 self._sessions[host.name] = await self._open_sessions.enter_async_context(
@@ -177,7 +177,7 @@ class VmFactory:
         ]
 
     async def aclose(self) -> None:
-        """Take all VMs away, all at once. Closing twice is fine.
+        """Take all VMs away, all at once. Idempotent.
 
         All are tried even if one fails; then the first failure is raised. If this is cancelled, so is all of it.
         """
@@ -242,7 +242,7 @@ class VmFactory:
         return await self._make(config, host, warm=config.boot == "warm")
 
     async def _make(self, config: VmConfig, choice: HostChoice | None, *, warm: bool, run: bool = False) -> TestVm:
-        """A VM.
+        """Return a VM.
 
         :param warm: try to make it a fork.
         :param run: that one may run already.
@@ -259,6 +259,8 @@ class VmFactory:
         placed = complete.config.with_slots(has_boot_disk=has_boot_disk(complete.config, guest))
         complete = dataclasses.replace(complete, config=placed)
         host = self._choose(choice)
+        for disk in volumes:
+            disk.volume.require_reachable(host)
         session = await self._session(host)
         images = self._builder.images(session, timeout_s=complete.boot_timeout_s)
         placed = await images.resolved(placed)
@@ -302,6 +304,8 @@ class VmFactory:
         name = name or self._successor_name(vm.name)
         self._require_new(name)
         place = vm.host if host is None else self._choose(host)
+        for disk in vm.volumes:
+            disk.volume.require_reachable(place)
         spec = _taken_over(vm, fail_exports=fail_migration_exports, fail_imports=fail_migration_imports)
         session = await self._session(place)
         spec = await self._networks.succeed(vm, name, session, spec)

@@ -181,7 +181,7 @@ class GuestAccess(Instance):
         return expected_end(kind, ends, lambda: self.console, vm=self.name, timeout_s=timeout_s)
 
     async def get_state(self) -> InstanceState:
-        """The VM's state now."""
+        """Return the VM's state now."""
         state = await self._state()
         if state in TERMINAL:
             self._has_been_seen_to_end()
@@ -295,7 +295,7 @@ class GuestAccess(Instance):
 
 
 def _decoded(on_output: Callable[[str], None] | None) -> Callable[[bytes], None] | None:
-    """What takes bytes for a function that takes text; a character may come in two pieces."""
+    """Return what takes bytes for a function that takes text; a character may come in two pieces."""
     if on_output is None:
         return None
     decoder = getincrementaldecoder("utf-8")(errors="replace")

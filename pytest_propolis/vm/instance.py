@@ -101,7 +101,7 @@ class Instance:
         raise VmStateError("its spec comes with the guest that migrates in", vm=self.name, **self._evidence())
 
     async def screenshot(self) -> bytes:
-        """What the VM's display shows, as a PNG image.
+        """Return what the VM's display shows, as a PNG image.
 
         :raises CapabilityMissing: when it has no display: it was not made with ``VmConfig(display=True)``.
         :raises ApiError: when it does not run.
@@ -109,14 +109,14 @@ class Instance:
         return await get_screenshot(self._api().endpoint, vm=self.name)
 
     async def extended_info(self) -> ExtendedInfo:
-        """What the API does not say: the display's VNC socket, and how often the guest reported a panic.
+        """Return what the API does not say: the display's VNC socket, and how often the guest reported a panic.
 
         :raises CapabilityMissing: when its server is not of this project.
         """
         return await get_extended_info(self._api().endpoint, vm=self.name)
 
     async def get_migration_state(self) -> InstanceMigrateStatusResponse:
-        """How far the latest migrations into this VM's server and out of it are."""
+        """Return how far the latest migrations into this VM's server and out of it are."""
         return await self._api().instance_migrate_status()
 
     async def get_migration_report(self) -> MigrationReport:
@@ -133,7 +133,7 @@ class Instance:
     async def get_serial_console_history(
         self, from_start: int = 0, *, max_bytes: int | None = None
     ) -> InstanceSerialConsoleHistoryResponse:
-        """What the guest has written to its console, as the server keeps it: the first and the last MiB.
+        """Return what the guest has written to its console, as the server keeps it: the first and the last MiB.
 
         :param from_start: the offset of the first byte.
         :param max_bytes: how much to read at most; the server's default is 16 KiB.
@@ -163,7 +163,7 @@ class Instance:
             raise self._state_error(wanted, seen) from None
 
     async def is_active(self) -> bool:
-        """Whether there is an instance that could be asked for something."""
+        """Return whether there is an instance that could be asked for something."""
         if self._final_state is not None:
             return False
         try:
@@ -183,7 +183,7 @@ class Instance:
             return False
 
     def console_tail(self) -> tuple[str, ...]:
-        """The last lines that the console showed."""
+        """Return the last lines that the console showed."""
         return self._console.tail() if self._console else ()
 
     @property

@@ -22,7 +22,7 @@ SWITCH: Final = "unix:"
 
 
 def replacements(spec: InstanceSpec) -> dict[str, ReplacementComponent]:
-    """Those components of a target's spec that are its own, whatever the source has."""
+    """Return those components of a target's spec that are its own, whatever the source has."""
     found: dict[str, ReplacementComponent] = {}
     for key, wrapper in spec.components.items():
         match wrapper.component:

@@ -181,7 +181,7 @@ class TestVm(BootableVm):
         await self._take_console(source)
 
     async def aclose(self) -> None:
-        """End the VM and everything opened for it, whatever state it is in. Closing twice is fine."""
+        """End the VM and everything opened for it, whatever state it is in. Idempotent."""
         try:
             await self._end_vm()
         finally:
@@ -207,6 +207,7 @@ class TestVm(BootableVm):
         :raises ApiError: when the server refuses.
         """
         plugged = disk if isinstance(disk, VolumeDisk) else disk.disk()
+        plugged.volume.require_reachable(self.host)
         await plugged.volume.require_free()
         plugged = dataclasses.replace(plugged, pci_slot=plugged.pci_slot or free_slot(self.spec))
         attached = plugged.attached()

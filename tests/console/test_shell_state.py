@@ -7,41 +7,11 @@ from pathlib import Path
 
 import pytest
 from local_pty import SHELLS
+from shell_state import LEFT_BEHIND
 from test_shell import TIMEOUT_S, Local, local_shell
 
 CONTROLS = [bytes([byte]) for byte in (*range(1, 32), 127)]
 C1_CONTROLS = [chr(code).encode() for code in range(0x80, 0xA0)] + [bytes([byte]) for byte in range(0x80, 0xA0)]
-
-LEFT_BEHIND = {
-    "IFS of digits": "IFS=0123456789",
-    "IFS of letters": "IFS=abcdefirs",
-    "IFS of octal escapes": "IFS='\\036'",
-    "no IFS": "unset IFS",
-    "set -a": "set -a",
-    "set -u": "set -u",
-    "set -f": "set -f",
-    "set -C": "set -C",
-    "a trap on the interrupt": "trap 'echo trapped' INT",
-    "a trap on a child's end": "trap 'echo trapped' CHLD",
-    "a function printf": "printf() { echo mine; }",
-    "a function read": "read() { echo mine; }",
-    "a function stty": "stty() { echo mine; }",
-    "a function command": "command() { echo mine; }",
-    "a function kill": "kill() { echo mine; return 1; }",
-    "aliases": "alias printf=false read=false eval=false command=false kill=false",
-    "a variable n": "n=1; readonly n",
-    "standard output closed": "exec >&-",
-    "standard output redirected": "exec >/dev/null",
-    "all descriptors closed": "exec 0>&- 1>&- 2>&- 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-",
-    "standard input redirected": "exec </dev/zero",
-    "a directory removed": "mkdir gone; cd gone; rmdir ../gone",
-    "no PATH": "PATH=",
-    "no PATH exported": "export PATH=/nowhere",
-    "umask": "umask 777",
-    "a locale": "export LC_ALL=C.UTF-8 LANG=nowhere",
-    "TMOUT": "export TMOUT=1",
-    "positional parameters": "set -- -n '*' 0",
-}
 
 
 @pytest.fixture(params=SHELLS)

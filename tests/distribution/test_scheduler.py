@@ -3,39 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
-from model_fleet import ModelFleet
+from scheduled_fleet import fleet_of, host, item, started, worker_of
 
-from pytest_propolis.distribution.scheduling import BuildTemplate, EndWorker, HostSpec, Item, Needs, Start
-
-BUILD_S = {"quick": 1.0, "slow": 50.0}
-
-
-def host(name: str = "h0", *, slots: int = 4, **given: Any) -> HostSpec:
-    defaults = {"memory_mib": 8192, "cpus": 16, "templates": frozenset(BUILD_S)}
-    return HostSpec(name, slots, **{**defaults, **given})
-
-
-def item(name: str, estimate_s: float | None = 1.0, *, module: str = "m", **needs: Any) -> Item:
-    return Item(name, Needs(**{"guest": "quick", "cpus": 1, **needs}), module, estimate_s)
-
-
-def fleet_of(*hosts: HostSpec, workers: int = 8, one_ahead: bool = False, latency_s: float = 0.0) -> ModelFleet:
-    fleet = ModelFleet(BUILD_S, one_ahead=one_ahead, latency_s=latency_s)
-    for one in hosts:
-        fleet.add_host(one)
-    fleet.add_workers(*(f"gw{number}" for number in range(workers)))
-    return fleet
-
-
-def started(fleet: ModelFleet) -> list[str]:
-    return [test for start in fleet.starts for test in start.tests]
-
-
-def worker_of(fleet: ModelFleet, test: str) -> str:
-    return next(worker for worker, run in fleet.running.items() if test in run.tests)
+from pytest_propolis.distribution.scheduling import BuildTemplate, Needs, Start
 
 
 def test_the_longest_test_starts_first() -> None:
@@ -200,19 +172,6 @@ def test_tests_that_need_the_same_hosts_do_not_block_each_other() -> None:
     assert fleet.done == set(fleet.items)
 
 
-def test_what_is_kept_for_a_test_is_given_back_when_one_of_its_hosts_is_lost() -> None:
-    fleet = fleet_of(host("a", slots=1), host("b", slots=1))
-    fleet.add_tests(item("busy", 10))
-    fleet.decide()
-    fleet.add_tests(item("pair", 100, hosts=2))
-    fleet.decide()
-    busy, free = ("a", "b") if fleet.where("busy") == ("a",) else ("b", "a")
-    fleet.add_tests(item("single", 1))
-    fleet.lose_host(busy)
-    fleet.decide()
-    assert [run.hosts for run in fleet.running.values()] == [[free]]
-
-
 def test_an_exclusive_test_shares_its_host_with_no_other() -> None:
     fleet = fleet_of(host())
     fleet.add_tests(*(item(f"t{n}", 10) for n in range(6)), item("alone", 1, exclusive=True))
@@ -229,36 +188,6 @@ def test_a_wide_test_has_a_host_emptied_for_it_before_it_is_the_last() -> None:
         fleet.finish(min(fleet.running), 20.0)
         fleet.decide(1.0)
     assert len(fleet.items) - len(fleet.started) > 4
-
-
-def test_the_tests_of_a_lost_host_run_elsewhere() -> None:
-    fleet = fleet_of(host("a"))
-    fleet.add_tests(item("test"))
-    fleet.decide()
-    fleet.add_host(host("b"))
-    fleet.lose_host("a")
-    fleet.decide()
-    assert fleet.where("test") == ("b",)
-
-
-def test_a_lost_test_that_may_not_run_again_does_not() -> None:
-    fleet = fleet_of(host())
-    fleet.add_tests(item("test"))
-    fleet.decide()
-    fleet.lose_test(worker_of(fleet, "test"), again=False)
-    fleet.run_out()
-    assert started(fleet) == ["test"]
-
-
-def test_what_a_crashed_worker_held_runs_in_another_one() -> None:
-    fleet = fleet_of(host(slots=1), workers=2, one_ahead=True)
-    fleet.add_tests(item("a", 50), item("b", 0.1))
-    fleet.decide()
-    start = fleet.starts[0]
-    assert start.following is not None
-    fleet.lose_worker(start.worker, again=False)
-    fleet.decide()
-    assert fleet.where(start.following) == ("h0",)
 
 
 def test_a_test_of_unknown_duration_starts_before_short_ones() -> None:
@@ -301,36 +230,10 @@ def test_a_long_test_is_followed_by_a_short_one_and_a_short_one_by_a_long_one() 
     assert kinds == ["short", "long", "short", "long", "short", "long"]
 
 
-def test_a_worker_ends_with_the_last_test() -> None:
-    fleet = fleet_of(host(slots=1), workers=1, one_ahead=True)
-    fleet.add_tests(item("a", 1), item("b", 2))
-    fleet.run_out()
-    assert fleet.starts[-1].following is None
-    assert fleet.ended == {"gw0"}
-
-
-def test_idle_workers_end_when_all_tests_have_run() -> None:
-    fleet = fleet_of(host(), workers=2)
-    fleet.add_tests(item("test"))
-    fleet.decide()
-    fleet.finish("gw0")
-    assert fleet.decide() == [EndWorker("gw0"), EndWorker("gw1")] or fleet.ended == {"gw0", "gw1"}
-    assert fleet.ended == {"gw0", "gw1"}
-
-
 def test_a_test_without_a_vm_needs_a_worker_only() -> None:
     fleet = fleet_of()
     fleet.add_tests(item("plain", guest=None, hosts=0))
     assert fleet.decide() == [Start("gw0", ("plain",), ())]
-
-
-def test_a_test_that_is_given_up_starts_without_hosts() -> None:
-    fleet = fleet_of(host())
-    fleet.add_tests(item("test", labels=frozenset({"zfs"})))
-    assert not fleet.decide()
-    assert fleet.give_up("test")
-    assert fleet.decide() == [Start("gw0", ("test",), ())]
-    assert not fleet.give_up("test")
 
 
 def test_the_same_calls_have_the_same_answers() -> None:
@@ -350,37 +253,6 @@ def test_ids_are_unique() -> None:
         fleet.scheduler.tests_known([item("test")])
 
 
-@pytest.mark.parametrize(
-    ("needs", "reason"),
-    [
-        ({"labels": frozenset({"zfs"})}, "it needs 1 host with 1 CPU, 0 MiB, label zfs, and there are 0"),
-        ({"memory_mib": 99_999}, "it needs 1 host with 1 CPU, 99999 MiB, and there are 0"),
-        ({"hosts": 3}, "it needs 3 hosts with 1 CPU, 0 MiB, and there are 1"),
-        ({"guest": "slow"}, "the template of slow is being made on h0"),
-        ({"cpus": 16}, "0 of the 1 host that can run it now have room for 16 CPUs, 0 MiB"),
-        ({}, "no worker is free"),
-        ({"guest": None, "hosts": 0}, "no worker is free"),
-    ],
-)
-def test_it_says_why_a_test_waits(needs: dict[str, Any], reason: str) -> None:
-    fleet = fleet_of(host(templates=frozenset({"quick"})), workers=1)
-    fleet.add_tests(item("busy"), item("other", guest="slow"))
-    fleet.decide()
-    assert fleet.scheduler.why_waiting("busy") == "it runs on h0"
-    fleet.add_tests(item("test", **needs))
-    fleet.decide()
-    assert fleet.scheduler.why_waiting("test") == reason
-
-
-def test_it_says_that_a_worker_holds_a_test() -> None:
-    fleet = fleet_of(host(slots=1), workers=1, one_ahead=True)
-    fleet.add_tests(item("a", 50), item("b", 0.1))
-    fleet.decide()
-    running, held = fleet.starts[0].tests[0], fleet.starts[0].following
-    assert held is not None
-    assert fleet.scheduler.why_waiting(held) == f"worker gw0 holds it as its next and runs {running}"
-
-
 def test_needs_travel_as_plain_values() -> None:
     needs = Needs(guest="quick", memory_mib=512, cpus=2, hosts=2, labels=frozenset({"zfs"}), exclusive=True)
     assert Needs(**dataclasses.asdict(needs)) == needs
@@ -389,45 +261,3 @@ def test_needs_travel_as_plain_values() -> None:
 def test_needs_cannot_be_negative() -> None:
     with pytest.raises(ValueError, match="negative"):
         Needs(cpus=-1)
-
-
-def test_a_test_that_has_lost_its_host_gets_another_one_when_there_is_room() -> None:
-    fleet = fleet_of(host("h0", slots=1), host("h1", slots=1), workers=2)
-    fleet.add_tests(item("one", 100), item("two", 90))
-    fleet.decide()
-    scheduler, worker, other = fleet.scheduler, worker_of(fleet, "one"), worker_of(fleet, "two")
-    (lost,), (left,) = fleet.where("one") or (), fleet.where("two") or ()
-    assert scheduler.host_lost(lost) == ("one",)
-    scheduler.hosts_lost_by(worker)
-    assert scheduler.relocate(worker) is None
-    scheduler.test_finished(other, "two", 90)
-    assert scheduler.relocate(worker) == (left,)
-    assert [state.slots for state in scheduler.hosts() if state.alive] == [0]
-    scheduler.test_finished(worker, "one", 200)
-    assert [state.slots for state in scheduler.hosts() if state.alive] == [1]
-
-
-def test_a_test_on_two_hosts_of_which_one_is_lost_holds_none_until_it_gets_two() -> None:
-    fleet = fleet_of(host("h0", slots=1), host("h1", slots=1), host("h2", slots=1), workers=1)
-    fleet.add_tests(item("both", hosts=2))
-    fleet.decide()
-    scheduler, worker = fleet.scheduler, worker_of(fleet, "both")
-    lost, kept = fleet.where("both") or ()
-    scheduler.host_lost(lost)
-    scheduler.hosts_lost_by(worker)
-    assert sum(state.slots for state in scheduler.hosts() if state.alive) == 2
-    found = scheduler.relocate(worker)
-    assert found is not None
-    assert {*found, lost} == {"h0", "h1", "h2"}
-    assert kept in found
-
-
-def test_what_waits_is_told_by_reason_with_the_number_of_tests() -> None:
-    fleet = fleet_of(host(slots=1), workers=2)
-    fleet.add_tests(*(item(f"test{number}") for number in range(9)), item("wide", labels={"gpu"}))
-    fleet.decide()
-    waiting = {some.reason: some.count for some in fleet.scheduler.waiting()}
-    assert waiting == {
-        "0 of the 1 slots of the hosts that can run it now are free": 8,
-        "it needs 1 host with 1 CPU, 0 MiB, label gpu, and there are 0": 1,
-    }

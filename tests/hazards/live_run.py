@@ -188,6 +188,17 @@ class LiveRun:
             assert time.monotonic() < deadline, self.output
             select.select([], [], [], 0.02)
 
+    def require_nothing_left(self, target: str, number: signal.Signals, *, timeout_s: float) -> None:
+        """Wait for the run's end after a signal, and then until nothing of it is left.
+
+        What an agent leaves that was killed with SIGKILL must go with `propolis gc`; everything else goes by itself.
+        """
+        self.wait_ended(timeout_s)
+        if (target, number) == ("agent", signal.SIGKILL):
+            self.wait_until(lambda: not self.processes())
+            assert "removed" in self.collect_garbage()
+        self.wait_until_clean()
+
     def wait_until_clean(self) -> None:
         """Wait until no process and no file of the run is there any more; then nothing else may be, either."""
         deadline = time.monotonic() + CLEAN_TIMEOUT_S

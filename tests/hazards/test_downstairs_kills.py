@@ -58,8 +58,4 @@ def test_nothing_is_left(phase: str, target: str, number: signal.Signals) -> Non
         run.hit(target, number)
         if target == "downstairs":  # the guest goes on, and so does its test
             run.hit("group", signal.SIGINT)
-        run.wait_ended(ENDED_TIMEOUT_S)
-        if (target, number) == ("agent", signal.SIGKILL):
-            run.wait_until(lambda: not run.processes())
-            assert "removed" in run.collect_garbage()
-        run.wait_until_clean()
+        run.require_nothing_left(target, number, timeout_s=ENDED_TIMEOUT_S)

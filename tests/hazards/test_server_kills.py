@@ -33,8 +33,4 @@ ENDED_TIMEOUT_S = 120
 def test_nothing_is_left(phase: str, target: str, number: signal.Signals) -> None:
     with live_run(phase, *PROGRAM) as run:
         run.hit(target, number)
-        run.wait_ended(ENDED_TIMEOUT_S)
-        if (target, number) == ("agent", signal.SIGKILL):
-            run.wait_until(lambda: not run.processes())
-            assert "removed" in run.collect_garbage()
-        run.wait_until_clean()
+        run.require_nothing_left(target, number, timeout_s=ENDED_TIMEOUT_S)

@@ -91,4 +91,8 @@ async def _lost(disk: CrucibleDisk, count: int) -> list[int]:
     (path,) = [Path(item.path) for item in (await disk.facts()).downstairs if item.address == disk.targets[0]]
     contents = path.read_bytes()
     last = range(max(1, count - SLOTS + 1), count + 1)
-    return [n for n in last if contents[n % SLOTS * BLOCK :].split(b"\n", 1)[0] != str(n).encode()]
+    return [n for n in last if _number_at(contents, n % SLOTS * BLOCK) != str(n).encode()]
+
+
+def _number_at(contents: bytes, offset: int) -> bytes:
+    return contents[offset : offset + BLOCK].partition(b"\n")[0]

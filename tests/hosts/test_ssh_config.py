@@ -38,8 +38,13 @@ HONOURED = {
     "user": "Host h1\nUser {user}\n" + TARGET + KEYS + KNOWN,
     "include": "Include {directory}/ssh_config\n",
     "token in a path": "Host h1\nIdentityFile {directory}/%n.id\nIdentitiesOnly yes\n" + TARGET + KNOWN,
+    "variable in a path": "Host h1\nIdentityFile ${HOME_OF_KEYS}/id\nIdentitiesOnly yes\n" + TARGET + KNOWN,
+    "environment": "SetEnv GREETING=hello\nSendEnv LANG\nHost h1\n" + TARGET + KEYS + KNOWN,
     "match host": "Match host h1\n" + TARGET + KEYS + KNOWN,
     "match originalhost": "Match originalhost h1\n" + TARGET + KEYS + KNOWN,
+    "match user": "Match user {user}\n" + TARGET + KEYS + KNOWN,
+    "match localuser": "Match localuser {user}\n" + TARGET + KEYS + KNOWN,
+    "match all": "Match all\n" + TARGET + KEYS + KNOWN,
     "match exec": 'Match exec "true"\n' + TARGET + KEYS + KNOWN,
     "match final": "Host h1\n" + TARGET + "Match final host 10.99.0.11\n" + KEYS + KNOWN,
     "ciphers": "Ciphers aes256-ctr\nHost h1\n" + TARGET + KEYS + KNOWN,
@@ -49,6 +54,7 @@ HONOURED = {
     "address family": "AddressFamily inet\nHost h1\n" + TARGET + KEYS + KNOWN,
     "connect timeout": "ConnectTimeout 20\nHost h1\n" + TARGET + KEYS + KNOWN,
     "jump host": "Include {directory}/ssh_config\nMatch originalhost h1\nProxyJump h2\n",
+    "no jump host": "Host h1\nProxyJump none\n" + TARGET + KEYS + KNOWN + "Host *\nProxyJump h2\n",
     "proxy command": "Match originalhost h1\nProxyCommand ssh -F {directory}/ssh_config h2 -W %h:%p\n"
     + TARGET
     + KEYS
@@ -116,7 +122,10 @@ def rig(rig_possible: None) -> Iterator[SshRig]:
 
 
 @pytest.mark.parametrize("name", HONOURED)
-async def test_asyncssh_connects_as_configured(rig: SshRig, name: str, tmp_path: Path) -> None:
+async def test_asyncssh_connects_as_configured(
+    rig: SshRig, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME_OF_KEYS", str(rig.directory))
     assert await connected(rig, HONOURED[name], tmp_path) == ("AsyncsshTransport", "h1")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +87,17 @@ def test_a_host_that_cannot_be_reached_is_named_and_the_others_answer(inner: Inn
     assert "host closed: no SSH connection to root@127.0.0.1" in shown
     assert "h1:\nnothing is there\n" in shown
     assert "no host 'h9'" in propolis("ps", "--hosts", str(hosts), "--host", "h9", status=1)
+
+
+def test_doctor_describes_every_host_in_one_json_object(inner: InnerRun, rig: SshRig) -> None:
+    hosts = inner.pytester.path / "hosts.toml"
+    closed = '[hosts.closed]\nkind = "ssh"\naddress = "root@127.0.0.1"\n[hosts.closed.options]\nconfig = "/dev/null"\n'
+    hosts.write_text(inventory_of(rig) + closed + '[hosts.here]\nkind = "local"\n')
+    found = json.loads(propolis("doctor", "--json", "--hosts", str(hosts), "--host", "h1", "--host", "here"))["hosts"]
+    assert {name: host["can_run_vms"] for name, host in found.items()} == {"h1": True, "here": True}
+    assert "QEMU" in {capability["name"] for capability in found["h1"]["capabilities"]}
+    shown = propolis("doctor", "--json", "--hosts", str(hosts), "--host", "closed", status=1)
+    assert "host closed: no SSH connection to root@127.0.0.1" in json.loads(shown)["hosts"]["closed"]["error"]
 
 
 def test_a_host_is_asked_for_without_an_inventory(inner: InnerRun) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import select
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from file_server import serving
 from inner_run import InnerRun
 from ssh_rig import SshRig, require_rigs, ssh_rig
 
 CLEAN_TIMEOUT_S = 60.0
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
 @pytest.fixture
@@ -102,6 +107,42 @@ def test_a_disk_of_an_image_here_is_on_a_guest_there(inner: InnerRun, hosts: Pat
         """
     )
     inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=1)
+
+
+def test_an_artifact_is_downloaded_here_while_the_test_fakes_http(inner: InnerRun, hosts: Path, tmp_path: Path) -> None:
+    # New content in each run, in the store that has the guests: there is no network for a store of its own.
+    content = b"of a server" + os.urandom(16).ljust(1 << 20, b"\0")
+    sha256 = hashlib.sha256(content).hexdigest()
+    (tmp_path / "image.raw").write_bytes(content)
+    inner.write(
+        test_it="""
+        import httpcore, httpx, pytest
+        from pytest_propolis import ImageDisk
+
+        @pytest.fixture
+        def fake(monkeypatch):
+            def refuse(*args, **kwargs):
+                raise AssertionError("not mocked")
+
+            monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", refuse)
+            monkeypatch.setattr(httpcore.AsyncConnectionPool, "handle_async_request", refuse)
+            monkeypatch.setattr(httpx, "AsyncClient", None)
+
+        async def test_it(fake, vm_factory):
+            vm = await vm_factory.start(disks=(ImageDisk("image"),))
+            assert vm.host.name == "h1"
+            await vm.run("modprobe virtio_blk; until [ -b /dev/vda ]; do sleep 0.1; done")
+            assert await vm.run("head -c 11 /dev/vda") == "of a server"
+        """
+    )
+    with serving(tmp_path) as url:
+        source = f'{{ url = {{ url = "{url}/image.raw", sha256 = "{sha256}" }} }}'
+        (inner.pytester.path / "artifacts.toml").write_text(
+            f'[artifacts.image]\nfilename = "image.raw"\nkind = "file"\nsource = {source}\n'
+        )
+        result = inner.run("--propolis-hosts", str(hosts), "--propolis-artifacts", "artifacts.toml")
+    shutil.rmtree(Path(os.environ.get("PROPOLIS_ARTIFACT_DIR") or CACHE / "propolis/artifacts") / sha256)
+    result.assert_outcomes(passed=1)
 
 
 def test_a_guest_on_an_ssh_host_runs_commands_and_leaves_nothing(inner: InnerRun, rig: SshRig, hosts: Path) -> None:

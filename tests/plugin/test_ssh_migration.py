@@ -87,3 +87,30 @@ def test_a_guest_whose_target_is_lost_on_the_way_runs_on_and_nothing_is_left_the
     assert {host.run("ls", "/run/propolis") for host in rig.hosts.values()} == {""}
     disks = "find ~/.cache/propolis/artifacts/disks -name '*.qcow2' 2>/dev/null || true"
     assert {host.run("sh", "-c", disks) for host in rig.hosts.values()} == {""}
+
+
+VOLUMES = """
+import pytest
+from pytest_propolis import ConfigError
+
+async def test_it(crucible_disk_factory, vm_factory, remote_hosts):
+    here, there = remote_hosts
+    disk = await crucible_disk_factory(size_mib=64)
+    near, far = (here, there) if disk.host is here else (there, here)
+    source = await vm_factory.start("source", memory_mib=192, host=near, disks=(disk,))
+    refusal = f"crucible disk '.*' is on host {near.name}, and VMs on {far.name} cannot reach it"
+    with pytest.raises(ConfigError, match=refusal):
+        await vm_factory.successor(source, host=far)
+    assert disk.generation == 1
+    unused = await crucible_disk_factory("unused", size_mib=64)
+    with pytest.raises(ConfigError, match=refusal):
+        await vm_factory.start("other", memory_mib=192, host=far, disks=(unused,))
+    await source.run("modprobe virtio_blk; until [ -b /dev/vda ]; do usleep 20000; done; echo a >/dev/vda")
+"""
+
+
+def test_a_volume_that_a_host_cannot_reach_is_refused_before_anything_is_done(
+    inner: InnerRun, rig: SshRig, hosts: Path
+) -> None:
+    inner.write(test_it=VOLUMES)
+    inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,19 @@ def test_apt_files_of_this_release_and_no_other_are_taken(name: str, tmp_path: P
     file = tmp_path / name
     file.write_text(SUITES[name])
     assert debian._names_only("bookworm", file) == (name in {"debian.sources", "sources.list"})
+
+
+@pytest.mark.parametrize("name", ["debian.sources", "sources.list"])
+def test_components_are_added_to_copies_of_the_sources(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / name
+    file.write_text(SUITES[name])
+    monkeypatch.setattr(debian, "_source_files", lambda suite: [file])
+    assert DebianBuild()._mirror(tmp_path) == [str(file)]
+    (copy,) = DebianBuild(extra_components=("contrib",))._mirror(tmp_path)
+    assert file.read_text() == SUITES[name]
+    assert Path(copy).read_text() == re.sub(r"main$", "main contrib", SUITES[name], flags=re.MULTILINE)
 
 
 async def test_what_is_missing_to_build_is_named_with_its_package(
@@ -96,9 +110,17 @@ async def test_a_user_with_subordinate_ids_lacks_nothing(user: OrdinaryUser, mon
 def test_no_build_is_done_as_a_subordinate_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for user in (0, USER_ID):
         monkeypatch.setattr(os, "geteuid", lambda user=user: user)
-        words = debian._bootstrap("bookworm", tmp_path)
+        words = DebianBuild()._bootstrap(tmp_path)
         assert (words[0], "--mode=root" in words) == ("unshare", True)
 
 
 def test_another_release_has_another_key() -> None:
     assert DebianBuild().key != DebianBuild(suite="trixie").key
+
+
+def test_a_variant_has_a_key_files_and_a_command_of_its_own() -> None:
+    plain, variant = DebianBuild(), DebianBuild(extra_packages=("zfs-dkms",), variant="-zfs")
+    assert not set(plain.filenames) & set(variant.filenames)
+    assert (plain.command, variant.command) == ("propolis setup debian", "propolis setup debian-zfs")
+    keys = {build.key for build in (plain, variant, DebianBuild(extra_hook="true\n"), DebianBuild(disk_mib=4096))}
+    assert len(keys) == 4

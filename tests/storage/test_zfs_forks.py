@@ -26,7 +26,9 @@ class Pool:
 
     datasets: dict[str, str] = dataclasses.field(default_factory=lambda: {"tank/images": "/tank/images"})
     snapshots: dict[str, set[str]] = dataclasses.field(default_factory=dict)
-    volumes: set[str] = dataclasses.field(default_factory=set)
+    written: int = 0
+    readonly: str = "off"
+    unmountable: bool = False
     busy: int = 0
     fails: str = ""
     asked: list[str] = dataclasses.field(default_factory=list)
@@ -41,7 +43,10 @@ class Pool:
         return answer
 
     async def describe(self, path: Path) -> str | None:
-        return self.state if path == IMAGE else None
+        if path == IMAGE:
+            return self.state
+        places = (*self.datasets.values(), *(f"/dev/zvol/{name}" for name in self.datasets))
+        return self.state if any(path.is_relative_to(place) for place in places if "propolis-" in place) else None
 
     def _list(self, argv: list[str], words: list[str]) -> Finished:
         target = argv[-1]
@@ -50,15 +55,18 @@ class Pool:
             with_clones = "name,clones" in argv
             lines = [f"{name}\t{','.join(self.snapshots[name]) or '-'}" if with_clones else name for name in names]
             return Finished(0, "".join(f"{line}\n" for line in lines), "")
-        if "name,mountpoint,mounted" in argv:
+        if "name,mountpoint,mounted,readonly" in argv:
             for name, mountpoint in self.datasets.items():
                 if target.startswith(f"{mountpoint}/"):
-                    return Finished(0, f"{name}\t{mountpoint}\tyes\n", "")
+                    return Finished(0, f"{name}\t{mountpoint}\tyes\t{self.readonly}\n", "")
             return Finished(1, "", f"cannot open '{target}': not a ZFS filesystem")
-        return Finished(0, f"{self.datasets[target]}\tyes\n", "")
+        raise AssertionError(argv)
 
     def _get(self, _argv: list[str], _words: list[str]) -> Finished:
-        return Finished(0, "1\n0\n100\n", "")
+        return Finished(0, f"{self.written}\n", "")
+
+    def _sync(self, _argv: list[str], _words: list[str]) -> Finished:
+        return Finished(0, "", "")
 
     def _snapshot(self, _argv: list[str], words: list[str]) -> Finished:
         if words[0] in self.snapshots:
@@ -67,9 +75,14 @@ class Pool:
         return Finished(0, "", "")
 
     def _clone(self, _argv: list[str], words: list[str]) -> Finished:
-        snapshot, clone = words
+        snapshot, clone = words[-2:]
+        if snapshot not in self.snapshots:
+            return Finished(1, "", f"cannot open '{snapshot}': dataset does not exist")
         self.snapshots[snapshot].add(clone)
         self.datasets[clone] = f"/{clone}"
+        if self.unmountable:
+            reason = f"cannot mount '/{clone}': failed to create mountpoint: Permission denied"
+            return Finished(1, "", f"{reason}\nfilesystem successfully created, but not mounted")
         return Finished(0, "", "")
 
     def _rollback(self, _argv: list[str], words: list[str]) -> Finished:
@@ -83,9 +96,11 @@ class Pool:
         name = words[0]
         if "@" in name:
             if name not in self.snapshots:
-                return Finished(1, "", f"could not find any snapshots to destroy; snapshot {name} does not exist")
+                return Finished(1, "", "could not find any snapshots to destroy; check snapshot names.")
             if self.snapshots[name]:
-                return Finished(1, "", f"cannot destroy '{name}': snapshot has dependent clones")
+                clones = "\n".join(sorted(self.snapshots[name]))
+                advice = f"use '-R' to destroy the following datasets:\n{clones}"
+                return Finished(1, "", f"cannot destroy '{name}': snapshot has dependent clones\n{advice}")
             del self.snapshots[name]
             return Finished(0, "", "")
         if name not in self.datasets:
@@ -131,6 +146,47 @@ async def test_the_last_fork_takes_the_snapshot_along(pool: Pool) -> None:
     await ZfsProvider(pool).remove(two)
     await ZfsProvider(pool).remove(two)
     assert (pool.snapshots, list(pool.datasets)) == ({}, ["tank/images"])
+
+
+async def test_a_snapshot_with_more_clones_than_an_error_has_lines_stays(pool: Pool) -> None:
+    forks = [await fork(pool, f"fork-{number}") for number in range(12)]
+    await ZfsProvider(pool).remove(forks[0])
+    assert len(pool.snapshots) == 1
+
+
+async def test_a_snapshot_that_another_process_removes_meanwhile_is_taken_again(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = []
+
+    def vanishing(pool: Pool, argv: list[str], words: list[str]) -> Finished:
+        taken.append(words[0])
+        return Finished(0, "", "") if len(taken) == 1 else snapshot(pool, argv, words)
+
+    snapshot = Pool._snapshot
+    monkeypatch.setattr(Pool, "_snapshot", vanishing)
+    await fork(pool)
+    assert len(taken) == 2
+
+
+async def test_a_fork_after_the_first_takes_one_look_and_one_clone(pool: Pool) -> None:
+    await fork(pool, "one")
+    pool.asked.clear()
+    await fork(pool, "two")
+    assert [line.split()[0] for line in pool.asked] == ["list", "clone"]
+
+
+async def test_a_clone_that_cannot_be_mounted_is_not_left_behind(pool: Pool) -> None:
+    pool.unmountable = True
+    with pytest.raises(ArtifactError, match="cannot mount"):
+        await fork(pool)
+    assert (pool.snapshots, list(pool.datasets)) == ({}, ["tank/images"])
+
+
+async def test_a_read_only_dataset_is_an_obstacle(pool: Pool) -> None:
+    pool.readonly = "on"
+    request = ForkRequest(image=IMAGE, image_format="raw", target=Path("/x/y"))
+    assert "tank/images of /tank/images/disk.raw is read-only" in str(await ZfsProvider(pool).obstacle(request))
 
 
 async def test_a_busy_clone_is_destroyed_when_it_is_let_go_of(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +237,11 @@ async def test_snapshots_that_a_killed_process_left_are_collected(pool: Pool) ->
 async def test_a_volume_is_cloned_beside_itself(pool: Pool) -> None:
     made = await fork(pool, image=Path("/dev/zvol/tank/images/vol"))
     assert (made.path, made.dataset) == (Path("/dev/zvol/tank/images/propolis-fork-1"), "tank/images/propolis-fork-1")
+    await fork(pool, "same", image=Path("/dev/zvol/tank/images/vol"))
+    assert len(pool.snapshots) == 1
+    pool.written = 512
+    await fork(pool, "written", image=Path("/dev/zvol/tank/images/vol"))
+    assert len(pool.snapshots) == 2
 
 
 @pytest.mark.parametrize(

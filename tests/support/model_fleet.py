@@ -62,10 +62,10 @@ class ModelFleet:
         self.hosts[host.name] = ModelHost(host, set(host.templates))
         self.scheduler.host_joined(host)
 
-    def add_workers(self, *workers: str) -> None:
+    def add_workers(self, *workers: str, own_host: str | None = None) -> None:
         for worker in workers:
             self.idle.add(worker)
-            self.scheduler.worker_ready(worker)
+            self.scheduler.worker_ready(worker, own_host=own_host)
 
     def lose_host(self, name: str) -> None:
         del self.hosts[name]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import shutil
 import socket
@@ -100,7 +99,9 @@ class OwnedVolume:
         raise ConfigError(f"volume {self.request.name!r} has no downstairs {address}", hint=f"it has {known}")
 
     async def add_downstairs(self, qemu_img: Path, *, blank: bool = False) -> Downstairs:
-        """Start a downstairs over a new file: empty, or over the volume's parent.
+        """Start a downstairs over a new file with the volume's first contents, or an empty one.
+
+        :param blank: whether it is empty, because what the others hold is copied to it.
 
         :raises ResourceExhausted: when there is no space for it.
         :raises AgentError: when it does not start.
@@ -116,10 +117,11 @@ class OwnedVolume:
             key=self.key,
             file_format="qcow2" if over_parent else "raw",
             parent=self.parent if over_parent else None,
-            epoch=1 if over_parent else 0,
+            # An empty one must not be taken for one that is up to date.
+            epoch=1 if over_parent or (self.request.contents is not None and not blank) else 0,
             stall_timeout_s=self.request.stall_timeout_s,
         )
-        await self._make_file(region, qemu_img)
+        await self._make_file(region, qemu_img, contents=None if blank else self.request.contents)
         if self._closed:
             raise AgentError(f"volume {self.request.name!r} has been removed")
         downstairs = Downstairs(region, program=self.program, log_path=self.path / f"{number}.log", journal=self.writer)
@@ -160,7 +162,7 @@ class OwnedVolume:
         shutil.rmtree(self.path, ignore_errors=True)
         self.writer.gone(self.directory)
 
-    async def _make_file(self, region: RegionFile, qemu_img: Path) -> None:
+    async def _make_file(self, region: RegionFile, qemu_img: Path, *, contents: bytes | None) -> None:
         if region.parent is not None:
             await create_overlay(
                 qemu_img=qemu_img,
@@ -172,7 +174,8 @@ class OwnedVolume:
             return
         try:
             with region.path.open("xb") as file:
-                os.truncate(file.fileno(), region.size_bytes)
+                file.write(contents or b"")
+                file.truncate(region.size_bytes)
         except OSError as error:
             raise ResourceExhausted(f"{region.path} cannot be made: {error.strerror or error}") from None
 
@@ -223,7 +226,7 @@ async def create_volume(
 
 async def _size(request: CreateVolume, qemu_img: Path) -> int:
     """Return the size in bytes, a whole number of extents, and at least the size of the image."""
-    size_bytes = request.size_bytes
+    size_bytes = max(request.size_bytes, len(request.contents or b""))
     if request.image is not None:
         image = Path(request.image)
         await check_image(qemu_img=qemu_img, image=image, image_format=request.image_format)

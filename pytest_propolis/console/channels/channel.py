@@ -37,7 +37,7 @@ class ByteChannel(Protocol):
     async def upload(self, command: str, source: AsyncIterator[bytes], *, note: str) -> Exchanged:
         """Run a command with a stream as its standard input.
 
-        :param note: what the log says of it.
+        :param note: the text the log shows for it.
         :raises Garbled: when the stream arrived damaged; the command has seen the damaged stream then.
         :raises CommandTimeout: when nothing moves any more.
         """
@@ -46,7 +46,7 @@ class ByteChannel(Protocol):
     async def download(self, command: str, sink: Callable[[bytes], None], *, note: str) -> Exchanged:
         """Run a command, and give its standard output to `sink` as it comes.
 
-        :param note: what the log says of it.
+        :param note: the text the log shows for it.
         :raises Garbled: when the stream arrived damaged; `sink` has had a part of it then.
         :raises CommandTimeout: when nothing moves any more.
         """

@@ -38,7 +38,7 @@ done 2>/dev/null
 
 
 def port_name(number: int) -> str:
-    """The name of a port in the guest."""
+    """Return the name of a port in the guest."""
     return f"org.propolis.{number}"
 
 

@@ -28,28 +28,31 @@ PIECE_BYTES: Final = 1 << 20
 """How much is expanded at once."""
 GARBLED: Final = "propolis-garbled"
 
+# bash's `read` takes more from a terminal than the line.
 _RECEIVE: Final = r"""
-(_g=$( { while IFS= read -r _n && head -c "$_n" && printf '\036%s\0060\004' NONCE >&2 && [ "$_n" != 0 ]
-do :; done | base64 -d 2>/dev/null | { gzip -dc 2>/dev/null || echo GARBLED >&3; } | {
+(_g=$( { while case ${BASH_VERSION-} in ?*) _n=$(command dd bs=1 count=8 2>/dev/null);; *) IFS= command read -r _n; esac
+[ "$_n" ] && command head -c "$_n" && command printf '\036%s\0060\004' NONCE >&2 && [ "$_n" != 0000000 ]
+do :; done | base64 -d 2>/dev/null | { gzip -dc 2>/dev/null || command echo GARBLED >&3; } | {
 COMMAND
 } 3>&- >&2; } 3>&1 )
 _s=$?
-printf %s "$_g"
+command printf %s "$_g"
 exit "$_s")
 """
 
-# The status goes to standard error, which is shown behind the stream: a pipeline has that of its last command.
+# The status goes to standard error, which is shown behind the stream: a pipeline has that of its last command. GNU gzip
+# writes to no terminal without -f.
 _SEND: Final = r"""
 ( { _e=$( { { {
 COMMAND
 } 3>&-
-echo "$?" >&2; } | gzip -c >&3; } 2>&1 ); } 3>&1
-printf %s "$_e")
+command echo "$?" >&2; } | gzip -cf >&3; } 2>&1 ); } 3>&1
+command printf %s "$_e")
 """
 
 
 def receiving_command(command: str, nonce: str) -> str:
-    """A command whose terminal brings the standard input of another.
+    """Return a command whose terminal brings the standard input of another.
 
     :param nonce: the word in the marks by which the guest acknowledges.
     """
@@ -57,12 +60,12 @@ def receiving_command(command: str, nonce: str) -> str:
 
 
 def sending_command(command: str) -> str:
-    """A command that writes the packed standard output of another, and then its errors and its status."""
+    """Return a command that writes the packed standard output of another, and then its errors and its status."""
     return _SEND.strip().replace("COMMAND", command)
 
 
 async def packed(source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The windows to type for a stream: after each, wait for the acknowledgement."""
+    """Yield the windows to type for a stream: after each, wait for the acknowledgement."""
     compressor = zlib.compressobj(wbits=GZIP)
     rest = b""
     async for data in source:
@@ -73,16 +76,16 @@ async def packed(source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     rest += compressor.flush()
     for start in range(0, len(rest), WINDOW_BYTES):
         yield _window(rest[start : start + WINDOW_BYTES])
-    yield b"0\n"
+    yield b"%07d\n" % 0
 
 
 def _window(data: bytes) -> bytes:
     text = base64.encodebytes(data)
-    return b"%d\n%b" % (len(text), text)
+    return b"%07d\n%b" % (len(text), text)
 
 
 def unpacked_end(output: bytes, status: int) -> Exchanged:
-    """How a receiving command ended.
+    """Return how a receiving command ended.
 
     :raises Garbled: when the guest could not unpack the stream, though the command has taken what there was of it.
     """
@@ -117,7 +120,7 @@ class Unpacker:
             self._damaged = error
 
     def end(self) -> Exchanged:
-        """How the command ended.
+        """Return how the command ended.
 
         :raises Garbled: when what came is not what was sent.
         """

@@ -65,7 +65,7 @@ class ProcessInput:
                 await self._port.send(piece)
 
     async def aclose(self) -> None:
-        """Let the program read the end of the file. Closing twice is fine."""
+        """Let the program read the end of the file. Idempotent."""
         if not self._closed:
             self._closed = True
             with contextlib.suppress(ConnectionClosed):
@@ -87,7 +87,7 @@ class ProcessOutput:
         self._kept_bytes = 0
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The bytes that have not been read yet, as they come."""
+        """Yield the bytes that have not been read yet, as they come."""
         while True:
             async with self._turn:
                 piece = self._kept.popleft() if self._kept else await self._next()

@@ -40,7 +40,7 @@ framed begins with its kind."""
 
 
 def asks_for_an_end(typed: bytes) -> bool:
-    """Whether what is typed at a console names a program or a file by which a guest is reset or switched off."""
+    """Return whether what is typed at a console names a program or a file by which a guest is reset or switched off."""
     return _ASKING.search(typed) is not None
 
 

@@ -141,7 +141,7 @@ class KernelFailures:
             self._expectations.remove(expectation)
 
     def _ends_in_panic(self) -> bool:
-        """Whether nothing has followed the last line of a panic."""
+        """Return whether nothing has followed the last line of a panic."""
         return self._ending is not None and self._ending.transcript.end == self._ending_at
 
     def _record(self, failure: KernelFailure) -> None:

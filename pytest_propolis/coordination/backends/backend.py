@@ -72,4 +72,4 @@ class Backend(Protocol):
         """End a lease, and delete its keys. One that is gone is passed over."""
 
     async def aclose(self) -> None:
-        """Close the connections. Closing twice is fine."""
+        """Close the connections. Idempotent."""

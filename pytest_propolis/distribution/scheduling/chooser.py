@@ -116,11 +116,11 @@ class Chooser:
         return best and best[1]
 
     def is_short(self, duration_s: float) -> bool:
-        """Whether it hardly matters when a test starts that takes so long."""
+        """Return whether it hardly matters when a test starts that takes so long."""
         return duration_s <= max(SHORT_S, SHORT_SHARE * self.slack_s)
 
     def _ranked(self, state: HostState, cpus: int, *, held: bool) -> list[tuple[float, int, Cell]]:
-        """The cells that may have a test for a host, with a key by which the best one is the least."""
+        """Return the cells that may have a test for a host, with a key by which the best one is the least."""
         ranked = []
         for number, cell in enumerate(self._fleet.runnable(state)):
             if held:
@@ -132,7 +132,7 @@ class Chooser:
         return ranked
 
     def _best_of(self, cell: Cell, room: _Room) -> Choice | None:
-        """The longest test of a cell that a host may run."""
+        """Return the longest test of a cell that a host may run."""
         limit_s, long_s = self._limit_s(room.state, cell), self._reservation.long_s
         if room.gap_s < limit_s and not room.held and not cell.probes and cell.longest_s < long_s:
             limit_s = room.gap_s
@@ -142,7 +142,7 @@ class Chooser:
         return found and found[:2]
 
     def _limit_s(self, state: HostState, cell: Cell) -> float:
-        """The longest duration that a host may begin with, on a host of speed 1.0."""
+        """Return the longest duration that a host may begin with, on a host of speed 1.0."""
         if self.lenient or state.speed >= SLOW * cell.fastest:
             return math.inf
         return self.slack_s * state.speed * SLOW_SHARE

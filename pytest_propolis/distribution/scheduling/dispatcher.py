@@ -136,7 +136,7 @@ class Dispatcher:
             held = None
         if held is not None:
             return *held, workers.holders[held[1]]
-        return None if free is None else (*free, workers.take())
+        return None if free is None else (*free, workers.take(state.host.name))
 
     def _start(self, worker: str, index: int, hosts: tuple[HostState, ...], work_s: float) -> None:
         """Start a test that is out of the backlog on hosts that have been taken for it."""

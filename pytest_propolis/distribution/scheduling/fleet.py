@@ -67,32 +67,32 @@ class Fleet:
         self._runnable[state.host.name] = [cell for cell in runnable if cell.way is Way.NEXT]
 
     def runnable(self, state: HostState) -> list[Cell]:
-        """The cells whose tests a host can run now, one by one."""
+        """Return the cells whose tests a host can run now, one by one."""
         return self._runnable[state.host.name]
 
     def warm(self, needs: Needs) -> list[HostState]:
-        """The hosts that have the template and, if they did nothing else, room for a test."""
+        """Return the hosts that have the template and, if they did nothing else, room for a test."""
         guest = needs.guest
         return [s for s in self.living if (guest is None or guest in s.templates) and s.could_fit(needs)]
 
     def able(self, needs: Needs) -> list[HostState]:
-        """The hosts that would have room for a test if they did nothing else."""
+        """Return the hosts that would have room for a test if they did nothing else."""
         return [state for state in self.living if state.could_fit(needs)]
 
     def can_run(self, needs: Needs) -> bool:
-        """Whether there are enough hosts that would have room for a test if they did nothing else."""
+        """Return whether there are enough hosts that would have room for a test if they did nothing else."""
         able = (state for state in self.living if state.could_fit(needs))
         return len(list(islice(able, needs.hosts))) == needs.hosts
 
     def share(self, slots: float) -> tuple[float, float]:
-        """The CPUs and the memory in MiB that so many slots have on average."""
+        """Return the CPUs and the memory in MiB that so many slots have on average."""
         total = max(1, sum(state.host.slots for state in self.living))
         cpus = sum(state.host.cpus for state in self.living)
         memory_mib = sum(state.host.memory_mib for state in self.living)
         return slots * cpus / total, slots * memory_mib / total
 
     def speed_with(self, labels: frozenset[str]) -> float:
-        """The slots of the hosts that have these labels, each counted with its host's speed."""
+        """Return the slots of the hosts that have these labels, each counted with its host's speed."""
         return sum(state.speed * state.host.slots for state in self.living if labels <= state.host.labels)
 
     def _rank_cells(self) -> None:

@@ -40,7 +40,7 @@ class Follower:
         return index
 
     def _next(self, queue: Queue, state: HostState) -> int | None:
-        """What its host would run next."""
+        """Return what its host would run next."""
         gathered = self._run.gatherings.bind(self._run.backlog)
         if gathered is not None:
             return gathered
@@ -48,7 +48,7 @@ class Follower:
         return choice[1] if choice else self._filler(queue, (state,))
 
     def _filler(self, queue: Queue, hosts: tuple[HostState, ...]) -> int | None:
-        """The shortest test, if possible one that can have the place of the tests before it."""
+        """Return the shortest test, if possible one that can have the place of the tests before it."""
         for state in hosts:
             needs = queue.needs
             index = self._chooser.following(state, state.cpus + needs.cpus, state.memory_mib + needs.memory_mib)
@@ -60,7 +60,7 @@ class Follower:
         return self._chooser.is_short(self._run.durations.estimate(index).rank_s)
 
     def _spare_workers(self) -> bool:
-        """Whether there are enough workers without one for all slots, or for all tests that are left."""
+        """Return whether there are enough workers without one for all slots, or for all tests that are left."""
         run = self._run
         left = run.workers.staying - 1
         return left >= min(

@@ -31,7 +31,7 @@ class HostSpec:
     templates: frozenset[str] = field(default=frozenset())
 
     def could_fit(self, needs: Needs) -> bool:
-        """Whether it could run a test if it did nothing else."""
+        """Return whether it could run a test if it did nothing else."""
         return (
             self.slots > 0
             and self.cpus >= needs.cpus
@@ -70,13 +70,13 @@ class HostState:
         """Guest -> when its template will probably be there."""
 
     def fits(self, needs: Needs) -> bool:
-        """Whether it has now what a test needs, templates aside."""
+        """Return whether it has now what a test needs, templates aside."""
         if needs.exclusive and (self.running or self.building):
             return False
         return self.slots > 0 and self.cpus >= needs.cpus and self.memory_mib >= needs.memory_mib
 
     def could_fit(self, needs: Needs) -> bool:
-        """Whether it could run a test if it did nothing else."""
+        """Return whether it could run a test if it did nothing else."""
         return self.host.could_fit(needs)
 
     def take(self, needs: Needs) -> None:

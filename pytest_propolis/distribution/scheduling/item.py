@@ -1,4 +1,4 @@
-"""A test as the scheduler knows it."""
+"""A test as the scheduler sees it."""
 
 from __future__ import annotations
 

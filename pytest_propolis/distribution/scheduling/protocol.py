@@ -1,4 +1,4 @@
-"""What a controller tells a scheduler, and asks of it."""
+"""The interface between a controller and a scheduler."""
 
 from __future__ import annotations
 
@@ -32,8 +32,11 @@ class Scheduler(Protocol):
         :returns: the tests that run there. They count as running until `test_lost` or `test_finished` says otherwise.
         """
 
-    def worker_ready(self, worker: str) -> None:
-        """Let it use a new worker."""
+    def worker_ready(self, worker: str, *, own_host: str | None = None) -> None:
+        """Let it use a new worker.
+
+        :param own_host: the host that the worker runs on itself, whose tests it is given before those of others.
+        """
 
     def worker_lost(self, worker: str, *, again: bool = False) -> tuple[str, ...]:
         """Let it use a worker no more. What the worker held but had not started is scheduled anew.

@@ -66,8 +66,8 @@ class FleetScheduler(Scheduler):
         there = [running for running in run.running.values() if lost in running.hosts]
         return tuple(run.items[running.tests[running.done]].id for running in there)
 
-    def worker_ready(self, worker: str) -> None:
-        self._run.workers.ready(worker)
+    def worker_ready(self, worker: str, *, own_host: str | None = None) -> None:
+        self._run.workers.join(worker, own_host)
         self._run.awake = True
 
     def worker_lost(self, worker: str, *, again: bool = False) -> tuple[str, ...]:

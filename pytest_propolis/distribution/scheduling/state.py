@@ -1,4 +1,4 @@
-"""What a scheduler knows of a run."""
+"""A scheduler's state of a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Running:
     done: int = 0
 
     def remaining_s(self, now_s: float) -> float:
-        """The slot seconds that they will probably still take, on hosts of speed 1.0."""
+        """Return the slot seconds that they will probably still take, on hosts of speed 1.0."""
         return max(0.0, self.work_s - (now_s - self.since_s) * self.speed * len(self.hosts))
 
 
@@ -75,7 +75,7 @@ class RunState:
         self.fleet.know(self.backlog.cells)
 
     def queue(self, index: int) -> Queue:
-        """The queue of a test, whether it waits there or not."""
+        """Return the queue of a test, whether it waits there or not."""
         queue = self._queues.get(index)
         if queue is None:  # Needs are slow to hash.
             queue = self._queues[index] = self.backlog.queue(self.items[index].needs)

@@ -20,29 +20,44 @@ class Workers:
     holders: dict[int, str] = field(default_factory=dict)
     """Test that an idle worker holds -> the worker."""
     alive: set[str] = field(default_factory=set)
-    _empty: list[tuple[int, str]] = field(default_factory=list)
+    _empty: dict[str | None, list[tuple[int, str]]] = field(default_factory=dict)
+    """Idle workers that hold nothing, by the host that they run on themselves."""
+    _own_hosts: dict[str, str] = field(default_factory=dict)
     _order: dict[str, int] = field(default_factory=dict)
     _ending: set[str] = field(default_factory=set)
 
+    def join(self, worker: str, own_host: str | None) -> None:
+        """Let a worker join, which runs on a host itself or on none."""
+        if own_host is not None:
+            self._own_hosts[worker] = own_host
+        self.ready(worker)
+
     def ready(self, worker: str) -> None:
-        """Let a worker join, or be idle again without a test."""
+        """Let a worker be idle again without a test."""
         self.alive.add(worker)
-        heapq.heappush(self._empty, (self._order.setdefault(worker, len(self._order)), worker))
+        entry = self._order.setdefault(worker, len(self._order)), worker
+        heapq.heappush(self._empty.setdefault(self._own_hosts.get(worker), []), entry)
 
     @property
     def empty(self) -> bool:
         """Whether there is an idle worker that holds nothing."""
-        return bool(self._empty)
+        return any(self._empty.values())
 
     @property
     def staying(self) -> int:
         """How many workers there are but for those that end after what they run."""
         return len(self.alive) - len(self._ending)
 
-    def take(self) -> str:
-        """Take an idle worker that holds nothing, those that came first first."""
-        assert self.empty
-        return heapq.heappop(self._empty)[1]
+    def take(self, host: str | None = None) -> str:
+        """Take an idle worker that holds nothing, those that came first first.
+
+        :param host: where its test will run. A worker that runs there itself is taken rather than one that runs on no
+            host, and such a one rather than a worker of another host.
+        """
+        for own_host in (host, None):
+            if self._empty.get(own_host):
+                return heapq.heappop(self._empty[own_host])[1]
+        return heapq.heappop(min(filter(None, self._empty.values())))[1]
 
     def end_after_this(self, worker: str) -> None:
         """Let a worker end when it has run what it is given now."""
@@ -79,8 +94,9 @@ class Workers:
         if held is None:
             held = next((index for index, holder in self.holders.items() if holder == worker), None)
         self._forget(worker)
-        self._empty = [entry for entry in self._empty if entry[1] != worker]
-        heapq.heapify(self._empty)
+        idle = self._empty.get(self._own_hosts.get(worker), [])
+        idle[:] = [entry for entry in idle if entry[1] != worker]
+        heapq.heapify(idle)
         return held
 
     def _forget(self, worker: str) -> None:

@@ -53,7 +53,7 @@ class LiveFile:
                 self.remove()
 
     def remove(self) -> None:
-        """Remove it. Removing it twice is fine."""
+        """Remove it. Idempotent."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # other runs have files there

@@ -25,13 +25,13 @@ class StatusSource(Protocol):
         """How many tests there are; 0 while that is not known."""
 
     def place(self, test: str) -> tuple[str, tuple[str, ...]]:
-        """The worker and the hosts of a test that runs; empty where they are not known."""
+        """Return the worker and the hosts of a test that runs; empty where they are not known."""
 
     def waiting(self) -> tuple[WaitingTests, ...]:
-        """The tests that wait, by reason."""
+        """Return the tests that wait, by reason."""
 
     def hosts(self, running: int) -> tuple[HostStatus, ...]:
-        """The hosts, and what of them is in use.
+        """Return the hosts, and what of them is in use.
 
         :param running: how many tests run, for a source that does not know.
         """
@@ -92,7 +92,7 @@ def _unscheduled(spec: HostSpec, specs: tuple[HostSpec, ...], *, used: int) -> H
 
 
 def host_status(state: HostState, making: Mapping[tuple[str, str], float]) -> HostStatus:
-    """Return what a scheduler knows of a host.
+    """Return a scheduler's state of a host.
 
     :param making: by host and guest, since when templates are being made.
     """

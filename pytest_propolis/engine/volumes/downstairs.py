@@ -149,7 +149,7 @@ class Downstairs:
         await self._daemon.slow_down(delay_ms)
 
     async def close(self) -> None:
-        """End it for good. Its file stays. Closing twice is fine."""
+        """End it for good. Its file stays. Idempotent."""
         self._closed = True
         await self.kill()
         self._reserved.close()
@@ -267,7 +267,7 @@ def _say(session: _Session, answer: Answer) -> None:
 
 
 def _reserve_port() -> socket.socket:
-    """A port of the loopback interface that stays this object's while nothing listens on it."""
+    """Return a port of the loopback interface that stays this object's while nothing listens on it."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         address = probe.getsockname()

@@ -102,7 +102,7 @@ class Quorum:
             await machine.execute_out_of_band("yank", instances=[{"type": "block-node", "node-name": node}])
 
     async def can_repair(self, machine: Machine) -> bool:
-        """Whether no node is above the volume's, but the device: then `repair` is possible."""
+        """Return whether no node is above the volume's, but the device: then `repair` is possible."""
         graph = await machine.execute("x-debug-query-block-graph")
         kinds = {item["id"]: item["type"] for item in graph["nodes"]}
         own = next(item["id"] for item in graph["nodes"] if item.get("name") == self.name)

@@ -129,7 +129,7 @@ class Session:
         self._reading.add_done_callback(lambda _: callback())
 
     def close(self) -> None:
-        """End the session. Closing twice is fine."""
+        """End the session. Idempotent."""
         self._reading.cancel()
         self._writer.close()
         self.ended.set()

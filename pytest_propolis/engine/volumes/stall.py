@@ -43,7 +43,7 @@ class StallWatch:
             self._failed.set()
 
     def handles(self, event: Mapping[str, Any]) -> bool:
-        """Whether an error is one of this volume, and may pass."""
+        """Return whether an error is one of this volume, and may pass."""
         name = event.get("node-name", "")
         # While a replica is repaired, the volume's node is below one that QEMU has named.
         return not event.get("nospace") and (name == self._set.quorum.name or name.startswith("#block"))

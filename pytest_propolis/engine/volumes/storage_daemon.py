@@ -148,7 +148,7 @@ class StorageDaemon:
         self._signal(signal.SIGCONT)
 
     async def close(self) -> None:
-        """Kill it, and wait until it is gone. Closing twice is fine."""
+        """Kill it, and wait until it is gone. Idempotent."""
         if self._process is not None:
             await self._process.end()
         if self._record is not None:

@@ -106,7 +106,7 @@ def as_volume(vcr: Vcr) -> VolumeRequest:
 
 
 def only_region(volume: VolumeRequest) -> RegionRequest:
-    """The region of a volume that this engine can realise.
+    """Return the region of a volume that this engine can realise.
 
     :raises ValueError: naming what it cannot.
     """

@@ -40,7 +40,7 @@ class TargetChange:
 
 
 def find_change(old: Vcr, new: Vcr) -> TargetChange | None:
-    """The target that differs; None when only the generation is higher.
+    """Return the target that differs; None when only the generation is higher.
 
     :raises ReplacementRefused: when the one cannot become the other, with the reason.
     """
@@ -64,7 +64,7 @@ def find_change(old: Vcr, new: Vcr) -> TargetChange | None:
 
 
 def judge_change(change: TargetChange, targets: Sequence[str], states: Sequence[DownstairsInfoStatus]) -> ReplaceResult:
-    """What a volume whose downstairs are in these states answers to the replacement of one of them.
+    """Return what a volume whose downstairs are in these states answers to the replacement of one of them.
 
     :raises ReplacementRefused: when it cannot be done now, with the reason.
     """

@@ -167,7 +167,7 @@ class JoinedLink:
         return answer.port
 
     def close(self) -> None:
-        """Leave the link. Closing twice is fine."""
+        """Leave the link. Idempotent."""
         with contextlib.suppress(OSError):
             # A process that was forked without Python's knowledge may hold the connection, too.
             self._connection.shutdown(socket.SHUT_RDWR)

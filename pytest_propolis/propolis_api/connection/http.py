@@ -68,7 +68,7 @@ class HttpClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections that are kept. Closing twice is fine."""
+        """Close the connections that are kept. Idempotent."""
         while self._idle:
             self._idle.pop().close()
 
@@ -142,7 +142,7 @@ class HttpStream:
         self.status = event.status_code
 
     async def data(self) -> AsyncIterator[bytes]:
-        """The body, in pieces as they come."""
+        """Yield the body, in pieces as they come."""
         while True:
             async with asyncio.timeout(self._timeout_s):
                 event = await self._connection.receive()
@@ -151,7 +151,7 @@ class HttpStream:
             yield bytes(event.data)
 
     async def lines(self) -> AsyncIterator[bytes]:
-        """The body, by lines without their ends."""
+        """Yield the body, by lines without their ends."""
         rest = b""
         async for data in self.data():
             *lines, rest = (rest + data).split(b"\n")
@@ -223,7 +223,7 @@ class _Connection:
         self._writer.close()
 
     def _is_readable(self) -> bool:
-        """Whether something came that was not asked for: the end of the connection."""
+        """Return whether something came that was not asked for: the end of the connection."""
         if self._reader.at_eof():
             return True
         poll = select.poll()

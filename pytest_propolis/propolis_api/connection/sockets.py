@@ -5,11 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from _socket import socketpair as _original_pair
 from typing import Final, cast
 
 from .endpoint import Endpoint
 
-__all__ = ["address_of", "connect", "connect_blocking", "listen", "reason_of"]
+__all__ = [
+    "address_of",
+    "connect",
+    "connect_blocking",
+    "listen",
+    "new_event_loop",
+    "reason_of",
+    "socket_pair",
+    "unix_socket",
+]
 
 
 def _original_socket() -> type[socket.socket]:
@@ -24,6 +34,27 @@ BACKLOG: Final = 128
 
 _Socket: Final = _original_socket()
 _getaddrinfo: Final = socket.getaddrinfo
+
+
+def unix_socket() -> socket.socket:
+    """Return a UNIX stream socket that is not connected."""
+    return _Socket(socket.AF_UNIX)
+
+
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Return two UNIX stream sockets that are connected with each other."""
+    one, other = _original_pair()
+    return _Socket(fileno=one.detach()), _Socket(fileno=other.detach())
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """Return a new event loop of the kind that the process uses, which has sockets of its own to be woken by."""
+    given = socket.socket
+    socket.socket = _Socket  # type: ignore[misc]
+    try:
+        return asyncio.new_event_loop()
+    finally:
+        socket.socket = given  # type: ignore[misc]
 
 
 async def connect(endpoint: Endpoint, *, timeout_s: float) -> socket.socket:

@@ -25,7 +25,7 @@ _HEADERS: Final = {_VERSION_HEADER: API_VERSION}
 
 
 def http_client(endpoint: Endpoint, *, version: str | None = None) -> HttpClient:
-    """A client with no connection yet, which costs next to nothing to make.
+    """Return a client with no connection yet, which costs next to nothing to make.
 
     :param version: of the API, instead of this client's own.
     """
@@ -40,7 +40,7 @@ async def open_websocket(
     headers: Mapping[str, str] | None = None,
     send_buffer_bytes: int | None = None,
 ) -> ClientConnection:
-    """A websocket without compression, pings or a limit on the size of its frames.
+    """Return a websocket without compression, pings or a limit on the size of its frames.
 
     :param send_buffer_bytes: the most that the system may hold of what is sent; None: what it thinks best.
     :raises OSError: TimeoutError among them, when nothing answers.

@@ -15,8 +15,10 @@ import msgspec
 from ...errors import ArtifactError, ConfigError
 from ...field_checks import closest
 from ..artifacts import Artifact, ArtifactSource
+from ..debian import DebianBuild
 from ..sources import LocalFile, WheelMember
 from .archive_member import ArchiveMember
+from .derived_file import DerivedFile
 from .remote_file import RemoteFile
 
 __all__ = ["Catalog", "CatalogEntry", "read_catalogs"]
@@ -25,6 +27,7 @@ BUILDOMAT: Final = "https://buildomat.eng.oxide.computer/public/file"
 BUILDOMAT_WAIT_S: Final = 1200.0
 """As long as PHD waits: the artifact may still be being built."""
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+SHA256: Final = re.compile(r"[0-9a-f]{64}")
 KINDS: Final = ("bootrom", "propolis_server", "crucible_downstairs", "file")
 
 
@@ -56,12 +59,20 @@ class _Wheel(msgspec.Struct, forbid_unknown_fields=True):
     sha256: str
 
 
+class _Derived(msgspec.Struct, forbid_unknown_fields=True):
+    base: str
+    recipe: str
+    recipe_sha256: str
+    sha256: str | None = None
+
+
 class _Source(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     remote_server: _RemoteServer | None = None
     local_path: _LocalPath | None = None
     buildomat: _Buildomat | None = None
     url: _Url | None = None
     wheel: _Wheel | None = None
+    derived: _Derived | None = None
 
 
 class _Entry(msgspec.Struct, forbid_unknown_fields=True):
@@ -138,13 +149,21 @@ def _read(file: Path) -> dict[str, CatalogEntry]:
         decoded = msgspec.convert(content, _File)
     except msgspec.ValidationError as error:
         raise ArtifactError(f"{file}: {error}", hint="see docs/artifacts.md for the format") from None
-    return {name: _entry(file, name, entry, decoded.remote_server_uris) for name, entry in decoded.artifacts.items()}
+    return {name: _entry(file, name, decoded, ()) for name in decoded.artifacts}
 
 
-def _entry(file: Path, name: str, entry: _Entry, servers: tuple[str, ...]) -> CatalogEntry:
+def _entry(file: Path, name: str, decoded: _File, derived_from: tuple[str, ...]) -> CatalogEntry:
+    """Return an artifact.
+
+    :param derived_from: the artifacts that are derived from it, for which it is asked.
+    """
+    entry = decoded.artifacts[name]
     try:
         kind = _kind(entry.kind)
-        source, sha256 = _source(file, entry, servers)
+        if (derived := entry.source.derived) is not None and not _other_sources(entry.source):
+            made = _derived(file, derived, decoded, (*derived_from, name))
+            return CatalogEntry(Artifact(name, entry.filename, None, made), kind, file)
+        source, sha256 = _source(file, entry, decoded.remote_server_uris)
         if entry.untar is not None:
             if not isinstance(source, RemoteFile | LocalFile):
                 raise ArtifactError("untar is for archives from servers and local paths", hint="leave it out")
@@ -167,7 +186,7 @@ def _kind(kind: str | dict[str, str]) -> str:
 
 
 def _source(file: Path, entry: _Entry, servers: tuple[str, ...]) -> tuple[ArtifactSource, str | None]:
-    """Where it comes from, and the hash that is stated."""
+    """Return where it comes from, and the hash that is stated."""
     source = entry.source
     given = [field for field in source.__struct_fields__ if getattr(source, field) is not None]
     if len(given) != 1:
@@ -191,6 +210,44 @@ def _source(file: Path, entry: _Entry, servers: tuple[str, ...]) -> tuple[Artifa
         raise ArtifactError(f"its commit is {build.commit!r}", hint="write all 40 hexadecimal digits")
     url = "/".join((BUILDOMAT, build.repo, build.series, build.commit, quote(entry.filename)))
     return RemoteFile((url,), BUILDOMAT_WAIT_S), build.sha256
+
+
+def _other_sources(source: _Source) -> bool:
+    return any(getattr(source, field) is not None for field in source.__struct_fields__ if field != "derived")
+
+
+def _derived(file: Path, derived: _Derived, decoded: _File, names: tuple[str, ...]) -> DerivedFile:
+    if derived.base in names:
+        raise ArtifactError(f"it is derived from itself: {' from '.join((*names, derived.base))}", hint="name another")
+    if derived.base not in decoded.artifacts:
+        known = decoded.artifacts.keys() - set(names)
+        raise ArtifactError(
+            f"its base {derived.base!r} is not in this file",
+            hint=closest(derived.base, known) or f"there are: {', '.join(sorted(known)) or 'no others'}",
+        )
+    for name in ("recipe_sha256", "sha256"):
+        value = getattr(derived, name)
+        if value is not None and not SHA256.fullmatch(value):
+            raise ArtifactError(
+                f"its {name} is {value!r}", hint="write 64 hexadecimal digits, as sha256sum prints them"
+            )
+    base = _entry(file, derived.base, decoded, names).artifact
+    source = base.source
+    if isinstance(source, DebianBuild):  # no catalog has one
+        raise ArtifactError(f"its base {derived.base!r} is built on this machine", hint="name another")
+    hashed = source.archive_sha256 if isinstance(source, ArchiveMember) else base.sha256
+    if hashed is None and not isinstance(source, DerivedFile):
+        raise ArtifactError(
+            f"its base {derived.base!r} has no sha256", hint="give the hash: what is derived changes with it"
+        )
+    return DerivedFile(
+        base=source,
+        base_name=base.filename,
+        base_sha256=base.sha256,
+        recipe=str((file.parent / Path(derived.recipe).expanduser()).absolute()),
+        recipe_sha256=derived.recipe_sha256,
+        sha256=derived.sha256,
+    )
 
 
 def _last_part(member: str) -> str:

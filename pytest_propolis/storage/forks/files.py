@@ -179,7 +179,7 @@ def _space_named(target: Path) -> Iterator[None]:
 
 
 def _snapshots(fork: ForkedImage) -> dict[str, Path]:
-    """The files of a fork's snapshots, by name."""
+    """Return the files of a fork's snapshots, by name."""
     pattern = re.compile(re.escape(fork.path.name) + r"@(.+)\.\d+")
     matches = ((path, pattern.fullmatch(path.name)) for path in fork.path.parent.iterdir())
     return {match[1]: path for path, match in matches if match}

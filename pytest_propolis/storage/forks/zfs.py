@@ -8,8 +8,8 @@ nothing else in the dataset is touched. Commands go through an `Executor`, becau
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import hashlib
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,18 @@ PREFIX: Final = "propolis-"
 BUSY_TIMEOUT_S: Final = 15.0
 """How long a dataset may be busy before its removal fails: a process that just ended may still hold it open."""
 
+DEVICE_TIMEOUT_S: Final = 15.0
+"""How long the device of a volume may take to appear: udev makes it."""
+
 _BUSY_RETRY_S: Final = 0.1
+_CLONE_ATTEMPTS: Final = 5
+_LINES_OF_REASON: Final = 5
+_NOT_TO_DESTROY: Final = ("dependent clones", "has children", "could not find any snapshots")
+"""What ``zfs destroy`` says of a snapshot that is needed, or gone already."""
+
+_NOT_MOUNTED: Final = (
+    "mounting needs root, also where `zfs allow` permits the clone: run the agent as root, or choose another provider"
+)
 _ZVOL_DIRECTORY: Final = PurePosixPath("/dev/zvol")
 
 
@@ -90,13 +101,14 @@ class ZfsProvider:
 
     async def plan(self, request: ForkRequest) -> ForkedImage:
         source = await self._dataset_of(request.image)
-        parent = source.name
+        name = PREFIX + request.target.stem
+        # A volume has no children: its clones lie beside it.
+        clone = f"{source.name if source.relative is not None else source.name.rpartition('/')[0]}/{name}"
         if source.relative is None:
-            # A volume has no children: its clones lie beside it.
-            parent = source.name.rpartition("/")[0]
-        clone = f"{parent}/{PREFIX}{request.target.stem}"
-        snapshot = await self._snapshot_name(source, request.image)
-        path = _ZVOL_DIRECTORY / clone if source.relative is None else PurePosixPath("/", clone, source.relative)
+            snapshot, path = await self._volume_snapshot(source.name), _ZVOL_DIRECTORY / clone
+        else:
+            snapshot = await self._file_snapshot(source, request.image)
+            path = PurePosixPath(str(source.mountpoint), name, source.relative)
         return ForkedImage(
             provider=self.name,
             path=Path(path),
@@ -107,15 +119,16 @@ class ZfsProvider:
         )
 
     async def fork(self, request: ForkRequest) -> ForkedImage:
-        source, planned = await self._dataset_of(request.image), await self.plan(request)
+        planned = await self.plan(request)
         clone, snapshot = planned.facts["dataset"], planned.facts["snapshot"]
-        await self._ensure_snapshot(snapshot)
-        await self._zfs("clone", snapshot, clone)
+        await self._clone(snapshot, clone)
         try:
-            return dataclasses.replace(planned, path=await self._path_in(clone, source))
+            if planned.path.is_relative_to(_ZVOL_DIRECTORY):
+                await self._await_device(planned)
         except BaseException:
-            await self._destroy(clone)
+            await self._discard(clone, snapshot)
             raise
+        return planned
 
     async def snapshot(self, fork: ForkedImage, name: str) -> None:
         await self._zfs("snapshot", f"{fork.dataset}@{checked_snapshot_name(name)}")
@@ -133,50 +146,78 @@ class ZfsProvider:
         path = PurePosixPath(image)
         if path.is_relative_to(_ZVOL_DIRECTORY):
             return _Dataset(name=str(path.relative_to(_ZVOL_DIRECTORY)), mountpoint=None, relative=None)
-        output = await self._zfs("list", "-Hp", "-t", "filesystem", "-o", "name,mountpoint,mounted", str(image))
+        output = await self._zfs(
+            "list", "-Hp", "-t", "filesystem", "-o", "name,mountpoint,mounted,readonly", str(image)
+        )
         rows = [line.split("\t") for line in output.splitlines() if line]
-        if len(rows) != 1 or len(rows[0]) != 3:
+        if len(rows) != 1 or len(rows[0]) != 4:
             raise ArtifactError(f"zfs list does not say which dataset {image} lies in: {output!r}")
-        name, mountpoint, mounted = rows[0]
+        name, mountpoint, mounted, readonly = rows[0]
         if mounted != "yes" or not path.is_relative_to(mountpoint):
             raise ArtifactError(
                 f"{image} is not below the mount point of its dataset {name} ({mountpoint})",
                 hint=f"mount it: zfs mount {name}",
             )
+        if readonly == "on":
+            raise ArtifactError(
+                f"the dataset {name} of {image} is read-only, and clones are mounted in it",
+                hint=f"zfs set readonly=off {name}; or, if the pool is, import it again without -o readonly=on",
+            )
         return _Dataset(name=name, mountpoint=mountpoint, relative=path.relative_to(mountpoint))
 
-    async def _snapshot_name(self, source: _Dataset, image: Path) -> str:
-        """The snapshot that all forks of this state of the image share."""
-        state = await self._executor.describe(image) if source.relative is not None else await self._written(source)
+    async def _file_snapshot(self, source: _Dataset, image: Path) -> str:
+        """Return the snapshot that all forks of this state of a file share."""
+        state = await self._executor.describe(image)
         if state is None:
             raise ArtifactError(f"there is no disk image {image}", hint="check the path, or fetch it again")
         generation = hashlib.sha256(f"{source.relative} {state}".encode()).hexdigest()[:16]
         return f"{source.name}@{PREFIX}{generation}"
 
+    async def _volume_snapshot(self, volume: str) -> str:
+        """Return this project's latest snapshot of a volume, or a new name if the volume has been written since.
+
+        What was written last is counted only once it has been synchronized.
+        """
+        await _run(self._executor, "zpool", "sync", volume.partition("/")[0])
+        names = await self._snapshots(volume)
+        if names and names[-1].startswith(PREFIX):
+            written = await self._zfs("get", "-Hp", "-o", "value", f"written@{names[-1]}", volume)
+            if written.strip() == "0":
+                return f"{volume}@{names[-1]}"
+        return f"{volume}@{PREFIX}{secrets.token_hex(8)}"
+
+    async def _clone(self, snapshot: str, clone: str) -> None:
+        """Clone the snapshot, and take it first if it does not exist: the last fork may remove it at any time."""
+        for _ in range(_CLONE_ATTEMPTS):
+            try:
+                await self._zfs("clone", snapshot, clone)
+            except ArtifactError as error:
+                if f"'{snapshot}': dataset does not exist" not in error.message:
+                    if "filesystem successfully created" not in error.message:
+                        raise
+                    await self._discard(clone, snapshot)
+                    raise ArtifactError(error.message, hint=_NOT_MOUNTED) from None
+            else:
+                return
+            await self._ensure_snapshot(snapshot)
+        raise ArtifactError(f"{snapshot} is removed as often as it is taken", hint="see what else removes snapshots")
+
     async def _ensure_snapshot(self, snapshot: str) -> None:
         try:
             await self._zfs("snapshot", snapshot)
         except ArtifactError as error:
-            if "already exists" not in error.message:  # another fork made it just now, or long ago
+            if "already exists" not in error.message:  # another fork took it just now
                 raise
 
-    async def _written(self, source: _Dataset) -> str:
-        """What changes when a volume is written to."""
-        return await self._zfs("get", "-Hp", "-o", "value", "guid,written,referenced", source.name)
-
-    async def _path_in(self, clone: str, source: _Dataset) -> Path:
-        if source.relative is None:
-            return Path(_ZVOL_DIRECTORY / clone)
-        mountpoint, mounted = (
-            await self._zfs("list", "-Hp", "-o", "mountpoint,mounted", clone)
-        ).strip().split("\t")  # fmt: skip
-        if mounted != "yes":
-            raise ArtifactError(
-                f"the clone {clone} is not mounted",
-                hint="mounting needs root, also where `zfs allow` permits the clone: run the agent as root, "
-                "or choose another provider",
-            )
-        return Path(mountpoint) / source.relative
+    async def _await_device(self, fork: ForkedImage) -> None:
+        deadline = time.monotonic() + DEVICE_TIMEOUT_S
+        while await self._executor.describe(fork.path) is None:
+            if time.monotonic() >= deadline:
+                raise ArtifactError(
+                    f"the clone {fork.dataset} has no device {fork.path}",
+                    hint="udev makes it: see that it runs, or choose another provider",
+                )
+            await asyncio.sleep(_BUSY_RETRY_S)
 
     async def _snapshots(self, dataset: str) -> list[str]:
         output = await self._zfs("list", "-Hp", "-d", "1", "-t", "snapshot", "-s", "createtxg", "-o", "name", dataset)
@@ -185,8 +226,9 @@ class ZfsProvider:
     async def _zfs(self, *words: str) -> str:
         return await _zfs(self._executor, *words)
 
-    async def _destroy(self, clone: str) -> None:
+    async def _discard(self, clone: str, snapshot: str) -> None:
         await _destroy(self._executor, clone)
+        await _destroy_unused(self._executor, snapshot)
 
 
 async def remove_clone(facts: Mapping[str, str], executor: Executor | None = None) -> None:
@@ -238,28 +280,37 @@ async def _destroy_unused(executor: Executor, snapshot: str) -> bool:
     try:
         await _zfs(executor, "destroy", snapshot)
     except ArtifactError as error:
-        if "dependent clones" in error.message or "does not exist" in error.message or "has children" in error.message:
+        # The second one: the snapshot is gone already.
+        if any(
+            words in error.message for words in ("dependent clones", "could not find any snapshots", "has children")
+        ):
             return False
         raise
     return True
 
 
 async def _zfs(executor: Executor, *words: str) -> str:
-    """Run a ZFS command.
+    """Run a ZFS command, as `_run` does."""
+    return await _run(executor, "zfs", *words)
+
+
+async def _run(executor: Executor, *argv: str) -> str:
+    """Run a program of ZFS.
 
     :raises CapabilityMissing: when there is no ZFS.
     :raises ResourceExhausted: when the pool, or a quota, is full.
     :raises ArtifactError: when it fails otherwise.
     """
     try:
-        finished = await executor.run(["zfs", *words])
+        finished = await executor.run(argv)
     except OSError as error:
         raise CapabilityMissing(
-            f"zfs cannot be run: {error.strerror}", hint="install ZFS, or use another provider"
+            f"{argv[0]} cannot be run: {error.strerror}", hint="install ZFS, or use another provider"
         ) from None
     if finished.status == 0:
         return finished.output
-    said, command = finished.last_lines(), f"zfs {' '.join(words)}"
+    # The reason comes first; a list of all clones may follow it.
+    said, command = "\n".join(finished.last_lines(1000).splitlines()[:_LINES_OF_REASON]), " ".join(argv)
     if "out of space" in said or "quota exceeded" in said or "No space left" in said:
         raise ResourceExhausted(f"{command}: {said}", hint="free space in the pool: zpool list; zfs list -o space")
     if "permission denied" in said.lower():

@@ -75,7 +75,7 @@ def fat12_image(files: Mapping[str, bytes], *, size_bytes: int, label: str) -> b
 
 
 def _table_sectors(sectors: int) -> int:
-    """The sectors of one allocation table: 12 bits for each cluster, and for the two that do not exist."""
+    """Return the sectors of one allocation table: 12 bits for each cluster, and for the two that do not exist."""
     table = 1
     while (sectors - 1 - TABLES * table - ROOT_SECTORS + FIRST_CLUSTER) * 3 > table * SECTOR * 2:
         table += 1
@@ -117,7 +117,7 @@ def _require_name(name: str) -> None:
 
 
 def _short_name(name: str, taken: set[bytes]) -> bytes:
-    """The name in 8 and 3 characters, as another file has not; numbered if it says less than the long one."""
+    """Return the name in 8 and 3 characters, as another file has not; numbered if it says less than the long one."""
     stem, dot, ending = name.upper().rpartition(".")
     if not dot:
         stem, ending = ending, ""
@@ -134,7 +134,7 @@ def _short_name(name: str, taken: set[bytes]) -> bytes:
 
 
 def _name_parts(name: str, short: bytes) -> bytes:
-    """The entries of the name as it is, the last part first; none if the short one is the same."""
+    """Return the entries of the name as it is, the last part first; none if the short one is the same."""
     if name.encode() == short[:8].rstrip() + (b"." + short[8:].rstrip() if short[8:].strip() else b""):
         return b""
     checksum = 0

@@ -14,6 +14,7 @@ from ...agent_api.volumes import DownstairsFault, FaultKind, VolumeCreated, Volu
 from ...errors import AgentError, ConfigError
 from ...field_checks import check_fields
 from ...hosts.agent_client import AgentClient, AsyncAgentClient
+from ...hosts.host import Host
 from ...propolis_api import (
     CrucibleStorageBackend,
     CrucibleStorageBackendComponent,
@@ -50,7 +51,7 @@ class VolumeDisk(Disk):
         require_device_name("crucible disk", self.name)
 
     def attached(self) -> AttachedDisk:
-        """The disk as the server gets it, with the volume as it is now."""
+        """Return the disk as the server gets it, with the volume as it is now."""
         assert self.pci_slot is not None
         return AttachedDisk(
             name=self.name,
@@ -78,7 +79,7 @@ class VolumeDisk(Disk):
 
 
 def with_volumes(spec: InstanceSpec, disks: Iterable[VolumeDisk]) -> InstanceSpec:
-    """The same spec with the replicated disks as they are now."""
+    """Return the same spec with the replicated disks as they are now."""
     components = {**spec.components, **{disk.backend_key: disk.backend for disk in disks}}
     return msgspec.structs.replace(spec, components=components)
 
@@ -89,11 +90,15 @@ class CrucibleDisk:
     Replicas are named by their place, 0 to 2, in the volume construction request (VCR). All of them are on the host of
     the VMs. The disk belongs to the fixture or factory that made it.
 
+    :param host: where its downstairs are.
     :param name: its key in the specs of VMs, unless `disk` says otherwise.
     :param block_size: in bytes.
     """
 
-    def __init__(self, agent: AsyncAgentClient, created: VolumeCreated, *, name: str, block_size: int) -> None:
+    def __init__(
+        self, host: Host, agent: AsyncAgentClient, created: VolumeCreated, *, name: str, block_size: int
+    ) -> None:
+        self.host = host
         self.name = name
         self.block_size = block_size
         self.id = created.id
@@ -121,7 +126,7 @@ class CrucibleDisk:
         readonly: bool = False,
         pci_slot: int | None = None,
     ) -> VolumeDisk:
-        """The disk for `VmConfig.disks`, with other than the default options.
+        """Return the disk for `VmConfig.disks`, with other than the default options.
 
         :param interface: an ``nvme`` disk does not let the guest wait when too few replicas are left: requests fail.
         """
@@ -154,7 +159,7 @@ class CrucibleDisk:
         self._has_black_hole = False
 
     def vcr(self) -> dict[str, Any]:
-        """The volume construction request, as the disk is now."""
+        """Return the volume construction request, as the disk is now."""
         created, targets = self._created, list(self._targets)
         if self._has_black_hole:
             targets[0] = created.black_hole
@@ -229,7 +234,7 @@ class CrucibleDisk:
             raise
 
     async def status(self) -> UpstairsInfo:
-        """What the server of the VM that has the disk says of it.
+        """Return what the server of the VM that has the disk says of it.
 
         :raises ConfigError: when no VM has it.
         :raises ApiError: when that VM is not active.
@@ -311,6 +316,17 @@ class CrucibleDisk:
             raise ConfigError(
                 f"crucible disk {self.name!r} is attached to VM {vm.name!r}",
                 hint="stop that VM first; or raise the generation with set_generation, which fences it off",
+            )
+
+    def require_reachable(self, host: Host) -> None:
+        """
+        :raises ConfigError: when a VM on that host cannot reach the downstairs, which listen on the loopback interface.
+        """
+        if host is not self.host and not (host.shares_files and self.host.shares_files):
+            raise ConfigError(
+                f"crucible disk {self.name!r} is on host {self.host.name}, and VMs on {host.name} cannot reach it:"
+                " its downstairs listen on the loopback interface",
+                hint=f"have the VM on {self.host.name}; only between hosts of one machine a volume goes with its VM",
             )
 
     def given_to(self, vm: GuestAccess, backend_key: str) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from ...agent_api.messages import Keep, KeptListed, ResourceIds
 from ...agent_api.volumes import CreateVolume
 from ...errors import ConfigError
 from ...hosts.agent_client import AsyncAgentClient
 from ...hosts.host import Host
+from ...storage.artifacts import Artifact
 from ...storage.host_path import host_path
 from ..instance_spec.device_names import require_device_name
 from .crucible_disk import CrucibleDisk
+from .file_system_disks import SECTOR, FatDisk
+from .image_disk import ImageFormat, image_format_of
+from .images import ImageFinder
 
 __all__ = ["CrucibleDiskFactory"]
 
@@ -29,10 +33,19 @@ class CrucibleDiskFactory:
 
     :param group: what the disks belong to, usually a test; their names are unique in it.
     :param made: receives each disk, for reports.
+    :param images: returns what finds images on the host by their names; None if only paths name them.
     """
 
-    def __init__(self, host: Host, *, group: str, made: Callable[[CrucibleDisk], None]) -> None:
+    def __init__(
+        self,
+        host: Host,
+        *,
+        group: str,
+        made: Callable[[CrucibleDisk], None],
+        images: Callable[[AsyncAgentClient], ImageFinder] | None = None,
+    ) -> None:
         self._host = host
+        self._images = images
         self._group = group
         self._made = made
         self._agent: AsyncAgentClient | None = None
@@ -52,13 +65,14 @@ class CrucibleDiskFactory:
         *,
         group: str,
         made: Callable[[CrucibleDisk], None],
+        images: Callable[[AsyncAgentClient], ImageFinder] | None = None,
         teardown: Callable[[CrucibleDiskFactory], Awaitable[None]] | None = None,
     ) -> AsyncIterator[CrucibleDiskFactory]:
         """A factory on a host, which is asked for nothing before the first disk.
 
         :param teardown: what is done with the factory in the end; `aclose` by default.
         """
-        factory = cls(host, group=group, made=made)
+        factory = cls(host, group=group, made=made, images=images)
         try:
             yield factory
         finally:
@@ -75,15 +89,19 @@ class CrucibleDiskFactory:
         *,
         size_mib: int = 1024,
         block_size: int = 4096,
-        image: Path | None = None,
-        image_format: Literal["qcow2", "raw"] = "raw",
+        image: Path | str | Artifact | None = None,
+        image_format: ImageFormat | None = None,
+        fat: FatDisk | None = None,
         stall_timeout_s: float = 60.0,
     ) -> CrucibleDisk:
         """Make a disk with three replicas.
 
         :param size_mib: becomes a whole number of extents of 64 MiB, and is never smaller than the image.
         :param block_size: the size of its blocks in bytes, 512 or 4096.
-        :param image: a read-only parent: what the disk holds at first. It must not change meanwhile.
+        :param image: a read-only parent: what the disk holds at first. It must not change meanwhile. The name of an
+            artifact in a catalog; the name of a guest, whose disk it is; an artifact; the path of an image.
+        :param image_format: by default raw for a path and for what is stored as ``.raw`` or ``.img``, else qcow2.
+        :param fat: a file system that the disk holds at first, in all replicas; only its files, label and size count.
         :param stall_timeout_s: how many seconds the guest's requests wait, when fewer than two replicas are left. After
             that the VM fails.
         :raises ConfigError: when it cannot be so, or there is a disk of that name.
@@ -91,6 +109,34 @@ class CrucibleDiskFactory:
         :raises CapabilityMissing: when the host lacks ``qemu-storage-daemon``.
         :raises ResourceExhausted: when there is no space for it.
         """
+        self._check(name, size_mib, block_size)
+        if image is not None and fat is not None:
+            raise ConfigError(f"crucible disk {name!r} has an image and a FAT file system", hint="choose one of them")
+        if fat is not None and block_size != SECTOR:
+            raise ConfigError(
+                f"crucible disk {name!r}: a FAT file system has sectors of {SECTOR} bytes, not {block_size}",
+                hint=f"give block_size={SECTOR}: guests mount no file system whose sectors are smaller than blocks",
+            )
+        if self._agent is None:
+            self._agent = await self._host.client()
+        there = None if image is None else await self._on_host(self._agent, name, image)
+        request = CreateVolume(
+            name=name,
+            group=self._group,
+            size_bytes=size_mib * MIB,
+            block_size=block_size,
+            image=there,
+            image_format=image_format or ("raw" if isinstance(image, Path) else image_format_of(there or "")),
+            contents=None if fat is None else fat.contents(),
+            stall_timeout_s=stall_timeout_s,
+        )
+        created = await self._agent.create_volume(request)
+        disk = CrucibleDisk(self._host, self._agent, created, name=name, block_size=block_size)
+        self.disks.append(disk)
+        self._made(disk)
+        return disk
+
+    def _check(self, name: str, size_mib: int, block_size: int) -> None:
         require_device_name("crucible disk", name)
         if any(disk.name == name for disk in self.disks):
             raise ConfigError(f"there is a crucible disk named {name!r} already", hint="give each disk its own name")
@@ -98,28 +144,17 @@ class CrucibleDiskFactory:
             raise ConfigError(f"crucible disk {name!r}: block_size is {block_size}", hint="it is 512 or 4096")
         if size_mib < 1:
             raise ConfigError(f"crucible disk {name!r}: size_mib is {size_mib}", hint="it must be at least 1")
-        if self._agent is None:
-            self._agent = await self._host.client()
-        there: str | None = None
-        if image is not None:
+
+    async def _on_host(self, agent: AsyncAgentClient, name: str, image: Path | str | Artifact) -> str:
+        if isinstance(image, Path):
             there = host_path(image, purpose=f"the image of crucible disk {name!r}")
-            there = await self._host.provide(Path(there), lambda line: None)
-        request = CreateVolume(
-            name=name,
-            group=self._group,
-            size_bytes=size_mib * MIB,
-            block_size=block_size,
-            image=there,
-            image_format=image_format,
-            stall_timeout_s=stall_timeout_s,
-        )
-        disk = CrucibleDisk(self._agent, await self._agent.create_volume(request), name=name, block_size=block_size)
-        self.disks.append(disk)
-        self._made(disk)
-        return disk
+            return await self._host.provide(Path(there), lambda line: None)
+        if self._images is None:
+            raise ConfigError(f"crucible disk {name!r}: there are no artifacts here", hint="give the path of an image")
+        return await self._images(agent).path(image)
 
     async def aclose(self) -> None:
-        """Remove all disks. Closing twice is fine."""
+        """Remove all disks. Idempotent."""
         if self._agent is not None:
             await self._agent.remove(self.resources)
 

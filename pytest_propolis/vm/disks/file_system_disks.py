@@ -15,7 +15,7 @@ from ...storage.images.iso9660 import iso9660_image
 from ..instance_spec.device_names import require_device_name
 from .kinds import AttachedDisk, Disk, DiskInterface, PciSlot
 
-__all__ = ["CloudInitDisk", "FatDisk"]
+__all__ = ["SECTOR", "CloudInitDisk", "FatDisk"]
 
 SECTOR: Final = 512
 CLOUD_INIT_LABEL: Final = "cidata"
@@ -46,12 +46,17 @@ class FatDisk(Disk):
     def __post_init__(self) -> None:
         check_fields(self, subject=f"FAT disk {self.name!r}")
         require_device_name("FAT disk", self.name)
-        self._image()
+        self.contents()
 
     def attached(self) -> AttachedDisk:
-        return _in_memory(self, self._image())
+        return _in_memory(self, self.contents())
 
-    def _image(self) -> bytes:
+    def contents(self) -> bytes:
+        """Return the bytes of the disk.
+
+        :raises ConfigError: when the files do not fit, or cannot have their names.
+        :raises ArtifactMissing: when a file to copy cannot be read.
+        """
         try:
             contents = {name: _bytes(value) for name, value in self.files.items()}
             return fat12_image(contents, size_bytes=self.size_kib * 1024 // SECTOR * SECTOR, label=self.label)

@@ -109,7 +109,7 @@ class ImageFork:
         block_size: Literal[512, 4096] = 512,
         pci_slot: int | None = None,
     ) -> ForkDisk:
-        """The disk for `VmConfig.disks`. The fork itself may stand there for it.
+        """Return the disk for `VmConfig.disks`. The fork itself may stand there for it.
 
         :param name: its key in the instance spec.
         """

@@ -32,7 +32,7 @@ LOADER_HINT: Final = "choose firmware='uefi' without a boot order, or name a dis
 
 
 def disks_of(config: VmConfig, image: ReadyImage) -> Iterator[tuple[AttachedDisk, CreateDisk | None]]:
-    """The disks, without files yet, and what they are made of; None for one in memory.
+    """Yield the disks, without files yet, and what they are made of; None for one in memory.
 
     :param config: with a slot for each device.
     """
@@ -69,7 +69,7 @@ def split_disks(config: VmConfig) -> SplitDisks:
 
 
 def boot_order_of(config: VmConfig, image: ReadyImage) -> tuple[str, ...]:
-    """The names of disks, in the order in which firmware tries them."""
+    """Return the names of disks, in the order in which firmware tries them."""
     if config.boot_order is not None:
         return config.boot_order
     return (BOOT_DISK,) if image.disk else ()
@@ -108,7 +108,7 @@ def require_bootable(config: VmConfig, guest: GuestAdapter) -> None:
 
 
 def has_boot_disk(config: VmConfig, guest: GuestAdapter) -> bool:
-    """Whether there is a disk that it may boot from: its guest's, or one of the test's."""
+    """Return whether there is a disk that it may boot from: its guest's, or one of the test's."""
     return guest.image.disk is not None or config.boot_disk is not None
 
 
@@ -120,7 +120,7 @@ def firmware_of(config: VmConfig, guest: GuestAdapter) -> FirmwareKind:
 def boot_source_of(
     config: VmConfig, guest: GuestAdapter, image: ReadyImage, *, boot_rom: str | None = None
 ) -> BootSource:
-    """What the VM starts from. It is bootable: `require_bootable`.
+    """Return what the VM starts from. It is bootable: `require_bootable`.
 
     :param boot_rom: path of a UEFI image on the host to use instead of the server's.
     """

@@ -28,7 +28,7 @@ class RemotePath:
 
     @classmethod
     def of(cls, path: GuestPath) -> Self:
-        """A path as a test gave it.
+        """Return a path as a test gave it.
 
         :raises ValueError: when it is empty, or has a NUL.
         """
@@ -43,7 +43,7 @@ class RemotePath:
         return self.path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
     def fill(self, script: str) -> str:
-        """A script with its words @FILE@, @PART@ (the temporary name) and @DIRECTORY@ filled in."""
+        """Return a script with its words @FILE@, @PART@ (the temporary name) and @DIRECTORY@ filled in."""
         words = {"@FILE@": self.path, "@PART@": self.temporary, "@DIRECTORY@": posixpath.dirname(self.path)}
         for word, text in words.items():
             script = script.replace(word, quoted(text))

@@ -80,7 +80,7 @@ def instance_spec(
     cpuid: Cpuid | None = None,
     hyper_v: Sequence[HyperVFeatureFlag] | None = None,
 ) -> InstanceSpec:
-    """The spec of a VM: a board, four serial ports, disks, network cards, maybe a boot order.
+    """Return the spec of a VM: a board, four serial ports, disks, network cards, maybe a boot order.
 
     :param nics: each with its slot.
     """
@@ -107,7 +107,7 @@ def instance_spec(
 
 
 def with_failure_injector(spec: InstanceSpec, *, exports: int | None, imports: int | None) -> InstanceSpec:
-    """The same with PHD's device that fails migrations, if either number is given."""
+    """Return the same with PHD's device that fails migrations, if either number is given."""
     if exports is None and imports is None:
         return spec
     injector = MigrationFailureInjector(fail_exports=exports or 0, fail_imports=imports or 0)
@@ -150,7 +150,7 @@ def instance_properties(name: str) -> InstanceProperties:
 
 
 def free_slot(spec: InstanceSpec) -> int:
-    """The first slot of PCI bus 0 that a disk can have and no device has.
+    """Return the first slot of PCI bus 0 that a disk can have and no device has.
 
     :raises ConfigError: when all are taken.
     """
@@ -163,7 +163,7 @@ def free_slot(spec: InstanceSpec) -> int:
 
 
 def disk_components(disk: AttachedDisk) -> dict[str, Component]:
-    """A disk and its backend."""
+    """Return a disk and its backend."""
     key, path = f"{disk.name}{BACKEND_SUFFIX}", PciPath(bus=0, device=disk.pci_slot, function=0)
     if disk.interface == "nvme":
         serial = nvme_serial_number(_serial_text(disk.name))
@@ -175,7 +175,7 @@ def disk_components(disk: AttachedDisk) -> dict[str, Component]:
 
 
 def _serial_text(name: str) -> str:
-    """A serial number of a disk's own: its name, or, if that is too long, its beginning and a hash.
+    """Return a serial number of a disk's own: its name, or, if that is too long, its beginning and a hash.
 
     No name has a ``#``, so none is equal to the short form of another.
     """
@@ -195,7 +195,7 @@ def _backend(disk: AttachedDisk) -> Component:
 
 
 def nic_components(nic: Nic) -> dict[str, Component]:
-    """A network card, whose slot is known, and its backend."""
+    """Return a network card, whose slot is known, and its backend."""
     assert nic.pci_slot is not None
     key, path = f"{nic.name}{BACKEND_SUFFIX}", PciPath(bus=0, device=nic.pci_slot, function=0)
     # Random, so that no two cards have one address.

@@ -82,7 +82,7 @@ class FactoryNetworks:
         await asyncio.gather(*(network.write_captures(directory) for network in self._networks.values()))
 
     async def aclose(self) -> None:
-        """Remove all networks. Closing twice is fine."""
+        """Remove all networks. Idempotent."""
         await asyncio.gather(*(network.aclose() for network in self._networks.values()))
 
 

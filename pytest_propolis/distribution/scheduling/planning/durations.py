@@ -52,7 +52,7 @@ class Durations:
         """How long a test takes at most, outliers aside."""
 
     def add(self, items: Sequence[Item]) -> None:
-        """Let it know further tests, whose indices follow those that it knows."""
+        """Add tests, whose indices follow the existing ones."""
         for index, item in enumerate(items, len(self._items)):
             self._modules.setdefault(item.module, _Module()).add(index, item.estimate_s)
         self._items += items

@@ -212,7 +212,7 @@ class Gatherings:
         return complete
 
     def _free_hosts(self, needs: Needs, duration_s: float, slack_s: float) -> list[HostState]:
-        """The hosts that a test can have at once: the fastest, but none on which it might outlast the run."""
+        """Return the hosts that a test can have at once: the fastest, but none on which it might outlast the run."""
         chosen: list[HostState] = []
         roomy = [state for state in self._fleet.fastest_first if state.slots > 0]
         for state in self._candidates(roomy, needs, duration_s, slack_s):
@@ -223,7 +223,7 @@ class Gatherings:
         return chosen
 
     def _soonest_hosts(self, needs: Needs, duration_s: float, slack_s: float) -> list[HostState]:
-        """The hosts that will probably have room for a test soonest; too few if too few have its template."""
+        """Return the hosts that will probably have room for a test soonest; too few if too few have its template."""
         candidates = self._candidates(self._fleet.fastest_first, needs, duration_s, slack_s)
         hosts = list(islice(candidates, max(CANDIDATES, needs.hosts)))
         if len(hosts) < needs.hosts:

@@ -112,7 +112,7 @@ class TemplatePlanner:
 
 
 def has(state: HostState, guest: str | None) -> bool:
-    """Whether a host has a template, or will have it."""
+    """Return whether a host has a template, or will have it."""
     return guest is None or guest in state.templates or guest in state.building
 
 

@@ -17,7 +17,7 @@ __all__ = ["BlobFiles"]
 class BlobFiles:
     """A file in memory for each blob backend of a spec. QEMU inherits them, and closing them takes nothing from it.
 
-    Closing twice is fine.
+    Idempotent.
 
     :param theirs: the files of another server's VM, for backends whose contents are the same ones.
     :raises InvalidSpec: when a backend's contents are none.

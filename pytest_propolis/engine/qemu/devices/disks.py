@@ -155,7 +155,7 @@ class _Vcr(msgspec.Struct):
         try:
             return msgspec.json.decode(backend.request_json, type=cls).block_size
         except msgspec.DecodeError:
-            return DEFAULT_BLOCK_BYTES  # the backend says what is wrong with it
+            return DEFAULT_BLOCK_BYTES  # the backend reports what is wrong with it
 
 
 def _model(key: str, disk: Disk) -> dict[str, str]:

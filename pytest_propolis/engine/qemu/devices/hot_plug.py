@@ -57,7 +57,7 @@ def pluggable(
 
 
 async def plug(machine: Machine, parts: Iterable[MachinePart]) -> None:
-    """Add parts to a machine. Its guest hears of them when it runs.
+    """Add parts to a machine. Its guest is notified when it runs.
 
     :raises MachineError: when QEMU refuses one.
     """

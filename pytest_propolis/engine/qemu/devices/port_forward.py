@@ -18,7 +18,7 @@ Execute = Callable[..., Awaitable[Any]]
 
 
 class ForwardRefused(Exception):
-    """Raised when a port cannot be forwarded; the text says why."""
+    """Raised when a port cannot be forwarded; the message gives the reason."""
 
 
 async def forward_port(execute: Execute, components: Mapping[str, Any], port: int) -> int:

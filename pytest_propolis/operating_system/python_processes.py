@@ -1,0 +1,74 @@
+"""Python processes that run this project's modules, apart from what a test does to its own process."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Final, cast
+
+import msgspec
+
+__all__ = ["TRACING_VARIABLES", "installed_paths", "original_popen", "python_command", "untraced"]
+
+TRACING_VARIABLES: Final = ("COVERAGE_", "COV_CORE_", "PYDEVD_", "DEBUGPY_")
+"""Variables with which coverage and debuggers follow child processes. They target the tests, not this project's."""
+
+_RUN_MODULE: Final = """
+import json, os, runpy, sys
+if {detached} and os.fork():
+    os._exit(0)
+sys.path += json.loads(sys.argv.pop(1))
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+"""Lets a process import the same modules as this one.
+
+The standard library comes first: in a test run `sys.path` begins with test directories, whose modules may shadow it. No
+``.pth`` files are read, with which coverage and others hook into every Python process.
+"""
+
+
+def python_command(module: str, *arguments: str, detached: bool = False) -> list[str]:
+    """Return the command that runs a module of this project as a program.
+
+    :param detached: in a child of the process that is started, which ends at once.
+    """
+    code = _RUN_MODULE.format(module=module, detached=detached)
+    # Through `env`, because debuggers inject themselves into every Python that is started directly.
+    return ["/usr/bin/env", sys.executable, "-S", "-P", "-c", code, json.dumps(_import_path()), *arguments]
+
+
+@cache
+def original_popen() -> type[subprocess.Popen[bytes]]:
+    """Return the class of a copy of the module `subprocess`, in which no test has put doubles."""
+    spec = importlib.util.find_spec("subprocess")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return cast("type[subprocess.Popen[bytes]]", module.Popen)
+
+
+def untraced(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without the variables by which debuggers and coverage follow."""
+    return {name: value for name, value in environment.items() if not name.startswith(TRACING_VARIABLES)}
+
+
+def installed_paths() -> tuple[str, ...]:
+    """Return the directories from which this project and its dependencies are imported."""
+    return (str(Path(__file__).absolute().parents[2]), str(Path(str(msgspec.__file__)).absolute().parents[1]))
+
+
+def _import_path() -> list[str]:
+    """Return this process's module search path: first this package and its dependencies, then what tests add."""
+    return list(dict.fromkeys([*installed_paths(), *map(_absolute, sys.path)]))
+
+
+def _absolute(place: str) -> str:
+    # A finder keeps what a relative place meant when it was first looked into; the test may have changed directory.
+    finder = sys.path_importer_cache.get(place)
+    return str(Path(getattr(finder, "path", place)).absolute())

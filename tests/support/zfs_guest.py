@@ -1,0 +1,105 @@
+"""A Debian guest with ZFS: its build, its adapter, and a pool in it.
+
+Build it by hand, and run the tests that need it. DKMS compiles the module, which takes some ten minutes, once::
+
+    python tests/support/zfs_guest.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Final, final
+
+import pytest
+
+from pytest_propolis import TestVm
+from pytest_propolis.guests.adapter import GuestImage
+from pytest_propolis.guests.debian import Debian
+from pytest_propolis.storage.artifacts import Artifact
+from pytest_propolis.storage.debian import DebianBuild
+from pytest_propolis.storage.programs import Finished
+from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
+
+__all__ = ["BUILD", "POOL_MIB", "DebianZfs", "GuestExecutor", "make_pool"]
+
+POOL_MIB: Final = 256
+COMMAND_TIMEOUT_S: Final = 120.0
+
+# DKMS compiles for the kernel that runs; the guest's is another one.
+_COMPILE: Final = """
+kernel=$(ls "$1/lib/modules" | tail -n 1)
+chroot "$1" dkms autoinstall -k "$kernel"
+chroot "$1" depmod "$kernel"
+chroot "$1" modinfo -k "$kernel" zfs > /dev/null
+chroot "$1" apt-get clean
+"""
+
+BUILD: Final = DebianBuild(
+    extra_packages=("linux-headers-cloud-amd64", "zfs-dkms", "zfsutils-linux"),
+    extra_components=("contrib",),
+    extra_hook=_COMPILE,
+    disk_mib=4096,
+    variant="-zfs",
+)
+
+
+class DebianZfs(Debian):
+    """Debian with the ``zfs`` module, ``zfs`` and ``zpool``."""
+
+    name: ClassVar[str] = "debian-zfs"
+    image: ClassVar[GuestImage] = GuestImage(
+        kernel=Artifact("debian-zfs-kernel", BUILD.kernel, None, BUILD),
+        initrd=Artifact("debian-zfs-initrd", BUILD.initrd, None, BUILD),
+        command_line=Debian.image.command_line,
+        disk=Artifact("debian-zfs-disk", BUILD.disk, None, BUILD),
+    )
+    minimum_memory_mib: ClassVar[int] = 768
+
+
+@final
+class GuestExecutor:
+    """Runs programs in a guest.
+
+    :param commands: receives each command line that was run.
+    """
+
+    def __init__(self, vm: TestVm) -> None:
+        self._vm = vm
+        self.commands: list[str] = []
+
+    async def run(self, argv: Sequence[str]) -> Finished:
+        line = shlex.join(argv)
+        self.commands.append(line)
+        result = await self._vm.run_result(f"LC_ALL=C {line}", timeout_s=COMMAND_TIMEOUT_S)
+        # They share one serial line; what succeeds writes no errors, and what fails no output.
+        output, complaint = (result.text, "") if result.status == 0 else ("", result.text)
+        return Finished(result.status, f"{output}\n" if output else "", complaint)
+
+    async def describe(self, path: Path) -> str | None:
+        result = await self._vm.run_result(f"stat -L -c '%i %s %Y %y' {shlex.quote(str(path))}")
+        return result.text if result.status == 0 else None
+
+
+async def make_pool(vm: TestVm, name: str, *, size_mib: int = POOL_MIB) -> None:
+    """Make a pool on a file, with a file system that holds an image of 16 MiB."""
+    await vm.run("modprobe zfs", timeout_s=COMMAND_TIMEOUT_S)
+    await vm.run(f"truncate -s {size_mib}M /var/tmp/{name}.vdev")
+    await vm.run(f"zpool create -o cachefile=none {name} /var/tmp/{name}.vdev", timeout_s=COMMAND_TIMEOUT_S)
+    await vm.run(f"zfs create {name}/images && truncate -s 16M /{name}/images/disk.raw")
+    await vm.run(f"printf original | dd of=/{name}/images/disk.raw conv=notrunc status=none; zpool sync {name}")
+
+
+def main() -> None:
+    """Build the guest if it is not there, and run the tests that need it."""
+    tests = Path(__file__).resolve().parent.parent / "storage" / "test_zfs_pool.py"
+    assert DebianZfs.image.disk is not None
+    asyncio.run(ArtifactStore(default_artifact_dir()).get(DebianZfs.image.disk, print))
+    sys.exit(pytest.main(["-p", "propolis", str(tests), *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    main()
