@@ -15,6 +15,11 @@ from collections.abc import Generator
 from typing import Final
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 WANT_OF_A_PROGRAM: Final = re.compile(r"not installed|\bpackage\b|\bsshd\b")
 
