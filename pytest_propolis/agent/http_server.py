@@ -7,6 +7,8 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import uvicorn
@@ -14,13 +16,25 @@ from starlette.types import ASGIApp
 
 from ..propolis_api.connection.http_protocol import CoalescingProtocol
 
-__all__ = ["http_server"]
+__all__ = ["Certificate", "http_server"]
 
 TICKS_PER_S: Final = 10
 """The number of ticks that uvicorn's `on_tick` counts as a second."""
 
 GRACE_S: Final = 1.0
 LOOK_S: Final = 0.002
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """What a server identifies itself with.
+
+    :param chain: a file with the certificate, and those that lead to its authority.
+    :param key: the file of the certificate's private key.
+    """
+
+    chain: Path
+    key: Path
 
 
 class _Server(uvicorn.Server):
@@ -70,8 +84,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-def http_server(app: ASGIApp) -> uvicorn.Server:
-    """Return a server for an application, which serves once `serve` is called with its sockets."""
+def http_server(app: ASGIApp, certificate: Certificate | None = None) -> uvicorn.Server:
+    """Return a server for an application, which serves once `serve` is called with its sockets.
+
+    :param certificate: serve with TLS.
+    """
     return _Server(
         uvicorn.Config(
             app,
@@ -82,5 +99,7 @@ def http_server(app: ASGIApp) -> uvicorn.Server:
             ws="websockets-sansio",
             ws_ping_interval=None,
             ws_per_message_deflate=False,
+            ssl_certfile=certificate.chain if certificate else None,
+            ssl_keyfile=certificate.key if certificate else None,
         )
     )

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from websockets.asyncio.client import ClientConnection
 
@@ -37,6 +37,9 @@ from .networks.network import Network
 from .timings import Timings
 from .warm_start.fork_handle import ForkHandle
 from .warm_start.identity import assign_identity
+
+if TYPE_CHECKING:
+    from .guest_nodes.guest_node import GuestNode
 
 __all__ = ["BootableVm"]
 
@@ -89,6 +92,8 @@ class BootableVm(GuestAccess):
         """Its replicated disks."""
         self.nics: tuple[Nic, ...] = ()
         """Its cards in networks between VMs."""
+        self.guest_nodes: list[GuestNode] = []
+        """What makes the guest a node of a group, and does so again when it has booted again."""
         self.boot_timeout_s = boot_timeout_s
         self._forked = forked
         self._heir: tuple[Endpoint, str] | None = None
@@ -153,6 +158,9 @@ class BootableVm(GuestAccess):
             raise self._boot_error(f"stopped while it booted (state {state}): {error.message}") from None
         self.kernel_failures.ends.watch()
         await self._set_up_networks()
+        for node in self.guest_nodes:
+            node.reset()
+            await node.start()
 
     def address(self, network: Network) -> str:
         """Return the VM's address in a network between VMs: `Network.address`."""
@@ -232,14 +240,14 @@ class BootableVm(GuestAccess):
 
     async def _follow(self, moved: SerialConsoleMoved) -> ClientConnection:
         try:
-            endpoint = self._endpoint_of(moved.destination)
+            endpoint = self.successor_endpoint(moved.destination)
         except ValueError as error:
             raise ConsoleError(f"the guest's new place cannot be read: {error}", vm=self.name) from None
         async with PropolisClient(endpoint, vm=self.name) as there:
             return await there.instance_serial(from_start=moved.from_start)
 
-    def _endpoint_of(self, address: str) -> Endpoint:
-        """Return where this process finds a server that calls itself by that address: on another host, elsewhere.
+    def successor_endpoint(self, address: str) -> Endpoint:
+        """Return where this process finds the server, maybe on another host, that calls itself by that address.
 
         :raises ValueError: when the address cannot be read.
         """
@@ -268,4 +276,6 @@ class BootableVm(GuestAccess):
             self.console.transcript.skip()
             self.console.boots_again()
         self.shell.abandon("the VM was reset")
+        for node in self.guest_nodes:
+            node.reset()
         self._shell = Shell(self.console, vm=self.name)

@@ -229,8 +229,8 @@ class TestVm(BootableVm):
     ) -> AbstractAsyncContextManager[Node]:
         """Make the guest a node of a group: inside the block its programs may run ``barrier ready 3`` and the like.
 
-        The guest needs no network: its commands come over its second serial port. When the VM ends, the node has
-        failed.
+        The guest needs no network: its commands come over its second serial port. It may migrate, and it may boot
+        again, which ends the waits of its programs. When the VM ends, the node has failed.
 
         :param name: the node's; by default the VM's.
         :raises CapabilityMissing: when another server than the engine serves the VM.
@@ -243,6 +243,9 @@ class TestVm(BootableVm):
         return MigrationError(f"the migration from {source.name!r} {message}", vm=self.name, **context)
 
     async def _take_console(self, source: TestVm) -> None:
+        self.guest_nodes, source.guest_nodes = source.guest_nodes, []
+        for node in self.guest_nodes:
+            node.vm = self
         self._ports = source._ports
         self._ports.move_to(self.endpoint, vm=self.name)
         if source._console is None:

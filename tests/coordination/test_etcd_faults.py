@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import secrets
-import shutil
 import signal
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from etcd_rig import etcd_cluster
+from tls_files import make_certificate
 
 from pytest_propolis.agent_api.key_value import Put
 from pytest_propolis.coordination.backends.etcd.address import EtcdAddress
@@ -134,20 +133,8 @@ async def test_users_and_their_tokens() -> None:
             await refused.aclose()
 
 
-def certificate(directory: Path) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed (package openssl)")
-    chain, key = directory / "cert.pem", directory / "key.pem"
-    subject = ("-subj", "/CN=etcd", "-addext", "subjectAltName=IP:127.0.0.1")
-    kind = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
-    command = ("openssl", "req", "-x509", *kind, *subject, "-keyout", str(key), "-out", str(chain))
-    subprocess.run(command, check=True, capture_output=True)
-    return chain, key
-
-
 async def test_tls_with_a_certificate_of_a_private_authority(tmp_path: Path) -> None:
-    chain, key = certificate(tmp_path)
+    chain, key = make_certificate(tmp_path)
     flags = ("--cert-file", str(chain), "--key-file", str(key))
     async with etcd_cluster(1, *flags, scheme="https") as cluster:
         nodes = await joined([EtcdBackend(EtcdAddress.parse(f"etcds://{cluster.hosts}?ca={chain}")) for _ in range(2)])

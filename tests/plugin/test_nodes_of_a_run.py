@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+
 import pytest
 from inner_run import InnerRun
+from propolis_command import COMMAND
 
 COORDINATION = """
 import asyncio
+
+import json
+import subprocess
 
 import pytest
 from pytest_propolis import CoordinationError, CoordinationTimeout, Poisoned
@@ -68,4 +75,18 @@ async def test_who_is_missing_is_told(nodes, barrier):
 def test_nodes_of_a_test_coordinate(inner: InnerRun, arguments: tuple[str, ...]) -> None:
     inner.write(test_it=COORDINATION)
     inner.run(*arguments).assert_outcomes(passed=4)
+    assert inner.leavings() == []
+
+
+def test_a_run_takes_part_in_a_store_that_another_program_serves(inner: InnerRun) -> None:
+    command = (*COMMAND, "node", "serve", "--json")
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as server:
+        try:
+            assert server.stdout is not None
+            store = json.loads(server.stdout.readline())["group"].partition("#")[0]
+            inner.write(test_it=COORDINATION)
+            arguments = ("--propolis-hosts", "local:2", "-n2", "--propolis-coordination", store)
+            inner.run(*arguments).assert_outcomes(passed=4)
+        finally:
+            server.terminate()
     assert inner.leavings() == []

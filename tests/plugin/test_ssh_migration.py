@@ -114,3 +114,38 @@ def test_a_volume_that_a_host_cannot_reach_is_refused_before_anything_is_done(
 ) -> None:
     inner.write(test_it=VOLUMES)
     inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=1)
+
+
+NODE = """
+import asyncio
+
+import pytest
+from pytest_propolis import InstanceState
+
+@pytest.mark.multi_node(2)
+async def test_it(vm_factory, remote_hosts, nodes, kv, barrier):
+    here, there = remote_hosts
+    vm = await vm_factory.start("first", guest="micro", host=here)
+    async with vm.as_node(nodes):
+        await vm.run("(barrier ready 2 && kv put passed yes) </dev/null >/dev/null 2>&1 &")
+        async with asyncio.timeout(60):
+            await nodes.mirror.until(lambda: nodes.mirror.below("barriers/ready/at/1/") or None, on=("",))
+        for name, host in (("second", there), ("third", here)):
+            successor = await vm_factory.successor(vm, name, host=host)
+            await successor.migrate_from(vm)
+            await successor.wait_for_state(InstanceState.RUNNING)
+            vm = successor
+            assert await vm.run(f"kv put at {name}; kv get at") == name
+        assert await barrier("ready", 2) == 1
+        assert await kv.wait("passed") == b"yes"
+"""
+
+
+def test_a_guest_that_moves_between_ssh_hosts_is_the_same_node(inner: InnerRun, rig: SshRig, hosts: Path) -> None:
+    inner.write(test_it=NODE)
+    inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=1)
+
+
+def test_a_guest_that_moves_between_hosts_of_this_machine_is_the_same_node(inner: InnerRun) -> None:
+    inner.write(test_it=NODE)
+    inner.run("--propolis-hosts", "local:2").assert_outcomes(passed=1)

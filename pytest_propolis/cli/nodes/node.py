@@ -11,6 +11,7 @@ from ...coordination.node_info import NodeInfo
 from ...errors import CoordinationError, PropolisError
 from .attached import group_command, named_node, print_json, timeout_option
 from .program import run_program
+from .serve import serve
 
 __all__ = ["node"]
 
@@ -131,3 +132,6 @@ def _show(found: dict[str, NodeInfo], as_json: bool) -> None:
         print_json(found)
     else:
         click.echo("\n".join(info.address for info in found.values()))
+
+
+node.add_command(serve)

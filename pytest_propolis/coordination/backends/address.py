@@ -53,7 +53,7 @@ async def connect_store(address: str) -> Backend:
     if scheme not in SCHEMES:
         raise SettingsError(f"{_shown(address)!r} is no address of a store", hint=HINT)
     endpoint, token = _embedded(scheme, address)
-    return await EmbeddedBackend.connect(endpoint, headers={"authorization": f"Bearer {token}"} if token else None)
+    return await EmbeddedBackend.connect(endpoint, token=token)
 
 
 def etcd_store(address: str, *, below: str) -> str:
@@ -77,6 +77,10 @@ def _embedded(scheme: str, address: str) -> tuple[Endpoint, str]:
         tls = ssl.create_default_context(cafile=query["ca"]) if "ca" in query else None
         if not parts.hostname or not parts.port or not set(query) <= {"ca"}:
             raise ValueError("it needs a host and a port")
+        if query and scheme != "embeddeds":
+            raise ValueError("ca is for embeddeds://, which uses TLS")
+        if not (unquote(token).isascii() and unquote(token).isprintable()):
+            raise ValueError("its token is not of printable ASCII characters")
     except (OSError, ValueError) as error:
         raise SettingsError(f"the address {_shown(address)!r} cannot be used: {error}", hint=HINT) from None
     return Endpoint(base_url=f"{SCHEMES[scheme]}://{host}", tls=tls), unquote(token)

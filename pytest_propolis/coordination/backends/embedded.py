@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Callable, Mapping
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 from ...agent_api.key_value import (
     COORDINATION_PATH,
@@ -60,12 +61,21 @@ class EmbeddedBackend:
         self._tasks = (asyncio.create_task(self._receive()), asyncio.create_task(self._send()))
 
     @classmethod
-    async def connect(cls, endpoint: Endpoint, *, headers: Mapping[str, str] | None = None) -> EmbeddedBackend:
+    async def connect(cls, endpoint: Endpoint, *, token: str = "") -> EmbeddedBackend:
         """
+        :param token: what the store wants to see; empty for an agent's, whose socket only its user may open.
         :raises CoordinationLost: when no store answers there.
         """
+        headers = {"authorization": f"Bearer {token}"} if token else None
         try:
             connection = await open_websocket(endpoint, COORDINATION_PATH, {}, headers=headers)
+        except InvalidStatus as refusal:
+            if refusal.response.status_code != HTTPStatus.UNAUTHORIZED:
+                raise CoordinationLost(f"the store at {endpoint} cannot be reached: {refusal}") from None
+            raise CoordinationLost(
+                f"the store at {endpoint} refuses the token",
+                hint="use the address that its `propolis node serve` has printed",
+            ) from None
         except (OSError, InvalidHandshake) as error:
             raise CoordinationLost(f"the store at {endpoint} cannot be reached: {error}") from None
         return cls(connection, where=str(endpoint))

@@ -130,6 +130,7 @@ class ServerState(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The state of the VM in the source's server."""
 
     com1: SerialState
+    com2: SerialState
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

@@ -176,7 +176,8 @@ class _Departure:
         stopped_for_s = max(0.0, time.time() - self._machine.stopped_s)
         await self._channel.send(HandedOver(stopped_for_s=stopped_for_s))  # what raises here was not sent
         self._source._settled(self.side(handed_over=True))
-        self._machine.serial.move_to(plan.address)
+        for port in self._machine.serials:
+            port.move_to(plan.address)
 
     def side(self, *, failure: str | None = None, handed_over: bool = False) -> MigrationSide:
         """Return the state of the migration."""
@@ -195,7 +196,8 @@ class _Departure:
         if self._paused:
             await self._source._backends.settle(clean=False)
             await self._machine.resume()
-            self._machine.serial.release()
+            for port in self._machine.serials:
+                port.release()
 
     def reach(self, *phases: MigrationState) -> None:
         for phase in phases:
@@ -271,7 +273,8 @@ class _Departure:
 
     def _hold(self) -> None:
         self._paused = True
-        self._machine.serial.hold()
+        for port in self._machine.serials:
+            port.hold()
         self.reach(MigrationState.PAUSE, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY)
 
     async def _push(self, plan: Plan, memory_mib: int) -> None:
@@ -308,7 +311,8 @@ class _Departure:
             raise
         await self._channel.send(StreamSent())
         # The target needs this next: so it need not ask while the guest is paused.
-        await self._channel.send(ServerState(com1=self._machine.serial.state()))
+        com1, com2 = (port.state() for port in self._machine.serials)
+        await self._channel.send(ServerState(com1=com1, com2=com2))
 
     async def _stop(self) -> None:
         await self._pause()

@@ -170,6 +170,7 @@ class MigrationTarget:
         state = await channel.receive(ServerState)
         self._reach(MigrationState.SERVER)
         machine.serial.restore(state.com1)
+        machine.second_serial.restore(state.com2)
         await channel.send(Ready())
         self._reach(MigrationState.FINISH)
         await self._receive_guest(channel)

@@ -74,7 +74,8 @@ class Machine:
         self._record: ChildRecord | None = None
         self.serial = SerialPort()
         self.second_serial = SerialPort()
-        """COM2, on which the guest talks to the agent. It does not migrate with the guest."""
+        """COM2, on which the guest talks to the agent."""
+        self.serials = (self.serial, self.second_serial)
         self.ports = GuestPorts(there=guest_ports)
         self.panics = 0
         self.disk_error: DiskError | None = None
@@ -153,7 +154,8 @@ class Machine:
             except MachineError:
                 if not await self._is_shut_down():
                     raise
-        self.serial.release()
+        for port in self.serials:
+            port.release()
         self.ports.release()
 
     async def pause(self) -> None:
@@ -264,8 +266,8 @@ class Machine:
         elif not gone:
             logger.error("QEMU %s was killed, and has not ended: the ledger lists it still", self.pid)
         await self._monitor.disconnect()
-        self.serial.close()
-        self.second_serial.close()
+        for port in self.serials:
+            port.close()
         self.ports.close()
 
     async def _how_it_ended(self) -> str:
@@ -328,7 +330,8 @@ class Machine:
             self._on_event(GuestEvent.EXITED)
         else:
             self._on_event(GuestEvent.RESET)
-            self.serial.announce_reset()
+            for port in self.serials:
+                port.announce_reset()
 
     async def _reset(self) -> None:
         # The guest is stopped meanwhile: it must not run between QEMU's reset and the remaining steps.

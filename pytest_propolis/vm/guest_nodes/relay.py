@@ -10,9 +10,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
+from ...console.input_history import Sent
+from ...errors import PropolisError
+from ...propolis_api.serial import SerialConsoleGuestReset, SerialConsoleMigrating, SerialConsoleMoved
 from .commands import Answer
 from .script import LINE_BYTES
 
@@ -22,8 +26,11 @@ PIECE_BYTES: Final = LINE_BYTES // 4
 """How much of an output is in a line: each byte may take four."""
 
 _UNSAFE: Final = re.compile(rb"[^A-Za-z0-9./:_=,+@]")
+_notices: Final = msgspec.json.Decoder(SerialConsoleMigrating)
+_resets: Final = msgspec.json.Decoder(SerialConsoleGuestReset)
 
 Do = Callable[[list[str], bytes], Awaitable[Answer]]
+Follow = Callable[[SerialConsoleMoved], Awaitable[ClientConnection]]
 
 
 @dataclass(slots=True)
@@ -36,14 +43,21 @@ class _Request:
 
 
 class Relay:
-    """Answers the commands of one guest.
+    """Answers the commands of one guest, also where it migrates to.
 
     :param do: does a command with its words and its input.
+    :param follow: opens the port at the server that the guest has migrated to.
+    :param on_reset: called when the guest's programs are gone, because it has reset its machine.
     """
 
-    def __init__(self, connection: ClientConnection, do: Do) -> None:
+    def __init__(
+        self, connection: ClientConnection, do: Do, *, follow: Follow, on_reset: Callable[[], None] = lambda: None
+    ) -> None:
         self._connection = connection
         self._do = do
+        self._follow = follow
+        self._on_reset = on_reset
+        self._sent = Sent()
         self._requests: dict[str, _Request] = {}
         self._outgoing: deque[str] = deque()
         self._has_line = asyncio.Event()
@@ -52,23 +66,55 @@ class Relay:
         """Set when the guest's reader runs."""
 
     async def run(self) -> str:
-        """Answer commands until the connection ends; return why it has ended."""
+        """Answer commands until the VM ends; return why the connection to it has ended."""
         sending = asyncio.create_task(self._send())
-        rest = b""
         try:
-            async for data in self._connection:
-                if isinstance(data, bytes):
-                    *lines, rest = (rest + data).split(b"\n")
-                    for line in lines:
-                        self._take(line.decode(errors="replace").strip())
-        except ConnectionClosed:
-            pass
+            while moved := await self._read():
+                await self._go_with(moved)
+        except PropolisError as error:
+            return f"the guest has migrated, and its second serial port cannot be followed: {error.message}"
         finally:
             tasks = [sending, *(request.task for request in self._requests.values() if request.task)]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._connection.close()
         return self._connection.close_reason or "its VM has ended"
+
+    def reset(self) -> None:
+        """Forget the guest's programs: it boots again, and its reader has to be started again."""
+        for request in self._requests.values():
+            if request.task is not None:
+                request.task.cancel()
+        self._requests.clear()
+        self._outgoing.clear()
+        self.is_up.clear()
+        self._acknowledged.set()
+        self._on_reset()
+
+    async def _read(self) -> SerialConsoleMoved | None:
+        """Read to the end of the connection; return where the guest has gone, if it has migrated."""
+        rest = b""
+        with contextlib.suppress(ConnectionClosed):
+            async for data in self._connection:
+                if isinstance(data, bytes):
+                    *lines, rest = (rest + data).split(b"\n")
+                    for line in lines:
+                        self._take(line.decode(errors="replace").strip())
+                elif moved := _moved(data):
+                    return moved
+                elif _is_reset(data):
+                    rest = b""
+                    self.reset()
+        return None
+
+    async def _go_with(self, moved: SerialConsoleMoved) -> None:
+        """Go on at the next server, which also gets what came too late for the guest at the last one."""
+        before, self._connection = self._connection, await self._follow(moved)
+        sent, self._sent = self._sent, Sent()
+        late, _ = sent.beyond(moved.typed or 0)
+        await before.close()
+        await self._type(late)
 
     def _take(self, line: str) -> None:
         """Take a line of the guest; a line that is none of its script's is passed over."""
@@ -104,15 +150,33 @@ class Relay:
 
     async def _send(self) -> None:
         """Send one line at a time: the guest holds no more."""
-        await self.is_up.wait()
-        with contextlib.suppress(ConnectionClosed):
-            while True:
+        while True:
+            await self._has_line.wait()
+            await self.is_up.wait()
+            if not self._outgoing:
                 self._has_line.clear()
-                while self._outgoing:
-                    self._acknowledged.clear()
-                    await self._connection.send(self._outgoing.popleft().encode() + b"\n")
-                    await self._acknowledged.wait()
-                await self._has_line.wait()
+                continue
+            self._acknowledged.clear()
+            await self._type(self._outgoing.popleft().encode() + b"\n")
+            await self._acknowledged.wait()
+
+    async def _type(self, data: bytes) -> None:
+        self._sent.append(data)
+        with contextlib.suppress(ConnectionClosed):  # the guest has gone, or it gets this where it has migrated to
+            await self._connection.send(data)
+
+
+def _moved(message: str) -> SerialConsoleMoved | None:
+    with contextlib.suppress(msgspec.DecodeError):
+        return _notices.decode(message).migrating
+    return None
+
+
+def _is_reset(message: str) -> bool:
+    with contextlib.suppress(msgspec.DecodeError):
+        _resets.decode(message)
+        return True
+    return False
 
 
 def _octal(data: bytes) -> str:
