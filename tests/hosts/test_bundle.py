@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import subprocess
@@ -32,6 +33,12 @@ ALPINE = msgspec.structs.replace(DEBIAN, libc=("", ""), version=(3, 12, 1))
 async def test_the_same_content_makes_the_same_bundle(tmp_path: Path) -> None:
     one = await make_bundle(this_python(), cache=tmp_path / "one")
     assert await make_bundle(this_python(), cache=tmp_path / "two") == one
+
+
+async def test_one_process_may_make_the_same_bundle_several_times_at_once(tmp_path: Path) -> None:
+    made = await asyncio.gather(*(make_bundle(this_python(), cache=tmp_path) for _ in range(4)))
+    assert len({bundle.sha256 for bundle in made}) == 1
+    assert [path.suffix for path in (tmp_path / "bundles").iterdir()] == [".zip"]
 
 
 async def test_an_agent_can_be_imported_from_a_bundle_and_from_nothing_else(tmp_path: Path) -> None:

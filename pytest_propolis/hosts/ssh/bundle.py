@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import os
+import secrets
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ def _cached(files: list[tuple[str, Path]], wheels: list[Path], cache: Path) -> B
 
 def _store(place: Path, data: bytes) -> None:
     place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    part = place.with_suffix(f".{os.getpid()}")
+    part = place.with_suffix(f".{secrets.token_hex(8)}")
     part.write_bytes(data)
     part.replace(place)
     with contextlib.suppress(FileNotFoundError):  # another run removes the old ones, too
