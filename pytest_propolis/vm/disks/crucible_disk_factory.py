@@ -110,13 +110,8 @@ class CrucibleDiskFactory:
         :raises ResourceExhausted: when there is no space for it.
         """
         self._check(name, size_mib, block_size)
-        if image is not None and fat is not None:
-            raise ConfigError(f"crucible disk {name!r} has an image and a FAT file system", hint="choose one of them")
-        if fat is not None and block_size != SECTOR:
-            raise ConfigError(
-                f"crucible disk {name!r}: a FAT file system has sectors of {SECTOR} bytes, not {block_size}",
-                hint=f"give block_size={SECTOR}: guests mount no file system whose sectors are smaller than blocks",
-            )
+        if fat is not None:
+            _check_fat(name, block_size, has_image=image is not None)
         if self._agent is None:
             self._agent = await self._host.client()
         there = None if image is None else await self._on_host(self._agent, name, image)
@@ -170,3 +165,16 @@ class CrucibleDiskFactory:
         """Leave the disks to a person: they outlive this process."""
         assert self._agent is not None
         return await self._agent.keep(Keep(resources=self.resources, reason=reason, ttl_s=ttl_s))
+
+
+def _check_fat(name: str, block_size: int, *, has_image: bool) -> None:
+    """
+    :raises ConfigError: when a disk cannot hold a FAT file system at first.
+    """
+    if has_image:
+        raise ConfigError(f"crucible disk {name!r} has an image and a FAT file system", hint="choose one of them")
+    if block_size != SECTOR:
+        raise ConfigError(
+            f"crucible disk {name!r}: a FAT file system has sectors of {SECTOR} bytes, not {block_size}",
+            hint=f"give block_size={SECTOR}: guests mount no file system whose sectors are smaller than blocks",
+        )
