@@ -20,7 +20,7 @@ from ..common.samples import ratio_of_medians, spread
 from ..floors.bare_fork import BareFork, place_of_template
 from ..floors.bare_guest import MEMORY_MIB
 
-__all__ = ["measure"]
+__all__ = ["first_command_s", "measure"]
 
 BOUND = 1.25
 ROUNDS = 15
@@ -61,9 +61,12 @@ async def _measure_against_boot(guest: str, options: Options) -> list[Figure]:
         cold_s = time.perf_counter() - began
         await vm.aclose()
         await harness.factory.start("first", guest=guest)
-        forks_s = [await _ours(harness, guest, f"vm{number}", standby=True) for number in range(FORKS)]
+        forks_s = [await first_command_s(harness, guest, f"vm{number}", standby=True) for number in range(FORKS)]
         plugged_s = {
-            what: [await _ours(harness, guest, f"{what}{number}", standby=True, **changes) for number in range(FORKS)]
+            what: [
+                await first_command_s(harness, guest, f"{what}{number}", standby=True, **changes)
+                for number in range(FORKS)
+            ]
             for what, changes in PLUGGED.items()
         }
     say(f"{guest}: cold {cold_s:.2f}, forks {spread(forks_s)}, load {os.getloadavg()[0]:.1f}")
@@ -129,7 +132,7 @@ async def _measure(guest: str, standby: int, options: Options) -> list[Figure]:
     async with Harness.open(options, standby=standby) as harness:
         place = await place_of_template(harness, guest)
         for number in range(options.repeated(ROUNDS) + 1):
-            ours.append(await _ours(harness, guest, f"vm{number}", standby=bool(standby)))
+            ours.append(await first_command_s(harness, guest, f"vm{number}", standby=bool(standby)))
             floor.append(_by_hand(place, harness.directory, standby=bool(standby)))
             say(f"fork {guest} {standby=}: {ours[-1]:.3f}, by hand {floor[-1]:.3f}, load {os.getloadavg()[0]:.1f}")
     ours, floor = ours[1:], floor[1:]
@@ -148,7 +151,8 @@ async def _measure(guest: str, standby: int, options: Options) -> list[Figure]:
     ]
 
 
-async def _ours(harness: Harness, guest: str, name: str, *, standby: bool, **changes: Any) -> float:
+async def first_command_s(harness: Harness, guest: str, name: str, *, standby: bool, **changes: Any) -> float:
+    """How long it takes from the wish for a fork to the result of its first command."""
     if standby:
         await _until_one_stands_by(harness)
     began = time.perf_counter()

@@ -180,6 +180,11 @@ class Console:
     def log_path(self) -> Path:
         return self.log.path
 
+    @property
+    def vm(self) -> str:
+        """The VM's name, for errors."""
+        return self._vm
+
     def belongs_to(self, vm: str, *, follow: Follow | None = None, loss: Loss | None = None) -> None:
         """Name another VM in errors from now on: the one that the guest has migrated to.
 

@@ -9,9 +9,7 @@ from typing import Any, Final
 from ..errors import ShellError, ShellLost
 from .commands import PendingCommand
 from .console import Console
-from .read_eval_loop import preparation, program
 from .shell_protocol import (
-    INTERRUPT,
     Acknowledged,
     Began,
     Ended,
@@ -24,6 +22,7 @@ from .shell_protocol import (
     new_session,
     repeat_request,
 )
+from .transports.transport import LoopTransport
 
 __all__ = ["LoopClient", "either"]
 
@@ -36,11 +35,14 @@ INTERRUPT_INTERVAL_S: Final = 1.0
 class LoopClient:
     """Drives the read-eval loop of one guest; one command at a time.
 
+    :param console: the VM's console, for the log and for errors.
+    :param transport: the line to the loop.
     :param vm: the VM's name, for errors.
     """
 
-    def __init__(self, console: Console, *, vm: str) -> None:
+    def __init__(self, console: Console, transport: LoopTransport, *, vm: str) -> None:
         self._console = console
+        self._transport = transport
         self._vm = vm
         self._session = ""
         self._command = "sh"
@@ -52,8 +54,7 @@ class LoopClient:
         """The command that was sent last; None once its caller has its end."""
         self._lost: str | None = None
         """Why there is no read-eval loop any more."""
-        console.on_signal = self._on_signal
-        console.on_reset = self._on_reset
+        transport.attach(on_signal=self._on_signal, on_reset=self._on_reset)
 
     @property
     def is_up(self) -> bool:
@@ -65,24 +66,26 @@ class LoopClient:
         """The word of the read-eval loop that runs, for `resume` in a fork of the guest."""
         return self._session
 
-    async def start(self, *, shell: str, timeout_s: float, wrapper: str = "{}") -> None:
-        """Type the read-eval loop at the guest's prompt, and wait until it runs.
+    async def start(self, *, shell: str, timeout_s: float, wrapper: str = "{}", session: str | None = None) -> None:
+        """Start the read-eval loop in the guest, and wait until it runs.
 
         :param wrapper: how the prompt's shell is to run the loop, ``{}`` standing for its command.
+        :param session: the word of the loop; a new one by default.
         :raises ShellLost: when it does not come up in time.
+        :raises ShellError: when the guest lacks what the line to it needs.
         """
         self._ready.clear()
         self._lost = None
         self.pending = None
-        self._session = new_session()
+        self._session = session or new_session()
         self._command = shell
         failure = asyncio.get_running_loop().create_future()
-        self._console.transcript.on_failure(failure)
+        self._transport.on_failure(failure)
         typed_at = self._console.transcript.end
-        self._console.expect_nonces(self._session)
-        await self._console.send(wrapper.replace("{}", program(self._session, shell=shell)) + "\n")
+        self._transport.expect_nonces(self._session)
         try:
             async with asyncio.timeout(timeout_s):
+                await self._transport.launch(self._session, shell=shell, wrapper=wrapper)
                 await self._ask_until(self._ready, failure, self._session)
                 await self._prepare()
         except TimeoutError:
@@ -98,7 +101,7 @@ class LoopClient:
         """
         self._session = session
         self._command = shell
-        self._console.expect_nonces(session)
+        self._transport.expect_nonces(session)
         self._console.ends.watch()
         self._ready.set()
         if typed is not None:
@@ -107,8 +110,8 @@ class LoopClient:
     def begin(self, nonce: str) -> PendingCommand:
         """Expect the marks of a command that is about to be sent."""
         self.pending = PendingCommand(nonce, asyncio.get_running_loop().create_future())
-        self._console.expect_nonces(self._session, nonce)
-        self._console.transcript.on_failure(self.pending.ended)
+        self._transport.expect_nonces(self._session, nonce)
+        self._transport.on_failure(self.pending.ended)
         return self.pending
 
     async def send(self, command: str, pending: PendingCommand) -> None:
@@ -117,26 +120,28 @@ class LoopClient:
         :raises ShellError: when the command contains a NUL.
         """
         try:
-            chunks = list(encode(command, pending.nonce))
+            chunks = list(encode(command, pending.nonce, window_bytes=self._transport.window_bytes))
         except ValueError as error:
             self.pending = None
             raise self.error(ShellError, str(error)) from None
         for chunk in chunks[:-1]:
             pending.acknowledged.clear()
             pending.remaining = chunk.remaining
-            await self._console.send(chunk.data)
+            await self._transport.send(chunk.data)
             await self._ask_until(pending.acknowledged, pending.ended, pending.nonce)
             if pending.ended.done():
                 return
-        await self._console.send(chunks[-1].data)
+        await self._transport.send(chunks[-1].data)
+        pending.sent = True
 
     async def end_of(self, pending: PendingCommand) -> Ended:
         """Wait for the end of a command; ask for it now and then, for the mark may have been lost."""
-        interval_s = REPEAT_AFTER_S
+        interval_s = REPEAT_AFTER_S if self._transport.may_lose_marks else None
         while not pending.ended.done():
             await asyncio.wait([pending.ended], timeout=interval_s)
-            if not pending.ended.done():
-                await self._console.send(repeat_request(pending.nonce))
+            if interval_s is None or pending.ended.done():
+                continue
+            await self._transport.send(repeat_request(pending.nonce))
             interval_s *= 2  # unread requests must not fill the guest's terminal
         return pending.ended.result()
 
@@ -177,36 +182,47 @@ class LoopClient:
 
     async def _ask_until(self, event: asyncio.Event, failure: asyncio.Future[Any], nonce: str) -> None:
         """Wait for a mark; ask for it now and then, for it may have been lost."""
+        if not self._transport.may_lose_marks:
+            return await either(event, failure)
         interval_s = REPEAT_AFTER_S
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(interval_s):
                     return await either(event, failure)
-            await self._console.send(repeat_request(nonce))
+            await self._transport.send(repeat_request(nonce))
             interval_s *= 2  # unread requests must not fill the guest's terminal
 
     async def _prepare(self) -> None:
         """Send a new shell its first settings."""
         pending = self.begin(new_nonce())
-        await self.send(preparation(self._session, pending.nonce, shell=self._command), pending)
+        first = self._transport.preparation(self._session, pending.nonce, shell=self._command)
+        await self.send(first, pending)
         await self.end_of(pending)
         self.pending = None
         self._fresh = False
 
     async def _interrupt(self, pending: PendingCommand) -> None:
         """Interrupt until it helps: a shell that is just about to start a program misses one."""
+        if pending.sent and not self._transport.interrupt_discards:  # a new shell would read what this one has not
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(INTERRUPT_INTERVAL_S):
+                    await either(pending.began, pending.ended)
         while not pending.ended.done():
-            # The newline ends what may have been typed half.
-            await self._console.send(INTERRUPT + b"\n")
+            await self._transport.interrupt()
             await asyncio.wait([pending.ended], timeout=INTERRUPT_INTERVAL_S)
 
     async def _resynchronize(self) -> None:
         """Get past the end of the shell itself, which an interrupt that came too late for its command has caused."""
-        nonce = None
+        nonce, interval_s = None, None if self._transport.interrupt_discards else INTERRUPT_INTERVAL_S
         while nonce is None:
             probe = self.begin(new_nonce())
             await self.send(":", probe)
-            nonce = (await asyncio.shield(probe.ended)).nonce
+            await asyncio.wait([probe.ended], timeout=interval_s)
+            while interval_s is not None and not probe.ended.done():  # a part of the command was read after all
+                await self._transport.interrupt()
+                interval_s *= 2
+                await asyncio.wait([probe.ended], timeout=interval_s)
+            nonce = probe.ended.result().nonce
 
     def _on_signal(self, signal: Signal) -> None:
         pending = self.pending

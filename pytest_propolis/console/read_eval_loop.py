@@ -1,8 +1,8 @@
-"""The program that a guest's shell runs to take commands from the serial line.
+"""The program that a guest's shell runs to take commands: from the serial line, or from a descriptor.
 
-`shell_protocol` says what it reads and writes. It is typed at a prompt, and so has to be short. bash keeps more from
-one command to the next than other shells do, and has ways of its own to read and to set it: `preparation` makes bash go
-on with a longer program.
+`shell_protocol` says what it reads and writes. For the serial line it is typed at a prompt, and so has to be short.
+bash keeps more from one command to the next than other shells do, and has ways of its own to read and to set it:
+`preparation` makes bash go on with a longer program.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ import gzip
 from typing import Final
 
 __all__ = [
+    "INTERRUPT_DESCRIPTOR",
+    "PORT_DESCRIPTOR",
     "hand_over_command",
     "interactive_command",
+    "port_preparation",
+    "port_supervisor",
     "preparation",
     "program",
     "quoted",
@@ -40,8 +44,8 @@ shift 3
 START
 @r() { return "$@s"; }
 @l() { IFS=" " command read -r @k @k @k @k @k </proc/loadavg; }
-@g() { IFS= TMOUT= command read -r @h <"$@t" || exit; }
-@m() { command printf "\036$@n$1" >"$@t"; }
+@g() { IFS= TMOUT= command read -r @h INPUT || exit; }
+@m() { command printf "\036$@n$1" MARKS; }
 @f() {
 set +ax
 unset -f command
@@ -49,9 +53,7 @@ AFTER
 @s=$1
 command kill -0 "$PPID" || exit
 @m "\003$1\004"
-@h=$@k
-@l || @h=-
-case $@k in $@h) ;; *) "$@y" TERMINAL <"$@t"; @l; esac
+RESTORE
 @g
 while case $@h in
 ?$@n) @m "\003$1\004";; [ir]WORD\ *) ! :; esac do @g
@@ -72,16 +74,40 @@ case $@h in [NCO?]*) @m "\006$@i\004"; esac
 done
 BEFORE
 @i=/dev/null
-case $@n in i*) @i=$@t; esac
+TYPED
 @m "\002"
 case $2 in *a*) set -a; esac
 case $2 in *x*) set -x; esac
 }
 until ! :; do until ! @f "$?" "$-"; do
-if @r LAST; then command eval "$@c" <"$@i" >"$@t" 2>&OUTPUT
-else command eval "$@c" <"$@i" >"$@t" 2>&OUTPUT; fi
+if @r LAST; then command eval "$@c" <"$@i" MARKS 2>&OUTPUT CLOSED
+else command eval "$@c" <"$@i" MARKS 2>&OUTPUT CLOSED; fi
 done; done </dev/null >/dev/null 2>&1
 """
+
+_TERMINAL_LINE: Final = {
+    "INPUT": '<"$@t"',
+    "MARKS": '>"$@t"',
+    "RESTORE\n": r"""@h=$@k
+@l || @h=-
+case $@k in $@h) ;; *) "$@y" TERMINAL <"$@t"; @l; esac
+""",
+    "TYPED\n": "case $@n in i*) @i=$@t; esac\n",
+    " CLOSED": "",
+}
+
+PORT_DESCRIPTOR: Final = 9
+INTERRUPT_DESCRIPTOR: Final = 8
+
+# A port cannot be opened a second time, and so has no use for its name. A command gets neither of the descriptors, and
+# its programs cannot hold them either.
+_PORT_LINE: Final = {
+    "INPUT": f"<&{PORT_DESCRIPTOR}",
+    "MARKS": f">&{PORT_DESCRIPTOR}",
+    "RESTORE\n": "",
+    "TYPED\n": "",
+    "CLOSED": f"{PORT_DESCRIPTOR}>&-",
+}
 
 _ANY_SHELL: Final = {"START\n": "", "AFTER\n": "", "BEFORE\n": "", " LAST": "", "OUTPUT": "1"}
 
@@ -136,6 +162,22 @@ printf "\036SESSION\005%d\004" $?
 done
 """
 
+# What an earlier boot has left in the port is no line with the session. The shells have a process group of their own,
+# as on a terminal: an interrupt is sent to the group. Each is answered: it cannot hit what the client sends after that.
+_PORT_SUPERVISOR: Final = r"""
+trap : 2 3
+while IFS= read -r _l <&9 && [ "$_l" != SESSION ]; do :; done
+(trap '' 2 3
+exec 9>&-
+while IFS= read -r _l <&8; do
+case $_l in SESSION\ *) kill -INT -$$; printf '%s\n' "$_l" >&8; esac
+done) &
+while printf "\036SESSION\021" >&9; do
+SHELL -c LOOP sh - - SESSION >&9 2>&9 8>&-
+printf "\036SESSION\005%d\004" $? >&9
+done
+"""
+
 INTERACTIVE: Final = 'stty sane rows 24 cols 80; (unset COLUMNS PAGER; exec "${SHELL:-/bin/sh}" -i)'
 
 HAND_OVER: Final = f"while :; do {INTERACTIVE} || sleep 1; done"
@@ -151,7 +193,7 @@ def program(session: str, *, shell: str = "sh") -> str:
 
     :param shell: the POSIX shell that evaluates commands.
     """
-    loop = quoted(_loop(session, _ANY_SHELL))
+    loop = quoted(_loop(session, _TERMINAL_LINE | _ANY_SHELL))
     supervisor = _SUPERVISOR.strip().replace("SESSION", session).replace("SHELL", shell).replace("LOOP", loop)
     supervisor = supervisor.replace("TERMINAL", TERMINAL)
     packed = base64.b64encode(gzip.compress(supervisor.encode(), mtime=0)).decode()
@@ -164,9 +206,27 @@ def preparation(session: str, nonce: str, *, shell: str = "sh") -> str:
 
     :param nonce: this command's own word. The new loop reports the command's end.
     """
-    loop = quoted(_loop(session, _BASH).replace("TERMINAL", TERMINAL))
+    loop = quoted(_loop(session, _TERMINAL_LINE | _BASH).replace("TERMINAL", TERMINAL))
     terminal, stty = _named("$@t", session), _named("$@y", session)
     return f'case ${{BASH_VERSION-}} in ?*) exec {shell} -c {loop} sh "{terminal}" "{stty}" {nonce}; esac'
+
+
+def port_supervisor(session: str, *, shell: str = "sh") -> str:
+    """Return the read-eval loop as a script for ``sh`` with two open ports: descriptor 9, and 8 for interrupts.
+
+    It starts when it reads a line that is the session. A line on descriptor 8 that begins with the session and a space
+    interrupts the commands; the answer is the same line. The script must lead a process group of its own.
+
+    :param shell: the POSIX shell that evaluates commands.
+    """
+    loop = quoted(_loop(session, _PORT_LINE | _ANY_SHELL))
+    return _PORT_SUPERVISOR.strip().replace("SESSION", session).replace("SHELL", shell).replace("LOOP", loop)
+
+
+def port_preparation(session: str, nonce: str, *, shell: str = "sh") -> str:
+    """As `preparation`, for the loop of `port_supervisor`."""
+    loop = quoted(_loop(session, _PORT_LINE | _BASH))
+    return f"case ${{BASH_VERSION-}} in ?*) exec {shell} -c {loop} sh - - {nonce} {PORT_DESCRIPTOR}>&1; esac"
 
 
 def _loop(session: str, parts: dict[str, str]) -> str:

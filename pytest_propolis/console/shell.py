@@ -1,4 +1,4 @@
-"""Commands run in the guest over the serial console, one round trip each."""
+"""Commands run in the guest over the serial console or a guest port, one round trip each."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from .console import Console
 from .loop_client import LoopClient, either
 from .read_eval_loop import hand_over_command, interactive_command
 from .shell_protocol import TypedCommand, new_nonce
+from .transports.console_transport import ConsoleTransport
+from .transports.port_line import PortLine
+from .transports.port_transport import PortTransport
+from .transports.transport import LoopTransport
 
 __all__ = ["Shell"]
 
@@ -26,27 +30,40 @@ EXIT_ATTEMPTS: Final = 10
 
 
 class Shell:
-    """A POSIX shell in the guest, kept in a quiet read-eval loop on the serial line.
+    """A POSIX shell in the guest, kept in a quiet read-eval loop.
 
     Commands run one after the other, in the same shell: directory and variables stay from one to the next, until a
     command ends the shell (``exit``, ``exec``, a time-out); a fresh one takes its place.
 
     :param vm: the VM's name, for errors.
+    :param port: the guest port that commands go over, beside the console, which has a shell of its own then: that one
+        starts the shell of the port, and is there for interactive users.
     """
 
-    def __init__(self, console: Console, *, vm: str) -> None:
+    def __init__(self, console: Console, *, vm: str, port: PortLine | None = None) -> None:
         self._console = console
-        self._loop = LoopClient(console, vm=vm)
+        self._terminal: Shell | None = None
+        """The shell on the console, if commands go over a port."""
+        self._transport: LoopTransport = ConsoleTransport(console)
+        if port is not None:
+            self._terminal = Shell(console, vm=vm)
+            self._transport = PortTransport(port, console, self._terminal, vm=vm)
+        self._loop = LoopClient(console, self._transport, vm=vm)
         self._lock = asyncio.Lock()
         self._interactive = False
 
     async def start(self, *, shell: str, timeout_s: float, wrapper: str = "{}") -> None:
-        """Type the read-eval loop at the guest's prompt, and wait until it runs.
+        """Type the read-eval loop at the guest's prompt, and wait until it runs; then start that of the port, if any.
 
         :param wrapper: how the prompt's shell is to run the loop, ``{}`` standing for its command.
         :raises ShellLost: when it does not come up in time.
+        :raises ShellError: when the guest has no such port.
         """
-        await self._loop.start(shell=shell, timeout_s=timeout_s, wrapper=wrapper)
+        session = None
+        if self._terminal is not None:
+            await self._terminal.start(shell=shell, timeout_s=timeout_s, wrapper=wrapper)
+            session = self._terminal.session
+        await self._loop.start(shell=shell, timeout_s=timeout_s, wrapper=wrapper, session=session)
 
     @property
     def log_path(self) -> Path:
@@ -64,7 +81,7 @@ class Shell:
 
     @property
     def session(self) -> str:
-        """The word of the read-eval loop that runs, for `resume` in a fork of the guest."""
+        """The word of the read-eval loop that runs, for `resume` in a fork of the guest. A port's is the console's."""
         return self._loop.session
 
     def resume(self, session: str, typed: TypedCommand | None = None, *, shell: str = "sh") -> None:
@@ -73,6 +90,8 @@ class Shell:
         :param typed: what the agent has typed at it already: `run_typed` waits for it.
         :param shell: as for `start`.
         """
+        if self._terminal is not None:
+            self._terminal.resume(session, shell=shell)
         self._loop.resume(session, typed, shell=shell)
 
     async def run(
@@ -183,7 +202,7 @@ class Shell:
             pending = self._loop.begin(nonce)
             try:
                 async with asyncio.timeout(stall_s) as limit:
-                    with self._console.unrecorded() if binary else contextlib.nullcontext():
+                    with self._transport.unrecorded() if binary else contextlib.nullcontext():
                         return await self._streamed(command, pending, typed, StallTimeout(limit, stall_s), sink)
             except TimeoutError:
                 await self._loop.recover()
@@ -208,7 +227,7 @@ class Shell:
                     await either(pending.began, pending.ended)
             async for piece in typed:
                 pending.acknowledged.clear()
-                await self._console.send(piece)
+                await self._transport.send(piece)
                 await either(pending.acknowledged, pending.ended)
                 if pending.ended.done():
                     break
@@ -221,10 +240,15 @@ class Shell:
     async def interactive(self, *, timeout_s: float) -> AsyncIterator[Console]:
         """Give the console to the user's own shell, with echo, line editing, prompt and job control.
 
-        On the way out the shell is told to exit, with its jobs; unless the VM has stopped.
+        On the way out the shell is told to exit, with its jobs; unless the VM has stopped. Commands over a port go on
+        meanwhile.
 
         :raises ShellLost: when the shell does not start or does not end.
         """
+        if self._terminal is not None:
+            async with self._terminal.interactive(timeout_s=timeout_s) as console:
+                yield console
+            return
         async with self._turn():
             await self._loop.recover()
             pending = self._loop.begin(new_nonce(interactive=True))
@@ -257,6 +281,10 @@ class Shell:
         try:
             async with asyncio.timeout(timeout_s), self._turn():
                 await self._loop.recover()
+                if self._terminal is not None:
+                    await self._terminal.release_console(timeout_s=timeout_s)
+                    self._interactive = True
+                    return
                 pending = self._loop.begin(new_nonce(interactive=True))
                 await self._loop.send(hand_over_command(), pending)
                 await either(pending.began, pending.ended)
@@ -281,10 +309,14 @@ class Shell:
 
     def abandon(self, reason: str) -> None:
         """End the wait for the command that runs, and take no further ones: the guest's shell is about to go."""
+        if self._terminal is not None:
+            self._terminal.abandon(reason)
         self._loop.abandon(reason)
 
     def belongs_to(self, vm: str) -> None:
         """Name another VM in errors from now on: the one that the guest has migrated to."""
+        if self._terminal is not None:
+            self._terminal.belongs_to(vm)
         self._loop.belongs_to(vm)
 
     async def until_left(self, *, timeout_s: float) -> None:

@@ -1,7 +1,8 @@
 """The shell protocol without I/O: how commands are framed on their way into the guest, and results on their way out.
 
-After login the guest's shell runs a small program that reads commands from the serial line and evaluates them, without
-echo, line editor or prompt. One command costs one round trip.
+After login the guest's shell runs a small program that reads commands from a line and evaluates them, without echo,
+line editor or prompt. One command costs one round trip. The line is the guest's serial port, or a guest port, which has
+flow control and loses nothing.
 
 In, for each command::
 
@@ -33,6 +34,7 @@ from typing import Final, NamedTuple
 
 __all__ = [
     "INTERRUPT",
+    "WINDOW_BYTES",
     "Acknowledged",
     "Began",
     "Ended",
@@ -53,6 +55,7 @@ INTERRUPT: Final = b"\x1c"
 
 LINE_BYTES: Final = 900
 WINDOW_BYTES: Final = 2700
+"""How much can be typed at a terminal that buffers no more than 4 KiB."""
 
 
 def repeat_request(nonce: str) -> bytes:
@@ -83,9 +86,10 @@ class Chunk(NamedTuple):
     remaining: int
 
 
-def encode(command: str, nonce: str) -> Iterator[Chunk]:
+def encode(command: str, nonce: str, *, window_bytes: int = WINDOW_BYTES) -> Iterator[Chunk]:
     """Yield the chunks to send for a command: after each but the last, wait for `Acknowledged`.
 
+    :param window_bytes: how much may be sent that the guest has not read.
     :raises ValueError: when the command has a NUL, which no shell can hold.
     """
     if "\0" in command:
@@ -93,7 +97,7 @@ def encode(command: str, nonce: str) -> Iterator[Chunk]:
     first, *rest = _pieces(command.encode("utf-8", errors="surrogateescape"))
     chunk = [b"%b %d %b" % (nonce.encode(), len(rest), first[1:])]
     for remaining, piece in zip(range(len(rest), 0, -1), rest, strict=True):
-        if len(chunk) > 1 and sum(map(len, chunk)) + len(piece) > WINDOW_BYTES:
+        if len(chunk) > 1 and sum(map(len, chunk)) + len(piece) > window_bytes:
             yield Chunk(_joined([*chunk[:-1], chunk[-1][:1].upper() + chunk[-1][1:]]), remaining)
             chunk = []
         chunk.append(piece)

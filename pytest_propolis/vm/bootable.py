@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from websockets.asyncio.client import ClientConnection
 
+from ..agent_api.guest_ports import SHELL_PORT
 from ..agent_api.template_layout import BOUNDARY
 from ..console.console import Console
 from ..console.shell import Shell
+from ..console.transports.port_line import PortLine
 from ..errors import ApiError, BootError, ConsoleClosed, ConsoleError
 from ..guests.adapter import GuestAdapter
 from ..propolis_api import (
@@ -98,6 +100,8 @@ class BootableVm(GuestAccess):
         self._forked = forked
         self._heir: tuple[Endpoint, str] | None = None
         """Where this process finds the server that the guest migrates to, and the URL by which that calls itself."""
+        self._port: PortLine | None = None
+        """The guest port that commands go over; None if they go over the console."""
         self._resources = contextlib.AsyncExitStack()
 
     async def ensure(self) -> None:
@@ -231,7 +235,10 @@ class BootableVm(GuestAccess):
                 failures=self.kernel_failures,
             )
         )
-        self._shell = Shell(self._console, vm=self.name)
+        if self.has_ports:
+            line = PortLine.over(self._ports, SHELL_PORT, self._console)
+            self._port = await self._resources.enter_async_context(line)
+        self._shell = Shell(self._console, vm=self.name, port=self._port)
         if self._forked is not None:
             self._shell.resume(self._forked.vm.session, self._forked.typed_identity, shell=self.guest.shell)
             self.boot_log = (await self._console.wait_for(BOUNDARY, timeout_s=OUTPUT_TIMEOUT_S)).before
@@ -278,4 +285,4 @@ class BootableVm(GuestAccess):
         self.shell.abandon("the VM was reset")
         for node in self.guest_nodes:
             node.reset()
-        self._shell = Shell(self.console, vm=self.name)
+        self._shell = Shell(self.console, vm=self.name, port=self._port)

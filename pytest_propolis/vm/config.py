@@ -79,9 +79,9 @@ class VmConfig:
     :param cpuid: what the guest's CPUID instruction returns; the server's choice by default.
     :param hyper_v: the Hyper-V enlightenments that the guest sees, maybe none; by default it sees no Hyper-V at all.
     :param display: whether the VM has a display, for `TestVm.screenshot`. Not part of the spec.
-    :param channel: how files and streams reach the guest: ``console``, over its serial console, or ``port``, over guest
-        ports that its agent adds to the machine, for a guest with virtio-serial. ``auto`` is the console today. Not
-        part of the spec.
+    :param channel: how commands, files and streams reach the guest: ``console``, over its serial console, or ``port``,
+        over guest ports that its agent adds to the machine, for a guest with virtio-serial. ``auto`` is the console for
+        now. Not part of the spec.
     :param server: what serves it: ``engine``, the path of a program with the command line of ``propolis-server``, the
         name of such an artifact, or ``http://IP:PORT`` of a server that runs already and has no VM.
     :param boot_rom: the UEFI image that it boots from with ``firmware="uefi"``: a path, or the name of an artifact.

@@ -42,7 +42,7 @@ class GuestAccess(Instance):
     """What a test asks a VM's guest for, over its console or its guest ports.
 
     :param vm_id: the VM's id at its agent.
-    :param has_ports: whether files and streams go over guest ports: ``VmConfig(channel="port")``.
+    :param has_ports: whether commands, files and streams go over guest ports: ``VmConfig(channel="port")``.
     """
 
     def __init__(
@@ -112,7 +112,8 @@ class GuestAccess(Instance):
     ) -> CommandResult:
         """As `run`, but with the exit status; that is not checked unless asked for.
 
-        Standard output and standard error come together, over one serial line; `process` has them apart.
+        Standard output and standard error come together, in the order of writing, over a port too; `process` has them
+        apart.
         """
         with self.phases.during("first command"):
             return await self.shell.run(command, timeout_s=timeout_s, check=check, on_output=_decoded(on_output))

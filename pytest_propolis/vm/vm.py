@@ -253,6 +253,7 @@ class TestVm(BootableVm):
             return
         self._console, source._console = source._console, None
         self._shell, source._shell = source._shell, None
+        self._port, source._port = source._port, None
         self.kernel_failures, source.kernel_failures = source.kernel_failures, self.kernel_failures
         self.kernel_failures.vm, source.kernel_failures.vm = self.name, source.name
         self._console.belongs_to(self.name, follow=self._follow, loss=self.endpoint.loss)

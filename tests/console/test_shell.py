@@ -14,15 +14,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from local_ports import local_ports
 from local_pty import SHELLS, console_on, shell_command
 
+from pytest_propolis.agent_api.guest_ports import SHELL_PORT
 from pytest_propolis.console import loop_client
 from pytest_propolis.console.console import Console
 from pytest_propolis.console.shell import Shell
 from pytest_propolis.console.shell_protocol import Acknowledged, Ended, Ready, Signal, new_nonce, new_session
+from pytest_propolis.console.transports.port_line import PortLine
 from pytest_propolis.errors import CommandFailed, CommandTimeout, ConsoleClosed, ShellError, ShellLost
 
 TIMEOUT_S = 20.0
+OVER_PORT = " over a port"
+ALL_SHELLS = [*SHELLS, *(kind + OVER_PORT for kind in SHELLS)]
 
 
 class Local(NamedTuple):
@@ -46,8 +51,34 @@ async def local_shell(kind: str, directory: Path) -> AsyncIterator[Local]:
         yield Local(console, shell)
 
 
-@pytest.fixture(params=SHELLS)
+@contextlib.asynccontextmanager
+async def shell_over_port(kind: str, directory: Path) -> AsyncIterator[Local]:
+    async with (
+        local_ports(directory) as ports,
+        console_on(kind, directory, inherited=ports.inherited) as console,
+        PortLine.over(ports, SHELL_PORT, console) as line,
+    ):
+        shell = Shell(console, vm="local", port=line)
+        await shell.start(shell=shell_command(kind), timeout_s=TIMEOUT_S)
+        yield Local(console, shell)
+
+
+@contextlib.asynccontextmanager
+async def any_shell(name: str, directory: Path) -> AsyncIterator[Local]:
+    """One of `ALL_SHELLS`."""
+    kind = name.removesuffix(OVER_PORT)
+    async with (local_shell if kind == name else shell_over_port)(kind, directory) as made:
+        yield made
+
+
+@pytest.fixture(params=ALL_SHELLS)
 async def local(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Local]:
+    async with any_shell(request.param, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(params=SHELLS)
+async def on_console(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Local]:
     async with local_shell(request.param, tmp_path) as made:
         yield made
 
@@ -225,8 +256,11 @@ async def test_a_busy_loop_of_the_shell_itself_can_be_interrupted(local: Local) 
 
 
 async def test_a_command_that_is_cancelled_is_interrupted_before_the_next(local: Local) -> None:
-    running = asyncio.create_task(local.run("echo working; sleep 60"))
-    await local.console.wait_for("working", timeout_s=TIMEOUT_S)
+    works = asyncio.Event()
+    running = asyncio.create_task(
+        local.shell.run("echo working; sleep 60", timeout_s=TIMEOUT_S, on_output=lambda _: works.set())
+    )
+    await works.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
@@ -360,19 +394,19 @@ def lose_the_first(console: Console, kind: type[Signal]) -> list[Signal]:
     return lost
 
 
-async def test_a_command_whose_end_was_lost_is_asked_for_it_again(local: Local) -> None:
-    lost = lose_the_first(local.console, Ended)
-    assert await local.run("echo hello") == b"hello\n"
+async def test_a_command_whose_end_was_lost_is_asked_for_it_again(on_console: Local) -> None:
+    lost = lose_the_first(on_console.console, Ended)
+    assert await on_console.run("echo hello") == b"hello\n"
     assert lost
-    assert await local.run("echo next") == b"next\n"
+    assert await on_console.run("echo next") == b"next\n"
 
 
-async def test_a_long_command_whose_acknowledgement_was_lost_arrives_whole(local: Local) -> None:
-    lost = lose_the_first(local.console, Acknowledged)
+async def test_a_long_command_whose_acknowledgement_was_lost_arrives_whole(on_console: Local) -> None:
+    lost = lose_the_first(on_console.console, Acknowledged)
     text = "".join(f"line {number} of many\n" for number in range(1000))
-    assert await local.run(f"printf %s '{text}'") == text.encode()
+    assert await on_console.run(f"printf %s '{text}'") == text.encode()
     assert lost
-    assert await local.run("echo next") == b"next\n"
+    assert await on_console.run("echo next") == b"next\n"
 
 
 @pytest.mark.parametrize("kind", SHELLS)

@@ -8,16 +8,29 @@ from pathlib import Path
 import pytest
 from local_pty import SHELLS
 from shell_state import LEFT_BEHIND
-from test_shell import TIMEOUT_S, Local, local_shell
+from test_shell import (
+    ALL_SHELLS,
+    OVER_PORT,
+    TIMEOUT_S,
+    Local,
+    any_shell,
+    local_shell,
+)
 
 CONTROLS = [bytes([byte]) for byte in (*range(1, 32), 127)]
 C1_CONTROLS = [chr(code).encode() for code in range(0x80, 0xA0)] + [bytes([byte]) for byte in range(0x80, 0xA0)]
 
 
-@pytest.fixture(params=SHELLS)
+@pytest.fixture(params=ALL_SHELLS)
 async def local(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Local]:
-    async with local_shell(request.param, tmp_path) as made:
+    async with any_shell(request.param, tmp_path) as made:
         await made.run(f"cd {tmp_path}; kept=kept")
+        yield made
+
+
+@pytest.fixture(params=SHELLS)
+async def on_console(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Local]:
+    async with local_shell(request.param, tmp_path) as made:
         yield made
 
 
@@ -96,6 +109,15 @@ async def test_functions_that_hide_commands_stay_the_command_s_own(local: Local)
     assert await local.run("printf x; read y") == b"mine\nmy read\n"
 
 
+@pytest.mark.parametrize("name", [kind + OVER_PORT for kind in SHELLS])
+async def test_a_command_over_a_port_has_no_terminal_and_no_descriptor_of_the_loop(name: str, tmp_path: Path) -> None:
+    async with any_shell(name, tmp_path) as local:
+        assert await local.status("tty") == 1
+        assert await local.status("test -e /proc/self/fd/8 || test -e /proc/self/fd/9") == 1
+        await local.run("exec 9>&-")
+        assert await local.run("echo alive") == b"alive\n"
+
+
 async def test_an_exit_trap_is_heard(local: Local) -> None:
     result = await local.shell.run("trap 'echo bye' EXIT; exit 3", timeout_s=TIMEOUT_S, check=False)
     assert (result.status, result.output) == (3, b"bye\n")
@@ -106,8 +128,8 @@ async def test_an_option_of_exit_on_error_ends_the_shell_with_the_status(local: 
     assert await local.run("echo alive") == b"alive\n"
 
 
-async def test_the_terminal_is_wide_enough_for_every_line(local: Local) -> None:
-    assert await local.run("stty size </dev/tty") == b"99 1000\n"
+async def test_the_terminal_is_wide_enough_for_every_line(on_console: Local) -> None:
+    assert await on_console.run("stty size </dev/tty") == b"99 1000\n"
 
 
 async def test_no_pager_waits_for_a_key(local: Local) -> None:
@@ -117,8 +139,8 @@ async def test_no_pager_waits_for_a_key(local: Local) -> None:
 @pytest.mark.parametrize(
     "settings", ["sane", "-isig", "intr ^A", "susp ^Z quit ^Q", "icanon echo", "opost onlcr", "rows 5 cols 5"]
 )
-async def test_terminal_settings_end_with_their_command(local: Local, settings: str) -> None:
-    before = await local.run("stty -a </dev/tty")
-    await local.run(f"stty {settings} </dev/tty")
-    assert await local.run("printf 'one\\ntwo\\n'") == b"one\ntwo\n"
-    assert await local.run("stty -a </dev/tty") == before
+async def test_terminal_settings_end_with_their_command(on_console: Local, settings: str) -> None:
+    before = await on_console.run("stty -a </dev/tty")
+    await on_console.run(f"stty {settings} </dev/tty")
+    assert await on_console.run("printf 'one\\ntwo\\n'") == b"one\ntwo\n"
+    assert await on_console.run("stty -a </dev/tty") == before

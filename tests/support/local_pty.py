@@ -10,8 +10,9 @@ import pty
 import shutil
 import signal
 import termios
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from websockets.asyncio.client import unix_connect
 from websockets.asyncio.server import ServerConnection, unix_serve
@@ -21,6 +22,7 @@ from pytest_propolis.console.console import Console
 
 SHELLS = [shell for shell in ("dash", "bash", "busybox") if shutil.which(shell)]
 PROMPT = "prompt> "
+NOTHING: Mapping[int, int] = MappingProxyType({})
 
 
 def shell_command(shell: str) -> str:
@@ -29,9 +31,18 @@ def shell_command(shell: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def terminal(*command: str, environment: dict[str, str]) -> AsyncIterator[int]:
-    """An interactive shell as the leader of a session on a new terminal: the terminal's host end."""
+async def terminal(*command: str, environment: dict[str, str], inherited: Mapping[int, int]) -> AsyncIterator[int]:
+    """An interactive shell as the leader of a session on a new terminal: the terminal's host end.
+
+    :param inherited: descriptors that it inherits, by the numbers that they have there.
+    """
     ours, theirs = pty.openpty()
+
+    def prepare() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        for number, descriptor in inherited.items():
+            os.dup2(descriptor, number)
+
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=theirs,
@@ -39,7 +50,8 @@ async def terminal(*command: str, environment: dict[str, str]) -> AsyncIterator[
         stderr=theirs,
         env=environment,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=prepare,
+        close_fds=False,  # all others close by themselves
         cwd="/",
     )
     os.close(theirs)
@@ -85,22 +97,26 @@ async def served(host_end: int, socket: Path) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def console_on(shell: str, directory: Path) -> AsyncIterator[Console]:
+async def console_on(shell: str, directory: Path, *, inherited: Mapping[int, int] = NOTHING) -> AsyncIterator[Console]:
     """The console of a local shell that shows its prompt."""
     options = ["--norc", "--noprofile"] if shell == "bash" else []
     command = [*shell_command(shell).split(), *options, "-i"]
     environment = {"PATH": os.environ["PATH"], "PS1": PROMPT, "TERM": "dumb", "HOME": "/"}
-    async with console_on_program(*command, directory=directory, environment=environment) as console:
+    async with console_on_program(
+        *command, directory=directory, environment=environment, inherited=inherited
+    ) as console:
         await console.wait_for(PROMPT, timeout_s=10)
         yield console
 
 
 @contextlib.asynccontextmanager
-async def console_on_program(*command: str, directory: Path, environment: dict[str, str]) -> AsyncIterator[Console]:
+async def console_on_program(
+    *command: str, directory: Path, environment: dict[str, str], inherited: Mapping[int, int] = NOTHING
+) -> AsyncIterator[Console]:
     """The console of a program on a local terminal."""
     socket = directory / "console.sock"
     async with (
-        terminal(*command, environment=environment) as host_end,
+        terminal(*command, environment=environment, inherited=inherited) as host_end,
         served(host_end, socket),
         unix_connect(str(socket), compression=None, max_size=None, proxy=None) as connection,
         Console.over(connection, vm="local", log_path=directory / "serial.log") as console,

@@ -1,4 +1,4 @@
-"""Guest ports through what happens to a VM: resets, reboots, stops, migrations, and a guest without the driver."""
+"""Guest ports through what happens to a VM: resets, reboots, stops, migrations."""
 
 from __future__ import annotations
 
@@ -72,16 +72,6 @@ async def test_transfers_go_on_while_the_guest_migrates(vm_factory: VmFactory, t
     await later.migrate_from(heir)
     await transfer
     assert (tmp_path / "back").read_bytes() == content
-
-
-async def test_a_guest_without_the_driver_is_an_error_that_names_it(vm_factory: VmFactory) -> None:
-    vm = await vm_factory.start(**SMALL)
-    await vm.run(
-        "for port in /sys/bus/virtio/drivers/virtio_console/virtio*; do"
-        " echo ${port##*/} >/sys/bus/virtio/drivers/virtio_console/unbind; done"
-    )
-    with pytest.raises(FileTransferError, match="its kernel needs virtio_console"):
-        await vm.put(b"content", "/tmp/file")
 
 
 async def test_a_machine_without_ports_has_no_such_device(vm_factory: VmFactory) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from ...agent_api.boot_source import DirectKernel
+from ...agent_api.guest_ports import SHELL_PORT
 from ...agent_api.messages import CreateVm, Fault
 from ...agent_api.template_layout import MEMORY_FILE, STATE_FILE, blank_file, disk_file
 from ...agent_api.templates import ForkVm, FreezeVm, TemplateMaking, TemplateNeeded, VmForked
@@ -208,7 +209,8 @@ class Templates:
             await engine.ensure(InstanceEnsureRequest(properties=properties, init=SpecInit(FromSpec(spec=spec))))
             engine.put_state(InstanceStateRequested.RUN)
             if typed:
-                await engine.serial().write(typed.encode())
+                line = engine.guest_port(SHELL_PORT) if vm.fork and vm.fork.template.guest_ports else engine.serial()
+                await line.write(typed.encode())
         except (HttpError, OSError) as error:
             await self._registry.remove_vm(client, vm.id)
             if isinstance(error, HttpError) and error.answer.status in REFUSED:

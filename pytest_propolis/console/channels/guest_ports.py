@@ -11,13 +11,13 @@ from typing import Final
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
+from ...agent_api.guest_ports import STREAM_PORTS
 from ...errors import AgentError, CapabilityMissing
 from ...propolis_api.connection.endpoint import Endpoint
 from ...propolis_api.connection.transport import open_websocket
 
 __all__ = ["GuestPorts", "MarkedStream", "PortStream", "open_port", "port_name"]
 
-PORTS: Final = range(1, 9)
 FRAME_BYTES: Final = 1 << 18
 MOVE_TIMEOUT_S: Final = 60.0
 
@@ -56,15 +56,27 @@ class GuestPorts:
     def __init__(self, endpoint: Endpoint, *, vm: str) -> None:
         self._endpoint = endpoint
         self._vm = vm
-        self._free = list(PORTS)
+        self._free = list(STREAM_PORTS)
         self._released = asyncio.Condition()
         self._moved = asyncio.Event()
+        self.moves = 0
+        """How often the guest has migrated."""
 
     def move_to(self, endpoint: Endpoint, *, vm: str) -> None:
         """Find the ports at another server from now on: the guest has migrated there."""
         self._endpoint, self._vm = endpoint, vm
+        self.moves += 1
         self._moved.set()
         self._moved = asyncio.Event()
+
+    async def moved_since(self, moves: int) -> None:
+        """Wait until the guest has migrated more often than that."""
+        while self.moves == moves:
+            await self._moved.wait()
+
+    def open_script(self, number: int, descriptor: int) -> str:
+        """Return lines of a script that open a port in the guest, or end the script."""
+        return open_port(number, descriptor)
 
     @contextlib.asynccontextmanager
     async def taken(self, count: int = 1) -> AsyncIterator[tuple[PortStream, ...]]:
@@ -86,13 +98,18 @@ class GuestPorts:
 
     @contextlib.asynccontextmanager
     async def _connected(self, number: int) -> AsyncIterator[PortStream]:
-        connection = await self._open(number)
+        connection = await self.connect(number)
         try:
             yield PortStream(number, connection, moved=self._moved)
         finally:
             connection.transport.abort()  # what waits to be sent has no reader any more
 
-    async def _open(self, number: int) -> ClientConnection:
+    async def connect(self, number: int) -> ClientConnection:
+        """Open a port where the guest is now.
+
+        :raises CapabilityMissing: when the VM has no guest ports.
+        :raises AgentError: when its server does not answer.
+        """
         try:
             return await open_websocket(self._endpoint, f"/ports/{number}", {})
         except InvalidStatus as error:

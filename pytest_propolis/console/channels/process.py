@@ -146,7 +146,7 @@ class GuestProcess:
     async def signal(self, name: str) -> None:
         """Send a signal, such as ``"INT"``, to the program and to what it has started. After its end, nothing happens.
 
-        It goes over the console: a command that runs there is waited for.
+        It is a command of the shell: one that runs there is waited for.
         """
         if self.status is None:
             await self.signal_group(name)

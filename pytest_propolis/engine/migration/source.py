@@ -275,6 +275,7 @@ class _Departure:
         self._paused = True
         for port in self._machine.serials:
             port.hold()
+        self._machine.ports.hold()
         self.reach(MigrationState.PAUSE, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY)
 
     async def _push(self, plan: Plan, memory_mib: int) -> None:

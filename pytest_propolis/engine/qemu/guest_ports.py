@@ -8,9 +8,11 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
+from ...agent_api.guest_ports import STREAM_PORTS
+
 __all__ = ["PORT_COUNT", "PORT_NAMES", "GuestPort", "GuestPorts", "port_devices"]
 
-PORT_COUNT: Final = 8
+PORT_COUNT: Final = len(STREAM_PORTS) + 2
 PORT_NAMES: Final = tuple(f"org.propolis.{number}" for number in range(1, PORT_COUNT + 1))
 """The names of the ports in the guest, below /sys/class/virtio-ports."""
 
@@ -44,11 +46,18 @@ class GuestPort:
         """Cleared while the port is held."""
         self._flows.set()
         self._taken_back = b""
+        self._passed = 0
+        self._left = b""
         self._filled = 0
         self._waiting: set[asyncio.Future[None]] = set()
 
+    @property
+    def taken(self) -> int:
+        """How many bytes the machine has taken; of a held or closed port, without those that it has not read."""
+        return self._passed - len(self._taken_back)
+
     @contextlib.asynccontextmanager
-    async def taken(self) -> AsyncIterator[None]:
+    async def turn(self) -> AsyncIterator[None]:
         """Make other clients wait."""
         async with self._turn:
             yield
@@ -62,7 +71,8 @@ class GuestPort:
             except BlockingIOError:
                 await self._until_ready(self._loop.add_reader, self._loop.remove_reader)
             except OSError:
-                return b""
+                left, self._left = self._left, b""
+                return left
 
     async def write(self, data: bytes) -> None:
         """Write to the guest. Waits while the guest reads nothing.
@@ -76,7 +86,9 @@ class GuestPort:
                 if self._taken_back:
                     self._taken_back = self._taken_back[self._ours.send(self._taken_back) :]
                 else:
-                    view = view[self._ours.send(view) :]
+                    count = self._ours.send(view)
+                    self._passed += count
+                    view = view[count:]
             except BlockingIOError:
                 await self._until_ready(self._loop.add_writer, self._loop.remove_writer)
 
@@ -106,8 +118,9 @@ class GuestPort:
         self._flows.set()
 
     def close(self) -> None:
-        """End every use. Closing twice is fine."""
+        """End every use; what the machine has written before can still be read. Closing twice is fine."""
         if self._ours.fileno() >= 0:
+            self._settle()
             self._loop.remove_reader(self._ours)
             self._loop.remove_writer(self._ours)
         self._ours.close()
@@ -116,6 +129,16 @@ class GuestPort:
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(None)
+
+    def _settle(self) -> None:
+        """Take what the machine has written, and take back what it has not read."""
+        with contextlib.suppress(OSError):
+            while data := self.theirs.recv(READ_BYTES, socket.MSG_DONTWAIT):
+                self._taken_back += data
+        with contextlib.suppress(OSError):
+            while data := self._ours.recv(READ_BYTES):
+                self._left += data
+        self._left = self._left[self._filled :]
 
     async def _until_ready(
         self, add: Callable[[socket.socket, Callable[[], None]], None], remove: Callable[[socket.socket], object]

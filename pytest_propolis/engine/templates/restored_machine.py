@@ -12,12 +12,14 @@ from uuid import uuid4
 
 import msgspec
 
+from ...agent_api.guest_ports import SHELL_PORT
 from ...agent_api.template_layout import BOUNDARY, STATE_FILE, blank_file, disk_file
 from ...propolis_api import InstanceSpec
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.binary import Qemu
 from ..qemu.child import Journal
 from ..qemu.guest_events import GuestEvent
+from ..qemu.guest_ports import GuestPort
 from ..qemu.machine import Machine
 from ..qemu.monitor import MachineError
 from .state_stream import load_state
@@ -126,20 +128,32 @@ class RestoredMachine:
         :raises TimeoutError: when the guest does not answer.
         """
         began = perf_counter()
-        template, serial = self.template, self.machine.serial
         await self.machine.resume()
-        start = serial.history.end
         async with asyncio.timeout(RESTORE_TIMEOUT_S):
-            await serial.write(template.warmup_input.encode())
-            seen = b""
-            while template.warmup_marker.encode() not in seen:
-                if not await serial.history.wait_beyond(start + len(seen)):
-                    raise MachineError("QEMU ended")
-                seen += serial.history.read(start + len(seen), 1 << 16)
+            port = self.machine.ports.get(SHELL_PORT)
+            await (self._warm_up_over_console() if port is None else self._warm_up_over(port))
         await self.machine.pause()
         self._begin_console()
         self.machine.suspend()
         self.took_s["warm-up"] = perf_counter() - began
+
+    async def _warm_up_over_console(self) -> None:
+        serial = self.machine.serial
+        start, seen = serial.history.end, b""
+        await serial.write(self.template.warmup_input.encode())
+        while self.template.warmup_marker.encode() not in seen:
+            if not await serial.history.wait_beyond(start + len(seen)):
+                raise MachineError("QEMU ended")
+            seen += serial.history.read(start + len(seen), 1 << 16)
+
+    async def _warm_up_over(self, port: GuestPort) -> None:
+        seen = b""
+        await port.write(self.template.warmup_input.encode())
+        while self.template.warmup_marker.encode() not in seen:
+            data = await port.read()
+            if not data:
+                raise MachineError("QEMU ended")
+            seen += data
 
     def attach(self, on_event: Callable[[GuestEvent], None]) -> Machine:
         """Transfer the machine to its driver, with the guest's events so far."""

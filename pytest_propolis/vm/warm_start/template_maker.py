@@ -122,6 +122,7 @@ class TemplateMaker:
             log_path=self._log_dir / "template.serial.log",
             boot_timeout_s=kind.complete.boot_timeout_s,
             boot_source=kind.boot,
+            has_ports=kind.complete.config.has_ports,
         )
         try:
             await vm.boot()

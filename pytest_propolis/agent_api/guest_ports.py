@@ -1,0 +1,27 @@
+"""The guest ports that clients and agents both use, and what an agent says at the end of one."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+__all__ = ["INTERRUPT_PORT", "SHELL_PORT", "STREAM_PORTS", "PortEnded"]
+
+STREAM_PORTS: Final = range(1, 9)
+"""The ports that carry files and the streams of processes, each for one user at a time."""
+
+SHELL_PORT: Final = 9
+"""The port of the guest's shell."""
+
+INTERRUPT_PORT: Final = 10
+"""The port that interrupts a command of that shell."""
+
+
+class PortEnded(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine of a port has ended, or its guest runs elsewhere: the last message of the port's websocket.
+
+    :param taken: how many of the client's bytes the machine has taken. The rest has reached no guest.
+    """
+
+    taken: int

@@ -1,0 +1,45 @@
+"""The line to a read-eval loop on the serial console's terminal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from ..console import Console
+from ..read_eval_loop import preparation, program
+from ..shell_protocol import INTERRUPT, WINDOW_BYTES, Signal
+
+__all__ = ["ConsoleTransport"]
+
+
+class ConsoleTransport:
+    """The `LoopTransport` that every guest has. A key of the terminal interrupts."""
+
+    window_bytes = WINDOW_BYTES
+    may_lose_marks = True
+    interrupt_discards = True
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self.expect_nonces = console.expect_nonces
+        self.on_failure: Callable[[asyncio.Future[Any]], None] = console.transcript.on_failure
+        self.unrecorded: Callable[[], AbstractContextManager[None]] = console.unrecorded
+
+    def attach(self, *, on_signal: Callable[[Signal], None], on_reset: Callable[[], None]) -> None:
+        self._console.on_signal = on_signal
+        self._console.on_reset = on_reset
+
+    async def launch(self, session: str, *, shell: str, wrapper: str) -> None:
+        await self._console.send(wrapper.replace("{}", program(session, shell=shell)) + "\n")
+
+    def preparation(self, session: str, nonce: str, *, shell: str) -> str:
+        return preparation(session, nonce, shell=shell)
+
+    async def send(self, data: bytes) -> None:
+        await self._console.send(data)
+
+    async def interrupt(self) -> None:
+        # The newline ends what may have been typed half.
+        await self._console.send(INTERRUPT + b"\n")

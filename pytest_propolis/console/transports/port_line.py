@@ -1,0 +1,168 @@
+"""A guest port that stays open while its guest lives, and goes along with the guest when that migrates."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final, Protocol
+
+import msgspec
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from ...agent_api.guest_ports import PortEnded
+from ...errors import PropolisError, ShellLost
+from ..console import Console
+from ..input_history import Sent
+
+__all__ = ["PortLine", "Ports"]
+
+MOVE_TIMEOUT_S: Final = 60.0
+"""How long after the end of a connection the guest may take to be elsewhere."""
+
+
+class Ports(Protocol):
+    """The ports of a guest, wherever it is."""
+
+    moves: int
+    """How often the guest has migrated."""
+
+    async def connect(self, number: int) -> ClientConnection:
+        """Open a port where the guest is now."""
+        ...
+
+    async def moved_since(self, moves: int) -> None:
+        """Wait until the guest has migrated more often than that."""
+        ...
+
+    def open_script(self, number: int, descriptor: int) -> str:
+        """Return lines of a script that open a port in the guest, or end the script."""
+        ...
+
+
+class PortLine:
+    """One port as a line: every byte arrives once, in order, also over migrations.
+
+    :param console: the VM's console, whose end is the line's as well.
+    :param moves: the guest's migrations when the connection was opened.
+    """
+
+    def __init__(self, connection: ClientConnection, number: int, ports: Ports, console: Console, moves: int) -> None:
+        self.ports = ports
+        self.number = number
+        self.on_data: Callable[[bytes], None] | None = None
+        """Called with what the guest writes."""
+        self._connection = connection
+        self._console = console
+        self._moves = moves
+        self._sent = Sent()
+        self._turn = asyncio.Lock()
+        self._failure: PropolisError | None = None
+        self._watchers: set[asyncio.Future[Any]] = set()
+        self._reader = asyncio.create_task(self._read())
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def over(cls, ports: Ports, number: int, console: Console) -> AsyncIterator[PortLine]:
+        """A line over a port, which it opens and closes.
+
+        :raises CapabilityMissing: when the VM has no guest ports.
+        """
+        moves = ports.moves
+        line = cls(await ports.connect(number), number, ports, console, moves)
+        try:
+            yield line
+        finally:
+            await line.aclose()
+
+    async def send(self, data: bytes) -> None:
+        """Send to the guest, where it is or where it migrates to; wait while nothing takes it.
+
+        :raises ShellLost: when the port is lost.
+        :raises ConsoleClosed: when the VM is gone.
+        """
+        async with self._turn:
+            if self._failure is not None:
+                raise self._failure
+            self._sent.append(data)
+            with contextlib.suppress(ConnectionClosed):  # the next connection gets it
+                await self._connection.send(data)
+
+    def on_failure(self, future: asyncio.Future[Any]) -> None:
+        """Have a future fail with the line or with the console, if it is not done by then."""
+        self._console.transcript.on_failure(future)
+        if not future.done():
+            self._watchers.add(future)
+            future.add_done_callback(self._watchers.discard)
+
+    async def aclose(self) -> None:
+        """Close the connection. Idempotent."""
+        self._connection.transport.abort()  # what waits to be sent has no reader any more
+        self._reader.cancel()
+        await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                taken = await self._read_connection()
+                if not await self._has_moved():
+                    break
+                await self._reconnect(taken)
+            self._fail(ShellLost("the guest's port is lost: its connection has ended", vm=self._console.vm))
+        except PropolisError as error:
+            self._fail(error)
+        except Exception as error:
+            self._fail(ShellLost(f"the guest's port could not be read: {error!r}", vm=self._console.vm))
+            raise
+
+    async def _read_connection(self) -> int | None:
+        """Read to the end of a connection; return how much the guest's machine took of what was sent over it."""
+        taken = None
+        with contextlib.suppress(ConnectionClosed):
+            async for message in self._connection:
+                if isinstance(message, str):
+                    taken = msgspec.json.decode(message, type=PortEnded).taken
+                elif self.on_data is not None:
+                    self.on_data(message)
+        return taken
+
+    async def _has_moved(self) -> bool:
+        """Wait until the guest is elsewhere; return whether it is.
+
+        :raises PropolisError: when the VM has ended instead.
+        """
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._console.transcript.on_failure(ended)
+        moved = asyncio.ensure_future(self.ports.moved_since(self._moves))
+        try:
+            await asyncio.wait([moved, ended], timeout=MOVE_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done() and not moved.done():
+                ended.result()
+            return moved.done()
+        finally:
+            moved.cancel()
+            ended.cancel()
+
+    async def _reconnect(self, taken: int | None) -> None:
+        async with self._turn:
+            self._moves = self.ports.moves
+            before, self._connection = self._connection, await self.ports.connect(self.number)
+            before.transport.abort()
+            sent, self._sent = self._sent, Sent()
+            if taken is None:
+                return
+            late, forgotten = sent.beyond(taken)
+            if forgotten:
+                self._console.note(f"{forgotten} bytes that were sent while the guest migrated are lost")
+            if late:
+                self._sent.append(late)
+                with contextlib.suppress(ConnectionClosed):  # it has moved again: they go along
+                    await self._connection.send(late)
+
+    def _fail(self, error: PropolisError) -> None:
+        self._failure = error
+        for future in list(self._watchers):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # it may be awaited no more

@@ -1,0 +1,134 @@
+"""The line to a read-eval loop over a guest port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol
+
+from websockets.exceptions import ConnectionClosed
+
+from ...agent_api.guest_ports import INTERRUPT_PORT
+from ...errors import PropolisError, ShellError
+from ..commands import CommandResult
+from ..console import Console
+from ..escapes import TextFilter
+from ..kernel.ends import asks_for_an_end
+from ..read_eval_loop import INTERRUPT_DESCRIPTOR, PORT_DESCRIPTOR, port_preparation, port_supervisor, quoted
+from ..shell_protocol import FrameParser, Output, Signal, new_nonce
+from .port_line import PortLine
+
+__all__ = ["PortTransport"]
+
+LAUNCH_TIMEOUT_S: Final = 60.0
+WINDOW_BYTES: Final = 1 << 16
+
+# setsid forks where it leads a process group already: so the loop does not stay a job of the shell on the console.
+_LAUNCH: Final = r"""(OPEN
+setsid setsid sh -c SUPERVISOR </dev/null >/dev/null 2>&1)"""
+
+
+class Launcher(Protocol):
+    """The shell on the guest's console."""
+
+    async def run(self, command: str, *, timeout_s: float, check: bool = ..., note: str | None = ...) -> CommandResult:
+        """Run a command."""
+        ...
+
+
+class PortTransport:
+    """The `LoopTransport` of a guest with ports. No terminal is involved, and another port interrupts.
+
+    :param launcher: the shell on the console, which starts the loop.
+    """
+
+    window_bytes = WINDOW_BYTES
+    may_lose_marks = False
+    interrupt_discards = False
+
+    def __init__(self, line: PortLine, console: Console, launcher: Launcher, *, vm: str) -> None:
+        self._line = line
+        self._console = console
+        self._launcher = launcher
+        self._vm = vm
+        self._session = ""
+        self._parser = FrameParser()
+        self._filter = TextFilter()
+        self._recorded = True
+        self._on_signal: Callable[[Signal], None] | None = None
+        line.on_data = self._feed
+        self.on_failure: Callable[[asyncio.Future[Any]], None] = line.on_failure
+
+    def attach(self, *, on_signal: Callable[[Signal], None], on_reset: Callable[[], None]) -> None:
+        self._on_signal = on_signal
+        reset_of_launcher = self._console.on_reset
+
+        def reset() -> None:
+            if reset_of_launcher is not None:
+                reset_of_launcher()
+            on_reset()
+
+        self._console.on_reset = reset
+
+    async def launch(self, session: str, *, shell: str, wrapper: str) -> None:
+        ports = self._line.ports
+        opening = ports.open_script(self._line.number, PORT_DESCRIPTOR)
+        opening += ports.open_script(INTERRUPT_PORT, INTERRUPT_DESCRIPTOR)
+        script = _LAUNCH.replace("OPEN", opening)
+        script = script.replace("SUPERVISOR", quoted(port_supervisor(session, shell=shell)))
+        launched = await self._launcher.run(
+            script, timeout_s=LAUNCH_TIMEOUT_S, check=False, note="starting the shell on a guest port"
+        )
+        if launched.status:
+            raise ShellError(
+                f"the guest cannot take commands over a port: {launched.text}",
+                vm=self._vm,
+                console_tail=self._console.tail(),
+                log_path=str(self._console.log_path),
+                hint='VmConfig(channel="console") needs no port',
+            )
+        await self._line.send(b"\n%b\n" % session.encode())
+
+    def preparation(self, session: str, nonce: str, *, shell: str) -> str:
+        return port_preparation(session, nonce, shell=shell)
+
+    def expect_nonces(self, *words: str) -> None:
+        self._session = words[0]
+        self._parser.words = words
+
+    async def send(self, data: bytes) -> None:
+        if asks_for_an_end(data):
+            self._console.ends.allow()
+        await self._line.send(data)
+
+    async def interrupt(self) -> None:
+        await self._line.send(b"\n")  # ends what may have been sent half
+        with contextlib.suppress(
+            ConnectionClosed, PropolisError
+        ):  # the guest migrates: the next attempt finds it there
+            connection = await self._line.ports.connect(INTERRUPT_PORT)
+            try:
+                line = f"{self._session} {new_nonce()}\n".encode()
+                await connection.send(b"\n" + line)
+                answer = b""
+                while line not in answer:
+                    data = await connection.recv()
+                    answer += data if isinstance(data, bytes) else b""
+            finally:
+                connection.transport.abort()
+
+    @contextlib.contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        self._recorded = False
+        try:
+            yield
+        finally:
+            self._recorded = True
+
+    def _feed(self, data: bytes) -> None:
+        for signal in self._parser.feed(data):
+            if isinstance(signal, Output) and self._recorded:
+                self._console.log.write(self._filter.feed(signal.data))
+            if self._on_signal is not None:
+                self._on_signal(signal)

@@ -1,0 +1,68 @@
+"""What the client of a read-eval loop needs of the line to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from ..shell_protocol import Signal
+
+__all__ = ["LoopTransport"]
+
+
+class LoopTransport(Protocol):
+    """A line to the read-eval loop of one guest: bytes there, signals of the shell protocol back."""
+
+    window_bytes: int
+    """How much of a command may be sent before the guest acknowledges that it has read it."""
+
+    may_lose_marks: bool
+    """Whether a mark may get lost, so that it has to be asked for again."""
+
+    interrupt_discards: bool
+    """Whether an interrupt discards what was sent and is not read yet, as on a terminal."""
+
+    def attach(self, *, on_signal: Callable[[Signal], None], on_reset: Callable[[], None]) -> None:
+        """Give signals, and the news that the guest has reset its machine, to a client; to no other from now on."""
+        ...
+
+    async def launch(self, session: str, *, shell: str, wrapper: str) -> None:
+        """Start the read-eval loop in the guest; does not wait for it.
+
+        :param wrapper: how the shell at the guest's prompt runs the loop, ``{}`` standing for its command.
+        :raises ShellError: when the guest lacks what that needs.
+        """
+        ...
+
+    def preparation(self, session: str, nonce: str, *, shell: str) -> str:
+        """Return the command that a new shell is sent first."""
+        ...
+
+    def expect_nonces(self, *words: str) -> None:
+        """Take those signals of the shell protocol for signals that carry one of these words, and no others."""
+        ...
+
+    async def send(self, data: bytes) -> None:
+        """Send exactly this.
+
+        :raises ConsoleClosed: when the VM is gone.
+        :raises ShellLost: when the line is.
+        """
+        ...
+
+    async def interrupt(self) -> None:
+        """Interrupt what runs in the loop, as Ctrl-C would.
+
+        What is sent when this has returned cannot be hit by it any more.
+        """
+        ...
+
+    def on_failure(self, future: asyncio.Future[Any]) -> None:
+        """Have a future fail with the line, if it is not done by then."""
+        ...
+
+    def unrecorded(self) -> AbstractContextManager[None]:
+        """Keep what comes meanwhile out of the log: it is binary."""
+        ...
