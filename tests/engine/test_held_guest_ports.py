@@ -96,3 +96,33 @@ async def test_the_end_of_a_held_port_ends_what_waits_for_it(port: GuestPort) ->
     await asyncio.sleep(0)
     port.close()
     assert await reading == b""
+
+
+async def test_what_the_machine_wrote_before_its_end_can_still_be_read(port: GuestPort) -> None:
+    port.theirs.send(b"last words")
+    port.hold()
+    reading = asyncio.create_task(port.read())
+    await asyncio.sleep(0)
+    port.close()
+    assert await reading == b"last words"
+    assert await port.read() == b""
+
+
+async def test_a_port_counts_what_its_machine_has_taken(port: GuestPort) -> None:
+    await port.write(b"first")
+    assert await receive(port.theirs, 5) == b"first"
+    await port.write(b"second")
+    port.hold()
+    assert port.taken == 5
+    port.release()
+    assert await receive(port.theirs, 6) == b"second"
+    assert port.taken == 11
+    await port.write(b"third")
+    port.close()
+    assert port.taken == 11
+
+
+async def test_a_filled_port_that_is_closed_shows_none_of_what_fills_it(port: GuestPort) -> None:
+    port.fill()
+    port.close()
+    assert await port.read() == b""

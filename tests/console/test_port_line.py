@@ -1,0 +1,87 @@
+"""A line over a guest port that goes along with its guest, from one server to the next."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from local_ports import LocalPorts, local_ports
+from local_pty import console_on
+from websockets.asyncio.client import ClientConnection
+
+from pytest_propolis.agent_api.guest_ports import SHELL_PORT
+from pytest_propolis.console.transports.port_line import PortLine
+from pytest_propolis.engine.qemu.guest_ports import GuestPort
+from pytest_propolis.errors import ConsoleClosed
+
+
+class MovingPorts:
+    """The ports of a guest that migrates from one place to the next."""
+
+    def __init__(self, *places: LocalPorts) -> None:
+        self.moves = 0
+        self._places = places
+        self._moved = asyncio.Event()
+
+    def move(self) -> None:
+        self.moves += 1
+        self._moved.set()
+
+    async def connect(self, number: int) -> ClientConnection:
+        return await self._places[self.moves].connect(number)
+
+    async def moved_since(self, moves: int) -> None:
+        while self.moves == moves:
+            await self._moved.wait()
+
+    def open_script(self, number: int, descriptor: int) -> str:
+        raise NotImplementedError
+
+
+@contextlib.asynccontextmanager
+async def two_places(directory: Path) -> AsyncIterator[tuple[GuestPort, GuestPort, MovingPorts, PortLine]]:
+    here, there = directory / "here", directory / "there"
+    here.mkdir()
+    there.mkdir()
+    async with local_ports(here) as first, local_ports(there) as second, console_on("dash", directory) as console:
+        moving = MovingPorts(first, second)
+        async with PortLine.over(moving, SHELL_PORT, console) as line:
+            yield first.ports[SHELL_PORT], second.ports[SHELL_PORT], moving, line
+
+
+async def read(port: GuestPort, count: int) -> bytes:
+    return await asyncio.to_thread(lambda: b"".join(port.theirs.recv(1) for _ in range(count)))
+
+
+async def test_what_a_guest_has_not_read_when_it_migrates_it_reads_there_once(tmp_path: Path) -> None:
+    async with two_places(tmp_path) as (here, there, ports, line):
+        received = bytearray()
+        line.on_data = received.extend
+        await line.send(b"read here ")
+        assert await read(here, 10) == b"read here "
+        here.theirs.send(b"written here ")
+        here.theirs.setblocking(False)
+        here.hold()
+        await line.send(b"read there ")
+        here.close()
+        await line.send(b"and this")
+        ports.move()
+        assert await read(there, 19) == b"read there and this"
+        there.theirs.send(b"written there")
+        async with asyncio.timeout(20):
+            while received != b"written here written there":
+                await asyncio.sleep(0)
+
+
+async def test_a_line_ends_with_its_console(tmp_path: Path) -> None:
+    async with two_places(tmp_path) as (here, _, _, line):
+        failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        line.on_failure(failure)
+        here.close()
+        line._console.transcript.fail(ConsoleClosed("the VM has stopped"))
+        async with asyncio.timeout(20):
+            with pytest.raises(ConsoleClosed):
+                await failure
