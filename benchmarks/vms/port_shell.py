@@ -53,8 +53,8 @@ async def _round_trip(options: Options) -> Figure:
             bare.start()
             bare.log_in()
             bare.start_loop()
-            bare.run(LOOP)
-            with bare.connect() as port:
+            with bare.connect() as port:  # a port that nothing is connected to is at the end of its file
+                bare.run(LOOP)
                 await timed_block(lambda: vm.run("true"), WARM_UP)
                 _by_hand(port, WARM_UP)
                 for _ in range(options.repeated(BLOCKS)):

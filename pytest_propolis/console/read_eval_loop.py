@@ -109,6 +109,15 @@ _PORT_LINE: Final = {
     "CLOSED": f"{PORT_DESCRIPTOR}>&-",
 }
 
+# Busybox's `read` begins again when a child of the shell ends meanwhile, and forgets what it has read of the line. Once
+# a shell has started a job in the background, a process that has no children reads for it.
+_CAREFUL_READ: Final = r"""@g() {
+case ${!-} in
+'') IFS= TMOUT= command read -r @h INPUT;;
+*) @h=$(IFS= TMOUT= command read -r @h INPUT && command printf %s "$@h")
+esac || exit
+}"""
+
 _ANY_SHELL: Final = {"START\n": "", "AFTER\n": "", "BEFORE\n": "", " LAST": "", "OUTPUT": "1"}
 
 # bash's `eval` replaces PIPESTATUS, `$?` and `$_` when it ends. So the command itself gets a last line that saves them.
@@ -202,13 +211,16 @@ def program(session: str, *, shell: str = "sh") -> str:
 
 
 def preparation(session: str, nonce: str, *, shell: str = "sh") -> str:
-    """What a shell that has just begun to take commands is told first: bash is replaced by one with a loop of its own.
+    """Return the first command of a shell that has just begun to take commands.
+
+    bash is replaced by one with a loop of its own; others get a `read` that loses nothing.
 
     :param nonce: this command's own word. The new loop reports the command's end.
     """
     loop = quoted(_loop(session, _TERMINAL_LINE | _BASH).replace("TERMINAL", TERMINAL))
     terminal, stty = _named("$@t", session), _named("$@y", session)
-    return f'case ${{BASH_VERSION-}} in ?*) exec {shell} -c {loop} sh "{terminal}" "{stty}" {nonce}; esac'
+    bash = f'exec {shell} -c {loop} sh "{terminal}" "{stty}" {nonce}'
+    return _of_shell(bash, _named(_CAREFUL_READ.replace("INPUT", _TERMINAL_LINE["INPUT"]), session))
 
 
 def port_supervisor(session: str, *, shell: str = "sh") -> str:
@@ -226,7 +238,13 @@ def port_supervisor(session: str, *, shell: str = "sh") -> str:
 def port_preparation(session: str, nonce: str, *, shell: str = "sh") -> str:
     """As `preparation`, for the loop of `port_supervisor`."""
     loop = quoted(_loop(session, _PORT_LINE | _BASH))
-    return f"case ${{BASH_VERSION-}} in ?*) exec {shell} -c {loop} sh - - {nonce} {PORT_DESCRIPTOR}>&1; esac"
+    bash = f"exec {shell} -c {loop} sh - - {nonce} {PORT_DESCRIPTOR}>&1"
+    return _of_shell(bash, _named(_CAREFUL_READ.replace("INPUT", _PORT_LINE["INPUT"]), session))
+
+
+def _of_shell(bash: str, others: str) -> str:
+    """Return a command that is one thing in bash, and another in other shells."""
+    return f"case ${{BASH_VERSION-}} in ?*) {bash};; *) {others}\nesac"
 
 
 def _loop(session: str, parts: dict[str, str]) -> str:

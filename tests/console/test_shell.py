@@ -138,7 +138,7 @@ async def test_a_command_of_64_kib_arrives_whole(local: Local) -> None:
     lines = random.Random(1)
     text = "".join(lines.choice("abc \\'$\n\x1c") * lines.randrange(1, 40) for _ in range(4000))[: 1 << 16]
     quoted = "'" + text.replace("'", "'\\''") + "'"
-    assert await local.run(f"printf %s {quoted} | cat") == text.encode()
+    assert await local.run(f"printf %s {quoted} | cat", timeout_s=60) == text.encode()
 
 
 async def test_output_of_all_byte_values_comes_back_to_the_byte(local: Local, tmp_path: Path) -> None:
@@ -429,3 +429,10 @@ async def test_requests_for_an_acknowledgement_change_nothing(local: Local, monk
 async def test_requests_for_the_end_of_a_command_that_runs_change_nothing(local: Local) -> None:
     assert await local.run("sleep 3; cat; echo end") == b"end\n"
     assert await local.run("echo next") == b"next\n"
+
+
+async def test_children_of_the_shell_that_end_while_a_command_is_typed_cost_none_of_it(local: Local) -> None:
+    for number in range(40):
+        await local.run("for i in 1 2 3 4 5 6 7 8 9; do sleep 0.00$i & done")
+        lines = [f"echo {number} {secrets.token_hex(200)}" for _ in range(5)]
+        assert await local.run("\n".join(lines)) == "".join(f"{line[5:]}\n" for line in lines).encode()
