@@ -25,7 +25,7 @@ from ..common.figure import Figure
 from ..common.options import Options, say
 from ..common.samples import milliseconds, ratio_of_medians, spread
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support" / "hosts"))
 
 from ssh_rig import SshRig, can_make_rigs, ssh_rig
 

@@ -22,8 +22,8 @@ ROOT: Final = Path(__file__).parents[2]
 PROGRAM: Final = "propolis-server-qemu"
 
 SELECTION: Final = (
-    "tests/vm/test_states.py",
-    "tests/vm/test_waits_that_cannot_end.py",
+    "tests/vm/lifecycle/test_states.py",
+    "tests/vm/lifecycle/test_waits_that_cannot_end.py",
     "example_tests/test_boot.py",
     "example_tests/test_commands.py",
 )
@@ -33,8 +33,8 @@ WHOLE: Final = (
     "example_tests",
     "tests/console",
     "tests/contract/test_engine_contract.py",
-    "tests/engine/test_migration_refusals.py",
-    "tests/engine/test_server_program.py",
+    "tests/engine/migration/test_migration_refusals.py",
+    "tests/engine/server/test_server_program.py",
     "tests/vm",
 )
 """The examples, and the cases of states, consoles and migrations, and PHD's."""

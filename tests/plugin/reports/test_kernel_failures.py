@@ -8,7 +8,7 @@ from pathlib import Path
 from inner_run import InnerRun
 from reruns import RERUNS_ONCE
 
-PAGE = Path(__file__).parents[2] / "docs" / "kernel.md"
+PAGE = Path(__file__).parents[3] / "docs" / "kernel.md"
 
 CRASHES = """
 import asyncio

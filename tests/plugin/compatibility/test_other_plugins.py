@@ -18,7 +18,7 @@ import pytest
 from environments import NoEnvironment, make_environment
 from inner_run import InnerRun
 
-ROOT: Final = Path(__file__).parents[2]
+ROOT: Final = Path(__file__).parents[3]
 TIMEOUT_S: Final = 120
 
 TESTS: Final = """

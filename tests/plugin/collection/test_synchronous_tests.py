@@ -12,7 +12,7 @@ from environments import NoEnvironment, make_environment
 from inner_run import InnerRun
 from propolis_command import propolis
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "synchronous.md").read_text()
 
 FACADE = """

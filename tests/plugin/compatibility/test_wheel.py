@@ -10,7 +10,7 @@ import pytest
 from environments import NoEnvironment, make_environment
 from inner_run import InnerRun
 
-ROOT: Final = Path(__file__).parents[2]
+ROOT: Final = Path(__file__).parents[3]
 
 TEST: Final = """
 import pytest_propolis

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import propolis_command
 import pytest
 from inner_run import InnerRun
 from leaking_test import LEAKS_A_PROCESS
@@ -181,7 +182,7 @@ def test_ps_lists_an_agent_that_lingers_and_gc_ends_it_on_request(inner: InnerRu
 
 
 def test_an_agent_in_use_is_left_to_its_run_and_then_leaves(inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(propolis_command.__file__).parent))
     inner.write(test_it=USES_THE_AGENT_MEANWHILE)
     result = inner.run(LINGER)
     assert result.ret == pytest.ExitCode.OK, result.stdout.str()

@@ -12,7 +12,7 @@ from inner_run import InnerRun
 from ssh_rig import SshRig, require_rigs, ssh_rig
 
 CLEAN_TIMEOUT_S = 60.0
-EXAMPLE = Path(__file__).parents[2] / "example_tests/test_hosts.py"
+EXAMPLE = Path(__file__).parents[3] / "example_tests/test_hosts.py"
 
 
 @pytest.fixture(scope="module")

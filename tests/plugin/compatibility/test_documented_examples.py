@@ -16,7 +16,7 @@ from pytest_propolis import Artifact
 from pytest_propolis.guests.micro import Micro
 from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 SHARED_VM = """
 import re

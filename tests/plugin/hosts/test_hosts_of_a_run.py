@@ -8,7 +8,7 @@ import pytest
 from inner_run import InnerRun
 from propolis_command import propolis
 
-EXAMPLES = Path(__file__).parents[2] / "example_tests"
+EXAMPLES = Path(__file__).parents[3] / "example_tests"
 
 TWO_HOSTS = """
 from pathlib import Path

@@ -17,7 +17,7 @@ from environments import NoEnvironment, make_environment
 from file_server import serving
 from inner_run import InnerRun
 
-ROOT: Final = Path(__file__).parents[2]
+ROOT: Final = Path(__file__).parents[3]
 TIMEOUT_S: Final = 120
 CONTENT: Final = b"of a server"
 

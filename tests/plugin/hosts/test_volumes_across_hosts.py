@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import volume_checks
 from inner_run import InnerRun
 
 MOVED = """
@@ -38,6 +39,5 @@ async def test_moved(crucible_disk_factory, vm_factory, remote_hosts):
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
 def test_a_volume_goes_with_its_vm_to_another_host_and_back(inner: InnerRun, workers: tuple[str, ...]) -> None:
-    support = str(Path(__file__).resolve().parent.parent / "support")
-    inner.write(test_it=MOVED.format(support=support))
+    inner.write(test_it=MOVED.format(support=str(Path(volume_checks.__file__).parent)))
     inner.run("--propolis-hosts", "local:2", *workers).assert_outcomes(passed=1)
