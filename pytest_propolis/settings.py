@@ -20,6 +20,8 @@ from .option_values import (
     automatic_or_number,
     coordination_store,
     inventory,
+    name_or_path,
+    non_empty,
     one_of,
     path,
     paths,
@@ -27,8 +29,6 @@ from .option_values import (
     seconds,
     shard,
     whole_number,
-    word,
-    word_or_path,
     yes_or_no,
 )
 
@@ -82,7 +82,7 @@ class Settings:
     """What a person chose, checked. Build it with `Settings.resolve`."""
 
     guest: str = field(
-        default="alpine", metadata={"parse": word, "help": "guest that test_vm boots", "metavar": "NAME"}
+        default="alpine", metadata={"parse": non_empty, "help": "guest that test_vm boots", "metavar": "NAME"}
     )
     cpus: int = field(
         default=2, metadata={"parse": whole_number(1, 64), "help": "virtual CPUs of a VM", "metavar": "N"}
@@ -193,7 +193,7 @@ class Settings:
     server: str | Path = field(
         default=ENGINE,
         metadata={
-            "parse": word_or_path,
+            "parse": name_or_path,
             "help": "what serves VMs: engine, a program's path, an artifact, http://IP:PORT (docs/server.md)",
             "metavar": "SERVER",
         },
@@ -201,7 +201,7 @@ class Settings:
     boot_rom: str | Path | None = field(
         default=None,
         metadata={
-            "parse": word_or_path,
+            "parse": name_or_path,
             "help": "UEFI image that VMs with firmware='uefi' boot from: a path, an artifact; default: the host's",
             "metavar": "ROM",
         },

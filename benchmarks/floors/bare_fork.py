@@ -54,9 +54,9 @@ class BareFork:
         self._line.settimeout(TIMEOUT_S)
         arguments = self._template.arguments(
             spec=with_disks_in(self._template.spec, self._directory),
-            place=self._place,
+            template_directory=self._place,
             accelerator="tcg",
-            mark="bare",
+            tag="bare",
             generation=uuid4(),
         )
         fds = (line.fileno(), monitor.fileno())

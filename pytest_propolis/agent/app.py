@@ -267,7 +267,7 @@ class AgentApp:
                 client,
                 needed,
                 progress=lambda text: tell(StreamLine(progress=text)),
-                offer=lambda making: tell(StreamLine(making=making)),
+                on_build_needed=lambda making: tell(StreamLine(making=making)),
             )
             return StreamLine(template=key)
 

@@ -66,7 +66,7 @@ def run_of_client(client: str) -> str:
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What an agent is started with.
 
-    :param run: an unguessable word: all that belongs to this run carries it.
+    :param run: an unguessable id: all that belongs to this run carries it.
     :param directory: the agent's own directory, mode 0700, existing.
     :param artifact_dir: the store of images; the user's cache if None.
     :param peer_stores: stores on the same machine: what is complete there is linked or copied rather than fetched or

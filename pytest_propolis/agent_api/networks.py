@@ -12,9 +12,9 @@ __all__ = [
     "ConnectNetworks",
     "CreateNetwork",
     "ForwardPort",
+    "MovePort",
     "NetworkCreated",
     "NetworkFaults",
-    "PlacePort",
     "PortAdded",
     "PortForwarded",
 ]
@@ -64,7 +64,7 @@ class ConnectNetworks(msgspec.Struct, frozen=True, kw_only=True):
     part: str
 
 
-class PlacePort(msgspec.Struct, frozen=True, kw_only=True):
+class MovePort(msgspec.Struct, frozen=True, kw_only=True):
     """Tell where the card of a port is.
 
     :param part: the id of the part of the network that it is plugged in at; None while it moves.

@@ -72,7 +72,7 @@ def verify(*, settings: Settings, names: tuple[str, ...]) -> None:
     damaged = False
     for name in names or sorted(catalog.entries):
         artifact = catalog.get(name)
-        path = store.place(artifact)
+        path = store.path_of(artifact)
         if not path.exists():
             click.echo(f"{name}: not fetched")
         elif (expected := store.known_sha256(artifact)) is None:
@@ -151,7 +151,7 @@ def _sorted(catalog: Catalog) -> list[tuple[str, CatalogEntry]]:
 
 
 def _stored(store: ArtifactStore, entry: CatalogEntry) -> str:
-    path = store.place(entry.artifact)
+    path = store.path_of(entry.artifact)
     return str(path) if path.exists() else ""
 
 

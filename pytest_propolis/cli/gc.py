@@ -120,8 +120,8 @@ def _kept(agent: AgentClient, *, release: bool) -> list[KeptListed]:
 def _remove_disks(*, dry_run: bool) -> bool:
     """Remove the disks of agents whose ledgers are gone. Return whether there were any."""
     settings = Settings.resolve(command_line={}, ini={})
-    place = settings.disk_dir or disk_directory(settings.artifact_dir)
-    removed = remove_abandoned_disks(place, dry_run=dry_run)
+    directory = settings.disk_dir or disk_directory(settings.artifact_dir)
+    removed = remove_abandoned_disks(directory, dry_run=dry_run)
     for directory in removed:
         click.echo(f"{'would remove' if dry_run else 'removed'} {directory}")
     return bool(removed)
@@ -141,8 +141,8 @@ def _remove_templates(*, dry_run: bool) -> bool:
     verb = "would remove" if dry_run else "removed"
     settings = Settings.resolve(command_line={}, ini={})
     disks = settings.disk_dir or disk_directory(settings.artifact_dir)
-    place = template_directory(settings.artifact_dir)
-    removed = evict(place, max_age_s=0, max_bytes=0, disks=disks, dry_run=dry_run)
+    directory = template_directory(settings.artifact_dir)
+    removed = evict(directory, max_age_s=0, max_bytes=0, disks=disks, dry_run=dry_run)
     for evicted in removed:
         click.echo(f"{verb} {evicted.path} ({evicted.size_bytes >> 20} MiB)")
     return bool(removed)

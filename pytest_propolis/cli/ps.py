@@ -50,7 +50,7 @@ def _list(*, only_kept: bool) -> bool:
         click.echo("nothing is kept" if only_kept else "nothing is there")
         return True
     for row in [TITLES, *rows]:
-        click.echo("  ".join(f"{word:<{width}}" for word, width in zip(row, WIDTHS, strict=True)).rstrip())
+        click.echo("  ".join(f"{argument:<{width}}" for argument, width in zip(row, WIDTHS, strict=True)).rstrip())
     return True
 
 

@@ -29,7 +29,7 @@ EMULATED_KERNEL: Final = "mitigations=off norandmaps no_timer_check"
 # A device's directory is there before its driver is, and a disk's before its node. Opening the disk waits until its
 # partitions are known. Alpine loads drivers when it boots, and has to be told to after that. A guest without a driver
 # is not waited for longer than some seconds.
-PLUGGED: Final = (
+AWAIT_HOTPLUG: Final = (
     "for _da in {}; do _dd=/sys/bus/pci/devices/$_da; until [ -e $_dd ]; do sleep 0.02; done; _dn=0;"
     " while [ $_dn -lt 250 ]; do _dn=$((_dn+1));"
     " for _db in $_dd/virtio*/block/* $_dd/nvme/nvme*/nvme*n* $_dd/virtio*/net/*; do"
@@ -123,12 +123,12 @@ class GuestAdapter(ABC):
         clock and host name."""
         return identity_command(self.scratch, name=name)
 
-    def plugged_command(self, addresses: Sequence[str]) -> str:
+    def await_hotplug_command(self, addresses: Sequence[str]) -> str:
         """Return the command that waits until the fork's kernel has detected hot-plugged disks and network cards.
 
         :param addresses: their PCI addresses, such as ``0000:00:05.0``.
         """
-        return PLUGGED.format(" ".join(addresses))
+        return AWAIT_HOTPLUG.format(" ".join(addresses))
 
     def network_command(self, pci_address: str, address: str) -> str:
         """Return the command that gives a network card an address.

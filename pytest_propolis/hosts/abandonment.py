@@ -25,8 +25,8 @@ def abandon_to_agents() -> int:
     :returns: how many VMs those agents have, according to their ledgers.
     """
     lifelines = Lifeline.all_open()
-    places = {(lifeline.path.parent, run_of_client(lifeline.client)) for lifeline in lifelines}
-    vms = sum(_vms_in(directory, run) for directory, run in places)
+    keys = {(lifeline.path.parent, run_of_client(lifeline.client)) for lifeline in lifelines}
+    vms = sum(_vms_in(directory, run) for directory, run in keys)
     for lifeline in lifelines:
         lifeline.drop()
     return vms

@@ -73,8 +73,8 @@ class SshHost:
         self.was_up = False
         self._is_unreachable = False
         self._provided: set[str] = set()
-        self._reached: dict[int, int] = {}
-        """The host's ports that `reach_port` was asked for, by those of this machine."""
+        self._forwarded: dict[int, int] = {}
+        """The host's ports that `forward_port` was asked for, by those of this machine."""
         self.unfinished: list[Unfinished] = []
         self.templates: dict[object, str] = {}
 
@@ -143,7 +143,7 @@ class SshHost:
     async def run(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         answer = await (await self._link()).run(command, timeout_s=timeout_s)
         if answer.status != 0:
-            said = (answer.complaint.strip() or answer.output.strip())[-QUOTED_BYTES:].decode(errors="replace")
+            said = (answer.stderr.strip() or answer.output.strip())[-QUOTED_BYTES:].decode(errors="replace")
             raise HostError(
                 f"host {self.name}: {command!r} ended with status {answer.status}: {said or 'it said nothing'}"
             )
@@ -157,11 +157,11 @@ class SshHost:
 
     async def provide(self, path: Path, progress: Progress, *, content: str | None = None) -> str:
         link = await self._link()
-        assert link.ready.facts.place is not None  # else there were no agent
+        assert link.ready.facts.bundle_directory is not None  # else there were no agent
         path = Path(host_path(path, purpose="a file"))
         if content is None:
             content = await asyncio.to_thread(_content_of, path)
-        there = Path(link.ready.facts.place).parent / FILES / content[:32] / path.name
+        there = Path(link.ready.facts.bundle_directory).parent / FILES / content[:32] / path.name
         if str(there) not in self._provided:
             progress(f"host {self.name}: {path.name} is sent there unless it has it")
             await link.put(path, str(there), once=True)
@@ -179,19 +179,19 @@ class SshHost:
         link = await self._link()
         if endpoint.uds is None:
             return await self._address_of_program(endpoint, link)
-        socket = link.ready.agent_socket if on.name == self.name else await link.offer(endpoint.uds)
+        socket = link.ready.agent_socket if on.name == self.name else await link.forward_remote(endpoint.uds)
         return dataclasses.replace(endpoint, uds=Path(socket)).address
 
-    async def reach_port(self, port: int) -> int:
-        here = await (await self._link()).reach_port(port)
-        self._reached[here] = port
+    async def forward_port(self, port: int) -> int:
+        here = await (await self._link()).forward_port(port)
+        self._forwarded[here] = port
         return here
 
     async def _address_of_program(self, endpoint: Endpoint, link: JoinedLink) -> str:
         host, port = endpoint.host_and_port
         if host != LOOPBACK:
             return endpoint.address
-        there = self._reached[port] if port in self._reached else await link.offer_port(port)
+        there = self._forwarded[port] if port in self._forwarded else await link.forward_remote_port(port)
         return dataclasses.replace(endpoint, base_url=f"http://{LOOPBACK}:{there}").address
 
     def close(self) -> None:

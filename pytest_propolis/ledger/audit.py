@@ -1,7 +1,7 @@
 """Leak audit: find resources of a run that no running agent accounts for, by inspecting the machine itself.
 
 The audit changes nothing. Resources that a running agent keeps on purpose are accounted for. Everything else that
-carries the run's id or a mark of its agents is a leak: processes, files and sockets, mounts, loop and NBD devices, and
+carries the run's id or a tag of its agents is a leak: processes, files and sockets, mounts, loop and NBD devices, and
 ZFS datasets.
 """
 
@@ -20,8 +20,8 @@ from ..errors import HostError
 from ..operating_system.registry import system
 from ..storage.files import files_below, require_trusted
 from .disk_directories import OWNER_NAME, directories_of
-from .entry import AGENT_OWNER, KEPT_OWNER, MARK_VARIABLE, Entry, command_line_mark
-from .identity import ProcessIdentity, find_marked
+from .entry import AGENT_OWNER, KEPT_OWNER, TAG_VARIABLE, Entry, command_line_tag
+from .identity import ProcessIdentity, find_tagged
 from .ledger import LEDGER_NAME
 from .rendezvous import SUFFIX
 from .survey import RunSurvey, survey
@@ -86,14 +86,14 @@ def _look(
     base: Path, run: str, clients: str, disks: Path | None, block_devices: Path | None
 ) -> tuple[list[Leak], list[_Agent]]:
     agents = _agents(base, run, clients)
-    words = (f"{MARK_VARIABLE}={run}.", command_line_mark(run))
+    tags = (f"{TAG_VARIABLE}={run}.", command_line_tag(run))
     leaks = [leak for agent in agents for leak in _left_by(agent)]
     if not agents and (rendezvous := base / f"{run}{SUFFIX}").exists():
         leaks.append(Leak("file", str(rendezvous)))
     if disks is not None:
         explained = {agent.directory.name for agent in agents}
         leaks += [Leak("directory", str(place)) for place in directories_of(disks, run) if place.name not in explained]
-    leaks += [*_processes(words, agents), *_sockets(agents, base / run), *_mounts(run)]
+    leaks += [*_processes(tags, agents), *_sockets(agents, base / run), *_mounts(run)]
     described = block_devices or system().host.block_devices
     return [*leaks, *(_devices(described, run) if described else ()), *_datasets(run)], agents
 
@@ -184,10 +184,10 @@ def _unlisted_files(directory: Path, entries: Iterable[Entry]) -> Iterator[Leak]
             yield Leak("socket" if path.is_socket() else "file", str(path))
 
 
-def _processes(words: Sequence[str], agents: Iterable[_Agent]) -> Iterator[Leak]:
+def _processes(tags: Sequence[str], agents: Iterable[_Agent]) -> Iterator[Leak]:
     explained = [entry for agent in agents for entry in agent.entries if agent.explains_outside(entry)]
     known = {ProcessIdentity.from_facts(entry.what) for entry in explained}
-    for process in sorted(find_marked(*words), key=lambda process: process.pid):
+    for process in sorted(find_tagged(*tags), key=lambda process: process.pid):
         if process not in known and not any(process.carries(entry.id) for entry in explained):
             yield Leak("process", f"{process.pid} ({_command(process.pid)})")
 

@@ -102,10 +102,10 @@ def declared(node: pytest.Item | pytest.Collector | pytest.Metafunc) -> dict[str
 
 def _checked(test: str, function: Callable[..., dict[str, Any]], marker: pytest.Mark) -> dict[str, Any]:
     signature = inspect.signature(function)
-    for word in marker.kwargs:
-        if word not in signature.parameters:
-            hint = closest(word, signature.parameters) or f"it takes {', '.join(signature.parameters) or 'none'}"
-            raise MarkerError(f"{test}: the marker {marker.name} has no argument {word!r}; {hint}")
+    for keyword in marker.kwargs:
+        if keyword not in signature.parameters:
+            hint = closest(keyword, signature.parameters) or f"it takes {', '.join(signature.parameters) or 'none'}"
+            raise MarkerError(f"{test}: the marker {marker.name} has no argument {keyword!r}; {hint}")
     try:
         signature.bind(*marker.args, **marker.kwargs)
         return function(*marker.args, **marker.kwargs)

@@ -68,7 +68,7 @@ def _import_path() -> list[str]:
     return list(dict.fromkeys([*installed_paths(), *map(_absolute, sys.path)]))
 
 
-def _absolute(place: str) -> str:
+def _absolute(entry: str) -> str:
     # A finder keeps what a relative place meant when it was first looked into; the test may have changed directory.
-    finder = sys.path_importer_cache.get(place)
-    return str(Path(getattr(finder, "path", place)).absolute())
+    finder = sys.path_importer_cache.get(entry)
+    return str(Path(getattr(finder, "path", entry)).absolute())

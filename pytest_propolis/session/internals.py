@@ -72,9 +72,9 @@ def is_controller(config: pytest.Config) -> bool:
 
 def dist_was_chosen(config: pytest.Config) -> bool:
     """Return whether the user chose a distribution mode: ``-n`` alone sets one, too."""
-    words = (*config.invocation_params.args, *shlex.split(os.environ.get("PYTEST_ADDOPTS", "")))
-    words += tuple(config.getini("addopts"))
-    return any(word == "-d" or word.startswith("--dist") for word in map(str, words))
+    arguments = (*config.invocation_params.args, *shlex.split(os.environ.get("PYTEST_ADDOPTS", "")))
+    arguments += tuple(config.getini("addopts"))
+    return any(argument == "-d" or argument.startswith("--dist") for argument in map(str, arguments))
 
 
 def distribute_over_places(config: pytest.Config) -> None:

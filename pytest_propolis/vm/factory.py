@@ -164,7 +164,7 @@ class VmFactory:
         for stack in self._taken.values():
             stack.pop_all()
         self._taken.clear()
-        await asyncio.gather(*(vm.let_go() for vm in self.vms), *(session.fetch_logs() for session in self.sessions))
+        await asyncio.gather(*(vm.detach() for vm in self.vms), *(session.fetch_logs() for session in self.sessions))
         await self._networks.write_captures(self._log_dir)
         return [(session.host, session.resources) for session in self.sessions]
 
@@ -303,13 +303,13 @@ class VmFactory:
         """
         name = name or self._successor_name(vm.name)
         self._require_new(name)
-        place = vm.host if host is None else self._choose(host)
+        target_host = vm.host if host is None else self._choose(host)
         for disk in vm.volumes:
-            disk.volume.require_reachable(place)
+            disk.volume.require_reachable(target_host)
         spec = _taken_over(vm, fail_exports=fail_migration_exports, fail_imports=fail_migration_imports)
-        session = await self._session(place)
+        session = await self._session(target_host)
         spec = await self._networks.succeed(vm, name, session, spec)
-        is_elsewhere = place.name != vm.host.name
+        is_elsewhere = target_host.name != vm.host.name
         plan = VmPlan(
             name=name,
             guest=vm.guest,

@@ -195,7 +195,7 @@ class TestVm(BootableVm):
             with contextlib.suppress(PropolisError):  # a guest that hangs is worth a look, too
                 await self._shell.release_console(timeout_s=HAND_OVER_TIMEOUT_S)
 
-    async def let_go(self) -> None:
+    async def detach(self) -> None:
         """Close what was opened for the VM, and leave the VM as it is."""
         self._final_state = await self._last_state()
         await self.aclose()
@@ -215,7 +215,7 @@ class TestVm(BootableVm):
         self.spec = await attach_disk(self._api().endpoint, components, vm=self.name)
         self.hold_volumes([plugged])
         address = f"0000:00:{attached.pci_slot:02x}.0"
-        await self.run(self.guest.plugged_command([address]))
+        await self.run(self.guest.await_hotplug_command([address]))
         return await self.run(DEVICE_PATH.format(address))
 
     def as_node(

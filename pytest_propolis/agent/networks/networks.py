@@ -13,7 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from ...agent_api.networks import MOST_PORTS, AddPort, ConnectNetworks, CreateNetwork, NetworkFaults, PlacePort
+from ...agent_api.networks import MOST_PORTS, AddPort, ConnectNetworks, CreateNetwork, MovePort, NetworkFaults
 from ...errors import AgentError
 from ...ledger.entry import Entry
 from ...ledger.writer import LedgerWriter
@@ -70,8 +70,8 @@ class Network:
                 raise AgentError(f"network {self.name!r} has been removed")
         return self._ports[request.number].path
 
-    def place(self, number: int, request: PlacePort) -> None:
-        self.switch.place(number, request.part)
+    def move_port(self, number: int, request: MovePort) -> None:
+        self.switch.move_port(number, request.part)
 
     def order(self, faults: NetworkFaults) -> None:
         self.switch.order(faults)

@@ -56,7 +56,7 @@ class Port:
 
     def take(self, frame: bytes) -> None:
         """Send a frame to the card."""
-        self._switch.take(frame, port=self._number, leg=self)
+        self._switch.take(frame, port=self._number, attachment=self)
 
     def close(self) -> None:
         """Disconnect all cards, and accept no more. Idempotent."""

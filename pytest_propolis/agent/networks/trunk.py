@@ -85,4 +85,4 @@ class Trunk:
                 while start < len(message):
                     port, size = HEADER.unpack_from(message, start)
                     start += HEADER.size + size
-                    self._switch.take(message[start - size : start], port=port, leg=self)
+                    self._switch.take(message[start - size : start], port=port, attachment=self)

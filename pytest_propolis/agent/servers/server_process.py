@@ -198,14 +198,14 @@ class ServerProcess:
         )
 
     async def _launch(self, arguments: list[str]) -> None:
-        program, *words = *system().children.privileges, self._path
+        program, *prefix = *system().children.privileges, self._path
         with open_log(self.log_path) as log:
             self._log_start = log.tell()
             record = self._record = self._journal.intend()
             try:
                 self._child = await spawn(
                     Path(program),
-                    [*words, "run", *arguments, f"{LOOPBACK}:{self.port}"],
+                    [*prefix, "run", *arguments, f"{LOOPBACK}:{self.port}"],
                     stdout=log,
                     stderr=log,
                     environment=record.environment,

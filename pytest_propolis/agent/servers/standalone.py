@@ -28,7 +28,7 @@ from ...engine.server.publisher import PublisherGone
 from ...engine.server.server import VmServer
 from ...engine.server.server_config import ServerConfig
 from ...errors import HostError
-from ...ledger.entry import Owner, command_line_mark
+from ...ledger.entry import Owner, command_line_tag
 from ...ledger.identity import ProcessIdentity
 from ...ledger.ledger import LEDGER_NAME, Ledger
 from ...ledger.writer import LedgerWriter
@@ -138,7 +138,7 @@ def _server_config(
     directory = Path(config.directory) / "vm"  # the server removes it
     directory.mkdir(mode=0o700)
     return ServerConfig(
-        mark=f"{command_line_mark(config.run)}server",
+        tag=f"{command_line_tag(config.run)}server",
         qemu=hypervisor.qemu,
         accelerator=hypervisor.accelerator.name,
         boot=boot,

@@ -339,7 +339,7 @@ class Machine:
         with self.events("RESET") as resets:
             await self.execute("set-action", reboot="reset")
             await self.execute("system_reset")
-            await self._hear(resets)
+            await self._await_reset(resets)
         await self.execute("set-action", reboot="shutdown")
         await drop_bios_shadow(self.execute)
         if self._shall_run:
@@ -353,7 +353,7 @@ class Machine:
             if (await self.execute("query-status"))["status"] != "finish-migrate":
                 raise
 
-    async def _hear(self, resets: EventListener) -> None:
+    async def _await_reset(self, resets: EventListener) -> None:
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
                 await self.next_event(resets)
@@ -392,5 +392,10 @@ def _time_s(event: Mapping[str, Any]) -> float:
 def _channels(fds: dict[str, int]) -> list[str]:
     return [
         *("-chardev", f"socket,id=monitor,fd={fds['monitor']}", "-mon", "chardev=monitor,mode=control"),
-        *(word for name in fds if name != "monitor" for word in ("-chardev", f"socket,id={name},fd={fds[name]}")),
+        *(
+            argument
+            for name in fds
+            if name != "monitor"
+            for argument in ("-chardev", f"socket,id={name},fd={fds[name]}")
+        ),
     ]

@@ -113,8 +113,8 @@ async def _transfer(
                 await on_switchover()
                 await machine.execute("migrate-continue", state="pre-switchover")
     if status != "completed":
-        told: dict[str, Any] = await machine.execute("query-migrate")
-        raise MachineError(f"QEMU: {command}: {status}: {told.get('error-desc', 'no reason given')}")
+        result: dict[str, Any] = await machine.execute("query-migrate")
+        raise MachineError(f"QEMU: {command}: {status}: {result.get('error-desc', 'no reason given')}")
 
 
 async def set_capabilities(machine: Machine, wanted: dict[str, bool]) -> None:

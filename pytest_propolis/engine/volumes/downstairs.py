@@ -17,7 +17,7 @@ from uuid import UUID
 import msgspec
 
 from ..qemu.child import Journal
-from .negotiation import LONGEST_LINE, Answer, Done, Fenced, Mark, Promote, Promoted, Refused, Request
+from .negotiation import LONGEST_LINE, Answer, Done, Fenced, Promote, Promoted, RecordEpoch, Refused, Request
 from .region_file import RegionFile
 from .storage_daemon import LOOPBACK, StorageDaemon, StorageDaemonError
 
@@ -205,7 +205,7 @@ class Downstairs:
                 return await self._promote(session, request)
             if self._active is not session:
                 return Refused(reason="another upstairs has taken over", final=True)
-            if isinstance(request, Mark):
+            if isinstance(request, RecordEpoch):
                 self.region.epoch, self.region.clean = request.epoch, request.clean
                 return Done()
             return await self._snapshot(request.id)

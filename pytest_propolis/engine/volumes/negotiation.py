@@ -10,7 +10,18 @@ from uuid import UUID
 
 import msgspec
 
-__all__ = ["LONGEST_LINE", "Answer", "Done", "Fenced", "Mark", "Promote", "Promoted", "Refused", "Request", "Snapshot"]
+__all__ = [
+    "LONGEST_LINE",
+    "Answer",
+    "Done",
+    "Fenced",
+    "Promote",
+    "Promoted",
+    "RecordEpoch",
+    "Refused",
+    "Request",
+    "Snapshot",
+]
 
 LONGEST_LINE: Final = 1 << 16
 
@@ -28,7 +39,7 @@ class Promote(msgspec.Struct, frozen=True, kw_only=True, tag="promote"):
     key: str | None
 
 
-class Mark(msgspec.Struct, frozen=True, kw_only=True, tag="mark"):
+class RecordEpoch(msgspec.Struct, frozen=True, kw_only=True, tag="mark"):
     """Remember this of the region. To be said before anything is written.
 
     :param epoch: counts how often the set of replicas that have all writes has changed.
@@ -45,7 +56,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
     id: UUID
 
 
-Request = Promote | Mark | Snapshot
+Request = Promote | RecordEpoch | Snapshot
 
 
 class Promoted(msgspec.Struct, frozen=True, kw_only=True, tag="promoted"):

@@ -162,7 +162,7 @@ class ReplicaSet:
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
                 if clean:
                     await self._give_up_repairs()
-                await self._mark(clean=clean)
+                await self._record_epoch(clean=clean)
         self._is_frozen = clean
         self.notify()
 
@@ -225,7 +225,7 @@ class ReplicaSet:
             raise
         finally:
             replica.incoming = None
-        await session.mark(self._epoch)
+        await session.record_epoch(self._epoch)
 
     async def _copy(self, good: Replica, node: str) -> None:
         """Make a replica equal to a good one, while the guest stands still."""
@@ -246,15 +246,15 @@ class ReplicaSet:
 
     async def _begin_epoch(self) -> None:
         self._epoch += 1
-        await self._mark(clean=False)
+        await self._record_epoch(clean=False)
 
-    async def _mark(self, *, clean: bool) -> None:
-        async def mark(session: Session) -> None:
+    async def _record_epoch(self, *, clean: bool) -> None:
+        async def record_epoch(session: Session) -> None:
             # One that does not answer is about to be left out.
             with contextlib.suppress(DownstairsUnreachable, DownstairsRefused):
-                await session.mark(self._epoch, clean=clean)
+                await session.record_epoch(self._epoch, clean=clean)
 
-        await asyncio.gather(*(mark(_session(replica)) for replica in self.active))
+        await asyncio.gather(*(record_epoch(_session(replica)) for replica in self.active))
 
     def _require_machine(self) -> Machine:
         assert self._machine is not None, "assemble first"

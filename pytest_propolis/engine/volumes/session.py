@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 
 from .nbd import NbdError, probe_export
-from .negotiation import LONGEST_LINE, Answer, Done, Fenced, Mark, Promote, Promoted, Refused, Request, Snapshot
+from .negotiation import LONGEST_LINE, Answer, Done, Fenced, Promote, Promoted, RecordEpoch, Refused, Request, Snapshot
 
 __all__ = ["DownstairsRefused", "DownstairsUnreachable", "Session"]
 
@@ -98,13 +98,13 @@ class Session:
         if not hasattr(self, "region"):
             self.region = answer
 
-    async def mark(self, epoch: int, *, clean: bool = False) -> None:
+    async def record_epoch(self, epoch: int, *, clean: bool = False) -> None:
         """Have the downstairs remember this of its region.
 
         :raises DownstairsUnreachable: when it does not answer.
         :raises DownstairsRefused: when another upstairs has taken over.
         """
-        await self._ask(Mark(epoch=epoch, clean=clean))
+        await self._ask(RecordEpoch(epoch=epoch, clean=clean))
 
     async def snapshot(self, snapshot_id: UUID) -> None:
         """Have the downstairs keep the region as it is now.

@@ -126,23 +126,23 @@ async def probe_reflinks(directory: Path) -> Capability:
     if not system().host.can_clone_files:
         detail, remedy = f"{system().name} has no call for them", "put --propolis-artifact-dir on ZFS, which clones"
         return Capability("reflinks", ok=False, detail=detail, remedy=remedy)
-    place = next(path for path in (directory, *directory.parents) if path.is_dir())
+    directory = next(path for path in (directory, *directory.parents) if path.is_dir())
     try:
-        with tempfile.TemporaryFile(dir=place) as source, tempfile.TemporaryFile(dir=place) as clone:
+        with tempfile.TemporaryFile(dir=directory) as source, tempfile.TemporaryFile(dir=directory) as clone:
             source.write(bytes(os.sysconf("SC_PAGE_SIZE")))
             source.flush()
             fcntl.ioctl(clone.fileno(), _FICLONE, source.fileno())
     except OSError as error:
-        return _no_reflinks(place, error)
-    return Capability("reflinks", ok=True, detail=f"files in {place} can be cloned")
+        return _no_reflinks(directory, error)
+    return Capability("reflinks", ok=True, detail=f"files in {directory} can be cloned")
 
 
-def _no_reflinks(place: Path, error: OSError) -> Capability:
+def _no_reflinks(directory: Path, error: OSError) -> Capability:
     if error.errno in _NO_REFLINKS:
-        detail = f"the file system of {place} cannot clone files"
+        detail = f"the file system of {directory} cannot clone files"
         remedy = "put --propolis-artifact-dir on btrfs, or on XFS made with reflink=1; qcow2 overlays are used else"
     else:
-        detail = f"{place} cannot be written: {error.strerror}"
+        detail = f"{directory} cannot be written: {error.strerror}"
         remedy = "make it writable, or choose another directory with --propolis-artifact-dir"
     return Capability("reflinks", ok=False, detail=detail, remedy=remedy)
 

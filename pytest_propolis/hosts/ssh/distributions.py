@@ -139,8 +139,8 @@ async def download(names: dict[str, str], python: HostPython, directory: Path) -
     argv = [sys.executable, "-P", "-m", "pip", "download", "--no-input", "--quiet", "--no-deps"]
     argv += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(directory)]
     argv += ["--implementation", implementation, "--python-version", short]
-    argv += [word for name in dict.fromkeys((abi, "abi3", "none")) for word in ("--abi", name)]
-    argv += [word for tag in platform_tags(python) for word in ("--platform", tag)]
+    argv += [argument for name in dict.fromkeys((abi, "abi3", "none")) for argument in ("--abi", name)]
+    argv += [argument for tag in platform_tags(python) for argument in ("--platform", tag)]
     finished = await run_program([*argv, *(f"{name}=={version}" for name, version in names.items())])
     if finished.status != 0:
         version = ".".join(map(str, python.version[:2]))

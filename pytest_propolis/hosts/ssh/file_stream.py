@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-MARK = "propolis1 "
+LINE_PREFIX = "propolis1 "
 BLOCK_BYTES = 64 << 10
 CHUNK_BYTES = 1 << 20
 SAVE_BYTES = 64 << 20
@@ -225,7 +225,7 @@ def main() -> None:
     """Carry out one order, on a host."""
 
     def say(message: dict[str, Any]) -> None:
-        sys.stdout.write(f"{MARK}{json.dumps(message)}\n")
+        sys.stdout.write(f"{LINE_PREFIX}{json.dumps(message)}\n")
         sys.stdout.flush()
 
     order = json.loads(sys.stdin.buffer.readline())

@@ -13,17 +13,17 @@ from .transport.transport import SshDestination
 __all__ = [
     "AGENT_SOCKET",
     "LINK_SOCKET",
+    "ForwardLocalPort",
+    "ForwardRemotePort",
+    "ForwardRemoteSocket",
     "GetFile",
     "Join",
-    "LinkAnswer",
     "LinkConfig",
     "LinkReady",
     "LinkRequest",
+    "LinkResponse",
     "LinkStarted",
-    "OfferPort",
-    "OfferSocket",
     "PutFile",
-    "ReachPort",
     "RunCommand",
 ]
 
@@ -111,30 +111,30 @@ class GetFile(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     local: str
 
 
-class OfferSocket(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class ForwardRemoteSocket(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Forward a socket on the host to one of this machine, as long as the link lasts. Answered by the socket's path
     on the host."""
 
     local: str
 
 
-class OfferPort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class ForwardRemotePort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Forward a port of the host's loopback interface to one of this machine's, as long as the link lasts. Answered by
     the port of the host's loopback interface."""
 
     port: int
 
 
-class ReachPort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class ForwardLocalPort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Forward a port of this machine's loopback interface to one of the host's. Answered by that port."""
 
     port: int
 
 
-LinkRequest = Join | RunCommand | PutFile | GetFile | OfferSocket | OfferPort | ReachPort
+LinkRequest = Join | RunCommand | PutFile | GetFile | ForwardRemoteSocket | ForwardRemotePort | ForwardLocalPort
 
 
-class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LinkResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The result of a request.
 
     :param lost: the connection to the host is lost, and why; nothing follows.
@@ -147,4 +147,4 @@ class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     path: str | None = None
     port: int | None = None
     output: bytes = b""
-    complaint: bytes = b""
+    stderr: bytes = b""

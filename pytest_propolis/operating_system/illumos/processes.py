@@ -178,15 +178,15 @@ def _read_strings(memory: int, vector: int, pointer_bytes: int, most: int) -> It
     form = "@I" if pointer_bytes == 4 else "@Q"
     for index in range(most):
         pointer = os.pread(memory, pointer_bytes, _offset(vector + index * pointer_bytes))
-        if len(pointer) < pointer_bytes or not (place := struct.unpack(form, pointer)[0]):
+        if len(pointer) < pointer_bytes or not (address := struct.unpack(form, pointer)[0]):
             return
-        yield _read_string(memory, place)
+        yield _read_string(memory, address)
 
 
-def _read_string(memory: int, place: int) -> bytes:
+def _read_string(memory: int, address: int) -> bytes:
     """Return a string with its NUL. It may lie at the end of what is mapped, so that a read gives less."""
     text = b""
-    while data := os.pread(memory, STRING_BYTES - (place + len(text)) % STRING_BYTES, _offset(place + len(text))):
+    while data := os.pread(memory, STRING_BYTES - (address + len(text)) % STRING_BYTES, _offset(address + len(text))):
         head, end, _ = data.partition(b"\0")
         text += head + end
         if end:

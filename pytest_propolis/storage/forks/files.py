@@ -53,9 +53,9 @@ class _FileProvider:
             raise ConfigError(f"{fork.path} has a snapshot {name!r} already", hint="choose another name")
         # Numbered, because a rollback removes later ones, and two may be made within one tick of the clock.
         number = 1 + max((_number(path) for path in taken.values()), default=0)
-        place = fork.path.with_name(f"{fork.path.name}@{checked_snapshot_name(name)}.{number}")
-        with _new_file(place):
-            await self._transfer(fork.path, place)
+        target = fork.path.with_name(f"{fork.path.name}@{checked_snapshot_name(name)}.{number}")
+        with _new_file(target):
+            await self._transfer(fork.path, target)
 
     async def rollback(self, fork: ForkedImage, name: str) -> None:
         chosen = _find_snapshot(fork, name)

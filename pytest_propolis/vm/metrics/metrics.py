@@ -113,7 +113,7 @@ class Metrics:
         if host.shares_files or not ipaddress.ip_address(ip).is_loopback:
             return endpoint
         if (host.name, port) not in self._reached:
-            self._reached[host.name, port] = await host.reach_port(port)
+            self._reached[host.name, port] = await host.forward_port(port)
         return Endpoint(base_url=f"http://127.0.0.1:{self._reached[host.name, port]}")
 
     async def _look(self, vm: TestVm, predicate: Callable[[Samples], T | None]) -> tuple[T | None, str]:

@@ -103,14 +103,14 @@ class Network:
     async def succeed(self, vm: str, successor: str) -> None:
         """Give a VM's successor the VM's port, on whichever host."""
         self._ports[successor] = self._ports[vm]
-        await self._place(successor, None)
+        await self._move_port(successor, None)
 
     async def arrive(self, vm: str, host: str) -> None:
         """Have frames for a VM go to the host that it has migrated to.
 
         The guest's own announcement takes a moment to get there, and may come after other guests' next frames for it.
         """
-        await self._place(vm, self._parts[host].id)
+        await self._move_port(vm, self._parts[host].id)
 
     async def write_captures(self, directory: Path) -> None:
         """Write what was on the network into a directory, one file for each host that had a part of it."""
@@ -152,11 +152,11 @@ class Network:
                 self._parts[session.host.name] = part
         return self._parts[session.host.name]
 
-    async def _place(self, vm: str, at: str | None) -> None:
+    async def _move_port(self, vm: str, at: str | None) -> None:
         if len(self._parts) == 1:
             return
         port = self._ports[vm]
-        await asyncio.gather(*(part.session.agent.place_port(part.id, port, at) for part in self._parts.values()))
+        await asyncio.gather(*(part.session.agent.move_port(part.id, port, at) for part in self._parts.values()))
 
     async def _order(self, faults: NetworkFaults) -> None:
         self._faults = faults

@@ -76,7 +76,7 @@ async def open_server(
     created = await retry_while_busy(wanted.name, partial(agent.create_vm, wanted), phases, progress=progress)
     session.own_vm(created.id, taken, log_path=log)
     if created.port is not None:
-        port = await host.reach_port(created.port)
+        port = await host.forward_port(created.port)
         return Served(endpoint=Endpoint(base_url=f"http://127.0.0.1:{port}"), vm_id=created.id)
     return Served(
         endpoint=agent.endpoint(created.path),

@@ -50,7 +50,7 @@ async def assign_identity(
             await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
     if forked.plugged:
         with phases.during("devices"):
-            command = guest.plugged_command(forked.plugged)
+            command = guest.await_hotplug_command(forked.plugged)
             await shell.run(command, timeout_s=timeout_s, note="finding its further devices")
 
 

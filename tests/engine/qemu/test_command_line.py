@@ -78,7 +78,7 @@ def a_backend(component: Component) -> dict[str, Any]:
 
 def words(spec: InstanceSpec, boot: BootSource = KERNEL, **more: Any) -> list[str]:
     properties = replace(instance_properties("vm"), id=ID)
-    usual: dict[str, Any] = {"accelerator": "tcg", "mark": "propolis-mark", "flash": {}}
+    usual: dict[str, Any] = {"accelerator": "tcg", "tag": "propolis-mark", "flash": {}}
     return qemu_arguments(spec=spec, properties=properties, boot=boot, **(usual | more))
 
 

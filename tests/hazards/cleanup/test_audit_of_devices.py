@@ -1,4 +1,4 @@
-"""The audit finds NBD devices and ZFS datasets that carry a run's word.
+"""The audit finds NBD devices and ZFS datasets that carry a run's id.
 
 It reads a directory that is laid out as /sys/block, and runs a program that answers as `zfs list` does: real ones need
 kernel modules that few machines have. The process that an NBD device belongs to is real.

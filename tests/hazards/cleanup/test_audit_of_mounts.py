@@ -1,4 +1,4 @@
-"""The audit finds mounts and loop devices that carry a run's word. It looks at real ones."""
+"""The audit finds mounts and loop devices that carry a run's id. It looks at real ones."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_what_lacks_the_mark_stays_as_it_is(dead: LiveRun) -> None:
         (base / name / "link").symlink_to(base / "notes.txt")
         os.utime(base / name, (0, 0))
     before = {path: facts for path, facts in snapshot(base).items() if word not in path}
-    # Neither the directory as an argument nor the run's word in it makes a process the project's.
+    # Neither the directory as an argument nor the run's id in it makes a process the project's.
     with subprocess.Popen([sys.executable, "-c", "input()", str(directory), word], stdin=subprocess.PIPE) as bystander:
         dead.command("ps")
         said = dead.command("gc")

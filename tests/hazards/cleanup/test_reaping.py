@@ -28,7 +28,7 @@ from dead_agents import (
 from pytest_propolis.errors import AgentError
 from pytest_propolis.ledger.cleanup import CLEANUPS, DeadRun
 from pytest_propolis.ledger.entry import Entry
-from pytest_propolis.ledger.identity import ProcessIdentity, find_marked
+from pytest_propolis.ledger.identity import ProcessIdentity, find_tagged
 from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger, read_ledger
 from pytest_propolis.ledger.reaper import reap
 from pytest_propolis.ledger.reaper_report import Report
@@ -86,7 +86,7 @@ def test_a_process_whose_pid_was_never_written_down_is_found_by_its_mark(base: P
     directory = dead_agent(base, lambda ledger, _: spawn(ledger.intend("process", {}, OWNER).id))
     (entry,) = listed(directory)
     assert not entry.is_live
-    (process,) = find_marked(entry.id)
+    (process,) = find_tagged(entry.id)
     report = reap(base)
     assert [removed.id for removed in report.removed] == [entry.id]
     assert not process.is_alive()
@@ -98,7 +98,7 @@ def test_a_child_of_a_listed_process_ends_with_it(base: Path) -> None:
         spawn(entry.id)
 
     directory = dead_agent(base, act)
-    family = find_marked(listed(directory)[0].id)
+    family = find_tagged(listed(directory)[0].id)
     assert len(family) == 2
     reap(base)
     assert not any(process.is_alive() for process in family)
@@ -111,7 +111,7 @@ def test_a_process_that_only_carries_the_runs_mark_is_a_stray_and_ends(base: Pat
         ledger.gone(entry)
 
     directory = dead_agent(base, act)
-    strays = find_marked(read_ledger(directory / LEDGER_NAME).header.mark)
+    strays = find_tagged(read_ledger(directory / LEDGER_NAME).header.tag)
     assert len(strays) == 1
     assert reap(base, dry_run=True).strays == strays
     assert strays[0].is_alive()
@@ -124,12 +124,12 @@ def test_a_process_that_carries_only_the_bare_mark_ends_unless_something_is_kept
     """It could be a part of what is kept."""
 
     def act(ledger: Ledger, directory: Path) -> None:
-        spawn(ledger.header.mark)
+        spawn(ledger.header.tag)
         if not bare:
             ledger.keep(make_file(ledger, directory / "disk"), None, reason="test_x failed")
 
     directory = dead_agent(base, act)
-    (process,) = find_marked(read_ledger(directory / LEDGER_NAME).header.mark)
+    (process,) = find_tagged(read_ledger(directory / LEDGER_NAME).header.tag)
     assert len(reap(base).strays) == bare
     assert process.is_alive() != bare
 
@@ -200,7 +200,7 @@ def test_a_kept_process_does_not_protect_another_entrys_process(base: Path) -> N
         ledger.gone(finished)
 
     directory = dead_agent(base, act)
-    (kept,) = find_marked(listed(directory)[0].id)
+    (kept,) = find_tagged(listed(directory)[0].id)
     report = reap(base)
     assert len(report.strays) == 1
     assert kept.is_alive()

@@ -58,7 +58,7 @@ async def test_the_hosts_agent_reaches_its_own_servers_by_its_own_socket(host: S
 
 
 async def test_this_machine_reaches_a_port_of_the_host(host: SshHost) -> None:
-    port = await host.reach_port(22)
+    port = await host.forward_port(22)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     assert (await reader.readline()).startswith(b"SSH-2.0-")
     writer.close()

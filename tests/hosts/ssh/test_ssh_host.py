@@ -25,7 +25,7 @@ from pytest_propolis.ledger.ledger_text import parse
 from pytest_propolis.settings import Settings
 
 AGENT = "pytest_propolis.agent"
-GUARDIAN = ("python3 -I -S -c import sys;",)
+WATCHDOG = ("python3 -I -S -c import sys;",)
 CLEAN_TIMEOUT_S = 60.0
 
 
@@ -128,7 +128,7 @@ async def test_six_runs_at_once_share_one_bundle(make_host: MakeHost, rig: SshRi
 async def test_all_clients_of_a_run_share_one_connection(make_host: MakeHost, rig: SshRig) -> None:
     hosts = [make_host(run_id="f" * 16) for _ in range(6)]
     await asyncio.gather(*((host.client()) for host in hosts))
-    assert len(rig.hosts["h1"].find(*GUARDIAN)) == len(link_processes()) == 1
+    assert len(rig.hosts["h1"].find(*WATCHDOG)) == len(link_processes()) == 1
 
 
 def test_a_host_is_tied_to_no_event_loop(make_host: MakeHost) -> None:
@@ -179,9 +179,9 @@ async def test_a_link_that_comes_back_in_time_is_not_lost(make_host: MakeHost, r
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        pytest.param(("sshd: ",), "SSH|guardian", id="sshd"),
+        pytest.param(("sshd: ",), "SSH|watchdog", id="sshd"),
         pytest.param((AGENT,), "its agent ended with status -9", id="agent"),
-        pytest.param(GUARDIAN, "its guardian ended, and the agent with it", id="guardian"),
+        pytest.param(WATCHDOG, "its watchdog ended, and the agent with it", id="watchdog"),
     ],
 )
 async def test_what_is_killed_on_the_host_is_named_and_the_host_is_clean(

@@ -203,7 +203,7 @@ async def engine_rig(
     factories: dict[type, BackendFactory] = {CrucibleStorageBackend: make} if with_backend else {}
     server = VmServer(
         ServerConfig(
-            mark="propolis-test",
+            tag="propolis-test",
             qemu=qemu,
             accelerator="tcg",
             boot=boot,

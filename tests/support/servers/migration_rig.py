@@ -122,7 +122,7 @@ class MigrationRig:
         directory = self.directory / name
         directory.mkdir()
         config = {
-            "mark": f"propolis-test-{name}",
+            "tag": f"propolis-test-{name}",
             "qemu": await find_qemu(None),
             "accelerator": "tcg",
             "boot": Firmware(),

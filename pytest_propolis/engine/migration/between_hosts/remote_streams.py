@@ -99,7 +99,7 @@ class StreamExchange:
 
     def __init__(self, migration_id: UUID) -> None:
         self.id = migration_id
-        self._offered: dict[str, asyncio.Future[Connection]] = {}
+        self._connections: dict[str, asyncio.Future[Connection]] = {}
         self._carried: list[CarriedSocket] = []
         self._is_closed = False
 
@@ -107,13 +107,13 @@ class StreamExchange:
     def carried_bytes(self) -> int:
         return sum(carried.carried_bytes for carried in self._carried)
 
-    def offer(self, name: str, connection: Connection) -> None:
+    def accept(self, name: str, connection: Connection) -> None:
         """Accept a websocket of the target, or abandon it if the migration has ended."""
-        offered = self._future(name)
-        if self._is_closed or offered.done():
+        future = self._future(name)
+        if self._is_closed or future.done():
             connection.abandon()
         else:
-            offered.set_result(connection)
+            future.set_result(connection)
 
     async def take(self, name: str) -> socket.socket:
         """Return a socket whose other end is the target's. The caller closes it.
@@ -132,10 +132,10 @@ class StreamExchange:
     async def close(self) -> None:
         """End all streams. Idempotent."""
         self._is_closed = True
-        for offered in self._offered.values():
-            if offered.done() and not offered.cancelled():
-                offered.result().abandon()
+        for connection in self._connections.values():
+            if connection.done() and not connection.cancelled():
+                connection.result().abandon()
         await asyncio.gather(*(carried.close() for carried in self._carried))
 
     def _future(self, name: str) -> asyncio.Future[Connection]:
-        return self._offered.setdefault(name, asyncio.get_running_loop().create_future())
+        return self._connections.setdefault(name, asyncio.get_running_loop().create_future())

@@ -166,7 +166,7 @@ class _Ending:
 
     status: int
     said: str
-    complaint: bytes
+    stderr: bytes
     hung_for_s: float | None
 
     @property
@@ -176,13 +176,13 @@ class _Ending:
     def failure(self) -> str:
         if self.hung_for_s is not None:
             return f"hung for {self.hung_for_s:.0f} s {self._where()}"
-        if _GAVE_UP in self.complaint:
+        if _GAVE_UP in self.stderr:
             return f"crashed ({_GAVE_UP.decode()}) {self._where()}"
         if self.status == WRONG_RESULT:
             return f"came to a wrong result {self._where()}"
         if self.status == 0:
             return f"reset itself {self._where()}"
-        lines = self.complaint.decode(errors="replace").strip().splitlines() or ["nothing"]
+        lines = self.stderr.decode(errors="replace").strip().splitlines() or ["nothing"]
         return f"did not run: QEMU ended with status {self.status} and said {lines[-1]}"
 
     def _where(self) -> str:
@@ -196,11 +196,11 @@ async def _run_guest(qemu: Qemu, name: AcceleratorName, deadline_s: float) -> _E
         child = await spawn(
             qemu.system, arguments, stdout=PIPE, stderr=PIPE, pass_fds=[rom], environment=qemu.environment
         )
-        complaint = bytearray()
+        stderr = bytearray()
         hung = False
         try:
             async with asyncio.timeout(deadline_s):
-                await _wait_for_end(child, complaint)
+                await _wait_for_end(child, stderr)
         except TimeoutError:
             hung = True
         finally:
@@ -211,17 +211,17 @@ async def _run_guest(qemu: Qemu, name: AcceleratorName, deadline_s: float) -> _E
     return _Ending(
         status=child.returncode,
         said=said.decode("ascii", errors="replace"),
-        complaint=bytes(complaint),
+        stderr=bytes(stderr),
         hung_for_s=deadline_s if hung else None,
     )
 
 
-async def _wait_for_end(child: Child, complaint: bytearray) -> None:
+async def _wait_for_end(child: Child, stderr: bytearray) -> None:
     """Wait until QEMU ends, or reports that KVM failed: it would wait for a debugger then."""
     assert child.stderr is not None
     while chunk := await child.stderr.read(1 << 12):
-        complaint += chunk
-        if _GAVE_UP in complaint:
+        stderr += chunk
+        if _GAVE_UP in stderr:
             return
     await child.wait()
 
@@ -248,8 +248,8 @@ def _rom_in_memory() -> Iterator[int]:
 
 
 def _file_name(qemu: Qemu) -> str:
-    place = hashlib.sha256(f"{platform.node()} {qemu.system}".encode()).hexdigest()
-    return f"accelerator-{place[:16]}.json"
+    key = hashlib.sha256(f"{platform.node()} {qemu.system}".encode()).hexdigest()
+    return f"accelerator-{key[:16]}.json"
 
 
 def _key(qemu: Qemu) -> str:

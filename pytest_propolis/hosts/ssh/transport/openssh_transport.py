@@ -16,7 +16,7 @@ from typing import ClassVar, Final
 from ....errors import HostError
 from ....operating_system.registry import system
 from ....storage.programs import run_program
-from .transport import Channel, SshDestination, offer_refused, port_offer_refused
+from .transport import Channel, SshDestination, remote_port_refused, remote_socket_refused
 
 __all__ = ["OpensshTransport"]
 
@@ -63,10 +63,10 @@ class OpensshTransport:
         if done.status != 0:
             raise HostError(f"host {self._destination.name}: SSH refuses to forward a socket: {done.last_lines()}")
 
-    async def offer(self, remote: str, local: Path) -> None:
+    async def forward_remote(self, remote: str, local: Path) -> None:
         done = await run_program([*self._words("-O", "forward", "-R", f"{remote}:{local}")])
         if done.status != 0:
-            raise offer_refused(self._destination.name, done.last_lines())
+            raise remote_socket_refused(self._destination.name, done.last_lines())
 
     async def forward_port(self, remote: int) -> int:
         with socket.socket() as probe:  # ssh does not tell which port it has chosen for a local forward
@@ -77,10 +77,10 @@ class OpensshTransport:
             raise HostError(f"host {self._destination.name}: SSH refuses to forward a port: {done.last_lines()}")
         return port
 
-    async def offer_port(self, local: int) -> int:
+    async def forward_remote_port(self, local: int) -> int:
         done = await run_program([*self._words("-O", "forward", "-R", f"{LOOPBACK}:0:{LOOPBACK}:{local}")])
         if done.status != 0:
-            raise port_offer_refused(self._destination.name, done.last_lines())
+            raise remote_port_refused(self._destination.name, done.last_lines())
         return int(done.output)
 
     async def wait_closed(self) -> None:
@@ -96,5 +96,10 @@ class OpensshTransport:
     def _words(self, *further: str) -> list[str]:
         files = self._destination.config
         options = ("BatchMode=yes", "RemoteCommand=none", "ForwardAgent=no", "ForwardX11=no", "ControlPersist=no")
-        words = ["ssh", *(("-F", files[0]) if files else ()), "-o", f"ControlPath={self._control}"]
-        return [*words, *(word for option in options for word in ("-o", option)), *further, self._destination.address]
+        arguments = ["ssh", *(("-F", files[0]) if files else ()), "-o", f"ControlPath={self._control}"]
+        return [
+            *arguments,
+            *(argument for option in options for argument in ("-o", option)),
+            *further,
+            self._destination.address,
+        ]

@@ -11,7 +11,7 @@ import msgspec
 
 from ....errors import HostError
 
-__all__ = ["Channel", "SshDestination", "Transport", "offer_refused", "port_offer_refused"]
+__all__ = ["Channel", "SshDestination", "Transport", "remote_port_refused", "remote_socket_refused"]
 
 
 class SshDestination(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +67,7 @@ class Transport(Protocol):
         :raises HostError: when that is refused.
         """
 
-    async def offer(self, remote: str, local: Path) -> None:
+    async def forward_remote(self, remote: str, local: Path) -> None:
         """Listen on a socket of the host, and connect what comes there to a local one.
 
         :raises HostError: when that is refused.
@@ -80,7 +80,7 @@ class Transport(Protocol):
         :raises HostError: when that is refused.
         """
 
-    async def offer_port(self, local: int) -> int:
+    async def forward_remote_port(self, local: int) -> int:
         """Listen on a port of the host's loopback interface, and connect what comes there to one of this machine's.
 
         :return: the host's port.
@@ -94,7 +94,7 @@ class Transport(Protocol):
         """End the connection at once."""
 
 
-def offer_refused(host: str, reason: str) -> HostError:
+def remote_socket_refused(host: str, reason: str) -> HostError:
     """Return the error for a host whose sshd does not listen on a socket for this machine."""
     return HostError(
         f"host {host}: its sshd refuses to listen on a socket there: {reason}",
@@ -102,7 +102,7 @@ def offer_refused(host: str, reason: str) -> HostError:
     )
 
 
-def port_offer_refused(host: str, reason: str) -> HostError:
+def remote_port_refused(host: str, reason: str) -> HostError:
     """Return the error for a host whose sshd does not listen on a port for this machine."""
     return HostError(
         f"host {host}: its sshd refuses to listen on a port there: {reason}",

@@ -1,4 +1,4 @@
-"""The guardian: starts the agent of a run on its host, and ends it when the other side of the connection is gone.
+"""The watchdog: starts the agent of a run on its host, and ends it when the other side of the connection is gone.
 
 It runs there in the place of the loader, at the end of an SSH session. It echoes each heartbeat of the link process.
 
@@ -25,7 +25,7 @@ from ..known_directories import note_base_directory
 from ..run_directory import agent_directory, make_private_directory
 from .loader import GOODBYE
 
-__all__ = ["guard"]
+__all__ = ["supervise"]
 
 TICK_S: Final = 0.5
 START_TIMEOUT_S: Final = 30.0
@@ -40,47 +40,47 @@ sys.path.insert(0, sys.argv.pop(1))
 runpy.run_module("pytest_propolis.agent", run_name="__main__", alter_sys=True)
 """
 
-Say = Callable[[dict[str, Any]], None]
+Send = Callable[[dict[str, Any]], None]
 
 
-def guard(order: dict[str, Any], *, bundle: str, bundle_lock: int | None, say: Say) -> None:
+def supervise(order: dict[str, Any], *, bundle: str, bundle_lock: int | None, send: Send) -> None:
     """Start an agent, report that it is ready, and supervise it until it has ended.
 
     :param order: what the link process wants: ``agent`` (fields of `AgentConfig`), ``log_name``, ``silence_s``,
         ``grace_s``.
     :param bundle: the directory that this project was unpacked into.
     :param bundle_lock: the descriptor that keeps it there, for the agent to inherit.
-    :param say: sends a message to the link process.
+    :param send: sends a message to the link process.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.umask(0o077)
     try:
-        guarded = _Agent.start(order["agent"], bundle, bundle_lock, log_name=order["log_name"])
+        agent = _Agent.start(order["agent"], bundle, bundle_lock, log_name=order["log_name"])
     except PropolisError as error:
-        return say({"error": error.message, "hint": error.hint})
+        return send({"error": error.message, "hint": error.hint})
     except OSError as error:
-        return say({"error": f"its agent cannot be started: {error}"})
-    if (ready := guarded.ready()) is None:
-        status = guarded.end(order["grace_s"])
-        return say({"error": f"its agent did not start (status {status})", "log": guarded.log})
-    say({"ready": {**ready, "version": version("pytest-propolis")}})
-    why = guarded.watch(order["silence_s"])
-    status = guarded.let_go() if why == "goodbye" else guarded.end(order["grace_s"])
+        return send({"error": f"its agent cannot be started: {error}"})
+    if (ready := agent.ready()) is None:
+        status = agent.end(order["grace_s"])
+        return send({"error": f"its agent did not start (status {status})", "log": agent.log})
+    send({"ready": {**ready, "version": version("pytest-propolis")}})
+    reason = agent.watch(order["silence_s"])
+    status = agent.release() if reason == "goodbye" else agent.end(order["grace_s"])
     with contextlib.suppress(OSError):  # there may be no other side any more
-        say({"ended": status, "why": why, "log": guarded.log})
+        send({"ended": status, "why": reason, "log": agent.log})
     return None
 
 
 class _Agent:
-    """The agent's process, its leash, and the pipe on which it reports that it is ready."""
+    """The agent's process, its parent-death pipe, and the pipe on which it reports readiness."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, *, ready_fd: int, leash_fd: int) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, *, ready_fd: int, parent_death_fd: int) -> None:
         self._process = process
         self._log = log
         self._socket: Path | None = None
         self._pidfd = os.pidfd_open(process.pid)
         self._ready_fd = ready_fd
-        self._leash_fd = leash_fd
+        self._parent_death_fd = parent_death_fd
         self.log: list[str] = []
         """Return the end of the log of an agent that failed."""
 
@@ -90,23 +90,33 @@ class _Agent:
         :raises HostError: when its directory cannot be made.
         """
         directory = _make_directory(config["run"])
-        ready_fd, their_ready_fd = os.pipe()
+        ready_fd, agent_ready_fd = os.pipe()
         # Not inherited: it closes when this process ends for any reason, and the agent exits then.
-        their_leash_fd, leash_fd = os.pipe()
+        agent_parent_death_fd, parent_death_fd = os.pipe()
         log = os.open(directory / log_name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        told = json.dumps({**config, "directory": str(directory)})
+        arguments = json.dumps({**config, "directory": str(directory)})
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", START, bundle, told, str(their_ready_fd), str(their_leash_fd)],
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                "-c",
+                START,
+                bundle,
+                arguments,
+                str(agent_ready_fd),
+                str(agent_parent_death_fd),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            pass_fds=[their_ready_fd, their_leash_fd, *([] if bundle_lock is None else [bundle_lock])],
+            pass_fds=[agent_ready_fd, agent_parent_death_fd, *([] if bundle_lock is None else [bundle_lock])],
             start_new_session=True,
             cwd="/",
         )
-        for descriptor in (their_ready_fd, their_leash_fd, log):
+        for descriptor in (agent_ready_fd, agent_parent_death_fd, log):
             os.close(descriptor)
-        return cls(process, directory / log_name, ready_fd=ready_fd, leash_fd=leash_fd)
+        return cls(process, directory / log_name, ready_fd=ready_fd, parent_death_fd=parent_death_fd)
 
     def ready(self) -> dict[str, Any] | None:
         """Wait until the agent listens; return None if it exits before, takes too long or is no longer wanted."""
@@ -131,17 +141,17 @@ class _Agent:
                 quiet_s += TICK_S
                 continue
             quiet_s = 0.0
-            beats = os.read(STDIN, 4096)
-            if GOODBYE in beats:
+            heartbeats = os.read(STDIN, 4096)
+            if GOODBYE in heartbeats:
                 return "goodbye"
-            if not beats or not _write(beats):
+            if not heartbeats or not _write(heartbeats):
                 return "the connection ended"
         return f"nothing was heard for {silence_s:.0f} s"
 
-    def let_go(self) -> int:
+    def release(self) -> int:
         """Let an agent without clients exit, or stay if it keeps VMs; return its status, 0 if it stays."""
         if self._keeps():
-            os.write(self._leash_fd, b".")
+            os.write(self._parent_death_fd, b".")
             return 0
         return self.end(LEAVE_TIMEOUT_S)
 
@@ -191,9 +201,9 @@ def _made(run: str) -> Path:
     return directory
 
 
-def _write(beats: bytes) -> bool:
+def _write(heartbeats: bytes) -> bool:
     try:
-        os.write(STDOUT, beats)
+        os.write(STDOUT, heartbeats)
     except OSError:
         return False
     return True

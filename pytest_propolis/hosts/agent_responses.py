@@ -14,13 +14,13 @@ from ..errors import AgentError, PropolisError
 from ..propolis_api.connection.http import HttpAnswer
 from ..propolis_api.failure import api_error
 
-__all__ = ["AgentAnswers"]
+__all__ = ["ResponseDecoder"]
 
 T = TypeVar("T")
 QUOTED_BYTES: Final = 2000
 
 
-class AgentAnswers:
+class ResponseDecoder:
     """Decodes the responses of one agent, for the client with an event loop and for the one without.
 
     Another program, or an agent of another version, may be listening on the socket: any such response becomes an error

@@ -1,4 +1,4 @@
-"""A visit to an SSH host: a connection of its own, for commands of this project that need no agent."""
+"""A connection to an SSH host for commands of this project that need no agent."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from .host_options import check_options, destination_of
 from .link_client import link_base
 from .transport.transport import Transport
 
-__all__ = ["Visit", "Visited", "measure", "visit"]
+__all__ = ["CommandOutput", "HostConnection", "measure", "open_connection"]
 
-MARK: Final = b"propolis1 "
+LINE_PREFIX: Final = b"propolis1 "
 MEASURE: Final = "exec sh -c 'echo propolis1 $(nproc) $(getconf _PHYS_PAGES) $(getconf PAGE_SIZE)'"
 """The mark tells the answer from what a log-in shell's start-up files print."""
 
@@ -34,18 +34,18 @@ VARIABLES: Final = {"qemu": "PROPOLIS_QEMU", "artifact_dir": "PROPOLIS_ARTIFACT_
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Visited:
-    """What came of a command."""
+class CommandOutput:
+    """A finished command: its exit status and output."""
 
     status: int
     output: str
-    complaint: str
+    stderr: str
 
 
-class Visit:
+class HostConnection:
     """An open connection to a host.
 
-    :param directory: a private directory of this machine for sockets, as long as the visit lasts.
+    :param directory: a private directory of this machine for sockets, as long as the connection is open.
     """
 
     def __init__(self, spec: HostSpec, transport: Transport, directory: Path) -> None:
@@ -53,7 +53,7 @@ class Visit:
         self._transport = transport
         self._directory = directory
 
-    async def run(self, program: str, arguments: Sequence[str]) -> Visited:
+    async def run(self, program: str, arguments: Sequence[str]) -> CommandOutput:
         """Call a function of this project on the host, to its end.
 
         :param program: the module and the function, which takes the arguments: ``package.module:function``.
@@ -72,14 +72,14 @@ class Visit:
             python=options.get("python", "python3"),
         )
         try:
-            output, complaint = await channel.stdout.read(-1), await channel.stderr.read(-1)
+            output, stderr = await channel.stdout.read(-1), await channel.stderr.read(-1)
             status = await channel.status()
         except self._transport.errors as error:
             raise HostError(
                 f"host {self._spec.name}: the connection was lost: {error or type(error).__name__}"
             ) from None
-        return Visited(
-            status=status, output=output.decode(errors="replace"), complaint=complaint.decode(errors="replace")
+        return CommandOutput(
+            status=status, output=output.decode(errors="replace"), stderr=stderr.decode(errors="replace")
         )
 
     async def measure(self) -> Machine:
@@ -90,7 +90,7 @@ class Visit:
         try:
             channel = await self._transport.start(MEASURE)
             said = await channel.stdout.read(-1)
-            processors, pages, page_bytes = map(int, said[said.index(MARK) :].split()[1:4])
+            processors, pages, page_bytes = map(int, said[said.index(LINE_PREFIX) :].split()[1:4])
         except ValueError:
             raise HostError(f"host {self._spec.name}: it answered {said[-200:]!r}") from None
         except self._transport.errors as error:
@@ -98,7 +98,7 @@ class Visit:
         return Machine(processors=processors, memory_mib=pages * page_bytes >> 20)
 
     async def forward(self, remote: str) -> Path:
-        """Return a local socket behind which one of the host answers, as long as the visit lasts.
+        """Forward a local socket to one of the host, while the connection is open; return its path.
 
         :raises HostError: when SSH refuses.
         """
@@ -108,7 +108,7 @@ class Visit:
         return local
 
     async def forward_port(self, remote: int) -> int:
-        """Return a port of this machine's loopback interface that leads to one of the host's while the visit lasts.
+        """Forward a loopback port of this machine to one of the host, while the connection is open; return its number.
 
         :raises HostError: when SSH refuses.
         """
@@ -128,12 +128,12 @@ async def measure(spec: HostSpec) -> Machine:
     :raises SettingsError: when one of its options is wrong.
     :raises HostError: when it cannot be reached, or does not answer as it should.
     """
-    async with visit(spec) as visited:
-        return await visited.measure()
+    async with open_connection(spec) as connection:
+        return await connection.measure()
 
 
 @contextlib.asynccontextmanager
-async def visit(spec: HostSpec) -> AsyncIterator[Visit]:
+async def open_connection(spec: HostSpec) -> AsyncIterator[HostConnection]:
     """Connect to a host, for the length of the block.
 
     :raises SettingsError: when one of its options is wrong.
@@ -141,14 +141,14 @@ async def visit(spec: HostSpec) -> AsyncIterator[Visit]:
     """
     check_options(spec)
     make_private_directory(link_base())
-    directory = link_base() / f"visit-{secrets.token_hex(4)}"
+    directory = link_base() / f"command-{secrets.token_hex(4)}"
     make_private_directory(directory)
     held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(held, fcntl.LOCK_EX)  # else it would count as abandoned
     try:
         transport = await connect(destination_of(spec), control=directory / "ssh.sock")
         try:
-            yield Visit(spec, transport, directory)
+            yield HostConnection(spec, transport, directory)
         finally:
             transport.abort()
             with contextlib.suppress(*transport.errors):

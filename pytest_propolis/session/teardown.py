@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..ledger.audit import Leak
     from ..settings import Settings
 
-__all__ = ["LOG_DIRECTORY_KEY", "EndOfRun", "WorkersEnd"]
+__all__ = ["LOG_DIRECTORY_KEY", "RunTeardown", "WorkerTeardown"]
 
 SETTLE_TIMEOUT_S: Final = 15.0
 """How long agents may take to exit after their last client, before the resources that they own count as leaks."""
@@ -29,7 +29,7 @@ LOG_DIRECTORY_KEY: Final = "propolis_log_directory"
 """The key of a worker's log directory in its xdist input, if workers must not share one."""
 
 
-class WorkersEnd:
+class WorkerTeardown:
     """A plugin of an xdist worker: releases its hosts, and reports to the controller whether there were VMs."""
 
     @pytest.hookimpl(wrapper=True, trylast=True)
@@ -39,10 +39,10 @@ class WorkersEnd:
         hosts = session.config.stash.get(HOSTS, ())
         session.config.workeroutput[WORKER_KEY] = any(host.was_up for host in hosts)  # type: ignore[attr-defined]
         with guarded(session.config, "releasing the worker's VMs"):
-            _let_go(session.config)
+            _release_resources(session.config)
 
 
-class EndOfRun:
+class RunTeardown:
     """A plugin of the process that has the terminal: runs the leak check at the end of the run."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class EndOfRun:
         self._used = False
         self._leaks: list[Leak] = []
         self._kept: list[KeptListed] = []
-        self._not_looked = ""
+        self._unchecked_reason = ""
         self._lingering: set[str] = set()
 
     @pytest.hookimpl(optionalhook=True)
@@ -69,9 +69,9 @@ class EndOfRun:
         """Run after the last finalizer and the last worker, before the summary."""
         yield
         with guarded(session.config, "releasing the run's VMs"):
-            _let_go(session.config)
+            _release_resources(session.config)
         with guarded(session.config, "looking for what the run has left behind"):
-            self._look_for_leaks(session.config)
+            self._check_for_leaks(session.config)
         if self._leaks and session.exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -83,8 +83,8 @@ class EndOfRun:
             terminalreporter.section("VMs kept")
             for line in describe_kept(self._kept):
                 terminalreporter.write_line(line)
-        if self._not_looked:
-            terminalreporter.write_line(f"propolis: the leak check did not run: {self._not_looked}")
+        if self._unchecked_reason:
+            terminalreporter.write_line(f"propolis: the leak check did not run: {self._unchecked_reason}")
         if terminalreporter.verbosity > 0:
             for line in sorted(self._lingering):
                 terminalreporter.write_line(line)
@@ -94,14 +94,14 @@ class EndOfRun:
                 terminalreporter.write_line(str(leak), red=True)
             terminalreporter.write_line("`propolis gc` removes what a ledger lists; end the rest by hand")
 
-    def _look_for_leaks(self, config: pytest.Config) -> None:
+    def _check_for_leaks(self, config: pytest.Config) -> None:
         if config.stash[INTERRUPTION].has_abandoned:
             return
         try:
             for agent_id, run in self._runs(config):
-                self._look(agent_id, run, config.stash[SETTINGS])
+                self._check_agent(agent_id, run, config.stash[SETTINGS])
         except (OSError, PropolisError) as error:  # an error of the leak check must not cost the tests' results
-            self._not_looked = str(error)
+            self._unchecked_reason = str(error)
 
     def _runs(self, config: pytest.Config) -> Iterable[tuple[str, str]]:
         """Return the ids of the agents on this machine's hosts and of the run there, if it had VMs there."""
@@ -113,7 +113,7 @@ class EndOfRun:
             (host.agent_id, host.run_id) for host in config.stash.get(HOSTS, ()) if host.was_up and host.shares_files
         ]
 
-    def _look(self, agent_id: str, run: str, settings: Settings) -> None:
+    def _check_agent(self, agent_id: str, run: str, settings: Settings) -> None:
         from ..hosts.agent_client import running_agents
         from ..hosts.run_directory import base_directory
         from ..ledger.audit import audit, wait_settled
@@ -129,7 +129,7 @@ class EndOfRun:
         self._leaks += audit(base, agent_id, clients=f"{run}.", disks=disks)
 
 
-def _let_go(config: pytest.Config) -> None:
+def _release_resources(config: pytest.Config) -> None:
     """Close this process's hosts, which releases its remaining resources there except those to be kept."""
     if policy := config.stash.get(RETENTION_POLICY, None):
         policy.finish()
