@@ -61,8 +61,8 @@ class VmFactory:
     """Makes any number of VMs, on the hosts of a run. What it made is gone when it is closed.
 
     :param hosts: the hosts that its VMs may be on; the first one is the default.
-    :param group: what the VMs belong to, usually a test; their names are unique in it.
-    :param log_dir: the directory for their logs; it is made with the first VM.
+    :param group: what the VMs belong to, usually a test; tsuccessor names are unique in it.
+    :param log_dir: the directory for tsuccessor logs; it is made with the first VM.
     :param made: receives each VM as soon as there is one, for reports.
     :param artifact: finds an artifact of a catalog by its name.
     :param metric_addr: the IP address and port at which servers of VMs register for metrics; None for no metrics.
@@ -287,25 +287,23 @@ class VmFactory:
         fail_migration_exports: int | None = None,
         fail_migration_imports: int | None = None,
     ) -> TestVm:
-        """Make a VM that can take another one's place: the same instance with the same disks, at a server of its own.
+        """Create a VM that can replace another one: the same instance with the same disks, at its own server.
 
-        It does not run yet: `TestVm.migrate_from` takes the guest over, and `TestVm.boot` boots it from its disks, when
-        the other VM has stopped. The disks stay the other VM's: they are gone when that one's factory is closed.
+        It does not run yet: `TestVm.migrate_from` migrates the guest to it, and `TestVm.boot` boots it from the disks
+        after the other VM has stopped. The other VM still owns the disks: closing its factory removes them.
 
-        :param name: by default the other one's, with a number.
-        :param host: the host that it is to be on; by default the other one's. Disks are copied to another host by a
-            migration; a VM that is to boot from them must be on the same one.
-        :param copy_disks: have a migration copy the disks to new ones of this VM, as between hosts that share no
-            storage. Disks that the guest can only read are shared all the same.
-        :param server: what serves it, as in `VmConfig`; by default what serves the other one.
+        :param name: the other VM's name with a number, by default.
+        :param host: the other VM's host, by default. A migration copies disks to another host; a VM that boots from
+            them must be on the same host.
+        :param copy_disks: let a migration copy the disks to new ones of this VM, as between hosts that share no
+            storage. Read-only disks are shared in any case.
+        :param server: what serves it, as in `VmConfig`; the other VM's server by default.
         :param fail_migration_exports: as in `VmConfig`.
         :param fail_migration_imports: as in `VmConfig`.
         """
         name = name or self._successor_name(vm.name)
         self._require_new(name)
-        target_host = vm.host if host is None else self._choose(host)
-        for disk in vm.volumes:
-            disk.volume.require_reachable(target_host)
+        target_host = self._successor_host(vm, host)
         spec = _taken_over(vm, fail_exports=fail_migration_exports, fail_imports=fail_migration_imports)
         session = await self._session(target_host)
         spec = await self._networks.succeed(vm, name, session, spec)
@@ -323,16 +321,22 @@ class VmFactory:
             predecessor=vm.id if vm.id and not is_elsewhere else None,
         )
         async with self._keeping(session, name) as taken:
-            heir = await self._builder.serve(session, plan, taken)
-            heir.volumes, heir.nics = list(vm.volumes), vm.nics
-            self._remember(heir)
-        return heir
+            successor = await self._builder.serve(session, plan, taken)
+            successor.volumes, successor.nics = list(vm.volumes), vm.nics
+            self._remember(successor)
+        return successor
+
+    def _successor_host(self, vm: TestVm, host: HostChoice | None) -> Host:
+        chosen = vm.host if host is None else self._choose(host)
+        for disk in vm.volumes:
+            disk.volume.require_reachable(chosen)
+        return chosen
 
     @contextlib.asynccontextmanager
     async def _keeping(self, session: HostSession, name: str) -> AsyncIterator[contextlib.AsyncExitStack]:
-        """What is taken in the block is the factory's after it, and gone if the block fails.
+        """Transfer what is acquired in the block to the factory, or release it if the block fails.
 
-        :param name: of the VM that is made in the block.
+        :param name: the name of the VM that is created in the block.
         """
         try:
             async with contextlib.AsyncExitStack() as taken:

@@ -392,10 +392,5 @@ def _time_s(event: Mapping[str, Any]) -> float:
 def _channels(fds: dict[str, int]) -> list[str]:
     return [
         *("-chardev", f"socket,id=monitor,fd={fds['monitor']}", "-mon", "chardev=monitor,mode=control"),
-        *(
-            argument
-            for name in fds
-            if name != "monitor"
-            for argument in ("-chardev", f"socket,id={name},fd={fds[name]}")
-        ),
+        *(arg for name in fds if name != "monitor" for arg in ("-chardev", f"socket,id={name},fd={fds[name]}")),
     ]

@@ -11,7 +11,8 @@ from typing import Any, Final
 from ...console.channels.channel import ByteChannel, Exchanged, Garbled
 from ...console.read_eval_loop import quoted
 from ...console.shell import Shell
-from ...errors import ConsoleError, FileTransferError, PropolisError, ShellLost, abbreviated
+from ...errors import ConsoleError, FileTransferError, PropolisError, ShellLost
+from ...terminal_text import abbreviated
 from .remote_path import RemotePath
 
 __all__ = ["GuestSide"]

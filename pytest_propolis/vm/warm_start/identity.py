@@ -8,9 +8,10 @@ from typing import Final
 from ...console.commands import CommandResult
 from ...console.shell import Shell
 from ...console.shell_protocol import TypedCommand, typed_command
-from ...errors import TemplateError, abbreviated
+from ...errors import TemplateError
 from ...guests.adapter import GuestAdapter
 from ...guests.fork_identity import NOT_EXECUTABLE
+from ...terminal_text import abbreviated
 from ..timings import Timings
 from .fork_handle import ForkHandle
 
