@@ -200,7 +200,7 @@ def _check_instance(cls: type, value: Any) -> str | None:
 
 
 def _is_sound(text: str) -> bool:
-    """Whether a text can be a name or an argument of a program."""
+    """Return whether a text can be a name or an argument of a program."""
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 

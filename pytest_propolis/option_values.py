@@ -1,4 +1,4 @@
-"""What the text of an option may be: each function returns its value, or raises `ValueError` saying what is allowed.
+"""Parsers of option texts: each returns the value, or raises `ValueError` that says what is allowed.
 
 Like `settings`, this module imports only the standard library, because pytest reads it before every run.
 """

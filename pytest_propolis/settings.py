@@ -1,4 +1,4 @@
-"""What a person chose: command line, environment, ini file and settings file become one frozen `Settings`.
+"""Settings: command line, environment, ini file and settings file become one frozen `Settings`.
 
 A value is taken from the first place that has one: ``--propolis-cpus`` on the command line, ``PROPOLIS_CPUS`` in the
 environment, ``propolis_cpus`` in pytest's ini file, ``cpus`` in the ``[settings]`` table of the settings file, the
@@ -65,7 +65,7 @@ class Option:
 
     @property
     def usage(self) -> str:
-        """How it is written on the command line."""
+        """Its syntax on the command line."""
         return f"{self.flag} {self.metavar}".rstrip()
 
     @property
@@ -79,7 +79,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # comparing takes as long to generate as all else
 class Settings:
-    """What a person chose, checked. Build it with `Settings.resolve`."""
+    """The checked settings of a user. Build them with `Settings.resolve`."""
 
     guest: str = field(
         default="alpine", metadata={"parse": non_empty, "help": "guest that test_vm boots", "metavar": "NAME"}

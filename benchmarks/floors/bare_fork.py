@@ -98,7 +98,7 @@ class BareFork:
     def assign_identity(self, name: str, *, again: bool = False) -> None:
         """Give the guest an identity, with the project's own command.
 
-        :param again: make it ready to be given another one.
+        :param again: re-arm it for another identity.
         """
         command = identity_command(SCRATCH, name=name)
         self.run(f"{command} && {await_identity_command(SCRATCH)}" if again else command)
@@ -114,7 +114,7 @@ class BareFork:
 
 
 async def place_of_template(harness: Harness, guest: str) -> Path:
-    """The directory of the template of a guest, which is made if it is not there."""
+    """Return the directory of a guest's template, which is made if it does not exist."""
     vm = await harness.factory.start("first", guest=guest)
     await vm.aclose()
     (key,) = harness.host.templates.values()

@@ -136,7 +136,7 @@ class AgentApp:
 
     @property
     def is_unused(self) -> bool:
-        """Whether it has no clients, keeps nothing, and does not linger either."""
+        """Whether it has no clients, keeps no resources, and does not linger."""
         return self.registry.is_empty and not self._lingering.is_wanted
 
     async def close(self) -> None:

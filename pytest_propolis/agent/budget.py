@@ -19,7 +19,7 @@ QEMU_MIB: Final = 64
 
 
 def fork_cost_mib(memory_mib: int) -> int:
-    """Return what to reserve for a fork: QEMU itself, and a quarter of the guest's memory for pages that it writes."""
+    """Return the memory to reserve for a fork: QEMU's own, and a quarter of the guest's for pages that it writes."""
     return QEMU_MIB + memory_mib // 4
 
 

@@ -51,7 +51,7 @@ class OwnedVm:
 
     @property
     def port(self) -> int | None:
-        """Where its server is reached, if that is a program of its own."""
+        """The port of its server, if that is a separate program."""
         return self.server.port if isinstance(self.server, ServerProcess) else None
 
     @property

@@ -109,7 +109,7 @@ class ResourceRegistry:
         self._resources_of(client)
 
     def writer_of(self, client: str) -> LedgerWriter:
-        """Return what records resources of a client that it does not manage itself.
+        """Return a writer that records a client's resources which the registry does not manage itself.
 
         :raises AgentError: when the client has no lifeline.
         """

@@ -1,4 +1,4 @@
-"""What a VM starts from: a kernel of the host's, or firmware.
+"""Boot sources of a VM: a kernel on the host, or firmware.
 
 `propolis-server` is given its boot ROM on its command line, not through the API; this is the engine's counterpart.
 """

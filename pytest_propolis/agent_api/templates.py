@@ -1,4 +1,4 @@
-"""What clients and agents say to each other about templates of VMs, and forks of them."""
+"""Messages between clients and agents about templates of VMs, and forks of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TemplateNeeded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TemplateMaking(msgspec.Struct, frozen=True, kw_only=True):
-    """A VM is there to become a template: its API is below `path`, its disks are in place."""
+    """A VM was created that is to become a template: its API is below `path`, its disks exist."""
 
     id: str
     path: str

@@ -97,7 +97,7 @@ def _survey(settings: Settings) -> Survey:
 def _hosts_as_objects(
     hosts: Sequence[HostSpec], arguments: Sequence[str], settings: Settings
 ) -> dict[str, dict[str, Any]]:
-    """Return what each host can do, as it says it with --json; of a host that does not answer, the error."""
+    """Return the capabilities that each host reports with --json, or its error."""
     remote = [spec for spec in hosts if spec.kind != LOCAL]
     answers = dict(
         zip((spec.name for spec in remote), asyncio.run(run_on_hosts(remote, PROGRAM, arguments)), strict=True)

@@ -89,7 +89,7 @@ def _clear(base: Path, *, dry_run: bool, kept: bool) -> tuple[bool, bool]:
 
 
 def _clear_kept(base: Path, *, dry_run: bool, remove: bool) -> bool:
-    """Make running agents remove what they keep, or list it. Return whether there was anything."""
+    """Make running agents remove or list their kept resources. Return whether there were any."""
     verb = ("would remove" if dry_run else "removed") if remove else "kept"
     hint = "" if remove else ": `propolis gc --kept` removes it"
     found = False
@@ -128,7 +128,7 @@ def _remove_disks(*, dry_run: bool) -> bool:
 
 
 def _remove_links(*, dry_run: bool) -> bool:
-    """Remove what killed link processes left here. Return whether there was anything."""
+    """Remove leftovers of killed link processes. Return whether there were any."""
     base = link_base()
     removed = remove_abandoned_links(base, dry_run=dry_run) if base.is_dir() else []
     for directory in removed:
@@ -149,7 +149,7 @@ def _remove_templates(*, dry_run: bool) -> bool:
 
 
 def _show(report: Report) -> bool:
-    """Print what was done. Return whether there was anything to print."""
+    """Print a report. Return whether it had any lines."""
     verb = "would remove" if report.dry_run else "removed"
     for entry in report.removed:
         click.echo(f"{verb} {_name(entry)}")

@@ -38,7 +38,7 @@ def on_hosts(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def chosen_hosts(inventory: str | None, names: Sequence[str]) -> tuple[HostSpec, ...] | None:
-    """Return the hosts that a person chose; None if that is this machine.
+    """Return the hosts that the user chose; None for this machine.
 
     :param inventory: as ``--propolis-hosts``; PROPOLIS_HOSTS if None and there are names.
     :raises ConfigError: when there is no inventory, or no such host in it.
@@ -58,7 +58,7 @@ def chosen_hosts(inventory: str | None, names: Sequence[str]) -> tuple[HostSpec,
 
 
 def ask_hosts(hosts: Sequence[HostSpec], arguments: Sequence[str], *, here: Callable[[], bool]) -> None:
-    """Run a command on hosts at once, show each one's output, and exit with 1 if one of them failed.
+    """Run a command on all hosts concurrently, show their output, and exit with 1 if one of them failed.
 
     :param arguments: of `propolis`.
     :param here: runs the command on this machine for local hosts, and returns whether it went well.
@@ -85,7 +85,7 @@ def ask_hosts(hosts: Sequence[HostSpec], arguments: Sequence[str], *, here: Call
 async def run_on_hosts(
     hosts: Sequence[HostSpec], program: str, arguments: Sequence[str]
 ) -> list[CommandOutput | PropolisError]:
-    """Call a function of this project on hosts at once; return its output, or the error, of each."""
+    """Call a function of this project on all hosts concurrently; return the output or the error of each."""
     return list(await asyncio.gather(*(_run_on_host(spec, program, arguments) for spec in hosts)))
 
 

@@ -43,7 +43,7 @@ def ps(*, only_kept: bool, hosts: tuple[HostSpec, ...] | None) -> None:
 
 
 def _list(*, only_kept: bool) -> bool:
-    """Show the table of this machine; return that it went well."""
+    """Show the table of this machine; return True."""
     bases = known_base_directories() if only_kept else [base_directory()]
     rows = [row for base in bases for run in survey(base) for row in _rows(run, only_kept=only_kept)]
     if not rows:

@@ -142,7 +142,7 @@ def serve(
 
 
 def _tcp_address(text: str) -> Address | None:
-    """Return the address of a text such as ``127.0.0.1:80`` or ``[::1]:80``; None if it is none."""
+    """Parse an address such as ``127.0.0.1:80`` or ``[::1]:80``; return None if it is invalid."""
     from ..agent.servers.standalone import Address
 
     host, _, port = text.rpartition(":")

@@ -33,7 +33,7 @@ def abandon_to_agents() -> int:
 
 
 def vms_of_run(run: LocalRun) -> int:
-    """Return how many VMs a run has on this machine, according to the ledgers of its agents."""
+    """Return the number of a run's VMs on this machine, according to the ledgers of its agents."""
     return sum(_vms_in(directory, run.run) for directory in base_directory().glob(f"{run.agent}-*"))
 
 

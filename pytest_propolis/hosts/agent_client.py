@@ -331,7 +331,7 @@ class AgentClient:
         self._ask("POST", "/removal", NoneType, resources)
 
     def lingering(self) -> LingerListed:
-        """How long the agent stays after its last client."""
+        """Return the time for which the agent lingers after its last client."""
         return self._ask("GET", "/linger", LingerListed)
 
     def end_lingering(self) -> LingerListed:

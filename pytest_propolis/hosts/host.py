@@ -46,7 +46,7 @@ class Unfinished(Protocol):
 
     @property
     def resources(self) -> ResourceIds:
-        """What that is."""
+        """The resources."""
 
 
 class Machine(NamedTuple):

@@ -115,7 +115,7 @@ class SshHost:
 
     @property
     def facts(self) -> HostFacts | None:
-        """What its loader has told of it, while its agent is up."""
+        """The facts that its loader reported, while its agent is up."""
         return self._joined[0].ready.facts if self._joined else None
 
     @property

@@ -123,7 +123,7 @@ class _Agent:
 
     @property
     def lingers(self) -> bool:
-        """Whether it is still running, without clients of the run, to serve the next one."""
+        """Whether it is still running to serve the next run, without clients of this run."""
         return self.is_alive and self.found.contents is not None and self.found.contents.header.lingers
 
     @property
@@ -228,7 +228,7 @@ def _mounts(run: str) -> Iterator[Leak]:
 
 
 def _is_out_of_others_reach(path: Path) -> bool:
-    """Whether no other user can have made what lies at a path.
+    """Return whether no other user can have created the file at a path.
 
     Users can mount their own file systems (FUSE), and set up loop devices over their files (udisks), with the run's id
     in the name.

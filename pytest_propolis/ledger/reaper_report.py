@@ -33,7 +33,7 @@ class Skipped:
 
 @dataclass(slots=True)
 class Report:
-    """What the reaper did, or would try to do with `dry_run`.
+    """The actions of the reaper, or those that it would try with `dry_run`.
 
     :param removed: the removed entries, in order.
     :param strays: killed processes that carried a run's tag but were not listed.

@@ -1,4 +1,4 @@
-"""Python processes that run this project's modules, apart from what a test does to its own process."""
+"""Python processes that run this project's modules, independent of changes a test makes to its own process."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def python_command(module: str, *arguments: str, detached: bool = False) -> list
 
 @cache
 def original_popen() -> type[subprocess.Popen[bytes]]:
-    """Return the class of a copy of the module `subprocess`, in which no test has put doubles."""
+    """Return the class of a copy of the module `subprocess` that no test has patched."""
     spec = importlib.util.find_spec("subprocess")
     assert spec is not None
     assert spec.loader is not None

@@ -73,7 +73,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Around the tests: `arm` has an effect inside. When they are interrupted, it does until `restore`."""
+        """Wrap the tests: `arm` has an effect inside the block and, after an interruption, until `restore`."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -92,7 +92,7 @@ class Interruption:
                 self.restore()
 
     def arm(self) -> None:
-        """Install the handlers, because there are now resources to clean up. Idempotent."""
+        """Install the handlers, as there are now resources to clean up. Idempotent."""
         if not self._is_listening or threading.current_thread() is not threading.main_thread():
             return
         self._handle(self._signals)
@@ -104,7 +104,7 @@ class Interruption:
                 self._take(number, self._terminate)
 
     def finish(self, session: pytest.Session) -> Generator[None, Any, Any]:
-        """Around the end of the session, where an interrupted run tears its fixtures down.
+        """Wrap the end of the session, where an interrupted run tears its fixtures down.
 
         There pytest stops at the first finalizer that raises or is interrupted; this runs the others, too.
         """

@@ -45,7 +45,7 @@ __all__ = ["VmFactory"]
 
 
 class FactoryOptions(TypedDict):
-    """What a `VmFactory` needs beside its hosts."""
+    """The options of a `VmFactory`."""
 
     settings: Settings
     guests: GuestRegistry
@@ -107,7 +107,7 @@ class VmFactory:
 
     @property
     def sessions(self) -> tuple[HostSession, ...]:
-        """What it has on each host that it has used."""
+        """Its sessions on the hosts that it has used."""
         return tuple(self._sessions.values())
 
     @classmethod
@@ -138,7 +138,7 @@ class VmFactory:
                     raise
 
     async def _session(self, host: Host) -> HostSession:
-        """Return what it has on a host; the connection is opened when the host is first used."""
+        """Return its session on a host, which is opened when the host is first used."""
         async with self._opening:
             if host.name not in self._sessions:
                 self._sessions[host.name] = await self._open_sessions.enter_async_context(
@@ -148,7 +148,7 @@ class VmFactory:
 
     @property
     def group(self) -> str:
-        """What the VMs belong to."""
+        """The name of the VMs' owner."""
         return self._group
 
     async def release_console(self) -> None:

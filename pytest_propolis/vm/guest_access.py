@@ -39,7 +39,7 @@ COMMAND_TIMEOUT_S: Final = 300.0
 
 
 class GuestAccess(Instance):
-    """What a test asks a VM's guest for, over its console or its guest ports.
+    """Access to a VM's guest, over its console or its guest ports.
 
     :param vm_id: the VM's id at its agent.
     :param has_ports: whether files and streams go over guest ports: ``VmConfig(channel="port")``.
@@ -118,7 +118,7 @@ class GuestAccess(Instance):
             return await self.shell.run(command, timeout_s=timeout_s, check=check, on_output=_decoded(on_output))
 
     async def kernel_messages(self, *, timeout_s: float = COMMAND_TIMEOUT_S) -> tuple[str, ...]:
-        """Return what the guest's kernel has logged since it booted, by line, the oldest first.
+        """Return the lines of the guest's kernel log since its boot, the oldest first.
 
         They come from the guest's ``dmesg``. Where it cannot run, as after a panic, they are what the console has shown
         with the kernel's time: fewer, if the kernel's log level for the console is low.
@@ -295,7 +295,7 @@ class GuestAccess(Instance):
 
 
 def _decoded(on_output: Callable[[str], None] | None) -> Callable[[bytes], None] | None:
-    """Return what takes bytes for a function that takes text; a character may come in two pieces."""
+    """Wrap a function that takes text into one that takes bytes, which may split characters."""
     if on_output is None:
         return None
     decoder = getincrementaldecoder("utf-8")(errors="replace")

@@ -1,4 +1,4 @@
-"""Run tests of this project with a process for each VM: what serves a VM must not matter to them.
+"""Run tests of this project with a server process for each VM, which must not matter to them.
 
 ``.venv/bin/python tests/support/program_run.py [--server PROGRAM] [PYTEST ARGUMENT...]``
 
@@ -67,7 +67,7 @@ class ProgramRun:
 def program_run(
     tests: Iterable[str], *, server: str = PROGRAM, arguments: Sequence[str] = (), timeout_s: float | None = None
 ) -> ProgramRun:
-    """Run tests at a server program, on three hosts of this machine."""
+    """Run tests with a server program, on three hosts of this machine."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     done = subprocess.run(
         [

@@ -63,7 +63,7 @@ class OwnedVolume:
         return Path(self.directory.what["path"])
 
     def created(self) -> VolumeCreated:
-        """Return what its owner needs to write volume construction requests."""
+        """Return the facts that its owner needs for volume construction requests."""
         host, port = self.black_hole.getsockname()
         return VolumeCreated(
             id=self.id,

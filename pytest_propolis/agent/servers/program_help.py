@@ -1,4 +1,4 @@
-"""What a server program says of itself: the options that its help names, and the formats of disks."""
+"""The features of a server program, from its help: options, and formats of disks."""
 
 from __future__ import annotations
 

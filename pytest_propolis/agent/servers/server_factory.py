@@ -30,7 +30,7 @@ BACKENDS: Final[Mapping[type, BackendFactory]] = MappingProxyType({CrucibleStora
 
 
 class VmPaths(NamedTuple):
-    """Where a VM's server has its files, and where they are recorded."""
+    """The directories of a VM's server, and the writer that records them."""
 
     vm_id: str
     directory: Path
@@ -50,10 +50,10 @@ def server_config(
     memory: GuestMemory | None,
     variables: Path | None,
 ) -> ServerConfig:
-    """Return how the engine is to serve a VM.
+    """Return the engine's configuration for a VM.
 
     :param memory: the file for the guest's memory.
-    :param variables: the firmware variables of the VM whose place it takes.
+    :param variables: the firmware variables of the VM that it replaces.
     """
     return ServerConfig(
         tag=f"{command_line_tag(agent.run)}{paths.vm_id}",
@@ -100,7 +100,7 @@ def server_process(
 
 
 def metrics_config(request: CreateVm) -> MetricsConfig | None:
-    """Return where the engine serves the metrics of a VM, and registers them."""
+    """Return the address at which the engine serves a VM's metrics, and the registry."""
     if request.metric_addr is None:
         return None
     return MetricsConfig(host=LOOPBACK, registry=request.metric_addr)

@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """Where a server listens: a TCP port, or a UNIX socket.
+    """The address of a server: a TCP port, or a UNIX socket.
 
     :param host: an IP address; empty for a UNIX socket.
     :param port: 0 for any free port.
@@ -118,7 +118,7 @@ async def serve(
 
 
 def _signalled() -> asyncio.Event:
-    """Return what is set by the first signal that ends the server."""
+    """Return an event that the first terminating signal sets."""
     leave = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in SIGNALS:

@@ -337,12 +337,12 @@ def _looks(file: str) -> str:
 
 
 def _processor(hypervisor: Hypervisor) -> str:
-    """Return what the guest sees of the host's processor: everything under KVM, nothing under emulation."""
+    """Return a digest of the host's processor as a guest sees it; empty under emulation."""
     if hypervisor.accelerator.name != "kvm":
         return ""
     lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-    told = [line for line in lines if line.startswith(("vendor_id", "cpu family", "model", "stepping", "flags"))]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+    relevant = [line for line in lines if line.startswith(("vendor_id", "cpu family", "model", "stepping", "flags"))]
+    return hashlib.sha256("\n".join(relevant).encode()).hexdigest()
 
 
 def _free_bytes(directory: Path) -> int:

@@ -66,7 +66,7 @@ async def kept_guest(vm_id: str, hosts: tuple[HostSpec, ...] | None) -> AsyncIte
 
 @contextlib.asynccontextmanager
 async def kept_files(vm_id: str, hosts: tuple[HostSpec, ...] | None) -> AsyncIterator[FileTransfers]:
-    """Transfers into the guest of a kept VM and out of it, over its console; errors are those of `kept_guest`."""
+    """Open file transfers with the guest of a kept VM, over its console. Errors are those of `kept_guest`."""
     async with kept_guest(vm_id, hosts) as (vm, shell):
         yield FileTransfers(shell=shell, channel=ConsoleChannel(shell), vm=vm.name)
 
@@ -96,7 +96,7 @@ async def _leave(shell: Shell, console: Console) -> None:
 
 @contextlib.contextmanager
 def _alone(vm: LocatedVm) -> Iterator[None]:
-    """Refuse a second one at the same console. The kernel takes this lock away with the process."""
+    """Hold a lock on the console, and refuse a second user. The kernel releases the lock with the process."""
     with socket.socket(socket.AF_UNIX) as lock:
         try:
             lock.bind(f"\0propolis-kept-{vm.id}")

@@ -1,4 +1,4 @@
-"""``propolis run``: a command in a VM that is there for it alone."""
+"""``propolis run``: run a command in a VM of its own."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run(
     guest_name: str | None,
     memory_mib: int | None,
 ) -> None:
-    """Run COMMAND in a VM that is there for it alone, and exit with its status.
+    """Run COMMAND in a VM of its own, and exit with its status.
 
     One word is a line for the guest's shell; several are a program and its arguments. Standard output and standard
     error are those of COMMAND; its standard input is empty.

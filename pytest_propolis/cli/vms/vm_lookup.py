@@ -1,4 +1,4 @@
-"""Where VMs are that a person names by their ids."""
+"""Look up VMs by id, on this machine and on the hosts of an inventory."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ PRINT_VMS: Final = "pytest_propolis.cli.vms.vm_lookup:print_vms"
 
 @contextlib.asynccontextmanager
 async def locate_vm(vm_id: str, hosts: tuple[HostSpec, ...] | None) -> AsyncIterator[tuple[LocatedVm, Endpoint]]:
-    """Find a VM, and have its server within reach for the length of the block.
+    """Find a VM, and forward its server to this machine for the length of the block.
 
-    :param vm_id: its id, or the beginning of it.
-    :raises ConfigError: when it is not one VM.
+    :param vm_id: its id, or a prefix of it.
+    :raises ConfigError: when the prefix does not identify exactly one VM.
     """
     here = await asyncio.to_thread(_find_local, vm_id) if _includes_this_machine(hosts) else []
     found: list[tuple[HostSpec | None, LocatedVm]] = [(None, vm) for vm in here]
@@ -69,7 +69,7 @@ class LocatedVm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _find_local(wanted: str) -> list[LocatedVm]:
-    """Return the VMs of this machine whose ids begin so."""
+    """Return the VMs of this machine whose ids begin with a prefix."""
     return [
         LocatedVm(id=vm.id, name=vm.name, socket=str(agent.socket), is_kept=vm.kept is not None, port=vm.port)
         for base in known_base_directories()
@@ -80,7 +80,7 @@ def _find_local(wanted: str) -> list[LocatedVm]:
 
 
 def print_vms(arguments: list[str]) -> None:
-    """Print what `_find_local` finds, as one JSON list: run on a host over SSH."""
+    """Print the VMs of this machine as a JSON list. Runs on a host over SSH."""
     sys.stdout.buffer.write(msgspec.json.encode(_find_local(arguments[0])))
     sys.stdout.buffer.flush()
 

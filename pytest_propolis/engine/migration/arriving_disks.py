@@ -57,7 +57,7 @@ class ArrivingDisks:
 
     @property
     def timeout_s(self) -> float:
-        """How long that may take."""
+        """The time limit of the transfer."""
         return copy_timeout_s(sum(self._facts[key].size_bytes for key in self.copied))
 
     async def settle(self, spec: InstanceSpec, facts: Mapping[str, DiskFacts]) -> InstanceSpec:

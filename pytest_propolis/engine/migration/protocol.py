@@ -67,7 +67,7 @@ T = TypeVar("T")
 
 
 def transfer_timeout_s(memory_mib: int) -> float:
-    """Return how long the transfer of a guest's memory may take: 90 s per GiB, and at least as long as answers."""
+    """Return the time limit for transferring a guest's memory: 90 s per GiB, and at least that of answers."""
     return max(TRANSFER_S_PER_GIB * memory_mib / 1024, ANSWER_TIMEOUT_S)
 
 

@@ -97,7 +97,7 @@ class MigrationTarget:
         self._phases_s: dict[str, float] = {}
 
     def report(self, *, resumed_s: float) -> MigrationSide:
-        """Return what is known of the migration.
+        """Return a report of the migration.
 
         :param resumed_s: when QEMU last let the guest run.
         """

@@ -114,7 +114,7 @@ def _buses(board: Board, components: Mapping[str, Any], *, display: bool, guest_
 
 
 def _process(tag: str, properties: InstanceProperties) -> Iterator[str]:
-    """What every QEMU process is: marked as the run's, without devices of its own, and paused."""
+    """Yield the options of every QEMU process: a tag of the run, no default devices, paused."""
     yield from ("-name", f"guest={tag}", "-uuid", str(properties.id))
     yield from ("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S")
 

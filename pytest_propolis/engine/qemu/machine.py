@@ -271,7 +271,7 @@ class Machine:
         self.ports.close()
 
     async def _how_it_ended(self) -> str:
-        """Return how QEMU ended, and its last output; empty if it has not ended soon after its monitor did."""
+        """Describe how QEMU ended, with its last output; empty if it still runs a moment after its monitor closed."""
         if self._process is None:
             return ""
         with contextlib.suppress(TimeoutError):

@@ -85,7 +85,7 @@ class ServerConfig:
 
     @property
     def display_socket(self) -> Path | None:
-        """Where the display's VNC server listens; None without a display."""
+        """The socket of the display's VNC server; None without a display."""
         return self.directory / "vnc.sock" if self.display else None
 
     def arguments(self, vm: ServedVm, spec: InstanceSpec, cpu_features: CpuFeatures) -> list[str]:

@@ -39,7 +39,7 @@ def with_disks_in(spec: InstanceSpec, directory: Path) -> InstanceSpec:
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
-    """What a template's directory holds beside memory, state and disks.
+    """The manifest of a template, stored beside its memory, state and disks.
 
     :param boot: what its guest started from, and what a fork that is reset starts from.
     :param spec: the machine; the paths of its disks are `disk_file` names.

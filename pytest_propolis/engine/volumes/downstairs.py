@@ -67,7 +67,7 @@ class Downstairs:
 
     @property
     def address(self) -> str:
-        """Where an upstairs finds it: ``IP:PORT``."""
+        """Its address for an upstairs: ``IP:PORT``."""
         host, port = self._reserved.getsockname()
         return f"{host}:{port}"
 

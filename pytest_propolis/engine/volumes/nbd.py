@@ -31,9 +31,9 @@ class NbdError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What a server says of an export.
+    """A server's description of an export.
 
-    :param minimum_block_bytes: the smallest transfer that it takes.
+    :param minimum_block_bytes: the smallest transfer that it accepts.
     """
 
     size_bytes: int

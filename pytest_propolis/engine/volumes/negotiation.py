@@ -1,4 +1,4 @@
-"""What an upstairs and a downstairs say to each other beside NBD: lines of JSON on a connection that lasts.
+"""Messages between an upstairs and a downstairs beside NBD: lines of JSON on a permanent connection.
 
 The connection is the upstairs's session: when it ends, the downstairs exports nothing any more.
 """
@@ -96,7 +96,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """What was asked for is done."""
+    """The request has been executed."""
 
 
 class Fenced(msgspec.Struct, frozen=True, kw_only=True, tag="fenced"):

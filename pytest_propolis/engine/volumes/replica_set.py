@@ -53,7 +53,7 @@ class ReplicaSet:
 
     @property
     def active(self) -> list[Replica]:
-        """Those that have all writes, and that QEMU uses."""
+        """The replicas that have all writes and that QEMU uses."""
         return [replica for replica in self.replicas if replica.is_active]
 
     @property
@@ -62,7 +62,7 @@ class ReplicaSet:
 
     @property
     def regions(self) -> list[Promoted]:
-        """What the downstairs that are connected say of their regions."""
+        """The regions of the connected downstairs."""
         return [replica.session.region for replica in self.replicas if replica.session]
 
     @property

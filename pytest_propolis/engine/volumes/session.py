@@ -56,7 +56,7 @@ class Session:
 
     @classmethod
     async def open(cls, address: str, request: Promote) -> Self:
-        """Connect, and be promoted; then make sure that the export is there.
+        """Connect and get promoted, then verify the export.
 
         :raises DownstairsUnreachable: when it does not answer.
         :raises DownstairsRefused: when it will never serve this upstairs.

@@ -69,7 +69,7 @@ class Upstairs:
 
     @property
     def status(self) -> VolumeStatus:
-        """What the API says of the volume."""
+        """The volume's status for the API."""
         region, replicas = self._region, self._set.replicas
         upstairs = UpstairsInfo(
             block_size=region.block_size,
@@ -254,7 +254,7 @@ class Upstairs:
 
 
 def _move(replica: Replica, address: str, *, is_assembled: bool) -> None:
-    """Have a replica looked for elsewhere. What is there now has to be brought up to date."""
+    """Connect a replica to another address, and bring the data there up to date."""
     replica.address = address
     replica.is_stale = replica.is_stale or is_assembled
     replica.moved.set()

@@ -149,7 +149,7 @@ class _Session:
         return RemoteAgent(facts=facts, started=started, channel=self.channel)
 
     async def bring(self, order: dict[str, Any], make_bundle: BundleMaker) -> HostFacts:
-        """Bring the project there unless it is there, and give the loader its order; return what the host is."""
+        """Upload the project if it is missing, and send the loader its order; return facts about the host."""
         _send_program(self.channel, LOADER.read_text())
         facts = msgspec.convert(await self.receive("facts"), HostFacts)
         if facts.python.system != "linux":
@@ -168,9 +168,9 @@ class _Session:
         return facts
 
     async def receive(self, key: str) -> Any:
-        """Return what the next message says; what else is printed there is passed over.
+        """Return the next message, and ignore other output.
 
-        :raises HostError: when it says what went wrong, or does not come.
+        :raises HostError: when the message is an error, or does not arrive.
         """
         while line := await self.channel.stdout.readline():
             if line.startswith(LINE_PREFIX.encode()):

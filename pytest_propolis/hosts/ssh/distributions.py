@@ -46,7 +46,7 @@ class HostPython(msgspec.Struct, frozen=True, kw_only=True):
         return int(major), int(minor)
 
     def runs_files_of(self, other: HostPython) -> bool:
-        """Whether this Python can import what is installed for another one, extension modules too."""
+        """Return whether this Python can import packages installed for another one, including extension modules."""
         same = all(getattr(self, name) == getattr(other, name) for name in ("implementation", "system", "machine"))
         if not same or self.version[:2] != other.version[:2] or self.libc[0] != other.libc[0]:
             return False

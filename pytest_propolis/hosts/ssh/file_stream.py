@@ -92,7 +92,7 @@ def frames(descriptor: int, size: int, start: int = 0) -> Iterator[bytes]:
 
 
 def unpacked(length: int, payload: bytes) -> bytes:
-    """Return what a frame with this length carries."""
+    """Return the content of a frame of this length."""
     return zlib.decompress(payload) if length & COMPRESSED else payload
 
 
@@ -167,13 +167,13 @@ class PartialFile:
 
 
 def source_key(descriptor: int) -> str:
-    """Return what tells this content of a file from another: its size and when it was last written."""
+    """Return a key of a file's content: its size and time of modification."""
     found = os.fstat(descriptor)
     return hashlib.sha256(f"{found.st_size} {found.st_mtime_ns}".encode()).hexdigest()[:16]
 
 
 def receive(order: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
-    """Receive a file from standard input, on a host; with ``once`` unless it is there: its path tells its content."""
+    """Receive a file from standard input, on a host. With ``once`` an existing file is not sent again."""
     stream = sys.stdin.buffer
     if order["once"]:
         os.makedirs(os.path.dirname(order["path"]), 0o700, exist_ok=True)  # noqa: PTH103, PTH120

@@ -83,7 +83,7 @@ class HostConnection:
         )
 
     async def measure(self) -> Machine:
-        """Return how big the host's machine is, as it says itself.
+        """Query the processors and the memory of the host's machine.
 
         :raises HostError: when it does not answer as it should.
         """
@@ -123,7 +123,7 @@ class HostConnection:
 
 
 async def measure(spec: HostSpec) -> Machine:
-    """Ask a host how big its machine is.
+    """Query the processors and the memory of a host's machine.
 
     :raises SettingsError: when one of its options is wrong.
     :raises HostError: when it cannot be reached, or does not answer as it should.

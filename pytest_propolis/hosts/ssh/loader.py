@@ -1,4 +1,4 @@
-"""The loader: the program that a host's own Python runs first, before anything of this project is there.
+"""The loader: the program that a host's own Python runs first, before this project exists there.
 
 Its text is sent over the standard input of an SSH session, so it imports only the standard library. It describes the
 host, unpacks the bundle unless it already exists, and continues as the bundle's watchdog, or as a command.
@@ -40,7 +40,7 @@ def send(message: dict[str, Any]) -> None:
 
 
 def facts() -> dict[str, Any]:
-    """Return what the other side needs to know of this host."""
+    """Return the facts about this host that the link process needs."""
     return {
         "python": {
             "version": list(sys.version_info[:3]),

@@ -93,7 +93,7 @@ class IllumosProcesses:
             yield process
 
     def psinfo(self, pid: int) -> Psinfo | None:
-        """Return what the kernel says of a process; None if it is gone."""
+        """Read the psinfo of a process; return None if it has ended."""
         try:
             return Psinfo.parse((self._root / str(pid) / "psinfo").read_bytes())
         except (OSError, ValueError):
@@ -101,12 +101,12 @@ class IllumosProcesses:
 
     @cached_property
     def _boot_id(self) -> str:
-        """The start of `init`: a zone has one of its own, and is what is booted."""
+        """Return the start time of `init`: each zone boots its own."""
         found = self.psinfo(1)
         return str(found.start_ns) if found else ""
 
     def _strings(self, pid: int, found: Psinfo, vector: int, most: int) -> bytes:
-        """Return the strings to which a vector of pointers leads, in the memory of another process."""
+        """Read the strings of a vector of pointers in the memory of another process."""
         if not vector:
             return b""
         try:

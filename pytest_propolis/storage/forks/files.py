@@ -27,7 +27,7 @@ _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class _FileProvider:
-    """What reflinks and copies have in common: only how the content gets from one file to the other differs."""
+    """Common parts of reflinks and copies, which differ only in how they transfer the content."""
 
     name: str
 
@@ -135,7 +135,7 @@ async def copy_sparse(source: Path, target: Path) -> None:
 
 
 def _extents(stream: IO[bytes], size: int) -> Iterator[tuple[int, int]]:
-    """Where the data of a file is; all of it where the file system does not tell."""
+    """Yield the data extents of a file; the whole file if the file system does not report them."""
     end = 0
     while end < size:
         try:

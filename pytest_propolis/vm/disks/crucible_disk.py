@@ -234,9 +234,9 @@ class CrucibleDisk:
             raise
 
     async def status(self) -> UpstairsInfo:
-        """Return what the server of the VM that has the disk says of it.
+        """Query the status of the disk at the server of its VM.
 
-        :raises ConfigError: when no VM has it.
+        :raises ConfigError: when no VM uses it.
         :raises ApiError: when that VM is not active.
         """
         volume = (await self._require_vm().client.disk_volume_status(self._backend_key)).volume_info.volume
@@ -290,7 +290,7 @@ class CrucibleDisk:
         await self._fault(index, FaultKind.SLOW, delay_ms=delay_ms)
 
     async def facts(self) -> VolumeListed:
-        """What the agent says of its downstairs, also of those that were replaced: state, file, generation, log."""
+        """Query its downstairs, including replaced ones, at the agent: state, file, generation, log."""
         return await self._agent.get_volume(self.id)
 
     def facts_now(self) -> VolumeListed:

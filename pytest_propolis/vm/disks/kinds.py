@@ -59,7 +59,7 @@ class Disk:
 
     @property
     def in_template(self) -> bool:
-        """Whether a template has it, so that forks get it for nothing; else it is plugged into each fork."""
+        """Whether it is part of a template; otherwise it is hot-plugged into each fork."""
         return False
 
     def attached(self) -> AttachedDisk:
@@ -70,7 +70,7 @@ class Disk:
         raise NotImplementedError
 
     def request(self) -> CreateDisk | None:
-        """Return what to ask the agent for, so that it makes the disk's file; None where nothing is to be made."""
+        """Return the request to the agent that creates the disk's file; None if there is nothing to create."""
         return None
 
 
@@ -167,7 +167,7 @@ class DataDisk(Disk):
 
 
 class DiskSource(Protocol):
-    """What was made before the VM that gets it as a disk: a `CrucibleDisk`, an `ImageFork`."""
+    """A disk created before its VM: a `CrucibleDisk`, an `ImageFork`."""
 
     def disk(self) -> Disk:
         """Return it as a VM's disk, with the default options."""

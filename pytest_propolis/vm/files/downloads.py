@@ -25,7 +25,7 @@ _PACK: Final = "cd @FILE@ && tar -cf - ."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteStatus:
-    """What the guest says of a file.
+    """The guest's facts about a file.
 
     :param version: differs when the file was written meanwhile (in seconds).
     """

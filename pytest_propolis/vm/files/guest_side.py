@@ -69,7 +69,7 @@ class GuestSide:
 
     @contextlib.asynccontextmanager
     async def cleaned_up(self) -> AsyncIterator[None]:
-        """Remove what is there under the temporary name, if the transfer fails or is cancelled."""
+        """Remove the temporary file if the transfer fails or is cancelled."""
         try:
             yield
         except (ConsoleError, ShellLost):

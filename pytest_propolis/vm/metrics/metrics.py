@@ -53,7 +53,7 @@ class Metrics:
         return self._collector.address
 
     async def poll(self, vm: TestVm, *, timeout_s: float = TIMEOUT_S) -> Samples:
-        """Return what a VM's server answers now; if it has not registered yet, wait for that.
+        """Poll a VM's server, after waiting for its registration.
 
         :raises MetricsTimeout: when the server does not register or answer in time.
         """
@@ -107,7 +107,7 @@ class Metrics:
         return HINT
 
     async def _reach(self, host: Host, address: str) -> Endpoint:
-        """Return where this process finds an address on a host."""
+        """Return this process's endpoint for an address on a host."""
         endpoint = Endpoint.at(address)
         ip, port = endpoint.host_and_port
         if host.shares_files or not ipaddress.ip_address(ip).is_loopback:

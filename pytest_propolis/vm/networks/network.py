@@ -120,7 +120,7 @@ class Network:
                     self.capture_path(directory, host).write_bytes(capture)
 
     def capture_path(self, directory: Path, host: str) -> Path:
-        """Return where the frames of one host's VMs are written."""
+        """Return the capture file for the frames of one host's VMs."""
         return directory / f"{self.name}.{host}.pcap"
 
     @property

@@ -1,4 +1,4 @@
-"""What one VM factory has on one host."""
+"""The session of a VM factory on a host."""
 
 from __future__ import annotations
 

@@ -24,13 +24,13 @@ PROMPT = "prompt> "
 
 
 def shell_command(shell: str) -> str:
-    """How the loop is to call the shell."""
+    """Return the command by which the read-eval loop calls the shell."""
     return "busybox sh" if shell == "busybox" else shell
 
 
 @contextlib.asynccontextmanager
 async def terminal(*command: str, environment: dict[str, str]) -> AsyncIterator[int]:
-    """An interactive shell as the leader of a session on a new terminal: the terminal's host end."""
+    """Start an interactive shell as the leader of a session on a new terminal; yield the host end."""
     ours, theirs = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -55,7 +55,7 @@ async def terminal(*command: str, environment: dict[str, str]) -> AsyncIterator[
 
 @contextlib.asynccontextmanager
 async def served(host_end: int, socket: Path) -> AsyncIterator[None]:
-    """A websocket server that does with a terminal what a Propolis server does with a serial port."""
+    """Serve a terminal over a websocket, as a Propolis server does a serial port."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     incoming, _ = await loop.connect_read_pipe(
@@ -86,7 +86,7 @@ async def served(host_end: int, socket: Path) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def console_on(shell: str, directory: Path) -> AsyncIterator[Console]:
-    """The console of a local shell that shows its prompt."""
+    """Open the console of a local shell that shows its prompt."""
     options = ["--norc", "--noprofile"] if shell == "bash" else []
     command = [*shell_command(shell).split(), *options, "-i"]
     environment = {"PATH": os.environ["PATH"], "PS1": PROMPT, "TERM": "dumb", "HOME": "/"}
@@ -97,7 +97,7 @@ async def console_on(shell: str, directory: Path) -> AsyncIterator[Console]:
 
 @contextlib.asynccontextmanager
 async def console_on_program(*command: str, directory: Path, environment: dict[str, str]) -> AsyncIterator[Console]:
-    """The console of a program on a local terminal."""
+    """Open the console of a program on a local terminal."""
     socket = directory / "console.sock"
     async with (
         terminal(*command, environment=environment) as host_end,
@@ -109,6 +109,6 @@ async def console_on_program(*command: str, directory: Path, environment: dict[s
 
 
 def chunked(data: bytes, cuts: list[int]) -> Iterator[bytes]:
-    """The bytes, cut at these places."""
+    """Split bytes at these positions."""
     for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
         yield data[start:end]

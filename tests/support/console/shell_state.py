@@ -1,4 +1,4 @@
-"""What commands change in their shell: what it keeps for the next one, and what must not reach the read-eval loop."""
+"""State that commands change in their shell: what persists, and what must not reach the read-eval loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BASH = ("bash",)
 
 
 class Kept(NamedTuple):
-    """Commands that are run one after the other, and what the last one shows.
+    """Commands that are run in order, and the output of the last one.
 
     :param shells: the kinds of shell that have it.
     """

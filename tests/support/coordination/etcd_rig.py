@@ -93,7 +93,7 @@ class EtcdCluster:
                     await asyncio.sleep(0.02)
 
     async def leader(self) -> int:
-        """The number of the member that leads."""
+        """Return the number of the leader."""
         for number, url in enumerate(self.urls):
             text = await self._get(url, "/metrics")
             if "etcd_server_is_leader 1" in text:
@@ -126,7 +126,7 @@ class EtcdCluster:
 
 @contextlib.asynccontextmanager
 async def etcd_cluster(members: int = 1, *flags: str, scheme: str = "http") -> AsyncIterator[EtcdCluster]:
-    """A cluster whose data is in memory where that can be."""
+    """Start a cluster, with its data in memory if possible."""
     require_etcd()
     shared = Path("/dev/shm")
     parent = shared if os.access(shared, os.W_OK) else None

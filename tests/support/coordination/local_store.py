@@ -1,4 +1,4 @@
-"""A store without sockets, in the event loop of a test, whose answers and changes come late, as chance wants it."""
+"""A store without sockets, in the event loop of a test, with random delays of responses and changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["LocalBackend"]
 class LocalBackend:
     """One process's connection to a store; it is a `Backend`.
 
-    :param chance: how long each thing takes, in turns of the event loop; None: nothing is late.
+    :param chance: draws each delay, in turns of the event loop; None for no delays.
     """
 
     def __init__(self, store: KeyValueStore, chance: random.Random | None = None) -> None:

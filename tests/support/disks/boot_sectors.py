@@ -7,7 +7,7 @@ SIZE_BYTES = 1 << 20
 
 
 def boot_disk(text: str) -> bytes:
-    """One that writes a text to COM1, and halts."""
+    """Return a disk whose program writes a text to COM1 and halts."""
     # mov dx, 0x3f8
     code = b"\xba\xf8\x03"
     # mov al, character; out dx, al
@@ -17,7 +17,7 @@ def boot_disk(text: str) -> bytes:
 
 
 def writing_disk(size_bytes: int) -> bytes:
-    """One that writes all of itself but for the first block, again and again: with zeros, 32 KiB at a time."""
+    """Return a disk whose program overwrites all but its first block with zeros, repeatedly, 32 KiB at a time."""
     code = b"\x31\xc0\x8e\xd8"  # xor ax, ax; mov ds, ax
     again = len(code)
     code += b"\xbe\x80\x7d\xb8\x00\x43\xcd\x13"  # mov si, packet; mov ax, 0x4300; int 0x13
@@ -32,7 +32,7 @@ def writing_disk(size_bytes: int) -> bytes:
 
 
 def bootable(code: bytes) -> bytes:
-    """One that runs this code, in real mode at 0x7c00."""
+    """Return a disk that runs this code, in real mode at 0x7c00."""
     return (code.ljust(510, b"\0") + b"\x55\xaa").ljust(SIZE_BYTES, b"\0")
 
 
@@ -48,7 +48,7 @@ DEEDS = {
 
 
 def obedient_disk(text: str) -> bytes:
-    """One that writes a text to COM1, echoes what is typed there, and does what it means (`DEEDS`)."""
+    """Return a disk whose program writes a text to COM1, echoes typed characters, and obeys them (`DEEDS`)."""
     code = b"\xba\xf8\x03" + b"".join(bytes([0xB0, character, 0xEE]) for character in text.encode())
     loop = READER
     for character, deed in DEEDS.items():

@@ -18,13 +18,13 @@ X86_64, EFI_APPLICATION = 0x8664, 10
 
 
 def fat_disk(image: Path) -> Path:
-    """An empty file system: nothing to boot from."""
+    """Make an empty file system, with nothing to boot."""
     _mtools("mformat", "-C", "-i", image, "-f", "1440", "::")
     return image
 
 
 def efi_disk(image: Path, text: str) -> Path:
-    """One that writes a text to the console, and halts."""
+    """Make a disk whose program writes a text to the console and halts."""
     fat_disk(image)
     program = image.with_suffix(".efi")
     program.write_bytes(_application(text))
@@ -38,7 +38,7 @@ def _mtools(*words: str | Path) -> None:
 
 
 def _application(text: str) -> bytes:
-    """A PE32+ image of one section."""
+    """Return a PE32+ image with one section."""
     section = _code(text)
     file_header = struct.pack("<HHIIIHH", X86_64, 1, 0, 0, 0, 240, 0x0206)
     optional_header = struct.pack(

@@ -1,4 +1,4 @@
-"""File systems that a test mounts: small ones, and such as lack something."""
+"""File systems that a test mounts: small ones, and ones that lack a feature."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a fi
 
 @contextlib.contextmanager
 def mounted(place: Path, *command: str) -> Iterator[Path]:
-    """Something is mounted at a place, which is made if it is not there; where that cannot be, the test is skipped."""
+    """Mount a file system at a directory, which is created if missing; skip the test if that fails."""
     place.mkdir(exist_ok=True)
     mounting = subprocess.run([*command, str(place)], capture_output=True, text=True, check=False)
     if mounting.returncode:
@@ -29,5 +29,5 @@ def mounted(place: Path, *command: str) -> Iterator[Path]:
 
 
 def tmpfs(options: str) -> tuple[str, ...]:
-    """The command that mounts a file system in memory."""
+    """Return the command that mounts a file system in memory."""
     return ("mount", "-t", "tmpfs", "-o", f"mode=0700,{options}", "tmpfs")

@@ -1,4 +1,4 @@
-"""Looking at a replicated disk from outside, and driving a guest that writes to it."""
+"""Inspect a replicated disk from outside, and drive a guest that writes to it."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ done; touch /tmp/stopped
 
 
 async def replicas(disk: CrucibleDisk) -> list[str]:
-    """The hash of each replica's file. No VM must be writing."""
+    """Return the hash of each replica's file. No VM may be writing."""
     files = {item.address: Path(item.path) for item in (await disk.facts()).downstairs}
     return [hashlib.sha256(files[target].read_bytes()).hexdigest() for target in disk.targets]
 
 
 async def wait_for_status(disk: CrucibleDisk, wanted: Callable[[UpstairsInfo], bool]) -> UpstairsInfo:
-    """Wait until the volume is as it should be."""
+    """Wait until the volume's status meets a condition."""
     async with asyncio.timeout(LIMIT_S):
         while not wanted(status := await disk.status()):
             await asyncio.sleep(0.02)
@@ -67,7 +67,7 @@ def all_active(status: UpstairsInfo) -> bool:
 
 
 async def begin_to_write(vm: TestVm) -> None:
-    """Have the guest write, and verify what it has written, until `end_of_writing`."""
+    """Make the guest write and verify data until `end_of_writing`."""
     await vm.run(
         f"{DRIVER}; cat >/tmp/writer <<'EOF'\n{_WRITER}\nEOF\nrm -f /tmp/stopped; sh /tmp/writer >/dev/null 2>&1 &"
     )
@@ -81,13 +81,13 @@ async def writes_more(vm: TestVm, rounds: int = 3) -> None:
 
 
 async def stop_writing(vm: TestVm) -> int:
-    """Let the guest stop; return how many writes it was told of, all of which it has found again."""
+    """Stop the guest's writing; return the number of acknowledged writes, all of which it has verified."""
     await vm.run("touch /tmp/stop; until [ -e /tmp/stopped ]; do usleep 20000; done; sync")
     assert await vm.run("cat /tmp/errors 2>/dev/null", check=False) == ""
     return int(await vm.run("cat /tmp/count"))
 
 
 async def end_of_writing(vm: TestVm) -> str:
-    """Let the guest stop; return the hash of the whole disk as it sees it."""
+    """Stop the guest's writing; return the hash of the whole disk as the guest sees it."""
     await stop_writing(vm)
     return (await vm.run("echo 3 >/proc/sys/vm/drop_caches; sha256sum </dev/vda")).split()[0]

@@ -1,4 +1,4 @@
-"""Make this process one that takes itself to be on illumos, in which every Linux-only thing is an error.
+"""Make this process believe that it runs on illumos; every use of a Linux-only interface is an error.
 
 It is run first in a process: ``python -c "import linux_forbidden; linux_forbidden.begin(...)"``. What illumos does not
 have is removed from the standard library, and an audit hook refuses what only Linux would answer. The processes of
@@ -47,7 +47,7 @@ _readlink, _stat, _getpgid = os.readlink, os.stat, os.getpgid
 
 
 class LinuxReached(BaseException):
-    """Something was reached that only Linux has."""
+    """Raised when a Linux-only interface is used."""
 
 
 def begin(place: str) -> None:
@@ -87,7 +87,7 @@ def _refuser(record: Path) -> Callable[[str], None]:
 
 @contextmanager
 def inside() -> Iterator[None]:
-    """A block of this module itself, which may look at Linux."""
+    """Mark a block of this module itself, which may use Linux."""
     before, _inside.here = getattr(_inside, "here", False), True
     try:
         yield
@@ -112,7 +112,7 @@ def _guarded(function: Callable[..., Any], refuse: Callable[[str], None]) -> Cal
 
 
 class Hook:
-    """The audit hook: refuses what is Linux's, and has procfs written before it is read."""
+    """The audit hook: refuses Linux interfaces, and writes the fake procfs before it is read."""
 
     def __init__(self, procfs: FakeProcfs, refuse: Callable[[str], None]) -> None:
         self._procfs = procfs
@@ -160,7 +160,7 @@ class Hook:
             self._refuse(f"bind {address!r}")
 
     def on_fcntl_flock(self, descriptor: int, operation: int) -> None:
-        """illumos locks only what is open for reading (shared) or writing (exclusive)."""
+        """Check modes: illumos requires a file open for reading (shared lock) or writing (exclusive lock)."""
         mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
         if operation & (fcntl.LOCK_EX if mode == os.O_RDONLY else fcntl.LOCK_SH if mode == os.O_WRONLY else 0):
             self._refuse(f"flock of a file that is not open for that: {operation} with mode {mode}")
@@ -171,7 +171,7 @@ class Hook:
 
 
 class FakeProcfs:
-    """illumos's procfs and contracts in a directory, as far as this machine's processes tell.
+    """illumos's procfs and contracts in a directory, made from this machine's processes.
 
     A contract has the number of the process group that its first member leads.
     """
@@ -184,7 +184,7 @@ class FakeProcfs:
 
     @property
     def root(self) -> Path:
-        """The root of this process; a process that it has forked has another one."""
+        """The root of this process; forked processes have their own."""
         return self._home / f"root-{os.getpid()}"
 
     @property
@@ -227,7 +227,7 @@ class FakeProcfs:
         self._tell(f"started {'in a contract' if self._template else 'without a contract'}: {' '.join(words[1:])}")
 
     def prepare(self, path: Path) -> None:
-        """Write what is about to be opened."""
+        """Write the file that is about to be opened."""
         if path == self.contracts / "template":
             with inside():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -311,7 +311,7 @@ def _strings(pid: int, name: str) -> list[bytes]:
 
 
 def _psinfo(pid: int) -> bytes | None:
-    """A process of this machine as illumos would show it."""
+    """Return the psinfo of a process of this machine."""
     from psinfo_layout import Timestruc, psinfo
 
     try:

@@ -34,7 +34,7 @@ class ModelRun:
 
 
 class ModelFleet:
-    """What a controller knows: which tests ran how often, what runs where, and what each worker holds."""
+    """A controller's records: how often each test ran, what runs where, and what each worker holds."""
 
     def __init__(
         self, build_s: dict[str, float] | None = None, *, one_ahead: bool = False, latency_s: float = 0.0
@@ -116,7 +116,7 @@ class ModelFleet:
         self.scheduler.template_made(host, guest)
 
     def decide(self, wait_s: float = 0.0) -> Sequence[Start | BuildTemplate | EndWorker]:
-        """Let time pass, have the scheduler decide, and check and do it."""
+        """Advance the time, ask the scheduler for decisions, check them and execute them."""
         self.now_s += wait_s
         decisions = self.scheduler.decide(self.now_s)
         for decision in decisions:
@@ -154,7 +154,7 @@ class ModelFleet:
         raise AssertionError("it does not come to an end")
 
     def where(self, test: str) -> tuple[str, ...] | None:
-        """The hosts on which a test runs now."""
+        """Return the hosts on which a test runs now."""
         return next((tuple(run.hosts) for run in self.running.values() if test in run.tests), None)
 
     def _start(self, start: Start) -> None:

@@ -82,7 +82,7 @@ PrintMotd no
 
 
 def can_make_rigs() -> bool:
-    """Whether this process may make namespaces, and sshd is installed."""
+    """Return whether this process may create namespaces, and sshd is installed."""
     if SSHD is None or not all(map(shutil.which, ("ip", "nsenter", "setpriv", "unshare", "ssh-keygen"))):
         return False
     return subprocess.run([*HOLD[3:], *HOLD_OPTIONS, "true"], capture_output=True).returncode == 0
@@ -98,7 +98,7 @@ def require_rigs() -> None:
 class RigHost:
     """One host.
 
-    :param home: the home directory of the user on the host, as it is seen from here.
+    :param home: the home directory of the user on the host, as seen from here.
     """
 
     name: str
@@ -114,7 +114,7 @@ class RigHost:
         return int(path.read_text().split()[0])
 
     def processes(self) -> dict[int, str]:
-        """The processes of the host beside the listening sshd: their ids as seen from here, and command lines."""
+        """Return the ids, as seen from here, and command lines of the host's processes except the listening sshd."""
         space = Path(f"/proc/{self.init}/ns/pid").readlink()
         found = {}
         for path in Path("/proc").glob("[0-9]*"):
@@ -125,11 +125,11 @@ class RigHost:
         return found
 
     def find(self, *words: str) -> list[int]:
-        """The processes of the host whose command lines have all of these words."""
+        """Return the processes of the host whose command lines contain all of these strings."""
         return [pid for pid, line in self.processes().items() if all(word in line for word in words)]
 
     def kill(self, *words: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal to the processes of the host whose command lines have all of these words."""
+        """Signal the processes of the host whose command lines contain all of these strings."""
         found = self.find(*words)
         assert found, self.processes()
         for pid in found:
@@ -151,7 +151,7 @@ class SshRig:
 
     @property
     def config(self) -> Path:
-        """The file of the SSH configuration that knows all hosts."""
+        """The SSH configuration file with all hosts."""
         return self.directory / "ssh_config"
 
     def write_config(self, text: str, *, name: str) -> Path:
@@ -161,11 +161,11 @@ class SshRig:
         return path
 
     def cut(self, host: str) -> None:
-        """Take a host's cable out: nothing arrives any more, and neither side is told."""
+        """Disconnect a host silently: no packet arrives any more on either side."""
         self._in_switch("ip", "link", "set", host, "down")
 
     def mend(self, host: str) -> None:
-        """Put a host's cable back."""
+        """Reconnect a host."""
         self._in_switch("ip", "link", "set", host, "up")
 
     def _in_switch(self, *command: str) -> None:
@@ -205,7 +205,7 @@ def _make_keys(directory: Path, names: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def _own_network() -> Iterator[None]:
-    """Move this thread, and what it starts, into a new network namespace; and back."""
+    """Move this thread and its children into a new network namespace, and back."""
     libc = ctypes.CDLL(None, use_errno=True)
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -223,7 +223,7 @@ def _checked(result: int) -> None:
 
 
 def _hold(stack: contextlib.ExitStack, script: str) -> subprocess.Popen[bytes]:
-    """Start a process that holds namespaces, and wait until they are there."""
+    """Start a process that holds namespaces, and wait until they exist."""
     process = subprocess.Popen(
         [*HOLD, *HOLD_OPTIONS, "sh", "-c", script],
         stdin=subprocess.PIPE,
@@ -255,7 +255,7 @@ def _make_host(stack: contextlib.ExitStack, directory: Path, name: str, address:
 
 
 def _wire(rig: SshRig) -> None:
-    """Lay a cable from the switch to this thread's namespace, and to each host."""
+    """Connect the bridge with this thread's namespace and with each host."""
     lines = [
         f"link add propolis0 type veth peer name c0 netns {rig.switch.pid}",
         "addr add 10.99.0.1/24 dev propolis0",
@@ -307,7 +307,7 @@ def inventory_of(rig: SshRig, **options: Any) -> str:
 
 
 def link_processes() -> list[int]:
-    """The link processes of this process: they have its runtime directory in their environment."""
+    """Return the link processes of this process, which have its runtime directory in their environment."""
     wanted = f"XDG_RUNTIME_DIR={os.environ['XDG_RUNTIME_DIR']}".encode()
     found = []
     for path in Path("/proc").glob("[0-9]*"):

@@ -36,7 +36,7 @@ class InnerRun:
         return self.pytester.runpytest_subprocess(*arguments, timeout=TIMEOUT_S)
 
     def fails_with(self, *lines: str, arguments: tuple[str, ...] = ()) -> pytest.RunResult:
-        """Run what must end in one error that shows these lines (patterns, in this order), and leave nothing."""
+        """Run tests that must fail with one error that shows these lines (patterns, in order), and leave nothing."""
         result = self.run(*arguments)
         outcomes = result.parseoutcomes()
         assert sum(outcomes.get(kind, 0) for kind in ("failed", "errors")) == 1, outcomes
@@ -45,13 +45,13 @@ class InnerRun:
         return result
 
     def leavings(self) -> list[str]:
-        """What is still there of all runs: processes, agents' directories, rendezvous files."""
+        """Return the leftovers of all runs: processes, agents' directories, rendezvous files."""
         base = self.runtime / "propolis"
         files = [str(path) for path in sorted(base.rglob("*"))] if base.is_dir() else []
         return [*map(_command, self.processes()), *files]
 
     def processes(self) -> Iterator[Path]:
-        """The directories below /proc of all processes of runs."""
+        """Return the /proc directories of all processes of runs."""
         wanted = f"XDG_RUNTIME_DIR={self.runtime}".encode()
         for process in Path("/proc").glob("[0-9]*"):
             try:

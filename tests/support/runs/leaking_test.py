@@ -1,4 +1,4 @@
-"""A test that leaves a process behind, for tests of the check for leaks."""
+"""A test that leaves a process behind, for tests of the leak check."""
 
 from __future__ import annotations
 

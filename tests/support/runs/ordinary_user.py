@@ -1,4 +1,4 @@
-"""An ordinary user, for tests that run as root: one that exists only for the commands that are run as this user."""
+"""An ordinary user for tests that run as root, which exists only for the commands run as this user."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class OrdinaryUser:
         os.chown(self.home, USER_ID, USER_ID)
 
     def prefix(self, *, subordinate_ids: bool = True) -> tuple[str, ...]:
-        """The words before a command that run it as this user, with or without a range of subordinate ids."""
+        """Return the command prefix that runs a program as this user, with or without subordinate ids."""
         ranges = "tester:300000:65536\n" if subordinate_ids else ""
         return ("unshare", "--mount", "sh", "-euc", AS_USER, "sh", str(self._place), str(USER_ID), ranges)
 
 
 @contextmanager
 def ordinary_user() -> Iterator[OrdinaryUser]:
-    """Not below pytest's directory, which no other user may enter."""
+    """Yield an ordinary user. Its home is not below pytest's directory, which no other user may enter."""
     with tempfile.TemporaryDirectory(prefix="u-", dir="/tmp") as place:
         yield OrdinaryUser(Path(place))

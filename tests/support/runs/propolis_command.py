@@ -12,7 +12,7 @@ TIMEOUT_S = 60
 
 
 def propolis(*arguments: str, typed: str = "", status: int = 0) -> str:
-    """Run it to its end, and return what it wrote to both of its outputs."""
+    """Run the command, and return its standard output and standard error together."""
     done = subprocess.run(
         [*COMMAND, *arguments],
         input=typed,

@@ -17,7 +17,7 @@ WAIT_S = 90
 
 
 class Terminal:
-    """The person's side of a terminal."""
+    """The user's side of a terminal."""
 
     def __init__(self, descriptor: int, process: subprocess.Popen[bytes]) -> None:
         self.descriptor = descriptor
@@ -29,7 +29,7 @@ class Terminal:
         os.write(self.descriptor, text.encode())
 
     def wait_for(self, text: str) -> None:
-        """Wait until the terminal shows a text, after those that were waited for before."""
+        """Wait until the terminal shows a text, after the texts of earlier calls."""
         deadline = time.monotonic() + WAIT_S
         while (place := self.shown.find(text, self._found)) < 0:
             came = time.monotonic() < deadline and self._read()
@@ -54,7 +54,7 @@ class Terminal:
 
 @contextlib.contextmanager
 def on_terminal(command: Sequence[str], *, cwd: Path) -> Iterator[Terminal]:
-    """Start a program on a new terminal, as its controlling one."""
+    """Start a program with a new controlling terminal."""
     ours, theirs = pty.openpty()
     try:
         process = subprocess.Popen(["setsid", "--ctty", *command], stdin=theirs, stdout=theirs, stderr=theirs, cwd=cwd)

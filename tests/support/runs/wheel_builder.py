@@ -1,4 +1,4 @@
-"""Small wheels, and pip set up to find them and nothing else."""
+"""Small wheels, and a configuration of pip that finds only these."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A path to a UNIX socket that can be cut: in the middle of whatever goes through it."""
+"""A proxy of a UNIX socket that can be cut in the middle of a transfer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CHUNK_BYTES = 1 << 16
 
 
 class CutOff:
-    """Carries bytes to a socket and back, until so many came back.
+    """Forwards bytes to a socket and back, up to a number of bytes.
 
-    :param after_bytes: what comes back before the connections end, and none is taken any more; None for no limit.
+    :param after_bytes: the bytes that come back before the proxy closes and refuses connections; None for no limit.
     """
 
     def __init__(self, socket: Path, *, after_bytes: int | None) -> None:
@@ -41,12 +41,12 @@ class CutOff:
                     way.cancel()
 
     def cut(self) -> None:
-        """End all connections, and take no more."""
+        """Close all connections, and refuse new ones."""
         self.left_bytes = 0
         self.cut_connections()
 
     def cut_connections(self) -> None:
-        """End all connections; new ones are taken."""
+        """Close all connections; accept new ones."""
         for task in self._tasks:
             task.cancel()
 
@@ -71,7 +71,7 @@ class CutOff:
 
 @contextlib.asynccontextmanager
 async def cut_off(socket: Path, path: Path, *, after_bytes: int | None = None) -> AsyncIterator[CutOff]:
-    """Listen at `path` for what is to go to `socket`."""
+    """Listen at `path`, and forward connections to `socket`."""
     made = CutOff(socket, after_bytes=after_bytes)
     server = await asyncio.start_unix_server(made.accept, path)
     try:

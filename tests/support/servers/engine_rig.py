@@ -55,7 +55,7 @@ VOLUME_BYTES = 1 << 20
 
 
 class BlockingBackend:
-    """A volume that cannot be reached until it is told another address, as one whose downstairs is a black hole.
+    """A volume that is unreachable until it gets another address, as if its downstairs were a black hole.
 
     A volume construction request is ``{"address": …, "generation": …}`` here. Only the address ``"here"`` answers, and
     ``"broken"`` can never be brought up.
@@ -135,11 +135,11 @@ class EngineRig:
 
     @property
     def backend(self) -> BlockingBackend:
-        """The one of the VM that was made last."""
+        """Return the backend of the latest VM."""
         return self.backends[-1]
 
     async def ensure(self, *, address: str | None = None) -> httpx.Response:
-        """Make a VM; with an address, one that has a disk on a blocking backend."""
+        """Create a VM; with an address it gets a disk on a blocking backend."""
         return await self.client.put("/instance", content=msgspec.json.encode(ensure_request(address=address)))
 
     async def put(self, state: str) -> httpx.Response:
@@ -150,7 +150,7 @@ class EngineRig:
         return await self.client.put(f"/instance/disk/{backend}/vcr", json={"vcr_json": vcr})
 
     async def type(self, line: str) -> None:
-        """Have the guest of the fake QEMU do something."""
+        """Type a command for the guest of the fake QEMU."""
         await self.server.serial().write(line.encode() + b"\n")
 
     async def monitor(self, gen: int) -> httpx.Response:
@@ -160,7 +160,7 @@ class EngineRig:
         return int((await self.monitor(0)).json()["gen"])
 
     async def wait_for(self, state: InstanceState, *, gen: int = 0) -> int:
-        """Wait for that state, as the state monitor tells it, from generation `gen` on; return its generation."""
+        """Wait until the state monitor reports a state, from generation `gen` on; return its generation."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
                 answer = (await self.monitor(gen)).raise_for_status().json()

@@ -22,7 +22,7 @@ GREETING = {"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "p
 
 
 class Channel:
-    """A socket that QEMU inherits, and what has been received of a message that is not whole yet."""
+    """A socket that QEMU inherits, with a buffer for incomplete messages."""
 
     def __init__(self, name: str) -> None:
         (fd,) = [match[1] for word in sys.argv if (match := re.fullmatch(rf"socket,id={name},fd=(\d+)", word))]
@@ -34,7 +34,7 @@ class Channel:
         return lines
 
     def read_json(self) -> list[Any]:
-        """Clients of QMP need not separate their messages."""
+        """Read one JSON message. QMP clients need not separate messages."""
         messages, text = [], self._received().lstrip()
         with contextlib.suppress(json.JSONDecodeError):
             while text:

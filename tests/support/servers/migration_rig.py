@@ -53,7 +53,7 @@ MEMORY_MIB = 64
 
 @dataclass(slots=True)
 class RemoteNode:
-    """One server, by its client alone."""
+    """A server that is known only by its client."""
 
     client: PropolisClient
 
@@ -65,7 +65,7 @@ class RemoteNode:
         await self.client.instance_ensure(_ensure(SpecInit(FromSpec(spec=spec))))
 
     async def run(self, spec: InstanceSpec) -> None:
-        """Make a VM that runs."""
+        """Create a VM and run it."""
         await self.create(spec)
         await self.client.instance_state_put(InstanceStateRequested.RUN)
         await self.wait_for(InstanceState.RUNNING)
@@ -77,7 +77,7 @@ class RemoteNode:
         replace: Mapping[str, ReplacementComponent] | None = None,
         migration_id: uuid.UUID | None = None,
     ) -> None:
-        """Ask for a migration into this server; it goes on when this returns."""
+        """Request a migration into this server, and return while it is in progress."""
         init = FromMigration(
             migration_id=migration_id or uuid.uuid4(), replace_components=dict(replace or {}), src_addr=address
         )
@@ -90,7 +90,7 @@ class RemoteNode:
         await self._wait(lambda answer: answer.state is state)
 
     async def wait_out(self, phase: MigrationState) -> None:
-        """Wait until a migration out is in that phase."""
+        """Wait until an outgoing migration is in a phase."""
         await self._wait(
             lambda answer: answer.migration.migration_out and answer.migration.migration_out.state is phase
         )
@@ -180,7 +180,7 @@ async def migrate(source: RemoteNode, target: RemoteNode) -> None:
 
 
 async def migrated(source: RemoteNode, target: RemoteNode) -> None:
-    """The guest runs at the target, and its source is gone."""
+    """Wait until the guest runs at the target, and its source is gone."""
     await target.wait_for(InstanceState.RUNNING)
     await source.wait_for(InstanceState.DESTROYED)
 

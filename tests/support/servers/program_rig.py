@@ -16,7 +16,7 @@ __all__ = ["ProgramRig", "program_rig"]
 class ProgramRig:
     """Any number of programs.
 
-    :param base: the directory of what they make.
+    :param base: the directory for their files.
     """
 
     def __init__(self, base: Path, programs: contextlib.AsyncExitStack) -> None:
@@ -34,7 +34,7 @@ class ProgramRig:
         return RemoteNode(client=program.client)
 
     async def aclose(self) -> None:
-        """End all programs in order. They leave nothing."""
+        """End all programs in order, and check that they leave nothing behind."""
         for program in self._started:
             status, errors = await program.end()
             assert status == 0, errors

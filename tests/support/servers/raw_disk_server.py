@@ -1,4 +1,4 @@
-"""A server program that reads raw disks alone, as `propolis-server` does: it refuses what is none."""
+"""A server program that supports only raw disks, as `propolis-server` does, and refuses others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small model of propolis-server's table of conditions and requests, to compare the real ones with."""
+"""A small model of propolis-server's table of conditions and requests, for comparison with the real ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENDS: Final = ("Stopped", "MigratedOut", "Failed")
 
 
 class Model:
-    """What the table says, told by the phase of the VM, what waits, and what is being done."""
+    """The table's answers, from the phase of the VM, the queued requests, and the request being served."""
 
     def __init__(self, phase: str) -> None:
         self.phase = phase

@@ -17,7 +17,7 @@ __all__ = ["Scene", "outcome_of"]
 
 
 class Scene:
-    """A queue that is brought into a condition word by word, with a note of what it discarded."""
+    """A queue that is brought into a condition step by step, and a record of discarded requests."""
 
     def __init__(self, condition: str = "not started") -> None:
         self.discarded: list[Request] = []
@@ -100,7 +100,7 @@ class Scene:
 
 
 def outcome_of(queue: RequestQueue, request: Request) -> str:
-    """Return what becomes of a request: ``ignore``, ``queue``, or the name of the reason why it is denied."""
+    """Return the outcome of a request: ``ignore``, ``queue``, or the name of the reason why it is denied."""
     waiting = len(queue)
     try:
         queue.enqueue(request)

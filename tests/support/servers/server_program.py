@@ -69,7 +69,7 @@ class ServerProgram:
                 await asyncio.sleep(0.1)
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str]:
-        """Send a signal; return the exit status, and what was written to standard error."""
+        """Send a signal; return the exit status and the standard error."""
         self.process.send_signal(number)
         return await ended(self.process)
 

@@ -44,7 +44,7 @@ _GAVE_UP: Final = b"KVM internal error"
 
 @dataclass(frozen=True, slots=True)
 class AcceleratorChoice:
-    """How guests are run on this host.
+    """The accelerator that runs guests on this host.
 
     :param name: for QEMU's ``-accel``.
     :param reason: why, in one line for the user.
@@ -161,17 +161,17 @@ def _kvm_obstacle() -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Ending:
-    """Return how QEMU ended, the guest's output until then, and QEMU's error output."""
+class _ProbeResult:
+    """The end of a probe's QEMU: its status, the guest's output until then, and QEMU's error output."""
 
     status: int
-    said: str
+    output: str
     stderr: bytes
     hung_for_s: float | None
 
     @property
     def works(self) -> bool:
-        return self.status == SUCCESS and self.said == "".join(STEPS)
+        return self.status == SUCCESS and self.output == "".join(STEPS)
 
     def failure(self) -> str:
         if self.hung_for_s is not None:
@@ -186,11 +186,11 @@ class _Ending:
         return f"did not run: QEMU ended with status {self.status} and said {lines[-1]}"
 
     def _where(self) -> str:
-        undone = (step for letter, step in STEPS.items() if letter not in self.said)
+        undone = (step for letter, step in STEPS.items() if letter not in self.output)
         return f"while {next(undone, 'ending')}"
 
 
-async def _run_guest(qemu: Qemu, name: AcceleratorName, deadline_s: float) -> _Ending:
+async def _run_guest(qemu: Qemu, name: AcceleratorName, deadline_s: float) -> _ProbeResult:
     with _rom_in_memory() as rom:
         arguments = [*qemu.arguments, *_arguments(name, rom)]
         child = await spawn(
@@ -207,10 +207,10 @@ async def _run_guest(qemu: Qemu, name: AcceleratorName, deadline_s: float) -> _E
             await child.end()
     assert child.stdout is not None
     assert child.returncode is not None
-    said = await child.stdout.read()
-    return _Ending(
+    output = await child.stdout.read()
+    return _ProbeResult(
         status=child.returncode,
-        said=said.decode("ascii", errors="replace"),
+        output=output.decode("ascii", errors="replace"),
         stderr=bytes(stderr),
         hung_for_s=deadline_s if hung else None,
     )

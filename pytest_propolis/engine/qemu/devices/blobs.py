@@ -53,12 +53,12 @@ class BlobFiles:
 
     @property
     def paths(self) -> dict[str, str]:
-        """How the QEMU that inherits them names them."""
+        """Their paths in the QEMU process that inherits them."""
         return {key: f"/proc/self/fd/{fd}" for key, fd in self._fds.items()}
 
     @property
     def files(self) -> dict[str, HostFile]:
-        """How another server finds them."""
+        """The files, for another server to open."""
         return {key: HostFile.of(fd) for key, fd in self._fds.items()}
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ class SshDestination(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def config_files(self) -> list[str]:
-        """The files of the configuration that are there."""
+        """The existing configuration files."""
         files = self.config or (str(Path("~/.ssh/config").expanduser()), "/etc/ssh/ssh_config")
         return [file for file in files if Path(file).exists()]
 
