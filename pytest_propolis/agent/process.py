@@ -104,7 +104,7 @@ async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int,
         # In this order whatever happens: asyncio's own end cancels everything at once, and may then wait for ever for a
         # process that was just being started.
         try:
-            if not _tell_ready(ready_fd, path):
+            if not _report_ready(ready_fd, path):
                 leave.set()
             loop.call_later(FIRST_CLIENT_TIMEOUT_S, lambda: leave.set() if app.is_unused else None)
             await leave.wait()
@@ -122,7 +122,7 @@ def _read_parent_death_pipe(loop: asyncio.AbstractEventLoop, parent_death_fd: in
         leave.set()
 
 
-def _tell_ready(ready_fd: int, path: Path) -> bool:
+def _report_ready(ready_fd: int, path: Path) -> bool:
     """Report readiness to the launcher; return False if it has exited. No other process knows of this agent yet."""
     try:
         os.write(ready_fd, msgspec.json.encode(AgentReady(pid=os.getpid(), socket=str(path))) + b"\n")

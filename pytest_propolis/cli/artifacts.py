@@ -57,7 +57,7 @@ def fetch(*, settings: Settings, names: tuple[str, ...]) -> None:
     """Fetch the artifacts NAMEs that are not in the store, or all of them."""
     catalog, store = _opened(settings)
     for name in names or sorted(catalog.entries):
-        path = asyncio.run(store.get(catalog.get(name), _say))
+        path = asyncio.run(store.get(catalog.get(name), _print_progress))
         click.echo(f"{name}: {path}")
 
 
@@ -161,5 +161,5 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _say(line: str) -> None:
+def _print_progress(line: str) -> None:
     click.echo(f"propolis: {line}", err=True)

@@ -67,15 +67,15 @@ def tests_here(arguments: Sequence[str], look: Callable[[pytest.Item], _Found]) 
     :raises ConfigError: if they cannot be collected, with pytest's output.
     """
     collector = _Collector(look)
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(output):
             status = pytest.main([*_ARGUMENTS, "--collect-only", "-q", *arguments], plugins=[collector])
     except Exception as error:
         raise _unreadable(f"{type(error).__name__}: {error}") from error
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         raise ConfigError(
-            f"pytest cannot collect the tests (exit status {int(status)}): {said.getvalue().strip()}",
+            f"pytest cannot collect the tests (exit status {int(status)}): {output.getvalue().strip()}",
             hint="see what `pytest --collect-only` says here",
         )
     return collector.found

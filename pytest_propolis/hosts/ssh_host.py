@@ -68,7 +68,7 @@ class SshHost:
         self._run = run_id
         self._client_id = secrets.token_hex(8)
         self._joined: tuple[JoinedLink, Lifeline] | None = None
-        self._told: JoinedLink | None = None
+        self._lost_link: JoinedLink | None = None
         """The link whose loss some request has told of: the next one may find the host back."""
         self.was_up = False
         self._is_unreachable = False
@@ -135,7 +135,7 @@ class SshHost:
         async def explain() -> HostLost | None:
             loss = await link.explain()
             if loss is not None:
-                self._told = link
+                self._lost_link = link
             return loss
 
         return AsyncAgentClient(link.agent_socket, client=self._client_id, loss=explain)
@@ -143,9 +143,9 @@ class SshHost:
     async def run(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         answer = await (await self._link()).run(command, timeout_s=timeout_s)
         if answer.status != 0:
-            said = (answer.stderr.strip() or answer.output.strip())[-QUOTED_BYTES:].decode(errors="replace")
+            output = (answer.stderr.strip() or answer.output.strip())[-QUOTED_BYTES:].decode(errors="replace")
             raise HostError(
-                f"host {self.name}: {command!r} ended with status {answer.status}: {said or 'it said nothing'}"
+                f"host {self.name}: {command!r} ended with status {answer.status}: {output or 'it output nothing'}"
             )
         return answer.output.decode(errors="replace").rstrip("\n")
 
@@ -224,7 +224,7 @@ class SshHost:
             lifeline.close()
             loss = await link.explain(within_s=LINK_END_TIMEOUT_S)  # an agent that is gone takes its link along
             link.close()
-            if loss is not None and self._told is not link:
+            if loss is not None and self._lost_link is not link:
                 self._is_unreachable = True
                 raise loss
         self.was_up = self._is_unreachable = True

@@ -74,15 +74,15 @@ def audit(
     :param disks: the parent of the agents' disk directories.
     :param block_devices: the kernel's directory of block devices; None for the host's, if it has one.
     """
-    leaks, agents = _look(base, run, clients, disks, block_devices)
+    leaks, agents = _scan(base, run, clients, disks, block_devices)
     if leaks and any(agent.lingers for agent in agents):
         # Standby forks and VMs of other runs may appear or disappear between reading a ledger and the search.
-        again, _ = _look(base, run, clients, disks, block_devices)
+        again, _ = _scan(base, run, clients, disks, block_devices)
         leaks = [leak for leak in leaks if leak in again]
     return leaks
 
 
-def _look(
+def _scan(
     base: Path, run: str, clients: str, disks: Path | None, block_devices: Path | None
 ) -> tuple[list[Leak], list[_Agent]]:
     agents = _agents(base, run, clients)
@@ -92,7 +92,7 @@ def _look(
         leaks.append(Leak("file", str(rendezvous)))
     if disks is not None:
         explained = {agent.directory.name for agent in agents}
-        leaks += [Leak("directory", str(place)) for place in directories_of(disks, run) if place.name not in explained]
+        leaks += [Leak("directory", str(path)) for path in directories_of(disks, run) if path.name not in explained]
     leaks += [*_processes(tags, agents), *_sockets(agents, base / run), *_mounts(run)]
     described = block_devices or system().host.block_devices
     return [*leaks, *(_devices(described, run) if described else ()), *_datasets(run)], agents
@@ -180,7 +180,7 @@ def _unlisted_files(directory: Path, entries: Iterable[Entry]) -> Iterator[Leak]
     listed = [Path(entry.what["path"]) for entry in entries if "path" in entry.what]
     for path in sorted(files_below(directory)):
         own = path.parent == directory and path.name in _OWN_FILES
-        if not own and not any(path.is_relative_to(place) for place in listed):
+        if not own and not any(path.is_relative_to(directory) for directory in listed):
             yield Leak("socket" if path.is_socket() else "file", str(path))
 
 
@@ -233,7 +233,7 @@ def _is_out_of_others_reach(path: Path) -> bool:
     Users can mount their own file systems (FUSE), and set up loop devices over their files (udisks), with the run's id
     in the name.
     """
-    parent = next(place for place in path.parents if place.is_dir())
+    parent = next(directory for directory in path.parents if directory.is_dir())
     try:
         require_trusted(parent)
     except (HostError, OSError):

@@ -145,7 +145,7 @@ def find_tagged(*tags: str) -> list[ProcessIdentity]:
 
     The caller and its ancestors are excluded. Empty where processes cannot be listed.
     """
-    spared = _lineage()
+    spared = _self_and_ancestors()
     encoded = [tag.encode() for tag in tags]
     candidates = (_identity(pid) for pid in _processes().pids() if pid not in spared and _mentions(pid, encoded))
     return [process for process in candidates if process and any(map(process.carries, tags))]
@@ -168,7 +168,7 @@ def _identity(pid: int) -> ProcessIdentity | None:
         return None
 
 
-def _lineage() -> set[int]:
+def _self_and_ancestors() -> set[int]:
     lineage: set[int] = set()
     pid = os.getpid()
     while pid not in lineage and (status := _processes().status(pid)):

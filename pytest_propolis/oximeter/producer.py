@@ -83,7 +83,7 @@ async def producing(config: MetricsConfig, *, producer_id: UUID, produce: Produc
             interval=Duration.of(INTERVAL_S),
         )
         async with serving(_app(producer_id, produce), listener):
-            registration = asyncio.create_task(_stay_registered(config.registry, endpoint))
+            registration = asyncio.create_task(_keep_registered(config.registry, endpoint))
             try:
                 yield
             finally:
@@ -107,7 +107,7 @@ def _app(producer_id: UUID, produce: Produce) -> Starlette:
     )
 
 
-async def _stay_registered(registry: str, endpoint: ProducerEndpoint) -> None:
+async def _keep_registered(registry: str, endpoint: ProducerEndpoint) -> None:
     async with HttpClient(Endpoint.at(registry), headers={}) as client:
         while True:
             if (lease_s := await _register(client, registry, endpoint)) is None:

@@ -85,9 +85,9 @@ class RetentionPolicy:
     def _settle_all(self, *, remove: bool) -> None:
         while self._aside:  # VMs are handled before the disks that they use
             with contextlib.suppress(PropolisError):  # the agent is gone, and its VMs with it
-                self._settle(*self._aside.pop(0), remove=remove)
+                self._keep_or_remove(*self._aside.pop(0), remove=remove)
 
-    def _settle(self, teardown: FactoryTeardown, host: Host, resources: ResourceIds, *, remove: bool) -> None:
+    def _keep_or_remove(self, teardown: FactoryTeardown, host: Host, resources: ResourceIds, *, remove: bool) -> None:
         from ..agent_api.messages import Keep
 
         if (agent := host.agent) is None:

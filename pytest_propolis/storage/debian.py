@@ -226,10 +226,10 @@ async def _run(argv: Sequence[str], directory: Path, **variables: str) -> None:
     finished = await run_program(argv, environment=environment, directory=directory, ends_with_parent=True)
     if finished.status == 0:
         return
-    said = finished.last_lines(12)
+    log = finished.last_lines(12)
     if "No space left on device" in finished.stderr:
-        raise ResourceExhausted(f"no space left in {directory} to build Debian:\n{said}", hint="free some 2 GiB there")
+        raise ResourceExhausted(f"no space left in {directory} to build Debian:\n{log}", hint="free some 2 GiB there")
     raise ArtifactError(
-        f"building Debian failed (status {finished.status}):\n{said}",
+        f"building Debian failed (status {finished.status}):\n{log}",
         hint="check that this machine reaches a mirror of Debian: apt-get update",
     )

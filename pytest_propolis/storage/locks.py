@@ -34,12 +34,12 @@ async def locked(path: Path, *, purpose: str, progress: Progress) -> AsyncIterat
 
     # A single attempt each time: filelock's own wait blocks, or needs a thread.
     lock = FileLock(path, timeout=0, thread_local=False)
-    told = False
+    reported = False
     while not _try(lock):
-        if not told:
+        if not reported:
             holder = "task" if path in _held_here else "process"
             progress(f"another {holder} is {purpose} already: waiting for it")
-            told = True
+            reported = True
         await asyncio.sleep(_POLL_S)
     _held_here.add(path)
     try:

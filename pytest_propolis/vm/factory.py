@@ -304,7 +304,7 @@ class VmFactory:
         name = name or self._successor_name(vm.name)
         self._require_new(name)
         target_host = self._successor_host(vm, host)
-        spec = _taken_over(vm, fail_exports=fail_migration_exports, fail_imports=fail_migration_imports)
+        spec = _successor_spec(vm, fail_exports=fail_migration_exports, fail_imports=fail_migration_imports)
         session = await self._session(target_host)
         spec = await self._networks.succeed(vm, name, session, spec)
         is_elsewhere = target_host.name != vm.host.name
@@ -377,7 +377,7 @@ def _config(name: str, fields: VmConfigFields) -> VmConfig:
     return VmConfig(name=name, **fields)  # type: ignore[arg-type] # A source of a disk stands for its disk.
 
 
-def _taken_over(vm: TestVm, *, fail_exports: int | None, fail_imports: int | None) -> InstanceSpec:
+def _successor_spec(vm: TestVm, *, fail_exports: int | None, fail_imports: int | None) -> InstanceSpec:
     """Return the spec of a VM for its successor, which fences it off from its volumes."""
     for disk in vm.volumes:
         disk.volume.set_generation(disk.volume.generation + 1)

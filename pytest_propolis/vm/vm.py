@@ -178,7 +178,7 @@ class TestVm(BootableVm):
             assert nic.network is not None
             await nic.network.arrive(self.name, self.host.name)
         self.came_from = source.host
-        await self._take_console(source)
+        await self._move_console(source)
 
     async def aclose(self) -> None:
         """End the VM and everything opened for it, whatever state it is in. Idempotent."""
@@ -242,7 +242,7 @@ class TestVm(BootableVm):
     def _migration_error(self, source: TestVm, message: str, **context: Any) -> MigrationError:
         return MigrationError(f"the migration from {source.name!r} {message}", vm=self.name, **context)
 
-    async def _take_console(self, source: TestVm) -> None:
+    async def _move_console(self, source: TestVm) -> None:
         self.guest_nodes, source.guest_nodes = source.guest_nodes, []
         for node in self.guest_nodes:
             node.vm = self

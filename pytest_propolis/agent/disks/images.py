@@ -42,10 +42,10 @@ class ImageMaker:
         paths = {artifact: await self._store.get(artifact, progress) for artifact in needed.artifacts}
         if needed.recipe is None:
             return tuple(str(path) for path in paths.values())
-        made = await self._carry_out(needed.recipe, paths, needed.timeout_s, progress)
+        made = await self._build(needed.recipe, paths, needed.timeout_s, progress)
         return (str(made),)
 
-    async def _carry_out(
+    async def _build(
         self, recipe: ImageRecipe, paths: dict[Artifact, Path], timeout_s: float, progress: Callable[[str], None]
     ) -> Path:
         by_hash = {artifact.sha256: path for artifact, path in paths.items()}

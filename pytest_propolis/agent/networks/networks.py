@@ -90,14 +90,14 @@ class Network:
         if self._closed:  # meanwhile
             await websocket.close()
             raise AgentError(f"network {self.name!r} has been removed")
-        task = asyncio.create_task(Trunk(self.switch, _Opened(websocket), part=request.part).carry())
+        task = asyncio.create_task(Trunk(self.switch, _Opened(websocket), part=request.part).forward_frames())
         self._trunks.add(task)
         task.add_done_callback(self._trunks.discard)
 
     async def accept(self, websocket: WebSocket) -> None:
         """Serve the part on another host until it disconnects, or this is closed."""
         part = websocket.headers.get(PART_HEADER, "")
-        task = asyncio.create_task(Trunk(self.switch, _Accepted(websocket), part=part).carry())
+        task = asyncio.create_task(Trunk(self.switch, _Accepted(websocket), part=part).forward_frames())
         self._trunks.add(task)
         try:
             await asyncio.wait([task])

@@ -54,9 +54,9 @@ class Port:
         for connection in self.connections:
             connection.send(frame)
 
-    def take(self, frame: bytes) -> None:
+    def receive(self, frame: bytes) -> None:
         """Send a frame to the card."""
-        self._switch.take(frame, port=self._number, attachment=self)
+        self._switch.receive(frame, port=self._number, attachment=self)
 
     def close(self) -> None:
         """Disconnect all cards, and accept no more. Idempotent."""
@@ -99,7 +99,7 @@ class _Connection(asyncio.BufferedProtocol):
                 return
             if end > self._filled:
                 break
-            self._port.take(bytes(self._view[start + LENGTH_BYTES : end]))
+            self._port.receive(bytes(self._view[start + LENGTH_BYTES : end]))
             start = end
         self._buffer[: self._filled - start] = self._buffer[start : self._filled]
         self._filled -= start

@@ -88,7 +88,7 @@ class Switch:
         for address in left:
             del self._locations[address]
 
-    def take(self, frame: bytes, *, port: int, attachment: Attachment) -> None:
+    def receive(self, frame: bytes, *, port: int, attachment: Attachment) -> None:
         """Forward a frame from a port that has arrived over an attachment."""
         if len(frame) < ADDRESSES_BYTES:
             return
@@ -96,17 +96,17 @@ class Switch:
         if not sender[0] & GROUP_BIT and self._parts.get(port, attachment.part) == attachment.part:
             self._locations[sender] = _Location(port, attachment)
         if attachment.number is None:
-            self._pass_on(frame, port, attachment)
+            self._forward(frame, port, attachment)
             return
         self.capture.add(frame)
         if self._faults.loss_percent and self._random.uniform(0, 100) < self._faults.loss_percent:
             return
         if self._faults.delay_ms:
-            asyncio.get_running_loop().call_later(self._faults.delay_ms / 1000, self._pass_on, frame, port, attachment)
+            asyncio.get_running_loop().call_later(self._faults.delay_ms / 1000, self._forward, frame, port, attachment)
         else:
-            self._pass_on(frame, port, attachment)
+            self._forward(frame, port, attachment)
 
-    def _pass_on(self, frame: bytes, port: int, attachment: Attachment) -> None:
+    def _forward(self, frame: bytes, port: int, attachment: Attachment) -> None:
         receiver = frame[:ADDRESS_BYTES]
         location = None if receiver[0] & GROUP_BIT else self._locations.get(receiver)
         if location is not None and location.attachment in self._attachments and location.attachment.is_up:

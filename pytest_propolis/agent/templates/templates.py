@@ -323,11 +323,11 @@ def _key(needed: TemplateNeeded, hypervisor: Hypervisor) -> str:
         boot=needed.boot,
         accelerator=hypervisor.accelerator.name,
         guest_ports=needed.guest_ports,
-        facts=(needed.guest, hypervisor.qemu.identity, _processor(hypervisor), *disks, *map(_looks, files)),
+        facts=(needed.guest, hypervisor.qemu.identity, _processor(hypervisor), *disks, *map(_fingerprint, files)),
     )
 
 
-def _looks(file: str) -> str:
+def _fingerprint(file: str) -> str:
     """Fingerprint by path, size and mtime; the paths of files in the store contain a hash of their content."""
     try:
         status = Path(file).stat()

@@ -90,7 +90,7 @@ async def _vm(settings: Settings) -> AsyncIterator[TestVm]:
             guests=guests_here(),
             group="propolis run",
             log_dir=logs,
-            progress=_say,
+            progress=_print_progress,
             made=lambda vm: None,
             artifact=lambda name: read_catalogs(settings.artifacts or ()).find(name),
         ) as factory:
@@ -112,5 +112,5 @@ def _write(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _say(line: str) -> None:
+def _print_progress(line: str) -> None:
     click.echo(f"propolis: {line}", err=True)

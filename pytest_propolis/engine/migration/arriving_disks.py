@@ -93,7 +93,7 @@ class ArrivingDisks:
         except OSError as error:
             raise MigrationFailed(f"the disks cannot be copied: {self.socket}: {error}") from None
         with listener:
-            await machine.give_fd(SOCKET_FD, listener.fileno())
+            await machine.send_fd(SOCKET_FD, listener.fileno())
         address = {"type": "fd", "data": {"str": SOCKET_FD}}
         await machine.execute("nbd-server-start", addr=address, **{"max-connections": len(keys)})
         for number, key in enumerate(keys):

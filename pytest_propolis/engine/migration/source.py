@@ -120,7 +120,7 @@ class MigrationSource:
         migration = _Departure(self, UUID(request.migration_id), machine, channel)
         self._streams = migration.streams
         try:
-            await migration.go()
+            await migration.run()
         except (MigrationFailed, MachineError) as error:
             logger.warning("migration %s out failed: %s", request.migration_id, error)
             self._settled(migration.side(failure=str(error)))
@@ -160,7 +160,7 @@ class _Departure:
         self.way: MemoryTransfer | None = None
         self.disks: Mapping[str, DiskTransfer] = {}
 
-    async def go(self) -> None:
+    async def run(self) -> None:
         self.reach(MigrationState.SYNC)
         facts = self._source._facts()
         plan = await self._sync(facts)

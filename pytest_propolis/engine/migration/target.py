@@ -252,7 +252,7 @@ class MigrationTarget:
             return
         carried = CarriedSocket(await self._open_stream(STATE_STREAM))
         try:
-            with carried.take_near() as stream:
+            with carried.take_local_end() as stream:
                 yield stream
         finally:
             await carried.close()

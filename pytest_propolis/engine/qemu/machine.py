@@ -210,11 +210,11 @@ class Machine:
         async with self._power:
             await self._reset()
 
-    async def give_fd(self, name: str, fd: int) -> None:
+    async def send_fd(self, name: str, fd: int) -> None:
         """Hand QEMU a duplicate of a file descriptor, which later commands call `name`."""
-        await self._monitor.give_fd(name, fd)
+        await self._monitor.send_fd(name, fd)
 
-    async def forget_fd(self, name: str) -> None:
+    async def close_fd(self, name: str) -> None:
         """Make QEMU close the descriptor of this name, unless a command has consumed it."""
         with contextlib.suppress(MachineError):
             await self.execute("closefd", fdname=name)
@@ -344,9 +344,9 @@ class Machine:
         await self.execute("set-action", reboot="shutdown")
         await drop_bios_shadow(self.execute)
         if self._shall_run:
-            await self._go_on()
+            await self._continue()
 
-    async def _go_on(self) -> None:
+    async def _continue(self) -> None:
         try:
             await self.execute("cont")
         except MachineError:

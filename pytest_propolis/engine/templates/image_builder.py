@@ -53,7 +53,7 @@ async def build_image(
         await machine.start()
         await machine.resume()
         async with asyncio.timeout(timeout_s):
-            await _converse(machine, recipe, ended)
+            await _type_script(machine, recipe, ended)
         # Ends QEMU in order, so that the image is complete.
         with contextlib.suppress(MachineError):
             await machine.execute("quit")
@@ -70,7 +70,7 @@ async def build_image(
         target.with_suffix(".log").unlink(missing_ok=True)
 
 
-async def _converse(machine: Machine, recipe: ImageRecipe, ended: asyncio.Event) -> None:
+async def _type_script(machine: Machine, recipe: ImageRecipe, ended: asyncio.Event) -> None:
     offset = await _expect(machine, recipe.prompt, 0, ended)
     await machine.serial.write(recipe.script.encode())
     await _expect(machine, recipe.done, offset, ended)

@@ -177,7 +177,7 @@ class Downstairs:
         try:
             while line := await reader.readline():
                 await self._running.wait()
-                _say(session, await self._answer(session, line))
+                _send_answer(session, await self._answer(session, line))
         except (OSError, ValueError):  # a line that is too long is a ValueError
             pass
         finally:
@@ -232,7 +232,7 @@ class Downstairs:
             except StorageDaemonError as error:
                 return Refused(reason=str(error), final=False)
         if other is not None:
-            _say(other, Fenced(generation=request.generation))
+            _send_answer(other, Fenced(generation=request.generation))
         session.id = request.session
         self._active = session
         region.generation = request.generation
@@ -262,7 +262,7 @@ class Downstairs:
         )
 
 
-def _say(session: _Session, answer: Answer) -> None:
+def _send_answer(session: _Session, answer: Answer) -> None:
     session.writer.write(msgspec.json.encode(answer) + b"\n")
 
 

@@ -72,10 +72,10 @@ async def survey(settings: Settings, *, guest_files: Mapping[str, Sequence[Path]
     useful = (guests, firmware, reflinks, zfs, namespaces, ssh, etcd)
     if settings.server == ENGINE:
         return Survey(engine, useful, servers, server_needs)
-    return Survey(tuple(map(_as_need, servers[1:])), (*engine, *useful), servers, server_needs)
+    return Survey(tuple(map(_as_capability, servers[1:])), (*engine, *useful), servers, server_needs)
 
 
-def _as_need(server: ServerReport) -> Capability:
+def _as_capability(server: ServerReport) -> Capability:
     return Capability("server", server.ok, f"{server.server}: {server.detail}", server.remedy)
 
 
@@ -115,10 +115,10 @@ async def probe_guests(guest_files: Mapping[str, Sequence[Path]]) -> Capability:
     """Check which guests have all their files."""
     ready = [name for name, files in guest_files.items() if all(file.is_file() for file in files)]
     missing = [name for name in guest_files if name not in ready]
-    told = [f"ready: {', '.join(ready)}"] if ready else []
-    told += [f"not prepared: {', '.join(missing)}"] if missing else []
+    parts = [f"ready: {', '.join(ready)}"] if ready else []
+    parts += [f"not prepared: {', '.join(missing)}"] if missing else []
     remedy = f"run `propolis setup {' '.join(missing)}`, or let the first test do it" if missing else None
-    return Capability("guests", ok=bool(ready), detail="; ".join(told) or "there are none", remedy=remedy)
+    return Capability("guests", ok=bool(ready), detail="; ".join(parts) or "there are none", remedy=remedy)
 
 
 async def probe_reflinks(directory: Path) -> Capability:

@@ -48,6 +48,6 @@ def zfs_obstacle(settings: Settings) -> str | None:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"zfs cannot be asked: {error}"
     if done.returncode != 0:
-        said = done.stderr.strip()
-        return f"{directory} does not lie on ZFS ({said}): choose a place that does with --propolis-artifact-dir"
+        message = done.stderr.strip()
+        return f"{directory} does not lie on ZFS ({message}): choose a place that does with --propolis-artifact-dir"
     return None

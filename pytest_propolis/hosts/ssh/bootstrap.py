@@ -100,7 +100,7 @@ async def start_command(
     :raises HostError: as `start_agent`.
     """
     async with _session(transport, host, python, what=order["program"]) as session:
-        await session.bring(order, make_bundle)
+        await session.upload(order, make_bundle)
         await session.receive("started")
         return session.channel
 
@@ -144,11 +144,11 @@ class _Session:
         self._python = python
 
     async def start_agent(self, order: dict[str, Any], make_bundle: BundleMaker) -> RemoteAgent:
-        facts = await self.bring(order, make_bundle)
+        facts = await self.upload(order, make_bundle)
         started = msgspec.convert(await self.receive("ready"), AgentStarted)
         return RemoteAgent(facts=facts, started=started, channel=self.channel)
 
-    async def bring(self, order: dict[str, Any], make_bundle: BundleMaker) -> HostFacts:
+    async def upload(self, order: dict[str, Any], make_bundle: BundleMaker) -> HostFacts:
         """Upload the project if it is missing, and send the loader its order; return facts about the host."""
         _send_program(self.channel, LOADER.read_text())
         facts = msgspec.convert(await self.receive("facts"), HostFacts)
@@ -160,8 +160,8 @@ class _Session:
         if facts.bundle_directory is None:
             self._raise_no_place(facts)
         bundle = await make_bundle(facts.python)
-        told = {**order, "sha256": bundle.sha256, "size": len(bundle.data)}
-        self.channel.stdin.write(msgspec.json.encode(told) + b"\n")
+        request = {**order, "sha256": bundle.sha256, "size": len(bundle.data)}
+        self.channel.stdin.write(msgspec.json.encode(request) + b"\n")
         if await self.receive("need"):
             self.channel.stdin.write(bundle.data)
             await self.channel.stdin.drain()
@@ -201,12 +201,12 @@ class _Session:
 
     async def ended(self) -> HostError:
         """Return why the session ended before the agent was there."""
-        status, said = None, b""
+        status, stderr = None, b""
         with contextlib.suppress(*self._errors):
             async with asyncio.timeout(5):
-                said = await self.channel.stderr.read(STDERR_BYTES)
+                stderr = await self.channel.stderr.read(STDERR_BYTES)
                 status = await self.channel.status()
-        text = said.decode(errors="replace").strip() or "it said nothing"
+        text = stderr.decode(errors="replace").strip() or "it said nothing"
         if status in (126, 127):
             return CapabilityMissing(
                 f"host {self._host}: {self._python} cannot be run there: {text}",

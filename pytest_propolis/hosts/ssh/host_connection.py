@@ -89,10 +89,10 @@ class HostConnection:
         """
         try:
             channel = await self._transport.start(MEASURE)
-            said = await channel.stdout.read(-1)
-            processors, pages, page_bytes = map(int, said[said.index(LINE_PREFIX) :].split()[1:4])
+            output = await channel.stdout.read(-1)
+            processors, pages, page_bytes = map(int, output[output.index(LINE_PREFIX) :].split()[1:4])
         except ValueError:
-            raise HostError(f"host {self._spec.name}: it answered {said[-200:]!r}") from None
+            raise HostError(f"host {self._spec.name}: it answered {output[-200:]!r}") from None
         except self._transport.errors as error:
             raise HostError(f"host {self._spec.name}: {error or type(error).__name__}") from None
         return Machine(processors=processors, memory_mib=pages * page_bytes >> 20)

@@ -87,14 +87,14 @@ class Link:
             for work in (self._send_heartbeats(), self._listen(), self._closed())
         ]
         loop.call_later(FIRST_CLIENT_TIMEOUT_S, self._end_unused)
-        _tell(ready_fd, LinkStarted())
+        _report(ready_fd, LinkStarted())
         reason = await self._over
         server.close()
-        self._tell_clients(reason)
+        self._notify_clients(reason)
         for task in (*watches, *self._requests):
             task.cancel()
         if reason is None:
-            await self._say_goodbye()
+            await self._send_goodbye()
 
     def _end(self, reason: str | None) -> None:
         """End the link; None for the reason if the host is not lost."""
@@ -224,12 +224,12 @@ class Link:
                 self._remote_sockets[local] = path
         return self._remote_sockets[local]
 
-    def _tell_clients(self, reason: str | None) -> None:
+    def _notify_clients(self, reason: str | None) -> None:
         """Publish why the host is lost before the sockets close: a client that reads their end finds the reason."""
         for writer in self._clients if reason else ():
             _answer(writer, LinkResponse(lost=reason))
 
-    async def _say_goodbye(self) -> None:
+    async def _send_goodbye(self) -> None:
         """Let the watchdog end the agent, and wait until it has."""
         channel = self._agent.channel
         with contextlib.suppress(*self._transport.errors):
@@ -257,7 +257,7 @@ def _answer(writer: asyncio.StreamWriter, answer: LinkResponse) -> None:
         writer.write(msgspec.json.encode(answer) + b"\n")
 
 
-def _tell(ready_fd: int, message: LinkStarted) -> None:
+def _report(ready_fd: int, message: LinkStarted) -> None:
     with contextlib.suppress(BrokenPipeError):
         os.write(ready_fd, msgspec.json.encode(message) + b"\n")
     os.close(ready_fd)
@@ -298,7 +298,7 @@ async def _run_link(config: LinkConfig, ready_fd: int) -> None:
         async with _opened(config) as link:
             await link.serve(ready_fd)
     except PropolisError as error:
-        _tell(ready_fd, LinkStarted(fault=Fault.of(error)))
+        _report(ready_fd, LinkStarted(fault=Fault.of(error)))
     finally:
         shutil.rmtree(config.directory, ignore_errors=True)
 

@@ -66,7 +66,7 @@ class JoinedLink:
         self.host = host
         self.ready = ready
         self._connection = connection
-        self._heard = b""
+        self._received = b""
         self._loss: str | None = None
 
     @property
@@ -102,12 +102,12 @@ class JoinedLink:
     def _read_loss(self) -> str | None:
         try:
             while data := self._connection.recv(4096, socket.MSG_DONTWAIT):
-                self._heard += data
+                self._received += data
         except BlockingIOError:
             return None
         except OSError:
             pass
-        for line in self._heard.splitlines():
+        for line in self._received.splitlines():
             if (reason := msgspec.json.decode(line, type=LinkResponse).lost) is not None:
                 return reason
         return "the link process on this machine ended"
@@ -233,7 +233,7 @@ async def _join(rendezvous: Rendezvous, host: str) -> JoinedLink | None:
     connection = socket.socket(socket.AF_UNIX)
     connection.setblocking(False)
     try:
-        ready = await _shake_hands(connection, path)
+        ready = await _handshake(connection, path)
         require_same_version(host, remote=ready.version, local=version("pytest-propolis"))
     except (OSError, EOFError):
         connection.close()
@@ -255,7 +255,7 @@ def require_same_version(host: str, *, remote: str, local: str) -> None:
         )
 
 
-async def _shake_hands(connection: socket.socket, path: Path) -> LinkReady:
+async def _handshake(connection: socket.socket, path: Path) -> LinkReady:
     loop = asyncio.get_running_loop()
     await loop.sock_connect(connection, str(path))
     await loop.sock_sendall(connection, msgspec.json.encode(Join()) + b"\n")

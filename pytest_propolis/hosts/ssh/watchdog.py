@@ -185,15 +185,15 @@ def _make_directory(run: str) -> Path:
     # `XDG_RUNTIME_DIR` goes when this session is the user's last, and what is kept must stay.
     runtime = os.environ.pop("XDG_RUNTIME_DIR", None)
     try:
-        return _made(run)
+        return _make_private(run)
     except HostError:
         if runtime is None:
             raise
         os.environ["XDG_RUNTIME_DIR"] = runtime
-        return _made(run)
+        return _make_private(run)
 
 
-def _made(run: str) -> Path:
+def _make_private(run: str) -> Path:
     directory = agent_directory(run)
     make_private_directory(directory.parent)
     note_base_directory(directory.parent)

@@ -329,8 +329,8 @@ class CrucibleDisk:
                 hint=f"have the VM on {self.host.name}; only between hosts of one machine a volume goes with its VM",
             )
 
-    def given_to(self, vm: GuestAccess, backend_key: str) -> None:
-        """A VM has the disk from now on."""
+    def attach_to(self, vm: GuestAccess, backend_key: str) -> None:
+        """Record that a VM uses the disk from now on."""
         self._vm, self._backend_key, self._generation_in_use = vm, backend_key, self._generation
 
     def _require_vm(self) -> GuestAccess:

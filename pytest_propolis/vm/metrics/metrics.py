@@ -88,7 +88,7 @@ class Metrics:
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    found, last = await self._look(vm, predicate)
+                    found, last = await self._try_poll(vm, predicate)
                     if found is not None:
                         return found
                     await asyncio.sleep(pause_s)
@@ -116,7 +116,7 @@ class Metrics:
             self._reached[host.name, port] = await host.forward_port(port)
         return Endpoint(base_url=f"http://127.0.0.1:{self._reached[host.name, port]}")
 
-    async def _look(self, vm: TestVm, predicate: Callable[[Samples], T | None]) -> tuple[T | None, str]:
+    async def _try_poll(self, vm: TestVm, predicate: Callable[[Samples], T | None]) -> tuple[T | None, str]:
         """Poll once; return what the predicate found, if anything, and what there was to find."""
         try:
             samples = Samples.of(

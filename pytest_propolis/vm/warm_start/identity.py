@@ -39,7 +39,7 @@ async def assign_identity(
     with phases.during("identity"):
         told_s = time.monotonic()
         if forked.typed_identity is None:
-            await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
+            await _assign_identity(shell, guest, name=name, timeout_s=timeout_s)
         else:
             told_s = forked.asked_s
             await shell.run_typed(forked.typed_identity, timeout_s=timeout_s, note=WAKING)
@@ -48,7 +48,7 @@ async def assign_identity(
                 break
             await shell.run(guest.await_identity_command(), timeout_s=timeout_s, note=WAKING)
             told_s = time.monotonic()
-            await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
+            await _assign_identity(shell, guest, name=name, timeout_s=timeout_s)
     if forked.plugged:
         with phases.during("devices"):
             command = guest.await_hotplug_command(forked.plugged)
@@ -66,7 +66,7 @@ async def prepare_snapshot(shell: Shell, guest: GuestAdapter, *, name: str, time
         result = await shell.run(command, timeout_s=timeout_s, note=PREPARING, check=False)
         if result.status:
             raise _not_prepared(guest, result)
-    await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
+    await _assign_identity(shell, guest, name=name, timeout_s=timeout_s)
     await shell.run(guest.await_identity_command(), timeout_s=timeout_s, note=PREPARING)
     await shell.run(guest.quiet_command, timeout_s=timeout_s)
 
@@ -106,5 +106,5 @@ def _typed(guest: GuestAdapter, command: str) -> TypedCommand:
         raise TemplateError(f"what wakes a fork of {guest.name} cannot be typed ahead: {error}") from None
 
 
-async def _take_on_identity(shell: Shell, guest: GuestAdapter, *, name: str, timeout_s: float) -> None:
+async def _assign_identity(shell: Shell, guest: GuestAdapter, *, name: str, timeout_s: float) -> None:
     await shell.run(guest.identity_command(name=name), timeout_s=timeout_s, note=WAKING)

@@ -40,12 +40,12 @@ class Parts:
         return self.left, self.right, self.there, self.elsewhere
 
     def announce_right(self, attachment: RecordingAttachment) -> None:
-        self.switch.take(EVERYBODY + RIGHT, port=2, attachment=attachment)
+        self.switch.receive(EVERYBODY + RIGHT, port=2, attachment=attachment)
 
     def where_a_frame_to_right_goes(self) -> set[RecordingAttachment]:
         for attachment in self.attachments:
             attachment.frames.clear()
-        self.switch.take(RIGHT + LEFT, port=1, attachment=self.left)
+        self.switch.receive(RIGHT + LEFT, port=1, attachment=self.left)
         return {attachment for attachment in self.attachments if attachment.frames}
 
 

@@ -42,9 +42,9 @@ class CarriedSocket:
         local.setblocking(False)
         self._local = local
         self.carried_bytes = 0
-        self._work = asyncio.create_task(self._carry())
+        self._work = asyncio.create_task(self._forward())
 
-    def take_near(self) -> socket.socket:
+    def take_local_end(self) -> socket.socket:
         """Return the other end of a socket that was created here. The caller closes it."""
         assert self._near is not None
         near, self._near = self._near, None
@@ -61,8 +61,8 @@ class CarriedSocket:
         await asyncio.gather(self._work, return_exceptions=True)
         await self._close_ends()  # also when the work was cancelled before it began
 
-    async def _carry(self) -> None:
-        ways = [asyncio.create_task(self._carry_out()), asyncio.create_task(self._carry_in())]
+    async def _forward(self) -> None:
+        ways = [asyncio.create_task(self._forward_outgoing()), asyncio.create_task(self._forward_incoming())]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -71,14 +71,14 @@ class CarriedSocket:
             await asyncio.gather(*ways, return_exceptions=True)
             await self._close_ends()
 
-    async def _carry_out(self) -> None:
+    async def _forward_outgoing(self) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError, ConnectionLost):
             while data := await loop.sock_recv(self._local, CHUNK_BYTES):
                 await self._connection.send(data)
                 self.carried_bytes += len(data)
 
-    async def _carry_in(self) -> None:
+    async def _forward_incoming(self) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError, ConnectionLost):
             while True:
@@ -127,7 +127,7 @@ class StreamExchange:
             raise MigrationFailed(f"the target has not opened the stream {name}") from None
         carried = CarriedSocket(connection)
         self._carried.append(carried)
-        return carried.take_near()
+        return carried.take_local_end()
 
     async def close(self) -> None:
         """End all streams. Idempotent."""

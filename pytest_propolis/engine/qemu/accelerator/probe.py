@@ -87,21 +87,21 @@ async def probe_accelerator(qemu: Qemu, *, wanted: Wanted, cache_dir: Path) -> A
     started = time.monotonic()
     path, key = cache_dir / _file_name(qemu), _key(qemu)
     trials = _load(path, key)
-    from_cache = _untried(wanted, trials) is None
+    from_cache = _next_trial(wanted, trials) is None
     if not from_cache:
         with _directory_errors(cache_dir):
             cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            async with locked(path.with_suffix(".lock"), purpose="probing the accelerator", progress=_say_nothing):
+            async with locked(path.with_suffix(".lock"), purpose="probing the accelerator", progress=_ignore_line):
                 trials = _load(path, key)
-                from_cache = _untried(wanted, trials) is None
+                from_cache = _next_trial(wanted, trials) is None
                 await _complete(trials, qemu, wanted)
                 _save(path, key, qemu, trials)
                 _forget_removed_programs(cache_dir)
-    name, reason = _settle(wanted, trials)
+    name, reason = _decide(wanted, trials)
     return AcceleratorChoice(name, reason, from_cache, time.monotonic() - started)
 
 
-def _untried(wanted: Wanted, trials: _Trials) -> AcceleratorName | None:
+def _next_trial(wanted: Wanted, trials: _Trials) -> AcceleratorName | None:
     for name in _ORDER[wanted]:
         if name not in trials:
             return name
@@ -111,11 +111,11 @@ def _untried(wanted: Wanted, trials: _Trials) -> AcceleratorName | None:
 
 
 async def _complete(trials: _Trials, qemu: Qemu, wanted: Wanted) -> None:
-    while name := _untried(wanted, trials):
+    while name := _next_trial(wanted, trials):
         trials[name] = await _try(qemu, name)
 
 
-def _settle(wanted: Wanted, trials: _Trials) -> tuple[AcceleratorName, str]:
+def _decide(wanted: Wanted, trials: _Trials) -> tuple[AcceleratorName, str]:
     tried = [(name, trials[name]) for name in _ORDER[wanted] if name in trials]
     failed = [trial.finding for _, trial in tried if not trial.works]
     for name, trial in tried:
@@ -336,5 +336,5 @@ def _directory_errors(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def _say_nothing(_line: str) -> None:
+def _ignore_line(_line: str) -> None:
     """Discard progress messages: the probe takes seconds at most."""
