@@ -13,14 +13,14 @@ from ..markers.requirements import Unmet, able_hosts, requirements_of, unmet
 from ..session.internals import skip_reason
 from ..session.stash import SETTINGS
 
-__all__ = ["Explained", "as_json", "as_lines", "explain"]
+__all__ = ["Explanation", "as_json", "as_lines", "explain"]
 
 SHOWN: Final = 3
 """How many tests are named of those that run and need the same."""
 
 
 @dataclass(frozen=True, slots=True)
-class Explained:
+class Explanation:
     """The explanation of one test before it runs.
 
     :param needs: its requirements on hosts, as text; empty if it has none.
@@ -34,14 +34,14 @@ class Explained:
     obstacle: Unmet | None
 
 
-def explain(item: pytest.Item) -> Explained:
+def explain(item: pytest.Item) -> Explanation:
     """Explain a collected test. Start nothing except the probes of its requirements."""
     if marked := skip_reason(item):
-        return Explained(item.nodeid, _needs(item), (), Unmet(f"its marker says: {marked}"))
+        return Explanation(item.nodeid, _needs(item), (), Unmet(f"its marker says: {marked}"))
     if not needs_hosts(item):
-        return Explained(item.nodeid, "", (), None)
+        return Explanation(item.nodeid, "", (), None)
     hosts = able_hosts(requirements_of(item), item.config.stash[SETTINGS])
-    return Explained(item.nodeid, _needs(item), hosts, unmet(item))
+    return Explanation(item.nodeid, _needs(item), hosts, unmet(item))
 
 
 def _needs(item: pytest.Item) -> str:
@@ -61,7 +61,7 @@ def _needs(item: pytest.Item) -> str:
     return ", ".join(parts)
 
 
-def as_lines(tests: Sequence[Explained]) -> Iterator[str]:
+def as_lines(tests: Sequence[Explanation]) -> Iterator[str]:
     """Yield a table: the tests that will be skipped, by reason, and the requirements of the others."""
     skipped = [(test, test.obstacle) for test in tests if test.obstacle]
     for (obstacle, needs), group in _grouped(skipped, lambda found: (found[1], found[0].needs)):
@@ -94,7 +94,7 @@ def _grouped(things: Iterable[_Thing], key: Callable[[_Thing], _Key]) -> Iterabl
     return groups.items()
 
 
-def as_json(tests: Iterable[Explained]) -> list[dict[str, object]]:
+def as_json(tests: Iterable[Explanation]) -> list[dict[str, object]]:
     """Return the table as objects for JSON, one for each test."""
     return [
         {
