@@ -100,7 +100,7 @@ class GuestAdapter(ABC):
     """Path in the guest for the helper program of a template, on a RAM disk that is not mounted noexec."""
 
     quiet_command: ClassVar[str] = "sync"
-    """Command that makes a guest ready to be frozen: all data must have been written to disk."""
+    """Command that prepares a guest for being saved: all data must have been written to disk."""
 
     @property
     def fingerprint(self) -> str:
@@ -111,11 +111,11 @@ class GuestAdapter(ABC):
         return hashlib.sha256(b"\0".join([self.name.encode(), protocol.encode(), PROGRAM, *sources])).hexdigest()
 
     def template_commands(self) -> Iterable[str]:
-        """Return the commands that a logged-in guest runs before it is frozen."""
+        """Return the commands that a logged-in guest runs before it is saved."""
         return (install_command(self.scratch), self.await_identity_command())
 
     def await_identity_command(self) -> str:
-        """Return the command that re-arms the wake helper, after a `identity_command` has used it."""
+        """Return the command that re-arms the wake helper after an `identity_command` has used it."""
         return await_identity_command(self.scratch)
 
     def identity_command(self, *, name: str) -> str:

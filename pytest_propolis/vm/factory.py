@@ -1,4 +1,4 @@
-"""The factory: makes VMs for a test, and takes them away."""
+"""The factory: creates VMs for a test, and removes them."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ class FactoryOptions(TypedDict):
 
 
 class VmFactory:
-    """Makes any number of VMs, on the hosts of a run. What it made is gone when it is closed.
+    """Creates any number of VMs, on the hosts of a run. Closing it removes them.
 
     :param hosts: the hosts that its VMs may be on; the first one is the default.
-    :param group: what the VMs belong to, usually a test; tsuccessor names are unique in it.
-    :param log_dir: the directory for tsuccessor logs; it is made with the first VM.
-    :param made: receives each VM as soon as there is one, for reports.
+    :param group: the owner of the VMs, usually a test; their names are unique in it.
+    :param log_dir: the directory for their logs, which is created with the first VM.
+    :param made: called with each new VM, for reports.
     :param artifact: finds an artifact of a catalog by its name.
     :param metric_addr: the IP address and port at which servers of VMs register for metrics; None for no metrics.
     """
@@ -119,9 +119,9 @@ class VmFactory:
         teardown: Callable[[VmFactory], Awaitable[None]] | None = None,
         **options: Unpack[FactoryOptions],
     ) -> AsyncIterator[VmFactory]:
-        """A factory on hosts, with everything that it makes.
+        """Open a factory on hosts.
 
-        :param teardown: what is done with the factory in the end; `aclose` by default.
+        :param teardown: called with the factory at the end; `aclose` by default.
         :param options: as for the class itself.
         """
         factory = cls(hosts=hosts, **options)
@@ -152,13 +152,13 @@ class VmFactory:
         return self._group
 
     async def release_console(self) -> None:
-        """Leave the VMs' consoles to a person: `TestVm.release_console`."""
+        """Release the VMs' consoles to the user: `TestVm.release_console`."""
         await asyncio.gather(*(vm.release_console() for vm in self.vms))
 
     async def detach(self) -> list[tuple[Host, ResourceIds]]:
-        """Let go of all VMs as they are, and return what they are, by host.
+        """Detach from all VMs as they are, and return their resources by host.
 
-        They stay this process's, until it has them kept or removed, or ends.
+        This process owns them until it has them kept or removed, or ends.
         """
         await self.release_console()
         for stack in self._taken.values():
@@ -169,7 +169,7 @@ class VmFactory:
         return [(session.host, session.resources) for session in self.sessions]
 
     async def keep(self, *, reason: str, ttl_s: float) -> list[KeptListed]:
-        """Leave VMs and disks to a person: they outlive this process."""
+        """Keep VMs and disks for inspection: they outlive this process."""
         await self.detach()
         return [
             await session.agent.keep(Keep(resources=session.resources, reason=reason, ttl_s=ttl_s))
@@ -177,9 +177,9 @@ class VmFactory:
         ]
 
     async def aclose(self) -> None:
-        """Take all VMs away, all at once. Idempotent.
+        """Remove all VMs concurrently. Idempotent.
 
-        All are tried even if one fails; then the first failure is raised. If this is cancelled, so is all of it.
+        All are tried even if one fails; then the first failure is raised. Cancelling it cancels all removals.
         """
         results = await asyncio.gather(*(stack.aclose() for stack in self._taken.values()), return_exceptions=True)
         self._taken.clear()
@@ -199,9 +199,9 @@ class VmFactory:
     async def start(
         self, name: str = "vm", *, host: HostChoice | None = None, **fields: Unpack[VmConfigFields]
     ) -> TestVm:
-        """Make a VM and boot it: `create` and `TestVm.boot`.
+        """Create a VM and boot it: `create` and `TestVm.boot`.
 
-        :param host: the host that it is to be on, or a condition on hosts; by default that of the test.
+        :param host: its host, or a condition on hosts; by default the test's host.
         :param fields: of `VmConfig`.
         :raises ConfigError: when a field does not exist, or its value is impossible.
         :raises BootError: when its guest does not come up.
@@ -209,9 +209,9 @@ class VmFactory:
         return await self.start_config(_config(name, fields), host=host)
 
     async def start_config(self, config: VmConfig, *, host: HostChoice | None = None) -> TestVm:
-        """Make the VM that a configuration describes, and boot it, or fork it from a guest that was booted before.
+        """Create the VM that a configuration describes, and boot it, or fork it from a template.
 
-        :raises ApiError: when the server refuses the spec, or cannot set the VM up; nothing is left of it then.
+        :raises ApiError: when the server refuses the spec, or cannot set up the VM, which is removed then.
         :raises BootError: when its guest does not come up.
         """
         vm = await self._make(config, host, warm=True, run=True)
@@ -226,7 +226,7 @@ class VmFactory:
     async def create(
         self, name: str = "vm", *, host: HostChoice | None = None, **fields: Unpack[VmConfigFields]
     ) -> TestVm:
-        """Make a VM that does not run yet. It boots from cold, unless asked otherwise.
+        """Create a VM that does not run yet. It boots from cold unless requested otherwise.
 
         :param fields: of `VmConfig`.
         :raises ConfigError: when a field does not exist, or its value is impossible.
@@ -234,15 +234,15 @@ class VmFactory:
         return await self.create_config(_config(name, fields), host=host)
 
     async def create_config(self, config: VmConfig, *, host: HostChoice | None = None) -> TestVm:
-        """Make the VM that a configuration describes, not running yet. It boots from cold, unless ``boot="warm"``.
+        """Create the VM that a configuration describes, not running yet. It boots from cold unless ``boot="warm"``.
 
-        :raises ConfigError: when there is a VM of that name, or the guest cannot be had as asked for.
-        :raises ArtifactError: when its image cannot be had.
+        :raises ConfigError: when there is a VM of that name, or the guest is not available as requested.
+        :raises ArtifactError: when its image is not available.
         """
         return await self._make(config, host, warm=config.boot == "warm")
 
     async def _make(self, config: VmConfig, choice: HostChoice | None, *, warm: bool, run: bool = False) -> TestVm:
-        """Return a VM.
+        """Create a VM.
 
         :param warm: try to make it a fork.
         :param run: that one may run already.
@@ -352,7 +352,7 @@ class VmFactory:
         return self._hosts[0] if choice is None else choose_host(self._hosts, choice)
 
     async def _discard(self, vm: TestVm) -> None:
-        """Take away a VM that never ran."""
+        """Remove a VM that never ran."""
         await self._taken.pop(vm.name).aclose()
         self._names.remove(vm.name)
 

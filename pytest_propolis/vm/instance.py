@@ -71,7 +71,7 @@ class Instance:
     async def wait_for_serial_output(
         self, pattern: str | re.Pattern[str], *, timeout_s: float = OUTPUT_TIMEOUT_S
     ) -> Found:
-        """Wait until the console shows a text, or something that a regular expression matches.
+        """Wait until the console shows a text, or a match of a regular expression.
 
         :raises ConsoleTimeout: when it does not in time.
         :raises ConsoleClosed: when the VM stops before.
@@ -79,7 +79,7 @@ class Instance:
         return await self.console.wait_for(pattern, timeout_s=timeout_s)
 
     async def send_serial(self, data: str | bytes) -> None:
-        """Type at the console: exactly this, without a newline at the end."""
+        """Type exactly this text at the console, without adding a newline."""
         await self.console.send(data)
 
     @property
@@ -163,7 +163,7 @@ class Instance:
             raise self._state_error(wanted, seen) from None
 
     async def is_active(self) -> bool:
-        """Return whether there is an instance that could be asked for something."""
+        """Return whether there is an active instance."""
         if self._final_state is not None:
             return False
         try:
@@ -172,7 +172,7 @@ class Instance:
             return False
 
     async def may_have_disks(self) -> bool:
-        """False when it has ended: then others may have its disks."""
+        """Return False when it has ended: others may use its disks then."""
         if self._final_state is not None:
             return False
         try:
@@ -188,7 +188,7 @@ class Instance:
 
     @property
     def log_failure(self) -> str | None:
-        """Why the console's log is incomplete; None if it is not."""
+        """The reason why the console's log is incomplete; None if it is complete."""
         return self._console.log.failure if self._console else None
 
     @property
