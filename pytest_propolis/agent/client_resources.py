@@ -195,7 +195,7 @@ class ClientResources:
                 taker.volumes[volume_id] = volume
 
     def take_back(self, taker: ClientResources) -> None:
-        """Own again what another client was given."""
+        """Take back resources that were transferred to another client."""
         self.vms |= taker.vms
         self.disks |= taker.disks
         self.forks |= taker.forks

@@ -59,7 +59,7 @@ class HypervisorFinder:
         return await asyncio.shield(self._search)
 
     def has_changed(self) -> bool:
-        """Return whether another QEMU would be found now: its file has changed, or another one comes first on PATH."""
+        """Return whether another QEMU would be found now: its file has changed, or another one is first on PATH."""
         found = self._seen
         return found is not None and _fingerprint(found[0]) != found[1]
 

@@ -83,7 +83,7 @@ class VmExtensions:
         await serve_serial(websocket, port, port.history.offset_of(**position))
 
     async def _log(self, request: Request) -> Response:
-        """Return the end of what QEMU, or the server, has printed."""
+        """Return the end of the output of QEMU or of the server."""
         try:
             text = await asyncio.to_thread(_end_of, self._vm(request).server.log_path)
         except FileNotFoundError:

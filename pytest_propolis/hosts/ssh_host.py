@@ -128,7 +128,7 @@ class SshHost:
 
     async def client(self) -> AsyncAgentClient:
         """
-        :raises HostLost: when the connection to the host was lost since it was made, and no request has told of it.
+        :raises HostLost: when the connection to the host has been lost, and no request has reported it yet.
         """
         link = await self._link()
 
@@ -195,7 +195,7 @@ class SshHost:
         return dataclasses.replace(endpoint, base_url=f"http://{LOOPBACK}:{there}").address
 
     def close(self) -> None:
-        """Let go of the agent, which then releases what this process still owns, and leaves if nothing else needs it.
+        """Disconnect from the agent, which then releases this process's resources, and exits if nothing else needs it.
 
         Waits within bounds until that is done. Closing twice is fine.
         """
@@ -213,7 +213,7 @@ class SshHost:
             link.close()
 
     async def _link(self) -> JoinedLink:
-        """The link, which is joined or started; with it goes this process's lifeline to the agent."""
+        """Return the link, joined or started, which carries this process's lifeline to the agent."""
         if self._joined is not None:
             link, lifeline = self._joined
             if not lifeline.is_broken:

@@ -22,7 +22,7 @@ _held_here: Final[set[Path]] = set()
 
 @asynccontextmanager
 async def locked(path: Path, *, purpose: str, progress: Progress) -> AsyncIterator[None]:
-    """Hold the lock file ``path`` during the block; tell ``progress`` once if it is held already.
+    """Hold the lock file ``path`` during the block; notify ``progress`` once if it is held already.
 
     The kernel releases it when its holder dies, however it dies. Tasks of one process exclude each other too. It is not
     fair: any waiter may be next. There is no deadline, because the holder may be downloading; the waiting task can be

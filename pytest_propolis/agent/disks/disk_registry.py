@@ -174,5 +174,5 @@ class DiskRegistry:
 
 
 async def _reads_qcow2(reader: str | None) -> bool:
-    """Return whether what is to serve a disk reads qcow2: the engine does, and a program that says so."""
+    """Return whether the server of a disk reads qcow2: the engine does, and programs whose help names it."""
     return reader is None or (reader != "" and await help_names(reader, QCOW2))

@@ -69,7 +69,7 @@ class Port:
 
 
 class _Connection(asyncio.BufferedProtocol):
-    """A QEMU: each frame comes after its length as four bytes, most significant first."""
+    """A connection to QEMU: each frame follows its length in four bytes, big-endian."""
 
     def __init__(self, port: Port) -> None:
         self._port = port

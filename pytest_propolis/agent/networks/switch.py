@@ -46,7 +46,7 @@ class _Location(NamedTuple):
 
 
 class Switch:
-    """One host's part of a network. All parts are connected with each other: no frame goes over two trunks."""
+    """One host's part of a network. All parts are connected directly: no frame passes over two trunks."""
 
     def __init__(self) -> None:
         self.capture = Capture()

@@ -76,7 +76,7 @@ async def serve(
     ready: Callable[[Address], None],
     metric_addr: str | None = None,
 ) -> None:
-    """Serve the Propolis API until SIGTERM, SIGINT or SIGHUP; then stop the VM, and remove what was made for it.
+    """Serve the Propolis API until SIGTERM, SIGINT or SIGHUP; then stop the VM, and remove its resources.
 
     :param config: the server's run and its private directory.
     :param vnc: where the display is to be found; without it, the VM has none.

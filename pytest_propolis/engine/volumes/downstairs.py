@@ -125,7 +125,7 @@ class Downstairs:
             self._daemon.pause()
 
     def resume(self) -> None:
-        """Let it go on after `pause`."""
+        """Resume it after `pause`."""
         if self._daemon is not None:
             self._daemon.resume()
         self._running.set()
@@ -140,7 +140,7 @@ class Downstairs:
             await self._daemon.withdraw()
 
     async def slow_down(self, delay_ms: float) -> None:
-        """Have it serve its requests one by one, so far apart; 0 for at once.
+        """Make it serve requests one by one, with this delay between; 0 for no delay.
 
         :raises StorageDaemonError: when its process does not answer.
         """

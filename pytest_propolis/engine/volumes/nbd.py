@@ -1,4 +1,4 @@
-"""A probe of NBD servers: what an export is, asked without QEMU, which would block its monitor meanwhile."""
+"""A probe of the exports of NBD servers, without QEMU, whose monitor would block meanwhile."""
 
 from __future__ import annotations
 

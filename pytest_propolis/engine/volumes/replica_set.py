@@ -1,4 +1,4 @@
-"""The replicas of one region, and what QEMU has of them: taken in when they are good, left out when they are not.
+"""The replicas of one region, and those that QEMU uses: good ones are added, bad ones removed.
 
 Each time that the set of replicas with all writes changes, those that have them are told the next *epoch*, which they
 remember. So when a volume is brought up, those of the highest epoch are the ones to believe.
@@ -127,7 +127,7 @@ class ReplicaSet:
         self.notify()
 
     async def cut(self, replica: Replica) -> None:
-        """Have QEMU wait for a replica no more. Works also while another change waits for that very replica."""
+        """Stop QEMU's waiting for a replica, also while another change waits for the same replica."""
         if self._machine is not None:
             for node in {replica.node, replica.incoming or replica.node}:
                 await self.quorum.yank(self._machine, node)
@@ -152,7 +152,7 @@ class ReplicaSet:
         self.notify()
 
     async def settle(self, *, clean: bool) -> None:
-        """Tell the replicas that no write is under way, and that none comes; or that it is so no more.
+        """Record at the replicas that no write is in progress and none will follow, or that this no longer holds.
 
         Until then no replica is repaired: a repair that is under way is given up. QEMU must be stopped.
         """
@@ -173,7 +173,7 @@ class ReplicaSet:
         await self.wait_until(lambda: all(replica.session is not session for replica, session in given_up))
 
     async def snapshot(self, snapshot_id: UUID) -> None:
-        """Have all replicas keep what they hold. QEMU must be stopped.
+        """Snapshot all replicas. QEMU must be stopped.
 
         :raises DownstairsUnreachable: when one does not answer.
         :raises DownstairsRefused: when one cannot, with the reason.

@@ -99,7 +99,7 @@ class Session:
             self.region = answer
 
     async def record_epoch(self, epoch: int, *, clean: bool = False) -> None:
-        """Have the downstairs remember this of its region.
+        """Store the epoch in the metadata of the region.
 
         :raises DownstairsUnreachable: when it does not answer.
         :raises DownstairsRefused: when another upstairs has taken over.
@@ -107,7 +107,7 @@ class Session:
         await self._ask(RecordEpoch(epoch=epoch, clean=clean))
 
     async def snapshot(self, snapshot_id: UUID) -> None:
-        """Have the downstairs keep the region as it is now.
+        """Snapshot the region.
 
         :raises DownstairsUnreachable: when it does not answer.
         :raises DownstairsRefused: when it cannot, with the reason.
@@ -125,7 +125,7 @@ class Session:
             raise DownstairsUnreachable(f"{self.address}: {error}") from None
 
     def when_ended(self, callback: Callable[[], None]) -> None:
-        """Have a function called in the event loop when the connection is gone, whichever side ends it."""
+        """Call a function in the event loop when the connection has ended, from either side."""
         self._reading.add_done_callback(lambda _: callback())
 
     def close(self) -> None:

@@ -147,7 +147,7 @@ class Upstairs:
             raise BackendError(str(error)) from None
 
     async def quiesce(self, machine: Machine) -> None:
-        """Stop the guest, and leave the replicas equal, as far as that can be done in `QUIESCE_TIMEOUT_S`."""
+        """Stop the guest, and make the replicas equal, if possible within `QUIESCE_TIMEOUT_S`."""
         if self._state is not UpstairsInfoStatus.ACTIVE:
             return
         self._state = UpstairsInfoStatus.DEACTIVATING

@@ -59,7 +59,7 @@ def _project_files() -> Iterator[tuple[str, Path]]:
 
 
 def _cached(files: list[tuple[str, Path]], wheels: list[Path], cache: Path) -> Bundle:
-    """The bundle of these files, which is packed anew only if one of them has changed."""
+    """Return the bundle of these files, which is packed again only if one of them has changed."""
     stats = [(name, found.st_size, found.st_mtime_ns) for name, path in files if (found := path.stat())]
     state = repr((sorted(stats), [wheel.name for wheel in wheels], _project_metadata()))
     path = cache / "bundles" / f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.zip"

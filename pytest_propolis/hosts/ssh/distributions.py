@@ -26,7 +26,7 @@ OLD_MANYLINUX: Final = {17: "2014", 12: "2010", 5: "1"}
 
 
 class HostPython(msgspec.Struct, frozen=True, kw_only=True):
-    """The Python of a host, as its loader tells.
+    """The Python of a host, as its loader reports it.
 
     :param libc: name and version; both are empty for one that cannot be told, as musl.
     """
@@ -39,7 +39,7 @@ class HostPython(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def glibc(self) -> tuple[int, int] | None:
-        """The version of glibc, or None where there is another libc."""
+        """The version of glibc, or None for another libc."""
         if self.libc[0] != "glibc":
             return None
         major, minor = self.libc[1].split(".")[:2]

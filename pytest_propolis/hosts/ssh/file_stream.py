@@ -97,7 +97,7 @@ def unpacked(length: int, payload: bytes) -> bytes:
 
 
 class PartialFile:
-    """A file that is being received beside its final place; a broken transfer goes on with it.
+    """A partial file beside its final path; an interrupted transfer is resumed with it.
 
     :param key: what tells this content from an earlier one of the same name.
     """
@@ -146,7 +146,7 @@ class PartialFile:
         self._saved = self.done
 
     def finish(self, sha256: str) -> bool:
-        """Move the file to its place if it is what was sent. If it is not, nothing stays."""
+        """Move the file to its final path if it is complete and correct; remove it otherwise."""
         good = digest(self._file, self.size) == sha256
         if good:
             os.fchmod(self._file, self.mode)

@@ -116,7 +116,7 @@ class HostConnection:
         return await self._transport.forward_port(remote)
 
     async def _open(self) -> None:
-        """Make sure that the connection is open: one of OpenSSH is when a command runs."""
+        """Ensure that the connection is open: OpenSSH's is open once a command runs."""
         channel = await self._transport.start("exec cat")
         channel.stdin.write(b"\n")
         await channel.stdout.readline()

@@ -230,7 +230,7 @@ class Link:
             _answer(writer, LinkResponse(lost=reason))
 
     async def _send_goodbye(self) -> None:
-        """Let the watchdog end the agent, and wait until it has."""
+        """Tell the watchdog to end the agent, and wait until it has."""
         channel = self._agent.channel
         with contextlib.suppress(*self._transport.errors):
             channel.stdin.write(GOODBYE)

@@ -71,7 +71,7 @@ class JoinedLink:
 
     @property
     def agent_socket(self) -> Path:
-        """The local socket behind which the host's agent answers."""
+        """The local socket that is forwarded to the host's agent."""
         return Path(self.ready.socket)
 
     def loss(self) -> HostLost | None:
@@ -140,7 +140,7 @@ class JoinedLink:
         await self._ask(GetFile(remote=remote, local=str(local.absolute())))
 
     async def forward_remote(self, local: Path) -> str:
-        """Have the host reach a socket of this machine, as long as the link lasts; return its path on the host.
+        """Forward a socket of the host to one of this machine, while the link is up; return its path on the host.
 
         :raises HostError: when the host's sshd refuses.
         """
@@ -149,7 +149,7 @@ class JoinedLink:
         return answer.path
 
     async def forward_remote_port(self, port: int) -> int:
-        """Have the host reach a port of this machine's loopback interface, as long as the link lasts; return its own.
+        """Forward a loopback port of the host to one of this machine, while the link is up; return the host's port.
 
         :raises HostError: when the host's sshd refuses.
         """
@@ -158,7 +158,7 @@ class JoinedLink:
         return answer.port
 
     async def forward_port(self, port: int) -> int:
-        """Return a port of this machine's loopback interface that leads to one of the host's, while the link lasts.
+        """Forward a loopback port of this machine to one of the host, while the link is up; return the local port.
 
         :raises HostError: when the host's sshd refuses.
         """

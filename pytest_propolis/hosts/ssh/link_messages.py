@@ -66,7 +66,7 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
 class LinkReady(msgspec.Struct, frozen=True, kw_only=True):
     """The response to a client that has joined.
 
-    :param socket: the local socket behind which the host's agent answers.
+    :param socket: the local socket that is forwarded to the host's agent.
     :param agent_socket: the agent's own socket, on the host.
     :param version: of this project, as the agent runs it.
     """
@@ -112,14 +112,14 @@ class GetFile(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class ForwardRemoteSocket(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Forward a socket on the host to one of this machine, as long as the link lasts. Answered by the socket's path
+    """Forward a socket on the host to one of this machine, while the link is up. Answered by the socket's path
     on the host."""
 
     local: str
 
 
 class ForwardRemotePort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Forward a port of the host's loopback interface to one of this machine's, as long as the link lasts. Answered by
+    """Forward a port of the host's loopback interface to one of this machine's, while the link is up. Answered by
     the port of the host's loopback interface."""
 
     port: int

@@ -19,7 +19,7 @@ RECORD: Final = tarfile.BLOCKSIZE
 
 
 def archive(directory: Path) -> Iterator[bytes]:
-    """A tar archive of what is in a directory, in pieces. Sockets are left out.
+    """Yield a tar archive of a directory's content, in pieces. Sockets are skipped.
 
     :raises OSError: when a file cannot be read, or changes its size meanwhile.
     """
@@ -36,7 +36,7 @@ def archive(directory: Path) -> Iterator[bytes]:
 
 
 def archive_bytes(directory: Path) -> int:
-    """About how large the archive will be."""
+    """Return the approximate size of the archive."""
     return sum(RECORD + (path.lstat().st_size if path.is_file() else 0) for path in _below(directory))
 
 

@@ -38,7 +38,7 @@ class GuestSide:
     operation: str
 
     async def run(self, script: str) -> str:
-        """Run a script, and return what it writes.
+        """Run a script, and return its output.
 
         :raises FileTransferError: when its status is not 0.
         """
@@ -49,7 +49,7 @@ class GuestSide:
         return ended.text
 
     async def upload(self, script: str, source: Callable[[], AsyncIterator[bytes]]) -> None:
-        """Run a script with a stream as its input; the script starts anew with a new stream if that is damaged."""
+        """Run a script with a stream as its input; repeat it with a new stream if that is damaged."""
         command = self._in_own_shell(script)
         self.require(await self._repeated(lambda: self.channel.upload(command, source(), note=self.operation)))
 

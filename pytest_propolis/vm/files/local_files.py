@@ -72,7 +72,7 @@ class SparseWriter:
 
 @contextlib.contextmanager
 def appearing_file(path: Path, *, mode: int) -> Iterator[BinaryIO]:
-    """A file that gets its name when it is complete. An exception leaves nothing behind, and what was there before."""
+    """Open a file that gets its name when it is complete. After an exception the previous file is unchanged."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".propolis-")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -1,4 +1,4 @@
-"""The progress of a transfer, for people."""
+"""The progress of a transfer, for users."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OnProgress = Callable[[Progress], None]
 
 
 class Meter:
-    """Counts the bytes of one transfer, and tells of them.
+    """Counts the bytes of one transfer, and reports them.
 
     :param log: takes a line now and then, and one at the end.
     """

@@ -33,8 +33,8 @@ class _Part:
 class Network:
     """A network of a factory. VMs are connected with ``Nic(network=…)`` when they are created.
 
-    Its part on a host is created with the first VM there, and connected with the parts on other hosts. It stays connected
-    when a VM migrates.
+    Its part on a host is created with the first VM there, and connected with the parts on other hosts. It stays
+    connected when a VM migrates.
 
     :param subnet: the addresses of its VMs, assigned in order.
     """

@@ -16,7 +16,7 @@ __all__ = ["HostSession"]
 
 
 class HostSession:
-    """A client of the host's agent, and what was made there.
+    """A client of the host's agent, and the resources created there.
 
     :param agent: a client for the running event loop, which lives as long as the session.
     """

@@ -62,26 +62,26 @@ class Transport(Protocol):
         """Start a shell command on the host."""
 
     async def forward(self, local: Path, remote: str) -> None:
-        """Listen on a local socket, and connect what comes there to a socket of the host.
+        """Forward a local socket to a socket of the host.
 
         :raises HostError: when that is refused.
         """
 
     async def forward_remote(self, remote: str, local: Path) -> None:
-        """Listen on a socket of the host, and connect what comes there to a local one.
+        """Forward a socket of the host to a local one.
 
         :raises HostError: when that is refused.
         """
 
     async def forward_port(self, remote: int) -> int:
-        """Listen on a port of this machine's loopback interface, and connect what comes there to one of the host's.
+        """Forward a port of this machine's loopback interface to one of the host's.
 
         :return: the local port.
         :raises HostError: when that is refused.
         """
 
     async def forward_remote_port(self, local: int) -> int:
-        """Listen on a port of the host's loopback interface, and connect what comes there to one of this machine's.
+        """Forward a port of the host's loopback interface to one of this machine's.
 
         :return: the host's port.
         :raises HostError: when that is refused.
