@@ -17,7 +17,7 @@ import click
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from ..console.console import end_reason
+from ..console.console import MOVED, destination, end_reason
 from ..console.viewer import Viewer
 from ..propolis_api.client import Endpoint, PropolisClient
 from .escape_keys import EscapeKeys
@@ -116,6 +116,8 @@ class _Session:
                 if isinstance(message, bytes):
                     self._shown.set()
                     _write(self._viewer.feed(message))
+                elif destination(message):
+                    return MOVED
         return end_reason(connection)
 
     async def _type(self, connection: ClientConnection) -> str:

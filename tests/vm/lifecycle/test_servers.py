@@ -16,7 +16,15 @@ from server_program import server_program
 
 from pytest_propolis import NodeGroup
 from pytest_propolis.agent_api.messages import VmListed
-from pytest_propolis.errors import AgentError, CapabilityMissing, ConfigError, HostError, MigrationError, PropolisError
+from pytest_propolis.errors import (
+    AgentError,
+    CapabilityMissing,
+    ConfigError,
+    ConsoleClosed,
+    HostError,
+    MigrationError,
+    PropolisError,
+)
 from pytest_propolis.hosts.run_directory import base_directory
 from pytest_propolis.ledger.survey import survey
 from pytest_propolis.propolis_api import InstanceState
@@ -190,6 +198,42 @@ async def test_a_server_that_does_not_start_is_an_error_and_nothing_is_left(
     with pytest.raises(HostError, match=message) as caught:
         await vm_factory.start(**(SMALL | {"server": script(code), "boot_timeout_s": 2.0}))
     assert str(script("")) in str(caught.value)
+    assert await listed(vm_factory) == []
+
+
+CLOSES_THE_CONSOLE: Final = """
+import asyncio
+from pytest_propolis.cli import serve
+from pytest_propolis.engine.server import app
+whole = app.serve_serial
+async def cut(websocket, port, offset):
+    serving = asyncio.create_task(whole(websocket, port, offset))
+    while b"cut here" not in port.history.read(max(0, offset - 100), 1000):
+        await port.history.wait_beyond(offset)
+        offset = port.history.end
+    await websocket.close(CODE)
+    serving.cancel()
+app.serve_serial = cut
+serve.main()
+"""
+"""A server that goes on and closes the console alone, when the guest has shown certain words."""
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [(1000, "its server has closed the console"), (1011, r"its server or its agent has gone \(code 1011\)")],
+)
+async def test_a_server_that_closes_the_console_alone_ends_what_waits_for_it(
+    vm_factory: VmFactory, script: Callable[[str], Path], code: int, reason: str
+) -> None:
+    program = script(CLOSES_THE_CONSOLE.replace("CODE", str(code)))
+    vm = await vm_factory.start(**(SMALL | {"server": program}))
+    with pytest.raises(ConsoleClosed, match=reason):
+        await vm.run("echo cut here; sleep 1000")
+    assert await vm.get_state() is InstanceState.RUNNING
+    with pytest.raises(ConsoleClosed, match=reason):
+        await vm.wait_for_serial_output("anything")
+    await vm_factory.aclose()
     assert await listed(vm_factory) == []
 
 
