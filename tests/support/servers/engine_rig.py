@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
+import shutil
+import sys
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +15,7 @@ from typing import Any
 
 import httpx
 import msgspec
+from server_program import ServerProgram, server_program
 from starlette.types import Receive, Scope, Send
 
 from pytest_propolis.agent_api.boot_source import BootSource, Firmware
@@ -44,7 +48,17 @@ from pytest_propolis.propolis_api import (
 )
 from pytest_propolis.vm.instance_spec.builder import instance_properties
 
-__all__ = ["BACKEND", "DEADLINE_S", "FAKE_QEMU", "BlockingBackend", "EngineRig", "engine_rig"]
+__all__ = [
+    "BACKEND",
+    "DEADLINE_S",
+    "FAKE_QEMU",
+    "BlockingBackend",
+    "EngineRig",
+    "ProgramStateRig",
+    "StateRig",
+    "engine_rig",
+    "program_state_rig",
+]
 
 FAKE_QEMU = Qemu(
     system=Path(__file__).with_name("fake_qemu.py"), img=Path("/nonexistent"), version=(7, 2, 0), origin="setting"
@@ -125,18 +139,19 @@ class BlockingBackend:
         self.events.append("closed")
 
 
-@dataclass(slots=True)
-class EngineRig:
-    """One server and a client of it."""
+class StateRig(abc.ABC):
+    """One server and a client of it. Where the server runs does not matter."""
 
-    server: VmServer
     client: httpx.AsyncClient
-    backends: list[BlockingBackend] = field(default_factory=list)
 
     @property
-    def backend(self) -> BlockingBackend:
-        """Return the backend of the latest VM."""
-        return self.backends[-1]
+    @abc.abstractmethod
+    def pid(self) -> int:
+        """The process id of QEMU, which runs."""
+
+    @abc.abstractmethod
+    async def type(self, *lines: str) -> None:
+        """Type commands for the guest of the fake QEMU."""
 
     async def ensure(self, *, address: str | None = None) -> httpx.Response:
         """Create a VM; with an address it gets a disk on a blocking backend."""
@@ -148,10 +163,6 @@ class EngineRig:
     async def replace(self, address: str, generation: int, *, backend: str = BACKEND) -> httpx.Response:
         vcr = vcr_json(address, generation)
         return await self.client.put(f"/instance/disk/{backend}/vcr", json={"vcr_json": vcr})
-
-    async def type(self, line: str) -> None:
-        """Type a command for the guest of the fake QEMU."""
-        await self.server.serial().write(line.encode() + b"\n")
 
     async def monitor(self, gen: int) -> httpx.Response:
         return await self.client.request("GET", "/instance/state-monitor", json={"gen": gen})
@@ -167,6 +178,69 @@ class EngineRig:
                 if answer["state"] == state:
                     return int(answer["gen"])
                 gen = answer["gen"] + 1
+
+
+@dataclass(slots=True)
+class EngineRig(StateRig):
+    """A server in the test's process."""
+
+    server: VmServer
+    client: httpx.AsyncClient
+    backends: list[BlockingBackend] = field(default_factory=list)
+
+    @property
+    def backend(self) -> BlockingBackend:
+        """Return the backend of the latest VM."""
+        return self.backends[-1]
+
+    @property
+    def pid(self) -> int:
+        assert self.server.pid is not None
+        return self.server.pid
+
+    async def type(self, *lines: str) -> None:
+        await self.server.serial().write(_typed(lines))
+
+
+@dataclass(slots=True)
+class ProgramStateRig(StateRig):
+    """A server program over TCP."""
+
+    program: ServerProgram
+    client: httpx.AsyncClient
+
+    @property
+    def pid(self) -> int:
+        process = self.program.process.pid
+        (pid,) = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        return int(pid)
+
+    async def type(self, *lines: str) -> None:
+        async with self.program.client.instance_serial() as console:
+            await console.send(_typed(lines))
+
+
+def _typed(lines: tuple[str, ...]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+@contextlib.asynccontextmanager
+async def program_state_rig(directory: Path) -> AsyncIterator[ProgramStateRig]:
+    """A server program that has the fake QEMU for VMs, and the real one for probes."""
+    qemu = directory / "qemu-system-x86_64"
+    fake = f"{sys.executable} {FAKE_QEMU.system}"
+    qemu.write_text(
+        f'#!/bin/sh\ncase "$*" in *com1*) exec {fake} "$@";; *) exec {shutil.which(qemu.name)} "$@"; esac\n'
+    )
+    qemu.chmod(0o700)
+    async with server_program(
+        *("bios", "127.0.0.1:0", "--accelerator", "tcg", "--qemu", qemu),
+        environment={"XDG_RUNTIME_DIR": str(directory)},
+    ) as program:
+        async with httpx.AsyncClient(base_url=f"http://{program.address}", timeout=DEADLINE_S) as client:
+            yield ProgramStateRig(program, client)
+        status, errors = await program.end()
+        assert status == 0, errors
 
 
 def vcr_json(address: str, generation: int) -> str:
