@@ -151,7 +151,7 @@ class StateRig(abc.ABC):
 
     @abc.abstractmethod
     async def type(self, *lines: str) -> None:
-        """Type commands for the guest of the fake QEMU."""
+        """Have the guest of the fake QEMU do something."""
 
     async def ensure(self, *, address: str | None = None) -> httpx.Response:
         """Create a VM; with an address it gets a disk on a blocking backend."""
