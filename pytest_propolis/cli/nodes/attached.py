@@ -21,7 +21,17 @@ from ...coordination.limits import DEFAULT_TIMEOUT_S
 from ...coordination.node import Node
 from ...errors import CoordinationError, CoordinationLost, CoordinationTimeout, Poisoned, PropolisError, SettingsError
 
-__all__ = ["Status", "acting_node", "attached", "group_command", "named_node", "print_json", "timeout_option"]
+__all__ = [
+    "Status",
+    "acting_node",
+    "attached",
+    "exit_status",
+    "group_command",
+    "interruption",
+    "named_node",
+    "print_json",
+    "timeout_option",
+]
 
 
 class Status(IntEnum):
@@ -37,7 +47,8 @@ class Status(IntEnum):
     """The store cannot be reached, or the group or the node has ended."""
 
 
-def _status(error: PropolisError) -> Status:
+def exit_status(error: PropolisError) -> Status:
+    """Return the exit status that tells of an error."""
     match error:
         case CoordinationTimeout():
             return Status.TIMED_OUT
@@ -88,7 +99,7 @@ def _run(
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 128 + signal.SIGINT
     except PropolisError as error:
-        status = _status(error)
+        status = exit_status(error)
         if as_json:
             print_json({"status": status.name.lower(), **_described(error)})
         click.echo(f"propolis: {error}", err=True)
@@ -145,6 +156,15 @@ async def acting_node(group: NodeGroup, name: str | None, *, transient: bool) ->
             "no node is known to act as",
             hint=f"run the program with `propolis node run`, set {NODE_VARIABLE}, or give --as",
         )
+
+
+async def interruption(node: Node) -> PropolisError:
+    """Return the reason for which a node's program must not go on, once there is one."""
+    try:
+        await node.until(lambda: None, on=(), timeout_s=None, operation=f"running node {node.name!r}")
+    except CoordinationError as error:
+        return error
+    raise AssertionError
 
 
 def print_json(value: object) -> None:

@@ -6,10 +6,9 @@ import click
 
 from ...coordination.group import NodeGroup
 from ...coordination.limits import NODE_TTL_S
-from ...coordination.node import Node
 from ...coordination.node_info import NodeInfo
-from ...errors import CoordinationError, PropolisError
-from .attached import group_command, named_node, print_json, timeout_option
+from ...errors import PropolisError
+from .attached import group_command, interruption, named_node, print_json, timeout_option
 from .program import run_program
 from .serve import serve
 
@@ -60,7 +59,7 @@ async def run(
         raise click.UsageError("the node has no name: give --as")
     member = await group.join(name, address=reached_at, labels=labels, vital=not not_vital, ttl_s=ttl_s)
     try:
-        ended = await run_program(command, group.environment(name), until=_interrupted(member))
+        ended = await run_program(command, group.environment(name), until=interruption(member))
     except PropolisError as error:
         await member.fail(error.message)
         raise
@@ -71,15 +70,6 @@ async def run(
     if as_json:
         print_json({"node": name, "status": ended.status})
     return ended.status
-
-
-async def _interrupted(member: Node) -> PropolisError:
-    """Return the reason for which the program must not go on."""
-    try:
-        await member.until(lambda: None, on=(), timeout_s=None, operation=f"running node {member.name!r}")
-    except CoordinationError as error:
-        return error
-    raise AssertionError
 
 
 @node.command(name="list")
