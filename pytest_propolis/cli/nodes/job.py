@@ -19,6 +19,7 @@ from typing import Final
 import click
 
 from ...agent_api.programs import ProgramFile, StartProgram
+from ...coordination.command_results import Status, exit_status
 from ...coordination.group import GROUP_VARIABLE, NodeGroup
 from ...coordination.host_addresses import address_on
 from ...coordination.node import Node
@@ -29,7 +30,7 @@ from ...hosts.host_program import HostProgram, host_program
 from ...hosts.run_hosts import coordination_host, coordination_id, open_hosts
 from ...settings import Settings
 from ..main import settings_options
-from .attached import Status, exit_status, interruption
+from .attached import interruption
 from .job_file import JobNode, read_job
 
 __all__ = ["job"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ...coordination.command_results import nodes_object
 from ...coordination.group import NodeGroup
 from ...coordination.limits import NODE_TTL_S
 from ...coordination.node_info import NodeInfo
@@ -77,7 +78,7 @@ async def run(
 async def list_nodes(group: NodeGroup, as_json: bool) -> None:
     """Print the nodes: name, address, labels; and those that have ended, with their status."""
     if as_json:
-        print_json({"nodes": group.members(), "ended": group.ended()})
+        print_json(nodes_object(group))
         return
     for name, info in group.members().items():
         click.echo("\t".join((name, info.address or "-", ",".join(info.labels) or "-")))
@@ -95,13 +96,18 @@ async def find(group: NodeGroup, as_json: bool, *, name: str, timeout_s: float) 
 
 
 @node.command()
-@click.argument("labels", nargs=-1)
+@click.argument("name", required=False)
+@click.option("--label", "labels", multiple=True, metavar="WORD", help="Only nodes with this label; may be repeated.")
 @click.option("--count", default=1, type=click.IntRange(1), show_default=True, help="How many nodes to wait for.")
 @timeout_option
 @group_command
-async def discover(group: NodeGroup, as_json: bool, *, labels: tuple[str, ...], count: int, timeout_s: float) -> None:
-    """Wait until there are nodes with all LABELS, and print the names and addresses of all that have them."""
-    found = await group.discover(*labels, count=count, timeout_s=timeout_s)
+async def discover(
+    group: NodeGroup, as_json: bool, *, name: str | None, labels: tuple[str, ...], count: int, timeout_s: float
+) -> None:
+    """Wait for the node NAME, or until there are any nodes, and print their names and addresses."""
+    if name is not None and count > 1:
+        raise click.UsageError("--count is for nodes of any name")
+    found = await group.discover(*labels, name=name, count=count, timeout_s=timeout_s)
     if as_json:
         print_json(found)
     else:
