@@ -55,6 +55,15 @@ class OwnedVm:
         return self.server.port if isinstance(self.server, ServerProcess) else None
 
     @property
+    def has_migrated_out(self) -> bool:
+        """Whether its guest has migrated to another server, and its QEMU has ended."""
+        engine = self.engine
+        if engine is None or engine.state_name is None or engine.pid is not None:
+            return False
+        departure = engine.migration_report().migration_out
+        return departure is not None and departure.handed_over
+
+    @property
     def disks(self) -> tuple[Path, ...]:
         """The disks in its disk directory."""
         return (*(self.fork.disks if self.fork else ()), *self.server.own_disks)

@@ -341,6 +341,9 @@ class ResourceRegistry:
         """Reserve memory; discard standby forks if that is necessary."""
         if not request.memory_mib:
             return
+        for vm in (vm for others in self._clients.values() for vm in others.vms.values()):
+            if vm.has_migrated_out:  # its server stays, for the client to ask, but needs no memory
+                self._budget.release(vm.promise)
         try:
             await self._budget.promise(promise, request.memory_mib)
         except HostBusy:

@@ -94,6 +94,7 @@ class Console:
         self._recent = b""
         self.boot_start = 0
         """Where in the transcript the guest's last reset was, if one is known."""
+        self._reset: asyncio.Future[None] = self._loop.create_future()
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
@@ -142,6 +143,10 @@ class Console:
     def moves(self) -> asyncio.Future[bool]:
         """Done when the console is at the next host that its guest moves to: true. Or when it has closed: false."""
         return self._next
+
+    def next_reset(self) -> asyncio.Future[None]:
+        """Return a future that is done when the guest next resets its machine, if the server reports it."""
+        return self._reset
 
     async def wait_for(self, pattern: str | re.Pattern[str], *, timeout_s: float) -> Found:
         """Wait until a text, or a match of a regular expression, is shown.
@@ -241,6 +246,8 @@ class Console:
                     self.note("the guest has reset its machine")
                     self.boots_again()
                     self.ends.happened("reset", "the guest has reset its machine", self.transcript)
+                    resets, self._reset = self._reset, self._loop.create_future()
+                    resets.set_result(None)
                     if self.on_reset is not None:
                         self.on_reset()
                 elif moved := _moved(message):

@@ -16,6 +16,8 @@ from .prompts import log_in_at_prompts
 __all__ = ["Debian"]
 
 BUILD: Final = DebianBuild()
+PROMPT: Final = re.compile(r"root@\S+:~# |[#%>] \Z")
+"""That of bash, or the end of that of another login shell."""
 
 
 class Debian(GuestAdapter):
@@ -46,4 +48,4 @@ class Debian(GuestAdapter):
         return f"{super().plugged_command(addresses)}; udevadm settle"
 
     async def log_in(self, console: Console) -> None:
-        await log_in_at_prompts(console, user="root", prompt=re.compile(r"root@\S+:~# "))
+        await log_in_at_prompts(console, user="root", prompt=PROMPT)

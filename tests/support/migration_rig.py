@@ -45,7 +45,17 @@ from pytest_propolis.propolis_api.client import PropolisClient
 from pytest_propolis.propolis_api.connection.endpoint import Endpoint
 from pytest_propolis.vm.instance_spec.builder import instance_properties
 
-__all__ = ["MigrationRig", "Node", "RemoteNode", "injector", "migrate", "migrated", "migration_rig", "spec_of"]
+__all__ = [
+    "MigrationRig",
+    "Node",
+    "RemoteNode",
+    "injector",
+    "migrate",
+    "migrated",
+    "migration_rig",
+    "serving",
+    "spec_of",
+]
 
 DEADLINE_S = 60.0
 MEMORY_MIB = 64
@@ -152,26 +162,29 @@ async def migration_rig(directory: Path) -> AsyncIterator[MigrationRig]:
             scope[SERVER_KEY] = rig.nodes[scope["path_params"]["name"]].server
             await engine(scope, receive, send)
 
-        asgi = Starlette(routes=[Mount("/vms/{name}", app=app)])
-        server = uvicorn.Server(
-            uvicorn.Config(
-                asgi,
-                uds=str(rig.socket),
-                log_config=None,
-                lifespan="off",
-                ws="websockets-sansio",
-                timeout_graceful_shutdown=1,
-            )
+        async with serving(Starlette(routes=[Mount("/vms/{name}", app=app)]), rig.socket):
+            try:
+                yield rig
+            finally:
+                await rig.aclose()
+
+
+@contextlib.asynccontextmanager
+async def serving(asgi: Any, socket: Path) -> AsyncIterator[None]:
+    """Serve an application over a socket, as the agent does."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            asgi, uds=str(socket), log_config=None, lifespan="off", ws="websockets-sansio", timeout_graceful_shutdown=1
         )
-        serving = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0)
-        try:
-            yield rig
-        finally:
-            await rig.aclose()
-            server.should_exit = True
-            await serving
+    )
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0)
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await task
 
 
 async def migrate(source: RemoteNode, target: RemoteNode) -> None:

@@ -125,6 +125,16 @@ async def test_a_guest_that_booted_from_cold_is_waited_for_before_it_has_reset_i
     assert await vm.run("cut -d. -f1 /proc/uptime") != ""
 
 
+async def test_a_guest_that_resets_itself_while_it_is_logged_in_to_is_waited_for(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.create(guest="micro", cpus=1, memory_mib=256)
+    await vm.launch()
+    await vm.wait_for_serial_output(PROMPT, timeout_s=LONG_S)
+    # The empty line shows a further prompt, at which the log-in begins.
+    await vm.send_serial("\n/bin/busybox sleep 2; /bin/busybox reboot -f\n")
+    await vm.wait_to_boot(timeout_s=LONG_S)
+    assert await vm.run("echo alive") == "alive"
+
+
 async def test_a_command_that_switches_the_machine_off_has_asked_for_its_end(vm: TestVm) -> None:
     await vm.run("(sleep 0.2; poweroff -f) > /dev/null 2>&1 &")
     assert not await vm.console.moves()

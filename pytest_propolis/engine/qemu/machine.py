@@ -324,22 +324,23 @@ class Machine:
                 # Nor do the events' times: the host's clock may be set back.
                 if any(later["event"] == "RESET" for later in self._listener.history[number:]):
                     return  # a reset from outside has come first
-                await self._reset()
+                await self._reset(by_guest=True)
         except MachineError as error:
             logger.warning("the guest's own reset is not carried out: %s", error)
             self._on_event(GuestEvent.EXITED)
         else:
             self._on_event(GuestEvent.RESET)
-            for port in self.serials:
-                port.announce_reset()
 
-    async def _reset(self) -> None:
+    async def _reset(self, *, by_guest: bool = False) -> None:
         # The guest is stopped meanwhile: it must not run between QEMU's reset and the remaining steps.
         await self.execute("stop")
         with self.events("RESET") as resets:
             await self.execute("set-action", reboot="reset")
             await self.execute("system_reset")
             await self._hear(resets)
+        if by_guest:
+            for port in self.serials:
+                port.announce_reset()
         await self.execute("set-action", reboot="shutdown")
         await drop_bios_shadow(self.execute)
         if self._shall_run:
