@@ -191,6 +191,20 @@ def test_the_end_of_an_agent_ends_its_programs(tmp_path: Path) -> None:
     wait_until_ended(mark)
 
 
+def test_a_job_goes_on_when_its_output_is_no_longer_read(tmp_path: Path) -> None:
+    command = f"echo first; while [ ! -e {tmp_path}/closed ]; do sleep 0.02; done; echo second; echo third; exit 7"
+    file = write(tmp_path, {"name": "a", "command": command})
+    pipe = subprocess.PIPE
+    with subprocess.Popen([*COMMAND, "job", file], stdout=pipe, stderr=pipe, text=True) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert running.stdout.readline().endswith("a: first\n")
+        running.stdout.close()
+        (tmp_path / "closed").touch()
+        errors = running.stderr.read()
+    assert (running.returncode, errors) == (7, "")
+
+
 def test_a_host_that_is_not_there_is_named(tmp_path: Path) -> None:
     file = write(tmp_path, {"name": "a", "command": "true", "host": "b"})
     assert "node 'a': there is no host 'b'" in propolis("job", file, status=1)

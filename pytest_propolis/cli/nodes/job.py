@@ -10,6 +10,7 @@ import secrets
 import shlex
 import signal
 import stat
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -193,7 +194,12 @@ class _Job:
 
     def _show(self, name: str, text: str) -> None:
         for line in text.splitlines() or [""]:
-            click.echo(f"{time.monotonic() - self._begun_s:9.3f} {name}: {line}")
+            try:
+                click.echo(f"{time.monotonic() - self._begun_s:9.3f} {name}: {line}")
+            except BrokenPipeError:  # what reads it has gone: the programs go on
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, sys.stdout.fileno())
+                os.close(nowhere)
 
 
 @contextlib.asynccontextmanager
