@@ -29,7 +29,7 @@ class OwnedVm:
     """A Propolis server, its owner, and its ledger entries.
 
     :param disk_directory: the ledger entry of the directory of its disks.
-    :param promise: the name of its memory reservation.
+    :param reservation: the name of its memory reservation.
     """
 
     id: str
@@ -39,7 +39,7 @@ class OwnedVm:
     directory: Entry
     writer: LedgerWriter
     since: float
-    promise: str
+    reservation: str
     disk_directory: Entry | None = None
     fork: RestoredMachine | None = None
     closing: asyncio.Task[None] | None = None
@@ -51,7 +51,7 @@ class OwnedVm:
 
     @property
     def port(self) -> int | None:
-        """Where its server is reached, if that is a program of its own."""
+        """The port of its server, if that is a separate program."""
         return self.server.port if isinstance(self.server, ServerProcess) else None
 
     @property
@@ -86,11 +86,11 @@ class OwnedVm:
 class ClientResources:
     """The resources of one client. Disks outlive VMs, because VMs hold them open.
 
-    :param forget_promise: called with the memory reservation of each VM that has ended.
+    :param release_memory: called with the memory reservation of each VM that has ended.
     """
 
     writer: LedgerWriter
-    forget_promise: Callable[[str], None]
+    release_memory: Callable[[str], None]
     vms: dict[str, OwnedVm] = field(default_factory=dict)
     disks: dict[str, Entry] = field(default_factory=dict)
     forks: dict[str, OwnedFork] = field(default_factory=dict)
@@ -162,7 +162,7 @@ class ClientResources:
     async def _end(self, vm: OwnedVm) -> None:
         try:
             await vm.server.close()
-            self.forget_promise(vm.promise)
+            self.release_memory(vm.reservation)
         except BaseException:
             vm.closing = None  # it may be tried again
             raise
@@ -195,7 +195,7 @@ class ClientResources:
                 taker.volumes[volume_id] = volume
 
     def take_back(self, taker: ClientResources) -> None:
-        """Own again what another client was given."""
+        """Take back resources that were transferred to another client."""
         self.vms |= taker.vms
         self.disks |= taker.disks
         self.forks |= taker.forks

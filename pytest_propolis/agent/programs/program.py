@@ -17,8 +17,8 @@ from ...agent_api.programs import ProgramFile, StartProgram
 from ...engine.qemu.child import Child, spawn
 from ...errors import HostError
 from ...ledger.cleanup import end
-from ...ledger.entry import MARK_VARIABLE
-from ...ledger.identity import find_marked
+from ...ledger.entry import TAG_VARIABLE
+from ...ledger.identity import find_tagged
 from ...ledger.writer import LedgerWriter
 from ...operating_system.pipes import read_pipe
 
@@ -98,7 +98,7 @@ class Program:
         :param output_fd: closed here.
         """
         record = self._writer.intend()
-        mark = record.environment[MARK_VARIABLE]
+        tag = record.environment[TAG_VARIABLE]
         try:
             child = await spawn(
                 Path("/bin/sh"),
@@ -117,7 +117,7 @@ class Program:
         try:
             yield child
         finally:
-            await asyncio.shield(_end_all(child, mark))
+            await asyncio.shield(_end_all(child, tag))
             record.gone()
 
     def _environment(self) -> dict[str, str]:
@@ -160,10 +160,10 @@ class Program:
         return reading.result()
 
 
-async def _end_all(child: Child, mark: str) -> None:
+async def _end_all(child: Child, tag: str) -> None:
     """Kill what is left of a program, and what it has started, also outside its process group."""
     await child.end()
-    await asyncio.to_thread(end, lambda: find_marked(mark))
+    await asyncio.to_thread(end, lambda: find_tagged(tag))
 
 
 def _copy_files(files: Iterable[ProgramFile], directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the commands of nodes share: the group's address, exit statuses, and the process's connection."""
+"""Shared parts of the node commands: the group's address, exit statuses, and the connection."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def named_node(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.asynccontextmanager
 async def acting_node(group: NodeGroup, name: str | None, *, transient: bool) -> AsyncIterator[Node]:
-    """The node in whose name a command acts.
+    """Yield the node on whose behalf a command acts.
 
     :param transient: whether a node that is not there is registered for the time of the command.
     """
@@ -130,7 +130,7 @@ async def acting_node(group: NodeGroup, name: str | None, *, transient: bool) ->
 
 
 async def interruption(node: Node) -> PropolisError:
-    """Return the reason for which a node's program must not go on, once there is one."""
+    """Return the reason why a node's program must stop, once there is one."""
     try:
         await node.until(lambda: None, on=(), timeout_s=None, operation=f"running node {node.name!r}")
     except CoordinationError as error:

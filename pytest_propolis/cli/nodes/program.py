@@ -41,7 +41,7 @@ class Ended:
 async def run_program(
     command: Sequence[str], environment: Mapping[str, str], *, until: Awaitable[PropolisError] | None = None
 ) -> Ended:
-    """Run a program to its end. Its output passes through; signals to this process reach it.
+    """Run a program until it exits. Pass its output through, and forward signals of this process to it.
 
     :param until: ends the program with SIGTERM, and then SIGKILL, when this is done; its result is raised then.
     :raises SettingsError: when there is no such program.
@@ -119,7 +119,7 @@ def _in_foreground(group: int) -> Iterator[None]:
 
 
 def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    """Signal the program, and what it has started."""
+    """Signal the program and its descendants."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 

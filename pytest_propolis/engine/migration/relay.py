@@ -29,7 +29,7 @@ class Relay:
         self._listener = listener
         self._far = far
         self._near: socket.socket | None = None
-        self._work = asyncio.create_task(self._carry_both())
+        self._work = asyncio.create_task(self._forward_both())
 
     async def close(self) -> None:
         """Close the connection at both ends. Idempotent."""
@@ -43,13 +43,13 @@ class Relay:
         if self._near is not None:
             self._near.close()
 
-    async def _carry_both(self) -> None:
+    async def _forward_both(self) -> None:
         carriers: list[asyncio.Task[None]] = []
         try:
             near = self._near = await self._listener.accept()
             near.setblocking(False)
             pairs = [(near, self._far), (self._far, near)]
-            carriers = [asyncio.create_task(_carry(*pair)) for pair in pairs]
+            carriers = [asyncio.create_task(_forward(*pair)) for pair in pairs]
             await asyncio.wait(carriers, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for carrier in carriers:
@@ -58,7 +58,7 @@ class Relay:
             self._close_ends()
 
 
-async def _carry(source: socket.socket, target: socket.socket) -> None:
+async def _forward(source: socket.socket, target: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     buffer = memoryview(bytearray(CHUNK_BYTES))
     with contextlib.suppress(OSError):

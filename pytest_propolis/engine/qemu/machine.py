@@ -210,11 +210,11 @@ class Machine:
         async with self._power:
             await self._reset()
 
-    async def give_fd(self, name: str, fd: int) -> None:
+    async def send_fd(self, name: str, fd: int) -> None:
         """Hand QEMU a duplicate of a file descriptor, which later commands call `name`."""
-        await self._monitor.give_fd(name, fd)
+        await self._monitor.send_fd(name, fd)
 
-    async def forget_fd(self, name: str) -> None:
+    async def close_fd(self, name: str) -> None:
         """Make QEMU close the descriptor of this name, unless a command has consumed it."""
         with contextlib.suppress(MachineError):
             await self.execute("closefd", fdname=name)
@@ -271,7 +271,7 @@ class Machine:
         self.ports.close()
 
     async def _how_it_ended(self) -> str:
-        """Return how QEMU ended, and its last output; empty if it has not ended soon after its monitor did."""
+        """Describe how QEMU ended, with its last output; empty if it still runs a moment after its monitor closed."""
         if self._process is None:
             return ""
         with contextlib.suppress(TimeoutError):
@@ -337,16 +337,16 @@ class Machine:
         with self.events("RESET") as resets:
             await self.execute("set-action", reboot="reset")
             await self.execute("system_reset")
-            await self._hear(resets)
+            await self._await_reset(resets)
         if by_guest:
             for port in self.serials:
                 port.announce_reset()
         await self.execute("set-action", reboot="shutdown")
         await drop_bios_shadow(self.execute)
         if self._shall_run:
-            await self._go_on()
+            await self._continue()
 
-    async def _go_on(self) -> None:
+    async def _continue(self) -> None:
         try:
             await self.execute("cont")
         except MachineError:
@@ -354,7 +354,7 @@ class Machine:
             if (await self.execute("query-status"))["status"] != "finish-migrate":
                 raise
 
-    async def _hear(self, resets: EventListener) -> None:
+    async def _await_reset(self, resets: EventListener) -> None:
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
                 await self.next_event(resets)
@@ -393,5 +393,5 @@ def _time_s(event: Mapping[str, Any]) -> float:
 def _channels(fds: dict[str, int]) -> list[str]:
     return [
         *("-chardev", f"socket,id=monitor,fd={fds['monitor']}", "-mon", "chardev=monitor,mode=control"),
-        *(word for name in fds if name != "monitor" for word in ("-chardev", f"socket,id={name},fd={fds[name]}")),
+        *(arg for name in fds if name != "monitor" for arg in ("-chardev", f"socket,id={name},fd={fds[name]}")),
     ]

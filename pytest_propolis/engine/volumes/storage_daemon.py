@@ -132,7 +132,7 @@ class StorageDaemon:
         self._export = None
 
     async def slow_down(self, delay_ms: float) -> None:
-        """Let requests through one by one, so far apart; 0 for at once.
+        """Pass requests on one by one, with this delay between; 0 for no delay.
 
         :raises StorageDaemonError: when it refuses or does not answer.
         """
@@ -144,7 +144,7 @@ class StorageDaemon:
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a paused process go on."""
+        """Resume a paused process."""
         self._signal(signal.SIGCONT)
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a process that downloads is asked for, and what it reports, one line of JSON each."""
+"""Requests to and reports of a process that downloads, one line of JSON each."""
 
 from __future__ import annotations
 

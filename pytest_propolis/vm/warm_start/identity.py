@@ -8,9 +8,10 @@ from typing import Final
 from ...console.commands import CommandResult
 from ...console.shell import Shell
 from ...console.shell_protocol import TypedCommand, typed_command
-from ...errors import TemplateError, abbreviated
+from ...errors import TemplateError
 from ...guests.adapter import GuestAdapter
 from ...guests.fork_identity import NOT_EXECUTABLE
+from ...terminal_text import abbreviated
 from ..timings import Timings
 from .fork_handle import ForkHandle
 
@@ -38,7 +39,7 @@ async def assign_identity(
     with phases.during("identity"):
         told_s = time.monotonic()
         if forked.typed_identity is None:
-            await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
+            await _assign_identity(shell, guest, name=name, timeout_s=timeout_s)
         else:
             told_s = forked.asked_s
             await shell.run_typed(forked.typed_identity, timeout_s=timeout_s, note=WAKING)
@@ -47,10 +48,10 @@ async def assign_identity(
                 break
             await shell.run(guest.await_identity_command(), timeout_s=timeout_s, note=WAKING)
             told_s = time.monotonic()
-            await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
+            await _assign_identity(shell, guest, name=name, timeout_s=timeout_s)
     if forked.plugged:
         with phases.during("devices"):
-            command = guest.plugged_command(forked.plugged)
+            command = guest.await_hotplug_command(forked.plugged)
             await shell.run(command, timeout_s=timeout_s, note="finding its further devices")
 
 
@@ -65,7 +66,7 @@ async def prepare_snapshot(shell: Shell, guest: GuestAdapter, *, name: str, time
         result = await shell.run(command, timeout_s=timeout_s, note=PREPARING, check=False)
         if result.status:
             raise _not_prepared(guest, result)
-    await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
+    await _assign_identity(shell, guest, name=name, timeout_s=timeout_s)
     await shell.run(guest.await_identity_command(), timeout_s=timeout_s, note=PREPARING)
     await shell.run(guest.quiet_command, timeout_s=timeout_s)
 
@@ -105,5 +106,5 @@ def _typed(guest: GuestAdapter, command: str) -> TypedCommand:
         raise TemplateError(f"what wakes a fork of {guest.name} cannot be typed ahead: {error}") from None
 
 
-async def _take_on_identity(shell: Shell, guest: GuestAdapter, *, name: str, timeout_s: float) -> None:
+async def _assign_identity(shell: Shell, guest: GuestAdapter, *, name: str, timeout_s: float) -> None:
     await shell.run(guest.identity_command(name=name), timeout_s=timeout_s, note=WAKING)
