@@ -171,32 +171,32 @@ class ClientResources:
             if vm.disk_directory:
                 self.writer.gone(vm.disk_directory)
 
-    def hand_over(self, resources: ResourceIds, taker: ClientResources, kept: Kept, ledger: Ledger) -> None:
+    def transfer(self, resources: ResourceIds, target: ClientResources, kept: Kept, ledger: Ledger) -> None:
         """Make another client the owner of resources, which are kept from now on."""
         for vm_id in resources.vms:
             if (vm := self.vms.get(vm_id)) and vm.closing is None:
-                vm.writer.transfer_ownership(taker.writer.owner)
+                vm.writer.transfer_ownership(target.writer.owner)
                 if vm.disks and vm.disk_directory:
                     vm.disk_directory = ledger.keep(vm.disk_directory, kept.until, reason=kept.reason)
-                taker.vms[vm_id] = self.vms.pop(vm_id)
+                target.vms[vm_id] = self.vms.pop(vm_id)
         for disk_id in resources.disks:
             if entry := self.disks.get(disk_id):
-                ledger.transfer_ownership(entry, taker.writer.owner)
-                taker.disks[disk_id] = ledger.keep(entry, kept.until, reason=kept.reason)
+                ledger.transfer_ownership(entry, target.writer.owner)
+                target.disks[disk_id] = ledger.keep(entry, kept.until, reason=kept.reason)
                 del self.disks[disk_id]
             if fork := self.forks.pop(disk_id, None):
-                fork.writer.transfer_ownership(taker.writer.owner)
+                fork.writer.transfer_ownership(target.writer.owner)
                 fork.entry = ledger.keep(fork.entry, kept.until, reason=kept.reason)
-                taker.forks[disk_id] = fork
+                target.forks[disk_id] = fork
         for volume_id in resources.volumes:
             if volume := self.volumes.pop(volume_id, None):
-                volume.writer.transfer_ownership(taker.writer.owner)
+                volume.writer.transfer_ownership(target.writer.owner)
                 volume.directory = ledger.keep(volume.directory, kept.until, reason=kept.reason)
-                taker.volumes[volume_id] = volume
+                target.volumes[volume_id] = volume
 
-    def take_back(self, taker: ClientResources) -> None:
+    def reclaim(self, target: ClientResources) -> None:
         """Take back resources that were transferred to another client."""
-        self.vms |= taker.vms
-        self.disks |= taker.disks
-        self.forks |= taker.forks
-        self.volumes |= taker.volumes
+        self.vms |= target.vms
+        self.disks |= target.disks
+        self.forks |= target.forks
+        self.volumes |= target.volumes

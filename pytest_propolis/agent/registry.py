@@ -284,22 +284,22 @@ class ResourceRegistry:
 
         The disks outlive even the agent, until they expire.
         """
-        giver = self._resources_of(client)
+        source = self._resources_of(client)
         kept = Kept(request.reason, time.time() + request.ttl_s)
         key = f"kept-{secrets.token_hex(4)}"
-        taker = self._new_resources(Owner(KEPT_OWNER, ProcessIdentity.current()), kept=kept)
+        target = self._new_resources(Owner(KEPT_OWNER, ProcessIdentity.current()), kept=kept)
         try:
-            giver.hand_over(request.resources, taker, kept, self._ledger)
+            source.transfer(request.resources, target, kept, self._ledger)
         except BaseException:
-            giver.take_back(taker)
+            source.reclaim(target)
             raise
-        for vm in taker.vms.values():
+        for vm in target.vms.values():
             vm.client = key
-        for volume in taker.volumes.values():
+        for volume in target.volumes.values():
             volume.client = key
-        if taker.vms or taker.disks or taker.forks or taker.volumes:
-            self._clients[key] = taker
-        return taker.listed_kept(key, kept)
+        if target.vms or target.disks or target.forks or target.volumes:
+            self._clients[key] = target
+        return target.listed_kept(key, kept)
 
     async def released(self, client: str) -> None:
         """Wait until everything that a client owned is released. Return at once for an unknown client."""

@@ -93,12 +93,12 @@ class _Reaping:
             self._remove_directory()
 
     def _undo(self, entry: Entry, run: DeadRun) -> bool:
-        undoer = self.cleanups.get(entry.kind)
-        if undoer is None:
+        cleanup = self.cleanups.get(entry.kind)
+        if cleanup is None:
             return self._failed(entry, f"nothing here knows how to undo a {entry.kind!r}")
         try:
             if not self.report.dry_run:
-                undoer(entry, run)
+                cleanup(entry, run)
                 self.ledger.gone(entry)
         except (OSError, PropolisError) as error:
             return self._failed(entry, _reason(error))

@@ -54,7 +54,7 @@ class RetentionPolicy:
     _failures: list[str] = field(default_factory=list)
     _logged: list[str] = field(default_factory=list)
     """The failures that count: those of attempts that were not followed by another."""
-    _aside: list[tuple[FactoryTeardown, Host, ResourceIds]] = field(default_factory=list)
+    _detached: list[tuple[FactoryTeardown, Host, ResourceIds]] = field(default_factory=list)
 
     def note(self, item: pytest.Item, report: pytest.TestReport) -> None:
         """Record that a phase of a test has ended; whether its failure counts is not known yet."""
@@ -79,13 +79,13 @@ class RetentionPolicy:
         """
         return FactoryTeardown(self, test, len(self._failures), len(self._logged))
 
-    def set_aside(self, teardown: FactoryTeardown, detached: Iterable[tuple[Host, ResourceIds]]) -> None:
-        self._aside += [(teardown, host, resources) for host, resources in detached]
+    def add_detached(self, teardown: FactoryTeardown, detached: Iterable[tuple[Host, ResourceIds]]) -> None:
+        self._detached += [(teardown, host, resources) for host, resources in detached]
 
     def _settle_all(self, *, remove: bool) -> None:
-        while self._aside:  # VMs are handled before the disks that they use
+        while self._detached:  # VMs are handled before the disks that they use
             with contextlib.suppress(PropolisError):  # the agent is gone, and its VMs with it
-                self._keep_or_remove(*self._aside.pop(0), remove=remove)
+                self._keep_or_remove(*self._detached.pop(0), remove=remove)
 
     def _keep_or_remove(self, teardown: FactoryTeardown, host: Host, resources: ResourceIds, *, remove: bool) -> None:
         from ..agent_api.messages import Keep
@@ -129,7 +129,7 @@ class FactoryTeardown:
         elif settings.keep == "always":
             await factory.keep(reason=failed or self.test or factory.group, ttl_s=settings.keep_ttl)
         else:
-            self.policy.set_aside(self, await factory.detach())
+            self.policy.add_detached(self, await factory.detach())
 
     def failure_of(self, failures: list[str]) -> str | None:
         """Return the first of these failed tests that used the factory."""

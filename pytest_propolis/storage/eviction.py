@@ -159,9 +159,9 @@ def _remove(directory: Path, entry: Path, key: str, *, lock: str = "derived-{}",
             with _unclaimed(directory, key):
                 if dry_run or not entry.exists():
                     return True
-                doomed = entry if entry.name.startswith(".") else entry.with_name(f".{entry.name}.evicted")
-                entry.rename(doomed)
-            shutil.rmtree(doomed)
+                renamed = entry if entry.name.startswith(".") else entry.with_name(f".{entry.name}.evicted")
+                entry.rename(renamed)
+            shutil.rmtree(renamed)
     except (Timeout, OSError):
         return False
     return True

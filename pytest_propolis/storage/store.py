@@ -224,7 +224,7 @@ class ArtifactStore:
                 try:
                     found = None
                     if attempt > 1 or not await self._copy_from_peer(artifact, sha256, part):
-                        found = await source.fetch(part, progress, shelf=self.directory / "shelf")
+                        found = await source.fetch(part, progress, downloads=self.directory / "shelf")
                     await _verify(artifact, part, sha256, found=found)
                 except ArtifactCorrupt as error:
                     if attempt == _ATTEMPTS:

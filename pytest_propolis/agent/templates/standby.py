@@ -101,9 +101,9 @@ class Standby:
 
     async def discard_all(self) -> None:
         """End the current standby forks."""
-        doomed = [started for waiting in self._ready.values() for started in waiting]
+        discarded = [started for waiting in self._ready.values() for started in waiting]
         self._ready.clear()
-        for started in doomed:
+        for started in discarded:
             await self._forks.discard(started)
 
     async def _make(self, pause_s: float) -> None:

@@ -22,13 +22,13 @@ class Relay:
     dead.
 
     :param listener: where the near end connects; it becomes the relay's.
-    :param far: becomes the relay's.
+    :param remote_end: becomes the relay's.
     """
 
-    def __init__(self, listener: StreamListener, far: socket.socket) -> None:
+    def __init__(self, listener: StreamListener, remote_end: socket.socket) -> None:
         self._listener = listener
-        self._far = far
-        self._near: socket.socket | None = None
+        self._remote_end = remote_end
+        self._local_end: socket.socket | None = None
         self._work = asyncio.create_task(self._forward_both())
 
     async def close(self) -> None:
@@ -39,16 +39,16 @@ class Relay:
 
     def _close_ends(self) -> None:
         self._listener.close()
-        self._far.close()
-        if self._near is not None:
-            self._near.close()
+        self._remote_end.close()
+        if self._local_end is not None:
+            self._local_end.close()
 
     async def _forward_both(self) -> None:
         carriers: list[asyncio.Task[None]] = []
         try:
-            near = self._near = await self._listener.accept()
-            near.setblocking(False)
-            pairs = [(near, self._far), (self._far, near)]
+            local_end = self._local_end = await self._listener.accept()
+            local_end.setblocking(False)
+            pairs = [(local_end, self._remote_end), (self._remote_end, local_end)]
             carriers = [asyncio.create_task(_forward(*pair)) for pair in pairs]
             await asyncio.wait(carriers, return_when=asyncio.FIRST_COMPLETED)
         finally:

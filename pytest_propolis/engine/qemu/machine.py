@@ -111,8 +111,8 @@ class Machine:
         :raises PropolisError: when the journal cannot record it.
         """
         record = self._record = self._journal.intend()
-        monitor, their_monitor = socket.socketpair()
-        fds = {"monitor": their_monitor.fileno(), "com1": self.serial.theirs.fileno()}
+        monitor, qemu_monitor = socket.socketpair()
+        fds = {"monitor": qemu_monitor.fileno(), "com1": self.serial.theirs.fileno()}
         fds["com2"] = self.second_serial.theirs.fileno()
         fds |= self.ports.fds
         try:
@@ -134,7 +134,7 @@ class Machine:
             await self.close()
             raise
         finally:
-            their_monitor.close()
+            qemu_monitor.close()
         self._monitor.register_listener(self._listener)
         try:
             async with asyncio.timeout(MONITOR_READY_TIMEOUT_S):

@@ -58,7 +58,7 @@ async def _fetch(request: DownloadRequest) -> str:
     :raises ResourceExhausted: when there is no space left.
     """
     name = hashlib.sha256("\n".join(request.urls).encode()).hexdigest()[:32]
-    part = Path(request.shelf) / f"{name}.download"
+    part = Path(request.downloads) / f"{name}.download"
     deadline_s, pause_s = time.monotonic() + request.wait_s, request.first_pause_s
     timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     async with httpx.AsyncClient(follow_redirects=True, max_redirects=REDIRECTS, timeout=timeout) as client:

@@ -22,7 +22,7 @@ ZEROS: Final = bytes(PAGE)
 def extents(file: BinaryIO) -> list[tuple[int, int]]:
     """Return the data extents of a file, as start and end; small holes count as data."""
     found: list[tuple[int, int]] = []
-    for start, end in _stretches(file.fileno(), os.fstat(file.fileno()).st_size):
+    for start, end in _extents(file.fileno(), os.fstat(file.fileno()).st_size):
         if found and start - found[-1][1] < SMALLEST_HOLE:
             found[-1] = (found[-1][0], end)
         else:
@@ -30,7 +30,7 @@ def extents(file: BinaryIO) -> list[tuple[int, int]]:
     return found
 
 
-def _stretches(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
     end = 0
     while end < size:
         try:

@@ -22,7 +22,7 @@ CLOCK_LAG_S: Final = 0.5
 
 MESSAGE_CHARACTERS: Final = 400
 RETELLINGS: Final = 3
-WAKING: Final = "taking on an identity of its own"
+IDENTITY_NOTE: Final = "taking on an identity of its own"
 PREPARING: Final = "preparing the template"
 
 
@@ -42,11 +42,11 @@ async def assign_identity(
             await _assign_identity(shell, guest, name=name, timeout_s=timeout_s)
         else:
             told_s = forked.asked_s
-            await shell.run_typed(forked.typed_identity, timeout_s=timeout_s, note=WAKING)
+            await shell.run_typed(forked.typed_identity, timeout_s=timeout_s, note=IDENTITY_NOTE)
         for _ in range(RETELLINGS):
             if time.monotonic() - told_s < CLOCK_LAG_S:
                 break
-            await shell.run(guest.await_identity_command(), timeout_s=timeout_s, note=WAKING)
+            await shell.run(guest.await_identity_command(), timeout_s=timeout_s, note=IDENTITY_NOTE)
             told_s = time.monotonic()
             await _assign_identity(shell, guest, name=name, timeout_s=timeout_s)
     if forked.plugged:
@@ -107,4 +107,4 @@ def _typed(guest: GuestAdapter, command: str) -> TypedCommand:
 
 
 async def _assign_identity(shell: Shell, guest: GuestAdapter, *, name: str, timeout_s: float) -> None:
-    await shell.run(guest.identity_command(name=name), timeout_s=timeout_s, note=WAKING)
+    await shell.run(guest.identity_command(name=name), timeout_s=timeout_s, note=IDENTITY_NOTE)

@@ -31,14 +31,14 @@ class CarriedSocket:
     Relaying starts at construction.
 
     :param connection: becomes this object's.
-    :param local: the socket, which becomes this object's; if None, one is made, and `near` is its other end.
+    :param local: the socket, which becomes this object's; if None, one is made, and `local_end` is its other end.
     """
 
     def __init__(self, connection: Connection, local: socket.socket | None = None) -> None:
         self._connection = connection
-        self._near: socket.socket | None = None
+        self._local_end: socket.socket | None = None
         if local is None:
-            self._near, local = socket.socketpair()
+            self._local_end, local = socket.socketpair()
         local.setblocking(False)
         self._local = local
         self.carried_bytes = 0
@@ -46,10 +46,10 @@ class CarriedSocket:
 
     def take_local_end(self) -> socket.socket:
         """Return the other end of a socket that was created here. The caller closes it."""
-        assert self._near is not None
-        near, self._near = self._near, None
-        near.setblocking(False)
-        return near
+        assert self._local_end is not None
+        local_end, self._local_end = self._local_end, None
+        local_end.setblocking(False)
+        return local_end
 
     async def ended(self) -> None:
         """Wait until relaying has ended."""
@@ -89,8 +89,8 @@ class CarriedSocket:
 
     async def _close_ends(self) -> None:
         self._local.close()
-        if self._near is not None:
-            self._near.close()
+        if self._local_end is not None:
+            self._local_end.close()
         await self._connection.close("")
 
 
