@@ -355,7 +355,14 @@ class CoordinationError(PropolisError):
 
 
 class CoordinationTimeout(CoordinationError):
-    """Raised when what a node waits for does not happen in time. The error names the nodes that are missing."""
+    """Raised when what a node waits for does not happen in time. The error names the nodes that are missing.
+
+    :param missing: these nodes.
+    """
+
+    def __init__(self, message: str, *, missing: tuple[str, ...] = (), **context: Any) -> None:
+        super().__init__(message, **context)
+        self.missing = missing
 
 
 class CoordinationLost(CoordinationError):

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Receive, Scope, Send
@@ -50,6 +50,7 @@ from .hypervisor import HypervisorFinder
 from .lingering import Lingering
 from .networks.network_routes import NetworkRoutes
 from .networks.networks import Networks
+from .programs.program_routes import Programs
 from .progress_stream import cancel_once, progress_lines
 from .registry import ResourceRegistry
 from .templates.templates import Templates
@@ -84,6 +85,9 @@ class AgentApp:
         self._lingering = Lingering(config, self._hypervisors, over=self._stay_no_longer)
         self.registry = ResourceRegistry(config, ledger, self._hypervisors, stays=lambda: self._lingering.is_wanted)
         self._networks = Networks(Path(config.directory), writer=self.registry.writer_of)
+        self._programs = Programs(
+            Path(config.directory), writer=lambda request: self.registry.writer_of(_client(request))
+        )
         self._templates = Templates(
             self._hypervisors,
             self.registry,
@@ -120,6 +124,7 @@ class AgentApp:
             *self._coordination.routes,
             *self._lingering.routes,
             *NetworkRoutes(self._networks, self._live_client).routes,
+            *self._programs.routes,
             Mount("/vms/{id}", app=self._propolis_api),
         ]
 
@@ -144,6 +149,7 @@ class AgentApp:
         self._lingering.close()
         for task in self._stays_ended:
             task.cancel()
+        await self._programs.close()
         self._coordination.close()
         for expiry in self._expiries:
             expiry.cancel()
@@ -336,7 +342,7 @@ class AgentApp:
         await self._engine(scope, receive, send)
 
 
-def _client(request: Request) -> str:
+def _client(request: HTTPConnection) -> str:
     client = request.headers.get(CLIENT_HEADER)
     if not client:
         raise HttpError(bad_request(f"the header {CLIENT_HEADER} is missing"))

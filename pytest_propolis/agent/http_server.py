@@ -13,6 +13,7 @@ from typing import Final
 
 import uvicorn
 from starlette.types import ASGIApp
+from websockets.exceptions import InvalidState
 
 from ..propolis_api.connection.http_protocol import CoalescingProtocol
 
@@ -72,7 +73,8 @@ class _Server(uvicorn.Server):
             listener.close()
         state = self.server_state
         for connection in list(state.connections):
-            connection.shutdown()
+            with contextlib.suppress(InvalidState):  # a websocket that is being closed already
+                connection.shutdown()
         deadline = time.monotonic() + GRACE_S
         while (state.connections or state.tasks) and time.monotonic() < deadline:  # noqa: ASYNC110 - sets of uvicorn's
             await asyncio.sleep(LOOK_S)

@@ -181,17 +181,27 @@ class NodeGroup:
         )
         return NodeInfo.decode(entry.value)
 
-    async def discover(self, *labels: str, count: int = 1, timeout_s: float = DEFAULT_TIMEOUT_S) -> dict[str, NodeInfo]:
-        """Wait until there are so many nodes that have all of these labels; return all that do, by name."""
+    async def discover(
+        self, *labels: str, name: str | None = None, count: int = 1, timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> dict[str, NodeInfo]:
+        """Wait until there are so many nodes that have all of these labels; return all that do, by name.
+
+        :param name: the only node that counts.
+        """
+        if name is not None:
+            require_name("node", name)
 
         def found() -> dict[str, NodeInfo] | None:
-            there = {name: info for name, info in self.members().items() if set(labels) <= set(info.labels)}
+            there = {
+                node: info
+                for node, info in self.members().items()
+                if name in (None, node) and set(labels) <= set(info.labels)
+            }
             return there if len(there) >= count else None
 
+        wanted = f"{count} nodes" if name is None else f"node {name!r}"
         with_labels = f" with the labels {', '.join(labels)}" if labels else ""
-        return await self.until(
-            found, on=(NODES,), timeout_s=timeout_s, operation=f"waiting for {count} nodes{with_labels}"
-        )
+        return await self.until(found, on=(NODES,), timeout_s=timeout_s, operation=f"waiting for {wanted}{with_labels}")
 
     async def poison(self, reason: str, *, node: str = "", output: Iterable[str] = ()) -> None:
         """End every wait of the group, on all nodes, with `Poisoned`. The first reason stays."""
@@ -251,9 +261,11 @@ class NodeGroup:
             async with asyncio.timeout(timeout_s):
                 return await self.mirror.until(outcome, on=(*on, POISON_KEY, GROUP_KEY))
         except TimeoutError:
-            names = ", ".join(missing()) if missing else ""
+            names = tuple(missing()) if missing else ()
             raise CoordinationTimeout(
-                f"group {self.name!r}: it did not happen in time" + (f": missing are {names}" if names else ""),
+                f"group {self.name!r}: it did not happen in time"
+                + (f": missing are {', '.join(names)}" if names else ""),
+                missing=names,
                 operation=operation,
                 waited_s=timeout_s,
             ) from None

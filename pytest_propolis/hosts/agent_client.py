@@ -68,6 +68,7 @@ class AsyncAgentClient:
 
     def __init__(self, socket: Path, *, client: str, loss: Loss | None = None) -> None:
         self.socket = socket
+        self.client = client
         self._loss = loss
         self._decoder = ResponseDecoder(socket)
         self._http = HttpClient(self.endpoint(""), headers={CLIENT_HEADER: client})

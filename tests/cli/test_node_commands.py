@@ -95,7 +95,8 @@ async def test_exit_statuses_tell_what_happened(group: NodeGroup) -> None:
     told = json.loads(late.output)
     assert (told["status"], told["waited_s"]) == ("timed_out", 0.2)
     assert "propolis: group " in late.errors
-    assert "it did not happen in time" in late.errors
+    assert told["missing"] == ["1 that have not joined"]
+    assert "it did not happen in time: missing are 1 that have not joined" in late.errors
     assert (await shell(group, "propolis barrier ready none")).status == 2
     assert (await shell(group, "unset PROPOLIS_GROUP; propolis kv list")).status == 2
     assert (await shell(group, "propolis kv list --group $PROPOLIS_GROUP-other")).status == 5
@@ -136,7 +137,7 @@ async def test_a_program_is_a_node_as_long_as_it_runs(group: NodeGroup) -> None:
     assert (info.address, info.labels) == ("10.0.0.1:80", ("tcp",))
     test = await group.join("test", vital=False)
     await test.barrier("ready", 2, timeout_s=60)
-    found = await shell(group, "propolis node find server; propolis node discover tcp --json")
+    found = await shell(group, "propolis node find server; propolis node discover --label tcp --json")
     assert found.output.splitlines()[0] == "10.0.0.1:80"
     assert json.loads(found.output.splitlines()[1])["server"]["labels"] == ["tcp"]
     await group.kv.put("end", b"now")
@@ -195,3 +196,56 @@ async def test_batons_and_locks_of_scripts(group: NodeGroup) -> None:
     await b.lock("disk").acquire()
     refused = await shell(group, "propolis lock disk --as a --timeout 0.2 -- echo never")
     assert (refused.status, refused.output) == (3, "")
+
+
+async def test_nodes_are_discovered_by_name_and_by_label(group: NodeGroup) -> None:
+    await group.join("b", address="10.0.0.2", labels=("tcp",))
+    waiting = await start(group, "propolis node discover a; propolis node discover --label tcp --label udp --json")
+    await group.join("a", labels=("tcp", "udp"))
+    done = await finish(waiting)
+    by_name, by_labels = done.output.splitlines()
+    assert (by_name, list(json.loads(by_labels))) == ("a\t-", ["a"])
+    assert (await shell(group, "propolis node discover")).output == "a\t-\nb\t10.0.0.2\n"
+    late = await shell(group, "propolis node discover c --timeout 0.2 --json")
+    assert (json.loads(late.output)["status"], late.status) == ("timed_out", 3)
+    assert "waiting for node 'c'" in late.errors
+    assert (await shell(group, "propolis node discover c --count 2")).status == 2
+
+
+async def test_a_lock_has_permits(group: NodeGroup) -> None:
+    a, b = await group.join("a"), await group.join("b")
+    await a.semaphore("disk", 2).acquire()
+    done = await shell(group, "propolis lock disk --permits 2 --as b --json -- sh -c 'exit 7'")
+    assert (done.status, done.output) == (7, '{"lock":"disk","node":"b","status":7}\n')
+    await b.semaphore("disk", 2).acquire()
+    late = await shell(group, "propolis lock disk --permits 2 --timeout 0.2 --json -- echo never")
+    told = json.loads(late.output)
+    assert (late.status, told["status"], told["missing"]) == (3, "timed_out", ["a", "b"])
+    waiting = await start(group, "propolis lock disk --permits 2 -- echo never")
+    await group.mirror.until(lambda: len(group.mirror.below("locks/disk/")) == 3 or None, on=("",))
+    await group.poison("by hand")
+    ended = await finish(waiting)
+    assert (ended.status, ended.output) == (4, "")
+    assert (await shell(group, "propolis lock disk")).status == 2
+
+
+async def test_passing_a_baton_waits_until_it_comes_back(group: NodeGroup) -> None:
+    a, b = await group.join("a"), await group.join("b")
+    await a.baton("turn").take()
+    passing = await start(group, "propolis baton pass turn b --as a --wait --json")
+    await b.baton("turn").take()
+    await group.mirror.until(lambda: b.baton("turn").line == ["a"] or None, on=("",))
+    await b.baton("turn").pass_on()
+    done = await finish(passing)
+    assert (done.status, done.output) == (0, '{"baton":"turn","holder":"a","line":[]}\n')
+    late = await shell(group, "propolis baton pass turn b --as a --wait --timeout 0.2 --json")
+    told = json.loads(late.output)
+    assert (late.status, told["status"], told["missing"]) == (3, "timed_out", ["b"])
+    assert (await shell(group, "propolis baton pass turn --as a")).status == 1
+    await b.baton("turn").pass_on("a")
+    passing = await start(group, "propolis baton pass turn b --as a --wait")
+    await group.mirror.until(lambda: b.baton("turn").line == ["a"] or None, on=("",))
+    await (await group.join("c")).fail("for a test")
+    ended = await finish(passing)
+    assert ended.status == 4
+    assert "node 'c' has failed: for a test" in ended.errors

@@ -7,6 +7,8 @@ import contextlib
 import json
 import re
 import signal
+import socket
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,11 @@ from propolis_command import COMMAND, propolis
 from tls_files import make_certificate
 
 from pytest_propolis import CoordinationLost
+from pytest_propolis.agent_api.key_value import COORDINATION_PATH
 from pytest_propolis.cli.nodes.attached import attached
+
+CLOSE_FRAME = b"\x88\x80\0\0\0\0"
+"""Of a client: masked with zeros."""
 
 pytestmark = pytest.mark.asyncio
 
@@ -100,6 +106,26 @@ async def test_waits_end_with_the_server() -> None:
         store.process.send_signal(signal.SIGTERM)
         with pytest.raises(CoordinationLost, match=r"has ended|is lost"):
             await waiting
+
+
+async def test_the_server_ends_while_a_connection_is_being_closed(tmp_path: Path) -> None:
+    chain, key = make_certificate(tmp_path)
+    async with served("--certificate", str(chain), "--key", str(key)) as store:
+        token = store.group.partition("://")[2].partition("@")[0]
+        lines = (
+            *(f"GET {COORDINATION_PATH} HTTP/1.1", "Host: store", "Upgrade: websocket", "Connection: Upgrade"),
+            *("Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Version: 13"),
+            *(f"Authorization: Bearer {token}", "", ""),
+        )
+        connection = socket.create_connection(("127.0.0.1", store.port))
+        tls = ssl.create_default_context(cafile=chain)
+        with connection, tls.wrap_socket(connection, server_hostname="127.0.0.1") as client:
+            client.sendall("\r\n".join(lines).encode())
+            assert b" 101 " in client.recv(4096)
+            client.sendall(CLOSE_FRAME)
+            assert client.recv(1) == CLOSE_FRAME[:1]  # what ends TLS is neither read nor answered
+            store.process.send_signal(signal.SIGTERM)
+            assert await store.process.wait() == 0
 
 
 async def test_bad_options_are_named(tmp_path: Path) -> None:

@@ -9,45 +9,27 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from enum import IntEnum
 from typing import Any
 
 import click
 import msgspec
 
 from ...coordination.backends.address import connect_store, group_and_store
+from ...coordination.command_results import Status, error_object, exit_status
 from ...coordination.group import GROUP_VARIABLE, NODE_VARIABLE, NodeGroup
 from ...coordination.limits import DEFAULT_TIMEOUT_S
 from ...coordination.node import Node
-from ...errors import CoordinationError, CoordinationLost, CoordinationTimeout, Poisoned, PropolisError, SettingsError
+from ...errors import CoordinationError, PropolisError
 
-__all__ = ["Status", "acting_node", "attached", "group_command", "named_node", "print_json", "timeout_option"]
-
-
-class Status(IntEnum):
-    """Exit statuses of the commands."""
-
-    DONE = 0
-    NO = 1
-    """There is no such key, or it was not as expected."""
-    USAGE = 2
-    TIMED_OUT = 3
-    POISONED = 4
-    LOST = 5
-    """The store cannot be reached, or the group or the node has ended."""
-
-
-def _status(error: PropolisError) -> Status:
-    match error:
-        case CoordinationTimeout():
-            return Status.TIMED_OUT
-        case Poisoned():
-            return Status.POISONED
-        case CoordinationLost():
-            return Status.LOST
-        case SettingsError():
-            return Status.USAGE
-    return Status.NO
+__all__ = [
+    "acting_node",
+    "attached",
+    "group_command",
+    "interruption",
+    "named_node",
+    "print_json",
+    "timeout_option",
+]
 
 
 def group_command(function: Callable[..., Awaitable[int | None]]) -> Callable[..., None]:
@@ -88,9 +70,9 @@ def _run(
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 128 + signal.SIGINT
     except PropolisError as error:
-        status = _status(error)
+        status = exit_status(error)
         if as_json:
-            print_json({"status": status.name.lower(), **_described(error)})
+            print_json(error_object(error))
         click.echo(f"propolis: {error}", err=True)
         return status
 
@@ -147,12 +129,14 @@ async def acting_node(group: NodeGroup, name: str | None, *, transient: bool) ->
         )
 
 
+async def interruption(node: Node) -> PropolisError:
+    """Return the reason why a node's program must stop, once there is one."""
+    try:
+        await node.until(lambda: None, on=(), timeout_s=None, operation=f"running node {node.name!r}")
+    except CoordinationError as error:
+        return error
+    raise AssertionError
+
+
 def print_json(value: object) -> None:
     click.echo(msgspec.json.encode(value))
-
-
-def _described(error: PropolisError) -> dict[str, object]:
-    described: dict[str, object] = {"message": error.message, "hint": error.hint, "waited_s": error.waited_s}
-    if isinstance(error, Poisoned):
-        described |= {"node": error.node, "reason": error.reason, "output": error.output}
-    return {name: value for name, value in described.items() if value not in (None, "", ())}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from ...coordination.command_results import barrier_object
 from ...coordination.group import NodeGroup
 from .attached import acting_node, group_command, named_node, print_json, timeout_option
 
@@ -27,6 +28,6 @@ async def barrier(
     async with acting_node(group, name, transient=True) as node:
         generation = await node.barrier(barrier, parties, timeout_s=timeout_s)
     if as_json:
-        print_json({"barrier": barrier, "generation": generation, "node": node.name})
+        print_json(barrier_object(node, barrier, generation))
     else:
         click.echo(generation)

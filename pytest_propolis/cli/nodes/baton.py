@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ...coordination.baton import Baton
+from ...coordination.command_results import baton_object
 from ...coordination.group import NodeGroup
 from .attached import acting_node, group_command, named_node, print_json, timeout_option
 
@@ -55,11 +56,11 @@ async def show(group: NodeGroup, as_json: bool, *, baton_name: str) -> None:
     """Print the node that holds the baton NAME, and those that wait for it."""
     holder, line = Baton.standing(group, baton_name)
     if as_json:
-        print_json({"baton": baton_name, "holder": holder, "line": line})
+        print_json(baton_object(baton_name, holder, line))
     else:
         click.echo("\n".join([holder or "-", *line]))
 
 
 def _show(held: Baton, as_json: bool) -> None:
     if as_json:
-        print_json({"baton": held.name, "holder": held.holder, "line": held.line})
+        print_json(baton_object(held.name, held.holder, held.line))

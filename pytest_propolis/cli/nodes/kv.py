@@ -6,8 +6,9 @@ import sys
 
 import click
 
+from ...coordination.command_results import Status, done_object, value_object, values_object
 from ...coordination.group import NodeGroup
-from .attached import Status, group_command, print_json, timeout_option
+from .attached import group_command, print_json, timeout_option
 
 __all__ = ["kv"]
 
@@ -28,7 +29,7 @@ def _value(value: str | None) -> bytes:
 
 def _show(key: str, value: bytes, as_json: bool) -> None:
     if as_json:
-        print_json({"key": key, "value": value.decode(errors="backslashreplace")})
+        print_json(value_object(key, value))
     else:
         click.echo(value)
 
@@ -62,7 +63,7 @@ async def put(group: NodeGroup, as_json: bool, *, key: str, value: str | None) -
     """Give KEY a VALUE: by default what standard input has, less one line feed at its end."""
     await group.kv.put(key, _value(value))
     if as_json:
-        print_json({"key": key, "done": True})
+        print_json(done_object(key, True))
 
 
 @kv.command()
@@ -73,7 +74,7 @@ async def add(group: NodeGroup, as_json: bool, *, key: str, value: str | None) -
     """Give KEY a VALUE if it has none; exit with 1 if it has one."""
     done = await group.kv.add(key, _value(value))
     if as_json:
-        print_json({"key": key, "done": done})
+        print_json(done_object(key, done))
     return Status.DONE if done else Status.NO
 
 
@@ -84,7 +85,7 @@ async def delete(group: NodeGroup, as_json: bool, *, key: str) -> None:
     """Delete KEY."""
     await group.kv.delete(key)
     if as_json:
-        print_json({"key": key, "done": True})
+        print_json(done_object(key, True))
 
 
 @kv.command(name="list")
@@ -94,7 +95,7 @@ async def list_keys(group: NodeGroup, as_json: bool, *, prefix: str) -> None:
     """Print all keys, or those in the directory PREFIX."""
     values = await group.kv.list(prefix)
     if as_json:
-        print_json({key: value.decode(errors="backslashreplace") for key, value in values.items()})
+        print_json(values_object(values))
     else:
         for key in values:
             click.echo(key)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
+from ...coordination.command_results import nodes_object
 from ...coordination.group import NodeGroup
 from ...coordination.limits import NODE_TTL_S
-from ...coordination.node import Node
 from ...coordination.node_info import NodeInfo
-from ...errors import CoordinationError, PropolisError
-from .attached import group_command, named_node, print_json, timeout_option
+from ...errors import PropolisError
+from .attached import group_command, interruption, named_node, print_json, timeout_option
 from .program import run_program
 from .serve import serve
 
@@ -60,7 +60,7 @@ async def run(
         raise click.UsageError("the node has no name: give --as")
     member = await group.join(name, address=reached_at, labels=labels, vital=not not_vital, ttl_s=ttl_s)
     try:
-        ended = await run_program(command, group.environment(name), until=_interrupted(member))
+        ended = await run_program(command, group.environment(name), until=interruption(member))
     except PropolisError as error:
         await member.fail(error.message)
         raise
@@ -73,21 +73,12 @@ async def run(
     return ended.status
 
 
-async def _interrupted(member: Node) -> PropolisError:
-    """Return the reason why the program must stop."""
-    try:
-        await member.until(lambda: None, on=(), timeout_s=None, operation=f"running node {member.name!r}")
-    except CoordinationError as error:
-        return error
-    raise AssertionError
-
-
 @node.command(name="list")
 @group_command
 async def list_nodes(group: NodeGroup, as_json: bool) -> None:
     """Print the nodes: name, address, labels; and those that have ended, with their status."""
     if as_json:
-        print_json({"nodes": group.members(), "ended": group.ended()})
+        print_json(nodes_object(group))
         return
     for name, info in group.members().items():
         click.echo("\t".join((name, info.address or "-", ",".join(info.labels) or "-")))
@@ -105,13 +96,18 @@ async def find(group: NodeGroup, as_json: bool, *, name: str, timeout_s: float) 
 
 
 @node.command()
-@click.argument("labels", nargs=-1)
+@click.argument("name", required=False)
+@click.option("--label", "labels", multiple=True, metavar="WORD", help="Only nodes with this label; may be repeated.")
 @click.option("--count", default=1, type=click.IntRange(1), show_default=True, help="How many nodes to wait for.")
 @timeout_option
 @group_command
-async def discover(group: NodeGroup, as_json: bool, *, labels: tuple[str, ...], count: int, timeout_s: float) -> None:
-    """Wait until there are nodes with all LABELS, and print the names and addresses of all that have them."""
-    found = await group.discover(*labels, count=count, timeout_s=timeout_s)
+async def discover(
+    group: NodeGroup, as_json: bool, *, name: str | None, labels: tuple[str, ...], count: int, timeout_s: float
+) -> None:
+    """Wait for the node NAME, or until there are any nodes, and print their names and addresses."""
+    if name is not None and count > 1:
+        raise click.UsageError("--count is for nodes of any name")
+    found = await group.discover(*labels, name=name, count=count, timeout_s=timeout_s)
     if as_json:
         print_json(found)
     else:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import IO, Final
 
 from ...errors import PropolisError, SettingsError
+from ...operating_system.pipes import read_pipe
 
 __all__ = ["Ended", "run_program"]
 
@@ -46,7 +47,7 @@ async def run_program(
     :raises SettingsError: when there is no such program.
     """
     tail: deque[bytes] = deque()
-    async with _pipe() as (output, output_fd), _pipe() as (errors, errors_fd):
+    async with read_pipe() as (output, output_fd), read_pipe() as (errors, errors_fd):
         async with _started(command, environment, stdout=output_fd, stderr=errors_fd) as process:
             copies = [
                 asyncio.create_task(_copy(output, sys.stdout.buffer, tail)),
@@ -96,20 +97,6 @@ async def _started(
         if process.returncode is None:
             _send(process, signal.SIGKILL)
             await process.wait()
-
-
-@contextlib.asynccontextmanager
-async def _pipe() -> AsyncIterator[tuple[asyncio.StreamReader, int]]:
-    """Open a pipe; return a reader and the write end. asyncio's own would delay `wait` until all heirs close them."""
-    reader = asyncio.StreamReader()
-    read_fd, write_fd = os.pipe()
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_fd, "rb", buffering=0)
-    )
-    try:
-        yield reader, write_fd
-    finally:
-        transport.close()
 
 
 @contextlib.contextmanager

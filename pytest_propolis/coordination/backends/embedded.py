@@ -35,6 +35,8 @@ from .backend import Outcome, Snapshot
 __all__ = ["EmbeddedBackend"]
 
 ANSWER_TIMEOUT_S: Final = 30.0
+SIGN_TIMEOUT_S: Final = 5.0
+"""How long a sign of life may remain unanswered, at the least; for a lease of a long time, twice that time."""
 
 _decoder: Final = msgspec.msgpack.Decoder(list[Answer | Notice])
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -56,6 +58,8 @@ class EmbeddedBackend:
         self._feed: Feed | None = None
         self._follow_id = 0
         self._outgoing: list[Request] = []
+        self._ttls_s: dict[int, float] = {}
+        """The times of the leases that were granted over this connection."""
         self._can_send = asyncio.Event()
         self._lost: str | None = None
         self._tasks = (asyncio.create_task(self._receive()), asyncio.create_task(self._send()))
@@ -107,12 +111,17 @@ class EmbeddedBackend:
         return request
 
     async def grant(self, ttl_s: float) -> int:
-        return (await self._ask(lambda number: Grant(number, ttl_s))).lease
+        lease = (await self._ask(lambda number: Grant(number, ttl_s))).lease
+        self._ttls_s[lease] = ttl_s
+        return lease
 
     async def keep_alive(self, lease: int) -> bool:
-        return (await self._ask(lambda number: KeepAlive(number, lease))).done
+        """As `Backend.keep_alive`. A store that does not answer has let the lease expire by now."""
+        limit_s = min(max(SIGN_TIMEOUT_S, 2 * self._ttls_s.get(lease, 0.0)), ANSWER_TIMEOUT_S)
+        return (await self._ask(lambda number: KeepAlive(number, lease), timeout_s=limit_s)).done
 
     async def revoke(self, lease: int) -> None:
+        self._ttls_s.pop(lease, None)
         await self._ask(lambda number: Revoke(number, lease))
 
     async def aclose(self) -> None:
@@ -122,7 +131,10 @@ class EmbeddedBackend:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _ask(self, request: Callable[[int], Request]) -> Answer:
+    async def _ask(self, request: Callable[[int], Request], *, timeout_s: float = ANSWER_TIMEOUT_S) -> Answer:
+        """
+        :raises CoordinationLost: when the store does not answer in time; it is given up then.
+        """
         if self._lost is not None:
             raise self._lost_error()
         number = next(self._ids)
@@ -130,10 +142,12 @@ class EmbeddedBackend:
         self._outgoing.append(request(number))
         self._can_send.set()
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 result: Answer = await answer
         except TimeoutError:
-            raise CoordinationLost(f"the store at {self._where} does not answer", waited_s=ANSWER_TIMEOUT_S) from None
+            self._answers.pop(number, None)
+            self._end(f"it has not answered for {timeout_s:g} s")
+            raise self._lost_error() from None
         finally:
             self._answers.pop(number, None)
         if result.error is not None:

@@ -34,7 +34,9 @@ ask() (
     trap 'printf "%s c -\n" "$id" >$port; exit 130' INT TERM HUP
     exec 3<>"$fifo"
     printf '%s\0' "$@" | hex | send a
-    case "$1 $2 $#" in 'kv put 3' | 'kv add 3') hex | send i ;; esac
+    count=0
+    for word; do [ "$word" = --json ] || count=$((count + 1)); done
+    case "$1 $2 $count" in 'kv put 3' | 'kv add 3') hex | send i ;; esac
     printf '%s g -\n' "$id" >$port
     while IFS=' ' read -r kind data <&3; do
         case $kind in
@@ -58,13 +60,22 @@ case ${0##*/} in propolis) ;; *) set -- "${0##*/}" "$@" ;; esac
 case $1 in
     serve) serve ;;
     lock)
-        name=$2
-        shift 2
-        [ "$1" != -- ] || shift
-        ask l lock acquire "$name" || exit
+        shift
+        name='' options='' json=''
+        while [ $# -gt 0 ]; do
+            case $1 in
+                --permits | --timeout) options="$options $1 ${2-}" && shift ;;
+                --json) json=--json ;;
+                --) shift && break ;;
+                *) [ -z "$name" ] || break && name=$1 ;;
+            esac
+            [ $# -eq 0 ] || shift
+        done
+        [ $# -gt 0 ] && [ -n "$name" ] || { ask l lock; exit; }
+        ask l lock acquire "$name" $options $json || exit
         "$@"
         status=$?
-        ask l lock release "$name"
+        ask l lock release "$name" $status $json
         exit $status
         ;;
     *) ask r "$@" ;;
