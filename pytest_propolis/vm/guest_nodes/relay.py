@@ -25,6 +25,9 @@ __all__ = ["Relay"]
 PIECE_BYTES: Final = LINE_BYTES // 4
 """How much of an output is in a line: each byte may take four."""
 
+UNREAD_LINES: Final = 16
+"""How many lines a command of the guest may have been sent that it has not read: its FIFO holds 64 KiB."""
+
 _UNSAFE: Final = re.compile(rb"[^A-Za-z0-9./:_=,+@]")
 _notices: Final = msgspec.json.Decoder(SerialConsoleMigrating)
 _resets: Final = msgspec.json.Decoder(SerialConsoleGuestReset)
@@ -59,7 +62,10 @@ class Relay:
         self._on_reset = on_reset
         self._sent = Sent()
         self._requests: dict[str, _Request] = {}
-        self._outgoing: deque[str] = deque()
+        self._outgoing: dict[str, deque[str]] = {}
+        """Lines for the guest, by request."""
+        self._unread: dict[str, int] = {}
+        """The number of lines that a request has been sent and has not read."""
         self._has_line = asyncio.Event()
         self._acknowledged = asyncio.Event()
         self.is_up = asyncio.Event()
@@ -88,6 +94,7 @@ class Relay:
                 request.task.cancel()
         self._requests.clear()
         self._outgoing.clear()
+        self._unread.clear()
         self.is_up.clear()
         self._acknowledged.set()
         self._on_reset()
@@ -129,8 +136,14 @@ class Relay:
                 self._requests.setdefault(key, _Request()).typed.append(part)
             case [key, "g", _] if (request := self._requests.get(key)) and request.task is None:
                 request.task = asyncio.create_task(self._answer(key, request))
-            case [key, "c", _] if (request := self._requests.pop(key, None)) and request.task:
-                request.task.cancel()
+            case [key, "k", _] if key in self._unread:
+                self._unread[key] -= 1
+                self._has_line.set()
+            case [key, "c", _]:
+                self._outgoing.pop(key, None)
+                self._unread.pop(key, None)
+                if (request := self._requests.pop(key, None)) and request.task:
+                    request.task.cancel()
 
     async def _answer(self, key: str, request: _Request) -> None:
         try:
@@ -141,23 +154,37 @@ class Relay:
         self._requests.pop(key, None)
         for kind, data in (("o", answer.output), ("e", answer.errors)):
             for start in range(0, len(data), PIECE_BYTES):
-                self._queue(f"{key} {kind} {_octal(data[start : start + PIECE_BYTES])}")
-        self._queue(f"{key} x {answer.status}")
+                self._queue(key, f"{kind} {_octal(data[start : start + PIECE_BYTES])}")
+        self._queue(key, f"x {answer.status}")
 
-    def _queue(self, line: str) -> None:
-        self._outgoing.append(line)
+    def _queue(self, key: str, text: str) -> None:
+        self._outgoing.setdefault(key, deque()).append(f"{key} {text}\n")
         self._has_line.set()
+
+    def _next_line(self) -> str | None:
+        """Return a line for a request that reads; the requests take turns."""
+        for key, lines in self._outgoing.items():
+            if (unread := self._unread.get(key, 0)) < UNREAD_LINES:
+                line = lines.popleft()
+                self._unread[key] = unread + 1
+                del self._outgoing[key]
+                if lines:
+                    self._outgoing[key] = lines  # behind the others
+                else:
+                    del self._unread[key]  # the request ends with its last line
+                return line
+        return None
 
     async def _send(self) -> None:
         """Send one line at a time: the guest holds no more."""
         while True:
             await self._has_line.wait()
             await self.is_up.wait()
-            if not self._outgoing:
+            if (line := self._next_line()) is None:
                 self._has_line.clear()
                 continue
             self._acknowledged.clear()
-            await self._type(self._outgoing.popleft().encode() + b"\n")
+            await self._type(line.encode())
             await self._acknowledged.wait()
 
     async def _type(self, data: bytes) -> None:

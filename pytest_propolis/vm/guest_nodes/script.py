@@ -2,8 +2,9 @@
 
 A command writes its request in lines of less than 1 KiB, each by one ``write``, which the kernel does not mix with
 others: ``ID a HEX`` for a part of its arguments, ``ID i HEX`` for a part of its input, then ``ID g -``. The reader
-takes the lines of the answer, hands each to the FIFO of its command, and acknowledges it, so that the guest's terminal
-layer, which holds 4 KiB, is never given more than one line.
+takes the lines of the answer, hands each to the FIFO of its command, and acknowledges it (``0 k -``), so that the
+guest's terminal layer, which holds 4 KiB, is never given more than one line. The command acknowledges each line that it
+has read, too (``ID k -``): a command that reads no further must not fill its FIFO, or the reader would wait for it.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ ask() (
             e) printf "$data" >&2 ;;
             x) exit "$data" ;;
         esac
+        printf '%s k -\n' "$id" >$port
     done
     exit 5
 )
@@ -89,7 +91,8 @@ def install_command(script: str = SCRIPT) -> str:
     The reader is no child of the guest's shell, which may ``wait`` for all that it has.
     """
     links = " ".join(COMMANDS)
-    return f"""d=/usr/local/bin; case :$PATH: in *:$d:*) mkdir -p $d;; *) d=/usr/bin;; esac
+    return f"""kill $(cat /tmp/.propolis-nodes/pid 2>/dev/null) 2>/dev/null
+d=/usr/local/bin; case :$PATH: in *:$d:*) mkdir -p $d;; *) d=/usr/bin;; esac
 rm -rf /tmp/.propolis-nodes && mkdir -m 700 /tmp/.propolis-nodes
 cat >$d/propolis <<'PROPOLIS_END'
 {script}PROPOLIS_END

@@ -159,3 +159,14 @@ async def test_bad_commands_tell_the_usage(guest: GuestScript) -> None:
     _, output, errors = await guest.run(script)
     assert output.splitlines() == ["2"] * len(bad)
     assert errors.count("usage: barrier NAME PARTIES") == len(bad)
+
+
+async def test_a_command_whose_output_is_not_read_holds_up_no_other(guest: GuestScript, group: NodeGroup) -> None:
+    await group.kv.put("big", b"x" * 60_000 + b"\377" * 60_000)  # more than a FIFO and a pipe hold
+    await group.kv.put("small", b"value")
+    unread = await guest.start("kv get big | { printf 'begun\\n' >&2; exec sleep 1000; }")
+    assert unread.stderr is not None
+    assert await unread.stderr.readline() == b"begun\n"
+    for _ in range(50):
+        assert await guest.run("kv get small") == (0, "value\n", "")
+    assert (await guest.run("kv get big | wc -c"))[:2] == (0, "120001\n")
