@@ -53,6 +53,19 @@ def test_what_a_crashed_worker_held_runs_in_another_one() -> None:
     assert fleet.where(start.following) == ("h0",)
 
 
+def test_what_a_crashed_worker_had_in_its_batch_runs_in_another_one() -> None:
+    fleet = fleet_of(workers=2)
+    fleet.add_tests(*(item(f"test{n}", 0.001, guest=None, hosts=0, cpus=0) for n in range(40)))
+    fleet.decide()
+    batch = fleet.starts[-1]
+    assert len(batch.tests) > 2
+    fleet.finish(batch.worker)
+    fleet.lose_worker(batch.worker, again=False)
+    fleet.run_out()
+    assert fleet.done == set(fleet.items)
+    assert [start for start in fleet.starts if batch.tests[1] in start.tests] == [batch]
+
+
 def test_a_worker_ends_with_the_last_test() -> None:
     fleet = fleet_of(host(slots=1), workers=1, one_ahead=True)
     fleet.add_tests(item("a", 1), item("b", 2))

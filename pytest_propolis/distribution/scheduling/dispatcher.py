@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
-from .backlog import Queue
-from .chooser import SLOW, Chooser
+from .backlog import Queue, Way
+from .chooser import SHORT_S, SLOW, Chooser
 from .decision import BuildTemplate, Decision, Start
 from .follower import Follower
 from .host import HostState
@@ -27,7 +28,8 @@ BATCH_LATENCIES: Final = 40.0
 """How much longer a batch of very short tests takes than the message that starts it."""
 
 BATCHES_LEFT: Final = 3.0
-"""How many batches for each slot there should still be, so that all slots end at the same time."""
+"""How many batches for each slot, or worker, there should still be, so that all of them end at the same time."""
+
 
 BUILDERS: Final = 4
 """One slot in so many makes templates at the same time, once the host has begun with its first ones."""
@@ -143,11 +145,8 @@ class Dispatcher:
         run = self._run
         queue = run.queue(index)
         speed = min([state.speed for state in hosts], default=1.0)
-        tests: tuple[int, ...] = (index,)
-        if self._latency_s and hosts:
-            companions = self._companions(index, queue)
-            tests = (index, *companions)
-            work_s += sum(run.backlog.remove(other) for other in companions)
+        tests = (index, *self._companions(index, queue))
+        work_s += sum([run.backlog.remove(other) for other in tests[1:]])
         following = None
         if self._follower is not None:
             longest_s = max(run.durations.estimate(index).rank_s, work_s)
@@ -161,9 +160,26 @@ class Dispatcher:
     def _companions(self, index: int, queue: Queue) -> list[int]:
         """Choose what is sent with a very short test."""
         run = self._run
+        if queue.cell.way is Way.HOSTLESS:
+            return self._hostless_companions(index, queue)
+        if not self._latency_s:
+            return []
         left_s = run.backlog.work_s / max(run.fleet.speed, 1.0) / BATCHES_LEFT
         target_s = min(self._latency_s * BATCH_LATENCIES, left_s)
         return run.backlog.companions(queue, run.durations.estimate(index).rank_s, target_s)
+
+    def _hostless_companions(self, index: int, queue: Queue) -> list[int]:
+        """Choose what is sent with a test that needs no host: a message for each would cost more than such tests do."""
+        run = self._run
+        left_s = SHORT_S - run.durations.likely_s(index)
+        most = int(len(queue.tests) / BATCHES_LEFT / max(1, len(run.workers.alive)))
+        chosen: list[int] = []
+        for _, other in islice(reversed(queue.tests), most):
+            left_s -= run.durations.likely_s(other)
+            if left_s < 0:
+                break
+            chosen.append(other)
+        return chosen
 
     def _gather(self) -> None:
         run = self._run

@@ -98,9 +98,7 @@ class FleetScheduler(Scheduler):
         run.finished.add(index)
         if running.done == len(running.tests):
             run.release(worker)
-        for other in run.durations.finished(index, duration_s * running.speed):
-            if other in run.backlog:
-                run.backlog.update(other, run.durations.estimate(other))
+        run.backlog.update(run.durations.finished(index, duration_s * running.speed), run.durations.estimate)
 
     def test_lost(self, worker: str, *, again: bool = True) -> tuple[str, ...]:
         run = self._run
