@@ -194,3 +194,26 @@ def test_a_crashed_worker_of_a_host_is_not_used_again() -> None:
     fleet.add_tests(item("test"))
     fleet.decide()
     assert worker_of(fleet, "test") == "b"
+
+
+def test_a_worker_runs_on_its_own_host_what_it_holds_already() -> None:
+    fleet = fleet_of(host("h0", slots=1), host("h1", slots=1), workers=0, one_ahead=True)
+    fleet.add_workers("near0", own_host="h0")
+    fleet.add_workers("near1", own_host="h1")
+    fleet.add_tests(*(item(f"test{n}", float(n), module=f"m{n}") for n in range(1, 13)))
+    while len(fleet.done) < 12:
+        fleet.decide(1.0)
+        assert {(run.hosts[0], worker) for worker, run in fleet.running.items()} <= {("h0", "near0"), ("h1", "near1")}
+        for worker in sorted(fleet.running):
+            fleet.finish(worker)
+
+
+def test_a_worker_runs_elsewhere_what_it_holds_if_its_own_host_cannot() -> None:
+    fleet = fleet_of(host("h0", slots=1), workers=0, one_ahead=True)
+    fleet.add_workers("near", own_host="h0")
+    fleet.add_tests(item("first", 1.0), item("held", 1.0), item("last", 1.0))
+    fleet.decide()
+    fleet.add_host(host("h1", slots=1))
+    fleet.lose_host("h0")
+    fleet.run_out()
+    assert fleet.done == {"first", "held", "last"}
