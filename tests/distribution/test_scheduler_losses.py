@@ -33,6 +33,12 @@ def test_the_tests_of_a_lost_host_run_elsewhere() -> None:
     assert fleet.where("test") == ("b",)
 
 
+def test_a_test_that_is_lost_again_and_again_lets_the_others_run() -> None:
+    fleet = fleet_of(host(slots=1), workers=1)
+    fleet.add_tests(item("doomed", 300, guest="slow"), *(item(f"test{n}", 1.0) for n in range(5)))
+    fleet.run_others(fleet.items["doomed"].needs, {f"test{n}" for n in range(5)})
+
+
 def test_a_lost_test_that_may_not_run_again_does_not() -> None:
     fleet = fleet_of(host())
     fleet.add_tests(item("test"))
