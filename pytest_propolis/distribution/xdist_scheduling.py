@@ -189,7 +189,7 @@ class HostScheduling:
             self._begin()
         for node in self._collections:
             worker = node.gateway.id
-            if worker in self._nodes and worker not in self._ready:
+            if worker in self._nodes and worker not in self._ready and not node.shutting_down:
                 self._ready.add(worker)
                 self._scheduler.worker_ready(worker, own_host=self._own_host(node))
         self._decide()
@@ -346,7 +346,8 @@ class HostScheduling:
         sent = self._sent.pop(worker)
         self._moving.pop(worker, None)
         placed = [test for test in sent if self._placed.pop(test, None) is not None]
-        if self._has_begun and worker in self._ready:
+        if worker in self._ready:
+            self._ready.remove(worker)
             self._scheduler.worker_lost(worker)
         self._finished.update(placed[:1])  # those behind it in its batch are scheduled anew
         if self._has_begun:
@@ -355,6 +356,7 @@ class HostScheduling:
 
     def _decide(self) -> None:
         """Do what the scheduler decides, and see that it is asked again while tests wait."""
+        self._let_go()
         self._move()
         for decision in self._scheduler.decide(time.monotonic()):
             match decision:
@@ -368,6 +370,12 @@ class HostScheduling:
         if self.has_pending and not self._ticking:
             self._ticking = call_in_controller(self._config, self._tick, delay_s=TICK_S)
 
+    def _let_go(self) -> None:
+        """Give nothing more to workers that xdist has told to end, as after ``--maxfail``: they would not run it."""
+        for worker in [name for name in self._ready if self._nodes[name].shutting_down and not self._sent[name]]:
+            self._ready.remove(worker)
+            self._scheduler.worker_lost(worker)
+
     def _tick(self) -> None:
         self._ticking = False
         self._decide()
@@ -376,8 +384,11 @@ class HostScheduling:
         node, sent = self._nodes[decision.worker], self._sent[decision.worker]
         if decision.hosts:
             self._channels[decision.worker].place(dict.fromkeys(decision.tests, decision.hosts))
-        self._placed |= dict.fromkeys(decision.tests, (decision.worker, decision.hosts))
+        tests = [test for test in decision.tests if test in sent or not node.shutting_down]
+        self._placed |= dict.fromkeys(tests, (decision.worker, decision.hosts))
         ahead = [test for test in (*decision.tests, decision.following) if test is not None and test not in sent]
+        if node.shutting_down:  # What it has not been sent is scheduled anew when it has ended.
+            return
         sent += ahead
         if ahead:
             node.send_runtest_some([self._indices[test] for test in ahead])
