@@ -1,1 +1,1 @@
-"""How fast and how light the project is: ``python -m benchmarks`` measures it and prints one table."""
+"""The benchmarks: ``python -m benchmarks`` measures speed and cost, and prints one table."""

@@ -43,8 +43,9 @@ Errors survive pickling, because pytest-xdist sends them between processes.
 
 from __future__ import annotations
 
-import re
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Self
+
+from .terminal_text import printable
 
 __all__ = [
     "AgentError",
@@ -143,7 +144,7 @@ class PropolisError(Exception):
         if self.console_tail:
             number = len(self.console_tail)
             lines.append(f"  last {number} lines of console:" if number > 1 else "  last line of console:")
-            lines += [f"    | {_shown(line)}" for line in self.console_tail]
+            lines += [f"    | {printable(line)}" for line in self.console_tail]
         if self.log_path:
             lines.append(f"  log: {self.log_path}")
         if self.hint:
@@ -156,25 +157,6 @@ class PropolisError(Exception):
             if not getattr(self, name):
                 setattr(self, name, value)
         return self
-
-
-_LONGEST_LINE: Final = 400
-_SEQUENCE: Final = r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-"""Not compiled with the module: most runs show no error, and compiling it takes as long as all else here."""
-
-
-def _shown(line: str) -> str:
-    """A line of a guest's output as a person's terminal may have it: bounded, and without what a terminal acts on."""
-    while (plain := re.sub(_SEQUENCE, "", line)) != line:
-        line = plain
-    return abbreviated(line, _LONGEST_LINE)
-
-
-def abbreviated(text: str, length: int) -> str:
-    """A text with its middle left out if it is longer than a number of characters."""
-    if len(text) <= length:
-        return text
-    return f"{text[: length // 2]} … ({len(text) - length} characters) … {text[-(length // 2) :]}"
 
 
 def _rebuild(cls: type[PropolisError], args: tuple[Any, ...], attributes: dict[str, Any]) -> PropolisError:
@@ -343,11 +325,9 @@ class CommandFailed(ShellError):
 
     def _evidence(self) -> list[str]:
         text = self.output.decode(errors="replace").splitlines()
-        shown = [f"    | {_shown(line)}" for line in text[-30:]]
-        if len(shown) < len(text):
-            header = f"  output ({len(text)} lines, the last {len(shown)}):"
-        else:
-            header = "  output:" if shown else "  output: none"
+        shown = [f"    | {printable(line)}" for line in text[-30:]]
+        count = f" ({len(text)} lines, the last {len(shown)})" if len(shown) < len(text) else ""
+        header = f"  output{count}:" if shown else "  output: none"
         return [header, *shown, *super()._evidence()]
 
 
@@ -399,5 +379,5 @@ class Poisoned(CoordinationError):
         self.output = output
 
     def _evidence(self) -> list[str]:
-        shown = [f"    | {_shown(line)}" for line in self.output]
+        shown = [f"    | {printable(line)}" for line in self.output]
         return [*([f"  last lines of {self.node}:", *shown] if shown else []), *super()._evidence()]

@@ -80,22 +80,22 @@ def check_keywords(names: Iterable[str], cls: type, *, subject: str) -> None:
             raise ConfigError(f"{subject}: there is no field {name!r}", hint=hint)
 
 
-def member_of(words: type[_Member], value: str, *, what: str) -> _Member:
+def member_of(allowed: type[_Member], value: str, *, what: str) -> _Member:
     """Return the member that is equal to a text.
 
     :raises ConfigError: when there is none, with the closest one.
     """
-    if (expected := _check_words(list(words), value)) is not None:
+    if (expected := _check_words(list(allowed), value)) is not None:
         raise ConfigError(f"{what} is {value!r}", hint=f"it must be {expected}")
-    return words(value)
+    return allowed(value)
 
 
-def closest(word: object, allowed: Iterable[object]) -> str:
+def closest(value: object, allowed: Iterable[object]) -> str:
     """Return a question that names the allowed word that a word resembles; empty if it resembles none."""
     import difflib  # here, because a run without mistakes does not pay for it
 
     known = {str(other).lower(): other for other in allowed}
-    found = difflib.get_close_matches(str(word).lower(), known, n=1)
+    found = difflib.get_close_matches(str(value).lower(), known, n=1)
     return f"did you mean {_quoted(known[found[0]])}?" if found else ""
 
 
@@ -150,10 +150,10 @@ def _check_union(checks: Iterable[Check], value: Any) -> str | None:
     return " or ".join(filter(None, alternatives))
 
 
-def _check_words(words: Sequence[Any], value: Any) -> str | None:
-    if isinstance(value, str | int) and not isinstance(value, bool) and value in words:
+def _check_words(allowed: Sequence[Any], value: Any) -> str | None:
+    if isinstance(value, str | int) and not isinstance(value, bool) and value in allowed:
         return None
-    return "; ".join(filter(None, (" or ".join(map(_quoted, words)), closest(value, words))))
+    return "; ".join(filter(None, (" or ".join(map(_quoted, allowed)), closest(value, allowed))))
 
 
 def _check_tuple(check: Check, value: Any) -> str | None:
@@ -200,7 +200,7 @@ def _check_instance(cls: type, value: Any) -> str | None:
 
 
 def _is_sound(text: str) -> bool:
-    """Whether a text can be a name or an argument of a program."""
+    """Return whether a text can be a name or an argument of a program."""
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -208,5 +208,5 @@ def _named(cls: type) -> str:
     return _KINDS.get(cls, f"a {cls.__name__}")
 
 
-def _quoted(word: object) -> str:
-    return repr(str(word)) if isinstance(word, str) else repr(word)
+def _quoted(value: object) -> str:
+    return repr(str(value)) if isinstance(value, str) else repr(value)

@@ -1,4 +1,4 @@
-"""What the text of an option may be: each function returns its value, or raises `ValueError` saying what is allowed.
+"""Parsers of option texts: each returns the value, or raises `ValueError` that says what is allowed.
 
 Like `settings`, this module imports only the standard library, because pytest reads it before every run.
 """
@@ -16,6 +16,8 @@ __all__ = [
     "automatic_or_number",
     "coordination_store",
     "inventory",
+    "name_or_path",
+    "non_empty",
     "one_of",
     "path",
     "paths",
@@ -23,8 +25,6 @@ __all__ = [
     "seconds",
     "shard",
     "whole_number",
-    "word",
-    "word_or_path",
     "yes_or_no",
 ]
 
@@ -110,7 +110,7 @@ def yes_or_no(text: str) -> bool:
     return _WORDS[text.lower()]
 
 
-def word(text: str) -> str:
+def non_empty(text: str) -> str:
     if not text.strip():
         raise ValueError("must not be empty")
     return text.strip()
@@ -120,7 +120,7 @@ def path(text: str) -> Path:
     """Return the path with ``~`` expanded; what a relative one is relative to depends on the place it stands in."""
     try:
         text.encode()
-        return Path(word(text)).expanduser()
+        return Path(non_empty(text)).expanduser()
     except UnicodeEncodeError:
         raise ValueError("must be text in UTF-8: link to it under such a name") from None
     except RuntimeError:
@@ -129,12 +129,12 @@ def path(text: str) -> Path:
 
 def inventory(text: str) -> str | Path:
     """Return ``local:N`` as it is, or the path of a file."""
-    return word(text) if text.strip().startswith("local:") else path(text)
+    return non_empty(text) if text.strip().startswith("local:") else path(text)
 
 
-def word_or_path(text: str) -> str | Path:
-    """Return a word or a URL as it is, and what has a slash as a path."""
-    return path(text) if "/" in text and "://" not in text else word(text)
+def name_or_path(text: str) -> str | Path:
+    """Return a name or a URL as it is, and text with a slash as a path."""
+    return path(text) if "/" in text and "://" not in text else non_empty(text)
 
 
 def coordination_store(text: str) -> str:

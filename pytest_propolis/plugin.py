@@ -49,15 +49,15 @@ def pytest_configure(config: pytest.Config) -> None:
     from .distribution.interruption import interruption_for
     from .fixtures import artifacts, disks, hosts, metrics, nodes, sync, vms
     from .markers.declarations import descriptions
-    from .session.end_of_run import EndOfRun, WorkersEnd
     from .session.stash import INTERRUPTION, SETTINGS
+    from .session.teardown import RunTeardown, WorkerTeardown
 
     for description in descriptions():
         config.addinivalue_line("markers", description)
     config.stash[SETTINGS] = settings
     for module in (vms, hosts, artifacts, disks, nodes, metrics, sync):
         config.pluginmanager.register(module, f"propolis-{module.__name__.rpartition('.')[2]}")
-    config.pluginmanager.register(WorkersEnd() if is_worker(config) else EndOfRun(), "propolis-end-of-run")
+    config.pluginmanager.register(WorkerTeardown() if is_worker(config) else RunTeardown(), "propolis-teardown")
     if settings.linger:
         from .session.lingering import SettledEnvironment
 
@@ -198,9 +198,9 @@ def pytest_fixture_setup(
 @pytest.hookimpl(tryfirst=True)
 def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
     """Before pytest's own, which enters the debugger."""
-    from .report.debugger import introduce_vms
+    from .report.debugger import print_vms_for_debugger
 
-    introduce_vms(node)
+    print_vms_for_debugger(node)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

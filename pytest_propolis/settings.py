@@ -1,4 +1,4 @@
-"""What a person chose: command line, environment, ini file and settings file become one frozen `Settings`.
+"""Settings: command line, environment, ini file and settings file become one frozen `Settings`.
 
 A value is taken from the first place that has one: ``--propolis-cpus`` on the command line, ``PROPOLIS_CPUS`` in the
 environment, ``propolis_cpus`` in pytest's ini file, ``cpus`` in the ``[settings]`` table of the settings file, the
@@ -20,6 +20,8 @@ from .option_values import (
     automatic_or_number,
     coordination_store,
     inventory,
+    name_or_path,
+    non_empty,
     one_of,
     path,
     paths,
@@ -27,8 +29,6 @@ from .option_values import (
     seconds,
     shard,
     whole_number,
-    word,
-    word_or_path,
     yes_or_no,
 )
 
@@ -65,7 +65,7 @@ class Option:
 
     @property
     def usage(self) -> str:
-        """How it is written on the command line."""
+        """Its syntax on the command line."""
         return f"{self.flag} {self.metavar}".rstrip()
 
     @property
@@ -79,10 +79,10 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # comparing takes as long to generate as all else
 class Settings:
-    """What a person chose, checked. Build it with `Settings.resolve`."""
+    """The checked settings of a user. Build them with `Settings.resolve`."""
 
     guest: str = field(
-        default="alpine", metadata={"parse": word, "help": "guest that test_vm boots", "metavar": "NAME"}
+        default="alpine", metadata={"parse": non_empty, "help": "guest that test_vm boots", "metavar": "NAME"}
     )
     cpus: int = field(
         default=2, metadata={"parse": whole_number(1, 64), "help": "virtual CPUs of a VM", "metavar": "N"}
@@ -193,7 +193,7 @@ class Settings:
     server: str | Path = field(
         default=ENGINE,
         metadata={
-            "parse": word_or_path,
+            "parse": name_or_path,
             "help": "what serves VMs: engine, a program's path, an artifact, http://IP:PORT (docs/server.md)",
             "metavar": "SERVER",
         },
@@ -201,7 +201,7 @@ class Settings:
     boot_rom: str | Path | None = field(
         default=None,
         metadata={
-            "parse": word_or_path,
+            "parse": name_or_path,
             "help": "UEFI image that VMs with firmware='uefi' boot from: a path, an artifact; default: the host's",
             "metavar": "ROM",
         },

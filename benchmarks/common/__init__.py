@@ -1,1 +1,1 @@
-"""What the benchmarks share: options, figures, samples, and the project without pytest."""
+"""Shared parts of the benchmarks: options, figures, samples, and the project without pytest."""

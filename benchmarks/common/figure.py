@@ -1,4 +1,4 @@
-"""A figure: what was measured, what it is compared with, and what it is to reach."""
+"""A figure: a measured value, its floor, and its target."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEADINGS = ("figure", "measured", "floor", "ratio", "bound", "met")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One row of the table. What does not apply is empty.
+    """One row of the table. Columns that do not apply are empty.
 
     :param floor: the same, done by hand or without the plugin, in the same run.
     :param ratio: measured against floor.
@@ -29,7 +29,7 @@ class Figure:
 
 
 def table(figures: Iterable[Figure]) -> str:
-    """The figures as a Markdown table."""
+    """Return the figures as a Markdown table."""
     rows = [[*astuple(figure)[:-1], _verdict(figure.met)] for figure in figures]
     widths = [max(len(cell) for cell in column) for column in zip(HEADINGS, *rows, strict=True)]
     lines = [_line(HEADINGS, widths), _line(["-" * width for width in widths], widths)]

@@ -71,13 +71,13 @@ class Harness:
                 host.close()
 
     async def floor(self, guest: str) -> BareGuest:
-        """The floor of a guest, not started yet; accelerator and CPU model are the agent's own."""
+        """Return the floor of a guest, not started yet, with the agent's accelerator and CPU model."""
         files, accelerator = await self.files(guest)
         return FLOORS[guest](files, acceleration=acceleration_arguments(accelerator), directory=self.directory)
 
     @contextlib.asynccontextmanager
     async def pair(self, guest: str) -> AsyncIterator[tuple[TestVm, BareGuest]]:
-        """A VM and the floor of the same guest, both booted: what else the machine does hits them alike."""
+        """Boot a VM and the floor of the same guest together, so that other load affects both."""
         say(f"booting {guest} twice")
         vm = await self.factory.start("vm", guest=guest)
         with await self.floor(guest) as bare:
@@ -87,7 +87,7 @@ class Harness:
             yield vm, bare
 
     async def files(self, guest: str) -> tuple[GuestFiles, AcceleratorName]:
-        """What a guest boots from, fetched and prepared, and the accelerator that the agent chose."""
+        """Return a guest's boot files, fetched and prepared, and the accelerator that the agent chose."""
         image = self.guests.get(guest).image
         agent = await self.host.client()
         try:

@@ -1,4 +1,4 @@
-"""What a person asks of the benchmarks."""
+"""The options of the benchmarks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["Options", "say"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How to measure.
+    """The options of a measurement.
 
     :param alpine: measure the boot of Alpine Linux, too, which takes minutes.
-    :param repeats: how often to repeat what has no number of its own; None for each benchmark's default.
-    :param accelerator: what guests run on.
+    :param repeats: the number of repeats; None for each benchmark's default.
+    :param accelerator: the accelerator of guests.
     """
 
     alpine: bool = False
@@ -28,5 +28,5 @@ class Options:
 
 
 def say(text: str) -> None:
-    """Say what is being done: on standard error, because the table goes to standard output."""
+    """Print a progress line to standard error, because the table goes to standard output."""
     print(text, file=sys.stderr, flush=True)

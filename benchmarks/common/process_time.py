@@ -9,6 +9,6 @@ __all__ = ["cpu_s"]
 
 
 def cpu_s(pid: int) -> float:
-    """In seconds, its threads' together, the kernel's share included; not that of its children."""
+    """Return the seconds of all its threads, including the kernel's share, without its children."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime

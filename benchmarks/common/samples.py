@@ -1,4 +1,4 @@
-"""Samples: durations of one kind, and what is read from them."""
+"""Samples: durations of one kind, and their statistics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["milliseconds", "percentile", "ratio_of_medians", "spread", "timed_bl
 
 
 def percentile(samples_s: Sequence[float], share: float) -> float:
-    """The smallest sample that at least this share of all samples does not exceed (nearest rank)."""
+    """Return the smallest sample that at least this share of all samples does not exceed (nearest rank)."""
     return sorted(samples_s)[max(0, math.ceil(share * len(samples_s)) - 1)]
 
 
@@ -24,12 +24,12 @@ def milliseconds(seconds: float) -> str:
 
 
 def spread(samples_s: Sequence[float]) -> str:
-    """The median with the smallest and the largest sample: how far a busy machine has pulled it about."""
+    """Return the median with the smallest and the largest sample, which show the noise of a busy machine."""
     return f"{median(samples_s):.3f} s ({min(samples_s):.3f}-{max(samples_s):.3f})"
 
 
 async def timed_block(act: Callable[[], Awaitable[object]], count: int) -> list[float]:
-    """Do something a number of times, one after the other; return how long each took, in seconds."""
+    """Run a function a number of times in sequence; return the duration of each run in seconds."""
     took_s = []
     for _ in range(count):
         began = time.perf_counter()

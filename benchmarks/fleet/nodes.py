@@ -155,7 +155,7 @@ async def _meetings(store: _Store, rounds: int, mode: str) -> list[float]:
 
 
 async def _notifications(store: _Store, rounds: int) -> list[float]:
-    """From a put in one process's connection until another connection's wait for it ends."""
+    """Measure the time from a put until another connection's wait for it ends."""
     times = []
     async with store.group("notify") as group, _attached(group) as other:
         for number in range(rounds):
@@ -190,7 +190,7 @@ async def _end(store: _Store) -> float:
 
 
 async def _many(store: _Store) -> str:
-    """Processor time of 20 connections in this process, and of the store."""
+    """Measure the processor time of 20 connections in this process, and of the store."""
     async with store.group("many") as group, contextlib.AsyncExitStack() as stack:
         groups = [await stack.enter_async_context(_attached(group)) for _ in range(20)]
         nodes = await asyncio.gather(*(groups[number % 20].join(f"n{number}", ttl_s=60) for number in range(MANY)))

@@ -25,7 +25,7 @@ from ..common.figure import Figure
 from ..common.options import Options, say
 from ..common.samples import milliseconds, ratio_of_medians, spread
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support" / "hosts"))
 
 from ssh_rig import SshRig, can_make_rigs, ssh_rig
 
@@ -84,7 +84,7 @@ async def _measure(rig: SshRig, repeats: int) -> list[Figure]:
 
 
 async def _calls(rig: SshRig) -> Figure:
-    """What a call costs more than one to an agent without a connection between."""
+    """Measure the extra cost of a call over SSH against a call to a local agent."""
     near, far = LocalHost(Settings(), run_id=secrets.token_hex(8)), _host(rig)
     try:
         async with await near.client() as local, await far.client() as remote:
@@ -106,7 +106,7 @@ async def _calls(rig: SshRig) -> Figure:
 
 
 async def _file(rig: SshRig, repeats: int) -> Figure:
-    """A file as the memory of a template: data, and holes between."""
+    """Make a file like a template's memory: data with holes."""
     host = _host(rig)
     there = rig.hosts["h1"].home
     with tempfile.TemporaryDirectory() as name:

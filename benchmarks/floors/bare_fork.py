@@ -54,9 +54,9 @@ class BareFork:
         self._line.settimeout(TIMEOUT_S)
         arguments = self._template.arguments(
             spec=with_disks_in(self._template.spec, self._directory),
-            place=self._place,
+            template_directory=self._place,
             accelerator="tcg",
-            mark="bare",
+            tag="bare",
             generation=uuid4(),
         )
         fds = (line.fileno(), monitor.fileno())
@@ -98,7 +98,7 @@ class BareFork:
     def assign_identity(self, name: str, *, again: bool = False) -> None:
         """Give the guest an identity, with the project's own command.
 
-        :param again: make it ready to be given another one.
+        :param again: re-arm it for another identity.
         """
         command = identity_command(SCRATCH, name=name)
         self.run(f"{command} && {await_identity_command(SCRATCH)}" if again else command)
@@ -114,7 +114,7 @@ class BareFork:
 
 
 async def place_of_template(harness: Harness, guest: str) -> Path:
-    """The directory of the template of a guest, which is made if it is not there."""
+    """Return the directory of a guest's template, which is made if it does not exist."""
     vm = await harness.factory.start("first", guest=guest)
     await vm.aclose()
     (key,) = harness.host.templates.values()

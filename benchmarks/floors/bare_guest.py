@@ -24,7 +24,7 @@ MEMORY_MIB = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestFiles:
-    """What a guest boots from.
+    """The boot files of a guest.
 
     :param disk: a qcow2 image, which is not written to; None for a guest without a disk.
     """
@@ -77,11 +77,11 @@ class BareGuest:
         return self._process.pid
 
     def log_in(self) -> None:
-        """Wait for the guest, and get to a shell prompt of the superuser."""
+        """Wait for the guest, and log in as the superuser."""
         raise NotImplementedError
 
     def start_loop(self) -> None:
-        """Have the guest's shell run the read-eval program."""
+        """Start the read-eval program in the guest's shell."""
         session = new_session()
         self.send((self.wrapper.replace("{}", program(session)) + "\n").encode())
         self.read_until(b"\x1e%b\x11" % session.encode())
@@ -103,7 +103,7 @@ class BareGuest:
         self._line.sendall(data)
 
     def read_until(self, mark: bytes) -> bytes:
-        """What the guest wrote before a mark."""
+        """Return the guest's output up to a marker."""
         while (place := self._received.find(mark)) < 0:
             data = self._line.recv(1 << 16)
             if not data:

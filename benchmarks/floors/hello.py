@@ -1,4 +1,4 @@
-"""The least that an HTTP server can do: a process that says hello over a socket, with the agent's uvicorn."""
+"""A minimal HTTP server: a process that says hello over a socket, with the agent's uvicorn."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ START_TIMEOUT_S = 30.0
 
 @contextlib.asynccontextmanager
 async def hello_client(directory: Path | None) -> AsyncIterator[HttpClient]:
-    """A client of such a process, which ends with the block.
+    """Start such a process, and open a client of it for the length of the block.
 
     :param directory: for its UNIX socket; None has it listen on a TCP port of the loopback interface.
     """

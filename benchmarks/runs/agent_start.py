@@ -1,4 +1,4 @@
-"""The start of an agent: from the wish for the host's client, in a process that has nothing yet, to ready."""
+"""The start of an agent: from the request for the host's client, in a fresh process, to readiness."""
 
 from __future__ import annotations
 

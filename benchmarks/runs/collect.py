@@ -27,7 +27,7 @@ WITHOUT: Final = ("-p", "no:propolis")
 
 
 class Took(NamedTuple):
-    """How long a process took: by the clock, and of the processor's time."""
+    """The wall-clock time and processor time of a process."""
 
     wall_s: float
     cpu_s: float

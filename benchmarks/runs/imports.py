@@ -1,4 +1,4 @@
-"""What ``import pytest_propolis.plugin`` brings in beside the standard library, pluggy and pytest; and its time."""
+"""Modules that ``import pytest_propolis.plugin`` loads beside the standard library, pluggy and pytest, and its time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inner loop: what one test with a warm VM takes over a run without VMs, and what that takes over one without us.
+"""The inner loop: the time of one test with a warm VM, of a run without VMs, and of a run without the plugin.
 
 All kinds of run take turns, so that what else the machine does hits them alike. The quickest runs and the medians are
 compared: on a busy machine the quickest say more.
@@ -77,7 +77,7 @@ def measure(options: Options) -> list[Figure]:
 
 
 def _environment(place: Path) -> dict[str, str]:
-    """This process's, with compiled modules kept: as installers leave them, whatever this machine is set to."""
+    """Return this process's environment, with byte code of modules kept, as installers leave it."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     own = {"XDG_RUNTIME_DIR": str(place), "PYTHONPYCACHEPREFIX": str(place / "bytecode")}
     return {**inherited, **own, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}

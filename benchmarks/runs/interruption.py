@@ -1,4 +1,4 @@
-"""From Ctrl-C to pytest's end: a person who has pressed it waits for that."""
+"""The time from Ctrl-C to pytest's exit."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_many(vm_factory):
 
 @dataclass(frozen=True)
 class Case:
-    """What a run is doing when it is interrupted, and in which time it is to end, in seconds."""
+    """The activity of a run when it is interrupted, and its time limit in seconds."""
 
     name: str
     test: str
@@ -91,7 +91,7 @@ def _figure(case: Case, samples_s: Sequence[float]) -> Figure:
 
 
 def _once(case: Case, options: Options) -> float:
-    """Seconds from the signal to the process group, as a terminal sends it, to the end of pytest."""
+    """Return the seconds from a signal to the process group, as a terminal sends it, to pytest's exit."""
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         os.mkfifo(place / "ready")

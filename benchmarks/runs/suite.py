@@ -1,4 +1,4 @@
-"""A whole run of pytest with a VM for each test, in time and in processor time of all that takes part.
+"""A whole run of pytest with a VM for each test: wall-clock time, and processor time of all processes.
 
 The floor is the same VMs by hand, two at a time, and pytest with as many tests that do nothing.
 """
@@ -57,7 +57,7 @@ WITHOUT_US: Final = ("-p", "no:propolis", "-p", "no:asyncio")
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Seconds on the clock, and of processor time of all that took part."""
+    """Seconds of wall-clock time, and of processor time of all processes."""
 
     wall_s: float
     cpu_s: float
@@ -115,7 +115,7 @@ async def _place(guest: str, options: Options) -> Path:
 
 
 def _taken(what: str, work: Callable[[], None]) -> Spent:
-    """What a piece of work takes; processes that it leaves behind are waited for, and count."""
+    """Measure a piece of work, including processes that it leaves behind, which are waited for."""
     before_s, began = _spent_s(), time.monotonic()
     work()
     wall_s = time.monotonic() - began

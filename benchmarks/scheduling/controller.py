@@ -1,4 +1,4 @@
-"""What placement costs xdist's controller, and what our scheduler does to a whole run against xdist's ``load``.
+"""The cost of placement in xdist's controller, and whole runs with our scheduler against xdist's ``load``.
 
 The controller's processor time is its own, without its workers': whatever else the machine does hardly changes it.
 """
@@ -59,7 +59,7 @@ def measure(options: Options) -> list[Figure]:
 
 
 def _controller(options: Options) -> list[Figure]:
-    """Take the controller's processor time over whole runs of trivial tests."""
+    """Measure the controller's processor time over whole runs of trivial tests."""
     variants = {
         "alone": WITHOUT,
         "nothing asked": ("-p", "propolis"),
@@ -86,7 +86,7 @@ def _controller(options: Options) -> list[Figure]:
 
 
 def _warm(options: Options) -> Figure:
-    """Take whole runs of tests with a VM each, whose template is there."""
+    """Measure whole runs of tests with a VM each, whose template exists."""
     hosts = (
         "-n",
         "2",

@@ -46,7 +46,7 @@ XDIST_SEEDS: Final = (1,)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a scheduler did on one workload.
+    """The result of a scheduler on one workload.
 
     :param ratio: its makespan over what no scheduler can beat, with the losses that this run had.
     :param cpu_us: its processor time per test, in microseconds; 0 if it was not taken.
@@ -58,7 +58,7 @@ class Outcome:
 
 
 def measure(options: Options) -> list[Figure]:
-    """All presets but the large ones; as many seeds as repeats are asked for."""
+    """Measure all presets except the large ones, with one seed per repeat."""
     seeds = SEEDS[: options.repeats] if options.repeats else SEEDS
     return figures([name for name in PRESETS if name not in LARGE], seeds, xdist=True)
 
@@ -102,7 +102,7 @@ def _workload(preset: str, seed: int) -> Workload:
 
 
 def _least(workload: Workload, cluster: Cluster) -> float:
-    """What no run with the losses of this one can beat, in s."""
+    """Return a lower bound for runs with the losses of this one, in s."""
     return after_losses(workload, cluster.lost)
 
 
@@ -133,7 +133,7 @@ def _against_xdist(preset: str, seed: int, ours: Outcome) -> Figure:
 
 
 def _one_ahead(seeds: tuple[int, ...], free: list[Outcome]) -> Figure:
-    """What the rule of xdist's workers costs."""
+    """Return the cost of the rule of xdist's workers."""
     bound = [run("rack", seed, one_ahead=True) for seed in seeds]
     ratio = mean(outcome.ratio for outcome in bound) / mean(outcome.ratio for outcome in free)
     return Figure(

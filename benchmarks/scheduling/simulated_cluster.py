@@ -14,7 +14,7 @@ __all__ = ["Cluster", "Driver", "Placement"]
 
 
 class Driver(Protocol):
-    """What a scheduler is told in the simulation. It answers by calling the cluster."""
+    """The notifications to a scheduler in the simulation. It answers by calling the cluster."""
 
     def begin(self) -> None: ...
 
@@ -29,7 +29,7 @@ class Driver(Protocol):
     def host_returned(self, host: str) -> None: ...
 
     def settle(self) -> None:
-        """Decide, after all that happened at this time has been told."""
+        """Let the scheduler decide after all events of this time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -82,7 +82,7 @@ class SimulatedHost:
 
 
 class Cluster:
-    """The hosts of a workload, a clock, and what happens at which time.
+    """The hosts of a workload, a clock, and the events in order of time.
 
     :ivar lost: the tests that were lost, as (when, index), for `workloads.after_losses`.
     """
@@ -118,7 +118,7 @@ class Cluster:
         return self.now_s
 
     def start(self, worker: str, tests: Sequence[int], host_names: Sequence[str]) -> Placement:
-        """Have a worker run these tests, one after the other, on these hosts."""
+        """Run these tests with a worker, in sequence, on these hosts."""
         specs = [self.workload.tests[index] for index in tests]
         hosts = tuple(self.hosts[name] for name in host_names)
         placement = Placement(

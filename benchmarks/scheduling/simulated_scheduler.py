@@ -27,7 +27,7 @@ WORKERS_PER_SLOT = 1.1
 
 
 class SchedulerDriver:
-    """Tells the scheduler what happens in the cluster, and does what it decides.
+    """Notifies the scheduler of events in the cluster, and executes its decisions.
 
     :param one_ahead: impose the rule of xdist's workers: one starts a test only when it knows the next one, or that
         there is none, and what it holds as its next cannot be taken back.

@@ -26,7 +26,7 @@ XDIST: Final[dict[str, Any]] = {
 
 @dataclass(eq=False)
 class Node:
-    """What an xdist scheduler sees of a worker, and the worker's queue, whose head runs or waits for hosts."""
+    """A worker as an xdist scheduler sees it, with its queue, whose head runs or waits for hosts."""
 
     name: str
     driver: XdistDriver
@@ -131,7 +131,7 @@ class XdistDriver:
             self._waiting.setdefault(kind, deque()).append((self._asked, node, index))
 
     def _serve(self) -> None:
-        """Give what has been released to those that wait."""
+        """Assign released hosts to waiting tests."""
         if not self._changed:
             return
         hosts = [self._cluster.hosts[name] for name in self._changed]

@@ -244,7 +244,7 @@ def _has_one(host: Host, label_sets: tuple[frozenset[str], ...]) -> bool:
 
 
 def _alive_s(workload: Workload, span_s: float) -> dict[str, float]:
-    """Return for each host that dies how long it lives until span_s."""
+    """Return the lifetime of each host that dies, up to span_s."""
     lived: dict[str, float] = {}
     for event in (event for event in workload.events if event.kind != "worker-crash" and event.at_s < span_s):
         sign = -1 if event.kind == "host-death" else 1

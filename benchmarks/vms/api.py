@@ -50,7 +50,7 @@ def measure(options: Options) -> list[Figure]:
 
 @dataclass(slots=True)
 class _Times:
-    """How long each took, and the processor time of one of ours in the client and in the agent."""
+    """The durations of both, and the processor time of one of our requests in the client and in the agent."""
 
     took: list[float] = field(default_factory=list)
     hello: list[float] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""From the wish for a VM to its first command's result, against QEMU and sockets by hand."""
+"""The time from the request for a VM to the result of its first command, against QEMU and sockets by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def measure(options: Options) -> list[Figure]:
 
 
 async def _measure(guest: str, pairs: int, options: Options) -> list[Figure]:
-    """Pairs of both, one guest at a time, after one pair that does not count. Who comes first alternates."""
+    """Measure pairs of both, one guest at a time, in alternating order, after one warm-up pair."""
     ours: list[_Took] = []
     floor: list[_Took] = []
     async with Harness.open(options) as harness:
@@ -73,7 +73,7 @@ def _figures(guest: str, ours: list[_Took], floor: list[_Took]) -> list[Figure]:
 
 
 class _Took(NamedTuple):
-    """How long a boot took by the clock, and of the processor's time in QEMU: the guest's own share."""
+    """The wall-clock time of a boot, and QEMU's processor time, which is the guest's own share."""
 
     wall_s: float
     qemu_cpu_s: float

@@ -1,4 +1,4 @@
-"""What an emulated CPU model costs a guest that forks much: Alpine's ``rc-update -u`` under TCG.
+"""The cost of an emulated CPU model in a guest that forks a lot: Alpine's ``rc-update -u`` under TCG.
 
 It computes the order of Alpine's services in a shell script of hundreds of forks and execs. The guest is the floor's:
 nothing of the project but the guest's image takes part.
@@ -50,7 +50,7 @@ async def _measure(repeats: int) -> list[Figure]:
 
 
 def _time(harness: Harness, files: GuestFiles, model: str, *, off: bool, repeats: int) -> tuple[float, list[float]]:
-    """Seconds of one boot, and of each command; by the host's clock."""
+    """Measure the seconds of one boot and of each command, by the host's clock."""
     line = files.command_line if off else files.command_line.replace(OFF, "")
     acceleration = ("-accel", "tcg,thread=single", "-cpu", model)
     guest = AlpineFloor(

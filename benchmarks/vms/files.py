@@ -120,7 +120,7 @@ async def _many(vm: TestVm, directory: Path, repeats: int) -> Figure:
 
 
 async def _over_console(vm: TestVm, directory: Path, repeats: int) -> Figure:
-    """The text of a log, as people fetch it; the floor is what they did before there was `get`."""
+    """Measure fetching the text of a log; the floor is `cat` over the console."""
     lines = (f"[{number * 0.0137:12.6f}] eth0: link {number * 7919 % 97} is up\n" for number in range(60_000))
     await vm.put("".join(lines).encode()[:TEXT_BYTES], "/tmp/log")
     ours: list[float] = []

@@ -1,4 +1,4 @@
-"""From the wish for a VM to its first command's result where the VM is a fork, against QEMU and sockets by hand."""
+"""The time from the request for a fork to the result of its first command, against QEMU and sockets by hand."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def measure(options: Options) -> list[Figure]:
 
 
 async def _measure_against_boot(guest: str, options: Options) -> list[Figure]:
-    """How much sooner a fork that stood by has its first result than a guest that boots."""
+    """Measure how much faster a standby fork has its first result than a guest that boots."""
     async with Harness.open(options, standby=1) as harness:
         began = time.perf_counter()
         vm = await harness.factory.start("cold", guest=guest, boot="cold")
@@ -107,7 +107,7 @@ async def _measure_memory(guest: str, options: Options) -> list[Figure]:
 
 
 async def _added_mib(guest: str, memory_mib: int, options: Options) -> float:
-    """What one more fork adds to the proportional set sizes of all, once it has run a command."""
+    """Measure what one more fork adds to the proportional set sizes of all, after it has run a command."""
     async with Harness.open(options) as harness:
         total_mib = [0.0]
         for number in range(FORKS):

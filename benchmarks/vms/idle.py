@@ -1,4 +1,4 @@
-"""What an agent costs while its VMs do nothing."""
+"""The cost of an agent while its VMs are idle."""
 
 from __future__ import annotations
 

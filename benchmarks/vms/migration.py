@@ -1,4 +1,4 @@
-"""Migrating an idle guest on one host: how long it stands still, against two QEMUs driven by hand.
+"""The pause of an idle guest that migrates on one host, against two QEMUs driven by hand.
 
 The pause is the time from the source QEMU's event STOP to the target QEMU's event RESUME, on both sides.
 """
@@ -53,7 +53,7 @@ def measure(options: Options) -> list[Figure]:
 
 
 async def _measure(repeats: int, options: Options) -> tuple[list[float], list[float]]:
-    """Pauses of ours and by hand, in turns: the first pair, which warms up, is left out."""
+    """Measure pauses of ours and by hand, in turns, without the first pair, which warms up."""
     ours, floor = [], []
     async with Harness.open(options, boot="cold") as harness:
         say("migration: booting the guests")
@@ -120,7 +120,7 @@ class _Qemu:
         self._until(lambda message: message.get("data", {}).get("status") == "completed")
 
     def time_of(self, event: str) -> float:
-        """When that event last was, in seconds since the epoch."""
+        """Return the time of the latest event of a kind, in seconds since the epoch."""
         if event not in self._at_s:
             self._until(lambda message: message.get("event") == event)
         return self._at_s[event]
@@ -166,7 +166,7 @@ class _ByHand:
         _read_until(self._qemu.serial, b"~ # ")
 
     def hop(self) -> float:
-        """Migrate, and see that the guest still answers; returns the pause in seconds."""
+        """Migrate, and check that the guest still answers; return the pause in seconds."""
         source, target = self._qemu, _Qemu(*self._made, incoming=True)
         target.do("migrate-incoming", uri=self._uri)
         source.do("stop")

@@ -43,7 +43,7 @@ def _figure(name: str, ours: Sequence[float], floor: Sequence[float], *, share: 
 
 
 async def _measure(blocks: int, options: Options) -> tuple[list[float], list[float]]:
-    """Blocks of both in turn."""
+    """Measure blocks of both in turn."""
     ours: list[float] = []
     floor: list[float] = []
     async with Harness.open(options) as harness, harness.pair("micro") as (vm, bare):

@@ -1,4 +1,4 @@
-"""What a guest writes to its serial port, on its way to the test, against reading QEMU's socket by hand."""
+"""The throughput from a guest's serial port to the test, against reading QEMU's socket by hand."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def measure(options: Options) -> list[Figure]:
 
 
 async def _measure(repeats: int, options: Options) -> tuple[list[float], list[float]]:
-    """Both in turn, after one turn that does not count."""
+    """Measure both in turn, after one warm-up turn."""
     ours: list[float] = []
     floor: list[float] = []
     async with Harness.open(options) as harness, harness.pair("micro") as (vm, bare):

@@ -1,4 +1,4 @@
-"""VMs at a server program, which speaks over TCP: its start, a request, and a command in the guest."""
+"""VMs at a server program, over TCP: its start, a request, and a command in the guest."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _figure(name: str, measured: list[float], floor: list[float], *, bound: floa
 
 
 async def _start() -> float:
-    """Return how long the program takes to listen and answer."""
+    """Measure the time until the program listens and answers."""
     began = time.perf_counter()
     process = subprocess.Popen(
         [PROGRAM, "run", "bios", "127.0.0.1:0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

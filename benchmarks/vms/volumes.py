@@ -1,4 +1,4 @@
-"""Replicated volumes: how fast a guest writes to one, against one plain NBD disk; activation; correction of a start."""
+"""Replicated volumes: write throughput against one plain NBD disk, activation, correction of a blocked start."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ async def _timed_write(vm: TestVm) -> float:
 
 
 async def _activation(harness: Harness, disks: CrucibleDiskFactory, repeats: int) -> Figure:
-    """From the first connection to QEMU's having all three replicas."""
+    """Measure the time from the first connection until QEMU has all three replicas."""
     disk = await disks("activated", size_mib=SIZE_MIB)
     took_s = []
     for _ in range(repeats):
@@ -152,7 +152,7 @@ async def _activation(harness: Harness, disks: CrucibleDiskFactory, repeats: int
 
 
 async def _correction(harness: Harness, disks: CrucibleDiskFactory, repeats: int) -> Figure:
-    """From a corrected request to the state Running of a VM whose start was blocked."""
+    """Measure the time from a corrected request until a VM whose start was blocked is Running."""
     took_s = []
     disk = await disks("corrected", size_mib=SIZE_MIB)
     for number in range(repeats):

@@ -15,7 +15,7 @@ if __name__ == "__main__":
     run_agent(
         msgspec.json.decode(sys.argv[1], type=AgentConfig),
         ready_fd=int(sys.argv[2]),
-        leash_fd=int(sys.argv[3]) if sys.argv[3:] else None,
+        parent_death_fd=int(sys.argv[3]) if sys.argv[3:] else None,
     )
     # All is removed by now, and the end of a run waits for this process: taking its modules apart would take longer.
     logging.shutdown()

@@ -136,7 +136,7 @@ class AgentApp:
 
     @property
     def is_unused(self) -> bool:
-        """Whether it has no clients, keeps nothing, and does not linger either."""
+        """Whether it has no clients, keeps no resources, and does not linger."""
         return self.registry.is_empty and not self._lingering.is_wanted
 
     async def close(self) -> None:
@@ -267,7 +267,7 @@ class AgentApp:
                 client,
                 needed,
                 progress=lambda text: tell(StreamLine(progress=text)),
-                offer=lambda making: tell(StreamLine(making=making)),
+                on_build_needed=lambda making: tell(StreamLine(making=making)),
             )
             return StreamLine(template=key)
 

@@ -19,14 +19,14 @@ QEMU_MIB: Final = 64
 
 
 def fork_cost_mib(memory_mib: int) -> int:
-    """Return what to reserve for a fork: QEMU itself, and a quarter of the guest's memory for pages that it writes."""
+    """Return the memory to reserve for a fork: QEMU's own, and a quarter of the guest's for pages that it writes."""
     return QEMU_MIB + memory_mib // 4
 
 
 class MemoryBudget:
     """The memory reserved for each VM.
 
-    VMs may not yet use all the memory promised to them, and other programs may have taken what is available. Admission
+    VMs may not yet use all the memory reserved for them, and other programs may have taken what is available. Admission
     therefore checks both.
 
     :param total: returns the host's memory in MiB.
@@ -36,10 +36,10 @@ class MemoryBudget:
     def __init__(self, *, total: Callable[[], int] = total_mib, available: Callable[[], int] = available_mib) -> None:
         self._total = total
         self._available = available
-        self._promised: dict[str, int] = {}
+        self._reserved: dict[str, int] = {}
         self._released = asyncio.Event()
 
-    async def promise(self, name: str, mib: int) -> None:
+    async def reserve(self, name: str, mib: int) -> None:
         """Reserve memory.
 
         :raises ResourceExhausted: if the host can never provide that much.
@@ -58,20 +58,20 @@ class MemoryBudget:
                     await self._released.wait()
         except TimeoutError:
             raise HostBusy(
-                f"{mib} MiB of memory are needed: {sum(self._promised.values())} of {limit} MiB are promised to"
-                f" {len(self._promised)} VMs, and {self._available()} MiB are free now",
+                f"{mib} MiB of memory are needed: {sum(self._reserved.values())} of {limit} MiB are reserved for"
+                f" {len(self._reserved)} VMs, and {self._available()} MiB are free now",
                 hint="use fewer workers, or smaller VMs",
             ) from None
-        self._promised[name] = mib
+        self._reserved[name] = mib
 
     def release(self, name: str) -> None:
         """Release a reservation. Releasing one that does not exist has no effect."""
-        self._promised.pop(name, None)
+        self._reserved.pop(name, None)
         self._released.set()
 
     def _fits(self, mib: int, limit: int) -> bool:
-        reserve = self._total() - limit
+        kept_free = self._total() - limit
         # Always admit the only VM: other programs use the memory then, and may release it under pressure.
-        return not self._promised or (
-            sum(self._promised.values()) + mib <= limit and mib + reserve <= self._available()
+        return not self._reserved or (
+            sum(self._reserved.values()) + mib <= limit and mib + kept_free <= self._available()
         )

@@ -29,7 +29,7 @@ class OwnedVm:
     """A Propolis server, its owner, and its ledger entries.
 
     :param disk_directory: the ledger entry of the directory of its disks.
-    :param promise: the name of its memory reservation.
+    :param reservation: the name of its memory reservation.
     """
 
     id: str
@@ -39,7 +39,7 @@ class OwnedVm:
     directory: Entry
     writer: LedgerWriter
     since: float
-    promise: str
+    reservation: str
     disk_directory: Entry | None = None
     fork: RestoredMachine | None = None
     closing: asyncio.Task[None] | None = None
@@ -51,8 +51,17 @@ class OwnedVm:
 
     @property
     def port(self) -> int | None:
-        """Where its server is reached, if that is a program of its own."""
+        """The port of its server, if that is a separate program."""
         return self.server.port if isinstance(self.server, ServerProcess) else None
+
+    @property
+    def has_migrated_out(self) -> bool:
+        """Whether its guest has migrated to another server, and its QEMU has ended."""
+        engine = self.engine
+        if engine is None or engine.state_name is None or engine.pid is not None:
+            return False
+        departure = engine.migration_report().migration_out
+        return departure is not None and departure.handed_over
 
     @property
     def disks(self) -> tuple[Path, ...]:
@@ -77,11 +86,11 @@ class OwnedVm:
 class ClientResources:
     """The resources of one client. Disks outlive VMs, because VMs hold them open.
 
-    :param forget_promise: called with the memory reservation of each VM that has ended.
+    :param release_memory: called with the memory reservation of each VM that has ended.
     """
 
     writer: LedgerWriter
-    forget_promise: Callable[[str], None]
+    release_memory: Callable[[str], None]
     vms: dict[str, OwnedVm] = field(default_factory=dict)
     disks: dict[str, Entry] = field(default_factory=dict)
     forks: dict[str, OwnedFork] = field(default_factory=dict)
@@ -153,7 +162,7 @@ class ClientResources:
     async def _end(self, vm: OwnedVm) -> None:
         try:
             await vm.server.close()
-            self.forget_promise(vm.promise)
+            self.release_memory(vm.reservation)
         except BaseException:
             vm.closing = None  # it may be tried again
             raise
@@ -162,32 +171,32 @@ class ClientResources:
             if vm.disk_directory:
                 self.writer.gone(vm.disk_directory)
 
-    def hand_over(self, resources: ResourceIds, taker: ClientResources, kept: Kept, ledger: Ledger) -> None:
+    def transfer(self, resources: ResourceIds, target: ClientResources, kept: Kept, ledger: Ledger) -> None:
         """Make another client the owner of resources, which are kept from now on."""
         for vm_id in resources.vms:
             if (vm := self.vms.get(vm_id)) and vm.closing is None:
-                vm.writer.transfer_ownership(taker.writer.owner)
+                vm.writer.transfer_ownership(target.writer.owner)
                 if vm.disks and vm.disk_directory:
                     vm.disk_directory = ledger.keep(vm.disk_directory, kept.until, reason=kept.reason)
-                taker.vms[vm_id] = self.vms.pop(vm_id)
+                target.vms[vm_id] = self.vms.pop(vm_id)
         for disk_id in resources.disks:
             if entry := self.disks.get(disk_id):
-                ledger.transfer_ownership(entry, taker.writer.owner)
-                taker.disks[disk_id] = ledger.keep(entry, kept.until, reason=kept.reason)
+                ledger.transfer_ownership(entry, target.writer.owner)
+                target.disks[disk_id] = ledger.keep(entry, kept.until, reason=kept.reason)
                 del self.disks[disk_id]
             if fork := self.forks.pop(disk_id, None):
-                fork.writer.transfer_ownership(taker.writer.owner)
+                fork.writer.transfer_ownership(target.writer.owner)
                 fork.entry = ledger.keep(fork.entry, kept.until, reason=kept.reason)
-                taker.forks[disk_id] = fork
+                target.forks[disk_id] = fork
         for volume_id in resources.volumes:
             if volume := self.volumes.pop(volume_id, None):
-                volume.writer.transfer_ownership(taker.writer.owner)
+                volume.writer.transfer_ownership(target.writer.owner)
                 volume.directory = ledger.keep(volume.directory, kept.until, reason=kept.reason)
-                taker.volumes[volume_id] = volume
+                target.volumes[volume_id] = volume
 
-    def take_back(self, taker: ClientResources) -> None:
-        """Own again what another client was given."""
-        self.vms |= taker.vms
-        self.disks |= taker.disks
-        self.forks |= taker.forks
-        self.volumes |= taker.volumes
+    def reclaim(self, target: ClientResources) -> None:
+        """Take back resources that were transferred to another client."""
+        self.vms |= target.vms
+        self.disks |= target.disks
+        self.forks |= target.forks
+        self.volumes |= target.volumes

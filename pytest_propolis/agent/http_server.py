@@ -27,7 +27,7 @@ LOOK_S: Final = 0.002
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """What a server identifies itself with.
+    """The certificate and key of a server.
 
     :param chain: a file with the certificate, and those that lead to its authority.
     :param key: the file of the certificate's private key.

@@ -59,9 +59,9 @@ class HypervisorFinder:
         return await asyncio.shield(self._search)
 
     def has_changed(self) -> bool:
-        """Return whether another QEMU would be found now: its file has changed, or another one comes first on PATH."""
+        """Return whether another QEMU would be found now: its file has changed, or another one is first on PATH."""
         found = self._seen
-        return found is not None and _looks(found[0]) != found[1]
+        return found is not None and _fingerprint(found[0]) != found[1]
 
     async def aclose(self) -> None:
         """Cancel a search in progress."""
@@ -77,7 +77,7 @@ class HypervisorFinder:
     async def _find(self) -> Hypervisor:
         require_engine()
         qemu = await find_qemu(Path(self._config.qemu) if self._config.qemu else None)
-        self._seen = qemu, _looks(qemu)
+        self._seen = qemu, _fingerprint(qemu)
         choice = await probe_accelerator(
             qemu,
             wanted=cast(Accelerator, self._config.accelerator),
@@ -88,7 +88,7 @@ class HypervisorFinder:
         return Hypervisor(qemu=qemu, accelerator=choice)
 
 
-def _looks(qemu: Qemu) -> object:
+def _fingerprint(qemu: Qemu) -> object:
     """Return a fingerprint that changes when another program would be found."""
     first = shutil.which(qemu.system.name) if qemu.origin == "PATH" else None
     try:

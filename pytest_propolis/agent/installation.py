@@ -22,17 +22,17 @@ class Installation:
     """
 
     def __init__(self) -> None:
-        self._seen = frozenset(_looks())
+        self._seen = frozenset(_fingerprints())
 
     def has_changed(self) -> bool:
         """Return whether any of them was changed, added or removed since. Takes a few milliseconds."""
-        return frozenset(_looks()) != self._seen
+        return frozenset(_fingerprints()) != self._seen
 
 
-def _looks() -> Iterator[tuple[str, int, int]]:
+def _fingerprints() -> Iterator[tuple[str, int, int]]:
     distributions = Path(str(msgspec.__file__)).absolute().parents[1]
     for path in (Path(sys.executable), distributions):
-        yield _look(path)
+        yield _fingerprint(path)
     yield from _modules(str(_PACKAGE))
 
 
@@ -46,7 +46,7 @@ def _modules(directory: str) -> Iterator[tuple[str, int, int]]:
                 yield from _modules(item.path)
 
 
-def _look(path: Path) -> tuple[str, int, int]:
+def _fingerprint(path: Path) -> tuple[str, int, int]:
     try:
         status = path.stat()
     except OSError:

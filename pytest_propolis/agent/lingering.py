@@ -52,7 +52,7 @@ class Lingering:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether the agent is to stay without clients, now or once the last one has left."""
+        """Whether the agent stays without clients, now or after the last one has left."""
         return self._seconds > 0
 
     def join(self, request: Request) -> None:

@@ -37,21 +37,21 @@ TEMPLATE_BYTES: Final = 16 << 30
 logger = logging.getLogger(__name__)
 
 
-def run_agent(config: AgentConfig, *, ready_fd: int, leash_fd: int | None = None) -> None:
+def run_agent(config: AgentConfig, *, ready_fd: int, parent_death_fd: int | None = None) -> None:
     """Serve until the last client has disconnected. Write one `AgentReady` line to `ready_fd` once it is listening.
 
-    :param leash_fd: a pipe whose other end another process holds: when that process ends, the agent exits. A byte
-        written to the pipe releases the agent from this.
+    :param parent_death_fd: a pipe whose other end another process holds: the agent exits when that process ends,
+        unless a byte was written to the pipe before.
     """
     directory = Path(config.directory)
     os.umask(0o077)
     logging.basicConfig(
         filename=directory / LOG_NAME, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    asyncio.run(_live(config, directory, ready_fd, leash_fd))
+    asyncio.run(_live(config, directory, ready_fd, parent_death_fd))
 
 
-async def _live(config: AgentConfig, directory: Path, ready_fd: int, leash_fd: int | None) -> None:
+async def _live(config: AgentConfig, directory: Path, ready_fd: int, parent_death_fd: int | None) -> None:
     socket_path = directory / SOCKET_NAME
     disks = disk_base(config)
     disk_directory = str(disks / directory.name)
@@ -61,7 +61,7 @@ async def _live(config: AgentConfig, directory: Path, ready_fd: int, leash_fd: i
         reaping = asyncio.create_task(
             asyncio.to_thread(_clean_up_after_others, directory.parent, template_directory(config.artifact_dir), disks)
         )
-        await _serve(config, ledger, socket_path, ready_fd, leash_fd)
+        await _serve(config, ledger, socket_path, ready_fd, parent_death_fd)
         await reaping
         Rendezvous(directory.parent, config.run).leave(socket_path)
         if left := ledger.entries():
@@ -89,7 +89,7 @@ def _reap_dead_runs(base: Path, templates: Path, disks: Path) -> None:
         logger.warning("could not be undone: %s", failure)
 
 
-async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int, leash_fd: int | None) -> None:
+async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int, parent_death_fd: int | None) -> None:
     leave = asyncio.Event()
     app = AgentApp(config, ledger, on_empty=leave.set)
     server = http_server(app.asgi)
@@ -97,14 +97,14 @@ async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int,
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, leave.set)
     loop.add_signal_handler(signal.SIGUSR1, _log_tasks)
-    if leash_fd is not None:
-        loop.add_reader(leash_fd, _read_leash, loop, leash_fd, leave)
+    if parent_death_fd is not None:
+        loop.add_reader(parent_death_fd, _read_parent_death_pipe, loop, parent_death_fd, leave)
     with _listening(path) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         # In this order whatever happens: asyncio's own end cancels everything at once, and may then wait for ever for a
         # process that was just being started.
         try:
-            if not _tell_ready(ready_fd, path):
+            if not _report_ready(ready_fd, path):
                 leave.set()
             loop.call_later(FIRST_CLIENT_TIMEOUT_S, lambda: leave.set() if app.is_unused else None)
             await leave.wait()
@@ -116,13 +116,13 @@ async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int,
             await serving
 
 
-def _read_leash(loop: asyncio.AbstractEventLoop, leash_fd: int, leave: asyncio.Event) -> None:
-    loop.remove_reader(leash_fd)
-    if not os.read(leash_fd, 1):
+def _read_parent_death_pipe(loop: asyncio.AbstractEventLoop, parent_death_fd: int, leave: asyncio.Event) -> None:
+    loop.remove_reader(parent_death_fd)
+    if not os.read(parent_death_fd, 1):
         leave.set()
 
 
-def _tell_ready(ready_fd: int, path: Path) -> bool:
+def _report_ready(ready_fd: int, path: Path) -> bool:
     """Report readiness to the launcher; return False if it has exited. No other process knows of this agent yet."""
     try:
         os.write(ready_fd, msgspec.json.encode(AgentReady(pid=os.getpid(), socket=str(path))) + b"\n")

@@ -29,7 +29,7 @@ from .disks.disk_images import require_absolute
 from .disks.disk_registry import DiskRegistry
 from .disks.disk_space import DiskSpace
 from .hypervisor import Hypervisor, HypervisorFinder
-from .servers.server_factory import BACKENDS, VmPlace, address_of, metrics_config, server_config, server_process
+from .servers.server_factory import BACKENDS, VmPaths, address_of, metrics_config, server_config, server_process
 from .servers.server_process import ServerProcess
 from .templates.fork_starter import ForkStarter
 from .templates.standby import Standby
@@ -109,7 +109,7 @@ class ResourceRegistry:
         self._resources_of(client)
 
     def writer_of(self, client: str) -> LedgerWriter:
-        """Return what records resources of a client that it does not manage itself.
+        """Return a writer that records a client's resources which the registry does not manage itself.
 
         :raises AgentError: when the client has no lifeline.
         """
@@ -172,14 +172,14 @@ class ResourceRegistry:
         except BaseException:
             self._budget.release(vm_id)
             raise
-        place = VmPlace(vm_id, directory, disk_directory, writer)
+        paths = VmPaths(vm_id, directory, disk_directory, writer)
         server: VmServer | ServerProcess
         if hypervisor is None:
-            server = server_process(self._config, request, place, self._hypervisors)
+            server = server_process(self._config, request, paths, self._hypervisors)
         else:
             inherited = _variables(owned, request.predecessor)
             server = VmServer(
-                server_config(self._config, request, place, hypervisor, memory=memory, variables=inherited)
+                server_config(self._config, request, paths, hypervisor, memory=memory, variables=inherited)
             )
         vm = OwnedVm(
             id=vm_id,
@@ -190,7 +190,7 @@ class ResourceRegistry:
             disk_directory=disks,
             writer=writer,
             since=time.time(),
-            promise=vm_id,
+            reservation=vm_id,
         )
         owned.vms[vm_id] = vm
         if isinstance(server, ServerProcess):
@@ -206,10 +206,10 @@ class ResourceRegistry:
             await asyncio.shield(owned.close(vm))
             raise
 
-    async def fork_vm(self, client: str, request: CreateVm, *, template: Template, place: Path) -> OwnedVm:
+    async def fork_vm(self, client: str, request: CreateVm, *, template: Template, template_directory: Path) -> OwnedVm:
         """Create a Propolis server whose first VM resumes from a template.
 
-        :param place: the template's directory.
+        :param template_directory: where the template is stored.
         :raises ConfigError: when the client's group has a VM of that name.
         :raises ArtifactMissing: when a file that it would boot from after a reset is not there.
         :raises TemplateError: if QEMU cannot load the template.
@@ -217,18 +217,18 @@ class ResourceRegistry:
         owned = self._resources_of(client)
         _check_files(request)
         with owned.new_name(request):
-            return await self._fork_vm(client, owned, request, template, place)
+            return await self._fork_vm(client, owned, request, template, template_directory)
 
     async def _fork_vm(
-        self, client: str, owned: ClientResources, request: CreateVm, template: Template, place: Path
+        self, client: str, owned: ClientResources, request: CreateVm, template: Template, template_directory: Path
     ) -> OwnedVm:
-        promise = secrets.token_hex(8)
-        await self._admit(owned, promise, request)
+        reservation = secrets.token_hex(8)
+        await self._admit(owned, reservation, request)
         try:
-            started = await self.standby.claim(template, place)
+            started = await self.standby.claim(template, template_directory)
             if started is None:
                 writer = LedgerWriter(self._ledger, owned.writer.owner)
-                started = await self.forks.start(writer, template, place)
+                started = await self.forks.start(writer, template, template_directory)
             try:
                 if owned.left:
                     raise AgentError(f"client {client!r} left while its VM was forked")
@@ -237,7 +237,7 @@ class ResourceRegistry:
                 await asyncio.shield(self.forks.discard(started))
                 raise
         except BaseException:
-            self._budget.release(promise)
+            self._budget.release(reservation)
             raise
         vm = OwnedVm(
             id=started.id,
@@ -257,7 +257,7 @@ class ResourceRegistry:
             writer=started.writer,
             since=time.time(),
             fork=started.config.fork,
-            promise=promise,
+            reservation=reservation,
         )
         owned.vms[vm.id] = vm
         return vm
@@ -284,22 +284,22 @@ class ResourceRegistry:
 
         The disks outlive even the agent, until they expire.
         """
-        giver = self._resources_of(client)
+        source = self._resources_of(client)
         kept = Kept(request.reason, time.time() + request.ttl_s)
         key = f"kept-{secrets.token_hex(4)}"
-        taker = self._new_resources(Owner(KEPT_OWNER, ProcessIdentity.current()), kept=kept)
+        target = self._new_resources(Owner(KEPT_OWNER, ProcessIdentity.current()), kept=kept)
         try:
-            giver.hand_over(request.resources, taker, kept, self._ledger)
+            source.transfer(request.resources, target, kept, self._ledger)
         except BaseException:
-            giver.take_back(taker)
+            source.reclaim(target)
             raise
-        for vm in taker.vms.values():
+        for vm in target.vms.values():
             vm.client = key
-        for volume in taker.volumes.values():
+        for volume in target.volumes.values():
             volume.client = key
-        if taker.vms or taker.disks or taker.forks or taker.volumes:
-            self._clients[key] = taker
-        return taker.listed_kept(key, kept)
+        if target.vms or target.disks or target.forks or target.volumes:
+            self._clients[key] = target
+        return target.listed_kept(key, kept)
 
     async def released(self, client: str) -> None:
         """Wait until everything that a client owned is released. Return at once for an unknown client."""
@@ -337,21 +337,24 @@ class ResourceRegistry:
         """Remove the directories shared by all clients. Call it once everything is released."""
         self._space.close()
 
-    async def _admit(self, owned: ClientResources, promise: str, request: CreateVm) -> None:
+    async def _admit(self, owned: ClientResources, reservation: str, request: CreateVm) -> None:
         """Reserve memory; discard standby forks if that is necessary."""
         if not request.memory_mib:
             return
+        for vm in (vm for others in self._clients.values() for vm in others.vms.values()):
+            if vm.has_migrated_out:  # its server stays, for the client to ask, but needs no memory
+                self._budget.release(vm.reservation)
         try:
-            await self._budget.promise(promise, request.memory_mib)
+            await self._budget.reserve(reservation, request.memory_mib)
         except HostBusy:
-            await self.standby.let_go()
+            await self.standby.discard_all()
             raise
         if owned.left:
-            self._budget.release(promise)
+            self._budget.release(reservation)
             raise AgentError("the client left while it waited for memory")
 
     def _new_resources(self, owner: Owner, *, kept: Kept | None = None) -> ClientResources:
-        return ClientResources(writer=LedgerWriter(self._ledger, owner), forget_promise=self._budget.release, kept=kept)
+        return ClientResources(writer=LedgerWriter(self._ledger, owner), release_memory=self._budget.release, kept=kept)
 
     def _resources_of(self, client: str) -> ClientResources:
         owned = self._clients.get(client)

@@ -16,7 +16,7 @@ from starlette.websockets import WebSocket
 
 from ..agent_api.messages import ExtendedInfo
 from ..agent_api.networks import ForwardPort, PortForwarded
-from ..engine.server.app import decoded, encoded, error_response, serial_place
+from ..engine.server.app import decoded, encoded, error_response, serial_position
 from ..engine.server.dropshot_errors import ErrorResponse
 from ..engine.server.guest_port_websocket import serve_guest_port
 from ..engine.server.http_error import HttpError
@@ -75,15 +75,15 @@ class VmExtensions:
 
     async def _second_serial(self, websocket: WebSocket) -> None:
         try:
-            port, places = self._server(websocket).second_serial(), serial_place(websocket.query_params)
+            port, position = self._server(websocket).second_serial(), serial_position(websocket.query_params)
         except HttpError as refusal:
             await websocket.send_denial_response(error_response(refusal.answer))
             return
         await websocket.accept()
-        await serve_serial(websocket, port, port.history.offset_of(**places))
+        await serve_serial(websocket, port, port.history.offset_of(**position))
 
     async def _log(self, request: Request) -> Response:
-        """Return the end of what QEMU, or the server, has printed."""
+        """Return the end of the output of QEMU or of the server."""
         try:
             text = await asyncio.to_thread(_end_of, self._vm(request).server.log_path)
         except FileNotFoundError:

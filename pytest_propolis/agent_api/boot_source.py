@@ -1,4 +1,4 @@
-"""What a VM starts from: a kernel of the host's, or firmware.
+"""Boot sources of a VM: a kernel on the host, or firmware.
 
 `propolis-server` is given its boot ROM on its command line, not through the API; this is the engine's counterpart.
 """
@@ -50,19 +50,19 @@ def loaded_kernel(boot: BootSource) -> DirectKernel | None:
     return boot if isinstance(boot, DirectKernel) else boot.kernel
 
 
-def boot_difference(there: BootSource, here: BootSource, *, contents: bool = True) -> tuple[str, str, str] | None:
-    """In what two servers boot otherwise: its name, what it is there, what it is here.
+def boot_difference(source: BootSource, target: BootSource, *, contents: bool = True) -> tuple[str, str, str] | None:
+    """Return the first difference between what two servers boot, as (name, at the source, at the target).
 
-    None when a guest would boot alike. Files that lie in different places may have the same contents.
+    None if a guest would boot alike. Files that lie in different places may have the same contents.
 
     :param contents: compare the files, for servers on one host; else `boot_contents` tells whether they are the same.
     """
-    for (what, theirs), ours in zip(_aspects(there).items(), _aspects(here).values(), strict=True):
-        if theirs == ours:
+    for (name, at_source), at_target in zip(_aspects(source).items(), _aspects(target).values(), strict=True):
+        if at_source == at_target:
             continue
-        is_file = what in _FILES and _NONE not in (theirs, ours)
-        if not is_file or (contents and not _same_contents(theirs, ours)):
-            return what, theirs, ours
+        is_file = name in _FILES and _NONE not in (at_source, at_target)
+        if not is_file or (contents and not _same_contents(at_source, at_target)):
+            return name, at_source, at_target
     return None
 
 

@@ -1,4 +1,4 @@
-"""What clients and agents say to each other about disks and forks of images."""
+"""Messages between clients and agents about disks and forks of images."""
 
 from __future__ import annotations
 

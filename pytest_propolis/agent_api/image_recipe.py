@@ -15,7 +15,7 @@ __all__ = ["ImageRecipe"]
 
 
 class ImageRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to do with an image, as data, so that its hash can name the result.
+    """Steps that prepare an image, as data, so that their hash can name the result.
 
     :param name: what it makes, for people.
     :param kernel: SHA-256 of the kernel to boot with.

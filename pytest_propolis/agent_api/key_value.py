@@ -42,10 +42,10 @@ TOTAL_BYTES: Final = 256 << 20
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """What a key has.
+    """The value of a key.
 
-    :param revision: the store's revision at which it was written last.
-    :param lease: the lease that it lives on; 0 for none.
+    :param revision: the store's revision of its latest write.
+    :param lease: the lease that it is bound to; 0 for none.
     """
 
     value: bytes

@@ -1,4 +1,4 @@
-"""What clients and an agent that stays after its last client say to each other about that."""
+"""Messages between clients and an agent that lingers after its last client."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ LINGER_HEADER: Final = "x-propolis-linger"
 
 
 class LingerListed(msgspec.Struct, frozen=True, kw_only=True):
-    """How long an agent stays after its last client.
+    """The time for which an agent lingers after its last client.
 
-    :param seconds: what its latest client asked for; 0 if it leaves with its last client.
-    :param until: when it leaves, Unix time in seconds; None while it has clients.
+    :param seconds: as its latest client requested; 0 if it exits with its last client.
+    :param until: when it exits, Unix time in seconds; None while it has clients.
     """
 
     seconds: float

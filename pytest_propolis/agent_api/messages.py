@@ -1,4 +1,4 @@
-"""What clients and the agent say to each other beside the Propolis API: bodies of the agent's own paths."""
+"""Messages between clients and the agent beside the Propolis API: bodies of the agent's own paths."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def run_of_client(client: str) -> str:
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent is started with.
+    """The configuration of an agent.
 
-    :param run: an unguessable word: all that belongs to this run carries it.
+    :param run: an unguessable id: all that belongs to this run carries it.
     :param directory: the agent's own directory, mode 0700, existing.
     :param artifact_dir: the store of images; the user's cache if None.
     :param peer_stores: stores on the same machine: what is complete there is linked or copied rather than fetched or
@@ -99,7 +99,7 @@ class AgentReady(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What an agent says of itself."""
+    """Facts about an agent."""
 
     pid: int
     run: str
@@ -143,9 +143,9 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VmCreated(msgspec.Struct, frozen=True, kw_only=True):
-    """A Propolis server is there: its API is below `path`.
+    """A Propolis server was created: its API is below `path`.
 
-    :param port: of the host's loopback interface, where the server is a process of its own; its API is there alone.
+    :param port: on the host's loopback interface, if the server is a separate process; its API is only there.
     """
 
     id: str
@@ -168,7 +168,7 @@ class VmListed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExtendedInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What the Propolis API does not say of a VM.
+    """Facts about a VM beyond the Propolis API.
 
     :param display_socket: the UNIX socket of its display's VNC server; None without a display or while it is down.
     :param panics: how often its guest reported a panic through the pvpanic device.
@@ -233,7 +233,7 @@ class KeptDisk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeptListed(msgspec.Struct, frozen=True, kw_only=True):
-    """What was kept at one request. Its disks go when its VMs have ended."""
+    """The resources kept by one request. Its disks are removed when its VMs have ended."""
 
     id: str
     kept: Kept

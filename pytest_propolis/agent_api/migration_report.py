@@ -1,4 +1,4 @@
-"""What a server says of its VM's migrations beyond the Propolis API."""
+"""A server's report of its VM's migrations, beyond the Propolis API."""
 
 from __future__ import annotations
 

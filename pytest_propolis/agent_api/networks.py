@@ -1,4 +1,4 @@
-"""What clients and agents say to each other about networks between VMs."""
+"""Messages between clients and agents about networks between VMs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = [
     "ConnectNetworks",
     "CreateNetwork",
     "ForwardPort",
+    "MovePort",
     "NetworkCreated",
     "NetworkFaults",
-    "PlacePort",
     "PortAdded",
     "PortForwarded",
 ]
@@ -33,7 +33,7 @@ class CreateNetwork(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NetworkCreated(msgspec.Struct, frozen=True, kw_only=True):
-    """An Ethernet without ports is there."""
+    """An Ethernet network without ports was created."""
 
     id: str
 
@@ -64,8 +64,8 @@ class ConnectNetworks(msgspec.Struct, frozen=True, kw_only=True):
     part: str
 
 
-class PlacePort(msgspec.Struct, frozen=True, kw_only=True):
-    """Tell where the card of a port is.
+class MovePort(msgspec.Struct, frozen=True, kw_only=True):
+    """Set the part of the network that a port's card is connected to.
 
     :param part: the id of the part of the network that it is plugged in at; None while it moves.
     """
@@ -86,7 +86,7 @@ class PortForwarded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NetworkFaults(msgspec.Struct, frozen=True, kw_only=True):
-    """What a network does to frames. Each host applies it to the frames of its own cards.
+    """Faults that a network injects. Each host applies them to the frames of its own cards.
 
     :param cuts: pairs of ports between which nothing passes, in either direction.
     :param delay_ms: how long each frame is held.

@@ -1,4 +1,4 @@
-"""What is where in a template, by name, and what a fork's console shows of it."""
+"""The layout of a template: file names, and the markers that a fork's console shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients and agents say to each other about templates of VMs, and forks of them."""
+"""Messages between clients and agents about templates of VMs, and forks of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TemplateNeeded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TemplateMaking(msgspec.Struct, frozen=True, kw_only=True):
-    """A VM is there to become a template: its API is below `path`, its disks are in place."""
+    """A VM was created that is to become a template: its API is below `path`, its disks exist."""
 
     id: str
     path: str
@@ -47,7 +47,7 @@ class TemplateMaking(msgspec.Struct, frozen=True, kw_only=True):
 class FreezeVm(msgspec.Struct, frozen=True, kw_only=True):
     """The VM of a `TemplateMaking` is ready to be frozen.
 
-    :param session: the word of the read-eval loop that waits for commands in its guest.
+    :param session: the id of the read-eval loop that waits for commands in its guest.
     :param console: what it showed until the log-in was complete.
     :param warmup_input: what to type so that its guest runs a command that changes nothing.
     :param warmup_marker: what it shows at the very end of it.
@@ -83,7 +83,7 @@ class VmForked(msgspec.Struct, frozen=True, kw_only=True):
     """A fork has started. It waits to be ensured with this spec, and run, unless that was asked for.
 
     :param boot: what its VM starts from when it is reset.
-    :param session: the word of the read-eval loop that waits for commands in its guest.
+    :param session: the id of the read-eval loop that waits for commands in its guest.
     :param typed: whether it was given what was to be typed.
     :param took_s: how long the steps took, in seconds; empty for one that stood by.
     """

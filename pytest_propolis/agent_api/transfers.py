@@ -1,4 +1,4 @@
-"""How memory and disks get from the source of a migration to its target."""
+"""Ways to transfer memory and disks from the source of a migration to its target."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["DiskTransfer", "MemoryTransfer"]
 
 
 class MemoryTransfer(StrEnum):
-    """How the memory gets to the target."""
+    """A way to transfer the memory to the target."""
 
     SHARED_MEMORY = "shared-memory"
     """It stays where it is: both QEMUs map it. The guest is stopped while the devices' state moves."""
@@ -25,7 +25,7 @@ class MemoryTransfer(StrEnum):
 
 
 class DiskTransfer(StrEnum):
-    """How a disk gets to the target."""
+    """A way to transfer a disk to the target."""
 
     SHARED = "shared"
     """It stays where it is: both QEMUs open it, one after the other."""

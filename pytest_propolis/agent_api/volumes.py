@@ -1,4 +1,4 @@
-"""What clients and agents say to each other about replicated volumes."""
+"""Messages between clients and agents about replicated volumes."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class VolumeListed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FaultKind(StrEnum):
-    """What can be done to a downstairs."""
+    """A kind of fault that can be injected into a downstairs."""
 
     KILL = "kill"
     RESTART = "restart"

@@ -1,4 +1,4 @@
-"""`propolis artifacts`: what the catalogs define, and what of it is in the store."""
+"""`propolis artifacts`: list, fetch and verify the artifacts of the catalogs."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def list_artifacts(*, settings: Settings) -> None:
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @_options
 def fetch(*, settings: Settings, names: tuple[str, ...]) -> None:
-    """Fetch artifacts that are not in the store: those NAMEs, or all."""
+    """Fetch the artifacts NAMEs that are not in the store, or all of them."""
     catalog, store = _opened(settings)
     for name in names or sorted(catalog.entries):
-        path = asyncio.run(store.get(catalog.get(name), _say))
+        path = asyncio.run(store.get(catalog.get(name), _print_progress))
         click.echo(f"{name}: {path}")
 
 
@@ -65,14 +65,14 @@ def fetch(*, settings: Settings, names: tuple[str, ...]) -> None:
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @_options
 def verify(*, settings: Settings, names: tuple[str, ...]) -> None:
-    """Hash what is in the store: those NAMEs, or all. The exit status is 1 if something is damaged."""
+    """Verify the hashes of the stored artifacts NAMEs, or of all. The exit status is 1 if one is damaged."""
     catalog, store = _opened(settings)
     from ..storage.files import sha256_of
 
     damaged = False
     for name in names or sorted(catalog.entries):
         artifact = catalog.get(name)
-        path = store.place(artifact)
+        path = store.path_of(artifact)
         if not path.exists():
             click.echo(f"{name}: not fetched")
         elif (expected := store.known_sha256(artifact)) is None:
@@ -91,7 +91,7 @@ def verify(*, settings: Settings, names: tuple[str, ...]) -> None:
 @click.option("--catalog", "target", type=click.Path(path_type=Path), required=True, help="Catalog to add it to.")
 @_options
 def add(*, settings: Settings, name: str, file: Path, target: Path) -> None:
-    """Define the local FILE as the artifact NAME in a catalog, which is made if it is not there."""
+    """Define the local FILE as the artifact NAME in a catalog, which is created if it does not exist."""
     catalog, _ = _opened(settings)
     from ..storage.artifacts import checked_name
     from ..storage.catalogs.catalog import read_catalogs
@@ -124,9 +124,9 @@ def add(*, settings: Settings, name: str, file: Path, target: Path) -> None:
 @click.option("--dry-run", is_flag=True, help="Show what would be removed, without removing it.")
 @_options
 def gc(*, settings: Settings, dry_run: bool) -> None:
-    """Remove fetched artifacts that neither a catalog nor a guest has, and downloads that were broken off.
+    """Remove fetched artifacts that no catalog and no guest uses, and incomplete downloads.
 
-    What backs a disk stays. While runs of this user are active, nothing is removed.
+    The backing files of disks stay. Nothing is removed while runs of this user are active.
     """
     catalog, store = _opened(settings)
     from ..storage.eviction import evict_fetched
@@ -151,15 +151,15 @@ def _sorted(catalog: Catalog) -> list[tuple[str, CatalogEntry]]:
 
 
 def _stored(store: ArtifactStore, entry: CatalogEntry) -> str:
-    path = store.place(entry.artifact)
+    path = store.path_of(entry.artifact)
     return str(path) if path.exists() else ""
 
 
 def _quoted(text: str) -> str:
-    """A TOML string."""
+    """Return a TOML string."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
 
 
-def _say(line: str) -> None:
+def _print_progress(line: str) -> None:
     click.echo(f"propolis: {line}", err=True)

@@ -17,12 +17,12 @@ import click
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from ..console.console import end_reason
+from ..console.console import MOVED, destination, end_reason
 from ..console.viewer import Viewer
 from ..propolis_api.client import Endpoint, PropolisClient
 from .escape_keys import EscapeKeys
 from .hosts import on_hosts
-from .vms.places import located
+from .vms.vm_lookup import locate_vm
 
 if TYPE_CHECKING:
     from ..hosts.host import HostSpec
@@ -57,9 +57,9 @@ def console(*, vm_id: str, lines: int | None, hosts: tuple[HostSpec, ...] | None
 
 async def _attach(vm_id: str, hosts: tuple[HostSpec, ...] | None, lines: int) -> tuple[str, str]:
     """Attach to a VM's console; return the VM's name and why the console was left."""
-    async with located(vm_id, hosts) as (place, endpoint):
+    async with locate_vm(vm_id, hosts) as (vm, endpoint):
         with _raw_terminal():
-            return place.name, await _Session(endpoint, place.name).run(lines)
+            return vm.name, await _Session(endpoint, vm.name).run(lines)
 
 
 def _screenful() -> int:
@@ -116,6 +116,8 @@ class _Session:
                 if isinstance(message, bytes):
                     self._shown.set()
                     _write(self._viewer.feed(message))
+                elif destination(message):
+                    return MOVED
         return end_reason(connection)
 
     async def _type(self, connection: ClientConnection) -> str:

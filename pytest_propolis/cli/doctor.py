@@ -14,7 +14,7 @@ import click
 
 from ..errors import PropolisError
 from ..settings import OPTIONS, Settings
-from .hosts import LOCAL, PROGRAM, ask_hosts, on_hosts, visited
+from .hosts import LOCAL, PROGRAM, ask_hosts, on_hosts, run_on_hosts
 from .main import settings_options
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..hosts.inventory.capabilities import Survey
     from ..hosts.inventory.capability import Capability
     from ..hosts.inventory.servers import ServerReport
-    from ..hosts.ssh.visit import Visited
+    from ..hosts.ssh.host_connection import CommandOutput
     from ..storage.store import ArtifactStore
     from .project import Project
 
@@ -97,20 +97,22 @@ def _survey(settings: Settings) -> Survey:
 def _hosts_as_objects(
     hosts: Sequence[HostSpec], arguments: Sequence[str], settings: Settings
 ) -> dict[str, dict[str, Any]]:
-    """Return what each host can do, as it says it with --json; of a host that does not answer, the error."""
+    """Return the capabilities that each host reports with --json, or its error."""
     remote = [spec for spec in hosts if spec.kind != LOCAL]
-    answers = dict(zip((spec.name for spec in remote), asyncio.run(visited(remote, PROGRAM, arguments)), strict=True))
+    answers = dict(
+        zip((spec.name for spec in remote), asyncio.run(run_on_hosts(remote, PROGRAM, arguments)), strict=True)
+    )
     here = _as_object(_survey(settings)) if len(remote) < len(hosts) else {}
     return {spec.name: _host_as_object(answers[spec.name]) if spec.name in answers else here for spec in hosts}
 
 
-def _host_as_object(answer: Visited | PropolisError) -> dict[str, Any]:
+def _host_as_object(answer: CommandOutput | PropolisError) -> dict[str, Any]:
     if isinstance(answer, PropolisError):
         return {"can_run_vms": False, "error": str(answer)}
     try:
         found: dict[str, Any] = json.loads(answer.output)
     except ValueError:
-        return {"can_run_vms": False, "error": answer.complaint or answer.output}
+        return {"can_run_vms": False, "error": answer.stderr or answer.output}
     return found
 
 
@@ -187,5 +189,5 @@ def _files(image: GuestImage, store: ArtifactStore) -> list[Path]:
     from ..agent.disks.images import DERIVED_DISK
 
     artifacts = [artifact for artifact in (image.kernel, image.initrd, image.disk) if artifact is not None]
-    prepared = [store.derived_place(image.recipe.key) / DERIVED_DISK] if image.recipe else []
-    return [store.place(artifact) for artifact in artifacts] + prepared
+    prepared = [store.derived_directory(image.recipe.key) / DERIVED_DISK] if image.recipe else []
+    return [store.path_of(artifact) for artifact in artifacts] + prepared

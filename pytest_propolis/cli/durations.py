@@ -1,4 +1,4 @@
-"""``propolis durations``: merge files of how long tests take."""
+"""``propolis durations``: merge files of test durations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["durations"]
 def durations(files: tuple[Path, ...], output: Path | None) -> None:
     """Merge FILES that `pytest --propolis-write-durations` wrote.
 
-    Of several values for a test that of the last file counts.
+    If several files have a value for a test, the last one counts.
     """
     merged: dict[str, float] = {}
     for file in files:

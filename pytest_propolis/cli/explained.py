@@ -1,4 +1,4 @@
-"""What the tests of a project need, which hosts meet that, and why a test would be skipped."""
+"""The requirements of a project's tests, the hosts that meet them, and the reasons for skips."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ..markers.requirements import Unmet, able_hosts, requirements_of, unmet
 from ..session.internals import skip_reason
 from ..session.stash import SETTINGS
 
-__all__ = ["Explained", "as_json", "as_lines", "explain"]
+__all__ = ["Explanation", "as_json", "as_lines", "explain"]
 
 SHOWN: Final = 3
 """How many tests are named of those that run and need the same."""
 
 
 @dataclass(frozen=True, slots=True)
-class Explained:
-    """A test, before it runs.
+class Explanation:
+    """The explanation of one test before it runs.
 
-    :param needs: what it needs of the hosts, for a person; empty if it needs none.
-    :param hosts: the hosts that have that, other tests aside.
+    :param needs: its requirements on hosts, as text; empty if it has none.
+    :param hosts: the hosts that meet them, regardless of other tests.
     :param obstacle: why it will be skipped; None if it will run.
     """
 
@@ -34,14 +34,14 @@ class Explained:
     obstacle: Unmet | None
 
 
-def explain(item: pytest.Item) -> Explained:
-    """Return what is known of a test that was collected. Starts nothing but the probes of what it needs."""
+def explain(item: pytest.Item) -> Explanation:
+    """Explain a collected test. Start nothing except the probes of its requirements."""
     if marked := skip_reason(item):
-        return Explained(item.nodeid, _needs(item), (), Unmet(f"its marker says: {marked}"))
+        return Explanation(item.nodeid, _needs(item), (), Unmet(f"its marker says: {marked}"))
     if not needs_hosts(item):
-        return Explained(item.nodeid, "", (), None)
+        return Explanation(item.nodeid, "", (), None)
     hosts = able_hosts(requirements_of(item), item.config.stash[SETTINGS])
-    return Explained(item.nodeid, _needs(item), hosts, unmet(item))
+    return Explanation(item.nodeid, _needs(item), hosts, unmet(item))
 
 
 def _needs(item: pytest.Item) -> str:
@@ -61,8 +61,8 @@ def _needs(item: pytest.Item) -> str:
     return ", ".join(parts)
 
 
-def as_lines(tests: Sequence[Explained]) -> Iterator[str]:
-    """Yield a table: the tests that will be skipped, by reason, and what the others need."""
+def as_lines(tests: Sequence[Explanation]) -> Iterator[str]:
+    """Yield a table: the tests that will be skipped, by reason, and the requirements of the others."""
     skipped = [(test, test.obstacle) for test in tests if test.obstacle]
     for (obstacle, needs), group in _grouped(skipped, lambda found: (found[1], found[0].needs)):
         yield f"skipped: {obstacle.reason}"
@@ -87,15 +87,15 @@ _Key = TypeVar("_Key", bound=Hashable)
 
 
 def _grouped(things: Iterable[_Thing], key: Callable[[_Thing], _Key]) -> Iterable[tuple[_Key, list[_Thing]]]:
-    """Return the things by key, in the order of each key's first one."""
+    """Group items by key, in the order in which keys first occur."""
     groups: dict[_Key, list[_Thing]] = {}
     for thing in things:
         groups.setdefault(key(thing), []).append(thing)
     return groups.items()
 
 
-def as_json(tests: Iterable[Explained]) -> list[dict[str, object]]:
-    """Return the same for programs, one object for each test."""
+def as_json(tests: Iterable[Explanation]) -> list[dict[str, object]]:
+    """Return the table as objects for JSON, one for each test."""
     return [
         {
             "test": test.test,

@@ -89,7 +89,7 @@ def _clear(base: Path, *, dry_run: bool, kept: bool) -> tuple[bool, bool]:
 
 
 def _clear_kept(base: Path, *, dry_run: bool, remove: bool) -> bool:
-    """Make running agents remove what they keep, or list it. Return whether there was anything."""
+    """Make running agents remove or list their kept resources. Return whether there were any."""
     verb = ("would remove" if dry_run else "removed") if remove else "kept"
     hint = "" if remove else ": `propolis gc --kept` removes it"
     found = False
@@ -120,15 +120,15 @@ def _kept(agent: AgentClient, *, release: bool) -> list[KeptListed]:
 def _remove_disks(*, dry_run: bool) -> bool:
     """Remove the disks of agents whose ledgers are gone. Return whether there were any."""
     settings = Settings.resolve(command_line={}, ini={})
-    place = settings.disk_dir or disk_directory(settings.artifact_dir)
-    removed = remove_abandoned_disks(place, dry_run=dry_run)
+    directory = settings.disk_dir or disk_directory(settings.artifact_dir)
+    removed = remove_abandoned_disks(directory, dry_run=dry_run)
     for directory in removed:
         click.echo(f"{'would remove' if dry_run else 'removed'} {directory}")
     return bool(removed)
 
 
 def _remove_links(*, dry_run: bool) -> bool:
-    """Remove what killed link processes left here. Return whether there was anything."""
+    """Remove leftovers of killed link processes. Return whether there were any."""
     base = link_base()
     removed = remove_abandoned_links(base, dry_run=dry_run) if base.is_dir() else []
     for directory in removed:
@@ -141,15 +141,15 @@ def _remove_templates(*, dry_run: bool) -> bool:
     verb = "would remove" if dry_run else "removed"
     settings = Settings.resolve(command_line={}, ini={})
     disks = settings.disk_dir or disk_directory(settings.artifact_dir)
-    place = template_directory(settings.artifact_dir)
-    removed = evict(place, max_age_s=0, max_bytes=0, disks=disks, dry_run=dry_run)
+    directory = template_directory(settings.artifact_dir)
+    removed = evict(directory, max_age_s=0, max_bytes=0, disks=disks, dry_run=dry_run)
     for evicted in removed:
         click.echo(f"{verb} {evicted.path} ({evicted.size_bytes >> 20} MiB)")
     return bool(removed)
 
 
 def _show(report: Report) -> bool:
-    """Print what was done. Return whether there was anything to print."""
+    """Print a report. Return whether it had any lines."""
     verb = "would remove" if report.dry_run else "removed"
     for entry in report.removed:
         click.echo(f"{verb} {_name(entry)}")

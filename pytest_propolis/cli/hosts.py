@@ -14,9 +14,9 @@ from ..settings import Settings
 
 if TYPE_CHECKING:
     from ..hosts.host import HostSpec
-    from ..hosts.ssh.visit import Visited
+    from ..hosts.ssh.host_connection import CommandOutput
 
-__all__ = ["PROGRAM", "ask_hosts", "chosen_hosts", "on_hosts", "visited"]
+__all__ = ["PROGRAM", "ask_hosts", "chosen_hosts", "on_hosts", "run_on_hosts"]
 
 PROGRAM: Final = "pytest_propolis.cli.main:propolis"
 LOCAL: Final = "local"
@@ -38,7 +38,7 @@ def on_hosts(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def chosen_hosts(inventory: str | None, names: Sequence[str]) -> tuple[HostSpec, ...] | None:
-    """Return the hosts that a person chose; None if that is this machine.
+    """Return the hosts that the user chose; None for this machine.
 
     :param inventory: as ``--propolis-hosts``; PROPOLIS_HOSTS if None and there are names.
     :raises ConfigError: when there is no inventory, or no such host in it.
@@ -58,13 +58,13 @@ def chosen_hosts(inventory: str | None, names: Sequence[str]) -> tuple[HostSpec,
 
 
 def ask_hosts(hosts: Sequence[HostSpec], arguments: Sequence[str], *, here: Callable[[], bool]) -> None:
-    """Run a command on hosts at once, show each one's output, and exit with 1 if one of them failed.
+    """Run a command on all hosts concurrently, show their output, and exit with 1 if one of them failed.
 
     :param arguments: of `propolis`.
     :param here: runs the command on this machine for local hosts, and returns whether it went well.
     """
     remote = [spec for spec in hosts if spec.kind != LOCAL]
-    answers = asyncio.run(visited(remote, PROGRAM, arguments))
+    answers = asyncio.run(run_on_hosts(remote, PROGRAM, arguments))
     complete = True
     if len(remote) < len(hosts):
         click.echo(f"{', '.join(spec.name for spec in hosts if spec.kind == LOCAL)} (this machine):")
@@ -76,22 +76,24 @@ def ask_hosts(hosts: Sequence[HostSpec], arguments: Sequence[str], *, here: Call
             complete = False
             continue
         click.echo(answer.output, nl=False)
-        click.echo(answer.complaint, nl=False, err=True)
+        click.echo(answer.stderr, nl=False, err=True)
         complete &= answer.status == 0
     if not complete:
         raise click.exceptions.Exit(1)
 
 
-async def visited(hosts: Sequence[HostSpec], program: str, arguments: Sequence[str]) -> list[Visited | PropolisError]:
-    """Call a function of this project on hosts at once; return what came of it on each."""
-    return list(await asyncio.gather(*(_visited(spec, program, arguments) for spec in hosts)))
+async def run_on_hosts(
+    hosts: Sequence[HostSpec], program: str, arguments: Sequence[str]
+) -> list[CommandOutput | PropolisError]:
+    """Call a function of this project on all hosts concurrently; return the output or the error of each."""
+    return list(await asyncio.gather(*(_run_on_host(spec, program, arguments) for spec in hosts)))
 
 
-async def _visited(spec: HostSpec, program: str, arguments: Sequence[str]) -> Visited | PropolisError:
-    from ..hosts.ssh.visit import visit
+async def _run_on_host(spec: HostSpec, program: str, arguments: Sequence[str]) -> CommandOutput | PropolisError:
+    from ..hosts.ssh.host_connection import open_connection
 
     try:
-        async with visit(spec) as there:
-            return await there.run(program, arguments)
+        async with open_connection(spec) as connection:
+            return await connection.run(program, arguments)
     except PropolisError as error:
         return error

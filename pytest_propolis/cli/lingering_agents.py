@@ -1,4 +1,4 @@
-"""Ending agents that stay without clients, for ``propolis gc --agents``."""
+"""End agents that linger without clients, for ``propolis gc --agents``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEAVE_TIMEOUT_S: Final = 15.0
 
 @dataclass(slots=True)
 class Ended:
-    """What came of it.
+    """The result of ending agents of one kind.
 
     :param any: whether there was an agent of this kind.
     :param failed: whether one could not be ended.
@@ -31,7 +31,7 @@ class Ended:
 
 
 def end_lingering_agents(*, dry_run: bool) -> Ended:
-    """End this user's agents that stay without clients, and have those in use leave with their last client.
+    """End this user's agents that have no clients, and make those in use exit with their last client.
 
     Those of runs with another XDG_RUNTIME_DIR are included.
     """

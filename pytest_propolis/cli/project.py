@@ -1,4 +1,4 @@
-"""The pytest project in the working directory: what its plugins and its conftest.py add."""
+"""The pytest project in the working directory, and the guests of its plugins and its conftest.py."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ imported by this process cannot be rewritten."""
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """What a project adds.
+    """The guests and settings of a project.
 
     :param guests: the built-in guests, and those of its plugins and ``conftest.py``.
-    :param ini: what its configuration file has for this plugin, by option name.
+    :param ini: the values of this plugin in its configuration file, by option name.
     :param ini_directory: the directory of that file.
     """
 
@@ -44,7 +44,7 @@ def guests_here() -> GuestRegistry:
 
 
 def project_here() -> Project:
-    """Return what the project in this directory adds.
+    """Return the project in this directory.
 
     pytest itself loads its configuration for this, and stops before collection.
 
@@ -61,21 +61,21 @@ def project_here() -> Project:
 
 
 def tests_here(arguments: Sequence[str], look: Callable[[pytest.Item], _Found]) -> list[_Found]:
-    """Collect tests as ``pytest`` in this directory would, and look at each. None is run.
+    """Collect tests as ``pytest`` in this directory would, and inspect each. None is run.
 
     :param arguments: further ones for pytest: paths, options.
     :raises ConfigError: if they cannot be collected, with pytest's output.
     """
     collector = _Collector(look)
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(output):
             status = pytest.main([*_ARGUMENTS, "--collect-only", "-q", *arguments], plugins=[collector])
     except Exception as error:
         raise _unreadable(f"{type(error).__name__}: {error}") from error
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         raise ConfigError(
-            f"pytest cannot collect the tests (exit status {int(status)}): {said.getvalue().strip()}",
+            f"pytest cannot collect the tests (exit status {int(status)}): {output.getvalue().strip()}",
             hint="see what `pytest --collect-only` says here",
         )
     return collector.found
@@ -102,7 +102,7 @@ class _Reader:
 
 
 class _Collector(Generic[_Found]):
-    """A plugin that looks at the tests that were collected."""
+    """A plugin that inspects the collected tests."""
 
     def __init__(self, look: Callable[[pytest.Item], _Found]) -> None:
         self._look = look

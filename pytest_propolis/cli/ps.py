@@ -43,14 +43,14 @@ def ps(*, only_kept: bool, hosts: tuple[HostSpec, ...] | None) -> None:
 
 
 def _list(*, only_kept: bool) -> bool:
-    """Show the table of this machine; return that it went well."""
+    """Show the table of this machine; return True."""
     bases = known_base_directories() if only_kept else [base_directory()]
     rows = [row for base in bases for run in survey(base) for row in _rows(run, only_kept=only_kept)]
     if not rows:
         click.echo("nothing is kept" if only_kept else "nothing is there")
         return True
     for row in [TITLES, *rows]:
-        click.echo("  ".join(f"{word:<{width}}" for word, width in zip(row, WIDTHS, strict=True)).rstrip())
+        click.echo("  ".join(f"{argument:<{width}}" for argument, width in zip(row, WIDTHS, strict=True)).rstrip())
     return True
 
 
@@ -63,7 +63,7 @@ def _rows(run: RunSurvey, *, only_kept: bool) -> Iterator[tuple[str, ...]]:
     entries = [entry for entry in run.contents.entries.values() if not only_kept or _is_kept(entry)]
     if not only_kept and run.is_alive and run.contents.header.lingers:
         header = run.contents.header
-        yield name, agent, "", _age(header.since), "agent", f"pid {header.agent.pid}, {_stay(run)}"
+        yield name, agent, "", _age(header.since), "agent", f"pid {header.agent.pid}, {_describe_stay(run)}"
     owners = {entry.owner.client: entry.owner for entry in entries}
     for vm in _vms(run) if run.is_alive else []:
         if vm.kept or not only_kept:
@@ -76,12 +76,12 @@ def _rows(run: RunSurvey, *, only_kept: bool) -> Iterator[tuple[str, ...]]:
             yield name, agent, owner, _age(volume.since), "volume", _volume(volume)
     for entry in entries:
         owner = _kept_until(entry.kept) if entry.kept else _owner(entry.owner)
-        yield name, agent, owner, _age(entry.since), entry.kind, _what(entry)
+        yield name, agent, owner, _age(entry.since), entry.kind, _describe_entry(entry)
     if not entries and not only_kept and not (run.is_alive and run.contents.header.lingers):
         yield name, agent, "", _age(run.contents.header.since), "agent", f"pid {run.contents.header.agent.pid}"
 
 
-def _stay(run: RunSurvey) -> str:
+def _describe_stay(run: RunSurvey) -> str:
     try:
         found = AgentClient(run.directory / SOCKET_NAME).lingering()
     except AgentError:
@@ -132,7 +132,7 @@ def _kept_until(kept: Kept) -> str:
     return "kept" if kept.until is None else f"kept until {time.strftime('%a %H:%M', time.localtime(kept.until))}"
 
 
-def _what(entry: Entry) -> str:
+def _describe_entry(entry: Entry) -> str:
     return entry.what.get("path") or (f"pid {entry.what['pid']}" if "pid" in entry.what else "about to start")
 
 

@@ -134,7 +134,9 @@ def serve(
     )
     try:
         asyncio.run(
-            serve_until_stopped(config, boot=boot, address=address, vnc=vnc, ready=_say_ready, metric_addr=metric_addr)
+            serve_until_stopped(
+                config, boot=boot, address=address, vnc=vnc, ready=_report_ready, metric_addr=metric_addr
+            )
         )
     except PropolisError:
         shutil.rmtree(directory, ignore_errors=True)  # nothing was started
@@ -142,7 +144,7 @@ def serve(
 
 
 def _tcp_address(text: str) -> Address | None:
-    """Return the address of a text such as ``127.0.0.1:80`` or ``[::1]:80``; None if it is none."""
+    """Parse an address such as ``127.0.0.1:80`` or ``[::1]:80``; return None if it is invalid."""
     from ..agent.servers.standalone import Address
 
     host, _, port = text.rpartition(":")
@@ -173,7 +175,7 @@ def _boot_source(bootrom: Path, kernel: Path | None, initrd: Path | None, append
     return Firmware(uefi=True, boot_rom=str(bootrom.absolute()))
 
 
-def _say_ready(address: Address) -> None:
+def _report_ready(address: Address) -> None:
     click.echo(f"listening on {address}; the API has no authentication", err=True)
     sys.stderr.flush()
 

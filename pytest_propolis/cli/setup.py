@@ -47,10 +47,10 @@ def setup(*, settings: Settings, guests: tuple[str, ...]) -> None:
     come from a plugin or the conftest.py of the tests in this directory.
     """
     names = tuple(dict.fromkeys(guests or (settings.guest, _ALWAYS_READY)))
-    asyncio.run(_set_up(settings, names, _say))
+    asyncio.run(_set_up(settings, names, _print_progress))
 
 
-def _say(line: str) -> None:
+def _print_progress(line: str) -> None:
     click.echo(f"propolis: {line}")
 
 
@@ -138,15 +138,15 @@ def _as_root() -> tuple[str, ...]:
 async def _install(ways: Sequence[Installer], say: Callable[[str], None]) -> None:
     for way, next_way in pairwise(ways):
         try:
-            await _go(way, say)
+            await _run_installer(way, say)
         except HostError as error:
             say(f"{error.message.splitlines()[0]} trying {next_way.name}")
         else:
             return
-    await _go(ways[-1], say)
+    await _run_installer(ways[-1], say)
 
 
-async def _go(way: Installer, say: Callable[[str], None]) -> None:
+async def _run_installer(way: Installer, say: Callable[[str], None]) -> None:
     if way.refresh and way.stale:
         say(f"{way.name}: fetching the lists of packages")
         await _run_logged(way.refresh)

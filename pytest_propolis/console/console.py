@@ -25,7 +25,7 @@ from .log import ConsoleLog
 from .shell_protocol import FrameParser, Output, Signal
 from .transcript import Found, Transcript
 
-__all__ = ["TAIL_LINES", "Console", "Follow", "end_reason"]
+__all__ = ["MOVED", "TAIL_LINES", "Console", "Follow", "destination", "end_reason"]
 
 Follow = Callable[[SerialConsoleMoved], Awaitable[ClientConnection]]
 """Opens the console again where a guest that migrates has gone."""
@@ -40,6 +40,7 @@ _LAST_LINE_OF_PANIC: Final = re.compile(rb"---\[ end (Kernel panic[^\n]*?) \]---
 PANIC_QUIET_S: Final = 1.0
 """For so long after that line, nothing comes from a guest that has panicked. Other guests only show an old log."""
 
+MOVED: Final = "the guest has moved to another VM"
 TAIL_LINES: Final = 30
 """How many lines of console an error shows."""
 
@@ -94,6 +95,7 @@ class Console:
         self._recent = b""
         self.boot_start = 0
         """Where in the transcript the guest's last reset was, if one is known."""
+        self._reset: asyncio.Future[None] = self._loop.create_future()
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
@@ -142,6 +144,10 @@ class Console:
     def moves(self) -> asyncio.Future[bool]:
         """Done when the console is at the next host that its guest moves to: true. Or when it has closed: false."""
         return self._next
+
+    def next_reset(self) -> asyncio.Future[None]:
+        """Return a future that is done when the guest next resets its machine, if the server reports it."""
+        return self._reset
 
     async def wait_for(self, pattern: str | re.Pattern[str], *, timeout_s: float) -> Found:
         """Wait until a text, or a match of a regular expression, is shown.
@@ -241,10 +247,14 @@ class Console:
                     self.note("the guest has reset its machine")
                     self.boots_again()
                     self.ends.happened("reset", "the guest has reset its machine", self.transcript)
+                    resets, self._reset = self._reset, self._loop.create_future()
+                    resets.set_result(None)
                     if self.on_reset is not None:
                         self.on_reset()
-                elif moved := _moved(message):
-                    return moved if self._follow else None
+                elif moved := destination(message):
+                    if self._follow:
+                        return moved
+                    self._not_followed = MOVED
         return None
 
     async def _go_with(self, moved: SerialConsoleMoved) -> None:
@@ -338,7 +348,7 @@ def end_reason(connection: ClientConnection) -> str:
     if connection.close_reason:
         return connection.close_reason
     if connection.close_code == CloseCode.NORMAL_CLOSURE:
-        return "the guest has moved to another VM"
+        return "its server has closed the console"
     return f"its server or its agent has gone (code {connection.close_code})"
 
 
@@ -349,7 +359,8 @@ def _is_reset(message: str) -> bool:
     return False
 
 
-def _moved(message: str) -> SerialConsoleMoved | None:
+def destination(message: str) -> SerialConsoleMoved | None:
+    """Return where the guest has migrated to, if a message of the server tells it."""
     with contextlib.suppress(msgspec.DecodeError):
         return msgspec.json.decode(message, type=SerialConsoleMigrating).migrating
     return None

@@ -83,6 +83,15 @@ else command eval "$@c" <"$@i" >"$@t" 2>&OUTPUT; fi
 done; done </dev/null >/dev/null 2>&1
 """
 
+# Busybox's `read` begins again when a child of the shell ends meanwhile, and forgets what it has read of the line. Once
+# a shell has started a job in the background, a process that has no children reads for it.
+_CAREFUL_READ: Final = r"""@g() {
+case ${!-} in
+'') IFS= TMOUT= command read -r @h <"$@t";;
+*) @h=$(IFS= TMOUT= command read -r @h <"$@t" && command printf %s "$@h")
+esac || exit
+}"""
+
 _ANY_SHELL: Final = {"START\n": "", "AFTER\n": "", "BEFORE\n": "", " LAST": "", "OUTPUT": "1"}
 
 # bash's `eval` replaces PIPESTATUS, `$?` and `$_` when it ends. So the command itself gets a last line that saves them.
@@ -160,13 +169,16 @@ def program(session: str, *, shell: str = "sh") -> str:
 
 
 def preparation(session: str, nonce: str, *, shell: str = "sh") -> str:
-    """What a shell that has just begun to take commands is told first: bash is replaced by one with a loop of its own.
+    """Return the first command of a shell that has just begun to take commands.
+
+    bash is replaced by one with a loop of its own; others get a `read` that loses nothing.
 
     :param nonce: this command's own word. The new loop reports the command's end.
     """
     loop = quoted(_loop(session, _BASH).replace("TERMINAL", TERMINAL))
     terminal, stty = _named("$@t", session), _named("$@y", session)
-    return f'case ${{BASH_VERSION-}} in ?*) exec {shell} -c {loop} sh "{terminal}" "{stty}" {nonce}; esac'
+    bash = f'exec {shell} -c {loop} sh "{terminal}" "{stty}" {nonce}'
+    return f"case ${{BASH_VERSION-}} in ?*) {bash};; *) {_named(_CAREFUL_READ, session)}\nesac"
 
 
 def _loop(session: str, parts: dict[str, str]) -> str:

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Final
 
-from ..errors import CommandFailed, CommandTimeout, ConsoleClosed, ShellError, ShellLost, abbreviated
+from ..errors import CommandFailed, CommandTimeout, ConsoleClosed, ShellError, ShellLost
+from ..terminal_text import abbreviated
 from .commands import CommandResult, PendingCommand, Sink, StallTimeout
 from .console import Console
 from .loop_client import LoopClient, either

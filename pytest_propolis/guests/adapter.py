@@ -29,7 +29,7 @@ EMULATED_KERNEL: Final = "mitigations=off norandmaps no_timer_check"
 # A device's directory is there before its driver is, and a disk's before its node. Opening the disk waits until its
 # partitions are known. Alpine loads drivers when it boots, and has to be told to after that. A guest without a driver
 # is not waited for longer than some seconds.
-PLUGGED: Final = (
+AWAIT_HOTPLUG: Final = (
     "for _da in {}; do _dd=/sys/bus/pci/devices/$_da; until [ -e $_dd ]; do sleep 0.02; done; _dn=0;"
     " while [ $_dn -lt 250 ]; do _dn=$((_dn+1));"
     " for _db in $_dd/virtio*/block/* $_dd/nvme/nvme*/nvme*n* $_dd/virtio*/net/*; do"
@@ -100,7 +100,7 @@ class GuestAdapter(ABC):
     """Path in the guest for the helper program of a template, on a RAM disk that is not mounted noexec."""
 
     quiet_command: ClassVar[str] = "sync"
-    """Command that makes a guest ready to be frozen: all data must have been written to disk."""
+    """Command that prepares a guest for being saved: all data must have been written to disk."""
 
     @property
     def fingerprint(self) -> str:
@@ -111,11 +111,11 @@ class GuestAdapter(ABC):
         return hashlib.sha256(b"\0".join([self.name.encode(), protocol.encode(), PROGRAM, *sources])).hexdigest()
 
     def template_commands(self) -> Iterable[str]:
-        """Return the commands that a logged-in guest runs before it is frozen."""
+        """Return the commands that a logged-in guest runs before it is saved."""
         return (install_command(self.scratch), self.await_identity_command())
 
     def await_identity_command(self) -> str:
-        """Return the command that re-arms the wake helper, after a `identity_command` has used it."""
+        """Return the command that re-arms the wake helper after an `identity_command` has used it."""
         return await_identity_command(self.scratch)
 
     def identity_command(self, *, name: str) -> str:
@@ -123,12 +123,12 @@ class GuestAdapter(ABC):
         clock and host name."""
         return identity_command(self.scratch, name=name)
 
-    def plugged_command(self, addresses: Sequence[str]) -> str:
+    def await_hotplug_command(self, addresses: Sequence[str]) -> str:
         """Return the command that waits until the fork's kernel has detected hot-plugged disks and network cards.
 
         :param addresses: their PCI addresses, such as ``0000:00:05.0``.
         """
-        return PLUGGED.format(" ".join(addresses))
+        return AWAIT_HOTPLUG.format(" ".join(addresses))
 
     def network_command(self, pci_address: str, address: str) -> str:
         """Return the command that gives a network card an address.

@@ -16,6 +16,8 @@ from .prompts import log_in_at_prompts
 __all__ = ["Debian"]
 
 BUILD: Final = DebianBuild()
+PROMPT: Final = re.compile(r"root@\S+:~# |[#%>] \Z")
+"""That of bash, or the end of that of another login shell."""
 
 
 class Debian(GuestAdapter):
@@ -42,8 +44,8 @@ class Debian(GuestAdapter):
     def identity_command(self, *, name: str) -> str:
         return f"{super().identity_command(name=name)} && echo {uuid4().hex} > /etc/machine-id"
 
-    def plugged_command(self, addresses: Sequence[str]) -> str:
-        return f"{super().plugged_command(addresses)}; udevadm settle"
+    def await_hotplug_command(self, addresses: Sequence[str]) -> str:
+        return f"{super().await_hotplug_command(addresses)}; udevadm settle"
 
     async def log_in(self, console: Console) -> None:
-        await log_in_at_prompts(console, user="root", prompt=re.compile(r"root@\S+:~# "))
+        await log_in_at_prompts(console, user="root", prompt=PROMPT)

@@ -37,7 +37,7 @@ class Micro(GuestAdapter):
     shell_wrapper: ClassVar[str] = "while :; do setsid -c {} </dev/ttyS0 >/dev/ttyS0 2>&1; done"
     reboot_command: ClassVar[str] = "reboot -f"
 
-    def plugged_command(self, addresses: Sequence[str]) -> str:
+    def await_hotplug_command(self, addresses: Sequence[str]) -> str:
         """Wait only for the devices: this guest has loaded no drivers."""
         return "; ".join(f"until [ -e /sys/bus/pci/devices/{address} ]; do sleep 0.02; done" for address in addresses)
 

@@ -1,1 +1,1 @@
-"""Hosts: the machines that VMs run on, each behind its agent."""
+"""Hosts: the machines that VMs run on, each with its agent."""

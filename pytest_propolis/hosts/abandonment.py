@@ -25,15 +25,15 @@ def abandon_to_agents() -> int:
     :returns: how many VMs those agents have, according to their ledgers.
     """
     lifelines = Lifeline.all_open()
-    places = {(lifeline.path.parent, run_of_client(lifeline.client)) for lifeline in lifelines}
-    vms = sum(_vms_in(directory, run) for directory, run in places)
+    keys = {(lifeline.path.parent, run_of_client(lifeline.client)) for lifeline in lifelines}
+    vms = sum(_vms_in(directory, run) for directory, run in keys)
     for lifeline in lifelines:
         lifeline.drop()
     return vms
 
 
 def vms_of_run(run: LocalRun) -> int:
-    """Return how many VMs a run has on this machine, according to the ledgers of its agents."""
+    """Return the number of a run's VMs on this machine, according to the ledgers of its agents."""
     return sum(_vms_in(directory, run.run) for directory in base_directory().glob(f"{run.agent}-*"))
 
 

@@ -34,9 +34,9 @@ from ..agent_api.networks import (
     AddPort,
     ConnectNetworks,
     CreateNetwork,
+    MovePort,
     NetworkCreated,
     NetworkFaults,
-    PlacePort,
     PortAdded,
 )
 from ..agent_api.templates import ForkVm, FreezeVm, TemplateMaking, TemplateNeeded, VmForked
@@ -47,7 +47,7 @@ from ..ledger.survey import survey
 from ..propolis_api import InstanceVCRReplace, ReplaceResult
 from ..propolis_api.connection.endpoint import Endpoint, Loss
 from ..propolis_api.connection.http import HttpClient, request
-from .agent_answers import AgentAnswers
+from .agent_responses import ResponseDecoder
 
 __all__ = ["AgentClient", "AsyncAgentClient", "running_agents"]
 
@@ -69,7 +69,7 @@ class AsyncAgentClient:
     def __init__(self, socket: Path, *, client: str, loss: Loss | None = None) -> None:
         self.socket = socket
         self._loss = loss
-        self._answers = AgentAnswers(socket)
+        self._decoder = ResponseDecoder(socket)
         self._http = HttpClient(self.endpoint(""), headers={CLIENT_HEADER: client})
 
     async def __aenter__(self) -> Self:
@@ -218,9 +218,9 @@ class AsyncAgentClient:
     async def order_faults(self, network_id: str, faults: NetworkFaults) -> None:
         await self._call("PUT", f"/networks/{network_id}/faults", NoneType, faults)
 
-    async def place_port(self, network_id: str, number: int, part: str | None) -> None:
-        """Inform a part of a network which part a port's card is at; None while it moves."""
-        await self._call("PUT", f"/networks/{network_id}/ports/{number}", NoneType, PlacePort(part=part))
+    async def move_port(self, network_id: str, number: int, part: str | None) -> None:
+        """Set the part of a network that a port's card is connected to; None while it moves."""
+        await self._call("PUT", f"/networks/{network_id}/ports/{number}", NoneType, MovePort(part=part))
 
     async def connect_network(self, network_id: str, address: str, part: str) -> None:
         """Connect a network to its part on another host.
@@ -250,9 +250,9 @@ class AsyncAgentClient:
             async with self._http.stream("POST", path, content=content, timeout_s=None) as answer:
                 if answer.status != HTTPStatus.OK:
                     body = b"".join([data async for data in answer.data()])
-                    raise self._answers.error(answer.status, body, f"POST {path}")
+                    raise self._decoder.error(answer.status, body, f"POST {path}")
                 async for text in answer.lines():
-                    line = self._answers.decode(text, StreamLine, f"POST {path}")
+                    line = self._decoder.decode(text, StreamLine, f"POST {path}")
                     if line.progress is not None:
                         progress(line.progress)
                     elif line.fault is not None:
@@ -267,7 +267,7 @@ class AsyncAgentClient:
     ) -> T:
         content = None if body is None else msgspec.json.encode(body)
         answer = await self._bytes(method, path, content, timeout_s=timeout_s)
-        return self._answers.decode(answer or b"null", kind, f"{method} {path}")
+        return self._decoder.decode(answer or b"null", kind, f"{method} {path}")
 
     async def _bytes(
         self, method: str, path: str, content: bytes | None = None, *, timeout_s: float = ANSWER_TIMEOUT_S
@@ -277,11 +277,11 @@ class AsyncAgentClient:
         except OSError as error:
             raise await self._lost(error) from None
         if not answer.is_success:
-            raise self._answers.error(answer.status, answer.content, f"{method} {path}")
+            raise self._decoder.error(answer.status, answer.content, f"{method} {path}")
         return answer.content
 
     async def _lost(self, error: object) -> AgentError:
-        return await self.endpoint("").lost_or(self._answers.lost(error))
+        return await self.endpoint("").lost_or(self._decoder.lost(error))
 
 
 class AgentClient:
@@ -301,7 +301,7 @@ class AgentClient:
         self.socket = socket
         self.process = process
         self.may_linger = may_linger
-        self._answers = AgentAnswers(socket)
+        self._decoder = ResponseDecoder(socket)
         self._client = client
 
     def answers(self) -> bool:
@@ -331,7 +331,7 @@ class AgentClient:
         self._ask("POST", "/removal", NoneType, resources)
 
     def lingering(self) -> LingerListed:
-        """How long the agent stays after its last client."""
+        """Return the time for which the agent lingers after its last client."""
         return self._ask("GET", "/linger", LingerListed)
 
     def end_lingering(self) -> LingerListed:
@@ -352,8 +352,8 @@ class AgentClient:
         try:
             answer = request(endpoint, method, path, content=content, headers=headers, timeout_s=BLOCKING_TIMEOUT_S)
         except OSError as error:
-            raise self._answers.lost(error) from None
-        return self._answers.result(answer, kind, f"{method} {path}")
+            raise self._decoder.lost(error) from None
+        return self._decoder.result(answer, kind, f"{method} {path}")
 
 
 def running_agents(base: Path, *, run: str | None = None) -> Iterator[AgentClient]:

@@ -46,7 +46,7 @@ class Unfinished(Protocol):
 
     @property
     def resources(self) -> ResourceIds:
-        """What that is."""
+        """The resources."""
 
 
 class Machine(NamedTuple):
@@ -155,7 +155,7 @@ class Host(Protocol):
         :raises HostError: when the agent cannot reach that host.
         """
 
-    async def reach_port(self, port: int) -> int:
+    async def forward_port(self, port: int) -> int:
         """Return a port of this machine's loopback interface that is forwarded to one of the host's, until closed.
 
         :raises HostError: when that cannot be.

@@ -20,16 +20,16 @@ class HostKind(NamedTuple):
     """The modules of a kind of host, imported when the first host of the kind is requested.
 
     :param module: its function ``open_host(spec, settings, run_id)`` makes the host.
-    :param measuring: the module whose function ``measure(spec)`` asks a host how big its machine is; None where that
-        is this machine.
+    :param measure_module: the module whose function ``measure(spec)`` queries the size of the host's machine; None if
+        that is this machine.
     """
 
     module: str
-    measuring: str | None = None
+    measure_module: str | None = None
 
 
 HOST_KINDS: Final[Mapping[str, HostKind]] = MappingProxyType(
-    {"local": HostKind("local"), "ssh": HostKind("ssh_host", measuring="ssh.visit")}
+    {"local": HostKind("local"), "ssh": HostKind("ssh_host", measure_module="ssh.host_connection")}
 )
 
 
@@ -44,7 +44,7 @@ def open_host(spec: HostSpec, settings: Settings, run_id: str) -> Host:
 
 def is_elsewhere(spec: HostSpec) -> bool:
     """Return whether a host is another machine than this one."""
-    return HOST_KINDS[spec.kind].measuring is not None
+    return HOST_KINDS[spec.kind].measure_module is not None
 
 
 async def measure(spec: HostSpec) -> Machine:
@@ -52,6 +52,6 @@ async def measure(spec: HostSpec) -> Machine:
 
     :raises HostError: when it cannot be reached, or does not answer as it should.
     """
-    name = HOST_KINDS[spec.kind].measuring
+    name = HOST_KINDS[spec.kind].measure_module
     assert name is not None
     return await cast(Measure, import_module(f".{name}", __package__).measure)(spec)

@@ -28,8 +28,8 @@ def note_base_directory(base: Path) -> None:
             part = note.with_suffix(f".{os.getpid()}")
             part.write_bytes(os.fsencode(base))
             part.replace(note)
-            for place, its_note in _read(notes):
-                if not place.exists():
+            for directory, its_note in _read(notes):
+                if not directory.exists():
                     its_note.unlink(missing_ok=True)
 
 
@@ -60,7 +60,7 @@ def _noted() -> list[Path]:
     with contextlib.suppress(OSError, RuntimeError, HostError):
         notes = _notes()
         require_private_directory(notes)
-        return sorted(place for place, _ in _read(notes))
+        return sorted(directory for directory, _ in _read(notes))
     return []
 
 

@@ -153,10 +153,10 @@ class _Child:
     @contextlib.contextmanager
     def started(cls, config: AgentConfig, environment: Mapping[str, str]) -> Iterator[_Child]:
         """Start an agent, and kill it if the block fails or is cancelled."""
-        ours, theirs = socket_pair()
-        with ours:
-            with theirs:
-                child = cls(config, _start(config, theirs.fileno(), environment), ours)
+        own_end, agent_end = socket_pair()
+        with own_end:
+            with agent_end:
+                child = cls(config, _start(config, agent_end.fileno(), environment), own_end)
             try:
                 yield child
             except BaseException:

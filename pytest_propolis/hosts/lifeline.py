@@ -51,7 +51,7 @@ class Lifeline:
         connection.setblocking(False)
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-                await _shake_hands(connection, path, client, os.getpid() if pid is None else pid, linger_s)
+                await _handshake(connection, path, client, os.getpid() if pid is None else pid, linger_s)
         except (FileNotFoundError, ConnectionError, AgentNotRunning):
             connection.close()
             raise AgentNotRunning from None
@@ -112,7 +112,7 @@ def _leave_to_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-async def _shake_hands(connection: socket.socket, path: Path, client: str, pid: int, linger_s: float) -> None:
+async def _handshake(connection: socket.socket, path: Path, client: str, pid: int, linger_s: float) -> None:
     loop = asyncio.get_running_loop()
     await loop.sock_connect(connection, str(path))
     headers = f"Host: agent\r\n{CLIENT_HEADER}: {client}\r\n{PID_HEADER}: {pid}\r\n"

@@ -43,7 +43,7 @@ class AgentEnvironment:
 
     @classmethod
     def current(cls, *, digest: str | None = None) -> Self:
-        """Return that of this process as it is now.
+        """Return the current environment of this process.
 
         :param digest: that of the process that has started this one, if both belong to one run.
         """

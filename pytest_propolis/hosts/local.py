@@ -150,7 +150,7 @@ class LocalHost:
         """Return the socket's own path: what this process reaches on its machine, the agent reaches, too."""
         return endpoint.address
 
-    async def reach_port(self, port: int) -> int:
+    async def forward_port(self, port: int) -> int:
         return port
 
     async def _connect_or_launch(self) -> Launched:

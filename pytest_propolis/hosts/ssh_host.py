@@ -68,13 +68,13 @@ class SshHost:
         self._run = run_id
         self._client_id = secrets.token_hex(8)
         self._joined: tuple[JoinedLink, Lifeline] | None = None
-        self._told: JoinedLink | None = None
+        self._lost_link: JoinedLink | None = None
         """The link whose loss some request has told of: the next one may find the host back."""
         self.was_up = False
         self._is_unreachable = False
         self._provided: set[str] = set()
-        self._reached: dict[int, int] = {}
-        """The host's ports that `reach_port` was asked for, by those of this machine."""
+        self._forwarded: dict[int, int] = {}
+        """The host's ports that `forward_port` was asked for, by those of this machine."""
         self.unfinished: list[Unfinished] = []
         self.templates: dict[object, str] = {}
 
@@ -115,7 +115,7 @@ class SshHost:
 
     @property
     def facts(self) -> HostFacts | None:
-        """What its loader has told of it, while its agent is up."""
+        """The facts that its loader reported, while its agent is up."""
         return self._joined[0].ready.facts if self._joined else None
 
     @property
@@ -128,14 +128,14 @@ class SshHost:
 
     async def client(self) -> AsyncAgentClient:
         """
-        :raises HostLost: when the connection to the host was lost since it was made, and no request has told of it.
+        :raises HostLost: when the connection to the host has been lost, and no request has reported it yet.
         """
         link = await self._link()
 
         async def explain() -> HostLost | None:
             loss = await link.explain()
             if loss is not None:
-                self._told = link
+                self._lost_link = link
             return loss
 
         return AsyncAgentClient(link.agent_socket, client=self._client_id, loss=explain)
@@ -143,9 +143,9 @@ class SshHost:
     async def run(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
         answer = await (await self._link()).run(command, timeout_s=timeout_s)
         if answer.status != 0:
-            said = (answer.complaint.strip() or answer.output.strip())[-QUOTED_BYTES:].decode(errors="replace")
+            output = (answer.stderr.strip() or answer.output.strip())[-QUOTED_BYTES:].decode(errors="replace")
             raise HostError(
-                f"host {self.name}: {command!r} ended with status {answer.status}: {said or 'it said nothing'}"
+                f"host {self.name}: {command!r} ended with status {answer.status}: {output or 'it output nothing'}"
             )
         return answer.output.decode(errors="replace").rstrip("\n")
 
@@ -157,11 +157,11 @@ class SshHost:
 
     async def provide(self, path: Path, progress: Progress, *, content: str | None = None) -> str:
         link = await self._link()
-        assert link.ready.facts.place is not None  # else there were no agent
+        assert link.ready.facts.bundle_directory is not None  # else there were no agent
         path = Path(host_path(path, purpose="a file"))
         if content is None:
             content = await asyncio.to_thread(_content_of, path)
-        there = Path(link.ready.facts.place).parent / FILES / content[:32] / path.name
+        there = Path(link.ready.facts.bundle_directory).parent / FILES / content[:32] / path.name
         if str(there) not in self._provided:
             progress(f"host {self.name}: {path.name} is sent there unless it has it")
             await link.put(path, str(there), once=True)
@@ -179,23 +179,23 @@ class SshHost:
         link = await self._link()
         if endpoint.uds is None:
             return await self._address_of_program(endpoint, link)
-        socket = link.ready.agent_socket if on.name == self.name else await link.offer(endpoint.uds)
+        socket = link.ready.agent_socket if on.name == self.name else await link.forward_remote(endpoint.uds)
         return dataclasses.replace(endpoint, uds=Path(socket)).address
 
-    async def reach_port(self, port: int) -> int:
-        here = await (await self._link()).reach_port(port)
-        self._reached[here] = port
+    async def forward_port(self, port: int) -> int:
+        here = await (await self._link()).forward_port(port)
+        self._forwarded[here] = port
         return here
 
     async def _address_of_program(self, endpoint: Endpoint, link: JoinedLink) -> str:
         host, port = endpoint.host_and_port
         if host != LOOPBACK:
             return endpoint.address
-        there = self._reached[port] if port in self._reached else await link.offer_port(port)
+        there = self._forwarded[port] if port in self._forwarded else await link.forward_remote_port(port)
         return dataclasses.replace(endpoint, base_url=f"http://{LOOPBACK}:{there}").address
 
     def close(self) -> None:
-        """Let go of the agent, which then releases what this process still owns, and leaves if nothing else needs it.
+        """Disconnect from the agent, which then releases this process's resources, and exits if nothing else needs it.
 
         Waits within bounds until that is done. Closing twice is fine.
         """
@@ -213,7 +213,7 @@ class SshHost:
             link.close()
 
     async def _link(self) -> JoinedLink:
-        """The link, which is joined or started; with it goes this process's lifeline to the agent."""
+        """Return the link, joined or started, which carries this process's lifeline to the agent."""
         if self._joined is not None:
             link, lifeline = self._joined
             if not lifeline.is_broken:
@@ -224,7 +224,7 @@ class SshHost:
             lifeline.close()
             loss = await link.explain(within_s=LINK_END_TIMEOUT_S)  # an agent that is gone takes its link along
             link.close()
-            if loss is not None and self._told is not link:
+            if loss is not None and self._lost_link is not link:
                 self._is_unreachable = True
                 raise loss
         self.was_up = self._is_unreachable = True

@@ -27,8 +27,8 @@ async def get_extended_info(endpoint: Endpoint, *, vm: str) -> ExtendedInfo:
 
     :raises CapabilityMissing: if the VM's server is not run by an agent.
     """
-    lacking = CapabilityMissing("its server says nothing beside the API", vm=vm, operation="facts")
-    content = await _get(endpoint, "", vm=vm, operation="facts", lacking=lacking)
+    missing = CapabilityMissing("its server says nothing beside the API", vm=vm, operation="facts")
+    content = await _get(endpoint, "", vm=vm, operation="facts", missing=missing)
     return msgspec.json.decode(content, type=ExtendedInfo)
 
 
@@ -38,10 +38,10 @@ async def get_screenshot(endpoint: Endpoint, *, vm: str) -> bytes:
     :raises CapabilityMissing: if the VM has no display.
     :raises ApiError: if the VM is not running.
     """
-    lacking = CapabilityMissing(
+    missing = CapabilityMissing(
         "it has no display", vm=vm, operation="screenshot", hint="ask for one with VmConfig(display=True)"
     )
-    return await _get(endpoint, "/screenshot", vm=vm, operation="screenshot", lacking=lacking)
+    return await _get(endpoint, "/screenshot", vm=vm, operation="screenshot", missing=missing)
 
 
 async def attach_disk(endpoint: Endpoint, components: Mapping[str, Component], *, vm: str) -> InstanceSpec:
@@ -50,9 +50,9 @@ async def attach_disk(endpoint: Endpoint, components: Mapping[str, Component], *
     :raises CapabilityMissing: if the VM's server is not run by an agent.
     :raises ApiError: if the server rejects it.
     """
-    lacking = CapabilityMissing("its server cannot plug disks into a VM that runs", vm=vm, operation="attach")
+    missing = CapabilityMissing("its server cannot plug disks into a VM that runs", vm=vm, operation="attach")
     body = msgspec.json.encode(AttachDisk(components=dict(components)))
-    answer = await _ask("POST", endpoint, "/disks", body, vm=vm, operation="attach", lacking=lacking)
+    answer = await _ask("POST", endpoint, "/disks", body, vm=vm, operation="attach", missing=missing)
     return msgspec.json.decode(answer, type=InstanceSpec)
 
 
@@ -62,14 +62,14 @@ async def forward_guest_port(endpoint: Endpoint, port: int, *, vm: str) -> int:
     :raises CapabilityMissing: if the VM's server is not run by an agent.
     :raises ApiError: if the server refuses.
     """
-    lacking = CapabilityMissing("its server forwards no ports", vm=vm, operation="forward")
+    missing = CapabilityMissing("its server forwards no ports", vm=vm, operation="forward")
     body = msgspec.json.encode(ForwardPort(guest_port=port))
-    answer = await _ask("POST", endpoint, "/forwards", body, vm=vm, operation="forward", lacking=lacking)
+    answer = await _ask("POST", endpoint, "/forwards", body, vm=vm, operation="forward", missing=missing)
     return msgspec.json.decode(answer, type=PortForwarded).port
 
 
-async def _get(endpoint: Endpoint, path: str, *, vm: str, operation: str, lacking: CapabilityMissing) -> bytes:
-    return await _ask("GET", endpoint, path, None, vm=vm, operation=operation, lacking=lacking)
+async def _get(endpoint: Endpoint, path: str, *, vm: str, operation: str, missing: CapabilityMissing) -> bytes:
+    return await _ask("GET", endpoint, path, None, vm=vm, operation=operation, missing=missing)
 
 
 async def _ask(
@@ -80,7 +80,7 @@ async def _ask(
     *,
     vm: str,
     operation: str,
-    lacking: CapabilityMissing,
+    missing: CapabilityMissing,
 ) -> bytes:
     try:
         async with http_client(endpoint) as client:
@@ -88,7 +88,7 @@ async def _ask(
     except OSError as error:
         raise AgentError(f"{endpoint} does not answer: {error or type(error).__name__}", vm=vm) from None
     if answer.status == HTTPStatus.NOT_FOUND:
-        raise lacking
+        raise missing
     if not answer.is_success:
         raise api_error(answer.status, answer.content, vm=vm, operation=operation)
     return answer.content

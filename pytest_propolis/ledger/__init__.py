@@ -1,1 +1,1 @@
-"""What exists on a host and which client owns it, on disk."""
+"""The resources that exist on a host and their owners, recorded on disk."""

@@ -1,7 +1,7 @@
 """Leak audit: find resources of a run that no running agent accounts for, by inspecting the machine itself.
 
 The audit changes nothing. Resources that a running agent keeps on purpose are accounted for. Everything else that
-carries the run's id or a mark of its agents is a leak: processes, files and sockets, mounts, loop and NBD devices, and
+carries the run's id or a tag of its agents is a leak: processes, files and sockets, mounts, loop and NBD devices, and
 ZFS datasets.
 """
 
@@ -20,8 +20,8 @@ from ..errors import HostError
 from ..operating_system.registry import system
 from ..storage.files import files_below, require_trusted
 from .disk_directories import OWNER_NAME, directories_of
-from .entry import AGENT_OWNER, KEPT_OWNER, MARK_VARIABLE, Entry, command_line_mark
-from .identity import ProcessIdentity, find_marked
+from .entry import AGENT_OWNER, KEPT_OWNER, TAG_VARIABLE, Entry, command_line_tag
+from .identity import ProcessIdentity, find_tagged
 from .ledger import LEDGER_NAME
 from .rendezvous import SUFFIX
 from .survey import RunSurvey, survey
@@ -74,26 +74,26 @@ def audit(
     :param disks: the parent of the agents' disk directories.
     :param block_devices: the kernel's directory of block devices; None for the host's, if it has one.
     """
-    leaks, agents = _look(base, run, clients, disks, block_devices)
+    leaks, agents = _scan(base, run, clients, disks, block_devices)
     if leaks and any(agent.lingers for agent in agents):
         # Standby forks and VMs of other runs may appear or disappear between reading a ledger and the search.
-        again, _ = _look(base, run, clients, disks, block_devices)
+        again, _ = _scan(base, run, clients, disks, block_devices)
         leaks = [leak for leak in leaks if leak in again]
     return leaks
 
 
-def _look(
+def _scan(
     base: Path, run: str, clients: str, disks: Path | None, block_devices: Path | None
 ) -> tuple[list[Leak], list[_Agent]]:
     agents = _agents(base, run, clients)
-    words = (f"{MARK_VARIABLE}={run}.", command_line_mark(run))
+    tags = (f"{TAG_VARIABLE}={run}.", command_line_tag(run))
     leaks = [leak for agent in agents for leak in _left_by(agent)]
     if not agents and (rendezvous := base / f"{run}{SUFFIX}").exists():
         leaks.append(Leak("file", str(rendezvous)))
     if disks is not None:
         explained = {agent.directory.name for agent in agents}
-        leaks += [Leak("directory", str(place)) for place in directories_of(disks, run) if place.name not in explained]
-    leaks += [*_processes(words, agents), *_sockets(agents, base / run), *_mounts(run)]
+        leaks += [Leak("directory", str(path)) for path in directories_of(disks, run) if path.name not in explained]
+    leaks += [*_processes(tags, agents), *_sockets(agents, base / run), *_mounts(run)]
     described = block_devices or system().host.block_devices
     return [*leaks, *(_devices(described, run) if described else ()), *_datasets(run)], agents
 
@@ -123,7 +123,7 @@ class _Agent:
 
     @property
     def lingers(self) -> bool:
-        """Whether it is still running, without clients of the run, to serve the next one."""
+        """Whether it is still running to serve the next run, without clients of this run."""
         return self.is_alive and self.found.contents is not None and self.found.contents.header.lingers
 
     @property
@@ -180,14 +180,14 @@ def _unlisted_files(directory: Path, entries: Iterable[Entry]) -> Iterator[Leak]
     listed = [Path(entry.what["path"]) for entry in entries if "path" in entry.what]
     for path in sorted(files_below(directory)):
         own = path.parent == directory and path.name in _OWN_FILES
-        if not own and not any(path.is_relative_to(place) for place in listed):
+        if not own and not any(path.is_relative_to(directory) for directory in listed):
             yield Leak("socket" if path.is_socket() else "file", str(path))
 
 
-def _processes(words: Sequence[str], agents: Iterable[_Agent]) -> Iterator[Leak]:
+def _processes(tags: Sequence[str], agents: Iterable[_Agent]) -> Iterator[Leak]:
     explained = [entry for agent in agents for entry in agent.entries if agent.explains_outside(entry)]
     known = {ProcessIdentity.from_facts(entry.what) for entry in explained}
-    for process in sorted(find_marked(*words), key=lambda process: process.pid):
+    for process in sorted(find_tagged(*tags), key=lambda process: process.pid):
         if process not in known and not any(process.carries(entry.id) for entry in explained):
             yield Leak("process", f"{process.pid} ({_command(process.pid)})")
 
@@ -228,12 +228,12 @@ def _mounts(run: str) -> Iterator[Leak]:
 
 
 def _is_out_of_others_reach(path: Path) -> bool:
-    """Whether no other user can have made what lies at a path.
+    """Return whether no other user can have created the file at a path.
 
     Users can mount their own file systems (FUSE), and set up loop devices over their files (udisks), with the run's id
     in the name.
     """
-    parent = next(place for place in path.parents if place.is_dir())
+    parent = next(directory for directory in path.parents if directory.is_dir())
     try:
         require_trusted(parent)
     except (HostError, OSError):

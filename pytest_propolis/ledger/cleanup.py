@@ -15,8 +15,8 @@ from typing import Final
 
 from ..errors import AgentError
 from ..storage.forks.zfs import remove_clone
-from .entry import Entry, command_line_mark
-from .identity import ProcessIdentity, find_marked
+from .entry import Entry, command_line_tag
+from .identity import ProcessIdentity, find_tagged
 from .ledger_text import Header
 from .removal import parent_of, refusal, remove, require_unmounted
 
@@ -56,19 +56,19 @@ def _undo_process(entry: Entry, run: DeadRun) -> None:
     recorded = ProcessIdentity.from_facts(entry.what)
 
     def remaining() -> list[ProcessIdentity]:
-        marked = find_marked(entry.id)
-        return [recorded, *marked] if recorded and recorded.is_alive() else marked
+        tagged = find_tagged(entry.id)
+        return [recorded, *tagged] if recorded and recorded.is_alive() else tagged
 
     end(remaining)
 
 
 def strays(run: DeadRun) -> list[ProcessIdentity]:
-    """Processes that carry the run's mark, apart from those that belong to a process entry or to something kept."""
+    """Processes that carry the run's tag, except those that belong to a process entry or to something kept."""
     listed = [entry for entry in run.entries if entry.kind == "process" or entry in run.spared]
-    # A process that carries only the mark could belong to a kept resource; one that carries the id of another entry
+    # A process that carries only the tag could belong to a kept resource; one that carries the id of another entry
     # does not. A QEMU whose wrapper cleared its environment has the run's id only in its command line.
-    marks = [f"{run.header.mark}-"] if run.spared else [run.header.mark, command_line_mark(run.header.run)]
-    found = {process for mark in marks for process in find_marked(mark)}
+    tags = [f"{run.header.tag}-"] if run.spared else [run.header.tag, command_line_tag(run.header.run)]
+    found = {process for tag in tags for process in find_tagged(tag)}
     return [process for process in found if not any(_belongs(process, entry) for entry in listed)]
 
 

@@ -9,7 +9,7 @@ import msgspec
 from ..agent_api.retention import Kept
 from .identity import ProcessIdentity
 
-__all__ = ["AGENT_OWNER", "KEPT_OWNER", "MARK_VARIABLE", "Entry", "Owner", "command_line_mark"]
+__all__ = ["AGENT_OWNER", "KEPT_OWNER", "TAG_VARIABLE", "Entry", "Owner", "command_line_tag"]
 
 KEPT_OWNER: Final = "kept"
 """Owner of resources kept for inspection."""
@@ -17,11 +17,11 @@ KEPT_OWNER: Final = "kept"
 AGENT_OWNER: Final = "agent"
 """Owner of the agent's own resources."""
 
-MARK_VARIABLE: Final = "PROPOLIS_MARK"
+TAG_VARIABLE: Final = "PROPOLIS_MARK"
 """The environment variable in which a process carries the id of its ledger entry."""
 
 
-def command_line_mark(run: str) -> str:
+def command_line_tag(run: str) -> str:
     """Return the text that the command line of every QEMU of a run contains."""
     return f"propolis-{run}-"
 
@@ -44,8 +44,8 @@ class Owner(msgspec.Struct, frozen=True, omit_defaults=True):
 class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One resource.
 
-    :param id: unguessable; begins with the run's mark. A process that is started for the entry carries it in its
-        environment (`MARK_VARIABLE`) or command line, by which it is found if its pid was never recorded.
+    :param id: unguessable; begins with the run's tag. A process that is started for the entry carries it in its
+        environment (`TAG_VARIABLE`) or command line, by which it is found if its pid was never recorded.
         Never put it in a path that a user may type: a ``tail`` of such a file would carry the id as well.
     :param kind: the kind of resource: "process", "directory", "file", "socket", or any other word.
     :param what: identifies the resource: "path", "name", or the facts of a `ProcessIdentity`.

@@ -18,7 +18,7 @@ from ..errors import CapabilityMissing
 from ..operating_system.interface import OpenProcess, Processes
 from ..operating_system.registry import system
 
-__all__ = ["ProcessIdentity", "find_marked"]
+__all__ = ["ProcessIdentity", "find_tagged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,12 @@ class ProcessIdentity:
             return _pid_exists(self.pid)
         return not status.is_dead and self.start_time in (None, status.start_time)
 
-    def carries(self, mark: str) -> bool:
-        """Return whether it is alive, belongs to this user, and has the mark in its command line or environment."""
-        known, word = _processes(), mark.encode()
-        marked = word in known.environment(self.pid) or word in known.command_line(self.pid)
-        # Checked last: had the pid passed to another process before the mark was read, this identity would be dead.
-        return marked and known.real_uid(self.pid) == os.getuid() and self.is_alive()
+    def carries(self, tag: str) -> bool:
+        """Return whether it is alive, belongs to this user, and has the tag in its command line or environment."""
+        known, encoded = _processes(), tag.encode()
+        tagged = encoded in known.environment(self.pid) or encoded in known.command_line(self.pid)
+        # Checked last: had the pid passed to another process before the tag was read, this identity would be dead.
+        return tagged and known.real_uid(self.pid) == os.getuid() and self.is_alive()
 
     def kill(self, signal_number: signal.Signals = signal.SIGKILL) -> bool:
         """Signal the process, and never another one that has reused its pid.
@@ -140,21 +140,21 @@ class ProcessIdentity:
             )
 
 
-def find_marked(*marks: str) -> list[ProcessIdentity]:
-    """Return this user's running processes that carry one of the marks in their command line or environment.
+def find_tagged(*tags: str) -> list[ProcessIdentity]:
+    """Return this user's running processes that carry one of the tags in their command line or environment.
 
     The caller and its ancestors are excluded. Empty where processes cannot be listed.
     """
-    spared = _lineage()
-    words = [mark.encode() for mark in marks]
-    candidates = (_identity(pid) for pid in _processes().pids() if pid not in spared and _mentions(pid, words))
-    return [process for process in candidates if process and any(map(process.carries, marks))]
+    spared = _self_and_ancestors()
+    encoded = [tag.encode() for tag in tags]
+    candidates = (_identity(pid) for pid in _processes().pids() if pid not in spared and _mentions(pid, encoded))
+    return [process for process in candidates if process and any(map(process.carries, tags))]
 
 
-def _mentions(pid: int, words: Sequence[bytes]) -> bool:
-    """Return whether a process may carry one of the words; nearly all that run on a machine do not."""
+def _mentions(pid: int, tags: Sequence[bytes]) -> bool:
+    """Return whether a process may carry one of the tags; nearly all that run on a machine do not."""
     known = _processes()
-    return any(word in text for text in (known.environment(pid), known.command_line(pid)) for word in words)
+    return any(tag in text for text in (known.environment(pid), known.command_line(pid)) for tag in tags)
 
 
 def _processes() -> Processes:
@@ -168,7 +168,7 @@ def _identity(pid: int) -> ProcessIdentity | None:
         return None
 
 
-def _lineage() -> set[int]:
+def _self_and_ancestors() -> set[int]:
     lineage: set[int] = set()
     pid = os.getpid()
     while pid not in lineage and (status := _processes().status(pid)):

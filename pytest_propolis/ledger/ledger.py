@@ -82,7 +82,7 @@ class Ledger:
         header = Header(
             version=FORMAT,
             run=run,
-            mark=f"{run}.{secrets.token_hex(16)}",
+            tag=f"{run}.{secrets.token_hex(16)}",
             agent=ProcessIdentity.current(),
             uid=os.geteuid(),
             since=time.time(),
@@ -153,7 +153,7 @@ class Ledger:
         now = time.time()
         entries = [
             Entry(
-                id=f"{self.header.mark}-{secrets.token_hex(8)}",
+                id=f"{self.header.tag}-{secrets.token_hex(8)}",
                 kind=kind,
                 what=dict(what),
                 owner=owner,

@@ -35,7 +35,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     """The first line of a ledger, which identifies its agent.
 
     :param version: the version of the format.
-    :param mark: the run id and an unguessable suffix; every entry's id begins with it.
+    :param tag: the run id and an unguessable suffix; every entry's id begins with it.
     :param agent: the agent's process.
     :param uid: the agent's user.
     :param since: when the ledger was opened, Unix time in seconds.
@@ -45,7 +45,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
 
     version: int
     run: str
-    mark: str
+    tag: str = msgspec.field(name="mark")
     agent: ProcessIdentity
     uid: int
     since: float

@@ -55,9 +55,9 @@ def reap(
             with Ledger.adopt(directory / LEDGER_NAME) as ledger:
                 _Reaping(ledger, tuple(roots), CLEANUPS if cleanups is None else cleanups, report).run(include_kept)
         except FileNotFoundError:
-            _reap_stillborn(directory, report, "it has no ledger")
+            _reap_incomplete(directory, report, "it has no ledger")
         except AgentError as error:
-            _reap_stillborn(directory, report, error.message)
+            _reap_incomplete(directory, report, error.message)
     return report
 
 
@@ -93,12 +93,12 @@ class _Reaping:
             self._remove_directory()
 
     def _undo(self, entry: Entry, run: DeadRun) -> bool:
-        undoer = self.cleanups.get(entry.kind)
-        if undoer is None:
+        cleanup = self.cleanups.get(entry.kind)
+        if cleanup is None:
             return self._failed(entry, f"nothing here knows how to undo a {entry.kind!r}")
         try:
             if not self.report.dry_run:
-                undoer(entry, run)
+                cleanup(entry, run)
                 self.ledger.gone(entry)
         except (OSError, PropolisError) as error:
             return self._failed(entry, _reason(error))
@@ -160,7 +160,7 @@ def _remove_run_directory(directory: Path) -> None:
     directory.rmdir()
 
 
-def _is_stillborn(directory: Path) -> bool:
+def _is_incomplete(directory: Path) -> bool:
     # The launcher creates the log before the agent starts.
     if {path.name for path in directory.iterdir()} - {LEDGER_NAME, LOG_NAME}:
         return False
@@ -177,18 +177,18 @@ def _is_stillborn(directory: Path) -> bool:
         return False
 
 
-def _reap_stillborn(directory: Path, report: Report, reason: str) -> None:
+def _reap_incomplete(directory: Path, report: Report, reason: str) -> None:
     """Remove the directory of an agent that died before its ledger had a header: it cannot have created anything."""
     try:
-        stillborn = _is_stillborn(directory)
-        if stillborn and not report.dry_run:
+        incomplete = _is_incomplete(directory)
+        if incomplete and not report.dry_run:
             _remove_run_directory(directory)
     except FileNotFoundError:
         return
     except (OSError, PropolisError) as error:
         report.failed.append(Failure(directory, None, _reason(error)))
     else:
-        if stillborn:
+        if incomplete:
             report.directories.append(directory)
         else:
             report.left.append(Skipped(directory, reason))

@@ -33,10 +33,10 @@ class Skipped:
 
 @dataclass(slots=True)
 class Report:
-    """What the reaper did, or would try to do with `dry_run`.
+    """The actions of the reaper, or those that it would try with `dry_run`.
 
     :param removed: the removed entries, in order.
-    :param strays: killed processes that carried a run's mark but were not listed.
+    :param strays: killed processes that carried a run's tag but were not listed.
     :param directories: the removed run directories.
     :param kept: entries that are to survive their owner.
     :param failed: resources that could not be removed.

@@ -84,10 +84,10 @@ def remove_abandoned(base: Path) -> list[Path]:
     """Remove the rendezvous files of this user's runs whose agents are gone, and return their paths."""
     removed = []
     for path in filter(_is_ours, base.glob(f"*{SUFFIX}")):
-        place = Rendezvous(base, path.name.removesuffix(SUFFIX))
-        socket = place.socket()
+        rendezvous = Rendezvous(base, path.name.removesuffix(SUFFIX))
+        socket = rendezvous.socket()
         # It names no socket while a process holds it to start an agent, or after that process was killed.
-        if (socket is None or not socket.exists()) and place.leave(socket):
+        if (socket is None or not socket.exists()) and rendezvous.leave(socket):
             removed.append(path)
     return removed
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from .entry import MARK_VARIABLE, Entry, Owner
+from .entry import TAG_VARIABLE, Entry, Owner
 from .identity import ProcessIdentity
 from .ledger import Ledger
 
@@ -70,7 +70,7 @@ class _ProcessRecord:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        return {MARK_VARIABLE: self._entry.id}
+        return {TAG_VARIABLE: self._entry.id}
 
     def live(self, pid: int) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -1,1 +1,1 @@
-"""What a test declares: checked against hosts, and turned into skip reasons."""
+"""The markers of tests: their requirements on hosts, and the reasons for skips."""

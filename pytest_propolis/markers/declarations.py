@@ -1,4 +1,4 @@
-"""What a test declares, and the check of each declaration's arguments."""
+"""The markers that tests declare, and the checks of their arguments."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_HOSTS: Final = 64
 
 
 class MarkerError(Exception):
-    """Raised when a marker's arguments are wrong; the text names the test, the marker, and the right word."""
+    """Raised when a marker's arguments are wrong; the text names the test, the marker, and the correct argument."""
 
 
 def cold_boot() -> dict[str, Any]:
@@ -80,7 +80,7 @@ MARKERS: Final[Mapping[str, Callable[..., dict[str, Any]]]] = MappingProxyType(
 
 
 def descriptions() -> list[str]:
-    """The lines that ``pytest --markers`` shows."""
+    """Return the lines that ``pytest --markers`` shows."""
     return [
         f"{name}{inspect.signature(function).replace(return_annotation=inspect.Signature.empty)}: {function.__doc__}"
         for name, function in MARKERS.items()
@@ -88,7 +88,7 @@ def descriptions() -> list[str]:
 
 
 def declared(node: pytest.Item | pytest.Collector | pytest.Metafunc) -> dict[str, dict[str, Any]]:
-    """Return what the markers of a test say, by marker; of several with one name the closest counts.
+    """Return the checked arguments of a test's markers, by marker. The closest of several markers of a name counts.
 
     :raises MarkerError: when arguments are wrong.
     """
@@ -102,10 +102,10 @@ def declared(node: pytest.Item | pytest.Collector | pytest.Metafunc) -> dict[str
 
 def _checked(test: str, function: Callable[..., dict[str, Any]], marker: pytest.Mark) -> dict[str, Any]:
     signature = inspect.signature(function)
-    for word in marker.kwargs:
-        if word not in signature.parameters:
-            hint = closest(word, signature.parameters) or f"it takes {', '.join(signature.parameters) or 'none'}"
-            raise MarkerError(f"{test}: the marker {marker.name} has no argument {word!r}; {hint}")
+    for keyword in marker.kwargs:
+        if keyword not in signature.parameters:
+            hint = closest(keyword, signature.parameters) or f"it takes {', '.join(signature.parameters) or 'none'}"
+            raise MarkerError(f"{test}: the marker {marker.name} has no argument {keyword!r}; {hint}")
     try:
         signature.bind(*marker.args, **marker.kwargs)
         return function(*marker.args, **marker.kwargs)
@@ -134,5 +134,5 @@ def _require(holds: bool, otherwise: str) -> None:
 
 
 def needs_hosts(item: pytest.Item) -> bool:
-    """Whether a test uses VMs, or hosts, at all."""
+    """Return whether a test uses VMs or hosts."""
     return "propolis" in getattr(item, "fixturenames", ())

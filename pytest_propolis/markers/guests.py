@@ -11,7 +11,7 @@ __all__ = ["parametrize_guests"]
 
 
 def parametrize_guests(metafunc: pytest.Metafunc) -> None:
-    """Give a test its guests as parameters, and check the arguments of all its markers.
+    """Parametrize a test with its guests, and check the arguments of all its markers.
 
     Errors are those of the collection, so that a misspelt marker does not look like a test that passes.
     """

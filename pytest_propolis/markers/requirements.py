@@ -1,4 +1,4 @@
-"""What a test needs of the hosts, and the reason why it is skipped where no host can ever meet that."""
+"""The requirements of a test on hosts, and the reason for a skip if no host can meet them."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ REMOTE_FIXTURES: Final = frozenset({"remote_host", "remote_hosts"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requirements:
-    """What a test needs of the hosts.
+    """The requirements of a test on hosts.
 
-    :param hosts: how many distinct hosts at once.
-    :param labels: what each of them must have.
+    :param hosts: the number of distinct hosts at once.
+    :param labels: labels that each of them must have.
     :param guest: the guest that it boots; None for the default one.
     :param inventory: whether it needs hosts to be named at all.
     """
@@ -49,7 +49,7 @@ class Requirements:
 
 
 def requirements_of(item: pytest.Item) -> Requirements:
-    """Return what a test needs, by its markers and its fixtures.
+    """Return the requirements of a test, from its markers and fixtures.
 
     :raises pytest.UsageError: when the arguments of a marker are wrong.
     """
@@ -75,9 +75,9 @@ def requirements_of(item: pytest.Item) -> Requirements:
 
 @dataclass(frozen=True, slots=True)
 class Unmet:
-    """Why a test cannot run on the hosts of a run.
+    """The reason why a test cannot run on the hosts of a run.
 
-    :param remedy: what would help; empty where nothing is known to.
+    :param remedy: a remedy; empty if none is known.
     """
 
     reason: str
@@ -134,7 +134,7 @@ def _unmet_hosts(needed: Requirements, settings: Settings) -> Unmet | None:
 
 @cache
 def _own(name: str) -> int:
-    """What this machine has of something."""
+    """Return the number of processors of this machine, or its memory in MiB."""
     import os
 
     if name == "cpus":

@@ -1,1 +1,1 @@
-"""What this project asks of the operating system: processes, children, and figures of the host."""
+"""The operating system: processes, children, and properties of the host."""

@@ -1,4 +1,4 @@
-"""Figures of the host on which this process runs, as the chosen operating system tells them."""
+"""Memory and processors of this host, from the operating system that this process runs on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def total_mib() -> int:
 
 
 def available_mib() -> int:
-    """Return how much memory can be allocated without swapping or killing anything, in MiB."""
+    """Return the memory that can be allocated without swapping or killing anything, in MiB."""
     return system().host.available_mib()
 
 

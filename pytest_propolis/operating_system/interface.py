@@ -34,7 +34,7 @@ class Mount:
     """A mounted file system.
 
     :param point: where it is mounted.
-    :param record: all that the kernel tells about it, such as what is mounted.
+    :param record: the kernel's description of it, which names what is mounted.
     """
 
     point: Path
@@ -59,10 +59,10 @@ class Processes(Protocol):
     """The processes of the host, as far as this user can see them."""
 
     def boot_id(self) -> str:
-        """Return a word that identifies the boot of the host; empty if it is unknown."""
+        """Return an id of the host's boot; empty if it is unknown."""
 
     def pid_namespace(self) -> str:
-        """Return a word that identifies the namespace of this process's pids; empty if it is unknown."""
+        """Return an id of the namespace of this process's pids; empty if it is unknown."""
 
     def pids(self) -> list[int]:
         """Return the pids of all processes; empty if they cannot be listed."""
@@ -77,7 +77,7 @@ class Processes(Protocol):
         """Return a process's arguments, each ended by a NUL; empty if they cannot be read."""
 
     def environment(self, pid: int) -> bytes:
-        """Return the variables with which a process was started, each ended by a NUL; empty if they cannot be read."""
+        """Return the initial environment of a process, each variable ended by a NUL; empty if it cannot be read."""
 
     @property
     def can_open(self) -> bool:
@@ -91,13 +91,13 @@ class Processes(Protocol):
 
 
 class Descendants(Protocol):
-    """What a child process has started, also where it has left the child's process group."""
+    """The descendants of a child process, including those outside its process group."""
 
     def kill(self) -> None:
-        """Kill all of them that can be killed. It blocks."""
+        """Kill all of them, as far as permitted. Blocking."""
 
     def close(self) -> None:
-        """Forget them."""
+        """Release the descriptors."""
 
 
 class Children(Protocol):
@@ -108,13 +108,13 @@ class Children(Protocol):
         """The command prefix that gives a program the privileges of the user's profile; empty where there is none."""
 
     def ending_with_parent(self) -> AbstractContextManager[tuple[str, ...]]:
-        """Return a context in which a child is started that is killed when this process ends, however it ends.
+        """Return a context in which to start a child that is killed when this process ends for any reason.
 
         It yields the command prefix with which to start the child. The child must be started in the entering thread.
         """
 
     def descendants(self, pid: int, *, pipe: int) -> Descendants:
-        """Return what the child has started, which is recognised as long as the child has not been waited for.
+        """Return the child's descendants, which are known until the child has been waited for.
 
         :param pipe: the read end of a pipe whose write end the child inherits, and nothing else holds.
         """
@@ -134,7 +134,7 @@ class Host(Protocol):
         """Return the memory that this process and its children may use, in MiB."""
 
     def available_mib(self) -> int:
-        """Return how much memory can be allocated without swapping or killing anything, in MiB."""
+        """Return the memory that can be allocated without swapping or killing anything, in MiB."""
 
     def idle_s(self) -> float:
         """Return the idle time since boot in seconds, summed over all processors.
@@ -143,7 +143,7 @@ class Host(Protocol):
         """
 
     def processors(self) -> int:
-        """Return how many processors this process may use."""
+        """Return the number of processors that this process may use."""
 
     def mounts(self) -> list[Mount] | None:
         """Return the mounted file systems; None if they are not known."""
@@ -153,7 +153,7 @@ class Host(Protocol):
 
     @property
     def block_devices(self) -> Path | None:
-        """The directory that describes block devices as Linux's sysfs does; None where there is none."""
+        """The directory that describes block devices like Linux's sysfs; None if there is none."""
 
     @property
     def can_clone_files(self) -> bool:
@@ -165,7 +165,7 @@ class Host(Protocol):
 
     @property
     def engine_obstacle(self) -> str | None:
-        """What the engine needs that this system lacks; None if it can run here."""
+        """The reason why the engine cannot run on this system; None if it can."""
 
     def require_file_locks(self, directory: Path) -> None:
         """Make sure that a lock is released only by the open file that took it.
@@ -176,7 +176,7 @@ class Host(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatingSystem:
-    """An operating system, by what it does."""
+    """An operating system: its processes, children and host."""
 
     name: str
     processes: Processes

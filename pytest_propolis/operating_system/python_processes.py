@@ -1,4 +1,4 @@
-"""Python processes that run this project's modules, apart from what a test does to its own process."""
+"""Python processes that run this project's modules, independent of changes a test makes to its own process."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def python_command(module: str, *arguments: str, detached: bool = False) -> list
 
 @cache
 def original_popen() -> type[subprocess.Popen[bytes]]:
-    """Return the class of a copy of the module `subprocess`, in which no test has put doubles."""
+    """Return the class of a copy of the module `subprocess` that no test has patched."""
     spec = importlib.util.find_spec("subprocess")
     assert spec is not None
     assert spec.loader is not None
@@ -68,7 +68,7 @@ def _import_path() -> list[str]:
     return list(dict.fromkeys([*installed_paths(), *map(_absolute, sys.path)]))
 
 
-def _absolute(place: str) -> str:
+def _absolute(entry: str) -> str:
     # A finder keeps what a relative place meant when it was first looked into; the test may have changed directory.
-    finder = sys.path_importer_cache.get(place)
-    return str(Path(getattr(finder, "path", place)).absolute())
+    finder = sys.path_importer_cache.get(entry)
+    return str(Path(getattr(finder, "path", entry)).absolute())

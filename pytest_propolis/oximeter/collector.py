@@ -1,4 +1,4 @@
-"""A stand-in for Nexus and for oximeter's collector: producers register at it, and are polled when that is asked for.
+"""A stand-in for Nexus and oximeter's collector: producers register with it, and are polled on request.
 
 PHD's is `phd-tests/framework/src/test_vm/metrics.rs` of oxidecomputer/propolis.
 """
@@ -50,9 +50,9 @@ class NotCollected(Exception):
 
 
 class Collector:
-    """Producers that have registered. `opened` makes one that listens.
+    """The registered producers. `opened` creates a collector that listens.
 
-    :param lease_s: the lease that they get, in seconds.
+    :param lease_s: the lease that producers are granted, in seconds.
     """
 
     def __init__(self, *, lease_s: float = LEASE_S) -> None:
@@ -67,7 +67,7 @@ class Collector:
     @classmethod
     @contextlib.asynccontextmanager
     async def opened(cls, *, lease_s: float = LEASE_S, port: int = 0) -> AsyncIterator[Collector]:
-        """A collector that listens on 127.0.0.1, for the length of the block.
+        """Open a collector that listens on 127.0.0.1, for the length of the block.
 
         :param port: 0 for one that is free.
         """
@@ -78,11 +78,11 @@ class Collector:
                 yield collector
 
     def endpoints(self, producer_id: UUID) -> tuple[ProducerEndpoint, ...]:
-        """Where a producer has registered, the latest address first: an instance that migrates registers at two."""
+        """Return the addresses of a producer, the latest first: an instance that migrates registers two."""
         return tuple(reversed(self._endpoints.get(producer_id, {}).values()))
 
     async def wait_for_registrations(self, count: int) -> None:
-        """Wait until so many registrations have come since this was opened, renewals counted; no time limit."""
+        """Wait for a number of registrations since this was opened, including renewals; no time limit."""
         while self.registrations < count:
             await self._changed.wait()
 

@@ -1,4 +1,4 @@
-"""Answers as Dropshot, Oxide's HTTP library, gives them."""
+"""Responses in the format of Dropshot, Oxide's HTTP library."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def answer(value: Any, *, status: int = 200) -> Response:
 
 
 async def refuse(_request: Request, error: Exception) -> Response:
-    """Answer an `HTTPException` with the body of an error."""
+    """Turn an `HTTPException` into an error response."""
     assert isinstance(error, HTTPException)
     body = Error(message=error.detail, request_id=str(uuid.uuid4()))
     response = answer(body, status=error.status_code)

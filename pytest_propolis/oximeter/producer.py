@@ -58,9 +58,9 @@ Produce = Callable[[], Awaitable[ProducerResults]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsConfig:
-    """Where a server of VMs serves its metrics, and where it registers for that.
+    """The address at which a server of VMs serves metrics, and the registry.
 
-    :param host: the IP address that it listens on; the port is one that is free.
+    :param host: the IP address to listen on, with any free port.
     :param registry: IP and port of the registry.
     """
 
@@ -70,7 +70,7 @@ class MetricsConfig:
 
 @contextlib.asynccontextmanager
 async def producing(config: MetricsConfig, *, producer_id: UUID, produce: Produce) -> AsyncIterator[None]:
-    """Be a producer of the kind ``instance`` for the length of the block.
+    """Run a producer of the kind ``instance`` for the length of the block.
 
     :param produce: measures; called at every poll.
     :raises OSError: when the address cannot be listened on.
@@ -83,7 +83,7 @@ async def producing(config: MetricsConfig, *, producer_id: UUID, produce: Produc
             interval=Duration.of(INTERVAL_S),
         )
         async with serving(_app(producer_id, produce), listener):
-            registration = asyncio.create_task(_stay_registered(config.registry, endpoint))
+            registration = asyncio.create_task(_keep_registered(config.registry, endpoint))
             try:
                 yield
             finally:
@@ -107,7 +107,7 @@ def _app(producer_id: UUID, produce: Produce) -> Starlette:
     )
 
 
-async def _stay_registered(registry: str, endpoint: ProducerEndpoint) -> None:
+async def _keep_registered(registry: str, endpoint: ProducerEndpoint) -> None:
     async with HttpClient(Endpoint.at(registry), headers={}) as client:
         while True:
             if (lease_s := await _register(client, registry, endpoint)) is None:

@@ -52,9 +52,9 @@ class ProducerEndpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProducerRegistrationResponse(msgspec.Struct, frozen=True, kw_only=True):
-    """That a producer is registered.
+    """The response to a registration.
 
-    :param lease_duration: when it must have registered again.
+    :param lease_duration: how long the registration is valid.
     """
 
     lease_duration: Duration

@@ -75,7 +75,7 @@ class Datum(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cumulative(self) -> Cumulative:
-        """The counter.
+        """The counter's value.
 
         :raises TypeError: when it is of another type.
         """
@@ -119,7 +119,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MetricsError(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a producer has no samples.
+    """The reason why a producer has no samples.
 
     :param type: as ``datum_error``.
     :param content: what the type says it is; a text in most.
@@ -133,13 +133,13 @@ class MetricsError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProducerSamples(msgspec.Struct, frozen=True, tag_field="status", tag="ok"):
-    """What one part of a producer has measured."""
+    """The samples of one part of a producer."""
 
     info: list[Sample]
 
 
 class ProducerError(msgspec.Struct, frozen=True, tag_field="status", tag="err"):
-    """That one part of a producer has no samples, and why."""
+    """The error of a part of a producer that has no samples."""
 
     info: MetricsError
 

@@ -1,4 +1,4 @@
-"""The timeseries of a virtual machine that it has here: omicron's `oximeter/oximeter/schema/virtual-machine.toml`.
+"""The supported timeseries of a virtual machine: omicron's `oximeter/oximeter/schema/virtual-machine.toml`.
 
 The states of a vCPU are those of `bin/propolis-server/src/lib/stats/virtual_machine.rs` of oxidecomputer/propolis.
 """
@@ -24,7 +24,7 @@ RESET: Final = f"{TARGET}:reset"
 
 
 class VcpuState(StrEnum):
-    """What a vCPU does."""
+    """The state of a vCPU."""
 
     RUN = "run"
     """It runs the guest."""
@@ -57,7 +57,7 @@ def target_of(properties: InstanceProperties) -> FieldSet:
 def vcpu_usage(
     target: FieldSet, vcpu_id: int, state: VcpuState, time_ns: int, *, since: datetime, at: datetime
 ) -> Sample:
-    """Return how long a vCPU has been in a state.
+    """Return a sample of the time that a vCPU has spent in a state.
 
     :param since: when it had been in it for no time.
     :param at: when this was measured.
@@ -71,7 +71,7 @@ def vcpu_usage(
 
 
 def reset(target: FieldSet, count: int, *, since: datetime, at: datetime) -> Sample:
-    """Return how often a VM was reset."""
+    """Return a sample of the number of a VM's resets."""
     return Sample.of(target, FieldSet.of(RESET.partition(":")[2]), Datum.count(count, since=since), at=at)
 
 

@@ -42,7 +42,7 @@ class Chipset(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class CpuidVendor(StrEnum):
-    """Whose meaning the extended CPUID leaves (0x80000000 and up) have."""
+    """The vendor that defines the extended CPUID leaves (0x80000000 and up)."""
 
     AMD = "amd"
     INTEL = "intel"

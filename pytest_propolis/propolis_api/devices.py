@@ -39,7 +39,7 @@ _NVME_SERIAL_BYTES: Final = 20
 
 
 class PciPath(Struct, frozen=True, kw_only=True):
-    """Where a device sits on the PCI buses."""
+    """The location of a device on the PCI buses."""
 
     bus: Uint8
     device: Uint8
@@ -106,7 +106,7 @@ class PciPciBridge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class QemuPvpanic(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """QEMU's pvpanic device, through which a guest reports its panics. `enable_isa`: I/O port 0x505 is there."""
+    """QEMU's pvpanic device, through which a guest reports its panics. `enable_isa`: I/O port 0x505 exists."""
 
     enable_isa: bool
 
@@ -118,7 +118,7 @@ class BootOrderEntry(Struct, frozen=True, kw_only=True):
 
 
 class BootSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the firmware should try to boot, first choice first."""
+    """The devices that the firmware tries to boot, first choice first."""
 
     order: tuple[BootOrderEntry, ...]
 

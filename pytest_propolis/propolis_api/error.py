@@ -8,7 +8,7 @@ __all__ = ["Error"]
 
 
 class Error(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What went wrong. `request_id` is what to look for in the server's log."""
+    """An error response. Look for `request_id` in the server's log."""
 
     error_code: str | None = None
     message: str

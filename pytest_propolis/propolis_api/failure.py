@@ -1,4 +1,4 @@
-"""What becomes of an operation that fails: `ApiError` where the server said no, `AgentError` where it said nothing."""
+"""Errors of failed operations: `ApiError` if the server refused, `AgentError` if it did not respond."""
 
 from __future__ import annotations
 

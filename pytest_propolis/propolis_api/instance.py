@@ -56,7 +56,7 @@ class InstanceStateRequested(StrEnum):
 
 
 class InstanceMetadata(Struct, frozen=True, kw_only=True):
-    """Whose instance it is and where it runs, for metrics."""
+    """The owner of an instance and the sled that it runs on, for metrics."""
 
     project_id: UUID
     silo_id: UUID
@@ -67,7 +67,7 @@ class InstanceMetadata(Struct, frozen=True, kw_only=True):
 
 
 class InstanceProperties(Struct, frozen=True, kw_only=True):
-    """Who an instance is."""
+    """The identity of an instance."""
 
     description: str
     id: UUID
@@ -117,14 +117,14 @@ InstanceInitializationMethod = SpecInit | MigrationTargetInit
 
 
 class InstanceEnsureRequest(Struct, frozen=True, kw_only=True):
-    """Who the new instance is, and how it comes to be."""
+    """The properties of the new instance, and how to initialize it."""
 
     init: InstanceInitializationMethod
     properties: InstanceProperties
 
 
 class InstanceEnsureResponse(Struct, frozen=True, kw_only=True):
-    """The instance is there. `migrate` names the migration that it comes from."""
+    """The instance was created. `migrate` names the migration that it arrives by."""
 
     migrate: InstanceMigrateInitiateResponse | None = None
 

@@ -38,7 +38,7 @@ class MigrationState(StrEnum):
 
 
 class InstanceMigrationStatus(Struct, frozen=True, kw_only=True):
-    """How far one migration is."""
+    """The progress of one migration."""
 
     id: UUID
     state: MigrationState

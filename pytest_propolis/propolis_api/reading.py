@@ -54,7 +54,7 @@ def _build(value: Any, hint: Any) -> Any:
     if isinstance(hint, type) and issubclass(hint, msgspec.Struct) and isinstance(value, dict):
         return _struct(value, hint)
     if isinstance(hint, type) and issubclass(hint, Enum) and issubclass(hint, str) and isinstance(value, str):
-        return _word(value, hint)
+        return _enum_member(value, hint)
     return msgspec.convert(value, hint)
 
 
@@ -86,10 +86,10 @@ def _variant(value: Any, kinds: tuple[Any, ...]) -> Any:
     return _build(value, others[0]) if len(others) == 1 else msgspec.convert(value, typing.Union[kinds])  # noqa: UP007
 
 
-def _word(value: str, kind: type[Enum]) -> Any:
+def _enum_member(value: str, kind: type[Enum]) -> Any:
     try:
         return kind(value)
     except ValueError:
-        word: Any = str.__new__(cast(type[str], kind), value)
-        word._name_, word._value_ = value, value
-        return word
+        member: Any = str.__new__(cast(type[str], kind), value)
+        member._name_, member._value_ = value, value
+        return member

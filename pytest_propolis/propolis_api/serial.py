@@ -42,7 +42,7 @@ class InstanceSerialConsoleHistoryResponse(Struct, frozen=True, kw_only=True):
 
 
 class SerialConsoleMoved(Struct, frozen=True, kw_only=True):
-    """Where a serial console goes on.
+    """The new address of a serial console.
 
     :param destination: the server, as an address.
     :param from_start: the offset from which on to ask for its output there.
@@ -66,7 +66,7 @@ NOTICES_HEADER: Final = "x-propolis-notices"
 
 
 class GuestReset(Struct, frozen=True, kw_only=True):
-    """What there is to say of a reset: nothing."""
+    """The empty body of a reset message."""
 
 
 class SerialConsoleGuestReset(Struct, frozen=True, kw_only=True):

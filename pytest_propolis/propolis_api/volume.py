@@ -38,7 +38,7 @@ class DownstairsInfoConnectionMode(StrEnum):
 
 
 class DownstairsInfoNegotiationStatus(StrEnum):
-    """How far the connection to a downstairs is."""
+    """The progress of the connection to a downstairs."""
 
     WAIT_CONNECT = "wait_connect"
     NEGOTIATING = "negotiating"
@@ -140,7 +140,7 @@ class InstanceVCRReplace(Struct, frozen=True, kw_only=True):
 
 
 class ReplaceResult(StrEnum):
-    """What a new volume construction request led to.
+    """The result of a new volume construction request.
 
     `STARTED`: accepted, the new target is being filled. `STARTED_ALREADY`, `COMPLETED_ALREADY`: it was there before.
     `VCR_MATCHES`: only the generation is new. `MISSING` never reaches a caller: propolis-server answers with an error.

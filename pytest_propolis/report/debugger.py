@@ -7,10 +7,10 @@ import pytest
 from ..session.progress import progress_printer
 from ..session.stash import VMS
 
-__all__ = ["introduce_vms"]
+__all__ = ["print_vms_for_debugger"]
 
 
-def introduce_vms(node: pytest.Item | pytest.Collector) -> None:
+def print_vms_for_debugger(node: pytest.Item | pytest.Collector) -> None:
     """Print how to reach the VMs of a failed test before a debugger starts for it."""
     if node.config.getoption("usepdb", False):
         show = progress_printer(node.config)

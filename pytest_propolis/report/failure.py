@@ -123,14 +123,14 @@ def _networks(vm: TestVm) -> Iterator[str]:
 
 def _console(tail: tuple[str, ...], shown: tuple[str, ...]) -> list[str]:
     """Return the end of the console, without the lines that the error shows already."""
-    since = _beyond(tail, shown)
+    since = _lines_after(tail, shown)
     lines = [f"    | {line}" for line in since]
     if len(since) < len(tail):
         return ["console: see the error above", *(["         and since then:", *lines] if lines else [])]
     return [f"console: the last {len(tail)} lines" if tail else "console: nothing was shown", *lines]
 
 
-def _beyond(tail: tuple[str, ...], shown: tuple[str, ...]) -> tuple[str, ...]:
+def _lines_after(tail: tuple[str, ...], shown: tuple[str, ...]) -> tuple[str, ...]:
     """Return the lines of a tail that follow those of an earlier one."""
     common = next((n for n in range(min(len(tail), len(shown)), 0, -1) if shown[-n:] == tail[:n]), 0)
     return tail[common:]

@@ -28,7 +28,7 @@ def shorten(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
     """
     if not isinstance(excinfo.value, PropolisError):
         return
-    foreign = _places()
+    foreign = _foreign_prefixes()
     entries = list(_entries(excinfo.tb))
     own = [entry for entry in entries if not _is_foreign(_path(entry), foreign)]
     shown = own or [entry for entry in entries if _path(entry).parent == PACKAGE / "fixtures"] or entries
@@ -54,7 +54,7 @@ def _path(entry: TracebackType) -> Path:
     return Path(entry.tb_frame.f_code.co_filename)
 
 
-def _places() -> tuple[Path, ...]:
+def _foreign_prefixes() -> tuple[Path, ...]:
     import _pytest
     import pluggy
     import pytest_asyncio
@@ -62,6 +62,6 @@ def _places() -> tuple[Path, ...]:
     return (PACKAGE, *(Path(str(module.__file__)).parent for module in (_pytest, pluggy, pytest_asyncio)))
 
 
-def _is_foreign(path: Path, places: tuple[Path, ...]) -> bool:
+def _is_foreign(path: Path, prefixes: tuple[Path, ...]) -> bool:
     standard = path.is_relative_to(STANDARD_LIBRARY) and not INSTALLED.intersection(path.parts)
-    return standard or any(path.is_relative_to(place) for place in places)
+    return standard or any(path.is_relative_to(prefix) for prefix in prefixes)

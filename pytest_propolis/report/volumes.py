@@ -20,9 +20,9 @@ def describe_volume(disk: CrucibleDisk) -> list[str]:
         return [f"unknown: {error.message}"]
     lines = [f"{facts.size_bytes >> 20} MiB, generation {disk.generation}, volume {facts.id}"]
     for downstairs in facts.downstairs:
-        place = disk.targets.index(downstairs.address) if downstairs.address in disk.targets else "replaced"
+        position = disk.targets.index(downstairs.address) if downstairs.address in disk.targets else "replaced"
         lines.append(
-            f"downstairs {place}: {downstairs.address} {downstairs.state},"
+            f"downstairs {position}: {downstairs.address} {downstairs.state},"
             f" generation {downstairs.generation}, epoch {downstairs.epoch}, {downstairs.path}"
         )
         lines += [f"    | {line}" for line in downstairs.log]

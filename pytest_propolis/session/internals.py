@@ -72,13 +72,13 @@ def is_controller(config: pytest.Config) -> bool:
 
 def dist_was_chosen(config: pytest.Config) -> bool:
     """Return whether the user chose a distribution mode: ``-n`` alone sets one, too."""
-    words = (*config.invocation_params.args, *shlex.split(os.environ.get("PYTEST_ADDOPTS", "")))
-    words += tuple(config.getini("addopts"))
-    return any(word == "-d" or word.startswith("--dist") for word in map(str, words))
+    arguments = (*config.invocation_params.args, *shlex.split(os.environ.get("PYTEST_ADDOPTS", "")))
+    arguments += tuple(config.getini("addopts"))
+    return any(argument == "-d" or argument.startswith("--dist") for argument in map(str, arguments))
 
 
 def distribute_over_places(config: pytest.Config) -> None:
-    """Have xdist start the workers that ``--tx`` names, for which it wants a ``--dist``, too."""
+    """Make xdist start the workers that ``--tx`` names, for which it also requires ``--dist``."""
     if is_worker(config):  # it has the option, too, and would start workers of its own
         return
     if config.getoption("tx", None) and config.getoption("dist", "no") == "no" and not dist_was_chosen(config):
@@ -86,7 +86,7 @@ def distribute_over_places(config: pytest.Config) -> None:
 
 
 def skip_reason(item: pytest.Item) -> str | None:
-    """Return why the markers ``skip`` and ``skipif`` of pytest skip a test; None if they do not."""
+    """Return the reason of pytest's markers ``skip`` and ``skipif``; None if they do not skip the test."""
     from _pytest.skipping import evaluate_skip_marks
 
     try:
@@ -112,7 +112,7 @@ def shared_run_id(config: pytest.Config) -> str | None:
 
 
 def number_of_workers(config: pytest.Config) -> int:
-    """Return how many workers this controller starts."""
+    """Return the number of workers that this controller starts."""
     from xdist import workermanage
 
     # Before version 3.7 it had another name.
@@ -126,7 +126,7 @@ def base_temporary_directory(config: pytest.Config) -> Path:
 
 
 def call_in_controller(config: pytest.Config, function: Callable[[], None], *, delay_s: float) -> bool:
-    """Have xdist's controller call a function in its own thread, between two events, after a delay.
+    """Call a function in the thread of xdist's controller, between two events, after a delay.
 
     Its loop waits only for events of workers, so this adds one. Return False if there is no such loop.
     """
@@ -198,7 +198,7 @@ def test_of(request: pytest.FixtureRequest) -> pytest.Item:
 
 
 def set_loop_scope(fixture_function: Callable[..., Any], scope: str) -> None:
-    """Have pytest-asyncio run a fixture in the event loop of this scope.
+    """Make pytest-asyncio run a fixture in the event loop of this scope.
 
     It reads the scope from the fixture function when the fixture is set up.
     """

@@ -1,4 +1,4 @@
-"""Watch the guests of a process's VMs for panics, resets and ends that no test expects."""
+"""Watch the guests of a process's VMs for unexpected panics, resets and ends."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class RetentionPolicy:
     _failures: list[str] = field(default_factory=list)
     _logged: list[str] = field(default_factory=list)
     """The failures that count: those of attempts that were not followed by another."""
-    _aside: list[tuple[FactoryTeardown, Host, ResourceIds]] = field(default_factory=list)
+    _detached: list[tuple[FactoryTeardown, Host, ResourceIds]] = field(default_factory=list)
 
     def note(self, item: pytest.Item, report: pytest.TestReport) -> None:
         """Record that a phase of a test has ended; whether its failure counts is not known yet."""
@@ -73,21 +73,21 @@ class RetentionPolicy:
         self._settle_all(remove=False)
 
     def ending(self, test: str | None) -> FactoryTeardown:
-        """How a factory that is opened now is to end.
+        """Return the teardown of a factory that is opened now.
 
-        :param test: the test that it is for; None if it is for all that come while it is open.
+        :param test: its test; None if all tests that run while it is open share it.
         """
         return FactoryTeardown(self, test, len(self._failures), len(self._logged))
 
-    def set_aside(self, teardown: FactoryTeardown, detached: Iterable[tuple[Host, ResourceIds]]) -> None:
-        self._aside += [(teardown, host, resources) for host, resources in detached]
+    def add_detached(self, teardown: FactoryTeardown, detached: Iterable[tuple[Host, ResourceIds]]) -> None:
+        self._detached += [(teardown, host, resources) for host, resources in detached]
 
     def _settle_all(self, *, remove: bool) -> None:
-        while self._aside:  # VMs are handled before the disks that they use
+        while self._detached:  # VMs are handled before the disks that they use
             with contextlib.suppress(PropolisError):  # the agent is gone, and its VMs with it
-                self._settle(*self._aside.pop(0), remove=remove)
+                self._keep_or_remove(*self._detached.pop(0), remove=remove)
 
-    def _settle(self, teardown: FactoryTeardown, host: Host, resources: ResourceIds, *, remove: bool) -> None:
+    def _keep_or_remove(self, teardown: FactoryTeardown, host: Host, resources: ResourceIds, *, remove: bool) -> None:
         from ..agent_api.messages import Keep
 
         if (agent := host.agent) is None:
@@ -100,9 +100,9 @@ class RetentionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class FactoryTeardown:
-    """The teardown of one factory: call it with the factory.
+    """The teardown of one factory, called with the factory.
 
-    :param seen: how many failures had been noted when the factory was opened; ``logged`` likewise.
+    :param seen: the number of failures noted when the factory was opened; ``logged`` likewise.
     """
 
     policy: RetentionPolicy
@@ -119,7 +119,7 @@ class FactoryTeardown:
         await self.end(factory, failed)
 
     async def of_disks(self, factory: Factory) -> None:
-        """End a factory of resources that VMs use, after that of the VMs."""
+        """End a factory of resources that VMs use, after the factory of the VMs."""
         await self.end(factory, self.failure_of(self.policy._failures[self.seen :]))
 
     async def end(self, factory: Factory, failed: str | None) -> None:
@@ -129,7 +129,7 @@ class FactoryTeardown:
         elif settings.keep == "always":
             await factory.keep(reason=failed or self.test or factory.group, ttl_s=settings.keep_ttl)
         else:
-            self.policy.set_aside(self, await factory.detach())
+            self.policy.add_detached(self, await factory.detach())
 
     def failure_of(self, failures: list[str]) -> str | None:
         """Return the first of these failed tests that used the factory."""

@@ -164,7 +164,7 @@ class Run:
             log_dir=self.log_dir / name,
             progress=progress_printer(self._config),
             teardown=self.policy.ending(test),
-            made=partial(self._made, made),
+            made=partial(self._on_vm_created, made),
             artifact=lambda name: self.catalog.find(name),
             metric_addr=metrics.address if metrics else None,
         )
@@ -237,7 +237,7 @@ class Run:
     ) -> AbstractAsyncContextManager[CrucibleDiskFactory]:
         """Return a factory of replicated disks that live until its ``async with`` ends, for fixtures of a wider scope.
 
-        :param group: what they belong to, for people.
+        :param group: the name of their owner, for people.
         :param test: as in `vm_factory`.
         """
         from ..vm.disks.crucible_disk_factory import CrucibleDiskFactory
@@ -287,7 +287,7 @@ class Run:
             self._loop_thread.close()
             self._loop_thread = None
 
-    def _made(self, remember: Callable[[TestVm], None] | None, vm: TestVm) -> None:
+    def _on_vm_created(self, remember: Callable[[TestVm], None] | None, vm: TestVm) -> None:
         if remember:
             remember(vm)
         self._kernel_watch.add(vm.kernel_failures)

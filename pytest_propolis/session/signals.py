@@ -68,12 +68,12 @@ class Interruption:
         self._is_asked = False
         self._is_interrupted = False
         self._is_tearing_down = False
-        self._has_said = False
+        self._has_printed = False
         self._waiting: threading.Timer | None = None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Around the tests: `arm` has an effect inside. When they are interrupted, it does until `restore`."""
+        """Wrap the tests: `arm` has an effect inside the block and, after an interruption, until `restore`."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -92,7 +92,7 @@ class Interruption:
                 self.restore()
 
     def arm(self) -> None:
-        """Install the handlers, because there are now resources to clean up. Idempotent."""
+        """Install the handlers, as there are now resources to clean up. Idempotent."""
         if not self._is_listening or threading.current_thread() is not threading.main_thread():
             return
         self._handle(self._signals)
@@ -104,7 +104,7 @@ class Interruption:
                 self._take(number, self._terminate)
 
     def finish(self, session: pytest.Session) -> Generator[None, Any, Any]:
-        """Around the end of the session, where an interrupted run tears its fixtures down.
+        """Wrap the end of the session, where an interrupted run tears its fixtures down.
 
         There pytest stops at the first finalizer that raises or is interrupted; this runs the others, too.
         """
@@ -153,8 +153,10 @@ class Interruption:
             return
         self.has_abandoned = True
         left = sum(abandon() for abandon in self._abandon)
-        if left and not self._has_said:
-            self._has_said = self._tell(f"{left} {'VM is' if left == 1 else 'VMs are'} being removed in the background")
+        if left and not self._has_printed:
+            self._has_printed = self._print(
+                f"{left} {'VM is' if left == 1 else 'VMs are'} being removed in the background"
+            )
         if not (self._is_tearing_down and self._breaks_waits):
             return
         try:
@@ -166,18 +168,18 @@ class Interruption:
 
     def _wait_for_controller(self) -> None:
         if self._waiting is None:
-            self._waiting = threading.Timer(self._patience_s, self._lose_patience)
+            self._waiting = threading.Timer(self._patience_s, self._interrupt_now)
             self._waiting.daemon = True
             self._waiting.start()
 
-    def _lose_patience(self) -> None:
+    def _interrupt_now(self) -> None:
         self._patience_s = 0.0
         signal.pthread_kill(_main_thread_id(), signal.SIGINT)
 
     def _tear_down_the_rest(self, session: pytest.Session, error: BaseException | None) -> None:
         while error is not None:
             if isinstance(error, Exception):
-                self._tell(f"a finalizer failed: {type(error).__name__}: {error}")
+                self._print(f"a finalizer failed: {type(error).__name__}: {error}")
             try:
                 tear_down_everything(session)
             except BaseException as further:
@@ -185,7 +187,7 @@ class Interruption:
             else:
                 return
 
-    def _tell(self, text: str) -> bool:
+    def _print(self, text: str) -> bool:
         try:
             self._say(f"propolis: {text}")
         except RuntimeError:  # the signal came in the middle of another line

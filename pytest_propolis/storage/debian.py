@@ -171,8 +171,8 @@ class DebianBuild(msgspec.Struct, frozen=True, tag="debian-build"):
 
 def _as_its_root() -> tuple[str, ...]:
     """Return the command prefix that runs a command as root of its own namespaces, whose processes all end with it."""
-    words = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
-    return words if os.geteuid() == 0 else (*words, "--user", "--map-auto", "--map-root-user")
+    command = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
+    return command if os.geteuid() == 0 else (*command, "--user", "--map-auto", "--map-root-user")
 
 
 def _source_files(suite: str) -> list[Path]:
@@ -193,7 +193,7 @@ def _names_only(suite: str, file: Path) -> bool:
     suites = re.findall(r"^Suites:(.*)$", text, re.MULTILINE) or re.findall(
         r"^deb\s+(?:\[.*?\]\s*)?\S+\s+(\S+)", text, re.MULTILINE
     )
-    named = {word for words in suites for word in words.split()}
+    named = {word for line in suites for word in line.split()}
     return bool(named) and named <= {suite, f"{suite}-updates", f"{suite}-security"}
 
 
@@ -226,10 +226,10 @@ async def _run(argv: Sequence[str], directory: Path, **variables: str) -> None:
     finished = await run_program(argv, environment=environment, directory=directory, ends_with_parent=True)
     if finished.status == 0:
         return
-    said = finished.last_lines(12)
-    if "No space left on device" in finished.complaint:
-        raise ResourceExhausted(f"no space left in {directory} to build Debian:\n{said}", hint="free some 2 GiB there")
+    log = finished.last_lines(12)
+    if "No space left on device" in finished.stderr:
+        raise ResourceExhausted(f"no space left in {directory} to build Debian:\n{log}", hint="free some 2 GiB there")
     raise ArtifactError(
-        f"building Debian failed (status {finished.status}):\n{said}",
+        f"building Debian failed (status {finished.status}):\n{log}",
         hint="check that this machine reaches a mirror of Debian: apt-get update",
     )

@@ -60,10 +60,10 @@ class Claim:
             os.close(fd)
 
 
-def note_use(place: Path) -> None:
+def note_use(entry: Path) -> None:
     """Record a use now, without changing the files that its manifest describes."""
     with contextlib.suppress(OSError):
-        os.utime(place / _MANIFEST)
+        os.utime(entry / _MANIFEST)
 
 
 def evict(
@@ -79,14 +79,14 @@ def evict(
     evicted = list(_half_made(directory, dry_run=dry_run))
     needed = _backing_directories(disks) if disks else frozenset()
     left = max_bytes
-    for used, place in sorted(_complete(directory / "derived"), reverse=True):
-        size_bytes = _size(place)
+    for used, entry in sorted(_complete(directory / "derived"), reverse=True):
+        size_bytes = _size(entry)
         left -= size_bytes
         idle_s = time.time() - used
-        if place.resolve() not in needed and (idle_s > max_age_s or left < 0):
+        if entry.resolve() not in needed and (idle_s > max_age_s or left < 0):
             reason = f"not used for {idle_s / 86400:.1f} days" if idle_s > max_age_s else "there is too much"
-            if _remove(directory, place, place.name, dry_run=dry_run):
-                evicted.append(Evicted(place, size_bytes, reason))
+            if _remove(directory, entry, entry.name, dry_run=dry_run):
+                evicted.append(Evicted(entry, size_bytes, reason))
     return evicted
 
 
@@ -101,12 +101,12 @@ def evict_fetched(
     """
     needed = _backing_directories(disks) if disks else frozenset()
     evicted = []
-    for place in directory.glob("*"):
-        if not _HASH.fullmatch(place.name) or place.name in wanted or place.resolve() in needed:
+    for entry in directory.glob("*"):
+        if not _HASH.fullmatch(entry.name) or entry.name in wanted or entry.resolve() in needed:
             continue
-        size_bytes = _size(place)
-        if _remove(directory, place, place.name, lock="{}", dry_run=dry_run):
-            evicted.append(Evicted(place, size_bytes, "no catalog and no guest has it"))
+        size_bytes = _size(entry)
+        if _remove(directory, entry, entry.name, lock="{}", dry_run=dry_run):
+            evicted.append(Evicted(entry, size_bytes, "no catalog and no guest has it"))
     for part in (directory / "shelf").glob("*.download"):
         with contextlib.suppress(FileNotFoundError):  # another process has removed it
             evicted.append(Evicted(part, part.stat().st_size, "the download was broken off"))
@@ -116,9 +116,9 @@ def evict_fetched(
 
 
 def _complete(derived: Path) -> Iterator[tuple[float, Path]]:
-    for place in derived.glob("[!.]*"):
+    for entry in derived.glob("[!.]*"):
         with contextlib.suppress(OSError):
-            yield (place / _MANIFEST).stat().st_mtime, place
+            yield (entry / _MANIFEST).stat().st_mtime, entry
 
 
 def _backing_directories(disks: Path) -> frozenset[Path]:
@@ -140,13 +140,13 @@ def _open_lock(directory: Path, key: str) -> int:
 
 
 def _half_made(directory: Path, *, dry_run: bool) -> Iterator[Evicted]:
-    for place in (directory / "derived").glob(".*.*"):
-        size_bytes = _size(place)
-        if _remove(directory, place, place.name.split(".")[1], dry_run=dry_run):
-            yield Evicted(place, size_bytes, "the process that made it was killed")
+    for entry in (directory / "derived").glob(".*.*"):
+        size_bytes = _size(entry)
+        if _remove(directory, entry, entry.name.split(".")[1], dry_run=dry_run):
+            yield Evicted(entry, size_bytes, "the process that made it was killed")
 
 
-def _remove(directory: Path, place: Path, key: str, *, lock: str = "derived-{}", dry_run: bool) -> bool:
+def _remove(directory: Path, entry: Path, key: str, *, lock: str = "derived-{}", dry_run: bool) -> bool:
     """Remove it unless its lock is held. Rename it first: a partial directory must not be found under its name.
 
     :param key: of the directory.
@@ -157,11 +157,11 @@ def _remove(directory: Path, place: Path, key: str, *, lock: str = "derived-{}",
     try:
         with FileLock(directory / "locks" / f"{lock.format(key)}.lock", timeout=0):
             with _unclaimed(directory, key):
-                if dry_run or not place.exists():
+                if dry_run or not entry.exists():
                     return True
-                doomed = place if place.name.startswith(".") else place.with_name(f".{place.name}.evicted")
-                place.rename(doomed)
-            shutil.rmtree(doomed)
+                renamed = entry if entry.name.startswith(".") else entry.with_name(f".{entry.name}.evicted")
+                entry.rename(renamed)
+            shutil.rmtree(renamed)
     except (Timeout, OSError):
         return False
     return True
@@ -181,9 +181,9 @@ def _unclaimed(directory: Path, key: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _size(place: Path) -> int:
+def _size(entry: Path) -> int:
     total = 0
-    for path in files_below(place):
+    for path in files_below(entry):
         with contextlib.suppress(OSError):
             total += path.lstat().st_blocks * _BLOCK_BYTES
     return total

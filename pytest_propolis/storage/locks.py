@@ -22,7 +22,7 @@ _held_here: Final[set[Path]] = set()
 
 @asynccontextmanager
 async def locked(path: Path, *, purpose: str, progress: Progress) -> AsyncIterator[None]:
-    """Hold the lock file ``path`` during the block; tell ``progress`` once if it is held already.
+    """Hold the lock file ``path`` during the block; notify ``progress`` once if it is held already.
 
     The kernel releases it when its holder dies, however it dies. Tasks of one process exclude each other too. It is not
     fair: any waiter may be next. There is no deadline, because the holder may be downloading; the waiting task can be
@@ -34,12 +34,12 @@ async def locked(path: Path, *, purpose: str, progress: Progress) -> AsyncIterat
 
     # A single attempt each time: filelock's own wait blocks, or needs a thread.
     lock = FileLock(path, timeout=0, thread_local=False)
-    told = False
+    reported = False
     while not _try(lock):
-        if not told:
+        if not reported:
             holder = "task" if path in _held_here else "process"
             progress(f"another {holder} is {purpose} already: waiting for it")
-            told = True
+            reported = True
         await asyncio.sleep(_POLL_S)
     _held_here.add(path)
     try:

@@ -65,7 +65,7 @@ class Manifest:
             part.unlink(missing_ok=True)
             raise
 
-    def vouches_for(self, name: str, file: Path) -> str | None:
+    def verified_hash(self, name: str, file: Path) -> str | None:
         """Return the hash of ``file`` if its metadata is unchanged since it was verified under this name, else None."""
         entry = self.files.get(name)
         return entry.sha256 if entry and entry.still_holds(file) else None

@@ -25,11 +25,11 @@ class Finished:
 
     status: int
     output: str
-    complaint: str
+    stderr: str
 
     def last_lines(self, count: int = 5) -> str:
         """Return the last lines of standard error, or of standard output if that is empty."""
-        text = self.complaint.strip() or self.output.strip()
+        text = self.stderr.strip() or self.output.strip()
         return "\n".join(text.splitlines()[-count:]) or f"it said nothing, and ended with status {self.status}"
 
 
@@ -64,11 +64,11 @@ async def run_program(
             start_new_session=True,  # Ctrl-C reaches it only through our cancellation
         )
     try:
-        output, complaint = await _read(process, on_line)
+        output, stderr = await _read(process, on_line)
         status = await _ended(process)
     finally:
         await _kill(process)
-    return Finished(status, output.decode(errors="replace"), complaint.decode(errors="replace"))
+    return Finished(status, output.decode(errors="replace"), stderr.decode(errors="replace"))
 
 
 async def _read(process: Popen[bytes], on_line: Callable[[str], None] | None) -> tuple[bytes, bytes]:
@@ -76,14 +76,14 @@ async def _read(process: Popen[bytes], on_line: Callable[[str], None] | None) ->
     assert process.stderr is not None
     with process.stdout, process.stderr, ExitStack() as opened:
         output = await _reader(process.stdout, opened)
-        complaint = asyncio.ensure_future((await _reader(process.stderr, opened)).read())
-        opened.callback(complaint.cancel)
+        stderr = asyncio.ensure_future((await _reader(process.stderr, opened)).read())
+        opened.callback(stderr.cancel)
         read = b""
         if on_line is not None:
             async for line in output:
                 on_line(line.decode(errors="replace").rstrip("\n"))
                 read += line
-        return read + await output.read(), await complaint
+        return read + await output.read(), await stderr
 
 
 async def _reader(pipe: IO[bytes], opened: ExitStack) -> asyncio.StreamReader:

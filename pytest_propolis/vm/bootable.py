@@ -31,7 +31,7 @@ from .config import Nic
 from .disks.crucible_disk import VolumeDisk, with_volumes
 from .guest_access import GuestAccess
 from .instance import OUTPUT_TIMEOUT_S
-from .login import log_in
+from .login import ended_before_reset, log_in
 from .migration import TERMINAL, Report
 from .networks.network import Network
 from .timings import Timings
@@ -188,9 +188,13 @@ class BootableVm(GuestAccess):
         for disk in disks:
             if disk not in self.volumes:
                 self.volumes.append(disk)
-            disk.volume.given_to(self, disk.backend_key)
+            disk.volume.attach_to(self, disk.backend_key)
 
     async def _log_in(self, limit_s: float) -> None:
+        while not await ended_before_reset(self.console, self._log_in_once(limit_s)):
+            self.console.note("the guest has reset its machine while it was logged in to: waiting for its next prompt")
+
+    async def _log_in_once(self, limit_s: float) -> None:
         self.console.transcript.skip_to(self.console.boot_start)  # a prompt from before a reset is none
         with self.phases.during("login"):
             panic = await log_in(self.guest, self.console)
@@ -198,9 +202,9 @@ class BootableVm(GuestAccess):
             self.kernel_failures.forget()  # the error tells of it
             raise self._boot_error(f"panicked while it booted: {panic}", hint="see the console above")
         self.boot_log = self.console.transcript.since(0)
-        self.console.transcript.skip()  # a later boot must not find this one's prompt
         with self.phases.during("shell"):
             await self.shell.start(shell=self.guest.shell, wrapper=self.guest.shell_wrapper, timeout_s=limit_s)
+        self.console.transcript.skip()  # a later boot must not find this one's prompt
 
     async def _set_up_networks(self) -> None:
         for nic in self.nics:

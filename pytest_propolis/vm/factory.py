@@ -1,4 +1,4 @@
-"""The factory: makes VMs for a test, and takes them away."""
+"""The factory: creates VMs for a test, and removes them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ __all__ = ["VmFactory"]
 
 
 class FactoryOptions(TypedDict):
-    """What a `VmFactory` needs beside its hosts."""
+    """The options of a `VmFactory`."""
 
     settings: Settings
     guests: GuestRegistry
@@ -58,12 +58,12 @@ class FactoryOptions(TypedDict):
 
 
 class VmFactory:
-    """Makes any number of VMs, on the hosts of a run. What it made is gone when it is closed.
+    """Creates any number of VMs, on the hosts of a run. Closing it removes them.
 
     :param hosts: the hosts that its VMs may be on; the first one is the default.
-    :param group: what the VMs belong to, usually a test; their names are unique in it.
-    :param log_dir: the directory for their logs; it is made with the first VM.
-    :param made: receives each VM as soon as there is one, for reports.
+    :param group: the owner of the VMs, usually a test; their names are unique in it.
+    :param log_dir: the directory for their logs, which is created with the first VM.
+    :param made: called with each new VM, for reports.
     :param artifact: finds an artifact of a catalog by its name.
     :param metric_addr: the IP address and port at which servers of VMs register for metrics; None for no metrics.
     """
@@ -107,7 +107,7 @@ class VmFactory:
 
     @property
     def sessions(self) -> tuple[HostSession, ...]:
-        """What it has on each host that it has used."""
+        """Its sessions on the hosts that it has used."""
         return tuple(self._sessions.values())
 
     @classmethod
@@ -119,9 +119,9 @@ class VmFactory:
         teardown: Callable[[VmFactory], Awaitable[None]] | None = None,
         **options: Unpack[FactoryOptions],
     ) -> AsyncIterator[VmFactory]:
-        """A factory on hosts, with everything that it makes.
+        """Open a factory on hosts.
 
-        :param teardown: what is done with the factory in the end; `aclose` by default.
+        :param teardown: called with the factory at the end; `aclose` by default.
         :param options: as for the class itself.
         """
         factory = cls(hosts=hosts, **options)
@@ -138,7 +138,7 @@ class VmFactory:
                     raise
 
     async def _session(self, host: Host) -> HostSession:
-        """Return what it has on a host; the connection is opened when the host is first used."""
+        """Return its session on a host, which is opened when the host is first used."""
         async with self._opening:
             if host.name not in self._sessions:
                 self._sessions[host.name] = await self._open_sessions.enter_async_context(
@@ -148,28 +148,28 @@ class VmFactory:
 
     @property
     def group(self) -> str:
-        """What the VMs belong to."""
+        """The name of the VMs' owner."""
         return self._group
 
     async def release_console(self) -> None:
-        """Leave the VMs' consoles to a person: `TestVm.release_console`."""
+        """Release the VMs' consoles to the user: `TestVm.release_console`."""
         await asyncio.gather(*(vm.release_console() for vm in self.vms))
 
     async def detach(self) -> list[tuple[Host, ResourceIds]]:
-        """Let go of all VMs as they are, and return what they are, by host.
+        """Detach from all VMs as they are, and return their resources by host.
 
-        They stay this process's, until it has them kept or removed, or ends.
+        This process owns them until it has them kept or removed, or ends.
         """
         await self.release_console()
         for stack in self._taken.values():
             stack.pop_all()
         self._taken.clear()
-        await asyncio.gather(*(vm.let_go() for vm in self.vms), *(session.fetch_logs() for session in self.sessions))
+        await asyncio.gather(*(vm.detach() for vm in self.vms), *(session.fetch_logs() for session in self.sessions))
         await self._networks.write_captures(self._log_dir)
         return [(session.host, session.resources) for session in self.sessions]
 
     async def keep(self, *, reason: str, ttl_s: float) -> list[KeptListed]:
-        """Leave VMs and disks to a person: they outlive this process."""
+        """Keep VMs and disks for inspection: they outlive this process."""
         await self.detach()
         return [
             await session.agent.keep(Keep(resources=session.resources, reason=reason, ttl_s=ttl_s))
@@ -177,9 +177,9 @@ class VmFactory:
         ]
 
     async def aclose(self) -> None:
-        """Take all VMs away, all at once. Idempotent.
+        """Remove all VMs concurrently. Idempotent.
 
-        All are tried even if one fails; then the first failure is raised. If this is cancelled, so is all of it.
+        All are tried even if one fails; then the first failure is raised. Cancelling it cancels all removals.
         """
         results = await asyncio.gather(*(stack.aclose() for stack in self._taken.values()), return_exceptions=True)
         self._taken.clear()
@@ -199,9 +199,9 @@ class VmFactory:
     async def start(
         self, name: str = "vm", *, host: HostChoice | None = None, **fields: Unpack[VmConfigFields]
     ) -> TestVm:
-        """Make a VM and boot it: `create` and `TestVm.boot`.
+        """Create a VM and boot it: `create` and `TestVm.boot`.
 
-        :param host: the host that it is to be on, or a condition on hosts; by default that of the test.
+        :param host: its host, or a condition on hosts; by default the test's host.
         :param fields: of `VmConfig`.
         :raises ConfigError: when a field does not exist, or its value is impossible.
         :raises BootError: when its guest does not come up.
@@ -209,9 +209,9 @@ class VmFactory:
         return await self.start_config(_config(name, fields), host=host)
 
     async def start_config(self, config: VmConfig, *, host: HostChoice | None = None) -> TestVm:
-        """Make the VM that a configuration describes, and boot it, or fork it from a guest that was booted before.
+        """Create the VM that a configuration describes, and boot it, or fork it from a template.
 
-        :raises ApiError: when the server refuses the spec, or cannot set the VM up; nothing is left of it then.
+        :raises ApiError: when the server refuses the spec, or cannot set up the VM, which is removed then.
         :raises BootError: when its guest does not come up.
         """
         vm = await self._make(config, host, warm=True, run=True)
@@ -226,7 +226,7 @@ class VmFactory:
     async def create(
         self, name: str = "vm", *, host: HostChoice | None = None, **fields: Unpack[VmConfigFields]
     ) -> TestVm:
-        """Make a VM that does not run yet. It boots from cold, unless asked otherwise.
+        """Create a VM that does not run yet. It boots from cold unless requested otherwise.
 
         :param fields: of `VmConfig`.
         :raises ConfigError: when a field does not exist, or its value is impossible.
@@ -234,15 +234,15 @@ class VmFactory:
         return await self.create_config(_config(name, fields), host=host)
 
     async def create_config(self, config: VmConfig, *, host: HostChoice | None = None) -> TestVm:
-        """Make the VM that a configuration describes, not running yet. It boots from cold, unless ``boot="warm"``.
+        """Create the VM that a configuration describes, not running yet. It boots from cold unless ``boot="warm"``.
 
-        :raises ConfigError: when there is a VM of that name, or the guest cannot be had as asked for.
-        :raises ArtifactError: when its image cannot be had.
+        :raises ConfigError: when there is a VM of that name, or the guest is not available as requested.
+        :raises ArtifactError: when its image is not available.
         """
         return await self._make(config, host, warm=config.boot == "warm")
 
     async def _make(self, config: VmConfig, choice: HostChoice | None, *, warm: bool, run: bool = False) -> TestVm:
-        """Return a VM.
+        """Create a VM.
 
         :param warm: try to make it a fork.
         :param run: that one may run already.
@@ -287,29 +287,27 @@ class VmFactory:
         fail_migration_exports: int | None = None,
         fail_migration_imports: int | None = None,
     ) -> TestVm:
-        """Make a VM that can take another one's place: the same instance with the same disks, at a server of its own.
+        """Create a VM that can replace another one: the same instance with the same disks, at its own server.
 
-        It does not run yet: `TestVm.migrate_from` takes the guest over, and `TestVm.boot` boots it from its disks, when
-        the other VM has stopped. The disks stay the other VM's: they are gone when that one's factory is closed.
+        It does not run yet: `TestVm.migrate_from` migrates the guest to it, and `TestVm.boot` boots it from the disks
+        after the other VM has stopped. The other VM still owns the disks: closing its factory removes them.
 
-        :param name: by default the other one's, with a number.
-        :param host: the host that it is to be on; by default the other one's. Disks are copied to another host by a
-            migration; a VM that is to boot from them must be on the same one.
-        :param copy_disks: have a migration copy the disks to new ones of this VM, as between hosts that share no
-            storage. Disks that the guest can only read are shared all the same.
-        :param server: what serves it, as in `VmConfig`; by default what serves the other one.
+        :param name: the other VM's name with a number, by default.
+        :param host: the other VM's host, by default. A migration copies disks to another host; a VM that boots from
+            them must be on the same host.
+        :param copy_disks: let a migration copy the disks to new ones of this VM, as between hosts that share no
+            storage. Read-only disks are shared in any case.
+        :param server: what serves it, as in `VmConfig`; the other VM's server by default.
         :param fail_migration_exports: as in `VmConfig`.
         :param fail_migration_imports: as in `VmConfig`.
         """
         name = name or self._successor_name(vm.name)
         self._require_new(name)
-        place = vm.host if host is None else self._choose(host)
-        for disk in vm.volumes:
-            disk.volume.require_reachable(place)
-        spec = _taken_over(vm, fail_exports=fail_migration_exports, fail_imports=fail_migration_imports)
-        session = await self._session(place)
+        target_host = self._successor_host(vm, host)
+        spec = _successor_spec(vm, fail_exports=fail_migration_exports, fail_imports=fail_migration_imports)
+        session = await self._session(target_host)
         spec = await self._networks.succeed(vm, name, session, spec)
-        is_elsewhere = place.name != vm.host.name
+        is_elsewhere = target_host.name != vm.host.name
         plan = VmPlan(
             name=name,
             guest=vm.guest,
@@ -323,16 +321,22 @@ class VmFactory:
             predecessor=vm.id if vm.id and not is_elsewhere else None,
         )
         async with self._keeping(session, name) as taken:
-            heir = await self._builder.serve(session, plan, taken)
-            heir.volumes, heir.nics = list(vm.volumes), vm.nics
-            self._remember(heir)
-        return heir
+            successor = await self._builder.serve(session, plan, taken)
+            successor.volumes, successor.nics = list(vm.volumes), vm.nics
+            self._remember(successor)
+        return successor
+
+    def _successor_host(self, vm: TestVm, host: HostChoice | None) -> Host:
+        chosen = vm.host if host is None else self._choose(host)
+        for disk in vm.volumes:
+            disk.volume.require_reachable(chosen)
+        return chosen
 
     @contextlib.asynccontextmanager
     async def _keeping(self, session: HostSession, name: str) -> AsyncIterator[contextlib.AsyncExitStack]:
-        """What is taken in the block is the factory's after it, and gone if the block fails.
+        """Transfer what is acquired in the block to the factory, or release it if the block fails.
 
-        :param name: of the VM that is made in the block.
+        :param name: the name of the VM that is created in the block.
         """
         try:
             async with contextlib.AsyncExitStack() as taken:
@@ -348,7 +352,7 @@ class VmFactory:
         return self._hosts[0] if choice is None else choose_host(self._hosts, choice)
 
     async def _discard(self, vm: TestVm) -> None:
-        """Take away a VM that never ran."""
+        """Remove a VM that never ran."""
         await self._taken.pop(vm.name).aclose()
         self._names.remove(vm.name)
 
@@ -373,7 +377,7 @@ def _config(name: str, fields: VmConfigFields) -> VmConfig:
     return VmConfig(name=name, **fields)  # type: ignore[arg-type] # A source of a disk stands for its disk.
 
 
-def _taken_over(vm: TestVm, *, fail_exports: int | None, fail_imports: int | None) -> InstanceSpec:
+def _successor_spec(vm: TestVm, *, fail_exports: int | None, fail_imports: int | None) -> InstanceSpec:
     """Return the spec of a VM for its successor, which fences it off from its volumes."""
     for disk in vm.volumes:
         disk.volume.set_generation(disk.volume.generation + 1)

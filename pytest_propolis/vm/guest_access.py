@@ -1,4 +1,4 @@
-"""The guest of a VM, as a test talks to it: commands, programs, files."""
+"""Access to the guest of a VM: commands, programs, files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ COMMAND_TIMEOUT_S: Final = 300.0
 
 
 class GuestAccess(Instance):
-    """What a test asks a VM's guest for, over its console or its guest ports.
+    """Access to a VM's guest, over its console or its guest ports.
 
     :param vm_id: the VM's id at its agent.
     :param has_ports: whether files and streams go over guest ports: ``VmConfig(channel="port")``.
@@ -86,11 +86,11 @@ class GuestAccess(Instance):
         check: bool = True,
         on_output: Callable[[str], None] | None = None,
     ) -> str:
-        """Run a shell command in the guest, and return what it wrote, without the newlines at the end.
+        """Run a shell command in the guest, and return its output without trailing newlines.
 
-        Commands share one shell: the directory and variables stay. Standard error is part of the output.
+        Commands share one shell, with its directory and variables. Standard error is part of the output.
 
-        :param on_output: called with the output as it comes, in pieces of any size.
+        :param on_output: called with the output as it arrives, in pieces of any size.
         :raises CommandFailed: when its exit status is not 0; not with ``check=False``.
         :raises CommandTimeout: when it does not end in time; it is interrupted.
         :raises ShellLost: when the guest's shell does not answer.
@@ -99,7 +99,7 @@ class GuestAccess(Instance):
         return (await self.run_result(command, timeout_s=timeout_s, check=check, on_output=on_output)).text
 
     async def run_bytes(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S, check: bool = True) -> bytes:
-        """As `run`, but the output as it is, to the byte."""
+        """As `run`, but return the output unchanged, as bytes."""
         return (await self.run_result(command, timeout_s=timeout_s, check=check)).output
 
     async def run_result(
@@ -110,17 +110,17 @@ class GuestAccess(Instance):
         check: bool = False,
         on_output: Callable[[str], None] | None = None,
     ) -> CommandResult:
-        """As `run`, but with the exit status; that is not checked unless asked for.
+        """As `run`, but return the exit status as well, which is not checked by default.
 
-        Standard output and standard error come together, over one serial line; `process` has them apart.
+        Standard output and standard error arrive together, over one serial line; `process` separates them.
         """
         with self.phases.during("first command"):
             return await self.shell.run(command, timeout_s=timeout_s, check=check, on_output=_decoded(on_output))
 
     async def kernel_messages(self, *, timeout_s: float = COMMAND_TIMEOUT_S) -> tuple[str, ...]:
-        """Return what the guest's kernel has logged since it booted, by line, the oldest first.
+        """Return the lines of the guest's kernel log since its boot, the oldest first.
 
-        They come from the guest's ``dmesg``. Where it cannot run, as after a panic, they are what the console has shown
+        They come from the guest's ``dmesg``. If it cannot run, as after a panic, they are the lines on the console
         with the kernel's time: fewer, if the kernel's log level for the console is low.
 
         :raises ConsoleError: before the VM is created.
@@ -128,7 +128,7 @@ class GuestAccess(Instance):
         return await kernel_messages(self.console, lambda: self.run("dmesg", timeout_s=timeout_s))
 
     def expect_panic(self, *, timeout_s: float = OUTPUT_TIMEOUT_S) -> AbstractAsyncContextManager[Expectation]:
-        """Expect that the guest's kernel panics in the block: without it, a panic fails the test.
+        """Expect the guest's kernel to panic in the block. Unexpected panics fail the test.
 
         ::
 
@@ -137,7 +137,7 @@ class GuestAccess(Instance):
             assert panic.line == "Kernel panic - not syncing: sysrq triggered crash"
 
         The block ends when the panic is over. A wait for the guest that it ends with an error ends the block instead.
-        Oopses in the block are expected, too. Go on with `reset` and `wait_to_boot`.
+        Oopses in the block are expected, too. Continue with `reset` and `wait_to_boot`.
 
         :param timeout_s: how long the panic may take from the end of the block on.
         :raises ConsoleTimeout: when none comes.
@@ -146,7 +146,7 @@ class GuestAccess(Instance):
         return expected_panic(self.kernel_failures, lambda: self.console, timeout_s=timeout_s)
 
     def expect_reset(self, *, timeout_s: float = OUTPUT_TIMEOUT_S) -> AbstractAsyncContextManager[ExpectedEnd]:
-        """Expect that the guest resets its machine in the block: a reset that nothing asked for fails the test.
+        """Expect the guest to reset its machine in the block. Unexpected resets fail the test.
 
         ::
 
@@ -157,13 +157,13 @@ class GuestAccess(Instance):
         The block ends with the reset. A wait for the guest that it ends with an error ends the block instead.
 
         :param timeout_s: how long the reset may take from the end of the block on.
-        :raises ConsoleTimeout: when none comes; always at a propolis-server, which does not tell of resets.
+        :raises ConsoleTimeout: when none comes; always with a propolis-server, which does not report resets.
         :raises ConsoleClosed: when the VM stops before.
         """
         return self._expected("reset", timeout_s)
 
     def expect_exit(self, *, timeout_s: float = OUTPUT_TIMEOUT_S) -> AbstractAsyncContextManager[ExpectedEnd]:
-        """Expect that the VM stops in the block, by its guest or because QEMU ends; otherwise as `expect_reset`.
+        """Expect the VM to stop in the block, by its guest or because QEMU ends; otherwise as `expect_reset`.
 
         ::
 
@@ -188,11 +188,11 @@ class GuestAccess(Instance):
         return state
 
     async def wait_for_state(self, state: InstanceState | str, *, timeout_s: float = STATE_TIMEOUT_S) -> None:
-        """Wait until the VM is in a state. States that it passed meanwhile may be missed.
+        """Wait until the VM is in a state. States that it has left again may be missed.
 
         :param state: the state, or its name, as in ``"Running"``.
         :raises ConfigError: when there is no state of that name.
-        :raises VmStateError: when it has ended otherwise, and can reach that state no more.
+        :raises VmStateError: when it can no longer reach that state.
         :raises StateTimeout: when it does not get there in time.
         """
         with self.kernel_failures.ends.telling():
@@ -206,7 +206,7 @@ class GuestAccess(Instance):
 
     @contextlib.asynccontextmanager
     async def process(self, command: str) -> AsyncIterator[GuestProcess]:
-        """Start a shell command beside all others, with streams of its own; kill it at the end of the block.
+        """Start a shell command concurrently with all others, with its own streams; kill it at the end of the block.
 
         ::
 
@@ -214,9 +214,9 @@ class GuestAccess(Instance):
                 async for line in process.stdout:
                     ...
 
-        It has a shell of its own, in the directory and with the exported variables of the shared one.
+        It has its own shell, with the directory and the exported variables of the shared one.
 
-        :raises CapabilityMissing: when the VM has no guest ports: it was not made with ``VmConfig(channel="port")``.
+        :raises CapabilityMissing: when the VM has no guest ports: it was not created with ``VmConfig(channel="port")``.
         :raises ShellError: when it cannot be started.
         """
         async with guest_process(command, self.shell, self._ports) as process:
@@ -232,24 +232,24 @@ class GuestAccess(Instance):
     ) -> None:
         """Copy a file, a directory or bytes into the guest, to a path there.
 
-        A file appears under its name, and replaces one that is there, when it is complete; a directory must not exist.
+        A file appears under its name, and replaces an existing one, when it is complete; a directory must not exist.
         Modes and links are kept, owners are not.
 
         :param content: the path of a file or directory on this machine; or bytes, which become a file.
         :param remote: the file's or the directory's own path, not that of the directory in which to put it.
-        :param mode: permissions of the file; by default those of the file here, and 0o644 for bytes.
-        :param on_progress: called with a `Progress` now and then.
-        :raises FileTransferError: when it does not get there. Nothing is under its name then but what was before.
-        :raises CommandTimeout: when nothing moves for a minute.
+        :param mode: permissions of the file; by default those of the local file, and 0o644 for bytes.
+        :param on_progress: called with a `Progress` from time to time.
+        :raises FileTransferError: when it fails. A previous file of that name is unchanged then.
+        :raises CommandTimeout: when there is no progress for a minute.
         """
         await self._files().put(content, remote, mode=mode, on_progress=on_progress)
 
     async def get(self, remote: GuestPath, local: LocalPath, *, on_progress: OnProgress | None = None) -> None:
-        """Copy a file or a directory out of the guest; what is said of `put` holds, the other way round."""
+        """Copy a file or a directory out of the guest, in the manner of `put`."""
         await self._files().get(remote, local, on_progress=on_progress)
 
     async def get_bytes(self, remote: GuestPath) -> bytes:
-        """Return the content of a file of the guest; also of one without a size, as in ``/proc``.
+        """Return the content of a file of the guest, including files without a size, as in ``/proc``.
 
         :raises FileTransferError: when it cannot be read.
         """
@@ -260,7 +260,7 @@ class GuestAccess(Instance):
         return FileTransfers(shell=self.shell, channel=ports or ConsoleChannel(self.shell), vm=self.name)
 
     def debug(self, command: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
-        """Run a shell command from a debugger's prompt after a test has failed (``--pdb``), and return what it wrote.
+        """Run a shell command from a debugger's prompt after a test has failed (``--pdb``), and return its output.
 
         The command's status is not checked. Elsewhere, await `run`.
 
@@ -276,7 +276,7 @@ class GuestAccess(Instance):
 
     @contextlib.asynccontextmanager
     async def interactive(self, *, timeout_s: float = OUTPUT_TIMEOUT_S) -> AsyncIterator[Console]:
-        """The console as a terminal with the user's own shell: for programs that need one, job control, prompts.
+        """Use the console as a terminal with the user's own shell: for programs that need one, job control, prompts.
 
         ::
 
@@ -286,16 +286,16 @@ class GuestAccess(Instance):
                 await console.send(b"\\x1a")
                 await console.wait_for("Stopped", timeout_s=10)
 
-        A key that is typed before the program runs is the shell's: wait until the program has shown something.
+        The shell receives keys typed before the program runs: wait until the program has shown something.
 
-        `run` is for after it.
+        `run` is refused inside the block.
         """
         async with self.shell.interactive(timeout_s=timeout_s) as console:
             yield console
 
 
 def _decoded(on_output: Callable[[str], None] | None) -> Callable[[bytes], None] | None:
-    """Return what takes bytes for a function that takes text; a character may come in two pieces."""
+    """Wrap a function that takes text into one that takes bytes, which may split characters."""
     if on_output is None:
         return None
     decoder = getincrementaldecoder("utf-8")(errors="replace")

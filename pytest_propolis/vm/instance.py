@@ -1,4 +1,4 @@
-"""A VM as its Propolis server has it: state, spec, serial console."""
+"""A VM at its Propolis server: state, spec, serial console."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ LAST_STATE_TIMEOUT_S: Final = 2.0
 
 
 class Instance:
-    """What a test asks a VM's server for.
+    """Access to a VM's server.
 
-    It belongs to the event loop that it was made in.
+    It belongs to the event loop in which it was created.
 
-    :param migrations: asks the server how its latest migrations went; None where it does not say.
+    :param migrations: queries the server's report of its latest migrations; None if the server has none.
     """
 
     def __init__(self, *, name: str, client: PropolisClient, log_path: Path, migrations: Report | None) -> None:
@@ -71,7 +71,7 @@ class Instance:
     async def wait_for_serial_output(
         self, pattern: str | re.Pattern[str], *, timeout_s: float = OUTPUT_TIMEOUT_S
     ) -> Found:
-        """Wait until the console shows a text, or something that a regular expression matches.
+        """Wait until the console shows a text, or a match of a regular expression.
 
         :raises ConsoleTimeout: when it does not in time.
         :raises ConsoleClosed: when the VM stops before.
@@ -79,7 +79,7 @@ class Instance:
         return await self.console.wait_for(pattern, timeout_s=timeout_s)
 
     async def send_serial(self, data: str | bytes) -> None:
-        """Type at the console: exactly this, without a newline at the end."""
+        """Type exactly this text at the console, without adding a newline."""
         await self.console.send(data)
 
     @property
@@ -91,9 +91,9 @@ class Instance:
         return (await self._api().instance_get()).instance.state
 
     async def get_spec(self) -> PresentSpec:
-        """Return the spec, as the server has it.
+        """Return the server's instance spec.
 
-        :raises VmStateError: when it is not known yet: the VM waits for the source of a migration.
+        :raises VmStateError: when it is not known yet, because the VM waits for the source of a migration.
         """
         status = (await self._api().instance_spec_get()).spec
         if isinstance(status, PresentSpec):
@@ -101,30 +101,30 @@ class Instance:
         raise VmStateError("its spec comes with the guest that migrates in", vm=self.name, **self._evidence())
 
     async def screenshot(self) -> bytes:
-        """Return what the VM's display shows, as a PNG image.
+        """Return a screenshot of the VM's display, as a PNG image.
 
-        :raises CapabilityMissing: when it has no display: it was not made with ``VmConfig(display=True)``.
+        :raises CapabilityMissing: when it has no display: it was not created with ``VmConfig(display=True)``.
         :raises ApiError: when it does not run.
         """
         return await get_screenshot(self._api().endpoint, vm=self.name)
 
     async def extended_info(self) -> ExtendedInfo:
-        """Return what the API does not say: the display's VNC socket, and how often the guest reported a panic.
+        """Return facts beyond the API: the display's VNC socket, and the number of panics that the guest reported.
 
-        :raises CapabilityMissing: when its server is not of this project.
+        :raises CapabilityMissing: when its server is not one of this project.
         """
         return await get_extended_info(self._api().endpoint, vm=self.name)
 
     async def get_migration_state(self) -> InstanceMigrateStatusResponse:
-        """Return how far the latest migrations into this VM's server and out of it are."""
+        """Return the progress of the latest migrations into this VM's server and out of it."""
         return await self._api().instance_migrate_status()
 
     async def get_migration_report(self) -> MigrationReport:
-        """Return how the latest migrations into this VM's server and out of it went.
+        """Return a report of the latest migrations into this VM's server and out of it.
 
-        It has the ways that memory and disks took, the pause, the phases, and how much was carried between hosts.
+        It has the transfers of memory and disks, the pause, the phases, and the bytes carried between hosts.
 
-        :raises CapabilityMissing: when its server is not of this project.
+        :raises CapabilityMissing: when its server is not one of this project.
         """
         if self._migrations is None:
             raise CapabilityMissing("its server does not report on migrations", vm=self.name)
@@ -133,10 +133,10 @@ class Instance:
     async def get_serial_console_history(
         self, from_start: int = 0, *, max_bytes: int | None = None
     ) -> InstanceSerialConsoleHistoryResponse:
-        """Return what the guest has written to its console, as the server keeps it: the first and the last MiB.
+        """Return the guest's console output from the server's history, which holds the first and the last MiB.
 
         :param from_start: the offset of the first byte.
-        :param max_bytes: how much to read at most; the server's default is 16 KiB.
+        :param max_bytes: the most bytes to read; the server's default is 16 KiB.
         """
         return await self._api().instance_serial_history(from_start=from_start, max_bytes=max_bytes)
 
@@ -163,7 +163,7 @@ class Instance:
             raise self._state_error(wanted, seen) from None
 
     async def is_active(self) -> bool:
-        """Return whether there is an instance that could be asked for something."""
+        """Return whether there is an active instance."""
         if self._final_state is not None:
             return False
         try:
@@ -172,7 +172,7 @@ class Instance:
             return False
 
     async def may_have_disks(self) -> bool:
-        """False when it has ended: then others may have its disks."""
+        """Return False when it has ended: others may use its disks then."""
         if self._final_state is not None:
             return False
         try:
@@ -188,17 +188,17 @@ class Instance:
 
     @property
     def log_failure(self) -> str | None:
-        """Why the console's log is incomplete; None if it is not."""
+        """The reason why the console's log is incomplete; None if it is complete."""
         return self._console.log.failure if self._console else None
 
     @property
     def final_state(self) -> str | None:
-        """The state that the VM was in when it was taken away; None while it is there."""
+        """The state of the VM when it was removed; None while it exists."""
         return self._final_state
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where the VM's server listens."""
+        """The endpoint of the VM's server."""
         return self._client.endpoint
 
     def _state_error(self, wanted: InstanceState, seen: InstanceState | None) -> VmStateError:

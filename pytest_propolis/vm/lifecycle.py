@@ -1,4 +1,4 @@
-"""Lifecycle actions: what may happen to a VM without its guest's leave, and a test that goes through some of it."""
+"""Lifecycle actions: what may happen to a VM without its guest's consent, and a helper that applies them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["LifecycleAction", "Migrate", "Reset", "StopAndStart", "lifecycle"]
 
 
 class LifecycleAction(Protocol):
-    """Something that happens to a VM. Afterwards its guest takes commands, maybe in another VM."""
+    """An action on a VM. Afterwards its guest takes commands, possibly in another VM."""
 
     async def perform(self, factory: VmFactory, vm: TestVm) -> TestVm:
-        """Do it, and return the VM that the guest is in now."""
+        """Perform the action, and return the VM that the guest is in now."""
 
 
 @final
@@ -37,7 +37,7 @@ class Reset:
 class StopAndStart:
     """The VM stops, and its guest boots again from the same disks in a successor.
 
-    What the guest has not written to its disks is lost, as with a power cut: have it `sync`.
+    Data that the guest has not written to its disks is lost, as with a power cut: run `sync` first.
     """
 
     async def perform(self, factory: VmFactory, vm: TestVm) -> TestVm:
@@ -73,13 +73,13 @@ class Migrate:
 async def lifecycle(
     factory: VmFactory, vm: TestVm, actions: Sequence[LifecycleAction], check: Callable[[TestVm], Awaitable[object]]
 ) -> TestVm:
-    """Let the actions happen to a VM, one after another, and check it after each.
+    """Apply the actions to a VM in order, and check it after each.
 
     ::
 
         await lifecycle(vm_factory, vm, [Reset(), StopAndStart(), Migrate()], check)
 
-    :param check: gets the VM that the guest is in; what it raises fails the test.
+    :param check: called with the VM that the guest is in; its exceptions fail the test.
     :return: the VM that the guest is in at the end.
     """
     for action in actions:

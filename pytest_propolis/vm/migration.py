@@ -35,7 +35,7 @@ async def until_migrated(client: PropolisClient, report: Report | None) -> str |
         phase = came.state if came else None
         reached = reached if phase is MigrationState.ERROR else phase
         if phase is not MigrationState.FINISH and answer.state in TERMINAL:
-            told = (await report()).migration_in if report else None
+            side = (await report()).migration_in if report else None
             when = f"when it had reached phase {reached}" if reached else "before its first phase"
-            return (told.failure if told else None) or f"the migration failed, {when}: see the servers' logs"
+            return (side.failure if side else None) or f"the migration failed, {when}: see the servers' logs"
     return None

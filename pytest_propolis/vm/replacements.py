@@ -1,4 +1,4 @@
-"""What the target of a migration has in place of the source's components."""
+"""Components that the target of a migration has instead of the source's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SWITCH: Final = "unix:"
 
 
 def replacements(spec: InstanceSpec) -> dict[str, ReplacementComponent]:
-    """Return those components of a target's spec that are its own, whatever the source has."""
+    """Return the components of a target's spec that replace the source's."""
     found: dict[str, ReplacementComponent] = {}
     for key, wrapper in spec.components.items():
         match wrapper.component:

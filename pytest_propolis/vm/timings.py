@@ -1,4 +1,4 @@
-"""How long the steps of a VM's way to its first command took."""
+"""The durations of a VM's steps up to its first command."""
 
 from __future__ import annotations
 

@@ -58,10 +58,10 @@ DEVICE_PATH: Final = (
 
 
 class TestVm(BootableVm):
-    """One VM and the Propolis server around it.
+    """A VM and its Propolis server.
 
-    It belongs to the event loop that it was made in. Every wait has a deadline, and an error says what was waited for,
-    how long, and what the console showed last.
+    It belongs to the event loop in which it was created. Every wait has a deadline; its error names the awaited event
+    and the time, and shows the latest console output.
     """
 
     __test__: Final = False  # pytest is not to collect it
@@ -119,7 +119,7 @@ class TestVm(BootableVm):
         await self.aclose()
 
     async def forward(self, port: int) -> int:
-        """Have a port of this machine lead to a TCP port of the guest, which takes commands; return that port.
+        """Forward a port of this machine to a TCP port of the guest, which takes commands; return the port.
 
         It listens on 127.0.0.1, for tests that want SSH or HTTP into a guest, until the VM ends or migrates. The VM
         needs a card on the user-mode network (``Nic()``), which gets its address now if it has none.
@@ -141,13 +141,13 @@ class TestVm(BootableVm):
     async def migrate_from(
         self, source: TestVm, *, timeout_s: float | None = None, migration_id: uuid.UUID | None = None
     ) -> None:
-        """Take the guest of another VM over, while it runs: this VM must not have been created yet.
+        """Migrate the running guest of another VM to this one, which must not have been created yet.
 
-        On return the guest is here, with the source's console, its shell and the commands under way in it. Neither is
-        waited for that this VM is Running nor that the source is Destroyed.
+        On return the guest is here, with the source's console, its shell and the commands in progress. It does not wait
+        until this VM is Running or the source is Destroyed.
 
         :param timeout_s: by default 90 s per GiB of the guest's memory, and 600 s more if its disks are copied.
-        :raises MigrationError: when it fails, or is not done in time. The source runs on then.
+        :raises MigrationError: when it fails or takes too long. The source continues to run then.
         """
         self.spec = with_volumes(self.spec, self.volumes)
         default_s = migration_limit_s(self.spec, copies_disks=self._copies_disks)
@@ -178,10 +178,10 @@ class TestVm(BootableVm):
             assert nic.network is not None
             await nic.network.arrive(self.name, self.host.name)
         self.came_from = source.host
-        await self._take_console(source)
+        await self._move_console(source)
 
     async def aclose(self) -> None:
-        """End the VM and everything opened for it, whatever state it is in. Idempotent."""
+        """End the VM in any state, and close everything opened for it. Idempotent."""
         try:
             await self._end_vm()
         finally:
@@ -190,18 +190,18 @@ class TestVm(BootableVm):
             await self._client.aclose()
 
     async def release_console(self) -> None:
-        """Leave the console to the user's own shell, if the guest takes commands: it takes none from then on."""
+        """Release the console to the user's own shell, if the guest takes commands. It takes none from then on."""
         if self._shell is not None and self._shell.is_up:
             with contextlib.suppress(PropolisError):  # a guest that hangs is worth a look, too
                 await self._shell.release_console(timeout_s=HAND_OVER_TIMEOUT_S)
 
-    async def let_go(self) -> None:
+    async def detach(self) -> None:
         """Close what was opened for the VM, and leave the VM as it is."""
         self._final_state = await self._last_state()
         await self.aclose()
 
     async def attach(self, disk: CrucibleDisk | VolumeDisk) -> str:
-        """Plug a replicated disk into the VM, which runs; return the path of its device in the guest.
+        """Hot-plug a replicated disk into the running VM; return the path of its device in the guest.
 
         :raises ConfigError: when another VM has the disk, or there is no free slot.
         :raises ApiError: when the server refuses.
@@ -215,7 +215,7 @@ class TestVm(BootableVm):
         self.spec = await attach_disk(self._api().endpoint, components, vm=self.name)
         self.hold_volumes([plugged])
         address = f"0000:00:{attached.pci_slot:02x}.0"
-        await self.run(self.guest.plugged_command([address]))
+        await self.run(self.guest.await_hotplug_command([address]))
         return await self.run(DEVICE_PATH.format(address))
 
     def as_node(
@@ -242,7 +242,7 @@ class TestVm(BootableVm):
     def _migration_error(self, source: TestVm, message: str, **context: Any) -> MigrationError:
         return MigrationError(f"the migration from {source.name!r} {message}", vm=self.name, **context)
 
-    async def _take_console(self, source: TestVm) -> None:
+    async def _move_console(self, source: TestVm) -> None:
         self.guest_nodes, source.guest_nodes = source.guest_nodes, []
         for node in self.guest_nodes:
             node.vm = self
@@ -261,7 +261,7 @@ class TestVm(BootableVm):
         await self._resources.enter_async_context(source._resources.pop_all())
 
     async def _end_vm(self) -> None:
-        """PUT Stop, then wait for Destroyed: the order in which nothing is torn from under a running guest."""
+        """PUT Stop, then wait for Destroyed, so that nothing is removed under a running guest."""
         if self._final_state is not None:
             return
         self._final_state = await self._last_state()

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,15 +14,20 @@ import httpx
 import msgspec
 import pytest
 import pytest_asyncio
+from migration_rig import RemoteNode, migrate, serving, spec_of
 
 from pytest_propolis.agent import budget
 from pytest_propolis.agent.app import AgentApp
 from pytest_propolis.agent.registry import ResourceRegistry
+from pytest_propolis.agent.servers.server_factory import address_of
 from pytest_propolis.agent_api.boot_source import Firmware
 from pytest_propolis.agent_api.disks import CreateDisk
-from pytest_propolis.agent_api.messages import CLIENT_HEADER, AgentConfig, CreateVm
+from pytest_propolis.agent_api.messages import CLIENT_HEADER, SOCKET_NAME, AgentConfig, CreateVm
 from pytest_propolis.errors import ConfigError, ResourceExhausted
 from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger
+from pytest_propolis.propolis_api import InstanceState
+from pytest_propolis.propolis_api.client import PropolisClient
+from pytest_propolis.propolis_api.connection.endpoint import Endpoint
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed")
 
@@ -40,7 +46,7 @@ class Rig:
         (programs / "qemu-system-x86_64").symlink_to(str(shutil.which("qemu-system-x86_64")))
         self.image_program = programs / "qemu-img"
         self.image_program.symlink_to(str(shutil.which("qemu-img")))
-        config = AgentConfig(
+        config = self.config = AgentConfig(
             run="word",
             directory=str(self.directory),
             artifact_dir=str(root / "store"),
@@ -122,6 +128,29 @@ async def test_of_two_vms_of_one_name_one_is_made(rig: Rig, monkeypatch: pytest.
     with pytest.raises(ConfigError, match="there is a VM named 'vm'"):
         await rig.registry.create_vm("crowd", rig.vm())
     await rig.registry.drop_lifeline("crowd")
+
+
+async def test_a_server_whose_guest_has_migrated_away_needs_no_memory() -> None:
+    with tempfile.TemporaryDirectory() as short:  # a socket's path must be short
+        rig = Rig(Path(short))
+        rig.registry._budget = budget.MemoryBudget(total=lambda: 1600, available=lambda: 1600)
+        await rig.registry.admit("client", pid=os.getpid())
+        async with serving(rig.app.asgi, rig.directory / SOCKET_NAME):
+            nodes = []
+            for number in range(4):  # two at most have memory at any time
+                vm = await rig.registry.create_vm("client", rig.vm(f"vm{number}", memory_mib=700))
+                client = PropolisClient(Endpoint.at(address_of(rig.config, vm.id)), vm=vm.request.name)
+                nodes.append(RemoteNode(client=client))
+                if number == 0:
+                    await nodes[0].run(spec_of())
+                else:
+                    await migrate(nodes[-2], nodes[-1])
+            assert await nodes[0].state() is InstanceState.DESTROYED
+            for node in nodes:
+                await node.client.aclose()
+            await rig.app.close()
+        assert rig.ledger.entries() == []
+        rig.ledger.close()
 
 
 async def test_a_client_that_comes_back_while_it_is_released_keeps_what_it_makes_then(rig: Rig) -> None:

@@ -38,6 +38,11 @@ async def drop_a_slow_client(connection: ServerConnection) -> None:
 
 
 async def hand_over(connection: ServerConnection) -> None:
+    await connection.send('{"Migrating": {"destination": "127.0.0.1:1", "from_start": 0}}')
+    await connection.close()
+
+
+async def leave(connection: ServerConnection) -> None:
     await connection.close()
 
 
@@ -51,6 +56,7 @@ async def die(connection: ServerConnection) -> None:
         (stop, "the VM has stopped"),
         (drop_a_slow_client, "too slow: output was dropped"),
         (hand_over, "the guest has moved to another VM"),
+        (leave, "its server has closed the console"),
         (die, r"its server or its agent has gone \(code 1006\)"),
     ],
 )

@@ -15,6 +15,14 @@ from pytest_propolis.console.read_eval_loop import program
 from pytest_propolis.console.shell import Shell
 from pytest_propolis.console.shell_protocol import new_session
 
+STARTUP = {
+    "csh": (".cshrc", "set prompt = 'ready %# '\nalias printf echo\nset noglob\n"),
+    "fish": (".config/fish/config.fish", "function fish_prompt; echo 'ready # '; end\nfunction printf; echo no; end\n"),
+    "zsh": (".zshrc", "PS1='ready %# '\nalias printf=echo\nsetopt noclobber\n"),
+    "bash": (".bash_profile", "PS1='ready \\$ '\nalias printf=echo\nset -o noclobber\n"),
+}
+"""A startup file of each shell that sets a prompt, and what may harm a program that the shell is to run."""
+
 LOGIN_SHELLS = {
     "tcsh": ("tcsh", "-f"),
     "fish": ("fish", "--no-config", "--interactive"),
@@ -27,13 +35,28 @@ PROMPT = re.compile(r"[>%#$] ?\Z")
 
 @pytest.mark.parametrize("name", [name for name in LOGIN_SHELLS if shutil.which(name)])
 async def test_the_loop_starts_from_a_login_shell(name: str, tmp_path: Path) -> None:
-    environment = {"PATH": os.environ["PATH"], "TERM": "dumb", "HOME": str(tmp_path)}
-    async with console_on_program(*LOGIN_SHELLS[name], directory=tmp_path, environment=environment) as console:
+    await require_loop(LOGIN_SHELLS[name], tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in STARTUP if shutil.which(name.replace("csh", "tcsh"))])
+async def test_the_loop_starts_from_a_login_shell_with_its_startup_files(name: str, tmp_path: Path) -> None:
+    file, text = STARTUP[name]
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(text)
+    program = tmp_path / name
+    program.symlink_to(str(shutil.which(name.replace("csh", "tcsh"))))  # tcsh is another shell by the name of csh
+    await require_loop((str(program), "-l"), tmp_path)
+
+
+async def require_loop(command: tuple[str, ...], home: Path) -> None:
+    """Start the loop at the prompt of a login shell, and run a command."""
+    environment = {"PATH": os.environ["PATH"], "TERM": "dumb", "HOME": str(home)}
+    async with console_on_program(*command, directory=home, environment=environment) as console:
         # What is typed before the prompt is there may be thrown away.
         await console.wait_for(PROMPT, timeout_s=TIMEOUT_S)
         shell = Shell(console, vm="local")
         await shell.start(shell="sh", timeout_s=TIMEOUT_S)
-        result = await shell.run("echo 'it works'; exit 3", timeout_s=TIMEOUT_S, check=False)
+        result = await shell.run("printf 'it %s\\n' works; exit 3", timeout_s=TIMEOUT_S, check=False)
         assert (result.status, result.output) == (3, b"it works\n")
 
 

@@ -395,3 +395,10 @@ async def test_requests_for_an_acknowledgement_change_nothing(local: Local, monk
 async def test_requests_for_the_end_of_a_command_that_runs_change_nothing(local: Local) -> None:
     assert await local.run("sleep 3; cat; echo end") == b"end\n"
     assert await local.run("echo next") == b"next\n"
+
+
+async def test_children_of_the_shell_that_end_while_a_command_is_typed_cost_none_of_it(local: Local) -> None:
+    for number in range(40):
+        await local.run("for i in 1 2 3 4 5 6 7 8 9; do sleep 0.00$i & done")
+        lines = [f"echo {number} {secrets.token_hex(200)}" for _ in range(5)]
+        assert await local.run("\n".join(lines)) == "".join(f"{line[5:]}\n" for line in lines).encode()

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import time
 
-import pytest
+from debian_guest import needs_debian
 
 from pytest_propolis import VmFactory
-from pytest_propolis.storage.debian import DebianBuild
-from pytest_propolis.storage.store import default_artifact_dir
 
-BUILD = DebianBuild()
-pytestmark = pytest.mark.skipif(
-    not (default_artifact_dir() / "derived" / BUILD.key / BUILD.disk).exists(),
-    reason="the guest debian is not built: `propolis setup debian` does it",
-)
+pytestmark = needs_debian
 
 
 async def test_debian_boots_runs_commands_and_reboots(vm_factory: VmFactory) -> None:

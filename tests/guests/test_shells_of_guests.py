@@ -7,20 +7,14 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from debian_guest import needs_debian
 from shell_state import DIFFERENT, KEPT, LEFT_BEHIND, Kept
 
 from pytest_propolis import TestVm, VmFactory
-from pytest_propolis.storage.debian import DebianBuild
-from pytest_propolis.storage.store import default_artifact_dir
 from pytest_propolis.vm.config import ChannelKind
 
-BUILD: Final = DebianBuild()
 TIMEOUT_S: Final = 60.0
 
-needs_debian = pytest.mark.skipif(
-    not (default_artifact_dir() / "derived" / BUILD.key / BUILD.disk).exists(),
-    reason="the guest debian is not built: `propolis setup debian` does it",
-)
 SHELLS_OF_GUESTS: Final = [
     pytest.param("micro", "busybox", id="micro"),
     pytest.param("alpine", "busybox", id="alpine"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from dead_agents import STRANGER, Unprivileged, can_give_files_away, fork, join
 
-from pytest_propolis.ledger.identity import find_marked
+from pytest_propolis.ledger.identity import find_tagged
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     base = tmp_path / "base"
     base.mkdir(mode=0o700)
     yield base
-    for process in find_marked(token):
+    for process in find_tagged(token):
         process.kill()
 
 

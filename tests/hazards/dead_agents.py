@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_propolis.ledger.entry import MARK_VARIABLE, Entry, Owner
+from pytest_propolis.ledger.entry import TAG_VARIABLE, Entry, Owner
 from pytest_propolis.ledger.identity import ProcessIdentity
 from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger, read_ledger
 from pytest_propolis.ledger.reaper_report import Report
@@ -160,8 +160,8 @@ def make_directory(ledger: Ledger, path: Path) -> Entry:
     return ledger.live(entry)
 
 
-def spawn(mark: str) -> ProcessIdentity:
-    process = subprocess.Popen(["sleep", "1000"], env=os.environ | {MARK_VARIABLE: mark})
+def spawn(tag: str) -> ProcessIdentity:
+    process = subprocess.Popen(["sleep", "1000"], env=os.environ | {TAG_VARIABLE: tag})
     process.returncode = 0  # It outlives this process, as it should here: no warning.
     return ProcessIdentity.of(process.pid)
 

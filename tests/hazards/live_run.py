@@ -264,9 +264,9 @@ def _copy_artifacts(directory: Path) -> None:
     chosen = os.environ.get("PROPOLIS_ARTIFACT_DIR")
     source, target = (ArtifactStore(path) for path in (Path(chosen) if chosen else default_artifact_dir(), directory))
     for artifact in (ALPINE_KERNEL, ALPINE_INITRD, ALPINE_DISK):
-        path = target.place(artifact)
+        path = target.path_of(artifact)
         path.parent.mkdir(mode=0o700, parents=True)
-        shutil.copyfile(source.place(artifact), path)
+        shutil.copyfile(source.path_of(artifact), path)
 
 
 @contextlib.contextmanager

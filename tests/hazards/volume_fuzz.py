@@ -2,7 +2,7 @@
 
 More and other rounds by hand::
 
-    PROPOLIS_VOLUME_ROUNDS=200 PROPOLIS_VOLUME_SEED=1 pytest tests/hazards/test_volume_fuzz.py
+    PROPOLIS_VOLUME_ROUNDS=200 PROPOLIS_VOLUME_SEED=1 pytest tests/hazards/fuzzers/test_volume_fuzz.py
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from pytest_propolis.errors import CapabilityMissing
-from pytest_propolis.ledger.identity import ProcessIdentity, find_marked
+from pytest_propolis.ledger.identity import ProcessIdentity, find_tagged
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -179,24 +179,24 @@ def test_waiting_for_the_end_is_bounded(start: Start) -> None:
 
 
 def test_a_marked_process_is_found_by_its_environment_and_by_its_command_line(start: Start) -> None:
-    mark = secrets.token_hex(16)
-    by_environment = start("cat", stdin=subprocess.PIPE, env=os.environ | {"PROPOLIS_MARK": mark})
-    by_command_line = start("sh", "-c", "read line", mark, stdin=subprocess.PIPE)
+    tag = secrets.token_hex(16)
+    by_environment = start("cat", stdin=subprocess.PIPE, env=os.environ | {"PROPOLIS_MARK": tag})
+    by_command_line = start("sh", "-c", "read line", tag, stdin=subprocess.PIPE)
     start("cat", stdin=subprocess.PIPE)
-    assert {process.pid for process in find_marked(mark)} == {by_environment.pid, by_command_line.pid}
+    assert {process.pid for process in find_tagged(tag)} == {by_environment.pid, by_command_line.pid}
 
 
 def test_a_dead_process_is_not_found_by_its_mark(start: Start) -> None:
-    mark = secrets.token_hex(16)
-    process = start("cat", stdin=subprocess.PIPE, env={"PROPOLIS_MARK": mark})
+    tag = secrets.token_hex(16)
+    process = start("cat", stdin=subprocess.PIPE, env={"PROPOLIS_MARK": tag})
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert find_marked(mark) == []
+    assert find_tagged(tag) == []
 
 
 def test_whoever_looks_for_a_mark_never_finds_itself_or_its_ancestors(start: Start) -> None:
-    mark = secrets.token_hex(16)
-    script = f"from pytest_propolis.ledger.identity import find_marked; print(find_marked({mark!r}))"
+    tag = secrets.token_hex(16)
+    script = f"from pytest_propolis.ledger.identity import find_tagged; print(find_tagged({tag!r}))"
     # The trailing command keeps the shell, which carries the mark as well, from becoming the child itself.
     process = start("sh", "-c", '"$0" -c "$1"; true', sys.executable, script, stdout=subprocess.PIPE)
     assert process.communicate()[0] == b"[]\n"

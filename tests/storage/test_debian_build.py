@@ -85,7 +85,7 @@ def user(monkeypatch: pytest.MonkeyPatch) -> Iterator[OrdinaryUser]:
 async def test_an_ordinary_user_builds_in_a_directory_that_no_other_user_may_enter(user: OrdinaryUser) -> None:
     words = [*user.prefix(), *debian._as_its_root(), "sh", "-euc", AS_PACKAGES_ARE_INSTALLED]
     finished = await run_program(words, directory=user.home)
-    assert finished.status == 0, finished.complaint
+    assert finished.status == 0, finished.stderr
     assert finished.output.split() == ["100", "65534"]
 
 

@@ -184,7 +184,7 @@ def test_the_command_makes_lists_and_verifies_it(place: Place, monkeypatch: pyte
     assert place.times == 1
     assert re.search(rf"loud\s+file\s+{place.store.directory}.*recipe\.sh with", propolis("artifacts", "list"))
     assert propolis("artifacts", "verify", "loud").endswith(" is intact\n")
-    path = place.store.place(place.artifact("loud"))
+    path = place.store.path_of(place.artifact("loud"))
     path.chmod(0o600)
     path.write_bytes(b"damaged")
     assert "is damaged" in propolis("artifacts", "verify", "loud", status=1)

@@ -55,7 +55,7 @@ def _run(name: str, directory: Path, arguments: list[str]) -> str:
 
 
 def _lowest_versions() -> list[str]:
-    """The lower bounds of all direct dependencies, as exact versions."""
+    """Return the lower bounds of all direct dependencies, as exact versions."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     requirements = map(Requirement, (*project["dependencies"], *extras["ssh"], *extras["iso"], *extras["test"]))
@@ -68,7 +68,7 @@ def _lowest_versions() -> list[str]:
 
 
 def _find_python(version: str) -> str | None:
-    """A program of this version that runs: those of pyenv are there also where their version is not chosen."""
+    """Find a Python of this version that runs, including those of pyenv that are not selected."""
     versions = Path.home() / ".pyenv/versions"
     candidates = [shutil.which(f"python{version}"), *(str(path) for path in versions.glob(f"{version}.*/bin/python3"))]
     for candidate in candidates:

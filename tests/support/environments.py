@@ -16,11 +16,11 @@ STAMP: Final = "installed"
 
 
 class NoEnvironment(Exception):
-    """A virtual environment cannot be made, for want of a package index as a rule."""
+    """Raised when a virtual environment cannot be made, usually without a package index."""
 
 
 def make_environment(directory: Path, requirements: Sequence[str], *, python: str = sys.executable) -> Path:
-    """Return the Python of a virtual environment with these requirements. What is there already is used again.
+    """Return the Python of a virtual environment with these requirements, which is reused if it exists.
 
     :raises NoEnvironment: when it cannot be made.
     """

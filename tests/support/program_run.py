@@ -1,4 +1,4 @@
-"""Run tests of this project with a process for each VM: what serves a VM must not matter to them.
+"""Run tests of this project with a server process for each VM, which must not matter to them.
 
 ``.venv/bin/python tests/support/program_run.py [--server PROGRAM] [PYTEST ARGUMENT...]``
 
@@ -22,8 +22,8 @@ ROOT: Final = Path(__file__).parents[2]
 PROGRAM: Final = "propolis-server-qemu"
 
 SELECTION: Final = (
-    "tests/vm/test_states.py",
-    "tests/vm/test_waits_that_cannot_end.py",
+    "tests/vm/lifecycle/test_states.py",
+    "tests/vm/lifecycle/test_waits_that_cannot_end.py",
     "example_tests/test_boot.py",
     "example_tests/test_commands.py",
 )
@@ -33,8 +33,8 @@ WHOLE: Final = (
     "example_tests",
     "tests/console",
     "tests/contract/test_engine_contract.py",
-    "tests/engine/test_migration_refusals.py",
-    "tests/engine/test_server_program.py",
+    "tests/engine/migration/test_migration_refusals.py",
+    "tests/engine/server/test_server_program.py",
     "tests/vm",
 )
 """The examples, and the cases of states, consoles and migrations, and PHD's."""
@@ -67,7 +67,7 @@ class ProgramRun:
 def program_run(
     tests: Iterable[str], *, server: str = PROGRAM, arguments: Sequence[str] = (), timeout_s: float | None = None
 ) -> ProgramRun:
-    """Run tests at a server program, on three hosts of this machine."""
+    """Run tests with a server program, on three hosts of this machine."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     done = subprocess.run(
         [

@@ -52,7 +52,7 @@ async def served_store(
 
 
 def own_endpoint(listener: socket.socket, certificate: Certificate | None) -> Endpoint:
-    """Return where the process that serves a store reaches it itself."""
+    """Return the endpoint at which the process that serves a store reaches it."""
     host, port = listener.getsockname()[:2]
     if ipaddress.ip_address(host).is_unspecified:
         host = "::1" if ":" in host else "127.0.0.1"

@@ -62,7 +62,7 @@ class DiskRegistry:
             return await self._create_raw_disk(client, request, qemu_img=qemu_img)
         owned = self._resources_of(client)
         disk_id = secrets.token_hex(8)
-        path = self._space.place(f"{disk_id}.qcow2")
+        path = self._space.path_of(f"{disk_id}.qcow2")
         with owned.writer.creating("file", path) as entry:
             await make_image(request, qemu_img, path, allowed=allowed_image_directories(self._config))
             if owned.left:
@@ -83,7 +83,7 @@ class DiskRegistry:
             return DiskCreated(id=fork.id, path=str(fork.fork.path))
         owned = self._resources_of(client)
         disk_id = secrets.token_hex(8)
-        path = self._space.place(f"{disk_id}.raw")
+        path = self._space.path_of(f"{disk_id}.raw")
         with owned.writer.creating("file", path) as entry:
             make_blank(path, request.size_bytes or 0)
         owned.disks[disk_id] = entry
@@ -93,7 +93,7 @@ class DiskRegistry:
         """Create a raw disk with the contents of an image that is not raw."""
         owned = self._resources_of(client)
         disk_id = secrets.token_hex(8)
-        path = self._space.place(f"{disk_id}.raw")
+        path = self._space.path_of(f"{disk_id}.raw")
         with owned.writer.creating("file", path) as entry:
             await make_raw_copy(request, qemu_img, path, allowed=allowed_image_directories(self._config))
             fill_last_block(path, request.block_size)
@@ -142,7 +142,7 @@ class DiskRegistry:
         qemu = (await self._hypervisors.find()).qemu
         owned = self._resources_of(client)
         writer = LedgerWriter(self._ledger, owned.writer.owner)
-        volume = await create_volume(request, qemu=qemu, place=self._space.directory(), writer=writer, client=client)
+        volume = await create_volume(request, qemu=qemu, parent=self._space.directory(), writer=writer, client=client)
         if owned.left:
             await volume.close()
             raise AgentError(f"client {client!r} left while its volume was made")
@@ -174,5 +174,5 @@ class DiskRegistry:
 
 
 async def _reads_qcow2(reader: str | None) -> bool:
-    """Return whether what is to serve a disk reads qcow2: the engine does, and a program that says so."""
+    """Return whether the server of a disk reads qcow2: the engine does, and programs whose help names it."""
     return reader is None or (reader != "" and await help_names(reader, QCOW2))

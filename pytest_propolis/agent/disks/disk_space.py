@@ -35,10 +35,10 @@ class DiskSpace:
     def __init__(self, config: AgentConfig, ledger: Ledger) -> None:
         self._run_directory = Path(config.directory)
         self._directory = disk_base(config) / self._run_directory.name
-        self._books = LedgerWriter(ledger, Owner(AGENT_OWNER))
+        self._writer = LedgerWriter(ledger, Owner(AGENT_OWNER))
         self._entry: Entry | None = None
 
-    def place(self, name: str) -> Path:
+    def path_of(self, name: str) -> Path:
         """Return the path at which to create a disk, or a directory of disks, of this name.
 
         :raises ResourceExhausted: when little space is free there, naming the directory.
@@ -72,7 +72,7 @@ class DiskSpace:
             if {path.name for path in self._directory.iterdir()} <= {OWNER_NAME}:
                 (self._directory / OWNER_NAME).unlink(missing_ok=True)
                 self._directory.rmdir()
-                self._books.gone(entry)
+                self._writer.gone(entry)
 
     def _make(self) -> None:
         if self._entry is not None:
@@ -80,7 +80,7 @@ class DiskSpace:
         base = self._directory.parent
         try:
             base.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with self._books.creating("directory", self._directory) as entry:
+            with self._writer.creating("directory", self._directory) as entry:
                 self._directory.mkdir(mode=0o700)
                 try:
                     write_owner(self._directory, self._run_directory)

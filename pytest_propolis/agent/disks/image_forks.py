@@ -176,7 +176,7 @@ async def fork_of(
         require_raw(request.image, request.image_format)
         providers = providers or RAW_PROVIDERS
     fork_id, notes = secrets.token_hex(8), list[str]()
-    wanted = ForkRequest(image=image, image_format=request.image_format, target=space.place(fork_id))
+    wanted = ForkRequest(image=image, image_format=request.image_format, target=space.path_of(fork_id))
     provider = await choose_provider(wanted, progress=notes.append, only=providers)
     planned = await provider.plan(wanted)
     if planned.format != "raw":  # The server knows the format of a disk's file by its suffix.

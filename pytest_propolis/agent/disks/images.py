@@ -8,7 +8,7 @@ from pathlib import Path
 from ...agent_api.image_recipe import ImageRecipe
 from ...agent_api.messages import AgentConfig, ImageNeeded
 from ...engine.templates.image_builder import build_image
-from ...ledger.entry import Owner, command_line_mark
+from ...ledger.entry import Owner, command_line_tag
 from ...ledger.ledger import Ledger
 from ...ledger.writer import LedgerWriter
 from ...storage.artifacts import Artifact
@@ -27,7 +27,7 @@ class ImageMaker:
 
     def __init__(self, config: AgentConfig, ledger: Ledger, hypervisors: HypervisorFinder) -> None:
         self._config = config
-        self._books = LedgerWriter(ledger, Owner("images"))
+        self._writer = LedgerWriter(ledger, Owner("images"))
         self._hypervisors = hypervisors
         self._store = ArtifactStore(
             Path(config.artifact_dir) if config.artifact_dir else default_artifact_dir(),
@@ -42,10 +42,10 @@ class ImageMaker:
         paths = {artifact: await self._store.get(artifact, progress) for artifact in needed.artifacts}
         if needed.recipe is None:
             return tuple(str(path) for path in paths.values())
-        made = await self._carry_out(needed.recipe, paths, needed.timeout_s, progress)
+        made = await self._build(needed.recipe, paths, needed.timeout_s, progress)
         return (str(made),)
 
-    async def _carry_out(
+    async def _build(
         self, recipe: ImageRecipe, paths: dict[Artifact, Path], timeout_s: float, progress: Callable[[str], None]
     ) -> Path:
         by_hash = {artifact.sha256: path for artifact, path in paths.items()}
@@ -63,8 +63,8 @@ class ImageMaker:
                 disk=by_hash[recipe.disk],
                 target=directory / DERIVED_DISK,
                 timeout_s=timeout_s,
-                mark=f"{command_line_mark(self._config.run)}image",
-                journal=self._books,
+                tag=f"{command_line_tag(self._config.run)}image",
+                journal=self._writer,
             )
 
         directory = await self._store.derive(recipe.key, [DERIVED_DISK], make, progress)

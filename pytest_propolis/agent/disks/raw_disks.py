@@ -1,4 +1,4 @@
-"""Raw disks, which every server reads, made without QEMU's tools: for hosts on which there is no engine."""
+"""Raw disks, which every server reads, made without QEMU's tools, for hosts without the engine."""
 
 from __future__ import annotations
 

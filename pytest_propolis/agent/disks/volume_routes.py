@@ -1,4 +1,4 @@
-"""The agent's paths for replicated volumes: below ``/volumes``, and what the Propolis API lacks for a VM's own."""
+"""The agent's routes for replicated volumes: below ``/volumes``, and extensions of the Propolis API for a VM."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class OwnedVolume:
         return Path(self.directory.what["path"])
 
     def created(self) -> VolumeCreated:
-        """Return what its owner needs to write volume construction requests."""
+        """Return the facts that its owner needs for volume construction requests."""
         host, port = self.black_hole.getsockname()
         return VolumeCreated(
             id=self.id,
@@ -181,11 +181,11 @@ class OwnedVolume:
 
 
 async def create_volume(
-    request: CreateVolume, *, qemu: Qemu, place: Path, writer: LedgerWriter, client: str
+    request: CreateVolume, *, qemu: Qemu, parent: Path, writer: LedgerWriter, client: str
 ) -> OwnedVolume:
     """Create a volume with three running downstairs.
 
-    :param place: the parent of its directory.
+    :param parent: the parent of its directory.
     :raises ConfigError: when it cannot have that size.
     :raises ArtifactError: when its image is missing or broken.
     :raises CapabilityMissing: when the host lacks ``qemu-storage-daemon``.
@@ -198,7 +198,7 @@ async def create_volume(
         )
     size_bytes = await _size(request, qemu.img)
     volume_id = secrets.token_hex(8)
-    directory = place / volume_id
+    directory = parent / volume_id
     with writer.creating("directory", directory) as entry:
         directory.mkdir(parents=True, mode=0o700)
     volume = OwnedVolume(

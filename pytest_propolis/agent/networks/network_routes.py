@@ -13,9 +13,9 @@ from ...agent_api.networks import (
     AddPort,
     ConnectNetworks,
     CreateNetwork,
+    MovePort,
     NetworkCreated,
     NetworkFaults,
-    PlacePort,
     PortAdded,
 )
 from ...engine.server.app import decoded, encoded
@@ -41,7 +41,7 @@ class NetworkRoutes:
             Route("/networks", self._create, methods=["POST"]),
             Route("/networks/{id}", self._remove, methods=["DELETE"]),
             Route("/networks/{id}/ports", self._add_port, methods=["POST"]),
-            Route("/networks/{id}/ports/{number:int}", self._place, methods=["PUT"]),
+            Route("/networks/{id}/ports/{number:int}", self._move_port, methods=["PUT"]),
             Route("/networks/{id}/faults", self._order, methods=["PUT"]),
             Route("/networks/{id}/trunks", self._connect, methods=["POST"]),
             Route("/networks/{id}/capture", self._capture, methods=["GET"]),
@@ -60,8 +60,8 @@ class NetworkRoutes:
         path = await self._find(request).add_port(await decoded(request, AddPort))
         return encoded(PortAdded(path=str(path)), 201)
 
-    async def _place(self, request: Request) -> Response:
-        self._find(request).place(request.path_params["number"], await decoded(request, PlacePort))
+    async def _move_port(self, request: Request) -> Response:
+        self._find(request).move_port(request.path_params["number"], await decoded(request, MovePort))
         return Response(status_code=204)
 
     async def _order(self, request: Request) -> Response:

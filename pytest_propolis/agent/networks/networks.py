@@ -13,7 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from ...agent_api.networks import MOST_PORTS, AddPort, ConnectNetworks, CreateNetwork, NetworkFaults, PlacePort
+from ...agent_api.networks import MOST_PORTS, AddPort, ConnectNetworks, CreateNetwork, MovePort, NetworkFaults
 from ...errors import AgentError
 from ...ledger.entry import Entry
 from ...ledger.writer import LedgerWriter
@@ -70,8 +70,8 @@ class Network:
                 raise AgentError(f"network {self.name!r} has been removed")
         return self._ports[request.number].path
 
-    def place(self, number: int, request: PlacePort) -> None:
-        self.switch.place(number, request.part)
+    def move_port(self, number: int, request: MovePort) -> None:
+        self.switch.move_port(number, request.part)
 
     def order(self, faults: NetworkFaults) -> None:
         self.switch.order(faults)
@@ -90,14 +90,14 @@ class Network:
         if self._closed:  # meanwhile
             await websocket.close()
             raise AgentError(f"network {self.name!r} has been removed")
-        task = asyncio.create_task(Trunk(self.switch, _Opened(websocket), part=request.part).carry())
+        task = asyncio.create_task(Trunk(self.switch, _Opened(websocket), part=request.part).forward_frames())
         self._trunks.add(task)
         task.add_done_callback(self._trunks.discard)
 
     async def accept(self, websocket: WebSocket) -> None:
         """Serve the part on another host until it disconnects, or this is closed."""
         part = websocket.headers.get(PART_HEADER, "")
-        task = asyncio.create_task(Trunk(self.switch, _Accepted(websocket), part=part).carry())
+        task = asyncio.create_task(Trunk(self.switch, _Accepted(websocket), part=part).forward_frames())
         self._trunks.add(task)
         try:
             await asyncio.wait([task])

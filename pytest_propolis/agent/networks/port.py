@@ -54,9 +54,9 @@ class Port:
         for connection in self.connections:
             connection.send(frame)
 
-    def take(self, frame: bytes) -> None:
+    def receive(self, frame: bytes) -> None:
         """Send a frame to the card."""
-        self._switch.take(frame, port=self._number, leg=self)
+        self._switch.receive(frame, port=self._number, attachment=self)
 
     def close(self) -> None:
         """Disconnect all cards, and accept no more. Idempotent."""
@@ -69,7 +69,7 @@ class Port:
 
 
 class _Connection(asyncio.BufferedProtocol):
-    """A QEMU: each frame comes after its length as four bytes, most significant first."""
+    """A connection to QEMU: each frame follows its length in four bytes, big-endian."""
 
     def __init__(self, port: Port) -> None:
         self._port = port
@@ -99,7 +99,7 @@ class _Connection(asyncio.BufferedProtocol):
                 return
             if end > self._filled:
                 break
-            self._port.take(bytes(self._view[start + LENGTH_BYTES : end]))
+            self._port.receive(bytes(self._view[start + LENGTH_BYTES : end]))
             start = end
         self._buffer[: self._filled - start] = self._buffer[start : self._filled]
         self._filled -= start

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, Protocol
 from ...agent_api.networks import NetworkFaults
 from .capture import Capture
 
-__all__ = ["ADDRESSES_BYTES", "Leg", "Switch"]
+__all__ = ["ADDRESSES_BYTES", "Attachment", "Switch"]
 
 ADDRESS_BYTES: Final = 6
 ADDRESSES_BYTES: Final = 2 * ADDRESS_BYTES
@@ -19,7 +19,7 @@ GROUP_BIT: Final = 1
 """The multicast bit in an address's first byte."""
 
 
-class Leg(Protocol):
+class Attachment(Protocol):
     """A source and destination of frames: a port or a trunk."""
 
     number: int | None
@@ -38,32 +38,32 @@ class Leg(Protocol):
         """
 
 
-class _Place(NamedTuple):
+class _Location(NamedTuple):
     """The latest known location of an address."""
 
     port: int
-    leg: Leg
+    attachment: Attachment
 
 
 class Switch:
-    """One host's part of a network. All parts are connected with each other: no frame goes over two trunks."""
+    """One host's part of a network. All parts are connected directly: no frame passes over two trunks."""
 
     def __init__(self) -> None:
         self.capture = Capture()
-        self._legs: list[Leg] = []
-        self._places: dict[bytes, _Place] = {}
+        self._attachments: list[Attachment] = []
+        self._locations: dict[bytes, _Location] = {}
         self._parts: dict[int, str] = {}
         self._faults = NetworkFaults()
         self._cuts: frozenset[frozenset[int]] = frozenset()
         self._random = random.Random()  # noqa: S311 # not for secrets
 
-    def add(self, leg: Leg) -> None:
-        self._legs.append(leg)
+    def add(self, attachment: Attachment) -> None:
+        self._attachments.append(attachment)
 
-    def remove(self, leg: Leg) -> None:
+    def remove(self, attachment: Attachment) -> None:
         """Removing twice is fine."""
-        if leg in self._legs:
-            self._legs.remove(leg)
+        if attachment in self._attachments:
+            self._attachments.remove(attachment)
 
     def order(self, faults: NetworkFaults) -> None:
         """Apply these faults to frames from now on, instead of the previous ones."""
@@ -71,7 +71,7 @@ class Switch:
         self._cuts = frozenset(map(frozenset, faults.cuts))
         self._random.seed(faults.seed)
 
-    def place(self, port: int, part: str | None) -> None:
+    def move_port(self, port: int, part: str | None) -> None:
         """Set the part of the network at which a port's card is; if None, learn it from the card's frames.
 
         Frames in flight from elsewhere no longer determine its location.
@@ -80,43 +80,47 @@ class Switch:
             self._parts.pop(port, None)
             return
         self._parts[port] = part
-        left = [address for address, place in self._places.items() if place.port == port and place.leg.part != part]
+        left = [
+            address
+            for address, location in self._locations.items()
+            if location.port == port and location.attachment.part != part
+        ]
         for address in left:
-            del self._places[address]
+            del self._locations[address]
 
-    def take(self, frame: bytes, *, port: int, leg: Leg) -> None:
-        """Forward a frame from a port that has arrived over a leg."""
+    def receive(self, frame: bytes, *, port: int, attachment: Attachment) -> None:
+        """Forward a frame from a port that has arrived over an attachment."""
         if len(frame) < ADDRESSES_BYTES:
             return
         sender = frame[ADDRESS_BYTES:ADDRESSES_BYTES]
-        if not sender[0] & GROUP_BIT and self._parts.get(port, leg.part) == leg.part:
-            self._places[sender] = _Place(port, leg)
-        if leg.number is None:
-            self._pass_on(frame, port, leg)
+        if not sender[0] & GROUP_BIT and self._parts.get(port, attachment.part) == attachment.part:
+            self._locations[sender] = _Location(port, attachment)
+        if attachment.number is None:
+            self._forward(frame, port, attachment)
             return
         self.capture.add(frame)
         if self._faults.loss_percent and self._random.uniform(0, 100) < self._faults.loss_percent:
             return
         if self._faults.delay_ms:
-            asyncio.get_running_loop().call_later(self._faults.delay_ms / 1000, self._pass_on, frame, port, leg)
+            asyncio.get_running_loop().call_later(self._faults.delay_ms / 1000, self._forward, frame, port, attachment)
         else:
-            self._pass_on(frame, port, leg)
+            self._forward(frame, port, attachment)
 
-    def _pass_on(self, frame: bytes, port: int, leg: Leg) -> None:
+    def _forward(self, frame: bytes, port: int, attachment: Attachment) -> None:
         receiver = frame[:ADDRESS_BYTES]
-        place = None if receiver[0] & GROUP_BIT else self._places.get(receiver)
-        if place is not None and place.leg in self._legs and place.leg.is_up:
-            if not self._is_cut(port, place.port):
-                self._send(place.leg, port, frame, came_from=leg)
+        location = None if receiver[0] & GROUP_BIT else self._locations.get(receiver)
+        if location is not None and location.attachment in self._attachments and location.attachment.is_up:
+            if not self._is_cut(port, location.port):
+                self._send(location.attachment, port, frame, came_from=attachment)
             return
-        for other in self._legs:
+        for other in self._attachments:
             if other.number is None or not self._is_cut(port, other.number):
-                self._send(other, port, frame, came_from=leg)
+                self._send(other, port, frame, came_from=attachment)
 
-    def _send(self, leg: Leg, port: int, frame: bytes, *, came_from: Leg) -> None:
-        between_trunks = leg.number is None and came_from.number is None
-        if leg is not came_from and not between_trunks:
-            leg.send(port, frame)
+    def _send(self, attachment: Attachment, port: int, frame: bytes, *, came_from: Attachment) -> None:
+        between_trunks = attachment.number is None and came_from.number is None
+        if attachment is not came_from and not between_trunks:
+            attachment.send(port, frame)
 
     def _is_cut(self, one: int, other: int) -> bool:
         return bool(self._cuts) and frozenset((one, other)) in self._cuts

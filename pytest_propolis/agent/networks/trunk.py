@@ -32,7 +32,7 @@ class FrameConnection(Protocol):
 
 
 class Trunk:
-    """Carries frames between two switches, in both directions, while `carry` runs.
+    """Carries frames between two switches, in both directions, while `forward_frames` runs.
 
     :param part: the id of the part of the network at the other end.
     """
@@ -56,7 +56,7 @@ class Trunk:
             self._waiting_bytes += len(frame)
             self._wake.set()
 
-    async def carry(self) -> None:
+    async def forward_frames(self) -> None:
         """Carry frames until the other side disconnects."""
         self._switch.add(self)
         ways = [asyncio.create_task(self._send_all()), asyncio.create_task(self._receive_all())]
@@ -85,4 +85,4 @@ class Trunk:
                 while start < len(message):
                     port, size = HEADER.unpack_from(message, start)
                     start += HEADER.size + size
-                    self._switch.take(message[start - size : start], port=port, leg=self)
+                    self._switch.receive(message[start - size : start], port=port, attachment=self)

@@ -1,4 +1,4 @@
-"""What a server program says of itself: the options that its help names, and the formats of disks."""
+"""The features of a server program, from its help: options, and formats of disks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HELP: Final[dict[tuple[str, int], str]] = {}
 """What programs say of themselves, by path and time of the last change."""
 
 
-async def help_names(program: str, word: str) -> bool:
+async def help_names(program: str, name: str) -> bool:
     """Return whether the help of a program names an option, or another word. Each program is asked once.
 
     :param program: its path; or `ENGINE_PROGRAM`, which knows all words that are asked for.
@@ -40,7 +40,7 @@ async def help_names(program: str, word: str) -> bool:
         return False
     except OSError as error:
         raise cannot_be_run(program, error) from None
-    return word in _HELP[version]
+    return name in _HELP[version]
 
 
 async def _help(program: Path) -> str:
@@ -52,8 +52,8 @@ async def _help(program: Path) -> str:
             copy.chmod(0o700)
             program = copy
         async with asyncio.timeout(HELP_TIMEOUT_S):
-            told = await run_program([*system().children.privileges, str(program), "run", "--help"])
-    return told.output + told.complaint
+            help_text = await run_program([*system().children.privileges, str(program), "run", "--help"])
+    return help_text.output + help_text.stderr
 
 
 def cannot_be_run(program: str, error: OSError) -> HostError:

@@ -12,7 +12,7 @@ from ...engine.qemu.memory import GuestMemory
 from ...engine.server.server_config import ServerConfig
 from ...engine.volumes.block_backend import BackendFactory
 from ...engine.volumes.upstairs import Upstairs
-from ...ledger.entry import command_line_mark
+from ...ledger.entry import command_line_tag
 from ...ledger.writer import LedgerWriter
 from ...oximeter.producer import MetricsConfig
 from ...propolis_api import CrucibleStorageBackend
@@ -20,7 +20,7 @@ from ...propolis_api.connection.endpoint import Endpoint
 from ..hypervisor import Hypervisor, HypervisorFinder
 from .server_process import LOOPBACK, ServerProcess
 
-__all__ = ["BACKENDS", "VmPlace", "address_of", "metrics_config", "server_config", "server_process"]
+__all__ = ["BACKENDS", "VmPaths", "address_of", "metrics_config", "server_config", "server_process"]
 
 QEMU_LOG: Final = "qemu.log"
 """QEMU's log in the VM's directory, unless the client names another path."""
@@ -29,8 +29,8 @@ BACKENDS: Final[Mapping[type, BackendFactory]] = MappingProxyType({CrucibleStora
 """The backends of disks that are not files on this host, by component type."""
 
 
-class VmPlace(NamedTuple):
-    """Where a VM's server has its files, and where they are recorded."""
+class VmPaths(NamedTuple):
+    """The directories of a VM's server, and the writer that records them."""
 
     vm_id: str
     directory: Path
@@ -44,39 +44,39 @@ class VmPlace(NamedTuple):
 def server_config(
     agent: AgentConfig,
     request: CreateVm,
-    place: VmPlace,
+    paths: VmPaths,
     hypervisor: Hypervisor,
     *,
     memory: GuestMemory | None,
     variables: Path | None,
 ) -> ServerConfig:
-    """Return how the engine is to serve a VM.
+    """Return the engine's configuration for a VM.
 
     :param memory: the file for the guest's memory.
-    :param variables: the firmware variables of the VM whose place it takes.
+    :param variables: the firmware variables of the VM that it replaces.
     """
     return ServerConfig(
-        mark=f"{command_line_mark(agent.run)}{place.vm_id}",
+        tag=f"{command_line_tag(agent.run)}{paths.vm_id}",
         qemu=hypervisor.qemu,
         accelerator=hypervisor.accelerator.name,
         boot=request.boot,
-        directory=place.directory,
-        log_path=place.log_path(request),
-        journal=place.writer,
+        directory=paths.directory,
+        log_path=paths.log_path(request),
+        journal=paths.writer,
         display=request.display,
         guest_ports=request.guest_ports,
         memory=memory,
         copy_disks=request.copy_disks,
         inherited_variables=variables,
-        address=address_of(agent, place.vm_id),
-        disk_directory=place.disk_directory,
+        address=address_of(agent, paths.vm_id),
+        disk_directory=paths.disk_directory,
         backends=BACKENDS,
         metrics=metrics_config(request),
     )
 
 
 def server_process(
-    agent: AgentConfig, request: CreateVm, place: VmPlace, hypervisors: HypervisorFinder
+    agent: AgentConfig, request: CreateVm, paths: VmPaths, hypervisors: HypervisorFinder
 ) -> ServerProcess:
     """Return the server of a VM that is to be served by a program; it is not started."""
     assert request.program is not None
@@ -90,17 +90,17 @@ def server_process(
         boot=request.boot,
         qcow2_disks=request.qcow2_disks,
         own_options=own_options,
-        directory=place.directory,
-        disk_directory=place.disk_directory,
-        log_path=place.log_path(request),
-        journal=place.writer,
+        directory=paths.directory,
+        disk_directory=paths.disk_directory,
+        log_path=paths.log_path(request),
+        journal=paths.writer,
         base=Path(agent.directory).parent,
         metric_addr=request.metric_addr,
     )
 
 
 def metrics_config(request: CreateVm) -> MetricsConfig | None:
-    """Return where the engine serves the metrics of a VM, and registers them."""
+    """Return the address at which the engine serves a VM's metrics, and the registry."""
     if request.metric_addr is None:
         return None
     return MetricsConfig(host=LOOPBACK, registry=request.metric_addr)

@@ -164,7 +164,7 @@ class ServerProcess:
             raise unreadable_disk(self._program.path, self._qcow2_disks[0])
 
     async def _boot_arguments(self) -> list[str]:
-        """Options and BOOTROM_PATH for what the VM starts from."""
+        """Return the options and BOOTROM_PATH for a VM's boot source."""
         is_own = await help_names(self._program.path, "--kernel")
         options = [*(await self._own_options() if is_own else ()), *self._metrics]
         if self._metrics and not await help_names(self._program.path, self._metrics[0]):
@@ -198,14 +198,14 @@ class ServerProcess:
         )
 
     async def _launch(self, arguments: list[str]) -> None:
-        program, *words = *system().children.privileges, self._path
+        program, *prefix = *system().children.privileges, self._path
         with open_log(self.log_path) as log:
             self._log_start = log.tell()
             record = self._record = self._journal.intend()
             try:
                 self._child = await spawn(
                     Path(program),
-                    [*words, "run", *arguments, f"{LOOPBACK}:{self.port}"],
+                    [*prefix, "run", *arguments, f"{LOOPBACK}:{self.port}"],
                     stdout=log,
                     stderr=log,
                     environment=record.environment,

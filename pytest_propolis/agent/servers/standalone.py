@@ -28,7 +28,7 @@ from ...engine.server.publisher import PublisherGone
 from ...engine.server.server import VmServer
 from ...engine.server.server_config import ServerConfig
 from ...errors import HostError
-from ...ledger.entry import Owner, command_line_mark
+from ...ledger.entry import Owner, command_line_tag
 from ...ledger.identity import ProcessIdentity
 from ...ledger.ledger import LEDGER_NAME, Ledger
 from ...ledger.writer import LedgerWriter
@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
-    """Where a server listens: a TCP port, or a UNIX socket.
+    """The address of a server: a TCP port, or a UNIX socket.
 
     :param host: an IP address; empty for a UNIX socket.
     :param port: 0 for any free port.
@@ -76,7 +76,7 @@ async def serve(
     ready: Callable[[Address], None],
     metric_addr: str | None = None,
 ) -> None:
-    """Serve the Propolis API until SIGTERM, SIGINT or SIGHUP; then stop the VM, and remove what was made for it.
+    """Serve the Propolis API until SIGTERM, SIGINT or SIGHUP; then stop the VM, and remove its resources.
 
     :param config: the server's run and its private directory.
     :param vnc: where the display is to be found; without it, the VM has none.
@@ -118,7 +118,7 @@ async def serve(
 
 
 def _signalled() -> asyncio.Event:
-    """Return what is set by the first signal that ends the server."""
+    """Return an event that the first terminating signal sets."""
     leave = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in SIGNALS:
@@ -138,7 +138,7 @@ def _server_config(
     directory = Path(config.directory) / "vm"  # the server removes it
     directory.mkdir(mode=0o700)
     return ServerConfig(
-        mark=f"{command_line_mark(config.run)}server",
+        tag=f"{command_line_tag(config.run)}server",
         qemu=hypervisor.qemu,
         accelerator=hypervisor.accelerator.name,
         boot=boot,

@@ -14,7 +14,7 @@ from ...engine.server.server_config import ServerConfig
 from ...engine.templates.restored_machine import RestoredMachine
 from ...engine.templates.template import Template
 from ...errors import TemplateError
-from ...ledger.entry import Entry, command_line_mark
+from ...ledger.entry import Entry, command_line_tag
 from ...ledger.writer import LedgerWriter
 from ..disks.disk_space import DiskSpace
 from ..hypervisor import HypervisorFinder
@@ -48,16 +48,16 @@ class ForkStarter:
         self._hypervisors = hypervisors
 
     async def start(
-        self, writer: LedgerWriter, template: Template, place: Path, *, warm_up: bool = False
+        self, writer: LedgerWriter, template: Template, template_directory: Path, *, warm_up: bool = False
     ) -> StartedFork:
         """Start a fork, which then waits to be run. A call that fails or is cancelled leaves nothing behind.
 
         :param writer: records its directory and its process in the ledger.
-        :param place: the template's directory.
+        :param template_directory: where the template is stored.
         :param warm_up: let its guest run a command first.
         :raises TemplateError: if QEMU cannot load the template.
         """
-        started = await self._prepare(writer, template, place)
+        started = await self._prepare(writer, template, template_directory)
         try:
             await started.fork.start()
             if warm_up:
@@ -79,7 +79,7 @@ class ForkStarter:
             if entry is not None:
                 started.writer.gone(entry)
 
-    async def _prepare(self, writer: LedgerWriter, template: Template, place: Path) -> StartedFork:
+    async def _prepare(self, writer: LedgerWriter, template: Template, template_directory: Path) -> StartedFork:
         hypervisor = await self._hypervisors.find()
         fork_id = secrets.token_hex(8)
         directory = Path(self._config.directory) / "vms" / fork_id
@@ -87,19 +87,19 @@ class ForkStarter:
             directory.mkdir(parents=True, mode=0o700)
             disks = self._make_disk_directory(writer, fork_id) if template.disks else None
         disk_directory = self._space.directory() / fork_id if disks else None
-        mark, log_path = f"{command_line_mark(self._config.run)}{fork_id}", directory / "qemu.log"
+        tag, log_path = f"{command_line_tag(self._config.run)}{fork_id}", directory / "qemu.log"
         fork = RestoredMachine(
             template,
-            place=place,
+            template_directory=template_directory,
             directory=disk_directory or directory,
             qemu=hypervisor.qemu,
             accelerator=hypervisor.accelerator.name,
-            mark=mark,
+            tag=tag,
             log_path=log_path,
             journal=writer,
         )
         config = ServerConfig(
-            mark=mark,
+            tag=tag,
             qemu=hypervisor.qemu,
             accelerator=hypervisor.accelerator.name,
             boot=template.boot,
@@ -113,7 +113,7 @@ class ForkStarter:
         return StartedFork(id=fork_id, directory=entry, config=config, fork=fork, writer=writer, disk_directory=disks)
 
     def _make_disk_directory(self, writer: LedgerWriter, fork_id: str) -> Entry:
-        place = self._space.place(fork_id)
-        with writer.creating("directory", place) as entry:
-            place.mkdir(mode=0o700)
+        directory = self._space.path_of(fork_id)
+        with writer.creating("directory", directory) as entry:
+            directory.mkdir(mode=0o700)
         return entry

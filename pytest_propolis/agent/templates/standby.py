@@ -48,7 +48,7 @@ class Standby:
 
     def __init__(self, forks: ForkStarter, writer: Callable[[], LedgerWriter], *, per_kind: int | None) -> None:
         self._forks = forks
-        self._books = writer
+        self._make_writer = writer
         self._per_kind = min(os.cpu_count() or 1, MOST_PER_KIND) if per_kind is None else per_kind
         self._ready: defaultdict[str, deque[StartedFork]] = defaultdict(deque)
         self._wanted: dict[str, tuple[Template, Path]] = {}
@@ -62,16 +62,16 @@ class Standby:
         """The number of standby forks."""
         return sum(map(len, self._ready.values()))
 
-    async def claim(self, template: Template, place: Path) -> StartedFork | None:
+    async def claim(self, template: Template, template_directory: Path) -> StartedFork | None:
         """Return a standby fork if there is one, and schedule more from its template."""
         if self._per_kind == 0 or self._closed:
             return None
         if available_mib() < SPARE_MIB:
-            await self.let_go()
+            await self.discard_all()
             return None
         claimed = await self._take(template.key)
         self._wanted.pop(template.key, None)  # the latest kind is the last one
-        self._wanted[template.key] = (template, place)
+        self._wanted[template.key] = (template, template_directory)
         self._failures.pop(template.key, None)
         if self._making is None or self._making.done():
             self._making = asyncio.create_task(self._make(0.0 if claimed else QUIET_AFTER_MISS_S))
@@ -88,7 +88,7 @@ class Standby:
         if self._making is not None:
             self._making.cancel()
             await asyncio.gather(self._making, return_exceptions=True)
-        await self.let_go()
+        await self.discard_all()
 
     async def _take(self, key: str) -> StartedFork | None:
         waiting = self._ready[key]
@@ -99,21 +99,21 @@ class Standby:
             await self._forks.discard(started)
         return None
 
-    async def let_go(self) -> None:
+    async def discard_all(self) -> None:
         """End the current standby forks."""
-        doomed = [started for waiting in self._ready.values() for started in waiting]
+        discarded = [started for waiting in self._ready.values() for started in waiting]
         self._ready.clear()
-        for started in doomed:
+        for started in discarded:
             await self._forks.discard(started)
 
     async def _make(self, pause_s: float) -> None:
         await asyncio.sleep(pause_s)
         await self._quiet()
         while (key := self._missing_parts()) is not None:
-            template, place = self._wanted[key]
+            template, template_directory = self._wanted[key]
             await self._make_room(key)
             try:
-                started = await self._forks.start(self._books(), template, place, warm_up=True)
+                started = await self._forks.start(self._make_writer(), template, template_directory, warm_up=True)
             except (PropolisError, OSError) as error:
                 logger.warning("a fork of template %s does not stand by: %s", key, error)
                 self._failures[key] += 1

@@ -85,11 +85,11 @@ class Templates:
         needed: TemplateNeeded,
         *,
         progress: Callable[[str], None],
-        offer: Callable[[TemplateMaking], None],
+        on_build_needed: Callable[[TemplateMaking], None],
     ) -> str:
         """Return the key of a template that exists and is intact; build it if necessary.
 
-        :param offer: called with a VM for the client to make a template of, if that is needed.
+        :param on_build_needed: called with a VM for the client to make a template of, if that is needed.
         :raises TemplateError: when it cannot be made, now or earlier in this run.
         :raises BootError: when its guest did not boot while this client made it or waited for it.
         :raises ResourceExhausted: when there is no space for it.
@@ -102,17 +102,17 @@ class Templates:
         if earlier := self._unfit.get(key):
             raise TemplateError.because_of(earlier)
         try:
-            place = await self._claimed(
+            template_directory = await self._claimed(
                 key,
                 Template.files(len(needed.disks)),
-                lambda directory: self._make(client, needed, key, directory, hypervisor, offer),
+                lambda directory: self._make(client, needed, key, directory, hypervisor, on_build_needed),
                 progress,
                 title=f"a template of {needed.title}",
                 mode=PRIVATE,
             )
             if key not in self._ready:
-                note_use(place)
-                self._ready[key] = Template.load(place)
+                note_use(template_directory)
+                self._ready[key] = Template.load(template_directory)
         except (PropolisError, MachineError, OSError, msgspec.DecodeError) as error:
             self._unfit[key] = error if isinstance(error, BootError) else _template_error(error)
             self._require_fit(key)
@@ -129,13 +129,13 @@ class Templates:
     async def _claimed(self, key: str, filenames: Sequence[str], *arguments: Any, **options: Any) -> Path:
         """Derive it, and claim it against eviction for the agent's lifetime."""
         while True:
-            place = await self._store.derive(key, filenames, *arguments, **options)
+            template_directory = await self._store.derive(key, filenames, *arguments, **options)
             if key in self._claims:
-                return place
+                return template_directory
             claim = Claim(self._store.directory, key)
             if self._store.derived(key, filenames):  # it may have been evicted in between
                 self._claims[key] = claim
-                return place
+                return template_directory
             claim.close()
 
     def forget_failures(self) -> None:
@@ -167,8 +167,8 @@ class Templates:
         """
         began = time.monotonic()
         template = self._ready.get(request.template)
-        place = self._store.derived(template.key, Template.files(template.disks)) if template else None
-        if template is None or place is None:
+        template_directory = self._store.derived(template.key, Template.files(template.disks)) if template else None
+        if template is None or template_directory is None:
             raise TemplateError(f"template {request.template} is not there any more")
         create = CreateVm(
             name=request.name,
@@ -179,7 +179,7 @@ class Templates:
             guest_ports=template.guest_ports,
             metric_addr=request.metric_addr,
         )
-        vm = await self._registry.fork_vm(client, create, template=template, place=place)
+        vm = await self._registry.fork_vm(client, create, template=template, template_directory=template_directory)
         assert vm.fork is not None
         typed = request.typed if request.run is not None and time.monotonic() - began < AT_ONCE_S else ""
         spec = msgspec.structs.replace(vm.fork.spec, components=vm.fork.spec.components | request.added)
@@ -222,19 +222,19 @@ class Templates:
         key: str,
         directory: Path,
         hypervisor: Hypervisor,
-        offer: Callable[[TemplateMaking], None],
+        on_build_needed: Callable[[TemplateMaking], None],
     ) -> None:
         self._require_fit(key)  # another client may have tried while this one waited for its turn
         _require_space(directory, needed)
         for index, disk in enumerate(needed.disks):
             await make_image(disk, hypervisor.qemu.img, directory / disk_file(index), allowed=self._allowed)
-        facts = await self._boot_and_freeze(client, needed, key, directory, offer)
+        facts = await self._boot_and_freeze(client, needed, key, directory, on_build_needed)
         for index in range(len(needed.disks)):
             # The command line names the disk by its future path.
             await create_blank_overlay(
                 qemu_img=hypervisor.qemu.img,
                 backing=directory / disk_file(index),
-                named=self._place(key) / disk_file(index),
+                named=self._template_directory(key) / disk_file(index),
                 overlay=directory / blank_file(index),
             )
         Template(
@@ -256,7 +256,7 @@ class Templates:
         needed: TemplateNeeded,
         key: str,
         directory: Path,
-        offer: Callable[[TemplateMaking], None],
+        on_build_needed: Callable[[TemplateMaking], None],
     ) -> FreezeVm:
         """Write the memory and the state of a guest that the client has prepared to the directory.
 
@@ -273,7 +273,7 @@ class Templates:
         vm = await self._registry.create_vm(client, create, memory=memory)
         try:
             making = TemplateMaking(id=vm.id, path=f"/vms/{vm.id}", spec=with_disks_in(needed.spec, directory))
-            facts = await self._have_booted(vm, making, offer)
+            facts = await self._have_booted(vm, making, on_build_needed)
             assert vm.engine is not None, "it was asked for without a program"
             await vm.engine.freeze(directory / STATE_FILE)
             return facts
@@ -286,12 +286,12 @@ class Templates:
                 await self._registry.remove_vm(client, vm.id)
 
     async def _have_booted(
-        self, vm: OwnedVm, making: TemplateMaking, offer: Callable[[TemplateMaking], None]
+        self, vm: OwnedVm, making: TemplateMaking, on_build_needed: Callable[[TemplateMaking], None]
     ) -> FreezeVm:
         frozen: asyncio.Future[FreezeVm] = asyncio.get_running_loop().create_future()
         self._frozen[vm.id] = frozen
         try:
-            offer(making)
+            on_build_needed(making)
             return await frozen
         finally:
             del self._frozen[vm.id]
@@ -302,7 +302,7 @@ class Templates:
             raise TemplateError(f"VM {vm_id} is not about to become a template")
         return frozen
 
-    def _place(self, key: str) -> Path:
+    def _template_directory(self, key: str) -> Path:
         return self._store.directory / "derived" / key
 
 
@@ -323,11 +323,11 @@ def _key(needed: TemplateNeeded, hypervisor: Hypervisor) -> str:
         boot=needed.boot,
         accelerator=hypervisor.accelerator.name,
         guest_ports=needed.guest_ports,
-        facts=(needed.guest, hypervisor.qemu.identity, _processor(hypervisor), *disks, *map(_looks, files)),
+        facts=(needed.guest, hypervisor.qemu.identity, _processor(hypervisor), *disks, *map(_fingerprint, files)),
     )
 
 
-def _looks(file: str) -> str:
+def _fingerprint(file: str) -> str:
     """Fingerprint by path, size and mtime; the paths of files in the store contain a hash of their content."""
     try:
         status = Path(file).stat()
@@ -337,12 +337,12 @@ def _looks(file: str) -> str:
 
 
 def _processor(hypervisor: Hypervisor) -> str:
-    """Return what the guest sees of the host's processor: everything under KVM, nothing under emulation."""
+    """Return a digest of the host's processor as a guest sees it; empty under emulation."""
     if hypervisor.accelerator.name != "kvm":
         return ""
     lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-    told = [line for line in lines if line.startswith(("vendor_id", "cpu family", "model", "stepping", "flags"))]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+    relevant = [line for line in lines if line.startswith(("vendor_id", "cpu family", "model", "stepping", "flags"))]
+    return hashlib.sha256("\n".join(relevant).encode()).hexdigest()
 
 
 def _free_bytes(directory: Path) -> int:

@@ -1,4 +1,4 @@
-"""What the commands of nodes share: the group's address, exit statuses, and the process's connection."""
+"""Shared parts of the node commands: the group's address, exit statuses, and the connection."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def named_node(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.asynccontextmanager
 async def acting_node(group: NodeGroup, name: str | None, *, transient: bool) -> AsyncIterator[Node]:
-    """The node in whose name a command acts.
+    """Yield the node on whose behalf a command acts.
 
     :param transient: whether a node that is not there is registered for the time of the command.
     """

@@ -1,4 +1,4 @@
-"""``propolis barrier``: wait until so many nodes have arrived."""
+"""``propolis barrier``: wait at a barrier for a number of nodes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["barrier"]
 async def barrier(
     group: NodeGroup, as_json: bool, *, barrier: str, parties: int, timeout_s: float, name: str | None
 ) -> None:
-    """Wait until so many PARTIES have arrived at the barrier NAME, and print how often it has opened.
+    """Wait until PARTIES nodes have arrived at the barrier NAME, and print how often it has opened.
 
     Exit statuses: 0 it has opened, 2 usage, 3 timed out, 4 poisoned, 5 the group has ended or cannot be reached. A
     program that is no node is registered as one while it waits.

@@ -74,7 +74,7 @@ async def run(
 
 
 async def _interrupted(member: Node) -> PropolisError:
-    """Return the reason for which the program must not go on."""
+    """Return the reason why the program must stop."""
     try:
         await member.until(lambda: None, on=(), timeout_s=None, operation=f"running node {member.name!r}")
     except CoordinationError as error:

@@ -40,7 +40,7 @@ class Ended:
 async def run_program(
     command: Sequence[str], environment: Mapping[str, str], *, until: Awaitable[PropolisError] | None = None
 ) -> Ended:
-    """Run a program to its end. Its output passes through; signals to this process reach it.
+    """Run a program until it exits. Pass its output through, and forward signals of this process to it.
 
     :param until: ends the program with SIGTERM, and then SIGKILL, when this is done; its result is raised then.
     :raises SettingsError: when there is no such program.
@@ -100,7 +100,7 @@ async def _started(
 
 @contextlib.asynccontextmanager
 async def _pipe() -> AsyncIterator[tuple[asyncio.StreamReader, int]]:
-    """A pipe's reader, and its other end. asyncio's own pipes would have `wait` wait for all that inherit them."""
+    """Open a pipe; return a reader and the write end. asyncio's own would delay `wait` until all heirs close them."""
     reader = asyncio.StreamReader()
     read_fd, write_fd = os.pipe()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -132,7 +132,7 @@ def _in_foreground(group: int) -> Iterator[None]:
 
 
 def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    """Signal the program, and what it has started."""
+    """Signal the program and its descendants."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 

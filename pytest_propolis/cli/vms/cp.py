@@ -49,9 +49,9 @@ class _InVm:
     path: str
 
     @classmethod
-    def parsed(cls, word: str) -> Self | None:
+    def parsed(cls, argument: str) -> Self | None:
         """``ID:PATH``; None for a path on this machine."""
-        vm_id, colon, path = word.partition(":")
+        vm_id, colon, path = argument.partition(":")
         return cls(vm_id, path) if colon and vm_id and "/" not in vm_id else None
 
 

@@ -18,7 +18,7 @@ from ...console.shell import Shell
 from ...errors import ConfigError, ConsoleError, ShellError, ShellLost
 from ...propolis_api.client import PropolisClient
 from ...vm.files.transfers import FileTransfers
-from .places import Place, located
+from .vm_lookup import LocatedVm, locate_vm
 
 if TYPE_CHECKING:
     from ...hosts.host import HostSpec
@@ -39,36 +39,36 @@ PROMPT: Final = re.compile(r"[#$%>] \Z")
 
 
 @contextlib.asynccontextmanager
-async def kept_guest(vm_id: str, hosts: tuple[HostSpec, ...] | None) -> AsyncIterator[tuple[Place, Shell]]:
+async def kept_guest(vm_id: str, hosts: tuple[HostSpec, ...] | None) -> AsyncIterator[tuple[LocatedVm, Shell]]:
     """A shell for commands in the guest of a VM that was kept; afterwards the console shows its prompt again.
 
     :param vm_id: its id, or the beginning of it.
     :raises ConfigError: when there is no such VM, it was not kept, or something like this drives it already.
     :raises ShellLost: when its console shows no prompt of a shell.
     """
-    async with located(vm_id, hosts) as (place, endpoint):
-        if not place.is_kept:
+    async with locate_vm(vm_id, hosts) as (vm, endpoint):
+        if not vm.is_kept:
             raise ConfigError(
-                f"VM {place.name!r} ({place.id}) was not kept: its test drives it",
+                f"VM {vm.name!r} ({vm.id}) was not kept: its test drives it",
                 hint="`propolis console` shows its console; --propolis-keep keeps VMs",
             )
-        with _alone(place), _log_directory() as logs:
-            async with PropolisClient(endpoint, vm=place.name) as client:
+        with _alone(vm), _log_directory() as logs:
+            async with PropolisClient(endpoint, vm=vm.name) as client:
                 connection = await client.instance_serial()
-                async with Console.over(connection, vm=place.name, log_path=logs / "console.log") as console:
-                    shell = Shell(console, vm=place.name)
+                async with Console.over(connection, vm=vm.name, log_path=logs / "console.log") as console:
+                    shell = Shell(console, vm=vm.name)
                     await _start(shell, console)
                     try:
-                        yield place, shell
+                        yield vm, shell
                     finally:
                         await _leave(shell, console)
 
 
 @contextlib.asynccontextmanager
 async def kept_files(vm_id: str, hosts: tuple[HostSpec, ...] | None) -> AsyncIterator[FileTransfers]:
-    """Transfers into the guest of a kept VM and out of it, over its console; errors are those of `kept_guest`."""
-    async with kept_guest(vm_id, hosts) as (place, shell):
-        yield FileTransfers(shell=shell, channel=ConsoleChannel(shell), vm=place.name)
+    """Open file transfers with the guest of a kept VM, over its console. Errors are those of `kept_guest`."""
+    async with kept_guest(vm_id, hosts) as (vm, shell):
+        yield FileTransfers(shell=shell, channel=ConsoleChannel(shell), vm=vm.name)
 
 
 async def _start(shell: Shell, console: Console) -> None:
@@ -95,14 +95,14 @@ async def _leave(shell: Shell, console: Console) -> None:
 
 
 @contextlib.contextmanager
-def _alone(place: Place) -> Iterator[None]:
-    """Refuse a second one at the same console. The kernel takes this lock away with the process."""
+def _alone(vm: LocatedVm) -> Iterator[None]:
+    """Hold a lock on the console, and refuse a second user. The kernel releases the lock with the process."""
     with socket.socket(socket.AF_UNIX) as lock:
         try:
-            lock.bind(f"\0propolis-kept-{place.id}")
+            lock.bind(f"\0propolis-kept-{vm.id}")
         except OSError:
             raise ConfigError(
-                f"another `propolis exec` or `propolis cp` uses VM {place.name!r}", hint="try again when it has ended"
+                f"another `propolis exec` or `propolis cp` uses VM {vm.name!r}", hint="try again when it has ended"
             ) from None
         yield
 

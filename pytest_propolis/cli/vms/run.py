@@ -1,4 +1,4 @@
-"""``propolis run``: a command in a VM that is there for it alone."""
+"""``propolis run``: run a command in a VM of its own."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run(
     guest_name: str | None,
     memory_mib: int | None,
 ) -> None:
-    """Run COMMAND in a VM that is there for it alone, and exit with its status.
+    """Run COMMAND in a VM of its own, and exit with its status.
 
     One word is a line for the guest's shell; several are a program and its arguments. Standard output and standard
     error are those of COMMAND; its standard input is empty.
@@ -90,7 +90,7 @@ async def _vm(settings: Settings) -> AsyncIterator[TestVm]:
             guests=guests_here(),
             group="propolis run",
             log_dir=logs,
-            progress=_say,
+            progress=_print_progress,
             made=lambda vm: None,
             artifact=lambda name: read_catalogs(settings.artifacts or ()).find(name),
         ) as factory:
@@ -112,5 +112,5 @@ def _write(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _say(line: str) -> None:
+def _print_progress(line: str) -> None:
     click.echo(f"propolis: {line}", err=True)

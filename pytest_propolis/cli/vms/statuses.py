@@ -22,7 +22,7 @@ INTERRUPTED: Final = 130
 
 @contextlib.contextmanager
 def own_statuses() -> Iterator[None]:
-    """Have errors of ours and Ctrl-C end this program with a status that is not the other program's."""
+    """Exit with a status of our own on our errors and on Ctrl-C, distinct from the other program's."""
     try:
         yield
     except PropolisError as error:

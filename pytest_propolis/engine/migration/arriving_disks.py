@@ -57,7 +57,7 @@ class ArrivingDisks:
 
     @property
     def timeout_s(self) -> float:
-        """How long that may take."""
+        """The time limit of the transfer."""
         return copy_timeout_s(sum(self._facts[key].size_bytes for key in self.copied))
 
     async def settle(self, spec: InstanceSpec, facts: Mapping[str, DiskFacts]) -> InstanceSpec:
@@ -93,7 +93,7 @@ class ArrivingDisks:
         except OSError as error:
             raise MigrationFailed(f"the disks cannot be copied: {self.socket}: {error}") from None
         with listener:
-            await machine.give_fd(SOCKET_FD, listener.fileno())
+            await machine.send_fd(SOCKET_FD, listener.fileno())
         address = {"type": "fd", "data": {"str": SOCKET_FD}}
         await machine.execute("nbd-server-start", addr=address, **{"max-connections": len(keys)})
         for number, key in enumerate(keys):

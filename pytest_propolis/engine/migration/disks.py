@@ -16,7 +16,7 @@ COPY_TIMEOUT_S: Final = 60.0
 
 
 def copy_timeout_s(size_bytes: int) -> float:
-    """Return how long copying disks of that total size may take: 90 s per GiB, and at least 60 s."""
+    """Return the time limit for copying disks of a total size: 90 s per GiB, at least 60 s."""
     return max(COPY_S_PER_GIB * size_bytes / (1 << 30), COPY_TIMEOUT_S)
 
 

@@ -12,12 +12,12 @@ __all__ = ["FailureInjector", "MigrationFailed"]
 class MigrationFailed(Exception):
     """Raised on either side when a migration cannot be completed; the text gives the reason.
 
-    `told` is whether the other side reported it.
+    `reported` is whether the other side reported it.
     """
 
-    def __init__(self, reason: str, *, told: bool = False) -> None:
+    def __init__(self, reason: str, *, reported: bool = False) -> None:
         super().__init__(reason)
-        self.told = told
+        self.reported = reported
 
 
 @dataclass(slots=True, kw_only=True)

@@ -67,7 +67,7 @@ T = TypeVar("T")
 
 
 def transfer_timeout_s(memory_mib: int) -> float:
-    """Return how long the transfer of a guest's memory may take: 90 s per GiB, and at least as long as answers."""
+    """Return the time limit for transferring a guest's memory: 90 s per GiB, and at least that of answers."""
     return max(TRANSFER_S_PER_GIB * memory_mib / 1024, ANSWER_TIMEOUT_S)
 
 
@@ -91,7 +91,7 @@ class Preamble(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class Plan(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The VM at the target.
 
-    :param is_apart: whether the target can reach only the server on the source's host. It opens a websocket for
+    :param is_remote: whether the target can reach only the server on the source's host. It opens a websocket for
         QEMU's state and for each disk that is copied then, and `stream` and `disk_socket` are of no use to the source.
     :param boot_contents: hashes of the files that it boots from, by what they are, if it cannot compare them itself.
     :param stream: the UNIX socket where the target waits for QEMU's state.
@@ -106,7 +106,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     address: str
     disks: dict[str, DiskTransfer]
     disk_socket: str
-    is_apart: bool = False
+    is_remote: bool = False
     boot_contents: dict[str, str] = {}
 
 
@@ -217,7 +217,7 @@ class MigrationChannel:
         except msgspec.DecodeError as error:
             raise MigrationFailed(f"the {self._other} sent what is no message: {error}") from None
         if isinstance(message, Failure):
-            raise MigrationFailed(message.reason, told=True)
+            raise MigrationFailed(message.reason, reported=True)
         if not isinstance(message, kind):
             raise MigrationFailed(f"the {self._other} said {type(message).__name__} where {kind.__name__} was due")
         return message

@@ -22,14 +22,14 @@ class Relay:
     dead.
 
     :param listener: where the near end connects; it becomes the relay's.
-    :param far: becomes the relay's.
+    :param remote_end: becomes the relay's.
     """
 
-    def __init__(self, listener: StreamListener, far: socket.socket) -> None:
+    def __init__(self, listener: StreamListener, remote_end: socket.socket) -> None:
         self._listener = listener
-        self._far = far
-        self._near: socket.socket | None = None
-        self._work = asyncio.create_task(self._carry_both())
+        self._remote_end = remote_end
+        self._local_end: socket.socket | None = None
+        self._work = asyncio.create_task(self._forward_both())
 
     async def close(self) -> None:
         """Close the connection at both ends. Idempotent."""
@@ -39,17 +39,17 @@ class Relay:
 
     def _close_ends(self) -> None:
         self._listener.close()
-        self._far.close()
-        if self._near is not None:
-            self._near.close()
+        self._remote_end.close()
+        if self._local_end is not None:
+            self._local_end.close()
 
-    async def _carry_both(self) -> None:
+    async def _forward_both(self) -> None:
         carriers: list[asyncio.Task[None]] = []
         try:
-            near = self._near = await self._listener.accept()
-            near.setblocking(False)
-            pairs = [(near, self._far), (self._far, near)]
-            carriers = [asyncio.create_task(_carry(*pair)) for pair in pairs]
+            local_end = self._local_end = await self._listener.accept()
+            local_end.setblocking(False)
+            pairs = [(local_end, self._remote_end), (self._remote_end, local_end)]
+            carriers = [asyncio.create_task(_forward(*pair)) for pair in pairs]
             await asyncio.wait(carriers, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for carrier in carriers:
@@ -58,7 +58,7 @@ class Relay:
             self._close_ends()
 
 
-async def _carry(source: socket.socket, target: socket.socket) -> None:
+async def _forward(source: socket.socket, target: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     buffer = memoryview(bytearray(CHUNK_BYTES))
     with contextlib.suppress(OSError):

@@ -49,7 +49,7 @@ from .protocol import (
 )
 from .spec import require_migratable
 from .stream import connect_stream
-from .transfer import transfer_and_hear
+from .transfer import transfer_and_confirm
 
 __all__ = ["MigrationSource", "SourceFacts"]
 
@@ -108,7 +108,7 @@ class MigrationSource:
         if self._streams is None or self._streams.id != migration_id:
             connection.abandon()
         else:
-            self._streams.offer(name, connection)
+            self._streams.accept(name, connection)
 
     async def __call__(self, machine: Machine, request: MigrateAsSource, outcome: MigrationOut) -> None:
         """Hand the guest over. If that fails, it runs here again when this returns.
@@ -120,7 +120,7 @@ class MigrationSource:
         migration = _Departure(self, UUID(request.migration_id), machine, channel)
         self._streams = migration.streams
         try:
-            await migration.go()
+            await migration.run()
         except (MigrationFailed, MachineError) as error:
             logger.warning("migration %s out failed: %s", request.migration_id, error)
             self._settled(migration.side(failure=str(error)))
@@ -160,7 +160,7 @@ class _Departure:
         self.way: MemoryTransfer | None = None
         self.disks: Mapping[str, DiskTransfer] = {}
 
-    async def go(self) -> None:
+    async def run(self) -> None:
         self.reach(MigrationState.SYNC)
         facts = self._source._facts()
         plan = await self._sync(facts)
@@ -247,7 +247,7 @@ class _Departure:
             await self._channel.send(DisksReady())
 
         timeout_s = copy_timeout_s(sum(disk.size_bytes for disk in disks)) + ANSWER_TIMEOUT_S
-        await transfer_and_hear(copy(), self._channel.receive(Proceed, timeout_s=timeout_s))
+        await transfer_and_confirm(copy(), self._channel.receive(Proceed, timeout_s=timeout_s))
 
     async def _pause(self) -> None:
         self._paused = True
@@ -285,11 +285,11 @@ class _Departure:
             if plan.way is MemoryTransfer.LIVE:
                 await self._require_status("running")
             loaded = self._channel.receive(StreamLoaded, timeout_s=timeout_s)
-            await transfer_and_hear(self._send(stream.fileno(), plan.way, timeout_s), loaded)
+            await transfer_and_confirm(self._send(stream.fileno(), plan.way, timeout_s), loaded)
 
     async def _reach_target(self, plan: Plan, path: Path, name: str) -> socket.socket:
         """Return a connection to a socket of the target: where it is, or over a websocket that the target opens."""
-        return await (self.streams.take(name) if plan.is_apart else connect_stream(path))
+        return await (self.streams.take(name) if plan.is_remote else connect_stream(path))
 
     async def _send(self, stream: int, way: MemoryTransfer, timeout_s: float) -> None:
         live = way is MemoryTransfer.LIVE
@@ -335,7 +335,7 @@ async def _require_same_contents(boot: BootSource, plan: Plan) -> None:
     """
     :raises MigrationFailed: when the target would boot from other files.
     """
-    if not plan.is_apart:
+    if not plan.is_remote:
         return  # the target has compared them
     try:
         ours = await asyncio.to_thread(boot_contents, boot)

@@ -41,7 +41,7 @@ from .protocol import (
 )
 from .spec import replace_components
 from .stream import StreamListener, connect_stream
-from .transfer import transfer_and_hear
+from .transfer import transfer_and_confirm
 from .websocket import OpenedConnection
 
 __all__ = ["MigrationTarget"]
@@ -85,7 +85,7 @@ class MigrationTarget:
         self._injector = FailureInjector()
         self._memory_mib = 0
         self._has_guest = False
-        self._is_apart = False
+        self._is_remote = False
         self._boot_contents: dict[str, str] = {}
         self._streams: list[CarriedSocket] = []
         self.way: MemoryTransfer | None = None
@@ -97,7 +97,7 @@ class MigrationTarget:
         self._phases_s: dict[str, float] = {}
 
     def report(self, *, resumed_s: float) -> MigrationSide:
-        """Return what is known of the migration.
+        """Return a report of the migration.
 
         :param resumed_s: when QEMU last let the guest run.
         """
@@ -124,13 +124,13 @@ class MigrationTarget:
         preamble = await channel.receive(Preamble)
         self._require_same("QEMU", ".".join(map(str, preamble.qemu_version)), ".".join(map(str, self._qemu_version)))
         self._require_same("accelerator", preamble.accelerator, self._accelerator)
-        self._is_apart = preamble.host != this_host()
+        self._is_remote = preamble.host != this_host()
         await self._require_same_boot(preamble.boot)
         spec = replace_components(preamble.spec, self._init.replace_components)
         spec = await self.disks.settle(spec, preamble.disks)
         self._injector = FailureInjector.of(spec)
         self._memory_mib = spec.board.memory_mb
-        return spec, None if self._is_apart else preamble.memory
+        return spec, None if self._is_remote else preamble.memory
 
     def plan(self, *, shares_memory: bool) -> None:
         """Decide how the memory is transferred."""
@@ -187,7 +187,7 @@ class MigrationTarget:
             handed_over = await channel.receive(HandedOver)
             self._handed_over = handed_over.stopped_for_s, time.time()
         except MigrationFailed as failure:
-            if failure.told or not await was_handed_over(self._init.src_addr, self.id):
+            if failure.reported or not await was_handed_over(self._init.src_addr, self.id):
                 raise
 
     async def _load(self, channel: MigrationChannel, machine: Machine) -> None:
@@ -203,7 +203,7 @@ class MigrationTarget:
                 await channel.receive(DisksReady, timeout_s=self.disks.timeout_s + ANSWER_TIMEOUT_S)
                 await channel.send(Proceed())
             sent = channel.receive(StreamSent, timeout_s=timeout_s)
-            await transfer_and_hear(self._receive(listener, machine, self.way, timeout_s), sent)
+            await transfer_and_confirm(self._receive(listener, machine, self.way, timeout_s), sent)
         finally:
             listener.close()
         await self.disks.shut(machine)
@@ -219,13 +219,13 @@ class MigrationTarget:
             address=self._address,
             disks=self.disks.ways,
             disk_socket=str(self.disks.socket),
-            is_apart=self._is_apart,
+            is_remote=self._is_remote,
             boot_contents=self._boot_contents,
         )
 
     async def _open_disk_streams(self) -> None:
         """Connect a source that cannot reach the disks' socket to it."""
-        for number in range(len(self.disks.copied) if self._is_apart else 0):
+        for number in range(len(self.disks.copied) if self._is_remote else 0):
             connection = await self._open_stream(disk_stream(number))
             try:
                 local = await connect_stream(self.disks.socket)
@@ -246,13 +246,13 @@ class MigrationTarget:
     @contextlib.asynccontextmanager
     async def _stream(self, listener: StreamListener) -> AsyncIterator[socket.socket]:
         """Yield the connection on which the source's QEMU sends its state, for the length of the block."""
-        if not self._is_apart:
+        if not self._is_remote:
             with await listener.accept() as stream:
                 yield stream
             return
         carried = CarriedSocket(await self._open_stream(STATE_STREAM))
         try:
-            with carried.take_near() as stream:
+            with carried.take_local_end() as stream:
                 yield stream
         finally:
             await carried.close()
@@ -266,13 +266,13 @@ class MigrationTarget:
         except TimeoutError:
             raise MigrationFailed(f"the guest's state has not come for {timeout_s:.0f} s") from None
 
-    async def _require_same_boot(self, theirs: BootSource) -> None:
+    async def _require_same_boot(self, source: BootSource) -> None:
         """
         :raises MigrationFailed: when the guest would boot differently here; the source compares what only it can.
         """
-        if difference := boot_difference(theirs, self._boot, contents=not self._is_apart):
+        if difference := boot_difference(source, self._boot, contents=not self._is_remote):
             self._require_same(*difference)
-        if self._is_apart:
+        if self._is_remote:
             try:
                 self._boot_contents = await asyncio.to_thread(boot_contents, self._boot)
             except OSError as error:
@@ -284,6 +284,6 @@ class MigrationTarget:
             self._publish(self.id, phase)
 
     @staticmethod
-    def _require_same(what: str, theirs: str, ours: str) -> None:
-        if theirs != ours:
-            raise MigrationFailed(f"{what}: {theirs} at the source, {ours} here")
+    def _require_same(what: str, source: str, target: str) -> None:
+        if source != target:
+            raise MigrationFailed(f"{what}: {source} at the source, {target} here")

@@ -22,7 +22,7 @@ REGISTERS: Final = 7
 
 
 async def drop_bios_shadow(execute: Callable[..., Awaitable[Any]]) -> None:
-    """Have a machine read its BIOS from the ROM again, as after it is switched on. The guest must not run.
+    """Make a machine read its BIOS from the ROM again, as after power-on. The guest must not run.
 
     :param execute: executes a command of QEMU's monitor.
     """

@@ -188,7 +188,7 @@ async def spawn(
 
 
 def end_reason(status: int) -> str:
-    """Return how QEMU ended, in the 123 octets that a websocket's close frame has room for."""
+    """Describe how QEMU ended, in at most 123 octets, which fit into a websocket's close frame."""
     if status == -signal.SIGKILL:
         return "QEMU was killed by SIGKILL; is the host or its container out of memory?"
     if status < 0:

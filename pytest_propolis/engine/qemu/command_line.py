@@ -56,7 +56,7 @@ def qemu_arguments(
     properties: InstanceProperties,
     boot: BootSource,
     accelerator: AcceleratorName,
-    mark: str,
+    tag: str,
     flash: Mapping[str, str],
     memory: GuestMemory | None = None,
     nodes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
@@ -69,7 +69,7 @@ def qemu_arguments(
 ) -> list[str]:
     """Return QEMU's command line without the monitor and the serial sockets.
 
-    :param mark: an unguessable tag that identifies the process as the run's.
+    :param tag: an unguessable tag that identifies the process as the run's.
     :param flash: paths of the firmware's ``code`` and ``variables`` images, where the boot source has them.
     :param memory: the file that holds the guest's memory; None for memory of QEMU's own.
     :param nodes: the block nodes of those storage backends that are not QEMU's own, by component.
@@ -84,7 +84,7 @@ def qemu_arguments(
     components = {key: unwrap(component) for key, component in spec.components.items()}
     buses = _buses(spec.board, components, display=display_socket is not None, guest_ports=guest_ports)
     arguments = [
-        *_process(mark, properties),
+        *_process(tag, properties),
         *_board(spec.board, flash, memory),
         *cpu_arguments(spec.board, accelerator, cpu_features),
         *_boot(boot),
@@ -113,9 +113,9 @@ def _buses(board: Board, components: Mapping[str, Any], *, display: bool, guest_
     return PciBuses(components, pcie=pcie, display=display, guest_ports=guest_ports)
 
 
-def _process(mark: str, properties: InstanceProperties) -> Iterator[str]:
-    """What every QEMU process is: marked as the run's, without devices of its own, and paused."""
-    yield from ("-name", f"guest={mark}", "-uuid", str(properties.id))
+def _process(tag: str, properties: InstanceProperties) -> Iterator[str]:
+    """Yield the options of every QEMU process: a tag of the run, no default devices, paused."""
+    yield from ("-name", f"guest={tag}", "-uuid", str(properties.id))
     yield from ("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S")
 
 
@@ -131,11 +131,11 @@ def _board(board: Board, flash: Mapping[str, str], memory: GuestMemory | None) -
     # Only q35 has the PCIe configuration space.
     machine = "q35" if board.chipset.value.enable_pcie else "pc"
     flash_drives = {"code": "pflash0", "variables": "pflash1"}
-    words = [machine, *(f"{flash_drives[name]}={name}" for name in flash)]
+    arguments = [machine, *(f"{flash_drives[name]}={name}" for name in flash)]
     if memory is not None:
-        words.append(f"memory-backend={MEMORY_ID}")
+        arguments.append(f"memory-backend={MEMORY_ID}")
         yield from memory.arguments(size_mib=board.memory_mb)
-    yield from ("-machine", ",".join(words))
+    yield from ("-machine", ",".join(arguments))
     for name, path in flash.items():
         node = {"driver": "file", "filename": path, "node-name": name, "read-only": name == "code"}
         yield from ("-blockdev", json.dumps(node))

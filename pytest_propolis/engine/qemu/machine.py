@@ -111,8 +111,8 @@ class Machine:
         :raises PropolisError: when the journal cannot record it.
         """
         record = self._record = self._journal.intend()
-        monitor, their_monitor = socket.socketpair()
-        fds = {"monitor": their_monitor.fileno(), "com1": self.serial.theirs.fileno()}
+        monitor, qemu_monitor = socket.socketpair()
+        fds = {"monitor": qemu_monitor.fileno(), "com1": self.serial.theirs.fileno()}
         fds["com2"] = self.second_serial.theirs.fileno()
         fds |= self.ports.fds
         try:
@@ -134,7 +134,7 @@ class Machine:
             await self.close()
             raise
         finally:
-            their_monitor.close()
+            qemu_monitor.close()
         self._monitor.register_listener(self._listener)
         try:
             async with asyncio.timeout(MONITOR_READY_TIMEOUT_S):
@@ -210,11 +210,11 @@ class Machine:
         async with self._power:
             await self._reset()
 
-    async def give_fd(self, name: str, fd: int) -> None:
+    async def send_fd(self, name: str, fd: int) -> None:
         """Hand QEMU a duplicate of a file descriptor, which later commands call `name`."""
-        await self._monitor.give_fd(name, fd)
+        await self._monitor.send_fd(name, fd)
 
-    async def forget_fd(self, name: str) -> None:
+    async def close_fd(self, name: str) -> None:
         """Make QEMU close the descriptor of this name, unless a command has consumed it."""
         with contextlib.suppress(MachineError):
             await self.execute("closefd", fdname=name)
@@ -271,7 +271,7 @@ class Machine:
         self.ports.close()
 
     async def _how_it_ended(self) -> str:
-        """Return how QEMU ended, and its last output; empty if it has not ended soon after its monitor did."""
+        """Describe how QEMU ended, with its last output; empty if it still runs a moment after its monitor closed."""
         if self._process is None:
             return ""
         with contextlib.suppress(TimeoutError):
@@ -324,28 +324,29 @@ class Machine:
                 # Nor do the events' times: the host's clock may be set back.
                 if any(later["event"] == "RESET" for later in self._listener.history[number:]):
                     return  # a reset from outside has come first
-                await self._reset()
+                await self._reset(by_guest=True)
         except MachineError as error:
             logger.warning("the guest's own reset is not carried out: %s", error)
             self._on_event(GuestEvent.EXITED)
         else:
             self._on_event(GuestEvent.RESET)
-            for port in self.serials:
-                port.announce_reset()
 
-    async def _reset(self) -> None:
+    async def _reset(self, *, by_guest: bool = False) -> None:
         # The guest is stopped meanwhile: it must not run between QEMU's reset and the remaining steps.
         await self.execute("stop")
         with self.events("RESET") as resets:
             await self.execute("set-action", reboot="reset")
             await self.execute("system_reset")
-            await self._hear(resets)
+            await self._await_reset(resets)
+        if by_guest:
+            for port in self.serials:
+                port.announce_reset()
         await self.execute("set-action", reboot="shutdown")
         await drop_bios_shadow(self.execute)
         if self._shall_run:
-            await self._go_on()
+            await self._continue()
 
-    async def _go_on(self) -> None:
+    async def _continue(self) -> None:
         try:
             await self.execute("cont")
         except MachineError:
@@ -353,7 +354,7 @@ class Machine:
             if (await self.execute("query-status"))["status"] != "finish-migrate":
                 raise
 
-    async def _hear(self, resets: EventListener) -> None:
+    async def _await_reset(self, resets: EventListener) -> None:
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT_S):
                 await self.next_event(resets)
@@ -392,5 +393,5 @@ def _time_s(event: Mapping[str, Any]) -> float:
 def _channels(fds: dict[str, int]) -> list[str]:
     return [
         *("-chardev", f"socket,id=monitor,fd={fds['monitor']}", "-mon", "chardev=monitor,mode=control"),
-        *(word for name in fds if name != "monitor" for word in ("-chardev", f"socket,id={name},fd={fds[name]}")),
+        *(arg for name in fds if name != "monitor" for arg in ("-chardev", f"socket,id={name},fd={fds[name]}")),
     ]

@@ -11,7 +11,7 @@ __all__ = ["MachinePart", "PartKind", "part_arguments"]
 
 
 class PartKind(Enum):
-    """What a part is: QEMU's option that makes it at the start, and the command of the monitor that adds it later."""
+    """A kind of part: the QEMU option that creates it at the start, and the monitor command that adds it later."""
 
     BLOCK_NODE = ("-blockdev", "blockdev-add")
     NETWORK = ("-netdev", "netdev_add")

@@ -66,7 +66,7 @@ class Monitor:
         except (QMPError, OSError) as error:
             raise MachineError(f"QEMU: {command}: {await self._how_qemu_ended() or error}") from None
 
-    async def give_fd(self, name: str, fd: int) -> None:
+    async def send_fd(self, name: str, fd: int) -> None:
         """Hand QEMU a duplicate of a file descriptor, which later commands call `name`."""
         self._client.send_fd_scm(fd)
         await self.execute("getfd", {"fdname": name})

@@ -7,6 +7,7 @@ As propolis-server's serial console buffer. Readers are cursors into the history
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 
@@ -65,7 +66,7 @@ class SerialHistory:
             surplus = len(self._last) - self._kept
             del self._last[:surplus]
             self._last_offset += surplus
-        self._wake()
+        self.wake()
 
     def content(self) -> HistoryContent:
         """Return the kept parts, for transfer to another server."""
@@ -77,12 +78,12 @@ class SerialHistory:
         self._first[:] = content.first
         self._last[:] = content.last
         self._last_offset = content.last_offset
-        self._wake()
+        self.wake()
 
     def finish(self) -> None:
         """Notify the readers that the history is complete."""
         self._ended = True
-        self._wake()
+        self.wake()
 
     def read(self, offset: int, max_bytes: int) -> bytes:
         """The bytes from `offset`, at most `max_bytes`; empty at and beyond the end.
@@ -109,14 +110,18 @@ class SerialHistory:
             return max(0, self.end - most_recent)
         return self.end
 
-    async def wait_beyond(self, offset: int) -> bool:
-        """Wait until there is a byte at `offset`. False when the port ended before."""
-        while self.end <= offset:
+    async def wait_beyond(self, offset: int, *, unless: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until there is a byte at `offset`. False when the port ended before.
+
+        :param unless: another reason to return True; call `wake` when it holds.
+        """
+        while self.end <= offset and not unless():
             if self._ended:
                 return False
             await self._grew.wait()
         return True
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have all readers look again."""
         self._grew.set()
         self._grew = asyncio.Event()

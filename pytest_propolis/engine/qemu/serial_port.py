@@ -37,8 +37,8 @@ class SerialPort:
         """The server at which clients find the guest once it has migrated out."""
         self.end_reason = "VM stopped"
         """The close reason for clients when the port ends."""
-        self.listeners: set[Callable[[], None]] = set()
-        """Called when the machine behind the port was reset by its guest."""
+        self.reset_listeners: set[Callable[[int], None]] = set()
+        """Called when the guest has reset its machine, with the offset behind all that it wrote before."""
         self._held: bytearray | None = None
         self._settled = asyncio.Event()
         """Cleared while the port is in transfer to another server, and may still have to continue here."""
@@ -111,9 +111,10 @@ class SerialPort:
         self.history.finish()
 
     def announce_reset(self) -> None:
-        """Notify all listeners that the guest has reset its machine."""
-        for listener in tuple(self.listeners):
-            listener()
+        """Notify all listeners that the guest has reset its machine, which must be stopped."""
+        self._drain()
+        for listener in tuple(self.reset_listeners):
+            listener(self.history.end)
 
     def close(self) -> None:
         """Close the port; readers get `end_reason`."""

@@ -20,7 +20,7 @@ class VcpuTimesUnknown(Exception):
 
 
 class VcpuTimes(NamedTuple):
-    """How long a virtual CPU has done what, in nanoseconds.
+    """The time that a virtual CPU has spent in each state, in nanoseconds.
 
     :param run: its thread was on a processor: it ran the guest, or emulated something in the guest's place, which
         cannot be told apart. With TCG it also translated code.
@@ -81,7 +81,7 @@ class VcpuTimesView:
         return VcpuTimes(run, waiting, self._idle[vcpu])
 
     def _account(self, thread: int) -> tuple[int, int]:
-        """How long a thread was on a processor, and ready on none, in nanoseconds: proc_pid_schedstat(5)."""
+        """Return a thread's time on a processor and on the run queue, in nanoseconds: proc_pid_schedstat(5)."""
         try:
             run, waiting, _ = Path(SCHEDSTAT.format(pid=self._pid, thread=thread)).read_text().split()
         except (OSError, ValueError) as error:

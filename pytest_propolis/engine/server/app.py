@@ -167,12 +167,12 @@ async def _replace_volume(server: VmServer, request: Request) -> Response:
 
 
 async def _serial_history(server: VmServer, request: Request) -> Response:
-    places = serial_place(request.query_params)
+    position = serial_position(request.query_params)
     max_bytes = _number(request.query_params, "max_bytes")
     history = server.serial().history
-    if len([place for place in places.values() if place is not None]) != 1:
+    if len([value for value in position.values() if value is not None]) != 1:
         raise HttpError(bad_request("exactly one of from_start and most_recent must be given"))
-    offset = history.offset_of(**places)
+    offset = history.offset_of(**position)
     try:
         data = history.read(offset, HISTORY_BYTES if max_bytes is None else max_bytes)
     except HistoryGap as error:
@@ -182,7 +182,7 @@ async def _serial_history(server: VmServer, request: Request) -> Response:
 
 async def _serial(websocket: WebSocket) -> None:
     try:
-        server, places = _server(websocket), serial_place(websocket.query_params)
+        server, position = _server(websocket), serial_position(websocket.query_params)
     except HttpError as refusal:
         await websocket.send_denial_response(error_response(refusal.answer))
         return
@@ -192,9 +192,9 @@ async def _serial(websocket: WebSocket) -> None:
     except HttpError:
         await websocket.close()  # as propolis-server: a websocket that was accepted has no error bodies
         return
-    if None not in places.values():
-        places = {}  # as propolis-server: if both offsets are given, neither counts, and output is sent from now on
-    await serve_serial(websocket, port, port.history.offset_of(**places))
+    if None not in position.values():
+        position = {}  # as propolis-server: if both offsets are given, neither counts, and output is sent from now on
+    await serve_serial(websocket, port, port.history.offset_of(**position))
 
 
 async def _migrate_out(websocket: WebSocket) -> None:
@@ -231,7 +231,7 @@ async def _serve_target(websocket: WebSocket, serve: Callable[[VmServer, uuid.UU
     await connection.close("the VM has ended")
 
 
-def serial_place(query: QueryParams) -> dict[str, int | None]:
+def serial_position(query: QueryParams) -> dict[str, int | None]:
     return {name: _number(query, name) for name in ("from_start", "most_recent")}
 
 
@@ -249,7 +249,7 @@ def _number(query: QueryParams, name: str) -> int | None:
 
 async def _upgrade_expected(_server: VmServer, request: Request) -> Response:
     """Handle a plain request to a websocket endpoint."""
-    serial_place(request.query_params)
+    serial_position(request.query_params)
     raise HttpError(bad_request("expected connection upgrade"))
 
 

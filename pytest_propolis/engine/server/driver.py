@@ -51,7 +51,7 @@ must be running here again when it returns. If it raises, the VM fails."""
 
 
 class Outcome(Enum):
-    """How a VM's life ended."""
+    """The way in which a VM ended."""
 
     DESTROYED = "destroyed"
     FAILED = "failed"

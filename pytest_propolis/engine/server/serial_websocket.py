@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from typing import Final
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -38,13 +39,12 @@ async def serve_serial(websocket: WebSocket, port: SerialPort, offset: int) -> N
     client = _Client(websocket, port)
     typing = asyncio.create_task(client.type())
     output = asyncio.create_task(client.show(offset))
-    resets = asyncio.create_task(client.announce_resets())
     try:
         await asyncio.wait([typing, output], return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (typing, output, resets):
+        for task in (typing, output):
             task.cancel()
-        await asyncio.gather(typing, output, resets, return_exceptions=True)
+        await asyncio.gather(typing, output, return_exceptions=True)
 
 
 def _bounded(reason: str) -> str:
@@ -61,46 +61,54 @@ class _Client:
         """The number of this client's bytes that the guest has received or will receive."""
         self._frames = 0
         """The number of consecutive frames since the last input."""
+        self._resets: deque[int] = deque()
+        """The offsets of resets that the client is to be notified of."""
 
     async def show(self, offset: int) -> None:
+        """Send the output from `offset` on. Notices of resets come where they happened, if the client opted in.
+
+        Upstream's messages are a closed set, so its clients get none.
+        """
+        if NOTICES_HEADER in self._websocket.headers:
+            self._port.reset_listeners.add(self._note_reset)
+        try:
+            with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+                await self._show(offset)
+        finally:
+            self._port.reset_listeners.discard(self._note_reset)
+
+    def _note_reset(self, offset: int) -> None:
+        self._resets.append(offset)
+        self._port.history.wake()
+
+    async def _show(self, offset: int) -> None:
         port, loop = self._port, asyncio.get_running_loop()
         sent_s = 0.0
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-            while await port.history.wait_beyond(offset):
-                self._frames = self._frames + 1 if loop.time() - sent_s < STREAM_GAP_S else 0
-                if self._frames > STREAM_FRAMES:
-                    await asyncio.sleep(GATHER_S)
-                try:
-                    data = port.history.read(offset, FRAME_BYTES)
-                except HistoryGap as gap:
-                    # A client that has received output was so slow that a part of what follows is gone.
-                    reason = "too slow: output was dropped" if sent_s else str(gap)
-                    await self._websocket.close(TRY_AGAIN_LATER, _bounded(reason))
-                    return
-                await self._websocket.send_bytes(data)
-                offset += len(data)
-                sent_s = loop.time()
-            if port.moved_to is None:
-                await self._websocket.close(GOING_AWAY, _bounded(port.end_reason))
-            else:
-                moved = {"destination": port.moved_to, "from_start": offset, "typed": self._typed}
-                await self._websocket.send_json({"Migrating": moved})
-                await self._websocket.close()
-
-    async def announce_resets(self) -> None:
-        """Notify the client of guest resets if it opted in: upstream's messages are a closed set."""
-        if NOTICES_HEADER not in self._websocket.headers:
-            return
-        reset = asyncio.Event()
-        listener = reset.set
-        self._port.listeners.add(listener)
-        try:
-            while await reset.wait():
-                reset.clear()
-                with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-                    await self._websocket.send_json({"GuestReset": {}})
-        finally:
-            self._port.listeners.discard(listener)
+        while await port.history.wait_beyond(offset, unless=lambda: bool(self._resets)):
+            if self._resets and self._resets[0] <= offset:
+                self._resets.popleft()
+                await self._websocket.send_json({"GuestReset": {}})
+                continue
+            self._frames = self._frames + 1 if loop.time() - sent_s < STREAM_GAP_S else 0
+            if self._frames > STREAM_FRAMES:
+                await asyncio.sleep(GATHER_S)
+            limit = min(FRAME_BYTES, self._resets[0] - offset) if self._resets else FRAME_BYTES
+            try:
+                data = port.history.read(offset, limit)
+            except HistoryGap as gap:
+                # A client that has received output was so slow that a part of what follows is gone.
+                reason = "too slow: output was dropped" if sent_s else str(gap)
+                await self._websocket.close(TRY_AGAIN_LATER, _bounded(reason))
+                return
+            await self._websocket.send_bytes(data)
+            offset += len(data)
+            sent_s = loop.time()
+        if port.moved_to is None:
+            await self._websocket.close(GOING_AWAY, _bounded(port.end_reason))
+        else:
+            moved = {"destination": port.moved_to, "from_start": offset, "typed": self._typed}
+            await self._websocket.send_json({"Migrating": moved})
+            await self._websocket.close()
 
     async def type(self) -> None:
         with contextlib.suppress(OSError):

@@ -81,8 +81,8 @@ class ServedVm:
             return None
         key = {node: key for key, node in backend_nodes(self.spec.components).items()}.get(error.node, error.node)
         backend = self.spec.components[key].component if key in self.spec.components else None
-        place = _mount_point(backend.path) if isinstance(backend, FileStorageBackend) else "its file system"
-        return f"backend {key!r}: {'no space left' if error.is_full else error.reason} in {place}"
+        mount_point = _mount_point(backend.path) if isinstance(backend, FileStorageBackend) else "its file system"
+        return f"backend {key!r}: {'no space left' if error.is_full else error.reason} in {mount_point}"
 
     def close_memory(self) -> None:
         if self.memory is not None:
@@ -117,7 +117,7 @@ class ServedVm:
 
 def _mount_point(path: str) -> str:
     resolved = Path(path).resolve()
-    return str(next(place for place in (resolved, *resolved.parents) if place.is_mount()))
+    return str(next(path for path in (resolved, *resolved.parents) if path.is_mount()))
 
 
 def _reason(initialized: asyncio.Future[None]) -> str | None:

@@ -285,7 +285,7 @@ class VmServer:
 
     @property
     def panics(self) -> int:
-        """How often the guest has reported a panic since the VM was created."""
+        """The number of panics that the guest has reported since the VM was created."""
         return self._vm.machine.panics if self._vm and self._vm.machine else 0
 
     @property

@@ -33,7 +33,7 @@ EFI_STUB_MAGIC: Final = b"MZ"
 class ServerConfig:
     """Configuration that propolis-server gets on its command line, and that a VM's spec cannot express.
 
-    :param mark: an unguessable tag in the command line or environment of every process of this VM.
+    :param tag: an unguessable tag in the command line or environment of every process of this VM.
     :param qemu: QEMU's programs.
     :param accelerator: ``kvm`` or ``tcg``.
     :param boot: what the VM starts from.
@@ -55,7 +55,7 @@ class ServerConfig:
     :param address: where other servers and their clients find this one (`Endpoint.at`).
     """
 
-    mark: str
+    tag: str
     qemu: Qemu
     accelerator: AcceleratorName
     boot: BootSource
@@ -85,7 +85,7 @@ class ServerConfig:
 
     @property
     def display_socket(self) -> Path | None:
-        """Where the display's VNC server listens; None without a display."""
+        """The socket of the display's VNC server; None without a display."""
         return self.directory / "vnc.sock" if self.display else None
 
     def arguments(self, vm: ServedVm, spec: InstanceSpec, cpu_features: CpuFeatures) -> list[str]:
@@ -102,7 +102,7 @@ class ServerConfig:
             properties=vm.properties,
             boot=self.boot,
             accelerator=self.accelerator,
-            mark=self.mark,
+            tag=self.tag,
             flash=self._flash(),
             memory=vm.memory.guest_memory if vm.memory else self.memory,
             nodes=vm.backends.nodes,

@@ -148,7 +148,7 @@ class VmMaker:
                 vm.memory = OwnMemory.make()
             undo.callback(vm.close_memory)
             vm.backends = BlockBackends.of(spec, self._config.backends, on_replaced=vm.volume_replaced)
-            vm.blobs = undo.enter_context(BlobFiles(spec, theirs=vm.arrival.disks.blobs if vm.arrival else {}))
+            vm.blobs = undo.enter_context(BlobFiles(spec, shared=vm.arrival.disks.blobs if vm.arrival else {}))
             arguments = self._config.arguments(vm, spec, self._cpu_features)
             vm.plugged = self._missing_parts(spec, vm.blobs, vm.backends)
             undo.pop_all()

@@ -33,7 +33,7 @@ async def build_image(
     disk: Path,
     target: Path,
     timeout_s: float,
-    mark: str,
+    tag: str,
     journal: Journal,
 ) -> None:
     """Carry a recipe out; `target` is a qcow2 overlay on `disk` with the changes.
@@ -44,7 +44,7 @@ async def build_image(
     ended = asyncio.Event()
     machine = Machine(
         program=qemu.system,
-        arguments=[*qemu.arguments, *_arguments(recipe, accelerator, kernel, initrd, target, mark)],
+        arguments=[*qemu.arguments, *_arguments(recipe, accelerator, kernel, initrd, target, tag)],
         log_path=target.with_suffix(".log"),
         journal=journal,
         on_event=lambda event: ended.set() if event is GuestEvent.EXITED else None,
@@ -53,7 +53,7 @@ async def build_image(
         await machine.start()
         await machine.resume()
         async with asyncio.timeout(timeout_s):
-            await _converse(machine, recipe, ended)
+            await _type_script(machine, recipe, ended)
         # Ends QEMU in order, so that the image is complete.
         with contextlib.suppress(MachineError):
             await machine.execute("quit")
@@ -70,7 +70,7 @@ async def build_image(
         target.with_suffix(".log").unlink(missing_ok=True)
 
 
-async def _converse(machine: Machine, recipe: ImageRecipe, ended: asyncio.Event) -> None:
+async def _type_script(machine: Machine, recipe: ImageRecipe, ended: asyncio.Event) -> None:
     offset = await _expect(machine, recipe.prompt, 0, ended)
     await machine.serial.write(recipe.script.encode())
     await _expect(machine, recipe.done, offset, ended)
@@ -93,10 +93,10 @@ async def _expect(machine: Machine, text: str, offset: int, ended: asyncio.Event
 
 
 def _arguments(
-    recipe: ImageRecipe, accelerator: AcceleratorName, kernel: Path, initrd: Path, target: Path, mark: str
+    recipe: ImageRecipe, accelerator: AcceleratorName, kernel: Path, initrd: Path, target: Path, tag: str
 ) -> list[str]:
     return [
-        *("-name", f"guest={mark}", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"),
+        *("-name", f"guest={tag}", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"),
         *("-machine", "pc", *acceleration_arguments(accelerator), "-m", "512M"),
         *("-kernel", str(kernel), "-initrd", str(initrd), "-append", recipe.command_line),
         *("-drive", f"if=virtio,format=qcow2,cache=unsafe,file={str(target).replace(',', ',,')}"),

@@ -31,7 +31,7 @@ RESTORE_TIMEOUT_S: Final = 60.0
 class RestoredMachine:
     """One QEMU with a template's memory, mapped privately, and overlays of its own on the template's disks.
 
-    :param place: the template's directory. It may be removed once the fork has started.
+    :param template_directory: where the template is stored. It may be removed once the fork has started.
     :param directory: receives the overlays.
     """
 
@@ -39,21 +39,21 @@ class RestoredMachine:
         self,
         template: Template,
         *,
-        place: Path,
+        template_directory: Path,
         directory: Path,
         qemu: Qemu,
         accelerator: AcceleratorName,
-        mark: str,
+        tag: str,
         log_path: Path,
         journal: Journal,
     ) -> None:
         self.template = template
         self.took_s: dict[str, float] = {}
         """How long the steps of `start` took, in seconds."""
-        self._place = place
+        self._template_directory = template_directory
         self._directory = directory
         self._accelerator: AcceleratorName = accelerator
-        self._mark = mark
+        self._tag = tag
         self._generation = uuid4()
         self.spec = with_disks_in(template.spec, directory)
         self._arguments = self._arguments_for(self.spec)
@@ -64,7 +64,7 @@ class RestoredMachine:
             arguments=[*qemu.arguments, *self._arguments],
             log_path=log_path,
             journal=journal,
-            on_event=self._hear,
+            on_event=self._take_event,
             incoming=True,
             guest_ports=template.guest_ports,
         )
@@ -104,13 +104,13 @@ class RestoredMachine:
         """
         began = perf_counter()
         for index, overlay in enumerate(self.disks):
-            shutil.copyfile(self._place / blank_file(index), overlay)
+            shutil.copyfile(self._template_directory / blank_file(index), overlay)
         self._begin_console()
         try:
             await self.machine.start()
             started = perf_counter()
             async with asyncio.timeout(RESTORE_TIMEOUT_S):
-                with (self._place / STATE_FILE).open("rb") as state:
+                with (self._template_directory / STATE_FILE).open("rb") as state:
                     await load_state(self.machine, state.fileno(), memory_in_file=True)
         except BaseException:
             await self.close()
@@ -162,13 +162,13 @@ class RestoredMachine:
     def _arguments_for(self, spec: InstanceSpec) -> list[str]:
         return self.template.arguments(
             spec=spec,
-            place=self._place,
+            template_directory=self._template_directory,
             accelerator=self._accelerator,
-            mark=self._mark,
+            tag=self._tag,
             generation=self._generation,
         )
 
-    def _hear(self, event: GuestEvent) -> None:
+    def _take_event(self, event: GuestEvent) -> None:
         if self._on_event is None:
             self._missed.append(event)
         else:

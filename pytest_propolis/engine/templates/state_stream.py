@@ -66,7 +66,7 @@ async def cancel_transfer(machine: Machine) -> None:
                     await machine.next_event(events)
         except TimeoutError:
             raise MachineError(f"QEMU has not cancelled the migration for {CANCEL_TIMEOUT_S:.0f} s") from None
-    await machine.forget_fd(FD_NAME)
+    await machine.close_fd(FD_NAME)
 
 
 async def load_state(machine: Machine, fd: int, *, memory_in_file: bool) -> None:
@@ -100,7 +100,7 @@ async def _transfer(
             "late-block-activate": incoming,
         },
     )
-    await machine.give_fd(FD_NAME, fd)
+    await machine.send_fd(FD_NAME, fd)
     if stop is not None:
         await stop()
     with machine.events("MIGRATION") as events:
@@ -113,8 +113,8 @@ async def _transfer(
                 await on_switchover()
                 await machine.execute("migrate-continue", state="pre-switchover")
     if status != "completed":
-        told: dict[str, Any] = await machine.execute("query-migrate")
-        raise MachineError(f"QEMU: {command}: {status}: {told.get('error-desc', 'no reason given')}")
+        result: dict[str, Any] = await machine.execute("query-migrate")
+        raise MachineError(f"QEMU: {command}: {status}: {result.get('error-desc', 'no reason given')}")
 
 
 async def set_capabilities(machine: Machine, wanted: dict[str, bool]) -> None:

@@ -39,13 +39,13 @@ def with_disks_in(spec: InstanceSpec, directory: Path) -> InstanceSpec:
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
-    """What a template's directory holds beside memory, state and disks.
+    """The manifest of a template, stored beside its memory, state and disks.
 
     :param boot: what its guest started from, and what a fork that is reset starts from.
     :param spec: the machine; the paths of its disks are `disk_file` names.
     :param properties: its name and id: a fork has its own, but the firmware's tables lie in memory as they were made.
     :param disks: how many disks there are.
-    :param session: the word of the read-eval loop that waits for commands in the guest.
+    :param session: the id of the read-eval loop that waits for commands in the guest.
     :param console: what the guest showed until the log-in was complete.
     :param warmup_input: what to type so that the guest runs a command, with which a fork that waits is warmed up.
     :param warmup_marker: what the guest shows at the very end of it.
@@ -64,11 +64,11 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     guest_ports: bool = False
 
     @classmethod
-    def load(cls, place: Path) -> Self:
-        return msgspec.json.decode((place / MANIFEST_FILE).read_bytes(), type=cls)
+    def load(cls, directory: Path) -> Self:
+        return msgspec.json.decode((directory / MANIFEST_FILE).read_bytes(), type=cls)
 
-    def save(self, place: Path) -> None:
-        (place / MANIFEST_FILE).write_bytes(msgspec.json.encode(self))
+    def save(self, directory: Path) -> None:
+        (directory / MANIFEST_FILE).write_bytes(msgspec.json.encode(self))
 
     @staticmethod
     def files(disks: int) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
         return (MANIFEST_FILE, MEMORY_FILE, STATE_FILE, *images)
 
     def arguments(
-        self, *, spec: InstanceSpec, place: Path, accelerator: AcceleratorName, mark: str, generation: UUID
+        self, *, spec: InstanceSpec, template_directory: Path, accelerator: AcceleratorName, tag: str, generation: UUID
     ) -> list[str]:
         """QEMU's arguments for a fork.
 
@@ -90,9 +90,9 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
             properties=self.properties,
             boot=self.boot,
             accelerator=accelerator,
-            mark=mark,
+            tag=tag,
             flash={},
-            memory=GuestMemory(path=str(place / MEMORY_FILE), shared=False),
+            memory=GuestMemory(path=str(template_directory / MEMORY_FILE), shared=False),
             generation=generation,
             guest_ports=self.guest_ports,
         )
@@ -116,7 +116,7 @@ def template_key(
         properties=properties,
         boot=boot,
         accelerator=accelerator,
-        mark="",
+        tag="",
         flash={},
         memory=GuestMemory(path=MEMORY_FILE, shared=False),
         generation=UUID(int=0),

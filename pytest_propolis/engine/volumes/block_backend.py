@@ -48,7 +48,7 @@ class BackendMissing(Exception):
 
 
 class ReplacementRefused(Exception):
-    """Raised when a backend cannot become what a volume construction request describes; the text gives the reason."""
+    """Raised when a backend cannot apply a new volume construction request; the text gives the reason."""
 
 
 class VolumeGone(Exception):
@@ -75,7 +75,7 @@ class BlockBackend(Protocol):
         """
 
     async def replace(self, vcr_json: str) -> ReplaceResult:
-        """Become what a new volume construction request describes; also while `start` is waiting, which then goes on
+        """Apply a new volume construction request, also while `start` is waiting, which then continues
         with the new one.
 
         Answers when the replacement is accepted, not when it is complete.
@@ -214,7 +214,7 @@ class BlockBackends:
             await backend.settle(clean=clean)
 
     async def quiesce(self, machine: Machine) -> None:
-        """Have all of them end their writes in order, as far as that is possible."""
+        """End the writes of all of them in order, as far as possible."""
         for backend in self.by_key.values():
             await backend.quiesce(machine)
 

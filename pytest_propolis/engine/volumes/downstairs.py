@@ -17,7 +17,7 @@ from uuid import UUID
 import msgspec
 
 from ..qemu.child import Journal
-from .negotiation import LONGEST_LINE, Answer, Done, Fenced, Mark, Promote, Promoted, Refused, Request
+from .negotiation import LONGEST_LINE, Answer, Done, Fenced, Promote, Promoted, RecordEpoch, Refused, Request
 from .region_file import RegionFile
 from .storage_daemon import LOOPBACK, StorageDaemon, StorageDaemonError
 
@@ -67,7 +67,7 @@ class Downstairs:
 
     @property
     def address(self) -> str:
-        """Where an upstairs finds it: ``IP:PORT``."""
+        """Its address for an upstairs: ``IP:PORT``."""
         host, port = self._reserved.getsockname()
         return f"{host}:{port}"
 
@@ -125,7 +125,7 @@ class Downstairs:
             self._daemon.pause()
 
     def resume(self) -> None:
-        """Let it go on after `pause`."""
+        """Resume it after `pause`."""
         if self._daemon is not None:
             self._daemon.resume()
         self._running.set()
@@ -140,7 +140,7 @@ class Downstairs:
             await self._daemon.withdraw()
 
     async def slow_down(self, delay_ms: float) -> None:
-        """Have it serve its requests one by one, so far apart; 0 for at once.
+        """Make it serve requests one by one, with this delay between; 0 for no delay.
 
         :raises StorageDaemonError: when its process does not answer.
         """
@@ -177,7 +177,7 @@ class Downstairs:
         try:
             while line := await reader.readline():
                 await self._running.wait()
-                _say(session, await self._answer(session, line))
+                _send_answer(session, await self._answer(session, line))
         except (OSError, ValueError):  # a line that is too long is a ValueError
             pass
         finally:
@@ -205,7 +205,7 @@ class Downstairs:
                 return await self._promote(session, request)
             if self._active is not session:
                 return Refused(reason="another upstairs has taken over", final=True)
-            if isinstance(request, Mark):
+            if isinstance(request, RecordEpoch):
                 self.region.epoch, self.region.clean = request.epoch, request.clean
                 return Done()
             return await self._snapshot(request.id)
@@ -232,7 +232,7 @@ class Downstairs:
             except StorageDaemonError as error:
                 return Refused(reason=str(error), final=False)
         if other is not None:
-            _say(other, Fenced(generation=request.generation))
+            _send_answer(other, Fenced(generation=request.generation))
         session.id = request.session
         self._active = session
         region.generation = request.generation
@@ -262,7 +262,7 @@ class Downstairs:
         )
 
 
-def _say(session: _Session, answer: Answer) -> None:
+def _send_answer(session: _Session, answer: Answer) -> None:
     session.writer.write(msgspec.json.encode(answer) + b"\n")
 
 

@@ -118,7 +118,7 @@ class ReplicaKeeper:
             raise TakenOver(session.fenced_by)
 
     async def _lost(self, session: Session, joining: asyncio.Task[None]) -> tuple[str, DownstairsInfoConnectionMode]:
-        """Wait until the replica is no good any more; why, and what it is then."""
+        """Wait until the replica is unusable; return the reason, and its new state."""
         modes, replica = DownstairsInfoConnectionMode, self._replica
         while True:
             if replica.moved.is_set():
@@ -153,7 +153,7 @@ class ReplicaKeeper:
 
 
 async def _abandon(attempt: asyncio.Task[Session], *, unless: Session | None) -> None:
-    """End an attempt to connect, and what it has connected."""
+    """Abandon an attempt to connect, and close its connection."""
     attempt.cancel()
     await asyncio.gather(attempt, return_exceptions=True)
     if not attempt.cancelled() and attempt.exception() is None and attempt.result() is not unless:

@@ -1,4 +1,4 @@
-"""A probe of NBD servers: what an export is, asked without QEMU, which would block its monitor meanwhile."""
+"""A probe of the exports of NBD servers, without QEMU, whose monitor would block meanwhile."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class NbdError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What a server says of an export.
+    """A server's description of an export.
 
-    :param minimum_block_bytes: the smallest transfer that it takes.
+    :param minimum_block_bytes: the smallest transfer that it accepts.
     """
 
     size_bytes: int

@@ -1,4 +1,4 @@
-"""What an upstairs and a downstairs say to each other beside NBD: lines of JSON on a connection that lasts.
+"""Messages between an upstairs and a downstairs beside NBD: lines of JSON on a permanent connection.
 
 The connection is the upstairs's session: when it ends, the downstairs exports nothing any more.
 """
@@ -10,7 +10,18 @@ from uuid import UUID
 
 import msgspec
 
-__all__ = ["LONGEST_LINE", "Answer", "Done", "Fenced", "Mark", "Promote", "Promoted", "Refused", "Request", "Snapshot"]
+__all__ = [
+    "LONGEST_LINE",
+    "Answer",
+    "Done",
+    "Fenced",
+    "Promote",
+    "Promoted",
+    "RecordEpoch",
+    "Refused",
+    "Request",
+    "Snapshot",
+]
 
 LONGEST_LINE: Final = 1 << 16
 
@@ -28,7 +39,7 @@ class Promote(msgspec.Struct, frozen=True, kw_only=True, tag="promote"):
     key: str | None
 
 
-class Mark(msgspec.Struct, frozen=True, kw_only=True, tag="mark"):
+class RecordEpoch(msgspec.Struct, frozen=True, kw_only=True, tag="mark"):
     """Remember this of the region. To be said before anything is written.
 
     :param epoch: counts how often the set of replicas that have all writes has changed.
@@ -45,7 +56,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
     id: UUID
 
 
-Request = Promote | Mark | Snapshot
+Request = Promote | RecordEpoch | Snapshot
 
 
 class Promoted(msgspec.Struct, frozen=True, kw_only=True, tag="promoted"):
@@ -85,7 +96,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
-    """What was asked for is done."""
+    """The request has been executed."""
 
 
 class Fenced(msgspec.Struct, frozen=True, kw_only=True, tag="fenced"):

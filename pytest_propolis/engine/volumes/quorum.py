@@ -86,7 +86,7 @@ class Quorum:
         return name
 
     async def swap(self, machine: Machine, *, old: str, new: str) -> None:
-        """Put one child in the place of another, which is removed. Nothing is copied."""
+        """Replace one child with another. Nothing is copied."""
         await machine.execute("x-blockdev-change", parent=self.name, node=new)
         await machine.execute("x-blockdev-change", parent=self.name, child=await self._edge(machine, old))
         await self.detach(machine, old)
@@ -109,13 +109,13 @@ class Quorum:
         return all(kinds[edge["parent"]] != "block-driver" for edge in graph["edges"] if edge["child"] == own)
 
     async def give_up_job(self, machine: Machine) -> None:
-        """Have the job that copies just now fail, if there is one."""
+        """Make the current copy job fail, if there is one."""
         if self._job is not None:
             with contextlib.suppress(MachineError):  # it has just ended
                 await machine.execute("block-job-cancel", device=self._job, force=True)
 
     async def repair(self, machine: Machine, *, target: str, replaces: str) -> None:
-        """Bring a replica up to date from the others while the guest writes, and put it into a child's place."""
+        """Copy the others' data to a replica while the guest writes, and replace a child with it."""
         options = {"copy-mode": "write-blocking", "replaces": replaces}
         async with self._mirror(machine, self.name, target, options) as job:
             await machine.execute("job-complete", id=job)
@@ -127,7 +127,7 @@ class Quorum:
             await machine.execute("block-job-cancel", device=job)
 
     async def reconcile(self, machine: Machine, nodes: Sequence[str]) -> None:
-        """Make three replicas equal that may differ in what was written last: each block becomes what two of them have.
+        """Make three replicas equal that may differ in their last writes: each block becomes what two of them have.
 
         They must not be in use.
 
@@ -199,7 +199,7 @@ async def _status(machine: Machine, job: str) -> str:
 
 
 async def _end(machine: Machine, job: str, ended: Callable[[], Awaitable[None]]) -> str | None:
-    """Have a job end, whatever it does, and forget it; return its error, if it has failed.
+    """End a job in any state, and dismiss it; return its error if it has failed.
 
     :param ended: waits until it has ended.
     """

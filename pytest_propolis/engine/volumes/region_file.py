@@ -1,4 +1,4 @@
-"""The file of a replica, and what its downstairs remembers of it."""
+"""The file of a replica, and the metadata that its downstairs stores."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ __all__ = ["Phase", "Replica"]
 
 
 class Phase(Enum):
-    """How far a replica is."""
+    """The state of a replica."""
 
     WAIT_CONNECT = auto()
     CONNECTED = auto()

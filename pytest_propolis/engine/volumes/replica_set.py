@@ -1,4 +1,4 @@
-"""The replicas of one region, and what QEMU has of them: taken in when they are good, left out when they are not.
+"""The replicas of one region, and those that QEMU uses: good ones are added, bad ones removed.
 
 Each time that the set of replicas with all writes changes, those that have them are told the next *epoch*, which they
 remember. So when a volume is brought up, those of the highest epoch are the ones to believe.
@@ -53,7 +53,7 @@ class ReplicaSet:
 
     @property
     def active(self) -> list[Replica]:
-        """Those that have all writes, and that QEMU uses."""
+        """The replicas that have all writes and that QEMU uses."""
         return [replica for replica in self.replicas if replica.is_active]
 
     @property
@@ -62,7 +62,7 @@ class ReplicaSet:
 
     @property
     def regions(self) -> list[Promoted]:
-        """What the downstairs that are connected say of their regions."""
+        """The regions of the connected downstairs."""
         return [replica.session.region for replica in self.replicas if replica.session]
 
     @property
@@ -127,7 +127,7 @@ class ReplicaSet:
         self.notify()
 
     async def cut(self, replica: Replica) -> None:
-        """Have QEMU wait for a replica no more. Works also while another change waits for that very replica."""
+        """Stop QEMU's waiting for a replica, also while another change waits for the same replica."""
         if self._machine is not None:
             for node in {replica.node, replica.incoming or replica.node}:
                 await self.quorum.yank(self._machine, node)
@@ -152,7 +152,7 @@ class ReplicaSet:
         self.notify()
 
     async def settle(self, *, clean: bool) -> None:
-        """Tell the replicas that no write is under way, and that none comes; or that it is so no more.
+        """Record at the replicas that no write is in progress and none will follow, or that this no longer holds.
 
         Until then no replica is repaired: a repair that is under way is given up. QEMU must be stopped.
         """
@@ -162,7 +162,7 @@ class ReplicaSet:
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
                 if clean:
                     await self._give_up_repairs()
-                await self._mark(clean=clean)
+                await self._record_epoch(clean=clean)
         self._is_frozen = clean
         self.notify()
 
@@ -173,7 +173,7 @@ class ReplicaSet:
         await self.wait_until(lambda: all(replica.session is not session for replica, session in given_up))
 
     async def snapshot(self, snapshot_id: UUID) -> None:
-        """Have all replicas keep what they hold. QEMU must be stopped.
+        """Snapshot all replicas. QEMU must be stopped.
 
         :raises DownstairsUnreachable: when one does not answer.
         :raises DownstairsRefused: when one cannot, with the reason.
@@ -225,7 +225,7 @@ class ReplicaSet:
             raise
         finally:
             replica.incoming = None
-        await session.mark(self._epoch)
+        await session.record_epoch(self._epoch)
 
     async def _copy(self, good: Replica, node: str) -> None:
         """Make a replica equal to a good one, while the guest stands still."""
@@ -246,15 +246,15 @@ class ReplicaSet:
 
     async def _begin_epoch(self) -> None:
         self._epoch += 1
-        await self._mark(clean=False)
+        await self._record_epoch(clean=False)
 
-    async def _mark(self, *, clean: bool) -> None:
-        async def mark(session: Session) -> None:
+    async def _record_epoch(self, *, clean: bool) -> None:
+        async def record_epoch(session: Session) -> None:
             # One that does not answer is about to be left out.
             with contextlib.suppress(DownstairsUnreachable, DownstairsRefused):
-                await session.mark(self._epoch, clean=clean)
+                await session.record_epoch(self._epoch, clean=clean)
 
-        await asyncio.gather(*(mark(_session(replica)) for replica in self.active))
+        await asyncio.gather(*(record_epoch(_session(replica)) for replica in self.active))
 
     def _require_machine(self) -> Machine:
         assert self._machine is not None, "assemble first"

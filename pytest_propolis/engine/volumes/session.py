@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 
 from .nbd import NbdError, probe_export
-from .negotiation import LONGEST_LINE, Answer, Done, Fenced, Mark, Promote, Promoted, Refused, Request, Snapshot
+from .negotiation import LONGEST_LINE, Answer, Done, Fenced, Promote, Promoted, RecordEpoch, Refused, Request, Snapshot
 
 __all__ = ["DownstairsRefused", "DownstairsUnreachable", "Session"]
 
@@ -56,7 +56,7 @@ class Session:
 
     @classmethod
     async def open(cls, address: str, request: Promote) -> Self:
-        """Connect, and be promoted; then make sure that the export is there.
+        """Connect and get promoted, then verify the export.
 
         :raises DownstairsUnreachable: when it does not answer.
         :raises DownstairsRefused: when it will never serve this upstairs.
@@ -98,16 +98,16 @@ class Session:
         if not hasattr(self, "region"):
             self.region = answer
 
-    async def mark(self, epoch: int, *, clean: bool = False) -> None:
-        """Have the downstairs remember this of its region.
+    async def record_epoch(self, epoch: int, *, clean: bool = False) -> None:
+        """Store the epoch in the metadata of the region.
 
         :raises DownstairsUnreachable: when it does not answer.
         :raises DownstairsRefused: when another upstairs has taken over.
         """
-        await self._ask(Mark(epoch=epoch, clean=clean))
+        await self._ask(RecordEpoch(epoch=epoch, clean=clean))
 
     async def snapshot(self, snapshot_id: UUID) -> None:
-        """Have the downstairs keep the region as it is now.
+        """Snapshot the region.
 
         :raises DownstairsUnreachable: when it does not answer.
         :raises DownstairsRefused: when it cannot, with the reason.
@@ -125,7 +125,7 @@ class Session:
             raise DownstairsUnreachable(f"{self.address}: {error}") from None
 
     def when_ended(self, callback: Callable[[], None]) -> None:
-        """Have a function called in the event loop when the connection is gone, whichever side ends it."""
+        """Call a function in the event loop when the connection has ended, from either side."""
         self._reading.add_done_callback(lambda _: callback())
 
     def close(self) -> None:

@@ -93,7 +93,7 @@ class StallWatch:
     def _describe(self) -> str:
         replicas = self._set.replicas
         good = [replica for replica in replicas if replica.is_active or not replica.is_stale]
-        states = ", ".join(f"{replica.address} {_word(replica.state)}" for replica in replicas)
+        states = ", ".join(f"{replica.address} {_state_name(replica.state)}" for replica in replicas)
         return (
             f"{self._volume} has had fewer than {NEEDED} usable replicas for {self.timeout_s:.0f} s: {states};"
             f" all writes are in {_addresses(good) or 'none of them'}{self._conflict}"
@@ -104,6 +104,6 @@ def _addresses(replicas: Sequence[Replica]) -> str:
     return " and ".join(replica.address for replica in replicas)
 
 
-def _word(state: Any) -> str:
+def _state_name(state: Any) -> str:
     mode = getattr(state, "mode", None)
     return f"is {mode.value}" if mode else f"is {state.__struct_config__.tag}"

@@ -67,7 +67,7 @@ class StorageDaemon:
 
         :raises StorageDaemonError: when it does not start.
         """
-        monitor, their_monitor = socket.socketpair()
+        monitor, daemon_monitor = socket.socketpair()
         record = self._record = self._journal.intend()
         try:
             with socket.socket() as listener, self._log_path.open("ab") as log:
@@ -76,7 +76,7 @@ class StorageDaemon:
                 listener.bind((LOOPBACK, 0))
                 listener.listen()
                 self.port = listener.getsockname()[1]
-                fds = [their_monitor.fileno(), listener.fileno()]
+                fds = [daemon_monitor.fileno(), listener.fileno()]
                 arguments = list(self._arguments(*fds))
                 self._process = await spawn(
                     self._program,
@@ -100,7 +100,7 @@ class StorageDaemon:
             await self.close()
             raise
         finally:
-            their_monitor.close()
+            daemon_monitor.close()
 
     async def export(self, name: str, *, readonly: bool = False) -> None:
         """Serve the file under a name, and under no other one.
@@ -132,7 +132,7 @@ class StorageDaemon:
         self._export = None
 
     async def slow_down(self, delay_ms: float) -> None:
-        """Let requests through one by one, so far apart; 0 for at once.
+        """Pass requests on one by one, with this delay between; 0 for no delay.
 
         :raises StorageDaemonError: when it refuses or does not answer.
         """
@@ -144,7 +144,7 @@ class StorageDaemon:
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a paused process go on."""
+        """Resume a paused process."""
         self._signal(signal.SIGCONT)
 
     async def close(self) -> None:

@@ -69,7 +69,7 @@ class Upstairs:
 
     @property
     def status(self) -> VolumeStatus:
-        """What the API says of the volume."""
+        """The volume's status for the API."""
         region, replicas = self._region, self._set.replicas
         upstairs = UpstairsInfo(
             block_size=region.block_size,
@@ -147,7 +147,7 @@ class Upstairs:
             raise BackendError(str(error)) from None
 
     async def quiesce(self, machine: Machine) -> None:
-        """Stop the guest, and leave the replicas equal, as far as that can be done in `QUIESCE_TIMEOUT_S`."""
+        """Stop the guest, and make the replicas equal, if possible within `QUIESCE_TIMEOUT_S`."""
         if self._state is not UpstairsInfoStatus.ACTIVE:
             return
         self._state = UpstairsInfoStatus.DEACTIVATING
@@ -254,7 +254,7 @@ class Upstairs:
 
 
 def _move(replica: Replica, address: str, *, is_assembled: bool) -> None:
-    """Have a replica looked for elsewhere. What is there now has to be brought up to date."""
+    """Connect a replica to another address, and bring the data there up to date."""
     replica.address = address
     replica.is_stale = replica.is_stale or is_assembled
     replica.moved.set()

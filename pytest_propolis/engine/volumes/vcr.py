@@ -24,7 +24,7 @@ REPLICAS: Final = 3
 
 
 class CrucibleOpts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How an upstairs reaches the downstairs of a region.
+    """The options of an upstairs, with the addresses of a region's downstairs.
 
     :param id: of the upstairs; it stays the same whatever targets are replaced.
     :param target: the addresses of the downstairs, ``IP:PORT``.
@@ -66,7 +66,7 @@ class FileRequest(msgspec.Struct, frozen=True, kw_only=True, tag="file", forbid_
 
 
 class UrlRequest(msgspec.Struct, frozen=True, kw_only=True, tag="url", forbid_unknown_fields=True):
-    """What a web server has, below a volume."""
+    """Data of a web server as the read-only parent of a volume."""
 
     id: UUID
     block_size: int

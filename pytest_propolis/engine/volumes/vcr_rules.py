@@ -1,4 +1,4 @@
-"""What a running volume may be turned into: Crucible's rules for replacing a volume construction request.
+"""Crucible's rules for replacing the volume construction request of a running volume.
 
 Pure, so that they can be tested against the whole table.
 """
@@ -64,7 +64,7 @@ def find_change(old: Vcr, new: Vcr) -> TargetChange | None:
 
 
 def judge_change(change: TargetChange, targets: Sequence[str], states: Sequence[DownstairsInfoStatus]) -> ReplaceResult:
-    """Return what a volume whose downstairs are in these states answers to the replacement of one of them.
+    """Return a volume's answer to the replacement of one downstairs, given the states of all.
 
     :raises ReplacementRefused: when it cannot be done now, with the reason.
     """

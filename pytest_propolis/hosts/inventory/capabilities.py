@@ -72,10 +72,10 @@ async def survey(settings: Settings, *, guest_files: Mapping[str, Sequence[Path]
     useful = (guests, firmware, reflinks, zfs, namespaces, ssh, etcd)
     if settings.server == ENGINE:
         return Survey(engine, useful, servers, server_needs)
-    return Survey(tuple(map(_as_need, servers[1:])), (*engine, *useful), servers, server_needs)
+    return Survey(tuple(map(_as_capability, servers[1:])), (*engine, *useful), servers, server_needs)
 
 
-def _as_need(server: ServerReport) -> Capability:
+def _as_capability(server: ServerReport) -> Capability:
     return Capability("server", server.ok, f"{server.server}: {server.detail}", server.remedy)
 
 
@@ -115,10 +115,10 @@ async def probe_guests(guest_files: Mapping[str, Sequence[Path]]) -> Capability:
     """Check which guests have all their files."""
     ready = [name for name, files in guest_files.items() if all(file.is_file() for file in files)]
     missing = [name for name in guest_files if name not in ready]
-    told = [f"ready: {', '.join(ready)}"] if ready else []
-    told += [f"not prepared: {', '.join(missing)}"] if missing else []
+    parts = [f"ready: {', '.join(ready)}"] if ready else []
+    parts += [f"not prepared: {', '.join(missing)}"] if missing else []
     remedy = f"run `propolis setup {' '.join(missing)}`, or let the first test do it" if missing else None
-    return Capability("guests", ok=bool(ready), detail="; ".join(told) or "there are none", remedy=remedy)
+    return Capability("guests", ok=bool(ready), detail="; ".join(parts) or "there are none", remedy=remedy)
 
 
 async def probe_reflinks(directory: Path) -> Capability:
@@ -126,23 +126,23 @@ async def probe_reflinks(directory: Path) -> Capability:
     if not system().host.can_clone_files:
         detail, remedy = f"{system().name} has no call for them", "put --propolis-artifact-dir on ZFS, which clones"
         return Capability("reflinks", ok=False, detail=detail, remedy=remedy)
-    place = next(path for path in (directory, *directory.parents) if path.is_dir())
+    directory = next(path for path in (directory, *directory.parents) if path.is_dir())
     try:
-        with tempfile.TemporaryFile(dir=place) as source, tempfile.TemporaryFile(dir=place) as clone:
+        with tempfile.TemporaryFile(dir=directory) as source, tempfile.TemporaryFile(dir=directory) as clone:
             source.write(bytes(os.sysconf("SC_PAGE_SIZE")))
             source.flush()
             fcntl.ioctl(clone.fileno(), _FICLONE, source.fileno())
     except OSError as error:
-        return _no_reflinks(place, error)
-    return Capability("reflinks", ok=True, detail=f"files in {place} can be cloned")
+        return _no_reflinks(directory, error)
+    return Capability("reflinks", ok=True, detail=f"files in {directory} can be cloned")
 
 
-def _no_reflinks(place: Path, error: OSError) -> Capability:
+def _no_reflinks(directory: Path, error: OSError) -> Capability:
     if error.errno in _NO_REFLINKS:
-        detail = f"the file system of {place} cannot clone files"
+        detail = f"the file system of {directory} cannot clone files"
         remedy = "put --propolis-artifact-dir on btrfs, or on XFS made with reflink=1; qcow2 overlays are used else"
     else:
-        detail = f"{place} cannot be written: {error.strerror}"
+        detail = f"{directory} cannot be written: {error.strerror}"
         remedy = "make it writable, or choose another directory with --propolis-artifact-dir"
     return Capability("reflinks", ok=False, detail=detail, remedy=remedy)
 

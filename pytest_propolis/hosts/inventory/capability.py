@@ -1,4 +1,4 @@
-"""A capability of a host, and the attempt to run a program that has it."""
+"""A capability of a host, and a probe that runs a program."""
 
 from __future__ import annotations
 

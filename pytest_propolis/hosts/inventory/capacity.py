@@ -22,18 +22,18 @@ SHARE: Final = 0.75
 
 
 def slots_of(spec: HostSpec, specs: Sequence[HostSpec]) -> int:
-    """Return how many test VMs a host runs at once; local hosts share the machine."""
+    """Return the number of test VMs that a host runs at once; local hosts share the machine."""
     return spec.slots or max(1, round(VMS_PER_CPU * _processors() / _sharing(spec, specs)))
 
 
 def memory_mib_of(spec: HostSpec, specs: Sequence[HostSpec]) -> int:
-    """Return how much memory VMs may use on the host, in MiB."""
+    """Return the memory that VMs may use on the host, in MiB."""
     total_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     return spec.memory_mib or int(SHARE * total_mib / _sharing(spec, specs))
 
 
 def cpus_of(spec: HostSpec) -> int:
-    """Return how many virtual CPUs the host runs at once."""
+    """Return the number of virtual CPUs that the host runs at once."""
     return spec.cpus or CPUS_PER_CPU * _processors()
 
 
@@ -42,5 +42,5 @@ def _processors() -> int:
 
 
 def _sharing(spec: HostSpec, specs: Sequence[HostSpec]) -> int:
-    """Return how many hosts of the inventory share the host's machine."""
+    """Return the number of hosts of the inventory that share the host's machine."""
     return sum(other.kind == "local" for other in specs) if spec.kind == "local" else 1

@@ -120,7 +120,7 @@ def _require_known(path: Path, where: str, table: dict[str, Any], known: Iterabl
             raise SettingsError(f"inventory {path}: {where}there is no key {key!r}", hint=_closest(key, known))
 
 
-def _closest(word: str, known: Iterable[str]) -> str:
+def _closest(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"

@@ -38,16 +38,16 @@ def zfs_obstacle(settings: Settings) -> str | None:
     """Return why disks cannot be forked with ZFS here, and the remedy; None if they can."""
     if shutil.which("zfs") is None:
         return "the program zfs is not on PATH: install ZFS"
-    place = settings.artifact_dir or default_artifact_dir()
-    while not place.exists():
-        place = place.parent
+    directory = settings.artifact_dir or default_artifact_dir()
+    while not directory.exists():
+        directory = directory.parent
     try:
         done = subprocess.run(
-            ["zfs", "list", "-Hp", "-o", "name", str(place)], capture_output=True, text=True, timeout=ZFS_TIMEOUT_S
+            ["zfs", "list", "-Hp", "-o", "name", str(directory)], capture_output=True, text=True, timeout=ZFS_TIMEOUT_S
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"zfs cannot be asked: {error}"
     if done.returncode != 0:
-        said = done.stderr.strip()
-        return f"{place} does not lie on ZFS ({said}): choose a place that does with --propolis-artifact-dir"
+        message = done.stderr.strip()
+        return f"{directory} does not lie on ZFS ({message}): choose a place that does with --propolis-artifact-dir"
     return None

@@ -1,4 +1,4 @@
-"""What a `propolis-server` needs of illumos: bhyve's devices, privileges, and a pool for disks."""
+"""The requirements of `propolis-server` on illumos: bhyve's devices, privileges, and a pool for disks."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ async def _ask_program(settings: Settings) -> _Answer:
     artifact = read_catalogs(settings.artifacts or ()).find(server)
     if artifact is not None:
         store = ArtifactStore(settings.artifact_dir or default_artifact_dir())
-        path = str(store.place(artifact))
+        path = str(store.path_of(artifact))
         if not Path(path).is_file():
             return _Answer(ok=False, detail="not fetched yet", remedy=f"run `propolis artifacts fetch {server}`")
     elif server == ENGINE_PROGRAM:

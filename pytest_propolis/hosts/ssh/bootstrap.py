@@ -15,7 +15,7 @@ import msgspec
 from ...errors import CapabilityMissing, HostError, PropolisError, ResourceExhausted
 from .bundle import Bundle
 from .distributions import HostPython
-from .loader import MARK
+from .loader import LINE_PREFIX
 from .transport.transport import Channel, Transport
 
 __all__ = ["HostFacts", "RemoteAgent", "start_agent", "start_command", "start_program"]
@@ -31,7 +31,7 @@ COMMAND: Final = "exec {python} -I -S -c 'import sys;{receive}'"
 CHECK_VERSION: Final = f"""
 import sys
 if sys.version_info < (3, 11):
-    sys.stdout.write('{MARK}{{"python": "%d.%d.%d"}}\\n' % sys.version_info[:3])
+    sys.stdout.write('{LINE_PREFIX}{{"python": "%d.%d.%d"}}\\n' % sys.version_info[:3])
     sys.stdout.flush()
     sys.exit(1)
 {RECEIVE}
@@ -45,7 +45,7 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The loader's report about its host.
 
     :param clock_s: the host's clock at the time of the report, in seconds since the epoch.
-    :param place: the directory for bundles there; None if no directory is usable.
+    :param bundle_directory: the directory for bundles there; None if no directory is usable.
     :param tried: why other directories cannot.
     """
 
@@ -55,12 +55,12 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     uid: int
     clock_s: float
     boot_id: str
-    place: str | None
+    bundle_directory: str | None
     tried: dict[str, str]
 
 
 class AgentStarted(msgspec.Struct, frozen=True, kw_only=True):
-    """The guardian's report about the agent."""
+    """The watchdog's report about the agent."""
 
     pid: int
     socket: str
@@ -69,7 +69,7 @@ class AgentStarted(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteAgent:
-    """A running agent, with the session of its guardian."""
+    """A running agent, with the session of its watchdog."""
 
     facts: HostFacts
     started: AgentStarted
@@ -81,7 +81,7 @@ async def start_agent(
 ) -> RemoteAgent:
     """Start an agent on a host; copy it there first if necessary.
 
-    :param order: the guardian's instructions.
+    :param order: the watchdog's instructions.
     :param python: the command of the host's Python.
     :raises CapabilityMissing: when the host has no Python that is new enough, or does not run Linux.
     :raises ResourceExhausted: when it has no space.
@@ -100,7 +100,7 @@ async def start_command(
     :raises HostError: as `start_agent`.
     """
     async with _session(transport, host, python, what=order["program"]) as session:
-        await session.bring(order, make_bundle)
+        await session.upload(order, make_bundle)
         await session.receive("started")
         return session.channel
 
@@ -135,7 +135,7 @@ def _send_program(channel: Channel, program: str) -> None:
 
 
 class _Session:
-    """The conversation with the loader and the guardian."""
+    """The conversation with the loader and the watchdog."""
 
     def __init__(self, channel: Channel, errors: tuple[type[Exception], ...], host: str, python: str) -> None:
         self.channel = channel
@@ -144,12 +144,12 @@ class _Session:
         self._python = python
 
     async def start_agent(self, order: dict[str, Any], make_bundle: BundleMaker) -> RemoteAgent:
-        facts = await self.bring(order, make_bundle)
+        facts = await self.upload(order, make_bundle)
         started = msgspec.convert(await self.receive("ready"), AgentStarted)
         return RemoteAgent(facts=facts, started=started, channel=self.channel)
 
-    async def bring(self, order: dict[str, Any], make_bundle: BundleMaker) -> HostFacts:
-        """Bring the project there unless it is there, and give the loader its order; return what the host is."""
+    async def upload(self, order: dict[str, Any], make_bundle: BundleMaker) -> HostFacts:
+        """Upload the project if it is missing, and send the loader its order; return facts about the host."""
         _send_program(self.channel, LOADER.read_text())
         facts = msgspec.convert(await self.receive("facts"), HostFacts)
         if facts.python.system != "linux":
@@ -157,24 +157,24 @@ class _Session:
                 f"host {self._host}: its platform is {facts.python.system}, and hosts over SSH run Linux",
                 hint="run pytest on that machine itself, with --propolis-server",
             )
-        if facts.place is None:
+        if facts.bundle_directory is None:
             self._raise_no_place(facts)
         bundle = await make_bundle(facts.python)
-        told = {**order, "sha256": bundle.sha256, "size": len(bundle.data)}
-        self.channel.stdin.write(msgspec.json.encode(told) + b"\n")
+        request = {**order, "sha256": bundle.sha256, "size": len(bundle.data)}
+        self.channel.stdin.write(msgspec.json.encode(request) + b"\n")
         if await self.receive("need"):
             self.channel.stdin.write(bundle.data)
             await self.channel.stdin.drain()
         return facts
 
     async def receive(self, key: str) -> Any:
-        """Return what the next message says; what else is printed there is passed over.
+        """Return the next message, and ignore other output.
 
-        :raises HostError: when it says what went wrong, or does not come.
+        :raises HostError: when the message is an error, or does not arrive.
         """
         while line := await self.channel.stdout.readline():
-            if line.startswith(MARK.encode()):
-                message: dict[str, Any] = msgspec.json.decode(line.removeprefix(MARK.encode()))
+            if line.startswith(LINE_PREFIX.encode()):
+                message: dict[str, Any] = msgspec.json.decode(line.removeprefix(LINE_PREFIX.encode()))
                 self._raise_error(message)
                 return message[key]
         raise await self.ended()
@@ -193,7 +193,7 @@ class _Session:
     def _raise_no_place(self, facts: HostFacts) -> NoReturn:
         full = all("free there" in reason or "space" in reason for reason in facts.tried.values())
         kind: type[PropolisError] = ResourceExhausted if full else HostError
-        reasons = [f"  {place}: {reason}" for place, reason in facts.tried.items()]
+        reasons = [f"  {directory}: {reason}" for directory, reason in facts.tried.items()]
         raise kind(
             "\n".join([f"host {self._host}: no directory there can take the agent's program:", *reasons]),
             hint="free 25 MiB in one of them, or set XDG_CACHE_HOME there to a directory of that user",
@@ -201,12 +201,12 @@ class _Session:
 
     async def ended(self) -> HostError:
         """Return why the session ended before the agent was there."""
-        status, said = None, b""
+        status, stderr = None, b""
         with contextlib.suppress(*self._errors):
             async with asyncio.timeout(5):
-                said = await self.channel.stderr.read(STDERR_BYTES)
+                stderr = await self.channel.stderr.read(STDERR_BYTES)
                 status = await self.channel.status()
-        text = said.decode(errors="replace").strip() or "it said nothing"
+        text = stderr.decode(errors="replace").strip() or "it said nothing"
         if status in (126, 127):
             return CapabilityMissing(
                 f"host {self._host}: {self._python} cannot be run there: {text}",

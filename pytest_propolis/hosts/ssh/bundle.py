@@ -59,26 +59,26 @@ def _project_files() -> Iterator[tuple[str, Path]]:
 
 
 def _cached(files: list[tuple[str, Path]], wheels: list[Path], cache: Path) -> Bundle:
-    """The bundle of these files, which is packed anew only if one of them has changed."""
+    """Return the bundle of these files, which is packed again only if one of them has changed."""
     stats = [(name, found.st_size, found.st_mtime_ns) for name, path in files if (found := path.stat())]
     state = repr((sorted(stats), [wheel.name for wheel in wheels], _project_metadata()))
-    place = cache / "bundles" / f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.zip"
+    path = cache / "bundles" / f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.zip"
     try:
-        data = place.read_bytes()
-        os.utime(place)
+        data = path.read_bytes()
+        os.utime(path)
     except FileNotFoundError:
         data = _pack(files, wheels)
-        _store(place, data)
+        _store(path, data)
     return Bundle(sha256=hashlib.sha256(data).hexdigest(), data=data)
 
 
-def _store(place: Path, data: bytes) -> None:
-    place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    part = place.with_suffix(f".{secrets.token_hex(8)}")
+def _store(path: Path, data: bytes) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = path.with_suffix(f".{secrets.token_hex(8)}")
     part.write_bytes(data)
-    part.replace(place)
+    part.replace(path)
     with contextlib.suppress(FileNotFoundError):  # another run removes the old ones, too
-        by_age = sorted(place.parent.glob("*.zip"), key=lambda path: path.stat().st_mtime, reverse=True)
+        by_age = sorted(path.parent.glob("*.zip"), key=lambda path: path.stat().st_mtime, reverse=True)
         for old in by_age[KEPT:]:
             old.unlink()
 

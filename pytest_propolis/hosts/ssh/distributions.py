@@ -26,7 +26,7 @@ OLD_MANYLINUX: Final = {17: "2014", 12: "2010", 5: "1"}
 
 
 class HostPython(msgspec.Struct, frozen=True, kw_only=True):
-    """The Python of a host, as its loader tells.
+    """The Python of a host, as its loader reports it.
 
     :param libc: name and version; both are empty for one that cannot be told, as musl.
     """
@@ -39,14 +39,14 @@ class HostPython(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def glibc(self) -> tuple[int, int] | None:
-        """The version of glibc, or None where there is another libc."""
+        """The version of glibc, or None for another libc."""
         if self.libc[0] != "glibc":
             return None
         major, minor = self.libc[1].split(".")[:2]
         return int(major), int(minor)
 
     def runs_files_of(self, other: HostPython) -> bool:
-        """Whether this Python can import what is installed for another one, extension modules too."""
+        """Return whether this Python can import packages installed for another one, including extension modules."""
         same = all(getattr(self, name) == getattr(other, name) for name in ("implementation", "system", "machine"))
         if not same or self.version[:2] != other.version[:2] or self.libc[0] != other.libc[0]:
             return False
@@ -139,8 +139,8 @@ async def download(names: dict[str, str], python: HostPython, directory: Path) -
     argv = [sys.executable, "-P", "-m", "pip", "download", "--no-input", "--quiet", "--no-deps"]
     argv += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(directory)]
     argv += ["--implementation", implementation, "--python-version", short]
-    argv += [word for name in dict.fromkeys((abi, "abi3", "none")) for word in ("--abi", name)]
-    argv += [word for tag in platform_tags(python) for word in ("--platform", tag)]
+    argv += [argument for name in dict.fromkeys((abi, "abi3", "none")) for argument in ("--abi", name)]
+    argv += [argument for tag in platform_tags(python) for argument in ("--platform", tag)]
     finished = await run_program([*argv, *(f"{name}=={version}" for name, version in names.items())])
     if finished.status != 0:
         version = ".".join(map(str, python.version[:2]))

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-MARK = "propolis1 "
+LINE_PREFIX = "propolis1 "
 BLOCK_BYTES = 64 << 10
 CHUNK_BYTES = 1 << 20
 SAVE_BYTES = 64 << 20
@@ -92,12 +92,12 @@ def frames(descriptor: int, size: int, start: int = 0) -> Iterator[bytes]:
 
 
 def unpacked(length: int, payload: bytes) -> bytes:
-    """Return what a frame with this length carries."""
+    """Return the content of a frame of this length."""
     return zlib.decompress(payload) if length & COMPRESSED else payload
 
 
 class PartialFile:
-    """A file that is being received beside its final place; a broken transfer goes on with it.
+    """A partial file beside its final path; an interrupted transfer is resumed with it.
 
     :param key: what tells this content from an earlier one of the same name.
     """
@@ -146,7 +146,7 @@ class PartialFile:
         self._saved = self.done
 
     def finish(self, sha256: str) -> bool:
-        """Move the file to its place if it is what was sent. If it is not, nothing stays."""
+        """Move the file to its final path if it is complete and correct; remove it otherwise."""
         good = digest(self._file, self.size) == sha256
         if good:
             os.fchmod(self._file, self.mode)
@@ -167,24 +167,24 @@ class PartialFile:
 
 
 def source_key(descriptor: int) -> str:
-    """Return what tells this content of a file from another: its size and when it was last written."""
+    """Return a key of a file's content: its size and time of modification."""
     found = os.fstat(descriptor)
     return hashlib.sha256(f"{found.st_size} {found.st_mtime_ns}".encode()).hexdigest()[:16]
 
 
-def receive(order: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
-    """Receive a file from standard input, on a host; with ``once`` unless it is there: its path tells its content."""
+def receive(order: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
+    """Receive a file from standard input, on a host. With ``once`` an existing file is not sent again."""
     stream = sys.stdin.buffer
     if order["once"]:
         os.makedirs(os.path.dirname(order["path"]), 0o700, exist_ok=True)  # noqa: PTH103, PTH120
     if order["once"] and _is_there(order):
-        return say({"done": order["size"], "is_there": True})
+        return report({"done": order["size"], "is_there": True})
     part = PartialFile(order["path"], order["size"], order["mode"], order["key"])
     try:
         if order["once"] and _is_there(order):  # another transfer has brought it while this one waited
             part.discard()
-            return say({"done": order["size"], "is_there": True})
-        say({"done": part.done})
+            return report({"done": order["size"], "is_there": True})
+        report({"done": part.done})
         while True:
             header = stream.read(HEADER.size)
             if len(header) < HEADER.size:
@@ -196,7 +196,7 @@ def receive(order: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> Non
             if len(payload) < length & ~COMPRESSED:
                 return part.save()
             part.write(offset, unpacked(length, payload))
-        return say({"good": part.finish(json.loads(stream.readline())["sha256"])})
+        return report({"good": part.finish(json.loads(stream.readline())["sha256"])})
     finally:
         part.close()
 
@@ -209,30 +209,30 @@ def _is_there(order: dict[str, Any]) -> bool:
         return False
 
 
-def send(order: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
+def send(order: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> None:
     """Send a file to standard output, from a host."""
     descriptor = os.open(order["path"], os.O_RDONLY)
     found = os.fstat(descriptor)
-    say({"size": found.st_size, "mode": found.st_mode & 0o7777, "key": source_key(descriptor)})
+    report({"size": found.st_size, "mode": found.st_mode & 0o7777, "key": source_key(descriptor)})
     start = json.loads(sys.stdin.buffer.readline())["done"]
     for frame in frames(descriptor, found.st_size, start):
         sys.stdout.buffer.write(frame)
     sys.stdout.buffer.flush()
-    say({"sha256": digest(descriptor, found.st_size)})
+    report({"sha256": digest(descriptor, found.st_size)})
 
 
 def main() -> None:
     """Carry out one order, on a host."""
 
-    def say(message: dict[str, Any]) -> None:
-        sys.stdout.write(f"{MARK}{json.dumps(message)}\n")
+    def report(message: dict[str, Any]) -> None:
+        sys.stdout.write(f"{LINE_PREFIX}{json.dumps(message)}\n")
         sys.stdout.flush()
 
     order = json.loads(sys.stdin.buffer.readline())
     try:
-        {"receive": receive, "send": send}[order["do"]](order, say)
+        {"receive": receive, "send": send}[order["do"]](order, report)
     except OSError as error:
-        say({"error": f"{error.filename or order['path']}: {error.strerror}", "full": error.errno in (28, 122)})
+        report({"error": f"{error.filename or order['path']}: {error.strerror}", "full": error.errno in (28, 122)})
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def check_options(spec: HostSpec) -> None:
 
 
 def destination_of(spec: HostSpec) -> SshDestination:
-    """Return where a host is."""
+    """Return the SSH destination of a host."""
     options = spec.options
     config = (str(Path(options["config"]).expanduser().absolute()),) if "config" in options else ()
     return SshDestination(name=spec.name, address=spec.address, config=config)

@@ -29,20 +29,20 @@ from .connecting import connect
 from .link_messages import (
     AGENT_SOCKET,
     LINK_SOCKET,
+    ForwardLocalPort,
+    ForwardRemotePort,
+    ForwardRemoteSocket,
     GetFile,
     Join,
-    LinkAnswer,
     LinkConfig,
     LinkReady,
     LinkRequest,
+    LinkResponse,
     LinkStarted,
-    OfferPort,
-    OfferSocket,
     PutFile,
-    ReachPort,
     RunCommand,
 )
-from .loader import GOODBYE, MARK
+from .loader import GOODBYE, LINE_PREFIX
 from .transfer import get_file, put_file
 from .transport.transport import Transport
 
@@ -50,9 +50,9 @@ __all__ = ["Link"]
 
 FIRST_CLIENT_TIMEOUT_S: Final = 30.0
 GOODBYE_TIMEOUT_S: Final = 20.0
-BEAT_S: Final = 1.0
+HEARTBEAT_S: Final = 1.0
 LINE_BYTES: Final = 1 << 20
-Work = RunCommand | PutFile | GetFile | OfferSocket | OfferPort | ReachPort
+Work = RunCommand | PutFile | GetFile | ForwardRemoteSocket | ForwardRemotePort | ForwardLocalPort
 REMOTE_COMMAND: Final = Path(__file__).with_name("remote_command.py")
 
 
@@ -66,8 +66,8 @@ class Link:
         self._over: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._clients: set[asyncio.StreamWriter] = set()
         self._requests: set[asyncio.Task[None]] = set()
-        self._offered: dict[str, str] = {}
-        self._offering = asyncio.Lock()
+        self._remote_sockets: dict[str, str] = {}
+        self._forwarding = asyncio.Lock()
         self._quiet_s = 0.0
 
     @property
@@ -82,16 +82,19 @@ class Link:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._end, None)
-        watches = [asyncio.create_task(self._watched(work)) for work in (self._beat(), self._listen(), self._closed())]
+        watches = [
+            asyncio.create_task(self._watched(work))
+            for work in (self._send_heartbeats(), self._listen(), self._closed())
+        ]
         loop.call_later(FIRST_CLIENT_TIMEOUT_S, self._end_unused)
-        _tell(ready_fd, LinkStarted())
+        _report(ready_fd, LinkStarted())
         reason = await self._over
         server.close()
-        self._tell_clients(reason)
+        self._notify_clients(reason)
         for task in (*watches, *self._requests):
             task.cancel()
         if reason is None:
-            await self._say_goodbye()
+            await self._send_goodbye()
 
     def _end(self, reason: str | None) -> None:
         """End the link; None for the reason if the host is not lost."""
@@ -109,27 +112,27 @@ class Link:
         except self._transport.errors as error:
             self._end(f"the SSH connection was lost: {error or type(error).__name__}")
 
-    async def _beat(self) -> None:
+    async def _send_heartbeats(self) -> None:
         """Send a heartbeat each second, and count iterations of this loop without an echo."""
         while True:
             self._agent.channel.stdin.write(b".")
             for _ in range(2):
-                await asyncio.sleep(BEAT_S / 2)
-                self._quiet_s += BEAT_S / 2
+                await asyncio.sleep(HEARTBEAT_S / 2)
+                self._quiet_s += HEARTBEAT_S / 2
             if self._quiet_s >= self._config.silence_s:
                 self._end(f"nothing was heard from it for {self._config.silence_s:g} s")
                 return
 
     async def _listen(self) -> None:
-        """Read the guardian's output: echoes of heartbeats, and how the agent ended."""
+        """Read the watchdog's output: echoes of heartbeats, and how the agent ended."""
         text = b""
         while data := await self._agent.channel.stdout.read(4096):
             self._quiet_s = 0.0
             text += data.strip(b".") if not text else data
-            if text.endswith(b"\n") and (start := text.find(MARK.encode())) >= 0:
-                self._end(_how_agent_ended(msgspec.json.decode(text[start + len(MARK) :])))
+            if text.endswith(b"\n") and (start := text.find(LINE_PREFIX.encode())) >= 0:
+                self._end(_how_agent_ended(msgspec.json.decode(text[start + len(LINE_PREFIX) :])))
                 return
-        self._end("its guardian ended, and the agent with it")
+        self._end("its watchdog ended, and the agent with it")
 
     async def _closed(self) -> None:
         await self._transport.wait_closed()
@@ -169,7 +172,7 @@ class Link:
         socket, version = str(self.directory / AGENT_SOCKET), self._agent.started.version
         there = self._agent.started.socket
         ready = LinkReady(socket=socket, agent_socket=there, version=version, facts=self._agent.facts)
-        _answer(writer, LinkAnswer(ready=ready))
+        _answer(writer, LinkResponse(ready=ready))
         try:
             while await reader.read(4096):
                 pass
@@ -180,7 +183,7 @@ class Link:
             if not self._clients:
                 self._end(None)
 
-    async def _handle(self, request: Work) -> LinkAnswer:
+    async def _handle(self, request: Work) -> LinkResponse:
         host = self._config.destination.name
         try:
             match request:
@@ -188,46 +191,46 @@ class Link:
                     return await self._run(command)
                 case PutFile(local=local, remote=remote, once=once):
                     await put_file(self._transport, host, Path(local), remote, python=self._config.python, once=once)
-                case OfferSocket(local=local):
-                    return LinkAnswer(path=await self._offer(local))
-                case OfferPort(port=port):
-                    return LinkAnswer(port=await self._transport.offer_port(port))
-                case ReachPort(port=port):
-                    return LinkAnswer(port=await self._transport.forward_port(port))
+                case ForwardRemoteSocket(local=local):
+                    return LinkResponse(path=await self._forward_remote(local))
+                case ForwardRemotePort(port=port):
+                    return LinkResponse(port=await self._transport.forward_remote_port(port))
+                case ForwardLocalPort(port=port):
+                    return LinkResponse(port=await self._transport.forward_port(port))
                 case GetFile(local=local, remote=remote):
                     await get_file(self._transport, host, remote, Path(local), python=self._config.python)
         except PropolisError as error:
-            return LinkAnswer(fault=Fault.of(error))
+            return LinkResponse(fault=Fault.of(error))
         except self._transport.errors as error:
-            return LinkAnswer(fault=Fault.of(HostError(f"host {host}: {error}")))
-        return LinkAnswer(status=0)
+            return LinkResponse(fault=Fault.of(HostError(f"host {host}: {error}")))
+        return LinkResponse(status=0)
 
-    async def _run(self, command: str) -> LinkAnswer:
+    async def _run(self, command: str) -> LinkResponse:
         channel = await start_program(self._transport, REMOTE_COMMAND.read_text(), python=self._config.python)
         try:
             channel.stdin.write(msgspec.json.encode({"command": command}) + b"\n")
-            output, complaint = await asyncio.gather(channel.stdout.read(-1), channel.stderr.read(-1))
-            return LinkAnswer(status=await channel.status(), output=_marked(output), complaint=_marked(complaint))
+            output, stderr = await asyncio.gather(channel.stdout.read(-1), channel.stderr.read(-1))
+            return LinkResponse(status=await channel.status(), output=_marked(output), stderr=_marked(stderr))
         finally:
             channel.stdin.close()
             channel.kill()
 
-    async def _offer(self, local: str) -> str:
+    async def _forward_remote(self, local: str) -> str:
         """Forward a socket on the host to a local one; return its path there, in the agent's directory."""
-        async with self._offering:
-            if local not in self._offered:
+        async with self._forwarding:
+            if local not in self._remote_sockets:
                 path = str(Path(self._agent.started.socket).with_name(f"peer-{secrets.token_hex(4)}.sock"))
-                await self._transport.offer(path, Path(local))
-                self._offered[local] = path
-        return self._offered[local]
+                await self._transport.forward_remote(path, Path(local))
+                self._remote_sockets[local] = path
+        return self._remote_sockets[local]
 
-    def _tell_clients(self, reason: str | None) -> None:
+    def _notify_clients(self, reason: str | None) -> None:
         """Publish why the host is lost before the sockets close: a client that reads their end finds the reason."""
         for writer in self._clients if reason else ():
-            _answer(writer, LinkAnswer(lost=reason))
+            _answer(writer, LinkResponse(lost=reason))
 
-    async def _say_goodbye(self) -> None:
-        """Let the guardian end the agent, and wait until it has."""
+    async def _send_goodbye(self) -> None:
+        """Tell the watchdog to end the agent, and wait until it has."""
         channel = self._agent.channel
         with contextlib.suppress(*self._transport.errors):
             channel.stdin.write(GOODBYE)
@@ -237,7 +240,7 @@ class Link:
 
 def _marked(output: bytes) -> bytes:
     """Return a command's output without the login shell's before it; all output if the command did not start."""
-    before, mark, written = output.partition(f"{MARK}\n".encode())
+    before, mark, written = output.partition(f"{LINE_PREFIX}\n".encode())
     return written if mark else before
 
 
@@ -249,12 +252,12 @@ def _how_agent_ended(message: dict[str, object]) -> str:
     return "\n".join([f"its agent ended with status {message['ended']}", *lines])
 
 
-def _answer(writer: asyncio.StreamWriter, answer: LinkAnswer) -> None:
+def _answer(writer: asyncio.StreamWriter, answer: LinkResponse) -> None:
     with contextlib.suppress(ConnectionError):
         writer.write(msgspec.json.encode(answer) + b"\n")
 
 
-def _tell(ready_fd: int, message: LinkStarted) -> None:
+def _report(ready_fd: int, message: LinkStarted) -> None:
     with contextlib.suppress(BrokenPipeError):
         os.write(ready_fd, msgspec.json.encode(message) + b"\n")
     os.close(ready_fd)
@@ -295,7 +298,7 @@ async def _run_link(config: LinkConfig, ready_fd: int) -> None:
         async with _opened(config) as link:
             await link.serve(ready_fd)
     except PropolisError as error:
-        _tell(ready_fd, LinkStarted(fault=Fault.of(error)))
+        _report(ready_fd, LinkStarted(fault=Fault.of(error)))
     finally:
         shutil.rmtree(config.directory, ignore_errors=True)
 

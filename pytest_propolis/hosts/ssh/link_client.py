@@ -23,17 +23,17 @@ from ...ledger.rendezvous import Rendezvous
 from ..run_directory import base_directory, make_private_directory
 from .link_messages import (
     LINK_SOCKET,
+    ForwardLocalPort,
+    ForwardRemotePort,
+    ForwardRemoteSocket,
     GetFile,
     Join,
-    LinkAnswer,
     LinkConfig,
     LinkReady,
     LinkRequest,
+    LinkResponse,
     LinkStarted,
-    OfferPort,
-    OfferSocket,
     PutFile,
-    ReachPort,
     RunCommand,
 )
 
@@ -66,12 +66,12 @@ class JoinedLink:
         self.host = host
         self.ready = ready
         self._connection = connection
-        self._heard = b""
+        self._received = b""
         self._loss: str | None = None
 
     @property
     def agent_socket(self) -> Path:
-        """The local socket behind which the host's agent answers."""
+        """The local socket that is forwarded to the host's agent."""
         return Path(self.ready.socket)
 
     def loss(self) -> HostLost | None:
@@ -102,17 +102,17 @@ class JoinedLink:
     def _read_loss(self) -> str | None:
         try:
             while data := self._connection.recv(4096, socket.MSG_DONTWAIT):
-                self._heard += data
+                self._received += data
         except BlockingIOError:
             return None
         except OSError:
             pass
-        for line in self._heard.splitlines():
-            if (reason := msgspec.json.decode(line, type=LinkAnswer).lost) is not None:
+        for line in self._received.splitlines():
+            if (reason := msgspec.json.decode(line, type=LinkResponse).lost) is not None:
                 return reason
         return "the link process on this machine ended"
 
-    async def run(self, command: str, *, timeout_s: float) -> LinkAnswer:
+    async def run(self, command: str, *, timeout_s: float) -> LinkResponse:
         """Run a shell command on the host, to its end.
 
         :raises HostError: when it cannot be started, or does not end in time; it is ended then.
@@ -139,30 +139,30 @@ class JoinedLink:
         """
         await self._ask(GetFile(remote=remote, local=str(local.absolute())))
 
-    async def offer(self, local: Path) -> str:
-        """Have the host reach a socket of this machine, as long as the link lasts; return its path on the host.
+    async def forward_remote(self, local: Path) -> str:
+        """Forward a socket of the host to one of this machine, while the link is up; return its path on the host.
 
         :raises HostError: when the host's sshd refuses.
         """
-        answer = await self._ask(OfferSocket(local=str(local)))
+        answer = await self._ask(ForwardRemoteSocket(local=str(local)))
         assert answer.path is not None
         return answer.path
 
-    async def offer_port(self, port: int) -> int:
-        """Have the host reach a port of this machine's loopback interface, as long as the link lasts; return its own.
+    async def forward_remote_port(self, port: int) -> int:
+        """Forward a loopback port of the host to one of this machine, while the link is up; return the host's port.
 
         :raises HostError: when the host's sshd refuses.
         """
-        answer = await self._ask(OfferPort(port=port))
+        answer = await self._ask(ForwardRemotePort(port=port))
         assert answer.port is not None
         return answer.port
 
-    async def reach_port(self, port: int) -> int:
-        """Return a port of this machine's loopback interface that leads to one of the host's, while the link lasts.
+    async def forward_port(self, port: int) -> int:
+        """Forward a loopback port of this machine to one of the host, while the link is up; return the local port.
 
         :raises HostError: when the host's sshd refuses.
         """
-        answer = await self._ask(ReachPort(port=port))
+        answer = await self._ask(ForwardLocalPort(port=port))
         assert answer.port is not None
         return answer.port
 
@@ -173,7 +173,7 @@ class JoinedLink:
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
-    async def _ask(self, request: LinkRequest) -> LinkAnswer:
+    async def _ask(self, request: LinkRequest) -> LinkResponse:
         try:
             reader, writer = await asyncio.open_unix_connection(
                 str(self.agent_socket.with_name(LINK_SOCKET)), limit=LINE_BYTES
@@ -185,7 +185,7 @@ class JoinedLink:
             line = await _line(reader)
         if not line:
             raise self._lost()
-        answer = msgspec.json.decode(line, type=LinkAnswer)
+        answer = msgspec.json.decode(line, type=LinkResponse)
         if answer.fault:
             raise answer.fault.to_error()
         return answer
@@ -233,8 +233,8 @@ async def _join(rendezvous: Rendezvous, host: str) -> JoinedLink | None:
     connection = socket.socket(socket.AF_UNIX)
     connection.setblocking(False)
     try:
-        ready = await _shake_hands(connection, path)
-        require_same_version(host, theirs=ready.version, ours=version("pytest-propolis"))
+        ready = await _handshake(connection, path)
+        require_same_version(host, remote=ready.version, local=version("pytest-propolis"))
     except (OSError, EOFError):
         connection.close()
         return None
@@ -244,18 +244,18 @@ async def _join(rendezvous: Rendezvous, host: str) -> JoinedLink | None:
     return JoinedLink(host, connection, ready)
 
 
-def require_same_version(host: str, *, theirs: str, ours: str) -> None:
+def require_same_version(host: str, *, remote: str, local: str) -> None:
     """
     :raises HostError: when an agent is of another version of this project, which has other messages.
     """
-    if theirs != ours:
+    if remote != local:
         raise HostError(
-            f"host {host}: the agent of this run there is of pytest-propolis {theirs}, and this process of {ours}",
+            f"host {host}: the agent of this run there is of pytest-propolis {remote}, and this process of {local}",
             hint="have all processes of a run use the same environment",
         )
 
 
-async def _shake_hands(connection: socket.socket, path: Path) -> LinkReady:
+async def _handshake(connection: socket.socket, path: Path) -> LinkReady:
     loop = asyncio.get_running_loop()
     await loop.sock_connect(connection, str(path))
     await loop.sock_sendall(connection, msgspec.json.encode(Join()) + b"\n")
@@ -265,7 +265,7 @@ async def _shake_hands(connection: socket.socket, path: Path) -> LinkReady:
         if not data:
             raise EOFError
         line += data
-    ready = msgspec.json.decode(line.splitlines()[0], type=LinkAnswer).ready
+    ready = msgspec.json.decode(line.splitlines()[0], type=LinkResponse).ready
     if ready is None:
         raise EOFError
     return ready
@@ -278,14 +278,14 @@ async def _start(config: LinkConfig) -> None:
     """
     directory = Path(config.directory)
     make_private_directory(directory)
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    with ours:
-        with theirs:
-            process = _spawn(config, theirs.fileno())
+    own_end, link_end = socket.socketpair()
+    own_end.setblocking(False)
+    with own_end:
+        with link_end:
+            process = _spawn(config, link_end.fileno())
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                line = await asyncio.get_running_loop().sock_recv(ours, 1 << 16)
+                line = await asyncio.get_running_loop().sock_recv(own_end, 1 << 16)
             _require_started(config, line)
         except BaseException as error:
             process.kill()

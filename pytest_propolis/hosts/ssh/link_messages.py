@@ -13,17 +13,17 @@ from .transport.transport import SshDestination
 __all__ = [
     "AGENT_SOCKET",
     "LINK_SOCKET",
+    "ForwardLocalPort",
+    "ForwardRemotePort",
+    "ForwardRemoteSocket",
     "GetFile",
     "Join",
-    "LinkAnswer",
     "LinkConfig",
     "LinkReady",
     "LinkRequest",
+    "LinkResponse",
     "LinkStarted",
-    "OfferPort",
-    "OfferSocket",
     "PutFile",
-    "ReachPort",
     "RunCommand",
 ]
 
@@ -66,7 +66,7 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
 class LinkReady(msgspec.Struct, frozen=True, kw_only=True):
     """The response to a client that has joined.
 
-    :param socket: the local socket behind which the host's agent answers.
+    :param socket: the local socket that is forwarded to the host's agent.
     :param agent_socket: the agent's own socket, on the host.
     :param version: of this project, as the agent runs it.
     """
@@ -111,30 +111,30 @@ class GetFile(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     local: str
 
 
-class OfferSocket(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Forward a socket on the host to one of this machine, as long as the link lasts. Answered by the socket's path
+class ForwardRemoteSocket(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Forward a socket on the host to one of this machine, while the link is up. Answered by the socket's path
     on the host."""
 
     local: str
 
 
-class OfferPort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Forward a port of the host's loopback interface to one of this machine's, as long as the link lasts. Answered by
+class ForwardRemotePort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Forward a port of the host's loopback interface to one of this machine's, while the link is up. Answered by
     the port of the host's loopback interface."""
 
     port: int
 
 
-class ReachPort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class ForwardLocalPort(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Forward a port of this machine's loopback interface to one of the host's. Answered by that port."""
 
     port: int
 
 
-LinkRequest = Join | RunCommand | PutFile | GetFile | OfferSocket | OfferPort | ReachPort
+LinkRequest = Join | RunCommand | PutFile | GetFile | ForwardRemoteSocket | ForwardRemotePort | ForwardLocalPort
 
 
-class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class LinkResponse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The result of a request.
 
     :param lost: the connection to the host is lost, and why; nothing follows.
@@ -147,4 +147,4 @@ class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     path: str | None = None
     port: int | None = None
     output: bytes = b""
-    complaint: bytes = b""
+    stderr: bytes = b""

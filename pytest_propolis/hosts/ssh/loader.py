@@ -1,9 +1,9 @@
-"""The loader: the program that a host's own Python runs first, before anything of this project is there.
+"""The loader: the program that a host's own Python runs first, before this project exists there.
 
 Its text is sent over the standard input of an SSH session, so it imports only the standard library. It describes the
-host, unpacks the bundle unless it already exists, and continues as the bundle's guardian, or as a command.
+host, unpacks the bundle unless it already exists, and continues as the bundle's watchdog, or as a command.
 
-Every line to the other side begins with `MARK`: the login shell's start-up files may print, too.
+Every line to the other side begins with `LINE_PREFIX`: the login shell's start-up files may print, too.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import time
 import zipfile
 from typing import Any
 
-MARK = "propolis1 "
+LINE_PREFIX = "propolis1 "
 GOODBYE = b"q"
-"""What the link process sends the guardian when its last client has left: an agent that keeps VMs may stay."""
+"""What the link process sends the watchdog when its last client has left: an agent that keeps VMs may stay."""
 
 NEEDED_BYTES = 25 << 20
 UNUSED_S = 30 * 86400.0
@@ -33,14 +33,14 @@ FILES = "files"
 """The directory beside that of the bundles for files that were sent by their content; each is in one of its own."""
 
 
-def say(message: dict[str, Any]) -> None:
+def send(message: dict[str, Any]) -> None:
     """Send a message to the link process."""
-    sys.stdout.write(f"{MARK}{json.dumps(message)}\n")
+    sys.stdout.write(f"{LINE_PREFIX}{json.dumps(message)}\n")
     sys.stdout.flush()
 
 
 def facts() -> dict[str, Any]:
-    """Return what the other side needs to know of this host."""
+    """Return the facts about this host that the link process needs."""
     return {
         "python": {
             "version": list(sys.version_info[:3]),
@@ -65,7 +65,7 @@ def _first_line(path: str) -> str:
         return ""
 
 
-def places() -> list[str]:
+def candidate_directories() -> list[str]:
     """Return the directories that may take bundles, best first."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")  # noqa: PTH111, PTH118
     runtime = os.environ.get("XDG_RUNTIME_DIR")
@@ -74,21 +74,21 @@ def places() -> list[str]:
     return [f"{base}/bundles" for base in bases if base]
 
 
-def obstacle(place: str) -> str | None:
+def obstacle(directory: str) -> str | None:
     """Return why a directory cannot take a bundle, or None; it is made if it is missing."""
     try:
-        for directory in (os.path.dirname(place), place):  # noqa: PTH120
+        for path in (os.path.dirname(directory), directory):  # noqa: PTH120
             # The mode that makedirs is given holds for the last directory only.
-            os.makedirs(directory, 0o700, exist_ok=True)  # noqa: PTH103
-            found = os.lstat(directory)
+            os.makedirs(path, 0o700, exist_ok=True)  # noqa: PTH103
+            found = os.lstat(path)
             if found.st_uid != os.geteuid() or found.st_mode & 0o022:
-                return f"other users may write to {directory}"
-        with tempfile.TemporaryFile(dir=place) as file:
+                return f"other users may write to {path}"
+        with tempfile.TemporaryFile(dir=directory) as file:
             file.write(bytes(4096))
             file.flush()
             # What mmap refuses here, the dynamic linker could not map either.
             mmap.mmap(file.fileno(), 4096, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC).close()
-        space = os.statvfs(place)
+        space = os.statvfs(directory)
     except OSError as error:
         return "it is mounted noexec" if isinstance(error, PermissionError) and error.errno == 1 else error.strerror
     if space.f_bavail * space.f_frsize < NEEDED_BYTES:
@@ -134,10 +134,10 @@ def unpack(data: bytes, target: str) -> None:
         os.close(descriptor)
 
 
-def sweep(place: str) -> None:
+def sweep(directory: str) -> None:
     """Remove from a directory what broken loaders left, and what was not used for `UNUSED_S`."""
-    for name in os.listdir(place):  # noqa: PTH208
-        path = f"{place}/{name}"
+    for name in os.listdir(directory):  # noqa: PTH208
+        path = f"{directory}/{name}"
         try:
             if not name.startswith(".") and time.time() - os.lstat(path).st_mtime < UNUSED_S:
                 continue
@@ -153,19 +153,19 @@ def sweep(place: str) -> None:
             os.close(descriptor)
 
 
-def find_place() -> tuple[str | None, dict[str, str]]:
+def find_bundle_directory() -> tuple[str | None, dict[str, str]]:
     """Return the first directory that can take a bundle, and why those before it cannot."""
     tried: dict[str, str] = {}
-    for place in places():
-        reason = obstacle(place)
+    for directory in candidate_directories():
+        reason = obstacle(directory)
         if reason is None:
-            return place, tried
-        tried[place] = reason
+            return directory, tried
+        tried[directory] = reason
     return None, tried
 
 
 def call(order: dict[str, Any]) -> None:
-    """Call a function of the bundle, in the place of a guardian: it finds the directories that an agent would have."""
+    """Call a function of the bundle, in place of a watchdog: it finds the directories that an agent would have."""
     os.environ.pop("XDG_RUNTIME_DIR", None)
     os.environ.update(order["environment"])
     sys.argv = ["propolis"]
@@ -175,33 +175,33 @@ def call(order: dict[str, Any]) -> None:
 
 def main() -> None:
     """Speak with the link process until the agent of this host has ended."""
-    place, tried = find_place()
-    say({"facts": {**facts(), "place": place, "tried": tried}})
+    directory, tried = find_bundle_directory()
+    send({"facts": {**facts(), "bundle_directory": directory, "tried": tried}})
     order = json.loads(sys.stdin.buffer.readline())
-    if place is None:
+    if directory is None:
         return None
-    target = f"{place}/{order['sha256'][:32]}"
+    target = f"{directory}/{order['sha256'][:32]}"
     held = lock(target)
-    say({"need": held is None})
+    send({"need": held is None})
     if held is None:
         data = sys.stdin.buffer.read(order["size"])
         if hashlib.sha256(data).hexdigest() != order["sha256"]:
-            return say({"error": "the bundle did not arrive as it was sent"})
+            return send({"error": "the bundle did not arrive as it was sent"})
         try:
-            sweep(place)
-            if os.path.isdir(files := f"{os.path.dirname(place)}/{FILES}"):  # noqa: PTH112, PTH120
+            sweep(directory)
+            if os.path.isdir(files := f"{os.path.dirname(directory)}/{FILES}"):  # noqa: PTH112, PTH120
                 sweep(files)
             unpack(data, target)
         except OSError as error:
-            return say({"error": f"{place}: {error.strerror}", "full": error.errno in (28, 122)})
+            return send({"error": f"{directory}: {error.strerror}", "full": error.errno in (28, 122)})
         held = lock(target)
     sys.path.insert(0, target)
     if "program" in order:
-        say({"started": True})
+        send({"started": True})
         return call(order)
-    from pytest_propolis.hosts.ssh.guardian import guard
+    from pytest_propolis.hosts.ssh.watchdog import supervise
 
-    guard(order, bundle=target, bundle_lock=held, say=say)
+    supervise(order, bundle=target, bundle_lock=held, send=send)
     return None
 
 

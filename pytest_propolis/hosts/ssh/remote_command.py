@@ -14,14 +14,14 @@ import signal
 import subprocess
 import sys
 
-MARK = "propolis1 "
+LINE_PREFIX = "propolis1 "
 
 
 def main() -> int:
     """Run the command that standard input names; kill it when standard input ends before. Return its status."""
     command = json.loads(sys.stdin.buffer.readline())["command"]
     for stream in (sys.stdout, sys.stderr):  # what the login shell printed comes before this line
-        stream.write(f"{MARK}\n")
+        stream.write(f"{LINE_PREFIX}\n")
         stream.flush()
     process = subprocess.Popen(["/bin/sh", "-c", command], stdin=subprocess.DEVNULL, start_new_session=True)
     ended = os.pidfd_open(process.pid)

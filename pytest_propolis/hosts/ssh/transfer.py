@@ -14,7 +14,7 @@ import msgspec
 
 from ...errors import HostError, ResourceExhausted
 from .bootstrap import start_program
-from .file_stream import COMPRESSED, HEADER, MARK, PartialFile, digest, frames, source_key, unpacked
+from .file_stream import COMPRESSED, HEADER, LINE_PREFIX, PartialFile, digest, frames, source_key, unpacked
 from .transport.transport import Channel, Transport
 
 __all__ = ["get_file", "put_file"]
@@ -103,8 +103,8 @@ class _Program:
         :raises HostError: when the program reports an error, or ends.
         """
         while line := await self._channel.stdout.readline():
-            if line.startswith(MARK.encode()):
-                message: dict[str, Any] = msgspec.json.decode(line.removeprefix(MARK.encode()))
+            if line.startswith(LINE_PREFIX.encode()):
+                message: dict[str, Any] = msgspec.json.decode(line.removeprefix(LINE_PREFIX.encode()))
                 if "error" in message:
                     kind = ResourceExhausted if message.get("full") else HostError
                     raise kind(f"host {self._host}: {message['error']}")

@@ -28,7 +28,7 @@ class IllumosChildren:
 
     @contextmanager
     def ending_with_parent(self) -> Iterator[tuple[str, ...]]:
-        """Have the kernel write a contract for what is started, which it abandons with this process.
+        """Start children in a contract that the kernel abandons when this process ends.
 
         It kills only members that this process may signal: what has more privileges is left to ``propolis gc``.
         """
@@ -47,7 +47,7 @@ class IllumosChildren:
 
 
 class _Members:
-    """The members of a contract: a child, and all that it has started.
+    """The members of a contract: a child and its descendants.
 
     :param contract: None where the child was gone before it was looked at.
     """

@@ -44,7 +44,7 @@ class Contracts:
 
     @contextmanager
     def template(self) -> Iterator[None]:
-        """A context in which every process that this thread starts becomes the member of a contract of its own.
+        """Return a context in which each process that this thread starts gets its own contract.
 
         The contract is this process's, and its members are killed with it. No events are asked for: nothing reads them.
 

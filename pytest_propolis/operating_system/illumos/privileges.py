@@ -1,4 +1,4 @@
-"""Signals to processes that have more privileges than this one, by the user's rights profile."""
+"""Signal processes that have more privileges than this one, with the user's rights profile."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ class IllumosProcesses:
             yield process
 
     def psinfo(self, pid: int) -> Psinfo | None:
-        """Return what the kernel says of a process; None if it is gone."""
+        """Read the psinfo of a process; return None if it has ended."""
         try:
             return Psinfo.parse((self._root / str(pid) / "psinfo").read_bytes())
         except (OSError, ValueError):
@@ -101,12 +101,12 @@ class IllumosProcesses:
 
     @cached_property
     def _boot_id(self) -> str:
-        """The start of `init`: a zone has one of its own, and is what is booted."""
+        """Return the start time of `init`: each zone boots its own."""
         found = self.psinfo(1)
         return str(found.start_ns) if found else ""
 
     def _strings(self, pid: int, found: Psinfo, vector: int, most: int) -> bytes:
-        """Return the strings to which a vector of pointers leads, in the memory of another process."""
+        """Read the strings of a vector of pointers in the memory of another process."""
         if not vector:
             return b""
         try:
@@ -178,15 +178,15 @@ def _read_strings(memory: int, vector: int, pointer_bytes: int, most: int) -> It
     form = "@I" if pointer_bytes == 4 else "@Q"
     for index in range(most):
         pointer = os.pread(memory, pointer_bytes, _offset(vector + index * pointer_bytes))
-        if len(pointer) < pointer_bytes or not (place := struct.unpack(form, pointer)[0]):
+        if len(pointer) < pointer_bytes or not (address := struct.unpack(form, pointer)[0]):
             return
-        yield _read_string(memory, place)
+        yield _read_string(memory, address)
 
 
-def _read_string(memory: int, place: int) -> bytes:
+def _read_string(memory: int, address: int) -> bytes:
     """Return a string with its NUL. It may lie at the end of what is mapped, so that a read gives less."""
     text = b""
-    while data := os.pread(memory, STRING_BYTES - (place + len(text)) % STRING_BYTES, _offset(place + len(text))):
+    while data := os.pread(memory, STRING_BYTES - (address + len(text)) % STRING_BYTES, _offset(address + len(text))):
         head, end, _ = data.partition(b"\0")
         text += head + end
         if end:

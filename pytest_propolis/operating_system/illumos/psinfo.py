@@ -47,7 +47,7 @@ class Psinfo:
 
     @classmethod
     def parse(cls, data: bytes) -> Psinfo:
-        """Parse what the file holds.
+        """Parse the content of the file.
 
         :raises ValueError: when it has another size than a 64-bit program reads.
         """

@@ -1,4 +1,4 @@
-"""The host on Linux: what procfs and sysfs tell about it."""
+"""The host on Linux, from procfs and sysfs."""
 
 from __future__ import annotations
 

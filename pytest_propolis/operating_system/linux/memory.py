@@ -35,7 +35,7 @@ class MemoryLimits:
     root: Path = _ROOT
 
     def available_mib(self) -> int:
-        """Return how much can be allocated without swapping or killing anything, in MiB."""
+        """Return the memory that can be allocated without swapping or killing anything, in MiB."""
         return min([self._host("MemAvailable"), *(max(0, limit - used) >> 20 for limit, used in self._cgroups())])
 
     def total_mib(self) -> int:

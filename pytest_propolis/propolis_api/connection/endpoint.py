@@ -1,4 +1,4 @@
-"""Where a VM's server listens."""
+"""The endpoint of a VM's server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _UNIX_HOST: Final = "http://agent"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where a server listens.
+    """The endpoint of a server.
 
     :param base_url: what the paths of the API are put after; it may have a path itself: ``http://agent/vms/3f2a``.
     :param uds: the UNIX socket to connect to, whatever host the URL names; None: TCP.
@@ -57,7 +57,7 @@ class Endpoint:
 
     @property
     def host_and_port(self) -> tuple[str, int]:
-        """What to connect to where there is no UNIX socket."""
+        """Host and port to connect to if there is no UNIX socket."""
         parts = urlsplit(self.base_url)
         return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 

@@ -186,7 +186,7 @@ def _kind(kind: str | dict[str, str]) -> str:
 
 
 def _source(file: Path, entry: _Entry, servers: tuple[str, ...]) -> tuple[ArtifactSource, str | None]:
-    """Return where it comes from, and the hash that is stated."""
+    """Return the source and the stated hash of an entry."""
     source = entry.source
     given = [field for field in source.__struct_fields__ if getattr(source, field) is not None]
     if len(given) != 1:

@@ -23,7 +23,7 @@ _LINES_SHOWN: Final = 12
 
 
 class DerivedFile(msgspec.Struct, frozen=True, tag="derived-file"):
-    """What a recipe makes of a base. It is made again when the base or the recipe changes.
+    """The output of a recipe applied to a base. It is rebuilt when the base or the recipe changes.
 
     The recipe is a program on this machine, which is called with two paths: that of the base, which it must not change,
     and that of the file to make. Its working directory is empty, and is removed afterwards.

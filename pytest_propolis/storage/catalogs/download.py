@@ -58,7 +58,7 @@ async def _fetch(request: DownloadRequest) -> str:
     :raises ResourceExhausted: when there is no space left.
     """
     name = hashlib.sha256("\n".join(request.urls).encode()).hexdigest()[:32]
-    part = Path(request.shelf) / f"{name}.download"
+    part = Path(request.downloads) / f"{name}.download"
     deadline_s, pause_s = time.monotonic() + request.wait_s, request.first_pause_s
     timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     async with httpx.AsyncClient(follow_redirects=True, max_redirects=REDIRECTS, timeout=timeout) as client:
@@ -67,7 +67,7 @@ async def _fetch(request: DownloadRequest) -> str:
             for url in request.urls:
                 try:
                     sha256 = await _try(client, url, part, request.first_pause_s)
-                except _NotHad as error:
+                except _NotFound as error:
                     failures.append(str(error))
                 else:
                     part.replace(request.destination)
@@ -82,7 +82,7 @@ async def _fetch(request: DownloadRequest) -> str:
 async def _try(client: httpx.AsyncClient, url: str, part: Path, pause_s: float) -> str:
     """Download from one server; return the SHA-256.
 
-    :raises _NotHad: when the server does not give it, with the reason.
+    :raises _NotFound: when the server does not give it, with the reason.
     """
     reason = ""
     for attempt in range(ATTEMPTS):
@@ -107,10 +107,10 @@ async def _try(client: httpx.AsyncClient, url: str, part: Path, pause_s: float) 
                 f"{part} cannot be written: {error.strerror}",
                 hint="free some space there",
             ) from None
-    raise _NotHad(reason)
+    raise _NotFound(reason)
 
 
-class _NotHad(Exception):
+class _NotFound(Exception):
     """Raised when a server does not give a file."""
 
 
@@ -122,7 +122,7 @@ async def _download(client: httpx.AsyncClient, url: str, part: Path) -> str:
     start = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
     async with client.stream("GET", url, headers=headers) as answer:
-        if start and answer.status_code == RANGE_REFUSED and _whole_size(answer) == start:
+        if start and answer.status_code == RANGE_REFUSED and _total_size(answer) == start:
             return await sha256_of(part)
         answer.raise_for_status()
         resumed = answer.status_code == PARTIAL
@@ -145,7 +145,7 @@ async def _download(client: httpx.AsyncClient, url: str, part: Path) -> str:
         return file.sha256
 
 
-def _whole_size(answer: httpx.Response) -> int | None:
+def _total_size(answer: httpx.Response) -> int | None:
     """The size of a file of which nothing is left to send."""
     size = answer.headers.get("content-range", "").rpartition("/")[2]
     return int(size) if size.isdigit() else None

@@ -1,4 +1,4 @@
-"""What a process that downloads is asked for, and what it reports, one line of JSON each."""
+"""Requests to and reports of a process that downloads, one line of JSON each."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class DownloadRequest(msgspec.Struct, frozen=True):
 
     :param urls: where it may be, tried in turn.
     :param destination: where the complete file is put.
-    :param shelf: a directory, for what there is of the file until it is complete.
+    :param downloads: a directory, for what there is of the file until it is complete.
     :param wait_s: how long to try again when no server has it.
     :param first_pause_s: before the first further attempt; each later pause is twice as long.
     """
 
     urls: tuple[str, ...]
     destination: str
-    shelf: str
+    downloads: str
     wait_s: float
     first_pause_s: float
 

@@ -31,16 +31,16 @@ class RemoteFile(msgspec.Struct, frozen=True, tag="remote-file"):
     def __str__(self) -> str:
         return " or ".join(self.urls)
 
-    async def fetch(self, destination: Path, progress: Progress, *, shelf: Path) -> str:
-        """Download the file; return its SHA-256. What an earlier attempt has left on the shelf is completed.
+    async def fetch(self, destination: Path, progress: Progress, *, downloads: Path) -> str:
+        """Download the file; return its SHA-256. An interrupted earlier download is resumed.
 
         Another process does it: a test may have put doubles of HTTP, sockets and clocks into this one.
 
         :raises ArtifactMissing: when no server gives it, with what each one answered.
         :raises ResourceExhausted: when there is no space left.
         """
-        shelf = private_directory(shelf)
-        request = DownloadRequest(self.urls, str(destination), str(shelf), self.wait_s, FIRST_PAUSE_S)
+        downloads = private_directory(downloads)
+        request = DownloadRequest(self.urls, str(destination), str(downloads), self.wait_s, FIRST_PAUSE_S)
         last = DownloadReport()
 
         def receive(line: str) -> None:

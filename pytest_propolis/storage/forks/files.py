@@ -27,7 +27,7 @@ _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class _FileProvider:
-    """What reflinks and copies have in common: only how the content gets from one file to the other differs."""
+    """Common parts of reflinks and copies, which differ only in how they transfer the content."""
 
     name: str
 
@@ -53,9 +53,9 @@ class _FileProvider:
             raise ConfigError(f"{fork.path} has a snapshot {name!r} already", hint="choose another name")
         # Numbered, because a rollback removes later ones, and two may be made within one tick of the clock.
         number = 1 + max((_number(path) for path in taken.values()), default=0)
-        place = fork.path.with_name(f"{fork.path.name}@{checked_snapshot_name(name)}.{number}")
-        with _new_file(place):
-            await self._transfer(fork.path, place)
+        target = fork.path.with_name(f"{fork.path.name}@{checked_snapshot_name(name)}.{number}")
+        with _new_file(target):
+            await self._transfer(fork.path, target)
 
     async def rollback(self, fork: ForkedImage, name: str) -> None:
         chosen = _find_snapshot(fork, name)
@@ -135,7 +135,7 @@ async def copy_sparse(source: Path, target: Path) -> None:
 
 
 def _extents(stream: IO[bytes], size: int) -> Iterator[tuple[int, int]]:
-    """Where the data of a file is; all of it where the file system does not tell."""
+    """Yield the data extents of a file; the whole file if the file system does not report them."""
     end = 0
     while end < size:
         try:

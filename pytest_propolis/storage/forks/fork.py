@@ -17,7 +17,7 @@ _SNAPSHOT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForkRequest:
-    """What to fork, and where to.
+    """A request to fork an image.
 
     :param image: the artifact's file, or its ZFS volume; it must not change while forks of it live.
     :param image_format: its format: ``raw`` or ``qcow2``.
@@ -55,13 +55,13 @@ class ForkProvider(Protocol):
 
     @property
     def name(self) -> str:
-        """What people call it: ``zfs``, ``reflink``, ``qcow2``, ``copy``."""
+        """The name of the provider: ``zfs``, ``reflink``, ``qcow2``, ``copy``."""
 
     async def obstacle(self, request: ForkRequest) -> str | None:
         """Return why this provider cannot serve the request; None if it can, as far as can be told beforehand."""
 
     async def plan(self, request: ForkRequest) -> ForkedImage:
-        """Return what `fork` is going to make, so that it can be written down before it exists.
+        """Describe the fork that `fork` will create, so that it can be recorded before it exists.
 
         :raises ArtifactError: when the image is missing.
         """

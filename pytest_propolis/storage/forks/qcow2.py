@@ -64,8 +64,8 @@ class Qcow2Provider:
         found = json.loads(output).get("snapshots", [])
         return [entry["name"] for entry in sorted(found, key=lambda entry: int(entry["id"]))]
 
-    async def _run(self, *words: str | ForkedImage) -> str:
-        arguments = [word if isinstance(word, str) else str(word.path.absolute()) for word in words]
+    async def _run(self, *parts: str | ForkedImage) -> str:
+        arguments = [part if isinstance(part, str) else str(part.path.absolute()) for part in parts]
         finished = await run_program([str(self._require_program()), *arguments])
         if finished.status != 0:
             raise ArtifactError(

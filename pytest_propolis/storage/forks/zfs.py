@@ -223,8 +223,8 @@ class ZfsProvider:
         output = await self._zfs("list", "-Hp", "-d", "1", "-t", "snapshot", "-s", "createtxg", "-o", "name", dataset)
         return [line.partition("@")[2] for line in output.splitlines() if line]
 
-    async def _zfs(self, *words: str) -> str:
-        return await _zfs(self._executor, *words)
+    async def _zfs(self, *arguments: str) -> str:
+        return await _zfs(self._executor, *arguments)
 
     async def _discard(self, clone: str, snapshot: str) -> None:
         await _destroy(self._executor, clone)
@@ -282,16 +282,16 @@ async def _destroy_unused(executor: Executor, snapshot: str) -> bool:
     except ArtifactError as error:
         # The second one: the snapshot is gone already.
         if any(
-            words in error.message for words in ("dependent clones", "could not find any snapshots", "has children")
+            reason in error.message for reason in ("dependent clones", "could not find any snapshots", "has children")
         ):
             return False
         raise
     return True
 
 
-async def _zfs(executor: Executor, *words: str) -> str:
+async def _zfs(executor: Executor, *arguments: str) -> str:
     """Run a ZFS command, as `_run` does."""
-    return await _run(executor, "zfs", *words)
+    return await _run(executor, "zfs", *arguments)
 
 
 async def _run(executor: Executor, *argv: str) -> str:

@@ -244,25 +244,28 @@ async def _run(program: Path, arguments: Sequence[str]) -> Finished:
 
 
 def _failure(finished: Finished, arguments: Sequence[str], image: Path | None) -> PropolisError:
-    said = finished.last_lines()
-    if _says(said, "No space left on device", "Disk quota exceeded"):
+    output = finished.last_lines()
+    if _mentions(output, "No space left on device", "Disk quota exceeded"):
         return ResourceExhausted(
-            f"no space left for a disk image: {said}", hint="free some space there, or choose another directory"
+            f"no space left for a disk image: {output}", hint="free some space there, or choose another directory"
         )
-    if image is None or _says(said, "Permission denied", "Unknown", "Invalid", "Failed to get", "Could not create"):
+    if image is None or _mentions(output, *_OF_THE_CALLER):
         return ArtifactError(
-            f"qemu-img failed: {said}", hint=f"correct what it names; it was run as: qemu-img {' '.join(arguments)}"
+            f"qemu-img failed: {output}", hint=f"correct what it names; it was run as: qemu-img {' '.join(arguments)}"
         )
-    if _says(said, "No such file or directory"):
+    if _mentions(output, "No such file or directory"):
         return ArtifactMissing(
-            f"an image that {image} is an overlay on is missing: {said}",
+            f"an image that {image} is an overlay on is missing: {output}",
             hint=f"put it back, or remove {image}, so that it is made again",
         )
     return ArtifactCorrupt(
-        f"disk image {image} is broken: {said}",
+        f"disk image {image} is broken: {output}",
         hint="check its format, or remove it, so that it is fetched or made again",
     )
 
 
-def _says(text: str, *phrases: str) -> bool:
+_OF_THE_CALLER: Final = ("Permission denied", "Unknown", "Invalid", "Failed to get", "Could not create")
+
+
+def _mentions(text: str, *phrases: str) -> bool:
     return any(phrase in text for phrase in phrases)

@@ -1,4 +1,4 @@
-"""A replicated disk, as a test uses it: made before its VM, outliving it, and with faults to order."""
+"""A replicated disk, as a test uses it: created before its VM, outliving it, with fault injection."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def with_volumes(spec: InstanceSpec, disks: Iterable[VolumeDisk]) -> InstanceSpe
 class CrucibleDisk:
     """A volume with three replicas, each kept by a *downstairs* of its own.
 
-    Replicas are named by their place, 0 to 2, in the volume construction request (VCR). All of them are on the host of
-    the VMs. The disk belongs to the fixture or factory that made it.
+    Replicas are identified by their position, 0 to 2, in the volume construction request (VCR). All of them are on the
+    host of the VMs. The fixture or factory that created the disk owns it.
 
-    :param host: where its downstairs are.
+    :param host: the host of its downstairs.
     :param name: its key in the specs of VMs, unless `disk` says otherwise.
     :param block_size: in bytes.
     """
@@ -126,7 +126,7 @@ class CrucibleDisk:
         readonly: bool = False,
         pci_slot: int | None = None,
     ) -> VolumeDisk:
-        """Return the disk for `VmConfig.disks`, with other than the default options.
+        """Return the disk for `VmConfig.disks`, with options.
 
         :param interface: an ``nvme`` disk does not let the guest wait when too few replicas are left: requests fail.
         """
@@ -138,7 +138,7 @@ class CrucibleDisk:
 
     @property
     def generation(self) -> int:
-        """Of the next VM that gets the disk: it fences those with a lower one."""
+        """The generation of the next VM that uses the disk, which fences those with a lower one."""
         return self._generation
 
     @property
@@ -147,19 +147,19 @@ class CrucibleDisk:
         return tuple(self._targets)
 
     def set_generation(self, generation: int) -> None:
-        """Have later VCRs say this generation. VMs that have the disk keep theirs."""
+        """Set the generation of later VCRs. VMs that use the disk keep theirs."""
         self._generation = generation
 
     def enable_vcr_black_hole(self) -> None:
-        """Have later VCRs name an address that never answers in place of the first downstairs's."""
+        """Replace the first downstairs in later VCRs with an address that never answers."""
         self._has_black_hole = True
 
     def disable_vcr_black_hole(self) -> None:
-        """Have later VCRs name all downstairs again."""
+        """Name all downstairs in later VCRs again."""
         self._has_black_hole = False
 
     def vcr(self) -> dict[str, Any]:
-        """Return the volume construction request, as the disk is now."""
+        """Return the current volume construction request of the disk."""
         created, targets = self._created, list(self._targets)
         if self._has_black_hole:
             targets[0] = created.black_hole
@@ -203,7 +203,7 @@ class CrucibleDisk:
     # In a VM
 
     async def replace_vcr(self) -> ReplaceResult:
-        """Give the VM that has the disk the VCR as it is now.
+        """Send the current VCR to the VM that uses the disk.
 
         :raises ApiError: when its server refuses it, with Crucible's reason.
         """
@@ -212,12 +212,12 @@ class CrucibleDisk:
         return result
 
     async def replace_downstairs(self, index: int, *, offline: bool = False) -> ReplaceResult:
-        """Put a new, empty downstairs in the place of another one, which is then used no more.
+        """Replace a downstairs with a new, empty one.
 
-        Returns when that is accepted: `status` tells how the repair goes on. Without a VM, the next one does it.
+        Return when that is accepted: `status` shows the progress of the repair. Without a VM, the next one repairs it.
 
-        :param offline: also if another replica is not there, or the disk has a read-only parent. Crucible refuses
-            that, and so does the API; this goes past it, and needs a server of this project.
+        :param offline: also if another replica is missing, or the disk has a read-only parent. Crucible refuses
+            that, and so does the API; this bypasses both, and needs a server of this project.
         :raises ApiError: when the server refuses.
         """
         old = self._targets[index]
@@ -234,9 +234,9 @@ class CrucibleDisk:
             raise
 
     async def status(self) -> UpstairsInfo:
-        """Return what the server of the VM that has the disk says of it.
+        """Query the status of the disk at the server of its VM.
 
-        :raises ConfigError: when no VM has it.
+        :raises ConfigError: when no VM uses it.
         :raises ApiError: when that VM is not active.
         """
         volume = (await self._require_vm().client.disk_volume_status(self._backend_key)).volume_info.volume
@@ -246,7 +246,7 @@ class CrucibleDisk:
         return upstairs
 
     async def snapshot(self, snapshot_id: UUID | None = None) -> UUID:
-        """Have all replicas keep what they hold now; `facts` has their files. The guest stands still meanwhile.
+        """Snapshot all replicas; `facts` has their files. The guest is stopped meanwhile.
 
         :param snapshot_id: by default a random one, which is returned.
         :raises ApiError: when the server refuses.
@@ -263,15 +263,15 @@ class CrucibleDisk:
         await self._fault(index, FaultKind.KILL)
 
     async def restart(self, index: int) -> None:
-        """Start a downstairs again, over its file; kill it before if it runs."""
+        """Start a downstairs again with its file; kill it first if it runs."""
         await self._fault(index, FaultKind.RESTART)
 
     async def pause(self, index: int) -> None:
-        """Let a downstairs hang: its connections stay open, and it answers nothing."""
+        """Hang a downstairs: its connections stay open, and it does not answer."""
         await self._fault(index, FaultKind.PAUSE)
 
     async def resume(self, index: int) -> None:
-        """Let a downstairs that hangs go on."""
+        """Resume a downstairs that hangs."""
         await self._fault(index, FaultKind.RESUME)
 
     async def disconnect(self, index: int) -> None:
@@ -279,24 +279,24 @@ class CrucibleDisk:
         await self._fault(index, FaultKind.DISCONNECT)
 
     async def corrupt(self, index: int, offset: int, *, length: int = CORRUPTED_BYTES) -> None:
-        """Overwrite a part of a replica with random bytes, behind its downstairs's back.
+        """Overwrite a part of a replica's file with random bytes.
 
         :param offset: in bytes.
         """
         await self._fault(index, FaultKind.CORRUPT, offset=offset, length=length)
 
     async def slow(self, index: int, *, delay_ms: float) -> None:
-        """Have a downstairs serve its requests one after another, so far apart; 0 for at once."""
+        """Make a downstairs serve requests one by one, with this delay between; 0 for no delay."""
         await self._fault(index, FaultKind.SLOW, delay_ms=delay_ms)
 
     async def facts(self) -> VolumeListed:
-        """What the agent says of its downstairs, also of those that were replaced: state, file, generation, log."""
+        """Query its downstairs, including replaced ones, at the agent: state, file, generation, log."""
         return await self._agent.get_volume(self.id)
 
     def facts_now(self) -> VolumeListed:
         """As `facts`, for reports, which are made outside of any event loop.
 
-        :raises AgentError: when the agent does not answer, or has the disk no more.
+        :raises AgentError: when the agent does not answer, or no longer has the disk.
         """
         socket = self._agent.endpoint("").uds
         assert socket is not None
@@ -329,8 +329,8 @@ class CrucibleDisk:
                 hint=f"have the VM on {self.host.name}; only between hosts of one machine a volume goes with its VM",
             )
 
-    def given_to(self, vm: GuestAccess, backend_key: str) -> None:
-        """A VM has the disk from now on."""
+    def attach_to(self, vm: GuestAccess, backend_key: str) -> None:
+        """Record that a VM uses the disk from now on."""
         self._vm, self._backend_key, self._generation_in_use = vm, backend_key, self._generation
 
     def _require_vm(self) -> GuestAccess:

@@ -54,7 +54,7 @@ class CrucibleDiskFactory:
 
     @property
     def group(self) -> str:
-        """What the disks belong to."""
+        """The name of the disks' owner."""
         return self._group
 
     @classmethod

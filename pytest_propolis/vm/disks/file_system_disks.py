@@ -89,7 +89,7 @@ class CloudInitDisk(Disk):
 
     @property
     def readonly(self) -> bool:
-        """Whether the guest can only read it: always."""
+        """Whether it is read-only: always."""
         return True
 
     def attached(self) -> AttachedDisk:

@@ -19,7 +19,7 @@ ImageFormat = Literal["qcow2", "raw"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageDisk(Disk):
-    """A fork of an image, as a disk beside the one that the guest boots from; gone with its VM.
+    """A fork of an image, as a disk beside the boot disk; it is removed with its VM.
 
     :param artifact: the name of an artifact in a catalog; the name of a guest, whose disk is forked; an artifact; the
         path of an image. It must not change meanwhile.

@@ -1,4 +1,4 @@
-"""A writable fork of an artifact, as a test has it."""
+"""A writable fork of an artifact, as a test uses it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ImageFork:
 
     @property
     def provider(self) -> str:
-        """What made it: ``zfs``, ``reflink``, ``qcow2`` or ``copy``."""
+        """The provider that created it: ``zfs``, ``reflink``, ``qcow2`` or ``copy``."""
         return self._made.provider
 
     @property

@@ -48,7 +48,7 @@ class Disk:
     """A disk as a test describes it: frozen data, with the fields below, and what becomes of it.
 
     :ivar name: its key in the instance spec; its backend's key is this and ``-backend``.
-    :ivar pci_slot: where it sits on the PCI bus; None until a configuration gives it one.
+    :ivar pci_slot: its PCI slot; None until a configuration assigns one.
     """
 
     __slots__ = ()
@@ -59,7 +59,7 @@ class Disk:
 
     @property
     def in_template(self) -> bool:
-        """Whether a template has it, so that forks get it for nothing; else it is plugged into each fork."""
+        """Whether it is part of a template; otherwise it is hot-plugged into each fork."""
         return False
 
     def attached(self) -> AttachedDisk:
@@ -70,13 +70,13 @@ class Disk:
         raise NotImplementedError
 
     def request(self) -> CreateDisk | None:
-        """Return what to ask the agent for, so that it makes the disk's file; None where nothing is to be made."""
+        """Return the request to the agent that creates the disk's file; None if there is nothing to create."""
         return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataDisk(Disk):
-    """A disk beside the one that the guest boots from; gone with its VM.
+    """A disk beside the boot disk; it is removed with its VM.
 
     It is given by exactly one of `size_mib`, `image` and `contents`.
 
@@ -85,11 +85,11 @@ class DataDisk(Disk):
     :param image: an image to fork, instead of an empty disk. It must not change meanwhile.
     :param image_format: ``qcow2`` or ``raw``. Without it an image is raw, and one that looks like a container (qcow2,
         vmdk, gzip and others) is refused.
-    :param contents: what is on the disk, a multiple of 512 bytes. The disk is in memory.
+    :param contents: the content of the disk, a multiple of 512 bytes. The disk is in memory.
     :param in_memory: keep it in the server's memory, as a blob of the spec, instead of a file. An image must be raw.
-    :param readonly: whether the guest can only read it.
+    :param readonly: whether it is read-only.
     :param block_size: the size of its blocks in bytes, 512 or 4096; always 512 in memory.
-    :param pci_slot: where it sits on the PCI bus, 2 to 31; by default the next free slot from 4 on.
+    :param pci_slot: its PCI slot, 2 to 31; by default the next free slot from 4 on.
     """
 
     name: str
@@ -167,7 +167,7 @@ class DataDisk(Disk):
 
 
 class DiskSource(Protocol):
-    """What was made before the VM that gets it as a disk: a `CrucibleDisk`, an `ImageFork`."""
+    """A disk created before its VM: a `CrucibleDisk`, an `ImageFork`."""
 
     def disk(self) -> Disk:
         """Return it as a VM's disk, with the default options."""

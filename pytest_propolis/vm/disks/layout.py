@@ -1,4 +1,4 @@
-"""What a VM is made of: its disks, what it boots from, in which order, as a configuration and an image say."""
+"""The layout of a VM: its disks, boot source and boot order, from a configuration and an image."""
 
 from __future__ import annotations
 
@@ -113,14 +113,14 @@ def has_boot_disk(config: VmConfig, guest: GuestAdapter) -> bool:
 
 
 def firmware_of(config: VmConfig, guest: GuestAdapter) -> FirmwareKind:
-    """What boots the guest: as chosen, else as its adapter says, else its kernel without firmware, else the BIOS."""
+    """Return the guest's firmware: as chosen, else its adapter's, else none with a kernel, else the BIOS."""
     return config.firmware or guest.firmware or ("none" if guest.image.kernel else "bios")
 
 
 def boot_source_of(
     config: VmConfig, guest: GuestAdapter, image: ReadyImage, *, boot_rom: str | None = None
 ) -> BootSource:
-    """Return what the VM starts from. It is bootable: `require_bootable`.
+    """Return the boot source of a VM, which is bootable: `require_bootable`.
 
     :param boot_rom: path of a UEFI image on the host to use instead of the server's.
     """
@@ -133,7 +133,7 @@ def boot_source_of(
 
 
 def _looks_for_kernel(config: VmConfig, guest: GuestAdapter) -> bool:
-    """Whether firmware is to look for a boot loader on the disks, instead of starting the kernel that it is given."""
+    """Return whether firmware looks for a boot loader on the disks, instead of starting a given kernel."""
     return config.boot_order is not None or _has_boot_loader(config, guest)
 
 

@@ -19,7 +19,7 @@ RECORD: Final = tarfile.BLOCKSIZE
 
 
 def archive(directory: Path) -> Iterator[bytes]:
-    """A tar archive of what is in a directory, in pieces. Sockets are left out.
+    """Yield a tar archive of a directory's content, in pieces. Sockets are skipped.
 
     :raises OSError: when a file cannot be read, or changes its size meanwhile.
     """
@@ -36,7 +36,7 @@ def archive(directory: Path) -> Iterator[bytes]:
 
 
 def archive_bytes(directory: Path) -> int:
-    """About how large the archive will be."""
+    """Return the approximate size of the archive."""
     return sum(RECORD + (path.lstat().st_size if path.is_file() else 0) for path in _below(directory))
 
 
@@ -72,7 +72,7 @@ def unpack(content: IO[bytes], target: Path) -> None:
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=".propolis-"))
     try:
         with tarfile.open(fileobj=content, mode="r:", errors="surrogateescape") as members:
-            members.extractall(temporary, filter=_ours)  # noqa: S202 -- `_ours` lets nothing lead outside
+            members.extractall(temporary, filter=_filtered)  # noqa: S202 -- `_filtered` lets nothing lead outside
         temporary.rename(target)
     except tarfile.TarError as error:
         raise OSError(None, str(error), str(target)) from error
@@ -80,7 +80,7 @@ def unpack(content: IO[bytes], target: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _ours(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+def _filtered(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
     if member.ischr() or member.isblk() or member.isfifo():
         return None
     checked = tarfile.tar_filter(member, path).replace(deep=False)

@@ -25,7 +25,7 @@ _PACK: Final = "cd @FILE@ && tar -cf - ."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteStatus:
-    """What the guest says of a file.
+    """The guest's facts about a file.
 
     :param version: differs when the file was written meanwhile (in seconds).
     """
@@ -40,7 +40,7 @@ class RemoteStatus:
 
 
 async def remote_status(guest: GuestSide) -> RemoteStatus:
-    """Return the status of a file; of what it leads to, if it is a symbolic link.
+    """Return the status of a file, or of the target of a symbolic link.
 
     :raises FileTransferError: when there is none.
     """
@@ -93,7 +93,7 @@ async def _copy(guest: GuestSide, status: RemoteStatus, file: IO[bytes], *, mete
 
 
 async def _append(guest: GuestSide, script: str, file: IO[bytes], meter: Meter) -> None:
-    """Write what a script writes at the end of a file, from there once more when it comes damaged."""
+    """Append a script's output to a file, and repeat it from there if it arrives damaged."""
     start, base = file.tell(), meter.done_bytes
     writer = SparseWriter(file)
 

@@ -11,7 +11,8 @@ from typing import Any, Final
 from ...console.channels.channel import ByteChannel, Exchanged, Garbled
 from ...console.read_eval_loop import quoted
 from ...console.shell import Shell
-from ...errors import ConsoleError, FileTransferError, PropolisError, ShellLost, abbreviated
+from ...errors import ConsoleError, FileTransferError, PropolisError, ShellLost
+from ...terminal_text import abbreviated
 from .remote_path import RemotePath
 
 __all__ = ["GuestSide"]
@@ -37,24 +38,24 @@ class GuestSide:
     operation: str
 
     async def run(self, script: str) -> str:
-        """Run a script, and return what it writes.
+        """Run a script, and return its output.
 
         :raises FileTransferError: when its status is not 0.
         """
         ended = await self.shell.run(
-            self._apart(script) + " 2>&1", timeout_s=SCRIPT_TIMEOUT_S, check=False, note=self.operation
+            self._in_own_shell(script) + " 2>&1", timeout_s=SCRIPT_TIMEOUT_S, check=False, note=self.operation
         )
         self.require(Exchanged(status=ended.status, errors=ended.text))
         return ended.text
 
     async def upload(self, script: str, source: Callable[[], AsyncIterator[bytes]]) -> None:
-        """Run a script with a stream as its input; the script starts anew with a new stream if that is damaged."""
-        command = self._apart(script)
+        """Run a script with a stream as its input; repeat it with a new stream if that is damaged."""
+        command = self._in_own_shell(script)
         self.require(await self._repeated(lambda: self.channel.upload(command, source(), note=self.operation)))
 
     async def download(self, script: str, sink: Callable[[], Callable[[bytes], None]]) -> None:
         """Run a script, and give its output to a sink; to a new one from the beginning if that is damaged."""
-        command = self._apart(script)
+        command = self._in_own_shell(script)
         self.require(await self._repeated(lambda: self.channel.download(command, sink(), note=self.operation)))
 
     async def _repeated(self, exchange: Callable[[], Awaitable[Exchanged]]) -> Exchanged:
@@ -68,7 +69,7 @@ class GuestSide:
 
     @contextlib.asynccontextmanager
     async def cleaned_up(self) -> AsyncIterator[None]:
-        """Remove what is there under the temporary name, if the transfer fails or is cancelled."""
+        """Remove the temporary file if the transfer fails or is cancelled."""
         try:
             yield
         except (ConsoleError, ShellLost):
@@ -96,6 +97,6 @@ class GuestSide:
             **context,
         )
 
-    def _apart(self, script: str) -> str:
+    def _in_own_shell(self, script: str) -> str:
         # In a shell of its own: options, functions and aliases of the test's shell do not matter there.
         return f"sh -c {quoted(self.path.fill(script))}"

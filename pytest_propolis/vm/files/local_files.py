@@ -20,9 +20,9 @@ ZEROS: Final = bytes(PAGE)
 
 
 def extents(file: BinaryIO) -> list[tuple[int, int]]:
-    """Return where a file holds data: the beginning and the end of each stretch, with small holes counted as data."""
+    """Return the data extents of a file, as start and end; small holes count as data."""
     found: list[tuple[int, int]] = []
-    for start, end in _stretches(file.fileno(), os.fstat(file.fileno()).st_size):
+    for start, end in _extents(file.fileno(), os.fstat(file.fileno()).st_size):
         if found and start - found[-1][1] < SMALLEST_HOLE:
             found[-1] = (found[-1][0], end)
         else:
@@ -30,7 +30,7 @@ def extents(file: BinaryIO) -> list[tuple[int, int]]:
     return found
 
 
-def _stretches(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
     end = 0
     while end < size:
         try:
@@ -72,7 +72,7 @@ class SparseWriter:
 
 @contextlib.contextmanager
 def appearing_file(path: Path, *, mode: int) -> Iterator[BinaryIO]:
-    """A file that gets its name when it is complete. An exception leaves nothing behind, and what was there before."""
+    """Open a file that gets its name when it is complete. After an exception the previous file is unchanged."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".propolis-")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -1,4 +1,4 @@
-"""The progress of a transfer, for people."""
+"""The progress of a transfer, for users."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ LOGGED_EVERY_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a transfer is.
+    """The progress of a transfer.
 
     :param name: the file in the guest.
-    :param done_bytes: what was transferred.
-    :param total_bytes: what there is to transfer; None if that is not known, as of a directory in the guest.
+    :param done_bytes: the bytes transferred so far.
+    :param total_bytes: the bytes to transfer; None if unknown, as for a directory in the guest.
     """
 
     name: str
@@ -34,7 +34,7 @@ OnProgress = Callable[[Progress], None]
 
 
 class Meter:
-    """Counts the bytes of one transfer, and tells of them.
+    """Counts the bytes of one transfer, and reports them.
 
     :param log: takes a line now and then, and one at the end.
     """

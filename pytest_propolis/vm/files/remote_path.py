@@ -44,7 +44,7 @@ class RemotePath:
 
     def fill(self, script: str) -> str:
         """Return a script with its words @FILE@, @PART@ (the temporary name) and @DIRECTORY@ filled in."""
-        words = {"@FILE@": self.path, "@PART@": self.temporary, "@DIRECTORY@": posixpath.dirname(self.path)}
-        for word, text in words.items():
-            script = script.replace(word, quoted(text))
+        substitutions = {"@FILE@": self.path, "@PART@": self.temporary, "@DIRECTORY@": posixpath.dirname(self.path)}
+        for placeholder, text in substitutions.items():
+            script = script.replace(placeholder, quoted(text))
         return script

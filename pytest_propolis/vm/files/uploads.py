@@ -68,7 +68,7 @@ def _pieces(data: bytes) -> Iterator[bytes]:
 
 
 def _metered(pieces: Callable[[], Iterator[bytes]], meter: Meter) -> Callable[[], AsyncIterator[bytes]]:
-    """What begins a stream of pieces; each time anew, as does the meter."""
+    """Return a function that starts a new stream of pieces with a new meter at each call."""
     base = meter.done_bytes
 
     async def stream() -> AsyncIterator[bytes]:

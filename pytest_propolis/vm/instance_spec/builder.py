@@ -1,4 +1,4 @@
-"""A configuration becomes an instance spec, with PHD's names and places for the components."""
+"""Build an instance spec from a configuration, with PHD's names and PCI paths for the components."""
 
 from __future__ import annotations
 
@@ -125,14 +125,14 @@ def with_links(spec: InstanceSpec, links: Mapping[str, str]) -> InstanceSpec:
 
 
 def successor_properties(properties: InstanceProperties, name: str) -> InstanceProperties:
-    """Who the same instance is at another server: it has another sled, and its own name."""
+    """Return the properties of the same instance at another server: another sled, and its own name."""
     sled = uuid.uuid4()
     metadata = msgspec.structs.replace(properties.metadata, sled_id=sled, sled_serial=str(sled))
     return msgspec.structs.replace(properties, name=name, metadata=metadata)
 
 
 def instance_properties(name: str) -> InstanceProperties:
-    """Who the VM is: random ids, so that no two VMs are mistaken for each other."""
+    """Return the properties of a new VM: random ids, so that no two VMs are mistaken for each other."""
     sled = uuid.uuid4()
     return InstanceProperties(
         id=uuid.uuid4(),

@@ -64,7 +64,7 @@ def assign_slots(requests: Iterable[SlotRequest], *, reserved: Mapping[int, str]
     taken = {**reserved}
     for request in requests:
         if request.slot is not None:
-            _take(taken, request.slot, request.device)
+            _reserve(taken, request.slot, request.device)
     return [_free_slot(taken, request) if request.slot is None else request.slot for request in requests]
 
 
@@ -78,7 +78,7 @@ def _free_slot(taken: dict[int, str], request: SlotRequest) -> int:
     )
 
 
-def _take(taken: dict[int, str], slot: int, device: str) -> None:
+def _reserve(taken: dict[int, str], slot: int, device: str) -> None:
     if slot in taken:
         raise ConfigError(
             f"pci_slot {slot} of {device!r} is taken by {taken[slot]!r}",

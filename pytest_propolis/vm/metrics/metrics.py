@@ -53,7 +53,7 @@ class Metrics:
         return self._collector.address
 
     async def poll(self, vm: TestVm, *, timeout_s: float = TIMEOUT_S) -> Samples:
-        """Return what a VM's server answers now; if it has not registered yet, wait for that.
+        """Poll a VM's server, after waiting for its registration.
 
         :raises MetricsTimeout: when the server does not register or answer in time.
         """
@@ -88,7 +88,7 @@ class Metrics:
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    found, last = await self._look(vm, predicate)
+                    found, last = await self._try_poll(vm, predicate)
                     if found is not None:
                         return found
                     await asyncio.sleep(pause_s)
@@ -107,16 +107,16 @@ class Metrics:
         return HINT
 
     async def _reach(self, host: Host, address: str) -> Endpoint:
-        """Return where this process finds an address on a host."""
+        """Return this process's endpoint for an address on a host."""
         endpoint = Endpoint.at(address)
         ip, port = endpoint.host_and_port
         if host.shares_files or not ipaddress.ip_address(ip).is_loopback:
             return endpoint
         if (host.name, port) not in self._reached:
-            self._reached[host.name, port] = await host.reach_port(port)
+            self._reached[host.name, port] = await host.forward_port(port)
         return Endpoint(base_url=f"http://127.0.0.1:{self._reached[host.name, port]}")
 
-    async def _look(self, vm: TestVm, predicate: Callable[[Samples], T | None]) -> tuple[T | None, str]:
+    async def _try_poll(self, vm: TestVm, predicate: Callable[[Samples], T | None]) -> tuple[T | None, str]:
         """Poll once; return what the predicate found, if anything, and what there was to find."""
         try:
             samples = Samples.of(

@@ -16,7 +16,7 @@ HINT = "docs/metrics.md says which metrics a server has"
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """What a VM's server has answered to one poll, and what can be read from it.
+    """The samples from one poll of a VM's server.
 
     A server may send several samples of one timeseries at once: the latest counts.
 
@@ -52,7 +52,7 @@ class Samples:
         return list(latest.values())
 
     def vcpu_ns(self, state: VcpuState | str, vcpu: int | None = None) -> int:
-        """Return how long vCPUs have been in a state since the VM was created at its server, in nanoseconds.
+        """Return the time that vCPUs have spent in a state since the VM was created at its server, in nanoseconds.
 
         :param vcpu: the number of one of them; by default all are added up.
         :raises MetricsMissing: when the server has sent no such samples.
@@ -71,7 +71,7 @@ class Samples:
 
     @property
     def resets(self) -> int:
-        """How often the VM was reset since it was created at its server.
+        """The number of resets since the VM was created at its server.
 
         :raises MetricsMissing: when the server has not sent it.
         """

@@ -78,7 +78,7 @@ class FactoryNetworks:
         return with_links(spec, links)
 
     async def write_captures(self, directory: Path) -> None:
-        """Write what was on the networks into a directory, which is there."""
+        """Write the captures of the networks into an existing directory."""
         await asyncio.gather(*(network.write_captures(directory) for network in self._networks.values()))
 
     async def aclose(self) -> None:

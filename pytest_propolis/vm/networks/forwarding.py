@@ -33,7 +33,7 @@ async def forward(vm: TestVm, port: int) -> int:
     # A guest that asks by DHCP has the address already.
     up = vm.guest.network_command(pci, f"{ADDRESS}/24")
     await vm.run(f"ip addr show | grep -q 'inet {ADDRESS}/' || {{ {up}; }}")
-    return await vm.host.reach_port(await forward_guest_port(vm.endpoint, port, vm=vm.name))
+    return await vm.host.forward_port(await forward_guest_port(vm.endpoint, port, vm=vm.name))
 
 
 def _card(spec: InstanceSpec) -> VirtioNic | None:

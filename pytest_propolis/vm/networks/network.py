@@ -31,12 +31,12 @@ class _Part:
 
 
 class Network:
-    """A network of a factory. VMs are plugged in with ``Nic(network=…)`` when they are made.
+    """A network of a factory. VMs are connected with ``Nic(network=…)`` when they are created.
 
-    Its part on a host is made with the first VM there, and connected with the parts on other hosts. Frames go on when a
-    VM migrates.
+    Its part on a host is created with the first VM there, and connected with the parts on other hosts. It stays
+    connected when a VM migrates.
 
-    :param subnet: the addresses that its VMs get, one after the other.
+    :param subnet: the addresses of its VMs, assigned in order.
     """
 
     def __init__(self, name: str, subnet: ipaddress.IPv4Network) -> None:
@@ -58,7 +58,7 @@ class Network:
         return str(self.subnet[self._port_of(vm)])
 
     async def cut(self, one: TestVm, other: TestVm) -> None:
-        """Let nothing pass between two VMs, in either direction, in addition to other faults.
+        """Drop all frames between two VMs, in both directions, in addition to other faults.
 
         :raises ConfigError: when one of them has no card in this network.
         """
@@ -66,7 +66,7 @@ class Network:
         await self._order(msgspec.structs.replace(self._faults, cuts=(*self._faults.cuts, pair)))
 
     async def delay(self, *, delay_ms: float) -> None:
-        """Hold each frame for so long from now on.
+        """Delay each frame by this time from now on.
 
         :raises ConfigError: when it is negative.
         """
@@ -75,9 +75,9 @@ class Network:
         await self._order(msgspec.structs.replace(self._faults, delay_ms=float(delay_ms)))
 
     async def lose(self, *, loss_percent: float, seed: int = 0) -> None:
-        """Lose so many frames of a hundred from now on.
+        """Drop this percentage of frames from now on.
 
-        :param seed: of the numbers that decide which.
+        :param seed: seeds the random choice of frames.
         :raises ConfigError: when it is not from 0 to 100.
         """
         if not 0 <= loss_percent <= 100:
@@ -85,7 +85,7 @@ class Network:
         await self._order(msgspec.structs.replace(self._faults, loss_percent=float(loss_percent), seed=seed))
 
     async def heal(self) -> None:
-        """End all faults. Frames that are held still come late."""
+        """End all faults. Frames that are being delayed still arrive late."""
         await self._order(NetworkFaults())
 
     async def plug(self, session: HostSession, vm: str) -> str:
@@ -101,26 +101,26 @@ class Network:
         return f"unix:{await session.agent.add_port(part.id, number)}"
 
     async def succeed(self, vm: str, successor: str) -> None:
-        """Give a VM's successor the VM's port, on whichever host."""
+        """Assign a VM's port to its successor, on any host."""
         self._ports[successor] = self._ports[vm]
-        await self._place(successor, None)
+        await self._move_port(successor, None)
 
     async def arrive(self, vm: str, host: str) -> None:
-        """Have frames for a VM go to the host that it has migrated to.
+        """Forward frames for a VM to the host that it has migrated to.
 
         The guest's own announcement takes a moment to get there, and may come after other guests' next frames for it.
         """
-        await self._place(vm, self._parts[host].id)
+        await self._move_port(vm, self._parts[host].id)
 
     async def write_captures(self, directory: Path) -> None:
-        """Write what was on the network into a directory, one file for each host that had a part of it."""
+        """Write the network's captures into a directory, one file for each host that had a part of it."""
         for host, part in self._parts.items():
             with contextlib.suppress(PropolisError):  # the host is lost, and the frames with it
                 if capture := await part.session.agent.get_capture(part.id):
                     self.capture_path(directory, host).write_bytes(capture)
 
     def capture_path(self, directory: Path, host: str) -> Path:
-        """Return where the frames of one host's VMs are written."""
+        """Return the capture file for the frames of one host's VMs."""
         return directory / f"{self.name}.{host}.pcap"
 
     @property
@@ -152,11 +152,11 @@ class Network:
                 self._parts[session.host.name] = part
         return self._parts[session.host.name]
 
-    async def _place(self, vm: str, at: str | None) -> None:
+    async def _move_port(self, vm: str, at: str | None) -> None:
         if len(self._parts) == 1:
             return
         port = self._ports[vm]
-        await asyncio.gather(*(part.session.agent.place_port(part.id, port, at) for part in self._parts.values()))
+        await asyncio.gather(*(part.session.agent.move_port(part.id, port, at) for part in self._parts.values()))
 
     async def _order(self, faults: NetworkFaults) -> None:
         self._faults = faults

@@ -1,1 +1,1 @@
-"""What a VM gets on a host before it is created: a session, an image, a server."""
+"""Provision a VM on a host before it is created: a session, an image, a server."""

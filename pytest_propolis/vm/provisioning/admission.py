@@ -1,4 +1,4 @@
-"""Admission of a VM to a host: a request that waits while there is no memory for it."""
+"""Admission of a VM to a host: repeat a request while there is no memory for it."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ __all__ = ["ReadyImage", "prepare_guests", "ready_image"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadyImage:
-    """A guest's image on the host: what is None there is None here.
+    """A guest's prepared image on the host; attributes that are None in the image are None here.
 
     :param disk_format: of the disk, ``qcow2`` or ``raw``.
     """
@@ -33,7 +33,7 @@ class ReadyImage:
 async def ready_image(
     host: Host, agent: AsyncAgentClient, image: GuestImage, *, timeout_s: float, progress: Callable[[str], None]
 ) -> ReadyImage:
-    """Have a guest's image fetched and prepared, if it is not.
+    """Fetch and prepare a guest's image, unless that was done before.
 
     :raises ArtifactError: when it cannot be had.
     :raises ResourceExhausted: when there is no space for it.

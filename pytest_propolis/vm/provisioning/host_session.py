@@ -1,4 +1,4 @@
-"""What one VM factory has on one host."""
+"""The session of a VM factory on a host."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["HostSession"]
 
 
 class HostSession:
-    """A client of the host's agent, and what was made there.
+    """A client of the host's agent, and the resources created there.
 
     :param agent: a client for the running event loop, which lives as long as the session.
     """

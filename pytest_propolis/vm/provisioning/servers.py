@@ -1,4 +1,4 @@
-"""What serves a VM: the engine in the agent, a program that the agent starts, or a server that runs already."""
+"""Servers of VMs: the engine in the agent, a program that the agent starts, or an external server."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def open_server(
     created = await retry_while_busy(wanted.name, partial(agent.create_vm, wanted), phases, progress=progress)
     session.own_vm(created.id, taken, log_path=log)
     if created.port is not None:
-        port = await host.reach_port(created.port)
+        port = await host.forward_port(created.port)
         return Served(endpoint=Endpoint(base_url=f"http://127.0.0.1:{port}"), vm_id=created.id)
     return Served(
         endpoint=agent.endpoint(created.path),
@@ -86,7 +86,7 @@ async def open_server(
 
 
 async def disk_reader(server: str | Path, host: Host, *, images: ImageFinder, progress: Progress) -> str | None:
-    """Return what the agent must know of a VM's server to make disks for it: `CreateDisk.reader`.
+    """Return the reader for which the agent creates a VM's disks: `CreateDisk.reader`.
 
     :raises ConfigError: when there is no such program.
     """
@@ -98,7 +98,7 @@ async def disk_reader(server: str | Path, host: Host, *, images: ImageFinder, pr
 
 
 def qemu_log(directory: Path, name: str) -> Path:
-    """Return where a VM's QEMU writes its messages."""
+    """Return the path of the log of a VM's QEMU."""
     return directory / f"{name}.qemu.log"
 
 
@@ -114,8 +114,8 @@ def require_served(config: VmConfig, server: str | Path) -> None:
 
 def require_engine(what: str, *, vm: str, server: str | Path) -> None:
     """
-    :param what: what the VM is asked for, as the test has it.
-    :raises CapabilityMissing: when the VM is served by something else than the engine in the agent.
+    :param what: the requested feature, as the test names it.
+    :raises CapabilityMissing: when the VM is not served by the engine in the agent.
     """
     if server != ENGINE:
         raise CapabilityMissing(

@@ -93,7 +93,7 @@ class VmBuilder:
         self._registries: dict[str, str] = {}
 
     def images(self, session: HostSession, *, timeout_s: float) -> ImageFinder:
-        """Return what finds disk images and boot ROMs for VMs on a host."""
+        """Return a finder of disk images and boot ROMs for VMs on a host."""
         return ImageFinder(
             session.host,
             session.agent,
@@ -244,7 +244,7 @@ class VmBuilder:
         return await taken.enter_async_context(vm)
 
     async def boot_source_on(self, session: HostSession, vm: TestVm) -> BootSource:
-        """Return what a VM starts from, with the files of another host."""
+        """Return a VM's boot source, with the files of another host."""
         if not isinstance(vm.boot_source, DirectKernel):
             return vm.boot_source
         image = await self._image(session, vm.guest, timeout_s=vm.boot_timeout_s)
@@ -253,7 +253,7 @@ class VmBuilder:
         )
 
     async def _registry_on(self, session: HostSession) -> str | None:
-        """Return where servers on a host register for metrics; None for no metrics.
+        """Return the address at which servers on a host register for metrics; None for no metrics.
 
         :raises HostError: when they cannot reach this machine.
         """

@@ -8,9 +8,10 @@ from typing import Final
 from ...console.commands import CommandResult
 from ...console.shell import Shell
 from ...console.shell_protocol import TypedCommand, typed_command
-from ...errors import TemplateError, abbreviated
+from ...errors import TemplateError
 from ...guests.adapter import GuestAdapter
 from ...guests.fork_identity import NOT_EXECUTABLE
+from ...terminal_text import abbreviated
 from ..timings import Timings
 from .fork_handle import ForkHandle
 
@@ -21,7 +22,7 @@ CLOCK_LAG_S: Final = 0.5
 
 MESSAGE_CHARACTERS: Final = 400
 RETELLINGS: Final = 3
-WAKING: Final = "taking on an identity of its own"
+IDENTITY_NOTE: Final = "taking on an identity of its own"
 PREPARING: Final = "preparing the template"
 
 
@@ -38,19 +39,19 @@ async def assign_identity(
     with phases.during("identity"):
         told_s = time.monotonic()
         if forked.typed_identity is None:
-            await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
+            await _assign_identity(shell, guest, name=name, timeout_s=timeout_s)
         else:
             told_s = forked.asked_s
-            await shell.run_typed(forked.typed_identity, timeout_s=timeout_s, note=WAKING)
+            await shell.run_typed(forked.typed_identity, timeout_s=timeout_s, note=IDENTITY_NOTE)
         for _ in range(RETELLINGS):
             if time.monotonic() - told_s < CLOCK_LAG_S:
                 break
-            await shell.run(guest.await_identity_command(), timeout_s=timeout_s, note=WAKING)
+            await shell.run(guest.await_identity_command(), timeout_s=timeout_s, note=IDENTITY_NOTE)
             told_s = time.monotonic()
-            await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
+            await _assign_identity(shell, guest, name=name, timeout_s=timeout_s)
     if forked.plugged:
         with phases.during("devices"):
-            command = guest.plugged_command(forked.plugged)
+            command = guest.await_hotplug_command(forked.plugged)
             await shell.run(command, timeout_s=timeout_s, note="finding its further devices")
 
 
@@ -65,7 +66,7 @@ async def prepare_snapshot(shell: Shell, guest: GuestAdapter, *, name: str, time
         result = await shell.run(command, timeout_s=timeout_s, note=PREPARING, check=False)
         if result.status:
             raise _not_prepared(guest, result)
-    await _take_on_identity(shell, guest, name=name, timeout_s=timeout_s)
+    await _assign_identity(shell, guest, name=name, timeout_s=timeout_s)
     await shell.run(guest.await_identity_command(), timeout_s=timeout_s, note=PREPARING)
     await shell.run(guest.quiet_command, timeout_s=timeout_s)
 
@@ -105,5 +106,5 @@ def _typed(guest: GuestAdapter, command: str) -> TypedCommand:
         raise TemplateError(f"what wakes a fork of {guest.name} cannot be typed ahead: {error}") from None
 
 
-async def _take_on_identity(shell: Shell, guest: GuestAdapter, *, name: str, timeout_s: float) -> None:
-    await shell.run(guest.identity_command(name=name), timeout_s=timeout_s, note=WAKING)
+async def _assign_identity(shell: Shell, guest: GuestAdapter, *, name: str, timeout_s: float) -> None:
+    await shell.run(guest.identity_command(name=name), timeout_s=timeout_s, note=IDENTITY_NOTE)

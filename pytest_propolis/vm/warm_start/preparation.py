@@ -20,7 +20,7 @@ __all__ = ["prepare_template"]
 async def prepare_template(
     host: Host, guest: GuestAdapter, settings: Settings, *, log_dir: Path, progress: Callable[[str], None]
 ) -> None:
-    """Have a host make the template of which ``test_vm`` is a fork, unless it exists or VMs boot from cold.
+    """Make the template of ``test_vm`` on a host, unless it exists or VMs boot from cold.
 
     :raises PropolisError: when it cannot be made.
     """

@@ -93,7 +93,7 @@ async def test_a_higher_generation_takes_over_and_the_other_one_learns_it(downst
     with pytest.raises(NbdError, match="no such export"):
         await probe_export(old.host, old.region.port, old.region.export, timeout_s=5)
     with pytest.raises(DownstairsUnreachable):
-        await old.mark(1)
+        await old.record_epoch(1)
     await new.check(timeout_s=5)
     new.close()
 
@@ -127,12 +127,12 @@ async def test_an_equal_generation_is_welcome_when_the_other_upstairs_has_left(d
 
 async def test_what_was_marked_outlives_the_session_and_the_process(downstairs: Downstairs) -> None:
     session = await Session.open(downstairs.address, promotion())
-    await session.mark(7, clean=True)
+    await session.record_epoch(7, clean=True)
     session.close()
     await downstairs.start()
     again = await Session.open(downstairs.address, promotion())
     assert (again.region.epoch, again.region.clean) == (7, True)
-    await again.mark(8)
+    await again.record_epoch(8)
     again.close()
     await export_gone(again)
     third = await Session.open(downstairs.address, promotion())
@@ -195,7 +195,7 @@ async def test_garbage_is_answered_and_hurts_nobody(downstairs: Downstairs) -> N
             with contextlib.suppress(ConnectionResetError):
                 await reader.read()
         writer.close()
-    await session.mark(1)
+    await session.record_epoch(1)
     session.close()
 
 

@@ -31,25 +31,25 @@ class CarriedSocket:
     Relaying starts at construction.
 
     :param connection: becomes this object's.
-    :param local: the socket, which becomes this object's; if None, one is made, and `near` is its other end.
+    :param local: the socket, which becomes this object's; if None, one is made, and `local_end` is its other end.
     """
 
     def __init__(self, connection: Connection, local: socket.socket | None = None) -> None:
         self._connection = connection
-        self._near: socket.socket | None = None
+        self._local_end: socket.socket | None = None
         if local is None:
-            self._near, local = socket.socketpair()
+            self._local_end, local = socket.socketpair()
         local.setblocking(False)
         self._local = local
         self.carried_bytes = 0
-        self._work = asyncio.create_task(self._carry())
+        self._work = asyncio.create_task(self._forward())
 
-    def take_near(self) -> socket.socket:
+    def take_local_end(self) -> socket.socket:
         """Return the other end of a socket that was created here. The caller closes it."""
-        assert self._near is not None
-        near, self._near = self._near, None
-        near.setblocking(False)
-        return near
+        assert self._local_end is not None
+        local_end, self._local_end = self._local_end, None
+        local_end.setblocking(False)
+        return local_end
 
     async def ended(self) -> None:
         """Wait until relaying has ended."""
@@ -61,8 +61,8 @@ class CarriedSocket:
         await asyncio.gather(self._work, return_exceptions=True)
         await self._close_ends()  # also when the work was cancelled before it began
 
-    async def _carry(self) -> None:
-        ways = [asyncio.create_task(self._carry_out()), asyncio.create_task(self._carry_in())]
+    async def _forward(self) -> None:
+        ways = [asyncio.create_task(self._forward_outgoing()), asyncio.create_task(self._forward_incoming())]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -71,14 +71,14 @@ class CarriedSocket:
             await asyncio.gather(*ways, return_exceptions=True)
             await self._close_ends()
 
-    async def _carry_out(self) -> None:
+    async def _forward_outgoing(self) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError, ConnectionLost):
             while data := await loop.sock_recv(self._local, CHUNK_BYTES):
                 await self._connection.send(data)
                 self.carried_bytes += len(data)
 
-    async def _carry_in(self) -> None:
+    async def _forward_incoming(self) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError, ConnectionLost):
             while True:
@@ -89,8 +89,8 @@ class CarriedSocket:
 
     async def _close_ends(self) -> None:
         self._local.close()
-        if self._near is not None:
-            self._near.close()
+        if self._local_end is not None:
+            self._local_end.close()
         await self._connection.close("")
 
 
@@ -99,7 +99,7 @@ class StreamExchange:
 
     def __init__(self, migration_id: UUID) -> None:
         self.id = migration_id
-        self._offered: dict[str, asyncio.Future[Connection]] = {}
+        self._connections: dict[str, asyncio.Future[Connection]] = {}
         self._carried: list[CarriedSocket] = []
         self._is_closed = False
 
@@ -107,13 +107,13 @@ class StreamExchange:
     def carried_bytes(self) -> int:
         return sum(carried.carried_bytes for carried in self._carried)
 
-    def offer(self, name: str, connection: Connection) -> None:
+    def accept(self, name: str, connection: Connection) -> None:
         """Accept a websocket of the target, or abandon it if the migration has ended."""
-        offered = self._future(name)
-        if self._is_closed or offered.done():
+        future = self._future(name)
+        if self._is_closed or future.done():
             connection.abandon()
         else:
-            offered.set_result(connection)
+            future.set_result(connection)
 
     async def take(self, name: str) -> socket.socket:
         """Return a socket whose other end is the target's. The caller closes it.
@@ -127,15 +127,15 @@ class StreamExchange:
             raise MigrationFailed(f"the target has not opened the stream {name}") from None
         carried = CarriedSocket(connection)
         self._carried.append(carried)
-        return carried.take_near()
+        return carried.take_local_end()
 
     async def close(self) -> None:
         """End all streams. Idempotent."""
         self._is_closed = True
-        for offered in self._offered.values():
-            if offered.done() and not offered.cancelled():
-                offered.result().abandon()
+        for connection in self._connections.values():
+            if connection.done() and not connection.cancelled():
+                connection.result().abandon()
         await asyncio.gather(*(carried.close() for carried in self._carried))
 
     def _future(self, name: str) -> asyncio.Future[Connection]:
-        return self._offered.setdefault(name, asyncio.get_running_loop().create_future())
+        return self._connections.setdefault(name, asyncio.get_running_loop().create_future())

@@ -44,7 +44,7 @@ _GAVE_UP: Final = b"KVM internal error"
 
 @dataclass(frozen=True, slots=True)
 class AcceleratorChoice:
-    """How guests are run on this host.
+    """The accelerator that runs guests on this host.
 
     :param name: for QEMU's ``-accel``.
     :param reason: why, in one line for the user.
@@ -87,21 +87,21 @@ async def probe_accelerator(qemu: Qemu, *, wanted: Wanted, cache_dir: Path) -> A
     started = time.monotonic()
     path, key = cache_dir / _file_name(qemu), _key(qemu)
     trials = _load(path, key)
-    from_cache = _untried(wanted, trials) is None
+    from_cache = _next_trial(wanted, trials) is None
     if not from_cache:
         with _directory_errors(cache_dir):
             cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-            async with locked(path.with_suffix(".lock"), purpose="probing the accelerator", progress=_say_nothing):
+            async with locked(path.with_suffix(".lock"), purpose="probing the accelerator", progress=_ignore_line):
                 trials = _load(path, key)
-                from_cache = _untried(wanted, trials) is None
+                from_cache = _next_trial(wanted, trials) is None
                 await _complete(trials, qemu, wanted)
                 _save(path, key, qemu, trials)
                 _forget_removed_programs(cache_dir)
-    name, reason = _settle(wanted, trials)
+    name, reason = _decide(wanted, trials)
     return AcceleratorChoice(name, reason, from_cache, time.monotonic() - started)
 
 
-def _untried(wanted: Wanted, trials: _Trials) -> AcceleratorName | None:
+def _next_trial(wanted: Wanted, trials: _Trials) -> AcceleratorName | None:
     for name in _ORDER[wanted]:
         if name not in trials:
             return name
@@ -111,11 +111,11 @@ def _untried(wanted: Wanted, trials: _Trials) -> AcceleratorName | None:
 
 
 async def _complete(trials: _Trials, qemu: Qemu, wanted: Wanted) -> None:
-    while name := _untried(wanted, trials):
+    while name := _next_trial(wanted, trials):
         trials[name] = await _try(qemu, name)
 
 
-def _settle(wanted: Wanted, trials: _Trials) -> tuple[AcceleratorName, str]:
+def _decide(wanted: Wanted, trials: _Trials) -> tuple[AcceleratorName, str]:
     tried = [(name, trials[name]) for name in _ORDER[wanted] if name in trials]
     failed = [trial.finding for _, trial in tried if not trial.works]
     for name, trial in tried:
@@ -161,67 +161,67 @@ def _kvm_obstacle() -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Ending:
-    """Return how QEMU ended, the guest's output until then, and QEMU's error output."""
+class _ProbeResult:
+    """The end of a probe's QEMU: its status, the guest's output until then, and QEMU's error output."""
 
     status: int
-    said: str
-    complaint: bytes
+    output: str
+    stderr: bytes
     hung_for_s: float | None
 
     @property
     def works(self) -> bool:
-        return self.status == SUCCESS and self.said == "".join(STEPS)
+        return self.status == SUCCESS and self.output == "".join(STEPS)
 
     def failure(self) -> str:
         if self.hung_for_s is not None:
             return f"hung for {self.hung_for_s:.0f} s {self._where()}"
-        if _GAVE_UP in self.complaint:
+        if _GAVE_UP in self.stderr:
             return f"crashed ({_GAVE_UP.decode()}) {self._where()}"
         if self.status == WRONG_RESULT:
             return f"came to a wrong result {self._where()}"
         if self.status == 0:
             return f"reset itself {self._where()}"
-        lines = self.complaint.decode(errors="replace").strip().splitlines() or ["nothing"]
+        lines = self.stderr.decode(errors="replace").strip().splitlines() or ["nothing"]
         return f"did not run: QEMU ended with status {self.status} and said {lines[-1]}"
 
     def _where(self) -> str:
-        undone = (step for letter, step in STEPS.items() if letter not in self.said)
+        undone = (step for letter, step in STEPS.items() if letter not in self.output)
         return f"while {next(undone, 'ending')}"
 
 
-async def _run_guest(qemu: Qemu, name: AcceleratorName, deadline_s: float) -> _Ending:
+async def _run_guest(qemu: Qemu, name: AcceleratorName, deadline_s: float) -> _ProbeResult:
     with _rom_in_memory() as rom:
         arguments = [*qemu.arguments, *_arguments(name, rom)]
         child = await spawn(
             qemu.system, arguments, stdout=PIPE, stderr=PIPE, pass_fds=[rom], environment=qemu.environment
         )
-        complaint = bytearray()
+        stderr = bytearray()
         hung = False
         try:
             async with asyncio.timeout(deadline_s):
-                await _wait_for_end(child, complaint)
+                await _wait_for_end(child, stderr)
         except TimeoutError:
             hung = True
         finally:
             await child.end()
     assert child.stdout is not None
     assert child.returncode is not None
-    said = await child.stdout.read()
-    return _Ending(
+    output = await child.stdout.read()
+    return _ProbeResult(
         status=child.returncode,
-        said=said.decode("ascii", errors="replace"),
-        complaint=bytes(complaint),
+        output=output.decode("ascii", errors="replace"),
+        stderr=bytes(stderr),
         hung_for_s=deadline_s if hung else None,
     )
 
 
-async def _wait_for_end(child: Child, complaint: bytearray) -> None:
+async def _wait_for_end(child: Child, stderr: bytearray) -> None:
     """Wait until QEMU ends, or reports that KVM failed: it would wait for a debugger then."""
     assert child.stderr is not None
     while chunk := await child.stderr.read(1 << 12):
-        complaint += chunk
-        if _GAVE_UP in complaint:
+        stderr += chunk
+        if _GAVE_UP in stderr:
             return
     await child.wait()
 
@@ -248,8 +248,8 @@ def _rom_in_memory() -> Iterator[int]:
 
 
 def _file_name(qemu: Qemu) -> str:
-    place = hashlib.sha256(f"{platform.node()} {qemu.system}".encode()).hexdigest()
-    return f"accelerator-{place[:16]}.json"
+    key = hashlib.sha256(f"{platform.node()} {qemu.system}".encode()).hexdigest()
+    return f"accelerator-{key[:16]}.json"
 
 
 def _key(qemu: Qemu) -> str:
@@ -336,5 +336,5 @@ def _directory_errors(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def _say_nothing(_line: str) -> None:
+def _ignore_line(_line: str) -> None:
     """Discard progress messages: the probe takes seconds at most."""

@@ -180,6 +180,6 @@ def _registers(entries: tuple[CpuidEntry, ...]) -> Iterator[tuple[Register, int]
 
 
 def _signature(family: int, model: int, stepping: int) -> int:
-    """How QEMU writes them into leaf 1."""
+    """Return the signature as QEMU encodes it in leaf 1."""
     high = 0xF00 | family - 0xF << 20 if family > 0xF else family << 8
     return high | (model & 0xF) << 4 | (model >> 4) << 16 | stepping

@@ -48,7 +48,7 @@ class CpuFeatures:
         )
         try:
             await machine.start()
-            told = await machine.execute("query-cpu-model-expansion", type="full", model={"name": "max"})
+            supported = await machine.execute("query-cpu-model-expansion", type="full", model={"name": "max"})
         finally:
             await machine.close()
-        return frozenset(name for name, value in told["model"]["props"].items() if value is True)
+        return frozenset(name for name, value in supported["model"]["props"].items() if value is True)

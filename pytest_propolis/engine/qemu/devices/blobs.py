@@ -19,19 +19,19 @@ class BlobFiles:
 
     Idempotent.
 
-    :param theirs: the files of another server's VM, for backends whose contents are the same ones.
+    :param shared: files of the source's VM, by the keys of backends with the same contents.
     :raises InvalidSpec: when a backend's contents are none.
     :raises OSError: when there is no memory for them, or a file of the other server is gone.
     """
 
-    def __init__(self, spec: InstanceSpec, *, theirs: Mapping[str, HostFile] = MappingProxyType({})) -> None:
+    def __init__(self, spec: InstanceSpec, *, shared: Mapping[str, HostFile] = MappingProxyType({})) -> None:
         self._fds: dict[str, int] = {}
         try:
             for key, component in spec.components.items():
                 if not isinstance(backend := component.component, BlobStorageBackend):
                     continue
-                if key in theirs:
-                    self._share(key, theirs[key])
+                if key in shared:
+                    self._share(key, shared[key])
                 else:
                     self._fill(key, blob_contents(key, backend))
         except BaseException:
@@ -53,12 +53,12 @@ class BlobFiles:
 
     @property
     def paths(self) -> dict[str, str]:
-        """How the QEMU that inherits them names them."""
+        """Their paths in the QEMU process that inherits them."""
         return {key: f"/proc/self/fd/{fd}" for key, fd in self._fds.items()}
 
     @property
     def files(self) -> dict[str, HostFile]:
-        """How another server finds them."""
+        """The files, for another server to open."""
         return {key: HostFile.of(fd) for key, fd in self._fds.items()}
 
     def close(self) -> None:

@@ -42,7 +42,7 @@ def disk_parts(
     nodes: Mapping[str, Mapping[str, Any]],
     blobs: Mapping[str, str],
 ) -> Iterator[MachinePart]:
-    """What all disks and their backends consist of: first the backends.
+    """Yield the QEMU parts of all disks and their backends, backends first.
 
     :param nodes: the block nodes of those storage backends that are not QEMU's own, by component.
     :param blobs: for each blob backend, the path of a file with its contents.
@@ -80,7 +80,7 @@ def backend_nodes(keys: Iterable[str]) -> dict[str, str]:
 
 
 def blob_contents(key: str, backend: BlobStorageBackend) -> bytes:
-    """What a blob backend holds at first.
+    """Decode the initial content of a blob backend.
 
     :raises InvalidSpec: when it is not base64, or no whole number of blocks.
     """
@@ -146,7 +146,7 @@ def _block_size(key: str, backend: StorageBackend) -> dict[str, int]:
 
 
 class _Vcr(msgspec.Struct):
-    """What a device must know of a volume construction request; the rest is the backend's."""
+    """The fields of a volume construction request that a device needs; the backend uses the rest."""
 
     block_size: int = DEFAULT_BLOCK_BYTES
 

@@ -1,4 +1,4 @@
-"""What a spec needs of the host, looked at before QEMU starts: QEMU would start without it, and say nothing."""
+"""Check the host resources that a spec names before QEMU starts, which would silently start without them."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def pluggable(
     blobs: Mapping[str, str],
     nodes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> list[MachinePart]:
-    """What to add to the machine of a spec that lacks some of its components.
+    """Return the parts to hot-plug into a machine that lacks some components of its spec.
 
     :param keys: the components that it lacks.
     :param blobs: for each blob backend, the path of a file with its contents.

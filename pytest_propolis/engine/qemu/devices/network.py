@@ -32,7 +32,7 @@ KNOWN: Final = "'user', 'user:isolated', 'unix:PATH' or 'multicast:ADDRESS:PORT'
 
 
 def network_parts(components: Mapping[str, Any], buses: PciBuses) -> Iterator[MachinePart]:
-    """What all network cards and their backends consist of.
+    """Yield the QEMU parts of all network cards and their backends.
 
     :raises InvalidSpec: naming the component at fault.
     """

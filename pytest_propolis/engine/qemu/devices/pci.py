@@ -57,7 +57,7 @@ class PciBuses:
             self._names[bridge.downstream_bus] = f"bus{bridge.downstream_bus}"
         for key, component in components.items():
             if (path := getattr(component, "pci_path", None)) is not None:
-                self._take(key, path)
+                self._reserve(key, path)
         self._require_first_functions()
 
     @property
@@ -98,7 +98,7 @@ class PciBuses:
         # The hot-plug controller would take slot 0 of the new bus.
         return f"pci-bridge,id={self._names[number]},chassis_nr={number},shpc=off,{self.place(bridge.pci_path)}"
 
-    def _take(self, key: str, path: PciPath) -> None:
+    def _reserve(self, key: str, path: PciPath) -> None:
         place = f"{path.bus}.{path.device}.{path.function}"
         if path.bus not in self._names:
             raise InvalidSpec(f"component {key!r}: PCI bus {path.bus} does not exist: add a bridge for it")

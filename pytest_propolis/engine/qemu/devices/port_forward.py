@@ -34,10 +34,10 @@ async def forward_port(execute: Execute, components: Mapping[str, Any], port: in
     for _ in range(ATTEMPTS):
         chosen = _free_port()
         command = f"hostfwd_add {netdev} tcp:{LOOPBACK}:{chosen}-:{port}"
-        said = await execute("human-monitor-command", **{"command-line": command})
-        if not said.strip():
+        reply = await execute("human-monitor-command", **{"command-line": command})
+        if not reply.strip():
             return chosen
-    raise ForwardRefused(said.strip())
+    raise ForwardRefused(reply.strip())
 
 
 def _user_network(components: Mapping[str, Any]) -> str | None:

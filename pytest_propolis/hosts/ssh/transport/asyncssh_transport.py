@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 import asyncssh
 
 from ....errors import HostError
-from .transport import Channel, SshDestination, offer_refused, port_offer_refused
+from .transport import Channel, SshDestination, remote_port_refused, remote_socket_refused
 
 __all__ = ["FALLBACK_ERRORS", "AsyncsshTransport", "describe"]
 
@@ -95,22 +95,22 @@ class AsyncsshTransport:
     async def forward(self, local: Path, remote: str) -> None:
         self._listeners.append(await self._connection.forward_local_path(str(local), remote))
 
-    async def offer(self, remote: str, local: Path) -> None:
+    async def forward_remote(self, remote: str, local: Path) -> None:
         try:
             self._listeners.append(await self._connection.forward_remote_path(remote, str(local)))
         except asyncssh.ChannelListenError as error:
-            raise offer_refused(self._name, str(error)) from None
+            raise remote_socket_refused(self._name, str(error)) from None
 
     async def forward_port(self, remote: int) -> int:
         listener = await self._connection.forward_local_port(LOOPBACK, 0, LOOPBACK, remote)
         self._listeners.append(listener)
         return int(listener.get_port())
 
-    async def offer_port(self, local: int) -> int:
+    async def forward_remote_port(self, local: int) -> int:
         try:
             listener = await self._connection.forward_remote_port(LOOPBACK, 0, LOOPBACK, local)
         except asyncssh.ChannelListenError as error:
-            raise port_offer_refused(self._name, str(error)) from None
+            raise remote_port_refused(self._name, str(error)) from None
         self._listeners.append(listener)
         return int(listener.get_port())
 

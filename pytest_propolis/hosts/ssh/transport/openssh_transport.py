@@ -16,7 +16,7 @@ from typing import ClassVar, Final
 from ....errors import HostError
 from ....operating_system.registry import system
 from ....storage.programs import run_program
-from .transport import Channel, SshDestination, offer_refused, port_offer_refused
+from .transport import Channel, SshDestination, remote_port_refused, remote_socket_refused
 
 __all__ = ["OpensshTransport"]
 
@@ -41,7 +41,7 @@ class OpensshTransport:
         with system().children.ending_with_parent() as prefix:
             process = await asyncio.create_subprocess_exec(
                 *prefix,
-                *self._words("-T", "-o", f"ControlMaster={'no' if self._first else 'yes'}"),
+                *self._arguments("-T", "-o", f"ControlMaster={'no' if self._first else 'yes'}"),
                 command,
                 stdin=PIPE,
                 stdout=PIPE,
@@ -59,28 +59,28 @@ class OpensshTransport:
         return Channel(process.stdin, process.stdout, process.stderr, process.wait, kill)
 
     async def forward(self, local: Path, remote: str) -> None:
-        done = await run_program([*self._words("-O", "forward", "-L", f"{local}:{remote}")])
+        done = await run_program([*self._arguments("-O", "forward", "-L", f"{local}:{remote}")])
         if done.status != 0:
             raise HostError(f"host {self._destination.name}: SSH refuses to forward a socket: {done.last_lines()}")
 
-    async def offer(self, remote: str, local: Path) -> None:
-        done = await run_program([*self._words("-O", "forward", "-R", f"{remote}:{local}")])
+    async def forward_remote(self, remote: str, local: Path) -> None:
+        done = await run_program([*self._arguments("-O", "forward", "-R", f"{remote}:{local}")])
         if done.status != 0:
-            raise offer_refused(self._destination.name, done.last_lines())
+            raise remote_socket_refused(self._destination.name, done.last_lines())
 
     async def forward_port(self, remote: int) -> int:
         with socket.socket() as probe:  # ssh does not tell which port it has chosen for a local forward
             probe.bind((LOOPBACK, 0))
             port: int = probe.getsockname()[1]
-        done = await run_program([*self._words("-O", "forward", "-L", f"{LOOPBACK}:{port}:{LOOPBACK}:{remote}")])
+        done = await run_program([*self._arguments("-O", "forward", "-L", f"{LOOPBACK}:{port}:{LOOPBACK}:{remote}")])
         if done.status != 0:
             raise HostError(f"host {self._destination.name}: SSH refuses to forward a port: {done.last_lines()}")
         return port
 
-    async def offer_port(self, local: int) -> int:
-        done = await run_program([*self._words("-O", "forward", "-R", f"{LOOPBACK}:0:{LOOPBACK}:{local}")])
+    async def forward_remote_port(self, local: int) -> int:
+        done = await run_program([*self._arguments("-O", "forward", "-R", f"{LOOPBACK}:0:{LOOPBACK}:{local}")])
         if done.status != 0:
-            raise port_offer_refused(self._destination.name, done.last_lines())
+            raise remote_port_refused(self._destination.name, done.last_lines())
         return int(done.output)
 
     async def wait_closed(self) -> None:
@@ -93,8 +93,9 @@ class OpensshTransport:
                 process.kill()
         self._control.unlink(missing_ok=True)
 
-    def _words(self, *further: str) -> list[str]:
+    def _arguments(self, *further: str) -> list[str]:
         files = self._destination.config
         options = ("BatchMode=yes", "RemoteCommand=none", "ForwardAgent=no", "ForwardX11=no", "ControlPersist=no")
-        words = ["ssh", *(("-F", files[0]) if files else ()), "-o", f"ControlPath={self._control}"]
-        return [*words, *(word for option in options for word in ("-o", option)), *further, self._destination.address]
+        arguments = ["ssh", *(("-F", files[0]) if files else ()), "-o", f"ControlPath={self._control}"]
+        options_given = [argument for option in options for argument in ("-o", option)]
+        return [*arguments, *options_given, *further, self._destination.address]

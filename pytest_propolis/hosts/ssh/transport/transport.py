@@ -11,7 +11,7 @@ import msgspec
 
 from ....errors import HostError
 
-__all__ = ["Channel", "SshDestination", "Transport", "offer_refused", "port_offer_refused"]
+__all__ = ["Channel", "SshDestination", "Transport", "remote_port_refused", "remote_socket_refused"]
 
 
 class SshDestination(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +28,7 @@ class SshDestination(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def config_files(self) -> list[str]:
-        """The files of the configuration that are there."""
+        """The existing configuration files."""
         files = self.config or (str(Path("~/.ssh/config").expanduser()), "/etc/ssh/ssh_config")
         return [file for file in files if Path(file).exists()]
 
@@ -62,26 +62,26 @@ class Transport(Protocol):
         """Start a shell command on the host."""
 
     async def forward(self, local: Path, remote: str) -> None:
-        """Listen on a local socket, and connect what comes there to a socket of the host.
+        """Forward a local socket to a socket of the host.
 
         :raises HostError: when that is refused.
         """
 
-    async def offer(self, remote: str, local: Path) -> None:
-        """Listen on a socket of the host, and connect what comes there to a local one.
+    async def forward_remote(self, remote: str, local: Path) -> None:
+        """Forward a socket of the host to a local one.
 
         :raises HostError: when that is refused.
         """
 
     async def forward_port(self, remote: int) -> int:
-        """Listen on a port of this machine's loopback interface, and connect what comes there to one of the host's.
+        """Forward a port of this machine's loopback interface to one of the host's.
 
         :return: the local port.
         :raises HostError: when that is refused.
         """
 
-    async def offer_port(self, local: int) -> int:
-        """Listen on a port of the host's loopback interface, and connect what comes there to one of this machine's.
+    async def forward_remote_port(self, local: int) -> int:
+        """Forward a port of the host's loopback interface to one of this machine's.
 
         :return: the host's port.
         :raises HostError: when that is refused.
@@ -94,7 +94,7 @@ class Transport(Protocol):
         """End the connection at once."""
 
 
-def offer_refused(host: str, reason: str) -> HostError:
+def remote_socket_refused(host: str, reason: str) -> HostError:
     """Return the error for a host whose sshd does not listen on a socket for this machine."""
     return HostError(
         f"host {host}: its sshd refuses to listen on a socket there: {reason}",
@@ -102,7 +102,7 @@ def offer_refused(host: str, reason: str) -> HostError:
     )
 
 
-def port_offer_refused(host: str, reason: str) -> HostError:
+def remote_port_refused(host: str, reason: str) -> HostError:
     """Return the error for a host whose sshd does not listen on a port for this machine."""
     return HostError(
         f"host {host}: its sshd refuses to listen on a port there: {reason}",

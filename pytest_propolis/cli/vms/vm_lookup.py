@@ -1,0 +1,101 @@
+"""Look up VMs by id, on this machine and on the hosts of an inventory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from ...errors import ConfigError, HostError, PropolisError
+from ...hosts.agent_client import running_agents
+from ...hosts.known_directories import known_base_directories
+from ...propolis_api.client import Endpoint
+from ..hosts import run_on_hosts
+
+if TYPE_CHECKING:
+    from ...hosts.host import HostSpec
+
+__all__ = ["LocatedVm", "locate_vm", "print_vms"]
+
+PRINT_VMS: Final = "pytest_propolis.cli.vms.vm_lookup:print_vms"
+
+
+@contextlib.asynccontextmanager
+async def locate_vm(vm_id: str, hosts: tuple[HostSpec, ...] | None) -> AsyncIterator[tuple[LocatedVm, Endpoint]]:
+    """Find a VM, and forward its server to this machine for the length of the block.
+
+    :param vm_id: its id, or a prefix of it.
+    :raises ConfigError: when the prefix does not identify exactly one VM.
+    """
+    here = await asyncio.to_thread(_find_local, vm_id) if _includes_this_machine(hosts) else []
+    found: list[tuple[HostSpec | None, LocatedVm]] = [(None, vm) for vm in here]
+    found += await _find_remote(vm_id, hosts or ())
+    if len(found) != 1:
+        which = f"{len(found)} VMs have ids that begin with {vm_id!r}" if found else f"there is no VM {vm_id!r}"
+        raise ConfigError(which, hint="`propolis ps` lists the VMs of this user; --hosts FILE is for those elsewhere")
+    ((spec, vm),) = found
+    async with contextlib.AsyncExitStack() as stack:
+        socket, port = Path(vm.socket), vm.port
+        if spec is not None:
+            from ...hosts.ssh.host_connection import open_connection
+
+            connection = await stack.enter_async_context(open_connection(spec))
+            if port is None:
+                socket = await connection.forward(vm.socket)
+            else:
+                port = await connection.forward_port(port)
+        if port is None:
+            yield vm, Endpoint(base_url=f"http://agent/vms/{vm.id}", uds=socket)
+        else:
+            yield vm, Endpoint(base_url=f"http://127.0.0.1:{port}")
+
+
+class LocatedVm(msgspec.Struct, frozen=True, kw_only=True):
+    """A VM, and the socket of its agent on its host."""
+
+    id: str
+    name: str
+    socket: str
+    is_kept: bool
+    """Whether it was kept for a person."""
+
+    port: int | None = None
+    """Of the loopback interface, where its server is a program of its own."""
+
+
+def _find_local(wanted: str) -> list[LocatedVm]:
+    """Return the VMs of this machine whose ids begin with a prefix."""
+    return [
+        LocatedVm(id=vm.id, name=vm.name, socket=str(agent.socket), is_kept=vm.kept is not None, port=vm.port)
+        for base in known_base_directories()
+        for agent in running_agents(base)
+        for vm in agent.vms()
+        if wanted and vm.id.startswith(wanted)
+    ]
+
+
+def print_vms(arguments: list[str]) -> None:
+    """Print the VMs of this machine as a JSON list. Runs on a host over SSH."""
+    sys.stdout.buffer.write(msgspec.json.encode(_find_local(arguments[0])))
+    sys.stdout.buffer.flush()
+
+
+def _includes_this_machine(hosts: tuple[HostSpec, ...] | None) -> bool:
+    return hosts is None or any(spec.kind == "local" for spec in hosts)
+
+
+async def _find_remote(wanted: str, hosts: tuple[HostSpec, ...]) -> list[tuple[HostSpec, LocatedVm]]:
+    remote = [spec for spec in hosts if spec.kind != "local"]
+    found = []
+    for spec, answer in zip(remote, await run_on_hosts(remote, PRINT_VMS, [wanted]), strict=True):
+        if isinstance(answer, PropolisError):
+            raise answer
+        if answer.status != 0:
+            raise HostError(f"host {spec.name}: its VMs cannot be listed: {answer.stderr.strip()}")
+        found += [(spec, vm) for vm in msgspec.json.decode(answer.output, type=list[LocatedVm])]
+    return found

@@ -1,0 +1,151 @@
+"""Guests that migrate between SSH hosts, as a user's tests have them do it."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from inner_run import InnerRun
+from ssh_rig import SshRig, require_rigs, ssh_rig
+
+CLEAN_TIMEOUT_S = 60.0
+EXAMPLE = Path(__file__).parents[3] / "example_tests/test_hosts.py"
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[SshRig]:
+    require_rigs()
+    with ssh_rig("h1", "h2") as made:
+        yield made
+
+
+def test_the_example_of_a_guest_that_moves_between_hosts_passes(inner: InnerRun, rig: SshRig, hosts: Path) -> None:
+    inner.write(test_it=EXAMPLE.read_text())
+    inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=3)
+    assert {name: host.processes() for name, host in rig.hosts.items()} == {"h1": {}, "h2": {}}
+    assert {host.run("ls", "/run/propolis") for host in rig.hosts.values()} == {""}
+
+
+FAULTS = """
+import asyncio, contextlib, os, subprocess
+
+import pytest
+from pytest_propolis import DataDisk, HostLost, PropolisError
+from pytest_propolis.propolis_api import MigrationState
+
+@pytest.fixture
+def fault(request):
+    return {"qemu": kill("[q]emu-system.*{}"), "cable": pull}[request.param]
+
+def kill(pattern):
+    async def do(target):
+        await target.host.run(f"pkill -KILL -f '{pattern.format(target.id)}'; true")
+    return do
+
+async def pull(target):
+    entered = ["nsenter", "-t", os.environ["RIG_SWITCH"], "-n"]
+    subprocess.run([*entered, "ip", "link", "set", target.host.name, "down"], check=True)
+
+@pytest.mark.parametrize("fault", ["qemu", "cable"], indirect=True)
+async def test_it(vm_factory, remote_hosts, fault):
+    here, there = remote_hosts
+    with contextlib.suppress(HostLost):  # the test before has lost it
+        await there.run("true")
+    disk = DataDisk(name="data", size_mib=96)
+    source = await vm_factory.start("source", memory_mib=192, host=here, disks=(disk,))
+    await source.run("modprobe virtio_blk; dd if=/dev/urandom of=/dev/vda bs=1M count=64")
+    target = await vm_factory.successor(source, host=there)
+    migrating = asyncio.create_task(target.migrate_from(source))
+    gen = 0
+    while not (way := (state := await source.client.instance_state_monitor(gen)).migration.migration_out) or (
+        way.state is not MigrationState.RAM_PUSH
+    ):
+        gen = state.gen + 1
+    await fault(target)
+    with pytest.raises(PropolisError):
+        await migrating
+    await source.wait_for_state("Running")
+    assert await source.run("echo here") == "here"
+    subprocess.run(["nsenter", "-t", os.environ["RIG_SWITCH"], "-n", "ip", "link", "set", there.name, "up"], check=True)
+"""
+
+
+def test_a_guest_whose_target_is_lost_on_the_way_runs_on_and_nothing_is_left_there(
+    inner: InnerRun, rig: SshRig, hosts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RIG_SWITCH", str(rig.switch.pid))
+    inner.write(test_it=FAULTS)
+    # The teardown of a test whose host is lost says so.
+    inner.run("--propolis-hosts", str(hosts), "-p", "no:randomly").assert_outcomes(passed=2, errors=1)
+    deadline = time.monotonic() + CLEAN_TIMEOUT_S
+    while left := [line for host in rig.hosts.values() for line in host.processes().values() if "propolis" in line]:
+        assert time.monotonic() < deadline, left
+        select.select([], [], [], 0.1)
+    assert {host.run("ls", "/run/propolis") for host in rig.hosts.values()} == {""}
+    disks = "find ~/.cache/propolis/artifacts/disks -name '*.qcow2' 2>/dev/null || true"
+    assert {host.run("sh", "-c", disks) for host in rig.hosts.values()} == {""}
+
+
+VOLUMES = """
+import pytest
+from pytest_propolis import ConfigError
+
+async def test_it(crucible_disk_factory, vm_factory, remote_hosts):
+    here, there = remote_hosts
+    disk = await crucible_disk_factory(size_mib=64)
+    near, far = (here, there) if disk.host is here else (there, here)
+    source = await vm_factory.start("source", memory_mib=192, host=near, disks=(disk,))
+    refusal = f"crucible disk '.*' is on host {near.name}, and VMs on {far.name} cannot reach it"
+    with pytest.raises(ConfigError, match=refusal):
+        await vm_factory.successor(source, host=far)
+    assert disk.generation == 1
+    unused = await crucible_disk_factory("unused", size_mib=64)
+    with pytest.raises(ConfigError, match=refusal):
+        await vm_factory.start("other", memory_mib=192, host=far, disks=(unused,))
+    await source.run("modprobe virtio_blk; until [ -b /dev/vda ]; do usleep 20000; done; echo a >/dev/vda")
+"""
+
+
+def test_a_volume_that_a_host_cannot_reach_is_refused_before_anything_is_done(
+    inner: InnerRun, rig: SshRig, hosts: Path
+) -> None:
+    inner.write(test_it=VOLUMES)
+    inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=1)
+
+
+NODE = """
+import asyncio
+
+import pytest
+from pytest_propolis import InstanceState
+
+@pytest.mark.multi_node(2)
+async def test_it(vm_factory, remote_hosts, nodes, kv, barrier):
+    here, there = remote_hosts
+    vm = await vm_factory.start("first", guest="micro", host=here)
+    async with vm.as_node(nodes):
+        await vm.run("(barrier ready 2 && kv put passed yes) </dev/null >/dev/null 2>&1 &")
+        async with asyncio.timeout(60):
+            await nodes.mirror.until(lambda: nodes.mirror.below("barriers/ready/at/1/") or None, on=("",))
+        for name, host in (("second", there), ("third", here)):
+            successor = await vm_factory.successor(vm, name, host=host)
+            await successor.migrate_from(vm)
+            await successor.wait_for_state(InstanceState.RUNNING)
+            vm = successor
+            assert await vm.run(f"kv put at {name}; kv get at") == name
+        assert await barrier("ready", 2) == 1
+        assert await kv.wait("passed") == b"yes"
+"""
+
+
+def test_a_guest_that_moves_between_ssh_hosts_is_the_same_node(inner: InnerRun, rig: SshRig, hosts: Path) -> None:
+    inner.write(test_it=NODE)
+    inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=1)
+
+
+def test_a_guest_that_moves_between_hosts_of_this_machine_is_the_same_node(inner: InnerRun) -> None:
+    inner.write(test_it=NODE)
+    inner.run("--propolis-hosts", "local:2").assert_outcomes(passed=1)

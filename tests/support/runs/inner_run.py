@@ -1,0 +1,68 @@
+"""A pytest run inside a test, as a user starts one, whose leftovers can be distinguished from those of other runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+__all__ = ["InnerRun"]
+
+TIMEOUT_S = 240
+
+
+class InnerRun:
+    """Starts pytest with the plugin, in a process of its own, with a runtime directory of its own.
+
+    :param runtime: the run's XDG_RUNTIME_DIR. All its processes carry it in their environment, its agents live in it.
+    """
+
+    def __init__(self, pytester: pytest.Pytester, runtime: Path) -> None:
+        self.pytester = pytester
+        self.runtime = runtime
+
+    def write(self, **files: str) -> None:
+        """Write Python files, by name without ending."""
+        self.pytester.makepyfile(**files)
+
+    def run(self, *arguments: str) -> pytest.RunResult:
+        """``pytest -p propolis``, with installed plugins loaded as users have them; the guest is micro by default."""
+        return self.plain("-p", "propolis", *arguments)
+
+    def plain(self, *arguments: str) -> pytest.RunResult:
+        """``pytest`` with nothing added."""
+        return self.pytester.runpytest_subprocess(*arguments, timeout=TIMEOUT_S)
+
+    def fails_with(self, *lines: str, arguments: tuple[str, ...] = ()) -> pytest.RunResult:
+        """Run tests that must fail with one error that shows these lines (patterns, in order), and leave nothing."""
+        result = self.run(*arguments)
+        outcomes = result.parseoutcomes()
+        assert sum(outcomes.get(kind, 0) for kind in ("failed", "errors")) == 1, outcomes
+        result.stdout.fnmatch_lines([f"E*{line}" for line in lines])
+        assert self.leavings() == []
+        return result
+
+    def leavings(self) -> list[str]:
+        """Return the leftovers of all runs: processes, agents' directories, rendezvous files."""
+        base = self.runtime / "propolis"
+        files = [str(path) for path in sorted(base.rglob("*"))] if base.is_dir() else []
+        return [*map(_command, self.processes()), *files]
+
+    def processes(self) -> Iterator[Path]:
+        """Return the /proc directories of all processes of runs."""
+        wanted = f"XDG_RUNTIME_DIR={self.runtime}".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if wanted in (process / "environ").read_bytes().split(b"\0") and process.name != str(os.getpid()):
+                    yield process
+            except OSError:  # gone meanwhile, or another user's
+                continue
+
+
+def _command(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return f"{process.name}, gone meanwhile"
