@@ -222,7 +222,7 @@ def pytest_runtest_makereport(
         item.stash[FAILURE] = call.excinfo.exconly(tryshort=True).partition("\n")[0]
 
     if any(host.was_up for host in item.config.stash.get(HOSTS, ())):
-        from .distribution.interruption import VMS_ATTRIBUTE
+        from .distribution.run_events import VMS_ATTRIBUTE
         from .distribution.status.activation import FORKS_ATTRIBUTE
         from .session.internals import worker_name
 

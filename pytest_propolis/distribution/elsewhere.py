@@ -10,6 +10,7 @@ import pytest
 
 from ..session.internals import prepare_again, run_phases, tear_down_everything
 from ..session.stash import HOSTS, PLACEMENTS
+from .run_events import run_events
 
 __all__ = ["LostHosts", "RetryElsewhere", "RetrySummary"]
 
@@ -79,17 +80,23 @@ class RetryElsewhere:
 
 
 class RetrySummary:
-    """A plugin of the process that has the terminal: tells what ran again."""
+    """Registers itself as a plugin of the process that has the terminal when a test runs again, and tells which did."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
         self._lines: list[str] = []
+        run_events(config).on_report.append(self._reported)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
         return (RERUN, "R", "RERUN") if str(report.outcome) == RERUN else None
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if str(report.outcome) == RERUN and "retry_elsewhere" in report.keywords:
+    def _reported(self, report: pytest.TestReport) -> None:
+        if str(report.outcome) != RERUN:
+            return
+        if not self._config.pluginmanager.is_registered(self):
+            self._config.pluginmanager.register(self, "propolis-retry-summary")
+        if "retry_elsewhere" in report.keywords:
             crash = getattr(report.longrepr, "reprcrash", None)
             reason = crash.message.partition("\n")[0] if crash else "its host was lost"
             self._lines.append(f"propolis: {report.nodeid} has run again elsewhere: {reason}")

@@ -19,6 +19,7 @@ from ..session.progress import line_printer
 from ..session.signals import Interruption
 from ..session.stash import SETTINGS
 from ..settings import Settings
+from .run_events import VMS_ATTRIBUTE, run_events
 
 __all__ = ["WorkerInterrupter", "interruption_for"]
 
@@ -46,6 +47,7 @@ def interruption_for(config: pytest.Config) -> Interruption:
         interruption = Interruption(say, abandon=(_abandon_to_agents, workers.kill), breaks_waits=False)
         workers.interruption = interruption
         config.pluginmanager.register(workers, "propolis-interruption")
+        run_events(config).on_report.append(workers.reported)
         return interruption
     return Interruption(say, abandon=(_abandon_to_agents,))
 
@@ -76,7 +78,7 @@ class WorkerInterrupter:
         with contextlib.suppress(ValueError):
             self._nodes.remove(node)
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+    def reported(self, report: pytest.TestReport) -> None:
         if getattr(report, VMS_ATTRIBUTE, False):
             self.interruption.arm()
 
@@ -103,7 +105,3 @@ class WorkerInterrupter:
         for node in self._nodes:
             if (process := local_process(node)) is not None:
                 yield process
-
-
-VMS_ATTRIBUTE: Final = "propolis_host_used"
-"""An attribute of a worker's report: whether its process has used a host, so that there are VMs to be cleaned up."""

@@ -11,6 +11,7 @@ from ..hosts.inventory.capacity import slots_of
 from ..hosts.inventory.probing import probed_inventory
 from ..session.internals import dist_was_chosen, is_controller, is_worker
 from ..session.stash import SETTINGS
+from .run_events import run_events
 from .worker_channel import CHANNEL, WorkerEnd
 
 __all__ = ["place_tests", "wanted_workers"]
@@ -24,7 +25,7 @@ def place_tests(config: pytest.Config) -> None:
     if not is_worker(config):
         from .elsewhere import RetrySummary
 
-        config.pluginmanager.register(RetrySummary(), "propolis-retry-summary")
+        RetrySummary(config)
     if is_worker(config):
         if CHANNEL in config.workerinput:  # type: ignore[attr-defined]
             config.pluginmanager.register(WorkerEnd(config), "propolis-placement")
@@ -41,7 +42,10 @@ def place_tests(config: pytest.Config) -> None:
             measured = read_durations(path) if path else {}
         except SettingsError as error:
             raise pytest.UsageError(str(error)) from None
-        config.pluginmanager.register(Placer(measured), "propolis-placement")
+        placer = Placer(measured)
+        config.pluginmanager.register(placer, "propolis-placement")
+        run_events(config).on_start.append(placer.test_started)
+        run_events(config).on_report.append(placer.reported)
 
 
 def _retry_here(config: pytest.Config) -> None:

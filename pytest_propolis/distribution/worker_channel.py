@@ -26,7 +26,7 @@ LOST_HOSTS_ATTRIBUTE: Final = "propolis_lost_hosts"
 
 
 class Collected(msgspec.Struct, frozen=True, tag="collected"):
-    """From a worker: what its tests need, by node id."""
+    """From a worker: what its tests need, by node id. Tests that need no host are not in it."""
 
     needs: dict[str, Needs]
 
@@ -71,7 +71,8 @@ class WorkerEnd:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Before xdist reports to the controller that the collection is complete."""
-        self._send(Collected({item.nodeid: needs_of(item) for item in session.items}))
+        needs = {item.nodeid: needs_of(item) for item in session.items}
+        self._send(Collected({test: need for test, need in needs.items() if need.hosts}))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self) -> None:

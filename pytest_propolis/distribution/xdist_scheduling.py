@@ -40,6 +40,8 @@ DURATIONS: Final = "propolis/durations"
 TEMPLATE_S: Final = 10.0
 """How long a template takes, before any was made."""
 
+HOSTLESS: Final = Needs(hosts=0)
+
 TICK_S: Final = 1.0
 """How often the scheduler is asked while tests wait and nothing happens."""
 
@@ -80,13 +82,13 @@ class Placer:
         )
         return self._scheduling
 
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
+    def test_started(self, test: str) -> None:
         if self._scheduling is not None:
-            self._scheduling.test_started(nodeid)
+            self._scheduling.test_started(test)
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if self._scheduling is not None:
-            self._scheduling.lose_hosts(getattr(report, LOST_HOSTS_ATTRIBUTE, ()))
+    def reported(self, report: pytest.TestReport) -> None:
+        if self._scheduling is not None and (lost := getattr(report, LOST_HOSTS_ATTRIBUTE, None)):
+            self._scheduling.lose_hosts(lost)
 
     def pytest_sessionfinish(self) -> None:
         if self._scheduling is not None:
@@ -97,7 +99,7 @@ class HostScheduling:
     """Implements xdist's ``Scheduling``.
 
     :param channels: to the workers, by their ids; more come when workers are replaced.
-    :param needs: of all tests, by node id; complete when the first worker has collected.
+    :param needs: of the tests that need hosts, by node id; complete when the first worker has collected.
     """
 
     def __init__(
@@ -121,8 +123,9 @@ class HostScheduling:
         self._sent: dict[str, list[str]] = {}
         """By worker, what it has been sent and not finished, in that order."""
         self._placed: dict[str, tuple[str, tuple[str, ...]]] = {}
-        """By test that runs, its worker and its hosts."""
+        """By test that runs, or is in a batch that runs, its worker and its hosts."""
         self._finished: set[str] = set()
+        """No test is both placed and finished. xdist asks after each message how many there are of both."""
         self._durations: dict[str, float] = {}
         self._hosts: dict[str, HostSpec] = {}
         self._moving: dict[str, str] = {}
@@ -148,7 +151,7 @@ class HostScheduling:
     @property
     def tests_finished(self) -> bool:
         """Whether every test runs or has run: xdist then tells all workers that no test follows."""
-        return self._has_begun and len(self._placed.keys() | self._finished) == len(self._tests)
+        return self._has_begun and len(self._placed) + len(self._finished) == len(self._tests)
 
     @property
     def has_pending(self) -> bool:
@@ -186,7 +189,7 @@ class HostScheduling:
             self._begin()
         for node in self._collections:
             worker = node.gateway.id
-            if worker in self._nodes and worker not in self._ready:
+            if worker in self._nodes and worker not in self._ready and not node.shutting_down:
                 self._ready.add(worker)
                 self._scheduler.worker_ready(worker, own_host=self._own_host(node))
         self._decide()
@@ -205,7 +208,7 @@ class HostScheduling:
         remembered = self._estimates()
         self._scheduler.tests_known(
             [
-                Item(test, self._needs.get(test, Needs(hosts=0)), test.partition("::")[0], remembered.get(test))
+                Item(test, self._needs.get(test, HOSTLESS), test.partition("::")[0], remembered.get(test))
                 for test in self._tests
             ]
         )
@@ -319,7 +322,9 @@ class HostScheduling:
         self._finished.add(test)
         self._scheduler.test_finished(worker, test, duration)
         self._durations[test] = round(max(duration, SMALLEST_S), 4)
-        self._decide()
+        sent = self._sent[worker]
+        if not (sent and sent[0] in self._placed):  # else the worker goes on with its batch
+            self._decide()
 
     def mark_test_pending(self, item: str) -> None:
         """Run a test again that a crashed worker ran."""
@@ -340,18 +345,18 @@ class HostScheduling:
         self._collections.pop(node, None)
         sent = self._sent.pop(worker)
         self._moving.pop(worker, None)
-        crashed = next((test for test in sent if test in self._placed), None)
-        if self._has_begun and worker in self._ready:
+        placed = [test for test in sent if self._placed.pop(test, None) is not None]
+        if worker in self._ready:
+            self._ready.remove(worker)
             self._scheduler.worker_lost(worker)
-        if crashed is not None:
-            del self._placed[crashed]
-            self._finished.add(crashed)
+        self._finished.update(placed[:1])  # those behind it in its batch are scheduled anew
         if self._has_begun:
             self._decide()
-        return crashed
+        return placed[0] if placed else None
 
     def _decide(self) -> None:
         """Do what the scheduler decides, and see that it is asked again while tests wait."""
+        self._let_go()
         self._move()
         for decision in self._scheduler.decide(time.monotonic()):
             match decision:
@@ -365,6 +370,12 @@ class HostScheduling:
         if self.has_pending and not self._ticking:
             self._ticking = call_in_controller(self._config, self._tick, delay_s=TICK_S)
 
+    def _let_go(self) -> None:
+        """Give nothing more to workers that xdist has told to end, as after ``--maxfail``: they would not run it."""
+        for worker in [name for name in self._ready if self._nodes[name].shutting_down and not self._sent[name]]:
+            self._ready.remove(worker)
+            self._scheduler.worker_lost(worker)
+
     def _tick(self) -> None:
         self._ticking = False
         self._decide()
@@ -373,8 +384,11 @@ class HostScheduling:
         node, sent = self._nodes[decision.worker], self._sent[decision.worker]
         if decision.hosts:
             self._channels[decision.worker].place(dict.fromkeys(decision.tests, decision.hosts))
-        self._placed |= dict.fromkeys(decision.tests, (decision.worker, decision.hosts))
+        tests = [test for test in decision.tests if test in sent or not node.shutting_down]
+        self._placed |= dict.fromkeys(tests, (decision.worker, decision.hosts))
         ahead = [test for test in (*decision.tests, decision.following) if test is not None and test not in sent]
+        if node.shutting_down:  # What it has not been sent is scheduled anew when it has ended.
+            return
         sent += ahead
         if ahead:
             node.send_runtest_some([self._indices[test] for test in ahead])

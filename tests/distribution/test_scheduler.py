@@ -236,6 +236,32 @@ def test_a_test_without_a_vm_needs_a_worker_only() -> None:
     assert fleet.decide() == [Start("gw0", ("plain",), ())]
 
 
+def test_tests_without_vms_are_sent_in_batches_as_soon_as_they_are_known_to_be_short() -> None:
+    fleet = fleet_of(workers=2, one_ahead=True)
+    fleet.add_tests(*(item(f"test{n}", None, guest=None, hosts=0, cpus=0) for n in range(300)))
+    while len(fleet.done) < 300:
+        fleet.decide()
+        for worker in sorted(fleet.running):
+            fleet.finish(worker, 0.001)
+    assert len(fleet.starts) < 60
+    assert max(len(start.tests) for start in fleet.starts) <= 300 / 2 / 3
+
+
+def test_tests_without_vms_that_take_long_are_sent_one_by_one() -> None:
+    fleet = fleet_of(workers=2, one_ahead=True)
+    fleet.add_tests(*(item(f"test{n}", 3.0, guest=None, hosts=0, cpus=0) for n in range(30)))
+    fleet.run_out()
+    assert all(len(start.tests) == 1 for start in fleet.starts)
+
+
+def test_more_workers_than_slots_stay_for_the_tests_without_vms() -> None:
+    fleet = fleet_of(host(slots=1), workers=4, one_ahead=True)
+    fleet.add_tests(*(item(f"test{n}", 10.0, guest=None, hosts=0, cpus=0) for n in range(20)))
+    fleet.decide()
+    assert all(start.following is not None for start in fleet.starts)
+    assert len(fleet.starts) == 4
+
+
 def test_the_same_calls_have_the_same_answers() -> None:
     def run() -> list[object]:
         fleet = fleet_of(*(host(f"h{n}", templates=frozenset()) for n in range(4)))

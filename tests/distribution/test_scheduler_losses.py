@@ -33,6 +33,12 @@ def test_the_tests_of_a_lost_host_run_elsewhere() -> None:
     assert fleet.where("test") == ("b",)
 
 
+def test_a_test_that_is_lost_again_and_again_lets_the_others_run() -> None:
+    fleet = fleet_of(host(slots=1), workers=1)
+    fleet.add_tests(item("doomed", 300, guest="slow"), *(item(f"test{n}", 1.0) for n in range(5)))
+    fleet.run_others(fleet.items["doomed"].needs, {f"test{n}" for n in range(5)})
+
+
 def test_a_lost_test_that_may_not_run_again_does_not() -> None:
     fleet = fleet_of(host())
     fleet.add_tests(item("test"))
@@ -51,6 +57,19 @@ def test_what_a_crashed_worker_held_runs_in_another_one() -> None:
     fleet.lose_worker(start.worker, again=False)
     fleet.decide()
     assert fleet.where(start.following) == ("h0",)
+
+
+def test_what_a_crashed_worker_had_in_its_batch_runs_in_another_one() -> None:
+    fleet = fleet_of(workers=2)
+    fleet.add_tests(*(item(f"test{n}", 0.001, guest=None, hosts=0, cpus=0) for n in range(40)))
+    fleet.decide()
+    batch = fleet.starts[-1]
+    assert len(batch.tests) > 2
+    fleet.finish(batch.worker)
+    fleet.lose_worker(batch.worker, again=False)
+    fleet.run_out()
+    assert fleet.done == set(fleet.items)
+    assert [start for start in fleet.starts if batch.tests[1] in start.tests] == [batch]
 
 
 def test_a_worker_ends_with_the_last_test() -> None:
@@ -181,3 +200,26 @@ def test_a_crashed_worker_of_a_host_is_not_used_again() -> None:
     fleet.add_tests(item("test"))
     fleet.decide()
     assert worker_of(fleet, "test") == "b"
+
+
+def test_a_worker_runs_on_its_own_host_what_it_holds_already() -> None:
+    fleet = fleet_of(host("h0", slots=1), host("h1", slots=1), workers=0, one_ahead=True)
+    fleet.add_workers("near0", own_host="h0")
+    fleet.add_workers("near1", own_host="h1")
+    fleet.add_tests(*(item(f"test{n}", float(n), module=f"m{n}") for n in range(1, 13)))
+    while len(fleet.done) < 12:
+        fleet.decide(1.0)
+        assert {(run.hosts[0], worker) for worker, run in fleet.running.items()} <= {("h0", "near0"), ("h1", "near1")}
+        for worker in sorted(fleet.running):
+            fleet.finish(worker)
+
+
+def test_a_worker_runs_elsewhere_what_it_holds_if_its_own_host_cannot() -> None:
+    fleet = fleet_of(host("h0", slots=1), workers=0, one_ahead=True)
+    fleet.add_workers("near", own_host="h0")
+    fleet.add_tests(item("first", 1.0), item("held", 1.0), item("last", 1.0))
+    fleet.decide()
+    fleet.add_host(host("h1", slots=1))
+    fleet.lose_host("h0")
+    fleet.run_out()
+    assert fleet.done == {"first", "held", "last"}

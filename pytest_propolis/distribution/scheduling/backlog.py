@@ -274,14 +274,25 @@ class Backlog:
         queue.held = [entry for entry in queue.held if entry[1] != index]
         queue.cell.held -= 1
 
-    def update(self, index: int, estimate: Estimate) -> None:
-        """Order a test anew, if its estimate has changed by more than a tenth."""
-        queue, rank_s, work_s = self._places[index]
-        mean_s = estimate.mean_s * queue.needs.hosts
-        if abs(rank_s - estimate.rank_s) > 0.1 * rank_s or abs(work_s - mean_s) > 0.1 * work_s:
-            probe = rank_s > PROBE_S
-            self.remove(index)
-            self.add(index, queue, estimate, probe=probe)
+    def update(self, indices: Iterable[int], estimate_of: Callable[[int], Estimate]) -> None:
+        """Order those of these tests anew that wait and whose estimate has changed by more than a tenth.
+
+        Tests without a host keep their order: they delay nothing, and there may be very many.
+        """
+        for index in indices:
+            place = self._places.get(index)
+            if place is None or place[0].cell.way is Way.HOSTLESS:
+                continue
+            queue, rank_s, work_s = place
+            estimate = estimate_of(index)
+            if abs(rank_s - estimate.rank_s) > 0.1 * rank_s:
+                self.remove(index)
+                self.add(index, queue, estimate, probe=rank_s > PROBE_S)
+                continue
+            mean_s = estimate.mean_s * queue.needs.hosts
+            if abs(work_s - mean_s) > 0.1 * work_s:
+                self._places[index] = _Place(queue, rank_s, mean_s)
+                self._count(queue, mean_s - work_s, 0)
 
     def _count(self, queue: Queue, work_s: float, tests: int) -> None:
         cell = queue.cell

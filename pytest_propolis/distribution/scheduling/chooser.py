@@ -107,6 +107,16 @@ class Chooser:
                     return found
         return None
 
+    def can_begin(self, state: HostState, queue: Queue, rank_s: float) -> bool:
+        """Return whether a host may run a test now that an idle worker holds."""
+        gap_s = math.inf if self.lenient else self._reservation.gap_s(state, state.slots)
+        return (
+            queue.cell in self._fleet.runnable(state)
+            and state.fits(queue.needs)
+            and rank_s <= self._limit_s(state, queue.cell)
+            and not gap_s < rank_s < self._reservation.long_s
+        )
+
     def following(self, state: HostState, cpus: int, memory_mib: int) -> int | None:
         """Return the index of the shortest test that may follow another one on a host, in the room that it leaves."""
         best: tuple[float, int] | None = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import islice
 from typing import Final
 
-from .backlog import Queue
-from .chooser import SLOW, Chooser
+from .backlog import Queue, Way
+from .chooser import SHORT_S, SLOW, Choice, Chooser
 from .decision import BuildTemplate, Decision, Start
 from .follower import Follower
 from .host import HostState
@@ -27,7 +28,8 @@ BATCH_LATENCIES: Final = 40.0
 """How much longer a batch of very short tests takes than the message that starts it."""
 
 BATCHES_LEFT: Final = 3.0
-"""How many batches for each slot there should still be, so that all slots end at the same time."""
+"""How many batches for each slot, or worker, there should still be, so that all of them end at the same time."""
+
 
 BUILDERS: Final = 4
 """One slot in so many makes templates at the same time, once the host has begun with its first ones."""
@@ -37,6 +39,9 @@ WIDE_SLOTS: Final = 2.0
 
 URGENCY: Final = 3.0
 """A wide test has hosts emptied for it when the run probably lasts no longer than so many times the test."""
+
+_Choice = tuple[Queue, int, str]
+"""A test, as its queue and its index, and the worker that runs it."""
 
 
 class Dispatcher:
@@ -106,11 +111,13 @@ class Dispatcher:
     def _fill(self, changed: Collection[HostState]) -> None:
         if len(changed) > 1:
             changed = sorted(changed, key=lambda state: (-state.speed, state.order))
-        for state in changed:
-            if state.alive:
-                self._fill_host(state)
+        choices = [self._choose_near, self._choose] if self._run.workers.on_hosts else [self._choose]
+        for choose in choices:
+            for state in changed:
+                if state.alive:
+                    self._fill_host(state, choose)
 
-    def _fill_host(self, state: HostState) -> None:
+    def _fill_host(self, state: HostState, choose: Callable[[HostState], _Choice | None]) -> None:
         complete, kept = self._run.gatherings.serve(state)
         for gathering in complete:
             self._start_gathered(gathering)
@@ -120,18 +127,36 @@ class Dispatcher:
         while postponed and state.slots > 0:
             self._build(state, postponed.pop(0))
         while state.slots > 0:
-            choice = self._choose(state)
+            choice = choose(state)
             if choice is None:
                 return
             queue, index, worker = choice
             state.take(queue.needs)
             self._start(worker, index, (state,), self._run.withdraw(index))
 
-    def _choose(self, state: HostState) -> tuple[Queue, int, str] | None:
+    def _choose(self, state: HostState) -> _Choice | None:
         """Choose a test and a worker: one that holds the test, or one that holds none."""
-        workers, durations = self._run.workers, self._run.durations
+        workers = self._run.workers
         held = self._chooser.best(state, held=True) if workers.holders else None
         free = self._chooser.best(state) if workers.empty else None
+        return self._longer(held, free, state)
+
+    def _choose_near(self, state: HostState) -> _Choice | None:
+        """Choose a test and a worker that runs on this host itself, or on none."""
+        run, name = self._run, state.host.name
+        near = [index for index, worker in run.workers.holders.items() if run.workers.is_near(worker, name)]
+        ranked = sorted([(run.durations.estimate(index).rank_s, index) for index in near], reverse=True)
+        held = [
+            (run.queue(index), index)
+            for rank_s, index in ranked
+            if self._chooser.can_begin(state, run.queue(index), rank_s)
+        ]
+        free = self._chooser.best(state) if run.workers.empty_near(name) else None
+        return self._longer(held[0] if held else None, free, state)
+
+    def _longer(self, held: Choice | None, free: Choice | None, state: HostState) -> _Choice | None:
+        """Return the longer one of a test that an idle worker holds and one that none holds, with a worker."""
+        workers, durations = self._run.workers, self._run.durations
         if held and free and durations.estimate(free[1]).rank_s > durations.estimate(held[1]).rank_s:
             held = None
         if held is not None:
@@ -143,11 +168,8 @@ class Dispatcher:
         run = self._run
         queue = run.queue(index)
         speed = min([state.speed for state in hosts], default=1.0)
-        tests: tuple[int, ...] = (index,)
-        if self._latency_s and hosts:
-            companions = self._companions(index, queue)
-            tests = (index, *companions)
-            work_s += sum(run.backlog.remove(other) for other in companions)
+        tests = (index, *self._companions(index, queue))
+        work_s += sum([run.backlog.remove(other) for other in tests[1:]])
         following = None
         if self._follower is not None:
             longest_s = max(run.durations.estimate(index).rank_s, work_s)
@@ -161,9 +183,26 @@ class Dispatcher:
     def _companions(self, index: int, queue: Queue) -> list[int]:
         """Choose what is sent with a very short test."""
         run = self._run
+        if queue.cell.way is Way.HOSTLESS:
+            return self._hostless_companions(index, queue)
+        if not self._latency_s:
+            return []
         left_s = run.backlog.work_s / max(run.fleet.speed, 1.0) / BATCHES_LEFT
         target_s = min(self._latency_s * BATCH_LATENCIES, left_s)
         return run.backlog.companions(queue, run.durations.estimate(index).rank_s, target_s)
+
+    def _hostless_companions(self, index: int, queue: Queue) -> list[int]:
+        """Choose what is sent with a test that needs no host: a message for each would cost more than such tests do."""
+        run = self._run
+        left_s = SHORT_S - run.durations.likely_s(index)
+        most = int(len(queue.tests) / BATCHES_LEFT / max(1, len(run.workers.alive)))
+        chosen: list[int] = []
+        for _, other in islice(reversed(queue.tests), most):
+            left_s -= run.durations.likely_s(other)
+            if left_s < 0:
+                break
+            chosen.append(other)
+        return chosen
 
     def _gather(self) -> None:
         run = self._run

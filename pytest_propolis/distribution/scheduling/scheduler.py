@@ -98,17 +98,17 @@ class FleetScheduler(Scheduler):
         run.finished.add(index)
         if running.done == len(running.tests):
             run.release(worker)
-        for other in run.durations.finished(index, duration_s * running.speed):
-            if other in run.backlog:
-                run.backlog.update(other, run.durations.estimate(other))
+        run.backlog.update(run.durations.finished(index, duration_s * running.speed), run.estimate)
 
     def test_lost(self, worker: str, *, again: bool = True) -> tuple[str, ...]:
         run = self._run
         running = run.release(worker)
         lost, *unstarted = running.tests[running.done :]
-        for index in [lost, *unstarted] if again else unstarted:
+        for index in unstarted:
             run.wait(index)
-        if not again:
+        if again:
+            run.wait_again(lost)
+        else:
             run.finished.add(lost)
         run.awake = True
         return (run.items[lost].id,)
@@ -123,7 +123,7 @@ class FleetScheduler(Scheduler):
     def run_again(self, test: str) -> None:
         run, index = self._run, self._run.indices[test]
         run.finished.discard(index)
-        run.wait(index)
+        run.wait_again(index)
         run.awake = True
 
     def give_up(self, test: str) -> bool:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from .backlog import Backlog, Queue, Way
 from .fleet import Fleet
 from .host import HostState
 from .item import Item
 from .needs import Needs
-from .planning.durations import Durations
+from .planning.durations import Durations, Estimate
 from .planning.gathering import Gatherings, Request
 from .workers import Workers
 
 __all__ = ["RunState", "Running"]
+
+MOST_LOSSES: Final = 2
+"""A test that has been lost more often than that goes last: as the longest, it would let no other test run."""
+
+LAST: Final = Estimate(0.0, 0.0)
 
 
 @dataclass(slots=True, eq=False)
@@ -50,6 +57,8 @@ class RunState:
     running: dict[str, Running] = field(default_factory=dict)
     """By worker."""
     finished: set[int] = field(default_factory=set)
+    losses: Counter[int] = field(default_factory=Counter)
+    """Test -> how often it is to run again."""
     changed: set[HostState] = field(default_factory=set)
     """Hosts that may have room for a test, or a test for their room."""
     awake: bool = False
@@ -81,9 +90,18 @@ class RunState:
             queue = self._queues[index] = self.backlog.queue(self.items[index].needs)
         return queue
 
+    def estimate(self, index: int) -> Estimate:
+        """Return by what a test that waits is ordered."""
+        return LAST if self.losses[index] > MOST_LOSSES else self.durations.estimate(index)
+
+    def wait_again(self, index: int) -> None:
+        """Let a test wait that has run, or was lost while it ran."""
+        self.losses[index] += 1
+        self.wait(index)
+
     def wait(self, index: int, *, probe: bool = False) -> None:
         """Let a test wait that no worker holds."""
-        queue, estimate = self.queue(index), self.durations.estimate(index)
+        queue, estimate = self.queue(index), self.estimate(index)
         gathered = queue.cell.way is Way.GATHERED
         self.backlog.add(index, queue, estimate, probe=probe and not gathered)
         if gathered:

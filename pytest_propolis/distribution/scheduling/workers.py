@@ -48,6 +48,19 @@ class Workers:
         """How many workers there are but for those that end after what they run."""
         return len(self.alive) - len(self._ending)
 
+    @property
+    def on_hosts(self) -> bool:
+        """Whether there is, or was, a worker that runs on a host itself."""
+        return bool(self._own_hosts)
+
+    def is_near(self, worker: str, host: str) -> bool:
+        """Return whether a worker runs on this host itself, or on none."""
+        return self._own_hosts.get(worker, host) == host
+
+    def empty_near(self, host: str) -> bool:
+        """Return whether there is an idle worker that holds nothing, and runs on this host itself or on none."""
+        return bool(self._empty.get(host) or self._empty.get(None))
+
     def take(self, host: str | None = None) -> str:
         """Take an idle worker that holds nothing, those that came first first.
 

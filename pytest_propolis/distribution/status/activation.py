@@ -9,6 +9,7 @@ import pytest
 from ...markers.declarations import needs_hosts
 from ...session.guard import guarded
 from ...session.stash import SETTINGS
+from ..run_events import run_events
 
 __all__ = ["FORKS_ATTRIBUTE", "publish_status"]
 
@@ -22,7 +23,9 @@ def publish_status(config: pytest.Config) -> None:
     if settings.status is not None or settings.hosts is not None:
         _start(config)
     else:
-        config.pluginmanager.register(_Activation(config), "propolis-status-activation")
+        activation = _Activation(config)
+        config.pluginmanager.register(activation, "propolis-status-activation")
+        run_events(config).on_report.append(activation.reported)
 
 
 def _start(config: pytest.Config) -> None:
@@ -43,7 +46,7 @@ class _Activation:
         if any(map(needs_hosts, session.items)):
             _start(self._config)
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+    def reported(self, report: pytest.TestReport) -> None:
         """In a controller, which collects nothing."""
         if hasattr(report, FORKS_ATTRIBUTE):
             _start(self._config)

@@ -16,6 +16,7 @@ from ...session.guard import guarded
 from ...session.internals import call_in_controller, is_controller
 from ...session.progress import line_printer
 from ...session.stash import SETTINGS
+from ..run_events import run_events
 from .activation import FORKS_ATTRIBUTE
 from .live_files import LiveFile
 from .snapshot import RunningTest, Snapshot
@@ -59,18 +60,22 @@ class StatusReporter:
         self._shown_s = time.monotonic()
         self._ticking = False
         self._ended = False
+        events = run_events(config)
+        events.on_start.append(self._begin)
+        events.on_report.append(self._reported)
+        events.on_finish.append(self._end)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         if self._file is not None and not session.config.option.collectonly:
             self._stream = _opened(self._file)
 
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self._started[nodeid] = time.time()
-        self._finished.discard(nodeid)  # it runs again
+    def _begin(self, test: str) -> None:
+        self._started[test] = time.time()
+        self._finished.discard(test)  # it runs again
         self._happened()
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+    def _reported(self, report: pytest.TestReport) -> None:
         if found := getattr(report, FORKS_ATTRIBUTE, None):
             process, forks = found
             self._forks[process] = forks
@@ -78,9 +83,6 @@ class StatusReporter:
             self._failed.add(report.nodeid)
         if str(report.when) == "???":  # its worker has crashed
             self._end(report.nodeid)
-
-    def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        self._end(nodeid)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None]:

@@ -81,6 +81,18 @@ def test_a_label_is_met_by_the_host_that_has_it(inner: InnerRun) -> None:
     inner.run("--propolis-hosts", "hosts.toml", "-n", "2").assert_outcomes(passed=3)
 
 
+def test_a_worker_that_crashes_within_a_batch_loses_the_test_that_it_runs_alone(inner: InnerRun) -> None:
+    inner.write(
+        test_it="import os, pytest\n"
+        "@pytest.mark.parametrize('number', range(200))\n"
+        "def test_it(number):\n"
+        "    number != 60 or os._exit(1)\n"
+    )
+    result = inner.run("--propolis-hosts", "local:2", "-n", "2")
+    result.assert_outcomes(passed=199, failed=1)
+    result.stdout.fnmatch_lines(["*crashed while running*test_it?60?*"])
+
+
 def test_a_crashed_worker_is_replaced_and_the_rest_runs(inner: InnerRun) -> None:
     inner.write(test_it=CRASHING)
     result = inner.run("--propolis-hosts", "local:2", "-n", "2")

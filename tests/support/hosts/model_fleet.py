@@ -153,6 +153,23 @@ class ModelFleet:
                 self.add_workers(f"replacement{len(self.ended)}-{len(self.idle)}")
         raise AssertionError("it does not come to an end")
 
+    def run_others(self, doomed: Needs, tests: set[str]) -> None:
+        """Run some tests, while each one that needs the same as the doomed ones is lost as often as it starts."""
+        for round_number in range(20 + 10 * len(self.items)):
+            if tests <= self.done:
+                return
+            decisions = self.decide(1.0)
+            for name, guest in [(name, guest) for name, host in self.hosts.items() for guest in sorted(host.building)]:
+                self.make_template(name, guest)
+            for worker in sorted(self.running):
+                if self.items[self.running[worker].tests[0]].needs == doomed:
+                    self.lose_test(worker)
+                else:
+                    self.finish(worker)
+            if not decisions or not self.idle:
+                self.add_workers(f"further{round_number}")
+        raise AssertionError(f"{sorted(tests - self.done)} starve")
+
     def where(self, test: str) -> tuple[str, ...] | None:
         """Return the hosts on which a test runs now."""
         return next((tuple(run.hosts) for run in self.running.values() if test in run.tests), None)

@@ -26,6 +26,9 @@ DOUBT: Final = math.log(3.0)
 CAUTION: Final = 2.0
 """How much earlier than a long test one of unknown duration starts, in durations of a long test."""
 
+ENOUGH: Final = 10
+"""How many results of a module show how long its other tests take."""
+
 SMALLEST_S: Final = 1e-4
 
 
@@ -65,6 +68,17 @@ class Durations:
         item = self._items[index]
         return self._modules[item.module].estimate(item.estimate_s, self._prior)
 
+    def likely_s(self, index: int) -> float:
+        """Return how long a test takes in nine of ten cases: of one without an estimate, as the results show.
+
+        `estimate` is more careful with few results: it counts what a long test would delay.
+        """
+        item = self._items[index]
+        results = self._modules[item.module].results
+        if item.estimate_s is not None or len(results) < ENOUGH:
+            return self.estimate(index).mean_s
+        return results[int(LONG_QUANTILE * len(results))]
+
     def probes(self) -> Iterable[int]:
         """Return one test of each module, the shortest that is known: those that show how their modules behave."""
         return [module.probe for module in self._modules.values()]
@@ -81,7 +95,7 @@ class Durations:
 class _Module:
     """The tests that are each other's neighbours."""
 
-    __slots__ = ("_factor", "_known", "_probe", "_ratios", "_results", "_unknown", "_unmeasured", "_waiting")
+    __slots__ = ("_factor", "_known", "_probe", "_ratios", "_unknown", "_unmeasured", "_waiting", "results")
 
     def __init__(self) -> None:
         self._known: list[float] = []
@@ -89,7 +103,7 @@ class _Module:
         self._waiting: set[int] = set()
         self._unmeasured: set[int] = set()
         """Of those that have not finished: all, and those without an estimate."""
-        self._results: list[float] = []
+        self.results: list[float] = []
         self._ratios: list[float] = []
         """Logarithms of result over estimate."""
         self._factor = 1.0
@@ -120,10 +134,10 @@ class _Module:
     def finished(self, index: int, estimate_s: float | None, duration_s: float) -> Iterable[int]:
         self._waiting.discard(index)
         self._unmeasured.discard(index)
-        insort(self._results, duration_s)
+        insort(self.results, duration_s)
         if estimate_s is not None:
             insort(self._ratios, math.log(duration_s / max(estimate_s, SMALLEST_S)))
-        count = len(self._results)
+        count = len(self.results)
         if count & (count - 1):  # Estimates hardly change between the 1st, 2nd, 4th, 8th ... result.
             return ()
         self._unknown = None
@@ -139,7 +153,7 @@ class _Module:
 
     def _neighbourly(self, prior: Estimate) -> Estimate:
         """What to expect of a test without an estimate: at worst as long as its longest neighbour, and never short."""
-        sample = [*(known * self._factor for known in self._known), *self._results]
+        sample = [*(known * self._factor for known in self._known), *self.results]
         if not sample:
             return Estimate(prior.mean_s, prior.rank_s * (1 + CAUTION))
         mean_s = (sum(sample) + prior.mean_s) / (len(sample) + 1)

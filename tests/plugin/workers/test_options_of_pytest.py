@@ -1,0 +1,77 @@
+"""Options of pytest and of other plugins that choose, stop or repeat tests, with the scheduler of this plugin."""
+
+from __future__ import annotations
+
+import pytest
+from inner_run import InnerRun
+
+PLACED = ("--propolis-hosts", "local:2", "-n", "2")
+
+FLAKY = """
+import pathlib, pytest
+
+@pytest.mark.parametrize("number", range(6))
+def test_it(number):
+    assert number not in (2, 4) or pathlib.Path("repaired").exists()
+"""
+
+FAILING = """
+import pytest
+
+@pytest.mark.parametrize("number", range(300))
+def test_it(number):
+    assert False
+"""
+
+TWICE = """
+import pathlib
+
+def test_it():
+    first = pathlib.Path("first")
+    if not first.exists():
+        first.touch()
+        assert False
+
+def test_other():
+    pass
+"""
+
+
+def test_only_the_tests_that_failed_last_run_again(inner: InnerRun) -> None:
+    inner.write(test_it=FLAKY)
+    inner.run(*PLACED).assert_outcomes(passed=4, failed=2)
+    inner.run(*PLACED, "--lf").assert_outcomes(failed=2)
+    (inner.pytester.path / "repaired").touch()
+    inner.run(*PLACED, "--lf").assert_outcomes(passed=2)
+
+
+def test_stepwise_stops_at_a_failure_and_goes_on_with_it(inner: InnerRun) -> None:
+    inner.write(test_it=FLAKY)
+    result = inner.run(*PLACED, "--sw")
+    assert result.parseoutcomes()["failed"] >= 1
+    (inner.pytester.path / "repaired").touch()
+    outcomes = inner.run(*PLACED, "--sw").parseoutcomes()
+    assert "failed" not in outcomes
+    assert outcomes["passed"] >= 1
+
+
+def test_a_run_stops_after_so_many_failures(inner: InnerRun) -> None:
+    inner.write(test_it=FAILING)
+    result = inner.run(*PLACED, "--maxfail", "3")
+    assert 3 <= result.parseoutcomes()["failed"] < 300
+    result.stdout.fnmatch_lines(["*stopping after 3 failures*"])
+
+
+def test_no_more_workers_start_than_the_user_allows(inner: InnerRun) -> None:
+    inner.write(test_it=FLAKY)
+    (inner.pytester.path / "repaired").touch()
+    result = inner.run("--propolis-hosts", "local:4", "-n", "auto", "--maxprocesses", "2", "-v")
+    result.assert_outcomes(passed=6)
+    result.stdout.fnmatch_lines(["*created: 2/2 workers*"])
+
+
+def test_a_test_that_failed_runs_again_in_its_worker(inner: InnerRun) -> None:
+    pytest.importorskip("pytest_rerunfailures")
+    inner.write(test_it=TWICE)
+    result = inner.run(*PLACED, "--reruns", "1")
+    assert result.parseoutcomes() == {"passed": 2, "rerun": 1}
