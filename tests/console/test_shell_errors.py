@@ -1,0 +1,54 @@
+"""What the errors of commands show."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from test_shell import Local, local_shell
+
+from pytest_propolis.errors import CommandFailed, CommandTimeout, ShellError
+
+
+@pytest.fixture
+async def dash(tmp_path: Path) -> AsyncIterator[Local]:
+    """Return a shell, of whatever kind."""
+    async with local_shell("dash", tmp_path) as made:
+        yield made
+
+
+async def test_a_failed_command_says_all_about_it(dash: Local) -> None:
+    with pytest.raises(CommandFailed) as caught:
+        await dash.run("echo why; exit 4")
+    error = caught.value
+    assert (error.command, error.status, error.output, error.vm) == ("echo why; exit 4", 4, b"why\n", "local")
+    assert error.log_path == str(dash.console.log_path)
+    assert "'echo why; exit 4' ended with status 4" in str(error)
+    assert "    | why" in str(error)
+
+
+async def test_the_text_of_an_error_is_bounded_and_its_output_is_whole(dash: Local) -> None:
+    with pytest.raises(CommandFailed) as caught:
+        await dash.run("head -c 200000 /dev/zero | tr '\\0' x; false # " + "y" * 60_000)
+    assert len(caught.value.output) == 200_000
+    assert len(str(caught.value)) < 5_000
+
+
+async def test_a_long_command_that_takes_too_long_is_abbreviated(dash: Local) -> None:
+    with pytest.raises(CommandTimeout) as caught:
+        await dash.run("sleep 60 # " + "y" * 60_000, timeout_s=1)
+    assert len(str(caught.value)) < 5_000
+
+
+async def test_an_error_has_no_live_escape_sequence_of_the_output(dash: Local) -> None:
+    with pytest.raises(CommandFailed) as caught:
+        await dash.run("printf 'a\\033\\033[0m[2Jb\\302\\2332J'; false")
+    assert b"\x1b" in caught.value.output
+    assert not {"\x1b", "\x9b"} & set(str(caught.value))
+
+
+async def test_a_nul_is_refused_and_nothing_is_sent(dash: Local) -> None:
+    with pytest.raises(ShellError, match="NUL"):
+        await dash.run("echo \0")
+    assert await dash.run("echo alive") == b"alive\n"
