@@ -223,3 +223,10 @@ def test_a_worker_runs_elsewhere_what_it_holds_if_its_own_host_cannot() -> None:
     fleet.lose_host("h0")
     fleet.run_out()
     assert fleet.done == {"first", "held", "last"}
+
+
+def test_a_test_that_is_lost_again_and_again_goes_behind_those_of_other_guests() -> None:
+    fleet = fleet_of(host(slots=1, cpus=1), workers=1)
+    # The long one, which fits nowhere, makes its guest the most wanted.
+    fleet.add_tests(item("doomed", 1.0, guest="slow"), item("wide", 300, guest="slow", cpus=2), item("other", 1.0))
+    fleet.run_others(fleet.items["doomed"].needs, {"other"})

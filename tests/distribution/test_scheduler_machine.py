@@ -37,11 +37,9 @@ HOSTS = st.builds(
 
 class SchedulerMachine(RuleBasedStateMachine):
     fleet: ModelFleet
-    doomed: int | None
 
-    @initialize(one_ahead=st.booleans(), latency_s=st.sampled_from([0.0, 0.02]), doomed=st.none() | st.integers(0, 11))
-    def begin(self, one_ahead: bool, latency_s: float, doomed: int | None) -> None:
-        self.doomed = doomed
+    @initialize(one_ahead=st.booleans(), latency_s=st.sampled_from([0.0, 0.02]))
+    def begin(self, one_ahead: bool, latency_s: float) -> None:
         self.fleet = ModelFleet(BUILD_S, one_ahead=one_ahead, latency_s=latency_s)
         self.workers = 0
         self.hire(2, None)
@@ -107,8 +105,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         """All tests run that can: none starves, and those that need several hosts do not block each other."""
         if not hasattr(self, "fleet"):
             return
-        if self.doomed is not None and self.fleet.items:
-            self.all_others_run()
         self.fleet.run_out()
         hosts = [host.host for host in self.fleet.hosts.values()]
         for test in self.fleet.items.keys() - self.fleet.done:
@@ -116,20 +112,6 @@ class SchedulerMachine(RuleBasedStateMachine):
             able = [host for host in hosts if could_run(host, needs)]
             assert len(able) < needs.hosts, self.fleet.scheduler.why_waiting(test)
             assert f"there are {len(able)}" in self.fleet.scheduler.why_waiting(test)
-
-    def all_others_run(self) -> None:
-        """No kind of tests starves because those of another kind run, are lost, and run again without end.
-
-        This holds among tests that take the next host that has room.
-        """
-        items = [item for item in self.fleet.items.values() if item.needs.hosts == 1 and not item.needs.exclusive]
-        if not items:
-            return
-        doomed = items[(self.doomed or 0) % len(items)].needs
-        hosts = [host.host for host in self.fleet.hosts.values()]
-        others = [item for item in items if item.needs != doomed]
-        able = [item.id for item in others if sum(could_run(host, item.needs) for host in hosts) >= item.needs.hosts]
-        self.fleet.run_others(doomed, set(able))
 
 
 def could_run(host: HostSpec, needs: Needs) -> bool:

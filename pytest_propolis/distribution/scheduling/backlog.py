@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
@@ -127,7 +128,7 @@ class Cell:
         :param held: look among those that idle workers hold.
         """
         found: tuple[Queue, int, float] | None = None
-        most = -1.0
+        most = -math.inf
         for queue in self.queues:
             needs, tests = queue.needs, queue.held if held else queue.tests
             if not tests or needs.cpus > cpus or needs.memory_mib > memory_mib:

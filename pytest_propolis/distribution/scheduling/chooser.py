@@ -96,16 +96,19 @@ class Chooser:
         room = _Room(state, spare, memory_mib, gap_s, held)
         first = min(ranked)[2]  # Its longest test fits nearly always: then the others need not be sorted.
         found = self._best_of(first, room)
-        if found is not None:
-            return found
+        if found is not None and found[2] >= 0:
+            return found[:2]
+        last: Choice | None = None
         ranked.sort()
         for most in (spare, cpus) if spare < cpus else (cpus,):
             room = room._replace(cpus=most)
             for _, _, cell in ranked:
                 found = self._best_of(cell, room)
-                if found is not None:
-                    return found
-        return None
+                if found is not None and found[2] >= 0:
+                    return found[:2]
+                if found is not None and last is None:
+                    last = found[:2]  # it was lost too often: tests of other cells go first
+        return last
 
     def can_begin(self, state: HostState, queue: Queue, rank_s: float) -> bool:
         """Return whether a host may run a test now that an idle worker holds."""
@@ -141,15 +144,15 @@ class Chooser:
                 ranked.append((-(lasts_s + LENGTH * cell.longest_s) * cell.weight, number, cell))
         return ranked
 
-    def _best_of(self, cell: Cell, room: _Room) -> Choice | None:
-        """Return the longest test of a cell that a host may run."""
+    def _best_of(self, cell: Cell, room: _Room) -> tuple[Queue, int, float] | None:
+        """Return the longest test of a cell that a host may run: its queue, its index and its rank in s."""
         limit_s, long_s = self._limit_s(room.state, cell), self._reservation.long_s
         if room.gap_s < limit_s and not room.held and not cell.probes and cell.longest_s < long_s:
             limit_s = room.gap_s
         found = cell.best(room.cpus, room.memory_mib, limit_s, held=room.held)
         if found is not None and room.gap_s < found[2] < long_s:
             found = cell.best(room.cpus, room.memory_mib, min(limit_s, room.gap_s), held=room.held)
-        return found and found[:2]
+        return found
 
     def _limit_s(self, state: HostState, cell: Cell) -> float:
         """Return the longest duration that a host may begin with, on a host of speed 1.0."""

@@ -21,7 +21,8 @@ __all__ = ["RunState", "Running"]
 MOST_LOSSES: Final = 2
 """A test that has been lost more often than that goes last: as the longest, it would let no other test run."""
 
-LAST: Final = Estimate(0.0, 0.0)
+LAST: Final = Estimate(mean_s=0.0, rank_s=-1.0)
+"""Ranks behind every test that has an estimate."""
 
 
 @dataclass(slots=True, eq=False)
