@@ -17,9 +17,10 @@ import click
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from ..console.console import MOVED, destination, end_reason
+from ..console.console import MOVED, end_reason
 from ..console.viewer import Viewer
 from ..propolis_api.client import Endpoint, PropolisClient
+from ..propolis_api.serial import migration_notice
 from .escape_keys import EscapeKeys
 from .hosts import on_hosts
 from .vms.vm_lookup import locate_vm
@@ -116,7 +117,7 @@ class _Session:
                 if isinstance(message, bytes):
                     self._shown.set()
                     _write(self._viewer.feed(message))
-                elif destination(message):
+                elif migration_notice(message):
                     return MOVED
         return end_reason(connection)
 

@@ -9,14 +9,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
 from ..errors import AgentError, ConsoleClosed, ConsoleTimeout, GuestPanicked, PropolisError
 from ..propolis_api.connection.endpoint import Loss
-from ..propolis_api.serial import SerialConsoleGuestReset, SerialConsoleMigrating, SerialConsoleMoved
+from ..propolis_api.serial import SerialConsoleMoved, is_reset_notice, migration_notice
 from .escapes import TextFilter
 from .input_history import Sent
 from .kernel.ends import asks_for_an_end
@@ -25,7 +24,7 @@ from .log import ConsoleLog
 from .shell_protocol import FrameParser, Output, Signal
 from .transcript import Found, Transcript
 
-__all__ = ["MOVED", "TAIL_LINES", "Console", "Follow", "destination", "end_reason"]
+__all__ = ["MOVED", "TAIL_LINES", "Console", "Follow", "end_reason"]
 
 Follow = Callable[[SerialConsoleMoved], Awaitable[ClientConnection]]
 """Opens the console again where a guest that migrates has gone."""
@@ -248,7 +247,7 @@ class Console:
             async for message in self._connection:
                 if isinstance(message, bytes):
                     self._feed(message)
-                elif _is_reset(message):
+                elif is_reset_notice(message):
                     self.note("the guest has reset its machine")
                     self.boots_again()
                     self.ends.happened("reset", "the guest has reset its machine", self.transcript)
@@ -256,7 +255,7 @@ class Console:
                     resets.set_result(None)
                     if self.on_reset is not None:
                         self.on_reset()
-                elif moved := destination(message):
+                elif moved := migration_notice(message):
                     if self._follow:
                         return moved
                     self._not_followed = MOVED
@@ -355,17 +354,3 @@ def end_reason(connection: ClientConnection) -> str:
     if connection.close_code == CloseCode.NORMAL_CLOSURE:
         return "its server has closed the console"
     return f"its server or its agent has gone (code {connection.close_code})"
-
-
-def _is_reset(message: str) -> bool:
-    with contextlib.suppress(msgspec.DecodeError):
-        msgspec.json.decode(message, type=SerialConsoleGuestReset)
-        return True
-    return False
-
-
-def destination(message: str) -> SerialConsoleMoved | None:
-    """Return where the guest has migrated to, if a message of the server tells it."""
-    with contextlib.suppress(msgspec.DecodeError):
-        return msgspec.json.decode(message, type=SerialConsoleMigrating).migrating
-    return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Final
 
-from msgspec import Struct, field
+from msgspec import DecodeError, Struct, field
+from msgspec.json import Decoder
 from msgspec.structs import force_setattr
 
 from .integers import Uint8, Uint64, require_uint64
@@ -16,6 +18,8 @@ __all__ = [
     "SerialConsoleGuestReset",
     "SerialConsoleMigrating",
     "SerialConsoleMoved",
+    "is_reset_notice",
+    "migration_notice",
 ]
 
 
@@ -73,3 +77,22 @@ class SerialConsoleGuestReset(Struct, frozen=True, kw_only=True):
     """The text message that says that the guest has reset its machine; this project's own."""
 
     guest_reset: GuestReset = field(name="GuestReset")
+
+
+_MIGRATIONS: Final = Decoder(SerialConsoleMigrating)
+_RESETS: Final = Decoder(SerialConsoleGuestReset)
+
+
+def migration_notice(message: str) -> SerialConsoleMoved | None:
+    """Return where the guest has migrated to, if a server's text message says so."""
+    with contextlib.suppress(DecodeError):
+        return _MIGRATIONS.decode(message).migrating
+    return None
+
+
+def is_reset_notice(message: str) -> bool:
+    """Return whether a server's text message says that the guest has reset its machine."""
+    with contextlib.suppress(DecodeError):
+        _RESETS.decode(message)
+        return True
+    return False

@@ -133,7 +133,7 @@ class _Call(Generic[T]):
 
 
 def _retrieve_exception(task: asyncio.Task[Any]) -> None:
-    """Retrieve a task's exception, so that asyncio does not report that nobody has."""
+    """Retrieve a task's exception, so that asyncio does not report it as never retrieved."""
     if not task.cancelled():
         task.exception()
 

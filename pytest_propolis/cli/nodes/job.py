@@ -22,16 +22,16 @@ import click
 from ...agent_api.programs import ProgramFile, StartProgram
 from ...coordination.command_results import Status, exit_status
 from ...coordination.group import GROUP_VARIABLE, NodeGroup
-from ...coordination.host_addresses import address_on
 from ...coordination.node import Node
 from ...coordination.run_group import opened_group
 from ...errors import HostError, PropolisError, SettingsError
 from ...hosts.host import Host
-from ...hosts.host_program import HostProgram, host_program
 from ...hosts.run_hosts import coordination_host, coordination_id, open_hosts
 from ...settings import Settings
 from ..main import settings_options
 from .attached import interruption
+from .host_addresses import address_on
+from .host_program import HostProgram, host_program
 from .job_file import JobNode, read_job
 
 __all__ = ["job"]

@@ -104,9 +104,8 @@ class PortTransport:
 
     async def interrupt(self) -> None:
         await self._line.send(b"\n")  # ends what may have been sent half
-        with contextlib.suppress(
-            ConnectionClosed, PropolisError
-        ):  # the guest migrates: the next attempt finds it there
+        # While the guest migrates this may fail: the next attempt finds it at its new host.
+        with contextlib.suppress(ConnectionClosed, PropolisError):
             connection = await self._line.ports.connect(INTERRUPT_PORT)
             try:
                 line = f"{self._session} {new_nonce()}\n".encode()

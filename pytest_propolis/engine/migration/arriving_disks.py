@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-from ...agent_api.transfers import DiskTransfer
+from ...agent_api.migration_report import DiskTransfer
 from ...errors import PropolisError
 from ...propolis_api import BlobStorageBackend, FileStorageBackend, InstanceSpec
 from ...propolis_api.component import FileStorageBackendComponent

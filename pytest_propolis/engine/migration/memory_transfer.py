@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ...agent_api.transfers import MemoryTransfer
+from ...agent_api.migration_report import MemoryTransfer
 from ..qemu.accelerator.probe import AcceleratorName
 
 __all__ = ["way_of_copying"]

@@ -32,7 +32,7 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 
 from ...agent_api.boot_source import BootSource
-from ...agent_api.transfers import DiskTransfer, MemoryTransfer
+from ...agent_api.migration_report import DiskTransfer, MemoryTransfer
 from ...propolis_api import InstanceSpec
 from ..qemu.devices.host_file import HostFile
 from ..qemu.serial_port import SerialState

@@ -16,8 +16,7 @@ from uuid import UUID
 from qemu.qmp import EventListener
 
 from ...agent_api.boot_source import BootSource, boot_contents
-from ...agent_api.migration_report import MigrationSide
-from ...agent_api.transfers import DiskTransfer, MemoryTransfer
+from ...agent_api.migration_report import DiskTransfer, MemoryTransfer, MigrationSide
 from ...propolis_api import InstanceSpec, MigrationState
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.devices.disks import backend_nodes

@@ -12,8 +12,7 @@ from pathlib import Path
 from uuid import UUID
 
 from ...agent_api.boot_source import BootSource, boot_contents, boot_difference
-from ...agent_api.migration_report import MigrationSide
-from ...agent_api.transfers import MemoryTransfer
+from ...agent_api.migration_report import MemoryTransfer, MigrationSide
 from ...propolis_api import FromMigration, InstanceSpec, MigrationState
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.devices.host_file import HostFile, this_host

@@ -10,13 +10,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from ...console.input_history import Sent
 from ...errors import PropolisError
-from ...propolis_api.serial import SerialConsoleGuestReset, SerialConsoleMigrating, SerialConsoleMoved
+from ...propolis_api.serial import SerialConsoleMoved, is_reset_notice, migration_notice
 from .commands import Answer
 from .script import LINE_BYTES
 
@@ -29,8 +28,6 @@ UNREAD_LINES: Final = 16
 """How many lines a command of the guest may have been sent that it has not read: its FIFO holds 64 KiB."""
 
 _UNSAFE: Final = re.compile(rb"[^A-Za-z0-9./:_=,+@]")
-_notices: Final = msgspec.json.Decoder(SerialConsoleMigrating)
-_resets: Final = msgspec.json.Decoder(SerialConsoleGuestReset)
 
 Do = Callable[[list[str], bytes], Awaitable[Answer]]
 Follow = Callable[[SerialConsoleMoved], Awaitable[ClientConnection]]
@@ -108,9 +105,9 @@ class Relay:
                     *lines, rest = (rest + data).split(b"\n")
                     for line in lines:
                         self._take(line.decode(errors="replace").strip())
-                elif moved := _moved(data):
+                elif moved := migration_notice(data):
                     return moved
-                elif _is_reset(data):
+                elif is_reset_notice(data):
                     rest = b""
                     self.reset()
         return None
@@ -191,19 +188,6 @@ class Relay:
         self._sent.append(data)
         with contextlib.suppress(ConnectionClosed):  # the guest has gone, or it gets this where it has migrated to
             await self._connection.send(data)
-
-
-def _moved(message: str) -> SerialConsoleMoved | None:
-    with contextlib.suppress(msgspec.DecodeError):
-        return _notices.decode(message).migrating
-    return None
-
-
-def _is_reset(message: str) -> bool:
-    with contextlib.suppress(msgspec.DecodeError):
-        _resets.decode(message)
-        return True
-    return False
 
 
 def _octal(data: bytes) -> str:

@@ -15,7 +15,7 @@ from migration_rig import MigrationRig, Node, migrate, migrated, migration_rig, 
 
 from pytest_propolis import ApiError
 from pytest_propolis.agent_api.boot_source import DirectKernel
-from pytest_propolis.agent_api.transfers import DiskTransfer
+from pytest_propolis.agent_api.migration_report import DiskTransfer
 from pytest_propolis.engine.migration import target as migration_target
 from pytest_propolis.engine.migration.failure import MigrationFailed
 from pytest_propolis.engine.migration.protocol import HandedOver, Message, MigrationChannel

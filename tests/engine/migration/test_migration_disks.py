@@ -17,7 +17,7 @@ import pytest_asyncio
 from boot_sectors import writing_disk
 from migration_rig import MigrationRig, Node, injector, migrate, migration_rig, spec_of
 
-from pytest_propolis.agent_api.transfers import DiskTransfer
+from pytest_propolis.agent_api.migration_report import DiskTransfer
 from pytest_propolis.engine.migration import disk_mirror
 from pytest_propolis.engine.migration.memory_transfer import way_of_copying
 from pytest_propolis.engine.qemu.binary import find_qemu

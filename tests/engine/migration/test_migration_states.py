@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from migration_rig import MigrationRig, Node, injector, migrate, migration_rig, spec_of
 
-from pytest_propolis.agent_api.transfers import MemoryTransfer
+from pytest_propolis.agent_api.migration_report import MemoryTransfer
 from pytest_propolis.engine.migration import source as migration_source
 from pytest_propolis.engine.migration.memory_transfer import LIVE_UNDER_TCG
 from pytest_propolis.engine.migration.stream import connect_stream

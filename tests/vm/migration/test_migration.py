@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 import pytest_asyncio
 
-from pytest_propolis.agent_api.transfers import MemoryTransfer
+from pytest_propolis.agent_api.migration_report import MemoryTransfer
 from pytest_propolis.console.console import Console
 from pytest_propolis.errors import CommandFailed, ConfigError, ConsoleError, ConsoleTimeout, MigrationError
 from pytest_propolis.propolis_api import InstanceState, MigrationState

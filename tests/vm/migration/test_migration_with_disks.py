@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from pytest_propolis.agent_api.transfers import DiskTransfer
+from pytest_propolis.agent_api.migration_report import DiskTransfer
 from pytest_propolis.errors import MigrationError
 from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.session.run import Run

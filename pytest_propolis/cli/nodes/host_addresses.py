@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
-from ..errors import SettingsError
-from ..hosts.host import Host
-from ..propolis_api.connection.endpoint import Endpoint
-from .backends.address import socket_address
-from .backends.etcd.address import PORT
+from ...coordination.backends.address import socket_address
+from ...coordination.backends.etcd.address import PORT
+from ...errors import SettingsError
+from ...hosts.host import Host
+from ...propolis_api.connection.endpoint import Endpoint
 
 __all__ = ["address_on"]
 

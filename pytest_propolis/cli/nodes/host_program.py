@@ -9,12 +9,12 @@ import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from ..agent_api.messages import CLIENT_HEADER
-from ..agent_api.programs import PROGRAMS_PATH, EndProgram, ProgramEnded, StartProgram
-from ..errors import AgentError, HostError
-from ..propolis_api.connection.endpoint import Endpoint
-from ..propolis_api.connection.transport import open_websocket
-from .host import Host
+from ...agent_api.messages import CLIENT_HEADER
+from ...agent_api.programs import PROGRAMS_PATH, EndProgram, ProgramEnded, StartProgram
+from ...errors import AgentError, HostError
+from ...hosts.host import Host
+from ...propolis_api.connection.endpoint import Endpoint
+from ...propolis_api.connection.transport import open_websocket
 
 __all__ = ["HostProgram", "host_program"]
 
