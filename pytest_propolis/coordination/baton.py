@@ -107,8 +107,11 @@ class Baton:
                 f"node {node.name!r} does not hold baton {self.name!r}",
                 hint=f"its holder is {self.holder or 'no node'}",
             )
+        puts = self._handing(receiver, node)
+        if wait and (receiver is None or receiver[0] != node.name):  # With the hand-over: the receiver may die at once.
+            puts.append(Put(self._own_place, b"", node.lease))
         outcome = await node.commit(
-            *self._handing(receiver, node),
+            *puts,
             deletes=(self._line + receiver[0],) if receiver else (self._holder, self._giver),
             expected={self._holder: held.revision},
         )

@@ -14,14 +14,16 @@ from typing import Any, Final
 
 import pytest
 
-from ..session.internals import is_controller, is_worker, local_process
+from ..session.internals import call_in_controller, is_controller, is_worker, local_process
 from ..session.progress import line_printer
 from ..session.signals import Interruption
 from ..session.stash import SETTINGS
 from ..settings import Settings
 from .run_events import VMS_ATTRIBUTE, run_events
 
-__all__ = ["WorkerInterrupter", "interruption_for"]
+__all__ = ["VmTestAnnouncer", "WorkerInterrupter", "interruption_for"]
+
+VM_TESTS_CHANNEL: Final = "propolis_vm_tests_channel"
 
 CONTROLLER_PATIENCE_S: Final = 3.0
 """How long a worker that gets a further Ctrl-C waits for its controller to end it, before it gives up its waits."""
@@ -35,6 +37,8 @@ def interruption_for(config: pytest.Config) -> Interruption:
     """Return how signals end the run of this process: a worker, a controller, or a run of one process."""
     say = line_printer(config)
     if is_worker(config):
+        if VM_TESTS_CHANNEL in config.workerinput:  # type: ignore[attr-defined]
+            config.pluginmanager.register(VmTestAnnouncer(config), "propolis-vm-tests")
         return Interruption(
             say,
             signals=(signal.SIGHUP,),
@@ -58,6 +62,22 @@ def _abandon_to_agents() -> int:
     return abandon_to_agents()
 
 
+class VmTestAnnouncer:
+    """A plugin of the worker's: tells the controller that tests that use VMs were collected.
+
+    A controller that learned of VMs from reports alone would die of a SIGTERM that comes before it has read the first.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._channel = config.workerinput[VM_TESTS_CHANNEL]  # type: ignore[attr-defined]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Before xdist reports that the collection is complete, so before the controller starts a test."""
+        if any("propolis" in getattr(item, "fixturenames", ()) for item in session.items):
+            self._channel.send(True)
+
+
 class WorkerInterrupter:
     """A plugin of the controller's: knows the workers on this machine, and passes an interruption on."""
 
@@ -67,6 +87,11 @@ class WorkerInterrupter:
         self._settings = settings
         self._nodes: list[Any] = []
         self._run_ids: set[str] = set()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        channel = node.workerinput[VM_TESTS_CHANNEL] = node.gateway.newchannel()
+        channel.setcallback(lambda _: call_in_controller(node.config, self.interruption.arm, delay_s=0))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodeready(self, node: Any) -> None:

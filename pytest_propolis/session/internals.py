@@ -134,7 +134,11 @@ def call_in_controller(config: pytest.Config, function: Callable[[], None], *, d
     if session is None:
         return False
     session.worker_propolis_call = lambda function: function()
-    timer = threading.Timer(delay_s, session.queue.put, [("propolis_call", {"function": function})])
+    event = ("propolis_call", {"function": function})
+    if not delay_s:  # in the order in which events come
+        session.queue.put(event)
+        return True
+    timer = threading.Timer(delay_s, session.queue.put, [event])
     timer.daemon = True
     timer.start()
     return True

@@ -192,6 +192,21 @@ async def test_a_baton_goes_back_when_its_holder_dies(processes: Processes) -> N
     await next_one
 
 
+async def test_a_giver_that_waits_is_in_line_from_the_moment_at_which_another_node_holds_the_baton(
+    processes: Processes,
+) -> None:
+    a, b = await processes.nodes("a", "b")
+    baton = b.baton("turn")
+    await a.baton("turn").take()
+    back = asyncio.create_task(a.baton("turn").pass_on("b", wait=True))
+    assert await b.group.mirror.until(lambda: baton.line if baton.holder == "b" else None, on=("",)) == ["a"]
+    await baton.take()
+    await baton.pass_on()
+    await back
+    await a.baton("turn").pass_on("a", wait=True)
+    assert a.baton("turn").holder == "a"
+
+
 async def test_a_baton_goes_to_the_next_in_line_when_its_giver_has_gone_too(processes: Processes) -> None:
     a, b = await processes.nodes("a", "b")
     c = await (await processes.one()).join("c", vital=False)

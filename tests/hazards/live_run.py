@@ -210,17 +210,22 @@ class LiveRun:
 
 @contextlib.contextmanager
 def live_run(
-    phase: str, *arguments: str, test: str | None = None, environment: Mapping[str, str] = MappingProxyType({})
+    phase: str,
+    *arguments: str,
+    test: str | None = None,
+    conftest: str = "",
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[LiveRun]:
     """Start a run, and wait until its test is in this phase: one of `PHASES`.
 
     :param test: another test module; it calls `reached` of its conftest with the phase, to be taken as being there.
+    :param conftest: is appended to the run's conftest.
     """
     place = Path(tempfile.mkdtemp(prefix="h-", dir="/tmp"))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, place, ignore_errors=True)
         sign, variables = _prepared_for(phase, place, stack)
-        files = {"conftest.py": CONFTEST, "test_victim.py": test or TEST}
+        files = {"conftest.py": CONFTEST + conftest, "test_victim.py": test or TEST}
         run = stack.enter_context(started_run(place, files, *arguments, environment={**variables, **environment}))
         if phase != "preparing":
             ready, _, _ = select.select([sign], [], [], PHASE_TIMEOUT_S)

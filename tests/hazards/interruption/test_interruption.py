@@ -68,6 +68,14 @@ async def test_victim(vm_factory, cancelled):
     await asyncio.sleep(600)
 """
 
+BUSY_CONTROLLER = """
+import time
+
+def pytest_runtest_logstart():
+    while "PYTEST_XDIST_WORKER" not in os.environ:
+        time.sleep(0.1)
+"""
+
 
 def wait_until_it_hangs(run: LiveRun) -> None:
     wait_for(run, lambda: (run.scratch / "hangs").exists())
@@ -144,3 +152,10 @@ def test_finalizers_that_raise_or_are_cancelled_do_not_keep_others_from_running(
         require_interrupted(run)
         assert "a finalizer failed: ValueError: a finalizer of the user's" in run.output
         assert "the last finalizer has run" in run.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_controller_that_has_read_no_report_yet_ends_its_run_in_order(number: signal.Signals) -> None:
+    with live_run("logged in", "-n", "2", conftest=BUSY_CONTROLLER) as run:
+        run.hit("controller", number)
+        require_interrupted(run)
