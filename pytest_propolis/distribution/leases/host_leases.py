@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ...errors import CoordinationError
+from ...errors import PropolisError
 from ...hosts.host import HostSpec
 from ...hosts.inventory.inventory import read_inventory
 from ...hosts.local import THIS_MACHINE
@@ -49,8 +49,8 @@ class HostLeases:
             self._leases.take(_names(specs, machine=socket.gethostname() if is_shared else "this-machine"), self._me())
         except OSError as error:
             raise pytest.UsageError(f"--propolis-leases {self._place}: {error.strerror or error}") from None
-        except CoordinationError as error:
-            raise pytest.UsageError(f"--propolis-leases: {error.message}") from None
+        except PropolisError as error:
+            raise pytest.UsageError(f"--propolis-leases: {error}") from None
 
     def _me(self) -> Holder:
         return Holder(
