@@ -19,6 +19,8 @@ from inner_run import InnerRun
 
 from pytest_propolis.coordination.backends.address import connect_store
 
+pytestmark = pytest.mark.usefixtures("no_autoload")
+
 HOLDING = """
 import os, pytest
 
