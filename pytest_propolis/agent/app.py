@@ -50,6 +50,7 @@ from .hypervisor import HypervisorFinder
 from .lingering import Lingering
 from .networks.network_routes import NetworkRoutes
 from .networks.networks import Networks
+from .peers.peers import Peers
 from .programs.program_routes import Programs
 from .progress_stream import cancel_once, progress_lines
 from .registry import ResourceRegistry
@@ -88,6 +89,12 @@ class AgentApp:
         self._programs = Programs(
             Path(config.directory), writer=lambda request: self.registry.writer_of(_client(request))
         )
+        self._peers = Peers(
+            Path(config.directory),
+            app=self._serve_peer,
+            writer=self.registry.writer_of,
+            client=self._live_client,
+        )
         self._templates = Templates(
             self._hypervisors,
             self.registry,
@@ -125,6 +132,7 @@ class AgentApp:
             *self._lingering.routes,
             *NetworkRoutes(self._networks, self._live_client).routes,
             *self._programs.routes,
+            *self._peers.routes,
             Mount("/vms/{id}", app=self._propolis_api),
         ]
 
@@ -157,6 +165,7 @@ class AgentApp:
             cancel_once(work)
         await self.registry.release_all()
         await self._networks.close()
+        await self._peers.close()
         while under_way := self._works | self._creations:
             await asyncio.wait(under_way)
         self.registry.close()
@@ -199,6 +208,7 @@ class AgentApp:
         await self.registry.drop_lifeline(client)
         if not self.registry.has_client(client):
             await self._networks.release(client)
+            await self._peers.release(client)
         self._leave_if_empty()
 
     async def _client_left(self, client: str) -> None:
@@ -324,6 +334,9 @@ class AgentApp:
     async def _remove_vm(self, request: Request) -> Response:
         await self.registry.remove_vm(_client(request), request.path_params["id"])
         return Response(status_code=204)
+
+    async def _serve_peer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.asgi(scope, receive, send)
 
     def _live_client(self, request: Request) -> str:
         """

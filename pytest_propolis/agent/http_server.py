@@ -13,11 +13,12 @@ from typing import Final
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.server import ServerState
 from websockets.exceptions import InvalidState
 
 from ..propolis_api.connection.http_protocol import CoalescingProtocol
 
-__all__ = ["Certificate", "http_server"]
+__all__ = ["Certificate", "Connections", "http_server"]
 
 TICKS_PER_S: Final = 10
 """The number of ticks that uvicorn's `on_tick` counts as a second."""
@@ -91,17 +92,44 @@ def http_server(app: ASGIApp, certificate: Certificate | None = None) -> uvicorn
 
     :param certificate: serve with TLS.
     """
-    return _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            http=CoalescingProtocol,
-            ws="websockets-sansio",
-            ws_ping_interval=None,
-            ws_per_message_deflate=False,
-            ssl_certfile=certificate.chain if certificate else None,
-            ssl_keyfile=certificate.key if certificate else None,
-        )
+    return _Server(_config(app, certificate))
+
+
+class Connections:
+    """The connections of a listener that the caller has opened.
+
+    :param app: the application that they serve.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._config = _config(app)
+        self._config.load()
+        self._state = ServerState()
+
+    def protocol(self) -> asyncio.Protocol:
+        """Return the protocol of a new connection."""
+        return CoalescingProtocol(config=self._config, server_state=self._state, app_state={})
+
+    def close(self) -> None:
+        """End all connections, and what they ask for."""
+        for connection in list(self._state.connections):
+            with contextlib.suppress(InvalidState):  # a websocket that is being closed already
+                connection.shutdown()
+        for task in self._state.tasks:
+            task.cancel()
+
+
+def _config(app: ASGIApp, certificate: Certificate | None = None) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        interface="asgi3",
+        lifespan="off",
+        http=CoalescingProtocol,
+        ws="websockets-sansio",
+        ws_ping_interval=None,
+        ws_per_message_deflate=False,
+        ssl_certfile=certificate.chain if certificate else None,
+        ssl_keyfile=certificate.key if certificate else None,
     )

@@ -1,0 +1,25 @@
+"""The limits after which the system ends a connection between hosts."""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+__all__ = ["detect_loss"]
+
+IDLE_S: Final = 1
+PROBES: Final = 4
+UNACKNOWLEDGED_MS: Final = 30_000
+"""It also ends a connection whose receiver reads nothing for that long, so it is far above any pause of a process."""
+
+
+def detect_loss(connection: socket.socket) -> None:
+    """Have the system end a TCP connection whose other host no longer answers: after 5 s if it is idle.
+
+    Set on a socket that listens, it applies to the connections that it accepts.
+    """
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, IDLE_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, IDLE_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
