@@ -8,7 +8,7 @@ from typing import Final
 
 from .common.figure import Figure, table
 from .common.options import Options
-from .fleet import downloads, nodes, ssh_hosts
+from .fleet import downloads, nodes, ssh_hosts, ssh_migration
 from .runs import agent_start, collect, crowd, imports, inner_loop, interruption, suite
 from .scheduling import controller, makespan
 from .vms import (
@@ -50,6 +50,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "nodes": nodes.measure,
     "interruption": interruption.measure,
     "ssh_hosts": ssh_hosts.measure,
+    "ssh_migration": ssh_migration.measure,
     "cpu_model": cpu_model.measure,
     "scheduling": makespan.measure,
     "controller": controller.measure,

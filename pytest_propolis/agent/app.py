@@ -207,13 +207,19 @@ class AgentApp:
     async def _lifeline_ended(self, client: str) -> None:
         await self.registry.drop_lifeline(client)
         if not self.registry.has_client(client):
-            await self._networks.release(client)
-            await self._peers.release(client)
+            await self._release_connections(client)
         self._leave_if_empty()
 
     async def _client_left(self, client: str) -> None:
         await self.registry.release(client)
+        await self._release_connections(client)
         self._leave_if_empty()
+
+    async def _release_connections(self, client: str) -> None:
+        """Release a client's networks, and connections to other agents unless kept networks may use them."""
+        await self._networks.release(client)
+        if not self._networks.has_any_of(self.registry.kept_clients):
+            await self._peers.release_all_but(self.registry.has_client)
 
     def _may_serve(self, client: str) -> bool:
         """Return whether a client may join; an agent that is out of date leaves as soon as it has no clients."""
@@ -253,6 +259,8 @@ class AgentApp:
         wanted = await decoded(request, Keep)
         await self.registry.refresh()
         kept = self.registry.keep(_client(request), wanted)
+        if kept.vms:
+            self._networks.transfer(wanted.resources.networks, kept.id)
         expiry = asyncio.create_task(self._expire(kept.id, wanted.ttl_s))
         self._expiries.add(expiry)
         expiry.add_done_callback(self._expiries.discard)
@@ -312,7 +320,10 @@ class AgentApp:
             return await _created(request, disk, lambda: self.registry.disks.remove_disk(client, disk.id))
 
     async def _remove(self, request: Request) -> Response:
-        await self.registry.remove(_client(request), await decoded(request, ResourceIds))
+        resources = await decoded(request, ResourceIds)
+        await self.registry.remove(_client(request), resources)
+        for network_id in resources.networks:
+            await self._networks.remove(network_id)
         return Response(status_code=204)
 
     async def _remove_disk(self, request: Request) -> Response:

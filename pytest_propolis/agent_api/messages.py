@@ -204,11 +204,12 @@ class ResourceIds(msgspec.Struct, frozen=True, kw_only=True):
     vms: tuple[str, ...] = ()
     disks: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
     named: tuple[tuple[str, str], ...] = ()
 
 
 class Keep(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask the agent to take VMs and disks over from a client: they stay when the client leaves.
+    """Ask the agent to take VMs, disks and networks over from a client: they stay when the client leaves.
 
     :param resources: which; what is gone already is passed over.
     :param reason: for people.

@@ -66,8 +66,12 @@ class Peers:
             Route("/peers/connected", self._connect, methods=["POST"]),
         ]
 
-    async def release(self, client: str) -> None:
-        """End the connections of a client."""
+    async def release_all_but(self, stays: Callable[[str], bool]) -> None:
+        """End the connections of all clients that do not stay."""
+        for client in [client for client in self._clients if not stays(client)]:
+            await self._release(client)
+
+    async def _release(self, client: str) -> None:
         owned = self._clients.pop(client, _OfClient())
         for listener in owned.listeners:
             listener.close()
@@ -77,8 +81,7 @@ class Peers:
 
     async def close(self) -> None:
         """End all connections."""
-        for client in list(self._clients):
-            await self.release(client)
+        await self.release_all_but(lambda _client: False)
 
     async def _accept(self, request: Request) -> Response:
         client, wanted = self._client(request), await decoded(request, AcceptPeer)

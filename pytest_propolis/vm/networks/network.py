@@ -143,7 +143,7 @@ class Network:
     async def _part_on(self, session: HostSession) -> _Part:
         async with self._making:
             if session.host.name not in self._parts:
-                part = _Part(session, await session.agent.create_network(self.name))
+                part = _Part(session, await session.create_network(self.name))
                 await session.agent.order_faults(part.id, self._faults)
                 for other in self._parts.values():
                     endpoint = other.session.agent.endpoint(f"/networks/{other.id}")
