@@ -216,9 +216,9 @@ class AsyncAgentClient:
     async def remove_network(self, network_id: str) -> None:
         await self._call("DELETE", f"/networks/{network_id}", NoneType)
 
-    async def add_port(self, network_id: str, number: int) -> str:
+    async def add_port(self, network_id: str, request: AddPort) -> str:
         """Return the path of the socket of a network card's port, on the agent's host."""
-        return (await self._call("POST", f"/networks/{network_id}/ports", PortAdded, AddPort(number=number))).path
+        return (await self._call("POST", f"/networks/{network_id}/ports", PortAdded, request)).path
 
     async def order_faults(self, network_id: str, faults: NetworkFaults) -> None:
         await self._call("PUT", f"/networks/{network_id}/faults", NoneType, faults)

@@ -19,6 +19,7 @@ from ...ledger.entry import Entry, Owner
 from ...ledger.writer import LedgerWriter
 from ...propolis_api.connection.endpoint import Endpoint
 from ...propolis_api.connection.transport import open_websocket
+from .dhcp import DhcpServer
 from .port import Port
 from .switch import Switch
 from .trunk import Trunk
@@ -58,7 +59,13 @@ class Network:
             raise AgentError(f"network {self.name!r} has ports 1 to {MOST_PORTS}, and {request.number} is none")
         if request.number not in self._ports:
             path = self._directory / f"net-{self.id[:8]}-{request.number}"
-            port = self._ports[request.number] = Port(self.switch, number=request.number, part=self.id, path=path)
+            port = self._ports[request.number] = Port(
+                self.switch,
+                number=request.number,
+                part=self.id,
+                path=path,
+                dhcp=DhcpServer(request.dhcp_address) if request.dhcp_address else None,
+            )
             try:
                 with self._writer.creating("socket", path) as entry:
                     await port.open()
