@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -99,16 +99,18 @@ class Connections:
     """The connections of a listener that the caller has opened.
 
     :param app: the application that they serve.
+    :param buffer_bytes: how much of what is sent a connection holds back before its sender waits.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, buffer_bytes: int) -> None:
         self._config = _config(app)
         self._config.load()
         self._state = ServerState()
+        self._buffer_bytes = buffer_bytes
 
     def protocol(self) -> asyncio.Protocol:
         """Return the protocol of a new connection."""
-        return CoalescingProtocol(config=self._config, server_state=self._state, app_state={})
+        return _BufferedProtocol(self._buffer_bytes, self._config, self._state, {})
 
     def close(self) -> None:
         """End all connections, and what they ask for."""
@@ -117,6 +119,18 @@ class Connections:
                 connection.shutdown()
         for task in self._state.tasks:
             task.cancel()
+
+
+class _BufferedProtocol(CoalescingProtocol):
+    def __init__(
+        self, buffer_bytes: int, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]
+    ) -> None:
+        super().__init__(config, server_state, app_state)
+        self._buffer_bytes = buffer_bytes
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as H11Protocol's
+        transport.set_write_buffer_limits(high=self._buffer_bytes)
+        super().connection_made(transport)
 
 
 def _config(app: ASGIApp, certificate: Certificate | None = None) -> uvicorn.Config:

@@ -13,7 +13,7 @@ from ...errors import AgentError
 from ...propolis_api.connection.endpoint import Endpoint
 from ...propolis_api.connection.http import HttpClient
 from ...propolis_api.connection.sockets import connect, reason_of
-from .keepalive import detect_loss
+from .limits import BUFFER_BYTES, detect_loss
 
 __all__ = ["PeerConnector"]
 
@@ -98,6 +98,8 @@ async def _opened(connection: socket.socket, context: ssl.SSLContext) -> Ends:
 
 async def _relay(one: Ends, other: Ends) -> None:
     """Relay between two connections, until either ends; then end both."""
+    for _, writer in (one, other):
+        writer.transport.set_write_buffer_limits(high=BUFFER_BYTES)
     ways = [asyncio.create_task(_forward(one[0], other[1])), asyncio.create_task(_forward(other[0], one[1]))]
     try:
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from ...errors import AgentError
 from ...propolis_api.connection.sockets import listen, reason_of
 from ..http_server import Connections
-from .keepalive import detect_loss
+from .limits import BUFFER_BYTES, detect_loss
 
 __all__ = ["PeerListener", "own_address"]
 
@@ -37,7 +37,7 @@ class PeerListener:
     """A port that serves the agent's application over TLS to the holder of one certificate."""
 
     def __init__(self, app: ASGIApp, context: ssl.SSLContext) -> None:
-        self._connections = Connections(app)
+        self._connections = Connections(app, buffer_bytes=BUFFER_BYTES)
         self._context = context
         self._server: asyncio.Server | None = None
         self.address = ""

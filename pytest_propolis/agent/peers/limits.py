@@ -1,11 +1,14 @@
-"""The limits after which the system ends a connection between hosts."""
+"""The limits of a connection between hosts: of time, and of what it holds."""
 
 from __future__ import annotations
 
 import socket
 from typing import Final
 
-__all__ = ["detect_loss"]
+__all__ = ["BUFFER_BYTES", "detect_loss"]
+
+BUFFER_BYTES: Final = 4 << 20
+"""How much a connection holds at each end, so that processes of a busy host need not take turns for each 64 KiB."""
 
 IDLE_S: Final = 1
 PROBES: Final = 4
