@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from pytest_propolis.agent_api.template_layout import STATE_FILE, blank_file, disk_file
+from pytest_propolis.console.shell_protocol import new_nonce
 from pytest_propolis.engine.templates.template import Template, with_disks_in
 from pytest_propolis.guests.fork_identity import await_identity_command, identity_command
 from pytest_propolis.storage.store import template_directory
@@ -90,7 +90,7 @@ class BareFork:
         self._execute("stop")
 
     def run(self, command: str) -> None:
-        nonce = b"r" + secrets.token_hex(6).encode()
+        nonce = new_nonce().encode()
         self._line.sendall(b"%b 0 %b\n" % (nonce, command.encode()))
         while b"\x1e%b\x030\x04" % nonce not in self._received:
             self._received += self._line.recv(1 << 16)

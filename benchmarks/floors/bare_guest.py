@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from pytest_propolis.console.read_eval_loop import program
-from pytest_propolis.console.shell_protocol import new_session
+from pytest_propolis.console.shell_protocol import new_nonce, new_session
 from pytest_propolis.guests import micro
 
 __all__ = ["AlpineFloor", "BareGuest", "GuestFiles", "MicroFloor"]
@@ -90,7 +90,7 @@ class BareGuest:
 
     def run(self, command: bytes) -> bytes:
         """Run a command of one line, and return its output."""
-        nonce = b"r" + secrets.token_hex(6).encode()
+        nonce = new_nonce().encode()
         self.send(b"%b 0 %b\n" % (nonce, command))
         self.read_until(b"\x1e%b\x02" % nonce)
         output = self.read_until(b"\x1e%b\x03" % nonce)

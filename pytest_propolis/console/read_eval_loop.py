@@ -11,6 +11,8 @@ import base64
 import gzip
 from typing import Final
 
+from .shell_protocol import WORD_CHARACTERS
+
 __all__ = [
     "INTERRUPT_DESCRIPTOR",
     "PORT_DESCRIPTOR",
@@ -27,9 +29,10 @@ TERMINAL: Final = "sane raw -echo isig intr ^\\\\ quit ^- susp ^- rows 99 cols 1
 """The terminal's settings while commands run. One key interrupts, and no other byte has a meaning."""
 
 # @ stands for _ and two letters of the session, so that no command's variable or function has the name of one of these.
-# Descriptors 0 to 2 are redirected for each command, and marks are written to the terminal by its name: whatever a
-# command does to its descriptors ends with it. A command that sets -n ends the loops, because any condition of a shell
-# that executes nothing is true. A command that consists of `break` leaves the inner loop only.
+# Descriptors 0 to 2 are redirected for each command, and the terminal is opened by its name, once for all that lies
+# between two commands: whatever a command does to its descriptors ends with it. A command that sets -n ends the loops,
+# because any condition of a shell that executes nothing is true. A command that consists of `break` leaves the inner
+# loop only.
 # Each step is made for options, traps, IFS, TMOUT, functions and aliases that a command may have left behind.
 #
 # Terminal settings are restored behind a command that has started a process: no other one can have changed them.
@@ -44,19 +47,18 @@ shift 3
 START
 @r() { return "$@s"; }
 @l() { IFS=" " command read -r @k @k @k @k @k </proc/loadavg; }
-@g() { IFS= TMOUT= command read -r @h INPUT || exit; }
-@m() { command printf "\036$@n$1" MARKS; }
+@g() { IFS= TMOUT= command read -r @h || exit; }
 @f() {
 set +ax
 unset -f command
 AFTER
 @s=$1
 command kill -0 "$PPID" || exit
-@m "\003$1\004"
+command printf "\036$@n\003$1\004"
 RESTORE
 @g
 while case $@h in
-?$@n) @m "\003$1\004";; [ir]WORD\ *) ! :; esac do @g
+?$@n) command printf "\036$@n\003$1\004";; [ir]WORD\ *) ! :; esac do @g
 done
 @n=${@h%% *} @h=${@h#* }
 @i=${@h%% *} @c=${@h#* }
@@ -70,30 +72,29 @@ ${@h#?}";;
 [cC]*) @c=$@c${@h#?};;
 *) @d=$(command printf "%b." "${@h#?}"); @c=$@c${@d%.};;
 esac
-case $@h in [NCO?]*) @m "\006$@i\004"; esac
+case $@h in [NCO?]*) command printf "\036$@n\006$@i\004"; esac
 done
 BEFORE
 @i=/dev/null
 TYPED
-@m "\002"
+command printf "\036$@n\002"
 case $2 in *a*) set -a; esac
 case $2 in *x*) set -x; esac
 }
-until ! :; do until ! @f "$?" "$-"; do
-if @r LAST; then command eval "$@c" <"$@i" MARKS 2>&OUTPUT CLOSED
-else command eval "$@c" <"$@i" MARKS 2>&OUTPUT CLOSED; fi
+until ! :; do until ! @f "$?" "$-" LINE; do
+if @r LAST; then command eval "$@c" <"$@i" OUTPUT
+else command eval "$@c" <"$@i" OUTPUT; fi
 done; done </dev/null >/dev/null 2>&1
 """
 
 _TERMINAL_LINE: Final = {
-    "INPUT": '<"$@t"',
-    "MARKS": '>"$@t"',
+    "LINE": '<>"$@t" >&0',
     "RESTORE\n": r"""@h=$@k
 @l || @h=-
-case $@k in $@h) ;; *) "$@y" TERMINAL <"$@t"; @l; esac
+case $@k in $@h) ;; *) "$@y" TERMINAL; @l; esac
 """,
     "TYPED\n": "case $@n in i*) @i=$@t; esac\n",
-    " CLOSED": "",
+    "OUTPUT": '>"$@t" 2>&ERRORS',
 }
 
 PORT_DESCRIPTOR: Final = 9
@@ -102,23 +103,31 @@ INTERRUPT_DESCRIPTOR: Final = 8
 # A port cannot be opened a second time, and so has no use for its name. A command gets neither of the descriptors, and
 # its programs cannot hold them either.
 _PORT_LINE: Final = {
-    "INPUT": f"<&{PORT_DESCRIPTOR}",
-    "MARKS": f">&{PORT_DESCRIPTOR}",
+    "LINE": f"<&{PORT_DESCRIPTOR} >&{PORT_DESCRIPTOR}",
     "RESTORE\n": "",
     "TYPED\n": "",
-    "CLOSED": f"{PORT_DESCRIPTOR}>&-",
+    "OUTPUT": f">&{PORT_DESCRIPTOR} 2>&ERRORS {PORT_DESCRIPTOR}>&-",
 }
 
-# Busybox's `read` begins again when a child of the shell ends meanwhile, and forgets what it has read of the line. Once
-# a shell has started a job in the background, a process that has no children reads for it.
-_CAREFUL_READ: Final = r"""@g() {
-case ${!-} in
-'') IFS= TMOUT= command read -r @h INPUT;;
-*) @h=$(IFS= TMOUT= command read -r @h INPUT && command printf %s "$@h")
-esac || exit
+# Busybox's `read` begins again when a child of the shell ends meanwhile, and forgets what it has read of the line. So
+# while a job in the background has not ended, a process that has no children reads for the shell. It is no reason to
+# restore the terminal's settings.
+_CAREFUL_READ: Final = r"""@j() {
+@h=-
+IFS=" " command read -r @h @d </proc/$$/task/$$/children
+case $@h$@d in '') return 1;; *[!0-9]*) return; esac
+{ command read -r @d; command read -r @d; IFS= command read -r @d; } </proc/$@h/status
+case $@d in *Z*) return 1; esac
+}
+@g() {
+if case ${!-} in '') ! :; esac && @j; then
+@k=$((@k+1))
+@h=$(IFS= TMOUT= command read -r @h && command printf %s "$@h")
+else IFS= TMOUT= command read -r @h
+fi || exit
 }"""
 
-_ANY_SHELL: Final = {"START\n": "", "AFTER\n": "", "BEFORE\n": "", " LAST": "", "OUTPUT": "1"}
+_ANY_SHELL: Final = {"START\n": "", "AFTER\n": "", "BEFORE\n": "", " LAST": "", "ERRORS": "1"}
 
 # bash's `eval` replaces PIPESTATUS, `$?` and `$_` when it ends. So the command itself gets a last line that saves them.
 # It does not get one where that would become a part of it, as after an open here-document or a backslash: such a text
@@ -158,7 +167,7 @@ esac
 case $2 in *v*) set -v; esac
 """,
     "LAST": '"$@u"',
-    "OUTPUT": '"$((@q))"',
+    "ERRORS": '"$((@q))"',
 }
 
 # The terminal is opened by its own name, because a shell that is a guest's first process has no controlling terminal.
@@ -220,7 +229,7 @@ def preparation(session: str, nonce: str, *, shell: str = "sh") -> str:
     loop = quoted(_loop(session, _TERMINAL_LINE | _BASH).replace("TERMINAL", TERMINAL))
     terminal, stty = _named("$@t", session), _named("$@y", session)
     bash = f'exec {shell} -c {loop} sh "{terminal}" "{stty}" {nonce}'
-    return _of_shell(bash, _named(_CAREFUL_READ.replace("INPUT", _TERMINAL_LINE["INPUT"]), session))
+    return _of_shell(bash, _named(_CAREFUL_READ, session))
 
 
 def port_supervisor(session: str, *, shell: str = "sh") -> str:
@@ -239,7 +248,7 @@ def port_preparation(session: str, nonce: str, *, shell: str = "sh") -> str:
     """As `preparation`, for the loop of `port_supervisor`."""
     loop = quoted(_loop(session, _PORT_LINE | _BASH))
     bash = f"exec {shell} -c {loop} sh - - {nonce} {PORT_DESCRIPTOR}>&1"
-    return _of_shell(bash, _named(_CAREFUL_READ.replace("INPUT", _PORT_LINE["INPUT"]), session))
+    return _of_shell(bash, _named(_CAREFUL_READ, session))
 
 
 def _of_shell(bash: str, others: str) -> str:
@@ -251,7 +260,7 @@ def _loop(session: str, parts: dict[str, str]) -> str:
     loop = _LOOP.strip()
     for place, part in parts.items():
         loop = loop.replace(place, part)
-    return _named(loop, session).replace("WORD", "[0-9a-f]" * 12).replace("[ALL]", "[@]")
+    return _named(loop, session).replace("WORD", "[0-9A-Za-z]" * WORD_CHARACTERS).replace("[ALL]", "[@]")
 
 
 def _named(text: str, session: str) -> str:

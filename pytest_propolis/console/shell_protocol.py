@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import string
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -35,6 +36,7 @@ from typing import Final, NamedTuple
 __all__ = [
     "INTERRUPT",
     "WINDOW_BYTES",
+    "WORD_CHARACTERS",
     "Acknowledged",
     "Began",
     "Ended",
@@ -53,6 +55,9 @@ __all__ = [
 INTERRUPT: Final = b"\x1c"
 """The key that interrupts a command: the terminal is told to treat it as other terminals treat Ctrl-C."""
 
+WORD_CHARACTERS: Final = 8
+"""How many random letters and digits a word has after its kind: an emulator needs some 40 us for each octet."""
+
 LINE_BYTES: Final = 900
 WINDOW_BYTES: Final = 2700
 """How much can be typed at a terminal that buffers no more than 4 KiB."""
@@ -68,12 +73,16 @@ def repeat_request(nonce: str) -> bytes:
 
 def new_session() -> str:
     """Return a word for one run of the program."""
-    return "s" + secrets.token_hex(6)
+    return "s" + _random()
 
 
 def new_nonce(*, interactive: bool = False) -> str:
     """Return a word for one command. Those with a leading ``i`` get the terminal as their standard input."""
-    return ("i" if interactive else "r") + secrets.token_hex(6)
+    return ("i" if interactive else "r") + _random()
+
+
+def _random() -> str:
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(WORD_CHARACTERS))
 
 
 class Chunk(NamedTuple):
@@ -195,10 +204,10 @@ class Ended:
 Signal = Output | Ready | Acknowledged | Began | Ended
 
 _MARK: Final = re.compile(
-    rb"\x1e(?P<word>[irs][0-9a-f]{12})"
+    rb"\x1e(?P<word>[irs][0-9A-Za-z]{8})"
     rb"(?:(?P<began>\x02)|\x03(?P<status>\d{1,3})\x04|\x06(?P<ack>\d{1,9})\x04|\x05(?P<died>\d{1,3})\x04|(?P<ready>\x11))"
 )
-_PARTIAL: Final = re.compile(rb"\x1e(?:[irs][0-9a-f]{0,12}(?:(?:[\x03\x05]\d{0,3}|\x06\d{0,9}))?)?")
+_PARTIAL: Final = re.compile(rb"\x1e(?:[irs][0-9A-Za-z]{0,8}(?:(?:[\x03\x05]\d{0,3}|\x06\d{0,9}))?)?")
 _LONGEST_MARK: Final = 25
 _MARK_END: Final = re.compile(rb"[\x02\x04\x11]")
 _LONGEST_INTERRUPTION: Final = 1 << 16

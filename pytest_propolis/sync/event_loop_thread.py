@@ -9,7 +9,6 @@ from collections.abc import Coroutine, Iterator
 from typing import Any, Final, Generic, TypeVar
 
 from ..errors import ConfigError
-from ..propolis_api.connection.sockets import new_event_loop
 
 __all__ = ["EventLoopThread", "is_cancelling_a_call"]
 
@@ -83,6 +82,9 @@ class EventLoopThread:
                     hint="VMs end with the fixture that they come from",
                 )
             if self._loop is None:
+                # Here, because every run imports this module for its signals, and few have such a loop.
+                from ..propolis_api.connection.sockets import new_event_loop
+
                 self._loop, self._end = new_event_loop(), asyncio.Event()
                 # A daemon: the interpreter does not wait for it where the session's end was cut short.
                 self._thread = threading.Thread(target=_run, args=(self._loop, self._end), name=NAME, daemon=True)

@@ -24,7 +24,7 @@ class TestMany:
 async def test_marked(test_vm): ...
 """
 
-# Loaded before all else: says what the run does to the machine, beyond reading files.
+# Loaded before all else: says what the run does to the machine, beyond reading files, and which packages it imports.
 AUDIT = """
 import json, pathlib, sys
 
@@ -38,6 +38,8 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 
 def pytest_unconfigure():
+    packages = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names - {"pytest_propolis"}
+    events.extend(f"import {name}" for name in sorted(packages))
     pathlib.Path("audit.json").write_text(json.dumps(events))
 """
 
