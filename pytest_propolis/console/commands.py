@@ -41,8 +41,6 @@ class PendingCommand:
     acknowledged: asyncio.Event = field(default_factory=asyncio.Event)
     remaining: int = 0
     """The lines of the command that are still to come when the guest has read what was sent last."""
-    sent: bool = False
-    """Whether all of the command was sent."""
     began: asyncio.Event = field(default_factory=asyncio.Event)
     output: bytearray = field(default_factory=bytearray)
     sink: Sink | None = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
 from ..console import Console
 from ..read_eval_loop import preparation, program
-from ..shell_protocol import INTERRUPT, WINDOW_BYTES, Signal
+from ..shell_protocol import INTERRUPT, Chunk, Signal, encode
 
 __all__ = ["ConsoleTransport"]
 
@@ -17,9 +17,8 @@ __all__ = ["ConsoleTransport"]
 class ConsoleTransport:
     """The `LoopTransport` that every guest has. A key of the terminal interrupts."""
 
-    window_bytes = WINDOW_BYTES
     may_lose_marks = True
-    interrupt_discards = True
+    waits_for_client = False
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -34,8 +33,11 @@ class ConsoleTransport:
     async def launch(self, session: str, *, shell: str, wrapper: str) -> None:
         await self._console.send(wrapper.replace("{}", program(session, shell=shell)) + "\n")
 
-    def preparation(self, session: str, nonce: str, *, shell: str) -> str:
-        return preparation(session, nonce, shell=shell)
+    def encode(self, command: str, nonce: str, session: str) -> Iterable[Chunk]:
+        return encode(command, nonce)
+
+    def preparation(self, session: str, nonce: str, *, shell: str) -> Iterable[Chunk]:
+        return encode(preparation(session, nonce, shell=shell), nonce)
 
     async def send(self, data: bytes) -> None:
         await self._console.send(data)

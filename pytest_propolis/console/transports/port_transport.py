@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
 from websockets.exceptions import ConnectionClosed
 
-from ...agent_api.guest_ports import INTERRUPT_PORT
+from ...agent_api.guest_ports import ERRORS_PORT, INTERRUPT_PORT
 from ...errors import PropolisError, ShellError
 from ..commands import CommandResult
 from ..console import Console
 from ..escapes import TextFilter
 from ..kernel.ends import asks_for_an_end
-from ..read_eval_loop import INTERRUPT_DESCRIPTOR, PORT_DESCRIPTOR, port_preparation, port_supervisor, quoted
-from ..shell_protocol import FrameParser, Output, Signal, new_nonce
+from ..read_eval_loop import quoted
+from ..shell_protocol import Chunk, FrameParser, Output, Signal, new_nonce
 from .port_line import PortLine
+from .port_loop import (
+    ERRORS_DESCRIPTOR,
+    INTERRUPT_DESCRIPTOR,
+    PORT_DESCRIPTOR,
+    encode_for_port,
+    port_preparation,
+    port_supervisor,
+)
 
 __all__ = ["PortTransport"]
 
 LAUNCH_TIMEOUT_S: Final = 60.0
-WINDOW_BYTES: Final = 1 << 16
 
 # setsid forks where it leads a process group already: so the loop does not stay a job of the shell on the console.
 _LAUNCH: Final = r"""(OPEN
@@ -43,9 +50,8 @@ class PortTransport:
     :param launcher: the shell on the console, which starts the loop.
     """
 
-    window_bytes = WINDOW_BYTES
     may_lose_marks = False
-    interrupt_discards = False
+    waits_for_client = True
 
     def __init__(self, line: PortLine, console: Console, launcher: Launcher, *, vm: str) -> None:
         self._line = line
@@ -75,6 +81,7 @@ class PortTransport:
         ports = self._line.ports
         opening = ports.open_script(self._line.number, PORT_DESCRIPTOR)
         opening += ports.open_script(INTERRUPT_PORT, INTERRUPT_DESCRIPTOR)
+        opening += ports.open_script(ERRORS_PORT, ERRORS_DESCRIPTOR)
         script = _LAUNCH.replace("OPEN", opening)
         script = script.replace("SUPERVISOR", quoted(port_supervisor(session, shell=shell)))
         launched = await self._launcher.run(
@@ -88,10 +95,12 @@ class PortTransport:
                 log_path=str(self._console.log_path),
                 hint='VmConfig(channel="console") needs no port',
             )
-        await self._line.send(b"\n%b\n" % session.encode())
 
-    def preparation(self, session: str, nonce: str, *, shell: str) -> str:
-        return port_preparation(session, nonce, shell=shell)
+    def encode(self, command: str, nonce: str, session: str) -> Iterable[Chunk]:
+        return encode_for_port(command, nonce, session)
+
+    def preparation(self, session: str, nonce: str, *, shell: str) -> Iterable[Chunk]:
+        return (Chunk(port_preparation(session, nonce), 0),)
 
     def expect_nonces(self, *words: str) -> None:
         self._session = words[0]
@@ -103,7 +112,6 @@ class PortTransport:
         await self._line.send(data)
 
     async def interrupt(self) -> None:
-        await self._line.send(b"\n")  # ends what may have been sent half
         # While the guest migrates this may fail: the next attempt finds it at its new host.
         with contextlib.suppress(ConnectionClosed, PropolisError):
             connection = await self._line.ports.connect(INTERRUPT_PORT)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from ..shell_protocol import Signal
+from ..shell_protocol import Chunk, Signal
 
 __all__ = ["LoopTransport"]
 
@@ -15,14 +15,11 @@ __all__ = ["LoopTransport"]
 class LoopTransport(Protocol):
     """A line to the read-eval loop of one guest: bytes there, signals of the shell protocol back."""
 
-    window_bytes: int
-    """How much of a command may be sent before the guest acknowledges that it has read it."""
-
     may_lose_marks: bool
     """Whether a mark may get lost, so that it has to be asked for again."""
 
-    interrupt_discards: bool
-    """Whether an interrupt discards what was sent and is not read yet, as on a terminal."""
+    waits_for_client: bool
+    """Whether a new shell takes nothing, and says nothing, until the client sends its `preparation`."""
 
     def attach(self, *, on_signal: Callable[[Signal], None], on_reset: Callable[[], None]) -> None:
         """Give signals, and the news that the guest has reset its machine, to a client; to no other from now on."""
@@ -36,8 +33,15 @@ class LoopTransport(Protocol):
         """
         ...
 
-    def preparation(self, session: str, nonce: str, *, shell: str) -> str:
-        """Return the command that a new shell is sent first."""
+    def encode(self, command: str, nonce: str, session: str) -> Iterable[Chunk]:
+        """Return the chunks to send for a command: after each but the last, wait for `Acknowledged`.
+
+        :raises ValueError: when the command contains a NUL.
+        """
+        ...
+
+    def preparation(self, session: str, nonce: str, *, shell: str) -> Iterable[Chunk]:
+        """Return the chunks to send to a new shell first."""
         ...
 
     def expect_nonces(self, *words: str) -> None:

@@ -8,11 +8,10 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
-from ...agent_api.guest_ports import STREAM_PORTS
+from ...agent_api.guest_ports import PORT_COUNT
 
 __all__ = ["PORT_COUNT", "PORT_NAMES", "GuestPort", "GuestPorts", "port_devices"]
 
-PORT_COUNT: Final = len(STREAM_PORTS) + 2
 PORT_NAMES: Final = tuple(f"org.propolis.{number}" for number in range(1, PORT_COUNT + 1))
 """The names of the ports in the guest, below /sys/class/virtio-ports."""
 

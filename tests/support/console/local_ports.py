@@ -14,13 +14,13 @@ from starlette.websockets import WebSocket
 from websockets.asyncio.client import ClientConnection, unix_connect
 
 from pytest_propolis.agent.http_server import http_server
-from pytest_propolis.agent_api.guest_ports import INTERRUPT_PORT, SHELL_PORT
+from pytest_propolis.agent_api.guest_ports import ERRORS_PORT, INTERRUPT_PORT, SHELL_PORT
 from pytest_propolis.engine.qemu.guest_ports import GuestPort
 from pytest_propolis.engine.server.guest_port_websocket import serve_guest_port
 
 __all__ = ["LocalPorts", "local_ports"]
 
-DESCRIPTORS = {SHELL_PORT: 3, INTERRUPT_PORT: 4}
+DESCRIPTORS = {SHELL_PORT: 3, INTERRUPT_PORT: 4, ERRORS_PORT: 5}
 """What the shell knows the ports by."""
 
 
