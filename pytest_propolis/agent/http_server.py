@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from websockets.exceptions import InvalidState
 
 from ..propolis_api.connection.http_protocol import CoalescingProtocol
+from ..propolis_api.connection.websocket_protocol import DetachableProtocol
 
 __all__ = ["Certificate", "http_server"]
 
@@ -98,7 +99,7 @@ def http_server(app: ASGIApp, certificate: Certificate | None = None) -> uvicorn
             access_log=False,
             lifespan="off",
             http=CoalescingProtocol,
-            ws="websockets-sansio",
+            ws=DetachableProtocol,
             ws_ping_interval=None,
             ws_per_message_deflate=False,
             ssl_certfile=certificate.chain if certificate else None,

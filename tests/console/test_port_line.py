@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from local_ports import LocalPorts, local_ports
 from local_pty import console_on
-from websockets.asyncio.client import ClientConnection
 
 from pytest_propolis.agent_api.guest_ports import SHELL_PORT
 from pytest_propolis.console.transports.port_line import PortLine
 from pytest_propolis.engine.qemu.guest_ports import GuestPort
 from pytest_propolis.errors import ConsoleClosed
+from pytest_propolis.propolis_api.connection.byte_stream import ByteStream
 
 
 class MovingPorts:
@@ -30,7 +30,7 @@ class MovingPorts:
         self.moves += 1
         self._moved.set()
 
-    async def connect(self, number: int) -> ClientConnection:
+    async def connect(self, number: int) -> ByteStream:
         return await self._places[self.moves].connect(number)
 
     async def moved_since(self, moves: int) -> None:

@@ -7,10 +7,9 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
-from websockets.exceptions import ConnectionClosed
-
 from ...agent_api.guest_ports import ERRORS_PORT, INTERRUPT_PORT
 from ...errors import PropolisError, ShellError
+from ...propolis_api.connection.byte_stream import StreamEnded
 from ..commands import CommandResult
 from ..console import Console
 from ..escapes import TextFilter
@@ -113,17 +112,16 @@ class PortTransport:
 
     async def interrupt(self) -> None:
         # While the guest migrates this may fail: the next attempt finds it at its new host.
-        with contextlib.suppress(ConnectionClosed, PropolisError):
+        with contextlib.suppress(StreamEnded, PropolisError):
             connection = await self._line.ports.connect(INTERRUPT_PORT)
             try:
                 line = f"{self._session} {new_nonce()}\n".encode()
                 await connection.send(b"\n" + line)
                 answer = b""
                 while line not in answer:
-                    data = await connection.recv()
-                    answer += data if isinstance(data, bytes) else b""
+                    answer += await connection.receive()
             finally:
-                connection.transport.abort()
+                connection.abort()
 
     @contextlib.contextmanager
     def unrecorded(self) -> Iterator[None]:

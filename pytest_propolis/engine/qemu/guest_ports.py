@@ -49,6 +49,7 @@ class GuestPort:
         self._left = b""
         self._filled = 0
         self._waiting: set[asyncio.Future[None]] = set()
+        self._on_readable: Callable[[], None] | None = None
 
     @property
     def taken(self) -> int:
@@ -61,17 +62,45 @@ class GuestPort:
         async with self._turn:
             yield
 
+    def watch(self, on_readable: Callable[[], None] | None) -> None:
+        """Call a function whenever `try_read` has something to return; None ends that."""
+        self._on_readable = on_readable
+        self._update_watch()
+
+    def try_read(self) -> bytes | None:
+        """Return what the guest has written; nothing at the end of the machine; None if nothing has come yet."""
+        if not self._flows.is_set():
+            return None
+        try:
+            return self._ours.recv(READ_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            left, self._left = self._left, b""
+            return left
+
+    def try_write(self, data: bytes) -> int:
+        """Write to the guest, and return how much it takes at once.
+
+        :raises OSError: when the machine has ended.
+        """
+        if self._taken_back or not self._flows.is_set():
+            return 0
+        try:
+            count = self._ours.send(data)
+        except BlockingIOError:
+            return 0
+        self._passed += count
+        return count
+
     async def read(self) -> bytes:
-        """Return what the guest has written; nothing at the end of the machine."""
+        """As `try_read`, but wait until something has come."""
         while True:
             await self._flows.wait()
-            try:
-                return self._ours.recv(READ_BYTES)
-            except BlockingIOError:
-                await self._until_ready(self._loop.add_reader, self._loop.remove_reader)
-            except OSError:
-                left, self._left = self._left, b""
-                return left
+            data = self.try_read()
+            if data is not None:
+                return data
+            await self._until_ready(self._loop.add_reader, self._loop.remove_reader)
 
     async def write(self, data: bytes) -> None:
         """Write to the guest. Waits while the guest reads nothing.
@@ -94,6 +123,7 @@ class GuestPort:
     def hold(self) -> None:
         """Pass no bytes until `release`: QEMU receives no more input, and stops when its end is full."""
         self._flows.clear()
+        self._update_watch()
         with contextlib.suppress(OSError):
             while data := self.theirs.recv(READ_BYTES):
                 self._taken_back += data
@@ -101,6 +131,7 @@ class GuestPort:
     def fill(self) -> None:
         """Hold a port that nothing has used yet, and let QEMU not write a byte until `release`."""
         self._flows.clear()
+        self._update_watch()
         self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)  # the least
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -115,6 +146,7 @@ class GuestPort:
             while self._taken_back and not self._flows.is_set():
                 self._taken_back = self._taken_back[self._ours.send(self._taken_back) :]
         self._flows.set()
+        self._update_watch()
 
     def close(self) -> None:
         """End every use; what the machine has written before can still be read. Closing twice is fine."""
@@ -128,6 +160,21 @@ class GuestPort:
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(None)
+        self._update_watch()
+
+    def _update_watch(self) -> None:
+        if self._ours.fileno() < 0:
+            self._loop.call_soon(self._report_end)
+        elif self._on_readable is not None and self._flows.is_set():
+            self._loop.add_reader(self._ours, self._on_readable)
+        else:
+            self._loop.remove_reader(self._ours)
+
+    def _report_end(self) -> None:
+        """Let what is left be read, and then the end, which ends the watch."""
+        if self._on_readable is not None:
+            self._on_readable()
+            self._loop.call_soon(self._report_end)
 
     def _settle(self) -> None:
         """Take what the machine has written, and take back what it has not read."""
