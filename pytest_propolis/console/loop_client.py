@@ -117,13 +117,23 @@ class LoopClient:
         self._transport.on_failure(self.pending.ended)
         return self.pending
 
+    async def separate_errors(self, pending: PendingCommand) -> None:
+        """Have the standard error of a command that is about to be sent come apart.
+
+        :raises CapabilityMissing: when the line to the loop cannot.
+        """
+        await self._transport.open_errors(self._on_error_signal)
+        pending.errors_ended = asyncio.get_running_loop().create_future()
+        self._transport.on_failure(pending.errors_ended)
+
     async def send(self, command: str, pending: PendingCommand) -> None:
         """Send a command that `begin` expects, and return when the guest can read all of it.
 
         :raises ShellError: when the command contains a NUL.
         """
         try:
-            chunks = list(self._transport.encode(command, pending.nonce, self._session))
+            apart = pending.errors_ended is not None
+            chunks = list(self._transport.encode(command, pending.nonce, self._session, errors_apart=apart))
         except ValueError as error:
             self.pending = None
             raise self.error(ShellError, str(error)) from None
@@ -148,6 +158,9 @@ class LoopClient:
                 continue
             await self._transport.send(repeat_request(pending.nonce))
             interval_s *= 2  # unread requests must not fill the guest's terminal
+        if pending.errors_ended is not None and not pending.ended.exception():
+            await asyncio.wait([pending.errors_ended])
+            pending.errors_ended.result()
         return pending.ended.result()
 
     async def recover(self) -> None:
@@ -251,6 +264,20 @@ class LoopClient:
                 if nonce in (None, pending.nonce) and not pending.ended.done():
                     pending.ended.set_result(signal)
 
+    def _on_error_signal(self, signal: Signal) -> None:
+        """Take what comes on the way of standard error alone, behind the mark that this command has begun."""
+        pending = self.pending
+        if pending is None or pending.errors_ended is None:
+            return
+        match signal:
+            case Began(nonce) if nonce == pending.nonce:
+                pending.errors_began = True
+            case Output(data) if pending.errors_began:
+                pending.errors += data
+            case Ended(nonce) if pending.errors_began and nonce in (None, pending.nonce):
+                if not pending.errors_ended.done():
+                    pending.errors_ended.set_result(None)
+
     def _on_reset(self) -> None:
         if not self._ready.is_set():
             return
@@ -259,6 +286,8 @@ class LoopClient:
         self.abandon(self._lost)
 
     def _fail(self, pending: PendingCommand, reason: str, **context: Any) -> None:
+        if pending.errors_ended is not None:
+            pending.errors_ended.cancel()
         pending.ended.set_exception(self.error(ShellLost, reason, **context))
         pending.ended.exception()  # it may be awaited no more
         pending.acknowledged.set()

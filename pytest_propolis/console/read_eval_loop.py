@@ -113,7 +113,7 @@ BASH_START: Final = "shopt -s expand_aliases execfail\n@p=() @u=\n"
 BASH_AFTER: Final = r"""case $2 in *v*) set +v; esac
 @q=1
 case ${#@p[ALL]} in 0) ;; *)
-set -- "${@p[0]}" "$2"
+set -- "${@p[0]}" "$2" "${3-}"
 @u=${@p[1]} @q=
 case ${#@p[ALL]} in 3) ;; *)
 for @i in "${!@p[ALL]}"; do

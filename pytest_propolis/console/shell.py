@@ -103,9 +103,11 @@ class Shell:
         check: bool = True,
         note: str | None = None,
         on_output: Sink | None = None,
+        separate_stderr: bool = False,
     ) -> CommandResult:
         """Run a command, and wait until it ends. Its standard input is empty.
 
+        :param separate_stderr: whether standard error comes apart from standard output.
         :param note: the text the log shows instead of the command itself.
         :param on_output: called with the output as it comes.
         :raises CommandFailed: when it ends with a status other than 0, and `check` is on.
@@ -113,6 +115,7 @@ class Shell:
         :raises ShellLost: when the shell does not answer any more.
         :raises ConsoleClosed: when the VM stops meanwhile.
         :raises ShellError: when the console is given to an interactive user, or the command contains a NUL.
+        :raises CapabilityMissing: when standard error cannot be separated.
         """
         if self._interactive:
             raise self._loop.error(ShellError, "the console is in interactive use", hint="leave `interactive()` first")
@@ -121,6 +124,8 @@ class Shell:
             self._console.note(note or f"run: {abbreviated(command, COMMAND_CHARACTERS)}")
             pending = self._loop.begin(new_nonce())
             pending.on_output = on_output
+            if separate_stderr:
+                await self._separate_errors(pending)
             return await self._outcome(
                 command, pending, self._loop.send(command, pending), timeout_s=timeout_s, check=check, note=note
             )
@@ -164,7 +169,15 @@ class Shell:
         if check and status:
             message = f"{note or _named(command)} ended with status {status}"
             raise self._loop.error(CommandFailed, message, command=command, status=status, output=bytes(pending.output))
-        return CommandResult(command=command, status=status, output=bytes(pending.output))
+        errors = None if pending.errors_ended is None else bytes(pending.errors)
+        return CommandResult(command=command, status=status, output=bytes(pending.output), errors=errors)
+
+    async def _separate_errors(self, pending: PendingCommand) -> None:
+        try:
+            await self._loop.separate_errors(pending)
+        except BaseException:
+            self._loop.pending = None  # it was not sent
+            raise
 
     async def run_detached(self, command: str) -> None:
         """Run a command that takes the shell with it, as a reboot does; does not wait for it."""

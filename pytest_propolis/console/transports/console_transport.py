@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from ...errors import CapabilityMissing
 from ..console import Console
 from ..read_eval_loop import preparation, program
 from ..shell_protocol import INTERRUPT, Chunk, Signal, encode
@@ -33,7 +34,14 @@ class ConsoleTransport:
     async def launch(self, session: str, *, shell: str, wrapper: str) -> None:
         await self._console.send(wrapper.replace("{}", program(session, shell=shell)) + "\n")
 
-    def encode(self, command: str, nonce: str, session: str) -> Iterable[Chunk]:
+    async def open_errors(self, on_signal: Callable[[Signal], None]) -> None:
+        raise CapabilityMissing(
+            "the serial console does not separate standard error from standard output",
+            vm=self._console.vm,
+            hint='VmConfig(channel="port") does; or redirect one of them to a file',
+        )
+
+    def encode(self, command: str, nonce: str, session: str, *, errors_apart: bool) -> Iterable[Chunk]:
         return encode(command, nonce)
 
     def preparation(self, session: str, nonce: str, *, shell: str) -> Iterable[Chunk]:

@@ -59,6 +59,7 @@ class PortLine:
         self._turn = asyncio.Lock()
         self._failure: PropolisError | None = None
         self._watchers: set[asyncio.Future[Any]] = set()
+        self._companion: PortLine | None = None
         self._follower = asyncio.create_task(self._follow())
         connection.listen(self._take)
 
@@ -75,6 +76,17 @@ class PortLine:
             yield line
         finally:
             await line.aclose()
+
+    async def companion(self, number: int) -> PortLine:
+        """Return a line over a second port, which is opened by the first call, and closed with this one.
+
+        :raises CapabilityMissing: when the VM has no such port.
+        """
+        if self._companion is None:
+            moves = self.ports.moves
+            connection = await self.ports.connect(number)
+            self._companion = PortLine(connection, number, self.ports, self._console, moves)
+        return self._companion
 
     async def send(self, data: bytes) -> None:
         """Send to the guest, where it is or where it migrates to; wait while nothing takes it.
@@ -98,6 +110,8 @@ class PortLine:
 
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""
+        if self._companion is not None:
+            await self._companion.aclose()
         self._connection.abort()  # what waits to be sent has no reader any more
         self._follower.cancel()
         await asyncio.gather(self._follower, return_exceptions=True)

@@ -53,7 +53,9 @@ else _l= _k=$((_k+1)); [ "$_k" -lt 100 ] || exit; fi
 done
 printf "\036SESSION\021" >&9
 SHELL -s <&9 >&9 2>&9 8>&-
-printf "\036SESSION\005%d\004" $? >&9 || exit
+_l=$?
+printf "\036SESSION\005%d\004" $_l >&7
+printf "\036SESSION\005%d\004" $_l >&9 || exit
 done
 """
 
@@ -74,6 +76,7 @@ command printf "\036$@n\003$1\004" >&9
 }
 @b() {
 BEFORE
+case ${3-} in ?*) command printf "\036$@n\002" >&7; esac
 command printf "\036$@n\002" >&9
 case $2 in *a*) set -a; esac
 case $2 in *x*) set -x; esac
@@ -92,7 +95,7 @@ case ${BASH_VERSION-} in ?*) eval FOR_BASH;; *) eval FOR_OTHERS; esac
 # A command gets none of the descriptors of the ports, and so can neither close nor hold them. It is evaluated here and
 # not in a function, where `set --`, `local` and `return` have another meaning; twice, because only the branches of an
 # `if` begin with a status that can be chosen. ERRORS is 1 or 7; bash sets PIPESTATUS while it expands it.
-_COMMAND: Final = r"""BEFORE{ @b - "$@o"; if @r "$@u"
+_COMMAND: Final = r"""BEFORE{ @b - "$@o" APART; if @r "$@u"
 then \command eval "$@c" >&9 2>&"$((@q*ERRORS))" 7>&- 9>&-
 else \command eval "$@c" >&9 2>&"$((@q*ERRORS))" 7>&- 9>&-; fi; @f "$?" "$-" APART; } </dev/null >/dev/null 2>&1AFTER
 """

@@ -59,9 +59,11 @@ class PortTransport:
         self._vm = vm
         self._session = ""
         self._parser = FrameParser()
+        self._errors_parser = FrameParser()
         self._filter = TextFilter()
         self._recorded = True
         self._on_signal: Callable[[Signal], None] | None = None
+        self._on_error_signal: Callable[[Signal], None] | None = None
         line.on_data = self._feed
         self.on_failure: Callable[[asyncio.Future[Any]], None] = line.on_failure
 
@@ -95,15 +97,22 @@ class PortTransport:
                 hint='VmConfig(channel="console") needs no port',
             )
 
-    def encode(self, command: str, nonce: str, session: str) -> Iterable[Chunk]:
-        return encode_for_port(command, nonce, session)
+    async def open_errors(self, on_signal: Callable[[Signal], None]) -> None:
+        line = await self._line.companion(ERRORS_PORT)
+        if line.on_data != self._feed_errors:
+            self._errors_parser = FrameParser(self._parser.words)
+            line.on_data = self._feed_errors
+        self._on_error_signal = on_signal
+
+    def encode(self, command: str, nonce: str, session: str, *, errors_apart: bool) -> Iterable[Chunk]:
+        return encode_for_port(command, nonce, session, errors_apart=errors_apart)
 
     def preparation(self, session: str, nonce: str, *, shell: str) -> Iterable[Chunk]:
         return (Chunk(port_preparation(session, nonce), 0),)
 
     def expect_nonces(self, *words: str) -> None:
         self._session = words[0]
-        self._parser.words = words
+        self._parser.words = self._errors_parser.words = words
 
     async def send(self, data: bytes) -> None:
         if asks_for_an_end(data):
@@ -130,6 +139,13 @@ class PortTransport:
             yield
         finally:
             self._recorded = True
+
+    def _feed_errors(self, data: bytes) -> None:
+        for signal in self._errors_parser.feed(data):
+            if isinstance(signal, Output):
+                self._console.log.write(self._filter.feed(signal.data))
+            if self._on_error_signal is not None:
+                self._on_error_signal(signal)
 
     def _feed(self, data: bytes) -> None:
         for signal in self._parser.feed(data):

@@ -33,9 +33,17 @@ class LoopTransport(Protocol):
         """
         ...
 
-    def encode(self, command: str, nonce: str, session: str) -> Iterable[Chunk]:
+    async def open_errors(self, on_signal: Callable[[Signal], None]) -> None:
+        """Have a way for standard error alone, and pass its signals on: those with the words of `expect_nonces`.
+
+        :raises CapabilityMissing: when there is none.
+        """
+        ...
+
+    def encode(self, command: str, nonce: str, session: str, *, errors_apart: bool) -> Iterable[Chunk]:
         """Return the chunks to send for a command: after each but the last, wait for `Acknowledged`.
 
+        :param errors_apart: whether its standard error goes the way of `open_errors`.
         :raises ValueError: when the command contains a NUL.
         """
         ...
