@@ -131,7 +131,7 @@ class Shell:
             )
 
     async def run_typed(self, typed: TypedCommand, *, timeout_s: float, note: str) -> CommandResult:
-        """Wait for the end of what the agent has typed, and `resume` was told of; errors are those of `run`.
+        """Wait for the end of what the agent has typed, and was passed to `resume`; errors are those of `run`.
 
         :param note: the text the log shows for it.
         """
@@ -224,8 +224,8 @@ class Shell:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """One command at a time. An error of the guest's end that leaves the block has told the test of it."""
-        with self._console.ends.telling():
+        """Run one command at a time. An error that a reset or the end of the guest causes marks it as reported."""
+        with self._console.ends.reporting():
             async with self._lock:
                 yield
 
@@ -254,7 +254,7 @@ class Shell:
     async def interactive(self, *, timeout_s: float) -> AsyncIterator[Console]:
         """Give the console to the user's own shell, with echo, line editing, prompt and job control.
 
-        On the way out the shell is told to exit, with its jobs; unless the VM has stopped. Commands over a port go on
+        At the end of the block the shell is sent `exit`, and its jobs end; unless the VM has stopped. Commands over a port go on
         meanwhile.
 
         :raises ShellLost: when the shell does not start or does not end.
@@ -307,10 +307,10 @@ class Shell:
         self._interactive = True
 
     async def _leave(self, pending: PendingCommand) -> None:
-        """Have the interactive shell exit; one with stopped jobs wants to be told twice."""
+        """Have the interactive shell exit; one with stopped jobs needs a second `exit`."""
         for attempt in range(EXIT_ATTEMPTS):
             # Ctrl-C takes back what was typed half, and ends what runs. But a shell with stopped jobs lets go of them
-            # only if it is told twice with nothing in between.
+            # only at the second of two `exit` with nothing in between.
             await self._console.send(b"exit\n" if attempt % 2 else b"\x03\nexit\n")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EXIT_TIMEOUT_S):

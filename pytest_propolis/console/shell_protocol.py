@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 INTERRUPT: Final = b"\x1c"
-"""The key that interrupts a command: the terminal is told to treat it as other terminals treat Ctrl-C."""
+"""The key that interrupts a command: the terminal is configured to treat it as other terminals treat Ctrl-C."""
 
 LINE_BYTES: Final = 900
 WINDOW_BYTES: Final = 2700
@@ -140,7 +140,7 @@ def _joined(lines: list[bytes]) -> bytes:
 
 
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
-"""What is not typed as it is: a terminal may be told to act on any of these keys."""
+"""What is not typed as it is: a terminal may be configured to act on any of these keys."""
 
 
 def _pieces(command: bytes) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Streams of bytes over guest ports: as they are, and at their speed; the shell tells how the command ends."""
+"""Streams of bytes over guest ports, unchanged; the shell reports how the command ends."""
 
 from __future__ import annotations
 

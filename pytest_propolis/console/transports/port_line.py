@@ -1,4 +1,4 @@
-"""A guest port that stays open while its guest lives, and goes along with the guest when that migrates."""
+"""A guest port that stays open while its guest runs, and follows the guest when it migrates."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class PortLine:
                 self._console.note(f"{forgotten} bytes that were sent while the guest migrated are lost")
             if late:
                 self._sent.append(late)
-                with contextlib.suppress(StreamEnded):  # it has moved again: they go along
+                with contextlib.suppress(StreamEnded):  # it has migrated again: the next connection gets them
                     await self._connection.send(late)
 
     def _fail(self, error: PropolisError) -> None:

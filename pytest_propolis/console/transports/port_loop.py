@@ -100,8 +100,8 @@ then \command eval "$@c" >&9 2>&"$((@q*ERRORS))" 7>&- 9>&-
 else \command eval "$@c" >&9 2>&"$((@q*ERRORS))" 7>&- 9>&-; fi; @f "$?" "$-" APART; } </dev/null >/dev/null 2>&1AFTER
 """
 
-# A shell that is told to execute nothing goes on to read. So it gets an empty input for such a command, which it gives
-# back itself, or else ends with.
+# A shell that executes nothing any more still reads. So such a command gets an empty input, which the shell replaces by
+# the port afterwards, or at whose end it exits.
 _MAY_STOP_EXECUTING: Final = re.compile(r"noexec|\bset\b.*-[a-zA-Z]*n")
 _WITH_EMPTY_INPUT: Final = {"BEFORE": r"\command exec </dev/null; ", "AFTER": r"; \command exec <&9"}
 

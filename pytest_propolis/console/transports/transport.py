@@ -16,7 +16,7 @@ class LoopTransport(Protocol):
     """A line to the read-eval loop of one guest: bytes there, signals of the shell protocol back."""
 
     may_lose_marks: bool
-    """Whether a mark may get lost, so that it has to be asked for again."""
+    """Whether a mark may get lost, so that the client has to request it again."""
 
     waits_for_client: bool
     """Whether a new shell takes nothing, and says nothing, until the client sends its `preparation`."""

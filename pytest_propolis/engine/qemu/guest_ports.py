@@ -35,8 +35,8 @@ class GuestPort:
     """One port, for one client at a time. Unread bytes are buffered, and then block the other side."""
 
     def __init__(self) -> None:
-        self._ours, self.theirs = socket.socketpair()
-        for end in (self._ours, self.theirs):
+        self._ours, self.qemu_end = socket.socketpair()
+        for end in (self._ours, self.qemu_end):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         self._turn = asyncio.Lock()
@@ -125,24 +125,24 @@ class GuestPort:
         self._flows.clear()
         self._update_watch()
         with contextlib.suppress(OSError):
-            while data := self.theirs.recv(READ_BYTES):
+            while data := self.qemu_end.recv(READ_BYTES):
                 self._taken_back += data
 
     def fill(self) -> None:
         """Hold a port that nothing has used yet, and let QEMU not write a byte until `release`."""
         self._flows.clear()
         self._update_watch()
-        self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)  # the least
+        self.qemu_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)  # the least
         with contextlib.suppress(BlockingIOError):
             while True:
-                self._filled += self.theirs.send(bytes(FILLING_BYTES))
+                self._filled += self.qemu_end.send(bytes(FILLING_BYTES))
 
     def release(self) -> None:
         """Pass bytes again. No effect on a port that is not held."""
         with contextlib.suppress(OSError):  # what was in the sockets has room there
             while self._filled and (read := self._ours.recv(self._filled)):
                 self._filled -= len(read)
-            self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+            self.qemu_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
             while self._taken_back and not self._flows.is_set():
                 self._taken_back = self._taken_back[self._ours.send(self._taken_back) :]
         self._flows.set()
@@ -155,7 +155,7 @@ class GuestPort:
             self._loop.remove_reader(self._ours)
             self._loop.remove_writer(self._ours)
         self._ours.close()
-        self.theirs.close()
+        self.qemu_end.close()
         self._flows.set()
         for waiter in self._waiting:
             if not waiter.done():
@@ -179,7 +179,7 @@ class GuestPort:
     def _settle(self) -> None:
         """Take what the machine has written, and take back what it has not read."""
         with contextlib.suppress(OSError):
-            while data := self.theirs.recv(READ_BYTES, socket.MSG_DONTWAIT):
+            while data := self.qemu_end.recv(READ_BYTES, socket.MSG_DONTWAIT):
                 self._taken_back += data
         with contextlib.suppress(OSError):
             while data := self._ours.recv(READ_BYTES):
@@ -214,7 +214,7 @@ class GuestPorts:
     @property
     def fds(self) -> dict[str, int]:
         """QEMU's ends, by the names of the character devices."""
-        return {name: port.theirs.fileno() for name, port in self._ports.items()}
+        return {name: port.qemu_end.fileno() for name, port in self._ports.items()}
 
     def get(self, number: int) -> GuestPort | None:
         return self._ports.get(f"port{number}")

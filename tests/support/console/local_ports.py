@@ -34,12 +34,12 @@ class LocalPorts:
         self._place = place
         self.ports = {number: GuestPort() for number in DESCRIPTORS}
         for port in self.ports.values():
-            port.theirs.setblocking(True)
+            port.qemu_end.setblocking(True)
 
     @property
     def inherited(self) -> Mapping[int, int]:
         """What the shell is to inherit."""
-        return {DESCRIPTORS[number]: port.theirs.fileno() for number, port in self.ports.items()}
+        return {DESCRIPTORS[number]: port.qemu_end.fileno() for number, port in self.ports.items()}
 
     async def connect(self, number: int) -> ByteStream:
         return await open_byte_stream(Endpoint(base_url="http://local", uds=self._place), f"/ports/{number}")
