@@ -254,8 +254,8 @@ class Shell:
     async def interactive(self, *, timeout_s: float) -> AsyncIterator[Console]:
         """Give the console to the user's own shell, with echo, line editing, prompt and job control.
 
-        At the end of the block the shell is sent `exit`, and its jobs end; unless the VM has stopped. Commands over a port go on
-        meanwhile.
+        At the end of the block the shell is sent `exit`, and its jobs end; unless the VM has stopped. Commands over a
+        port go on meanwhile.
 
         :raises ShellLost: when the shell does not start or does not end.
         """

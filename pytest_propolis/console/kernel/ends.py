@@ -75,7 +75,10 @@ class ExpectedEnd:
 
 
 class UnexpectedEnds:
-    """Resets and ends of one VM whose guest takes commands, which the test neither requested nor learned of from an error or a state."""
+    """Resets and ends of one VM whose guest takes commands, which the test has not requested.
+
+    Those that an error or a state reports to the test do not count.
+    """
 
     def __init__(self) -> None:
         self._watching = False
