@@ -17,6 +17,7 @@ from uvicorn.server import ServerState
 from websockets.exceptions import InvalidState
 
 from ..propolis_api.connection.http_protocol import CoalescingProtocol
+from ..propolis_api.connection.websocket_protocol import DetachableProtocol
 
 __all__ = ["Certificate", "Connections", "http_server"]
 
@@ -141,7 +142,7 @@ def _config(app: ASGIApp, certificate: Certificate | None = None) -> uvicorn.Con
         interface="asgi3",
         lifespan="off",
         http=CoalescingProtocol,
-        ws="websockets-sansio",
+        ws=DetachableProtocol,
         ws_ping_interval=None,
         ws_per_message_deflate=False,
         ssl_certfile=certificate.chain if certificate else None,

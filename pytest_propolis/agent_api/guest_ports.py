@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["INTERRUPT_PORT", "SHELL_PORT", "STREAM_PORTS", "PortEnded"]
+__all__ = ["ERRORS_PORT", "INTERRUPT_PORT", "PORT_COUNT", "SHELL_PORT", "STREAM_PORTS", "PortEnded"]
 
 STREAM_PORTS: Final = range(1, 9)
 """The ports that carry files and the streams of processes, each for one user at a time."""
@@ -16,6 +16,11 @@ SHELL_PORT: Final = 9
 
 INTERRUPT_PORT: Final = 10
 """The port that interrupts a command of that shell."""
+
+ERRORS_PORT: Final = 11
+"""The port of standard error, for commands that have it apart."""
+
+PORT_COUNT: Final = 11
 
 
 class PortEnded(msgspec.Struct, frozen=True, kw_only=True):

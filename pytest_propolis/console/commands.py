@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ..errors import CapabilityMissing
 from .shell_protocol import Ended
 
 __all__ = ["CommandResult", "PendingCommand", "Sink", "StallTimeout"]
@@ -19,12 +20,40 @@ class CommandResult:
     """How a command ended.
 
     :param status: its exit status; 128 plus the signal's number if a signal ended it.
-    :param output: what it wrote to standard output and standard error, in the order of writing, to the byte.
+    :param output: what it wrote to standard output and standard error, in the order of writing, to the byte; of a
+        command that was run with ``separate_stderr``, to standard output alone.
+    :param errors: what such a command wrote to standard error; None for others.
     """
 
     command: str
     status: int
     output: bytes
+    errors: bytes | None = None
+
+    @property
+    def stdout(self) -> bytes:
+        """What the command wrote to standard output.
+
+        :raises CapabilityMissing: when it was run without ``separate_stderr``.
+        """
+        self._separated()
+        return self.output
+
+    @property
+    def stderr(self) -> bytes:
+        """What the command wrote to standard error.
+
+        :raises CapabilityMissing: when it was run without ``separate_stderr``.
+        """
+        return self._separated()
+
+    def _separated(self) -> bytes:
+        if self.errors is None:
+            raise CapabilityMissing(
+                "standard output and standard error of this command came together, as `output`",
+                hint="run it with run_result(..., separate_stderr=True)",
+            )
+        return self.errors
 
     @property
     def text(self) -> str:
@@ -41,10 +70,13 @@ class PendingCommand:
     acknowledged: asyncio.Event = field(default_factory=asyncio.Event)
     remaining: int = 0
     """The lines of the command that are still to come when the guest has read what was sent last."""
-    sent: bool = False
-    """Whether all of the command was sent."""
     began: asyncio.Event = field(default_factory=asyncio.Event)
     output: bytearray = field(default_factory=bytearray)
+    errors: bytearray = field(default_factory=bytearray)
+    """What came as its standard error, if that is apart."""
+    errors_began: bool = False
+    errors_ended: asyncio.Future[None] | None = None
+    """Done when standard error is complete; None if it is not apart."""
     sink: Sink | None = None
     """Takes the output in place of `output`, as it comes."""
 

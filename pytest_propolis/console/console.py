@@ -84,7 +84,7 @@ class Console:
         self._loss = loss
         self._lost: AgentError | None = None
         self._not_followed: str | None = None
-        """Why the console did not go along with its guest."""
+        """Why the console could not follow its guest."""
         self._parser = FrameParser()
         self._filter = TextFilter()
         self._recorded = True
@@ -124,7 +124,7 @@ class Console:
         """Type something: exactly this, without a newline at its end.
 
         What is typed in the moment when a guest moves to another host reaches it there, after what was typed before.
-        Under propolis-server, which does not tell what it has taken, it may be lost.
+        Under propolis-server, which does not report what it has taken, it may be lost.
 
         :raises ConsoleClosed: when the VM is gone.
         """
@@ -137,7 +137,7 @@ class Console:
                 return
             await asyncio.wait([following])
             if not following.result():
-                self.ends.told()
+                self.ends.mark_reported()
                 raise self._closed()
 
     def moves(self) -> asyncio.Future[bool]:
@@ -158,7 +158,7 @@ class Console:
         :raises GuestPanicked: when the guest's kernel panics before.
         """
         try:
-            with self.ends.telling():
+            with self.ends.reporting():
                 async with asyncio.timeout(timeout_s):
                     return await self.transcript.wait_for(pattern)
         except TimeoutError:
@@ -238,7 +238,7 @@ class Console:
             self._next.set_result(False)
             self._failures.settle()
             if self._has_stopped():
-                self.ends.happened("exit", end_reason(self._connection), self.transcript)
+                self.ends.record("exit", end_reason(self._connection), self.transcript)
             self.transcript.fail(self._closed())
 
     async def _read_connection(self) -> SerialConsoleMoved | None:
@@ -250,7 +250,7 @@ class Console:
                 elif is_reset_notice(message):
                     self.note("the guest has reset its machine")
                     self.boots_again()
-                    self.ends.happened("reset", "the guest has reset its machine", self.transcript)
+                    self.ends.record("reset", "the guest has reset its machine", self.transcript)
                     resets, self._reset = self._reset, self._loop.create_future()
                     resets.set_result(None)
                     if self.on_reset is not None:
@@ -279,7 +279,7 @@ class Console:
             await self._connection.send(typed)
         except ConnectionClosed:
             await asyncio.wait([following])
-            return sent.goes_along
+            return sent.is_sent_on
         return True
 
     async def _send_again(self, moved: SerialConsoleMoved) -> None:
@@ -287,13 +287,13 @@ class Console:
         sent, self._sent = self._sent, Sent()
         if moved.typed is None:
             return
-        sent.goes_along = True
+        sent.is_sent_on = True
         late, forgotten = sent.beyond(moved.typed)
         if forgotten:
             self.note(f"{forgotten} bytes that were typed while the guest migrated are lost")
         if late:
             self._sent.append(late)
-            with contextlib.suppress(ConnectionClosed):  # it has moved again: then they go along, too
+            with contextlib.suppress(ConnectionClosed):  # it has migrated again: the next connection gets them, too
                 await self._connection.send(late)
 
     def _feed(self, data: bytes) -> None:

@@ -14,11 +14,11 @@ KEPT_BYTES: Final = 4 << 20
 class Sent:
     """The last that was sent, and how much it was in all.
 
-    `goes_along` is set when what the guest's last host has not taken is sent to the next.
+    `is_sent_on` is set when what the guest's last host has not taken is sent to the next.
     """
 
     def __init__(self) -> None:
-        self.goes_along = False
+        self.is_sent_on = False
         self._total = 0
         self._kept: deque[bytes] = deque()
         self._kept_bytes = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import Any, Final
 
 from ..errors import ShellError, ShellLost
@@ -12,12 +13,12 @@ from .console import Console
 from .shell_protocol import (
     Acknowledged,
     Began,
+    Chunk,
     Ended,
     Output,
     Ready,
     Signal,
     TypedCommand,
-    encode,
     new_nonce,
     new_session,
     repeat_request,
@@ -30,6 +31,7 @@ LOST_HINT: Final = "call `wait_to_boot` to log in again"
 REPEAT_AFTER_S: Final = 2.0
 INTERRUPT_TIMEOUT_S: Final = 10.0
 INTERRUPT_INTERVAL_S: Final = 1.0
+PREPARATIONS: Final = 3
 
 
 class LoopClient:
@@ -86,7 +88,8 @@ class LoopClient:
         try:
             async with asyncio.timeout(timeout_s):
                 await self._transport.launch(self._session, shell=shell, wrapper=wrapper)
-                await self._ask_until(self._ready, failure, self._session)
+                if not self._transport.waits_for_client:
+                    await self._ask_until(self._ready, failure, self._session)
                 await self._prepare()
         except TimeoutError:
             raise self.error(ShellLost, "the shell did not take the read-eval loop", waited_s=timeout_s) from None
@@ -114,16 +117,29 @@ class LoopClient:
         self._transport.on_failure(self.pending.ended)
         return self.pending
 
+    async def separate_errors(self, pending: PendingCommand) -> None:
+        """Have the standard error of a command that is about to be sent come apart.
+
+        :raises CapabilityMissing: when the line to the loop cannot.
+        """
+        await self._transport.open_errors(self._on_error_signal)
+        pending.errors_ended = asyncio.get_running_loop().create_future()
+        self._transport.on_failure(pending.errors_ended)
+
     async def send(self, command: str, pending: PendingCommand) -> None:
         """Send a command that `begin` expects, and return when the guest can read all of it.
 
         :raises ShellError: when the command contains a NUL.
         """
         try:
-            chunks = list(encode(command, pending.nonce, window_bytes=self._transport.window_bytes))
+            apart = pending.errors_ended is not None
+            chunks = list(self._transport.encode(command, pending.nonce, self._session, errors_apart=apart))
         except ValueError as error:
             self.pending = None
             raise self.error(ShellError, str(error)) from None
+        await self._send(chunks, pending)
+
+    async def _send(self, chunks: Sequence[Chunk], pending: PendingCommand) -> None:
         for chunk in chunks[:-1]:
             pending.acknowledged.clear()
             pending.remaining = chunk.remaining
@@ -132,7 +148,6 @@ class LoopClient:
             if pending.ended.done():
                 return
         await self._transport.send(chunks[-1].data)
-        pending.sent = True
 
     async def end_of(self, pending: PendingCommand) -> Ended:
         """Wait for the end of a command; ask for it now and then, for the mark may have been lost."""
@@ -143,6 +158,9 @@ class LoopClient:
                 continue
             await self._transport.send(repeat_request(pending.nonce))
             interval_s *= 2  # unread requests must not fill the guest's terminal
+        if pending.errors_ended is not None and not pending.ended.exception():
+            await asyncio.wait([pending.errors_ended])
+            pending.errors_ended.result()
         return pending.ended.result()
 
     async def recover(self) -> None:
@@ -194,34 +212,30 @@ class LoopClient:
 
     async def _prepare(self) -> None:
         """Send a new shell its first settings."""
-        pending = self.begin(new_nonce())
-        first = self._transport.preparation(self._session, pending.nonce, shell=self._command)
-        await self.send(first, pending)
-        await self.end_of(pending)
+        for _ in range(PREPARATIONS):
+            pending = self.begin(new_nonce())
+            first = self._transport.preparation(self._session, pending.nonce, shell=self._command)
+            await self._send(list(first), pending)
+            if (await self.end_of(pending)).nonce is not None:
+                break  # and not by an interrupt of what came before
         self.pending = None
         self._fresh = False
 
     async def _interrupt(self, pending: PendingCommand) -> None:
         """Interrupt until it helps: a shell that is just about to start a program misses one."""
-        if pending.sent and not self._transport.interrupt_discards:  # a new shell would read what this one has not
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(INTERRUPT_INTERVAL_S):
-                    await either(pending.began, pending.ended)
         while not pending.ended.done():
             await self._transport.interrupt()
             await asyncio.wait([pending.ended], timeout=INTERRUPT_INTERVAL_S)
 
     async def _resynchronize(self) -> None:
         """Get past the end of the shell itself, which an interrupt that came too late for its command has caused."""
-        nonce, interval_s = None, None if self._transport.interrupt_discards else INTERRUPT_INTERVAL_S
+        nonce = None
         while nonce is None:
+            if self._fresh and self._transport.waits_for_client:
+                return
             probe = self.begin(new_nonce())
             await self.send(":", probe)
-            await asyncio.wait([probe.ended], timeout=interval_s)
-            while interval_s is not None and not probe.ended.done():  # a part of the command was read after all
-                await self._transport.interrupt()
-                interval_s *= 2
-                await asyncio.wait([probe.ended], timeout=interval_s)
+            await asyncio.wait([probe.ended])
             nonce = probe.ended.result().nonce
 
     def _on_signal(self, signal: Signal) -> None:
@@ -250,6 +264,20 @@ class LoopClient:
                 if nonce in (None, pending.nonce) and not pending.ended.done():
                     pending.ended.set_result(signal)
 
+    def _on_error_signal(self, signal: Signal) -> None:
+        """Take what comes on the way of standard error alone, behind the mark that this command has begun."""
+        pending = self.pending
+        if pending is None or pending.errors_ended is None:
+            return
+        match signal:
+            case Began(nonce) if nonce == pending.nonce:
+                pending.errors_began = True
+            case Output(data) if pending.errors_began:
+                pending.errors += data
+            case Ended(nonce) if pending.errors_began and nonce in (None, pending.nonce):
+                if not pending.errors_ended.done():
+                    pending.errors_ended.set_result(None)
+
     def _on_reset(self) -> None:
         if not self._ready.is_set():
             return
@@ -258,6 +286,8 @@ class LoopClient:
         self.abandon(self._lost)
 
     def _fail(self, pending: PendingCommand, reason: str, **context: Any) -> None:
+        if pending.errors_ended is not None:
+            pending.errors_ended.cancel()
         pending.ended.set_exception(self.error(ShellLost, reason, **context))
         pending.ended.exception()  # it may be awaited no more
         pending.acknowledged.set()

@@ -1,6 +1,6 @@
-"""The program that a guest's shell runs to take commands: from the serial line, or from a descriptor.
+"""The program that a guest's shell runs to take commands from the serial line.
 
-`shell_protocol` says what it reads and writes. For the serial line it is typed at a prompt, and so has to be short.
+`shell_protocol` says what it reads and writes. It is typed at a prompt, and so has to be short.
 bash keeps more from one command to the next than other shells do, and has ways of its own to read and to set it:
 `preparation` makes bash go on with a longer program.
 """
@@ -14,12 +14,12 @@ from typing import Final
 from .shell_protocol import WORD_CHARACTERS
 
 __all__ = [
-    "INTERRUPT_DESCRIPTOR",
-    "PORT_DESCRIPTOR",
+    "BASH_AFTER",
+    "BASH_BEFORE",
+    "BASH_START",
     "hand_over_command",
     "interactive_command",
-    "port_preparation",
-    "port_supervisor",
+    "named",
     "preparation",
     "program",
     "quoted",
@@ -55,7 +55,9 @@ AFTER
 @s=$1
 command kill -0 "$PPID" || exit
 command printf "\036$@n\003$1\004"
-RESTORE
+@h=$@k
+@l || @h=-
+case $@k in $@h) ;; *) "$@y" TERMINAL; @l; esac
 @g
 while case $@h in
 ?$@n) command printf "\036$@n\003$1\004";; [ir]WORD\ *) ! :; esac do @g
@@ -76,38 +78,16 @@ case $@h in [NCO?]*) command printf "\036$@n\006$@i\004"; esac
 done
 BEFORE
 @i=/dev/null
-TYPED
+case $@n in i*) @i=$@t; esac
 command printf "\036$@n\002"
 case $2 in *a*) set -a; esac
 case $2 in *x*) set -x; esac
 }
-until ! :; do until ! @f "$?" "$-" LINE; do
-if @r LAST; then command eval "$@c" <"$@i" OUTPUT
-else command eval "$@c" <"$@i" OUTPUT; fi
+until ! :; do until ! @f "$?" "$-" <>"$@t" >&0; do
+if @r LAST; then command eval "$@c" <"$@i" >"$@t" 2>&ERRORS
+else command eval "$@c" <"$@i" >"$@t" 2>&ERRORS; fi
 done; done </dev/null >/dev/null 2>&1
 """
-
-_TERMINAL_LINE: Final = {
-    "LINE": '<>"$@t" >&0',
-    "RESTORE\n": r"""@h=$@k
-@l || @h=-
-case $@k in $@h) ;; *) "$@y" TERMINAL; @l; esac
-""",
-    "TYPED\n": "case $@n in i*) @i=$@t; esac\n",
-    "OUTPUT": '>"$@t" 2>&ERRORS',
-}
-
-PORT_DESCRIPTOR: Final = 9
-INTERRUPT_DESCRIPTOR: Final = 8
-
-# A port cannot be opened a second time, and so has no use for its name. A command gets neither of the descriptors, and
-# its programs cannot hold them either.
-_PORT_LINE: Final = {
-    "LINE": f"<&{PORT_DESCRIPTOR} >&{PORT_DESCRIPTOR}",
-    "RESTORE\n": "",
-    "TYPED\n": "",
-    "OUTPUT": f">&{PORT_DESCRIPTOR} 2>&ERRORS {PORT_DESCRIPTOR}>&-",
-}
 
 # Busybox's `read` begins again when a child of the shell ends meanwhile, and forgets what it has read of the line. So
 # while a job in the background has not ended, a process that has no children reads for the shell. It is no reason to
@@ -138,12 +118,13 @@ _ANY_SHELL: Final = {"START\n": "", "AFTER\n": "", "BEFORE\n": "", " LAST": "", 
 # elements while the words of `eval` are expanded. `$_` is the last argument of the command before.
 #
 # bash expands aliases, and goes on after an `exec` that fails, by itself only when it is interactive.
-_BASH: Final = {
-    "START\n": "shopt -s expand_aliases execfail\n@p=() @u=\n",
-    "AFTER\n": r"""case $2 in *v*) set +v; esac
+BASH_START: Final = "shopt -s expand_aliases execfail\n@p=() @u=\n"
+"""What bash runs first. `named` gives the variables their names."""
+
+BASH_AFTER: Final = r"""case $2 in *v*) set +v; esac
 @q=1
 case ${#@p[ALL]} in 0) ;; *)
-set -- "${@p[0]}" "$2"
+set -- "${@p[0]}" "$2" "${3-}"
 @u=${@p[1]} @q=
 case ${#@p[ALL]} in 3) ;; *)
 for @i in "${!@p[ALL]}"; do
@@ -152,8 +133,10 @@ done
 esac
 @q+=1
 esac
-""",
-    "BEFORE\n": r"""unset @p
+"""
+"""What bash runs after each command, with its status as $1 and its options as $2."""
+
+BASH_BEFORE: Final = r"""unset @p
 @p=()
 @i=
 case $2 in *v*) @i=no; esac
@@ -165,7 +148,13 @@ fi"; then @c+='
 { @p=("$?" "${_-}" "${PIPESTATUS[ALL]}"); } >/dev/null 2>&1'; fi
 esac
 case $2 in *v*) set -v; esac
-""",
+"""
+"""What bash runs before each command."""
+
+_BASH: Final = {
+    "START\n": BASH_START,
+    "AFTER\n": BASH_AFTER,
+    "BEFORE\n": BASH_BEFORE,
     "LAST": '"$@u"',
     "ERRORS": '"$((@q))"',
 }
@@ -177,22 +166,6 @@ while stty TERMINAL || stty TERMINAL; do
 printf "\036SESSION\021"
 SHELL -c LOOP sh $(tty) $(command -v stty) SESSION
 printf "\036SESSION\005%d\004" $?
-done
-"""
-
-# What an earlier boot has left in the port is no line with the session. The shells have a process group of their own,
-# as on a terminal: an interrupt is sent to the group. Each is answered: it cannot hit what the client sends after that.
-_PORT_SUPERVISOR: Final = r"""
-trap : 2 3
-while IFS= read -r _l <&9 && [ "$_l" != SESSION ]; do :; done
-(trap '' 2 3
-exec 9>&-
-while IFS= read -r _l <&8; do
-case $_l in SESSION\ *) kill -INT -$$; printf '%s\n' "$_l" >&8; esac
-done) &
-while printf "\036SESSION\021" >&9; do
-SHELL -c LOOP sh - - SESSION >&9 2>&9 8>&-
-printf "\036SESSION\005%d\004" $? >&9
 done
 """
 
@@ -211,7 +184,7 @@ def program(session: str, *, shell: str = "sh") -> str:
 
     :param shell: the POSIX shell that evaluates commands.
     """
-    loop = quoted(_loop(session, _TERMINAL_LINE | _ANY_SHELL))
+    loop = quoted(_loop(session, _ANY_SHELL))
     supervisor = _SUPERVISOR.strip().replace("SESSION", session).replace("SHELL", shell).replace("LOOP", loop)
     supervisor = supervisor.replace("TERMINAL", TERMINAL)
     packed = base64.b64encode(gzip.compress(supervisor.encode(), mtime=0)).decode()
@@ -226,45 +199,22 @@ def preparation(session: str, nonce: str, *, shell: str = "sh") -> str:
 
     :param nonce: this command's own word. The new loop reports the command's end.
     """
-    loop = quoted(_loop(session, _TERMINAL_LINE | _BASH).replace("TERMINAL", TERMINAL))
-    terminal, stty = _named("$@t", session), _named("$@y", session)
+    loop = quoted(_loop(session, _BASH).replace("TERMINAL", TERMINAL))
+    terminal, stty = named("$@t", session), named("$@y", session)
     bash = f'exec {shell} -c {loop} sh "{terminal}" "{stty}" {nonce}'
-    return _of_shell(bash, _named(_CAREFUL_READ, session))
-
-
-def port_supervisor(session: str, *, shell: str = "sh") -> str:
-    """Return the read-eval loop as a script for ``sh`` with two open ports: descriptor 9, and 8 for interrupts.
-
-    It starts when it reads a line that is the session. A line on descriptor 8 that begins with the session and a space
-    interrupts the commands; the answer is the same line. The script must lead a process group of its own.
-
-    :param shell: the POSIX shell that evaluates commands.
-    """
-    loop = quoted(_loop(session, _PORT_LINE | _ANY_SHELL))
-    return _PORT_SUPERVISOR.strip().replace("SESSION", session).replace("SHELL", shell).replace("LOOP", loop)
-
-
-def port_preparation(session: str, nonce: str, *, shell: str = "sh") -> str:
-    """As `preparation`, for the loop of `port_supervisor`."""
-    loop = quoted(_loop(session, _PORT_LINE | _BASH))
-    bash = f"exec {shell} -c {loop} sh - - {nonce} {PORT_DESCRIPTOR}>&1"
-    return _of_shell(bash, _named(_CAREFUL_READ, session))
-
-
-def _of_shell(bash: str, others: str) -> str:
-    """Return a command that is one thing in bash, and another in other shells."""
-    return f"case ${{BASH_VERSION-}} in ?*) {bash};; *) {others}\nesac"
+    return f"case ${{BASH_VERSION-}} in ?*) {bash};; *) {named(_CAREFUL_READ, session)}\nesac"
 
 
 def _loop(session: str, parts: dict[str, str]) -> str:
     loop = _LOOP.strip()
     for place, part in parts.items():
         loop = loop.replace(place, part)
-    return _named(loop, session).replace("WORD", "[0-9A-Za-z]" * WORD_CHARACTERS).replace("[ALL]", "[@]")
+    return named(loop, session).replace("WORD", "[0-9A-Za-z]" * WORD_CHARACTERS)
 
 
-def _named(text: str, session: str) -> str:
-    return text.replace("@", f"_{session[1:3]}")
+def named(text: str, session: str) -> str:
+    """Return lines of a script with the names of one session: each ``@`` begins one, and ``[ALL]`` is every element."""
+    return text.replace("@", f"_{session[1:3]}").replace("[ALL]", "[@]")
 
 
 def interactive_command() -> str:

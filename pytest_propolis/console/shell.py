@@ -103,9 +103,11 @@ class Shell:
         check: bool = True,
         note: str | None = None,
         on_output: Sink | None = None,
+        separate_stderr: bool = False,
     ) -> CommandResult:
         """Run a command, and wait until it ends. Its standard input is empty.
 
+        :param separate_stderr: whether standard error comes apart from standard output.
         :param note: the text the log shows instead of the command itself.
         :param on_output: called with the output as it comes.
         :raises CommandFailed: when it ends with a status other than 0, and `check` is on.
@@ -113,6 +115,7 @@ class Shell:
         :raises ShellLost: when the shell does not answer any more.
         :raises ConsoleClosed: when the VM stops meanwhile.
         :raises ShellError: when the console is given to an interactive user, or the command contains a NUL.
+        :raises CapabilityMissing: when standard error cannot be separated.
         """
         if self._interactive:
             raise self._loop.error(ShellError, "the console is in interactive use", hint="leave `interactive()` first")
@@ -121,12 +124,14 @@ class Shell:
             self._console.note(note or f"run: {abbreviated(command, COMMAND_CHARACTERS)}")
             pending = self._loop.begin(new_nonce())
             pending.on_output = on_output
+            if separate_stderr:
+                await self._separate_errors(pending)
             return await self._outcome(
                 command, pending, self._loop.send(command, pending), timeout_s=timeout_s, check=check, note=note
             )
 
     async def run_typed(self, typed: TypedCommand, *, timeout_s: float, note: str) -> CommandResult:
-        """Wait for the end of what the agent has typed, and `resume` was told of; errors are those of `run`.
+        """Wait for the end of what the agent has typed, and was passed to `resume`; errors are those of `run`.
 
         :param note: the text the log shows for it.
         """
@@ -164,7 +169,15 @@ class Shell:
         if check and status:
             message = f"{note or _named(command)} ended with status {status}"
             raise self._loop.error(CommandFailed, message, command=command, status=status, output=bytes(pending.output))
-        return CommandResult(command=command, status=status, output=bytes(pending.output))
+        errors = None if pending.errors_ended is None else bytes(pending.errors)
+        return CommandResult(command=command, status=status, output=bytes(pending.output), errors=errors)
+
+    async def _separate_errors(self, pending: PendingCommand) -> None:
+        try:
+            await self._loop.separate_errors(pending)
+        except BaseException:
+            self._loop.pending = None  # it was not sent
+            raise
 
     async def run_detached(self, command: str) -> None:
         """Run a command that takes the shell with it, as a reboot does; does not wait for it."""
@@ -211,8 +224,8 @@ class Shell:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """One command at a time. An error of the guest's end that leaves the block has told the test of it."""
-        with self._console.ends.telling():
+        """Run one command at a time. An error that a reset or the end of the guest causes marks it as reported."""
+        with self._console.ends.reporting():
             async with self._lock:
                 yield
 
@@ -241,8 +254,8 @@ class Shell:
     async def interactive(self, *, timeout_s: float) -> AsyncIterator[Console]:
         """Give the console to the user's own shell, with echo, line editing, prompt and job control.
 
-        On the way out the shell is told to exit, with its jobs; unless the VM has stopped. Commands over a port go on
-        meanwhile.
+        At the end of the block the shell is sent `exit`, and its jobs end; unless the VM has stopped. Commands over a
+        port go on meanwhile.
 
         :raises ShellLost: when the shell does not start or does not end.
         """
@@ -294,10 +307,10 @@ class Shell:
         self._interactive = True
 
     async def _leave(self, pending: PendingCommand) -> None:
-        """Have the interactive shell exit; one with stopped jobs wants to be told twice."""
+        """Have the interactive shell exit; one with stopped jobs needs a second `exit`."""
         for attempt in range(EXIT_ATTEMPTS):
             # Ctrl-C takes back what was typed half, and ends what runs. But a shell with stopped jobs lets go of them
-            # only if it is told twice with nothing in between.
+            # only at the second of two `exit` with nothing in between.
             await self._console.send(b"exit\n" if attempt % 2 else b"\x03\nexit\n")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EXIT_TIMEOUT_S):

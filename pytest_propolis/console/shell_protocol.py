@@ -1,8 +1,8 @@
 """The shell protocol without I/O: how commands are framed on their way into the guest, and results on their way out.
 
 After login the guest's shell runs a small program that reads commands from a line and evaluates them, without echo,
-line editor or prompt. One command costs one round trip. The line is the guest's serial port, or a guest port, which has
-flow control and loses nothing.
+line editor or prompt. One command costs one round trip. The line is the guest's serial port; or a guest port, which has
+flow control and loses nothing, and into which commands go in another way (`transports/port_loop.py`).
 
 In, for each command::
 
@@ -39,6 +39,7 @@ __all__ = [
     "WORD_CHARACTERS",
     "Acknowledged",
     "Began",
+    "Chunk",
     "Ended",
     "FrameParser",
     "Output",
@@ -46,6 +47,7 @@ __all__ = [
     "Signal",
     "TypedCommand",
     "encode",
+    "ended_mark",
     "new_nonce",
     "new_session",
     "repeat_request",
@@ -53,7 +55,7 @@ __all__ = [
 ]
 
 INTERRUPT: Final = b"\x1c"
-"""The key that interrupts a command: the terminal is told to treat it as other terminals treat Ctrl-C."""
+"""The key that interrupts a command: the terminal is configured to treat it as other terminals treat Ctrl-C."""
 
 WORD_CHARACTERS: Final = 8
 """How many random letters and digits a word has after its kind: an emulator needs some 40 us for each octet."""
@@ -69,6 +71,11 @@ def repeat_request(nonce: str) -> bytes:
     With the word of the session, it asks whether the loop is there. It has no effect while a command runs.
     """
     return f"?{nonce}\n".encode()
+
+
+def ended_mark(nonce: str, status: int) -> str:
+    """Return the mark of a command's end."""
+    return f"\x1e{nonce}\x03{status}\x04"
 
 
 def new_session() -> str:
@@ -95,10 +102,9 @@ class Chunk(NamedTuple):
     remaining: int
 
 
-def encode(command: str, nonce: str, *, window_bytes: int = WINDOW_BYTES) -> Iterator[Chunk]:
-    """Yield the chunks to send for a command: after each but the last, wait for `Acknowledged`.
+def encode(command: str, nonce: str) -> Iterator[Chunk]:
+    """Yield the chunks to type for a command: after each but the last, wait for `Acknowledged`.
 
-    :param window_bytes: how much may be sent that the guest has not read.
     :raises ValueError: when the command has a NUL, which no shell can hold.
     """
     if "\0" in command:
@@ -106,7 +112,7 @@ def encode(command: str, nonce: str, *, window_bytes: int = WINDOW_BYTES) -> Ite
     first, *rest = _pieces(command.encode("utf-8", errors="surrogateescape"))
     chunk = [b"%b %d %b" % (nonce.encode(), len(rest), first[1:])]
     for remaining, piece in zip(range(len(rest), 0, -1), rest, strict=True):
-        if len(chunk) > 1 and sum(map(len, chunk)) + len(piece) > window_bytes:
+        if len(chunk) > 1 and sum(map(len, chunk)) + len(piece) > WINDOW_BYTES:
             yield Chunk(_joined([*chunk[:-1], chunk[-1][:1].upper() + chunk[-1][1:]]), remaining)
             chunk = []
         chunk.append(piece)
@@ -135,7 +141,7 @@ def typed_command(command: str) -> TypedCommand:
     chunk, *others = encode(command, nonce)
     if others:
         raise ValueError(f"it has {len(command)} characters, and at most {WINDOW_BYTES} can be typed at once")
-    return TypedCommand(nonce=nonce, text=chunk.data.decode(), succeeded=f"\x1e{nonce}\x030\x04")
+    return TypedCommand(nonce=nonce, text=chunk.data.decode(), succeeded=ended_mark(nonce, 0))
 
 
 def _joined(lines: list[bytes]) -> bytes:
@@ -143,7 +149,7 @@ def _joined(lines: list[bytes]) -> bytes:
 
 
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
-"""What is not typed as it is: a terminal may be told to act on any of these keys."""
+"""What is not typed as it is: a terminal may be configured to act on any of these keys."""
 
 
 def _pieces(command: bytes) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ __all__ = ["Found", "Transcript"]
 KEPT_CHARACTERS: Final = 4 << 20
 PIECE_CHARACTERS: Final = 1 << 14
 LINE_CHARACTERS: Final = 400
-"""How long lines are taken to be where their number is all that is asked for."""
+"""How long lines are assumed to be when only their number is given."""
 PATTERN_REACH: Final = 1 << 16
 """How far back from new text a regular expression may begin to match."""
 

@@ -14,7 +14,7 @@ _TYPED_LOOP: Final = re.compile(rb"[^\n]*sh -c 'eval \"\$\(echo .*", re.DOTALL)
 
 
 class _AnyWord(Collection[str]):
-    """Contains every word: only the shell can tell which ones are in use."""
+    """Contains every word: only the shell knows which ones are in use."""
 
     def __contains__(self, word: object) -> bool:
         return True

@@ -51,7 +51,7 @@ class SerialConsoleMoved(Struct, frozen=True, kw_only=True):
     :param destination: the server, as an address.
     :param from_start: the offset from which on to ask for its output there.
     :param typed: how many of the bytes that were sent over this connection are the guest's. The others reach it only if
-        they are sent again at the destination. None from propolis-server, which does not tell.
+        they are sent again at the destination. None from propolis-server, which does not report it.
     """
 
     destination: str
@@ -66,7 +66,7 @@ class SerialConsoleMigrating(Struct, frozen=True, kw_only=True):
 
 
 NOTICES_HEADER: Final = "x-propolis-notices"
-"""A client that sends this header when it opens the console is told of resets. propolis-server ignores it."""
+"""A client that sends this header when it opens the console is notified of resets. propolis-server ignores it."""
 
 
 class GuestReset(Struct, frozen=True, kw_only=True):

@@ -147,7 +147,7 @@ class BootableVm(GuestAccess):
         """
         limit_s = self.boot_timeout_s if timeout_s is None else timeout_s
         self.kernel_failures.ends.allow()  # the test waits for a boot, and so knows of the reset before it
-        self.kernel_failures.ends.told()
+        self.kernel_failures.ends.mark_reported()
         try:
             async with asyncio.timeout(limit_s):
                 if self._forked is None:

@@ -109,14 +109,24 @@ class GuestAccess(Instance):
         timeout_s: float = COMMAND_TIMEOUT_S,
         check: bool = False,
         on_output: Callable[[str], None] | None = None,
+        separate_stderr: bool = False,
     ) -> CommandResult:
         """As `run`, but return the exit status as well, which is not checked by default.
 
-        Standard output and standard error arrive together, in the order of writing, over a port too; `process`
-        separates them.
+        Standard output and standard error arrive together as `output`, in the order of writing. With
+        ``separate_stderr`` they are `stdout` and `stderr`, and their order is lost; `on_output` gets the former.
+
+        :raises CapabilityMissing: when ``separate_stderr`` is on, and the VM has no guest ports: it was not created
+            with ``VmConfig(channel="port")``.
         """
         with self.phases.during("first command"):
-            return await self.shell.run(command, timeout_s=timeout_s, check=check, on_output=_decoded(on_output))
+            return await self.shell.run(
+                command,
+                timeout_s=timeout_s,
+                check=check,
+                on_output=_decoded(on_output),
+                separate_stderr=separate_stderr,
+            )
 
     async def kernel_messages(self, *, timeout_s: float = COMMAND_TIMEOUT_S) -> tuple[str, ...]:
         """Return the lines of the guest's kernel log since its boot, the oldest first.
@@ -196,14 +206,14 @@ class GuestAccess(Instance):
         :raises VmStateError: when it can no longer reach that state.
         :raises StateTimeout: when it does not get there in time.
         """
-        with self.kernel_failures.ends.telling():
+        with self.kernel_failures.ends.reporting():
             reached = await self._until_state(state, timeout_s=timeout_s)
         if reached in TERMINAL:
             self._has_been_seen_to_end()
 
     def _has_been_seen_to_end(self) -> None:
         self.kernel_failures.ends.allow()  # its console may close a moment later
-        self.kernel_failures.ends.told()
+        self.kernel_failures.ends.mark_reported()
 
     @contextlib.asynccontextmanager
     async def process(self, command: str) -> AsyncIterator[GuestProcess]:

@@ -268,7 +268,7 @@ class TestVm(BootableVm):
         self._final_state = await self._last_state()
         if self._console is not None and self._final_state in TERMINAL:
             reason = f"its state was {self._final_state} before it was stopped"
-            self.kernel_failures.ends.happened("exit", reason, self._console.transcript)
+            self.kernel_failures.ends.record("exit", reason, self._console.transcript)
         with contextlib.suppress(PropolisError):
             await self._client.instance_state_put(InstanceStateRequested.STOP)
             await self._until_state(InstanceState.DESTROYED, timeout_s=DESTROY_TIMEOUT_S)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from local_ports import LocalPorts, local_ports
 from local_pty import console_on
-from websockets.asyncio.client import ClientConnection
 
 from pytest_propolis.agent_api.guest_ports import SHELL_PORT
 from pytest_propolis.console.transports.port_line import PortLine
 from pytest_propolis.engine.qemu.guest_ports import GuestPort
 from pytest_propolis.errors import ConsoleClosed
+from pytest_propolis.propolis_api.connection.byte_stream import ByteStream
 
 
 class MovingPorts:
@@ -30,7 +30,7 @@ class MovingPorts:
         self.moves += 1
         self._moved.set()
 
-    async def connect(self, number: int) -> ClientConnection:
+    async def connect(self, number: int) -> ByteStream:
         return await self._places[self.moves].connect(number)
 
     async def moved_since(self, moves: int) -> None:
@@ -53,7 +53,7 @@ async def two_places(directory: Path) -> AsyncIterator[tuple[GuestPort, GuestPor
 
 
 async def read(port: GuestPort, count: int) -> bytes:
-    return await asyncio.to_thread(lambda: b"".join(port.theirs.recv(1) for _ in range(count)))
+    return await asyncio.to_thread(lambda: b"".join(port.qemu_end.recv(1) for _ in range(count)))
 
 
 async def test_what_a_guest_has_not_read_when_it_migrates_it_reads_there_once(tmp_path: Path) -> None:
@@ -62,15 +62,15 @@ async def test_what_a_guest_has_not_read_when_it_migrates_it_reads_there_once(tm
         line.on_data = received.extend
         await line.send(b"read here ")
         assert await read(here, 10) == b"read here "
-        here.theirs.send(b"written here ")
-        here.theirs.setblocking(False)
+        here.qemu_end.send(b"written here ")
+        here.qemu_end.setblocking(False)
         here.hold()
         await line.send(b"read there ")
         here.close()
         await line.send(b"and this")
         ports.move()
         assert await read(there, 19) == b"read there and this"
-        there.theirs.send(b"written there")
+        there.qemu_end.send(b"written there")
         async with asyncio.timeout(20):
             while received != b"written here written there":
                 await asyncio.sleep(0)

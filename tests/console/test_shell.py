@@ -22,8 +22,9 @@ from pytest_propolis.console import loop_client
 from pytest_propolis.console.console import Console
 from pytest_propolis.console.shell import Shell
 from pytest_propolis.console.shell_protocol import Acknowledged, Ended, Ready, Signal, new_nonce, new_session
+from pytest_propolis.console.transports.console_transport import ConsoleTransport
 from pytest_propolis.console.transports.port_line import PortLine
-from pytest_propolis.errors import CommandTimeout, ConsoleClosed, ShellError, ShellLost
+from pytest_propolis.errors import CapabilityMissing, CommandTimeout, ConsoleClosed, ShellError, ShellLost
 
 TIMEOUT_S = 20.0
 OVER_PORT = " over a port"
@@ -103,6 +104,27 @@ async def test_output_without_a_final_newline_stays_without(local: Local) -> Non
 
 async def test_standard_error_comes_in_its_place(local: Local) -> None:
     assert await local.run("echo one; echo two >&2; echo three") == b"one\ntwo\nthree\n"
+
+
+async def test_standard_error_comes_apart_over_a_port_and_not_over_the_console(local: Local) -> None:
+    if isinstance(local.shell._transport, ConsoleTransport):
+        with pytest.raises(CapabilityMissing, match="does not separate standard error"):
+            await local.shell.run("true", timeout_s=TIMEOUT_S, separate_stderr=True)
+        assert await local.run("echo usable") == b"usable\n"
+        return
+    for command, out, errors in (
+        ("echo out; echo err >&2", b"out\n", b"err\n"),
+        ("head -c 300000 /dev/zero >&2; echo end", b"end\n", bytes(300_000)),
+        ("echo last >&2; exit 3", b"", b"last\n"),
+        ("exec sh -c 'echo replaced >&2; echo out'", b"out\n", b"replaced\n"),
+        ("true", b"", b""),
+    ):
+        result = await local.shell.run(command, timeout_s=TIMEOUT_S, check=False, separate_stderr=True)
+        assert (result.stdout, result.stderr) == (out, errors), command
+    together = await local.shell.run("echo err >&2", timeout_s=TIMEOUT_S)
+    assert together.output == b"err\n"
+    with pytest.raises(CapabilityMissing, match="came together"):
+        _ = together.stderr
 
 
 async def test_a_command_of_many_lines_is_one_command(local: Local) -> None:

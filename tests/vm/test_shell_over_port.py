@@ -29,6 +29,8 @@ async def test_commands_go_over_the_port(vm_factory: VmFactory, boot: BootKind) 
     assert await vm.run("readlink /proc/self/fd/1") == "/dev/vport0p9"
     result = await vm.run_result("echo out; echo err >&2; (exit 3)")
     assert (result.status, result.output) == (3, b"out\nerr\n")
+    apart = await vm.run_result("echo out; echo err >&2; exit 3", separate_stderr=True)
+    assert (apart.status, apart.stdout, apart.stderr) == (3, b"out\n", b"err\n")
     with pytest.raises(CommandFailed, match="status 7"):
         await vm.run("exit 7")
     assert await vm.run("exec echo replaced") == "replaced"

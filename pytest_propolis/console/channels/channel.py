@@ -32,7 +32,7 @@ class ByteChannel(Protocol):
     """
 
     block_bytes: int | None
-    """How much to ask for at once, because what comes garbled is asked for again; None if nothing can be garbled."""
+    """How much to request at once, because damaged data is requested again; None if nothing can be damaged."""
 
     async def upload(self, command: str, source: AsyncIterator[bytes], *, note: str) -> Exchanged:
         """Run a command with a stream as its standard input.

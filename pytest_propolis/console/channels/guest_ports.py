@@ -8,13 +8,10 @@ import secrets
 from collections.abc import AsyncIterator
 from typing import Final
 
-from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import InvalidHandshake, InvalidStatus
-
 from ...agent_api.guest_ports import STREAM_PORTS
 from ...errors import AgentError, CapabilityMissing
+from ...propolis_api.connection.byte_stream import ByteStream, StreamRefused, open_byte_stream
 from ...propolis_api.connection.endpoint import Endpoint
-from ...propolis_api.connection.transport import open_websocket
 
 __all__ = ["GuestPorts", "MarkedStream", "PortStream", "open_port", "port_name"]
 
@@ -102,23 +99,23 @@ class GuestPorts:
         try:
             yield PortStream(number, connection, moved=self._moved)
         finally:
-            connection.transport.abort()  # what waits to be sent has no reader any more
+            connection.abort()  # what waits to be sent has no reader any more
 
-    async def connect(self, number: int) -> ClientConnection:
+    async def connect(self, number: int) -> ByteStream:
         """Open a port where the guest is now.
 
         :raises CapabilityMissing: when the VM has no guest ports.
         :raises AgentError: when its server does not answer.
         """
         try:
-            return await open_websocket(self._endpoint, f"/ports/{number}", {})
-        except InvalidStatus as error:
+            return await open_byte_stream(self._endpoint, f"/ports/{number}")
+        except StreamRefused as error:
             raise CapabilityMissing(
-                f"its server has no guest port (HTTP {error.response.status_code})",
+                f"its server has no guest port (HTTP {error.status})",
                 vm=self._vm,
                 hint='make it with VmConfig(channel="port")',
             ) from error
-        except (OSError, EOFError, InvalidHandshake) as error:
+        except OSError as error:
             silent = AgentError(f"its guest ports do not answer: {error!r}", vm=self._vm)
             raise await self._endpoint.lost_or(silent) from error
 
@@ -126,7 +123,7 @@ class GuestPorts:
 class PortStream:
     """A connection to one port."""
 
-    def __init__(self, number: int, connection: ClientConnection, *, moved: asyncio.Event) -> None:
+    def __init__(self, number: int, connection: ByteStream, *, moved: asyncio.Event) -> None:
         self.number = number
         self._connection = connection
         self._moved = moved
@@ -134,19 +131,18 @@ class PortStream:
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send to the guest; wait while it reads nothing.
 
-        :raises ConnectionClosed: when the machine has ended, or the guest has migrated.
+        :raises StreamEnded: when the machine has ended, or the guest has migrated.
         """
         view = memoryview(data)
         for start in range(0, len(view), FRAME_BYTES):
-            await self._connection.send(bytes(view[start : start + FRAME_BYTES]))
+            await self._connection.send(view[start : start + FRAME_BYTES])
 
     async def receive(self) -> bytes:
         """Return what has come; wait if nothing has.
 
-        :raises ConnectionClosed: when the machine has ended, or the guest has migrated.
+        :raises StreamEnded: when the machine has ended, or the guest has migrated.
         """
-        data = await self._connection.recv()
-        return data if isinstance(data, bytes) else b""
+        return await self._connection.receive()
 
     async def until_moved(self) -> None:
         """After the end of the connection, wait until the port can be had at another server; for a minute at most."""

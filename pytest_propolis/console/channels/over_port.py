@@ -1,4 +1,4 @@
-"""Streams of bytes over guest ports: as they are, and at their speed; the shell tells how the command ends."""
+"""Streams of bytes over guest ports, unchanged; the shell reports how the command ends."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final
 
-from websockets.exceptions import ConnectionClosed
-
 from ...errors import CommandTimeout
+from ...propolis_api.connection.byte_stream import StreamEnded
 from ..shell import Shell
 from ..shell_protocol import new_nonce
 from .channel import Exchanged, Garbled
@@ -121,7 +120,7 @@ class PortChannel:
     async def _settle(self, port: PortStream, moving: asyncio.Task[None]) -> None:
         try:
             await moving
-        except ConnectionClosed:
+        except StreamEnded:
             await port.until_moved()
             raise Garbled("the guest's port was lost") from None
 

@@ -8,9 +8,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
-from websockets.exceptions import ConnectionClosed
-
 from ...errors import CommandTimeout, ConsoleError, PropolisError, ShellError, ShellLost
+from ...propolis_api.connection.byte_stream import StreamEnded
 from ..read_eval_loop import quoted
 from ..shell import Shell
 from ..shell_protocol import new_nonce
@@ -68,7 +67,7 @@ class ProcessInput:
         """Let the program read the end of the file. Idempotent."""
         if not self._closed:
             self._closed = True
-            with contextlib.suppress(ConnectionClosed):
+            with contextlib.suppress(StreamEnded):
                 await self._port.send(b"0\n")
 
 
@@ -192,7 +191,7 @@ async def guest_process(command: str, shell: Shell, ports: GuestPorts) -> AsyncI
                 await port.send(b"\n%b\n" % nonce.encode())
                 process = GuestProcess(shell, int(await output.head()), port, output, errors)
                 await errors.head()
-        except (ConnectionClosed, TimeoutError) as error:
+        except (StreamEnded, TimeoutError) as error:
             raise ShellLost("the process did not start: its ports are silent") from error
         try:
             yield process
@@ -222,5 +221,5 @@ def _launch(command: str, nonce: str, output: tuple[int, MarkedStream], errors: 
 def _lost() -> Iterator[None]:
     try:
         yield
-    except ConnectionClosed as error:
+    except StreamEnded as error:
         raise ShellLost("its streams have ended: the VM has stopped, or its guest has migrated") from error

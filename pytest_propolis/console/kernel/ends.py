@@ -1,4 +1,4 @@
-"""Resets and ends of a VM that no test asked for."""
+"""Resets and ends of a VM that no test requested."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class UnexpectedEnd:
 
 @dataclass(slots=True, eq=False)
 class ExpectedEnd:
-    """That a guest resets itself now, or that a VM stops.
+    """A reset of the guest's machine, or a stop of the VM, that a test expects.
 
     :param over: done when it has.
     :param reason: what is known of its cause; None until it has come.
@@ -75,7 +75,10 @@ class ExpectedEnd:
 
 
 class UnexpectedEnds:
-    """Resets and ends of one VM whose guest takes commands, which the test neither asked for nor was told of."""
+    """Resets and ends of one VM whose guest takes commands, which the test has not requested.
+
+    Those that an error or a state reports to the test do not count.
+    """
 
     def __init__(self) -> None:
         self._watching = False
@@ -83,15 +86,15 @@ class UnexpectedEnds:
         self._expectations: list[ExpectedEnd] = []
 
     def watch(self) -> None:
-        """The guest takes commands now: what ends it from here on is unexpected."""
+        """Regard resets and ends from here on as unexpected: the guest takes commands."""
         self._watching = True
 
     def allow(self) -> None:
-        """The test has asked for an end, until the guest takes commands again."""
+        """Expect an end, which the test has requested, until the guest takes commands again."""
         self._watching = False
 
-    def happened(self, kind: EndKind, reason: str, transcript: Transcript) -> None:
-        """Take note of an end. One that nothing expects is found, unless it was allowed."""
+    def record(self, kind: EndKind, reason: str, transcript: Transcript) -> None:
+        """Record an end. It is unexpected unless it was allowed or an expectation of its kind exists."""
         expectations = [expectation for expectation in self._expectations if expectation.kind == kind]
         for expectation in expectations:
             expectation.reason = expectation.reason or reason
@@ -101,8 +104,8 @@ class UnexpectedEnds:
             self._found.append(UnexpectedEnd(kind, reason, transcript.tail(SHOWN_LINES)))
         self._watching = False
 
-    def told(self) -> None:
-        """An error, or a state, has told the test of the ends so far."""
+    def mark_reported(self) -> None:
+        """Drop the ends so far: an error or a state has reported them to the test."""
         self._found.clear()
 
     def take(self) -> list[UnexpectedEnd]:
@@ -112,7 +115,7 @@ class UnexpectedEnds:
 
     @contextmanager
     def expecting(self, kind: EndKind) -> Iterator[ExpectedEnd]:
-        """Take ends of this kind in the block for expected ones."""
+        """Treat ends of this kind in the block as expected."""
         expectation = ExpectedEnd(kind, asyncio.get_running_loop().create_future())
         self._expectations.append(expectation)
         try:
@@ -121,14 +124,14 @@ class UnexpectedEnds:
             self._expectations.remove(expectation)
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
-        """An error that leaves the block, and that an end causes, tells the test of it."""
+    def reporting(self) -> Iterator[None]:
+        """Mark ends as reported when an error that they cause leaves the block."""
         try:
             yield
         except CONSEQUENCES as error:
             if not isinstance(error, ShellLost):
                 self.allow()  # the console may close a moment later
-            self.told()
+            self.mark_reported()
             raise
 
 

@@ -42,7 +42,7 @@ async def _until_over(
                 console.transcript.on_failure(expectation.over)
             await expectation.over
     except TimeoutError:
-        if expectation.line is None:  # a panic that has come is enough: no server need tell of the reset after it
+        if expectation.line is None:  # a panic that has come is enough: not every server reports the reset after it
             raise ConsoleTimeout(
                 "the guest was expected to panic, and its console shows no panic",
                 vm=failures.vm,

@@ -126,7 +126,7 @@ class KernelFailures:
         return taken
 
     def forget(self) -> None:
-        """Drop the failures that were not taken yet: they were another VM's, or an error has told of them."""
+        """Drop the failures that were not taken yet: they were another VM's, or an error has reported them."""
         self._found.clear()
         self._open = self._ending = None
 

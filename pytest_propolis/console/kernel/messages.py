@@ -17,7 +17,7 @@ _MESSAGE: Final = re.compile(r"\[ *\d+\.\d+\].*")
 
 
 async def kernel_messages(console: Console, dmesg: Callable[[], Awaitable[str]]) -> tuple[str, ...]:
-    """Return the kernel's messages of this boot: as the guest tells, or else as the console has shown them."""
+    """Return the kernel's messages of this boot: from the guest, or else from what its console has shown."""
     try:
         return tuple((await dmesg()).splitlines())
     except (ShellError, ConsoleError):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
+from ...errors import CapabilityMissing
 from ..console import Console
 from ..read_eval_loop import preparation, program
-from ..shell_protocol import INTERRUPT, WINDOW_BYTES, Signal
+from ..shell_protocol import INTERRUPT, Chunk, Signal, encode
 
 __all__ = ["ConsoleTransport"]
 
@@ -17,9 +18,8 @@ __all__ = ["ConsoleTransport"]
 class ConsoleTransport:
     """The `LoopTransport` that every guest has. A key of the terminal interrupts."""
 
-    window_bytes = WINDOW_BYTES
     may_lose_marks = True
-    interrupt_discards = True
+    waits_for_client = False
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -34,8 +34,18 @@ class ConsoleTransport:
     async def launch(self, session: str, *, shell: str, wrapper: str) -> None:
         await self._console.send(wrapper.replace("{}", program(session, shell=shell)) + "\n")
 
-    def preparation(self, session: str, nonce: str, *, shell: str) -> str:
-        return preparation(session, nonce, shell=shell)
+    async def open_errors(self, on_signal: Callable[[Signal], None]) -> None:
+        raise CapabilityMissing(
+            "the serial console does not separate standard error from standard output",
+            vm=self._console.vm,
+            hint='VmConfig(channel="port") does; or redirect one of them to a file',
+        )
+
+    def encode(self, command: str, nonce: str, session: str, *, errors_apart: bool) -> Iterable[Chunk]:
+        return encode(command, nonce)
+
+    def preparation(self, session: str, nonce: str, *, shell: str) -> Iterable[Chunk]:
+        return encode(preparation(session, nonce, shell=shell), nonce)
 
     async def send(self, data: bytes) -> None:
         await self._console.send(data)

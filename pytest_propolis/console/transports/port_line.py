@@ -1,4 +1,4 @@
-"""A guest port that stays open while its guest lives, and goes along with the guest when that migrates."""
+"""A guest port that stays open while its guest runs, and follows the guest when it migrates."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, Protocol
 
 import msgspec
-from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed
 
 from ...agent_api.guest_ports import PortEnded
 from ...errors import PropolisError, ShellLost
+from ...propolis_api.connection.byte_stream import ByteStream, StreamEnded
 from ..console import Console
 from ..input_history import Sent
 
@@ -28,7 +27,7 @@ class Ports(Protocol):
     moves: int
     """How often the guest has migrated."""
 
-    async def connect(self, number: int) -> ClientConnection:
+    async def connect(self, number: int) -> ByteStream:
         """Open a port where the guest is now."""
         ...
 
@@ -48,7 +47,7 @@ class PortLine:
     :param moves: the guest's migrations when the connection was opened.
     """
 
-    def __init__(self, connection: ClientConnection, number: int, ports: Ports, console: Console, moves: int) -> None:
+    def __init__(self, connection: ByteStream, number: int, ports: Ports, console: Console, moves: int) -> None:
         self.ports = ports
         self.number = number
         self.on_data: Callable[[bytes], None] | None = None
@@ -60,7 +59,9 @@ class PortLine:
         self._turn = asyncio.Lock()
         self._failure: PropolisError | None = None
         self._watchers: set[asyncio.Future[Any]] = set()
-        self._reader = asyncio.create_task(self._read())
+        self._companion: PortLine | None = None
+        self._follower = asyncio.create_task(self._follow())
+        connection.listen(self._take)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -76,6 +77,17 @@ class PortLine:
         finally:
             await line.aclose()
 
+    async def companion(self, number: int) -> PortLine:
+        """Return a line over a second port, which is opened by the first call, and closed with this one.
+
+        :raises CapabilityMissing: when the VM has no such port.
+        """
+        if self._companion is None:
+            moves = self.ports.moves
+            connection = await self.ports.connect(number)
+            self._companion = PortLine(connection, number, self.ports, self._console, moves)
+        return self._companion
+
     async def send(self, data: bytes) -> None:
         """Send to the guest, where it is or where it migrates to; wait while nothing takes it.
 
@@ -86,7 +98,7 @@ class PortLine:
             if self._failure is not None:
                 raise self._failure
             self._sent.append(data)
-            with contextlib.suppress(ConnectionClosed):  # the next connection gets it
+            with contextlib.suppress(StreamEnded):  # the next connection gets it
                 await self._connection.send(data)
 
     def on_failure(self, future: asyncio.Future[Any]) -> None:
@@ -98,34 +110,34 @@ class PortLine:
 
     async def aclose(self) -> None:
         """Close the connection. Idempotent."""
-        self._connection.transport.abort()  # what waits to be sent has no reader any more
-        self._reader.cancel()
-        await asyncio.gather(self._reader, return_exceptions=True)
+        if self._companion is not None:
+            await self._companion.aclose()
+        self._connection.abort()  # what waits to be sent has no reader any more
+        self._follower.cancel()
+        await asyncio.gather(self._follower, return_exceptions=True)
 
-    async def _read(self) -> None:
+    async def _follow(self) -> None:
+        """Go along with the guest whenever it migrates."""
         try:
             while True:
-                taken = await self._read_connection()
-                if not await self._has_moved():
+                await asyncio.wait([self._connection.ended])
+                text = self._connection.text
+                taken = msgspec.json.decode(text, type=PortEnded).taken if text else None
+                if self._failure is not None or not await self._has_moved():
                     break
                 await self._reconnect(taken)
             self._fail(ShellLost("the guest's port is lost: its connection has ended", vm=self._console.vm))
         except PropolisError as error:
             self._fail(error)
+
+    def _take(self, data: bytes) -> None:
+        if self.on_data is None:
+            return
+        try:
+            self.on_data(data)
         except Exception as error:
             self._fail(ShellLost(f"the guest's port could not be read: {error!r}", vm=self._console.vm))
-            raise
-
-    async def _read_connection(self) -> int | None:
-        """Read to the end of a connection; return how much the guest's machine took of what was sent over it."""
-        taken = None
-        with contextlib.suppress(ConnectionClosed):
-            async for message in self._connection:
-                if isinstance(message, str):
-                    taken = msgspec.json.decode(message, type=PortEnded).taken
-                elif self.on_data is not None:
-                    self.on_data(message)
-        return taken
+            self._connection.abort()
 
     async def _has_moved(self) -> bool:
         """Wait until the guest is elsewhere; return whether it is.
@@ -148,7 +160,8 @@ class PortLine:
         async with self._turn:
             self._moves = self.ports.moves
             before, self._connection = self._connection, await self.ports.connect(self.number)
-            before.transport.abort()
+            before.abort()
+            self._connection.listen(self._take)
             sent, self._sent = self._sent, Sent()
             if taken is None:
                 return
@@ -157,11 +170,11 @@ class PortLine:
                 self._console.note(f"{forgotten} bytes that were sent while the guest migrated are lost")
             if late:
                 self._sent.append(late)
-                with contextlib.suppress(ConnectionClosed):  # it has moved again: they go along
+                with contextlib.suppress(StreamEnded):  # it has migrated again: the next connection gets them
                     await self._connection.send(late)
 
     def _fail(self, error: PropolisError) -> None:
-        self._failure = error
+        self._failure = self._failure or error
         for future in list(self._watchers):
             if not future.done():
                 future.set_exception(error)

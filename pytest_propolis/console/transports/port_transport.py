@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
-from websockets.exceptions import ConnectionClosed
-
-from ...agent_api.guest_ports import INTERRUPT_PORT
+from ...agent_api.guest_ports import ERRORS_PORT, INTERRUPT_PORT
 from ...errors import PropolisError, ShellError
+from ...propolis_api.connection.byte_stream import StreamEnded
 from ..commands import CommandResult
 from ..console import Console
 from ..escapes import TextFilter
 from ..kernel.ends import asks_for_an_end
-from ..read_eval_loop import INTERRUPT_DESCRIPTOR, PORT_DESCRIPTOR, port_preparation, port_supervisor, quoted
-from ..shell_protocol import FrameParser, Output, Signal, new_nonce
+from ..read_eval_loop import quoted
+from ..shell_protocol import Chunk, FrameParser, Output, Signal, new_nonce
 from .port_line import PortLine
+from .port_loop import (
+    ERRORS_DESCRIPTOR,
+    INTERRUPT_DESCRIPTOR,
+    PORT_DESCRIPTOR,
+    encode_for_port,
+    port_preparation,
+    port_supervisor,
+)
 
 __all__ = ["PortTransport"]
 
 LAUNCH_TIMEOUT_S: Final = 60.0
-WINDOW_BYTES: Final = 1 << 16
 
 # setsid forks where it leads a process group already: so the loop does not stay a job of the shell on the console.
 _LAUNCH: Final = r"""(OPEN
@@ -43,9 +49,8 @@ class PortTransport:
     :param launcher: the shell on the console, which starts the loop.
     """
 
-    window_bytes = WINDOW_BYTES
     may_lose_marks = False
-    interrupt_discards = False
+    waits_for_client = True
 
     def __init__(self, line: PortLine, console: Console, launcher: Launcher, *, vm: str) -> None:
         self._line = line
@@ -54,9 +59,11 @@ class PortTransport:
         self._vm = vm
         self._session = ""
         self._parser = FrameParser()
+        self._errors_parser = FrameParser()
         self._filter = TextFilter()
         self._recorded = True
         self._on_signal: Callable[[Signal], None] | None = None
+        self._on_error_signal: Callable[[Signal], None] | None = None
         line.on_data = self._feed
         self.on_failure: Callable[[asyncio.Future[Any]], None] = line.on_failure
 
@@ -75,6 +82,7 @@ class PortTransport:
         ports = self._line.ports
         opening = ports.open_script(self._line.number, PORT_DESCRIPTOR)
         opening += ports.open_script(INTERRUPT_PORT, INTERRUPT_DESCRIPTOR)
+        opening += ports.open_script(ERRORS_PORT, ERRORS_DESCRIPTOR)
         script = _LAUNCH.replace("OPEN", opening)
         script = script.replace("SUPERVISOR", quoted(port_supervisor(session, shell=shell)))
         launched = await self._launcher.run(
@@ -88,14 +96,23 @@ class PortTransport:
                 log_path=str(self._console.log_path),
                 hint='VmConfig(channel="console") needs no port',
             )
-        await self._line.send(b"\n%b\n" % session.encode())
 
-    def preparation(self, session: str, nonce: str, *, shell: str) -> str:
-        return port_preparation(session, nonce, shell=shell)
+    async def open_errors(self, on_signal: Callable[[Signal], None]) -> None:
+        line = await self._line.companion(ERRORS_PORT)
+        if line.on_data != self._feed_errors:
+            self._errors_parser = FrameParser(self._parser.words)
+            line.on_data = self._feed_errors
+        self._on_error_signal = on_signal
+
+    def encode(self, command: str, nonce: str, session: str, *, errors_apart: bool) -> Iterable[Chunk]:
+        return encode_for_port(command, nonce, session, errors_apart=errors_apart)
+
+    def preparation(self, session: str, nonce: str, *, shell: str) -> Iterable[Chunk]:
+        return (Chunk(port_preparation(session, nonce), 0),)
 
     def expect_nonces(self, *words: str) -> None:
         self._session = words[0]
-        self._parser.words = words
+        self._parser.words = self._errors_parser.words = words
 
     async def send(self, data: bytes) -> None:
         if asks_for_an_end(data):
@@ -103,19 +120,17 @@ class PortTransport:
         await self._line.send(data)
 
     async def interrupt(self) -> None:
-        await self._line.send(b"\n")  # ends what may have been sent half
         # While the guest migrates this may fail: the next attempt finds it at its new host.
-        with contextlib.suppress(ConnectionClosed, PropolisError):
+        with contextlib.suppress(StreamEnded, PropolisError):
             connection = await self._line.ports.connect(INTERRUPT_PORT)
             try:
                 line = f"{self._session} {new_nonce()}\n".encode()
                 await connection.send(b"\n" + line)
                 answer = b""
                 while line not in answer:
-                    data = await connection.recv()
-                    answer += data if isinstance(data, bytes) else b""
+                    answer += await connection.receive()
             finally:
-                connection.transport.abort()
+                connection.abort()
 
     @contextlib.contextmanager
     def unrecorded(self) -> Iterator[None]:
@@ -124,6 +139,13 @@ class PortTransport:
             yield
         finally:
             self._recorded = True
+
+    def _feed_errors(self, data: bytes) -> None:
+        for signal in self._errors_parser.feed(data):
+            if isinstance(signal, Output):
+                self._console.log.write(self._filter.feed(signal.data))
+            if self._on_error_signal is not None:
+                self._on_error_signal(signal)
 
     def _feed(self, data: bytes) -> None:
         for signal in self._parser.feed(data):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from ..shell_protocol import Signal
+from ..shell_protocol import Chunk, Signal
 
 __all__ = ["LoopTransport"]
 
@@ -15,14 +15,11 @@ __all__ = ["LoopTransport"]
 class LoopTransport(Protocol):
     """A line to the read-eval loop of one guest: bytes there, signals of the shell protocol back."""
 
-    window_bytes: int
-    """How much of a command may be sent before the guest acknowledges that it has read it."""
-
     may_lose_marks: bool
-    """Whether a mark may get lost, so that it has to be asked for again."""
+    """Whether a mark may get lost, so that the client has to request it again."""
 
-    interrupt_discards: bool
-    """Whether an interrupt discards what was sent and is not read yet, as on a terminal."""
+    waits_for_client: bool
+    """Whether a new shell takes nothing, and says nothing, until the client sends its `preparation`."""
 
     def attach(self, *, on_signal: Callable[[Signal], None], on_reset: Callable[[], None]) -> None:
         """Give signals, and the news that the guest has reset its machine, to a client; to no other from now on."""
@@ -36,8 +33,23 @@ class LoopTransport(Protocol):
         """
         ...
 
-    def preparation(self, session: str, nonce: str, *, shell: str) -> str:
-        """Return the command that a new shell is sent first."""
+    async def open_errors(self, on_signal: Callable[[Signal], None]) -> None:
+        """Have a way for standard error alone, and pass its signals on: those with the words of `expect_nonces`.
+
+        :raises CapabilityMissing: when there is none.
+        """
+        ...
+
+    def encode(self, command: str, nonce: str, session: str, *, errors_apart: bool) -> Iterable[Chunk]:
+        """Return the chunks to send for a command: after each but the last, wait for `Acknowledged`.
+
+        :param errors_apart: whether its standard error goes the way of `open_errors`.
+        :raises ValueError: when the command contains a NUL.
+        """
+        ...
+
+    def preparation(self, session: str, nonce: str, *, shell: str) -> Iterable[Chunk]:
+        """Return the chunks to send to a new shell first."""
         ...
 
     def expect_nonces(self, *words: str) -> None:

@@ -8,11 +8,10 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
-from ...agent_api.guest_ports import STREAM_PORTS
+from ...agent_api.guest_ports import PORT_COUNT
 
 __all__ = ["PORT_COUNT", "PORT_NAMES", "GuestPort", "GuestPorts", "port_devices"]
 
-PORT_COUNT: Final = len(STREAM_PORTS) + 2
 PORT_NAMES: Final = tuple(f"org.propolis.{number}" for number in range(1, PORT_COUNT + 1))
 """The names of the ports in the guest, below /sys/class/virtio-ports."""
 
@@ -36,8 +35,8 @@ class GuestPort:
     """One port, for one client at a time. Unread bytes are buffered, and then block the other side."""
 
     def __init__(self) -> None:
-        self._ours, self.theirs = socket.socketpair()
-        for end in (self._ours, self.theirs):
+        self._ours, self.qemu_end = socket.socketpair()
+        for end in (self._ours, self.qemu_end):
             end.setblocking(False)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         self._turn = asyncio.Lock()
@@ -50,6 +49,7 @@ class GuestPort:
         self._left = b""
         self._filled = 0
         self._waiting: set[asyncio.Future[None]] = set()
+        self._on_readable: Callable[[], None] | None = None
 
     @property
     def taken(self) -> int:
@@ -62,17 +62,45 @@ class GuestPort:
         async with self._turn:
             yield
 
+    def watch(self, on_readable: Callable[[], None] | None) -> None:
+        """Call a function whenever `try_read` has something to return; None ends that."""
+        self._on_readable = on_readable
+        self._update_watch()
+
+    def try_read(self) -> bytes | None:
+        """Return what the guest has written; nothing at the end of the machine; None if nothing has come yet."""
+        if not self._flows.is_set():
+            return None
+        try:
+            return self._ours.recv(READ_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError:
+            left, self._left = self._left, b""
+            return left
+
+    def try_write(self, data: bytes) -> int:
+        """Write to the guest, and return how much it takes at once.
+
+        :raises OSError: when the machine has ended.
+        """
+        if self._taken_back or not self._flows.is_set():
+            return 0
+        try:
+            count = self._ours.send(data)
+        except BlockingIOError:
+            return 0
+        self._passed += count
+        return count
+
     async def read(self) -> bytes:
-        """Return what the guest has written; nothing at the end of the machine."""
+        """As `try_read`, but wait until something has come."""
         while True:
             await self._flows.wait()
-            try:
-                return self._ours.recv(READ_BYTES)
-            except BlockingIOError:
-                await self._until_ready(self._loop.add_reader, self._loop.remove_reader)
-            except OSError:
-                left, self._left = self._left, b""
-                return left
+            data = self.try_read()
+            if data is not None:
+                return data
+            await self._until_ready(self._loop.add_reader, self._loop.remove_reader)
 
     async def write(self, data: bytes) -> None:
         """Write to the guest. Waits while the guest reads nothing.
@@ -95,27 +123,30 @@ class GuestPort:
     def hold(self) -> None:
         """Pass no bytes until `release`: QEMU receives no more input, and stops when its end is full."""
         self._flows.clear()
+        self._update_watch()
         with contextlib.suppress(OSError):
-            while data := self.theirs.recv(READ_BYTES):
+            while data := self.qemu_end.recv(READ_BYTES):
                 self._taken_back += data
 
     def fill(self) -> None:
         """Hold a port that nothing has used yet, and let QEMU not write a byte until `release`."""
         self._flows.clear()
-        self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)  # the least
+        self._update_watch()
+        self.qemu_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)  # the least
         with contextlib.suppress(BlockingIOError):
             while True:
-                self._filled += self.theirs.send(bytes(FILLING_BYTES))
+                self._filled += self.qemu_end.send(bytes(FILLING_BYTES))
 
     def release(self) -> None:
         """Pass bytes again. No effect on a port that is not held."""
         with contextlib.suppress(OSError):  # what was in the sockets has room there
             while self._filled and (read := self._ours.recv(self._filled)):
                 self._filled -= len(read)
-            self.theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+            self.qemu_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
             while self._taken_back and not self._flows.is_set():
                 self._taken_back = self._taken_back[self._ours.send(self._taken_back) :]
         self._flows.set()
+        self._update_watch()
 
     def close(self) -> None:
         """End every use; what the machine has written before can still be read. Closing twice is fine."""
@@ -124,16 +155,31 @@ class GuestPort:
             self._loop.remove_reader(self._ours)
             self._loop.remove_writer(self._ours)
         self._ours.close()
-        self.theirs.close()
+        self.qemu_end.close()
         self._flows.set()
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(None)
+        self._update_watch()
+
+    def _update_watch(self) -> None:
+        if self._ours.fileno() < 0:
+            self._loop.call_soon(self._report_end)
+        elif self._on_readable is not None and self._flows.is_set():
+            self._loop.add_reader(self._ours, self._on_readable)
+        else:
+            self._loop.remove_reader(self._ours)
+
+    def _report_end(self) -> None:
+        """Let what is left be read, and then the end, which ends the watch."""
+        if self._on_readable is not None:
+            self._on_readable()
+            self._loop.call_soon(self._report_end)
 
     def _settle(self) -> None:
         """Take what the machine has written, and take back what it has not read."""
         with contextlib.suppress(OSError):
-            while data := self.theirs.recv(READ_BYTES, socket.MSG_DONTWAIT):
+            while data := self.qemu_end.recv(READ_BYTES, socket.MSG_DONTWAIT):
                 self._taken_back += data
         with contextlib.suppress(OSError):
             while data := self._ours.recv(READ_BYTES):
@@ -168,7 +214,7 @@ class GuestPorts:
     @property
     def fds(self) -> dict[str, int]:
         """QEMU's ends, by the names of the character devices."""
-        return {name: port.theirs.fileno() for name, port in self._ports.items()}
+        return {name: port.qemu_end.fileno() for name, port in self._ports.items()}
 
     def get(self, number: int) -> GuestPort | None:
         return self._ports.get(f"port{number}")

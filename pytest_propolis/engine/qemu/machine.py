@@ -112,8 +112,8 @@ class Machine:
         """
         record = self._record = self._journal.intend()
         monitor, qemu_monitor = socket.socketpair()
-        fds = {"monitor": qemu_monitor.fileno(), "com1": self.serial.theirs.fileno()}
-        fds["com2"] = self.second_serial.theirs.fileno()
+        fds = {"monitor": qemu_monitor.fileno(), "com1": self.serial.qemu_end.fileno()}
+        fds["com2"] = self.second_serial.qemu_end.fileno()
         fds |= self.ports.fds
         try:
             with self._open_log() as log:

@@ -47,7 +47,7 @@ class SerialPort:
         self._sent = asyncio.Event()
         self._sent.set()
         self._broken: OSError | None = None
-        self._ours, self.theirs = socket.socketpair()
+        self._ours, self.qemu_end = socket.socketpair()
         self._ours.setblocking(False)
         self._write_lock = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
@@ -81,7 +81,7 @@ class SerialPort:
 
     def hold(self) -> None:
         """Buffer input until `release` instead of passing it to the guest, which must be stopped."""
-        self._held = bytearray(_taken_back(self.theirs)) + self._unsent
+        self._held = bytearray(_taken_back(self.qemu_end)) + self._unsent
         self._forget_unsent()
 
     def state(self) -> SerialState:
@@ -125,7 +125,7 @@ class SerialPort:
             self._broken = self._broken or BrokenPipeError("the serial port is closed")
             self._settled.set()
             self._ours.close()
-        self.theirs.close()
+        self.qemu_end.close()
         self.history.finish()
 
     def _send(self, data: bytes | bytearray) -> None:
@@ -172,11 +172,11 @@ class SerialPort:
             pass
 
 
-def _taken_back(theirs: socket.socket) -> bytes:
+def _taken_back(qemu_end: socket.socket) -> bytes:
     """Return the bytes that QEMU has not read from its end, which both processes have open."""
     taken = bytearray()
     try:
-        while data := theirs.recv(READ_BYTES, socket.MSG_DONTWAIT):
+        while data := qemu_end.recv(READ_BYTES, socket.MSG_DONTWAIT):
             taken += data
     except OSError:
         pass

@@ -7,9 +7,11 @@ import contextlib
 from typing import Final
 
 import msgspec
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 
 from ...agent_api.guest_ports import PortEnded
+from ...propolis_api.connection.byte_stream import ByteStream
+from ...propolis_api.connection.websocket_protocol import detached
 from ..qemu.guest_ports import GuestPort
 
 __all__ = ["serve_guest_port"]
@@ -18,34 +20,70 @@ GOING_AWAY: Final = 1001
 
 
 async def serve_guest_port(websocket: WebSocket, port: GuestPort) -> None:
-    """Serve one client until it leaves or the machine ends, which is told. A second client waits for that."""
+    """Serve one client until it leaves or the machine ends, of which it is notified. A second client waits for that."""
     async with port.turn():
         await websocket.accept()
+        stream = detached(websocket.scope)
         before = port.taken
-        out = asyncio.create_task(_out(websocket, port))
-        tasks = [asyncio.create_task(_in(websocket, port, out)), out]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await _Relay(stream, port).run()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        taken = max(0, port.taken - before)
-    with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-        await websocket.send_text(msgspec.json.encode(PortEnded(taken=taken)).decode())
-        await websocket.close(GOING_AWAY, "the guest's port has ended")
+            taken = max(0, port.taken - before)
+            stream.close(GOING_AWAY, msgspec.json.encode(PortEnded(taken=taken)).decode(), "the guest's port has ended")
 
 
-async def _in(websocket: WebSocket, port: GuestPort, out: asyncio.Task[None]) -> None:
-    try:
-        while (message := await websocket.receive())["type"] == "websocket.receive":
-            if data := message.get("bytes"):
-                await port.write(data)
-    except OSError:
-        await asyncio.wait([out])  # what the machine has written before its end comes first
+class _Relay:
+    """Copies between a stream and a port. Each byte that is not copied yet stays where it is."""
 
+    def __init__(self, stream: ByteStream, port: GuestPort) -> None:
+        self._stream = stream
+        self._port = port
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._writing: asyncio.Task[None] | None = None
+        """Writes to the guest what it did not take at once."""
+        self._rest = bytearray()
 
-async def _out(websocket: WebSocket, port: GuestPort) -> None:
-    with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-        while data := await port.read():
-            await websocket.send_bytes(data)
+    async def run(self) -> None:
+        """Copy until one side ends."""
+        self._stream.on_writable = self._follow
+        self._stream.listen(self._to_guest)
+        self._follow(True)
+        try:
+            await asyncio.wait([self._ended, self._stream.ended], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._port.watch(None)
+            if self._writing is not None:
+                self._writing.cancel()
+                await asyncio.gather(self._writing, return_exceptions=True)
+
+    def _follow(self, writable: bool) -> None:
+        self._port.watch(self._from_guest if writable and not self._ended.done() else None)
+
+    def _from_guest(self) -> None:
+        data = self._port.try_read()
+        if data:
+            self._stream.write(data)
+        elif data is not None and not self._ended.done():
+            self._port.watch(None)
+            self._ended.set_result(None)
+
+    def _to_guest(self, data: bytes) -> None:
+        if self._writing is not None:
+            self._rest += data
+            return
+        try:
+            written = self._port.try_write(data)
+        except OSError:
+            return  # the end of the port is found by reading
+        if written < len(data):
+            self._rest += memoryview(data)[written:]
+            self._stream.pause_reading()
+            self._writing = asyncio.create_task(self._write_rest())
+
+    async def _write_rest(self) -> None:
+        with contextlib.suppress(OSError):
+            while self._rest:
+                rest, self._rest = self._rest, bytearray()
+                await self._port.write(bytes(rest))
+        self._writing = None
+        self._stream.resume_reading()

@@ -34,7 +34,7 @@ async def serve_serial(websocket: WebSocket, port: SerialPort, offset: int) -> N
     A client that needs what the history has dropped gets 1013.
 
     When the guest has migrated away, a text tells the client where to follow it, from which offset on, and, which
-    upstream's does not, how much of what the client typed went along.
+    upstream's does not, how much of the client's input the guest has or will get.
     """
     client = _Client(websocket, port)
     typing = asyncio.create_task(client.type())

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["CoalescingProtocol"]
+__all__ = ["CoalescingProtocol", "immediate"]
 
 
 class CoalescingProtocol(H11Protocol):
@@ -47,7 +47,17 @@ class _CoalescingTransport:
         self._flush()
         self._transport.close()
 
+    def immediate(self) -> asyncio.Transport:
+        """Send what is buffered, and return the transport that sends at once."""
+        self._flush()
+        return self._transport
+
     def _flush(self) -> None:
         if self._written:
             written, self._written = b"".join(self._written), []
             self._transport.write(written)
+
+
+def immediate(transport: asyncio.Transport) -> asyncio.Transport:
+    """Return the transport that a connection of `CoalescingProtocol` has below its own."""
+    return transport.immediate() if isinstance(transport, _CoalescingTransport) else transport

@@ -15,13 +15,20 @@ from .endpoint import Endpoint
 from .http import CONNECT_TIMEOUT_S, HttpClient
 from .sockets import connect as connect_socket
 
-__all__ = ["CLOSE_TIMEOUT_S", "CONNECT_TIMEOUT_S", "WebSocketOpening", "http_client", "open_websocket"]
+__all__ = [
+    "CLOSE_TIMEOUT_S",
+    "CONNECT_TIMEOUT_S",
+    "VERSION_HEADERS",
+    "WebSocketOpening",
+    "http_client",
+    "open_websocket",
+]
 
 CLOSE_TIMEOUT_S: Final = 2.0
 """How long the closing of a websocket waits for the server's goodbye."""
 
 _VERSION_HEADER: Final = "api-version"
-_HEADERS: Final = {_VERSION_HEADER: API_VERSION}
+VERSION_HEADERS: Final = {_VERSION_HEADER: API_VERSION}
 
 
 def http_client(endpoint: Endpoint, *, version: str | None = None) -> HttpClient:
@@ -29,7 +36,7 @@ def http_client(endpoint: Endpoint, *, version: str | None = None) -> HttpClient
 
     :param version: of the API, instead of this client's own.
     """
-    return HttpClient(endpoint, headers={_VERSION_HEADER: version} if version else _HEADERS)
+    return HttpClient(endpoint, headers={_VERSION_HEADER: version} if version else VERSION_HEADERS)
 
 
 async def open_websocket(
@@ -49,7 +56,7 @@ async def open_websocket(
     base = "ws" + endpoint.base_url.removeprefix("http").rstrip("/")
     uri = f"{base}{path}?{urlencode(query)}" if query else base + path
     options: dict[str, Any] = {
-        "additional_headers": {**_HEADERS, **(headers or {})},
+        "additional_headers": {**VERSION_HEADERS, **(headers or {})},
         "compression": None,
         "proxy": None,
         "open_timeout": CONNECT_TIMEOUT_S,

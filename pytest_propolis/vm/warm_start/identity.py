@@ -8,6 +8,7 @@ from typing import Final
 from ...console.commands import CommandResult
 from ...console.shell import Shell
 from ...console.shell_protocol import TypedCommand, typed_command
+from ...console.transports.port_loop import typed_command_for_port
 from ...errors import TemplateError
 from ...guests.adapter import GuestAdapter
 from ...guests.fork_identity import NOT_EXECUTABLE
@@ -81,27 +82,27 @@ def _not_prepared(guest: GuestAdapter, result: CommandResult) -> TemplateError:
     return TemplateError(f"{guest.name} cannot be prepared for forks: status {result.status}: {why}")
 
 
-def warmup_input(guest: GuestAdapter, *, name: str) -> TypedCommand:
+def warmup_input(guest: GuestAdapter, *, name: str, over_port: bool) -> TypedCommand:
     """Return the command that assigns a fork's identity and re-arms the helper.
 
     That takes a fork and an exec, which makes the guest's first own command fast.
 
     :raises TemplateError: when the adapter's commands are too long for that.
     """
-    return _typed(guest, f"{guest.identity_command(name=name)} && {guest.await_identity_command()}")
+    return _typed(guest, f"{guest.identity_command(name=name)} && {guest.await_identity_command()}", over_port)
 
 
-def typed_identity(guest: GuestAdapter, *, name: str) -> TypedCommand:
+def typed_identity(guest: GuestAdapter, *, name: str, over_port: bool) -> TypedCommand:
     """Return the command that assigns a fork's identity. It contains the time.
 
     :raises TemplateError: when the adapter's command is too long for that.
     """
-    return _typed(guest, guest.identity_command(name=name))
+    return _typed(guest, guest.identity_command(name=name), over_port)
 
 
-def _typed(guest: GuestAdapter, command: str) -> TypedCommand:
+def _typed(guest: GuestAdapter, command: str, over_port: bool) -> TypedCommand:
     try:
-        return typed_command(command)
+        return typed_command_for_port(command) if over_port else typed_command(command)
     except ValueError as error:
         raise TemplateError(f"what wakes a fork of {guest.name} cannot be typed ahead: {error}") from None
 

@@ -127,7 +127,7 @@ class TemplateMaker:
         try:
             await vm.boot()
             await prepare_snapshot(vm.shell, kind.guest, name=vm.name, timeout_s=PREPARE_TIMEOUT_S)
-            typed = warmup_input(kind.guest, name=vm.name)
+            typed = warmup_input(kind.guest, name=vm.name, over_port=vm.has_ports)
             facts = FreezeVm(
                 session=vm.shell.session, console=vm.boot_log, warmup_input=typed.text, warmup_marker=typed.succeeded
             )

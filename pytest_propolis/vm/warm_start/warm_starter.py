@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...agent_api.templates import ForkVm
+from ...console.shell_protocol import TypedCommand
 from ...errors import ApiError, BootError, TemplateError
 from ...guests.adapter import GuestAdapter
 from ...hosts.agent_client import AsyncAgentClient
@@ -72,7 +73,15 @@ class WarmStarter:
         phases = Timings()
         kind = (guest, dataclasses.replace(complete, config=dataclasses.replace(complete.config, name="any")))
         name = complete.config.name
-        wanted = _Wanted(name=name, guest=guest, added=added, log_path=log_path, run=run, metric_addr=metric_addr)
+        wanted = _Wanted(
+            name=name,
+            guest=guest,
+            over_port=complete.config.has_ports,
+            added=added,
+            log_path=log_path,
+            run=run,
+            metric_addr=metric_addr,
+        )
         if kind in self._known:
             with contextlib.suppress(TemplateError):  # the template may have been removed meanwhile
                 return await self._fork_of(self._known[kind], wanted, phases)
@@ -111,7 +120,7 @@ class WarmStarter:
 
         async def ask() -> ForkHandle:
             # It contains the time, and is therefore rendered anew each time.
-            asked_s, typed = time.monotonic(), typed_identity(wanted.guest, name=wanted.name)
+            asked_s, typed = time.monotonic(), wanted.typed_identity()
             request = ForkVm(
                 template=key,
                 name=wanted.name,
@@ -148,10 +157,14 @@ class _Wanted:
 
     name: str
     guest: GuestAdapter
+    over_port: bool
     added: Mapping[str, Component]
     log_path: str
     run: bool
     metric_addr: str | None
+
+    def typed_identity(self) -> TypedCommand:
+        return typed_identity(self.guest, name=self.name, over_port=self.over_port)
 
 
 def _addresses(components: Mapping[str, Component]) -> Iterator[str]:

@@ -47,22 +47,22 @@ async def receive(qemu: socket.socket, count: int) -> bytes:
 async def test_a_held_port_gives_qemu_nothing_and_loses_nothing(port: GuestPort) -> None:
     writing = asyncio.create_task(port.write(MUCH))
     await asyncio.sleep(0)
-    before = port.theirs.recv(1000)
+    before = port.qemu_end.recv(1000)
     port.hold()
-    assert read_all(port.theirs) == b""
+    assert read_all(port.qemu_end) == b""
     await asyncio.sleep(0)
-    assert read_all(port.theirs) == b""
+    assert read_all(port.qemu_end) == b""
     port.release()
-    assert before + await receive(port.theirs, len(MUCH) - len(before)) == MUCH
+    assert before + await receive(port.qemu_end, len(MUCH) - len(before)) == MUCH
     await writing
 
 
 async def test_a_held_port_takes_what_fits_and_no_more(port: GuestPort) -> None:
     port.hold()
     reading = asyncio.create_task(port.read())
-    written = write_until_full(port.theirs)
+    written = write_until_full(port.qemu_end)
     await asyncio.sleep(0)
-    assert write_until_full(port.theirs) == 0
+    assert write_until_full(port.qemu_end) == 0
     assert not reading.done()
     port.release()
     read = len(await reading)
@@ -73,11 +73,11 @@ async def test_a_held_port_takes_what_fits_and_no_more(port: GuestPort) -> None:
 
 async def test_a_filled_port_takes_not_a_byte_and_shows_none_of_what_fills_it(port: GuestPort) -> None:
     port.fill()
-    assert write_until_full(port.theirs) == 0
+    assert write_until_full(port.qemu_end) == 0
     port.release()
-    port.theirs.send(b"from the guest")
+    port.qemu_end.send(b"from the guest")
     assert await port.read() == b"from the guest"
-    assert write_until_full(port.theirs) >= BUFFER_BYTES // 4
+    assert write_until_full(port.qemu_end) >= BUFFER_BYTES // 4
 
 
 async def test_the_end_of_a_port_ends_what_waits_for_it(port: GuestPort) -> None:
@@ -99,7 +99,7 @@ async def test_the_end_of_a_held_port_ends_what_waits_for_it(port: GuestPort) ->
 
 
 async def test_what_the_machine_wrote_before_its_end_can_still_be_read(port: GuestPort) -> None:
-    port.theirs.send(b"last words")
+    port.qemu_end.send(b"last words")
     port.hold()
     reading = asyncio.create_task(port.read())
     await asyncio.sleep(0)
@@ -110,12 +110,12 @@ async def test_what_the_machine_wrote_before_its_end_can_still_be_read(port: Gue
 
 async def test_a_port_counts_what_its_machine_has_taken(port: GuestPort) -> None:
     await port.write(b"first")
-    assert await receive(port.theirs, 5) == b"first"
+    assert await receive(port.qemu_end, 5) == b"first"
     await port.write(b"second")
     port.hold()
     assert port.taken == 5
     port.release()
-    assert await receive(port.theirs, 6) == b"second"
+    assert await receive(port.qemu_end, 6) == b"second"
     assert port.taken == 11
     await port.write(b"third")
     port.close()

@@ -23,26 +23,26 @@ async def port() -> AsyncIterator[SerialPort]:
     port.close()
 
 
-async def read(theirs: socket.socket, size: int) -> bytes:
-    theirs.setblocking(False)
+async def read(qemu_end: socket.socket, size: int) -> bytes:
+    qemu_end.setblocking(False)
     data = bytearray()
     async with asyncio.timeout(30):
         while len(data) < size:
-            data += await asyncio.get_running_loop().sock_recv(theirs, size)
+            data += await asyncio.get_running_loop().sock_recv(qemu_end, size)
     return bytes(data)
 
 
 async def test_a_writer_waits_while_nothing_is_taken(port: SerialPort) -> None:
     writing = asyncio.create_task(port.write(MORE_THAN_FITS))
-    await read(port.theirs, 1)
+    await read(port.qemu_end, 1)
     assert not writing.done()
-    assert await read(port.theirs, len(MORE_THAN_FITS) - 1) == MORE_THAN_FITS[1:]
+    assert await read(port.qemu_end, len(MORE_THAN_FITS) - 1) == MORE_THAN_FITS[1:]
     await writing
 
 
 async def test_what_waits_when_the_port_is_held_travels_whole_and_in_order(port: SerialPort) -> None:
     writing = asyncio.create_task(port.write(MORE_THAN_FITS))
-    await read(port.theirs, 1)
+    await read(port.qemu_end, 1)
     port.hold()
     await port.write(b"and this")
     assert port.state().typed == MORE_THAN_FITS[1:] + b"and this"
@@ -54,7 +54,7 @@ async def test_a_guest_that_reads_nothing_keeps_nobody_from_letting_it_run(port:
     await port.write(MORE_THAN_FITS)
     port.release()
     after = asyncio.create_task(port.write(b"after"))
-    assert await read(port.theirs, len(MORE_THAN_FITS) + 5) == MORE_THAN_FITS + b"after"
+    assert await read(port.qemu_end, len(MORE_THAN_FITS) + 5) == MORE_THAN_FITS + b"after"
     await after
 
 
@@ -65,12 +65,12 @@ async def test_a_port_that_is_restored_gives_the_guest_nothing_before_it_runs(po
     other.restore(port.state())
     assert other.state().typed == b"typed"
     other.release()
-    assert await read(other.theirs, 5) == b"typed"
+    assert await read(other.qemu_end, 5) == b"typed"
     other.close()
 
 
 async def test_typing_at_a_qemu_that_is_gone_is_an_error(port: SerialPort) -> None:
-    port.theirs.close()
+    port.qemu_end.close()
     with pytest.raises(OSError, match="Broken pipe"):
         await port.write(b"x")
 
@@ -81,9 +81,9 @@ async def test_who_types_at_a_port_on_its_way_waits_until_it_is_settled_whose_th
     assert port.state().typed == b"early"
     late = asyncio.create_task(port.write(b" late"))
     port.release()
-    assert await read(port.theirs, 5) == b"early"
+    assert await read(port.qemu_end, 5) == b"early"
     assert await late
-    assert await read(port.theirs, 5) == b" late"
+    assert await read(port.qemu_end, 5) == b" late"
 
 
 async def test_what_is_typed_at_a_port_that_has_moved_is_not_the_guests(port: SerialPort) -> None:

@@ -66,10 +66,10 @@ async def port() -> AsyncIterator[SerialPort]:
 async def test_a_reset_is_announced_between_the_output_of_two_boots(port: SerialPort) -> None:
     client, other = Client(port, NOTICES_HEADER), Client(port)
     serving = [asyncio.create_task(each.serve()) for each in (client, other)]
-    port.theirs.send(b"first ")
+    port.qemu_end.send(b"first ")
     assert await client.until(1) == [b"first "]
     # None of this has been read when the reset is announced, and the second boot has begun before the client is served.
-    port.theirs.send(b"boot")
+    port.qemu_end.send(b"boot")
     port.announce_reset()
     port.history.append(b"second boot")
     assert await client.until(4) == [b"first ", b"boot", '{"GuestReset":{}}', b"second boot"]

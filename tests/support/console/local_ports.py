@@ -11,16 +11,17 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
-from websockets.asyncio.client import ClientConnection, unix_connect
 
 from pytest_propolis.agent.http_server import http_server
-from pytest_propolis.agent_api.guest_ports import INTERRUPT_PORT, SHELL_PORT
+from pytest_propolis.agent_api.guest_ports import ERRORS_PORT, INTERRUPT_PORT, SHELL_PORT
 from pytest_propolis.engine.qemu.guest_ports import GuestPort
 from pytest_propolis.engine.server.guest_port_websocket import serve_guest_port
+from pytest_propolis.propolis_api.connection.byte_stream import ByteStream, open_byte_stream
+from pytest_propolis.propolis_api.connection.endpoint import Endpoint
 
 __all__ = ["LocalPorts", "local_ports"]
 
-DESCRIPTORS = {SHELL_PORT: 3, INTERRUPT_PORT: 4}
+DESCRIPTORS = {SHELL_PORT: 3, INTERRUPT_PORT: 4, ERRORS_PORT: 5}
 """What the shell knows the ports by."""
 
 
@@ -33,17 +34,15 @@ class LocalPorts:
         self._place = place
         self.ports = {number: GuestPort() for number in DESCRIPTORS}
         for port in self.ports.values():
-            port.theirs.setblocking(True)
+            port.qemu_end.setblocking(True)
 
     @property
     def inherited(self) -> Mapping[int, int]:
         """What the shell is to inherit."""
-        return {DESCRIPTORS[number]: port.theirs.fileno() for number, port in self.ports.items()}
+        return {DESCRIPTORS[number]: port.qemu_end.fileno() for number, port in self.ports.items()}
 
-    async def connect(self, number: int) -> ClientConnection:
-        return await unix_connect(
-            str(self._place), f"ws://local/ports/{number}", compression=None, max_size=None, proxy=None
-        )
+    async def connect(self, number: int) -> ByteStream:
+        return await open_byte_stream(Endpoint(base_url="http://local", uds=self._place), f"/ports/{number}")
 
     async def moved_since(self, moves: int) -> None:
         await asyncio.Event().wait()
