@@ -12,7 +12,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -65,37 +66,56 @@ class ProgramRun:
 
 
 def program_run(
-    tests: Iterable[str], *, server: str = PROGRAM, arguments: Sequence[str] = (), timeout_s: float | None = None
+    tests: Iterable[str],
+    *,
+    server: str = PROGRAM,
+    arguments: Sequence[str] = (),
+    timeout_s: float = threading.TIMEOUT_MAX,
+    show: Callable[[str], object] | None = None,
 ) -> ProgramRun:
-    """Run tests with a server program, on three hosts of this machine."""
+    """Run tests with a server program, on three hosts of this machine; pass each line of output to `show` at once."""
+    command = [
+        *(sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"),
+        *("--propolis-server", server, "--propolis-hosts", "local:3"),
+        *arguments,
+        *tests,
+    ]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"),
-            *("--propolis-server", server, "--propolis-hosts", "local:3"),
-            *arguments,
-            *tests,
-        ],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=timeout_s,
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    return ProgramRun(done.returncode, done.stdout)
+    watchdog = threading.Timer(timeout_s, process.kill)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        return _follow(process, show or (lambda _: None))
+    finally:
+        watchdog.cancel()
+        process.kill()
+
+
+def _follow(process: subprocess.Popen[str], show: Callable[[str], object]) -> ProgramRun:
+    """Read the output to its end."""
+    lines: list[str] = []
+    with process:
+        for line in process.stdout or ():
+            lines.append(line)
+            show(line)
+    return ProgramRun(process.returncode, "".join(lines))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run tests with a server program for each VM.")
     parser.add_argument("--server", default=PROGRAM, help="default: %(default)s")
     options, arguments = parser.parse_known_args()
-    done = program_run(WHOLE, server=options.server, arguments=arguments)
-    print(done.output)
+    done = program_run(WHOLE, server=options.server, arguments=arguments, show=_print)
     for skip in done.unexpected_skips:
         print("skipped for another reason than the server:", skip)
     return done.status or bool(done.unexpected_skips)
+
+
+def _print(line: str) -> None:
+    print(line, end="", flush=True)
 
 
 if __name__ == "__main__":
