@@ -212,7 +212,7 @@ class Shell:
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         """One command at a time. An error of the guest's end that leaves the block has told the test of it."""
-        with self._console.ends.telling():
+        with self._console.ends.acknowledged_by_errors():
             async with self._lock:
                 yield
 

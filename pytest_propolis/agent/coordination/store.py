@@ -78,7 +78,7 @@ class KeyValueStore:
             self.revision += 1
             changes = [self._delete(key) for key in self._named(request.deletes)]
             changes += [self._put(put) for put in request.puts]
-            self._tell(changes)
+            self._notify(changes)
         return met, len(self._directories.get(request.count, ())) if request.count else 0
 
     def read(self, prefix: str) -> dict[str, Entry]:
@@ -120,7 +120,7 @@ class KeyValueStore:
             return False
         if found.keys:
             self.revision += 1
-            self._tell([self._delete(key) for key in sorted(found.keys)])
+            self._notify([self._delete(key) for key in sorted(found.keys)])
         return True
 
     @property
@@ -194,10 +194,10 @@ class KeyValueStore:
         if lease := self._leases.get(entry.lease):
             lease.keys.discard(key)
 
-    def _tell(self, changes: list[Change]) -> None:
+    def _notify(self, changes: list[Change]) -> None:
         for follower, prefix in list(self._followers.items()):
-            if told := tuple(change for change in changes if change.key.startswith(prefix)):
-                follower(told)
+            if relevant := tuple(change for change in changes if change.key.startswith(prefix)):
+                follower(relevant)
 
 
 def _directory(key: str) -> str:

@@ -75,7 +75,7 @@ class ExpectedEnd:
 
 
 class UnexpectedEnds:
-    """Resets and ends of one VM whose guest takes commands, which the test neither asked for nor was told of."""
+    """Resets and ends of one VM whose guest takes commands, which the test neither caused nor was notified of."""
 
     def __init__(self) -> None:
         self._watching = False
@@ -101,8 +101,8 @@ class UnexpectedEnds:
             self._found.append(UnexpectedEnd(kind, reason, transcript.tail(SHOWN_LINES)))
         self._watching = False
 
-    def told(self) -> None:
-        """An error, or a state, has told the test of the ends so far."""
+    def acknowledge(self) -> None:
+        """Drop the ends so far: an error or a state has reported them to the test."""
         self._found.clear()
 
     def take(self) -> list[UnexpectedEnd]:
@@ -121,14 +121,14 @@ class UnexpectedEnds:
             self._expectations.remove(expectation)
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
-        """An error that leaves the block, and that an end causes, tells the test of it."""
+    def acknowledged_by_errors(self) -> Iterator[None]:
+        """Acknowledge the ends that cause an error in the block: the test gets the error."""
         try:
             yield
         except CONSEQUENCES as error:
             if not isinstance(error, ShellLost):
                 self.allow()  # the console may close a moment later
-            self.told()
+            self.acknowledge()
             raise
 
 

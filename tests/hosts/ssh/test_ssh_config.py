@@ -142,11 +142,11 @@ async def test_a_host_that_must_not_be_connected_to_is_named(rig: SshRig, name: 
 
 
 class NotConnected(Exception):
-    """Raised with what ssh wrote when it ran no command."""
+    """Raised with the output of ssh if it ran no command."""
 
 
 async def connected(rig: SshRig, config: str, tmp_path: Path) -> tuple[str, str]:
-    """Connect with a configuration; return what connected, and the name of the host that was reached."""
+    """Connect with a configuration; return the kind of transport, and the name of the reached host."""
     user = os.environ.get("USER") or "root"
     path = rig.write_config(config.replace("{user}", user), name="config_of_a_test")
     (rig.directory / "nothing_known").unlink(missing_ok=True)
