@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 __all__ = ["PROGRAM", "SELECTION", "WHOLE", "ProgramRun", "program_run"]
 
 ROOT: Final = Path(__file__).parents[2]
@@ -31,19 +33,29 @@ SELECTION: Final = (
 """What continuous integration runs."""
 
 WHOLE: Final = (
-    "example_tests",
-    "tests/console",
-    "tests/contract/test_engine_contract.py",
-    "tests/engine/migration/test_migration_refusals.py",
-    "tests/engine/server/test_server_program.py",
     "tests/vm",
+    "tests/contract/test_engine_contract.py",
+    "tests/console/test_serial_console.py",
+    "example_tests",
 )
-"""The examples, and the cases of states, consoles and migrations, and PHD's."""
+"""The examples, and the cases of states, consoles and migrations, and PHD's.
+
+Tests in `tests/engine` name their servers themselves, and run with programs in every run.
+"""
+
+VM_FIXTURES: Final = frozenset({"propolis", "vm_factory", "test_vm"})
 
 NEEDS_THE_ENGINE: Final = re.compile(r"it needs the engine, and VMs of this run are served by")
 EXPECTED_SKIPS: Final = re.compile(
     r"not installed|which is not there|\bpackage\b|loses pages of a guest|there is no /dev/|is not built"
 )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect tests without VMs, for which the server does not matter; this module is a plugin of the run."""
+    indifferent = [item for item in items if not VM_FIXTURES.intersection(getattr(item, "fixturenames", ()))]
+    config.hook.pytest_deselected(items=indifferent)
+    items[:] = [item for item in items if item not in indifferent]
 
 
 class ProgramRun:
@@ -75,12 +87,15 @@ def program_run(
 ) -> ProgramRun:
     """Run tests with a server program, on three hosts of this machine; pass each line of output to `show` at once."""
     command = [
-        *(sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider"),
+        *(sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-p", Path(__file__).stem),
         *("--propolis-server", server, "--propolis-hosts", "local:3"),
         *arguments,
         *tests,
     ]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+    )
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
