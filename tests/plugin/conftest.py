@@ -37,6 +37,12 @@ def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 @pytest.fixture
+def no_autoload(inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load no installed plugin that is not named in runs that a test starts by other means than `InnerRun.run`."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
+@pytest.fixture
 def hosts(rig: SshRig, inner: InnerRun) -> Path:
     """The inventory of a module's fixture ``rig``, where an inner run finds it."""
     path = inner.pytester.path / "hosts.toml"

@@ -129,10 +129,10 @@ class Session:
         self._reading.add_done_callback(lambda _: callback())
 
     def close(self) -> None:
-        """End the session. Idempotent."""
+        """End the session; a request that waits for its answer fails. Idempotent."""
         self._reading.cancel()
         self._writer.close()
-        self.ended.set()
+        self._note_end()
 
     async def _request(self, request: Request) -> Promoted | Done:
         try:
@@ -160,5 +160,8 @@ class Session:
                     self.fenced_by = answer.generation
                     break
                 self._answers.put_nowait(answer)
+        self._note_end()
+
+    def _note_end(self) -> None:
         self.ended.set()
         self._answers.put_nowait(None)

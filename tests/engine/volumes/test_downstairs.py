@@ -16,6 +16,7 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 
+from pytest_propolis.engine.volumes import session as session_module
 from pytest_propolis.engine.volumes.downstairs import Downstairs
 from pytest_propolis.engine.volumes.nbd import NbdError, probe_export
 from pytest_propolis.engine.volumes.negotiation import Promote
@@ -96,6 +97,21 @@ async def test_a_higher_generation_takes_over_and_the_other_one_learns_it(downst
         await old.record_epoch(1)
     await new.check(timeout_s=5)
     new.close()
+
+
+async def test_a_request_of_a_session_that_is_closed_fails_at_once(
+    downstairs: Downstairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "ANSWER_TIMEOUT_S", 3600.0)
+    session = await Session.open(downstairs.address, promotion())
+    downstairs.pause()
+    asked = asyncio.create_task(session.record_epoch(1))
+    await asyncio.sleep(0)
+    session.close()
+    async with asyncio.timeout(30):
+        with pytest.raises(DownstairsUnreachable, match="has hung up"):
+            await asked
+    downstairs.resume()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from inner_run import InnerRun
 
 import pytest_propolis
 
+pytestmark = pytest.mark.usefixtures("no_autoload")
+
 BARE = sys._base_executable  # type: ignore[attr-defined]
 ARGUMENTS = ["-q", "-p", "propolis", "-p", "no:cacheprovider", "test_it.py"]
 

@@ -64,7 +64,7 @@ def test_a_vm_is_driven_while_the_users_network_is_faked(inner: InnerRun, fake: 
             "    assert await test_vm.run('echo hello') == 'hello'\n"
         ),
     )
-    inner.run().assert_outcomes(passed=1 if fake == "sockets" else 2)
+    inner.with_all_plugins().assert_outcomes(passed=1 if fake == "sockets" else 2)
 
 
 @pytest.mark.parametrize("fake", sorted(FAKES))
@@ -75,7 +75,7 @@ def test_a_failure_is_reported_with_the_vms_state_while_the_network_is_faked(inn
         "async def test_fails(test_vm, fake):\n    assert await test_vm.run('echo one') == 'two'\n"
         "def test_other():\n    pass\n",
     )
-    result = inner.run()
+    result = inner.with_all_plugins()
     result.assert_outcomes(failed=1, passed=1)
     result.stdout.fnmatch_lines(["*propolis VM 'test-vm'*", "state: *Running"])
 
@@ -91,7 +91,7 @@ def test_a_fork_has_the_real_time_under_a_made_up_clock(inner: InnerRun) -> None
         """,
         "async def test_it(fake, test_vm):\n    assert abs(int(await test_vm.run('date +%s')) - fake()) < 60\n",
     )
-    inner.run().assert_outcomes(passed=1)
+    inner.with_all_plugins().assert_outcomes(passed=1)
 
 
 BROKEN_DESCRIPTION = """
@@ -108,7 +108,7 @@ def test_other():
 
 def test_an_error_of_the_plugins_own_report_ends_no_session_and_is_shown(inner: InnerRun) -> None:
     inner.write(test_it=BROKEN_DESCRIPTION)
-    result = inner.run()
+    result = inner.with_all_plugins()
     result.assert_outcomes(failed=1, passed=1)
     result.stdout.no_fnmatch_line("INTERNALERROR*")
     result.stdout.fnmatch_lines(["propolis: error while describing VM 'test-vm' of*", "*TypeError*"])
@@ -132,7 +132,7 @@ def test_a_user_without_a_home_gets_an_error_that_names_the_variables_and_a_summ
         conftest=WITHOUT_HOME,
         test_it="def test_other():\n    pass\nasync def test_guest(test_vm):\n    await test_vm.run('true')\n",
     )
-    result = inner.run()
+    result = inner.with_all_plugins()
     result.assert_outcomes(passed=1, errors=1)
     result.stdout.fnmatch_lines(
         ["E*no home directory*XDG_CACHE_HOME and XDG_RUNTIME_DIR are not set*", "E*hint: set HOME*"]
@@ -164,7 +164,7 @@ def test_a_synchronous_test_that_wants_a_vm_breaks_no_later_test(inner: InnerRun
         "def test_indirect(request):\n    request.getfixturevalue('test_vm')\n"
         "async def test_later(test_vm):\n    assert await test_vm.run('echo hello') == 'hello'\n"
     )
-    result = inner.run()
+    result = inner.with_all_plugins()
     result.assert_outcomes(errors=1, failed=1, passed=1)
     result.stdout.fnmatch_lines(["*test_sync uses the fixture 'test_vm'*write `async def test_sync(...)`*"])
 
@@ -187,4 +187,4 @@ def test_a_run_on_a_busy_machine_leaves_no_socket_to_the_garbage_collector(inner
                 gc.collect()
         """
     )
-    inner.run("-W", "error", "-o", "asyncio_default_fixture_loop_scope=function").assert_outcomes(passed=1)
+    inner.with_all_plugins("-W", "error", "-o", "asyncio_default_fixture_loop_scope=function").assert_outcomes(passed=1)

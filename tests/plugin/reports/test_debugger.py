@@ -8,6 +8,8 @@ import sys
 import pytest
 from inner_run import InnerRun
 
+pytestmark = pytest.mark.usefixtures("no_autoload")
+
 FAILS = """
 async def test_fails(vm_factory):
     vm = await vm_factory.start("alice", memory_mib=192)

@@ -10,6 +10,8 @@ from inner_run import InnerRun
 from propolis_command import propolis
 from terminal import Terminal, on_terminal
 
+pytestmark = pytest.mark.usefixtures("no_autoload")
+
 TESTS = """
 async def test_fails(test_vm):
     await test_vm.run("false")

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from inner_run import InnerRun
 
+pytestmark = pytest.mark.usefixtures("no_autoload")
+
 HOLDING = """
 import os, pytest
 
