@@ -120,8 +120,8 @@ class IllumosRun:
     @property
     def started_server(self) -> str:
         """Return the arguments of the server program, without its directories."""
-        (told,) = [line for line in self.children if f"{self.server} run " in line and "--help" not in line]
-        return told.replace(f"{self.pytester.path}/", "")
+        (start,) = [line for line in self.children if f"{self.server} run " in line and "--help" not in line]
+        return start.replace(f"{self.pytester.path}/", "")
 
     @property
     def abandoned(self) -> int:
