@@ -8,13 +8,14 @@ from typing import Final
 
 from .common.figure import Figure, table
 from .common.options import Options
-from .fleet import downloads, nodes, ssh_hosts
+from .fleet import downloads, nodes, ssh_hosts, ssh_migration
 from .runs import agent_start, collect, crowd, imports, inner_loop, interruption, suite
 from .scheduling import controller, makespan
 from .vms import (
     api,
     boot,
     cpu_model,
+    file_forks,
     files,
     fork,
     idle,
@@ -44,12 +45,14 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "fork": fork.measure,
     "suite": suite.measure,
     "volumes": volumes.measure,
+    "file_forks": file_forks.measure,
     "zfs_fork": zfs_fork.measure,
     "crowd": crowd.measure,
     "migration": migration.measure,
     "nodes": nodes.measure,
     "interruption": interruption.measure,
     "ssh_hosts": ssh_hosts.measure,
+    "ssh_migration": ssh_migration.measure,
     "cpu_model": cpu_model.measure,
     "scheduling": makespan.measure,
     "controller": controller.measure,

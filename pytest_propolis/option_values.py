@@ -137,6 +137,11 @@ def name_or_path(text: str) -> str | Path:
     return path(text) if "/" in text and "://" not in text else non_empty(text)
 
 
+def lease_place(text: str) -> str | Path:
+    """Parse a directory, or the address of etcd."""
+    return text if text.startswith(("etcd://", "etcds://")) else path(text)
+
+
 def coordination_store(text: str) -> str:
     """Return ``embedded``, or the address of a store, which is checked when it is used."""
     if text != "embedded" and not text.startswith(("etcd://", "etcds://", "embedded://", "embeddeds://")):

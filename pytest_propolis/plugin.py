@@ -72,7 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
         shard_tests(config)
     if not is_worker(config) and not config.option.collectonly:
         if settings.leases is not None:
-            from .distribution.leases import HostLeases
+            from .distribution.leases.host_leases import HostLeases
 
             config.pluginmanager.register(HostLeases(config, settings.leases), "propolis-leases")
         if settings.write_durations is not None:

@@ -20,6 +20,7 @@ from .option_values import (
     automatic_or_number,
     coordination_store,
     inventory,
+    lease_place,
     name_or_path,
     non_empty,
     one_of,
@@ -222,12 +223,12 @@ class Settings:
             "metavar": "STORE",
         },
     )
-    leases: Path | None = field(
+    leases: str | Path | None = field(
         default=None,
         metadata={
-            "parse": path,
-            "help": "directory of leases: runs on this machine with the same one take turns at their hosts",
-            "metavar": "DIR",
+            "parse": lease_place,
+            "help": "directory or etcd://…: runs that name the same one take turns at their hosts (docs/ci.md)",
+            "metavar": "PLACE",
         },
     )
     shard: Shard | None = field(

@@ -47,7 +47,9 @@ async def _measure(kind: str, rounds: int) -> list[Figure]:
     async with _store(kind) as store:
         last_alone = await _meetings(store, rounds, "last-alone")
         at_once = await _meetings(store, max(rounds // 3, 5), "at-once")
+        notified = [await _against_etcdctl(store, rounds)] if kind == "etcd" and shutil.which("etcdctl") else []
         return [
+            *notified,
             _figure(
                 f"{kind}: barrier of 32 in 4 processes, last alone, p50", last_alone, 8 if kind == "embedded" else 12
             ),
@@ -169,6 +171,69 @@ async def _notifications(store: _Store, rounds: int) -> list[float]:
     return times
 
 
+async def _against_etcdctl(store: _Store, rounds: int) -> Figure:
+    """Compare the time from a put until a wait ends with the time until `etcdctl watch` has printed the same change."""
+    async with store.group("watch") as group, _attached(group) as other:
+        host = group.address.partition("://")[2].partition("/")[0]
+        process = await asyncio.create_subprocess_exec(
+            *("etcdctl", "--endpoints", f"http://{host}", "watch", "--prefix", "/"),
+            env={**os.environ, "ETCDCTL_API": "3"},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        try:
+            ours, raw = await _side_by_side(group, other, process.stdout, rounds)
+        finally:
+            process.kill()
+            await process.wait()
+    ratio = statistics.median(mine / floor for mine, floor in zip(ours, raw, strict=True))
+    return Figure(
+        name=f"etcd: put to notification, against etcdctl watch, n={rounds}",
+        measured=f"{statistics.median(ours) * 1e3:.1f} ms",
+        floor=f"{statistics.median(raw) * 1e3:.1f} ms",
+        ratio=f"{ratio:.2f} (median of the pairs)",
+        bound="<= 1.1",
+        met=ratio <= 1.1,
+    )
+
+
+async def _side_by_side(
+    group: NodeGroup, other: NodeGroup, printed: asyncio.StreamReader | None, rounds: int
+) -> tuple[list[float], list[float]]:
+    assert printed is not None
+    while b"begin" not in await _put_until_printed(group, printed):
+        pass
+    ours, raw = [], []
+
+    async def until_notified(key: str) -> float:
+        await other.kv.wait(key)
+        return time.perf_counter()
+
+    async def until_printed(key: str) -> float:
+        while key.encode() not in await printed.readline():
+            pass
+        return time.perf_counter()
+
+    for number in range(rounds):
+        key = f"key/{number}."
+        waits = [asyncio.create_task(wait(key)) for wait in (until_notified, until_printed)]
+        await asyncio.sleep(0)
+        began_s = time.perf_counter()
+        await group.kv.put(key, b"value")
+        notified_s, printed_s = await asyncio.gather(*waits)
+        ours.append(notified_s - began_s)
+        raw.append(printed_s - began_s)
+    return ours, raw
+
+
+async def _put_until_printed(group: NodeGroup, printed: asyncio.StreamReader) -> bytes:
+    """Put a key, again each time that nothing is printed: the watch has not begun yet."""
+    await group.kv.put("begin", b"")
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.2):
+            return await printed.readline()
+    return b""
+
+
 async def _vanish(store: _Store) -> float:
     async with store.group("vanish") as group, _attached(group) as other:
         node, waiting = await other.join("vanishing", ttl_s=5), await group.join("waiting")
@@ -190,7 +255,7 @@ async def _end(store: _Store) -> float:
 
 
 async def _many(store: _Store) -> str:
-    """Measure the processor time of 20 connections in this process, and of the store."""
+    """Measure the processor time of 20 connections in this process, without that of the store."""
     async with store.group("many") as group, contextlib.AsyncExitStack() as stack:
         groups = [await stack.enter_async_context(_attached(group)) for _ in range(20)]
         nodes = await asyncio.gather(*(groups[number % 20].join(f"n{number}", ttl_s=60) for number in range(MANY)))

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support" / "hosts"
 
 from ssh_rig import SshRig, can_make_rigs, ssh_rig
 
-__all__ = ["measure"]
+__all__ = ["SshRig", "can_make_rigs", "measure", "ssh_rig"]
 
 REPEATS: Final = 5
 CALLS: Final = 400

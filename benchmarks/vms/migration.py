@@ -27,7 +27,7 @@ from ..common.options import Options, say
 from ..common.samples import milliseconds, percentile
 from ..floors.bare_guest import CPUS, MEMORY_MIB, GuestFiles
 
-__all__ = ["measure"]
+__all__ = ["MigratingQemu", "measure", "read_until"]
 
 REPEATS = 15
 PAUSE_BOUND_S = 0.060
@@ -86,14 +86,19 @@ async def _report(harness: Harness, vm: TestVm) -> MigrationReport:
     return await harness.factory.agent.migrations(urlsplit(vm.client.endpoint.base_url).path)
 
 
-class _Qemu:
-    """One QEMU that maps a given memory."""
+class MigratingQemu:
+    """One QEMU.
 
-    def __init__(self, files: GuestFiles, acceleration: tuple[str, ...], memory: int, *, incoming: bool) -> None:
+    :param memory: the memory that it maps; None for one of its own, which is sent.
+    """
+
+    def __init__(self, files: GuestFiles, acceleration: tuple[str, ...], memory: int | None, *, incoming: bool) -> None:
         self.serial, serial = socket.socketpair()
         self._monitor, monitor = socket.socketpair()
-        fds = (serial.fileno(), monitor.fileno(), memory)
-        backend = f"memory-backend-file,id=ram,size={MEMORY_MIB}M,mem-path=/proc/self/fd/{memory},share=on"
+        fds = (serial.fileno(), monitor.fileno(), *(() if memory is None else (memory,)))
+        backend = f"memory-backend-ram,id=ram,size={MEMORY_MIB}M"
+        if memory is not None:
+            backend = f"memory-backend-file,id=ram,size={MEMORY_MIB}M,mem-path=/proc/self/fd/{memory},share=on"
         arguments = [
             *("-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc,memory-backend=ram"),
             *("-object", backend, *acceleration, "-smp", str(CPUS), "-m", f"{MEMORY_MIB}M", "-S"),
@@ -109,7 +114,7 @@ class _Qemu:
         self._lines.readline()
         self._at_s: dict[str, float] = {}
         self.do("qmp_capabilities")
-        capabilities = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")]
+        capabilities = [{"capability": name, "state": True} for name in ("x-ignore-shared", "events")[memory is None :]]
         self.do("migrate-set-capabilities", capabilities=capabilities)
 
     def do(self, command: str, **arguments: Any) -> None:
@@ -150,7 +155,7 @@ class _ByHand:
     def __init__(self, files: GuestFiles, acceleration: tuple[str, ...], directory: Path) -> None:
         self._made = (files, acceleration, os.memfd_create("floor"))
         self._uri = f"unix:{directory / 'floor.sock'}"
-        self._qemu = _Qemu(*self._made, incoming=False)
+        self._qemu = MigratingQemu(*self._made, incoming=False)
 
     def __enter__(self) -> Self:
         return self
@@ -163,11 +168,11 @@ class _ByHand:
 
     def boot(self) -> None:
         self._qemu.do("cont")
-        _read_until(self._qemu.serial, b"~ # ")
+        read_until(self._qemu.serial, b"~ # ")
 
     def hop(self) -> float:
         """Migrate, and check that the guest still answers; return the pause in seconds."""
-        source, target = self._qemu, _Qemu(*self._made, incoming=True)
+        source, target = self._qemu, MigratingQemu(*self._made, incoming=True)
         target.do("migrate-incoming", uri=self._uri)
         source.do("stop")
         source.do("migrate", uri=self._uri)
@@ -178,11 +183,12 @@ class _ByHand:
         source.close()
         self._qemu = target
         target.serial.sendall(b"echo ali''ve\n")
-        _read_until(target.serial, b"alive")
+        read_until(target.serial, b"alive")
         return pause_s
 
 
-def _read_until(line: socket.socket, mark: bytes) -> None:
+def read_until(line: socket.socket, mark: bytes) -> None:
+    """Read a guest's output up to a marker."""
     line.settimeout(TIMEOUT_S)
     seen = b""
     while mark not in seen:

@@ -50,6 +50,7 @@ from .hypervisor import HypervisorFinder
 from .lingering import Lingering
 from .networks.network_routes import NetworkRoutes
 from .networks.networks import Networks
+from .peers.peers import Peers
 from .programs.program_routes import Programs
 from .progress_stream import cancel_once, progress_lines
 from .registry import ResourceRegistry
@@ -88,6 +89,12 @@ class AgentApp:
         self._programs = Programs(
             Path(config.directory), writer=lambda request: self.registry.writer_of(_client(request))
         )
+        self._peers = Peers(
+            Path(config.directory),
+            app=self._serve_peer,
+            writer=self.registry.writer_of,
+            client=self._live_client,
+        )
         self._templates = Templates(
             self._hypervisors,
             self.registry,
@@ -125,6 +132,7 @@ class AgentApp:
             *self._lingering.routes,
             *NetworkRoutes(self._networks, self._live_client).routes,
             *self._programs.routes,
+            *self._peers.routes,
             Mount("/vms/{id}", app=self._propolis_api),
         ]
 
@@ -157,6 +165,7 @@ class AgentApp:
             cancel_once(work)
         await self.registry.release_all()
         await self._networks.close()
+        await self._peers.close()
         while in_progress := self._works | self._creations:
             await asyncio.wait(in_progress)
         self.registry.close()
@@ -198,12 +207,19 @@ class AgentApp:
     async def _lifeline_ended(self, client: str) -> None:
         await self.registry.drop_lifeline(client)
         if not self.registry.has_client(client):
-            await self._networks.release(client)
+            await self._release_connections(client)
         self._leave_if_empty()
 
     async def _client_left(self, client: str) -> None:
         await self.registry.release(client)
+        await self._release_connections(client)
         self._leave_if_empty()
+
+    async def _release_connections(self, client: str) -> None:
+        """Release a client's networks, and connections to other agents unless kept networks may use them."""
+        await self._networks.release(client)
+        if not self._networks.has_any_of(self.registry.kept_clients):
+            await self._peers.release_all_but(self.registry.has_client)
 
     def _may_serve(self, client: str) -> bool:
         """Return whether a client may join; an agent that is out of date leaves as soon as it has no clients."""
@@ -243,6 +259,8 @@ class AgentApp:
         message = await decoded(request, Keep)
         await self.registry.refresh()
         kept = self.registry.keep(_client(request), message)
+        if kept.vms:
+            self._networks.transfer(message.resources.networks, kept.id)
         expiry = asyncio.create_task(self._expire(kept.id, message.ttl_s))
         self._expiries.add(expiry)
         expiry.add_done_callback(self._expiries.discard)
@@ -302,7 +320,10 @@ class AgentApp:
             return await _created(request, disk, lambda: self.registry.disks.remove_disk(client, disk.id))
 
     async def _remove(self, request: Request) -> Response:
-        await self.registry.remove(_client(request), await decoded(request, ResourceIds))
+        resources = await decoded(request, ResourceIds)
+        await self.registry.remove(_client(request), resources)
+        for network_id in resources.networks:
+            await self._networks.remove(network_id)
         return Response(status_code=204)
 
     async def _remove_disk(self, request: Request) -> Response:
@@ -324,6 +345,9 @@ class AgentApp:
     async def _remove_vm(self, request: Request) -> Response:
         await self.registry.remove_vm(_client(request), request.path_params["id"])
         return Response(status_code=204)
+
+    async def _serve_peer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.asgi(scope, receive, send)
 
     def _live_client(self, request: Request) -> str:
         """

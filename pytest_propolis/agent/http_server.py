@@ -9,15 +9,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.server import ServerState
 from websockets.exceptions import InvalidState
 
 from ..propolis_api.connection.http_protocol import CoalescingProtocol
 
-__all__ = ["Certificate", "http_server"]
+__all__ = ["Certificate", "Connections", "http_server"]
 
 TICKS_PER_S: Final = 10
 """The number of ticks that uvicorn's `on_tick` counts as a second."""
@@ -91,17 +92,58 @@ def http_server(app: ASGIApp, certificate: Certificate | None = None) -> uvicorn
 
     :param certificate: serve with TLS.
     """
-    return _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            http=CoalescingProtocol,
-            ws="websockets-sansio",
-            ws_ping_interval=None,
-            ws_per_message_deflate=False,
-            ssl_certfile=certificate.chain if certificate else None,
-            ssl_keyfile=certificate.key if certificate else None,
-        )
+    return _Server(_config(app, certificate))
+
+
+class Connections:
+    """The connections of a listener that the caller has opened.
+
+    :param app: the application that they serve.
+    :param buffer_bytes: how much of what is sent a connection holds back before its sender waits.
+    """
+
+    def __init__(self, app: ASGIApp, *, buffer_bytes: int) -> None:
+        self._config = _config(app)
+        self._config.load()
+        self._state = ServerState()
+        self._buffer_bytes = buffer_bytes
+
+    def protocol(self) -> asyncio.Protocol:
+        """Return the protocol of a new connection."""
+        return _BufferedProtocol(self._buffer_bytes, self._config, self._state, {})
+
+    def close(self) -> None:
+        """End all connections, and what they ask for."""
+        for connection in list(self._state.connections):
+            with contextlib.suppress(InvalidState):  # a websocket that is being closed already
+                connection.shutdown()
+        for task in self._state.tasks:
+            task.cancel()
+
+
+class _BufferedProtocol(CoalescingProtocol):
+    def __init__(
+        self, buffer_bytes: int, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]
+    ) -> None:
+        super().__init__(config, server_state, app_state)
+        self._buffer_bytes = buffer_bytes
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as H11Protocol's
+        transport.set_write_buffer_limits(high=self._buffer_bytes)
+        super().connection_made(transport)
+
+
+def _config(app: ASGIApp, certificate: Certificate | None = None) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        interface="asgi3",
+        lifespan="off",
+        http=CoalescingProtocol,
+        ws="websockets-sansio",
+        ws_ping_interval=None,
+        ws_per_message_deflate=False,
+        ssl_certfile=certificate.chain if certificate else None,
+        ssl_keyfile=certificate.key if certificate else None,
     )

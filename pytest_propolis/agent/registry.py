@@ -130,6 +130,11 @@ class ResourceRegistry:
     def list_kept(self) -> list[KeptListed]:
         return [owned.listed_kept(key, owned.kept) for key, owned in self._clients.items() if owned.kept]
 
+    @property
+    def kept_clients(self) -> frozenset[str]:
+        """The agent's own clients for kept resources."""
+        return frozenset(key for key, owned in self._clients.items() if owned.kept)
+
     def find_vm(self, vm_id: str) -> OwnedVm | None:
         for owned in self._clients.values():
             if vm := owned.vms.get(vm_id):

@@ -21,9 +21,11 @@ __all__ = [
     "LOG_NAME",
     "PID_HEADER",
     "SOCKET_NAME",
+    "AcceptPeer",
     "AgentConfig",
     "AgentInfo",
     "AgentReady",
+    "ConnectPeer",
     "CreateVm",
     "Departed",
     "ExtendedInfo",
@@ -32,6 +34,8 @@ __all__ = [
     "Keep",
     "KeptDisk",
     "KeptListed",
+    "PeerAccepted",
+    "PeerConnected",
     "ResourceIds",
     "StreamLine",
     "VmCreated",
@@ -200,11 +204,12 @@ class ResourceIds(msgspec.Struct, frozen=True, kw_only=True):
     vms: tuple[str, ...] = ()
     disks: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
     named: tuple[tuple[str, str], ...] = ()
 
 
 class Keep(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask the agent to take VMs and disks over from a client: they stay when the client leaves.
+    """Ask the agent to take VMs, disks and networks over from a client: they stay when the client leaves.
 
     :param resources: which; what is gone already is passed over.
     :param reason: for people.
@@ -282,3 +287,39 @@ class StreamLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     paths: tuple[str, ...] | None = None
     template: str | None = None
     fault: Fault | None = None
+
+
+class AcceptPeer(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a port at which the agent of another host is served, over TLS 1.3, until the client leaves.
+
+    :param identity: the certificate with which both agents identify themselves, and its private key, as PEM.
+    """
+
+    identity: str
+
+
+class PeerAccepted(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent listens for another one.
+
+    :param address: the address at which the agent's sshd accepted the connection to the host.
+    """
+
+    address: str
+    port: int
+
+
+class ConnectPeer(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask for a socket that leads to the agent of another host, until the client leaves.
+
+    :param identity: as in `AcceptPeer`.
+    """
+
+    address: str
+    port: int
+    identity: str
+
+
+class PeerConnected(msgspec.Struct, frozen=True, kw_only=True):
+    """The other agent answers at this UNIX socket of the host."""
+
+    path: str

@@ -19,8 +19,8 @@ __all__ = [
     "PortForwarded",
 ]
 
-MOST_PORTS: Final = 254
-"""How many ports a network has, numbered from 1."""
+MOST_PORTS: Final = 253
+"""How many ports a network has, numbered from 1; the last address of its subnet is that of its DHCP server."""
 
 
 class CreateNetwork(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,9 +42,11 @@ class AddPort(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for a port of a network, unless there is one of that number.
 
     :param number: what names it on all hosts that have a part of the network, from 1 on.
+    :param dhcp_address: the address, with the length of the prefix, that the card is given by DHCP; None for no DHCP.
     """
 
     number: int
+    dhcp_address: str | None = None
 
 
 class PortAdded(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,12 +32,14 @@ class ProgramFile(msgspec.Struct, frozen=True, kw_only=True):
 class StartProgram(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for a program to be run. It ends with its client, and what it has started ends with it.
 
+    :param name: by which it is listed.
     :param command: for ``/bin/sh``, which finds the command ``propolis`` on its path.
     :param environment: variables to add to those of the agent. They may be secret.
     :param directory: where it runs, on the host; empty for a directory of its own, which is removed when it has ended.
     :param files: of a directory of its own.
     """
 
+    name: str = ""
     command: str
     environment: dict[str, str] = {}
     directory: str = ""

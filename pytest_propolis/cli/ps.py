@@ -133,7 +133,8 @@ def _kept_until(kept: Kept) -> str:
 
 
 def _describe_entry(entry: Entry) -> str:
-    return entry.what.get("path") or (f"pid {entry.what['pid']}" if "pid" in entry.what else "about to start")
+    what = entry.what.get("path") or (f"pid {entry.what['pid']}" if "pid" in entry.what else "about to start")
+    return f"{what}, {entry.what['what']}" if "what" in entry.what else what
 
 
 def _age(since: float) -> str:

@@ -98,27 +98,38 @@ class Baton:
         :param wait: whether to wait until this node has it again.
         :raises CoordinationError: when this node does not hold it, or there is no node of that name.
         """
+        while not await self._pass(to, wait=wait):
+            pass  # Its receiver has left meanwhile.
+        if wait:
+            await self.take(timeout_s=timeout_s)
+
+    async def _pass(self, to: str | None, *, wait: bool) -> bool:
+        """Pass it on; return False if the receiver has left the line, or the group, before that."""
         node = self._node
         node.require()
-        receiver = self._receiver(to)
         held = self._mirror.get(self._holder)
         if _text(held) != node.name or held is None:
             raise CoordinationError(
                 f"node {node.name!r} does not hold baton {self.name!r}",
                 hint=f"its holder is {self.holder or 'no node'}",
             )
-        puts = self._handing(receiver, node)
+        receiver = self._receiver(to)
+        puts, deletes, expected = [], [self._holder, self._giver], {self._holder: held.revision}
+        if receiver is not None:
+            name, key, entry = receiver
+            puts = [Put(self._holder, name.encode(), entry.lease), Put(self._giver, node.name.encode(), node.lease)]
+            deletes, expected[key] = [self._line + name], entry.revision
         if wait and (receiver is None or receiver[0] != node.name):  # With the hand-over: the receiver may die at once.
             puts.append(Put(self._own_place, b"", node.lease))
-        outcome = await node.commit(
-            *puts,
-            deletes=(self._line + receiver[0],) if receiver else (self._holder, self._giver),
-            expected={self._holder: held.revision},
+        if (await node.commit(*puts, deletes=tuple(deletes), expected=expected)).done:
+            return True
+        await node.until(
+            lambda: any(self._mirror.revision_of(key) != revision for key, revision in expected.items()) or None,
+            on=tuple(expected),
+            timeout_s=DEFAULT_TIMEOUT_S,
+            operation=f"node {node.name!r}: passing baton {self.name!r} on",
         )
-        if not outcome.done:
-            raise CoordinationError(f"node {node.name!r} no longer holds baton {self.name!r}")
-        if wait:
-            await self.take(timeout_s=timeout_s)
+        return False
 
     async def _claim(self, operation: str, timeout_s: float | None) -> bool:
         """Wait until this node holds it, or may claim it; return whether it holds it."""
@@ -144,22 +155,17 @@ class Baton:
         line, giver = self.line, _text(self._mirror.get(self._giver))
         return giver if giver in line else next(iter(line), None)
 
-    def _receiver(self, to: str | None) -> tuple[str, int] | None:
-        """Return the name and the lease of the node that is to get it; None if no node waits."""
+    def _receiver(self, to: str | None) -> tuple[str, str, Entry] | None:
+        """Return the node that is to get it, and the key and entry by which it is there; None if no node waits."""
         if to is not None:
-            if (entry := self._mirror.get(NODES + require_name("node", to))) is None:
+            key = NODES + require_name("node", to)
+            if (entry := self._mirror.get(key)) is None:
                 raise CoordinationError(f"baton {self.name!r}: there is no node {to!r}")
-            return to, entry.lease
+            return to, key, entry
         for name in self.line:
             if name != self._node.name and (entry := self._mirror.get(self._line + name)):
-                return name, entry.lease
+                return name, self._line + name, entry
         return None
-
-    def _handing(self, receiver: tuple[str, int] | None, node: Node) -> list[Put]:
-        if receiver is None:
-            return []
-        name, lease = receiver
-        return [Put(self._holder, name.encode(), lease), Put(self._giver, node.name.encode(), node.lease)]
 
 
 def _text(entry: Entry | None) -> str | None:

@@ -1,4 +1,4 @@
-"""What commands tell of their results, on hosts and in guests alike: exit statuses, and objects of JSON."""
+"""Results of commands, on hosts and in guests alike: exit statuses and JSON objects."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Status(IntEnum):
 
 
 def exit_status(error: PropolisError) -> Status:
-    """Return the exit status that tells of an error."""
+    """Return the exit status for an error."""
     match error:
         case CoordinationTimeout():
             return Status.TIMED_OUT

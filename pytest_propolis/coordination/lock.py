@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final, Self
 
-from ..agent_api.key_value import Put
+from ..agent_api.key_value import Entry, Put
 from ..errors import CoordinationError
 from .limits import DEFAULT_TIMEOUT_S
 from .names import require_name
@@ -59,8 +59,11 @@ class Semaphore:
         value = str(self._permits).encode()
         if self._mirror.get(self._own) is not None:
             raise CoordinationError(f"{operation}: it has it already, or waits for it")
+        entered = False
         try:
-            await node.commit(Put(self._own, value, node.lease), expected={self._own: 0})
+            entered = (await node.commit(Put(self._own, value, node.lease), expected={self._own: 0})).done
+            if not entered:
+                raise CoordinationError(f"{operation}: it has it already, or waits for it")
             self._require_agreement()
             await node.until(
                 lambda: node.name in self.holders or None,
@@ -69,14 +72,20 @@ class Semaphore:
                 operation=operation,
                 missing=lambda: self.holders,
             )
-        except BaseException:
-            with contextlib.suppress(CoordinationError):
-                await node.group.commit(deletes=(self._own,))
+        except BaseException as error:
+            if entered or not isinstance(error, CoordinationError):  # An interrupted request may have been done.
+                with contextlib.suppress(CoordinationError):
+                    await node.group.commit(expected={self._own: 0})  # What follows is done after that request.
+                    await self._delete(await node.group.read(self._own))
             raise
 
     async def release(self) -> None:
-        """Give the permit back, or leave the line. Idempotent."""
-        await self._node.group.commit(deletes=(self._own,))
+        """Give the permit back, or leave the line. Idempotent; the permit of a later node of the same name stays."""
+        await self._delete(self._mirror.get(self._own))
+
+    async def _delete(self, entry: Entry | None) -> None:
+        if entry is not None and entry.lease == self._node.lease:
+            await self._node.group.commit(deletes=(self._own,), expected={self._own: entry.revision})
 
     def _order(self) -> list[str]:
         wanting = self._mirror.below(self._directory)

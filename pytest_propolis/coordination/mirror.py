@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
+from functools import lru_cache
 from typing import TypeVar, cast
 
 from ..agent_api.key_value import Change, Entry
@@ -73,6 +74,10 @@ class Mirror:
         """Return the entries that lie directly in a directory, by the rest of their keys."""
         return dict(self._directories.get(directory, {}))
 
+    def count(self, directory: str) -> int:
+        """Return how many entries lie directly in a directory."""
+        return len(self._directories.get(directory, ()))
+
     def first(self, directory: str) -> tuple[str, Entry] | None:
         """Return the entry in a directory that has been there for longest."""
         return next(iter(self._directories.get(directory, {}).items()), None)
@@ -107,9 +112,11 @@ class Mirror:
 
     def wake(self, topics: Iterable[str]) -> None:
         """Have the conditions that depend on keys or directories evaluated again."""
+        waiting = self._topics
         for topic in topics:
-            for changed in self._topics.get(topic, ()):
-                changed.set()
+            if topic in waiting:
+                for changed in waiting[topic]:
+                    changed.set()
 
     @contextlib.contextmanager
     def _waiter(self, on: Iterable[str]) -> Iterator[asyncio.Event]:
@@ -132,7 +139,7 @@ class Mirror:
                     if isinstance(item, Snapshot):
                         self._replace(item)
                     else:
-                        self._apply([(change.key, change.entry) for change in item], item[-1].revision)
+                        self._apply(((change.key, change.entry) for change in item), item[-1].revision)
         except CoordinationLost as error:
             self._fail(error)
         except Exception as error:
@@ -144,30 +151,39 @@ class Mirror:
         self._started.set()
 
     def _apply(self, changes: Iterable[tuple[str, Entry | None]], revision: int) -> None:
-        """Do all of a transaction's changes, then tell of them."""
-        done: list[tuple[str, Entry | None, Entry | None]] = []
+        """Make all of a transaction's changes, then notify the waits and listeners."""
+        length, entries = len(self._prefix), self.entries
+        done: list[tuple[str, str, Entry | None, Entry | None]] = []
         for whole, entry in changes:
-            key = whole.removeprefix(self._prefix)
-            before = self.entries.get(key)
-            self._set(key, entry)
-            if before != entry:
-                done.append((key, before, entry))
+            key = whole[length:]
+            place, _, name = key.rpartition("/")
+            before = entries.get(key)
+            if entry is None:
+                if before is None:
+                    continue
+                del entries[key]
+                self._remove(place, name)
+            else:
+                entries[key] = entry
+                directory = self._directories.get(f"{place}/")
+                if directory is None:
+                    directory = self._directories[f"{place}/"] = {}
+                directory[name] = entry
+                if before == entry:
+                    continue
+            done.append((key, place, before, entry))
         self._revision = revision
-        for key, before, entry in done:
-            self.wake(_topics(key))
-            for listener in tuple(self.listeners):
+        listeners = tuple(self.listeners)
+        for key, place, before, entry in done:
+            self.wake((key, *_directories(place)))
+            for listener in listeners:
                 listener(key, before, entry)
 
-    def _set(self, key: str, entry: Entry | None) -> None:
-        place, _, name = key.rpartition("/")
-        directory = self._directories.setdefault(f"{place}/", {})
-        if entry is None:
-            self.entries.pop(key, None)
-            directory.pop(name, None)
-            if not directory:
-                del self._directories[f"{place}/"]
-        else:
-            self.entries[key] = directory[name] = entry
+    def _remove(self, place: str, name: str) -> None:
+        directory = self._directories[f"{place}/"]
+        del directory[name]
+        if not directory:
+            del self._directories[f"{place}/"]
 
     def _fail(self, error: CoordinationLost) -> None:
         if self._lost is None:
@@ -176,7 +192,8 @@ class Mirror:
         self.wake(tuple(self._topics))
 
 
-def _topics(key: str) -> list[str]:
-    """Return a key and the directories in which it lies, for those that wait on one of them."""
-    parts = key.split("/")
-    return [key, "", *("/".join(parts[:number]) + "/" for number in range(1, len(parts)))]
+@lru_cache(maxsize=1024)
+def _directories(place: str) -> tuple[str, ...]:
+    """Return the directories in which the keys of a directory lie, for the waits on one of them."""
+    parts = place.split("/") if place else []
+    return ("", *("/".join(parts[: number + 1]) + "/" for number in range(len(parts))))

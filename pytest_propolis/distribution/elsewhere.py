@@ -80,7 +80,7 @@ class RetryElsewhere:
 
 
 class RetrySummary:
-    """Registers itself as a plugin of the process that has the terminal when a test runs again, and tells which did."""
+    """A plugin of the process with the terminal, from the first test on that runs again: reports which did."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config

@@ -63,7 +63,7 @@ def _abandon_to_agents() -> int:
 
 
 class VmTestAnnouncer:
-    """A plugin of the worker's: tells the controller that tests that use VMs were collected.
+    """A plugin of the worker's: notifies the controller when it has collected tests that use VMs.
 
     A controller that learned of VMs from reports alone would die of a SIGTERM that comes before it has read the first.
     """

@@ -56,7 +56,7 @@ class WorkerChannel:
 
 
 class WorkerEnd:
-    """A plugin of the worker's: tells the needs of what it has collected, and learns where each test runs."""
+    """A plugin of the worker's: reports the needs of the collected tests, and learns where each test runs."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._channel = config.workerinput[CHANNEL]  # type: ignore[attr-defined]

@@ -150,7 +150,7 @@ class HostScheduling:
 
     @property
     def tests_finished(self) -> bool:
-        """Whether every test runs or has run: xdist then tells all workers that no test follows."""
+        """Whether every test runs or has run: xdist then ends all workers."""
         return self._has_begun and len(self._placed) + len(self._finished) == len(self._tests)
 
     @property
@@ -371,7 +371,7 @@ class HostScheduling:
             self._ticking = call_in_controller(self._config, self._tick, delay_s=TICK_S)
 
     def _let_go(self) -> None:
-        """Give nothing more to workers that xdist has told to end, as after ``--maxfail``: they would not run it."""
+        """Give nothing more to workers that xdist is ending, as after ``--maxfail``: they would not run it."""
         for worker in [name for name in self._ready if self._nodes[name].shutting_down and not self._sent[name]]:
             self._ready.remove(worker)
             self._scheduler.worker_lost(worker)

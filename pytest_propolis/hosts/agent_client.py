@@ -17,13 +17,17 @@ from ..agent_api.lingering import LingerListed
 from ..agent_api.messages import (
     CLIENT_HEADER,
     SOCKET_NAME,
+    AcceptPeer,
     AgentInfo,
+    ConnectPeer,
     CreateVm,
     Departed,
     Fault,
     ImageNeeded,
     Keep,
     KeptListed,
+    PeerAccepted,
+    PeerConnected,
     ResourceIds,
     StreamLine,
     VmCreated,
@@ -212,9 +216,9 @@ class AsyncAgentClient:
     async def remove_network(self, network_id: str) -> None:
         await self._call("DELETE", f"/networks/{network_id}", NoneType)
 
-    async def add_port(self, network_id: str, number: int) -> str:
+    async def add_port(self, network_id: str, request: AddPort) -> str:
         """Return the path of the socket of a network card's port, on the agent's host."""
-        return (await self._call("POST", f"/networks/{network_id}/ports", PortAdded, AddPort(number=number))).path
+        return (await self._call("POST", f"/networks/{network_id}/ports", PortAdded, request)).path
 
     async def order_faults(self, network_id: str, faults: NetworkFaults) -> None:
         await self._call("PUT", f"/networks/{network_id}/faults", NoneType, faults)
@@ -235,6 +239,14 @@ class AsyncAgentClient:
     async def get_capture(self, network_id: str) -> bytes:
         """Return the latest frames as a pcap file; empty if there were none."""
         return await self._bytes("GET", f"/networks/{network_id}/capture")
+
+    async def accept_peer(self, request: AcceptPeer) -> PeerAccepted:
+        """Have the agent listen for the agent of another host."""
+        return await self._call("POST", "/peers/accepted", PeerAccepted, request)
+
+    async def connect_peer(self, request: ConnectPeer) -> str:
+        """Return the path of a socket on the agent's host that leads to the agent of another host."""
+        return (await self._call("POST", "/peers/connected", PeerConnected, request)).path
 
     async def remove(self, resources: ResourceIds) -> None:
         """Remove VMs and then disks; return when they are gone. Skip any that are already gone."""

@@ -22,9 +22,10 @@ from ..storage.user_directories import cache_directory
 from .agent_client import AgentClient, AsyncAgentClient
 from .host import Host, HostSpec, Unfinished
 from .lifeline import AgentNotRunning, Lifeline
+from .peers.direct_paths import DirectPaths
 from .ssh.bootstrap import HostFacts
 from .ssh.file_stream import digest
-from .ssh.host_options import check_options, destination_of, further_options
+from .ssh.host_options import check_options, destination_of, further_options, may_connect_directly
 from .ssh.link_client import JoinedLink, join_or_start, new_link_directory
 from .ssh.link_messages import LinkConfig
 from .ssh.loader import FILES
@@ -45,8 +46,9 @@ def open_host(spec: HostSpec, settings: Settings, run_id: str) -> SshHost:
     """Make a host of an inventory.
 
     Its options are ``config`` (a file of SSH configuration instead of the user's), ``python`` (the command of the
-    host's Python), ``qemu`` (its QEMU program), ``artifact_dir`` (its store of images), and ``silence_s`` (after how
-    many seconds without a sign of life it counts as lost).
+    host's Python), ``qemu`` (its QEMU program), ``artifact_dir`` (its store of images), ``silence_s`` (after how
+    many seconds without a sign of life it counts as lost), and ``direct`` (whether its agent may be connected directly
+    with those of other hosts).
 
     :raises SettingsError: when an option is not known, or has a bad value.
     """
@@ -75,6 +77,7 @@ class SshHost:
         self._provided: set[str] = set()
         self._forwarded: dict[int, int] = {}
         """The host's ports that `forward_port` was asked for, by those of this machine."""
+        self._direct = DirectPaths(self.name)
         self.unfinished: list[Unfinished] = []
         self.templates: dict[object, str] = {}
 
@@ -179,8 +182,18 @@ class SshHost:
         link = await self._link()
         if endpoint.uds is None:
             return await self._address_of_program(endpoint, link)
-        socket = link.ready.agent_socket if on.name == self.name else await link.forward_remote(endpoint.uds)
+        socket = link.ready.agent_socket if on.name == self.name else await self._path_to(on, endpoint.uds, link)
         return dataclasses.replace(endpoint, uds=Path(socket)).address
+
+    async def _path_to(self, on: Host, socket: Path, link: JoinedLink) -> str:
+        """Return the socket on this host that leads to one of another host which is known here by a local one."""
+        if isinstance(on, SshHost) and may_connect_directly(self._spec) and may_connect_directly(on._spec):
+            other = await on._link()
+            if socket == other.agent_socket and (
+                direct := await self._direct.to(on, own=self, links=(link.agent_socket, other.agent_socket))
+            ):
+                return direct
+        return await link.forward_remote(socket)
 
     async def forward_port(self, port: int) -> int:
         here = await (await self._link()).forward_port(port)

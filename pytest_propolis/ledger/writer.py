@@ -21,9 +21,12 @@ class LedgerWriter:
         self.owner = owner
         self._entries: list[Entry] = []
 
-    def intend(self) -> _ProcessRecord:
-        """Record that a process is about to be started."""
-        return _ProcessRecord(self._ledger, self._intend("process", {}))
+    def intend(self, what: str = "") -> _ProcessRecord:
+        """Record that a process is about to be started.
+
+        :param what: what it is, for users; it must not be secret.
+        """
+        return _ProcessRecord(self._ledger, self._intend("process", {"what": what} if what else {}))
 
     def transfer_ownership(self, owner: Owner) -> None:
         """Transfer all recorded and future resources to another owner."""

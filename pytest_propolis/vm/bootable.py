@@ -213,6 +213,8 @@ class BootableVm(GuestAccess):
     async def _set_up_networks(self) -> None:
         for nic in self.nics:
             assert nic.network is not None
+            if nic.network.dhcp:
+                continue
             address = f"{self.address(nic.network)}/{nic.network.subnet.prefixlen}"
             await self.run(self.guest.network_command(f"0000:00:{nic.pci_slot:02x}.0", address))
 

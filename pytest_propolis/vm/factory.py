@@ -189,12 +189,13 @@ class VmFactory:
             if isinstance(result, BaseException):
                 raise result
 
-    def network(self, name: str) -> Network:
+    def network(self, name: str, *, dhcp: bool | None = None) -> Network:
         """Return a network between VMs of this factory, for ``Nic(network=…)``: always the same for one name.
 
-        :raises ConfigError: when there cannot be one of that name.
+        :param dhcp: let guests request their addresses by DHCP; by default their shells set them.
+        :raises ConfigError: when there cannot be one of that name, or it exists with another `dhcp`.
         """
-        return self._networks.get(name)
+        return self._networks.get(name, dhcp=dhcp)
 
     async def start(
         self, name: str = "vm", *, host: HostChoice | None = None, **fields: Unpack[VmConfigFields]

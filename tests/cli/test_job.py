@@ -120,9 +120,11 @@ def test_programs_run_on_the_hosts_that_they_name(tmp_path: Path) -> None:
 
 def test_what_a_program_has_started_ends_with_it(tmp_path: Path) -> None:
     mark = secrets.token_hex(8)
-    leaves = f"setsid sh -c 'sleep 1000; : {mark}' & python3 -c {shlex.quote(DAEMON)} {mark}; echo done"
-    output = propolis("job", write(tmp_path, {"name": "a", "command": leaves}))
-    assert "a: done" in output
+    leaves = f"setsid sh -c 'sleep 1000; : {mark}' & python3 -c {shlex.quote(DAEMON)} {mark}; echo done as $$"
+    output = propolis("job", write(tmp_path, {"name": "a", "command": f"propolis ps; {leaves}"}))
+    (own,) = re.findall(r"a: done as (\d+)", output)
+    listed = [line for line in output.splitlines() if line.endswith(f"process     pid {own}, program 'a'")]
+    assert len(listed) == 1, output
     assert marked(mark) == []
 
 

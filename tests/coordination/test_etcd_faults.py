@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from etcd_rig import etcd_cluster
+from etcd_rig import enable_users, etcd_cluster
 from tls_files import make_certificate
 
 from pytest_propolis.agent_api.key_value import Put
@@ -100,17 +100,8 @@ async def test_what_was_compacted_is_read_anew() -> None:
 
 async def test_users_and_their_tokens() -> None:
     async with etcd_cluster(1, "--bcrypt-cost", "4", "--auth-token-ttl", "2") as cluster:
+        await enable_users(f"etcd://{cluster.hosts}", "ci", "p@ss", prefix="lab")
         store = EtcdBackend(cluster.address)
-        for path, body in (
-            ("user/add", {"name": "root", "password": "secret"}),
-            ("user/grant", {"user": "root", "role": "root"}),
-            ("user/add", {"name": "ci", "password": "p@ss"}),
-            ("role/add", {"name": "lab"}),
-            ("role/grant", {"name": "lab", "perm": {"permType": 2, "key": b"/lab/", "range_end": b"/lab0"}}),
-            ("user/grant", {"user": "ci", "role": "lab"}),
-            ("enable", {}),
-        ):
-            await store._gateway.ask(f"auth/{path}", body, dict)
         with pytest.raises(CoordinationError, match="etcd wants a user"):
             await store.read("a")
         await store.aclose()

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from store_rig import Connect
 
+from pytest_propolis.agent_api.key_value import Put
 from pytest_propolis.coordination.barrier import Barrier
 from pytest_propolis.coordination.group import NodeGroup
 from pytest_propolis.coordination.node import Node
@@ -86,6 +87,17 @@ async def test_a_wait_at_a_barrier_that_ends_early_is_no_arrival(processes: Proc
     with pytest.raises(CoordinationTimeout, match="missing are a"):
         await b.barrier("ready", 2, timeout_s=0.05)
     assert [*await asyncio.gather(a.barrier("ready", 2), b.barrier("ready", 2))] == [1, 1]
+
+
+async def test_a_barrier_opens_though_the_process_of_its_last_party_has_ended(processes: Processes) -> None:
+    a, b = await processes.nodes("a", "b")
+    waiting = asyncio.create_task(a.barrier("ready", 2))
+    barrier = Barrier(b.group, "ready")
+    await b.group.mirror.until(lambda: barrier.arrived or None, on=("",))
+    # A process that has arrived as b, and was killed before it opened the barrier: b's program lives on.
+    await b.commit(Put(barrier._directory(1) + "b", b"2", b.lease))
+    async with asyncio.timeout(10):
+        assert await waiting == 1
 
 
 async def test_parties_that_disagree_on_their_number_are_told(processes: Processes) -> None:
@@ -207,6 +219,25 @@ async def test_a_giver_that_waits_is_in_line_from_the_moment_at_which_another_no
     assert a.baton("turn").holder == "a"
 
 
+async def test_a_baton_is_not_passed_to_a_node_that_has_just_left_the_line(processes: Processes) -> None:
+    a, b, c = await processes.nodes("a", "b", "c")
+    await a.baton("x").take()
+    for _ in range(10):
+        leaving = asyncio.create_task(b.baton("x").take())
+        await a.group.mirror.until(lambda: a.baton("x").line == ["b"] or None, on=("",))
+        staying = asyncio.create_task(c.baton("x").take())
+        await a.group.mirror.until(lambda: a.baton("x").line == ["b", "c"] or None, on=("",))
+        leaving.cancel()
+        await asyncio.sleep(0)
+        await a.baton("x").pass_on()
+        async with asyncio.timeout(10):
+            await staying
+        await c.baton("x").pass_on("a")
+        await a.baton("x").take()
+        await asyncio.wait([leaving])
+        assert leaving.cancelled()
+
+
 async def test_a_baton_goes_to_the_next_in_line_when_its_giver_has_gone_too(processes: Processes) -> None:
     a, b = await processes.nodes("a", "b")
     c = await (await processes.one()).join("c", vital=False)
@@ -246,6 +277,28 @@ async def test_a_lock_has_one_holder_and_a_semaphore_so_many(processes: Processe
     taking = asyncio.create_task(nodes[1].lock("lock").acquire())
     await nodes[0].leave()
     await taking
+
+
+async def test_two_processes_of_a_node_do_not_take_each_others_lock(processes: Processes) -> None:
+    (a,) = await processes.nodes("a")
+    locks = [(await processes.one()).borrow("a").lock("disk") for _ in range(2)]
+    outcomes = await asyncio.gather(*(lock.acquire() for lock in locks), return_exceptions=True)
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["CoordinationError", "NoneType"]
+    assert await a.group.read("locks/disk/a") is not None
+
+
+async def test_a_node_that_has_vanished_does_not_release_the_lock_of_its_successor(processes: Processes) -> None:
+    (a,) = await processes.nodes("a")
+    await a.group.join("other")
+    gone = await (await processes.one()).join("b", vital=False)
+    lock = gone.lock("disk")
+    await lock.acquire()
+    await revoke(gone)
+    later = await (await processes.one()).join("b", vital=False)
+    await later.lock("disk").acquire()
+    await gone.group.read_all("")  # The old process has seen all of that.
+    await lock.release()
+    assert await a.group.read("locks/disk/b") is not None
 
 
 async def test_key_values_are_shared(processes: Processes) -> None:

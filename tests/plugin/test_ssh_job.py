@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from etcd_rig import etcd_cluster, require_etcd
+from etcd_rig import enable_users, etcd_cluster, require_etcd
 from propolis_command import COMMAND, propolis
 from ssh_rig import SshRig, inventory_of, link_processes, require_rigs, ssh_rig
 from tls_files import make_certificate
@@ -193,17 +193,31 @@ def test_a_program_gets_its_files(rig: SshRig, hosts: Path, tmp_path: Path) -> N
 
 
 def test_a_store_of_this_machine_is_forwarded_to_hosts(rig: SshRig, hosts: Path, tmp_path: Path) -> None:
+    """Of three members; and one with TLS and users, named localhost, with the password in a file of this machine."""
     require_etcd()
+    chain, key = make_certificate(tmp_path)
+    (tmp_path / "password").write_text("p@ss:word/\n")
     file = write(
         tmp_path,
         {"name": "far", "host": ["h1", "h2"], "command": "propolis barrier ready 3; propolis kv put $PROPOLIS_NODE 1"},
         {"name": "near", "command": "propolis barrier ready 3; propolis kv wait far-h1; propolis kv wait far-h2"},
     )
 
-    async def run() -> str:
-        async with etcd_cluster(3) as cluster:
-            store = ("--propolis-coordination", f"etcd://{cluster.hosts}")
-            return await asyncio.to_thread(propolis, "job", "--propolis-hosts", str(hosts), *store, file)
+    async def run(store: str) -> str:
+        words = ("job", "--propolis-hosts", str(hosts), "--propolis-coordination", store, file)
+        return await asyncio.to_thread(propolis, *words)
 
-    output = asyncio.run(run())
-    assert output.count(" 1\n") == 5, output
+    async def open_one() -> str:
+        async with etcd_cluster(3) as cluster:
+            return await run(f"etcd://{cluster.hosts}")
+
+    async def closed_one() -> str:
+        flags = ("--cert-file", str(chain), "--key-file", str(key), "--bcrypt-cost", "4")
+        async with etcd_cluster(1, *flags, scheme="https") as cluster:
+            member = cluster.hosts.replace("127.0.0.1", "localhost")
+            await enable_users(f"etcds://{member}?ca={chain}", "ci", "p@ss:word/", prefix="lab")
+            return await run(f"etcds://{member}/lab?ca={chain}&user=ci&password_file={tmp_path / 'password'}")
+
+    for store in (open_one, closed_one):
+        output = asyncio.run(store())
+        assert output.count(" 1\n") == 5, output

@@ -46,6 +46,7 @@ class CoordinationService:
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
+        self._encoded: tuple[tuple[Change, ...], bytes] = ((), b"")
         self.store = KeyValueStore(lambda: asyncio.get_running_loop().time())
 
     @property
@@ -77,16 +78,29 @@ class CoordinationService:
 
     async def _serve(self, websocket: WebSocket) -> None:
         await websocket.accept()
-        await _Connection(websocket, self.store, self.arm).serve()
+        await _Connection(websocket, self.store, self.arm, self._notice).serve()
+
+    def _notice(self, changes: tuple[Change, ...]) -> bytes:
+        """Return the message about changes, which is encoded once for all connections."""
+        if self._encoded[0] is not changes:
+            self._encoded = changes, _encoder.encode(Notice(changes))
+        return self._encoded[1]
 
 
 class _Connection:
     """One client's connection."""
 
-    def __init__(self, websocket: WebSocket, store: KeyValueStore, arm: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        websocket: WebSocket,
+        store: KeyValueStore,
+        arm: Callable[[], None],
+        encode: Callable[[tuple[Change, ...]], bytes],
+    ) -> None:
         self._websocket = websocket
         self._store = store
         self._arm = arm
+        self._encode = encode
         self._outgoing: list[bytes] = []
         self._pending = 0
         self._is_waiting = asyncio.Event()
@@ -134,7 +148,7 @@ class _Connection:
         return Answer(request.id, store.revision, done, count, lease, entries)
 
     def _note(self, changes: tuple[Change, ...]) -> None:
-        self._queue(_encoder.encode(Notice(changes)))
+        self._queue(self._encode(changes))
 
     def _queue(self, message: bytes) -> None:
         self._outgoing.append(message)

@@ -195,9 +195,13 @@ class KeyValueStore:
             lease.keys.discard(key)
 
     def _notify(self, changes: list[Change]) -> None:
+        """Pass the changes to the followers; those of the same prefix receive the same object."""
+        below: dict[str, tuple[Change, ...]] = {}
         for follower, prefix in list(self._followers.items()):
-            if relevant := tuple(change for change in changes if change.key.startswith(prefix)):
-                follower(relevant)
+            if prefix not in below:
+                below[prefix] = tuple([change for change in changes if change.key.startswith(prefix)])
+            if below[prefix]:
+                follower(below[prefix])
 
 
 def _directory(key: str) -> str:

@@ -5,26 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
 from typing import Final
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from ...agent_api.networks import MOST_PORTS, AddPort, ConnectNetworks, CreateNetwork, MovePort, NetworkFaults
 from ...errors import AgentError
-from ...ledger.entry import Entry
+from ...ledger.entry import Entry, Owner
 from ...ledger.writer import LedgerWriter
 from ...propolis_api.connection.endpoint import Endpoint
 from ...propolis_api.connection.transport import open_websocket
+from .dhcp import DhcpServer
 from .port import Port
 from .switch import Switch
 from .trunk import Trunk
 
 __all__ = ["Network", "Networks"]
 
+RECONNECT_S: Final = 0.5
 PART_HEADER: Final = "propolis-network-part"
 """The id of the part that opens a trunk, in its request."""
 
@@ -57,7 +59,13 @@ class Network:
             raise AgentError(f"network {self.name!r} has ports 1 to {MOST_PORTS}, and {request.number} is none")
         if request.number not in self._ports:
             path = self._directory / f"net-{self.id[:8]}-{request.number}"
-            port = self._ports[request.number] = Port(self.switch, number=request.number, part=self.id, path=path)
+            port = self._ports[request.number] = Port(
+                self.switch,
+                number=request.number,
+                part=self.id,
+                path=path,
+                dhcp=DhcpServer(request.dhcp_address) if request.dhcp_address else None,
+            )
             try:
                 with self._writer.creating("socket", path) as entry:
                     await port.open()
@@ -77,22 +85,47 @@ class Network:
         self.switch.order(faults)
 
     async def connect(self, request: ConnectNetworks) -> None:
-        """Connect to the part on another host.
+        """Connect to the part on another host, and again whenever the connection is lost.
 
         :raises AgentError: when it does not answer.
         """
         try:
-            headers = {PART_HEADER: self.id}
-            websocket = await open_websocket(Endpoint.at(request.address), "/trunk", {}, headers=headers)
-        except (OSError, EOFError, WebSocketException, ValueError) as error:
+            websocket = await self._open(request)
+        except (OSError, EOFError, WebSocketException, ValueError, LookupError) as error:
             reason = str(error) or type(error).__name__
             raise AgentError(f"network {self.name!r}: {request.address} does not answer: {reason}") from None
         if self._closed:  # meanwhile
             await websocket.close()
             raise AgentError(f"network {self.name!r} has been removed")
-        task = asyncio.create_task(Trunk(self.switch, _Opened(websocket), part=request.part).forward_frames())
+        task = asyncio.create_task(self._keep_connected(request, websocket))
         self._trunks.add(task)
         task.add_done_callback(self._trunks.discard)
+
+    async def _keep_connected(self, request: ConnectNetworks, websocket: ClientConnection) -> None:
+        with contextlib.suppress(LookupError):
+            while True:
+                await Trunk(self.switch, _Opened(websocket), part=request.part).forward_frames()
+                websocket = await self._reopen(request)
+
+    async def _reopen(self, request: ConnectNetworks) -> ClientConnection:
+        """Try until the part answers.
+
+        :raises LookupError: when the network has been removed there.
+        """
+        while True:
+            try:
+                return await self._open(request)
+            except (OSError, EOFError, WebSocketException):
+                await asyncio.sleep(RECONNECT_S)
+
+    async def _open(self, request: ConnectNetworks) -> ClientConnection:
+        """
+        :raises LookupError: when the agent there has no such network.
+        """
+        try:
+            return await open_websocket(Endpoint.at(request.address), "/trunk", {}, headers={PART_HEADER: self.id})
+        except InvalidStatus:
+            raise LookupError("it has no such network") from None
 
     async def accept(self, websocket: WebSocket) -> None:
         """Serve the part on another host until it disconnects, or this is closed."""
@@ -104,6 +137,11 @@ class Network:
         finally:
             task.cancel()
             self._trunks.discard(task)
+
+    def transfer(self, client: str, owner: Owner) -> None:
+        """Make another client the owner."""
+        self.client = client
+        self._writer.transfer_ownership(owner)
 
     async def close(self) -> None:
         """Remove all ports and trunks. Idempotent."""
@@ -143,6 +181,16 @@ class Networks:
         """Remove a network. Idempotent."""
         if network := self._networks.pop(network_id, None):
             await network.close()
+
+    def transfer(self, network_ids: Iterable[str], client: str) -> None:
+        """Make another client the owner of networks. Skip any that are already gone."""
+        for network_id in network_ids:
+            if network := self._networks.get(network_id):
+                network.transfer(client, self._writer(client).owner)
+
+    def has_any_of(self, clients: Container[str]) -> bool:
+        """Return whether one of these clients has a network."""
+        return any(network.client in clients for network in self._networks.values())
 
     async def release(self, client: str) -> None:
         """Remove the networks of a client, whose VMs have ended."""

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Final, cast
 
+from .dhcp import DhcpServer, is_for_server
 from .switch import Switch
 
 __all__ = ["Port"]
@@ -25,14 +26,16 @@ class Port:
     :param number: names it on all hosts.
     :param part: the id of the part of the network that it belongs to.
     :param path: of the socket; in a private directory.
+    :param dhcp: answers the card's requests, which no other card receives then.
     """
 
-    def __init__(self, switch: Switch, *, number: int, part: str, path: Path) -> None:
+    def __init__(self, switch: Switch, *, number: int, part: str, path: Path, dhcp: DhcpServer | None = None) -> None:
         self.number: int | None = number
         self.part = part
         self.path = path
         self._number = number
         self._switch = switch
+        self._dhcp = dhcp
         self._server: asyncio.Server | None = None
         self.connections: set[_Connection] = set()
 
@@ -55,7 +58,14 @@ class Port:
             connection.send(frame)
 
     def receive(self, frame: bytes) -> None:
-        """Send a frame to the card."""
+        """Receive a frame from the card."""
+        if self._dhcp is not None and is_for_server(frame):
+            answer = self._dhcp.answer(frame)
+            for seen in filter(None, (frame, answer)):
+                self._switch.capture.add(seen)
+            if answer is not None:
+                self.send(self._number, answer)
+            return
         self._switch.receive(frame, port=self._number, attachment=self)
 
     def close(self) -> None:

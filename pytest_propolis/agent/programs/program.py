@@ -97,7 +97,7 @@ class Program:
 
         :param output_fd: closed here.
         """
-        record = self._writer.intend()
+        record = self._writer.intend(self._request.name and f"program {self._request.name!r}")
         tag = record.environment[TAG_VARIABLE]
         try:
             child = await spawn(

@@ -183,9 +183,16 @@ class _Job:
         own = {**group.environment(node.name), GROUP_VARIABLE: address, **node.environment}
         if host.shares_files:
             directory = str(self._directory / (node.directory or "."))
-            return StartProgram(command=node.command, environment={**os.environ, **own}, directory=directory)
+            environment = {**os.environ, **own}
+            return StartProgram(name=node.name, command=node.command, environment=environment, directory=directory)
         files = [await self._provide(name, host, progress) for name in node.files]
-        return StartProgram(command=node.command, environment=own, directory=node.directory or "", files=tuple(files))
+        return StartProgram(
+            name=node.name,
+            command=node.command,
+            environment=own,
+            directory=node.directory or "",
+            files=tuple(files),
+        )
 
     async def _provide(self, name: str, host: Host, progress: Callable[[str], None]) -> ProgramFile:
         path = self._directory / name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from typing import Final
@@ -41,8 +42,6 @@ SIGN_TIMEOUT_S: Final = 5.0
 _decoder: Final = msgspec.msgpack.Decoder(list[Answer | Notice])
 _encoder: Final = msgspec.msgpack.Encoder()
 
-Feed = asyncio.Queue[Snapshot | tuple[Change, ...] | None]
-
 
 class EmbeddedBackend:
     """One connection to a store; it is a `Backend`.
@@ -55,7 +54,8 @@ class EmbeddedBackend:
         self._where = where
         self._ids = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Answer]] = {}
-        self._feed: Feed | None = None
+        self._feed: deque[Snapshot | tuple[Change, ...]] | None = None
+        self._fed = asyncio.Event()
         self._follow_id = 0
         self._outgoing: list[Request] = []
         self._ttls_s: dict[int, float] = {}
@@ -100,11 +100,15 @@ class EmbeddedBackend:
     async def follow(self, prefix: str) -> AsyncIterator[Snapshot | tuple[Change, ...]]:
         """As `Backend.follow`; once for each connection."""
         assert self._feed is None
-        feed = self._feed = Feed()
+        feed = self._feed = deque()
         await self._ask(lambda number: Follow(self._followed_by(number), prefix))
-        while (news := await feed.get()) is not None:
-            yield news
-        raise self._lost_error()
+        while True:
+            while feed:
+                yield feed.popleft()
+            if self._lost is not None:
+                raise self._lost_error()
+            await self._fed.wait()
+            self._fed.clear()
 
     def _followed_by(self, request: int) -> int:
         self._follow_id = request
@@ -179,10 +183,12 @@ class EmbeddedBackend:
     def _take(self, message: Answer | Notice) -> None:
         if isinstance(message, Notice):
             if self._feed is not None:
-                self._feed.put_nowait(message.changes)
+                self._feed.append(message.changes)
+                self._fed.set()
         elif waiting := self._answers.get(message.id):
             if message.id == self._follow_id and self._feed is not None:
-                self._feed.put_nowait(Snapshot(message.revision, message.entries))
+                self._feed.append(Snapshot(message.revision, message.entries))
+                self._fed.set()
             if not waiting.done():
                 waiting.set_result(message)
 
@@ -193,8 +199,7 @@ class EmbeddedBackend:
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(self._lost_error())
-        if self._feed is not None:
-            self._feed.put_nowait(None)
+        self._fed.set()
 
     def _lost_error(self) -> CoordinationLost:
         return CoordinationLost(f"the connection to the store at {self._where} is lost: {self._lost}")

@@ -41,16 +41,23 @@ class Way(Enum):
 class Queue:
     """Tests with the same needs, ordered by rank, the longest last."""
 
-    __slots__ = ("cell", "held", "needs", "tests", "weight")
+    __slots__ = ("cell", "cpus", "held", "memory_mib", "needs", "number", "tests", "weight")
 
-    def __init__(self, cell: Cell, needs: Needs) -> None:
+    def __init__(self, cell: Cell, needs: Needs, number: int) -> None:
         self.cell: Final = cell
         self.needs: Final = needs
+        self.cpus: Final = needs.cpus
+        self.memory_mib: Final = needs.memory_mib
+        self.number: Final = number
         self.weight: Final = 1 + WIDE * max(0, needs.cpus - 1)
         self.tests: list[tuple[float, int]] = []
         """(Rank in s, index) of those that any worker may run."""
         self.held: list[tuple[float, int]] = []
         """The same of those that an idle worker holds as its next."""
+
+
+def _number(queue: Queue) -> int:
+    return queue.number
 
 
 def _longest(tests: list[tuple[float, int]], limit_s: float) -> int:
@@ -71,6 +78,7 @@ class Cell:
     __slots__ = (
         "count",
         "fastest",
+        "filled",
         "guest",
         "held",
         "labels",
@@ -79,6 +87,7 @@ class Cell:
         "probes",
         "queues",
         "rate",
+        "shortest_s",
         "way",
         "weight",
         "work_s",
@@ -89,6 +98,8 @@ class Cell:
         self.labels: Final = needs.labels
         self.way: Final = way
         self.queues: list[Queue] = []
+        self.filled: list[Queue] = []
+        """Those with tests that any worker may run: most queues of a cell are empty soon."""
         self.fastest = 0.0
         """Speed of the fastest host that has its labels and its template; 0.0 if there is none."""
         self.count = 0
@@ -105,22 +116,25 @@ class Cell:
         self.longest_s = 0.0
         self.narrowest = 0
         """Rank of its longest test, probes aside, and the fewest CPUs that one of its tests needs."""
+        self.shortest_s = math.inf
+        """None of its tests ranks lower; it may be out of date, and then too low."""
 
     def survey(self) -> None:
-        """Look for its longest and its narrowest test again."""
-        longest_s, narrowest = 0.0, LAST
-        for queue in self.queues:
-            if not queue.tests:
-                continue
-            if queue.needs.cpus < narrowest:
-                narrowest = queue.needs.cpus
-            rank_s = queue.tests[-1][0]
+        """Look for its longest, its shortest and its narrowest test again."""
+        longest_s, shortest_s, narrowest = 0.0, math.inf, LAST
+        for queue in self.filled:
+            if queue.cpus < narrowest:
+                narrowest = queue.cpus
+            first_s, rank_s = queue.tests[0][0], queue.tests[-1][0]
             if rank_s > PROBE_S:
-                position = bisect_left(queue.tests, (PROBE_S, -1)) - 1
-                rank_s = queue.tests[position][0] if position >= 0 else rank_s - PROBE_S
+                position = bisect_left(queue.tests, (PROBE_S, -1))
+                first_s = min(first_s, queue.tests[position][0] - PROBE_S)
+                rank_s = queue.tests[position - 1][0] if position > 0 else rank_s - PROBE_S
             if rank_s > longest_s:
                 longest_s = rank_s
-        self.longest_s, self.narrowest = longest_s, narrowest
+            if first_s < shortest_s:
+                shortest_s = first_s
+        self.longest_s, self.shortest_s, self.narrowest = longest_s, shortest_s, narrowest
 
     def best(self, cpus: int, memory_mib: int, limit_s: float, *, held: bool) -> tuple[Queue, int, float] | None:
         """Return the longest test that fits and ranks no higher than limit_s: its queue, its index and its rank in s.
@@ -129,12 +143,18 @@ class Cell:
         """
         found: tuple[Queue, int, float] | None = None
         most = -math.inf
-        for queue in self.queues:
-            needs, tests = queue.needs, queue.held if held else queue.tests
-            if not tests or needs.cpus > cpus or needs.memory_mib > memory_mib:
+        if not held and self.shortest_s > limit_s:
+            return None
+        for queue in self.queues if held else self.filled:
+            if queue.cpus > cpus or queue.memory_mib > memory_mib:
+                continue
+            tests = queue.held if held else queue.tests
+            if not tests:
                 continue
             rank_s, index = tests[-1]
             if rank_s > limit_s:
+                if rank_s < PROBE_S and (tests[0][0] > limit_s or limit_s * queue.weight <= most):
+                    continue
                 position = _longest(tests, limit_s)
                 if position < 0:
                     continue
@@ -145,7 +165,7 @@ class Cell:
 
     def shortest(self, cpus: int, memory_mib: int) -> tuple[float, int] | None:
         """Return the shortest test that fits, as its rank in s and its index."""
-        fitting = (q for q in self.queues if q.tests and q.needs.cpus <= cpus and q.needs.memory_mib <= memory_mib)
+        fitting = (queue for queue in self.filled if queue.cpus <= cpus and queue.memory_mib <= memory_mib)
         return min((queue.tests[0] for queue in fitting), default=None)
 
 
@@ -187,8 +207,9 @@ class Backlog:
             if key not in self._cells:
                 self._cells[key] = Cell(needs, Way.of(needs))
                 self.cells.append(self._cells[key])
-            self._queues[needs] = Queue(self._cells[key], needs)
-            self._cells[key].queues.append(self._queues[needs])
+            queues = self._cells[key].queues
+            self._queues[needs] = Queue(self._cells[key], needs, len(queues))
+            queues.append(self._queues[needs])
             if Way.of(needs) is Way.HOSTLESS:
                 self.hostless.append(self._queues[needs])
         return self._queues[needs]
@@ -197,12 +218,15 @@ class Backlog:
         """Let a test wait."""
         rank_s = estimate.rank_s + PROBE_S if probe else estimate.rank_s
         work_s = estimate.mean_s * queue.needs.hosts
+        if not queue.tests:
+            insort(queue.cell.filled, queue, key=_number)
         insort(queue.tests, (rank_s, index))
         self._places[index] = _Place(queue, rank_s, work_s)
         self._count(queue, work_s, 1)
         cell = queue.cell
         cell.probes += probe
         cell.longest_s = max(cell.longest_s, estimate.rank_s)
+        cell.shortest_s = min(cell.shortest_s, estimate.rank_s)
         cell.narrowest = min(cell.narrowest, queue.needs.cpus) if cell.count > 1 else queue.needs.cpus
 
     def wide(self, cpus: float, memory_mib: float, duration_s: float) -> Iterator[tuple[Queue, int, float]]:
@@ -261,6 +285,8 @@ class Backlog:
         del queue.tests[bisect_left(queue.tests, (rank_s, index))]
         self._count(queue, -work_s, -1)
         queue.cell.probes -= rank_s > PROBE_S
+        if not queue.tests:
+            queue.cell.filled.remove(queue)
         if rank_s >= queue.cell.longest_s or not queue.tests:
             queue.cell.survey()
         return work_s

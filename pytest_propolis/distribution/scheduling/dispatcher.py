@@ -93,7 +93,7 @@ class Dispatcher:
 
     def _look_ahead(self) -> None:
         run = self._run
-        running_s = (running.remaining_s(self._now_s) for running in run.running.values())
+        running_s = sum([running.remaining_s(self._now_s) for running in run.running.values()])
         slack_s = self._chooser.slack_s = remaining_s(run.backlog, run.fleet, running_s, run.durations.longest_s)
         self._chooser.weigh(run.backlog.cells)
         self._next_tick_s = self._now_s + max(SHORTEST_TICK_S, slack_s / TICKS)

@@ -28,6 +28,7 @@ class Fleet:
         """Changes when hosts, their templates or the kinds of tests do."""
         self._cells: list[Cell] = []
         self._runnable: dict[str, list[Cell]] = {}
+        self._having: dict[str | None, list[HostState]] = {}
 
     def add(self, host: HostSpec) -> HostState:
         """Let a host join, or come back with what it has now."""
@@ -37,6 +38,7 @@ class Fleet:
         self.living.append(state)
         insort(self.fastest_first, state, key=lambda state: (-state.speed, state.order))
         self.speed += state.speed * host.slots
+        self._having.clear()
         self.refresh(state)
         return state
 
@@ -46,6 +48,7 @@ class Fleet:
         state.alive = False
         self.living.remove(state)
         self.fastest_first.remove(state)
+        self._having.clear()
         self.speed = self.speed_with(frozenset())
         self._runnable[name] = []
         self._rank_cells()
@@ -61,9 +64,12 @@ class Fleet:
     def refresh(self, state: HostState) -> None:
         """Look again which tests a host can run, since it has other templates."""
         self.version += 1
+        for guest in state.templates:
+            self._having.pop(guest, None)
         runnable = [cell for cell in self._cells if self._can_begin(state, cell)]
         for cell in runnable:
-            cell.fastest = max(cell.fastest, state.speed)
+            if state.speed > cell.fastest:
+                cell.fastest = state.speed
         self._runnable[state.host.name] = [cell for cell in runnable if cell.way is Way.NEXT]
 
     def runnable(self, state: HostState) -> list[Cell]:
@@ -72,8 +78,14 @@ class Fleet:
 
     def warm(self, needs: Needs) -> list[HostState]:
         """Return the hosts that have the template and, if they did nothing else, room for a test."""
-        guest = needs.guest
-        return [s for s in self.living if (guest is None or guest in s.templates) and s.could_fit(needs)]
+        return [state for state in self.having(needs.guest) if state.could_fit(needs)]
+
+    def having(self, guest: str | None) -> list[HostState]:
+        """Return the hosts that have a template, ordered by speed; all hosts for None."""
+        found = self._having.get(guest)
+        if found is None:
+            found = self._having[guest] = [s for s in self.fastest_first if guest is None or guest in s.templates]
+        return found
 
     def able(self, needs: Needs) -> list[HostState]:
         """Return the hosts that would have room for a test if they did nothing else."""

@@ -16,7 +16,7 @@ __all__ = ["Scheduler"]
 class Scheduler(Protocol):
     """Decides which test runs where and when, and where templates are made.
 
-    It does no I/O and has no clock: it is told what happens, and of the time when it is asked. The same calls have the
+    It does no I/O and has no clock: calls report the events, and `decide` the time. The same calls have the
     same answers. Times are in s, of any monotonic clock.
     """
 

@@ -41,7 +41,8 @@ class Running:
 
     def remaining_s(self, now_s: float) -> float:
         """Return the slot seconds that they will probably still take, on hosts of speed 1.0."""
-        return max(0.0, self.work_s - (now_s - self.since_s) * self.speed * len(self.hosts))
+        left_s = self.work_s - (now_s - self.since_s) * self.speed * len(self.hosts)
+        return left_s if left_s > 0.0 else 0.0
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ __all__ = ["Workers"]
 class Workers:
     """Which workers are idle, and what they hold.
 
-    An idle worker holds nothing, or a test that it was told of while it ran another one (`Start.following`).
+    An idle worker holds nothing, or a test that it received while it ran another one (`Start.following`).
     """
 
     following: dict[str, int] = field(default_factory=dict)

@@ -106,7 +106,7 @@ def fit(text: str, width: int) -> str:
 
 
 def fit_end(text: str, width: int) -> str:
-    """Return the same, cut off at its beginning: the end of a node id tells more."""
+    """Return the same, cut off at its beginning: the end of a node id identifies it best."""
     text = _plain(text)
     return text if cells(text) <= width else ELLIPSIS[: max(0, width)] + _taken(text[::-1], width - 1)[::-1]
 

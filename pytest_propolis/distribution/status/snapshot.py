@@ -68,7 +68,7 @@ class WaitingTests(msgspec.Struct, frozen=True, kw_only=True):
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """A run at one moment.
 
-    :param run: what tells it from others.
+    :param run: identifies it among others.
     :param process: the identity of the process that has the terminal.
     :param directory: where pytest was started.
     :param at: when this was so, in s since the epoch.

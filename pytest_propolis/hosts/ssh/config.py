@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from typing import Final
 
@@ -21,6 +22,9 @@ UNKNOWN: Final = ("knownhostscommand", "bindinterface", "securitykeyprovider", "
 
 UNKNOWN_DEFAULTS: Final = ("none", "internal", "")
 
+UNKNOWN_LISTS: Final = ("pubkeyacceptedalgorithms",)
+"""Options that asyncssh ignores, too; their default is a list that depends on the version of OpenSSH."""
+
 
 def has_openssh() -> bool:
     """Return whether OpenSSH's client is installed here."""
@@ -32,11 +36,17 @@ async def openssh_reason(destination: SshDestination) -> str | None:
     if not has_openssh():
         return None
     files = ("-F", destination.config[0]) if destination.config else ()
-    shown = await run_program(["ssh", *files, "-G", destination.address])
+    shown, by_default = await asyncio.gather(
+        run_program(["ssh", *files, "-G", destination.address]),
+        run_program(["ssh", "-F", "none", "-G", destination.address]),
+    )
     if shown.status != 0:
         return None  # asyncssh may support an option that this ssh does not
+    defaults = by_default.output.splitlines()
     for line in shown.output.splitlines():
         option, _, value = line.partition(" ")
         if value in UNHONOURED.get(option, ()) or (option in UNKNOWN and value not in UNKNOWN_DEFAULTS):
+            return f"{option} {value}"
+        if option in UNKNOWN_LISTS and line not in defaults:
             return f"{option} {value}"
     return None

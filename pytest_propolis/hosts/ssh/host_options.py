@@ -9,9 +9,10 @@ from ...errors import SettingsError
 from ..host import HostSpec
 from .transport.transport import SshDestination
 
-__all__ = ["OPTIONS", "check_options", "destination_of", "further_options"]
+__all__ = ["OPTIONS", "check_options", "destination_of", "further_options", "may_connect_directly"]
 
-OPTIONS: Final = ("config", "python", "qemu", "artifact_dir", "silence_s")
+OPTIONS: Final = ("config", "python", "qemu", "artifact_dir", "silence_s", "direct")
+_OF_LINK: Final = ("python", "qemu", "artifact_dir", "silence_s")
 
 
 def check_options(spec: HostSpec) -> None:
@@ -24,6 +25,9 @@ def check_options(spec: HostSpec) -> None:
         if name == "silence_s":
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise SettingsError(f"host {spec.name!r}: silence_s must be a number above 0, and is {value!r}")
+        elif name == "direct":
+            if not isinstance(value, bool):
+                raise SettingsError(f"host {spec.name!r}: direct must be true or false, and is {value!r}")
         elif not isinstance(value, str) or not value:
             raise SettingsError(f"host {spec.name!r}: {name} must be a text, and is {value!r}")
 
@@ -36,5 +40,10 @@ def destination_of(spec: HostSpec) -> SshDestination:
 
 
 def further_options(spec: HostSpec) -> dict[str, Any]:
-    """Return the options beside that of the SSH configuration."""
-    return {name: spec.options[name] for name in OPTIONS[1:] if name in spec.options}
+    """Return the options that the link process needs, beside the SSH configuration."""
+    return {name: spec.options[name] for name in _OF_LINK if name in spec.options}
+
+
+def may_connect_directly(spec: HostSpec) -> bool:
+    """Return whether the host's agent may listen for those of other hosts, and connect to them."""
+    return bool(spec.options.get("direct", True))

@@ -144,6 +144,10 @@ class HttpStream:
         assert isinstance(event, h11.Response)
         self.status = event.status_code
 
+    def close(self) -> None:
+        """Close the connection: what reads the answer gets a ConnectionError. Idempotent."""
+        self._connection.close()
+
     async def data(self) -> AsyncIterator[bytes]:
         """Yield the body in pieces as they arrive."""
         while True:

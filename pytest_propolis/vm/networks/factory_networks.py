@@ -33,10 +33,11 @@ class FactoryNetworks:
     def __init__(self) -> None:
         self._networks: dict[str, Network] = {}
 
-    def get(self, name: str) -> Network:
+    def get(self, name: str, *, dhcp: bool | None = None) -> Network:
         """Return the network of that name; it is made when it is first asked for.
 
-        :raises ConfigError: when there cannot be one of that name, or are too many.
+        :param dhcp: as for `Network`; None for that of the existing network, or none.
+        :raises ConfigError: when there cannot be one of that name, or are too many, or it exists with another `dhcp`.
         """
         if name not in self._networks:
             if not NAME.fullmatch(name):
@@ -44,7 +45,11 @@ class FactoryNetworks:
             if len(self._networks) == MOST:
                 raise ConfigError(f"network {name!r}: a factory has at most {MOST} networks")
             subnet = ipaddress.IPv4Network(f"10.{FIRST + len(self._networks)}.0.0/24")
-            self._networks[name] = Network(name, subnet)
+            self._networks[name] = Network(name, subnet, dhcp=bool(dhcp))
+        if dhcp not in (None, self._networks[name].dhcp):
+            raise ConfigError(
+                f"network {name!r} was created with dhcp={not dhcp}", hint="give dhcp= where it is first named"
+            )
         return self._networks[name]
 
     async def plug(self, session: HostSession, config: VmConfig) -> VmConfig:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ...agent_api.networks import MOST_PORTS, NetworkFaults
+from ...agent_api.networks import MOST_PORTS, AddPort, NetworkFaults
 from ...errors import ConfigError, PropolisError
 
 if TYPE_CHECKING:
@@ -37,11 +37,13 @@ class Network:
     connected when a VM migrates.
 
     :param subnet: the addresses of its VMs, assigned in order.
+    :param dhcp: whether guests request their addresses by DHCP; otherwise their shells set them.
     """
 
-    def __init__(self, name: str, subnet: ipaddress.IPv4Network) -> None:
+    def __init__(self, name: str, subnet: ipaddress.IPv4Network, *, dhcp: bool = False) -> None:
         self.name = name
         self.subnet = subnet
+        self.dhcp = dhcp
         self._ports: dict[str, int] = {}
         self._parts: dict[str, _Part] = {}
         self._making = asyncio.Lock()
@@ -98,7 +100,8 @@ class Network:
         if number > MOST_PORTS:
             raise ConfigError(f"network {self.name!r} has no room for more than {MOST_PORTS} VMs", vm=vm)
         part = await self._part_on(session)
-        return f"unix:{await session.agent.add_port(part.id, number)}"
+        address = f"{self.subnet[number]}/{self.subnet.prefixlen}" if self.dhcp else None
+        return f"unix:{await session.agent.add_port(part.id, AddPort(number=number, dhcp_address=address))}"
 
     async def succeed(self, vm: str, successor: str) -> None:
         """Assign a VM's port to its successor, on any host."""
@@ -143,7 +146,7 @@ class Network:
     async def _part_on(self, session: HostSession) -> _Part:
         async with self._making:
             if session.host.name not in self._parts:
-                part = _Part(session, await session.agent.create_network(self.name))
+                part = _Part(session, await session.create_network(self.name))
                 await session.agent.order_faults(part.id, self._faults)
                 for other in self._parts.values():
                     endpoint = other.session.agent.endpoint(f"/networks/{other.id}")

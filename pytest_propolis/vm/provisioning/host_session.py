@@ -29,6 +29,7 @@ class HostSession:
         self.warm_starter = WarmStarter(host, agent, group=group, log_dir=log_dir, progress=progress)
         self._vm_ids: list[str] = []
         self._disk_ids: list[str] = []
+        self._network_ids: list[str] = []
         self._logs: dict[str, Path] = {}
 
     @classmethod
@@ -51,8 +52,8 @@ class HostSession:
 
     @property
     def resources(self) -> ResourceIds:
-        """The VMs and disks that were created, including removed ones."""
-        return ResourceIds(vms=tuple(self._vm_ids), disks=tuple(self._disk_ids))
+        """The VMs, disks and networks that were created, including removed ones."""
+        return ResourceIds(vms=tuple(self._vm_ids), disks=tuple(self._disk_ids), networks=tuple(self._network_ids))
 
     def own_vm(self, vm_id: str, taken: contextlib.AsyncExitStack, *, log_path: Path) -> None:
         """Note a VM that was made, and have it removed when `taken` is closed.
@@ -75,6 +76,11 @@ class HostSession:
         with contextlib.suppress(PropolisError):  # the host is lost, or the VM is gone
             if path is not None and (text := await self.agent.qemu_log(vm_id)):
                 path.write_bytes(text)
+
+    async def create_network(self, name: str) -> str:
+        """Create a network on the host, and return its id; the caller removes it."""
+        self._network_ids.append(await self.agent.create_network(name))
+        return self._network_ids[-1]
 
     def own_disk(self, disk_id: str, taken: contextlib.AsyncExitStack) -> None:
         """Note a disk that was made, and have it removed when `taken` is closed."""

@@ -54,6 +54,12 @@ HONOURED = {
     "address family": "AddressFamily inet\nHost h1\n" + TARGET + KEYS + KNOWN,
     "connect timeout": "ConnectTimeout 20\nHost h1\n" + TARGET + KEYS + KNOWN,
     "jump host": "Include {directory}/ssh_config\nMatch originalhost h1\nProxyJump h2\n",
+    "two jump hosts": (
+        "Include {directory}/ssh_config\nHost again\nHostName 10.99.0.12\nHostKeyAlias h2\n"
+        + KEYS
+        + KNOWN
+        + "Match originalhost h1\nProxyJump h2,again\n"
+    ),
     "no jump host": "Host h1\nProxyJump none\n" + TARGET + KEYS + KNOWN + "Host *\nProxyJump h2\n",
     "proxy command": "Match originalhost h1\nProxyCommand ssh -F {directory}/ssh_config h2 -W %h:%p\n"
     + TARGET
@@ -64,6 +70,14 @@ HONOURED = {
     + KEYS,
     "host key alias": "Host h1\nHostKeyAlias h1-alias\nUserKnownHostsFile {directory}/aliased\n" + TARGET + KEYS,
     "certificate": "Host h1\nIdentityFile {directory}/certified\nIdentitiesOnly yes\n" + TARGET + KNOWN,
+    "certificate in a file of its own": (
+        "Host h1\nIdentityFile {directory}/apart\nCertificateFile {directory}/certified-cert.pub\nIdentitiesOnly yes\n"
+        + TARGET
+        + KNOWN
+    ),
+    "canonical name": ("CanonicalizeHostname yes\nCanonicalDomains nowhere.invalid\nHost h1\n" + TARGET + KEYS + KNOWN),
+    "no GSSAPI on the host": "GSSAPIAuthentication yes\nHost h1\n" + TARGET + KEYS + KNOWN,
+    "word of a newer OpenSSH": "NoWordOfToday yes\nHost h1\n" + TARGET + KEYS + KNOWN,
     "control master": "ControlMaster auto\nControlPath {directory}/mux\nHost h1\n" + TARGET + KEYS + KNOWN,
     "remote command": "RemoteCommand false\nHost h1\n" + TARGET + KEYS + KNOWN,
     "agent": "IdentityAgent {directory}/agent\nHost h1\n" + TARGET + KNOWN,
@@ -83,6 +97,9 @@ FALLEN_BACK = {
     "match exec with a token": 'Match exec "test %n = h1"\n' + TARGET + KEYS + KNOWN,
     "missing key": "Host h1\nIdentityFile {directory}/missing\n" + TARGET + KEYS + KNOWN,
     "passed socket": ("ProxyUseFdpass yes\nProxyCommand {directory}/pass_socket %h\nHost h1\n" + TARGET + KEYS + KNOWN),
+    "accepted key algorithms": "PubkeyAcceptedAlgorithms +ssh-rsa\nHost h1\n" + TARGET + KEYS + KNOWN,
+    "host keys in DNS": "VerifyHostKeyDNS yes\nHost h1\n" + TARGET + KEYS + KNOWN,
+    "security key": "SecurityKeyProvider /nowhere.so\nHost h1\n" + TARGET + KEYS + KNOWN,
     "bind interface": "BindInterface propolis0\nHost h1\n" + TARGET + KEYS + KNOWN,
 }
 """What OpenSSH has to do."""
@@ -141,6 +158,15 @@ async def test_a_host_that_must_not_be_connected_to_is_named(rig: SshRig, name: 
         await connected(rig, config, tmp_path)
 
 
+async def test_a_condition_that_asyncssh_does_not_know_is_left_to_openssh(rig: SshRig, tmp_path: Path) -> None:
+    config = "Match localnetwork 10.99.0.0/24\n" + TARGET + KEYS + KNOWN
+    try:
+        result = str(await connected(rig, config, tmp_path))
+    except NotConnected as error:  # OpenSSH before 9.4 does not know it either
+        result = str(error)
+    assert result == "('OpensshTransport', 'h1')" or "Match attribute localnetwork" in result
+
+
 class NotConnected(Exception):
     """Raised with the output of ssh if it ran no command."""
 
@@ -187,6 +213,7 @@ def _make_certificate(rig: SshRig) -> None:
     _make_key(place / "certified")
     sign = ["ssh-keygen", "-q", "-s", str(place / "authority"), "-I", "test", "-n", os.environ.get("USER") or "root"]
     subprocess.run([*sign, str(place / "certified.pub")], check=True)
+    shutil.copy(place / "certified", place / "apart")
     authority = (place / "authority.pub").read_text()
     with (place / "id.pub").open("a") as keys:
         keys.write(f"cert-authority {authority}")

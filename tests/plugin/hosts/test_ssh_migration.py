@@ -12,13 +12,20 @@ from inner_run import InnerRun
 from ssh_rig import SshRig, require_rigs, ssh_rig
 
 CLEAN_TIMEOUT_S = 60.0
+
+DISKS = """
+mkdir -p {home}/.cache/propolis/artifacts/disks
+mount -t tmpfs -o mode=700,size=160m disks {home}/.cache/propolis/artifacts/disks
+"""
+"""Shell commands that give each host a small file system for disks."""
+
 EXAMPLE = Path(__file__).parents[3] / "example_tests/test_hosts.py"
 
 
 @pytest.fixture(scope="module")
 def rig() -> Iterator[SshRig]:
     require_rigs()
-    with ssh_rig("h1", "h2") as made:
+    with ssh_rig("h1", "h2", mounts=DISKS) as made:
         yield made
 
 
@@ -30,46 +37,63 @@ def test_the_example_of_a_guest_that_moves_between_hosts_passes(inner: InnerRun,
 
 
 FAULTS = """
-import asyncio, contextlib, os, subprocess
+import asyncio, contextlib, os, re, subprocess
 
 import pytest
 from pytest_propolis import DataDisk, HostLost, PropolisError
 from pytest_propolis.propolis_api import MigrationState
 
-@pytest.fixture
-def fault(request):
-    return {"qemu": kill("[q]emu-system.*{}"), "cable": pull}[request.param]
+DISKS = "$HOME/.cache/propolis/artifacts/disks"
+NEIGHBOUR = "ip neigh replace 10.99.0.11 dev eth0 nud permanent lladdr 02:00:00:00:00:01"
 
-def kill(pattern):
-    async def do(target):
-        await target.host.run(f"pkill -KILL -f '{pattern.format(target.id)}'; true")
-    return do
+async def kill(target):
+    await target.host.run(f"pkill -KILL -f '[q]emu-system.*{target.id}'; true")
+
+async def fill(target):  # all but 40 MiB: enough for a disk to be created
+    await target.host.run(f"dd if=/dev/zero of={DISKS}/filler bs=1M count=120")
+
+async def misdirect(target):  # what this host sends to the other one is lost, and its connection to this machine stays
+    await target.host.run(NEIGHBOUR)
 
 async def pull(target):
     entered = ["nsenter", "-t", os.environ["RIG_SWITCH"], "-n"]
     subprocess.run([*entered, "ip", "link", "set", target.host.name, "down"], check=True)
 
-@pytest.mark.parametrize("fault", ["qemu", "cable"], indirect=True)
-async def test_it(vm_factory, remote_hosts, fault):
-    here, there = remote_hosts
+async def until_memory_moves(source):
+    gen = 0
+    while not (way := (state := await source.client.instance_state_monitor(gen)).migration.migration_out) or (
+        way.state is not MigrationState.RAM_PUSH
+    ):
+        gen = state.gen + 1
+
+@pytest.mark.parametrize("fault, reason", [
+    (kill, ".*"), (fill, "(?s).*No space left on device"), (misdirect, ".*"), (pull, ".*")
+])
+async def test_it(vm_factory, remote_hosts, fault, reason):
+    here, there = sorted(remote_hosts, key=lambda host: host.name)
     with contextlib.suppress(HostLost):  # the test before has lost it
         await there.run("true")
     disk = DataDisk(name="data", size_mib=96)
     source = await vm_factory.start("source", memory_mib=192, host=here, disks=(disk,))
     await source.run("modprobe virtio_blk; dd if=/dev/urandom of=/dev/vda bs=1M count=64")
     target = await vm_factory.successor(source, host=there)
+    if fault is fill:
+        await fill(target)
     migrating = asyncio.create_task(target.migrate_from(source))
-    gen = 0
-    while not (way := (state := await source.client.instance_state_monitor(gen)).migration.migration_out) or (
-        way.state is not MigrationState.RAM_PUSH
-    ):
-        gen = state.gen + 1
-    await fault(target)
-    with pytest.raises(PropolisError):
+    if fault is not fill:
+        await until_memory_moves(source)
+        await there.run("test -S /run/propolis/*/direct-*.sock")
+        await fault(target)
+    with pytest.raises(PropolisError) as raised:
         await migrating
+    assert re.match(reason, str(raised.value)), raised.value
     await source.wait_for_state("Running")
     assert await source.run("echo here") == "here"
-    subprocess.run(["nsenter", "-t", os.environ["RIG_SWITCH"], "-n", "ip", "link", "set", there.name, "up"], check=True)
+    if fault is pull:
+        entered = ["nsenter", "-t", os.environ["RIG_SWITCH"], "-n"]
+        subprocess.run([*entered, "ip", "link", "set", there.name, "up"], check=True)
+    else:
+        await there.run(f"rm -f {DISKS}/filler; ip neigh del 10.99.0.11 dev eth0 || true")
 """
 
 
@@ -79,7 +103,7 @@ def test_a_guest_whose_target_is_lost_on_the_way_runs_on_and_nothing_is_left_the
     monkeypatch.setenv("RIG_SWITCH", str(rig.switch.pid))
     inner.write(test_it=FAULTS)
     # The teardown of a test whose host is lost says so.
-    inner.run("--propolis-hosts", str(hosts), "-p", "no:randomly").assert_outcomes(passed=2, errors=1)
+    inner.run("--propolis-hosts", str(hosts), "-p", "no:randomly").assert_outcomes(passed=4, errors=1)
     deadline = time.monotonic() + CLEAN_TIMEOUT_S
     while left := [line for host in rig.hosts.values() for line in host.processes().values() if "propolis" in line]:
         assert time.monotonic() < deadline, left

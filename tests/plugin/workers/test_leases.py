@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from etcd_rig import etcd_cluster, require_etcd
 from inner_run import InnerRun
+
+from pytest_propolis.coordination.backends.address import connect_store
 
 pytestmark = pytest.mark.usefixtures("no_autoload")
 
@@ -32,15 +38,14 @@ COMMAND = (
     "-s",
     "-p",
     "no:cacheprovider",
-    "--propolis-leases",
-    "leases",
 )
 
 
 @contextmanager
-def run(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+def run(place: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    command = [*COMMAND, "--propolis-leases", place, *arguments]
     with subprocess.Popen(
-        [*COMMAND, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         try:
             yield process
@@ -56,19 +61,40 @@ def line_with(process: subprocess.Popen[str], words: str) -> str:
 @pytest.mark.parametrize("ends", ["by itself", "killed"])
 def test_a_run_waits_for_another_one_and_says_for_which(inner: InnerRun, ends: str) -> None:
     inner.write(test_it=HOLDING, test_other="def test_other(): pass\n")
-    with run("test_it.py") as first:
-        while not (inner.pytester.path / "running").exists():
+    take_turns("leases", "this-machine", "(pid FIRST), which has it since ", ends)
+
+
+@pytest.mark.parametrize("ends", ["by itself", "killed"])
+def test_runs_take_turns_in_etcd(inner: InnerRun, ends: str) -> None:
+    require_etcd()
+    inner.write(test_it=HOLDING, test_other="def test_other(): pass\n")
+    machine = socket.gethostname()
+
+    async def cluster() -> None:
+        async with etcd_cluster() as etcd:
+            place = f"etcd://{etcd.hosts}"
+            await asyncio.to_thread(take_turns, place, machine, f"(pid FIRST on {machine}), which has it since ", ends)
+            async with contextlib.aclosing(await connect_store(place)) as backend:
+                assert await backend.read("") == {}
+
+    asyncio.run(cluster())
+
+
+def take_turns(place: str, host: str, description: str, ends: str) -> None:
+    """Have a second run wait for the host of the first, until that one ends."""
+    with run(place, "test_it.py") as first:
+        while not Path("running").exists():
             assert first.poll() is None
-        with run("test_other.py", "--propolis-hosts", "local:2") as second:
-            told = line_with(second, "waiting for host this-machine: the run of ")
-            assert f"in {Path.cwd()} (pid {first.pid}), which has it since " in told
+        with run(place, "test_other.py", "--propolis-hosts", "local:2") as second:
+            line = line_with(second, f"waiting for host {host}: the run of ")
+            assert f"in {Path.cwd()} {description.replace('FIRST', str(first.pid))}" in line
             if ends == "killed":
                 os.kill(first.pid, signal.SIGKILL)
             else:
                 assert first.stdin
                 first.stdin.write("\n")
                 first.stdin.flush()
-            line_with(second, "host this-machine is free now")
+            line_with(second, f"host {host} is free now")
             line_with(second, "1 passed")
             assert second.wait(60) == 0
 

@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from pytest_propolis.coordination.backends.etcd.address import EtcdAddress
+from pytest_propolis.coordination.backends.etcd.backend import EtcdBackend
 from pytest_propolis.propolis_api.connection.endpoint import Endpoint
 from pytest_propolis.propolis_api.connection.http import HttpClient
 
-__all__ = ["EtcdCluster", "etcd_cluster", "require_etcd"]
+__all__ = ["EtcdCluster", "enable_users", "etcd_cluster", "require_etcd"]
 
 START_TIMEOUT_S = 30.0
 
@@ -122,6 +123,23 @@ class EtcdCluster:
             async with HttpClient(Endpoint(base_url=url), headers={}) as client:
                 return (await client.request("GET", path, timeout_s=5)).content.decode()
         return ""
+
+
+async def enable_users(address: str, user: str, password: str, *, prefix: str) -> None:
+    """Have a cluster refuse requests without a user; add one that may use the keys below a prefix."""
+    store = EtcdBackend(EtcdAddress.parse(address))
+    keys = {"key": f"/{prefix}/".encode(), "range_end": f"/{prefix}0".encode()}
+    for path, body in (
+        ("user/add", {"name": "root", "password": "secret"}),
+        ("user/grant", {"user": "root", "role": "root"}),
+        ("user/add", {"name": user, "password": password}),
+        ("role/add", {"name": prefix}),
+        ("role/grant", {"name": prefix, "perm": {"permType": 2, **keys}}),
+        ("user/grant", {"user": user, "role": prefix}),
+        ("enable", {}),
+    ):
+        await store._gateway.ask(f"auth/{path}", body, dict)
+    await store.aclose()
 
 
 @contextlib.asynccontextmanager

@@ -20,7 +20,13 @@ __all__ = ["NO_LEASE", "Gateway"]
 T = TypeVar("T")
 
 ANSWER_TIMEOUT_S: Final = 1.0
-"""How long one member may be silent. A member without a leader answers after 7 s or more."""
+"""How long a member may be silent at first. A member without a leader answers after 7 s or more."""
+
+MOST_DOUBLINGS: Final = 3
+"""Each time that all members have been silent they get twice as long: the machine may just be slow."""
+
+SECONDS_PER_BYTE: Final = 1 / (1 << 20)
+"""How much longer it may take for each byte of a request."""
 
 PATIENCE_S: Final = 20.0
 """How long all members may fail."""
@@ -72,7 +78,7 @@ class Gateway:
             try:
                 async with self._free:
                     answer = await self._client.request(
-                        "POST", f"/v3/{path}", content=content, timeout_s=ANSWER_TIMEOUT_S
+                        "POST", f"/v3/{path}", content=content, timeout_s=self._limit_s(attempt, content)
                     )
                 if answer.is_success:
                     return _decoded(answer.content, kind), attempt > 0
@@ -91,6 +97,11 @@ class Gateway:
         raise CoordinationLost(
             f"no member of etcd at {', '.join(self._address.urls)} answers: {reason}", waited_s=self._patience_s
         )
+
+    def _limit_s(self, attempt: int, content: bytes) -> float:
+        """Return how long a member may take to answer."""
+        doublings = min(attempt // len(self._endpoints), MOST_DOUBLINGS)
+        return ANSWER_TIMEOUT_S * (1 << doublings) + len(content) * SECONDS_PER_BYTE
 
     @asynccontextmanager
     async def stream(self, path: str, content: bytes) -> AsyncIterator[HttpStream]:

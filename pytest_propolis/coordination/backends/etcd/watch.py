@@ -11,6 +11,7 @@ import msgspec
 
 from ....agent_api.key_value import Change, Entry
 from ....errors import CoordinationError, CoordinationLost
+from ....propolis_api.connection.http import HttpStream
 from ..backend import Snapshot
 from .batch import range_end
 from .gateway import Gateway
@@ -38,6 +39,8 @@ class Watch:
         self._range = {"key": prefix, "range_end": range_end(prefix)}
         self._revision = 0
         """Up to which revision everything is known; 0: nothing is."""
+        self._heard = False
+        """Whether a line has come since this was looked at last."""
 
     async def news(self) -> AsyncIterator[Snapshot | tuple[Change, ...]]:
         """
@@ -59,7 +62,7 @@ class Watch:
         return Snapshot(self._revision, {self._decode(item.key): _entry(item) for item in answer.kvs})
 
     async def _changes(self) -> AsyncGenerator[tuple[Change, ...]]:
-        """The changes that one member tells of, until it fails, or the watch has to begin again.
+        """Yield the changes that one member reports, until it fails, or the watch has to begin again.
 
         :raises OSError: when it fails.
         """
@@ -68,34 +71,38 @@ class Watch:
         async with self._gateway.stream("watch", msgspec.json.encode({"create_request": request})) as answer:
             if answer.status != HTTP_OK:
                 raise ConnectionError(f"HTTP {answer.status}")
-            lines = aiter(answer.lines())
-            line = asyncio.ensure_future(anext(lines, None))
+            watching = asyncio.create_task(self._close_if_silent(answer))
             try:
-                while (text := await self._next(line)) is not None:
-                    line = asyncio.ensure_future(anext(lines, None))
-                    if (told := _result(text)) is None:
+                async for line in answer.lines():
+                    self._heard = True
+                    if (result := _result(line)) is None:
                         self._revision = 0
                         return
-                    if told.events:
-                        self._revision = told.events[-1].kv.mod_revision
-                        yield tuple(map(self._change, told.events))
+                    if result.events:
+                        self._revision = result.events[-1].kv.mod_revision
+                        yield tuple([self._change(event) for event in result.events])
+            except OSError:
+                if watching.done():
+                    await watching
+                raise
             finally:
-                line.cancel()
-                await asyncio.gather(line, return_exceptions=True)
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
         raise ConnectionError("the stream has ended")
 
-    async def _next(self, line: asyncio.Future[bytes | None]) -> bytes | None:
-        """Return the next line, and make sure meanwhile that the member is alive.
+    async def _close_if_silent(self, answer: HttpStream) -> None:
+        """Close the stream of a member that has been silent, and does not answer either.
 
-        :raises OSError: when another member is asked by now.
+        :raises CoordinationLost: when no member answers.
         """
-        while True:
-            done, _ = await asyncio.wait((line,), timeout=SILENCE_S)
-            if done:
-                return line.result()
-            await self._probe()
-            if self._gateway.switched.is_set():
-                raise ConnectionError("the member does not answer")
+        try:
+            while not self._gateway.switched.is_set():
+                self._heard = False
+                await asyncio.sleep(SILENCE_S)
+                if not self._heard:
+                    await self._probe()
+        finally:
+            answer.close()
 
     async def _probe(self) -> None:
         """Make a request, which turns to another member if this one does not answer."""
@@ -111,7 +118,7 @@ def _entry(item: KeyValue) -> Entry:
 
 
 def _result(text: bytes) -> WatchAnswer | None:
-    """Return what a line tells; None if the watch has ended, because what it wants is compacted.
+    """Return the content of a line; None if the watch has ended, because what it wants is compacted.
 
     :raises CoordinationError: when the watch is not permitted.
     """

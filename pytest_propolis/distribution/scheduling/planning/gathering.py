@@ -214,8 +214,7 @@ class Gatherings:
     def _free_hosts(self, needs: Needs, duration_s: float, slack_s: float) -> list[HostState]:
         """Return the hosts that a test can have at once: the fastest, but none on which it might outlast the run."""
         chosen: list[HostState] = []
-        roomy = [state for state in self._fleet.fastest_first if state.slots > 0]
-        for state in self._candidates(roomy, needs, duration_s, slack_s):
+        for state in self._candidates(needs, duration_s, slack_s):
             if state.fits(needs):
                 chosen.append(state)
                 if len(chosen) == needs.hosts:
@@ -224,29 +223,21 @@ class Gatherings:
 
     def _soonest_hosts(self, needs: Needs, duration_s: float, slack_s: float) -> list[HostState]:
         """Return the hosts that will probably have room for a test soonest; too few if too few have its template."""
-        candidates = self._candidates(self._fleet.fastest_first, needs, duration_s, slack_s)
+        candidates = self._candidates(needs, duration_s, slack_s)
         hosts = list(islice(candidates, max(CANDIDATES, needs.hosts)))
         if len(hosts) < needs.hosts:
             hosts = self._fleet.warm(needs)
-            hosts.sort(key=lambda state: -state.speed)
         return heapq.nsmallest(needs.hosts, hosts, key=lambda state: self._wait(state, needs))
 
-    def _candidates(
-        self, hosts: list[HostState], needs: Needs, duration_s: float, slack_s: float
-    ) -> Iterator[HostState]:
+    def _candidates(self, needs: Needs, duration_s: float, slack_s: float) -> Iterator[HostState]:
         """Find the hosts that can run a test and are kept for no other, but none on which it might outlast the run."""
-        guest, labels, claims = needs.guest, needs.labels, self._claims
+        labels, claims = needs.labels, self._claims
         fastest = max((state.speed for state in self._fleet.fastest_first[:1]), default=1.0)
         slowest = min(MARGIN * duration_s / max(slack_s, 1.0), SLOW * fastest)
-        for state in hosts:
+        for state in self._fleet.having(needs.guest):
             if state.speed < slowest:
                 break
-            if (
-                (guest is None or guest in state.templates)
-                and labels <= state.host.labels
-                and not claims.get(state.host.name)
-                and state.could_fit(needs)
-            ):
+            if labels <= state.host.labels and not claims.get(state.host.name) and state.could_fit(needs):
                 yield state
 
     def _serve(self, state: HostState) -> list[Gathering]:
