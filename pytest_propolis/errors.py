@@ -272,7 +272,7 @@ class StateTimeout(VmError):
 
 
 class BootError(VmError):
-    """Raised when a guest does not come up to a usable shell."""
+    """Raised when a guest does not boot to a usable shell."""
 
 
 class MigrationError(VmError):

@@ -29,7 +29,7 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Before pytest reads the command line as a whole: a plugin that comes later cannot add options to it."""
+    """Run before pytest parses the whole command line, so that plugins loaded here can add options."""
     from .session.internals import load_pytest_asyncio
 
     load_pytest_asyncio(early_config.pluginmanager)
@@ -59,9 +59,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(module, f"propolis-{module.__name__.rpartition('.')[2]}")
     config.pluginmanager.register(WorkerTeardown() if is_worker(config) else RunTeardown(), "propolis-teardown")
     if settings.linger:
-        from .session.lingering import SettledEnvironment
+        from .session.lingering import PinnedEnvironment
 
-        config.pluginmanager.register(SettledEnvironment(), "propolis-lingering")
+        config.pluginmanager.register(PinnedEnvironment(), "propolis-lingering")
     if settings.hosts is not None:
         from .distribution.placing import place_tests
 

@@ -47,7 +47,7 @@ KeepPolicy = Literal["never", "failed", "always"]
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One thing that a person can set.
+    """One setting of a user.
 
     :param name: the attribute of `Settings`; option, ini key and environment variable derive from it.
     :param parse: turns the text into the value; raises `ValueError` saying what is allowed.
@@ -95,7 +95,7 @@ class Settings:
         default="warm",
         metadata={
             "parse": one_of("warm", "cold"),
-            "help": "how VMs come up: warm (forked from a guest that was booted once, where that can be), cold",
+            "help": "how VMs start: warm (forked from a guest that was booted once, if possible), cold",
             "metavar": "KIND",
         },
     )
@@ -103,7 +103,7 @@ class Settings:
         default="auto",
         metadata={
             "parse": automatic_or_number,
-            "help": "forks of each kind that stand by: auto (by processors and free memory), a number",
+            "help": "forks of each kind to prepare for the next tests: auto (by processors and free memory), a number",
             "metavar": "N",
         },
     )
@@ -111,19 +111,19 @@ class Settings:
         default=0.0,
         metadata={
             "parse": seconds,
-            "help": "seconds that the agent on this machine stays after a run, for the next one; default: it does not",
+            "help": "seconds that the agent on this machine stays after a run, for the next one; default: 0",
             "metavar": "SECONDS",
         },
     )
     boot_timeout: float = field(
         default=300.0,
-        metadata={"parse": positive_seconds, "help": "seconds until a guest must have booted", "metavar": "S"},
+        metadata={"parse": positive_seconds, "help": "seconds within which a guest must boot", "metavar": "S"},
     )
     accelerator: Accelerator = field(
         default="auto",
         metadata={
             "parse": one_of("auto", "kvm", "tcg"),
-            "help": "how QEMU runs guests: auto (kvm where a guest really runs), kvm, tcg",
+            "help": "how QEMU runs guests: auto (kvm if a trial guest runs on it), kvm, tcg",
             "metavar": "KIND",
         },
     )
@@ -131,19 +131,19 @@ class Settings:
         default="never",
         metadata={
             "parse": one_of("never", "failed", "always"),
-            "help": "whose VMs and disks stay after the test for a person to look at: never, failed, always",
+            "help": "VMs and disks to keep after their test for inspection: never, failed, always",
             "metavar": "WHEN",
         },
     )
     keep_ttl: float = field(
         default=28800.0,
-        metadata={"parse": positive_seconds, "help": "seconds after which what was kept is removed", "metavar": "S"},
+        metadata={"parse": positive_seconds, "help": "seconds after which kept resources are removed", "metavar": "S"},
     )
     pause_on_failure: bool = field(
         default=False,
         metadata={
             "parse": yes_or_no,
-            "help": "on a terminal, wait with the VMs of a failed test up until Enter is pressed",
+            "help": "on a terminal, keep the VMs of a failed test running until Enter is pressed",
             "metavar": "",
         },
     )
@@ -151,7 +151,7 @@ class Settings:
         default="panic",
         metadata={
             "parse": one_of("never", "panic", "oops"),
-            "help": "what fails a test if its guest does it unexpectedly: never, panic (or reset, end), oops (or all)",
+            "help": "unexpected event of a guest that fails its test: never, panic (or reset, end), oops (or all)",
             "metavar": "WHAT",
         },
     )
@@ -171,7 +171,7 @@ class Settings:
         default=None,
         metadata={
             "parse": paths,
-            "help": "directories, separated by colons, in which disk images may name further files",
+            "help": "directories, separated by colons, whose files disk images may refer to",
             "metavar": "DIRS",
         },
     )
@@ -179,7 +179,7 @@ class Settings:
         default=None,
         metadata={
             "parse": path,
-            "help": "directory of the disks that VMs write to; default: beside the images",
+            "help": "directory of writable disks of VMs; default: beside the images",
             "metavar": "DIR",
         },
     )
@@ -195,7 +195,7 @@ class Settings:
         default=ENGINE,
         metadata={
             "parse": name_or_path,
-            "help": "what serves VMs: engine, a program's path, an artifact, http://IP:PORT (docs/server.md)",
+            "help": "server of VMs: engine, a program's path, an artifact, http://IP:PORT (docs/server.md)",
             "metavar": "SERVER",
         },
     )
@@ -219,7 +219,7 @@ class Settings:
         default="embedded",
         metadata={
             "parse": coordination_store,
-            "help": "where nodes coordinate: embedded (in the run), etcd://HOST:PORT,… or etcds://… (docs/nodes.md)",
+            "help": "store in which nodes coordinate: embedded, etcd://HOST:PORT,… or etcds://… (docs/nodes.md)",
             "metavar": "STORE",
         },
     )
@@ -235,7 +235,7 @@ class Settings:
         default=None,
         metadata={
             "parse": shard,
-            "help": "run the I-th of N disjoint parts of the tests alone, as in 2/5 (docs/ci.md)",
+            "help": "run only the I-th of N disjoint parts of the tests, as in 2/5 (docs/ci.md)",
             "metavar": "I/N",
         },
     )
@@ -243,7 +243,7 @@ class Settings:
         default=None,
         metadata={
             "parse": path,
-            "help": "file of how long tests take: for shards, which all need the same one, and for -n",
+            "help": "file of tests' durations: for shards, which all need the same one, and for -n",
             "metavar": "FILE",
         },
     )
@@ -251,7 +251,7 @@ class Settings:
         default=None,
         metadata={
             "parse": path,
-            "help": "file for how long the tests of this run took (`propolis durations` merges such files)",
+            "help": "file to write the durations of tests to (`propolis durations` merges such files)",
             "metavar": "FILE",
         },
     )
@@ -259,7 +259,7 @@ class Settings:
         default=None,
         metadata={
             "parse": path,
-            "help": "file for the run's status, as lines of JSON (docs/status.md); `propolis top` needs none",
+            "help": "file to write the run's status to, as lines of JSON (docs/status.md); `propolis top` needs none",
             "metavar": "FILE",
         },
     )
@@ -283,7 +283,7 @@ class Settings:
         ini: Mapping[str, str | None],
         ini_directory: Path | None = None,
     ) -> Settings:
-        """Merge the places that values come from. All paths of the result are absolute.
+        """Merge the sources of values. All paths of the result are absolute.
 
         A relative path in a file is relative to that file's directory, any other one to the working directory.
 

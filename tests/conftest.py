@@ -1,4 +1,4 @@
-"""What all tests share.
+"""Fixtures for all tests.
 
 Signals end this process, and those that it starts, as they do at a terminal. A shell starts its background jobs with
 Ctrl-C ignored, and so does `nohup` with SIGHUP; children inherit that.

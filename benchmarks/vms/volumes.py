@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Self
 
 from pytest_propolis.engine.qemu.accelerator.acceleration import acceleration_arguments
-from pytest_propolis.engine.qemu.child import NoJournal
 from pytest_propolis.engine.qemu.machine import Machine
 from pytest_propolis.engine.volumes.upstairs import Upstairs
+from pytest_propolis.operating_system.child import NoJournal
 from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.vm.disks.crucible_disk_factory import CrucibleDiskFactory
 from pytest_propolis.vm.vm import TestVm

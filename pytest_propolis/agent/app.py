@@ -84,7 +84,7 @@ class AgentApp:
         self._engine = engine_app()
         self._coordination = CoordinationService()
         self._lingering = Lingering(config, self._hypervisors, over=self._stay_no_longer)
-        self.registry = ResourceRegistry(config, ledger, self._hypervisors, stays=lambda: self._lingering.is_wanted)
+        self.registry = ResourceRegistry(config, ledger, self._hypervisors, lingers=lambda: self._lingering.is_wanted)
         self._networks = Networks(Path(config.directory), writer=self.registry.writer_of)
         self._programs = Programs(
             Path(config.directory), writer=lambda request: self.registry.writer_of(_client(request))
@@ -166,8 +166,8 @@ class AgentApp:
         await self.registry.release_all()
         await self._networks.close()
         await self._peers.close()
-        while under_way := self._works | self._creations:
-            await asyncio.wait(under_way)
+        while in_progress := self._works | self._creations:
+            await asyncio.wait(in_progress)
         self.registry.close()
         self._templates.close()
         await self._hypervisors.aclose()
@@ -256,12 +256,12 @@ class AgentApp:
         return encoded(self.registry.list_kept())
 
     async def _keep(self, request: Request) -> Response:
-        wanted = await decoded(request, Keep)
+        message = await decoded(request, Keep)
         await self.registry.refresh()
-        kept = self.registry.keep(_client(request), wanted)
+        kept = self.registry.keep(_client(request), message)
         if kept.vms:
-            self._networks.transfer(wanted.resources.networks, kept.id)
-        expiry = asyncio.create_task(self._expire(kept.id, wanted.ttl_s))
+            self._networks.transfer(message.resources.networks, kept.id)
+        expiry = asyncio.create_task(self._expire(kept.id, message.ttl_s))
         self._expiries.add(expiry)
         expiry.add_done_callback(self._expiries.discard)
         return encoded(kept, 201)
@@ -307,16 +307,16 @@ class AgentApp:
 
     async def _fork(self, request: Request) -> Response:
         client = _client(request)
-        wanted = await decoded(request, ForkVm)
+        message = await decoded(request, ForkVm)
         with self._creating():
-            forked = await self._templates.fork(client, wanted)
+            forked = await self._templates.fork(client, message)
             return await _created(request, forked, lambda: self.registry.remove_vm(client, forked.id))
 
     async def _create_disk(self, request: Request) -> Response:
         client = _client(request)
-        wanted = await decoded(request, CreateDisk)
+        message = await decoded(request, CreateDisk)
         with self._creating():
-            disk = await self.registry.disks.create_disk(client, wanted)
+            disk = await self.registry.disks.create_disk(client, message)
             return await _created(request, disk, lambda: self.registry.disks.remove_disk(client, disk.id))
 
     async def _remove(self, request: Request) -> Response:
@@ -336,9 +336,9 @@ class AgentApp:
 
     async def _create_vm(self, request: Request) -> Response:
         client = _client(request)
-        wanted = await decoded(request, CreateVm)
+        message = await decoded(request, CreateVm)
         with self._creating():
-            vm = await self.registry.create_vm(client, wanted)
+            vm = await self.registry.create_vm(client, message)
             created = VmCreated(id=vm.id, path=f"/vms/{vm.id}", port=vm.port)
             return await _created(request, created, lambda: self.registry.remove_vm(client, vm.id))
 

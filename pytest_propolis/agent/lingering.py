@@ -69,7 +69,7 @@ class Lingering:
         return self._seconds > 0
 
     def stop(self) -> None:
-        """Make the agent exit with its last client, whatever later ones request."""
+        """Make the agent exit with its last client, even if later clients request otherwise."""
         self._has_ended = True
         self._expire()
 

@@ -17,17 +17,17 @@ logger = logging.getLogger(__name__)
 
 
 async def progress_lines(
-    work: Callable[[Callable[[StreamLine], None]], Awaitable[StreamLine]], under_way: set[asyncio.Future[StreamLine]]
+    work: Callable[[Callable[[StreamLine], None]], Awaitable[StreamLine]], in_progress: set[asyncio.Future[StreamLine]]
 ) -> AsyncIterator[bytes]:
     """Stream the progress of `work`, then its result. Cancel it when the client disconnects.
 
-    :param under_way: holds the work until it has ended. A response whose client has left is cancelled again at each
+    :param in_progress: holds the work until it has ended. A response whose client has left is cancelled again at each
         await, so it is waited for in `close`.
     """
     lines: asyncio.Queue[StreamLine] = asyncio.Queue()
     task = asyncio.ensure_future(work(lines.put_nowait))
-    under_way.add(task)
-    task.add_done_callback(under_way.discard)
+    in_progress.add(task)
+    task.add_done_callback(in_progress.discard)
     task.add_done_callback(lambda done: lines.put_nowait(_last_line(done)))
     try:
         while True:

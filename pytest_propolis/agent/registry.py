@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 class ResourceRegistry:
     """All resources, by client. Each is in the ledger before it is created, and is removed if its client is gone.
 
-    :param stays: returns whether the agent stays without clients, and standby forks with it.
+    :param lingers: returns whether the agent stays without clients, and standby forks with it.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class ResourceRegistry:
         ledger: Ledger,
         hypervisors: HypervisorFinder,
         *,
-        stays: Callable[[], bool] = lambda: False,
+        lingers: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config = config
-        self._stays = stays
+        self._lingers = lingers
         self._ledger = ledger
         self._hypervisors = hypervisors
         self._directory = Path(config.directory)
@@ -329,7 +329,7 @@ class ResourceRegistry:
             owned.remove_disk(disk_id)
         await _all(partial(owned.remove_fork, fork_id) for fork_id in list(owned.forks))
         await _all(partial(owned.remove_volume, volume_id) for volume_id in list(owned.volumes))
-        if not self._stays() and all(other.kept for other in self._clients.values() if other is not owned):
+        if not self._lingers() and all(other.kept for other in self._clients.values() if other is not owned):
             await self.standby.rest()  # what was kept needs none
         self._clients.pop(client, None)
         owned.released.set()

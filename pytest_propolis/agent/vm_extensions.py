@@ -91,8 +91,8 @@ class VmExtensions:
         return Response(text, media_type="text/plain")
 
     async def _forward(self, request: Request) -> Response:
-        wanted = await decoded(request, ForwardPort)
-        return encoded(PortForwarded(port=await self._server(request).forward(wanted.guest_port)), 201)
+        message = await decoded(request, ForwardPort)
+        return encoded(PortForwarded(port=await self._server(request).forward(message.guest_port)), 201)
 
     def _vm(self, request: HTTPConnection) -> OwnedVm:
         vm = self._find(request.path_params["id"])

@@ -28,7 +28,7 @@ class CreateDisk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ForkImage(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for a writable fork of an image, which is a resource of its own: no VM is needed for it.
+    """Request a writable fork of an image, independent of any VM.
 
     :param image: path of the image on the agent's host, or of its ZFS volume; it must not change while forks live.
     :param image_format: ``qcow2`` or ``raw``.

@@ -12,7 +12,7 @@ __all__ = ["DiskTransfer", "MemoryTransfer", "MigrationReport", "MigrationSide"]
 
 
 class MemoryTransfer(StrEnum):
-    """A way to transfer the memory to the target."""
+    """How the memory is transferred to the target."""
 
     SHARED_MEMORY = "shared-memory"
     """It stays where it is: both QEMUs map it. The guest is stopped while the devices' state moves."""
@@ -29,7 +29,7 @@ class MemoryTransfer(StrEnum):
 
 
 class DiskTransfer(StrEnum):
-    """A way to transfer a disk to the target."""
+    """How a disk is transferred to the target."""
 
     SHARED = "shared"
     """It stays where it is: both QEMUs open it, one after the other."""
@@ -51,7 +51,7 @@ class DiskTransfer(StrEnum):
 class MigrationSide(msgspec.Struct, frozen=True, kw_only=True):
     """One migration, as one of its servers saw it.
 
-    :param way: how the memory got to the target; None before that is settled.
+    :param memory_transfer: how the memory got to the target; None before that is known.
     :param disks: how each disk got to the target, by backend.
     :param failure: why it failed, if it did.
     :param handed_over: whether the source has given its guest away.
@@ -61,7 +61,7 @@ class MigrationSide(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: UUID
-    way: MemoryTransfer | None = None
+    memory_transfer: MemoryTransfer | None = None
     disks: Mapping[str, DiskTransfer] = {}
     failure: str | None = None
     handed_over: bool = False

@@ -1,4 +1,4 @@
-"""What clients and agents say to each other about programs on the agent's host.
+"""Messages between clients and agents about programs on the agent's host.
 
 A client opens a websocket at `PROGRAMS_PATH` and sends `StartProgram`. The agent sends the program's output in binary
 messages, and at last `ProgramEnded`. The client may send `EndProgram`; if it disconnects, the program is ended, too.

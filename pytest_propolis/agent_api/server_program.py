@@ -1,4 +1,4 @@
-"""A server of the Propolis API that an agent starts as a program of its own, for one VM."""
+"""A server of the Propolis API that an agent starts as a separate program, for one VM."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class TemplateNeeded(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TemplateMaking(msgspec.Struct, frozen=True, kw_only=True):
-    """A VM was created that is to become a template: its API is below `path`, its disks exist."""
+    """The VM that will become a template was created: its API is below `path`, its disks exist."""
 
     id: str
     path: str
@@ -60,7 +60,7 @@ class FreezeVm(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ForkVm(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for a Propolis server whose first VM goes on where a template stopped.
+    """Request a Propolis server whose first VM continues from a template.
 
     :param template: the key that the answer to `TemplateNeeded` gave.
     :param added: disks and network cards that it has beyond the template's.

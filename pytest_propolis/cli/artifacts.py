@@ -42,7 +42,7 @@ def _opened(settings: Settings) -> tuple[Catalog, ArtifactStore]:
 @artifacts.command("list")
 @_options
 def list_artifacts(*, settings: Settings) -> None:
-    """List the artifacts of the catalogs: name, kind, where it is stored, and where it comes from."""
+    """List the artifacts of the catalogs: name, kind, stored file, and source."""
     catalog, store = _opened(settings)
     rows = [(name, entry.kind, _stored(store, entry), str(entry.artifact.source)) for name, entry in _sorted(catalog)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:2] if rows else []

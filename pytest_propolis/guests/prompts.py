@@ -15,7 +15,7 @@ ASKED: Final = r"([Pp]assword: ?)"
 
 
 async def log_in_at_prompts(console: Console, *, user: str, prompt: re.Pattern[str]) -> None:
-    """Wait for a login prompt, whatever the host's name is; log in without a password, and wait for a shell's prompt.
+    """Wait for a login prompt of any host name; log in without a password, and wait for a shell's prompt.
 
     :param prompt: the shell's; it has no groups.
     :raises BootError: when the guest asks for a password.

@@ -326,39 +326,39 @@ class AgentClient:
         return True
 
     def vms(self) -> list[VmListed]:
-        return self._ask("GET", "/vms", list[VmListed])
+        return self._request("GET", "/vms", list[VmListed])
 
     def kept(self) -> list[KeptListed]:
-        return self._ask("GET", "/kept", list[KeptListed])
+        return self._request("GET", "/kept", list[KeptListed])
 
     def release_kept(self) -> list[KeptListed]:
         """Make the agent remove everything that it keeps; return what was removed."""
-        return self._ask("DELETE", "/kept", list[KeptListed])
+        return self._request("DELETE", "/kept", list[KeptListed])
 
     def keep(self, request: Keep) -> KeptListed:
         """As `AsyncAgentClient.keep`."""
-        return self._ask("POST", "/kept", KeptListed, request)
+        return self._request("POST", "/kept", KeptListed, request)
 
     def remove(self, resources: ResourceIds) -> None:
         """As `AsyncAgentClient.remove`."""
-        self._ask("POST", "/removal", NoneType, resources)
+        self._request("POST", "/removal", NoneType, resources)
 
     def lingering(self) -> LingerListed:
         """Return the time for which the agent lingers after its last client."""
-        return self._ask("GET", "/linger", LingerListed)
+        return self._request("GET", "/linger", LingerListed)
 
     def end_lingering(self) -> LingerListed:
         """Make the agent exit without lingering, at once or with its last client; return the previous setting."""
-        return self._ask("DELETE", "/linger", LingerListed)
+        return self._request("DELETE", "/linger", LingerListed)
 
     def volumes(self) -> list[VolumeListed]:
-        return self._ask("GET", "/volumes", list[VolumeListed])
+        return self._request("GET", "/volumes", list[VolumeListed])
 
     def departure(self, client: str) -> Departed:
         """Wait until everything that a client owned is released, after it has closed its lifeline."""
-        return self._ask("GET", f"/clients/{client}/departure", Departed)
+        return self._request("GET", f"/clients/{client}/departure", Departed)
 
-    def _ask(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
+    def _request(self, method: str, path: str, kind: type[T], body: Any = None) -> T:
         content = None if body is None else msgspec.json.encode(body)
         endpoint = Endpoint(base_url=BASE_URL, uds=self.socket)
         headers = {CLIENT_HEADER: self._client}

@@ -52,22 +52,22 @@ class AgentEnvironment:
 
     @classmethod
     def of_process(cls) -> AgentEnvironment:
-        """Return the settled environment, or else the current one."""
-        return _settled or cls.current()
+        """Return the pinned environment, or else the current one."""
+        return _pinned or cls.current()
 
-    def settle(self) -> None:
-        """Make all hosts of this process use this environment, whatever tests change."""
-        global _settled
-        _settled = self
+    def pin(self) -> None:
+        """Make all hosts of this process use this environment, even if tests change variables."""
+        global _pinned
+        _pinned = self
 
     @staticmethod
-    def unsettle() -> None:
-        """Undo `settle`."""
-        global _settled
-        _settled = None
+    def unpin() -> None:
+        """Undo `pin`."""
+        global _pinned
+        _pinned = None
 
 
-_settled: AgentEnvironment | None = None
+_pinned: AgentEnvironment | None = None
 
 
 def lingering_id(config: AgentConfig, environment: AgentEnvironment) -> str:

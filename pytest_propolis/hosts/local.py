@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_host(spec: HostSpec, settings: Settings, run_id: str) -> LocalHost:
-    """A local host of an inventory. It has a store of its own, as a remote host has."""
+    """Open a local host of an inventory. It has a separate store, as a remote host has."""
     return LocalHost(settings, run_id=run_id, spec=spec)
 
 

@@ -52,7 +52,7 @@ async def attach_disk(endpoint: Endpoint, components: Mapping[str, Component], *
     """
     missing = CapabilityMissing("its server cannot plug disks into a VM that runs", vm=vm, operation="attach")
     body = msgspec.json.encode(AttachDisk(components=dict(components)))
-    answer = await _ask("POST", endpoint, "/disks", body, vm=vm, operation="attach", missing=missing)
+    answer = await _request("POST", endpoint, "/disks", body, vm=vm, operation="attach", missing=missing)
     return msgspec.json.decode(answer, type=InstanceSpec)
 
 
@@ -64,15 +64,15 @@ async def forward_guest_port(endpoint: Endpoint, port: int, *, vm: str) -> int:
     """
     missing = CapabilityMissing("its server forwards no ports", vm=vm, operation="forward")
     body = msgspec.json.encode(ForwardPort(guest_port=port))
-    answer = await _ask("POST", endpoint, "/forwards", body, vm=vm, operation="forward", missing=missing)
+    answer = await _request("POST", endpoint, "/forwards", body, vm=vm, operation="forward", missing=missing)
     return msgspec.json.decode(answer, type=PortForwarded).port
 
 
 async def _get(endpoint: Endpoint, path: str, *, vm: str, operation: str, missing: CapabilityMissing) -> bytes:
-    return await _ask("GET", endpoint, path, None, vm=vm, operation=operation, missing=missing)
+    return await _request("GET", endpoint, path, None, vm=vm, operation=operation, missing=missing)
 
 
-async def _ask(
+async def _request(
     method: str,
     endpoint: Endpoint,
     path: str,

@@ -26,7 +26,7 @@ from .ledger import LEDGER_NAME
 from .rendezvous import SUFFIX
 from .survey import RunSurvey, survey
 
-__all__ = ["Leak", "audit", "wait_settled"]
+__all__ = ["Leak", "audit", "wait_until_idle"]
 
 _OWN_FILES: Final = frozenset({LEDGER_NAME, LOG_NAME, SOCKET_NAME, OWNER_NAME})
 _ZFS_TIMEOUT_S: Final = 10.0
@@ -50,13 +50,13 @@ class Leak:
         return f"{self.kind} {self.what}"
 
 
-def wait_settled(base: Path, run: str, *, timeout_s: float, clients: str = "") -> None:
+def wait_until_idle(base: Path, run: str, *, timeout_s: float, clients: str = "") -> None:
     """Block until every agent of the run has exited or owns only what it may keep, or until the timeout.
 
     :param clients: as for `audit`.
     """
     deadline = time.monotonic() + timeout_s
-    while busy := [agent for agent in _agents(base, run, clients) if agent.is_alive and not agent.has_settled]:
+    while busy := [agent for agent in _agents(base, run, clients) if agent.is_alive and not agent.is_idle]:
         remaining_s = deadline - time.monotonic()
         if remaining_s <= 0 or busy[0].found.contents is None:
             return
@@ -132,7 +132,7 @@ class _Agent:
         return self.lingers or (self.is_alive and any(map(_is_kept, self.entries)))
 
     @property
-    def has_settled(self) -> bool:
+    def is_idle(self) -> bool:
         return self.stays and all(map(self.explains, self.entries))
 
     def explains(self, entry: Entry) -> bool:

@@ -66,5 +66,5 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     kept: Kept | None = None
 
     def is_kept(self, *, now: float) -> bool:
-        """Return whether it is to survive its owner at this Unix time, in seconds."""
+        """Return whether it outlives its owner at this Unix time, in seconds."""
         return self.kept is not None and (self.kept.until is None or now < self.kept.until)

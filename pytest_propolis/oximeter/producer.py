@@ -95,11 +95,11 @@ def _app(producer_id: UUID, produce: Produce) -> Starlette:
     async def collect(request: Request) -> Response:
         text = request.path_params["producer_id"]
         try:
-            asked = UUID(text)
+            requested = UUID(text)
         except ValueError:
             raise HTTPException(400, f"bad parameter in URL path: {text!r} is no UUID") from None
-        if asked != producer_id:
-            raise HTTPException(404, f"Producer ID {asked} is not valid, expected {producer_id}")
+        if requested != producer_id:
+            raise HTTPException(404, f"Producer ID {requested} is not valid, expected {producer_id}")
         return answer(await produce())
 
     return Starlette(

@@ -30,7 +30,7 @@ class Duration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProducerKind(StrEnum):
-    """What a producer is."""
+    """The kind of a producer."""
 
     SLED_AGENT = "sled_agent"
     SERVICE = "service"

@@ -95,17 +95,17 @@ class PropolisClient:
 
     async def instance_ensure(self, request: InstanceEnsureRequest) -> InstanceEnsureResponse:
         """Make the instance: PUT /instance. Not idempotent: 409 if there is one, even the same."""
-        return await self._ask(
+        return await self._request(
             InstanceEnsureResponse, "instance_ensure", "PUT", "/instance", body=request, timeout_s=ENSURE_TIMEOUT_S
         )
 
     async def instance_get(self) -> InstanceGetResponse:
         """Read properties and state: GET /instance. 424 if there never was an instance."""
-        return await self._ask(InstanceGetResponse, "instance_get", "GET", "/instance")
+        return await self._request(InstanceGetResponse, "instance_get", "GET", "/instance")
 
     async def instance_spec_get(self) -> InstanceSpecGetResponse:
         """Read the spec: GET /instance/spec."""
-        return await self._ask(InstanceSpecGetResponse, "instance_spec_get", "GET", "/instance/spec")
+        return await self._request(InstanceSpecGetResponse, "instance_spec_get", "GET", "/instance/spec")
 
     async def instance_state_put(self, state: InstanceStateRequested) -> None:
         """Ask for a state: PUT /instance/state. Returns when the request is queued, or ignored; not when it is done."""
@@ -118,7 +118,7 @@ class PropolisClient:
 
         Waits as long as it takes. States in between may be skipped; 410 if the instance goes away meanwhile.
         """
-        return await self._ask(
+        return await self._request(
             InstanceStateMonitorResponse,
             "instance_state_monitor",
             "GET",
@@ -129,7 +129,7 @@ class PropolisClient:
 
     async def instance_migrate_status(self) -> InstanceMigrateStatusResponse:
         """Read how far the migrations are: GET /instance/migration-status."""
-        return await self._ask(
+        return await self._request(
             InstanceMigrateStatusResponse, "instance_migrate_status", "GET", "/instance/migration-status"
         )
 
@@ -142,7 +142,7 @@ class PropolisClient:
         :param most_recent: the same, counted backwards from the end. Exactly one of both, else 400.
         :param max_bytes: default 16 KiB, which is the server's.
         """
-        return await self._ask(
+        return await self._request(
             InstanceSerialConsoleHistoryResponse,
             "instance_serial_history_get",
             "GET",
@@ -185,7 +185,7 @@ class PropolisClient:
 
         :param disk_id: the key of the disk's Crucible backend. 404 if there is none.
         """
-        return await self._ask(VolumeStatus, "disk_volume_status", "GET", _disk_path(disk_id, "status"))
+        return await self._request(VolumeStatus, "disk_volume_status", "GET", _disk_path(disk_id, "status"))
 
     async def issue_crucible_snapshot(self, disk_id: str, snapshot_id: UUID) -> None:
         """Have the volume behind a disk snapshotted: POST /instance/disk/{id}/snapshot/{snapshot_id}."""
@@ -201,7 +201,7 @@ class PropolisClient:
 
         :param vcr_json: the request as JSON text. 400 says why Crucible rejects it.
         """
-        return await self._ask(
+        return await self._request(
             ReplaceResult,
             "instance_issue_crucible_vcr_request",
             "PUT",
@@ -210,7 +210,7 @@ class PropolisClient:
             timeout_s=VOLUME_TIMEOUT_S,
         )
 
-    async def _ask(self, answer: type[T], operation: str, method: str, path: str, **request: Any) -> T:
+    async def _request(self, answer: type[T], operation: str, method: str, path: str, **request: Any) -> T:
         response = await self._send(operation, method, path, **request)
         try:
             return read(response.content, answer)
@@ -270,7 +270,7 @@ class PropolisClient:
         return error
 
     async def _newest_version(self) -> str | None:
-        """Return the newest version of the API that the server speaks, which it does not tell."""
+        """Find the newest version of the API that the server accepts; no response names it."""
         for version in OLDER_VERSIONS:
             with contextlib.suppress(OSError):
                 async with http_client(self.endpoint, version=version) as http:

@@ -19,7 +19,7 @@ __all__ = [
 
 
 class SmbiosType1Input(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The SMBIOS table that tells a guest which system it runs on."""
+    """The SMBIOS table that describes the system to its guest."""
 
     manufacturer: str
     product_name: str

@@ -59,7 +59,7 @@ class DownstairsActive(Struct, frozen=True, tag_field="type", tag="active"):
 
 
 class DownstairsLiveRepair(Struct, frozen=True, tag_field="type", tag="live_repair"):
-    """Is being filled from the others while the guest goes on."""
+    """Is being repaired from the others while the guest runs."""
 
 
 class DownstairsStopping(Struct, frozen=True, tag_field="type", tag="stopping"):

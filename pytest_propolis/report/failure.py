@@ -95,7 +95,7 @@ def describe(vm: TestVm, *, shown: tuple[str, ...] = (), stays: bool = False) ->
 
 def _migration(vm: TestVm) -> Iterator[str]:
     """Return how the guest migrated to the VM, if it did."""
-    if vm.came_from is None:
+    if vm.migrated_from is None:
         return
     import msgspec  # most runs have no failures, and most failures no migrations
 
@@ -109,8 +109,8 @@ def _migration(vm: TestVm) -> Iterator[str]:
             phases = ", ".join(f"{phase} {after_s:.2f}" for phase, after_s in came.phases_s.items())
             pause = f"stood still for {came.pause_s:.3f} s" if came.pause_s else "has not run since"
             yield (
-                f"moved:   from {vm.came_from.name}, {came.way}, {pause}, {came.carried_bytes >> 20} MiB carried; "
-                f"phases at {phases} s"
+                f"moved:   from {vm.migrated_from.name}, {came.memory_transfer}, {pause}, "
+                f"{came.carried_bytes >> 20} MiB carried; phases at {phases} s"
             )
 
 

@@ -9,12 +9,12 @@ import pytest
 from ..hosts.lingering import AgentEnvironment
 from .internals import worker_input
 
-__all__ = ["SettledEnvironment"]
+__all__ = ["PinnedEnvironment"]
 
 DIGEST_KEY: Final = "propolis_environment"
 
 
-class SettledEnvironment:
+class PinnedEnvironment:
     """A plugin of each process of a run with ``--propolis-linger``.
 
     The environment is captured when the session starts: conftest files have made their changes by then, and changes by
@@ -24,8 +24,8 @@ class SettledEnvironment:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         """Run before xdist's controller starts its workers."""
-        AgentEnvironment.current(digest=worker_input(session.config).get(DIGEST_KEY)).settle()
-        session.config.add_cleanup(AgentEnvironment.unsettle)
+        AgentEnvironment.current(digest=worker_input(session.config).get(DIGEST_KEY)).pin()
+        session.config.add_cleanup(AgentEnvironment.unpin)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:

@@ -45,7 +45,7 @@ def pauser(config: pytest.Config) -> Callable[[str, VmFactory], Awaitable[None]]
             for line in _instructions(test, running):
                 show(line)
             with _standard_input(config):
-                await _person_goes_on(running)
+                await _wait_for_user(running)
             show("going on")
 
     return pause
@@ -59,7 +59,7 @@ def _instructions(test: str, vms: list[TestVm]) -> Iterator[str]:
         yield f"  curl {socket}{vm.endpoint.base_url}/instance"
 
 
-async def _person_goes_on(vms: list[TestVm]) -> None:
+async def _wait_for_user(vms: list[TestVm]) -> None:
     async with _key_pressed() as pressed:
         waits = [asyncio.ensure_future(pressed.wait()), asyncio.ensure_future(_all_ended(vms))]
         try:

@@ -66,11 +66,11 @@ class RetentionPolicy:
             self._logged.append(report.nodeid)
 
     def pytest_runtest_logfinish(self) -> None:
-        self._settle_all(remove=True)
+        self._keep_or_remove_all(remove=True)
 
     def finish(self) -> None:
         """Keep resources of factories that ended with the session. Closing the session's host removes the rest."""
-        self._settle_all(remove=False)
+        self._keep_or_remove_all(remove=False)
 
     def ending(self, test: str | None) -> FactoryTeardown:
         """Return the teardown of a factory that is opened now.
@@ -82,7 +82,7 @@ class RetentionPolicy:
     def add_detached(self, teardown: FactoryTeardown, detached: Iterable[tuple[Host, ResourceIds]]) -> None:
         self._detached += [(teardown, host, resources) for host, resources in detached]
 
-    def _settle_all(self, *, remove: bool) -> None:
+    def _keep_or_remove_all(self, *, remove: bool) -> None:
         while self._detached:  # VMs are handled before the disks that they use
             with contextlib.suppress(PropolisError):  # the agent is gone, and its VMs with it
                 self._keep_or_remove(*self._detached.pop(0), remove=remove)

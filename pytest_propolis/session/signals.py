@@ -34,7 +34,7 @@ class Interruption:
     forked from this one acts on a signal as if there were no handler. Outside the main thread nothing is changed,
     because Python does not allow it.
 
-    :param say: shows a line on the terminal.
+    :param show: shows a line on the terminal.
     :param signals: the signals that end the run in order.
     :param always: further signals, which end a run without VMs, too.
     :param abandon: functions that leave VMs to the agents without waiting; each returns how many VMs are left.
@@ -47,7 +47,7 @@ class Interruption:
 
     def __init__(
         self,
-        say: Callable[[str], None],
+        show: Callable[[str], None],
         *,
         signals: Sequence[signal.Signals] = TERMINATION,
         always: Sequence[signal.Signals] = (),
@@ -57,7 +57,7 @@ class Interruption:
     ) -> None:
         self.has_abandoned = False
         """Whether VMs were left to the agents: then nothing waits for their removal."""
-        self._say = say
+        self._show = show
         self._signals = signals
         self._always = always
         self._abandon = abandon
@@ -114,7 +114,7 @@ class Interruption:
         try:
             return (yield)
         except BaseException as error:
-            self._tear_down_the_rest(session, error)
+            self._tear_down_remaining(session, error)
         finally:
             self._is_tearing_down = False
 
@@ -176,20 +176,20 @@ class Interruption:
         self._patience_s = 0.0
         signal.pthread_kill(_main_thread_id(), signal.SIGINT)
 
-    def _tear_down_the_rest(self, session: pytest.Session, error: BaseException | None) -> None:
+    def _tear_down_remaining(self, session: pytest.Session, error: BaseException | None) -> None:
         while error is not None:
             if isinstance(error, Exception):
                 self._print(f"a finalizer failed: {type(error).__name__}: {error}")
             try:
                 tear_down_everything(session)
-            except BaseException as further:
-                error = further
+            except BaseException as another:
+                error = another
             else:
                 return
 
     def _print(self, text: str) -> bool:
         try:
-            self._say(f"propolis: {text}")
+            self._show(f"propolis: {text}")
         except RuntimeError:  # the signal came in the middle of another line
             return False
         return True

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LOG_DIRECTORY_KEY", "RunTeardown", "WorkerTeardown"]
 
-SETTLE_TIMEOUT_S: Final = 15.0
+IDLE_TIMEOUT_S: Final = 15.0
 """How long agents may take to exit after their last client, before the resources that they own count as leaks."""
 
 WORKER_KEY: Final = "propolis_used"
@@ -116,11 +116,11 @@ class RunTeardown:
     def _check_agent(self, agent_id: str, run: str, settings: Settings) -> None:
         from ..hosts.agent_client import running_agents
         from ..hosts.run_directory import base_directory
-        from ..ledger.audit import audit, wait_settled
+        from ..ledger.audit import audit, wait_until_idle
         from ..storage.store import disk_directory
 
         base = base_directory()
-        wait_settled(base, agent_id, clients=f"{run}.", timeout_s=SETTLE_TIMEOUT_S)
+        wait_until_idle(base, agent_id, clients=f"{run}.", timeout_s=IDLE_TIMEOUT_S)
         for agent in running_agents(base, run=agent_id):
             self._kept += agent.kept()
             if agent.process and settings.linger:

@@ -104,7 +104,7 @@ class SyncVm(SyncProxy):
     __slots__ = ()
 
     def debug(self, command: str, **options: Any) -> str:
-        """As `TestVm.debug`, anywhere: run a command, and return what it wrote, whatever its status is."""
+        """Run a command, and return its output with any status; as `TestVm.debug`, from any thread."""
         return str(self.run(command, check=False, **options))
 
 

@@ -1,4 +1,4 @@
-"""A VM at its server, from its creation until its guest takes commands."""
+"""A VM at its server, from its creation until its guest accepts commands."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class BootableVm(GuestAccess):
         """What makes the guest a node of a group, and does so again when it has booted again."""
         self.boot_timeout_s = boot_timeout_s
         self._forked = forked
-        self._heir: tuple[Endpoint, str] | None = None
+        self._successor: tuple[Endpoint, str] | None = None
         """Where this process finds the server that the guest migrates to, and the URL by which that calls itself."""
         self._port: PortLine | None = None
         """The guest port that commands go over; None if they go over the console."""
@@ -132,7 +132,7 @@ class BootableVm(GuestAccess):
             await self.run_instance()
 
     async def boot(self) -> None:
-        """Launch the VM, and wait until its guest takes commands. Booting a guest that takes them already is fine.
+        """Launch the VM, and wait until its guest accepts commands. No effect if it does already.
 
         :raises BootError: when it does not in time, or stops instead.
         """
@@ -141,13 +141,13 @@ class BootableVm(GuestAccess):
             await self.wait_to_boot()
 
     async def wait_to_boot(self, *, timeout_s: float | None = None) -> None:
-        """Wait until the guest has come up, log in, and make its shell take commands.
+        """Wait until the guest has booted, log in, and make its shell accept commands.
 
         :raises BootError: when that does not happen in time, or the VM stops instead.
         """
         limit_s = self.boot_timeout_s if timeout_s is None else timeout_s
         self.kernel_failures.ends.allow()  # the test waits for a boot, and so knows of the reset before it
-        self.kernel_failures.ends.mark_reported()
+        self.kernel_failures.ends.acknowledge()
         try:
             async with asyncio.timeout(limit_s):
                 if self._forked is None:
@@ -176,7 +176,7 @@ class BootableVm(GuestAccess):
         await self._api().instance_state_put(InstanceStateRequested.REBOOT)
 
     async def graceful_reboot(self) -> None:
-        """Have the guest reboot itself, and wait until it takes commands again.
+        """Make the guest reboot itself, and wait until it accepts commands again.
 
         :raises BootError: when it does not come up again.
         """
@@ -265,8 +265,8 @@ class BootableVm(GuestAccess):
         :raises ValueError: when the address cannot be read.
         """
         endpoint = Endpoint.at(address)
-        heir, name = self._heir or (endpoint, endpoint.base_url)
-        return heir if name == endpoint.base_url else endpoint
+        successor, name = self._successor or (endpoint, endpoint.base_url)
+        return successor if name == endpoint.base_url else endpoint
 
     def _boot_error(self, message: str, *, hint: str = BOOT_HINT, **context: Any) -> BootError:
         return BootError(

@@ -1,4 +1,4 @@
-"""What a test wants of a VM."""
+"""The configuration of a VM."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Nic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VmConfig:
-    """A VM to be made. What is not given comes from the settings.
+    """The configuration of a VM. Omitted fields come from the settings.
 
     :param name: unique within the test; names the log files.
     :param guest: the guest to boot.

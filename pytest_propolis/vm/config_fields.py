@@ -14,7 +14,7 @@ __all__ = ["VmConfigFields"]
 
 
 class VmConfigFields(TypedDict, total=False):
-    """What `VmFactory.start` and `VmFactory.create` take: every field of `VmConfig` but its name."""
+    """The options of `VmFactory.start` and `VmFactory.create`: all fields of `VmConfig` except its name."""
 
     guest: str | None
     cpus: int | None

@@ -206,14 +206,14 @@ class GuestAccess(Instance):
         :raises VmStateError: when it can no longer reach that state.
         :raises StateTimeout: when it does not get there in time.
         """
-        with self.kernel_failures.ends.reporting():
+        with self.kernel_failures.ends.acknowledged_by_errors():
             reached = await self._until_state(state, timeout_s=timeout_s)
         if reached in TERMINAL:
             self._has_been_seen_to_end()
 
     def _has_been_seen_to_end(self) -> None:
         self.kernel_failures.ends.allow()  # its console may close a moment later
-        self.kernel_failures.ends.mark_reported()
+        self.kernel_failures.ends.acknowledge()
 
     @contextlib.asynccontextmanager
     async def process(self, command: str) -> AsyncIterator[GuestProcess]:

@@ -142,25 +142,25 @@ class Instance:
 
     async def _until_state(self, state: InstanceState | str, *, timeout_s: float) -> InstanceState:
         """Wait as `TestVm.wait_for_state` does, and return the state."""
-        wanted = member_of(InstanceState, state, what=f"VM {self.name!r}: the state to wait for")
-        seen: InstanceState | None = None
+        target = member_of(InstanceState, state, what=f"VM {self.name!r}: the state to wait for")
+        last: InstanceState | None = None
         try:
             async with asyncio.timeout(timeout_s):
                 gen = 0
-                while seen is not wanted:
-                    if seen in TERMINAL:
-                        raise self._state_error(wanted, seen)
+                while last is not target:
+                    if last in TERMINAL:
+                        raise self._state_error(target, last)
                     answer = await self._api().instance_state_monitor(gen)
-                    gen, seen = answer.gen + 1, answer.state
-                return wanted
+                    gen, last = answer.gen + 1, answer.state
+                return target
         except TimeoutError:
             raise StateTimeout(
-                f"it is {seen} and not {wanted}", vm=self.name, waited_s=timeout_s, **self._evidence()
+                f"it is {last} and not {target}", vm=self.name, waited_s=timeout_s, **self._evidence()
             ) from None
         except ApiError as error:
             if error.status != 410:
                 raise
-            raise self._state_error(wanted, seen) from None
+            raise self._state_error(target, last) from None
 
     async def is_active(self) -> bool:
         """Return whether there is an active instance."""
@@ -201,8 +201,8 @@ class Instance:
         """The endpoint of the VM's server."""
         return self._client.endpoint
 
-    def _state_error(self, wanted: InstanceState, seen: InstanceState | None) -> VmStateError:
-        return VmStateError(f"it is {seen}, and will not be {wanted} any more", vm=self.name, **self._evidence())
+    def _state_error(self, target: InstanceState, last: InstanceState | None) -> VmStateError:
+        return VmStateError(f"it is {last}, and will not be {target} any more", vm=self.name, **self._evidence())
 
     def _evidence(self) -> dict[str, Any]:
         return {"console_tail": self.console_tail(), "log_path": str(self.log_path)}

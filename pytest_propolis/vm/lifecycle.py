@@ -15,7 +15,7 @@ __all__ = ["LifecycleAction", "Migrate", "Reset", "StopAndStart", "lifecycle"]
 
 
 class LifecycleAction(Protocol):
-    """An action on a VM. Afterwards its guest takes commands, possibly in another VM."""
+    """An action on a VM. Afterwards its guest accepts commands, possibly in another VM."""
 
     async def perform(self, factory: VmFactory, vm: TestVm) -> TestVm:
         """Perform the action, and return the VM that the guest is in now."""

@@ -13,7 +13,7 @@ __all__ = ["ended_before_reset", "log_in"]
 
 
 async def log_in(guest: GuestAdapter, console: Console) -> str | None:
-    """Wait for a guest to come up, and log in. A guest that panics instead is not waited for: the reason is returned.
+    """Wait for a guest to boot, and log in. If it panics instead, return the reason.
 
     :raises ConsoleClosed: when the VM stops before.
     """

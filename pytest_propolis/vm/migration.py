@@ -17,7 +17,7 @@ DISK_COPY_TIMEOUT_S: Final = 600.0
 TERMINAL: Final = frozenset({InstanceState.DESTROYED, InstanceState.FAILED})
 
 Report = Callable[[], Awaitable[MigrationReport]]
-"""Asks this project's own server what the API does not tell."""
+"""Requests the report of this project's server, which the API lacks."""
 
 
 def migration_limit_s(spec: InstanceSpec, *, copies_disks: bool) -> float:
@@ -31,8 +31,8 @@ async def until_migrated(client: PropolisClient, report: Report | None) -> str |
     gen, phase, reached = 0, None, None
     while phase is not MigrationState.FINISH:
         answer = await client.instance_state_monitor(gen)
-        gen, came = answer.gen + 1, answer.migration.migration_in
-        phase = came.state if came else None
+        gen, side_state = answer.gen + 1, answer.migration.migration_in
+        phase = side_state.state if side_state else None
         reached = reached if phase is MigrationState.ERROR else phase
         if phase is not MigrationState.FINISH and answer.state in TERMINAL:
             side = (await report()).migration_in if report else None

@@ -106,7 +106,7 @@ class TestVm(BootableVm):
         """What serves it, as in `VmConfig`."""
         self.boot_source = boot_source
         self._copies_disks = copies_disks
-        self.came_from: Host | None = None
+        self.migrated_from: Host | None = None
         """The host that its guest has migrated from last."""
 
     def __repr__(self) -> str:
@@ -119,7 +119,7 @@ class TestVm(BootableVm):
         await self.aclose()
 
     async def forward(self, port: int) -> int:
-        """Forward a port of this machine to a TCP port of the guest, which takes commands; return the port.
+        """Forward a port of this machine to a TCP port of the running guest; return the port.
 
         It listens on 127.0.0.1, for tests that want SSH or HTTP into a guest, until the VM ends or migrates. The VM
         needs a card on the user-mode network (``Nic()``), which gets its address now if it has none.
@@ -158,7 +158,7 @@ class TestVm(BootableVm):
             src_addr=await self.host.address_for_agent(source.endpoint, on=source.host),
         )
         own_address = await self.host.address_for_agent(self.endpoint, on=self.host)
-        source._heir = self.endpoint, Endpoint.at(own_address).base_url
+        source._successor = self.endpoint, Endpoint.at(own_address).base_url
         moved = source._console.moves() if source._console else None
         try:
             async with asyncio.timeout(limit_s):
@@ -177,7 +177,7 @@ class TestVm(BootableVm):
         for nic in self.nics:
             assert nic.network is not None
             await nic.network.arrive(self.name, self.host.name)
-        self.came_from = source.host
+        self.migrated_from = source.host
         await self._move_console(source)
 
     async def aclose(self) -> None:
@@ -190,7 +190,7 @@ class TestVm(BootableVm):
             await self._client.aclose()
 
     async def release_console(self) -> None:
-        """Release the console to the user's own shell, if the guest takes commands. It takes none from then on."""
+        """Release the console to the user's shell, if the guest accepts commands. It accepts none afterwards."""
         if self._shell is not None and self._shell.is_up:
             with contextlib.suppress(PropolisError):  # a guest that hangs is worth a look, too
                 await self._shell.release_console(timeout_s=HAND_OVER_TIMEOUT_S)

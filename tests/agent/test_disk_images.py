@@ -1,4 +1,4 @@
-"""The agent makes the disks that its clients ask for."""
+"""Disks that the agent creates for its clients."""
 
 from __future__ import annotations
 

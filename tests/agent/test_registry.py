@@ -1,4 +1,4 @@
-"""What the agent makes for its clients is theirs, once, and gone when they have left."""
+"""The agent's resource registry: each resource has one owner, and is removed when its owner leaves."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ KIND = cast(Template, SimpleNamespace(key="kind"))
 
 
 class FakeForks:
-    """Counts what it starts, and fails as often as it is told to."""
+    """Counts the forks that it starts, and fails a given number of times."""
 
     def __init__(self, *, failures: int = 0) -> None:
         self.started = 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from local_pty import SHELLS
-from test_shell import local_shell
+from local_shell import local_shell
 
 from pytest_propolis.console.channels.over_console import ConsoleChannel
 

@@ -1,4 +1,4 @@
-"""A console that goes where its guest migrates."""
+"""A console that follows its migrating guest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a console must send again when its guest has moved."""
+"""The input that a console must resend after a migration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A line over a guest port that goes along with its guest, from one server to the next."""
+"""A line over a guest port that follows its guest from one server to the next."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ async def waiting(transcript: Transcript, *patterns: str | re.Pattern[str]) -> l
 
 
 async def show(transcript: Transcript, text: str) -> None:
-    """Append text, and let those who wait for it wake."""
+    """Append text, and let its waiters run."""
     transcript.append(text)
     for _ in range(3):
         await asyncio.sleep(0)

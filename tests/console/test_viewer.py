@@ -1,4 +1,4 @@
-"""What a person is shown of a console."""
+"""The view of a console on a user's terminal."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ ANSWERS: Final[Mapping[str, Any]] = {
 
 
 async def call(name: str, client: PropolisClient, recorder: Recorder) -> Any:
-    """Call an operation, which the server answers as the document says."""
+    """Call an operation; the server responds as the document specifies."""
     operation = OPERATIONS[name]
     content = b"" if operation.answer is None else json.dumps(ANSWERS[name]).encode()
     recorder.answer = (operation.status, content)

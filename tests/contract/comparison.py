@@ -1,4 +1,4 @@
-"""Compares our types with the OpenAPI document, by looking at both; no value is decoded."""
+"""Comparison of the models' types with the OpenAPI document, without decoding values."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def ref_name(schema: Schema) -> str | None:
 
 
 def resolved(schema: Schema) -> Schema:
-    """The schema without references. What stands beside a reference (`nullable`) is for the caller to see."""
+    """Resolve references in the schema. Keywords beside a reference (`nullable`) are left to the caller."""
     name = ref_name(schema)
     if name is not None:
         return resolved(schemas()[name])
@@ -149,7 +149,7 @@ def _properties(schema: Schema) -> Iterator[tuple[str, Schema]]:
 
 
 def violations(schema: Schema, value: Any, where: str = "$") -> Iterator[str]:
-    """What the schema has against the value."""
+    """Return the violations of the schema by the value."""
     if value is None and (schema.get("nullable") or None in schema.get("enum", ())):
         return
     schema = resolved(schema)
@@ -198,7 +198,7 @@ def _object_violations(schema: Schema, value: Mapping[str, Any], where: str) -> 
 
 
 def spoilt(schema: Schema, value: Any) -> Iterator[tuple[str, Any]]:
-    """The value with one thing wrong, in every way that the schema rules out, and what is wrong.
+    """Yield copies of the value that violate the schema in one place each, with the violation.
 
     Inside a part that is of another named schema nothing is spoilt: that is for that schema's own turn.
     """

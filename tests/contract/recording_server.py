@@ -1,4 +1,4 @@
-"""A server that notes the requests of a client, and answers what a test tells it to."""
+"""A server that records the requests of a client, and sends the responses that a test sets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Message = dict[str, Any]
 
 @dataclass(slots=True)
 class Recorder:
-    """An ASGI application that notes every request, and answers what it is told to."""
+    """An ASGI application that records every request, and sends the responses that are set."""
 
     answer: tuple[int, bytes] = (200, b"null")
     answering: asyncio.Event = field(default_factory=asyncio.Event)
@@ -69,7 +69,7 @@ async def _echo(receive: Callable[..., Any], send: Callable[..., Any]) -> None:
 
 
 class InThisLoop(uvicorn.Server):
-    """A server that leaves signals to pytest, and leaves when told to instead of looking ten times a second."""
+    """A server that leaves signals to pytest, and exits on request without polling."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)

@@ -20,7 +20,7 @@ TIMEOUT_S = 30
 
 @schemathesis.hook  # type: ignore[untyped-decorator]
 def before_load_schema(_context: Any, raw_schema: dict[str, Any]) -> None:
-    """The document describes null as a string that is null, which nothing is."""
+    """Correct the schema of null, which the document describes as a string that is null."""
     for operations in raw_schema["paths"].values():
         for operation in operations.values():
             for answer in operation["responses"].values():
@@ -31,7 +31,7 @@ def before_load_schema(_context: Any, raw_schema: dict[str, Any]) -> None:
 
 @schemathesis.hook  # type: ignore[untyped-decorator]
 def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
-    """Keep what was generated, but for values that make every VM fail early, or a wait that lasts for ever."""
+    """Replace generated values that would make every VM fail early, or a request wait forever."""
     body = case.body
     if not isinstance(body, dict):
         return
@@ -73,7 +73,7 @@ def _tame_component(kind: str, part: dict[str, Any], number: int, components: di
 
 
 def _end_the_vm() -> None:
-    """So that the next one can be made: most requests would only be told that there is one."""
+    """Destroy the VM, so that the next request can create one."""
     try:
         _ask("PUT", "/instance/state", b'"Stop"')
         gen = 0
@@ -96,7 +96,7 @@ def _ask(method: str, path: str, body: bytes) -> bytes:
 
 @schemathesis.check  # type: ignore[untyped-decorator]
 def nothing_unexpected_failed(_context: Any, response: Any, _case: Any) -> None:
-    """A server error is one that the API knows: what is not implemented, and a VM that could not be made."""
+    """Accept only the server errors that the API defines: 501, and 500 for a VM whose creation failed."""
     if response.status_code < 500 or response.status_code == 501:
         return
     message = response.json()["message"]

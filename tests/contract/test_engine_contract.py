@@ -1,4 +1,4 @@
-"""What a running engine answers, against the models and against the OpenAPI document."""
+"""The responses of a running engine, checked against the models and the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: agent\r\n\r\n"
 
 
 class RecordingTransport(asyncio.Transport):
-    """Has what was written, by writes."""
+    """Records the data of each write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class RecordingTransport(asyncio.Transport):
 
 
 async def written(*parts: bytes, pause: bool = False, headers: bytes = b"") -> RecordingTransport:
-    """Have an application answer with these parts, and return what was written when it is done."""
+    """Have an application respond with these parts, and return the writes."""
     done = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""The models are the OpenAPI document: all of it, and nothing else."""
+"""The models equal the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def decoded(name: str, value: Any) -> Any:
 
 
 def normal(value: Any) -> Any:
-    """The value without what may be written or left out at will."""
+    """Return the value without optional members that equal their defaults."""
     match value:
         case dict():
             kept = {key: normal(part) for key, part in value.items() if part is not None}
@@ -214,7 +214,7 @@ def normal(value: Any) -> Any:
 
 
 def changes(schema: Schema) -> Iterator[tuple[str, Schema]]:
-    """The schema with one thing changed, in many ways; references to other schemas are left as they are."""
+    """Yield copies of the schema with one change each; references to other schemas stay unchanged."""
     for path in places(schema):
         for what, change in CHANGES.items():
             other = copy.deepcopy(dict(schema))

@@ -1,4 +1,4 @@
-"""A TCP port on the loopback interface that leads to a UNIX socket, for programs that know no other."""
+"""A TCP port on the loopback interface that forwards to a UNIX socket, for programs without support for these."""
 
 from __future__ import annotations
 

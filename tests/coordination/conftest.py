@@ -1,4 +1,4 @@
-"""Both stores, for the tests that hold for each."""
+"""Fixtures for both stores."""
 
 from __future__ import annotations
 

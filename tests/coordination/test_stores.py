@@ -1,4 +1,4 @@
-"""What every store keeps to, be it embedded or etcd."""
+"""The guarantees of every store, embedded or etcd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the scheduler decides, behaviour by behaviour. `ModelFleet` checks each decision besides."""
+"""Decisions of the scheduler, each also checked by `ModelFleet`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the scheduler makes of workers that come and end, hosts that are lost, and tests that wait."""
+"""Decisions of the scheduler about workers that come and end, lost hosts, and waiting tests."""
 
 from __future__ import annotations
 

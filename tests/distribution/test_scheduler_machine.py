@@ -1,4 +1,4 @@
-"""Whatever happens in whatever order, the scheduler keeps its promises: `ModelFleet` checks each decision."""
+"""Random sequences of events: `ModelFleet` checks the guarantees of the scheduler at each decision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a guest's shell makes of the commands that wake it."""
+"""Identity commands in the shells of guests."""
 
 from __future__ import annotations
 

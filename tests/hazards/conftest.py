@@ -1,4 +1,4 @@
-"""What the tests of hazards share."""
+"""Fixtures for tests of hazards."""
 
 from __future__ import annotations
 

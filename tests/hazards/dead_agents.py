@@ -108,7 +108,7 @@ def dead_agent(base: Path, act: Act) -> Path:
 
 @dataclass
 class LivingAgent:
-    """An agent that lives until it is told to end."""
+    """An agent that runs until it is stopped."""
 
     base: Path
     act: Act

@@ -25,7 +25,7 @@ BATCH = 50
 
 
 class Campaign:
-    """What all rounds share: how long runs take just now on this machine, by their kinds.
+    """State that all rounds share: the current durations of runs on this machine, by kind.
 
     An estimate grows with each run that is hit in time, and comes back when one has ended before.
 
@@ -73,7 +73,7 @@ def fuzz(*, rounds: int, seed: int, first: int = 1, limit_s: float = float("inf"
 
 
 def _note(results: Path | None, seed: int, found: Counter[str], first: int, last: int) -> None:
-    """Say what was found since the last note, and append it to the results."""
+    """Print the findings since the last note, and append them to the results."""
     line = f"seed {seed}, rounds {first} to {last}: {dict(found)}\n"
     sys.stdout.write(line)
     sys.stdout.flush()

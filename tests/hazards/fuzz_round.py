@@ -32,7 +32,7 @@ CLEAN_TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class Kind:
-    """What a run does, and on how many processes."""
+    """The tests of a run, and its number of processes."""
 
     victim: Victim
     arguments: tuple[str, ...]
@@ -43,7 +43,7 @@ class Kind:
 
 @dataclass
 class Round:
-    """What was done to one run, and what was found then.
+    """The signals that were sent to one run, and the findings.
 
     :param length_s: how long the run took.
     """
@@ -65,7 +65,7 @@ class Round:
 
 
 def unhit_run(kind: Kind) -> float:
-    """How long a run takes that nobody hits, in seconds."""
+    """Return the duration of an undisturbed run, in seconds."""
     with _run_of(kind) as (run, _place):
         began = time.monotonic()
         status = run.wait_ended(END_TIMEOUT_S)
@@ -74,7 +74,7 @@ def unhit_run(kind: Kind) -> float:
 
 
 def one_round(number: int, kind: Kind, chance: random.Random, *, length_s: float) -> Round:
-    """Hit one run, and look what it leaves.
+    """Send signals to one run, and audit it.
 
     :param length_s: how long such a run is supposed to take. Moments are drawn from that.
     """
@@ -122,7 +122,7 @@ def _pass(run: LiveRun, delay_s: float) -> None:
 
 
 def _hit(run: LiveRun, done: Round, chance: random.Random) -> str | None:
-    """Send a signal to one process of the run, or its group; says what was hit, if anything was there."""
+    """Send a signal to one process of the run, or its group; return a description of the target, if there was one."""
     number = chance.choice(SIGNALS)
     for target in chance.sample(TARGETS, len(TARGETS)):
         if target == "group":
@@ -204,7 +204,7 @@ def _lists_anything(place: Path) -> bool:
 
 
 def _explanation(run: LiveRun, place: Path) -> str:
-    """What agents that are still there say they are doing, and what their logs said before."""
+    """Return the activities that running agents report, and the ends of their logs."""
     logs = sorted((place / "propolis").glob("*/agent.log"))
     before = sum(log.stat().st_size for log in logs)
     for pid in (pid for pid, line in run.processes().items() if WORDS["agent"] in line):

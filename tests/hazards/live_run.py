@@ -1,4 +1,4 @@
-"""A run of pytest that is up and doing something, to be hit by a test, and looked at from outside."""
+"""A run of pytest that a test disturbs and inspects from outside."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class LiveRun:
         self._words |= {path.name.partition("-")[0] for path in found}
 
     def audit(self) -> list[str]:
-        """What the project's own audit finds of the runs that were noted."""
+        """Return the leaks that the project's audit finds of the recorded runs."""
         return [str(leak) for word in sorted(self._words) for leak in audit(self._place / "propolis", word)]
 
     def hit(self, target: str, number: signal.Signals) -> None:
@@ -157,7 +157,7 @@ class LiveRun:
             raise TimeoutError(f"still there: {self.processes()}") from None
 
     def end_all(self) -> None:
-        """Kill what is left, until nothing is: a process may be starting another."""
+        """Kill remaining processes repeatedly, because each may be starting another."""
         deadline = time.monotonic() + CLEAN_TIMEOUT_S
         while (pids := self.processes()) and time.monotonic() < deadline:
             for pid in pids:
@@ -167,11 +167,11 @@ class LiveRun:
         self.controller.wait()
 
     def collect_garbage(self) -> str:
-        """``propolis gc`` for this run, as it would be called later; returns what it says."""
+        """Run ``propolis gc`` for this run, and return its output."""
         return self.command("gc")
 
     def command(self, *arguments: str) -> str:
-        """The command ``propolis`` for this run; returns what it says."""
+        """Run ``propolis`` for this run, and return its output."""
         environment = {**os.environ, "XDG_RUNTIME_DIR": str(self._place)}
         command = [sys.executable, "-c", "from pytest_propolis.cli import main; main()", *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
@@ -237,7 +237,7 @@ def live_run(
 
 
 def _prepared_for(phase: str, place: Path, stack: contextlib.ExitStack) -> tuple[int, dict[str, str]]:
-    """What becomes readable when the phase has begun, and the environment of a run that gets there."""
+    """Return a descriptor that becomes readable when the phase has begun, and the environment of such a run."""
     fifo = place / "phase"
     os.mkfifo(fifo)
     sign = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
@@ -265,7 +265,7 @@ def _prepared_for(phase: str, place: Path, stack: contextlib.ExitStack) -> tuple
 
 
 def _copy_artifacts(directory: Path) -> None:
-    """A store that has what Alpine is made of, and not yet the disk that is made of it."""
+    """Create a store with the sources of Alpine, but not the disk that is built from them."""
     chosen = os.environ.get("PROPOLIS_ARTIFACT_DIR")
     source, target = (ArtifactStore(path) for path in (Path(chosen) if chosen else default_artifact_dir(), directory))
     for artifact in (ALPINE_KERNEL, ALPINE_INITRD, ALPINE_DISK):
@@ -281,7 +281,7 @@ def started_run(
     *arguments: str,
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[LiveRun]:
-    """Start a run of these test files, and end what is left of it after the block."""
+    """Start a run of these test files; after the block, end its remaining processes."""
     tests = place / "tests"
     tests.mkdir()
     (place / "tmp").mkdir()

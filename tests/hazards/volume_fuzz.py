@@ -57,7 +57,7 @@ FAULTS: dict[str, Fault] = {
 
 
 async def fuzz_round(vm: TestVm, disk: CrucibleDisk, chance: random.Random) -> list[str]:
-    """Do so once; return what was done.
+    """Run one round; return the faults that were injected.
 
     :raises AssertionError: when the guest has seen an error, a write that it was told of is gone, or replicas differ.
     """

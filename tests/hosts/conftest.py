@@ -1,4 +1,4 @@
-"""What the tests of hosts share."""
+"""Fixtures for tests of hosts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def runtime(bundle_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 @pytest.fixture
 def make_host(rig: SshRig, runtime: Path) -> Iterator[MakeHost]:
-    """Makes `SshHost`s of the rig's host h1, each of a run of its own unless it is told, and closes them."""
+    """Create `SshHost`s on the rig's host h1, by default each for its own run, and close them."""
     made: list[SshHost] = []
 
     def make(*, name: str = "h1", run_id: str | None = None, **options: object) -> SshHost:

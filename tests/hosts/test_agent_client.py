@@ -1,4 +1,4 @@
-"""What an agent's clients make of its answers: errors with the text of whatever it, or another program, said."""
+"""Errors of an agent's clients, with the text of the response, from the agent or another program."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from pytest_propolis.hosts.known_directories import known_base_directories, note
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The place for runs of a shell; what is noted is noted by the test alone."""
+    """Return the base directory for runs of a shell, with notes of this test only."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     return tmp_path / "propolis"

@@ -1,4 +1,4 @@
-"""What an agent's directory must be like is looked at before the agent starts."""
+"""Checks of an agent's directory before the agent starts."""
 
 from __future__ import annotations
 

@@ -61,21 +61,21 @@ def test_a_directory_of_runs_has_agents_of_its_own(tmp_path: Path, monkeypatch: 
         (tmp_path / name).mkdir()
         with monkeypatch.context() as patch:
             environment = AgentEnvironment.current()
-            environment.settle()
+            environment.pin()
             patch.setenv("XDG_RUNTIME_DIR", str(tmp_path / name))
             ids.add(agent_id())
-            AgentEnvironment.unsettle()
+            AgentEnvironment.unpin()
     assert len(ids) == 2
 
 
 def test_what_is_settled_does_not_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     before = agent_id()
-    AgentEnvironment.current().settle()
+    AgentEnvironment.current().pin()
     try:
         monkeypatch.setenv("OF_ONE_TEST", "1")
         assert agent_id() == before
     finally:
-        AgentEnvironment.unsettle()
+        AgentEnvironment.unpin()
     assert agent_id() != before
 
 

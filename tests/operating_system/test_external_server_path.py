@@ -1,4 +1,4 @@
-"""The way from the plugin to a server process needs nothing that only Linux has.
+"""The path from the plugin to a server process uses no Linux-only interface.
 
 pytest, the plugin and the agent run as they would on illumos: by the implementation for illumos, over a procfs that is
 written from this machine's processes, where everything that only Linux has is an error (`linux_forbidden`). The server
@@ -109,19 +109,19 @@ class IllumosRun:
 
     @property
     def refused(self) -> list[str]:
-        """What was reached that only Linux has."""
+        """Return the Linux-only interfaces that were reached."""
         return self._lines("refused")
 
     @property
     def children(self) -> list[str]:
-        """What was started, and which contracts were abandoned."""
+        """Return the children that were started, and the contracts that were abandoned."""
         return self._lines("children")
 
     @property
     def started_server(self) -> str:
-        """What was told when the server program was started; its directories are left out."""
-        (told,) = [line for line in self.children if f"{self.server} run " in line and "--help" not in line]
-        return told.replace(f"{self.pytester.path}/", "")
+        """Return the arguments of the server program, without its directories."""
+        (start,) = [line for line in self.children if f"{self.server} run " in line and "--help" not in line]
+        return start.replace(f"{self.pytester.path}/", "")
 
     @property
     def abandoned(self) -> int:
@@ -130,7 +130,7 @@ class IllumosRun:
 
     @property
     def left(self) -> list[Path]:
-        """What is still there in the directory of runs."""
+        """Return the remaining entries of the directory of runs."""
         return [*(self.home / "r" / "propolis").glob("*")]
 
     def propolis(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -218,7 +218,7 @@ def unused_port() -> Iterator[int]:
 
 @pytest.fixture
 async def guest_command() -> str:
-    """What serves a VM that boots the guest micro, whatever its boot ROM is."""
+    """Return the command of a server whose VM boots the guest micro, with any boot ROM."""
     store = ArtifactStore(ARTIFACTS)
     kernel, initrd = [await store.get(artifact, print) for artifact in (ALPINE_KERNEL, ALPINE_INITRD)]
     append = "console=ttyS0,115200 rdinit=/bin/sh -s mitigations=off norandmaps no_timer_check quiet"
@@ -316,7 +316,7 @@ LINUX: Final = (
 
 @pytest.mark.parametrize("process", ["pytest", "agent"])
 def test_a_need_of_linux_in_either_process_is_found(illumos: IllumosRun, process: str) -> None:
-    """The check can fail: with the implementation for Linux, what it reads is refused."""
+    """The check can fail: with the implementation for Linux, its reads are refused."""
     illumos.serve("exit 1")
     done = illumos.run(*FIRMWARE, **{"before" if process == "pytest" else "in_agent": LINUX})
     assert done.returncode != 0

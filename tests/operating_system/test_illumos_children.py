@@ -48,7 +48,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
-    """Installs a libcontract; returns what reads the calls of its functions."""
+    """Install a libcontract; return a function that reads the recorded calls."""
     lines = [SOURCE]
     for name, has_value in FUNCTIONS.items():
         parameters, value = ("int fd, unsigned value", "value") if has_value else ("int fd", "-1")
@@ -132,7 +132,7 @@ def test_without_the_library_or_the_file_system_the_error_says_what_is_missing(
 
 @pytest.fixture
 def pfexec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A `pfexec` that writes down what it was asked to run, and runs it; returns where."""
+    """Install a `pfexec` that records and runs its command; return the file of records."""
     program = tmp_path / "pfexec"
     program.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\nexec "$@"\n')
     program.chmod(0o700)

@@ -43,7 +43,7 @@ async def asked(address: str, method: str, path: str, content: bytes | None = No
 
 
 class Messages(logging.Handler):
-    """What the producer logs, as it comes."""
+    """The producer's log messages."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ async def messages() -> AsyncIterator[Messages]:
 
 @contextlib.asynccontextmanager
 async def registry(register: Callable[[Request], Awaitable[Response]]) -> AsyncIterator[str]:
-    """A registry that answers as a test wants it to."""
+    """A registry with the responses that a test sets."""
     with listen("127.0.0.1") as listener:
         async with serving(Starlette(routes=[Route("/metrics/producers", register, methods=["POST"])]), listener):
             yield address_of(listener)

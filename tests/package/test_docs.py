@@ -1,4 +1,4 @@
-"""The documentation has everything that a user can name."""
+"""The documentation covers every public name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the plugin share."""
+"""Fixtures for tests of the plugin."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 @pytest.fixture
 def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterator[InnerRun]:
-    """Runs pytest as a user does. What such a run leaves behind fails the test."""
+    """Run pytest as a user does. Leftovers of such a run fail the test."""
     # Sockets lie below this directory, and their paths may not be long.
     runtime = Path(tempfile.mkdtemp(prefix="p-", dir="/tmp"))
     for name in [name for name in os.environ if name.startswith(("PROPOLIS_", "PYTEST_"))]:

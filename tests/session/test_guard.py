@@ -1,4 +1,4 @@
-"""What keeps errors of this plugin from ending the session."""
+"""The guard that keeps errors of this plugin from ending the session."""
 
 from __future__ import annotations
 

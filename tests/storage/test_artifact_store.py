@@ -32,7 +32,7 @@ def in_wheel(member: str, content: bytes) -> Artifact:
 
 
 def silent(_: str) -> None:
-    """Progress that nobody reads."""
+    """Ignore progress."""
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
 
 
 def files_in(directory: Path) -> set[str]:
-    """What is there, but for locks."""
+    """Return the files, except locks."""
     paths = (path for path in directory.rglob("*") if path.is_file() and path.suffix != ".lock")
     return {str(path.relative_to(directory)) for path in paths}
 

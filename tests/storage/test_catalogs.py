@@ -123,7 +123,7 @@ def artifact(*urls: str, sha256: str = HASH, wait_s: float = 0.0) -> Artifact:
 
 
 def silent(_: str) -> None:
-    """Progress that is not shown."""
+    """Ignore progress."""
 
 
 def catalog_file(directory: Path, text: str) -> Path:

@@ -1,4 +1,4 @@
-"""Derived artifacts: what a recipe makes of a base."""
+"""Derived artifacts: built by a recipe from a base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was derived once goes when it is old, too much, or half-made."""
+"""Eviction of derived files that are old, exceed the limit, or are incomplete."""
 
 from __future__ import annotations
 

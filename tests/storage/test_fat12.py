@@ -25,7 +25,7 @@ NAMES = st.text(string.ascii_letters + string.digits + " ._-+ü漢", min_size=1,
 
 
 def read_back(image: bytes, directory: Path) -> dict[str, bytes]:
-    """What fsck.fat finds no fault with, and mtools copy from it."""
+    """Check the file system with fsck.fat, and return the files that mtools copies from it."""
     assert FSCK
     assert MCOPY
     file, target = directory / "fat.img", directory / "files"

@@ -88,7 +88,7 @@ async def forked(place: Path, provider: str, name: str = "fork") -> ForkedImage:
 
 
 def content(fork: ForkedImage) -> bytes:
-    """What a guest would read from a fork."""
+    """Return the contents of a fork as a guest would read them."""
     if fork.format == "raw":
         return fork.path.read_bytes()
     raw = fork.path.with_suffix(".flat")

@@ -1,4 +1,4 @@
-"""A store whose content another user can have made is not used."""
+"""A store that another user could have written to is not used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forks on ZFS: the commands that are given, against a pool that a small model of ``zfs`` keeps.
+"""Forks on ZFS: the commands, run against a small model of ``zfs``.
 
 The model answers in the words of OpenZFS 2.1.
 """

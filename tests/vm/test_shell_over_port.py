@@ -1,4 +1,4 @@
-"""Commands over a guest port, through what happens to a VM."""
+"""Commands over a guest port, through resets, reboots and migrations of a VM."""
 
 from __future__ import annotations
 

@@ -176,18 +176,18 @@ async def fork_of(
         require_raw(request.image, request.image_format)
         providers = providers or RAW_PROVIDERS
     fork_id, notes = secrets.token_hex(8), list[str]()
-    wanted = ForkRequest(image=image, image_format=request.image_format, target=space.path_of(fork_id))
-    provider = await choose_provider(wanted, progress=notes.append, only=providers)
-    planned = await provider.plan(wanted)
+    fork_request = ForkRequest(image=image, image_format=request.image_format, target=space.path_of(fork_id))
+    provider = await choose_provider(fork_request, progress=notes.append, only=providers)
+    planned = await provider.plan(fork_request)
     if planned.format != "raw":  # The server knows the format of a disk's file by its suffix.
-        wanted = dataclasses.replace(wanted, target=wanted.target.with_suffix(f".{planned.format}"))
-        planned = await provider.plan(wanted)
+        fork_request = dataclasses.replace(fork_request, target=fork_request.target.with_suffix(f".{planned.format}"))
+        planned = await provider.plan(fork_request)
     if planned.facts:
         with writer.making(f"{provider.name}-clone", planned.facts) as entry:
-            fork = await provider.fork(wanted)
+            fork = await provider.fork(fork_request)
     else:
         with writer.creating("file", planned.path) as entry:
-            fork = await provider.fork(wanted)
+            fork = await provider.fork(fork_request)
     try:
         size_bytes = await _size_bytes(fork, qemu_img)
     except BaseException:

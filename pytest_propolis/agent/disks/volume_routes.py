@@ -70,8 +70,8 @@ class VolumeRoutes:
         return Response(status_code=204)
 
     async def _attach(self, request: Request) -> Response:
-        wanted = await decoded(request, AttachDisk)
-        return encoded(await self._server(request).attach(wanted.components))
+        message = await decoded(request, AttachDisk)
+        return encoded(await self._server(request).attach(message.components))
 
     async def _replace_unchecked(self, request: Request) -> Response:
         new = await decoded(request, InstanceVCRReplace)

@@ -59,14 +59,14 @@ class Trunk:
     async def forward_frames(self) -> None:
         """Carry frames until the other side disconnects."""
         self._switch.add(self)
-        ways = [asyncio.create_task(self._send_all()), asyncio.create_task(self._receive_all())]
+        directions = [asyncio.create_task(self._send_all()), asyncio.create_task(self._receive_all())]
         try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._switch.remove(self)
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+            for direction in directions:
+                direction.cancel()
+            await asyncio.gather(*directions, return_exceptions=True)
             await self._connection.close()
 
     async def _send_all(self) -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Final
 
 from ...agent_api.programs import ProgramFile, StartProgram
-from ...engine.qemu.child import Child, spawn
 from ...errors import HostError
 from ...ledger.cleanup import end
 from ...ledger.entry import TAG_VARIABLE
 from ...ledger.identity import find_tagged
 from ...ledger.writer import LedgerWriter
+from ...operating_system.child import Child, spawn
 from ...operating_system.pipes import read_pipe
 
 __all__ = ["Program"]
@@ -61,7 +61,7 @@ class Program:
         self._ending.set()
 
     async def run(self) -> int:
-        """Run it to its end; return its status, as a shell has it.
+        """Run the program to its end; return its status as a shell reports it.
 
         :raises HostError: when it cannot be started.
         """
@@ -127,7 +127,7 @@ class Program:
 
     @contextlib.contextmanager
     def _working_directory(self) -> Iterator[Path]:
-        """The directory that is wanted, or one of its own for the length of the block."""
+        """Yield the requested working directory, or a temporary one that is removed after the block."""
         if self._request.directory:
             yield Path(self._request.directory)
             return

@@ -53,15 +53,15 @@ class Programs:
         await websocket.accept()
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             try:
-                wanted = msgspec.json.decode(await websocket.receive_text(), type=StartProgram)
+                message = msgspec.json.decode(await websocket.receive_text(), type=StartProgram)
             except msgspec.DecodeError as error:
                 await websocket.close(UNSUPPORTED, str(error)[:100])
                 return
-            ended = await self._run(websocket, wanted)
+            ended = await self._run(websocket, message)
             await websocket.send_text(msgspec.json.encode(ended).decode())
             await websocket.close()
 
-    async def _run(self, websocket: WebSocket, wanted: StartProgram) -> ProgramEnded:
+    async def _run(self, websocket: WebSocket, message: StartProgram) -> ProgramEnded:
         async def send(data: bytes) -> None:
             try:
                 await websocket.send_bytes(data)
@@ -69,7 +69,7 @@ class Programs:
                 raise ConnectionError(str(error)) from None
 
         try:
-            program = Program(wanted, directory=self._directory, writer=self._writer(websocket), send=send)
+            program = Program(message, directory=self._directory, writer=self._writer(websocket), send=send)
         except PropolisError as error:
             return ProgramEnded(fault=Fault.of(error))
         running = asyncio.create_task(_result(program))

@@ -1,1 +1,1 @@
-"""Servers of the Propolis API, as an agent makes them or as they stand alone."""
+"""Servers of the Propolis API, created by an agent or standalone."""

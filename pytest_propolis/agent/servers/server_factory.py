@@ -1,4 +1,4 @@
-"""Make the server of a VM: the engine in this process, or a program of its own."""
+"""Create the server of a VM: the engine in this process, or a separate program."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def server_config(
 def server_process(
     agent: AgentConfig, request: CreateVm, paths: VmPaths, hypervisors: HypervisorFinder
 ) -> ServerProcess:
-    """Return the server of a VM that is to be served by a program; it is not started."""
+    """Return the server program for a VM, not yet started."""
     assert request.program is not None
 
     async def own_options() -> tuple[str, ...]:

@@ -16,9 +16,9 @@ from typing import Final
 from ...agent_api.boot_source import BootSource, DirectKernel
 from ...agent_api.server_program import ENGINE_PROGRAM, ServerProgram, unreadable_disk
 from ...engine.qemu.binary import find_firmware
-from ...engine.qemu.child import Child, ChildRecord, Journal, NoJournal, spawn
 from ...errors import AgentError, ApiError, CapabilityMissing, HostError, PropolisError
 from ...ledger.reaper import reap
+from ...operating_system.child import Child, ChildRecord, Journal, NoJournal, spawn
 from ...operating_system.registry import system
 from ...propolis_api import InstanceState, InstanceStateRequested
 from ...propolis_api.client import PropolisClient
@@ -258,7 +258,7 @@ class ServerProcess:
                 pause_s = min(2 * pause_s, LONGEST_LOOK_S)
 
     def _forget_record(self) -> None:
-        """Record that the process is gone, or was never started."""
+        """Record that the process has ended, or was never started."""
         self._record.gone()
         self._record = NoJournal()
 

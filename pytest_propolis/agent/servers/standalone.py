@@ -1,4 +1,4 @@
-"""The engine as a program of its own: one server of the Propolis API, for one VM at a time, as `propolis-server` is.
+"""The engine as a separate program: a server of the Propolis API for one VM at a time, as `propolis-server` is.
 
 All its resources are recorded in a ledger below the directory of all agents: those of a killed server are removed by
 ``propolis gc``, and by the agent of the next run.

@@ -51,7 +51,7 @@ class Standby:
         self._make_writer = writer
         self._per_kind = min(os.cpu_count() or 1, MOST_PER_KIND) if per_kind is None else per_kind
         self._ready: defaultdict[str, deque[StartedFork]] = defaultdict(deque)
-        self._wanted: dict[str, tuple[Template, Path]] = {}
+        self._recent: dict[str, tuple[Template, Path]] = {}
         self._failures: Counter[str] = Counter()
         self._only_idle = per_kind is None
         self._making: asyncio.Task[None] | None = None
@@ -70,8 +70,8 @@ class Standby:
             await self.discard_all()
             return None
         claimed = await self._take(template.key)
-        self._wanted.pop(template.key, None)  # the latest kind is the last one
-        self._wanted[template.key] = (template, template_directory)
+        self._recent.pop(template.key, None)  # the latest kind is the last one
+        self._recent[template.key] = (template, template_directory)
         self._failures.pop(template.key, None)
         if self._making is None or self._making.done():
             self._making = asyncio.create_task(self._make(0.0 if claimed else QUIET_AFTER_MISS_S))
@@ -84,7 +84,7 @@ class Standby:
 
     async def rest(self) -> None:
         """End all standby forks, and build no more until the next claim."""
-        self._wanted.clear()
+        self._recent.clear()
         if self._making is not None:
             self._making.cancel()
             await asyncio.gather(self._making, return_exceptions=True)
@@ -110,7 +110,7 @@ class Standby:
         await asyncio.sleep(pause_s)
         await self._quiet()
         while (key := self._missing_parts()) is not None:
-            template, template_directory = self._wanted[key]
+            template, template_directory = self._recent[key]
             await self._make_room(key)
             try:
                 started = await self._forks.start(self._make_writer(), template, template_directory, warm_up=True)
@@ -118,7 +118,7 @@ class Standby:
                 logger.warning("a fork of template %s does not stand by: %s", key, error)
                 self._failures[key] += 1
                 if self._failures[key] == MOST_FAILURES:
-                    del self._wanted[key]
+                    del self._recent[key]
             else:
                 self._failures.pop(key, None)
                 self._ready[key].append(started)
@@ -136,12 +136,12 @@ class Standby:
         """Return the latest kind of which there are too few, if there is room for one more."""
         if available_mib() < 2 * SPARE_MIB:
             return None
-        key = next((key for key in reversed(self._wanted) if len(self._ready[key]) < self._per_kind), None)
+        key = next((key for key in reversed(self._recent) if len(self._ready[key]) < self._per_kind), None)
         return key if key is None or self.ready < MOST or self._older_than(key) else None
 
     def _older_than(self, key: str) -> list[str]:
         """Return the kinds that were asked for less recently and have forks, the oldest one first."""
-        return [older for older in takewhile(lambda other: other != key, self._wanted) if self._ready[older]]
+        return [older for older in takewhile(lambda other: other != key, self._recent) if self._ready[older]]
 
     async def _make_room(self, key: str) -> None:
         if self.ready >= MOST and (older := self._older_than(key)):

@@ -68,14 +68,14 @@ class LocatedVm(msgspec.Struct, frozen=True, kw_only=True):
     """Of the loopback interface, where its server is a program of its own."""
 
 
-def _find_local(wanted: str) -> list[LocatedVm]:
+def _find_local(id_prefix: str) -> list[LocatedVm]:
     """Return the VMs of this machine whose ids begin with a prefix."""
     return [
         LocatedVm(id=vm.id, name=vm.name, socket=str(agent.socket), is_kept=vm.kept is not None, port=vm.port)
         for base in known_base_directories()
         for agent in running_agents(base)
         for vm in agent.vms()
-        if wanted and vm.id.startswith(wanted)
+        if id_prefix and vm.id.startswith(id_prefix)
     ]
 
 
@@ -89,10 +89,10 @@ def _includes_this_machine(hosts: tuple[HostSpec, ...] | None) -> bool:
     return hosts is None or any(spec.kind == "local" for spec in hosts)
 
 
-async def _find_remote(wanted: str, hosts: tuple[HostSpec, ...]) -> list[tuple[HostSpec, LocatedVm]]:
+async def _find_remote(id_prefix: str, hosts: tuple[HostSpec, ...]) -> list[tuple[HostSpec, LocatedVm]]:
     remote = [spec for spec in hosts if spec.kind != "local"]
     found = []
-    for spec, answer in zip(remote, await run_on_hosts(remote, PRINT_VMS, [wanted]), strict=True):
+    for spec, answer in zip(remote, await run_on_hosts(remote, PRINT_VMS, [id_prefix]), strict=True):
         if isinstance(answer, PropolisError):
             raise answer
         if answer.status != 0:

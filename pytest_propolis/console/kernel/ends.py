@@ -75,10 +75,7 @@ class ExpectedEnd:
 
 
 class UnexpectedEnds:
-    """Resets and ends of one VM whose guest takes commands, which the test has not requested.
-
-    Those that an error or a state reports to the test do not count.
-    """
+    """Resets and ends of one VM whose guest takes commands, which the test neither caused nor was notified of."""
 
     def __init__(self) -> None:
         self._watching = False
@@ -104,7 +101,7 @@ class UnexpectedEnds:
             self._found.append(UnexpectedEnd(kind, reason, transcript.tail(SHOWN_LINES)))
         self._watching = False
 
-    def mark_reported(self) -> None:
+    def acknowledge(self) -> None:
         """Drop the ends so far: an error or a state has reported them to the test."""
         self._found.clear()
 
@@ -124,14 +121,14 @@ class UnexpectedEnds:
             self._expectations.remove(expectation)
 
     @contextmanager
-    def reporting(self) -> Iterator[None]:
-        """Mark ends as reported when an error that they cause leaves the block."""
+    def acknowledged_by_errors(self) -> Iterator[None]:
+        """Acknowledge the ends that cause an error in the block: the test gets the error."""
         try:
             yield
         except CONSEQUENCES as error:
             if not isinstance(error, ShellLost):
                 self.allow()  # the console may close a moment later
-            self.mark_reported()
+            self.acknowledge()
             raise
 
 

@@ -27,7 +27,7 @@ SOCKET_FD = "disks"
 
 
 class ArrivingDisks:
-    """The disks of one migration: `settle`, start QEMU, `open`, and after copying `shut`. Close it in any case.
+    """The disks of one migration: `resolve`, start QEMU, `open`, and after copying `shut`. Close it in any case.
 
     :param directory: a private directory for the target's own disks.
     :param socket: the path of the socket that receives their contents, in a private directory.
@@ -43,7 +43,7 @@ class ArrivingDisks:
         self._facts: Mapping[str, DiskFacts] = {}
         self._nodes: dict[str, str] = {}
         self.socket = socket
-        self.ways: dict[str, DiskTransfer] = {}
+        self.transfers: dict[str, DiskTransfer] = {}
         """How each disk is transferred, by backend."""
         self.blobs: dict[str, HostFile] = {}
         """The files of those blob backends whose contents are used in place."""
@@ -53,14 +53,14 @@ class ArrivingDisks:
     @property
     def copied(self) -> list[str]:
         """The backends whose contents are copied."""
-        return [key for key, way in self.ways.items() if way.is_copied]
+        return [key for key, transfer in self.transfers.items() if transfer.is_copied]
 
     @property
     def timeout_s(self) -> float:
         """The time limit of the transfer."""
         return copy_timeout_s(sum(self._facts[key].size_bytes for key in self.copied))
 
-    async def settle(self, spec: InstanceSpec, facts: Mapping[str, DiskFacts]) -> InstanceSpec:
+    async def resolve(self, spec: InstanceSpec, facts: Mapping[str, DiskFacts]) -> InstanceSpec:
         """Decide how each disk is transferred, create the missing disks, and return the spec with them.
 
         :param facts: where the disks are at the source, by backend.
@@ -71,11 +71,11 @@ class ArrivingDisks:
         components = dict(spec.components)
         for key, disk in facts.items():
             backend = components[key].component
-            way = self.ways[key] = self._way(key, backend, disk)
-            if way is DiskTransfer.SHARED and isinstance(backend, BlobStorageBackend):
+            transfer = self.transfers[key] = self._transfer_of(key, backend, disk)
+            if transfer is DiskTransfer.SHARED and isinstance(backend, BlobStorageBackend):
                 self.blobs[key] = disk.layers[0].file
-            elif way.is_copied and isinstance(backend, FileStorageBackend):
-                path = await self._make(disk, way)
+            elif transfer.is_copied and isinstance(backend, FileStorageBackend):
+                path = await self._make(disk, transfer)
                 components[key] = FileStorageBackendComponent(msgspec.structs.replace(backend, path=str(path)))
         return msgspec.structs.replace(spec, components=components)
 
@@ -119,7 +119,7 @@ class ArrivingDisks:
             while self.files:
                 self.files.pop().unlink(missing_ok=True)
 
-    def _way(self, key: str, backend: Any, disk: DiskFacts) -> DiskTransfer:
+    def _transfer_of(self, key: str, backend: Any, disk: DiskFacts) -> DiskTransfer:
         if isinstance(backend, BlobStorageBackend) and backend.readonly:
             return DiskTransfer.FROM_SPEC
         if (backend.readonly or not self._copy) and disk.is_here(readonly=backend.readonly):
@@ -131,9 +131,9 @@ class ArrivingDisks:
             return DiskTransfer.COPIED_OVERLAY
         return DiskTransfer.COPIED
 
-    async def _make(self, disk: DiskFacts, way: DiskTransfer) -> Path:
+    async def _make(self, disk: DiskFacts, transfer: DiskTransfer) -> Path:
         path = self._directory / f"disk-{self._id}-{len(self.files)}.qcow2"
-        image = disk.image if way is DiskTransfer.COPIED_OVERLAY else None
+        image = disk.image if transfer is DiskTransfer.COPIED_OVERLAY else None
         self.files.append(path)
         try:
             if image is None:

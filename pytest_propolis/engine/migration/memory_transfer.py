@@ -1,4 +1,4 @@
-"""The ways to transfer a guest's memory to the target."""
+"""The choice of how a guest's memory is transferred to the target."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 from ...agent_api.migration_report import MemoryTransfer
 from ..qemu.accelerator.probe import AcceleratorName
 
-__all__ = ["way_of_copying"]
+__all__ = ["select_copy_transfer"]
 
 # Before, QEMU's emulator loses track of the pages that a running guest writes: they arrive stale, in five tries of five
 # with 7.2. With 10.0 none did in 170, from guests that had booted and from forks. KVM tracks them in hardware or in the
@@ -15,8 +15,8 @@ __all__ = ["way_of_copying"]
 LIVE_UNDER_TCG: Final = (10, 0, 0)
 
 
-def way_of_copying(accelerator: AcceleratorName, qemu_version: tuple[int, int, int]) -> MemoryTransfer:
-    """Return the best way to copy memory that is known to leave it intact."""
+def select_copy_transfer(accelerator: AcceleratorName, qemu_version: tuple[int, int, int]) -> MemoryTransfer:
+    """Return the fastest transfer between two memories that is known to leave the content intact."""
     if accelerator == "kvm" or qemu_version >= LIVE_UNDER_TCG:
         return MemoryTransfer.LIVE
     return MemoryTransfer.STOP_AND_COPY

@@ -101,7 +101,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag=True):
         named as their backends.
     """
 
-    way: MemoryTransfer
+    memory_transfer: MemoryTransfer
     stream: str
     address: str
     disks: dict[str, DiskTransfer]

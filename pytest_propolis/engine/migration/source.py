@@ -81,7 +81,7 @@ class MigrationSource:
     :param facts: called for each migration; returns the VM's current facts.
     :param publish: publishes a phase of the migration of that id.
     :param backends: the VM's volumes, which the target activates itself once it has the guest.
-    :param settled: called with the state of a migration whenever it changes.
+    :param on_change: called with the state of a migration whenever it changes.
     """
 
     def __init__(
@@ -91,14 +91,14 @@ class MigrationSource:
         facts: Callable[[], SourceFacts],
         injector: FailureInjector,
         publish: Callable[[UUID, MigrationState], None],
-        settled: Callable[[MigrationSide], None],
+        on_change: Callable[[MigrationSide], None],
         backends: BlockBackends,
     ) -> None:
         self._directory = directory
         self._facts = facts
         self._injector = injector
         self._publish = publish
-        self._settled = settled
+        self._on_change = on_change
         self._backends = backends
         self._streams: StreamExchange | None = None
 
@@ -122,7 +122,7 @@ class MigrationSource:
             await migration.run()
         except (MigrationFailed, MachineError) as error:
             logger.warning("migration %s out failed: %s", request.migration_id, error)
-            self._settled(migration.side(failure=str(error)))
+            self._on_change(migration.side(failure=str(error)))
             migration.reach(MigrationState.ERROR)
             await channel.fail(str(error))
             await migration.run_on()
@@ -156,7 +156,7 @@ class _Departure:
         self.mirror = DiskMirror(machine, directory=source._directory)
         self.streams = StreamExchange(migration_id)
         self._described: dict[str, DiskFacts] = {}
-        self.way: MemoryTransfer | None = None
+        self.memory_transfer: MemoryTransfer | None = None
         self.disks: Mapping[str, DiskTransfer] = {}
 
     async def run(self) -> None:
@@ -164,8 +164,8 @@ class _Departure:
         facts = self._source._facts()
         plan = await self._sync(facts)
         await _require_same_contents(facts.boot, plan)
-        self.way, self.disks = plan.way, plan.disks
-        self._source._settled(self.side())
+        self.memory_transfer, self.disks = plan.memory_transfer, plan.disks
+        self._source._on_change(self.side())
         self.reach(MigrationState.RAM_PUSH)
         await self._copy_disks(plan, facts.spec)
         await self._push(plan, facts.spec.board.memory_mb)
@@ -174,7 +174,7 @@ class _Departure:
         self.reach(MigrationState.FINISH)
         stopped_for_s = max(0.0, time.time() - self._machine.stopped_s)
         await self._channel.send(HandedOver(stopped_for_s=stopped_for_s))  # what raises here was not sent
-        self._source._settled(self.side(handed_over=True))
+        self._source._on_change(self.side(handed_over=True))
         for port in self._machine.serials:
             port.move_to(plan.address)
 
@@ -182,7 +182,7 @@ class _Departure:
         """Return the state of the migration."""
         return MigrationSide(
             id=self.id,
-            way=self.way,
+            memory_transfer=self.memory_transfer,
             disks=self.disks,
             failure=failure,
             handed_over=handed_over,
@@ -193,7 +193,7 @@ class _Departure:
         """Resume the guest here."""
         await self.mirror.close()
         if self._paused:
-            await self._source._backends.settle(clean=False)
+            await self._source._backends.record_clean(clean=False)
             await self._machine.resume()
             for port in self._machine.serials:
                 port.release()
@@ -230,10 +230,10 @@ class _Departure:
                 key=key,
                 node=nodes[key],
                 size_bytes=self._described[key].size_bytes,
-                overlay=way is DiskTransfer.COPIED_OVERLAY,
+                overlay=transfer is DiskTransfer.COPIED_OVERLAY,
             )
-            for key, way in plan.disks.items()
-            if way.is_copied
+            for key, transfer in plan.disks.items()
+            if transfer.is_copied
         ]
         if not disks:
             return
@@ -256,7 +256,7 @@ class _Departure:
         self._require_no_end()
         self._hold()
         await self.mirror.finish()
-        await self._source._backends.settle(clean=True)
+        await self._source._backends.record_clean(clean=True)
 
     async def _require_status(self, wanted: str) -> None:
         status = (await self._machine.execute("query-status"))["status"]
@@ -279,26 +279,26 @@ class _Departure:
 
     async def _push(self, plan: Plan, memory_mib: int) -> None:
         """Send QEMU's state and the server's, and wait for confirmation that the target has loaded it."""
-        timeout_s = ANSWER_TIMEOUT_S if plan.way.memory_in_file else transfer_timeout_s(memory_mib)
+        timeout_s = ANSWER_TIMEOUT_S if plan.memory_transfer.memory_in_file else transfer_timeout_s(memory_mib)
         reached = await self._reach_target(plan, Path(plan.stream), STATE_STREAM)
         with reached as stream, self._machine.events("SHUTDOWN") as self._ends:
-            if plan.way is MemoryTransfer.LIVE:
+            if plan.memory_transfer is MemoryTransfer.LIVE:
                 await self._require_status("running")
             loaded = self._channel.receive(StreamLoaded, timeout_s=timeout_s)
-            await transfer_and_confirm(self._send(stream.fileno(), plan.way, timeout_s), loaded)
+            await transfer_and_confirm(self._send(stream.fileno(), plan.memory_transfer, timeout_s), loaded)
 
     async def _reach_target(self, plan: Plan, path: Path, name: str) -> socket.socket:
         """Return a connection to a socket of the target: where it is, or over a websocket that the target opens."""
         return await (self.streams.take(name) if plan.is_remote else connect_stream(path))
 
-    async def _send(self, stream: int, way: MemoryTransfer, timeout_s: float) -> None:
-        live = way is MemoryTransfer.LIVE
+    async def _send(self, stream: int, memory_transfer: MemoryTransfer, timeout_s: float) -> None:
+        live = memory_transfer is MemoryTransfer.LIVE
         try:
             async with asyncio.timeout(timeout_s):
                 await save_state(
                     self._machine,
                     stream,
-                    memory_in_file=way.memory_in_file,
+                    memory_in_file=memory_transfer.memory_in_file,
                     stop=None if live else self._stop,
                     on_switchover=self._switch_over if live else None,
                 )
@@ -323,7 +323,7 @@ class _Departure:
         self._require_no_end()
         self._hold()
         await self.mirror.finish()
-        await self._source._backends.settle(clean=True)
+        await self._source._backends.record_clean(clean=True)
         self._export()
 
     def _export(self) -> None:

@@ -23,7 +23,7 @@ from .arriving_disks import ArrivingDisks
 from .between_hosts.outcome import was_handed_over
 from .between_hosts.remote_streams import STATE_STREAM, CarriedSocket, disk_stream
 from .failure import FailureInjector, MigrationFailed
-from .memory_transfer import way_of_copying
+from .memory_transfer import select_copy_transfer
 from .protocol import (
     ANSWER_TIMEOUT_S,
     DisksReady,
@@ -87,7 +87,7 @@ class MigrationTarget:
         self._is_remote = False
         self._boot_contents: dict[str, str] = {}
         self._streams: list[CarriedSocket] = []
-        self.way: MemoryTransfer | None = None
+        self.memory_transfer: MemoryTransfer | None = None
         self.failure: str | None = None
         self._carried_bytes = 0
         self._handed_over: tuple[float, float] | None = None
@@ -103,8 +103,8 @@ class MigrationTarget:
         stopped_for_s, then_s = self._handed_over or (0.0, 0.0)
         return MigrationSide(
             id=self.id,
-            way=self.way,
-            disks=self.disks.ways,
+            memory_transfer=self.memory_transfer,
+            disks=self.disks.transfers,
             failure=self.failure,
             handed_over=self._has_guest,
             carried_bytes=self._carried_bytes,
@@ -126,15 +126,18 @@ class MigrationTarget:
         self._is_remote = preamble.host != this_host()
         await self._require_same_boot(preamble.boot)
         spec = replace_components(preamble.spec, self._init.replace_components)
-        spec = await self.disks.settle(spec, preamble.disks)
+        spec = await self.disks.resolve(spec, preamble.disks)
         self._injector = FailureInjector.of(spec)
         self._memory_mib = spec.board.memory_mb
         return spec, None if self._is_remote else preamble.memory
 
     def plan(self, *, shares_memory: bool) -> None:
         """Decide how the memory is transferred."""
-        way = MemoryTransfer.SHARED_MEMORY
-        self.way = way if shares_memory else way_of_copying(self._accelerator, self._qemu_version)
+        self.memory_transfer = (
+            MemoryTransfer.SHARED_MEMORY
+            if shares_memory
+            else select_copy_transfer(self._accelerator, self._qemu_version)
+        )
 
     async def __call__(self, machine: Machine) -> None:
         """Transfer the guest, up to where it could run.
@@ -190,19 +193,19 @@ class MigrationTarget:
                 raise
 
     async def _load(self, channel: MigrationChannel, machine: Machine) -> None:
-        assert self.way is not None, "plan first"
+        assert self.memory_transfer is not None, "plan first"
         timeout_s = transfer_timeout_s(self._memory_mib)
         listener = StreamListener(self._stream_path)
         try:
             await self.disks.open(machine)
-            await channel.send(self._plan(self.way))
+            await channel.send(self._plan(self.memory_transfer))
             self._reach(MigrationState.RAM_PUSH)
             await self._open_disk_streams()
             if self.disks.copied:
                 await channel.receive(DisksReady, timeout_s=self.disks.timeout_s + ANSWER_TIMEOUT_S)
                 await channel.send(Proceed())
             sent = channel.receive(StreamSent, timeout_s=timeout_s)
-            await transfer_and_confirm(self._receive(listener, machine, self.way, timeout_s), sent)
+            await transfer_and_confirm(self._receive(listener, machine, self.memory_transfer, timeout_s), sent)
         finally:
             listener.close()
         await self.disks.shut(machine)
@@ -211,12 +214,12 @@ class MigrationTarget:
         self._injector.importing()
         await channel.send(StreamLoaded())
 
-    def _plan(self, way: MemoryTransfer) -> Plan:
+    def _plan(self, memory_transfer: MemoryTransfer) -> Plan:
         return Plan(
-            way=way,
+            memory_transfer=memory_transfer,
             stream=str(self._stream_path),
             address=self._address,
-            disks=self.disks.ways,
+            disks=self.disks.transfers,
             disk_socket=str(self.disks.socket),
             is_remote=self._is_remote,
             boot_contents=self._boot_contents,
@@ -257,11 +260,13 @@ class MigrationTarget:
             await carried.close()
             self._carried_bytes += carried.carried_bytes
 
-    async def _receive(self, listener: StreamListener, machine: Machine, way: MemoryTransfer, timeout_s: float) -> None:
+    async def _receive(
+        self, listener: StreamListener, machine: Machine, memory_transfer: MemoryTransfer, timeout_s: float
+    ) -> None:
         try:
             async with asyncio.timeout(timeout_s), self._stream(listener) as stream:
                 self._reach(MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.PAUSE)
-                await load_state(machine, stream.fileno(), memory_in_file=way.memory_in_file)
+                await load_state(machine, stream.fileno(), memory_in_file=memory_transfer.memory_in_file)
         except TimeoutError:
             raise MigrationFailed(f"the guest's state has not come for {timeout_s:.0f} s") from None
 

@@ -1,11 +1,12 @@
-"""Events of a guest and its disks, as `Machine` reports them."""
+"""Events of a guest, its disks and its QEMU, as `Machine` reports them."""
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["DiskError", "GuestEvent"]
+__all__ = ["DiskError", "GuestEvent", "exit_reason"]
 
 
 class GuestEvent(Enum):
@@ -34,3 +35,12 @@ class DiskError:
     node: str
     is_full: bool
     reason: str
+
+
+def exit_reason(status: int) -> str:
+    """Describe how QEMU ended, in at most 123 octets, which fit into a websocket's close frame."""
+    if status == -signal.SIGKILL:
+        return "QEMU was killed by SIGKILL; is the host or its container out of memory?"
+    if status < 0:
+        return f"QEMU was ended by signal {signal.Signals(-status).name}"
+    return f"QEMU ended by itself with status {status}"

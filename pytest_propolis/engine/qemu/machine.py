@@ -14,10 +14,10 @@ from typing import IO, Any, Final, cast
 from qemu.qmp import EventListener, QMPError
 
 from ...errors import HostError
+from ...operating_system.child import Child, ChildRecord, Journal, spawn
 from ...storage.files import open_log
 from .bios_shadow import drop_bios_shadow
-from .child import Child, ChildRecord, Journal, end_reason, spawn
-from .guest_events import DiskError, GuestEvent
+from .guest_events import DiskError, GuestEvent, exit_reason
 from .guest_ports import GuestPorts
 from .monitor import COMMAND_TIMEOUT_S, MachineError, Monitor
 from .serial_port import SerialPort
@@ -277,7 +277,7 @@ class Machine:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_TIMEOUT_S):  # `wait_for` may swallow a cancellation
                 status = await self._process.wait()
-            return "\n".join(filter(None, [end_reason(status), self._last_words()]))
+            return "\n".join(filter(None, [exit_reason(status), self._last_words()]))
         return ""
 
     def _signal(self, number: signal.Signals) -> None:
@@ -368,7 +368,7 @@ class Machine:
         assert self._process is not None
         status = await self._process.wait()
         if not self._closing:
-            self.serial.end_reason = end_reason(status)
+            self.serial.end_reason = exit_reason(status)
             self.ports.close()
             self._on_event(GuestEvent.EXITED)
 

@@ -185,7 +185,7 @@ class StateDriver:
     # Starting
 
     async def _start(self, machine: Machine) -> None:
-        """Bring up the block backends, and then the guest. Abort if the VM is to end."""
+        """Start the block backends, and then the guest. Abort if a stop is requested."""
         async with _in_background(self._backends.start(machine)) as start:
             if not await self._is_done(start, replacing=True):
                 return
@@ -242,7 +242,7 @@ class StateDriver:
     # Replacing volumes
 
     async def _replace(self, change: ReplaceVolume) -> None:
-        """Serve the request, unless the VM is to end before the backend has answered."""
+        """Serve the request, unless a stop is requested before the backend has responded."""
         reply = change.reply
         assert isinstance(reply, asyncio.Future)
         try:

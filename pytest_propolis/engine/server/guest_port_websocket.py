@@ -20,7 +20,7 @@ GOING_AWAY: Final = 1001
 
 
 async def serve_guest_port(websocket: WebSocket, port: GuestPort) -> None:
-    """Serve one client until it leaves or the machine ends, of which it is notified. A second client waits for that."""
+    """Serve one client until it leaves or the machine ends; the close frame has the reason. A second client waits."""
     async with port.turn():
         await websocket.accept()
         stream = detached(websocket.scope)

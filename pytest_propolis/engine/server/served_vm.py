@@ -73,7 +73,7 @@ class ServedVm:
 
     @property
     def disk_error(self) -> str | None:
-        """Why QEMU stopped the guest for good, naming the disk and its file system.
+        """Why QEMU stopped the guest permanently, with the disk and its file system.
 
         Kept short: it travels in the close frame of a websocket.
         """

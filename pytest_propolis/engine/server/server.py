@@ -253,7 +253,7 @@ class VmServer:
             raise HttpError(ErrorResponse(status=500, error_code="Internal", message=str(error))) from None
 
     async def freeze(self, path: Path) -> None:
-        """Stop the guest for good, and write its state, without its memory, to a new file.
+        """Stop the guest permanently, and write its state, without its memory, to a new file.
 
         :raises MachineError: when QEMU cannot save it, with the reason.
         """
@@ -346,7 +346,7 @@ class VmServer:
             await _to_the_end(self._run_down(vm, outcome))
 
     async def _run_down(self, vm: ServedVm, outcome: Outcome) -> None:
-        """Release all resources of a VM, and only then publish that it is gone."""
+        """Release all resources of a VM, and then publish its end."""
         try:
             await vm.release()
         except Exception:

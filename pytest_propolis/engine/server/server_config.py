@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from ...agent_api.boot_source import BootSource, Firmware
+from ...operating_system.child import Journal
 from ...oximeter.producer import MetricsConfig
 from ...propolis_api import InstanceSpec
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.binary import Qemu, find_firmware
-from ..qemu.child import Journal
 from ..qemu.command_line import qemu_arguments
 from ..qemu.cpu.features import CpuFeatures
 from ..qemu.memory import GuestMemory

@@ -173,7 +173,7 @@ class VmMaker:
                 blobs=vm.blobs.files if vm.blobs else {},
             )
 
-        def settled(side: MigrationSide) -> None:
+        def on_change(side: MigrationSide) -> None:
             vm.departure = side
 
         publish = vm.publisher.publish_migration_out
@@ -182,7 +182,7 @@ class VmMaker:
             facts=facts,
             injector=FailureInjector.of(spec),
             publish=publish,
-            settled=settled,
+            on_change=on_change,
             backends=backends,
         )
 

@@ -9,11 +9,11 @@ from typing import Final
 
 from ...agent_api.image_recipe import ImageRecipe
 from ...errors import ArtifactError
+from ...operating_system.child import Journal
 from ...storage.images.overlays import create_overlay
 from ..qemu.accelerator.acceleration import acceleration_arguments
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.binary import Qemu
-from ..qemu.child import Journal
 from ..qemu.guest_events import GuestEvent
 from ..qemu.machine import Machine
 from ..qemu.monitor import MachineError

@@ -14,10 +14,10 @@ import msgspec
 
 from ...agent_api.guest_ports import SHELL_PORT
 from ...agent_api.template_layout import BOUNDARY, STATE_FILE, blank_file, disk_file
+from ...operating_system.child import Journal
 from ...propolis_api import InstanceSpec
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.binary import Qemu
-from ..qemu.child import Journal
 from ..qemu.guest_events import GuestEvent
 from ..qemu.guest_ports import GuestPort
 from ..qemu.machine import Machine

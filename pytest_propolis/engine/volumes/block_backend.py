@@ -94,13 +94,13 @@ class BlockBackend(Protocol):
         """
 
     async def snapshot(self, machine: Machine, snapshot_id: UUID) -> None:
-        """Keep the volume as it is now.
+        """Snapshot the volume.
 
         :raises BackendError: when that cannot be done.
         """
 
-    async def settle(self, *, clean: bool) -> None:
-        """QEMU is stopped: no write is under way, and none comes (`clean`), or the guest is about to run again."""
+    async def record_clean(self, *, clean: bool) -> None:
+        """Record whether the stopped QEMU has no write in progress and will send none."""
 
     async def quiesce(self, machine: Machine) -> None:
         """The VM is about to end: stop its guest in a bounded time, so that no write is cut off half-way."""
@@ -208,10 +208,10 @@ class BlockBackends:
         self.on_replaced(change.backend_id, change.vcr_json)
         return result
 
-    async def settle(self, *, clean: bool) -> None:
-        """Tell all of them that the guest is stopped for good, or is about to run again."""
+    async def record_clean(self, *, clean: bool) -> None:
+        """Record at all backends whether writes may be in progress; the guest is stopped."""
         for backend in self.by_key.values():
-            await backend.settle(clean=clean)
+            await backend.record_clean(clean=clean)
 
     async def quiesce(self, machine: Machine) -> None:
         """End the writes of all of them in order, as far as possible."""

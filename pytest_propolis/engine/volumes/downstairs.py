@@ -16,7 +16,7 @@ from uuid import UUID
 
 import msgspec
 
-from ..qemu.child import Journal
+from ...operating_system.child import Journal
 from .negotiation import LONGEST_LINE, Answer, Done, Fenced, Promote, Promoted, RecordEpoch, Refused, Request
 from .region_file import RegionFile
 from .storage_daemon import LOOPBACK, StorageDaemon, StorageDaemonError
@@ -131,7 +131,7 @@ class Downstairs:
         self._running.set()
 
     async def disconnect(self) -> None:
-        """Cut off its upstairs, which may come again.
+        """Disconnect its upstairs, which may reconnect.
 
         :raises StorageDaemonError: when its process does not answer.
         """
@@ -149,7 +149,7 @@ class Downstairs:
         await self._daemon.slow_down(delay_ms)
 
     async def close(self) -> None:
-        """End it for good. Its file stays. Idempotent."""
+        """End the downstairs permanently. Its file stays. Idempotent."""
         self._closed = True
         await self.kill()
         self._reserved.close()

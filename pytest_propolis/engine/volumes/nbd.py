@@ -51,7 +51,7 @@ async def probe_export(host: str, port: int, name: str, *, timeout_s: float) -> 
     try:
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(host, port)
-            return await _ask(reader, writer, name)
+            return await _request(reader, writer, name)
     except TimeoutError:
         raise NbdError(f"{host}:{port} has not answered for {timeout_s:.1f} s") from None
     except (asyncio.IncompleteReadError, struct.error):
@@ -61,7 +61,7 @@ async def probe_export(host: str, port: int, name: str, *, timeout_s: float) -> 
             writer.close()
 
 
-async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str) -> Export:
+async def _request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str) -> Export:
     magic, option_magic, flags = _GREETING.unpack(await reader.readexactly(_GREETING.size))
     if (magic, option_magic) != (b"NBDMAGIC", b"IHAVEOPT") or not flags & _FIXED_NEWSTYLE:
         raise NbdError("what listens there is no NBD server of today")

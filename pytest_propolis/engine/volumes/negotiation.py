@@ -40,7 +40,7 @@ class Promote(msgspec.Struct, frozen=True, kw_only=True, tag="promote"):
 
 
 class RecordEpoch(msgspec.Struct, frozen=True, kw_only=True, tag="mark"):
-    """Remember this of the region. To be said before anything is written.
+    """Record the session's epoch in the region's metadata, before any write.
 
     :param epoch: counts how often the set of replicas that have all writes has changed.
     :param clean: no write is under way, and none will come in this session.
@@ -51,7 +51,7 @@ class RecordEpoch(msgspec.Struct, frozen=True, kw_only=True, tag="mark"):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot"):
-    """Keep the region as it is now. No write is under way."""
+    """Snapshot the region. No write is in progress."""
 
     id: UUID
 
@@ -100,7 +100,7 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
 
 
 class Fenced(msgspec.Struct, frozen=True, kw_only=True, tag="fenced"):
-    """Said without being asked: another upstairs has taken over."""
+    """Sent without a request: another upstairs has taken over."""
 
     generation: int
 

@@ -92,7 +92,7 @@ class Quorum:
         await self.detach(machine, old)
 
     async def detach(self, machine: Machine, node: str) -> None:
-        """Remove a node that is used no more. One that is gone is fine."""
+        """Remove an unused node. Idempotent."""
         with contextlib.suppress(MachineError):  # QEMU removes by itself those that it began with
             await machine.execute("blockdev-del", **{"node-name": node})
 

@@ -25,7 +25,7 @@ __all__ = ["NEEDED", "ReplicaSet"]
 
 logger = logging.getLogger(__name__)
 
-SETTLE_TIMEOUT_S: Final = 3.0
+RECORD_CLEAN_TIMEOUT_S: Final = 3.0
 NEEDED: Final = 2
 """How many replicas must have a write before it is done."""
 
@@ -151,7 +151,7 @@ class ReplicaSet:
                 await self._begin_epoch()
         self.notify()
 
-    async def settle(self, *, clean: bool) -> None:
+    async def record_clean(self, *, clean: bool) -> None:
         """Record at the replicas that no write is in progress and none will follow, or that this no longer holds.
 
         Until then no replica is repaired: a repair that is under way is given up. QEMU must be stopped.
@@ -159,7 +159,7 @@ class ReplicaSet:
         self._is_held = clean
         self._is_frozen = False
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SETTLE_TIMEOUT_S):
+            async with asyncio.timeout(RECORD_CLEAN_TIMEOUT_S):
                 if clean:
                     await self._give_up_repairs()
                 await self._record_epoch(clean=clean)

@@ -92,7 +92,7 @@ class Session:
         :raises DownstairsUnreachable: when it does not answer.
         :raises DownstairsRefused: when it will never serve this upstairs.
         """
-        answer = await self._ask(request)
+        answer = await self._request(request)
         if not isinstance(answer, Promoted):
             raise DownstairsUnreachable(f"{self.address} does not answer as a downstairs does")
         if not hasattr(self, "region"):
@@ -104,7 +104,7 @@ class Session:
         :raises DownstairsUnreachable: when it does not answer.
         :raises DownstairsRefused: when another upstairs has taken over.
         """
-        await self._ask(RecordEpoch(epoch=epoch, clean=clean))
+        await self._request(RecordEpoch(epoch=epoch, clean=clean))
 
     async def snapshot(self, snapshot_id: UUID) -> None:
         """Snapshot the region.
@@ -112,7 +112,7 @@ class Session:
         :raises DownstairsUnreachable: when it does not answer.
         :raises DownstairsRefused: when it cannot, with the reason.
         """
-        await self._ask(Snapshot(id=snapshot_id))
+        await self._request(Snapshot(id=snapshot_id))
 
     async def check(self, *, timeout_s: float) -> None:
         """Make sure that the downstairs still serves.
@@ -134,7 +134,7 @@ class Session:
         self._writer.close()
         self._note_end()
 
-    async def _ask(self, request: Request) -> Promoted | Done:
+    async def _request(self, request: Request) -> Promoted | Done:
         try:
             async with self._asking, asyncio.timeout(ANSWER_TIMEOUT_S):
                 if self.ended.is_set():

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from qemu.qmp import QMPClient, QMPError
 
-from ..qemu.child import Child, ChildRecord, Journal, spawn
+from ...operating_system.child import Child, ChildRecord, Journal, spawn
 
 __all__ = ["StorageDaemon", "StorageDaemonError"]
 

@@ -123,7 +123,7 @@ class Upstairs:
         return result
 
     async def replace_unchecked(self, vcr_json: str) -> ReplaceResult:
-        """As `replace`, but whatever state the downstairs are in, and also over a read-only parent.
+        """As `replace`, but with the downstairs in any state, and also over a read-only parent.
 
         :raises ReplacementRefused: when it is another volume.
         """
@@ -154,12 +154,12 @@ class Upstairs:
         with contextlib.suppress(MachineError, TimeoutError):
             async with asyncio.timeout(QUIESCE_TIMEOUT_S):
                 await machine.execute("stop")
-                await self._set.settle(clean=True)
+                await self._set.record_clean(clean=True)
 
-    async def settle(self, *, clean: bool) -> None:
-        """Tell the downstairs whether writes may be under way; the guest is stopped."""
+    async def record_clean(self, *, clean: bool) -> None:
+        """Record at the downstairs whether writes may be in progress; the guest is stopped."""
         if self._state is UpstairsInfoStatus.ACTIVE:
-            await self._set.settle(clean=clean)
+            await self._set.record_clean(clean=clean)
 
     async def close(self) -> None:
         for task in self._tasks:

@@ -32,7 +32,7 @@ def probed_inventory(setting: str | Path) -> tuple[HostSpec, ...]:
     :raises SettingsError: as `read_inventory`.
     """
     specs = read_inventory(setting)
-    return _asked(_Specs(specs)) if any(map(_is_unknown, specs)) else specs
+    return _probed_specs(_Specs(specs)) if any(map(_is_unknown, specs)) else specs
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class _Specs:
 
 
 @lru_cache(maxsize=4)
-def _asked(key: _Specs) -> tuple[HostSpec, ...]:
+def _probed_specs(key: _Specs) -> tuple[HostSpec, ...]:
     return asyncio.run(_all_probed(key.specs))
 
 

@@ -13,8 +13,8 @@ from ...agent.servers.server_process import ServerProcess
 from ...agent_api.boot_source import Firmware
 from ...agent_api.server_program import ENGINE_PROGRAM, SERVER_HINT, ServerProgram
 from ...engine.qemu.binary import find_firmware
-from ...engine.qemu.child import NoJournal
 from ...errors import ApiError, CapabilityMissing, PropolisError
+from ...operating_system.child import NoJournal
 from ...propolis_api import API_VERSION
 from ...propolis_api.client import PropolisClient
 from ...propolis_api.connection.endpoint import Endpoint
@@ -65,7 +65,7 @@ async def survey_servers(settings: Settings, engine: Sequence[Capability]) -> tu
     """
     reports = [_engine(engine, serves=settings.server == ENGINE)]
     if settings.server != ENGINE:
-        answer = await _ask(settings)
+        answer = await _query(settings)
         reports.append(
             ServerReport(
                 server=str(settings.server),
@@ -88,24 +88,24 @@ def _engine(needs: Sequence[Capability], *, serves: bool) -> ServerReport:
     return ServerReport(server=ENGINE, serves=serves, ok=True, detail=detail, api_version=API_VERSION)
 
 
-async def _ask(settings: Settings) -> _Answer:
+async def _query(settings: Settings) -> _Answer:
     try:
         if isinstance(settings.server, str) and "://" in settings.server:
-            return await _ask_url(settings.server)
-        return await _ask_program(settings)
+            return await _query_url(settings.server)
+        return await _query_program(settings)
     except PropolisError as error:
         return _Answer(ok=False, detail=error.message, remedy=error.hint)
 
 
-async def _ask_url(url: str) -> _Answer:
+async def _query_url(url: str) -> _Answer:
     try:
         endpoint = Endpoint.at(url)
     except ValueError as error:
         return _Answer(ok=False, detail=f"is no server: {error}", remedy=SERVER_HINT)
-    return await _ask_endpoint(endpoint)
+    return await _query_endpoint(endpoint)
 
 
-async def _ask_endpoint(endpoint: Endpoint) -> _Answer:
+async def _query_endpoint(endpoint: Endpoint) -> _Answer:
     """Ask a server for its VM, by this project's version of the API.
 
     :raises PropolisError: when it does not answer, does not speak the API, or refuses the version.
@@ -121,7 +121,7 @@ async def _ask_endpoint(endpoint: Endpoint) -> _Answer:
     return _Answer(ok=True, detail=detail, api_version=API_VERSION)
 
 
-async def _ask_program(settings: Settings) -> _Answer:
+async def _query_program(settings: Settings) -> _Answer:
     """Start the program as an agent would, and ask it."""
     server = str(settings.server)
     artifact = read_catalogs(settings.artifacts or ()).find(server)
@@ -139,9 +139,9 @@ async def _ask_program(settings: Settings) -> _Answer:
     with tempfile.TemporaryDirectory(prefix="propolis-") as directory:
         (Path(directory) / "rom.fd").touch()
         try:
-            return await _ask_started(path, settings, Firmware(uefi=False), Path(directory))
+            return await _query_started(path, settings, Firmware(uefi=False), Path(directory))
         except CapabilityMissing:  # it has no BIOS, and a boot ROM that it does not read before there is a VM
-            return await _ask_started(path, settings, _firmware(settings, Path(directory)), Path(directory))
+            return await _query_started(path, settings, _firmware(settings, Path(directory)), Path(directory))
 
 
 def _firmware(settings: Settings, directory: Path) -> Firmware:
@@ -150,7 +150,7 @@ def _firmware(settings: Settings, directory: Path) -> Firmware:
     return Firmware(uefi=True, boot_rom=None if find_firmware() else str(directory / "rom.fd"))
 
 
-async def _ask_started(path: str, settings: Settings, boot: Firmware, directory: Path) -> _Answer:
+async def _query_started(path: str, settings: Settings, boot: Firmware, directory: Path) -> _Answer:
     async def own_options() -> Sequence[str]:
         qemu = ("--qemu", str(settings.qemu)) if settings.qemu else ()
         return *qemu, "--accelerator", settings.accelerator
@@ -169,6 +169,6 @@ async def _ask_started(path: str, settings: Settings, boot: Firmware, directory:
     )
     try:
         await server.start()
-        return await _ask_endpoint(Endpoint(base_url=f"http://127.0.0.1:{server.port}"))
+        return await _query_endpoint(Endpoint(base_url=f"http://127.0.0.1:{server.port}"))
     finally:
         await server.close()

@@ -120,7 +120,7 @@ class JoinedLink:
         """
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._ask(RunCommand(command=command))
+                return await self._request(RunCommand(command=command))
         except TimeoutError:
             raise HostError(f"host {self.host}: {command!r} did not end", waited_s=timeout_s) from None
 
@@ -130,21 +130,21 @@ class JoinedLink:
         :param once: the path on the host tells the content: nothing is sent if there is such a file.
         :raises HostError: naming the file.
         """
-        await self._ask(PutFile(local=str(local.absolute()), remote=remote, once=once))
+        await self._request(PutFile(local=str(local.absolute()), remote=remote, once=once))
 
     async def get(self, remote: str, local: Path) -> None:
         """Copy a file of the host to this machine.
 
         :raises HostError: naming the file.
         """
-        await self._ask(GetFile(remote=remote, local=str(local.absolute())))
+        await self._request(GetFile(remote=remote, local=str(local.absolute())))
 
     async def forward_remote(self, local: Path) -> str:
         """Forward a socket of the host to one of this machine, while the link is up; return its path on the host.
 
         :raises HostError: when the host's sshd refuses.
         """
-        answer = await self._ask(ForwardRemoteSocket(local=str(local)))
+        answer = await self._request(ForwardRemoteSocket(local=str(local)))
         assert answer.path is not None
         return answer.path
 
@@ -153,7 +153,7 @@ class JoinedLink:
 
         :raises HostError: when the host's sshd refuses.
         """
-        answer = await self._ask(ForwardRemotePort(port=port))
+        answer = await self._request(ForwardRemotePort(port=port))
         assert answer.port is not None
         return answer.port
 
@@ -162,7 +162,7 @@ class JoinedLink:
 
         :raises HostError: when the host's sshd refuses.
         """
-        answer = await self._ask(ForwardLocalPort(port=port))
+        answer = await self._request(ForwardLocalPort(port=port))
         assert answer.port is not None
         return answer.port
 
@@ -173,7 +173,7 @@ class JoinedLink:
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
-    async def _ask(self, request: LinkRequest) -> LinkResponse:
+    async def _request(self, request: LinkRequest) -> LinkResponse:
         try:
             reader, writer = await asyncio.open_unix_connection(
                 str(self.agent_socket.with_name(LINK_SOCKET)), limit=LINE_BYTES

@@ -1,4 +1,4 @@
-"""The watchdog: starts the agent of a run on its host, and ends it when the other side of the connection is gone.
+"""The watchdog: starts the agent of a run on its host, and ends it when the connection is lost.
 
 It runs there in the place of the loader, at the end of an SSH session. It echoes each heartbeat of the link process.
 

@@ -68,7 +68,7 @@ class Contracts:
             os.close(template)
 
     def abandon(self, contract: int) -> None:
-        """Give up a contract. Its members are killed; one that is empty vanishes. One that is gone is fine."""
+        """Abandon a contract, which kills its members. Idempotent."""
         try:
             control = os.open(self._root / str(contract) / "ctl", os.O_WRONLY | os.O_CLOEXEC)
         except OSError:

@@ -99,7 +99,10 @@ class HttpClient:
         content: bytes | None = None,
         timeout_s: float | None,
     ) -> AsyncIterator[HttpStream]:
-        """Ask, and read the answer as it comes, inside the block. What is not read to its end costs the connection."""
+        """Send a request, and read the response inside the block as it arrives.
+
+        A response that is not read to its end closes the connection.
+        """
         target = (f"{self._path}{path}" or "/") + (f"?{urlencode(query)}" if query else "")
         question = _question(method, target, self._headers, content)
         connection = self._kept() or await _Connection.open(self.endpoint)
@@ -123,7 +126,7 @@ class HttpClient:
 
 
 class HttpStream:
-    """An answer whose body is still to come."""
+    """A response whose body was not read yet."""
 
     status: int
 
@@ -146,7 +149,7 @@ class HttpStream:
         self._connection.close()
 
     async def data(self) -> AsyncIterator[bytes]:
-        """Yield the body, in pieces as they come."""
+        """Yield the body in pieces as they arrive."""
         while True:
             async with asyncio.timeout(self._timeout_s):
                 event = await self._connection.receive()
@@ -244,7 +247,7 @@ def request(
     headers: Mapping[str, str] | None = None,
     timeout_s: float,
 ) -> HttpAnswer:
-    """Ask without an event loop, over a connection of its own.
+    """Send a request without an event loop, over a new connection.
 
     :raises OSError: when there is no answer: TimeoutError, ConnectionError among them.
     """

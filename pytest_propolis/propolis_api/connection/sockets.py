@@ -48,7 +48,7 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """Return a new event loop of the kind that the process uses, which has sockets of its own to be woken by."""
+    """Return a new event loop of the process's kind, with separate sockets for its wake-ups."""
     given = socket.socket
     socket.socket = _Socket  # type: ignore[misc]
     try:

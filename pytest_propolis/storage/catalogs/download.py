@@ -129,7 +129,7 @@ async def _download(client: httpx.AsyncClient, url: str, part: Path) -> str:
         done = start if resumed else 0
         total = done + int(answer.headers.get("content-length", 0))
         _progress(f"{'going on with' if resumed else 'downloading'} {url}{_size(total)}")
-        window_s, window, told_s = time.monotonic(), done, time.monotonic()
+        window_s, window, reported_s = time.monotonic(), done, time.monotonic()
         async with HashingWriter.open(part, append=resumed) as file:
             async for data in answer.aiter_raw():
                 await file.write(data)
@@ -139,8 +139,8 @@ async def _download(client: httpx.AsyncClient, url: str, part: Path) -> str:
                     if done - window < SLOW_BYTES:
                         raise _TooSlow(f"it sent only {done - window} bytes in {SLOW_WINDOW_S:.0f} s")
                     window_s, window = now_s, done
-                if now_s - told_s > PROGRESS_S:
-                    told_s = now_s
+                if now_s - reported_s > PROGRESS_S:
+                    reported_s = now_s
                     _progress(f"{url}: {done >> 20} MiB{_size(total)}")
         return file.sha256
 

@@ -56,18 +56,18 @@ class HashingWriter:
             await self._flush()
 
     async def _flush(self) -> None:
-        await self._settle()
+        await self._wait_for_write()
         block, self._block = self._block, bytearray()
         self._work = asyncio.get_running_loop().run_in_executor(None, self._add, block)
 
-    async def _settle(self) -> None:
+    async def _wait_for_write(self) -> None:
         work, self._work = self._work, None
         if work is not None:
             await work
 
     async def _finish(self) -> None:
         await self._flush()
-        await self._settle()
+        await self._wait_for_write()
 
     def _add(self, block: bytearray) -> None:
         self._file.write(block)

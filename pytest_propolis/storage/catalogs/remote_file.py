@@ -1,4 +1,4 @@
-"""Files on HTTP servers, each downloaded by a process of its own."""
+"""Files on HTTP servers, each downloaded by a separate process."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class ForkProvider(Protocol):
         """The name of the provider: ``zfs``, ``reflink``, ``qcow2``, ``copy``."""
 
     async def obstacle(self, request: ForkRequest) -> str | None:
-        """Return why this provider cannot serve the request; None if it can, as far as can be told beforehand."""
+        """Return why this provider cannot serve the request; None if no reason is known in advance."""
 
     async def plan(self, request: ForkRequest) -> ForkedImage:
         """Describe the fork that `fork` will create, so that it can be recorded before it exists.
@@ -86,7 +86,7 @@ class ForkProvider(Protocol):
         """
 
     async def remove(self, fork: ForkedImage) -> None:
-        """Remove a fork with its snapshots. What is gone already is fine.
+        """Remove a fork with its snapshots. Idempotent.
 
         :raises ArtifactError: when something still uses it.
         """

@@ -187,7 +187,7 @@ class ZfsProvider:
         return f"{volume}@{PREFIX}{secrets.token_hex(8)}"
 
     async def _clone(self, snapshot: str, clone: str) -> None:
-        """Clone the snapshot, and take it first if it does not exist: the last fork may remove it at any time."""
+        """Clone the snapshot, and create it if it does not exist: the last fork may remove it at any time."""
         for _ in range(_CLONE_ATTEMPTS):
             try:
                 await self._zfs("clone", snapshot, clone)

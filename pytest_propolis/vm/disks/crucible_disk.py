@@ -85,7 +85,7 @@ def with_volumes(spec: InstanceSpec, disks: Iterable[VolumeDisk]) -> InstanceSpe
 
 
 class CrucibleDisk:
-    """A volume with three replicas, each kept by a *downstairs* of its own.
+    """A volume with three replicas, each served by a separate *downstairs*.
 
     Replicas are identified by their position, 0 to 2, in the volume construction request (VCR). All of them are on the
     host of the VMs. The fixture or factory that created the disk owns it.

@@ -27,7 +27,7 @@ BLOCK_SIZES: Final = (512, 4096)
 
 
 class CrucibleDiskFactory:
-    """Makes any number of replicated disks. They are gone when it is closed.
+    """Creates replicated disks, and removes them when it is closed.
 
     It is to be opened before the factory of the VMs that get them, and so is closed after it.
 

@@ -22,7 +22,7 @@ PROVIDERS = ("zfs", "reflink", "qcow2", "copy")
 
 
 class ImageForkFactory:
-    """Makes any number of forks on one host: call it. They are gone when its ``async with`` ends.
+    """Creates forks on one host when it is called, and removes them at the end of its ``async with``.
 
     :param default: the guest whose disk is forked where nothing else is asked for.
     :param zfs_only: whether only ZFS will do.

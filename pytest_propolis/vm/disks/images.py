@@ -1,4 +1,4 @@
-"""Files of a host by what a test calls them: images, boot ROMs, and whatever else is an artifact of a catalog."""
+"""Files of a host by the names that tests use: images, boot ROMs and other artifacts of catalogs."""
 
 from __future__ import annotations
 

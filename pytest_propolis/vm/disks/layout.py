@@ -44,7 +44,7 @@ def disks_of(config: VmConfig, image: ReadyImage) -> Iterator[tuple[AttachedDisk
 
 
 class SplitDisks(NamedTuple):
-    """The data disks of a VM that is to be a fork, each with its slot, in the order of their slots.
+    """The data disks of a future fork, each with its slot, in the order of their slots.
 
     :param kept: those that the template has.
     :param plugged: those that are plugged into the fork.

@@ -40,7 +40,7 @@ WAITS: Final = frozenset({"--timeout"})
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a command writes, and its exit status."""
+    """The output of a command, and its exit status."""
 
     status: int = 0
     output: bytes = b""
@@ -73,7 +73,7 @@ class _Request:
 
     @property
     def value(self) -> bytes:
-        """What a key is to have."""
+        """The value to assign to a key."""
         given = self.optional
         return self.typed.removesuffix(b"\n") if given is None else given.encode(errors="surrogateescape")
 
@@ -83,7 +83,7 @@ class _Request:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    """What a command prints, as text or as an object of JSON; None for no object."""
+    """The output of a command, as text or as a JSON object; None for no object."""
 
     text: bytes = b""
     value: object = None

@@ -62,7 +62,7 @@ class GuestNode:
             await asyncio.gather(relaying, return_exceptions=True)
 
     async def start(self) -> None:
-        """Install the commands in the guest, which takes commands, and wait until their reader runs.
+        """Install the commands in the running guest, and wait until their reader runs.
 
         :raises CoordinationError: when the guest does not use its second serial port.
         """

@@ -35,7 +35,7 @@ Follow = Callable[[SerialConsoleMoved], Awaitable[ClientConnection]]
 
 @dataclass(slots=True)
 class _Request:
-    """What has come of a request so far, in hexadecimal."""
+    """The part of a request received so far, in hexadecimal."""
 
     arguments: list[str] = field(default_factory=list)
     typed: list[str] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Relay:
         self._on_reset()
 
     async def _read(self) -> SerialConsoleMoved | None:
-        """Read to the end of the connection; return where the guest has gone, if it has migrated."""
+        """Read to the end of the connection; return the guest's new address, if it has migrated."""
         rest = b""
         with contextlib.suppress(ConnectionClosed):
             async for data in self._connection:
@@ -191,5 +191,5 @@ class Relay:
 
 
 def _octal(data: bytes) -> str:
-    """Return data as ``printf`` of a shell takes it, without blanks."""
+    """Encode data for a shell's ``printf``, without blanks."""
     return _UNSAFE.sub(lambda found: b"\\%03o" % found[0][0], data).decode()

@@ -1,4 +1,4 @@
-"""A network between VMs: an Ethernet of its own, on one host or across hosts, with addresses and faults."""
+"""A network between VMs: an isolated Ethernet, on one host or across hosts, with addresses and faults."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 async def retry_while_busy(
-    name: str, ask: Callable[[], Awaitable[T]], phases: Timings, *, progress: Callable[[str], None]
+    name: str, request: Callable[[], Awaitable[T]], phases: Timings, *, progress: Callable[[str], None]
 ) -> T:
     """Ask for a VM until there is memory for it, and say once that it waits.
 
@@ -27,7 +27,7 @@ async def retry_while_busy(
     began = time.monotonic()
     while True:
         try:
-            answer = await ask()
+            answer = await request()
         except ResourceExhausted as error:
             raise error.with_context(vm=name) from None
         except HostBusy as busy:

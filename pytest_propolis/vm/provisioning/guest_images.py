@@ -38,9 +38,9 @@ async def ready_image(
     :raises ArtifactError: when it cannot be had.
     :raises ResourceExhausted: when there is no space for it.
     """
-    wanted = tuple(item for item in (image.kernel, image.initrd, image.disk) if item is not None)
-    artifacts = tuple([await host.provide_artifact(item, progress) for item in wanted])
-    paths = dict(zip(wanted, await agent.get_images(ImageNeeded(artifacts=artifacts), progress), strict=True))
+    needed_files = tuple(item for item in (image.kernel, image.initrd, image.disk) if item is not None)
+    artifacts = tuple([await host.provide_artifact(item, progress) for item in needed_files])
+    paths = dict(zip(needed_files, await agent.get_images(ImageNeeded(artifacts=artifacts), progress), strict=True))
     disk = paths[image.disk] if image.disk else None
     if image.recipe is not None:
         needed = ImageNeeded(artifacts=artifacts, recipe=image.recipe, timeout_s=timeout_s)

@@ -52,7 +52,7 @@ class HostSession:
 
     @property
     def resources(self) -> ResourceIds:
-        """The VMs, disks and networks that were made; they may be gone."""
+        """The VMs, disks and networks that were created, including removed ones."""
         return ResourceIds(vms=tuple(self._vm_ids), disks=tuple(self._disk_ids), networks=tuple(self._network_ids))
 
     def own_vm(self, vm_id: str, taken: contextlib.AsyncExitStack, *, log_path: Path) -> None:

@@ -43,7 +43,7 @@ class Served:
 
 async def open_server(
     server: str | Path,
-    wanted: CreateVm,
+    request: CreateVm,
     *,
     session: HostSession,
     log_dir: Path,
@@ -56,7 +56,7 @@ async def open_server(
     """Return a server for a VM, which is removed when `taken` is closed.
 
     :param server: what serves the VM, as in `VmConfig`.
-    :param wanted: what the agent is asked for, but for the log and the program.
+    :param request: what the agent is asked for, but for the log and the program.
     :param start_timeout_s: how long a program may take to answer.
     :raises ConfigError: when there is no such server, or it has a VM already.
     :raises CapabilityMissing: when it cannot boot the VM, or read its disks.
@@ -64,16 +64,16 @@ async def open_server(
     """
     host, agent = session.host, session.agent
     if isinstance(server, str) and "://" in server:
-        if wanted.qcow2_disks:
-            raise unreadable_disk(server, wanted.qcow2_disks[0])
-        return Served(endpoint=await _free_server(server, vm=wanted.name))
-    program, log = None, qemu_log(log_dir, wanted.name)
+        if request.qcow2_disks:
+            raise unreadable_disk(server, request.qcow2_disks[0])
+        return Served(endpoint=await _free_server(server, vm=request.name))
+    program, log = None, qemu_log(log_dir, request.name)
     if server != ENGINE:
         path = await _program_on(host, server, images=images, progress=progress)
         program = ServerProgram(path=path, start_timeout_s=start_timeout_s)
-        log = log_dir / f"{wanted.name}.server.log"
-    wanted = msgspec.structs.replace(wanted, log_path=log_path_on(host, log), program=program)
-    created = await retry_while_busy(wanted.name, partial(agent.create_vm, wanted), phases, progress=progress)
+        log = log_dir / f"{request.name}.server.log"
+    request = msgspec.structs.replace(request, log_path=log_path_on(host, log), program=program)
+    created = await retry_while_busy(request.name, partial(agent.create_vm, request), phases, progress=progress)
     session.own_vm(created.id, taken, log_path=log)
     if created.port is not None:
         port = await host.forward_port(created.port)

@@ -1,4 +1,4 @@
-"""Building one VM on a host: as a fork of a template, or at a server of its own."""
+"""The creation of one VM on a host: as a fork of a template, or at a new server."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ __all__ = ["VmBuilder", "VmPlan"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class VmPlan:
-    """A VM that is to get a server of its own.
+    """A VM for which a new server will be created.
 
     :param copy_disks: whether a migration to it copies the disks.
     :param predecessor: the id, on the same host, of the VM that it succeeds.

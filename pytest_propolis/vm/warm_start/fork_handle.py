@@ -19,7 +19,7 @@ class ForkHandle:
     :param runs: whether the instance was already created and run.
     :param typed_identity: the identity command that was already typed; None if none was.
     :param plugged: the PCI addresses of devices that its template lacks.
-    :param asked_s: `time.monotonic` when the identity command was rendered.
+    :param rendered_s: `time.monotonic` when the identity command was rendered.
     """
 
     vm: VmForked
@@ -28,4 +28,4 @@ class ForkHandle:
     runs: bool = False
     typed_identity: TypedCommand | None = None
     plugged: tuple[str, ...] = ()
-    asked_s: float = 0.0
+    rendered_s: float = 0.0

@@ -22,7 +22,7 @@ CLOCK_LAG_S: Final = 0.5
 """A fork's clock lags at most by the time that the identity command took."""
 
 MESSAGE_CHARACTERS: Final = 400
-RETELLINGS: Final = 3
+MAX_RESENDS: Final = 3
 IDENTITY_NOTE: Final = "taking on an identity of its own"
 PREPARING: Final = "preparing the template"
 
@@ -38,17 +38,17 @@ async def assign_identity(
     """
     name = forked.properties.name
     with phases.during("identity"):
-        told_s = time.monotonic()
+        sent_s = time.monotonic()
         if forked.typed_identity is None:
             await _assign_identity(shell, guest, name=name, timeout_s=timeout_s)
         else:
-            told_s = forked.asked_s
+            sent_s = forked.rendered_s
             await shell.run_typed(forked.typed_identity, timeout_s=timeout_s, note=IDENTITY_NOTE)
-        for _ in range(RETELLINGS):
-            if time.monotonic() - told_s < CLOCK_LAG_S:
+        for _ in range(MAX_RESENDS):
+            if time.monotonic() - sent_s < CLOCK_LAG_S:
                 break
             await shell.run(guest.await_identity_command(), timeout_s=timeout_s, note=IDENTITY_NOTE)
-            told_s = time.monotonic()
+            sent_s = time.monotonic()
             await _assign_identity(shell, guest, name=name, timeout_s=timeout_s)
     if forked.plugged:
         with phases.during("devices"):

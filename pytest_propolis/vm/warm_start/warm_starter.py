@@ -73,7 +73,7 @@ class WarmStarter:
         phases = Timings()
         kind = (guest, dataclasses.replace(complete, config=dataclasses.replace(complete.config, name="any")))
         name = complete.config.name
-        wanted = _Wanted(
+        spec = _ForkSpec(
             name=name,
             guest=guest,
             over_port=complete.config.has_ports,
@@ -84,16 +84,16 @@ class WarmStarter:
         )
         if kind in self._known:
             with contextlib.suppress(TemplateError):  # the template may have been removed meanwhile
-                return await self._fork_of(self._known[kind], wanted, phases)
+                return await self._fork_of(self._known[kind], spec, phases)
         try:
             with phases.during("template"):
                 key = self._known[kind] = await self._template_key(complete, guest)
-            return await self._fork_of(key, wanted, phases)
+            return await self._fork_of(key, spec, phases)
         except TemplateError as error:
             self._progress(f"{guest.name} boots from cold: {error.message}")
             return None
         except BootError as error:
-            raise error.with_context(vm=wanted.name, operation="boot of its template") from None
+            raise error.with_context(vm=spec.name, operation="boot of its template") from None
 
     async def prepare(self, complete: CompleteVmConfig, guest: GuestAdapter) -> None:
         """Make the kind's template if it does not exist.
@@ -115,45 +115,45 @@ class WarmStarter:
         )
         return await self._maker.key(kind)
 
-    async def _fork_of(self, key: str, wanted: _Wanted, phases: Timings) -> ForkHandle:
-        properties = instance_properties(wanted.name)
+    async def _fork_of(self, key: str, spec: _ForkSpec, phases: Timings) -> ForkHandle:
+        properties = instance_properties(spec.name)
 
-        async def ask() -> ForkHandle:
+        async def request_fork() -> ForkHandle:
             # It contains the time, and is therefore rendered anew each time.
-            asked_s, typed = time.monotonic(), wanted.typed_identity()
+            rendered_s, typed = time.monotonic(), spec.typed_identity()
             request = ForkVm(
                 template=key,
-                name=wanted.name,
+                name=spec.name,
                 group=self._group,
-                log_path=wanted.log_path,
-                added=dict(wanted.added),
-                run=properties if wanted.run else None,
+                log_path=spec.log_path,
+                added=dict(spec.added),
+                run=properties if spec.run else None,
                 typed=typed.text,
-                metric_addr=wanted.metric_addr,
+                metric_addr=spec.metric_addr,
             )
             try:
                 vm = await self._agent.fork_vm(request)
             except ApiError as error:
-                raise error.with_context(vm=wanted.name) from None
+                raise error.with_context(vm=spec.name) from None
             return ForkHandle(
                 vm=vm,
                 properties=properties,
                 phases=phases,
-                runs=wanted.run,
+                runs=spec.run,
                 typed_identity=typed if vm.typed else None,
-                plugged=tuple(_addresses(wanted.added)),
-                asked_s=asked_s,
+                plugged=tuple(_addresses(spec.added)),
+                rendered_s=rendered_s,
             )
 
         with phases.during("fork"):
-            forked = await retry_while_busy(wanted.name, ask, phases, progress=self._progress)
+            forked = await retry_while_busy(spec.name, request_fork, phases, progress=self._progress)
         phases.took_s |= forked.vm.took_s
         return forked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Wanted:
-    """Return the request for a fork."""
+class _ForkSpec:
+    """The request for a fork, without the time at which it is rendered."""
 
     name: str
     guest: GuestAdapter

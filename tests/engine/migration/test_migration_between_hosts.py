@@ -73,8 +73,8 @@ async def test_memory_and_disks_are_copied_and_migrate_back(rig: MigrationRig, t
     await migrate(first, second)
     came = second.server.migration_report().migration_in
     assert came
-    assert came.way
-    assert not came.way.memory_in_file
+    assert came.memory_transfer
+    assert not came.memory_transfer.memory_in_file
     assert came.disks == {"full": DiskTransfer.COPIED, "empty": DiskTransfer.COPIED}
     assert came.pause_s > 0
     assert came.carried_bytes > 24 * MIB
@@ -130,7 +130,7 @@ async def test_kernels_are_compared_by_their_contents(rig: MigrationRig, tmp_pat
 async def test_a_guest_is_on_one_side_when_the_path_is_cut_in_the_moment_of_the_hand_over(
     rig: MigrationRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
 ) -> None:
-    """The source's last word is lost on the way, or the source has noticed the cut before it."""
+    """The source's last message is lost, or the source notices the cut before sending it."""
     source, target = [await rig.node(name, copy_disks=True) for name in ("source", "target")]
     await source.run(spec_of())
     path = rig.socket.with_name("cut.sock")

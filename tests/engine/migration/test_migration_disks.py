@@ -19,7 +19,7 @@ from migration_rig import MigrationRig, Node, injector, migrate, migration_rig, 
 
 from pytest_propolis.agent_api.migration_report import DiskTransfer
 from pytest_propolis.engine.migration import disk_mirror
-from pytest_propolis.engine.migration.memory_transfer import way_of_copying
+from pytest_propolis.engine.migration.memory_transfer import select_copy_transfer
 from pytest_propolis.engine.qemu.binary import find_qemu
 from pytest_propolis.engine.qemu.memory import GuestMemory
 from pytest_propolis.propolis_api import (
@@ -223,7 +223,7 @@ async def test_the_contents_of_a_blob_arrive_as_they_are_and_not_as_they_were(ri
 
 
 def write_blob(node: Node, contents: bytes) -> bytes:
-    """Write what a guest would have written; what was there before."""
+    """Write to the disk as a guest would; return the previous contents."""
     [fd] = node.server._vm.blobs.fds.values()  # type: ignore[union-attr]
     before = os.pread(fd, len(contents), 0)
     os.pwrite(fd, contents, 0)
@@ -247,7 +247,7 @@ async def test_disks_and_memory_are_copied_in_one_migration(rig: MigrationRig, t
     await migrate(source, target)
     came = target.server.migration_report().migration_in
     assert came
-    assert came.way is way_of_copying("tcg", (await find_qemu(None)).version)
+    assert came.memory_transfer is select_copy_transfer("tcg", (await find_qemu(None)).version)
     assert same(tmp_path / "data.qcow2", await disk_path(target))
 
 

@@ -80,7 +80,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
 
 
 def guest_spec(directory: Path) -> InstanceSpec:
-    """A VM whose guest does what is typed."""
+    """Return a spec whose guest executes typed commands."""
     image = directory / "disk.raw"
     image.write_bytes(obedient_disk("<booted>"))
     disk = VirtioDisk(backend_id="backend", pci_path=PciPath(bus=0, device=4, function=0))
@@ -115,7 +115,7 @@ def machine_of(node: Node) -> Machine:
 
 
 async def ends(node: Node, what: str) -> None:
-    """Have the guest end or reset itself, and wait until QEMU has told of it."""
+    """Have the guest end or reset itself, and wait for QEMU's event."""
     machine = machine_of(node)
     with machine.events("SHUTDOWN") as events:
         await machine.serial.write(what.encode())
@@ -124,7 +124,7 @@ async def ends(node: Node, what: str) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """For what nobody announces."""
+    """Poll a condition that has no notification."""
     async with asyncio.timeout(DEADLINE_S):
         while not condition():
             await asyncio.sleep(0)
@@ -290,7 +290,7 @@ async def test_a_stop_of_the_source_during_the_export_counts_only_if_the_migrati
 
 
 async def blocked_source(rig: MigrationRig) -> tuple[Node, Node]:
-    """A source that is starting, and waits for a volume that nobody serves; and a target."""
+    """Return a source that is starting and waits for an unreachable volume, and a target."""
     backend = CrucibleStorageBackend(readonly=False, request_json=vcr_json("black hole", 1))
     disk = VirtioDisk(backend_id=BACKEND, pci_path=PciPath(bus=0, device=4, function=0))
     backends = {CrucibleStorageBackend: BlockingBackend}
@@ -304,7 +304,7 @@ async def blocked_source(rig: MigrationRig) -> tuple[Node, Node]:
 
 
 async def ask(source: Node, target: Node) -> asyncio.Task[None]:
-    """Ask for a migration, and wait until it is queued at the source."""
+    """Request a migration, and wait until it is queued at the source."""
     asked = asyncio.create_task(target.migrate_from(source.address))
     reason = ""
     async with asyncio.timeout(DEADLINE_S):

@@ -103,7 +103,7 @@ KERNEL = DirectKernel(kernel="kernel", initrd="initrd", command_line="quiet")
 async def test_a_target_that_boots_from_something_else_says_from_what(
     rig: MigrationRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: BootSource, message: str
 ) -> None:
-    """A guest that is reset there would come up as another."""
+    """After a reset, the guest would boot another system."""
     monkeypatch.chdir(tmp_path)
     for name in ("kernel", "initrd", "other", "copy"):
         (tmp_path / name).write_bytes(_linux(b"other" if name == "other" else b"this"))
@@ -116,7 +116,7 @@ async def test_a_target_that_boots_from_something_else_says_from_what(
 
 
 def _linux(content: bytes) -> bytes:
-    """What QEMU takes for a kernel: the magic number and version 2.3 of the boot protocol are where they belong."""
+    """Return an image that QEMU accepts as a kernel: with the magic number and version 2.3 of the boot protocol."""
     return bytes(0x202) + b"HdrS\x03\x02" + content.ljust(4096)
 
 

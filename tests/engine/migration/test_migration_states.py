@@ -1,4 +1,4 @@
-"""A migration as both servers publish it: phases, ways, failures. No guest comes up."""
+"""A migration as both servers publish it: phases, transfers, failures. No guest boots."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ async def test_memory_of_the_same_host_is_shared(rig: MigrationRig) -> None:
     await migrate(source, target)
     for side in (source.server.migration_report().migration_out, target.server.migration_report().migration_in):
         assert side
-        assert (side.way, side.failure) == (MemoryTransfer.SHARED_MEMORY, None)
+        assert (side.memory_transfer, side.failure) == (MemoryTransfer.SHARED_MEMORY, None)
 
 
 async def test_the_pause_is_reported(rig: MigrationRig) -> None:
@@ -135,7 +135,7 @@ async def copying_way(rig: MigrationRig, tmp_path: Path) -> MemoryTransfer | Non
     assert (Recorder.made[0].phases, Recorder.made[1].phases) == (OUT, IN)
     side = target.server.migration_report().migration_in
     assert side
-    return side.way
+    return side.memory_transfer
 
 
 async def test_an_old_qemu_copies_the_memory_of_a_guest_that_is_stopped(rig: MigrationRig, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ async def test_a_failed_export_leaves_a_source_that_can_be_migrated_again(rig: M
 
 
 def _open_files(node: Node) -> set[str]:
-    """What that server's QEMU has open."""
+    """Return the files that the server's QEMU has open."""
     return {str(fd.readlink()) for fd in Path(f"/proc/{node.server.pid}/fd").iterdir()}
 
 

@@ -1,4 +1,4 @@
-"""A machine that is reset at the worst of moments: the BIOS has switched on its shadow, and not filled it yet."""
+"""A machine that is reset after the BIOS has enabled its shadow memory and before it has filled it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from engine_rig import DEADLINE_S
 
 from pytest_propolis.engine.migration.failure import MigrationFailed
 from pytest_propolis.engine.qemu.binary import find_qemu
-from pytest_propolis.engine.qemu.child import NoJournal
 from pytest_propolis.engine.qemu.guest_events import GuestEvent
 from pytest_propolis.engine.qemu.machine import Machine
 from pytest_propolis.engine.templates.state_stream import cancel_transfer, save_state
+from pytest_propolis.operating_system.child import NoJournal
 
 SHADOW_ON = {"pc": ("o /w 0xcf8 0x80000058", "o /b 0xcfd 0x30"), "q35": ("o /w 0xcf8 0x80000090", "o /b 0xcfc 0x30")}
 """What SeaBIOS does first, as commands of QEMU's monitor: RAM from 0xf0000 to 0xfffff in place of the ROM."""
@@ -24,7 +24,7 @@ SHADOW_ON = {"pc": ("o /w 0xcf8 0x80000058", "o /b 0xcfd 0x30"), "q35": ("o /w 0
 
 @contextlib.asynccontextmanager
 async def machine(directory: Path, kind: str) -> AsyncIterator[tuple[Machine, list[GuestEvent]]]:
-    """A machine that has not been let run yet, whose guest says that it was booted; and what the guest has done."""
+    """Return a stopped machine whose guest reports its boots, and the guest's output."""
     disk = directory / "disk"
     disk.write_bytes(boot_disk("<booted>"))
     qemu = await find_qemu(None)

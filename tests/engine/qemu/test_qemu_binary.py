@@ -1,4 +1,4 @@
-"""Finding QEMU: the real one of this machine, and programs that will not do."""
+"""Finding QEMU: the one of this machine, and unsuitable programs."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def filled(sizes: list[int]) -> tuple[SerialHistory, bytes]:
 
 
 def expected(written: bytes, offset: int, max_bytes: int) -> bytes | None:
-    """The naive model: keep everything, and say what a history may give of it. None: a gap."""
+    """Return the expected bytes by a naive model that keeps everything; None for a gap."""
     if offset < KEPT:
         return written[offset : min(KEPT, offset + max_bytes)]
     if offset < max(KEPT, len(written) - KEPT) and offset != len(written):

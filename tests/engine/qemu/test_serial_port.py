@@ -1,4 +1,4 @@
-"""What is typed at a serial port, while QEMU takes it and while it does not."""
+"""Input of a serial port, while QEMU reads it and while it does not."""
 
 from __future__ import annotations
 

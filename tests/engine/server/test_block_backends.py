@@ -35,7 +35,7 @@ async def fake(tmp_path: Path) -> AsyncIterator[EngineRig]:
 
 @pytest.fixture
 async def blocked(rig: EngineRig) -> EngineRig:
-    """A VM that is starting, and will not get further by itself."""
+    """Return a VM whose start is blocked."""
     return await block(rig)
 
 

@@ -1,4 +1,4 @@
-"""The state driver with a real machine under it (a stand-in for QEMU): where a guest comes from, and who takes it."""
+"""The state driver with a machine whose QEMU is a substitute: sources and targets of guests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from engine_rig import BACKEND, DEADLINE_S, FAKE_QEMU, BlockingBackend, vcr_json
 
-from pytest_propolis.engine.qemu.child import NoJournal
 from pytest_propolis.engine.qemu.machine import Machine
 from pytest_propolis.engine.qemu.monitor import MachineError
 from pytest_propolis.engine.request_queue import (
@@ -29,6 +28,7 @@ from pytest_propolis.engine.request_queue import (
 from pytest_propolis.engine.server.driver import Arrive, MigrateOut, Outcome, StateDriver
 from pytest_propolis.engine.server.publisher import StatePublisher
 from pytest_propolis.engine.volumes.block_backend import BlockBackends, Reply, VolumeGone
+from pytest_propolis.operating_system.child import NoJournal
 from pytest_propolis.propolis_api import CrucibleStorageBackend, InstanceState, ReplaceResult
 
 

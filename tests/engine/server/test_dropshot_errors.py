@@ -1,4 +1,4 @@
-"""The errors that a propolis-server answers with, word by word."""
+"""The error bodies of propolis-server, verbatim."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ ADDRESSES: Final = ("here", "black hole", "elsewhere")
 
 @dataclass(eq=False)
 class Replacement:
-    """A request for another volume, and what the reference says of it: a status, or None while it waits."""
+    """A request for another volume, and its status in the reference model; None while it waits."""
 
     address: str
     generation: int
@@ -42,7 +42,7 @@ class Replacement:
 
 @dataclass
 class ReferenceVm:
-    """What becomes of one VM: the table's model, driven as far as a driver comes by itself."""
+    """The reference model of one VM, advanced as far as a driver gets without events."""
 
     address: str | None
     generation: int = 1
@@ -65,7 +65,7 @@ class ReferenceVm:
             pass
 
     def _advance(self) -> bool:
-        """Do the next thing that a driver does; False when there is none, or it is held up."""
+        """Perform the driver's next step; return False if there is none, or it is blocked."""
         if self.resuming or self.model.doing == "Reboot":
             return self._give_up() or self._finish()
         if self.starting and self.address not in ("black hole", "elsewhere"):
@@ -128,7 +128,7 @@ class ReferenceVm:
 
 
 class EngineMachine(RuleBasedStateMachine):
-    """A client that asks for anything at any time, and a guest that does what it likes."""
+    """A client and a guest that act at random."""
 
     vm: ReferenceVm | None = None
 

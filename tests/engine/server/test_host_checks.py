@@ -1,4 +1,4 @@
-"""What a spec names of the host is looked at before QEMU starts."""
+"""Checks of host resources in a spec, before QEMU starts."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def make(kind: str) -> Request:
 
 
 class QueueMachine(RuleBasedStateMachine):
-    """A driver that does whatever it may do, in any order, while requests come in."""
+    """A driver that takes permitted steps in random order while requests arrive."""
 
     @initialize(migrating_in=st.booleans())
     def ensure(self, migrating_in: bool) -> None:

@@ -1,4 +1,4 @@
-"""What a client of a serial port gets, and in which order."""
+"""The frames that a client of a serial port receives, and their order."""
 
 from __future__ import annotations
 

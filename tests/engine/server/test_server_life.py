@@ -1,4 +1,4 @@
-"""A server's life around its VMs: made, not made, ended by the guest, closed, made again."""
+"""The life cycle of a server: creation, failed creation, end by the guest, close, second creation."""
 
 from __future__ import annotations
 

@@ -13,12 +13,12 @@ import pytest
 
 from pytest_propolis.engine.qemu.accelerator.acceleration import acceleration_arguments
 from pytest_propolis.engine.qemu.binary import find_qemu
-from pytest_propolis.engine.qemu.child import NoJournal
 from pytest_propolis.engine.qemu.machine import Machine
 from pytest_propolis.engine.qemu.memory import MEMORY_ID, GuestMemory
 from pytest_propolis.engine.qemu.monitor import MachineError
 from pytest_propolis.engine.templates.state_stream import load_state, save_state
 from pytest_propolis.guests.micro import Micro
+from pytest_propolis.operating_system.child import NoJournal
 from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
 
 MEMORY_MIB = 256

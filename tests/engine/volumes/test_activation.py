@@ -21,7 +21,7 @@ async def disk(crucible_disk_factory: CrucibleDiskFactory) -> CrucibleDisk:
 
 
 async def blocked(vm_factory: VmFactory, disk: CrucibleDisk) -> TestVm:
-    """A VM that is starting, and will not get further by itself."""
+    """Return a VM whose start is blocked."""
     disk.enable_vcr_black_hole()
     vm = await vm_factory.create("vm", disks=(disk,), **CREATED)
     await vm.launch()

@@ -16,7 +16,6 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 
-from pytest_propolis.engine.qemu.child import NoJournal
 from pytest_propolis.engine.volumes import session as session_module
 from pytest_propolis.engine.volumes.downstairs import Downstairs
 from pytest_propolis.engine.volumes.nbd import NbdError, probe_export
@@ -24,6 +23,7 @@ from pytest_propolis.engine.volumes.negotiation import Promote
 from pytest_propolis.engine.volumes.region_file import RegionFile
 from pytest_propolis.engine.volumes.session import DownstairsRefused, DownstairsUnreachable, Session
 from pytest_propolis.engine.volumes.storage_daemon import StorageDaemonError
+from pytest_propolis.operating_system.child import NoJournal
 
 SIZE = 1 << 20
 VOLUME = uuid.uuid4()

@@ -1,4 +1,4 @@
-"""What went wrong with replicated volumes in the field, and does not here; with guests that write and verify."""
+"""Failures of replicated volumes that were reported in the field, with guests that write and verify."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def disk(crucible_disk_factory: CrucibleDiskFactory) -> CrucibleDisk:
 
 @pytest_asyncio.fixture
 async def writer(disk: CrucibleDisk, vm_factory: VmFactory) -> TestVm:
-    """A VM whose guest writes, on a disk that is half full: so a repair lasts."""
+    """Return a VM whose guest writes to a half-full disk, so that a repair takes time."""
     vm = await vm_factory.start("writer", disks=(disk,), **MICRO)
     await vm.run("modprobe virtio_blk; dd if=/dev/urandom of=/dev/vda bs=1M seek=32 count=32 conv=fsync 2>/dev/null")
     await begin_to_write(vm)

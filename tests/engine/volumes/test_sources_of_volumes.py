@@ -1,4 +1,4 @@
-"""What a replicated disk holds at first: a FAT file system, an artifact by its name."""
+"""Initial contents of replicated disks: a FAT file system, an artifact by its name."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ async def writer(disk: CrucibleDisk, vm_factory: VmFactory) -> TestVm:
 
 
 async def require_equal(vm: TestVm, disk: CrucibleDisk) -> None:
-    """All three replicas hold what the guest has written, and it has seen no error."""
+    """Assert that all three replicas hold the data that the guest has written, and that it has seen no error."""
     written = await end_of_writing(vm)
     await wait_for_status(disk, all_active)
     await vm.stop()

@@ -33,7 +33,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make th
 
 @pytest.fixture
 def dead() -> Iterator[LiveRun]:
-    """A run whose controller and agent were killed: its directory, with a ledger, is what is left."""
+    """Return the directory of a run whose controller and agent were killed; its ledger is left."""
     place = Path(tempfile.mkdtemp(prefix="o-", dir="/tmp"))
     try:
         with started_run(place, {"test_victim.py": VICTIM}) as run:

@@ -121,7 +121,7 @@ def test_a_process_that_only_carries_the_runs_mark_is_a_stray_and_ends(base: Pat
 
 @pytest.mark.parametrize("bare", [False, True])
 def test_a_process_that_carries_only_the_bare_mark_ends_unless_something_is_kept(base: Path, bare: bool) -> None:
-    """It could be a part of what is kept."""
+    """It could belong to kept resources."""
 
     def act(ledger: Ledger, directory: Path) -> None:
         spawn(ledger.header.tag)

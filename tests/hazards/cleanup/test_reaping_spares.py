@@ -47,7 +47,7 @@ def test_a_living_run_is_not_touched(base: Path) -> None:
 
 
 def test_an_agent_that_looks_dead_but_holds_its_ledger_is_alive(base: Path) -> None:
-    """As seen from another machine or container that shares the directory: there the pid says nothing."""
+    """Seen from another machine or container that shares the directory, the pid is meaningless."""
     waiting, release = os.pipe()
 
     def hold() -> None:

@@ -51,7 +51,7 @@ def config(base: Path) -> AgentConfig:
 
 
 def interpreter(place: Path, program: str) -> str:
-    """An interpreter that runs this program, whatever it is asked to run, with the same arguments for the agent."""
+    """Return an interpreter that runs this program in place of any other, with the agent's arguments."""
     script = place / "interpreter"
     (place / "program.py").write_text(program)
     script.write_text(f'#!/bin/sh\nshift 5\nexec {sys.executable} {place}/program.py "$@"\n')

@@ -1,4 +1,4 @@
-"""Whatever signal hits whatever part of a run, in whatever phase: nothing of the run is left.
+"""Each signal to each part of a run in each phase: nothing of the run is left.
 
 HAZARDS=all tests every cell of the matrix; otherwise it is a choice in which each pair of values occurs.
 """
@@ -25,7 +25,7 @@ AT_ONCE = 2
 
 @dataclass(frozen=True)
 class Cell:
-    """What is hit by which signal, and what the run is doing then."""
+    """The target, the signal, and the phase of the run."""
 
     signal_name: str
     target: str
@@ -85,7 +85,7 @@ CELLS = every_cell() if os.environ.get("HAZARDS") == "all" else list(covering(ev
 
 
 def problem_of(cell: Cell) -> str | None:
-    """What is wrong in a cell, if anything is."""
+    """Return the problem in a cell, or None."""
     with live_run(cell.phase, *DISTRIBUTIONS[cell.distribution]) as run:
         try:
             run.hit(cell.target, cell.number)

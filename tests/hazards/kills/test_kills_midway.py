@@ -1,4 +1,4 @@
-"""Whatever is killed while VMs are forked, migrate, have disks copied, or change states: nothing of the run is left."""
+"""Kills while VMs are forked, migrate, have disks copied, or change states: nothing of the run is left."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ VICTIMS = {
 
 @contextlib.contextmanager
 def run_in(phase: str) -> Iterator[LiveRun]:
-    """A run that is in this phase."""
+    """Start a run, and wait until it is in this phase."""
     with live_run(phase, test=VICTIMS[phase]) as run:
         if phase == "copying disks":
             run.wait_until(lambda: any(path.endswith("copy0.sock") for path in run.files()))
@@ -124,7 +124,7 @@ def test_pytest_is_hit(phase: str, number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("phase", VICTIMS)
 def test_a_qemu_is_killed(phase: str) -> None:
-    """The guest is in it or not, and nobody knows: the test fails, or goes on until the end."""
+    """The guest may run in this QEMU or not: the test fails, or completes."""
     with run_in(phase) as run:
         run.wait_until(lambda: _is_killed(run))
         run.hit("controller", signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Whatever is killed while a template is made or forked: nothing half-made is used, and nothing is left."""
+"""Kills while a template is created or forked: no incomplete template is used, and nothing is left."""
 
 from __future__ import annotations
 

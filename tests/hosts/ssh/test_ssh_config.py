@@ -168,11 +168,11 @@ async def test_a_condition_that_asyncssh_does_not_know_is_left_to_openssh(rig: S
 
 
 class NotConnected(Exception):
-    """Raised with what ssh wrote when it ran no command."""
+    """Raised with the output of ssh if it ran no command."""
 
 
 async def connected(rig: SshRig, config: str, tmp_path: Path) -> tuple[str, str]:
-    """Connect with a configuration; return what connected, and the name of the host that was reached."""
+    """Connect with a configuration; return the kind of transport, and the name of the reached host."""
     user = os.environ.get("USER") or "root"
     path = rig.write_config(config.replace("{user}", user), name="config_of_a_test")
     (rig.directory / "nothing_known").unlink(missing_ok=True)

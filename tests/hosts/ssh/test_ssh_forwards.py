@@ -1,4 +1,4 @@
-"""What goes through the connection to a host beside its agent: sockets and ports, by asyncssh and by OpenSSH."""
+"""Forwarded sockets and ports of a host's connection, by asyncssh and by OpenSSH."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ async def until_clean(rig: SshRig, name: str = "h1") -> None:
 
 
 async def until_lost(host: SshHost) -> HostLost:
-    """Wait until a host counts as lost, and return the error that says so."""
+    """Wait until a host is lost, and return the error."""
     async with asyncio.timeout(CLEAN_TIMEOUT_S):
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Bad input, each kind of which ends in one clear error with the culprit and the remedy, and leaves nothing behind."""
+"""Bad input: each ends in one clear error with the culprit and the remedy, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_a_socket_that_nobody_serves_any_more_is_passed_over(inner: InnerRun) ->
 
 
 def rendezvous(inner: InnerRun, run: str) -> Path:
-    """Where a run will look for its agent's socket, having been told so by its rendezvous file."""
+    """Return the path of the agent's socket that the run's rendezvous file names."""
     base = inner.runtime / "propolis"
     base.mkdir(mode=0o700)
     taken = inner.runtime / "taken.sock"
@@ -224,7 +224,7 @@ def rendezvous(inner: InnerRun, run: str) -> Path:
 
 @contextlib.contextmanager
 def listening(path: Path) -> Iterator[None]:
-    """Somebody who takes connections and never says a word."""
+    """Accept connections, and never send anything."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()

@@ -59,7 +59,7 @@ def pytest_sessionfinish(session):
 
 
 def discover(inner: InnerRun, *arguments: str) -> tuple[list[str], list[str]]:
-    """The node ids that are found, and what was done to the machine meanwhile."""
+    """Return the collected node ids, and the changes to the machine."""
     result = inner.plain("-p", "audit", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments)
     assert result.ret == 0
     ids = [line for line in result.outlines if "::" in line]

@@ -75,7 +75,7 @@ BAD = [
 
 @pytest.fixture(autouse=True)
 def bare_environment(inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is given is given by the test alone."""
+    """Remove settings that do not come from the test."""
     for option in OPTIONS:
         monkeypatch.delenv(option.variable, raising=False)
     inner.write(test_show=SHOW)

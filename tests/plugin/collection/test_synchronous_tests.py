@@ -103,7 +103,7 @@ def test_it(request):
 
 @pytest.fixture(autouse=True)
 def nothing_kept(inner: InnerRun) -> Iterator[None]:
-    """What a test keeps is removed in its end; that nothing else is there, the fixture `inner` checks."""
+    """Remove kept resources after the test; the fixture `inner` checks that nothing else is left."""
     yield
     propolis("gc", "--kept")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from mounts import as_root
 
-from pytest_propolis.cli.setup import ways_to_install_qemu
+from pytest_propolis.cli.setup import qemu_installers
 from pytest_propolis.hosts.inventory.capabilities import probe_guests, probe_reflinks
 
 PROPOLIS = (sys.executable, "-c", "from pytest_propolis.cli import main; main()")
@@ -198,7 +198,7 @@ def test_setup_where_nothing_can_install_qemu_says_what_it_would_take(bare_machi
 @pytest.mark.parametrize("manager", ["apt-get", "dnf"])
 def test_the_machines_package_manager_is_the_last_way_to_install_qemu(bare_machine: Path, manager: str) -> None:
     program(bare_machine / manager, "exit 0")
-    assert [way.name for way in ways_to_install_qemu()][-1] == manager
+    assert [way.name for way in qemu_installers()][-1] == manager
 
 
 @pytest.mark.parametrize(("glibc", "first"), [("2.36", "apt-get"), ("2.38", "pip"), ("2.41", "pip")])
@@ -207,7 +207,7 @@ def test_pip_is_the_first_way_where_the_wheel_runs(
 ) -> None:
     program(bare_machine / "apt-get", "exit 0")
     monkeypatch.setattr(os, "confstr", lambda _name: f"glibc {glibc}")
-    assert next(way.name for way in ways_to_install_qemu()) == first
+    assert next(way.name for way in qemu_installers()) == first
 
 
 async def test_a_guest_is_ready_when_all_its_files_are_there(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ GUEST_OF_THE_PROJECT = """
 
 
 def guests_in(told: str) -> str:
-    """What doctor says of guests: on one line, and the next if some are not ready."""
+    """Return doctor's lines about guests: one, and a second if some are not ready."""
     return told.partition("  guests ")[2].partition("UEFI")[0]
 
 

@@ -45,7 +45,7 @@ async def test_waits(test_vm):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OtherPlugin:
-    """A plugin: where it comes from, how pytest loads it, and what comes of the three tests with it."""
+    """A plugin: its distribution, how pytest loads it, and the outcomes of the three tests."""
 
     requirement: str
     plugins: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What holds a VM on a host over SSH is killed while the guest runs: the error names the host, and nothing is left."""
+"""Kills of a VM's processes on an SSH host while the guest runs: the error names the host, and nothing is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a failed test shows of its VMs, and where their logs lie."""
+"""A failed test's report of its VMs, and the places of their logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind fails it; what it keeps on purpose does not."""
+"""Leaked resources fail a run; kept ones do not."""
 
 from __future__ import annotations
 

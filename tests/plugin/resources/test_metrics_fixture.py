@@ -1,4 +1,4 @@
-"""The fixture `metrics` in runs of pytest: in whatever order, overridden, asked for late."""
+"""The fixture `metrics` in runs of pytest: in any order, overridden, requested late."""
 
 from __future__ import annotations
 

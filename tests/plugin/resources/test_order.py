@@ -1,4 +1,4 @@
-"""The order in which a test's leavings go: the VM and its server first, and only then its disks."""
+"""The order of removal after a test: the VM and its server before its disks."""
 
 from __future__ import annotations
 

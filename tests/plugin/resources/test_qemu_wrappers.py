@@ -28,7 +28,7 @@ async def test_it(vm_factory, propolis):
 
 
 def wrapper(directory: Path, *, starter: str) -> Path:
-    """A script that runs the real QEMU as a child, by a command that is put before it."""
+    """Return a script that runs the real QEMU as a child, prefixed by a command."""
     script = directory / "qemu-wrapper"
     real = shutil.which("qemu-system-x86_64")
     # One more place to look for firmware, by which the test knows its QEMUs.

@@ -38,7 +38,7 @@ class LocalPorts:
 
     @property
     def inherited(self) -> Mapping[int, int]:
-        """What the shell is to inherit."""
+        """The descriptors that the shell must inherit."""
         return {DESCRIPTORS[number]: port.qemu_end.fileno() for number, port in self.ports.items()}
 
     async def connect(self, number: int) -> ByteStream:

@@ -227,7 +227,7 @@ class FakeProcfs:
         self._tell(f"started {'in a contract' if self._template else 'without a contract'}: {' '.join(words[1:])}")
 
     def prepare(self, path: Path) -> None:
-        """Write the file that is about to be opened."""
+        """Write the file before it is opened."""
         if path == self.contracts / "template":
             with inside():
                 path.parent.mkdir(parents=True, exist_ok=True)

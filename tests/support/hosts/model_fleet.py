@@ -225,7 +225,7 @@ class ModelFleet:
             self.done.add(lost)
 
     def _let_go(self, worker: str) -> None:
-        """Let a worker be idle, or end if it was told that nothing follows."""
+        """Mark a worker as idle, or ended if it knows that nothing follows."""
         if self.one_ahead and self.held.get(worker, "") is None:
             del self.held[worker]
             self.ended.add(worker)

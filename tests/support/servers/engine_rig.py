@@ -20,12 +20,12 @@ from starlette.types import Receive, Scope, Send
 
 from pytest_propolis.agent_api.boot_source import BootSource, Firmware
 from pytest_propolis.engine.qemu.binary import Qemu
-from pytest_propolis.engine.qemu.child import NoJournal
 from pytest_propolis.engine.qemu.machine import Machine
 from pytest_propolis.engine.server.app import SERVER_KEY, engine_app
 from pytest_propolis.engine.server.server import VmServer
 from pytest_propolis.engine.server.server_config import ServerConfig
 from pytest_propolis.engine.volumes.block_backend import BackendError, BackendFactory, ReplacementRefused
+from pytest_propolis.operating_system.child import NoJournal
 from pytest_propolis.propolis_api import (
     Board,
     Chipset,
@@ -121,7 +121,7 @@ class BlockingBackend:
     async def snapshot(self, machine: Machine, snapshot_id: uuid.UUID) -> None:
         self.events.append(f"snapshot {snapshot_id}")
 
-    async def settle(self, *, clean: bool) -> None:
+    async def record_clean(self, *, clean: bool) -> None:
         self.events.append(f"settled {clean}")
 
     async def quiesce(self, machine: Machine) -> None:

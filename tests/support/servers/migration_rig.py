@@ -18,11 +18,11 @@ from starlette.types import Receive, Scope, Send
 
 from pytest_propolis.agent_api.boot_source import Firmware
 from pytest_propolis.engine.qemu.binary import find_qemu
-from pytest_propolis.engine.qemu.child import NoJournal
 from pytest_propolis.engine.qemu.memory import GuestMemory
 from pytest_propolis.engine.server.app import SERVER_KEY, engine_app
 from pytest_propolis.engine.server.server import VmServer
 from pytest_propolis.engine.server.server_config import ServerConfig
+from pytest_propolis.operating_system.child import NoJournal
 from pytest_propolis.propolis_api import (
     Board,
     Chipset,

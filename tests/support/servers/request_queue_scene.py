@@ -17,7 +17,7 @@ __all__ = ["Scene", "outcome_of"]
 
 
 class Scene:
-    """A queue that is brought into a condition step by step, and a record of discarded requests."""
+    """A queue that reaches a condition step by step, and a record of discarded requests."""
 
     def __init__(self, condition: str = "not started") -> None:
         self.discarded: list[Request] = []

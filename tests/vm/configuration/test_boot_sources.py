@@ -1,4 +1,4 @@
-"""What a VM starts from, and which ways of booting are refused before anything is made."""
+"""Boot sources of a VM, and those that are refused before anything is created."""
 
 from __future__ import annotations
 

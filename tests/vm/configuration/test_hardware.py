@@ -1,4 +1,4 @@
-"""What a guest finds in its machine."""
+"""The hardware that a guest detects."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ async def test_each_feature_sits_in_the_bit_that_the_table_says() -> None:
 
 
 def ask_for_features(command: list[str]) -> list[dict[str, Any]]:
-    """The features that QEMU was asked for: those that its emulation has, and those that it lacks."""
+    """Return the features requested from QEMU: supported by its emulation, and unsupported."""
     ours, theirs = socket.socketpair()
     channel = ["-chardev", f"socket,id=monitor,fd={theirs.fileno()}", "-mon", "chardev=monitor,mode=control"]
     machine = ["-S", "-nodefaults", "-display", "none", "-accel", "tcg", *channel]

@@ -1,4 +1,4 @@
-"""What becomes a disk: images of the test's, as they are or refused with the reason."""
+"""Images of the test as disks: unchanged, or refused with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program in a built-in guest finds round it."""
+"""The environment of a program in a built-in guest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guest ports through what happens to a VM: resets, reboots, stops, migrations."""
+"""Guest ports through resets, reboots, stops and migrations of a VM."""
 
 from __future__ import annotations
 

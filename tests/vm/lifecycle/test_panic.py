@@ -22,7 +22,7 @@ async def with_pvpanic(vm_factory: VmFactory, guest: str) -> TestVm:
 
 
 async def wait_for_panics(vm: TestVm, count: int) -> None:
-    """The agent counts and announces nothing, so it is asked again and again."""
+    """Poll the agent, which counts panics without notifications."""
     async with asyncio.timeout(30):
         while (await vm.extended_info()).panics < count:
             pass

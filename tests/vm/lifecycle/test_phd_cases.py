@@ -1,4 +1,4 @@
-"""What PHD asserts of a VM's states, its processors and its console, on real guests."""
+"""PHD's assertions about a VM's states, processors and console, on real guests."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ async def status_of(call: Awaitable[object]) -> int:
 
 
 async def states_until(vm: TestVm, last: InstanceState) -> list[tuple[int, InstanceState]]:
-    """What the state monitor shows, from the first generation to that state."""
+    """Return the states that the state monitor reports, from the first generation to that state."""
     seen: list[tuple[int, InstanceState]] = []
     while not seen or seen[-1][1] is not last:
         answer = await vm.client.instance_state_monitor(seen[-1][0] + 1 if seen else 0)

@@ -1,4 +1,4 @@
-"""A guest that migrates: what it, its console and its shell see of it. Under load, too."""
+"""A migrating guest, with its console and its shell, also under load."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ async def test_the_console_loses_repeats_and_reorders_nothing_over_a_chain(facto
 
 
 async def test_what_is_typed_during_a_migration_reaches_the_guest_once(factory: VmFactory, vm: TestVm) -> None:
-    """The guest reads slowly: most of what is typed waits before its UART when it leaves."""
+    """The guest reads slowly: most of the input is queued before its UART when it leaves."""
     lines = "".join(f"line {n}\n" for n in range(200))
     target = await factory.successor(vm)
     async with vm.interactive() as console:
@@ -216,7 +216,7 @@ async def test_the_memory_of_a_guest_that_writes_all_the_while_arrives_intact(
 
 
 class Talk:
-    """A shell that is asked one thing after the other, wherever its guest is."""
+    """A shell that runs commands one after the other, on whichever server its guest is."""
 
     def __init__(self, vm: TestVm) -> None:
         self.vm = vm
@@ -241,7 +241,7 @@ async def _way(vm: TestVm) -> MemoryTransfer | None:
     assert vm._migrations
     came = (await vm._migrations()).migration_in
     assert came
-    return came.way
+    return came.memory_transfer
 
 
 async def _rounds(vm: TestVm, *, beyond: int) -> int:

@@ -1,4 +1,4 @@
-"""A guest that writes to its disks while they are copied to another server: what it finds there."""
+"""A guest that writes to its disks while they are copied to another server, and reads them there."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ async def migrated(factory: VmFactory, vm: TestVm, *, copy_disks: bool = True) -
     return target
 
 
-async def check_ways(vm: TestVm, *expected: DiskTransfer) -> None:
-    """Check how disks came here, where the server says so: only the engine does."""
+async def check_transfers(vm: TestVm, *expected: DiskTransfer) -> None:
+    """Check how disks were transferred, if the server reports it: only the engine does."""
     if vm.server != ENGINE:
         return
     assert vm._migrations
@@ -80,7 +80,7 @@ async def test_a_writer_loses_repeats_and_reorders_nothing_on_disk_and_console(f
     await vm.wait_for_serial_output("=5=")
     for copy_disks in (True, False, True, True):
         vm = await migrated(factory, vm, copy_disks=copy_disks)
-        await check_ways(vm, DiskTransfer.COPIED_OVERLAY if copy_disks else DiskTransfer.SHARED)
+        await check_transfers(vm, DiskTransfer.COPIED_OVERLAY if copy_disks else DiskTransfer.SHARED)
         await vm.console.wait_for(NUMBER, timeout_s=60)
     assert not writing.done()
     await vm.console.send("\x1c")
@@ -98,7 +98,7 @@ async def test_a_disk_in_memory_arrives_as_the_guest_left_it(factory: VmFactory)
     for word, copy_disks, way in [("one", False, DiskTransfer.SHARED), ("two", True, DiskTransfer.COPIED)]:
         await vm.run(f"echo {word} | dd of=/dev/vda conv=fsync,notrunc 2>/dev/null")
         vm = await migrated(factory, vm, copy_disks=copy_disks)
-        await check_ways(vm, way)
+        await check_transfers(vm, way)
         await vm.run("echo 3 > /proc/sys/vm/drop_caches")
         assert await vm.run("head -n 1 /dev/vda") == word
 
@@ -121,7 +121,7 @@ async def test_a_target_that_fails_after_the_copying_leaves_a_guest_that_writes_
 
 @pytest.mark.skipif(not (E2FSCK and MKE2FS), reason="e2fsck is not installed (package e2fsprogs)")
 async def test_file_systems_that_are_mounted_and_busy_arrive_whole(factory: VmFactory, tmp_path: Path) -> None:
-    """The root is an overlay on the guest's image, of which only what was written is copied; the other disk is raw."""
+    """The root is an overlay on the guest's image, of which only written data is copied; the other disk is raw."""
     image = tmp_path / "ext4.raw"
     assert MKE2FS
     assert E2FSCK
@@ -135,7 +135,7 @@ async def test_file_systems_that_are_mounted_and_busy_arrive_whole(factory: VmFa
         assert await vm.run("dmesg | grep -iE 'EXT4-fs (error|warning)|I/O error'", check=False) == ""
 
     vm = await lifecycle(factory, vm, [Migrate(copy_disks=True), Migrate(), Migrate(copy_disks=True)], check)
-    await check_ways(vm, DiskTransfer.COPIED_OVERLAY, DiskTransfer.COPIED_OVERLAY)
+    await check_transfers(vm, DiskTransfer.COPIED_OVERLAY, DiskTransfer.COPIED_OVERLAY)
     await vm.run("touch /tmp/stop; wait; cd /; sync; echo 3 > /proc/sys/vm/drop_caches", timeout_s=120)
     for place in ("/root/busy", "/mnt/busy"):
         assert await vm.run(f"cd {place} && md5sum -c -s sums && wc -l < sums", timeout_s=120) != "0"

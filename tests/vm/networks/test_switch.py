@@ -1,4 +1,4 @@
-"""Where a switch sends frames to: the card's latest place, whatever is still under way from an earlier one."""
+"""Forwarding in a switch: to the card's latest location, despite frames in transit from an earlier one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HERE, THERE, ELSEWHERE = "here", "there", "elsewhere"
 
 
 class RecordingAttachment:
-    """Keeps what it gets."""
+    """Records received frames."""
 
     is_up = True
 

@@ -1,4 +1,4 @@
-"""Forks of a template: each is a VM of its own, and what one does no other ever sees."""
+"""Forks of a template: independent VMs."""
 
 from __future__ import annotations
 

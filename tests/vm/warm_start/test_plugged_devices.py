@@ -1,4 +1,4 @@
-"""What a fork has and its template has not: there when the test begins, as in a VM that has booted with it."""
+"""Devices that a fork has and its template lacks: present when the test begins, as after a boot with them."""
 
 from __future__ import annotations
 

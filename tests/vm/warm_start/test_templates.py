@@ -1,4 +1,4 @@
-"""Templates: made once, looked at before use, and done without where they cannot be had."""
+"""Templates: created once, checked before use, and replaced by a cold boot if unavailable."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Late(Micro):
 
 @pytest.fixture
 def lines() -> list[str]:
-    """What was said meanwhile."""
+    """Return the lines of progress."""
     return []
 
 

@@ -62,13 +62,13 @@ class CarriedSocket:
         await self._close_ends()  # also when the work was cancelled before it began
 
     async def _forward(self) -> None:
-        ways = [asyncio.create_task(self._forward_outgoing()), asyncio.create_task(self._forward_incoming())]
+        directions = [asyncio.create_task(self._forward_outgoing()), asyncio.create_task(self._forward_incoming())]
         try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for way in ways:
-                way.cancel()
-            await asyncio.gather(*ways, return_exceptions=True)
+            for direction in directions:
+                direction.cancel()
+            await asyncio.gather(*directions, return_exceptions=True)
             await self._close_ends()
 
     async def _forward_outgoing(self) -> None:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from ....errors import CapabilityMissing, HostError
+from ....operating_system.child import Child, spawn
 from ....storage.locks import locked
 from ..binary import Qemu
-from ..child import Child, spawn
 from .probe_guest import GUEST_ROM, STEPS, SUCCESS, WRONG_RESULT
 
 __all__ = ["AcceleratorChoice", "AcceleratorName", "probe_accelerator"]

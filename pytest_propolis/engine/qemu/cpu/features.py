@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ....operating_system.child import Journal
 from ....propolis_api import InstanceEnsureRequest, SpecInit
 from ..accelerator.probe import AcceleratorName
 from ..binary import Qemu
-from ..child import Journal
 from ..machine import Machine
 
 __all__ = ["CpuFeatures"]
@@ -34,9 +34,9 @@ class CpuFeatures:
         """
         has_template = isinstance(request.init, SpecInit) and request.init.value.spec.board.cpuid is not None
         if has_template and self.known is None:
-            self.known = await self._ask()
+            self.known = await self._query()
 
-    async def _ask(self) -> frozenset[str]:
+    async def _query(self) -> frozenset[str]:
         """Ask a QEMU without a machine."""
         arguments = ["-machine", "none", "-nodefaults", "-display", "none", "-accel", self._accelerator]
         machine = Machine(

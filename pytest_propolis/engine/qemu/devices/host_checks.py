@@ -45,7 +45,7 @@ def _require_file(key: str, backend: FileStorageBackend) -> None:
 
 
 def _disk_bytes(path: Path) -> int:
-    """The size of the disk that the guest sees, by the same rule that makes the name tell the format."""
+    """Return the size of the disk as the guest sees it; the file's name determines the format."""
     header = Qcow2Header.read(path) if path.suffix == ".qcow2" else None
     return header.size_bytes if header else path.stat().st_size
 

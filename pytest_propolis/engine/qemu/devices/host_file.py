@@ -51,7 +51,7 @@ class HostFile(msgspec.Struct, frozen=True, kw_only=True):
         return cls(path=f"/proc/{os.getpid()}/fd/{fd}", device=status.st_dev, inode=status.st_ino)
 
     def open(self, flags: int) -> int | None:
-        """A file descriptor of it; None where it cannot be had: on another host, gone, not this user's."""
+        """Open the file; return None if it is on another host, deleted, or not this user's."""
         if self.host != this_host():
             return None
         try:

@@ -66,7 +66,7 @@ async def plug(machine: Machine, parts: Iterable[MachinePart]) -> None:
 
 
 def _has_slot(path: PciPath, components: Iterable[object]) -> bool:
-    """Return whether a guest detects hot-plugged devices there: a slot of its own on the root bus."""
+    """Return whether a guest detects hot-plugged devices there: in a separate slot on the root bus."""
     taken = [getattr(component, "pci_path", None) for component in components]
     neighbours = [other for other in taken if other and (other.bus, other.device) == (path.bus, path.device)]
     return path.bus == 0 and path.function == 0 and len(neighbours) == 1

@@ -50,7 +50,7 @@ def network_parts(components: Mapping[str, Any], buses: PciBuses) -> Iterator[Ma
 
 
 def mac_address(interface_id: UUID) -> str:
-    """The address of a card: it follows from its id, so it is the same wherever the VM goes."""
+    """Return the address of a card, derived from its id, so that a migration keeps it."""
     # Locally administered, unicast; the digits of a random UUID that are not fixed by its version.
     octets = bytes([0x02, *interface_id.bytes[:3], *interface_id.bytes[-2:]])
     return ":".join(f"{octet:02x}" for octet in octets)

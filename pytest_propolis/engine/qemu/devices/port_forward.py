@@ -49,7 +49,7 @@ def _user_network(components: Mapping[str, Any]) -> str | None:
 
 
 def _free_port() -> int:
-    """Return a port that is free now; QEMU cannot choose one itself and tell which."""
+    """Return a port that is free now; QEMU cannot choose one and report it."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]

@@ -54,7 +54,7 @@ def parsed(chunks: list[bytes]) -> list[Signal]:
 
 
 def decoded(lines: list[bytes]) -> tuple[str, str]:
-    """What the loop in the guest makes of a command's lines: nonce and command."""
+    """Decode the lines of a command as the loop in the guest does: nonce and command."""
     nonce, count, first = lines[0].split(b" ", 2)
     assert int(count) == len(lines) - 1
     command = first

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Final, Protocol
 
-from ...operating_system.interface import Descendants
-from ...operating_system.registry import system
+from .interface import Descendants
+from .registry import system
 
-__all__ = ["Child", "ChildRecord", "Journal", "NoJournal", "end_reason", "spawn"]
+__all__ = ["Child", "ChildRecord", "Journal", "NoJournal", "spawn"]
 
 GROUP_END_S: Final = 0.5
 """How long a killed process group may take to be gone before processes that left the group are looked for."""
@@ -63,8 +63,8 @@ class NoJournal:
 class Child:
     """A program that leads its own process group, and its descendants.
 
-    A QEMU program may be a wrapper script that starts the real one: both are signalled, and both are waited for. Every
-    one of them inherits the write end of a pipe, so that end of file on the pipe means that the last of them is gone.
+    A program may be a wrapper script that starts the real one: both are signalled, and both are waited for. Each
+    of them inherits the write end of a pipe, so that end of file on the pipe means that the last of them is gone.
     """
 
     def __init__(self, process: asyncio.subprocess.Process, holders: int, descendants: Descendants) -> None:
@@ -185,12 +185,3 @@ async def spawn(
         raise
     finally:
         os.close(held)
-
-
-def end_reason(status: int) -> str:
-    """Describe how QEMU ended, in at most 123 octets, which fit into a websocket's close frame."""
-    if status == -signal.SIGKILL:
-        return "QEMU was killed by SIGKILL; is the host or its container out of memory?"
-    if status < 0:
-        return f"QEMU was ended by signal {signal.Signals(-status).name}"
-    return f"QEMU ended by itself with status {status}"

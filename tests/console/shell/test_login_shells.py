@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from local_pty import console_on_program
-from test_shell import TIMEOUT_S
+from local_shell import TIMEOUT_S
 
 from pytest_propolis.console.read_eval_loop import program
 from pytest_propolis.console.shell import Shell

@@ -1,4 +1,4 @@
-"""What a command leaves behind in its shell, or in its terminal, reaches neither the read-eval loop nor a result."""
+"""State that a command leaves in its shell or terminal affects neither the read-eval loop nor later results."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from local_pty import SHELLS
-from shell_state import LEFT_BEHIND
-from test_shell import (
+from local_shell import (
     ALL_SHELLS,
     OVER_PORT,
     TIMEOUT_S,
@@ -16,6 +15,7 @@ from test_shell import (
     any_shell,
     local_shell,
 )
+from shell_state import LEFT_BEHIND
 
 CONTROLS = [bytes([byte]) for byte in (*range(1, 32), 127)]
 C1_CONTROLS = [chr(code).encode() for code in range(0x80, 0xA0)] + [bytes([byte]) for byte in range(0x80, 0xA0)]
@@ -25,12 +25,6 @@ C1_CONTROLS = [chr(code).encode() for code in range(0x80, 0xA0)] + [bytes([byte]
 async def local(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Local]:
     async with any_shell(request.param, tmp_path) as made:
         await made.run(f"cd {tmp_path}; kept=kept")
-        yield made
-
-
-@pytest.fixture(params=SHELLS)
-async def on_console(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Local]:
-    async with local_shell(request.param, tmp_path) as made:
         yield made
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_propolis.engine.qemu.child import Child, spawn
 from pytest_propolis.ledger.identity import ProcessIdentity
+from pytest_propolis.operating_system.child import Child, spawn
 
 SHELL = Path("/bin/sh")
 DEADLINE_S = 30.0

@@ -1,4 +1,4 @@
-"""What a shell keeps from one command to the next, compared with the same shell at its own prompt."""
+"""State that a shell keeps between commands, compared with the same shell at its own prompt."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 from local_pty import PROMPT, SHELLS, console_on
+from local_shell import TIMEOUT_S, local_shell
 from shell_state import DIFFERENT, KEPT, Kept
-from test_shell import TIMEOUT_S, local_shell
 
 EACH = [(shell, name) for name, kept in KEPT.items() for shell in kept.shells if shell in SHELLS]
 OTHERS = [(shell, name) for name, kept in DIFFERENT.items() for shell in kept.shells if shell in SHELLS]
 
 
 async def in_the_loop(shell: str, directory: Path, kept: Kept) -> str:
-    """What the last command shows when `run` runs them."""
+    """Return the output of the last command when `run` runs them."""
     directory.mkdir()
     async with local_shell(shell, directory) as local:
         await local.run(f"cd {directory}")
@@ -25,7 +25,7 @@ async def in_the_loop(shell: str, directory: Path, kept: Kept) -> str:
 
 
 async def at_a_prompt(shell: str, directory: Path, kept: Kept) -> str:
-    """What the last command shows when they are typed."""
+    """Return the output of the last command when they are typed at the prompt."""
     directory.mkdir()
     async with console_on(shell, directory) as console:
         # Keeps echo, line editing and news of jobs out of what is shown.

@@ -1,21 +1,11 @@
-"""What the errors of commands show."""
+"""The errors of commands: their text and evidence."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import pytest
-from test_shell import Local, local_shell
+from local_shell import Local
 
 from pytest_propolis.errors import CommandFailed, CommandTimeout, ShellError
-
-
-@pytest.fixture
-async def dash(tmp_path: Path) -> AsyncIterator[Local]:
-    """Return a shell, of whatever kind."""
-    async with local_shell("dash", tmp_path) as made:
-        yield made
 
 
 async def test_a_failed_command_says_all_about_it(dash: Local) -> None:
