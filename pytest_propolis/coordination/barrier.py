@@ -134,9 +134,10 @@ class Barrier:
             reached = await node.until(
                 outcome,
                 on=on,
-                timeout_s=None if deadline_s is None else deadline_s - asyncio.get_running_loop().time(),
+                timeout_s=timeout_s,
                 operation=operation,
                 missing=lambda: self.missing or [f"{parties - len(self.arrived)} that have not joined"],
+                deadline_s=deadline_s,
             )
             if reached:
                 return reached

@@ -71,7 +71,6 @@ class Baton:
         :raises CoordinationTimeout: when that takes too long, naming the holder.
         :raises Poisoned: when another node fails or vanishes.
         """
-        loop = asyncio.get_running_loop()
         node, operation = self._node, f"node {self._node.name!r}: taking baton {self.name!r}"
         node.require()
         node.group.require_sound(operation)
@@ -80,9 +79,9 @@ class Baton:
         try:
             if self._mirror.get(self._own_place) is None:
                 await node.commit(Put(self._own_place, b"", node.lease), expected={self._own_place: 0})
-            started_s, left_s = loop.time(), timeout_s
-            while not await self._claim(operation, left_s):
-                left_s = None if timeout_s is None else timeout_s - (loop.time() - started_s)
+            deadline_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
+            while not await self._claim(operation, timeout_s, deadline_s):
+                pass
         except BaseException:
             with contextlib.suppress(CoordinationError):
                 await node.commit(deletes=(self._own_place,))
@@ -131,7 +130,7 @@ class Baton:
         )
         return False
 
-    async def _claim(self, operation: str, timeout_s: float | None) -> bool:
+    async def _claim(self, operation: str, timeout_s: float | None, deadline_s: float | None) -> bool:
         """Wait until this node holds it, or may claim it; return whether it holds it."""
         node = self._node
 
@@ -142,7 +141,8 @@ class Baton:
 
         on = (self._holder, self._giver, self._line)
         missing = lambda: [self.holder or "its giver"]  # noqa: E731
-        if await node.until(turn, on=on, timeout_s=timeout_s, operation=operation, missing=missing) == "free":
+        limit = {"timeout_s": timeout_s, "deadline_s": deadline_s}
+        if await node.until(turn, on=on, operation=operation, missing=missing, **limit) == "free":
             own = Put(self._holder, node.name.encode(), node.lease)
             await node.commit(own, deletes=(self._own_place, self._giver), expected={self._holder: 0})
             return self.holder == node.name

@@ -241,10 +241,12 @@ class NodeGroup:
         timeout_s: float | None,
         operation: str,
         missing: Callable[[], Iterable[str]] | None = None,
+        deadline_s: float | None = None,
     ) -> T:
         """Wait until a condition returns something else than None, and return that.
 
         :param on: the keys and directories on which it depends.
+        :param deadline_s: the event loop's time at which the limit ends, if it has begun before this call.
         :param missing: returns which nodes it waits for, for the error.
         :raises CoordinationTimeout: when that takes too long.
         :raises Poisoned: when the group is poisoned.
@@ -258,7 +260,7 @@ class NodeGroup:
             return result
 
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s) if deadline_s is None else asyncio.timeout_at(deadline_s):
                 return await self.mirror.until(outcome, on=(*on, POISON_KEY, GROUP_KEY))
         except TimeoutError:
             names = tuple(missing()) if missing else ()

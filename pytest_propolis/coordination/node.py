@@ -148,6 +148,7 @@ class Node:
         timeout_s: float | None,
         operation: str,
         missing: Callable[[], Iterable[str]] | None = None,
+        deadline_s: float | None = None,
     ) -> T:
         """As `NodeGroup.until`.
 
@@ -159,7 +160,12 @@ class Node:
             return condition()
 
         return await self.group.until(
-            outcome, on=(*on, NODES + self.name), timeout_s=timeout_s, operation=operation, missing=missing
+            outcome,
+            on=(*on, NODES + self.name),
+            timeout_s=timeout_s,
+            operation=operation,
+            missing=missing,
+            deadline_s=deadline_s,
         )
 
     async def commit(

@@ -72,7 +72,7 @@ class ByteStream(asyncio.Protocol):
         self.text: str | None = None
         """The last text message."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done at the end of the connection, or when its other side has said goodbye."""
+        """Done at the end of the connection, or when the other side has sent a close frame."""
         self.on_data: Callable[[bytes], None] = self._keep
         """Called with each piece that comes."""
         self.on_writable: Callable[[bool], None] | None = None
@@ -163,7 +163,7 @@ class ByteStream(asyncio.Protocol):
             self._transport.resume_reading()
 
     def close(self, code: int, text: str, reason: str) -> None:
-        """Say a last text message and goodbye, and end the connection when they are sent."""
+        """Send a last text message and a close frame, and end the connection when they are sent."""
         self._write_frame(TEXT, text.encode())
         self._write_frame(CLOSE, code.to_bytes(2, "big") + reason.encode())
         if self._transport is not None:
