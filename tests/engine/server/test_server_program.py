@@ -230,7 +230,7 @@ async def test_a_server_that_has_ended_does_not_answer(server: ServerProgram) ->
 async def test_an_error_says_that_the_server_is_older_than_the_client(
     server: ServerProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "_HEADERS", {"api-version": "99.0.0"})
+    monkeypatch.setattr(transport, "VERSION_HEADERS", {"api-version": "99.0.0"})
     async with PropolisClient(Endpoint.at(server.address)) as client:
         with pytest.raises(ApiError, match=r"does not support this API version: 99\.0\.0") as caught:
             await client.instance_get()
