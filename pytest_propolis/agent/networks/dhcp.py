@@ -22,9 +22,9 @@ SERVER_PORT: Final = 67
 CLIENT_PORT: Final = 68
 REPLY: Final = 2
 COOKIE: Final = b"\x63\x82\x53\x63"
-EVERYBODY: Final = b"\xff" * 6
+BROADCAST: Final = b"\xff" * 6
 MAC: Final = b"\x02\x00\x00\x00\x00\xfe"
-FOREVER: Final = b"\xff" * 4
+INFINITE_LEASE: Final = b"\xff" * 4
 LEAST_BYTES: Final = 300
 """Some clients ignore shorter messages."""
 
@@ -104,10 +104,10 @@ class DhcpServer:
         message = BOOTP.pack(*head, request.hardware, COOKIE) + _option(_Option.TYPE, bytes((kind,)))
         message += _option(_Option.SERVER, self._own)
         if kind is not _Type.NAK:
-            message += _option(_Option.MASK, self._mask) + _option(_Option.LEASE, FOREVER)
+            message += _option(_Option.MASK, self._mask) + _option(_Option.LEASE, INFINITE_LEASE)
         message = (message + bytes((_Option.END,))).ljust(LEAST_BYTES, b"\0")
         udp = UDP.pack(SERVER_PORT, CLIENT_PORT, UDP.size + len(message), 0)  # 0: without a checksum
-        return ETHERNET.pack(EVERYBODY, MAC, IPV4_TYPE) + _ip_header(self._own, len(udp + message)) + udp + message
+        return ETHERNET.pack(BROADCAST, MAC, IPV4_TYPE) + _ip_header(self._own, len(udp + message)) + udp + message
 
 
 def _parsed(frame: bytes) -> _Request | None:
@@ -142,7 +142,7 @@ def _option(option: _Option, value: bytes) -> bytes:
 
 
 def _ip_header(source: bytes, size: int) -> bytes:
-    """Return the header of a packet to everybody."""
+    """Return the header of a broadcast packet."""
     fields = (0x45, 0, IPV4.size + size, 0, 0, 64, UDP_PROTOCOL)
     header = IPV4.pack(*fields, 0, source, b"\xff" * 4)
     total = sum(struct.unpack("!10H", header))

@@ -47,7 +47,7 @@ class PeerConnector:
         :raises AgentError: when it does not answer, or the socket cannot be made.
         """
         try:
-            await self._ask()
+            await self._check()
             self._server = await asyncio.start_unix_server(self._serve, self.path, limit=CHUNK_BYTES)
             self.path.chmod(0o600)
         except OSError as error:  # TimeoutError and ssl.SSLError among them
@@ -67,7 +67,7 @@ class PeerConnector:
         self.abort()
         await asyncio.gather(*self._work, return_exceptions=True)
 
-    async def _ask(self) -> None:
+    async def _check(self) -> None:
         async with asyncio.timeout(CONNECT_TIMEOUT_S), HttpClient(self._endpoint, headers={}) as client:
             await client.request("GET", "/", timeout_s=CONNECT_TIMEOUT_S)  # any status is an answer
 
@@ -100,13 +100,13 @@ async def _relay(one: Ends, other: Ends) -> None:
     """Relay between two connections, until either ends; then end both."""
     for _, writer in (one, other):
         writer.transport.set_write_buffer_limits(high=BUFFER_BYTES)
-    ways = [asyncio.create_task(_forward(one[0], other[1])), asyncio.create_task(_forward(other[0], one[1]))]
+    directions = [asyncio.create_task(_forward(one[0], other[1])), asyncio.create_task(_forward(other[0], one[1]))]
     try:
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for way in ways:
-            way.cancel()
-        await asyncio.gather(*ways, return_exceptions=True)
+        for direction in directions:
+            direction.cancel()
+        await asyncio.gather(*directions, return_exceptions=True)
         for _, writer in (one, other):
             writer.close()
         other[1].transport.abort()
