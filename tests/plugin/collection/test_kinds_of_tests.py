@@ -102,7 +102,7 @@ def test_a_test_runs_once_in_the_loop_of_each_factory(inner: InnerRun, mode: str
 
 def refused(inner: InnerRun, mode: str, advice: str) -> str:
     """Run tests that must end in one error with this advice, and return the output."""
-    result = inner.run(f"--asyncio-mode={mode}", "-omarkers=trio")
+    result = inner.run("-panyio", f"--asyncio-mode={mode}", "-omarkers=trio")
     outcomes = result.parseoutcomes()
     assert outcomes in ({"errors": 1}, {"failed": 1})  # the latter where the test asks for the fixture while it runs
     result.stdout.fnmatch_lines([f"*::test_it* uses the fixture '*', whose methods are awaited: {advice}"])

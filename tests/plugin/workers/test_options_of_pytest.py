@@ -73,5 +73,5 @@ def test_no_more_workers_start_than_the_user_allows(inner: InnerRun) -> None:
 def test_a_test_that_failed_runs_again_in_its_worker(inner: InnerRun) -> None:
     pytest.importorskip("pytest_rerunfailures")
     inner.write(test_it=TWICE)
-    result = inner.run(*PLACED, "--reruns", "1")
+    result = inner.run("-prerunfailures", *PLACED, "--reruns", "1")
     assert result.parseoutcomes() == {"passed": 2, "rerun": 1}
