@@ -77,7 +77,8 @@ async def test_page(test_vm, vm_factory, tmp_path, monkeypatch):
 def test_the_examples_of_the_shell_page_pass(inner: InnerRun) -> None:
     examples = blocks("docs/shell.md")
     tests = [
-        f"async def test_block_{number}(vm, vm_factory):\n{textwrap.indent(block, '    ')}" for number, block in enumerate(examples)
+        f"async def test_block_{number}(vm, vm_factory):\n{textwrap.indent(block, '    ')}"
+        for number, block in enumerate(examples)
     ]
     inner.write(test_shell_page="\n\n".join([SHARED_VM, *tests]))
     inner.run().assert_outcomes(passed=len(examples))
