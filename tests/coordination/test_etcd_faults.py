@@ -14,6 +14,7 @@ from etcd_rig import enable_users, etcd_cluster
 from tls_files import make_certificate
 
 from pytest_propolis.agent_api.key_value import Put
+from pytest_propolis.coordination.backends.etcd import watch
 from pytest_propolis.coordination.backends.etcd.address import EtcdAddress
 from pytest_propolis.coordination.backends.etcd.backend import EtcdBackend
 from pytest_propolis.coordination.barrier import Barrier
@@ -96,6 +97,33 @@ async def test_what_was_compacted_is_read_anew() -> None:
         await group.aclose()
         await store.aclose()
         await other.aclose()
+
+
+async def test_a_watch_that_a_member_does_not_answer_is_requested_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "CREATION_TIMEOUT_S", 0.2)
+    unanswered: list[asyncio.StreamWriter] = []
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.read(1 << 16)
+        if b"/v3/watch" in request and not unanswered:
+            unanswered.append(writer)
+            return
+        from_member, to_member = await asyncio.open_connection(*cluster.hosts.split(":"))
+        to_member.write(request)
+        await asyncio.gather(copy(reader, to_member), copy(from_member, writer))
+
+    async with etcd_cluster() as cluster, await asyncio.start_server(relay, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        nodes = await joined([EtcdBackend(EtcdAddress.parse(f"etcd://127.0.0.1:{port}"))])
+        async with asyncio.timeout(60):
+            assert await nodes[0].barrier("ready", 1) == 1
+        assert unanswered
+        await close(nodes)
 
 
 async def test_users_and_their_tokens() -> None:

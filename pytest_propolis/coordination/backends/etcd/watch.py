@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Final
 
 import msgspec
@@ -21,6 +21,9 @@ __all__ = ["Watch"]
 
 SILENCE_S: Final = 2.0
 """After so long without a line the member is asked whether it is alive: its stream would be silent, too."""
+
+CREATION_TIMEOUT_S: Final = 10.0
+"""How long a member may take to answer that it watches: it does so at once, or never."""
 
 HTTP_OK: Final = 200
 
@@ -68,7 +71,10 @@ class Watch:
         """
         self._gateway.switched.clear()
         request = {**self._range, "start_revision": str(self._revision + 1)}
-        async with self._gateway.stream("watch", msgspec.json.encode({"create_request": request})) as answer:
+        stream = self._gateway.stream("watch", msgspec.json.encode({"create_request": request}))
+        async with AsyncExitStack() as stack:
+            async with asyncio.timeout(CREATION_TIMEOUT_S):
+                answer = await stack.enter_async_context(stream)
             if answer.status != HTTP_OK:
                 raise ConnectionError(f"HTTP {answer.status}")
             watching = asyncio.create_task(self._close_if_silent(answer))
