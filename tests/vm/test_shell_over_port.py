@@ -54,7 +54,7 @@ async def test_a_command_that_does_not_end_is_interrupted_with_its_programs(vm_f
 
 async def test_what_the_kernel_writes_is_in_no_output_and_no_mark(vm_factory: VmFactory) -> None:
     vm = await vm_factory.start(**SMALL)
-    loud = "for n in $(seq 200); do echo \"<1>loud $n\" >/dev/kmsg; echo $n; done"
+    loud = 'for n in $(seq 200); do echo "<1>loud $n" >/dev/kmsg; echo $n; done'
     assert (await vm.run(loud)).split() == [str(number) for number in range(1, 201)]
     await vm.wait_for_serial_output("loud 200", timeout_s=20)
     assert "loud" not in await vm.run("echo quiet")
