@@ -6,11 +6,8 @@ import asyncio
 import os
 import secrets
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -24,6 +21,7 @@ from pytest_propolis.settings import Settings
 from ..common.figure import Figure
 from ..common.options import Options, say
 from ..common.samples import milliseconds, ratio_of_medians, spread
+from ..common.timing import run_program, timed
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support" / "hosts"))
 
@@ -57,11 +55,11 @@ async def _measure(rig: SshRig, repeats: int) -> list[Figure]:
         await _connect(rig)
 
     await _connect(rig)  # packs the bundle, which happens once per version
-    first = [await _timed(first_time) for _ in range(repeats)]
+    first = [await timed(first_time) for _ in range(repeats)]
     prepared, floor = [], []
     for _ in range(repeats):
-        floor.append(await _timed(lambda: _program("ssh", "-F", str(rig.config), "h1", "true")))
-        prepared.append(await _timed(lambda: _connect(rig)))
+        floor.append(await timed(lambda: run_program("ssh", "-F", str(rig.config), "h1", "true")))
+        prepared.append(await timed(lambda: _connect(rig)))
     bound_s = 1.5 * median(floor) + 0.5
     return [
         Figure(
@@ -90,8 +88,8 @@ async def _calls(rig: SshRig) -> Figure:
         async with await near.client() as local, await far.client() as remote:
             local_s, remote_s = [], []
             for _ in range(CALLS):
-                local_s.append(await _timed(local.list_vms))
-                remote_s.append(await _timed(remote.list_vms))
+                local_s.append(await timed(local.list_vms))
+                remote_s.append(await timed(remote.list_vms))
     finally:
         for host in (near, far):
             await asyncio.to_thread(host.close)
@@ -120,10 +118,10 @@ async def _file(rig: SshRig, repeats: int) -> Figure:
         try:
             await host.run("true")
             for _ in range(repeats):
-                ours.append(await _timed(lambda: host.put(source, there / "ours")))
+                ours.append(await timed(lambda: host.put(source, there / "ours")))
                 remote = f"h1:{there}/rsync"
                 words = ("rsync", "-S", "-e", f"ssh -F {rig.config}", str(source), remote)
-                rsync.append(await _timed(partial(_program, *words)))
+                rsync.append(await timed(partial(run_program, *words)))
                 (there / "rsync").unlink()
         finally:
             await asyncio.to_thread(host.close)
@@ -150,15 +148,3 @@ async def _connect(rig: SshRig) -> None:
             await agent.list_vms()
     finally:
         asyncio.get_running_loop().run_in_executor(None, host.close)
-
-
-async def _program(*words: str) -> None:
-    process = await asyncio.create_subprocess_exec(*words, stdout=subprocess.DEVNULL)
-    if await process.wait() != 0:
-        raise SystemExit(f"{' '.join(words)} failed")
-
-
-async def _timed(work: Callable[[], Awaitable[object]]) -> float:
-    began = time.perf_counter()
-    await work()
-    return time.perf_counter() - began

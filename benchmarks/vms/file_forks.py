@@ -7,7 +7,6 @@ import contextlib
 import os
 import subprocess
 import tempfile
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from pytest_propolis.storage.forks.qcow2 import Qcow2Provider
 from ..common.figure import Figure
 from ..common.options import Options, say
 from ..common.samples import ratio_of_medians, spread
+from ..common.timing import run_program, timed
 
 __all__ = ["measure"]
 
@@ -80,8 +80,8 @@ async def _figure(
     used_bytes = _used_bytes(image.parent)
     for number in range(repeats + 1):
         request = ForkRequest(image=image, image_format="raw", target=image.with_name(f"{provider.name}-{number}"))
-        ours.append(await _timed(partial(provider.fork, request)))
-        floor.append(await _timed(partial(by_hand, image, image.with_name(f"by-hand-{provider.name}-{number}"))))
+        ours.append(await timed(partial(provider.fork, request)))
+        floor.append(await timed(partial(by_hand, image, image.with_name(f"by-hand-{provider.name}-{number}"))))
     copied_bytes = _used_bytes(image.parent) - used_bytes
     return Figure(
         name=f"fork of an image of 30 GiB, {name}, n={repeats}, load {os.getloadavg()[0]:.1f}",
@@ -100,20 +100,8 @@ def _used_bytes(directory: Path) -> int:
 
 
 async def _reflink_by_hand(image: Path, target: Path) -> None:
-    await _program("cp", "--reflink=always", str(image), str(target))
+    await run_program("cp", "--reflink=always", str(image), str(target))
 
 
 async def _overlay_by_hand(image: Path, target: Path) -> None:
-    await _program("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(image), "-F", "raw", str(target))
-
-
-async def _program(*words: str) -> None:
-    process = await asyncio.create_subprocess_exec(*words)
-    if await process.wait() != 0:
-        raise SystemExit(f"{' '.join(words)} failed")
-
-
-async def _timed(work: Callable[[], Awaitable[object]]) -> float:
-    began = time.perf_counter()
-    await work()
-    return time.perf_counter() - began
+    await run_program("qemu-img", "create", "-q", "-f", "qcow2", "-b", str(image), "-F", "raw", str(target))

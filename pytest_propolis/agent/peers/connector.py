@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import ssl
 from pathlib import Path
 from typing import Final
@@ -86,14 +85,12 @@ class PeerConnector:
         connection = await connect(self._endpoint, timeout_s=CONNECT_TIMEOUT_S)
         try:
             detect_loss(connection)
-            return await _opened(connection, self._context)
+            return await asyncio.open_connection(
+                sock=connection, ssl=self._context, server_hostname="", limit=CHUNK_BYTES
+            )
         except BaseException:
             connection.close()
             raise
-
-
-async def _opened(connection: socket.socket, context: ssl.SSLContext) -> Ends:
-    return await asyncio.open_connection(sock=connection, ssl=context, server_hostname="", limit=CHUNK_BYTES)
 
 
 async def _relay(one: Ends, other: Ends) -> None:
