@@ -17,7 +17,7 @@ from .limits import BUFFER_BYTES, detect_loss
 __all__ = ["PeerListener", "own_address"]
 
 SSH_CONNECTION: Final = "SSH_CONNECTION"
-"""What sshd tells its sessions: address and port of the client, and its own ones for the connection."""
+"""The variable that sshd sets: the client's address and port, and the server's address and port."""
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 

@@ -38,7 +38,8 @@ class _OfClient:
 
 
 class Peers:
-    """
+    """Opens and accepts connections with other agents for clients, and ends them with their client.
+
     :param directory: the agent's.
     :param app: the agent's application, which other agents are served.
     :param writer: returns what records the sockets of a client.

@@ -1,7 +1,7 @@
 """Leases in etcd: for runs on several machines.
 
-``leases/HOST/ID`` describes a run that wants a host, and is on a lease of that run. The run of the oldest of these keys
-has the host. The keys of a run that was killed expire with its lease.
+``leases/HOST/ID`` describes a run that requests a host, and is on a lease of that run. The run of the oldest of these
+keys has the host. The keys of a run that was killed expire with its lease.
 """
 
 from __future__ import annotations

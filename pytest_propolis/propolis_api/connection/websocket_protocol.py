@@ -27,7 +27,7 @@ class DetachableProtocol(WebSocketsSansIOProtocol):
 def detached(scope: MutableMapping[str, Any]) -> ByteStream:
     """Take the connection of a websocket that was accepted in this step of the event loop.
 
-    uvicorn still closes it when the server shuts down, and hears of its end.
+    uvicorn still closes it when the server shuts down, and is notified of its end.
     """
     protocol: DetachableProtocol = scope["extensions"][_EXTENSION]["protocol"]
     stream = _Detached(protocol)

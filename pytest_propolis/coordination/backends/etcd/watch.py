@@ -124,7 +124,7 @@ def _entry(item: KeyValue) -> Entry:
 
 
 def _result(text: bytes) -> WatchAnswer | None:
-    """Return the content of a line; None if the watch has ended, because what it wants is compacted.
+    """Return the content of a line; None if the watch has ended, because its revision is compacted.
 
     :raises CoordinationError: when the watch is not permitted.
     """
