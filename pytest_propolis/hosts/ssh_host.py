@@ -223,7 +223,7 @@ class SshHost:
         except AgentError:
             pass  # it leaves, or is gone
         finally:
-            link.close()
+            link.close(wait_s=LINK_END_TIMEOUT_S)
 
     async def _link(self) -> JoinedLink:
         """Return the link, joined or started, which carries this process's lifeline to the agent."""

@@ -89,7 +89,7 @@ def test_programs_of_two_hosts_and_of_this_machine_meet(rig: SshRig, hosts: Path
 def test_a_program_that_fails_on_one_host_ends_those_of_others(rig: SshRig, hosts: Path, tmp_path: Path) -> None:
     file = write(
         tmp_path,
-        {"name": "a", "host": "h1", "command": "propolis barrier up 2; trap 'echo put away; exit 1' TERM; sleep 1000"},
+        {"name": "a", "host": "h1", "command": "trap 'echo put away; exit 1' TERM; propolis barrier up 2; sleep 1000"},
         {"name": "b", "host": "h2", "command": "propolis barrier up 2; echo the reason; exit 7"},
     )
     output = propolis("job", "--propolis-hosts", str(hosts), file, status=7)

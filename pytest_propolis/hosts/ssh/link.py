@@ -180,7 +180,9 @@ class Link:
             pass
         finally:
             self._clients.discard(writer)
-            if not self._clients:
+            if not self._clients and not self._over.done():
+                # The client reads the end of its connection when this process has ended.
+                os.dup(writer.get_extra_info("socket").fileno())
                 self._end(None)
 
     async def _handle(self, request: Work) -> LinkResponse:

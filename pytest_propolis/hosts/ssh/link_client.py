@@ -166,12 +166,17 @@ class JoinedLink:
         assert answer.port is not None
         return answer.port
 
-    def close(self) -> None:
-        """Leave the link. Idempotent."""
-        with contextlib.suppress(OSError):
+    def close(self, *, wait_s: float = 0.0) -> None:
+        """Leave the link. Idempotent.
+
+        :param wait_s: the time to wait for the link process to end, if this was its last client.
+        """
+        with self._connection, contextlib.suppress(OSError):
             # A process that was forked without Python's knowledge may hold the connection, too.
-            self._connection.shutdown(socket.SHUT_RDWR)
-        self._connection.close()
+            self._connection.shutdown(socket.SHUT_WR)
+            self._connection.settimeout(wait_s)
+            while wait_s and self._connection.recv(4096):
+                pass
 
     async def _request(self, request: LinkRequest) -> LinkResponse:
         try:

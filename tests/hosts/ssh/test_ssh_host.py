@@ -131,6 +131,15 @@ async def test_all_clients_of_a_run_share_one_connection(make_host: MakeHost, ri
     assert len(rig.hosts["h1"].find(*WATCHDOG)) == len(link_processes()) == 1
 
 
+async def test_the_last_client_waits_until_the_link_process_has_ended(make_host: MakeHost) -> None:
+    first, last = make_host(run_id="e" * 16), make_host(run_id="e" * 16)
+    await asyncio.gather(first.client(), last.client())
+    await asyncio.to_thread(first.close)
+    assert len(link_processes()) == 1
+    await asyncio.to_thread(last.close)
+    assert link_processes() == []
+
+
 def test_a_host_is_tied_to_no_event_loop(make_host: MakeHost) -> None:
     host = make_host()
     assert [asyncio.run(host.run("hostname")) for _ in range(2)] == ["h1", "h1"]
