@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
+
+import pytest_propolis
 
 from .common.figure import Figure, table
 from .common.options import Options
@@ -73,6 +77,8 @@ def main() -> None:
     if given.repeats is not None and given.repeats < 1:
         parser.error("--repeats must be at least 1")
     options = Options(alpine=given.alpine, repeats=given.repeats, accelerator=given.accelerator)
+    # As an installation has them. Else each process compiles them, where PYTHONDONTWRITEBYTECODE is set.
+    compileall.compile_dir(Path(pytest_propolis.__file__).parent, quiet=2)
     names = given.names or [name for name in BENCHMARKS if name not in ON_REQUEST]
     print(table([figure for name in names for figure in BENCHMARKS[name](options)]))
 

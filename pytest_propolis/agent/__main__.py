@@ -8,7 +8,7 @@ import sys
 
 import msgspec
 
-from ..agent_api.messages import AgentConfig
+from ..agent_api.agent_process import AgentConfig
 from .process import run_agent
 
 if __name__ == "__main__":

@@ -18,11 +18,9 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Receive, Scope, Send
 
+from ..agent_api.agent_process import CLIENT_HEADER, PID_HEADER, AgentConfig
 from ..agent_api.disks import CreateDisk
 from ..agent_api.messages import (
-    CLIENT_HEADER,
-    PID_HEADER,
-    AgentConfig,
     AgentInfo,
     CreateVm,
     Departed,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from ..agent_api.messages import AgentConfig
+from ..agent_api.agent_process import AgentConfig
 from ..engine.qemu.accelerator.probe import AcceleratorChoice, probe_accelerator
 from ..engine.qemu.binary import Qemu, find_qemu
 from ..errors import CapabilityMissing

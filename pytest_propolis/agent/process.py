@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from ..agent_api.messages import LOG_NAME, SOCKET_NAME, AgentConfig, AgentReady
+from ..agent_api.agent_process import LOG_NAME, SOCKET_NAME, AgentConfig, AgentReady
 from ..errors import PropolisError
 from ..ledger.disk_directories import remove_abandoned_disks
 from ..ledger.ledger import LEDGER_NAME, Ledger

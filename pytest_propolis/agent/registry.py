@@ -12,8 +12,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+from ..agent_api.agent_process import AgentConfig
 from ..agent_api.boot_source import DirectKernel
-from ..agent_api.messages import AgentConfig, CreateVm, Keep, KeptListed, ResourceIds, VmListed, run_of_client
+from ..agent_api.messages import CreateVm, Keep, KeptListed, ResourceIds, VmListed, run_of_client
 from ..agent_api.retention import Kept
 from ..engine.qemu.memory import GuestMemory
 from ..engine.server.server import VmServer
@@ -29,7 +30,8 @@ from .disks.disk_images import require_absolute
 from .disks.disk_registry import DiskRegistry
 from .disks.disk_space import DiskSpace
 from .hypervisor import Hypervisor, HypervisorFinder
-from .servers.server_factory import BACKENDS, VmPaths, address_of, metrics_config, server_config, server_process
+from .servers.block_backends import BACKENDS
+from .servers.server_factory import VmPaths, address_of, metrics_config, server_config, server_process
 from .servers.server_process import ServerProcess
 from .templates.fork_starter import ForkStarter
 from .templates.standby import Standby

@@ -7,7 +7,7 @@ from typing import Final
 
 import click
 
-from ..agent_api.messages import SOCKET_NAME
+from ..agent_api.agent_process import SOCKET_NAME
 from ..errors import AgentError
 from ..hosts.agent_client import AgentClient
 from ..hosts.known_directories import known_base_directories

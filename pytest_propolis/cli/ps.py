@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ..agent_api.messages import SOCKET_NAME, VmListed
+from ..agent_api.agent_process import SOCKET_NAME
+from ..agent_api.messages import VmListed
 from ..agent_api.retention import Kept
 from ..agent_api.volumes import VolumeListed
 from ..errors import AgentError

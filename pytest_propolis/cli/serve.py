@@ -112,7 +112,7 @@ def serve(
     unix:PATH a UNIX socket of this user alone. Disks are raw files, or qcow2 files if their names end in .qcow2.
     """
     from ..agent.servers.standalone import serve as serve_until_stopped
-    from ..agent_api.messages import AgentConfig
+    from ..agent_api.agent_process import AgentConfig
     from ..hosts.run_directory import agent_directory, make_private_directory, run_token
 
     boot = _boot_source(bootrom, kernel, initrd, append)

@@ -9,7 +9,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from ..agent_api.messages import LOG_NAME, Fault
+from ..agent_api.agent_process import LOG_NAME
+from ..agent_api.messages import Fault
 from ..errors import AgentError, PropolisError
 from ..propolis_api.connection.http import HttpAnswer
 from ..propolis_api.failure import api_error

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from ..agent_api.messages import LOG_NAME, AgentConfig, AgentReady
+from ..agent_api.agent_process import LOG_NAME, AgentConfig, AgentReady
 from ..errors import AgentError, HostError, ResourceExhausted
 from ..ledger.identity import ProcessIdentity
 from ..ledger.rendezvous import Rendezvous

@@ -12,7 +12,7 @@ from typing import Final, Self
 
 import msgspec
 
-from ..agent_api.messages import AgentConfig
+from ..agent_api.agent_process import AgentConfig
 from ..ledger.identity import ProcessIdentity
 from ..operating_system.python_processes import TRACING_VARIABLES, installed_paths
 

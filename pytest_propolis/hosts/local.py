@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from ..agent_api.messages import AgentConfig, new_client
+from ..agent_api.agent_process import AgentConfig
+from ..agent_api.messages import new_client
 from ..errors import AgentError, HostError
 from ..ledger.ledger import LEDGER_NAME, read_ledger
 from ..propolis_api.connection.endpoint import Endpoint

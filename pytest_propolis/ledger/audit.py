@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ..agent_api.messages import LOG_NAME, SOCKET_NAME
+from ..agent_api.agent_process import LOG_NAME, SOCKET_NAME
 from ..errors import HostError
 from ..operating_system.registry import system
 from ..storage.files import files_below, require_trusted

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from ..agent_api.messages import LOG_NAME
+from ..agent_api.agent_process import LOG_NAME
 from ..errors import AgentError, PropolisError
 from .cleanup import CLEANUPS, Cleanup, DeadRun, end, strays
 from .entry import Entry

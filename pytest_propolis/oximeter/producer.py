@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 from uuid import UUID
@@ -28,6 +27,7 @@ from ..propolis_api.connection.http_service import serving
 from ..propolis_api.connection.sockets import address_of, listen, reason_of
 from ..propolis_api.error import Error
 from .dropshot import answer, refuse
+from .metrics_config import MetricsConfig
 from .registration import (
     REGISTRATION_PATH,
     Duration,
@@ -37,7 +37,7 @@ from .registration import (
 )
 from .samples import ProducerResults
 
-__all__ = ["MetricsConfig", "Produce", "producing"]
+__all__ = ["Produce", "producing"]
 
 INTERVAL_S: Final = 10.0
 """How often propolis-server asks to be polled."""
@@ -54,18 +54,6 @@ REQUEST_TIMEOUT_S: Final = 15.0
 logger = logging.getLogger(__name__)
 
 Produce = Callable[[], Awaitable[ProducerResults]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MetricsConfig:
-    """The address at which a server of VMs serves metrics, and the registry.
-
-    :param host: the IP address to listen on, with any free port.
-    :param registry: IP and port of the registry.
-    """
-
-    host: str
-    registry: str
 
 
 @contextlib.asynccontextmanager

@@ -20,9 +20,10 @@ from pytest_propolis.agent import budget
 from pytest_propolis.agent.app import AgentApp
 from pytest_propolis.agent.registry import ResourceRegistry
 from pytest_propolis.agent.servers.server_factory import address_of
+from pytest_propolis.agent_api.agent_process import CLIENT_HEADER, SOCKET_NAME, AgentConfig
 from pytest_propolis.agent_api.boot_source import Firmware
 from pytest_propolis.agent_api.disks import CreateDisk
-from pytest_propolis.agent_api.messages import CLIENT_HEADER, SOCKET_NAME, AgentConfig, CreateVm
+from pytest_propolis.agent_api.messages import CreateVm
 from pytest_propolis.errors import ConfigError, ResourceExhausted
 from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger
 from pytest_propolis.propolis_api import InstanceState

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...agent_api.agent_process import AgentConfig
 from ...agent_api.disks import CreateDisk
-from ...agent_api.messages import AgentConfig
 from ...errors import ConfigError
 from ...storage.images.image_references import require_contained
 from ...storage.images.overlays import (

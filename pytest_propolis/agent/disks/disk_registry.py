@@ -6,8 +6,8 @@ import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ...agent_api.agent_process import AgentConfig
 from ...agent_api.disks import CreateDisk, DiskCreated, ForkImage
-from ...agent_api.messages import AgentConfig
 from ...agent_api.volumes import CreateVolume, VolumeCreated, VolumeListed
 from ...errors import AgentError
 from ...ledger.ledger import Ledger

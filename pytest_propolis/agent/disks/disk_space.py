@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from ...agent_api.messages import AgentConfig
+from ...agent_api.agent_process import AgentConfig
 from ...errors import HostError, ResourceExhausted
 from ...ledger.disk_directories import OWNER_NAME, write_owner
 from ...ledger.entry import AGENT_OWNER, Entry, Owner

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ...agent_api.agent_process import AgentConfig
 from ...agent_api.image_recipe import ImageRecipe
-from ...agent_api.messages import AgentConfig, ImageNeeded
+from ...agent_api.messages import ImageNeeded
 from ...engine.templates.image_builder import build_image
 from ...ledger.entry import Owner, command_line_tag
 from ...ledger.ledger import Ledger

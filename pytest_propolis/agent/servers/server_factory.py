@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from ...agent_api.messages import SOCKET_NAME, AgentConfig, CreateVm
+from ...agent_api.agent_process import SOCKET_NAME, AgentConfig
+from ...agent_api.messages import CreateVm
 from ...engine.qemu.memory import GuestMemory
 from ...engine.server.server_config import ServerConfig
-from ...engine.volumes.block_backend import BackendFactory
-from ...engine.volumes.upstairs import Upstairs
 from ...ledger.entry import command_line_tag
 from ...ledger.writer import LedgerWriter
-from ...oximeter.producer import MetricsConfig
-from ...propolis_api import CrucibleStorageBackend
+from ...oximeter.metrics_config import MetricsConfig
 from ...propolis_api.connection.endpoint import Endpoint
 from ..hypervisor import Hypervisor, HypervisorFinder
+from .block_backends import BACKENDS
 from .server_process import LOOPBACK, ServerProcess
 
-__all__ = ["BACKENDS", "VmPaths", "address_of", "metrics_config", "server_config", "server_process"]
+__all__ = ["VmPaths", "address_of", "metrics_config", "server_config", "server_process"]
 
 QEMU_LOG: Final = "qemu.log"
 """QEMU's log in the VM's directory, unless the client names another path."""
-
-BACKENDS: Final[Mapping[type, BackendFactory]] = MappingProxyType({CrucibleStorageBackend: Upstairs})
-"""The backends of disks that are not files on this host, by component type."""
 
 
 class VmPaths(NamedTuple):

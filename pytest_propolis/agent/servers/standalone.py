@@ -20,8 +20,8 @@ from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ...agent_api.agent_process import AgentConfig
 from ...agent_api.boot_source import BootSource
-from ...agent_api.messages import AgentConfig
 from ...engine.server.app import SERVER_KEY, engine_app
 from ...engine.server.http_error import HttpError
 from ...engine.server.publisher import PublisherGone
@@ -32,12 +32,12 @@ from ...ledger.entry import Owner, command_line_tag
 from ...ledger.identity import ProcessIdentity
 from ...ledger.ledger import LEDGER_NAME, Ledger
 from ...ledger.writer import LedgerWriter
-from ...oximeter.producer import MetricsConfig
+from ...oximeter.metrics_config import MetricsConfig
 from ...propolis_api import InstanceState, InstanceStateRequested
 from ...propolis_api.connection.endpoint import Endpoint
 from ..http_server import http_server
 from ..hypervisor import Hypervisor, HypervisorFinder
-from .server_factory import BACKENDS
+from .block_backends import BACKENDS
 
 __all__ = ["Address", "listening", "serve"]
 

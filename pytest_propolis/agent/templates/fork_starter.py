@@ -8,7 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...agent_api.messages import AgentConfig
+from ...agent_api.agent_process import AgentConfig
 from ...engine.qemu.monitor import MachineError
 from ...engine.server.server_config import ServerConfig
 from ...engine.templates.restored_machine import RestoredMachine

@@ -9,7 +9,7 @@ import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from ...agent_api.messages import CLIENT_HEADER
+from ...agent_api.agent_process import CLIENT_HEADER
 from ...agent_api.programs import PROGRAMS_PATH, EndProgram, ProgramEnded, StartProgram
 from ...errors import AgentError, HostError
 from ...hosts.host import Host

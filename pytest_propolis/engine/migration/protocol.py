@@ -54,6 +54,7 @@ __all__ = [
     "ServerState",
     "StreamLoaded",
     "StreamSent",
+    "short_reason",
     "transfer_timeout_s",
 ]
 
@@ -155,11 +156,17 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 Step = DisksReady | Proceed | StreamSent | StreamLoaded | Ready | HandedOver
 Message = Preamble | Plan | Step | ServerState | Failure
 
+REASON_BYTES: Final = 120  # a close frame has room for 123
 _DECODER: Final = msgspec.msgpack.Decoder(Message)
 
 
 class ConnectionLost(Exception):
     """Raised when the other side has disconnected."""
+
+
+def short_reason(reason: str) -> str:
+    """Return as much of a reason as a close frame has room for."""
+    return reason.encode()[:REASON_BYTES].decode(errors="ignore")
 
 
 class Connection(Protocol):

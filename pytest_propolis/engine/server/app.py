@@ -25,7 +25,7 @@ from ...propolis_api import (
     InstanceStateRequested,
     InstanceVCRReplace,
 )
-from ..migration.websocket import AcceptedConnection
+from ..migration.accepted_connection import AcceptedConnection
 from ..qemu.serial_history import HistoryGap
 from .dropshot_errors import ErrorResponse, bad_request
 from .http_error import HttpError

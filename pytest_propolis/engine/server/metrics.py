@@ -10,7 +10,8 @@ import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
-from ...oximeter.producer import MetricsConfig, producing
+from ...oximeter.metrics_config import MetricsConfig
+from ...oximeter.producer import producing
 from ...oximeter.samples import MetricsError, ProducerError, ProducerResult, ProducerResults, ProducerSamples
 from ...oximeter.virtual_machine import VcpuState, reset, target_of, vcpu_usage
 from ..qemu.monitor import MachineError
@@ -23,22 +24,17 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.asynccontextmanager
-async def producing_metrics(config: MetricsConfig | None, vm: ServedVm) -> AsyncIterator[None]:
+async def producing_metrics(config: MetricsConfig, vm: ServedVm) -> AsyncIterator[None]:
     """Register a VM whose QEMU is up as a producer, and serve its samples, for the length of the block.
 
     If that fails, log the reason, and continue without metrics.
-
-    :param config: None for no metrics.
     """
+    metrics = await _Metrics.of(vm)
     async with contextlib.AsyncExitStack() as stack:
-        if config is not None:
-            metrics = await _Metrics.of(vm)
-            try:
-                await stack.enter_async_context(
-                    producing(config, producer_id=vm.properties.id, produce=metrics.results)
-                )
-            except OSError as error:
-                logger.error("there are no metrics of this instance: %s cannot be listened on: %s", config.host, error)
+        try:
+            await stack.enter_async_context(producing(config, producer_id=vm.properties.id, produce=metrics.results))
+        except OSError as error:
+            logger.error("there are no metrics of this instance: %s cannot be listened on: %s", config.host, error)
         yield
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,8 +18,6 @@ from ...propolis_api import (
     InstanceProperties,
     InstanceSpec,
 )
-from ..migration.source import MigrationSource
-from ..migration.target import MigrationTarget
 from ..qemu.devices.blobs import BlobFiles
 from ..qemu.devices.disks import backend_nodes
 from ..qemu.machine import Machine
@@ -28,6 +27,10 @@ from ..qemu.monitor import MachineError
 from ..volumes.block_backend import BlockBackends
 from .driver import StateDriver
 from .publisher import StatePublisher
+
+if TYPE_CHECKING:
+    from ..migration.source import MigrationSource
+    from ..migration.target import MigrationTarget
 
 __all__ = ["ServedVm"]
 

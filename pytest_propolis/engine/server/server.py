@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -37,9 +37,9 @@ from ...propolis_api import (
     WaitingForMigrationSource,
 )
 from ...propolis_api.connection.endpoint import Endpoint
+from ..migration.accepted_connection import AcceptedConnection
 from ..migration.failure import MigrationFailed
 from ..migration.protocol import MigrationChannel
-from ..migration.websocket import AcceptedConnection
 from ..qemu.devices.display import screenshot
 from ..qemu.devices.hot_plug import plug
 from ..qemu.devices.port_forward import ForwardRefused, forward_port
@@ -63,7 +63,6 @@ from .dropshot_errors import (
     state_change_denied,
 )
 from .http_error import HttpError
-from .metrics import producing_metrics
 from .publisher import PublisherGone
 from .served_vm import ServedVm
 from .server_config import ServerConfig
@@ -333,7 +332,7 @@ class VmServer:
             await plug(vm.machine, vm.plugged)
             vm.active = True
             vm.initialized.set_result(None)
-            async with producing_metrics(self._config.metrics, vm):
+            async with self._producing_metrics(vm):
                 outcome = await vm.driver.run(vm.machine)
             vm.machine.serial.end_reason = vm.disk_error or vm.machine.serial.end_reason
         except (MachineError, MigrationFailed, HttpError, PropolisError) as error:
@@ -344,6 +343,16 @@ class VmServer:
         finally:
             vm.active = False
             await _to_the_end(self._run_down(vm, outcome))
+
+    @contextlib.asynccontextmanager
+    async def _producing_metrics(self, vm: ServedVm) -> AsyncIterator[None]:
+        if self._config.metrics is None:
+            yield
+            return
+        from .metrics import producing_metrics  # most VMs have none
+
+        async with producing_metrics(self._config.metrics, vm):
+            yield
 
     async def _run_down(self, vm: ServedVm, outcome: Outcome) -> None:
         """Release all resources of a VM, and then publish its end."""

@@ -10,7 +10,7 @@ from typing import Final
 
 from ...agent_api.boot_source import BootSource, Firmware
 from ...operating_system.child import Journal
-from ...oximeter.producer import MetricsConfig
+from ...oximeter.metrics_config import MetricsConfig
 from ...propolis_api import InstanceSpec
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.binary import Qemu, find_firmware

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,11 +19,9 @@ from ...propolis_api import (
     InstanceState,
     MigrationTargetInit,
 )
-from ..migration.arriving_disks import ArrivingDisks
 from ..migration.failure import FailureInjector
 from ..migration.protocol import MigrationChannel
 from ..migration.source import MigrationSource, SourceFacts
-from ..migration.target import MigrationTarget
 from ..qemu.command_line import InvalidSpec, SpecUnsupported
 from ..qemu.cpu.features import CpuFeatures
 from ..qemu.devices.blobs import BlobFiles
@@ -41,6 +40,9 @@ from .http_error import HttpError, unsupported
 from .publisher import StatePublisher
 from .served_vm import ServedVm
 from .server_config import ServerConfig
+
+if TYPE_CHECKING:
+    from ..migration.target import MigrationTarget
 
 __all__ = ["VmMaker"]
 
@@ -86,6 +88,9 @@ class VmMaker:
 
     def for_migration(self, properties: InstanceProperties, init: MigrationTargetInit) -> ServedVm:
         """Return a VM in the state Migrating, of which only the source is known yet."""
+        from ..migration.arriving_disks import ArrivingDisks  # few VMs migrate in, and a server starts sooner
+        from ..migration.target import MigrationTarget
+
         publisher = StatePublisher(InstanceState.MIGRATING, migration_in=init.value.migration_id)
         vm = ServedVm.new(properties, None, publisher)
         vm.arrival = MigrationTarget(

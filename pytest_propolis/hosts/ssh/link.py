@@ -21,7 +21,8 @@ from typing import Final
 
 import msgspec
 
-from ...agent_api.messages import LOG_NAME, Fault
+from ...agent_api.agent_process import LOG_NAME
+from ...agent_api.messages import Fault
 from ...errors import HostError, PropolisError
 from .bootstrap import RemoteAgent, start_agent, start_program
 from .bundle import make_bundle

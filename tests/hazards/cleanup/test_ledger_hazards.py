@@ -25,7 +25,7 @@ from dead_agents import (
     start_process,
 )
 
-from pytest_propolis.agent_api.messages import LOG_NAME
+from pytest_propolis.agent_api.agent_process import LOG_NAME
 from pytest_propolis.errors import ResourceExhausted
 from pytest_propolis.ledger import ledger as ledger_module
 from pytest_propolis.ledger.cleanup import CLEANUPS, DeadRun

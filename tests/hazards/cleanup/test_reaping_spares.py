@@ -236,7 +236,7 @@ def test_nothing_is_removed_through_a_mount(base: Path, tmp_path: Path) -> None:
     directory = dead_agent(base, act)
     script = f"""
 from pathlib import Path
-from pytest_propolis.agent_api.messages import LOG_NAME
+from pytest_propolis.agent_api.agent_process import LOG_NAME
 from pytest_propolis.ledger.reaper import reap
 report = reap(Path({str(base)!r}))
 assert not report.removed, report

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pytest_propolis.agent_api.messages import AgentConfig
+from pytest_propolis.agent_api.agent_process import AgentConfig
 from pytest_propolis.errors import AgentError
 from pytest_propolis.hosts import launcher
 from pytest_propolis.hosts.launcher import Launched, connect_or_launch

@@ -1,0 +1,63 @@
+"""The process of an agent: its configuration, its files, and the headers by which its clients are known."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+__all__ = [
+    "CLIENT_HEADER",
+    "LOG_NAME",
+    "PID_HEADER",
+    "SOCKET_NAME",
+    "AgentConfig",
+    "AgentReady",
+]
+
+SOCKET_NAME: Final = "agent.sock"
+"""Where in a run directory its agent listens."""
+
+LOG_NAME: Final = "agent.log"
+"""Where in a run directory its agent writes what it does."""
+
+CLIENT_HEADER: Final = "x-propolis-client"
+"""Every request of a client names it: what it creates is released when its lifeline breaks."""
+
+PID_HEADER: Final = "x-propolis-pid"
+"""The process id of a client, given with its lifeline; 0 for a client on another host."""
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The configuration of an agent.
+
+    :param run: an unguessable id: all that belongs to this run carries it.
+    :param directory: the agent's own directory, mode 0700, existing.
+    :param artifact_dir: the store of images; the user's cache if None.
+    :param peer_stores: stores on the same machine: what is complete there is linked or copied rather than fetched or
+        made again.
+    :param qemu: the QEMU program; found on PATH if None.
+    :param accelerator: ``auto``, ``kvm`` or ``tcg``.
+    :param standby: how many forks of each kind stand by; None for as many as are good for this machine.
+    :param disk_dir: where the disks lie that VMs write to; with the images if None.
+    :param image_dirs: where files may lie that disk images name, beside the images' own directories.
+    :param lingers: whether it stays after its last client, for as long as that one asked for.
+    """
+
+    run: str
+    directory: str
+    artifact_dir: str | None = None
+    peer_stores: tuple[str, ...] = ()
+    qemu: str | None = None
+    accelerator: str = "auto"
+    standby: int | None = None
+    disk_dir: str | None = None
+    image_dirs: tuple[str, ...] = ()
+    lingers: bool = False
+
+
+class AgentReady(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent's report to its launcher, once it listens."""
+
+    pid: int
+    socket: str
