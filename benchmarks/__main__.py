@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import compileall
+import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -80,7 +82,17 @@ def main() -> None:
     # As an installation has them. Else each process compiles them, where PYTHONDONTWRITEBYTECODE is set.
     compileall.compile_dir(Path(pytest_propolis.__file__).parent, quiet=2)
     names = given.names or [name for name in BENCHMARKS if name not in ON_REQUEST]
-    print(table([figure for name in names for figure in BENCHMARKS[name](options)]))
+    figures: list[Figure] = []
+    failed = []
+    for name in names:
+        try:
+            figures += BENCHMARKS[name](options)
+        except Exception:
+            traceback.print_exc()
+            failed.append(name)
+    print(table(figures))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ class MemoryBudget:
         self._total = total
         self._available = available
         self._reserved: dict[str, int] = {}
+        self._suspended: dict[str, int] = {}
         self._released = asyncio.Event()
 
     async def reserve(self, name: str, mib: int) -> None:
@@ -66,8 +67,20 @@ class MemoryBudget:
 
     def release(self, name: str) -> None:
         """Release a reservation. Releasing one that does not exist has no effect."""
+        self._suspended.pop(name, None)
         self._reserved.pop(name, None)
         self._released.set()
+
+    def suspend(self, name: str) -> None:
+        """Do not count a reservation until `resume`: its VM has ended, and may be started again."""
+        if name in self._reserved:
+            self._suspended[name] = self._reserved.pop(name)
+            self._released.set()
+
+    def resume(self, name: str) -> None:
+        """Count a suspended reservation again, even if it is more than there is."""
+        if name in self._suspended:
+            self._reserved[name] = self._suspended.pop(name)
 
     def _fits(self, mib: int, limit: int) -> bool:
         kept_free = self._total() - limit

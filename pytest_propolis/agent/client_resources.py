@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from ..agent_api.messages import CreateVm, KeptDisk, KeptListed, ResourceIds, VmListed
 from ..agent_api.retention import Kept
@@ -17,11 +18,14 @@ from ..errors import ConfigError
 from ..ledger.entry import Entry
 from ..ledger.ledger import Ledger
 from ..ledger.writer import LedgerWriter
+from ..propolis_api import InstanceState
 from .disks.image_forks import OwnedFork
 from .disks.volumes import OwnedVolume
 from .servers.server_process import ServerProcess
 
 __all__ = ["ClientResources", "OwnedVm"]
+
+ENDS: Final = (InstanceState.DESTROYED, InstanceState.FAILED)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,11 +59,13 @@ class OwnedVm:
         return self.server.port if isinstance(self.server, ServerProcess) else None
 
     @property
-    def has_migrated_out(self) -> bool:
-        """Whether its guest has migrated to another server, and its QEMU has ended."""
+    def has_ended(self) -> bool:
+        """Whether its QEMU has ended, or its guest has migrated away. Its server stays, and can start it again."""
         engine = self.engine
         if engine is None or engine.state_name is None or engine.pid is not None:
             return False
+        if engine.state_name in ENDS:
+            return True
         departure = engine.migration_report().migration_out
         return departure is not None and departure.handed_over
 

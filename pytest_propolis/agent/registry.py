@@ -349,8 +349,10 @@ class ResourceRegistry:
         if not request.memory_mib:
             return
         for vm in (vm for others in self._clients.values() for vm in others.vms.values()):
-            if vm.has_migrated_out:  # its server stays, for the client to ask, but needs no memory
-                self._budget.release(vm.reservation)
+            if vm.has_ended:
+                self._budget.suspend(vm.reservation)
+            else:
+                self._budget.resume(vm.reservation)
         try:
             await self._budget.reserve(reservation, request.memory_mib)
         except HostBusy:

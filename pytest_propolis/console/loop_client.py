@@ -85,6 +85,7 @@ class LoopClient:
         self._transport.on_failure(failure)
         typed_at = self._console.transcript.end
         self._transport.expect_nonces(self._session)
+        self._transport.listen()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._transport.launch(self._session, shell=shell, wrapper=wrapper)
@@ -109,6 +110,7 @@ class LoopClient:
         self._ready.set()
         if typed is not None:
             self.begin(typed.nonce)
+        self._transport.listen()  # the answer to what was typed may be there already
 
     def begin(self, nonce: str) -> PendingCommand:
         """Expect the marks of a command that is about to be sent."""

@@ -24,7 +24,7 @@ from pytest_propolis.agent_api.agent_process import CLIENT_HEADER, SOCKET_NAME, 
 from pytest_propolis.agent_api.boot_source import Firmware
 from pytest_propolis.agent_api.disks import CreateDisk
 from pytest_propolis.agent_api.messages import CreateVm
-from pytest_propolis.errors import ConfigError, ResourceExhausted
+from pytest_propolis.errors import ConfigError, HostBusy, ResourceExhausted
 from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger
 from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.propolis_api.client import PropolisClient
@@ -147,6 +147,31 @@ async def test_a_server_whose_guest_has_migrated_away_needs_no_memory() -> None:
                 else:
                     await migrate(nodes[-2], nodes[-1])
             assert await nodes[0].state() is InstanceState.DESTROYED
+            for node in nodes:
+                await node.client.aclose()
+            await rig.app.close()
+        assert rig.ledger.entries() == []
+        rig.ledger.close()
+
+
+async def test_a_vm_that_has_ended_needs_no_memory_until_it_is_started_again() -> None:
+    with tempfile.TemporaryDirectory() as short:  # a socket's path must be short
+        rig = Rig(Path(short))
+        rig.registry._budget = budget.MemoryBudget(total=lambda: 1600, available=lambda: 1600)
+        await rig.registry.admit("client", pid=os.getpid())
+        async with serving(rig.app.asgi, rig.directory / SOCKET_NAME):
+            nodes = []
+            for number in range(3):
+                vm = await rig.registry.create_vm("client", rig.vm(f"vm{number}", memory_mib=1400))
+                client = PropolisClient(Endpoint.at(address_of(rig.config, vm.id)), vm=vm.request.name)
+                nodes.append(RemoteNode(client=client))
+                await nodes[number].run(spec_of())
+                if number < 2:
+                    await nodes[number].stop()
+            await nodes[2].stop()
+            await nodes[0].run(spec_of())
+            with pytest.raises(HostBusy, match="1400 of 1500 MiB are reserved for 1 VMs"):
+                await rig.registry.create_vm("client", rig.vm("another", memory_mib=1400))
             for node in nodes:
                 await node.client.aclose()
             await rig.app.close()

@@ -6,16 +6,23 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 from local_ports import LocalPorts, local_ports
 from local_pty import console_on
 
 from pytest_propolis.agent_api.guest_ports import SHELL_PORT
+from pytest_propolis.console.shell import Shell
+from pytest_propolis.console.shell_protocol import ended_mark, new_session
 from pytest_propolis.console.transports.port_line import PortLine
+from pytest_propolis.console.transports.port_loop import typed_command_for_port
 from pytest_propolis.engine.qemu.guest_ports import GuestPort
 from pytest_propolis.errors import ConsoleClosed
 from pytest_propolis.propolis_api.connection.byte_stream import ByteStream
+
+BINARY_FRAME = 0x82
+TIMEOUT_S = 20
 
 
 class MovingPorts:
@@ -59,7 +66,7 @@ async def read(port: GuestPort, count: int) -> bytes:
 async def test_what_a_guest_has_not_read_when_it_migrates_it_reads_there_once(tmp_path: Path) -> None:
     async with two_places(tmp_path) as (here, there, ports, line):
         received = bytearray()
-        line.on_data = received.extend
+        line.listen(received.extend)
         await line.send(b"read here ")
         assert await read(here, 10) == b"read here "
         here.qemu_end.send(b"written here ")
@@ -85,3 +92,20 @@ async def test_a_line_ends_with_its_console(tmp_path: Path) -> None:
         async with asyncio.timeout(20):
             with pytest.raises(ConsoleClosed):
                 await failure
+
+
+async def test_what_a_guest_has_written_before_a_shell_listens_reaches_the_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a fork has its identity before the client that waits for it has connected."""
+    session, typed = new_session(), typed_command_for_port("true")
+    async with local_ports(tmp_path) as ports, console_on("dash", tmp_path) as console:
+        ports.ports[SHELL_PORT].qemu_end.send(ended_mark(typed.nonce, 0).encode())
+        connection = await ports.connect(SHELL_PORT)
+        answer = await connection.receive()
+        connection.data_received(bytes((BINARY_FRAME, len(answer))) + answer)  # as with the handshake's answer
+        monkeypatch.setattr(ports, "connect", AsyncMock(return_value=connection))
+        async with PortLine.over(ports, SHELL_PORT, console) as line:
+            shell = Shell(console, vm="vm", port=line)
+            shell.resume(session, typed)
+            assert (await shell.run_typed(typed, timeout_s=TIMEOUT_S, note="identity")).status == 0

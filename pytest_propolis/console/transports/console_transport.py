@@ -31,6 +31,9 @@ class ConsoleTransport:
         self._console.on_signal = on_signal
         self._console.on_reset = on_reset
 
+    def listen(self) -> None:
+        pass  # it is listened to from the start
+
     async def launch(self, session: str, *, shell: str, wrapper: str) -> None:
         await self._console.send(wrapper.replace("{}", program(session, shell=shell)) + "\n")
 

@@ -51,7 +51,7 @@ class PortLine:
         self.ports = ports
         self.number = number
         self.on_data: Callable[[bytes], None] | None = None
-        """Called with what the guest writes."""
+        """Called with what the guest writes; until there is one, that waits."""
         self._connection = connection
         self._console = console
         self._moves = moves
@@ -61,7 +61,6 @@ class PortLine:
         self._watchers: set[asyncio.Future[Any]] = set()
         self._companion: PortLine | None = None
         self._follower = asyncio.create_task(self._follow())
-        connection.listen(self._take)
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -76,6 +75,11 @@ class PortLine:
             yield line
         finally:
             await line.aclose()
+
+    def listen(self, on_data: Callable[[bytes], None]) -> None:
+        """Pass on what the guest writes, and what it has written before the first call."""
+        self.on_data = on_data
+        self._connection.listen(self._take)
 
     async def companion(self, number: int) -> PortLine:
         """Return a line over a second port, which is opened by the first call, and closed with this one.
@@ -131,8 +135,7 @@ class PortLine:
             self._fail(error)
 
     def _take(self, data: bytes) -> None:
-        if self.on_data is None:
-            return
+        assert self.on_data is not None
         try:
             self.on_data(data)
         except Exception as error:
@@ -161,7 +164,8 @@ class PortLine:
             self._moves = self.ports.moves
             before, self._connection = self._connection, await self.ports.connect(self.number)
             before.abort()
-            self._connection.listen(self._take)
+            if self.on_data is not None:
+                self.listen(self.on_data)
             sent, self._sent = self._sent, Sent()
             if taken is None:
                 return

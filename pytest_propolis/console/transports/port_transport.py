@@ -64,7 +64,6 @@ class PortTransport:
         self._recorded = True
         self._on_signal: Callable[[Signal], None] | None = None
         self._on_error_signal: Callable[[Signal], None] | None = None
-        line.on_data = self._feed
         self.on_failure: Callable[[asyncio.Future[Any]], None] = line.on_failure
 
     def attach(self, *, on_signal: Callable[[Signal], None], on_reset: Callable[[], None]) -> None:
@@ -77,6 +76,9 @@ class PortTransport:
             on_reset()
 
         self._console.on_reset = reset
+
+    def listen(self) -> None:
+        self._line.listen(self._feed)
 
     async def launch(self, session: str, *, shell: str, wrapper: str) -> None:
         ports = self._line.ports
@@ -101,7 +103,7 @@ class PortTransport:
         line = await self._line.companion(ERRORS_PORT)
         if line.on_data != self._feed_errors:
             self._errors_parser = FrameParser(self._parser.words)
-            line.on_data = self._feed_errors
+            line.listen(self._feed_errors)
         self._on_error_signal = on_signal
 
     def encode(self, command: str, nonce: str, session: str, *, errors_apart: bool) -> Iterable[Chunk]:

@@ -25,6 +25,10 @@ class LoopTransport(Protocol):
         """Give signals, and the news that the guest has reset its machine, to a client; to no other from now on."""
         ...
 
+    def listen(self) -> None:
+        """Pass on what the guest writes, from now on at the latest. What it wrote before is not lost."""
+        ...
+
     async def launch(self, session: str, *, shell: str, wrapper: str) -> None:
         """Start the read-eval loop in the guest; does not wait for it.
 

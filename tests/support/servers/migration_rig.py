@@ -80,6 +80,10 @@ class RemoteNode:
         await self.client.instance_state_put(InstanceStateRequested.RUN)
         await self.wait_for(InstanceState.RUNNING)
 
+    async def stop(self) -> None:
+        await self.client.instance_state_put(InstanceStateRequested.STOP)
+        await self.wait_for(InstanceState.DESTROYED)
+
     async def migrate_from(
         self,
         address: str,
