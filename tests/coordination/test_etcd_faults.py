@@ -99,22 +99,33 @@ async def test_what_was_compacted_is_read_anew() -> None:
         await other.aclose()
 
 
-async def test_a_watch_that_a_member_does_not_answer_is_requested_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "CREATION_TIMEOUT_S", 0.2)
-    unanswered: list[asyncio.StreamWriter] = []
+async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+    writer.close()
 
-    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(1 << 16):
-            writer.write(data)
-        writer.close()
+
+@pytest.mark.parametrize("answered", [False, True])
+async def test_a_watch_that_a_member_does_not_serve_is_requested_again(
+    answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be silent from the start, or after it has answered that it watches."""
+    monkeypatch.setattr(watch, "CREATION_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(watch, "SILENCE_S", 0.2)
+    silent: list[asyncio.StreamWriter] = []
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.read(1 << 16)
-        if b"/v3/watch" in request and not unanswered:
-            unanswered.append(writer)
-            return
+        is_silent = b"/v3/watch" in request and not silent
+        if is_silent:
+            silent.append(writer)
+            if not answered:
+                return
         from_member, to_member = await asyncio.open_connection(*cluster.hosts.split(":"))
         to_member.write(request)
+        if is_silent:
+            writer.write(await from_member.readuntil(b'"created":true}}\n'))
+            return
         await asyncio.gather(copy(reader, to_member), copy(from_member, writer))
 
     async with etcd_cluster() as cluster, await asyncio.start_server(relay, "127.0.0.1", 0) as server:
@@ -122,7 +133,7 @@ async def test_a_watch_that_a_member_does_not_answer_is_requested_again(monkeypa
         nodes = await joined([EtcdBackend(EtcdAddress.parse(f"etcd://127.0.0.1:{port}"))])
         async with asyncio.timeout(60):
             assert await nodes[0].barrier("ready", 1) == 1
-        assert unanswered
+        assert silent
         await close(nodes)
 
 

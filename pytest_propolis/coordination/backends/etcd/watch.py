@@ -20,7 +20,8 @@ from .messages import Event, KeyValue, RangeAnswer, WatchAnswer, WatchLine
 __all__ = ["Watch"]
 
 SILENCE_S: Final = 2.0
-"""After so long without a line the member is asked whether it is alive: its stream would be silent, too."""
+"""After so long without a line the member is asked whether it is alive and has news: its stream would be silent, too.
+"""
 
 CREATION_TIMEOUT_S: Final = 10.0
 """How long a member may take to answer that it watches: it does so at once, or never."""
@@ -97,22 +98,28 @@ class Watch:
         raise ConnectionError("the stream has ended")
 
     async def _close_if_silent(self, answer: HttpStream) -> None:
-        """Close the stream of a member that has been silent, and does not answer either.
+        """Close the stream of a member that has been silent, and does not answer either, or has had news for longer.
 
         :raises CoordinationLost: when no member answers.
         """
+        untold = False
         try:
             while not self._gateway.switched.is_set():
                 self._heard = False
                 await asyncio.sleep(SILENCE_S)
-                if not self._heard:
-                    await self._probe()
+                if self._heard:
+                    untold = False
+                elif untold:
+                    return
+                else:
+                    untold = await self._probe()
         finally:
             answer.close()
 
-    async def _probe(self) -> None:
-        """Make a request, which turns to another member if this one does not answer."""
-        await self._gateway.ask("kv/range", {**self._range, "count_only": True, "limit": "1"}, RangeAnswer)
+    async def _probe(self) -> bool:
+        """Return whether a key has news that are not known here. A member that does not answer is left for another."""
+        body = {**self._range, "keys_only": True, "limit": "1", "min_mod_revision": str(self._revision + 1)}
+        return bool((await self._gateway.ask("kv/range", body, RangeAnswer)).kvs)
 
     def _change(self, event: Event) -> Change:
         entry = None if event.type == "DELETE" else _entry(event.kv)
