@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import subprocess
@@ -70,3 +71,13 @@ def test_an_error_is_documented(name: str) -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_an_installation_without_extras_can_read_the_configuration_of_a_clone() -> None:
+    """``./run examples`` does: `propolis setup` has pytest load it."""
+    for path in ("conftest.py", "tests/conftest.py", "example_tests/conftest.py"):
+        body = ast.parse((ROOT / path).read_text()).body if (ROOT / path).exists() else []
+        imported = [alias.name for node in body if isinstance(node, ast.Import) for alias in node.names]
+        imported += [node.module or "" for node in body if isinstance(node, ast.ImportFrom)]
+        roots = {name.partition(".")[0] for name in imported}
+        assert roots <= {*sys.stdlib_module_names, "pytest", "pytest_asyncio", "pytest_propolis"}, path
