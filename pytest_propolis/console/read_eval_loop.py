@@ -46,7 +46,7 @@ export LS_COLORS= COLUMNS=1000 PAGER=cat
 shift 3
 START
 @r() { return "$@s"; }
-@l() { IFS=" " command read -r @k @k @k @k @k </proc/loadavg; }
+@l() { command eval "IFS=\  command read -r @k @k @k @k @k" </proc/loadavg; }
 @g() { IFS= TMOUT= command read -r @h || exit; }
 @f() {
 set +ax
@@ -89,21 +89,28 @@ else command eval "$@c" <"$@i" >"$@t" 2>&ERRORS; fi
 done; done </dev/null >/dev/null 2>&1
 """
 
+# An assignment to a constant ends dash and busybox, but not one that is evaluated. So where a command has made IFS
+# constant, a new shell reads.
+#
 # Busybox's `read` begins again when a child of the shell ends meanwhile, and forgets what it has read of the line. So
 # while a job in the background has not ended, a process that has no children reads for the shell. It is no reason to
 # restore the terminal's settings.
 _CAREFUL_READ: Final = r"""@j() {
 @h=-
-IFS=" " command read -r @h @d </proc/$$/task/$$/children
+command eval "IFS=\  command read -r @h @d" </proc/$$/task/$$/children
 case $@h$@d in '') return 1;; *[!0-9]*) return; esac
-{ command read -r @d; command read -r @d; IFS= command read -r @d; } </proc/$@h/status
+{ command read -r @d; command read -r @d; command read -r @d; } </proc/$@h/status
 case $@d in *Z*) return 1; esac
+}
+@w() {
+command eval "IFS= command read -r @h" && command printf %s "$@h" ||
+/bin/sh -c "IFS= read -r h && printf %s \"\$h\""
 }
 @g() {
 if case ${!-} in '') ! :; esac && @j; then
 @k=$((@k+1))
-@h=$(IFS= TMOUT= command read -r @h && command printf %s "$@h")
-else IFS= TMOUT= command read -r @h
+@h=$(@w)
+else command eval "IFS= command read -r @h" || @h=$(@w)
 fi || exit
 }"""
 

@@ -102,8 +102,8 @@ async def test_a_wheel_with_a_damaged_member_is_named(wheel: Path, downloads: Pa
 async def test_a_cancelled_download_ends_pip_and_leaves_nothing(
     downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: asyncio.Queue[asyncio.StreamReader] = asyncio.Queue()
-    index = await asyncio.start_server(lambda reader, _: asked.put_nowait(reader), "127.0.0.1")
+    asked: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+    index = await asyncio.start_server(lambda *streams: asked.put_nowait(streams), "127.0.0.1")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{index.sockets[0].getsockname()[1]}/simple")
     for variable in ("PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_EXTRA_INDEX_URL"):
@@ -112,11 +112,12 @@ async def test_a_cancelled_download_ends_pip_and_leaves_nothing(
         monkeypatch.delenv(variable, raising=False)
     async with index:
         fetch = asyncio.create_task(KERNEL.fetch(tmp_path / "kernel", print, downloads=downloads))
-        connection = await asyncio.wait_for(asked.get(), 30)
+        reader, writer = await asyncio.wait_for(asked.get(), 30)
         fetch.cancel()
         with pytest.raises(asyncio.CancelledError):
             await fetch
-        await asyncio.wait_for(connection.read(), 5)  # the end of the stream: pip is gone
+        await asyncio.wait_for(reader.read(), 5)  # the end of the stream: pip is gone
+        writer.close()  # else the end of the server waits for it, in Python 3.12
     assert left_on(downloads) == []
 
 

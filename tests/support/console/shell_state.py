@@ -87,6 +87,8 @@ LEFT_BEHIND = {
     "IFS of letters": "IFS=abcdefirs",
     "IFS of octal escapes": "IFS='\\036'",
     "no IFS": "unset IFS",
+    "a constant IFS": "readonly IFS=0",
+    "a constant TMOUT": "readonly TMOUT=0",
     "set -a": "set -a",
     "set -u": "set -u",
     "set -f": "set -f",
