@@ -29,6 +29,9 @@ __all__ = ["LoopClient", "either"]
 
 LOST_HINT: Final = "call `wait_to_boot` to log in again"
 REPEAT_AFTER_S: Final = 2.0
+LOGGED_OUT: Final = "the guest shows a login prompt where its shell was"
+LOGIN_PROMPT: Final = b" login: "
+ECHO_BYTES: Final = 100
 INTERRUPT_TIMEOUT_S: Final = 10.0
 INTERRUPT_INTERVAL_S: Final = 1.0
 PREPARATIONS: Final = 3
@@ -160,6 +163,9 @@ class LoopClient:
                 continue
             await self._transport.send(repeat_request(pending.nonce))
             interval_s *= 2  # unread requests must not fill the guest's terminal
+        if self._lost == LOGGED_OUT:
+            self._console.transcript.skip()
+            await self._transport.send(b"\n")  # in the place of a password: another login prompt follows
         if pending.errors_ended is not None and not pending.ended.exception():
             await asyncio.wait([pending.errors_ended])
             pending.errors_ended.result()
@@ -254,6 +260,7 @@ class LoopClient:
                 pass
             case Output(data):
                 pending.take(data)
+                self._look_for_login(pending)
             case Acknowledged(remaining):
                 if remaining == pending.remaining:
                     pending.acknowledged.set()
@@ -265,6 +272,14 @@ class LoopClient:
                 self._fresh = self._fresh or nonce is None
                 if nonce in (None, pending.nonce) and not pending.ended.done():
                     pending.ended.set_result(signal)
+
+    def _look_for_login(self, pending: PendingCommand) -> None:
+        """Fail a command if the guest's login prompt shows what was sent for it: its shell would not."""
+        shown, sent, _ = pending.output[-ECHO_BYTES:].rpartition(pending.nonce.encode())
+        if sent and shown.removesuffix(b"?").endswith(LOGIN_PROMPT) and not pending.ended.done():
+            self._ready.clear()
+            self._lost = LOGGED_OUT
+            self._fail(pending, LOGGED_OUT, hint=LOST_HINT)
 
     def _on_error_signal(self, signal: Signal) -> None:
         """Take what comes on the way of standard error alone, behind the mark that this command has begun."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
-from local_shell import Local
+from pathlib import Path
 
-from pytest_propolis.errors import CommandFailed, CommandTimeout, ShellError
+import pytest
+from local_pty import SHELLS
+from local_shell import Local, local_shell
+
+from pytest_propolis.errors import CommandFailed, CommandTimeout, ShellError, ShellLost
 
 
 async def test_a_failed_command_says_all_about_it(dash: Local) -> None:
@@ -42,3 +45,15 @@ async def test_a_nul_is_refused_and_nothing_is_sent(dash: Local) -> None:
     with pytest.raises(ShellError, match="NUL"):
         await dash.run("echo \0")
     assert await dash.run("echo alive") == b"alive\n"
+
+
+@pytest.mark.parametrize("kind", SHELLS)
+async def test_a_login_prompt_in_the_place_of_the_shell_ends_a_command(kind: str, tmp_path: Path) -> None:
+    terminal = "$(readlink /proc/$$/fd/1)"
+    login = f"stty sane <{terminal}; printf 'box login: '; read -r user <{terminal}; printf 'Password: '; sleep 1000"
+    async with local_shell(kind, tmp_path) as local:
+        with pytest.raises(ShellLost, match="the guest shows a login prompt where its shell was"):
+            await local.run(login)
+        with pytest.raises(ShellLost, match="login prompt") as again:
+            await local.run("true")
+        assert again.value.hint == "call `wait_to_boot` to log in again"

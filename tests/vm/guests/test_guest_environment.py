@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from pytest_propolis.errors import ConfigError
+from pytest_propolis.errors import ConfigError, ShellLost
 from pytest_propolis.session.run import Run
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.vm import TestVm
@@ -59,3 +59,11 @@ async def test_alpine_s_loopback_interface_is_up_and_another_host_name_is_no_tro
     await vm.graceful_reboot()
     assert await vm.run("hostname") == "web01"
     await vm.run("ping -c 1 -W 5 127.0.0.1")
+
+
+async def test_a_command_whose_shells_were_killed_ends_at_the_login_prompt(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(guest="alpine")
+    with pytest.raises(ShellLost, match="the guest shows a login prompt where its shell was"):
+        await vm.run("fuser -k -9 /dev/ttyS0; sleep 1000")
+    await vm.wait_to_boot()
+    assert await vm.run("echo back") == "back"
