@@ -198,9 +198,12 @@ def pytest_fixture_setup(
 @pytest.hookimpl(tryfirst=True)
 def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
     """Before pytest's own, which enters the debugger."""
-    from .report.debugger import print_vms_for_debugger
+    from .session.guard import guarded
 
-    print_vms_for_debugger(node)
+    with guarded(node.config, "showing the VMs of a failed test"):
+        from .report.debugger import print_vms_for_debugger
+
+        print_vms_for_debugger(node)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -7,15 +7,19 @@ them do with an event.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 import pytest
+
+from ..session.guard import guarded
 
 __all__ = ["VMS_ATTRIBUTE", "RunEvents", "run_events"]
 
 VMS_ATTRIBUTE: Final = "propolis_host_used"
 """An attribute of a report: its process has used a host, so that there are VMs to be cleaned up. A report that passed
 has no other attribute of the plugin without it."""
+
+T = TypeVar("T")
 
 
 class RunEvents:
@@ -33,8 +37,7 @@ class RunEvents:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Before the terminal shows the report."""
         if report.outcome != "passed" or hasattr(report, VMS_ATTRIBUTE):
-            for listener in list(self.on_report):
-                listener(report)
+            _call(self._config, self.on_report, report)
 
     @property
     def on_start(self) -> list[Callable[[str], None]]:
@@ -49,23 +52,31 @@ class RunEvents:
     @property
     def _both_ends(self) -> _Ends:
         if self._ends is None:
-            self._ends = _Ends()
+            self._ends = _Ends(self._config)
             self._config.pluginmanager.register(self._ends, "propolis-ends-of-tests")
         return self._ends
 
 
 class _Ends:
-    def __init__(self) -> None:
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
         self.on_start: list[Callable[[str], None]] = []
         self.on_finish: list[Callable[[str], None]] = []
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        for listener in self.on_start:
-            listener(nodeid)
+        _call(self._config, self.on_start, nodeid)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        for listener in self.on_finish:
-            listener(nodeid)
+        _call(self._config, self.on_finish, nodeid)
+
+
+def _call(config: pytest.Config, listeners: list[Callable[[T], None]], event: T) -> None:
+    for listener in tuple(listeners):
+        try:
+            listener(event)
+        except Exception:
+            with guarded(config, "following the run's tests"):
+                raise
 
 
 _RUN_EVENTS: Final[pytest.StashKey[RunEvents]] = pytest.StashKey()

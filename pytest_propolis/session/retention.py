@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from ..errors import PropolisError
+from .guard import guarded
 from .stash import VMS
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class RetentionPolicy:
     :param pause: waits for the user, given the failed test and the factory.
     """
 
+    config: pytest.Config
     settings: Settings
     pause: Callable[[str, VmFactory], Awaitable[None]] | None = None
     _failures: list[str] = field(default_factory=list)
@@ -66,7 +68,8 @@ class RetentionPolicy:
             self._logged.append(report.nodeid)
 
     def pytest_runtest_logfinish(self) -> None:
-        self._keep_or_remove_all(remove=True)
+        with guarded(self.config, "removing the VMs of a test"):
+            self._keep_or_remove_all(remove=True)
 
     def finish(self) -> None:
         """Keep resources of factories that ended with the session. Closing the session's host removes the rest."""

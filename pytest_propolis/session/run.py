@@ -115,7 +115,7 @@ class Run:
             from .pausing import pauser
 
             pause = pauser(self._config)
-        policy = self._config.stash[RETENTION_POLICY] = RetentionPolicy(self.settings, pause)
+        policy = self._config.stash[RETENTION_POLICY] = RetentionPolicy(self._config, self.settings, pause)
         self._config.pluginmanager.register(policy, "propolis-retention")
         return policy
 

@@ -76,9 +76,12 @@ class RunTeardown:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if guard := terminalreporter.config.stash.get(GUARD, None):
-            for line in guard.summary():
-                terminalreporter.write_line(f"propolis: {line}")
+        with guarded(terminalreporter.config, "summing up the run"):
+            self._summarize(terminalreporter)
+        for line in terminalreporter.config.stash[GUARD].summary():
+            terminalreporter.write_line(f"propolis: {line}")
+
+    def _summarize(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._kept:
             terminalreporter.section("VMs kept")
             for line in describe_kept(self._kept):

@@ -114,6 +114,62 @@ def test_an_error_of_the_plugins_own_report_ends_no_session_and_is_shown(inner: 
     result.stdout.fnmatch_lines(["propolis: error while describing VM 'test-vm' of*", "*TypeError*"])
 
 
+BROKEN_HOOK = """
+from pytest_propolis.session.{module} import {name}
+
+def broken(*_args, **_options):
+    raise RuntimeError("a defect of the plugin")
+
+{name}.{method} = broken
+"""
+
+USES_VMS = """
+async def test_fails(test_vm):
+    assert False
+
+async def test_passes(test_vm):
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "method", "purpose"),
+    [
+        ("retention", "RetentionPolicy", "_keep_or_remove_all", "removing the VMs of a test"),
+        ("teardown", "RunTeardown", "_summarize", "summing up the run"),
+    ],
+)
+def test_a_defect_in_a_hook_ends_no_session_and_is_shown(
+    inner: InnerRun, module: str, name: str, method: str, purpose: str
+) -> None:
+    inner.write(conftest=BROKEN_HOOK.format(module=module, name=name, method=method), test_it=USES_VMS)
+    result = inner.run()
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.no_fnmatch_line("INTERNALERROR*")
+    result.stdout.fnmatch_lines([f"propolis: error while {purpose}; the tests' own results stand:", "*a defect of*"])
+
+
+LISTENERS = """
+from pytest_propolis.distribution.run_events import run_events
+
+def broken(event):
+    raise RuntimeError("a defect of the plugin")
+
+def pytest_sessionstart(session):
+    events = run_events(session.config)
+    for listeners in (events.on_start, events.on_report, events.on_finish):
+        listeners.insert(0, broken)
+"""
+
+
+def test_a_defect_in_what_follows_a_run_ends_no_session_and_is_shown(inner: InnerRun) -> None:
+    inner.write(conftest=LISTENERS, test_it=USES_VMS)
+    result = inner.run()
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.no_fnmatch_line("INTERNALERROR*")
+    result.stdout.fnmatch_lines(["propolis: error while following the run's tests; *", "*a defect of the plugin*"])
+
+
 WITHOUT_HOME = """
 import os, pathlib
 
