@@ -328,9 +328,11 @@ class _Given:
 def _parse(name: str, given: _Given) -> Any:
     try:
         value = _BY_NAME[name].parse(given.text)
+        return (given.directory / value.expanduser()).absolute() if isinstance(value, Path) else value
     except ValueError as error:
         raise SettingsError(f"{given.source}: {given.text!r} {error}") from None
-    return (given.directory / value).absolute() if isinstance(value, Path) else value
+    except RuntimeError:
+        raise SettingsError(f"{given.source}: the home directory in {given.text!r} is not known") from None
 
 
 def _given_in_file(named: _Given) -> dict[str, _Given]:

@@ -75,10 +75,11 @@ class ImageFinder:
         """
         if path := await self.artifact(rom):
             return path
-        if not Path(rom).is_file():
+        file = Path(host_path(rom, purpose="the boot ROM"))
+        if not file.is_file():
             hint = "give the path of a UEFI image, or the name of an artifact"
             raise ConfigError(f"the boot ROM {str(rom)!r} is not there", hint=hint)
-        return await self._host.provide(Path(rom).absolute(), self._progress)
+        return await self._host.provide(file, self._progress)
 
     async def resolved(self, config: VmConfig) -> VmConfig:
         """Return a configuration whose disks name their images by paths on the host."""

@@ -17,6 +17,7 @@ from ...hosts.host import Host, log_path_on
 from ...propolis_api.client import PropolisClient
 from ...propolis_api.connection.endpoint import Endpoint
 from ...settings import ENGINE
+from ...storage.host_path import host_path
 from ...storage.progress import Progress
 from ..config import VmConfig
 from ..disks.images import ImageFinder
@@ -134,7 +135,7 @@ async def _program_on(host: Host, server: str | Path, *, images: ImageFinder, pr
         return ENGINE_PROGRAM
     if path := await images.artifact(server):
         return path
-    program = shutil.which(server)
+    program = shutil.which(host_path(server, purpose="the server program") if str(server).startswith("~") else server)
     if program is None:
         missing = "is no program" if Path(server).exists() else "is not there"
         raise ConfigError(f"the server program {str(server)!r} {missing}", hint=SERVER_HINT)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+import pytest
 from inner_run import InnerRun
 from program_run import PROGRAM, SELECTION, program_run
 
@@ -37,6 +41,16 @@ def test_the_run_says_what_serves_its_vms_and_skips_what_that_cannot_do(inner: I
     assert inner.leavings() == []
     result = inner.run("-rs")
     result.stdout.fnmatch_lines(["*it needs a propolis-server*--propolis-server PATH, ARTIFACT or URL names one*"])
+
+
+def test_a_program_below_the_home_directory_is_found(
+    inner: InnerRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "server").symlink_to(Path(sys.executable).with_name(PROGRAM))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    inner.write(test_it=TESTS)
+    inner.run("--propolis-server", "~/server").assert_outcomes(passed=1, skipped=1)
+    assert inner.leavings() == []
 
 
 def test_a_path_that_is_no_program_is_an_error_before_anything_runs(inner: InnerRun) -> None:
