@@ -332,7 +332,8 @@ def _parse(name: str, given: _Given) -> Any:
     except ValueError as error:
         raise SettingsError(f"{given.source}: {given.text!r} {error}") from None
     except RuntimeError:
-        raise SettingsError(f"{given.source}: the home directory in {given.text!r} is not known") from None
+        hint = "set HOME, or give the path without ~"
+        raise SettingsError(f"{given.source}: the home directory in {given.text!r} is not known", hint=hint) from None
 
 
 def _given_in_file(named: _Given) -> dict[str, _Given]:

@@ -12,8 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..agent_api.agent_process import AgentConfig
-from ..agent_api.lingering import LINGER_HEADER, LingerListed
+from ..agent_api.agent_process import LINGER_HEADER, AgentConfig, LingerListed
 from ..engine.server.app import encoded
 from ..ledger.ledger import LEDGER_NAME
 from .hypervisor import HypervisorFinder

@@ -1,4 +1,4 @@
-"""The process of an agent: its configuration, its files, and the headers by which its clients are known."""
+"""The process of an agent: its configuration, files, headers of requests, and how long it stays."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import msgspec
 
 __all__ = [
     "CLIENT_HEADER",
+    "LINGER_HEADER",
     "LOG_NAME",
     "PID_HEADER",
     "SOCKET_NAME",
     "AgentConfig",
     "AgentReady",
+    "LingerListed",
 ]
 
 SOCKET_NAME: Final = "agent.sock"
@@ -26,6 +28,9 @@ CLIENT_HEADER: Final = "x-propolis-client"
 
 PID_HEADER: Final = "x-propolis-pid"
 """The process id of a client, given with its lifeline; 0 for a client on another host."""
+
+LINGER_HEADER: Final = "x-propolis-linger"
+"""How many seconds a client wants the agent to stay after its last client has left, given with its lifeline."""
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,3 +66,14 @@ class AgentReady(msgspec.Struct, frozen=True, kw_only=True):
 
     pid: int
     socket: str
+
+
+class LingerListed(msgspec.Struct, frozen=True, kw_only=True):
+    """The time for which an agent lingers after its last client.
+
+    :param seconds: as its latest client requested; 0 if it exits with its last client.
+    :param until: when it exits, Unix time in seconds; None while it has clients.
+    """
+
+    seconds: float
+    until: float | None = None

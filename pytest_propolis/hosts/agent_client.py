@@ -12,9 +12,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from ..agent_api.agent_process import CLIENT_HEADER, SOCKET_NAME
+from ..agent_api.agent_process import CLIENT_HEADER, SOCKET_NAME, LingerListed
 from ..agent_api.disks import CreateDisk, DiskCreated, ForkImage, ImageForked
-from ..agent_api.lingering import LingerListed
 from ..agent_api.messages import (
     AcceptPeer,
     AgentInfo,

@@ -13,8 +13,7 @@ import socket
 from pathlib import Path
 from typing import Final
 
-from ..agent_api.agent_process import CLIENT_HEADER, PID_HEADER
-from ..agent_api.lingering import LINGER_HEADER
+from ..agent_api.agent_process import CLIENT_HEADER, LINGER_HEADER, PID_HEADER
 from ..errors import AgentError
 from ..propolis_api.connection.sockets import unix_socket
 

@@ -14,8 +14,7 @@ from starlette.types import Message
 
 from pytest_propolis.agent import lingering
 from pytest_propolis.agent.app import AgentApp
-from pytest_propolis.agent_api.agent_process import CLIENT_HEADER, AgentConfig
-from pytest_propolis.agent_api.lingering import LINGER_HEADER, LingerListed
+from pytest_propolis.agent_api.agent_process import CLIENT_HEADER, LINGER_HEADER, AgentConfig, LingerListed
 from pytest_propolis.agent_api.messages import Keep, ResourceIds
 from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger
 

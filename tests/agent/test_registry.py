@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import httpx
@@ -131,52 +132,52 @@ async def test_of_two_vms_of_one_name_one_is_made(rig: Rig, monkeypatch: pytest.
     await rig.registry.drop_lifeline("crowd")
 
 
-async def test_a_server_whose_guest_has_migrated_away_needs_no_memory() -> None:
+@contextlib.asynccontextmanager
+async def small_host() -> AsyncIterator[Callable[[str, int], Awaitable[RemoteNode]]]:
+    """Makes VMs on a host that can give 1,500 MiB of memory."""
     with tempfile.TemporaryDirectory() as short:  # a socket's path must be short
         rig = Rig(Path(short))
         rig.registry._budget = budget.MemoryBudget(total=lambda: 1600, available=lambda: 1600)
         await rig.registry.admit("client", pid=os.getpid())
+        nodes: list[RemoteNode] = []
+
+        async def make(name: str, memory_mib: int) -> RemoteNode:
+            vm = await rig.registry.create_vm("client", rig.vm(name, memory_mib=memory_mib))
+            client = PropolisClient(Endpoint.at(address_of(rig.config, vm.id)), vm=name)
+            nodes.append(RemoteNode(client=client))
+            return nodes[-1]
+
         async with serving(rig.app.asgi, rig.directory / SOCKET_NAME):
-            nodes = []
-            for number in range(4):  # two at most have memory at any time
-                vm = await rig.registry.create_vm("client", rig.vm(f"vm{number}", memory_mib=700))
-                client = PropolisClient(Endpoint.at(address_of(rig.config, vm.id)), vm=vm.request.name)
-                nodes.append(RemoteNode(client=client))
-                if number == 0:
-                    await nodes[0].run(spec_of())
-                else:
-                    await migrate(nodes[-2], nodes[-1])
-            assert await nodes[0].state() is InstanceState.DESTROYED
+            yield make
             for node in nodes:
                 await node.client.aclose()
             await rig.app.close()
         assert rig.ledger.entries() == []
         rig.ledger.close()
+
+
+async def test_a_server_whose_guest_has_migrated_away_needs_no_memory() -> None:
+    async with small_host() as make:
+        first = before = await make("vm0", 700)
+        await first.run(spec_of())
+        for number in range(1, 4):  # two at most have memory at any time
+            node = await make(f"vm{number}", 700)
+            await migrate(before, node)
+            before = node
+        assert await first.state() is InstanceState.DESTROYED
 
 
 async def test_a_vm_that_has_ended_needs_no_memory_until_it_is_started_again() -> None:
-    with tempfile.TemporaryDirectory() as short:  # a socket's path must be short
-        rig = Rig(Path(short))
-        rig.registry._budget = budget.MemoryBudget(total=lambda: 1600, available=lambda: 1600)
-        await rig.registry.admit("client", pid=os.getpid())
-        async with serving(rig.app.asgi, rig.directory / SOCKET_NAME):
-            nodes = []
-            for number in range(3):
-                vm = await rig.registry.create_vm("client", rig.vm(f"vm{number}", memory_mib=1400))
-                client = PropolisClient(Endpoint.at(address_of(rig.config, vm.id)), vm=vm.request.name)
-                nodes.append(RemoteNode(client=client))
-                await nodes[number].run(spec_of())
-                if number < 2:
-                    await nodes[number].stop()
-            await nodes[2].stop()
-            await nodes[0].run(spec_of())
-            with pytest.raises(HostBusy, match="1400 of 1500 MiB are reserved for 1 VMs"):
-                await rig.registry.create_vm("client", rig.vm("another", memory_mib=1400))
-            for node in nodes:
-                await node.client.aclose()
-            await rig.app.close()
-        assert rig.ledger.entries() == []
-        rig.ledger.close()
+    async with small_host() as make:
+        first = await make("first", 1400)
+        await first.run(spec_of())
+        await first.stop()
+        second = await make("second", 1400)
+        await second.run(spec_of())
+        await second.stop()
+        await first.run(spec_of())
+        with pytest.raises(HostBusy, match="1400 of 1500 MiB are reserved for 1 VMs"):
+            await make("third", 1400)
 
 
 async def test_a_client_that_comes_back_while_it_is_released_keeps_what_it_makes_then(rig: Rig) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import secrets
 import signal
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import pytest
-from etcd_rig import enable_users, etcd_cluster
+from etcd_rig import EtcdCluster, enable_users, etcd_cluster
 from tls_files import make_certificate
 
 from pytest_propolis.agent_api.key_value import Put
@@ -105,13 +106,12 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     writer.close()
 
 
-@pytest.mark.parametrize("answered", [False, True])
-async def test_a_watch_that_a_member_does_not_serve_is_requested_again(
-    answered: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It may be silent from the start, or after it has answered that it watches."""
-    monkeypatch.setattr(watch, "CREATION_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(watch, "SILENCE_S", 0.2)
+@contextlib.asynccontextmanager
+async def silent_watch(cluster: EtcdCluster, *, answered: bool) -> AsyncIterator[EtcdAddress]:
+    """The address of a member that does not serve the first watch.
+
+    :param answered: whether it answers that it watches.
+    """
     silent: list[asyncio.StreamWriter] = []
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -128,13 +128,38 @@ async def test_a_watch_that_a_member_does_not_serve_is_requested_again(
             return
         await asyncio.gather(copy(reader, to_member), copy(from_member, writer))
 
-    async with etcd_cluster() as cluster, await asyncio.start_server(relay, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        nodes = await joined([EtcdBackend(EtcdAddress.parse(f"etcd://127.0.0.1:{port}"))])
+    async with await asyncio.start_server(relay, "127.0.0.1", 0) as server:
+        yield EtcdAddress.parse(f"etcd://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    assert silent
+
+
+@pytest.mark.parametrize("answered", [False, True])
+async def test_a_watch_that_a_member_does_not_serve_is_requested_again(
+    answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "CREATION_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(watch, "SILENCE_S", 0.2)
+    async with etcd_cluster() as cluster, silent_watch(cluster, answered=answered) as address:
+        nodes = await joined([EtcdBackend(address)])
         async with asyncio.timeout(60):
             assert await nodes[0].barrier("ready", 1) == 1
-        assert silent
         await close(nodes)
+
+
+async def test_a_deletion_that_a_watch_does_not_report_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "SILENCE_S", 0.2)
+    async with etcd_cluster() as cluster, silent_watch(cluster, answered=True) as address:
+        store, other = EtcdBackend(cluster.address), EtcdBackend(address)
+        group = await NodeGroup.open(store, "group")
+        await group.kv.put("a", b"")
+        behind = await NodeGroup.attach(other, "group")
+        await group.kv.delete("a")
+        async with asyncio.timeout(60):
+            await behind.mirror.until(lambda: behind.mirror.get("kv/a") is None or None, on=("kv/a",))
+        for opened in (behind, group):
+            await opened.aclose()
+        for backend in (other, store):
+            await backend.aclose()
 
 
 async def test_users_and_their_tokens() -> None:

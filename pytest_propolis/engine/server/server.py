@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -344,15 +344,12 @@ class VmServer:
             vm.active = False
             await _to_the_end(self._run_down(vm, outcome))
 
-    @contextlib.asynccontextmanager
-    async def _producing_metrics(self, vm: ServedVm) -> AsyncIterator[None]:
+    def _producing_metrics(self, vm: ServedVm) -> contextlib.AbstractAsyncContextManager[None]:
         if self._config.metrics is None:
-            yield
-            return
+            return contextlib.nullcontext()
         from .metrics import producing_metrics  # most VMs have none
 
-        async with producing_metrics(self._config.metrics, vm):
-            yield
+        return producing_metrics(self._config.metrics, vm)
 
     async def _run_down(self, vm: ServedVm, outcome: Outcome) -> None:
         """Release all resources of a VM, and then publish its end."""
@@ -395,9 +392,7 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _require_address(src_addr: str) -> None:
-    """
-    :raises HttpError: 400 if the address is invalid.
-    """
+    """:raises HttpError: 400 if the address is invalid."""
     try:
         Endpoint.at(src_addr)
     except ValueError as error:

@@ -20,7 +20,6 @@ from ...propolis_api.client import PropolisClient
 from ...propolis_api.connection.endpoint import Endpoint
 from ...settings import ENGINE, Settings
 from ...storage.catalogs.catalog import read_catalogs
-from ...storage.host_path import host_path
 from ...storage.store import ArtifactStore, default_artifact_dir
 from .capability import Capability
 
@@ -133,11 +132,7 @@ async def _query_program(settings: Settings) -> _Answer:
             return _Answer(ok=False, detail="not fetched yet", remedy=f"run `propolis artifacts fetch {server}`")
     elif server == ENGINE_PROGRAM:
         path = server
-    elif (
-        found := shutil.which(
-            host_path(server, purpose="the server program") if str(server).startswith("~") else server
-        )
-    ) is None:
+    elif (found := shutil.which(server)) is None:
         return _Answer(ok=False, detail="is not there, or no program", remedy=SERVER_HINT)
     else:
         path = str(Path(found).absolute())

@@ -32,9 +32,14 @@ _NO_HEADER: Final = Header()
 
 
 class KeyValue(msgspec.Struct, frozen=True):
+    """
+    :param version: how often the key was written since it was created; 0 for a deletion.
+    """
+
     key: bytes = b""
     value: bytes = b""
     mod_revision: int = 0
+    version: int = 0
     lease: int = 0
 
 

@@ -20,8 +20,7 @@ from .messages import Event, KeyValue, RangeAnswer, WatchAnswer, WatchLine
 __all__ = ["Watch"]
 
 SILENCE_S: Final = 2.0
-"""After so long without a line the member is asked whether it is alive and has news: its stream would be silent, too.
-"""
+"""After so long without a line the member is asked: the stream of one that hangs, or serves it no more, is silent."""
 
 CREATION_TIMEOUT_S: Final = 10.0
 """How long a member may take to answer that it watches: it does so at once, or never."""
@@ -43,6 +42,8 @@ class Watch:
         self._range = {"key": prefix, "range_end": range_end(prefix)}
         self._revision = 0
         """Up to which revision everything is known; 0: nothing is."""
+        self._count = 0
+        """How many keys there are below the prefix at that revision."""
         self._heard = False
         """Whether a line has come since this was looked at last."""
 
@@ -62,7 +63,7 @@ class Watch:
 
     async def _snapshot(self) -> Snapshot:
         answer = await self._gateway.ask("kv/range", self._range, RangeAnswer)
-        self._revision = answer.header.revision
+        self._revision, self._count = answer.header.revision, len(answer.kvs)
         return Snapshot(self._revision, {self._decode(item.key): _entry(item) for item in answer.kvs})
 
     async def _changes(self) -> AsyncGenerator[tuple[Change, ...]]:
@@ -87,6 +88,7 @@ class Watch:
                         return
                     if result.events:
                         self._revision = result.events[-1].kv.mod_revision
+                        self._count += sum(map(_added, result.events))
                         yield tuple([self._change(event) for event in result.events])
             except OSError:
                 if watching.done():
@@ -98,28 +100,32 @@ class Watch:
         raise ConnectionError("the stream has ended")
 
     async def _close_if_silent(self, answer: HttpStream) -> None:
-        """Close the stream of a member that has been silent, and does not answer either, or has had news for longer.
+        """Close the stream of a member that does not answer, or that twice in a row knows changes it has not reported.
 
         :raises CoordinationLost: when no member answers.
         """
-        untold = False
+        is_behind = False
         try:
             while not self._gateway.switched.is_set():
                 self._heard = False
                 await asyncio.sleep(SILENCE_S)
                 if self._heard:
-                    untold = False
-                elif untold:
-                    return
-                else:
-                    untold = await self._probe()
+                    is_behind = False
+                elif await self._probe():
+                    if is_behind:
+                        return
+                    is_behind = True
         finally:
             answer.close()
 
     async def _probe(self) -> bool:
-        """Return whether a key has news that are not known here. A member that does not answer is left for another."""
+        """Return whether keys have changed of which nothing is known here. A member that is silent is left for another.
+
+        The answer's count is of all keys in the range, whatever their revision.
+        """
         body = {**self._range, "keys_only": True, "limit": "1", "min_mod_revision": str(self._revision + 1)}
-        return bool((await self._gateway.ask("kv/range", body, RangeAnswer)).kvs)
+        answer = await self._gateway.ask("kv/range", body, RangeAnswer)
+        return bool(answer.kvs) or answer.count != self._count
 
     def _change(self, event: Event) -> Change:
         entry = None if event.type == "DELETE" else _entry(event.kv)
@@ -128,6 +134,11 @@ class Watch:
 
 def _entry(item: KeyValue) -> Entry:
     return Entry(item.value, item.mod_revision, item.lease)
+
+
+def _added(event: Event) -> int:
+    """Return by how much an event changes the number of keys."""
+    return -1 if event.type == "DELETE" else int(event.kv.version == 1)
 
 
 def _result(text: bytes) -> WatchAnswer | None:
