@@ -22,8 +22,8 @@ from pytest_propolis.vm.factory import VmFactory
 openapi_document.document()  # skips where there is none
 
 REQUIREMENT: Final = "schemathesis>=4.32,<5"
-DEFAULT_S: Final = 45
-DEFAULT_PROGRAM_S: Final = 20
+DEFAULT_S: Final = 25
+DEFAULT_PROGRAM_S: Final = 10
 MARGIN_S: Final = 120
 ATTEMPTS: Final = 3
 BROKEN_OFF: Final = "Failed to generate test cases for this API operation. Schemathesis does not support"

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from directory_tree import paths_below
 from live_run import WORDS, LiveRun, started_run
 from victims import Victim
 
@@ -185,7 +186,7 @@ def _audit(run: LiveRun, place: Path, done: Round) -> None:
             done.leaks.append(f"gc said: {said}")
     done.leaks += [f"file {path}" for path in run.files()]
     done.leaks += [f"the audit finds {leak}" for leak in run.audit()]
-    temporary = [path for path in sorted((place / "tmp").rglob("*")) if not _is_a_probe(path)]
+    temporary = [path for path in paths_below(place / "tmp") if not _is_a_probe(path)]
     done.leaks += [f"temporary file {path}" for path in temporary]
 
 

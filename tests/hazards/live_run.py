@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from directory_tree import paths_below
+
 from pytest_propolis.ledger.audit import audit
 from pytest_propolis.storage.alpine import ALPINE_DISK, ALPINE_INITRD, ALPINE_KERNEL
 from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
@@ -178,8 +180,7 @@ class LiveRun:
         return done.stdout + done.stderr
 
     def files(self) -> list[str]:
-        base = self._place / "propolis"
-        return sorted(str(path) for path in base.rglob("*")) if base.is_dir() else []
+        return list(map(str, paths_below(self._place / "propolis")))
 
     def wait_until(self, is_so: Callable[[], bool]) -> None:
         """Wait until something is so."""

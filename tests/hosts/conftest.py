@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ssh_rig import MakeHost, SshRig, link_processes, require_rigs, ssh_rig
+from ssh_rig import MakeHost, SshRig, link_processes, options_of, require_rigs, ssh_rig
 
 from pytest_propolis.hosts.host import HostSpec
 from pytest_propolis.hosts.ssh_host import SshHost, open_host
@@ -58,7 +58,7 @@ def make_host(rig: SshRig, runtime: Path) -> Iterator[MakeHost]:
     made: list[SshHost] = []
 
     def make(*, name: str = "h1", run_id: str | None = None, **options: object) -> SshHost:
-        spec = HostSpec(name=name, kind="ssh", address=name, options={"config": str(rig.config), **options})
+        spec = HostSpec(name=name, kind="ssh", address=name, options={**options_of(rig), **options})
         made.append(open_host(spec, Settings(), run_id or secrets.token_hex(8)))
         return made[-1]
 

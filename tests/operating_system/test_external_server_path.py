@@ -246,6 +246,7 @@ def test_disks_are_raw_and_need_no_tools_of_qemu(illumos: IllumosRun, guest_comm
     assert illumos.left == []
 
 
+@pytest.mark.slow
 def test_a_run_with_a_server_that_runs_already_needs_nothing_of_linux(
     illumos: IllumosRun, guest_command: str, unused_port: int
 ) -> None:

@@ -70,6 +70,7 @@ async def hurry(disk: CrucibleDisk) -> None:
         await disk.slow(index, delay_ms=0)
 
 
+@pytest.mark.slow
 async def test_a_downstairs_that_hangs_up_in_the_middle_of_its_repair_is_repaired_in_the_end(
     writer: TestVm, disk: CrucibleDisk
 ) -> None:
@@ -108,6 +109,7 @@ async def hurry_one(disk: CrucibleDisk) -> None:
     await disk.slow(1, delay_ms=0)
 
 
+@pytest.mark.slow
 async def test_another_downstairs_that_hangs_while_one_is_repaired_loses_nothing(
     writer: TestVm, disk: CrucibleDisk
 ) -> None:
@@ -121,6 +123,7 @@ async def test_another_downstairs_that_hangs_while_one_is_repaired_loses_nothing
     await require_equal(writer, disk)
 
 
+@pytest.mark.slow
 async def test_a_guest_reboots_after_a_repair_and_finds_what_it_wrote(writer: TestVm, disk: CrucibleDisk) -> None:
     await disk.replace_downstairs(0)
     await wait_for_status(disk, all_active)

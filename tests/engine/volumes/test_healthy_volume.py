@@ -10,7 +10,7 @@ from pytest_propolis.propolis_api import UpstairsInfoStatus
 from pytest_propolis.settings import BootKind
 
 
-@pytest.mark.parametrize("boot", ["warm", "cold"])
+@pytest.mark.parametrize("boot", ["warm", pytest.param("cold", marks=pytest.mark.slow)])
 async def test_what_the_guest_writes_is_in_all_three_replicas(
     crucible_disk_factory: CrucibleDiskFactory, vm_factory: VmFactory, boot: BootKind
 ) -> None:

@@ -12,6 +12,7 @@ from volume_checks import MICRO, WRITE, replicas
 from pytest_propolis import ApiError, CrucibleDiskFactory, VmFactory
 
 
+@pytest.mark.slow
 async def test_an_nvme_disk_survives_the_death_of_a_replica(
     crucible_disk_factory: CrucibleDiskFactory, vm_factory: VmFactory
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fuzz import fuzz
 
-ROUNDS = 25
+ROUNDS = 10
 LIMIT_S = 120
 
 

@@ -103,6 +103,8 @@ VICTIMS = {
 }
 """The test that gets to a phase."""
 
+PHASES = [pytest.param(phase, marks=pytest.mark.slow) if phase == "copying disks" else phase for phase in VICTIMS]
+
 
 @contextlib.contextmanager
 def run_in(phase: str) -> Iterator[LiveRun]:
@@ -113,7 +115,7 @@ def run_in(phase: str) -> Iterator[LiveRun]:
         yield run
 
 
-@pytest.mark.parametrize("phase", VICTIMS)
+@pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
 def test_pytest_is_hit(phase: str, number: signal.Signals) -> None:
     with run_in(phase) as run:
@@ -122,7 +124,7 @@ def test_pytest_is_hit(phase: str, number: signal.Signals) -> None:
         run.wait_until_clean()
 
 
-@pytest.mark.parametrize("phase", VICTIMS)
+@pytest.mark.parametrize("phase", PHASES)
 def test_a_qemu_is_killed(phase: str) -> None:
     """The guest may run in this QEMU or not: the test fails, or completes."""
     with run_in(phase) as run:
@@ -139,7 +141,7 @@ def _is_killed(run: LiveRun) -> bool:
     return False
 
 
-@pytest.mark.parametrize("phase", VICTIMS)
+@pytest.mark.parametrize("phase", PHASES)
 def test_the_agent_is_killed_and_takes_all_qemus_along(phase: str) -> None:
     with run_in(phase) as run:
         run.hit("agent", signal.SIGKILL)

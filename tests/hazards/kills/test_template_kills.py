@@ -84,7 +84,7 @@ def derived(artifact_dir: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("target", ["controller", "agent", "qemu"])
-@pytest.mark.parametrize("phase", ["making", "readying", "freezing"])
+@pytest.mark.parametrize("phase", ["making", pytest.param("readying", marks=pytest.mark.slow), "freezing"])
 def test_a_maker_that_is_killed_leaves_nothing_half_made(artifact_dir: Path, phase: str, target: str) -> None:
     stops = {"HAZARD_QEMU_STOPS": "1"} if (phase, target) == ("freezing", "qemu") else {}
     with live_run(phase, environment=stops) as run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from ssh_rig import MakeHost, SshRig, link_processes, ssh_rig
+from ssh_rig import MakeHost, SshRig, link_processes, options_of, ssh_rig
 
 from pytest_propolis import CapabilityMissing, HostError, HostLost, ResourceExhausted, SettingsError
 from pytest_propolis.agent_api.disks import CreateDisk
@@ -205,6 +206,7 @@ async def test_what_is_killed_on_the_host_is_named_and_the_host_is_clean(
     await until_clean(rig)
 
 
+@pytest.mark.slow
 async def test_an_agent_that_hangs_is_killed_when_the_connection_is_gone(make_host: MakeHost, rig: SshRig) -> None:
     host = make_host(silence_s=1.5)
     await host.run("true")
@@ -225,14 +227,13 @@ async def test_a_host_is_clean_after_the_link_process_is_killed(make_host: MakeH
 
 
 CLIENT = """
-import asyncio, sys
-from pathlib import Path
+import asyncio, json, sys
 from pytest_propolis.hosts.host import HostSpec
 from pytest_propolis.hosts.ssh_host import open_host
 from pytest_propolis.settings import Settings
 
 async def main():
-    spec = HostSpec(name="h1", kind="ssh", address="h1", options={"config": sys.argv[1]})
+    spec = HostSpec(name="h1", kind="ssh", address="h1", options=json.loads(sys.argv[1]))
     await open_host(spec, Settings(), "e" * 16).client()
     print("up", flush=True)
     await asyncio.sleep(600)
@@ -242,7 +243,7 @@ asyncio.run(main())
 
 
 async def test_a_host_is_clean_after_the_only_client_is_killed(rig: SshRig, runtime: Path) -> None:
-    client = subprocess.Popen([sys.executable, "-c", CLIENT, str(rig.config)], stdout=subprocess.PIPE)
+    client = subprocess.Popen([sys.executable, "-c", CLIENT, json.dumps(options_of(rig))], stdout=subprocess.PIPE)
     assert client.stdout
     assert await asyncio.to_thread(client.stdout.readline) == b"up\n"
     client.kill()
@@ -382,5 +383,5 @@ def test_an_option_that_is_wrong_is_named(options: dict[str, object], message: s
 
 
 def _host(rig: SshRig) -> SshHost:
-    spec = HostSpec(name="h1", kind="ssh", address="h1", options={"config": str(rig.config)})
+    spec = HostSpec(name="h1", kind="ssh", address="h1", options=options_of(rig))
     return open_host(spec, Settings(), "c" * 16)

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from ssh_rig import MakeHost, SshRig, ssh_rig
+from ssh_rig import MakeHost, SshRig, options_of, ssh_rig
 
 from pytest_propolis.errors import HostError, ResourceExhausted
 from pytest_propolis.hosts.host import HostSpec
@@ -76,7 +76,7 @@ async def test_a_file_that_is_not_there_is_named(make_host: MakeHost, tmp_path: 
 async def test_a_full_disk_ends_a_transfer_and_says_so(rig_possible: None, runtime: Path, tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(os.urandom(4 * MIB))
     with ssh_rig("h1", mounts="mkdir {home}/full; mount -t tmpfs -o size=1m full {home}/full") as rig:
-        spec = HostSpec(name="h1", kind="ssh", address="h1", options={"config": str(rig.config)})
+        spec = HostSpec(name="h1", kind="ssh", address="h1", options=options_of(rig))
         host = open_host(spec, Settings(), "b" * 16)
         try:
             with pytest.raises(ResourceExhausted, match=r"host h1: .*No space left on device"):

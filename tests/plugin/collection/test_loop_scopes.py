@@ -47,7 +47,7 @@ def marked(scope: str) -> str:
     return f'import pytest\npytestmark = pytest.mark.asyncio(loop_scope="{scope}")\n{USES_BOTH}'
 
 
-@pytest.mark.parametrize("mode", ["strict", "auto"])
+@pytest.mark.parametrize("mode", [pytest.param("strict", marks=pytest.mark.slow), "auto"])
 def test_every_loop_scope_of_a_marker_works(inner: InnerRun, mode: str) -> None:
     inner.pytester.mkpydir("package")
     for scope in SCOPES:

@@ -29,6 +29,7 @@ def rig() -> Iterator[SshRig]:
         yield made
 
 
+@pytest.mark.slow
 def test_a_vm_that_is_kept_on_a_host_is_listed_watched_and_removed(inner: InnerRun, hosts: Path) -> None:
     inner.write(test_it=FAILS)
     result = inner.run("--propolis-hosts", str(hosts), "--propolis-keep=failed", "-p", "no:randomly")
@@ -59,6 +60,7 @@ def test_a_vm_that_is_kept_on_a_host_is_listed_watched_and_removed(inner: InnerR
     assert "VMs can run here" in propolis("doctor", "--hosts", str(hosts), "--host", "h2")
 
 
+@pytest.mark.slow
 def test_the_console_of_a_vm_at_a_server_program_is_reached(inner: InnerRun, hosts: Path) -> None:
     inner.write(
         test_it="""

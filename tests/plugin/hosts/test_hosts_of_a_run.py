@@ -51,7 +51,7 @@ async def test_it(vm_factory, remote_host):
 """
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)])
+@pytest.mark.parametrize("workers", [pytest.param((), marks=pytest.mark.slow), ("-n2",)])
 def test_vms_run_on_two_hosts_and_move_between_them(inner: InnerRun, workers: tuple[str, ...]) -> None:
     inner.write(test_it=TWO_HOSTS)
     inner.run("--propolis-hosts", "local:2", *workers).assert_outcomes(passed=3)

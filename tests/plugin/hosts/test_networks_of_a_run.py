@@ -6,6 +6,7 @@ import re
 import struct
 from pathlib import Path
 
+import pytest
 from inner_run import InnerRun
 from propolis_command import propolis
 
@@ -24,6 +25,7 @@ def frames(path: Path) -> list[bytes]:
     return found
 
 
+@pytest.mark.slow
 def test_a_network_of_two_hosts_is_captured_and_stays_with_kept_vms(inner: InnerRun) -> None:
     inner.write(
         test_it="""

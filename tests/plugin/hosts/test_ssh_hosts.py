@@ -62,6 +62,7 @@ def test_a_test_whose_host_is_cut_off_fails_with_the_host_and_the_reason(
         select.select([], [], [], 0.05)
 
 
+@pytest.mark.slow
 def test_after_a_host_is_lost_the_other_one_runs_the_tests(inner: InnerRun, hosts: Path, cables: None) -> None:
     inner.write(
         test_it="""
@@ -194,7 +195,7 @@ async def test_1(test_vm, number, wide):
 """
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "1")])
+@pytest.mark.parametrize("workers", [(), pytest.param(("-n", "1"), marks=pytest.mark.slow)])
 def test_a_test_whose_host_is_lost_runs_again_on_another_one(
     inner: InnerRun, hosts: Path, cables: None, workers: tuple[str, ...]
 ) -> None:
@@ -207,6 +208,7 @@ def test_a_test_whose_host_is_lost_runs_again_on_another_one(
     result.stdout.fnmatch_lines([f"propolis: test_it.py::test_0 has run again elsewhere: *host {first} is lost: *"])
 
 
+@pytest.mark.slow
 def test_a_lost_host_that_comes_back_is_used_again(inner: InnerRun, hosts: Path, cables: None) -> None:
     inner.write(
         test_it="""
@@ -241,6 +243,7 @@ def test_a_lost_host_that_comes_back_is_used_again(inner: InnerRun, hosts: Path,
     assert states[-1] == 0
 
 
+@pytest.mark.slow
 def test_each_host_has_the_engine_as_a_program(inner: InnerRun, hosts: Path) -> None:
     inner.write(
         test_it="""
@@ -260,6 +263,7 @@ def test_each_host_has_the_engine_as_a_program(inner: InnerRun, hosts: Path) -> 
     inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_servers_on_each_host_have_metrics_in_the_engine_and_as_programs(inner: InnerRun, hosts: Path) -> None:
     inner.write(
         test_it="""

@@ -29,6 +29,7 @@ def rig() -> Iterator[SshRig]:
         yield made
 
 
+@pytest.mark.slow
 def test_the_example_of_a_guest_that_moves_between_hosts_passes(inner: InnerRun, rig: SshRig, hosts: Path) -> None:
     inner.write(test_it=EXAMPLE.read_text())
     inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=3)
@@ -97,6 +98,7 @@ async def test_it(vm_factory, remote_hosts, fault, reason):
 """
 
 
+@pytest.mark.slow
 def test_a_guest_whose_target_is_lost_on_the_way_runs_on_and_nothing_is_left_there(
     inner: InnerRun, rig: SshRig, hosts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +135,7 @@ async def test_it(crucible_disk_factory, vm_factory, remote_hosts):
 """
 
 
+@pytest.mark.slow
 def test_a_volume_that_a_host_cannot_reach_is_refused_before_anything_is_done(
     inner: InnerRun, rig: SshRig, hosts: Path
 ) -> None:

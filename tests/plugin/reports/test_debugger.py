@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("no_autoload")
 FAILS = """
 async def test_fails(vm_factory):
     vm = await vm_factory.start("alice", memory_mib=192)
-    await vm.run("echo shown; greeting=hello")
+    await vm.run("echo shown; export greeting=hello")
     assert vm is None
 """
 
@@ -39,7 +39,7 @@ def test_before_the_prompt_it_is_said_how_to_reach_the_vms(inner: InnerRun) -> N
 
 def test_commands_run_at_the_prompt_in_the_shell_of_the_test(inner: InnerRun) -> None:
     inner.write(test_it=FAILS)
-    result = debugged(inner, "p vm.debug('echo $greeting; false')\nq\n")
+    result = debugged(inner, "p vm.debug('printenv greeting; false')\nq\n")
     result.stdout.fnmatch_lines(["*(Pdb) *'hello'*"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from inner_run import InnerRun
 from reruns import RERUNS_ONCE
 
@@ -73,6 +74,7 @@ def test_an_unexpected_panic_fails_the_test_and_its_lines_are_a_section(inner: I
     )
 
 
+@pytest.mark.slow
 def test_an_oops_and_a_panic_can_both_fail_tests_or_neither(inner: InnerRun) -> None:
     inner.write(test_it=CRASHES)
     result = inner.run("--propolis-fail-on=oops")

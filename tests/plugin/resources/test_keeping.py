@@ -96,7 +96,7 @@ def kept_id(result: pytest.RunResult) -> str:
     return found
 
 
-@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "xdist"])
+@pytest.mark.parametrize("workers", [pytest.param((), marks=pytest.mark.slow), ("-n2",)], ids=["alone", "xdist"])
 def test_the_vms_of_failed_tests_stay_and_no_others(inner: InnerRun, workers: tuple[str, ...]) -> None:
     inner.write(test_it=TESTS)
     result = inner.run("--propolis-keep=failed", *workers)

@@ -227,6 +227,7 @@ def test_when_qemu_has_changed_the_next_run_gets_a_new_agent(lingering: InnerRun
     assert pids(lingering) != [first]
 
 
+@pytest.mark.slow
 def test_when_the_code_has_changed_the_next_run_gets_a_new_agent(
     lingering: InnerRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,9 @@ def wrapper(directory: Path, *, starter: str) -> Path:
     return script
 
 
-@pytest.mark.parametrize(("boot", "starter"), [("warm", ""), ("warm", "setsid -w"), ("cold", "env -i")])
+@pytest.mark.parametrize(
+    ("boot", "starter"), [("warm", ""), pytest.param("warm", "setsid -w", marks=pytest.mark.slow), ("cold", "env -i")]
+)
 def test_a_run_leaves_no_qemu_of_a_wrapper(inner: InnerRun, boot: str, starter: str) -> None:
     script = wrapper(inner.pytester.path, starter=starter)
     inner.write(test_it=USES_A_VM)

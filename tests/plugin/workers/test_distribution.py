@@ -56,7 +56,7 @@ labels = ["special"]
 """
 
 
-@pytest.mark.parametrize("workers", ["2", "auto"])
+@pytest.mark.parametrize("workers", [pytest.param("2", marks=pytest.mark.slow), "auto"])
 def test_each_test_gets_the_hosts_that_it_needs(inner: InnerRun, workers: str) -> None:
     inner.write(test_it=MANY)
     inner.run("--propolis-hosts", "local:3", "-n", workers).assert_outcomes(passed=10)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import pwd
@@ -16,6 +17,7 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +36,7 @@ __all__ = [
     "can_make_rigs",
     "inventory_of",
     "link_processes",
+    "options_of",
     "require_rigs",
     "ssh_rig",
 ]
@@ -294,6 +297,21 @@ def _wait_for_sshd(host: RigHost) -> None:
         select.select([], [], [], 0.01)
 
 
+def options_of(rig: SshRig) -> dict[str, str]:
+    """Return the options that each host of a rig needs in an inventory."""
+    return {"config": str(rig.config), **_python_option()}
+
+
+@functools.cache
+def _python_option() -> dict[str, str]:
+    """Name this process's Python where that of hosts has another version: a rig has no network to get wheels from."""
+    here = "{}.{}".format(*sys.version_info)
+    there = subprocess.check_output(
+        ["/usr/bin/python3", "-c", "import sys; print('{}.{}'.format(*sys.version_info))"], text=True
+    )
+    return {} if here == there.strip() else {"python": str(Path(sys.base_prefix, "bin", f"python{here}"))}
+
+
 def inventory_of(rig: SshRig, **options: Any) -> str:
     """Return an inventory of a rig's hosts.
 
@@ -301,7 +319,7 @@ def inventory_of(rig: SshRig, **options: Any) -> str:
     """
     tables = []
     for name in rig.hosts:
-        lines = [f"{key} = {json.dumps(value)}" for key, value in {"config": str(rig.config), **options}.items()]
+        lines = [f"{key} = {json.dumps(value)}" for key, value in {**options_of(rig), **options}.items()]
         tables += [f"[hosts.{name}]", 'kind = "ssh"', "slots = 2", f"[hosts.{name}.options]", *lines, ""]
     return "\n".join(tables)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from directory_tree import paths_below
 
 __all__ = ["InnerRun"]
 
@@ -55,9 +56,7 @@ class InnerRun:
 
     def leavings(self) -> list[str]:
         """Return the leftovers of all runs: processes, agents' directories, rendezvous files."""
-        base = self.runtime / "propolis"
-        files = [str(path) for path in sorted(base.rglob("*"))] if base.is_dir() else []
-        return [*map(_command, self.processes()), *files]
+        return [*map(_command, self.processes()), *map(str, paths_below(self.runtime / "propolis"))]
 
     def processes(self) -> Iterator[Path]:
         """Return the /proc directories of all processes of runs."""

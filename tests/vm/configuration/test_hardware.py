@@ -32,6 +32,7 @@ async def test_the_guest_sees_its_identity_its_processors_and_its_devices(vm_fac
     assert await vm.run("cat /sys/bus/pci/devices/0000:00:04.0/vendor") == "0x1af4"
 
 
+@pytest.mark.slow
 async def test_alpine_has_a_writable_root_on_an_nvme_disk(vm_factory: VmFactory) -> None:
     vm = await vm_factory.start(guest="alpine", disk_interface="nvme")
     assert (await vm.run("awk '$2 == \"/\" {print $1, $3}' /proc/mounts")).split()[-1] == "ext4"

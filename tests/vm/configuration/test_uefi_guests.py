@@ -44,12 +44,13 @@ async def has_variable(vm: TestVm) -> bool:
 
 
 @pytest.mark.requires(server="engine")
-@pytest.mark.parametrize("guest", ["micro", "alpine"])
+@pytest.mark.parametrize("guest", ["micro", pytest.param("alpine", marks=pytest.mark.slow)])
 async def test_uefi_starts_the_kernel_of_a_guest_without_a_boot_loader(vm_factory: VmFactory, guest: str) -> None:
     vm = await vm_factory.start(guest=guest, firmware="uefi", kernel_arguments="propolis.test=1")
     assert "propolis.test=1" in await vm.run("[ -d /sys/firmware/efi ] && cat /proc/cmdline")
 
 
+@pytest.mark.slow
 async def test_variables_survive_a_stop_and_a_start(vm_factory: VmFactory) -> None:
     vm = await in_uefi_shell(await create(vm_factory, "vm"))
     assert not await has_variable(vm)

@@ -34,7 +34,7 @@ def catalog(propolis: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("catalog")
-@pytest.mark.parametrize("boot", ["warm", "cold"])
+@pytest.mark.parametrize("boot", ["warm", pytest.param("cold", marks=pytest.mark.slow)])
 async def test_an_artifact_is_a_disk_by_its_name(vm_factory: VmFactory, tmp_path: Path, boot: BootKind) -> None:
     vm = await vm_factory.start(guest="micro", boot=boot, disks=(ImageDisk("my-image"),))
     await vm.run(FINDS_DISKS)
@@ -56,6 +56,7 @@ async def test_a_vm_boots_from_an_artifact(vm_factory: VmFactory, tmp_path: Path
     await vm.wait_for_serial_output("it boots")
 
 
+@pytest.mark.slow
 async def test_a_guest_boots_the_same_from_its_image_by_name(vm_factory: VmFactory) -> None:
     vm = await vm_factory.start(guest="alpine", boot_disk="alpine", disks=(ImageDisk("alpine", name="second"),))
     assert vm.boot_kind == "cold"

@@ -13,7 +13,7 @@ from pytest_propolis.errors import ArtifactMissing, CapabilityMissing
 from pytest_propolis.settings import BootKind
 
 
-@pytest.mark.parametrize("boot", ["warm", "cold"])
+@pytest.mark.parametrize("boot", ["warm", pytest.param("cold", marks=pytest.mark.slow)])
 async def test_a_guest_reads_a_fat_disk_in_its_slot(vm_factory: VmFactory, tmp_path: Path, boot: BootKind) -> None:
     (tmp_path / "copied").write_bytes(b"from a file")
     files: dict[str, str | bytes | Path] = {

@@ -54,7 +54,7 @@ async def test_a_guest_boots_from_a_raw_copy_of_its_image(vm_factory: VmFactory,
     assert not file.exists()
 
 
-@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+@pytest.mark.parametrize("image_format", ["raw", pytest.param("qcow2", marks=pytest.mark.slow)])
 async def test_a_disk_with_an_image_is_a_raw_fork_of_it(
     vm_factory: VmFactory, raw_server: Path, tmp_path: Path, image_format: Any
 ) -> None:

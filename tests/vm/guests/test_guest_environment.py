@@ -52,6 +52,7 @@ async def test_a_kernel_command_line_that_is_too_long_is_refused(vm_factory: VmF
         await vm_factory.start(guest="micro", kernel_arguments="word=" + "x" * 2047)
 
 
+@pytest.mark.slow
 async def test_alpine_s_loopback_interface_is_up_and_another_host_name_is_no_trouble(vm_factory: VmFactory) -> None:
     vm = await vm_factory.start(guest="alpine")
     await vm.run("ping -c 1 -W 5 127.0.0.1")

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.requires(server="engine")
 SMALL: VmConfigFields = {"guest": "micro", "cpus": 1, "memory_mib": 256, "channel": "port"}
 
 
+@pytest.mark.slow
 async def test_ports_work_in_forks_and_after_resets_reboots_and_a_new_start(vm_factory: VmFactory) -> None:
     vm = await vm_factory.start(**SMALL)
     assert vm.boot_kind == "warm"

@@ -19,6 +19,7 @@ async def vm(vm_factory: VmFactory) -> TestVm:
     return await vm_factory.start(guest="micro", cpus=1, memory_mib=256)
 
 
+@pytest.mark.slow
 async def test_an_expected_panic_ends_its_block_and_the_vm_can_be_reset(vm: TestVm) -> None:
     async with vm.expect_panic() as panic:
         await vm.run(CRASH)

@@ -53,7 +53,7 @@ async def test_programs_of_each_guest_take_part(vm_factory: VmFactory, group: No
         assert await group.kv.get("back") == value
 
 
-@pytest.mark.parametrize("how", ["reset", "graceful_reboot"])
+@pytest.mark.parametrize("how", ["reset", pytest.param("graceful_reboot", marks=pytest.mark.slow)])
 @pytest.mark.guest_os("micro", "alpine")
 async def test_a_guest_is_the_same_node_after_it_has_booted_again(
     vm_factory: VmFactory, group: NodeGroup, how: str
@@ -99,6 +99,7 @@ async def test_a_guest_that_migrates_takes_its_waits_along(vm_factory: VmFactory
     assert await vm.run("for d in /usr/bin /usr/local/bin; do test ! -e $d/kv || echo $d; done") == ""
 
 
+@pytest.mark.slow
 async def test_no_line_is_lost_while_a_guest_migrates(vm_factory: VmFactory, group: NodeGroup) -> None:
     vm = await vm_factory.start("vm", guest="micro")
     async with vm.as_node(group):

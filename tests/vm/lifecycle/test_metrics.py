@@ -63,7 +63,7 @@ async def test_an_idle_guest_is_idle(metrics: Metrics, vm_factory: VmFactory) ->
     assert done[VcpuState.RUN] < (1 - TOLERANCE) * done[VcpuState.IDLE]
 
 
-@pytest.mark.parametrize("server", ["engine", PROGRAM])
+@pytest.mark.parametrize("server", ["engine", pytest.param(PROGRAM, marks=pytest.mark.slow)])
 async def test_resets_are_counted_whoever_asks_for_them(vm_factory: VmFactory, metrics: Metrics, server: str) -> None:
     vm = await vm_factory.start(**SMALL, server=server)
     assert (await metrics.poll(vm)).resets == 0
@@ -117,6 +117,7 @@ async def test_a_wait_ends_with_the_vm(metrics: Metrics, vm_factory: VmFactory, 
         await metrics.wait_for(vm, lambda samples: None, timeout_s=600)
 
 
+@pytest.mark.slow
 async def test_a_vm_is_polled_where_it_has_migrated_to(metrics: Metrics, vm_factory: VmFactory) -> None:
     vm = await vm_factory.start(**SMALL)
     await vm.reset()

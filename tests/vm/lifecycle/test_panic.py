@@ -29,6 +29,7 @@ async def wait_for_panics(vm: TestVm, count: int) -> None:
 
 
 @pytest.mark.requires(server="engine")
+@pytest.mark.slow
 async def test_a_panic_of_a_linux_kernel_is_counted_and_the_vm_stays_as_it_is(vm_factory: VmFactory) -> None:
     vm = await with_pvpanic(vm_factory, "alpine")
     await vm.run("modprobe pvpanic-mmio")

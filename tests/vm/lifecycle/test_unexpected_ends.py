@@ -107,6 +107,7 @@ async def test_a_vm_that_has_failed_before_it_is_closed_is_found_once(vm: TestVm
     assert taken(vm) == ["exit"]
 
 
+@pytest.mark.slow
 async def test_what_the_test_asks_for_is_not_found(vm: TestVm) -> None:
     await vm.run("(sleep 0.2; reboot -f) > /dev/null 2>&1 &")
     await vm.wait_to_boot()
@@ -118,6 +119,7 @@ async def test_what_the_test_asks_for_is_not_found(vm: TestVm) -> None:
     assert taken(vm) == []
 
 
+@pytest.mark.slow
 async def test_a_guest_that_booted_from_cold_is_waited_for_before_it_has_reset_itself(vm_factory: VmFactory) -> None:
     vm = await vm_factory.start(guest="micro", cpus=1, memory_mib=256, boot="cold")
     await vm.run("(sleep 2; reboot -f) > /dev/null 2>&1 &")
@@ -141,6 +143,7 @@ async def test_a_command_that_switches_the_machine_off_has_asked_for_its_end(vm:
     assert taken(vm) == []
 
 
+@pytest.mark.slow
 async def test_an_end_is_unexpected_again_when_the_guest_has_booted_after_one_that_was_asked_for(vm: TestVm) -> None:
     await vm.graceful_reboot()
     await reset_unseen(vm)
@@ -198,6 +201,7 @@ async def test_another_end_than_the_expected_one_is_an_error(vm: TestVm) -> None
             await vm.run("(sleep 0.2; poweroff -f) > /dev/null 2>&1 &")
 
 
+@pytest.mark.slow
 async def test_a_reset_of_another_vm_is_not_expected(vm_factory: VmFactory, vm: TestVm) -> None:
     other = await vm_factory.start("other", guest="micro", cpus=1, memory_mib=256)
     async with vm.expect_reset():

@@ -43,6 +43,7 @@ async def test_an_old_log_of_a_panic_is_output(vm: TestVm) -> None:
     assert await vm.run(f"echo '{line}'; sleep 3; echo later") == f"{line}\nlater"
 
 
+@pytest.mark.slow
 async def test_a_guest_that_booted_is_logged_in_to_again_after_its_own_reset(vm_factory: VmFactory) -> None:
     """A prompt that was shown before the reset is not taken for the new one."""
     vm = await vm_factory.start(guest="micro", cpus=1, memory_mib=256, boot="cold", boot_timeout_s=60)

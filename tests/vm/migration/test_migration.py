@@ -195,7 +195,7 @@ sh /mnt/verify > /dev/null 2>&1 &
 
 
 @pytest.mark.requires(server="engine")
-@pytest.mark.parametrize("boot", ["cold", "warm"])
+@pytest.mark.parametrize("boot", [pytest.param("cold", marks=pytest.mark.slow), "warm"])
 async def test_the_memory_of_a_guest_that_writes_all_the_while_arrives_intact(
     factory: VmFactory, boot: Literal["cold", "warm"]
 ) -> None:

@@ -50,6 +50,7 @@ async def traveller(propolis: Run) -> AsyncIterator[Traveller]:
         yield Traveller(factory, vm)
 
 
+@pytest.mark.slow
 async def test_an_export_that_fails_leaves_the_guest_where_it_is(traveller: Traveller) -> None:
     vm = await traveller.factory.start("failing", guest="alpine", memory_mib=256, fail_migration_exports=1)
     target = await traveller.factory.successor(vm, "never")
@@ -137,6 +138,7 @@ async def test_a_guest_migrates_to_another_agent_and_back(traveller: Traveller, 
         other.close()
 
 
+@pytest.mark.slow
 async def test_lifecycle_actions_keep_what_is_on_the_disk(traveller: Traveller) -> None:
     await traveller.vm.run("echo lasting > /root/lasting; sync")
 

@@ -63,6 +63,7 @@ async def test_a_guest_keeps_its_address_and_its_place_when_it_moves(vm_factory:
     assert not await reaches(a, moved.address(lan), wait_s=1)
 
 
+@pytest.mark.slow
 async def test_a_guest_has_its_address_after_a_reboot_and_when_it_was_not_forked(vm_factory: VmFactory) -> None:
     lan = vm_factory.network("lan")
     a = await start(vm_factory, "a", "lan")

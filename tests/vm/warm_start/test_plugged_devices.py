@@ -63,6 +63,7 @@ def some_disks(directory: Path) -> tuple[DataDisk, ...]:
     )
 
 
+@pytest.mark.slow
 async def test_disks_are_where_they_are_after_a_boot(vm_factory: VmFactory, tmp_path: Path) -> None:
     disks = some_disks(tmp_path)
     vm = await fork(vm_factory, "fork", *disks)
@@ -90,6 +91,7 @@ async def test_partitions_are_known_when_the_test_begins(vm_factory: VmFactory, 
     assert await vm.run("ls /dev/vdb1") == "/dev/vdb1"
 
 
+@pytest.mark.slow
 async def test_a_fork_migrates_with_its_disks_and_boots_with_them(vm_factory: VmFactory, tmp_path: Path) -> None:
     disks = (
         DataDisk(name="image", image=image(tmp_path / "image", "image!")),
@@ -161,6 +163,7 @@ async def test_a_link_that_is_not_there_is_named_at_once(vm_factory: VmFactory) 
     assert [vm.name for vm in listed if vm.group == vm_factory.group] == ["known"]
 
 
+@pytest.mark.slow
 async def test_a_disk_before_the_boot_disk_boots(vm_factory: VmFactory, tmp_path: Path) -> None:
     """It would be the second disk of a fork, and is the first of a guest that boots."""
     disk = DataDisk(name="data", image=image(tmp_path / "image", "image!"), pci_slot=3)

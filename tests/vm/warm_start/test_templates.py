@@ -130,7 +130,10 @@ async def test_a_template_is_made_once_for_runs_at_the_same_time(factories: Fact
     assert any("another process is making a template of micro" in line for line in lines)
 
 
-@pytest.mark.parametrize("file", ["memory", "state", "template.json", "manifest.json"])
+@pytest.mark.parametrize(
+    "file",
+    ["memory", *(pytest.param(file, marks=pytest.mark.slow) for file in ("state", "template.json", "manifest.json"))],
+)
 async def test_a_damaged_template_is_made_anew(
     factories: Factories, artifact_dir: Path, lines: list[str], file: str
 ) -> None:
@@ -148,6 +151,7 @@ async def test_a_damaged_template_is_made_anew(
     assert any("is damaged" in line for line in lines)
 
 
+@pytest.mark.slow
 async def test_a_guest_that_does_not_become_quiet_boots(
     factories: Factories, artifact_dir: Path, lines: list[str]
 ) -> None:
@@ -192,6 +196,7 @@ async def test_a_guest_whose_template_did_not_boot_earlier_boots_from_cold(facto
     assert len(NeverUp.boots) == 2
 
 
+@pytest.mark.slow
 async def test_a_guest_whose_waking_takes_too_many_words_boots(factories: Factories, lines: list[str]) -> None:
     async with factories("run") as factory:
         assert (await factory.start("vm", **MICRO | {"guest": "long-winded"})).boot_kind == "cold"
@@ -259,7 +264,7 @@ async def test_a_template_that_another_qemu_made_is_not_taken(
     assert len(list((artifact_dir / "templates" / "derived").iterdir())) == 2
 
 
-@pytest.mark.parametrize("channel", ["console", "port"])
+@pytest.mark.parametrize("channel", [pytest.param("console", marks=pytest.mark.slow), "port"])
 async def test_a_fork_that_stood_by_is_like_any_other(factories: Factories, channel: ChannelKind) -> None:
     async with factories("run", standby=1) as factory:
         micro = {**MICRO, "channel": channel}
