@@ -41,7 +41,7 @@ TOTAL_BYTES: Final = 256 << 20
 """How much the embedded store holds."""
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The value of a key.
 
     :param revision: the store's revision of its latest write.
@@ -53,7 +53,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     lease: int = 0
 
 
-class Put(msgspec.Struct, frozen=True, array_like=True):
+class Put(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A write of a transaction."""
 
     key: str
@@ -61,7 +61,7 @@ class Put(msgspec.Struct, frozen=True, array_like=True):
     lease: int = 0
 
 
-class Change(msgspec.Struct, frozen=True, array_like=True):
+class Change(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A change of a key.
 
     :param entry: what it has now; None: it was deleted.
@@ -72,7 +72,7 @@ class Change(msgspec.Struct, frozen=True, array_like=True):
     entry: Entry | None = None
 
 
-class Commit(msgspec.Struct, frozen=True, tag=True, array_like=True):
+class Commit(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
     """A transaction: all of it is done, or nothing.
 
     :param expected: the revision at which each of these keys must have been written last; 0: it must be absent.
@@ -87,7 +87,7 @@ class Commit(msgspec.Struct, frozen=True, tag=True, array_like=True):
     count: str | None = None
 
 
-class Read(msgspec.Struct, frozen=True, tag=True, array_like=True):
+class Read(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
     """A request for all entries whose keys begin with a prefix, or for that of one key.
 
     :param prefix: a key, or a prefix that ends with ``/``.
@@ -97,14 +97,14 @@ class Read(msgspec.Struct, frozen=True, tag=True, array_like=True):
     prefix: str
 
 
-class Follow(msgspec.Struct, frozen=True, tag=True, array_like=True):
+class Follow(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
     """A request for all entries below a prefix, and from then on for each change there, for the connection's life."""
 
     id: int
     prefix: str
 
 
-class Grant(msgspec.Struct, frozen=True, tag=True, array_like=True):
+class Grant(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
     """A request for a lease.
 
     :param ttl_s: how long it lasts from its last sign of life.
@@ -114,14 +114,14 @@ class Grant(msgspec.Struct, frozen=True, tag=True, array_like=True):
     ttl_s: float
 
 
-class KeepAlive(msgspec.Struct, frozen=True, tag=True, array_like=True):
+class KeepAlive(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
     """A sign of life for a lease."""
 
     id: int
     lease: int
 
 
-class Revoke(msgspec.Struct, frozen=True, tag=True, array_like=True):
+class Revoke(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
     """The end of a lease, and of all keys on it."""
 
     id: int
@@ -131,7 +131,7 @@ class Revoke(msgspec.Struct, frozen=True, tag=True, array_like=True):
 Request = Commit | Read | Follow | Grant | KeepAlive | Revoke
 
 
-class Answer(msgspec.Struct, frozen=True, tag=True, array_like=True):
+class Answer(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
     """The answer to the request of that id.
 
     :param revision: the store's revision.
@@ -150,7 +150,7 @@ class Answer(msgspec.Struct, frozen=True, tag=True, array_like=True):
     is_lost: bool = False
 
 
-class Notice(msgspec.Struct, frozen=True, tag=True, array_like=True):
+class Notice(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
     """Changes that one transaction, or the end of a lease, has made to what a connection follows."""
 
     changes: tuple[Change, ...]

@@ -66,8 +66,10 @@ mount -t tmpfs -o mode=755,size=64m run /run
 mount -t tmpfs -o mode=1777,size=64m tmp /tmp
 mount -t tmpfs -o mode=1777,size=64m tmp /var/tmp
 mkdir -p /run/sshd
+mount --bind {python} /mnt
 {mounts}
 mount --rbind {home} {user_home}
+[ -d {python} ] || {{ mkdir -p {python}; mount --bind /mnt {python}; }}
 cd {user_home}
 exec {sshd} -D -e -f {directory}/sshd_config 2>>{directory}/sshd.log"""
 
@@ -252,7 +254,7 @@ def _make_host(stack: contextlib.ExitStack, directory: Path, name: str, address:
     cable = CABLE.format(address=address)
     user_home = pwd.getpwuid(os.geteuid()).pw_dir
     values: dict[str, Any] = {"name": name, "directory": own, "home": home, "user_home": user_home}
-    values |= {"sshd": SSHD, "cable": cable}
+    values |= {"sshd": SSHD, "cable": cable, "python": sys.base_prefix}
     script = INIT.format(**values, mounts=mounts.format(**values))
     return RigHost(name, address, own, _hold(stack, script), home)
 
@@ -304,12 +306,15 @@ def options_of(rig: SshRig) -> dict[str, str]:
 
 @functools.cache
 def _python_option() -> dict[str, str]:
-    """Name this process's Python where that of hosts has another version: a rig has no network to get wheels from."""
+    """Name this process's Python where that of hosts has another version: a rig has no network to get wheels from.
+
+    It may be below the user's home, which is another one on hosts: `INIT` mounts it there.
+    """
     here = "{}.{}".format(*sys.version_info)
     there = subprocess.check_output(
         ["/usr/bin/python3", "-c", "import sys; print('{}.{}'.format(*sys.version_info))"], text=True
     )
-    return {} if here == there.strip() else {"python": str(Path(sys.base_prefix, "bin", f"python{here}"))}
+    return {} if here == there.strip() else {"python": f"{sys.base_prefix}/bin/python{here}"}
 
 
 def inventory_of(rig: SshRig, **options: Any) -> str:
