@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,10 +14,20 @@ from typing import Final, cast
 
 import msgspec
 
-__all__ = ["TRACING_VARIABLES", "installed_paths", "original_popen", "python_command", "untraced"]
+__all__ = [
+    "TRACING_VARIABLES",
+    "installed_paths",
+    "original_popen",
+    "python_command",
+    "untraced",
+    "write_python_script",
+]
 
 TRACING_VARIABLES: Final = ("COVERAGE_", "COV_CORE_", "PYDEVD_", "DEBUGPY_")
 """Variables with which coverage and debuggers follow child processes. They target the tests, not this project's."""
+
+INTERPRETER_BYTES: Final = 127
+"""How long the path of an interpreter may be, at the least, for a kernel to read it from a script's first line."""
 
 _RUN_MODULE: Final = """
 import json, os, runpy, sys
@@ -40,6 +51,17 @@ def python_command(module: str, *arguments: str, detached: bool = False) -> list
     code = _RUN_MODULE.format(module=module, detached=detached)
     # Through `env`, because debuggers inject themselves into every Python that is started directly.
     return ["/usr/bin/env", sys.executable, "-S", "-P", "-c", code, json.dumps(_import_path()), *arguments]
+
+
+def write_python_script(path: Path, code: str) -> None:
+    """Write a program that runs Python code with this process's interpreter; only its user may run it."""
+    python = sys.executable
+    if len(python.encode()) < INTERPRETER_BYTES and not any(letter.isspace() for letter in python):
+        begin = f"#!{python}"
+    else:  # the shell reads a command, and Python a string
+        begin = f"#!/bin/sh\n'''exec' {shlex.quote(python)} \"$0\" \"$@\"\n' '''"
+    path.write_text(f"{begin}\n{code}")
+    path.chmod(0o700)
 
 
 @cache

@@ -8,6 +8,7 @@ program runs on Linux as it is. So the Python is proven, and illumos's kernel is
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -145,7 +146,7 @@ class IllumosRun:
         """
         # As the agent is started: `python -S -P -c CODE ARGUMENT...`
         agent = f"{BEGIN}; {self._begin}; {in_agent}; exec(sys.argv.pop(1))"
-        python = self._program("python", f'shift 3; exec {sys.executable} -S -P -c "$AGENT" "$@"')
+        python = self._program("python", f'shift 3; exec {shlex.quote(sys.executable)} -S -P -c "$AGENT" "$@"')
         words = ["-p", "propolis", "-p", "no:cacheprovider", "--propolis-server", str(self.server), *arguments]
         start = f"sys.executable = {str(python)!r}; {before}\nimport pytest; sys.exit(pytest.main({words!r}))"
         return self._python(start, {"AGENT": agent})

@@ -21,6 +21,7 @@ from ...ledger.identity import find_tagged
 from ...ledger.writer import LedgerWriter
 from ...operating_system.child import Child, spawn
 from ...operating_system.pipes import read_pipe
+from ...operating_system.python_processes import write_python_script
 
 __all__ = ["Program"]
 
@@ -29,7 +30,7 @@ DRAIN_TIMEOUT_S: Final = 1.0
 """How long output is waited for when everything that could write it is known to have ended."""
 
 PIECE_BYTES: Final = 1 << 16
-SCRIPT: Final = """#!{python}
+SCRIPT: Final = """\
 import sys
 sys.path[:0] = {path!r}
 from pytest_propolis.cli import main
@@ -188,7 +189,6 @@ def _commands(directory: Path) -> Path:
     if not (place / "propolis").exists():
         place.mkdir(mode=0o700, exist_ok=True)
         script = place / f".{secrets.token_hex(4)}"
-        script.write_text(SCRIPT.format(python=sys.executable, path=[entry for entry in sys.path if entry]))
-        script.chmod(0o700)
+        write_python_script(script, SCRIPT.format(path=[entry for entry in sys.path if entry]))
         script.replace(place / "propolis")
     return place

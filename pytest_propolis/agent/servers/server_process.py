@@ -19,6 +19,7 @@ from ...engine.qemu.binary import find_firmware
 from ...errors import AgentError, ApiError, CapabilityMissing, HostError, PropolisError
 from ...ledger.reaper import reap
 from ...operating_system.child import Child, ChildRecord, Journal, NoJournal, spawn
+from ...operating_system.python_processes import write_python_script
 from ...operating_system.registry import system
 from ...propolis_api import InstanceState, InstanceStateRequested
 from ...propolis_api.client import PropolisClient
@@ -36,7 +37,7 @@ TERMINATION_TIMEOUT_S: Final = 10.0
 PORT_ATTEMPTS: Final = 5
 LAST_LINES: Final = 5
 ENDS: Final = (InstanceState.DESTROYED, InstanceState.FAILED)
-ENGINE_SCRIPT: Final = """#!{python}
+ENGINE_SCRIPT: Final = """\
 import sys
 sys.path[:0] = {path!r}
 from pytest_propolis.cli.serve import main
@@ -146,8 +147,7 @@ class ServerProcess:
         path = Path(self._program.path)
         if self._program.path == ENGINE_PROGRAM:
             script = self._directories[0] / ENGINE_PROGRAM
-            script.write_text(ENGINE_SCRIPT.format(python=sys.executable, path=[entry for entry in sys.path if entry]))
-            script.chmod(0o700)
+            write_python_script(script, ENGINE_SCRIPT.format(path=[entry for entry in sys.path if entry]))
             return str(script)
         if os.access(path, os.X_OK) or not path.is_file():
             return str(path)

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -54,7 +55,7 @@ def interpreter(place: Path, program: str) -> str:
     """Return an interpreter that runs this program in place of any other, with the agent's arguments."""
     script = place / "interpreter"
     (place / "program.py").write_text(program)
-    script.write_text(f'#!/bin/sh\nshift 5\nexec {sys.executable} {place}/program.py "$@"\n')
+    script.write_text(f'#!/bin/sh\nshift 5\nexec {shlex.quote(sys.executable)} {place}/program.py "$@"\n')
     script.chmod(0o700)
     return str(script)
 

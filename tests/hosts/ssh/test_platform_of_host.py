@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from asyncio.subprocess import PIPE
 from pathlib import Path
@@ -34,7 +35,7 @@ async def no_bundle(_python: HostPython) -> NoReturn:
 async def test_a_host_that_runs_illumos_is_refused_with_its_platform(tmp_path: Path) -> None:
     python = tmp_path / "python"
     before = "import os, sys; sys.platform = 'sunos5'; del os.sched_getaffinity"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S -c "{before}; $4"\n')
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -I -S -c "{before}; $4"\n')
     python.chmod(0o700)
     transport = LocalTransport()
     order = {"program": "a program", "arguments": [], "environment": {}}

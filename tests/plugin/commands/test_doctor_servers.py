@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from server_program import server_program
 
+from pytest_propolis.operating_system.python_processes import write_python_script
 from pytest_propolis.propolis_api import API_VERSION
 
 PROPOLIS = (sys.executable, "-c", "from pytest_propolis.cli import main; main()")
@@ -68,8 +69,7 @@ def script(tmp_path: Path) -> Callable[[str], Path]:
     def write(code: str) -> Path:
         path = tmp_path / "propolis-server"
         usage = "if '--help' in sys.argv: sys.exit(print('<BOOTROM_PATH> <PROPOLIS_ADDR>'))"
-        path.write_text(f"#!{sys.executable}\nimport os, sys\n{usage}\n{code}")
-        path.chmod(0o700)
+        write_python_script(path, f"import os, sys\n{usage}\n{code}")
         return path
 
     return write

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
+import shlex
 import shutil
 import sys
 import uuid
@@ -228,7 +229,7 @@ def _typed(lines: tuple[str, ...]) -> bytes:
 async def program_state_rig(directory: Path) -> AsyncIterator[ProgramStateRig]:
     """A server program that has the fake QEMU for VMs, and the real one for probes."""
     qemu = directory / "qemu-system-x86_64"
-    fake = f"{sys.executable} {FAKE_QEMU.system}"
+    fake = shlex.join([sys.executable, str(FAKE_QEMU.system)])
     qemu.write_text(
         f'#!/bin/sh\ncase "$*" in *com1*) exec {fake} "$@";; *) exec {shutil.which(qemu.name)} "$@"; esac\n'
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Final
 
+from pytest_propolis.operating_system.python_processes import write_python_script
+
 __all__ = ["write_raw_disk_server"]
 
-PROGRAM: Final = """#!{python}
+PROGRAM: Final = """\
 import sys
 if "--help" in sys.argv:
     sys.exit(print("options: --kernel --metric-addr"))
@@ -22,7 +23,7 @@ file_node = disks._file_node
 def raw_file_node(path, node, *, readonly, qcow2):
     with open(path, "rb") as file:
         if file.read(4) == b"QFI\\xfb":
-            raise InvalidSpec(f"{{path}} is no raw disk")
+            raise InvalidSpec(f"{path} is no raw disk")
     return file_node(path, node, readonly=readonly, qcow2=False)
 
 disks._file_node = raw_file_node
@@ -33,6 +34,5 @@ main()
 def write_raw_disk_server(directory: Path) -> Path:
     """Write the program into a directory, and return its path."""
     path = directory / "raw-disk-server"
-    path.write_text(PROGRAM.format(python=sys.executable))
-    path.chmod(0o700)
+    write_python_script(path, PROGRAM)
     return path

@@ -27,6 +27,7 @@ from pytest_propolis.errors import (
 )
 from pytest_propolis.hosts.run_directory import base_directory
 from pytest_propolis.ledger.survey import survey
+from pytest_propolis.operating_system.python_processes import write_python_script
 from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.session.run import Run
 from pytest_propolis.storage.catalogs.catalog import read_catalogs
@@ -45,12 +46,12 @@ def script(tmp_path: Path) -> Callable[[str], Path]:
 
     def write(code: str, *, name: str = "server") -> Path:
         path = tmp_path / name
-        path.write_text(
-            f"#!{sys.executable}\nimport sys, os, time, socket\n"
+        write_python_script(
+            path,
+            "import sys, os, time, socket\n"
             "if '--help' in sys.argv: sys.exit(print('--kernel'))\n"
-            "host, _, port = sys.argv[-1].rpartition(':')\naddress = (host, int(port))\n" + code
+            "host, _, port = sys.argv[-1].rpartition(':')\naddress = (host, int(port))\n" + code,
         )
-        path.chmod(0o700)
         return path
 
     return write
