@@ -16,6 +16,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
+from pytest_propolis.agent_api.key_value import Answer, Change, Entry, Notice
 from pytest_propolis.coordination.backends.address import connect_store, group_and_store
 from pytest_propolis.coordination.group import NodeGroup
 from pytest_propolis.coordination.run_group import opened_group
@@ -30,6 +33,8 @@ from ..common.options import Options
 PARTIES: Final = 32
 PROCESSES: Final = 4
 MANY: Final = 1000
+ROUNDS_OF_MANY: Final = 5
+MANY_BOUND_MS: Final = 0.2
 ETCD_FLAGS: Final = ("--unsafe-no-fsync", "--heartbeat-interval", "10", "--election-timeout", "100")
 
 
@@ -65,11 +70,7 @@ async def _measure(kind: str, rounds: int) -> list[Figure]:
                 measured=f"{await _end(store) * 1e3:.0f} ms",
                 bound="<= 100 ms",
             ),
-            Figure(
-                name=f"{kind}: 1,000 nodes, a put and a barrier each: processor time",
-                measured=await _many(store),
-                bound="<= 0.2 ms",
-            ),
+            *[await _many(store, kind, clients) for clients in (1, 20)],
         ]
 
 
@@ -254,15 +255,50 @@ async def _end(store: _Store) -> float:
         return time.perf_counter() - began_s
 
 
-async def _many(store: _Store) -> str:
-    """Measure the processor time of 20 connections in this process, without that of the store."""
-    async with store.group("many") as group, contextlib.AsyncExitStack() as stack:
-        groups = [await stack.enter_async_context(_attached(group)) for _ in range(20)]
-        nodes = await asyncio.gather(*(groups[number % 20].join(f"n{number}", ttl_s=60) for number in range(MANY)))
-        own_s = time.process_time()
-        await asyncio.gather(*(node.group.kv.put(node.name, b"here") for node in nodes))
-        await asyncio.gather(*(node.barrier("all", MANY) for node in nodes))
-        return f"{(time.process_time() - own_s) / (2 * MANY) * 1e3:.2f} ms per operation, 20 clients"
+async def _many(store: _Store, kind: str, clients: int) -> Figure:
+    """Measure the processor time of connections in this process, without that of the store.
+
+    The floor is decoding each change once for each connection, and storing it in a dictionary.
+    """
+    per_operation_s = []
+    async with store.group(f"many-{clients}") as group, contextlib.AsyncExitStack() as stack:
+        groups = [await stack.enter_async_context(_attached(group)) for _ in range(clients)]
+        nodes = await asyncio.gather(*(groups[number % clients].join(f"n{number}", ttl_s=60) for number in range(MANY)))
+        for _ in range(ROUNDS_OF_MANY):
+            began_s = time.process_time()
+            await asyncio.gather(*(node.group.kv.put(node.name, b"here") for node in nodes))
+            await asyncio.gather(*(node.barrier("all", MANY) for node in nodes))
+            per_operation_s.append((time.process_time() - began_s) / (2 * MANY))
+    ours_ms, floor_ms = statistics.median(per_operation_s) * 1e3, _decoded_and_stored_s(clients) * 1e3
+    return Figure(
+        name=f"{kind}: 1,000 nodes, {clients} clients, a put and a barrier each: processor time per operation",
+        measured=f"{ours_ms:.2f} ms, n={ROUNDS_OF_MANY}",
+        floor=f"{floor_ms:.2f} ms",
+        ratio=f"{ours_ms / floor_ms:.1f}",
+        bound="<= 0.2 ms",
+        met=ours_ms <= MANY_BOUND_MS,
+    )
+
+
+def _decoded_and_stored_s(clients: int) -> float:
+    """Return the processor time for each of 1,000 puts and barriers: a put is one change, a barrier two."""
+    entry = Entry(b"here", 1, 1)
+    changes = (*((f"all/kv/n{number}", entry) for number in range(MANY)),)
+    arrivals = (*((f"all/barriers/all/at/1/n{number}", entry) for number in range(MANY)),)
+    frames = [
+        msgspec.msgpack.encode([Notice((Change(key, number, value),)) for number, (key, value) in enumerate(part)])
+        for part in (changes, arrivals, [(key, None) for key, _ in arrivals])
+    ]
+    decoder = msgspec.msgpack.Decoder(list[Answer | Notice])
+    began_s = time.process_time()
+    for _ in range(clients):
+        entries: dict[str, Entry | None] = {}
+        for frame in frames:
+            for notice in decoder.decode(frame):
+                assert isinstance(notice, Notice)
+                for change in notice.changes:
+                    entries[change.key] = change.entry
+    return (time.process_time() - began_s) / (2 * MANY)
 
 
 @contextlib.asynccontextmanager

@@ -5,7 +5,8 @@
 knows that all others are there opens the barrier instead, on condition that they still are. Where the last ones arrive
 at the same time, the one that makes the number full opens it; and so does the one that arrived first, in case that the
 process of the last one ends in between while its node lives on. An arrival that is taken back changes the generation's
-key, too. An arrival goes with its node's lease.
+key, too. An arrival goes with its node's lease; the arrivals at a barrier that has opened are deleted after all parties
+have been notified, so that these need not wait for it.
 """
 
 from __future__ import annotations
@@ -151,7 +152,11 @@ class Barrier:
     async def _open(self, generation: int, expected: Mapping[str, int]) -> bool:
         """Open the barrier, unless it has opened or an arrival was taken back meanwhile; return whether it was done."""
         opened = Put(self._key, str(generation).encode(), self._group.lease)
-        return (await self._group.commit(opened, deletes=(self._directory(generation),), expected=expected)).done
+        left = self._directory(generation - 1)  # by a process that ended before it had deleted them
+        done = (await self._group.commit(opened, deletes=(left,), expected=expected)).done
+        if done:
+            self._group.in_background(self._group.commit(deletes=(self._directory(generation),)))
+        return done
 
     async def _changed(self, before: int) -> None:
         await self._mirror.until(lambda: self._mirror.revision_of(self._key) != before or None, on=(self._key,))

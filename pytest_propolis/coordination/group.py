@@ -60,7 +60,7 @@ class NodeGroup:
         """What a program needs to attach to the group; empty where that is not known."""
         self.kv = KeyValues(self)
         """The key-values of the group."""
-        mirror.listeners.append(self._note)
+        mirror.listen(NODES, self._note)
 
     @classmethod
     async def open(cls, backend: Backend, name: str, *, ttl_s: float = GROUP_TTL_S) -> Self:
@@ -312,7 +312,7 @@ class NodeGroup:
 
     def _note(self, key: str, before: Entry | None, after: Entry | None) -> None:
         """Poison the group when a vital node has gone without leaving."""
-        if not key.startswith(NODES) or before is None or after is not None or POISON_KEY in self.mirror.entries:
+        if before is None or after is not None or POISON_KEY in self.mirror.entries:
             return
         name = key.removeprefix(NODES)
         info = NodeInfo.decode(before.value)

@@ -118,15 +118,12 @@ class KeyValues:
         mirror = self._group.mirror
         if there := mirror.get(whole):
             news.put_nowait(there.value)
-        mirror.listeners.append(note)
-        try:
+        with mirror.listening(whole[: whole.rfind("/") + 1], note):
             while True:
                 await self._group.until(
                     lambda: None if news.empty() else True, on=(whole,), timeout_s=None, operation=f"watching {key!r}"
                 )
                 yield news.get_nowait()
-        finally:
-            mirror.listeners.remove(note)
 
     def _put(self, key: str, value: bytes) -> Put:
         if not isinstance(value, bytes) or len(value) > VALUE_BYTES:

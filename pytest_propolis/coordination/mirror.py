@@ -38,7 +38,8 @@ class Mirror:
         self.entries: dict[str, Entry] = {}
         self._directories: dict[str, dict[str, Entry]] = {}
         """The entries that lie directly in each directory, by the rest of their keys."""
-        self.listeners: list[Listener] = []
+        self._listeners: dict[str, list[Listener]] = {}
+        """What is called for each change in a directory."""
 
     async def start(self) -> None:
         """Wait for the first snapshot.
@@ -110,6 +111,19 @@ class Mirror:
     def _has_below(self, name: str) -> bool:
         return name in self.entries or name in self._directories
 
+    @contextlib.contextmanager
+    def listening(self, directory: str, listener: Listener) -> Iterator[None]:
+        """Have a function called for each change of a key that lies directly in a directory."""
+        self.listen(directory, listener)
+        try:
+            yield
+        finally:
+            self._listeners[directory].remove(listener)
+
+    def listen(self, directory: str, listener: Listener) -> None:
+        """As `listening`, as long as this copy is kept."""
+        self._listeners.setdefault(directory, []).append(listener)
+
     def wake(self, topics: Iterable[str]) -> None:
         """Have the conditions that depend on keys or directories evaluated again."""
         waiting = self._topics
@@ -139,51 +153,53 @@ class Mirror:
                     if isinstance(item, Snapshot):
                         self._replace(item)
                     else:
-                        self._apply(((change.key, change.entry) for change in item), item[-1].revision)
+                        self._apply(item, item[-1].revision)
         except CoordinationLost as error:
             self._fail(error)
         except Exception as error:
             self._fail(CoordinationLost(f"the store's changes cannot be followed: {type(error).__name__}: {error}"))
 
     def _replace(self, snapshot: Snapshot) -> None:
-        gone = [self._prefix + key for key in self.entries if self._prefix + key not in snapshot.entries]
-        self._apply([*((key, None) for key in gone), *snapshot.entries.items()], snapshot.revision)
+        revision, prefix = snapshot.revision, self._prefix
+        gone = [Change(prefix + key, revision) for key in self.entries if prefix + key not in snapshot.entries]
+        there = (Change(key, entry.revision, entry) for key, entry in snapshot.entries.items())
+        self._apply((*gone, *there), revision)
         self._started.set()
 
-    def _apply(self, changes: Iterable[tuple[str, Entry | None]], revision: int) -> None:
+    def _apply(self, changes: Iterable[Change], revision: int) -> None:
         """Make all of a transaction's changes, then notify the waits and listeners."""
-        length, entries = len(self._prefix), self.entries
+        length, entries, directories = len(self._prefix), self.entries, self._directories
         done: list[tuple[str, str, Entry | None, Entry | None]] = []
-        for whole, entry in changes:
-            key = whole[length:]
-            place, _, name = key.rpartition("/")
+        for change in changes:
+            key, entry = change.key[length:], change.entry
+            place = key[: key.rfind("/") + 1]
             before = entries.get(key)
             if entry is None:
                 if before is None:
                     continue
                 del entries[key]
-                self._remove(place, name)
+                self._remove(place, key[len(place) :])
             else:
                 entries[key] = entry
-                directory = self._directories.get(f"{place}/")
-                if directory is None:
-                    directory = self._directories[f"{place}/"] = {}
-                directory[name] = entry
+                if place in directories:
+                    directories[place][key[len(place) :]] = entry
+                else:
+                    directories[place] = {key[len(place) :]: entry}
                 if before == entry:
                     continue
             done.append((key, place, before, entry))
         self._revision = revision
-        listeners = tuple(self.listeners)
         for key, place, before, entry in done:
-            self.wake((key, *_directories(place)))
-            for listener in listeners:
+            self.wake((key,))
+            self.wake(_directories(place))
+            for listener in tuple(self._listeners.get(place, ())):
                 listener(key, before, entry)
 
     def _remove(self, place: str, name: str) -> None:
-        directory = self._directories[f"{place}/"]
+        directory = self._directories[place]
         del directory[name]
         if not directory:
-            del self._directories[f"{place}/"]
+            del self._directories[place]
 
     def _fail(self, error: CoordinationLost) -> None:
         if self._lost is None:
@@ -194,6 +210,6 @@ class Mirror:
 
 @lru_cache(maxsize=1024)
 def _directories(place: str) -> tuple[str, ...]:
-    """Return the directories in which the keys of a directory lie, for the waits on one of them."""
-    parts = place.split("/") if place else []
+    """Return a directory and those in which it lies, for the waits on one of them."""
+    parts = place.split("/")[:-1]
     return ("", *("/".join(parts[: number + 1]) + "/" for number in range(len(parts))))

@@ -89,6 +89,17 @@ async def test_a_wait_at_a_barrier_that_ends_early_is_no_arrival(processes: Proc
     assert [*await asyncio.gather(a.barrier("ready", 2), b.barrier("ready", 2))] == [1, 1]
 
 
+async def test_arrivals_are_cleared_after_a_barrier_has_opened(processes: Processes) -> None:
+    a, b = await processes.nodes("a", "b")
+    mirror, barrier = a.group.mirror, Barrier(a.group, "ready")
+    await asyncio.gather(a.barrier("ready", 2), b.barrier("ready", 2))
+    await mirror.until(lambda: mirror.count(barrier._directory(1)) == 0 or None, on=("",))
+    # As left by a process that was killed after it had opened the barrier.
+    await b.commit(Put(barrier._directory(1) + "b", b"2", b.lease))
+    await asyncio.gather(a.barrier("ready", 2), b.barrier("ready", 2))
+    await mirror.until(lambda: not any("/at/" in key for key in mirror.entries) or None, on=("",))
+
+
 async def test_a_barrier_opens_though_the_process_of_its_last_party_has_ended(processes: Processes) -> None:
     a, b = await processes.nodes("a", "b")
     waiting = asyncio.create_task(a.barrier("ready", 2))
