@@ -8,11 +8,12 @@ from typing import Final
 
 from ...agent_api.disks import CreateDisk, ForkImage
 from ...errors import CapabilityMissing
+from ...storage.forks.choice import PROVIDERS
 from ...storage.images.overlays import presumed_format
 
 __all__ = ["RAW_PROVIDERS", "fill_last_block", "make_blank", "raw_fork", "require_raw"]
 
-RAW_PROVIDERS: Final = ("zfs", "reflink", "copy")
+RAW_PROVIDERS: Final = tuple(provider.name for provider in PROVIDERS if provider.keeps_format)
 """The fork providers that make raw forks of raw images."""
 
 

@@ -30,6 +30,7 @@ class _FileProvider:
     """Common parts of reflinks and copies, which differ only in how they transfer the content."""
 
     name: str
+    keeps_format = True
 
     async def _transfer(self, source: Path, target: Path) -> None:
         raise NotImplementedError

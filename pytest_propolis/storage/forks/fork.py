@@ -55,7 +55,11 @@ class ForkProvider(Protocol):
 
     @property
     def name(self) -> str:
-        """The name of the provider: ``zfs``, ``reflink``, ``qcow2``, ``copy``."""
+        """The name of the provider, such as ``zfs``; unique among them."""
+
+    @property
+    def keeps_format(self) -> bool:
+        """Whether its forks have the format of the image, so that the fork of a raw image is raw."""
 
     async def obstacle(self, request: ForkRequest) -> str | None:
         """Return why this provider cannot serve the request; None if no reason is known in advance."""

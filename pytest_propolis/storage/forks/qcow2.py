@@ -23,6 +23,7 @@ class Qcow2Provider:
     """
 
     name = "qcow2"
+    keeps_format = False
 
     def __init__(self, qemu_img: Path | None = None) -> None:
         self._qemu_img = qemu_img

@@ -88,6 +88,7 @@ class ZfsProvider:
     """Clones of a snapshot of the dataset that the image lies in, or of the volume that it is."""
 
     name = "zfs"
+    keeps_format = True
 
     def __init__(self, executor: Executor | None = None) -> None:
         self._executor = executor or LocalExecutor()

@@ -7,18 +7,16 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from ...agent_api.disks import ForkImage
-from ...errors import ConfigError
 from ...guests.registry import GuestRegistry
 from ...hosts.host import Host
 from ...storage.artifacts import Artifact
 from ...storage.catalogs.catalog import Catalog
+from ...storage.forks.choice import provider_named
 from .image_disk import image_format_of
 from .image_fork import ImageFork
 from .images import ImageFinder
 
 __all__ = ["ImageForkFactory"]
-
-PROVIDERS = ("zfs", "reflink", "qcow2", "copy")
 
 
 class ImageForkFactory:
@@ -76,8 +74,8 @@ class ImageForkFactory:
         :raises ConfigError: when the guest has no disk, or there is no such provider.
         :raises CapabilityMissing: when the image cannot be forked as asked, with the reason of each provider.
         """
-        if provider and provider not in PROVIDERS:
-            raise ConfigError(f"there is no fork provider {provider!r}", hint=f"choose one of {', '.join(PROVIDERS)}")
+        if provider:
+            provider_named(provider)
         image = await self._images.path(artifact or self._default)
         made = await self._agent.fork_image(
             ForkImage(
