@@ -8,11 +8,8 @@ from typing import Final, TypeAlias
 
 from ..errors import ArtifactError
 from ..field_checks import check_fields
-from .catalogs.archive_member import ArchiveMember
-from .catalogs.derived_file import DerivedFile
-from .catalogs.remote_file import RemoteFile
+from .catalogs.derived_file import CatalogSource
 from .debian import DebianBuild
-from .sources import LocalFile, WheelMember
 
 __all__ = ["Artifact", "ArtifactSource", "checked_name"]
 
@@ -20,12 +17,11 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
-ArtifactSource: TypeAlias = LocalFile | WheelMember | DebianBuild | RemoteFile | ArchiveMember | DerivedFile
+ArtifactSource: TypeAlias = CatalogSource | DebianBuild
 """Where the content of an artifact comes from.
 
-An artifact travels to the agent of its host as a message, so this set is closed. To add a kind of source, implement it
-in `sources`, add it here, and handle it in `ArtifactStore`, which uses a local file in place, builds a Debian system,
-extracts a member of an archive, runs a recipe, and fetches what has a method `fetch`."""
+An artifact travels to the agent of its host as a message, so this set is closed. `ArtifactStore` uses a local file in
+place, builds a Debian system, extracts a member of an archive, runs a recipe, and has all others fetch their file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import quote
 
 import msgspec
@@ -23,7 +24,19 @@ from .locks import locked
 from .programs import Finished, run_program
 from .progress import Progress
 
-__all__ = ["LocalFile", "WheelMember"]
+__all__ = ["FetchedSource", "LocalFile", "WheelMember"]
+
+
+class FetchedSource(Protocol):
+    """A source that the store fetches a file from, and verifies by its hash."""
+
+    async def fetch(self, destination: Path, progress: Progress, *, downloads: Path) -> str | None:
+        """Write the file to ``destination``, which exists and is empty; return its SHA-256 if it is known.
+
+        :param downloads: a directory that may keep files for later calls.
+        :raises ArtifactMissing: when the source cannot give it.
+        :raises ArtifactCorrupt: when what it gives is damaged.
+        """
 
 
 class LocalFile(msgspec.Struct, frozen=True, tag="local-file"):

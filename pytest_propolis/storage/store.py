@@ -26,13 +26,12 @@ from ..errors import ArtifactCorrupt, ArtifactError
 from .artifacts import Artifact, checked_name
 from .catalogs.archive_member import ArchiveMember, extract
 from .catalogs.derived_file import DerivedFile
-from .catalogs.remote_file import RemoteFile
 from .debian import DebianBuild
 from .files import copy, private_directory, remove, require_trusted, sha256_of, space_errors, sync
 from .locks import locked
 from .manifests import Manifest, Verified
 from .progress import Progress
-from .sources import LocalFile, WheelMember
+from .sources import FetchedSource, LocalFile
 from .user_directories import cache_directory
 
 __all__ = ["ArtifactStore", "default_artifact_dir", "disk_directory", "template_directory"]
@@ -203,7 +202,7 @@ class ArtifactStore:
         return path
 
     async def _ensure(
-        self, artifact: Artifact, source: WheelMember | RemoteFile, path: Path, sha256: str, progress: Progress
+        self, artifact: Artifact, source: FetchedSource, path: Path, sha256: str, progress: Progress
     ) -> None:
         if _is_verified(path, home=path.parent, sha256=sha256):  # another process was faster
             return
@@ -217,7 +216,7 @@ class ArtifactStore:
         _mark_verified(path, home=path.parent, sha256=sha256)
 
     async def _fetch(
-        self, artifact: Artifact, source: WheelMember | RemoteFile, path: Path, sha256: str, progress: Progress
+        self, artifact: Artifact, source: FetchedSource, path: Path, sha256: str, progress: Progress
     ) -> None:
         for attempt in range(1, _ATTEMPTS + 1):
             with _part_beside(path) as part:

@@ -7,18 +7,18 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import quote
 
 import msgspec
 
 from ...errors import ArtifactError, ConfigError
 from ...field_checks import closest
-from ..artifacts import Artifact, ArtifactSource
+from ..artifacts import Artifact
 from ..debian import DebianBuild
 from ..sources import LocalFile, WheelMember
 from .archive_member import ArchiveMember
-from .derived_file import DerivedFile
+from .derived_file import CatalogSource, DerivedFile
 from .remote_file import RemoteFile
 
 __all__ = ["Catalog", "CatalogEntry", "read_catalogs"]
@@ -31,13 +31,43 @@ SHA256: Final = re.compile(r"[0-9a-f]{64}")
 KINDS: Final = ("bootrom", "propolis_server", "crucible_downstairs", "file")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Where an artifact is defined, and what of the rest of its definition a source needs."""
+
+    catalog: Path
+    filename: str
+    servers: tuple[str, ...]
+
+
+class _SourceTable(Protocol):
+    """A table ``source.KIND`` of a catalog."""
+
+    @property
+    def sha256(self) -> str | None:
+        """The stated hash of the artifact."""
+
+    def source(self, place: _Place) -> CatalogSource:
+        """
+        :raises ArtifactError: when a value is wrong.
+        """
+
+
 class _RemoteServer(msgspec.Struct, forbid_unknown_fields=True):
     sha256: str
+
+    def source(self, place: _Place) -> RemoteFile:
+        if not place.servers:
+            raise ArtifactError("it is on a remote server, and remote_server_uris names none", hint="name some")
+        return RemoteFile(tuple(f"{uri.rstrip('/')}/{quote(place.filename)}" for uri in place.servers))
 
 
 class _LocalPath(msgspec.Struct, forbid_unknown_fields=True):
     path: str
     sha256: str | None = None
+
+    def source(self, place: _Place) -> LocalFile:
+        return LocalFile(str(place.catalog.parent / Path(self.path).expanduser() / place.filename))
 
 
 class _Buildomat(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,10 +76,19 @@ class _Buildomat(msgspec.Struct, forbid_unknown_fields=True):
     commit: str
     sha256: str
 
+    def source(self, place: _Place) -> RemoteFile:
+        if not COMMIT.fullmatch(self.commit):
+            raise ArtifactError(f"its commit is {self.commit!r}", hint="write all 40 hexadecimal digits")
+        url = "/".join((BUILDOMAT, self.repo, self.series, self.commit, quote(place.filename)))
+        return RemoteFile((url,), BUILDOMAT_WAIT_S)
+
 
 class _Url(msgspec.Struct, forbid_unknown_fields=True):
     url: str
     sha256: str
+
+    def source(self, place: _Place) -> RemoteFile:
+        return RemoteFile((self.url,))
 
 
 class _Wheel(msgspec.Struct, forbid_unknown_fields=True):
@@ -57,6 +96,9 @@ class _Wheel(msgspec.Struct, forbid_unknown_fields=True):
     version: str
     member: str
     sha256: str
+
+    def source(self, place: _Place) -> WheelMember:
+        return WheelMember(self.distribution, self.version, self.member)
 
 
 class _Derived(msgspec.Struct, forbid_unknown_fields=True):
@@ -67,6 +109,8 @@ class _Derived(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Source(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """Exactly one of these tables. Each but ``derived``, which refers to another artifact, is a `_SourceTable`."""
+
     remote_server: _RemoteServer | None = None
     local_path: _LocalPath | None = None
     buildomat: _Buildomat | None = None
@@ -185,31 +229,14 @@ def _kind(kind: str | dict[str, str]) -> str:
     return f"guest_os: {guest}"
 
 
-def _source(file: Path, entry: _Entry, servers: tuple[str, ...]) -> tuple[ArtifactSource, str | None]:
+def _source(file: Path, entry: _Entry, servers: tuple[str, ...]) -> tuple[CatalogSource, str | None]:
     """Return the source and the stated hash of an entry."""
-    source = entry.source
-    given = [field for field in source.__struct_fields__ if getattr(source, field) is not None]
+    tables = [getattr(entry.source, field) for field in entry.source.__struct_fields__]
+    given: list[_SourceTable] = [table for table in tables if table is not None]
     if len(given) != 1:
         raise ArtifactError(f"it has {len(given)} sources", hint="give exactly one")
-    if source.local_path is not None:
-        directory = file.parent / Path(source.local_path.path).expanduser()
-        return LocalFile(str(directory / entry.filename)), source.local_path.sha256
-    if source.remote_server is not None:
-        if not servers:
-            raise ArtifactError("it is on a remote server, and remote_server_uris names none", hint="name some")
-        sha256 = source.remote_server.sha256
-        return RemoteFile(tuple(f"{uri.rstrip('/')}/{quote(entry.filename)}" for uri in servers)), sha256
-    if source.url is not None:
-        return RemoteFile((source.url.url,)), source.url.sha256
-    if source.wheel is not None:
-        wheel = source.wheel
-        return WheelMember(wheel.distribution, wheel.version, wheel.member), wheel.sha256
-    assert source.buildomat is not None
-    build = source.buildomat
-    if not COMMIT.fullmatch(build.commit):
-        raise ArtifactError(f"its commit is {build.commit!r}", hint="write all 40 hexadecimal digits")
-    url = "/".join((BUILDOMAT, build.repo, build.series, build.commit, quote(entry.filename)))
-    return RemoteFile((url,), BUILDOMAT_WAIT_S), build.sha256
+    place = _Place(catalog=file, filename=entry.filename, servers=servers)
+    return given[0].source(place), given[0].sha256
 
 
 def _other_sources(source: _Source) -> bool:

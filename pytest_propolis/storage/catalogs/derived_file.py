@@ -16,7 +16,7 @@ from ..sources import LocalFile, WheelMember
 from .archive_member import ArchiveMember
 from .remote_file import RemoteFile
 
-__all__ = ["Base", "DerivedFile"]
+__all__ = ["CatalogSource", "DerivedFile"]
 
 _RECIPE: Final = ".recipe"
 _LINES_SHOWN: Final = 12
@@ -36,7 +36,7 @@ class DerivedFile(msgspec.Struct, frozen=True, tag="derived-file"):
     :param sha256: the hash of the result; None if it differs from one time to the next.
     """
 
-    base: Base
+    base: CatalogSource
     base_name: str
     base_sha256: str | None
     recipe: str
@@ -99,4 +99,5 @@ class DerivedFile(msgspec.Struct, frozen=True, tag="derived-file"):
         copy.chmod(0o500)
 
 
-Base: TypeAlias = LocalFile | WheelMember | RemoteFile | ArchiveMember | DerivedFile
+CatalogSource: TypeAlias = LocalFile | WheelMember | RemoteFile | ArchiveMember | DerivedFile
+"""Every source of a catalog's artifacts. A new one is a module beside this, and an entry here."""
