@@ -14,17 +14,16 @@ import click
 
 from ..errors import PropolisError
 from ..settings import OPTIONS, Settings
-from .hosts import LOCAL, PROGRAM, ask_hosts, on_hosts, run_on_hosts
+from .hosts import PROGRAM, ask_hosts, on_hosts, run_on_hosts
 from .main import settings_options
 
 if TYPE_CHECKING:
     from ..guests.adapter import GuestImage
     from ..guests.registry import GuestRegistry
-    from ..hosts.host import HostSpec
+    from ..hosts.host import CommandOutput, HostSpec
     from ..hosts.inventory.capabilities import Survey
     from ..hosts.inventory.capability import Capability
     from ..hosts.inventory.servers import ServerReport
-    from ..hosts.ssh.host_connection import CommandOutput
     from ..storage.store import ArtifactStore
     from .project import Project
 
@@ -98,7 +97,9 @@ def _hosts_as_objects(
     hosts: Sequence[HostSpec], arguments: Sequence[str], settings: Settings
 ) -> dict[str, dict[str, Any]]:
     """Return the capabilities that each host reports with --json, or its error."""
-    remote = [spec for spec in hosts if spec.kind != LOCAL]
+    from ..hosts.kinds import is_elsewhere
+
+    remote = [spec for spec in hosts if is_elsewhere(spec)]
     answers = dict(
         zip((spec.name for spec in remote), asyncio.run(run_on_hosts(remote, PROGRAM, arguments)), strict=True)
     )

@@ -13,13 +13,11 @@ from ..errors import ConfigError, PropolisError
 from ..settings import Settings
 
 if TYPE_CHECKING:
-    from ..hosts.host import HostSpec
-    from ..hosts.ssh.host_connection import CommandOutput
+    from ..hosts.host import CommandOutput, HostSpec
 
 __all__ = ["PROGRAM", "ask_hosts", "chosen_hosts", "on_hosts", "run_on_hosts"]
 
 PROGRAM: Final = "pytest_propolis.cli.main:propolis"
-LOCAL: Final = "local"
 
 
 def on_hosts(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,11 +61,13 @@ def ask_hosts(hosts: Sequence[HostSpec], arguments: Sequence[str], *, here: Call
     :param arguments: of `propolis`.
     :param here: runs the command on this machine for local hosts, and returns whether it went well.
     """
-    remote = [spec for spec in hosts if spec.kind != LOCAL]
+    from ..hosts.kinds import is_elsewhere
+
+    remote = [spec for spec in hosts if is_elsewhere(spec)]
     answers = asyncio.run(run_on_hosts(remote, PROGRAM, arguments))
     complete = True
     if len(remote) < len(hosts):
-        click.echo(f"{', '.join(spec.name for spec in hosts if spec.kind == LOCAL)} (this machine):")
+        click.echo(f"{', '.join(spec.name for spec in hosts if not is_elsewhere(spec))} (this machine):")
         complete = here()
     for spec, answer in zip(remote, answers, strict=True):
         click.echo(f"{spec.name}:")
@@ -90,7 +90,7 @@ async def run_on_hosts(
 
 
 async def _run_on_host(spec: HostSpec, program: str, arguments: Sequence[str]) -> CommandOutput | PropolisError:
-    from ..hosts.ssh.host_connection import open_connection
+    from ..hosts.kinds import open_connection
 
     try:
         async with open_connection(spec) as connection:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,7 +14,7 @@ from ..storage.host_path import host_path
 from ..storage.progress import Progress
 from .agent_client import AgentClient, AsyncAgentClient
 
-__all__ = ["Host", "HostSpec", "Machine", "Unfinished", "log_path_on"]
+__all__ = ["CommandOutput", "Host", "HostConnection", "HostSpec", "Machine", "Unfinished", "log_path_on"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +54,44 @@ class Machine(NamedTuple):
 
     processors: int
     memory_mib: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandOutput:
+    """A finished command: its exit status and output."""
+
+    status: int
+    output: str
+    stderr: str
+
+
+class HostConnection(Protocol):
+    """An open connection to another machine, for commands of this project that need no agent of their own."""
+
+    async def run(self, program: str, arguments: Sequence[str]) -> CommandOutput:
+        """Call a function of this project on the host, to its end.
+
+        :param program: the module and the function, which takes the arguments: ``package.module:function``.
+        :raises HostError: when it cannot be started there, or the connection is lost.
+        """
+
+    async def measure(self) -> Machine:
+        """Query the processors and the memory of the host's machine.
+
+        :raises HostError: when it does not answer as it should.
+        """
+
+    async def forward(self, remote: str) -> Path:
+        """Forward a local socket to one of the host, while the connection is open; return its path.
+
+        :raises HostError: when that cannot be.
+        """
+
+    async def forward_port(self, remote: int) -> int:
+        """Forward a loopback port of this machine to one of the host, while the connection is open; return its number.
+
+        :raises HostError: when that cannot be.
+        """
 
 
 class Host(Protocol):

@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from importlib import import_module
 from types import MappingProxyType
 from typing import Final, NamedTuple, cast
 
 from ..settings import Settings
-from .host import Host, HostSpec, Machine
+from .host import Host, HostConnection, HostSpec
 
-__all__ = ["HOST_KINDS", "HostKind", "is_elsewhere", "measure", "open_host"]
+__all__ = ["HOST_KINDS", "HostKind", "is_elsewhere", "open_connection", "open_host"]
 
 HostMaker = Callable[[HostSpec, Settings, str], Host]
-Measure = Callable[[HostSpec], Awaitable[Machine]]
+Connect = Callable[[HostSpec], AbstractAsyncContextManager[HostConnection]]
 
 
 class HostKind(NamedTuple):
     """The modules of a kind of host, imported when the first host of the kind is requested.
 
     :param module: its function ``open_host(spec, settings, run_id)`` makes the host.
-    :param measure_module: the module whose function ``measure(spec)`` queries the size of the host's machine; None if
-        that is this machine.
+    :param connection_module: the module whose function ``open_connection(spec)`` connects commands to the host's
+        machine; None if that is this machine.
     """
 
     module: str
-    measure_module: str | None = None
+    connection_module: str | None = None
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether its hosts are other machines than this one."""
+        return self.connection_module is not None
 
 
 HOST_KINDS: Final[Mapping[str, HostKind]] = MappingProxyType(
-    {"local": HostKind("local"), "ssh": HostKind("ssh_host", measure_module="ssh.host_connection")}
+    {"local": HostKind("local"), "ssh": HostKind("ssh_host", connection_module="ssh.host_connection")}
 )
 
 
@@ -44,14 +50,15 @@ def open_host(spec: HostSpec, settings: Settings, run_id: str) -> Host:
 
 def is_elsewhere(spec: HostSpec) -> bool:
     """Return whether a host is another machine than this one."""
-    return HOST_KINDS[spec.kind].measure_module is not None
+    return HOST_KINDS[spec.kind].is_elsewhere
 
 
-async def measure(spec: HostSpec) -> Machine:
-    """Query the size of a host that is another machine.
+def open_connection(spec: HostSpec) -> AbstractAsyncContextManager[HostConnection]:
+    """Connect to a host that is another machine, for the length of the block.
 
-    :raises HostError: when it cannot be reached, or does not answer as it should.
+    :raises SettingsError: when one of its options is wrong.
+    :raises HostError: when it cannot be reached.
     """
-    name = HOST_KINDS[spec.kind].measure_module
+    name = HOST_KINDS[spec.kind].connection_module
     assert name is not None
-    return await cast(Measure, import_module(f".{name}", __package__).measure)(spec)
+    return cast(Connect, import_module(f".{name}", __package__).open_connection)(spec)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..settings import Settings
 from .host import Host
-from .kinds import open_host
+from .kinds import is_elsewhere, open_host
 from .local import LocalHost
 from .run_directory import run_token
 
@@ -71,6 +71,6 @@ def _local_hosts(settings: Settings, shared_id: str) -> list[Host]:
         return [LocalHost(settings, run_id=run_token(shared_id))]
     from .inventory.inventory import read_inventory
 
-    specs = [spec for spec in read_inventory(settings.hosts) if spec.kind == "local"]
+    specs = [spec for spec in read_inventory(settings.hosts) if not is_elsewhere(spec)]
     hosts = [open_host(spec, settings, run_token(f"{shared_id}/{spec.name}")) for spec in specs]
     return hosts or [LocalHost(settings, run_id=coordination_id(shared_id))]

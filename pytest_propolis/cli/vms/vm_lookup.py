@@ -13,6 +13,7 @@ import msgspec
 
 from ...errors import ConfigError, HostError, PropolisError
 from ...hosts.agent_client import running_agents
+from ...hosts.kinds import is_elsewhere, open_connection
 from ...hosts.known_directories import known_base_directories
 from ...propolis_api.client import Endpoint
 from ..hosts import run_on_hosts
@@ -42,8 +43,6 @@ async def locate_vm(vm_id: str, hosts: tuple[HostSpec, ...] | None) -> AsyncIter
     async with contextlib.AsyncExitStack() as stack:
         socket, port = Path(vm.socket), vm.port
         if spec is not None:
-            from ...hosts.ssh.host_connection import open_connection
-
             connection = await stack.enter_async_context(open_connection(spec))
             if port is None:
                 socket = await connection.forward(vm.socket)
@@ -86,11 +85,11 @@ def print_vms(arguments: list[str]) -> None:
 
 
 def _includes_this_machine(hosts: tuple[HostSpec, ...] | None) -> bool:
-    return hosts is None or any(spec.kind == "local" for spec in hosts)
+    return hosts is None or not all(is_elsewhere(spec) for spec in hosts)
 
 
 async def _find_remote(id_prefix: str, hosts: tuple[HostSpec, ...]) -> list[tuple[HostSpec, LocatedVm]]:
-    remote = [spec for spec in hosts if spec.kind != "local"]
+    remote = [spec for spec in hosts if is_elsewhere(spec)]
     found = []
     for spec, answer in zip(remote, await run_on_hosts(remote, PRINT_VMS, [id_prefix]), strict=True):
         if isinstance(answer, PropolisError):

@@ -15,6 +15,7 @@ import pytest
 from ...errors import PropolisError
 from ...hosts.host import HostSpec
 from ...hosts.inventory.inventory import read_inventory
+from ...hosts.kinds import is_elsewhere
 from ...hosts.local import THIS_MACHINE
 from ...session.progress import line_printer
 from ...session.stash import SETTINGS
@@ -67,7 +68,7 @@ def _names(specs: Iterable[HostSpec], *, machine: str) -> list[str]:
 
     :param machine: what this machine is leased as.
     """
-    named = (machine if spec.kind == "local" else f"{spec.kind}-{spec.address}" for spec in specs)
+    named = (f"{spec.kind}-{spec.address}" if is_elsewhere(spec) else machine for spec in specs)
     return sorted({re.sub(r"[^\w.@-]+", "_", name) for name in named})
 
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from ...operating_system.registry import system
 from ..host import HostSpec
+from ..kinds import is_elsewhere
 
 __all__ = ["VMS_PER_CPU", "cpus_of", "memory_mib_of", "slots_of"]
 
@@ -43,4 +44,4 @@ def _processors() -> int:
 
 def _sharing(spec: HostSpec, specs: Sequence[HostSpec]) -> int:
     """Return the number of hosts of the inventory that share the host's machine."""
-    return sum(other.kind == "local" for other in specs) if spec.kind == "local" else 1
+    return 1 if is_elsewhere(spec) else sum(not is_elsewhere(other) for other in specs)

@@ -88,7 +88,7 @@ def _host(path: Path, name: str, table: Any) -> HostSpec:
     return HostSpec(
         name=name,
         kind=kind,
-        address=_text(where, table, "address", default=name if kind != "local" else "localhost"),
+        address=_text(where, table, "address", default=name if HOST_KINDS[kind].is_elsewhere else "localhost"),
         slots=_number(where, table, "slots"),
         cpus=_number(where, table, "cpus"),
         memory_mib=_number(where, table, "memory_mib"),

@@ -12,7 +12,7 @@ from typing import Final
 
 from ...errors import PropolisError
 from ..host import HostSpec
-from ..kinds import is_elsewhere, measure
+from ..kinds import is_elsewhere, open_connection
 from .capacity import CPUS_PER_CPU, SHARE, VMS_PER_CPU
 from .inventory import read_inventory
 
@@ -63,7 +63,8 @@ async def _with_capacity(spec: HostSpec) -> HostSpec:
         return spec
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            machine = await measure(spec)
+            async with open_connection(spec) as connection:
+                machine = await connection.measure()
     except (PropolisError, TimeoutError) as error:
         logger.warning("host %s does not say how big it is: %s", spec.name, error or "timed out")
         return spec

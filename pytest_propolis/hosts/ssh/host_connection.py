@@ -8,13 +8,12 @@ import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from ...errors import HostError
 from ...storage.user_directories import cache_directory
-from ..host import HostSpec, Machine
+from ..host import CommandOutput, HostSpec, Machine
 from ..run_directory import make_private_directory
 from .bootstrap import start_command
 from .bundle import make_bundle
@@ -23,7 +22,7 @@ from .host_options import check_options, destination_of
 from .link_client import link_base
 from .transport.transport import Transport
 
-__all__ = ["CommandOutput", "HostConnection", "measure", "open_connection"]
+__all__ = ["SshConnection", "open_connection"]
 
 LINE_PREFIX: Final = b"propolis1 "
 MEASURE: Final = "exec sh -c 'echo propolis1 $(nproc) $(getconf _PHYS_PAGES) $(getconf PAGE_SIZE)'"
@@ -33,17 +32,8 @@ VARIABLES: Final = {"qemu": "PROPOLIS_QEMU", "artifact_dir": "PROPOLIS_ARTIFACT_
 """The environment variables that mean the same to a command as the host's options do to its agent."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommandOutput:
-    """A finished command: its exit status and output."""
-
-    status: int
-    output: str
-    stderr: str
-
-
-class HostConnection:
-    """An open connection to a host.
+class SshConnection:
+    """A `HostConnection` over SSH.
 
     :param directory: a private directory of this machine for sockets, as long as the connection is open.
     """
@@ -122,18 +112,8 @@ class HostConnection:
         await channel.stdout.readline()
 
 
-async def measure(spec: HostSpec) -> Machine:
-    """Query the processors and the memory of a host's machine.
-
-    :raises SettingsError: when one of its options is wrong.
-    :raises HostError: when it cannot be reached, or does not answer as it should.
-    """
-    async with open_connection(spec) as connection:
-        return await connection.measure()
-
-
 @contextlib.asynccontextmanager
-async def open_connection(spec: HostSpec) -> AsyncIterator[HostConnection]:
+async def open_connection(spec: HostSpec) -> AsyncIterator[SshConnection]:
     """Connect to a host, for the length of the block.
 
     :raises SettingsError: when one of its options is wrong.
@@ -148,7 +128,7 @@ async def open_connection(spec: HostSpec) -> AsyncIterator[HostConnection]:
     try:
         transport = await connect(destination_of(spec), control=directory / "ssh.sock")
         try:
-            yield HostConnection(spec, transport, directory)
+            yield SshConnection(spec, transport, directory)
         finally:
             transport.abort()
             with contextlib.suppress(*transport.errors):
