@@ -17,9 +17,11 @@ from pytest_propolis.cli.main import propolis
 from pytest_propolis.settings import OPTIONS, Option, Settings
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = "pytest_propolis"
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 HOOKS = (ROOT / "docs" / "plugin_hooks.md").read_text()
 ERRORS = (ROOT / "docs" / "errors.md").read_text()
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
@@ -71,6 +73,18 @@ def test_an_error_is_documented(name: str) -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_modules_that_the_architecture_names_exist() -> None:
+    named = set(re.findall(r"`([a-z_/]+\.py)`", ARCHITECTURE))
+    assert [path for path in sorted(named) if not any((ROOT / base / path).exists() for base in (".", PACKAGE))] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), re.findall(r"`(\w+)` in `([a-z_/]+\.py)`", ARCHITECTURE.partition("## Where to add what")[2])
+)
+def test_a_registry_that_the_architecture_names_is_defined_there(name: str, path: str) -> None:
+    assert re.search(rf"^(class )?{name}\b", (ROOT / PACKAGE / path).read_text(), re.MULTILINE)
 
 
 def test_an_installation_without_extras_can_read_the_configuration_of_a_clone() -> None:
