@@ -116,6 +116,12 @@ def test_the_examples_of_the_hardware_page_pass(inner: InnerRun) -> None:
     inner.run().assert_outcomes(passed=len(examples))
 
 
+def test_the_examples_of_the_artifacts_page_that_need_no_catalog_pass(inner: InnerRun) -> None:
+    fork, disk, *_ = blocks("docs/artifacts.md")
+    inner.write(test_fork=fork, test_disk=disk)
+    inner.run("--propolis-guest", "alpine").assert_outcomes(passed=2)
+
+
 def test_the_examples_of_the_nodes_page_pass(inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)  # where `propolis` is
     examples = blocks("docs/nodes.md")
