@@ -26,9 +26,12 @@ from ..agent_api.messages import (
     Departed,
     Fault,
     ImageNeeded,
+    ImagesFetched,
     Keep,
+    ProgressMade,
     ResourceIds,
     StreamLine,
+    TemplateFound,
     VmCreated,
     run_of_client,
 )
@@ -277,7 +280,7 @@ class AgentApp:
         needed = await decoded(request, ImageNeeded)
 
         async def work(tell: Callable[[StreamLine], None]) -> StreamLine:
-            return StreamLine(paths=await self._images.get(needed, lambda text: tell(StreamLine(progress=text))))
+            return ImagesFetched(await self._images.get(needed, lambda text: tell(ProgressMade(text))))
 
         return StreamingResponse(progress_lines(work, self._works), media_type=LINES)
 
@@ -288,10 +291,10 @@ class AgentApp:
             key = await self._templates.get(
                 client,
                 needed,
-                progress=lambda text: tell(StreamLine(progress=text)),
-                on_build_needed=lambda making: tell(StreamLine(making=making)),
+                progress=lambda text: tell(ProgressMade(text)),
+                on_build_needed=tell,
             )
-            return StreamLine(template=key)
+            return TemplateFound(key)
 
         return StreamingResponse(progress_lines(work, self._works), media_type=LINES)
 

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 
-from ..agent_api.messages import Fault, StreamLine
+from ..agent_api.messages import Fault, ProgressMade, StreamLine, WorkFailed
+from ..agent_api.templates import TemplateMaking
 from ..errors import PropolisError
 
 __all__ = ["cancel_once", "progress_lines"]
@@ -33,7 +34,7 @@ async def progress_lines(
         while True:
             line = await lines.get()
             yield msgspec.json.encode(line) + b"\n"
-            if line.progress is None and line.making is None:
+            if not isinstance(line, ProgressMade | TemplateMaking):
                 return
     finally:
         cancel_once(task)
@@ -47,11 +48,11 @@ def cancel_once(work: asyncio.Future[StreamLine]) -> None:
 
 def _last_line(task: asyncio.Future[StreamLine]) -> StreamLine:
     if task.cancelled():
-        return StreamLine(fault=Fault(kind="AgentError", message="cancelled"))
+        return WorkFailed(Fault(kind="AgentError", message="cancelled"))
     error = task.exception()
     if error is None:
         return task.result()
     if isinstance(error, PropolisError):
-        return StreamLine(fault=Fault.of(error))
+        return WorkFailed(Fault.of(error))
     logger.error("unexpected error", exc_info=error)
-    return StreamLine(fault=Fault(kind="AgentError", message=f"{type(error).__name__}: {error}"))
+    return WorkFailed(Fault(kind="AgentError", message=f"{type(error).__name__}: {error}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from typing import TypeAlias
 
 import msgspec
 
@@ -24,15 +25,19 @@ __all__ = [
     "ExtendedInfo",
     "Fault",
     "ImageNeeded",
+    "ImagesFetched",
     "Keep",
     "KeptDisk",
     "KeptListed",
     "PeerAccepted",
     "PeerConnected",
+    "ProgressMade",
     "ResourceIds",
     "StreamLine",
+    "TemplateFound",
     "VmCreated",
     "VmListed",
+    "WorkFailed",
     "new_client",
     "run_of_client",
 ]
@@ -225,14 +230,32 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class StreamLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of a streamed answer: progress, and at the end what was asked for, or a fault."""
+class ProgressMade(msgspec.Struct, frozen=True, tag=True):
+    """What work has come to, for people."""
 
-    progress: str | None = None
-    making: TemplateMaking | None = None
-    paths: tuple[str, ...] | None = None
-    template: str | None = None
-    fault: Fault | None = None
+    text: str
+
+
+class ImagesFetched(msgspec.Struct, frozen=True, tag=True):
+    """The end of a request for images: their paths on the agent's host."""
+
+    paths: tuple[str, ...]
+
+
+class TemplateFound(msgspec.Struct, frozen=True, tag=True):
+    """The end of a request for a template."""
+
+    key: str
+
+
+class WorkFailed(msgspec.Struct, frozen=True, tag=True):
+    """The end of a request that has failed."""
+
+    fault: Fault
+
+
+StreamLine: TypeAlias = ProgressMade | TemplateMaking | ImagesFetched | TemplateFound | WorkFailed
+"""One line of a streamed answer. After `ProgressMade` and `TemplateMaking` others follow."""
 
 
 class AcceptPeer(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,8 +14,8 @@ __all__ = ["ForkVm", "FreezeVm", "TemplateMaking", "TemplateNeeded", "VmForked"]
 class TemplateNeeded(msgspec.Struct, frozen=True, kw_only=True):
     """Ask for a template, which the client makes itself if there is none.
 
-    The answer is a stream of `StreamLine`. One of them may be `making`: then the client boots that VM, makes its guest
-    quiet, and freezes it; the stream goes on meanwhile, and ends with `template`.
+    The answer is a stream of `StreamLine`. One of them may be `TemplateMaking`: then the client boots that VM, makes
+    its guest quiet, and freezes it; the stream goes on meanwhile, and ends with `TemplateFound`.
 
     :param title: what it is a template of, for people.
     :param boot: what its guest starts from.
@@ -36,7 +36,7 @@ class TemplateNeeded(msgspec.Struct, frozen=True, kw_only=True):
     guest_ports: bool = False
 
 
-class TemplateMaking(msgspec.Struct, frozen=True, kw_only=True):
+class TemplateMaking(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The VM that will become a template was created: its API is below `path`, its disks exist."""
 
     id: str

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from http import HTTPStatus
 from pathlib import Path
 from types import NoneType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar, cast
 from urllib.parse import quote
 
 import msgspec
@@ -22,14 +22,18 @@ from ..agent_api.messages import (
     Departed,
     Fault,
     ImageNeeded,
+    ImagesFetched,
     Keep,
     KeptListed,
     PeerAccepted,
     PeerConnected,
+    ProgressMade,
     ResourceIds,
     StreamLine,
+    TemplateFound,
     VmCreated,
     VmListed,
+    WorkFailed,
 )
 from ..agent_api.migration_report import MigrationReport
 from ..agent_api.networks import (
@@ -95,7 +99,7 @@ class AsyncAgentClient:
         """Fetch or build images on the agent's host. Can take minutes, and reports progress."""
         async with aclosing(self._stream("/images", needed, progress)) as lines:
             async for line in lines:
-                if line.paths is not None:
+                if isinstance(line, ImagesFetched):
                     return tuple(Path(path) for path in line.paths)
         raise await self._lost("the answer ended early")
 
@@ -113,10 +117,10 @@ class AsyncAgentClient:
         """
         async with aclosing(self._stream("/templates", needed, progress)) as lines:
             async for line in lines:
-                if line.making is not None:
-                    await make(line.making)
-                elif line.template is not None:
-                    return line.template
+                if isinstance(line, TemplateMaking):
+                    await make(line)
+                elif isinstance(line, TemplateFound):
+                    return line.key
         raise await self._lost("the answer ended early")
 
     async def freeze(self, vm_id: str, request: FreezeVm) -> None:
@@ -255,7 +259,7 @@ class AsyncAgentClient:
         return await self._call("POST", "/kept", KeptListed, request)
 
     async def _stream(self, path: str, needed: Any, progress: Callable[[str], None]) -> AsyncGenerator[StreamLine]:
-        """Yield the lines of a response that are not progress."""
+        """Yield the lines of a response that are neither progress nor a failure."""
         content = msgspec.json.encode(needed)
         try:
             async with self._http.stream("POST", path, content=content, timeout_s=None) as answer:
@@ -263,10 +267,10 @@ class AsyncAgentClient:
                     body = b"".join([data async for data in answer.data()])
                     raise self._decoder.error(answer.status, body, f"POST {path}")
                 async for text in answer.lines():
-                    line = self._decoder.decode(text, StreamLine, f"POST {path}")
-                    if line.progress is not None:
-                        progress(line.progress)
-                    elif line.fault is not None:
+                    line: StreamLine = self._decoder.decode(text, cast("type[StreamLine]", StreamLine), f"POST {path}")
+                    if isinstance(line, ProgressMade):
+                        progress(line.text)
+                    elif isinstance(line, WorkFailed):
                         raise line.fault.to_error()
                     else:
                         yield line
