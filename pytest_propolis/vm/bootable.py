@@ -34,9 +34,10 @@ from .disks.crucible_disk import VolumeDisk, with_volumes
 from .guest_access import GuestAccess
 from .instance import OUTPUT_TIMEOUT_S
 from .login import ended_before_reset, log_in
-from .migration import TERMINAL, Report
+from .migration import TERMINAL
 from .networks.network import Network
 from .timings import Timings
+from .vm_server import VmServer
 from .warm_start.fork_handle import ForkHandle
 from .warm_start.identity import assign_identity
 
@@ -62,27 +63,16 @@ class BootableVm(GuestAccess):
         self,
         *,
         name: str,
-        vm_id: str,
-        client: PropolisClient,
+        server: VmServer,
         guest: GuestAdapter,
         spec: InstanceSpec,
         properties: InstanceProperties,
         log_path: Path,
         boot_timeout_s: float,
         forked: ForkHandle | None,
-        migrations: Report | None,
         phases: Timings | None,
-        has_ports: bool,
     ) -> None:
-        super().__init__(
-            name=name,
-            vm_id=vm_id,
-            client=client,
-            log_path=log_path,
-            migrations=migrations,
-            phases=phases,
-            has_ports=has_ports,
-        )
+        super().__init__(name=name, server=server, log_path=log_path, phases=phases)
         self.guest = guest
         self.spec = spec
         self.properties = properties

@@ -25,13 +25,13 @@ from ..errors import (
     ShellError,
 )
 from ..propolis_api import InstanceState
-from ..propolis_api.client import PropolisClient
 from .files.progress import OnProgress
 from .files.remote_path import GuestPath
 from .files.transfers import FileTransfers, LocalPath
 from .instance import OUTPUT_TIMEOUT_S, STATE_TIMEOUT_S, Instance
-from .migration import TERMINAL, Report
+from .migration import TERMINAL
 from .timings import Timings
+from .vm_server import VmServer
 
 __all__ = ["GuestAccess"]
 
@@ -45,22 +45,13 @@ class GuestAccess(Instance):
     :param has_ports: whether commands, files and streams go over guest ports: ``VmConfig(channel="port")``.
     """
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        vm_id: str,
-        client: PropolisClient,
-        log_path: Path,
-        migrations: Report | None,
-        phases: Timings | None,
-        has_ports: bool,
-    ) -> None:
-        super().__init__(name=name, client=client, log_path=log_path, migrations=migrations)
-        self.id = vm_id
+    def __init__(self, *, name: str, server: VmServer, log_path: Path, phases: Timings | None) -> None:
+        super().__init__(name=name, server=server, log_path=log_path)
+        client = server.client
+        self.id = server.vm_id
         self.phases = phases or Timings()
         """How long the steps up to its first command took."""
-        self.has_ports = has_ports
+        self.has_ports = server.has_ports
         self.kernel_failures = KernelFailures(name)
         """What its console has shown of panics, oopses and BUGs that no test expected."""
         client.on_stop = lambda: self.kernel_failures.ends.allow()  # a migration replaces them

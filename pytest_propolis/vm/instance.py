@@ -31,7 +31,8 @@ from ..propolis_api import (
     PresentSpec,
 )
 from ..propolis_api.client import Endpoint, PropolisClient
-from .migration import TERMINAL, Report
+from .migration import TERMINAL
+from .vm_server import VmServer
 
 __all__ = ["OUTPUT_TIMEOUT_S", "STATE_TIMEOUT_S", "Instance"]
 
@@ -48,11 +49,11 @@ class Instance:
     :param migrations: queries the server's report of its latest migrations; None if the server has none.
     """
 
-    def __init__(self, *, name: str, client: PropolisClient, log_path: Path, migrations: Report | None) -> None:
+    def __init__(self, *, name: str, server: VmServer, log_path: Path) -> None:
         self.name = name
         self.log_path = log_path
-        self._client = client
-        self._migrations = migrations
+        self._client = server.client
+        self._migrations = server.migrations
         self._console: Console | None = None
         self._loop = asyncio.get_running_loop()
         self._final_state: str | None = None

@@ -29,16 +29,16 @@ from ..propolis_api import (
     InstanceStateRequested,
     MigrationTargetInit,
 )
-from ..propolis_api.client import Endpoint, PropolisClient
-from ..settings import ENGINE
+from ..propolis_api.client import Endpoint
 from .bootable import BootableVm
 from .disks.crucible_disk import CrucibleDisk, VolumeDisk, with_volumes
 from .instance import STATE_TIMEOUT_S
 from .instance_spec.builder import disk_components, free_slot
-from .migration import TERMINAL, Report, migration_limit_s, until_migrated
+from .migration import TERMINAL, migration_limit_s, until_migrated
 from .networks.forwarding import forward
 from .replacements import replacements
 from .timings import Timings
+from .vm_server import VmServer
 from .warm_start.fork_handle import ForkHandle
 
 if TYPE_CHECKING:
@@ -70,42 +70,33 @@ class TestVm(BootableVm):
         self,
         *,
         name: str,
-        host: Host,
-        client: PropolisClient,
+        server: VmServer,
         guest: GuestAdapter,
         spec: InstanceSpec,
         properties: InstanceProperties,
         log_path: Path,
         boot_timeout_s: float,
         boot_source: BootSource,
-        vm_id: str = "",
         forked: ForkHandle | None = None,
         phases: Timings | None = None,
-        migrations: Report | None = None,
-        copies_disks: bool = False,
-        has_ports: bool = False,
-        server: str | Path = ENGINE,
     ) -> None:
         super().__init__(
             name=name,
-            vm_id=vm_id,
-            client=client,
+            server=server,
             guest=guest,
             spec=spec,
             properties=properties,
             log_path=log_path,
             boot_timeout_s=boot_timeout_s,
             forked=forked,
-            migrations=migrations,
             phases=phases,
-            has_ports=has_ports,
         )
-        self.host = host
+        self.host = server.host
         """The host that its server is on."""
-        self.server = server
+        self.server = server.program
         """What serves it, as in `VmConfig`."""
         self.boot_source = boot_source
-        self._copies_disks = copies_disks
+        self._copies_disks = server.copies_disks
         self.migrated_from: Host | None = None
         """The host that its guest has migrated from last."""
 

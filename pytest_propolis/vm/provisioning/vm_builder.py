@@ -36,6 +36,7 @@ from ..instance_spec.builder import (
 )
 from ..timings import Timings
 from ..vm import TestVm
+from ..vm_server import VmServer
 from .guest_images import ReadyImage, ready_image
 from .host_session import HostSession
 from .servers import disk_reader, open_server, qemu_log
@@ -137,19 +138,21 @@ class VmBuilder:
         session.own_vm(forked.vm.id, taken, log_path=qemu_log(self._log_dir, name))
         vm = TestVm(
             name=name,
-            host=session.host,
-            client=PropolisClient(session.agent.endpoint(forked.vm.path), vm=name),
+            server=VmServer(
+                host=session.host,
+                client=PropolisClient(session.agent.endpoint(forked.vm.path), vm=name),
+                vm_id=forked.vm.id,
+                migrations=partial(session.agent.migrations, forked.vm.path),
+                has_ports=complete.config.has_ports,
+            ),
             guest=guest,
             spec=forked.vm.spec,
             properties=forked.properties,
             log_path=self._serial_log(name),
             boot_timeout_s=complete.boot_timeout_s,
             boot_source=forked.vm.boot,
-            migrations=partial(session.agent.migrations, forked.vm.path),
             forked=forked,
             phases=forked.phases,
-            vm_id=forked.vm.id,
-            has_ports=complete.config.has_ports,
         )
         return await taken.enter_async_context(vm)
 
@@ -226,20 +229,22 @@ class VmBuilder:
         )
         vm = TestVm(
             name=plan.name,
-            host=session.host,
-            client=PropolisClient(served.endpoint, vm=plan.name),
+            server=VmServer(
+                host=session.host,
+                client=PropolisClient(served.endpoint, vm=plan.name),
+                vm_id=served.vm_id,
+                program=plan.server,
+                migrations=served.migrations,
+                copies_disks=plan.copy_disks,
+                has_ports=plan.guest_ports,
+            ),
             guest=plan.guest,
             spec=plan.spec,
             properties=plan.properties,
             log_path=self._serial_log(plan.name),
             boot_timeout_s=plan.boot_timeout_s,
             boot_source=plan.boot_source,
-            migrations=served.migrations,
-            copies_disks=plan.copy_disks,
             phases=phases,
-            vm_id=served.vm_id,
-            has_ports=plan.guest_ports,
-            server=plan.server,
         )
         return await taken.enter_async_context(vm)
 

@@ -23,6 +23,7 @@ from ..disks.layout import firmware_of
 from ..instance_spec.builder import AttachedDisk, instance_properties, instance_spec
 from ..instance_spec.pci_slots import BOOT_DISK_SLOT
 from ..vm import TestVm
+from ..vm_server import VmServer
 from .identity import prepare_snapshot, warmup_input
 
 __all__ = ["TemplateKey", "TemplateMaker", "cold_reason"]
@@ -114,15 +115,17 @@ class TemplateMaker:
     async def _make(self, kind: TemplateKey, needed: TemplateNeeded, making: TemplateMaking) -> None:
         vm = TestVm(
             name="template",
-            host=self._host,
-            client=PropolisClient(self._agent.endpoint(making.path), vm="template"),
+            server=VmServer(
+                host=self._host,
+                client=PropolisClient(self._agent.endpoint(making.path), vm="template"),
+                has_ports=kind.complete.config.has_ports,
+            ),
             guest=kind.guest,
             spec=making.spec,
             properties=needed.properties,
             log_path=self._log_dir / "template.serial.log",
             boot_timeout_s=kind.complete.boot_timeout_s,
             boot_source=kind.boot,
-            has_ports=kind.complete.config.has_ports,
         )
         try:
             await vm.boot()
