@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast, final
@@ -30,9 +31,16 @@ class HostConstraint(Protocol):
 @final
 @dataclass(frozen=True, slots=True)
 class NotSameAs:
-    """Another host than that of a VM, or than this one."""
+    """Another host than that of a VM, or than this one.
+
+    :raises ConfigError: when it is given neither.
+    """
 
     other: _Placed | Host
+
+    def __post_init__(self) -> None:
+        if not hasattr(self._host, "address"):
+            raise ConfigError(f"NotSameAs: other is {reprlib.repr(self.other)}", hint="it must be a VM or a host")
 
     def allows(self, host: Host) -> bool:
         return host.name != self._host.name

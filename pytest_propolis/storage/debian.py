@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 
 from ..errors import ArtifactError, CapabilityMissing, ResourceExhausted
+from ..field_checks import check_fields
 from .programs import run_program
 from .progress import Progress
 
@@ -80,6 +81,8 @@ class DebianBuild(msgspec.Struct, frozen=True, tag="debian-build"):
 
     The packages come from the sources of this machine's apt if it runs the same release, and otherwise from Debian's
     mirror.
+
+    :raises ArtifactError: when a field has a wrong type.
     """
 
     suite: str = "bookworm"
@@ -91,6 +94,9 @@ class DebianBuild(msgspec.Struct, frozen=True, tag="debian-build"):
     disk_mib: int = _DISK_MIB
     variant: str = ""
     """What the names of the files say of the further packages."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, subject=f"Debian system {self.suite!r}", error=ArtifactError)
 
     @property
     def command(self) -> str:

@@ -16,9 +16,11 @@ def host_path(path: str | os.PathLike[str], *, purpose: str) -> str:
     A relative path is relative to the working directory.
 
     :param purpose: what the path is for, in errors: "the image of data disk 'data'".
-    :raises ConfigError: if the path is empty, below an unknown home directory, or not valid UTF-8, which messages
-        require.
+    :raises ConfigError: if the path is of another type, empty, below an unknown home directory, or not valid UTF-8,
+        which messages require.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(f"{purpose}: the path is {path!r}", hint="it must be text or a Path")
     text = os.fspath(path)
     if not text:
         raise ConfigError(f"{purpose}: the path is empty", hint="give the path of a file")

@@ -17,7 +17,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from ..errors import ArtifactCorrupt, ArtifactMissing, CapabilityMissing, ResourceExhausted
+from ..errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, CapabilityMissing, ResourceExhausted
+from ..field_checks import check_fields
 from .files import copy, private_directory, remove, sync, write_all
 from .host_path import host_path
 from .locks import locked
@@ -76,12 +77,16 @@ class WheelMember(msgspec.Struct, frozen=True, tag="wheel-member"):
     :param version: its exact version.
     :param member: the path of the file in the wheel.
     :param siblings: other members that will be needed; any that the wheel lacks are skipped.
+    :raises ArtifactError: when a field has a wrong type.
     """
 
     distribution: str
     version: str
     member: str
     siblings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self, subject=f"wheel {self.distribution!r}", error=ArtifactError)
 
     def __str__(self) -> str:
         return f"{self.member} in the wheel of {self.distribution} {self.version}"

@@ -10,22 +10,36 @@ from typing import Any
 
 import pytest
 
+import pytest_propolis
 from pytest_propolis import (
     Artifact,
     ArtifactError,
+    CloudInitDisk,
+    CommandResult,
     ConfigError,
+    CrucibleDisk,
     DataDisk,
+    FatDisk,
     GuestImage,
+    ImageDisk,
     ImageRecipe,
     LocalFile,
     Migrate,
     Nic,
+    NotSameAs,
+    Progress,
+    Samples,
     Settings,
     SettingsError,
     VmConfig,
+    VolumeDisk,
+    WheelMember,
 )
+from pytest_propolis.hosts.local import LocalHost
 from pytest_propolis.propolis_api import Cpuid, CpuidEntry, CpuidVendor, HyperVFeatureFlag
+from pytest_propolis.storage.debian import DebianBuild
 from pytest_propolis.vm.config_fields import VmConfigFields
+from pytest_propolis.vm.disks.image_fork import ForkDisk, ImageFork
 from pytest_propolis.vm.disks.kinds import Disk, DiskSource
 
 A_CPUID = Cpuid(entries=(), vendor=CpuidVendor.INTEL)
@@ -118,6 +132,55 @@ def test_other_public_classes_check_their_fields_too(make: Any, error: type[Exce
     with pytest.raises(error) as caught:
         make()
     assert complaint in str(caught.value)
+
+
+VALID: dict[type[Any], dict[str, Any]] = {
+    Artifact: {"key": "a", "filename": "a", "sha256": None, "source": LocalFile("/a")},
+    CloudInitDisk: {"user_data": "#cloud-config"},
+    DataDisk: {"name": "a", "size_mib": 1},
+    DebianBuild: {},
+    FatDisk: {},
+    ForkDisk: {"fork": object.__new__(ImageFork), "name": "a"},
+    GuestImage: {},
+    ImageDisk: {"artifact": "a"},
+    ImageRecipe: RECIPE,
+    LocalFile: {"path": "/a"},
+    Migrate: {},
+    Nic: {},
+    NotSameAs: {"other": LocalHost(Settings(), run_id="a")},
+    Settings: {},
+    VmConfig: {},
+    VolumeDisk: {"volume": object.__new__(CrucibleDisk), "name": "a"},
+    WheelMember: {"distribution": "a", "version": "1", "member": "a"},
+}
+"""Classes whose objects tests and guest adapters make, with the fields that have no default."""
+
+RETURNED = {CommandResult, Progress, Samples}
+"""Public classes with fields that tests only receive."""
+
+
+def fields_of(cls: Any) -> tuple[str, ...]:
+    if dataclasses.is_dataclass(cls):
+        return tuple(field.name for field in dataclasses.fields(cls))
+    return getattr(cls, "__struct_fields__", ())
+
+
+def test_every_public_class_with_fields_is_known_here() -> None:
+    public = {getattr(pytest_propolis, name) for name in pytest_propolis.__all__}
+    classes = [cls for cls in (*public, *Disk.__subclasses__(), DebianBuild) if isinstance(cls, type)]
+    # By name: a dataclass with slots stands for another class of the same name, which is a subclass too.
+    assert {cls.__name__ for cls in classes if fields_of(cls)} == {cls.__name__ for cls in (*VALID, *RETURNED)}
+
+
+@pytest.mark.parametrize(
+    ("cls", "field"),
+    [pytest.param(cls, field, id=f"{cls.__name__}.{field}") for cls in VALID for field in fields_of(cls)],
+)
+def test_a_value_that_fits_no_field_is_refused_by_name(cls: type[Any], field: str) -> None:
+    for value in (object(), ["x"], {"x"}, {1.5: "x"}, 1j):
+        with pytest.raises((ConfigError, ArtifactError, SettingsError), match=rf": (the )?{field} is ") as caught:
+            cls(**VALID[cls] | {field: value})
+        assert caught.value.hint
 
 
 def test_values_that_fit_are_taken() -> None:

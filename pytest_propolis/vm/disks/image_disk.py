@@ -42,9 +42,9 @@ class ImageDisk(Disk):
     def __post_init__(self) -> None:
         if not self.name and isinstance(self.artifact, str | Path):
             object.__setattr__(self, "name", Path(self.artifact).stem)
+        check_fields(self, subject=f"image disk {self.name!r}")
         if not self.name:
             raise ConfigError("a disk of an artifact without a name needs one", hint="give ImageDisk(…, name=…)")
-        check_fields(self, subject=f"image disk {self.name!r}")
         require_device_name("image disk", self.name)
 
     def as_data_disk(self, image: Path, *, image_format: ImageFormat) -> DataDisk:
