@@ -33,7 +33,7 @@ from .option_values import (
     yes_or_no,
 )
 
-__all__ = ["ENGINE", "OPTIONS", "Accelerator", "BootKind", "FailOn", "KeepPolicy", "Option", "Settings"]
+__all__ = ["ENGINE", "OPTIONS", "Accelerator", "BootKind", "FailOn", "KeepPolicy", "Option", "Settings", "text_of"]
 
 
 ENGINE: Final = "engine"
@@ -316,6 +316,13 @@ OPTIONS: Final[tuple[Option, ...]] = tuple(
 _BY_NAME: Final = {option.name: option for option in OPTIONS}
 
 
+def text_of(name: str, value: object) -> str:
+    """Return the value that a TOML file has for an option as it is given elsewhere: a list of paths with separators."""
+    if isinstance(value, list) and _BY_NAME[name].parse is paths:
+        return os.pathsep.join(map(str, value))
+    return str(value)
+
+
 @dataclass(frozen=True, slots=True)
 class _Given:
     """The text of a value, the place it stands in, and the directory that a relative path there is relative to."""
@@ -324,11 +331,16 @@ class _Given:
     text: str
     directory: Path
 
+    def absolute(self, value: Any) -> Any:
+        """Return a parsed value with all its paths absolute."""
+        if isinstance(value, tuple):
+            return tuple(map(self.absolute, value))
+        return (self.directory / value).absolute() if isinstance(value, Path) else value
+
 
 def _parse(name: str, given: _Given) -> Any:
     try:
-        value = _BY_NAME[name].parse(given.text)
-        return (given.directory / value.expanduser()).absolute() if isinstance(value, Path) else value
+        return given.absolute(_BY_NAME[name].parse(given.text))
     except ValueError as error:
         raise SettingsError(f"{given.source}: {given.text!r} {error}") from None
     except RuntimeError:
@@ -362,4 +374,4 @@ def _read_settings_file(path: Path, source: str) -> dict[str, str]:
             f"settings file {path} has unknown keys: {', '.join(wrong)}",
             hint=f"it holds one table, [settings], with any of {', '.join(sorted(known))}",
         )
-    return {key: str(value) for key, value in table.items()}
+    return {key: text_of(key, value) for key, value in table.items()}

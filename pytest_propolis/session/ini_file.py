@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ..settings import OPTIONS
+from ..settings import OPTIONS, text_of
 
 __all__ = ["ini_directory", "ini_values"]
 
@@ -20,9 +20,9 @@ def ini_directory(config: pytest.Config) -> Path:
 def ini_values(config: pytest.Config) -> dict[str, str]:
     """Return the text of every option of this plugin, by name; empty if the file does not set it.
 
-    Numbers and booleans of TOML are returned as they would be written in an INI file.
+    Numbers, booleans and lists of paths of TOML are returned as they would be written in an INI file.
     """
-    return {option.name: str(_value(config, option.ini_key)) for option in OPTIONS}
+    return {option.name: text_of(option.name, _value(config, option.ini_key)) for option in OPTIONS}
 
 
 def _value(config: pytest.Config, key: str) -> Any:

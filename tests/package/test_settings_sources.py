@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -79,22 +80,29 @@ def test_the_settings_file_itself_can_be_named_in_the_environment(tmp_path: Path
 def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/somewhere")
-    settings = resolve(command_line={"log_dir": "logs", "artifact_dir": "~/images"})
+    settings = resolve(
+        command_line={"log_dir": "logs", "artifact_dir": "~/images", "image_dirs": os.pathsep.join(("a", "~/b", "/c"))}
+    )
     assert (settings.log_dir, settings.artifact_dir) == (tmp_path / "logs", Path("/somewhere/images"))
+    assert settings.image_dirs == (tmp_path / "a", Path("/somewhere/b"), Path("/c"))
 
 
 def test_a_relative_path_in_a_file_is_relative_to_that_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     (project / "vm").mkdir(parents=True)
     elsewhere.mkdir()
-    (project / "vm" / "settings.toml").write_text('[settings]\nqemu = "bin/qemu"\nartifact_dir = "/images"\n')
+    (project / "vm" / "settings.toml").write_text(
+        '[settings]\nqemu = "bin/qemu"\nartifact_dir = "/images"\nimage_dirs = ["a", "../b"]\n'
+    )
     monkeypatch.chdir(elsewhere)
     settings = Settings.resolve(
         command_line={"artifact_dir": "images"},
         environment={},
-        ini={"settings_file": "vm/settings.toml", "log_dir": "logs"},
+        ini={"settings_file": "vm/settings.toml", "log_dir": "logs", "artifacts": "artifacts.toml"},
         ini_directory=project,
     )
+    assert settings.image_dirs == (project / "vm" / "a", project / "vm" / ".." / "b")
+    assert settings.artifacts == (project / "artifacts.toml",)
     assert settings.settings_file == project / "vm" / "settings.toml"
     assert settings.log_dir == project / "logs"
     assert settings.qemu == project / "vm" / "bin" / "qemu"

@@ -171,6 +171,37 @@ def test_a_native_value_of_the_wrong_kind_is_one_usage_error(inner: InnerRun, li
     assert usage_error(inner) == f"ini key {line.split()[0]}: {complaint}"
 
 
+LIST_OF_PATHS = """
+[tool.pytest{options}]
+propolis_image_dirs = ["images", "/others"]
+"""
+
+FILES_WITH_PATHS = {
+    "setup.cfg": "[tool:pytest]\npropolis_image_dirs = images:/others\n",
+    "tox.ini": "[pytest]\npropolis_image_dirs = images:/others\n",
+    "pyproject.toml": LIST_OF_PATHS.format(options=".ini_options"),
+}
+
+
+@pytest.mark.parametrize("file", FILES_WITH_PATHS)
+def test_paths_in_other_files_are_relative_to_these(
+    inner: InnerRun, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    project = inner.pytester.path
+    project.joinpath(file).write_text(FILES_WITH_PATHS[file])
+    project.joinpath("sub").mkdir()
+    monkeypatch.chdir(project / "sub")
+    found = shown(inner, str(project / "test_show.py"))
+    assert found["image_dirs"] == str((project / "images", Path("/others")))
+
+
+@pytest.mark.skipif(pytest.version_tuple < (9, 0), reason="pytest 9 reads native TOML")
+def test_a_list_of_toml_is_taken_for_paths(inner: InnerRun) -> None:
+    project = inner.pytester.path
+    project.joinpath("pyproject.toml").write_text(LIST_OF_PATHS.format(options=""))
+    assert shown(inner)["image_dirs"] == str((project / "images", Path("/others")))
+
+
 @pytest.mark.parametrize("start", [".", "sub"])
 @pytest.mark.parametrize("distribution", [(), ("-n1",)], ids=["one-process", "xdist"])
 def test_paths_in_the_ini_file_do_not_depend_on_where_pytest_is_started(
