@@ -31,12 +31,12 @@ class ForkImage(msgspec.Struct, frozen=True, kw_only=True):
     """Request a writable fork of an image, independent of any VM.
 
     :param image: path of the image on the agent's host, or of its ZFS volume; it must not change while forks live.
-    :param image_format: ``qcow2`` or ``raw``.
+    :param image_format: ``qcow2`` or ``raw``; None for raw, unless the image looks like a container.
     :param providers: the names of the providers that will do; any, if empty.
     """
 
     image: str
-    image_format: str = "qcow2"
+    image_format: str | None = "qcow2"
     providers: tuple[str, ...] = ()
 
 

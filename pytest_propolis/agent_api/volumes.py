@@ -20,7 +20,7 @@ class CreateVolume(msgspec.Struct, frozen=True, kw_only=True):
     :param size_bytes: at least; it becomes a whole number of extents of 64 MiB, and is never smaller than the image.
     :param block_size: 512 or 4096.
     :param image: path of an image that it lies over, and which must not change meanwhile; None for an empty one.
-    :param image_format: ``qcow2`` or ``raw``.
+    :param image_format: ``qcow2`` or ``raw``; None for raw, unless the image looks like a container.
     :param contents: what it holds from its first byte on, instead of an image; not larger than it.
     :param stall_timeout_s: how long the guest's requests wait, when too few replicas are left.
     """
@@ -31,7 +31,7 @@ class CreateVolume(msgspec.Struct, frozen=True, kw_only=True):
     stall_timeout_s: float = 60.0
     block_size: int = 4096
     image: str | None = None
-    image_format: str = "raw"
+    image_format: str | None = None
     contents: bytes | None = None
 
 

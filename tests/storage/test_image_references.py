@@ -8,27 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from qcow2_images import qemu_img, with_backing_file, with_data_file
 
 from pytest_propolis.errors import ArtifactCorrupt, ArtifactError
 from pytest_propolis.storage.images.image_headers import Qcow2Header, container_of
 from pytest_propolis.storage.images.image_references import require_contained
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
-
-
-def qemu_img(*arguments: object) -> None:
-    subprocess.run(["qemu-img", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
-
-
-def with_data_file(image: Path, file: Path) -> Path:
-    qemu_img("create", "-f", "qcow2", "-o", f"data_file={image}.data,data_file_raw=on", image, "1M")
-    qemu_img("amend", "-f", "qcow2", "-o", f"data_file={file}", image)
-    return image
-
-
-def with_backing_file(image: Path, name: object, *, backing_format: str = "raw") -> Path:
-    qemu_img("create", "-f", "qcow2", "-u", "-F", backing_format, "-b", name, image, "1M")
-    return image
 
 
 @pytest.fixture

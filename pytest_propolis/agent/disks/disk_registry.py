@@ -135,14 +135,21 @@ class DiskRegistry:
     async def create_volume(self, client: str, request: CreateVolume) -> VolumeCreated:
         """Create a replicated volume with running downstairs.
 
-        :raises ArtifactError: when its image is missing or broken.
+        :raises ArtifactError: when its image is missing or broken, is not of its format, or names files elsewhere.
         :raises CapabilityMissing: when the host lacks a program for it.
         :raises ResourceExhausted: when there is no space left.
         """
         qemu = (await self._hypervisors.find()).qemu
         owned = self._resources_of(client)
         writer = LedgerWriter(self._ledger, owned.writer.owner)
-        volume = await create_volume(request, qemu=qemu, parent=self._space.directory(), writer=writer, client=client)
+        volume = await create_volume(
+            request,
+            qemu=qemu,
+            parent=self._space.directory(),
+            writer=writer,
+            client=client,
+            allowed=allowed_image_directories(self._config),
+        )
         if owned.left:
             await volume.close()
             raise AgentError(f"client {client!r} left while its volume was made")

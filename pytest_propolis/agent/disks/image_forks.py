@@ -22,7 +22,7 @@ from ...ledger.writer import LedgerWriter
 from ...storage.forks.choice import choose_provider
 from ...storage.forks.fork import ForkedImage, ForkProvider, ForkRequest
 from ...storage.images.image_references import require_contained
-from ...storage.images.overlays import image_info
+from ...storage.images.overlays import image_info, presumed_format
 from ...storage.programs import run_program
 from .disk_images import require_absolute
 from .disk_space import DiskSpace
@@ -168,19 +168,20 @@ async def fork_of(
 
     :param qemu_img: None where there is no QEMU: then image and fork are raw.
     :param allowed: directories, besides the image's own, in which files referenced by the image may lie.
-    :raises ArtifactError: when the image is missing or broken.
+    :raises ArtifactError: when the image is missing or broken, is not of its format, or names files elsewhere.
     :raises CapabilityMissing: when no provider can fork it, with the reason of each.
     :raises ResourceExhausted: when there is no space left.
     """
     image = require_absolute(request.image, what="image")
+    image_format = request.image_format or presumed_format(image)
     if image.is_file():
-        require_contained(image, request.image_format, allowed=allowed)
+        require_contained(image, image_format, allowed=allowed)
     providers = request.providers
     if qemu_img is None:
-        require_raw(request.image, request.image_format)
+        require_raw(request.image, image_format)
         providers = providers or RAW_PROVIDERS
     fork_id, notes = secrets.token_hex(8), list[str]()
-    fork_request = ForkRequest(image=image, image_format=request.image_format, target=space.path_of(fork_id))
+    fork_request = ForkRequest(image=image, image_format=image_format, target=space.path_of(fork_id))
     provider = await choose_provider(fork_request, progress=notes.append, only=providers)
     planned = await provider.plan(fork_request)
     if planned.format != "raw":  # The server knows the format of a disk's file by its suffix.

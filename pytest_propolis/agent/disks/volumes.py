@@ -9,11 +9,13 @@ import shutil
 import socket
 import time
 from base64 import b64encode
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
+
+import msgspec
 
 from ...agent_api.retention import Kept
 from ...agent_api.volumes import CreateVolume, DownstairsFault, DownstairsListed, FaultKind, VolumeCreated, VolumeListed
@@ -25,7 +27,9 @@ from ...engine.volumes.vcr import REPLICAS
 from ...errors import AgentError, CapabilityMissing, ConfigError, ResourceExhausted
 from ...ledger.entry import Entry
 from ...ledger.writer import LedgerWriter
-from ...storage.images.overlays import check_image, create_overlay, image_info
+from ...storage.images.image_references import require_contained
+from ...storage.images.overlays import check_image, create_overlay, image_info, presumed_format
+from .disk_images import require_absolute
 
 __all__ = ["OwnedVolume", "create_volume"]
 
@@ -168,7 +172,7 @@ class OwnedVolume:
                 qemu_img=qemu_img,
                 backing=Path(region.parent),
                 overlay=region.path,
-                backing_format=self.request.image_format,
+                backing_format=self.request.image_format or "raw",
                 size_bytes=region.size_bytes,
             )
             return
@@ -181,13 +185,14 @@ class OwnedVolume:
 
 
 async def create_volume(
-    request: CreateVolume, *, qemu: Qemu, parent: Path, writer: LedgerWriter, client: str
+    request: CreateVolume, *, qemu: Qemu, parent: Path, writer: LedgerWriter, client: str, allowed: Sequence[Path]
 ) -> OwnedVolume:
     """Create a volume with three running downstairs.
 
     :param parent: the parent of its directory.
+    :param allowed: directories, besides the image's own, in which files referenced by the image may lie.
     :raises ConfigError: when it cannot have that size.
-    :raises ArtifactError: when its image is missing or broken.
+    :raises ArtifactError: when its image is missing or broken, is not of its format, or names files elsewhere.
     :raises CapabilityMissing: when the host lacks ``qemu-storage-daemon``.
     :raises ResourceExhausted: when there is no space for it.
     """
@@ -196,6 +201,8 @@ async def create_volume(
             f"there is no qemu-storage-daemon beside {qemu.system} or on PATH",
             hint="install the package qemu-utils (apt) or qemu-storage-daemon (dnf)",
         )
+    if request.image is not None:
+        request = msgspec.structs.replace(request, image_format=await _checked_format(request, qemu.img, allowed))
     size_bytes = await _size(request, qemu.img)
     volume_id = secrets.token_hex(8)
     directory = parent / volume_id
@@ -224,13 +231,24 @@ async def create_volume(
     return volume
 
 
+async def _checked_format(request: CreateVolume, qemu_img: Path, allowed: Sequence[Path]) -> str:
+    """Return the format of a volume's image.
+
+    :raises ArtifactError: when the image is missing or broken, is not of its format, or names files elsewhere.
+    """
+    image = require_absolute(request.image or "", what="disk image")
+    image_format = request.image_format or presumed_format(image)
+    require_contained(image, image_format, allowed=allowed)
+    await check_image(qemu_img=qemu_img, image=image, image_format=image_format)
+    return image_format
+
+
 async def _size(request: CreateVolume, qemu_img: Path) -> int:
     """Return the size in bytes, a whole number of extents, and at least the size of the image."""
     size_bytes = max(request.size_bytes, len(request.contents or b""))
     if request.image is not None:
-        image = Path(request.image)
-        await check_image(qemu_img=qemu_img, image=image, image_format=request.image_format)
-        info = await image_info(qemu_img=qemu_img, image=image, image_format=request.image_format)
+        assert request.image_format is not None
+        info = await image_info(qemu_img=qemu_img, image=Path(request.image), image_format=request.image_format)
         size_bytes = max(size_bytes, info.virtual_size_bytes)
     if size_bytes < request.block_size:
         raise ConfigError(f"volume {request.name!r}: {size_bytes} bytes are less than one block")

@@ -100,7 +100,8 @@ class CrucibleDiskFactory:
         :param block_size: the size of its blocks in bytes, 512 or 4096.
         :param image: a read-only parent: what the disk holds at first. It must not change meanwhile. The name of an
             artifact in a catalog; the name of a guest, whose disk it is; an artifact; the path of an image.
-        :param image_format: by default raw for a path and for what is stored as ``.raw`` or ``.img``, else qcow2.
+        :param image_format: by default raw for a path and for what is stored as ``.raw`` or ``.img``, and what looks
+            like a container is refused; else qcow2.
         :param fat: a file system that the disk holds at first, in all replicas; only its files, label and size count.
         :param stall_timeout_s: how many seconds the guest's requests wait, when fewer than two replicas are left. After
             that the VM fails.
@@ -121,7 +122,7 @@ class CrucibleDiskFactory:
             size_bytes=size_mib * MIB,
             block_size=block_size,
             image=there,
-            image_format=image_format or ("raw" if isinstance(image, Path) else image_format_of(there or "")),
+            image_format=image_format or (None if isinstance(image, Path) else image_format_of(there or "")),
             contents=None if fat is None else fat.contents(),
             stall_timeout_s=stall_timeout_s,
         )

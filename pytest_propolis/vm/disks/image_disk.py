@@ -25,7 +25,8 @@ class ImageDisk(Disk):
         path of an image. It must not change meanwhile.
     :param name: its key in the instance spec; its backend's key is this and ``-backend``. By default the name of the
         artifact, or the path's without its ending.
-    :param image_format: ``qcow2`` or ``raw``; by default raw for a name that ends in ``.raw`` or ``.img``, else qcow2.
+    :param image_format: ``qcow2`` or ``raw``; by default raw for a name that ends in ``.raw`` or ``.img``, and one
+        that looks like a container is refused; else qcow2.
     :param readonly: whether the guest can only read it.
     :param block_size: the size of its blocks in bytes.
     :param pci_slot: where it sits on the PCI bus, 2 to 31; by default the next free slot from 4 on.
@@ -47,7 +48,7 @@ class ImageDisk(Disk):
             raise ConfigError("a disk of an artifact without a name needs one", hint="give ImageDisk(…, name=…)")
         require_device_name("image disk", self.name)
 
-    def as_data_disk(self, image: Path, *, image_format: ImageFormat) -> DataDisk:
+    def as_data_disk(self, image: Path, *, image_format: ImageFormat | None) -> DataDisk:
         """Return the same disk, of an image that is on the host."""
         return DataDisk(
             name=self.name,
@@ -63,6 +64,9 @@ class ImageDisk(Disk):
         raise NotImplementedError("its image is to be found first: `as_data_disk`")
 
 
-def image_format_of(path: str) -> ImageFormat:
-    """Return the format that the name of an image says."""
-    return "raw" if path.endswith((".raw", ".img")) else "qcow2"
+def image_format_of(path: str) -> ImageFormat | None:
+    """Return the format that the name of an image says.
+
+    :return: None for raw, unless the image looks like a container: distributions name qcow2 images ``.img``, too.
+    """
+    return None if path.endswith((".raw", ".img")) else "qcow2"

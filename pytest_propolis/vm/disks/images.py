@@ -49,15 +49,18 @@ class ImageFinder:
     async def path(self, image: str | Path | Artifact) -> str:
         """Return the path of an image on the host.
 
-        :param image: the name of an artifact, or of a guest with a disk; a path on this machine; an artifact.
+        :param image: the name of an artifact, or of a guest with a disk; a path on this machine, which as text has a
+            slash; an artifact.
         :raises ConfigError: when there is no such image.
         :raises ArtifactError: when it cannot be had.
         """
-        if isinstance(image, Path):
-            return await self._host.provide(Path(host_path(image, purpose="the image")), self._progress)
-        if isinstance(image, str):
-            return await self.artifact(image) or await self._disk_of(image)
-        return await self._fetched(image)
+        if isinstance(image, Artifact):
+            return await self._fetched(image)
+        if path := await self.artifact(image):
+            return path
+        if isinstance(image, str) and "/" not in image:
+            return await self._disk_of(image)
+        return await self._host.provide(Path(host_path(image, purpose="the image")), self._progress)
 
     async def artifact(self, name: str | Path) -> str | None:
         """Return the path of an artifact on the host; None if no catalog has one of this name.

@@ -21,13 +21,13 @@ __all__ = ["ReadyImage", "prepare_guests", "ready_image"]
 class ReadyImage:
     """A guest's prepared image on the host; attributes that are None in the image are None here.
 
-    :param disk_format: of the disk, ``qcow2`` or ``raw``.
+    :param disk_format: of the disk, ``qcow2`` or ``raw``; None for raw, unless it looks like a container.
     """
 
     kernel: Path | None
     initrd: Path | None
     disk: Path | None
-    disk_format: str = "qcow2"
+    disk_format: str | None = "qcow2"
 
 
 async def ready_image(

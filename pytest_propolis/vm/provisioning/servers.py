@@ -135,7 +135,9 @@ async def _program_on(host: Host, server: str | Path, *, images: ImageFinder, pr
         return ENGINE_PROGRAM
     if path := await images.artifact(server):
         return path
-    program = shutil.which(host_path(server, purpose="the server program") if str(server).startswith("~") else server)
+    # A name without a slash is on PATH; a Path is a path even then.
+    is_path = isinstance(server, Path) or "/" in server
+    program = shutil.which(host_path(server, purpose="the server program") if is_path else server)
     if program is None:
         missing = "is no program" if Path(server).exists() else "is not there"
         raise ConfigError(f"the server program {str(server)!r} {missing}", hint=SERVER_HINT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
 from volume_checks import DRIVER, MICRO, all_active, replicas, wait_for_status
@@ -49,6 +50,16 @@ async def test_a_volume_lies_over_the_disk_of_a_guest(
     vm = await vm_factory.start("vm", disks=(disk,), **MICRO)
     magic = await vm.run(f"{DRIVER}; dd if=/dev/vda bs=1 skip=1080 count=2 2>/dev/null | od -An -tx1")
     assert magic.split() == ["53", "ef"]  # of ext4
+
+
+@pytest.mark.parametrize("image", [Path("own.raw"), "./own.raw", "~/own.raw"], ids=["path", "text", "home"])
+async def test_the_path_of_an_image_means_what_it_means_in_the_test(
+    crucible_disk_factory: CrucibleDiskFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: str | Path
+) -> None:
+    (tmp_path / "own.raw").write_bytes(bytes(3 << 20))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert (await crucible_disk_factory(size_mib=1, image=image)).size_bytes == 3 << 20
 
 
 async def test_sources_that_cannot_be_are_refused(crucible_disk_factory: CrucibleDiskFactory) -> None:

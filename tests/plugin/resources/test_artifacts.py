@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from inner_run import InnerRun
 from propolis_command import propolis
+from qcow2_images import with_backing_file
 
 FORKS = """
 import subprocess, pytest
@@ -113,3 +114,26 @@ def test_gc_removes_the_forks_of_a_run_that_was_killed_with_its_agent(
     propolis("gc")
     assert not fork.exists()
     assert inner.leavings() == []
+
+
+READS_THE_BASE = """
+from pathlib import Path
+from pytest_propolis import DataDisk
+
+async def test_it(vm_factory):
+    disk = DataDisk(name="a", image=Path("images/downloaded.qcow2"), image_format="qcow2")
+    vm = await vm_factory.start(memory_mib=128, disks=(disk,))
+    await vm.run("modprobe virtio_blk; until [ -b /dev/vda ]; do sleep 0.1; done")
+    assert await vm.run("head -c 4 /dev/vda") == "base"
+"""
+
+
+def test_the_files_that_an_image_names_may_lie_in_the_directories_that_the_user_names(inner: InnerRun) -> None:
+    for name in ("bases", "images"):
+        inner.pytester.mkdir(name)
+    base = inner.pytester.path / "bases" / "base"
+    base.write_bytes(b"base".ljust(1 << 20, b"\0"))
+    with_backing_file(inner.pytester.path / "images" / "downloaded.qcow2", base)
+    inner.write(test_it=READS_THE_BASE)
+    inner.fails_with("*downloaded.qcow2 names *base*")
+    inner.run("--propolis-image-dirs=/nowhere:bases").assert_outcomes(passed=1)

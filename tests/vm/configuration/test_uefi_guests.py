@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from pytest_propolis.agent_api.boot_source import Firmware
 from pytest_propolis.engine.qemu.binary import find_firmware
 from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.vm.config import DataDisk
@@ -48,6 +51,18 @@ async def has_variable(vm: TestVm) -> bool:
 async def test_uefi_starts_the_kernel_of_a_guest_without_a_boot_loader(vm_factory: VmFactory, guest: str) -> None:
     vm = await vm_factory.start(guest=guest, firmware="uefi", kernel_arguments="propolis.test=1")
     assert "propolis.test=1" in await vm.run("[ -d /sys/firmware/efi ] && cat /proc/cmdline")
+
+
+@pytest.mark.parametrize("rom", [Path("rom.fd"), "./rom.fd", "~/rom.fd"], ids=["path", "text", "home"])
+async def test_the_path_of_a_boot_rom_means_what_it_means_in_the_test(
+    vm_factory: VmFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rom: str | Path
+) -> None:
+    (tmp_path / "rom.fd").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    vm = await vm_factory.create(guest="micro", firmware="uefi", boot_rom=rom)
+    assert isinstance(vm.boot_source, Firmware)
+    assert vm.boot_source.boot_rom == str(tmp_path / "rom.fd")
 
 
 @pytest.mark.slow

@@ -56,6 +56,18 @@ async def test_a_vm_boots_from_an_artifact(vm_factory: VmFactory, tmp_path: Path
     await vm.wait_for_serial_output("it boots")
 
 
+@pytest.mark.parametrize("image", [Path("own.raw"), "./own.raw", "~/own.raw"], ids=["path", "text", "home"])
+async def test_the_path_of_a_boot_disk_means_what_it_means_in_the_test(
+    vm_factory: VmFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: str | Path
+) -> None:
+    (tmp_path / "own.raw").write_bytes(boot_disk("my own\n"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    vm = await vm_factory.create(guest="micro", firmware="bios", boot_disk=image)
+    await vm.launch()
+    await vm.wait_for_serial_output("my own")
+
+
 @pytest.mark.slow
 async def test_a_guest_boots_the_same_from_its_image_by_name(vm_factory: VmFactory) -> None:
     vm = await vm_factory.start(guest="alpine", boot_disk="alpine", disks=(ImageDisk("alpine", name="second"),))

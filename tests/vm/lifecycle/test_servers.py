@@ -280,6 +280,21 @@ async def test_a_server_program_may_be_an_artifact(
         assert await vm.run("echo hello") == "hello"
 
 
+@pytest.mark.parametrize("server", [Path("server"), "./server", "~/server"], ids=["path", "text", "home"])
+async def test_the_path_of_a_server_means_what_it_means_in_the_test(
+    vm_factory: VmFactory,
+    script: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    server: str | Path,
+) -> None:
+    script(f"open(__file__ + '.ran', 'w')\nos.execv({PROGRAM_PATH!r}, [{PROGRAM!r}, *sys.argv[1:]])")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    await vm_factory.create(**(SMALL | {"server": server}))
+    assert (tmp_path / "server.ran").exists()
+
+
 async def test_a_server_that_takes_its_time_is_waited_for(vm_factory: VmFactory, script: Callable[[str], Path]) -> None:
     """HAZARDS=all has it take a minute."""
     program = script(f"time.sleep({SLOW_START_S})\nos.execv({PROGRAM_PATH!r}, [{PROGRAM!r}, *sys.argv[1:]])")
