@@ -16,6 +16,7 @@ from websockets.frames import CloseCode
 from ..errors import AgentError, ConsoleClosed, ConsoleTimeout, GuestPanicked, PropolisError
 from ..propolis_api.connection.endpoint import Loss
 from ..propolis_api.serial import SerialConsoleMoved, is_reset_notice, migration_notice
+from ..terminal_text import abbreviated
 from .escapes import TextFilter
 from .input_history import Sent
 from .kernel.ends import asks_for_an_end
@@ -41,6 +42,7 @@ PANIC_QUIET_S: Final = 1.0
 
 MOVED: Final = "the guest has moved to another VM"
 TAIL_LINES: Final = 30
+PATTERN_CHARACTERS: Final = 400
 """How many lines of console an error shows."""
 
 
@@ -162,9 +164,8 @@ class Console:
                 async with asyncio.timeout(timeout_s):
                     return await self.transcript.wait_for(pattern)
         except TimeoutError:
-            wanted = repr(pattern) if isinstance(pattern, str) else f"a match of {pattern.pattern!r}"
             raise ConsoleTimeout(
-                f"{wanted} did not appear on the console",
+                f"{_named(pattern)} did not appear on the console",
                 vm=self._vm,
                 waited_s=timeout_s,
                 console_tail=self.tail(),
@@ -354,3 +355,10 @@ def end_reason(connection: ClientConnection) -> str:
     if connection.close_code == CloseCode.NORMAL_CLOSURE:
         return "its server has closed the console"
     return f"its server or its agent has gone (code {connection.close_code})"
+
+
+def _named(pattern: str | re.Pattern[str]) -> str:
+    """Return what a wait waits for, for its error."""
+    if isinstance(pattern, str):
+        return repr(abbreviated(pattern, PATTERN_CHARACTERS))
+    return f"a match of {abbreviated(pattern.pattern, PATTERN_CHARACTERS)!r}"

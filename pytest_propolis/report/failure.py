@@ -13,6 +13,7 @@ from _pytest._code.code import ExceptionRepr
 from ..errors import PropolisError
 from ..session.guard import guarded
 from ..session.stash import CRUCIBLE_DISKS, KERNEL_FAILURES, RETENTION_POLICY, VMS
+from ..terminal_text import printable
 from .volumes import describe_volume
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def add_sections(
         with guarded(item.config, f"describing crucible disk {disk.name!r} of {item.nodeid}"):
             _add_section(report, f"propolis crucible disk {disk.name!r}", "\n".join(describe_volume(disk)))
     for vm_name, failure in item.stash.get(KERNEL_FAILURES, []) if report.failed else ():
-        _add_section(report, TITLES[failure.kind].format(vm_name), "\n".join(failure.lines()))
+        _add_section(report, TITLES[failure.kind].format(vm_name), "\n".join(map(printable, failure.lines())))
     if report.failed or report.when != "setup":  # output of a setup that passed belongs to the call
         item.stash[KERNEL_FAILURES] = []
     if report.when == "teardown":
@@ -124,7 +125,7 @@ def _networks(vm: TestVm) -> Iterator[str]:
 def _console(tail: tuple[str, ...], shown: tuple[str, ...]) -> list[str]:
     """Return the end of the console, without the lines that the error shows already."""
     since = _lines_after(tail, shown)
-    lines = [f"    | {line}" for line in since]
+    lines = [f"    | {printable(line)}" for line in since]
     if len(since) < len(tail):
         return ["console: see the error above", *(["         and since then:", *lines] if lines else [])]
     return [f"console: the last {len(tail)} lines" if tail else "console: nothing was shown", *lines]

@@ -51,6 +51,16 @@ async def test_a_wait_that_times_out_says_what_how_long_and_what_was_shown(conso
         await console.wait_for(re.compile("a[bc]"), timeout_s=0.05)
 
 
+async def test_the_text_of_a_timeout_is_bounded(console: Console) -> None:
+    await console.send("head -c 200000 /dev/zero | tr '\\0' x; echo; echo e''nd\n")
+    await console.wait_for("end\n", timeout_s=30)
+    for pattern in ("never" * 10_000, re.compile("never" * 10_000)):
+        with pytest.raises(ConsoleTimeout, match=r"characters\) … .*never' did not appear") as caught:
+            await console.wait_for(pattern, timeout_s=0.05)
+        assert "xxx" in str(caught.value)
+        assert len(str(caught.value)) < 5_000
+
+
 async def test_the_log_has_lines_that_are_not_finished_and_is_private(console: Console) -> None:
     await console.send("printf 'not fini''shed'\n")
     await console.wait_for("not finished", timeout_s=10)

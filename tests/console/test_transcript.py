@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_propolis.console.transcript import KEPT_CHARACTERS, Transcript
+from pytest_propolis.console.transcript import KEPT_CHARACTERS, Found, Transcript
 from pytest_propolis.errors import ConsoleClosed
 
 
@@ -52,6 +52,16 @@ async def test_a_regular_expression_gives_its_groups() -> None:
     await show(transcript, "Linux version 6.18.1\n")
     found = await transcript.wait_for(re.compile(r"version (\d+)\.(\d+)(-rc\d)?"))
     assert (found.before, found.text, found.groups) == ("Linux ", "version 6.18", ("6", "18", None))
+
+
+async def test_a_pattern_that_ends_in_a_number_matches_as_much_of_it_as_has_come() -> None:
+    transcript = Transcript()
+    (open_ended, closed) = await waiting(transcript, re.compile(r"tests: (\d+)"), re.compile(r"tests: (\d+)\n"))
+    await show(transcript, "tests: 1")
+    assert await open_ended == Found(before="", text="tests: 1", groups=("1",))
+    assert not closed.done()
+    await show(transcript, "2\n")
+    assert await closed == Found(before="", text="tests: 12\n", groups=("12",))
 
 
 async def test_the_start_of_a_wait_is_no_start_of_a_line() -> None:

@@ -58,6 +58,13 @@ def test_every_error_shows_all_that_it_carries(kind: type[PropolisError]) -> Non
 
 
 @pytest.mark.parametrize("kind", CLASSES)
+def test_a_long_line_of_console_is_abbreviated(kind: type[PropolisError]) -> None:
+    error = kind("it broke", console_tail=("first", "x" * 200_000, "last"))
+    assert "    | last" in str(error)
+    assert len(str(error)) < 2_000
+
+
+@pytest.mark.parametrize("kind", CLASSES)
 def test_an_error_without_context_is_its_message(kind: type[PropolisError]) -> None:
     assert str(kind("it broke")).splitlines()[0].startswith("it broke")
     assert "None" not in str(kind("it broke"))

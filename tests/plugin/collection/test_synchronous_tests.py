@@ -36,6 +36,11 @@ def test_errors_are_those_of_the_method(vm):
         vm.run("false")
     assert caught.value.status == 1
 
+@pytest.mark.parametrize("state", ["running", None, 5])
+def test_what_is_no_state_is_refused_at_once(vm, state):
+    with pytest.raises(ConfigError, match=f"the state to wait for is {state!r}"):
+        vm.wait_for_state(state)
+
 def test_an_error_leaves_a_context(vm):
     with pytest.raises(KeyError), vm.interactive():
         raise KeyError
@@ -142,7 +147,7 @@ def test_the_example_of_pytest_bdd_passes(inner: InnerRun, pytestconfig: pytest.
 
 def test_what_a_vm_gives_works_without_await(inner: InnerRun) -> None:
     inner.write(test_it=FACADE)
-    inner.run("--asyncio-mode=auto").assert_outcomes(passed=8)
+    inner.run("--asyncio-mode=auto").assert_outcomes(passed=11)
 
 
 def test_an_exception_in_the_waiting_test_cancels_the_command(inner: InnerRun) -> None:

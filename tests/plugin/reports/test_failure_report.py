@@ -112,6 +112,27 @@ def test_the_text_of_a_failure_has_the_vms_for_those_that_see_no_terminal(
         result.stdout.fnmatch_lines([f"* propolis VM '{vm}' *", "state:   not created", f"log: *{vm}.serial.log"])
 
 
+SHOWS_A_LONG_LINE = """
+import pytest
+
+@pytest.mark.parametrize("wait", [True, False])
+async def test_long(test_vm, wait):
+    await test_vm.run("head -c 20000 /dev/zero | tr '\\\\0' x >/dev/ttyS0")
+    if wait:
+        await test_vm.wait_for_serial_output("never" * 10_000, timeout_s=0.1)
+    assert False
+"""
+
+
+def test_a_long_line_of_console_is_abbreviated_in_the_report_and_in_junit(inner: InnerRun) -> None:
+    inner.write(test_it=SHOWS_A_LONG_LINE)
+    result = inner.run("--junitxml=junit.xml", "--show-capture=no", "--propolis-keep=never")
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["*| *xxx … (* characters) … xxx*"])
+    assert max(map(len, result.outlines)) < 1_000
+    assert len((inner.pytester.path / "junit.xml").read_text()) < 20_000
+
+
 FORGETS = """
 import gc, weakref
 

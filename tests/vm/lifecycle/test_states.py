@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -382,10 +383,21 @@ async def test_a_state_is_waited_for_by_its_name(vm: TestVm) -> None:
     await vm.wait_for_state("Running", timeout_s=60)
 
 
-async def test_a_name_that_is_no_state_is_refused_at_once(vm: TestVm) -> None:
-    with pytest.raises(ConfigError, match="the state to wait for is 'Runing'") as caught:
-        await vm.wait_for_state("Runing")
-    assert "did you mean 'Running'?" in (caught.value.hint or "")
+@pytest.mark.parametrize(
+    ("state", "hint"),
+    [
+        ("Runing", "did you mean 'Running'?"),
+        ("running", "did you mean 'Running'?"),
+        (None, "it must be 'Creating' or"),
+        (5, "it must be 'Creating' or"),
+        (["Running"], "it must be 'Creating' or"),
+    ],
+)
+async def test_what_is_no_state_is_refused_at_once(vm: TestVm, state: Any, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        await vm.wait_for_state(state)
+    assert f"the state to wait for is {state!r}" in caught.value.message
+    assert hint in (caught.value.hint or "")
 
 
 async def test_a_refused_vm_leaves_its_name_free(vm_factory: VmFactory) -> None:
