@@ -15,6 +15,7 @@ from pytest_propolis.propolis_api import (
     FileStorageBackend,
     FileStorageBackendComponent,
     InstanceState,
+    NvmeDisk,
     PciPath,
     QemuPvpanic,
     QemuPvpanicComponent,
@@ -217,12 +218,21 @@ async def until(vm: TestVm, driver: str, condition: str) -> None:
     await vm.run(f"modprobe {driver}; until {condition} 2>/dev/null; do sleep 0.05; done", timeout_s=60)
 
 
-async def test_nvme_disks_whose_names_begin_alike_are_all_there(vm_factory: VmFactory) -> None:
+def serial_number(vm: TestVm, name: str) -> tuple[int, ...]:
+    disk = vm.spec.components[name].component
+    assert isinstance(disk, NvmeDisk)
+    return disk.serial_number
+
+
+async def test_nvme_disks_whose_names_begin_alike_have_serial_numbers_of_their_own(vm_factory: VmFactory) -> None:
     names = ("tenant-database-volume-1", "tenant-database-volume-2")
     disks = (DataDisk(name=name, size_mib=8 + number, interface="nvme") for number, name in enumerate(names))
     vm = await fork(vm_factory, "vm", *disks, **MICRO)
     await until(vm, "nvme", "[ $(ls -d /sys/block/nvme* | wc -l) = 2 ]")
     assert sorted((await vm.run("cat /sys/block/nvme*/size")).split()) == [str(8 * 2048), str(9 * 2048)]
+    serials = {text.strip() for text in (await vm.run("cat /sys/class/nvme/*/serial")).splitlines()}
+    assert serials == {bytes(serial_number(vm, name)).rstrip(b"\0 ").decode() for name in names}
+    assert len(serials) == 2
 
 
 async def test_chosen_slots_and_default_ones_fit_on_one_bus(vm_factory: VmFactory) -> None:
