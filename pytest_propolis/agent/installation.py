@@ -33,7 +33,10 @@ def _fingerprints() -> Iterator[tuple[str, int, int]]:
     distributions = Path(str(msgspec.__file__)).absolute().parents[1]
     for path in (Path(sys.executable), distributions):
         yield _fingerprint(path)
-    yield from _modules(str(_PACKAGE))
+    if _PACKAGE.is_dir():
+        yield from _modules(str(_PACKAGE))
+    else:
+        yield _fingerprint(next(path for path in _PACKAGE.parents if path.exists()))  # the zip that it is in
 
 
 def _modules(directory: str) -> Iterator[tuple[str, int, int]]:

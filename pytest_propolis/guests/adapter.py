@@ -7,7 +7,6 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Final, Literal
 
 from ..agent_api.image_recipe import ImageRecipe
@@ -106,8 +105,7 @@ class GuestAdapter(ABC):
     @property
     def fingerprint(self) -> str:
         """Fingerprint of everything in the adapter that affects a template: the source of its class and bases."""
-        modules = [inspect.getsourcefile(kind) for kind in type(self).__mro__ if issubclass(kind, GuestAdapter)]
-        sources = [Path(module).read_bytes() for module in modules if module]
+        sources = [_module_source(kind) for kind in type(self).__mro__ if issubclass(kind, GuestAdapter)]
         protocol = program("", shell=self.shell) + preparation("", "", shell=self.shell)
         protocol += port_supervisor("", shell=self.shell) + port_preparation("", "").decode()
         return hashlib.sha256(b"\0".join([self.name.encode(), protocol.encode(), PROGRAM, *sources])).hexdigest()
@@ -146,3 +144,11 @@ class GuestAdapter(ABC):
 
         Waits need no time limits of their own: the boot as a whole has one, and is cancelled when it expires.
         """
+
+
+def _module_source(kind: type) -> bytes:
+    """Return the source of a class's module, which may be in a zip; empty if there is none."""
+    module = inspect.getmodule(kind)
+    if module is None or inspect.getsourcefile(module) is None:
+        return b""
+    return inspect.getsource(module).encode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,23 @@ def test_a_launcher_that_fills_the_search_path_itself(inner: InnerRun, project: 
         f"sys.exit(pytest.main({ARGUMENTS!r}))\n",
     )
     run([BARE, "launch.py"])
+
+
+APPLICATION = """
+import sys
+sys.path.append("vendor1")
+import pytest, pytest_propolis
+assert "app.pyz" in pytest_propolis.__file__
+sys.exit(pytest.main())
+"""
+
+
+def test_a_zip_application_and_its_workers(inner: InnerRun, project: Path) -> None:
+    inner.write(test_it=CHANGES_DIRECTORY)
+    with zipfile.ZipFile(project / "app.pyz", "w") as archive:
+        archive.writestr("__main__.py", APPLICATION)
+        package = Path(str(pytest_propolis.__file__)).parent
+        for file in package.rglob("*"):
+            if "__pycache__" not in file.parts:
+                archive.write(file, file.relative_to(package.parent))
+    run([BARE, "app.pyz", *ARGUMENTS, "-p", "xdist", "-n1"])
