@@ -16,7 +16,10 @@ from ..errors import AgentError
 from ..hosts.agent_client import AgentClient
 from ..hosts.known_directories import known_base_directories
 from ..hosts.run_directory import base_directory
+from ..ledger.cleanup import DeadRun, strays
 from ..ledger.entry import KEPT_OWNER, Entry, Owner
+from ..ledger.identity import find_tagged
+from ..ledger.ledger_text import LedgerContents
 from ..ledger.survey import RunSurvey, survey
 from .hosts import ask_hosts, on_hosts
 
@@ -78,8 +81,16 @@ def _rows(run: RunSurvey, *, only_kept: bool) -> Iterator[tuple[str, ...]]:
     for entry in entries:
         owner = _kept_until(entry.kept) if entry.kept else _owner(entry.owner)
         yield name, agent, owner, _age(entry.since), entry.kind, _describe_entry(entry)
+    if not run.is_alive and not only_kept:
+        for stray in strays(_dead_run(run, run.contents)):
+            yield name, agent, "", "", "process", f"pid {stray.pid}, which no ledger lists"
     if not entries and not only_kept and not (run.is_alive and run.contents.header.lingers):
         yield name, agent, "", _age(run.contents.header.since), "agent", f"pid {run.contents.header.agent.pid}"
+
+
+def _dead_run(run: RunSurvey, contents: LedgerContents) -> DeadRun:
+    entries = tuple(contents.entries.values())
+    return DeadRun(run.directory, contents.header, entries, spared=tuple(filter(_is_kept, entries)))
 
 
 def _describe_stay(run: RunSurvey) -> str:
@@ -134,8 +145,15 @@ def _kept_until(kept: Kept) -> str:
 
 
 def _describe_entry(entry: Entry) -> str:
-    what = entry.what.get("path") or (f"pid {entry.what['pid']}" if "pid" in entry.what else "about to start")
+    what = entry.what.get("path") or (_process(entry) if "pid" in entry.what else "about to start")
     return f"{what}, {entry.what['what']}" if "what" in entry.what else what
+
+
+def _process(entry: Entry) -> str:
+    """Return the process of an entry, and those that it has started: a QEMU of a wrapper script."""
+    others = sorted(process.pid for process in find_tagged(entry.id) if str(process.pid) != entry.what["pid"])
+    started = f" (started pid {', '.join(map(str, others))})" if others else ""
+    return f"pid {entry.what['pid']}{started}"
 
 
 def _age(since: float) -> str:

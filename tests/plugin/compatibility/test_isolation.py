@@ -6,7 +6,10 @@ import sys
 import textwrap
 
 import pytest
+from click import Context
 from inner_run import InnerRun
+
+from pytest_propolis.cli.main import propolis as group
 
 FAKES = {
     "httpx_transports": """
@@ -196,12 +199,35 @@ def test_a_user_without_a_home_gets_an_error_that_names_the_variables_and_a_summ
     assert "Traceback (most recent call last)" not in result.stderr.str()
 
 
-@pytest.mark.parametrize("command", ["ps", "gc"])
+NEED_DIRECTORIES = [
+    "artifacts list",
+    "artifacts verify",
+    "console vm",
+    "cp file vm:/tmp",
+    "doctor",
+    "exec vm true",
+    "gc",
+    "job job.toml",
+    "ps",
+    "run true",
+    "setup micro",
+    "top",
+]
+NEED_NONE = {"barrier", "baton", "durations", "kv", "lock", "node", "serve"}
+"""Commands that keep no files: they work without a home."""
+
+
+def test_every_command_is_tried_without_a_home() -> None:
+    assert {command.split()[0] for command in NEED_DIRECTORIES} | NEED_NONE == set(group.list_commands(Context(group)))
+
+
+@pytest.mark.parametrize("command", NEED_DIRECTORIES)
 def test_commands_without_a_home_name_the_variables(inner: InnerRun, command: str) -> None:
     inner.write(commands=f"{WITHOUT_HOME}\nfrom pytest_propolis.cli import main\nmain()\n")
-    done = inner.pytester.run(sys.executable, "commands.py", command)
+    inner.pytester.path.joinpath("job.toml").write_text('[[node]]\nname = "a"\ncommand = "true"\n')
+    done = inner.pytester.run(sys.executable, "commands.py", *command.split())
     assert done.ret != 0
-    assert "HOME" in done.stderr.str()
+    done.stderr.fnmatch_lines(["propolis: *no home directory*XDG_*", "*hint: set HOME*"])
     assert "Traceback" not in done.stderr.str()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -49,14 +50,18 @@ def test_a_run_leaves_no_qemu_of_a_wrapper(inner: InnerRun, boot: str, starter: 
     assert qemus_of(script) == []
 
 
-@pytest.mark.parametrize("starter", ["", "env -i"])
-def test_gc_ends_the_qemu_of_a_wrapper_whose_agent_was_killed(inner: InnerRun, starter: str) -> None:
+@pytest.mark.parametrize(
+    ("starter", "shown"), [("", r"pid \d+ \(started pid {}\)"), ("env -i", "pid {}, which no ledger lists")]
+)
+def test_gc_ends_the_qemu_of_a_wrapper_whose_agent_was_killed(inner: InnerRun, starter: str, shown: str) -> None:
     script = wrapper(inner.pytester.path, starter=starter)
     inner.write(test_it=KILLS_ITS_AGENT)
     inner.run(f"--propolis-qemu={script}", TCG)
     left = qemus_of(script)
+    listed = propolis("ps")
     propolis("gc")
     assert len(left) == 1, "the wrapper has died with its agent, and the real QEMU has not"
+    assert re.search(shown.format(left[0]), listed)
     assert qemus_of(script) == []
 
 
