@@ -42,5 +42,12 @@ def exit_reason(status: int) -> str:
     if status == -signal.SIGKILL:
         return "QEMU was killed by SIGKILL; is the host or its container out of memory?"
     if status < 0:
-        return f"QEMU was ended by signal {signal.Signals(-status).name}"
+        return f"QEMU was ended by signal {_signal_name(-status)}"
     return f"QEMU ended by itself with status {status}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # most real-time signals have no name
+        return str(number)

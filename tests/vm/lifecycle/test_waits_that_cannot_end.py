@@ -89,12 +89,22 @@ async def test_the_end_of_the_guest_s_shells_is_noticed(vm: TestVm, command: str
 
 
 @pytest.mark.requires(server="engine")
-async def test_a_killed_qemu_is_named(vm: TestVm) -> None:
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (signal.SIGKILL, "QEMU was killed by SIGKILL"),
+        (signal.SIGSEGV, "QEMU was ended by signal SIGSEGV"),
+        (signal.SIGABRT, "QEMU was ended by signal SIGABRT"),
+        (signal.SIGRTMIN + 1, f"QEMU was ended by signal {signal.SIGRTMIN + 1}"),
+        (signal.SIGTERM, "QEMU ended by itself with status 0"),
+    ],
+)
+async def test_a_killed_qemu_is_named(vm: TestVm, number: int, reason: str) -> None:
     command = asyncio.create_task(vm.run("echo begun >/dev/ttyS0; sleep 100", timeout_s=LONG_S))
     await vm.wait_for_serial_output("begun")
     (pid,) = pids_of_qemu(vm)
-    os.kill(pid, signal.SIGKILL)
-    with pytest.raises(ConsoleClosed, match="killed by SIGKILL"):
+    os.kill(pid, number)
+    with pytest.raises(ConsoleClosed, match=reason):
         await command
 
 
