@@ -14,6 +14,13 @@ from hypothesis import strategies as st
 @settings(max_examples=3, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_echo(test_vm, number):
     assert await test_vm.run(f"echo {number}") == str(number)
+
+class TestMethods:
+    @settings(max_examples=2, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(number=st.integers(0, 255))
+    async def test_echo(self, vm_factory, number):
+        vm = await vm_factory.start(f"vm-{len(vm_factory.vms)}")
+        assert await vm.run(f"echo {number}") == str(number)
 """
 
 LOOP_FACTORIES = """
@@ -85,7 +92,7 @@ OTHERS_ADVICE = "write `async def"
 @pytest.mark.parametrize("mode", ["strict", "auto"])
 def test_an_asynchronous_test_under_hypothesis_runs(inner: InnerRun, mode: str) -> None:
     inner.write(test_it=HYPOTHESIS)
-    inner.run(f"--asyncio-mode={mode}").assert_outcomes(passed=1)
+    inner.run(f"--asyncio-mode={mode}").assert_outcomes(passed=2)
 
 
 @pytest.mark.skipif(

@@ -112,6 +112,32 @@ def test_the_text_of_a_failure_has_the_vms_for_those_that_see_no_terminal(
         result.stdout.fnmatch_lines([f"* propolis VM '{vm}' *", "state:   not created", f"log: *{vm}.serial.log"])
 
 
+FREEZES_ITS_AGENT = """
+import os, signal
+import pytest_asyncio
+
+@pytest_asyncio.fixture
+async def frozen(test_vm, propolis):
+    agent = (await (await propolis.host.client()).info()).pid
+    os.kill(agent, signal.SIGSTOP)
+    yield
+    os.kill(agent, signal.SIGCONT)
+
+async def test_fails(frozen):
+    assert False
+
+def test_other():
+    pass
+"""
+
+
+def test_a_state_that_is_not_known_is_shown_with_the_reason(inner: InnerRun) -> None:
+    inner.write(test_it=FREEZES_ITS_AGENT)
+    result = inner.run()
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["* propolis VM 'test-vm' *", "state:   unknown (*)", "log:     *"])
+
+
 SHOWS_A_LONG_LINE = """
 import pytest
 
