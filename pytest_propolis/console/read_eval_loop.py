@@ -45,15 +45,15 @@ export LS_COLORS= COLUMNS=1000 PAGER=cat
 @t=$1 @y=$2 @n=$3 @k=
 shift 3
 START
-@r() { return "$@s"; }
+@r() { command return "$@s"; }
 @l() { command eval "IFS=\  command read -r @k @k @k @k @k" </proc/loadavg; }
 @g() { IFS= TMOUT= command read -r @h || exit; }
 @f() {
-set +ax
-unset -f command
+unset -f command >/dev/null 2>&1
+command set +ax
 AFTER
 @s=$1
-command kill -0 "$PPID" || exit
+command kill -0 "$PPID" || command exit
 command printf "\036$@n\003$1\004"
 @h=$@k
 @l || @h=-
@@ -80,8 +80,8 @@ BEFORE
 @i=/dev/null
 case $@n in i*) @i=$@t; esac
 command printf "\036$@n\002"
-case $2 in *a*) set -a; esac
-case $2 in *x*) set -x; esac
+case $2 in *a*) command set -a; esac
+case $2 in *x*) command set -x; esac
 }
 until ! :; do until ! @f "$?" "$-" <>"$@t" >&0; do
 if @r LAST; then command eval "$@c" <"$@i" >"$@t" 2>&ERRORS
@@ -128,10 +128,10 @@ _ANY_SHELL: Final = {"START\n": "", "AFTER\n": "", "BEFORE\n": "", " LAST": "", 
 BASH_START: Final = "shopt -s expand_aliases execfail\n@p=() @u=\n"
 """What bash runs first. `named` gives the variables their names."""
 
-BASH_AFTER: Final = r"""case $2 in *v*) set +v; esac
+BASH_AFTER: Final = r"""case $2 in *v*) command set +v; esac
 @q=1
 case ${#@p[ALL]} in 0) ;; *)
-set -- "${@p[0]}" "$2" "${3-}"
+command set -- "${@p[0]}" "$2" "${3-}"
 @u=${@p[1]} @q=
 case ${#@p[ALL]} in 3) ;; *)
 for @i in "${!@p[ALL]}"; do
@@ -143,7 +143,7 @@ esac
 """
 """What bash runs after each command, with its status as $1 and its options as $2."""
 
-BASH_BEFORE: Final = r"""unset @p
+BASH_BEFORE: Final = r"""command unset @p
 @p=()
 @i=
 case $2 in *v*) @i=no; esac
@@ -154,7 +154,7 @@ $@c
 fi"; then @c+='
 { @p=("$?" "${_-}" "${PIPESTATUS[ALL]}"); } >/dev/null 2>&1'; fi
 esac
-case $2 in *v*) set -v; esac
+case $2 in *v*) command set -v; esac
 """
 """What bash runs before each command."""
 

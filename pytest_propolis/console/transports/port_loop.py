@@ -64,13 +64,13 @@ done
 _FUNCTIONS: Final = r"""export LS_COLORS= COLUMNS=1000 PAGER=cat
 @o= @u= @q=1
 START
-@r() { return "$@s"; }
+@r() { command return "$@s"; }
 @f() {
-set +ax
-unset -f command
+unset -f command >/dev/null 2>&1
+command set +ax
 AFTER
 @s=$1 @o=$2
-command kill -0 "$PPID" || exit
+command kill -0 "$PPID" || command exit
 case ${3-} in ?*) command printf "\036$@n\003$1\004" >&7; esac
 command printf "\036$@n\003$1\004" >&9
 }
@@ -78,8 +78,8 @@ command printf "\036$@n\003$1\004" >&9
 BEFORE
 case ${3-} in ?*) command printf "\036$@n\002" >&7; esac
 command printf "\036$@n\002" >&9
-case $2 in *a*) set -a; esac
-case $2 in *x*) set -x; esac
+case $2 in *a*) command set -a; esac
+case $2 in *x*) command set -x; esac
 }
 """
 

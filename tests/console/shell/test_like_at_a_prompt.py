@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from local_pty import PROMPT, SHELLS, console_on
-from local_shell import TIMEOUT_S, local_shell
+from local_shell import OVER_PORT, TIMEOUT_S, any_shell, local_shell
 from shell_state import DIFFERENT, KEPT, Kept
 
 EACH = [(shell, name) for name, kept in KEPT.items() for shell in kept.shells if shell in SHELLS]
@@ -17,7 +17,7 @@ OTHERS = [(shell, name) for name, kept in DIFFERENT.items() for shell in kept.sh
 async def in_the_loop(shell: str, directory: Path, kept: Kept) -> str:
     """Return the output of the last command when `run` runs them."""
     directory.mkdir()
-    async with local_shell(shell, directory) as local:
+    async with any_shell(shell, directory) as local:
         await local.run(f"cd {directory}")
         for command in kept.commands:
             result = await local.shell.run(command, timeout_s=TIMEOUT_S, check=False)
@@ -44,6 +44,16 @@ async def test_a_shell_keeps_what_it_keeps_at_its_prompt(shell: str, name: str, 
         in_the_loop(shell, tmp_path / "loop", kept), at_a_prompt(shell, tmp_path / "prompt", kept)
     )
     assert (ours, theirs) == (kept.shows, kept.shows)
+
+
+@pytest.mark.parametrize(("shell", "name"), EACH)
+async def test_a_shell_over_a_port_keeps_the_same(shell: str, name: str, tmp_path: Path) -> None:
+    assert await in_the_loop(shell + OVER_PORT, tmp_path / "loop", KEPT[name]) == KEPT[name].shows
+
+
+@pytest.mark.parametrize(("shell", "name"), OTHERS)
+async def test_what_differs_over_a_port(shell: str, name: str, tmp_path: Path) -> None:
+    assert await in_the_loop(shell + OVER_PORT, tmp_path / "loop", DIFFERENT[name]) == DIFFERENT[name].shows
 
 
 @pytest.mark.parametrize(("shell", "name"), OTHERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from local_shell import (
     any_shell,
     local_shell,
 )
-from shell_state import LEFT_BEHIND
+from shell_state import LEFT_BEHIND, SPECIAL
 
 CONTROLS = [bytes([byte]) for byte in (*range(1, 32), 127)]
 C1_CONTROLS = [chr(code).encode() for code in range(0x80, 0xA0)] + [bytes([byte]) for byte in range(0x80, 0xA0)]
@@ -93,6 +94,16 @@ async def test_only_the_command_s_own_variables_are_exported(local: Local) -> No
     assert not [line for line in environment if line.startswith(b"_") and not line.startswith(b"_=")]
 
 
+async def test_a_command_may_export_every_variable_that_it_finds(local: Local) -> None:
+    """It finds those of the loop, too. It must not change these: their names are made up for each session."""
+    found = set(re.findall(rb"^(_[0-9A-Za-z]{2}\w)=", await local.run("set"), re.MULTILINE))
+    assert len(found) > 5
+    await local.run("export " + " ".join(name.decode() for name in found))
+    for status in (10, 0):
+        assert await local.status(f"(exit {status})") == status
+        assert await local.run('echo "$? $kept"') == b"%d kept\n" % status
+
+
 async def test_a_shell_that_executes_nothing_any_more_is_replaced(local: Local) -> None:
     assert await local.status("set -n; echo never") == 0
     assert await local.run("echo alive") == b"alive\n"
@@ -101,6 +112,26 @@ async def test_a_shell_that_executes_nothing_any_more_is_replaced(local: Local) 
 async def test_functions_that_hide_commands_stay_the_command_s_own(local: Local) -> None:
     await local.run("printf() { echo mine; }; read() { echo my read; }")
     assert await local.run("printf x; read y") == b"mine\nmy read\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "bash" + OVER_PORT])
+async def test_functions_that_hide_special_built_ins_change_no_result(shell: str, tmp_path: Path) -> None:
+    async with any_shell(shell, tmp_path) as local:
+        for name in SPECIAL:
+            await local.run(f"{name}() {{ echo mine; }}")
+            assert (name, await local.status("(builtin exit 10)")) == (name, 10)
+            assert (name, await local.run("echo $?")) == (name, b"10\n")
+            assert (name, await local.run(f"{name} x; builtin unset -f {name}")) == (name, b"mine\n")
+        await local.run(" ".join(f"{name}() {{ echo mine; }};" for name in SPECIAL))
+        assert await local.status("false | (builtin exit 10)") == 10
+        assert await local.run('echo "${PIPESTATUS[*]}"') == b"1 10\n"
+
+
+@pytest.mark.parametrize("shell", ["dash", "busybox"])
+async def test_a_function_of_such_a_name_is_an_error_of_the_shell_s_own(shell: str, tmp_path: Path) -> None:
+    async with any_shell(shell, tmp_path) as local:
+        assert await local.status("eval() { echo mine; }") == 2
+        assert await local.run("echo alive") == b"alive\n"
 
 
 @pytest.mark.parametrize("name", [kind + OVER_PORT for kind in SHELLS])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["DIFFERENT", "KEPT", "LEFT_BEHIND", "Kept"]
+__all__ = ["DIFFERENT", "KEPT", "LEFT_BEHIND", "SPECIAL", "Kept"]
 
 ALL = ("dash", "bash", "busybox")
 BASH = ("bash",)
@@ -81,6 +81,9 @@ DIFFERENT = {
     "an open here-document": Kept(("dash", "busybox"), ("cat <<END\nabc",), "abc"),
     "a backslash at the end": Kept(ALL, ("echo a \\",), "a \\"),
 }
+
+SPECIAL = ("break", "continue", "eval", "exec", "exit", "export", "return", "set", "shift", "trap", "unset")
+"""Special built-in utilities. Only bash takes one for the name of a function."""
 
 LEFT_BEHIND = {
     "IFS of digits": "IFS=0123456789",
