@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from engine_rig import FAKE_QEMU
+from full_journal import FullJournal
 
 from pytest_propolis.engine.qemu.machine import Machine
 from pytest_propolis.errors import ResourceExhausted
-from pytest_propolis.ledger.identity import ProcessIdentity
-
-
-class FullJournal:
-    """A journal whose file system is full from one step on."""
-
-    environment: Mapping[str, str] = {}
-
-    def __init__(self, *, fails: str) -> None:
-        self.fails = fails
-        self.process: ProcessIdentity | None = None
-        self.is_gone = False
-
-    def intend(self) -> FullJournal:
-        if self.fails == "intend":
-            raise ResourceExhausted("the ledger is full")
-        return self
-
-    def live(self, pid: int) -> None:
-        self.process = ProcessIdentity.of(pid)
-        if self.fails == "live":
-            raise ResourceExhausted("the ledger is full")
-
-    def gone(self) -> None:
-        self.is_gone = True
 
 
 def machine(directory: Path, journal: FullJournal) -> Machine:

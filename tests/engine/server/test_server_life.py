@@ -8,10 +8,12 @@ import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import pytest_asyncio
 from engine_rig import DEADLINE_S, FAKE_QEMU, EngineRig, engine_rig, ensure_request
+from full_journal import FullJournal
 
 from pytest_propolis.agent_api.boot_source import DirectKernel, Firmware
 from pytest_propolis.engine.qemu import monitor
@@ -109,6 +111,17 @@ async def test_a_log_that_cannot_be_opened_is_named_with_the_remedy(tmp_path: Pa
         log.parent.mkdir()
         assert (await rig.ensure()).status_code == 201
         assert await rig.wait_for(CREATING) == 1
+
+
+@pytest.mark.parametrize("step", ["intend", "live"])
+async def test_a_ledger_that_is_full_is_named(tmp_path: Path, step: Literal["intend", "live"]) -> None:
+    journal = FullJournal(fails=step)
+    async with engine_rig(tmp_path / "vm", journal=journal, log_path=tmp_path / "qemu.log") as rig:
+        answer = await rig.ensure()
+        assert answer.status_code == 500
+        assert answer.json()["message"] == "VM initialization failed: the ledger is full"
+        assert await rig.wait_for(FAILED) == 2
+    assert journal.process is None or not journal.process.is_alive()
 
 
 @pytest.mark.parametrize("program", ["/nonexistent/qemu", "/bin/false"])

@@ -26,7 +26,7 @@ from pytest_propolis.engine.server.app import SERVER_KEY, engine_app
 from pytest_propolis.engine.server.server import VmServer
 from pytest_propolis.engine.server.server_config import ServerConfig
 from pytest_propolis.engine.volumes.block_backend import BackendError, BackendFactory, ReplacementRefused
-from pytest_propolis.operating_system.child import NoJournal
+from pytest_propolis.operating_system.child import Journal, NoJournal
 from pytest_propolis.propolis_api import (
     Board,
     Chipset,
@@ -268,6 +268,7 @@ async def engine_rig(
     boot: BootSource = Firmware(),  # noqa: B008 -- it is frozen
     with_backend: bool = True,
     log_path: Path | None = None,
+    journal: Journal = NoJournal(),  # noqa: B008 -- it has no state
 ) -> AsyncIterator[EngineRig]:
     backends: list[BlockingBackend] = []
 
@@ -284,7 +285,7 @@ async def engine_rig(
             boot=boot,
             directory=directory,
             log_path=log_path or directory / "qemu.log",
-            journal=NoJournal(),
+            journal=journal,
             backends=factories,
         )
     )
