@@ -67,8 +67,8 @@ class StorageDaemon:
 
         :raises StorageDaemonError: when it does not start.
         """
-        monitor, daemon_monitor = socket.socketpair()
         record = self._record = self._journal.intend()
+        monitor, daemon_monitor = socket.socketpair()
         try:
             with socket.socket() as listener, self._log_path.open("ab") as log:
                 # QEMU before 8.2 does not set it, and its short answers wait 40 ms; what is accepted inherits it.
