@@ -25,11 +25,18 @@ from pytest_propolis.agent_api.agent_process import CLIENT_HEADER, SOCKET_NAME, 
 from pytest_propolis.agent_api.boot_source import Firmware
 from pytest_propolis.agent_api.disks import CreateDisk
 from pytest_propolis.agent_api.messages import CreateVm
+from pytest_propolis.agent_api.template_layout import MEMORY_FILE, STATE_FILE
+from pytest_propolis.engine.qemu.memory import GuestMemory
+from pytest_propolis.engine.templates.template import Template
 from pytest_propolis.errors import ConfigError, HostBusy, ResourceExhausted
+from pytest_propolis.ledger.entry import Owner
+from pytest_propolis.ledger.identity import ProcessIdentity
 from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger
-from pytest_propolis.propolis_api import InstanceState
+from pytest_propolis.ledger.writer import LedgerWriter
+from pytest_propolis.propolis_api import FromSpec, InstanceEnsureRequest, InstanceState, SpecInit
 from pytest_propolis.propolis_api.client import PropolisClient
 from pytest_propolis.propolis_api.connection.endpoint import Endpoint
+from pytest_propolis.vm.instance_spec.builder import instance_properties
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed")
 
@@ -78,6 +85,30 @@ class Rig:
         self.image_program.write_text(script)
         self.image_program.chmod(0o700)
         return gate
+
+    async def template(self) -> tuple[Template, Path]:
+        """Save a machine without a guest as a template, in a directory of its own."""
+        directory = self.root / "template"
+        directory.mkdir()
+        memory = GuestMemory(path=str(directory / MEMORY_FILE), shared=True)
+        vm = await self.registry.create_vm("client", self.vm("template"), memory=memory)
+        assert vm.engine
+        properties, spec = instance_properties("template"), spec_of()
+        await vm.engine.ensure(InstanceEnsureRequest(properties=properties, init=SpecInit(FromSpec(spec=spec))))
+        await vm.engine.freeze(directory / STATE_FILE)
+        await self.registry.remove_vm("client", vm.id)
+        template = Template(
+            key="key",
+            boot=Firmware(),
+            spec=spec,
+            properties=properties,
+            disks=0,
+            session="",
+            console="",
+            warmup_input="",
+            warmup_marker="",
+        )
+        return template, directory
 
     def vm(self, name: str = "vm", *, memory_mib: int = 0) -> CreateVm:
         return CreateVm(
@@ -200,15 +231,39 @@ async def test_a_client_with_two_lifelines_keeps_its_own_until_the_last_ends(rig
     assert rig.registry.is_empty
 
 
+def no_space(*_: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 async def test_a_full_ledger_is_named_and_nothing_is_made(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = os.pwrite
-
-    def full(*_: object) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(ResourceExhausted, match=r"ledger\.jsonl cannot be written: No space left"):
-        await rig.registry.create_vm("client", rig.vm())
-    monkeypatch.setattr(os, "pwrite", write)
+    with monkeypatch.context() as full:
+        full.setattr(os, "pwrite", no_space)
+        with pytest.raises(ResourceExhausted, match=r"ledger\.jsonl cannot be written: No space left"):
+            await rig.registry.create_vm("client", rig.vm())
     assert rig.registry.list_vms() == []
     assert list((rig.directory / "vms").glob("*")) == []
+
+
+async def test_of_a_fork_whose_owner_cannot_be_written_down_nothing_is_left(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template, directory = await rig.template()
+    rig.registry._budget = budget.MemoryBudget(total=lambda: 1600, available=lambda: 1600)
+    request = rig.vm(memory_mib=1400)
+    transfer, started = LedgerWriter.transfer_ownership, list[ProcessIdentity]()
+
+    with monkeypatch.context() as full:
+
+        def fill_up(writer: LedgerWriter, owner: Owner) -> None:
+            processes = [entry.what["pid"] for entry in rig.ledger.entries() if entry.kind == "process"]
+            started.extend(ProcessIdentity.of(int(pid)) for pid in processes)
+            full.setattr(os, "pwrite", no_space)
+            transfer(writer, owner)
+
+        full.setattr(LedgerWriter, "transfer_ownership", fill_up)
+        with pytest.raises(ResourceExhausted, match=r"ledger\.jsonl cannot be written: No space left"):
+            await rig.registry.fork_vm("client", request, template=template, template_directory=directory)
+    (qemu,) = started
+    assert not qemu.is_alive()
+    assert list((rig.directory / "vms").glob("*")) == []
+    await rig.registry.fork_vm("client", request, template=template, template_directory=directory)
