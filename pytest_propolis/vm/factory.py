@@ -317,6 +317,7 @@ class VmFactory:
             boot_source=await self._builder.boot_source_on(session, vm) if is_elsewhere else vm.boot_source,
             boot_timeout_s=vm.boot_timeout_s,
             server=server or vm.server,
+            display=vm.has_display,
             guest_ports=vm.has_ports,
             copy_disks=copy_disks or is_elsewhere,
             predecessor=vm.id if vm.id and not is_elsewhere else None,

@@ -97,6 +97,8 @@ class TestVm(BootableVm):
         """What serves it, as in `VmConfig`."""
         self.boot_source = boot_source
         self._copies_disks = server.copies_disks
+        self.has_display = server.has_display
+        """Whether it has a display: ``VmConfig(display=True)``."""
         self.migrated_from: Host | None = None
         """The host that its guest has migrated from last."""
 

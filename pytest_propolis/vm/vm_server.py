@@ -23,6 +23,7 @@ class VmServer:
     :param migrations: asks it how migrations ended; None for one that only has the Propolis API.
     :param copies_disks: whether a migration to it copies disks.
     :param has_ports: whether its VM has guest ports.
+    :param has_display: whether its VM has a display.
     """
 
     host: Host
@@ -32,3 +33,4 @@ class VmServer:
     migrations: Report | None = None
     copies_disks: bool = False
     has_ports: bool = False
+    has_display: bool = False

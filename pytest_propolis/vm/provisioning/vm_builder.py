@@ -237,6 +237,7 @@ class VmBuilder:
                 migrations=served.migrations,
                 copies_disks=plan.copy_disks,
                 has_ports=plan.guest_ports,
+                has_display=plan.display,
             ),
             guest=plan.guest,
             spec=plan.spec,

@@ -37,6 +37,11 @@ def first_pixel(png: bytes) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def is_red(png: bytes) -> bool:
+    red, green, blue = first_pixel(png)
+    return red > 100 and (green, blue) == (0, 0)
+
+
 async def booted(vm_factory: VmFactory, *, display: bool) -> TestVm:
     disk = DataDisk(name="red", contents=bootable(PAINT_IT_RED))
     vm = await vm_factory.create(
@@ -50,9 +55,7 @@ async def booted(vm_factory: VmFactory, *, display: bool) -> TestVm:
 @pytest.mark.requires(server="engine")
 async def test_a_screenshot_shows_what_the_guest_painted(vm_factory: VmFactory) -> None:
     vm = await booted(vm_factory, display=True)
-    red, green, blue = first_pixel(await vm.screenshot())
-    assert red > 100
-    assert (green, blue) == (0, 0)
+    assert is_red(await vm.screenshot())
 
 
 @pytest.mark.requires(server="engine")
@@ -72,6 +75,14 @@ async def test_the_display_can_be_watched_through_vnc_while_the_vm_is_there(
     with pytest.raises(ApiError) as caught:
         await vm.screenshot()
     assert caught.value.status == 424
+
+
+@pytest.mark.requires(server="engine")
+async def test_a_guest_that_migrates_takes_its_display_along(vm_factory: VmFactory) -> None:
+    vm = await booted(vm_factory, display=True)
+    successor = await vm_factory.successor(vm)
+    await successor.migrate_from(vm)
+    assert is_red(await successor.screenshot())
 
 
 @pytest.mark.requires(server="engine")
