@@ -41,9 +41,10 @@ async def test_next(vm_factory):
 
 def test_the_tests_after_the_death_of_an_agent_pass(inner: InnerRun) -> None:
     inner.write(test_it=TESTS)
-    result = inner.run("--propolis-accelerator=tcg", "--asyncio-mode=auto")
+    result = inner.run("--propolis-accelerator=tcg", "--asyncio-mode=auto", "--log-cli-level=warning")
     result.assert_outcomes(passed=4)
     result.stdout.no_fnmatch_line("*left something behind*")
+    assert result.stdout.str().count("has ended: another one is started") == 1
 
 
 def test_two_tasks_that_ask_first_share_one_agent(inner: InnerRun) -> None:
