@@ -90,7 +90,8 @@ class WarmStarter:
                 key = self._known[kind] = await self._template_key(complete, guest)
             return await self._fork_of(key, spec, phases)
         except TemplateError as error:
-            self._progress(f"{guest.name} boots from cold: {error.message}")
+            remedy = f"; {error.hint}" if error.hint else ""
+            self._progress(f"{guest.name} boots from cold: {error.message}{remedy}")
             return None
         except BootError as error:
             raise error.with_context(vm=spec.name, operation="boot of its template") from None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
+import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,6 +35,7 @@ from pytest_propolis.vm.instance_spec.builder import instance_properties
 
 pytestmark = pytest.mark.requires(server="engine")
 
+KERNEL_MESSAGE = re.compile(r"\[ *\d+\.\d{6}\] ")
 MICRO: dict[str, Any] = {"guest": "micro", "cpus": 1, "memory_mib": 128}
 
 
@@ -43,11 +46,21 @@ class NotQuiet(Micro):
 
 class NeverUp(Micro):
     name = "never-up"
+    image = dataclasses.replace(Micro.image, command_line=Micro.image.command_line.removesuffix(" quiet"))
     boots: ClassVar[list[Console]] = []
 
     async def log_in(self, console: Console) -> None:
         self.boots.append(console)
         await console.transcript.wait_for("a prompt that does not come\n")
+
+
+class NothingRuns(Micro):
+    name = "nothing-runs"
+
+    def template_commands(self) -> Iterable[str]:
+        places = "/run /dev/shm /tmp /var/tmp /root"
+        yield f"for place in {places}; do mkdir -p $place; mount -t tmpfs -o noexec tmpfs $place; done"
+        yield from super().template_commands()
 
 
 class LongWinded(Micro):
@@ -99,7 +112,7 @@ def factories(artifact_dir: Path, tmp_path: Path, lines: list[str]) -> Factories
             async with VmFactory.on(
                 [host],
                 settings=settings,
-                guests=GuestRegistry([NotQuiet(), NeverUp(), LongWinded(), Late()]),
+                guests=GuestRegistry([NotQuiet(), NeverUp(), NothingRuns(), LongWinded(), Late()]),
                 group=name,
                 log_dir=tmp_path / name,
                 progress=lines.append,
@@ -171,7 +184,7 @@ async def test_a_guest_that_does_not_boot_in_time_is_booted_once_for_all_that_wa
     NeverUp.boots.clear()
     async with factories("run") as factory:
         failed = await asyncio.gather(
-            *(factory.start(name, guest="never-up", boot_timeout_s=5) for name in ("first", "second")),
+            *(factory.start(name, guest="never-up", boot_timeout_s=10) for name in ("first", "second")),
             return_exceptions=True,
         )
     assert len(NeverUp.boots) == 1
@@ -182,7 +195,8 @@ async def test_a_guest_that_does_not_boot_in_time_is_booted_once_for_all_that_wa
     assert first.operation == second.operation == "boot of its template"
     assert first.log_path == second.log_path == str(tmp_path / "run" / "template.serial.log")
     assert first.console_tail == second.console_tail
-    assert first.waited_s == second.waited_s == 5
+    assert any(map(KERNEL_MESSAGE.match, first.console_tail)), first.console_tail
+    assert first.waited_s == second.waited_s == 10
 
 
 async def test_a_guest_whose_template_did_not_boot_earlier_boots_from_cold(factories: Factories) -> None:
@@ -194,6 +208,17 @@ async def test_a_guest_whose_template_did_not_boot_earlier_boots_from_cold(facto
             await factory.start("second", guest="never-up", boot_timeout_s=5)
     assert (caught.value.vm, caught.value.operation) == ("second", "boot")
     assert len(NeverUp.boots) == 2
+
+
+async def test_a_guest_that_lets_no_program_be_run_boots_and_the_remedy_is_named(
+    factories: Factories, lines: list[str]
+) -> None:
+    async with factories("run") as factory:
+        assert (await factory.start("vm", **MICRO | {"guest": "nothing-runs"})).boot_kind == "cold"
+    assert (
+        "nothing-runs boots from cold: nothing-runs lets no program be run from /run/.propolis-wake or another place;"
+        " set the adapter's `scratch` to a file in a directory that is not mounted noexec"
+    ) in lines
 
 
 @pytest.mark.slow
