@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -15,11 +16,14 @@ import pytest
 from pytest_propolis import errors, hookspecs
 from pytest_propolis.cli.main import propolis
 from pytest_propolis.settings import OPTIONS, Option, Settings
+from pytest_propolis.vm.config import FirmwareKind
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "pytest_propolis"
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 HOOKS = (ROOT / "docs" / "plugin_hooks.md").read_text()
+HARDWARE = (ROOT / "docs" / "hardware.md").read_text()
+GUESTS = (ROOT / "docs" / "guests.md").read_text()
 ERRORS = (ROOT / "docs" / "errors.md").read_text()
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -67,6 +71,17 @@ def test_a_command_is_in_the_reference(name: str) -> None:
 @pytest.mark.parametrize("name", errors.__all__)
 def test_an_error_is_documented(name: str) -> None:
     assert re.search(rf"^[│├└─ ]*{name}\b", ERRORS, re.MULTILINE)
+
+
+@pytest.mark.parametrize("kind", get_args(FirmwareKind))
+def test_a_firmware_has_a_row_that_says_what_boots_the_guest(kind: str) -> None:
+    assert re.search(rf'^\| `"{kind}"` \| .+ \|$', HARDWARE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("state", ["/etc/machine-id", "/proc/sys/kernel/random/boot_id"])
+def test_the_state_that_forks_share_is_documented(state: str) -> None:
+    _, _, shared = GUESTS.partition("\n## Shared state of forks\n")
+    assert f"`{state}`" in shared.partition("\n## ")[0]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
