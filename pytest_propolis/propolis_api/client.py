@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, final
 from urllib.parse import quote
@@ -72,11 +73,13 @@ class PropolisClient:
     no server there, connection lost, or silent for longer than the operation's timeout.
 
     :param vm: the name of the VM, for errors.
+    :param log_path: the log that has the server's failures, for hints of errors.
     """
 
-    def __init__(self, endpoint: Endpoint, *, vm: str | None = None) -> None:
+    def __init__(self, endpoint: Endpoint, *, vm: str | None = None, log_path: Path | None = None) -> None:
         self.endpoint = endpoint
         self.vm = vm
+        self._log_path = log_path
         self.on_stop: Callable[[], None] | None = None
         """Called before the server is asked to stop the VM."""
         self._http = http_client(endpoint)
@@ -264,7 +267,7 @@ class PropolisClient:
             raise await self._unanswered(operation, error, began) from error
 
     async def _refused(self, operation: str, status: int, content: bytes) -> ApiError:
-        error = api_error(status, content, vm=self.vm, operation=operation)
+        error = api_error(status, content, vm=self.vm, operation=operation, log_path=self._log_path)
         if is_version_refused(error):
             error.hint = version_hint(await self._newest_version())
         return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http.client import responses
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -28,8 +29,11 @@ _HINTS: Final[Mapping[int, str]] = {
 }
 
 
-def api_error(status: int, content: bytes, *, vm: str | None, operation: str) -> ApiError:
-    """Return the error for an answer that is none of the 2xx, whether its body is the API's or some other program's."""
+def api_error(status: int, content: bytes, *, vm: str | None, operation: str, log_path: Path | None = None) -> ApiError:
+    """Return the error for an answer that is none of the 2xx, whether its body is the API's or some other program's.
+
+    :param log_path: the log of the server, if it is known.
+    """
     body = _error_body(content)
     if body is None:
         return ApiError(
@@ -46,7 +50,7 @@ def api_error(status: int, content: bytes, *, vm: str | None, operation: str) ->
         request_id=body.request_id,
         vm=vm,
         operation=operation,
-        hint=_hint(status, body),
+        hint=_hint(status, body, log_path),
     )
 
 
@@ -84,8 +88,9 @@ def version_hint(newest: str | None) -> str:
     return f"{older}, and this client speaks {API_VERSION}: use a newer server"
 
 
-def _hint(status: int, body: Error) -> str:
-    return _HINTS.get(status, f"look for request {body.request_id} in the server's log")
+def _hint(status: int, body: Error, log_path: Path | None) -> str:
+    where = log_path or "the server's log"
+    return _HINTS.get(status, f"look for request {body.request_id} in {where}")
 
 
 def _error_body(content: bytes) -> Error | None:

@@ -22,7 +22,7 @@ from .guest_ports import GuestPorts
 from .monitor import COMMAND_TIMEOUT_S, MachineError, Monitor
 from .serial_port import SerialPort
 
-__all__ = ["Machine"]
+__all__ = ["OWN_LINE", "Machine"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,9 @@ MONITOR_READY_TIMEOUT_S: Final = 30.0
 
 END_TIMEOUT_S: Final = 1.0
 """How long to wait for QEMU's exit after its monitor has disconnected."""
+
+OWN_LINE: Final = "[propolis] "
+"""Begins the lines in QEMU's log that are not QEMU's."""
 
 RESETS: Final = ("-action", "reboot=shutdown")
 """A guest that resets itself is stopped until `Machine` has reset the whole machine."""
@@ -67,6 +70,7 @@ class Machine:
         self._program = program
         self._arguments = arguments
         self._log_path = log_path
+        self._log_start = 0
         self._on_event = on_event
         self._journal = journal
         self._inherit = inherit
@@ -117,6 +121,7 @@ class Machine:
         fds |= self.ports.fds
         try:
             with self._open_log() as log:
+                self._log_start = log.tell()
                 self._process = await spawn(
                     self._program,
                     [*self._arguments, *RESETS, *_channels(fds), *(("-incoming", "defer") if self._incoming else ())],
@@ -379,9 +384,11 @@ class Machine:
             raise MachineError(f"{error.message}; {error.hint}") from None
 
     def _last_words(self) -> str:
-        with contextlib.suppress(OSError):
-            lines = [line for line in self._log_path.read_text(errors="replace").splitlines() if "warning:" not in line]
-            return "\n".join(lines[-5:])
+        with contextlib.suppress(OSError), self._log_path.open("rb") as log:
+            log.seek(self._log_start)
+            lines = log.read().decode(errors="replace").splitlines()
+            printed = [line for line in lines if "warning:" not in line and not line.startswith(OWN_LINE)]
+            return "\n".join(printed[-5:])
         return ""
 
 

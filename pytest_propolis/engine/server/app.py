@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeVar
@@ -38,6 +39,8 @@ SERVER_KEY: Final = "propolis.server"
 """The key of the request's `VmServer` in the ASGI scope."""
 
 JSON: Final = "application/json"
+REQUEST_ID: Final = "x-request-id"
+INTERNAL: Final = 500
 VERSION: Final = re.compile(r"(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})\.(0|[1-9]\d{0,8})")
 NEWEST_VERSION: Final = tuple(map(int, API_VERSION.split(".")))
 
@@ -100,7 +103,7 @@ def error_response(answer: ErrorResponse) -> Response:
     request_id = str(uuid.uuid4())
     logger.info("request %s: %d %s (%s)", request_id, answer.status, answer.message, answer.error_code)
     response = encoded(answer.body(request_id=request_id), answer.status)
-    response.headers["x-request-id"] = request_id
+    response.headers[REQUEST_ID] = request_id
     return response
 
 
@@ -275,9 +278,12 @@ def require_uuid(connection: HTTPConnection, name: str) -> uuid.UUID:
         raise HttpError(bad_request(f"bad parameter in URL path: {name!r} must be a UUID, not {text!r}")) from None
 
 
-async def _refuse(_request: Request, refusal: Exception) -> Response:
+async def _refuse(request: Request, refusal: Exception) -> Response:
     assert isinstance(refusal, HttpError)
-    return error_response(refusal.answer)
+    response = error_response(refusal.answer)
+    if response.status_code == INTERNAL:
+        _log_failure(request, response, refusal.answer.message)
+    return response
 
 
 async def http_error(_request: Request, error: Exception) -> Response:
@@ -288,7 +294,14 @@ async def http_error(_request: Request, error: Exception) -> Response:
     return response
 
 
-async def _crash(_request: Request, error: Exception) -> Response:
+async def _crash(request: Request, error: Exception) -> Response:
     logger.error("unexpected error", exc_info=error)
     message = f"unexpected error: {type(error).__name__}: {error}"
-    return error_response(ErrorResponse(status=500, error_code="Internal", message=message))
+    response = error_response(ErrorResponse(status=INTERNAL, error_code="Internal", message=message))
+    _log_failure(request, response, "".join(traceback.format_exception(error)))
+    return response
+
+
+def _log_failure(request: Request, response: Response, text: str) -> None:
+    """Write a failure to the VM's log, which a test has when this server and its log are gone."""
+    request.scope[SERVER_KEY].log(f"request {response.headers[REQUEST_ID]}: {text}")

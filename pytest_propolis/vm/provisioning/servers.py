@@ -34,11 +34,13 @@ class Served:
     """A server for one VM.
 
     :param vm_id: the VM's id at its agent; empty where no agent knows of it.
+    :param log_path: the file on this machine that has the server's failures; None where no agent knows of it.
     :param migrations: asks the server how its latest migrations went; None where it does not say.
     """
 
     endpoint: Endpoint
     vm_id: str = ""
+    log_path: Path | None = None
     migrations: Report | None = None
 
 
@@ -78,10 +80,11 @@ async def open_server(
     session.own_vm(created.id, taken, log_path=log)
     if created.port is not None:
         port = await host.forward_port(created.port)
-        return Served(endpoint=Endpoint(base_url=f"http://127.0.0.1:{port}"), vm_id=created.id)
+        return Served(endpoint=Endpoint(base_url=f"http://127.0.0.1:{port}"), vm_id=created.id, log_path=log)
     return Served(
         endpoint=agent.endpoint(created.path),
         vm_id=created.id,
+        log_path=log,
         migrations=partial(agent.migrations, created.path),
     )
 

@@ -140,7 +140,9 @@ class VmBuilder:
             name=name,
             server=VmServer(
                 host=session.host,
-                client=PropolisClient(session.agent.endpoint(forked.vm.path), vm=name),
+                client=PropolisClient(
+                    session.agent.endpoint(forked.vm.path), vm=name, log_path=qemu_log(self._log_dir, name)
+                ),
                 vm_id=forked.vm.id,
                 migrations=partial(session.agent.migrations, forked.vm.path),
                 has_ports=complete.config.has_ports,
@@ -231,7 +233,7 @@ class VmBuilder:
             name=plan.name,
             server=VmServer(
                 host=session.host,
-                client=PropolisClient(served.endpoint, vm=plan.name),
+                client=PropolisClient(served.endpoint, vm=plan.name, log_path=served.log_path),
                 vm_id=served.vm_id,
                 program=plan.server,
                 migrations=served.migrations,

@@ -93,6 +93,7 @@ class TemplateMaker:
         self._host = host
         self._agent = agent
         self._log_dir = log_dir
+        self._qemu_log = log_dir / "template.qemu.log"
         self._progress = progress
 
     async def key(self, kind: TemplateKey) -> str:
@@ -101,7 +102,7 @@ class TemplateMaker:
         :raises TemplateError: when it cannot be.
         :raises BootError: when its guest does not boot in time; it would not boot from cold either.
         """
-        needed = kind.needed(log_path_on(self._host, self._log_dir / "template.qemu.log"))
+        needed = kind.needed(log_path_on(self._host, self._qemu_log))
         # The boot has its own limit, which must expire first, because its error contains the console.
         limit_s = kind.complete.boot_timeout_s + PREPARE_TIMEOUT_S
         try:
@@ -117,7 +118,7 @@ class TemplateMaker:
             name="template",
             server=VmServer(
                 host=self._host,
-                client=PropolisClient(self._agent.endpoint(making.path), vm="template"),
+                client=PropolisClient(self._agent.endpoint(making.path), vm="template", log_path=self._qemu_log),
                 has_ports=kind.complete.config.has_ports,
             ),
             guest=kind.guest,

@@ -19,6 +19,7 @@ from pytest_propolis.agent_api.boot_source import DirectKernel, Firmware
 from pytest_propolis.engine.qemu import monitor
 from pytest_propolis.engine.qemu.binary import Qemu, find_firmware
 from pytest_propolis.engine.server.http_error import HttpError
+from pytest_propolis.engine.server.server import VmServer
 from pytest_propolis.propolis_api import InstanceState
 
 CREATING, FAILED, DESTROYED = InstanceState.CREATING, InstanceState.FAILED, InstanceState.DESTROYED
@@ -132,6 +133,21 @@ async def test_a_qemu_that_does_not_run_is_an_initialization_that_failed(tmp_pat
         assert answer.json()["message"].startswith("VM initialization failed: ")
         assert await rig.wait_for(FAILED) == 2
         assert (await rig.put("Run")).status_code == 424
+        assert (await rig.ensure()).json()["message"] == answer.json()["message"]
+
+
+async def test_the_log_of_a_vm_has_the_cause_of_a_request_that_failed_unexpectedly(
+    rig: EngineRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nmi(_server: VmServer) -> None:
+        raise KeyError("com3")
+
+    monkeypatch.setattr(VmServer, "nmi", nmi)
+    answer = await rig.client.post("/instance/nmi")
+    assert answer.status_code == 500
+    first, *_, last = rig.server.log_path.read_text().splitlines()
+    assert first == f"[propolis] request {answer.json()['request_id']}: Traceback (most recent call last):"
+    assert last == "[propolis] KeyError: 'com3'"
 
 
 # The guest's own doing

@@ -18,6 +18,7 @@ from pytest_propolis import NodeGroup
 from pytest_propolis.agent_api.messages import VmListed
 from pytest_propolis.errors import (
     AgentError,
+    ApiError,
     CapabilityMissing,
     ConfigError,
     ConsoleClosed,
@@ -28,9 +29,11 @@ from pytest_propolis.errors import (
 from pytest_propolis.hosts.run_directory import base_directory
 from pytest_propolis.ledger.survey import survey
 from pytest_propolis.operating_system.python_processes import write_python_script
-from pytest_propolis.propolis_api import InstanceState
+from pytest_propolis.propolis_api import FileStorageBackend, InstanceState
 from pytest_propolis.session.run import Run
+from pytest_propolis.settings import ENGINE
 from pytest_propolis.storage.catalogs.catalog import read_catalogs
+from pytest_propolis.vm.config import DataDisk
 from pytest_propolis.vm.factory import VmFactory
 
 PROGRAM: Final = "propolis-server-qemu"
@@ -73,6 +76,21 @@ async def test_a_guest_runs_at_a_server_of_its_own(vm_factory: VmFactory) -> Non
     assert "listening on" in (vm.log_path.parent / "vm.server.log").read_text()
     await vm.stop()
     assert await vm.get_state() is InstanceState.DESTROYED
+
+
+@pytest.mark.parametrize("server", [PROGRAM, ENGINE])
+async def test_a_failed_request_is_in_the_log_that_its_error_names(vm_factory: VmFactory, server: str) -> None:
+    vm = await vm_factory.create(**SMALL | {"server": server}, disks=(DataDisk(name="data", size_mib=1),))
+    backend = vm.spec.components["data-backend"].component
+    assert isinstance(backend, FileStorageBackend)
+    Path(backend.path).unlink()
+    with pytest.raises(ApiError) as caught:
+        await vm.ensure()
+    before, _, log = str(caught.value.hint).partition(" in ")
+    assert before == f"look for request {caught.value.request_id}"
+    assert Path(log).parent == vm.log_path.parent
+    (line,) = [line for line in Path(log).read_text().splitlines() if f"request {caught.value.request_id}: " in line]
+    assert "No such file or directory" in line
 
 
 async def test_a_guest_migrates_between_programs_and_the_engine(vm_factory: VmFactory) -> None:
