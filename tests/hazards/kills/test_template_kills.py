@@ -10,10 +10,11 @@ from pathlib import Path
 
 import live_run as hazards
 import pytest
+from artifact_stores import store_without_templates
 from live_run import live_run
 
 from pytest_propolis.engine.templates.template import Template
-from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
+from pytest_propolis.storage.store import ArtifactStore
 
 ENDED_TIMEOUT_S = 60
 
@@ -68,12 +69,7 @@ def telling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def artifact_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A store that has the images, but no templates yet."""
-    directory = tmp_path / "artifacts"
-    directory.mkdir()
-    for entry in default_artifact_dir().iterdir():
-        if entry.name != "templates":
-            (directory / entry.name).symlink_to(entry)
+    directory = store_without_templates(tmp_path / "artifacts")
     monkeypatch.setenv("PROPOLIS_ARTIFACT_DIR", str(directory))
     return directory
 

@@ -6,11 +6,13 @@ import os
 import re
 import select
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from artifact_stores import store_without_templates
 from inner_run import InnerRun
 from propolis_command import propolis
 from reruns import RERUNS_ONCE
@@ -206,14 +208,37 @@ def test_an_agent_that_is_killed_takes_its_vms_along_and_leaves_the_disks_for_gc
     inner.write(test_it=TESTS)
     result = inner.run("--propolis-keep=failed", "-k", "test_fails and not in_ and not expected")
     (disk,) = re.findall(r"^  disk (\S+)$", result.stdout.str(), re.MULTILINE)
-    (agent,) = [int(process.name) for process in inner.processes() if b"pytest_propolis.agent" in command(process)]
-    os.kill(agent, signal.SIGKILL)
-    wait_until(lambda: not list(inner.processes()))
+    kill_agent(inner)
     home = Path(disk).parent  # of a fork
     assert f"kept directory {home}" in propolis("gc")
     assert Path(disk).is_file()
     assert f"removed directory {home}" in propolis("gc", "--kept")
     assert inner.leavings() == []
+
+
+def test_a_kept_disk_keeps_the_template_that_it_is_an_overlay_on(
+    inner: InnerRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = store_without_templates(tmp_path / "artifacts")
+    monkeypatch.setenv("PROPOLIS_ARTIFACT_DIR", str(store))
+    inner.write(test_it=TESTS)
+    result = inner.run("--propolis-keep=failed", "-k", "test_fails and not in_ and not expected")
+    (disk,) = re.findall(r"^  disk (\S+)$", result.stdout.str(), re.MULTILINE)
+    (template,) = (store / "templates" / "derived").iterdir()
+    kill_agent(inner)
+    collected = propolis("gc", "--templates")
+    assert f"kept directory {Path(disk).parent}" in collected
+    assert str(template) not in collected
+    os.utime(template / "manifest.json", (0, 0))  # the next agent removes what was not used for long
+    inner.run("-k", "test_passes").assert_outcomes(passed=1)
+    subprocess.run(["qemu-img", "check", "-q", disk], check=True)
+    assert f"removed {template} " in propolis("gc", "--kept", "--templates")
+
+
+def kill_agent(inner: InnerRun) -> None:
+    (agent,) = [int(process.name) for process in inner.processes() if b"pytest_propolis.agent" in command(process)]
+    os.kill(agent, signal.SIGKILL)
+    wait_until(lambda: not list(inner.processes()))
 
 
 def command(process: Path) -> bytes:

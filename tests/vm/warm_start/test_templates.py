@@ -9,13 +9,15 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from artifact_stores import store_without_templates
 from mounts import as_root, mounted, tmpfs
+from propolis_command import propolis
 
 from pytest_propolis.agent_api.templates import ForkVm
 from pytest_propolis.console.console import Console
@@ -28,7 +30,6 @@ from pytest_propolis.operating_system.figures import total_mib
 from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.propolis_api.client import PropolisClient
 from pytest_propolis.settings import Settings
-from pytest_propolis.storage.store import default_artifact_dir
 from pytest_propolis.vm.config import ChannelKind
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.instance_spec.builder import instance_properties
@@ -88,13 +89,7 @@ def lines() -> list[str]:
 
 @pytest.fixture
 def artifact_dir(tmp_path: Path) -> Path:
-    """A store that has the images, but no templates yet."""
-    directory = tmp_path / "artifacts"
-    directory.mkdir()
-    for entry in default_artifact_dir().iterdir():
-        if entry.name != "templates":
-            (directory / entry.name).symlink_to(entry)
-    return directory
+    return store_without_templates(tmp_path / "artifacts")
 
 
 Factories = Callable[..., AbstractAsyncContextManager[VmFactory]]
@@ -162,6 +157,36 @@ async def test_a_damaged_template_is_made_anew(
         assert await vm.run("echo up") == "up"
         assert vm.boot_kind == "warm"
     assert any("is damaged" in line for line in lines)
+
+
+@pytest.fixture
+def collect_templates(
+    artifact_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], Awaitable[str]]:
+    """Run ``propolis gc --templates`` on the store, and where there are no runs; return its output."""
+
+    async def collect() -> str:
+        with monkeypatch.context() as patch:
+            patch.setenv("PROPOLIS_ARTIFACT_DIR", str(artifact_dir))
+            patch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+            return await asyncio.to_thread(propolis, "gc", "--templates")
+
+    return collect
+
+
+async def test_a_template_stays_while_there_are_forks_which_can_migrate_and_be_reset(
+    factories: Factories, artifact_dir: Path, collect_templates: Callable[[], Awaitable[str]]
+) -> None:
+    async with factories("run") as factory:
+        vm = await factory.start("vm", **MICRO)  # no disk of a fork is an overlay on the template
+        assert vm.boot_kind == "warm"
+        place = template(artifact_dir)
+        assert await collect_templates() == "nothing to remove\n"
+        successor = await factory.successor(vm)
+        await successor.migrate_from(vm)
+        await successor.graceful_reboot()
+        assert await successor.run("echo up") == "up"
+    assert f"removed {place} " in await collect_templates()
 
 
 @pytest.mark.slow
