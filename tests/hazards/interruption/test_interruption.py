@@ -128,11 +128,15 @@ def test_a_third_ctrl_c_does_no_harm() -> None:
         require_interrupted(run, statuses=(pytest.ExitCode.INTERRUPTED, -signal.SIGINT))
 
 
-def test_a_second_ctrl_c_under_xdist_leaves_the_vms_to_the_agent_and_says_so() -> None:
-    with live_run("logged in", "-n", "2", test=HANGING_FINALIZER) as run:
-        run.hit("group", signal.SIGINT)
+@pytest.mark.parametrize("target", ["controller", "group"])
+@pytest.mark.parametrize("workers", [("-n", "2"), ("-d", "--tx", "2*popen")], ids=" ".join)
+def test_a_second_ctrl_c_under_xdist_leaves_the_vms_to_the_agent_and_says_so(
+    workers: tuple[str, ...], target: str
+) -> None:
+    with live_run("logged in", *workers, test=HANGING_FINALIZER) as run:
+        run.hit(target, signal.SIGINT)
         wait_until_it_hangs(run)
-        run.hit("group", signal.SIGINT)
+        run.hit(target, signal.SIGINT)
         require_interrupted(run)
         assert "3 VMs are being removed in the background" in run.output
 
