@@ -190,15 +190,15 @@ class ClientResources:
                 ledger.transfer_ownership(entry, target.writer.owner)
                 target.disks[disk_id] = ledger.keep(entry, kept.until, reason=kept.reason)
                 del self.disks[disk_id]
-            if fork := self.forks.pop(disk_id, None):
+            if fork := self.forks.get(disk_id):
                 fork.writer.transfer_ownership(target.writer.owner)
                 fork.entry = ledger.keep(fork.entry, kept.until, reason=kept.reason)
-                target.forks[disk_id] = fork
+                target.forks[disk_id] = self.forks.pop(disk_id)
         for volume_id in resources.volumes:
-            if volume := self.volumes.pop(volume_id, None):
+            if volume := self.volumes.get(volume_id):
                 volume.writer.transfer_ownership(target.writer.owner)
                 volume.directory = ledger.keep(volume.directory, kept.until, reason=kept.reason)
-                target.volumes[volume_id] = volume
+                target.volumes[volume_id] = self.volumes.pop(volume_id)
 
     def reclaim(self, target: ClientResources) -> None:
         """Take back resources that were transferred to another client."""

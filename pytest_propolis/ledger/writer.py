@@ -30,9 +30,9 @@ class LedgerWriter:
 
     def transfer_ownership(self, owner: Owner) -> None:
         """Transfer all recorded and future resources to another owner."""
-        self.owner = owner
         for entry in filter(self._ledger.lists, self._entries):
             self._ledger.transfer_ownership(entry, owner)
+        self.owner = owner
 
     @contextlib.contextmanager
     def creating(self, kind: str, path: Path) -> Iterator[Entry]:

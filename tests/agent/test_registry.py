@@ -23,9 +23,10 @@ from pytest_propolis.agent.registry import ResourceRegistry
 from pytest_propolis.agent.servers.server_factory import address_of
 from pytest_propolis.agent_api.agent_process import CLIENT_HEADER, SOCKET_NAME, AgentConfig
 from pytest_propolis.agent_api.boot_source import Firmware
-from pytest_propolis.agent_api.disks import CreateDisk
-from pytest_propolis.agent_api.messages import CreateVm
+from pytest_propolis.agent_api.disks import CreateDisk, ForkImage
+from pytest_propolis.agent_api.messages import CreateVm, Keep, ResourceIds
 from pytest_propolis.agent_api.template_layout import MEMORY_FILE, STATE_FILE
+from pytest_propolis.agent_api.volumes import CreateVolume
 from pytest_propolis.engine.qemu.memory import GuestMemory
 from pytest_propolis.engine.templates.template import Template
 from pytest_propolis.errors import ConfigError, HostBusy, ResourceExhausted
@@ -242,6 +243,23 @@ async def test_a_full_ledger_is_named_and_nothing_is_made(rig: Rig, monkeypatch:
             await rig.registry.create_vm("client", rig.vm())
     assert rig.registry.list_vms() == []
     assert list((rig.directory / "vms").glob("*")) == []
+
+
+async def test_what_cannot_be_kept_remains_its_clients(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = rig.root / "store" / "image"
+    image.parent.mkdir()
+    image.write_bytes(bytes(1 << 20))
+    disks = rig.registry.disks
+    fork = await disks.fork_image("client", ForkImage(image=str(image), image_format="raw"))
+    volume = await disks.create_volume("client", CreateVolume(name="volume", group="test", size_bytes=1 << 20))
+    for resources in (ResourceIds(disks=(fork.id,)), ResourceIds(volumes=(volume.id,))):
+        with monkeypatch.context() as full:
+            full.setattr(os, "pwrite", no_space)
+            with pytest.raises(ResourceExhausted, match=r"ledger\.jsonl cannot be written: No space left"):
+                rig.registry.keep("client", Keep(resources=resources, reason="test", ttl_s=60))
+    assert disks.find_fork("client", fork.id) is fork
+    assert disks.find_volume("client", volume.id).id == volume.id
+    assert rig.registry.list_kept() == []
 
 
 async def test_of_a_fork_whose_owner_cannot_be_written_down_nothing_is_left(
