@@ -223,7 +223,8 @@ async def guest_command() -> str:
     store = ArtifactStore(ARTIFACTS)
     kernel, initrd = [await store.get(artifact, print) for artifact in (ALPINE_KERNEL, ALPINE_INITRD)]
     append = "console=ttyS0,115200 rdinit=/bin/sh -s mitigations=off norandmaps no_timer_check quiet"
-    return f"exec {SERVER} run --accelerator tcg --kernel {kernel} --initrd {initrd} --append '{append}' none $address"
+    words = ["run", "--accelerator", "tcg", "--kernel", kernel, "--initrd", initrd, "--append", append, "none"]
+    return f"exec {shlex.join(map(str, (SERVER, *words)))} $address"
 
 
 FIRMWARE: Final = ("--propolis-guest", "firmware", "--propolis-boot-rom", "rom.fd")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -46,7 +47,7 @@ class HeldQemu:
         self._gate = directory / "gate"
         os.mkfifo(self._gate)
         script = directory / "held-qemu"
-        script.write_text(f'#!/bin/sh\nread -r _ < "{self._gate}"\nexec {program} "$@"\n')
+        script.write_text(f'#!/bin/sh\nread -r _ < "{self._gate}"\nexec {shlex.quote(program)} "$@"\n')
         script.chmod(0o700)
         self.qemu: Qemu = replace(FAKE_QEMU, system=script)
 

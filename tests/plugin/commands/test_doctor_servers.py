@@ -179,7 +179,7 @@ def test_the_server_of_the_configuration_file_is_asked(doctor: Doctor, pytester:
 
 
 def test_an_artifact_is_started_once_it_is_there(doctor: Doctor, pytester: pytest.Pytester, tmp_path: Path) -> None:
-    content = f'#!/bin/sh\nexec {PROGRAM_PATH} "$@"\n'
+    content = f'#!/bin/sh\nexec "{PROGRAM_PATH}" "$@"\n'
     (pytester.path / "artifacts.toml").write_text(
         "[artifacts.my-server]\nfilename = 'server'\nkind = 'propolis_server'\n"
         f"[artifacts.my-server.source.local_path]\npath = '{tmp_path}'\n"
