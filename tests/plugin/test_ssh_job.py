@@ -142,6 +142,7 @@ def test_a_job_that_is_killed_leaves_nothing_on_a_host(rig: SshRig, hosts: Path,
     assert "agent.sock" not in host.run("find", "/run", "/tmp", "/var/tmp", "-name", "*.sock")
 
 
+@pytest.mark.slow
 def test_a_host_that_is_lost_fails_the_job(rig: SshRig, hosts: Path, tmp_path: Path) -> None:
     hosts.write_text(inventory_of(rig, silence_s=2))
     file = write(

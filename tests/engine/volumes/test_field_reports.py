@@ -81,6 +81,7 @@ async def test_a_downstairs_that_hangs_up_in_the_middle_of_its_repair_is_repaire
     await require_equal(writer, disk)
 
 
+@pytest.mark.slow
 async def test_a_downstairs_that_dies_in_the_middle_of_its_repair_is_repaired_when_it_is_back(
     writer: TestVm, disk: CrucibleDisk
 ) -> None:

@@ -37,6 +37,7 @@ async def test_a_vm_boots_from_a_volume(
     await vm.wait_for_serial_output("<booted>")
 
 
+@pytest.mark.slow
 async def test_a_snapshot_keeps_what_the_volume_held(
     crucible_disk_factory: CrucibleDiskFactory, vm_factory: VmFactory
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import pytest
 import pytest_asyncio
 from volume_checks import (
     ACTIVE,
@@ -61,6 +62,7 @@ async def test_a_downstairs_hangs_and_goes_on(writer: TestVm, disk: CrucibleDisk
     await require_equal(writer, disk)
 
 
+@pytest.mark.slow
 async def test_a_downstairs_is_cut_off(writer: TestVm, disk: CrucibleDisk) -> None:
     await disk.disconnect(0)
     await writes_more(writer)

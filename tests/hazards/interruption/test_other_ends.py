@@ -94,6 +94,7 @@ def test_workers_that_crash_are_replaced_and_the_others_tests_pass() -> None:
         require_end(run, pytest.ExitCode.TESTS_FAILED, "2 failed, 2 passed", *crashes)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_deaf_is_killed_by_xdist() -> None:
     with live_run("logged in", "-n", "2", test=DEAF) as run:
         run.hit("controller", signal.SIGINT)

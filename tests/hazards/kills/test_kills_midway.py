@@ -116,7 +116,9 @@ def run_in(phase: str) -> Iterator[LiveRun]:
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)], ids=lambda number: number.name
+)
 def test_pytest_is_hit(phase: str, number: signal.Signals) -> None:
     with run_in(phase) as run:
         run.hit("controller", number)

@@ -106,6 +106,7 @@ async def test_another_content_of_a_name_is_another_file(make_host: MakeHost, tm
     assert await host.run(f"cat {one}") == "one"
 
 
+@pytest.mark.slow
 async def test_many_that_need_a_file_at_once_send_it_once(make_host: MakeHost, rig: SshRig, tmp_path: Path) -> None:
     source = sparse(tmp_path / "image.raw")
     places = await asyncio.gather(*(make_host().provide(source, print) for _ in range(4)))

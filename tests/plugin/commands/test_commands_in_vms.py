@@ -51,6 +51,7 @@ def kept(inner: InnerRun) -> Iterator[str]:
     propolis("gc", "--kept")
 
 
+@pytest.mark.slow
 def test_a_kept_vm_runs_commands_and_shows_its_prompt_again(kept: str) -> None:
     assert propolis("exec", kept, "--", "echo one; echo two >&2; exit 7", status=7) == "one\ntwo\n"
     assert propolis("exec", kept[:8], "printf", "%s|", "a b", "c") == "a b|c|"

@@ -110,6 +110,7 @@ def test_a_disk_of_an_image_here_is_on_a_guest_there(inner: InnerRun, hosts: Pat
     inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_an_artifact_is_downloaded_here_while_the_test_fakes_http(inner: InnerRun, hosts: Path, tmp_path: Path) -> None:
     # New content in each run, in the store that has the guests: there is no network for a store of its own.
     content = b"of a server" + os.urandom(16).ljust(1 << 20, b"\0")

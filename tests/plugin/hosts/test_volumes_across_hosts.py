@@ -37,7 +37,7 @@ async def test_moved(crucible_disk_factory, vm_factory, remote_hosts):
 """
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
+@pytest.mark.parametrize("workers", [(), pytest.param(("-n", "2"), marks=pytest.mark.slow)], ids=["alone", "workers"])
 def test_a_volume_goes_with_its_vm_to_another_host_and_back(inner: InnerRun, workers: tuple[str, ...]) -> None:
     inner.write(test_it=MOVED.format(support=str(Path(volume_checks.__file__).parent)))
     inner.run("--propolis-hosts", "local:2", *workers).assert_outcomes(passed=1)

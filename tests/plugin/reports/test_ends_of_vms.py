@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from inner_run import InnerRun
 
 ENDS = r"""
@@ -75,6 +76,7 @@ def test_resets_and_ends_that_nothing_asked_for_fail_their_tests(inner: InnerRun
     inner.run("--propolis-fail-on=never").assert_outcomes(passed=6)
 
 
+@pytest.mark.slow
 def test_a_synchronous_test_can_expect_a_reset(inner: InnerRun) -> None:
     inner.write(
         test_it=r"""

@@ -104,6 +104,7 @@ def test_the_examples_of_the_page_on_kernels_pass(inner: InnerRun) -> None:
     inner.run().assert_outcomes(passed=2)
 
 
+@pytest.mark.slow
 def test_a_synchronous_test_can_expect_a_panic_and_fails_of_another(inner: InnerRun) -> None:
     inner.write(
         test_it="""

@@ -65,7 +65,6 @@ async def test_the_path_of_a_boot_rom_means_what_it_means_in_the_test(
     assert vm.boot_source.boot_rom == str(tmp_path / "rom.fd")
 
 
-@pytest.mark.slow
 async def test_variables_survive_a_stop_and_a_start(vm_factory: VmFactory) -> None:
     vm = await in_uefi_shell(await create(vm_factory, "vm"))
     assert not await has_variable(vm)
@@ -75,6 +74,7 @@ async def test_variables_survive_a_stop_and_a_start(vm_factory: VmFactory) -> No
 
 
 @pytest.mark.requires(server="engine")  # a process has variables of its own
+@pytest.mark.slow
 async def test_a_successor_that_boots_has_the_variables_and_one_that_does_not_follow_has_not(
     vm_factory: VmFactory,
 ) -> None:

@@ -43,6 +43,7 @@ def image_of(tmp_path: Path, image_format: str) -> Path:
     return image
 
 
+@pytest.mark.slow
 async def test_a_guest_boots_from_a_raw_copy_of_its_image(vm_factory: VmFactory, raw_server: Path) -> None:
     vm = await vm_factory.start(guest="alpine", server=raw_server)
     (file,) = disk_files(vm)
@@ -97,6 +98,7 @@ async def test_a_guest_with_an_overlay_does_not_migrate_to_a_server_that_would_r
             await vm_factory.successor(vm, server=server)
 
 
+@pytest.mark.slow
 async def test_a_guest_migrates_from_a_raw_disk_server_to_the_engine_and_back(
     vm_factory: VmFactory, raw_server: Path
 ) -> None:

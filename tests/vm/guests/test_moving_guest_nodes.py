@@ -17,6 +17,8 @@ from pytest_propolis.vm.factory import VmFactory
 
 pytestmark = [pytest.mark.asyncio, pytest.mark.requires(server="engine")]
 
+GUESTS = ["micro", pytest.param("alpine", marks=pytest.mark.slow)]
+
 
 @pytest_asyncio.fixture
 async def group(propolis: Run) -> AsyncIterator[NodeGroup]:
@@ -54,11 +56,11 @@ async def test_programs_of_each_guest_take_part(vm_factory: VmFactory, group: No
 
 
 @pytest.mark.parametrize("how", ["reset", pytest.param("graceful_reboot", marks=pytest.mark.slow)])
-@pytest.mark.guest_os("micro", "alpine")
+@pytest.mark.parametrize("guest", GUESTS)
 async def test_a_guest_is_the_same_node_after_it_has_booted_again(
-    vm_factory: VmFactory, group: NodeGroup, how: str
+    vm_factory: VmFactory, group: NodeGroup, how: str, guest: str
 ) -> None:
-    vm = await vm_factory.start("vm")
+    vm = await vm_factory.start("vm", guest=guest)
     test = await group.join("test")
     async with vm.as_node(group) as node:
         await vm.run("(lock disk -- sleep 10000; barrier ready 2) </dev/null >/dev/null 2>&1 &")
@@ -76,9 +78,9 @@ async def test_a_guest_is_the_same_node_after_it_has_booted_again(
         assert list(group.members()) == sorted([node.name, "test"])
 
 
-@pytest.mark.guest_os("micro", "alpine")
-async def test_a_guest_that_migrates_takes_its_waits_along(vm_factory: VmFactory, group: NodeGroup) -> None:
-    vm = await vm_factory.start("vm")
+@pytest.mark.parametrize("guest", GUESTS)
+async def test_a_guest_that_migrates_takes_its_waits_along(vm_factory: VmFactory, group: NodeGroup, guest: str) -> None:
+    vm = await vm_factory.start("vm", guest=guest)
     test = await group.join("test")
     async with vm.as_node(group):
         waits = "for i in 1 2 3; do (kv wait go$i && kv put done/$i) </dev/null >/dev/null 2>&1 & done"

@@ -29,6 +29,7 @@ async def test_the_guest_sees_six_processors(vm_factory: VmFactory) -> None:
     assert await vm.run("nproc") == "6"
 
 
+@pytest.mark.slow
 async def test_a_guest_boots_again_after_a_reset_and_after_its_own_reboot(vm_factory: VmFactory) -> None:
     vm = await vm_factory.start(**SMALL)
     await vm.run("touch /tmp/here")

@@ -127,6 +127,7 @@ async def test_a_guest_that_booted_from_cold_is_waited_for_before_it_has_reset_i
     assert await vm.run("cut -d. -f1 /proc/uptime") != ""
 
 
+@pytest.mark.slow
 async def test_a_guest_that_resets_itself_while_it_is_logged_in_to_is_waited_for(vm_factory: VmFactory) -> None:
     vm = await vm_factory.create(guest="micro", cpus=1, memory_mib=256)
     await vm.launch()
@@ -150,6 +151,7 @@ async def test_an_end_is_unexpected_again_when_the_guest_has_booted_after_one_th
     assert taken(vm) == ["reset"]
 
 
+@pytest.mark.slow
 async def test_the_reset_after_a_panic_is_the_panic_s(vm_factory: VmFactory) -> None:
     vm = await vm_factory.start(guest="micro", cpus=1, memory_mib=256, boot="cold", kernel_arguments="panic=1")
     async with vm.expect_panic():

@@ -108,6 +108,7 @@ async def test_what_is_typed_during_a_migration_reaches_the_guest_once(factory: 
     assert typed.splitlines() == lines.splitlines()
 
 
+@pytest.mark.slow
 async def test_what_is_typed_all_the_while_reaches_the_guest_once_and_in_order(factory: VmFactory, vm: TestVm) -> None:
     over = asyncio.Event()
 

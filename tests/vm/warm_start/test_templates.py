@@ -224,6 +224,7 @@ async def test_a_guest_that_does_not_boot_in_time_is_booted_once_for_all_that_wa
     assert first.waited_s == second.waited_s == 10
 
 
+@pytest.mark.slow
 async def test_a_guest_whose_template_did_not_boot_earlier_boots_from_cold(factories: Factories) -> None:
     NeverUp.boots.clear()
     async with factories("run") as factory:
@@ -299,6 +300,7 @@ async def test_where_a_file_cannot_be_memory_the_vm_boots(
     assert any("micro boots from cold: " in line and "unable to map backing store" in line for line in lines)
 
 
+@pytest.mark.slow
 async def test_a_template_that_another_qemu_made_is_not_taken(
     factories: Factories, artifact_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +336,7 @@ async def test_a_fork_that_stood_by_is_like_any_other(factories: Factories, chan
         assert vm.console_tail()[-1:] == ((vm.name,) if channel == "console" else ())
 
 
+@pytest.mark.slow
 async def test_who_has_a_fork_run_need_not_wake_it_if_it_stood_by(factories: Factories, artifact_dir: Path) -> None:
     async with factories("run", standby=1) as factory:
         agent = factory.agent
@@ -357,6 +360,7 @@ async def test_who_has_a_fork_run_need_not_wake_it_if_it_stood_by(factories: Fac
         assert await vm.run("hostname") == "vm"
 
 
+@pytest.mark.slow
 async def test_a_fork_that_hears_late_what_time_it_is_is_told_again(
     factories: Factories, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,6 +374,7 @@ async def test_a_fork_that_hears_late_what_time_it_is_is_told_again(
         assert await vm.run("hostname") == "second"
 
 
+@pytest.mark.slow
 async def test_what_stands_by_is_kept_from_the_processor(factories: Factories) -> None:
     async with factories("run", standby=1) as factory:
         await factory.start("vm", **MICRO)
@@ -389,6 +394,7 @@ def _states_of_children(pid: int) -> list[str]:
     return states
 
 
+@pytest.mark.slow
 async def test_no_fork_stands_by_where_none_is_wanted(factories: Factories) -> None:
     async with factories("run", standby=0) as factory:
         for number in range(3):
