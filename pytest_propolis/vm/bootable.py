@@ -36,8 +36,8 @@ from .instance import OUTPUT_TIMEOUT_S
 from .login import ended_before_reset, log_in
 from .migration import TERMINAL
 from .networks.network import Network
+from .server_handle import ServerHandle
 from .timings import Timings
-from .vm_server import VmServer
 from .warm_start.fork_handle import ForkHandle
 from .warm_start.identity import assign_identity
 
@@ -63,7 +63,7 @@ class BootableVm(GuestAccess):
         self,
         *,
         name: str,
-        server: VmServer,
+        server: ServerHandle,
         guest: GuestAdapter,
         spec: InstanceSpec,
         properties: InstanceProperties,

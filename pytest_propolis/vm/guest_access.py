@@ -30,8 +30,8 @@ from .files.remote_path import GuestPath
 from .files.transfers import FileTransfers, LocalPath
 from .instance import OUTPUT_TIMEOUT_S, STATE_TIMEOUT_S, Instance
 from .migration import TERMINAL
+from .server_handle import ServerHandle
 from .timings import Timings
-from .vm_server import VmServer
 
 __all__ = ["GuestAccess"]
 
@@ -45,7 +45,7 @@ class GuestAccess(Instance):
     :param has_ports: whether commands, files and streams go over guest ports: ``VmConfig(channel="port")``.
     """
 
-    def __init__(self, *, name: str, server: VmServer, log_path: Path, phases: Timings | None) -> None:
+    def __init__(self, *, name: str, server: ServerHandle, log_path: Path, phases: Timings | None) -> None:
         super().__init__(name=name, server=server, log_path=log_path)
         client = server.client
         self.id = server.vm_id

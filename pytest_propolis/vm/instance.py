@@ -32,7 +32,7 @@ from ..propolis_api import (
 )
 from ..propolis_api.client import Endpoint, PropolisClient
 from .migration import TERMINAL
-from .vm_server import VmServer
+from .server_handle import ServerHandle
 
 __all__ = ["OUTPUT_TIMEOUT_S", "STATE_TIMEOUT_S", "Instance"]
 
@@ -49,7 +49,7 @@ class Instance:
     :param migrations: queries the server's report of its latest migrations; None if the server has none.
     """
 
-    def __init__(self, *, name: str, server: VmServer, log_path: Path) -> None:
+    def __init__(self, *, name: str, server: ServerHandle, log_path: Path) -> None:
         self.name = name
         self.log_path = log_path
         self._client = server.client

@@ -37,8 +37,8 @@ from .instance_spec.builder import disk_components, free_slot
 from .migration import TERMINAL, migration_limit_s, until_migrated
 from .networks.forwarding import forward
 from .replacements import replacements
+from .server_handle import ServerHandle
 from .timings import Timings
-from .vm_server import VmServer
 from .warm_start.fork_handle import ForkHandle
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class TestVm(BootableVm):
         self,
         *,
         name: str,
-        server: VmServer,
+        server: ServerHandle,
         guest: GuestAdapter,
         spec: InstanceSpec,
         properties: InstanceProperties,

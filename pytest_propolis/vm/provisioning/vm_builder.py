@@ -34,9 +34,9 @@ from ..instance_spec.builder import (
     qcow2_files,
     with_failure_injector,
 )
+from ..server_handle import ServerHandle
 from ..timings import Timings
 from ..vm import TestVm
-from ..vm_server import VmServer
 from .guest_images import ReadyImage, ready_image
 from .host_session import HostSession
 from .servers import disk_reader, open_server, qemu_log
@@ -138,7 +138,7 @@ class VmBuilder:
         session.own_vm(forked.vm.id, taken, log_path=qemu_log(self._log_dir, name))
         vm = TestVm(
             name=name,
-            server=VmServer(
+            server=ServerHandle(
                 host=session.host,
                 client=PropolisClient(
                     session.agent.endpoint(forked.vm.path), vm=name, log_path=qemu_log(self._log_dir, name)
@@ -231,7 +231,7 @@ class VmBuilder:
         )
         vm = TestVm(
             name=plan.name,
-            server=VmServer(
+            server=ServerHandle(
                 host=session.host,
                 client=PropolisClient(served.endpoint, vm=plan.name, log_path=served.log_path),
                 vm_id=served.vm_id,

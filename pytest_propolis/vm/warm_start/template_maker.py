@@ -22,8 +22,8 @@ from ..config import CompleteVmConfig
 from ..disks.layout import firmware_of
 from ..instance_spec.builder import AttachedDisk, instance_properties, instance_spec
 from ..instance_spec.pci_slots import BOOT_DISK_SLOT
+from ..server_handle import ServerHandle
 from ..vm import TestVm
-from ..vm_server import VmServer
 from .identity import prepare_snapshot, warmup_input
 
 __all__ = ["TemplateKey", "TemplateMaker", "cold_reason"]
@@ -116,7 +116,7 @@ class TemplateMaker:
     async def _make(self, kind: TemplateKey, needed: TemplateNeeded, making: TemplateMaking) -> None:
         vm = TestVm(
             name="template",
-            server=VmServer(
+            server=ServerHandle(
                 host=self._host,
                 client=PropolisClient(self._agent.endpoint(making.path), vm="template", log_path=self._qemu_log),
                 has_ports=kind.complete.config.has_ports,

@@ -1,4 +1,4 @@
-"""What a VM knows of its server."""
+"""What a VM needs to know of its server."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..propolis_api.client import PropolisClient
 from ..settings import ENGINE
 from .migration import Report
 
-__all__ = ["VmServer"]
+__all__ = ["ServerHandle"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VmServer:
+class ServerHandle:
     """The server of one VM.
 
     :param host: where it is.
