@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import shutil
 import socket
-import tempfile
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ...console.channels.over_console import ConsoleChannel
@@ -18,6 +15,7 @@ from ...console.shell import Shell
 from ...errors import ConfigError, ConsoleError, ShellError, ShellLost
 from ...propolis_api.client import PropolisClient
 from ...vm.files.transfers import FileTransfers
+from .log_directory import log_directory
 from .vm_lookup import LocatedVm, locate_vm
 
 if TYPE_CHECKING:
@@ -52,7 +50,7 @@ async def kept_guest(vm_id: str, hosts: tuple[HostSpec, ...] | None) -> AsyncIte
                 f"VM {vm.name!r} ({vm.id}) was not kept: its test drives it",
                 hint="`propolis console` shows its console; --propolis-keep keeps VMs",
             )
-        with _alone(vm), _log_directory() as logs:
+        with _alone(vm), log_directory("exec") as logs:
             async with PropolisClient(endpoint, vm=vm.name) as client:
                 connection = await client.instance_serial()
                 async with Console.over(connection, vm=vm.name, log_path=logs / "console.log") as console:
@@ -105,10 +103,3 @@ def _alone(vm: LocatedVm) -> Iterator[None]:
                 f"another `propolis exec` or `propolis cp` uses VM {vm.name!r}", hint="try again when it has ended"
             ) from None
         yield
-
-
-@contextlib.contextmanager
-def _log_directory() -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="propolis-exec-"))
-    yield directory
-    shutil.rmtree(directory, ignore_errors=True)  # not after an error, which names the log there

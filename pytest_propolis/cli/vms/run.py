@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -18,6 +16,7 @@ import click
 from ...settings import Settings
 from ..main import choices
 from .command_line import command_line
+from .log_directory import log_directory
 from .statuses import own_statuses
 
 if TYPE_CHECKING:
@@ -81,9 +80,11 @@ async def _vm(settings: Settings) -> AsyncIterator[TestVm]:
     from ...vm.factory import VmFactory
     from ..project import guests_here
 
-    logs = Path(tempfile.mkdtemp(prefix="propolis-run-"))
-    hosts = open_hosts(settings, shared_id=None)
-    try:
+    with contextlib.ExitStack() as stack:
+        logs = stack.enter_context(log_directory("run"))
+        hosts = open_hosts(settings, shared_id=None)
+        for host in hosts:
+            stack.callback(host.close)
         async with VmFactory.on(
             hosts,
             settings=settings,
@@ -95,10 +96,6 @@ async def _vm(settings: Settings) -> AsyncIterator[TestVm]:
             artifact=lambda name: read_catalogs(settings.artifacts or ()).find(name),
         ) as factory:
             yield await factory.start("run", channel="port")
-        shutil.rmtree(logs, ignore_errors=True)  # not after an error, which names a log there
-    finally:
-        for host in hosts:
-            host.close()
 
 
 async def _copy(output: ProcessOutput, descriptor: int) -> None:

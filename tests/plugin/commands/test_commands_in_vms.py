@@ -36,8 +36,18 @@ def test_a_copied_directory_is_where_the_command_runs(tmp_path: Path) -> None:
     assert propolis("run", "--copy", str(tmp_path), "cat", "a file").endswith("content\n")
 
 
-def test_what_fails_of_ours_has_a_status_of_its_own() -> None:
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory in which commands make their temporary directories."""
+    directory = tmp_path / "temporary"
+    directory.mkdir()
+    monkeypatch.setenv("TMPDIR", str(directory))
+    return directory
+
+
+def test_what_fails_of_ours_has_a_status_of_its_own(temporary: Path) -> None:
     assert "there is no guest named 'micra'" in propolis("run", "--guest", "micra", "--", "true", status=125)
+    assert list(temporary.glob("propolis-*")) == []
 
 
 @pytest.fixture
@@ -85,7 +95,7 @@ def test_a_vm_that_does_not_exist_is_an_error_of_ours() -> None:
     assert "there is no VM 'abc'" in propolis("exec", "abc", "true", status=125)
 
 
-def test_ctrl_c_ends_the_command_and_its_vm(inner: InnerRun) -> None:
+def test_ctrl_c_ends_the_command_and_its_vm(inner: InnerRun, temporary: Path) -> None:
     with subprocess.Popen([*COMMAND, "run", "--", "echo up; sleep 1000"], stdout=subprocess.PIPE) as run:
         assert run.stdout is not None
         readable, _, _ = select.select([run.stdout], [], [], TIMEOUT_S)
@@ -93,3 +103,4 @@ def test_ctrl_c_ends_the_command_and_its_vm(inner: InnerRun) -> None:
         run.send_signal(signal.SIGINT)
         assert run.wait(TIMEOUT_S) == 130
     assert inner.leavings() == []
+    assert list(temporary.glob("propolis-*")) == []
