@@ -19,6 +19,12 @@ _EXTENSION: Final = "propolis.connection"
 class DetachableProtocol(WebSocketsSansIOProtocol):
     """Puts itself into the scope of the request, for `detached`."""
 
+    is_lost = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_lost = True
+        super().connection_lost(exc)
+
     async def run_asgi(self) -> None:
         self.scope["extensions"][_EXTENSION] = {"protocol": self}
         await super().run_asgi()
@@ -34,7 +40,7 @@ def detached(scope: MutableMapping[str, Any]) -> ByteStream:
     transport = immediate(protocol.transport)
     stream.connection_made(transport)
     transport.set_protocol(stream)
-    if protocol.disconnected:
+    if protocol.is_lost:
         stream.connection_lost(None)
     return stream
 
