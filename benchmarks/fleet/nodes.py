@@ -93,6 +93,14 @@ class _Store:
     def group(self, name: str) -> contextlib.AbstractAsyncContextManager[NodeGroup]:
         return opened_group(self._settings, name, run="benchmark", host=self._require_host)
 
+    async def processor_time_s(self) -> float:
+        """Return what the agent that is the store has taken; 0 for etcd."""
+        if self._host is None:
+            return 0.0
+        async with await self._host.client() as client:
+            pid = (await client.info()).pid
+        return sum(int(path.read_text().split()[0]) for path in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+
     def _require_host(self) -> LocalHost:
         assert self._host is not None
         return self._host
@@ -256,7 +264,7 @@ async def _end(store: _Store) -> float:
 
 
 async def _many(store: _Store, kind: str, clients: int) -> Figure:
-    """Measure the processor time of connections in this process, without that of the store.
+    """Measure the processor time of connections in this process, and of the store if it is the agent's.
 
     The floor is decoding each change once for each connection, and storing it in a dictionary.
     """
@@ -265,18 +273,21 @@ async def _many(store: _Store, kind: str, clients: int) -> Figure:
         groups = [await stack.enter_async_context(_attached(group)) for _ in range(clients)]
         nodes = await asyncio.gather(*(groups[number % clients].join(f"n{number}", ttl_s=60) for number in range(MANY)))
         for _ in range(ROUNDS_OF_MANY):
-            began_s = time.process_time()
+            began_s = time.process_time() + await store.processor_time_s()
             await asyncio.gather(*(node.group.kv.put(node.name, b"here") for node in nodes))
             await asyncio.gather(*(node.barrier("all", MANY) for node in nodes))
-            per_operation_s.append((time.process_time() - began_s) / (2 * MANY))
+            ended_s = time.process_time() + await store.processor_time_s()
+            per_operation_s.append((ended_s - began_s) / (2 * MANY))
     ours_ms, floor_ms = statistics.median(per_operation_s) * 1e3, _decoded_and_stored_s(clients) * 1e3
+    has_bound = kind == "embedded" and clients == 1
     return Figure(
-        name=f"{kind}: 1,000 nodes, {clients} clients, a put and a barrier each: processor time per operation",
-        measured=f"{ours_ms:.2f} ms, n={ROUNDS_OF_MANY}",
-        floor=f"{floor_ms:.2f} ms",
-        ratio=f"{ours_ms / floor_ms:.1f}",
-        bound="<= 0.2 ms",
-        met=ours_ms <= MANY_BOUND_MS,
+        name=f"{kind}: 1,000 nodes of {clients} process{'es' * (clients > 1)}, a put and a barrier each: "
+        "processor time per operation",
+        measured=f"{ours_ms:.3f} ms, n={ROUNDS_OF_MANY}",
+        floor=f"{floor_ms:.3f} ms",
+        ratio=f"{ours_ms / floor_ms:.0f}",
+        bound=f"<= {MANY_BOUND_MS} ms" if has_bound else "",
+        met=ours_ms <= MANY_BOUND_MS if has_bound else None,
     )
 
 
