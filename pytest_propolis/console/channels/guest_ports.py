@@ -8,7 +8,9 @@ import secrets
 from collections.abc import AsyncIterator
 from typing import Final
 
-from ...agent_api.guest_ports import STREAM_PORTS
+import msgspec
+
+from ...agent_api.guest_ports import STREAM_PORTS, PortEnded
 from ...errors import AgentError, CapabilityMissing
 from ...propolis_api.connection.byte_stream import ByteStream, StreamRefused, open_byte_stream
 from ...propolis_api.connection.endpoint import Endpoint
@@ -95,9 +97,10 @@ class GuestPorts:
 
     @contextlib.asynccontextmanager
     async def _connected(self, number: int) -> AsyncIterator[PortStream]:
+        moved = self._moved  # that of the server which is connected to: the guest may move meanwhile
         connection = await self.connect(number)
         try:
-            yield PortStream(number, connection, moved=self._moved)
+            yield PortStream(number, connection, moved=moved)
         finally:
             connection.abort()  # what waits to be sent has no reader any more
 
@@ -127,6 +130,7 @@ class PortStream:
         self.number = number
         self._connection = connection
         self._moved = moved
+        self._sent = 0
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send to the guest; wait while it reads nothing.
@@ -135,7 +139,9 @@ class PortStream:
         """
         view = memoryview(data)
         for start in range(0, len(view), FRAME_BYTES):
-            await self._connection.send(view[start : start + FRAME_BYTES])
+            frame = view[start : start + FRAME_BYTES]
+            await self._connection.send(frame)
+            self._sent += len(frame)
 
     async def receive(self) -> bytes:
         """Return what has come; wait if nothing has.
@@ -143,6 +149,12 @@ class PortStream:
         :raises StreamEnded: when the machine has ended, or the guest has migrated.
         """
         return await self._connection.receive()
+
+    async def has_lost(self) -> bool:
+        """Wait for the end of the connection; return whether the guest has not got all that was sent."""
+        await asyncio.wait([self._connection.ended])
+        text = self._connection.text
+        return text is None or msgspec.json.decode(text, type=PortEnded).taken < self._sent
 
     async def until_moved(self) -> None:
         """After the end of the connection, wait until the port can be had at another server; for a minute at most."""

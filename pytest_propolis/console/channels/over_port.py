@@ -112,10 +112,25 @@ class PortChannel:
             await asyncio.wait([running, moving], return_when=asyncio.FIRST_COMPLETED)
             if moving.done():
                 await self._settle(port, moving)
-            status = await running
+            status = await self._status(port, running)
             if whole and status == 0:
                 await self._settle(port, moving)
         return Exchanged(status=status, errors=output.decode(errors="replace").strip())
+
+    async def _status(self, port: PortStream, running: asyncio.Task[int]) -> int:
+        """Return the status of a script, unless it waits for what was sent and is lost with the port.
+
+        :raises Garbled: when it is.
+        """
+        losing = asyncio.create_task(port.has_lost())
+        try:
+            await asyncio.wait([running, losing], return_when=asyncio.FIRST_COMPLETED)
+            if not running.done() and losing.result():
+                await port.until_moved()
+                raise Garbled("the guest's port was lost")
+        finally:
+            losing.cancel()
+        return await running
 
     async def _settle(self, port: PortStream, moving: asyncio.Task[None]) -> None:
         try:

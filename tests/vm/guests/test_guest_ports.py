@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from pytest_propolis import CapabilityMissing, ConfigError, FileTransferError, Progress, ShellLost, VmConfig
+from pytest_propolis.console.channels.channel import Garbled
+from pytest_propolis.console.channels.over_port import CHUNK_BYTES, PortChannel
 from pytest_propolis.vm.config_fields import VmConfigFields
 from pytest_propolis.vm.disks.kinds import DataDisk
 from pytest_propolis.vm.factory import VmFactory
@@ -73,6 +76,26 @@ async def test_transfers_go_on_while_the_guest_migrates(vm_factory: VmFactory, t
     await later.migrate_from(heir)
     await transfer
     assert (tmp_path / "back").read_bytes() == content
+
+
+async def test_what_was_sent_and_not_read_when_the_guest_migrates_is_sent_again(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(**SMALL)
+    channel = PortChannel(vm.shell, vm._ports, vm=vm.name)
+    sent = asyncio.Event()
+
+    async def source() -> AsyncIterator[bytes]:
+        yield bytes(CHUNK_BYTES)  # the guest reads these at once
+        yield bytes(500_000)
+        sent.set()
+
+    upload = asyncio.create_task(channel.upload("sleep 1000", source(), note="an upload"))
+    await sent.wait()
+    heir = await vm_factory.successor(vm)
+    await heir.migrate_from(vm)
+    with pytest.raises(Garbled):
+        async with asyncio.timeout(30):
+            await upload
+    assert await heir.run("echo on") == "on"
 
 
 async def test_a_machine_without_ports_has_no_such_device(vm_factory: VmFactory) -> None:
