@@ -30,3 +30,8 @@ class PortEnded(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     taken: int
+
+    @classmethod
+    def taken_by(cls, text: str | None) -> int | None:
+        """Return what the last text of a connection says was taken; None if there was none."""
+        return None if text is None else msgspec.json.decode(text, type=cls).taken

@@ -8,8 +8,6 @@ import secrets
 from collections.abc import AsyncIterator
 from typing import Final
 
-import msgspec
-
 from ...agent_api.guest_ports import STREAM_PORTS, PortEnded
 from ...errors import AgentError, CapabilityMissing
 from ...propolis_api.connection.byte_stream import ByteStream, StreamRefused, open_byte_stream
@@ -153,8 +151,8 @@ class PortStream:
     async def has_lost(self) -> bool:
         """Wait for the end of the connection; return whether the guest has not got all that was sent."""
         await asyncio.wait([self._connection.ended])
-        text = self._connection.text
-        return text is None or msgspec.json.decode(text, type=PortEnded).taken < self._sent
+        taken = PortEnded.taken_by(self._connection.text)
+        return taken is None or taken < self._sent
 
     async def until_moved(self) -> None:
         """After the end of the connection, wait until the port can be had at another server; for a minute at most."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from ...errors import CommandTimeout
 from ...propolis_api.connection.byte_stream import StreamEnded
@@ -126,8 +126,7 @@ class PortChannel:
         try:
             await asyncio.wait([running, losing], return_when=asyncio.FIRST_COMPLETED)
             if not running.done() and losing.result():
-                await port.until_moved()
-                raise Garbled("the guest's port was lost")
+                await self._lose(port)
         finally:
             losing.cancel()
         return await running
@@ -136,8 +135,11 @@ class PortChannel:
         try:
             await moving
         except StreamEnded:
-            await port.until_moved()
-            raise Garbled("the guest's port was lost") from None
+            await self._lose(port)
+
+    async def _lose(self, port: PortStream) -> NoReturn:
+        await port.until_moved()
+        raise Garbled("the guest's port was lost") from None
 
     @contextlib.asynccontextmanager
     async def _moving(self, note: str) -> AsyncIterator[Callable[[], None]]:

@@ -7,8 +7,6 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, Protocol
 
-import msgspec
-
 from ...agent_api.guest_ports import PortEnded
 from ...errors import PropolisError, ShellLost
 from ...propolis_api.connection.byte_stream import ByteStream, StreamEnded
@@ -125,8 +123,7 @@ class PortLine:
         try:
             while True:
                 await asyncio.wait([self._connection.ended])
-                text = self._connection.text
-                taken = msgspec.json.decode(text, type=PortEnded).taken if text else None
+                taken = PortEnded.taken_by(self._connection.text)
                 if self._failure is not None or not await self._has_moved():
                     break
                 await self._reconnect(taken)

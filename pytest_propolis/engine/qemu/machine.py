@@ -9,20 +9,19 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Final, cast
+from typing import Any, Final, cast
 
 from qemu.qmp import EventListener, QMPError
 
-from ...errors import HostError
 from ...operating_system.child import Child, ChildRecord, Journal, spawn
-from ...storage.files import open_log
 from .bios_shadow import drop_bios_shadow
 from .guest_events import DiskError, GuestEvent, exit_reason
 from .guest_ports import GuestPorts
 from .monitor import COMMAND_TIMEOUT_S, MachineError, Monitor
+from .qemu_log import QemuLog
 from .serial_port import SerialPort
 
-__all__ = ["OWN_LINE", "Machine"]
+__all__ = ["Machine"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +29,6 @@ MONITOR_READY_TIMEOUT_S: Final = 30.0
 
 END_TIMEOUT_S: Final = 1.0
 """How long to wait for QEMU's exit after its monitor has disconnected."""
-
-OWN_LINE: Final = "[propolis] "
-"""Begins the lines in QEMU's log that are not QEMU's."""
 
 RESETS: Final = ("-action", "reboot=shutdown")
 """A guest that resets itself is stopped until `Machine` has reset the whole machine."""
@@ -69,8 +65,7 @@ class Machine:
     ) -> None:
         self._program = program
         self._arguments = arguments
-        self._log_path = log_path
-        self._log_start = 0
+        self._log = QemuLog(log_path)
         self._on_event = on_event
         self._journal = journal
         self._inherit = inherit
@@ -120,8 +115,7 @@ class Machine:
         fds["com2"] = self.second_serial.qemu_end.fileno()
         fds |= self.ports.fds
         try:
-            with self._open_log() as log:
-                self._log_start = log.tell()
+            with self._log.open() as log:
                 self._process = await spawn(
                     self._program,
                     [*self._arguments, *RESETS, *_channels(fds), *(("-incoming", "defer") if self._incoming else ())],
@@ -147,7 +141,7 @@ class Machine:
         except (QMPError, TimeoutError, OSError) as error:
             monitor.close()
             await self.close()
-            raise MachineError(self._last_words() or f"the QEMU monitor did not answer: {error}") from None
+            raise MachineError(self._log.last_lines() or f"the QEMU monitor did not answer: {error}") from None
         self._watchers = [asyncio.create_task(self._watch_events()), asyncio.create_task(self._watch_process())]
 
     async def resume(self) -> None:
@@ -253,7 +247,7 @@ class Machine:
         try:
             await asyncio.wait([event, ended], return_when=asyncio.FIRST_COMPLETED)
             if not event.done():
-                raise MachineError(self._last_words() or "QEMU ended")
+                raise MachineError(self._log.last_lines() or "QEMU ended")
             message = dict(event.result())
             return str(message["event"]), cast(dict[str, Any], message.get("data", {}))
         finally:
@@ -282,7 +276,7 @@ class Machine:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_TIMEOUT_S):  # `wait_for` may swallow a cancellation
                 status = await self._process.wait()
-            return "\n".join(filter(None, [exit_reason(status), self._last_words()]))
+            return "\n".join(filter(None, [exit_reason(status), self._log.last_lines()]))
         return ""
 
     def _signal(self, number: signal.Signals) -> None:
@@ -376,20 +370,6 @@ class Machine:
             self.serial.end_reason = exit_reason(status)
             self.ports.close()
             self._on_event(GuestEvent.EXITED)
-
-    def _open_log(self) -> IO[bytes]:
-        try:
-            return open_log(self._log_path)
-        except HostError as error:
-            raise MachineError(f"{error.message}; {error.hint}") from None
-
-    def _last_words(self) -> str:
-        with contextlib.suppress(OSError), self._log_path.open("rb") as log:
-            log.seek(self._log_start)
-            lines = log.read().decode(errors="replace").splitlines()
-            printed = [line for line in lines if "warning:" not in line and not line.startswith(OWN_LINE)]
-            return "\n".join(printed[-5:])
-        return ""
 
 
 def _time_s(event: Mapping[str, Any]) -> float:

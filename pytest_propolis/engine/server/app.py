@@ -27,6 +27,7 @@ from ...propolis_api import (
     InstanceVCRReplace,
 )
 from ..migration.accepted_connection import AcceptedConnection
+from ..qemu.qemu_log import append_lines
 from ..qemu.serial_history import HistoryGap
 from .dropshot_errors import ErrorResponse, bad_request
 from .http_error import HttpError
@@ -304,4 +305,4 @@ async def _crash(request: Request, error: Exception) -> Response:
 
 def _log_failure(request: Request, response: Response, text: str) -> None:
     """Write a failure to the VM's log, which a test has when this server and its log are gone."""
-    request.scope[SERVER_KEY].log(f"request {response.headers[REQUEST_ID]}: {text}")
+    append_lines(request.scope[SERVER_KEY].log_path, f"request {response.headers[REQUEST_ID]}: {text}")

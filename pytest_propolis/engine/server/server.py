@@ -16,7 +16,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from ...agent_api.migration_report import MigrationReport, MigrationSide
-from ...errors import HostError, PropolisError
+from ...errors import PropolisError
 from ...propolis_api import (
     Component,
     Instance,
@@ -37,7 +37,6 @@ from ...propolis_api import (
     WaitingForMigrationSource,
 )
 from ...propolis_api.connection.endpoint import Endpoint
-from ...storage.files import open_log
 from ..migration.accepted_connection import AcceptedConnection
 from ..migration.failure import MigrationFailed
 from ..migration.protocol import MigrationChannel
@@ -45,7 +44,6 @@ from ..qemu.devices.display import screenshot
 from ..qemu.devices.hot_plug import plug
 from ..qemu.devices.port_forward import ForwardRefused, forward_port
 from ..qemu.guest_ports import GuestPort
-from ..qemu.machine import OWN_LINE
 from ..qemu.monitor import MachineError
 from ..qemu.serial_port import SerialPort
 from ..request_queue import MigrateAsSource, Reboot, ReplaceVolume, Request, RequestDenied, Run, Stop
@@ -268,12 +266,6 @@ class VmServer:
     def log_path(self) -> Path:
         """The file that receives what QEMU prints, and failures of requests."""
         return self._config.log_path
-
-    def log(self, text: str) -> None:
-        """Append lines to the VM's log, if that is possible."""
-        lines = [f"{OWN_LINE}{line}\n" for line in text.splitlines()]
-        with contextlib.suppress(HostError, OSError), open_log(self.log_path) as log:
-            log.write("".join(lines).encode())
 
     @property
     def firmware_variables(self) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +21,10 @@ from ...propolis_api import Component, InstanceProperties, InstanceSpec
 from ...propolis_api.client import PropolisClient
 from ...propolis_api.connection.endpoint import Endpoint
 from ...storage.artifacts import Artifact
-from ..config import CompleteVmConfig
+from ..config import CompleteVmConfig, Nic
 from ..disks.image_disk import image_format_of
 from ..disks.images import ImageFinder
-from ..disks.kinds import AttachedDisk
+from ..disks.kinds import AttachedDisk, Disk
 from ..disks.layout import boot_order_of, boot_source_of, disks_of, firmware_of, split_disks
 from ..instance_spec.builder import (
     disk_components,
@@ -123,26 +123,24 @@ class VmBuilder:
         # Cards are never a template's: forks would have one address.
         kind = dataclasses.replace(complete, config=dataclasses.replace(complete.config, disks=disks.kept, nics=()))
         async with contextlib.AsyncExitStack() as made:
-            added: dict[str, Component] = {}
-            for disk in disks.plugged:
-                added |= disk_components(await self._attached(session, disk.attached(), disk.request(), made))
-            for nic in complete.config.nics:
-                added |= nic_components(nic)
-            log_path = log_path_on(session.host, qemu_log(self._log_dir, name))
+            log = qemu_log(self._log_dir, name)
             forked = await session.warm_starter.fork(
-                kind, guest, added=added, log_path=log_path, run=run, metric_addr=await self._registry_on(session)
+                kind,
+                guest,
+                added=await self._plugged(session, disks.plugged, complete.config.nics, made),
+                log_path=log_path_on(session.host, log),
+                run=run,
+                metric_addr=await self._registry_on(session),
             )
             if forked is None:
                 return None
             await taken.enter_async_context(made.pop_all())
-        session.own_vm(forked.vm.id, taken, log_path=qemu_log(self._log_dir, name))
+        session.own_vm(forked.vm.id, taken, log_path=log)
         vm = TestVm(
             name=name,
             server=ServerHandle(
                 host=session.host,
-                client=PropolisClient(
-                    session.agent.endpoint(forked.vm.path), vm=name, log_path=qemu_log(self._log_dir, name)
-                ),
+                client=PropolisClient(session.agent.endpoint(forked.vm.path), vm=name, log_path=log),
                 vm_id=forked.vm.id,
                 migrations=partial(session.agent.migrations, forked.vm.path),
                 has_ports=complete.config.has_ports,
@@ -157,6 +155,17 @@ class VmBuilder:
             phases=forked.phases,
         )
         return await taken.enter_async_context(vm)
+
+    async def _plugged(
+        self, session: HostSession, disks: Iterable[Disk], nics: Iterable[Nic], made: contextlib.AsyncExitStack
+    ) -> dict[str, Component]:
+        """Return the components that a fork has beside those of its template; make their disks."""
+        added: dict[str, Component] = {}
+        for disk in disks:
+            added |= disk_components(await self._attached(session, disk.attached(), disk.request(), made))
+        for nic in nics:
+            added |= nic_components(nic)
+        return added
 
     async def create(
         self,

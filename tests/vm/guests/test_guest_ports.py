@@ -85,7 +85,7 @@ async def test_what_was_sent_and_not_read_when_the_guest_migrates_is_sent_again(
 
     async def source() -> AsyncIterator[bytes]:
         yield bytes(CHUNK_BYTES)  # the guest reads these at once
-        yield bytes(500_000)
+        yield bytes(1_200_000)  # more than the buffers of its driver hold, and less than those of the port
         sent.set()
 
     upload = asyncio.create_task(channel.upload("sleep 1000", source(), note="an upload"))
