@@ -27,11 +27,13 @@ class PortEnded(msgspec.Struct, frozen=True, kw_only=True):
     """The machine of a port has ended, or its guest runs elsewhere: the last message of the port's websocket.
 
     :param taken: how many of the client's bytes the machine has taken. The rest has reached no guest.
+    :param closed_by_guest: whether the machine runs on, and its guest has closed the port: it can be opened again.
     """
 
     taken: int
+    closed_by_guest: bool = False
 
     @classmethod
-    def taken_by(cls, text: str | None) -> int | None:
-        """Return what the last text of a connection says was taken; None if there was none."""
-        return None if text is None else msgspec.json.decode(text, type=cls).taken
+    def told_by(cls, text: str | None) -> PortEnded | None:
+        """Return the last text of a connection; None if there was none."""
+        return None if text is None else msgspec.json.decode(text, type=cls)

@@ -207,6 +207,11 @@ class Console:
         """Write a line of our own into the log file, marked as such."""
         self.log.write(f"[propolis] {text}\n")
 
+    def show_output(self, text: str) -> None:
+        """Have the log and the tail contain what a command has written to another line than the console."""
+        self.log.write(text)
+        self.transcript.append_other(text)
+
     @contextlib.contextmanager
     def unrecorded(self) -> Iterator[None]:
         """Keep what comes meanwhile out of the transcript and the log: it is binary, and for `on_signal` alone."""

@@ -29,10 +29,12 @@ __all__ = ["LoopClient", "either"]
 
 LOST_HINT: Final = "call `wait_to_boot` to log in again"
 REPEAT_AFTER_S: Final = 2.0
+KILLED: Final = "the guest's shells were killed"
 LOGGED_OUT: Final = "the guest shows a login prompt where its shell was"
 LOGIN_PROMPT: Final = b" login: "
 ECHO_BYTES: Final = 100
 INTERRUPT_TIMEOUT_S: Final = 10.0
+RESTART_TIMEOUT_S: Final = 60.0
 INTERRUPT_INTERVAL_S: Final = 1.0
 PREPARATIONS: Final = 3
 
@@ -59,7 +61,9 @@ class LoopClient:
         """The command that was sent last; None once its caller has its end."""
         self._lost: str | None = None
         """Why there is no read-eval loop any more."""
-        transport.attach(on_signal=self._on_signal, on_reset=self._on_reset)
+        self._closed = False
+        """Whether the loop has ended in a guest that runs on."""
+        transport.attach(on_signal=self._on_signal, on_reset=self._on_reset, on_closed=self._on_closed)
 
     @property
     def is_up(self) -> bool:
@@ -81,6 +85,7 @@ class LoopClient:
         """
         self._ready.clear()
         self._lost = None
+        self._closed = False
         self.pending = None
         self._session = session or new_session()
         self._command = shell
@@ -175,6 +180,9 @@ class LoopClient:
         """Interrupt a command that its caller stopped waiting for, so that the shell is free."""
         if self._lost:
             raise self.error(ShellLost, self._lost, hint=LOST_HINT)
+        if self._closed:
+            await self.start(shell=self._command, timeout_s=RESTART_TIMEOUT_S, session=self._session)
+            return
         pending = self.pending
         if pending is not None and not pending.ended.done():
             try:
@@ -251,7 +259,7 @@ class LoopClient:
         match signal:
             case Ready():
                 if pending is not None and pending.began.is_set() and not pending.ended.done():
-                    self._fail(pending, "the guest's shells were killed: a new one has started")
+                    self._fail(pending, f"{KILLED}: a new one has started")
                 self._fresh = True
                 self._ready.set()
             case Ended(nonce) if nonce == self._session:
@@ -294,6 +302,13 @@ class LoopClient:
             case Ended(nonce) if pending.errors_began and nonce in (None, pending.nonce):
                 if not pending.errors_ended.done():
                     pending.errors_ended.set_result(None)
+
+    def _on_closed(self) -> None:
+        if not self._ready.is_set():
+            return  # the guest has reset its machine
+        self._closed = True
+        if self.pending is not None and not self.pending.ended.done():
+            self._fail(self.pending, KILLED, hint="the next command starts a new one")
 
     def _on_reset(self) -> None:
         if not self._ready.is_set():

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 __all__ = ["Found", "Transcript"]
 
@@ -14,6 +14,7 @@ KEPT_CHARACTERS: Final = 4 << 20
 PIECE_CHARACTERS: Final = 1 << 14
 LINE_CHARACTERS: Final = 400
 """How long lines are assumed to be when only their number is given."""
+KEPT_BREAKS: Final = 1000
 PATTERN_REACH: Final = 1 << 16
 """How far back from new text a regular expression may begin to match."""
 
@@ -40,6 +41,14 @@ class _Wait:
     result: asyncio.Future[Found]
 
 
+class _Break(NamedTuple):
+    """Where the tail differs from the text: a stretch is left out, or replaced by text of another source."""
+
+    start: int
+    stop: int
+    other: str = ""
+
+
 class Transcript:
     """Text with absolute positions. The last 4 Mi characters are kept.
 
@@ -56,7 +65,7 @@ class Transcript:
         self._watchers: set[asyncio.Future[Any]] = set()
         self._failure: Exception | None = None
         self._interruption: Exception | None = None
-        self._hidden: list[tuple[int, int]] = []
+        self._breaks: deque[_Break] = deque(maxlen=KEPT_BREAKS)
         self.cursor = 0
 
     @property
@@ -77,17 +86,26 @@ class Transcript:
 
     def tail(self, lines: int) -> tuple[str, ...]:
         """Return the last lines that are not hidden, without empty ones at the very end."""
-        text, end = "", self._end
-        for start, stop in (*reversed(self._hidden), (0, 0)):
-            stretch = self._between(max(stop, end - lines * LINE_CHARACTERS + len(text)), end)
-            # What is hidden began behind a prompt; what follows it is a line of its own.
-            text = stretch + ("\n" if stretch and text and not stretch.endswith("\n") else "") + text
-            end = start
+        text, end, enough = "", self._end, lines * LINE_CHARACTERS
+        for start, stop, other in (*reversed(self._breaks), _Break(0, 0)):
+            text = _joined(self._between(max(stop, end - enough + len(text)), end), text)
+            text = _joined(other, text)
+            end = min(end, start)
+            if len(text) >= enough:
+                break
         return tuple(text.rstrip().splitlines()[-lines:])
 
     def hide(self, start: int) -> None:
         """Leave out of every later tail what came from a position on until now."""
-        self._hidden.append((start, self._end))
+        self._breaks.append(_Break(start, self._end))
+
+    def append_other(self, text: str) -> None:
+        """Show text of another source in later tails, behind what has come so far. Waits do not see it."""
+        if not text:
+            return
+        if self._breaks and self._breaks[-1].other and self._breaks[-1].stop == self._end:
+            text = self._breaks.pop().other + text
+        self._breaks.append(_Break(self._end, self._end, text[-PIECE_CHARACTERS:]))
 
     def _between(self, start: int, stop: int) -> str:
         start = max(start, self._offset)
@@ -174,3 +192,8 @@ class Transcript:
             before = self.since(looked_from)[: base + match.start() - looked_from]
             wait.result.set_result(Found(before=before, text=match[0], groups=match.groups()))
             self.cursor = max(self.cursor, base + match.end())
+
+
+def _joined(before: str, after: str) -> str:
+    """Join two texts, each of which begins on a line of its own."""
+    return before + ("\n" if before and after and not before.endswith("\n") else "") + after

@@ -218,3 +218,22 @@ def test_a_tail_may_have_several_hidden_stretches_and_end_in_one() -> None:
         if hidden:
             transcript.hide(start)
     assert transcript.tail(9) == ("a", "c")
+
+
+def test_a_tail_has_what_comes_from_elsewhere_where_it_came_and_waits_do_not() -> None:
+    transcript = Transcript()
+    transcript.append("booting\n# ")
+    transcript.append_other("out")
+    transcript.append_other("put\n")
+    transcript.append("[ 1.0] a kernel message\n")
+    transcript.append_other("more")
+    assert transcript.tail(9) == ("booting", "# ", "output", "[ 1.0] a kernel message", "more")
+    assert transcript.tail(2) == ("[ 1.0] a kernel message", "more")
+    assert transcript.since(0) == "booting\n# [ 1.0] a kernel message\n"
+
+
+def test_the_tail_of_much_output_from_elsewhere_ends_with_the_last_lines() -> None:
+    transcript = Transcript()
+    for number in range(100_000):
+        transcript.append_other(f"{number}\n")
+    assert transcript.tail(2) == ("99998", "99999")

@@ -151,8 +151,8 @@ class PortStream:
     async def has_lost(self) -> bool:
         """Wait for the end of the connection; return whether the guest has not got all that was sent."""
         await asyncio.wait([self._connection.ended])
-        taken = PortEnded.taken_by(self._connection.text)
-        return taken is None or taken < self._sent
+        end = PortEnded.told_by(self._connection.text)
+        return end is None or end.taken < self._sent
 
     async def until_moved(self) -> None:
         """After the end of the connection, wait until the port can be had at another server; for a minute at most."""

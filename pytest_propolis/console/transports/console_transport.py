@@ -27,7 +27,9 @@ class ConsoleTransport:
         self.on_failure: Callable[[asyncio.Future[Any]], None] = console.transcript.on_failure
         self.unrecorded: Callable[[], AbstractContextManager[None]] = console.unrecorded
 
-    def attach(self, *, on_signal: Callable[[Signal], None], on_reset: Callable[[], None]) -> None:
+    def attach(
+        self, *, on_signal: Callable[[Signal], None], on_reset: Callable[[], None], on_closed: Callable[[], None]
+    ) -> None:
         self._console.on_signal = on_signal
         self._console.on_reset = on_reset
 

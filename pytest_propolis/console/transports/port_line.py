@@ -50,6 +50,8 @@ class PortLine:
         self.number = number
         self.on_data: Callable[[bytes], None] | None = None
         """Called with what the guest writes; until there is one, that waits."""
+        self.on_closed: Callable[[], object] | None = None
+        """Called when the guest has closed the port; it is open on this side still."""
         self._connection = connection
         self._console = console
         self._moves = moves
@@ -123,10 +125,15 @@ class PortLine:
         try:
             while True:
                 await asyncio.wait([self._connection.ended])
-                taken = PortEnded.taken_by(self._connection.text)
+                end = PortEnded.told_by(self._connection.text)
+                if end is not None and end.closed_by_guest:
+                    await self._reconnect(None)
+                    if self.on_closed is not None:
+                        self.on_closed()
+                    continue
                 if self._failure is not None or not await self._has_moved():
                     break
-                await self._reconnect(taken)
+                await self._reconnect(None if end is None else end.taken)
             self._fail(ShellLost("the guest's port is lost: its connection has ended", vm=self._console.vm))
         except PropolisError as error:
             self._fail(error)

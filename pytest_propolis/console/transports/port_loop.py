@@ -37,26 +37,35 @@ CHUNK_BYTES: Final = 1 << 16
 #
 # The shells have a process group of their own, as on a terminal: an interrupt is sent to the group. Each is answered:
 # it cannot hit what the client sends after that.
+#
+# Commands write to pipes, and `cat` to the ports: a port can be opened only once, so it cannot be /dev/stdout. When the
+# shells have ended, everything ends, which closes the ports.
 _SUPERVISOR: Final = r"""
 trap : 2 3
 (trap '' 2 3
 exec 9>&- 7>&-
 while IFS= read -r _l <&8; do
+kill -0 $$ || exit
 case $_l in SESSION\ *) kill -INT -$$; printf '%s\n' "$_l" >&8; esac
 done) &
+exec 8<&9
+_r() { trap '' 2 3; exec cat 7>&- 8<&- 9>&-; }
+{ (
+trap : 2 3
 _k=0
 while :; do
 _l=
 until [ "$_l" = SESSION ]; do
-if IFS= read -r _l <&9; then _k=0
+if IFS= read -r _l <&8; then _k=0
 else _l= _k=$((_k+1)); [ "$_k" -lt 100 ] || exit; fi
 done
 printf "\036SESSION\021" >&9
-SHELL -s <&9 >&9 2>&9 8>&-
+SHELL -s <&8 >&9 2>&9
 _l=$?
 printf "\036SESSION\005%d\004" $_l >&7
 printf "\036SESSION\005%d\004" $_l >&9 || exit
 done
+) 9>&1 >/dev/null | _r >&9; } 7>&1 | _r >&7
 """
 
 # @ begins the name of each variable and function, so that no command has one of that name. The functions are made for
@@ -96,22 +105,25 @@ case ${BASH_VERSION-} in ?*) eval FOR_BASH;; *) eval FOR_OTHERS; esac
 # not in a function, where `set --`, `local` and `return` have another meaning; twice, because only the branches of an
 # `if` begin with a status that can be chosen. ERRORS is 1 or 7; bash sets PIPESTATUS while it expands it.
 _COMMAND: Final = r"""BEFORE{ @b - "$@o" APART; if @r "$@u"
-then \command eval "$@c" >&9 2>&"$((@q*ERRORS))" 7>&- 9>&-
-else \command eval "$@c" >&9 2>&"$((@q*ERRORS))" 7>&- 9>&-; fi; @f "$?" "$-" APART; } </dev/null >/dev/null 2>&1AFTER
+then \command eval "$@c" >&9 2>&"$((@q*ERRORS))" 7>&- 8<&- 9>&-
+else \command eval "$@c" >&9 2>&"$((@q*ERRORS))" 7>&- 8<&- 9>&-; fi
+@f "$?" "$-" APART; } </dev/null >/dev/null 2>&1AFTER
 """
 
 # A shell that executes nothing any more still reads. So such a command gets an empty input, which the shell replaces by
 # the port afterwards, or at whose end it exits.
 _MAY_STOP_EXECUTING: Final = re.compile(r"noexec|\bset\b.*-[a-zA-Z]*n")
-_WITH_EMPTY_INPUT: Final = {"BEFORE": r"\command exec </dev/null; ", "AFTER": r"; \command exec <&9"}
+_WITH_EMPTY_INPUT: Final = {"BEFORE": r"\command exec </dev/null; ", "AFTER": r"; \command exec <&8"}
 
 
 def port_supervisor(session: str, *, shell: str = "sh") -> str:
     """Return the script that starts shells: for ``sh`` with three open ports.
 
-    Descriptor 9 is the shells' input and output, 7 is for standard error apart, 8 for interrupts. A shell starts when
-    a line on descriptor 9 is the session. A line on descriptor 8 that begins with the session and a space interrupts
+    Descriptor 9 is the port of the shells, 7 that of standard error apart, 8 that of interrupts. A shell starts when a
+    line from descriptor 9 is the session. A line on descriptor 8 that begins with the session and a space interrupts
     the commands; the answer is the same line. The script must lead a process group of its own.
+
+    For the shells, descriptor 8 is the port to read from, and 9 and 7 are pipes to the ports.
 
     :param shell: the POSIX shell that evaluates commands.
     """
@@ -153,7 +165,7 @@ def typed_command_for_port(command: str) -> TypedCommand:
     if "\0" in command:
         raise ValueError("a command cannot contain a NUL character")
     nonce = new_nonce()
-    text = rf"printf '\036{nonce}\002' >&9; \command eval {quoted(command)} </dev/null >&9 2>&1 7>&- 9>&-"
+    text = rf"printf '\036{nonce}\002' >&9; \command eval {quoted(command)} </dev/null >&9 2>&1 7>&- 8<&- 9>&-"
     text += rf"; printf '\036{nonce}\003%d\004' $? >&9" + "\n"
     return TypedCommand(nonce=nonce, text=text, succeeded=ended_mark(nonce, 0))
 

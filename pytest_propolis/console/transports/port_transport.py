@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Final, Protocol
 
 from ...agent_api.guest_ports import ERRORS_PORT, INTERRUPT_PORT
 from ...errors import PropolisError, ShellError
-from ...propolis_api.connection.byte_stream import StreamEnded
+from ...propolis_api.connection.byte_stream import ByteStream, StreamEnded
 from ..commands import CommandResult
 from ..console import Console
 from ..escapes import TextFilter
@@ -29,6 +29,9 @@ from .port_loop import (
 __all__ = ["PortTransport"]
 
 LAUNCH_TIMEOUT_S: Final = 60.0
+
+CLOSED_AFTER_S: Final = 2.0
+"""How long after all its shells a guest may take to reset or to stop, which is why they have ended then."""
 
 # setsid forks where it leads a process group already: so the loop does not stay a job of the shell on the console.
 _LAUNCH: Final = r"""(OPEN
@@ -66,8 +69,11 @@ class PortTransport:
         self._on_error_signal: Callable[[Signal], None] | None = None
         self.on_failure: Callable[[asyncio.Future[Any]], None] = line.on_failure
 
-    def attach(self, *, on_signal: Callable[[Signal], None], on_reset: Callable[[], None]) -> None:
+    def attach(
+        self, *, on_signal: Callable[[Signal], None], on_reset: Callable[[], None], on_closed: Callable[[], None]
+    ) -> None:
         self._on_signal = on_signal
+        self._line.on_closed = lambda: asyncio.get_running_loop().call_later(CLOSED_AFTER_S, on_closed)
         reset_of_launcher = self._console.on_reset
 
         def reset() -> None:
@@ -81,6 +87,7 @@ class PortTransport:
         self._line.listen(self._feed)
 
     async def launch(self, session: str, *, shell: str, wrapper: str) -> None:
+        await self._wake_interrupter()
         ports = self._line.ports
         opening = ports.open_script(self._line.number, PORT_DESCRIPTOR)
         opening += ports.open_script(INTERRUPT_PORT, INTERRUPT_DESCRIPTOR)
@@ -124,15 +131,26 @@ class PortTransport:
     async def interrupt(self) -> None:
         # While the guest migrates this may fail: the next attempt finds it at its new host.
         with contextlib.suppress(StreamEnded, PropolisError):
-            connection = await self._line.ports.connect(INTERRUPT_PORT)
-            try:
+            async with self._interrupt_port() as connection:
                 line = f"{self._session} {new_nonce()}\n".encode()
                 await connection.send(b"\n" + line)
                 answer = b""
                 while line not in answer:
                     answer += await connection.receive()
-            finally:
-                connection.abort()
+
+    async def _wake_interrupter(self) -> None:
+        """Let the process that interrupts notice that its supervisor has been killed, which makes it close its port."""
+        with contextlib.suppress(StreamEnded):
+            async with self._interrupt_port() as connection:
+                await connection.send(b"\n")
+
+    @contextlib.asynccontextmanager
+    async def _interrupt_port(self) -> AsyncIterator[ByteStream]:
+        connection = await self._line.ports.connect(INTERRUPT_PORT)
+        try:
+            yield connection
+        finally:
+            connection.abort()
 
     @contextlib.contextmanager
     def unrecorded(self) -> Iterator[None]:
@@ -145,13 +163,13 @@ class PortTransport:
     def _feed_errors(self, data: bytes) -> None:
         for signal in self._errors_parser.feed(data):
             if isinstance(signal, Output):
-                self._console.log.write(self._filter.feed(signal.data))
+                self._console.show_output(self._filter.feed(signal.data))
             if self._on_error_signal is not None:
                 self._on_error_signal(signal)
 
     def _feed(self, data: bytes) -> None:
         for signal in self._parser.feed(data):
             if isinstance(signal, Output) and self._recorded:
-                self._console.log.write(self._filter.feed(signal.data))
+                self._console.show_output(self._filter.feed(signal.data))
             if self._on_signal is not None:
                 self._on_signal(signal)

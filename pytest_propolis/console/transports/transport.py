@@ -21,8 +21,14 @@ class LoopTransport(Protocol):
     waits_for_client: bool
     """Whether a new shell takes nothing, and says nothing, until the client sends its `preparation`."""
 
-    def attach(self, *, on_signal: Callable[[Signal], None], on_reset: Callable[[], None]) -> None:
-        """Give signals, and the news that the guest has reset its machine, to a client; to no other from now on."""
+    def attach(
+        self, *, on_signal: Callable[[Signal], None], on_reset: Callable[[], None], on_closed: Callable[[], None]
+    ) -> None:
+        """Give signals and news to a client; to no other from now on.
+
+        :param on_reset: called when the guest has reset its machine.
+        :param on_closed: called when nothing in the guest has the line open any more: `launch` starts a new loop.
+        """
         ...
 
     def listen(self) -> None:

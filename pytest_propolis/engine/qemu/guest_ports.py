@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Final
 
-from ...agent_api.guest_ports import PORT_COUNT
+from ...agent_api.guest_ports import PORT_COUNT, SHELL_PORT
 
 __all__ = ["PORT_COUNT", "PORT_NAMES", "GuestPort", "GuestPorts", "port_devices"]
 
@@ -28,7 +28,9 @@ def port_devices(place: str) -> Iterator[str]:
     # Port 0 is a console's.
     yield from ("-device", f"virtio-serial-pci,id=guest-ports,max_ports={PORT_COUNT + 1},{place}")
     for number, name in enumerate(PORT_NAMES, 1):
-        yield from ("-device", f"virtserialport,bus=guest-ports.0,nr={number},chardev=port{number},name={name}")
+        # Without an id, QEMU does not tell when the guest closes a port.
+        device = f"virtserialport,id=port{number},bus=guest-ports.0,nr={number},chardev=port{number},name={name}"
+        yield from ("-device", device)
 
 
 class GuestPort:
@@ -50,6 +52,8 @@ class GuestPort:
         self._filled = 0
         self._waiting: set[asyncio.Future[None]] = set()
         self._on_readable: Callable[[], None] | None = None
+        self.on_closed_by_guest: Callable[[], None] | None = None
+        """Called when all programs in the guest that had the port open have closed it, or ended."""
 
     @property
     def taken(self) -> int:
@@ -218,6 +222,15 @@ class GuestPorts:
 
     def get(self, number: int) -> GuestPort | None:
         return self._ports.get(f"port{number}")
+
+    def closed_by_guest(self, device: str) -> None:
+        """Tell the client of the shell's port that the guest has closed it.
+
+        The other ports are closed after each use. QEMU reports that up to a second later, when it may be in use again.
+        """
+        port = self._ports.get(device)
+        if port is not None and device == f"port{SHELL_PORT}" and port.on_closed_by_guest is not None:
+            port.on_closed_by_guest()
 
     def hold(self) -> None:
         """Let nothing pass until `release`.

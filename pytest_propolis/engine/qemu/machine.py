@@ -86,7 +86,7 @@ class Machine:
         self.resumed_s = 0.0
         self._monitor = Monitor(how_qemu_ended=self._how_it_ended)
         self._listener = EventListener(
-            names={"SHUTDOWN", "RESET", "GUEST_PANICKED", "STOP", "RESUME", "BLOCK_IO_ERROR"}
+            names={"SHUTDOWN", "RESET", "GUEST_PANICKED", "STOP", "RESUME", "BLOCK_IO_ERROR", "VSERPORT_CHANGE"}
         )
         self._process: Child | None = None
         self._watchers: list[asyncio.Task[None]] = []
@@ -297,6 +297,8 @@ class Machine:
                     self.stopped_s = _time_s(event)
                 case {"event": "RESUME"}:
                     self.resumed_s = _time_s(event)
+                case {"event": "VSERPORT_CHANGE", "data": {"open": False, "id": str(port)}}:
+                    await self._close_port(port, number)
                 case {"event": "SHUTDOWN", "data": {"reason": "guest-reset"}}:
                     await self._reset_for_the_guest(number)
                 case {"event": "SHUTDOWN", "data": {"guest": True}}:
@@ -311,6 +313,15 @@ class Machine:
         node = str(data.get("node-name") or data.get("device") or data.get("qom-path"))
         self.disk_error = DiskError(node, bool(data.get("nospace")), str(data.get("reason", "")))
         self._on_event(GuestEvent.DISK_FAILED)
+
+    async def _close_port(self, port: str, number: int) -> None:
+        """Tell that the guest has closed a port, unless a reset has.
+
+        :param number: the number of events received before it.
+        """
+        async with self._power:  # which a reset has until its event is here
+            if not any(later["event"] == "RESET" for later in self._listener.history[number:]):
+                self.ports.closed_by_guest(port)
 
     async def _reset_for_the_guest(self, number: int) -> None:
         """Perform a reset that the guest requested.

@@ -25,11 +25,14 @@ async def serve_guest_port(websocket: WebSocket, port: GuestPort) -> None:
         await websocket.accept()
         stream = detached(websocket.scope)
         before = port.taken
+        relay = _Relay(stream, port)
+        port.on_closed_by_guest = relay.close
         try:
-            await _Relay(stream, port).run()
+            await relay.run()
         finally:
-            taken = max(0, port.taken - before)
-            stream.close(GOING_AWAY, msgspec.json.encode(PortEnded(taken=taken)).decode(), "the guest's port has ended")
+            port.on_closed_by_guest = None
+            end = PortEnded(taken=max(0, port.taken - before), closed_by_guest=relay.closed_by_guest)
+            stream.close(GOING_AWAY, msgspec.json.encode(end).decode(), "the guest's port has ended")
 
 
 class _Relay:
@@ -42,6 +45,7 @@ class _Relay:
         self._writing: asyncio.Task[None] | None = None
         """Writes to the guest what it did not take at once."""
         self._rest = bytearray()
+        self.closed_by_guest = False
 
     async def run(self) -> None:
         """Copy until one side ends."""
@@ -55,6 +59,14 @@ class _Relay:
             if self._writing is not None:
                 self._writing.cancel()
                 await asyncio.gather(self._writing, return_exceptions=True)
+
+    def close(self) -> None:
+        """End, after what the guest has written before it closed the port."""
+        while data := self._port.try_read():
+            self._stream.write(data)
+        if not self._ended.done():
+            self.closed_by_guest = True
+            self._ended.set_result(None)
 
     def _follow(self, writable: bool) -> None:
         self._port.watch(self._from_guest if writable and not self._ended.done() else None)

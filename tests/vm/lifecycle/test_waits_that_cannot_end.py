@@ -10,6 +10,7 @@ import pytest
 from qemu_pids import pids_of_qemu
 
 from pytest_propolis.errors import CommandFailed, ConsoleClosed, GuestPanicked, ShellLost
+from pytest_propolis.settings import ChannelKind
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.vm import TestVm
 
@@ -77,8 +78,12 @@ async def test_the_end_of_the_vm_ends_a_command_that_is_being_typed(vm: TestVm) 
         await vm.run(": " + "x" * (8 << 20), timeout_s=LONG_S)
 
 
+@pytest.mark.parametrize("channel", ["auto", "console"])
 @pytest.mark.parametrize("command", ["killall -9 sh; sleep 1", "kill -9 $PPID; sleep 3"])
-async def test_the_end_of_the_guest_s_shells_is_noticed(vm: TestVm, command: str) -> None:
+async def test_the_end_of_the_guest_s_shells_is_noticed(
+    vm_factory: VmFactory, command: str, channel: ChannelKind
+) -> None:
+    vm = await vm_factory.start(guest="micro", cpus=1, memory_mib=256, channel=channel)
     try:
         result = await vm.run_result(command, timeout_s=LONG_S)
     except ShellLost:
