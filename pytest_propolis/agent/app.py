@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
@@ -36,10 +35,9 @@ from ..agent_api.messages import (
     run_of_client,
 )
 from ..agent_api.templates import ForkVm, FreezeVm, TemplateNeeded
-from ..engine.server.app import SERVER_KEY, decoded, encoded, engine_app, error_response, http_error
+from ..engine.server.app import SERVER_KEY, decoded, encoded, engine_app, error_response
 from ..engine.server.dropshot_errors import ErrorResponse, bad_request
 from ..engine.server.http_error import HttpError
-from ..errors import PropolisError
 from ..ledger.ledger import Ledger
 from ..storage.store import template_directory
 from .coordination.service import CoordinationService
@@ -47,6 +45,7 @@ from .disks.disk_images import allowed_image_directories
 from .disks.fork_routes import ForkRoutes
 from .disks.images import ImageMaker
 from .disks.volume_routes import VolumeRoutes
+from .exception_handlers import EXCEPTION_HANDLERS
 from .hypervisor import HypervisorFinder
 from .lingering import Lingering
 from .networks.network_routes import NetworkRoutes
@@ -104,7 +103,7 @@ class AgentApp:
         )
         self.asgi = Starlette(
             routes=self._routes(),
-            exception_handlers={PropolisError: _fault, HttpError: _refuse, HTTPException: http_error},
+            exception_handlers=EXCEPTION_HANDLERS,
         )
 
     def _routes(self) -> list[BaseRoute]:
@@ -386,13 +385,3 @@ async def _answer_missing_vm(scope: Scope, receive: Receive, send: Send) -> None
         await send({"type": "websocket.close", "code": 1001, "reason": "no such VM"})
     else:
         await error_response(ErrorResponse(status=404, message="no such VM"))(scope, receive, send)
-
-
-async def _fault(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, PropolisError)
-    return encoded(Fault.of(error), 422)
-
-
-async def _refuse(_request: Request, refusal: Exception) -> Response:
-    assert isinstance(refusal, HttpError)
-    return error_response(refusal.answer)

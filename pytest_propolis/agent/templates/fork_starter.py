@@ -83,10 +83,7 @@ class ForkStarter:
         hypervisor = await self._hypervisors.find()
         fork_id = secrets.token_hex(8)
         directory = Path(self._config.directory) / "vms" / fork_id
-        with writer.creating("directory", directory) as entry:
-            directory.mkdir(parents=True, mode=0o700)
-            disks = self._make_disk_directory(writer, fork_id) if template.disks else None
-        disk_directory = self._space.directory() / fork_id if disks else None
+        disk_directory = self._space.directory() / fork_id if template.disks else None
         tag, log_path = f"{command_line_tag(self._config.run)}{fork_id}", directory / "qemu.log"
         fork = RestoredMachine(
             template,
@@ -98,6 +95,9 @@ class ForkStarter:
             log_path=log_path,
             journal=writer,
         )
+        with writer.creating("directory", directory) as entry:
+            directory.mkdir(parents=True, mode=0o700)
+            disks = self._make_disk_directory(writer, fork_id) if template.disks else None
         config = ServerConfig(
             tag=tag,
             qemu=hypervisor.qemu,
