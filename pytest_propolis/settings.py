@@ -40,6 +40,7 @@ ENGINE: Final = "engine"
 """The server that is part of this project: QEMU behind the Propolis API, in the agent."""
 
 Accelerator = Literal["auto", "kvm", "tcg"]
+ChannelKind = Literal["auto", "console", "port"]
 BootKind = Literal["warm", "cold"]
 FailOn = Literal["never", "panic", "oops"]
 KeepPolicy = Literal["never", "failed", "always"]
@@ -118,6 +119,14 @@ class Settings:
     boot_timeout: float = field(
         default=300.0,
         metadata={"parse": positive_seconds, "help": "seconds within which a guest must boot", "metavar": "S"},
+    )
+    channel: ChannelKind = field(
+        default="auto",
+        metadata={
+            "parse": one_of("auto", "console", "port"),
+            "help": "what commands of guests go over: auto (ports where the guest has the driver), console, port",
+            "metavar": "KIND",
+        },
     )
     accelerator: Accelerator = field(
         default="auto",

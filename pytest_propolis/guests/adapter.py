@@ -89,6 +89,10 @@ class GuestAdapter(ABC):
 
     reboot_command: ClassVar[str] = "reboot"
 
+    guest_ports: ClassVar[bool] = False
+    """Whether its kernel has the driver ``virtio_console``, built in or as a module. Commands and files go over guest
+    ports then, unless the test or the settings request the console."""
+
     minimum_memory_mib: ClassVar[int] = 128
     """The guest is known not to boot with less memory than this."""
 

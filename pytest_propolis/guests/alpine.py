@@ -56,5 +56,7 @@ class Alpine(GuestAdapter):
         ),
     )
 
+    guest_ports: ClassVar[bool] = True
+
     async def log_in(self, console: Console) -> None:
         await log_in_at_prompts(console, user="root", prompt=re.compile(r"\S+:~# "))

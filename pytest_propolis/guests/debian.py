@@ -37,6 +37,7 @@ class Debian(GuestAdapter):
     )
     shell: ClassVar[str] = "bash"
     reboot_command: ClassVar[str] = "systemctl reboot"
+    guest_ports: ClassVar[bool] = True
     minimum_memory_mib: ClassVar[int] = 256
     scratch: ClassVar[str] = "/dev/shm/.propolis-wake"  # noqa: S108 -- in the guest, whose /run takes no programs
     quiet_command: ClassVar[str] = "systemctl is-system-running --wait > /dev/null; sync"

@@ -36,6 +36,7 @@ class Micro(GuestAdapter):
     # The first process has no controlling terminal, and must not end: the loop gets a session of its own.
     shell_wrapper: ClassVar[str] = "while :; do setsid -c {} </dev/ttyS0 >/dev/ttyS0 2>&1; done"
     reboot_command: ClassVar[str] = "reboot -f"
+    guest_ports: ClassVar[bool] = True
 
     def await_hotplug_command(self, addresses: Sequence[str]) -> str:
         """Wait only for the devices: this guest has loaded no drivers."""

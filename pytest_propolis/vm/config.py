@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 from ..errors import ConfigError
 from ..field_checks import Range, check_fields
 from ..propolis_api import Cpuid, HyperVFeatureFlag
-from ..settings import BootKind, Settings
+from ..settings import BootKind, ChannelKind, Settings
 from .disks.kinds import DataDisk, Disk, DiskInterface, PciSlot, as_disk
 from .instance_spec.device_names import BOOT_DISK, NAME, NAME_HINT, require_device_name
 from .instance_spec.pci_slots import (
@@ -25,10 +25,9 @@ from .instance_spec.pci_slots import (
 )
 from .networks.network import Network
 
-__all__ = ["BOOT_DISK", "ChannelKind", "DataDisk", "DiskInterface", "Nic", "VmConfig"]
+__all__ = ["BOOT_DISK", "DataDisk", "DiskInterface", "Nic", "VmConfig"]
 
 FirmwareKind = Literal["none", "bios", "uefi"]
-ChannelKind = Literal["auto", "console", "port"]
 
 FailureCount: TypeAlias = Annotated[int, Range(0, (1 << 32) - 1)]
 
@@ -80,8 +79,8 @@ class VmConfig:
     :param hyper_v: the Hyper-V enlightenments that the guest sees, maybe none; by default it sees no Hyper-V at all.
     :param display: whether the VM has a display, for `TestVm.screenshot`. Not part of the spec.
     :param channel: how commands, files and streams reach the guest: ``console``, over its serial console, or ``port``,
-        over guest ports that its agent adds to the machine, for a guest with virtio-serial. ``auto`` is the console for
-        now. Not part of the spec.
+        over guest ports that its agent adds to the machine. ``auto`` is ports where the guest's adapter says that its
+        kernel has the driver, the engine serves the VM, and PCI slot 30 is free. Not part of the spec.
     :param server: what serves it: ``engine``, the path of a program with the command line of ``propolis-server``, the
         name of such an artifact, or ``http://IP:PORT`` of a server that runs already and has no VM.
     :param boot_rom: the UEFI image that it boots from with ``firmware="uefi"``: a path, or the name of an artifact.
@@ -106,7 +105,7 @@ class VmConfig:
     cpuid: Cpuid | None = None
     hyper_v: tuple[HyperVFeatureFlag, ...] | None = None
     display: bool = False
-    channel: ChannelKind = "auto"
+    channel: ChannelKind | None = None
     server: str | Path | None = None
     boot_rom: str | Path | None = None
     fail_migration_exports: FailureCount | None = None
@@ -180,6 +179,7 @@ class VmConfig:
             boot=self.boot or settings.boot,
             boot_timeout_s=self.boot_timeout_s or settings.boot_timeout,
             server=self.server or settings.server,
+            channel=self.channel or settings.channel,
             boot_rom=self.boot_rom or settings.boot_rom,
         )
 
@@ -198,4 +198,5 @@ class CompleteVmConfig:
     boot: BootKind
     boot_timeout_s: float
     server: str | Path
+    channel: ChannelKind
     boot_rom: str | Path | None

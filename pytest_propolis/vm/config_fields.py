@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from ..propolis_api import Cpuid, HyperVFeatureFlag
-from ..settings import BootKind
-from .config import ChannelKind, DiskInterface, FirmwareKind, Nic
+from ..settings import BootKind, ChannelKind
+from .config import DiskInterface, FirmwareKind, Nic
 from .disks.kinds import Disk, DiskSource
 
 __all__ = ["VmConfigFields"]
@@ -31,7 +31,7 @@ class VmConfigFields(TypedDict, total=False):
     cpuid: Cpuid | None
     hyper_v: tuple[HyperVFeatureFlag, ...] | None
     display: bool
-    channel: ChannelKind
+    channel: ChannelKind | None
     server: str | Path | None
     boot_rom: str | Path | None
     fail_migration_exports: int | None

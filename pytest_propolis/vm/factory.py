@@ -25,7 +25,7 @@ from .config import VmConfig
 from .config_fields import VmConfigFields
 from .disks.crucible_disk import VolumeDisk, with_volumes
 from .disks.layout import (
-    has_boot_disk,
+    placed,
     require_bootable,
     require_enough_memory,
 )
@@ -256,17 +256,16 @@ class VmFactory:
         guest = self._guests.get(complete.guest)
         require_enough_memory(complete, guest)
         require_bootable(complete.config, guest)
+        complete = placed(complete, guest)
         require_served(complete.config, complete.server)
-        placed = complete.config.with_slots(has_boot_disk=has_boot_disk(complete.config, guest))
-        complete = dataclasses.replace(complete, config=placed)
         host = self._choose(choice)
         for disk in volumes:
             disk.volume.require_reachable(host)
         session = await self._session(host)
         images = self._builder.images(session, timeout_s=complete.boot_timeout_s)
-        placed = await images.resolved(placed)
-        complete = dataclasses.replace(complete, config=await self._networks.plug(session, placed))
-        async with self._keeping(session, config.name) as taken:
+        config = await self._networks.plug(session, await images.resolved(complete.config))
+        complete = dataclasses.replace(complete, config=config)
+        async with self._keeping(session, complete.config.name) as taken:
             vm = None
             if warm and cold_reason(complete, guest) is None:
                 vm = await self._builder.fork(session, complete, guest, taken, run=run)

@@ -34,6 +34,7 @@ from .bootable import BootableVm
 from .disks.crucible_disk import CrucibleDisk, VolumeDisk, with_volumes
 from .instance import STATE_TIMEOUT_S
 from .instance_spec.builder import disk_components, free_slot
+from .instance_spec.pci_slots import DISPLAY_SLOT, GUEST_PORTS_SLOT
 from .migration import TERMINAL, migration_limit_s, until_migrated
 from .networks.forwarding import forward
 from .replacements import replacements
@@ -202,7 +203,7 @@ class TestVm(BootableVm):
         plugged = disk if isinstance(disk, VolumeDisk) else disk.disk()
         plugged.volume.require_reachable(self.host)
         await plugged.volume.require_free()
-        plugged = dataclasses.replace(plugged, pci_slot=plugged.pci_slot or free_slot(self.spec))
+        plugged = dataclasses.replace(plugged, pci_slot=plugged.pci_slot or self._free_slot())
         attached = plugged.attached()
         components = disk_components(attached)
         self.spec = await attach_disk(self._api().endpoint, components, vm=self.name)
@@ -253,6 +254,11 @@ class TestVm(BootableVm):
         if self._shell is not None:
             self._shell.belongs_to(self.name)
         await self._resources.enter_async_context(source._resources.pop_all())
+
+    def _free_slot(self) -> int:
+        display = (DISPLAY_SLOT,) if self.has_display else ()
+        ports = (GUEST_PORTS_SLOT,) if self.has_ports else ()
+        return free_slot(self.spec, reserved=(*display, *ports))
 
     async def _end_vm(self) -> None:
         """PUT Stop, then wait for Destroyed, so that nothing is removed under a running guest."""

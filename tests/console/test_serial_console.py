@@ -25,7 +25,7 @@ COUNT = f"i=0; while [ $i -lt {LINES} ]; do echo {{}}-$i; i=$((i+1)); done"
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def vm(propolis: Run) -> AsyncIterator[TestVm]:
     async with propolis.vm_factory() as factory:
-        yield await factory.start(guest="micro", cpus=1, memory_mib=256)
+        yield await factory.start(guest="micro", cpus=1, memory_mib=256, channel="console")
 
 
 async def read_until(connection: ClientConnection, end: bytes) -> bytes:

@@ -11,7 +11,7 @@ from debian_guest import needs_debian
 from shell_state import DIFFERENT, KEPT, LEFT_BEHIND, Kept
 
 from pytest_propolis import TestVm, VmFactory
-from pytest_propolis.vm.config import ChannelKind
+from pytest_propolis.settings import ChannelKind
 
 TIMEOUT_S: Final = 60.0
 

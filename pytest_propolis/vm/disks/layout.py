@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -9,6 +11,7 @@ from ...agent_api.boot_source import BootSource, DirectKernel, Firmware
 from ...agent_api.disks import CreateDisk
 from ...errors import ConfigError
 from ...guests.adapter import GuestAdapter
+from ...settings import ENGINE, ChannelKind
 from ..config import BOOT_DISK, CompleteVmConfig, FirmwareKind, VmConfig
 from ..provisioning.guest_images import ReadyImage
 from .kinds import AttachedDisk, Disk
@@ -19,6 +22,7 @@ __all__ = [
     "disks_of",
     "firmware_of",
     "has_boot_disk",
+    "placed",
     "require_bootable",
     "require_enough_memory",
     "split_disks",
@@ -115,6 +119,21 @@ def has_boot_disk(config: VmConfig, guest: GuestAdapter) -> bool:
 def firmware_of(config: VmConfig, guest: GuestAdapter) -> FirmwareKind:
     """Return the guest's firmware: as chosen, else its adapter's, else none with a kernel, else the BIOS."""
     return config.firmware or guest.firmware or ("none" if guest.image.kernel else "bios")
+
+
+def placed(complete: CompleteVmConfig, guest: GuestAdapter) -> CompleteVmConfig:
+    """Return the same with its channel chosen, and with a PCI slot for every data disk and network card.
+
+    :raises ConfigError: when the devices do not fit on the bus.
+    """
+    config, boots_from_disk = complete.config, has_boot_disk(complete.config, guest)
+    if complete.channel == "auto" and guest.guest_ports and complete.server == ENGINE:
+        with contextlib.suppress(ConfigError):  # no room for the ports
+            over_port = dataclasses.replace(config, channel="port").with_slots(has_boot_disk=boots_from_disk)
+            return dataclasses.replace(complete, config=over_port, channel="port")
+    channel: ChannelKind = "port" if complete.channel == "port" else "console"
+    config = dataclasses.replace(config, channel=channel).with_slots(has_boot_disk=boots_from_disk)
+    return dataclasses.replace(complete, config=config, channel=channel)
 
 
 def boot_source_of(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -149,15 +149,16 @@ def instance_properties(name: str) -> InstanceProperties:
     )
 
 
-def free_slot(spec: InstanceSpec) -> int:
+def free_slot(spec: InstanceSpec, *, reserved: Collection[int]) -> int:
     """Return the first slot of PCI bus 0 that a disk can have and no device has.
 
+    :param reserved: the slots of devices that are not in the spec.
     :raises ConfigError: when all are taken.
     """
     paths = [getattr(wrapper.component, "pci_path", None) for wrapper in spec.components.values()]
     taken = {path.device for path in paths if path is not None and path.bus == 0}
     for slot in DISK_CANDIDATES:
-        if slot not in taken:
+        if slot not in taken and slot not in reserved:
             return int(slot)
     raise ConfigError("there is no free slot on the PCI bus", hint="a VM has room for 28 devices")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from ...guests.adapter import GuestAdapter
 from ...hosts.host import Host
 from ...settings import Settings
 from ..config import VmConfig
+from ..disks.layout import placed
 from ..provisioning.host_session import HostSession
 from .template_maker import cold_reason
 
@@ -25,8 +25,7 @@ async def prepare_template(
     :raises PropolisError: when it cannot be made.
     """
     complete = VmConfig(name="template", guest=guest.name).completed(settings)
-    placed = complete.config.with_slots(has_boot_disk=guest.image.disk is not None)
-    complete = dataclasses.replace(complete, config=placed)
+    complete = placed(complete, guest)
     if cold_reason(complete, guest) is None:
         make_log_directory(log_dir)
         async with HostSession.on(host, group="templates", log_dir=log_dir, progress=progress) as session:

@@ -68,7 +68,7 @@ async def test_alpine_s_loopback_interface_is_up_and_another_host_name_is_no_tro
 
 
 async def test_a_command_whose_shells_were_killed_ends_at_the_login_prompt(vm_factory: VmFactory) -> None:
-    vm = await vm_factory.start(guest="alpine")
+    vm = await vm_factory.start(guest="alpine", channel="console")
     with pytest.raises(ShellLost, match="the guest shows a login prompt where its shell was"):
         await vm.run("fuser -k -9 /dev/ttyS0; sleep 1000")
     await vm.wait_to_boot()

@@ -1,4 +1,4 @@
-"""A migrating guest, with its console and its shell, also under load."""
+"""A migrating guest, with its console and the shell there, also under load."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ async def factory(propolis: Run) -> AsyncIterator[VmFactory]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def vm(factory: VmFactory) -> TestVm:
-    return await factory.start("vm", guest="micro", cpus=1, memory_mib=MEMORY_MIB)
+    return await factory.start("vm", guest="micro", cpus=1, memory_mib=MEMORY_MIB, channel="console")
 
 
 async def test_the_guest_lives_on_at_the_target_and_the_source_is_destroyed(factory: VmFactory, vm: TestVm) -> None:

@@ -107,12 +107,15 @@ async def test_a_disk_that_is_written_all_the_while_loses_and_reorders_nothing(t
 
 
 async def test_the_console_of_a_busy_guest_loses_and_reorders_nothing(traveller: Traveller) -> None:
-    command = f"n=0; while [ $n -lt {SERIAL_NUMBERS} ]; do n=$((n+1)); echo =$n=; done"
+    command = f"n=0; while [ $n -lt {SERIAL_NUMBERS} ]; do n=$((n+1)); echo =$n=; done > /dev/ttyS0"
+    start = traveller.vm.console.transcript.end
     writing = asyncio.create_task(traveller.vm.run(command, timeout_s=240))
     await traveller.vm.wait_for_serial_output("=500=")
     while not writing.done():
         await traveller.migrate()
-    numbers = [int(number) for number in re.findall(r"=(\d+)=", await writing)]
+    await writing
+    await traveller.vm.wait_for_serial_output(f"={SERIAL_NUMBERS}=")
+    numbers = [int(number) for number in re.findall(r"=(\d+)=", traveller.vm.console.transcript.since(start))]
     assert numbers == list(range(1, SERIAL_NUMBERS + 1))
 
 

@@ -75,7 +75,7 @@ async def check_transfers(vm: TestVm, *expected: DiskTransfer) -> None:
 
 
 async def test_a_writer_loses_repeats_and_reorders_nothing_on_disk_and_console(factory: VmFactory) -> None:
-    vm = await started(factory, DataDisk(name="data", size_mib=16))
+    vm = await started(factory, DataDisk(name="data", size_mib=16), channel="console")
     writing = asyncio.create_task(vm.run(f"n=0; while :; do {WRITE}; echo =$n=; done", timeout_s=300))
     await vm.wait_for_serial_output("=5=")
     for copy_disks in (True, False, True, True):

@@ -29,8 +29,7 @@ from pytest_propolis.hosts.run_directory import run_token
 from pytest_propolis.operating_system.figures import total_mib
 from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.propolis_api.client import PropolisClient
-from pytest_propolis.settings import Settings
-from pytest_propolis.vm.config import ChannelKind
+from pytest_propolis.settings import ChannelKind, Settings
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.instance_spec.builder import instance_properties
 
