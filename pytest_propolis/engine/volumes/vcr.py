@@ -111,7 +111,10 @@ def only_region(volume: VolumeRequest) -> RegionRequest:
     :raises ValueError: naming what it cannot.
     """
     if len(volume.sub_volumes) != 1:
-        raise ValueError(f"it has {len(volume.sub_volumes)} sub-volumes, and this server realises volumes of one")
+        raise ValueError(
+            f"volume {volume.id} has {len(volume.sub_volumes)} sub-volumes, and this server realises volumes of one:"
+            " give each region a disk of its own, and join the disks in the guest, or use a propolis-server"
+        )
     region = volume.sub_volumes[0]
     if not isinstance(region, RegionRequest):
         raise ValueError(f"its sub-volume is a {region.__struct_config__.tag}, and this server realises regions")

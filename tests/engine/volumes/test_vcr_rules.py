@@ -196,7 +196,7 @@ def test_a_target_cannot_be_replaced_by_another_one_of_the_same_volume() -> None
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda new: new["sub_volumes"].append(region()), "2 sub-volumes"),
+        (lambda new: new["sub_volumes"].append(region()), f"volume {ID} has 2 sub-volumes"),
         (lambda new: new.update(sub_volumes=[file()]), "is a file"),
         (lambda new: first(new)["opts"]["target"].pop(), "2 targets"),
         (lambda new: retarget(new, address=OTHERS[0]), "same address"),
