@@ -208,6 +208,14 @@ class Settings:
             "metavar": "SERVER",
         },
     )
+    crucible_downstairs: str | Path | None = field(
+        default=None,
+        metadata={
+            "parse": name_or_path,
+            "help": "program of downstairs: crucible-downstairs' path, or an artifact; default: this project's own",
+            "metavar": "PROGRAM",
+        },
+    )
     boot_rom: str | Path | None = field(
         default=None,
         metadata={
@@ -282,6 +290,10 @@ class Settings:
         if isinstance(self.server, Path) and not os.access(self.server, os.X_OK):
             hint = "--propolis-server names it, or PROPOLIS_SERVER, or propolis_server in a file"
             raise SettingsError(f"{self.server} is no program that can be run", hint=hint)
+        program = self.crucible_downstairs
+        if isinstance(program, Path) and not os.access(program, os.X_OK):
+            hint = "--propolis-crucible-downstairs names it, or PROPOLIS_CRUCIBLE_DOWNSTAIRS"
+            raise SettingsError(f"{program} is no program that can be run", hint=hint)
 
     @classmethod
     def resolve(

@@ -23,6 +23,8 @@ class CreateVolume(msgspec.Struct, frozen=True, kw_only=True):
     :param image_format: ``qcow2`` or ``raw``; None for raw, unless the image looks like a container.
     :param contents: what it holds from its first byte on, instead of an image; not larger than it.
     :param stall_timeout_s: how long the guest's requests wait, when too few replicas are left.
+    :param program: the path of a program with the command line of ``crucible-downstairs``, on the agent's host, which
+        its downstairs are; None for the project's own downstairs.
     """
 
     name: str
@@ -33,13 +35,14 @@ class CreateVolume(msgspec.Struct, frozen=True, kw_only=True):
     image: str | None = None
     image_format: str | None = None
     contents: bytes | None = None
+    program: str | None = None
 
 
 class VolumeCreated(msgspec.Struct, frozen=True, kw_only=True):
     """The volume: what volume construction requests for it say.
 
     :param upstairs_id: of whichever upstairs uses it.
-    :param key: what the upstairs has to know, in base64.
+    :param key: what the upstairs has to know, in base64; None for a volume that is not encrypted.
     :param targets: the addresses of its downstairs.
     :param black_hole: an address that takes connections and never answers.
     :param parent: the image that it lies over.
@@ -47,7 +50,7 @@ class VolumeCreated(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     upstairs_id: UUID
-    key: str
+    key: str | None
     size_bytes: int
     extent_bytes: int
     targets: tuple[str, ...]
@@ -58,10 +61,10 @@ class VolumeCreated(msgspec.Struct, frozen=True, kw_only=True):
 class DownstairsListed(msgspec.Struct, frozen=True, kw_only=True):
     """One downstairs on the agent's host.
 
-    :param state: ``serving``, ``idle``, ``paused`` or ``dead``.
-    :param path: its file, on that host.
-    :param generation: of the upstairs that had it last.
-    :param epoch: those of the highest have all writes.
+    :param state: ``serving``, ``idle``, ``paused`` or ``dead``; ``running`` where its program alone knows more.
+    :param path: its file, on that host; the directory of its region, if it is a program.
+    :param generation: of the upstairs that had it last; 0 if it is a program.
+    :param epoch: those of the highest have all writes; 0 if it is a program.
     :param snapshots: the files of its snapshots.
     :param log: the last lines that its process wrote.
     """

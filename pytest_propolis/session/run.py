@@ -258,6 +258,7 @@ class Run:
             group=group or test or f"shared-{next(self._shared_groups)}",
             made=made or (lambda disk: None),
             images=images,
+            downstairs=self.settings.crucible_downstairs,
             teardown=self.policy.ending(test).of_disks,
         )
 

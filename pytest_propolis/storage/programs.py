@@ -1,10 +1,11 @@
-"""Run a program to completion, without letting it outlive the calling task."""
+"""Programs: run one to completion, without letting it outlive the calling task."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -16,7 +17,7 @@ from typing import IO
 from ..operating_system.python_processes import original_popen, untraced
 from ..operating_system.registry import system
 
-__all__ = ["Finished", "run_program"]
+__all__ = ["Finished", "executable_program", "run_program"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,19 @@ async def run_program(
     finally:
         await _kill(process)
     return Finished(status, output.decode(errors="replace"), stderr.decode(errors="replace"))
+
+
+def executable_program(program: Path, directory: Path) -> Path:
+    """Return a program that can be run: a copy in a directory, if it is an artifact from a store.
+
+    Nothing is executable in a store.
+    """
+    if os.access(program, os.X_OK) or not program.is_file():
+        return program
+    copy = directory / program.name
+    shutil.copyfile(program, copy)
+    copy.chmod(0o700)
+    return copy
 
 
 async def _read(process: Popen[bytes], on_line: Callable[[str], None] | None) -> tuple[bytes, bytes]:

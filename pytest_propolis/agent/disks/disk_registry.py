@@ -139,7 +139,7 @@ class DiskRegistry:
         :raises CapabilityMissing: when the host lacks a program for it.
         :raises ResourceExhausted: when there is no space left.
         """
-        qemu = (await self._hypervisors.find()).qemu
+        qemu = (await self._hypervisors.find()).qemu if request.program is None else None
         owned = self._resources_of(client)
         writer = LedgerWriter(self._ledger, owned.writer.owner)
         volume = await create_volume(
@@ -158,8 +158,7 @@ class DiskRegistry:
 
     async def add_downstairs(self, client: str, volume_id: str) -> str:
         """Start another downstairs of a volume, with an empty file; return its address."""
-        qemu_img = (await self._hypervisors.find()).qemu.img
-        return (await self.find_volume(client, volume_id).add_downstairs(qemu_img, blank=True)).address
+        return (await self.find_volume(client, volume_id).add_downstairs(blank=True)).address
 
     def find_volume(self, client: str, volume_id: str) -> OwnedVolume:
         """

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -12,7 +10,7 @@ from typing import Final
 from ...agent_api.server_program import ENGINE_PROGRAM
 from ...errors import HostError
 from ...operating_system.registry import system
-from ...storage.programs import run_program
+from ...storage.programs import executable_program, run_program
 
 __all__ = ["QCOW2", "cannot_be_run", "help_names"]
 
@@ -46,11 +44,7 @@ async def help_names(program: str, name: str) -> bool:
 async def _help(program: Path) -> str:
     """Ask a program; a copy, if it is an artifact from a store, where nothing is executable."""
     with tempfile.TemporaryDirectory(prefix="propolis-help-") as directory:
-        if not os.access(program, os.X_OK):
-            copy = Path(directory, program.name)
-            shutil.copyfile(program, copy)
-            copy.chmod(0o700)
-            program = copy
+        program = executable_program(program, Path(directory))
         async with asyncio.timeout(HELP_TIMEOUT_S):
             help_text = await run_program([*system().children.privileges, str(program), "run", "--help"])
     return help_text.output + help_text.stderr

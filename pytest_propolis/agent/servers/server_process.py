@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import signal
 import socket
@@ -25,6 +24,7 @@ from ...propolis_api import InstanceState, InstanceStateRequested
 from ...propolis_api.client import PropolisClient
 from ...propolis_api.connection.endpoint import Endpoint
 from ...storage.files import open_log
+from ...storage.programs import executable_program
 from .program_help import QCOW2, cannot_be_run, help_names
 
 __all__ = ["LOOPBACK", "ServerProcess"]
@@ -149,12 +149,7 @@ class ServerProcess:
             script = self._directories[0] / ENGINE_PROGRAM
             write_python_script(script, ENGINE_SCRIPT.format(path=[entry for entry in sys.path if entry]))
             return str(script)
-        if os.access(path, os.X_OK) or not path.is_file():
-            return str(path)
-        copy = self._directories[0] / path.name
-        shutil.copyfile(path, copy)
-        copy.chmod(0o700)
-        return str(copy)
+        return str(executable_program(path, self._directories[0]))
 
     async def _require_readable_disks(self) -> None:
         """

@@ -8,7 +8,7 @@ import hmac
 import logging
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,7 +21,7 @@ from .negotiation import LONGEST_LINE, Answer, Done, Fenced, Promote, Promoted, 
 from .region_file import RegionFile
 from .storage_daemon import LOOPBACK, StorageDaemon, StorageDaemonError
 
-__all__ = ["Downstairs"]
+__all__ = ["Downstairs", "reserve_port"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Downstairs:
             program=program, file=region.path, file_format=region.file_format, log_path=log_path, journal=journal
         )
         self._daemon: StorageDaemon | None = None
-        self._reserved = _reserve_port()
+        self._reserved = reserve_port()
         self._server: asyncio.Server | None = None
         self._sessions: set[_Session] = set()
         self._handlers: set[asyncio.Task[None]] = set()
@@ -83,6 +83,22 @@ class Downstairs:
     @property
     def pid(self) -> int | None:
         return self._daemon.pid if self._daemon else None
+
+    @property
+    def path(self) -> Path:
+        return self.region.path
+
+    @property
+    def generation(self) -> int:
+        return self.region.generation
+
+    @property
+    def epoch(self) -> int:
+        return self.region.epoch
+
+    @property
+    def snapshots(self) -> Sequence[Path]:
+        return self.region.snapshots
 
     async def start(self) -> None:
         """Start it, or start it again after its death.
@@ -266,10 +282,14 @@ def _send_answer(session: _Session, answer: Answer) -> None:
     session.writer.write(msgspec.json.encode(answer) + b"\n")
 
 
-def _reserve_port() -> socket.socket:
-    """Return a port of the loopback interface that stays this object's while nothing listens on it."""
+def reserve_port(port: int = 0) -> socket.socket:
+    """Return a port of the loopback interface that stays this object's while nothing listens on it.
+
+    :param port: 0 for any.
+    :raises OSError: when it is taken.
+    """
     with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
+        probe.bind((LOOPBACK, port))
         address = probe.getsockname()
         reserved = socket.socket()
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

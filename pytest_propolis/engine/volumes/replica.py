@@ -66,6 +66,10 @@ class Replica:
     @property
     def state(self) -> DownstairsInfoStatus:
         """In the words of the API."""
+        if self.moved.is_set() and self.session is not None:
+            return DownstairsConnecting(
+                mode=DownstairsInfoConnectionMode.REPLACED, state=DownstairsInfoNegotiationStatus.WAIT_CONNECT
+            )
         if self.phase is Phase.ACTIVE:
             return DownstairsActive()
         if self.phase is Phase.LIVE_REPAIR:

@@ -231,7 +231,8 @@ class Upstairs:
                     f"downstairs {replica.address} has {found.size_bytes} bytes in blocks of {found.block_size},"
                     f" and volume {self._vcr.id} has {region.size_bytes} in blocks of {region.block_size}"
                 )
-            if path is not None and found.epoch == 1 and found.parent != path:
+            is_first = all(item.epoch <= 1 for item in self._set.regions)
+            if path is not None and (found.epoch == 1 or is_first) and found.parent != path:
                 raise BackendError(f"downstairs {replica.address} does not lie over the read-only parent {path}")
 
     async def _become(self, volume: VolumeRequest, region: RegionRequest) -> None:

@@ -34,6 +34,7 @@ class CrucibleDiskFactory:
     :param group: what the disks belong to, usually a test; their names are unique in it.
     :param made: receives each disk, for reports.
     :param images: returns what finds images on the host by their names; None if only paths name them.
+    :param downstairs: as in `__call__`, for disks that do not say.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class CrucibleDiskFactory:
         group: str,
         made: Callable[[CrucibleDisk], None],
         images: Callable[[AsyncAgentClient], ImageFinder] | None = None,
+        downstairs: Path | str | None = None,
     ) -> None:
         self._host = host
         self._images = images
+        self._downstairs = downstairs
         self._group = group
         self._made = made
         self._agent: AsyncAgentClient | None = None
@@ -66,13 +69,14 @@ class CrucibleDiskFactory:
         group: str,
         made: Callable[[CrucibleDisk], None],
         images: Callable[[AsyncAgentClient], ImageFinder] | None = None,
+        downstairs: Path | str | None = None,
         teardown: Callable[[CrucibleDiskFactory], Awaitable[None]] | None = None,
     ) -> AsyncIterator[CrucibleDiskFactory]:
         """A factory on a host, which is asked for nothing before the first disk.
 
         :param teardown: what is done with the factory in the end; `aclose` by default.
         """
-        factory = cls(host, group=group, made=made, images=images)
+        factory = cls(host, group=group, made=made, images=images, downstairs=downstairs)
         try:
             yield factory
         finally:
@@ -93,6 +97,7 @@ class CrucibleDiskFactory:
         image_format: ImageFormat | None = None,
         fat: FatDisk | None = None,
         stall_timeout_s: float = 60.0,
+        downstairs: Path | str | None = None,
     ) -> CrucibleDisk:
         """Make a disk with three replicas.
 
@@ -105,6 +110,8 @@ class CrucibleDiskFactory:
         :param fat: a file system that the disk holds at first, in all replicas; only its files, label and size count.
         :param stall_timeout_s: how many seconds the guest's requests wait, when fewer than two replicas are left. After
             that the VM fails.
+        :param downstairs: a program with the command line of ``crucible-downstairs``, which a real ``propolis-server``
+            needs: its path, or the name of an artifact; by default that of the settings, or else this project's own.
         :raises ConfigError: when it cannot be so, or there is a disk of that name.
         :raises ArtifactError: when the image is missing or broken.
         :raises CapabilityMissing: when the host lacks ``qemu-storage-daemon``.
@@ -125,6 +132,7 @@ class CrucibleDiskFactory:
             image_format=image_format or (None if isinstance(image, Path) else image_format_of(there or "")),
             contents=None if fat is None else fat.contents(),
             stall_timeout_s=stall_timeout_s,
+            program=await self._program_on(self._agent, name, downstairs or self._downstairs),
         )
         created = await self._agent.create_volume(request)
         disk = CrucibleDisk(self._host, self._agent, created, name=name, block_size=block_size)
@@ -148,6 +156,15 @@ class CrucibleDiskFactory:
         if self._images is None:
             raise ConfigError(f"crucible disk {name!r}: there are no artifacts here", hint="give the path of an image")
         return await self._images(agent).path(image)
+
+    async def _program_on(self, agent: AsyncAgentClient, name: str, program: Path | str | None) -> str | None:
+        if program is None:
+            return None
+        what = f"the downstairs program of crucible disk {name!r},"
+        if self._images is None:
+            raise ConfigError(f"{what} {str(program)!r} cannot be found here", hint="use the factory of a run")
+        hint = "give the path of a crucible-downstairs, or the name of an artifact"
+        return await self._images(agent).program(program, what=what, hint=hint)
 
     async def aclose(self) -> None:
         """Remove all disks. Idempotent."""

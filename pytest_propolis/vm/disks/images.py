@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +70,22 @@ class ImageFinder:
         """
         found = self._artifact(name) if isinstance(name, str) else None
         return await self._fetched(found) if found else None
+
+    async def program(self, program: str | Path, *, what: str, hint: str) -> str:
+        """Return the path of a program on the host.
+
+        :param program: the name of an artifact; a path on this machine, which as text has a slash; a name on PATH.
+        :param what: what the program is, and `hint` what may be given, for people.
+        :raises ConfigError: when there is none.
+        """
+        if path := await self.artifact(program):
+            return path
+        is_path = isinstance(program, Path) or "/" in program
+        found = shutil.which(host_path(program, purpose=what) if is_path else program)
+        if found is None:
+            missing = "is no program" if Path(program).exists() else "is not there"
+            raise ConfigError(f"{what} {str(program)!r} {missing}", hint=hint)
+        return await self._host.provide(Path(found).absolute(), self._progress)
 
     async def boot_rom(self, rom: str | Path) -> str:
         """Return the path of a boot ROM on the host.

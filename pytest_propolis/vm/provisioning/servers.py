@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +12,10 @@ import msgspec
 from ...agent_api.messages import CreateVm
 from ...agent_api.server_program import ENGINE_PROGRAM, SERVER_HINT, ServerProgram, unreadable_disk
 from ...errors import AgentError, ApiError, CapabilityMissing, ConfigError
-from ...hosts.host import Host, log_path_on
+from ...hosts.host import log_path_on
 from ...propolis_api.client import PropolisClient
 from ...propolis_api.connection.endpoint import Endpoint
 from ...settings import ENGINE
-from ...storage.host_path import host_path
 from ...storage.progress import Progress
 from ..config import VmConfig
 from ..disks.images import ImageFinder
@@ -72,7 +70,7 @@ async def open_server(
         return Served(endpoint=await _free_server(server, vm=request.name))
     program, log = None, qemu_log(log_dir, request.name)
     if server != ENGINE:
-        path = await _program_on(host, server, images=images, progress=progress)
+        path = await _program_on(server, images)
         program = ServerProgram(path=path, start_timeout_s=start_timeout_s)
         log = log_dir / f"{request.name}.server.log"
     request = msgspec.structs.replace(request, log_path=log_path_on(host, log), program=program)
@@ -89,7 +87,7 @@ async def open_server(
     )
 
 
-async def disk_reader(server: str | Path, host: Host, *, images: ImageFinder, progress: Progress) -> str | None:
+async def disk_reader(server: str | Path, images: ImageFinder) -> str | None:
     """Return the reader for which the agent creates a VM's disks: `CreateDisk.reader`.
 
     :raises ConfigError: when there is no such program.
@@ -98,7 +96,7 @@ async def disk_reader(server: str | Path, host: Host, *, images: ImageFinder, pr
         return None
     if isinstance(server, str) and "://" in server:
         return ""
-    return await _program_on(host, server, images=images, progress=progress)
+    return await _program_on(server, images)
 
 
 def qemu_log(directory: Path, name: str) -> Path:
@@ -129,22 +127,14 @@ def require_engine(what: str, *, vm: str, server: str | Path) -> None:
         )
 
 
-async def _program_on(host: Host, server: str | Path, *, images: ImageFinder, progress: Progress) -> str:
+async def _program_on(server: str | Path, images: ImageFinder) -> str:
     """Return the path of a server program on a host.
 
     :raises ConfigError: when there is none.
     """
     if server == ENGINE_PROGRAM:
         return ENGINE_PROGRAM
-    if path := await images.artifact(server):
-        return path
-    # A name without a slash is on PATH; a Path is a path even then.
-    is_path = isinstance(server, Path) or "/" in server
-    program = shutil.which(host_path(server, purpose="the server program") if is_path else server)
-    if program is None:
-        missing = "is no program" if Path(server).exists() else "is not there"
-        raise ConfigError(f"the server program {str(server)!r} {missing}", hint=SERVER_HINT)
-    return await host.provide(Path(program).absolute(), progress)
+    return await images.program(server, what="the server program", hint=SERVER_HINT)
 
 
 async def _free_server(url: str, *, vm: str) -> Endpoint:

@@ -181,7 +181,7 @@ class VmBuilder:
         if config.boot_disk is not None:
             path = await images.path(config.boot_disk)
             image = dataclasses.replace(image, disk=Path(path), disk_format=image_format_of(path))
-        reader = await disk_reader(complete.server, session.host, images=images, progress=self._progress)
+        reader = await disk_reader(complete.server, images)
         spec = instance_spec(
             cpus=complete.cpus,
             memory_mib=complete.memory_mib,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from crucible_downstairs import write_crucible_downstairs
 from volume_checks import (
     ACTIVE,
     MICRO,
@@ -22,9 +24,12 @@ from pytest_propolis import CrucibleDisk, CrucibleDiskFactory, TestVm, VmFactory
 from pytest_propolis.propolis_api import ReplaceResult, UpstairsInfo
 
 
-@pytest_asyncio.fixture
-async def disk(crucible_disk_factory: CrucibleDiskFactory) -> CrucibleDisk:
-    return await crucible_disk_factory(size_mib=64)
+@pytest_asyncio.fixture(params=["own", pytest.param("program", marks=pytest.mark.slow)])
+async def disk(
+    crucible_disk_factory: CrucibleDiskFactory, request: pytest.FixtureRequest, tmp_path: Path
+) -> CrucibleDisk:
+    program = write_crucible_downstairs(tmp_path) if request.param == "program" else None
+    return await crucible_disk_factory(size_mib=64, downstairs=program)
 
 
 @pytest_asyncio.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,8 @@ import msgspec
 import pytest
 
 from pytest_propolis.engine.volumes.block_backend import ReplacementRefused
+from pytest_propolis.engine.volumes.replica import Phase, Replica
+from pytest_propolis.engine.volumes.session import Session
 from pytest_propolis.engine.volumes.vcr import Vcr, as_volume, decode_vcr, only_region
 from pytest_propolis.engine.volumes.vcr_rules import TargetChange, find_change, judge_change
 from pytest_propolis.propolis_api import (
@@ -216,3 +220,17 @@ def test_volumes_that_this_engine_does_not_realise_are_named(
 def test_nonsense_is_no_request(text: str) -> None:
     with pytest.raises(ValueError, match="not valid"):
         decode_vcr(text)
+
+
+async def test_a_replica_is_not_active_from_the_moment_that_it_is_replaced() -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        session = Session(OLD, *await asyncio.open_connection(sock=left))
+        replica = Replica(address=NEW, node="node", phase=Phase.ACTIVE, session=session)
+        replica.moved.set()
+        modes, steps = DownstairsInfoConnectionMode, DownstairsInfoNegotiationStatus
+        assert replica.state == DownstairsConnecting(mode=modes.REPLACED, state=steps.WAIT_CONNECT)
+        change = TargetChange(sub_volume=0, index=0, old=OLD, new=NEW)
+        result = judge_change(change, [NEW, *OTHERS], [replica.state, ACTIVE, ACTIVE])
+        assert result is ReplaceResult.STARTED_ALREADY
+        session.close()

@@ -9,6 +9,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+from crucible_downstairs import write_crucible_downstairs
 from inner_run import InnerRun
 from propolis_command import propolis
 
@@ -111,3 +113,32 @@ def test_nothing_is_left_of_a_disk_whose_agent_is_killed(inner: InnerRun) -> Non
         select.select([], [], [], 0.05)
     propolis("gc", "--kept")
     assert inner.leavings() == []
+
+
+USES_ITS_DISK = """
+async def test_writes(crucible_disk_factory, vm_factory):
+    disk = await crucible_disk_factory("data", size_mib=64)
+    await vm_factory.start("alice", memory_mib=128, disks=(disk,))
+    assert [item.state for item in (await disk.facts()).downstairs] == ["running"] * 3
+"""
+
+
+def test_downstairs_are_a_program_that_a_catalog_names(inner: InnerRun, tmp_path: Path) -> None:
+    program = write_crucible_downstairs(tmp_path)
+    program.chmod(0o600)  # nothing in a store is executable
+    catalog = tmp_path / "artifacts.toml"
+    source = f'{{ local_path = {{ path = "{tmp_path}" }} }}'
+    catalog.write_text(
+        f'[artifacts.mine]\nfilename = "{program.name}"\nkind = "crucible_downstairs"\nsource = {source}\n'
+    )
+    inner.write(test_it=USES_ITS_DISK)
+    options = (f"--propolis-artifacts={catalog}", "--propolis-crucible-downstairs=mine")
+    inner.run(*options).assert_outcomes(passed=1)
+    assert inner.leavings() == []
+
+
+def test_a_downstairs_program_that_is_not_there_is_an_error(inner: InnerRun) -> None:
+    inner.write(test_it=USES_ITS_DISK)
+    result = inner.run("--propolis-crucible-downstairs=/nowhere/crucible-downstairs")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*/nowhere/crucible-downstairs is no program that can be run*"])

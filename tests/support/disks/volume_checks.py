@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from crucible_downstairs import extent_files
+
 from pytest_propolis.propolis_api import DownstairsActive, UpstairsInfo
 from pytest_propolis.vm.disks.crucible_disk import CrucibleDisk
 from pytest_propolis.vm.vm import TestVm
@@ -51,7 +53,13 @@ done; touch /tmp/stopped
 async def replicas(disk: CrucibleDisk) -> list[str]:
     """Return the hash of each replica's file. No VM may be writing."""
     files = {item.address: Path(item.path) for item in (await disk.facts()).downstairs}
-    return [hashlib.sha256(files[target].read_bytes()).hexdigest() for target in disk.targets]
+    return [_hash(files[target]) for target in disk.targets]
+
+
+def _hash(replica: Path) -> str:
+    """Return the hash of a replica's file, or of those of its extents, if it is a directory."""
+    files = extent_files(replica) if replica.is_dir() else [replica]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 async def wait_for_status(disk: CrucibleDisk, wanted: Callable[[UpstairsInfo], bool]) -> UpstairsInfo:
