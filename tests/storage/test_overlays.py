@@ -130,8 +130,8 @@ async def test_a_missing_qemu_img_says_how_to_get_it(tmp_path: Path) -> None:
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    with mounted(tmp_path / "full", *tmpfs("size=64k")) as place:
+    """A file system of 4 KiB."""
+    with mounted(tmp_path / "full", *tmpfs("size=4k")) as place:
         yield place
 
 

@@ -21,6 +21,7 @@ from ...ledger.entry import Entry
 from ...ledger.writer import LedgerWriter
 from ...storage.forks.choice import choose_provider
 from ...storage.forks.fork import ForkedImage, ForkProvider, ForkRequest
+from ...storage.images.image_headers import Qcow2Header
 from ...storage.images.image_references import require_contained
 from ...storage.images.overlays import image_info, presumed_format
 from ...storage.programs import run_program
@@ -213,11 +214,16 @@ async def fork_of(
 
 async def _size_bytes(fork: ForkedImage, qemu_img: Path | None) -> int:
     """Return the size of the disk that a guest sees."""
-    if qemu_img is not None:
-        info = await image_info(qemu_img=qemu_img, image=fork.path, image_format=fork.format)
-        return info.virtual_size_bytes
-    with fork.path.open("rb") as file:
-        return file.seek(0, os.SEEK_END)
+    if fork.format == "raw":
+        with fork.path.open("rb") as file:
+            size_bytes = file.seek(0, os.SEEK_END)
+        # QEMU has whole sectors.
+        return size_bytes if qemu_img is None else -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
+    header = Qcow2Header.read(fork.path) if fork.format == "qcow2" else None
+    if header is not None:
+        return header.size_bytes
+    assert qemu_img is not None
+    return (await image_info(qemu_img=qemu_img, image=fork.path, image_format=fork.format)).virtual_size_bytes
 
 
 def require_fork(fork: OwnedFork | None, fork_id: str) -> OwnedFork:

@@ -1,4 +1,4 @@
-"""Disk images created with ``qemu-img``: overlays on a backing image, and blank ones."""
+"""Disk images: overlays on a backing image, and blank ones; with ``qemu-img`` where that is needed."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ...errors import (
 )
 from ..programs import Finished, run_program
 from .image_headers import container_of
+from .qcow2_overlay import write_overlay
 
 __all__ = [
     "ImageInfo",
@@ -68,9 +69,12 @@ async def create_overlay(
     :raises ArtifactCorrupt: when the backing image is not a good image of its format, with what ``qemu-img`` said.
     :raises ArtifactError: when ``overlay`` exists, or cannot be made.
     :raises ResourceExhausted: when there is no space left.
-    :raises CapabilityMissing: when ``qemu_img`` cannot be run.
+    :raises CapabilityMissing: when ``qemu_img`` cannot be run. For usual images it is not needed: `write_overlay`.
     """
     _require_image(backing)
+    with _new_file(overlay):
+        if write_overlay(backing=backing, overlay=overlay, backing_format=backing_format, size_bytes=size_bytes):
+            return
     options = ["-F", backing_format, "-b", _absolute(backing)]
     size = [] if size_bytes is None else [str(size_bytes)]
     with _new_file(overlay):
@@ -139,7 +143,8 @@ async def image_info(*, qemu_img: Path, image: Path, image_format: str | None = 
 async def check_image(*, qemu_img: Path, image: Path, image_format: str) -> None:
     """Check that an image has all clusters that its tables name. Opening a truncated image succeeds.
 
-    Takes a few milliseconds; nothing may be writing to the image. Formats that cannot be checked (``raw``) pass.
+    Nothing may be writing to the image. An image that was good is not checked again until it changes. Formats that
+    cannot be checked (``raw``) pass.
 
     :raises ArtifactMissing: when there is no such image.
     :raises ArtifactCorrupt: when it is broken.
@@ -147,10 +152,25 @@ async def check_image(*, qemu_img: Path, image: Path, image_format: str) -> None
     """
     _require_image(image)
     _require_format(image, image_format)
+    version = _version(image)
+    if image_format == "raw" or (image_format, version) in _GOOD:
+        return
     arguments = ("check", "-q", "-f", image_format, _absolute(image))
     finished = await _run(qemu_img, arguments)
     if finished.status not in (0, _LEAKS_ONLY, _NOT_CHECKABLE):
         raise _failure(finished, arguments, image)
+    if image.is_file() and version == _version(image):
+        _GOOD.add((image_format, version))
+
+
+_GOOD: Final[set[tuple[str, tuple[int, ...]]]] = set()
+"""The formats and versions of images that were checked."""
+
+
+def _version(image: Path) -> tuple[int, ...]:
+    """Return what changes when an image is replaced or written to."""
+    facts = image.stat()
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 
 def _absolute(path: Path) -> str:
