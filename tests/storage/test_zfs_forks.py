@@ -60,7 +60,8 @@ class Pool:
                 if target.startswith(f"{mountpoint}/"):
                     return Finished(0, f"{name}\t{mountpoint}\tyes\t{self.readonly}\n", "")
             return Finished(1, "", f"cannot open '{target}': not a ZFS filesystem")
-        raise AssertionError(argv)
+        assert argv == ["-H", "-o", "name", "tank"]
+        return Finished(0, "tank\n", "")
 
     def _get(self, _argv: list[str], _words: list[str]) -> Finished:
         return Finished(0, f"{self.written}\n", "")
@@ -146,6 +147,13 @@ async def test_the_last_fork_takes_the_snapshot_along(pool: Pool) -> None:
     await ZfsProvider(pool).remove(two)
     await ZfsProvider(pool).remove(two)
     assert (pool.snapshots, list(pool.datasets)) == ({}, ["tank/images"])
+
+
+async def test_a_clone_in_a_pool_that_is_not_imported_is_not_taken_for_removed(pool: Pool) -> None:
+    made = await fork(pool, "one")
+    pool.fails = "cannot open 'tank': dataset does not exist"
+    with pytest.raises(ArtifactError, match=r"pool tank of \S+ is not imported.*\n.*zpool import tank"):
+        await ZfsProvider(pool).remove(made)
 
 
 async def test_a_snapshot_with_more_clones_than_an_error_has_lines_stays(pool: Pool) -> None:

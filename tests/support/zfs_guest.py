@@ -8,9 +8,12 @@ Build it by hand, and run the tests that need it. DKMS compiles the module, whic
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import shlex
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Final, final
 
@@ -19,12 +22,13 @@ import pytest
 from pytest_propolis import TestVm
 from pytest_propolis.guests.adapter import GuestImage
 from pytest_propolis.guests.debian import Debian
+from pytest_propolis.operating_system.python_processes import write_python_script
 from pytest_propolis.storage.artifacts import Artifact
 from pytest_propolis.storage.debian import DebianBuild
 from pytest_propolis.storage.programs import Finished
 from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
 
-__all__ = ["BUILD", "POOL_MIB", "DebianZfs", "GuestExecutor", "make_pool"]
+__all__ = ["BUILD", "POOL_MIB", "DebianZfs", "GuestExecutor", "make_pool", "zfs_program"]
 
 POOL_MIB: Final = 256
 COMMAND_TIMEOUT_S: Final = 120.0
@@ -36,6 +40,17 @@ chroot "$1" dkms autoinstall -k "$kernel"
 chroot "$1" depmod "$kernel"
 chroot "$1" modinfo -k "$kernel" zfs > /dev/null
 chroot "$1" apt-get clean
+"""
+
+_PROGRAM: Final = """\
+import json, socket, sys
+with socket.socket(socket.AF_UNIX) as line:
+    line.connect({address!r})
+    line.sendall(json.dumps(sys.argv[1:]).encode() + b"\\n")
+    status, output, errors = json.load(line.makefile())
+sys.stdout.write(output)
+sys.stderr.write(errors)
+sys.exit(status)
 """
 
 BUILD: Final = DebianBuild(
@@ -84,6 +99,23 @@ class GuestExecutor:
         return result.text if result.status == 0 else None
 
 
+@contextlib.asynccontextmanager
+async def zfs_program(executor: GuestExecutor, directory: Path) -> AsyncIterator[Path]:
+    """Write a program ``zfs`` into a directory, which runs that of the guest; return its path."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        finished = await executor.run(["zfs", *json.loads(await reader.readline())])
+        writer.write(json.dumps([finished.status, finished.output, finished.stderr]).encode())
+        writer.close()
+
+    with tempfile.TemporaryDirectory(prefix="zfs-") as place:
+        address = str(Path(place, "socket"))
+        program = directory / "zfs"
+        write_python_script(program, _PROGRAM.format(address=address))
+        async with await asyncio.start_unix_server(serve, address):
+            yield program
+
+
 async def make_pool(vm: TestVm, name: str, *, size_mib: int = POOL_MIB) -> None:
     """Make a pool on a file, with a file system that holds an image of 16 MiB."""
     await vm.run("modprobe zfs", timeout_s=COMMAND_TIMEOUT_S)
@@ -95,10 +127,11 @@ async def make_pool(vm: TestVm, name: str, *, size_mib: int = POOL_MIB) -> None:
 
 def main() -> None:
     """Build the guest if it is not there, and run the tests that need it."""
-    tests = Path(__file__).resolve().parent.parent / "storage" / "test_zfs_pool.py"
+    storage = Path(__file__).resolve().parent.parent / "storage"
+    tests = [str(storage / name) for name in ("test_zfs_pool.py", "test_zfs_leftovers.py")]
     assert DebianZfs.image.disk is not None
     asyncio.run(ArtifactStore(default_artifact_dir()).get(DebianZfs.image.disk, print))
-    sys.exit(pytest.main(["-p", "propolis", str(tests), *sys.argv[1:]]))
+    sys.exit(pytest.main(["-p", "propolis", *tests, *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

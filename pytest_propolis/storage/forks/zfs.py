@@ -238,7 +238,7 @@ async def remove_clone(facts: Mapping[str, str], executor: Executor | None = Non
     What is gone already is fine.
 
     :param facts: those of its `ForkedImage`.
-    :raises ArtifactError: when the dataset stays busy, or is not this project's.
+    :raises ArtifactError: when the dataset stays busy, is not this project's, or its pool is not imported.
     """
     executor = executor or LocalExecutor()
     clone, snapshot = facts["dataset"], facts["snapshot"]
@@ -268,12 +268,27 @@ async def _destroy(executor: Executor, clone: str) -> None:
             await _zfs(executor, "destroy", "-r", clone)
         except ArtifactError as error:
             if "does not exist" in error.message:
+                await _require_pool(executor, clone)
                 return
             if "busy" not in error.message or time.monotonic() > deadline:
                 raise
             await asyncio.sleep(_BUSY_RETRY_S)
         else:
             return
+
+
+async def _require_pool(executor: Executor, clone: str) -> None:
+    """
+    :raises ArtifactError: when the pool of a clone is not there: then the clone may be.
+    """
+    pool = clone.partition("/")[0]
+    try:
+        await _zfs(executor, "list", "-H", "-o", "name", pool)
+    except ArtifactError:
+        raise ArtifactError(
+            f"the pool {pool} of {clone} is not imported, so it cannot be told whether the clone is gone",
+            hint=f"zpool import {pool}, and run `propolis gc`; if it is gone for good, create one of that name",
+        ) from None
 
 
 async def _destroy_unused(executor: Executor, snapshot: str) -> bool:
