@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
-from .backlog import Cell, Queue
+from .cell import Cell, Queue
 from .fleet import Fleet
 from .host import HostState
 from .needs import Needs
 from .planning.reservation import Reservation
 
 __all__ = ["Choice", "Chooser"]
-
-LENGTH: Final = 4.0
-"""How much more the longest test of a cell counts than the time in which the cell would be done at its present rate."""
 
 SCARCITY: Final = 0.5
 NO_PRESSURE: Final = 0.6
@@ -38,17 +35,8 @@ SHORT_SHARE: Final = 0.02
 Choice = tuple[Queue, int]
 
 
-class _Room(NamedTuple):
-    """Where a test is chosen for.
-
-    :param gap_s: how long a test may take there that is not long.
-    """
-
-    state: HostState
-    cpus: int
-    memory_mib: int
-    gap_s: float
-    held: bool
+def _urgency(cell: Cell) -> float:
+    return cell.urgency
 
 
 class Chooser:
@@ -76,7 +64,7 @@ class Chooser:
                 scarcity = 1 - speed / self._fleet.speed
                 weights[labels] = min(MOST_WEIGHT, 1 + SCARCITY * scarcity + SLOPE * max(0.0, pressure - NO_PRESSURE))
         for cell in cells:
-            cell.weight = weights[cell.labels]
+            cell.weigh(weights[cell.labels])
 
     def best(self, state: HostState, *, held: bool = False, after: Needs | None = None) -> Choice | None:
         """Return the test that a host runs next, as its queue and its index.
@@ -84,31 +72,57 @@ class Chooser:
         :param held: choose among those that idle workers hold, else among those that no worker holds.
         :param after: what will be free when the test starts, besides what is free now.
         """
+        if held:
+            return self._best_held(state)
         slots, cpus, memory_mib = state.slots, state.cpus, state.memory_mib
         if after is not None:
             slots, cpus, memory_mib = slots + 1, cpus + after.cpus, memory_mib + after.memory_mib
+        gap_s = math.inf if self.lenient else self._reservation.gap_s(state, slots)
+        long_s = self._reservation.long_s
+        ranked: list[Cell] = []
+        first: Cell | None = None
+        most = -1.0
+        for cell in self._fleet.runnable(state):
+            if (
+                cell.count
+                and cell.narrowest <= cpus
+                and (cell.shortest_s <= gap_s or cell.longest_s >= long_s or cell.probes)
+            ):
+                ranked.append(cell)
+                urgency = cell.urgency
+                if urgency > most:
+                    first, most = cell, urgency
+        if first is None:
+            return None
         # A CPU is kept for each other free slot, if there are tests that need no more.
         spare = max(min(1, cpus), cpus - (slots - 1))
-        ranked = self._ranked(state, cpus, held=held)
-        if not ranked:
-            return None
-        gap_s = math.inf if self.lenient else self._reservation.gap_s(state, slots)
-        room = _Room(state, spare, memory_mib, gap_s, held)
-        first = min(ranked)[2]  # Its longest test fits nearly always: then the others need not be sorted.
-        found = self._best_of(first, room)
+        # The longest test of the first cell fits nearly always: then the others need not be sorted.
+        found = self._best_of(state, first, spare, memory_mib, gap_s)
         if found is not None and found[2] >= 0:
             return found[:2]
+        if len(ranked) == 1 and spare == cpus:
+            return found and found[:2]
         last: Choice | None = None
-        ranked.sort()
-        for most in (spare, cpus) if spare < cpus else (cpus,):
-            room = room._replace(cpus=most)
-            for _, _, cell in ranked:
-                found = self._best_of(cell, room)
+        ranked.sort(key=_urgency, reverse=True)
+        for most_cpus in (spare, cpus) if spare < cpus else (cpus,):
+            for cell in ranked:
+                found = self._best_of(state, cell, most_cpus, memory_mib, gap_s)
                 if found is not None and found[2] >= 0:
                     return found[:2]
                 if found is not None and last is None:
                     last = found[:2]  # it was lost too often: tests of other cells go first
         return last
+
+    def _best_held(self, state: HostState) -> Choice | None:
+        """Return the longest test that an idle worker holds and the host can begin."""
+        gap_s = math.inf if self.lenient else self._reservation.gap_s(state, state.slots)
+        best: tuple[Queue, int, float] | None = None
+        for cell in self._fleet.runnable(state):
+            if cell.held:
+                found = self._best_of(state, cell, state.cpus, state.memory_mib, gap_s, held=True)
+                if found is not None and (best is None or found[2] > best[2]):
+                    best = found
+        return best and best[:2]
 
     def can_begin(self, state: HostState, queue: Queue, rank_s: float) -> bool:
         """Return whether a host may run a test now that an idle worker holds."""
@@ -132,26 +146,21 @@ class Chooser:
         """Return whether it hardly matters when a test starts that takes so long."""
         return duration_s <= max(SHORT_S, SHORT_SHARE * self.slack_s)
 
-    def _ranked(self, state: HostState, cpus: int, *, held: bool) -> list[tuple[float, int, Cell]]:
-        """Return the cells that may have a test for a host, with a key by which the best one is the least."""
-        ranked = []
-        for number, cell in enumerate(self._fleet.runnable(state)):
-            if held:
-                if cell.held:
-                    ranked.append((-max(queue.held[-1][0] for queue in cell.queues if queue.held), number, cell))
-            elif cell.count and cell.narrowest <= cpus:
-                lasts_s = cell.work_s / (cell.rate if cell.rate > 1.0 else 1.0)
-                ranked.append((-(lasts_s + LENGTH * cell.longest_s) * cell.weight, number, cell))
-        return ranked
+    def _best_of(
+        self, state: HostState, cell: Cell, cpus: int, memory_mib: int, gap_s: float, *, held: bool = False
+    ) -> tuple[Queue, int, float] | None:
+        """Return the longest test of a cell that a host may run: its queue, its index and its rank in s.
 
-    def _best_of(self, cell: Cell, room: _Room) -> tuple[Queue, int, float] | None:
-        """Return the longest test of a cell that a host may run: its queue, its index and its rank in s."""
-        limit_s, long_s = self._limit_s(room.state, cell), self._reservation.long_s
-        if room.gap_s < limit_s and not room.held and not cell.probes and cell.longest_s < long_s:
-            limit_s = room.gap_s
-        found = cell.best(room.cpus, room.memory_mib, limit_s, held=room.held)
-        if found is not None and room.gap_s < found[2] < long_s:
-            found = cell.best(room.cpus, room.memory_mib, min(limit_s, room.gap_s), held=room.held)
+        :param gap_s: how long a test may take there that is not long.
+        :param held: choose among those that idle workers hold.
+        """
+        best = cell.best_held if held else cell.best
+        limit_s, long_s = self._limit_s(state, cell), self._reservation.long_s
+        if gap_s < limit_s and not held and not cell.probes and cell.longest_s < long_s:
+            limit_s = gap_s
+        found = best(cpus, memory_mib, limit_s)
+        if found is not None and gap_s < found[2] < long_s:
+            found = best(cpus, memory_mib, min(limit_s, gap_s))
         return found
 
     def _limit_s(self, state: HostState, cell: Cell) -> float:

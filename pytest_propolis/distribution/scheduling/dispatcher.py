@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
-from .backlog import Queue, Way
+from .cell import Queue, Way
 from .chooser import SHORT_S, SLOW, Choice, Chooser
 from .decision import BuildTemplate, Decision, Start
 from .follower import Follower
@@ -93,7 +93,7 @@ class Dispatcher:
 
     def _look_ahead(self) -> None:
         run = self._run
-        running_s = sum([running.remaining_s(self._now_s) for running in run.running.values()])
+        running_s = run.remaining_s(self._now_s)
         slack_s = self._chooser.slack_s = remaining_s(run.backlog, run.fleet, running_s, run.durations.longest_s)
         self._chooser.weigh(run.backlog.cells)
         self._next_tick_s = self._now_s + max(SHORTEST_TICK_S, slack_s / TICKS)
@@ -102,7 +102,8 @@ class Dispatcher:
         fastest = max((state.speed for state in run.fleet.living), default=0.0)
         run.changed.update(state for state in run.fleet.living if state.slots > 0 and state.speed < SLOW * fastest)
         for queue, index, rank_s in run.backlog.wide(*run.fleet.share(WIDE_SLOTS), slack_s / URGENCY):
-            run.gatherings.add(Request(index, queue.needs, rank_s))
+            if not run.gatherings.expects(index):
+                run.gatherings.add(Request(index, queue.needs, rank_s))
         complete, released = run.gatherings.reconsider(slack_s)
         for gathering in complete:
             self._start_gathered(gathering)
@@ -174,7 +175,7 @@ class Dispatcher:
         if self._follower is not None:
             longest_s = max(run.durations.estimate(index).rank_s, work_s)
             following = self._follower.choose(worker, queue, hosts, longest_s)
-        queue.cell.rate += speed * len(hosts)
+        queue.cell.run(speed * len(hosts))
         run.running[worker] = Running(worker, tests, hosts, queue, speed, self._now_s, work_s)
         ids = tuple([run.items[test].id for test in tests])
         names = tuple([state.host.name for state in hosts])

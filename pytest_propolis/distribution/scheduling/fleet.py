@@ -6,7 +6,7 @@ from bisect import insort
 from collections.abc import Sequence
 from itertools import islice
 
-from .backlog import Cell, Way
+from .cell import Cell, Way
 from .host import HostSpec, HostState
 from .needs import Needs
 
@@ -27,6 +27,8 @@ class Fleet:
         self.version = 0
         """Changes when hosts, their templates or the kinds of tests do."""
         self._cells: list[Cell] = []
+        self._cells_of: dict[str | None, list[Cell]] = {}
+        """Those of each guest."""
         self._runnable: dict[str, list[Cell]] = {}
         self._having: dict[str | None, list[HostState]] = {}
 
@@ -57,6 +59,9 @@ class Fleet:
     def know(self, cells: Sequence[Cell]) -> None:
         """Let hosts have tests of these cells, of which there may be more than before."""
         self._cells = list(cells)
+        self._cells_of.clear()
+        for cell in cells:
+            self._cells_of.setdefault(cell.guest, []).append(cell)
         self._rank_cells()
         for state in self.living:
             self.refresh(state)
@@ -66,11 +71,16 @@ class Fleet:
         self.version += 1
         for guest in state.templates:
             self._having.pop(guest, None)
-        runnable = [cell for cell in self._cells if self._can_begin(state, cell)]
-        for cell in runnable:
-            if state.speed > cell.fastest:
-                cell.fastest = state.speed
-        self._runnable[state.host.name] = [cell for cell in runnable if cell.way is Way.NEXT]
+        runnable = []
+        labels = state.host.labels
+        for having in (None, *state.templates):
+            for cell in self._cells_of.get(having, ()):
+                if cell.labels <= labels:
+                    runnable.append(cell)
+                    if state.speed > cell.fastest:
+                        cell.fastest = state.speed
+        next_host = [cell for cell in runnable if cell.way is Way.NEXT]
+        self._runnable[state.host.name] = sorted(next_host, key=lambda cell: cell.number)
 
     def runnable(self, state: HostState) -> list[Cell]:
         """Return the cells whose tests a host can run now, one by one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .backlog import Queue
+from .cell import Queue
 from .chooser import Chooser
 from .host import HostState
 from .state import RunState

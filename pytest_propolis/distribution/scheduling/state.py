@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from .backlog import Backlog, Queue, Way
+from .backlog import Backlog
+from .cell import Queue, Way
 from .fleet import Fleet
 from .host import HostState
 from .item import Item
@@ -38,11 +39,6 @@ class Running:
     work_s: float
     """Slot seconds that all of them will probably take, on hosts of speed 1.0."""
     done: int = 0
-
-    def remaining_s(self, now_s: float) -> float:
-        """Return the slot seconds that they will probably still take, on hosts of speed 1.0."""
-        left_s = self.work_s - (now_s - self.since_s) * self.speed * len(self.hosts)
-        return left_s if left_s > 0.0 else 0.0
 
 
 @dataclass(slots=True)
@@ -120,7 +116,7 @@ class RunState:
     def release(self, worker: str) -> Running:
         """Free what a worker's tests hold. The worker is idle then."""
         run = self.running.pop(worker)
-        run.queue.cell.rate -= run.speed * len(run.hosts)
+        run.queue.cell.run(-run.speed * len(run.hosts))
         for state in run.hosts:
             if state.alive:
                 state.give_back(run.queue.needs)
@@ -133,7 +129,7 @@ class RunState:
     def vacate(self, worker: str) -> None:
         """Free what a worker's tests hold, though they go on."""
         run = self.running[worker]
-        run.queue.cell.rate -= run.speed * len(run.hosts)
+        run.queue.cell.run(-run.speed * len(run.hosts))
         for state in run.hosts:
             if state.alive:
                 state.give_back(run.queue.needs)
@@ -152,7 +148,7 @@ class RunState:
         for state in run.hosts:
             state.take(needs)
         run.speed = min((state.speed for state in run.hosts), default=1.0)
-        run.queue.cell.rate += run.speed * len(run.hosts)
+        run.queue.cell.run(run.speed * len(run.hosts))
         return run.hosts
 
     def hold(self, index: int) -> None:
@@ -174,6 +170,15 @@ class RunState:
         """Let a test that no worker runs start without the hosts that it needs."""
         self.items[index] = replace(self.items[index], needs=Needs(hosts=0))
         self._queues.pop(index)
+
+    def remaining_s(self, now_s: float) -> float:
+        """Return the slot seconds that what runs will probably still take, on hosts of speed 1.0."""
+        total_s = 0.0
+        for run in self.running.values():
+            left_s = run.work_s - (now_s - run.since_s) * run.speed * len(run.hosts)
+            if left_s > 0.0:
+                total_s += left_s
+        return total_s
 
     def take_changed(self) -> set[HostState]:
         """Return the hosts that have changed since, and those with a free slot if that is to be looked at again."""

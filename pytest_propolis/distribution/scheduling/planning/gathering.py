@@ -87,6 +87,10 @@ class Gatherings:
             self._queued.add(request.index)
             heapq.heappush(self._waiting, (request.turn, request))
 
+    def expects(self, index: int) -> bool:
+        """Return whether a test waits for its hosts already."""
+        return index in self._queued
+
     def next(self, slack_s: float) -> Request | None:
         """Take the test that is served next; None if there is none, or too many are served. It may have started.
 
@@ -172,14 +176,12 @@ class Gatherings:
 
     def template_made(self, guest: str) -> None:
         """Try again the tests for which too few hosts had a template."""
-        for request in self._stalled.pop(guest, ()):
-            self.add(request)
+        self._try_again(guest)
 
     def host_joined(self, host: HostSpec) -> None:
         """Try again the tests for which there were too few hosts."""
         for guest in (None, *host.templates):
-            for request in self._stalled.pop(guest, ()):
-                self.add(request)
+            self._try_again(guest)
 
     def host_lost(self, name: str) -> list[Gathering]:
         """Give up those that a lost host was for. What they have taken is given back."""
@@ -191,6 +193,18 @@ class Gatherings:
 
     def _stall(self, request: Request) -> None:
         self._stalled.setdefault(request.needs.guest, []).append(request)
+
+    def _try_again(self, guest: str | None) -> None:
+        """Serve those again that were stalled, if there are enough hosts now."""
+        enough: dict[int, bool] = {}  # by the identity of the needs: those of a queue are one object
+        for request in self._stalled.pop(guest, ()):
+            needs = request.needs
+            if id(needs) not in enough:
+                enough[id(needs)] = len(self._fleet.warm(needs)) >= needs.hosts
+            if enough[id(needs)]:
+                self.add(request)
+            else:
+                self._stall(request)
 
     @property
     def _most(self) -> int:
@@ -213,9 +227,14 @@ class Gatherings:
 
     def _free_hosts(self, needs: Needs, duration_s: float, slack_s: float) -> list[HostState]:
         """Return the hosts that a test can have at once: the fastest, but none on which it might outlast the run."""
+        labels, claims, slowest = needs.labels, self._claims, self._slowest(duration_s, slack_s)
         chosen: list[HostState] = []
-        for state in self._candidates(needs, duration_s, slack_s):
-            if state.fits(needs):
+        for state in self._fleet.having(needs.guest):
+            if state.slots < 1 or not state.fits(needs):
+                continue
+            if state.speed < slowest:
+                break
+            if labels <= state.host.labels and not claims.get(state.host.name):
                 chosen.append(state)
                 if len(chosen) == needs.hosts:
                     break
@@ -231,14 +250,17 @@ class Gatherings:
 
     def _candidates(self, needs: Needs, duration_s: float, slack_s: float) -> Iterator[HostState]:
         """Find the hosts that can run a test and are kept for no other, but none on which it might outlast the run."""
-        labels, claims = needs.labels, self._claims
-        fastest = max((state.speed for state in self._fleet.fastest_first[:1]), default=1.0)
-        slowest = min(MARGIN * duration_s / max(slack_s, 1.0), SLOW * fastest)
+        labels, claims, slowest = needs.labels, self._claims, self._slowest(duration_s, slack_s)
         for state in self._fleet.having(needs.guest):
             if state.speed < slowest:
                 break
             if labels <= state.host.labels and not claims.get(state.host.name) and state.could_fit(needs):
                 yield state
+
+    def _slowest(self, duration_s: float, slack_s: float) -> float:
+        """Return the speed below which a host might let a test outlast the run."""
+        fastest = max((state.speed for state in self._fleet.fastest_first[:1]), default=1.0)
+        return min(MARGIN * duration_s / max(slack_s, 1.0), SLOW * fastest)
 
     def _serve(self, state: HostState) -> list[Gathering]:
         claims = self._claims.get(state.host.name)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Final
 
-from ..backlog import Backlog, Cell
+from ..backlog import Backlog
+from ..cell import Cell
 from ..fleet import Fleet
 from ..host import HostState
 
