@@ -220,9 +220,9 @@ class Cluster:
             placements = list(host.placements.values())
             host.alive = False
             host.reset()
+            self._driver.host_lost(event.host)
             for placement in placements:
                 self._lose(placement, crashed=False)
-            self._driver.host_lost(event.host)
         elif host.placements:
             placements = list(host.placements.values())
             self._lose(placements[event.pick % len(placements)], crashed=True)

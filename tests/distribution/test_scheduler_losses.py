@@ -39,6 +39,17 @@ def test_a_test_that_is_lost_again_and_again_lets_the_others_run() -> None:
     fleet.run_others(fleet.items["doomed"].needs, {f"test{n}" for n in range(5)})
 
 
+def test_a_test_that_is_lost_with_its_hosts_still_goes_before_shorter_ones() -> None:
+    fleet = fleet_of(host(slots=1), workers=1)
+    fleet.add_tests(item("long", 300), *(item(f"test{n}", 1.0) for n in range(5)))
+    for _ in range(4):
+        fleet.decide()
+        fleet.lose_host("h0")
+        fleet.add_host(host(slots=1))
+    fleet.decide()
+    assert fleet.where("long") == ("h0",)
+
+
 def test_a_lost_test_that_may_not_run_again_does_not() -> None:
     fleet = fleet_of(host())
     fleet.add_tests(item("test"))

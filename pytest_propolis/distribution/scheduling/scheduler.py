@@ -107,7 +107,7 @@ class FleetScheduler(Scheduler):
         for index in unstarted:
             run.wait(index)
         if again:
-            run.wait_again(lost)
+            run.wait_again(lost, with_host=not all(state.alive for state in running.hosts))
         else:
             run.finished.add(lost)
         run.awake = True

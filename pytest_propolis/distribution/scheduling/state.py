@@ -56,7 +56,7 @@ class RunState:
     """By worker."""
     finished: set[int] = field(default_factory=set)
     losses: Counter[int] = field(default_factory=Counter)
-    """Test -> how often it is to run again."""
+    """Test -> how often it was lost, though its hosts were there, or is to run again."""
     changed: set[HostState] = field(default_factory=set)
     """Hosts that may have room for a test, or a test for their room."""
     awake: bool = False
@@ -92,9 +92,12 @@ class RunState:
         """Return by what a test that waits is ordered."""
         return LAST if self.losses[index] > MOST_LOSSES else self.durations.estimate(index)
 
-    def wait_again(self, index: int) -> None:
-        """Let a test wait that has run, or was lost while it ran."""
-        self.losses[index] += 1
+    def wait_again(self, index: int, *, with_host: bool = False) -> None:
+        """Let a test wait that has run, or was lost while it ran.
+
+        :param with_host: whether it was lost with a host, for which it cannot be blamed.
+        """
+        self.losses[index] += not with_host
         self.wait(index)
 
     def wait(self, index: int, *, probe: bool = False) -> None:
