@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 __all__ = [
     "Shard",
@@ -31,16 +30,15 @@ __all__ = [
 _WORDS: Final = dict.fromkeys(("yes", "true", "on", "1"), True) | dict.fromkeys(("no", "false", "off", "0"), False)
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
+class Shard(NamedTuple):
     """A part of the tests.
 
-    :param number: from 1 to `count`.
-    :param count: how many parts there are.
+    :param number: from 1 to `total`.
+    :param total: how many parts there are.
     """
 
     number: int
-    count: int
+    total: int
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
@@ -85,12 +83,12 @@ def automatic_or_number(text: str) -> int | Literal["auto"]:
 
 
 def shard(text: str) -> Shard:
-    number, _, count = text.partition("/")
+    number, _, total = text.partition("/")
     try:
-        part = Shard(int(number), int(count))
+        part = Shard(int(number), int(total))
     except ValueError:
         raise ValueError("must be I/N, as in 2/5") from None
-    if not 1 <= part.number <= part.count:
+    if not 1 <= part.number <= part.total:
         raise ValueError("must be from 1/N to N/N")
     return part
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from . import hookspecs
-from .errors import SettingsError
 from .settings import OPTIONS, Settings
 
 
@@ -19,8 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         takes: dict[str, Any] = {"metavar": option.metavar}
         if not option.metavar:
             takes = {"action": "store_const", "const": "yes"}
-        group.addoption(option.flag, dest=option.ini_key, default=None, help=option.help, **takes)
-        parser.addini(option.ini_key, help=option.help, default="")
+        group.addoption(option.flag, dest=option.ini_key, default=None, help=option.description, **takes)
+        parser.addini(option.ini_key, help=option.description, default="")
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -47,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if settings.pause_on_failure and is_controller(config):
         raise pytest.UsageError("--propolis-pause-on-failure needs a terminal, which the workers of xdist have not")
     from .distribution.interruption import interruption_for
-    from .fixtures import artifacts, disks, hosts, metrics, nodes, sync, vms
+    from .fixtures import plugin as fixtures
     from .markers.declarations import descriptions
     from .session.stash import INTERRUPTION, SETTINGS
     from .session.teardown import RunTeardown, WorkerTeardown
@@ -55,8 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for description in descriptions():
         config.addinivalue_line("markers", description)
     config.stash[SETTINGS] = settings
-    for module in (vms, hosts, artifacts, disks, nodes, metrics, sync):
-        config.pluginmanager.register(module, f"propolis-{module.__name__.rpartition('.')[2]}")
+    config.pluginmanager.register(fixtures, "propolis-fixtures")
     config.pluginmanager.register(WorkerTeardown() if is_worker(config) else RunTeardown(), "propolis-teardown")
     if settings.linger:
         from .session.lingering import PinnedEnvironment
@@ -79,7 +77,7 @@ def pytest_configure(config: pytest.Config) -> None:
             from .distribution.durations_recorder import DurationsRecorder
 
             config.pluginmanager.register(DurationsRecorder(settings.write_durations), "propolis-durations")
-        from .distribution.status.activation import publish_status
+        from .distribution.status_activation import publish_status
 
         publish_status(config)
     interruption = config.stash[INTERRUPTION] = interruption_for(config)
@@ -103,8 +101,12 @@ def _settings(config: pytest.Config) -> Settings:
             ini=ini_values(config),
             ini_directory=ini_directory(config),
         )
-    except SettingsError as error:
-        raise pytest.UsageError(str(error)) from None
+    except Exception as error:
+        from .errors import SettingsError  # here, because most runs have none
+
+        if isinstance(error, SettingsError):
+            raise pytest.UsageError(str(error)) from None
+        raise
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
@@ -226,7 +228,7 @@ def pytest_runtest_makereport(
 
     if any(host.was_up for host in item.config.stash.get(HOSTS, ())):
         from .distribution.run_events import VMS_ATTRIBUTE
-        from .distribution.status.activation import FORKS_ATTRIBUTE
+        from .distribution.status_activation import FORKS_ATTRIBUTE
         from .session.internals import worker_name
 
         setattr(report, VMS_ATTRIBUTE, True)

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple, NoReturn, Self, dataclass_transform
 
-from .errors import SettingsError
-from .field_checks import check_fields
 from .option_values import (
     Shard,
     automatic_or_number,
@@ -46,20 +43,28 @@ FailOn = Literal["never", "panic", "oops"]
 KeepPolicy = Literal["never", "failed", "always"]
 
 
-@dataclass(frozen=True, slots=True)
 class Option:
-    """One setting of a user.
+    """One setting of a user: an attribute of `Settings`, which has this default where none is given.
 
-    :param name: the attribute of `Settings`; option, ini key and environment variable derive from it.
+    :ivar name: the attribute; option, ini key and environment variable derive from it.
     :param parse: turns the text into the value; raises `ValueError` saying what is allowed.
-    :param help: one line for ``pytest --help``.
+    :param description: one line for ``pytest --help``.
     :param metavar: how the value is shown there; empty for one that is on when it is given.
     """
 
     name: str
-    parse: Callable[[str], Any]
-    help: str
-    metavar: str
+
+    def __init__(self, *, default: Any, parse: Callable[[str], Any], description: str, metavar: str) -> None:
+        self.default = default
+        self.parse = parse
+        self.description = description
+        self.metavar = metavar
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        return self if instance is None else self.default
 
     @property
     def flag(self) -> str:
@@ -79,213 +84,200 @@ class Option:
         return "PROPOLIS_" + self.name.upper()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # comparing takes as long to generate as all else
-class Settings:
+def option(*, default: Any, parse: Callable[[str], Any], description: str, metavar: str) -> Any:
+    """Return an `Option`, as the type of any field."""
+    return Option(default=default, parse=parse, description=description, metavar=metavar)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(option,))
+class _Frozen:
+    """The base of `Settings`: keeps the values that are given.
+
+    Not a dataclass: to generate the methods of one takes longer than all else that most runs do with settings.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        for name in values:
+            if not isinstance(getattr(type(self), name, None), Option):
+                raise TypeError(f"{type(self).__name__} has no field {name!r}")
+        vars(self).update(values)
+        if values:
+            self._check()
+
+    def replaced(self, **values: Any) -> Self:
+        """Return a copy with other values for some fields."""
+        return type(self)(**vars(self) | values)
+
+    def _check(self) -> None:
+        """Raise an error if a value is wrong. Not called for defaults."""
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__} cannot be changed")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+class Settings(_Frozen):
     """The checked settings of a user. Build them with `Settings.resolve`."""
 
-    guest: str = field(
-        default="alpine", metadata={"parse": non_empty, "help": "guest that test_vm boots", "metavar": "NAME"}
+    guest: str = option(default="alpine", parse=non_empty, description="guest that test_vm boots", metavar="NAME")
+    cpus: int = option(default=2, parse=whole_number(1, 64), description="virtual CPUs of a VM", metavar="N")
+    memory_mib: int = option(
+        default=512, parse=whole_number(64, 1 << 20), description="memory of a VM in MiB", metavar="MIB"
     )
-    cpus: int = field(
-        default=2, metadata={"parse": whole_number(1, 64), "help": "virtual CPUs of a VM", "metavar": "N"}
-    )
-    memory_mib: int = field(
-        default=512, metadata={"parse": whole_number(64, 1 << 20), "help": "memory of a VM in MiB", "metavar": "MIB"}
-    )
-    boot: BootKind = field(
+    boot: BootKind = option(
         default="warm",
-        metadata={
-            "parse": one_of("warm", "cold"),
-            "help": "how VMs start: warm (forked from a guest that was booted once, if possible), cold",
-            "metavar": "KIND",
-        },
+        parse=one_of("warm", "cold"),
+        description="how VMs start: warm (forked from a guest that was booted once, if possible), cold",
+        metavar="KIND",
     )
-    standby: int | Literal["auto"] = field(
+    standby: int | Literal["auto"] = option(
         default="auto",
-        metadata={
-            "parse": automatic_or_number,
-            "help": "forks of each kind to prepare for the next tests: auto (by processors and free memory), a number",
-            "metavar": "N",
-        },
+        parse=automatic_or_number,
+        description="forks of each kind to prepare for the next tests: auto (by processors and free memory), a number",
+        metavar="N",
     )
-    linger: float = field(
+    linger: float = option(
         default=0.0,
-        metadata={
-            "parse": seconds,
-            "help": "seconds that the agent on this machine stays after a run, for the next one; default: 0",
-            "metavar": "SECONDS",
-        },
+        parse=seconds,
+        description="seconds that the agent on this machine stays after a run, for the next one; default: 0",
+        metavar="SECONDS",
     )
-    boot_timeout: float = field(
-        default=300.0,
-        metadata={"parse": positive_seconds, "help": "seconds within which a guest must boot", "metavar": "S"},
+    boot_timeout: float = option(
+        default=300.0, parse=positive_seconds, description="seconds within which a guest must boot", metavar="S"
     )
-    channel: ChannelKind = field(
+    channel: ChannelKind = option(
         default="auto",
-        metadata={
-            "parse": one_of("auto", "console", "port"),
-            "help": "what commands of guests go over: auto (ports where the guest has the driver), console, port",
-            "metavar": "KIND",
-        },
+        parse=one_of("auto", "console", "port"),
+        description="what commands of guests go over: auto (ports where the guest has the driver), console, port",
+        metavar="KIND",
     )
-    accelerator: Accelerator = field(
+    accelerator: Accelerator = option(
         default="auto",
-        metadata={
-            "parse": one_of("auto", "kvm", "tcg"),
-            "help": "how QEMU runs guests: auto (kvm if a trial guest runs on it), kvm, tcg",
-            "metavar": "KIND",
-        },
+        parse=one_of("auto", "kvm", "tcg"),
+        description="how QEMU runs guests: auto (kvm if a trial guest runs on it), kvm, tcg",
+        metavar="KIND",
     )
-    keep: KeepPolicy = field(
+    keep: KeepPolicy = option(
         default="never",
-        metadata={
-            "parse": one_of("never", "failed", "always"),
-            "help": "VMs and disks to keep after their test for inspection: never, failed, always",
-            "metavar": "WHEN",
-        },
+        parse=one_of("never", "failed", "always"),
+        description="VMs and disks to keep after their test for inspection: never, failed, always",
+        metavar="WHEN",
     )
-    keep_ttl: float = field(
+    keep_ttl: float = option(
         default=28800.0,
-        metadata={"parse": positive_seconds, "help": "seconds after which kept resources are removed", "metavar": "S"},
+        parse=positive_seconds,
+        description="seconds after which kept resources are removed",
+        metavar="S",
     )
-    pause_on_failure: bool = field(
+    pause_on_failure: bool = option(
         default=False,
-        metadata={
-            "parse": yes_or_no,
-            "help": "on a terminal, keep the VMs of a failed test running until Enter is pressed",
-            "metavar": "",
-        },
+        parse=yes_or_no,
+        description="on a terminal, keep the VMs of a failed test running until Enter is pressed",
+        metavar="",
     )
-    fail_on: FailOn = field(
+    fail_on: FailOn = option(
         default="panic",
-        metadata={
-            "parse": one_of("never", "panic", "oops"),
-            "help": "unexpected event of a guest that fails its test: never, panic (or reset, end), oops (or all)",
-            "metavar": "WHAT",
-        },
+        parse=one_of("never", "panic", "oops"),
+        description="unexpected event of a guest that fails its test: never, panic (or reset, end), oops (or all)",
+        metavar="WHAT",
     )
-    artifact_dir: Path | None = field(
+    artifact_dir: Path | None = option(
+        default=None, parse=path, description="directory of images; default: the user's cache", metavar="DIR"
+    )
+    artifacts: tuple[Path, ...] | None = option(
         default=None,
-        metadata={"parse": path, "help": "directory of images; default: the user's cache", "metavar": "DIR"},
+        parse=paths,
+        description="catalogs of artifacts, separated by colons: TOML files (docs/artifacts.md)",
+        metavar="FILES",
     )
-    artifacts: tuple[Path, ...] | None = field(
+    image_dirs: tuple[Path, ...] | None = option(
         default=None,
-        metadata={
-            "parse": paths,
-            "help": "catalogs of artifacts, separated by colons: TOML files (docs/artifacts.md)",
-            "metavar": "FILES",
-        },
+        parse=paths,
+        description="directories, separated by colons, whose files disk images may refer to",
+        metavar="DIRS",
     )
-    image_dirs: tuple[Path, ...] | None = field(
+    disk_dir: Path | None = option(
         default=None,
-        metadata={
-            "parse": paths,
-            "help": "directories, separated by colons, whose files disk images may refer to",
-            "metavar": "DIRS",
-        },
+        parse=path,
+        description="directory of writable disks of VMs; default: beside the images",
+        metavar="DIR",
     )
-    disk_dir: Path | None = field(
-        default=None,
-        metadata={
-            "parse": path,
-            "help": "directory of writable disks of VMs; default: beside the images",
-            "metavar": "DIR",
-        },
+    log_dir: Path | None = option(
+        default=None, parse=path, description="directory of logs; default: pytest's temporary directory", metavar="DIR"
     )
-    log_dir: Path | None = field(
-        default=None,
-        metadata={"parse": path, "help": "directory of logs; default: pytest's temporary directory", "metavar": "DIR"},
+    qemu: Path | None = option(
+        default=None, parse=path, description="QEMU program to use; default: found on PATH", metavar="FILE"
     )
-    qemu: Path | None = field(
-        default=None,
-        metadata={"parse": path, "help": "QEMU program to use; default: found on PATH", "metavar": "FILE"},
-    )
-    server: str | Path = field(
+    server: str | Path = option(
         default=ENGINE,
-        metadata={
-            "parse": name_or_path,
-            "help": "server of VMs: engine, a program's path, an artifact, http://IP:PORT (docs/server.md)",
-            "metavar": "SERVER",
-        },
+        parse=name_or_path,
+        description="server of VMs: engine, a program's path, an artifact, http://IP:PORT (docs/server.md)",
+        metavar="SERVER",
     )
-    crucible_downstairs: str | Path | None = field(
+    crucible_downstairs: str | Path | None = option(
         default=None,
-        metadata={
-            "parse": name_or_path,
-            "help": "program of downstairs: crucible-downstairs' path, or an artifact; default: this project's own",
-            "metavar": "PROGRAM",
-        },
+        parse=name_or_path,
+        description="program of downstairs: crucible-downstairs' path, or an artifact; default: this project's own",
+        metavar="PROGRAM",
     )
-    boot_rom: str | Path | None = field(
+    boot_rom: str | Path | None = option(
         default=None,
-        metadata={
-            "parse": name_or_path,
-            "help": "UEFI image that VMs with firmware='uefi' boot from: a path, an artifact; default: the host's",
-            "metavar": "ROM",
-        },
+        parse=name_or_path,
+        description="UEFI image that VMs with firmware='uefi' boot from: a path, an artifact; default: the host's",
+        metavar="ROM",
     )
-    hosts: str | Path | None = field(
+    hosts: str | Path | None = option(
         default=None,
-        metadata={
-            "parse": inventory,
-            "help": "hosts that VMs run on: local:N (N separate hosts on this machine), a TOML file (docs/hosts.md)",
-            "metavar": "HOSTS",
-        },
+        parse=inventory,
+        description="hosts that VMs run on: local:N (N separate hosts on this machine), a TOML file (docs/hosts.md)",
+        metavar="HOSTS",
     )
-    coordination: str = field(
+    coordination: str = option(
         default="embedded",
-        metadata={
-            "parse": coordination_store,
-            "help": "store in which nodes coordinate: embedded, etcd://HOST:PORT,… or etcds://… (docs/nodes.md)",
-            "metavar": "STORE",
-        },
+        parse=coordination_store,
+        description="store in which nodes coordinate: embedded, etcd://HOST:PORT,… or etcds://… (docs/nodes.md)",
+        metavar="STORE",
     )
-    leases: str | Path | None = field(
+    leases: str | Path | None = option(
         default=None,
-        metadata={
-            "parse": lease_place,
-            "help": "directory or etcd://…: runs that name the same one take turns at their hosts (docs/ci.md)",
-            "metavar": "PLACE",
-        },
+        parse=lease_place,
+        description="directory or etcd://…: runs that name the same one take turns at their hosts (docs/ci.md)",
+        metavar="PLACE",
     )
-    shard: Shard | None = field(
+    shard: Shard | None = option(
         default=None,
-        metadata={
-            "parse": shard,
-            "help": "run only the I-th of N disjoint parts of the tests, as in 2/5 (docs/ci.md)",
-            "metavar": "I/N",
-        },
+        parse=shard,
+        description="run only the I-th of N disjoint parts of the tests, as in 2/5 (docs/ci.md)",
+        metavar="I/N",
     )
-    durations: Path | None = field(
+    durations: Path | None = option(
         default=None,
-        metadata={
-            "parse": path,
-            "help": "file of tests' durations: for shards, which all need the same one, and for -n",
-            "metavar": "FILE",
-        },
+        parse=path,
+        description="file of tests' durations: for shards, which all need the same one, and for -n",
+        metavar="FILE",
     )
-    write_durations: Path | None = field(
+    write_durations: Path | None = option(
         default=None,
-        metadata={
-            "parse": path,
-            "help": "file to write the durations of tests to (`propolis durations` merges such files)",
-            "metavar": "FILE",
-        },
+        parse=path,
+        description="file to write the durations of tests to (`propolis durations` merges such files)",
+        metavar="FILE",
     )
-    status: Path | None = field(
+    status: Path | None = option(
         default=None,
-        metadata={
-            "parse": path,
-            "help": "file to write the run's status to, as lines of JSON (docs/status.md); `propolis top` needs none",
-            "metavar": "FILE",
-        },
+        parse=path,
+        description="file to write the run's status to, as lines of JSON (docs/status.md); `propolis top` needs none",
+        metavar="FILE",
     )
-    settings_file: Path | None = field(
-        default=None,
-        metadata={"parse": path, "help": "TOML file with a [settings] table of these options", "metavar": "FILE"},
+    settings_file: Path | None = option(
+        default=None, parse=path, description="TOML file with a [settings] table of these options", metavar="FILE"
     )
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
+        from .errors import SettingsError  # here, because most runs give no values
+        from .field_checks import check_fields
+
         check_fields(self, subject="settings", error=SettingsError)
         if isinstance(self.server, Path) and not os.access(self.server, os.X_OK):
             hint = "--propolis-server names it, or PROPOLIS_SERVER, or propolis_server in a file"
@@ -311,7 +303,7 @@ class Settings:
         :param command_line: by option name, the text given, or None where the option was not given.
         :param ini: the same for pytest's ini file.
         :param ini_directory: the directory of that file; the working directory if None.
-        :raises SettingsError: when a value is bad, naming the place it came from, or the settings file is.
+        :raises errors.SettingsError: when a value is bad, naming the place it came from, or the settings file is.
         """
         here = Path()  # made absolute only where it is needed: the directory may have been removed
         given: dict[str, _Given] = {}
@@ -329,9 +321,7 @@ class Settings:
         return cls(**{name: _parse(name, value) for name, value in given.items()})
 
 
-OPTIONS: Final[tuple[Option, ...]] = tuple(
-    Option(f.name, f.metadata["parse"], f.metadata["help"], f.metadata["metavar"]) for f in fields(Settings)
-)
+OPTIONS: Final = tuple(value for value in vars(Settings).values() if isinstance(value, Option))
 """Every option, in the order of ``pytest --help``."""
 
 _BY_NAME: Final = {option.name: option for option in OPTIONS}
@@ -344,8 +334,7 @@ def text_of(name: str, value: object) -> str:
     return str(value)
 
 
-@dataclass(frozen=True, slots=True)
-class _Given:
+class _Given(NamedTuple):
     """The text of a value, the place it stands in, and the directory that a relative path there is relative to."""
 
     source: str
@@ -354,7 +343,7 @@ class _Given:
 
     def absolute(self, value: Any) -> Any:
         """Return a parsed value with all its paths absolute."""
-        if isinstance(value, tuple):
+        if type(value) is tuple:  # of paths
             return tuple(map(self.absolute, value))
         return (self.directory / value).absolute() if isinstance(value, Path) else value
 
@@ -363,10 +352,10 @@ def _parse(name: str, given: _Given) -> Any:
     try:
         return given.absolute(_BY_NAME[name].parse(given.text))
     except ValueError as error:
-        raise SettingsError(f"{given.source}: {given.text!r} {error}") from None
+        raise _error(f"{given.source}: {given.text!r} {error}") from None
     except RuntimeError:
         hint = "set HOME, or give the path without ~"
-        raise SettingsError(f"{given.source}: the home directory in {given.text!r} is not known", hint=hint) from None
+        raise _error(f"{given.source}: the home directory in {given.text!r} is not known", hint=hint) from None
 
 
 def _given_in_file(named: _Given) -> dict[str, _Given]:
@@ -382,17 +371,23 @@ def _read_settings_file(path: Path, source: str) -> dict[str, str]:
     try:
         document = tomllib.loads(path.read_text())
     except OSError as error:
-        raise SettingsError(f"settings file {path} cannot be read: {error.strerror}", hint=hint) from None
+        raise _error(f"settings file {path} cannot be read: {error.strerror}", hint=hint) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"settings file {path} is not TOML: {error}", hint=hint) from None
+        raise _error(f"settings file {path} is not TOML: {error}", hint=hint) from None
     table = document.get("settings", {})
     if not isinstance(table, dict):
-        raise SettingsError(f"settings file {path}: settings is no table", hint=hint)
+        raise _error(f"settings file {path}: settings is no table", hint=hint)
     known = _BY_NAME.keys() - {"settings_file"}
     wrong = sorted({key for key in document if key != "settings"} | (set(table) - known))
     if wrong:
-        raise SettingsError(
+        raise _error(
             f"settings file {path} has unknown keys: {', '.join(wrong)}",
             hint=f"it holds one table, [settings], with any of {', '.join(sorted(known))}",
         )
     return {key: text_of(key, value) for key, value in table.items()}
+
+
+def _error(message: str, *, hint: str | None = None) -> Exception:
+    from .errors import SettingsError  # here, because most runs have none
+
+    return SettingsError(message, hint=hint)

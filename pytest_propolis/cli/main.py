@@ -85,5 +85,5 @@ def settings_options(function: Callable[..., Any], *, names: Collection[str]) ->
 
     decorated = with_settings
     for option in reversed([option for option in OPTIONS if option.name in names]):
-        decorated = click.option(option.flag, option.name, metavar=option.metavar, help=option.help)(decorated)
+        decorated = click.option(option.flag, option.name, metavar=option.metavar, help=option.description)(decorated)
     return decorated

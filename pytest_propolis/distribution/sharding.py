@@ -41,7 +41,7 @@ class Sharding:
     """
 
     def __init__(self, config: pytest.Config, shard: Shard) -> None:
-        self._number, self._count = shard.number, shard.count
+        self._number, self._count = shard.number, shard.total
         path = config.stash[SETTINGS].durations
         self._durations = read_durations(path) if path else {}
         self._by = f"by the durations in {path}" if path else "by a hash of the node ids"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
 import pytest
-
-from ..field_checks import closest
 
 __all__ = ["MARKERS", "MarkerError", "declared", "descriptions", "needs_hosts"]
 
@@ -54,10 +52,10 @@ def requires(
     _require(_is_number(memory_mib, 0, 1 << 30), f"memory_mib must be a number of MiB, and is {memory_mib!r}")
     _require(_is_number(cpus, 0, 4096), f"cpus must be a number of processors, and is {cpus!r}")
     servers = ("engine", "propolis")
-    _require(
-        server is None or server in servers,
-        f"server must be {' or '.join(map(repr, servers))}, and is {server!r}; {closest(server, servers)}",
-    )
+    if server is not None and server not in servers:
+        raise ValueError(
+            f"server must be {' or '.join(map(repr, servers))}, and is {server!r}; {_closest(server, servers)}"
+        )
     return {
         "zfs": zfs,
         "kvm": kvm,
@@ -104,13 +102,19 @@ def _checked(test: str, function: Callable[..., dict[str, Any]], marker: pytest.
     signature = inspect.signature(function)
     for keyword in marker.kwargs:
         if keyword not in signature.parameters:
-            hint = closest(keyword, signature.parameters) or f"it takes {', '.join(signature.parameters) or 'none'}"
+            hint = _closest(keyword, signature.parameters) or f"it takes {', '.join(signature.parameters) or 'none'}"
             raise MarkerError(f"{test}: the marker {marker.name} has no argument {keyword!r}; {hint}")
     try:
         signature.bind(*marker.args, **marker.kwargs)
         return function(*marker.args, **marker.kwargs)
     except (TypeError, ValueError) as error:
         raise MarkerError(f"{test}: the marker {marker.name}: {error}") from None
+
+
+def _closest(value: object, allowed: Iterable[object]) -> str:
+    from ..field_checks import closest  # here, because a run without mistakes does not pay for it
+
+    return closest(value, allowed)
 
 
 def _labels(labels: object) -> frozenset[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 from collections.abc import Callable
@@ -156,9 +155,7 @@ class Run:
         name = group or f"shared-{next(self._shared_groups)}"
         return VmFactory.on(
             self.placed,
-            settings=dataclasses.replace(
-                self.settings, boot=boot or self.settings.boot, guest=guest or self.settings.guest
-            ),
+            settings=self.settings.replaced(boot=boot or self.settings.boot, guest=guest or self.settings.guest),
             guests=self.guests,
             group=name,
             log_dir=self.log_dir / name,

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import pytest
 
-from ..sync.event_loop_thread import is_cancelling_a_call
 from .internals import is_cancelling_a_test, tear_down_everything
 
 __all__ = ["Interruption"]
@@ -70,6 +69,7 @@ class Interruption:
         self._is_tearing_down = False
         self._has_printed = False
         self._waiting: threading.Timer | None = None
+        self._is_cancelling_a_call: Callable[[], bool] = bool
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -98,6 +98,11 @@ class Interruption:
         self._handle(self._signals)
 
     def _handle(self, numbers: Sequence[signal.Signals]) -> None:
+        if numbers:
+            # Here, because a run without VMs does not pay for it, and not in a handler, which may interrupt an import.
+            from ..sync.event_loop_thread import is_cancelling_a_call
+
+            self._is_cancelling_a_call = is_cancelling_a_call
         for number in numbers:
             # A signal that is ignored, as SIGHUP under nohup, stays ignored.
             if number not in self._previous and signal.getsignal(number) is not signal.SIG_IGN:
@@ -141,7 +146,7 @@ class Interruption:
         before = self._previous[signal.Signals(number)]
         if callable(before):
             before(number, frame)
-        if not (self._is_asked or self._is_interrupted or is_cancelling_a_test() or is_cancelling_a_call()):
+        if not (self._is_asked or self._is_interrupted or is_cancelling_a_test() or self._is_cancelling_a_call()):
             self._is_asked = True
             if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in every background job of a shell script
                 raise KeyboardInterrupt

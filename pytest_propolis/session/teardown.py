@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from ..errors import AgentError, PropolisError
 from .guard import guarded
 from .stash import GUARD, HOSTS, INTERRUPTION, RETENTION_POLICY, SETTINGS
 
@@ -98,20 +97,27 @@ class RunTeardown:
             terminalreporter.write_line("`propolis gc` removes what a ledger lists; end the rest by hand")
 
     def _check_for_leaks(self, config: pytest.Config) -> None:
-        if config.stash[INTERRUPTION].has_abandoned:
+        if config.stash[INTERRUPTION].has_abandoned or not self._had_vms(config):
             return
+        from ..errors import PropolisError
+
         try:
             for agent_id, run in self._runs(config):
                 self._check_agent(agent_id, run, config.stash[SETTINGS])
         except (OSError, PropolisError) as error:  # an error of the leak check must not cost the tests' results
             self._unchecked_reason = str(error)
 
+    def _had_vms(self, config: pytest.Config) -> bool:
+        if self._shared_id is not None:
+            return self._used
+        return any(host.was_up for host in config.stash.get(HOSTS, ()))
+
     def _runs(self, config: pytest.Config) -> Iterable[tuple[str, str]]:
-        """Return the ids of the agents on this machine's hosts and of the run there, if it had VMs there."""
+        """Return the ids of the agents on this machine's hosts that had VMs of the run, and of the run there."""
         if self._shared_id is not None:
             from ..hosts.run_hosts import local_run_ids
 
-            return local_run_ids(config.stash[SETTINGS], shared_id=self._shared_id) if self._used else ()
+            return local_run_ids(config.stash[SETTINGS], shared_id=self._shared_id)
         return [
             (host.agent_id, host.run_id) for host in config.stash.get(HOSTS, ()) if host.was_up and host.shares_files
         ]
@@ -136,9 +142,12 @@ def _release_resources(config: pytest.Config) -> None:
     """Close this process's hosts, which releases its remaining resources there except those to be kept."""
     if policy := config.stash.get(RETENTION_POLICY, None):
         policy.finish()
-    for host in config.stash.get(HOSTS, ()):
-        with contextlib.suppress(AgentError):  # the audit finds what is left
-            host.close()
+    if hosts := config.stash.get(HOSTS, ()):
+        from ..errors import AgentError  # here, because a run without VMs does not pay for it
+
+        for host in hosts:
+            with contextlib.suppress(AgentError):  # the audit finds what is left
+                host.close()
 
 
 def _describe_lingering(pid: int, seconds: float) -> str:

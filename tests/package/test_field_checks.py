@@ -37,6 +37,7 @@ from pytest_propolis import (
 )
 from pytest_propolis.hosts.local import LocalHost
 from pytest_propolis.propolis_api import Cpuid, CpuidEntry, CpuidVendor, HyperVFeatureFlag
+from pytest_propolis.settings import OPTIONS, Option
 from pytest_propolis.storage.debian import DebianBuild
 from pytest_propolis.vm.config_fields import VmConfigFields
 from pytest_propolis.vm.disks.image_fork import ForkDisk, ImageFork
@@ -162,6 +163,8 @@ RETURNED = {CommandResult, Progress, Samples}
 def fields_of(cls: Any) -> tuple[str, ...]:
     if dataclasses.is_dataclass(cls):
         return tuple(field.name for field in dataclasses.fields(cls))
+    if cls is Settings:
+        return tuple(option.name for option in OPTIONS)
     return getattr(cls, "__struct_fields__", ())
 
 
@@ -181,6 +184,21 @@ def test_a_value_that_fits_no_field_is_refused_by_name(cls: type[Any], field: st
         with pytest.raises((ConfigError, ArtifactError, SettingsError), match=rf": (the )?{field} is ") as caught:
             cls(**VALID[cls] | {field: value})
         assert caught.value.hint
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_the_default_of_an_option_fits_its_field(option: Option) -> None:
+    """The checks leave out values that are not given."""
+    Settings(**{option.name: option.default})
+
+
+def test_settings_can_be_neither_changed_nor_invented() -> None:
+    settings = Settings(cpus=1)
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        settings.cpus = 2  # type: ignore[misc]
+    with pytest.raises(TypeError, match="no field 'cpu'"):
+        Settings(cpu=1)  # type: ignore[call-arg]
+    assert (settings.cpus, Settings().cpus) == (1, 2)
 
 
 def test_values_that_fit_are_taken() -> None:

@@ -45,7 +45,7 @@ def test_every_option_has_a_flag_a_variable_and_an_ini_key_of_the_same_name() ->
         assert option.flag == "--propolis-" + "-".join(words)
         assert option.variable == "PROPOLIS_" + "_".join(words).upper()
         assert option.ini_key == "propolis_" + "_".join(words)
-        assert option.help
+        assert option.description
         assert option.usage.startswith(option.flag)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -55,8 +54,8 @@ def run(
 
     Exit statuses: that of COMMAND, 125 when the VM or its files failed, 130 after Ctrl-C.
     """
-    chosen = dataclasses.replace(
-        settings, guest=guest_name or settings.guest, memory_mib=memory_mib or settings.memory_mib, keep="never"
+    chosen = settings.replaced(
+        guest=guest_name or settings.guest, memory_mib=memory_mib or settings.memory_mib, keep="never"
     )
     with own_statuses():
         sys.exit(asyncio.run(_run(chosen, command_line(command), directory)))

@@ -17,7 +17,7 @@ from ...session.internals import call_in_controller, is_controller
 from ...session.progress import line_printer
 from ...session.stash import SETTINGS
 from ..run_events import run_events
-from .activation import FORKS_ATTRIBUTE
+from ..status_activation import FORKS_ATTRIBUTE
 from .live_files import LiveFile
 from .snapshot import RunningTest, Snapshot
 from .source import STATUS_SOURCE, OwnProcess, StatusSource

@@ -35,7 +35,7 @@ GIVEN = {
     "hosts": ("local:1", "'local:1'"),
     "coordination": ("etcd://127.0.0.1:2379", "'etcd://127.0.0.1:2379'"),
     "leases": ("/tmp", "PosixPath('/tmp')"),
-    "shard": ("1/1", "Shard(number=1, count=1)"),
+    "shard": ("1/1", "Shard(number=1, total=1)"),
     "durations": (str(NO_DURATIONS), repr(NO_DURATIONS)),
     "write_durations": ("/dev/null", "PosixPath('/dev/null')"),
     "status": ("/dev/null", "PosixPath('/dev/null')"),
@@ -43,12 +43,11 @@ GIVEN = {
 """For each option a text that can be given, and what comes of it."""
 
 SHOW = """
-import dataclasses
+from pytest_propolis.settings import OPTIONS
 
 def test_show(propolis):
-    settings = propolis.settings
-    for field in dataclasses.fields(settings):
-        print(f"{field.name} is {getattr(settings, field.name)!r}")
+    for option in OPTIONS:
+        print(f"{option.name} is {getattr(propolis.settings, option.name)!r}")
 """
 
 BAD = [

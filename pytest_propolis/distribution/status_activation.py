@@ -6,10 +6,10 @@ from typing import Final
 
 import pytest
 
-from ...markers.declarations import needs_hosts
-from ...session.guard import guarded
-from ...session.stash import SETTINGS
-from ..run_events import run_events
+from ..markers.declarations import needs_hosts
+from ..session.guard import guarded
+from ..session.stash import SETTINGS
+from .run_events import run_events
 
 __all__ = ["FORKS_ATTRIBUTE", "publish_status"]
 
@@ -30,7 +30,7 @@ def publish_status(config: pytest.Config) -> None:
 
 def _start(config: pytest.Config) -> None:
     with guarded(config, "publishing the status of the run"):
-        from .reporter import StatusReporter
+        from .status.reporter import StatusReporter
 
         if not config.pluginmanager.hasplugin("propolis-status"):
             config.pluginmanager.register(StatusReporter(config), "propolis-status")
