@@ -22,7 +22,7 @@ from ..console.viewer import Viewer
 from ..propolis_api.client import Endpoint, PropolisClient
 from ..propolis_api.serial import migration_notice
 from .escape_keys import EscapeKeys
-from .hosts import on_hosts
+from .hosts.remote_commands import on_hosts
 from .vms.vm_lookup import locate_vm
 
 if TYPE_CHECKING:

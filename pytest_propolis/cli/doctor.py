@@ -14,7 +14,7 @@ import click
 
 from ..errors import PropolisError
 from ..settings import OPTIONS, Settings
-from .hosts import PROGRAM, ask_hosts, on_hosts, run_on_hosts
+from .hosts.remote_commands import PROGRAM, ask_hosts, on_hosts, run_on_hosts
 from .main import settings_options
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from ..ledger.entry import KEPT_OWNER, Entry, Owner
 from ..ledger.identity import find_tagged
 from ..ledger.ledger_text import LedgerContents
 from ..ledger.survey import RunSurvey, survey
-from .hosts import ask_hosts, on_hosts
+from .hosts.remote_commands import ask_hosts, on_hosts
 
 if TYPE_CHECKING:
     from ..hosts.host import HostSpec

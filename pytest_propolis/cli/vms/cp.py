@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from ..hosts import on_hosts
+from ..hosts.remote_commands import on_hosts
 from .statuses import own_statuses
 
 if TYPE_CHECKING:

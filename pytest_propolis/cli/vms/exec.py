@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..hosts import on_hosts
+from ..hosts.remote_commands import on_hosts
 from .command_line import command_line
 from .statuses import own_statuses
 

@@ -16,7 +16,7 @@ from ...hosts.agent_client import running_agents
 from ...hosts.kinds import is_elsewhere, open_connection
 from ...hosts.known_directories import known_base_directories
 from ...propolis_api.client import Endpoint
-from ..hosts import run_on_hosts
+from ..hosts.remote_commands import run_on_hosts
 
 if TYPE_CHECKING:
     from ...hosts.host import HostSpec

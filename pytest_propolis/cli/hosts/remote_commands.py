@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from ..errors import ConfigError, PropolisError
-from ..settings import Settings
+from ...errors import ConfigError, PropolisError
+from ...settings import Settings
 
 if TYPE_CHECKING:
-    from ..hosts.host import CommandOutput, HostSpec
+    from ...hosts.host import CommandOutput, HostSpec
 
 __all__ = ["PROGRAM", "ask_hosts", "chosen_hosts", "on_hosts", "run_on_hosts"]
 
@@ -43,7 +43,7 @@ def chosen_hosts(inventory: str | None, names: Sequence[str]) -> tuple[HostSpec,
     """
     if inventory is None and not names:
         return None
-    from ..hosts.inventory.inventory import read_inventory
+    from ...hosts.inventory.inventory import read_inventory
 
     setting = Settings.resolve(command_line={"hosts": inventory} if inventory else {}, ini={}).hosts
     if setting is None:
@@ -61,7 +61,7 @@ def ask_hosts(hosts: Sequence[HostSpec], arguments: Sequence[str], *, here: Call
     :param arguments: of `propolis`.
     :param here: runs the command on this machine for local hosts, and returns whether it went well.
     """
-    from ..hosts.kinds import is_elsewhere
+    from ...hosts.kinds import is_elsewhere
 
     remote = [spec for spec in hosts if is_elsewhere(spec)]
     answers = asyncio.run(run_on_hosts(remote, PROGRAM, arguments))
@@ -90,7 +90,7 @@ async def run_on_hosts(
 
 
 async def _run_on_host(spec: HostSpec, program: str, arguments: Sequence[str]) -> CommandOutput | PropolisError:
-    from ..hosts.kinds import open_connection
+    from ...hosts.kinds import open_connection
 
     try:
         async with open_connection(spec) as connection:
