@@ -14,7 +14,9 @@ __all__ = [
     "Shard",
     "automatic_or_number",
     "coordination_store",
+    "host_and_port",
     "inventory",
+    "listen_address",
     "name_or_path",
     "non_empty",
     "one_of",
@@ -144,6 +146,24 @@ def coordination_store(text: str) -> str:
     """Return ``embedded``, or the address of a store, which is checked when it is used."""
     if text != "embedded" and not text.startswith(("etcd://", "etcds://", "embedded://", "embeddeds://")):
         raise ValueError("must be embedded, etcd://HOST:PORT or embedded://TOKEN@HOST:PORT")
+    return text
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """Return the parts of ``HOST:PORT``; an IPv6 address has brackets."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if not colon or not host or not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise ValueError("must be HOST:PORT, as in 192.0.2.1:7443 or [::1]:7443")
+    return host, int(port)
+
+
+def listen_address(text: str) -> str:
+    """Return an address to listen at, with its port."""
+    host_and_port(text)
     return text
 
 

@@ -69,6 +69,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
         shard_tests(config)
     if not is_worker(config) and not config.option.collectonly:
+        if settings.hosts is not None or settings.listen is not None:
+            from .session.joining import JoinedHosts
+
+            JoinedHosts.register(config, settings)
         if settings.leases is not None:
             from .distribution.leases.host_leases import HostLeases
 

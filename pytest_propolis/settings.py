@@ -18,6 +18,7 @@ from .option_values import (
     coordination_store,
     inventory,
     lease_place,
+    listen_address,
     name_or_path,
     non_empty,
     one_of,
@@ -233,6 +234,12 @@ class Settings(_Frozen):
         parse=inventory,
         description="hosts that VMs run on: local:N (N separate hosts on this machine), a TOML file (docs/hosts.md)",
         metavar="HOSTS",
+    )
+    listen: str | None = option(
+        default=None,
+        parse=listen_address,
+        description="listen at HOST:PORT for machines that join the run as hosts (docs/hosts.md); default: nowhere",
+        metavar="ADDRESS",
     )
     coordination: str = option(
         default="embedded",

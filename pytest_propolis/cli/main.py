@@ -25,6 +25,7 @@ _COMMANDS: Final = {
     "exec": ".vms.exec",
     "gc": ".gc",
     "job": ".nodes.job",
+    "join": ".hosts.join",
     "kv": ".nodes.kv",
     "lock": ".nodes.lock",
     "node": ".nodes.node",

@@ -35,7 +35,11 @@ class HostKind(NamedTuple):
 
 
 HOST_KINDS: Final[Mapping[str, HostKind]] = MappingProxyType(
-    {"local": HostKind("local"), "ssh": HostKind("ssh_host", connection_module="ssh.host_connection")}
+    {
+        "local": HostKind("local"),
+        "ssh": HostKind("ssh_host", connection_module="ssh.host_connection"),
+        "joined": HostKind("joined.host", connection_module="joined.host"),
+    }
 )
 
 

@@ -21,6 +21,7 @@ from ..storage.store import ArtifactStore, default_artifact_dir
 from ..storage.user_directories import cache_directory
 from .agent_client import AgentClient, AsyncAgentClient
 from .host import Host, HostSpec, Unfinished
+from .joined.messages import JoinDestination
 from .lifeline import AgentNotRunning, Lifeline
 from .peers.direct_paths import DirectPaths
 from .ssh.bootstrap import HostFacts
@@ -29,6 +30,7 @@ from .ssh.host_options import check_options, destination_of, further_options, ma
 from .ssh.link_client import JoinedLink, join_or_start, new_link_directory
 from .ssh.link_messages import LinkConfig
 from .ssh.loader import FILES
+from .ssh.transport.transport import SshDestination
 
 __all__ = ["SshHost", "open_host"]
 
@@ -82,7 +84,12 @@ class SshHost:
         self.templates: dict[object, str] = {}
 
     def __repr__(self) -> str:
-        return f"<SshHost {self.name!r}>"
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    @property
+    def listens_for_peers(self) -> bool:
+        """Whether its agent may listen for those of other hosts."""
+        return may_connect_directly(self._spec)
 
     @property
     def name(self) -> str:
@@ -187,7 +194,7 @@ class SshHost:
 
     async def _path_to(self, on: Host, socket: Path, link: JoinedLink) -> str:
         """Return the socket on this host that leads to one of another host which is known here by a local one."""
-        if isinstance(on, SshHost) and may_connect_directly(self._spec) and may_connect_directly(on._spec):
+        if isinstance(on, SshHost) and may_connect_directly(self._spec) and on.listens_for_peers:
             other = await on._link()
             if socket == other.agent_socket and (
                 direct := await self._direct.to(on, own=self, links=(link.agent_socket, other.agent_socket))
@@ -267,10 +274,13 @@ class SshHost:
             link.close()
         return self._joined[0]
 
+    def _destination(self) -> SshDestination | JoinDestination:
+        return destination_of(self._spec)
+
     def _link_config(self) -> LinkConfig:
         settings = self._settings
         return LinkConfig(
-            destination=destination_of(self._spec),
+            destination=self._destination(),
             run=self._run,
             directory=str(new_link_directory(self._run)),
             bundle_cache=str(cache_directory()),

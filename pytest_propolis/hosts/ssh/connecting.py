@@ -1,10 +1,12 @@
-"""Open a connection to a host: with asyncssh, or with OpenSSH if asyncssh does not support the configuration."""
+"""Open a connection to a host: with asyncssh, with OpenSSH if asyncssh does not support the configuration, or through
+the run's listener if the host joins."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from ...errors import CapabilityMissing, HostError
+from ..joined.messages import JoinDestination
 from .config import has_openssh, openssh_reason
 from .transport.openssh_transport import OpensshTransport
 from .transport.transport import SshDestination, Transport
@@ -12,13 +14,17 @@ from .transport.transport import SshDestination, Transport
 __all__ = ["connect"]
 
 
-async def connect(destination: SshDestination, *, control: Path) -> Transport:
+async def connect(destination: SshDestination | JoinDestination, *, control: Path) -> Transport:
     """Open a connection. With OpenSSH, the first command opens it.
 
     :param control: a path for a control socket of OpenSSH.
     :raises HostError: when the host cannot be reached, refuses, or is not trusted.
     :raises CapabilityMissing: when neither asyncssh nor OpenSSH is installed.
     """
+    if isinstance(destination, JoinDestination):
+        from ..joined.transport import JoinTransport
+
+        return await JoinTransport.connect(destination)
     if await openssh_reason(destination):
         return OpensshTransport(destination, control=control)
     try:

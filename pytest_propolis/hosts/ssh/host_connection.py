@@ -14,15 +14,16 @@ from typing import Final
 from ...errors import HostError
 from ...storage.user_directories import cache_directory
 from ..host import CommandOutput, HostSpec, Machine
+from ..joined.messages import JoinDestination
 from ..run_directory import make_private_directory
 from .bootstrap import start_command
 from .bundle import make_bundle
 from .connecting import connect
 from .host_options import check_options, destination_of
 from .link_client import link_base
-from .transport.transport import Transport
+from .transport.transport import SshDestination, Transport
 
-__all__ = ["SshConnection", "open_connection"]
+__all__ = ["SshConnection", "connected", "open_connection"]
 
 LINE_PREFIX: Final = b"propolis1 "
 MEASURE: Final = "exec sh -c 'echo propolis1 $(nproc) $(getconf _PHYS_PAGES) $(getconf PAGE_SIZE)'"
@@ -120,13 +121,20 @@ async def open_connection(spec: HostSpec) -> AsyncIterator[SshConnection]:
     :raises HostError: when it cannot be reached.
     """
     check_options(spec)
+    async with connected(spec, destination_of(spec)) as connection:
+        yield connection
+
+
+@contextlib.asynccontextmanager
+async def connected(spec: HostSpec, destination: SshDestination | JoinDestination) -> AsyncIterator[SshConnection]:
+    """As `open_connection`, with options that are checked already."""
     make_private_directory(link_base())
     directory = link_base() / f"command-{secrets.token_hex(4)}"
     make_private_directory(directory)
     held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(held, fcntl.LOCK_EX)  # else it would count as abandoned
     try:
-        transport = await connect(destination_of(spec), control=directory / "ssh.sock")
+        transport = await connect(destination, control=directory / "ssh.sock")
         try:
             yield SshConnection(spec, transport, directory)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,16 +16,17 @@ OPTIONS: Final = ("config", "python", "qemu", "artifact_dir", "silence_s", "dire
 _OF_LINK: Final = ("python", "qemu", "artifact_dir", "silence_s")
 
 
-def check_options(spec: HostSpec) -> None:
+def check_options(spec: HostSpec, *, known: Sequence[str] = OPTIONS) -> None:
     """
+    :param known: the options of its kind.
     :raises SettingsError: when an option is not known, or has a bad value.
     """
     for name, value in spec.options.items():
-        if name not in OPTIONS:
-            raise SettingsError(f"host {spec.name!r} has no option {name!r}", hint=f"known are {', '.join(OPTIONS)}")
-        if name == "silence_s":
+        if name not in known:
+            raise SettingsError(f"host {spec.name!r} has no option {name!r}", hint=f"known are {', '.join(known)}")
+        if name in ("silence_s", "join_timeout_s"):
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise SettingsError(f"host {spec.name!r}: silence_s must be a number above 0, and is {value!r}")
+                raise SettingsError(f"host {spec.name!r}: {name} must be a number above 0, and is {value!r}")
         elif name == "direct":
             if not isinstance(value, bool):
                 raise SettingsError(f"host {spec.name!r}: direct must be true or false, and is {value!r}")

@@ -111,7 +111,7 @@ class Link:
         try:
             await work
         except self._transport.errors as error:
-            self._end(f"the SSH connection was lost: {error or type(error).__name__}")
+            self._end(f"{self._transport.label} was lost: {error or type(error).__name__}")
 
     async def _send_heartbeats(self) -> None:
         """Send a heartbeat each second, and count iterations of this loop without an echo."""
@@ -137,7 +137,7 @@ class Link:
 
     async def _closed(self) -> None:
         await self._transport.wait_closed()
-        self._end("the SSH connection was closed")
+        self._end(f"{self._transport.label} was closed")
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -172,7 +172,8 @@ class Link:
         self._clients.add(writer)
         socket, version = str(self.directory / AGENT_SOCKET), self._agent.started.version
         there = self._agent.started.socket
-        ready = LinkReady(socket=socket, agent_socket=there, version=version, facts=self._agent.facts)
+        remedy = self._transport.remedy.format(host=self._config.destination.name)
+        ready = LinkReady(socket=socket, agent_socket=there, version=version, facts=self._agent.facts, remedy=remedy)
         _answer(writer, LinkResponse(ready=ready))
         try:
             while await reader.read(4096):

@@ -39,7 +39,6 @@ from .link_messages import (
 
 __all__ = ["JoinedLink", "join_or_start", "link_base", "remove_abandoned_links"]
 
-START_TIMEOUT_S: Final = 120.0
 ABANDONED_S: Final = 60.0
 EXPLAIN_S: Final = 1.0
 EXPLAIN_POLL_S: Final = 0.05
@@ -84,7 +83,7 @@ class JoinedLink:
             f"host {self.host} is lost: {self._loss}",
             host=self.host,
             reason=self._loss,
-            hint=f"what the run had there is removed there; `ssh {self.host}` tells whether the host can be reached",
+            hint=f"what the run had there is removed there; {self.ready.remedy}",
         )
 
     async def explain(self, *, within_s: float = EXPLAIN_S) -> HostLost | None:
@@ -289,7 +288,7 @@ async def _start(config: LinkConfig) -> None:
         with link_end:
             process = _spawn(config, link_end.fileno())
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
+            async with asyncio.timeout(config.start_timeout_s):
                 line = await asyncio.get_running_loop().sock_recv(own_end, 1 << 16)
             _require_started(config, line)
         except BaseException as error:
@@ -297,7 +296,9 @@ async def _start(config: LinkConfig) -> None:
             process.wait()
             shutil.rmtree(directory, ignore_errors=True)
             if isinstance(error, TimeoutError):
-                raise HostError(f"host {config.destination.name}: no connection", waited_s=START_TIMEOUT_S) from None
+                raise HostError(
+                    f"host {config.destination.name}: no connection", waited_s=config.start_timeout_s
+                ) from None
             raise
     _children.append(process)
 

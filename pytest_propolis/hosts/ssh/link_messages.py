@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from ...agent_api.messages import Fault
+from ..joined.messages import JoinDestination
 from .bootstrap import HostFacts
 from .transport.transport import SshDestination
 
@@ -47,9 +48,10 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     :param silence_s: how long the host may be silent before the link gives up. The host waits longer by
         `host_silence_margin_s`, so that no test uses a VM that is about to be removed.
     :param grace_s: how long the host's agent may take for an orderly exit.
+    :param start_timeout_s: how long the link may take until its agent answers.
     """
 
-    destination: SshDestination
+    destination: SshDestination | JoinDestination
     run: str
     directory: str
     bundle_cache: str
@@ -61,6 +63,7 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     silence_s: float = 4.0
     host_silence_margin_s: float = 3.0
     grace_s: float = 2.0
+    start_timeout_s: float = 120.0
 
 
 class LinkReady(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,12 +72,14 @@ class LinkReady(msgspec.Struct, frozen=True, kw_only=True):
     :param socket: the local socket that is forwarded to the host's agent.
     :param agent_socket: the agent's own socket, on the host.
     :param version: of this project, as the agent runs it.
+    :param remedy: what a user can do when the host is lost.
     """
 
     socket: str
     agent_socket: str
     version: str
     facts: HostFacts
+    remedy: str
 
 
 class LinkStarted(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Final
 import asyncssh
 
 from ....errors import HostError
-from .transport import Channel, SshDestination, remote_port_refused, remote_socket_refused
+from .transport import SSH_LABEL, SSH_REMEDY, Channel, SshDestination, remote_port_refused, remote_socket_refused
 
 __all__ = ["FALLBACK_ERRORS", "AsyncsshTransport", "describe"]
 
@@ -46,6 +46,8 @@ class AsyncsshTransport:
     """An open connection. It belongs to the event loop that it was made in."""
 
     errors: ClassVar[tuple[type[Exception], ...]] = (OSError, EOFError, asyncssh.Error)
+    label: ClassVar[str] = SSH_LABEL
+    remedy: ClassVar[str] = SSH_REMEDY
 
     def __init__(self, connection: asyncssh.SSHClientConnection, name: str) -> None:
         self._connection = connection

@@ -16,7 +16,7 @@ from typing import ClassVar, Final
 from ....errors import HostError
 from ....operating_system.registry import system
 from ....storage.programs import run_program
-from .transport import Channel, SshDestination, remote_port_refused, remote_socket_refused
+from .transport import SSH_LABEL, SSH_REMEDY, Channel, SshDestination, remote_port_refused, remote_socket_refused
 
 __all__ = ["OpensshTransport"]
 
@@ -30,6 +30,8 @@ class OpensshTransport:
     """
 
     errors: ClassVar[tuple[type[Exception], ...]] = (OSError, EOFError)
+    label: ClassVar[str] = SSH_LABEL
+    remedy: ClassVar[str] = SSH_REMEDY
 
     def __init__(self, destination: SshDestination, *, control: Path) -> None:
         self._destination = destination

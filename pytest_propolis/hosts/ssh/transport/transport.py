@@ -1,20 +1,31 @@
-"""A connection to a host over SSH, made by any program."""
+"""A connection to a host, made by any program."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import msgspec
 
 from ....errors import HostError
 
-__all__ = ["Channel", "SshDestination", "Transport", "remote_port_refused", "remote_socket_refused"]
+__all__ = [
+    "SSH_LABEL",
+    "SSH_REMEDY",
+    "Channel",
+    "SshDestination",
+    "Transport",
+    "remote_port_refused",
+    "remote_socket_refused",
+]
+
+SSH_LABEL: Final = "the SSH connection"
+SSH_REMEDY: Final = "`ssh {host}` tells whether the host can be reached"
 
 
-class SshDestination(msgspec.Struct, frozen=True, kw_only=True):
+class SshDestination(msgspec.Struct, frozen=True, kw_only=True, tag="ssh"):
     """A host's destination, in terms of the user's SSH configuration.
 
     :param name: the host's name in errors.
@@ -54,9 +65,13 @@ class Transport(Protocol):
     """An open connection.
 
     :cvar errors: what its channels raise when it is lost.
+    :cvar label: what it is, in messages.
+    :cvar remedy: what a user can do when it is lost; ``{host}`` is the host's name.
     """
 
     errors: ClassVar[tuple[type[Exception], ...]]
+    label: ClassVar[str]
+    remedy: ClassVar[str]
 
     async def start(self, command: str) -> Channel:
         """Start a shell command on the host."""
@@ -88,7 +103,7 @@ class Transport(Protocol):
         """
 
     async def wait_closed(self) -> None:
-        """Wait until the connection has ended."""
+        """Wait until the connection has ended. One of `errors` is raised if it is known why."""
 
     def abort(self) -> None:
         """End the connection at once."""
