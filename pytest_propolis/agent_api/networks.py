@@ -43,10 +43,12 @@ class AddPort(msgspec.Struct, frozen=True, kw_only=True):
 
     :param number: what names it on all hosts that have a part of the network, from 1 on.
     :param dhcp_address: the address, with the length of the prefix, that the card is given by DHCP; None for no DHCP.
+    :param prefix: the IPv6 prefix that is advertised to the card; None for no advertisements.
     """
 
     number: int
     dhcp_address: str | None = None
+    prefix: str | None = None
 
 
 class PortAdded(msgspec.Struct, frozen=True, kw_only=True):

@@ -189,13 +189,14 @@ class VmFactory:
             if isinstance(result, BaseException):
                 raise result
 
-    def network(self, name: str, *, dhcp: bool | None = None) -> Network:
+    def network(self, name: str, *, dhcp: bool | None = None, slaac: bool | None = None) -> Network:
         """Return a network between VMs of this factory, for ``Nic(network=…)``: always the same for one name.
 
         :param dhcp: let guests request their addresses by DHCP; by default their shells set them.
-        :raises ConfigError: when there cannot be one of that name, or it exists with another `dhcp`.
+        :param slaac: advertise an IPv6 prefix (`Network.prefix`), so that guests form addresses by themselves.
+        :raises ConfigError: when there cannot be one of that name, or it exists with another `dhcp` or `slaac`.
         """
-        return self._networks.get(name, dhcp=dhcp)
+        return self._networks.get(name, dhcp=dhcp, slaac=slaac)
 
     async def start(
         self, name: str = "vm", *, host: HostChoice | None = None, **fields: Unpack[VmConfigFields]

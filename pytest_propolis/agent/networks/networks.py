@@ -21,6 +21,7 @@ from ...propolis_api.connection.endpoint import Endpoint
 from ...propolis_api.connection.transport import open_websocket
 from .dhcp import DhcpServer
 from .port import Port
+from .router import RouterAdvertiser
 from .switch import Switch
 from .trunk import Trunk
 
@@ -65,6 +66,7 @@ class Network:
                 part=self.id,
                 path=path,
                 dhcp=DhcpServer(request.dhcp_address) if request.dhcp_address else None,
+                router=RouterAdvertiser(request.prefix) if request.prefix else None,
             )
             try:
                 with self._writer.creating("socket", path) as entry:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from .dhcp import DhcpServer, is_for_server
+from .router import RouterAdvertiser, is_solicitation
 from .switch import Switch
 
 __all__ = ["Port"]
@@ -27,15 +28,26 @@ class Port:
     :param part: the id of the part of the network that it belongs to.
     :param path: of the socket; in a private directory.
     :param dhcp: answers the card's requests, which no other card receives then.
+    :param router: answers its solicitations of routers; likewise.
     """
 
-    def __init__(self, switch: Switch, *, number: int, part: str, path: Path, dhcp: DhcpServer | None = None) -> None:
+    def __init__(
+        self,
+        switch: Switch,
+        *,
+        number: int,
+        part: str,
+        path: Path,
+        dhcp: DhcpServer | None = None,
+        router: RouterAdvertiser | None = None,
+    ) -> None:
         self.number: int | None = number
         self.part = part
         self.path = path
         self._number = number
         self._switch = switch
         self._dhcp = dhcp
+        self._router = router
         self._server: asyncio.Server | None = None
         self.connections: set[_Connection] = set()
 
@@ -60,13 +72,18 @@ class Port:
     def receive(self, frame: bytes) -> None:
         """Receive a frame from the card."""
         if self._dhcp is not None and is_for_server(frame):
-            answer = self._dhcp.answer(frame)
-            for seen in filter(None, (frame, answer)):
-                self._switch.capture.add(seen)
-            if answer is not None:
-                self.send(self._number, answer)
-            return
-        self._switch.receive(frame, port=self._number, attachment=self)
+            self._answer(frame, self._dhcp.answer(frame))
+        elif self._router is not None and is_solicitation(frame):
+            self._answer(frame, self._router.advertisement)
+        else:
+            self._switch.receive(frame, port=self._number, attachment=self)
+
+    def _answer(self, frame: bytes, answer: bytes | None) -> None:
+        """Answer a frame that no other card receives."""
+        for seen in filter(None, (frame, answer)):
+            self._switch.capture.add(seen)
+        if answer is not None:
+            self.send(self._number, answer)
 
     def close(self) -> None:
         """Disconnect all cards, and accept no more. Idempotent."""

@@ -33,11 +33,11 @@ class FactoryNetworks:
     def __init__(self) -> None:
         self._networks: dict[str, Network] = {}
 
-    def get(self, name: str, *, dhcp: bool | None = None) -> Network:
+    def get(self, name: str, *, dhcp: bool | None = None, slaac: bool | None = None) -> Network:
         """Return the network of that name; it is made when it is first asked for.
 
-        :param dhcp: as for `Network`; None for that of the existing network, or none.
-        :raises ConfigError: when there cannot be one of that name, or are too many, or it exists with another `dhcp`.
+        :param dhcp: as for `Network`, and so is `slaac`; None for that of the existing network, or none.
+        :raises ConfigError: when there cannot be one of that name, or are too many, or one of these differs.
         """
         if name not in self._networks:
             if not NAME.fullmatch(name):
@@ -45,12 +45,14 @@ class FactoryNetworks:
             if len(self._networks) == MOST:
                 raise ConfigError(f"network {name!r}: a factory has at most {MOST} networks")
             subnet = ipaddress.IPv4Network(f"10.{FIRST + len(self._networks)}.0.0/24")
-            self._networks[name] = Network(name, subnet, dhcp=bool(dhcp))
-        if dhcp not in (None, self._networks[name].dhcp):
-            raise ConfigError(
-                f"network {name!r} was created with dhcp={not dhcp}", hint="give dhcp= where it is first named"
-            )
-        return self._networks[name]
+            self._networks[name] = Network(name, subnet, dhcp=bool(dhcp), slaac=bool(slaac))
+        network = self._networks[name]
+        for option, wanted, has in (("dhcp", dhcp, network.dhcp), ("slaac", slaac, network.slaac)):
+            if wanted not in (None, has):
+                raise ConfigError(
+                    f"network {name!r} was created with {option}={has}", hint=f"give {option}= where it is first named"
+                )
+        return network
 
     async def plug(self, session: HostSession, config: VmConfig) -> VmConfig:
         """Return a configuration whose cards have the links that their networks are on a host.

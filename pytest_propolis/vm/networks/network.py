@@ -38,16 +38,24 @@ class Network:
 
     :param subnet: the addresses of its VMs, assigned in order.
     :param dhcp: whether guests request their addresses by DHCP; otherwise their shells set them.
+    :param slaac: whether the network's IPv6 prefix is advertised, so that guests form addresses of their own.
     """
 
-    def __init__(self, name: str, subnet: ipaddress.IPv4Network, *, dhcp: bool = False) -> None:
+    def __init__(self, name: str, subnet: ipaddress.IPv4Network, *, dhcp: bool = False, slaac: bool = False) -> None:
         self.name = name
         self.subnet = subnet
         self.dhcp = dhcp
+        self.slaac = slaac
         self._ports: dict[str, int] = {}
         self._parts: dict[str, _Part] = {}
         self._making = asyncio.Lock()
         self._faults = NetworkFaults()
+
+    @property
+    def prefix(self) -> ipaddress.IPv6Network:
+        """The IPv6 prefix that is advertised with `slaac`."""
+        first, second = self.subnet.network_address.packed[:2]
+        return ipaddress.IPv6Network(f"fd00:{first}:{second}::/64")
 
     def __repr__(self) -> str:
         return f"<Network {self.name!r} {self.subnet}>"
@@ -101,7 +109,8 @@ class Network:
             raise ConfigError(f"network {self.name!r} has no room for more than {MOST_PORTS} VMs", vm=vm)
         part = await self._part_on(session)
         address = f"{self.subnet[number]}/{self.subnet.prefixlen}" if self.dhcp else None
-        return f"unix:{await session.agent.add_port(part.id, AddPort(number=number, dhcp_address=address))}"
+        port = AddPort(number=number, dhcp_address=address, prefix=str(self.prefix) if self.slaac else None)
+        return f"unix:{await session.agent.add_port(part.id, port)}"
 
     async def succeed(self, vm: str, successor: str) -> None:
         """Assign a VM's port to its successor, on any host."""
