@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import shutil
 import subprocess
@@ -45,6 +46,7 @@ HONOURED = {
     "match user": "Match user {user}\n" + TARGET + KEYS + KNOWN,
     "match localuser": "Match localuser {user}\n" + TARGET + KEYS + KNOWN,
     "match all": "Match all\n" + TARGET + KEYS + KNOWN,
+    "match tagged": "Host h1\nTag here\nMatch tagged here\n" + TARGET + KEYS + KNOWN,
     "match exec": 'Match exec "true"\n' + TARGET + KEYS + KNOWN,
     "match final": "Host h1\n" + TARGET + "Match final host 10.99.0.11\n" + KEYS + KNOWN,
     "ciphers": "Ciphers aes256-ctr\nHost h1\n" + TARGET + KEYS + KNOWN,
@@ -86,6 +88,9 @@ HONOURED = {
         + TARGET
         + KNOWN
     ),
+    "key of a security key beside another": (
+        "Host h1\nIdentityFile {directory}/security_key\n" + TARGET + KEYS + KNOWN
+    ),
     "key with a passphrase beside another": "Host h1\nIdentityFile {directory}/locked\n" + TARGET + KEYS + KNOWN,
 }
 """What asyncssh does as OpenSSH."""
@@ -100,6 +105,7 @@ FALLEN_BACK = {
     "accepted key algorithms": "PubkeyAcceptedAlgorithms +ssh-rsa\nHost h1\n" + TARGET + KEYS + KNOWN,
     "host keys in DNS": "VerifyHostKeyDNS yes\nHost h1\n" + TARGET + KEYS + KNOWN,
     "security key": "SecurityKeyProvider /nowhere.so\nHost h1\n" + TARGET + KEYS + KNOWN,
+    "PKCS#11 token": "PKCS11Provider /nowhere.so\nHost h1\n" + TARGET + KEYS + KNOWN,
     "bind interface": "BindInterface propolis0\nHost h1\n" + TARGET + KEYS + KNOWN,
 }
 """What OpenSSH has to do."""
@@ -110,6 +116,10 @@ REFUSED = {
     "unknown key": ("StrictHostKeyChecking yes\nHost h1\n" + TARGET + KEYS + UNKNOWN, "h1"),
     "no key that is let in": (
         "Host h1\nIdentityFile {directory}/stranger\nIdentitiesOnly yes\n" + TARGET + KNOWN,
+        "h1",
+    ),
+    "security key that is not plugged in": (
+        "Host h1\nIdentityFile {directory}/security_key\nIdentitiesOnly yes\n" + TARGET + KNOWN,
         "h1",
     ),
     "name that does not resolve": ("Host h1\nHostName nowhere.invalid\n" + KEYS + KNOWN, "h1"),
@@ -123,6 +133,7 @@ def rig(rig_possible: None) -> Iterator[SshRig]:
         _make_key(place / "stranger")
         _make_key(place / "locked", passphrase="secret")
         shutil.copy(place / "id", place / "h1.id")
+        _make_security_key(place / "security_key")
         _make_known_hosts(made)
         _make_certificate(made)
         program = place / "pass_socket"
@@ -195,6 +206,24 @@ def _make_key(path: Path, *, passphrase: str = "") -> None:
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", passphrase, "-f", str(path)], check=True)
 
 
+def _make_security_key(path: Path) -> None:
+    """Write a key file as of a security key that is not plugged in: what is secret is in the device."""
+
+    def text(value: bytes) -> bytes:
+        return len(value).to_bytes(4) + value
+
+    public = text(b"sk-ssh-ed25519@openssh.com") + text(os.urandom(32)) + text(b"ssh:")
+    check = os.urandom(4)
+    private = check + check + public + b"\x01" + text(os.urandom(64)) + text(b"") + text(b"of a test")
+    private += bytes(range(1, 1 + -len(private) % 8))
+    file = b"openssh-key-v1\0" + text(b"none") + text(b"none") + text(b"") + (1).to_bytes(4) + text(public)
+    encoded = base64.encodebytes(file + text(private)).decode()
+    path.write_text(f"-----BEGIN OPENSSH PRIVATE KEY-----\n{encoded}-----END OPENSSH PRIVATE KEY-----\n")
+    path.chmod(0o600)
+    shown = subprocess.run(["ssh-keygen", "-y", "-f", str(path)], check=True, capture_output=True, text=True).stdout
+    path.with_suffix(".pub").write_text(shown)
+
+
 def _make_known_hosts(rig: SshRig) -> None:
     place = rig.directory
     kind, key = (rig.hosts["h1"].directory / "host_key.pub").read_text().split()[:2]
@@ -217,6 +246,7 @@ def _make_certificate(rig: SshRig) -> None:
     authority = (place / "authority.pub").read_text()
     with (place / "id.pub").open("a") as keys:
         keys.write(f"cert-authority {authority}")
+        keys.write((place / "security_key.pub").read_text())
 
 
 def _add_to_agent(place: Path) -> None:
