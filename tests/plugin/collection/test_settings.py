@@ -9,6 +9,7 @@ from inner_run import InnerRun
 
 from pytest_propolis.settings import OPTIONS, Option
 
+JOINED_HOSTS = Path(__file__).with_name("joined_hosts.toml")
 NO_DURATIONS = Path(__file__).with_name("no_durations.json")
 
 GIVEN = {
@@ -19,6 +20,7 @@ GIVEN = {
     "standby": ("3", "3"),
     "linger": ("7.5", "7.5"),
     "boot_timeout": ("7.5", "7.5"),
+    "channel": ("console", "'console'"),
     "accelerator": ("tcg", "'tcg'"),
     "keep": ("failed", "'failed'"),
     "keep_ttl": ("90", "90.0"),
@@ -31,8 +33,10 @@ GIVEN = {
     "log_dir": ("/some/logs", "PosixPath('/some/logs')"),
     "qemu": ("/some/qemu", "PosixPath('/some/qemu')"),
     "server": ("http://127.0.0.1:12400", "'http://127.0.0.1:12400'"),
+    "crucible_downstairs": ("/bin/true", "PosixPath('/bin/true')"),
     "boot_rom": ("/tmp/OVMF.fd", "PosixPath('/tmp/OVMF.fd')"),
-    "hosts": ("local:1", "'local:1'"),
+    "hosts": (str(JOINED_HOSTS), repr(JOINED_HOSTS)),
+    "listen": ("127.0.0.1:0", "'127.0.0.1:0'"),
     "coordination": ("etcd://127.0.0.1:2379", "'etcd://127.0.0.1:2379'"),
     "leases": ("/tmp", "PosixPath('/tmp')"),
     "shard": ("1/1", "Shard(number=1, total=1)"),
@@ -62,6 +66,7 @@ BAD = [
     ("boot_timeout", "0", "'0' must be more than 0 seconds"),
     ("boot_timeout", "soon", "'soon' must be a number of seconds"),
     ("boot_timeout", "nan", "'nan' must be more than 0 seconds"),
+    ("channel", "serial", "'serial' must be one of auto, console, port"),
     ("accelerator", "xen", "'xen' must be one of auto, kvm, tcg"),
     ("keep", "sometimes", "'sometimes' must be one of never, failed, always"),
     ("keep_ttl", "0", "'0' must be more than 0 seconds"),

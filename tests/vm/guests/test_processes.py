@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from pytest_propolis import CapabilityMissing, CommandTimeout
 from pytest_propolis.session.run import Run
+from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.vm import TestVm
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.requires(server="engine")]
@@ -98,7 +99,8 @@ async def test_directory_and_exported_variables_are_those_of_the_shared_shell(vm
     await vm.run("cd; unset GREETING")
 
 
-async def test_a_machine_without_ports_says_how_to_get_them(test_vm: TestVm) -> None:
+async def test_a_machine_without_ports_says_how_to_get_them(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(guest="micro", cpus=1, memory_mib=256, channel="console")
     with pytest.raises(CapabilityMissing, match="channel"):
-        async with test_vm.process("true"):
+        async with vm.process("true"):
             pass
