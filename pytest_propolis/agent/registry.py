@@ -152,6 +152,7 @@ class ResourceRegistry:
         """
         hypervisor = await self._hypervisors.find() if request.program is None else None
         owned = self._resources_of(client)
+        await self.disks.require_server_for(owned, request)
         _check_files(request)
         with owned.new_name(request):
             return await self._create_vm(client, owned, request, hypervisor, memory)

@@ -80,6 +80,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     :param predecessor: the id of the VM whose place it takes: it finds that one's firmware variables when it boots.
     :param program: the program that is to serve it, as a process of its own; None for the engine in the agent.
     :param qcow2_disks: paths of the VM's disks that are qcow2 files, which not every program reads.
+    :param downstairs: the addresses of the downstairs of its replicated disks.
     :param metric_addr: the IP address and port at which its server registers for metrics; None for no metrics.
     """
 
@@ -94,6 +95,7 @@ class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
     predecessor: str | None = None
     program: ServerProgram | None = None
     qcow2_disks: tuple[str, ...] = ()
+    downstairs: tuple[str, ...] = ()
     metric_addr: str | None = None
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Final
 
 from ...agent_api.agent_process import AgentConfig
 from ...agent_api.disks import CreateDisk, DiskCreated, ForkImage
+from ...agent_api.messages import CreateVm
 from ...agent_api.volumes import CreateVolume, VolumeCreated, VolumeListed
-from ...errors import AgentError
+from ...errors import AgentError, CapabilityMissing
 from ...ledger.ledger import Ledger
 from ...ledger.writer import LedgerWriter
 from ...operating_system.registry import system
@@ -23,6 +25,9 @@ from .raw_disks import fill_last_block, make_blank, raw_fork
 from .volumes import OwnedVolume, create_volume
 
 __all__ = ["DiskRegistry"]
+
+OWN_OPTION: Final = "--kernel"
+"""An option of this project's own server, which no other has."""
 
 
 class DiskRegistry:
@@ -168,6 +173,22 @@ class DiskRegistry:
         if volume is None:
             raise AgentError(f"there is no volume {volume_id}", hint="it was removed, or is another client's")
         return volume
+
+    async def require_server_for(self, owned: ClientResources, request: CreateVm) -> None:
+        """
+        :raises CapabilityMissing: when a VM has a volume of this project's downstairs, whose protocol its server lacks.
+        """
+        program = request.program
+        if program is None:
+            return
+        for volume in owned.volumes.values():
+            is_used = any(downstairs.address in request.downstairs for downstairs in volume.downstairs)
+            if is_used and volume.request.program is None and not await help_names(program.path, OWN_OPTION):
+                raise CapabilityMissing(
+                    f"{program.path} needs downstairs of Crucible's, and those of crucible disk {volume.request.name!r}"
+                    " are this project's",
+                    hint="give --propolis-crucible-downstairs, or crucible_disk_factory(downstairs=…)",
+                )
 
     def list_volumes(self) -> list[VolumeListed]:
         return [volume for owned in self._all_resources() for volume in owned.listed_volumes()]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -22,6 +23,7 @@ from ...propolis_api import (
     Chipset,
     Component,
     Cpuid,
+    CrucibleStorageBackendComponent,
     FileStorageBackend,
     FileStorageBackendComponent,
     HyperVFeatureFlag,
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttachedDisk",
     "disk_components",
+    "downstairs_of",
     "free_slot",
     "instance_properties",
     "instance_spec",
@@ -212,3 +215,20 @@ def qcow2_files(spec: InstanceSpec) -> Iterator[str]:
     for component in spec.components.values():
         if isinstance(component, FileStorageBackendComponent) and component.component.path.endswith(".qcow2"):
             yield component.component.path
+
+
+def downstairs_of(spec: InstanceSpec) -> Iterator[str]:
+    """The addresses of the downstairs that the volume construction requests name."""
+    for component in spec.components.values():
+        if isinstance(component, CrucibleStorageBackendComponent):
+            with contextlib.suppress(msgspec.DecodeError):  # the server says what is wrong with it
+                yield from _targets(msgspec.json.decode(component.component.request_json))
+
+
+def _targets(request: Any) -> Iterator[str]:
+    match request:
+        case {"opts": {"target": [*targets]}}:
+            yield from filter(lambda target: isinstance(target, str), targets)
+        case {"sub_volumes": [*parts]}:
+            for part in parts:
+                yield from _targets(part)

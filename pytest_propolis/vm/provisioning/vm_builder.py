@@ -28,6 +28,7 @@ from ..disks.kinds import AttachedDisk, Disk
 from ..disks.layout import boot_order_of, boot_source_of, disks_of, firmware_of, split_disks
 from ..instance_spec.builder import (
     disk_components,
+    downstairs_of,
     instance_properties,
     instance_spec,
     nic_components,
@@ -228,6 +229,7 @@ class VmBuilder:
                 copy_disks=plan.copy_disks,
                 predecessor=plan.predecessor,
                 qcow2_disks=tuple(qcow2_files(plan.spec)),
+                downstairs=tuple(downstairs_of(plan.spec)),
                 metric_addr=await self._registry_on(session),
             ),
             session=session,

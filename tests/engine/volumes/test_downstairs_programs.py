@@ -163,6 +163,20 @@ async def test_a_program_that_ends_at_once_is_named_with_its_output(
         await crucible_disk_factory(size_mib=64, downstairs=program)
 
 
+async def test_a_server_of_crucibles_protocol_is_not_given_this_projects_downstairs(
+    crucible_disk_factory: CrucibleDiskFactory, vm_factory: VmFactory, tmp_path: Path, disk: CrucibleDisk
+) -> None:
+    server = tmp_path / "propolis-server"
+    server.write_text("#!/bin/sh\necho usage: run BOOTROM_PATH PROPOLIS_ADDR\n")
+    server.chmod(0o700)
+    own = await crucible_disk_factory("own", size_mib=64)
+    with pytest.raises(CapabilityMissing, match="those of crucible disk 'own' are this project's") as caught:
+        await vm_factory.create("vm", disks=(own,), server=server, **MICRO)
+    assert "--propolis-crucible-downstairs" in str(caught.value)
+    with pytest.raises(CapabilityMissing, match="cannot boot a kernel"):  # which comes after that of disks
+        await vm_factory.create("vm", disks=(disk,), server=server, **MICRO)
+
+
 async def test_what_a_program_cannot_do_is_said(disk: CrucibleDisk) -> None:
     with pytest.raises(CapabilityMissing, match="cannot be slowed down"):
         await disk.slow(0, delay_ms=5)
