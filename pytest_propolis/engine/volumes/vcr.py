@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Final, TypeAlias
 from uuid import UUID
 
@@ -21,6 +22,9 @@ __all__ = [
 ]
 
 REPLICAS: Final = 3
+LARGEST_BYTES: Final = (1 << 63) - 1
+HIGHEST_GENERATION: Final = (1 << 64) - 1
+HIGHEST_PORT: Final = 65535
 
 
 class CrucibleOpts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -120,12 +124,35 @@ def only_region(volume: VolumeRequest) -> RegionRequest:
         raise ValueError(f"its sub-volume is a {region.__struct_config__.tag}, and this server realises regions")
     if len(region.opts.target) != REPLICAS:
         raise ValueError(f"it has {len(region.opts.target)} targets, and a region has {REPLICAS}")
+    for target in region.opts.target:
+        _require_address(target)
     if len(set(region.opts.target)) != REPLICAS:
         raise ValueError("two of its targets have the same address")
     if region.block_size not in (512, 4096) or region.block_size != volume.block_size:
         raise ValueError(f"block_size is {region.block_size}: it must be 512 or 4096, in the volume and its region")
     if region.blocks_per_extent < 1 or region.extent_count < 1:
         raise ValueError("blocks_per_extent and extent_count must be at least 1")
+    if region.size_bytes > LARGEST_BYTES:
+        raise ValueError(
+            f"{region.extent_count} extents are {region.size_bytes} bytes: at most {LARGEST_BYTES} are possible"
+        )
+    if not 0 <= region.generation <= HIGHEST_GENERATION:
+        raise ValueError(f"generation is {region.generation}: it must be from 0 to {HIGHEST_GENERATION}")
     if volume.read_only_parent is not None and not isinstance(volume.read_only_parent, FileRequest):
         raise ValueError("its read-only parent is no file, and this server realises those of files only")
     return region
+
+
+def _require_address(target: str) -> None:
+    """
+    :raises ValueError: when a target cannot be reached by what it says.
+    """
+    host, _, port = target.rpartition(":")
+    is_ipv6 = host.startswith("[") and host.endswith("]")
+    try:
+        ip_address(host[1:-1] if is_ipv6 else host)
+        is_address = port.isdecimal() and 0 < int(port) <= HIGHEST_PORT
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise ValueError(f"its target {target!r} is no address: give IP:PORT, as 127.0.0.1:3810 or [::1]:3810")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -94,6 +96,27 @@ async def test_a_lower_generation_fails_the_vm(vm_factory: VmFactory, disk: Cruc
     await second.launch()
     await second.wait_for_state(InstanceState.FAILED)
     assert "generation 4 is lower than 5" in ((await second.extended_info()).failure or "")
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda vcr: vcr.pop("id"), "the volume construction request is not valid: .*`id`"),
+        (lambda vcr: vcr["sub_volumes"].append(vcr["sub_volumes"][0]), "has 2 sub-volumes.*a disk of its own"),
+        (lambda vcr: vcr["sub_volumes"][0]["opts"].update(target=["a", "b", "c"]), "'a' is no address: give IP:PORT"),
+    ],
+)
+async def test_nonsense_is_refused_with_the_name_of_the_disk(
+    vm_factory: VmFactory, disk: CrucibleDisk, change: Callable[[dict[str, Any]], object], complaint: str
+) -> None:
+    vcr = disk.vcr()
+    change(vcr)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk, "vcr_json", lambda: json.dumps(vcr))
+        vm = await vm_factory.create("vm", disks=(disk,), **CREATED)
+        with pytest.raises(ApiError, match=f"backend 'crucible-disk-backend': .*{complaint}") as refusal:
+            await vm.ensure()
+        assert refusal.value.status == 400
 
 
 async def test_replacements_are_refused_as_upstream_does(vm_factory: VmFactory, disk: CrucibleDisk) -> None:

@@ -206,6 +206,12 @@ def test_a_target_cannot_be_replaced_by_another_one_of_the_same_volume() -> None
         (lambda new: retarget(new, address=OTHERS[0]), "same address"),
         (lambda new: first(new).update(block_size=1024), "must be 512 or 4096"),
         (lambda new: first(new).update(extent_count=0), "at least 1"),
+        (lambda new: first(new).update(extent_count=1 << 60), "bytes: at most"),
+        (lambda new: first(new).update(generation=-1), "generation is -1"),
+        (lambda new: retarget(new, address="localhost:3810"), "'localhost:3810' is no address: give IP:PORT"),
+        (lambda new: retarget(new, address="127.0.0.1"), "'127.0.0.1' is no address"),
+        (lambda new: retarget(new, address="127.0.0.1:65536"), "is no address"),
+        (lambda new: retarget(new, address="[127.0.0.1:3810"), "is no address"),
         (lambda new: new.update(read_only_parent={"type": "url", "id": ID, "block_size": 512, "url": "u"}), "no file"),
     ],
 )
@@ -214,6 +220,14 @@ def test_volumes_that_this_engine_does_not_realise_are_named(
 ) -> None:
     with pytest.raises(ValueError, match=reason):
         only_region(as_volume(vcr(changed(volume(), change))))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:3810", "[::1]:3810", "[100::]:9000"])
+def test_an_address_is_ipv4_or_ipv6_with_a_port(address: str) -> None:
+    assert (
+        address
+        in only_region(as_volume(vcr(changed(volume(), lambda new: retarget(new, address=address))))).opts.target
+    )
 
 
 @pytest.mark.parametrize("text", ["{", '{"type": "volume"}', '{"type": "nonsense"}', "[]"])
