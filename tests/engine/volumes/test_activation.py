@@ -41,6 +41,8 @@ async def test_a_corrected_request_unblocks_a_start(vm_factory: VmFactory, disk:
     await vm.wait_to_boot()
     written = (await vm.run(WRITE)).split()[0]
     await wait_for_status(disk, all_active)
+    disk.set_generation(3)
+    assert await disk.replace_vcr() is ReplaceResult.VCR_MATCHES
     await vm.stop()
     assert await replicas(disk) == [written] * 3
 
