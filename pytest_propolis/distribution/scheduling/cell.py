@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right, insort
 from enum import Enum, auto
-from typing import Any, Final
+from typing import Final
 
 from .needs import Needs
 
-__all__ = ["LAST", "PROBE_S", "Cell", "Lane", "Queue", "Way"]
+__all__ = ["LAST", "PROBE_S", "Cell", "Queue", "Way"]
 
 PROBE_S: Final = 1e6
 """Added to the rank of a test that is to show how its module behaves, so that it goes first."""
@@ -19,9 +19,6 @@ WIDE: Final = 0.2
 
 LENGTH: Final = 4.0
 """How much more the longest test of a cell counts than the time in which the cell would be done at its present rate."""
-
-FEW: Final = 16
-"""Among how many tests with the same CPUs one is looked for that finds enough memory, before all queues are asked."""
 
 LAST: Final = 1 << 60
 
@@ -47,89 +44,26 @@ class Way(Enum):
 class Queue:
     """Tests with the same needs, ordered by rank, the longest last."""
 
-    __slots__ = ("cell", "held", "lane", "memory_mib", "needs", "tests")
+    __slots__ = ("cell", "cpus", "held", "key", "memory_mib", "needs", "number", "tests", "weight")
 
     def __init__(self, cell: Cell, needs: Needs) -> None:
         self.cell: Final = cell
         self.needs: Final = needs
+        self.number: Final = len(cell.queues)
+        """Its rank among the queues of the cell: of two that are equal, the first one is chosen."""
+        self.cpus: Final = needs.cpus
+        self.weight: Final = 1 + WIDE * max(0, needs.cpus - 1)
         self.memory_mib: Final = needs.memory_mib
+        self.key = 0.0
+        """By what it is ordered while it has tests: its longest test, which counts by its weight, first."""
         self.tests: list[tuple[float, int]] = []
         """(Rank in s, index) of those that any worker may run."""
         self.held: list[tuple[float, int]] = []
         """The same of those that an idle worker holds as its next."""
-        self.lane: Final = cell.lane(needs)
-        """The same of all queues of the cell whose tests need as many CPUs."""
-        if self.lane is not None:
-            self.lane.queues.append(self)
         cell.queues.append(self)
 
 
-class Lane:
-    """Tests of a cell that need the same CPUs, whatever memory they need, ordered by rank, the longest last."""
-
-    __slots__ = ("cpus", "least_mib", "queues", "tests", "weight")
-
-    def __init__(self, cpus: int) -> None:
-        self.cpus: Final = cpus
-        self.weight: Final = weight(cpus)
-        self.tests: list[tuple[float, int, Queue]] = []
-        """Those that any worker may run."""
-        self.queues: list[Queue] = []
-        self.least_mib: float = LAST
-        """The least memory that one of them needs."""
-
-    def survey(self) -> None:
-        """Look again for the least memory that a test needs."""
-        self.least_mib = min((queue.memory_mib for queue in self.queues if queue.tests), default=LAST)
-
-    @property
-    def longest_s(self) -> float:
-        """The highest rank of its tests; probes count as if they were none."""
-        rank_s = self.tests[-1][0]
-        if rank_s > PROBE_S:
-            position = bisect_left(self.tests, (PROBE_S,))
-            return self.tests[position - 1][0] if position > 0 else rank_s - PROBE_S
-        return rank_s
-
-    @property
-    def shortest_s(self) -> float:
-        """The lowest rank of its tests, or that of its first probe if that is lower."""
-        rank_s = self.tests[0][0]
-        if self.tests[-1][0] > PROBE_S:
-            position = bisect_left(self.tests, (PROBE_S,))
-            return min(rank_s, self.tests[position][0] - PROBE_S)
-        return rank_s
-
-    def best(self, memory_mib: int, limit_s: float) -> tuple[Queue, int, float] | None:
-        """Return the longest test that fits and ranks no higher than limit_s. Probes come first."""
-        tests = self.tests
-        rank_s, index, queue = tests[-1]
-        if (rank_s <= limit_s or PROBE_S < rank_s <= PROBE_S + limit_s) and queue.memory_mib <= memory_mib:
-            return queue, index, rank_s
-        last = _longest(tests, limit_s)
-        for position in range(last, max(-1, last - FEW), -1):
-            rank_s, index, queue = tests[position]
-            if limit_s < rank_s < PROBE_S:
-                break
-            if queue.memory_mib <= memory_mib:
-                return queue, index, rank_s
-        return self._best_of_queues(memory_mib, limit_s) if last >= 0 else None
-
-    def _best_of_queues(self, memory_mib: int, limit_s: float) -> tuple[Queue, int, float] | None:
-        found: tuple[float, int, Queue] | None = None
-        for queue in self.queues:
-            if queue.tests and queue.memory_mib <= memory_mib:
-                position = _longest(queue.tests, limit_s)
-                if position >= 0 and (found is None or queue.tests[position] > found[:2]):
-                    found = *queue.tests[position], queue
-        return found and (found[2], found[1], found[0])
-
-    def shortest(self, memory_mib: int) -> tuple[float, int] | None:
-        """Return the shortest test that fits, as its rank in s and its index."""
-        return min((q.tests[0] for q in self.queues if q.tests and q.memory_mib <= memory_mib), default=None)
-
-
-def _longest(tests: list[tuple[float, int]] | list[tuple[float, int, Queue]], limit_s: float) -> int:
+def _longest(tests: list[tuple[float, int]], limit_s: float) -> int:
     """Return the position of the longest test that ranks no higher than limit_s, or -1. Probes come first."""
     rank_s = tests[-1][0]
     if rank_s <= limit_s or PROBE_S < rank_s <= PROBE_S + limit_s:
@@ -148,10 +82,10 @@ class Cell:
         "_urgency",
         "count",
         "fastest",
+        "filled",
         "guest",
         "held",
         "labels",
-        "lanes",
         "longest_s",
         "narrowest",
         "number",
@@ -171,8 +105,8 @@ class Cell:
         self.number: Final = number
         """Its rank among all cells: of two that are equal, the first one is chosen."""
         self.queues: list[Queue] = []
-        self.lanes: list[Lane] = []
-        """By the CPUs that their tests need, the fewest first; only of tests that take the next free host."""
+        self.filled: list[tuple[float, int, Queue]] = []
+        """(Key, number, queue) of those with tests that any worker may run: most queues of a cell are empty soon."""
         self.fastest = 0.0
         """Speed of the fastest host that has its labels and its template; 0.0 if there is none."""
         self.count = 0
@@ -190,28 +124,18 @@ class Cell:
         self.narrowest = LAST
         """Rank of its longest test, probes aside, and the fewest CPUs that one of its tests needs."""
         self.shortest_s = math.inf
-        """None of its tests ranks lower, if no hosts are gathered for them."""
+        """Rank of its shortest test."""
         self._urgency = UNKNOWN
-
-    def lane(self, needs: Needs) -> Lane | None:
-        """Return the lane of tests with these needs; None if hosts are gathered for them, or they need none."""
-        if self.way is not Way.NEXT:
-            return None
-        for lane in self.lanes:
-            if lane.cpus == needs.cpus:
-                return lane
-        lane = Lane(needs.cpus)
-        insort(self.lanes, lane, key=lambda lane: lane.cpus)
-        return lane
 
     def add(self, queue: Queue, rank_s: float, index: int) -> None:
         """Let a test wait."""
-        insort(queue.tests, (rank_s, index))
-        lane = queue.lane
-        if lane is not None:
-            insort(lane.tests, (rank_s, index, queue))
-            if queue.memory_mib < lane.least_mib:
-                lane.least_mib = queue.memory_mib
+        entry = (rank_s, index)
+        if not queue.tests or entry > queue.tests[-1]:
+            self._drop(queue)
+            queue.tests.append(entry)
+            self._enter(queue)
+        else:
+            insort(queue.tests, entry)
         probe = rank_s > PROBE_S
         self.probes += probe
         longest_s = rank_s - PROBE_S if probe else rank_s
@@ -219,20 +143,32 @@ class Cell:
             self.longest_s = longest_s
         if longest_s < self.shortest_s:
             self.shortest_s = longest_s
-        if queue.needs.cpus < self.narrowest:
-            self.narrowest = queue.needs.cpus
+        if queue.cpus < self.narrowest:
+            self.narrowest = queue.cpus
 
     def remove(self, queue: Queue, rank_s: float, index: int) -> None:
         """Take a test out."""
-        _take_out(queue.tests, (rank_s, index))
-        lane = queue.lane
-        if lane is not None:
-            _take_out(lane.tests, (rank_s, index))
-            if not queue.tests and queue.memory_mib <= lane.least_mib:
-                lane.survey()
+        entry = (rank_s, index)
+        if queue.tests[-1] == entry:
+            self._drop(queue)
+            queue.tests.pop()
+            self._enter(queue)
+        else:
+            del queue.tests[bisect_left(queue.tests, entry)]
         self.probes -= rank_s > PROBE_S
         if rank_s >= self.longest_s or rank_s <= self.shortest_s or not queue.tests:
             self._survey()
+
+    def _drop(self, queue: Queue) -> None:
+        """Take a queue out of the order."""
+        if queue.tests:
+            del self.filled[bisect_left(self.filled, (queue.key, queue.number))]
+
+    def _enter(self, queue: Queue) -> None:
+        """Let a queue be in the order by its longest test, if it has one."""
+        if queue.tests:
+            queue.key = -queue.tests[-1][0] * queue.weight
+            insort(self.filled, (queue.key, queue.number, queue))
 
     def count_in(self, tests: int, work_s: float) -> None:
         """Count tests that wait, or wait no more, and the slot seconds that they will probably take."""
@@ -259,33 +195,44 @@ class Cell:
         return self._urgency
 
     def _survey(self) -> None:
-        """Look for its longest and its narrowest test again."""
+        """Look for its longest, its shortest and its narrowest test again."""
         self._urgency = UNKNOWN
-        filled = [lane for lane in self.lanes if lane.tests]
-        if self.way is Way.NEXT:
-            self.narrowest = filled[0].cpus if filled else LAST
-            self.longest_s = max([0.0, *[lane.longest_s for lane in filled]])
-            self.shortest_s = min([lane.shortest_s for lane in filled], default=math.inf)
-        else:
-            queues = [queue for queue in self.queues if queue.tests]
-            self.narrowest = min([queue.needs.cpus for queue in queues], default=LAST)
-            self.longest_s = max([0.0, *[queue.tests[-1][0] for queue in queues]])
+        longest_s, shortest_s, narrowest = 0.0, math.inf, LAST
+        for _, _, queue in self.filled:
+            if queue.cpus < narrowest:
+                narrowest = queue.cpus
+            first_s, rank_s = queue.tests[0][0], queue.tests[-1][0]
+            if rank_s > PROBE_S:
+                position = bisect_left(queue.tests, (PROBE_S, -1))
+                first_s = min(first_s, queue.tests[position][0] - PROBE_S)
+                rank_s = queue.tests[position - 1][0] if position > 0 else rank_s - PROBE_S
+            if rank_s > longest_s:
+                longest_s = rank_s
+            if first_s < shortest_s:
+                shortest_s = first_s
+        self.longest_s, self.shortest_s, self.narrowest = longest_s, shortest_s, narrowest
 
     def best(self, cpus: int, memory_mib: int, limit_s: float) -> tuple[Queue, int, float] | None:
         """Return the longest test that fits and ranks no higher than limit_s: its queue, its index and its rank."""
         found: tuple[Queue, int, float] | None = None
         most = -math.inf
-        for lane in self.lanes:
-            if lane.cpus > cpus:
+        for key, number, queue in self.filled:
+            if -key < most:
                 break
-            tests = lane.tests
-            if not tests or lane.least_mib > memory_mib or tests[-1][0] * lane.weight <= most:
+            if queue.cpus > cpus or queue.memory_mib > memory_mib:
                 continue
-            if tests[0][0] > limit_s and tests[-1][0] < PROBE_S:
-                continue
-            here = lane.best(memory_mib, limit_s)
-            if here is not None and here[2] * lane.weight > most:
-                found, most = here, here[2] * lane.weight
+            tests = queue.tests
+            rank_s, index = tests[-1]
+            if rank_s > limit_s:
+                if rank_s < PROBE_S and (tests[0][0] > limit_s or limit_s * queue.weight < most):
+                    continue
+                position = _longest(tests, limit_s)
+                if position < 0:
+                    continue
+                rank_s, index = tests[position]
+            weighed_s = rank_s * queue.weight
+            if weighed_s > most or (found is not None and weighed_s == most and number < found[0].number):
+                found, most = (queue, index, rank_s), weighed_s
         return found
 
     def best_held(self, cpus: int, memory_mib: int, limit_s: float) -> tuple[Queue, int, float] | None:
@@ -293,30 +240,17 @@ class Cell:
         found: tuple[Queue, int, float] | None = None
         most = -math.inf
         for queue in self.queues:
-            if not queue.held or queue.needs.cpus > cpus or queue.memory_mib > memory_mib:
+            if not queue.held or queue.cpus > cpus or queue.memory_mib > memory_mib:
                 continue
             position = bisect_right(queue.held, (limit_s, LAST)) - 1
             if position >= 0:
                 rank_s, index = queue.held[position]
-                weighed_s = rank_s * weight(queue.needs.cpus)
+                weighed_s = rank_s * queue.weight
                 if weighed_s > most:
                     found, most = (queue, index, rank_s), weighed_s
         return found
 
     def shortest(self, cpus: int, memory_mib: int) -> tuple[float, int] | None:
         """Return the shortest test that fits, as its rank in s and its index."""
-        found = [lane.shortest(memory_mib) for lane in self.lanes if lane.cpus <= cpus and lane.least_mib <= memory_mib]
-        return min([entry for entry in found if entry is not None], default=None)
-
-
-def weight(cpus: int) -> float:
-    """Return how much longer a test counts that needs so many CPUs."""
-    return 1 + WIDE * max(0, cpus - 1)
-
-
-def _take_out(tests: list[Any], entry: tuple[float, int]) -> None:
-    """Remove a test from an ordered list, nearly always the last one."""
-    if tests[-1][:2] == entry:
-        tests.pop()
-    else:
-        del tests[bisect_left(tests, entry)]
+        fitting = (queue for _, _, queue in self.filled if queue.cpus <= cpus and queue.memory_mib <= memory_mib)
+        return min((queue.tests[0] for queue in fitting), default=None)
