@@ -1,6 +1,6 @@
-"""Run pytest-xdist's own tests without this plugin, with it, and with hosts.
+"""Run the own tests of pytest-xdist or pytest-asyncio without this plugin, with it, and with hosts.
 
-The tests are those of the source distribution of the installed version. It takes some minutes for each of the three.
+The tests are those of the source distribution of the installed version. They take some minutes for each of the three.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from xml.etree import ElementTree
 
 VARIANTS: Final[dict[str, dict[str, str]]] = {
@@ -25,48 +25,68 @@ VARIANTS: Final[dict[str, dict[str, str]]] = {
 """What is in the environment, which the runs of pytest inside the tests inherit. The first one has a Python of its own:
 pytest's ``pytester`` forgets what would block a plugin that is installed."""
 
-REQUIREMENTS: Final = ("pytest", "pytest-xdist", "execnet", "filelock")
+
+class Suite(NamedTuple):
+    """The tests of another plugin: their directory in its source distribution, and what they need."""
+
+    directory: str
+    requirements: tuple[str, ...]
+
+
+SUITES: Final[dict[str, Suite]] = {
+    "pytest-asyncio": Suite("tests", ("pytest", "pytest-asyncio", "hypothesis")),
+    "pytest-xdist": Suite("testing", ("pytest", "pytest-xdist", "execnet", "filelock")),
+}
 TIMEOUT_S: Final = 3600.0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("plugin", choices=sorted(SUITES))
     parser.add_argument("--directory", type=Path, help="of the source distribution, kept; default: temporary")
     parser.add_argument("--only", choices=sorted(VARIANTS), action="append", help="default: all")
     parser.add_argument("arguments", nargs="*", help="for pytest, such as -k EXPRESSION")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="xdist-acceptance-") as temporary:
-        source = unpacked(given.directory or Path(temporary))
-        outcomes = {name: run(source, name, given.arguments) for name in given.only or VARIANTS}
+    with tempfile.TemporaryDirectory(prefix="suite-of-plugin-") as temporary:
+        source = unpacked(given.plugin, given.directory or Path(temporary))
+        outcomes = {name: run(source, SUITES[given.plugin], name, given.arguments) for name in given.only or VARIANTS}
     return compare(outcomes)
 
 
-def unpacked(directory: Path) -> Path:
+def unpacked(plugin: str, directory: Path) -> Path:
     """Return the directory of the source distribution, which is fetched if it is not there."""
-    name = f"pytest_xdist-{version('pytest-xdist')}"
+    name = f"{plugin.replace('-', '_')}-{version(plugin)}"
     if not (directory / name).is_dir():
         directory.mkdir(parents=True, exist_ok=True)
-        requirement = f"pytest-xdist=={version('pytest-xdist')}"
-        fetch = ["download", "-q", "--no-deps", "--no-binary", "pytest-xdist", "-d", str(directory), requirement]
+        fetch = [
+            "download",
+            "-q",
+            "--no-deps",
+            "--no-binary",
+            plugin,
+            "-d",
+            str(directory),
+            f"{plugin}=={version(plugin)}",
+        ]
         subprocess.run([sys.executable, "-m", "pip", *fetch], check=True)
         with tarfile.open(directory / f"{name}.tar.gz") as archive:
             archive.extractall(directory, filter="data")
     return directory / name
 
 
-def python(directory: Path, variant: str) -> str:
+def python(directory: Path, suite: Suite, variant: str) -> str:
     """Return the Python that runs the tests: this one, or one with the same versions and without the plugin."""
     if variant != "without the plugin":
         return sys.executable
     environment = directory / "environment"
     if not environment.is_dir():
         subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-        pinned = [f"{name}=={version(name)}" for name in REQUIREMENTS]
+        pinned = [f"{name}=={version(name)}" for name in suite.requirements]
         subprocess.run([environment / "bin/python", "-m", "pip", "install", "-q", *pinned], check=True)
     return str(environment / "bin/python")
 
 
-def run(source: Path, variant: str, arguments: list[str]) -> dict[str, str]:
+def run(source: Path, suite: Suite, variant: str, arguments: list[str]) -> dict[str, str]:
     """Run the tests, and return the outcome of each."""
     report = source.parent / f"{variant.replace(' ', '-')}.xml"
     # Without compiled modules, each of the hundreds of runs would compile the plugin anew.
@@ -74,7 +94,7 @@ def run(source: Path, variant: str, arguments: list[str]) -> dict[str, str]:
     # The default directory is one of those that other runs of pytest remove.
     options = [f"--junitxml={report}", f"--basetemp={report.with_suffix('.tmp')}", *arguments]
     subprocess.run(
-        [python(source.parent, variant), "-m", "pytest", "-q", "testing", *options],
+        [python(source.parent, suite, variant), "-m", "pytest", "-q", suite.directory, *options],
         cwd=source,
         env={**environment, **VARIANTS[variant]},
         check=False,
