@@ -151,7 +151,9 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, Any, Any]:
 @pytest.hookimpl(wrapper=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, None, None]:
     """Before pytest-asyncio, which parametrizes the tests that are marked by then with their loop factories."""
-    if any(metafunc.definition.iter_markers()):
+    from .markers.declarations import MARKERS
+
+    if any(marker.name in MARKERS for marker in metafunc.definition.iter_markers()):
         from .markers.guests import parametrize_guests
 
         parametrize_guests(metafunc)
