@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -55,7 +55,12 @@ class Launched:
 
 
 async def connect_or_launch(
-    config: AgentConfig, *, client: str, linger_s: float = 0.0, environment: Mapping[str, str] | None = None
+    config: AgentConfig,
+    *,
+    client: str,
+    linger_s: float = 0.0,
+    environment: Mapping[str, str] | None = None,
+    meanwhile: Callable[[], object] | None = None,
 ) -> Launched:
     """Open a lifeline to the run's agent; start the agent first if there is none.
 
@@ -63,6 +68,7 @@ async def connect_or_launch(
 
     :param linger_s: how long an agent that lingers is to stay after its last client.
     :param environment: that of an agent that is started; by default this process's.
+    :param meanwhile: called while an agent starts: with two processors, what it imports takes no time of its own.
     :raises AgentError: if the agent does not start, with the end of its log.
     :raises HostError: if its directory cannot be created.
     :raises CapabilityMissing: if this is no operating system on which agents run, or files cannot be locked.
@@ -79,6 +85,8 @@ async def connect_or_launch(
             return launched
         _require_short(directory / LONGEST_SOCKET)
         async with _starting(config, os.environ if environment is None else environment) as child:
+            if meanwhile:
+                meanwhile()
             socket_path = await child.ready()
             lifeline = await Lifeline.open(socket_path, client=client, linger_s=linger_s)
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -49,14 +50,23 @@ class LocalHost:
 
     :param run_id: the id of the run on this host; unguessable, and the same in all processes of the run.
     :param spec: the inventory's description, if there is one.
+    :param meanwhile: called while the agent starts, if this process starts it.
     """
 
-    def __init__(self, settings: Settings, *, run_id: str, spec: HostSpec = THIS_MACHINE) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        run_id: str,
+        spec: HostSpec = THIS_MACHINE,
+        meanwhile: Callable[[], object] | None = None,
+    ) -> None:
         self._settings = settings
         self._spec = spec
         self._run = run_id
         self._environment = AgentEnvironment.of_process() if settings.linger else None
         self._client_id = new_client(run_id)
+        self._meanwhile = meanwhile
         self._launched: Launched | None = None
         self.was_up = False
         self.unfinished: list[Unfinished] = []
@@ -160,6 +170,7 @@ class LocalHost:
             client=self._client_id,
             linger_s=self._settings.linger,
             environment=self._environment.variables if self._environment else None,
+            meanwhile=self._meanwhile,
         )
 
     def _first(self, launched: Launched) -> Launched:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ..settings import Settings
@@ -25,14 +26,17 @@ class LocalRun(NamedTuple):
     run: str
 
 
-def open_hosts(settings: Settings, *, shared_id: str | None) -> tuple[Host, ...]:
+def open_hosts(
+    settings: Settings, *, shared_id: str | None, meanwhile: Callable[[], object] | None = None
+) -> tuple[Host, ...]:
     """Return the hosts of the inventory, or this machine if there is none. No connection is made.
 
     :param shared_id: a secret shared by all processes of a run (xdist's run id); None for a single process.
+    :param meanwhile: called while the agent of this machine starts.
     :raises SettingsError: if the inventory is invalid.
     """
     if settings.hosts is None:
-        return (LocalHost(settings, run_id=run_token(shared_id)),)
+        return (LocalHost(settings, run_id=run_token(shared_id), meanwhile=meanwhile),)
     from .inventory.inventory import read_inventory  # here, because most runs have no such file
 
     shared_id = shared_id or secrets.token_hex(16)

@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, final
 from urllib.parse import quote
 from uuid import UUID
 
 import msgspec
-from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 
 from ..errors import AgentError, ApiError
@@ -37,6 +36,9 @@ from .connection.transport import WebSocketOpening, http_client, open_websocket
 from .failure import api_error, is_version_refused, unanswered, unreadable, version_hint
 from .reading import read
 from .serial import NOTICES_HEADER
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
 
 __all__ = [
     "ANSWER_TIMEOUT_S",

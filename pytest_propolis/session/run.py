@@ -64,10 +64,18 @@ class Run:
         """The hosts of the inventory, or this machine if there is no inventory."""
         from ..hosts.run_hosts import open_hosts
 
-        hosts = open_hosts(self.settings, shared_id=shared_run_id(self._config))
+        hosts = open_hosts(self.settings, shared_id=shared_run_id(self._config), meanwhile=_import_factories)
         self._config.stash[HOSTS] = hosts
         self._config.stash[INTERRUPTION].arm()
         return hosts
+
+    async def start_agent(self) -> None:
+        """Start the agent of this machine, unless it is up or there is an inventory.
+
+        A factory does so, too; but what it imports is imported here while the agent starts.
+        """
+        if self.settings.hosts is None and not self.host.was_up:
+            await (await self.host.client()).aclose()
 
     @cached_property
     def _coordination_id(self) -> str:
@@ -291,3 +299,7 @@ class Run:
         self._kernel_watch.add(vm.kernel_failures)
         self._config.stash[FORKS] = self._config.stash.get(FORKS, 0) + (vm.boot_kind == "warm")
         self._config.hook.pytest_propolis_vm_created(vm=vm, config=self._config)
+
+
+def _import_factories() -> None:
+    from ..vm import factory  # noqa: F401

@@ -1,4 +1,4 @@
-"""The length of the sockets' paths that an agent's directory allows."""
+"""The start of an agent, and the length of the sockets' paths that its directory allows."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from pytest_propolis.agent_api.agent_process import LOG_NAME
 from pytest_propolis.errors import HostError
 from pytest_propolis.guests.registry import GuestRegistry
 from pytest_propolis.hosts.launcher import LONGEST_SOCKET, SOCKET_PATH_LIMIT
 from pytest_propolis.hosts.local import LocalHost
-from pytest_propolis.hosts.run_directory import agent_directory, run_token
+from pytest_propolis.hosts.run_directory import agent_directory, base_directory, run_token
 from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.settings import Settings
 from pytest_propolis.storage.store import default_artifact_dir
@@ -86,3 +87,28 @@ async def test_a_longer_directory_is_refused(runs: Runs) -> None:
     assert refused.value.hint
     assert "XDG_RUNTIME_DIR" in refused.value.hint
     assert runs.sockets == set()
+
+
+async def test_what_is_to_be_done_meanwhile_is_done_when_an_agent_has_been_started() -> None:
+    done: list[bool] = []
+    run = run_token(None)
+
+    def note() -> None:
+        done.append(any(base_directory().glob(f"{run}-*/{LOG_NAME}")))
+
+    starting, connecting = (LocalHost(Settings(), run_id=run, meanwhile=note) for _ in range(2))
+    try:
+        for host in (starting, starting, connecting):
+            await (await host.client()).aclose()
+        assert done == [True]
+    finally:
+        connecting.close()
+        starting.close()
+
+
+async def test_an_agent_is_ended_where_something_fails_while_it_starts() -> None:
+    run = run_token(None)
+    host = LocalHost(Settings(), run_id=run, meanwhile=lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        await host.client()
+    assert list(base_directory().glob(f"{run}*")) == []

@@ -7,10 +7,9 @@ import contextlib
 import secrets
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
-from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from ...agent_api.networks import MOST_PORTS, AddPort, ConnectNetworks, CreateNetwork, MovePort, NetworkFaults
@@ -24,6 +23,9 @@ from .port import Port
 from .router import RouterAdvertiser
 from .switch import Switch
 from .trunk import Trunk
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
 
 __all__ = ["Network", "Networks"]
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from ...propolis_api.connection.endpoint import Endpoint
 from ...propolis_api.connection.transport import open_websocket
 from .failure import MigrationFailed
 from .protocol import ConnectionLost, short_reason
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
 
 __all__ = ["OpenedConnection"]
 

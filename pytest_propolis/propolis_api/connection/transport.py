@@ -5,15 +5,16 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from types import TracebackType
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 from urllib.parse import urlencode
-
-from websockets.asyncio.client import ClientConnection, connect
 
 from .. import API_VERSION
 from .endpoint import Endpoint
 from .http import CONNECT_TIMEOUT_S, HttpClient
 from .sockets import connect as connect_socket
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
 
 __all__ = [
     "CLOSE_TIMEOUT_S",
@@ -53,6 +54,8 @@ async def open_websocket(
     :raises OSError: TimeoutError among them, when nothing answers.
     :raises websockets.exceptions.InvalidHandshake: when something else than the upgrade is answered.
     """
+    from websockets.asyncio.client import connect  # here, because most agents open none
+
     base = "ws" + endpoint.base_url.removeprefix("http").rstrip("/")
     uri = f"{base}{path}?{urlencode(query)}" if query else base + path
     options: dict[str, Any] = {

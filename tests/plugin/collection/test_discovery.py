@@ -107,3 +107,19 @@ def test_without_pytest_asyncio_the_run_says_what_is_missing(inner: InnerRun) ->
     result = inner.run("-p", "no:asyncio")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: *needs the plugin pytest-asyncio*"])
+
+
+WHILE_STARTING = """
+import sys
+
+async def test_it(propolis):
+    assert "pytest_propolis.vm.factory" not in sys.modules
+    await propolis.start_agent()
+    assert "pytest_propolis.vm.factory" in sys.modules
+    assert propolis.host.is_up
+"""
+
+
+def test_the_modules_for_vms_are_imported_while_the_agent_starts(inner: InnerRun) -> None:
+    inner.write(test_it=WHILE_STARTING)
+    inner.run("-p", "asyncio", "--asyncio-mode=auto").assert_outcomes(passed=1)
