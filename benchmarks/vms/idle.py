@@ -12,6 +12,7 @@ from ..common.process_time import cpu_s
 __all__ = ["measure"]
 
 BOUND = 0.01
+GUEST_BOUND = 0.003
 VMS = 8
 AT_ONCE = 2
 SECONDS = 20
@@ -27,7 +28,12 @@ def measure(options: Options) -> list[Figure]:
             bound=f"<= {BOUND:.0%}",
             met=agent <= BOUND,
         ),
-        Figure(name="meanwhile: all their QEMUs", measured=f"{guests:.1%} of a core"),
+        Figure(
+            name="meanwhile: the QEMU of each",
+            measured=f"{guests / VMS:.2%} of a core",
+            bound=f"<= {GUEST_BOUND:.1%}",
+            met=guests / VMS <= GUEST_BOUND,
+        ),
     ]
 
 
