@@ -50,6 +50,19 @@ def test_a_test_that_is_lost_with_its_hosts_still_goes_before_shorter_ones() -> 
     assert fleet.where("long") == ("h0",)
 
 
+def test_a_test_that_some_workers_crashed_with_still_goes_before_shorter_ones() -> None:
+    fleet = fleet_of(host(slots=1), workers=1)
+    fleet.add_tests(item("long", 300))
+    for _ in range(3):
+        fleet.decide()
+        fleet.lose_test(worker_of(fleet, "long"))
+    fleet.add_tests(*(item(f"test{n}", 1.0) for n in range(5)))
+    fleet.decide()
+    fleet.finish(worker_of(fleet, "test0"))  # shows how its module behaves
+    fleet.decide()
+    assert fleet.where("long") == ("h0",)
+
+
 def test_a_lost_test_that_may_not_run_again_does_not() -> None:
     fleet = fleet_of(host())
     fleet.add_tests(item("test"))

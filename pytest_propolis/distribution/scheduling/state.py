@@ -19,7 +19,7 @@ from .workers import Workers
 
 __all__ = ["RunState", "Running"]
 
-MOST_LOSSES: Final = 2
+MOST_LOSSES: Final = 4
 """A test that has been lost more often than that goes last: as the longest, it would let no other test run."""
 
 LAST: Final = Estimate(mean_s=0.0, rank_s=-1.0)
