@@ -13,7 +13,7 @@ from inner_run import InnerRun
 from propolis_command import COMMAND, propolis
 from terminal import on_terminal
 
-FAILS = "async def test_it(test_vm):\n    await test_vm.run('echo a line of before; false')\n"
+FAILS = "async def test_it(test_vm):\n    await test_vm.run('echo a line of before >/dev/ttyS0; false')\n"
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_vm_of_a_running_test_can_be_watched(inner: InnerRun) -> None:
 import asyncio, sys
 
 async def test_it(test_vm):
-    await test_vm.run("echo hello to who watches")
+    await test_vm.run("echo hello to who watches >/dev/ttyS0")
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", "from pytest_propolis.cli import main; main()", "console", test_vm.id,
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,

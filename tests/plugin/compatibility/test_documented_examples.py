@@ -55,7 +55,7 @@ def test_the_examples_of_the_readme_pass_but_for_the_one_that_shows_a_failure(in
 
 
 def test_the_examples_of_the_page_on_files_pass(inner: InnerRun) -> None:
-    put_and_get, error, progress, ports = blocks("docs/files.md")
+    put_and_get, error, progress = blocks("docs/files.md")
     inner.write(
         test_files_page=f"""
 import pytest
@@ -68,7 +68,7 @@ async def test_page(test_vm, vm_factory, tmp_path, monkeypatch):
     (tmp_path / "tests/data").mkdir(parents=True)
     (tmp_path / "tests/data/config.toml").write_text("")
     await vm.run("mkdir -p /etc /var/log; echo up >/var/log/messages")
-{textwrap.indent(put_and_get + error + progress + ports, "    ")}
+{textwrap.indent(put_and_get + error + progress, "    ")}
 """
     )
     inner.run().assert_outcomes(passed=1)
