@@ -12,7 +12,7 @@ import pytest
 from local_ports import LocalPorts, local_ports
 from local_pty import console_on
 
-from pytest_propolis.agent_api.guest_ports import SHELL_PORT
+from pytest_propolis.agent_api.guest_ports import SHELL_PORT, PortEnded
 from pytest_propolis.console.shell import Shell
 from pytest_propolis.console.shell_protocol import ended_mark, new_session
 from pytest_propolis.console.transports.port_line import PortLine
@@ -81,6 +81,28 @@ async def test_what_a_guest_has_not_read_when_it_migrates_it_reads_there_once(tm
         async with asyncio.timeout(20):
             while received != b"written here written there":
                 await asyncio.sleep(0)
+
+
+async def test_what_is_sent_when_the_port_has_just_been_closed_does_not_hide_what_was_taken(tmp_path: Path) -> None:
+    async with local_ports(tmp_path) as ports, console_on("dash", tmp_path):
+        stream = await ports.connect(SHELL_PORT)
+        await stream.send(b"taken")
+        port = ports.ports[SHELL_PORT]
+        async with asyncio.timeout(TIMEOUT_S):
+            while port.taken < 5:
+                await asyncio.sleep(0)
+            assert port.qemu_end.recv(5) == b"taken"
+            stream.pause_reading()  # as if this process had other things to do
+            port.close()
+            for _ in range(100):
+                await stream.send(b"late")
+                await asyncio.sleep(0)
+            stream.resume_reading()
+            await asyncio.wait([stream.ended])
+        end = PortEnded.told_by(stream.text)
+        assert end is not None
+        assert end.taken == 5
+        stream.abort()
 
 
 async def test_a_line_ends_with_its_console(tmp_path: Path) -> None:

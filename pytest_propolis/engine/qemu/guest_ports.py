@@ -214,6 +214,8 @@ class GuestPorts:
 
     def __init__(self, *, there: bool) -> None:
         self._ports = {f"port{number}": GuestPort() for number in range(1, PORT_COUNT + 1)} if there else {}
+        self.opened: set[str] = set()
+        """The devices that the guest has opened since its machine was last reset."""
 
     @property
     def fds(self) -> dict[str, int]:
@@ -228,6 +230,7 @@ class GuestPorts:
 
         The other ports are closed after each use. QEMU reports that up to a second later, when it may be in use again.
         """
+        self.opened.remove(device)
         port = self._ports.get(device)
         if port is not None and device == f"port{SHELL_PORT}" and port.on_closed_by_guest is not None:
             port.on_closed_by_guest()

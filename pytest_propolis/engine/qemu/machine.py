@@ -297,6 +297,10 @@ class Machine:
                     self.stopped_s = _time_s(event)
                 case {"event": "RESUME"}:
                     self.resumed_s = _time_s(event)
+                case {"event": "RESET"}:
+                    self.ports.opened.clear()
+                case {"event": "VSERPORT_CHANGE", "data": {"open": True, "id": str(port)}}:
+                    self.ports.opened.add(port)
                 case {"event": "VSERPORT_CHANGE", "data": {"open": False, "id": str(port)}}:
                     await self._close_port(port, number)
                 case {"event": "SHUTDOWN", "data": {"reason": "guest-reset"}}:
@@ -315,12 +319,13 @@ class Machine:
         self._on_event(GuestEvent.DISK_FAILED)
 
     async def _close_port(self, port: str, number: int) -> None:
-        """Tell that the guest has closed a port, unless a reset has.
+        """Tell that the guest has closed a port, unless a reset has: its event may come before this one or after it.
 
         :param number: the number of events received before it.
         """
         async with self._power:  # which a reset has until its event is here
-            if not any(later["event"] == "RESET" for later in self._listener.history[number:]):
+            is_reset = any(later["event"] == "RESET" for later in self._listener.history[number:])
+            if port in self.ports.opened and not is_reset:
                 self.ports.closed_by_guest(port)
 
     async def _reset_for_the_guest(self, number: int) -> None:

@@ -32,7 +32,7 @@ async def serve_guest_port(websocket: WebSocket, port: GuestPort) -> None:
         finally:
             port.on_closed_by_guest = None
             end = PortEnded(taken=max(0, port.taken - before), closed_by_guest=relay.closed_by_guest)
-            stream.close(GOING_AWAY, msgspec.json.encode(end).decode(), "the guest's port has ended")
+            await stream.close(GOING_AWAY, msgspec.json.encode(end).decode(), "the guest's port has ended")
 
 
 class _Relay:

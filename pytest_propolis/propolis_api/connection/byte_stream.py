@@ -22,6 +22,9 @@ __all__ = ["ByteStream", "StreamEnded", "StreamRefused", "open_byte_stream"]
 QUEUED_BYTES: Final = 1 << 20
 """How much may have come that nothing has read, before no more is read from the socket."""
 
+CLOSE_TIMEOUT_S: Final = 5.0
+"""How long the other side may take to read a close frame."""
+
 LARGE_BYTES: Final = 1 << 14
 HEAD_BYTES: Final = 1 << 16
 
@@ -69,6 +72,7 @@ class ByteStream(asyncio.Protocol):
         self._queue: deque[bytes] = deque()
         self._queued = 0
         self._reader: asyncio.Future[None] | None = None
+        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.text: str | None = None
         """The last text message."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -84,6 +88,8 @@ class ByteStream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()
+        if not self._lost.done():
+            self._lost.set_result(None)
 
     def pause_writing(self) -> None:
         self._writable = asyncio.get_running_loop().create_future()
@@ -162,13 +168,18 @@ class ByteStream(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def close(self, code: int, text: str, reason: str) -> None:
-        """Send a last text message and a close frame, and end the connection when they are sent."""
+    async def close(self, code: int, text: str, reason: str) -> None:
+        """Send a last text message and a close frame, and wait until the other side has ended the connection.
+
+        If this side did that, the other one could lose both: its system refuses what it writes then, and it stops
+        reading.
+        """
         self._write_frame(TEXT, text.encode())
         self._write_frame(CLOSE, code.to_bytes(2, "big") + reason.encode())
-        if self._transport is not None:
-            self._transport.close()
         self._end()
+        self.listen(lambda _data: None)
+        await asyncio.wait([self._lost], timeout=CLOSE_TIMEOUT_S)
+        self.abort()
 
     def abort(self) -> None:
         """End the connection; what waits to be sent is dropped."""
