@@ -183,7 +183,7 @@ def test_guest_ports_are_a_controller_and_its_ports_in_a_slot_of_their_own() -> 
     controller = devices.index("virtio-serial-pci,id=guest-ports,max_ports=12,bus=pci.0,addr=0x1e")
     ports = devices[controller + 1 :]
     assert len(ports) == 11
-    assert ports[0] == "virtserialport,bus=guest-ports.0,nr=1,chardev=port1,name=org.propolis.1"
+    assert ports[0] == "virtserialport,id=port1,bus=guest-ports.0,nr=1,chardev=port1,name=org.propolis.1"
     assert not any("virtio-serial" in device for device in values(spec_of(), "-device"))
     with pytest.raises(InvalidSpec, match="PCI slot 30 is taken by the guest ports"):
         words(spec_of(a=disk_part(device=30), **a_backend(file_part())), guest_ports=True)
