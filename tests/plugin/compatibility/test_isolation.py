@@ -213,7 +213,7 @@ NEED_DIRECTORIES = [
     "setup micro",
     "top",
 ]
-NEED_NONE = {"barrier", "baton", "durations", "kv", "lock", "node", "serve"}
+NEED_NONE = {"barrier", "baton", "durations", "join", "kv", "lock", "node", "serve"}
 """Commands that keep no files: they work without a home."""
 
 
