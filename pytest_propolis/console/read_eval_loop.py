@@ -98,7 +98,8 @@ done; done </dev/null >/dev/null 2>&1
 _CAREFUL_READ: Final = r"""@j() {
 @h=-
 command eval "IFS=\  command read -r @h @d" </proc/$$/task/$$/children
-case $@h$@d in '') return 1;; *[!0-9]*) return; esac
+case $@h in '') return 1;; *[!0-9]*) return; esac
+case $@d in ?*) return; esac
 { command read -r @d; command read -r @d; command read -r @d; } </proc/$@h/status
 case $@d in *Z*) return 1; esac
 }
