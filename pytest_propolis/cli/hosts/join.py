@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 
@@ -32,6 +33,8 @@ def join(*, address: str, token: str, name: str | None) -> None:
         host_and_port(address)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="ADDRESS") from None
+    # A command that ends with the run may be reaped when its pipes are closed: asyncio warns of its unknown status.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     asyncio.run(_join(Joiner(address, JoinToken.parse(token), name=name or socket.gethostname())))
 
 

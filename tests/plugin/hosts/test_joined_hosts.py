@@ -176,6 +176,10 @@ def test_a_machine_whose_run_is_killed_says_so_and_is_clean(inner: InnerRun, wai
         run.process.send_signal(signal.SIGKILL)
         machine.wait_until_clean(timeout_s=10.0)
         assert machine.output() == (0, "the run has ended\n")
+    deadline = time.monotonic() + TIMEOUT_S
+    while inner.leavings():
+        assert time.monotonic() < deadline, inner.leavings()
+        time.sleep(0.02)
 
 
 @pytest.mark.slow
