@@ -61,7 +61,7 @@ class VolumeCreated(msgspec.Struct, frozen=True, kw_only=True):
 class DownstairsListed(msgspec.Struct, frozen=True, kw_only=True):
     """One downstairs on the agent's host.
 
-    :param state: ``serving``, ``idle``, ``paused`` or ``dead``; ``running`` where its program alone knows more.
+    :param state: ``serving``, ``idle``, ``paused`` or ``dead``; ``running`` if only its program has more to report.
     :param path: its file, on that host; the directory of its region, if it is a program.
     :param generation: of the upstairs that had it last; 0 if it is a program.
     :param epoch: those of the highest have all writes; 0 if it is a program.

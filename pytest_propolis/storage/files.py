@@ -94,6 +94,14 @@ def open_log(path: Path) -> IO[bytes]:
     return log
 
 
+def last_lines(path: Path, count: int) -> list[str]:
+    """Return the last lines of a log; none if it cannot be read."""
+    try:
+        return path.read_text(errors="replace").splitlines()[-count:]
+    except OSError:
+        return []
+
+
 def remove(paths: Iterable[Path]) -> None:
     """Remove files, and directories with all their contents."""
     for path in paths:

@@ -13,20 +13,15 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from propolis_command import COMMAND
-from zfs_guest import BUILD, GuestExecutor, make_pool, zfs_program
+from zfs_guest import GuestExecutor, needs_zfs_guest, zfs_program
 
 from pytest_propolis import TestVm
-from pytest_propolis.session.run import Run
 from pytest_propolis.storage.forks.fork import ForkedImage, ForkRequest
 from pytest_propolis.storage.forks.zfs import ZfsProvider
-from pytest_propolis.storage.store import default_artifact_dir
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(
-        not (default_artifact_dir() / "derived" / BUILD.key / BUILD.disk).exists(),
-        reason="the guest with ZFS is not built: `python tests/support/zfs_guest.py` does it",
-    ),
+    needs_zfs_guest,
 ]
 
 IMAGE = Path("/tank/images/disk.raw")
@@ -45,16 +40,8 @@ for facts in json.loads(sys.argv[2]):
 """
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def guest(propolis: Run) -> AsyncIterator[TestVm]:
-    async with propolis.vm_factory() as factory:
-        vm = await factory.start("zfs", guest="debian-zfs", memory_mib=1536, boot="cold")
-        await make_pool(vm, "tank")
-        yield vm
-
-
 class DeadRuns:
-    """Runs whose agents died, and the command that collects what they left in the guest's pool."""
+    """Runs whose agents died, and the command that collects what they have left in the guest's pool."""
 
     def __init__(self, place: Path, program: Path) -> None:
         self._base = place / "propolis"

@@ -9,35 +9,22 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from zfs_guest import BUILD, GuestExecutor, make_pool
+from zfs_guest import GuestExecutor, needs_zfs_guest
 
 from pytest_propolis import TestVm
 from pytest_propolis.errors import ArtifactError, ConfigError, ResourceExhausted
-from pytest_propolis.session.run import Run
 from pytest_propolis.storage.forks import zfs
 from pytest_propolis.storage.forks.fork import ForkedImage, ForkRequest
 from pytest_propolis.storage.forks.zfs import ZfsProvider, remove_unused_snapshots
 from pytest_propolis.storage.programs import Finished
-from pytest_propolis.storage.store import default_artifact_dir
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(
-        not (default_artifact_dir() / "derived" / BUILD.key / BUILD.disk).exists(),
-        reason="the guest with ZFS is not built: `python tests/support/zfs_guest.py` does it",
-    ),
+    needs_zfs_guest,
 ]
 
 IMAGE = Path("/tank/images/disk.raw")
 VOLUME = Path("/dev/zvol/tank/vol")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def guest(propolis: Run) -> AsyncIterator[TestVm]:
-    async with propolis.vm_factory() as factory:
-        vm = await factory.start("zfs", guest="debian-zfs", memory_mib=1536, boot="cold")
-        await make_pool(vm, "tank")
-        yield vm
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -28,7 +28,7 @@ from pytest_propolis.storage.debian import DebianBuild
 from pytest_propolis.storage.programs import Finished
 from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
 
-__all__ = ["BUILD", "POOL_MIB", "DebianZfs", "GuestExecutor", "make_pool", "zfs_program"]
+__all__ = ["BUILD", "POOL_MIB", "DebianZfs", "GuestExecutor", "make_pool", "needs_zfs_guest", "zfs_program"]
 
 POOL_MIB: Final = 256
 COMMAND_TIMEOUT_S: Final = 120.0
@@ -59,6 +59,12 @@ BUILD: Final = DebianBuild(
     extra_hook=_COMPILE,
     disk_mib=4096,
     variant="-zfs",
+)
+
+
+needs_zfs_guest = pytest.mark.skipif(
+    not (default_artifact_dir() / "derived" / BUILD.key / BUILD.disk).exists(),
+    reason="the guest with ZFS is not built: `python tests/support/zfs_guest.py` does it",
 )
 
 

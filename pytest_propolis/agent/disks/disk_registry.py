@@ -20,6 +20,7 @@ from ..hypervisor import HypervisorFinder
 from ..servers.program_help import QCOW2, help_names
 from .disk_images import allowed_image_directories, is_to_be_converted, make_image, make_raw_copy
 from .disk_space import DiskSpace
+from .downstairs.kinds import downstairs_kind
 from .image_forks import OwnedFork, fork_of, require_fork
 from .raw_disks import fill_last_block, make_blank, raw_fork
 from .volumes import OwnedVolume, create_volume
@@ -144,12 +145,12 @@ class DiskRegistry:
         :raises CapabilityMissing: when the host lacks a program for it.
         :raises ResourceExhausted: when there is no space left.
         """
-        qemu = (await self._hypervisors.find()).qemu if request.program is None else None
+        kind = await downstairs_kind(request, self._hypervisors)
         owned = self._resources_of(client)
         writer = LedgerWriter(self._ledger, owned.writer.owner)
         volume = await create_volume(
             request,
-            qemu=qemu,
+            kind=kind,
             parent=self._space.directory(),
             writer=writer,
             client=client,

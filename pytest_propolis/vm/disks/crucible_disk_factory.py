@@ -118,8 +118,7 @@ class CrucibleDiskFactory:
         :raises ResourceExhausted: when there is no space for it.
         """
         self._check(name, size_mib, block_size)
-        if fat is not None:
-            _check_fat(name, block_size, has_image=image is not None)
+        _check_fat(name, block_size, fat, has_image=image is not None)
         if self._agent is None:
             self._agent = await self._host.client()
         there = None if image is None else await self._on_host(self._agent, name, image)
@@ -185,10 +184,12 @@ class CrucibleDiskFactory:
         return await self._agent.keep(Keep(resources=self.resources, reason=reason, ttl_s=ttl_s))
 
 
-def _check_fat(name: str, block_size: int, *, has_image: bool) -> None:
+def _check_fat(name: str, block_size: int, fat: FatDisk | None, *, has_image: bool) -> None:
     """
-    :raises ConfigError: when a disk cannot hold a FAT file system at first.
+    :raises ConfigError: when a disk cannot hold a FAT file system at first, and is to.
     """
+    if fat is None:
+        return
     if has_image:
         raise ConfigError(f"crucible disk {name!r} has an image and a FAT file system", hint="choose one of them")
     if block_size != SECTOR:

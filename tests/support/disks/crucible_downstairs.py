@@ -150,7 +150,7 @@ class _Served(Downstairs):
         return bound
 
     async def _promote(self, session: Any, request: Any) -> Answer:
-        # A key is what the upstairs encrypts with: the real program never hears of it.
+        # A key is what the upstairs encrypts with: the real program never receives it.
         self.region.key = request.key
         return await super()._promote(session, request)
 

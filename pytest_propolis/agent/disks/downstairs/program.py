@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from ...engine.volumes.downstairs import reserve_port
-from ...engine.volumes.storage_daemon import LOOPBACK
-from ...errors import AgentError, CapabilityMissing, HostError
-from ...operating_system.child import Child, ChildRecord, Journal, NoJournal, spawn
-from ...storage.files import open_log
-from ...storage.programs import run_program
+from ....agent_api.volumes import CreateVolume
+from ....engine.volumes.downstairs import reserve_port
+from ....engine.volumes.storage_daemon import LOOPBACK
+from ....errors import AgentError, ArtifactError, CapabilityMissing, HostError
+from ....ledger.writer import LedgerWriter
+from ....operating_system.child import Child, ChildRecord, Journal, NoJournal, spawn
+from ....storage.files import last_lines, open_log
+from ....storage.programs import executable_program, run_program
+from .kind import VolumeFacts, write_file
 
-__all__ = ["DownstairsProgram", "Region"]
+__all__ = ["DownstairsProgram", "DownstairsPrograms"]
 
 REPAIR_PORT_OFFSET: Final = 4000
 """A downstairs listens also at the port that is higher by so much, for others that repair themselves from it."""
@@ -34,7 +37,7 @@ LONGEST_PAUSE_S: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Region:
+class ProgramRegion:
     """A region, as ``crucible-downstairs create`` makes it.
 
     :param directory: holds it; must not exist yet.
@@ -64,7 +67,7 @@ class Region:
 class DownstairsProgram:
     """One replica that such a program keeps: its region and its process. Its address stays the same.
 
-    Which upstairs it serves is known to the program alone.
+    The program does not report which upstairs it serves.
 
     :param log_path: receives what it prints.
     """
@@ -73,7 +76,7 @@ class DownstairsProgram:
     epoch: Final = 0
     snapshots: Final[tuple[Path, ...]] = ()
 
-    def __init__(self, region: Region, *, program: Path, log_path: Path, journal: Journal) -> None:
+    def __init__(self, region: ProgramRegion, *, program: Path, log_path: Path, journal: Journal) -> None:
         self.region = region
         self.log_path = log_path
         self._program = program
@@ -230,14 +233,59 @@ class DownstairsProgram:
         self._record = NoJournal()
 
     def _last_line(self) -> str:
-        with contextlib.suppress(OSError, IndexError):
-            return self.log_path.read_text(errors="replace").splitlines()[-1]
-        return "it printed nothing"
+        return "".join(last_lines(self.log_path, 1)) or "it printed nothing"
 
     def _cannot_be_run(self, error: OSError) -> HostError:
         return HostError(
             f"{self._program} cannot be run: {error.strerror or error}", hint="correct --propolis-crucible-downstairs"
         )
+
+
+class DownstairsPrograms:
+    """The `DownstairsKind` that a real ``propolis-server`` needs.
+
+    :param program: has the command line of ``crucible-downstairs``.
+    """
+
+    def __init__(self, program: Path) -> None:
+        self._program = program
+
+    async def require_image(self, image: Path, image_format: str) -> None:
+        if image_format != "raw":
+            raise ArtifactError(
+                f"{image} is a {image_format} image, and the read-only parent of a crucible-downstairs is raw",
+                hint=f"convert it: qemu-img convert -O raw {image} {image.with_suffix('.raw')}",
+            )
+
+    async def image_size(self, image: Path, image_format: str) -> int:
+        return image.stat().st_size
+
+    def is_encrypted(self, request: CreateVolume) -> bool:
+        return request.contents is None  # what a program imports is not encrypted
+
+    async def make(self, volume: VolumeFacts, number: int, *, writer: LedgerWriter, blank: bool) -> DownstairsProgram:
+        request = volume.request
+        region = ProgramRegion(
+            id=volume.upstairs_id,
+            directory=volume.directory / f"region-{number}",
+            block_size=request.block_size,
+            extent_bytes=volume.extent_bytes,
+            size_bytes=volume.size_bytes,
+            is_encrypted=volume.key is not None,
+        )
+        contents = None
+        if request.contents is not None and not blank:
+            contents = volume.directory / "contents"
+            write_file(contents, request.contents, len(request.contents))
+        self._program = executable_program(self._program, volume.directory)
+        log_path = volume.directory / f"{number}.log"
+        downstairs = DownstairsProgram(region, program=self._program, log_path=log_path, journal=writer)
+        try:
+            await downstairs.create(contents)
+        except BaseException:
+            await downstairs.close()
+            raise
+        return downstairs
 
 
 async def _listens(port: int) -> bool:

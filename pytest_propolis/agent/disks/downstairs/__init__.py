@@ -1,0 +1,1 @@
+"""Kinds of downstairs, and the interface that volumes use."""
