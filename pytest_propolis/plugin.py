@@ -69,23 +69,28 @@ def pytest_configure(config: pytest.Config) -> None:
 
         shard_tests(config)
     if not is_worker(config) and not config.option.collectonly:
-        if settings.hosts is not None or settings.listen is not None:
-            from .session.joining import JoinedHosts
-
-            JoinedHosts.register(config, settings)
-        if settings.leases is not None:
-            from .distribution.leases.host_leases import HostLeases
-
-            config.pluginmanager.register(HostLeases(config, settings.leases), "propolis-leases")
-        if settings.write_durations is not None:
-            from .distribution.durations_recorder import DurationsRecorder
-
-            config.pluginmanager.register(DurationsRecorder(settings.write_durations), "propolis-durations")
-        from .distribution.status_activation import publish_status
-
-        publish_status(config)
+        _configure_run(config, settings)
     interruption = config.stash[INTERRUPTION] = interruption_for(config)
     config.add_cleanup(interruption.restore)
+
+
+def _configure_run(config: pytest.Config, settings: Settings) -> None:
+    """Register what a run has once, in the process that has the terminal."""
+    if settings.hosts is not None or settings.listen is not None:
+        from .session.joining import JoinedHosts
+
+        JoinedHosts.register(config, settings)
+    if settings.leases is not None:
+        from .distribution.leases.host_leases import HostLeases
+
+        config.pluginmanager.register(HostLeases(config, settings.leases), "propolis-leases")
+    if settings.write_durations is not None:
+        from .distribution.durations_recorder import DurationsRecorder
+
+        config.pluginmanager.register(DurationsRecorder(settings.write_durations), "propolis-durations")
+    from .distribution.status_activation import publish_status
+
+    publish_status(config)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
