@@ -23,10 +23,12 @@ class HostKind(NamedTuple):
     :param module: its function ``open_host(spec, settings, run_id)`` makes the host.
     :param connection_module: the module whose function ``open_connection(spec)`` connects commands to the host's
         machine; None if that is this machine.
+    :param joins: whether its machines connect to the run, which listens for them, and not the run to them.
     """
 
     module: str
     connection_module: str | None = None
+    joins: bool = False
 
     @property
     def is_elsewhere(self) -> bool:
@@ -38,7 +40,7 @@ HOST_KINDS: Final[Mapping[str, HostKind]] = MappingProxyType(
     {
         "local": HostKind("local"),
         "ssh": HostKind("ssh_host", connection_module="ssh.host_connection"),
-        "joined": HostKind("joined.host", connection_module="joined.host"),
+        "joined": HostKind("joined.host", connection_module="joined.host", joins=True),
     }
 )
 

@@ -24,6 +24,7 @@ from ..ledger.rendezvous import Rendezvous
 from ..operating_system.python_processes import original_popen, python_command, untraced
 from ..operating_system.registry import system
 from ..propolis_api.connection.sockets import socket_pair
+from ..storage.files import last_lines
 from .known_directories import note_base_directory
 from .lifeline import AgentNotRunning, Lifeline
 from .run_directory import make_private_directory
@@ -97,6 +98,7 @@ async def connect_or_launch(
         return Launched(socket=socket_path, lifeline=lifeline, agent=child.agent)
 
 
+LOG_LINES: Final = 15
 SPACE_HINT: Final = "free some space there, or set XDG_RUNTIME_DIR to another directory of your own"
 
 
@@ -233,7 +235,7 @@ def _start_failed(config: AgentConfig, how: str) -> AgentError | ResourceExhaust
     if not (space.f_bavail and space.f_favail):  # then there is no log either
         return ResourceExhausted(f"{base} cannot be used: {os.strerror(errno.ENOSPC)}", hint=SPACE_HINT)
     log = Path(config.directory) / LOG_NAME
-    tail = log.read_text(errors="replace").splitlines()[-15:] if log.exists() else []
+    tail = last_lines(log, LOG_LINES)
     return AgentError(
         "\n".join([f"the agent {how}; the end of its log:", *(f"  | {line}" for line in tail)]),
         hint="`propolis doctor` says what this machine lacks",

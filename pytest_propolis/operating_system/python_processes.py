@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -19,6 +21,7 @@ __all__ = [
     "installed_paths",
     "original_popen",
     "python_command",
+    "spawn_helper",
     "untraced",
     "write_python_script",
 ]
@@ -73,6 +76,33 @@ def original_popen() -> type[subprocess.Popen[bytes]]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return cast("type[subprocess.Popen[bytes]]", module.Popen)
+
+
+def spawn_helper(
+    module: str, *arguments: str, directory: Path, log_name: str, ready_fd: int
+) -> subprocess.Popen[bytes]:
+    """Start a module of this project as a process that a directory belongs to, and that logs into it.
+
+    The process holds a lock of the directory for as long as it lives.
+
+    :param ready_fd: the last argument: a descriptor that it inherits.
+    """
+    locked = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    log = os.open(directory / log_name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        return original_popen()(
+            [sys.executable, "-P", "-m", module, *arguments, str(ready_fd)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=[ready_fd, locked],
+            start_new_session=True,  # Ctrl-C on the terminal must not reach it
+            cwd="/",
+        )
+    finally:
+        os.close(log)
+        os.close(locked)
 
 
 def untraced(environment: Mapping[str, str]) -> dict[str, str]:

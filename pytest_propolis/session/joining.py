@@ -9,12 +9,13 @@ import pytest
 
 from ..errors import PropolisError, SettingsError
 from ..hosts.inventory.inventory import read_inventory
+from ..hosts.kinds import HOST_KINDS
 from ..option_values import host_and_port
 from ..settings import Settings
 
 __all__ = ["JoinedHosts"]
 
-KIND: Final = "joined"
+KINDS: Final = " or ".join(name for name, kind in HOST_KINDS.items() if kind.joins)
 
 
 class JoinedHosts:
@@ -41,14 +42,14 @@ class JoinedHosts:
         if settings.listen is None:
             if timeouts:
                 raise pytest.UsageError(
-                    f"{', '.join(timeouts)}: a host of the kind {KIND} joins a run that listens, and this one does "
+                    f"{', '.join(timeouts)}: a host of the kind {KINDS} joins a run that listens, and this one does "
                     "not: give --propolis-listen HOST:PORT, an address of this machine"
                 )
             return
         if not timeouts:
             raise pytest.UsageError(
                 f"--propolis-listen {settings.listen}: no host joins this run: an inventory (--propolis-hosts FILE) "
-                f'names it: [hosts.NAME] kind = "{KIND}"'
+                f'names it: [hosts.NAME] kind = "{KINDS}"'
             )
         config.pluginmanager.register(cls(config, settings.listen, timeouts), "propolis-joining")
 
@@ -73,7 +74,7 @@ def _timeouts(hosts: str | Path | None) -> dict[str, float]:
     """
     :raises SettingsError: when the inventory is wrong.
     """
-    specs = [spec for spec in read_inventory(hosts) if spec.kind == KIND] if isinstance(hosts, Path) else []
+    specs = [spec for spec in read_inventory(hosts) if HOST_KINDS[spec.kind].joins] if isinstance(hosts, Path) else []
     if not specs:
         return {}
     from ..hosts.joined.host import join_timeout_s

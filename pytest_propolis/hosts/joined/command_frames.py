@@ -191,7 +191,7 @@ class _RemoteCommand:
             for stream in (self.stdout, self.stderr):
                 stream.set_exception(ConnectionResetError("the connection of a command ended"))
             self._status.set_exception(ConnectionResetError("the connection of a command ended"))
-            self._status.exception()  # retrieved: it may interest nobody
+            self._status.exception()  # retrieved: it may not be awaited
         finally:
             writer.close()
 

@@ -1,4 +1,4 @@
-"""A machine that joins a run: one connection for control, and one for each stream that the run wants."""
+"""A machine that joins a run: one connection for control, and one for each stream that the run requests."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class Joiner:
         try:
             ends = await self._connect()
         except HostError:
-            return  # the run waits for it in vain, and says so
+            return  # the run's wait for it ends with an error
         try:
             send(ends[1], StreamOpened(stream=opened.stream))
             try:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import os
 import secrets
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Self
@@ -17,8 +15,9 @@ from typing import Final, Self
 import msgspec
 
 from ...errors import HostError
-from ...operating_system.python_processes import original_popen
+from ...operating_system.python_processes import spawn_helper
 from ...propolis_api.connection.sockets import socket_pair
+from ...storage.files import last_lines
 from ..run_directory import make_private_directory
 from ..ssh.link_client import link_base
 from .messages import LISTENER_VARIABLE, ListenConfig, ListenStarted
@@ -63,7 +62,13 @@ class RunListener:
         config = ListenConfig(address=address, port=port, hosts=dict(hosts), directory=str(directory))
         own_end, listener_end = socket_pair()
         with listener_end:
-            process = _spawn(config, listener_end.fileno())
+            process = spawn_helper(
+                f"{__package__}.listener",
+                msgspec.json.encode(config).decode(),
+                directory=directory,
+                log_name=LOG_NAME,
+                ready_fd=listener_end.fileno(),
+            )
         try:
             started = _started(own_end, directory)
         except BaseException:
@@ -95,26 +100,6 @@ class RunListener:
             shutil.rmtree(self._config.directory, ignore_errors=True)
 
 
-def _spawn(config: ListenConfig, ready_fd: int) -> subprocess.Popen[bytes]:
-    encoded = msgspec.json.encode(config).decode()
-    directory = os.open(config.directory, os.O_RDONLY | os.O_DIRECTORY)
-    log = os.open(Path(config.directory, LOG_NAME), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)  # inherited, and held for as long as the listener lives
-        return original_popen()(
-            [sys.executable, "-P", "-m", f"{__package__}.listener", encoded, str(ready_fd)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=[ready_fd, directory],
-            start_new_session=True,  # Ctrl-C on the terminal must not reach it
-            cwd="/",
-        )
-    finally:
-        os.close(log)
-        os.close(directory)
-
-
 def _started(own_end: socket.socket, directory: Path) -> ListenStarted:
     own_end.settimeout(START_TIMEOUT_S)
     try:
@@ -122,7 +107,7 @@ def _started(own_end: socket.socket, directory: Path) -> ListenStarted:
     except TimeoutError:
         raise HostError("the run's listener did not start", waited_s=START_TIMEOUT_S) from None
     if not line:
-        log = (directory / LOG_NAME).read_text(errors="replace").splitlines()[-LOG_LINES:]
+        log = last_lines(directory / LOG_NAME, LOG_LINES)
         raise HostError("\n".join(["the run's listener ended while it started:", *(f"  | {text}" for text in log)]))
     started = msgspec.json.decode(line, type=ListenStarted)
     if started.fault:

@@ -21,8 +21,7 @@ _TOKEN: Final = re.compile(r"([0-9a-f]{32})([0-9a-f]{64})")
 class JoinToken:
     """A secret of one run, with the hash of the certificate that the run made for itself.
 
-    The hash tells the machine that it speaks with the run, before it sends the secret, which tells the run that the
-    machine may join.
+    By the hash the machine recognizes the run, before it sends the secret, by which the run recognizes the machine.
     """
 
     secret: str = field(repr=False)

@@ -10,7 +10,6 @@ import secrets
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,8 @@ import msgspec
 
 from ...errors import HostError, HostLost
 from ...ledger.rendezvous import Rendezvous
+from ...operating_system.python_processes import spawn_helper
+from ...storage.files import last_lines
 from ..run_directory import base_directory, make_private_directory
 from .link_messages import (
     LINK_SOCKET,
@@ -43,6 +44,7 @@ ABANDONED_S: Final = 60.0
 EXPLAIN_S: Final = 1.0
 EXPLAIN_POLL_S: Final = 0.05
 LOG_NAME: Final = "link.log"
+LOG_LINES: Final = 15
 LINE_BYTES: Final = 64 << 20
 
 _children: Final[list[subprocess.Popen[bytes]]] = []
@@ -286,7 +288,13 @@ async def _start(config: LinkConfig) -> None:
     own_end.setblocking(False)
     with own_end:
         with link_end:
-            process = _spawn(config, link_end.fileno())
+            process = spawn_helper(
+                f"{__package__}.link",
+                msgspec.json.encode(config).decode(),
+                directory=directory,
+                log_name=LOG_NAME,
+                ready_fd=link_end.fileno(),
+            )
         try:
             async with asyncio.timeout(config.start_timeout_s):
                 line = await asyncio.get_running_loop().sock_recv(own_end, 1 << 16)
@@ -305,30 +313,11 @@ async def _start(config: LinkConfig) -> None:
 
 def _require_started(config: LinkConfig, line: bytes) -> None:
     if not line:
-        log = Path(config.directory, LOG_NAME).read_text(errors="replace").splitlines()[-15:]
+        log = last_lines(Path(config.directory, LOG_NAME), LOG_LINES)
         text = "\n".join([f"host {config.destination.name}: the link process ended:", *(f"  | {said}" for said in log)])
         raise HostError(text)
     if fault := msgspec.json.decode(line, type=LinkStarted).fault:
         raise fault.to_error()
-
-
-def _spawn(config: LinkConfig, ready_fd: int) -> subprocess.Popen[bytes]:
-    directory = os.open(config.directory, os.O_RDONLY | os.O_DIRECTORY)
-    log = os.open(Path(config.directory, LOG_NAME), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)  # for as long as the link lives, which inherits it
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", f"{__package__}.link", msgspec.json.encode(config).decode(), str(ready_fd)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=[ready_fd, directory],
-            start_new_session=True,  # Ctrl-C on the terminal must not reach it
-            cwd="/",
-        )
-    finally:
-        os.close(log)
-        os.close(directory)
 
 
 def remove_abandoned_links(base: Path, *, dry_run: bool = False) -> list[Path]:
