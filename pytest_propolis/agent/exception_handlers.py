@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import resource
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeAlias
 
@@ -14,7 +12,8 @@ from starlette.responses import Response
 from ..agent_api.messages import Fault
 from ..engine.server.app import encoded, error_response, http_error
 from ..engine.server.http_error import HttpError
-from ..errors import PropolisError, ResourceExhausted
+from ..errors import PropolisError
+from ..operating_system.open_files import too_many_open_files
 
 __all__ = ["EXCEPTION_HANDLERS"]
 
@@ -32,21 +31,9 @@ async def _refuse(_request: Request, refusal: Exception) -> Response:
 
 
 async def _system_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, OSError)
-    if error.errno == errno.EMFILE:
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        exhausted = ResourceExhausted(
-            f"the agent has as many open files as it may have: {limit}",
-            hint="raise the hard limit (`ulimit -Hn`), or run fewer VMs at once",
-        )
-    elif error.errno == errno.ENFILE:
-        exhausted = ResourceExhausted(
-            "the host has as many open files as it can have",
-            hint="raise the sysctl fs.file-max, or run fewer VMs at once",
-        )
-    else:
-        raise error
-    return encoded(Fault.of(exhausted), 422)
+    if exhausted := too_many_open_files(error):
+        return encoded(Fault.of(exhausted), 422)
+    raise error
 
 
 EXCEPTION_HANDLERS: Final[Mapping[type[Exception], Handler]] = {

@@ -7,7 +7,6 @@ import contextlib
 import io
 import logging
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -23,6 +22,7 @@ from ..ledger.disk_directories import remove_abandoned_disks
 from ..ledger.ledger import LEDGER_NAME, Ledger
 from ..ledger.reaper import reap
 from ..ledger.rendezvous import Rendezvous, remove_abandoned
+from ..operating_system.open_files import raise_open_files_limit
 from ..storage.eviction import evict
 from ..storage.store import template_directory
 from .app import AgentApp
@@ -32,7 +32,6 @@ from .http_server import http_server
 __all__ = ["run_agent"]
 
 FIRST_CLIENT_TIMEOUT_S: Final = 30.0
-OPEN_FILES: Final = 1 << 16
 TEMPLATE_AGE_S: Final = 30 * 86400.0
 TEMPLATE_BYTES: Final = 16 << 30
 
@@ -47,19 +46,11 @@ def run_agent(config: AgentConfig, *, ready_fd: int, parent_death_fd: int | None
     """
     directory = Path(config.directory)
     os.umask(0o077)
-    _allow_open_files()
+    raise_open_files_limit()
     logging.basicConfig(
         filename=directory / LOG_NAME, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     asyncio.run(_live(config, directory, ready_fd, parent_death_fd))
-
-
-def _allow_open_files() -> None:
-    """Raise the limit of open files, of which a VM takes some thirty: often it is 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def _live(config: AgentConfig, directory: Path, ready_fd: int, parent_death_fd: int | None) -> None:

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket
 
+from ...operating_system.open_files import too_many_open_files
 from ...propolis_api import (
     API_VERSION,
     InstanceEnsureRequest,
@@ -298,6 +299,8 @@ async def http_error(_request: Request, error: Exception) -> Response:
 async def _crash(request: Request, error: Exception) -> Response:
     logger.error("unexpected error", exc_info=error)
     message = f"unexpected error: {type(error).__name__}: {error}"
+    if exhausted := too_many_open_files(error):
+        message = f"{exhausted.message}; {exhausted.hint}"
     response = error_response(ErrorResponse(status=INTERNAL, error_code="Internal", message=message))
     _log_failure(request, response, "".join(traceback.format_exception(error)))
     return response

@@ -145,7 +145,7 @@ def only_region(volume: VolumeRequest) -> RegionRequest:
 
 def _require_address(target: str) -> None:
     """
-    :raises ValueError: when a target cannot be reached by what it says.
+    :raises ValueError: when a target is no address.
     """
     host, _, port = target.rpartition(":")
     is_ipv6 = host.startswith("[") and host.endswith("]")
