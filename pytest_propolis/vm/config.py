@@ -172,14 +172,13 @@ class VmConfig:
     def completed(self, settings: Settings) -> CompleteVmConfig:
         """With the settings for all that was not given."""
         return CompleteVmConfig(
-            config=self,
+            config=dataclasses.replace(self, channel=self.channel or settings.channel),
             guest=self.guest or settings.guest,
             cpus=self.cpus or settings.cpus,
             memory_mib=self.memory_mib or settings.memory_mib,
             boot=self.boot or settings.boot,
             boot_timeout_s=self.boot_timeout_s or settings.boot_timeout,
             server=self.server or settings.server,
-            channel=self.channel or settings.channel,
             boot_rom=self.boot_rom or settings.boot_rom,
         )
 
@@ -198,5 +197,4 @@ class CompleteVmConfig:
     boot: BootKind
     boot_timeout_s: float
     server: str | Path
-    channel: ChannelKind
     boot_rom: str | Path | None

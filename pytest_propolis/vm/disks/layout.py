@@ -11,7 +11,7 @@ from ...agent_api.boot_source import BootSource, DirectKernel, Firmware
 from ...agent_api.disks import CreateDisk
 from ...errors import ConfigError
 from ...guests.adapter import GuestAdapter
-from ...settings import ENGINE, ChannelKind
+from ...settings import ENGINE
 from ..config import BOOT_DISK, CompleteVmConfig, FirmwareKind, VmConfig
 from ..provisioning.guest_images import ReadyImage
 from .kinds import AttachedDisk, Disk
@@ -127,13 +127,13 @@ def placed(complete: CompleteVmConfig, guest: GuestAdapter) -> CompleteVmConfig:
     :raises ConfigError: when the devices do not fit on the bus.
     """
     config, boots_from_disk = complete.config, has_boot_disk(complete.config, guest)
-    if complete.channel == "auto" and guest.guest_ports and complete.server == ENGINE:
-        with contextlib.suppress(ConfigError):  # no room for the ports
-            over_port = dataclasses.replace(config, channel="port").with_slots(has_boot_disk=boots_from_disk)
-            return dataclasses.replace(complete, config=over_port, channel="port")
-    channel: ChannelKind = "port" if complete.channel == "port" else "console"
-    config = dataclasses.replace(config, channel=channel).with_slots(has_boot_disk=boots_from_disk)
-    return dataclasses.replace(complete, config=config, channel=channel)
+    if config.channel == "auto":
+        config = dataclasses.replace(config, channel="console")
+        if guest.guest_ports and complete.server == ENGINE:
+            with contextlib.suppress(ConfigError):  # no room for the ports
+                over_port = dataclasses.replace(config, channel="port").with_slots(has_boot_disk=boots_from_disk)
+                return dataclasses.replace(complete, config=over_port)
+    return dataclasses.replace(complete, config=config.with_slots(has_boot_disk=boots_from_disk))
 
 
 def boot_source_of(

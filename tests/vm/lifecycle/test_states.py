@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -15,7 +14,7 @@ import pytest_asyncio
 from raw_http import http
 from websockets.exceptions import ConnectionClosed
 
-from pytest_propolis.errors import ApiError, ConfigError, ConsoleClosed, ConsoleError, VmStateError
+from pytest_propolis.errors import ApiError, ConsoleClosed, ConsoleError
 from pytest_propolis.propolis_api import (
     FromMigration,
     FromSpec,
@@ -319,13 +318,6 @@ async def test_when_run_down_the_last_state_stays_readable_and_requests_answer_4
     assert (caught.value.status, caught.value.error_code) == (410, "NoInstance")
 
 
-async def test_a_state_that_cannot_come_any_more_is_not_waited_for(vm: TestVm) -> None:
-    await vm.launch()
-    await vm.stop()
-    with pytest.raises(VmStateError, match="Destroyed, and will not be Running any more"):
-        await vm.wait_for_state(InstanceState.RUNNING)
-
-
 async def test_a_server_can_be_used_again_and_counts_from_one(vm: TestVm) -> None:
     await vm.launch()
     await vm.stop()
@@ -376,28 +368,6 @@ async def test_a_qemu_that_is_killed_is_a_failed_vm_that_can_be_made_again(vm: T
 async def test_there_is_no_console_before_there_is_a_vm(unborn: TestVm) -> None:
     with pytest.raises(ConsoleError, match="there is no console yet"):
         await unborn.wait_for_serial_output("anything")
-
-
-async def test_a_state_is_waited_for_by_its_name(vm: TestVm) -> None:
-    await vm.launch()
-    await vm.wait_for_state("Running", timeout_s=60)
-
-
-@pytest.mark.parametrize(
-    ("state", "hint"),
-    [
-        ("Runing", "did you mean 'Running'?"),
-        ("running", "did you mean 'Running'?"),
-        (None, "it must be 'Creating' or"),
-        (5, "it must be 'Creating' or"),
-        (["Running"], "it must be 'Creating' or"),
-    ],
-)
-async def test_what_is_no_state_is_refused_at_once(vm: TestVm, state: Any, hint: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        await vm.wait_for_state(state)
-    assert f"the state to wait for is {state!r}" in caught.value.message
-    assert hint in (caught.value.hint or "")
 
 
 async def test_a_refused_vm_leaves_its_name_free(vm_factory: VmFactory) -> None:

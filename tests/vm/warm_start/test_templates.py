@@ -9,29 +9,19 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from artifact_stores import store_without_templates
 from mounts import as_root, mounted, tmpfs
+from own_agents import Factories, template_in
 from propolis_command import propolis
 
-from pytest_propolis.agent_api.templates import ForkVm
 from pytest_propolis.console.console import Console
 from pytest_propolis.errors import BootError, ResourceExhausted
 from pytest_propolis.guests.micro import Micro
-from pytest_propolis.guests.registry import GuestRegistry
-from pytest_propolis.hosts.local import LocalHost
-from pytest_propolis.hosts.run_directory import run_token
 from pytest_propolis.operating_system.figures import total_mib
-from pytest_propolis.propolis_api import InstanceState
-from pytest_propolis.propolis_api.client import PropolisClient
-from pytest_propolis.settings import ChannelKind, Settings
-from pytest_propolis.vm.factory import VmFactory
-from pytest_propolis.vm.instance_spec.builder import instance_properties
 
 pytestmark = pytest.mark.requires(server="engine")
 
@@ -81,48 +71,8 @@ class Late(Micro):
 
 
 @pytest.fixture
-def lines() -> list[str]:
-    """Return the lines of progress."""
-    return []
-
-
-@pytest.fixture
-def artifact_dir(tmp_path: Path) -> Path:
-    return store_without_templates(tmp_path / "artifacts")
-
-
-Factories = Callable[..., AbstractAsyncContextManager[VmFactory]]
-
-
-@pytest.fixture
-def factories(artifact_dir: Path, tmp_path: Path, lines: list[str]) -> Factories:
-    """Factories on agents of their own, as of separate runs."""
-
-    @contextlib.asynccontextmanager
-    async def make(name: str, *, standby: int = 0) -> AsyncIterator[VmFactory]:
-        settings = Settings(artifact_dir=artifact_dir, standby=standby)
-        host = LocalHost(settings, run_id=run_token(None))
-        try:
-            async with VmFactory.on(
-                [host],
-                settings=settings,
-                guests=GuestRegistry([NotQuiet(), NeverUp(), NothingRuns(), LongWinded(), Late()]),
-                group=name,
-                log_dir=tmp_path / name,
-                progress=lines.append,
-                made=lambda vm: None,
-                artifact=lambda name: None,
-            ) as factory:
-                yield factory
-        finally:
-            host.close()
-
-    return make
-
-
-def template(artifact_dir: Path) -> Path:
-    (place,) = (artifact_dir / "templates" / "derived").iterdir()
-    return place
+def more_guests() -> list[Micro]:
+    return [NotQuiet(), NeverUp(), NothingRuns(), LongWinded(), Late()]
 
 
 async def test_a_template_is_made_once_for_runs_at_the_same_time(factories: Factories, lines: list[str]) -> None:
@@ -146,7 +96,7 @@ async def test_a_damaged_template_is_made_anew(
 ) -> None:
     async with factories("first") as factory:
         await factory.start("vm", **MICRO)
-    path = template(artifact_dir) / file
+    path = template_in(artifact_dir) / file
     with path.open("r+b") as stream:
         stream.seek(path.stat().st_size // 2)
         stream.write(b"damage" * 100)
@@ -179,7 +129,7 @@ async def test_a_template_stays_while_there_are_forks_which_can_migrate_and_be_r
     async with factories("run") as factory:
         vm = await factory.start("vm", **MICRO)  # no disk of a fork is an overlay on the template
         assert vm.boot_kind == "warm"
-        place = template(artifact_dir)
+        place = template_in(artifact_dir)
         assert await collect_templates() == "nothing to remove\n"
         successor = await factory.successor(vm)
         await successor.migrate_from(vm)
@@ -315,50 +265,6 @@ async def test_a_template_that_another_qemu_made_is_not_taken(
     assert len(list((artifact_dir / "templates" / "derived").iterdir())) == 2
 
 
-@pytest.mark.parametrize("channel", [pytest.param("console", marks=pytest.mark.slow), "port"])
-async def test_a_fork_that_stood_by_is_like_any_other(factories: Factories, channel: ChannelKind) -> None:
-    async with factories("run", standby=1) as factory:
-        micro = {**MICRO, "channel": channel}
-        first = await factory.start("first", **micro)
-        assert "exec" in first.phases.took_s
-        seeds = [await first.run("cat /proc/sys/kernel/random/uuid")]
-        for number in range(50):
-            vm = await factory.start(f"vm{number}", **micro)
-            seeds.append(await vm.run("cat /proc/sys/kernel/random/uuid"))
-            if "exec" not in vm.phases.took_s:
-                break
-            await vm.aclose()
-        else:
-            pytest.fail("none stood by")
-        assert len(set(seeds)) == len(seeds)
-        assert await vm.run("hostname") == vm.name
-        assert vm.console_tail()[-1:] == (vm.name,)
-
-
-@pytest.mark.slow
-async def test_who_has_a_fork_run_need_not_wake_it_if_it_stood_by(factories: Factories, artifact_dir: Path) -> None:
-    async with factories("run", standby=1) as factory:
-        agent = factory.agent
-        vm = await factory.start("vm", **MICRO)
-        key = template(artifact_dir).name
-        properties = instance_properties("asked")
-        for number in range(50):
-            request = ForkVm(
-                template=key, name=f"asked{number}", group="run", log_path="/dev/null", run=properties, typed="hello"
-            )
-            forked = await agent.fork_vm(request)
-            async with PropolisClient(agent.endpoint(forked.path)) as client:
-                seen = (await client.instance_get()).instance
-            assert seen.properties == properties
-            assert seen.state is not InstanceState.FAILED
-            await agent.remove_vm(forked.id)
-            if forked.typed and not forked.took_s:
-                break
-        else:
-            pytest.fail("none stood by")
-        assert await vm.run("hostname") == "vm"
-
-
 @pytest.mark.slow
 async def test_a_fork_that_hears_late_what_time_it_is_is_told_again(
     factories: Factories, monkeypatch: pytest.MonkeyPatch
@@ -371,33 +277,6 @@ async def test_a_fork_that_hears_late_what_time_it_is_is_told_again(
         before_s = int(time.time())
         assert before_s - 1 <= int(await vm.run("date +%s")) <= time.time() + 1
         assert await vm.run("hostname") == "second"
-
-
-@pytest.mark.slow
-async def test_what_stands_by_is_kept_from_the_processor(factories: Factories) -> None:
-    async with factories("run", standby=1) as factory:
-        await factory.start("vm", **MICRO)
-        agent = (await factory.agent.info()).pid
-        async with asyncio.timeout(60):
-            while "T" not in _states_of_children(agent):
-                await factory.agent.info()
-
-
-def _states_of_children(pid: int) -> list[str]:
-    states = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            state, parent, *_ = (process / "stat").read_text().rpartition(")")[2].split()
-            if int(parent) == pid:
-                states.append(state)
-    return states
-
-
-@pytest.mark.slow
-async def test_no_fork_stands_by_where_none_is_wanted(factories: Factories) -> None:
-    async with factories("run", standby=0) as factory:
-        for number in range(3):
-            assert "exec" in (await factory.start(f"vm{number}", **MICRO)).phases.took_s
 
 
 async def test_a_vm_that_finds_no_memory_waits_for_another_to_end(factories: Factories, lines: list[str]) -> None:
