@@ -26,7 +26,16 @@ def test_the_agent_takes_as_many_open_files_as_the_system_allows(inner: InnerRun
     inner.run("--propolis-standby", "0").assert_outcomes(passed=1)
 
 
+COLD_VMS = """
+async def test_vms(vm_factory):
+    for number in range(6):
+        vm = await vm_factory.create(f"vm-{number}", memory_mib=128, cpus=1)
+        await vm.launch()
+"""
+
+
 @pytest.mark.requires(server="engine")
-def test_too_few_open_files_are_an_error_that_names_the_limit(inner: InnerRun) -> None:
-    inner.write(conftest=CONFTEST.format(soft=150, hard=150), test_vms=VMS)
-    inner.fails_with("*open files*", arguments=("--propolis-standby", "0"))
+@pytest.mark.parametrize("vms", [VMS, COLD_VMS], ids=["forks", "boots"])
+def test_too_few_open_files_are_an_error_that_names_the_limit(inner: InnerRun, vms: str) -> None:
+    inner.write(conftest=CONFTEST.format(soft=150, hard=150), test_vms=vms)
+    inner.fails_with("*open files as it may have: 150*", arguments=("--propolis-standby", "0"))
