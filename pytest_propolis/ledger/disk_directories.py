@@ -19,6 +19,7 @@ import msgspec
 from ..errors import PropolisError
 from .identity import ProcessIdentity
 from .removal import empty, open_no_link, require_unmounted
+from .survey import run_directories
 
 __all__ = ["OWNER_NAME", "DiskOwner", "abandoned", "directories_of", "remove_abandoned_disks", "write_owner"]
 
@@ -54,15 +55,15 @@ def write_owner(directory: Path, run_directory: Path) -> None:
 
 def directories_of(base: Path, run: str) -> list[Path]:
     """Return the disk directories below `base` that belong to agents of the run."""
-    return sorted(base.glob(f"{run}-*"))
+    return [directory for directory in run_directories(base) if directory.name.startswith(f"{run}-")]
 
 
 def abandoned(base: Path) -> Iterator[Path]:
     """Return this user's disk directories below `base` whose agent and ledger are gone."""
-    for directory in sorted(base.glob("*-*")):
+    for directory in run_directories(base):
         with contextlib.suppress(FileNotFoundError):  # its agent has removed it meanwhile
             found = directory.lstat()
-            if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+            if "-" in directory.name and stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
                 owner = _owner(directory)
                 is_new = owner is None and time.time() - found.st_mtime < STARTING_S
                 if owner.is_gone if owner else not (is_new or any(directory.iterdir())):

@@ -37,7 +37,10 @@ def survey(base: Path) -> tuple[RunSurvey, ...]:
 
 
 def run_directories(base: Path) -> list[Path]:
-    """Return the directories below `base`, sorted by name; empty if it does not exist. Skip symbolic links."""
+    """Return the directories below `base`, sorted by name; empty if it does not exist. Skip symbolic links.
+
+    `Path.glob` raises when another process removes `base` meanwhile.
+    """
     try:
         with os.scandir(base) as found:
             return sorted(base.absolute() / item.name for item in found if item.is_dir(follow_symlinks=False))

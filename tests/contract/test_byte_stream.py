@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from pathlib import Path
@@ -101,4 +102,21 @@ async def test_a_late_listener_gets_what_came_before(tmp_path: Path) -> None:
         seen = bytearray()
         stream.listen(seen.extend)
         assert seen == b"queued"
+        stream.abort()
+
+
+async def test_a_stream_that_has_ended_after_its_close_frame_can_be_aborted() -> None:
+    """The close frame came while data waited to be sent; asyncio's own abort of such a connection raises."""
+    here, there = socket.socketpair()
+    with there:
+        stream = ByteStream(is_client=True)
+        await asyncio.get_running_loop().create_connection(lambda: stream, sock=here)
+        stream.write(bytes(10_000_000))
+        there.sendall(Frame(Opcode.CLOSE, b"").serialize(mask=False))
+        await stream.ended
+        there.setblocking(False)
+        while not stream._lost.done():
+            with contextlib.suppress(BlockingIOError):
+                there.recv(1 << 20)
+            await asyncio.sleep(0)
         stream.abort()

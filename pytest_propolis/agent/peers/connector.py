@@ -11,7 +11,7 @@ from typing import Final
 from ...errors import AgentError
 from ...propolis_api.connection.endpoint import Endpoint
 from ...propolis_api.connection.http import HttpClient
-from ...propolis_api.connection.sockets import connect, reason_of
+from ...propolis_api.connection.sockets import abort, connect, reason_of
 from .limits import BUFFER_BYTES, detect_loss
 
 __all__ = ["PeerConnector"]
@@ -79,7 +79,7 @@ class PeerConnector:
                 await _relay((reader, writer), await self._connect())
         finally:
             self._work.discard(task)
-            writer.transport.abort()
+            abort(writer.transport)
 
     async def _connect(self) -> Ends:
         connection = await connect(self._endpoint, timeout_s=CONNECT_TIMEOUT_S)
@@ -106,7 +106,7 @@ async def _relay(one: Ends, other: Ends) -> None:
         await asyncio.gather(*directions, return_exceptions=True)
         for _, writer in (one, other):
             writer.close()
-        other[1].transport.abort()
+        abort(other[1].transport)
 
 
 async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 from ...agent.peers.limits import detect_loss
 from ...errors import HostError
 from ...propolis_api.connection.endpoint import Endpoint
-from ...propolis_api.connection.sockets import connect, reason_of
+from ...propolis_api.connection.sockets import abort, connect, reason_of
 from .command_frames import serve_command
 from .messages import (
     LINE_BYTES,
@@ -74,7 +74,7 @@ class Joiner:
             joined()
             await self._obey(reader, writer, silence_s)
         finally:
-            writer.transport.abort()
+            abort(writer.transport)
             await self._work.end()
 
     async def _connect(self) -> Ends:
@@ -97,7 +97,7 @@ class Joiner:
                 hint="the address is that of pytest's option --propolis-listen, and must be reached from this machine",
             ) from None
         if not self._token.is_of(writer.get_extra_info("ssl_object").getpeercert(binary_form=True)):
-            writer.transport.abort()
+            abort(writer.transport)
             raise HostError(
                 f"what answers at {self._address} is not the run of this token",
                 hint="each run has its own: copy the command that it showed",
@@ -150,7 +150,7 @@ class Joiner:
             ends[1].close()
             await ends[1].wait_closed()
         finally:
-            ends[1].transport.abort()
+            abort(ends[1].transport)
 
     async def _serve_order(self, opened: OpenStream, ends: Ends) -> None:
         match opened.order:
@@ -201,7 +201,7 @@ class Joiner:
         except HostError:
             pass  # the run is about to be lost
         finally:
-            client[1].transport.abort()
+            abort(client[1].transport)
 
 
 def _reason(error: OSError | ValueError) -> str:

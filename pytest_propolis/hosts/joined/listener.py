@@ -26,7 +26,7 @@ import msgspec
 from ...agent.peers.limits import detect_loss
 from ...agent_api.messages import Fault
 from ...errors import CapabilityMissing, HostError, PropolisError
-from ...propolis_api.connection.sockets import reason_of
+from ...propolis_api.connection.sockets import abort, reason_of
 from .machines import Machine, Machines
 from .messages import (
     LINE_BYTES,
@@ -101,7 +101,7 @@ class Listener:
                 await relay(ends, await _connect(target))
             writer.close()
         except BaseException:
-            writer.transport.abort()
+            abort(writer.transport)
             raise
 
     async def _serve_link(self, ends: Ends) -> None:
@@ -115,7 +115,7 @@ class Listener:
                 await self._stream(request, ends)
             writer.close()
         except BaseException:
-            writer.transport.abort()
+            abort(writer.transport)
             raise
         finally:
             self._links -= 1

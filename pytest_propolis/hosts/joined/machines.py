@@ -10,6 +10,7 @@ from typing import Final
 
 from ...agent_api.messages import Fault
 from ...errors import HostError
+from ...propolis_api.connection.sockets import abort
 from .messages import Accepted, Hello, JoinerMessage, OpenStream, Ping, Refused, RunEnded
 from .streams import Ends, receive, send
 from .tokens import JoinToken
@@ -60,7 +61,7 @@ class Machine:
             self._quiet_s += HEARTBEAT_S
             if self._quiet_s > silence_s:
                 self._lose(f"nothing was heard from it for {silence_s:g} s")
-                self._ends[1].transport.abort()
+                abort(self._ends[1].transport)
                 return
 
 

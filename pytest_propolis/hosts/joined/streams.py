@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from ...agent.peers.limits import BUFFER_BYTES
+from ...propolis_api.connection.sockets import abort
 
 __all__ = ["CHUNK_BYTES", "Ends", "Work", "receive", "relay", "send"]
 
@@ -81,7 +82,7 @@ async def relay(one: Ends, other: Ends) -> None:
             direction.cancel()
         await asyncio.gather(*directions, return_exceptions=True)
         for _, writer in (one, other):
-            writer.transport.abort()
+            abort(writer.transport)
 
 
 async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar, Final, Self
 
 from ...errors import HostError
+from ...propolis_api.connection.sockets import abort
 from ..ssh.transport.transport import Channel
 from .command_frames import channel_on
 from .messages import (
@@ -60,13 +61,13 @@ class JoinTransport:
             send(watch[1], WatchRequest(host=destination.name))
             watched: Watched = await receive(watch[0], Watched)
         except (OSError, EOFError):
-            watch[1].transport.abort()
+            abort(watch[1].transport)
             raise _run_is_over(destination) from None
         except BaseException:
-            watch[1].transport.abort()
+            abort(watch[1].transport)
             raise
         if watched.fault:
-            watch[1].transport.abort()
+            abort(watch[1].transport)
             raise watched.fault.to_error()
         return cls(destination, watch)
 
@@ -101,7 +102,7 @@ class JoinTransport:
         for server in self._servers:
             server.close()
         for writer in (*self._streams, self._watch[1]):
-            writer.transport.abort()
+            abort(writer.transport)
 
     def _forwarder(self, order: SocketOrder | PortOrder) -> partial[None]:
         return partial(self._accept, order)
@@ -116,7 +117,7 @@ class JoinTransport:
         except HostError:
             pass  # the client finds that nothing answers
         finally:
-            client[1].transport.abort()
+            abort(client[1].transport)
 
     async def _open(self, order: Order, target: ForwardTarget | None = None) -> tuple[OpenOutcome, Ends]:
         """Open a stream.
@@ -130,7 +131,7 @@ class JoinTransport:
             if outcome.error is not None:
                 raise HostError(f"host {self._destination.name}: it cannot do what it is asked: {outcome.error}")
         except BaseException:
-            ends[1].transport.abort()
+            abort(ends[1].transport)
             raise
         self._streams = [writer for writer in self._streams if not writer.is_closing()]
         self._streams.append(ends[1])

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from .endpoint import Endpoint
-from .sockets import connect
+from .sockets import abort, connect
 from .transport import CONNECT_TIMEOUT_S, VERSION_HEADERS
 
 __all__ = ["ByteStream", "StreamEnded", "StreamRefused", "open_byte_stream"]
@@ -184,7 +184,7 @@ class ByteStream(asyncio.Protocol):
     def abort(self) -> None:
         """End the connection; what waits to be sent is dropped."""
         if self._transport is not None:
-            self._transport.abort()
+            abort(self._transport)
         self._end()
 
     def _begin_frame(self, data: bytes, start: int) -> int:
@@ -322,7 +322,7 @@ async def open_byte_stream(endpoint: Endpoint, path: str) -> ByteStream:
         if status != 101:
             raise StreamRefused(status)
     except BaseException:
-        transport.abort()
+        abort(transport)
         raise
     stream = ByteStream(is_client=True)
     stream.connection_made(transport)

@@ -11,6 +11,7 @@ from typing import Final, cast
 from .endpoint import Endpoint
 
 __all__ = [
+    "abort",
     "address_of",
     "connect",
     "connect_blocking",
@@ -130,6 +131,16 @@ def address_of(listener: socket.socket) -> str:
     """Return IP address and port of a TCP socket, as Rust writes a ``SocketAddr``: ``127.0.0.1:80``, ``[::1]:80``."""
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def abort(transport: asyncio.WriteTransport) -> None:
+    """End a connection at once, without sending what waits. No effect if it has ended.
+
+    asyncio's own method raises AttributeError when the connection was closed while data waited, and has ended since.
+    """
+    has_tls = transport.get_extra_info("sslcontext") is not None  # its end takes a round trip after it was closed
+    if has_tls or not transport.is_closing() or transport.get_write_buffer_size():
+        transport.abort()
 
 
 def reason_of(error: OSError) -> str:
