@@ -43,31 +43,34 @@ async def make_bundle(python: HostPython, *, cache: Path) -> Bundle:
     :raises HostError: when a distribution is not to be had for that Python.
     """
     names = needed_distributions(python)
+    archive = next((path for path in PACKAGE.parents if path.is_file()), None)  # of a zip application
+    files, zips = ([], [archive]) if archive else (list(_project_files()), [])
     if python.runs_files_of(this_python()):
-        files = [*_project_files(), *installed_files(names)]
-        return await asyncio.to_thread(_cached, files, [], cache)
-    key = hashlib.sha256(repr((python.version[:2], python.machine, python.libc, names)).encode()).hexdigest()[:16]
-    wheels = await download(names, python, cache / "wheels" / key)
-    return await asyncio.to_thread(_cached, list(_project_files()), wheels, cache)
+        files += [(name, path) for name, path in installed_files(names) if archive not in path.parents]
+    else:
+        key = hashlib.sha256(repr((python.version[:2], python.machine, python.libc, names)).encode()).hexdigest()[:16]
+        zips += await download(names, python, cache / "wheels" / key)
+    return await asyncio.to_thread(_cached, files, zips, cache)
 
 
 def _project_files() -> Iterator[tuple[str, Path]]:
-    """Return this project's files, wherever it is imported from: an editable installation lists none of them."""
+    """Yield this project's files, wherever it is imported from: an editable installation lists none of them."""
     for path in PACKAGE.rglob("*"):
         if path.is_file() and path.suffix != ".pyc":
             yield str(path.relative_to(PACKAGE.parent)), path
 
 
-def _cached(files: list[tuple[str, Path]], wheels: list[Path], cache: Path) -> Bundle:
+def _cached(files: list[tuple[str, Path]], zips: list[Path], cache: Path) -> Bundle:
     """Return the bundle of these files, which is packed again only if one of them has changed."""
-    stats = [(name, found.st_size, found.st_mtime_ns) for name, path in files if (found := path.stat())]
-    state = repr((sorted(stats), [wheel.name for wheel in wheels], _project_metadata()))
+    found = [*files, *((path.name, path) for path in zips)]
+    stats = sorted((name, path.stat().st_size, path.stat().st_mtime_ns) for name, path in found)
+    state = repr((stats, _project_metadata()))
     path = cache / "bundles" / f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.zip"
     try:
         data = path.read_bytes()
         os.utime(path)
     except FileNotFoundError:
-        data = _pack(files, wheels)
+        data = _pack(files, zips)
         _store(path, data)
     return Bundle(sha256=hashlib.sha256(data).hexdigest(), data=data)
 
@@ -83,10 +86,10 @@ def _store(path: Path, data: bytes) -> None:
             old.unlink()
 
 
-def _pack(files: Iterable[tuple[str, Path]], wheels: Iterable[Path]) -> bytes:
+def _pack(files: Iterable[tuple[str, Path]], zips: Iterable[Path]) -> bytes:
     contents = {name: path.read_bytes() for name, path in files}
-    for wheel in wheels:
-        with zipfile.ZipFile(wheel) as archive:
+    for path in zips:
+        with zipfile.ZipFile(path) as archive:
             contents.update((name, archive.read(name)) for name in archive.namelist() if not name.endswith("/"))
     version = metadata.version(PROJECT)
     contents[f"pytest_propolis-{version}.dist-info/METADATA"] = _project_metadata().encode()

@@ -15,6 +15,7 @@ import pytest
 from packaging.markers import Marker
 
 from pytest_propolis.errors import HostError
+from pytest_propolis.hosts.ssh import bundle
 from pytest_propolis.hosts.ssh.bundle import make_bundle
 from pytest_propolis.hosts.ssh.distributions import (
     HostPython,
@@ -42,12 +43,30 @@ async def test_one_process_may_make_the_same_bundle_several_times_at_once(tmp_pa
 
 
 async def test_an_agent_can_be_imported_from_a_bundle_and_from_nothing_else(tmp_path: Path) -> None:
-    bundle = await make_bundle(this_python(), cache=tmp_path / "cache")
-    zipfile.ZipFile(io.BytesIO(bundle.data)).extractall(tmp_path / "unpacked")
+    made = await make_bundle(this_python(), cache=tmp_path / "cache")
+    zipfile.ZipFile(io.BytesIO(made.data)).extractall(tmp_path / "unpacked")
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'unpacked')!r}); import pytest_propolis.agent.process; "
         "from importlib.metadata import version; print(version('pytest-propolis'))"
     )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_bundle_of_a_zip_application(tmp_path: Path) -> None:
+    archive = tmp_path / "app.pyz"
+    package = Path(bundle.__file__).parents[2]
+    with zipfile.ZipFile(archive, "w") as packed:
+        for path in package.rglob("*.py"):
+            packed.write(path, path.relative_to(package.parent))
+    program = (
+        f"import asyncio, io, sys, zipfile; sys.path.insert(0, {str(archive)!r}); from pathlib import Path; "
+        "from pytest_propolis.hosts.ssh import bundle, distributions; assert 'app.pyz' in bundle.__file__; "
+        f"made = asyncio.run(bundle.make_bundle(distributions.this_python(), cache=Path({str(tmp_path)!r}))); "
+        f"zipfile.ZipFile(io.BytesIO(made.data)).extractall({str(tmp_path / 'unpacked')!r})"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    program = f"import sys; sys.path.insert(0, {str(tmp_path / 'unpacked')!r}); import pytest_propolis.agent.process"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
