@@ -1,4 +1,4 @@
-"""A fork by hand: QEMU, its monitor and the serial line over raw sockets, from a template that the project has made."""
+"""A fork by hand: QEMU, its monitor and its shell over raw sockets, from a template that the project has made."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
+from pytest_propolis.agent_api.guest_ports import PORT_COUNT, SHELL_PORT
 from pytest_propolis.agent_api.template_layout import STATE_FILE, blank_file, disk_file
-from pytest_propolis.console.shell_protocol import new_nonce
+from pytest_propolis.console.shell_protocol import typed_command
+from pytest_propolis.console.transports.port_loop import typed_command_for_port
 from pytest_propolis.engine.templates.template import Template, with_disks_in
 from pytest_propolis.guests.fork_identity import await_identity_command, identity_command
 from pytest_propolis.storage.store import template_directory
@@ -59,12 +61,16 @@ class BareFork:
             tag="bare",
             generation=uuid4(),
         )
+        # The guest's shell is at the end of the line: of a guest port, or of the serial port.
+        shell = f"port{SHELL_PORT}" if self._template.guest_ports else "com1"
+        others = [f"port{number}" for number in range(1, PORT_COUNT + 1)] if self._template.guest_ports else []
+        devices = [argument for name in ("com1", "com2", *others) if name != shell for argument in _null(name)]
         fds = (line.fileno(), monitor.fileno())
         with line, monitor:
             self._process = subprocess.Popen(
                 [
                     *("setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64", *arguments),
-                    *("-chardev", f"socket,id=com1,fd={fds[0]}", "-chardev", "null,id=com2"),
+                    *("-chardev", f"socket,id={shell},fd={fds[0]}", *devices),
                     *("-chardev", f"socket,id=mon,fd={fds[1]}"),
                     *("-mon", "chardev=mon,mode=control", "-incoming", "defer"),
                 ],
@@ -90,9 +96,9 @@ class BareFork:
         self._execute("stop")
 
     def run(self, command: str) -> None:
-        nonce = new_nonce().encode()
-        self._line.sendall(b"%b 0 %b\n" % (nonce, command.encode()))
-        while b"\x1e%b\x030\x04" % nonce not in self._received:
+        typed = (typed_command_for_port if self._template.guest_ports else typed_command)(command)
+        self._line.sendall(typed.text.encode())
+        while typed.succeeded.encode() not in self._received:
             self._received += self._line.recv(1 << 16)
 
     def assign_identity(self, name: str, *, again: bool = False) -> None:
@@ -119,6 +125,10 @@ async def place_of_template(harness: Harness, guest: str) -> Path:
     await vm.aclose()
     (key,) = harness.host.templates.values()
     return template_directory(None) / "derived" / key
+
+
+def _null(name: str) -> tuple[str, str]:
+    return "-chardev", f"null,id={name}"
 
 
 def _command(name: str, **arguments: Any) -> dict[str, Any]:

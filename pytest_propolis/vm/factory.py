@@ -222,7 +222,7 @@ class VmFactory:
         except ApiError:
             await self._discard(vm)  # its name is free for another attempt
             raise
-        await vm.boot()
+        await vm.wait_to_boot()
         return vm
 
     async def create(

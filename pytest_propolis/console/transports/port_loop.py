@@ -19,6 +19,7 @@ __all__ = [
     "INTERRUPT_DESCRIPTOR",
     "PORT_DESCRIPTOR",
     "encode_for_port",
+    "framed_command_for_port",
     "port_preparation",
     "port_supervisor",
     "typed_command_for_port",
@@ -155,6 +156,16 @@ def encode_for_port(command: str, nonce: str, session: str, *, errors_apart: boo
     for place, text in _WITH_EMPTY_INPUT.items():
         last = last.replace(place, text if _MAY_STOP_EXECUTING.search(command) else "")
     yield Chunk(line + b"; " + named(last, session).encode(), 0)
+
+
+def framed_command_for_port(command: str, session: str) -> TypedCommand:
+    """Return a short command, framed, for another process to send to a shell of this session.
+
+    :raises ValueError: when it has a NUL.
+    """
+    nonce = new_nonce()
+    (chunk,) = encode_for_port(command, nonce, session)
+    return TypedCommand(nonce=nonce, text=chunk.data.decode(), succeeded=ended_mark(nonce, 0))
 
 
 def typed_command_for_port(command: str) -> TypedCommand:

@@ -8,7 +8,7 @@ from typing import Final
 from ...console.commands import CommandResult
 from ...console.shell import Shell
 from ...console.shell_protocol import TypedCommand, typed_command
-from ...console.transports.port_loop import typed_command_for_port
+from ...console.transports.port_loop import framed_command_for_port, typed_command_for_port
 from ...errors import TemplateError
 from ...guests.adapter import GuestAdapter
 from ...guests.fork_identity import NOT_EXECUTABLE
@@ -82,14 +82,16 @@ def _not_prepared(guest: GuestAdapter, result: CommandResult) -> TemplateError:
     return TemplateError(f"{guest.name} cannot be prepared for forks: status {result.status}: {why}")
 
 
-def warmup_input(guest: GuestAdapter, *, name: str, over_port: bool) -> TypedCommand:
+def warmup_input(guest: GuestAdapter, *, name: str, session: str, over_port: bool) -> TypedCommand:
     """Return the command that assigns a fork's identity and re-arms the helper.
 
-    That takes a fork and an exec, which makes the guest's first own command fast.
+    That takes a fork and an exec, and the shell's way of running commands, which makes the guest's first own command
+    fast.
 
     :raises TemplateError: when the adapter's commands are too long for that.
     """
-    return _typed(guest, f"{guest.identity_command(name=name)} && {guest.await_identity_command()}", over_port)
+    command = f"{guest.identity_command(name=name)} && {guest.await_identity_command()}"
+    return framed_command_for_port(command, session) if over_port else _typed(guest, command, over_port)
 
 
 def typed_identity(guest: GuestAdapter, *, name: str, over_port: bool) -> TypedCommand:

@@ -131,9 +131,10 @@ class TemplateMaker:
         try:
             await vm.boot()
             await prepare_snapshot(vm.shell, kind.guest, name=vm.name, timeout_s=PREPARE_TIMEOUT_S)
-            typed = warmup_input(kind.guest, name=vm.name, over_port=vm.has_ports)
+            session = vm.shell.session
+            typed = warmup_input(kind.guest, name=vm.name, session=session, over_port=vm.has_ports)
             facts = FreezeVm(
-                session=vm.shell.session, console=vm.boot_log, warmup_input=typed.text, warmup_marker=typed.succeeded
+                session=session, console=vm.boot_log, warmup_input=typed.text, warmup_marker=typed.succeeded
             )
             await self._agent.freeze(making.id, facts)
         except PropolisError as error:
