@@ -36,6 +36,11 @@ async def test_the_loopback_interface_is_up(vm: TestVm) -> None:
     await vm.run("ping -c 1 -W 5 127.0.0.1")
 
 
+async def test_what_wakes_an_idle_kernel_is_off(vm: TestVm) -> None:
+    assert await vm.run("cat /sys/module/kfence/parameters/sample_interval") == "0"
+    assert await vm.run("cat /proc/sys/vm/compaction_proactiveness /proc/sys/vm/stat_interval") == "0\n10"
+
+
 async def test_a_program_s_lines_are_not_cut_at_80_columns(vm: TestVm) -> None:
     word = "1000." + "0" * 100 + "1"
     await vm.run(f"sleep 1000 {word} > /dev/null 2>&1 &")
