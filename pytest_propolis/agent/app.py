@@ -50,6 +50,7 @@ from .hypervisor import HypervisorFinder
 from .lingering import Lingering
 from .networks.network_routes import NetworkRoutes
 from .networks.networks import Networks
+from .peers.files import SharedFiles
 from .peers.peers import Peers
 from .programs.program_routes import Programs
 from .progress_stream import cancel_once, progress_lines
@@ -133,6 +134,7 @@ class AgentApp:
             *NetworkRoutes(self._networks, self._live_client).routes,
             *self._programs.routes,
             *self._peers.routes,
+            *SharedFiles(self._works).routes,
             Mount("/vms/{id}", app=self._propolis_api),
         ]
 

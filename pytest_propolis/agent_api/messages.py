@@ -24,6 +24,10 @@ __all__ = [
     "Departed",
     "ExtendedInfo",
     "Fault",
+    "FetchFile",
+    "FileFetched",
+    "FileFound",
+    "FindFile",
     "ImageNeeded",
     "ImagesFetched",
     "Keep",
@@ -33,6 +37,7 @@ __all__ = [
     "PeerConnected",
     "ProgressMade",
     "ResourceIds",
+    "SendFile",
     "StreamLine",
     "TemplateFound",
     "VmCreated",
@@ -250,13 +255,56 @@ class TemplateFound(msgspec.Struct, frozen=True, tag=True):
     key: str
 
 
+class FindFile(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask whether a host has a file whose path tells its content. It counts as used then."""
+
+    path: str
+    size: int
+
+
+class FileFound(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether it has it."""
+
+    is_there: bool
+
+
+class SendFile(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask another agent for a file of its host, from an offset on. The answer consists of frames (`file_stream`)."""
+
+    path: str
+    size: int
+    start: int
+
+
+class FetchFile(msgspec.Struct, frozen=True, kw_only=True):
+    """Ask an agent to fetch a file from another agent. The answer is a stream of `StreamLine`.
+
+    :param path: where it should be; the path tells its content.
+    :param mode: the permissions that it should have.
+    :param digest: what `file_stream.digest` should return for it.
+    :param source: the address of the other agent, as this one reaches it.
+    :param source_path: where the other host has it.
+    """
+
+    path: str
+    size: int
+    mode: int
+    digest: str
+    source: str
+    source_path: str
+
+
+class FileFetched(msgspec.Struct, frozen=True, tag=True):
+    """The end of a request to fetch a file."""
+
+
 class WorkFailed(msgspec.Struct, frozen=True, tag=True):
     """The end of a request that has failed."""
 
     fault: Fault
 
 
-StreamLine: TypeAlias = ProgressMade | TemplateMaking | ImagesFetched | TemplateFound | WorkFailed
+StreamLine: TypeAlias = ProgressMade | TemplateMaking | ImagesFetched | TemplateFound | FileFetched | WorkFailed
 """One line of a streamed answer. After `ProgressMade` and `TemplateMaking` others follow."""
 
 

@@ -21,6 +21,10 @@ from ..agent_api.messages import (
     CreateVm,
     Departed,
     Fault,
+    FetchFile,
+    FileFetched,
+    FileFound,
+    FindFile,
     ImageNeeded,
     ImagesFetched,
     Keep,
@@ -249,6 +253,21 @@ class AsyncAgentClient:
     async def connect_peer(self, request: ConnectPeer) -> str:
         """Return the path of a socket on the agent's host that leads to the agent of another host."""
         return (await self._call("POST", "/peers/connected", PeerConnected, request)).path
+
+    async def has_file(self, path: str, size: int) -> bool:
+        """Return whether the agent's host has a file whose path tells its content."""
+        return (await self._call("POST", "/files/found", FileFound, FindFile(path=path, size=size))).is_there
+
+    async def fetch_file(self, wanted: FetchFile, progress: Callable[[str], None]) -> None:
+        """Have the agent fetch a file from another host, unless its host has it. Can take minutes.
+
+        :raises AgentError: when it does not arrive.
+        """
+        async with aclosing(self._stream("/files/fetched", wanted, progress)) as lines:
+            async for line in lines:
+                if isinstance(line, FileFetched):
+                    return
+        raise await self._lost("the answer ended early")
 
     async def remove(self, resources: ResourceIds) -> None:
         """Remove VMs and then disks; return when they are gone. Skip any that are already gone."""

@@ -109,6 +109,9 @@ class Host(Protocol):
     templates: dict[object, str]
     """Keys of the templates that are known to exist, by their kind."""
 
+    others: Sequence[Host]
+    """The hosts of its run, from which it may fetch files that they have."""
+
     @property
     def name(self) -> str:
         """Its name for users; unique in a run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -71,6 +71,7 @@ class LocalHost:
         self.was_up = False
         self.unfinished: list[Unfinished] = []
         self.templates: dict[object, str] = {}
+        self.others: Sequence[Host] = ()
 
     def __repr__(self) -> str:
         return f"<LocalHost {self.name!r}>"

@@ -40,9 +40,12 @@ def open_hosts(
     from .inventory.inventory import read_inventory  # here, because most runs have no such file
 
     shared_id = shared_id or secrets.token_hex(16)
-    return tuple(
+    hosts = tuple(
         open_host(spec, settings, run_token(f"{shared_id}/{spec.name}")) for spec in read_inventory(settings.hosts)
     )
+    for host in hosts:
+        host.others = hosts
+    return hosts
 
 
 def coordination_host(settings: Settings, hosts: tuple[Host, ...], *, run: str) -> Host:

@@ -7,27 +7,31 @@ import dataclasses
 import os
 import secrets
 import shlex
+import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from ..errors import AgentError, ArtifactMissing, HostError, HostLost
+from ..ledger.rendezvous import Rendezvous
 from ..propolis_api.connection.endpoint import Endpoint
 from ..settings import Settings
 from ..storage.artifacts import Artifact
+from ..storage.file_stream import digest
 from ..storage.host_path import host_path
 from ..storage.progress import Progress
 from ..storage.sources import LocalFile
 from ..storage.store import ArtifactStore, default_artifact_dir
 from ..storage.user_directories import cache_directory
-from .agent_client import AgentClient, AsyncAgentClient
+from .agent_client import BASE_URL, AgentClient, AsyncAgentClient
 from .host import Host, HostSpec, Unfinished
 from .joined.messages import JoinDestination
 from .lifeline import AgentNotRunning, Lifeline
 from .peers.direct_paths import DirectPaths
+from .peers.shared_files import LARGE_BYTES, SharedFile, provide
 from .ssh.bootstrap import HostFacts
-from .ssh.file_stream import digest
 from .ssh.host_options import check_options, destination_of, further_options, may_connect_directly
-from .ssh.link_client import JoinedLink, join_or_start, new_link_directory
+from .ssh.link_client import JoinedLink, join_or_start, link_base, new_link_directory
 from .ssh.link_messages import LinkConfig
 from .ssh.loader import FILES
 from .ssh.transport.transport import SshDestination
@@ -82,6 +86,7 @@ class SshHost:
         self._direct = DirectPaths(self.name)
         self.unfinished: list[Unfinished] = []
         self.templates: dict[object, str] = {}
+        self.others: Sequence[Host] = ()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
@@ -167,16 +172,30 @@ class SshHost:
 
     async def provide(self, path: Path, progress: Progress, *, content: str | None = None) -> str:
         link = await self._link()
-        assert link.ready.facts.bundle_directory is not None  # else there were no agent
         path = Path(host_path(path, purpose="a file"))
-        if content is None:
-            content = await asyncio.to_thread(_content_of, path)
-        there = Path(link.ready.facts.bundle_directory).parent / FILES / content[:32] / path.name
-        if str(there) not in self._provided:
-            progress(f"host {self.name}: {path.name} is sent there unless it has it")
-            await link.put(path, str(there), once=True)
-            self._provided.add(str(there))
-        return str(there)
+        file = await asyncio.to_thread(_shared_file, path, content)
+        there = _place(link, file)
+        if there not in self._provided:
+
+            async def send() -> None:
+                progress(f"host {self.name}: {path.name} is sent there unless it has it")
+                await link.put(path, there, once=True)
+
+            others = [host for host in self.others if isinstance(host, SshHost) and host is not self]
+            if others and file.size >= LARGE_BYTES:
+                await provide(file, to=self, others=others, send=send, progress=progress)
+            else:
+                await send()
+            self._provided.add(there)
+        return there
+
+    async def place_of(self, file: SharedFile) -> str | None:
+        """Return the path that a file has on the host by its content; None if the run has no agent there now."""
+        if self._joined is None:
+            is_up = Rendezvous(link_base(), self._run).socket() is not None
+            return _place(await self._link(), file) if is_up else None
+        link, lifeline = self._joined
+        return None if lifeline.is_broken or link.loss() else _place(link, file)
 
     async def provide_artifact(self, artifact: Artifact, progress: Progress) -> Artifact:
         store = ArtifactStore(self._settings.artifact_dir or default_artifact_dir())
@@ -194,13 +213,24 @@ class SshHost:
 
     async def _path_to(self, on: Host, socket: Path, link: JoinedLink) -> str:
         """Return the socket on this host that leads to one of another host which is known here by a local one."""
-        if isinstance(on, SshHost) and may_connect_directly(self._spec) and on.listens_for_peers:
-            other = await on._link()
-            if socket == other.agent_socket and (
-                direct := await self._direct.to(on, own=self, links=(link.agent_socket, other.agent_socket))
-            ):
+        if isinstance(on, SshHost) and self._may_reach(on) and socket == (await on._link()).agent_socket:
+            direct = await self._direct_path_to(on)
+            if direct is not None:
                 return direct
         return await link.forward_remote(socket)
+
+    async def direct_address_of(self, other: SshHost) -> str | None:
+        """Return the address at which its agent reaches that of another host directly; None if it does not."""
+        path = await self._direct_path_to(other) if self._may_reach(other) else None
+        return path and Endpoint(base_url=BASE_URL, uds=Path(path)).address
+
+    def _may_reach(self, other: SshHost) -> bool:
+        return may_connect_directly(self._spec) and other.listens_for_peers
+
+    async def _direct_path_to(self, other: SshHost) -> str | None:
+        """Return the socket on this host that leads to the agent of another one; None if it cannot be reached."""
+        links = (await self._link()).agent_socket, (await other._link()).agent_socket
+        return await self._direct.to(other, own=self, links=links)
 
     async def forward_port(self, port: int) -> int:
         here = await (await self._link()).forward_port(port)
@@ -290,12 +320,29 @@ class SshHost:
         )
 
 
-def _content_of(path: Path) -> str:
+def _place(link: JoinedLink, file: SharedFile) -> str:
+    assert link.ready.facts.bundle_directory is not None  # else there were no agent
+    return str(Path(link.ready.facts.bundle_directory).parent / FILES / file.content[:32] / file.path.name)
+
+
+def _shared_file(path: Path, content: str | None) -> SharedFile:
+    """
+    :raises ArtifactMissing: when it cannot be read.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        found = path.stat()
+        found_digest = _digest_of(path) if content is None else None
     except OSError as error:
         raise ArtifactMissing(f"{path}: {error.strerror}", hint="check the path and its permissions") from None
-    try:
-        return digest(descriptor, os.fstat(descriptor).st_size)
-    finally:
-        os.close(descriptor)
+    return SharedFile(
+        path=path,
+        content=content or found_digest or "",
+        size=found.st_size,
+        mode=stat.S_IMODE(found.st_mode),
+        digest=lambda: found_digest or _digest_of(path),
+    )
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return digest(file.fileno(), os.fstat(file.fileno()).st_size)

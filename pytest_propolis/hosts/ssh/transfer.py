@@ -13,13 +13,24 @@ from typing import Any, Final
 import msgspec
 
 from ...errors import HostError, ResourceExhausted
+from ...storage import file_stream
+from ...storage.file_stream import (
+    BY_CONTENT,
+    COMPRESSED,
+    HEADER,
+    LINE_PREFIX,
+    PartialFile,
+    digest,
+    frames,
+    source_key,
+    unpacked,
+)
 from .bootstrap import start_program
-from .file_stream import COMPRESSED, HEADER, LINE_PREFIX, PartialFile, digest, frames, source_key, unpacked
 from .transport.transport import Channel, Transport
 
 __all__ = ["get_file", "put_file"]
 
-PROGRAM: Final = Path(__file__).with_name("file_stream.py")
+PROGRAM: Final = Path(file_stream.__file__)
 
 
 async def put_file(
@@ -35,7 +46,7 @@ async def put_file(
     with _opened(local) as descriptor:
         found = os.fstat(descriptor)
         order = {"do": "receive", "path": remote, "size": found.st_size, "mode": stat.S_IMODE(found.st_mode)}
-        order |= {"once": once, "key": "content" if once else source_key(descriptor)}
+        order |= {"once": once, "key": BY_CONTENT if once else source_key(descriptor)}
         async with _program(transport, host, order, python) as program:
             answer = await program.receive()
             if answer.get("is_there"):

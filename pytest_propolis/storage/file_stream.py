@@ -30,6 +30,8 @@ HEADER = struct.Struct(">QI")
 ZEROS = bytes(BLOCK_BYTES)
 TRIAL_BYTES = 8 << 20
 SLOW_BYTES_PER_S = 25e6
+BY_CONTENT = "content"
+"""The key of files whose paths tell their content."""
 
 
 def data_blocks(descriptor: int, size: int, start: int = 0) -> Iterator[tuple[int, bytes]]:
@@ -100,23 +102,28 @@ class PartialFile:
     """A partial file beside its final path; an interrupted transfer is resumed with it.
 
     :param key: what tells this content from an earlier one of the same name.
+    :param wait: whether to wait while another transfer writes to it; otherwise `BlockingIOError` is raised.
     """
 
-    def __init__(self, path: str, size: int, mode: int, key: str) -> None:
+    def __init__(self, path: str, size: int, mode: int, key: str, *, wait: bool = True) -> None:
         directory, name = os.path.split(path)
         self.path, self.size, self.mode = path, size, mode
         self._part = os.path.join(directory, f".{name}.{key}.part")  # noqa: PTH118
         self._note = f"{self._part}.done"
-        self._file = self._locked()
+        self._file = self._locked(fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(self._file, size)
         self.done = self._noted()
         self._saved = self.done
 
-    def _locked(self) -> int:
+    def _locked(self, operation: int) -> int:
         """Open the part, when no other transfer writes to it."""
         while True:
             descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(descriptor, operation)
+            except BlockingIOError:
+                os.close(descriptor)
+                raise
             with contextlib.suppress(FileNotFoundError):  # another transfer has put it into its place meanwhile
                 if os.path.samestat(os.fstat(descriptor), os.stat(self._part)):  # noqa: PTH116
                     return descriptor
@@ -177,11 +184,11 @@ def receive(order: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> 
     stream = sys.stdin.buffer
     if order["once"]:
         os.makedirs(os.path.dirname(order["path"]), 0o700, exist_ok=True)  # noqa: PTH103, PTH120
-    if order["once"] and _is_there(order):
+    if order["once"] and is_there(order["path"], order["size"]):
         return report({"done": order["size"], "is_there": True})
     part = PartialFile(order["path"], order["size"], order["mode"], order["key"])
     try:
-        if order["once"] and _is_there(order):  # another transfer has brought it while this one waited
+        if order["once"] and is_there(order["path"], order["size"]):  # of another transfer, meanwhile
             part.discard()
             return report({"done": order["size"], "is_there": True})
         report({"done": part.done})
@@ -201,10 +208,11 @@ def receive(order: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> 
         part.close()
 
 
-def _is_there(order: dict[str, Any]) -> bool:
+def is_there(path: str, size: int) -> bool:
+    """Return whether there is a file whose path tells its content."""
     try:
-        os.utime(order["path"])  # it is in use: files that are not are removed after a time
-        return os.stat(order["path"]).st_size == int(order["size"])  # noqa: PTH116
+        os.utime(path)  # it is in use: files that are not are removed after a time
+        return os.stat(path).st_size == size  # noqa: PTH116
     except FileNotFoundError:
         return False
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_propolis.hosts.ssh.file_stream import (
+from pytest_propolis.storage.file_stream import (
     BLOCK_BYTES,
     COMPRESSED,
     HEADER,
