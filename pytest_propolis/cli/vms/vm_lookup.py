@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import click
 import msgspec
 
 from ...errors import ConfigError, HostError, PropolisError
@@ -30,12 +31,20 @@ PRINT_VMS: Final = "pytest_propolis.cli.vms.vm_lookup:print_vms"
 async def locate_vm(vm_id: str, hosts: tuple[HostSpec, ...] | None) -> AsyncIterator[tuple[LocatedVm, Endpoint]]:
     """Find a VM, and forward its server to this machine for the length of the block.
 
+    If it is found, hosts that do not answer are only reported.
+
     :param vm_id: its id, or a prefix of it.
     :raises ConfigError: when the prefix does not identify exactly one VM.
+    :raises HostError: when there is no such VM on the hosts that answer, and one does not.
     """
     here = await asyncio.to_thread(_find_local, vm_id) if _includes_this_machine(hosts) else []
     found: list[tuple[HostSpec | None, LocatedVm]] = [(None, vm) for vm in here]
-    found += await _find_remote(vm_id, hosts or ())
+    remote, errors = await _find_remote(vm_id, hosts or ())
+    found += remote
+    if errors and not found:
+        raise errors[0]
+    for error in errors:
+        click.echo(str(error), err=True)
     if len(found) != 1:
         which = f"{len(found)} VMs have ids that begin with {vm_id!r}" if found else f"there is no VM {vm_id!r}"
         raise ConfigError(which, hint="`propolis ps` lists the VMs of this user; --hosts FILE is for those elsewhere")
@@ -88,13 +97,18 @@ def _includes_this_machine(hosts: tuple[HostSpec, ...] | None) -> bool:
     return hosts is None or not all(is_elsewhere(spec) for spec in hosts)
 
 
-async def _find_remote(id_prefix: str, hosts: tuple[HostSpec, ...]) -> list[tuple[HostSpec, LocatedVm]]:
+async def _find_remote(
+    id_prefix: str, hosts: tuple[HostSpec, ...]
+) -> tuple[list[tuple[HostSpec, LocatedVm]], list[PropolisError]]:
+    """Return the VMs that hosts over SSH have, and the errors of those that do not answer."""
     remote = [spec for spec in hosts if is_elsewhere(spec)]
-    found = []
+    found: list[tuple[HostSpec, LocatedVm]] = []
+    errors: list[PropolisError] = []
     for spec, answer in zip(remote, await run_on_hosts(remote, PRINT_VMS, [id_prefix]), strict=True):
         if isinstance(answer, PropolisError):
-            raise answer
-        if answer.status != 0:
-            raise HostError(f"host {spec.name}: its VMs cannot be listed: {answer.stderr.strip()}")
-        found += [(spec, vm) for vm in msgspec.json.decode(answer.output, type=list[LocatedVm])]
-    return found
+            errors.append(answer)
+        elif answer.status != 0:
+            errors.append(HostError(f"host {spec.name}: its VMs cannot be listed: {answer.stderr.strip()}"))
+        else:
+            found += [(spec, vm) for vm in msgspec.json.decode(answer.output, type=list[LocatedVm])]
+    return found, errors

@@ -71,7 +71,7 @@ def _destination(spec: HostSpec) -> JoinDestination:
     if not (socket := os.environ.get(LISTENER_VARIABLE)):
         raise HostError(
             f"host {spec.name}: it is reached only by a run that it has joined",
-            hint="run the command on that machine itself; a run listens with --propolis-listen ADDRESS",
+            hint="on that machine, run the command without --hosts; a run listens with --propolis-listen ADDRESS",
         )
     return JoinDestination(name=spec.name, socket=socket)
 
