@@ -37,6 +37,17 @@ def test_the_example_of_a_guest_that_moves_between_hosts_passes(inner: InnerRun,
     assert {host.run("ls", "/run/propolis") for host in rig.hosts.values()} == {""}
 
 
+def require_clean(rig: SshRig) -> None:
+    """Wait until no host has anything of a run."""
+    deadline = time.monotonic() + CLEAN_TIMEOUT_S
+    while left := [line for host in rig.hosts.values() for line in host.processes().values() if "propolis" in line]:
+        assert time.monotonic() < deadline, left
+        select.select([], [], [], 0.1)
+    assert {host.run("ls", "/run/propolis") for host in rig.hosts.values()} == {""}
+    disks = "find ~/.cache/propolis/artifacts/disks -name '*.qcow2' 2>/dev/null || true"
+    assert {host.run("sh", "-c", disks) for host in rig.hosts.values()} == {""}
+
+
 FAULTS = """
 import asyncio, contextlib, os, re, subprocess
 
@@ -106,13 +117,60 @@ def test_a_guest_whose_target_is_lost_on_the_way_runs_on_and_nothing_is_left_the
     inner.write(test_it=FAULTS)
     # The teardown of a test whose host is lost says so.
     inner.run("--propolis-hosts", str(hosts), "-p", "no:randomly").assert_outcomes(passed=4, errors=1)
-    deadline = time.monotonic() + CLEAN_TIMEOUT_S
-    while left := [line for host in rig.hosts.values() for line in host.processes().values() if "propolis" in line]:
-        assert time.monotonic() < deadline, left
-        select.select([], [], [], 0.1)
-    assert {host.run("ls", "/run/propolis") for host in rig.hosts.values()} == {""}
-    disks = "find ~/.cache/propolis/artifacts/disks -name '*.qcow2' 2>/dev/null || true"
-    assert {host.run("sh", "-c", disks) for host in rig.hosts.values()} == {""}
+    require_clean(rig)
+
+
+AGENTS = """
+import asyncio, contextlib
+
+import pytest
+from pytest_propolis import DataDisk, HostLost, PropolisError
+from pytest_propolis.propolis_api import MigrationState
+
+async def until_memory_moves(source):
+    gen = 0
+    while not (way := (state := await source.client.instance_state_monitor(gen)).migration.migration_out) or (
+        way.state is not MigrationState.RAM_PUSH
+    ):
+        gen = state.gen + 1
+
+@pytest.mark.parametrize("killed", ["target", "source"])
+async def test_it(vm_factory, remote_hosts, killed):
+    here, there = sorted(remote_hosts, key=lambda host: host.name)
+    for host in (here, there):
+        with contextlib.suppress(HostLost):  # the test before has lost it
+            await host.run("true")
+    disk = DataDisk(name="data", size_mib=96)
+    source = await vm_factory.start("source", memory_mib=192, host=here, disks=(disk,))
+    await source.run("modprobe virtio_blk; dd if=/dev/urandom of=/dev/vda bs=1M count=64")
+    target = await vm_factory.successor(source, host=there)
+    migrating = asyncio.create_task(target.migrate_from(source))
+    await until_memory_moves(source)
+    lost, stays = (there, here) if killed == "target" else (here, there)
+    with contextlib.suppress(HostLost):
+        await lost.run("pkill -KILL -f '[p]ytest_propolis.agent'; true")
+    with pytest.raises(PropolisError):
+        await migrating
+    if killed == "target":
+        await source.wait_for_state("Running")
+        assert await source.run("echo here") == "here"
+    else:
+        await target.wait_for_state("Failed")
+        assert await stays.run("pgrep -f '[q]emu-system' || echo none") == "none"
+        with pytest.raises(HostLost, match="host h1 is lost: its agent ended"):
+            await source.run("true")
+"""
+
+
+@pytest.mark.slow
+def test_a_guest_is_on_one_side_at_most_when_an_agent_is_killed_on_the_way(
+    inner: InnerRun, rig: SshRig, hosts: Path
+) -> None:
+    inner.write(test_it=AGENTS)
+    outcomes = inner.run("--propolis-hosts", str(hosts), "-p", "no:randomly").parseoutcomes()
+    assert outcomes["passed"] == 2, outcomes
+    assert outcomes.keys() <= {"passed", "errors", "warnings"}  # a lost host is also an error of a teardown
+    require_clean(rig)
 
 
 VOLUMES = """
