@@ -66,6 +66,27 @@ def test_a_test_that_needs_another_host_is_skipped_with_the_remedy_where_there_i
     assert not (inner.runtime / "propolis").exists()
 
 
+LABELS = """
+import pytest
+from pytest_propolis import ConfigError, Labels
+
+async def test_it(vm_factory, remote_hosts):
+    vm = await vm_factory.start("labelled", host=Labels("fast"), memory_mib=128)
+    assert vm.host.name == "right"
+    refusal = "no host that will do: a host with the labels fast, large"
+    with pytest.raises(ConfigError, match=refusal) as caught:
+        await vm_factory.start("none", host=Labels("fast", "large"))
+    assert caught.value.hint.startswith("it has left, right")
+"""
+
+
+def test_a_vm_starts_on_a_host_with_the_labels_that_are_wanted(inner: InnerRun) -> None:
+    inventory = inner.pytester.path / "hosts.toml"
+    inventory.write_text('[hosts.left]\nkind = "local"\n[hosts.right]\nkind = "local"\nlabels = ["fast"]\n')
+    inner.write(test_it=LABELS)
+    inner.run("--propolis-hosts", str(inventory)).assert_outcomes(passed=1)
+
+
 def test_the_report_of_a_failed_test_names_the_host_of_each_vm(inner: InnerRun) -> None:
     inner.write(test_it=FAILING)
     result = inner.run("--propolis-hosts", "local:2")
