@@ -138,7 +138,10 @@ def abort(transport: asyncio.WriteTransport) -> None:
 
     asyncio's own method raises AttributeError when the connection was closed while data waited, and has ended since.
     """
-    has_tls = transport.get_extra_info("sslcontext") is not None  # its end takes a round trip after it was closed
+    try:
+        has_tls = transport.get_extra_info("sslcontext") is not None  # its end takes a round trip after it was closed
+    except AttributeError:
+        return  # one with TLS that was closed twice: asyncio no longer knows it
     if has_tls or not transport.is_closing() or transport.get_write_buffer_size():
         transport.abort()
 

@@ -2,98 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from inner_run import PLUGINS, InnerRun
-from joined_machine import JoinedMachine, joined_machine
+from inner_run import InnerRun
+from joined_machine import joined_machine
+from listening_run import INVENTORY, NEAR, joined_run, listening_run, write_inventory, write_waiting_test
 from propolis_command import COMMAND
 from ssh_rig import require_rigs, ssh_rig
 
-TIMEOUT_S = 90.0
-INVENTORY = """
-[hosts.far]
-kind = "joined"
-slots = 2
-cpus = 4
-memory_mib = 4096
-"""
-NEAR = """
-[hosts.near]
-kind = "local"
-"""
-
-
-class ListeningRun:
-    """A run of pytest that hosts join.
-
-    :param output: the file that it writes to.
-    """
-
-    def __init__(self, process: subprocess.Popen[bytes], output: Path) -> None:
-        self.process = process
-        self.output = output
-
-    @property
-    def command(self) -> str:
-        """The command that the run shows; waits for it."""
-        return self.wait_for("propolis join ").split("run there: ")[1]
-
-    def wait_for(self, text: str) -> str:
-        """Wait for a line of the output, and return it."""
-        deadline = time.monotonic() + TIMEOUT_S
-        while True:
-            for line in self.output.read_text().splitlines(keepends=True):
-                if text in line and line.endswith("\n"):
-                    return line.strip()
-            assert self.process.poll() is None, self.output.read_text()
-            assert time.monotonic() < deadline, self.output.read_text()
-            time.sleep(0.02)
-
-    def result(self) -> str:
-        """Wait for its end, and return its output."""
-        self.process.wait(TIMEOUT_S)
-        return self.output.read_text()
-
-
-@contextlib.contextmanager
-def listening_run(inner: InnerRun, *arguments: str, listen: str = "127.0.0.1:0") -> Iterator[ListeningRun]:
-    """Start pytest with the inventory ``hosts.toml``."""
-    output = inner.pytester.path / "output.txt"
-    words = [sys.executable, "-m", "pytest", *(f"-p{name}" for name in PLUGINS), "--propolis-hosts", "hosts.toml"]
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            [*words, "--propolis-listen", listen, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            cwd=inner.pytester.path,
-            env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        )
-    try:
-        yield ListeningRun(process, output)
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextlib.contextmanager
-def joined_run(inner: InnerRun, *arguments: str) -> Iterator[tuple[ListeningRun, JoinedMachine]]:
-    with listening_run(inner, *arguments) as run, joined_machine(run.command) as machine:
-        machine.wait_until_joined()
-        yield run, machine
-
-
-def write_inventory(inner: InnerRun, text: str) -> None:
-    (inner.pytester.path / "hosts.toml").write_text(text)
+CLEAN_TIMEOUT_S = 90.0
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "workers"])
@@ -138,31 +59,12 @@ def test_a_guest_moves_to_a_host_that_has_joined_and_back(inner: InnerRun) -> No
 
 @pytest.fixture
 def waiting_guest(inner: InnerRun) -> None:
-    """A test whose guest runs a command that does not end."""
-    write_inventory(inner, INVENTORY)
-    inner.write(
-        test_it="""
-        import pathlib
-
-        async def test_it(test_vm):
-            await test_vm.run("true")
-            pathlib.Path("guest_runs").touch()
-            await test_vm.run("sleep 500", timeout_s=400)
-        """
-    )
-
-
-def wait_for_guest(run: ListeningRun) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not run.output.with_name("guest_runs").exists():
-        assert run.process.poll() is None, run.output.read_text()
-        assert time.monotonic() < deadline, run.output.read_text()
-        time.sleep(0.02)
+    write_waiting_test(inner)
 
 
 def test_a_test_whose_machine_leaves_fails_with_the_host_and_the_reason(inner: InnerRun, waiting_guest: None) -> None:
     with joined_run(inner) as (run, machine):
-        wait_for_guest(run)
+        run.wait_for_guest()
         machine.process.kill()
         machine.wait_until_clean(timeout_s=10.0)
         output = run.result()
@@ -172,11 +74,11 @@ def test_a_test_whose_machine_leaves_fails_with_the_host_and_the_reason(inner: I
 
 def test_a_machine_whose_run_is_killed_says_so_and_is_clean(inner: InnerRun, waiting_guest: None) -> None:
     with joined_run(inner) as (run, machine):
-        wait_for_guest(run)
+        run.wait_for_guest()
         run.process.send_signal(signal.SIGKILL)
         machine.wait_until_clean(timeout_s=10.0)
         assert machine.output() == (0, "the run has ended\n")
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + CLEAN_TIMEOUT_S
     while inner.leavings():
         assert time.monotonic() < deadline, inner.leavings()
         time.sleep(0.02)
@@ -192,7 +94,7 @@ def test_a_machine_that_is_cut_off_is_lost_and_clean(inner: InnerRun, waiting_gu
         assert "propolis join 10.99.0.1:" in command
         with joined_machine(command, program=[*entered, *COMMAND]) as machine:
             machine.wait_until_joined()
-            wait_for_guest(run)
+            run.wait_for_guest()
             rig.cut("h1")
             output = run.result()
             assert "host far is lost: nothing was heard from it for 4 s" in output

@@ -1,0 +1,106 @@
+"""Kills of what connects a run with a host that has joined it, while a guest runs there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from inner_run import InnerRun
+from joined_machine import JoinedMachine
+from listening_run import ListeningRun, joined_run, write_waiting_test
+
+CLEAN_TIMEOUT_S = 60.0
+SILENT = "nothing was heard from it for 4 s"
+
+TARGETS = {
+    "the machine's command": "its `propolis join` ended",
+    "listener": "the run's listener ended",
+    "link process": "the link process on this machine ended",
+    "agent": "its agent ended with status -9",
+    "watchdog": "its watchdog ended, and the agent with it",
+}
+
+
+def processes_of(run: ListeningRun) -> Iterator[tuple[int, str]]:
+    """Yield the processes that the run's process has started, and their command lines."""
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == run.process.pid:
+                yield int(path.name), (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+
+def victim(target: str, run: ListeningRun, machine: JoinedMachine) -> int:
+    assert machine.pids("qemu-system"), "its guest is not there"
+    if target == "the machine's command":
+        return machine.process.pid
+    words = {
+        "listener": "pytest_propolis.hosts.joined.listener",
+        "link process": "pytest_propolis.hosts.ssh.link",
+        "agent": "pytest_propolis.agent",
+        "watchdog": "-I -S -c import sys;",
+    }[target]
+    agent = machine.pids("pytest_propolis.agent")
+    if target in ("agent", "watchdog"):
+        found = agent if target == "agent" else [pid for pid in machine.pids(words) if pid not in agent]
+    else:
+        found = [pid for pid, line in processes_of(run) if words in line]
+    assert len(found) == 1, (found, machine.processes(), *processes_of(run))
+    return found[0]
+
+
+@pytest.fixture
+def waiting_guest(inner: InnerRun) -> None:
+    write_waiting_test(inner)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_host_is_clean_and_the_test_fails_with_the_reason_when(
+    inner: InnerRun, waiting_guest: None, target: str
+) -> None:
+    with joined_run(inner) as (run, machine):
+        run.wait_for_guest()
+        os.kill(victim(target, run, machine), signal.SIGKILL)
+        machine.wait_until_clean(timeout_s=15.0)
+        output = run.result()
+        assert "host far is lost: " in output
+        assert TARGETS[target] in output
+        assert "1 failed" in output
+        ended = machine.output()
+    if target in ("the machine's command", "listener"):
+        assert ended[0] != 0
+    else:
+        assert ended == (0, "the run has ended\n")
+    require_nothing_left(inner)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["the machine's command", "listener", "link process"])
+def test_the_host_is_clean_and_the_test_fails_when_it_hangs(inner: InnerRun, waiting_guest: None, target: str) -> None:
+    with joined_run(inner) as (run, machine):
+        run.wait_for_guest()
+        pid = victim(target, run, machine)
+        os.kill(pid, signal.SIGSTOP)
+        if target == "link process":  # its clients are told nothing, and the host hears nothing
+            machine.wait_until_clean(timeout_s=30.0)
+            os.kill(pid, signal.SIGCONT)
+            assert "host far is lost: " in run.result()
+        else:
+            run.wait_for(SILENT)
+            machine.wait_until_clean(timeout_s=30.0)
+            os.kill(pid, signal.SIGCONT)
+            run.result()
+        machine.output()
+    require_nothing_left(inner)
+
+
+def require_nothing_left(inner: InnerRun) -> None:
+    deadline = time.monotonic() + CLEAN_TIMEOUT_S
+    while inner.leavings():
+        assert time.monotonic() < deadline, inner.leavings()
+        time.sleep(0.02)
