@@ -211,8 +211,9 @@ def receive(order: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> 
 def is_there(path: str, size: int) -> bool:
     """Return whether there is a file whose path tells its content."""
     try:
-        os.utime(path)  # it is in use: files that are not are removed after a time
-        return os.stat(path).st_size == size  # noqa: PTH116
+        found = os.stat(path)  # noqa: PTH116
+        os.utime(os.path.dirname(path))  # noqa: PTH120 # it is in use: directories that are not are removed after a time
+        return found.st_size == size
     except FileNotFoundError:
         return False
 

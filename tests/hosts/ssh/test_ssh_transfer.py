@@ -12,8 +12,10 @@ from ssh_rig import MakeHost, SshRig, options_of, ssh_rig
 
 from pytest_propolis.errors import HostError, ResourceExhausted
 from pytest_propolis.hosts.host import HostSpec
+from pytest_propolis.hosts.ssh import loader
 from pytest_propolis.hosts.ssh_host import open_host
 from pytest_propolis.settings import Settings
+from pytest_propolis.storage.file_stream import is_there
 
 MIB = 1 << 20
 
@@ -114,3 +116,13 @@ async def test_many_that_need_a_file_at_once_send_it_once(make_host: MakeHost, r
     directory = rig.hosts["h1"].home / ".cache/propolis/files" / Path(places[0]).parent.name
     assert [path.name for path in directory.iterdir()] == ["image.raw"]
     assert (directory / "image.raw").read_bytes() == source.read_bytes()
+
+
+def test_a_file_that_is_in_use_is_not_removed_with_those_that_are_not(tmp_path: Path) -> None:
+    for name in ("used", "unused"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "image").write_text(name)
+        os.utime(tmp_path / name, (0, 0))
+    assert is_there(str(tmp_path / "used/image"), 4)
+    loader.sweep(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["used"]
