@@ -155,7 +155,12 @@ class PortStream:
         return end is None or end.taken < self._sent
 
     async def until_moved(self) -> None:
-        """After the end of the connection, wait until the port can be had at another server; for a minute at most."""
+        """After the end of the connection, wait until the port can be connected to again.
+
+        Where the machine has ended it, that is at another server, and takes a minute at most.
+        """
+        if PortEnded.told_by(self._connection.text) is None:
+            return  # only the connection was cut
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(MOVE_TIMEOUT_S):
                 await self._moved.wait()

@@ -11,13 +11,18 @@ from pathlib import Path
 import pytest
 
 from pytest_propolis import CapabilityMissing, ConfigError, FileTransferError, Progress, ShellLost, VmConfig
+from pytest_propolis.agent_api.guest_ports import STREAM_PORTS
 from pytest_propolis.console.channels.channel import Garbled
+from pytest_propolis.console.channels.guest_ports import GuestPorts
 from pytest_propolis.console.channels.over_port import CHUNK_BYTES, PortChannel
+from pytest_propolis.propolis_api.connection.byte_stream import ByteStream
 from pytest_propolis.vm.config_fields import VmConfigFields
 from pytest_propolis.vm.disks.kinds import DataDisk
 from pytest_propolis.vm.factory import VmFactory
 
 pytestmark = pytest.mark.requires(server="engine")
+
+CONTENT = os.urandom(20_000_000)
 
 SMALL: VmConfigFields = {"guest": "micro", "cpus": 1, "memory_mib": 256, "channel": "port"}
 
@@ -76,6 +81,37 @@ async def test_transfers_go_on_while_the_guest_migrates(vm_factory: VmFactory, t
     await later.migrate_from(heir)
     await transfer
     assert (tmp_path / "back").read_bytes() == content
+
+
+@pytest.mark.parametrize("way", ["put", "get"])
+async def test_a_port_that_is_closed_in_the_middle_of_a_transfer_costs_a_second_attempt(
+    vm_factory: VmFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    vm = await vm_factory.start(**SMALL)
+    await vm.put(CONTENT, "/tmp/source")
+    (tmp_path / "source").write_bytes(CONTENT)
+    before = set((await vm.run("ls -A /tmp")).split())
+    connect, opened = GuestPorts.connect, list[ByteStream]()
+
+    async def connect_and_keep(ports: GuestPorts, number: int) -> ByteStream:
+        connection = await connect(ports, number)
+        if number in STREAM_PORTS:
+            opened.append(connection)
+        return connection
+
+    def close_once(progress: Progress) -> None:
+        if len(opened) == 1 and progress.done_bytes:
+            opened[0].abort()
+
+    monkeypatch.setattr(GuestPorts, "connect", connect_and_keep)
+    if way == "put":
+        await vm.put(tmp_path / "source", "/tmp/target", on_progress=close_once)
+        await vm.run("cmp /tmp/source /tmp/target")
+    else:
+        await vm.get("/tmp/source", tmp_path / "target", on_progress=close_once)
+        assert (tmp_path / "target").read_bytes() == CONTENT
+    assert len(opened) > 1
+    assert set((await vm.run("ls -A /tmp")).split()) <= before | {"target"}
 
 
 async def test_what_was_sent_and_not_read_when_the_guest_migrates_is_sent_again(vm_factory: VmFactory) -> None:
