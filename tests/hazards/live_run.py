@@ -35,6 +35,7 @@ WORDS = {
     "server": "propolis-server-qemu run",
     "qemu": "qemu-system",
     "downstairs": "qemu-storage-daemon",
+    "downstairs program": "crucible-downstairs run",
     "recipe": "-image",
     "worker": "sys.stdin.readline",
 }

@@ -1,5 +1,6 @@
 """Signals that hit a run with a replicated volume, its downstairs among them: nothing of the run is left.
 
+The downstairs are this project's, and programs with the command line of ``crucible-downstairs``.
 HAZARDS=all tests every phase.
 """
 
@@ -7,8 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
+from crucible_downstairs import write_crucible_downstairs
 from live_run import live_run
 
 PHASES = ("writing", "repairing", "tearing down") if os.environ.get("HAZARDS") == "all" else ("repairing",)
@@ -37,6 +40,7 @@ async def test_victim(crucible_disk_factory, vm_factory, slow_to_leave):
 """
 
 
+@pytest.mark.parametrize("kind", ["downstairs", pytest.param("downstairs program", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize(
     ("target", "number"),
@@ -52,10 +56,11 @@ async def test_victim(crucible_disk_factory, vm_factory, slow_to_leave):
     ],
     ids=lambda value: getattr(value, "name", value),
 )
-def test_nothing_is_left(phase: str, target: str, number: signal.Signals) -> None:
-    with live_run(phase, test=TEST) as run:
-        run.wait_for_number("downstairs", 3)
-        run.hit(target, number)
+def test_nothing_is_left(phase: str, target: str, number: signal.Signals, kind: str, tmp_path: Path) -> None:
+    program = {"PROPOLIS_CRUCIBLE_DOWNSTAIRS": str(write_crucible_downstairs(tmp_path))}
+    with live_run(phase, test=TEST, environment=program if kind == "downstairs program" else {}) as run:
+        run.wait_for_number(kind, 3)
+        run.hit(kind if target == "downstairs" else target, number)
         if target == "downstairs":  # the guest goes on, and so does its test
             run.hit("group", signal.SIGINT)
         run.require_nothing_left(target, number, timeout_s=ENDED_TIMEOUT_S)
