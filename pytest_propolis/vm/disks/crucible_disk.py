@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 
 from ...agent_api.volumes import DownstairsFault, FaultKind, VolumeCreated, VolumeListed
-from ...errors import AgentError, ConfigError
+from ...errors import AgentError, ApiError, ConfigError
 from ...field_checks import check_fields
 from ...hosts.agent_client import AgentClient, AsyncAgentClient
 from ...hosts.host import Host
@@ -219,8 +219,9 @@ class CrucibleDisk:
         :param offline: also if another replica is missing, or the disk has a read-only parent. Crucible refuses
             that, and so does the API; this bypasses both, and needs a server of this project.
         :raises ApiError: when the server refuses.
+        :raises ConfigError: when there is no downstairs of that index.
         """
-        old = self._targets[index]
+        old, generation = self._target(index), self._generation
         self._targets[index] = await self._agent.add_downstairs(self.id)
         self._generation += 1
         if self._vm is None or not await self._vm.is_active():
@@ -228,10 +229,14 @@ class CrucibleDisk:
         try:
             if not offline:
                 return await self.replace_vcr()
-            return await self._agent.replace_unchecked(self._vm.id, self._backend_key, self.vcr_json())
-        except BaseException:
+            result = await self._agent.replace_unchecked(self._vm.id, self._backend_key, self.vcr_json())
+        except BaseException as error:
             self._targets[index] = old
+            if isinstance(error, ApiError):  # The server has refused it, and keeps the generation that it has.
+                self._generation = generation
             raise
+        self._generation_in_use = self._generation
+        return result
 
     async def status(self) -> UpstairsInfo:
         """Query the status of the disk at the server of its VM.
@@ -339,4 +344,14 @@ class CrucibleDisk:
         return self._vm
 
     async def _fault(self, index: int, kind: FaultKind, **options: Any) -> None:
-        await self._agent.fault_downstairs(self.id, self._targets[index], DownstairsFault(kind=kind, **options))
+        await self._agent.fault_downstairs(self.id, self._target(index), DownstairsFault(kind=kind, **options))
+
+    def _target(self, index: int) -> str:
+        """
+        :raises ConfigError: when there is no such downstairs.
+        """
+        if not 0 <= index < len(self._targets):
+            raise ConfigError(
+                f"crucible disk {self.name!r} has no downstairs {index}", hint=f"choose 0 to {len(self._targets) - 1}"
+            )
+        return self._targets[index]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from volume_checks import MICRO, WRITE, all_active, begin_to_write, end_of_writing, replicas, wait_for_status
+from volume_checks import ACTIVE, MICRO, WRITE, all_active, begin_to_write, end_of_writing, replicas, wait_for_status
 
-from pytest_propolis import ConfigError, CrucibleDiskFactory, InstanceState, VmFactory
+from pytest_propolis import ApiError, ConfigError, CrucibleDiskFactory, InstanceState, VmFactory
 
 
 async def test_a_vm_with_a_higher_generation_fences_the_other_one_off(
@@ -24,6 +24,24 @@ async def test_a_vm_with_a_higher_generation_fences_the_other_one_off(
     await wait_for_status(disk, all_active)
     await new.stop()
     assert await replicas(disk) == [written] * 3
+
+
+async def test_a_replacement_that_is_refused_or_forced_leaves_the_disk_with_its_vm(
+    crucible_disk_factory: CrucibleDiskFactory, vm_factory: VmFactory
+) -> None:
+    disk = await crucible_disk_factory(size_mib=64)
+    vm = await vm_factory.start("vm", disks=(disk,), **MICRO)
+    await disk.kill(1)
+    await wait_for_status(disk, lambda status: status.targets[1].state != ACTIVE)
+    with pytest.raises(ApiError, match="is offline"):
+        await disk.replace_downstairs(2)
+    with pytest.raises(ConfigError, match="attached to VM 'vm'"):
+        await vm_factory.start("other", disks=(disk,), **MICRO)
+    await disk.replace_downstairs(1, offline=True)
+    await wait_for_status(disk, all_active)
+    with pytest.raises(ConfigError, match="attached to VM 'vm'"):
+        await vm_factory.start("other", disks=(disk,), **MICRO)
+    assert await vm.get_state() is InstanceState.RUNNING
 
 
 async def test_a_guest_migrates_while_a_replica_is_repaired(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from volume_checks import ACTIVE, DRIVER, MICRO, WRITE, replicas
 
-from pytest_propolis import CrucibleDiskFactory, VmFactory
+from pytest_propolis import ConfigError, CrucibleDisk, CrucibleDiskFactory, VmFactory
 from pytest_propolis.propolis_api import UpstairsInfoStatus
 from pytest_propolis.settings import BootKind
 
@@ -55,3 +57,23 @@ async def test_a_disk_is_attached_to_a_vm_that_runs(
     assert (await vm.get_spec()).value == vm.spec
     await vm.stop()
     assert await replicas(disk) == [written] * 3
+
+
+async def test_the_fixture_is_1_gib_without_content_and_has_three_downstairs(crucible_disk: CrucibleDisk) -> None:
+    (region,) = crucible_disk.vcr()["sub_volumes"]
+    assert region["block_size"] * region["blocks_per_extent"] * region["extent_count"] == 1 << 30
+    assert (region["block_size"], region["generation"]) == (4096, 1)
+    assert crucible_disk.vcr()["read_only_parent"] is None
+    downstairs = (await crucible_disk.facts()).downstairs
+    assert region["opts"]["target"] == [item.address for item in downstairs]
+    assert len(downstairs) == 3
+    assert all(Path(item.path).stat().st_blocks * 512 < 1 << 20 for item in downstairs)
+
+
+async def test_a_fault_for_a_downstairs_that_is_not_there_names_the_disk(crucible_disk: CrucibleDisk) -> None:
+    for index in (-1, 3):
+        for fault in (crucible_disk.kill, crucible_disk.replace_downstairs):
+            with pytest.raises(ConfigError, match=rf"'crucible-disk' has no downstairs {index}\n.*choose 0 to 2"):
+                await fault(index)
+    with pytest.raises(ConfigError, match="512 bytes at 1073741824 are not in a volume of 1073741824 bytes"):
+        await crucible_disk.corrupt(0, 1 << 30)
