@@ -9,6 +9,8 @@ import asyncio
 import hashlib
 import sys
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +26,8 @@ ATTEMPTS: Final = 3
 LONGEST_PAUSE_S: Final = 60.0
 CONNECT_TIMEOUT_S: Final = 10.0
 READ_TIMEOUT_S: Final = 60.0
+ANSWER_TIMEOUT_S: Final = 120.0
+"""For all headers of an answer, after any redirections: each byte may take `READ_TIMEOUT_S`."""
 SLOW_WINDOW_S: Final = 60.0
 SLOW_BYTES: Final = 64 << 10
 """A server that sends less than this in a window has failed: some are slow for ever."""
@@ -100,8 +104,12 @@ async def _try(client: httpx.AsyncClient, url: str, part: Path, pause_s: float) 
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.TooManyRedirects) as error:
             reason = f"{url}: {error}"
             break
+        except httpx.ReadTimeout:
+            reason = f"{url}: it sent nothing for {READ_TIMEOUT_S:g} s"
+        except httpx.ConnectTimeout:
+            reason = f"{url}: there was no connection in {CONNECT_TIMEOUT_S:g} s"
         except (httpx.HTTPError, _TooSlow) as error:
-            reason = f"{url}: {error or type(error).__name__}"
+            reason = f"{url}: {str(error) or type(error).__name__}"
         except OSError as error:
             raise ResourceExhausted(
                 f"{part} cannot be written: {error.strerror}",
@@ -118,10 +126,27 @@ class _TooSlow(Exception):
     """Raised when a server sends next to nothing."""
 
 
+@asynccontextmanager
+async def _answer(client: httpx.AsyncClient, request: httpx.Request) -> AsyncIterator[httpx.Response]:
+    """An answer whose content is still to come.
+
+    :raises _TooSlow: when its headers do not come.
+    """
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            answer = await client.send(request, stream=True)
+    except TimeoutError:
+        raise _TooSlow(f"it sent no complete answer in {ANSWER_TIMEOUT_S:g} s") from None
+    try:
+        yield answer
+    finally:
+        await answer.aclose()
+
+
 async def _download(client: httpx.AsyncClient, url: str, part: Path) -> str:
     start = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
-    async with client.stream("GET", url, headers=headers) as answer:
+    async with _answer(client, client.build_request("GET", url, headers=headers)) as answer:
         if start and answer.status_code == RANGE_REFUSED and _total_size(answer) == start:
             return await sha256_of(part)
         answer.raise_for_status()
@@ -137,7 +162,7 @@ async def _download(client: httpx.AsyncClient, url: str, part: Path) -> str:
                 now_s = time.monotonic()
                 if now_s - window_s > SLOW_WINDOW_S:
                     if done - window < SLOW_BYTES:
-                        raise _TooSlow(f"it sent only {done - window} bytes in {SLOW_WINDOW_S:.0f} s")
+                        raise _TooSlow(f"it sent only {done - window} bytes in {SLOW_WINDOW_S:g} s")
                     window_s, window = now_s, done
                 if now_s - reported_s > PROGRESS_S:
                     reported_s = now_s
