@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, final
 
-from ..errors import ArtifactCorrupt, ArtifactError
+from ..errors import ArtifactCorrupt, ArtifactError, ResourceExhausted
 from .artifacts import Artifact, checked_name
 from .catalogs.archive_member import ArchiveMember, extract
 from .catalogs.derived_file import DerivedFile
@@ -85,6 +85,13 @@ class ArtifactStore:
         :raises HostError: when the store's directory cannot be used.
         """
         require_trusted(self.directory)
+        try:
+            return await self._get(artifact, progress)
+        except (ArtifactError, ResourceExhausted) as error:
+            error.with_context(operation=f"getting artifact {artifact.key}")
+            raise
+
+    async def _get(self, artifact: Artifact, progress: Progress) -> Path:
         source = artifact.source
         if isinstance(source, LocalFile):
             return await self._in_place(artifact, source.readable(), progress)
@@ -183,12 +190,12 @@ class ArtifactStore:
         made = directory / artifact.filename
         if isinstance(source, ArchiveMember):
             archive = Artifact(f"{artifact.key}-archive", source.archive_name, source.archive_sha256, source.archive)
-            path = await self.get(archive, progress)
+            path = await self._get(archive, progress)
             progress(f"extracting {source.member} from {path.name}")
             await extract(path, source.member, made)
         else:
             base = Artifact(f"{artifact.key}-base", source.base_name, source.base_sha256, source.base)
-            path = await self.get(base, progress)
+            path = await self._get(base, progress)
             progress(f"making {artifact.key} of {path.name} with {source.recipe}")
             await source.make(path, made)
 

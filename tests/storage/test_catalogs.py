@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import random
 import re
 import shutil
+import stat
 import subprocess
 import tarfile
 import threading
@@ -196,8 +198,10 @@ async def test_a_server_that_gives_nothing_is_named(
 ) -> None:
     server.contents["/disk.raw"] = CONTENT
     server.faults += [fault] * 3
-    with pytest.raises(ArtifactMissing, match=rf"{server.url}/disk.raw.*{complaint}"):
+    with pytest.raises(ArtifactMissing, match=rf"{server.url}/disk.raw.*{complaint}") as caught:
         await store.get(artifact(f"{server.url}/disk.raw"), silent)
+    assert caught.value.operation == "getting artifact disk"
+    assert caught.value.hint == "check the network and the URLs, or give a local file"
     assert not list(store.directory.glob("*/disk.raw"))
 
 
@@ -211,20 +215,46 @@ async def test_garbage_is_fetched_again_and_never_used(server: Server, store: Ar
     assert not (store.directory / ("0" * 64) / "disk.raw").exists()
 
 
-def tar_gz(members: dict[str, bytes], *, link: str = "") -> bytes:
+def tar(members: dict[str, bytes], *, compression: str = "gz", special: bytes = b"") -> bytes:
+    """An archive; with a member ``special`` of another type, if one is given."""
     written = io.BytesIO()
-    with tarfile.open(fileobj=written, mode="w:gz") as archive:
+    with tarfile.open(fileobj=written, mode=f"w:{compression}") as archive:  # type: ignore[call-overload]
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-        if link:
-            info = tarfile.TarInfo(link)
-            info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        if special:
+            info = tarfile.TarInfo("special")
+            info.type, info.linkname = special, "/etc/passwd"
             archive.addfile(info)
     return written.getvalue()
 
 
+def damaged_tar(compression: str) -> bytes:
+    """An archive that is intact but for its last third, in which its only member ends."""
+    content = bytearray(tar({"member": random.Random(1).randbytes(2 << 20)}, compression=compression))
+    content[len(content) * 2 // 3 :] = bytes(len(content) - len(content) * 2 // 3)
+    return bytes(content)
+
+
+def zipped(info: zipfile.ZipInfo | str, *, flags: int = 0) -> bytes:
+    """A zip file with one member, and these flags in its directory."""
+    written = io.BytesIO()
+    with zipfile.ZipFile(written, "w") as archive:
+        archive.writestr(info, "/etc/passwd")
+    content = bytearray(written.getvalue())
+    content[content.index(b"PK\1\2") + 8] |= flags
+    return bytes(content)
+
+
+def zipped_link() -> bytes:
+    info = zipfile.ZipInfo("special")
+    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    return zipped(info)
+
+
+NOT_PLAIN = "special in server.tar.gz is no plain file"
+DAMAGED = "server.tar.gz is damaged"
 MEMBER = """
 [artifacts.server]
 filename = "server.tar.gz"
@@ -235,7 +265,7 @@ untar = "{member}"
 
 
 async def test_a_member_of_an_archive_is_an_artifact(tmp_path: Path, store: ArtifactStore) -> None:
-    (tmp_path / "server.tar.gz").write_bytes(tar_gz({"./bin/propolis-server": b"program", "../out": b"no"}))
+    (tmp_path / "server.tar.gz").write_bytes(tar({"./bin/propolis-server": b"program", "../out": b"no"}))
     catalog = read_catalogs([catalog_file(tmp_path, MEMBER.format(member="bin/propolis-server"))])
     path = await store.get(catalog.get("server"), silent)
     assert path.name == "propolis-server"
@@ -249,23 +279,44 @@ async def test_a_member_of_a_zip_file_is_an_artifact(tmp_path: Path, store: Arti
     assert (await store.get(catalog.get("server"), silent)).read_bytes() == b"zipped"
 
 
+ENCRYPTED = 1
+
+
 @pytest.mark.parametrize(
     ("member", "archive", "complaint"),
     [
-        ("nothing", tar_gz({"something": b""}), "has no nothing"),
-        ("link", tar_gz({}, link="link"), "link in server.tar.gz is no plain file"),
-        ("member", b"not an archive", "server.tar.gz is damaged"),
-        ("member", tar_gz({"member": bytes(100_000)})[:80], "server.tar.gz is damaged"),
+        pytest.param("nothing", tar({"something": b""}), "has no nothing", id="no such member"),
+        pytest.param("special", tar({}, special=tarfile.SYMTYPE), NOT_PLAIN, id="a link"),
+        pytest.param("special", tar({"etc": b""}, special=tarfile.LNKTYPE), NOT_PLAIN, id="a hard link"),
+        pytest.param("special", tar({}, special=tarfile.CHRTYPE), NOT_PLAIN, id="a device"),
+        pytest.param("special", tar({}, special=tarfile.FIFOTYPE), NOT_PLAIN, id="a pipe"),
+        pytest.param("special", zipped_link(), NOT_PLAIN, id="a link in a zip file"),
+        pytest.param("member", zipped("member", flags=ENCRYPTED), "is encrypted", id="an encrypted zip file"),
+        pytest.param("member", b"not an archive", DAMAGED, id="no archive"),
+        pytest.param("member", tar({"member": bytes(100_000)})[:80], DAMAGED, id="cut off"),
+        pytest.param("member", damaged_tar("gz"), DAMAGED, id="damaged gz"),
+        pytest.param("member", damaged_tar("bz2"), DAMAGED, id="damaged bz2"),
+        pytest.param("member", damaged_tar("xz"), DAMAGED, id="damaged xz"),
     ],
-    ids=["no such member", "a link", "no archive", "cut off"],
 )
 async def test_an_archive_that_cannot_give_its_member_is_named(
     tmp_path: Path, store: ArtifactStore, member: str, archive: bytes, complaint: str
 ) -> None:
     (tmp_path / "server.tar.gz").write_bytes(archive)
     catalog = read_catalogs([catalog_file(tmp_path, MEMBER.format(member=member))])
-    with pytest.raises(ArtifactError, match=complaint):
+    with pytest.raises(ArtifactError, match=complaint) as caught:
         await store.get(catalog.get("server"), silent)
+    assert caught.value.operation == "getting artifact server"
+    assert caught.value.hint
+    assert not list(store.directory.rglob(member))
+
+
+async def test_a_member_of_an_archive_stays_in_its_directory(tmp_path: Path, store: ArtifactStore) -> None:
+    (tmp_path / "server.tar.gz").write_bytes(tar({"../../out": b"program"}))
+    catalog = read_catalogs([catalog_file(tmp_path, MEMBER.format(member="../../out"))])
+    path = await store.get(catalog.get("server"), silent)
+    assert path.parent.parent == store.directory / "derived"
+    assert list(tmp_path.rglob("out")) == [path]
 
 
 ENTRY = """
@@ -286,6 +337,14 @@ kind = "file"
         (ENTRY.replace('"file"', '"bootrum"') + 'source = { local_path = { path = "." } }', "its kind is 'bootrum'"),
         (ENTRY + f'source = {{ remote_server = {{ sha256 = "{HASH}" }} }}', "remote_server_uris names none"),
         (ENTRY + 'source = { url = { url = "http://a/b", sha256 = "12" } }', "is not a SHA-256"),
+        (ENTRY + f'source = {{ url = {{ url = "htp://a/b", sha256 = "{HASH}" }} }}', "its URL is 'htp://a/b'"),
+        (ENTRY + f'source = {{ url = {{ url = "http:///b", sha256 = "{HASH}" }} }}', "its URL is 'http:///b'"),
+        (ENTRY + f'source = {{ url = {{ url = "http://a:x/b", sha256 = "{HASH}" }} }}', "its URL is 'http://a:x/b'"),
+        (
+            f'remote_server_uris = ["one.example"]{ENTRY}source = {{ remote_server = {{ sha256 = "{HASH}" }} }}',
+            "its URL is 'one.example/disk.raw'",
+        ),
+        (ENTRY + 'untar = "a/.."\nsource = { local_path = { path = "." } }', "file name '..'"),
         (ENTRY.replace("disk.raw", "../disk") + 'source = { local_path = { path = "." } }', "file name"),
         (
             ENTRY + f'source = {{ buildomat = {{ repo = "r", series = "s", commit = "main", sha256 = "{HASH}" }} }}',
@@ -298,6 +357,7 @@ def test_a_catalog_that_is_wrong_is_refused_with_its_name(tmp_path: Path, text: 
     with pytest.raises(ArtifactError, match=complaint) as caught:
         read_catalogs([path])
     assert str(path) in caught.value.message
+    assert caught.value.hint
 
 
 def test_a_name_in_two_catalogs_is_refused(tmp_path: Path) -> None:

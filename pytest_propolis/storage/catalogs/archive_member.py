@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -20,7 +22,8 @@ from .remote_file import RemoteFile
 
 __all__ = ["ArchiveMember", "extract"]
 
-DAMAGE: Final = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
+DAMAGE: Final = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
+ENCRYPTED: Final = 1
 
 
 class ArchiveMember(msgspec.Struct, frozen=True, tag="archive-member"):
@@ -50,14 +53,22 @@ class ArchiveMember(msgspec.Struct, frozen=True, tag="archive-member"):
 async def extract(archive: Path, member: str, destination: Path) -> None:
     """Extract one member.
 
-    :raises ArtifactMissing: when the archive has no such member, or it is no plain file.
+    :raises ArtifactMissing: when the archive has no such member, or it is no plain file, or encrypted.
     :raises ArtifactCorrupt: when the archive is damaged, or none at all.
     """
     try:
         with _opened(archive, member) as stream:
             await write_all(stream, destination)
     except DAMAGE as error:
-        raise ArtifactCorrupt(f"{archive.name} is damaged: {error}", hint="get the archive again") from None
+        raise _damaged(archive, error) from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise _damaged(archive, error) from None  # gzip and bz2 have no error of their own
+
+
+def _damaged(archive: Path, error: Exception) -> ArtifactCorrupt:
+    return ArtifactCorrupt(f"{archive.name} is damaged: {error}", hint="get the archive again")
 
 
 @contextmanager
@@ -67,6 +78,10 @@ def _opened(archive: Path, member: str) -> Iterator[IO[bytes]]:
             names = {_plain(info.filename): info for info in zipped.infolist() if not info.is_dir()}
             if (found := names.get(_plain(member))) is None:
                 raise _missing(archive, member)
+            if stat.S_IFMT(found.external_attr >> 16) not in (0, stat.S_IFREG):
+                raise _not_plain(archive, member)
+            if found.flag_bits & ENCRYPTED:
+                raise ArtifactMissing(f"{member} in {archive.name} is encrypted", hint="have it without a password")
             with zipped.open(found) as stream:
                 yield stream
         return
@@ -74,7 +89,7 @@ def _opened(archive: Path, member: str) -> Iterator[IO[bytes]]:
         for info in tar:
             if _plain(info.name) == _plain(member):
                 if not info.isreg():
-                    raise ArtifactMissing(f"{member} in {archive.name} is no plain file", hint="name another member")
+                    raise _not_plain(archive, member)
                 content = tar.extractfile(info)
                 assert content is not None
                 with content:
@@ -85,6 +100,10 @@ def _opened(archive: Path, member: str) -> Iterator[IO[bytes]]:
 
 def _plain(name: str) -> str:
     return str(PurePosixPath(name))
+
+
+def _not_plain(archive: Path, member: str) -> ArtifactMissing:
+    return ArtifactMissing(f"{member} in {archive.name} is no plain file", hint="name another member")
 
 
 def _missing(archive: Path, member: str) -> ArtifactMissing:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import msgspec
 
@@ -59,7 +59,7 @@ class _RemoteServer(msgspec.Struct, forbid_unknown_fields=True):
     def source(self, place: _Place) -> RemoteFile:
         if not place.servers:
             raise ArtifactError("it is on a remote server, and remote_server_uris names none", hint="name some")
-        return RemoteFile(tuple(f"{uri.rstrip('/')}/{quote(place.filename)}" for uri in place.servers))
+        return _remote_file(*(f"{uri.rstrip('/')}/{quote(place.filename)}" for uri in place.servers))
 
 
 class _LocalPath(msgspec.Struct, forbid_unknown_fields=True):
@@ -88,7 +88,7 @@ class _Url(msgspec.Struct, forbid_unknown_fields=True):
     sha256: str
 
     def source(self, place: _Place) -> RemoteFile:
-        return RemoteFile((self.url,))
+        return _remote_file(self.url)
 
 
 class _Wheel(msgspec.Struct, forbid_unknown_fields=True):
@@ -129,6 +129,21 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
 class _File(msgspec.Struct, forbid_unknown_fields=True):
     artifacts: dict[str, _Entry]
     remote_server_uris: tuple[str, ...] = ()
+
+
+def _remote_file(*urls: str) -> RemoteFile:
+    """
+    :raises ArtifactError: when one is no URL of an HTTP server.
+    """
+    for url in urls:
+        try:
+            parts = urlsplit(url)
+            is_http = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_http = False
+        if not is_http:
+            raise ArtifactError(f"its URL is {url!r}", hint="write http://HOST/PATH or https://HOST/PATH")
+    return RemoteFile(urls)
 
 
 @dataclass(frozen=True, slots=True)
