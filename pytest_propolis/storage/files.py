@@ -20,6 +20,7 @@ from ..errors import HostError, ResourceExhausted
 __all__ = [
     "copy",
     "files_below",
+    "mount_point",
     "open_log",
     "private_directory",
     "remove",
@@ -75,6 +76,12 @@ def sync(*paths: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def mount_point(path: Path) -> str:
+    """Return where the file system of a path is mounted."""
+    resolved = path.resolve()
+    return str(next(path for path in (resolved, *resolved.parents) if path.is_mount()))
 
 
 def open_log(path: Path) -> IO[bytes]:

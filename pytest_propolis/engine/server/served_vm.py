@@ -18,6 +18,7 @@ from ...propolis_api import (
     InstanceProperties,
     InstanceSpec,
 )
+from ...storage.files import mount_point
 from ..qemu.devices.blobs import BlobFiles
 from ..qemu.devices.disks import backend_nodes
 from ..qemu.machine import Machine
@@ -84,8 +85,8 @@ class ServedVm:
             return None
         key = {node: key for key, node in backend_nodes(self.spec.components).items()}.get(error.node, error.node)
         backend = self.spec.components[key].component if key in self.spec.components else None
-        mount_point = _mount_point(backend.path) if isinstance(backend, FileStorageBackend) else "its file system"
-        return f"backend {key!r}: {'no space left' if error.is_full else error.reason} in {mount_point}"
+        place = mount_point(Path(backend.path)) if isinstance(backend, FileStorageBackend) else "its file system"
+        return f"backend {key!r}: {'no space left' if error.is_full else error.reason} in {place}"
 
     def close_memory(self) -> None:
         if self.memory is not None:
@@ -94,7 +95,9 @@ class ServedVm:
     @property
     def failure(self) -> str | None:
         """Why the VM could not continue, if its disks are the reason."""
-        return self.driver.failure or (self.machine.failure if self.machine else None) if self.driver else None
+        if self.driver is None:
+            return None
+        return self.driver.failure or (self.machine.failure if self.machine else None) or self.disk_error
 
     async def release(self) -> None:
         """Release all its resources, each even if another fails.
@@ -116,11 +119,6 @@ class ServedVm:
             if self.arrival is not None:
                 self.arrival.failure = self.arrival.failure or _reason(self.initialized)
                 all_of_it.push_async_callback(self.arrival.close)
-
-
-def _mount_point(path: str) -> str:
-    resolved = Path(path).resolve()
-    return str(next(path for path in (resolved, *resolved.parents) if path.is_mount()))
 
 
 def _reason(initialized: asyncio.Future[None]) -> str | None:

@@ -334,7 +334,7 @@ class VmServer:
             vm.initialized.set_result(None)
             async with self._producing_metrics(vm):
                 outcome = await vm.driver.run(vm.machine)
-            vm.machine.serial.end_reason = vm.disk_error or vm.machine.serial.end_reason
+            vm.machine.serial.end_reason = vm.failure or vm.machine.serial.end_reason
         except (MachineError, MigrationFailed, HttpError, PropolisError) as error:
             vm.initialized.set_exception(error)
         except asyncio.CancelledError:

@@ -17,6 +17,7 @@ from uuid import UUID
 import msgspec
 
 from ...operating_system.child import Journal
+from ...storage.files import mount_point
 from .negotiation import LONGEST_LINE, Answer, Done, Fenced, Promote, Promoted, RecordEpoch, Refused, Request
 from .region_file import RegionFile
 from .storage_daemon import LOOPBACK, StorageDaemon, StorageDaemonError
@@ -275,6 +276,7 @@ class Downstairs:
             clean=region.clean,
             parent=region.parent,
             stall_timeout_s=region.stall_timeout_s,
+            file_system=mount_point(region.path),
         )
 
 

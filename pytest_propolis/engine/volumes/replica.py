@@ -45,6 +45,7 @@ class Replica:
     :param incoming: a further block node of it, which is copied to or from just now.
     :param is_stale: whether it lacks writes that the others have.
     :param lost: set to the reason when QEMU reports that the replica is bad.
+    :param full: the file system in which QEMU found no space left for it, until it is active again.
     :param moved: set when it is to be looked for at another address.
     """
 
@@ -56,12 +57,17 @@ class Replica:
     incoming: str | None = None
     is_stale: bool = False
     lost: str | None = None
+    full: str = ""
     alarm: asyncio.Event = field(default_factory=asyncio.Event)
     moved: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def is_active(self) -> bool:
         return self.phase is Phase.ACTIVE
+
+    def become_active(self, node: str) -> None:
+        """It has all writes, and its node is part of the volume."""
+        self.node, self.phase, self.is_stale, self.full = node, Phase.ACTIVE, False, ""
 
     @property
     def state(self) -> DownstairsInfoStatus:

@@ -57,6 +57,11 @@ class ReplicaSet:
         return [replica for replica in self.replicas if replica.is_active]
 
     @property
+    def is_in_repair(self) -> bool:
+        """Whether QEMU copies to a replica while the guest runs."""
+        return bool(self._in_repair)
+
+    @property
     def _in_repair(self) -> list[Replica]:
         return [replica for replica in self.replicas if replica.phase is Phase.LIVE_REPAIR]
 
@@ -211,7 +216,7 @@ class ReplicaSet:
         try:
             if len(active) >= NEEDED and await self.quorum.can_repair(machine):
                 await self.quorum.repair(machine, target=node, replaces=replica.node)
-                replica.node, replica.phase, replica.is_stale = node, Phase.ACTIVE, False
+                replica.become_active(node)
             elif active:
                 # A write that fails for want of a second replica must not reach the first one meanwhile.
                 async with machine.standing_still():
@@ -242,7 +247,7 @@ class ReplicaSet:
 
     async def _put_in(self, replica: Replica, node: str) -> None:
         await self.quorum.swap(self._require_machine(), old=replica.node, new=node)
-        replica.node, replica.phase, replica.is_stale = node, Phase.ACTIVE, False
+        replica.become_active(node)
 
     async def _begin_epoch(self) -> None:
         self._epoch += 1

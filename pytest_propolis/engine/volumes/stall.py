@@ -33,6 +33,7 @@ class StallWatch:
         """How long requests wait, before the VM is given up."""
         self._failed = asyncio.Event()
         self._hopeless: str | None = None
+        self._is_full = False
         self._conflict = ""
         self._conflict_is_certain = False
         self._has_retried = False
@@ -40,13 +41,16 @@ class StallWatch:
     def note(self, event: Mapping[str, Any]) -> None:
         """QEMU has stopped the guest, for a request of one of its disks has failed."""
         if self.handles(event):
+            self._is_full = bool(event.get("nospace"))
             self._failed.set()
 
     def handles(self, event: Mapping[str, Any]) -> bool:
-        """Return whether an error is one of this volume, and may pass."""
+        """Return whether an error is one of this volume."""
         name = event.get("node-name", "")
-        # While a replica is repaired, the volume's node is below one that QEMU has named.
-        return not event.get("nospace") and (name == self._set.quorum.name or name.startswith("#block"))
+        # While a replica is repaired, the volume's node is below one that QEMU has named. So is that of a file which is
+        # mirrored, of which only a full file system is an error that stops the guest.
+        is_below = name.startswith("#block") and (not event.get("nospace") or self._set.is_in_repair)
+        return bool(name == self._set.quorum.name or is_below)
 
     def note_conflict(self, sector: int) -> None:
         """QEMU has found no two replicas that agree about a sector, or that do not fail."""
@@ -71,6 +75,9 @@ class StallWatch:
         while True:
             await self._failed.wait()
             self._failed.clear()
+            if self._is_full:
+                machine.give_up(self._describe_full())
+                return
             if loop.time() - retried_s > SAME_STALL_S:
                 began_s = loop.time()
             if len(self._set.active) < NEEDED and not self._conflict_is_certain:
@@ -81,7 +88,8 @@ class StallWatch:
                     await self._set.wait_until(lambda: self._hopeless or len(self._set.active) >= NEEDED)
                     await asyncio.sleep(SETTLE_S)
             except TimeoutError:
-                machine.give_up(self._describe())
+                full = any(replica.full for replica in self._set.replicas)
+                machine.give_up(self._describe_full() if full else self._describe())
                 return
             if self._hopeless:
                 machine.give_up(self._hopeless)
@@ -89,6 +97,11 @@ class StallWatch:
             retried_s = loop.time()
             self._has_retried = True
             await machine.retry_io()
+
+    def _describe_full(self) -> str:
+        """As for a disk that is a file; kept short, because a websocket's close frame has it."""
+        known = {replica.full for replica in self._set.replicas} | {item.file_system for item in self._set.regions}
+        return f"{self._volume}: no space left in {' and '.join(sorted(filter(None, known))) or 'its file system'}"
 
     def _describe(self) -> str:
         replicas = self._set.replicas

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any, Final
 from uuid import UUID, uuid4
@@ -41,6 +43,7 @@ __all__ = ["Upstairs"]
 
 logger = logging.getLogger(__name__)
 
+NO_SPACE: Final = os.strerror(errno.ENOSPC)
 QUIESCE_TIMEOUT_S: Final = 5.0
 
 
@@ -61,7 +64,7 @@ class Upstairs:
         self._tasks: list[asyncio.Task[None]] = []
         self._error: BackendError | None = None
         self._state = UpstairsInfoStatus.INITIALIZING
-        self._stalls = StallWatch(self._set, volume=f"volume {self._vcr.id}")
+        self._stalls = StallWatch(self._set, volume=f"backend {key!r}")
 
     @property
     def node(self) -> Mapping[str, Any]:
@@ -215,6 +218,8 @@ class Upstairs:
                 for replica in self._set.replicas:
                     if replica.node == data["node-name"] and replica.is_active:
                         replica.lost = data.get("error") or f"it differs from the others at sector {data['sector-num']}"
+                        if replica.lost == NO_SPACE and replica.session is not None:
+                            replica.full = replica.session.region.file_system
                         replica.alarm.set()
 
     def _check_regions(self) -> None:

@@ -24,6 +24,20 @@ async def test_it(vm_factory, boot):
     await vm.wait_for_state(InstanceState.FAILED)
 """
 
+FILLS_ITS_VOLUME = """
+import pytest
+from pytest_propolis import ConsoleClosed, InstanceState
+
+async def test_it(crucible_disk_factory, vm_factory):
+    disk = await crucible_disk_factory("data", size_mib=64, stall_timeout_s=2)
+    vm = await vm_factory.start("vm", memory_mib=128, disks=(disk,))
+    await vm.run("modprobe virtio_blk; until [ -b /dev/vda ]; do sleep 0.1; done")
+    with pytest.raises(ConsoleClosed, match=f"'data-backend': no space left in PLACE"):
+        await vm.run("dd if=/dev/urandom of=/dev/vda bs=1M conv=fsync", timeout_s=200)
+    await vm.wait_for_state(InstanceState.FAILED)
+    assert "'data-backend': no space left in PLACE" in (await vm.extended_info()).failure
+"""
+
 MAKES_A_DISK = """
 from pytest_propolis import DataDisk
 
@@ -38,6 +52,13 @@ def test_a_guest_that_meets_a_full_file_system_ends_with_its_name(inner: InnerRu
         result = inner.run(f"--propolis-disk-dir={disks}", "--propolis-standby=0")
         result.assert_outcomes(passed=2)
         assert result.ret == pytest.ExitCode.OK
+        assert list(disks.iterdir()) == []
+
+
+def test_a_guest_whose_replicas_meet_a_full_file_system_ends_with_its_name(inner: InnerRun) -> None:
+    with mounted(inner.runtime / "disks", *tmpfs("size=120m")) as disks:
+        inner.write(test_it=FILLS_ITS_VOLUME.replace("PLACE", str(disks)))
+        inner.run(f"--propolis-disk-dir={disks}", "--propolis-standby=0").assert_outcomes(passed=1)
         assert list(disks.iterdir()) == []
 
 
