@@ -50,6 +50,7 @@ class Run:
         self._config = config
         self._shared_groups = itertools.count(1)
         self._loop_thread: EventLoopThread | None = None
+        self._is_said_without_zfs = False
 
     @cached_property
     def guests(self) -> GuestRegistry:
@@ -231,7 +232,13 @@ class Run:
             boot_timeout_s=self.settings.boot_timeout,
             progress=progress_printer(self._config),
             zfs_only=zfs_only,
+            fallback=self._say_without_zfs,
         ).opened()
+
+    def _say_without_zfs(self, line: str) -> None:
+        if not self._is_said_without_zfs:
+            self._is_said_without_zfs = True
+            progress_printer(self._config)(line)
 
     def crucible_disk_factory(
         self,

@@ -24,6 +24,7 @@ class ImageForkFactory:
 
     :param default: the guest whose disk is forked where nothing else is asked for.
     :param zfs_only: whether only ZFS will do.
+    :param fallback: receives a line for people when ZFS was not possible.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class ImageForkFactory:
         boot_timeout_s: float,
         progress: Callable[[str], None],
         zfs_only: bool = False,
+        fallback: Callable[[str], None],
     ) -> None:
         self._host = host
         self._guests = guests
@@ -44,6 +46,7 @@ class ImageForkFactory:
         self._boot_timeout_s = boot_timeout_s
         self._progress = progress
         self._providers: Sequence[str] = ("zfs",) if zfs_only else ()
+        self._fallback = fallback
         self._stack = contextlib.AsyncExitStack()
 
     @contextlib.asynccontextmanager
@@ -87,4 +90,6 @@ class ImageForkFactory:
         self._stack.push_async_callback(self._agent.remove_fork, made.id)
         if made.note:
             self._progress(made.note)
+        elif not provider and made.provider != "zfs":
+            self._fallback(f"forks are made by {made.provider}: {made.origin} is not on ZFS")
         return ImageFork(self._host, self._agent, made)

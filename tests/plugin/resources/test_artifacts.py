@@ -69,6 +69,27 @@ def image(tmp_path):
     return path
 """
 
+NAMED = """
+import pytest, pytest_asyncio
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(propolis):
+    async with propolis.image_fork_factory() as factory:
+        yield await factory("mine")
+
+@pytest.mark.parametrize("zfs_artifact", ["mine"], indirect=True)
+async def test_the_fork_of_an_artifact(zfs_artifact, shared):
+    assert zfs_artifact.provider in ("reflink", "qcow2")
+    assert await zfs_artifact.read(0, 8) == b"original"
+    await shared.write(b"changed!", 0)
+    assert await zfs_artifact.read(0, 8) == b"original"
+
+async def test_a_fork_of_a_wider_scope(shared):
+    assert await shared.read(0, 8) == b"changed!"
+"""
+
 KILLED = """
 import os, signal
 from pathlib import Path
@@ -89,6 +110,18 @@ def test_forks_are_a_tests_own_and_go_with_it(inner: InnerRun, monkeypatch: pyte
     inner.write(conftest=CONFTEST, test_it=FORKS)
     inner.run().assert_outcomes(passed=8)
     assert list((inner.pytester.path / "disks").rglob("*")) == []
+
+
+def test_a_parameter_names_the_artifact_and_the_run_says_once_that_it_is_not_on_zfs(inner: InnerRun) -> None:
+    (inner.pytester.path / "mine.raw").write_bytes(b"original".ljust(1 << 20, b"\0"))
+    entry = 'filename = "mine.raw"\nkind = "file"\nsource = { local_path = { path = "." } }'
+    (inner.pytester.path / "artifacts.toml").write_text(f"[artifacts.mine]\n{entry}\n")
+    inner.write(test_it=NAMED)
+    result = inner.run("--propolis-artifacts=artifacts.toml")
+    result.assert_outcomes(passed=2)
+    said = [line for line in result.outlines if "is not on ZFS" in line]
+    assert len(said) == 1
+    assert str(inner.pytester.path / "mine.raw") in said[0]
 
 
 def test_a_test_that_is_about_zfs_is_skipped_without_it_with_the_reason(
