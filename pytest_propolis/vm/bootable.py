@@ -31,6 +31,7 @@ from ..propolis_api.serial import SerialConsoleMoved
 from ..settings import BootKind
 from .config import Nic
 from .disks.crucible_disk import VolumeDisk, with_volumes
+from .disks.image_fork import ForkDisk
 from .guest_access import GuestAccess
 from .instance import OUTPUT_TIMEOUT_S
 from .login import ended_before_reset, log_in
@@ -81,6 +82,7 @@ class BootableVm(GuestAccess):
         self.boot_log = ""
         """What the console showed until the log-in was complete."""
         self.volumes: list[VolumeDisk] = []
+        self.forks: list[ForkDisk] = []
         """Its replicated disks."""
         self.nics: tuple[Nic, ...] = ()
         """Its cards in networks between VMs."""
@@ -183,6 +185,12 @@ class BootableVm(GuestAccess):
             if disk not in self.volumes:
                 self.volumes.append(disk)
             disk.volume.attach_to(self, disk.backend_key)
+
+    def hold_forks(self, disks: Iterable[ForkDisk]) -> None:
+        """These forks of images are disks of this VM."""
+        for disk in disks:
+            self.forks.append(disk)
+            disk.fork.attach_to(self, readonly=disk.readonly)
 
     async def _log_in(self, limit_s: float) -> None:
         while not await ended_before_reset(self.console, self._log_in_once(limit_s)):

@@ -24,6 +24,7 @@ from ..storage.artifacts import Artifact
 from .config import VmConfig
 from .config_fields import VmConfigFields
 from .disks.crucible_disk import VolumeDisk, with_volumes
+from .disks.image_fork import ForkDisk
 from .disks.layout import (
     placed,
     require_bootable,
@@ -254,6 +255,9 @@ class VmFactory:
         volumes = [disk for disk in config.disks if isinstance(disk, VolumeDisk)]
         for disk in volumes:
             await disk.volume.require_free()
+        forks = [disk for disk in config.disks if isinstance(disk, ForkDisk)]
+        for fork_disk in forks:
+            await fork_disk.fork.require_free(readonly=fork_disk.readonly)
         guest = self._guests.get(complete.guest)
         require_enough_memory(complete, guest)
         require_bootable(complete.config, guest)
@@ -273,6 +277,7 @@ class VmFactory:
             if vm is None:
                 vm = await self._builder.create(session, complete, guest, taken)
             vm.hold_volumes(volumes)
+            vm.hold_forks(forks)
             vm.nics = networked(complete.config.nics)
             self._remember(vm)
         return vm
@@ -325,6 +330,7 @@ class VmFactory:
         async with self._keeping(session, name) as taken:
             successor = await self._builder.serve(session, plan, taken)
             successor.volumes, successor.nics = list(vm.volumes), vm.nics
+            successor.hold_forks(disk for disk in vm.forks if disk.readonly or not plan.copy_disks)
             self._remember(successor)
         return successor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import TYPE_CHECKING, Literal, final
 
 from ...agent_api.disks import ImageForked
 from ...errors import ConfigError
@@ -13,6 +13,9 @@ from ...hosts.agent_client import AsyncAgentClient
 from ...hosts.host import Host
 from ..instance_spec.device_names import require_device_name
 from .kinds import AttachedDisk, Disk, DiskInterface, PciSlot
+
+if TYPE_CHECKING:
+    from ..instance import Instance
 
 __all__ = ["ForkDisk", "ImageFork"]
 
@@ -54,7 +57,7 @@ class ImageFork:
     """A writable copy of an artifact, made in constant time where the host's file system can.
 
     Its path may lie on another machine: `read`, `write` and `sha256` go through the host. They see the disk as a guest
-    does, whatever the format; no VM may use the fork meanwhile.
+    does, whatever the format; no VM may use the fork meanwhile. One VM at a time may write to it.
     """
 
     def __init__(self, host: Host, agent: AsyncAgentClient, made: ImageForked) -> None:
@@ -62,6 +65,7 @@ class ImageFork:
         """The host that it is on."""
         self._agent = agent
         self._made = made
+        self._users: list[tuple[Instance, bool]] = []
 
     def __repr__(self) -> str:
         return f"<ImageFork of {self._made.origin} by {self.provider}>"
@@ -127,8 +131,9 @@ class ImageFork:
     async def rollback(self, name: str) -> None:
         """Have the content of a snapshot again; later snapshots go.
 
-        :raises ConfigError: when it has no such snapshot.
+        :raises ConfigError: when it has no such snapshot, or a VM has the fork.
         """
+        await self.require_free()
         await self._agent.rollback_fork(self.id, name)
 
     async def read(self, offset: int = 0, length: int | None = None) -> bytes:
@@ -148,11 +153,31 @@ class ImageFork:
     async def write(self, data: bytes, offset: int = 0) -> None:
         """Write bytes to the disk.
 
-        :raises ConfigError: when that is beyond the end.
+        :raises ConfigError: when that is beyond the end, or a VM has the fork.
         """
+        await self.require_free()
         for begin in range(0, len(data), TRANSFER_BYTES):
             await self._agent.write_fork(self.id, offset + begin, data[begin : begin + TRANSFER_BYTES])
 
     async def sha256(self) -> str:
         """Return the hash of the whole disk, in lowercase hexadecimal."""
         return await self._agent.hash_fork(self.id)
+
+    # For VMs
+
+    async def require_free(self, *, readonly: bool = False) -> None:
+        """
+        :param readonly: whether it is enough that no VM writes to it.
+        :raises ConfigError: when a VM has the fork, naming that VM.
+        """
+        self._users = [(vm, reads) for vm, reads in self._users if await vm.may_have_disks()]
+        for vm, reads in self._users:
+            if not (readonly and reads):
+                raise ConfigError(
+                    f"the fork of {self.origin} is a disk of VM {vm.name!r}",
+                    hint="stop that VM first, or fork the image again",
+                )
+
+    def attach_to(self, vm: Instance, *, readonly: bool) -> None:
+        """Record that a VM uses the fork from now on."""
+        self._users.append((vm, readonly))

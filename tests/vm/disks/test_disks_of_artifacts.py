@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from boot_sectors import boot_disk
 
-from pytest_propolis import ConfigError, ImageDisk
+from pytest_propolis import ConfigError, ImageDisk, InstanceState
 from pytest_propolis.session.run import Run
 from pytest_propolis.settings import BootKind
 from pytest_propolis.storage.catalogs.catalog import read_catalogs
+from pytest_propolis.vm.disks.image_fork_factory import ImageForkFactory
 from pytest_propolis.vm.factory import VmFactory
 
 FINDS_DISKS = "modprobe virtio_blk; until [ -b /dev/vda ]; do sleep 0.1; done"
@@ -86,3 +87,30 @@ async def test_an_image_that_does_not_exist_is_an_error_that_names_it(
 def test_a_name_that_no_device_can_have_is_refused() -> None:
     with pytest.raises(ConfigError, match="image disk: 'boot-disk' cannot be its name"):
         ImageDisk("boot-disk")
+
+
+async def test_a_fork_is_written_to_by_one_vm_at_a_time(
+    vm_factory: VmFactory, zfs_artifact_factory: ImageForkFactory, tmp_path: Path
+) -> None:
+    image = tmp_path / "own.raw"
+    image.write_bytes(bytes(1 << 20))
+    fork = await zfs_artifact_factory(image)
+    await fork.snapshot("clean")
+    vm = await vm_factory.start("first", disks=(fork.disk(),), guest="micro")
+    for name in ("first", "first-2"):
+        taken = f"the fork of {image} is a disk of VM '{name}'"
+        with pytest.raises(ConfigError, match=taken):
+            await vm_factory.start("second", disks=(fork.disk(readonly=True),), guest="micro")
+        with pytest.raises(ConfigError, match=taken):
+            await fork.write(b"changed")
+        with pytest.raises(ConfigError, match=taken):
+            await fork.rollback("clean")
+        if name == "first":
+            successor = await vm_factory.successor(vm)
+            await successor.migrate_from(vm)
+            await vm.wait_for_state(InstanceState.DESTROYED)
+            vm = successor
+    await vm.stop()
+    await fork.write(b"changed")
+    for name in ("reader", "other-reader"):
+        await vm_factory.start(name, disks=(fork.disk(readonly=True),), guest="micro")
