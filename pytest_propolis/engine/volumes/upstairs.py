@@ -71,6 +71,10 @@ class Upstairs:
         return self._set.quorum.node
 
     @property
+    def _described(self) -> str:
+        return f"volume {self._vcr.id} (backend {self._key!r})"
+
+    @property
     def status(self) -> VolumeStatus:
         """The volume's status for the API."""
         region, replicas = self._region, self._set.replicas
@@ -198,7 +202,7 @@ class Upstairs:
             return
         if not isinstance(error, TakenOver | DownstairsRefused | MachineError):
             logger.error("unexpected error", exc_info=error)
-        self._error = BackendError(f"volume {self._vcr.id} (backend {self._key!r}): {error}")
+        self._error = BackendError(f"{self._described}: {error}")
         self._state = UpstairsInfoStatus.DISABLED
         self._set.notify()
         if self._set.is_assembled and not isinstance(error, MachineError):
@@ -233,12 +237,16 @@ class Upstairs:
             found = replica.session.region
             if (found.size_bytes, found.block_size) != (region.size_bytes, region.block_size):
                 raise BackendError(
-                    f"downstairs {replica.address} has {found.size_bytes} bytes in blocks of {found.block_size},"
-                    f" and volume {self._vcr.id} has {region.size_bytes} in blocks of {region.block_size}"
+                    f"{self._described}: downstairs {replica.address} has {found.size_bytes} bytes in blocks of"
+                    f" {found.block_size}, and the request says {region.size_bytes} in blocks of {region.block_size}:"
+                    " correct it"
                 )
             is_first = all(item.epoch <= 1 for item in self._set.regions)
             if path is not None and (found.epoch == 1 or is_first) and found.parent != path:
-                raise BackendError(f"downstairs {replica.address} does not lie over the read-only parent {path}")
+                raise BackendError(
+                    f"{self._described}: downstairs {replica.address} does not lie over the read-only parent {path}:"
+                    " leave that out, or make the region over it"
+                )
 
     async def _become(self, volume: VolumeRequest, region: RegionRequest) -> None:
         self._vcr = volume

@@ -121,6 +121,39 @@ async def test_nonsense_is_refused_with_the_name_of_the_disk(
         assert refusal.value.status == 400
 
 
+def doubled(vcr: dict[str, Any]) -> None:
+    vcr["sub_volumes"][0]["extent_count"] *= 2
+
+
+def over_a_file(vcr: dict[str, Any]) -> None:
+    vcr["read_only_parent"] = {"type": "file", "id": vcr["id"], "block_size": 4096, "path": "/nowhere"}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (doubled, "has 67108864 bytes in blocks of 4096, and the request says 134217728 in blocks of 4096: correct it"),
+        (over_a_file, "does not lie over the read-only parent /nowhere: leave that out"),
+        (lambda vcr: vcr["sub_volumes"][0]["opts"].update(key="other"), "the key is not this region's"),
+        (lambda vcr: vcr["sub_volumes"][0]["opts"].update(id=vcr["id"]), "this region belongs to volume"),
+    ],
+    ids=["size", "parent", "key", "id"],
+)
+async def test_a_request_that_does_not_fit_its_downstairs_fails_the_vm_and_names_the_disk(
+    vm_factory: VmFactory, disk: CrucibleDisk, change: Callable[[dict[str, Any]], object], complaint: str
+) -> None:
+    vcr = disk.vcr()
+    change(vcr)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk, "vcr_json", lambda: json.dumps(vcr))
+        vm = await vm_factory.create("vm", disks=(disk,), **CREATED)
+        await vm.launch()
+    await vm.wait_for_state(InstanceState.FAILED)
+    failure = (await vm.extended_info()).failure or ""
+    assert "backend 'crucible-disk-backend'" in failure
+    assert complaint in failure
+
+
 async def test_replacements_are_refused_as_upstream_does(vm_factory: VmFactory, disk: CrucibleDisk) -> None:
     vm = await vm_factory.create("vm", disks=(disk,), **CREATED)
     await vm.ensure()
