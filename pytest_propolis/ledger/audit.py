@@ -95,7 +95,7 @@ def _scan(
         leaks += [Leak("directory", str(path)) for path in directories_of(disks, run) if path.name not in explained]
     leaks += [*_processes(tags, agents), *_sockets(agents, base / run), *_mounts(run)]
     described = block_devices or system().host.block_devices
-    return [*leaks, *(_devices(described, run) if described else ()), *_datasets(run)], agents
+    return [*leaks, *(_devices(described, run) if described else ()), *_datasets(run, agents)], agents
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,14 +253,18 @@ def _devices(block_devices: Path, run: str) -> Iterator[Leak]:
             yield Leak("NBD device", f"/dev/{pid.parent.name} of {command[:_COMMAND_LENGTH]}")
 
 
-def _datasets(run: str) -> Iterator[Leak]:
+def _datasets(run: str, agents: Iterable[_Agent]) -> Iterator[Leak]:
+    """Yield datasets that no ledger lists. Those that one lists are leaks as entries are, or another run's."""
+    listed_names = {entry.what.get("dataset") for agent in agents for entry in agent.entries}
     if zfs := shutil.which("zfs"):
         command = [zfs, "list", "-H", "-o", "name", "-t", "all"]
         try:
             listed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_ZFS_TIMEOUT_S).stdout
         except (OSError, subprocess.TimeoutExpired):
             return
-        yield from (Leak("ZFS dataset", name) for name in listed.splitlines() if run in name)
+        for name in listed.splitlines():
+            if run in name and name.partition("@")[0] not in listed_names:
+                yield Leak("ZFS dataset", name)
 
 
 def _text(path: Path) -> str:

@@ -131,6 +131,11 @@ async def test_a_fork_is_a_clone_in_which_the_image_has_its_place(pool: Pool) ->
     assert made.path == Path("/tank/images/propolis-fork-1/disk.raw")
 
 
+async def test_a_clone_outside_of_the_runs_directories_has_the_runs_mark_in_its_name(pool: Pool) -> None:
+    request = ForkRequest(image=IMAGE, image_format="raw", target=Path("/x/fork-1"), mark="run-agent")
+    assert (await ZfsProvider(pool).fork(request)).dataset == "tank/images/propolis-run-agent-fork-1"
+
+
 async def test_forks_of_one_generation_share_a_snapshot_and_a_changed_image_gets_another(pool: Pool) -> None:
     await fork(pool, "one")
     await fork(pool, "two")

@@ -16,6 +16,7 @@ from propolis_command import COMMAND
 from zfs_guest import GuestExecutor, needs_zfs_guest, zfs_program
 
 from pytest_propolis import TestVm
+from pytest_propolis.ledger.audit import audit
 from pytest_propolis.storage.forks.fork import ForkedImage, ForkRequest
 from pytest_propolis.storage.forks.zfs import ZfsProvider
 
@@ -73,6 +74,12 @@ class DeadRuns:
         assert command.returncode == status, output.decode()
         return output.decode()
 
+    async def audit(self, run: str) -> list[str]:
+        """Return the leaks of a run."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PATH", self._environment["PATH"])
+            return list(map(str, await asyncio.to_thread(audit, self._base, run)))
+
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def runs(guest: TestVm, tmp_path: Path) -> AsyncIterator[DeadRuns]:
@@ -82,8 +89,8 @@ async def runs(guest: TestVm, tmp_path: Path) -> AsyncIterator[DeadRuns]:
         yield DeadRuns(place, program)
 
 
-async def fork(guest: TestVm, name: str) -> ForkedImage:
-    request = ForkRequest(image=IMAGE, image_format="raw", target=Path("/x") / name)
+async def fork(guest: TestVm, name: str, *, mark: str = "") -> ForkedImage:
+    request = ForkRequest(image=IMAGE, image_format="raw", target=Path("/x") / name, mark=mark)
     return await ZfsProvider(GuestExecutor(guest)).fork(request)
 
 
@@ -141,3 +148,14 @@ async def test_a_clone_in_a_pool_that_is_away_stays_listed_until_it_is_back(gues
         await guest.run("zpool import -d /var/tmp tank", timeout_s=60)
     await runs.gc()
     assert await datasets(guest) == before
+
+
+async def test_the_audit_finds_a_clone_that_no_ledger_lists(guest: TestVm, runs: DeadRuns) -> None:
+    run = secrets.token_hex(8)
+    made = await fork(guest, "lost", mark=f"{run}-agent")
+    provider = ZfsProvider(GuestExecutor(guest))
+    await provider.snapshot(made, "of-the-test")
+    assert await runs.audit(run) == [f"ZFS dataset {made.dataset}", f"ZFS dataset {made.dataset}@of-the-test"]
+    assert await runs.audit(secrets.token_hex(8)) == []
+    await provider.remove(made)
+    assert await runs.audit(run) == []

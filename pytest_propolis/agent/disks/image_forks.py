@@ -182,7 +182,8 @@ async def fork_of(
         require_raw(request.image, image_format)
         providers = providers or RAW_PROVIDERS
     fork_id, notes = secrets.token_hex(8), list[str]()
-    fork_request = ForkRequest(image=image, image_format=image_format, target=space.path_of(fork_id))
+    target = space.path_of(fork_id)
+    fork_request = ForkRequest(image=image, image_format=image_format, target=target, mark=target.parent.name)
     provider = await choose_provider(fork_request, progress=notes.append, only=providers)
     planned = await provider.plan(fork_request)
     if planned.format != "raw":  # The server knows the format of a disk's file by its suffix.

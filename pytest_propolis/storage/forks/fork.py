@@ -23,11 +23,13 @@ class ForkRequest:
     :param image_format: its format: ``raw`` or ``qcow2``.
     :param target: the path of the fork, which does not exist. A provider with a place of its own (ZFS) ignores its
         directory, and uses its name.
+    :param mark: a part of the fork's name in a place of the provider's own, by which the audit of leaks finds it.
     """
 
     image: Path
     image_format: str
     target: Path
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -102,7 +102,7 @@ class ZfsProvider:
 
     async def plan(self, request: ForkRequest) -> ForkedImage:
         source = await self._dataset_of(request.image)
-        name = PREFIX + request.target.stem
+        name = PREFIX + "-".join(filter(None, (request.mark, request.target.stem)))
         # A volume has no children: its clones lie beside it.
         clone = f"{source.name if source.relative is not None else source.name.rpartition('/')[0]}/{name}"
         if source.relative is None:

@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 
 from pytest_propolis.ledger.audit import audit
+from pytest_propolis.ledger.entry import Owner
+from pytest_propolis.ledger.identity import ProcessIdentity
+from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger
 
 Found = Callable[[str], list[str]]
 WORD = secrets.token_hex(8)
@@ -65,6 +68,21 @@ def test_a_dataset_and_its_snapshot_are_found(tmp_path: Path, monkeypatch: pytes
     assert found(secrets.token_hex(8)) == []
     asked = (tmp_path / "asked").read_text().splitlines()
     assert set(asked) == {"list -H -o name -t all"}
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_clone_that_a_ledger_lists_is_judged_as_its_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: Found, listed: bool
+) -> None:
+    clone = f"tank/propolis-{WORD}-agent-fork"
+    answer_as_zfs(tmp_path, monkeypatch, f"printf '%s\\n' {clone} {clone}@propolis-one")
+    directory = tmp_path / "base" / f"{WORD}-agent"
+    directory.mkdir(mode=0o700, parents=True)
+    ledger = Ledger.open(directory / LEDGER_NAME, run=WORD)
+    owner = Owner("other-run.gw0", ProcessIdentity.current())
+    ledger.live(ledger.intend("zfs-clone", {"dataset": clone if listed else "tank/other"}, owner))
+    datasets = [leak for leak in found(WORD) if leak.startswith("ZFS")]
+    assert datasets == ([] if listed else [f"ZFS dataset {clone}", f"ZFS dataset {clone}@propolis-one"])
 
 
 def test_a_machine_without_zfs_in_its_kernel_has_no_datasets(
