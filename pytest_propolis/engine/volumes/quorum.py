@@ -14,13 +14,14 @@ from typing import Any, Final
 
 from ..qemu.machine import Machine
 from ..qemu.monitor import MachineError
-from .session import Session
+from .session import DownstairsUnreachable, Session
 from .vcr import REPLICAS
 
 __all__ = ["Quorum"]
 
 THRESHOLD: Final = 2
 CONNECT_TIMEOUT_S: Final = 2
+TIMED_OUT: Final = "cancelled by timeout"
 _FAILING: Final = ("read", "write", "write-zeroes", "discard")
 """What a missing replica fails. QEMU flushes each node by itself before it migrates, and gives up if one fails."""
 
@@ -61,22 +62,30 @@ class Quorum:
         }
 
     async def attach(self, machine: Machine, session: Session) -> str:
-        """Connect QEMU to a replica, which takes no part in the volume yet; return the name of its node."""
+        """Connect QEMU to a replica, which takes no part in the volume yet; return the name of its node.
+
+        :raises DownstairsUnreachable: when it does not answer QEMU in time.
+        """
         name = f"{self.name}-replica{next(self._numbers)}"
-        await machine.execute(
-            "blockdev-add",
-            driver="nbd",
-            server={"type": "inet", "host": session.host, "port": str(session.region.port)},
-            export=session.region.export,
-            discard="unmap",
-            # A replica that was cut off must not come back by itself: it has missed writes.
-            **{
-                "node-name": name,
-                "read-only": self._readonly,
-                "reconnect-delay": 0,
-                "open-timeout": CONNECT_TIMEOUT_S,
-            },
-        )
+        try:
+            await machine.execute(
+                "blockdev-add",
+                driver="nbd",
+                server={"type": "inet", "host": session.host, "port": str(session.region.port)},
+                export=session.region.export,
+                discard="unmap",
+                # A replica that was cut off must not come back by itself: it has missed writes.
+                **{
+                    "node-name": name,
+                    "read-only": self._readonly,
+                    "reconnect-delay": 0,
+                    "open-timeout": CONNECT_TIMEOUT_S,
+                },
+            )
+        except MachineError as error:
+            if TIMED_OUT in str(error):
+                raise DownstairsUnreachable(f"{session.address}: {error}") from None
+            raise
         return name
 
     async def add_placeholder(self, machine: Machine) -> str:

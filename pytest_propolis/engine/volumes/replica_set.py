@@ -86,6 +86,7 @@ class ReplicaSet:
     async def assemble(self, machine: Machine) -> None:
         """Give QEMU the replicas, all connected, when those that count have been made equal.
 
+        :raises DownstairsUnreachable: when one does not answer QEMU in time. It can be tried again.
         :raises MachineError: when QEMU does not take them. It can be tried again.
         """
         async with self._changing:

@@ -102,6 +102,8 @@ class Upstairs:
             self._check_regions()
             try:
                 await self._set.assemble(machine)
+            except DownstairsUnreachable as error:  # Its session has not ended: it may be slow.
+                logger.info("the volume is not assembled yet: %s", error)
             except MachineError:
                 if self._set.all_connected:
                     raise

@@ -83,6 +83,17 @@ async def test_a_corrected_request_unblocks_a_start(disk: CrucibleDisk, vm_facto
     await vm.wait_for_state(InstanceState.RUNNING)
 
 
+async def test_a_start_outlasts_downstairs_that_answer_too_late(
+    crucible_disk_factory: CrucibleDiskFactory, vm_factory: VmFactory, tmp_path: Path
+) -> None:
+    program = write_crucible_downstairs(tmp_path, unanswered=1)
+    disk = await crucible_disk_factory(size_mib=64, downstairs=program)
+    vm = await vm_factory.start("vm", disks=(disk,), **MICRO)
+    written = (await vm.run(WRITE)).split()[0]
+    await vm.stop()
+    assert await replicas(disk) == [written] * 3
+
+
 async def test_a_server_program_uses_them(disk: CrucibleDisk, vm_factory: VmFactory) -> None:
     vm = await vm_factory.start("vm", disks=(disk,), server="propolis-server-qemu", **MICRO)
     written = (await vm.run(WRITE)).split()[0]

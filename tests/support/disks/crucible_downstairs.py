@@ -45,14 +45,18 @@ PROGRAM: Final = """\
 import sys
 sys.path[:0] = {path!r}
 from crucible_downstairs import main
-main()
+main(unanswered={unanswered})
 """
 
 
-def write_crucible_downstairs(directory: Path) -> Path:
-    """Write the program into a directory, and return its path."""
+def write_crucible_downstairs(directory: Path, *, unanswered: int = 0) -> Path:
+    """Write the program into a directory, and return its path.
+
+    :param unanswered: how many of QEMU's connections each of its processes leaves without an answer.
+    """
     path = directory / "crucible-downstairs"
-    write_python_script(path, PROGRAM.format(path=[str(Path(__file__).parent), *filter(None, sys.path)]))
+    where = [str(Path(__file__).parent), *filter(None, sys.path)]
+    write_python_script(path, PROGRAM.format(path=where, unanswered=unanswered))
     return path
 
 
@@ -61,8 +65,9 @@ def extent_files(directory: Path) -> list[Path]:
     return sorted(directory.glob("[0-9A-F][0-9A-F]/*/*"))
 
 
-def main() -> None:
+def main(*, unanswered: int = 0) -> None:
     options = _parser().parse_args()
+    _Exports.unanswered = unanswered
     if options.command == "create":
         _create(options)
     else:
@@ -189,6 +194,7 @@ class _Exports:
 
     is_running = True
     pid = os.getpid()
+    unanswered = 0
 
     def __init__(self, extents: _Extents, size_bytes: int) -> None:
         self._extents = extents
@@ -234,6 +240,10 @@ class _Exports:
         while True:
             _, option, length = OPTION.unpack(await reader.readexactly(OPTION.size))
             payload = await reader.readexactly(length)
+            if option == GO and self.unanswered:
+                self.unanswered -= 1
+                await reader.read()  # until QEMU gives up
+                return False
             answers: Sequence[tuple[int, bytes]] = [(UNSUPPORTED, b"")]
             if option in (QUERY, GO):
                 (size,) = struct.unpack_from(">I", payload)
