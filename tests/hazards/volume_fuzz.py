@@ -11,11 +11,19 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
-from volume_checks import SLOTS, all_active, begin_to_write, replicas, stop_writing, wait_for_status, writes_more
+from volume_checks import (
+    SLOTS,
+    all_active,
+    begin_to_write,
+    contents,
+    replicas,
+    stop_writing,
+    wait_for_status,
+    writes_more,
+)
 
-from pytest_propolis import AgentError, ApiError, CrucibleDisk, TestVm
+from pytest_propolis import AgentError, ApiError, CapabilityMissing, CrucibleDisk, TestVm
 
 __all__ = ["fuzz_round"]
 
@@ -37,7 +45,7 @@ async def _hang_for_a_while(disk: CrucibleDisk, index: int) -> None:
 
 
 async def _slow_down(disk: CrucibleDisk, index: int) -> None:
-    with contextlib.suppress(AgentError):  # it is dead
+    with contextlib.suppress(AgentError, CapabilityMissing):  # it is dead, or a program
         await disk.slow(index, delay_ms=5)
 
 
@@ -88,11 +96,10 @@ async def _heal(disk: CrucibleDisk) -> None:
 
 async def _lost(disk: CrucibleDisk, count: int) -> list[int]:
     """Those of the guest's last writes that are not in the first replica."""
-    (path,) = [Path(item.path) for item in (await disk.facts()).downstairs if item.address == disk.targets[0]]
-    contents = path.read_bytes()
+    first = await contents(disk, 0)
     last = range(max(1, count - SLOTS + 1), count + 1)
-    return [n for n in last if _number_at(contents, n % SLOTS * BLOCK) != str(n).encode()]
+    return [n for n in last if _number_at(first, n % SLOTS * BLOCK) != str(n).encode()]
 
 
-def _number_at(contents: bytes, offset: int) -> bytes:
-    return contents[offset : offset + BLOCK].partition(b"\n")[0]
+def _number_at(replica: bytes, offset: int) -> bytes:
+    return replica[offset : offset + BLOCK].partition(b"\n")[0]

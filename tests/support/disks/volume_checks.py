@@ -22,6 +22,7 @@ __all__ = [
     "WRITE",
     "all_active",
     "begin_to_write",
+    "contents",
     "end_of_writing",
     "replicas",
     "stop_writing",
@@ -51,15 +52,14 @@ done; touch /tmp/stopped
 
 
 async def replicas(disk: CrucibleDisk) -> list[str]:
-    """Return the hash of each replica's file. No VM may be writing."""
-    files = {item.address: Path(item.path) for item in (await disk.facts()).downstairs}
-    return [_hash(files[target]) for target in disk.targets]
+    """Return the hash of each replica. No VM may be writing."""
+    return [hashlib.sha256(await contents(disk, index)).hexdigest() for index in range(len(disk.targets))]
 
 
-def _hash(replica: Path) -> str:
-    """Return the hash of a replica's file, or of those of its extents, if it is a directory."""
-    files = extent_files(replica) if replica.is_dir() else [replica]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+async def contents(disk: CrucibleDisk, index: int) -> bytes:
+    """Return what a replica holds: its file, or the files of its extents, if it is a directory."""
+    (path,) = [Path(item.path) for item in (await disk.facts()).downstairs if item.address == disk.targets[index]]
+    return b"".join(file.read_bytes() for file in (extent_files(path) if path.is_dir() else [path]))
 
 
 async def wait_for_status(disk: CrucibleDisk, wanted: Callable[[UpstairsInfo], bool]) -> UpstairsInfo:
