@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from model_fleet import ModelFleet
 from scheduled_fleet import fleet_of, host, item, started, worker_of
 
 from pytest_propolis.distribution.scheduling import EndWorker, Start
@@ -33,10 +35,23 @@ def test_the_tests_of_a_lost_host_run_elsewhere() -> None:
     assert fleet.where("test") == ("b",)
 
 
-def test_a_test_that_is_lost_again_and_again_lets_the_others_run() -> None:
-    fleet = fleet_of(host(slots=1), workers=1)
-    fleet.add_tests(item("doomed", 300, guest="slow"), *(item(f"test{n}", 1.0) for n in range(5)))
-    fleet.run_others(fleet.items["doomed"].needs, {f"test{n}" for n in range(5)})
+@pytest.mark.parametrize("one_ahead", [False, True])
+@pytest.mark.parametrize("lose", [ModelFleet.lose_test, ModelFleet.lose_worker, ModelFleet.lose_and_regain_host])
+@pytest.mark.parametrize(
+    "needs",
+    [{}, {"guest": "slow"}, {"hosts": 2}, {"exclusive": True}, {"guest": None, "hosts": 0, "cpus": 0}],
+    ids=["one host", "another guest", "two hosts", "a host to itself", "no host"],
+)
+def test_a_test_that_is_lost_again_and_again_lets_the_others_run(
+    needs: dict[str, Any], lose: Callable[[ModelFleet, str], None], one_ahead: bool
+) -> None:
+    fleet = fleet_of(host("a", slots=1), host("b", slots=1), workers=1, one_ahead=one_ahead)
+    fleet.add_tests(item("doomed", 300, **needs), *(item(f"test{n}", 1.0) for n in range(5)))
+    fleet.add_tests(item("plain", 1.0, guest=None, hosts=0), item("pair", 1.0, hosts=2))
+    fleet.run_others("doomed", lose)
+    assert "doomed" not in fleet.done
+    fleet.run_out()
+    assert fleet.done == set(fleet.items)
 
 
 def test_a_test_that_is_lost_with_its_hosts_still_goes_before_shorter_ones() -> None:
@@ -61,6 +76,19 @@ def test_a_test_that_some_workers_crashed_with_still_goes_before_shorter_ones() 
     fleet.finish(worker_of(fleet, "test0"))  # shows how its module behaves
     fleet.decide()
     assert fleet.where("long") == ("h0",)
+
+
+def test_it_says_that_a_test_waits_since_it_was_lost_too_often() -> None:
+    fleet = fleet_of(host(slots=1), workers=1)
+    fleet.add_tests(item("doomed", 300))
+    for _ in range(5):
+        fleet.decide()
+        fleet.lose_test(worker_of(fleet, "doomed"))
+    fleet.add_tests(item("other", 1.0))
+    fleet.decide()
+    reason = "it was lost too often: the other tests go first"
+    assert fleet.scheduler.why_waiting("doomed") == reason
+    assert [(some.reason, some.tests) for some in fleet.scheduler.waiting()] == [(reason, ("doomed",))]
 
 
 def test_a_lost_test_that_may_not_run_again_does_not() -> None:
@@ -253,4 +281,4 @@ def test_a_test_that_is_lost_again_and_again_goes_behind_those_of_other_guests()
     fleet = fleet_of(host(slots=1, cpus=1), workers=1)
     # The long one, which fits nowhere, makes its guest the most wanted.
     fleet.add_tests(item("doomed", 1.0, guest="slow"), item("wide", 300, guest="slow", cpus=2), item("other", 1.0))
-    fleet.run_others(fleet.items["doomed"].needs, {"other"})
+    fleet.run_others("doomed", ModelFleet.lose_test)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -33,6 +35,7 @@ HOSTS = st.builds(
     speed=st.sampled_from([0.5, 1.0, 1.2]),
     templates=st.sampled_from([frozenset(), frozenset({"alpine"})]),
 )
+WAYS_TO_LOSE = st.sampled_from([ModelFleet.lose_test, ModelFleet.lose_worker, ModelFleet.lose_and_regain_host])
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -42,6 +45,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def begin(self, one_ahead: bool, latency_s: float) -> None:
         self.fleet = ModelFleet(BUILD_S, one_ahead=one_ahead, latency_s=latency_s)
         self.workers = 0
+        self.doomed: tuple[str, Callable[[ModelFleet, str], None]] | None = None
         self.hire(2, None)
 
     @rule(number=st.integers(1, 3), own_host=st.sampled_from([None, None, "h0", "h1"]))
@@ -97,25 +101,29 @@ class SchedulerMachine(RuleBasedStateMachine):
     def test_is_given_up(self, data: st.DataObject) -> None:
         self.fleet.give_up(data.draw(st.sampled_from(sorted(self.fleet.items))))
 
+    @precondition(lambda self: self.fleet.items.keys() - self.fleet.done)
+    @rule(data=st.data(), lose=WAYS_TO_LOSE)
+    def test_is_doomed(self, data: st.DataObject, lose: Callable[[ModelFleet, str], None]) -> None:
+        """From the last step on it is lost as often as it starts."""
+        self.doomed = data.draw(st.sampled_from(sorted(self.fleet.items.keys() - self.fleet.done))), lose
+
     @rule(wait_s=st.sampled_from([0.0, 0.1, 10.0]))
     def decide(self, wait_s: float) -> None:
         self.fleet.decide(wait_s)
 
     def teardown(self) -> None:
-        """All tests run that can: none starves, and those that need several hosts do not block each other."""
+        """All tests run that can, also while one is lost as often as it starts: none starves, and those that need
+        several hosts do not block each other.
+        """
         if not hasattr(self, "fleet"):
             return
+        if self.doomed is not None:
+            self.fleet.run_others(*self.doomed)
         self.fleet.run_out()
-        hosts = [host.host for host in self.fleet.hosts.values()]
         for test in self.fleet.items.keys() - self.fleet.done:
-            needs = self.fleet.items[test].needs
-            able = [host for host in hosts if could_run(host, needs)]
-            assert len(able) < needs.hosts, self.fleet.scheduler.why_waiting(test)
+            able = self.fleet.able(test)
+            assert len(able) < self.fleet.items[test].needs.hosts, self.fleet.scheduler.why_waiting(test)
             assert f"there are {len(able)}" in self.fleet.scheduler.why_waiting(test)
-
-
-def could_run(host: HostSpec, needs: Needs) -> bool:
-    return needs.labels <= host.labels and needs.cpus <= host.cpus and needs.memory_mib <= host.memory_mib
 
 
 SchedulerMachine.TestCase.settings = settings(

@@ -98,20 +98,17 @@ class Chooser:
         spare = max(min(1, cpus), cpus - (slots - 1))
         # The longest test of the first cell fits nearly always: then the others need not be sorted.
         found = self._best_of(state, first, spare, memory_mib, gap_s)
-        if found is not None and found[2] >= 0:
+        if found is not None:
             return found[:2]
         if len(ranked) == 1 and spare == cpus:
-            return found and found[:2]
-        last: Choice | None = None
+            return None
         ranked.sort(key=_urgency, reverse=True)
         for most_cpus in (spare, cpus) if spare < cpus else (cpus,):
             for cell in ranked:
                 found = self._best_of(state, cell, most_cpus, memory_mib, gap_s)
-                if found is not None and found[2] >= 0:
+                if found is not None:
                     return found[:2]
-                if found is not None and last is None:
-                    last = found[:2]  # it was lost too often: tests of other cells go first
-        return last
+        return None
 
     def _best_held(self, state: HostState) -> Choice | None:
         """Return the longest test that an idle worker holds and the host can begin."""

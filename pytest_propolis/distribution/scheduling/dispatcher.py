@@ -72,7 +72,8 @@ class Dispatcher:
         run = self._run
         self._now_s, self._decisions = now_s, []
         self._reservation.set_time(now_s)
-        waiting = len(run.backlog) or run.workers.holders or run.gatherings.active
+        run.readmit()
+        waiting = len(run.backlog) or run.workers.holders or run.gatherings.active or run.set_aside
         quiet = not run.running and not any(state.building for state in run.fleet.living)
         tick = bool(joined) or now_s >= self._next_tick_s or quiet
         run.awake |= quiet
@@ -87,7 +88,10 @@ class Dispatcher:
         self._start_hostless()
         if quiet and waiting and not self._decisions:
             self._chooser.lenient = run.awake = True
+            run.readmit(always=True)
+            self._gather()
             self._fill(run.take_changed())
+            self._start_hostless()
             self._chooser.lenient = False
         return self._decisions
 

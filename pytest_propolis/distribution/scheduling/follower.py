@@ -28,6 +28,7 @@ class Follower:
         :returns: None if nothing follows, and the worker ends.
         """
         run = self._run
+        run.readmit()
         short = self._chooser.is_short(duration_s)
         index = self._next(queue, hosts[0]) if short and hosts else self._filler(queue, hosts)
         if index is not None and not short and self._spare_workers() and not self._is_short(index):

@@ -98,7 +98,7 @@ class FleetScheduler(Scheduler):
         run.finished.add(index)
         if running.done == len(running.tests):
             run.release(worker)
-        run.backlog.update(run.durations.finished(index, duration_s * running.speed), run.estimate)
+        run.backlog.update(run.durations.finished(index, duration_s * running.speed), run.durations.estimate)
 
     def test_lost(self, worker: str, *, again: bool = True) -> tuple[str, ...]:
         run = self._run
@@ -136,7 +136,7 @@ class FleetScheduler(Scheduler):
             run.backlog.unhold(index, run.queue(index))
             run.forgo_hosts(index)
             run.hold(index)
-        elif index in run.workers.following.values():
+        elif index in run.workers.following.values() or index in run.set_aside:
             run.forgo_hosts(index)
         else:
             return False

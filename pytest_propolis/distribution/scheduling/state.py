@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Final
 
 from .backlog import Backlog
@@ -13,17 +13,17 @@ from .fleet import Fleet
 from .host import HostState
 from .item import Item
 from .needs import Needs
-from .planning.durations import Durations, Estimate
+from .planning.durations import Durations
 from .planning.gathering import Gatherings, Request
 from .workers import Workers
 
 __all__ = ["RunState", "Running"]
 
 MOST_LOSSES: Final = 4
-"""A test that has been lost more often than that goes last: as the longest, it would let no other test run."""
+"""A test that has been lost more often than that is set aside: as the longest, it would let no other test run."""
 
-LAST: Final = Estimate(mean_s=0.0, rank_s=-1.0)
-"""Ranks behind every test that has an estimate."""
+HOST_LOSS: Final = 0.25
+"""How much a loss together with a host counts: the host is probably at fault."""
 
 
 @dataclass(slots=True, eq=False)
@@ -55,8 +55,10 @@ class RunState:
     running: dict[str, Running] = field(default_factory=dict)
     """By worker."""
     finished: set[int] = field(default_factory=set)
-    losses: Counter[int] = field(default_factory=Counter)
-    """Test -> how often it was lost, though its hosts were there, or is to run again."""
+    losses: dict[int, float] = field(default_factory=dict)
+    """Test -> how often it was lost, or is to run again; a loss with a host counts `HOST_LOSS`."""
+    set_aside: list[int] = field(default_factory=list)
+    """Tests that were lost too often: they wait until all others have started that can."""
     changed: set[HostState] = field(default_factory=set)
     """Hosts that may have room for a test, or a test for their room."""
     awake: bool = False
@@ -88,21 +90,38 @@ class RunState:
             queue = self._queues[index] = self.backlog.queue(self.items[index].needs)
         return queue
 
-    def estimate(self, index: int) -> Estimate:
-        """Return by what a test that waits is ordered."""
-        return LAST if self.losses[index] > MOST_LOSSES else self.durations.estimate(index)
-
     def wait_again(self, index: int, *, with_host: bool = False) -> None:
         """Let a test wait that has run, or was lost while it ran.
 
-        :param with_host: whether it was lost with a host, for which it cannot be blamed.
+        :param with_host: whether it was lost with a host.
         """
-        self.losses[index] += not with_host
+        self.losses[index] = self.losses.get(index, 0.0) + (HOST_LOSS if with_host else 1.0)
         self.wait(index)
 
     def wait(self, index: int, *, probe: bool = False) -> None:
         """Let a test wait that no worker holds."""
-        queue, estimate = self.queue(index), self.estimate(index)
+        if self.losses.get(index, 0.0) > MOST_LOSSES:
+            self.set_aside.append(index)
+        else:
+            self._enqueue(index, probe=probe)
+
+    def readmit(self, *, always: bool = False) -> None:
+        """Let the tests start that were set aside, if no other waits that can, or always."""
+        if not self.set_aside or (self._others_wait() and not always):
+            return
+        indices, self.set_aside = self.set_aside, []
+        for index in indices:
+            self._enqueue(index)
+        self.awake = True
+
+    def _others_wait(self) -> bool:
+        """Return whether a test waits that is not set aside, and there are hosts for it."""
+        waiting = (queue.needs for queue in self.backlog.queues if queue.tests)
+        held = (self.queue(index).needs for index in self.workers.holders)
+        return any(self.fleet.can_run(needs) for needs in chain(waiting, held))
+
+    def _enqueue(self, index: int, *, probe: bool = False) -> None:
+        queue, estimate = self.queue(index), self.durations.estimate(index)
         gathered = queue.cell.way is Way.GATHERED
         self.backlog.add(index, queue, estimate, probe=probe and not gathered)
         if gathered:

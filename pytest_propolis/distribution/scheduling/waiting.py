@@ -14,6 +14,8 @@ __all__ = ["Waiting", "reason", "reasons"]
 NAMED: Final = 5
 """How many tests are named of those that wait for the same reason."""
 
+SET_ASIDE: Final = "it was lost too often: the other tests go first"
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -33,6 +35,9 @@ def reasons(run: RunState) -> Iterator[Waiting]:
         if queue.tests:
             longest = [run.items[index].id for _, index in queue.tests[: -NAMED - 1 : -1]]
             yield Waiting(_unplaced(run, queue.needs), len(queue.tests), tuple(longest))
+    if run.set_aside:
+        tests = tuple(run.items[index].id for index in run.set_aside[:NAMED])
+        yield Waiting(SET_ASIDE, len(run.set_aside), tests)
     held = [*run.workers.following.values(), *run.workers.holders]
     for index in dict.fromkeys([*held, *(gathering.index for gathering in run.gatherings.active)]):
         yield Waiting(reason(run, index), 1, (run.items[index].id,))
@@ -55,6 +60,8 @@ def reason(run: RunState, index: int) -> str:
         if gathering.index == index:
             missing = ", ".join(state.host.name for state in gathering.missing)
             return f"{len(gathering.taken)} of its {gathering.needs.hosts} hosts are kept for it; {missing} will follow"
+    if index in run.set_aside:
+        return SET_ASIDE
     return _unplaced(run, run.items[index].needs)
 
 

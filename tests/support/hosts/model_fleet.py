@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pytest_propolis.distribution.scheduling import (
@@ -15,6 +15,9 @@ from pytest_propolis.distribution.scheduling import (
     Needs,
     Start,
 )
+
+MOST_LOSSES = 40
+"""How often a test may be lost before all others have run."""
 
 PATIENCE = 3
 """How often nothing may happen before nothing will."""
@@ -153,22 +156,48 @@ class ModelFleet:
                 self.add_workers(f"replacement{len(self.ended)}-{len(self.idle)}")
         raise AssertionError("it does not come to an end")
 
-    def run_others(self, doomed: Needs, tests: set[str]) -> None:
-        """Run some tests, while each one that needs the same as the doomed ones is lost as often as it starts."""
-        for round_number in range(20 + 10 * len(self.items)):
-            if tests <= self.done:
+    def run_others(self, doomed: str, lose: Callable[[ModelFleet, str], None]) -> None:
+        """Run all tests that can run but one, which is lost as often as it starts.
+
+        :param lose: called with the worker that runs it.
+        """
+        others = {test for test, item in self.items.items() if len(self.able(test)) >= item.needs.hosts} - {doomed}
+        for round_number in range(MOST_LOSSES + 10 * len(self.items)):
+            if others <= self.done:
                 return
             decisions = self.decide(1.0)
             for name, guest in [(name, guest) for name, host in self.hosts.items() for guest in sorted(host.building)]:
                 self.make_template(name, guest)
-            for worker in sorted(self.running):
-                if self.items[self.running[worker].tests[0]].needs == doomed:
-                    self.lose_test(worker)
-                else:
-                    self.finish(worker)
+            finishing = [worker for worker, run in sorted(self.running.items()) if run.tests[0] != doomed]
+            for worker in finishing:
+                self.finish(worker)
+            for worker in self.running.keys() - set(finishing):
+                if self.running[worker].tests[0] == doomed:
+                    lose(self, worker)
             if not decisions or not self.idle:
                 self.add_workers(f"further{round_number}")
-        raise AssertionError(f"{sorted(tests - self.done)} starve")
+        raise AssertionError(f"{sorted(others - self.done)} starve")
+
+    def lose_and_regain_host(self, worker: str) -> None:
+        """Lose one of the hosts that a worker's test has, which comes back with its templates; or the test."""
+        names = self.running[worker].hosts
+        if not names:
+            self.lose_test(worker)
+            return
+        known = self.hosts[names[0]]
+        self.lose_host(names[0])
+        self.add_host(dataclasses.replace(known.host, templates=frozenset(known.templates)))
+
+    def able(self, test: str) -> list[str]:
+        """Return the hosts that would have room for a test if they did nothing else."""
+        needs = self.items[test].needs
+        return [
+            name
+            for name, model in self.hosts.items()
+            if needs.labels <= model.host.labels
+            and needs.cpus <= model.host.cpus
+            and needs.memory_mib <= model.host.memory_mib
+        ]
 
     def where(self, test: str) -> tuple[str, ...] | None:
         """Return the hosts on which a test runs now."""
