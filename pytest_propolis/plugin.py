@@ -35,8 +35,9 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    from .session.internals import has_pytest_asyncio, is_controller, is_worker
+    from .session.internals import drop_missing_basetemp, has_pytest_asyncio, is_controller, is_worker
 
+    drop_missing_basetemp(config)
     if not has_pytest_asyncio(config.pluginmanager):
         raise pytest.UsageError(
             "pytest-propolis needs the plugin pytest-asyncio: do not block it (-p no:asyncio), "

@@ -22,6 +22,7 @@ __all__ = [
     "base_temporary_directory",
     "call_in_controller",
     "dist_was_chosen",
+    "drop_missing_basetemp",
     "fixture_functions",
     "has_pytest_asyncio",
     "is_cancelling_a_test",
@@ -118,6 +119,15 @@ def number_of_workers(config: pytest.Config) -> int:
     # Before version 3.7 it had another name.
     parse = getattr(workermanage, "parse_tx_spec_config", None) or workermanage.parse_spec_config
     return len(parse(config))
+
+
+def drop_missing_basetemp(config: pytest.Config) -> None:
+    """Let a worker on another machine have temporary directories of its own, before pytest looks for them.
+
+    Behind a proxy, xdist names it a directory below the controller's, which that machine has not.
+    """
+    if is_worker(config) and config.option.basetemp and not Path(config.option.basetemp).parent.is_dir():
+        config.option.basetemp = None
 
 
 def base_temporary_directory(config: pytest.Config) -> Path:
