@@ -98,6 +98,7 @@ class Placer:
 class HostScheduling:
     """Implements xdist's ``Scheduling``.
 
+    :ivar config: where other plugins' ``pytest_handlecrashitem`` expect it, as pytest-rerunfailures does.
     :param channels: to the workers, by their ids; more come when workers are replaced.
     :param needs: of the tests that need hosts, by node id; complete when the first worker has collected.
     """
@@ -111,7 +112,7 @@ class HostScheduling:
         *,
         shared_id: str,
     ) -> None:
-        self._config = config
+        self.config = config
         self._measured_elsewhere = measured_elsewhere
         self._channels = channels
         self._needs = needs
@@ -146,7 +147,8 @@ class HostScheduling:
 
     @property
     def collection_is_completed(self) -> bool:
-        return len(self._collections) >= self._expected
+        # Workers that have ended are not counted; one that replaces a crashed one is not to wait for them.
+        return self._has_begun or len(self._collections) >= self._expected
 
     @property
     def tests_finished(self) -> bool:
@@ -160,12 +162,12 @@ class HostScheduling:
     def end(self) -> None:
         """Keep in pytest's cache how long the tests took, for the plans of later runs; look for no lost hosts."""
         self._background.end(self._templates.aclose if "_templates" in vars(self) else None)
-        cache = getattr(self._config, "cache", None)  # None with -p no:cacheprovider
+        cache = getattr(self.config, "cache", None)  # None with -p no:cacheprovider
         if cache is not None and self._durations:
             cache.set(DURATIONS, self._remembered_durations() | self._durations)
 
     def _remembered_durations(self) -> dict[str, float]:
-        cache = getattr(self._config, "cache", None)
+        cache = getattr(self.config, "cache", None)
         found = cache.get(DURATIONS, {}) if cache is not None else {}
         if not isinstance(found, dict):
             return {}
@@ -212,7 +214,7 @@ class HostScheduling:
                 for test in self._tests
             ]
         )
-        hosts = self._config.stash[SETTINGS].hosts
+        hosts = self.config.stash[SETTINGS].hosts
         assert hosts is not None
         specs = probed_inventory(hosts)
         for spec in specs:
@@ -247,7 +249,7 @@ class HostScheduling:
     def _templates(self) -> TemplatePreparer:
         from ..guests.registry import GuestRegistry
 
-        config = self._config
+        config = self.config
         say, log_dir = line_printer(config), config.stash[SETTINGS].log_dir
         return TemplatePreparer(
             config.stash[SETTINGS],
@@ -265,7 +267,7 @@ class HostScheduling:
 
     def _call(self, function: Callable[[], None]) -> None:
         """Call a function in the controller's thread."""
-        call_in_controller(self._config, function, delay_s=0)
+        call_in_controller(self.config, function, delay_s=0)
 
     def run_elsewhere(self, worker: str, test: str, lost: Iterable[str]) -> None:
         """Give other hosts to a test of a worker's that runs and has lost its own, as soon as there are any."""
@@ -368,7 +370,7 @@ class HostScheduling:
                     self._making[host, guest] = time.time()
                     self._templates.make(host, guest, partial(self._call, partial(self._made, host, guest)))
         if self.has_pending and not self._ticking:
-            self._ticking = call_in_controller(self._config, self._tick, delay_s=TICK_S)
+            self._ticking = call_in_controller(self.config, self._tick, delay_s=TICK_S)
 
     def _let_go(self) -> None:
         """Give nothing more to workers that xdist is ending, as after ``--maxfail``: they would not run it."""

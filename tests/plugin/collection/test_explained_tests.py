@@ -96,6 +96,20 @@ def test_tests_that_cannot_be_collected_end_the_command_with_what_pytest_says(
     assert said in told
 
 
+def test_a_guest_that_is_not_built_is_explained_as_the_run_does(
+    inner: InnerRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROPOLIS_ARTIFACT_DIR", str(inner.pytester.mkdir("empty")))
+    inner.write(
+        test_it="import pytest\n@pytest.mark.guest_os('debian', 'micro')\nasync def test_it(vm_factory):\n    pass\n"
+    )
+    tests = explained("--tests", ".")
+    assert tests["test_it[debian]"]["reason"] == "the guest debian is not built"
+    assert "propolis setup debian" in str(tests["test_it[debian]"]["remedy"])
+    assert not tests["test_it[micro]"]["skipped"]
+    inner.run().assert_outcomes(passed=1, skipped=1)
+
+
 def test_nothing_is_started_or_made(inner: InnerRun) -> None:
     inner.write(test_it=TESTS)
     explained("--tests", ".", "--propolis-hosts", "local:3")

@@ -36,6 +36,17 @@ def test_other():
     pass
 """
 
+CRASHING_ONCE = """
+import os, pathlib, pytest
+
+@pytest.mark.parametrize("number", range(6))
+async def test_it(vm_factory, number):
+    crashed = pathlib.Path("crashed")
+    if number == 5 and not crashed.exists():
+        crashed.touch()
+        os._exit(1)
+"""
+
 
 def test_only_the_tests_that_failed_last_run_again(inner: InnerRun) -> None:
     inner.write(test_it=FLAKY)
@@ -75,3 +86,12 @@ def test_a_test_that_failed_runs_again_in_its_worker(inner: InnerRun) -> None:
     inner.write(test_it=TWICE)
     result = inner.run("-prerunfailures", *PLACED, "--reruns", "1")
     assert result.parseoutcomes() == {"passed": 2, "rerun": 1}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_test_that_its_worker_crashed_in_runs_again_in_another_one(inner: InnerRun, workers: str) -> None:
+    pytest.importorskip("pytest_rerunfailures")
+    inner.write(test_it=CRASHING_ONCE)
+    result = inner.run("-prerunfailures", "--propolis-hosts", "local:2", "-n", workers, "--reruns", "1")
+    assert result.parseoutcomes() == {"passed": 6, "rerun": 1}
+    assert inner.leavings() == []
