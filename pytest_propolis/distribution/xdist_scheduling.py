@@ -203,7 +203,7 @@ class HostScheduling:
 
     def _begin(self) -> None:
         self._has_begun = True
-        self._tests = next(iter(self._collections.values()))
+        self._tests = [] if self._collections_differ() else next(iter(self._collections.values()))
         self._indices = {test: index for index, test in enumerate(self._tests)}
         guests = {needs.guest for needs in self._needs.values() if needs.guest is not None}
         self._scheduler = FleetScheduler(dict.fromkeys(guests, TEMPLATE_S), one_ahead=True)
@@ -227,6 +227,18 @@ class HostScheduling:
             )
             self._scheduler.host_joined(self._hosts[spec.name])
         self._give_up_what_no_host_can_run()
+
+    def _collections_differ(self) -> bool:
+        """Report workers that have collected other tests than the first one: then none can run, as with xdist."""
+        from xdist.report import report_collection_diff
+
+        (first, tests), *others = self._collections.items()
+        for node, collection in others:
+            said = report_collection_diff(tests, collection, first.gateway.id, node.gateway.id)
+            if said:
+                report = pytest.CollectReport(node.gateway.id, "failed", longrepr=said, result=[])
+                self.config.hook.pytest_collectreport(report=report)
+        return any(collection != tests for _, collection in others)
 
     def lose_hosts(self, names: Iterable[str]) -> None:
         """Place no more tests on hosts that a worker cannot reach."""

@@ -93,6 +93,19 @@ def test_a_worker_that_crashes_within_a_batch_loses_the_test_that_it_runs_alone(
     result.stdout.fnmatch_lines(["*crashed while running*test_it?60?*"])
 
 
+def test_workers_that_collect_different_tests_run_none(inner: InnerRun) -> None:
+    inner.write(
+        test_it="import os, pytest\n"
+        "NUMBERS = sorted(range(10), reverse=os.environ['PYTEST_XDIST_WORKER'] == 'gw0')\n"
+        "@pytest.mark.parametrize('number', NUMBERS)\n"
+        "def test_it(number):\n    pass\n"
+    )
+    result = inner.run("--propolis-hosts", "local:2", "-n", "2")
+    assert result.parseoutcomes() == {"errors": 1}
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*Different tests were collected between gw? and gw?*"])
+
+
 def test_a_crashed_worker_is_replaced_and_the_rest_runs(inner: InnerRun) -> None:
     inner.write(test_it=CRASHING)
     result = inner.run("--propolis-hosts", "local:2", "-n", "2")
