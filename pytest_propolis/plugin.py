@@ -3,6 +3,7 @@ imported with this module, because pytest imports it before every run and every 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from typing import Any
 
@@ -122,7 +123,7 @@ def _settings(config: pytest.Config) -> Settings:
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Before the plugin is configured."""
-    if (hosts := _settings(config).hosts) is None:
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ or (hosts := _settings(config).hosts) is None:
         return None
     from .distribution.placing import wanted_workers
 

@@ -81,6 +81,17 @@ def test_no_more_workers_start_than_the_user_allows(inner: InnerRun) -> None:
     result.stdout.fnmatch_lines(["*created: 2/2 workers*"])
 
 
+def test_the_number_of_workers_in_the_environment_is_the_users_choice(
+    inner: InnerRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner.write(test_it=FLAKY)
+    (inner.pytester.path / "repaired").touch()
+    monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "1")
+    result = inner.run("--propolis-hosts", "local:4", "-n", "auto", "-v")
+    result.assert_outcomes(passed=6)
+    result.stdout.fnmatch_lines(["*created: 1/1 worker*"])
+
+
 def test_a_test_that_failed_runs_again_in_its_worker(inner: InnerRun) -> None:
     pytest.importorskip("pytest_rerunfailures")
     inner.write(test_it=TWICE)
