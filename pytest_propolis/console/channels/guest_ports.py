@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from ...agent_api.guest_ports import STREAM_PORTS, PortEnded
-from ...errors import AgentError, CapabilityMissing
+from ...errors import AgentError, ApiError, CapabilityMissing
 from ...propolis_api.connection.byte_stream import ByteStream, StreamRefused, open_byte_stream
 from ...propolis_api.connection.endpoint import Endpoint
 
@@ -17,6 +17,8 @@ __all__ = ["GuestPorts", "MarkedStream", "PortStream", "open_port", "port_name"]
 
 FRAME_BYTES: Final = 1 << 18
 MOVE_TIMEOUT_S: Final = 60.0
+NO_INSTANCE: Final = 424
+"""The HTTP status where a server's VM has ended."""
 
 # A guest without udev has no names for ports below /dev/virtio-ports. The last user closes a port in a moment.
 # `command` keeps a failure of `exec` from ending the shell: one that was forked would go on with the loop of the other.
@@ -105,12 +107,15 @@ class GuestPorts:
     async def connect(self, number: int) -> ByteStream:
         """Open a port where the guest is now.
 
-        :raises CapabilityMissing: when the VM has no guest ports.
+        :raises ApiError: when the VM has ended.
+        :raises CapabilityMissing: when it has no guest ports.
         :raises AgentError: when its server does not answer.
         """
         try:
             return await open_byte_stream(self._endpoint, f"/ports/{number}")
         except StreamRefused as error:
+            if error.status == NO_INSTANCE:
+                raise ApiError("it has ended, and its guest ports with it", vm=self._vm, status=error.status) from error
             raise CapabilityMissing(
                 f"its server has no guest port (HTTP {error.status})",
                 vm=self._vm,

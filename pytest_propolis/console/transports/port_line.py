@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, Protocol
 
 from ...agent_api.guest_ports import PortEnded
-from ...errors import PropolisError, ShellLost
+from ...errors import ApiError, PropolisError, ShellLost
 from ...propolis_api.connection.byte_stream import ByteStream, StreamEnded
 from ..console import Console
 from ..input_history import Sent
@@ -126,8 +126,7 @@ class PortLine:
             while True:
                 await asyncio.wait([self._connection.ended])
                 end = PortEnded.told_by(self._connection.text)
-                if end is not None and end.closed_by_guest:
-                    await self._reconnect(None)
+                if end is not None and end.closed_by_guest and await self._reopen():
                     if self.on_closed is not None:
                         self.on_closed()
                     continue
@@ -137,6 +136,14 @@ class PortLine:
             self._fail(ShellLost("the guest's port is lost: its connection has ended", vm=self._console.vm))
         except PropolisError as error:
             self._fail(error)
+
+    async def _reopen(self) -> bool:
+        """Connect again to a port that the guest has closed; return whether its machine is there still."""
+        try:
+            await self._reconnect(None)
+        except ApiError:
+            return False
+        return True
 
     def _take(self, data: bytes) -> None:
         assert self.on_data is not None

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from http import HTTPStatus
 
 import pytest
 from qemu_pids import pids_of_qemu
 
+from pytest_propolis.console.channels import guest_ports
 from pytest_propolis.errors import CommandFailed, ConsoleClosed, GuestPanicked, ShellLost
+from pytest_propolis.propolis_api.connection.byte_stream import ByteStream, StreamRefused
+from pytest_propolis.propolis_api.connection.endpoint import Endpoint
 from pytest_propolis.settings import ChannelKind
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.vm import TestVm
@@ -75,7 +79,20 @@ async def test_a_reset_by_the_test_ends_the_command_of_another_task(vm: TestVm) 
 async def test_the_end_of_the_vm_ends_a_command_that_is_being_typed(vm: TestVm) -> None:
     await vm.run("(sleep 1; poweroff -f) > /dev/null 2>&1 &")
     with pytest.raises(ConsoleClosed, match="the VM has stopped"):
-        await vm.run(": " + "x" * (8 << 20), timeout_s=LONG_S)
+        await vm.run(": " + "x" * (64 << 20), timeout_s=LONG_S)  # more than any guest reads in a second
+
+
+async def test_a_port_that_the_guest_closes_as_it_ends_is_no_reason_of_its_own(
+    vm: TestVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ended(_endpoint: Endpoint, _path: str) -> ByteStream:
+        raise StreamRefused(HTTPStatus.FAILED_DEPENDENCY)  # as the server answers, before its console is closed
+
+    # Not every shell is called sh.
+    await vm.run("busybox sh -c 'sleep 2; poweroff -f' >/dev/null 2>&1 & until pidof busybox; do :; done")
+    monkeypatch.setattr(guest_ports, "open_byte_stream", ended)
+    with pytest.raises(ConsoleClosed, match="the VM has stopped"):
+        await vm.run("killall -9 sh", timeout_s=LONG_S)
 
 
 @pytest.mark.parametrize("channel", ["auto", "console"])
