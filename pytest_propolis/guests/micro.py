@@ -21,6 +21,14 @@ SET_UP: Final = (
     " export HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin; cd /root; echo micro-is'-'up\n"
 )
 
+# The virtio device of a PCI device comes later. A driver that was loaded before that would find no device.
+AWAIT_DEVICE: Final = (
+    "_dd=/sys/bus/pci/devices/{}; _dn=0;"
+    " until read -r _dv 2>/dev/null < $_dd/vendor &&"
+    " for _db in $_dd/virtio*; do case $_dv in 0x1af4) [ -e $_db ];; esac; done || [ $_dn -ge 250 ];"
+    " do _dn=$((_dn+1)); sleep 0.02; done"
+)
+
 
 # The kernel passes parameters that it does not recognise to init: with -s, they become the shell's positional
 # parameters.
@@ -40,7 +48,7 @@ class Micro(GuestAdapter):
 
     def await_hotplug_command(self, addresses: Sequence[str]) -> str:
         """Wait only for the devices: this guest has loaded no drivers."""
-        return "; ".join(f"until [ -e /sys/bus/pci/devices/{address} ]; do sleep 0.02; done" for address in addresses)
+        return "; ".join(AWAIT_DEVICE.format(address) for address in addresses)
 
     async def log_in(self, console: Console) -> None:
         await console.transcript.wait_for("~ # ")

@@ -48,7 +48,7 @@ async def test_guests_form_their_addresses_and_reach_each_other(vm_factory: VmFa
     for vm in vms:
         # The address that it has from its shell came up before the module that knows IPv6.
         await vm.run("modprobe ipv6; ip link set eth0 down && ip link set eth0 up")
-        shown = "ip -6 addr show dev eth0 | grep -v tentative | grep -o 'fd00[^/]*'"
+        shown = "ip -6 addr show dev eth0 | grep -v -e tentative -e temporary | grep -o 'fd00[^/]*'"
         addresses.append(ipaddress.IPv6Address(await vm.run(f"until {shown}; do sleep 0.1; done")))
     assert addresses[0] != addresses[1]
     assert all(address in lan.prefix for address in addresses)

@@ -64,6 +64,13 @@ def some_disks(directory: Path) -> tuple[DataDisk, ...]:
     )
 
 
+async def test_a_driver_that_is_loaded_at_once_finds_its_disk(vm_factory: VmFactory) -> None:
+    for number in range(8):
+        vm = await fork(vm_factory, f"fork{number}", DataDisk(name="empty", size_mib=8), **MICRO)
+        await vm.run("modprobe virtio_blk && test -b /dev/vda")
+        await vm.aclose()
+
+
 @pytest.mark.slow
 async def test_disks_are_where_they_are_after_a_boot(vm_factory: VmFactory, tmp_path: Path) -> None:
     disks = some_disks(tmp_path)
