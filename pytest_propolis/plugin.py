@@ -123,7 +123,7 @@ def _settings(config: pytest.Config) -> Settings:
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Before the plugin is configured."""
-    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ or (hosts := _settings(config).hosts) is None:
+    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or (hosts := _settings(config).hosts) is None:
         return None
     from .distribution.placing import wanted_workers
 

@@ -9,11 +9,11 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Receive, Scope, Send
 
@@ -53,14 +53,13 @@ from .networks.networks import Networks
 from .peers.files import SharedFiles
 from .peers.peers import Peers
 from .programs.program_routes import Programs
-from .progress_stream import cancel_once, progress_lines
+from .progress_stream import cancel_once, progress_response
 from .registry import ResourceRegistry
 from .templates.templates import Templates
 from .vm_extensions import VmExtensions
 
 __all__ = ["AgentApp"]
 
-LINES: Final = "application/x-ndjson"
 
 logger = logging.getLogger(__name__)
 
@@ -283,7 +282,7 @@ class AgentApp:
         async def work(tell: Callable[[StreamLine], None]) -> StreamLine:
             return ImagesFetched(await self._images.get(needed, lambda text: tell(ProgressMade(text))))
 
-        return StreamingResponse(progress_lines(work, self._works), media_type=LINES)
+        return progress_response(work, self._works)
 
     async def _get_template(self, request: Request) -> Response:
         client, needed = _client(request), await decoded(request, TemplateNeeded)
@@ -297,7 +296,7 @@ class AgentApp:
             )
             return TemplateFound(key)
 
-        return StreamingResponse(progress_lines(work, self._works), media_type=LINES)
+        return progress_response(work, self._works)
 
     async def _freeze(self, request: Request) -> Response:
         self._templates.freeze(request.path_params["id"], await decoded(request, FreezeVm))

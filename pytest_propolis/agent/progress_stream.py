@@ -5,26 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeAlias
 
 import msgspec
+from starlette.responses import Response, StreamingResponse
 
 from ..agent_api.messages import Fault, ProgressMade, StreamLine, WorkFailed
 from ..agent_api.templates import TemplateMaking
 from ..errors import PropolisError
 
-__all__ = ["cancel_once", "progress_lines"]
+__all__ = ["cancel_once", "progress_response"]
 
 logger = logging.getLogger(__name__)
 
+Work: TypeAlias = Callable[[Callable[[StreamLine], None]], Awaitable[StreamLine]]
 
-async def progress_lines(
-    work: Callable[[Callable[[StreamLine], None]], Awaitable[StreamLine]], in_progress: set[asyncio.Future[StreamLine]]
-) -> AsyncIterator[bytes]:
+
+def progress_response(work: Work, in_progress: set[asyncio.Future[StreamLine]]) -> Response:
     """Stream the progress of `work`, then its result. Cancel it when the client disconnects.
 
     :param in_progress: holds the work until it has ended. A response whose client has left is cancelled again at each
         await, so it is waited for in `close`.
     """
+    return StreamingResponse(_lines(work, in_progress), media_type="application/x-ndjson")
+
+
+async def _lines(work: Work, in_progress: set[asyncio.Future[StreamLine]]) -> AsyncIterator[bytes]:
     lines: asyncio.Queue[StreamLine] = asyncio.Queue()
     task = asyncio.ensure_future(work(lines.put_nowait))
     in_progress.add(task)

@@ -1,4 +1,4 @@
-"""Files that hosts have by their content, and pass on to each other: the agent's paths below ``/files``."""
+"""The agent's paths below ``/files``: files that hosts pass on to each other."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ from ...propolis_api.connection.endpoint import Endpoint
 from ...propolis_api.connection.http import HttpClient, HttpStream
 from ...propolis_api.connection.sockets import reason_of
 from ...storage.file_stream import BY_CONTENT, COMPRESSED, HEADER, PartialFile, frames, is_there, unpacked
-from ..progress_stream import progress_lines
+from ..progress_stream import progress_response
 
 __all__ = ["SharedFiles"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LINES: Final = "application/x-ndjson"
 SILENCE_S: Final = 10.0
 """How long the other agent may send nothing: without it, the file comes from the client's machine."""
 
@@ -71,7 +70,7 @@ class SharedFiles:
             await _fetch(wanted, lambda text: tell(ProgressMade(text)))
             return FileFetched()
 
-        return StreamingResponse(progress_lines(work, self._in_progress), media_type=LINES)
+        return progress_response(work, self._in_progress)
 
 
 def _frames(wanted: SendFile) -> Iterator[bytes]:

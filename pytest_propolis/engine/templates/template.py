@@ -123,4 +123,5 @@ def template_key(
         guest_ports=guest_ports,
     )
     arguments[arguments.index("-uuid") + 1] = ""
-    return hashlib.sha256(json.dumps([FORMAT, arguments, facts]).encode()).hexdigest()
+    # The command line has no names of components, and a fork has those of its template.
+    return hashlib.sha256(json.dumps([FORMAT, list(spec.components), arguments, facts]).encode()).hexdigest()

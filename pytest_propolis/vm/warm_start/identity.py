@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from ...console.commands import CommandResult
@@ -91,7 +93,7 @@ def warmup_input(guest: GuestAdapter, *, name: str, session: str, over_port: boo
     :raises TemplateError: when the adapter's commands are too long for that.
     """
     command = f"{guest.identity_command(name=name)} && {guest.await_identity_command()}"
-    return framed_command_for_port(command, session) if over_port else _typed(guest, command, over_port)
+    return _typed(guest, command, partial(framed_command_for_port, session=session) if over_port else typed_command)
 
 
 def typed_identity(guest: GuestAdapter, *, name: str, over_port: bool) -> TypedCommand:
@@ -99,12 +101,12 @@ def typed_identity(guest: GuestAdapter, *, name: str, over_port: bool) -> TypedC
 
     :raises TemplateError: when the adapter's command is too long for that.
     """
-    return _typed(guest, guest.identity_command(name=name), over_port)
+    return _typed(guest, guest.identity_command(name=name), typed_command_for_port if over_port else typed_command)
 
 
-def _typed(guest: GuestAdapter, command: str, over_port: bool) -> TypedCommand:
+def _typed(guest: GuestAdapter, command: str, frame: Callable[[str], TypedCommand]) -> TypedCommand:
     try:
-        return typed_command_for_port(command) if over_port else typed_command(command)
+        return frame(command)
     except ValueError as error:
         raise TemplateError(f"what wakes a fork of {guest.name} cannot be typed ahead: {error}") from None
 

@@ -190,6 +190,13 @@ async def test_a_spec_that_is_not_the_templates_answers_400(vm_factory: VmFactor
     assert caught.value.status == 400
 
 
+async def test_a_fork_has_a_disk_of_its_own_name(vm_factory: VmFactory) -> None:
+    for name in ("one", "other"):
+        vm = await vm_factory.start(name, disks=(DataDisk(name=f"{name}-disk", size_mib=8),), **MICRO)
+        assert vm.boot_kind == "warm"
+        assert f"{name}-disk-backend" in vm.spec.components
+
+
 async def test_a_fork_that_never_ran_leaves_nothing(vm_factory: VmFactory) -> None:
     vm = await vm_factory.create("vm", boot="warm", disks=(DataDisk(name="data", size_mib=8),), **MICRO)
     assert processes_of(vm)
