@@ -82,8 +82,9 @@ class BootableVm(GuestAccess):
         self.boot_log = ""
         """What the console showed until the log-in was complete."""
         self.volumes: list[VolumeDisk] = []
-        self.forks: list[ForkDisk] = []
         """Its replicated disks."""
+        self.forks: list[ForkDisk] = []
+        """Its disks that are forks of images."""
         self.nics: tuple[Nic, ...] = ()
         """Its cards in networks between VMs."""
         self.guest_nodes: list[GuestNode] = []

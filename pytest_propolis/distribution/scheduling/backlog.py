@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from .cell import LAST, PROBE_S, Cell, Queue, Way
+from .demand import LAST, PROBE_S, Demand, Queue, Way
 from .needs import Needs
 from .planning.durations import Estimate
 
@@ -23,13 +23,13 @@ class Backlog:
     """All tests that have not started."""
 
     def __init__(self) -> None:
-        self.cells: list[Cell] = []
+        self.demands: list[Demand] = []
         self.hostless: list[Queue] = []
         self.work_s = 0.0
         """Slot seconds that its tests will probably take on hosts of speed 1.0."""
         self.cpu_work_s = 0.0
         """The same in CPU seconds."""
-        self._cells: dict[tuple[str | None, frozenset[str], Way], Cell] = {}
+        self._demands: dict[tuple[str | None, frozenset[str], Way], Demand] = {}
         self._queues: dict[tuple[object, ...], Queue] = {}
         self._places: dict[int, _Place] = {}
 
@@ -51,11 +51,11 @@ class Backlog:
         queue = self._queues.get(kind)
         if queue is None:
             way = Way.of(needs)
-            cell = self._cells.get((needs.guest, needs.labels, way))
-            if cell is None:
-                cell = self._cells[needs.guest, needs.labels, way] = Cell(needs, way, len(self.cells))
-                self.cells.append(cell)
-            queue = self._queues[kind] = Queue(cell, needs)
+            demand = self._demands.get((needs.guest, needs.labels, way))
+            if demand is None:
+                demand = self._demands[needs.guest, needs.labels, way] = Demand(needs, way, len(self.demands))
+                self.demands.append(demand)
+            queue = self._queues[kind] = Queue(demand, needs)
             if way is Way.HOSTLESS:
                 self.hostless.append(queue)
         return queue
@@ -65,15 +65,15 @@ class Backlog:
         rank_s = estimate.rank_s + PROBE_S if probe else estimate.rank_s
         work_s = estimate.mean_s * queue.needs.hosts
         self._places[index] = _Place(queue, rank_s, work_s)
-        queue.cell.add(queue, rank_s, index)
+        queue.demand.add(queue, rank_s, index)
         self._count(queue, work_s, 1)
 
     def wide(self, cpus: float, memory_mib: float, duration_s: float) -> Iterator[tuple[Queue, int, float]]:
         """Find the tests that need at least so much and run for longer than duration_s, each with its rank in s."""
         for queue in self._queues.values():
             needs = queue.needs
-            if queue.cell.way is Way.NEXT and (needs.cpus >= cpus or needs.memory_mib >= memory_mib):
-                least_s = duration_s * (queue.cell.fastest or 1.0)
+            if queue.demand.way is Way.NEXT and (needs.cpus >= cpus or needs.memory_mib >= memory_mib):
+                least_s = duration_s * (queue.demand.fastest or 1.0)
                 first = bisect_right(queue.tests, (least_s, LAST))
                 yield from ((queue, index, rank_s) for rank_s, index in queue.tests[first:] if rank_s < PROBE_S)
 
@@ -92,9 +92,9 @@ class Backlog:
         """Return how many tests of a guest, for which no hosts are gathered, rank from least_s to most_s."""
         return sum(
             bisect_right(queue.tests, (most_s, LAST)) - bisect_left(queue.tests, (least_s, -1))
-            for cell in self.cells
-            if cell.guest == guest and cell.way is Way.NEXT
-            for queue in cell.queues
+            for demand in self.demands
+            if demand.guest == guest and demand.way is Way.NEXT
+            for queue in demand.queues
         )
 
     def companions(self, queue: Queue, rank_s: float, target_s: float) -> list[int]:
@@ -121,19 +121,19 @@ class Backlog:
     def remove(self, index: int) -> float:
         """Take a test out, and return the slot seconds that it will probably take."""
         queue, rank_s, work_s = self._places.pop(index)
-        queue.cell.remove(queue, rank_s, index)
+        queue.demand.remove(queue, rank_s, index)
         self._count(queue, -work_s, -1)
         return work_s
 
     def hold(self, index: int, queue: Queue, rank_s: float) -> None:
         """Let an idle worker hold a test that is out already."""
         insort(queue.held, (rank_s, index))
-        queue.cell.held += 1
+        queue.demand.held += 1
 
     def unhold(self, index: int, queue: Queue) -> None:
         """Take out a test that an idle worker holds."""
         queue.held = [entry for entry in queue.held if entry[1] != index]
-        queue.cell.held -= 1
+        queue.demand.held -= 1
 
     def update(self, indices: Iterable[int], estimate_of: Callable[[int], Estimate]) -> None:
         """Order those of these tests anew that wait and whose estimate has changed by more than a tenth.
@@ -142,7 +142,7 @@ class Backlog:
         """
         for index in indices:
             place = self._places.get(index)
-            if place is None or place[0].cell.way is Way.HOSTLESS:
+            if place is None or place[0].demand.way is Way.HOSTLESS:
                 continue
             queue, rank_s, work_s = place
             estimate = estimate_of(index)
@@ -156,6 +156,6 @@ class Backlog:
                 self._count(queue, mean_s - work_s, 0)
 
     def _count(self, queue: Queue, work_s: float, tests: int) -> None:
-        queue.cell.count_in(tests, work_s)
+        queue.demand.count_in(tests, work_s)
         self.work_s += work_s
         self.cpu_work_s += work_s * queue.needs.cpus

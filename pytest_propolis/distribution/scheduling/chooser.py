@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from .cell import Cell, Queue
+from .demand import Demand, Queue
 from .fleet import Fleet
 from .host import HostState
 from .needs import Needs
@@ -35,12 +35,12 @@ SHORT_SHARE: Final = 0.02
 Choice = tuple[Queue, int]
 
 
-def _urgency(cell: Cell) -> float:
-    return cell.urgency
+def _urgency(demand: Demand) -> float:
+    return demand.urgency
 
 
 class Chooser:
-    """Chooses among the tests that a host can run now: the longest of the cell that is most behind."""
+    """Chooses among the tests that a host can run now: the longest of the demand that is most behind."""
 
     def __init__(self, fleet: Fleet, reservation: Reservation) -> None:
         self._fleet = fleet
@@ -50,11 +50,11 @@ class Chooser:
         self.lenient = False
         """Whether slow hosts may run any test, since nothing else happens that could help it."""
 
-    def weigh(self, cells: Sequence[Cell]) -> None:
+    def weigh(self, demands: Sequence[Demand]) -> None:
         """Let the tests count more for which there are too few hosts with their labels."""
         work_s: dict[frozenset[str], float] = {}
-        for cell in cells:
-            work_s[cell.labels] = work_s.get(cell.labels, 0.0) + cell.work_s
+        for demand in demands:
+            work_s[demand.labels] = work_s.get(demand.labels, 0.0) + demand.work_s
         total_s = sum(work_s.values())
         weights = dict.fromkeys(work_s, 1.0)
         for labels, labelled_s in work_s.items():
@@ -63,8 +63,8 @@ class Chooser:
                 pressure = (labelled_s / speed) / (total_s / self._fleet.speed)
                 scarcity = 1 - speed / self._fleet.speed
                 weights[labels] = min(MOST_WEIGHT, 1 + SCARCITY * scarcity + SLOPE * max(0.0, pressure - NO_PRESSURE))
-        for cell in cells:
-            cell.weigh(weights[cell.labels])
+        for demand in demands:
+            demand.weigh(weights[demand.labels])
 
     def best(self, state: HostState, *, held: bool = False, after: Needs | None = None) -> Choice | None:
         """Return the test that a host runs next, as its queue and its index.
@@ -79,24 +79,24 @@ class Chooser:
             slots, cpus, memory_mib = slots + 1, cpus + after.cpus, memory_mib + after.memory_mib
         gap_s = math.inf if self.lenient else self._reservation.gap_s(state, slots)
         long_s = self._reservation.long_s
-        ranked: list[Cell] = []
-        first: Cell | None = None
+        ranked: list[Demand] = []
+        first: Demand | None = None
         most = -1.0
-        for cell in self._fleet.runnable(state):
+        for demand in self._fleet.runnable(state):
             if (
-                cell.count
-                and cell.narrowest <= cpus
-                and (cell.shortest_s <= gap_s or cell.longest_s >= long_s or cell.probes)
+                demand.count
+                and demand.narrowest <= cpus
+                and (demand.shortest_s <= gap_s or demand.longest_s >= long_s or demand.probes)
             ):
-                ranked.append(cell)
-                urgency = cell.urgency
+                ranked.append(demand)
+                urgency = demand.urgency
                 if urgency > most:
-                    first, most = cell, urgency
+                    first, most = demand, urgency
         if first is None:
             return None
         # A CPU is kept for each other free slot, if there are tests that need no more.
         spare = max(min(1, cpus), cpus - (slots - 1))
-        # The longest test of the first cell fits nearly always: then the others need not be sorted.
+        # The longest test of the first demand fits nearly always: then the others need not be sorted.
         found = self._best_of(state, first, spare, memory_mib, gap_s)
         if found is not None:
             return found[:2]
@@ -104,8 +104,8 @@ class Chooser:
             return None
         ranked.sort(key=_urgency, reverse=True)
         for most_cpus in (spare, cpus) if spare < cpus else (cpus,):
-            for cell in ranked:
-                found = self._best_of(state, cell, most_cpus, memory_mib, gap_s)
+            for demand in ranked:
+                found = self._best_of(state, demand, most_cpus, memory_mib, gap_s)
                 if found is not None:
                     return found[:2]
         return None
@@ -114,9 +114,9 @@ class Chooser:
         """Return the longest test that an idle worker holds and the host can begin."""
         gap_s = math.inf if self.lenient else self._reservation.gap_s(state, state.slots)
         best: tuple[Queue, int, float] | None = None
-        for cell in self._fleet.runnable(state):
-            if cell.held:
-                found = self._best_of(state, cell, state.cpus, state.memory_mib, gap_s, held=True)
+        for demand in self._fleet.runnable(state):
+            if demand.held:
+                found = self._best_of(state, demand, state.cpus, state.memory_mib, gap_s, held=True)
                 if found is not None and (best is None or found[2] > best[2]):
                     best = found
         return best and best[:2]
@@ -125,17 +125,17 @@ class Chooser:
         """Return whether a host may run a test now that an idle worker holds."""
         gap_s = math.inf if self.lenient else self._reservation.gap_s(state, state.slots)
         return (
-            queue.cell in self._fleet.runnable(state)
+            queue.demand in self._fleet.runnable(state)
             and state.fits(queue.needs)
-            and rank_s <= self._limit_s(state, queue.cell)
+            and rank_s <= self._limit_s(state, queue.demand)
             and not gap_s < rank_s < self._reservation.long_s
         )
 
     def following(self, state: HostState, cpus: int, memory_mib: int) -> int | None:
         """Return the index of the shortest test that may follow another one on a host, in the room that it leaves."""
         best: tuple[float, int] | None = None
-        for cell in self._fleet.runnable(state):
-            if cell.count and (entry := cell.shortest(cpus, memory_mib)) and (best is None or entry < best):
+        for demand in self._fleet.runnable(state):
+            if demand.count and (entry := demand.shortest(cpus, memory_mib)) and (best is None or entry < best):
                 best = entry
         return best and best[1]
 
@@ -144,24 +144,24 @@ class Chooser:
         return duration_s <= max(SHORT_S, SHORT_SHARE * self.slack_s)
 
     def _best_of(
-        self, state: HostState, cell: Cell, cpus: int, memory_mib: int, gap_s: float, *, held: bool = False
+        self, state: HostState, demand: Demand, cpus: int, memory_mib: int, gap_s: float, *, held: bool = False
     ) -> tuple[Queue, int, float] | None:
-        """Return the longest test of a cell that a host may run: its queue, its index and its rank in s.
+        """Return the longest test of a demand that a host may run: its queue, its index and its rank in s.
 
         :param gap_s: how long a test may take there that is not long.
         :param held: choose among those that idle workers hold.
         """
-        best = cell.best_held if held else cell.best
-        limit_s, long_s = self._limit_s(state, cell), self._reservation.long_s
-        if gap_s < limit_s and not held and not cell.probes and cell.longest_s < long_s:
+        best = demand.best_held if held else demand.best
+        limit_s, long_s = self._limit_s(state, demand), self._reservation.long_s
+        if gap_s < limit_s and not held and not demand.probes and demand.longest_s < long_s:
             limit_s = gap_s
         found = best(cpus, memory_mib, limit_s)
         if found is not None and gap_s < found[2] < long_s:
             found = best(cpus, memory_mib, min(limit_s, gap_s))
         return found
 
-    def _limit_s(self, state: HostState, cell: Cell) -> float:
+    def _limit_s(self, state: HostState, demand: Demand) -> float:
         """Return the longest duration that a host may begin with, on a host of speed 1.0."""
-        if self.lenient or state.speed >= SLOW * cell.fastest:
+        if self.lenient or state.speed >= SLOW * demand.fastest:
             return math.inf
         return self.slack_s * state.speed * SLOW_SHARE

@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
-from .cell import Queue, Way
 from .chooser import SHORT_S, SLOW, Choice, Chooser
 from .decision import BuildTemplate, Decision, Start
+from .demand import Queue, Way
 from .follower import Follower
 from .host import HostState
 from .planning.gathering import Gathering, Request
@@ -99,7 +99,7 @@ class Dispatcher:
         run = self._run
         running_s = run.remaining_s(self._now_s)
         slack_s = self._chooser.slack_s = remaining_s(run.backlog, run.fleet, running_s, run.durations.longest_s)
-        self._chooser.weigh(run.backlog.cells)
+        self._chooser.weigh(run.backlog.demands)
         self._next_tick_s = self._now_s + max(SHORTEST_TICK_S, slack_s / TICKS)
         self._reservation.look_ahead(slack_s, run.durations.longest_s)
         # What slow hosts may run depends on how long the run lasts.
@@ -179,7 +179,7 @@ class Dispatcher:
         if self._follower is not None:
             longest_s = max(run.durations.estimate(index).rank_s, work_s)
             following = self._follower.choose(worker, queue, hosts, longest_s)
-        queue.cell.run(speed * len(hosts))
+        queue.demand.run(speed * len(hosts))
         run.running[worker] = Running(worker, tests, hosts, queue, speed, self._now_s, work_s)
         ids = tuple([run.items[test].id for test in tests])
         names = tuple([state.host.name for state in hosts])
@@ -188,7 +188,7 @@ class Dispatcher:
     def _companions(self, index: int, queue: Queue) -> list[int]:
         """Choose what is sent with a very short test."""
         run = self._run
-        if queue.cell.way is Way.HOSTLESS:
+        if queue.demand.way is Way.HOSTLESS:
             return self._hostless_companions(index, queue)
         if not self._latency_s:
             return []

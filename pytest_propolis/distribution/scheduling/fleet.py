@@ -6,7 +6,7 @@ from bisect import insort
 from collections.abc import Sequence
 from itertools import islice
 
-from .cell import Cell, Way
+from .demand import Demand, Way
 from .host import HostSpec, HostState
 from .needs import Needs
 
@@ -14,7 +14,7 @@ __all__ = ["Fleet"]
 
 
 class Fleet:
-    """All hosts, and the cells of tests that each can run with the templates that it has."""
+    """All hosts, and the demands of tests that each can run with the templates that it has."""
 
     def __init__(self) -> None:
         self.hosts: dict[str, HostState] = {}
@@ -26,10 +26,10 @@ class Fleet:
         """The slots of all of them, each counted with its host's speed."""
         self.version = 0
         """Changes when hosts, their templates or the kinds of tests do."""
-        self._cells: list[Cell] = []
-        self._cells_of: dict[str | None, list[Cell]] = {}
+        self._demands: list[Demand] = []
+        self._demands_of: dict[str | None, list[Demand]] = {}
         """Those of each guest."""
-        self._runnable: dict[str, list[Cell]] = {}
+        self._runnable: dict[str, list[Demand]] = {}
         self._having: dict[str | None, list[HostState]] = {}
 
     def add(self, host: HostSpec) -> HostState:
@@ -53,16 +53,16 @@ class Fleet:
         self._having.clear()
         self.speed = self.speed_with(frozenset())
         self._runnable[name] = []
-        self._rank_cells()
+        self._rank_demands()
         self.version += 1
 
-    def know(self, cells: Sequence[Cell]) -> None:
-        """Let hosts have tests of these cells, of which there may be more than before."""
-        self._cells = list(cells)
-        self._cells_of.clear()
-        for cell in cells:
-            self._cells_of.setdefault(cell.guest, []).append(cell)
-        self._rank_cells()
+    def know(self, demands: Sequence[Demand]) -> None:
+        """Let hosts have tests of these demands, of which there may be more than before."""
+        self._demands = list(demands)
+        self._demands_of.clear()
+        for demand in demands:
+            self._demands_of.setdefault(demand.guest, []).append(demand)
+        self._rank_demands()
         for state in self.living:
             self.refresh(state)
 
@@ -74,16 +74,16 @@ class Fleet:
         runnable = []
         labels = state.host.labels
         for having in (None, *state.templates):
-            for cell in self._cells_of.get(having, ()):
-                if cell.labels <= labels:
-                    runnable.append(cell)
-                    if state.speed > cell.fastest:
-                        cell.fastest = state.speed
-        next_host = [cell for cell in runnable if cell.way is Way.NEXT]
-        self._runnable[state.host.name] = sorted(next_host, key=lambda cell: cell.number)
+            for demand in self._demands_of.get(having, ()):
+                if demand.labels <= labels:
+                    runnable.append(demand)
+                    if state.speed > demand.fastest:
+                        demand.fastest = state.speed
+        next_host = [demand for demand in runnable if demand.way is Way.NEXT]
+        self._runnable[state.host.name] = sorted(next_host, key=lambda demand: demand.number)
 
-    def runnable(self, state: HostState) -> list[Cell]:
-        """Return the cells whose tests a host can run now, one by one."""
+    def runnable(self, state: HostState) -> list[Demand]:
+        """Return the demands whose tests a host can run now, one by one."""
         return self._runnable[state.host.name]
 
     def warm(self, needs: Needs) -> list[HostState]:
@@ -117,10 +117,10 @@ class Fleet:
         """Return the slots of the hosts that have these labels, each counted with its host's speed."""
         return sum(state.speed * state.host.slots for state in self.living if labels <= state.host.labels)
 
-    def _rank_cells(self) -> None:
-        for cell in self._cells:
-            cell.fastest = max((s.speed for s in self.living if self._can_begin(s, cell)), default=0.0)
+    def _rank_demands(self) -> None:
+        for demand in self._demands:
+            demand.fastest = max((s.speed for s in self.living if self._can_begin(s, demand)), default=0.0)
 
     @staticmethod
-    def _can_begin(state: HostState, cell: Cell) -> bool:
-        return cell.labels <= state.host.labels and (cell.guest is None or cell.guest in state.templates)
+    def _can_begin(state: HostState, demand: Demand) -> bool:
+        return demand.labels <= state.host.labels and (demand.guest is None or demand.guest in state.templates)

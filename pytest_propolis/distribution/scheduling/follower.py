@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .cell import Queue
 from .chooser import Chooser
+from .demand import Queue
 from .host import HostState
 from .state import RunState
 

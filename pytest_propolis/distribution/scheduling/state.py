@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Final
 
 from .backlog import Backlog
-from .cell import Queue, Way
+from .demand import Queue, Way
 from .fleet import Fleet
 from .host import HostState
 from .item import Item
@@ -81,7 +81,7 @@ class RunState:
         probes = set(self.durations.probes())
         for index in range(first, len(self.items)):
             self.wait(index, probe=index in probes)
-        self.fleet.know(self.backlog.cells)
+        self.fleet.know(self.backlog.demands)
 
     def queue(self, index: int) -> Queue:
         """Return the queue of a test, whether it waits there or not."""
@@ -122,7 +122,7 @@ class RunState:
 
     def _enqueue(self, index: int, *, probe: bool = False) -> None:
         queue, estimate = self.queue(index), self.durations.estimate(index)
-        gathered = queue.cell.way is Way.GATHERED
+        gathered = queue.demand.way is Way.GATHERED
         self.backlog.add(index, queue, estimate, probe=probe and not gathered)
         if gathered:
             self.gatherings.add(Request(index, queue.needs, estimate.rank_s))
@@ -138,7 +138,7 @@ class RunState:
     def release(self, worker: str) -> Running:
         """Free what a worker's tests hold. The worker is idle then."""
         run = self.running.pop(worker)
-        run.queue.cell.run(-run.speed * len(run.hosts))
+        run.queue.demand.run(-run.speed * len(run.hosts))
         for state in run.hosts:
             if state.alive:
                 state.give_back(run.queue.needs)
@@ -151,7 +151,7 @@ class RunState:
     def vacate(self, worker: str) -> None:
         """Free what a worker's tests hold, though they go on."""
         run = self.running[worker]
-        run.queue.cell.run(-run.speed * len(run.hosts))
+        run.queue.demand.run(-run.speed * len(run.hosts))
         for state in run.hosts:
             if state.alive:
                 state.give_back(run.queue.needs)
@@ -170,7 +170,7 @@ class RunState:
         for state in run.hosts:
             state.take(needs)
         run.speed = min((state.speed for state in run.hosts), default=1.0)
-        run.queue.cell.run(run.speed * len(run.hosts))
+        run.queue.demand.run(run.speed * len(run.hosts))
         return run.hosts
 
     def hold(self, index: int) -> None:
@@ -179,7 +179,7 @@ class RunState:
         self.backlog.hold(index, queue, rank_s)
         self.fleet.version += 1  # What it needs did not count while its worker was busy.
         bound = self.gatherings.unbind(index)
-        if queue.cell.way is Way.GATHERED or (bound and queue.cell.way is Way.NEXT):
+        if queue.demand.way is Way.GATHERED or (bound and queue.demand.way is Way.NEXT):
             self.gatherings.add(Request(index, queue.needs, rank_s, held=True))
         self.awake = True
 

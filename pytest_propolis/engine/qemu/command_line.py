@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
 
@@ -33,7 +33,7 @@ from .guest_ports import port_devices
 from .machine_part import part_arguments
 from .memory import MEMORY_ID, GuestMemory
 
-__all__ = ["InvalidSpec", "SpecUnsupported", "qemu_arguments", "unwrap"]
+__all__ = ["HostResources", "InvalidSpec", "SpecUnsupported", "qemu_arguments", "unwrap"]
 
 COM_INDEX: Final = {
     SerialPortNumber.COM1: 0,
@@ -50,26 +50,10 @@ MOST_MEMORY_MIB: Final = 1 << 19
 SOFT_NPU: Final = (SoftNpuPciPort, SoftNpuPort, SoftNpuP9, P9fs)
 
 
-def qemu_arguments(
-    *,
-    spec: InstanceSpec,
-    properties: InstanceProperties,
-    boot: BootSource,
-    accelerator: AcceleratorName,
-    tag: str,
-    flash: Mapping[str, str],
-    memory: GuestMemory | None = None,
-    nodes: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
-    blobs: Mapping[str, str] = MappingProxyType({}),
-    cpu_features: Collection[str] | None = None,
-    display_socket: str | None = None,
-    has_vsock: bool = False,
-    generation: UUID | None = None,
-    guest_ports: bool = False,
-) -> list[str]:
-    """Return QEMU's command line without the monitor and the serial sockets.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostResources:
+    """What a host gives to a machine.
 
-    :param tag: an unguessable tag that identifies the process as the run's.
     :param flash: paths of the firmware's ``code`` and ``variables`` images, where the boot source has them.
     :param memory: the file that holds the guest's memory; None for memory of QEMU's own.
     :param nodes: the block nodes of those storage backends that are not QEMU's own, by component.
@@ -77,24 +61,50 @@ def qemu_arguments(
     :param cpu_features: the names of the CPU features that the accelerator has; None if that is not known.
     :param display_socket: where the display's VNC server is to listen; None for a VM without a display.
     :param has_vsock: whether the host's kernel has virtio sockets for guests.
+    """
+
+    flash: Mapping[str, str] = field(default_factory=dict)
+    memory: GuestMemory | None = None
+    nodes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    blobs: Mapping[str, str] = field(default_factory=dict)
+    cpu_features: Collection[str] | None = None
+    display_socket: str | None = None
+    has_vsock: bool = False
+
+
+def qemu_arguments(
+    *,
+    spec: InstanceSpec,
+    properties: InstanceProperties,
+    boot: BootSource,
+    accelerator: AcceleratorName,
+    tag: str,
+    resources: HostResources,
+    generation: UUID | None = None,
+    guest_ports: bool = False,
+) -> list[str]:
+    """Return QEMU's command line without the monitor and the serial sockets.
+
+    :param tag: an unguessable tag that identifies the process as the run's.
     :param generation: the generation id of a guest that is a copy of another one; by default the instance's id.
     :raises InvalidSpec: naming the component at fault.
     :raises SpecUnsupported: naming the component that is not realised.
     """
     components = {key: unwrap(component) for key, component in spec.components.items()}
+    display_socket = resources.display_socket
     buses = _buses(spec.board, components, display=display_socket is not None, guest_ports=guest_ports)
     arguments = [
         *_process(tag, properties),
-        *_board(spec.board, flash, memory),
-        *cpu_arguments(spec.board, accelerator, cpu_features),
+        *_board(spec.board, resources.flash, resources.memory),
+        *cpu_arguments(spec.board, accelerator, resources.cpu_features),
         *_boot(boot),
         *_smbios(spec),
         *buses.bridges(),
         *("-device", f"vmgenid,guid={generation or properties.id}"),
         *_serial_ports(components),
-        *part_arguments(disk_parts(components, buses, nodes=nodes, blobs=blobs)),
+        *part_arguments(disk_parts(components, buses, nodes=resources.nodes, blobs=resources.blobs)),
         *part_arguments(network_parts(components, buses)),
-        *_other_devices(components, buses, has_vsock=has_vsock),
+        *_other_devices(components, buses, has_vsock=resources.has_vsock),
         *_display(display_socket),
         *(port_devices(buses.guest_ports_place) if guest_ports else ()),
     ]

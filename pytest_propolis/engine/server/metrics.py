@@ -49,10 +49,9 @@ class _Metrics:
 
     @classmethod
     async def of(cls, vm: ServedVm) -> _Metrics:
-        assert vm.machine is not None
         times: VcpuTimesView | VcpuTimesUnknown
         try:
-            times = await VcpuTimesView.of(vm.machine)
+            times = await VcpuTimesView.of(vm.built.machine)
         except (VcpuTimesUnknown, MachineError) as error:
             logger.warning("there are no times of virtual CPUs: %s", error)
             times = VcpuTimesUnknown(str(error))
@@ -81,6 +80,5 @@ class _Metrics:
         )
 
     def _reset(self) -> ProducerResult:
-        driver = self._vm.driver
-        count = driver.resets if driver else 0
+        count = self._vm.built.driver.resets
         return ProducerSamples([reset(self._target, count, since=self._since, at=datetime.now(UTC))])

@@ -67,6 +67,7 @@ from .publisher import PublisherGone
 from .served_vm import ServedVm
 from .server_config import ServerConfig
 from .vm_maker import VmMaker
+from .vm_objects import VmObjects
 from .vm_volumes import attach_disk, take_snapshot, volume_status
 
 __all__ = ["VmServer"]
@@ -180,7 +181,9 @@ class VmServer:
         """Migration facts that the API lacks: how the memory was transferred, why a migration failed, the pause."""
         vm = self._require_vm()
         arrival = vm.arrival
-        stopped_s, resumed_s = (vm.machine.stopped_s, vm.machine.resumed_s) if vm.machine else (0.0, 0.0)
+        stopped_s, resumed_s = (0.0, 0.0)
+        if vm.objects is not None:
+            stopped_s, resumed_s = vm.objects.machine.stopped_s, vm.objects.machine.resumed_s
         came = arrival.report(resumed_s=resumed_s) if arrival else None
         return MigrationReport(migration_in=came, migration_out=vm.departure, stopped_s=stopped_s, resumed_s=resumed_s)
 
@@ -194,9 +197,7 @@ class VmServer:
 
     def take_migration_stream(self, migration_id: UUID, name: str, connection: AcceptedConnection) -> None:
         """Hand a further connection of a migration's target over to that migration; abandon it if there is none."""
-        source = self._require_active().source
-        assert source is not None
-        source.take_stream(migration_id, name, connection)
+        self._require_active().source.take_stream(migration_id, name, connection)
 
     def migration_outcome(self, migration_id: UUID) -> MigrationSide:
         """Return the state of a migration out. Refused with 404 if it is not the latest one."""
@@ -206,15 +207,11 @@ class VmServer:
         return side
 
     def serial(self) -> SerialPort:
-        machine = self._require_active().machine
-        assert machine is not None
-        return machine.serial
+        return self._require_active().machine.serial
 
     async def forward(self, port: int) -> int:
         """Forward a port of the host's loopback interface to a port of the guest; return it. Refused with 400."""
         vm = self._require_active()
-        assert vm.machine is not None
-        assert vm.spec is not None
         components = {key: wrapper.component for key, wrapper in vm.spec.components.items()}
         try:
             return await forward_port(vm.machine.execute, components, port)
@@ -223,27 +220,20 @@ class VmServer:
 
     def guest_port(self, number: int) -> GuestPort:
         """Return one of the VM's guest ports. Refused with 404 if there is none of that number."""
-        machine = self._require_active().machine
-        assert machine is not None
-        if port := machine.ports.get(number):
+        if port := self._require_active().machine.ports.get(number):
             return port
         raise HttpError(ErrorResponse(status=404, message=f"this VM has no guest port {number}"))
 
     def second_serial(self) -> SerialPort:
         """COM2."""
-        machine = self._require_active().machine
-        assert machine is not None
-        return machine.second_serial
+        return self._require_active().machine.second_serial
 
     async def nmi(self) -> None:
-        machine = self._require_active().machine
-        assert machine is not None
-        await machine.execute("inject-nmi")
+        await self._require_active().machine.execute("inject-nmi")
 
     async def screenshot(self) -> bytes:
         """Return a screenshot as a PNG image. Refused with 404 if there is no display."""
         machine = self._require_active().machine
-        assert machine is not None
         if not self._config.display:
             raise HttpError(ErrorResponse(status=404, message="this VM has no display"))
         try:
@@ -257,7 +247,6 @@ class VmServer:
         :raises MachineError: when QEMU cannot save it, with the reason.
         """
         machine = self._require_active().machine
-        assert machine is not None
         await machine.pause()
         with path.open("xb") as file:
             await save_state(machine, file.fileno(), memory_in_file=True)
@@ -285,12 +274,12 @@ class VmServer:
     @property
     def panics(self) -> int:
         """The number of panics that the guest has reported since the VM was created."""
-        return self._vm.machine.panics if self._vm and self._vm.machine else 0
+        return self._vm.objects.machine.panics if self._vm and self._vm.objects else 0
 
     @property
     def failure(self) -> str | None:
         """Why the VM could not continue, if its disks are the reason."""
-        return self._vm.failure if self._vm else None
+        return self._vm.objects.failure if self._vm and self._vm.objects else None
 
     @property
     def state_name(self) -> str | None:
@@ -300,7 +289,7 @@ class VmServer:
     @property
     def pid(self) -> int | None:
         """QEMU's process id while it runs."""
-        return self._vm.machine.pid if self._vm and self._vm.machine and self._life else None
+        return self._vm.objects.machine.pid if self._vm and self._vm.objects and self._life else None
 
     async def close(self) -> None:
         """End the VM at once and release all its resources. Idempotent."""
@@ -314,7 +303,6 @@ class VmServer:
 
     def _request(self, request: Request) -> None:
         driver = self._require_active().driver
-        assert driver is not None
         try:
             driver.request(request)
         except RequestDenied as denial:
@@ -325,16 +313,16 @@ class VmServer:
         try:
             if vm.arrival is not None:
                 await self._maker.sync(vm, vm.arrival)
-            assert vm.machine is not None
-            assert vm.driver is not None
-            if not vm.machine.is_started:  # a fork is
-                await vm.machine.start()
-            await plug(vm.machine, vm.plugged)
+            built = vm.built
+            machine = built.machine
+            if not machine.is_started:  # a fork is
+                await machine.start()
+            await plug(machine, built.plugged)
             vm.active = True
             vm.initialized.set_result(None)
             async with self._producing_metrics(vm):
-                outcome = await vm.driver.run(vm.machine)
-            vm.machine.serial.end_reason = vm.failure or vm.machine.serial.end_reason
+                outcome = await built.driver.run(machine)
+            machine.serial.end_reason = built.failure or machine.serial.end_reason
         except (MachineError, MigrationFailed, HttpError, PropolisError) as error:
             vm.initialized.set_exception(error)
         except asyncio.CancelledError:
@@ -376,11 +364,11 @@ class VmServer:
             raise HttpError(NO_INSTANCE)
         return self._vm
 
-    def _require_active(self) -> ServedVm:
+    def _require_active(self) -> VmObjects:
         vm = self._require_vm()
         if not vm.active:
             raise HttpError(NO_INSTANCE)
-        return vm
+        return vm.built
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:

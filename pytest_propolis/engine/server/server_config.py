@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ...agent_api.boot_source import BootSource, Firmware
 from ...operating_system.child import Journal
 from ...oximeter.metrics_config import MetricsConfig
-from ...propolis_api import InstanceSpec
+from ...propolis_api import InstanceProperties, InstanceSpec
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.binary import Qemu, find_firmware
-from ..qemu.command_line import qemu_arguments
-from ..qemu.cpu.features import CpuFeatures
-from ..qemu.memory import GuestMemory
+from ..qemu.command_line import HostResources, qemu_arguments
+from ..qemu.memory import GuestMemory, OwnMemory
 from ..templates.restored_machine import RestoredMachine
 from ..volumes.block_backend import BackendFactory
 from .dropshot_errors import initialization_failed
 from .http_error import HttpError
-from .served_vm import ServedVm
 
 __all__ = ["ServerConfig"]
 
@@ -88,28 +86,40 @@ class ServerConfig:
         """The socket of the display's VNC server; None without a display."""
         return self.directory / "vnc.sock" if self.display else None
 
-    def arguments(self, vm: ServedVm, spec: InstanceSpec, cpu_features: CpuFeatures) -> list[str]:
-        """Return QEMU's arguments for a VM whose memory, backends and blobs exist.
+    def arguments(
+        self,
+        properties: InstanceProperties,
+        spec: InstanceSpec,
+        *,
+        memory: OwnMemory | None,
+        nodes: Mapping[str, Mapping[str, Any]],
+        blobs: Mapping[str, str],
+        cpu_features: Collection[str] | None,
+    ) -> list[str]:
+        """Return QEMU's arguments for a VM.
 
+        :param memory: its own memory; None for a file of the agent's.
+        :param nodes: as in `HostResources`, like `blobs` and `cpu_features`.
         :raises InvalidSpec: naming the component at fault.
         :raises SpecUnsupported: naming the component that is not realised.
         :raises HttpError: when there is no firmware to boot from.
         """
-        assert vm.backends is not None
-        assert vm.blobs is not None
+        resources = HostResources(
+            flash=self._flash(),
+            memory=memory.guest_memory if memory else self.memory,
+            nodes=nodes,
+            blobs=blobs,
+            cpu_features=cpu_features,
+            display_socket=None if self.display_socket is None else str(self.display_socket),
+            has_vsock=Path("/dev/vhost-vsock").exists(),
+        )
         return qemu_arguments(
             spec=spec,
-            properties=vm.properties,
+            properties=properties,
             boot=self.boot,
             accelerator=self.accelerator,
             tag=self.tag,
-            flash=self._flash(),
-            memory=vm.memory.guest_memory if vm.memory else self.memory,
-            nodes=vm.backends.nodes,
-            blobs=vm.blobs.paths,
-            cpu_features=cpu_features.known,
-            display_socket=None if self.display_socket is None else str(self.display_socket),
-            has_vsock=Path("/dev/vhost-vsock").exists(),
+            resources=resources,
             guest_ports=self.guest_ports,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -40,6 +40,7 @@ from .http_error import HttpError, unsupported
 from .publisher import StatePublisher
 from .served_vm import ServedVm
 from .server_config import ServerConfig
+from .vm_objects import VmObjects
 
 if TYPE_CHECKING:
     from ..migration.target import MigrationTarget
@@ -82,8 +83,8 @@ class VmMaker:
 
         :raises HttpError: if the spec cannot be realised.
         """
-        vm = ServedVm.new(properties, spec, StatePublisher(InstanceState.CREATING))
-        self._build_machine(vm, spec)
+        vm = ServedVm.new(properties, StatePublisher(InstanceState.CREATING))
+        vm.objects = self._build(vm, spec)
         return vm
 
     def for_migration(self, properties: InstanceProperties, init: MigrationTargetInit) -> ServedVm:
@@ -92,7 +93,7 @@ class VmMaker:
         from ..migration.target import MigrationTarget
 
         publisher = StatePublisher(InstanceState.MIGRATING, migration_in=init.value.migration_id)
-        vm = ServedVm.new(properties, None, publisher)
+        vm = ServedVm.new(properties, publisher)
         vm.arrival = MigrationTarget(
             init.value,
             address=self._config.address,
@@ -117,94 +118,116 @@ class VmMaker:
         :raises MigrationFailed: when the source and this server do not agree.
         :raises HttpError: when the spec cannot be realised here.
         """
-        vm.spec, memory = await arrival.sync()
-        self._build_machine(vm, vm.spec, its_memory=memory)
+        spec, memory = await arrival.sync()
+        vm.objects = self._build(vm, spec, its_memory=memory)
 
-    def addition(self, vm: ServedVm, components: Mapping[str, Component]) -> tuple[InstanceSpec, list[MachinePart]]:
+    def addition(self, vm: VmObjects, components: Mapping[str, Component]) -> tuple[InstanceSpec, list[MachinePart]]:
         """Return the parts to add to a running VM, and its spec with them. The VM then owns their block backends.
 
         :raises HttpError: when they cannot be added.
         """
-        assert vm.spec is not None
-        assert vm.backends is not None
         for key in components:
             if key in vm.spec.components:
                 raise HttpError(bad_request(f"the VM has a component {key!r} already"))
         spec = msgspec.structs.replace(vm.spec, components={**vm.spec.components, **components})
         with _spec_faults():
             vm.backends.add(components, self._config.backends)
-            blobs = vm.blobs.paths if vm.blobs else {}
-            return spec, pluggable(spec, components, blobs=blobs, nodes=vm.backends.nodes)
+            return spec, pluggable(spec, components, blobs=vm.blobs.paths, nodes=vm.backends.nodes)
 
-    def _build_machine(self, vm: ServedVm, spec: InstanceSpec, *, its_memory: HostFile | None = None) -> None:
-        """Give a VM its block backends, its machine and its driver.
+    def _build(self, vm: ServedVm, spec: InstanceSpec, *, its_memory: HostFile | None = None) -> VmObjects:
+        """Create the objects of a VM.
 
         :param its_memory: the memory of the VM that migrates in.
         :raises HttpError: when the spec cannot be realised.
         """
-        has_memory = self._config.memory is not None or self._fork is not None
-        if not has_memory:
-            vm.memory = OwnMemory.open(its_memory) if its_memory else None
-        if vm.arrival is not None:
-            vm.arrival.plan(shares_memory=vm.memory is not None)
         with contextlib.ExitStack() as undo, _spec_faults():
+            memory = self._memory(vm, its_memory)
+            if memory is not None:
+                undo.callback(memory.close)
             require_host_resources(spec)
-            if not has_memory and vm.memory is None:
-                vm.memory = OwnMemory.make()
-            undo.callback(vm.close_memory)
-            vm.backends = BlockBackends.of(spec, self._config.backends, on_replaced=vm.volume_replaced)
-            vm.blobs = undo.enter_context(BlobFiles(spec, shared=vm.arrival.disks.blobs if vm.arrival else {}))
-            arguments = self._config.arguments(vm, spec, self._cpu_features)
-            vm.plugged = self._missing_parts(spec, vm.blobs, vm.backends)
+            backends = BlockBackends.of(
+                spec, self._config.backends, on_replaced=lambda key, vcr_json: vm.built.volume_replaced(key, vcr_json)
+            )
+            blobs = undo.enter_context(BlobFiles(spec, shared=vm.arrival.disks.blobs if vm.arrival else {}))
+            arguments = self._config.arguments(
+                vm.properties,
+                spec,
+                memory=memory,
+                nodes=backends.nodes,
+                blobs=blobs.paths,
+                cpu_features=self._cpu_features.known,
+            )
+            plugged = self._missing_parts(spec, blobs, backends)
             undo.pop_all()
-        vm.source = self._departure(vm, spec, vm.backends)
-        vm.driver = StateDriver(
+        source = self._departure(vm, spec, backends)
+        driver = StateDriver(
             queue=RequestQueue(discard=_discard, migrating_in=vm.arrival is not None),
             publisher=vm.publisher,
-            backends=vm.backends,
+            backends=backends,
             arrive=vm.arrival,
-            migrate_out=vm.source,
+            migrate_out=source,
         )
-        vm.machine = self._machine(vm, arguments, vm.driver)
+        inherited = [*([memory.fd] if memory else []), *blobs.fds.values()]
+        return VmObjects(
+            spec=spec,
+            memory=memory,
+            backends=backends,
+            blobs=blobs,
+            source=source,
+            driver=driver,
+            machine=self._machine(arguments, driver, inherited=inherited, incoming=vm.arrival is not None),
+            plugged=plugged,
+        )
+
+    def _memory(self, vm: ServedVm, its_memory: HostFile | None) -> OwnMemory | None:
+        """Return memory for a VM; None if the agent or a template has a file for it.
+
+        :param its_memory: the memory of the VM that migrates in.
+        """
+        is_given = self._config.memory is not None or self._fork is not None
+        shared = OwnMemory.open(its_memory) if its_memory and not is_given else None
+        if vm.arrival is not None:
+            vm.arrival.plan(shares_memory=shared is not None)
+        return None if is_given else shared or OwnMemory.make()
 
     def _departure(self, vm: ServedVm, spec: InstanceSpec, backends: BlockBackends) -> MigrationSource:
         def facts() -> SourceFacts:
+            built = vm.built
             return SourceFacts(
-                spec=vm.spec or spec,
+                spec=built.spec,
                 boot=self._config.boot,
                 qemu_version=self._config.qemu.version,
                 accelerator=self._config.accelerator,
-                memory=vm.memory.file if vm.memory else None,
-                blobs=vm.blobs.files if vm.blobs else {},
+                memory=built.memory.file if built.memory else None,
+                blobs=built.blobs.files,
             )
 
         def on_change(side: MigrationSide) -> None:
             vm.departure = side
 
-        publish = vm.publisher.publish_migration_out
         return MigrationSource(
             directory=self._config.directory,
             facts=facts,
             injector=FailureInjector.of(spec),
-            publish=publish,
+            publish=vm.publisher.publish_migration_out,
             on_change=on_change,
             backends=backends,
         )
 
-    def _machine(self, vm: ServedVm, arguments: list[str], driver: StateDriver) -> Machine:
+    def _machine(
+        self, arguments: list[str], driver: StateDriver, *, inherited: Sequence[int], incoming: bool
+    ) -> Machine:
         fork, self._fork = self._fork, None  # later VMs of this server boot
         if fork is not None:
             return fork.attach(driver.guest_did)
-        assert vm.blobs is not None
-        memory = [vm.memory.fd] if vm.memory else []
         return Machine(
             program=self._config.qemu.system,
             arguments=[*self._config.qemu.arguments, *arguments],
             log_path=self._config.log_path,
             journal=self._config.journal,
             on_event=driver.guest_did,
-            inherit=[*memory, *vm.blobs.fds.values()],
-            incoming=vm.arrival is not None,
+            inherit=inherited,
+            incoming=incoming,
             guest_ports=self._config.guest_ports,
         )
 

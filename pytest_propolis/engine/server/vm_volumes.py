@@ -12,20 +12,18 @@ from ..qemu.monitor import MachineError
 from ..volumes.block_backend import BackendError, BackendMissing
 from .dropshot_errors import backend_not_found, crucible_error, disk_not_found
 from .http_error import HttpError
-from .served_vm import ServedVm
 from .vm_maker import VmMaker
+from .vm_objects import VmObjects
 
 __all__ = ["attach_disk", "take_snapshot", "volume_status"]
 
 
-async def attach_disk(maker: VmMaker, vm: ServedVm, components: Mapping[str, Component]) -> InstanceSpec:
+async def attach_disk(maker: VmMaker, vm: VmObjects, components: Mapping[str, Component]) -> InstanceSpec:
     """Hot-plug a disk on a volume into a VM; return the spec with it.
 
     :param components: the disk and its backend.
     :raises HttpError: 400 when that is not possible.
     """
-    assert vm.machine is not None
-    assert vm.backends is not None
     spec, plugged = maker.addition(vm, components)
     nodes = [part for part in plugged if part.kind is PartKind.BLOCK_NODE]
     try:
@@ -42,26 +40,23 @@ async def attach_disk(maker: VmMaker, vm: ServedVm, components: Mapping[str, Com
     return spec
 
 
-def volume_status(vm: ServedVm, backend_id: str) -> VolumeStatus:
+def volume_status(vm: VmObjects, backend_id: str) -> VolumeStatus:
     """Return the status of the volume behind a block backend.
 
     :raises HttpError: 404 when there is no such backend.
     """
-    assert vm.backends is not None
     try:
         return vm.backends.find(backend_id).status
     except BackendMissing:
         raise HttpError(backend_not_found(backend_id)) from None
 
 
-async def take_snapshot(vm: ServedVm, disk_id: str, snapshot_id: UUID) -> None:
+async def take_snapshot(vm: VmObjects, disk_id: str, snapshot_id: UUID) -> None:
     """Take a snapshot of the volume behind a disk.
 
     :raises HttpError: 404 when there is no such disk on a volume, 400 when the volume refuses.
     """
-    assert vm.machine is not None
-    assert vm.backends is not None
-    disk = vm.spec.components.get(disk_id) if vm.spec else None
+    disk = vm.spec.components.get(disk_id)
     try:
         backend = vm.backends.find(getattr(disk and disk.component, "backend_id", disk_id))
         await backend.snapshot(vm.machine, snapshot_id)

@@ -14,7 +14,7 @@ from ...agent_api.boot_source import BootSource
 from ...agent_api.template_layout import MANIFEST_FILE, MEMORY_FILE, STATE_FILE, blank_file, disk_file
 from ...propolis_api import FileStorageBackendComponent, InstanceProperties, InstanceSpec
 from ..qemu.accelerator.probe import AcceleratorName
-from ..qemu.command_line import qemu_arguments
+from ..qemu.command_line import HostResources, qemu_arguments
 from ..qemu.memory import GuestMemory
 
 __all__ = ["Template", "template_key", "with_disks_in"]
@@ -91,8 +91,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
             boot=self.boot,
             accelerator=accelerator,
             tag=tag,
-            flash={},
-            memory=GuestMemory(path=str(template_directory / MEMORY_FILE), shared=False),
+            resources=HostResources(memory=GuestMemory(path=str(template_directory / MEMORY_FILE), shared=False)),
             generation=generation,
             guest_ports=self.guest_ports,
         )
@@ -117,8 +116,7 @@ def template_key(
         boot=boot,
         accelerator=accelerator,
         tag="",
-        flash={},
-        memory=GuestMemory(path=MEMORY_FILE, shared=False),
+        resources=HostResources(memory=GuestMemory(path=MEMORY_FILE, shared=False)),
         generation=UUID(int=0),
         guest_ports=guest_ports,
     )

@@ -108,7 +108,7 @@ def ways(node: Node) -> dict[str, DiskTransfer]:
 
 async def nodes_of(node: Node) -> set[str]:
     """The names of QEMU's block nodes that are not its own; jobs count, too."""
-    machine = node.server._vm.machine  # type: ignore[union-attr]
+    machine = node.server._vm.objects.machine  # type: ignore[union-attr]
     assert machine
     jobs = await machine.execute("query-jobs")
     nodes = await machine.execute("query-named-block-nodes", flat=True)
@@ -224,7 +224,7 @@ async def test_the_contents_of_a_blob_arrive_as_they_are_and_not_as_they_were(ri
 
 def write_blob(node: Node, contents: bytes) -> bytes:
     """Write to the disk as a guest would; return the previous contents."""
-    [fd] = node.server._vm.blobs.fds.values()  # type: ignore[union-attr]
+    [fd] = node.server._vm.objects.blobs.fds.values()  # type: ignore[union-attr]
     before = os.pread(fd, len(contents), 0)
     os.pwrite(fd, contents, 0)
     return before

@@ -110,8 +110,8 @@ async def run_guest(rig: MigrationRig, directory: Path, *, memory: GuestMemory |
 
 def machine_of(node: Node) -> Machine:
     assert node.server._vm
-    assert node.server._vm.machine
-    return node.server._vm.machine
+    assert node.server._vm.objects
+    return node.server._vm.objects.machine
 
 
 async def ends(node: Node, what: str) -> None:

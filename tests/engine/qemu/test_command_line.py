@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import fields
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +12,7 @@ import pytest
 from msgspec.structs import replace
 
 from pytest_propolis.agent_api.boot_source import BootSource, DirectKernel, Firmware
-from pytest_propolis.engine.qemu.command_line import InvalidSpec, SpecUnsupported, qemu_arguments
+from pytest_propolis.engine.qemu.command_line import HostResources, InvalidSpec, SpecUnsupported, qemu_arguments
 from pytest_propolis.engine.qemu.devices.disks import blob_contents
 from pytest_propolis.propolis_api import (
     BlobStorageBackend,
@@ -78,7 +79,10 @@ def a_backend(component: Component) -> dict[str, Any]:
 
 def words(spec: InstanceSpec, boot: BootSource = KERNEL, **more: Any) -> list[str]:
     properties = replace(instance_properties("vm"), id=ID)
-    usual: dict[str, Any] = {"accelerator": "tcg", "tag": "propolis-mark", "flash": {}}
+    resources = HostResources(
+        **{field.name: more.pop(field.name) for field in fields(HostResources) if field.name in more}
+    )
+    usual: dict[str, Any] = {"accelerator": "tcg", "tag": "propolis-mark", "resources": resources}
     return qemu_arguments(spec=spec, properties=properties, boot=boot, **(usual | more))
 
 

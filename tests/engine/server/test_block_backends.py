@@ -248,8 +248,8 @@ async def test_a_replacement_is_denied_when_the_vm_has_ended_and_is_not_run_down
         # Between the end and the run-down a driver does nothing that takes time: what is told then is told here.
         vm = rig.server._vm
         assert vm
-        assert vm.driver
-        getattr(vm.driver._queue, end)()
+        assert vm.objects
+        getattr(vm.objects.driver._queue, end)()
         answer = await rig.replace("elsewhere", 2)
         reason = {"stopped": DenyReason.Halted, "failed": DenyReason.InstanceFailed}[end]
         assert answer.status_code == 403

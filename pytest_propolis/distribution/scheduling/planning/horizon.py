@@ -21,7 +21,7 @@ def remaining_s(backlog: Backlog, fleet: Fleet, running_s: float, longest_s: flo
     cpus = backlog.cpu_work_s / backlog.work_s if backlog.work_s > 0 else 0.0
     speed = sum(s.speed * min(s.host.slots, s.host.cpus / cpus if cpus else s.host.slots) for s in fleet.living)
     span_s = work_s / PACKING / speed if speed else 0.0
-    for cell in backlog.cells:
-        if cell.count:
-            span_s = max(span_s, min(cell.longest_s, longest_s) / (cell.fastest or 1.0))
+    for demand in backlog.demands:
+        if demand.count:
+            span_s = max(span_s, min(demand.longest_s, longest_s) / (demand.fastest or 1.0))
     return span_s

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Final
 
 from ..backlog import Backlog
-from ..cell import Cell
+from ..demand import Demand
 from ..fleet import Fleet
 from ..host import HostState
 
@@ -44,10 +44,10 @@ class TemplatePlanner:
 
     def first(self, hosts: Sequence[HostState], span_s: float) -> list[Build]:
         """Choose the guests with which idle hosts begin, in order, for a run that will take about span_s."""
-        cells = [cell for cell in self._backlog.cells if cell.count and cell.guest is not None]
-        if not cells or not self._fleet.speed:
+        demands = [demand for demand in self._backlog.demands if demand.count and demand.guest is not None]
+        if not demands or not self._fleet.speed:
             return []
-        return _FirstPlan(self._fleet, cells, self._build_s, span_s).builds(hosts)
+        return _FirstPlan(self._fleet, demands, self._build_s, span_s).builds(hosts)
 
     def further(self, idle: Sequence[HostState]) -> list[Build]:
         """Choose guests whose templates pay on idle hosts, and those without which a test cannot run.
@@ -57,11 +57,11 @@ class TemplatePlanner:
         builds = self._needed()
         fastest = max((state.speed for state in idle), default=1.0)
         wanted = [
-            (cell, lasts_s)
-            for cell in self._backlog.cells
-            if cell.count
-            and cell.guest is not None
-            and (lasts_s := cell.work_s / max(cell.rate, 1.0)) > GAIN * self._build_s[cell.guest] / fastest
+            (demand, lasts_s)
+            for demand in self._backlog.demands
+            if demand.count
+            and demand.guest is not None
+            and (lasts_s := demand.work_s / max(demand.rate, 1.0)) > GAIN * self._build_s[demand.guest] / fastest
         ]
         taken = set(builds)
         for state in idle:
@@ -80,17 +80,17 @@ class TemplatePlanner:
             for guest in (*state.templates, *state.building):
                 having.setdefault(guest, []).append(state)
         return [
-            (state, cell.guest)
-            for cell in self._backlog.cells
-            if cell.guest is not None and cell.count + cell.held
-            for state in self._missing_hosts(cell, having.get(cell.guest, []))
+            (state, demand.guest)
+            for demand in self._backlog.demands
+            if demand.guest is not None and demand.count + demand.held
+            for state in self._missing_hosts(demand, having.get(demand.guest, []))
         ]
 
-    def _missing_hosts(self, cell: Cell, having: list[HostState]) -> list[HostState]:
-        """Hosts that must make a template, besides those having it, so that all tests of a cell can run."""
+    def _missing_hosts(self, demand: Demand, having: list[HostState]) -> list[HostState]:
+        """Hosts that must make a template, besides those having it, so that all tests of a demand can run."""
         missing: list[HostState] = []
-        having = [state for state in having if cell.labels <= state.host.labels]
-        for queue in cell.queues:
+        having = [state for state in having if demand.labels <= state.host.labels]
+        for queue in demand.queues:
             if queue.tests or queue.held:
                 fitting = (state for state in (*having, *missing) if state.could_fit(queue.needs))
                 lacking = queue.needs.hosts - len(list(islice(fitting, queue.needs.hosts)))
@@ -100,11 +100,11 @@ class TemplatePlanner:
                     missing += spare[:lacking]
         return missing
 
-    def _most_wanted(self, state: HostState, wanted: list[tuple[Cell, float]]) -> str | None:
+    def _most_wanted(self, state: HostState, wanted: list[tuple[Demand, float]]) -> str | None:
         best: tuple[float, str] | None = None
-        for cell, lasts_s in wanted:
-            guest = cell.guest
-            if guest is None or has(state, guest) or not cell.labels <= state.host.labels:
+        for demand, lasts_s in wanted:
+            guest = demand.guest
+            if guest is None or has(state, guest) or not demand.labels <= state.host.labels:
                 continue
             gain = lasts_s - GAIN * self._build_s[guest] / state.speed
             if gain > 0 and (best is None or gain > best[0]):
@@ -120,21 +120,22 @@ def has(state: HostState, guest: str | None) -> bool:
 class _FirstPlan:
     """Divides the work among hosts by guest, as if it were fluid."""
 
-    def __init__(self, fleet: Fleet, cells: list[Cell], build_s: Mapping[str, float], span_s: float) -> None:
+    def __init__(self, fleet: Fleet, demands: list[Demand], build_s: Mapping[str, float], span_s: float) -> None:
         self._fleet = fleet
-        self._cells = cells
+        self._demands = demands
         self._build_s = build_s
         self._span_s = span_s
         self._scarcity = {
-            labels: fleet.speed / max(fleet.speed_with(labels), 1e-9) for labels in {cell.labels for cell in cells}
+            labels: fleet.speed / max(fleet.speed_with(labels), 1e-9)
+            for labels in {demand.labels for demand in demands}
         }
-        spare = fleet.speed * span_s / max(1e-9, sum(cell.work_s for cell in cells))
-        self._left = {cell: cell.work_s * spare for cell in cells}
+        spare = fleet.speed * span_s / max(1e-9, sum(demand.work_s for demand in demands))
+        self._left = {demand: demand.work_s * spare for demand in demands}
         """Slot seconds that no host has been given for yet. All capacity is given away: no host is without work."""
         self._opening: dict[str, float] = {}
         """Guest -> slot seconds of its tests that no host begins with yet."""
-        for cell in cells:
-            self._opening[str(cell.guest)] = self._opening.get(str(cell.guest), 0.0) + cell.work_s
+        for demand in demands:
+            self._opening[str(demand.guest)] = self._opening.get(str(demand.guest), 0.0) + demand.work_s
 
     def builds(self, hosts: Sequence[HostState]) -> list[Build]:
         plan: dict[HostState, list[str]] = {}
@@ -150,14 +151,14 @@ class _FirstPlan:
             builds += [(state, guest) for guest in guests if not has(state, guest)]
         return builds
 
-    def _eligible(self, state: HostState) -> list[Cell]:
-        return [cell for cell in self._cells if cell.labels <= state.host.labels]
+    def _eligible(self, state: HostState) -> list[Demand]:
+        return [demand for demand in self._demands if demand.labels <= state.host.labels]
 
     def _cover(self, plan: dict[HostState, list[str]]) -> None:
         """Let each guest that no host has yet be made where there is most room for it."""
-        for cell in sorted(self._cells, key=lambda cell: -cell.work_s):
-            guest = str(cell.guest)
-            able = [state for state in self._fleet.living if cell.labels <= state.host.labels]
+        for demand in sorted(self._demands, key=lambda demand: -demand.work_s):
+            guest = str(demand.guest)
+            able = [state for state in self._fleet.living if demand.labels <= state.host.labels]
             if any(has(state, guest) or guest in plan.get(state, ()) for state in able):
                 continue
             free = [state for state in able if state in plan and len(plan[state]) < state.host.slots]
@@ -169,9 +170,9 @@ class _FirstPlan:
         scarcest = max((s for labels, s in self._scarcity.items() if labels <= state.host.labels), default=1.0)
         return (-scarcest, -state.host.slots * state.speed, state.order)
 
-    def _guests(self, state: HostState, cells: list[Cell]) -> list[str]:
+    def _guests(self, state: HostState, demands: list[Demand]) -> list[str]:
         capacity_s = state.host.slots * state.speed * self._span_s
-        names = {str(cell.guest) for cell in cells}
+        names = {str(demand.guest) for demand in demands}
         if not names:
             return []
         mean_s = sum(self._build_s[name] for name in names) / len(names)
@@ -179,28 +180,28 @@ class _FirstPlan:
         chosen: list[str] = []
         while len(chosen) < number:
             worth: dict[str, float] = {}
-            for cell in cells:
-                guest = str(cell.guest)
-                if guest not in chosen and self._left[cell] > 0:
-                    worth[guest] = worth.get(guest, 0.0) + self._left[cell] * self._scarcity[cell.labels] ** 2
+            for demand in demands:
+                guest = str(demand.guest)
+                if guest not in chosen and self._left[demand] > 0:
+                    worth[guest] = worth.get(guest, 0.0) + self._left[demand] * self._scarcity[demand.labels] ** 2
             if not worth:
                 break
             chosen.append(max(worth, key=lambda guest: (worth[guest], guest)))
-            self._give(chosen[-1], cells, capacity_s / number)
+            self._give(chosen[-1], demands, capacity_s / number)
         return chosen
 
-    def _give(self, guest: str, cells: list[Cell], capacity_s: float) -> None:
+    def _give(self, guest: str, demands: list[Demand], capacity_s: float) -> None:
         """Count capacity for a guest as given, for the scarcest labels first."""
-        own = [cell for cell in cells if cell.guest == guest]
-        for cell in sorted(own, key=lambda cell: -self._scarcity[cell.labels]):
-            used_s = min(capacity_s, max(0.0, self._left[cell]))
-            self._left[cell] -= used_s
+        own = [demand for demand in demands if demand.guest == guest]
+        for demand in sorted(own, key=lambda demand: -self._scarcity[demand.labels]):
+            used_s = min(capacity_s, max(0.0, self._left[demand]))
+            self._left[demand] -= used_s
             capacity_s -= used_s
 
-    def _opener(self, state: HostState, guests: list[str], cells: list[Cell]) -> str | None:
+    def _opener(self, state: HostState, guests: list[str], demands: list[Demand]) -> str | None:
         """The guest whose template is there first, for the slots that have nothing else to do until the next one is."""
         soonest_s = min((self._build_s[guest] for guest in guests), default=URGENT_S)
-        for guest in sorted({str(cell.guest) for cell in cells}, key=lambda guest: (self._build_s[guest], guest)):
+        for guest in sorted({str(demand.guest) for demand in demands}, key=lambda guest: (self._build_s[guest], guest)):
             ahead_s = soonest_s - self._build_s[guest]
             if ahead_s <= HASTE_S and guest not in guests:
                 return None

@@ -9,7 +9,7 @@ from typing import Final
 
 from .needs import Needs
 
-__all__ = ["LAST", "PROBE_S", "Cell", "Queue", "Way"]
+__all__ = ["LAST", "PROBE_S", "Demand", "Queue", "Way"]
 
 PROBE_S: Final = 1e6
 """Added to the rank of a test that is to show how its module behaves, so that it goes first."""
@@ -18,7 +18,7 @@ WIDE: Final = 0.2
 """How much longer a test counts for each further CPU that it needs: the wide ones find no room between others later."""
 
 LENGTH: Final = 4.0
-"""How much more the longest test of a cell counts than the time in which the cell would be done at its present rate."""
+"""How much more the longest test of a demand counts than the time in which all would be done at the present rate."""
 
 LAST: Final = 1 << 60
 
@@ -44,13 +44,13 @@ class Way(Enum):
 class Queue:
     """Tests with the same needs, ordered by rank, the longest last."""
 
-    __slots__ = ("cell", "cpus", "held", "key", "memory_mib", "needs", "number", "tests", "weight")
+    __slots__ = ("cpus", "demand", "held", "key", "memory_mib", "needs", "number", "tests", "weight")
 
-    def __init__(self, cell: Cell, needs: Needs) -> None:
-        self.cell: Final = cell
+    def __init__(self, demand: Demand, needs: Needs) -> None:
+        self.demand: Final = demand
         self.needs: Final = needs
-        self.number: Final = len(cell.queues)
-        """Its rank among the queues of the cell: of two that are equal, the first one is chosen."""
+        self.number: Final = len(demand.queues)
+        """Its rank among the queues of the demand: of two that are equal, the first one is chosen."""
         self.cpus: Final = needs.cpus
         self.weight: Final = 1 + WIDE * max(0, needs.cpus - 1)
         self.memory_mib: Final = needs.memory_mib
@@ -60,7 +60,7 @@ class Queue:
         """(Rank in s, index) of those that any worker may run."""
         self.held: list[tuple[float, int]] = []
         """The same of those that an idle worker holds as its next."""
-        cell.queues.append(self)
+        demand.queues.append(self)
 
 
 def _longest(tests: list[tuple[float, int]], limit_s: float) -> int:
@@ -71,11 +71,11 @@ def _longest(tests: list[tuple[float, int]], limit_s: float) -> int:
     return bisect_right(tests, (limit_s, LAST)) - 1
 
 
-class Cell:
+class Demand:
     """Tests that the same hosts can run, other needs aside: those of one guest and one set of labels.
 
-    Tests that take the next free host, tests for which hosts are gathered and tests without a host are in different
-    cells.
+    Tests that take the next free host, tests for which hosts are gathered and tests without a host belong to
+    different demands.
     """
 
     __slots__ = (
@@ -103,10 +103,10 @@ class Cell:
         self.labels: Final = needs.labels
         self.way: Final = way
         self.number: Final = number
-        """Its rank among all cells: of two that are equal, the first one is chosen."""
+        """Its rank among all demands: of two that are equal, the first one is chosen."""
         self.queues: list[Queue] = []
         self.filled: list[tuple[float, int, Queue]] = []
-        """(Key, number, queue) of those with tests that any worker may run: most queues of a cell are empty soon."""
+        """(Key, number, queue) of those with tests that any worker may run: most queues of a demand are empty soon."""
         self.fastest = 0.0
         """Speed of the fastest host that has its labels and its template; 0.0 if there is none."""
         self.count = 0
@@ -188,7 +188,7 @@ class Cell:
 
     @property
     def urgency(self) -> float:
-        """How far it is behind: the cell with the highest one is served first."""
+        """How far it is behind: the demand with the highest one is served first."""
         if self._urgency < 0:
             lasts_s = self.work_s / self.rate if self.rate > 1.0 else self.work_s
             self._urgency = max(0.0, (lasts_s + LENGTH * self.longest_s) * self.weight)
