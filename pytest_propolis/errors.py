@@ -16,8 +16,8 @@ The tree::
     │   ├── HostBusy
     │   └── AgentError
     │       └── HostLost
-    ├── ApiError                 a Propolis server said no
-    ├── VmError                  a virtual machine did not do what it was asked to
+    ├── ApiError                 a Propolis server refused a request
+    ├── VmError                  a virtual machine did not do what was asked of it
     │   ├── VmStateError
     │   ├── StateTimeout
     │   ├── BootError
@@ -27,7 +27,8 @@ The tree::
     ├── ConsoleError             the serial console
     │   ├── ConsoleTimeout
     │   ├── ConsoleClosed
-    │   └── GuestPanicked
+    │   ├── GuestPanicked
+    │   └── GuestWasReset
     ├── ShellError               commands run in the guest
     │   ├── CommandFailed
     │   ├── CommandTimeout
@@ -66,6 +67,7 @@ __all__ = [
     "CoordinationTimeout",
     "FileTransferError",
     "GuestPanicked",
+    "GuestWasReset",
     "HostBusy",
     "HostError",
     "HostLost",
@@ -301,6 +303,10 @@ class ConsoleClosed(ConsoleError):
 
 class GuestPanicked(ConsoleError):
     """Raised when the guest's kernel panics while something waits for the guest."""
+
+
+class GuestWasReset(ConsoleError):
+    """Raised when the guest resets its machine, unrequested, while something waits for its console."""
 
 
 class ShellError(PropolisError):

@@ -13,7 +13,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
-from ..errors import AgentError, ConsoleClosed, ConsoleTimeout, GuestPanicked, PropolisError
+from ..errors import AgentError, ConsoleClosed, ConsoleTimeout, GuestPanicked, GuestWasReset, PropolisError
 from ..propolis_api.connection.endpoint import Loss
 from ..propolis_api.serial import SerialConsoleMoved, is_reset_notice, migration_notice
 from ..terminal_text import abbreviated
@@ -40,6 +40,7 @@ _LAST_LINE_OF_PANIC: Final = re.compile(rb"---\[ end (Kernel panic[^\n]*?) \]---
 PANIC_QUIET_S: Final = 1.0
 """For so long after that line, nothing comes from a guest that has panicked. Other guests only show an old log."""
 
+RESET: Final = "the guest has reset its machine"
 MOVED: Final = "the guest has moved to another VM"
 TAIL_LINES: Final = 30
 PATTERN_CHARACTERS: Final = 400
@@ -158,6 +159,7 @@ class Console:
         :raises ConsoleTimeout: when it does not come in time.
         :raises ConsoleClosed: when the VM stops before.
         :raises GuestPanicked: when the guest's kernel panics before.
+        :raises GuestWasReset: when the guest resets its machine before, and nothing has requested or expects that.
         """
         try:
             with self.ends.acknowledged_by_errors():
@@ -254,9 +256,10 @@ class Console:
                 if isinstance(message, bytes):
                     self._feed(message)
                 elif is_reset_notice(message):
-                    self.note("the guest has reset its machine")
+                    self.note(RESET)
                     self.boots_again()
-                    self.ends.record("reset", "the guest has reset its machine", self.transcript)
+                    if self.ends.record("reset", RESET, self.transcript):
+                        self.transcript.end_waits(self._was_reset())
                     resets, self._reset = self._reset, self._loop.create_future()
                     resets.set_result(None)
                     if self.on_reset is not None:
@@ -339,6 +342,15 @@ class Console:
     def _has_stopped(self) -> bool:
         """Return whether the server has said that the VM stopped."""
         return self._connection.close_code == CloseCode.GOING_AWAY and bool(self._connection.close_reason)
+
+    def _was_reset(self) -> GuestWasReset:
+        return GuestWasReset(
+            f"{RESET}, which the test has not requested",
+            vm=self._vm,
+            console_tail=self.tail(),
+            log_path=str(self.log.path),
+            hint="a reset that the test causes belongs in `expect_reset`; afterwards, `wait_to_boot`",
+        )
 
     def _closed(self, reason: str | None = None) -> PropolisError:
         if self._lost is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -137,19 +138,21 @@ class Transcript:
     def fail(self, error: Exception) -> None:
         """End all waits, and all later ones that the text so far does not satisfy. The first reason stays."""
         self._failure = self._failure or error
-        self._end_waits(error)
+        self._end_all(error)
 
     def interrupt(self, error: Exception) -> None:
         """End all waits; later ones too, until more text comes or `skip` is called."""
         self._interruption = error
-        self._end_waits(error)
+        self._end_all(error)
 
-    def _end_waits(self, error: Exception) -> None:
-        for future in [*(wait.result for wait in self._waits), *self._watchers]:
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # a future that is not awaited any more shall not complain
+    def end_waits(self, error: Exception) -> None:
+        """End the waits for text that are under way, and no others."""
+        _fail((wait.result for wait in self._waits), error)
         self._waits.clear()
+
+    def _end_all(self, error: Exception) -> None:
+        self.end_waits(error)
+        _fail(list(self._watchers), error)
         self._watchers.clear()
 
     def on_failure(self, future: asyncio.Future[Any]) -> None:
@@ -192,6 +195,13 @@ class Transcript:
             before = self.since(looked_from)[: base + match.start() - looked_from]
             wait.result.set_result(Found(before=before, text=match[0], groups=match.groups()))
             self.cursor = max(self.cursor, base + match.end())
+
+
+def _fail(futures: Iterable[asyncio.Future[Any]], error: Exception) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(error)
+            future.exception()  # a future that is not awaited any more shall not complain
 
 
 def _joined(before: str, after: str) -> str:

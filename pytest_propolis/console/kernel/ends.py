@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from ...errors import BootError, ConsoleClosed, ConsoleTimeout, ShellLost, VmStateError
+from ...errors import BootError, ConsoleClosed, ConsoleTimeout, GuestWasReset, ShellLost, VmStateError
 
 if TYPE_CHECKING:
     from ..console import Console
@@ -23,7 +23,7 @@ EndKind = Literal["reset", "exit"]
 SHOWN_LINES: Final = 30
 """How many lines of the console before an end are shown."""
 
-CONSEQUENCES: Final = (ShellLost, ConsoleClosed, BootError, VmStateError)
+CONSEQUENCES: Final = (ShellLost, GuestWasReset, ConsoleClosed, BootError, VmStateError)
 """How an end ends what waits for the guest meanwhile."""
 
 EXPECTED: Final[dict[EndKind, str]] = {
@@ -90,16 +90,18 @@ class UnexpectedEnds:
         """Expect an end, which the test has requested, until the guest takes commands again."""
         self._watching = False
 
-    def record(self, kind: EndKind, reason: str, transcript: Transcript) -> None:
-        """Record an end. It is unexpected unless it was allowed or an expectation of its kind exists."""
+    def record(self, kind: EndKind, reason: str, transcript: Transcript) -> bool:
+        """Record an end; return whether it is unexpected: it was not allowed, and no expectation of its kind exists."""
         expectations = [expectation for expectation in self._expectations if expectation.kind == kind]
         for expectation in expectations:
             expectation.reason = expectation.reason or reason
             if not expectation.over.done():
                 expectation.over.set_result(None)
-        if self._watching and not expectations:
+        is_unexpected = self._watching and not expectations
+        if is_unexpected:
             self._found.append(UnexpectedEnd(kind, reason, transcript.tail(SHOWN_LINES)))
         self._watching = False
+        return is_unexpected
 
     def acknowledge(self) -> None:
         """Drop the ends so far: an error or a state has reported them to the test."""

@@ -11,7 +11,7 @@ import pytest
 from qemu_pids import pids_of_qemu
 
 from pytest_propolis.console.kernel.ends import asks_for_an_end
-from pytest_propolis.errors import CommandFailed, ConsoleClosed, ConsoleTimeout, ShellLost
+from pytest_propolis.errors import CommandFailed, ConsoleClosed, ConsoleTimeout, GuestWasReset, ShellLost
 from pytest_propolis.propolis_api import InstanceState, InstanceStateRequested
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.vm import TestVm
@@ -34,7 +34,9 @@ def taken(vm: TestVm) -> list[str]:
 
 async def reset_unseen(vm: TestVm) -> None:
     """Have the guest reset itself while no command runs, and wait until it boots again."""
+    reset = vm.console.next_reset()
     await vm.run(f"(sleep 0.2; {PULSE}) > /dev/null 2>&1 &")
+    await reset
     vm.console.transcript.skip()
     await vm.wait_for_serial_output(PROMPT, timeout_s=LONG_S)
 
@@ -52,6 +54,29 @@ async def test_a_reset_that_nothing_asked_for_is_found_with_what_the_console_sho
     (end,) = vm.kernel_failures.ends.take()
     assert end.lines()[0] == "the guest has reset its machine"
     assert "| the last words" in end.lines()
+
+
+async def test_a_reset_that_nothing_asked_for_ends_waits_for_the_console(vm: TestVm) -> None:
+    await vm.run(f"(sleep 0.2; {PULSE}) > /dev/null 2>&1 &")
+    with pytest.raises(GuestWasReset, match="which the test has not requested") as raised:
+        await vm.wait_for_serial_output("what never comes", timeout_s=LONG_S)
+    assert "expect_reset" in str(raised.value.hint)
+    assert taken(vm) == [], "the error has reported it"
+    await vm.wait_to_boot()
+    assert await vm.run("echo alive") == "alive"
+
+
+async def test_waits_for_the_console_outlast_a_reset_that_the_test_asks_for(vm: TestVm) -> None:
+    for typed in ("(sleep 0.2; reboot -f) > /dev/null 2>&1 &", "(sleep 0.2; echo b > /proc/sysrq-trigger) &"):
+        await vm.run(typed)
+        vm.console.transcript.skip()
+        await vm.wait_for_serial_output(PROMPT, timeout_s=LONG_S)
+        await vm.send_serial("\n")  # for another prompt
+        await vm.wait_to_boot()
+    async with vm.expect_reset():
+        await vm.run(f"(sleep 0.2; {PULSE}) > /dev/null 2>&1 &")
+        vm.console.transcript.skip()
+        await vm.wait_for_serial_output(PROMPT, timeout_s=LONG_S)
 
 
 async def test_resets_while_the_guest_boots_again_are_no_further_ones(vm: TestVm) -> None:
