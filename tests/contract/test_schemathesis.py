@@ -56,6 +56,7 @@ async def test_the_engine_keeps_to_the_document_whatever_it_is_asked(
         await _ask(schemathesis, base_url, tmp_path, seconds=DEFAULT_S)
 
 
+@pytest.mark.slow
 async def test_the_engine_as_a_program_keeps_to_it_over_tcp(
     schemathesis: Path, vm_factory: VmFactory, tmp_path: Path
 ) -> None:

@@ -31,7 +31,9 @@ async def shown_by_the_last(vm: TestVm, commands: tuple[str, ...]) -> str:
     return result.text
 
 
-@pytest.mark.parametrize("known", [KEPT, DIFFERENT], ids=["kept", "different"])
+@pytest.mark.parametrize(
+    "known", [pytest.param(KEPT, id="kept", marks=pytest.mark.slow), pytest.param(DIFFERENT, id="different")]
+)
 @pytest.mark.parametrize(("guest", "shell"), SHELLS_OF_GUESTS)
 async def test_a_guests_shell_keeps_what_the_same_shell_keeps_on_this_machine(
     vm_factory: VmFactory, guest: str, shell: str, known: dict[str, Kept]

@@ -49,6 +49,7 @@ async def test_a_fork_is_writable_and_the_image_stays_as_it_is(guest: TestVm, po
     assert await guest.run(f"head -c 8 {IMAGE}; ls /tank/images") == "originaldisk.raw"
 
 
+@pytest.mark.slow
 async def test_many_forks_share_one_snapshot_and_the_last_takes_it_along(guest: TestVm, pool: GuestExecutor) -> None:
     forks = [await fork(pool, f"fork-{number}") for number in range(7)]
     assert len((await guest.run("zfs list -H -t snapshot -o name tank/images")).splitlines()) == 1
@@ -138,6 +139,7 @@ async def test_a_snapshot_that_is_still_needed_stays_and_others_are_collected(
     await guest.run("zfs destroy tank/images@daily")
 
 
+@pytest.mark.slow
 async def test_a_volume_is_cloned_as_it_is_now(guest: TestVm, pool: GuestExecutor) -> None:
     await guest.run(f"zfs create -V 8M tank/vol; until [ -b {VOLUME} ]; do sleep 0.1; done", timeout_s=60)
     write = f"printf %s | dd of={VOLUME} conv=fsync,notrunc status=none"

@@ -179,6 +179,7 @@ async def test_commands_that_are_sent_while_the_guest_migrates_run_once(vm_facto
     assert await vm.run("cat /tmp/ran") == "\n".join(map(str, range(1, number + 1)))
 
 
+@pytest.mark.slow
 async def test_a_guest_without_the_driver_is_an_error_that_names_it(vm_factory: VmFactory) -> None:
     without_driver: VmConfigFields = {**SMALL, "kernel_arguments": "initcall_blacklist=virtio_console_init"}
     vm = await vm_factory.create(**without_driver)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fuzz import fuzz
 
-ROUNDS = 10
+ROUNDS = 6
 LIMIT_S = 120
 
 

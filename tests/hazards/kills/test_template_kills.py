@@ -113,7 +113,7 @@ def test_a_fork_that_is_killed_fails_its_test_and_leaves_the_template(artifact_d
     assert not before[0].startswith(".")
 
 
-@pytest.mark.parametrize("target", ["controller", "agent"])
+@pytest.mark.parametrize("target", [pytest.param("controller", marks=pytest.mark.slow), "agent"])
 def test_what_stands_by_goes_with_the_agent(artifact_dir: Path, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
     monkeypatch.setenv("HAZARD_STANDBY", "2")
     with live_run("logged in") as run:

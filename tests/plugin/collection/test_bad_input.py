@@ -95,6 +95,7 @@ def with_disk(image: Path) -> str:
     return STARTS.format(options=f"disks=({disk},)")
 
 
+@pytest.mark.slow
 def test_a_guest_that_never_prints_a_login(inner: InnerRun) -> None:
     inner.write(conftest=GUESTS, test_it=BOOTS)
     inner.fails_with(

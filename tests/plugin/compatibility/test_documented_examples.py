@@ -84,6 +84,7 @@ def test_the_examples_of_the_shell_page_pass(inner: InnerRun) -> None:
     inner.run().assert_outcomes(passed=len(examples))
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_migration_page_pass(inner: InnerRun) -> None:
     examples = blocks("docs/migration.md")
     inner.write(**{f"test_block_{number}": block for number, block in enumerate(examples)})
@@ -96,6 +97,7 @@ def test_the_examples_of_the_networks_page_pass(inner: InnerRun) -> None:
     inner.run().assert_outcomes(passed=len(examples))
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_metrics_page_pass(inner: InnerRun) -> None:
     tests, fixture = blocks("docs/metrics.md")
     use = """
@@ -110,6 +112,7 @@ async def test_shared(observed):
     inner.run().assert_outcomes(passed=3)
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_hardware_page_pass(inner: InnerRun) -> None:
     examples = blocks("docs/hardware.md")
     inner.write(**{f"test_block_{number}": block for number, block in enumerate(examples)})
@@ -129,6 +132,7 @@ def test_the_examples_of_the_nodes_page_pass(inner: InnerRun, monkeypatch: pytes
     inner.run().assert_outcomes(passed=len(examples))
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_guests_and_hooks_pages_boot_a_guest(inner: InnerRun) -> None:
     adapter, test = blocks("docs/guests.md")
     *_, vm_created = blocks("docs/plugin_hooks.md")

@@ -226,6 +226,7 @@ async def test_it(vm_factory, remote_hosts, nodes, kv, barrier):
 """
 
 
+@pytest.mark.slow
 def test_a_guest_that_moves_between_ssh_hosts_is_the_same_node(inner: InnerRun, rig: SshRig, hosts: Path) -> None:
     inner.write(test_it=NODE)
     inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=1)

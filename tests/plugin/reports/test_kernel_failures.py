@@ -98,6 +98,7 @@ def test_a_panic_in_the_teardown_of_a_second_attempt_counts(inner: InnerRun) -> 
     result.stdout.fnmatch_lines(["*ERROR at teardown of test_late*", "*propolis kernel panic in VM 'test-vm'*"])
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_page_on_kernels_pass(inner: InnerRun) -> None:
     panic, reset = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     inner.write(test_page=f"{panic}\n{reset}")

@@ -39,7 +39,12 @@ def wrapper(directory: Path, *, starter: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("boot", "starter"), [("warm", ""), pytest.param("warm", "setsid -w", marks=pytest.mark.slow), ("cold", "env -i")]
+    ("boot", "starter"),
+    [
+        ("warm", ""),
+        pytest.param("warm", "setsid -w", marks=pytest.mark.slow),
+        pytest.param("cold", "env -i", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_leaves_no_qemu_of_a_wrapper(inner: InnerRun, boot: str, starter: str) -> None:
     script = wrapper(inner.pytester.path, starter=starter)

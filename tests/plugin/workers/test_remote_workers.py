@@ -69,8 +69,10 @@ def test_workers_behind_proxies_run_tests_and_leave_nothing(placed: InnerRun) ->
 
 @pytest.mark.parametrize(
     ("arguments", "scheduling"),
-    [(("--tx=2*popen",), "HostScheduling"), (("--tx=2*popen", "--dist=load"), "LoadScheduling")],
-    ids=["no mode is chosen", "a mode is chosen"],
+    [
+        pytest.param(("--tx=2*popen",), "HostScheduling", id="no mode is chosen"),
+        pytest.param(("--tx=2*popen", "--dist=load"), "LoadScheduling", id="a mode is chosen", marks=pytest.mark.slow),
+    ],
 )
 def test_workers_that_are_named_are_started(placed: InnerRun, arguments: Sequence[str], scheduling: str) -> None:
     result = placed.run("--propolis-hosts", "hosts.toml", *arguments, "-v")

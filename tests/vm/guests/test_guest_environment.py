@@ -72,6 +72,7 @@ async def test_alpine_s_loopback_interface_is_up_and_another_host_name_is_no_tro
     await vm.run("ping -c 1 -W 5 127.0.0.1")
 
 
+@pytest.mark.slow
 async def test_a_command_whose_shells_were_killed_ends_at_the_login_prompt(vm_factory: VmFactory) -> None:
     vm = await vm_factory.start(guest="alpine", channel="console")
     with pytest.raises(ShellLost, match="the guest shows a login prompt where its shell was"):

@@ -38,6 +38,7 @@ async def processor_time_ns(factory: VmFactory) -> int:
     return (int(fields[11]) + int(fields[12])) * NS_PER_S // os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.slow
 @pytest.mark.requires(server="engine")  # a program is not the QEMU whose account is compared
 async def test_a_busy_guest_runs_as_long_as_its_qemu_does(metrics: Metrics, vm_factory: VmFactory) -> None:
     vm = await vm_factory.start(**SMALL)

@@ -64,6 +64,7 @@ async def test_an_export_that_fails_leaves_the_guest_where_it_is(traveller: Trav
     await heir.stop()
 
 
+@pytest.mark.slow
 async def test_a_suspended_process_goes_on_where_it_was(traveller: Traveller) -> None:
     async with traveller.vm.interactive() as console:
         await console.send("sh -c 'word=kept; echo u''p; read line; echo got $word $line'\n")

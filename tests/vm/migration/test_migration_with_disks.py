@@ -119,6 +119,7 @@ async def test_a_target_that_fails_after_the_copying_leaves_a_guest_that_writes_
     assert await vm.run("cat /tmp/error") == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (E2FSCK and MKE2FS), reason="e2fsck is not installed (package e2fsprogs)")
 async def test_file_systems_that_are_mounted_and_busy_arrive_whole(factory: VmFactory, tmp_path: Path) -> None:
     """The root is an overlay on the guest's image, of which only written data is copied; the other disk is raw."""

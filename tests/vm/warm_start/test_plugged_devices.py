@@ -242,6 +242,7 @@ async def test_nvme_disks_whose_names_begin_alike_have_serial_numbers_of_their_o
     assert len(serials) == 2
 
 
+@pytest.mark.slow
 async def test_chosen_slots_and_default_ones_fit_on_one_bus(vm_factory: VmFactory) -> None:
     disks = [DataDisk(name=f"d{number}", size_mib=1, pci_slot=16 if number == 7 else None) for number in range(14)]
     vm = await fork(vm_factory, "vm", *disks, nics=(Nic(), Nic(name="other", pci_slot=5)), **MICRO)

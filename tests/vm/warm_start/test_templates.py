@@ -152,6 +152,7 @@ async def test_a_guest_that_does_not_become_quiet_boots(
     assert list((artifact_dir / "templates" / "derived").iterdir()) == []
 
 
+@pytest.mark.slow
 async def test_a_guest_that_does_not_boot_in_time_is_booted_once_for_all_that_wait_for_its_template(
     factories: Factories, tmp_path: Path
 ) -> None:
@@ -185,6 +186,7 @@ async def test_a_guest_whose_template_did_not_boot_earlier_boots_from_cold(facto
     assert len(NeverUp.boots) == 2
 
 
+@pytest.mark.slow
 async def test_a_guest_that_lets_no_program_be_run_boots_and_the_remedy_is_named(
     factories: Factories, lines: list[str]
 ) -> None:
