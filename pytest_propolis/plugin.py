@@ -123,11 +123,11 @@ def _settings(config: pytest.Config) -> Settings:
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Before the plugin is configured."""
-    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS") or (hosts := _settings(config).hosts) is None:
+    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
         return None
     from .distribution.placing import wanted_workers
 
-    return wanted_workers(hosts)
+    return wanted_workers(config, _settings(config))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from ..errors import SettingsError
-from ..hosts.inventory.capacity import slots_of
+from ..hosts.inventory.capacity import slots_of, vms_by_memory
 from ..hosts.inventory.probing import probed_inventory
-from ..session.internals import dist_was_chosen, is_controller, is_worker
+from ..session.internals import dist_was_chosen, is_controller, is_worker, numbers_of_workers
 from ..session.stash import SETTINGS
+from ..settings import Settings
 from .run_events import run_events
 from .worker_channel import CHANNEL, WorkerEnd
 
@@ -59,13 +58,21 @@ def _retry_here(config: pytest.Config) -> None:
     config.pluginmanager.register(RetryElsewhere(config, elsewhere), "propolis-elsewhere")
 
 
-def wanted_workers(hosts: str | Path) -> int:
-    """Return how many workers ``-n auto`` starts: one per slot of the inventory.
+def wanted_workers(config: pytest.Config, settings: Settings) -> int:
+    """Return how many workers ``-n auto`` starts.
+
+    That is what a hook of the user's says, or one per slot of the inventory. Without an inventory it is xdist's number,
+    as far as the memory of this machine has room for so many VMs of the run's default size.
 
     :raises pytest.UsageError: when the inventory is wrong.
     """
+    own, of_xdist = numbers_of_workers(config)
+    if own is not None:
+        return own
+    if settings.hosts is None:
+        return min(of_xdist, vms_by_memory(settings.memory_mib))
     try:
-        specs = probed_inventory(hosts)
+        specs = probed_inventory(settings.hosts)
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None
     return sum(slots_of(spec, specs) for spec in specs)

@@ -10,6 +10,7 @@ import inspect
 import os
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
     "load_pytest_asyncio",
     "local_process",
     "number_of_workers",
+    "numbers_of_workers",
     "prepare_again",
     "run_phases",
     "set_loop_scope",
@@ -119,6 +121,13 @@ def number_of_workers(config: pytest.Config) -> int:
     # Before version 3.7 it had another name.
     parse = getattr(workermanage, "parse_tx_spec_config", None) or workermanage.parse_spec_config
     return len(parse(config))
+
+
+def numbers_of_workers(config: pytest.Config) -> tuple[int | None, int]:
+    """Return how many workers ``-n auto`` starts by a hook of the user's, if there is one, and by xdist."""
+    xdist, ours = sys.modules["xdist.plugin"], sys.modules["pytest_propolis.plugin"]
+    hook = config.pluginmanager.subset_hook_caller("pytest_xdist_auto_num_workers", [xdist, ours])
+    return hook(config=config), xdist.pytest_xdist_auto_num_workers(config)
 
 
 def drop_missing_basetemp(config: pytest.Config) -> None:

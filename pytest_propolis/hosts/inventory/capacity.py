@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Final
 
+from ...operating_system.figures import total_mib
 from ...operating_system.registry import system
 from ..host import HostSpec
 from ..kinds import is_elsewhere
 
-__all__ = ["VMS_PER_CPU", "cpus_of", "memory_mib_of", "slots_of"]
+__all__ = ["VMS_PER_CPU", "cpus_of", "memory_mib_of", "slots_of", "vms_by_memory"]
 
 VMS_PER_CPU: Final = 1.5
 """Test VMs per processor: guests are often idle, waiting for their tests or disks."""
@@ -29,8 +29,12 @@ def slots_of(spec: HostSpec, specs: Sequence[HostSpec]) -> int:
 
 def memory_mib_of(spec: HostSpec, specs: Sequence[HostSpec]) -> int:
     """Return the memory that VMs may use on the host, in MiB."""
-    total_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
-    return spec.memory_mib or int(SHARE * total_mib / _sharing(spec, specs))
+    return spec.memory_mib or int(SHARE * total_mib() / _sharing(spec, specs))
+
+
+def vms_by_memory(memory_mib: int) -> int:
+    """Return how many VMs of that size the memory of this machine has room for, but at least 1."""
+    return max(1, int(SHARE * total_mib() / memory_mib))
 
 
 def cpus_of(spec: HostSpec) -> int:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from inner_run import InnerRun
+
+from pytest_propolis.hosts.inventory.capacity import slots_of
+from pytest_propolis.hosts.inventory.inventory import read_inventory
+from pytest_propolis.operating_system.figures import total_mib
 
 PLACED = ("--propolis-hosts", "local:2", "-n", "2")
 
@@ -88,6 +94,31 @@ def test_the_number_of_workers_in_the_environment_is_the_users_choice(
     (inner.pytester.path / "repaired").touch()
     monkeypatch.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "1")
     result = inner.run("--propolis-hosts", "local:4", "-n", "auto", "-v")
+    result.assert_outcomes(passed=6)
+    result.stdout.fnmatch_lines(["*created: 1/1 worker*"])
+
+
+@pytest.mark.parametrize("number", [1, None])
+@pytest.mark.parametrize("hosts", [("--propolis-hosts", "local:2"), ()], ids=["hosts", "this machine"])
+def test_a_hook_that_gives_the_number_of_workers_is_the_users_choice(
+    inner: InnerRun, monkeypatch: pytest.MonkeyPatch, hosts: tuple[str, ...], number: int | None
+) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_AUTO_NUM_WORKERS", raising=False)
+    inner.write(test_it=FLAKY, conftest=f"def pytest_xdist_auto_num_workers(config):\n    return {number}\n")
+    (inner.pytester.path / "repaired").touch()
+    specs = read_inventory("local:2")
+    slots = sum(slots_of(spec, specs) for spec in specs)
+    wanted = number or (slots if hosts else len(os.sched_getaffinity(0)))
+    result = inner.run(*hosts, "-n", "auto", "-v")
+    result.assert_outcomes(passed=6)
+    result.stdout.fnmatch_lines([f"*created: {wanted}/{wanted} worker*"])
+
+
+def test_so_many_workers_start_that_their_vms_fit_into_memory(inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_AUTO_NUM_WORKERS", raising=False)
+    inner.write(test_it=FLAKY)
+    (inner.pytester.path / "repaired").touch()
+    result = inner.run("-n", "auto", "-v", "--propolis-memory-mib", str(total_mib()))
     result.assert_outcomes(passed=6)
     result.stdout.fnmatch_lines(["*created: 1/1 worker*"])
 
