@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 from typing import Final
 
 from ..errors import HostError, ResourceExhausted
+from ..operating_system.no_space import is_no_space
 
 __all__ = ["ConsoleLog", "log_place_error", "make_log_directory"]
 
-NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 FLAGS: Final = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 """No link is followed: in a directory of another user's it could lead to any file of this user's."""
 
@@ -64,5 +63,5 @@ def make_log_directory(path: Path) -> None:
 
 def log_place_error(path: Path, error: OSError) -> HostError:
     """Return an operating system error about a log's path as an error that names it."""
-    kind = ResourceExhausted if error.errno in NO_SPACE else HostError
+    kind = ResourceExhausted if is_no_space(error) else HostError
     return kind(f"the log {path} cannot be written: {error.strerror}", hint=HINT)

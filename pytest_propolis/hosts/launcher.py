@@ -21,6 +21,7 @@ from ..agent_api.agent_process import LOG_NAME, AgentConfig, AgentReady
 from ..errors import AgentError, HostError, ResourceExhausted
 from ..ledger.identity import ProcessIdentity
 from ..ledger.rendezvous import Rendezvous
+from ..operating_system.no_space import is_no_space
 from ..operating_system.python_processes import original_popen, python_command, untraced
 from ..operating_system.registry import system
 from ..propolis_api.connection.sockets import socket_pair
@@ -124,7 +125,7 @@ async def _place_errors(base: Path) -> AsyncIterator[None]:
     try:
         yield
     except OSError as error:
-        kind = ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else HostError
+        kind = ResourceExhausted if is_no_space(error) else HostError
         raise kind(f"{base} cannot be used: {error.strerror}", hint=SPACE_HINT) from None
 
 

@@ -5,7 +5,6 @@ They contain UNIX sockets, whose paths are limited to 107 characters.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import secrets
@@ -14,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import HostError, ResourceExhausted
+from ..operating_system.no_space import is_no_space
 from ..operating_system.registry import system
 from ..storage.user_directories import cache_directory
 
@@ -55,7 +55,7 @@ def make_private_directory(directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         require_private_directory(directory)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_no_space(error):
             raise ResourceExhausted(
                 f"{directory} cannot be used: {error.strerror}",
                 hint="free some space there, or set XDG_RUNTIME_DIR to another directory of your own",

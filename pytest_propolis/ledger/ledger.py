@@ -26,6 +26,7 @@ import msgspec
 
 from ..agent_api.retention import Kept
 from ..errors import AgentError, HostError, ResourceExhausted
+from ..operating_system.no_space import is_no_space
 from .entry import Entry, Owner
 from .identity import ProcessIdentity
 from .ledger_text import FORMAT, Gone, Header, Intent, Keep, LedgerContents, Live, Own, Transition, encode, parse
@@ -35,7 +36,6 @@ __all__ = ["LEDGER_NAME", "Ledger", "read_ledger"]
 LEDGER_NAME: Final = "ledger.jsonl"
 """The name of the ledger in an agent's run directory."""
 
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _data_sync: Final = getattr(os, "fdatasync", os.fsync)
 
 
@@ -301,7 +301,7 @@ def _sync_directory(path: Path) -> None:
 
 def _explained(error: OSError, path: Path, verb: str) -> HostError:
     message = f"the ledger {path} cannot be {verb}: {error.strerror}"
-    if error.errno in _NO_SPACE:
+    if is_no_space(error):
         return ResourceExhausted(
             message, hint=f"free space on the file system of {path.parent}; `propolis gc` removes what dead runs left"
         )

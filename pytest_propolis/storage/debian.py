@@ -19,6 +19,7 @@ import msgspec
 
 from ..errors import ArtifactError, CapabilityMissing, ResourceExhausted
 from ..field_checks import check_fields
+from ..operating_system.no_space import reports_no_space
 from .programs import run_program
 from .progress import Progress
 
@@ -233,7 +234,7 @@ async def _run(argv: Sequence[str], directory: Path, **variables: str) -> None:
     if finished.status == 0:
         return
     log = finished.last_lines(12)
-    if "No space left on device" in finished.stderr:
+    if reports_no_space(finished.stderr):
         raise ResourceExhausted(f"no space left in {directory} to build Debian:\n{log}", hint="free some 2 GiB there")
     raise ArtifactError(
         f"building Debian failed (status {finished.status}):\n{log}",

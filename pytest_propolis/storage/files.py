@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import grp
 import hashlib
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from ..errors import HostError, ResourceExhausted
+from ..operating_system.no_space import is_no_space
 
 __all__ = [
     "copy",
@@ -34,7 +34,6 @@ __all__ = [
 _CHUNK_BYTES: Final = 1 << 18
 """About a millisecond of hashing or inflating: the longest time for which the event loop is blocked."""
 
-_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_SPACE_HINT: Final = (
     "free some space there, or choose another directory with --propolis-artifact-dir or PROPOLIS_ARTIFACT_DIR"
 )
@@ -137,7 +136,7 @@ def private_directory(path: Path) -> Path:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         writable = os.access(path, os.W_OK | os.X_OK)
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if is_no_space(error):
             raise
         raise _unusable(path, error.strerror or str(error)) from None
     if not writable:
@@ -188,6 +187,6 @@ def space_errors(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_SPACE:
+        if not is_no_space(error):
             raise
         raise ResourceExhausted(f"no space left in {directory}: {error.strerror}", hint=_NO_SPACE_HINT) from error

@@ -19,6 +19,7 @@ import msgspec
 
 from ..errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, CapabilityMissing, ResourceExhausted
 from ..field_checks import check_fields
+from ..operating_system.no_space import reports_no_space
 from .files import copy, private_directory, remove, sync, write_all
 from .host_path import host_path
 from .locks import locked
@@ -182,7 +183,7 @@ class WheelMember(msgspec.Struct, frozen=True, tag="wheel-member"):
 
     def _download_error(self, finished: Finished, directory: Path) -> ArtifactMissing | ResourceExhausted:
         output = finished.last_lines()
-        if "No space left on device" in finished.stderr:
+        if reports_no_space(finished.stderr):
             return ResourceExhausted(
                 f"no space left in {directory}, or in pip's cache, for {self.distribution} {self.version}: pip said\n"
                 f"{output}",

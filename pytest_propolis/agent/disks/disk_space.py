@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from pathlib import Path
 from typing import Final
@@ -14,6 +13,7 @@ from ...ledger.disk_directories import OWNER_NAME, write_owner
 from ...ledger.entry import AGENT_OWNER, Entry, Owner
 from ...ledger.ledger import Ledger
 from ...ledger.writer import LedgerWriter
+from ...operating_system.no_space import is_no_space
 from ...storage.store import disk_directory
 
 __all__ = ["DiskSpace", "disk_base"]
@@ -88,6 +88,6 @@ class DiskSpace:
                     (self._directory / OWNER_NAME).unlink(missing_ok=True)
                     raise
         except OSError as error:
-            kind = ResourceExhausted if error.errno in (errno.ENOSPC, errno.EDQUOT) else HostError
+            kind = ResourceExhausted if is_no_space(error) else HostError
             raise kind(f"disks cannot be made in {base}: {error.strerror}", hint=HINT) from None
         self._entry = entry

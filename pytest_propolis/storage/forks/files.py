@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Final, final
 
 from ...errors import ArtifactError, ArtifactMissing, ConfigError, ResourceExhausted
+from ...operating_system.no_space import is_no_space
 from ...operating_system.registry import system
 from .fork import ForkedImage, ForkRequest, checked_snapshot_name
 
@@ -23,7 +24,6 @@ _FICLONE: Final = 0x40049409
 
 _CHUNK_BYTES: Final = 4 << 20
 _CANNOT_CLONE: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM})
-_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class _FileProvider:
@@ -171,7 +171,7 @@ def _space_named(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_SPACE:
+        if not is_no_space(error):
             raise
         raise ResourceExhausted(
             f"no space left for {target} on the file system of {target.parent}: {error.strerror}",

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, Protocol, final
 
 from ...errors import ArtifactError, CapabilityMissing, ConfigError, PropolisError, ResourceExhausted
+from ...operating_system.no_space import reports_no_space
 from ..programs import Finished, run_program
 from .fork import ForkedImage, ForkRequest, checked_snapshot_name
 
@@ -327,7 +328,7 @@ async def _run(executor: Executor, *argv: str) -> str:
         return finished.output
     # The reason comes first; a list of all clones may follow it.
     said, command = "\n".join(finished.last_lines(1000).splitlines()[:_LINES_OF_REASON]), " ".join(argv)
-    if "out of space" in said or "quota exceeded" in said or "No space left" in said:
+    if reports_no_space(said):
         raise ResourceExhausted(f"{command}: {said}", hint="free space in the pool: zpool list; zfs list -o space")
     if "permission denied" in said.lower():
         raise ArtifactError(

@@ -17,6 +17,7 @@ from ...errors import (
     PropolisError,
     ResourceExhausted,
 )
+from ...operating_system.no_space import reports_no_space
 from ..programs import Finished, run_program
 from .image_headers import container_of
 from .qcow2_overlay import write_overlay
@@ -265,7 +266,7 @@ async def _run(program: Path, arguments: Sequence[str]) -> Finished:
 
 def _failure(finished: Finished, arguments: Sequence[str], image: Path | None) -> PropolisError:
     output = finished.last_lines()
-    if _mentions(output, "No space left on device", "Disk quota exceeded"):
+    if reports_no_space(output):
         return ResourceExhausted(
             f"no space left for a disk image: {output}", hint="free some space there, or choose another directory"
         )
