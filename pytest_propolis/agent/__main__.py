@@ -1,4 +1,4 @@
-"""``python -m pytest_propolis.agent CONFIG READY_FD [LEASH_FD]``: run an agent until its last client leaves."""
+"""``python -m pytest_propolis.agent CONFIG READY_FD [PARENT_DEATH_FD]``: run an agent until its last client leaves."""
 
 from __future__ import annotations
 

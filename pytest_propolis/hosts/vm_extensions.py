@@ -27,7 +27,7 @@ async def get_extended_info(endpoint: Endpoint, *, vm: str) -> ExtendedInfo:
 
     :raises CapabilityMissing: if the VM's server is not run by an agent.
     """
-    missing = CapabilityMissing("its server says nothing beside the API", vm=vm, operation="facts")
+    missing = CapabilityMissing("its server has only the API", vm=vm, operation="facts")
     content = await _get(endpoint, "", vm=vm, operation="facts", missing=missing)
     return msgspec.json.decode(content, type=ExtendedInfo)
 

@@ -31,7 +31,7 @@ class Finished:
     def last_lines(self, count: int = 5) -> str:
         """Return the last lines of standard error, or of standard output if that is empty."""
         text = self.stderr.strip() or self.output.strip()
-        return "\n".join(text.splitlines()[-count:]) or f"it said nothing, and ended with status {self.status}"
+        return "\n".join(text.splitlines()[-count:]) or f"it printed nothing, and ended with status {self.status}"
 
 
 async def run_program(

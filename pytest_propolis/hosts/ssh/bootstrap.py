@@ -206,7 +206,7 @@ class _Session:
             async with asyncio.timeout(5):
                 stderr = await self.channel.stderr.read(STDERR_BYTES)
                 status = await self.channel.status()
-        text = stderr.decode(errors="replace").strip() or "it said nothing"
+        text = stderr.decode(errors="replace").strip() or "it printed nothing"
         if status in (126, 127):
             return CapabilityMissing(
                 f"host {self._host}: {self._python} cannot be run there: {text}",

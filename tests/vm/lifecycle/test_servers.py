@@ -108,7 +108,7 @@ async def test_a_guest_migrates_between_programs_and_the_engine(vm_factory: VmFa
 
 async def test_what_the_api_does_not_tell_is_refused_by_name(vm_factory: VmFactory) -> None:
     vm = await vm_factory.create(**SMALL)
-    with pytest.raises(CapabilityMissing, match="its server says nothing beside the API"):
+    with pytest.raises(CapabilityMissing, match="its server has only the API"):
         await vm.extended_info()
     with pytest.raises(CapabilityMissing, match="it has no display"):
         await vm.screenshot()
