@@ -20,12 +20,13 @@ MOVE_TIMEOUT_S: Final = 60.0
 NO_INSTANCE: Final = 424
 """The HTTP status where a server's VM has ended."""
 
-# A guest without udev has no names for ports below /dev/virtio-ports. The last user closes a port in a moment.
+# A guest without udev has no names for ports below /dev/virtio-ports. The kernel names a device after the number of
+# its port: to read all names takes an emulated guest as long as a small file. The last user closes a port in a moment.
 # `command` keeps a failure of `exec` from ending the shell: one that was forked would go on with the loop of the other.
 _OPEN: Final = r"""set +efu
 _p=
 [ -d /sys/class/virtio-ports ] || modprobe -q virtio_console 2>/dev/null
-for _d in /sys/class/virtio-ports/*
+for _d in /sys/class/virtio-ports/vport*pNUMBER
 do IFS= read -r _n 2>/dev/null <"$_d/name" && [ "$_n" = NAME ] && _p=/dev/${_d##*/}
 done
 [ -c "$_p" ] || { echo 'the guest has no port NAME: its kernel needs virtio_console'; exit 1; }
@@ -43,7 +44,7 @@ def port_name(number: int) -> str:
 
 def open_port(number: int, descriptor: int) -> str:
     """Lines of a script that open a port as a descriptor, or end the script."""
-    return _OPEN.replace("NAME", port_name(number)).replace("FD", str(descriptor))
+    return _OPEN.replace("NUMBER", str(number)).replace("NAME", port_name(number)).replace("FD", str(descriptor))
 
 
 class GuestPorts:
