@@ -247,6 +247,8 @@ class ResourceRegistry:
         except BaseException:
             self._budget.release(reservation)
             raise
+        if request.log_path:
+            started.fork.log_to(Path(request.log_path))
         vm = OwnedVm(
             id=started.id,
             request=request,

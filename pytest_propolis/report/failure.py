@@ -30,6 +30,11 @@ TITLES: Final = {
     "exit": "propolis unexpected end of VM {!r}",
 }
 NOT_CREATED: Final = "not created"
+FAILED: Final = "Failed"
+SERVER_LINE: Final = "[propolis] "
+"""Begins the lines of QEMU's log that are its server's."""
+
+QEMU_LINES: Final = 10
 STATE_TIMEOUT_S: Final = 1.0
 
 
@@ -89,6 +94,7 @@ def describe(vm: TestVm, *, shown: tuple[str, ...] = (), stays: bool = False) ->
         *_migration(vm),
         *_networks(vm),
         *_console(vm.console_tail(), shown),
+        *(_qemu(vm.endpoint) if state == FAILED else []),
         f"log:     {vm.log_path}" + (f" (incomplete: {vm.log_failure})" if vm.log_failure else ""),
         *([f"stays:   propolis console {vm.id}{vm.host.command_options}"] if stays and state != NOT_CREATED else []),
     ]
@@ -129,6 +135,19 @@ def _console(tail: tuple[str, ...], shown: tuple[str, ...]) -> list[str]:
     if len(since) < len(tail):
         return ["console: see the error above", *(["         and since then:", *lines] if lines else [])]
     return [f"console: the last {len(tail)} lines" if tail else "console: nothing was shown", *lines]
+
+
+def _qemu(endpoint: Endpoint) -> Iterator[str]:
+    """Return what a QEMU has printed last."""
+    from ..propolis_api.connection.http import request
+
+    with contextlib.suppress(Exception):  # as for the state
+        answer = request(endpoint, "GET", "/log", timeout_s=STATE_TIMEOUT_S)
+        lines = answer.content.decode(errors="replace").splitlines() if answer.is_success else []
+        printed = [line for line in lines if not line.startswith(SERVER_LINE)][-QEMU_LINES:]
+        if printed:
+            yield f"qemu:    the last {len(printed)} lines"
+            yield from (f"    | {printable(line)}" for line in printed)
 
 
 def _lines_after(tail: tuple[str, ...], shown: tuple[str, ...]) -> tuple[str, ...]:

@@ -37,13 +37,17 @@ class DiskError:
     reason: str
 
 
-def exit_reason(status: int) -> str:
-    """Describe how QEMU ended, in at most 123 octets, which fit into a websocket's close frame."""
-    if status == -signal.SIGKILL:
+def exit_reason(status: int, last_line: str = "") -> str:
+    """Describe how QEMU ended. Without a last line it has at most 123 octets, which fit into a websocket's close frame.
+
+    :param last_line: of QEMU's output.
+    """
+    if status == -signal.SIGKILL:  # QEMU has printed nothing about it
         return "QEMU was killed by SIGKILL; is the host or its container out of memory?"
+    reason = f"QEMU ended by itself with status {status}"
     if status < 0:
-        return f"QEMU was ended by signal {_signal_name(-status)}"
-    return f"QEMU ended by itself with status {status}"
+        reason = f"QEMU was ended by signal {_signal_name(-status)}"
+    return f"{reason}: {last_line}" if last_line else reason
 
 
 def _signal_name(number: int) -> str:

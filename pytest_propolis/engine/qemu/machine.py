@@ -236,6 +236,10 @@ class Machine:
         """
         return await self._monitor.execute(command, arguments, oob=True)
 
+    def log_to(self, path: Path) -> None:
+        """Append QEMU's output to another log when QEMU has ended."""
+        self._log.copy_to(path)
+
     async def next_event(self, listener: EventListener) -> tuple[str, dict[str, Any]]:
         """Return name and data of the next event for a listener of `events`.
 
@@ -260,6 +264,7 @@ class Machine:
         for watcher in self._watchers:
             watcher.cancel()
         gone = self._process is None or await self._process.end()
+        self._log.finish()
         if self._record is not None and gone:
             self._record.gone()
         elif not gone:
@@ -278,6 +283,11 @@ class Machine:
                 status = await self._process.wait()
             return "\n".join(filter(None, [exit_reason(status), self._log.last_lines()]))
         return ""
+
+    def _last_line(self) -> str:
+        """Return the last line of QEMU's output without QEMU's name."""
+        last = self._log.last_lines().rpartition("\n")[2]
+        return last.removeprefix(f"{self._program.name}: ")
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:
@@ -382,8 +392,9 @@ class Machine:
     async def _watch_process(self) -> None:
         assert self._process is not None
         status = await self._process.wait()
+        self._log.finish()
         if not self._closing:
-            self.serial.end_reason = exit_reason(status)
+            self.serial.end_reason = exit_reason(status, self._last_line())
             self.ports.close()
             self._on_event(GuestEvent.EXITED)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from pathlib import Path
 from typing import IO, Final
 
@@ -24,6 +25,7 @@ class QemuLog:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._start = 0
+        self._destination: Path | None = None
 
     def open(self) -> IO[bytes]:
         """Open the log for a QEMU that is about to start.
@@ -36,6 +38,19 @@ class QemuLog:
             raise MachineError(f"{error.message}; {error.hint}") from None
         self._start = log.tell()
         return log
+
+    def copy_to(self, destination: Path) -> None:
+        """Make `finish` append what QEMU has printed to another log, which outlives this one."""
+        self._destination = destination
+
+    def finish(self) -> None:
+        """Complete the log of a QEMU that has ended. Idempotent."""
+        destination, self._destination = self._destination, None
+        if destination is None:
+            return
+        with contextlib.suppress(HostError, OSError), self._path.open("rb") as log, open_log(destination) as copy:
+            log.seek(self._start)
+            shutil.copyfileobj(log, copy)
 
     def last_lines(self) -> str:
         """Return what QEMU has printed last, without warnings; empty if the log cannot be read."""

@@ -164,6 +164,10 @@ class RestoredMachine:
         self.machine.unsuspend()
         return self.machine
 
+    def log_to(self, path: Path) -> None:
+        """Append QEMU's output to another log when QEMU has ended."""
+        self.machine.log_to(path)
+
     async def close(self) -> None:
         """End QEMU at once. Idempotent."""
         await self.machine.close()

@@ -56,6 +56,44 @@ async def test_passes(test_vm):
 """
 
 
+ABORTS = r"""
+import os, signal
+from pathlib import Path
+
+async def test_abort(test_vm):
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if test_vm.id.encode() in command and b"qemu" in command.split(b"\0")[0]:
+            with (process / "fd" / "2").open("a") as printed:
+                printed.write("Unexpected error in bdrv_check\nnode 'a' is missing\n")
+            os.kill(int(process.name), signal.SIGABRT)
+    await test_vm.run("sleep 100")
+"""
+
+
+def test_the_report_has_the_last_lines_of_a_qemu_that_aborts_and_its_log_stays(inner: InnerRun) -> None:
+    logs = inner.pytester.path / "logs"
+    inner.write(test_it=ABORTS)
+    result = inner.run(f"--propolis-log-dir={logs}")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "E*ConsoleClosed: VM 'test-vm': *QEMU was ended by signal SIGABRT: node 'a' is missing",
+            "* propolis VM 'test-vm' *",
+            "state:   Failed",
+            "qemu:    the last * lines",
+            "    | Unexpected error in bdrv_check",
+            "    | node 'a' is missing",
+            "log:     *",
+        ]
+    )
+    (log,) = logs.rglob("test-vm.qemu.log")
+    assert log.read_text().splitlines()[-2:] == ["Unexpected error in bdrv_check", "node 'a' is missing"]
+
+
 def test_resets_and_ends_that_nothing_asked_for_fail_their_tests(inner: InnerRun) -> None:
     inner.write(test_it=ENDS)
     result = inner.run()

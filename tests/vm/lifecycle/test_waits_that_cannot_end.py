@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from http import HTTPStatus
+from pathlib import Path
 
 import pytest
 from qemu_pids import pids_of_qemu
@@ -14,12 +16,14 @@ from pytest_propolis.console.channels import guest_ports
 from pytest_propolis.errors import CommandFailed, ConsoleClosed, GuestPanicked, ShellLost
 from pytest_propolis.propolis_api.connection.byte_stream import ByteStream, StreamRefused
 from pytest_propolis.propolis_api.connection.endpoint import Endpoint
-from pytest_propolis.settings import ChannelKind
+from pytest_propolis.settings import BootKind, ChannelKind
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.vm import TestVm
 
 LONG_S = 120.0
 """Longer than any of these waits takes."""
+
+ASSERTION = "../../block/io.c:123: bdrv_check: Assertion `bs->refcnt' failed."
 
 
 @pytest.fixture
@@ -128,6 +132,24 @@ async def test_a_killed_qemu_is_named(vm: TestVm, number: int, reason: str) -> N
     os.kill(pid, number)
     with pytest.raises(ConsoleClosed, match=reason):
         await command
+
+
+@pytest.mark.requires(server="engine")
+@pytest.mark.parametrize("boot", ["warm", pytest.param("cold", marks=pytest.mark.slow)])
+async def test_the_last_line_of_an_aborted_qemu_is_in_the_error_and_in_its_log(
+    vm_factory: VmFactory, boot: BootKind
+) -> None:
+    vm = await vm_factory.start("aborts", guest="micro", cpus=1, memory_mib=256, boot=boot)
+    command = asyncio.create_task(vm.run("echo begun >/dev/ttyS0; sleep 100", timeout_s=LONG_S))
+    await vm.wait_for_serial_output("begun")
+    (pid,) = pids_of_qemu(vm)
+    program = Path(os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0])).name
+    with Path(f"/proc/{pid}/fd/2").open("a") as printed:
+        printed.write(f"{program}: {ASSERTION}\n")
+    os.kill(pid, signal.SIGABRT)
+    with pytest.raises(ConsoleClosed, match=re.escape(f"QEMU was ended by signal SIGABRT: {ASSERTION}")):
+        await command
+    assert ASSERTION in vm.log_path.with_name("aborts.qemu.log").read_text()
 
 
 async def test_a_reboot_command_that_fails_is_not_waited_for(vm: TestVm) -> None:
