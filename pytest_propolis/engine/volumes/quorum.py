@@ -25,6 +25,7 @@ TIMED_OUT: Final = "cancelled by timeout"
 _FAILING: Final = ("read", "write", "write-zeroes", "discard")
 """What a missing replica fails. QEMU flushes each node by itself before it migrates, and gives up if one fails."""
 
+WRITE_BLOCKING: Final = "write-blocking"
 _EIO: Final = 5
 _ON_ERROR: Final = {"on-source-error": "stop", "on-target-error": "stop"}
 """A job that ends by itself while QEMU stops the guest would leave a node above the volume's (QEMU 7.2)."""
@@ -46,6 +47,8 @@ class Quorum:
         self._readonly = readonly
         self._numbers = itertools.count()
         self._job: str | None = None
+        self._job_has_writes = False
+        """Whether the guest's writes go through the job."""
         self.placeholders = tuple(f"{name}-missing{number}" for number in range(REPLICAS))
         """The nodes that it begins with, which QEMU alone uses."""
 
@@ -119,13 +122,14 @@ class Quorum:
 
     async def give_up_job(self, machine: Machine) -> None:
         """Make the current copy job fail, if there is one."""
-        if self._job is not None:
+        if (job := self._job) is not None:
             with contextlib.suppress(MachineError):  # it has just ended
-                await machine.execute("block-job-cancel", device=self._job, force=True)
+                async with self._without_writes(machine):
+                    await machine.execute("block-job-cancel", device=job, force=True)
 
     async def repair(self, machine: Machine, *, target: str, replaces: str) -> None:
         """Copy the others' data to a replica while the guest writes, and replace a child with it."""
-        options = {"copy-mode": "write-blocking", "replaces": replaces}
+        options = {"copy-mode": WRITE_BLOCKING, "replaces": replaces}
         async with self._mirror(machine, self.name, target, options) as job:
             await machine.execute("job-complete", id=job)
         await self.detach(machine, replaces)
@@ -168,19 +172,30 @@ class Quorum:
 
             names = {"job-id": job, "device": source, "target": target, "auto-dismiss": False}
             await machine.execute("blockdev-mirror", sync="full", **{**names, **_ON_ERROR, **options})
-            self._job = job
+            self._job, self._job_has_writes = job, options["copy-mode"] == WRITE_BLOCKING
             try:
                 await reach({"ready"})
                 if await _status(machine, job) == "ready":
                     yield job
                 await reach(_ENDED)
             except BaseException:
-                await _end(machine, job, partial(reach, _ENDED, whatever_happens=True))
+                async with self._without_writes(machine):
+                    await _end(machine, job, partial(reach, _ENDED, whatever_happens=True))
                 raise
             finally:
                 self._job = None
             if error := await _end(machine, job, partial(reach, _ENDED, whatever_happens=True)):
                 raise MachineError(f"replica: {error}")
+
+    @contextlib.asynccontextmanager
+    async def _without_writes(self, machine: Machine) -> AsyncIterator[None]:
+        """Stop the guest for the length of the block if its writes go through the job, which is to be cancelled.
+
+        A job that is paused by an error and then cancelled frees memory that writes in progress still use (QEMU 7.2,
+        `mirror_run`): the heap is corrupted, and QEMU ends by SIGABRT or SIGSEGV.
+        """
+        async with machine.standing_still() if self._job_has_writes else contextlib.nullcontext():
+            yield
 
     def _placeholder(self, name: str) -> dict[str, Any]:
         fault = {"event": "none", "errno": _EIO, "once": False, "immediately": False}

@@ -179,12 +179,14 @@ class ReplicaSet:
         await self.wait_until(lambda: all(replica.session is not session for replica, session in given_up))
 
     async def snapshot(self, snapshot_id: UUID) -> None:
-        """Snapshot all replicas. QEMU must be stopped.
+        """Snapshot all replicas, while the guest stands still.
 
+        :raises MachineError: when QEMU refuses.
         :raises DownstairsUnreachable: when one does not answer.
         :raises DownstairsRefused: when one cannot, with the reason.
         """
-        async with self._changing:
+        # In this order, as a repair that fails stops the guest.
+        async with self._changing, self._require_machine().standing_still():
             await asyncio.gather(*(_session(replica).snapshot(snapshot_id) for replica in self.active))
 
     async def _equalise(self, fresh: Sequence[Replica], nodes: dict[Replica, str]) -> None:

@@ -150,8 +150,7 @@ class Upstairs:
         if self._state is not UpstairsInfoStatus.ACTIVE:
             raise BackendError(f"volume {self._vcr.id} is {self._state.value}")
         try:
-            async with machine.standing_still():
-                await self._set.snapshot(snapshot_id)
+            await self._set.snapshot(snapshot_id)
         except (DownstairsUnreachable, DownstairsRefused) as error:
             raise BackendError(str(error)) from None
 
