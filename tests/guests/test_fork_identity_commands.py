@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mounts import as_root, mounted, tmpfs
 
 from pytest_propolis.guests.fork_identity import (
     NOT_EXECUTABLE,
@@ -43,14 +44,11 @@ def test_the_program_arrives_to_the_octet(shell: str, tmp_path: Path) -> None:
 @pytest.fixture
 def noexec(tmp_path: Path) -> Iterator[Path]:
     """A directory that programs may not be run from."""
-    place = tmp_path / "noexec"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("nothing can be mounted here")
-    yield place
-    subprocess.run(["umount", place], check=True)
+    with mounted(tmp_path / "noexec", *tmpfs("noexec")) as place:
+        yield place
 
 
+@as_root
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_program_runs_also_where_its_place_is_mounted_noexec(shell: str, noexec: Path, tmp_path: Path) -> None:
     path, home = noexec / "program", tmp_path / "home"
@@ -62,6 +60,7 @@ def test_the_program_runs_also_where_its_place_is_mounted_noexec(shell: str, noe
     assert path.read_bytes() == PROGRAM
 
 
+@as_root
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_guest_that_lets_no_program_be_run_is_told_apart(shell: str, noexec: Path) -> None:
     command = install_command(str(noexec / "program")).replace(" ".join(PLACES), f"/missing {noexec}")

@@ -66,7 +66,9 @@ def can_mount() -> bool:
     return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-needs_mount = pytest.mark.skipif(not can_mount(), reason="cannot mount a file system in a namespace of its own")
+needs_mount = pytest.mark.skipif(
+    not can_mount(), reason="needs root, which can mount a file system in a namespace of its own"
+)
 
 
 def fork(act: Callable[[], object]) -> int:

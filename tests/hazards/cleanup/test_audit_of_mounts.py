@@ -32,7 +32,7 @@ def can(*command: str) -> bool:
 
 needs_mounts = pytest.mark.skipif(
     not can("unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"),
-    reason="cannot mount a file system in a namespace of its own",
+    reason="needs root, which can mount a file system in a namespace of its own",
 )
 
 
@@ -94,7 +94,7 @@ def test_a_loop_device_is_found(tmp_path: Path) -> None:
         file.truncate(1 << 20)
     made = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True, check=False)
     if made.returncode != 0:
-        pytest.skip(f"cannot make a loop device: {made.stderr.strip()}")
+        pytest.skip(f"needs root, which can make a loop device: {made.stderr.strip()}")
     device = made.stdout.strip()
     try:
         assert [str(leak) for leak in audit(tmp_path / "base", word)] == [f"loop device {device} on {image}"]

@@ -149,7 +149,7 @@ def test_a_user_without_privileges_removes_read_only_directories(unprivileged: U
 
 def test_another_users_process_is_alive_and_cannot_be_ended(base: Path, unprivileged: Unprivileged) -> None:
     if not can_give_files_away(base):
-        pytest.skip("cannot become another user")
+        pytest.skip("only root can become another user")
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as theirs:
         identity = ProcessIdentity.of(theirs.pid)
 

@@ -88,7 +88,7 @@ def test_the_process_that_got_a_recycled_pid_is_not_touched(base: Path) -> None:
 
 def test_what_is_another_users_is_not_touched(base: Path) -> None:
     if not can_give_files_away(base):
-        pytest.skip("cannot make files of another user")
+        pytest.skip("only root can make files of another user")
 
     def act(ledger: Ledger, directory: Path) -> None:
         for name in ("theirs", "nested"):
@@ -109,7 +109,7 @@ def test_what_is_another_users_is_not_touched(base: Path) -> None:
 @pytest.mark.parametrize("theirs", [".", LEDGER_NAME])
 def test_another_users_ledger_is_not_believed(base: Path, theirs: str) -> None:
     if not can_give_files_away(base):
-        pytest.skip("cannot make files of another user")
+        pytest.skip("only root can make files of another user")
     directory = dead_agent(base, lambda ledger, directory: make_file(ledger, directory / "file"))
     os.chown(directory / theirs, STRANGER, STRANGER)
     before = snapshot(base)

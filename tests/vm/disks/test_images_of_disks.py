@@ -27,7 +27,7 @@ def loop_device(tmp_path: Path) -> Iterator[Path]:
         ["losetup", "--find", "--show", tmp_path / "blocks"], capture_output=True, text=True, check=False
     )
     if made.returncode:
-        pytest.skip(f"no loop device: {made.stderr.strip()}")
+        pytest.skip(f"needs root, which can make a loop device: {made.stderr.strip()}")
     try:
         yield Path(made.stdout.strip())
     finally:
