@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mounts import loop_device
 
 from pytest_propolis.ledger.audit import audit
 
@@ -92,13 +93,7 @@ def test_a_loop_device_is_found(tmp_path: Path) -> None:
     image = tmp_path / f"{word}-disk.img"
     with image.open("wb") as file:
         file.truncate(1 << 20)
-    made = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        pytest.skip(f"needs root, which can make a loop device: {made.stderr.strip()}")
-    device = made.stdout.strip()
-    try:
+    with loop_device(image) as device:
         assert [str(leak) for leak in audit(tmp_path / "base", word)] == [f"loop device {device} on {image}"]
         assert audit(tmp_path / "base", secrets.token_hex(8)) == []
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
     assert audit(tmp_path / "base", word) == []

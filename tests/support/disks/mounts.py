@@ -1,4 +1,4 @@
-"""File systems that a test mounts: small ones, and ones that lack a feature."""
+"""File systems that a test mounts, and loop devices that it makes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["as_root", "mounted", "tmpfs"]
+__all__ = ["as_root", "loop_device", "mounted", "tmpfs"]
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
 
@@ -26,6 +26,22 @@ def mounted(place: Path, *command: str) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@contextlib.contextmanager
+def loop_device(image: Path) -> Iterator[Path]:
+    """Make a loop device over a file; skip the test if that fails."""
+    if os.geteuid() != 0:  # losetup is not on an ordinary user's PATH either
+        pytest.skip("only root can make a loop device")
+    command = ["losetup", "--find", "--show", str(image)]
+    making = subprocess.run(command, capture_output=True, text=True, check=False)
+    if making.returncode:
+        pytest.skip(f"no loop device can be made here: {making.stderr.strip()}")
+    device = Path(making.stdout.strip())
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", str(device)], check=True)
 
 
 def tmpfs(options: str) -> tuple[str, ...]:

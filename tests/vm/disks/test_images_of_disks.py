@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mounts import as_root
+from mounts import loop_device
 from qcow2_images import qemu_img, with_backing_file, with_data_file
 from raw_disk_server import write_raw_disk_server
 
@@ -20,18 +19,11 @@ FINDS_DISKS = "modprobe virtio_blk; until [ -b /dev/vda ]; do sleep 0.1; done"
 
 
 @pytest.fixture
-def loop_device(tmp_path: Path) -> Iterator[Path]:
+def block_device(tmp_path: Path) -> Iterator[Path]:
     """A block device of 1 MiB that begins with a word."""
     (tmp_path / "blocks").write_bytes(b"of a device".ljust(1 << 20, b"\0"))
-    made = subprocess.run(
-        ["losetup", "--find", "--show", tmp_path / "blocks"], capture_output=True, text=True, check=False
-    )
-    if made.returncode:
-        pytest.skip(f"needs root, which can make a loop device: {made.stderr.strip()}")
-    try:
-        yield Path(made.stdout.strip())
-    finally:
-        subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
+    with loop_device(tmp_path / "blocks") as device:
+        yield device
 
 
 @pytest.mark.parametrize("boot", ["warm", "cold"])
@@ -143,9 +135,8 @@ async def test_a_container_that_is_not_qcow2_is_called_what_it_is(
         await as_image_disk(propolis, vm_factory, image)
 
 
-@as_root
-async def test_a_block_device_is_a_disk(vm_factory: VmFactory, loop_device: Path) -> None:
-    vm = await vm_factory.start(guest="micro", disks=(DataDisk(name="a", image=loop_device),))
+async def test_a_block_device_is_a_disk(vm_factory: VmFactory, block_device: Path) -> None:
+    vm = await vm_factory.start(guest="micro", disks=(DataDisk(name="a", image=block_device),))
     await vm.run(FINDS_DISKS)
     assert await vm.run("head -c 11 /dev/vda") == "of a device"
 
