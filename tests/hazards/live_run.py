@@ -283,7 +283,11 @@ def started_run(
     *arguments: str,
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[LiveRun]:
-    """Start a run of these test files; after the block, end its remaining processes."""
+    """Start a run of these test files; after the block, end its remaining processes.
+
+    The run ends with the thread that starts it, as that does when its process is killed: a test of the run can wait
+    for this process without end.
+    """
     tests = place / "tests"
     tests.mkdir()
     (place / "tmp").mkdir()
@@ -302,7 +306,7 @@ def started_run(
     command = [sys.executable, "-m", "pytest", *plugins, "-p", "no:cacheprovider", "-q", *arguments]
     with (place / "output").open("wb") as output:
         process = subprocess.Popen(
-            [*command, f"--basetemp={place / 'basetemp'}", str(tests)],
+            ["setpriv", "--pdeathsig", "KILL", "--", *command, f"--basetemp={place / 'basetemp'}", str(tests)],
             env=everything,
             cwd=tests,
             stdin=subprocess.DEVNULL,
