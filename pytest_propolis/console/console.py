@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -176,6 +176,9 @@ class Console:
 
     def boots_again(self) -> None:
         """Take note that the guest is reset: what it shows from here on belongs to another boot."""
+        # A mark or an escape sequence that has begun does not continue after a reset.
+        self._show(self._parser.restart())
+        self._filter = TextFilter()
         self._failures.settle()
         self._recent = b""
         self.boot_start = self.transcript.end
@@ -306,7 +309,10 @@ class Console:
                 await self._connection.send(late)
 
     def _feed(self, data: bytes) -> None:
-        for signal in self._parser.feed(data):
+        self._show(self._parser.feed(data))
+
+    def _show(self, signals: Iterable[Signal]) -> None:
+        for signal in signals:
             if isinstance(signal, Output):
                 if self._recorded:
                     text = self._filter.feed(signal.data)

@@ -234,12 +234,19 @@ class FrameParser:
     It is fed with bytes as they come. A signal that is cut by the end of a chunk is held back until the rest comes.
     The kernel writes to its console whenever it likes: lines of its own in the middle of a signal are put before it.
 
-    :param words: the session and the nonces that are in use. What only looks like a signal is output.
+    :param words: the session and the nonces that are in use. What only looks like a signal is output. While there are
+        none, nothing is held back.
     """
 
     def __init__(self, words: Collection[str] = ()) -> None:
         self.words = words
         self._rest = b""
+
+    def restart(self) -> Iterator[Signal]:
+        """Use no words any more; yield what was held back, which no signal follows."""
+        self.words = ()
+        data, self._rest = self._rest, b""
+        yield from _output(data)
 
     def feed(self, data: bytes) -> Iterator[Signal]:
         data = self._rest + data
@@ -252,7 +259,7 @@ class FrameParser:
                 yield from _output(data[written:start] + found.interruption)
                 yield found.signal
                 written = position = found.end
-            elif stop < 0 and len(data) - start < _LONGEST_INTERRUPTION and not _MARK.match(data, start):
+            elif self.words and stop < 0 and len(data) - start < _LONGEST_INTERRUPTION and not _MARK.match(data, start):
                 self._rest = data[start:]
                 data = data[:start]
                 break

@@ -1,4 +1,4 @@
-"""How a console ends: each wait on it ends at once, and its error says why."""
+"""How a console, or a boot on it, ends: waits end at once, errors say why, and nothing of the next boot is hidden."""
 
 from __future__ import annotations
 
@@ -87,3 +87,21 @@ async def test_a_reader_that_dies_ends_every_wait(tmp_path: Path) -> None:
             assert "it could not be read: ValueError('a defect')" in ended.message
         with pytest.raises(ConsoleClosed, match="it could not be read"):
             await console.wait_for("a third", timeout_s=LIMIT_S)
+
+
+@pytest.mark.parametrize(
+    "unfinished", [b"\x1er0123", b"\x1e", b"\x1b]0;a title"], ids=["mark", "separator", "sequence"]
+)
+async def test_what_a_reset_cuts_off_hides_nothing_of_the_next_boot(tmp_path: Path, unfinished: bytes) -> None:
+    async def reset(connection: ServerConnection) -> None:
+        await connection.recv()
+        await connection.send(b"before " + unfinished)
+        await connection.send('{"GuestReset": {}}')
+        await connection.send(b"login: ")
+        await connection.wait_closed()
+
+    async with console_of(reset, tmp_path) as console:
+        console.expect_nonces("r01234567")
+        await console.send("go")
+        await console.next_reset()
+        await console.wait_for("login: ", timeout_s=LIMIT_S)

@@ -151,6 +151,17 @@ def test_output_that_only_begins_like_a_mark_is_not_held_back_for_ever() -> None
     assert parsed([output]) == [Output(output)]
 
 
+def test_without_words_nothing_is_held_back() -> None:
+    assert list(FrameParser().feed(b"text\x1e")) == [Output(b"text\x1e")]
+
+
+def test_what_is_held_back_at_a_restart_is_output_and_begins_no_mark() -> None:
+    parser = FrameParser(WORDS)
+    assert list(parser.feed(b"text\x1er0123")) == [Output(b"text")]
+    assert list(parser.restart()) == [Output(b"\x1er0123")]
+    assert list(parser.feed(b"4567\x031\x04\x1er")) == [Output(b"4567\x031\x04\x1er")]
+
+
 def test_a_nul_is_refused() -> None:
     with pytest.raises(ValueError, match="NUL"):
         list(encode("echo \0", NONCE))
