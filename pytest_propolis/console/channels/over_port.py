@@ -111,10 +111,10 @@ class PortChannel:
         async with _both(command, transfer) as (running, moving):
             await asyncio.wait([running, moving], return_when=asyncio.FIRST_COMPLETED)
             if moving.done():
-                await self._settle(port, moving)
+                await self._settle(port, moving, running)
             status = await self._status(port, running)
             if whole and status == 0:
-                await self._settle(port, moving)
+                await self._settle(port, moving, running)
         return Exchanged(status=status, errors=output.decode(errors="replace").strip())
 
     async def _status(self, port: PortStream, running: asyncio.Task[int]) -> int:
@@ -126,19 +126,30 @@ class PortChannel:
         try:
             await asyncio.wait([running, losing], return_when=asyncio.FIRST_COMPLETED)
             if not running.done() and losing.result():
-                await self._lose(port)
+                await self._lose(port, running)
         finally:
             losing.cancel()
         return await running
 
-    async def _settle(self, port: PortStream, moving: asyncio.Task[None]) -> None:
+    async def _settle(self, port: PortStream, moving: asyncio.Task[None], running: asyncio.Task[int]) -> None:
         try:
             await moving
         except StreamEnded:
-            await self._lose(port)
+            await self._lose(port, running)
 
-    async def _lose(self, port: PortStream) -> NoReturn:
-        await port.until_moved()
+    async def _lose(self, port: PortStream, running: asyncio.Task[int]) -> NoReturn:
+        """Wait until the port can be connected to again, or the script has failed, because the VM has ended, say.
+
+        :raises Garbled: when it can.
+        """
+        waiting = asyncio.create_task(port.until_moved())
+        try:
+            await asyncio.wait([waiting, running], return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                running.result()
+                await waiting
+        finally:
+            waiting.cancel()
         raise Garbled("the guest's port was lost") from None
 
     @contextlib.asynccontextmanager

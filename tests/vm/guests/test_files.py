@@ -142,6 +142,16 @@ async def test_a_full_disk_leaves_what_was_there(vm: TestVm) -> None:
     assert await vm.run("ls -A /tmp/small; cat /tmp/small/file") == "file\nbefore"
 
 
+async def test_a_full_disk_leaves_no_part_of_a_directory(vm: TestVm, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    for name in ("a", "b", "c"):
+        (tmp_path / "tree" / name).write_bytes(os.urandom(10_000))
+    await vm.run("mkdir -p /tmp/narrow; mount -t tmpfs -o size=20k none /tmp/narrow")
+    with pytest.raises(FileTransferError, match=r"/tmp/narrow/tree: .*No space left on device"):
+        await vm.put(tmp_path / "tree", "/tmp/narrow/tree")
+    assert await vm.run("ls -A /tmp/narrow") == ""
+
+
 async def test_a_transfer_that_is_cancelled_leaves_nothing_and_frees_the_shell(vm: TestVm) -> None:
     begun = asyncio.Event()
     transfer = asyncio.create_task(vm.put(os.urandom(5_000_000), "/tmp/cancelled", on_progress=lambda _: begun.set()))
@@ -161,6 +171,19 @@ async def test_a_file_that_changes_while_it_is_read_is_an_error(vm: TestVm, tmp_
     with pytest.raises(FileTransferError, match="/tmp/growing: it changed while it was read"):
         await transfer
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_file_that_changes_while_it_is_put_is_an_error(vm: TestVm, tmp_path: Path) -> None:
+    (tmp_path / "growing").write_bytes(bytes(600_000))
+
+    def grow(progress: Progress) -> None:
+        if progress.done_bytes:
+            with (tmp_path / "growing").open("ab") as file:
+                file.write(b"more")
+
+    with pytest.raises(FileTransferError, match=r"/tmp/grown: .*/growing changed while it was read"):
+        await vm.put(tmp_path / "growing", "/tmp/grown", on_progress=grow)
+    assert await vm.run("ls -A /tmp | grep -e grown -e propolis; echo $?") == "1"
 
 
 async def test_a_kernels_message_in_the_middle_does_no_harm(vm: TestVm) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from pytest_propolis import CapabilityMissing, ConfigError, FileTransferError, Progress, ShellLost, VmConfig
+from pytest_propolis import CapabilityMissing, ConfigError, FileTransferError, Progress, VmConfig
 from pytest_propolis.agent_api.guest_ports import STREAM_PORTS
 from pytest_propolis.console.channels.channel import Garbled
 from pytest_propolis.console.channels.guest_ports import GuestPorts
@@ -43,44 +42,6 @@ async def test_ports_work_in_forks_and_after_resets_reboots_and_a_new_start(vm_f
     await vm.boot()
     await vm.put(b"new", "/tmp/file")
     assert await vm.get_bytes("/tmp/file") == b"new"
-
-
-async def test_a_reset_in_the_middle_of_a_transfer_ends_it(vm_factory: VmFactory) -> None:
-    vm = await vm_factory.start(**SMALL)
-    begun = asyncio.Event()
-
-    def see(progress: Progress) -> None:
-        if progress.done_bytes > 8_000_000:  # the guest reads: no part of the command waits for it in the UART
-            begun.set()
-
-    transfer = asyncio.create_task(vm.put(os.urandom(60_000_000), "/tmp/file", on_progress=see))
-    await begun.wait()
-    await vm.reset()
-    with pytest.raises(ShellLost, match="reset"):
-        await transfer
-    await vm.wait_to_boot()
-    await vm.put(b"again", "/tmp/file")
-    assert await vm.get_bytes("/tmp/file") == b"again"
-
-
-async def test_transfers_go_on_while_the_guest_migrates(vm_factory: VmFactory, tmp_path: Path) -> None:
-    vm = await vm_factory.start(**SMALL)
-    content = os.urandom(40_000_000)
-    (tmp_path / "there").write_bytes(content)
-    heir = await vm_factory.successor(vm)
-    begun = asyncio.Event()
-    transfer = asyncio.create_task(vm.put(tmp_path / "there", "/tmp/file", on_progress=lambda _: begun.set()))
-    await begun.wait()
-    await heir.migrate_from(vm)
-    await transfer
-    assert (await heir.run("sha256sum /tmp/file")).split()[0] == hashlib.sha256(content).hexdigest()
-    later = await vm_factory.successor(heir)
-    begun.clear()
-    transfer = asyncio.create_task(heir.get("/tmp/file", tmp_path / "back", on_progress=lambda _: begun.set()))
-    await begun.wait()
-    await later.migrate_from(heir)
-    await transfer
-    assert (tmp_path / "back").read_bytes() == content
 
 
 @pytest.mark.parametrize("way", ["put", "get"])
