@@ -1,4 +1,4 @@
-"""Kills while VMs are forked, migrate, have disks copied, or change states: nothing of the run is left."""
+"""Kills while VMs are forked, migrate, have disks or files copied, or change states: nothing of the run is left."""
 
 from __future__ import annotations
 
@@ -92,6 +92,26 @@ async def test_victim(vm_factory, slow_to_leave):
         await vm.aclose()
 """
 
+# The shell's port is open, with a command under way; so are one for the file, and two for the program, whose output
+# waits.
+TRANSFERS = """
+import os
+from conftest import reached
+
+async def test_victim(vm_factory, slow_to_leave, tmp_path):
+    vm = await vm_factory.start("victim", guest="micro", memory_mib=192, channel="port")
+    content = os.urandom(16 << 20)
+    (tmp_path / "content").write_bytes(content)
+
+    def see(phase):
+        return lambda progress: n == 1 and progress.done_bytes > 4 << 20 and reached(phase)
+
+    async with vm.process("yes"):
+        for n in range(600):
+            await vm.put(tmp_path / "content", "/tmp/file", on_progress=see("putting a file"))
+            await vm.get("/tmp/file", tmp_path / "back", on_progress=see("getting a file"))
+"""
+
 VICTIMS = {
     "forking": FORKS,
     "resetting": CHANGES_STATES,
@@ -100,6 +120,8 @@ VICTIMS = {
     "migrating": MIGRATES,
     "migrated": MIGRATES,
     "copying disks": COPIES_DISKS,
+    "putting a file": TRANSFERS,
+    "getting a file": TRANSFERS,
 }
 """The test that gets to a phase."""
 
