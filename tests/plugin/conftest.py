@@ -22,7 +22,7 @@ def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Iterato
     # Sockets lie below this directory, and their paths may not be long.
     runtime = Path(tempfile.mkdtemp(prefix="p-", dir="/tmp"))
     for name in [name for name in os.environ if name.startswith(("PROPOLIS_", "PYTEST_"))]:
-        if name not in ("PYTEST_CURRENT_TEST", "PROPOLIS_ARTIFACT_DIR", "PROPOLIS_QEMU"):
+        if name not in ("PYTEST_CURRENT_TEST", "PROPOLIS_ARTIFACT_DIR", "PROPOLIS_QEMU", "PROPOLIS_CHANNEL"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     monkeypatch.setenv("XDG_CACHE_HOME", str(CACHE))

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def vm(propolis):
     async with propolis.vm_factory() as factory:
-        yield await factory.start()
+        yield await factory.start(channel="auto")  # the page has examples that need guest ports
 """
 
 

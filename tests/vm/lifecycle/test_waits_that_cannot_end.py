@@ -86,9 +86,12 @@ async def test_the_end_of_the_vm_ends_a_command_that_is_being_typed(vm: TestVm) 
         await vm.run(": " + "x" * (64 << 20), timeout_s=LONG_S)  # more than any guest reads in a second
 
 
+@pytest.mark.requires(server="engine")
 async def test_a_port_that_the_guest_closes_as_it_ends_is_no_reason_of_its_own(
-    vm: TestVm, monkeypatch: pytest.MonkeyPatch
+    vm_factory: VmFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    vm = await vm_factory.start(guest="micro", cpus=1, memory_mib=256, channel="port")
+
     async def ended(_endpoint: Endpoint, _path: str) -> ByteStream:
         raise StreamRefused(HTTPStatus.FAILED_DEPENDENCY)  # as the server answers, before its console is closed
 
