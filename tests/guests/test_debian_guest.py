@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 
+import pytest
 from debian_guest import needs_debian
 
 from pytest_propolis import VmFactory
+from pytest_propolis.settings import ChannelKind
 
 pytestmark = needs_debian
 
@@ -44,3 +47,23 @@ async def test_what_a_debian_fork_writes_no_other_sees_and_its_file_system_is_cl
     assert await second.run("ls /root") == ""
     await second.run("echo s > /proc/sysrq-trigger; echo u > /proc/sysrq-trigger; mount -o remount,ro / || true")
     assert (await second.run_result("e2fsck -fn /dev/vda")).status == 0
+
+
+@pytest.mark.parametrize(
+    ("channel", "stdout"),
+    [pytest.param("auto", "pipe:", marks=pytest.mark.requires(server="engine")), ("console", "/dev/ttyS0")],
+)
+async def test_commands_and_files_of_debian_go_over_ports_unless_the_console_is_requested(
+    vm_factory: VmFactory, channel: ChannelKind, stdout: str
+) -> None:
+    vm = await vm_factory.start("debian", guest="debian", channel=channel)
+    assert vm.has_ports == (channel == "auto")
+    assert (await vm.run("readlink /proc/self/fd/1")).startswith(stdout)
+    await vm.run("cd /tmp; greeting=hello")
+    assert await vm.run('echo "$greeting from $PWD"') == "hello from /tmp"
+    content = os.urandom(50_000)
+    await vm.put(content, "/root/file")
+    assert await vm.get_bytes("/root/file") == content
+    await vm.graceful_reboot()
+    assert (await vm.run("readlink /proc/self/fd/1")).startswith(stdout)
+    assert await vm.get_bytes("/root/file") == content
