@@ -44,7 +44,7 @@ class VolumeCreated(msgspec.Struct, frozen=True, kw_only=True):
     :param upstairs_id: of whichever upstairs uses it.
     :param key: what the upstairs has to know, in base64; None for a volume that is not encrypted.
     :param targets: the addresses of its downstairs.
-    :param black_hole: an address that takes connections and never answers.
+    :param black_hole: an address that drops the packets with which connections begin.
     :param parent: the image that it lies over.
     """
 

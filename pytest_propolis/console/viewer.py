@@ -25,6 +25,9 @@ class _AnyWord(Collection[str]):
     def __len__(self) -> int:
         return 0
 
+    def __bool__(self) -> bool:
+        return True
+
 
 class Viewer:
     """Turns the bytes of a serial port into bytes for a terminal.

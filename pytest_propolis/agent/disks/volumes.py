@@ -6,7 +6,6 @@ import asyncio
 import logging
 import secrets
 import shutil
-import socket
 import time
 from base64 import b64encode
 from collections.abc import Awaitable, Sequence
@@ -19,7 +18,7 @@ import msgspec
 
 from ...agent_api.retention import Kept
 from ...agent_api.volumes import CreateVolume, DownstairsFault, DownstairsListed, FaultKind, VolumeCreated, VolumeListed
-from ...engine.volumes.storage_daemon import LOOPBACK, StorageDaemonError
+from ...engine.volumes.storage_daemon import StorageDaemonError
 from ...engine.volumes.vcr import REPLICAS
 from ...errors import AgentError, ConfigError
 from ...ledger.entry import Entry
@@ -27,6 +26,7 @@ from ...ledger.writer import LedgerWriter
 from ...storage.files import last_lines
 from ...storage.images.image_references import require_contained
 from ...storage.images.overlays import presumed_format
+from .black_hole import BlackHole
 from .disk_images import require_absolute
 from .downstairs.kind import Downstairs, DownstairsKind, VolumeFacts
 
@@ -44,7 +44,7 @@ class OwnedVolume:
     """The downstairs of one volume, their owner, and their ledger entries.
 
     :param kind: makes its downstairs.
-    :param black_hole: a socket that listens and never answers.
+    :param black_hole: an address for requests that cannot be fulfilled.
     """
 
     id: str
@@ -54,7 +54,7 @@ class OwnedVolume:
     directory: Entry
     writer: LedgerWriter
     since: float
-    black_hole: socket.socket
+    black_hole: BlackHole
     downstairs: list[Downstairs] = field(default_factory=list)
     _closed: bool = field(default=False, init=False)
 
@@ -64,7 +64,6 @@ class OwnedVolume:
 
     def created(self) -> VolumeCreated:
         """Return the facts that its owner needs for volume construction requests."""
-        host, port = self.black_hole.getsockname()
         return VolumeCreated(
             id=self.id,
             upstairs_id=self.facts.upstairs_id,
@@ -73,7 +72,7 @@ class OwnedVolume:
             extent_bytes=self.facts.extent_bytes,
             parent=self.request.image,
             targets=tuple(downstairs.address for downstairs in self.downstairs),
-            black_hole=f"{host}:{port}",
+            black_hole=self.black_hole.address,
         )
 
     def listed(self, kept: Kept | None = None) -> VolumeListed:
@@ -190,7 +189,7 @@ async def create_volume(
         directory=entry,
         writer=writer,
         since=time.time(),
-        black_hole=socket.create_server((LOOPBACK, 0)),
+        black_hole=BlackHole(),
     )
     try:
         for _ in range(REPLICAS):

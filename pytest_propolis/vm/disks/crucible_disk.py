@@ -151,7 +151,7 @@ class CrucibleDisk:
         self._generation = generation
 
     def enable_vcr_black_hole(self) -> None:
-        """Replace the first downstairs in later VCRs with an address that never answers."""
+        """Replace the first downstairs in later VCRs with an address at which packets are dropped."""
         self._has_black_hole = True
 
     def disable_vcr_black_hole(self) -> None:
