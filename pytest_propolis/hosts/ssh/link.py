@@ -53,6 +53,9 @@ FIRST_CLIENT_TIMEOUT_S: Final = 30.0
 GOODBYE_TIMEOUT_S: Final = 20.0
 HEARTBEAT_S: Final = 1.0
 LINE_BYTES: Final = 1 << 20
+REASON_TIMEOUT_S: Final = 1.0
+"""How long a lost connection may take to say why, after its channels have ended."""
+
 Work = RunCommand | PutFile | GetFile | ForwardRemoteSocket | ForwardRemotePort | ForwardLocalPort
 REMOTE_COMMAND: Final = Path(__file__).with_name("remote_command.py")
 
@@ -70,6 +73,8 @@ class Link:
         self._remote_sockets: dict[str, str] = {}
         self._forwarding = asyncio.Lock()
         self._quiet_s = 0.0
+        self._error: Exception | None = None
+        """What a channel has raised."""
 
     @property
     def directory(self) -> Path:
@@ -83,9 +88,11 @@ class Link:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._end, None)
+        closing = asyncio.create_task(self._transport.wait_closed())
         watches = [
-            asyncio.create_task(self._watched(work))
-            for work in (self._send_heartbeats(), self._listen(), self._closed())
+            closing,
+            asyncio.create_task(self._closed(closing)),
+            *(asyncio.create_task(self._watched(work, closing)) for work in (self._send_heartbeats(), self._listen())),
         ]
         loop.call_later(FIRST_CLIENT_TIMEOUT_S, self._end_unused)
         _report(ready_fd, LinkStarted())
@@ -106,12 +113,15 @@ class Link:
         if not self._clients:
             self._end(None)
 
-    async def _watched(self, work: Awaitable[None]) -> None:
-        # A lost connection is raised by whatever reads or writes at that moment.
+    async def _watched(self, work: Awaitable[None], closing: asyncio.Task[None]) -> None:
+        # A lost connection is raised by whatever reads or writes at that moment; the transport may know why a moment
+        # later.
         try:
             await work
         except self._transport.errors as error:
-            self._end(f"{self._transport.label} was lost: {error or type(error).__name__}")
+            self._error = error
+            await asyncio.wait([closing], timeout=REASON_TIMEOUT_S)
+            self._end(self._lost(error))
 
     async def _send_heartbeats(self) -> None:
         """Send a heartbeat each second, and count iterations of this loop without an echo."""
@@ -135,9 +145,16 @@ class Link:
                 return
         self._end("its watchdog ended, and the agent with it")
 
-    async def _closed(self) -> None:
-        await self._transport.wait_closed()
-        self._end(f"{self._transport.label} was closed")
+    async def _closed(self, closing: asyncio.Task[None]) -> None:
+        try:
+            await closing
+        except self._transport.errors as error:
+            self._end(self._lost(error))
+        else:
+            self._end(self._lost(self._error) if self._error else f"{self._transport.label} was closed")
+
+    def _lost(self, error: Exception) -> str:
+        return f"{self._transport.label} was lost: {error or type(error).__name__}"
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
