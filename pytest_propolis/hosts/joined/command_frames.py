@@ -61,9 +61,11 @@ async def serve_command(command: str, ends: Ends) -> None:
             await writer.drain()
     finally:
         orders.cancel()
-        await asyncio.shield(_leave(process, ending))
-        outputs.cancel()
-        await asyncio.gather(orders, outputs, return_exceptions=True)
+        try:
+            await asyncio.shield(_leave(process, ending))
+        finally:
+            outputs.cancel()
+            await asyncio.gather(orders, outputs, return_exceptions=True)
 
 
 def _home() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,13 @@ class InnerRun:
     def leavings(self) -> list[str]:
         """Return the leftovers of all runs: processes, agents' directories, rendezvous files."""
         return [*map(_command, self.processes()), *map(str, paths_below(self.runtime / "propolis"))]
+
+    def wait_until_clean(self, timeout_s: float = 60.0) -> None:
+        """Wait until nothing is left of runs whose agents clean up by themselves."""
+        deadline = time.monotonic() + timeout_s
+        while left := self.leavings():
+            assert time.monotonic() < deadline, left
+            time.sleep(0.02)
 
     def processes(self) -> Iterator[Path]:
         """Return the /proc directories of all processes of runs."""
