@@ -11,6 +11,7 @@ __all__ = [
     "LINGER_HEADER",
     "LOG_NAME",
     "PID_HEADER",
+    "SERVER_LINE",
     "SOCKET_NAME",
     "AgentConfig",
     "AgentReady",
@@ -22,6 +23,9 @@ SOCKET_NAME: Final = "agent.sock"
 
 LOG_NAME: Final = "agent.log"
 """Where in a run directory its agent writes what it does."""
+
+SERVER_LINE: Final = "[propolis] "
+"""Begins the lines of a VM's server in the log that it shares with QEMU, which has printed the others."""
 
 CLIENT_HEADER: Final = "x-propolis-client"
 """Every request of a client names it: what it creates is released when its lifeline breaks."""

@@ -30,10 +30,6 @@ TITLES: Final = {
     "exit": "propolis unexpected end of VM {!r}",
 }
 NOT_CREATED: Final = "not created"
-FAILED: Final = "Failed"
-SERVER_LINE: Final = "[propolis] "
-"""Begins the lines of QEMU's log that are its server's."""
-
 QEMU_LINES: Final = 10
 STATE_TIMEOUT_S: Final = 1.0
 
@@ -80,7 +76,8 @@ def describe(vm: TestVm, *, shown: tuple[str, ...] = (), stays: bool = False) ->
     :param shown: the lines of its console that the error shows already.
     :param stays: whether it is kept after the test.
     """
-    from ..propolis_api import NvmeDiskComponent, VirtioDiskComponent  # heavy, and there are no failures in most runs
+    # Heavy, and there are no failures in most runs.
+    from ..propolis_api import InstanceState, NvmeDiskComponent, VirtioDiskComponent
 
     board = vm.spec.board
     components = vm.spec.components.items()
@@ -94,7 +91,7 @@ def describe(vm: TestVm, *, shown: tuple[str, ...] = (), stays: bool = False) ->
         *_migration(vm),
         *_networks(vm),
         *_console(vm.console_tail(), shown),
-        *(_qemu(vm.endpoint) if state == FAILED else []),
+        *(_qemu(vm.endpoint) if state == InstanceState.FAILED else []),
         f"log:     {vm.log_path}" + (f" (incomplete: {vm.log_failure})" if vm.log_failure else ""),
         *([f"stays:   propolis console {vm.id}{vm.host.command_options}"] if stays and state != NOT_CREATED else []),
     ]
@@ -139,6 +136,7 @@ def _console(tail: tuple[str, ...], shown: tuple[str, ...]) -> list[str]:
 
 def _qemu(endpoint: Endpoint) -> Iterator[str]:
     """Return what a QEMU has printed last."""
+    from ..agent_api.agent_process import SERVER_LINE
     from ..propolis_api.connection.http import request
 
     with contextlib.suppress(Exception):  # as for the state

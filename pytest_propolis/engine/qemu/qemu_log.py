@@ -7,14 +7,12 @@ import shutil
 from pathlib import Path
 from typing import IO, Final
 
+from ...agent_api.agent_process import SERVER_LINE
 from ...errors import HostError
 from ...storage.files import open_log
 from .monitor import MachineError
 
 __all__ = ["QemuLog", "append_lines"]
-
-OWN_LINE: Final = "[propolis] "
-"""Begins the lines that are not QEMU's."""
 
 LAST_LINES: Final = 5
 
@@ -57,13 +55,13 @@ class QemuLog:
         with contextlib.suppress(OSError), self._path.open("rb") as log:
             log.seek(self._start)
             lines = log.read().decode(errors="replace").splitlines()
-            printed = [line for line in lines if "warning:" not in line and not line.startswith(OWN_LINE)]
+            printed = [line for line in lines if "warning:" not in line and not line.startswith(SERVER_LINE)]
             return "\n".join(printed[-LAST_LINES:])
         return ""
 
 
 def append_lines(path: Path, text: str) -> None:
     """Append lines of the server to a log, if that is possible."""
-    lines = [f"{OWN_LINE}{line}\n" for line in text.splitlines()]
+    lines = [f"{SERVER_LINE}{line}\n" for line in text.splitlines()]
     with contextlib.suppress(HostError, OSError), open_log(path) as log:
         log.write("".join(lines).encode())

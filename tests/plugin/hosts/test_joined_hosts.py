@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import signal
-import time
 
 import pytest
 from inner_run import InnerRun
@@ -13,8 +12,6 @@ from joined_machine import joined_machine
 from listening_run import INVENTORY, NEAR, joined_run, listening_run, write_inventory, write_waiting_test
 from propolis_command import COMMAND
 from ssh_rig import require_rigs, ssh_rig
-
-CLEAN_TIMEOUT_S = 90.0
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["one process", "workers"])
@@ -78,10 +75,7 @@ def test_a_machine_whose_run_is_killed_says_so_and_is_clean(inner: InnerRun, wai
         run.process.send_signal(signal.SIGKILL)
         machine.wait_until_clean(timeout_s=10.0)
         assert machine.output() == (0, "the run has ended\n")
-    deadline = time.monotonic() + CLEAN_TIMEOUT_S
-    while inner.leavings():
-        assert time.monotonic() < deadline, inner.leavings()
-        time.sleep(0.02)
+    inner.wait_until_clean()
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from inner_run import InnerRun
 from joined_machine import JoinedMachine
 from listening_run import ListeningRun, joined_run, write_waiting_test
 
-CLEAN_TIMEOUT_S = 60.0
 SILENT = "nothing was heard from it for 4 s"
 
 TARGETS = {
@@ -76,7 +74,7 @@ def test_the_host_is_clean_and_the_test_fails_with_the_reason_when(
         assert ended[0] != 0
     else:
         assert ended == (0, "the run has ended\n")
-    require_nothing_left(inner)
+    inner.wait_until_clean()
 
 
 @pytest.mark.slow
@@ -96,11 +94,4 @@ def test_the_host_is_clean_and_the_test_fails_when_it_hangs(inner: InnerRun, wai
             os.kill(pid, signal.SIGCONT)
             run.result()
         machine.output()
-    require_nothing_left(inner)
-
-
-def require_nothing_left(inner: InnerRun) -> None:
-    deadline = time.monotonic() + CLEAN_TIMEOUT_S
-    while inner.leavings():
-        assert time.monotonic() < deadline, inner.leavings()
-        time.sleep(0.02)
+    inner.wait_until_clean()
