@@ -75,11 +75,14 @@ class LoopClient:
         """The word of the read-eval loop that runs, for `resume` in a fork of the guest."""
         return self._session
 
-    async def start(self, *, shell: str, timeout_s: float, wrapper: str = "{}", session: str | None = None) -> None:
+    async def start(
+        self, *, shell: str, timeout_s: float, wrapper: str = "{}", session: str | None = None, prepare: bool = True
+    ) -> None:
         """Start the read-eval loop in the guest, and wait until it runs.
 
         :param wrapper: how the prompt's shell is to run the loop, ``{}`` standing for its command.
         :param session: the word of the loop; a new one by default.
+        :param prepare: whether the shell gets its `preparation`. Otherwise `recover` sends that.
         :raises ShellLost: when it does not come up in time.
         :raises ShellError: when the guest lacks what the line to it needs.
         """
@@ -99,18 +102,24 @@ class LoopClient:
                 await self._transport.launch(self._session, shell=shell, wrapper=wrapper)
                 if not self._transport.waits_for_client:
                     await self._ask_until(self._ready, failure, self._session)
-                await self._prepare()
+                self._fresh = True
+                if prepare:
+                    await self._prepare()
         except TimeoutError:
             raise self.error(ShellLost, "the shell did not take the read-eval loop", waited_s=timeout_s) from None
         self._console.ends.watch()
         self._console.transcript.hide(typed_at)
 
-    def resume(self, session: str, typed: TypedCommand | None = None, *, shell: str = "sh") -> None:
+    def resume(
+        self, session: str, typed: TypedCommand | None = None, *, shell: str = "sh", prepared: bool = True
+    ) -> None:
         """Take over a read-eval loop that waits for commands, in a guest that was forked.
 
         :param typed: what the agent has typed at it already: `run_typed` waits for it.
         :param shell: as for `start`.
+        :param prepared: whether the shell has had its `preparation`.
         """
+        self._fresh = not prepared
         self._session = session
         self._command = shell
         self._transport.expect_nonces(session)
@@ -176,8 +185,11 @@ class LoopClient:
             pending.errors_ended.result()
         return pending.ended.result()
 
-    async def recover(self) -> None:
-        """Interrupt a command that its caller stopped waiting for, so that the shell is free."""
+    async def recover(self, *, prepare: bool = True) -> None:
+        """Interrupt a command that its caller stopped waiting for, so that the shell is free.
+
+        :param prepare: whether a shell that has not had its `preparation` gets it.
+        """
         if self._lost:
             raise self.error(ShellLost, self._lost, hint=LOST_HINT)
         if self._closed:
@@ -192,12 +204,12 @@ class LoopClient:
             except TimeoutError:
                 raise self._unanswered("the last command cannot be interrupted") from None
         self.pending = None
-        if self._fresh:
+        if self._fresh and prepare:
             try:
                 async with asyncio.timeout(INTERRUPT_TIMEOUT_S):
                     await self._prepare()
             except TimeoutError:
-                raise self._unanswered("it has taken the place of one that ended") from None
+                raise self._unanswered("it does not take its first settings") from None
 
     def abandon(self, reason: str) -> None:
         """End the wait for the command that runs, and take no further ones: the guest's shell is about to go."""

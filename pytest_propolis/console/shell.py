@@ -62,7 +62,8 @@ class Shell:
         """
         session = None
         if self._terminal is not None:
-            await self._terminal.start(shell=shell, timeout_s=timeout_s, wrapper=wrapper)
+            # It is seldom used: what it lacks is typed when it is, which takes an emulated guest a part of a second.
+            await self._terminal._loop.start(shell=shell, timeout_s=timeout_s, wrapper=wrapper, prepare=False)
             session = self._terminal.session
         await self._loop.start(shell=shell, timeout_s=timeout_s, wrapper=wrapper, session=session)
 
@@ -92,7 +93,7 @@ class Shell:
         :param shell: as for `start`.
         """
         if self._terminal is not None:
-            self._terminal.resume(session, shell=shell)
+            self._terminal._loop.resume(session, shell=shell, prepared=False)
         self._loop.resume(session, typed, shell=shell)
 
     async def run(
@@ -129,6 +130,20 @@ class Shell:
             return await self._outcome(
                 command, pending, self._loop.send(command, pending), timeout_s=timeout_s, check=check, note=note
             )
+
+    async def run_first(self, command: str, *, timeout_s: float, note: str) -> CommandResult:
+        """Run a command that may come before the shell's preparation, and so must leave the shell no child.
+
+        Errors are those of `run`, but its status is not checked.
+
+        :param note: the text the log shows for it.
+        """
+        async with self._turn():
+            await self._loop.recover(prepare=False)
+            self._console.note(note)
+            pending = self._loop.begin(new_nonce())
+            sending = self._loop.send(command, pending)
+            return await self._outcome(command, pending, sending, timeout_s=timeout_s, check=False, note=note)
 
     async def run_typed(self, typed: TypedCommand, *, timeout_s: float, note: str) -> CommandResult:
         """Wait for the end of what the agent has typed, and was passed to `resume`; errors are those of `run`.

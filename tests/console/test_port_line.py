@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from unittest.mock import AsyncMock
 
@@ -44,7 +44,7 @@ class MovingPorts:
         while self.moves == moves:
             await self._moved.wait()
 
-    def open_script(self, number: int, descriptor: int) -> str:
+    def open_script(self, descriptors: Mapping[int, int]) -> str:
         raise NotImplementedError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 from ...agent_api.guest_ports import STREAM_PORTS, PortEnded
@@ -13,7 +13,7 @@ from ...errors import AgentError, ApiError, CapabilityMissing
 from ...propolis_api.connection.byte_stream import ByteStream, StreamRefused, open_byte_stream
 from ...propolis_api.connection.endpoint import Endpoint
 
-__all__ = ["GuestPorts", "MarkedStream", "PortStream", "open_port", "port_name"]
+__all__ = ["GuestPorts", "MarkedStream", "PortStream", "open_ports", "port_name"]
 
 FRAME_BYTES: Final = 1 << 18
 MOVE_TIMEOUT_S: Final = 60.0
@@ -24,16 +24,18 @@ NO_INSTANCE: Final = 424
 # its port: to read all names takes an emulated guest as long as a small file. The last user closes a port in a moment.
 # `command` keeps a failure of `exec` from ending the shell: one that was forked would go on with the loop of the other.
 _OPEN: Final = r"""set +efu
-_p=
 [ -d /sys/class/virtio-ports ] || modprobe -q virtio_console 2>/dev/null
-for _d in /sys/class/virtio-ports/vport*pNUMBER
-do IFS= read -r _n 2>/dev/null <"$_d/name" && [ "$_n" = NAME ] && _p=/dev/${_d##*/}
+for _f in PORTS
+do _o=${_f%:*} _p= _i=0
+for _d in /sys/class/virtio-ports/vport*p"$_o"
+do IFS= read -r _n 2>/dev/null <"$_d/name" && [ "$_n" = "org.propolis.$_o" ] && _p=/dev/${_d##*/}
 done
-[ -c "$_p" ] || { echo 'the guest has no port NAME: its kernel needs virtio_console'; exit 1; }
-_i=0
-until command exec FD<>"$_p"
-do _i=$((_i+1)); [ "$_i" -lt 100 ] && sleep 0.05 || { echo 'the port NAME is held by a program in the guest'; exit 1; }
+[ -c "$_p" ] || { echo "the guest has no port org.propolis.$_o: its kernel needs virtio_console"; exit 1; }
+until eval "command exec ${_f#*:}<>$_p"
+do _i=$((_i+1)); [ "$_i" -lt 100 ] && sleep 0.05 ||
+{ echo "the port org.propolis.$_o is held by a program in the guest"; exit 1; }
 done 2>/dev/null
+done
 """
 
 
@@ -42,9 +44,12 @@ def port_name(number: int) -> str:
     return f"org.propolis.{number}"
 
 
-def open_port(number: int, descriptor: int) -> str:
-    """Lines of a script that open a port as a descriptor, or end the script."""
-    return _OPEN.replace("NUMBER", str(number)).replace("NAME", port_name(number)).replace("FD", str(descriptor))
+def open_ports(descriptors: Mapping[int, int]) -> str:
+    """Lines of a script that open ports, or end the script.
+
+    :param descriptors: the descriptor of each, by the number of the port.
+    """
+    return _OPEN.replace("PORTS", " ".join(f"{number}:{descriptor}" for number, descriptor in descriptors.items()))
 
 
 class GuestPorts:
@@ -74,9 +79,9 @@ class GuestPorts:
         while self.moves == moves:
             await self._moved.wait()
 
-    def open_script(self, number: int, descriptor: int) -> str:
-        """Return lines of a script that open a port in the guest, or end the script."""
-        return open_port(number, descriptor)
+    def open_script(self, descriptors: Mapping[int, int]) -> str:
+        """Return lines of a script that open ports in the guest, or end the script."""
+        return open_ports(descriptors)
 
     @contextlib.asynccontextmanager
     async def taken(self, count: int = 1) -> AsyncIterator[tuple[PortStream, ...]]:

@@ -12,7 +12,7 @@ from ...propolis_api.connection.byte_stream import StreamEnded
 from ..shell import Shell
 from ..shell_protocol import new_nonce
 from .channel import Exchanged, Garbled
-from .guest_ports import GuestPorts, MarkedStream, PortStream, open_port
+from .guest_ports import GuestPorts, MarkedStream, PortStream, open_ports
 
 __all__ = ["CHUNK_BYTES", "FEED", "PortChannel", "chunks"]
 
@@ -81,7 +81,7 @@ class PortChannel:
                     await port.send(piece)
                     moved()
 
-            script = _UPLOAD.replace("OPEN", open_port(port.number, 8)).replace("NONCE", nonce)
+            script = _UPLOAD.replace("OPEN", open_ports({port.number: 8})).replace("NONCE", nonce)
             return await self._exchange(port, script.replace("FEED", FEED).replace("COMMAND", command), feed(), note)
 
     async def download(self, command: str, sink: Callable[[bytes], None], *, note: str) -> Exchanged:
@@ -94,7 +94,7 @@ class PortChannel:
                     moved()
                     sink(piece)
 
-            script = _DOWNLOAD.replace("OPEN", open_port(port.number, 8)).replace("BEGIN", stream.begin)
+            script = _DOWNLOAD.replace("OPEN", open_ports({port.number: 8})).replace("BEGIN", stream.begin)
             script = script.replace("END", stream.end).replace("COMMAND", command)
             return await self._exchange(port, script, fetch(), note, whole=True)
 

@@ -13,7 +13,7 @@ from ...propolis_api.connection.byte_stream import StreamEnded
 from ..read_eval_loop import quoted
 from ..shell import Shell
 from ..shell_protocol import new_nonce
-from .guest_ports import GuestPorts, MarkedStream, PortStream, open_port
+from .guest_ports import GuestPorts, MarkedStream, PortStream, open_ports
 from .over_port import FEED
 
 __all__ = ["GuestProcess", "ProcessInput", "ProcessOutput", "guest_process"]
@@ -213,7 +213,7 @@ def _launch(command: str, nonce: str, output: tuple[int, MarkedStream], errors: 
     script = _SCRIPT.replace("NONCE", nonce).replace("FEED", FEED)
     script = script.replace("ERRORS_END", errors[1].end).replace("OUTPUT_END", output[1].end)
     script = script.replace("PROGRAM", quoted(program))
-    opened = open_port(output[0], 8) + open_port(errors[0], 9)
+    opened = open_ports({output[0]: 8, errors[0]: 9})
     return _LAUNCH.replace("OPEN", opened).replace("SCRIPT", quoted(script))
 
 

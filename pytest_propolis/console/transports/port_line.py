@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final, Protocol
 
 from ...agent_api.guest_ports import PortEnded
@@ -33,8 +33,11 @@ class Ports(Protocol):
         """Wait until the guest has migrated more often than that."""
         ...
 
-    def open_script(self, number: int, descriptor: int) -> str:
-        """Return lines of a script that open a port in the guest, or end the script."""
+    def open_script(self, descriptors: Mapping[int, int]) -> str:
+        """Return lines of a script that open ports in the guest, or end the script.
+
+        :param descriptors: the descriptor of each, by the number of the port.
+        """
         ...
 
 

@@ -41,7 +41,12 @@ CHUNK_BYTES: Final = 1 << 16
 #
 # Commands write to pipes, and `cat` to the ports: a port can be opened only once, so it cannot be /dev/stdout. When the
 # shells have ended, everything ends, which closes the ports.
-_SUPERVISOR: Final = r"""
+#
+# The script is read in blocks, from the port: only the braces' end makes the shell begin. What it says then is that
+# nothing of what follows in the port is lost to it.
+_SUPERVISOR: Final = r"""{
+exec </dev/null
+printf "\036SESSION\0060\004" >&9
 trap : 2 3
 (trap '' 2 3
 exec 9>&- 7>&-
@@ -67,6 +72,8 @@ printf "\036SESSION\005%d\004" $_l >&7
 printf "\036SESSION\005%d\004" $_l >&9 || exit
 done
 ) 9>&1 >/dev/null | _r >&9; } 7>&1 | _r >&7
+exit
+}
 """
 
 # @ begins the name of each variable and function, so that no command has one of that name. The functions are made for
@@ -118,17 +125,18 @@ _WITH_EMPTY_INPUT: Final = {"BEFORE": r"\command exec </dev/null; ", "AFTER": r"
 
 
 def port_supervisor(session: str, *, shell: str = "sh") -> str:
-    """Return the script that starts shells: for ``sh`` with three open ports.
+    """Return the script that starts shells: for ``sh -s`` with three open ports, one of which is also its input.
 
-    Descriptor 9 is the port of the shells, 7 that of standard error apart, 8 that of interrupts. A shell starts when a
-    line from descriptor 9 is the session. A line on descriptor 8 that begins with the session and a space interrupts
-    the commands; the answer is the same line. The script must lead a process group of its own.
+    It acknowledges the session when it has been read to its end. Descriptor 9 is the port of the shells, 7 that of
+    standard error apart, 8 that of interrupts. A shell starts when a line from descriptor 9 is the session. A line on
+    descriptor 8 that begins with the session and a space interrupts the commands; the answer is the same line. The
+    script must lead a process group of its own.
 
     For the shells, descriptor 8 is the port to read from, and 9 and 7 are pipes to the ports.
 
     :param shell: the POSIX shell that evaluates commands.
     """
-    return _SUPERVISOR.strip().replace("SESSION", session).replace("SHELL", shell)
+    return _SUPERVISOR.replace("SESSION", session).replace("SHELL", shell)
 
 
 def port_preparation(session: str, nonce: str) -> bytes:

@@ -14,8 +14,7 @@ from ..commands import CommandResult
 from ..console import Console
 from ..escapes import TextFilter
 from ..kernel.ends import asks_for_an_end
-from ..read_eval_loop import quoted
-from ..shell_protocol import Chunk, FrameParser, Output, Signal, new_nonce
+from ..shell_protocol import Acknowledged, Chunk, FrameParser, Output, Signal, new_nonce
 from .port_line import PortLine
 from .port_loop import (
     ERRORS_DESCRIPTOR,
@@ -33,16 +32,20 @@ LAUNCH_TIMEOUT_S: Final = 60.0
 CLOSED_AFTER_S: Final = 2.0
 """How long after all its shells a guest may take to reset or to stop, which is why they have ended then."""
 
+# An emulator needs some 40 us for each octet on a serial line, and the shell as long to read it: so the supervisor is
+# read from the port. There, what an earlier boot has left unread comes before the line with the nonce.
+#
 # setsid forks where it leads a process group already: so the loop does not stay a job of the shell on the console.
-_LAUNCH: Final = r"""(OPEN
-setsid setsid sh -c SUPERVISOR </dev/null >/dev/null 2>&1)"""
+_LAUNCH: Final = r"""(OPEN_l=
+until [ "$_l" = NONCE ]; do IFS= read -r _l <&9 || { echo 'the port is at its end'; exit 1; }; done
+setsid setsid sh -s <&9 >/dev/null 2>&1)"""
 
 
 class Launcher(Protocol):
     """The shell on the guest's console."""
 
-    async def run(self, command: str, *, timeout_s: float, check: bool = ..., note: str | None = ...) -> CommandResult:
-        """Run a command."""
+    async def run_first(self, command: str, *, timeout_s: float, note: str) -> CommandResult:
+        """Run a command that may come before the shell's preparation; does not check its status."""
         ...
 
 
@@ -65,6 +68,7 @@ class PortTransport:
         self._errors_parser = FrameParser()
         self._filter = TextFilter()
         self._recorded = True
+        self._supervisor_read: asyncio.Future[None] | None = None
         self._on_signal: Callable[[Signal], None] | None = None
         self._on_error_signal: Callable[[Signal], None] | None = None
         self.on_failure: Callable[[asyncio.Future[Any]], None] = line.on_failure
@@ -88,14 +92,21 @@ class PortTransport:
 
     async def launch(self, session: str, *, shell: str, wrapper: str) -> None:
         await self._wake_interrupter()
-        ports = self._line.ports
-        opening = ports.open_script(self._line.number, PORT_DESCRIPTOR)
-        opening += ports.open_script(INTERRUPT_PORT, INTERRUPT_DESCRIPTOR)
-        opening += ports.open_script(ERRORS_PORT, ERRORS_DESCRIPTOR)
-        script = _LAUNCH.replace("OPEN", opening)
-        script = script.replace("SUPERVISOR", quoted(port_supervisor(session, shell=shell)))
-        launched = await self._launcher.run(
-            script, timeout_s=LAUNCH_TIMEOUT_S, check=False, note="starting the shell on a guest port"
+        read = self._supervisor_read = asyncio.get_running_loop().create_future()
+        self.on_failure(read)
+        nonce = new_nonce()
+        await self._line.send(f"\n{nonce}\n{port_supervisor(session, shell=shell)}".encode())
+        opening = self._line.ports.open_script(
+            {
+                self._line.number: PORT_DESCRIPTOR,
+                INTERRUPT_PORT: INTERRUPT_DESCRIPTOR,
+                ERRORS_PORT: ERRORS_DESCRIPTOR,
+            }
+        )
+        launched = await self._launcher.run_first(
+            _LAUNCH.replace("OPEN", opening).replace("NONCE", nonce),
+            timeout_s=LAUNCH_TIMEOUT_S,
+            note="starting the shell on a guest port",
         )
         if launched.status:
             raise ShellError(
@@ -105,6 +116,7 @@ class PortTransport:
                 log_path=str(self._console.log_path),
                 hint='VmConfig(channel="console") needs no port',
             )
+        await read
 
     async def open_errors(self, on_signal: Callable[[Signal], None]) -> None:
         line = await self._line.companion(ERRORS_PORT)
@@ -171,5 +183,9 @@ class PortTransport:
         for signal in self._parser.feed(data):
             if isinstance(signal, Output) and self._recorded:
                 self._console.show_output(self._filter.feed(signal.data))
+            elif isinstance(signal, Acknowledged) and self._supervisor_read is not None:
+                if not self._supervisor_read.done():
+                    self._supervisor_read.set_result(None)
+                self._supervisor_read = None
             if self._on_signal is not None:
                 self._on_signal(signal)

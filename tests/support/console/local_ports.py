@@ -47,8 +47,11 @@ class LocalPorts:
     async def moved_since(self, moves: int) -> None:
         await asyncio.Event().wait()
 
-    def open_script(self, number: int, descriptor: int) -> str:
-        return f"command exec {descriptor}<&{DESCRIPTORS[number]} {DESCRIPTORS[number]}<&- || exit\n"
+    def open_script(self, descriptors: Mapping[int, int]) -> str:
+        return "".join(
+            f"command exec {descriptor}<&{DESCRIPTORS[number]} {DESCRIPTORS[number]}<&- || exit\n"
+            for number, descriptor in descriptors.items()
+        )
 
     async def serve(self, websocket: WebSocket) -> None:
         await serve_guest_port(websocket, self.ports[websocket.path_params["number"]])
