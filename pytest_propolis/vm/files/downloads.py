@@ -20,6 +20,7 @@ __all__ = ["RemoteStatus", "download_bytes", "download_directory", "download_fil
 _STATUS: Final = "stat -L -c '%f %s %Y %Z' @FILE@"
 _BLOCK: Final = "dd if=@FILE@ bs={size} skip={number} count=1 status=none"
 _WHOLE: Final = "cat @FILE@"
+_AND_STATUS: Final = f" && {_STATUS} >&2"
 _PACK: Final = "cd @FILE@ && tar -cf - ."
 
 
@@ -44,7 +45,10 @@ async def remote_status(guest: GuestSide) -> RemoteStatus:
 
     :raises FileTransferError: when there is none.
     """
-    answer = await guest.run(_STATUS)
+    return _parsed(await guest.run(_STATUS), guest)
+
+
+def _parsed(answer: str, guest: GuestSide) -> RemoteStatus:
     # A kernel's message may stand before it.
     found = re.search(r"^([0-9a-f]+) (\d+) (\d+ \d+)$", answer, re.MULTILINE)
     if found is None:
@@ -83,17 +87,20 @@ async def _copy(guest: GuestSide, status: RemoteStatus, file: IO[bytes], *, mete
     """
     size = guest.channel.block_bytes
     if size is None or status.size <= size:
-        await _append(guest, _WHOLE, file, meter)
+        scripts = [_WHOLE]
     else:
-        for number in range(-(-status.size // size)):
-            await _append(guest, _BLOCK.format(size=size, number=number), file, meter)
-    after = await remote_status(guest) if status.size else status
+        scripts = [_BLOCK.format(size=size, number=number) for number in range(-(-status.size // size))]
+    if status.size:
+        scripts[-1] += _AND_STATUS  # with the last of the content: each command of its own costs a small file much
+    for script in scripts:
+        told = await _append(guest, script, file, meter)
+    after = _parsed(told, guest) if status.size else status
     if after.version != status.version or (status.size and meter.done_bytes != status.size):
         raise guest.error("it changed while it was read")
 
 
-async def _append(guest: GuestSide, script: str, file: IO[bytes], meter: Meter) -> None:
-    """Append a script's output to a file, and repeat it from there if it arrives damaged."""
+async def _append(guest: GuestSide, script: str, file: IO[bytes], meter: Meter) -> str:
+    """Append a script's output to a file, and repeat it from there if it arrives damaged; return its standard error."""
     start, base = file.tell(), meter.done_bytes
     writer = SparseWriter(file)
 
@@ -109,5 +116,6 @@ async def _append(guest: GuestSide, script: str, file: IO[bytes], meter: Meter) 
         writer.write(data)
         meter.at(meter.done_bytes + len(data))
 
-    await guest.download(script, begin)
+    errors = await guest.download(script, begin)
     writer.finish()
+    return errors

@@ -53,10 +53,15 @@ class GuestSide:
         command = self._in_own_shell(script)
         self.require(await self._repeated(lambda: self.channel.upload(command, source(), note=self.operation)))
 
-    async def download(self, script: str, sink: Callable[[], Callable[[bytes], None]]) -> None:
-        """Run a script, and give its output to a sink; to a new one from the beginning if that is damaged."""
+    async def download(self, script: str, sink: Callable[[], Callable[[bytes], None]]) -> str:
+        """Run a script, and give its output to a sink; to a new one from the beginning if that is damaged.
+
+        Returns what it has written to standard error.
+        """
         command = self._in_own_shell(script)
-        self.require(await self._repeated(lambda: self.channel.download(command, sink(), note=self.operation)))
+        ended = await self._repeated(lambda: self.channel.download(command, sink(), note=self.operation))
+        self.require(ended)
+        return ended.errors
 
     async def _repeated(self, exchange: Callable[[], Awaitable[Exchanged]]) -> Exchanged:
         for attempt in range(1, ATTEMPTS + 1):
