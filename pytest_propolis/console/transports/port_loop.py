@@ -169,10 +169,12 @@ def encode_for_port(command: str, nonce: str, session: str, *, errors_apart: boo
 def framed_command_for_port(command: str, session: str) -> TypedCommand:
     """Return a short command, framed, for another process to send to a shell of this session.
 
-    :raises ValueError: when it has a NUL.
+    :raises ValueError: when it is too long to be sent without acknowledgements, or has a NUL.
     """
     nonce = new_nonce()
-    (chunk,) = encode_for_port(command, nonce, session)
+    chunk, *others = encode_for_port(command, nonce, session)
+    if others:
+        raise ValueError(f"it has {len(command)} characters, and at most {CHUNK_BYTES} bytes can be sent at once")
     return TypedCommand(nonce=nonce, text=chunk.data.decode(), succeeded=ended_mark(nonce, 0))
 
 

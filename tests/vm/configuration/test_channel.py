@@ -72,7 +72,7 @@ def test_a_disk_that_is_attached_later_gets_no_slot_of_a_device_that_is_not_in_t
 
 @pytest.mark.requires(server="engine")
 async def test_a_guest_is_driven_over_ports_unless_it_is_to_be_driven_over_its_console(vm_factory: VmFactory) -> None:
-    over_port = await vm_factory.start(guest="micro", cpus=1, memory_mib=256)
+    over_port = await vm_factory.start(guest="micro", cpus=1, memory_mib=256, channel="auto")
     assert (await over_port.run_result("echo out; echo err >&2", separate_stderr=True)).stderr == b"err\n"
     over_console = await vm_factory.start("plain", guest="micro", cpus=1, memory_mib=256, channel="console")
     assert await over_console.run("readlink /proc/self/fd/1") == "/dev/ttyS0"

@@ -55,9 +55,10 @@ class NothingRuns(Micro):
 
 class LongWinded(Micro):
     name = "long-winded"
+    characters: ClassVar[int] = 5000
 
     def identity_command(self, *, name: str) -> str:
-        return f": {'x' * 5000}; {super().identity_command(name=name)}"
+        return f": {'x' * self.characters}; {super().identity_command(name=name)}"
 
 
 class Late(Micro):
@@ -199,9 +200,14 @@ async def test_a_guest_that_lets_no_program_be_run_boots_and_the_remedy_is_named
 
 
 @pytest.mark.slow
-async def test_a_guest_whose_waking_takes_too_many_words_boots(factories: Factories, lines: list[str]) -> None:
+@pytest.mark.parametrize(("channel", "characters"), [("console", 5000), ("port", 100_000)])
+async def test_a_guest_whose_waking_takes_too_many_words_boots(
+    factories: Factories, lines: list[str], monkeypatch: pytest.MonkeyPatch, channel: str, characters: int
+) -> None:
+    monkeypatch.setattr(LongWinded, "characters", characters)
     async with factories("run") as factory:
-        assert (await factory.start("vm", **MICRO | {"guest": "long-winded"})).boot_kind == "cold"
+        vm = await factory.start("vm", **MICRO | {"guest": "long-winded", "channel": channel})
+        assert vm.boot_kind == "cold"
     assert any(
         "long-winded boots from cold: what wakes a fork of long-winded cannot be typed ahead" in x for x in lines
     )
