@@ -199,9 +199,11 @@ class Link:
             pass
         finally:
             self._clients.discard(writer)
-            if not self._clients and not self._over.done():
-                # The client reads the end of its connection when this process has ended.
-                os.dup(writer.get_extra_info("socket").fileno())
+            if not self._clients:
+                # The client reads the end of its connection when this process has ended; also where its agent was
+                # quicker to report that it leaves.
+                with contextlib.suppress(OSError):  # it is closed already
+                    os.dup(writer.get_extra_info("socket").fileno())
                 self._end(None)
 
     async def _handle(self, request: Work) -> LinkResponse:

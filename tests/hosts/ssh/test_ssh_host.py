@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from pytest_propolis import CapabilityMissing, HostError, HostLost, ResourceExha
 from pytest_propolis.agent_api.disks import CreateDisk
 from pytest_propolis.hosts.host import HostSpec
 from pytest_propolis.hosts.ssh import link_client
-from pytest_propolis.hosts.ssh_host import SshHost, open_host
+from pytest_propolis.hosts.ssh_host import LINK_END_TIMEOUT_S, SshHost, open_host
 from pytest_propolis.ledger.ledger_text import parse
 from pytest_propolis.settings import Settings
 
@@ -139,6 +140,25 @@ async def test_the_last_client_waits_until_the_link_process_has_ended(make_host:
     assert len(link_processes()) == 1
     await asyncio.to_thread(last.close)
     assert link_processes() == []
+
+
+async def test_a_client_waits_for_a_link_process_that_ends_because_its_agent_has_left(
+    make_host: MakeHost, rig: SshRig
+) -> None:
+    host = make_host()
+    await host.client()
+    (agent,) = rig.hosts["h1"].find(AGENT)
+    assert host._joined is not None
+    link, _ = host._joined
+    os.kill(agent, signal.SIGTERM)
+    await asyncio.to_thread(_until_closed, link._connection)
+    assert link_processes() == []
+
+
+def _until_closed(connection: socket.socket) -> None:
+    connection.settimeout(LINK_END_TIMEOUT_S)
+    while connection.recv(4096):
+        pass
 
 
 def test_a_host_is_tied_to_no_event_loop(make_host: MakeHost) -> None:
