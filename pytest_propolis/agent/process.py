@@ -23,6 +23,7 @@ from ..ledger.ledger import LEDGER_NAME, Ledger
 from ..ledger.reaper import reap
 from ..ledger.rendezvous import Rendezvous, remove_abandoned
 from ..operating_system.open_files import raise_open_files_limit
+from ..operating_system.python_processes import end_of_imports
 from ..storage.eviction import evict
 from ..storage.store import template_directory
 from .app import AgentApp
@@ -44,6 +45,7 @@ def run_agent(config: AgentConfig, *, ready_fd: int, parent_death_fd: int | None
     :param parent_death_fd: a pipe whose other end another process holds: the agent exits when that process ends,
         unless a byte was written to the pipe before.
     """
+    end_of_imports()
     directory = Path(config.directory)
     os.umask(0o077)
     raise_open_files_limit()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import importlib.util
 import json
 import os
@@ -18,6 +19,7 @@ import msgspec
 
 __all__ = [
     "TRACING_VARIABLES",
+    "end_of_imports",
     "installed_paths",
     "original_popen",
     "python_command",
@@ -33,7 +35,8 @@ INTERPRETER_BYTES: Final = 127
 """How long the path of an interpreter may be, at the least, for a kernel to read it from a script's first line."""
 
 _RUN_MODULE: Final = """
-import json, os, runpy, sys
+import gc, json, os, runpy, sys
+gc.disable()
 if {detached} and os.fork():
     os._exit(0)
 sys.path += json.loads(sys.argv.pop(1))
@@ -42,7 +45,8 @@ runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
 """Lets a process import the same modules as this one.
 
 The standard library comes first: in a test run `sys.path` begins with test directories, whose modules may shadow it. No
-``.pth`` files are read, with which coverage and others hook into every Python process.
+``.pth`` files are read, with which coverage and others hook into every Python process. What is imported stays, so no
+garbage is collected until `end_of_imports`.
 """
 
 
@@ -54,6 +58,12 @@ def python_command(module: str, *arguments: str, detached: bool = False) -> list
     code = _RUN_MODULE.format(module=module, detached=detached)
     # Through `env`, because debuggers inject themselves into every Python that is started directly.
     return ["/usr/bin/env", sys.executable, "-S", "-P", "-c", code, json.dumps(_import_path()), *arguments]
+
+
+def end_of_imports() -> None:
+    """Begin to collect garbage in a program of `python_command`, without what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 def write_python_script(path: Path, code: str) -> None:

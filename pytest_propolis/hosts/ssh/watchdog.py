@@ -35,7 +35,8 @@ STDIN: Final = 0
 STDOUT: Final = 1
 
 START: Final = """
-import runpy, sys
+import gc, runpy, sys
+gc.disable()
 sys.path.insert(0, sys.argv.pop(1))
 runpy.run_module("pytest_propolis.agent", run_name="__main__", alter_sys=True)
 """

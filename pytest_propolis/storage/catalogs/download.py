@@ -18,6 +18,7 @@ import httpx
 import msgspec
 
 from ...errors import ArtifactMissing, PropolisError, ResourceExhausted
+from ...operating_system.python_processes import end_of_imports
 from ..files import sha256_of
 from .download_messages import DownloadReport, DownloadRequest
 from .hashing_writer import HashingWriter
@@ -181,4 +182,5 @@ def _size(total: int) -> str:
 
 
 if __name__ == "__main__":
+    end_of_imports()
     main(msgspec.json.decode(sys.argv[1], type=DownloadRequest))
