@@ -13,7 +13,7 @@ from ssh_rig import SshRig, inventory_of, require_rigs, ssh_rig
 
 FAILS = """
 async def test_it(test_vm):
-    await test_vm.run("echo a line of before")
+    await test_vm.run("echo a line of before >/dev/console")
     assert False
 
 async def test_ended(test_vm):
