@@ -37,7 +37,7 @@ from .instance_spec.builder import (
 from .networks.factory_networks import FactoryNetworks, networked
 from .networks.network import Network
 from .provisioning.host_session import HostSession
-from .provisioning.servers import require_served
+from .provisioning.servers import require_same_devices, require_served
 from .provisioning.vm_builder import VmBuilder, VmPlan
 from .vm import TestVm
 from .warm_start.template_maker import cold_reason
@@ -306,9 +306,12 @@ class VmFactory:
         :param server: what serves it, as in `VmConfig`; the other VM's server by default.
         :param fail_migration_exports: as in `VmConfig`.
         :param fail_migration_imports: as in `VmConfig`.
+        :raises CapabilityMissing: when the other VM has devices that the server does not have.
         """
         name = name or self._successor_name(vm.name)
         self._require_new(name)
+        server = server or vm.server
+        require_same_devices(name, server, display=vm.has_display, guest_ports=vm.has_ports)
         target_host = self._successor_host(vm, host)
         spec = _successor_spec(vm, fail_exports=fail_migration_exports, fail_imports=fail_migration_imports)
         session = await self._session(target_host)
@@ -321,7 +324,7 @@ class VmFactory:
             properties=successor_properties(vm.properties, name),
             boot_source=await self._builder.boot_source_on(session, vm) if is_elsewhere else vm.boot_source,
             boot_timeout_s=vm.boot_timeout_s,
-            server=server or vm.server,
+            server=server,
             display=vm.has_display,
             guest_ports=vm.has_ports,
             copy_disks=copy_disks or is_elsewhere,

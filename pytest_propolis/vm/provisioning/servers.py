@@ -6,6 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
@@ -24,7 +25,17 @@ from ..timings import Timings
 from .admission import retry_while_busy
 from .host_session import HostSession
 
-__all__ = ["Served", "disk_reader", "open_server", "qemu_log", "require_engine", "require_served"]
+__all__ = [
+    "Served",
+    "disk_reader",
+    "open_server",
+    "qemu_log",
+    "require_engine",
+    "require_same_devices",
+    "require_served",
+]
+
+LEAVE_IT_OUT: Final = "leave it out, or mark the test with @pytest.mark.requires(server='engine')"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,17 +125,26 @@ def require_served(config: VmConfig, server: str | Path) -> None:
         require_engine('channel="port"', vm=config.name, server=server)
 
 
-def require_engine(what: str, *, vm: str, server: str | Path) -> None:
+def require_engine(what: str, *, vm: str, server: str | Path, hint: str = LEAVE_IT_OUT) -> None:
     """
     :param what: the requested feature, as the test names it.
     :raises CapabilityMissing: when the VM is not served by the engine in the agent.
     """
     if server != ENGINE:
-        raise CapabilityMissing(
-            f"{what} needs the engine, and the VM is served by {server}",
-            vm=vm,
-            hint="leave it out, or mark the test with @pytest.mark.requires(server='engine')",
-        )
+        raise CapabilityMissing(f"{what} needs the engine, and the VM is served by {server}", vm=vm, hint=hint)
+
+
+def require_same_devices(name: str, server: str | Path, *, display: bool, guest_ports: bool) -> None:
+    """
+    :param name: the name of a VM that is to replace another one with these devices.
+    :raises CapabilityMissing: when it needs the engine in the agent for them, and is to be served by something else.
+    """
+    if display:
+        hint = "start the VM that it replaces without a display"
+        require_engine("a successor with a display", vm=name, server=server, hint=hint)
+    if guest_ports:
+        hint = 'start the VM that it replaces with channel="console"'
+        require_engine("a successor with guest ports", vm=name, server=server, hint=hint)
 
 
 async def _program_on(server: str | Path, images: ImageFinder) -> str:

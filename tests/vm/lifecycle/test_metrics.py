@@ -120,7 +120,7 @@ async def test_a_wait_ends_with_the_vm(metrics: Metrics, vm_factory: VmFactory, 
 
 @pytest.mark.slow
 async def test_a_vm_is_polled_where_it_has_migrated_to(metrics: Metrics, vm_factory: VmFactory) -> None:
-    vm = await vm_factory.start(**SMALL)
+    vm = await vm_factory.start(**SMALL, channel="console")  # the program has no guest ports
     await vm.reset()
     await vm.wait_to_boot()
     assert (await metrics.poll(vm)).resets == 1

@@ -182,6 +182,26 @@ async def test_what_only_the_engine_can_do_is_refused_before_anything_starts(vm_
     assert await listed(vm_factory) == []
 
 
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ({"channel": "port"}, r'a successor with guest ports needs the engine.*\n.*channel="console"'),
+        (
+            {"channel": "console", "display": True},
+            r"a successor with a display needs the engine.*\n.*without a",
+        ),
+    ],
+    ids=["ports", "display"],
+)
+async def test_a_vm_with_devices_that_a_program_lacks_has_no_successor_there(
+    vm_factory: VmFactory, device: dict[str, Any], message: str
+) -> None:
+    vm = await vm_factory.create(**SMALL | {"server": "engine"} | device)
+    with pytest.raises(CapabilityMissing, match=message):
+        await vm_factory.successor(vm, server=PROGRAM)
+    assert [there.name for there in await listed(vm_factory)] == [vm.name]
+
+
 async def test_a_guest_at_a_program_cannot_be_a_node(vm_factory: VmFactory, nodes: NodeGroup) -> None:
     vm = await vm_factory.create(**SMALL)
     with pytest.raises(CapabilityMissing, match="as_node needs the engine"):
