@@ -41,15 +41,16 @@ TIMEOUT_S: Final = 3600.0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="Other arguments are for pytest, such as -k EXPRESSION."
+    )
     parser.add_argument("plugin", choices=sorted(SUITES))
     parser.add_argument("--directory", type=Path, help="of the source distribution, kept; default: temporary")
     parser.add_argument("--only", choices=sorted(VARIANTS), action="append", help="default: all")
-    parser.add_argument("arguments", nargs="*", help="for pytest, such as -k EXPRESSION")
-    given = parser.parse_args()
+    given, arguments = parser.parse_known_args()
     with tempfile.TemporaryDirectory(prefix="suite-of-plugin-") as temporary:
         source = unpacked(given.plugin, given.directory or Path(temporary))
-        outcomes = {name: run(source, SUITES[given.plugin], name, given.arguments) for name in given.only or VARIANTS}
+        outcomes = {name: run(source, SUITES[given.plugin], name, arguments) for name in given.only or VARIANTS}
     return compare(outcomes)
 
 
