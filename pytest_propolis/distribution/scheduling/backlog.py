@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -127,13 +127,11 @@ class Backlog:
 
     def hold(self, index: int, queue: Queue, rank_s: float) -> None:
         """Let an idle worker hold a test that is out already."""
-        insort(queue.held, (rank_s, index))
-        queue.demand.held += 1
+        queue.demand.hold(queue, rank_s, index)
 
     def unhold(self, index: int, queue: Queue) -> None:
         """Take out a test that an idle worker holds."""
-        queue.held = [entry for entry in queue.held if entry[1] != index]
-        queue.demand.held -= 1
+        queue.demand.unhold(queue, index)
 
     def update(self, indices: Iterable[int], estimate_of: Callable[[int], Estimate]) -> None:
         """Order those of these tests anew that wait and whose estimate has changed by more than a tenth.
@@ -142,7 +140,7 @@ class Backlog:
         """
         for index in indices:
             place = self._places.get(index)
-            if place is None or place[0].demand.way is Way.HOSTLESS:
+            if place is None or place[0].demand.hostless:
                 continue
             queue, rank_s, work_s = place
             estimate = estimate_of(index)

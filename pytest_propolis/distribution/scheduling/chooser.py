@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Final
 
 from .demand import Demand, Queue
@@ -32,11 +33,10 @@ SHORT_S: Final = 2.0
 SHORT_SHARE: Final = 0.02
 """A test is short if it takes so long, or this share of the time until the run ends."""
 
+_URGENCY: Final = attrgetter("stale_urgency")
+"""None is stale when they are sorted."""
+
 Choice = tuple[Queue, int]
-
-
-def _urgency(demand: Demand) -> float:
-    return demand.urgency
 
 
 class Chooser:
@@ -77,19 +77,18 @@ class Chooser:
         slots, cpus, memory_mib = state.slots, state.cpus, state.memory_mib
         if after is not None:
             slots, cpus, memory_mib = slots + 1, cpus + after.cpus, memory_mib + after.memory_mib
-        gap_s = math.inf if self.lenient else self._reservation.gap_s(state, slots)
+        gap_s = self._reservation.gap_s(state, slots) if state.building and not self.lenient else math.inf
         long_s = self._reservation.long_s
         ranked: list[Demand] = []
         first: Demand | None = None
         most = -1.0
         for demand in self._fleet.runnable(state):
-            if (
-                demand.count
-                and demand.narrowest <= cpus
-                and (demand.shortest_s <= gap_s or demand.longest_s >= long_s or demand.probes)
-            ):
+            # Of a demand without tests, the narrowest one is wider than any host.
+            if demand.narrowest <= cpus and (demand.shortest_s <= gap_s or demand.longest_s >= long_s or demand.probes):
                 ranked.append(demand)
-                urgency = demand.urgency
+                urgency = demand.stale_urgency
+                if urgency < 0:
+                    urgency = demand.urgency()
                 if urgency > most:
                     first, most = demand, urgency
         if first is None:
@@ -102,7 +101,7 @@ class Chooser:
             return found[:2]
         if len(ranked) == 1 and spare == cpus:
             return None
-        ranked.sort(key=_urgency, reverse=True)
+        ranked.sort(key=_URGENCY, reverse=True)
         for most_cpus in (spare, cpus) if spare < cpus else (cpus,):
             for demand in ranked:
                 found = self._best_of(state, demand, most_cpus, memory_mib, gap_s)
@@ -112,10 +111,10 @@ class Chooser:
 
     def _best_held(self, state: HostState) -> Choice | None:
         """Return the longest test that an idle worker holds and the host can begin."""
-        gap_s = math.inf if self.lenient else self._reservation.gap_s(state, state.slots)
+        gap_s = self._reservation.gap_s(state, state.slots) if state.building and not self.lenient else math.inf
         best: tuple[Queue, int, float] | None = None
         for demand in self._fleet.runnable(state):
-            if demand.held:
+            if demand.held and (best is None or demand.held[-1][0] > best[2]):
                 found = self._best_of(state, demand, state.cpus, state.memory_mib, gap_s, held=True)
                 if found is not None and (best is None or found[2] > best[2]):
                     best = found

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = ["BuildTemplate", "Decision", "EndWorker", "Start"]
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """Have a worker run tests, one after the other, on these hosts.
 
     :param tests: node ids; more than one only for very short tests with the same needs.

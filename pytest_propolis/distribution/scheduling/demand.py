@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator
 from enum import Enum, auto
+from itertools import chain
+from operator import itemgetter
 from typing import Final
 
 from .needs import Needs
@@ -44,7 +47,7 @@ class Way(Enum):
 class Queue:
     """Tests with the same needs, ordered by rank, the longest last."""
 
-    __slots__ = ("cpus", "demand", "held", "key", "memory_mib", "needs", "number", "tests", "weight")
+    __slots__ = ("cpus", "demand", "group", "held", "key", "memory_mib", "needs", "number", "tests", "weight")
 
     def __init__(self, demand: Demand, needs: Needs) -> None:
         self.demand: Final = demand
@@ -60,7 +63,8 @@ class Queue:
         """(Rank in s, index) of those that any worker may run."""
         self.held: list[tuple[float, int]] = []
         """The same of those that an idle worker holds as its next."""
-        demand.queues.append(self)
+        self.group: Final = demand.enroll(self)
+        """Where it is while it has tests that any worker may run."""
 
 
 def _longest(tests: list[tuple[float, int]], limit_s: float) -> int:
@@ -79,12 +83,13 @@ class Demand:
     """
 
     __slots__ = (
-        "_urgency",
+        "_groups",
         "count",
         "fastest",
-        "filled",
+        "gathered",
         "guest",
         "held",
+        "hostless",
         "labels",
         "longest_s",
         "narrowest",
@@ -93,6 +98,7 @@ class Demand:
         "queues",
         "rate",
         "shortest_s",
+        "stale_urgency",
         "way",
         "weight",
         "work_s",
@@ -102,16 +108,21 @@ class Demand:
         self.guest: Final = needs.guest
         self.labels: Final = needs.labels
         self.way: Final = way
+        self.hostless: Final = way is Way.HOSTLESS
+        self.gathered: Final = way is Way.GATHERED
+        """Members of an enumeration are slow to look up."""
         self.number: Final = number
         """Its rank among all demands: of two that are equal, the first one is chosen."""
         self.queues: list[Queue] = []
-        self.filled: list[tuple[float, int, Queue]] = []
-        """(Key, number, queue) of those with tests that any worker may run: most queues of a demand are empty soon."""
+        self._groups: list[tuple[int, list[tuple[float, int, Queue]]]] = []
+        """By the CPUs that their tests need, the fewest first: (key, number, queue) of those with tests that any worker
+        may run. So the first of each group has its longest test."""
         self.fastest = 0.0
         """Speed of the fastest host that has its labels and its template; 0.0 if there is none."""
         self.count = 0
-        self.held = 0
-        """How many of its tests any worker may run, and how many an idle worker holds."""
+        """How many of its tests any worker may run."""
+        self.held: list[tuple[float, int, Queue]] = []
+        """(Rank in s, index, queue) of those that an idle worker holds."""
         self.probes = 0
         """How many of them show how their modules behave."""
         self.work_s = 0.0
@@ -125,17 +136,22 @@ class Demand:
         """Rank of its longest test, probes aside, and the fewest CPUs that one of its tests needs."""
         self.shortest_s = math.inf
         """Rank of its shortest test."""
-        self._urgency = UNKNOWN
+        self.stale_urgency = UNKNOWN
+        """Its `urgency`, or UNKNOWN if that is to be found out again. It is read far more often than it changes."""
 
     def add(self, queue: Queue, rank_s: float, index: int) -> None:
         """Let a test wait."""
         entry = (rank_s, index)
-        if not queue.tests or entry > queue.tests[-1]:
-            self._drop(queue)
-            queue.tests.append(entry)
+        tests = queue.tests
+        if not tests:
+            tests.append(entry)
+            self._enter(queue)
+        elif entry > tests[-1]:
+            self._leave(queue)
+            tests.append(entry)
             self._enter(queue)
         else:
-            insort(queue.tests, entry)
+            insort(tests, entry)
         probe = rank_s > PROBE_S
         self.probes += probe
         longest_s = rank_s - PROBE_S if probe else rank_s
@@ -149,56 +165,90 @@ class Demand:
     def remove(self, queue: Queue, rank_s: float, index: int) -> None:
         """Take a test out."""
         entry = (rank_s, index)
-        if queue.tests[-1] == entry:
-            self._drop(queue)
-            queue.tests.pop()
-            self._enter(queue)
+        tests = queue.tests
+        if tests[-1] == entry:
+            tests.pop()
+            if not tests:
+                self._leave(queue)
+            elif tests[-1][0] != rank_s:
+                self._leave(queue)
+                self._enter(queue)
         else:
-            del queue.tests[bisect_left(queue.tests, entry)]
-        self.probes -= rank_s > PROBE_S
-        if rank_s >= self.longest_s or rank_s <= self.shortest_s or not queue.tests:
+            del tests[bisect_left(tests, entry)]
+        if rank_s > PROBE_S:
+            self.probes -= 1
             self._survey()
+        elif self.probes:
+            if rank_s >= self.longest_s or rank_s <= self.shortest_s or not tests:
+                self._survey()
+        elif rank_s <= self.shortest_s:
+            self._survey()
+        elif rank_s >= self.longest_s or not tests:
+            self._survey_longest()
 
-    def _drop(self, queue: Queue) -> None:
+    def _leave(self, queue: Queue) -> None:
         """Take a queue out of the order."""
-        if queue.tests:
-            del self.filled[bisect_left(self.filled, (queue.key, queue.number))]
+        del queue.group[bisect_left(queue.group, (queue.key, queue.number))]
 
     def _enter(self, queue: Queue) -> None:
-        """Let a queue be in the order by its longest test, if it has one."""
-        if queue.tests:
-            queue.key = -queue.tests[-1][0] * queue.weight
-            insort(self.filled, (queue.key, queue.number, queue))
+        """Let a queue be in the order by its longest test."""
+        queue.key = -queue.tests[-1][0] * queue.weight
+        insort(queue.group, (queue.key, queue.number, queue))
+
+    def enroll(self, queue: Queue) -> list[tuple[float, int, Queue]]:
+        """Let it have a queue, and return the group of those whose tests need as many CPUs."""
+        self.queues.append(queue)
+        for cpus, group in self._groups:
+            if cpus == queue.cpus:
+                return group
+        self._groups.append((queue.cpus, []))
+        group = self._groups[-1][1]
+        self._groups.sort(key=itemgetter(0))
+        return group
 
     def count_in(self, tests: int, work_s: float) -> None:
         """Count tests that wait, or wait no more, and the slot seconds that they will probably take."""
         self.count += tests
         self.work_s = self.work_s + work_s if self.count else 0.0
-        self._urgency = UNKNOWN
+        self.stale_urgency = UNKNOWN
 
     def run(self, slots: float) -> None:
         """Count slots that run its tests, or run them no more, each with its host's speed."""
         self.rate += slots
-        self._urgency = UNKNOWN
+        self.stale_urgency = UNKNOWN
 
     def weigh(self, weight: float) -> None:
         """Let its tests count more or less for their length."""
         self.weight = weight
-        self._urgency = UNKNOWN
+        self.stale_urgency = UNKNOWN
 
-    @property
     def urgency(self) -> float:
-        """How far it is behind: the demand with the highest one is served first."""
-        if self._urgency < 0:
+        """Find out how far it is behind: the demand with the highest one is served first."""
+        if self.stale_urgency < 0:
             lasts_s = self.work_s / self.rate if self.rate > 1.0 else self.work_s
-            self._urgency = max(0.0, (lasts_s + LENGTH * self.longest_s) * self.weight)
-        return self._urgency
+            self.stale_urgency = max(0.0, (lasts_s + LENGTH * self.longest_s) * self.weight)
+        return self.stale_urgency
+
+    def _survey_longest(self) -> None:
+        """Look for its longest and its narrowest test again, where it has no probes and its shortest is known."""
+        self.stale_urgency = UNKNOWN
+        longest_s, narrowest = 0.0, LAST
+        for cpus, group in self._groups:
+            if group:
+                if narrowest == LAST:
+                    narrowest = cpus
+                rank_s = group[0][2].tests[-1][0]
+                if rank_s > longest_s:
+                    longest_s = rank_s
+        self.longest_s, self.narrowest = longest_s, narrowest
+        if narrowest == LAST:
+            self.shortest_s = math.inf
 
     def _survey(self) -> None:
         """Look for its longest, its shortest and its narrowest test again."""
-        self._urgency = UNKNOWN
+        self.stale_urgency = UNKNOWN
         longest_s, shortest_s, narrowest = 0.0, math.inf, LAST
-        for _, _, queue in self.filled:
+        for _, _, queue in self._filled():
             if queue.cpus < narrowest:
                 narrowest = queue.cpus
             first_s, rank_s = queue.tests[0][0], queue.tests[-1][0]
@@ -216,41 +266,55 @@ class Demand:
         """Return the longest test that fits and ranks no higher than limit_s: its queue, its index and its rank."""
         found: tuple[Queue, int, float] | None = None
         most = -math.inf
-        for key, number, queue in self.filled:
-            if -key < most:
+        for group_cpus, group in self._groups:
+            if group_cpus > cpus:
                 break
-            if queue.cpus > cpus or queue.memory_mib > memory_mib:
-                continue
-            tests = queue.tests
-            rank_s, index = tests[-1]
-            if rank_s > limit_s:
-                if rank_s < PROBE_S and (tests[0][0] > limit_s or limit_s * queue.weight < most):
+            for key, number, queue in group:
+                if -key < most:
+                    break
+                if queue.memory_mib > memory_mib:
                     continue
-                position = _longest(tests, limit_s)
-                if position < 0:
-                    continue
-                rank_s, index = tests[position]
-            weighed_s = rank_s * queue.weight
-            if weighed_s > most or (found is not None and weighed_s == most and number < found[0].number):
-                found, most = (queue, index, rank_s), weighed_s
-        return found
-
-    def best_held(self, cpus: int, memory_mib: int, limit_s: float) -> tuple[Queue, int, float] | None:
-        """Return the same of the tests that idle workers hold."""
-        found: tuple[Queue, int, float] | None = None
-        most = -math.inf
-        for queue in self.queues:
-            if not queue.held or queue.cpus > cpus or queue.memory_mib > memory_mib:
-                continue
-            position = bisect_right(queue.held, (limit_s, LAST)) - 1
-            if position >= 0:
-                rank_s, index = queue.held[position]
+                tests = queue.tests
+                rank_s, index = tests[-1]
+                if rank_s > limit_s:
+                    if rank_s < PROBE_S and (tests[0][0] > limit_s or limit_s * queue.weight < most):
+                        continue
+                    position = _longest(tests, limit_s)
+                    if position < 0:
+                        continue
+                    rank_s, index = tests[position]
                 weighed_s = rank_s * queue.weight
-                if weighed_s > most:
+                if weighed_s > most or (found is not None and weighed_s == most and number < found[0].number):
                     found, most = (queue, index, rank_s), weighed_s
         return found
 
+    def _filled(self) -> Iterator[tuple[float, int, Queue]]:
+        return chain.from_iterable(group for _, group in self._groups)
+
+    def hold(self, queue: Queue, rank_s: float, index: int) -> None:
+        """Let an idle worker hold a test."""
+        insort(queue.held, (rank_s, index))
+        insort(self.held, (rank_s, index, queue))
+
+    def unhold(self, queue: Queue, index: int) -> None:
+        """Take out a test that an idle worker holds."""
+        queue.held = [entry for entry in queue.held if entry[1] != index]
+        self.held = [entry for entry in self.held if entry[1] != index]
+
+    def best_held(self, cpus: int, memory_mib: int, limit_s: float) -> tuple[Queue, int, float] | None:
+        """Return the longest of the tests that idle workers hold, that fits and ranks no higher than limit_s."""
+        for rank_s, index, queue in reversed(self.held):
+            if rank_s <= limit_s and queue.cpus <= cpus and queue.memory_mib <= memory_mib:
+                return queue, index, rank_s
+        return None
+
     def shortest(self, cpus: int, memory_mib: int) -> tuple[float, int] | None:
         """Return the shortest test that fits, as its rank in s and its index."""
-        fitting = (queue for _, _, queue in self.filled if queue.cpus <= cpus and queue.memory_mib <= memory_mib)
-        return min((queue.tests[0] for queue in fitting), default=None)
+        found: tuple[float, int] | None = None
+        for group_cpus, group in self._groups:
+            if group_cpus > cpus:
+                break
+            for _, _, queue in group:
+                if queue.memory_mib <= memory_mib and (found is None or queue.tests[0] < found):
+                    found = queue.tests[0]
+        return found

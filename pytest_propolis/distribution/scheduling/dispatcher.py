@@ -8,7 +8,7 @@ from typing import Final
 
 from .chooser import SHORT_S, SLOW, Choice, Chooser
 from .decision import BuildTemplate, Decision, Start
-from .demand import Queue, Way
+from .demand import Queue
 from .follower import Follower
 from .host import HostState
 from .planning.gathering import Gathering, Request
@@ -172,15 +172,18 @@ class Dispatcher:
         """Start a test that is out of the backlog on hosts that have been taken for it."""
         run = self._run
         queue = run.queue(index)
-        speed = min([state.speed for state in hosts], default=1.0)
-        tests = (index, *self._companions(index, queue))
-        work_s += sum([run.backlog.remove(other) for other in tests[1:]])
+        speed = hosts[0].speed if len(hosts) == 1 else min([state.speed for state in hosts], default=1.0)
+        tests: tuple[int, ...] = (index,)
+        if self._latency_s or queue.demand.hostless:
+            tests = (index, *self._companions(index, queue))
+            work_s += sum([run.backlog.remove(other) for other in tests[1:]])
         following = None
         if self._follower is not None:
             longest_s = max(run.durations.estimate(index).rank_s, work_s)
             following = self._follower.choose(worker, queue, hosts, longest_s)
-        queue.demand.run(speed * len(hosts))
-        run.running[worker] = Running(worker, tests, hosts, queue, speed, self._now_s, work_s)
+        rate = speed * len(hosts)
+        queue.demand.run(rate)
+        run.running[worker] = Running(worker, tests, hosts, queue, speed, rate, self._now_s, work_s)
         ids = tuple([run.items[test].id for test in tests])
         names = tuple([state.host.name for state in hosts])
         self._decisions.append(Start(worker, ids, names, None if following is None else run.items[following].id))
@@ -188,10 +191,8 @@ class Dispatcher:
     def _companions(self, index: int, queue: Queue) -> list[int]:
         """Choose what is sent with a very short test."""
         run = self._run
-        if queue.demand.way is Way.HOSTLESS:
+        if queue.demand.hostless:
             return self._hostless_companions(index, queue)
-        if not self._latency_s:
-            return []
         left_s = run.backlog.work_s / max(run.fleet.speed, 1.0) / BATCHES_LEFT
         target_s = min(self._latency_s * BATCH_LATENCIES, left_s)
         return run.backlog.companions(queue, run.durations.estimate(index).rank_s, target_s)

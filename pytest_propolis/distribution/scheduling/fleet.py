@@ -24,6 +24,8 @@ class Fleet:
         """The same, ordered by speed."""
         self.speed = 0.0
         """The slots of all of them, each counted with its host's speed."""
+        self.slots = 0
+        """The same, each counted as one."""
         self.version = 0
         """Changes when hosts, their templates or the kinds of tests do."""
         self._demands: list[Demand] = []
@@ -31,6 +33,7 @@ class Fleet:
         """Those of each guest."""
         self._runnable: dict[str, list[Demand]] = {}
         self._having: dict[str | None, list[HostState]] = {}
+        self._can_run: dict[Needs, bool] = {}
 
     def add(self, host: HostSpec) -> HostState:
         """Let a host join, or come back with what it has now."""
@@ -40,7 +43,9 @@ class Fleet:
         self.living.append(state)
         insort(self.fastest_first, state, key=lambda state: (-state.speed, state.order))
         self.speed += state.speed * host.slots
+        self.slots += host.slots
         self._having.clear()
+        self._can_run.clear()
         self.refresh(state)
         return state
 
@@ -50,7 +55,9 @@ class Fleet:
         state.alive = False
         self.living.remove(state)
         self.fastest_first.remove(state)
+        self.slots -= state.host.slots
         self._having.clear()
+        self._can_run.clear()
         self.speed = self.speed_with(frozenset())
         self._runnable[name] = []
         self._rank_demands()
@@ -90,6 +97,11 @@ class Fleet:
         """Return the hosts that have the template and, if they did nothing else, room for a test."""
         return [state for state in self.having(needs.guest) if state.could_fit(needs)]
 
+    def is_warm(self, needs: Needs) -> bool:
+        """Return whether there are enough hosts for a test that have its template."""
+        warm = (state for state in self.having(needs.guest) if state.could_fit(needs))
+        return len(list(islice(warm, needs.hosts))) == needs.hosts
+
     def having(self, guest: str | None) -> list[HostState]:
         """Return the hosts that have a template, ordered by speed; all hosts for None."""
         found = self._having.get(guest)
@@ -103,12 +115,15 @@ class Fleet:
 
     def can_run(self, needs: Needs) -> bool:
         """Return whether there are enough hosts that would have room for a test if they did nothing else."""
-        able = (state for state in self.living if state.could_fit(needs))
-        return len(list(islice(able, needs.hosts))) == needs.hosts
+        found = self._can_run.get(needs)
+        if found is None:
+            able = (state for state in self.living if state.could_fit(needs))
+            found = self._can_run[needs] = len(list(islice(able, needs.hosts))) == needs.hosts
+        return found
 
     def share(self, slots: float) -> tuple[float, float]:
         """Return the CPUs and the memory in MiB that so many slots have on average."""
-        total = max(1, sum(state.host.slots for state in self.living))
+        total = max(1, self.slots)
         cpus = sum(state.host.cpus for state in self.living)
         memory_mib = sum(state.host.memory_mib for state in self.living)
         return slots * cpus / total, slots * memory_mib / total

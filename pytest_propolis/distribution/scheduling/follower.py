@@ -64,6 +64,6 @@ class Follower:
         """Return whether there are enough workers without one for all slots, or for all tests that are left."""
         run = self._run
         left = run.workers.staying - 1
-        slots = sum(state.host.slots for state in run.fleet.living)
+        slots = run.fleet.slots
         hostless = sum(len(queue.tests) for queue in run.backlog.hostless)
         return left >= min(slots + hostless, len(run.backlog) + len(run.workers.holders))

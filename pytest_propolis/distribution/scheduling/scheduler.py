@@ -147,7 +147,7 @@ class FleetScheduler(Scheduler):
         if state.alive:
             state.end_building(guest, made=True)
             self._run.fleet.refresh(state)
-            self._run.gatherings.template_made(guest)
+            self._run.gatherings.template_made(state.host, guest)
             self._run.changed.add(state)
 
     def decide(self, now_s: float) -> list[Decision]:

@@ -35,6 +35,8 @@ class Running:
     hosts: tuple[HostState, ...]
     queue: Queue
     speed: float
+    rate: float
+    """Slots that it holds, each counted with its speed."""
     since_s: float
     work_s: float
     """Slot seconds that all of them will probably take, on hosts of speed 1.0."""
@@ -122,7 +124,7 @@ class RunState:
 
     def _enqueue(self, index: int, *, probe: bool = False) -> None:
         queue, estimate = self.queue(index), self.durations.estimate(index)
-        gathered = queue.demand.way is Way.GATHERED
+        gathered = queue.demand.gathered
         self.backlog.add(index, queue, estimate, probe=probe and not gathered)
         if gathered:
             self.gatherings.add(Request(index, queue.needs, estimate.rank_s))
@@ -138,11 +140,7 @@ class RunState:
     def release(self, worker: str) -> Running:
         """Free what a worker's tests hold. The worker is idle then."""
         run = self.running.pop(worker)
-        run.queue.demand.run(-run.speed * len(run.hosts))
-        for state in run.hosts:
-            if state.alive:
-                state.give_back(run.queue.needs)
-                self.changed.add(state)
+        self._free(run)
         held = self.workers.idle(worker)
         if held is not None:
             self.hold(held)
@@ -151,12 +149,16 @@ class RunState:
     def vacate(self, worker: str) -> None:
         """Free what a worker's tests hold, though they go on."""
         run = self.running[worker]
-        run.queue.demand.run(-run.speed * len(run.hosts))
+        self._free(run)
+        run.hosts, run.rate = (), 0.0
+
+    def _free(self, run: Running) -> None:
+        queue = run.queue
+        queue.demand.run(-run.rate)
         for state in run.hosts:
             if state.alive:
-                state.give_back(run.queue.needs)
+                state.give_back(queue.needs)
                 self.changed.add(state)
-        run.hosts = ()
 
     def relocate(self, worker: str) -> tuple[HostState, ...] | None:
         """Let a worker's tests have hosts again, those with their template first; None if there is no room."""
@@ -170,7 +172,8 @@ class RunState:
         for state in run.hosts:
             state.take(needs)
         run.speed = min((state.speed for state in run.hosts), default=1.0)
-        run.queue.demand.run(run.speed * len(run.hosts))
+        run.rate = run.speed * len(run.hosts)
+        run.queue.demand.run(run.rate)
         return run.hosts
 
     def hold(self, index: int) -> None:
@@ -179,7 +182,7 @@ class RunState:
         self.backlog.hold(index, queue, rank_s)
         self.fleet.version += 1  # What it needs did not count while its worker was busy.
         bound = self.gatherings.unbind(index)
-        if queue.demand.way is Way.GATHERED or (bound and queue.demand.way is Way.NEXT):
+        if queue.demand.gathered or (bound and queue.demand.way is Way.NEXT):
             self.gatherings.add(Request(index, queue.needs, rank_s, held=True))
         self.awake = True
 
@@ -195,12 +198,8 @@ class RunState:
 
     def remaining_s(self, now_s: float) -> float:
         """Return the slot seconds that what runs will probably still take, on hosts of speed 1.0."""
-        total_s = 0.0
-        for run in self.running.values():
-            left_s = run.work_s - (now_s - run.since_s) * run.speed * len(run.hosts)
-            if left_s > 0.0:
-                total_s += left_s
-        return total_s
+        lefts_s = [run.work_s - (now_s - run.since_s) * run.rate for run in self.running.values()]
+        return sum([left_s for left_s in lefts_s if left_s > 0.0])
 
     def take_changed(self) -> set[HostState]:
         """Return the hosts that have changed since, and those with a free slot if that is to be looked at again."""

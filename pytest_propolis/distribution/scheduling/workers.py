@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
+from bisect import bisect_left, insort
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 __all__ = ["Workers"]
 
@@ -21,7 +22,7 @@ class Workers:
     """Test that an idle worker holds -> the worker."""
     alive: set[str] = field(default_factory=set)
     _empty: dict[str | None, list[tuple[int, str]]] = field(default_factory=dict)
-    """Idle workers that hold nothing, by the host that they run on themselves."""
+    """Idle workers that hold nothing, by the host that they run on themselves: those that came first last."""
     _own_hosts: dict[str, str] = field(default_factory=dict)
     _order: dict[str, int] = field(default_factory=dict)
     _ending: set[str] = field(default_factory=set)
@@ -35,8 +36,13 @@ class Workers:
     def ready(self, worker: str) -> None:
         """Let a worker be idle again without a test."""
         self.alive.add(worker)
-        entry = self._order.setdefault(worker, len(self._order)), worker
-        heapq.heappush(self._empty.setdefault(self._own_hosts.get(worker), []), entry)
+        order = self._order
+        if worker not in order:
+            order[worker] = -len(order)
+        own_host = self._own_hosts.get(worker)
+        if own_host not in self._empty:
+            self._empty[own_host] = []
+        insort(self._empty[own_host], (order[worker], worker))
 
     @property
     def empty(self) -> bool:
@@ -69,8 +75,8 @@ class Workers:
         """
         for own_host in (host, None):
             if self._empty.get(own_host):
-                return heapq.heappop(self._empty[own_host])[1]
-        return heapq.heappop(min(filter(None, self._empty.values())))[1]
+                return self._empty[own_host].pop()[1]
+        return max(filter(None, self._empty.values()), key=itemgetter(-1)).pop()[1]
 
     def end_after_this(self, worker: str) -> None:
         """Let a worker end when it has run what it is given now."""
@@ -108,8 +114,10 @@ class Workers:
             held = next((index for index, holder in self.holders.items() if holder == worker), None)
         self._forget(worker)
         idle = self._empty.get(self._own_hosts.get(worker), [])
-        idle[:] = [entry for entry in idle if entry[1] != worker]
-        heapq.heapify(idle)
+        entry = (self._order.get(worker, 0), worker)
+        position = bisect_left(idle, entry)
+        if idle[position : position + 1] == [entry]:
+            del idle[position]
         return held
 
     def _forget(self, worker: str) -> None:

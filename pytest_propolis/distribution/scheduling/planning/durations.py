@@ -77,6 +77,7 @@ class Durations:
         results = self._modules[item.module].results
         if item.estimate_s is not None or len(results) < ENOUGH:
             return self.estimate(index).mean_s
+        results.sort()  # It is sorted but for the newest.
         return results[int(LONG_QUANTILE * len(results))]
 
     def probes(self) -> Iterable[int]:
@@ -105,7 +106,7 @@ class _Module:
         """Of those that have not finished: all, and those without an estimate."""
         self.results: list[float] = []
         self._ratios: list[float] = []
-        """Logarithms of result over estimate."""
+        """Result over estimate."""
         self._factor = 1.0
         self._unknown: Estimate | None = None
         self._probe: tuple[float, int] = (math.inf, -1)
@@ -134,9 +135,9 @@ class _Module:
     def finished(self, index: int, estimate_s: float | None, duration_s: float) -> Iterable[int]:
         self._waiting.discard(index)
         self._unmeasured.discard(index)
-        insort(self.results, duration_s)
+        self.results.append(duration_s)
         if estimate_s is not None:
-            insort(self._ratios, math.log(duration_s / max(estimate_s, SMALLEST_S)))
+            self._ratios.append(duration_s / max(estimate_s, SMALLEST_S))
         count = len(self.results)
         if count & (count - 1):  # Estimates hardly change between the 1st, 2nd, 4th, 8th ... result.
             return ()
@@ -148,7 +149,8 @@ class _Module:
         """By what its estimates have to be multiplied."""
         if not self._ratios:
             return 1.0
-        middle = self._ratios[len(self._ratios) // 2]
+        self._ratios.sort()
+        middle = math.log(self._ratios[len(self._ratios) // 2])
         return math.exp(middle) if abs(middle) > DOUBT else 1.0
 
     def _neighbourly(self, prior: Estimate) -> Estimate:

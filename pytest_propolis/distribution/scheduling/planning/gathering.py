@@ -76,7 +76,8 @@ class Gatherings:
         self._fleet = fleet
         self._claims: dict[str, list[Gathering]] = {}
         self._waiting: list[tuple[tuple[bool, float, int], Request]] = []
-        self._stalled: dict[str | None, list[Request]] = {}
+        self._stalled: dict[str | None, dict[int, list[Request]]] = {}
+        """By guest, and by the identity of the needs: those of a queue are one object."""
         self._queued: set[int] = set()
         self._bound: set[int] = set()
         """Tests that busy workers hold as their next."""
@@ -174,14 +175,14 @@ class Gatherings:
             return [], False
         return self._complete(self._serve(state)), bool(claims)
 
-    def template_made(self, guest: str) -> None:
+    def template_made(self, host: HostSpec, guest: str) -> None:
         """Try again the tests for which too few hosts had a template."""
-        self._try_again(guest)
+        self._try_again(host, guest)
 
     def host_joined(self, host: HostSpec) -> None:
         """Try again the tests for which there were too few hosts."""
         for guest in (None, *host.templates):
-            self._try_again(guest)
+            self._try_again(host, guest)
 
     def host_lost(self, name: str) -> list[Gathering]:
         """Give up those that a lost host was for. What they have taken is given back."""
@@ -192,19 +193,18 @@ class Gatherings:
         return self._give_up([gathering for gathering in self.active if gathering.worker == worker])
 
     def _stall(self, request: Request) -> None:
-        self._stalled.setdefault(request.needs.guest, []).append(request)
+        alike = self._stalled.setdefault(request.needs.guest, {})
+        alike.setdefault(id(request.needs), []).append(request)
 
-    def _try_again(self, guest: str | None) -> None:
-        """Serve those again that were stalled, if there are enough hosts now."""
-        enough: dict[int, bool] = {}  # by the identity of the needs: those of a queue are one object
-        for request in self._stalled.pop(guest, ()):
-            needs = request.needs
-            if id(needs) not in enough:
-                enough[id(needs)] = len(self._fleet.warm(needs)) >= needs.hosts
-            if enough[id(needs)]:
-                self.add(request)
-            else:
-                self._stall(request)
+    def _try_again(self, host: HostSpec, guest: str | None) -> None:
+        """Serve those again that were stalled and that this host can run, if there are enough such hosts now."""
+        stalled = self._stalled.get(guest, {})
+        for key, requests in list(stalled.items()):
+            needs = requests[0].needs
+            if host.could_fit(needs) and self._fleet.is_warm(needs):
+                del stalled[key]
+                for request in requests:
+                    self.add(request)
 
     @property
     def _most(self) -> int:

@@ -82,7 +82,7 @@ class TemplatePlanner:
         return [
             (state, demand.guest)
             for demand in self._backlog.demands
-            if demand.guest is not None and demand.count + demand.held
+            if demand.guest is not None and (demand.count or demand.held)
             for state in self._missing_hosts(demand, having.get(demand.guest, []))
         ]
 
