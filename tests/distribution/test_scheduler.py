@@ -287,3 +287,37 @@ def test_needs_travel_as_plain_values() -> None:
 def test_needs_cannot_be_negative() -> None:
     with pytest.raises(ValueError, match="negative"):
         Needs(cpus=-1)
+
+
+def test_a_host_that_found_no_worker_gets_the_next_one_that_is_free() -> None:
+    hosts = (host(name, slots=1, labels=frozenset({name})) for name in "abc")
+    fleet = fleet_of(*hosts, workers=2)
+    fleet.add_tests(*(item(f"on {name}", labels=frozenset({name})) for name in "abc"))
+    fleet.decide()
+    running = sorted(fleet.running)
+    assert len(running) == 2
+    fleet.finish(running[0])
+    fleet.decide()
+    assert sorted(started(fleet)) == ["on a", "on b", "on c"]
+
+
+def test_a_worker_goes_on_with_its_next_test_on_the_host_for_which_that_was_chosen() -> None:
+    fleet = fleet_of(host("fast", slots=1, speed=1.2), host("slow", slots=1), workers=4, one_ahead=True)
+    fleet.add_tests(*(item(f"long{n}", 100) for n in range(6)), *(item(f"short{n}", 0.1, module="n") for n in range(6)))
+    fleet.decide()
+    worker = next(worker for worker, run in fleet.running.items() if run.hosts == ["slow"])
+    following = fleet.held[worker]
+    assert following is not None
+    assert following.startswith("long")
+    fleet.finish(worker)
+    fleet.decide()
+    assert fleet.where(following) == ("slow",)
+
+
+def test_a_long_test_is_not_followed_by_one_for_which_hosts_are_gathered_if_there_is_another() -> None:
+    hosts = (host(name, slots=2, templates=frozenset({"quick"})) for name in "ab")
+    fleet = fleet_of(*hosts, workers=1, one_ahead=True)
+    fleet.add_tests(*(item(f"long{n}", 100) for n in range(4)), item("pair", 0.1, module="p", guest="slow", hosts=2))
+    fleet.add_tests(*(item(name, 0.2, module="n", guest=None, hosts=0) for name in ("probe", "short")))
+    fleet.decide()
+    assert [start.following for start in fleet.starts] == ["short"]

@@ -282,3 +282,30 @@ def test_a_test_that_is_lost_again_and_again_goes_behind_those_of_other_guests()
     # The long one, which fits nowhere, makes its guest the most wanted.
     fleet.add_tests(item("doomed", 1.0, guest="slow"), item("wide", 300, guest="slow", cpus=2), item("other", 1.0))
     fleet.run_others("doomed", ModelFleet.lose_test)
+
+
+def test_a_test_that_was_lost_too_often_does_not_take_the_worker_for_which_others_wait() -> None:
+    fleet = fleet_of(workers=0)
+    others = (item(name, seconds, module="n", guest=None, hosts=0) for name, seconds in (("probe", 100), ("test", 200)))
+    fleet.add_tests(item("doomed", 300, guest=None, hosts=0), *others)
+    for number in range(5):
+        fleet.add_workers(f"gw{number}")
+        fleet.decide()
+        if fleet.running[f"gw{number}"].tests == ["probe"]:
+            fleet.finish(f"gw{number}")
+            fleet.decide()
+        fleet.lose_worker(worker_of(fleet, "doomed"))
+    fleet.decide()
+    fleet.add_workers("gw5")
+    fleet.decide()
+    assert worker_of(fleet, "test") == "gw5"
+
+
+def test_a_test_that_a_worker_holds_can_be_given_up_twice() -> None:
+    fleet = fleet_of(host(slots=1), workers=1, one_ahead=True)
+    fleet.add_tests(item("first", 0.1), item("next", 0.2))
+    fleet.decide()
+    assert fleet.give_up("next")
+    assert fleet.give_up("next")
+    fleet.run_out()
+    assert fleet.done == {"first", "next"}

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Final, NamedTuple
 
 from .demand import LAST, PROBE_S, Demand, Queue, Way
 from .needs import Needs
 from .planning.durations import Estimate
 
 __all__ = ["Backlog"]
+
+
+_GATHERED_SHORTEST: Final = attrgetter("gathered", "shortest_s")
 
 
 class _Place(NamedTuple):
@@ -32,6 +36,8 @@ class Backlog:
         self._demands: dict[tuple[str | None, frozenset[str], Way], Demand] = {}
         self._queues: dict[tuple[object, ...], Queue] = {}
         self._places: dict[int, _Place] = {}
+        self._held: dict[int, float] = {}
+        """Test that an idle worker holds -> its rank in s."""
 
     def __contains__(self, index: int) -> bool:
         return index in self._places
@@ -78,15 +84,22 @@ class Backlog:
                 yield from ((queue, index, rank_s) for rank_s, index in queue.tests[first:] if rank_s < PROBE_S)
 
     def shortest(self, can_run: Callable[[Needs], bool]) -> int | None:
-        """Return the index of the shortest test that no worker holds, of those whose needs can be met."""
-        for (_, index), needs in self._heads():
-            if can_run(needs):
-                return index
-        return None
+        """Return the index of the shortest test that no worker holds, of those whose needs can be met.
 
-    def _heads(self) -> list[tuple[tuple[float, int], Needs]]:
-        heads = [(queue.tests[0], queue.needs) for queue in self._queues.values() if queue.tests]
-        return sorted(heads, key=lambda head: head[0])
+        Tests for which hosts are gathered come last: those that workers hold are gathered for before longer ones.
+        """
+        best: tuple[bool, float, int] | None = None
+        # Most demands need not be looked into: their shortest tests are known.
+        for demand in sorted([demand for demand in self.demands if demand.count], key=_GATHERED_SHORTEST):
+            gathered = demand.gathered
+            if best is not None and (gathered, demand.shortest_s) > best[:2]:
+                break
+            for queue in demand.queues:
+                if queue.tests:
+                    head = (gathered, *queue.tests[0])
+                    if (best is None or head < best) and can_run(queue.needs):
+                        best = head
+        return best and best[2]
 
     def count_between(self, guest: str, least_s: float, most_s: float) -> int:
         """Return how many tests of a guest, for which no hosts are gathered, rank from least_s to most_s."""
@@ -127,11 +140,12 @@ class Backlog:
 
     def hold(self, index: int, queue: Queue, rank_s: float) -> None:
         """Let an idle worker hold a test that is out already."""
+        self._held[index] = rank_s
         queue.demand.hold(queue, rank_s, index)
 
     def unhold(self, index: int, queue: Queue) -> None:
         """Take out a test that an idle worker holds."""
-        queue.demand.unhold(queue, index)
+        queue.demand.unhold(queue, self._held.pop(index), index)
 
     def update(self, indices: Iterable[int], estimate_of: Callable[[int], Estimate]) -> None:
         """Order those of these tests anew that wait and whose estimate has changed by more than a tenth.

@@ -112,30 +112,30 @@ class Chooser:
     def _best_held(self, state: HostState) -> Choice | None:
         """Return the longest test that an idle worker holds and the host can begin."""
         gap_s = self._reservation.gap_s(state, state.slots) if state.building and not self.lenient else math.inf
-        best: tuple[Queue, int, float] | None = None
+        best: Choice | None = None
+        most = 0.0
         for demand in self._fleet.runnable(state):
-            if demand.held and (best is None or demand.held[-1][0] > best[2]):
+            if demand.held and -demand.held[0][0] * demand.weight > most:
                 found = self._best_of(state, demand, state.cpus, state.memory_mib, gap_s, held=True)
-                if found is not None and (best is None or found[2] > best[2]):
-                    best = found
-        return best and best[:2]
+                if found is not None and found[2] * demand.weight > most:
+                    best, most = found[:2], found[2] * demand.weight
+        return best
 
     def can_begin(self, state: HostState, queue: Queue, rank_s: float) -> bool:
         """Return whether a host may run a test now that an idle worker holds."""
-        gap_s = math.inf if self.lenient else self._reservation.gap_s(state, state.slots)
-        return (
-            queue.demand in self._fleet.runnable(state)
-            and state.fits(queue.needs)
-            and rank_s <= self._limit_s(state, queue.demand)
-            and not gap_s < rank_s < self._reservation.long_s
-        )
+        if not state.fits(queue.needs) or rank_s > self._limit_s(state, queue.demand):
+            return False
+        gap_s = self._reservation.gap_s(state, state.slots) if state.building and not self.lenient else math.inf
+        return not gap_s < rank_s < self._reservation.long_s and queue.demand in self._fleet.runnable(state)
 
     def following(self, state: HostState, cpus: int, memory_mib: int) -> int | None:
         """Return the index of the shortest test that may follow another one on a host, in the room that it leaves."""
         best: tuple[float, int] | None = None
         for demand in self._fleet.runnable(state):
-            if demand.count and (entry := demand.shortest(cpus, memory_mib)) and (best is None or entry < best):
-                best = entry
+            if demand.narrowest <= cpus and (best is None or demand.shortest_s <= best[0]):
+                entry = demand.shortest(cpus, memory_mib)
+                if entry is not None and (best is None or entry < best):
+                    best = entry
         return best and best[1]
 
     def is_short(self, duration_s: float) -> bool:

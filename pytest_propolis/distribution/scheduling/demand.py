@@ -122,7 +122,7 @@ class Demand:
         self.count = 0
         """How many of its tests any worker may run."""
         self.held: list[tuple[float, int, Queue]] = []
-        """(Rank in s, index, queue) of those that an idle worker holds."""
+        """(Key, number, queue) of those with tests that idle workers hold, by the longest such test."""
         self.probes = 0
         """How many of them show how their modules behave."""
         self.work_s = 0.0
@@ -293,20 +293,42 @@ class Demand:
 
     def hold(self, queue: Queue, rank_s: float, index: int) -> None:
         """Let an idle worker hold a test."""
+        self._leave_held(queue)
         insort(queue.held, (rank_s, index))
-        insort(self.held, (rank_s, index, queue))
+        self._enter_held(queue)
 
-    def unhold(self, queue: Queue, index: int) -> None:
+    def unhold(self, queue: Queue, rank_s: float, index: int) -> None:
         """Take out a test that an idle worker holds."""
-        queue.held = [entry for entry in queue.held if entry[1] != index]
-        self.held = [entry for entry in self.held if entry[1] != index]
+        self._leave_held(queue)
+        del queue.held[bisect_left(queue.held, (rank_s, index))]
+        self._enter_held(queue)
+
+    def _leave_held(self, queue: Queue) -> None:
+        if queue.held:
+            del self.held[bisect_left(self.held, (-queue.held[-1][0] * queue.weight, queue.number))]
+
+    def _enter_held(self, queue: Queue) -> None:
+        if queue.held:
+            insort(self.held, (-queue.held[-1][0] * queue.weight, queue.number, queue))
 
     def best_held(self, cpus: int, memory_mib: int, limit_s: float) -> tuple[Queue, int, float] | None:
         """Return the longest of the tests that idle workers hold, that fits and ranks no higher than limit_s."""
-        for rank_s, index, queue in reversed(self.held):
-            if rank_s <= limit_s and queue.cpus <= cpus and queue.memory_mib <= memory_mib:
-                return queue, index, rank_s
-        return None
+        found: tuple[Queue, int, float] | None = None
+        most = -math.inf
+        for key, _, queue in self.held:
+            if -key <= most:
+                break
+            if queue.cpus > cpus or queue.memory_mib > memory_mib:
+                continue
+            rank_s, index = queue.held[-1]
+            if rank_s > limit_s:
+                position = bisect_right(queue.held, (limit_s, LAST)) - 1
+                if position < 0:
+                    continue
+                rank_s, index = queue.held[position]
+            if rank_s * queue.weight > most:
+                found, most = (queue, index, rank_s), rank_s * queue.weight
+        return found
 
     def shortest(self, cpus: int, memory_mib: int) -> tuple[float, int] | None:
         """Return the shortest test that fits, as its rank in s and its index."""

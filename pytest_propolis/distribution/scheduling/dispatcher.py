@@ -60,6 +60,8 @@ class Dispatcher:
         self._follower = Follower(run, self._chooser) if one_ahead else None
         self._postponed: dict[HostState, list[str]] = {}
         """Templates for which a busy host has to make room."""
+        self._lacking: dict[HostState, None] = {}
+        """Hosts that have had a free slot and found no worker."""
         self._next_tick_s = 0.0
         self._now_s = 0.0
         self._decisions: list[Decision] = []
@@ -82,13 +84,17 @@ class Dispatcher:
         for state, guest in self._planner.first(joined, max(self._chooser.slack_s, SHORTEST_TICK_S)) if joined else ():
             self._build(state, guest)
         self._gather()
+        self._place_held()
+        if self._lacking and run.workers.empty:
+            run.changed.update(self._lacking)
+            self._lacking.clear()
         self._fill(run.take_changed())
         if tick and waiting:
             self._build_further()
         self._start_hostless()
         if quiet and waiting and not self._decisions:
             self._chooser.lenient = run.awake = True
-            run.readmit(always=True)
+            run.readmit(always=run.workers.empty)  # Without a worker, the others wait for one only.
             self._gather()
             self._fill(run.take_changed())
             self._start_hostless()
@@ -112,6 +118,39 @@ class Dispatcher:
         for gathering in complete:
             self._start_gathered(gathering)
         run.changed.update(released)
+
+    def _place_held(self) -> None:
+        """Let a host look at each test that an idle worker holds now: the fastest one that can begin it."""
+        run = self._run
+        newly_held, run.newly_held = run.newly_held, []
+        for index, hosts in newly_held:
+            if index in run.workers.holders:
+                queue, rank_s = run.queue(index), run.durations.estimate(index).rank_s
+                if queue.demand.gathered or queue.demand.hostless:
+                    continue
+                if hosts and not self._chooser.is_short(rank_s):
+                    state = hosts[0]
+                    if (
+                        state.alive
+                        and self._may_have(state, queue.demand.weight)
+                        and self._chooser.can_begin(state, queue, rank_s)
+                    ):
+                        state.take(queue.needs)
+                        self._start(run.workers.holders[index], index, (state,), run.withdraw(index))
+                        continue
+                if run.awake:
+                    continue
+                for state in run.fleet.having(queue.needs.guest):
+                    if state.slots > 0 and self._chooser.can_begin(state, queue, rank_s):
+                        run.changed.add(state)
+                        break
+
+    def _may_have(self, state: HostState, weight: float) -> bool:
+        """Return whether a host is kept for no test that matters more."""
+        run = self._run
+        if run.gatherings.keeps(state) or self._postponed.get(state):
+            return False
+        return not any(demand.held and demand.weight > weight for demand in run.fleet.runnable(state))
 
     def _fill(self, changed: Collection[HostState]) -> None:
         if len(changed) > 1:
@@ -143,7 +182,11 @@ class Dispatcher:
         """Choose a test and a worker: one that holds the test, or one that holds none."""
         workers = self._run.workers
         held = self._chooser.best(state, held=True) if workers.holders else None
-        free = self._chooser.best(state) if workers.empty else None
+        free = None
+        if workers.empty:
+            free = self._chooser.best(state)
+        elif held is None:
+            self._lacking[state] = None
         return self._longer(held, free, state)
 
     def _choose_near(self, state: HostState) -> _Choice | None:
@@ -162,8 +205,10 @@ class Dispatcher:
     def _longer(self, held: Choice | None, free: Choice | None, state: HostState) -> _Choice | None:
         """Return the longer one of a test that an idle worker holds and one that none holds, with a worker."""
         workers, durations = self._run.workers, self._run.durations
-        if held and free and durations.estimate(free[1]).rank_s > durations.estimate(held[1]).rank_s:
-            held = None
+        if held and free:
+            free_s = durations.estimate(free[1]).rank_s * free[0].demand.weight
+            if free_s > durations.estimate(held[1]).rank_s * held[0].demand.weight:
+                held = None
         if held is not None:
             return *held, workers.holders[held[1]]
         return None if free is None else (*free, workers.take(state.host.name))

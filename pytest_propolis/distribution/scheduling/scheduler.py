@@ -68,7 +68,6 @@ class FleetScheduler(Scheduler):
 
     def worker_ready(self, worker: str, *, own_host: str | None = None) -> None:
         self._run.workers.join(worker, own_host)
-        self._run.awake = True
 
     def worker_lost(self, worker: str, *, again: bool = False) -> tuple[str, ...]:
         run = self._run

@@ -63,6 +63,8 @@ class RunState:
     """Tests that were lost too often: they wait until all others have started that can."""
     changed: set[HostState] = field(default_factory=set)
     """Hosts that may have room for a test, or a test for their room."""
+    newly_held: list[tuple[int, tuple[HostState, ...]]] = field(default_factory=list)
+    """Tests for which a host is to be found, if they are still held by idle workers."""
     awake: bool = False
     """Whether every host with a free slot is to look for a test again, since there are other tests or workers."""
     gatherings: Gatherings = field(init=False)
@@ -143,7 +145,7 @@ class RunState:
         self._free(run)
         held = self.workers.idle(worker)
         if held is not None:
-            self.hold(held)
+            self.hold(held, run.hosts)
         return run
 
     def vacate(self, worker: str) -> None:
@@ -176,15 +178,19 @@ class RunState:
         run.queue.demand.run(run.rate)
         return run.hosts
 
-    def hold(self, index: int) -> None:
-        """Let an idle worker hold a test."""
+    def hold(self, index: int, hosts: tuple[HostState, ...] = ()) -> None:
+        """Let an idle worker hold a test.
+
+        :param hosts: those of the test that the worker ran before it.
+        """
         queue, rank_s = self.queue(index), self.durations.estimate(index).rank_s
+        if not queue.tests and not queue.held:
+            self.fleet.version += 1  # What it needs did not count while its worker was busy.
         self.backlog.hold(index, queue, rank_s)
-        self.fleet.version += 1  # What it needs did not count while its worker was busy.
         bound = self.gatherings.unbind(index)
         if queue.demand.gathered or (bound and queue.demand.way is Way.NEXT):
             self.gatherings.add(Request(index, queue.needs, rank_s, held=True))
-        self.awake = True
+        self.newly_held.append((index, hosts))
 
     def unhold(self, index: int) -> None:
         """Take a test from the worker that holds it as its next."""
@@ -194,7 +200,7 @@ class RunState:
     def forgo_hosts(self, index: int) -> None:
         """Let a test that no worker runs start without the hosts that it needs."""
         self.items[index] = replace(self.items[index], needs=Needs(hosts=0))
-        self._queues.pop(index)
+        self._queues.pop(index, None)
 
     def remaining_s(self, now_s: float) -> float:
         """Return the slot seconds that what runs will probably still take, on hosts of speed 1.0."""

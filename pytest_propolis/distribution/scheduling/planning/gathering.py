@@ -165,6 +165,10 @@ class Gatherings:
                 gathering.taken.append(other)
         return self._complete(self.active), released
 
+    def keeps(self, state: HostState) -> bool:
+        """Return whether a host is kept for a test."""
+        return bool(self._claims.get(state.host.name))
+
     def serve(self, state: HostState) -> tuple[list[Gathering], bool]:
         """Give what a host has to those that it is kept for.
 
