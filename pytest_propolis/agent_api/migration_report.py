@@ -20,12 +20,16 @@ class MemoryTransfer(StrEnum):
     STOP_AND_COPY = "stop-and-copy"
     """The guest is stopped while its memory is copied."""
 
+    COPIED_IN_PASSES = "copied-in-passes"
+    """The servers compare and copy it while the guest runs, and the guest is stopped for the last differences."""
+
     LIVE = "live"
     """The guest runs while its memory is copied, and is stopped for the rest of it."""
 
     @property
     def memory_in_file(self) -> bool:
-        return self is MemoryTransfer.SHARED_MEMORY
+        """Whether it reaches the target's file without QEMU, which sends the devices' state only."""
+        return self in (MemoryTransfer.SHARED_MEMORY, MemoryTransfer.COPIED_IN_PASSES)
 
 
 class DiskTransfer(StrEnum):

@@ -15,8 +15,15 @@ __all__ = ["select_copy_transfer"]
 LIVE_UNDER_TCG: Final = (10, 0, 0)
 
 
-def select_copy_transfer(accelerator: AcceleratorName, qemu_version: tuple[int, int, int]) -> MemoryTransfer:
-    """Return the fastest transfer between two memories that is known to leave the content intact."""
+def select_copy_transfer(
+    accelerator: AcceleratorName, qemu_version: tuple[int, int, int], *, between_files: bool = False
+) -> MemoryTransfer:
+    """Return the fastest transfer between two memories that is known to leave the content intact.
+
+    :param between_files: whether each server can read or write its guest's memory in a file, and they are on two hosts.
+    """
     if accelerator == "kvm" or qemu_version >= LIVE_UNDER_TCG:
         return MemoryTransfer.LIVE
+    if between_files:
+        return MemoryTransfer.COPIED_IN_PASSES
     return MemoryTransfer.STOP_AND_COPY

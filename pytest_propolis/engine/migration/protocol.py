@@ -17,8 +17,8 @@ source                target                 phase
 `HandedOver`                                 Finish: the guest is the target's
 ====================  =====================  ==============================================================
 
-Between hosts that share no files, QEMU's state and the disks that are copied go through further websockets, which the
-target opens after its `Plan` (`between_hosts`).
+Between hosts that share no files, QEMU's state, the disks that are copied, and memory that is copied in passes go
+through further websockets, which the target opens after its `Plan` (`between_hosts`).
 
 Either side may send `Failure` instead, up to `HandedOver`, or close the connection. The source then resumes its guest.
 """
@@ -58,7 +58,7 @@ __all__ = [
     "transfer_timeout_s",
 ]
 
-PROTOCOLS: Final = ("pytest-propolis-migrate/3",)
+PROTOCOLS: Final = ("pytest-propolis-migrate/4",)
 """The supported protocols, the best first."""
 
 ANSWER_TIMEOUT_S: Final = 15.0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ from ..qemu.monitor import MachineError
 from ..request_queue import MigrateAsSource, MigrationOut
 from ..templates.state_stream import cancel_transfer, save_state
 from ..volumes.block_backend import BlockBackends
+from .between_hosts.memory_copy import MEMORY_STREAM, MemorySender
 from .between_hosts.remote_streams import STATE_STREAM, StreamExchange, disk_stream
 from .departing_disks import describe_disks
 from .disk_mirror import DiskMirror, MirroredDisk
@@ -157,6 +159,7 @@ class _Departure:
         self.streams = StreamExchange(migration_id)
         self._described: dict[str, DiskFacts] = {}
         self.memory_transfer: MemoryTransfer | None = None
+        self._memory: MemorySender | None = None
         self.disks: Mapping[str, DiskTransfer] = {}
 
     async def run(self) -> None:
@@ -168,7 +171,10 @@ class _Departure:
         self._source._on_change(self.side())
         self.reach(MigrationState.RAM_PUSH)
         await self._copy_disks(plan, facts.spec)
-        await self._push(plan, facts.spec.board.memory_mb)
+        with self._open_memory(plan, facts.memory) as descriptor:
+            if descriptor is not None:
+                self._memory = MemorySender(descriptor, await self.streams.take_connection(MEMORY_STREAM))
+            await self._push(plan, facts.spec.board.memory_mb)
         self.reach(MigrationState.RAM_PUSH, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.SERVER)
         await self._channel.receive(Ready)
         self.reach(MigrationState.FINISH)
@@ -186,7 +192,7 @@ class _Departure:
             disks=self.disks,
             failure=failure,
             handed_over=handed_over,
-            carried_bytes=self.streams.carried_bytes,
+            carried_bytes=self.streams.carried_bytes + (self._memory.carried_bytes if self._memory else 0),
         )
 
     async def run_on(self) -> None:
@@ -279,13 +285,29 @@ class _Departure:
 
     async def _push(self, plan: Plan, memory_mib: int) -> None:
         """Send QEMU's state and the server's, and wait for confirmation that the target has loaded it."""
-        timeout_s = ANSWER_TIMEOUT_S if plan.memory_transfer.memory_in_file else transfer_timeout_s(memory_mib)
+        is_shared = plan.memory_transfer is MemoryTransfer.SHARED_MEMORY
+        timeout_s = ANSWER_TIMEOUT_S if is_shared else transfer_timeout_s(memory_mib)
         reached = await self._reach_target(plan, Path(plan.stream), STATE_STREAM)
         with reached as stream, self._machine.events("SHUTDOWN") as self._ends:
             if plan.memory_transfer is MemoryTransfer.LIVE:
                 await self._require_status("running")
             loaded = self._channel.receive(StreamLoaded, timeout_s=timeout_s)
             await transfer_and_confirm(self._send(stream.fileno(), plan.memory_transfer, timeout_s), loaded)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _open_memory(plan: Plan, memory: HostFile | None) -> Iterator[int | None]:
+        """Yield a descriptor of the memory that is copied in passes; None if it is not."""
+        if plan.memory_transfer is not MemoryTransfer.COPIED_IN_PASSES:
+            yield None
+            return
+        descriptor = memory.open(os.O_RDONLY) if memory else None
+        if descriptor is None:
+            raise MigrationFailed("the target wants to copy memory that is in no file")
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     async def _reach_target(self, plan: Plan, path: Path, name: str) -> socket.socket:
         """Return a connection to a socket of the target: where it is, or over a websocket that the target opens."""
@@ -295,6 +317,8 @@ class _Departure:
         live = memory_transfer is MemoryTransfer.LIVE
         try:
             async with asyncio.timeout(timeout_s):
+                if self._memory is not None:
+                    await self._memory.copy_while_running()
                 await save_state(
                     self._machine,
                     stream,
@@ -316,6 +340,8 @@ class _Departure:
 
     async def _stop(self) -> None:
         await self._pause()
+        if self._memory is not None:
+            await self._memory.copy_rest()
         self._export()
 
     async def _switch_over(self) -> None:

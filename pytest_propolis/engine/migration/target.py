@@ -20,6 +20,7 @@ from ..qemu.machine import Machine
 from ..qemu.monitor import MachineError
 from ..templates.state_stream import load_state
 from .arriving_disks import ArrivingDisks
+from .between_hosts.memory_copy import MEMORY_STREAM, MemoryReceiver
 from .between_hosts.outcome import was_handed_over
 from .between_hosts.remote_streams import STATE_STREAM, CarriedSocket, disk_stream
 from .failure import FailureInjector, MigrationFailed
@@ -85,6 +86,8 @@ class MigrationTarget:
         self._memory_mib = 0
         self._has_guest = False
         self._is_remote = False
+        self._has_memory_file = False
+        self._memory: int | None = None
         self._boot_contents: dict[str, str] = {}
         self._streams: list[CarriedSocket] = []
         self.memory_transfer: MemoryTransfer | None = None
@@ -124,6 +127,7 @@ class MigrationTarget:
         self._require_same("QEMU", ".".join(map(str, preamble.qemu_version)), ".".join(map(str, self._qemu_version)))
         self._require_same("accelerator", preamble.accelerator, self._accelerator)
         self._is_remote = preamble.host != this_host()
+        self._has_memory_file = preamble.memory is not None
         await self._require_same_boot(preamble.boot)
         spec = replace_components(preamble.spec, self._init.replace_components)
         spec = await self.disks.resolve(spec, preamble.disks)
@@ -131,12 +135,17 @@ class MigrationTarget:
         self._memory_mib = spec.board.memory_mb
         return spec, None if self._is_remote else preamble.memory
 
-    def plan(self, *, shares_memory: bool) -> None:
-        """Decide how the memory is transferred."""
+    def plan(self, *, shares_memory: bool, memory: int | None) -> None:
+        """Decide how the memory is transferred.
+
+        :param memory: the file with the memory here, if there is one, which stays the caller's.
+        """
+        self._memory = memory
+        between_files = self._is_remote and self._has_memory_file and memory is not None
         self.memory_transfer = (
             MemoryTransfer.SHARED_MEMORY
             if shares_memory
-            else select_copy_transfer(self._accelerator, self._qemu_version)
+            else select_copy_transfer(self._accelerator, self._qemu_version, between_files=between_files)
         )
 
     async def __call__(self, machine: Machine) -> None:
@@ -265,10 +274,21 @@ class MigrationTarget:
     ) -> None:
         try:
             async with asyncio.timeout(timeout_s), self._stream(listener) as stream:
+                if memory_transfer is MemoryTransfer.COPIED_IN_PASSES:
+                    await self._receive_memory()
                 self._reach(MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.PAUSE)
                 await load_state(machine, stream.fileno(), memory_in_file=memory_transfer.memory_in_file)
         except TimeoutError:
             raise MigrationFailed(f"the guest's state has not come for {timeout_s:.0f} s") from None
+
+    async def _receive_memory(self) -> None:
+        assert self._memory is not None
+        receiver = MemoryReceiver(self._memory, await self._open_stream(MEMORY_STREAM))
+        try:
+            await receiver.receive()
+        finally:
+            self._carried_bytes += receiver.carried_bytes
+            await receiver.close()
 
     async def _require_same_boot(self, source: BootSource) -> None:
         """

@@ -186,9 +186,10 @@ class VmMaker:
         """
         is_given = self._config.memory is not None or self._fork is not None
         shared = OwnMemory.open(its_memory) if its_memory and not is_given else None
+        memory = None if is_given else shared or OwnMemory.make()
         if vm.arrival is not None:
-            vm.arrival.plan(shares_memory=shared is not None)
-        return None if is_given else shared or OwnMemory.make()
+            vm.arrival.plan(shares_memory=shared is not None, memory=memory.fd if memory else None)
+        return memory
 
     def _departure(self, vm: ServedVm, spec: InstanceSpec, backends: BlockBackends) -> MigrationSource:
         def facts() -> SourceFacts:

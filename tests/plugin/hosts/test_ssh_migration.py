@@ -120,6 +120,56 @@ def test_a_guest_whose_target_is_lost_on_the_way_runs_on_and_nothing_is_left_the
     require_clean(rig)
 
 
+WRITER = """
+import pytest
+from pytest_propolis import InstanceState
+
+VERIFIER = '''
+mkdir -p /mnt && mount -t tmpfs tmpfs /mnt || exit 1
+cat > /mnt/verify <<"END"
+n=0
+while :; do
+    n=$((n+1)); f=/mnt/f$((n%8))
+    if [ -e $f.sum ]; then md5sum -c -s $f.sum || { echo $n >> /mnt/bad; }; fi
+    (echo $n; dd if=/dev/urandom bs=64k count=4 2>/dev/null) > $f; md5sum $f > $f.sum
+    echo $n > /mnt/rounds
+done
+END
+sh /mnt/verify > /dev/null 2>&1 &
+'''
+
+async def rounds(vm, beyond):
+    reached = f"n=$(cat /mnt/rounds 2>/dev/null); [ ${{n:-0}} -gt {beyond} ]"
+    return int(await vm.run(f"until {reached}; do usleep 100000; done; echo $n", timeout_s=120))
+
+@pytest.mark.parametrize("boot", ["cold", "warm"])
+async def test_it(vm_factory, remote_hosts, boot):
+    here, there = remote_hosts
+    vm = await vm_factory.start("writer", guest="micro", cpus=1, memory_mib=128, boot=boot, host=here)
+    await vm.run(VERIFIER)
+    n = await rounds(vm, 10)
+    for hop, host in enumerate((there, here, there)):
+        target = await vm_factory.successor(vm, f"hop{hop}", host=host)
+        await target.migrate_from(vm)
+        await target.wait_for_state(InstanceState.RUNNING)
+        vm = target
+        came = (await vm.get_migration_report()).migration_in
+        assert came.memory_transfer in ("live", "stop-and-copy" if (boot, hop) == ("warm", 0) else "copied-in-passes")
+        n = await rounds(vm, n + 10)
+        assert await vm.run("cat /mnt/bad 2>/dev/null; dmesg | grep -E 'Oops|BUG:|segfault'", check=False) == ""
+"""
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_guest_that_writes_all_the_while_arrives_intact_at_another_host(
+    inner: InnerRun, rig: SshRig, hosts: Path
+) -> None:
+    """That of a fork is in no file of its own, so it is copied another way on the first of three migrations."""
+    inner.write(test_it=WRITER)
+    inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=2)
+    require_clean(rig)
+
+
 AGENTS = """
 import asyncio, contextlib
 

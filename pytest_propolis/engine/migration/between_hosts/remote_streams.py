@@ -120,14 +120,20 @@ class StreamExchange:
 
         :raises MigrationFailed: when the target does not open its websocket.
         """
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                connection = await self._future(name)
-        except TimeoutError:
-            raise MigrationFailed(f"the target has not opened the stream {name}") from None
-        carried = CarriedSocket(connection)
+        carried = CarriedSocket(await self.take_connection(name))
         self._carried.append(carried)
         return carried.take_local_end()
+
+    async def take_connection(self, name: str) -> Connection:
+        """Return a websocket of the target. It is closed with this object.
+
+        :raises MigrationFailed: when the target does not open it.
+        """
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                return await self._future(name)
+        except TimeoutError:
+            raise MigrationFailed(f"the target has not opened the stream {name}") from None
 
     async def close(self) -> None:
         """End all streams. Idempotent."""
