@@ -8,10 +8,12 @@ import secrets
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
 
 from pytest_propolis.hosts.host import HostSpec
 from pytest_propolis.hosts.local import LocalHost
@@ -27,7 +29,15 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "support" / "hosts"
 
 from ssh_rig import SshRig, can_make_rigs, ssh_rig
 
-__all__ = ["SshRig", "can_make_rigs", "measure", "ssh_rig"]
+__all__ = [
+    "SshRig",
+    "can_make_rigs",
+    "connected_hosts",
+    "has_rsync",
+    "make_sparse_file",
+    "measure",
+    "ssh_rig",
+]
 
 REPEATS: Final = 5
 CALLS: Final = 400
@@ -79,7 +89,7 @@ async def _measure(rig: SshRig, repeats: int) -> list[Figure]:
             met=median(first) <= FIRST_BOUND_S,
         ),
         await _calls(rig),
-        *([await _file(rig, repeats)] if _has_rsync() else []),
+        *([await _file(rig, repeats)] if has_rsync() else []),
     ]
 
 
@@ -106,16 +116,11 @@ async def _calls(rig: SshRig) -> Figure:
 
 
 async def _file(rig: SshRig, repeats: int) -> Figure:
-    """Make a file like a template's memory: data with holes."""
     host = _host(rig)
     there = rig.hosts["h1"].home
     with tempfile.TemporaryDirectory() as name:
         source = Path(name, "memory")
-        with source.open("wb") as file:
-            for part in range(8):
-                file.seek(part * (FILE_BYTES // 8))
-                file.write(os.urandom(DATA_BYTES // 8))
-            file.truncate(FILE_BYTES)
+        make_sparse_file(source)
         ours, rsync = [], []
         try:
             await host.run("true")
@@ -152,7 +157,34 @@ async def _connect(rig: SshRig) -> None:
         asyncio.get_running_loop().run_in_executor(None, host.close)
 
 
-def _has_rsync() -> bool:
+def make_sparse_file(path: Path) -> None:
+    """Make a file like a template's memory: data with holes."""
+    with path.open("wb") as file:
+        for part in range(8):
+            file.seek(part * (FILE_BYTES // 8))
+            file.write(os.urandom(DATA_BYTES // 8))
+        file.truncate(FILE_BYTES)
+
+
+@contextmanager
+def connected_hosts(rig: SshRig, names: Sequence[str], **options: Any) -> Iterator[list[SshHost]]:
+    """Open hosts of one run.
+
+    :param options: of each host, beside its configuration.
+    """
+    given = {"config": str(rig.config), **options}
+    specs = [HostSpec(name=name, kind="ssh", address=name, options=given) for name in names]
+    hosts = [open_host(spec, Settings(standby=0), secrets.token_hex(8)) for spec in specs]
+    for host in hosts:
+        host.others = tuple(hosts)
+    try:
+        yield hosts
+    finally:
+        for host in hosts:
+            host.close()
+
+
+def has_rsync() -> bool:
     if shutil.which("rsync"):
         return True
     say("ssh_hosts: files are not measured without rsync, to which they are compared")

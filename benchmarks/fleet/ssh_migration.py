@@ -10,17 +10,14 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, closing, contextmanager
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from statistics import median
 from typing import Final
 
 from pytest_propolis.engine.qemu.accelerator.acceleration import acceleration_arguments
-from pytest_propolis.hosts.host import HostSpec
-from pytest_propolis.hosts.ssh_host import SshHost, open_host
+from pytest_propolis.hosts.ssh_host import SshHost
 from pytest_propolis.propolis_api import InstanceState
-from pytest_propolis.settings import Settings
 from pytest_propolis.vm.factory import VmFactory
 
 from ..common.figure import Figure
@@ -29,7 +26,7 @@ from ..common.options import Options, say
 from ..common.samples import milliseconds, ratio_of_medians
 from ..floors.bare_guest import MEMORY_MIB, GuestFiles
 from ..vms.migration import MigratingQemu, read_until
-from .ssh_hosts import SshRig, can_make_rigs, ssh_rig
+from .ssh_hosts import SshRig, can_make_rigs, connected_hosts, ssh_rig
 
 __all__ = ["measure"]
 
@@ -72,7 +69,7 @@ async def _measure(rig: SshRig, options: Options) -> tuple[list[float], list[flo
     async with Harness.open(options, boot="cold") as harness:
         files, accelerator = await harness.files("micro")
         floor = _ByHand(files, acceleration_arguments(accelerator), harness.directory)
-        with _hosts(rig, direct=True) as near, _hosts(rig, direct=False) as far:
+        with connected_hosts(rig, NAMES, direct=True) as near, connected_hosts(rig, NAMES, direct=False) as far:
             async with _factory(harness, near) as one, _factory(harness, far) as other:
                 for _ in range(options.repeated(REPEATS)):
                     by_hand.append(await asyncio.to_thread(floor.hop))
@@ -81,18 +78,6 @@ async def _measure(rig: SshRig, options: Options) -> tuple[list[float], list[flo
                     shown = [f"{pauses[-1] * 1000:.0f}" for pauses in (by_hand, direct, tunnel)]
                     say(f"ssh_migration: TLS-PSK, direct, tunnel: {shown} ms, load {os.getloadavg()[0]:.1f}")
     return direct, tunnel, by_hand
-
-
-@contextmanager
-def _hosts(rig: SshRig, *, direct: bool) -> Iterator[list[SshHost]]:
-    options = {"config": str(rig.config), "direct": direct}
-    specs = [HostSpec(name=name, kind="ssh", address=name, options=options) for name in NAMES]
-    hosts = [open_host(spec, Settings(standby=0), secrets.token_hex(8)) for spec in specs]
-    try:
-        yield hosts
-    finally:
-        for host in hosts:
-            host.close()
 
 
 def _factory(harness: Harness, hosts: list[SshHost]) -> AbstractAsyncContextManager[VmFactory]:

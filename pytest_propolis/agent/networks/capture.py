@@ -24,18 +24,23 @@ class Capture:
 
     def __init__(self, *, limit_bytes: int = LIMIT_BYTES) -> None:
         self._limit_bytes = limit_bytes
-        self._records: deque[bytes] = deque()
+        self._records: deque[tuple[int, bytes]] = deque()
+        """When each frame was added, in microseconds, and the frame: few of them are ever read."""
         self._bytes = 0
 
     def add(self, frame: bytes) -> None:
         """Add a frame that has entered the network."""
-        micros = time.time_ns() // 1000
-        record = FRAME_HEADER.pack(micros // 1_000_000, micros % 1_000_000, len(frame), len(frame)) + frame
-        self._records.append(record)
-        self._bytes += len(record)
+        self._records.append((time.time_ns() // 1000, frame))
+        self._bytes += FRAME_HEADER.size + len(frame)
         while self._bytes > self._limit_bytes:
-            self._bytes -= len(self._records.popleft())
+            self._bytes -= FRAME_HEADER.size + len(self._records.popleft()[1])
 
     def pcap(self) -> bytes:
         """Return the frames as the contents of a pcap file; empty if there were none."""
-        return GLOBAL_HEADER + b"".join(self._records) if self._records else b""
+        if not self._records:
+            return b""
+        parts = [GLOBAL_HEADER]
+        for micros, frame in self._records:
+            seconds, rest = divmod(micros, 1_000_000)
+            parts += FRAME_HEADER.pack(seconds, rest, len(frame), len(frame)), frame
+        return b"".join(parts)

@@ -104,6 +104,8 @@ class _Connection(asyncio.BufferedProtocol):
         self._view = memoryview(self._buffer)
         self._filled = 0
         self._transport: asyncio.Transport | None = None
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -132,9 +134,20 @@ class _Connection(asyncio.BufferedProtocol):
         self._filled -= start
 
     def send(self, frame: bytes) -> None:
+        """Send a frame with all others of this step of the event loop: the system takes as long for one as for many."""
         assert self._transport is not None
-        if self._transport.get_write_buffer_size() < FULL_BYTES:
-            self._transport.write(len(frame).to_bytes(LENGTH_BYTES, "big") + frame)
+        if self._transport.get_write_buffer_size() + self._waiting_bytes >= FULL_BYTES:
+            return
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._waiting += len(frame).to_bytes(LENGTH_BYTES, "big"), frame
+        self._waiting_bytes += len(frame)
+
+    def _flush(self) -> None:
+        assert self._transport is not None
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        if not self._transport.is_closing():
+            self._transport.write(b"".join(waiting))
 
     def close(self) -> None:
         if self._transport is not None:

@@ -94,7 +94,9 @@ class Switch:
             return
         sender = frame[ADDRESS_BYTES:ADDRESSES_BYTES]
         if not sender[0] & GROUP_BIT and self._parts.get(port, attachment.part) == attachment.part:
-            self._locations[sender] = _Location(port, attachment)
+            known = self._locations.get(sender)
+            if known is None or known.attachment is not attachment or known.port != port:
+                self._locations[sender] = _Location(port, attachment)
         if attachment.number is None:
             self._forward(frame, port, attachment)
             return

@@ -52,7 +52,7 @@ class Trunk:
 
     def send(self, port: int, frame: bytes) -> None:
         if self._waiting_bytes < QUEUE_BYTES:
-            self._waiting.append(HEADER.pack(port, len(frame)) + frame)
+            self._waiting += HEADER.pack(port, len(frame)), frame
             self._waiting_bytes += len(frame)
             self._wake.set()
 
