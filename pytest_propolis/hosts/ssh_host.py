@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
+import functools
 import secrets
 import shlex
 import stat
@@ -344,5 +344,12 @@ def _shared_file(path: Path, content: str | None) -> SharedFile:
 
 
 def _digest_of(path: Path) -> str:
+    found = path.stat()
+    return _digest_then(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _digest_then(path: Path, _inode: int, size: int, _modified_ns: int) -> str:
+    """Return the digest of a file as it was: the hosts of a run need the same files."""
     with path.open("rb") as file:
-        return digest(file.fileno(), os.fstat(file.fileno()).st_size)
+        return digest(file.fileno(), size)

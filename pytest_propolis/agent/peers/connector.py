@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from ...errors import AgentError
 from ...propolis_api.connection.endpoint import Endpoint
@@ -19,9 +20,8 @@ __all__ = ["PeerConnector"]
 CONNECT_TIMEOUT_S: Final = 3.0
 """Hosts that do not reach each other mostly drop packets silently."""
 
-CHUNK_BYTES: Final = 1 << 18
-
-Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+FLUSH_TIMEOUT_S: Final = 10.0
+"""How long a client may take to read the rest, once the other host's connection has ended."""
 
 
 class PeerConnector:
@@ -47,7 +47,7 @@ class PeerConnector:
         """
         try:
             await self._check()
-            self._server = await asyncio.start_unix_server(self._serve, self.path, limit=CHUNK_BYTES)
+            self._server = await asyncio.get_running_loop().create_unix_server(self._accept, self.path)
             self.path.chmod(0o600)
         except OSError as error:  # TimeoutError and ssl.SSLError among them
             reason = f"nothing within {CONNECT_TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else reason_of(error)
@@ -70,47 +70,90 @@ class PeerConnector:
         async with asyncio.timeout(CONNECT_TIMEOUT_S), HttpClient(self._endpoint, headers={}) as client:
             await client.request("GET", "/", timeout_s=CONNECT_TIMEOUT_S)  # any status is an answer
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self) -> _End:
+        """Return the protocol of a new client."""
+        return _End(on_made=self._serve)
+
+    def _serve(self, local: _End) -> None:
+        task = asyncio.create_task(self._relay(local))
         self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    async def _relay(self, local: _End) -> None:
+        """Connect a client, until either connection ends; then end both."""
         try:
             with contextlib.suppress(OSError):
-                await _relay((reader, writer), await self._connect())
+                remote = await self._connect()
+                try:
+                    local.join(remote)
+                    await asyncio.wait([local.ended, remote.ended], return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    abort(remote.transport)
+                local.transport.close()  # what has come is still for the client
+                await asyncio.wait([local.ended], timeout=FLUSH_TIMEOUT_S)
         finally:
-            self._work.discard(task)
-            abort(writer.transport)
+            abort(local.transport)
 
-    async def _connect(self) -> Ends:
+    async def _connect(self) -> _End:
         connection = await connect(self._endpoint, timeout_s=CONNECT_TIMEOUT_S)
         try:
             detect_loss(connection)
-            return await asyncio.open_connection(
-                sock=connection, ssl=self._context, server_hostname="", limit=CHUNK_BYTES
+            _, end = await asyncio.get_running_loop().create_connection(
+                _End, sock=connection, ssl=self._context, server_hostname=""
             )
         except BaseException:
             connection.close()
             raise
+        return end
 
 
-async def _relay(one: Ends, other: Ends) -> None:
-    """Relay between two connections, until either ends; then end both."""
-    for _, writer in (one, other):
-        writer.transport.set_write_buffer_limits(high=BUFFER_BYTES)
-    directions = [asyncio.create_task(_forward(one[0], other[1])), asyncio.create_task(_forward(other[0], one[1]))]
-    try:
-        await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for direction in directions:
-            direction.cancel()
-        await asyncio.gather(*directions, return_exceptions=True)
-        for _, writer in (one, other):
-            writer.close()
-        abort(other[1].transport)
+class _End(asyncio.Protocol):
+    """One of two connections of which each passes on what comes to the other one, no faster than that takes it.
 
+    What comes before they are joined is kept: that a transport was paused as it was made does not hold in asyncio.
 
-async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(CHUNK_BYTES):
-            writer.write(data)
-            await writer.drain()
+    :param on_made: called with this when it is connected.
+    """
+
+    transport: asyncio.Transport
+
+    def __init__(self, on_made: Callable[[_End], None] = lambda end: None) -> None:
+        self._on_made = on_made
+        self._other: _End | None = None
+        self._early: list[bytes] = []
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def join(self, other: _End) -> None:
+        """Begin to pass on what comes to either."""
+        for one, another in ((self, other), (other, self)):
+            one._other = another
+            one.transport.set_write_buffer_limits(high=BUFFER_BYTES)
+        for end in (self, other):
+            for data in end._early:
+                end.data_received(data)
+            if not end.transport.is_closing():
+                end.transport.resume_reading()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.pause_reading()
+        self._on_made(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._other is None:
+            self._early.append(data)
+            self.transport.pause_reading()
+        elif not self._other.transport.is_closing():
+            self._other.transport.write(data)
+
+    def pause_writing(self) -> None:
+        if self._other is not None and not self._other.transport.is_closing():
+            self._other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._other is not None and not self._other.transport.is_closing():
+            self._other.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)

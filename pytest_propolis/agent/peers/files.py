@@ -126,8 +126,9 @@ async def _receive(wanted: FetchFile, part: PartialFile, progress: Callable[[str
             raise AgentError(f"it has no such file (status {answer.status})")
         try:
             await _write_frames(answer, part, progress)
-        finally:
+        except BaseException:
             await _in_thread(part.save)
+            raise
 
 
 async def _write_frames(answer: HttpStream, part: PartialFile, progress: Callable[[str], None]) -> None:
