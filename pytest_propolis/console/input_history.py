@@ -14,17 +14,17 @@ KEPT_BYTES: Final = 4 << 20
 class Sent:
     """The last that was sent, and how much it was in all.
 
-    `is_sent_on` is set when what the guest's last host has not taken is sent to the next.
+    `total` is how much it was. `is_sent_on` is set when what the guest's last host has not taken is sent to the next.
     """
 
     def __init__(self) -> None:
         self.is_sent_on = False
-        self._total = 0
+        self.total = 0
         self._kept: deque[bytes] = deque()
         self._kept_bytes = 0
 
     def append(self, data: bytes) -> None:
-        self._total += len(data)
+        self.total += len(data)
         self._kept.append(data)
         self._kept_bytes += len(data)
         while self._kept_bytes - len(self._kept[0]) >= KEPT_BYTES:
@@ -32,6 +32,6 @@ class Sent:
 
     def beyond(self, taken: int) -> tuple[bytes, int]:
         """What follows the first `taken` bytes, and how many bytes of that are not known any more: those before it."""
-        forgotten = self._total - self._kept_bytes
+        forgotten = self.total - self._kept_bytes
         rest = b"".join(self._kept)[max(taken - forgotten, 0) :]
         return rest, max(forgotten - taken, 0)

@@ -83,6 +83,19 @@ async def test_what_a_guest_has_not_read_when_it_migrates_it_reads_there_once(tm
                 await asyncio.sleep(0)
 
 
+async def test_what_is_sent_after_a_migration_arrives_if_the_source_is_lost_without_a_word(tmp_path: Path) -> None:
+    """Its agent was killed when it had handed the guest over, and this side has not noticed yet."""
+    async with two_places(tmp_path) as (here, there, ports, line):
+        await line.send(b"read here ")
+        assert await read(here, 10) == b"read here "
+        ports.move()
+        lost = line._connection
+        await line.send(b"read there ")
+        lost.abort()
+        await line.send(b"and this")
+        assert await read(there, 19) == b"read there and this"
+
+
 async def test_what_is_sent_when_the_port_has_just_been_closed_does_not_hide_what_was_taken(tmp_path: Path) -> None:
     async with local_ports(tmp_path) as ports, console_on("dash", tmp_path):
         stream = await ports.connect(SHELL_PORT)

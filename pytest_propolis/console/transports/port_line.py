@@ -59,6 +59,8 @@ class PortLine:
         self._console = console
         self._moves = moves
         self._sent = Sent()
+        self._kept_from: int | None = None
+        """How much had been sent when the guest was known to have moved: what follows has gone nowhere yet."""
         self._turn = asyncio.Lock()
         self._failure: PropolisError | None = None
         self._watchers: set[asyncio.Future[Any]] = set()
@@ -104,9 +106,12 @@ class PortLine:
         async with self._turn:
             if self._failure is not None:
                 raise self._failure
+            if self.ports.moves != self._moves and self._kept_from is None:
+                self._kept_from = self._sent.total
             self._sent.append(data)
-            with contextlib.suppress(StreamEnded):  # the next connection gets it
-                await self._connection.send(data)
+            if self._kept_from is None:
+                with contextlib.suppress(StreamEnded):  # the next connection gets it
+                    await self._connection.send(data)
 
     def on_failure(self, future: asyncio.Future[Any]) -> None:
         """Have a future fail with the line or with the console, if it is not done by then."""
@@ -181,6 +186,8 @@ class PortLine:
             if self.on_data is not None:
                 self.listen(self.on_data)
             sent, self._sent = self._sent, Sent()
+            kept_from, self._kept_from = self._kept_from, None
+            taken = kept_from if taken is None else taken  # where the guest has read the rest is not known
             if taken is None:
                 return
             late, forgotten = sent.beyond(taken)
