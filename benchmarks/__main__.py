@@ -14,7 +14,7 @@ import pytest_propolis
 
 from .common.figure import Figure, table
 from .common.options import Options
-from .fleet import downloads, nodes, ssh_hosts, ssh_migration, ssh_peers
+from .fleet import downloads, nodes, ssh_guests, ssh_hosts, ssh_migration, ssh_peers
 from .runs import agent_start, collect, crowd, imports, inner_loop, interruption, suite
 from .scheduling import controller, makespan
 from .vms import (
@@ -58,6 +58,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "nodes": nodes.measure,
     "interruption": interruption.measure,
     "ssh_hosts": ssh_hosts.measure,
+    "ssh_guests": ssh_guests.measure,
     "ssh_migration": ssh_migration.measure,
     "ssh_peers": ssh_peers.measure,
     "cpu_model": cpu_model.measure,

@@ -1,7 +1,7 @@
 """The pause of an idle guest that migrates between two SSH hosts, against two QEMUs with TLS-PSK, driven by hand.
 
-Both are stopped first: QEMU before 10 may corrupt the memory of a guest that runs under TCG. Those by hand are on one
-host, connected by TCP over loopback.
+Those by hand are on one host, connected by TCP over loopback, and stopped first: QEMU before 10 may corrupt the memory
+of a guest that runs under TCG.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import os
 import secrets
 import socket
-from contextlib import AbstractAsyncContextManager, closing
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -18,6 +18,7 @@ from typing import Final
 from pytest_propolis.engine.qemu.accelerator.acceleration import acceleration_arguments
 from pytest_propolis.hosts.ssh_host import SshHost
 from pytest_propolis.propolis_api import InstanceState
+from pytest_propolis.settings import BootKind
 from pytest_propolis.vm.factory import VmFactory
 
 from ..common.figure import Figure
@@ -26,6 +27,7 @@ from ..common.options import Options, say
 from ..common.samples import milliseconds, ratio_of_medians
 from ..floors.bare_guest import MEMORY_MIB, GuestFiles
 from ..vms.migration import MigratingQemu, read_until
+from .ssh_guests import factory_on
 from .ssh_hosts import SshRig, can_make_rigs, connected_hosts, ssh_rig
 
 __all__ = ["measure"]
@@ -42,7 +44,7 @@ def measure(options: Options) -> list[Figure]:
         return []
     with ssh_rig(*NAMES) as rig:
         pauses = asyncio.run(_measure(rig, options))
-    direct, tunnel, by_hand = pauses
+    direct, tunnel, fork, by_hand = pauses
     ratio = ratio_of_medians(direct, by_hand)
     return [
         Figure(
@@ -58,45 +60,39 @@ def measure(options: Options) -> list[Figure]:
             measured=milliseconds(median(tunnel)),
             ratio=f"{ratio_of_medians(tunnel, by_hand):.2f}",
         ),
+        Figure(
+            name="the same of a fork, whose memory QEMU sends, over the direct connection",
+            measured=milliseconds(median(fork)),
+            ratio=f"{ratio_of_medians(fork, by_hand):.2f}",
+        ),
     ]
 
 
-async def _measure(rig: SshRig, options: Options) -> tuple[list[float], list[float], list[float]]:
-    """Measure the pauses of all three in turns."""
+async def _measure(rig: SshRig, options: Options) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Measure the pauses of all four in turns."""
     direct: list[float] = []
     tunnel: list[float] = []
+    fork: list[float] = []
     by_hand: list[float] = []
     async with Harness.open(options, boot="cold") as harness:
         files, accelerator = await harness.files("micro")
         floor = _ByHand(files, acceleration_arguments(accelerator), harness.directory)
         with connected_hosts(rig, NAMES, direct=True) as near, connected_hosts(rig, NAMES, direct=False) as far:
-            async with _factory(harness, near) as one, _factory(harness, far) as other:
+            async with factory_on(near, harness) as one, factory_on(far, harness) as other:
                 for _ in range(options.repeated(REPEATS)):
                     by_hand.append(await asyncio.to_thread(floor.hop))
                     direct.append(await _hop(one, near))
                     tunnel.append(await _hop(other, far))
-                    shown = [f"{pauses[-1] * 1000:.0f}" for pauses in (by_hand, direct, tunnel)]
-                    say(f"ssh_migration: TLS-PSK, direct, tunnel: {shown} ms, load {os.getloadavg()[0]:.1f}")
-    return direct, tunnel, by_hand
+                    fork.append(await _hop(one, near, boot="warm"))
+                    shown = [f"{pauses[-1] * 1000:.0f}" for pauses in (by_hand, direct, tunnel, fork)]
+                    say(f"ssh_migration: TLS-PSK, direct, tunnel, fork: {shown} ms, load {os.getloadavg()[0]:.1f}")
+    return direct, tunnel, fork, by_hand
 
 
-def _factory(harness: Harness, hosts: list[SshHost]) -> AbstractAsyncContextManager[VmFactory]:
-    return VmFactory.on(
-        hosts,
-        settings=harness.settings,
-        guests=harness.guests,
-        group="benchmark",
-        log_dir=harness.directory / secrets.token_hex(4),
-        progress=say,
-        made=lambda vm: None,
-        artifact=lambda name: None,
-    )
-
-
-async def _hop(factory: VmFactory, hosts: list[SshHost]) -> float:
-    """Boot a guest on the first host, and migrate it to the second one; return the pause in seconds."""
+async def _hop(factory: VmFactory, hosts: list[SshHost], *, boot: BootKind = "cold") -> float:
+    """Start a guest on the first host, and migrate it to the second one; return the pause in seconds."""
     number = len(factory.vms)
-    source = await factory.start(f"vm{number}", guest="micro", host=hosts[0])
+    source = await factory.start(f"vm{number}", guest="micro", host=hosts[0], boot=boot)
     target = await factory.successor(source, f"target{number}", host=hosts[1])
     await target.migrate_from(source)
     await target.wait_for_state(InstanceState.RUNNING)
