@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +81,23 @@ def scatter(file: int, chance: random.Random, pages: int) -> None:
 
 def content(file: int) -> bytes:
     return os.pread(file, SIZE, 0)
+
+
+async def test_a_pass_that_is_cancelled_at_any_time_leaves_no_file_open() -> None:
+    near, _ = connected()
+    with memories() as (source, _target):
+        scatter(source, random.Random(4), 1000)
+        open_before = set(Path("/proc/self/fd").iterdir())
+        for turns in range(40):
+            copying = asyncio.create_task(MemorySender(source, near).copy_while_running())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            copying.cancel()
+            await asyncio.gather(copying, return_exceptions=True)
+        async with asyncio.timeout(20):
+            while set(Path("/proc/self/fd").iterdir()) - open_before:
+                gc.collect()
+                await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -72,9 +72,8 @@ class MemorySender:
     async def _pass(self, *, last: bool) -> int:
         """Send what differs, and return how much that was."""
         found = 0
-        messages = _differences(os.dup(self._descriptor), self._digests)
+        messages = _differences(self._descriptor, self._digests)
         try:
-            # The thread of a pass that was cancelled may still read: the generator closes its descriptor after that.
             while message := await asyncio.to_thread(next, messages, b""):
                 await self._connection.send(message)
                 found += len(message)
@@ -144,12 +143,12 @@ class MemoryReceiver:
         await self._connection.close("")
 
 
-def _differences(descriptor: int, digests: dict[int, bytes]) -> Iterator[bytes]:
+def _differences(source: int, digests: dict[int, bytes]) -> Iterator[bytes]:
     """Yield messages with the blocks of a file whose digests are not those given, and correct these.
 
-    :param descriptor: is closed at the end.
     :param digests: by offset. A block that has none is zeros at the target.
     """
+    descriptor = os.dup(source)  # the thread of a pass that was cancelled may read when the source has been closed
     try:
         message, end = bytearray(), -1
         length_at = 0
