@@ -1,4 +1,4 @@
-"""Runs under a low limit of open files: a VM takes several of its agent."""
+"""Runs under a low limit of open files: a VM with guest ports takes many of its agent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard or resource.getrlimit(res
 VMS = """
 async def test_vms(vm_factory):
     for number in range(6):
-        vm = await vm_factory.start(f"vm-{number}", memory_mib=128, cpus=1)
+        vm = await vm_factory.start(f"vm-{number}", memory_mib=128, cpus=1, channel="port")
         assert await vm.run("echo up") == "up"
 """
 
@@ -29,7 +29,7 @@ def test_the_agent_takes_as_many_open_files_as_the_system_allows(inner: InnerRun
 COLD_VMS = """
 async def test_vms(vm_factory):
     for number in range(6):
-        vm = await vm_factory.create(f"vm-{number}", memory_mib=128, cpus=1)
+        vm = await vm_factory.create(f"vm-{number}", memory_mib=128, cpus=1, channel="port")
         await vm.launch()
 """
 
