@@ -309,3 +309,15 @@ def test_a_test_that_a_worker_holds_can_be_given_up_twice() -> None:
     assert fleet.give_up("next")
     fleet.run_out()
     assert fleet.done == {"first", "next"}
+
+
+@pytest.mark.parametrize("needs", [{"hosts": 2}, {"exclusive": True}], ids=["two hosts", "a host to itself"])
+def test_hosts_are_gathered_for_what_a_crashed_worker_held(needs: dict[str, Any]) -> None:
+    fleet = fleet_of(host("a", slots=1), host("b", slots=1), workers=1, one_ahead=True)
+    fleet.add_tests(item("first", 100, hosts=2), item("gathered", 10, **needs))
+    fleet.decide()
+    assert fleet.starts[-1].following == "gathered"
+    fleet.lose_worker(fleet.starts[-1].worker, again=False)
+    fleet.add_workers("gw1")
+    fleet.decide()
+    assert worker_of(fleet, "gathered") == "gw1"

@@ -79,17 +79,20 @@ class Gatherings:
         self._stalled: dict[str | None, dict[int, list[Request]]] = {}
         """By guest, and by the identity of the needs: those of a queue are one object."""
         self._queued: set[int] = set()
+        """Tests that wait, those aside that idle workers hold: such a request is void when its worker is lost."""
         self._bound: set[int] = set()
         """Tests that busy workers hold as their next."""
 
     def add(self, request: Request) -> None:
         """Let a test wait for its hosts. Those that idle workers hold are served first, then the longest."""
-        if request.held or request.index not in self._queued:
+        if not request.held:
+            if request.index in self._queued:
+                return
             self._queued.add(request.index)
-            heapq.heappush(self._waiting, (request.turn, request))
+        heapq.heappush(self._waiting, (request.turn, request))
 
     def expects(self, index: int) -> bool:
-        """Return whether a test waits for its hosts already."""
+        """Return whether a test that no worker holds waits for its hosts already."""
         return index in self._queued
 
     def next(self, slack_s: float) -> Request | None:
@@ -102,15 +105,12 @@ class Gatherings:
         urgent = self._waiting[0][1].rank_s * URGENCY > slack_s
         if len(self.active) >= self._most * (URGENT if urgent else 1):
             return None
-        _, request = heapq.heappop(self._waiting)
-        self._queued.discard(request.index)
-        return request
+        return self._pop()
 
     def bind(self, backlog: Backlog) -> int | None:
         """Take a test that a worker is to hold as its next; None if enough are served or held."""
         while self._waiting and not self._waiting[0][1].held and len(self._bound) < BOUND * self._most:
-            _, request = heapq.heappop(self._waiting)
-            self._queued.discard(request.index)
+            request = self._pop()
             if request.index in backlog:
                 if self._fleet.can_run(request.needs):
                     self._bound.add(request.index)
@@ -195,6 +195,12 @@ class Gatherings:
     def worker_lost(self, worker: str) -> list[Gathering]:
         """Give up those whose test a lost worker was to run. What they have taken is given back."""
         return self._give_up([gathering for gathering in self.active if gathering.worker == worker])
+
+    def _pop(self) -> Request:
+        _, request = heapq.heappop(self._waiting)
+        if not request.held:
+            self._queued.discard(request.index)
+        return request
 
     def _stall(self, request: Request) -> None:
         alike = self._stalled.setdefault(request.needs.guest, {})
