@@ -311,6 +311,16 @@ def test_a_test_that_a_worker_holds_can_be_given_up_twice() -> None:
     assert fleet.done == {"first", "next"}
 
 
+@pytest.mark.parametrize("lose", [ModelFleet.lose_test, ModelFleet.lose_worker, ModelFleet.lose_and_regain_host])
+def test_a_test_that_was_lost_too_often_does_not_go_before_one_that_only_a_slow_host_can_run(
+    lose: Callable[[ModelFleet, str], None],
+) -> None:
+    fleet = fleet_of(host("slow", slots=1, speed=0.5), host("fast", slots=1, cpus=1), workers=1)
+    fleet.add_tests(item("doomed"), item("wide", cpus=4))
+    fleet.run_others("doomed", lose)
+    assert fleet.where("doomed") is None
+
+
 @pytest.mark.parametrize("needs", [{"hosts": 2}, {"exclusive": True}], ids=["two hosts", "a host to itself"])
 def test_hosts_are_gathered_for_what_a_crashed_worker_held(needs: dict[str, Any]) -> None:
     fleet = fleet_of(host("a", slots=1), host("b", slots=1), workers=1, one_ahead=True)

@@ -93,13 +93,19 @@ class Dispatcher:
             self._build_further()
         self._start_hostless()
         if quiet and waiting and not self._decisions:
-            self._chooser.lenient = run.awake = True
-            run.readmit(always=run.workers.empty)  # Without a worker, the others wait for one only.
-            self._gather()
-            self._fill(run.take_changed())
-            self._start_hostless()
-            self._chooser.lenient = False
+            self._be_lenient()
+            if run.set_aside and not self._decisions:
+                run.readmit(always=run.workers.empty)  # Without a worker, the others wait for one only.
+                self._be_lenient()
         return self._decisions
+
+    def _be_lenient(self) -> None:
+        """Let slow hosts run any test, since nothing else happens that could help those that wait."""
+        self._chooser.lenient = self._run.awake = True
+        self._gather()
+        self._fill(self._run.take_changed())
+        self._start_hostless()
+        self._chooser.lenient = False
 
     def _look_ahead(self) -> None:
         run = self._run
