@@ -171,17 +171,19 @@ class Quorum:
                         raise MachineError(f"replica: {data['operation']} error")
 
             names = {"job-id": job, "device": source, "target": target, "auto-dismiss": False}
-            await machine.execute("blockdev-mirror", sync="full", **{**names, **_ON_ERROR, **options})
+            # Before the job exists: what gives it up meanwhile asks QEMU after this, and QEMU answers in order.
             self._job, self._job_has_writes = job, options["copy-mode"] == WRITE_BLOCKING
             try:
-                await reach({"ready"})
-                if await _status(machine, job) == "ready":
-                    yield job
-                await reach(_ENDED)
-            except BaseException:
-                async with self._without_writes(machine):
-                    await _end(machine, job, partial(reach, _ENDED, whatever_happens=True))
-                raise
+                await machine.execute("blockdev-mirror", sync="full", **{**names, **_ON_ERROR, **options})
+                try:
+                    await reach({"ready"})
+                    if await _status(machine, job) == "ready":
+                        yield job
+                    await reach(_ENDED)
+                except BaseException:
+                    async with self._without_writes(machine):
+                        await _end(machine, job, partial(reach, _ENDED, whatever_happens=True))
+                    raise
             finally:
                 self._job = None
             if error := await _end(machine, job, partial(reach, _ENDED, whatever_happens=True)):

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -88,3 +89,23 @@ async def test_a_repair_that_is_given_up_is_cancelled_while_the_guest_stands_sti
     repair = asyncio.create_task(quorum.repair(machine, target=target, replaces="good0"))
     reported = await events_of(machine, repair, give_up=quorum)
     assert reported.index("STOP") < reported.index("aborting")
+
+
+async def test_a_repair_can_be_given_up_before_its_job_is_known_to_run(
+    machine: Machine, quorum: Quorum, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, old in enumerate(quorum.placeholders):
+        await quorum.swap(machine, old=old, new=await add_null(machine, f"good{number}", latency_ns=LATENCY_NS))
+    target = await add_null(machine, "replica")
+    execute = machine.execute
+
+    async def execute_and_give_up(command: str, **arguments: Any) -> Any:
+        answer = await execute(command, **arguments)
+        if command == "blockdev-mirror":
+            await quorum.give_up_job(machine)
+        return answer
+
+    monkeypatch.setattr(machine, "execute", execute_and_give_up)
+    async with asyncio.timeout(DEADLINE_S):
+        with pytest.raises(MachineError):
+            await quorum.repair(machine, target=target, replaces="good0")
