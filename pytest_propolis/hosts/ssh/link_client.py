@@ -101,17 +101,19 @@ class JoinedLink:
             await asyncio.sleep(EXPLAIN_POLL_S)
 
     def _read_loss(self) -> str | None:
+        has_ended = True
         try:
             while data := self._connection.recv(4096, socket.MSG_DONTWAIT):
                 self._received += data
         except BlockingIOError:
-            return None
+            has_ended = False
         except OSError:
             pass
-        for line in self._received.splitlines():
+        *lines, _ = self._received.split(b"\n")
+        for line in lines:
             if (reason := msgspec.json.decode(line, type=LinkResponse).lost) is not None:
                 return reason
-        return "the link process on this machine ended"
+        return "the link process on this machine ended" if has_ended else None
 
     async def run(self, command: str, *, timeout_s: float) -> LinkResponse:
         """Run a shell command on the host, to its end.
