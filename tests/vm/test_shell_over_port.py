@@ -9,6 +9,7 @@ import re
 import pytest
 
 from pytest_propolis import CommandFailed, CommandTimeout, ConsoleClosed, GuestPanicked, ShellError, ShellLost
+from pytest_propolis.console.transports.port_transport import CLOSED_AFTER_S, PortTransport
 from pytest_propolis.settings import BootKind
 from pytest_propolis.vm.config_fields import VmConfigFields
 from pytest_propolis.vm.factory import VmFactory
@@ -60,6 +61,26 @@ async def test_what_copies_output_to_the_port_may_be_killed(vm_factory: VmFactor
     with pytest.raises(CommandTimeout):
         await vm.run("sleep 1000", timeout_s=1)
     assert await vm.run("echo interrupted") == "interrupted"
+
+
+async def test_a_loop_that_a_new_login_starts_is_not_ended_with_the_one_before(vm_factory: VmFactory) -> None:
+    vm = await vm_factory.start(**SMALL)
+    loop = vm.shell._loop
+    transport = loop._transport
+    assert isinstance(transport, PortTransport)
+    closed, report = asyncio.Event(), transport._line.on_closed
+    assert report is not None
+
+    def report_and_note() -> None:
+        report()
+        closed.set()
+
+    transport._line.on_closed = report_and_note
+    await vm.shell.run_detached("killall -9 cat")
+    async with asyncio.timeout(60):
+        await closed.wait()
+    await loop.start(shell="sh", timeout_s=60, session=loop.session)
+    assert await vm.run(f"sleep {CLOSED_AFTER_S + 1}; echo alive") == "alive"
 
 
 async def test_what_the_kernel_writes_is_in_no_output_and_no_mark(vm_factory: VmFactory) -> None:

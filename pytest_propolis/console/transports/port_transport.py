@@ -69,6 +69,8 @@ class PortTransport:
         self._filter = TextFilter()
         self._recorded = True
         self._supervisor_read: asyncio.Future[None] | None = None
+        self._closed: asyncio.TimerHandle | None = None
+        """Reports that the guest has closed the port, in a moment."""
         self._on_signal: Callable[[Signal], None] | None = None
         self._on_error_signal: Callable[[Signal], None] | None = None
         self.on_failure: Callable[[asyncio.Future[Any]], None] = line.on_failure
@@ -77,7 +79,11 @@ class PortTransport:
         self, *, on_signal: Callable[[Signal], None], on_reset: Callable[[], None], on_closed: Callable[[], None]
     ) -> None:
         self._on_signal = on_signal
-        self._line.on_closed = lambda: asyncio.get_running_loop().call_later(CLOSED_AFTER_S, on_closed)
+
+        def closed() -> None:
+            self._closed = asyncio.get_running_loop().call_later(CLOSED_AFTER_S, on_closed)
+
+        self._line.on_closed = closed
         reset_of_launcher = self._console.on_reset
 
         def reset() -> None:
@@ -91,6 +97,8 @@ class PortTransport:
         self._line.listen(self._feed)
 
     async def launch(self, session: str, *, shell: str, wrapper: str) -> None:
+        if self._closed is not None:
+            self._closed.cancel()  # that was the loop before, whose user has logged in again
         await self._wake_interrupter()
         read = self._supervisor_read = asyncio.get_running_loop().create_future()
         self.on_failure(read)
