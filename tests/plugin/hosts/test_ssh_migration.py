@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import select
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from inner_run import InnerRun
-from ssh_rig import SshRig, require_rigs, ssh_rig
-
-CLEAN_TIMEOUT_S = 60.0
+from ssh_rig import SshRig, require_clean, require_rigs, ssh_rig
 
 DISKS = """
 mkdir -p {home}/.cache/propolis/artifacts/disks
@@ -35,17 +31,6 @@ def test_the_example_of_a_guest_that_moves_between_hosts_passes(inner: InnerRun,
     inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=3)
     assert {name: host.processes() for name, host in rig.hosts.items()} == {"h1": {}, "h2": {}}
     assert {host.run("ls", "/run/propolis") for host in rig.hosts.values()} == {""}
-
-
-def require_clean(rig: SshRig) -> None:
-    """Wait until no host has anything of a run."""
-    deadline = time.monotonic() + CLEAN_TIMEOUT_S
-    while left := [line for host in rig.hosts.values() for line in host.processes().values() if "propolis" in line]:
-        assert time.monotonic() < deadline, left
-        select.select([], [], [], 0.1)
-    assert {host.run("ls", "/run/propolis") for host in rig.hosts.values()} == {""}
-    disks = "find ~/.cache/propolis/artifacts/disks -name '*.qcow2' 2>/dev/null || true"
-    assert {host.run("sh", "-c", disks) for host in rig.hosts.values()} == {""}
 
 
 FAULTS = """

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import select
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from inner_run import InnerRun
-from ssh_rig import SshRig, require_rigs, ssh_rig
-
-CLEAN_TIMEOUT_S = 60.0
+from ssh_rig import SshRig, require_clean, require_rigs, ssh_rig
 
 PHASES = ["Sync", "RamPush", "Pause", "Device", "Finish"]
 
@@ -148,15 +144,4 @@ def test_the_guest_is_on_one_side_and_nothing_is_left_on_the_other_when_somethin
     outcomes = inner.run("--propolis-hosts", str(hosts), "-p", "no:randomly", "-s").parseoutcomes()
     assert outcomes["passed"] + outcomes.get("skipped", 0) == 6, outcomes
     assert outcomes.keys() <= {"passed", "skipped", "errors", "warnings"}  # a lost host is also an error of a teardown
-    _require_clean(rig)
-
-
-def _require_clean(rig: SshRig) -> None:
-    """Wait until no host has anything of a run."""
-    deadline = time.monotonic() + CLEAN_TIMEOUT_S
-    while left := [line for host in rig.hosts.values() for line in host.processes().values() if "propolis" in line]:
-        assert time.monotonic() < deadline, left
-        select.select([], [], [], 0.1)
-    assert {host.run("ls", "/run/propolis") for host in rig.hosts.values()} == {""}
-    disks = "find ~/.cache/propolis/artifacts/disks -name '*.qcow2' 2>/dev/null || true"
-    assert {host.run("sh", "-c", disks) for host in rig.hosts.values()} == {""}
+    require_clean(rig)

@@ -37,6 +37,7 @@ __all__ = [
     "inventory_of",
     "link_processes",
     "options_of",
+    "require_clean",
     "require_rigs",
     "ssh_rig",
 ]
@@ -45,6 +46,7 @@ MakeHost = Callable[..., SshHost]
 """Makes a host of the rig, with options of its kind."""
 
 START_TIMEOUT_S = 30.0
+CLEAN_TIMEOUT_S = 60.0
 OUTSIDE_TMP = "/dev/shm"
 """The place for rigs: each host has a /tmp of its own."""
 
@@ -340,3 +342,14 @@ def link_processes() -> list[int]:
         except OSError:  # gone meanwhile
             pass
     return found
+
+
+def require_clean(rig: SshRig) -> None:
+    """Wait until no host has anything of a run."""
+    deadline = time.monotonic() + CLEAN_TIMEOUT_S
+    while left := [line for host in rig.hosts.values() for line in host.processes().values() if "propolis" in line]:
+        assert time.monotonic() < deadline, left
+        select.select([], [], [], 0.1)
+    assert {host.run("ls", "/run/propolis") for host in rig.hosts.values()} == {""}
+    disks = "find ~/.cache/propolis/artifacts/disks -name '*.qcow2' 2>/dev/null || true"
+    assert {host.run("sh", "-c", disks) for host in rig.hosts.values()} == {""}
