@@ -18,7 +18,7 @@ import struct
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 LINE_PREFIX = "propolis1 "
@@ -76,7 +76,7 @@ def digest(descriptor: int, size: int) -> str:
     return total.hexdigest()
 
 
-def frames(descriptor: int, size: int, start: int = 0) -> Iterator[bytes]:
+def frames(descriptor: int, size: int, start: int = 0) -> Generator[bytes, None, None]:
     """Yield the frames of a file from `start` on; over a slow line, compressed ones after the first `TRIAL_BYTES`.
 
     A caller that takes one frame when the one before has been sent makes the speed of the line known.

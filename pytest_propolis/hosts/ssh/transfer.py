@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from ...errors import HostError, ResourceExhausted
+from ...operating_system.read_ahead import read_ahead
 from ...storage import file_stream
 from ...storage.file_stream import (
     BY_CONTENT,
@@ -122,13 +123,12 @@ class _Program:
                 return message
         raise HostError(f"host {self._host}: a transfer was broken off", hint="what has arrived is not sent again")
 
-    async def send_frames(self, stream: Iterator[bytes]) -> None:
+    async def send_frames(self, stream: Generator[bytes, None, None]) -> None:
         """Send frames; the next one is read while one is on its way."""
-        upcoming = asyncio.create_task(asyncio.to_thread(next, stream, None))
-        while (frame := await upcoming) is not None:
-            self._channel.stdin.write(frame)
-            await self._channel.stdin.drain()
-            upcoming = asyncio.create_task(asyncio.to_thread(next, stream, None))
+        async with read_ahead(stream) as upcoming:
+            async for frame in upcoming:
+                self._channel.stdin.write(frame)
+                await self._channel.stdin.drain()
 
     async def receive_frames(self, part: PartialFile) -> None:
         """Write received frames to a file, and record the progress if the transfer is interrupted."""

@@ -11,13 +11,13 @@ every other one the target answers when it has written the pass.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Final
 
+from ....operating_system.read_ahead import read_ahead
 from ..failure import MigrationFailed
 from ..protocol import Connection, ConnectionLost
 
@@ -72,11 +72,11 @@ class MemorySender:
     async def _pass(self, *, last: bool) -> int:
         """Send what differs, and return how much that was."""
         found = 0
-        messages = _differences(self._descriptor, self._digests)
         try:
-            while message := await asyncio.to_thread(next, messages, b""):
-                await self._connection.send(message)
-                found += len(message)
+            async with read_ahead(_differences(self._descriptor, self._digests)) as messages:
+                async for message in messages:
+                    await self._connection.send(message)
+                    found += len(message)
             await self._connection.send(FRAME.pack(int(last), 0))
             if not last:
                 await self._connection.receive()
@@ -143,29 +143,25 @@ class MemoryReceiver:
         await self._connection.close("")
 
 
-def _differences(source: int, digests: dict[int, bytes]) -> Iterator[bytes]:
+def _differences(descriptor: int, digests: dict[int, bytes]) -> Generator[bytes, None, None]:
     """Yield messages with the blocks of a file whose digests are not those given, and correct these.
 
     :param digests: by offset. A block that has none is zeros at the target.
     """
-    descriptor = os.dup(source)  # the thread of a pass that was cancelled may read when the source has been closed
-    try:
-        message, end = bytearray(), -1
-        length_at = 0
-        for offset, block in _changed_blocks(descriptor, digests):
-            if offset != end:
-                length_at = len(message) + 8
-                message += FRAME.pack(offset, 0)
-            message += block
-            end = offset + len(block)
-            struct.pack_into(">I", message, length_at, len(message) - length_at - 4)
-            if len(message) >= CHUNK_BYTES:
-                yield bytes(message)
-                message, end = bytearray(), -1
-        if message:
+    message, end = bytearray(), -1
+    length_at = 0
+    for offset, block in _changed_blocks(descriptor, digests):
+        if offset != end:
+            length_at = len(message) + 8
+            message += FRAME.pack(offset, 0)
+        message += block
+        end = offset + len(block)
+        struct.pack_into(">I", message, length_at, len(message) - length_at - 4)
+        if len(message) >= CHUNK_BYTES:
             yield bytes(message)
-    finally:
-        os.close(descriptor)
+            message, end = bytearray(), -1
+    if message:
+        yield bytes(message)
 
 
 def _changed_blocks(descriptor: int, digests: dict[int, bytes]) -> Iterator[tuple[int, bytes]]:
