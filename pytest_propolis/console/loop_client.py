@@ -34,6 +34,7 @@ LOGGED_OUT: Final = "the guest shows a login prompt where its shell was"
 LOGIN_PROMPT: Final = b" login: "
 ECHO_BYTES: Final = 100
 INTERRUPT_TIMEOUT_S: Final = 10.0
+PREPARATION_TIMEOUT_S: Final = 30.0
 RESTART_TIMEOUT_S: Final = 60.0
 INTERRUPT_INTERVAL_S: Final = 1.0
 PREPARATIONS: Final = 3
@@ -57,6 +58,8 @@ class LoopClient:
         self._fresh = False
         """Whether a new shell evaluates commands, which has not had its `preparation`."""
         self._ready = asyncio.Event()
+        self._replaced = asyncio.Event()
+        """Set when a loop is ready that replaces another one."""
         self.pending: PendingCommand | None = None
         """The command that was sent last; None once its caller has its end."""
         self._lost: str | None = None
@@ -202,14 +205,16 @@ class LoopClient:
                     await self._interrupt(pending)
                     await self._resynchronize()
             except TimeoutError:
-                raise self._unanswered("the last command cannot be interrupted") from None
+                why = "the last command cannot be interrupted"
+                raise self._unanswered(why, waited_s=INTERRUPT_TIMEOUT_S) from None
         self.pending = None
         if self._fresh and prepare:
             try:
-                async with asyncio.timeout(INTERRUPT_TIMEOUT_S):
+                async with asyncio.timeout(PREPARATION_TIMEOUT_S):
                     await self._prepare()
             except TimeoutError:
-                raise self._unanswered("it does not take its first settings") from None
+                why = "it does not take its first settings"
+                raise self._unanswered(why, waited_s=PREPARATION_TIMEOUT_S) from None
 
     def abandon(self, reason: str) -> None:
         """End the wait for the command that runs, and take no further ones: the guest's shell is about to go."""
@@ -240,6 +245,14 @@ class LoopClient:
 
     async def _prepare(self) -> None:
         """Send a new shell its first settings."""
+        replacement = self._transport.replacement(self._session, shell=self._command)
+        if replacement is not None:
+            self.pending = None
+            self._replaced.clear()
+            failure = asyncio.get_running_loop().create_future()
+            self._transport.on_failure(failure)
+            await self._transport.send(replacement)
+            await self._ask_until(self._replaced, failure, self._session)
         for _ in range(PREPARATIONS):
             pending = self.begin(new_nonce())
             first = self._transport.preparation(self._session, pending.nonce, shell=self._command)
@@ -274,8 +287,10 @@ class LoopClient:
                     self._fail(pending, f"{KILLED}: a new one has started")
                 self._fresh = True
                 self._ready.set()
+                self._replaced.set()
             case Ended(nonce) if nonce == self._session:
                 self._ready.set()  # the mark that it is ready was lost, and this answers the question for it
+                self._replaced.set()
             case _ if pending is None:
                 pass
             case Output(data):
@@ -336,11 +351,11 @@ class LoopClient:
         pending.ended.exception()  # it may be awaited no more
         pending.acknowledged.set()
 
-    def _unanswered(self, why: str) -> ShellError:
+    def _unanswered(self, why: str, *, waited_s: float) -> ShellError:
         return self.error(
             ShellLost,
             f"the shell does not answer: {why}",
-            waited_s=INTERRUPT_TIMEOUT_S,
+            waited_s=waited_s,
             hint="reset the VM, or see its console",
         )
 

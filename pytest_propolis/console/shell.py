@@ -39,15 +39,18 @@ class Shell:
     :param vm: the VM's name, for errors.
     :param port: the guest port that commands go over, beside the console, which has a shell of its own then: that one
         starts the shell of the port, and is there for interactive users.
+    :param transport: the line to the loop, if there is no port; the console's by default.
     """
 
-    def __init__(self, console: Console, *, vm: str, port: PortLine | None = None) -> None:
+    def __init__(
+        self, console: Console, *, vm: str, port: PortLine | None = None, transport: LoopTransport | None = None
+    ) -> None:
         self._console = console
         self._terminal: Shell | None = None
         """The shell on the console, if commands go over a port."""
-        self._transport: LoopTransport = ConsoleTransport(console)
+        self._transport: LoopTransport = transport or ConsoleTransport(console)
         if port is not None:
-            self._terminal = Shell(console, vm=vm)
+            self._terminal = Shell(console, vm=vm, transport=ConsoleTransport(console, starts_another=True))
             self._transport = PortTransport(port, console, self._terminal, vm=vm)
         self._loop = LoopClient(console, self._transport, vm=vm)
         self._lock = asyncio.Lock()

@@ -11,7 +11,7 @@ from typing import ClassVar, Final, Literal
 
 from ..agent_api.image_recipe import ImageRecipe
 from ..console.console import Console
-from ..console.read_eval_loop import preparation, program
+from ..console.read_eval_loop import preparation, program, starting_program
 from ..console.transports.port_loop import encode_for_port, port_preparation, port_supervisor
 from ..field_checks import check_fields
 from ..storage.artifacts import Artifact
@@ -117,7 +117,7 @@ class GuestAdapter(ABC):
         """Fingerprint of everything in the adapter that affects a template: the source of its class and bases."""
         sources = [_module_source(kind) for kind in type(self).__mro__ if issubclass(kind, GuestAdapter)]
         protocol = program("", shell=self.shell) + preparation("", "", shell=self.shell)
-        protocol += port_supervisor("", shell=self.shell) + port_preparation("", "").decode()
+        protocol += starting_program("") + port_supervisor("", shell=self.shell) + port_preparation("", "").decode()
         protocol += "".join(chunk.data.decode() for chunk in encode_for_port("", "", ""))
         return hashlib.sha256(b"\0".join([self.name.encode(), protocol.encode(), PROGRAM, *sources])).hexdigest()
 

@@ -23,20 +23,15 @@ NO_INSTANCE: Final = 424
 # A guest without udev has no names for ports below /dev/virtio-ports. The kernel names a device after the number of
 # its port: to read all names takes an emulated guest as long as a small file. The last user closes a port in a moment.
 # `command` keeps a failure of `exec` from ending the shell: one that was forked would go on with the loop of the other.
-_OPEN: Final = r"""set +efu
-[ -d /sys/class/virtio-ports ] || modprobe -q virtio_console 2>/dev/null
-for _f in PORTS
-do _o=${_f%:*} _p= _i=0
-for _d in /sys/class/virtio-ports/vport*p"$_o"
-do IFS= read -r _n 2>/dev/null <"$_d/name" && [ "$_n" = "org.propolis.$_o" ] && _p=/dev/${_d##*/}
-done
-[ -c "$_p" ] || { echo "the guest has no port org.propolis.$_o: its kernel needs virtio_console"; exit 1; }
-until eval "command exec ${_f#*:}<>$_p"
-do _i=$((_i+1)); [ "$_i" -lt 100 ] && sleep 0.05 ||
-{ echo "the port org.propolis.$_o is held by a program in the guest"; exit 1; }
-done 2>/dev/null
-done
-"""
+# It is short and has no line break, because it is typed at a serial line, too.
+_OPEN: Final = (
+    "[ -d /sys/class/virtio-ports ]||modprobe -q virtio_console 2>/dev/null;_p= _i=0;"
+    ' for _d in /sys/class/virtio-ports/vport*pNUMBER;do IFS= read -r _n<"$_d/name"'
+    '&&[ "$_n" = org.propolis.NUMBER ]&&_p="/dev/${_d##*/}";done 2>/dev/null;'
+    ' [ -c "$_p" ]||{ echo "the guest has no port org.propolis.NUMBER: its kernel needs virtio_console";exit 1;};'
+    ' until command exec DESCRIPTOR<>"$_p";do _i=$((_i+1));[ "$_i" -lt 100 ]&&sleep 0.05||'
+    '{ echo "the port org.propolis.NUMBER is held by a program in the guest";exit 1;};done 2>/dev/null'
+)
 
 
 def port_name(number: int) -> str:
@@ -45,11 +40,15 @@ def port_name(number: int) -> str:
 
 
 def open_ports(descriptors: Mapping[int, int]) -> str:
-    """Lines of a script that open ports, or end the script.
+    """Return one line of a script that opens ports, or ends the script.
 
     :param descriptors: the descriptor of each, by the number of the port.
     """
-    return _OPEN.replace("PORTS", " ".join(f"{number}:{descriptor}" for number, descriptor in descriptors.items()))
+    commands = [
+        _OPEN.replace("NUMBER", str(number)).replace("DESCRIPTOR", str(descriptor))
+        for number, descriptor in descriptors.items()
+    ]
+    return "; ".join(["set +efu", *commands])
 
 
 class GuestPorts:
@@ -80,7 +79,7 @@ class GuestPorts:
             await self._moved.wait()
 
     def open_script(self, descriptors: Mapping[int, int]) -> str:
-        """Return lines of a script that open ports in the guest, or end the script."""
+        """Return one line of a script that opens ports in the guest, or ends the script."""
         return open_ports(descriptors)
 
     @contextlib.asynccontextmanager

@@ -9,20 +9,24 @@ from typing import Any
 
 from ...errors import CapabilityMissing
 from ..console import Console
-from ..read_eval_loop import preparation, program
-from ..shell_protocol import INTERRUPT, Chunk, Signal, encode
+from ..read_eval_loop import preparation, program, starting_program, whole_program_command
+from ..shell_protocol import INTERRUPT, Chunk, Signal, encode, new_nonce
 
 __all__ = ["ConsoleTransport"]
 
 
 class ConsoleTransport:
-    """The `LoopTransport` that every guest has. A key of the terminal interrupts."""
+    """The `LoopTransport` that every guest has. A key of the terminal interrupts.
+
+    :param starts_another: whether the loop is there to start that of a port: it is a small one at first.
+    """
 
     may_lose_marks = True
     waits_for_client = False
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, starts_another: bool = False) -> None:
         self._console = console
+        self._starts_another = starts_another
         self.expect_nonces = console.expect_nonces
         self.on_failure: Callable[[asyncio.Future[Any]], None] = console.transcript.on_failure
         self.unrecorded: Callable[[], AbstractContextManager[None]] = console.unrecorded
@@ -37,7 +41,15 @@ class ConsoleTransport:
         pass  # it is listened to from the start
 
     async def launch(self, session: str, *, shell: str, wrapper: str) -> None:
-        await self._console.send(wrapper.replace("{}", program(session, shell=shell)) + "\n")
+        loop = starting_program(session) if self._starts_another else program(session, shell=shell)
+        await self._console.send(wrapper.replace("{}", loop) + "\n")
+
+    def replacement(self, session: str, *, shell: str) -> bytes | None:
+        if not self._starts_another:
+            return None
+        # A whole loop gives its terminal to commands with such a nonce.
+        nonce = new_nonce(interactive=True)
+        return f"{nonce} 0 {whole_program_command(session, shell=shell)}\n".encode()
 
     async def open_errors(self, on_signal: Callable[[Signal], None]) -> None:
         raise CapabilityMissing(

@@ -34,7 +34,7 @@ class Ports(Protocol):
         ...
 
     def open_script(self, descriptors: Mapping[int, int]) -> str:
-        """Return lines of a script that open ports in the guest, or end the script.
+        """Return one line of a script that opens ports in the guest, or ends the script.
 
         :param descriptors: the descriptor of each, by the number of the port.
         """

@@ -20,6 +20,7 @@ __all__ = [
     "PORT_DESCRIPTOR",
     "encode_for_port",
     "framed_command_for_port",
+    "port_launch",
     "port_preparation",
     "port_supervisor",
     "typed_command_for_port",
@@ -42,11 +43,9 @@ CHUNK_BYTES: Final = 1 << 16
 # Commands write to pipes, and `cat` to the ports: a port can be opened only once, so it cannot be /dev/stdout. When the
 # shells have ended, everything ends, which closes the ports.
 #
-# The script is read in blocks, from the port: only the braces' end makes the shell begin. What it says then is that
-# nothing of what follows in the port is lost to it.
-_SUPERVISOR: Final = r"""{
-exec </dev/null
-printf "\036SESSION\0060\004" >&9
+# What it says first is that the shell which has read it from the port, in blocks, lets go of the port: nothing of what
+# follows is lost.
+_SUPERVISOR: Final = r"""printf "\036SESSION\0060\004" >&9
 trap : 2 3
 (trap '' 2 3
 exec 9>&- 7>&-
@@ -72,7 +71,13 @@ printf "\036SESSION\005%d\004" $_l >&7
 printf "\036SESSION\005%d\004" $_l >&9 || exit
 done
 ) 9>&1 >/dev/null | _r >&9; } 7>&1 | _r >&7
-exit
+"""
+
+# Only the end of the braces makes the shell begin. setsid forks where it leads a process group already: so the loop
+# does not stay a job of the shell on the console.
+_LAUNCH: Final = """{
+OPEN
+exec setsid setsid sh -c SUPERVISOR </dev/null >/dev/null 2>&1
 }
 """
 
@@ -124,10 +129,19 @@ _MAY_STOP_EXECUTING: Final = re.compile(r"noexec|\bset\b.*-[a-zA-Z]*n")
 _WITH_EMPTY_INPUT: Final = {"BEFORE": r"\command exec </dev/null; ", "AFTER": r"; \command exec <&8"}
 
 
-def port_supervisor(session: str, *, shell: str = "sh") -> str:
-    """Return the script that starts shells: for ``sh -s`` with three open ports, one of which is also its input.
+def port_launch(session: str, *, open_others: str, shell: str = "sh") -> str:
+    """Return the script that starts a `port_supervisor`, for ``sh -s`` with its port as input and as descriptor 9.
 
-    It acknowledges the session when it has been read to its end. Descriptor 9 is the port of the shells, 7 that of
+    :param open_others: a line that opens the other ports, or says why it cannot and ends the script.
+    """
+    supervisor = quoted(port_supervisor(session, shell=shell))
+    return _LAUNCH.replace("OPEN", open_others).replace("SUPERVISOR", supervisor)
+
+
+def port_supervisor(session: str, *, shell: str = "sh") -> str:
+    """Return the script that starts shells, with three open ports.
+
+    It acknowledges the session first. Descriptor 9 is the port of the shells, 7 that of
     standard error apart, 8 that of interrupts. A shell starts when a line from descriptor 9 is the session. A line on
     descriptor 8 that begins with the session and a space interrupts the commands; the answer is the same line. The
     script must lead a process group of its own.

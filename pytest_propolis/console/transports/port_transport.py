@@ -21,8 +21,8 @@ from .port_loop import (
     INTERRUPT_DESCRIPTOR,
     PORT_DESCRIPTOR,
     encode_for_port,
+    port_launch,
     port_preparation,
-    port_supervisor,
 )
 
 __all__ = ["PortTransport"]
@@ -32,13 +32,11 @@ LAUNCH_TIMEOUT_S: Final = 60.0
 CLOSED_AFTER_S: Final = 2.0
 """How long after all its shells a guest may take to reset or to stop, which is why they have ended then."""
 
-# An emulator needs some 40 us for each octet on a serial line, and the shell as long to read it: so the supervisor is
-# read from the port. There, what an earlier boot has left unread comes before the line with the nonce.
-#
-# setsid forks where it leads a process group already: so the loop does not stay a job of the shell on the console.
-_LAUNCH: Final = r"""(OPEN_l=
-until [ "$_l" = NONCE ]; do IFS= read -r _l <&9 || { echo 'the port is at its end'; exit 1; }; done
-setsid setsid sh -s <&9 >/dev/null 2>&1)"""
+# An emulated guest needs some 80 us for each octet on its serial line: so all but this is read from the port. There,
+# what an earlier boot has left unread comes before the line with the nonce.
+_LAUNCH: Final = (
+    '(OPEN;until [ "$_l" = NONCE ];do IFS= read -r _l<&9||{ echo "the port is at its end";exit 1;};done;exec sh -s<&9)'
+)
 
 
 class Launcher(Protocol):
@@ -103,14 +101,10 @@ class PortTransport:
         read = self._supervisor_read = asyncio.get_running_loop().create_future()
         self.on_failure(read)
         nonce = new_nonce()
-        await self._line.send(f"\n{nonce}\n{port_supervisor(session, shell=shell)}".encode())
-        opening = self._line.ports.open_script(
-            {
-                self._line.number: PORT_DESCRIPTOR,
-                INTERRUPT_PORT: INTERRUPT_DESCRIPTOR,
-                ERRORS_PORT: ERRORS_DESCRIPTOR,
-            }
-        )
+        ports = self._line.ports
+        others = ports.open_script({INTERRUPT_PORT: INTERRUPT_DESCRIPTOR, ERRORS_PORT: ERRORS_DESCRIPTOR})
+        await self._line.send(f"\n{nonce}\n{port_launch(session, open_others=others, shell=shell)}".encode())
+        opening = ports.open_script({self._line.number: PORT_DESCRIPTOR})
         launched = await self._launcher.run_first(
             _LAUNCH.replace("OPEN", opening).replace("NONCE", nonce),
             timeout_s=LAUNCH_TIMEOUT_S,
@@ -125,6 +119,9 @@ class PortTransport:
                 hint='VmConfig(channel="console") needs no port',
             )
         await read
+
+    def replacement(self, session: str, *, shell: str) -> bytes | None:
+        return None
 
     async def open_errors(self, on_signal: Callable[[Signal], None]) -> None:
         line = await self._line.companion(ERRORS_PORT)

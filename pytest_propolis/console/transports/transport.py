@@ -43,6 +43,13 @@ class LoopTransport(Protocol):
         """
         ...
 
+    def replacement(self, session: str, *, shell: str) -> bytes | None:
+        """Return what replaces the loop that `launch` has started by a whole one; None when it is one.
+
+        The whole one says when it is ready.
+        """
+        ...
+
     async def open_errors(self, on_signal: Callable[[Signal], None]) -> None:
         """Have a way for standard error alone, and pass its signals on: those with the words of `expect_nonces`.
 

@@ -48,8 +48,8 @@ class LocalPorts:
         await asyncio.Event().wait()
 
     def open_script(self, descriptors: Mapping[int, int]) -> str:
-        return "".join(
-            f"command exec {descriptor}<&{DESCRIPTORS[number]} {DESCRIPTORS[number]}<&- || exit\n"
+        return "; ".join(
+            f"command exec {descriptor}<&{DESCRIPTORS[number]} {DESCRIPTORS[number]}<&- || exit"
             for number, descriptor in descriptors.items()
         )
 
