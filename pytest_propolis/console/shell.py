@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ..errors import CommandFailed, CommandTimeout, ConsoleClosed, ShellError, ShellLost
 from ..terminal_text import abbreviated
@@ -344,6 +344,10 @@ class Shell:
         if self._terminal is not None:
             self._terminal.abandon(reason)
         self._loop.abandon(reason)
+
+    def on_failure(self, future: asyncio.Future[Any]) -> None:
+        """Have a future fail with the line to the shell or with the VM, if it is not done by then."""
+        self._transport.on_failure(future)
 
     def belongs_to(self, vm: str) -> None:
         """Name another VM in errors from now on: the one that the guest has migrated to."""

@@ -138,18 +138,23 @@ class PortChannel:
             await self._lose(port, running)
 
     async def _lose(self, port: PortStream, running: asyncio.Task[int]) -> NoReturn:
-        """Wait until the port can be connected to again, or the script has failed, because the VM has ended, say.
+        """Wait until the port can be connected to again, or the script or the VM has ended.
 
         :raises Garbled: when it can.
         """
         waiting = asyncio.create_task(port.until_moved())
+        failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._shell.on_failure(failure)
         try:
             await asyncio.wait([waiting, running], return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
                 running.result()
-                await waiting
+                await asyncio.wait([waiting, failure], return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                failure.result()
         finally:
             waiting.cancel()
+            failure.cancel()
         raise Garbled("the guest's port was lost") from None
 
     @contextlib.asynccontextmanager

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from pytest_propolis import CapabilityMissing, ConfigError, FileTransferError, Progress, VmConfig
+from pytest_propolis import CapabilityMissing, ConfigError, ConsoleClosed, FileTransferError, Progress, VmConfig
 from pytest_propolis.agent_api.guest_ports import STREAM_PORTS
 from pytest_propolis.console.channels.channel import Garbled
-from pytest_propolis.console.channels.guest_ports import GuestPorts
+from pytest_propolis.console.channels.guest_ports import GuestPorts, PortStream
 from pytest_propolis.console.channels.over_port import CHUNK_BYTES, PortChannel
-from pytest_propolis.propolis_api.connection.byte_stream import ByteStream
+from pytest_propolis.propolis_api.connection.byte_stream import ByteStream, StreamEnded
 from pytest_propolis.vm.config_fields import VmConfigFields
 from pytest_propolis.vm.disks.kinds import DataDisk
 from pytest_propolis.vm.factory import VmFactory
@@ -93,6 +93,29 @@ async def test_what_was_sent_and_not_read_when_the_guest_migrates_is_sent_again(
         async with asyncio.timeout(30):
             await upload
     assert await heir.run("echo on") == "on"
+
+
+async def test_the_end_of_a_vm_ends_the_wait_for_a_stream_whose_script_has_succeeded(
+    vm_factory: VmFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = await vm_factory.start(**SMALL)
+    channel = PortChannel(vm.shell, vm._ports, vm=vm.name)
+    monkeypatch.setattr("pytest_propolis.console.channels.guest_ports.MOVE_TIMEOUT_S", 3600.0)
+    waits = asyncio.Event()
+
+    async def lose_what_comes(stream: PortStream) -> bytes:
+        waits.set()
+        await asyncio.wait([stream._connection.ended])
+        raise StreamEnded
+
+    monkeypatch.setattr(PortStream, "receive", lose_what_comes)
+    download = asyncio.create_task(channel.download("echo content", lambda data: None, note="a download"))
+    await waits.wait()
+    await vm.run("true")  # behind the script
+    await vm.stop()
+    with pytest.raises(ConsoleClosed):
+        async with asyncio.timeout(60):
+            await download
 
 
 async def test_a_machine_without_ports_has_no_such_device(vm_factory: VmFactory) -> None:
