@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from local_ports import local_ports
 from local_pty import SHELLS, console_on, shell_command
-from local_shell import TIMEOUT_S, Local
+from local_shell import OVER_PORT, TIMEOUT_S, Local, any_shell
 
+from pytest_propolis.agent_api.guest_ports import SHELL_PORT
 from pytest_propolis.console import loop_client
 from pytest_propolis.console.console import Console
 from pytest_propolis.console.shell import Shell
 from pytest_propolis.console.shell_protocol import Acknowledged, Ended, Ready, Signal
+from pytest_propolis.console.transports.port_line import PortLine
 
 
 def lose_the_first(console: Console, kind: type[Signal]) -> list[Signal]:
@@ -55,6 +58,39 @@ async def test_a_loop_whose_first_mark_was_lost_is_asked_whether_it_is_there(tmp
         await shell.start(shell=shell_command(kind), timeout_s=TIMEOUT_S)
         assert lost
         assert (await shell.run("echo hello", timeout_s=TIMEOUT_S)).output == b"hello\n"
+
+
+@pytest.mark.parametrize("kind", SHELLS)
+@pytest.mark.parametrize("lost_kind", [Ready, Ended])
+async def test_the_loop_that_starts_that_of_a_port_repeats_what_was_lost(
+    tmp_path: Path, kind: str, lost_kind: type[Signal]
+) -> None:
+    async with (
+        local_ports(tmp_path) as ports,
+        console_on(kind, tmp_path, inherited=ports.inherited) as console,
+        PortLine.over(ports, SHELL_PORT, console) as line,
+    ):
+        lost = lose_the_first(console, lost_kind)
+        shell = Shell(console, vm="local", port=line)
+        await shell.start(shell=shell_command(kind), timeout_s=TIMEOUT_S)
+        assert lost
+        assert (await shell.run("echo hello", timeout_s=TIMEOUT_S)).output == b"hello\n"
+        lost = lose_the_first(console, lost_kind)
+        async with shell.interactive(timeout_s=TIMEOUT_S) as user:
+            await user.send("stty size\n")
+            await user.wait_for("24 80", timeout_s=TIMEOUT_S)
+        assert lost
+        assert (await shell.run("echo hello", timeout_s=TIMEOUT_S)).output == b"hello\n"
+
+
+@pytest.mark.parametrize("name", [kind + OVER_PORT for kind in SHELLS])
+async def test_the_loop_that_starts_that_of_a_port_passes_over_other_lines(tmp_path: Path, name: str) -> None:
+    async with any_shell(name, tmp_path) as local:
+        await local.console.send("nonsense\n?snosession\nr12345678 1 echo two lines\nn and more\n\n")
+        async with local.shell.interactive(timeout_s=TIMEOUT_S) as user:
+            await user.send("stty size\n")
+            await user.wait_for("24 80", timeout_s=TIMEOUT_S)
+        assert await local.run("echo on") == b"on\n"
 
 
 async def test_requests_for_an_acknowledgement_change_nothing(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
