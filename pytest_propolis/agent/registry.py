@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import secrets
 import time
@@ -17,7 +16,6 @@ from ..agent_api.boot_source import DirectKernel
 from ..agent_api.messages import CreateVm, Keep, KeptListed, ResourceIds, VmListed, run_of_client
 from ..agent_api.retention import Kept
 from ..engine.qemu.memory import GuestMemory
-from ..engine.server.server import VmServer
 from ..engine.templates.template import Template
 from ..errors import AgentError, ArtifactMissing, HostBusy
 from ..ledger.entry import KEPT_OWNER, Owner
@@ -30,8 +28,7 @@ from .disks.disk_images import require_absolute
 from .disks.disk_registry import DiskRegistry
 from .disks.disk_space import DiskSpace
 from .hypervisor import Hypervisor, HypervisorFinder
-from .servers.block_backends import BACKENDS
-from .servers.server_factory import VmPaths, address_of, metrics_config, server_config, server_process
+from .servers.server_factory import VmPaths, forked_server, new_server
 from .servers.server_process import ServerProcess
 from .templates.fork_starter import ForkStarter
 from .templates.standby import Standby
@@ -181,14 +178,15 @@ class ResourceRegistry:
             self._budget.release(vm_id)
             raise
         paths = VmPaths(vm_id, directory, disk_directory, writer)
-        server: VmServer | ServerProcess
-        if hypervisor is None:
-            server = server_process(self._config, request, paths, self._hypervisors)
-        else:
-            inherited = _variables(owned, request.predecessor)
-            server = VmServer(
-                server_config(self._config, request, paths, hypervisor, memory=memory, variables=inherited)
-            )
+        server = new_server(
+            self._config,
+            request,
+            paths,
+            self._hypervisors,
+            hypervisor=hypervisor,
+            memory=memory,
+            variables=_variables(owned, request.predecessor),
+        )
         vm = OwnedVm(
             id=vm_id,
             request=request,
@@ -253,15 +251,7 @@ class ResourceRegistry:
             id=started.id,
             request=request,
             client=client,
-            server=VmServer(
-                dataclasses.replace(
-                    started.config,
-                    log_path=Path(request.log_path or started.config.log_path),
-                    address=address_of(self._config, started.id),
-                    backends=BACKENDS,
-                    metrics=metrics_config(request),
-                )
-            ),
+            server=forked_server(self._config, request, started),
             directory=started.directory,
             disk_directory=started.disk_directory,
             writer=started.writer,

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from ...agent_api.agent_process import SOCKET_NAME, AgentConfig
 from ...agent_api.messages import CreateVm
 from ...engine.qemu.memory import GuestMemory
+from ...engine.server.server import VmServer
 from ...engine.server.server_config import ServerConfig
 from ...ledger.entry import command_line_tag
 from ...ledger.writer import LedgerWriter
 from ...oximeter.metrics_config import MetricsConfig
 from ...propolis_api.connection.endpoint import Endpoint
 from ..hypervisor import Hypervisor, HypervisorFinder
+from ..templates.fork_starter import StartedFork
 from .block_backends import BACKENDS
 from .server_process import LOOPBACK, ServerProcess
 
-__all__ = ["VmPaths", "address_of", "metrics_config", "server_config", "server_process"]
+__all__ = ["VmPaths", "address_of", "forked_server", "new_server"]
 
 QEMU_LOG: Final = "qemu.log"
 """QEMU's log in the VM's directory, unless the client names another path."""
@@ -35,7 +38,41 @@ class VmPaths(NamedTuple):
         return Path(request.log_path or self.directory / QEMU_LOG)
 
 
-def server_config(
+def new_server(
+    agent: AgentConfig,
+    request: CreateVm,
+    paths: VmPaths,
+    hypervisors: HypervisorFinder,
+    *,
+    hypervisor: Hypervisor | None,
+    memory: GuestMemory | None,
+    variables: Path | None,
+) -> VmServer | ServerProcess:
+    """Return the server for a VM: the engine, or the program that is requested, not yet started.
+
+    :param hypervisor: what the engine runs the VM with; None if a program is requested.
+    :param memory: the file for the guest's memory.
+    :param variables: the firmware variables of the VM that it replaces.
+    """
+    if hypervisor is None:
+        return _server_process(agent, request, paths, hypervisors)
+    return VmServer(_server_config(agent, request, paths, hypervisor, memory=memory, variables=variables))
+
+
+def forked_server(agent: AgentConfig, request: CreateVm, started: StartedFork) -> VmServer:
+    """Return the engine for a VM that is a fork."""
+    return VmServer(
+        dataclasses.replace(
+            started.config,
+            log_path=Path(request.log_path or started.config.log_path),
+            address=address_of(agent, started.id),
+            backends=BACKENDS,
+            metrics=_metrics_config(request),
+        )
+    )
+
+
+def _server_config(
     agent: AgentConfig,
     request: CreateVm,
     paths: VmPaths,
@@ -44,11 +81,6 @@ def server_config(
     memory: GuestMemory | None,
     variables: Path | None,
 ) -> ServerConfig:
-    """Return the engine's configuration for a VM.
-
-    :param memory: the file for the guest's memory.
-    :param variables: the firmware variables of the VM that it replaces.
-    """
     return ServerConfig(
         tag=f"{command_line_tag(agent.run)}{paths.vm_id}",
         qemu=hypervisor.qemu,
@@ -65,14 +97,13 @@ def server_config(
         address=address_of(agent, paths.vm_id),
         disk_directory=paths.disk_directory,
         backends=BACKENDS,
-        metrics=metrics_config(request),
+        metrics=_metrics_config(request),
     )
 
 
-def server_process(
+def _server_process(
     agent: AgentConfig, request: CreateVm, paths: VmPaths, hypervisors: HypervisorFinder
 ) -> ServerProcess:
-    """Return the server program for a VM, not yet started."""
     assert request.program is not None
 
     async def own_options() -> tuple[str, ...]:
@@ -93,7 +124,7 @@ def server_process(
     )
 
 
-def metrics_config(request: CreateVm) -> MetricsConfig | None:
+def _metrics_config(request: CreateVm) -> MetricsConfig | None:
     """Return the address at which the engine serves a VM's metrics, and the registry."""
     if request.metric_addr is None:
         return None

@@ -33,7 +33,7 @@ from .guest_ports import port_devices
 from .machine_part import part_arguments
 from .memory import MEMORY_ID, GuestMemory
 
-__all__ = ["HostResources", "InvalidSpec", "SpecUnsupported", "qemu_arguments", "unwrap"]
+__all__ = ["HostResources", "InvalidSpec", "SpecUnsupported", "process_arguments", "qemu_arguments", "unwrap"]
 
 COM_INDEX: Final = {
     SerialPortNumber.COM1: 0,
@@ -46,6 +46,9 @@ GUEST_CIDS: Final = range(3, (1 << 32) - 1)
 
 MOST_MEMORY_MIB: Final = 1 << 19
 """Half of the address space of an emulated processor, which has 40 address bits."""
+
+RESETS: Final = ("-action", "reboot=shutdown")
+"""A guest that resets itself is stopped until `Machine` has reset the whole machine."""
 
 SOFT_NPU: Final = (SoftNpuPciPort, SoftNpuPort, SoftNpuP9, P9fs)
 
@@ -83,7 +86,7 @@ def qemu_arguments(
     generation: UUID | None = None,
     guest_ports: bool = False,
 ) -> list[str]:
-    """Return QEMU's command line without the monitor and the serial sockets.
+    """Return QEMU's command line without those of `process_arguments`.
 
     :param tag: an unguessable tag that identifies the process as the run's.
     :param generation: the generation id of a guest that is a copy of another one; by default the instance's id.
@@ -127,6 +130,20 @@ def _process(tag: str, properties: InstanceProperties) -> Iterator[str]:
     """Yield the options of every QEMU process: a tag of the run, no default devices, paused."""
     yield from ("-name", f"guest={tag}", "-uuid", str(properties.id))
     yield from ("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S")
+
+
+def process_arguments(fds: Mapping[str, int], *, incoming: bool) -> list[str]:
+    """Return the arguments that connect a QEMU process to `Machine`.
+
+    :param fds: the inherited sockets of the monitor and of the serial and guest ports, by name.
+    :param incoming: wait for another machine's state.
+    """
+    return [
+        *RESETS,
+        *("-chardev", f"socket,id=monitor,fd={fds['monitor']}", "-mon", "chardev=monitor,mode=control"),
+        *(arg for name in fds if name != "monitor" for arg in ("-chardev", f"socket,id={name},fd={fds[name]}")),
+        *(("-incoming", "defer") if incoming else ()),
+    ]
 
 
 def unwrap(component: Component) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any, Self
 
-__all__ = ["DiskError", "GuestEvent", "exit_reason"]
+__all__ = ["DiskError", "GuestEvent", "event_time_s", "exit_reason"]
 
 
 class GuestEvent(Enum):
@@ -35,6 +37,19 @@ class DiskError:
     node: str
     is_full: bool
     reason: str
+
+    @classmethod
+    def of_event(cls, data: Mapping[str, Any]) -> Self:
+        """Return the error of QEMU's event ``BLOCK_IO_ERROR``."""
+        # A node that was inserted by a job has no name of ours; what is above it is the device's then.
+        node = str(data.get("node-name") or data.get("device") or data.get("qom-path"))
+        return cls(node, bool(data.get("nospace")), str(data.get("reason", "")))
+
+
+def event_time_s(event: Mapping[str, Any]) -> float:
+    """Return when QEMU sent an event, by the host's clock, in seconds since the epoch."""
+    timestamp: dict[str, int] = event["timestamp"]
+    return timestamp["seconds"] + timestamp["microseconds"] / 1e6
 
 
 def exit_reason(status: int, last_line: str = "") -> str:

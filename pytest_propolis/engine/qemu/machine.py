@@ -15,7 +15,8 @@ from qemu.qmp import EventListener, QMPError
 
 from ...operating_system.child import Child, ChildRecord, Journal, spawn
 from .bios_shadow import drop_bios_shadow
-from .guest_events import DiskError, GuestEvent, exit_reason
+from .command_line import process_arguments
+from .guest_events import DiskError, GuestEvent, event_time_s, exit_reason
 from .guest_ports import GuestPorts
 from .monitor import COMMAND_TIMEOUT_S, MachineError, Monitor
 from .qemu_log import QemuLog
@@ -29,9 +30,6 @@ MONITOR_READY_TIMEOUT_S: Final = 30.0
 
 END_TIMEOUT_S: Final = 1.0
 """How long to wait for QEMU's exit after its monitor has disconnected."""
-
-RESETS: Final = ("-action", "reboot=shutdown")
-"""A guest that resets itself is stopped until `Machine` has reset the whole machine."""
 
 
 class Machine:
@@ -118,7 +116,7 @@ class Machine:
             with self._log.open() as log:
                 self._process = await spawn(
                     self._program,
-                    [*self._arguments, *RESETS, *_channels(fds), *(("-incoming", "defer") if self._incoming else ())],
+                    [*self._arguments, *process_arguments(fds, incoming=self._incoming)],
                     stdout=log,
                     stderr=log,
                     pass_fds=[*fds.values(), *self._inherit],
@@ -304,9 +302,9 @@ class Machine:
                 case {"event": "BLOCK_IO_ERROR", "data": data}:
                     self._take_disk_error(data)
                 case {"event": "STOP"}:
-                    self.stopped_s = _time_s(event)
+                    self.stopped_s = event_time_s(event)
                 case {"event": "RESUME"}:
-                    self.resumed_s = _time_s(event)
+                    self.resumed_s = event_time_s(event)
                 case {"event": "RESET"}:
                     self.ports.opened.clear()
                 case {"event": "VSERPORT_CHANGE", "data": {"open": True, "id": str(port)}}:
@@ -323,9 +321,7 @@ class Machine:
             return  # the guest receives the error, and runs
         if any(handles(data) for handles in self.disk_error_handlers):
             return  # a block backend lets the guest try again
-        # A node that was inserted by a job has no name of ours; what is above it is the device's then.
-        node = str(data.get("node-name") or data.get("device") or data.get("qom-path"))
-        self.disk_error = DiskError(node, bool(data.get("nospace")), str(data.get("reason", "")))
+        self.disk_error = DiskError.of_event(data)
         self._on_event(GuestEvent.DISK_FAILED)
 
     async def _close_port(self, port: str, number: int) -> None:
@@ -397,15 +393,3 @@ class Machine:
             self.serial.end_reason = exit_reason(status, self._last_line())
             self.ports.close()
             self._on_event(GuestEvent.EXITED)
-
-
-def _time_s(event: Mapping[str, Any]) -> float:
-    timestamp = cast(dict[str, int], event["timestamp"])
-    return timestamp["seconds"] + timestamp["microseconds"] / 1e6
-
-
-def _channels(fds: dict[str, int]) -> list[str]:
-    return [
-        *("-chardev", f"socket,id=monitor,fd={fds['monitor']}", "-mon", "chardev=monitor,mode=control"),
-        *(arg for name in fds if name != "monitor" for arg in ("-chardev", f"socket,id={name},fd={fds[name]}")),
-    ]
