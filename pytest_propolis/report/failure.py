@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from _pytest._code.code import ExceptionRepr
 
 from ..errors import PropolisError
 from ..session.guard import guarded
+from ..session.internals import add_section_to_failure
 from ..session.stash import CRUCIBLE_DISKS, KERNEL_FAILURES, RETENTION_POLICY, VMS
 from ..terminal_text import printable
 from .volumes import describe_volume
@@ -62,9 +62,9 @@ def _add_section(report: pytest.TestReport, title: str, content: str) -> None:
 
     Only terminals show `report.sections`; IDEs, JUnit files and Allure take the text of the failure itself.
     """
-    if isinstance(report.longrepr, ExceptionRepr):
-        report.longrepr.addsection(title, content)
-    elif isinstance(report.longrepr, str):
+    if add_section_to_failure(report.longrepr, title, content):
+        return
+    if isinstance(report.longrepr, str):
         report.longrepr = f"{report.longrepr}\n{f' {title} '.center(80, '-')}\n{content}"
     else:
         report.sections.append((title, content))

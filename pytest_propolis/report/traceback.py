@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -55,11 +56,10 @@ def _path(entry: TracebackType) -> Path:
 
 
 def _foreign_prefixes() -> tuple[Path, ...]:
-    import _pytest
     import pluggy
     import pytest_asyncio
 
-    return (PACKAGE, *(Path(str(module.__file__)).parent for module in (_pytest, pluggy, pytest_asyncio)))
+    return (PACKAGE, *(Path(inspect.getfile(part)).parent for part in (pytest.Item, pluggy, pytest_asyncio)))
 
 
 def _is_foreign(path: Path, prefixes: tuple[Path, ...]) -> bool:

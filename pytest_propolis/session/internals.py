@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 import pytest
 
 __all__ = [
+    "add_section_to_failure",
     "base_temporary_directory",
     "call_in_controller",
     "dist_was_chosen",
@@ -97,6 +98,16 @@ def skip_reason(item: pytest.Item) -> str | None:
     except pytest.fail.Exception:  # its condition is invalid: the test will fail
         return None
     return found.reason if found else None
+
+
+def add_section_to_failure(failure: object, title: str, content: str) -> bool:
+    """Add a section to the text of a failure, as `report.longrepr` has it. Return False if it is no such text."""
+    from _pytest._code.code import ExceptionRepr
+
+    if not isinstance(failure, ExceptionRepr):
+        return False
+    failure.addsection(title, content)
+    return True
 
 
 def worker_input(config: pytest.Config) -> Mapping[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
+from .internals import is_worker, worker_name
+
 __all__ = ["line_printer", "progress_printer"]
 
 
@@ -15,7 +17,7 @@ def line_printer(config: pytest.Config) -> Callable[[str], None]:
     """Return a function that shows a line on the terminal while nothing is captured."""
 
     def show(text: str) -> None:
-        if (reporter := config.pluginmanager.get_plugin("terminalreporter")) and not hasattr(config, "workerinput"):
+        if (reporter := config.pluginmanager.get_plugin("terminalreporter")) and not is_worker(config):
             reporter.ensure_newline()
             reporter.write_line(text)
 
@@ -39,8 +41,7 @@ def progress_printer(config: pytest.Config) -> Callable[[str], None]:
 
 
 def _writer(config: pytest.Config) -> Callable[[str], None]:
-    if worker := getattr(config, "workerinput", None):
-        name = worker["workerid"]
+    if name := worker_name(config):
         # In one piece, so that it does not mix with other workers' lines; the controller's may not have ended.
         return lambda text: _write_raw(f"\npropolis [{name}]: {text}\n")
     reporter = config.pluginmanager.get_plugin("terminalreporter")
