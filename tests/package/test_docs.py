@@ -7,6 +7,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import get_args
 
@@ -88,6 +89,14 @@ def test_the_state_that_forks_share_is_documented(state: str) -> None:
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_architecture_lists_the_layers_in_the_order_that_import_linter_checks() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    checked = [name for layer in contracts[0]["layers"] for name in layer.split(" | ")]
+    _, _, table = ARCHITECTURE.partition("| layer | what it does |\n|---|---|\n")
+    rows = table.partition("\n\n")[0].splitlines()
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])] == checked
 
 
 def test_modules_that_the_architecture_names_exist() -> None:
