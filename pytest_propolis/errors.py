@@ -4,7 +4,7 @@ The tree::
 
     PropolisError
     ├── SettingsError            an option, ini key, environment variable or settings file is wrong
-    ├── ConfigError              a VmConfig asks for something that cannot be
+    ├── ConfigError              a VmConfig is contradictory or impossible
     │   └── UnknownGuest
     ├── ArtifactError            an image, a kernel or a firmware
     │   ├── ArtifactMissing
@@ -17,7 +17,7 @@ The tree::
     │   └── AgentError
     │       └── HostLost
     ├── ApiError                 a Propolis server refused a request
-    ├── VmError                  a virtual machine did not do what was asked of it
+    ├── VmError                  a virtual machine did not do what was requested
     │   ├── VmStateError
     │   ├── StateTimeout
     │   ├── BootError
@@ -173,11 +173,11 @@ class SettingsError(PropolisError):
 
 
 class ConfigError(PropolisError):
-    """Raised when a VmConfig asks for something that cannot be."""
+    """Raised when a VmConfig is contradictory or impossible."""
 
 
 class UnknownGuest(ConfigError):
-    """Raised when no guest adapter has the name that was asked for."""
+    """Raised when no guest adapter has the requested name."""
 
 
 class ArtifactError(PropolisError):
@@ -202,7 +202,7 @@ class TemplateError(ArtifactError):
 
 
 class HostError(PropolisError):
-    """Raised when the machine that VMs run on cannot do what is asked of it."""
+    """Raised when the machine that VMs run on cannot do what was requested."""
 
 
 class CapabilityMissing(HostError):
@@ -214,15 +214,15 @@ class ResourceExhausted(HostError):
 
 
 class HostBusy(HostError):
-    """Raised when the host has no memory left for a VM now; it may have when another VM ends."""
+    """Raised when the host has no memory left for a VM now; it may have some when another VM ends."""
 
 
 class AgentError(HostError):
-    """Raised when the host's agent did not start, went away or refused."""
+    """Raised when the host's agent does not start, has ended, or refuses a request."""
 
 
 class HostLost(AgentError):
-    """Raised when the connection to a host is lost, or its agent died. What the run had there is removed there.
+    """Raised when the connection to a host is lost, or its agent died. The run's resources there are removed.
 
     :param host: the name of the host.
     :param reason: what ended the connection.
@@ -239,7 +239,7 @@ class ApiError(PropolisError):
 
     :param status: the HTTP status code.
     :param error_code: the server's own code, if it gave one.
-    :param request_id: what to look for in the server's log.
+    :param request_id: the id of the request in the server's log.
     """
 
     def __init__(
@@ -262,7 +262,7 @@ class ApiError(PropolisError):
 
 
 class VmError(PropolisError):
-    """Raised when a virtual machine did not do what it was asked to."""
+    """Raised when a virtual machine did not do what was requested."""
 
 
 class VmStateError(VmError):
@@ -278,11 +278,11 @@ class BootError(VmError):
 
 
 class MigrationError(VmError):
-    """Raised when a VM does not migrate, or not in time. The source runs on, unless it was the one that broke."""
+    """Raised when a VM does not migrate, or not in time. The source continues to run, unless it has failed itself."""
 
 
 class MetricsMissing(VmError):
-    """Raised when a VM's server has not sent the samples that are asked for."""
+    """Raised when a VM's server has not sent the requested samples."""
 
 
 class MetricsTimeout(VmError):
@@ -338,11 +338,11 @@ class CommandFailed(ShellError):
 
 
 class CommandTimeout(ShellError):
-    """Raised when a command does not end in time. The shell was freed and takes further commands."""
+    """Raised when a command does not end in time. It was interrupted, and the shell accepts further commands."""
 
 
 class FileTransferError(ShellError):
-    """Raised when a file does not get into the guest or out of it. Nothing of it is under its name then.
+    """Raised when a file cannot be copied into the guest or out of it. No part of it is left under its name.
 
     :param path: the file, on the side where it failed.
     """
