@@ -23,6 +23,10 @@ class MemoryTransfer(StrEnum):
     COPIED_IN_PASSES = "copied-in-passes"
     """The servers compare and copy it while the guest runs, and the guest is stopped for the last differences."""
 
+    COPIED_AHEAD = "copied-ahead"
+    """The servers copy it while the guest runs. Then the guest is stopped while its QEMU sends all of it, and the
+    source's server passes on what differs."""
+
     LIVE = "live"
     """The guest runs while its memory is copied, and is stopped for the rest of it."""
 

@@ -16,14 +16,20 @@ LIVE_UNDER_TCG: Final = (10, 0, 0)
 
 
 def select_copy_transfer(
-    accelerator: AcceleratorName, qemu_version: tuple[int, int, int], *, between_files: bool = False
+    accelerator: AcceleratorName,
+    qemu_version: tuple[int, int, int],
+    *,
+    between_files: bool = False,
+    into_file: bool = False,
 ) -> MemoryTransfer:
     """Return the fastest transfer between two memories that is known to leave the content intact.
 
     :param between_files: whether each server can read or write its guest's memory in a file, and they are on two hosts.
+    :param into_file: whether the target's server can do so, and the source's can only read its guest's in QEMU's
+        process; and they are on two hosts.
     """
     if accelerator == "kvm" or qemu_version >= LIVE_UNDER_TCG:
         return MemoryTransfer.LIVE
     if between_files:
         return MemoryTransfer.COPIED_IN_PASSES
-    return MemoryTransfer.STOP_AND_COPY
+    return MemoryTransfer.COPIED_AHEAD if into_file else MemoryTransfer.STOP_AND_COPY

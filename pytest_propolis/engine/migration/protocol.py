@@ -17,7 +17,7 @@ source                target                 phase
 `HandedOver`                                 Finish: the guest is the target's
 ====================  =====================  ==============================================================
 
-Between hosts that share no files, QEMU's state, the disks that are copied, and memory that is copied in passes go
+Between hosts that share no files, QEMU's state, the disks that are copied, and memory that the servers copy go
 through further websockets, which the target opens after its `Plan` (`between_hosts`).
 
 Either side may send `Failure` instead, up to `HandedOver`, or close the connection. The source then resumes its guest.
@@ -77,6 +77,7 @@ class Preamble(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     :param host: the source's host (`this_host`).
     :param memory: where its memory is, if another QEMU may map it.
+    :param reads_memory: whether the source's server can read other memory, in its QEMU's process.
     :param disks: where its disks are, by backend; without those whose backend is a network service.
     """
 
@@ -87,6 +88,7 @@ class Preamble(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     accelerator: str
     memory: HostFile | None
     disks: dict[str, DiskFacts]
+    reads_memory: bool = False
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, tag=True):

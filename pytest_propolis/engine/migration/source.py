@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +26,7 @@ from ..qemu.monitor import MachineError
 from ..request_queue import MigrateAsSource, MigrationOut
 from ..templates.state_stream import cancel_transfer, save_state
 from ..volumes.block_backend import BlockBackends
-from .between_hosts.memory_copy import MEMORY_STREAM, MemorySender
+from .between_hosts.departing_memory import DepartingMemory
 from .between_hosts.remote_streams import STATE_STREAM, StreamExchange, disk_stream
 from .departing_disks import describe_disks
 from .disk_mirror import DiskMirror, MirroredDisk
@@ -159,22 +158,15 @@ class _Departure:
         self.streams = StreamExchange(migration_id)
         self._described: dict[str, DiskFacts] = {}
         self.memory_transfer: MemoryTransfer | None = None
-        self._memory: MemorySender | None = None
+        self._memory: DepartingMemory | None = None
         self.disks: Mapping[str, DiskTransfer] = {}
 
     async def run(self) -> None:
         self.reach(MigrationState.SYNC)
         facts = self._source._facts()
-        plan = await self._sync(facts)
-        await _require_same_contents(facts.boot, plan)
-        self.memory_transfer, self.disks = plan.memory_transfer, plan.disks
-        self._source._on_change(self.side())
-        self.reach(MigrationState.RAM_PUSH)
-        await self._copy_disks(plan, facts.spec)
-        with self._open_memory(plan, facts.memory) as descriptor:
-            if descriptor is not None:
-                self._memory = MemorySender(descriptor, await self.streams.take_connection(MEMORY_STREAM))
-            await self._push(plan, facts.spec.board.memory_mb)
+        size = facts.spec.board.memory_mb << 20
+        async with DepartingMemory.of(facts.memory, pid=self._machine.pid, size=size) as self._memory:
+            plan = await self._move(facts, self._memory)
         self.reach(MigrationState.RAM_PUSH, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.SERVER)
         await self._channel.receive(Ready)
         self.reach(MigrationState.FINISH)
@@ -183,6 +175,17 @@ class _Departure:
         self._source._on_change(self.side(handed_over=True))
         for port in self._machine.serials:
             port.move_to(plan.address)
+
+    async def _move(self, facts: SourceFacts, memory: DepartingMemory) -> Plan:
+        """Agree with the target, and send it all but the guest."""
+        plan = await self._sync(facts, memory)
+        await _require_same_contents(facts.boot, plan)
+        self.memory_transfer, self.disks = plan.memory_transfer, plan.disks
+        self._source._on_change(self.side())
+        self.reach(MigrationState.RAM_PUSH)
+        await self._copy_disks(plan, facts.spec)
+        await self._push(plan, memory, facts.spec.board.memory_mb)
+        return plan
 
     def side(self, *, failure: str | None = None, handed_over: bool = False) -> MigrationSide:
         """Return the state of the migration."""
@@ -208,7 +211,7 @@ class _Departure:
         for phase in phases:
             self._source._publish(self.id, phase)
 
-    async def _sync(self, facts: SourceFacts) -> Plan:
+    async def _sync(self, facts: SourceFacts, memory: DepartingMemory) -> Plan:
         await self._channel.select()
         require_migratable(facts.spec)
         self._described = await describe_disks(self._machine, facts.spec, facts.blobs)
@@ -222,6 +225,7 @@ class _Departure:
                 accelerator=facts.accelerator,
                 memory=facts.memory,
                 disks=self._described,
+                reads_memory=memory.is_read_in_process,
             )
         )
         return await self._channel.receive(Plan, timeout_s=PLAN_TIMEOUT_S)
@@ -245,7 +249,7 @@ class _Departure:
             return
 
         async def reach(number: int) -> socket.socket:
-            return await self._reach_target(plan, Path(plan.disk_socket), disk_stream(number))
+            return await self._reach_target(plan, plan.disk_socket, disk_stream(number))
 
         async def copy() -> None:
             await self.mirror.start(disks, reach=reach)
@@ -283,35 +287,23 @@ class _Departure:
         self._machine.ports.hold()
         self.reach(MigrationState.PAUSE, MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY)
 
-    async def _push(self, plan: Plan, memory_mib: int) -> None:
+    async def _push(self, plan: Plan, memory: DepartingMemory, memory_mib: int) -> None:
         """Send QEMU's state and the server's, and wait for confirmation that the target has loaded it."""
         is_shared = plan.memory_transfer is MemoryTransfer.SHARED_MEMORY
         timeout_s = ANSWER_TIMEOUT_S if is_shared else transfer_timeout_s(memory_mib)
-        reached = await self._reach_target(plan, Path(plan.stream), STATE_STREAM)
+        outgoing = await memory.start(plan.memory_transfer, self.streams)
+        reached = await self._reach_target(plan, plan.stream, STATE_STREAM, outgoing=outgoing)
         with reached as stream, self._machine.events("SHUTDOWN") as self._ends:
             if plan.memory_transfer is MemoryTransfer.LIVE:
                 await self._require_status("running")
             loaded = self._channel.receive(StreamLoaded, timeout_s=timeout_s)
             await transfer_and_confirm(self._send(stream.fileno(), plan.memory_transfer, timeout_s), loaded)
 
-    @staticmethod
-    @contextlib.contextmanager
-    def _open_memory(plan: Plan, memory: HostFile | None) -> Iterator[int | None]:
-        """Yield a descriptor of the memory that is copied in passes; None if it is not."""
-        if plan.memory_transfer is not MemoryTransfer.COPIED_IN_PASSES:
-            yield None
-            return
-        descriptor = memory.open(os.O_RDONLY) if memory else None
-        if descriptor is None:
-            raise MigrationFailed("the target wants to copy memory that is in no file")
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    async def _reach_target(self, plan: Plan, path: Path, name: str) -> socket.socket:
+    async def _reach_target(
+        self, plan: Plan, path: str, name: str, *, outgoing: Callable[[bytes], bytes] | None = None
+    ) -> socket.socket:
         """Return a connection to a socket of the target: where it is, or over a websocket that the target opens."""
-        return await (self.streams.take(name) if plan.is_remote else connect_stream(path))
+        return await (self.streams.take(name, outgoing=outgoing) if plan.is_remote else connect_stream(Path(path)))
 
     async def _send(self, stream: int, memory_transfer: MemoryTransfer, timeout_s: float) -> None:
         live = memory_transfer is MemoryTransfer.LIVE

@@ -87,6 +87,7 @@ class MigrationTarget:
         self._has_guest = False
         self._is_remote = False
         self._has_memory_file = False
+        self._source_reads_memory = False
         self._memory: int | None = None
         self._boot_contents: dict[str, str] = {}
         self._streams: list[CarriedSocket] = []
@@ -128,6 +129,7 @@ class MigrationTarget:
         self._require_same("accelerator", preamble.accelerator, self._accelerator)
         self._is_remote = preamble.host != this_host()
         self._has_memory_file = preamble.memory is not None
+        self._source_reads_memory = preamble.reads_memory
         await self._require_same_boot(preamble.boot)
         spec = replace_components(preamble.spec, self._init.replace_components)
         spec = await self.disks.resolve(spec, preamble.disks)
@@ -141,11 +143,16 @@ class MigrationTarget:
         :param memory: the file with the memory here, if there is one, which stays the caller's.
         """
         self._memory = memory
-        between_files = self._is_remote and self._has_memory_file and memory is not None
+        into_file = self._is_remote and memory is not None
         self.memory_transfer = (
             MemoryTransfer.SHARED_MEMORY
             if shares_memory
-            else select_copy_transfer(self._accelerator, self._qemu_version, between_files=between_files)
+            else select_copy_transfer(
+                self._accelerator,
+                self._qemu_version,
+                between_files=into_file and self._has_memory_file,
+                into_file=into_file and self._source_reads_memory,
+            )
         )
 
     async def __call__(self, machine: Machine) -> None:
@@ -274,7 +281,7 @@ class MigrationTarget:
     ) -> None:
         try:
             async with asyncio.timeout(timeout_s), self._stream(listener) as stream:
-                if memory_transfer is MemoryTransfer.COPIED_IN_PASSES:
+                if memory_transfer in (MemoryTransfer.COPIED_IN_PASSES, MemoryTransfer.COPIED_AHEAD):
                     await self._receive_memory()
                 self._reach(MigrationState.PAUSE, MigrationState.RAM_PUSH_DIRTY, MigrationState.PAUSE)
                 await load_state(machine, stream.fileno(), memory_in_file=memory_transfer.memory_in_file)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_propolis.engine.migration.between_hosts.memory_contents import FileMemory
 from pytest_propolis.engine.migration.between_hosts.memory_copy import FRAME, MemoryReceiver, MemorySender
 from pytest_propolis.engine.migration.failure import MigrationFailed
 from pytest_propolis.engine.migration.protocol import ConnectionLost
@@ -95,7 +96,7 @@ async def test_a_pass_that_is_cancelled_at_any_time_leaves_its_file_to_the_calle
     with memories() as (source, _target):
         scatter(source, random.Random(4), 1000)
         for turns in range(40):
-            copying = asyncio.create_task(MemorySender(source, near).copy_while_running())
+            copying = asyncio.create_task(MemorySender(FileMemory(source), near).copy_while_running())
             for _ in range(turns):
                 await asyncio.sleep(0)
             copying.cancel()
@@ -110,7 +111,7 @@ async def test_what_was_written_between_passes_and_zeroed_and_freed_arrives(seed
     with memories() as (source, target):
         scatter(source, chance, 1500)
         async with receiving(target, far) as received:
-            sender = MemorySender(source, near)
+            sender = MemorySender(FileMemory(source), near)
             await sender.copy_while_running()
             assert content(target) == content(source)
             before = sender.carried_bytes
@@ -129,7 +130,7 @@ async def test_unchanged_memory_is_not_sent_again() -> None:
     with memories() as (source, target):
         scatter(source, random.Random(1), 500)
         async with receiving(target, far) as received:
-            sender = MemorySender(source, near)
+            sender = MemorySender(FileMemory(source), near)
             await sender.copy_while_running()
             before = sender.carried_bytes
             await sender.copy_rest()
@@ -149,7 +150,7 @@ async def test_a_guest_that_writes_all_the_while_is_stopped_for_the_rest_in_the_
 
         writing = asyncio.create_task(write())
         async with receiving(target, far) as received:
-            sender = MemorySender(source, near)
+            sender = MemorySender(FileMemory(source), near)
             await sender.copy_while_running()
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
@@ -163,7 +164,7 @@ async def test_a_source_that_leaves_before_its_last_pass_is_an_error() -> None:
     with memories() as (source, target):
         scatter(source, random.Random(3), 100)
         async with receiving(target, far) as received:
-            await MemorySender(source, near).copy_while_running()
+            await MemorySender(FileMemory(source), near).copy_while_running()
             await near.close("")
             with pytest.raises(MigrationFailed, match="the source has left while it sent the guest's memory"):
                 await received
@@ -174,7 +175,7 @@ async def test_a_target_that_leaves_is_an_error() -> None:
     with memories() as (source, _):
         await far.close("")
         with pytest.raises(MigrationFailed, match="the target takes no more memory"):
-            await MemorySender(source, near).copy_while_running()
+            await MemorySender(FileMemory(source), near).copy_while_running()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ disconnected."""
 from __future__ import annotations
 
 import dataclasses
+import random
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,8 +18,10 @@ from pytest_propolis import ApiError
 from pytest_propolis.agent_api.boot_source import DirectKernel
 from pytest_propolis.agent_api.migration_report import DiskTransfer, MemoryTransfer
 from pytest_propolis.engine.migration import target as migration_target
+from pytest_propolis.engine.migration.between_hosts.private_memory import PrivateMemory
 from pytest_propolis.engine.migration.failure import MigrationFailed
 from pytest_propolis.engine.migration.protocol import HandedOver, Message, MigrationChannel
+from pytest_propolis.engine.qemu.memory import GuestMemory
 from pytest_propolis.propolis_api import (
     Component,
     FileStorageBackend,
@@ -81,6 +84,73 @@ async def test_memory_and_disks_are_copied_and_migrate_back(rig: MigrationRig, t
     await migrate(second, third)
     for key in ("full", "empty"):
         assert same(tmp_path / f"{key}.qcow2", await disk_path(third, key))
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> GuestMemory:
+    """The memory of a template with 8 MiB of data, as a fork has it."""
+    with (tmp_path / "ram").open("wb") as file:
+        file.truncate(64 * MIB)
+        file.seek(20 * MIB)
+        file.write(random.Random(1).randbytes(8 * MIB))
+    return GuestMemory(path=str(tmp_path / "ram"), shared=False)
+
+
+async def test_the_memory_of_a_fork_is_copied_ahead_and_not_sent_once_more(
+    rig: MigrationRig, private: GuestMemory
+) -> None:
+    source, target, second = (
+        await rig.node("source", memory=private),
+        await rig.node("target"),
+        await rig.node("second"),
+    )
+    await source.run(spec_of(memory_mib=64))
+    await migrate(source, target)
+    assert target.server.pid
+    came = target.server.migration_report().migration_in
+    assert came
+    if came.memory_transfer is MemoryTransfer.LIVE:
+        pytest.skip("this QEMU copies the memory of a guest that runs")
+    assert came.memory_transfer is MemoryTransfer.COPIED_AHEAD
+    assert 8 * MIB < came.carried_bytes < 12 * MIB
+    assert list(came.phases_s) == ["RamPush", "Pause", "RamPushDirty", "Device", "RamPull", "Server", "Finish"]
+    await migrate(target, second)  # in a file, now
+    came = second.server.migration_report().migration_in
+    assert came
+    assert came.memory_transfer is MemoryTransfer.COPIED_IN_PASSES
+    assert 8 * MIB < came.carried_bytes < 12 * MIB
+
+
+async def test_the_memory_of_a_fork_that_cannot_be_read_in_its_process_is_sent_by_qemu(
+    rig: MigrationRig, private: GuestMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PrivateMemory, "of", lambda pid, size: None)
+    source, target = await rig.node("source", memory=private), await rig.node("target")
+    await source.run(spec_of(memory_mib=64))
+    await migrate(source, target)
+    came = target.server.migration_report().migration_in
+    assert came
+    assert came.memory_transfer in (MemoryTransfer.LIVE, MemoryTransfer.STOP_AND_COPY)
+
+
+@pytest.mark.parametrize("after_bytes", [2 * MIB, 8 * MIB + 200_000], ids="{0} bytes".format)
+async def test_a_fork_whose_path_is_cut_runs_on_and_can_migrate_again(
+    rig: MigrationRig, private: GuestMemory, after_bytes: int
+) -> None:
+    source, target, second = (
+        await rig.node("source", memory=private),
+        await rig.node("target"),
+        await rig.node("second"),
+    )
+    await source.run(spec_of(memory_mib=64))
+    path = rig.socket.with_name("cut.sock")
+    async with cut_off(rig.socket, path, after_bytes=after_bytes) as way:
+        await target.migrate_from(dataclasses.replace(source.client.endpoint, uds=path).address)
+        await target.wait_for(InstanceState.FAILED)
+        await source.wait_out(MigrationState.ERROR)
+        assert way.left_bytes == 0
+    await source.wait_for(InstanceState.RUNNING)
+    await migrate(source, second)
 
 
 # The disk has 24 MiB of data; the memory of a machine without a guest less than 1 MiB.

@@ -139,7 +139,7 @@ async def test_it(vm_factory, remote_hosts, boot):
         await target.wait_for_state(InstanceState.RUNNING)
         vm = target
         came = (await vm.get_migration_report()).migration_in
-        assert came.memory_transfer in ("live", "stop-and-copy" if (boot, hop) == ("warm", 0) else "copied-in-passes")
+        assert came.memory_transfer in ("live", "copied-ahead" if (boot, hop) == ("warm", 0) else "copied-in-passes")
         n = await rounds(vm, n + 10)
         assert await vm.run("cat /mnt/bad 2>/dev/null; dmesg | grep -E 'Oops|BUG:|segfault'", check=False) == ""
 """

@@ -1,17 +1,17 @@
-"""The memory of a guest, copied from file to file while the guest runs, and for the rest once it is stopped.
+"""The memory of a guest, copied into the target's file while the guest runs, and for the rest once it is stopped.
 
 QEMU's own pre-copy relies on its record of the pages that a guest has written, which its emulator does not always keep
 (`memory_transfer`). Here the pages themselves are compared, with digests of what the target has: whatever wrote them,
 once the guest stands still the last pass finds each difference.
 
-Both sides have the memory in a file, which their QEMUs map. A message of the source is frames: an offset, a length and
-that many bytes. One of length 0 is alone in its message, and ends a pass. Its offset is 1 for the last pass. After
-every other one the target answers when it has written the pass.
+The target has the memory in a file, which its QEMU maps, and the source reads its own (`memory_contents`). A message of
+the source is frames: an offset, a length and that many bytes. One of length 0 is alone in its message, and ends a pass.
+Its offset is 1 for the last pass. After every other one the target answers when it has written the pass.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import os
 import struct
 from collections.abc import Generator, Iterator
@@ -20,6 +20,7 @@ from typing import Final
 from ....operating_system.read_ahead import read_ahead
 from ..failure import MigrationFailed
 from ..protocol import Connection, ConnectionLost
+from .memory_contents import CHUNK_BYTES, KnownBlocks, MemoryContents
 
 __all__ = ["MEMORY_STREAM", "MemoryReceiver", "MemorySender"]
 
@@ -27,10 +28,8 @@ MEMORY_STREAM: Final = "memory"
 """The name of the websocket that carries a guest's memory."""
 
 BLOCK_BYTES: Final = 16 << 10
-"""What is compared and sent as a whole. Smaller blocks take longer to hash, larger ones to send."""
+"""What is compared and sent as a whole by default. Smaller blocks take longer to hash, larger ones to send."""
 
-CHUNK_BYTES: Final = 1 << 20
-ZEROS: Final = bytes(BLOCK_BYTES)
 FRAME: Final = struct.Struct(">QI")
 
 PASSES: Final = 6
@@ -41,14 +40,16 @@ SMALL_REST_BYTES: Final = 4 << 20
 class MemorySender:
     """The source's side.
 
-    :param descriptor: the file, which stays the caller's.
+    :param contents: the memory, which stays the caller's.
     :param connection: stays the caller's.
+    :param block_bytes: what is compared and sent as a whole.
     """
 
-    def __init__(self, descriptor: int, connection: Connection) -> None:
-        self._descriptor = descriptor
+    def __init__(self, contents: MemoryContents, connection: Connection, *, block_bytes: int = BLOCK_BYTES) -> None:
+        self._contents = contents
         self._connection = connection
-        self._digests: dict[int, bytes] = {}
+        self.known = KnownBlocks(contents.size, block_bytes)
+        """What the target has when it has received what was sent."""
         self.carried_bytes = 0
 
     async def copy_while_running(self) -> None:
@@ -69,19 +70,26 @@ class MemorySender:
         """
         await self._pass(last=True)
 
+    async def leave_rest(self) -> None:
+        """End the passes, and leave it to QEMU to send the rest of a guest that is stopped.
+
+        :raises MigrationFailed: when the target has left.
+        """
+        with _target_left():
+            await self._connection.send(FRAME.pack(int(True), 0))
+
     async def _pass(self, *, last: bool) -> int:
         """Send what differs, and return how much that was."""
         found = 0
         try:
-            async with read_ahead(_differences(self._descriptor, self._digests)) as messages:
-                async for message in messages:
-                    await self._connection.send(message)
-                    found += len(message)
-            await self._connection.send(FRAME.pack(int(last), 0))
-            if not last:
-                await self._connection.receive()
-        except ConnectionLost as error:
-            raise MigrationFailed(f"the target takes no more memory{f': {error}' if str(error) else ''}") from None
+            with _target_left():
+                async with read_ahead(_differences(self._contents, self.known)) as messages:
+                    async for message in messages:
+                        await self._connection.send(message)
+                        found += len(message)
+                await self._connection.send(FRAME.pack(int(last), 0))
+                if not last:
+                    await self._connection.receive()
         finally:
             self.carried_bytes += found
         return found
@@ -143,14 +151,22 @@ class MemoryReceiver:
         await self._connection.close("")
 
 
-def _differences(descriptor: int, digests: dict[int, bytes]) -> Generator[bytes, None, None]:
-    """Yield messages with the blocks of a file whose digests are not those given, and correct these.
+@contextlib.contextmanager
+def _target_left() -> Iterator[None]:
+    try:
+        yield
+    except ConnectionLost as error:
+        raise MigrationFailed(f"the target takes no more memory{f': {error}' if str(error) else ''}") from None
 
-    :param digests: by offset. A block that has none is zeros at the target.
+
+def _differences(contents: MemoryContents, known: KnownBlocks) -> Generator[bytes, None, None]:
+    """Yield messages with the blocks that the target does not have, which are known as the target's from then on.
+
+    :raises MigrationFailed: when the memory cannot be read.
     """
     message, end = bytearray(), -1
     length_at = 0
-    for offset, block in _changed_blocks(descriptor, digests):
+    for offset, block in _changed_blocks(contents, known):
         if offset != end:
             length_at = len(message) + 8
             message += FRAME.pack(offset, 0)
@@ -164,29 +180,12 @@ def _differences(descriptor: int, digests: dict[int, bytes]) -> Generator[bytes,
         yield bytes(message)
 
 
-def _changed_blocks(descriptor: int, digests: dict[int, bytes]) -> Iterator[tuple[int, bytes]]:
-    for start, chunk in _chunks(descriptor, {offset // CHUNK_BYTES * CHUNK_BYTES for offset in digests}):
-        for begin in range(0, len(chunk), BLOCK_BYTES):
-            block = chunk[begin : begin + BLOCK_BYTES]
-            digest = b"" if block == ZEROS[: len(block)] else hashlib.sha256(block).digest()
-            if digests.get(start + begin, b"") != digest:
-                digests[start + begin] = digest
-                yield start + begin, block
-
-
-def _chunks(descriptor: int, known: set[int]) -> Iterator[tuple[int, bytes]]:
-    """Yield the chunks of a file in which there is data, and those that were known to have some."""
-    size = os.fstat(descriptor).st_size
-    data_at = -1
-    for start in range(0, size, CHUNK_BYTES):
-        if data_at < start:
-            data_at = _next_data(descriptor, start, size)
-        if data_at < start + CHUNK_BYTES or start in known:
-            yield start, os.pread(descriptor, CHUNK_BYTES, start)
-
-
-def _next_data(descriptor: int, start: int, size: int) -> int:
+def _changed_blocks(contents: MemoryContents, known: KnownBlocks) -> Iterator[tuple[int, bytes]]:
     try:
-        return os.lseek(descriptor, start, os.SEEK_DATA)
-    except OSError:  # only a hole is left
-        return size
+        for start, chunk in contents.chunks(known.chunks):
+            for begin in range(0, len(chunk), known.block_bytes):
+                block = chunk[begin : begin + known.block_bytes]
+                if known.take(start + begin, block):
+                    yield start + begin, block
+    except OSError as error:
+        raise MigrationFailed(f"the guest's memory cannot be read here: {error.strerror or error}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Callable
 from typing import Final
 from uuid import UUID
 
@@ -32,10 +33,18 @@ class CarriedSocket:
 
     :param connection: becomes this object's.
     :param local: the socket, which becomes this object's; if None, one is made, and `local_end` is its other end.
+    :param outgoing: returns what of the data from the local socket is to be relayed; called in a thread.
     """
 
-    def __init__(self, connection: Connection, local: socket.socket | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        local: socket.socket | None = None,
+        *,
+        outgoing: Callable[[bytes], bytes] | None = None,
+    ) -> None:
         self._connection = connection
+        self._outgoing = outgoing
         self._local_end: socket.socket | None = None
         if local is None:
             self._local_end, local = socket.socketpair()
@@ -75,6 +84,8 @@ class CarriedSocket:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError, ConnectionLost):
             while data := await loop.sock_recv(self._local, CHUNK_BYTES):
+                if self._outgoing is not None and not (data := await asyncio.to_thread(self._outgoing, data)):
+                    continue
                 await self._connection.send(data)
                 self.carried_bytes += len(data)
 
@@ -115,12 +126,13 @@ class StreamExchange:
         else:
             future.set_result(connection)
 
-    async def take(self, name: str) -> socket.socket:
+    async def take(self, name: str, *, outgoing: Callable[[bytes], bytes] | None = None) -> socket.socket:
         """Return a socket whose other end is the target's. The caller closes it.
 
+        :param outgoing: as that of `CarriedSocket`.
         :raises MigrationFailed: when the target does not open its websocket.
         """
-        carried = CarriedSocket(await self.take_connection(name))
+        carried = CarriedSocket(await self.take_connection(name), outgoing=outgoing)
         self._carried.append(carried)
         return carried.take_local_end()
 
