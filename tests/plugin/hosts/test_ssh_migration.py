@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import memory_writer
 import pytest
 from inner_run import InnerRun
 from ssh_rig import SshRig, require_clean, require_rigs, ssh_rig
@@ -107,32 +108,15 @@ def test_a_guest_whose_target_is_lost_on_the_way_runs_on_and_nothing_is_left_the
 
 WRITER = """
 import pytest
+from memory_writer import found_damage, rounds_beyond, start_writing
 from pytest_propolis import InstanceState
-
-VERIFIER = '''
-mkdir -p /mnt && mount -t tmpfs tmpfs /mnt || exit 1
-cat > /mnt/verify <<"END"
-n=0
-while :; do
-    n=$((n+1)); f=/mnt/f$((n%8))
-    if [ -e $f.sum ]; then md5sum -c -s $f.sum || { echo $n >> /mnt/bad; }; fi
-    (echo $n; dd if=/dev/urandom bs=64k count=4 2>/dev/null) > $f; md5sum $f > $f.sum
-    echo $n > /mnt/rounds
-done
-END
-sh /mnt/verify > /dev/null 2>&1 &
-'''
-
-async def rounds(vm, beyond):
-    reached = f"n=$(cat /mnt/rounds 2>/dev/null); [ ${{n:-0}} -gt {beyond} ]"
-    return int(await vm.run(f"until {reached}; do usleep 100000; done; echo $n", timeout_s=120))
 
 @pytest.mark.parametrize("boot", ["cold", "warm"])
 async def test_it(vm_factory, remote_hosts, boot):
     here, there = remote_hosts
     vm = await vm_factory.start("writer", guest="micro", cpus=1, memory_mib=128, boot=boot, host=here)
-    await vm.run(VERIFIER)
-    n = await rounds(vm, 10)
+    await start_writing(vm)
+    n = await rounds_beyond(vm, 10)
     for hop, host in enumerate((there, here, there)):
         target = await vm_factory.successor(vm, f"hop{hop}", host=host)
         await target.migrate_from(vm)
@@ -140,8 +124,8 @@ async def test_it(vm_factory, remote_hosts, boot):
         vm = target
         came = (await vm.get_migration_report()).migration_in
         assert came.memory_transfer in ("live", "copied-ahead" if (boot, hop) == ("warm", 0) else "copied-in-passes")
-        n = await rounds(vm, n + 10)
-        assert await vm.run("cat /mnt/bad 2>/dev/null; dmesg | grep -E 'Oops|BUG:|segfault'", check=False) == ""
+        n = await rounds_beyond(vm, n + 10)
+        assert await found_damage(vm) == ""
 """
 
 
@@ -150,7 +134,7 @@ def test_the_memory_of_a_guest_that_writes_all_the_while_arrives_intact_at_anoth
     inner: InnerRun, rig: SshRig, hosts: Path
 ) -> None:
     """That of a fork is in no file of its own, so it is copied another way on the first of three migrations."""
-    inner.write(test_it=WRITER)
+    inner.write(test_it=WRITER, memory_writer=Path(memory_writer.__file__).read_text())
     inner.run("--propolis-hosts", str(hosts)).assert_outcomes(passed=2)
     require_clean(rig)
 

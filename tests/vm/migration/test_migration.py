@@ -10,6 +10,7 @@ from typing import Literal
 
 import pytest
 import pytest_asyncio
+from memory_writer import found_damage, rounds_beyond, start_writing
 
 from pytest_propolis.agent_api.migration_report import MemoryTransfer
 from pytest_propolis.console.console import Console
@@ -178,23 +179,6 @@ async def test_two_successors_of_one_name_are_refused(factory: VmFactory, vm: Te
         await factory.successor(vm, "heir")
 
 
-# Files in memory that are rewritten all the while, each with its own checksum beside it: a page that arrives stale,
-# mixed or not at all shows as a file that does not match.
-VERIFIER = """
-mkdir -p /mnt && mount -t tmpfs tmpfs /mnt || exit 1
-cat > /mnt/verify <<'END'
-n=0
-while :; do
-    n=$((n+1)); f=/mnt/f$((n%8))
-    if [ -e $f.sum ]; then md5sum -c -s $f.sum || { echo $n >> /mnt/bad; }; fi
-    (echo $n; dd if=/dev/urandom bs=64k count=4 2>/dev/null) > $f; md5sum $f > $f.sum
-    echo $n > /mnt/rounds
-done
-END
-sh /mnt/verify > /dev/null 2>&1 &
-"""
-
-
 @pytest.mark.requires(server="engine")
 @pytest.mark.parametrize("boot", [pytest.param("cold", marks=pytest.mark.slow), "warm"])
 async def test_the_memory_of_a_guest_that_writes_all_the_while_arrives_intact(
@@ -202,8 +186,8 @@ async def test_the_memory_of_a_guest_that_writes_all_the_while_arrives_intact(
 ) -> None:
     """Memory of one that boots is in a file that the target maps. That of a fork is its own, and copied."""
     vm = await factory.start("writer", guest="micro", cpus=1, memory_mib=MEMORY_MIB, boot=boot)
-    await vm.run(VERIFIER)
-    rounds = await _rounds(vm, beyond=10)
+    await start_writing(vm)
+    rounds = await rounds_beyond(vm, 10)
     talk = Talk(vm)
     async with talk.going_on():
         for hop in range(3):
@@ -211,8 +195,8 @@ async def test_the_memory_of_a_guest_that_writes_all_the_while_arrives_intact(
             await target.migrate_from(vm)
             vm = talk.vm = target
             assert (await _way(vm) is not MemoryTransfer.SHARED_MEMORY) is (boot == "warm" and hop == 0)
-            rounds = await _rounds(vm, beyond=rounds + 10)
-            assert await vm.run("cat /mnt/bad 2>/dev/null; dmesg | grep -E 'Oops|BUG:|segfault'", check=False) == ""
+            rounds = await rounds_beyond(vm, rounds + 10)
+            assert await found_damage(vm) == ""
     assert talk.answers == [str(number) for number in range(1, len(talk.answers) + 1)]
 
 
@@ -243,10 +227,3 @@ async def _way(vm: TestVm) -> MemoryTransfer | None:
     came = (await vm._migrations()).migration_in
     assert came
     return came.memory_transfer
-
-
-async def _rounds(vm: TestVm, *, beyond: int) -> int:
-    """Have the guest wait until its verifier has come so far."""
-    # The file is empty for a moment, each time that it is written.
-    look = f'n=$(cat /mnt/rounds 2>/dev/null); [ "${{n:-0}}" -gt {beyond} ]'
-    return int(await vm.run(f"until {look}; do sleep 0.1; done; echo $n", timeout_s=120))
