@@ -105,6 +105,11 @@ class _Frozen:
         if values:
             self._check()
 
+    @property
+    def is_any_given(self) -> bool:
+        """Whether any field has a value that was given, be it equal to its default."""
+        return bool(vars(self))
+
     def replaced(self, **values: Any) -> Self:
         """Return a copy with other values for some fields."""
         return type(self)(**vars(self) | values)

@@ -39,6 +39,15 @@ SUITES: Final[dict[str, Suite]] = {
 }
 TIMEOUT_S: Final = 3600.0
 
+MEANT: Final = frozenset(
+    {
+        ("with hosts", "testing.test_plugin::test_auto_detect_cpus"),
+        ("with hosts", "testing.test_plugin::test_auto_detect_cpus_os"),
+        ("with hosts", "testing.test_plugin::test_hook_auto_num_workers_none"),
+    }
+)
+"""Tests that are to fail: with an inventory, ``-n auto`` starts a worker per slot (docs/hosts.md)."""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -110,7 +119,7 @@ def run(source: Path, suite: Suite, variant: str, arguments: list[str]) -> dict[
 
 
 def compare(outcomes: dict[str, dict[str, str]]) -> int:
-    """Write how many tests passed, and which pass in the first variant alone; return 1 if there are any."""
+    """Write how many tests passed, and which pass in the first variant alone unmeant; return 1 if there are any."""
     base, *others = outcomes
     lines = []
     for name, found in outcomes.items():
@@ -118,7 +127,7 @@ def compare(outcomes: dict[str, dict[str, str]]) -> int:
         lines.append(f"{name}: " + ", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items())))
     for name in others:
         for test, outcome in outcomes[name].items():
-            if outcome != "passed" and outcomes[base].get(test) == "passed":
+            if outcome != "passed" and outcomes[base].get(test) == "passed" and (name, test) not in MEANT:
                 lines.append(f"{name}, {outcome}: {test}")
     sys.stdout.write("\n".join([*lines, ""]))
     return 1 if len(lines) > len(outcomes) else 0

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 
 import pytest
+import xdist.plugin
 from inner_run import InnerRun
 
-from pytest_propolis.hosts.inventory.capacity import slots_of
+from pytest_propolis.hosts.inventory.capacity import slots_of, vms_by_memory
 from pytest_propolis.hosts.inventory.inventory import read_inventory
 from pytest_propolis.operating_system.figures import total_mib
+from pytest_propolis.settings import Settings
 
 PLACED = ("--propolis-hosts", "local:2", "-n", "2")
 
@@ -121,6 +123,22 @@ def test_so_many_workers_start_that_their_vms_fit_into_memory(inner: InnerRun, m
     result = inner.run("-n", "auto", "-v", "--propolis-memory-mib", str(total_mib()))
     result.assert_outcomes(passed=6)
     result.stdout.fnmatch_lines(["*created: 1/1 worker*"])
+
+
+@pytest.mark.parametrize(("arguments", "capped"), [([], False), (["--propolis-memory-mib", "1048576"], True)])
+def test_where_nothing_is_set_the_number_of_workers_is_that_of_xdist(
+    inner: InnerRun, monkeypatch: pytest.MonkeyPatch, arguments: list[str], capped: bool
+) -> None:
+    """A project without VMs has as many workers as without this plugin, however little memory there is."""
+    for name in [
+        name for name in os.environ if name.startswith("PROPOLIS_") or name == "PYTEST_XDIST_AUTO_NUM_WORKERS"
+    ]:
+        monkeypatch.delenv(name)
+    processors = range(vms_by_memory(Settings().memory_mib) + 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(processors))
+    config = inner.pytester.parseconfigure("-n", "auto", *arguments)
+    xdist.plugin.pytest_cmdline_main(config)
+    assert config.getoption("numprocesses") == (1 if capped else len(processors))
 
 
 def test_a_test_that_failed_runs_again_in_its_worker(inner: InnerRun) -> None:
