@@ -59,7 +59,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(fixtures, "propolis-fixtures")
     config.pluginmanager.register(WorkerTeardown() if is_worker(config) else RunTeardown(), "propolis-teardown")
     if settings.linger:
-        from .session.lingering import PinnedEnvironment
+        from .session.internals import quick_imports
+
+        with quick_imports():
+            from .session.lingering import PinnedEnvironment
 
         config.pluginmanager.register(PinnedEnvironment(), "propolis-lingering")
     if settings.hosts is not None:

@@ -8,6 +8,7 @@ import pytest
 
 from ..markers.declarations import needs_hosts
 from ..session.guard import guarded
+from ..session.internals import quick_imports
 from ..session.stash import SETTINGS
 from .run_events import run_events
 
@@ -30,7 +31,8 @@ def publish_status(config: pytest.Config) -> None:
 
 def _start(config: pytest.Config) -> None:
     with guarded(config, "publishing the status of the run"):
-        from .status.reporter import StatusReporter
+        with quick_imports():
+            from .status.reporter import StatusReporter
 
         if not config.pluginmanager.hasplugin("propolis-status"):
             config.pluginmanager.register(StatusReporter(config), "propolis-status")

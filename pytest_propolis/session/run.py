@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ..settings import BootKind, Settings
-from .internals import is_worker, shared_run_id, worker_name
+from .internals import is_worker, quick_imports, shared_run_id, worker_name
 from .kernel_watch import KernelWatch
 from .progress import progress_printer
 from .stash import FORKS, HOSTS, INTERRUPTION, KERNEL_WATCH, PLACEMENTS, RETENTION_POLICY, RUNNING_TEST
@@ -63,7 +63,8 @@ class Run:
     @cached_property
     def hosts(self) -> tuple[Host, ...]:
         """The hosts of the inventory, or this machine if there is no inventory."""
-        from ..hosts.run_hosts import open_hosts
+        with quick_imports():
+            from ..hosts.run_hosts import open_hosts
 
         hosts = open_hosts(self.settings, shared_id=shared_run_id(self._config), meanwhile=_import_factories)
         self._config.stash[HOSTS] = hosts
@@ -159,7 +160,8 @@ class Run:
         :param guest: their default guest, instead of that of the settings.
         :param metrics: the collector of their metrics; None for no metrics.
         """
-        from ..vm.factory import VmFactory
+        with quick_imports():
+            from ..vm.factory import VmFactory
 
         name = group or f"shared-{next(self._shared_groups)}"
         return VmFactory.on(
@@ -309,4 +311,5 @@ class Run:
 
 
 def _import_factories() -> None:
-    from ..vm import factory  # noqa: F401
+    with quick_imports():
+        from ..vm import factory  # noqa: F401
