@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from ..agent_api.messages import CreateVm, KeptDisk, KeptListed, ResourceIds, VmListed
 from ..agent_api.retention import Kept
 from ..agent_api.volumes import VolumeListed
@@ -28,8 +30,7 @@ __all__ = ["ClientResources", "OwnedVm"]
 ENDS: Final = (InstanceState.DESTROYED, InstanceState.FAILED)
 
 
-@dataclass(slots=True, kw_only=True)
-class OwnedVm:
+class OwnedVm(msgspec.Struct, kw_only=True):
     """A Propolis server, its owner, and its ledger entries.
 
     :param disk_directory: the ledger entry of the directory of its disks.

@@ -7,10 +7,10 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.server import ServerState
@@ -28,8 +28,7 @@ GRACE_S: Final = 1.0
 LOOK_S: Final = 0.002
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Certificate:
+class Certificate(msgspec.Struct, frozen=True, kw_only=True):
     """The certificate and key of a server.
 
     :param chain: a file with the certificate, and those that lead to its authority.

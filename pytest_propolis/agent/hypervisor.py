@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+
+import msgspec
 
 from ..agent_api.agent_process import AgentConfig
 from ..engine.qemu.accelerator.probe import AcceleratorChoice, probe_accelerator
@@ -20,8 +21,7 @@ from ..storage.user_directories import cache_directory
 __all__ = ["Hypervisor", "HypervisorFinder", "require_engine"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hypervisor:
+class Hypervisor(msgspec.Struct, frozen=True, kw_only=True):
     """QEMU and the accelerator that it uses on this host."""
 
     qemu: Qemu

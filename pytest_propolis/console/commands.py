@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import msgspec
 
 from ..errors import CapabilityMissing
 from .shell_protocol import Ended
@@ -61,18 +63,17 @@ class CommandResult:
         return self.output.decode(errors="replace").rstrip("\n")
 
 
-@dataclass(slots=True, eq=False)
-class PendingCommand:
+class PendingCommand(msgspec.Struct, eq=False):
     """A command on its way."""
 
     nonce: str
     ended: asyncio.Future[Ended]
-    acknowledged: asyncio.Event = field(default_factory=asyncio.Event)
+    acknowledged: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
     remaining: int = 0
     """The lines of the command that are still to come when the guest has read what was sent last."""
-    began: asyncio.Event = field(default_factory=asyncio.Event)
-    output: bytearray = field(default_factory=bytearray)
-    errors: bytearray = field(default_factory=bytearray)
+    began: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
+    output: bytearray = msgspec.field(default_factory=bytearray)
+    errors: bytearray = msgspec.field(default_factory=bytearray)
     """What came as its standard error, if that is apart."""
     errors_began: bool = False
     errors_ended: asyncio.Future[None] | None = None
@@ -92,8 +93,7 @@ class PendingCommand:
             self.sink(data)
 
 
-@dataclass(slots=True, eq=False)
-class StallTimeout:
+class StallTimeout(msgspec.Struct, eq=False):
     """A time-out that begins anew whenever something moves."""
 
     limit: asyncio.Timeout

@@ -30,8 +30,9 @@ import re
 import secrets
 import string
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+import msgspec
 
 __all__ = [
     "INTERRUPT",
@@ -119,8 +120,7 @@ def encode(command: str, nonce: str) -> Iterator[Chunk]:
     yield Chunk(_joined(chunk), 0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TypedCommand:
+class TypedCommand(msgspec.Struct, frozen=True, kw_only=True):
     """A command for another process to type at the read-eval loop.
 
     :param text: what to type.
@@ -173,34 +173,29 @@ def _escaped(kind: bytes, text: bytes) -> Iterator[bytes]:
         yield b"o" + b"".join(b"\\0%03o" % byte for byte in part)
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """Bytes that are no part of the protocol: a command's output, or what else the console shows."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(msgspec.Struct, frozen=True):
     """The loop waits for commands."""
 
 
-@dataclass(frozen=True, slots=True)
-class Acknowledged:
+class Acknowledged(msgspec.Struct, frozen=True):
     """The guest has read a chunk; so many lines of the command are still to come."""
 
     remaining: int
 
 
-@dataclass(frozen=True, slots=True)
-class Began:
+class Began(msgspec.Struct, frozen=True):
     """The command with this nonce runs: output that follows is its own."""
 
     nonce: str
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """A command has ended. Without a nonce: the shell that ran it has, and was replaced."""
 
     nonce: str | None
@@ -219,8 +214,7 @@ _MARK_END: Final = re.compile(rb"[\x02\x04\x11]")
 _LONGEST_INTERRUPTION: Final = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(msgspec.Struct, frozen=True):
     """A mark: its signal, where it ends, and the kernel's lines that came in the middle of it."""
 
     signal: Signal

@@ -6,8 +6,9 @@ import asyncio
 import re
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 __all__ = ["Found", "Transcript"]
 
@@ -20,8 +21,7 @@ PATTERN_REACH: Final = 1 << 16
 """How far back from new text a regular expression may begin to match."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class Found(msgspec.Struct, frozen=True, kw_only=True):
     """What a wait found.
 
     :param before: the text between where the wait began to look and the match.
@@ -34,8 +34,7 @@ class Found:
     groups: tuple[str | None, ...] = ()
 
 
-@dataclass(slots=True, eq=False)
-class _Wait:
+class _Wait(msgspec.Struct, eq=False):
     pattern: re.Pattern[str]
     start: int
     looked_to: int

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar, Final, final
 
+import msgspec
+
 __all__ = [
     "DenyReason",
     "MigrateAsSource",
@@ -143,8 +145,7 @@ class RequestDenied(Exception):
         return self.reason.value
 
 
-@dataclass(slots=True)
-class MigrationOut:
+class MigrationOut(msgspec.Struct):
     """The outcome of a migration out.
 
     :param handed_over: whether the guest is on the target. Set it at the hand-over point: no error after it brings

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 from ..agent_api.messages import ResourceIds
 from ..propolis_api.connection.endpoint import Endpoint
 from ..storage.artifacts import Artifact
@@ -56,8 +58,7 @@ class Machine(NamedTuple):
     memory_mib: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommandOutput:
+class CommandOutput(msgspec.Struct, frozen=True, kw_only=True):
     """A finished command: its exit status and output."""
 
     status: int

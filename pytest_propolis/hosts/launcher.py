@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -40,8 +39,7 @@ LONGEST_SOCKET: Final = Path("vms", "0" * 16, "migration.sock")
 KILL_TIMEOUT_S: Final = 10.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Launched:
+class Launched(msgspec.Struct, frozen=True, kw_only=True):
     """A running agent, and this process's lifeline to it.
 
     :param agent: the agent's process, if this process started it.
@@ -146,8 +144,7 @@ async def _connect(rendezvous: Rendezvous, client: str, linger_s: float) -> Laun
     return None
 
 
-@dataclass(slots=True)
-class _Child:
+class _Child(msgspec.Struct):
     """An agent that is starting.
 
     :param launcher: the process that forks the agent and exits at once; it leads the agent's process group.

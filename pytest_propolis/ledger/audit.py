@@ -11,9 +11,10 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from ..agent_api.agent_process import LOG_NAME, SOCKET_NAME
 from ..errors import HostError
@@ -34,8 +35,7 @@ _LOOK_S: Final = 0.1
 _COMMAND_LENGTH: Final = 120
 
 
-@dataclass(frozen=True, slots=True)
-class Leak:
+class Leak(msgspec.Struct, frozen=True):
     """A resource that should no longer exist.
 
     :param kind: ``process``, ``file``, ``directory``, ``socket``, ``entry``, ``mount``, ``loop device``, ``NBD device``
@@ -98,8 +98,7 @@ def _scan(
     return [*leaks, *(_devices(described, run) if described else ()), *_datasets(run, agents)], agents
 
 
-@dataclass(frozen=True, slots=True)
-class _Agent:
+class _Agent(msgspec.Struct, frozen=True):
     """An agent of the run, and the resources that it may have without clients of the run.
 
     :param clients: what the names of the run's clients begin with; an agent that lingers may have clients of other

@@ -8,10 +8,11 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
+
+import msgspec
 
 from ..errors import AgentError
 from ..storage.forks.zfs import remove_clone
@@ -28,8 +29,7 @@ KILL_BOUND_S: Final = 5.0
 _PATH_KINDS: Final = ("directory", "file", "socket")
 
 
-@dataclass(frozen=True, slots=True)
-class DeadRun:
+class DeadRun(msgspec.Struct, frozen=True):
     """The context that a cleanup function gets about a run whose agent died.
 
     :param directory: the run directory.

@@ -12,7 +12,8 @@ import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+
+import msgspec
 
 from ..errors import CapabilityMissing
 from ..operating_system.interface import OpenProcess, Processes
@@ -21,8 +22,7 @@ from ..operating_system.registry import system
 __all__ = ["ProcessIdentity", "find_tagged"]
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessIdentity:
+class ProcessIdentity(msgspec.Struct, frozen=True):
     """The permanent identity of a process.
 
     :param pid: its pid in ``pid_namespace``.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -97,8 +96,7 @@ _decoder: Final = msgspec.json.Decoder(Transition)
 _encoder: Final = msgspec.json.Encoder()
 
 
-@dataclass(frozen=True, slots=True)
-class LedgerContents:
+class LedgerContents(msgspec.Struct, frozen=True):
     """The parsed contents of a ledger file.
 
     :param entries: the entries that are not gone, by id, in order of their intents.

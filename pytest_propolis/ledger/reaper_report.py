@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from .entry import Entry
 from .identity import ProcessIdentity
 
 __all__ = ["Failure", "Report", "Skipped"]
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """A resource that could not be removed, and the reason.
 
     :param entry: its ledger entry, or None for the run directory itself.
@@ -23,8 +24,7 @@ class Failure:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(msgspec.Struct, frozen=True):
     """A run directory that was left untouched, and the reason."""
 
     directory: Path

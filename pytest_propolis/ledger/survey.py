@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from ..errors import AgentError
 from .ledger import LEDGER_NAME, read_ledger
@@ -13,8 +14,7 @@ from .ledger_text import LedgerContents
 __all__ = ["RunSurvey", "run_directories", "survey"]
 
 
-@dataclass(frozen=True, slots=True)
-class RunSurvey:
+class RunSurvey(msgspec.Struct, frozen=True):
     """One agent's run directory, as `survey` found it.
 
     :param contents: its ledger, or None if that cannot be read.

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import signal
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 __all__ = ["Children", "Descendants", "Host", "Mount", "OpenProcess", "OperatingSystem", "ProcessStatus", "Processes"]
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessStatus:
+class ProcessStatus(msgspec.Struct, frozen=True):
     """What the kernel reports about a process.
 
     :param start_time: a number that no other process with the same pid has during one boot.
@@ -29,8 +29,7 @@ class ProcessStatus:
     is_dead: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(msgspec.Struct, frozen=True):
     """A mounted file system.
 
     :param point: where it is mounted.
@@ -174,8 +173,7 @@ class Host(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OperatingSystem:
+class OperatingSystem(msgspec.Struct, frozen=True, kw_only=True):
     """An operating system: its processes, children and host."""
 
     name: str

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 __all__ = ["MetricsConfig"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MetricsConfig:
+class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The address at which a server of VMs serves metrics, and the registry.
 
     :param host: the IP address to listen on, with any free port.

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
 import pytest
 
 from ..errors import PropolisError
@@ -101,8 +102,7 @@ class RetentionPolicy:
             agent.remove(resources)
 
 
-@dataclass(frozen=True, slots=True)
-class FactoryTeardown:
+class FactoryTeardown(msgspec.Struct, frozen=True):
     """The teardown of one factory, called with the factory.
 
     :param seen: the number of failures noted when the factory was opened; ``logged`` likewise.

@@ -12,9 +12,10 @@ import re
 import shutil
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from ..errors import ArtifactCorrupt
 from .files import files_below
@@ -27,8 +28,7 @@ _BLOCK_BYTES: Final = 512
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True)
-class Evicted:
+class Evicted(msgspec.Struct, frozen=True):
     """A removed directory, and the reason.
 
     :param size_bytes: the space that it used.

@@ -9,10 +9,11 @@ import shutil
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import IO
+
+import msgspec
 
 from ..operating_system.python_processes import original_popen, untraced
 from ..operating_system.registry import system
@@ -20,8 +21,7 @@ from ..operating_system.registry import system
 __all__ = ["Finished", "executable_program", "run_program"]
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True):
     """The exit status and output of a program."""
 
     status: int

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from ..hosts.host import Host
 from ..propolis_api.client import PropolisClient
@@ -13,8 +14,7 @@ from .migration import Report
 __all__ = ["ServerHandle"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServerHandle:
+class ServerHandle(msgspec.Struct, frozen=True, kw_only=True):
     """The server of one VM.
 
     :param host: where it is.

@@ -10,11 +10,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from pytest_propolis.errors import CapabilityMissing
 from pytest_propolis.ledger.identity import ProcessIdentity, find_tagged
@@ -126,7 +126,7 @@ def test_whoever_lived_before_the_last_boot_is_dead() -> None:
 
 @pytest.mark.parametrize("unreadable", [{"start_time": None}, {"boot_id": ""}, {"pid_namespace": ""}])
 def test_what_cannot_be_compared_counts_as_alive(unreadable: dict[str, str | None]) -> None:
-    assert replace(ProcessIdentity.current(), **unreadable).is_alive()  # type: ignore[arg-type]
+    assert replace(ProcessIdentity.current(), **unreadable).is_alive()
 
 
 def test_a_pid_of_another_namespace_counts_as_alive(start: Start) -> None:

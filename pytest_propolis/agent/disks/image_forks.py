@@ -11,9 +11,10 @@ import secrets
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from ...agent_api.disks import ForkImage, ImageForked
 from ...errors import AgentError, ArtifactError, ConfigError
@@ -41,8 +42,7 @@ LARGEST_BLOCK_BYTES: Final = 1 << 20
 CHUNK_BYTES: Final = 4 << 20
 
 
-@dataclass(slots=True, kw_only=True)
-class OwnedFork:
+class OwnedFork(msgspec.Struct, kw_only=True):
     """A fork, its provider, and its ledger entry.
 
     :param qemu_img: used to access content that is not raw; None where all is.

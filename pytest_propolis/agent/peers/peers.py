@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -24,8 +25,7 @@ from .listener import PeerListener
 __all__ = ["Peers"]
 
 
-@dataclass(slots=True)
-class _Connected:
+class _Connected(msgspec.Struct):
     connector: PeerConnector
     writer: LedgerWriter
     entry: Entry

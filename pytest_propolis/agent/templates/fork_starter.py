@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from ...agent_api.agent_process import AgentConfig
 from ...engine.qemu.monitor import MachineError
@@ -22,8 +23,7 @@ from ..hypervisor import HypervisorFinder
 __all__ = ["ForkStarter", "StartedFork"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartedFork:
+class StartedFork(msgspec.Struct, frozen=True, kw_only=True):
     """A started fork without a state driver.
 
     :param directory: the ledger entry of its directory.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 __all__ = ["ByteChannel", "Exchanged", "Garbled"]
 
@@ -13,8 +14,7 @@ class Garbled(Exception):
     """Raised when a stream did not arrive as it was sent. The caller can ask for it once more."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exchanged:
+class Exchanged(msgspec.Struct, frozen=True, kw_only=True):
     """How a command with a stream ended.
 
     :param status: its exit status.

@@ -6,8 +6,9 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
 
 from ...errors import BootError, ConsoleClosed, ConsoleTimeout, GuestWasReset, ShellLost, VmStateError
 
@@ -44,8 +45,7 @@ def asks_for_an_end(typed: bytes) -> bool:
     return _ASKING.search(typed) is not None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class UnexpectedEnd:
+class UnexpectedEnd(msgspec.Struct, frozen=True, eq=False):
     """A reset, or the end of a VM.
 
     :param line: what is known of its cause, in words for a message.
@@ -61,8 +61,7 @@ class UnexpectedEnd:
         return [self.line, *(f"| {line}" for line in self.console)]
 
 
-@dataclass(slots=True, eq=False)
-class ExpectedEnd:
+class ExpectedEnd(msgspec.Struct, eq=False):
     """A reset of the guest's machine, or a stop of the VM, that a test expects.
 
     :param over: done when it has.

@@ -6,8 +6,9 @@ import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
 
 from .ends import UnexpectedEnds
 
@@ -33,8 +34,7 @@ _FIRST_LINE: Final = re.compile(
 _LAST_LINE: Final = re.compile(r"---\[ end (?:trace|Kernel panic)")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class KernelFailure:
+class KernelFailure(msgspec.Struct, frozen=True, eq=False):
     """A panic, an oops or a BUG.
 
     :param line: its first line, without the time.
@@ -57,8 +57,7 @@ class KernelFailure:
         return lines[:last]
 
 
-@dataclass(slots=True, eq=False)
-class Expectation:
+class Expectation(msgspec.Struct, eq=False):
     """That a kernel panics now.
 
     :param line: the first line of the panic, without the time; None until it has come.

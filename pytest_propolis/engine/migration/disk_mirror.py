@@ -7,10 +7,10 @@ import contextlib
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import msgspec
 from qemu.qmp import EventListener
 
 from ..qemu.machine import Machine
@@ -41,8 +41,7 @@ HOPELESS: Final = 2
 ENDED: Final = frozenset({"concluded", "null"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MirroredDisk:
+class MirroredDisk(msgspec.Struct, frozen=True, kw_only=True):
     """A disk to be copied.
 
     :param key: its backend, which is the name of the target's export.
@@ -56,8 +55,7 @@ class MirroredDisk:
     overlay: bool
 
 
-@dataclass(slots=True, kw_only=True)
-class _Copy:
+class _Copy(msgspec.Struct, kw_only=True):
     """A disk being copied. `name` is that of QEMU's job and of the node for the target's disk."""
 
     name: str

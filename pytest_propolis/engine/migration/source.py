@@ -8,11 +8,11 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
+import msgspec
 from qemu.qmp import EventListener
 
 from ...agent_api.boot_source import BootSource, boot_contents
@@ -59,8 +59,7 @@ PLAN_TIMEOUT_S: Final = 60.0
 """How long the target may take to start its QEMU. The guest runs meanwhile."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceFacts:
+class SourceFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The facts about a VM that the target requires.
 
     :param memory: where its memory is, if another QEMU may map it.

@@ -10,10 +10,11 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
+
+import msgspec
 
 from ...errors import CapabilityMissing
 from ...storage.programs import run_program
@@ -44,8 +45,7 @@ _FIRMWARE: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Qemu:
+class Qemu(msgspec.Struct, frozen=True):
     """A QEMU that starts and is new enough.
 
     :param system: ``qemu-system-x86_64``. It is given `arguments` before all others.
@@ -92,8 +92,7 @@ class Qemu:
         return f"{'.'.join(map(str, self.version))} ({self.system})"
 
 
-@dataclass(frozen=True, slots=True)
-class Firmware:
+class Firmware(msgspec.Struct, frozen=True):
     """UEFI for x86-64 as raw flash images.
 
     :param code: read-only, shared by all VMs.
@@ -104,8 +103,7 @@ class Firmware:
     variables: Path
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
+class _Candidate(msgspec.Struct, frozen=True):
     system: Path
     img: Path | None
     origin: Origin

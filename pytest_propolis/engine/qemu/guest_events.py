@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Self
+
+import msgspec
 
 __all__ = ["DiskError", "GuestEvent", "event_time_s", "exit_reason"]
 
@@ -25,8 +26,7 @@ class GuestEvent(Enum):
     """QEMU has stopped the guest, because a disk could not be written: `Machine.disk_error` tells."""
 
 
-@dataclass(frozen=True, slots=True)
-class DiskError:
+class DiskError(msgspec.Struct, frozen=True):
     """Why QEMU has stopped a guest.
 
     :param node: the block node that could not be written or read.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from .devices.host_file import HostFile
 
@@ -14,8 +15,7 @@ MEMORY_ID = "ram"
 """QEMU's id of the board's memory."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestMemory:
+class GuestMemory(msgspec.Struct, frozen=True, kw_only=True):
     """A file that holds all of a guest's memory.
 
     :param path: the file; ``/proc/self/fd/N`` for one that QEMU inherits, as a memfd, which leaves no file behind.
@@ -33,8 +33,7 @@ class GuestMemory:
         yield from ("-object", f"memory-backend-file,id={MEMORY_ID},size={size_mib}M,mem-path={path},share={share}")
 
 
-@dataclass(slots=True)
-class OwnMemory:
+class OwnMemory(msgspec.Struct):
     """A VM's memory in a memfd, its own or another server's. Closing twice is fine.
 
     :param fd: QEMU inherits it.

@@ -7,9 +7,10 @@ The ``request_id`` that completes the body is the HTTP layer's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
+
+import msgspec
 
 from ..request_queue import DenyReason
 
@@ -28,8 +29,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorResponse:
+class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
     """One error as the client sees it, but for the request id.
 
     :param status: the HTTP status code.

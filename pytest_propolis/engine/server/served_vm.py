@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from ...agent_api.migration_report import MigrationSide
 from ...propolis_api import InstanceProperties, InstanceSpec
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["ServedVm"]
 
 
-@dataclass(slots=True, kw_only=True)
-class ServedVm:
+class ServedVm(msgspec.Struct, kw_only=True):
     """One VM: made by ensure, dropped by the next ensure.
 
     :param initialized: whether QEMU came up; an exception there is a `MachineError`, a `MigrationFailed`, or a

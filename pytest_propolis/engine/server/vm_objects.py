@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["VmObjects"]
 
 
-@dataclass(slots=True, kw_only=True)
-class VmObjects:
+class VmObjects(msgspec.Struct, kw_only=True):
     """The objects of one VM.
 
     :param memory: the guest's memory; None if its file is the agent's or a template's.

@@ -9,7 +9,6 @@ import logging
 import secrets
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -29,8 +28,7 @@ logger = logging.getLogger(__name__)
 _REQUESTS: Final = msgspec.json.Decoder(Request)
 
 
-@dataclass(slots=True, eq=False)
-class _Session:
+class _Session(msgspec.Struct, eq=False):
     """A connection of an upstairs; `id` is None until it is promoted."""
 
     writer: asyncio.StreamWriter

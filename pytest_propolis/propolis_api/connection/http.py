@@ -12,11 +12,11 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import urlencode, urlsplit
 
 import h11
+import msgspec
 
 from .endpoint import Endpoint
 from .sockets import connect, connect_blocking
@@ -33,8 +33,7 @@ _READ_BYTES: Final = 1 << 16
 Headers = Sequence[tuple[str, str]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HttpAnswer:
+class HttpAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """An answer with its whole body."""
 
     status: int

@@ -12,9 +12,10 @@ import hashlib
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol, final
+
+import msgspec
 
 from ...errors import ArtifactError, CapabilityMissing, ConfigError, PropolisError, ResourceExhausted
 from ...operating_system.no_space import reports_no_space
@@ -72,8 +73,7 @@ class LocalExecutor:
         return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Dataset:
+class _Dataset(msgspec.Struct, frozen=True, kw_only=True):
     """The dataset that an image lies in.
 
     :param relative: the image's path in it; None for a volume.

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
+
+import msgspec
 
 from ...errors import ArtifactCorrupt
 
@@ -51,8 +52,7 @@ def container_of(head: bytes) -> str | None:
     return next(found, None)
 
 
-@dataclass(frozen=True, slots=True)
-class Qcow2Header:
+class Qcow2Header(msgspec.Struct, frozen=True):
     """The header of a qcow2 image.
 
     :param size_bytes: the size of the disk that a guest sees.

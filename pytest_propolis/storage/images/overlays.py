@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from ...errors import (
     ArtifactCorrupt,
@@ -40,8 +41,7 @@ _LEAKS_ONLY: Final = 3
 _NOT_CHECKABLE: Final = 63
 
 
-@dataclass(frozen=True, slots=True)
-class ImageInfo:
+class ImageInfo(msgspec.Struct, frozen=True):
     """The output of ``qemu-img info`` for an image.
 
     :param format: QEMU's name for the format: ``qcow2``, ``raw``.

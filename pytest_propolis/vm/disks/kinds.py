@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Protocol, TypeAlias
 
+import msgspec
+
 from ...agent_api.disks import CreateDisk
 from ...errors import ArtifactMissing, ConfigError
 from ...field_checks import Range, check_fields
@@ -24,8 +26,7 @@ LARGEST_DISK_MIB: Final = 1 << 24
 MIB: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttachedDisk:
+class AttachedDisk(msgspec.Struct, frozen=True, kw_only=True):
     """A disk as the server gets it. Its backend's key is its own name and ``-backend``.
 
     :param path: the file that it is in; None for one in memory.

@@ -6,9 +6,10 @@ import re
 import stat
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
+
+import msgspec
 
 from .archive import unpack
 from .guest_side import GuestSide
@@ -24,8 +25,7 @@ _AND_STATUS: Final = f" && {_STATUS} >&2"
 _PACK: Final = "cd @FILE@ && tar -cf - ."
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoteStatus:
+class RemoteStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The guest's facts about a file.
 
     :param version: differs when the file was written meanwhile (in seconds).

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from ...console.channels.channel import ByteChannel, Exchanged, Garbled
 from ...console.read_eval_loop import quoted
@@ -23,8 +24,7 @@ CLEANING_TIMEOUT_S: Final = 20.0
 ERROR_CHARACTERS: Final = 1000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GuestSide:
+class GuestSide(msgspec.Struct, frozen=True, kw_only=True):
     """One file or directory in one guest.
 
     :param vm: the VM's name, for errors.

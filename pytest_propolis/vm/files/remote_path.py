@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import posixpath
 import secrets
-from dataclasses import dataclass
 from typing import Self
+
+import msgspec
 
 from ...console.read_eval_loop import quoted
 
@@ -16,8 +17,7 @@ GuestPath = str | bytes | os.PathLike[str]
 """How a test names a file in the guest: bytes for a name that is not UTF-8."""
 
 
-@dataclass(frozen=True, slots=True)
-class RemotePath:
+class RemotePath(msgspec.Struct, frozen=True):
     """A path in the guest. Bytes that are not UTF-8 are surrogate escapes, as in `os.fsdecode`.
 
     :param temporary: a name beside it, under which it is written.

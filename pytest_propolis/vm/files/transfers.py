@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from ...console.channels.channel import ByteChannel
 from ...console.shell import Shell
@@ -27,8 +28,7 @@ DEFAULT_MODE: Final = 0o644
 """Of a file that is made from bytes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileTransfers:
+class FileTransfers(msgspec.Struct, frozen=True, kw_only=True):
     """Copies files and directories between this machine and one guest.
 
     :param vm: the VM's name, for errors.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from ...agent_api.messages import ImageNeeded
 from ...guests.adapter import GuestAdapter, GuestImage
@@ -17,8 +18,7 @@ from ...settings import Settings
 __all__ = ["ReadyImage", "prepare_guests", "ready_image"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadyImage:
+class ReadyImage(msgspec.Struct, frozen=True, kw_only=True):
     """A guest's prepared image on the host; attributes that are None in the image are None here.
 
     :param disk_format: of the disk, ``qcow2`` or ``raw``; None for raw, unless it looks like a container.

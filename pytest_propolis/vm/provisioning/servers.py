@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -38,8 +37,7 @@ __all__ = [
 LEAVE_IT_OUT: Final = "leave it out, or mark the test with @pytest.mark.requires(server='engine')"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
+class Served(msgspec.Struct, frozen=True, kw_only=True):
     """A server for one VM.
 
     :param vm_id: the VM's id at its agent; empty where no agent knows of it.

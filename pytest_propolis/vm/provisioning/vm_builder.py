@@ -45,8 +45,7 @@ from .servers import disk_reader, open_server, qemu_log
 __all__ = ["VmBuilder", "VmPlan"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class VmPlan:
+class VmPlan(msgspec.Struct, frozen=True, kw_only=True):
     """A VM for which a new server will be created.
 
     :param copy_disks: whether a migration to it copies the disks.
@@ -181,7 +180,7 @@ class VmBuilder:
         image = await self._image(session, guest, timeout_s=complete.boot_timeout_s)
         if config.boot_disk is not None:
             path = await images.path(config.boot_disk)
-            image = dataclasses.replace(image, disk=Path(path), disk_format=image_format_of(path))
+            image = msgspec.structs.replace(image, disk=Path(path), disk_format=image_format_of(path))
         reader = await disk_reader(complete.server, images)
         spec = instance_spec(
             cpus=complete.cpus,
@@ -307,4 +306,4 @@ class VmBuilder:
             return disk
         created = await session.agent.create_disk(msgspec.structs.replace(request, reader=reader))
         session.own_disk(created.id, taken)
-        return dataclasses.replace(disk, path=created.path)
+        return msgspec.structs.replace(disk, path=created.path)

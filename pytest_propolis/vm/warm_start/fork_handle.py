@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from ...agent_api.templates import VmForked
 from ...console.shell_protocol import TypedCommand
@@ -12,8 +12,7 @@ from ..timings import Timings
 __all__ = ["ForkHandle"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForkHandle:
+class ForkHandle(msgspec.Struct, frozen=True, kw_only=True):
     """A fork, and the steps that its server has completed.
 
     :param runs: whether the instance was already created and run.

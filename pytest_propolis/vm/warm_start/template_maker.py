@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from ...agent_api.boot_source import BootSource, DirectKernel
 from ...agent_api.disks import CreateDisk
@@ -53,8 +53,7 @@ def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TemplateKey:
+class TemplateKey(msgspec.Struct, frozen=True, kw_only=True):
     """The properties that all forks of one template share.
 
     :param disks: for each disk, its name and source.
@@ -67,7 +66,7 @@ class TemplateKey:
     boot_order: tuple[str, ...]
 
     def needed(self, log_path: str) -> TemplateNeeded:
-        attached = [dataclasses.replace(disk, path=disk_file(index)) for index, (disk, _) in enumerate(self.disks)]
+        attached = [msgspec.structs.replace(disk, path=disk_file(index)) for index, (disk, _) in enumerate(self.disks)]
         assert isinstance(self.boot, DirectKernel)
         return TemplateNeeded(
             title=f"{self.guest.name} ({self.complete.cpus} CPUs, {self.complete.memory_mib} MiB)",

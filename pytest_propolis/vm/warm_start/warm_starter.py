@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from ...agent_api.templates import ForkVm
 from ...console.shell_protocol import TypedCommand
@@ -152,8 +153,7 @@ class WarmStarter:
         return forked
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ForkSpec:
+class _ForkSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The request for a fork, without the time at which it is rendered."""
 
     name: str

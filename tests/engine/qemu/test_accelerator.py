@@ -10,10 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from pytest_propolis.engine.qemu.accelerator import probe as accelerator
 from pytest_propolis.engine.qemu.accelerator.probe import probe_accelerator

@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +14,7 @@ import pytest
 import pytest_asyncio
 from engine_rig import DEADLINE_S, FAKE_QEMU, EngineRig, engine_rig, ensure_request
 from full_journal import FullJournal
+from msgspec.structs import replace
 
 from pytest_propolis.agent_api.boot_source import DirectKernel, Firmware
 from pytest_propolis.engine.qemu import monitor

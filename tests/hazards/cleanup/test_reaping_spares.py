@@ -6,7 +6,6 @@ import os
 import stat
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -29,6 +28,7 @@ from dead_agents import (
     snapshot,
     start_process,
 )
+from msgspec.structs import replace
 
 from pytest_propolis.ledger.identity import ProcessIdentity
 from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger, read_ledger

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID
+
+import msgspec
 
 from ....agent_api.volumes import CreateVolume
 from ....errors import ResourceExhausted
@@ -94,8 +95,7 @@ class Downstairs(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VolumeFacts:
+class VolumeFacts(msgspec.Struct, frozen=True, kw_only=True):
     """A volume, as its downstairs need to know it.
 
     :param upstairs_id: the id of the upstairs that uses it.

@@ -9,10 +9,11 @@ import secrets
 import signal
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from uuid import UUID
+
+import msgspec
 
 from ....agent_api.volumes import CreateVolume
 from ....engine.volumes.downstairs import reserve_port
@@ -36,8 +37,7 @@ FIRST_PAUSE_S: Final = 0.01
 LONGEST_PAUSE_S: Final = 0.25
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProgramRegion:
+class ProgramRegion(msgspec.Struct, frozen=True, kw_only=True):
     """A region, as ``crucible-downstairs create`` makes it.
 
     :param directory: holds it; must not exist yet.
