@@ -8,8 +8,6 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
-from ..propolis_api.connection.sockets import new_event_loop
-
 __all__ = ["BackgroundLoop"]
 
 END_TIMEOUT_S: Final = 20.0
@@ -27,6 +25,8 @@ class BackgroundLoop:
     def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Begin a coroutine, and return at once. It may be called in any thread."""
         if self._loop is None:
+            from ..propolis_api.connection.sockets import new_event_loop  # here, because many runs never get here
+
             self._loop = new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, name="propolis-background", daemon=True)
             self._thread.start()

@@ -34,7 +34,7 @@ def place_tests(config: pytest.Config) -> None:
         _retry_here(config)
     elif not dist_was_chosen(config):
         from .durations_file import read_durations
-        from .xdist_scheduling import Placer
+        from .placer import Placer
 
         path = config.stash[SETTINGS].durations
         try:
@@ -43,7 +43,6 @@ def place_tests(config: pytest.Config) -> None:
             raise pytest.UsageError(str(error)) from None
         placer = Placer(measured)
         config.pluginmanager.register(placer, "propolis-placement")
-        run_events(config).on_start.append(placer.test_started)
         run_events(config).on_report.append(placer.reported)
 
 

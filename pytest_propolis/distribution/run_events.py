@@ -6,7 +6,7 @@ them do with an event.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
 import pytest
@@ -37,7 +37,7 @@ class RunEvents:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Before the terminal shows the report."""
         if report.outcome != "passed" or hasattr(report, VMS_ATTRIBUTE):
-            _call(self._config, self.on_report, report)
+            _call(self._config, tuple(self.on_report), report)  # one of them may add others
 
     @property
     def on_start(self) -> list[Callable[[str], None]]:
@@ -70,8 +70,8 @@ class _Ends:
         _call(self._config, self.on_finish, nodeid)
 
 
-def _call(config: pytest.Config, listeners: list[Callable[[T], None]], event: T) -> None:
-    for listener in tuple(listeners):
+def _call(config: pytest.Config, listeners: Iterable[Callable[[T], None]], event: T) -> None:
+    for listener in listeners:
         try:
             listener(event)
         except Exception:

@@ -13,7 +13,6 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from ..markers.requirements import requirements_of
 from ..session.stash import PLACEMENTS, SETTINGS
 from .elsewhere import LostHosts, RetryElsewhere
 from .scheduling.needs import Needs
@@ -110,6 +109,8 @@ def needs_of(item: pytest.Item) -> Needs:
     """Return what a test holds of its hosts while it runs."""
     if "propolis" not in getattr(item, "fixturenames", ()):
         return Needs(hosts=0)
+    from ..markers.requirements import requirements_of  # here, because the controller needs none of it
+
     settings, required = item.config.stash[SETTINGS], requirements_of(item)
     boots = settings.boot == "cold" or item.get_closest_marker("cold_boot") is not None
     return Needs(

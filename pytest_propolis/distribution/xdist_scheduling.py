@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property, partial
 from itertools import chain
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -20,7 +20,6 @@ from ..session.internals import base_temporary_directory, call_in_controller, nu
 from ..session.progress import line_printer
 from ..session.stash import SETTINGS
 from .background_loop import BackgroundLoop
-from .rejoining import Rejoining
 from .scheduling.decision import BuildTemplate, EndWorker, Start
 from .scheduling.host import HostSpec
 from .scheduling.item import Item
@@ -28,11 +27,14 @@ from .scheduling.needs import Needs
 from .scheduling.planning.durations import SMALLEST_S
 from .scheduling.scheduler import FleetScheduler
 from .status.snapshot import HostStatus, WaitingTests
-from .status.source import STATUS_SOURCE, host_status
-from .template_preparer import TemplatePreparer
-from .worker_channel import LOST_HOSTS_ATTRIBUTE, Collected, Elsewhere, WorkerChannel
+from .status.source import host_status
+from .worker_channel import WorkerChannel
 
-__all__ = ["HostScheduling", "Placer"]
+if TYPE_CHECKING:
+    from .rejoining import Rejoining
+    from .template_preparer import TemplatePreparer
+
+__all__ = ["HostScheduling"]
 
 DURATIONS: Final = "propolis/durations"
 """The key in pytest's cache of how many seconds each test took, by node id."""
@@ -42,57 +44,10 @@ TEMPLATE_S: Final = 10.0
 
 HOSTLESS: Final = Needs(hosts=0)
 
+NOWHERE: Final[tuple[str, tuple[str, ...]]] = ("", ())
+
 TICK_S: Final = 1.0
 """How often the scheduler is asked while tests wait and nothing happens."""
-
-
-class Placer:
-    """A plugin of the controller's: opens a channel to each worker, and hands xdist the scheduler.
-
-    :param measured_elsewhere: how many seconds tests took in runs of which pytest's cache here knows nothing.
-    """
-
-    def __init__(self, measured_elsewhere: Mapping[str, float]) -> None:
-        self._measured_elsewhere = measured_elsewhere
-        self._channels: dict[str, WorkerChannel] = {}
-        self._needs: dict[str, Needs] = {}
-        self._scheduling: HostScheduling | None = None
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_configure_node(self, node: Any) -> None:
-        worker = node.gateway.id
-        self._channels[worker] = WorkerChannel(node, lambda message: self._receive(node, message))
-        self._shared_id = node.workerinput["testrunuid"]
-
-    def _receive(self, node: Any, message: Collected | Elsewhere) -> None:
-        """In a thread of execnet's. Before the workers have collected, the controller's own thread does not look."""
-        if isinstance(message, Collected):
-            self._needs.update(message.needs)
-            return
-        call_in_controller(node.config, lambda: self._run_elsewhere(node.gateway.id, message), delay_s=0)
-
-    def _run_elsewhere(self, worker: str, message: Elsewhere) -> None:
-        if self._scheduling is not None:
-            self._scheduling.run_elsewhere(worker, message.test, message.lost)
-
-    @pytest.hookimpl(optionalhook=True, tryfirst=True)
-    def pytest_xdist_make_scheduler(self, config: pytest.Config) -> HostScheduling:
-        self._scheduling = config.stash[STATUS_SOURCE] = HostScheduling(
-            config, self._channels, self._needs, self._measured_elsewhere, shared_id=self._shared_id
-        )
-        return self._scheduling
-
-    def test_started(self, test: str) -> None:
-        if self._scheduling is not None:
-            self._scheduling.test_started(test)
-
-    def reported(self, report: pytest.TestReport) -> None:
-        if self._scheduling is not None and (lost := getattr(report, LOST_HOSTS_ATTRIBUTE, None)):
-            self._scheduling.lose_hosts(lost)
-
-    def pytest_sessionfinish(self) -> None:
-        if self._scheduling is not None:
-            self._scheduling.end()
 
 
 class HostScheduling:
@@ -126,13 +81,13 @@ class HostScheduling:
         self._placed: dict[str, tuple[str, tuple[str, ...]]] = {}
         """By test that runs, or is in a batch that runs, its worker and its hosts."""
         self._finished: set[str] = set()
-        """No test is both placed and finished. xdist asks after each message how many there are of both."""
+        """No test is both placed and finished."""
+        self._all_placed = False
         self._durations: dict[str, float] = {}
         self._hosts: dict[str, HostSpec] = {}
         self._moving: dict[str, str] = {}
         """By worker, the test that waits for other hosts."""
         self._background = BackgroundLoop()
-        self._rejoining = Rejoining(config.stash[SETTINGS], self._background, shared_id=shared_id)
         self._making: dict[tuple[str, str], float] = {}
         """By host and guest, since when a template is being made, in s since the epoch."""
         self._shared_id = shared_id
@@ -152,8 +107,8 @@ class HostScheduling:
 
     @property
     def tests_finished(self) -> bool:
-        """Whether every test runs or has run: xdist then ends all workers."""
-        return self._has_begun and len(self._placed) + len(self._finished) == len(self._tests)
+        """Whether every test runs or has run: xdist asks after each message, and then ends all workers."""
+        return self._all_placed
 
     @property
     def has_pending(self) -> bool:
@@ -258,8 +213,15 @@ class HostScheduling:
         self._decide()
 
     @cached_property
+    def _rejoining(self) -> Rejoining:
+        from .rejoining import Rejoining
+
+        return Rejoining(self.config.stash[SETTINGS], self._background, shared_id=self._shared_id)
+
+    @cached_property
     def _templates(self) -> TemplatePreparer:
         from ..guests.registry import GuestRegistry
+        from .template_preparer import TemplatePreparer
 
         config = self.config
         say, log_dir = line_printer(config), config.stash[SETTINGS].log_dir
@@ -284,7 +246,7 @@ class HostScheduling:
     def run_elsewhere(self, worker: str, test: str, lost: Iterable[str]) -> None:
         """Give other hosts to a test of a worker's that runs and has lost its own, as soon as there are any."""
         self.lose_hosts(lost)
-        if self._placed.get(test, ("", ()))[0] == worker:
+        if self._placed.get(test, NOWHERE)[0] == worker:
             self._scheduler.hosts_lost_by(worker)
             self._moving[worker] = test
             self._decide()
@@ -311,15 +273,19 @@ class HostScheduling:
                 self._scheduler.give_up(test)
 
     def test_started(self, test: str) -> None:
-        """Let the scheduler know that a worker has begun with a test: it may have held it for a while."""
-        if test in self._placed:
-            self._scheduler.test_started(self._placed[test][0], test, time.monotonic())
+        """Let the scheduler know that a worker has begun with a test: it may have held it for a while.
+
+        Of a test that needs no host it need not know: nothing waits for its end.
+        """
+        worker, hosts = self._placed.get(test, NOWHERE)
+        if hosts:
+            self._scheduler.test_started(worker, test, time.monotonic())
 
     def total(self) -> int:
         return len(self._tests)
 
     def place(self, test: str) -> tuple[str, tuple[str, ...]]:
-        return self._placed.get(test, ("", ()))
+        return self._placed.get(test, NOWHERE)
 
     def waiting(self) -> tuple[WaitingTests, ...]:
         found = self._scheduler.waiting() if self._has_begun else []
@@ -381,6 +347,7 @@ class HostScheduling:
                 case BuildTemplate(host, guest):
                     self._making[host, guest] = time.time()
                     self._templates.make(host, guest, partial(self._call, partial(self._made, host, guest)))
+        self._all_placed = self._has_begun and len(self._placed) + len(self._finished) == len(self._tests)
         if self.has_pending and not self._ticking:
             self._ticking = call_in_controller(self.config, self._tick, delay_s=TICK_S)
 
@@ -398,11 +365,14 @@ class HostScheduling:
         node, sent = self._nodes[decision.worker], self._sent[decision.worker]
         if decision.hosts:
             self._channels[decision.worker].place(dict.fromkeys(decision.tests, decision.hosts))
-        tests = [test for test in decision.tests if test in sent or not node.shutting_down]
+        there = set(sent)
+        tests = there.intersection(decision.tests) if node.shutting_down else decision.tests
         self._placed |= dict.fromkeys(tests, (decision.worker, decision.hosts))
-        ahead = [test for test in (*decision.tests, decision.following) if test is not None and test not in sent]
         if node.shutting_down:  # What it has not been sent is scheduled anew when it has ended.
             return
+        ahead = [test for test in decision.tests if test not in there]
+        if decision.following is not None and decision.following not in there:
+            ahead.append(decision.following)
         sent += ahead
         if ahead:
             node.send_runtest_some([self._indices[test] for test in ahead])

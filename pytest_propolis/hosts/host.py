@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
-from ..agent_api.messages import ResourceIds
-from ..propolis_api.connection.endpoint import Endpoint
-from ..storage.artifacts import Artifact
 from ..storage.host_path import host_path
-from ..storage.progress import Progress
-from .agent_client import AgentClient, AsyncAgentClient
+
+if TYPE_CHECKING:  # A controller of pytest-xdist only reads the inventory: it needs no client of an agent.
+    from ..agent_api.messages import ResourceIds
+    from ..propolis_api.connection.endpoint import Endpoint
+    from ..storage.artifacts import Artifact
+    from ..storage.progress import Progress
+    from .agent_client import AgentClient, AsyncAgentClient
 
 __all__ = ["CommandOutput", "Host", "HostConnection", "HostSpec", "Machine", "Unfinished", "log_path_on"]
 

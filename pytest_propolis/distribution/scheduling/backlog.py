@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Final, NamedTuple
 
@@ -74,6 +74,16 @@ class Backlog:
         queue.demand.add(queue, rank_s, index)
         self._count(queue, work_s, 1)
 
+    def add_hostless(self, queue: Queue, ranked: Sequence[tuple[float, int]]) -> None:
+        """Let tests wait that need no host, of which there may be very many: (rank in s, index) of each."""
+        place = _Place(queue, 0.0, 0.0)
+        for rank_s, index in ranked:
+            if rank_s != place.rank_s:
+                place = _Place(queue, rank_s, 0.0)
+            self._places[index] = place
+        queue.demand.extend(queue, ranked)
+        self._count(queue, 0.0, len(ranked))
+
     def wide(self, cpus: float, memory_mib: float, duration_s: float) -> Iterator[tuple[Queue, int, float]]:
         """Find the tests that need at least so much and run for longer than duration_s, each with its rank in s."""
         for queue in self._queues.values():
@@ -137,6 +147,13 @@ class Backlog:
         queue.demand.remove(queue, rank_s, index)
         self._count(queue, -work_s, -1)
         return work_s
+
+    def remove_longest(self, queue: Queue, tests: int) -> None:
+        """Take out so many tests of a queue that need no host, the longest ones."""
+        for _, index in queue.tests[len(queue.tests) - tests :]:
+            del self._places[index]
+        queue.demand.remove_longest(queue, tests)
+        self._count(queue, 0.0, -tests)
 
     def hold(self, index: int, queue: Queue, rank_s: float) -> None:
         """Let an idle worker hold a test that is out already."""

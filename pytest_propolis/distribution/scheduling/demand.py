@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum, auto
 from itertools import chain
 from operator import itemgetter
@@ -161,6 +161,25 @@ class Demand:
             self.shortest_s = longest_s
         if queue.cpus < self.narrowest:
             self.narrowest = queue.cpus
+
+    def extend(self, queue: Queue, ranked: Iterable[tuple[float, int]]) -> None:
+        """Let many tests wait, none of which is a probe: (rank in s, index) of each."""
+        if queue.tests:
+            self._leave(queue)
+        queue.tests += ranked
+        queue.tests.sort()
+        self._enter(queue)
+        self._survey()
+
+    def remove_longest(self, queue: Queue, tests: int) -> None:
+        """Take out so many tests of a queue, the longest ones."""
+        kept = len(queue.tests) - tests
+        self._leave(queue)
+        self.probes -= sum(rank_s > PROBE_S for rank_s, _ in queue.tests[kept:])
+        del queue.tests[kept:]
+        if queue.tests:
+            self._enter(queue)
+        self._survey()
 
     def remove(self, queue: Queue, rank_s: float, index: int) -> None:
         """Take a test out."""

@@ -225,7 +225,12 @@ class Dispatcher:
         queue = run.queue(index)
         speed = hosts[0].speed if len(hosts) == 1 else min([state.speed for state in hosts], default=1.0)
         tests: tuple[int, ...] = (index,)
-        if self._latency_s or queue.demand.hostless:
+        if queue.demand.hostless:
+            companions = self._hostless_companions(index, queue)
+            if companions:
+                run.backlog.remove_longest(queue, len(companions))
+            tests = (index, *companions)
+        elif self._latency_s:
             tests = (index, *self._companions(index, queue))
             work_s += sum([run.backlog.remove(other) for other in tests[1:]])
         following = None
@@ -242,14 +247,15 @@ class Dispatcher:
     def _companions(self, index: int, queue: Queue) -> list[int]:
         """Choose what is sent with a very short test."""
         run = self._run
-        if queue.demand.hostless:
-            return self._hostless_companions(index, queue)
         left_s = run.backlog.work_s / max(run.fleet.speed, 1.0) / BATCHES_LEFT
         target_s = min(self._latency_s * BATCH_LATENCIES, left_s)
         return run.backlog.companions(queue, run.durations.estimate(index).rank_s, target_s)
 
     def _hostless_companions(self, index: int, queue: Queue) -> list[int]:
-        """Choose what is sent with a test that needs no host: a message for each would cost more than such tests do."""
+        """Choose what is sent with a test that needs no host: a message for each would cost more than such tests do.
+
+        :returns: the longest ones that wait, the longest first.
+        """
         run = self._run
         left_s = SHORT_S - run.durations.likely_s(index)
         most = int(len(queue.tests) / BATCHES_LEFT / max(1, len(run.workers.alive)))

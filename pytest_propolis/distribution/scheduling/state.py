@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final
 
@@ -83,8 +83,14 @@ class RunState:
         self.indices |= indices
         self.durations.add(items)
         probes = set(self.durations.probes())
-        for index in range(first, len(self.items)):
-            self.wait(index, probe=index in probes)
+        hostless: dict[Needs, list[tuple[float, int]]] = {}
+        for index, item in enumerate(items, first):
+            if item.needs.hosts or index in probes:
+                self.wait(index, probe=index in probes)
+            else:
+                hostless.setdefault(item.needs, []).append((self.durations.estimate(index).rank_s, index))
+        for needs, ranked in hostless.items():
+            self.backlog.add_hostless(self.backlog.queue(needs), ranked)
         self.fleet.know(self.backlog.demands)
 
     def queue(self, index: int) -> Queue:
@@ -199,7 +205,7 @@ class RunState:
 
     def forgo_hosts(self, index: int) -> None:
         """Let a test that no worker runs start without the hosts that it needs."""
-        self.items[index] = replace(self.items[index], needs=Needs(hosts=0))
+        self.items[index] = self.items[index]._replace(needs=Needs(hosts=0))
         self._queues.pop(index, None)
 
     def remaining_s(self, now_s: float) -> float:

@@ -73,7 +73,8 @@ class StatusReporter:
     def _begin(self, test: str) -> None:
         self._started[test] = time.time()
         self._finished.discard(test)  # it runs again
-        self._happened()
+        if not self._ticking:
+            self._happened()
 
     def _reported(self, report: pytest.TestReport) -> None:
         if found := getattr(report, FORKS_ATTRIBUTE, None):
@@ -100,7 +101,8 @@ class StatusReporter:
     def _end(self, test: str) -> None:
         self._started.pop(test, None)
         self._finished.add(test)
-        self._happened()
+        if not self._ticking:
+            self._happened()
 
     def _happened(self) -> None:
         """Publish the status, if that was not done just now, and see that it will be while nothing happens."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -41,6 +40,8 @@ def read_inventory(setting: str | Path) -> tuple[HostSpec, ...]:
         if not (match := _LOCAL.fullmatch(setting)):
             raise SettingsError(f"--propolis-hosts {setting}: write local:N, as in local:2, or the path of a TOML file")
         return _local_hosts(int(match[1]))
+    import tomllib  # here, because most runs have no such file
+
     path = setting
     try:
         document = tomllib.loads(path.read_text())

@@ -110,7 +110,7 @@ class ModelFleet:
         given_up = self.scheduler.give_up(test)
         if given_up:
             assert test not in self.done
-            self.items[test] = dataclasses.replace(self.items[test], needs=Needs(hosts=0))
+            self.items[test] = self.items[test]._replace(needs=Needs(hosts=0))
         return given_up
 
     def make_template(self, host: str, guest: str) -> None:

@@ -57,7 +57,10 @@ class Durations:
     def add(self, items: Sequence[Item]) -> None:
         """Add tests, whose indices follow the existing ones."""
         for index, item in enumerate(items, len(self._items)):
-            self._modules.setdefault(item.module, _Module()).add(index, item.estimate_s)
+            module = self._modules.get(item.module)
+            if module is None:
+                module = self._modules[item.module] = _Module()
+            module.add(index, item.estimate_s, follows=item.needs.hosts > 0)
         self._items += items
         known = sorted(item.estimate_s for item in self._items if item.estimate_s is not None)
         if known:
@@ -74,11 +77,10 @@ class Durations:
         `estimate` is more careful with few results: it counts what a long test would delay.
         """
         item = self._items[index]
-        results = self._modules[item.module].results
-        if item.estimate_s is not None or len(results) < ENOUGH:
+        module = self._modules[item.module]
+        if item.estimate_s is not None or len(module.results) < ENOUGH:
             return self.estimate(index).mean_s
-        results.sort()  # It is sorted but for the newest.
-        return results[int(LONG_QUANTILE * len(results))]
+        return module.long_s()
 
     def probes(self) -> Iterable[int]:
         """Return one test of each module, the shortest that is known: those that show how their modules behave."""
@@ -87,7 +89,8 @@ class Durations:
     def finished(self, index: int, duration_s: float) -> Iterable[int]:
         """Learn the duration of a test on a host of speed 1.0.
 
-        :returns: the tests that are estimated otherwise than before.
+        :returns: the tests that are estimated otherwise than before, without those that need no host: they delay
+            nothing, and there may be very many.
         """
         item = self._items[index]
         return self._modules[item.module].finished(index, item.estimate_s, max(duration_s, SMALLEST_S))
@@ -96,15 +99,17 @@ class Durations:
 class _Module:
     """The tests that are each other's neighbours."""
 
-    __slots__ = ("_factor", "_known", "_probe", "_ratios", "_unknown", "_unmeasured", "_waiting", "results")
+    __slots__ = ("_factor", "_known", "_long_s", "_probe", "_ratios", "_unknown", "_unmeasured", "_waiting", "results")
 
     def __init__(self) -> None:
         self._known: list[float] = []
         """Estimates of its tests."""
         self._waiting: set[int] = set()
         self._unmeasured: set[int] = set()
-        """Of those that have not finished: all, and those without an estimate."""
+        """Of those that need hosts and have not finished: all, and those without an estimate."""
         self.results: list[float] = []
+        self._long_s: float | None = None
+        """Its `long_s`, or None if a result has come since."""
         self._ratios: list[float] = []
         """Result over estimate."""
         self._factor = 1.0
@@ -115,14 +120,26 @@ class _Module:
     def probe(self) -> int:
         return self._probe[1]
 
-    def add(self, index: int, estimate_s: float | None) -> None:
-        self._waiting.add(index)
+    def add(self, index: int, estimate_s: float | None, *, follows: bool) -> None:
+        """Let it have a test.
+
+        :param follows: whether it matters when the test is estimated otherwise.
+        """
+        if follows:
+            self._waiting.add(index)
         self._probe = min(self._probe, (1e9 if estimate_s is None else estimate_s, index))
         self._unknown = None
-        if estimate_s is None:
-            self._unmeasured.add(index)
-        else:
+        if estimate_s is not None:
             insort(self._known, estimate_s)
+        elif follows:
+            self._unmeasured.add(index)
+
+    def long_s(self) -> float:
+        """Return how long nine of ten results took at most."""
+        if self._long_s is None:
+            self.results.sort()
+            self._long_s = self.results[int(LONG_QUANTILE * len(self.results))]
+        return self._long_s
 
     def estimate(self, estimate_s: float | None, prior: Estimate) -> Estimate:
         if estimate_s is not None:
@@ -136,6 +153,7 @@ class _Module:
         self._waiting.discard(index)
         self._unmeasured.discard(index)
         self.results.append(duration_s)
+        self._long_s = None
         if estimate_s is not None:
             self._ratios.append(duration_s / max(estimate_s, SMALLEST_S))
         count = len(self.results)
