@@ -63,7 +63,14 @@ async def test_what_copies_output_to_the_port_may_be_killed(vm_factory: VmFactor
     assert await vm.run("echo interrupted") == "interrupted"
 
 
-async def test_a_loop_that_a_new_login_starts_is_not_ended_with_the_one_before(vm_factory: VmFactory) -> None:
+@pytest.mark.parametrize(
+    "command",
+    ["killall -9 cat", "(sleep 0.5; killall -9 cat) >/dev/null 2>&1 </dev/null &"],
+    ids=["while it runs", "while nothing runs"],
+)
+async def test_a_loop_that_a_new_login_starts_is_not_ended_with_the_one_before(
+    vm_factory: VmFactory, command: str
+) -> None:
     vm = await vm_factory.start(**SMALL)
     loop = vm.shell._loop
     transport = loop._transport
@@ -76,7 +83,7 @@ async def test_a_loop_that_a_new_login_starts_is_not_ended_with_the_one_before(v
         closed.set()
 
     transport._line.on_closed = report_and_note
-    await vm.shell.run_detached("killall -9 cat")
+    await vm.shell.run_detached(command)
     async with asyncio.timeout(60):
         await closed.wait()
     await loop.start(shell="sh", timeout_s=60, session=loop.session)

@@ -41,7 +41,8 @@ CHUNK_BYTES: Final = 1 << 16
 # it cannot hit what the client sends after that.
 #
 # Commands write to pipes, and `cat` to the ports: a port can be opened only once, so it cannot be /dev/stdout. When the
-# shells have ended, everything ends, which closes the ports.
+# shells have ended, everything ends, which closes the ports. When a `cat` has been killed, the shells are hung up on,
+# as those of a terminal that goes away: one that waits for a command would not notice, and its output would be lost.
 #
 # What it says first is that the shell which has read it from the port, in blocks, lets go of the port: nothing of what
 # follows is lost.
@@ -54,7 +55,7 @@ kill -0 $$ || exit
 case $_l in SESSION\ *) kill -INT -$$; printf '%s\n' "$_l" >&8; esac
 done) &
 exec 8<&9
-_r() { trap '' 2 3; exec cat 7>&- 8<&- 9>&-; }
+_r() { trap '' 2 3; exec 7>&- 8<&- 9>&-; cat; kill -HUP -$$; }
 { (
 trap : 2 3
 _k=0
