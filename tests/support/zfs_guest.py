@@ -133,8 +133,8 @@ async def make_pool(vm: TestVm, name: str, *, size_mib: int = POOL_MIB) -> None:
 
 def main() -> None:
     """Build the guest if it is not there, and run the tests that need it."""
-    storage = Path(__file__).resolve().parent.parent / "storage"
-    tests = [str(storage / name) for name in ("test_zfs_pool.py", "test_zfs_leftovers.py")]
+    zfs = Path(__file__).resolve().parent.parent / "storage" / "zfs"
+    tests = [str(zfs / name) for name in ("test_zfs_pool.py", "test_zfs_leftovers.py")]
     assert DebianZfs.image.disk is not None
     asyncio.run(ArtifactStore(default_artifact_dir()).get(DebianZfs.image.disk, print))
     sys.exit(pytest.main(["-p", "propolis", *tests, *sys.argv[1:]]))
