@@ -133,7 +133,7 @@ class AgentApp:
             *NetworkRoutes(self._networks, self._live_client).routes,
             *self._programs.routes,
             *self._peers.routes,
-            *SharedFiles(self._works).routes,
+            *SharedFiles(self._works, shortcut=self._peers.shortcut).routes,
             Mount("/vms/{id}", app=self._propolis_api),
         ]
 

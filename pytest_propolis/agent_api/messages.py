@@ -25,6 +25,7 @@ __all__ = [
     "ExtendedInfo",
     "Fault",
     "FetchFile",
+    "FileDigest",
     "FileFetched",
     "FileFound",
     "FindFile",
@@ -279,19 +280,31 @@ class SendFile(msgspec.Struct, frozen=True, kw_only=True):
 class FetchFile(msgspec.Struct, frozen=True, kw_only=True):
     """Ask an agent to fetch a file from another agent. The answer is a stream of `StreamLine`.
 
+    It does not end before the agent has been told the file's digest (`FileDigest`).
+
+    :param id: a unique one of this request.
     :param path: where it should be; the path tells its content.
     :param mode: the permissions that it should have.
-    :param digest: what `file_stream.digest` should return for it.
     :param source: the address of the other agent, as this one reaches it.
     :param source_path: where the other host has it.
     """
 
+    id: str
     path: str
     size: int
     mode: int
-    digest: str
     source: str
     source_path: str
+
+
+class FileDigest(msgspec.Struct, frozen=True, kw_only=True):
+    """Tell an agent what `file_stream.digest` should return for a file that is being fetched, or soon will be.
+
+    :param id: that of `FetchFile`.
+    """
+
+    id: str
+    digest: str
 
 
 class FileFetched(msgspec.Struct, frozen=True, tag=True):

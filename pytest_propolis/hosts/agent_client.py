@@ -22,6 +22,7 @@ from ..agent_api.messages import (
     Departed,
     Fault,
     FetchFile,
+    FileDigest,
     FileFetched,
     FileFound,
     FindFile,
@@ -261,6 +262,8 @@ class AsyncAgentClient:
     async def fetch_file(self, wanted: FetchFile, progress: Callable[[str], None]) -> None:
         """Have the agent fetch a file from another host, unless its host has it. Can take minutes.
 
+        It ends only when `tell_digest` was called, too.
+
         :raises AgentError: when it does not arrive.
         """
         async with aclosing(self._stream("/files/fetched", wanted, progress)) as lines:
@@ -268,6 +271,10 @@ class AsyncAgentClient:
                 if isinstance(line, FileFetched):
                     return
         raise await self._lost("the answer ended early")
+
+    async def tell_digest(self, file: FileDigest) -> None:
+        """Tell the agent what the digest of a file should be that it fetches."""
+        await self._call("POST", "/files/digest", NoneType, file)
 
     async def remove(self, resources: ResourceIds) -> None:
         """Remove VMs and then disks; return when they are gone. Skip any that are already gone."""

@@ -46,7 +46,7 @@ def data_blocks(descriptor: int, size: int, start: int = 0) -> Iterator[tuple[in
         except OSError:  # only a hole is left
             return
         at = max(at, start)
-        chunk = os.pread(descriptor, CHUNK_BYTES - at % CHUNK_BYTES, at)
+        chunk = os.pread(descriptor, min(CHUNK_BYTES - at % CHUNK_BYTES, size - at), at)
         if not chunk:
             return
         yield from _without_zeros(at, chunk)
@@ -70,10 +70,15 @@ def digest(descriptor: int, size: int) -> str:
     """Return the SHA-256 of a file's blocks and where they are; a hole and zeros are the same."""
     total = hashlib.sha256(HEADER.pack(size, 0))
     for offset, data in data_blocks(descriptor, size):
-        for begin in range(0, len(data), BLOCK_BYTES):
-            total.update(HEADER.pack(offset + begin, 0))
-            total.update(data[begin : begin + BLOCK_BYTES])
+        _add(total, offset, data)
     return total.hexdigest()
+
+
+def _add(total: Any, offset: int, data: bytes) -> None:
+    view = memoryview(data)
+    for begin in range(0, len(data), BLOCK_BYTES):
+        total.update(HEADER.pack(offset + begin, 0))
+        total.update(view[begin : begin + BLOCK_BYTES])
 
 
 def frames(descriptor: int, size: int, start: int = 0) -> Generator[bytes, None, None]:
@@ -111,9 +116,11 @@ class PartialFile:
         self._part = os.path.join(directory, f".{name}.{key}.part")  # noqa: PTH118
         self._note = f"{self._part}.done"
         self._file = self._locked(fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(self._file, size)
         self.done = self._noted()
         self._saved = self.done
+        os.ftruncate(self._file, self.done)  # what an earlier transfer has written behind it may be wrong
+        os.ftruncate(self._file, size)
+        self._total: Any = None
 
     def _locked(self, operation: int) -> int:
         """Open the part, when no other transfer writes to it."""
@@ -136,7 +143,9 @@ class PartialFile:
                 os.unlink(path)  # noqa: PTH108
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write one frame's data."""
+        """Write one frame's data, and add it to the digest: it need not be read again in the end."""
+        self._digest_of_earlier()
+        _add(self._total, offset, data)
         view = memoryview(data)
         while view:
             written = os.pwrite(self._file, view, offset)
@@ -154,7 +163,8 @@ class PartialFile:
 
     def finish(self, sha256: str) -> bool:
         """Move the file to its final path if it is complete and correct; remove it otherwise."""
-        good = digest(self._file, self.size) == sha256
+        self._digest_of_earlier()
+        good: bool = self._total.hexdigest() == sha256
         if good:
             os.fchmod(self._file, self.mode)
             os.fsync(self._file)
@@ -164,6 +174,13 @@ class PartialFile:
 
     def close(self) -> None:
         os.close(self._file)
+
+    def _digest_of_earlier(self) -> None:
+        """Begin the digest with what an earlier transfer has brought."""
+        if self._total is None:
+            self._total = hashlib.sha256(HEADER.pack(self.size, 0))
+            for offset, data in data_blocks(self._file, self.done):
+                _add(self._total, offset, data)
 
     def _noted(self) -> int:
         try:

@@ -82,6 +82,33 @@ def test_a_broken_transfer_goes_on_where_it_ended(tmp_path: Path) -> None:
     assert list(tmp_path.glob(".*")) == []
 
 
+def broken_transfer(tmp_path: Path) -> tuple[int, Path]:
+    """Receive the first of two parts of a file; return the source, and what there is of the target."""
+    source = sparse_file(tmp_path / "source", 8 * MIB, {0: os.urandom(MIB), 5 * MIB: os.urandom(MIB)})
+    receive(tmp_path / "target", source, iter(list(frames(source, 8 * MIB))[:1]))
+    return source, tmp_path / ".target.key.part"
+
+
+def test_what_was_damaged_since_a_broken_transfer_is_not_put_into_its_place(tmp_path: Path) -> None:
+    source, part = broken_transfer(tmp_path)
+    with part.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"damaged")
+    with pytest.raises(AssertionError):
+        receive(tmp_path / "target", source, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+
+
+def test_what_a_broken_transfer_has_written_behind_its_note_is_removed(tmp_path: Path) -> None:
+    """It may be what a damaged source has sent, where the file has only a hole."""
+    source, part = broken_transfer(tmp_path)
+    with part.open("r+b") as file:
+        file.seek(3 * MIB)
+        file.write(b"of another file")
+    receive(tmp_path / "target", source, None)
+    assert (tmp_path / "target").read_bytes() == (tmp_path / "source").read_bytes()
+
+
 def test_a_file_that_changed_on_its_way_is_not_put_into_its_place(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("old")
     part = PartialFile(str(tmp_path / "target"), MIB, 0o644, "key")

@@ -35,7 +35,8 @@ class PeerConnector:
     def __init__(self, address: str, port: int, context: ssl.SSLContext, *, path: Path) -> None:
         self.path = path
         host = f"[{address}]" if ":" in address else address
-        self._endpoint = Endpoint(base_url=f"https://{host}:{port}", tls=context)
+        self.endpoint = Endpoint(base_url=f"https://{host}:{port}", tls=context)
+        """The other agent's."""
         self._context = context
         self._server: asyncio.Server | None = None
         self._work: set[asyncio.Task[None]] = set()
@@ -51,7 +52,7 @@ class PeerConnector:
             self.path.chmod(0o600)
         except OSError as error:  # TimeoutError and ssl.SSLError among them
             reason = f"nothing within {CONNECT_TIMEOUT_S:g} s" if isinstance(error, TimeoutError) else reason_of(error)
-            raise AgentError(f"{self._endpoint.base_url} does not answer: {reason}") from None
+            raise AgentError(f"{self.endpoint.base_url} does not answer: {reason}") from None
 
     def abort(self) -> None:
         """Accept no more connections, and end the existing ones soon. Idempotent."""
@@ -67,7 +68,7 @@ class PeerConnector:
         await asyncio.gather(*self._work, return_exceptions=True)
 
     async def _check(self) -> None:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S), HttpClient(self._endpoint, headers={}) as client:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S), HttpClient(self.endpoint, headers={}) as client:
             await client.request("GET", "/", timeout_s=CONNECT_TIMEOUT_S)  # any status is an answer
 
     def _accept(self) -> _End:
@@ -95,7 +96,7 @@ class PeerConnector:
             abort(local.transport)
 
     async def _connect(self) -> _End:
-        connection = await connect(self._endpoint, timeout_s=CONNECT_TIMEOUT_S)
+        connection = await connect(self.endpoint, timeout_s=CONNECT_TIMEOUT_S)
         try:
             detect_loss(connection)
             _, end = await asyncio.get_running_loop().create_connection(

@@ -18,6 +18,7 @@ from ...engine.server.app import decoded, encoded
 from ...errors import AgentError
 from ...ledger.entry import Entry
 from ...ledger.writer import LedgerWriter
+from ...propolis_api.connection.endpoint import Endpoint
 from .connector import PeerConnector
 from .credentials import client_context, server_context
 from .listener import PeerListener
@@ -66,6 +67,14 @@ class Peers:
             Route("/peers/accepted", self._accept, methods=["POST"]),
             Route("/peers/connected", self._connect, methods=["POST"]),
         ]
+
+    def shortcut(self, endpoint: Endpoint) -> Endpoint:
+        """Return the other agent's endpoint for that of a socket that leads there, and any other as it is."""
+        for owned in self._clients.values():
+            for connected in owned.connected:
+                if connected.connector.path == endpoint.uds:
+                    return connected.connector.endpoint
+        return endpoint
 
     async def release_all_but(self, stays: Callable[[str], bool]) -> None:
         """End the connections of all clients that do not stay."""

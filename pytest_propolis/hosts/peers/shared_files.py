@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
-from ...agent_api.messages import FetchFile
+from ...agent_api.messages import FetchFile, FileDigest
 from ...errors import AgentError, HostError, HostLost
 from ...ledger.rendezvous import Rendezvous
 from ...storage.progress import Progress
@@ -132,12 +133,14 @@ async def _fetch(file: SharedFile, to: SharingHost, source: SharingHost, address
     assert here is not None
     if there is None:
         return False
-    digest = await asyncio.to_thread(file.digest)
-    wanted = FetchFile(path=here, size=file.size, mode=file.mode, digest=digest, source=address, source_path=there)
+    wanted = FetchFile(
+        id=secrets.token_hex(8), path=here, size=file.size, mode=file.mode, source=address, source_path=there
+    )
     progress(f"host {to.name}: {file.path.name} comes from {source.name}")
     try:
         async with await to.client() as agent:
-            await agent.fetch_file(wanted, lambda text: progress(f"host {to.name}: {text} from {source.name}"))
+            fetching = agent.fetch_file(wanted, lambda text: progress(f"host {to.name}: {text} from {source.name}"))
+            await _both(fetching, _tell_digest(agent, wanted.id, file))
     except HostLost:
         raise
     except AgentError as error:
@@ -150,3 +153,22 @@ async def _fetch(file: SharedFile, to: SharingHost, source: SharingHost, address
         )
         return False
     return True
+
+
+async def _tell_digest(agent: AsyncAgentClient, fetch_id: str, file: SharedFile) -> None:
+    """Compute the digest while the file is on its way."""
+    digest = await asyncio.to_thread(file.digest)
+    await agent.tell_digest(FileDigest(id=fetch_id, digest=digest))
+
+
+async def _both(*works: Coroutine[Any, Any, None]) -> None:
+    """Do both at the same time; a failure of one ends the other."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
