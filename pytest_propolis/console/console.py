@@ -18,6 +18,7 @@ from ..propolis_api.connection.endpoint import Loss
 from ..propolis_api.serial import SerialConsoleMoved, is_reset_notice, migration_notice
 from ..terminal_text import abbreviated
 from .escapes import TextFilter
+from .expected_move import ExpectedMove
 from .input_history import Sent
 from .kernel.ends import asks_for_an_end
 from .kernel.failures import KernelFailures
@@ -75,6 +76,9 @@ class Console:
         self._failures = failures or KernelFailures(vm)
         self._follow = follow
         self._moving = False
+        self._expected: ExpectedMove | None = None
+        self._offset = 0
+        """Up to where the guest's output was received."""
         self._sent = Sent()
         self._next: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """Whether another connection follows this one; known when it does, or when the console is at its end."""
@@ -112,11 +116,7 @@ class Console:
         loss: Loss | None = None,
         failures: KernelFailures | None = None,
     ) -> AsyncIterator[Console]:
-        """A console over an open websocket, which it closes.
-
-        :param loss: returns why the VM's host is lost.
-        :param failures: gets to know what goes wrong in the guest's kernel.
-        """
+        """A console over an open websocket, which it closes."""
         console = cls(connection, vm=vm, log_path=log_path, follow=follow, loss=loss, failures=failures)
         try:
             yield console
@@ -146,6 +146,10 @@ class Console:
     def moves(self) -> asyncio.Future[bool]:
         """Done when the console is at the next host that its guest moves to: true. Or when it has closed: false."""
         return self._next
+
+    def expect(self, move: ExpectedMove) -> None:
+        """Follow the guest if it has been handed over and the server is lost before it says so."""
+        self._expected = move
 
     def next_reset(self) -> asyncio.Future[None]:
         """Return a future that is done when the guest next resets its machine, if the server reports it."""
@@ -235,7 +239,7 @@ class Console:
 
     async def _read(self) -> None:
         try:
-            while moved := await self._read_connection():
+            while moved := await self._read_connection() or await self._unreported_move():
                 await self._go_with(moved)
             if self._loss and self._connection.close_code == CloseCode.ABNORMAL_CLOSURE:
                 self._lost = await self._loss()
@@ -257,6 +261,7 @@ class Console:
         with contextlib.suppress(ConnectionClosed):
             async for message in self._connection:
                 if isinstance(message, bytes):
+                    self._offset += len(message)
                     self._feed(message)
                 elif is_reset_notice(message):
                     self.note(RESET)
@@ -273,9 +278,13 @@ class Console:
                     self._not_followed = MOVED
         return None
 
+    async def _unreported_move(self) -> SerialConsoleMoved | None:
+        is_lost = self._connection.close_code == CloseCode.ABNORMAL_CLOSURE
+        return await self._expected.outcome(self._offset) if self._follow and self._expected and is_lost else None
+
     async def _go_with(self, moved: SerialConsoleMoved) -> None:
         assert self._follow is not None
-        self._moving = True
+        self._moving, self._expected, self._offset = True, None, moved.from_start
         before, self._connection = self._connection, await self._follow(moved)
         await before.close()
         await self._send_again(moved)

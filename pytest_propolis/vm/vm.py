@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from ..agent_api.boot_source import BootSource
+from ..console.expected_move import ExpectedMove
 from ..errors import (
     ApiError,
     MigrationError,
@@ -154,12 +155,16 @@ class TestVm(BootableVm):
         own_address = await self.host.address_for_agent(self.endpoint, on=self.host)
         source._successor = self.endpoint, Endpoint.at(own_address).base_url
         moved = source._console.moves() if source._console else None
+        expected = ExpectedMove(own_address)
+        if source._console:
+            source._console.expect(expected)
         try:
             async with asyncio.timeout(limit_s):
                 request = InstanceEnsureRequest(properties=self.properties, init=MigrationTargetInit(init))
                 await self._api().instance_ensure(request)
                 if failure := await until_migrated(self._api(), self._migrations):
                     raise MigrationError(failure, vm=self.name, log_path=str(self.log_path))
+                expected.settle(is_handed_over=True)
                 self.hold_volumes(self.volumes)
                 if moved:  # what is typed at the source from now on reaches no guest
                     await asyncio.wait([moved])
@@ -168,6 +173,8 @@ class TestVm(BootableVm):
             raise self._migration_error(source, "is not done", waited_s=limit_s) from None
         except ApiError as error:
             raise self._migration_error(source, f"failed: {error.message}") from error
+        finally:
+            expected.settle(is_handed_over=False)
         for nic in self.nics:
             assert nic.network is not None
             await nic.network.arrive(self.name, self.host.name)

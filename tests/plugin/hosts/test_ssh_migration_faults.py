@@ -67,8 +67,6 @@ async def settled(good):
 @pytest.mark.parametrize("side", ["source", "target"])
 @pytest.mark.parametrize("fault", ["QEMU is killed", "agent is killed", "cable is out"])
 async def test_it(vm_factory, remote_hosts, fault, side):
-    if (PHASE, fault, side) == ("Finish", "QEMU is killed", "target"):
-        pytest.skip("the guest runs there already, and its end is that of any other guest")
     here, there = sorted(remote_hosts, key=lambda host: host.name)
     for host in (here, there):
         with contextlib.suppress(HostLost):  # the test before has lost it
@@ -107,10 +105,7 @@ async def test_it(vm_factory, remote_hosts, fault, side):
             assert find(here.name, "qemu-system", source.id)
         elif outcome is None and not target_is_lost and not (side == "target" and fault == "QEMU is killed"):
             await target.wait_for_state("Running")
-            try:
-                assert await target.run("echo there", timeout_s=30) == "there"
-            except HostLost:  # the source was lost before it had told the console where the guest is
-                assert side == "source" and fault != "QEMU is killed"
+            assert await target.run("echo there", timeout_s=30) == "there"
             await settled(lambda: not find(here.name, "qemu-system", source.id))
             assert find(there.name, "qemu-system", target.id)
         else:  # the guest was on the side that is lost
