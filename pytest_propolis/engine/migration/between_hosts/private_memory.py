@@ -67,7 +67,6 @@ class PrivateMemory:
                     undo.callback(os.close, opened[-1])
                 memory = cls(found[0], size, opened[0], opened[1], file)
                 memory._read(0, PAGE_BYTES)
-                memory._written_chunks()
             except OSError:
                 return None
             undo.pop_all()
