@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,9 +56,10 @@ class TemplatePreparer:
         await asyncio.gather(*(asyncio.to_thread(host.close) for host in self._hosts.values()), return_exceptions=True)
 
     async def _make(self, host: str, guest: str, done: Callable[[], None]) -> None:
-        from ..vm.warm_start.preparation import prepare_template
-
         with contextlib.suppress(PropolisError, OSError):  # the test that needs it says so
+            # Its agent starts while what is asked of it is imported.
+            agent, prepare_template = await asyncio.gather(self._hosts[host].client(), asyncio.to_thread(_import))
+            await agent.aclose()
             await prepare_template(
                 self._hosts[host],
                 self._guests.get(guest),
@@ -67,3 +68,9 @@ class TemplatePreparer:
                 progress=lambda text: self._say(f"propolis: host {host}: {text}"),
             )
         done()
+
+
+def _import() -> Callable[..., Awaitable[None]]:
+    from ..vm.warm_start.preparation import prepare_template
+
+    return prepare_template

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
+from ..session.internals import worker_input
 from ..session.stash import PLACEMENTS, SETTINGS
 from .elsewhere import LostHosts, RetryElsewhere
 from .scheduling.needs import Needs
@@ -58,7 +59,8 @@ class WorkerEnd:
     """A plugin of the worker's: reports the needs of the collected tests, and learns where each test runs."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self._channel = config.workerinput[CHANNEL]  # type: ignore[attr-defined]
+        worker = worker_input(config)
+        self._channel, self._workers = worker[CHANNEL], worker["workercount"]
         self._placements: dict[str, tuple[str, ...]] = {}
         self._again: queue.SimpleQueue[tuple[str, ...]] = queue.SimpleQueue()
         self._awaited = ""
@@ -67,11 +69,20 @@ class WorkerEnd:
         self._channel.setcallback(self._receive, endmarker=None)
         config.pluginmanager.register(RetryElsewhere(config, self._elsewhere), "propolis-elsewhere")
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Before xdist reports to the controller that the collection is complete."""
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> Generator[None]:
+        """Before xdist reports to the controller that the collection is complete, and after that.
+
+        If each worker will probably run a test with VMs, it imports what that takes while the controller starts agents.
+        """
         needs = {item.nodeid: needs_of(item) for item in session.items}
-        self._send(Collected({test: need for test, need in needs.items() if need.hosts}))
+        needs = {test: need for test, need in needs.items() if need.hosts}
+        self._send(Collected(needs))
+        yield
+        if len(needs) >= self._workers:
+            from ..session.run import import_factories
+
+            import_factories()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self) -> None:

@@ -172,6 +172,7 @@ class HostScheduling:
         hosts = self.config.stash[SETTINGS].hosts
         assert hosts is not None
         specs = probed_inventory(hosts)
+        there = self._only_guest() if len(specs) == 1 else frozenset()
         for spec in specs:
             self._hosts[spec.name] = HostSpec(
                 name=spec.name,
@@ -179,9 +180,19 @@ class HostScheduling:
                 memory_mib=memory_mib_of(spec, specs),
                 cpus=cpus_of(spec),
                 labels=spec.labels,
+                templates=there,
             )
             self._scheduler.host_joined(self._hosts[spec.name])
         self._give_up_what_no_host_can_run()
+
+    def _only_guest(self) -> frozenset[str]:
+        """Return the guest that all tests need, if there is one.
+
+        Its template is not waited for on an only host: nothing else could run meanwhile, so that the first tests look
+        for it themselves, and make it if need be.
+        """
+        guests = {self._needs.get(test, HOSTLESS).guest for test in self._tests}
+        return frozenset(guest for guest in guests if guest is not None) if len(guests) == 1 else frozenset()
 
     def _collections_differ(self) -> bool:
         """Report workers that have collected other tests than the first one: then none can run, as with xdist."""

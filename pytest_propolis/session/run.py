@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..vm.vm import TestVm
     from .retention import RetentionPolicy
 
-__all__ = ["Run"]
+__all__ = ["Run", "import_factories"]
 
 
 class Run:
@@ -66,7 +66,7 @@ class Run:
         with quick_imports():
             from ..hosts.run_hosts import open_hosts
 
-        hosts = open_hosts(self.settings, shared_id=shared_run_id(self._config), meanwhile=_import_factories)
+        hosts = open_hosts(self.settings, shared_id=shared_run_id(self._config), meanwhile=import_factories)
         self._config.stash[HOSTS] = hosts
         self._config.stash[INTERRUPTION].arm()
         return hosts
@@ -310,6 +310,7 @@ class Run:
         self._config.hook.pytest_propolis_vm_created(vm=vm, config=self._config)
 
 
-def _import_factories() -> None:
+def import_factories() -> None:
+    """Import what a test with VMs needs."""
     with quick_imports():
         from ..vm import factory  # noqa: F401

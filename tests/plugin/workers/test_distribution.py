@@ -44,6 +44,23 @@ def test_other():
     pass
 """
 
+WATCHING = """
+import sys
+
+import pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item):
+    if "pytest_propolis.vm.factory" in sys.modules:
+        item.user_properties.append(("prepared", True))
+
+def pytest_terminal_summary(terminalreporter):
+    reports = [report for report in terminalreporter.getreports("passed") if report.when == "call"]
+    prepared = sum(("prepared", True) in report.user_properties for report in reports)
+    makes = "pytest_propolis.distribution.template_preparer" in sys.modules
+    terminalreporter.write_line(f"{prepared} began with all imported, the controller makes templates: {makes}")
+"""
+
 LABELLED = """
 [hosts.plain]
 kind = "local"
@@ -54,6 +71,25 @@ kind = "local"
 slots = 1
 labels = ["special"]
 """
+
+
+@pytest.mark.parametrize(
+    ("tests", "line"),
+    [
+        ("async def test_it(test_vm): ...\n", "1 began with all imported, the controller makes templates: False"),
+        (
+            "async def test_it(test_vm): ...\ndef test_other(): ...\n",
+            "2 began with all imported, the controller makes templates: True",
+        ),
+        ("def test_other(): ...\n", "0 began with all imported, the controller makes templates: False"),
+    ],
+    ids=["only VMs", "VMs and others", "only others"],
+)
+def test_tests_wait_for_the_controller_only_where_others_can_run_meanwhile(
+    inner: InnerRun, tests: str, line: str
+) -> None:
+    inner.write(conftest=WATCHING, test_it=tests)
+    inner.run("--propolis-hosts", "local:1", "-n", "1").stdout.fnmatch_lines([line])
 
 
 @pytest.mark.parametrize("workers", [pytest.param("2", marks=pytest.mark.slow), "auto"])
