@@ -195,6 +195,8 @@ class LoopClient:
         """
         if self._lost:
             raise self.error(ShellLost, self._lost, hint=LOST_HINT)
+        if not self._session:
+            raise self.error(ShellError, "the guest takes no commands yet", hint="call `boot` or `wait_to_boot` first")
         if self._closed:
             await self.start(shell=self._command, timeout_s=RESTART_TIMEOUT_S, session=self._session)
             return

@@ -7,6 +7,8 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Literal
 from uuid import uuid4
 
 import pytest
@@ -14,7 +16,7 @@ import pytest_asyncio
 from raw_http import http
 from websockets.exceptions import ConnectionClosed
 
-from pytest_propolis.errors import ApiError, ConsoleClosed, ConsoleError
+from pytest_propolis.errors import ApiError, ConsoleClosed, ConsoleError, ShellError
 from pytest_propolis.propolis_api import (
     FromMigration,
     FromSpec,
@@ -236,6 +238,22 @@ async def test_a_fork_is_launched_and_booted_twice(vm_factory: VmFactory) -> Non
     assert vm.boot_kind == "warm"
     await vm.boot()
     assert await vm.run("echo hello") == "hello"
+
+
+@pytest.mark.parametrize("channel", ["console", "port"])
+async def test_a_guest_that_was_launched_and_not_waited_for_takes_no_commands_yet(
+    vm_factory: VmFactory, channel: Literal["console", "port"]
+) -> None:
+    vm = await vm_factory.create(guest="micro", channel=channel, boot="cold")
+    await vm.launch()
+    with pytest.raises(ShellError, match="takes no commands yet") as refused:
+        await vm.run("echo hello")
+    assert "wait_to_boot" in str(refused.value.hint)
+    await vm.boot()
+    assert await vm.run("echo hello") == "hello"
+    await vm.reset()
+    with pytest.raises(ShellError, match="takes no commands yet"):
+        await vm.get("/etc/passwd", Path("passwd"))
 
 
 async def test_a_stopped_vm_boots_again(vm_factory: VmFactory) -> None:
