@@ -258,6 +258,7 @@ class TestVm(BootableVm):
         self.kernel_failures, source.kernel_failures = source.kernel_failures, self.kernel_failures
         self.kernel_failures.vm, source.kernel_failures.vm = self.name, source.name
         self._console.belongs_to(self.name, follow=self._follow, loss=self.endpoint.loss)
+        self.log_path = self._console.log_path
         if self._shell is not None:
             self._shell.belongs_to(self.name)
         await self._resources.enter_async_context(source._resources.pop_all())

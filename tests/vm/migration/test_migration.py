@@ -61,6 +61,20 @@ async def test_errors_after_a_migration_name_the_vm_that_the_guest_is_in(factory
     assert (failed.value.vm, waited.value.vm) == ("elsewhere", "elsewhere")
 
 
+async def test_a_vm_that_a_guest_has_migrated_to_names_the_log_that_its_console_goes_on_in(
+    factory: VmFactory, vm: TestVm
+) -> None:
+    target = await factory.successor(vm, name="elsewhere")
+    await target.migrate_from(vm)
+    seen = asyncio.create_task(target.wait_for_serial_output("shown there"))
+    await target.run("echo shown there >/dev/console")
+    await seen
+    with pytest.raises(CommandFailed) as failed:
+        await target.run("false")
+    assert "shown there" in target.log_path.read_text()
+    assert failed.value.log_path == str(target.log_path)
+
+
 async def test_each_side_has_its_own_metadata(factory: VmFactory, vm: TestVm) -> None:
     target = await factory.successor(vm)
     await target.migrate_from(vm)
