@@ -293,11 +293,11 @@ class Settings(_Frozen):
         check_fields(self, subject="settings", error=SettingsError)
         if isinstance(self.server, Path) and not os.access(self.server, os.X_OK):
             hint = "--propolis-server names it, or PROPOLIS_SERVER, or propolis_server in a file"
-            raise SettingsError(f"{self.server} is no program that can be run", hint=hint)
+            raise SettingsError(f"{self.server} is not a program that can be run", hint=hint)
         program = self.crucible_downstairs
         if isinstance(program, Path) and not os.access(program, os.X_OK):
             hint = "--propolis-crucible-downstairs names it, or PROPOLIS_CRUCIBLE_DOWNSTAIRS"
-            raise SettingsError(f"{program} is no program that can be run", hint=hint)
+            raise SettingsError(f"{program} is not a program that can be run", hint=hint)
 
     @classmethod
     def resolve(
@@ -388,7 +388,7 @@ def _read_settings_file(path: Path, source: str) -> dict[str, str]:
         raise _error(f"settings file {path} is not TOML: {error}", hint=hint) from None
     table = document.get("settings", {})
     if not isinstance(table, dict):
-        raise _error(f"settings file {path}: settings is no table", hint=hint)
+        raise _error(f"settings file {path}: settings is not a table", hint=hint)
     known = _BY_NAME.keys() - {"settings_file"}
     wrong = sorted({key for key in document if key != "settings"} | (set(table) - known))
     if wrong:

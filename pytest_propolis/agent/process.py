@@ -105,7 +105,7 @@ async def _serve(config: AgentConfig, ledger: Ledger, path: Path, ready_fd: int,
         loop.add_reader(parent_death_fd, _read_parent_death_pipe, loop, parent_death_fd, leave)
     with _listening(path) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
-        # In this order whatever happens: asyncio's own end cancels everything at once, and may then wait for ever for a
+        # In this order whatever happens: asyncio's own end cancels everything at once, and may then wait forever for a
         # process that was just being started.
         try:
             if not _report_ready(ready_fd, path):

@@ -381,7 +381,7 @@ def _check_files(request: CreateVm) -> None:
     if isinstance(request.boot, DirectKernel):
         for file in (request.boot.kernel, request.boot.initrd):
             if file is not None and not require_absolute(file, what="boot file").is_file():
-                raise ArtifactMissing(f"{file} is not there", hint="run `propolis setup`, or correct the path")
+                raise ArtifactMissing(f"{file} does not exist", hint="run `propolis setup`, or correct the path")
 
 
 async def _all(calls: Iterable[Callable[[], Awaitable[None]]]) -> None:

@@ -10,7 +10,7 @@ __all__ = ["AttachDisk", "CreateDisk", "DiskCreated", "ForkImage", "ImageForked"
 
 
 class CreateDisk(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for a disk of one's own: a copy-on-write fork of an image, or an empty one.
+    """Request a disk: a copy-on-write fork of an image, or an empty one.
 
     :param image: absolute path of the image, which must not change while forks live; None for an empty disk.
     :param image_format: ``qcow2`` or ``raw``; None for raw, unless the image looks like a container.
@@ -44,7 +44,7 @@ class ImageForked(msgspec.Struct, frozen=True, kw_only=True):
     """The fork: a file or a block device on the agent's host that belongs to the client.
 
     :param size_bytes: the size of the disk that a guest sees.
-    :param note: what a person should know of the way that was chosen; empty if nothing.
+    :param note: what users should know about the chosen provider; empty if nothing.
     """
 
     id: str

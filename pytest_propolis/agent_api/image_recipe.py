@@ -17,7 +17,7 @@ __all__ = ["ImageRecipe"]
 class ImageRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Steps that prepare an image, as data, so that their hash can name the result.
 
-    :param name: what it makes, for people.
+    :param name: what it makes, for users.
     :param kernel: SHA-256 of the kernel to boot with.
     :param initrd: SHA-256 of its initial RAM disk.
     :param disk: SHA-256 of the image to start from, attached as the first virtio disk.

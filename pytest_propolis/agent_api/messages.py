@@ -73,9 +73,9 @@ class AgentInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CreateVm(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for a Propolis server of one's own.
+    """Request a Propolis server.
 
-    :param name: for people.
+    :param name: for users.
     :param group: what the VM belongs to (a test's node id): names are unique in it.
     :param boot: what its VM starts from.
     :param log_path: where QEMU's own messages go; if empty, into the VM's directory.
@@ -171,7 +171,7 @@ class Keep(msgspec.Struct, frozen=True, kw_only=True):
     """Ask the agent to take VMs, disks and networks over from a client: they stay when the client leaves.
 
     :param resources: which; what is gone already is passed over.
-    :param reason: for people.
+    :param reason: for users.
     :param ttl_s: after so many seconds the agent removes them.
     """
 
@@ -239,7 +239,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProgressMade(msgspec.Struct, frozen=True, tag=True):
-    """What work has come to, for people."""
+    """What work has come to, for users."""
 
     text: str
 
@@ -257,7 +257,7 @@ class TemplateFound(msgspec.Struct, frozen=True, tag=True):
 
 
 class FindFile(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask whether a host has a file whose path tells its content. It counts as used then."""
+    """Ask whether a host has a file whose path identifies its content. It counts as used then."""
 
     path: str
     size: int
@@ -283,7 +283,7 @@ class FetchFile(msgspec.Struct, frozen=True, kw_only=True):
     It does not end before the agent has been told the file's digest (`FileDigest`).
 
     :param id: a unique one of this request.
-    :param path: where it should be; the path tells its content.
+    :param path: where it should be; the path identifies its content.
     :param mode: the permissions that it should have.
     :param source: the address of the other agent, as this one reaches it.
     :param source_path: where the other host has it.

@@ -24,9 +24,9 @@ MOST_PORTS: Final = 253
 
 
 class CreateNetwork(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for an Ethernet of one's own on the agent's host.
+    """Request an Ethernet network on the agent's host.
 
-    :param name: for people.
+    :param name: for users.
     """
 
     name: str

@@ -30,7 +30,7 @@ class ProgramFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StartProgram(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for a program to be run. It ends with its client, and what it has started ends with it.
+    """Request that a program be run. It ends with its client, and what it has started ends with it.
 
     :param name: by which it is listed.
     :param command: for ``/bin/sh``, which finds the command ``propolis`` on its path.
@@ -47,7 +47,7 @@ class StartProgram(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EndProgram(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for the program to be ended: with SIGTERM, and a few seconds later with SIGKILL."""
+    """Request that the program be ended: with SIGTERM, and a few seconds later with SIGKILL."""
 
 
 class ProgramEnded(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ class TemplateNeeded(msgspec.Struct, frozen=True, kw_only=True):
     The answer is a stream of `StreamLine`. One of them may be `TemplateMaking`: then the client boots that VM, makes
     its guest quiet, and freezes it; the stream goes on meanwhile, and ends with `TemplateFound`.
 
-    :param title: what it is a template of, for people.
+    :param title: what it is a template of, for users.
     :param boot: what its guest starts from.
     :param spec: the machine; the paths of its disks are `engine.template.disk_file` names.
     :param disks: what the disks are made of, in that order.

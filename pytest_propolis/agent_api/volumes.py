@@ -13,9 +13,9 @@ __all__ = ["CreateVolume", "DownstairsFault", "DownstairsListed", "FaultKind", "
 
 
 class CreateVolume(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for a replicated volume of one's own: three downstairs.
+    """Request a replicated volume: three downstairs.
 
-    :param name: for people.
+    :param name: for users.
     :param group: what it belongs to.
     :param size_bytes: at least; it becomes a whole number of extents of 64 MiB, and is never smaller than the image.
     :param block_size: 512 or 4096.

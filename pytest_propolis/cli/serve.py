@@ -61,7 +61,7 @@ class _MetricAddrType(_ParamType):
             return None
         if value.lower() == DNS:
             self.fail(
-                "'dns' finds the registry by the internal DNS of an Oxide rack, which is not there on this platform; "
+                "'dns' finds the registry by the internal DNS of an Oxide rack, which this platform does not have; "
                 "give its IP:PORT",
                 param,
                 ctx,
@@ -171,7 +171,7 @@ def _boot_source(bootrom: Path, kernel: Path | None, initrd: Path | None, append
     if str(bootrom) == "bios":
         return Firmware()
     if not bootrom.is_file():
-        raise click.BadParameter(f"{str(bootrom)!r} is no file", param_hint="BOOTROM_PATH")
+        raise click.BadParameter(f"{str(bootrom)!r} is not a file", param_hint="BOOTROM_PATH")
     return Firmware(uefi=True, boot_rom=str(bootrom.absolute()))
 
 

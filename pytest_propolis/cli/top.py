@@ -41,7 +41,7 @@ NOTHING: Final = "no run of this user is running here"
 def top(once: bool, as_json: bool) -> None:
     """Show what this user's runs on this machine are doing: hosts, slots, and what runs or waits.
 
-    On a terminal it is shown anew every second until q is pressed.
+    On a terminal it is updated every second until q is pressed.
     """
     if as_json:
         for snapshot in read_live():

@@ -21,7 +21,7 @@ def require_name(kind: str, name: str) -> str:
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise CoordinationError(
-            f"{name!r} is no name of a {kind}", hint="it has 1 to 100 letters, digits and characters of _.:@+-"
+            f"{name!r} is not a name of a {kind}", hint="it has 1 to 100 letters, digits and characters of _.:@+-"
         )
     return name
 
@@ -33,6 +33,6 @@ def require_key(key: str) -> str:
     """
     if not isinstance(key, str) or len(key) > _KEY_LENGTH or not _KEY.fullmatch(key):
         raise CoordinationError(
-            f"{key!r} is no key", hint=f"it has up to {_KEY_LENGTH} characters: names that are separated by slashes"
+            f"{key!r} is not a key", hint=f"it has up to {_KEY_LENGTH} characters: names that are separated by slashes"
         )
     return key

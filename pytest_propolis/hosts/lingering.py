@@ -73,7 +73,7 @@ _pinned: AgentEnvironment | None = None
 def lingering_id(config: AgentConfig, environment: AgentEnvironment) -> str:
     """Return the id of the agent that lingers for runs of this user with these options on this machine.
 
-    The same word as that of a run. Another one belongs to each base directory, and to each boot of the machine.
+    The same id as that of a run. Another one belongs to each base directory, and to each boot of the machine.
 
     :param config: its ``run`` and its own ``directory`` do not count.
     """

@@ -247,7 +247,7 @@ class SshHost:
     def close(self) -> None:
         """Disconnect from the agent, which then releases this process's resources, and exits if nothing else needs it.
 
-        Waits within bounds until that is done. Closing twice is fine.
+        Waits within bounds until that is done. Idempotent.
         """
         joined, self._joined = self._joined, None
         if joined is None:

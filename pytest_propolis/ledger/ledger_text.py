@@ -160,5 +160,5 @@ def _parse_header(line: bytes, path: Path) -> Header:
     except msgspec.DecodeError as error:
         raise AgentError(
             f"the ledger {path} has no readable header: {error}",
-            hint="its agent died while starting, or it is no ledger; look at its directory and remove it by hand",
+            hint="its agent died while starting, or it is not a ledger; look at its directory and remove it by hand",
         ) from error

@@ -162,7 +162,7 @@ def _unmet_capability(needed: Requirements, settings: Settings) -> Unmet | None:
     if needed.zfs and (obstacle := zfs_obstacle(settings)):
         return Unmet("it needs ZFS", obstacle)
     if needed.kvm and not has_kvm(settings):
-        return Unmet("it needs KVM, on which no guest runs here", "`propolis doctor` says why")
+        return Unmet("it needs KVM, and no guest runs on it here", "`propolis doctor` says why")
     return None
 
 
@@ -174,7 +174,7 @@ def _unmet_guest(config: pytest.Config, name: str, settings: Settings) -> Unmet 
     image = adapter.image
     for artifact in (image.kernel, image.initrd, image.disk):
         if artifact is not None and (command := store.missing_build(artifact)):
-            return Unmet(f"the guest {name} is not built", f"`{command}` does it")
+            return Unmet(f"the guest {name} is not built", f"`{command}` builds it")
     return None
 
 

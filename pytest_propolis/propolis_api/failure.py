@@ -57,7 +57,7 @@ def api_error(status: int, content: bytes, *, vm: str | None, operation: str, lo
 def unreadable(status: int, kind: str, error: msgspec.DecodeError, *, vm: str | None, operation: str) -> ApiError:
     """Return the error for a 2xx answer that is not of the kind that the API promises."""
     return ApiError(
-        f"the answer is no {kind}: {error}",
+        f"the answer is not a valid {kind}: {error}",
         status=status,
         vm=vm,
         operation=operation,

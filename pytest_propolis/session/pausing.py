@@ -36,7 +36,7 @@ def pauser(config: pytest.Config) -> Callable[[str, VmFactory], Awaitable[None]]
     with _standard_input(config):
         at_terminal = os.isatty(STDIN)
     if not at_terminal:
-        show("--propolis-pause-on-failure has no effect: standard input is no terminal")
+        show("--propolis-pause-on-failure has no effect: standard input is not a terminal")
         return None
 
     async def pause(test: str, factory: VmFactory) -> None:

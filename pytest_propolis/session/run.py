@@ -251,7 +251,7 @@ class Run:
     ) -> AbstractAsyncContextManager[CrucibleDiskFactory]:
         """Return a factory of replicated disks that live until its ``async with`` ends, for fixtures of a wider scope.
 
-        :param group: the name of their owner, for people.
+        :param group: the name of their owner, for users.
         :param test: as in `vm_factory`.
         """
         from ..vm.disks.crucible_disk_factory import CrucibleDiskFactory

@@ -63,7 +63,7 @@ class LocalFile(msgspec.Struct, frozen=True, tag="local-file"):
         """
         path = Path(self.path)
         if not (path.is_file() and os.access(path, os.R_OK)):
-            raise ArtifactMissing(f"{path} is not a file that can be read", hint="check the path and its permissions")
+            raise ArtifactMissing(f"{path} is not a readable file", hint="check the path and its permissions")
         return path
 
 

@@ -216,7 +216,7 @@ class ArtifactStore:
         if path.exists():
             progress(f"checking {path}")
             if await sha256_of(path) != sha256:
-                progress(f"{path} is damaged: fetching it anew")
+                progress(f"{path} is damaged: fetching it again")
                 path.unlink()
         if not path.exists():
             await self._fetch(artifact, source, path, sha256, progress)
@@ -235,7 +235,7 @@ class ArtifactStore:
                 except ArtifactCorrupt as error:
                     if attempt == _ATTEMPTS:
                         raise
-                    progress(f"{error.message}: fetching it anew")
+                    progress(f"{error.message}: fetching it again")
                 else:
                     part.chmod(_READ_ONLY)
                     sync(part)
@@ -288,7 +288,7 @@ async def _link_all(source: Path, filenames: Sequence[str], directory: Path) -> 
 def _hash_of(artifact: Artifact) -> str:
     if artifact.sha256 is None:
         raise ArtifactError(
-            f"artifact {artifact.key} has no sha256", hint="only a LocalFile can be used without: give the hash"
+            f"artifact {artifact.key} has no sha256", hint="only a LocalFile can be without: give the hash"
         )
     return artifact.sha256
 
@@ -378,7 +378,7 @@ async def _seal(made: Path, filenames: Sequence[str], *, key: str, mode: int) ->
     for name in filenames:
         path = made / name
         if not path.is_file():
-            raise ArtifactError(f"derived {key}: {name} was not made", hint="see what was said while it was being made")
+            raise ArtifactError(f"derived {key}: {name} was not made", hint="see the messages before this one")
         path.chmod(mode)
         sync(path)
         entries[name] = Verified.now(path, await sha256_of(path))

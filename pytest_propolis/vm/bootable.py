@@ -254,7 +254,7 @@ class BootableVm(GuestAccess):
         try:
             endpoint = self.successor_endpoint(moved.destination)
         except ValueError as error:
-            raise ConsoleError(f"the guest's new place cannot be read: {error}", vm=self.name) from None
+            raise ConsoleError(f"the guest's new server cannot be determined: {error}", vm=self.name) from None
         async with PropolisClient(endpoint, vm=self.name) as there:
             return await there.instance_serial(from_start=moved.from_start)
 

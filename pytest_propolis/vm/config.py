@@ -129,7 +129,7 @@ class VmConfig:
         for name in self.boot_order or ():
             if name not in (BOOT_DISK, *names):
                 known = ", ".join((BOOT_DISK, *names))
-                raise self._error(f"boot_order names {name!r}, which is no disk of this VM", f"its disks are {known}")
+                raise self._error(f"boot_order names {name!r}, not a disk of this VM", f"its disks are {known}")
         self._slots(has_boot_disk=False)
 
     def with_slots(self, *, has_boot_disk: bool) -> VmConfig:

@@ -66,7 +66,7 @@ class GuestAccess(Instance):
         """
         self._require_loop()
         if self._shell is None:
-            raise ShellError("the guest takes no commands yet", vm=self.name, hint="call `boot` first")
+            raise ShellError("the guest accepts no commands yet", vm=self.name, hint="call `boot` first")
         return self._shell
 
     async def run(

@@ -99,7 +99,7 @@ class Instance:
         status = (await self._api().instance_spec_get()).spec
         if isinstance(status, PresentSpec):
             return status
-        raise VmStateError("its spec comes with the guest that migrates in", vm=self.name, **self._evidence())
+        raise VmStateError("its spec is that of the guest that migrates to it", vm=self.name, **self._evidence())
 
     async def screenshot(self) -> bytes:
         """Return a screenshot of the VM's display, as a PNG image.

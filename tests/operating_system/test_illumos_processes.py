@@ -71,7 +71,7 @@ def test_every_field_is_read_from_its_place() -> None:
 
 
 def test_what_a_32_bit_program_would_read_is_refused() -> None:
-    with pytest.raises(ValueError, match="this Python is no 64-bit program"):
+    with pytest.raises(ValueError, match="this Python is not a 64-bit program"):
         Psinfo.parse(bytes(360))
 
 

@@ -85,7 +85,7 @@ async def test_a_damaged_file_is_fetched_anew(store: ArtifactStore, disk: Artifa
     path.write_bytes(damage)
     said: list[str] = []
     assert (await store.get(disk, said.append)).read_bytes() == DISK
-    assert f"{path} is damaged: fetching it anew" in said
+    assert f"{path} is damaged: fetching it again" in said
 
 
 async def test_a_source_that_gives_something_else_is_asked_twice_and_named(
@@ -177,7 +177,7 @@ async def test_a_local_file_with_other_content_is_named_and_kept(store: Artifact
 
 
 async def test_a_local_file_that_is_not_there_is_named(store: ArtifactStore, tmp_path: Path) -> None:
-    with pytest.raises(ArtifactMissing, match=f"{tmp_path}/none is not a file"):
+    with pytest.raises(ArtifactMissing, match=f"{tmp_path}/none is not a readable file"):
         await store.get(Artifact("mine", "mine", None, LocalFile(str(tmp_path / "none"))), silent)
 
 

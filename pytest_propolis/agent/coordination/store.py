@@ -152,7 +152,7 @@ class KeyValueStore:
             if len(put.value) > VALUE_BYTES:
                 raise Refusal(f"the value of {put.key!r} has {len(put.value)} bytes: {VALUE_BYTES} are the most")
             if not put.key or put.key.endswith("/") or len(put.key.encode()) > KEY_BYTES:
-                raise Refusal(f"{put.key[:80]!r} is no key: it has 1 to {KEY_BYTES} bytes, and no slash at its end")
+                raise Refusal(f"{put.key[:80]!r} is not a key: it has 1 to {KEY_BYTES} bytes, and no slash at its end")
             if put.lease and put.lease not in self._leases:
                 raise LeaseGone(f"lease {put.lease} has expired")
         if self._bytes + sum(len(put.value) for put in request.puts) > TOTAL_BYTES:

@@ -172,7 +172,7 @@ class DiskRegistry:
         """
         volume = self._resources_of(client).volumes.get(volume_id)
         if volume is None:
-            raise AgentError(f"there is no volume {volume_id}", hint="it was removed, or is another client's")
+            raise AgentError(f"there is no volume {volume_id}", hint="it was removed, or belongs to another client")
         return volume
 
     async def require_server_for(self, owned: ClientResources, request: CreateVm) -> None:

@@ -155,7 +155,7 @@ class OwnedFork(msgspec.Struct, kw_only=True):
 
     def _require_inside(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
-            raise ConfigError(f"bytes {offset} to {offset + length} are not on a disk of {self.size_bytes} bytes")
+            raise ConfigError(f"bytes {offset} to {offset + length} are outside a disk of {self.size_bytes} bytes")
         if length > LARGEST_TRANSFER_BYTES:
             raise ConfigError(
                 f"{length} bytes are too many at once", hint=f"transfer at most {LARGEST_TRANSFER_BYTES} bytes"
@@ -232,7 +232,7 @@ def require_fork(fork: OwnedFork | None, fork_id: str) -> OwnedFork:
     :raises AgentError: when the client has no such fork.
     """
     if fork is None:
-        raise AgentError(f"there is no fork {fork_id}", hint="it was removed, or is another client's")
+        raise AgentError(f"there is no fork {fork_id}", hint="it was removed, or belongs to another client")
     return fork
 
 

@@ -47,7 +47,7 @@ def is_solicitation(frame: bytes) -> bool:
 
 
 class RouterAdvertiser:
-    """Advertises a prefix, from which the guest forms its addresses itself; they are valid for ever.
+    """Advertises a prefix, from which the guest forms its addresses itself; they never expire.
 
     :param prefix: of 64 bits: ``fd00:10:100::/64``.
     """

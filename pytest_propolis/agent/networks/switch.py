@@ -61,7 +61,7 @@ class Switch:
         self._attachments.append(attachment)
 
     def remove(self, attachment: Attachment) -> None:
-        """Removing twice is fine."""
+        """Idempotent."""
         if attachment in self._attachments:
             self._attachments.remove(attachment)
 

@@ -122,7 +122,7 @@ class ServerProcess:
                 self.state_name = (await client.instance_get()).instance.state.value
 
     async def close(self) -> None:
-        """Stop the VM as a client would, end the program, and remove its directories. Closing twice is fine."""
+        """Stop the VM as a client would, end the program, and remove its directories. Idempotent."""
         if self._child is not None:
             await self._stop_vm()
             await self._terminate()

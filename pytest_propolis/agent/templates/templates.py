@@ -170,7 +170,7 @@ class Templates:
         template = self._ready.get(request.template)
         template_directory = self._store.derived(template.key, Template.files(template.disks)) if template else None
         if template is None or template_directory is None:
-            raise TemplateError(f"template {request.template} is not there any more")
+            raise TemplateError(f"template {request.template} does not exist any more")
         create = CreateVm(
             name=request.name,
             group=request.group,
@@ -334,7 +334,7 @@ def _fingerprint(file: str) -> str:
     try:
         status = Path(file).stat()
     except OSError:
-        raise TemplateError(f"{file} is not there") from None
+        raise TemplateError(f"{file} does not exist") from None
     return repr((file, status.st_size, status.st_mtime_ns))
 
 

@@ -44,7 +44,7 @@ def group_and_store(address: str) -> tuple[str, str]:
 async def connect_store(address: str) -> Backend:
     """Return a connection to the store of an address. The caller closes it.
 
-    :raises SettingsError: when it is no address.
+    :raises SettingsError: when it is not an address.
     :raises CoordinationLost: when no store answers there.
     """
     scheme = address.partition("://")[0]
@@ -59,7 +59,7 @@ async def connect_store(address: str) -> Backend:
 def etcd_store(address: str, *, below: str) -> str:
     """Return the address of the same cluster, with a name added to the prefix of all keys.
 
-    :raises SettingsError: when it is no address.
+    :raises SettingsError: when it is not an address.
     """
     parts, prefix = urlsplit(address), EtcdAddress.parse(address).prefix
     return parts._replace(path=f"/{quote(prefix)}/{below}").geturl()

@@ -63,13 +63,13 @@ class Backend(Protocol):
         """
 
     async def grant(self, ttl_s: float) -> int:
-        """Return a new lease, which expires when it gets no sign of life for this time, and its keys with it."""
+        """Return a new lease, which expires if it is not renewed for this time, and its keys with it."""
 
     async def keep_alive(self, lease: int) -> bool:
-        """Give a lease a sign of life; return False if it is gone."""
+        """Renew a lease; return False if it has ended."""
 
     async def revoke(self, lease: int) -> None:
-        """End a lease, and delete its keys. One that is gone is passed over."""
+        """End a lease, and delete its keys. No effect on one that has ended."""
 
     async def aclose(self) -> None:
         """Close the connections. Idempotent."""

@@ -67,7 +67,7 @@ class EmbeddedBackend:
     @classmethod
     async def connect(cls, endpoint: Endpoint, *, token: str = "") -> EmbeddedBackend:
         """
-        :param token: what the store wants to see; empty for an agent's, whose socket only its user may open.
+        :param token: what the store requires; empty for an agent's, whose socket only its user may open.
         :raises CoordinationLost: when no store answers there.
         """
         headers = {"authorization": f"Bearer {token}"} if token else None

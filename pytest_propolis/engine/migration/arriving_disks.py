@@ -110,7 +110,7 @@ class ArrivingDisks:
             self.socket.unlink(missing_ok=True)
 
     def close(self, *, keep: bool) -> None:
-        """Closing twice is fine.
+        """Idempotent.
 
         :param keep: whether to keep the disks, because the guest uses them now.
         """

@@ -45,7 +45,7 @@ class FailureInjector:
         """
         if self.fail_exports:
             self.fail_exports -= 1
-            raise MigrationFailed("the failure injector failed the export, as it was told to")
+            raise MigrationFailed("the failure injector failed the export, as requested")
 
     def importing(self) -> None:
         """
@@ -53,4 +53,4 @@ class FailureInjector:
         """
         if self.fail_imports:
             self.fail_imports -= 1
-            raise MigrationFailed("the failure injector failed the import, as it was told to")
+            raise MigrationFailed("the failure injector failed the import, as requested")

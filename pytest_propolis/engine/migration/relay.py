@@ -18,7 +18,7 @@ class Relay:
     """Carries bytes both ways between its first client and a far end, until either closes its connection.
 
     QEMU's own remedy for a far end that hangs does not work on UNIX sockets: shut down while it is full, such a socket
-    never becomes writable, and QEMU waits for that for ever. Here the near end can be closed, as if the far end were
+    never becomes writable, and QEMU waits for that forever. Here the near end can be closed, as if the far end were
     dead.
 
     :param listener: where the near end connects; it becomes the relay's.

@@ -91,7 +91,7 @@ def qemu_arguments(
     :param tag: an unguessable tag that identifies the process as the run's.
     :param generation: the generation id of a guest that is a copy of another one; by default the instance's id.
     :raises InvalidSpec: naming the component at fault.
-    :raises SpecUnsupported: naming the component that is not realised.
+    :raises SpecUnsupported: naming the component that is not supported.
     """
     components = {key: unwrap(component) for key, component in spec.components.items()}
     display_socket = resources.display_socket

@@ -153,7 +153,7 @@ class GuestPort:
         self._update_watch()
 
     def close(self) -> None:
-        """End every use; what the machine has written before can still be read. Closing twice is fine."""
+        """End every use; what the machine has written before can still be read. Idempotent."""
         if self._ours.fileno() >= 0:
             self._settle()
             self._loop.remove_reader(self._ours)
@@ -259,6 +259,6 @@ class GuestPorts:
             port.release()
 
     def close(self) -> None:
-        """End every use. Closing twice is fine."""
+        """End every use. Idempotent."""
         for port in self._ports.values():
             port.close()

@@ -34,7 +34,7 @@ class GuestMemory(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OwnMemory(msgspec.Struct):
-    """A VM's memory in a memfd, its own or another server's. Closing twice is fine.
+    """A VM's memory in a memfd, its own or another server's. Closing it is idempotent.
 
     :param fd: QEMU inherits it.
     """

@@ -129,7 +129,7 @@ def _server(connection: HTTPConnection) -> VmServer:
 
 def _require_version(text: str) -> None:
     if not (match := VERSION.fullmatch(text)):
-        raise HttpError(bad_request(f'bad value for header "api-version": {text!r} is no version'))
+        raise HttpError(bad_request(f'bad value for header "api-version": {text!r} is not a version'))
     if tuple(map(int, match.groups())) > NEWEST_VERSION:
         raise HttpError(bad_request(f"server does not support this API version: {text}"))
 

@@ -33,7 +33,7 @@ class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
     """One error as the client sees it, but for the request id.
 
     :param status: the HTTP status code.
-    :param message: the text for people.
+    :param message: the text for users.
     :param error_code: the text for programs; None is left out of the body.
     """
 

@@ -101,7 +101,7 @@ class ServerConfig:
         :param memory: its own memory; None for a file of the agent's.
         :param nodes: as in `HostResources`, like `blobs` and `cpu_features`.
         :raises InvalidSpec: naming the component at fault.
-        :raises SpecUnsupported: naming the component that is not realised.
+        :raises SpecUnsupported: naming the component that is not supported.
         :raises HttpError: when there is no firmware to boot from.
         """
         resources = HostResources(

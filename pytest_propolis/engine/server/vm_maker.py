@@ -81,7 +81,7 @@ class VmMaker:
     def new(self, properties: InstanceProperties, spec: InstanceSpec) -> ServedVm:
         """Return a VM in the state Creating, without any resources outside this process yet.
 
-        :raises HttpError: if the spec cannot be realised.
+        :raises HttpError: if the spec is not supported.
         """
         vm = ServedVm.new(properties, StatePublisher(InstanceState.CREATING))
         vm.objects = self._build(vm, spec)
@@ -116,7 +116,7 @@ class VmMaker:
         """Receive the spec of a VM that migrates in, and build a machine for it.
 
         :raises MigrationFailed: when the source and this server do not agree.
-        :raises HttpError: when the spec cannot be realised here.
+        :raises HttpError: when the spec is not supported here.
         """
         spec, memory = await arrival.sync()
         vm.objects = self._build(vm, spec, its_memory=memory)
@@ -138,7 +138,7 @@ class VmMaker:
         """Create the objects of a VM.
 
         :param its_memory: the memory of the VM that migrates in.
-        :raises HttpError: when the spec cannot be realised.
+        :raises HttpError: when the spec is not supported.
         """
         with contextlib.ExitStack() as undo, _spec_faults():
             memory = self._memory(vm, its_memory)

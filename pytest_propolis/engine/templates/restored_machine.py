@@ -80,7 +80,7 @@ class RestoredMachine:
         """The components that a spec has beyond this machine's own, which come first; None if it is another machine.
 
         :raises InvalidSpec: when the spec contradicts itself.
-        :raises SpecUnsupported: when it has what this engine does not realise.
+        :raises SpecUnsupported: when it has what this engine does not support.
         """
         keys, own = tuple(spec.components), tuple(self.spec.components)
         if keys[: len(own)] != own:

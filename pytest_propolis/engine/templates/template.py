@@ -83,7 +83,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
 
         :param generation: one of its own, so that its guest's kernel knows at once that it is a copy.
         :raises InvalidSpec: when the spec contradicts itself.
-        :raises SpecUnsupported: when it has what this engine does not realise.
+        :raises SpecUnsupported: when it has what this engine does not support.
         """
         return qemu_arguments(
             spec=spec,

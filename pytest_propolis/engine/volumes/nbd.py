@@ -64,7 +64,7 @@ async def probe_export(host: str, port: int, name: str, *, timeout_s: float) -> 
 async def _request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str) -> Export:
     magic, option_magic, flags = _GREETING.unpack(await reader.readexactly(_GREETING.size))
     if (magic, option_magic) != (b"NBDMAGIC", b"IHAVEOPT") or not flags & _FIXED_NEWSTYLE:
-        raise NbdError("what listens there is no NBD server of today")
+        raise NbdError("what listens there is not a supported NBD server")
     encoded = name.encode()
     wanted = struct.pack(">I", len(encoded)) + encoded + struct.pack(">HH", 1, _INFO_BLOCK_SIZE)
     writer.write(_CLIENT_FLAGS + _OPTION.pack(b"IHAVEOPT", _OPTION_INFO, len(wanted)) + wanted)

@@ -69,7 +69,7 @@ class Promoted(msgspec.Struct, frozen=True, kw_only=True, tag="promoted"):
     :param clean: whether the last session ended in order.
     :param parent: the image that the region lies over.
     :param stall_timeout_s: how long the guest's requests shall wait, when too few replicas are left.
-    :param file_system: the mount point of the file system that the region is on, for people; empty if it is not known.
+    :param file_system: the mount point of the file system that the region is on, for users; empty if it is not known.
     """
 
     region_id: UUID

@@ -216,7 +216,7 @@ class Quorum:
         for edge in graph["edges"]:
             if (edge["parent"], edge["child"]) == (ids[self.name], ids.get(node)):
                 return str(edge["name"])
-        raise MachineError(f"{node} is no child of {self.name}")
+        raise MachineError(f"{node} is not a child of {self.name}")
 
 
 async def _status(machine: Machine, job: str) -> str:

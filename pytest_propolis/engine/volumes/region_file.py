@@ -37,7 +37,7 @@ class RegionFile:
     snapshots: list[Path] = field(default_factory=list)
 
     def corrupt(self, offset: int, length: int) -> None:
-        """Write random bytes over a part of the file, behind the back of the process that serves it.
+        """Write random bytes over a part of the file, without involving the process that serves it.
 
         :raises OSError: when it cannot be written.
         """

@@ -210,7 +210,7 @@ class Upstairs:
             self._stalls.give_up_at_next(str(self._error))
 
     async def _listen(self, machine: Machine) -> None:
-        """Hear of replicas that QEMU cannot use, and of requests that fail."""
+        """Process events about replicas that QEMU cannot use, and about requests that fail."""
         with machine.events("QUORUM_REPORT_BAD", "QUORUM_FAILURE", "BLOCK_IO_ERROR") as events:
             while True:
                 name, data = await machine.next_event(events)

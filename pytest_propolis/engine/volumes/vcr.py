@@ -110,18 +110,18 @@ def as_volume(vcr: Vcr) -> VolumeRequest:
 
 
 def only_region(volume: VolumeRequest) -> RegionRequest:
-    """Return the region of a volume that this engine can realise.
+    """Return the region of a volume that this engine supports.
 
     :raises ValueError: naming what it cannot.
     """
     if len(volume.sub_volumes) != 1:
         raise ValueError(
-            f"volume {volume.id} has {len(volume.sub_volumes)} sub-volumes, and this server realises volumes of one:"
+            f"volume {volume.id} has {len(volume.sub_volumes)} sub-volumes, and this server supports volumes of one:"
             " give each region a disk of its own, and join the disks in the guest, or use a propolis-server"
         )
     region = volume.sub_volumes[0]
     if not isinstance(region, RegionRequest):
-        raise ValueError(f"its sub-volume is a {region.__struct_config__.tag}, and this server realises regions")
+        raise ValueError(f"its sub-volume is a {region.__struct_config__.tag}, and this server supports regions")
     if len(region.opts.target) != REPLICAS:
         raise ValueError(f"it has {len(region.opts.target)} targets, and a region has {REPLICAS}")
     for target in region.opts.target:
@@ -139,7 +139,7 @@ def only_region(volume: VolumeRequest) -> RegionRequest:
     if not 0 <= region.generation <= HIGHEST_GENERATION:
         raise ValueError(f"generation is {region.generation}: it must be from 0 to {HIGHEST_GENERATION}")
     if volume.read_only_parent is not None and not isinstance(volume.read_only_parent, FileRequest):
-        raise ValueError("its read-only parent is no file, and this server realises those of files only")
+        raise ValueError("its read-only parent is not a file, and this server supports only files")
     return region
 
 
@@ -155,4 +155,4 @@ def _require_address(target: str) -> None:
     except ValueError:
         is_address = False
     if not is_address:
-        raise ValueError(f"its target {target!r} is no address: give IP:PORT, as 127.0.0.1:3810 or [::1]:3810")
+        raise ValueError(f"its target {target!r} is not an address: give IP:PORT, as 127.0.0.1:3810 or [::1]:3810")

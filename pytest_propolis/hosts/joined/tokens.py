@@ -39,7 +39,7 @@ class JoinToken:
     @classmethod
     def parse(cls, text: str) -> Self:
         """
-        :raises SettingsError: when it is none.
+        :raises SettingsError: when it is not a token.
         """
         if not (match := _TOKEN.fullmatch(text.strip())):
             raise SettingsError(

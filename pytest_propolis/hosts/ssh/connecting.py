@@ -51,5 +51,5 @@ async def connect(destination: SshDestination | JoinDestination, *, control: Pat
 def _failed(destination: SshDestination, reason: str) -> HostError:
     return HostError(
         f"host {destination.name}: no SSH connection to {destination.address}: {reason}",
-        hint=f"`ssh {destination.address} true` must work without a question",
+        hint=f"`ssh {destination.address} true` must work without a prompt",
     )

@@ -52,7 +52,7 @@ class Psinfo:
         :raises ValueError: when it has another size than a 64-bit program reads.
         """
         if len(data) != PSINFO_BYTES:
-            raise ValueError(f"psinfo has {len(data)} bytes, not {PSINFO_BYTES}: this Python is no 64-bit program")
+            raise ValueError(f"psinfo has {len(data)} bytes, not {PSINFO_BYTES}: this Python is not a 64-bit program")
         (
             _flag, lwps, pid, parent, group, _session, uid, _euid, _gid, _egid,
             _addr, _size, _rssize, _pad1, _ttydev, _pctcpu, _pctmem,

@@ -83,7 +83,7 @@ class HttpClient:
         """Ask, and read the whole answer.
 
         :param content: a body of JSON.
-        :param timeout_s: how long the server may be silent; None: for ever.
+        :param timeout_s: how long the server may be silent; None: forever.
         """
         async with self.stream(method, path, query=query, content=content, timeout_s=timeout_s) as answer:
             return HttpAnswer(status=answer.status, content=b"".join([data async for data in answer.data()]))

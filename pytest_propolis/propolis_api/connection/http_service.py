@@ -1,4 +1,4 @@
-"""A small HTTP service in a process that is about something else, as a test or a server of VMs.
+"""A small HTTP service in a process with another main purpose, such as a test or a server of VMs.
 
 It is uvicorn's protocol without uvicorn's server: that one logs what it does, where users' logs are, and takes a moment
 to notice that it is to end.

@@ -27,7 +27,7 @@ ENCRYPTED: Final = 1
 
 
 class ArchiveMember(msgspec.Struct, frozen=True, tag="archive-member"):
-    """A file in an archive. Only this member is extracted, as a plain file: no path of the archive is used.
+    """A file in an archive. Only this member is extracted, as a regular file: no path of the archive is used.
 
     :param archive: where the archive comes from.
     :param archive_name: its file name.
@@ -53,7 +53,7 @@ class ArchiveMember(msgspec.Struct, frozen=True, tag="archive-member"):
 async def extract(archive: Path, member: str, destination: Path) -> None:
     """Extract one member.
 
-    :raises ArtifactMissing: when the archive has no such member, or it is no plain file, or encrypted.
+    :raises ArtifactMissing: when the archive has no such member, or it is not a regular file, or encrypted.
     :raises ArtifactCorrupt: when the archive is damaged, or none at all.
     """
     try:
@@ -81,7 +81,7 @@ def _opened(archive: Path, member: str) -> Iterator[IO[bytes]]:
             if stat.S_IFMT(found.external_attr >> 16) not in (0, stat.S_IFREG):
                 raise _not_plain(archive, member)
             if found.flag_bits & ENCRYPTED:
-                raise ArtifactMissing(f"{member} in {archive.name} is encrypted", hint="have it without a password")
+                raise ArtifactMissing(f"{member} in {archive.name} is encrypted", hint="use one without a password")
             with zipped.open(found) as stream:
                 yield stream
         return
@@ -103,7 +103,7 @@ def _plain(name: str) -> str:
 
 
 def _not_plain(archive: Path, member: str) -> ArtifactMissing:
-    return ArtifactMissing(f"{member} in {archive.name} is no plain file", hint="name another member")
+    return ArtifactMissing(f"{member} in {archive.name} is not a regular file", hint="name another member")
 
 
 def _missing(archive: Path, member: str) -> ArtifactMissing:

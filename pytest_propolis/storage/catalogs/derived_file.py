@@ -76,7 +76,7 @@ class DerivedFile(msgspec.Struct, frozen=True, tag="derived-file"):
                 hint=f"run it by hand: {self.recipe} {base} OUTPUT",
             )
         if not made.is_file() or made.is_symlink():
-            raise ArtifactError(f"{self.recipe} did not make its file", hint="have it write to its second argument")
+            raise ArtifactError(f"{self.recipe} did not make its file", hint="it must write to its second argument")
         if self.sha256 is not None and (found := await sha256_of(made)) != self.sha256:
             raise ArtifactCorrupt(
                 f"what {self.recipe} made has the SHA-256 {found}, and should have {self.sha256}",

@@ -41,7 +41,7 @@ class ForkedImage:
     :param format: the format of its content: ``raw`` or ``qcow2``.
     :param origin: the image that it is a fork of.
     :param dataset: the ZFS dataset that it lies in; None elsewhere.
-    :param facts: what the provider needs to remove it, as words that a ledger can hold.
+    :param facts: what the provider needs to remove it, as strings that a ledger can hold.
     """
 
     provider: str
@@ -73,20 +73,20 @@ class ForkProvider(Protocol):
         """
 
     async def fork(self, request: ForkRequest) -> ForkedImage:
-        """Make a fork. Of a call that fails or is cancelled nothing is left.
+        """Make a fork. A call that fails or is cancelled leaves nothing behind.
 
         :raises ArtifactError: when the image is missing or broken, or the fork cannot be made.
         :raises ResourceExhausted: when there is no space left, naming the file system.
         """
 
     async def snapshot(self, fork: ForkedImage, name: str) -> None:
-        """Remember the content of a fork that no VM writes to.
+        """Record the content of a fork that no VM writes to.
 
         :raises ConfigError: when it has a snapshot of that name, or the name cannot be one.
         """
 
     async def rollback(self, fork: ForkedImage, name: str) -> None:
-        """Give a fork that no VM uses the content that it had at a snapshot; later snapshots go.
+        """Give a fork that no VM uses the content that it had at a snapshot; later snapshots are removed.
 
         :raises ConfigError: when it has no such snapshot.
         """

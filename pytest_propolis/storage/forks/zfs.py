@@ -55,7 +55,7 @@ class Executor(Protocol):
         """
 
     async def describe(self, path: Path) -> str | None:
-        """Return words that change when the file at the path is replaced or written; None where there is no file."""
+        """Return a string that changes when the file at the path is replaced or written; None if there is no file."""
 
 
 @final
@@ -153,7 +153,7 @@ class ZfsProvider:
         )
         rows = [line.split("\t") for line in output.splitlines() if line]
         if len(rows) != 1 or len(rows[0]) != 4:
-            raise ArtifactError(f"zfs list does not say which dataset {image} lies in: {output!r}")
+            raise ArtifactError(f"zfs list does not name the dataset of {image}: {output!r}")
         name, mountpoint, mounted, readonly = rows[0]
         if mounted != "yes" or not path.is_relative_to(mountpoint):
             raise ArtifactError(
@@ -202,7 +202,7 @@ class ZfsProvider:
             else:
                 return
             await self._ensure_snapshot(snapshot)
-        raise ArtifactError(f"{snapshot} is removed as often as it is taken", hint="see what else removes snapshots")
+        raise ArtifactError(f"{snapshot} is removed each time that it is taken", hint="see what else removes snapshots")
 
     async def _ensure_snapshot(self, snapshot: str) -> None:
         try:
@@ -217,7 +217,7 @@ class ZfsProvider:
             if time.monotonic() >= deadline:
                 raise ArtifactError(
                     f"the clone {fork.dataset} has no device {fork.path}",
-                    hint="udev makes it: see that it runs, or choose another provider",
+                    hint="udev makes it: check that it runs, or choose another provider",
                 )
             await asyncio.sleep(_BUSY_RETRY_S)
 
@@ -244,7 +244,7 @@ async def remove_clone(facts: Mapping[str, str], executor: Executor | None = Non
     executor = executor or LocalExecutor()
     clone, snapshot = facts["dataset"], facts["snapshot"]
     if not clone.rpartition("/")[2].startswith(PREFIX) or not snapshot.rpartition("@")[2].startswith(PREFIX):
-        raise ArtifactError(f"{clone} is not a clone of this project's, and is not destroyed")
+        raise ArtifactError(f"{clone} was not made by this project, and is not destroyed")
     await _destroy(executor, clone)
     await _destroy_unused(executor, snapshot)
 
@@ -287,7 +287,7 @@ async def _require_pool(executor: Executor, clone: str) -> None:
         await _zfs(executor, "list", "-H", "-o", "name", pool)
     except ArtifactError:
         raise ArtifactError(
-            f"the pool {pool} of {clone} is not imported, so it cannot be told whether the clone is gone",
+            f"the pool {pool} of {clone} is not imported, so it is unknown whether the clone still exists",
             hint=f"zpool import {pool}, and run `propolis gc`; if it is gone for good, create one of that name",
         ) from None
 

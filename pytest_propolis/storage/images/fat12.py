@@ -109,7 +109,7 @@ def _require_name(name: str) -> None:
     if "/" in name:
         raise ConfigError(f"{name!r} is in a directory", hint="all files are in the root directory")
     if not name.strip(". ") or name[-1] in ". ":
-        raise ConfigError(f"{name!r} is no name on a FAT file system", hint="end it with another character")
+        raise ConfigError(f"{name!r} is not a name on a FAT file system", hint="end it with another character")
     if bad := sorted(FORBIDDEN.intersection(name)):
         raise ConfigError(f"{name!r} has {bad[0]!r}, which FAT does not allow", hint="leave it out")
     if len(name.encode("utf-16-le")) > NAME_CHARACTERS * 2:

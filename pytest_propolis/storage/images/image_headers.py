@@ -79,7 +79,7 @@ class Qcow2Header(msgspec.Struct, frozen=True):
             return cls._parse(head)
         except (struct.error, ValueError):
             raise ArtifactCorrupt(
-                f"disk image {image} is broken: its qcow2 header makes no sense", hint="get the image again"
+                f"disk image {image} is broken: its qcow2 header is invalid", hint="get the image again"
             ) from None
 
     @classmethod

@@ -39,7 +39,7 @@ _ENTRY: Final = struct.Struct(">Q")
 
 
 def write_overlay(*, backing: Path, overlay: Path, backing_format: str, size_bytes: int | None) -> bool:
-    """Create an overlay on a raw file, or on a qcow2 image of usual kind that is no overlay itself.
+    """Create an overlay on a raw file, or on a qcow2 image of the usual kind that is no overlay itself.
 
     :param size_bytes: of the overlay's disk; that of the image by default.
     :returns: False if ``qemu-img`` must do it, or say what is wrong; then nothing has been written.
@@ -68,7 +68,7 @@ def write_overlay(*, backing: Path, overlay: Path, backing_format: str, size_byt
 
 
 def _disk_bytes(image: Path, image_format: str) -> int | None:
-    """Return the size of the disk in an image; None if it is not of usual kind."""
+    """Return the size of the disk in an image; None if it is not of the usual kind."""
     with image.open("rb") as file:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode):

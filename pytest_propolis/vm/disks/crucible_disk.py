@@ -308,7 +308,7 @@ class CrucibleDisk:
         for volume in AgentClient(socket).volumes():
             if volume.id == self.id:
                 return volume
-        raise AgentError(f"crucible disk {self.name!r} is gone")
+        raise AgentError(f"crucible disk {self.name!r} was removed")
 
     # For VMs
 
@@ -331,7 +331,7 @@ class CrucibleDisk:
             raise ConfigError(
                 f"crucible disk {self.name!r} is on host {self.host.name}, and VMs on {host.name} cannot reach it:"
                 " its downstairs listen on the loopback interface",
-                hint=f"have the VM on {self.host.name}; only between hosts of one machine a volume goes with its VM",
+                hint=f"create the VM on {self.host.name}: a volume moves with its VM only between hosts of one machine",
             )
 
     def attach_to(self, vm: GuestAccess, backend_key: str) -> None:
@@ -340,7 +340,7 @@ class CrucibleDisk:
 
     def _require_vm(self) -> GuestAccess:
         if self._vm is None:
-            raise ConfigError(f"crucible disk {self.name!r} is attached to no VM", hint="give it to one first")
+            raise ConfigError(f"crucible disk {self.name!r} is attached to no VM", hint="attach it first")
         return self._vm
 
     async def _fault(self, index: int, kind: FaultKind, **options: Any) -> None:

@@ -153,7 +153,7 @@ class CrucibleDiskFactory:
             there = host_path(image, purpose=f"the image of crucible disk {name!r}")
             return await self._host.provide(Path(there), lambda line: None)
         if self._images is None:
-            raise ConfigError(f"crucible disk {name!r}: there are no artifacts here", hint="give the path of an image")
+            raise ConfigError(f"crucible disk {name!r}: this factory has no artifacts", hint="give an image's path")
         return await self._images(agent).path(image)
 
     async def _program_on(self, agent: AsyncAgentClient, name: str, program: Path | str | None) -> str | None:

@@ -45,7 +45,7 @@ class ImageDisk(Disk):
             object.__setattr__(self, "name", Path(self.artifact).stem)
         check_fields(self, subject=f"image disk {self.name!r}")
         if not self.name:
-            raise ConfigError("a disk of an artifact without a name needs one", hint="give ImageDisk(…, name=…)")
+            raise ConfigError("the disk of an artifact needs a name", hint="give ImageDisk(…, name=…)")
         require_device_name("image disk", self.name)
 
     def as_data_disk(self, image: Path, *, image_format: ImageFormat | None) -> DataDisk:

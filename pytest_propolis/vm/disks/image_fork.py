@@ -143,7 +143,7 @@ class ImageFork:
         """
         length = self.size_bytes - offset if length is None else length
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
-            raise ConfigError(f"bytes {offset} to {offset + length} are not on a disk of {self.size_bytes} bytes")
+            raise ConfigError(f"bytes {offset} to {offset + length} are outside a disk of {self.size_bytes} bytes")
         pieces = []
         while length:
             pieces.append(await self._agent.read_fork(self.id, offset, min(length, TRANSFER_BYTES)))

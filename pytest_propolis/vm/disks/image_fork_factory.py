@@ -24,7 +24,7 @@ class ImageForkFactory:
 
     :param default: the guest whose disk is forked where nothing else is asked for.
     :param zfs_only: whether only ZFS will do.
-    :param fallback: receives a line for people when ZFS was not possible.
+    :param fallback: receives a line for users when ZFS was not possible.
     """
 
     def __init__(

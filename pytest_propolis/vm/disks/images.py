@@ -75,7 +75,7 @@ class ImageFinder:
         """Return the path of a program on the host.
 
         :param program: the name of an artifact; a path on this machine, which as text has a slash; a name on PATH.
-        :param what: what the program is, and `hint` what may be given, for people.
+        :param what: what the program is, and `hint` what may be given, for users.
         :raises ConfigError: when there is none.
         """
         if path := await self.artifact(program):
@@ -83,7 +83,7 @@ class ImageFinder:
         is_path = isinstance(program, Path) or "/" in program
         found = shutil.which(host_path(program, purpose=what) if is_path else program)
         if found is None:
-            missing = "is no program" if Path(program).exists() else "is not there"
+            missing = "is not a program" if Path(program).exists() else "does not exist"
             raise ConfigError(f"{what} {str(program)!r} {missing}", hint=hint)
         return await self._host.provide(Path(found).absolute(), self._progress)
 
@@ -98,7 +98,7 @@ class ImageFinder:
         file = Path(host_path(rom, purpose="the boot ROM"))
         if not file.is_file():
             hint = "give the path of a UEFI image, or the name of an artifact"
-            raise ConfigError(f"the boot ROM {str(rom)!r} is not there", hint=hint)
+            raise ConfigError(f"the boot ROM {str(rom)!r} does not exist", hint=hint)
         return await self._host.provide(file, self._progress)
 
     async def resolved(self, config: VmConfig) -> VmConfig:

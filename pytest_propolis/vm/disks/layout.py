@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 KERNEL_COMMAND_LINE_BYTES = 2047
-"""What x86 Linux takes; with more it never says a word."""
+"""The limit of x86 Linux; with a longer one it prints nothing."""
 
 MIB: Final = 1 << 20
 LOADER_HINT: Final = "choose firmware='uefi' without a boot order, or name a disk with a boot loader in boot_order"
@@ -92,7 +92,7 @@ def require_enough_memory(complete: CompleteVmConfig, guest: GuestAdapter) -> No
 
 def require_bootable(config: VmConfig, guest: GuestAdapter) -> None:
     """
-    :raises ConfigError: when the guest is known not to boot as it was asked to.
+    :raises ConfigError: when the guest is known not to boot as configured.
     """
     image, firmware = guest.image, firmware_of(config, guest)
     order = set(config.boot_order or ())

@@ -1,4 +1,4 @@
-"""The commands of a guest's script, done in the name of its node: those of ``propolis`` that need no program."""
+"""The commands of a guest's script, carried out as its node: those of ``propolis`` that need no program."""
 
 from __future__ import annotations
 

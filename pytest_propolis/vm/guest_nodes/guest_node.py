@@ -34,7 +34,7 @@ PATH: Final = "/com2"
 class GuestNode:
     """A guest that is a node. The guest may boot again, and migrate.
 
-    :param vm: where the guest is; set anew when it migrates.
+    :param vm: where the guest is; set again when it migrates.
     """
 
     def __init__(self, vm: BootableVm, node: Node) -> None:
@@ -102,7 +102,7 @@ class GuestNode:
         try:
             endpoint = self.vm.successor_endpoint(moved.destination)
         except ValueError as error:
-            raise AgentError(f"its new place cannot be read: {error}", vm=self.vm.name) from None
+            raise AgentError(f"its new server cannot be determined: {error}", vm=self.vm.name) from None
         return await self._open(endpoint, {"from_start": moved.from_start})
 
     async def _open(self, endpoint: Endpoint, query: dict[str, int]) -> ClientConnection:

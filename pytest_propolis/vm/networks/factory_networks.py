@@ -62,7 +62,7 @@ class FactoryNetworks:
         networks = [nic.network for nic in config.nics if nic.network]
         for network in networks:
             if self._networks.get(network.name) is not network:
-                raise ConfigError(f"network {network.name!r} is another factory's", vm=config.name)
+                raise ConfigError(f"network {network.name!r} belongs to another factory", vm=config.name)
             if networks.count(network) > 1:
                 raise ConfigError(f"two of its cards are in network {network.name!r}", vm=config.name)
         nics = [

@@ -23,7 +23,7 @@ MOST: Final = (1 << 16) - 1
 async def forward(vm: TestVm, port: int) -> int:
     """Have a port of this machine's loopback interface lead to a TCP port of a guest: `TestVm.forward`."""
     if isinstance(port, bool) or not isinstance(port, int) or not 0 < port <= MOST:
-        raise ConfigError(f"{port!r} is no port", vm=vm.name, hint=f"a number from 1 to {MOST}")
+        raise ConfigError(f"{port!r} is not a port", vm=vm.name, hint=f"a number from 1 to {MOST}")
     card = _card(vm.spec)
     if card is None:
         raise ConfigError(

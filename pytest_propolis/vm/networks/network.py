@@ -79,7 +79,7 @@ class Network:
         :raises ConfigError: when it is negative.
         """
         if delay_ms < 0:
-            raise ConfigError(f"network {self.name!r}: a delay of {delay_ms} ms cannot be")
+            raise ConfigError(f"network {self.name!r}: delay_ms is {delay_ms}, and cannot be negative")
         await self._order(msgspec.structs.replace(self._faults, delay_ms=float(delay_ms)))
 
     async def lose(self, *, loss_percent: float, seed: int = 0) -> None:
@@ -89,7 +89,7 @@ class Network:
         :raises ConfigError: when it is not from 0 to 100.
         """
         if not 0 <= loss_percent <= 100:
-            raise ConfigError(f"network {self.name!r}: {loss_percent} % of all frames cannot be lost")
+            raise ConfigError(f"network {self.name!r}: loss_percent is {loss_percent}, and must be from 0 to 100")
         await self._order(msgspec.structs.replace(self._faults, loss_percent=float(loss_percent), seed=seed))
 
     async def heal(self) -> None:

@@ -164,7 +164,7 @@ async def _free_server(url: str, *, vm: str) -> Endpoint:
     try:
         endpoint = Endpoint.at(url)
     except ValueError as error:
-        raise ConfigError(f"{url!r} is no server: {error}", vm=vm, hint=SERVER_HINT) from None
+        raise ConfigError(f"{url!r} is not a server: {error}", vm=vm, hint=SERVER_HINT) from None
     async with PropolisClient(endpoint, vm=vm) as client:
         try:
             instance = (await client.instance_get()).instance

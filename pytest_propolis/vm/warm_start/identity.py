@@ -77,7 +77,7 @@ async def prepare_snapshot(shell: Shell, guest: GuestAdapter, *, name: str, time
 def _not_prepared(guest: GuestAdapter, result: CommandResult) -> TemplateError:
     if result.status == NOT_EXECUTABLE:
         return TemplateError(
-            f"{guest.name} lets no program be run from {guest.scratch} or another place",
+            f"no program can be run in {guest.name} from {guest.scratch} or another directory",
             hint="set the adapter's `scratch` to a file in a directory that is not mounted noexec",
         )
     why = abbreviated(result.text, MESSAGE_CHARACTERS)
@@ -108,7 +108,7 @@ def _typed(guest: GuestAdapter, command: str, frame: Callable[[str], TypedComman
     try:
         return frame(command)
     except ValueError as error:
-        raise TemplateError(f"what wakes a fork of {guest.name} cannot be typed ahead: {error}") from None
+        raise TemplateError(f"the identity of a fork of {guest.name} cannot be prepared: {error}") from None
 
 
 async def _assign_identity(shell: Shell, guest: GuestAdapter, *, name: str, timeout_s: float) -> None:

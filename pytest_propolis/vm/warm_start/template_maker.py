@@ -39,16 +39,16 @@ def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
         f"it is served by {complete.server}": complete.server != ENGINE,
         f"{guest.name} cannot be forked": not guest.forkable,
         "firmware boots it": firmware_of(config, guest) != "none",
-        "a disk of the test's boots it": config.boot_disk is not None,
+        "a disk of the test boots it": config.boot_disk is not None,
         "it has a boot order": config.boot_order is not None,
         # QEMU cannot save an NVMe controller.
         "an NVMe disk boots it": config.disk_interface == "nvme",
         # A guest that boots detects it first; a restored one has already detected its boot disk first.
-        "a disk has the place of the one that boots it, or one before": guest.image.disk is not None
+        "a disk has the PCI slot of its boot disk, or a lower one": guest.image.disk is not None
         and any(disk.pci_slot is not None and disk.pci_slot <= BOOT_DISK_SLOT for disk in config.disks),
         "it has a display": config.display,
         "its migrations are to fail": (config.fail_migration_exports, config.fail_migration_imports) != (None, None),
-        "its processor is described in detail": config.cpuid is not None or config.hyper_v is not None,
+        "its CPUID is described": config.cpuid is not None or config.hyper_v is not None,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -110,7 +110,7 @@ class TemplateMaker:
                     needed, self._progress, lambda making: self._make(kind, needed, making)
                 )
         except TimeoutError:
-            raise TemplateError(f"its template is not there after {limit_s:.0f} s") from None
+            raise TemplateError(f"its template was not made within {limit_s:.0f} s") from None
 
     async def _make(self, kind: TemplateKey, needed: TemplateNeeded, making: TemplateMaking) -> None:
         vm = TestVm(

@@ -121,7 +121,7 @@ class WarmStarter:
         properties = instance_properties(spec.name)
 
         async def request_fork() -> ForkHandle:
-            # It contains the time, and is therefore rendered anew each time.
+            # It contains the time, and is therefore rendered each time.
             rendered_s, typed = time.monotonic(), spec.typed_identity()
             request = ForkVm(
                 template=key,

@@ -87,7 +87,7 @@ def test_amd_repeats_bits_of_leaf_1() -> None:
         ([entry(7, 1, eax=1 << 5)], "QEMU cannot be told what leaf 0x7 subleaf 1 eax returns"),
         ([entry(0x8000001D, eax=1)], "QEMU cannot be told what leaf 0x8000001d eax returns"),
         ([entry(1, edx=1 << 10)], "QEMU has no feature for leaf 0x1 edx bit 10"),
-        ([entry(1, eax=1 << 31)], "leaf 0x1 eax is 0x80000000, which is no family, model and stepping"),
+        ([entry(1, eax=1 << 31)], "leaf 0x1 eax is 0x80000000, which is not a family, model and stepping"),
         ([entry(1, ebx=1)], "leaf 0x1 ebx is 0x1"),
         ([entry(0, ebx=0xFF)], "leaf 0x0 holds a text that is not printable ASCII"),
         ([entry(0, ebx=0x41)], "the vendor 'A' is not 12 characters long"),

@@ -138,7 +138,7 @@ async def test_an_instance_that_migrates_is_polled_at_its_new_place(collector: C
     ("arguments", "complaint"),
     [
         (("--metric-addr", "dns"), "'dns' finds the registry by the internal DNS of an Oxide rack"),
-        (("--metric-addr", "DNS"), "which is not there on this platform; give its IP:PORT"),
+        (("--metric-addr", "DNS"), "which this platform does not have; give its IP:PORT"),
         (("--metric-addr", "nexus:12221"), "'nexus:12221' is neither disable nor dns nor IP:PORT"),
         (("--metric-addr", "127.0.0.1"), "'127.0.0.1' is neither disable nor dns nor IP:PORT"),
         (("--metric-addr", "127.0.0.1:99999"), "'127.0.0.1:99999' is neither disable nor dns nor IP:PORT"),

@@ -195,7 +195,7 @@ async def _until_it_listens(stream: asyncio.StreamReader) -> AsyncIterator[str]:
         (("bios",), "Missing argument 'IP:PORT'"),
         (("bios", "nowhere"), "'nowhere' is neither IP:PORT nor unix:PATH"),
         (("bios", "127.0.0.1:70000"), "'127.0.0.1:70000' is neither"),
-        (("/no/such/rom", "127.0.0.1:0"), "'/no/such/rom' is no file"),
+        (("/no/such/rom", "127.0.0.1:0"), "'/no/such/rom' is not a file"),
         (("bios", "127.0.0.1:0", "127.0.0.1:0", "more"), "unexpected extra argument"),
         (("bios", "127.0.0.1:0", "--log-level", "loud"), "'loud' is not one of"),
         (("bios", "127.0.0.1:0", "--append", "quiet"), "need --kernel"),

@@ -105,7 +105,10 @@ async def test_a_lower_generation_fails_the_vm(vm_factory: VmFactory, disk: Cruc
     [
         (lambda vcr: vcr.pop("id"), "the volume construction request is not valid: .*`id`"),
         (lambda vcr: vcr["sub_volumes"].append(vcr["sub_volumes"][0]), "has 2 sub-volumes.*a disk of its own"),
-        (lambda vcr: vcr["sub_volumes"][0]["opts"].update(target=["a", "b", "c"]), "'a' is no address: give IP:PORT"),
+        (
+            lambda vcr: vcr["sub_volumes"][0]["opts"].update(target=["a", "b", "c"]),
+            "'a' is not an address: give",
+        ),
     ],
 )
 async def test_nonsense_is_refused_with_the_name_of_the_disk(

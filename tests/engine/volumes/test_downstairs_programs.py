@@ -149,7 +149,7 @@ async def test_nothing_is_left_of_them(crucible_disk_factory: CrucibleDiskFactor
 
 async def test_a_file_that_is_no_program_is_refused(crucible_disk_factory: CrucibleDiskFactory, program: Path) -> None:
     program.chmod(0o600)
-    with pytest.raises(ConfigError, match=r"downstairs program of crucible disk .* is no program") as caught:
+    with pytest.raises(ConfigError, match=r"downstairs program of crucible disk .* is not a program") as caught:
         await crucible_disk_factory(size_mib=64, downstairs=program)
     assert "give the path of a crucible-downstairs, or the name of an artifact" in str(caught.value)
 

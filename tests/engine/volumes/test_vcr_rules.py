@@ -208,14 +208,17 @@ def test_a_target_cannot_be_replaced_by_another_one_of_the_same_volume() -> None
         (lambda new: first(new).update(extent_count=0), "at least 1"),
         (lambda new: first(new).update(extent_count=1 << 60), "bytes: at most"),
         (lambda new: first(new).update(generation=-1), "generation is -1"),
-        (lambda new: retarget(new, address="localhost:3810"), "'localhost:3810' is no address: give IP:PORT"),
-        (lambda new: retarget(new, address="127.0.0.1"), "'127.0.0.1' is no address"),
-        (lambda new: retarget(new, address="127.0.0.1:65536"), "is no address"),
-        (lambda new: retarget(new, address="[127.0.0.1:3810"), "is no address"),
-        (lambda new: new.update(read_only_parent={"type": "url", "id": ID, "block_size": 512, "url": "u"}), "no file"),
+        (lambda new: retarget(new, address="localhost:3810"), "'localhost:3810' is not an address: give IP:PORT"),
+        (lambda new: retarget(new, address="127.0.0.1"), "'127.0.0.1' is not an address"),
+        (lambda new: retarget(new, address="127.0.0.1:65536"), "is not an address"),
+        (lambda new: retarget(new, address="[127.0.0.1:3810"), "is not an address"),
+        (
+            lambda new: new.update(read_only_parent={"type": "url", "id": ID, "block_size": 512, "url": "u"}),
+            "not a file",
+        ),
     ],
 )
-def test_volumes_that_this_engine_does_not_realise_are_named(
+def test_volumes_that_this_engine_does_not_support_are_named(
     change: Callable[[dict[str, Any]], object], reason: str
 ) -> None:
     with pytest.raises(ValueError, match=reason):

@@ -101,7 +101,7 @@ def test_a_guest_that_is_not_built_is_a_skip_that_names_the_command(
     )
     result = inner.run("-rs")
     result.assert_outcomes(skipped=1)
-    result.stdout.fnmatch_lines(["SKIPPED*the guest debian is not built: `propolis setup debian` does it*"])
+    result.stdout.fnmatch_lines(["SKIPPED*the guest debian is not built: `propolis setup debian` builds it*"])
 
 
 def test_the_markers_are_listed(inner: InnerRun) -> None:

@@ -56,5 +56,5 @@ def test_a_program_below_the_home_directory_is_found(
 def test_a_path_that_is_no_program_is_an_error_before_anything_runs(inner: InnerRun) -> None:
     inner.write(test_it=TESTS)
     result = inner.run("--propolis-server", "./no-server")
-    result.stderr.fnmatch_lines(["ERROR: */no-server is no program that can be run*"])
+    result.stderr.fnmatch_lines(["ERROR: */no-server is not a program that can be run*"])
     assert result.ret == 4

@@ -79,7 +79,7 @@ def test_without_a_terminal_a_line_says_that_there_is_no_pause(inner: InnerRun) 
     inner.write(test_it=TESTS)
     result = inner.run("--propolis-pause-on-failure")
     result.assert_outcomes(failed=1, passed=1)
-    result.stdout.fnmatch_lines(["*propolis: --propolis-pause-on-failure has no effect: standard input is no terminal"])
+    result.stdout.fnmatch_lines(["*--propolis-pause-on-failure has no effect: standard input is not a terminal"])
 
 
 def test_workers_have_no_terminal_to_pause_at(inner: InnerRun) -> None:

@@ -141,4 +141,4 @@ def test_a_downstairs_program_that_is_not_there_is_an_error(inner: InnerRun) -> 
     inner.write(test_it=USES_ITS_DISK)
     result = inner.run("--propolis-crucible-downstairs=/nowhere/crucible-downstairs")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*/nowhere/crucible-downstairs is no program that can be run*"])
+    result.stderr.fnmatch_lines(["*/nowhere/crucible-downstairs is not a program that can be run*"])

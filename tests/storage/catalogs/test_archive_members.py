@@ -54,7 +54,7 @@ def zipped_link() -> bytes:
     return zipped(info)
 
 
-NOT_PLAIN = "special in server.tar.gz is no plain file"
+NOT_PLAIN = "special in server.tar.gz is not a regular file"
 DAMAGED = "server.tar.gz is damaged"
 MEMBER = """
 [artifacts.server]

@@ -77,9 +77,9 @@ def test_it_is_filled_to_the_last_sector(tmp_path: Path, size: int, free: int) -
     ("name", "complaint"),
     [
         ("a/b", "is in a directory"),
-        ("", "is no name"),
-        ("..", "is no name"),
-        ("dot.", "is no name"),
+        ("", "is not a name"),
+        ("..", "is not a name"),
+        ("dot.", "is not a name"),
         ("a:b", "has ':'"),
         ("tab\t", r"has '\\t'"),
         ("l" * 256, "longer than 255"),

@@ -27,7 +27,7 @@ from pytest_propolis.vm.instance_spec.builder import AttachedDisk, disk_componen
         ({"memory_mib": 0}, "VM 'vm': memory_mib is 0"),
         ({"memory_mib": -512}, "VM 'vm': memory_mib is -512"),
         ({"disk_interface": "ide"}, "VM 'vm': disk_interface is 'ide'"),
-        ({"boot_order": ("boot-disk", "other")}, "VM 'vm': boot_order names 'other', which is no disk of this VM"),
+        ({"boot_order": ("boot-disk", "other")}, "VM 'vm': boot_order names 'other', not a disk of this VM"),
         (
             {"disks": (DataDisk(name="a", size_mib=1), DataDisk(name="a", size_mib=1))},
             "VM 'vm': two disks are named 'a'",

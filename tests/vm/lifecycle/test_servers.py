@@ -162,8 +162,8 @@ async def test_a_server_that_runs_already_is_used_and_not_ended(vm_factory: VmFa
 @pytest.mark.parametrize(
     ("server", "message"),
     [
-        ("propolis-serve-qemu", "the server program 'propolis-serve-qemu' is not there"),
-        (Path("/etc/passwd"), "the server program '/etc/passwd' is no program"),
+        ("propolis-serve-qemu", "the server program 'propolis-serve-qemu' does not exist"),
+        (Path("/etc/passwd"), "the server program '/etc/passwd' is not a program"),
         ("ftp://127.0.0.1:1", "has no scheme, host and port"),
     ],
 )

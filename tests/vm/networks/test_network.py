@@ -114,7 +114,7 @@ async def test_a_port_of_this_machine_leads_to_one_of_the_guest(vm_factory: VmFa
             await asyncio.sleep(0)
     assert greeting == b"hello from the guest\n"
     assert await vm.forward(8080) != port
-    with pytest.raises(ConfigError, match="0 is no port"):
+    with pytest.raises(ConfigError, match="0 is not a port"):
         await vm.forward(0)
 
 

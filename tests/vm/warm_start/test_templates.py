@@ -194,7 +194,8 @@ async def test_a_guest_that_lets_no_program_be_run_boots_and_the_remedy_is_named
     async with factories("run") as factory:
         assert (await factory.start("vm", **MICRO | {"guest": "nothing-runs"})).boot_kind == "cold"
     assert (
-        "nothing-runs boots from cold: nothing-runs lets no program be run from /run/.propolis-wake or another place;"
+        "nothing-runs boots from cold: no program can be run in nothing-runs from /run/.propolis-wake or another"
+        " directory;"
         " set the adapter's `scratch` to a file in a directory that is not mounted noexec"
     ) in lines
 
@@ -209,7 +210,7 @@ async def test_a_guest_whose_waking_takes_too_many_words_boots(
         vm = await factory.start("vm", **MICRO | {"guest": "long-winded", "channel": channel})
         assert vm.boot_kind == "cold"
     assert any(
-        "long-winded boots from cold: what wakes a fork of long-winded cannot be typed ahead" in x for x in lines
+        "long-winded boots from cold: the identity of a fork of long-winded cannot be prepared" in x for x in lines
     )
 
 

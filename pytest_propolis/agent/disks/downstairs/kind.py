@@ -20,7 +20,7 @@ class Region(Protocol):
     """The data of one downstairs."""
 
     def corrupt(self, offset: int, length: int) -> None:
-        """Write random bytes over a part, behind the back of the process that serves it.
+        """Write random bytes over a part, without involving the process that serves it.
 
         :raises OSError: when it cannot be written.
         """

@@ -52,7 +52,7 @@ class ProgramRegion(msgspec.Struct, frozen=True, kw_only=True):
     is_encrypted: bool
 
     def corrupt(self, offset: int, length: int) -> None:
-        """Write random bytes over a part of the region, behind the back of the process that serves it.
+        """Write random bytes over a part of the region, without involving the process that serves it.
 
         Each extent is a file that begins with its blocks. A part that reaches over its end is cut off.
 

@@ -37,7 +37,7 @@ class EtcdAddress:
     @classmethod
     def parse(cls, text: str) -> EtcdAddress:
         """
-        :raises SettingsError: when it is none.
+        :raises SettingsError: when it is not a token.
         """
         hint = "write etcd://HOST:PORT[,HOST:PORT]…, or etcds://USER:PASSWORD@HOST:PORT?ca=FILE with TLS"
         parts = urlsplit(text)

@@ -118,7 +118,7 @@ class _Template:
         if family == 0xF:
             family += eax >> 20 & 0xFF
         if _signature(family, model, eax & 0xF) != eax:
-            self._refuse(f"leaf 0x1 eax is {eax:#x}, which is no family, model and stepping")
+            self._refuse(f"leaf 0x1 eax is {eax:#x}, which is not a family, model and stepping")
         if (ebx := self._take(1, "ebx")) not in (0, CACHE_LINE_QUADWORDS << 8):
             self._refuse(f"leaf 0x1 ebx is {ebx:#x}: QEMU has cache lines of 64 bytes and no brand index")
         return {"family": str(family), "model": str(model), "stepping": str(eax & 0xF)}

@@ -1,4 +1,4 @@
-"""The processors of a board: CPU model, template and hypervisor interface in QEMU's words."""
+"""The processors of a board: CPU model, template and hypervisor interface in QEMU's syntax."""
 
 from __future__ import annotations
 

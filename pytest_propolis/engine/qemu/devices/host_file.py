@@ -14,7 +14,7 @@ __all__ = ["HostFile", "this_host"]
 
 @cache
 def this_host() -> str:
-    """Return a word that is the same for all processes that see the same files and processes.
+    """Return an identifier that is the same for all processes that see the same files and processes.
 
     Containers of one machine do not.
     """
