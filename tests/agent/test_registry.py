@@ -14,122 +14,29 @@ from pathlib import Path
 import httpx
 import msgspec
 import pytest
-import pytest_asyncio
+from agent_rig import AgentRig
 from migration_rig import RemoteNode, migrate, serving, spec_of
 
 from pytest_propolis.agent import budget
-from pytest_propolis.agent.app import AgentApp
-from pytest_propolis.agent.registry import ResourceRegistry
 from pytest_propolis.agent.servers.server_factory import address_of
-from pytest_propolis.agent_api.agent_process import CLIENT_HEADER, SOCKET_NAME, AgentConfig
-from pytest_propolis.agent_api.boot_source import Firmware
+from pytest_propolis.agent_api.agent_process import CLIENT_HEADER, SOCKET_NAME
 from pytest_propolis.agent_api.disks import CreateDisk, ForkImage
-from pytest_propolis.agent_api.messages import CreateVm, Keep, ResourceIds
-from pytest_propolis.agent_api.template_layout import MEMORY_FILE, STATE_FILE
+from pytest_propolis.agent_api.messages import Keep, ResourceIds
 from pytest_propolis.agent_api.volumes import CreateVolume
-from pytest_propolis.engine.qemu.memory import GuestMemory
-from pytest_propolis.engine.templates.template import Template
 from pytest_propolis.errors import ConfigError, HostBusy, ResourceExhausted
 from pytest_propolis.ledger.entry import Owner
 from pytest_propolis.ledger.identity import ProcessIdentity
-from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger
 from pytest_propolis.ledger.writer import LedgerWriter
-from pytest_propolis.propolis_api import FromSpec, InstanceEnsureRequest, InstanceState, SpecInit
+from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.propolis_api.client import PropolisClient
 from pytest_propolis.propolis_api.connection.endpoint import Endpoint
-from pytest_propolis.vm.instance_spec.builder import instance_properties
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed")
 
 DEADLINE_S = 60.0
 
 
-class Rig:
-    """An agent without its process: its ledger, its application, and a QEMU whose qemu-img can be held."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.directory = root / "run" / "word-1"
-        self.directory.mkdir(parents=True)
-        programs = root / "programs"
-        programs.mkdir()
-        (programs / "qemu-system-x86_64").symlink_to(str(shutil.which("qemu-system-x86_64")))
-        self.image_program = programs / "qemu-img"
-        self.image_program.symlink_to(str(shutil.which("qemu-img")))
-        config = self.config = AgentConfig(
-            run="word",
-            directory=str(self.directory),
-            artifact_dir=str(root / "store"),
-            qemu=str(programs / "qemu-system-x86_64"),
-            accelerator="tcg",
-        )
-        self.ledger = Ledger.open(
-            self.directory / LEDGER_NAME, run="word", disk_directory=str(root / "store" / "disks" / "word-1")
-        )
-        self.app = AgentApp(config, self.ledger, on_empty=lambda: None)
-
-    @property
-    def registry(self) -> ResourceRegistry:
-        return self.app.registry
-
-    @property
-    def disks(self) -> list[Path]:
-        return sorted((self.root / "store" / "disks").rglob("*.qcow2"))
-
-    def hold_images(self) -> Path:
-        """Have qemu-img wait for a word, which is to be written into this pipe; it writes one itself before."""
-        gate, started = self.root / "gate", self.root / "started"
-        os.mkfifo(gate)
-        os.mkfifo(started)
-        self.image_program.unlink()
-        script = f'#!/bin/sh\necho x > "{started}"\nread -r _ < "{gate}"\nexec {shutil.which("qemu-img")} "$@"\n'
-        self.image_program.write_text(script)
-        self.image_program.chmod(0o700)
-        return gate
-
-    async def template(self) -> tuple[Template, Path]:
-        """Save a machine without a guest as a template, in a directory of its own."""
-        directory = self.root / "template"
-        directory.mkdir()
-        memory = GuestMemory(path=str(directory / MEMORY_FILE), shared=True)
-        vm = await self.registry.create_vm("client", self.vm("template"), memory=memory)
-        assert vm.engine
-        properties, spec = instance_properties("template"), spec_of()
-        await vm.engine.ensure(InstanceEnsureRequest(properties=properties, init=SpecInit(FromSpec(spec=spec))))
-        await vm.engine.freeze(directory / STATE_FILE)
-        await self.registry.remove_vm("client", vm.id)
-        template = Template(
-            key="key",
-            boot=Firmware(),
-            spec=spec,
-            properties=properties,
-            disks=0,
-            session="",
-            console="",
-            warmup_input="",
-            warmup_marker="",
-        )
-        return template, directory
-
-    def vm(self, name: str = "vm", *, memory_mib: int = 0) -> CreateVm:
-        return CreateVm(
-            name=name, group="test", boot=Firmware(), log_path=str(self.root / "qemu.log"), memory_mib=memory_mib
-        )
-
-
-@pytest_asyncio.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    rig = Rig(tmp_path)
-    await rig.registry.admit("client", pid=os.getpid())
-    try:
-        yield rig
-    finally:
-        await rig.app.close()
-        assert rig.ledger.entries() == []
-        rig.ledger.close()
-
-
-async def test_an_agent_that_leaves_waits_for_what_is_being_made(rig: Rig) -> None:
+async def test_an_agent_that_leaves_waits_for_what_is_being_made(rig: AgentRig) -> None:
     gate = rig.hold_images()
     transport = httpx.ASGITransport(app=rig.app.asgi)
     async with httpx.AsyncClient(transport=transport, base_url="http://agent") as client:
@@ -146,7 +53,7 @@ async def test_an_agent_that_leaves_waits_for_what_is_being_made(rig: Rig) -> No
     assert rig.disks == []
 
 
-async def test_of_two_vms_of_one_name_one_is_made(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_of_two_vms_of_one_name_one_is_made(rig: AgentRig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "HOLD_S", DEADLINE_S)
     rig.registry._budget = budget.MemoryBudget(total=lambda: 1600, available=lambda: 1600)
     await rig.registry.admit("crowd", pid=0)
@@ -168,7 +75,7 @@ async def test_of_two_vms_of_one_name_one_is_made(rig: Rig, monkeypatch: pytest.
 async def small_host() -> AsyncIterator[Callable[[str, int], Awaitable[RemoteNode]]]:
     """Makes VMs on a host that can give 1,500 MiB of memory."""
     with tempfile.TemporaryDirectory() as short:  # a socket's path must be short
-        rig = Rig(Path(short))
+        rig = AgentRig(Path(short))
         rig.registry._budget = budget.MemoryBudget(total=lambda: 1600, available=lambda: 1600)
         await rig.registry.admit("client", pid=os.getpid())
         nodes: list[RemoteNode] = []
@@ -212,7 +119,7 @@ async def test_a_vm_that_has_ended_needs_no_memory_until_it_is_started_again() -
             await make("third", 1400)
 
 
-async def test_a_client_that_comes_back_while_it_is_released_keeps_what_it_makes_then(rig: Rig) -> None:
+async def test_a_client_that_comes_back_while_it_is_released_keeps_what_it_makes_then(rig: AgentRig) -> None:
     await rig.registry.create_vm("client", rig.vm("before"))
     release = asyncio.create_task(rig.registry.drop_lifeline("client"))
     await asyncio.sleep(0)
@@ -223,7 +130,7 @@ async def test_a_client_that_comes_back_while_it_is_released_keeps_what_it_makes
     assert rig.registry.find_vm(after.id) is after
 
 
-async def test_a_client_with_two_lifelines_keeps_its_own_until_the_last_ends(rig: Rig) -> None:
+async def test_a_client_with_two_lifelines_keeps_its_own_until_the_last_ends(rig: AgentRig) -> None:
     await rig.registry.admit("client", pid=0)
     vm = await rig.registry.create_vm("client", rig.vm())
     await rig.registry.drop_lifeline("client")
@@ -236,7 +143,7 @@ def no_space(*_: object) -> int:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-async def test_a_full_ledger_is_named_and_nothing_is_made(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_ledger_is_named_and_nothing_is_made(rig: AgentRig, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as full:
         full.setattr(os, "pwrite", no_space)
         with pytest.raises(ResourceExhausted, match=r"ledger\.jsonl cannot be written: No space left"):
@@ -245,7 +152,7 @@ async def test_a_full_ledger_is_named_and_nothing_is_made(rig: Rig, monkeypatch:
     assert list((rig.directory / "vms").glob("*")) == []
 
 
-async def test_what_cannot_be_kept_remains_its_clients(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_cannot_be_kept_remains_its_clients(rig: AgentRig, monkeypatch: pytest.MonkeyPatch) -> None:
     image = rig.root / "store" / "image"
     image.parent.mkdir()
     image.write_bytes(bytes(1 << 20))
@@ -263,7 +170,7 @@ async def test_what_cannot_be_kept_remains_its_clients(rig: Rig, monkeypatch: py
 
 
 async def test_of_a_fork_whose_owner_cannot_be_written_down_nothing_is_left(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
+    rig: AgentRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     template, directory = await rig.template()
     rig.registry._budget = budget.MemoryBudget(total=lambda: 1600, available=lambda: 1600)

@@ -19,7 +19,8 @@ from packaging.requirements import Requirement
 
 ROOT: Final = Path(__file__).parents[2]
 PYTHONS: Final = ("3.11", "3.12", "3.13", "3.14")
-TESTS: Final = ("-n", "auto", "tests/package", "tests/console", "tests/agent", "tests/storage", "tests/plugin")
+PACKAGES: Final = ("package", "session", "console", "agent", "storage", "plugin")
+TESTS: Final = ("-n", "auto", *(f"tests/{package}" for package in PACKAGES))
 
 
 def main() -> int:
