@@ -80,7 +80,7 @@ class HypervisorFinder:
         self._seen = qemu, _fingerprint(qemu)
         choice = await probe_accelerator(
             qemu,
-            wanted=cast(Accelerator, self._config.accelerator),
+            wanted=cast(Accelerator, self._config.options.accelerator),
             cache_dir=cache_directory(),
         )
         # This applies to every QEMU that this agent starts: an agent uses one.

@@ -69,7 +69,9 @@ class ResourceRegistry:
             all_resources=self._clients.values,
         )
         self.forks = ForkStarter(config, hypervisors, self._space)
-        self.standby = Standby(self.forks, partial(LedgerWriter, ledger, Owner("standby")), per_kind=config.standby)
+        self.standby = Standby(
+            self.forks, partial(LedgerWriter, ledger, Owner("standby")), per_kind=config.options.standby
+        )
 
     async def admit(self, client: str, *, pid: int) -> None:
         """Register a client, which may own resources as long as it has a lifeline.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -14,6 +14,7 @@ __all__ = [
     "SERVER_LINE",
     "SOCKET_NAME",
     "AgentConfig",
+    "AgentOptions",
     "AgentReady",
     "LingerListed",
 ]
@@ -37,6 +38,17 @@ LINGER_HEADER: Final = "x-propolis-linger"
 """How many seconds a client wants the agent to stay after its last client has left, given with its lifeline."""
 
 
+class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of a run that each of its agents needs: fields of `Settings`, by their names there.
+
+    :param accelerator: ``auto``, ``kvm`` or ``tcg``.
+    :param standby: how many forks of each kind stand by; ``auto`` for as many as are good for the machine.
+    """
+
+    accelerator: str = "auto"
+    standby: int | Literal["auto"] = "auto"
+
+
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration of an agent.
 
@@ -46,8 +58,6 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     :param peer_stores: stores on the same machine: what is complete there is linked or copied rather than fetched or
         made again.
     :param qemu: the QEMU program; found on PATH if None.
-    :param accelerator: ``auto``, ``kvm`` or ``tcg``.
-    :param standby: how many forks of each kind stand by; None for as many as are good for this machine.
     :param disk_dir: where the disks lie that VMs write to; with the images if None.
     :param image_dirs: where files may lie that disk images name, beside the images' own directories.
     :param lingers: whether it stays after its last client, for as long as that one asked for.
@@ -58,8 +68,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     artifact_dir: str | None = None
     peer_stores: tuple[str, ...] = ()
     qemu: str | None = None
-    accelerator: str = "auto"
-    standby: int | None = None
+    options: AgentOptions = AgentOptions()
     disk_dir: str | None = None
     image_dirs: tuple[str, ...] = ()
     lingers: bool = False

@@ -111,8 +111,10 @@ def serve(
     The API has no authentication: any program that reaches IP:PORT controls the VM. Port 0 takes a free port, and
     unix:PATH a UNIX socket of this user alone. Disks are raw files, or qcow2 files if their names end in .qcow2.
     """
+    import msgspec
+
     from ..agent.servers.standalone import serve as serve_until_stopped
-    from ..agent_api.agent_process import AgentConfig
+    from ..agent_api.agent_process import AgentConfig, AgentOptions
     from ..hosts.run_directory import agent_directory, make_private_directory, run_token
 
     boot = _boot_source(bootrom, kernel, initrd, append)
@@ -130,7 +132,7 @@ def serve(
         run=run,
         directory=str(directory),
         qemu=str(settings.qemu) if settings.qemu else None,
-        accelerator=settings.accelerator,
+        options=msgspec.convert(settings, AgentOptions, from_attributes=True),
     )
     try:
         asyncio.run(

@@ -9,7 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from ..agent_api.agent_process import AgentConfig
+import msgspec
+
+from ..agent_api.agent_process import AgentConfig, AgentOptions
 from ..agent_api.messages import new_client
 from ..errors import AgentError, HostError
 from ..ledger.ledger import LEDGER_NAME, read_ledger
@@ -210,8 +212,7 @@ class LocalHost:
             artifact_dir=str(store) if store else None,
             peer_stores=peers,
             qemu=str(settings.qemu) if settings.qemu else None,
-            accelerator=settings.accelerator,
-            standby=None if settings.standby == "auto" else settings.standby,
+            options=msgspec.convert(settings, AgentOptions, from_attributes=True),
             disk_dir=str(settings.disk_dir or disk_directory(settings.artifact_dir)),
             image_dirs=tuple(map(str, settings.image_dirs or ())),
             lingers=self._environment is not None,

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
+from ..agent_api.agent_process import AgentOptions
 from ..errors import AgentError, ArtifactMissing, HostError, HostLost
 from ..ledger.rendezvous import Rendezvous
 from ..propolis_api.connection.endpoint import Endpoint
@@ -308,14 +311,12 @@ class SshHost:
         return destination_of(self._spec)
 
     def _link_config(self) -> LinkConfig:
-        settings = self._settings
         return LinkConfig(
             destination=self._destination(),
             run=self._run,
             directory=str(new_link_directory(self._run)),
             bundle_cache=str(cache_directory()),
-            accelerator=settings.accelerator,
-            standby=None if settings.standby == "auto" else settings.standby,
+            options=msgspec.convert(self._settings, AgentOptions, from_attributes=True),
             **further_options(self._spec),
         )
 

@@ -107,7 +107,7 @@ class BootableVm(GuestAccess):
         self.spec = with_volumes(self.spec, self.volumes)  # as they are now, as in PHD
         request = InstanceEnsureRequest(properties=self.properties, init=SpecInit(FromSpec(spec=self.spec)))
         await self._api().instance_ensure(request)
-        self.hold_volumes(self.volumes)
+        self._hold_volumes(self.volumes)
         if self._forked is None:
             self.boot_kind = "cold"  # also after a fork was stopped
         await self._open_console()
@@ -180,14 +180,14 @@ class BootableVm(GuestAccess):
         self._forget_shell(skipping=False)
         await self.wait_to_boot()
 
-    def hold_volumes(self, disks: Iterable[VolumeDisk]) -> None:
+    def _hold_volumes(self, disks: Iterable[VolumeDisk]) -> None:
         """These replicated disks are this VM's from now on."""
         for disk in disks:
             if disk not in self.volumes:
                 self.volumes.append(disk)
             disk.volume.attach_to(self, disk.backend_key)
 
-    def hold_forks(self, disks: Iterable[ForkDisk]) -> None:
+    def _hold_forks(self, disks: Iterable[ForkDisk]) -> None:
         """These forks of images are disks of this VM."""
         for disk in disks:
             self.forks.append(disk)
@@ -252,13 +252,13 @@ class BootableVm(GuestAccess):
 
     async def _follow(self, moved: SerialConsoleMoved) -> ClientConnection:
         try:
-            endpoint = self.successor_endpoint(moved.destination)
+            endpoint = self._successor_endpoint(moved.destination)
         except ValueError as error:
             raise ConsoleError(f"the guest's new server cannot be determined: {error}", vm=self.name) from None
         async with PropolisClient(endpoint, vm=self.name) as there:
             return await there.instance_serial(from_start=moved.from_start)
 
-    def successor_endpoint(self, address: str) -> Endpoint:
+    def _successor_endpoint(self, address: str) -> Endpoint:
         """Return where this process finds the server, maybe on another host, that calls itself by that address.
 
         :raises ValueError: when the address cannot be read.

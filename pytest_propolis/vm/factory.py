@@ -165,7 +165,7 @@ class VmFactory:
         for stack in self._taken.values():
             stack.pop_all()
         self._taken.clear()
-        await asyncio.gather(*(vm.detach() for vm in self.vms), *(session.fetch_logs() for session in self.sessions))
+        await asyncio.gather(*(vm._detach() for vm in self.vms), *(session.fetch_logs() for session in self.sessions))
         await self._networks.write_captures(self._log_dir)
         return [(session.host, session.resources) for session in self.sessions]
 
@@ -276,8 +276,8 @@ class VmFactory:
                 vm = await self._builder.fork(session, complete, guest, taken, run=run)
             if vm is None:
                 vm = await self._builder.create(session, complete, guest, taken)
-            vm.hold_volumes(volumes)
-            vm.hold_forks(forks)
+            vm._hold_volumes(volumes)
+            vm._hold_forks(forks)
             vm.nics = networked(complete.config.nics)
             self._remember(vm)
         return vm
@@ -333,7 +333,7 @@ class VmFactory:
         async with self._keeping(session, name) as taken:
             successor = await self._builder.serve(session, plan, taken)
             successor.volumes, successor.nics = list(vm.volumes), vm.nics
-            successor.hold_forks(disk for disk in vm.forks if disk.readonly or not plan.copy_disks)
+            successor._hold_forks(disk for disk in vm.forks if disk.readonly or not plan.copy_disks)
             self._remember(successor)
         return successor
 

@@ -172,7 +172,7 @@ class Instance:
         except (ApiError, AgentError):  # it is not created, or its server is gone
             return False
 
-    async def may_have_disks(self) -> bool:
+    async def _may_have_disks(self) -> bool:
         """Return False when it has ended: others may use its disks then."""
         if self._final_state is not None:
             return False

@@ -165,7 +165,7 @@ class TestVm(BootableVm):
                 if failure := await until_migrated(self._api(), self._migrations):
                     raise MigrationError(failure, vm=self.name, log_path=str(self.log_path))
                 expected.settle(is_handed_over=True)
-                self.hold_volumes(self.volumes)
+                self._hold_volumes(self.volumes)
                 if moved:  # what is typed at the source from now on reaches no guest
                     await asyncio.wait([moved])
                 self.spec = (await self.get_spec()).value  # with the disks that it has here
@@ -196,7 +196,7 @@ class TestVm(BootableVm):
             with contextlib.suppress(PropolisError):  # a guest that hangs is worth a look, too
                 await self._shell.release_console(timeout_s=HAND_OVER_TIMEOUT_S)
 
-    async def detach(self) -> None:
+    async def _detach(self) -> None:
         """Close what was opened for the VM, and leave the VM as it is."""
         self._final_state = await self._last_state()
         await self.aclose()
@@ -214,7 +214,7 @@ class TestVm(BootableVm):
         attached = plugged.attached()
         components = disk_components(attached)
         self.spec = await attach_disk(self._api().endpoint, components, vm=self.name)
-        self.hold_volumes([plugged])
+        self._hold_volumes([plugged])
         address = f"0000:00:{attached.pci_slot:02x}.0"
         await self.run(self.guest.await_hotplug_command([address]))
         return await self.run(DEVICE_PATH.format(address))

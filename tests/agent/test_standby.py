@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 
@@ -66,13 +66,13 @@ def processors(monkeypatch: pytest.MonkeyPatch) -> Processors:
     return processors
 
 
-def keeping(forks: FakeForks, per_kind: int | None) -> Standby:
+def keeping(forks: FakeForks, per_kind: int | Literal["auto"]) -> Standby:
     return Standby(cast(ForkStarter, forks), cast(Any, SimpleNamespace), per_kind=per_kind)
 
 
 async def test_on_a_busy_machine_none_are_made_until_it_is_idle(processors: Processors) -> None:
     forks = FakeForks()
-    ahead = keeping(forks, None)
+    ahead = keeping(forks, "auto")
     assert await ahead.claim(KIND, Path("/template")) is None
     await processors.looked_at(10)
     assert forks.started == 0

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from ...engine.templates.template import Template
 from ...errors import PropolisError
@@ -43,17 +43,19 @@ class Standby:
     """Keeps standby forks of the latest kinds, built one at a time, and discards them when memory runs short.
 
     :param writer: creates the ledger writer of one fork, which passes to its claimant.
-    :param per_kind: how many per template; None to adapt to this machine and build only while it is idle.
+    :param per_kind: how many per template; ``auto`` to adapt to this machine and build only while it is idle.
     """
 
-    def __init__(self, forks: ForkStarter, writer: Callable[[], LedgerWriter], *, per_kind: int | None) -> None:
+    def __init__(
+        self, forks: ForkStarter, writer: Callable[[], LedgerWriter], *, per_kind: int | Literal["auto"]
+    ) -> None:
         self._forks = forks
         self._make_writer = writer
-        self._per_kind = min(os.cpu_count() or 1, MOST_PER_KIND) if per_kind is None else per_kind
+        self._per_kind = min(os.cpu_count() or 1, MOST_PER_KIND) if per_kind == "auto" else per_kind
         self._ready: defaultdict[str, deque[StartedFork]] = defaultdict(deque)
         self._recent: dict[str, tuple[Template, Path]] = {}
         self._failures: Counter[str] = Counter()
-        self._only_idle = per_kind is None
+        self._only_idle = per_kind == "auto"
         self._making: asyncio.Task[None] | None = None
         self._closed = False
 

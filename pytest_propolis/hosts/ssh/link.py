@@ -292,8 +292,7 @@ async def _opened(config: LinkConfig) -> AsyncIterator[Link]:
     order = {
         "agent": {
             "run": config.run,
-            "accelerator": config.accelerator,
-            "standby": config.standby,
+            "options": msgspec.to_builtins(config.options),
             "qemu": config.qemu,
             "artifact_dir": config.artifact_dir,
         },

@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from ...agent_api.agent_process import AgentOptions
 from ...agent_api.messages import Fault
 from ..joined.messages import JoinDestination
 from .bootstrap import HostFacts
@@ -42,7 +43,6 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     :param directory: the link's own, on this machine.
     :param bundle_cache: where bundles are kept, on this machine.
     :param python: the command of the host's Python.
-    :param accelerator: as in `AgentConfig`; so is `standby`.
     :param qemu: the host's QEMU program; found on its PATH if None.
     :param artifact_dir: the host's store of images; the cache of its user if None.
     :param silence_s: how long the host may be silent before the link gives up. The host waits longer by
@@ -56,8 +56,7 @@ class LinkConfig(msgspec.Struct, frozen=True, kw_only=True):
     directory: str
     bundle_cache: str
     python: str = "python3"
-    accelerator: str = "auto"
-    standby: int | None = None
+    options: AgentOptions = AgentOptions()
     qemu: str | None = None
     artifact_dir: str | None = None
     silence_s: float = 4.0

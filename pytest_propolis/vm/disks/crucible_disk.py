@@ -317,7 +317,7 @@ class CrucibleDisk:
         :raises ConfigError: when a VM has the disk with this generation, naming that VM.
         """
         vm = self._vm
-        if vm is not None and self._generation <= self._generation_in_use and await vm.may_have_disks():
+        if vm is not None and self._generation <= self._generation_in_use and await vm._may_have_disks():
             raise ConfigError(
                 f"crucible disk {self.name!r} is attached to VM {vm.name!r}",
                 hint="stop that VM first; or raise the generation with set_generation, which fences it off",

@@ -170,7 +170,7 @@ class ImageFork:
         :param readonly: whether it is enough that no VM writes to it.
         :raises ConfigError: when a VM has the fork, naming that VM.
         """
-        self._users = [(vm, reads) for vm, reads in self._users if await vm.may_have_disks()]
+        self._users = [(vm, reads) for vm, reads in self._users if await vm._may_have_disks()]
         for vm, reads in self._users:
             if not (readonly and reads):
                 raise ConfigError(

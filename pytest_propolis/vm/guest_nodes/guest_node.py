@@ -100,7 +100,7 @@ class GuestNode:
 
     async def _follow(self, moved: SerialConsoleMoved) -> ClientConnection:
         try:
-            endpoint = self.vm.successor_endpoint(moved.destination)
+            endpoint = self.vm._successor_endpoint(moved.destination)
         except ValueError as error:
             raise AgentError(f"its new server cannot be determined: {error}", vm=self.vm.name) from None
         return await self._open(endpoint, {"from_start": moved.from_start})

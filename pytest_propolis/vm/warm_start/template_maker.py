@@ -140,7 +140,7 @@ class TemplateMaker:
             reason = error if _would_be_repeated(error) else TemplateError.because_of(error)
             await self._agent.give_up(making.id, reason)
         finally:
-            await vm.detach()
+            await vm._detach()
 
 
 def _would_be_repeated(error: PropolisError) -> bool:

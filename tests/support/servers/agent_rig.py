@@ -12,7 +12,7 @@ from migration_rig import spec_of
 from pytest_propolis.agent.app import AgentApp
 from pytest_propolis.agent.registry import ResourceRegistry
 from pytest_propolis.agent.templates.templates import Templates
-from pytest_propolis.agent_api.agent_process import AgentConfig
+from pytest_propolis.agent_api.agent_process import AgentConfig, AgentOptions
 from pytest_propolis.agent_api.boot_source import Firmware
 from pytest_propolis.agent_api.messages import CreateVm
 from pytest_propolis.agent_api.template_layout import MEMORY_FILE, STATE_FILE
@@ -42,7 +42,7 @@ class AgentRig:
             directory=str(self.directory),
             artifact_dir=str(root / "store"),
             qemu=str(programs / "qemu-system-x86_64"),
-            accelerator="tcg",
+            options=AgentOptions(accelerator="tcg"),
         )
         self.ledger = Ledger.open(
             self.directory / LEDGER_NAME, run="word", disk_directory=str(root / "store" / "disks" / "word-1")
