@@ -61,8 +61,8 @@ def wanted_workers(config: pytest.Config, settings: Settings) -> int:
     """Return how many workers ``-n auto`` starts.
 
     That is what a hook of the user's says, or one per slot of the inventory. Without an inventory it is xdist's number;
-    in a run that has any setting of this plugin, as far as the memory of this machine has room for so many VMs of the
-    run's default size. Other runs may have no VMs at all.
+    in a run with ``-p propolis`` or any setting of this plugin, as far as the memory of this machine has room for so
+    many VMs of the run's default size. Other runs may have no VMs at all.
 
     :raises pytest.UsageError: when the inventory is wrong.
     """
@@ -70,7 +70,8 @@ def wanted_workers(config: pytest.Config, settings: Settings) -> int:
     if own is not None:
         return own
     if settings.hosts is None:
-        return min(of_xdist, vms_by_memory(settings.memory_mib)) if settings.is_any_given else of_xdist
+        has_vms = settings.is_any_given or "propolis" in config.getoption("plugins")
+        return min(of_xdist, vms_by_memory(settings.memory_mib)) if has_vms else of_xdist
     try:
         specs = probed_inventory(settings.hosts)
     except SettingsError as error:

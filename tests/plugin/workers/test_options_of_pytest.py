@@ -125,9 +125,12 @@ def test_so_many_workers_start_that_their_vms_fit_into_memory(inner: InnerRun, m
     result.stdout.fnmatch_lines(["*created: 1/1 worker*"])
 
 
-@pytest.mark.parametrize(("arguments", "capped"), [([], False), (["--propolis-memory-mib", "1048576"], True)])
+@pytest.mark.parametrize(
+    ("arguments", "one_per_processor"),
+    [([], True), (["-p", "propolis"], False), (["--propolis-memory-mib", "1048576"], False)],
+)
 def test_where_nothing_is_set_the_number_of_workers_is_that_of_xdist(
-    inner: InnerRun, monkeypatch: pytest.MonkeyPatch, arguments: list[str], capped: bool
+    inner: InnerRun, monkeypatch: pytest.MonkeyPatch, arguments: list[str], one_per_processor: bool
 ) -> None:
     """A project without VMs has as many workers as without this plugin, however little memory there is."""
     for name in [
@@ -138,7 +141,7 @@ def test_where_nothing_is_set_the_number_of_workers_is_that_of_xdist(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(processors))
     config = inner.pytester.parseconfigure("-n", "auto", *arguments)
     xdist.plugin.pytest_cmdline_main(config)
-    assert config.getoption("numprocesses") == (1 if capped else len(processors))
+    assert (config.getoption("numprocesses") == len(processors)) == one_per_processor
 
 
 def test_a_test_that_failed_runs_again_in_its_worker(inner: InnerRun) -> None:
