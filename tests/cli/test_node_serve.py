@@ -140,7 +140,7 @@ async def test_bad_options_are_named(tmp_path: Path) -> None:
         (["--certificate", none, "--key", none], 1, "cannot be used: .*No such file"),
         (["--token-file", none], 1, "the token cannot be read"),
         (["--token-file", str(tmp_path / "short")], 1, "has 16 or more"),
-        (["--group", "a/b"], 1, "no name of a group"),
+        (["--group", "a/b"], 1, "not a name of a group"),
     ):
         output = await asyncio.to_thread(propolis, "node", "serve", *options, status=status)
         assert re.search(reason, output), output

@@ -136,7 +136,7 @@ async def test_a_redirect_is_not_followed(client: PropolisClient, recorder: Reco
 
 async def test_an_answer_of_another_kind_is_an_api_error(client: PropolisClient, recorder: Recorder) -> None:
     recorder.answer = (200, b'{"instance": {"properties": null}}')
-    with pytest.raises(ApiError, match=r"no InstanceGetResponse.*\$\.instance\.properties") as caught:
+    with pytest.raises(ApiError, match=r"not a valid InstanceGetResponse.*\$\.instance\.properties") as caught:
         await client.instance_get()
     assert caught.value.status == 200
 

@@ -43,7 +43,7 @@ class StreamEnded(Exception):
 class StreamRefused(Exception):
     """Raised when a server answers a handshake with another status than 101.
 
-    :param status: the HTTP status; 0 if the answer is no HTTP.
+    :param status: the HTTP status; 0 if the answer is not HTTP.
     """
 
     def __init__(self, status: int) -> None:

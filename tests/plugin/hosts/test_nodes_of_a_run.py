@@ -66,7 +66,7 @@ async def test_who_is_missing_is_told(nodes, barrier):
     await nodes.join("late")
     with pytest.raises(CoordinationTimeout, match="missing are late"):
         await barrier("ready", 2, timeout_s=0.1)
-    with pytest.raises(CoordinationError, match="no name of a barrier"):
+    with pytest.raises(CoordinationError, match="not a name of a barrier"):
         await barrier("a/b", 2)
 """
 
