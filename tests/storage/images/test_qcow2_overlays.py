@@ -87,7 +87,8 @@ def test_other_images_are_left_to_qemu_img(tmp_path: Path, kind: str) -> None:
             base, backing = backing, tmp_path / "middle"
             qemu_img("create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, backing)
         case "encrypted":
-            secret, options = "secret,id=s,data=x", "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+            # Not LUKS: for that QEMU measures the machine, which fails on some.
+            secret, options = "secret,id=s,data=x", "encrypt.format=aes,encrypt.key-secret=s"
             qemu_img("create", "-q", "-f", "qcow2", "--object", secret, "-o", options, backing, "1M")
         case "external data":
             qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={tmp_path / 'data'}", backing, "1M")

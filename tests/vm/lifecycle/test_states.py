@@ -240,7 +240,7 @@ async def test_a_fork_is_launched_and_booted_twice(vm_factory: VmFactory) -> Non
     assert await vm.run("echo hello") == "hello"
 
 
-@pytest.mark.parametrize("channel", ["console", "port"])
+@pytest.mark.parametrize("channel", ["console", pytest.param("port", marks=pytest.mark.requires(server="engine"))])
 async def test_a_guest_that_was_launched_and_not_waited_for_takes_no_commands_yet(
     vm_factory: VmFactory, channel: Literal["console", "port"]
 ) -> None:
