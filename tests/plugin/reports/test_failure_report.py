@@ -207,15 +207,19 @@ async def test_waits(vm_factory):
 """
 
 
-def test_the_loop_that_runs_commands_is_not_shown_though_the_log_has_it(inner: InnerRun) -> None:
+@pytest.mark.parametrize(("channel", "typed"), [("console", "|base64 -d"), ("port", "trap : 2 3;stty")])
+def test_the_loop_that_runs_commands_is_not_shown_though_the_log_has_it(
+    inner: InnerRun, channel: str, typed: str
+) -> None:
     inner.write(test_it=SLOW)
     result = inner.fails_with(
-        "ConsoleTimeout: VM 'alice': 'never' did not appear on the console", arguments=("--propolis-boot=cold",)
+        "ConsoleTimeout: VM 'alice': 'never' did not appear on the console",
+        arguments=("--propolis-boot=cold", f"--propolis-channel={channel}"),
     )
-    assert "|base64 -d" not in result.stdout.str()
+    assert typed not in result.stdout.str()
     assert "/bin/busybox" not in result.stdout.str()
     (log,) = [line.removeprefix("log:     ") for line in result.outlines if line.startswith("log:  ")]
-    assert "|base64 -d" in Path(log).read_text()
+    assert typed in Path(log).read_text()
 
 
 def test_console_lines_that_the_error_shows_are_not_shown_again(inner: InnerRun) -> None:

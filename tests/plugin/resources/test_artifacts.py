@@ -31,7 +31,7 @@ async def test_a_fork_changes_and_its_origin_does_not(zfs_artifact_factory, imag
 
 async def test_what_is_wrong_is_said(zfs_artifact_factory, image, tmp_path):
     fork = await zfs_artifact_factory(image)
-    with pytest.raises(ConfigError, match="not on a disk of"):
+    with pytest.raises(ConfigError, match="outside a disk of"):
         await fork.read(0, 1 << 30)
     with pytest.raises(ConfigError, match="no snapshot 'x'"):
         await fork.rollback("x")
