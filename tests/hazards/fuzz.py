@@ -1,6 +1,6 @@
 """The leak fuzzer: random signals at random moments to random processes of a real run, then an audit.
 
-``python tests/hazards/fuzz.py --rounds 1000 --seed 1``
+``python tests/hazards/fuzz.py --rounds 1000 --seed 1``, with the directories of ``tests/support`` in PYTHONPATH
 """
 
 from __future__ import annotations

@@ -22,7 +22,18 @@ from victims import Victim
 from pytest_propolis.errors import PropolisError
 from pytest_propolis.ledger.ledger import read_ledger
 
-__all__ = ["DISTRIBUTIONS", "END_TIMEOUT_S", "Kind", "Round", "one_round", "unhit_run"]
+__all__ = [
+    "DISTRIBUTIONS",
+    "END_TIMEOUT_S",
+    "SIGNALS",
+    "Kind",
+    "Round",
+    "audit_round",
+    "let_pass",
+    "one_round",
+    "unhit_run",
+    "wait_for_end",
+]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL)
 TARGETS = ("controller", "group", "worker", "agent", "qemu", "anybody")
@@ -83,9 +94,9 @@ def one_round(number: int, kind: Kind, chance: random.Random, *, length_s: float
     with _run_of(kind) as (run, place):
         began = time.monotonic()
         _hit_now_and_then(run, done, chance, length_s)
-        _wait_for_end(run, done)
+        wait_for_end(run, done)
         done.length_s = time.monotonic() - began
-        _audit(run, place, done)
+        audit_round(run, place, done)
         done.output = run.output
     return done
 
@@ -105,13 +116,13 @@ def _hit_now_and_then(run: LiveRun, done: Round, chance: random.Random, length_s
     """Hit the run at one to three moments of its life."""
     began = time.monotonic()
     for moment_s in sorted(chance.uniform(0, length_s) for _ in range(chance.choice([1, 1, 2, 3]))):
-        _pass(run, began + moment_s - time.monotonic())
+        let_pass(run, began + moment_s - time.monotonic())
         run.note_runs()
         if hit := _hit(run, done, chance):
             done.hits.append(f"{hit} after {time.monotonic() - began:.2f} s")
 
 
-def _pass(run: LiveRun, delay_s: float) -> None:
+def let_pass(run: LiveRun, delay_s: float) -> None:
     """Let time pass, but not longer than the run takes."""
     if delay_s <= 0 or run.controller.poll() is not None:
         return
@@ -164,14 +175,14 @@ def _send(pid: int, number: signal.Signals, run: LiveRun) -> str:
         os.close(descriptor)
 
 
-def _wait_for_end(run: LiveRun, done: Round) -> None:
+def wait_for_end(run: LiveRun, done: Round) -> None:
     try:
         run.wait_ended(END_TIMEOUT_S)
     except TimeoutError:
         done.leaks.append(f"the run did not end in {END_TIMEOUT_S} s")
 
 
-def _audit(run: LiveRun, place: Path, done: Round) -> None:
+def audit_round(run: LiveRun, place: Path, done: Round) -> None:
     """Nothing may be left, but by an agent that was killed, or by who was starting one: `propolis gc` removes that."""
     run.note_runs()
     _wait_while(lambda: bool(run.processes()))

@@ -95,7 +95,8 @@ class Link:
             *(asyncio.create_task(self._watched(work, closing)) for work in (self._send_heartbeats(), self._listen())),
         ]
         loop.call_later(FIRST_CLIENT_TIMEOUT_S, self._end_unused)
-        _report(ready_fd, LinkStarted())
+        if not _report(ready_fd, LinkStarted()):
+            self._end(None)  # the process that has started it is gone, and no other one knows of it
         reason = await self._over
         server.close()
         self._notify_clients(reason)
@@ -280,10 +281,15 @@ def _answer(writer: asyncio.StreamWriter, answer: LinkResponse) -> None:
         writer.write(msgspec.json.encode(answer) + b"\n")
 
 
-def _report(ready_fd: int, message: LinkStarted) -> None:
-    with contextlib.suppress(BrokenPipeError):
+def _report(ready_fd: int, message: LinkStarted) -> bool:
+    """Return whether anything can read it."""
+    try:
         os.write(ready_fd, msgspec.json.encode(message) + b"\n")
-    os.close(ready_fd)
+    except BrokenPipeError:
+        return False
+    finally:
+        os.close(ready_fd)
+    return True
 
 
 @contextlib.asynccontextmanager

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,9 +177,13 @@ class _Agent:
         if status != 0:
             with contextlib.suppress(OSError):
                 self.log = self._log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+            from ...ledger.ledger import LEDGER_NAME
             from ...ledger.reaper import reap
 
-            reap(self._log.parent.parent)
+            directory = self._log.parent
+            reap(directory.parent)
+            if not (directory / LEDGER_NAME).exists():  # it ended before it could own anything
+                shutil.rmtree(directory, ignore_errors=True)
         return status
 
 
