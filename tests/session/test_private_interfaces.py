@@ -72,10 +72,14 @@ def test_asyncio_handles_ctrl_c_by_a_method_of_its_runner() -> None:
     async def handler() -> object:
         return signal.getsignal(signal.SIGINT)
 
-    with asyncio.Runner() as runner:
-        bound = getattr(runner.run(handler()), "func", None)
-        assert getattr(bound, "__self__", None) is runner, "is_cancelling_a_test does not find asyncio's Runner"
-        assert hasattr(runner, "_interrupt_count"), "asyncio.Runner._interrupt_count is gone: is_cancelling_a_test"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a run may have been started with it ignored
+    try:
+        with asyncio.Runner() as runner:
+            bound = getattr(runner.run(handler()), "func", None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert getattr(bound, "__self__", None) is runner, "is_cancelling_a_test does not find asyncio's Runner"
+    assert hasattr(runner, "_interrupt_count"), "asyncio.Runner._interrupt_count is gone: is_cancelling_a_test"
 
 
 def test_pytest_asyncio_reads_a_fixtures_loop_scope_from_its_function() -> None:
