@@ -1,4 +1,4 @@
-"""The serial console's websocket and history: nothing lost, nothing doubled. One guest for all."""
+"""The serial console's websocket and history: nothing lost, nothing doubled. One guest for most."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ COUNT = f"i=0; while [ $i -lt {LINES} ]; do echo {{}}-$i; i=$((i+1)); done"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def vm(propolis: Run) -> AsyncIterator[TestVm]:
+    async with propolis.vm_factory() as factory:
+        yield await factory.start(guest="micro", cpus=1, memory_mib=256, channel="console")
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def own_vm(propolis: Run) -> AsyncIterator[TestVm]:
+    """A VM for a test that leaves none for others."""
     async with propolis.vm_factory() as factory:
         yield await factory.start(guest="micro", cpus=1, memory_mib=256, channel="console")
 
@@ -130,28 +137,25 @@ async def test_the_guest_has_four_serial_ports(vm: TestVm) -> None:
     assert await vm.run("for n in 1 2 3; do head -c 5000 /dev/zero >/dev/ttyS$n && echo $n; done") == "1\n2\n3"
 
 
-async def test_what_falls_out_of_the_history_is_refused(vm: TestVm) -> None:
+async def test_what_falls_out_of_the_history_is_refused(own_vm: TestVm) -> None:
     # More than the first and the last MiB, and more than the buffers of a client that never reads.
-    async with vm.client.instance_serial():
-        assert len(await vm.run_bytes("head -c 2400000 /dev/zero | tr '\\0' x", timeout_s=240)) == 2400000
+    async with own_vm.client.instance_serial():
+        assert len(await own_vm.run_bytes("head -c 2400000 /dev/zero | tr '\\0' x", timeout_s=240)) == 2400000
     with pytest.raises(ApiError) as caught:
-        await vm.client.instance_serial_history(from_start=(1 << 20) + 10)
+        await own_vm.client.instance_serial_history(from_start=(1 << 20) + 10)
     assert caught.value.status == 400
-    async with vm.client.instance_serial(from_start=(1 << 20) + 10) as beginning_there:
+    async with own_vm.client.instance_serial(from_start=(1 << 20) + 10) as beginning_there:
         with pytest.raises(ConnectionClosed, match="is no longer kept"):
             await beginning_there.recv()
-    last = await vm.client.instance_serial_history(most_recent=1 << 20)
+    last = await own_vm.client.instance_serial_history(most_recent=1 << 20)
     assert set(last.content) == {ord("x")}
 
 
-# These end the VM, and stand last.
-
-
-async def test_a_guest_that_powers_off_ends_its_vm_and_all_its_consoles(vm: TestVm) -> None:
-    async with vm.client.instance_serial() as connection:
-        async with vm.interactive() as console:
+async def test_a_guest_that_powers_off_ends_its_vm_and_all_its_consoles(own_vm: TestVm) -> None:
+    async with own_vm.client.instance_serial() as connection:
+        async with own_vm.interactive() as console:
             await console.send("poweroff -f\n")
-            await vm.wait_for_state(InstanceState.DESTROYED)
+            await own_vm.wait_for_state(InstanceState.DESTROYED)
             with pytest.raises(ConsoleClosed):
                 await console.wait_for("never shown", timeout_s=30)
             with pytest.raises(ConnectionClosed) as closed:

@@ -130,6 +130,8 @@ async def silent_watch(cluster: EtcdCluster, *, answered: bool) -> AsyncIterator
 
     async with await asyncio.start_server(relay, "127.0.0.1", 0) as server:
         yield EtcdAddress.parse(f"etcd://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        for writer in silent:  # from Python 3.12 on, the server waits for its connections
+            writer.close()
     assert silent
 
 

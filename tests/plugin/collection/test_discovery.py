@@ -74,8 +74,8 @@ def test_discovery_touches_nothing_and_changes_no_node_id(
     inner.write(test_it=TESTS, audit=AUDIT, foreign=FOREIGN)
     if not autoload:
         monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    with_plugin, done_with = discover(inner, *first, "-p", "asyncio", "-p", "propolis")
-    without, done_without = discover(inner, *first, "-p", "asyncio", "-p", "no:propolis")
+    with_plugin, done_with = discover(inner, *first, "-p", "no:randomly", "-p", "asyncio", "-p", "propolis")
+    without, done_without = discover(inner, *first, "-p", "no:randomly", "-p", "asyncio", "-p", "no:propolis")
     assert len(with_plugin) == 5
     assert with_plugin == without
     assert done_with == done_without

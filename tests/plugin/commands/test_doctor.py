@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
@@ -256,7 +257,12 @@ def guests_in(told: str) -> str:
     return told.partition("  guests ")[2].partition("UEFI")[0]
 
 
-def test_doctor_and_setup_know_the_guests_of_the_project_that_one_stands_in(pytester: pytest.Pytester) -> None:
+def test_doctor_and_setup_know_the_guests_of_the_project_that_one_stands_in(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    runtime = tempfile.mkdtemp(prefix="p-", dir="/tmp")  # the paths of sockets may not be long
+    request.addfinalizer(lambda: shutil.rmtree(runtime))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
     pytester.makeconftest(GUEST_OF_THE_PROJECT)
     assert "mine" in guests_in(propolis("doctor").stdout)
     done = propolis("setup", "mine")
