@@ -28,14 +28,16 @@ def migration_limit_s(spec: InstanceSpec, *, copies_disks: bool) -> float:
 
 async def until_migrated(client: PropolisClient, report: Report | None) -> str | None:
     """Wait until a VM has migrated in; return why it has not, if it fails."""
-    gen, phase, reached = 0, None, None
-    while phase is not MigrationState.FINISH:
+    gen, reached = 0, None
+    while True:
         answer = await client.instance_state_monitor(gen)
         gen, side_state = answer.gen + 1, answer.migration.migration_in
         phase = side_state.state if side_state else None
         reached = reached if phase is MigrationState.ERROR else phase
-        if phase is not MigrationState.FINISH and answer.state in TERMINAL:
+        if phase is MigrationState.FINISH:
+            if answer.state is not InstanceState.MIGRATING:  # else the source may yet keep the guest
+                return None
+        elif answer.state in TERMINAL:
             side = (await report()).migration_in if report else None
             when = f"when it had reached phase {reached}" if reached else "before its first phase"
             return (side.failure if side else None) or f"the migration failed, {when}: see the servers' logs"
-    return None
