@@ -91,7 +91,7 @@ async def test_an_error_behind_the_last_item_that_was_wanted_is_not_reported() -
 
     def failing() -> Generator[int, None, None]:
         yield 1
-        raise OSError("nobody wants it")
+        raise OSError("not wanted any more")
 
     async with read_ahead(failing()) as items:
         async for _ in items:
