@@ -182,7 +182,7 @@ class Console:
         """Take note that the guest is reset: what it shows from here on belongs to another boot."""
         # A mark or an escape sequence that has begun does not continue after a reset.
         self._show(self._parser.restart())
-        self._filter = TextFilter()
+        self._record(self._filter.finish())
         self._failures.settle()
         self._recent = b""
         self.boot_start = self.transcript.end
@@ -324,13 +324,18 @@ class Console:
         for signal in signals:
             if isinstance(signal, Output):
                 if self._recorded:
-                    text = self._filter.feed(signal.data)
-                    self.log.write(text)
-                    self.transcript.append(text)
+                    self._record(self._filter.feed(signal.data))
                 self._failures.feed(signal.data, self.transcript)
                 self._look_for_panic(signal.data)
+            else:
+                # The output of one command does not continue a sequence that another has left unfinished.
+                self._record(self._filter.finish())
             if self.on_signal is not None:
                 self.on_signal(signal)
+
+    def _record(self, text: str) -> None:
+        self.log.write(text)
+        self.transcript.append(text)
 
     def _look_for_panic(self, data: bytes) -> None:
         self._recent = (self._recent + data)[-PANIC_BYTES:]

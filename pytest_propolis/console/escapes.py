@@ -42,7 +42,17 @@ class TextFilter:
             if unfinished and len(text) - unfinished.start() < _LONGEST_SEQUENCE:
                 self._rest = text[unfinished.start() :]
                 text = text[: unfinished.start()]
-        return _SEQUENCE.sub(_replacement, text).translate(_LIVE)
+        return _plain(text)
+
+    def finish(self) -> str:
+        """Return what is kept: nothing that follows completes it."""
+        text = self._rest + self._decode(b"", final=True)
+        self._rest = ""
+        return _plain(text)
+
+
+def _plain(text: str) -> str:
+    return _SEQUENCE.sub(_replacement, text).translate(_LIVE)
 
 
 def _replacement(sequence: re.Match[str]) -> str:

@@ -85,6 +85,16 @@ def test_a_sequence_that_never_ends_does_not_swallow_the_console() -> None:
     assert "login:" in filtered(b"\x1b]0;", b"x" * 5000, b"login:")
 
 
+def test_what_is_finished_shows_what_was_kept_and_begins_anew() -> None:
+    text_filter = TextFilter()
+    assert text_filter.feed(b"a\x1b]0;title") == "a"
+    assert text_filter.finish() == "]0;title"
+    assert text_filter.finish() == ""
+    assert text_filter.feed(b"b\xc3") == "b"
+    assert text_filter.finish() == "\N{REPLACEMENT CHARACTER}"
+    assert text_filter.feed(b"\xa4c") == "\N{REPLACEMENT CHARACTER}c"
+
+
 def test_a_move_to_the_right_has_a_bound() -> None:
     assert len(filtered(b"\x1b[99999C")) <= 10_000
     assert filtered(b"a\x1b[" + b"9" * 4090 + b"Cb") == "ab"

@@ -65,6 +65,7 @@ class PortTransport:
         self._parser = FrameParser()
         self._errors_parser = FrameParser()
         self._filter = TextFilter()
+        self._errors_filter = TextFilter()
         self._recorded = True
         self._supervisor_read: asyncio.Future[None] | None = None
         self._closed: asyncio.TimerHandle | None = None
@@ -179,18 +180,23 @@ class PortTransport:
 
     def _feed_errors(self, data: bytes) -> None:
         for signal in self._errors_parser.feed(data):
-            if isinstance(signal, Output):
-                self._console.show_output(self._filter.feed(signal.data))
+            self._show(signal, self._errors_filter)
             if self._on_error_signal is not None:
                 self._on_error_signal(signal)
 
     def _feed(self, data: bytes) -> None:
         for signal in self._parser.feed(data):
-            if isinstance(signal, Output) and self._recorded:
-                self._console.show_output(self._filter.feed(signal.data))
-            elif isinstance(signal, Acknowledged) and self._supervisor_read is not None:
+            self._show(signal, self._filter)
+            if isinstance(signal, Acknowledged) and self._supervisor_read is not None:
                 if not self._supervisor_read.done():
                     self._supervisor_read.set_result(None)
                 self._supervisor_read = None
             if self._on_signal is not None:
                 self._on_signal(signal)
+
+    def _show(self, signal: Signal, text_filter: TextFilter) -> None:
+        """Show output; any other signal ends a sequence that a command has left unfinished."""
+        if not isinstance(signal, Output):
+            self._console.show_output(text_filter.finish())
+        elif self._recorded:
+            self._console.show_output(text_filter.feed(signal.data))

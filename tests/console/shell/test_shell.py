@@ -52,6 +52,16 @@ async def test_standard_error_comes_apart_over_a_port_and_not_over_the_console(l
         _ = together.stderr
 
 
+@pytest.mark.parametrize("unfinished", [r"\033]0;a title", r"\033[3", r"\033", r"\303"])
+async def test_an_escape_sequence_that_a_command_leaves_unfinished_hides_nothing_of_the_next(
+    local: Local, unfinished: str
+) -> None:
+    await local.run(f"printf '{unfinished}'")
+    await local.run("echo shown next")
+    assert "\nshown next\n" in local.console.log_path.read_text()
+    assert "shown next" in local.console.tail()[-1]
+
+
 async def test_a_command_of_many_lines_is_one_command(local: Local) -> None:
     command = """
     for number in 1 2 3
