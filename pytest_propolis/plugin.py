@@ -164,7 +164,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> Generator[None, None, No
     from .markers.declarations import MARKERS
 
     if any(marker.name in MARKERS for marker in metafunc.definition.iter_markers()):
-        from .markers.guests import parametrize_guests
+        from .markers.requirements import parametrize_guests
 
         parametrize_guests(metafunc)
     from .fixtures.event_loops import mark_async_tests
@@ -219,7 +219,7 @@ def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
     from .session.guard import guarded
 
     with guarded(node.config, "showing the VMs of a failed test"):
-        from .report.debugger import print_vms_for_debugger
+        from .report.failure import print_vms_for_debugger
 
         print_vms_for_debugger(node)
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from pytest_propolis.agent_api.guest_ports import PORT_COUNT, SHELL_PORT
-from pytest_propolis.agent_api.template_layout import STATE_FILE, blank_file, disk_file
+from pytest_propolis.agent_api.templates import STATE_FILE, blank_file, disk_file
 from pytest_propolis.console.shell_protocol import typed_command
 from pytest_propolis.console.transports.port_loop import typed_command_for_port
 from pytest_propolis.engine.templates.template import Template, with_disks_in

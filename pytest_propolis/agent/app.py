@@ -36,8 +36,7 @@ from ..agent_api.messages import (
 )
 from ..agent_api.templates import ForkVm, FreezeVm, TemplateNeeded
 from ..engine.server.app import SERVER_KEY, decoded, encoded, engine_app, error_response
-from ..engine.server.dropshot_errors import ErrorResponse, bad_request
-from ..engine.server.http_error import HttpError
+from ..engine.server.dropshot_errors import ErrorResponse, HttpError, bad_request
 from ..ledger.ledger import Ledger
 from ..storage.store import template_directory
 from .coordination.service import CoordinationService

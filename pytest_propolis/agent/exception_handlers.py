@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from ..agent_api.messages import Fault
 from ..engine.server.app import encoded, error_response, http_error
-from ..engine.server.http_error import HttpError
+from ..engine.server.dropshot_errors import HttpError
 from ..errors import PropolisError
 from ..operating_system.open_files import too_many_open_files
 

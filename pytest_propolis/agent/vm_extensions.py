@@ -17,9 +17,8 @@ from starlette.websockets import WebSocket
 from ..agent_api.messages import ExtendedInfo
 from ..agent_api.networks import ForwardPort, PortForwarded
 from ..engine.server.app import decoded, encoded, error_response, serial_position
-from ..engine.server.dropshot_errors import ErrorResponse
+from ..engine.server.dropshot_errors import ErrorResponse, HttpError
 from ..engine.server.guest_port_websocket import serve_guest_port
-from ..engine.server.http_error import HttpError
 from ..engine.server.serial_websocket import serve_serial
 from ..engine.server.server import VmServer
 from .client_resources import OwnedVm

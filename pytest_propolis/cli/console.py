@@ -21,14 +21,13 @@ from ..console.console import MOVED, end_reason
 from ..console.viewer import Viewer
 from ..propolis_api.client import Endpoint, PropolisClient
 from ..propolis_api.serial import migration_notice
-from .escape_keys import EscapeKeys
 from .hosts.remote_commands import on_hosts
 from .vms.vm_lookup import locate_vm
 
 if TYPE_CHECKING:
     from ..hosts.host import HostSpec
 
-__all__ = ["console"]
+__all__ = ["EscapeKeys", "console"]
 
 HISTORY_BYTES: Final = 64 << 10
 QUIET_S: Final = 1.0
@@ -36,6 +35,11 @@ QUIET_S: Final = 1.0
 READ_BYTES: Final = 4096
 QUESTIONS: Final = re.compile(rb"\x1b\[[0-9;?>=]*[cn]")
 """Terminal queries, such as the cursor position; nothing awaits the reply to one in the history."""
+
+LEAVE: Final = 0x1D
+TILDE: Final = ord("~")
+DOT: Final = ord(".")
+LINE_ENDS: Final = frozenset(b"\r\n")
 
 
 @click.command()
@@ -80,6 +84,33 @@ def _raw_terminal() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+class EscapeKeys:
+    """Detects the keys that detach in typed input. ``~~`` at the start of a line types one tilde."""
+
+    def __init__(self) -> None:
+        self.left = False
+        """Whether the user has asked to detach."""
+        self._at_line_start = True
+        self._held = False
+
+    def feed(self, typed: bytes) -> bytes:
+        """Return the input meant for the guest. Hold back a tilde at the start of a line until the next key."""
+        passed = bytearray()
+        for key in typed:
+            if key == LEAVE or (self._held and key == DOT):
+                self.left = True
+                break
+            if not self._held and self._at_line_start and key == TILDE:
+                self._held = True
+                continue
+            if self._held and key != TILDE:
+                passed.append(TILDE)
+            self._held = False
+            passed.append(key)
+            self._at_line_start = key in LINE_ENDS
+        return bytes(passed)
 
 
 class _Session:

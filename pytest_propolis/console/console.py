@@ -18,8 +18,7 @@ from ..propolis_api.connection.endpoint import Loss
 from ..propolis_api.serial import SerialConsoleMoved, is_reset_notice, migration_notice
 from ..terminal_text import abbreviated
 from .escapes import TextFilter
-from .expected_move import ExpectedMove
-from .input_history import Sent
+from .following import ExpectedMove, Sent
 from .kernel.ends import asks_for_an_end
 from .kernel.failures import KernelFailures
 from .log import ConsoleLog

@@ -16,7 +16,7 @@ import pytest
 from ..session.internals import worker_input
 from ..session.stash import PLACEMENTS, SETTINGS
 from .elsewhere import LostHosts, RetryElsewhere
-from .scheduling.needs import Needs
+from .scheduling.item import Needs
 
 __all__ = ["LOST_HOSTS_ATTRIBUTE", "Collected", "Elsewhere", "WorkerChannel", "WorkerEnd", "needs_of"]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..hosts.host import HostSpec
     from ..settings import Settings
 
-__all__ = ["GUEST_FIXTURE", "Requirements", "Unmet", "able_hosts", "requirements_of", "unmet"]
+__all__ = ["GUEST_FIXTURE", "Requirements", "Unmet", "able_hosts", "parametrize_guests", "requirements_of", "unmet"]
 
 GUEST_FIXTURE: Final = "propolis_guest"
 """The fixture that a test with the marker ``guest_os`` is parametrised by."""
@@ -71,6 +71,24 @@ def requirements_of(item: pytest.Item) -> Requirements:
         server=needed.get("server"),
         inventory=not REMOTE_FIXTURES.isdisjoint(fixtures),
     )
+
+
+def parametrize_guests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize a test with its guests, and check the arguments of all its markers.
+
+    Errors are those of the collection, so that a misspelt marker does not look like a test that passes.
+    """
+    try:
+        found = declared(metafunc)
+        names = found.get("guest_os", {}).get("names", ())
+        for name in names:
+            guest_named(metafunc.config, name)
+    except (MarkerError, pytest.UsageError) as error:
+        raise pytest.Collector.CollectError(str(error)) from None
+    if names:
+        if GUEST_FIXTURE not in metafunc.fixturenames:
+            metafunc.fixturenames.append(GUEST_FIXTURE)
+        metafunc.parametrize(GUEST_FIXTURE, names, indirect=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,10 @@ from ..propolis_api.connection.http_service import serving
 from ..propolis_api.connection.sockets import address_of, listen, reason_of
 from ..propolis_api.error import Error
 from .dropshot import answer, refuse
-from .metrics_config import MetricsConfig
 from .registration import (
     REGISTRATION_PATH,
     Duration,
+    MetricsConfig,
     ProducerEndpoint,
     ProducerKind,
     ProducerRegistrationResponse,

@@ -1,4 +1,4 @@
-"""How a producer registers: omicron's `common/src/api/internal/nexus.rs`, and ``POST /metrics/producers`` of Nexus."""
+"""The registration of a producer: omicron's `common/src/api/internal/nexus.rs`, and Nexus's ``/metrics/producers``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,27 @@ from uuid import UUID
 
 import msgspec
 
-__all__ = ["REGISTRATION_PATH", "Duration", "ProducerEndpoint", "ProducerKind", "ProducerRegistrationResponse"]
+__all__ = [
+    "REGISTRATION_PATH",
+    "Duration",
+    "MetricsConfig",
+    "ProducerEndpoint",
+    "ProducerKind",
+    "ProducerRegistrationResponse",
+]
 
 REGISTRATION_PATH: Final = "/metrics/producers"
+
+
+class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The address at which a server of VMs serves metrics, and the registry.
+
+    :param host: the IP address to listen on, with any free port.
+    :param registry: IP and port of the registry.
+    """
+
+    host: str
+    registry: str
 
 
 class Duration(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""The sections of a failed test's report about its VMs."""
+"""What a failed test shows of its VMs and disks: sections of its report, and a message before a debugger's prompt."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import pytest
 from ..errors import PropolisError
 from ..session.guard import guarded
 from ..session.internals import add_section_to_failure
+from ..session.progress import progress_printer
 from ..session.stash import CRUCIBLE_DISKS, KERNEL_FAILURES, RETENTION_POLICY, VMS
 from ..terminal_text import printable
-from .volumes import describe_volume
 
 if TYPE_CHECKING:
     from ..propolis_api.client import Endpoint
+    from ..vm.disks.crucible_disk import CrucibleDisk
     from ..vm.vm import TestVm
 
-__all__ = ["add_sections"]
+__all__ = ["add_sections", "print_vms_for_debugger"]
 
 
 TITLES: Final = {
@@ -47,7 +48,7 @@ def add_sections(
             _add_section(report, f"propolis VM {vm.name!r}", "\n".join(lines))
     for disk in item.stash.get(CRUCIBLE_DISKS, []) if report.failed else ():
         with guarded(item.config, f"describing crucible disk {disk.name!r} of {item.nodeid}"):
-            _add_section(report, f"propolis crucible disk {disk.name!r}", "\n".join(describe_volume(disk)))
+            _add_section(report, f"propolis crucible disk {disk.name!r}", "\n".join(_describe_volume(disk)))
     for vm_name, failure in item.stash.get(KERNEL_FAILURES, []) if report.failed else ():
         _add_section(report, TITLES[failure.kind].format(vm_name), "\n".join(map(printable, failure.lines())))
     if report.failed or report.when != "setup":  # output of a setup that passed belongs to the call
@@ -55,6 +56,18 @@ def add_sections(
     if report.when == "teardown":
         item.stash[VMS] = []
         item.stash[CRUCIBLE_DISKS] = []
+
+
+def print_vms_for_debugger(node: pytest.Item | pytest.Collector) -> None:
+    """Print how to reach the VMs of a failed test before a debugger starts for it."""
+    if node.config.getoption("usepdb", False):
+        show = progress_printer(node.config)
+        for vm in node.stash.get(VMS, []):
+            show(
+                f"VM {vm.name!r} is up until you leave the debugger: its method `debug` runs a command "
+                f"(print(vm.debug('dmesg'))); propolis console {vm.id}{vm.host.command_options} shows its console in "
+                "another terminal"
+            )
 
 
 def _add_section(report: pytest.TestReport, title: str, content: str) -> None:
@@ -146,6 +159,23 @@ def _qemu(endpoint: Endpoint) -> Iterator[str]:
         if printed:
             yield f"qemu:    the last {len(printed)} lines"
             yield from (f"    | {printable(line)}" for line in printed)
+
+
+def _describe_volume(disk: CrucibleDisk) -> list[str]:
+    """Return lines that describe a replicated disk: size, generation, and each downstairs with its latest output."""
+    try:
+        facts = disk.facts_now()
+    except PropolisError as error:
+        return [f"unknown: {error.message}"]
+    lines = [f"{facts.size_bytes >> 20} MiB, generation {disk.generation}, volume {facts.id}"]
+    for downstairs in facts.downstairs:
+        position = disk.targets.index(downstairs.address) if downstairs.address in disk.targets else "replaced"
+        lines.append(
+            f"downstairs {position}: {downstairs.address} {downstairs.state},"
+            f" generation {downstairs.generation}, epoch {downstairs.epoch}, {downstairs.path}"
+        )
+        lines += [f"    | {line}" for line in downstairs.log]
+    return lines
 
 
 def _lines_after(tail: tuple[str, ...], shown: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from websockets.asyncio.client import ClientConnection
 
 from ..agent_api.guest_ports import SHELL_PORT
-from ..agent_api.template_layout import BOUNDARY
+from ..agent_api.templates import BOUNDARY
 from ..console.console import Console
 from ..console.shell import Shell
 from ..console.transports.port_line import PortLine

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, TypedDict
 
 from ..errors import ConfigError
 from ..field_checks import Range, check_fields
 from ..propolis_api import Cpuid, HyperVFeatureFlag
 from ..settings import BootKind, ChannelKind, Settings
-from .disks.kinds import DataDisk, Disk, DiskInterface, PciSlot, as_disk
+from .disks.kinds import DataDisk, Disk, DiskInterface, DiskSource, PciSlot, as_disk
 from .instance_spec.device_names import BOOT_DISK, NAME, NAME_HINT, require_device_name
 from .instance_spec.pci_slots import (
     BOOT_DISK_CANDIDATES,
@@ -25,7 +25,7 @@ from .instance_spec.pci_slots import (
 )
 from .networks.network import Network
 
-__all__ = ["BOOT_DISK", "DataDisk", "DiskInterface", "Nic", "VmConfig"]
+__all__ = ["BOOT_DISK", "DataDisk", "DiskInterface", "Nic", "VmConfig", "VmConfigFields"]
 
 FirmwareKind = Literal["none", "bios", "uefi"]
 
@@ -198,3 +198,29 @@ class CompleteVmConfig:
     boot_timeout_s: float
     server: str | Path
     boot_rom: str | Path | None
+
+
+class VmConfigFields(TypedDict, total=False):
+    """The options of `VmFactory.start` and `VmFactory.create`, for editors and type checkers: all fields of `VmConfig`
+    except its name."""
+
+    guest: str | None
+    cpus: int | None
+    memory_mib: int | None
+    boot: BootKind | None
+    boot_timeout_s: float | None
+    disk_interface: DiskInterface
+    boot_disk: str | Path | None
+    disks: tuple[Disk | DiskSource, ...]
+    boot_order: tuple[str, ...] | None
+    firmware: FirmwareKind | None
+    kernel_arguments: str
+    nics: tuple[Nic, ...]
+    cpuid: Cpuid | None
+    hyper_v: tuple[HyperVFeatureFlag, ...] | None
+    display: bool
+    channel: ChannelKind | None
+    server: str | Path | None
+    boot_rom: str | Path | None
+    fail_migration_exports: int | None
+    fail_migration_imports: int | None

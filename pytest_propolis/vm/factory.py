@@ -21,8 +21,7 @@ from ..hosts.placement import HostChoice, choose_host
 from ..propolis_api import InstanceSpec
 from ..settings import Settings
 from ..storage.artifacts import Artifact
-from .config import VmConfig
-from .config_fields import VmConfigFields
+from .config import VmConfig, VmConfigFields
 from .disks.crucible_disk import VolumeDisk, with_volumes
 from .disks.image_fork import ForkDisk
 from .disks.layout import (

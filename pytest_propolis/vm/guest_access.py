@@ -17,8 +17,7 @@ from ..console.commands import CommandResult
 from ..console.console import Console
 from ..console.kernel.ends import EndKind, ExpectedEnd, expected_end
 from ..console.kernel.expected_panic import expected_panic
-from ..console.kernel.failures import Expectation, KernelFailures
-from ..console.kernel.messages import kernel_messages
+from ..console.kernel.failures import Expectation, KernelFailures, kernel_messages
 from ..console.shell import Shell
 from ..errors import (
     ConfigError,

@@ -1,4 +1,4 @@
-"""A migration as its target sees it: how long it may take, and how it ends."""
+"""A migration as its target sees it: which components it replaces, how long it may take, how it ends."""
 
 from __future__ import annotations
 
@@ -6,18 +6,46 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from ..agent_api.migration_report import MigrationReport
-from ..propolis_api import InstanceSpec, InstanceState, MigrationState
+from ..propolis_api import (
+    CrucibleStorageBackend,
+    CrucibleStorageBackendReplacement,
+    InstanceSpec,
+    InstanceState,
+    MigrationFailureInjector,
+    MigrationFailureInjectorReplacement,
+    MigrationState,
+    ReplacementComponent,
+    VirtioNetworkBackend,
+    VirtioNetworkBackendReplacement,
+)
 from ..propolis_api.client import PropolisClient
 
-__all__ = ["TERMINAL", "Report", "migration_limit_s", "until_migrated"]
+__all__ = ["TERMINAL", "Report", "migration_limit_s", "replacements", "until_migrated"]
 
 MIGRATION_S_PER_GIB: Final = 90.0
 DISK_COPY_TIMEOUT_S: Final = 600.0
 
 TERMINAL: Final = frozenset({InstanceState.DESTROYED, InstanceState.FAILED})
 
+SWITCH: Final = "unix:"
+"""Begins the link to a switch, which each host has at a path of its own."""
+
 Report = Callable[[], Awaitable[MigrationReport]]
 """Requests the report of this project's server, which the API lacks."""
+
+
+def replacements(spec: InstanceSpec) -> dict[str, ReplacementComponent]:
+    """Return the components of a target's spec that replace the source's."""
+    found: dict[str, ReplacementComponent] = {}
+    for key, wrapper in spec.components.items():
+        match wrapper.component:
+            case CrucibleStorageBackend() as backend:
+                found[key] = CrucibleStorageBackendReplacement(backend)
+            case VirtioNetworkBackend() as network if network.vnic_name.startswith(SWITCH):
+                found[key] = VirtioNetworkBackendReplacement(network)
+            case MigrationFailureInjector() as injector:
+                found[key] = MigrationFailureInjectorReplacement(injector)
+    return found
 
 
 def migration_limit_s(spec: InstanceSpec, *, copies_disks: bool) -> float:

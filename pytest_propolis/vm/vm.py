@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from ..agent_api.boot_source import BootSource
-from ..console.expected_move import ExpectedMove
+from ..console.following import ExpectedMove
 from ..errors import (
     ApiError,
     MigrationError,
@@ -36,9 +36,8 @@ from .disks.crucible_disk import CrucibleDisk, VolumeDisk, with_volumes
 from .instance import STATE_TIMEOUT_S
 from .instance_spec.builder import disk_components, free_slot
 from .instance_spec.pci_slots import DISPLAY_SLOT, GUEST_PORTS_SLOT
-from .migration import TERMINAL, migration_limit_s, until_migrated
+from .migration import TERMINAL, migration_limit_s, replacements, until_migrated
 from .networks.forwarding import forward
-from .replacements import replacements
 from .server_handle import ServerHandle
 from .timings import Timings
 from .warm_start.fork_handle import ForkHandle

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from pytest_propolis.agent.disks.black_hole import BlackHole
+from pytest_propolis.agent.disks.volumes import BlackHole
 
 
 def test_connections_are_neither_accepted_nor_refused() -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_propolis.cli.escape_keys import EscapeKeys
+from pytest_propolis.cli.console import EscapeKeys
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.asyncio.server import ServerConnection, unix_serve
 
 from pytest_propolis.console.console import Console
-from pytest_propolis.console.expected_move import ExpectedMove
+from pytest_propolis.console.following import ExpectedMove
 from pytest_propolis.errors import ConsoleClosed, HostError, HostLost
 from pytest_propolis.propolis_api.serial import SerialConsoleMoved
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_propolis.console.input_history import KEPT_BYTES, Sent
+from pytest_propolis.console.following import KEPT_BYTES, Sent
 
 
 def test_nothing_is_left_of_what_was_taken() -> None:

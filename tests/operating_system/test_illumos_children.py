@@ -16,8 +16,7 @@ from pytest_propolis.errors import CapabilityMissing
 from pytest_propolis.operating_system.illumos import contracts as contracts_module
 from pytest_propolis.operating_system.illumos.children import IllumosChildren
 from pytest_propolis.operating_system.illumos.contracts import Contracts
-from pytest_propolis.operating_system.illumos.privileges import privileged_kill
-from pytest_propolis.operating_system.illumos.processes import IllumosProcesses
+from pytest_propolis.operating_system.illumos.processes import IllumosProcesses, privileged_kill
 
 FUNCTIONS = {
     "ct_pr_tmpl_set_param": True,

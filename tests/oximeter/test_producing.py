@@ -18,8 +18,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from pytest_propolis.oximeter.collector import Collector, NotCollected
-from pytest_propolis.oximeter.metrics_config import MetricsConfig
 from pytest_propolis.oximeter.producer import producing
+from pytest_propolis.oximeter.registration import MetricsConfig
 from pytest_propolis.oximeter.samples import MetricsError, ProducerError, ProducerResults
 from pytest_propolis.propolis_api.connection.endpoint import Endpoint
 from pytest_propolis.propolis_api.connection.http import HttpAnswer, HttpClient

@@ -39,7 +39,7 @@ from pytest_propolis.hosts.local import LocalHost
 from pytest_propolis.propolis_api import Cpuid, CpuidEntry, CpuidVendor, HyperVFeatureFlag
 from pytest_propolis.settings import OPTIONS, Option
 from pytest_propolis.storage.debian import DebianBuild
-from pytest_propolis.vm.config_fields import VmConfigFields
+from pytest_propolis.vm.config import VmConfigFields
 from pytest_propolis.vm.disks.image_fork import ForkDisk, ImageFork
 from pytest_propolis.vm.disks.kinds import Disk, DiskSource
 

@@ -11,7 +11,7 @@ import pytest
 from pytest_propolis import CommandFailed, CommandTimeout, ConsoleClosed, GuestPanicked, ShellError, ShellLost
 from pytest_propolis.console.transports.port_transport import CLOSED_AFTER_S, PortTransport
 from pytest_propolis.settings import BootKind
-from pytest_propolis.vm.config_fields import VmConfigFields
+from pytest_propolis.vm.config import VmConfigFields
 from pytest_propolis.vm.factory import VmFactory
 from pytest_propolis.vm.lifecycle import Migrate
 

@@ -11,8 +11,7 @@ from starlette.routing import Route
 from ...agent_api.disks import AttachDisk
 from ...agent_api.volumes import CreateVolume, DownstairsFault
 from ...engine.server.app import decoded, encoded
-from ...engine.server.dropshot_errors import ErrorResponse
-from ...engine.server.http_error import HttpError
+from ...engine.server.dropshot_errors import ErrorResponse, HttpError
 from ...engine.server.server import VmServer
 from ...propolis_api import InstanceVCRReplace
 from ..registry import ResourceRegistry

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import shutil
+import socket
 import time
 from base64 import b64encode
 from collections.abc import Awaitable, Sequence
@@ -18,7 +19,7 @@ import msgspec
 
 from ...agent_api.retention import Kept
 from ...agent_api.volumes import CreateVolume, DownstairsFault, DownstairsListed, FaultKind, VolumeCreated, VolumeListed
-from ...engine.volumes.storage_daemon import StorageDaemonError
+from ...engine.volumes.storage_daemon import LOOPBACK, StorageDaemonError
 from ...engine.volumes.vcr import REPLICAS
 from ...errors import AgentError, ConfigError
 from ...ledger.entry import Entry
@@ -26,17 +27,44 @@ from ...ledger.writer import LedgerWriter
 from ...storage.files import last_lines
 from ...storage.images.image_references import require_contained
 from ...storage.images.overlays import presumed_format
-from .black_hole import BlackHole
 from .disk_images import require_absolute
 from .downstairs.kind import Downstairs, DownstairsKind, VolumeFacts
 
-__all__ = ["OwnedVolume", "create_volume"]
+__all__ = ["BlackHole", "OwnedVolume", "create_volume"]
 
 logger = logging.getLogger(__name__)
 
 KEY_BYTES: Final = 32
 LOG_LINES: Final = 5
 EXTENT_BYTES: Final = 64 << 20
+FILL_TIMEOUT_S: Final = 5.0
+
+
+class BlackHole:
+    """An address of the loopback interface that drops the packets with which connections begin.
+
+    To clients it is a host that has gone: no connection is accepted, and none is refused. A socket that listens drops
+    such packets when the queue of its connections is full. That needs no privileges, unlike a network namespace.
+    """
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server((LOOPBACK, 0), backlog=0)
+        try:
+            # Linux takes one connection more than the backlog.
+            self._queued = socket.create_connection(self._listener.getsockname(), timeout=FILL_TIMEOUT_S)
+        except BaseException:
+            self._listener.close()
+            raise
+
+    @property
+    def address(self) -> str:
+        """``HOST:PORT``."""
+        host, port = self._listener.getsockname()
+        return f"{host}:{port}"
+
+    def close(self) -> None:
+        self._queued.close()
+        self._listener.close()
 
 
 @dataclass(slots=True, kw_only=True)

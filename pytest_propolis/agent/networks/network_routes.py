@@ -19,8 +19,7 @@ from ...agent_api.networks import (
     PortAdded,
 )
 from ...engine.server.app import decoded, encoded
-from ...engine.server.dropshot_errors import ErrorResponse
-from ...engine.server.http_error import HttpError
+from ...engine.server.dropshot_errors import ErrorResponse, HttpError
 from .networks import Network, Networks
 
 __all__ = ["NetworkRoutes"]

@@ -23,8 +23,7 @@ from ...agent_api.messages import (
     StreamLine,
 )
 from ...engine.server.app import decoded, encoded
-from ...engine.server.dropshot_errors import ErrorResponse
-from ...engine.server.http_error import HttpError
+from ...engine.server.dropshot_errors import ErrorResponse, HttpError
 from ...errors import AgentError
 from ...propolis_api.connection.endpoint import Endpoint
 from ...propolis_api.connection.sockets import reason_of

@@ -13,7 +13,7 @@ from ...engine.server.server import VmServer
 from ...engine.server.server_config import ServerConfig
 from ...ledger.entry import command_line_tag
 from ...ledger.writer import LedgerWriter
-from ...oximeter.metrics_config import MetricsConfig
+from ...oximeter.registration import MetricsConfig
 from ...propolis_api.connection.endpoint import Endpoint
 from ..hypervisor import Hypervisor, HypervisorFinder
 from ..templates.fork_starter import StartedFork

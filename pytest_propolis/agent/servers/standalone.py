@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ...agent_api.agent_process import AgentConfig
 from ...agent_api.boot_source import BootSource
 from ...engine.server.app import SERVER_KEY, engine_app
-from ...engine.server.http_error import HttpError
+from ...engine.server.dropshot_errors import HttpError
 from ...engine.server.publisher import PublisherGone
 from ...engine.server.server import VmServer
 from ...engine.server.server_config import ServerConfig
@@ -32,7 +32,7 @@ from ...ledger.entry import Owner, command_line_tag
 from ...ledger.identity import ProcessIdentity
 from ...ledger.ledger import LEDGER_NAME, Ledger
 from ...ledger.writer import LedgerWriter
-from ...oximeter.metrics_config import MetricsConfig
+from ...oximeter.registration import MetricsConfig
 from ...propolis_api import InstanceState, InstanceStateRequested
 from ...propolis_api.connection.endpoint import Endpoint
 from ..http_server import http_server

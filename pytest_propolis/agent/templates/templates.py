@@ -16,12 +16,21 @@ import msgspec
 from ...agent_api.boot_source import DirectKernel
 from ...agent_api.guest_ports import SHELL_PORT
 from ...agent_api.messages import CreateVm, Fault
-from ...agent_api.template_layout import MEMORY_FILE, STATE_FILE, blank_file, disk_file
-from ...agent_api.templates import ForkVm, FreezeVm, TemplateMaking, TemplateNeeded, VmForked
+from ...agent_api.templates import (
+    MEMORY_FILE,
+    STATE_FILE,
+    ForkVm,
+    FreezeVm,
+    TemplateMaking,
+    TemplateNeeded,
+    VmForked,
+    blank_file,
+    disk_file,
+)
 from ...engine.invalid_spec import InvalidSpec, SpecUnsupported
 from ...engine.qemu.memory import GuestMemory
 from ...engine.qemu.monitor import MachineError
-from ...engine.server.http_error import HttpError
+from ...engine.server.dropshot_errors import HttpError
 from ...engine.templates.template import Template, template_key, with_disks_in
 from ...errors import AgentError, BootError, PropolisError, ResourceExhausted, TemplateError
 from ...propolis_api import (

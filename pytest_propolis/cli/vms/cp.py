@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 import click
 
 from ..hosts.remote_commands import on_hosts
-from .statuses import own_statuses
+from .guest_command import own_statuses
 
 if TYPE_CHECKING:
     from ...hosts.host import HostSpec

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..hosts.remote_commands import on_hosts
-from .command_line import command_line
-from .statuses import own_statuses
+from .guest_command import command_line, own_statuses
 
 if TYPE_CHECKING:
     from ...hosts.host import HostSpec

@@ -15,7 +15,7 @@ from ...console.shell import Shell
 from ...errors import ConfigError, ConsoleError, ShellError, ShellLost
 from ...propolis_api.client import PropolisClient
 from ...vm.files.transfers import FileTransfers
-from .log_directory import log_directory
+from .guest_command import log_directory
 from .vm_lookup import LocatedVm, locate_vm
 
 if TYPE_CHECKING:

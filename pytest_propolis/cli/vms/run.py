@@ -14,9 +14,7 @@ import click
 
 from ...settings import Settings
 from ..main import choices
-from .command_line import command_line
-from .log_directory import log_directory
-from .statuses import own_statuses
+from .guest_command import command_line, log_directory, own_statuses
 
 if TYPE_CHECKING:
     from ...console.channels.process import ProcessOutput

@@ -1,21 +1,23 @@
-"""Failures of a guest's kernel, as its console shows them."""
+"""Messages of a guest's kernel: failures, as its console shows them, and all messages of a boot."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
+from ...errors import ConsoleError, ShellError
 from .ends import UnexpectedEnds
 
 if TYPE_CHECKING:
+    from ..console import Console
     from ..transcript import Transcript
 
-__all__ = ["Expectation", "FailureKind", "KernelFailure", "KernelFailures"]
+__all__ = ["Expectation", "FailureKind", "KernelFailure", "KernelFailures", "kernel_messages"]
 
 FailureKind = Literal["oops", "panic"]
 """A kernel goes on after an oops or a BUG, and not after a panic."""
@@ -31,6 +33,7 @@ _FIRST_LINE: Final = re.compile(
 )
 """With the kernel's clock, and the carriage return that it writes. A command's terminal is raw, and adds none."""
 
+_MESSAGE: Final = re.compile(r"\[ *\d+\.\d+\].*")
 _LAST_LINE: Final = re.compile(r"---\[ end (?:trace|Kernel panic)")
 
 
@@ -150,3 +153,11 @@ class KernelFailures:
             self.ends.allow()
             for expectation in self._expectations:
                 expectation.line = expectation.line or failure.line
+
+
+async def kernel_messages(console: Console, dmesg: Callable[[], Awaitable[str]]) -> tuple[str, ...]:
+    """Return the kernel's messages of this boot: from the guest, or else from what its console has shown."""
+    try:
+        return tuple((await dmesg()).splitlines())
+    except (ShellError, ConsoleError):
+        return tuple(_MESSAGE.findall(console.transcript.since(console.boot_start)))

@@ -11,7 +11,7 @@ from ...agent_api.guest_ports import PortEnded
 from ...errors import ApiError, PropolisError, ShellLost
 from ...propolis_api.connection.byte_stream import ByteStream, StreamEnded
 from ..console import Console
-from ..input_history import Sent
+from ..following import Sent
 
 __all__ = ["PortLine", "Ports"]
 

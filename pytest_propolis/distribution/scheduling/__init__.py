@@ -2,8 +2,7 @@
 
 from .decision import BuildTemplate, Decision, EndWorker, Start
 from .host import HostSpec
-from .item import Item
-from .needs import Needs
+from .item import Item, Needs
 from .protocol import Scheduler
 from .scheduler import FleetScheduler
 

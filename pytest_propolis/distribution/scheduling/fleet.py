@@ -8,7 +8,7 @@ from itertools import islice
 
 from .demand import Demand, Way
 from .host import HostSpec, HostState
-from .needs import Needs
+from .item import Needs
 
 __all__ = ["Fleet"]
 

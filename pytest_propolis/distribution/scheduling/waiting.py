@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from .needs import Needs
+from .item import Needs
 from .state import RunState
 
 __all__ = ["Waiting", "reason", "reasons"]

@@ -24,7 +24,6 @@ from .between_hosts.memory_copy import MEMORY_STREAM, MemoryReceiver
 from .between_hosts.outcome import was_handed_over
 from .between_hosts.remote_streams import STATE_STREAM, CarriedSocket, disk_stream
 from .failure import FailureInjector, MigrationFailed
-from .memory_transfer import select_copy_transfer
 from .opened_connection import OpenedConnection
 from .protocol import (
     ANSWER_TIMEOUT_S,
@@ -42,7 +41,7 @@ from .protocol import (
 )
 from .spec import replace_components
 from .stream import StreamListener, connect_stream
-from .transfer import transfer_and_confirm
+from .transfer import select_copy_transfer, transfer_and_confirm
 
 __all__ = ["MigrationTarget"]
 

@@ -30,8 +30,7 @@ from ...propolis_api import (
 from ..migration.accepted_connection import AcceptedConnection
 from ..qemu.qemu_log import append_lines
 from ..qemu.serial_history import HistoryGap
-from .dropshot_errors import ErrorResponse, bad_request
-from .http_error import HttpError
+from .dropshot_errors import ErrorResponse, HttpError, bad_request
 from .serial_websocket import serve_serial
 from .server import VmServer
 

@@ -19,6 +19,7 @@ __all__ = [
     "NO_INSTANCE",
     "VM_DESTROYED",
     "ErrorResponse",
+    "HttpError",
     "backend_not_found",
     "bad_request",
     "crucible_error",
@@ -26,6 +27,7 @@ __all__ = [
     "initialization_failed",
     "never_published",
     "state_change_denied",
+    "unsupported",
 ]
 
 
@@ -45,6 +47,14 @@ class ErrorResponse(msgspec.Struct, frozen=True, kw_only=True):
         """The JSON body: the API's ``Error``."""
         code = {} if self.error_code is None else {"error_code": self.error_code}
         return {"request_id": request_id, **code, "message": self.message}
+
+
+class HttpError(Exception):
+    """Raised when a Propolis server responds with an error."""
+
+    def __init__(self, answer: ErrorResponse) -> None:
+        super().__init__(answer.message)
+        self.answer = answer
 
 
 NO_INSTANCE: Final = ErrorResponse(
@@ -102,6 +112,13 @@ def initialization_failed(reason: str) -> ErrorResponse:
     """
     message = f"VM initialization failed: {reason}"
     return ErrorResponse(status=HTTPStatus.INTERNAL_SERVER_ERROR, error_code="Internal", message=message)
+
+
+def unsupported(what: str) -> HttpError:
+    """Return the error for a feature that this engine does not support: 501, which upstream never returns."""
+    return HttpError(
+        ErrorResponse(status=501, error_code="NotImplemented", message=f"this engine does not support {what}")
+    )
 
 
 def _labelled(status: HTTPStatus, error_code: str) -> ErrorResponse:

@@ -10,8 +10,8 @@ import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
-from ...oximeter.metrics_config import MetricsConfig
 from ...oximeter.producer import producing
+from ...oximeter.registration import MetricsConfig
 from ...oximeter.samples import MetricsError, ProducerError, ProducerResult, ProducerResults, ProducerSamples
 from ...oximeter.virtual_machine import VcpuState, reset, target_of, vcpu_usage
 from ..qemu.monitor import MachineError

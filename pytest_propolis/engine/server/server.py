@@ -55,6 +55,7 @@ from .dropshot_errors import (
     NO_INSTANCE,
     VM_DESTROYED,
     ErrorResponse,
+    HttpError,
     backend_not_found,
     bad_request,
     crucible_error,
@@ -62,7 +63,6 @@ from .dropshot_errors import (
     never_published,
     state_change_denied,
 )
-from .http_error import HttpError
 from .publisher import PublisherGone
 from .served_vm import ServedVm
 from .server_config import ServerConfig

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from ...agent_api.boot_source import BootSource, Firmware
 from ...operating_system.child import Journal
-from ...oximeter.metrics_config import MetricsConfig
+from ...oximeter.registration import MetricsConfig
 from ...propolis_api import InstanceProperties, InstanceSpec
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.binary import Qemu, find_firmware
@@ -18,8 +18,7 @@ from ..qemu.command_line import HostResources, qemu_arguments
 from ..qemu.memory import GuestMemory, OwnMemory
 from ..templates.restored_machine import RestoredMachine
 from ..volumes.block_backend import BackendFactory
-from .dropshot_errors import initialization_failed
-from .http_error import HttpError
+from .dropshot_errors import HttpError, initialization_failed
 
 __all__ = ["ServerConfig"]
 

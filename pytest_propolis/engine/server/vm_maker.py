@@ -35,8 +35,7 @@ from ..qemu.monitor import MachineError
 from ..request_queue import MigrateAsSource, ReplaceVolume, Request, RequestQueue
 from ..volumes.block_backend import BlockBackends, VolumeGone
 from .driver import StateDriver
-from .dropshot_errors import bad_request, initialization_failed
-from .http_error import HttpError, unsupported
+from .dropshot_errors import HttpError, bad_request, initialization_failed, unsupported
 from .publisher import StatePublisher
 from .served_vm import ServedVm
 from .server_config import ServerConfig

@@ -10,8 +10,7 @@ from ..qemu.devices.hot_plug import plug
 from ..qemu.machine_part import PartKind
 from ..qemu.monitor import MachineError
 from ..volumes.block_backend import BackendError, BackendMissing
-from .dropshot_errors import backend_not_found, crucible_error, disk_not_found
-from .http_error import HttpError
+from .dropshot_errors import HttpError, backend_not_found, crucible_error, disk_not_found
 from .vm_maker import VmMaker
 from .vm_objects import VmObjects
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 import msgspec
 
 from ...agent_api.guest_ports import SHELL_PORT
-from ...agent_api.template_layout import BOUNDARY, STATE_FILE, blank_file, disk_file
+from ...agent_api.templates import BOUNDARY, STATE_FILE, blank_file, disk_file
 from ...operating_system.child import Journal
 from ...propolis_api import InstanceSpec
 from ..qemu.accelerator.probe import AcceleratorName

@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 
 from ...agent_api.boot_source import BootSource
-from ...agent_api.template_layout import MANIFEST_FILE, MEMORY_FILE, STATE_FILE, blank_file, disk_file
+from ...agent_api.templates import MANIFEST_FILE, MEMORY_FILE, STATE_FILE, blank_file, disk_file
 from ...propolis_api import FileStorageBackendComponent, InstanceProperties, InstanceSpec
 from ..qemu.accelerator.probe import AcceleratorName
 from ..qemu.command_line import HostResources, qemu_arguments

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from typing import final
 
 from .contracts import Contracts
-from .privileges import PFEXEC
-from .processes import IllumosProcesses, Kill
+from .processes import PFEXEC, IllumosProcesses, Kill
 
 __all__ = ["IllumosChildren"]
 

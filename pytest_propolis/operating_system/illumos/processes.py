@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import struct
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +19,7 @@ from typing import Final, final
 from ..interface import ProcessStatus
 from .psinfo import PSINFO_BYTES, Psinfo
 
-__all__ = ["IllumosProcesses"]
+__all__ = ["PFEXEC", "IllumosProcesses", "privileged_kill"]
 
 PCKILL: Final = 9
 """The control message that posts a signal: two longs, this and the signal."""
@@ -27,8 +29,29 @@ LARGEST_STRINGS: Final = 1 << 12
 LOOK_S: Final = 0.1
 """How often a wait reads the status again, beside waiting for the kernel's report."""
 
+PFEXEC: Final = "pfexec"
+_TIMEOUT_S: Final = 10.0
+
 Kill = Callable[[int, signal.Signals], None]
 """Signals a process that has more privileges than this one."""
+
+
+def privileged_kill(target: int, number: signal.Signals) -> None:
+    """Run ``pfexec kill``: a program that was started with ``pfexec`` cannot be signalled without it.
+
+    :param target: a pid, or the negative number of a process group.
+    :raises PermissionError: when there is no `pfexec`, or it refuses.
+    """
+    pfexec = shutil.which(PFEXEC)
+    if pfexec is None:
+        raise PermissionError(f"process {target} may not be signalled: there is no pfexec on PATH")
+    command = [pfexec, "kill", f"-{number.name.removeprefix('SIG')}", "--", str(target)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise PermissionError(f"process {target} may not be signalled: {error}") from None
+    if done.returncode != 0:
+        raise PermissionError(f"process {target} may not be signalled: {done.stderr.strip()}")
 
 
 @final

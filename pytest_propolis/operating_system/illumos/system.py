@@ -9,8 +9,7 @@ from ..interface import OperatingSystem
 from .children import IllumosChildren
 from .contracts import ContractLibrary, Contracts
 from .host import IllumosHost
-from .privileges import privileged_kill
-from .processes import IllumosProcesses
+from .processes import IllumosProcesses, privileged_kill
 
 __all__ = ["illumos"]
 

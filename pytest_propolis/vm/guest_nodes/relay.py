@@ -13,7 +13,7 @@ from typing import Final
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from ...console.input_history import Sent
+from ...console.following import Sent
 from ...errors import PropolisError
 from ...propolis_api.serial import SerialConsoleMoved, is_reset_notice, migration_notice
 from .commands import Answer

@@ -10,8 +10,7 @@ import msgspec
 
 from ...agent_api.boot_source import BootSource, DirectKernel
 from ...agent_api.disks import CreateDisk
-from ...agent_api.template_layout import disk_file
-from ...agent_api.templates import FreezeVm, TemplateMaking, TemplateNeeded
+from ...agent_api.templates import FreezeVm, TemplateMaking, TemplateNeeded, disk_file
 from ...errors import BootError, PropolisError, TemplateError
 from ...guests.adapter import GuestAdapter
 from ...hosts.agent_client import AsyncAgentClient

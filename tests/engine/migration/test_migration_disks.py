@@ -19,7 +19,7 @@ from migration_rig import MigrationRig, Node, injector, migrate, migration_rig, 
 
 from pytest_propolis.agent_api.migration_report import DiskTransfer
 from pytest_propolis.engine.migration import disk_mirror
-from pytest_propolis.engine.migration.memory_transfer import select_copy_transfer
+from pytest_propolis.engine.migration.transfer import select_copy_transfer
 from pytest_propolis.engine.qemu.binary import find_qemu
 from pytest_propolis.engine.qemu.memory import GuestMemory
 from pytest_propolis.propolis_api import (

@@ -14,8 +14,8 @@ from migration_rig import MigrationRig, Node, injector, migrate, migration_rig, 
 
 from pytest_propolis.agent_api.migration_report import MemoryTransfer
 from pytest_propolis.engine.migration import source as migration_source
-from pytest_propolis.engine.migration.memory_transfer import LIVE_UNDER_TCG
 from pytest_propolis.engine.migration.stream import connect_stream
+from pytest_propolis.engine.migration.transfer import LIVE_UNDER_TCG
 from pytest_propolis.engine.qemu.binary import find_qemu
 from pytest_propolis.engine.qemu.memory import GuestMemory
 from pytest_propolis.engine.server import vm_maker

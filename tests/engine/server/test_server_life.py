@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from pytest_propolis.agent_api.boot_source import DirectKernel, Firmware
 from pytest_propolis.engine.qemu import monitor
 from pytest_propolis.engine.qemu.binary import Qemu, find_firmware
-from pytest_propolis.engine.server.http_error import HttpError
+from pytest_propolis.engine.server.dropshot_errors import HttpError
 from pytest_propolis.engine.server.server import VmServer
 from pytest_propolis.propolis_api import InstanceState
 

@@ -15,7 +15,7 @@ from pytest_propolis.agent.templates.templates import Templates
 from pytest_propolis.agent_api.agent_process import AgentConfig, AgentOptions
 from pytest_propolis.agent_api.boot_source import Firmware
 from pytest_propolis.agent_api.messages import CreateVm
-from pytest_propolis.agent_api.template_layout import MEMORY_FILE, STATE_FILE
+from pytest_propolis.agent_api.templates import MEMORY_FILE, STATE_FILE
 from pytest_propolis.engine.qemu.memory import GuestMemory
 from pytest_propolis.engine.templates.template import Template
 from pytest_propolis.ledger.ledger import LEDGER_NAME, Ledger

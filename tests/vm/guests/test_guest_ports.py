@@ -15,7 +15,7 @@ from pytest_propolis.console.channels.channel import Garbled
 from pytest_propolis.console.channels.guest_ports import GuestPorts, PortStream
 from pytest_propolis.console.channels.over_port import CHUNK_BYTES, PortChannel
 from pytest_propolis.propolis_api.connection.byte_stream import ByteStream, StreamEnded
-from pytest_propolis.vm.config_fields import VmConfigFields
+from pytest_propolis.vm.config import VmConfigFields
 from pytest_propolis.vm.disks.kinds import DataDisk
 from pytest_propolis.vm.factory import VmFactory
 

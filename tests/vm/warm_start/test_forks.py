@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pytest_propolis.agent_api.template_layout import BOUNDARY
+from pytest_propolis.agent_api.templates import BOUNDARY
 from pytest_propolis.errors import ApiError, VmStateError
 from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.vm.config import DataDisk
