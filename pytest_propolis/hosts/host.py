@@ -18,7 +18,16 @@ if TYPE_CHECKING:  # A controller of pytest-xdist only reads the inventory: it n
     from ..storage.progress import Progress
     from .agent_client import AgentClient, AsyncAgentClient
 
-__all__ = ["CommandOutput", "Host", "HostConnection", "HostSpec", "Machine", "Unfinished", "log_path_on"]
+__all__ = [
+    "CommandOutput",
+    "Host",
+    "HostConnection",
+    "HostSpec",
+    "Machine",
+    "TemplateKind",
+    "Unfinished",
+    "log_path_on",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +60,16 @@ class Unfinished(Protocol):
     @property
     def resources(self) -> ResourceIds:
         """The resources."""
+
+
+class TemplateKind(Protocol):
+    """What all forks of one template have in common. It is hashable, and equal kinds have the same template."""
+
+    @property
+    def title(self) -> str:
+        """What it is a template of, for users."""
+
+    def __hash__(self) -> int: ...
 
 
 class Machine(NamedTuple):
@@ -109,7 +128,7 @@ class Host(Protocol):
     unfinished: list[Unfinished]
     """Factories whose teardown was cancelled: their resources are removed before the next one is opened."""
 
-    templates: dict[object, str]
+    templates: dict[TemplateKind, str]
     """Keys of the templates that are known to exist, by their kind."""
 
     others: Sequence[Host]

@@ -24,7 +24,7 @@ from ..storage.programs import run_program
 from ..storage.progress import Progress
 from ..storage.store import default_artifact_dir, disk_directory
 from .agent_client import AgentClient, AsyncAgentClient
-from .host import Host, HostSpec, Unfinished
+from .host import Host, HostSpec, TemplateKind, Unfinished
 from .launcher import Launched, connect_or_launch
 from .lingering import AgentEnvironment, lingering_id
 from .run_directory import agent_directory
@@ -72,7 +72,7 @@ class LocalHost:
         self._launched: Launched | None = None
         self.was_up = False
         self.unfinished: list[Unfinished] = []
-        self.templates: dict[object, str] = {}
+        self.templates: dict[TemplateKind, str] = {}
         self.others: Sequence[Host] = ()
 
     def __repr__(self) -> str:

@@ -27,7 +27,7 @@ from ..storage.sources import LocalFile
 from ..storage.store import ArtifactStore, default_artifact_dir
 from ..storage.user_directories import cache_directory
 from .agent_client import BASE_URL, AgentClient, AsyncAgentClient
-from .host import Host, HostSpec, Unfinished
+from .host import Host, HostSpec, TemplateKind, Unfinished
 from .joined.messages import JoinDestination
 from .lifeline import AgentNotRunning, Lifeline
 from .peers.direct_paths import DirectPaths
@@ -88,7 +88,7 @@ class SshHost:
         """The host's ports that `forward_port` was asked for, by those of this machine."""
         self._direct = DirectPaths(self.name)
         self.unfinished: list[Unfinished] = []
-        self.templates: dict[object, str] = {}
+        self.templates: dict[TemplateKind, str] = {}
         self.others: Sequence[Host] = ()
 
     def __repr__(self) -> str:

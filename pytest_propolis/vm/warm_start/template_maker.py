@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import msgspec
 
@@ -25,7 +28,7 @@ from ..server_handle import ServerHandle
 from ..vm import TestVm
 from .identity import prepare_snapshot, warmup_input
 
-__all__ = ["TemplateKey", "TemplateMaker", "cold_reason"]
+__all__ = ["TemplateKey", "TemplateKind", "TemplateMaker", "cold_reason"]
 
 PREPARE_TIMEOUT_S = 60.0
 
@@ -52,14 +55,35 @@ def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-class TemplateKey(msgspec.Struct, frozen=True, kw_only=True):
-    """The properties that all forks of one template share.
+@dataclass(frozen=True, slots=True)
+class TemplateKind:
+    """What all forks of one template have in common, as far as it is known without its image.
 
+    :param complete: the configuration of any of them.
+    """
+
+    guest: GuestAdapter
+    complete: CompleteVmConfig
+
+    @classmethod
+    def of(cls, complete: CompleteVmConfig, guest: GuestAdapter) -> Self:
+        """Return the kind of a VM, whatever its name."""
+        config = dataclasses.replace(complete.config, name="any")
+        return cls(guest, dataclasses.replace(complete, config=config))
+
+    @property
+    def title(self) -> str:
+        return f"{self.guest.name} ({self.complete.cpus} CPUs, {self.complete.memory_mib} MiB)"
+
+
+class TemplateKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A kind of template with what it is made of on a host.
+
+    :param boot: what its guest starts from.
     :param disks: for each disk, its name and source.
     """
 
-    complete: CompleteVmConfig
-    guest: GuestAdapter
+    kind: TemplateKind
     boot: BootSource
     disks: tuple[tuple[AttachedDisk, CreateDisk | None], ...]
     boot_order: tuple[str, ...]
@@ -68,19 +92,19 @@ class TemplateKey(msgspec.Struct, frozen=True, kw_only=True):
         attached = [msgspec.structs.replace(disk, path=disk_file(index)) for index, (disk, _) in enumerate(self.disks)]
         assert isinstance(self.boot, DirectKernel)
         return TemplateNeeded(
-            title=f"{self.guest.name} ({self.complete.cpus} CPUs, {self.complete.memory_mib} MiB)",
+            title=self.kind.title,
             boot=self.boot,
             spec=instance_spec(
-                cpus=self.complete.cpus,
-                memory_mib=self.complete.memory_mib,
+                cpus=self.kind.complete.cpus,
+                memory_mib=self.kind.complete.memory_mib,
                 disks=attached,
                 boot_order=self.boot_order,
             ),
             properties=instance_properties("template"),
             disks=tuple(create for _, create in self.disks if create),
-            guest=self.guest.fingerprint,
+            guest=self.kind.guest.fingerprint,
             log_path=log_path,
-            guest_ports=self.complete.config.has_ports,
+            guest_ports=self.kind.complete.config.has_ports,
         )
 
 
@@ -94,43 +118,43 @@ class TemplateMaker:
         self._qemu_log = log_dir / "template.qemu.log"
         self._progress = progress
 
-    async def key(self, kind: TemplateKey) -> str:
-        """Return the key of a kind's template; make it if it does not exist.
+    async def key(self, key: TemplateKey) -> str:
+        """Return the name of a template at the agent; make the template if it does not exist.
 
         :raises TemplateError: when it cannot be.
         :raises BootError: when its guest does not boot in time; it would not boot from cold either.
         """
-        needed = kind.needed(log_path_on(self._host, self._qemu_log))
+        needed = key.needed(log_path_on(self._host, self._qemu_log))
         # The boot has its own limit, which must expire first, because its error contains the console.
-        limit_s = kind.complete.boot_timeout_s + PREPARE_TIMEOUT_S
+        limit_s = key.kind.complete.boot_timeout_s + PREPARE_TIMEOUT_S
         try:
             async with asyncio.timeout(limit_s):
                 return await self._agent.get_template(
-                    needed, self._progress, lambda making: self._make(kind, needed, making)
+                    needed, self._progress, lambda making: self._make(key, needed, making)
                 )
         except TimeoutError:
             raise TemplateError(f"its template was not made within {limit_s:.0f} s") from None
 
-    async def _make(self, kind: TemplateKey, needed: TemplateNeeded, making: TemplateMaking) -> None:
+    async def _make(self, key: TemplateKey, needed: TemplateNeeded, making: TemplateMaking) -> None:
         vm = TestVm(
             name="template",
             server=ServerHandle(
                 host=self._host,
                 client=PropolisClient(self._agent.endpoint(making.path), vm="template", log_path=self._qemu_log),
-                has_ports=kind.complete.config.has_ports,
+                has_ports=key.kind.complete.config.has_ports,
             ),
-            guest=kind.guest,
+            guest=key.kind.guest,
             spec=making.spec,
             properties=needed.properties,
             log_path=self._log_dir / "template.serial.log",
-            boot_timeout_s=kind.complete.boot_timeout_s,
-            boot_source=kind.boot,
+            boot_timeout_s=key.kind.complete.boot_timeout_s,
+            boot_source=key.boot,
         )
         try:
             await vm.boot()
-            await prepare_snapshot(vm.shell, kind.guest, name=vm.name, timeout_s=PREPARE_TIMEOUT_S)
+            await prepare_snapshot(vm.shell, key.kind.guest, name=vm.name, timeout_s=PREPARE_TIMEOUT_S)
             session = vm.shell.session
-            typed = warmup_input(kind.guest, name=vm.name, session=session, over_port=vm.has_ports)
+            typed = warmup_input(key.kind.guest, name=vm.name, session=session, over_port=vm.has_ports)
             facts = FreezeVm(
                 session=session, console=vm.boot_log, warmup_input=typed.text, warmup_marker=typed.succeeded
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from ..provisioning.guest_images import ready_image
 from ..timings import Timings
 from .fork_handle import ForkHandle
 from .identity import typed_identity
-from .template_maker import TemplateKey, TemplateMaker
+from .template_maker import TemplateKey, TemplateKind, TemplateMaker
 
 __all__ = ["WarmStarter"]
 
@@ -72,7 +71,7 @@ class WarmStarter:
         :raises BootError: when the template's guest does not boot in time.
         """
         phases = Timings()
-        kind = (guest, dataclasses.replace(complete, config=dataclasses.replace(complete.config, name="any")))
+        kind = TemplateKind.of(complete, guest)
         name = complete.config.name
         spec = _ForkSpec(
             name=name,
@@ -108,14 +107,13 @@ class WarmStarter:
     async def _template_key(self, complete: CompleteVmConfig, guest: GuestAdapter) -> str:
         limit_s = complete.boot_timeout_s
         image = await ready_image(self._host, self._agent, guest.image, timeout_s=limit_s, progress=self._progress)
-        kind = TemplateKey(
-            complete=complete,
-            guest=guest,
+        key = TemplateKey(
+            kind=TemplateKind.of(complete, guest),
             boot=boot_source_of(complete.config, guest, image),
             disks=tuple(disks_of(complete.config, image)),
             boot_order=boot_order_of(complete.config, image),
         )
-        return await self._maker.key(kind)
+        return await self._maker.key(key)
 
     async def _fork_of(self, key: str, spec: _ForkSpec, phases: Timings) -> ForkHandle:
         properties = instance_properties(spec.name)
