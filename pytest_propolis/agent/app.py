@@ -19,22 +19,20 @@ from starlette.types import Receive, Scope, Send
 
 from ..agent_api.agent_process import CLIENT_HEADER, PID_HEADER, AgentConfig
 from ..agent_api.disks import CreateDisk
+from ..agent_api.image_recipe import ImageNeeded
 from ..agent_api.messages import (
     AgentInfo,
     CreateVm,
     Departed,
-    Fault,
-    ImageNeeded,
     ImagesFetched,
     Keep,
     ProgressMade,
     ResourceIds,
     StreamLine,
-    TemplateFound,
     VmCreated,
     run_of_client,
 )
-from ..agent_api.templates import ForkVm, FreezeVm, TemplateNeeded
+from ..agent_api.templates import ForkVm
 from ..engine.server.app import SERVER_KEY, decoded, encoded, engine_app, error_response
 from ..engine.server.dropshot_errors import ErrorResponse, HttpError, bad_request
 from ..ledger.ledger import Ledger
@@ -54,6 +52,9 @@ from .peers.peers import Peers
 from .programs.program_routes import Programs
 from .progress_stream import cancel_once, progress_response
 from .registry import ResourceRegistry
+from .sharing.routes import DerivedRoutes
+from .sharing.templates import SharedTemplates
+from .templates.routes import TemplateRoutes
 from .templates.templates import Templates
 from .vm_extensions import VmExtensions
 
@@ -94,12 +95,16 @@ class AgentApp:
             writer=self.registry.writer_of,
             client=self._live_client,
         )
+        allowed = allowed_image_directories(config)
         self._templates = Templates(
             self._hypervisors,
             self.registry,
             directory=template_directory(config.artifact_dir),
-            allowed=allowed_image_directories(config),
+            allowed=allowed,
         )
+        self._template_routes = TemplateRoutes(self._templates, client=_client, in_progress=self._works)
+        shared = SharedTemplates(self._templates, self._hypervisors, allowed=allowed)
+        self._derived = DerivedRoutes(shared, self._images, in_progress=self._works)
         self.asgi = Starlette(
             routes=self._routes(),
             exception_handlers=EXCEPTION_HANDLERS,
@@ -111,9 +116,6 @@ class AgentApp:
             Mount("/lifeline", app=self._lifeline),
             Route("/clients/{id}/departure", self._await_departure),
             Route("/images", self._get_image, methods=["POST"]),
-            Route("/templates", self._get_template, methods=["POST"]),
-            Route("/templates/{id}/freeze", self._freeze, methods=["POST"]),
-            Route("/templates/{id}/give-up", self._give_up, methods=["POST"]),
             Route("/forks", self._fork, methods=["POST"]),
             Route("/disks", self._create_disk, methods=["POST"]),
             Route("/disks/{id}", self._remove_disk, methods=["DELETE"]),
@@ -132,6 +134,8 @@ class AgentApp:
             *NetworkRoutes(self._networks, self._live_client).routes,
             *self._programs.routes,
             *self._peers.routes,
+            *self._template_routes.routes,
+            *self._derived.routes,
             *SharedFiles(self._works, shortcut=self._peers.shortcut).routes,
             Mount("/vms/{id}", app=self._propolis_api),
         ]
@@ -282,28 +286,6 @@ class AgentApp:
             return ImagesFetched(await self._images.get(needed, lambda text: tell(ProgressMade(text))))
 
         return progress_response(work, self._works)
-
-    async def _get_template(self, request: Request) -> Response:
-        client, needed = _client(request), await decoded(request, TemplateNeeded)
-
-        async def work(tell: Callable[[StreamLine], None]) -> StreamLine:
-            key = await self._templates.get(
-                client,
-                needed,
-                progress=lambda text: tell(ProgressMade(text)),
-                on_build_needed=tell,
-            )
-            return TemplateFound(key)
-
-        return progress_response(work, self._works)
-
-    async def _freeze(self, request: Request) -> Response:
-        self._templates.freeze(request.path_params["id"], await decoded(request, FreezeVm))
-        return Response(status_code=204)
-
-    async def _give_up(self, request: Request) -> Response:
-        self._templates.give_up(request.path_params["id"], await decoded(request, Fault))
-        return Response(status_code=204)
 
     async def _fork(self, request: Request) -> Response:
         client = _client(request)

@@ -10,8 +10,9 @@ import hashlib
 import msgspec
 
 from ..field_checks import check_fields
+from ..storage.artifacts import Artifact
 
-__all__ = ["ImageRecipe"]
+__all__ = ["ImageNeeded", "ImageRecipe"]
 
 
 class ImageRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,3 +45,14 @@ class ImageRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def key(self) -> str:
         """A name for the result that changes with everything that shapes it."""
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+
+
+class ImageNeeded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Ask for an artifact, or for what a recipe makes of three, on the agent's host.
+
+    With a recipe, `artifacts` holds what its hashes name. The answer is a stream of `StreamLine`.
+    """
+
+    artifacts: tuple[Artifact, ...]
+    recipe: ImageRecipe | None = None
+    timeout_s: float = 300.0

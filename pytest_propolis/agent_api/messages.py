@@ -8,9 +8,7 @@ from typing import TypeAlias
 import msgspec
 
 from ..errors import AgentError, PropolisError
-from ..storage.artifacts import Artifact
 from .boot_source import BootSource
-from .image_recipe import ImageRecipe
 from .retention import Kept
 from .server_program import ServerProgram
 from .templates import TemplateMaking
@@ -22,6 +20,7 @@ __all__ = [
     "ConnectPeer",
     "CreateVm",
     "Departed",
+    "DerivedAdopted",
     "ExtendedInfo",
     "Fault",
     "FetchFile",
@@ -29,7 +28,6 @@ __all__ = [
     "FileFetched",
     "FileFound",
     "FindFile",
-    "ImageNeeded",
     "ImagesFetched",
     "Keep",
     "KeptDisk",
@@ -141,17 +139,6 @@ class ExtendedInfo(msgspec.Struct, frozen=True, kw_only=True):
     display_socket: str | None
     panics: int
     failure: str | None = None
-
-
-class ImageNeeded(msgspec.Struct, frozen=True, kw_only=True):
-    """Ask for an artifact, or for what a recipe makes of three, on the agent's host.
-
-    With a recipe, `artifacts` holds what its hashes name. The answer is a stream of `StreamLine`.
-    """
-
-    artifacts: tuple[Artifact, ...]
-    recipe: ImageRecipe | None = None
-    timeout_s: float = 300.0
 
 
 class ResourceIds(msgspec.Struct, frozen=True, kw_only=True):
@@ -307,6 +294,10 @@ class FileDigest(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
 
 
+class DerivedAdopted(msgspec.Struct, frozen=True, tag=True):
+    """The end of a request to make a template or an image of fetched files."""
+
+
 class FileFetched(msgspec.Struct, frozen=True, tag=True):
     """The end of a request to fetch a file."""
 
@@ -317,7 +308,9 @@ class WorkFailed(msgspec.Struct, frozen=True, tag=True):
     fault: Fault
 
 
-StreamLine: TypeAlias = ProgressMade | TemplateMaking | ImagesFetched | TemplateFound | FileFetched | WorkFailed
+StreamLine: TypeAlias = (
+    ProgressMade | TemplateMaking | ImagesFetched | TemplateFound | DerivedAdopted | FileFetched | WorkFailed
+)
 """One line of a streamed answer. After `ProgressMade` and `TemplateMaking` others follow."""
 
 

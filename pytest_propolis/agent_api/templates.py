@@ -43,7 +43,7 @@ def blank_file(index: int) -> str:
     return f"blank-{index}.qcow2"
 
 
-class TemplateNeeded(msgspec.Struct, frozen=True, kw_only=True):
+class TemplateNeeded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Ask for a template, which the client makes itself if there is none.
 
     The answer is a stream of `StreamLine`. One of them may be `TemplateMaking`: then the client boots that VM, makes

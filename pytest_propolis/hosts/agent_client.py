@@ -13,20 +13,30 @@ from urllib.parse import quote
 import msgspec
 
 from ..agent_api.agent_process import CLIENT_HEADER, SOCKET_NAME, LingerListed
+from ..agent_api.derived import (
+    AdoptDerived,
+    DerivedNeeded,
+    DerivedState,
+    DescribeDerived,
+    FindDerived,
+    FoundDerived,
+    SentDerived,
+)
 from ..agent_api.disks import CreateDisk, DiskCreated, ForkImage, ImageForked
+from ..agent_api.image_recipe import ImageNeeded
 from ..agent_api.messages import (
     AcceptPeer,
     AgentInfo,
     ConnectPeer,
     CreateVm,
     Departed,
+    DerivedAdopted,
     Fault,
     FetchFile,
     FileDigest,
     FileFetched,
     FileFound,
     FindFile,
-    ImageNeeded,
     ImagesFetched,
     Keep,
     KeptListed,
@@ -126,6 +136,28 @@ class AsyncAgentClient:
                     await make(line)
                 elif isinstance(line, TemplateFound):
                     return line.key
+        raise await self._lost("the answer ended early")
+
+    async def derived_state(self, needed: DerivedNeeded) -> DerivedState:
+        """Return whether the agent's host has a template or prepared image, and by what other hosts' agents find it.
+
+        :raises TemplateError: when there cannot be such a template.
+        """
+        return await self._call("POST", "/derived/state", DerivedState, DescribeDerived(needed=needed))
+
+    async def find_derived(self, identity: str) -> SentDerived | None:
+        """Return the files of a template or prepared image that the agent's host has, by its identity on all hosts."""
+        return (await self._call("POST", "/derived/found", FoundDerived, FindDerived(identity=identity))).found
+
+    async def adopt_derived(self, adopted: AdoptDerived, progress: Callable[[str], None]) -> None:
+        """Have the agent make a template or prepared image of files that it has fetched, unless its host has it.
+
+        :raises PropolisError: when that cannot be done.
+        """
+        async with aclosing(self._stream("/derived/adopted", adopted, progress)) as lines:
+            async for line in lines:
+                if isinstance(line, DerivedAdopted):
+                    return
         raise await self._lost("the answer ended early")
 
     async def freeze(self, vm_id: str, request: FreezeVm) -> None:

@@ -12,6 +12,7 @@ import msgspec
 from ..storage.host_path import host_path
 
 if TYPE_CHECKING:  # A controller of pytest-xdist only reads the inventory: it needs no client of an agent.
+    from ..agent_api.derived import DerivedNeeded
     from ..agent_api.messages import ResourceIds
     from ..propolis_api.connection.endpoint import Endpoint
     from ..storage.artifacts import Artifact
@@ -208,6 +209,13 @@ class Host(Protocol):
         """Return an artifact as to be requested from the host's agent; files that only this machine has are sent.
 
         :raises ArtifactError: when it is not available.
+        """
+
+    async def provide_derived(self, needed: DerivedNeeded, progress: Progress, *, title: str) -> None:
+        """Have the host fetch a template or prepared image that it lacks from another one that has it.
+
+        :param title: what it is, for users.
+        :raises HostLost: when the connection to the host has been lost.
         """
 
     async def address_for_agent(self, endpoint: Endpoint, *, on: Host) -> str:

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from ..agent_api.agent_process import AgentConfig, AgentOptions
+from ..agent_api.derived import DerivedNeeded
 from ..agent_api.messages import new_client
 from ..errors import AgentError, HostError
 from ..ledger.ledger import LEDGER_NAME, read_ledger
@@ -159,6 +160,9 @@ class LocalHost:
 
     async def provide_artifact(self, artifact: Artifact, progress: Progress) -> Artifact:
         return artifact
+
+    async def provide_derived(self, needed: DerivedNeeded, progress: Progress, *, title: str) -> None:
+        pass
 
     async def address_for_agent(self, endpoint: Endpoint, *, on: Host) -> str:
         """Return the socket's own path: what this process reaches on its machine, the agent reaches, too."""

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from ..agent_api.agent_process import AgentOptions
+from ..agent_api.derived import DerivedNeeded
 from ..errors import AgentError, ArtifactMissing, HostError, HostLost
 from ..ledger.rendezvous import Rendezvous
 from ..propolis_api.connection.endpoint import Endpoint
@@ -31,6 +32,7 @@ from .host import Host, HostSpec, TemplateKind, Unfinished
 from .joined.messages import JoinDestination
 from .lifeline import AgentNotRunning, Lifeline
 from .peers.direct_paths import DirectPaths
+from .peers.shared_derived import provide_derived
 from .peers.shared_files import LARGE_BYTES, SharedFile, provide
 from .ssh.bootstrap import HostFacts
 from .ssh.host_options import check_options, destination_of, further_options, may_connect_directly
@@ -177,15 +179,14 @@ class SshHost:
         link = await self._link()
         path = Path(host_path(path, purpose="a file"))
         file = await asyncio.to_thread(_shared_file, path, content)
-        there = _place(link, file)
+        there = _place(link, file.content, path.name)
         if there not in self._provided:
 
             async def send() -> None:
                 progress(f"host {self.name}: {path.name} is sent there unless it has it")
                 await link.put(path, there, once=True)
 
-            others = [host for host in self.others if isinstance(host, SshHost) and host is not self]
-            if others and file.size >= LARGE_BYTES:
+            if (others := self._others()) and file.size >= LARGE_BYTES:
                 await provide(file, to=self, others=others, send=send, progress=progress)
             else:
                 await send()
@@ -194,11 +195,22 @@ class SshHost:
 
     async def place_of(self, file: SharedFile) -> str | None:
         """Return the path that a file has on the host by its content; None if the run has no agent there now."""
+        return await self.place_of_content(file.content, file.path.name)
+
+    async def place_of_content(self, content: str, name: str) -> str | None:
+        """Return the path of a file on the host by the name of its content; None if the run has no agent there now."""
         if self._joined is None:
             is_up = Rendezvous(link_base(), self._run).socket() is not None
-            return _place(await self._link(), file) if is_up else None
+            return _place(await self._link(), content, name) if is_up else None
         link, lifeline = self._joined
-        return None if lifeline.is_broken or link.loss() else _place(link, file)
+        return None if lifeline.is_broken or link.loss() else _place(link, content, name)
+
+    async def provide_derived(self, needed: DerivedNeeded, progress: Progress, *, title: str) -> None:
+        if others := self._others():
+            await provide_derived(needed, to=self, others=others, progress=progress, title=title)
+
+    def _others(self) -> list[SshHost]:
+        return [host for host in self.others if isinstance(host, SshHost) and host is not self]
 
     async def provide_artifact(self, artifact: Artifact, progress: Progress) -> Artifact:
         store = ArtifactStore(self._settings.artifact_dir or default_artifact_dir())
@@ -321,9 +333,9 @@ class SshHost:
         )
 
 
-def _place(link: JoinedLink, file: SharedFile) -> str:
+def _place(link: JoinedLink, content: str, name: str) -> str:
     assert link.ready.facts.bundle_directory is not None  # else there were no agent
-    return str(Path(link.ready.facts.bundle_directory).parent / FILES / file.content[:32] / file.path.name)
+    return str(Path(link.ready.facts.bundle_directory).parent / FILES / content[:32] / name)
 
 
 def _shared_file(path: Path, content: str | None) -> SharedFile:

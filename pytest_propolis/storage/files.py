@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import grp
 import hashlib
 import os
@@ -21,6 +22,7 @@ __all__ = [
     "copy",
     "files_below",
     "mount_point",
+    "move",
     "open_log",
     "private_directory",
     "remove",
@@ -65,6 +67,20 @@ async def copy(source: Path, destination: Path) -> None:
     """Copy the content of a file. Durable only after `sync`."""
     with source.open("rb") as stream:
         await write_all(stream, destination)
+
+
+async def move(source: Path, destination: Path) -> None:
+    """Move a file, also to another file system.
+
+    :raises OSError: when that cannot be done.
+    """
+    try:
+        source.rename(destination)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        await copy(source, destination)
+        source.unlink()
 
 
 def sync(*paths: Path) -> None:

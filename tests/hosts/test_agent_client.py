@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pytest_propolis.agent_api.messages import Fault, ImageNeeded
+from pytest_propolis.agent_api.image_recipe import ImageNeeded
+from pytest_propolis.agent_api.messages import Fault
 from pytest_propolis.errors import AgentError, PropolisError, ResourceExhausted
 from pytest_propolis.hosts.agent_client import AgentClient, AsyncAgentClient
 

@@ -15,10 +15,18 @@ from ...storage.images.overlays import (
     create_overlay,
     image_info,
     presumed_format,
+    put_overlay_on,
 )
 from ...storage.store import default_artifact_dir
 
-__all__ = ["allowed_image_directories", "is_to_be_converted", "make_image", "make_raw_copy", "require_absolute"]
+__all__ = [
+    "allowed_image_directories",
+    "is_to_be_converted",
+    "make_image",
+    "make_raw_copy",
+    "put_on_image",
+    "require_absolute",
+]
 
 
 def allowed_image_directories(config: AgentConfig) -> tuple[Path, ...]:
@@ -56,6 +64,21 @@ async def make_image(request: CreateDisk, qemu_img: Path, path: Path, *, allowed
     await create_overlay(
         qemu_img=qemu_img, backing=image, overlay=path, backing_format=image_format, size_bytes=size_bytes
     )
+
+
+async def put_on_image(request: CreateDisk, qemu_img: Path, overlay: Path, *, allowed: tuple[Path, ...]) -> None:
+    """Have an overlay that another host has made as `make_image` does read this host's copy of the image.
+
+    :param allowed: as for `make_image`.
+    :raises ConfigError: when the image has a relative path.
+    :raises ArtifactError: when the image is missing, is not of its format, or names files elsewhere.
+    """
+    if request.image is None:
+        return
+    image = require_absolute(request.image, what="disk image")
+    image_format = request.image_format or presumed_format(image)
+    require_contained(image, image_format, allowed=allowed)
+    await put_overlay_on(qemu_img=qemu_img, backing=image, overlay=overlay, backing_format=image_format)
 
 
 def is_to_be_converted(request: CreateDisk) -> bool:

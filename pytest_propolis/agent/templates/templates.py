@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from ...agent_api.boot_source import DirectKernel
 from ...agent_api.guest_ports import SHELL_PORT
 from ...agent_api.messages import CreateVm, Fault
 from ...agent_api.templates import (
@@ -27,11 +25,10 @@ from ...agent_api.templates import (
     blank_file,
     disk_file,
 )
-from ...engine.invalid_spec import InvalidSpec, SpecUnsupported
 from ...engine.qemu.memory import GuestMemory
 from ...engine.qemu.monitor import MachineError
 from ...engine.server.dropshot_errors import HttpError
-from ...engine.templates.template import Template, template_key, with_disks_in
+from ...engine.templates.template import Template, with_disks_in
 from ...errors import AgentError, BootError, PropolisError, ResourceExhausted, TemplateError
 from ...propolis_api import (
     FromSpec,
@@ -49,6 +46,7 @@ from ..client_resources import OwnedVm
 from ..disks.disk_images import make_image
 from ..hypervisor import Hypervisor, HypervisorFinder
 from ..registry import ResourceRegistry
+from .identity import key_of
 
 __all__ = ["Templates"]
 
@@ -86,6 +84,8 @@ class Templates:
         self._allowed = allowed
         self._frozen: dict[str, asyncio.Future[FreezeVm]] = {}
         self._ready: dict[str, Template] = {}
+        self._needed: dict[str, TemplateNeeded] = {}
+        """What those that are ready were needed for."""
         self._unfit: dict[str, BootError | TemplateError] = {}
         self._claims: dict[str, Claim] = {}
 
@@ -105,28 +105,54 @@ class Templates:
         :raises ResourceExhausted: when there is no space for it.
         """
         hypervisor = await self._hypervisors.find()
-        try:
-            key = _key(needed, hypervisor)
-        except (InvalidSpec, SpecUnsupported) as error:
-            raise TemplateError(str(error)) from None
+        key = key_of(needed, hypervisor)
         if earlier := self._unfit.get(key):
             raise TemplateError.because_of(earlier)
         try:
-            template_directory = await self._claimed(
+            await self.derive(
                 key,
-                Template.files(len(needed.disks)),
+                needed,
                 lambda directory: self._make(client, needed, key, directory, hypervisor, on_build_needed),
                 progress,
                 title=f"a template of {needed.title}",
-                mode=PRIVATE,
             )
-            if key not in self._ready:
-                note_use(template_directory)
-                self._ready[key] = Template.load(template_directory)
         except (PropolisError, MachineError, OSError, msgspec.DecodeError) as error:
             self._unfit[key] = error if isinstance(error, BootError) else _template_error(error)
             self._require_fit(key)
         return key
+
+    async def derive(
+        self,
+        key: str,
+        needed: TemplateNeeded,
+        make: Callable[[Path], Awaitable[None]],
+        progress: Callable[[str], None],
+        *,
+        title: str,
+    ) -> None:
+        """Have a template made if it does not exist, and ready to be forked.
+
+        :param make: fills the directory that it is given.
+        :param title: what is being made, for progress messages.
+        :raises PropolisError: when that cannot be done.
+        :raises OSError: when its files cannot be had.
+        """
+        files = Template.files(len(needed.disks))
+        directory = await self._claimed(key, files, make, progress, title=title, mode=PRIVATE)
+        if key not in self._ready:
+            note_use(directory)
+            self._needed[key] = needed
+            self._ready[key] = Template.load(directory)
+
+    def exists(self, key: str, needed: TemplateNeeded) -> bool:
+        """Return whether there is an intact template, which this agent may not have used."""
+        return self._store.derived(key, Template.files(len(needed.disks))) is not None
+
+    def in_use(self) -> Iterator[tuple[TemplateNeeded, Template, Path]]:
+        """Yield the intact templates that this agent has used: what each was needed for, and its directory."""
+        for key, template in list(self._ready.items()):
+            if (directory := self._store.derived(key, Template.files(template.disks))) is not None:
+                yield self._needed[key], template, directory
 
     def _require_fit(self, key: str) -> None:
         """
@@ -240,15 +266,7 @@ class Templates:
         for index, disk in enumerate(needed.disks):
             await make_image(disk, hypervisor.qemu.img, directory / disk_file(index), allowed=self._allowed)
         facts = await self._boot_and_freeze(client, needed, key, directory, on_build_needed)
-        for index in range(len(needed.disks)):
-            # The command line names the disk by its future path.
-            await create_blank_overlay(
-                qemu_img=hypervisor.qemu.img,
-                backing=directory / disk_file(index),
-                named=self._template_directory(key) / disk_file(index),
-                overlay=directory / blank_file(index),
-            )
-        Template(
+        template = Template(
             key=key,
             boot=needed.boot,
             spec=needed.spec,
@@ -259,7 +277,20 @@ class Templates:
             warmup_input=facts.warmup_input,
             warmup_marker=facts.warmup_marker,
             guest_ports=needed.guest_ports,
-        ).save(directory)
+        )
+        await self.complete(directory, template, hypervisor)
+
+    async def complete(self, directory: Path, template: Template, hypervisor: Hypervisor) -> None:
+        """Add to a directory what a template has beside the memory, the state and the disks of its guest."""
+        for index in range(template.disks):
+            # The command line names the disk by its future path.
+            await create_blank_overlay(
+                qemu_img=hypervisor.qemu.img,
+                backing=directory / disk_file(index),
+                named=self._template_directory(template.key) / disk_file(index),
+                overlay=directory / blank_file(index),
+            )
+        template.save(directory)
 
     async def _boot_and_freeze(
         self,
@@ -321,39 +352,6 @@ def _template_error(error: Exception) -> TemplateError:
     if isinstance(error, PropolisError):
         return TemplateError.because_of(error)
     return TemplateError(str(error))
-
-
-def _key(needed: TemplateNeeded, hypervisor: Hypervisor) -> str:
-    files = [disk.image for disk in needed.disks if disk.image]
-    if isinstance(needed.boot, DirectKernel):
-        files += [file for file in (needed.boot.kernel, needed.boot.initrd) if file]
-    disks = [repr((disk.image, disk.image_format, disk.size_bytes, disk.block_size)) for disk in needed.disks]
-    return template_key(
-        spec=needed.spec,
-        properties=needed.properties,
-        boot=needed.boot,
-        accelerator=hypervisor.accelerator.name,
-        guest_ports=needed.guest_ports,
-        facts=(needed.guest, hypervisor.qemu.identity, _processor(hypervisor), *disks, *map(_fingerprint, files)),
-    )
-
-
-def _fingerprint(file: str) -> str:
-    """Fingerprint by path, size and mtime; the paths of files in the store contain a hash of their content."""
-    try:
-        status = Path(file).stat()
-    except OSError:
-        raise TemplateError(f"{file} does not exist") from None
-    return repr((file, status.st_size, status.st_mtime_ns))
-
-
-def _processor(hypervisor: Hypervisor) -> str:
-    """Return a digest of the host's processor as a guest sees it; empty under emulation."""
-    if hypervisor.accelerator.name != "kvm":
-        return ""
-    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-    relevant = [line for line in lines if line.startswith(("vendor_id", "cpu family", "model", "stepping", "flags"))]
-    return hashlib.sha256("\n".join(relevant).encode()).hexdigest()
 
 
 def _free_bytes(directory: Path) -> int:

@@ -24,7 +24,7 @@ from typing import Any, Final
 from ...errors import AgentError, HostError, PropolisError
 from ..known_directories import note_base_directory
 from ..run_directory import agent_directory, make_private_directory
-from .loader import GOODBYE
+from .loader import FILES, GOODBYE
 
 __all__ = ["supervise"]
 
@@ -96,7 +96,8 @@ class _Agent:
         # Not inherited: it closes when this process ends for any reason, and the agent exits then.
         agent_parent_death_fd, parent_death_fd = os.pipe()
         log = os.open(directory / log_name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        arguments = json.dumps({**config, "directory": str(directory)})
+        # The prepared image of a guest is an overlay on one that the run has sent.
+        config = {**config, "directory": str(directory), "image_dirs": [str(Path(bundle).parent.parent / FILES)]}
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -105,7 +106,7 @@ class _Agent:
                 "-c",
                 START,
                 bundle,
-                arguments,
+                json.dumps(config),
                 str(agent_ready_fd),
                 str(agent_parent_death_fd),
             ],

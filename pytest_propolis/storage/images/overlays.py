@@ -31,6 +31,7 @@ __all__ = [
     "create_overlay",
     "image_info",
     "presumed_format",
+    "put_overlay_on",
 ]
 
 CONVERTIBLE: Final = frozenset({"vmdk", "vhdx", "vpc", "qed", "parallels", "vdi"})
@@ -92,6 +93,17 @@ async def create_blank_overlay(*, qemu_img: Path, backing: Path, named: Path, ov
     options = ["-u", "-F", "qcow2", "-b", _absolute(named)]
     with _new_file(overlay):
         await _qemu_img(qemu_img, "create", "-q", "-f", "qcow2", *options, _absolute(overlay), str(size_bytes))
+
+
+async def put_overlay_on(*, qemu_img: Path, backing: Path, overlay: Path, backing_format: str) -> None:
+    """Have a qcow2 overlay read another file: one with the same content as that of its backing image so far.
+
+    :raises ArtifactMissing: when there is no such file.
+    :raises ArtifactCorrupt: when the overlay is not a good image.
+    """
+    _require_image(backing)
+    options = ["-u", "-f", "qcow2", "-F", backing_format, "-b", _absolute(backing)]
+    await _qemu_img(qemu_img, "rebase", "-q", *options, _absolute(overlay), image=overlay)
 
 
 async def create_blank(*, qemu_img: Path, image: Path, size_bytes: int, image_format: str = "qcow2") -> None:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ...agent_api.messages import ImageNeeded
+from ...agent_api.image_recipe import ImageNeeded
 from ...errors import ConfigError
 from ...field_checks import closest
 from ...guests.registry import GuestRegistry

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from ...agent_api.messages import ImageNeeded
+from ...agent_api.image_recipe import ImageNeeded
 from ...guests.adapter import GuestAdapter, GuestImage
 from ...hosts.agent_client import AsyncAgentClient
 from ...hosts.host import Host
@@ -44,6 +44,7 @@ async def ready_image(
     disk = paths[image.disk] if image.disk else None
     if image.recipe is not None:
         needed = ImageNeeded(artifacts=artifacts, recipe=image.recipe, timeout_s=timeout_s)
+        await host.provide_derived(needed, progress, title=image.recipe.name)
         (disk,) = await agent.get_images(needed, progress)
     return ReadyImage(
         kernel=paths[image.kernel] if image.kernel else None,

@@ -129,6 +129,7 @@ class TemplateMaker:
         limit_s = key.kind.complete.boot_timeout_s + PREPARE_TIMEOUT_S
         try:
             async with asyncio.timeout(limit_s):
+                await self._host.provide_derived(needed, self._progress, title=f"the template of {needed.title}")
                 return await self._agent.get_template(
                     needed, self._progress, lambda making: self._make(key, needed, making)
                 )

@@ -1,0 +1,1 @@
+"""What hosts make and pass on to each other."""
