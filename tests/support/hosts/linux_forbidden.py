@@ -61,7 +61,7 @@ def begin(place: str) -> None:
             if hasattr(module, name):
                 delattr(module, name)
     if hasattr(os, "process_cpu_count"):  # Python 3.13 defines it by os.sched_getaffinity, where there is one
-        os.process_cpu_count = os.cpu_count
+        vars(os)["process_cpu_count"] = os.cpu_count
     refuse = _refuser(home / "refused")
     for name in ("stat", "lstat", "readlink", "access", "statvfs"):
         setattr(os, name, _guarded(getattr(os, name), refuse))
