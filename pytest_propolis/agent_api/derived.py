@@ -33,7 +33,8 @@ class DescribeDerived(msgspec.Struct, frozen=True, kw_only=True):
 class DerivedState(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to `DescribeDerived`.
 
-    :param identity: what the same thing has on every host, whatever the paths there; empty if the host has it.
+    :param identity: what the same thing has on every host, whatever the paths there; of a template, empty where
+        it is there.
     """
 
     is_there: bool

@@ -14,7 +14,7 @@ import msgspec
 
 from ...agent_api.derived import AdoptDerived, DerivedNeeded, SentDerived, SentFile
 from ...agent_api.messages import FetchFile, FileDigest
-from ...errors import AgentError, HostError, HostLost, PropolisError
+from ...errors import AgentError, HostLost, PropolisError
 from ...ledger.rendezvous import Rendezvous
 from ...storage.progress import Progress
 from ..agent_client import AsyncAgentClient
@@ -98,7 +98,7 @@ async def _found_at(host: DerivingHost, identity: str) -> SentDerived | None:
                 return None
             async with await host.client() as agent:
                 return await agent.find_derived(identity)
-    except (HostError, TimeoutError):
+    except (PropolisError, TimeoutError):
         return None
 
 
