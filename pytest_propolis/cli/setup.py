@@ -10,7 +10,7 @@ import shutil
 import sys
 from asyncio.subprocess import STDOUT, Process
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -55,6 +55,7 @@ def _print_progress(line: str) -> None:
 
 
 async def _set_up(settings: Settings, names: Sequence[str], progress: Callable[[str], None]) -> None:
+    from ..hosts.run_hosts import this_machine
     from ..vm.provisioning.guest_images import prepare_guests
     from .project import guests_here
 
@@ -62,7 +63,8 @@ async def _set_up(settings: Settings, names: Sequence[str], progress: Callable[[
     guests = [registry.get(name) for name in names]  # before anything is installed
     qemu = await _ensure_qemu(settings, progress)
     progress(f"QEMU is there: {qemu}")
-    await prepare_guests(settings, guests, progress)
+    with closing(this_machine(settings)) as host:
+        await prepare_guests(host, guests, timeout_s=settings.boot_timeout, progress=progress)
     progress(f"guests are there: {', '.join(names)}")
 
 

@@ -12,7 +12,7 @@ from .kinds import is_elsewhere, open_host
 from .local import LocalHost
 from .run_directory import run_token
 
-__all__ = ["LocalRun", "coordination_host", "coordination_id", "local_run_ids", "open_hosts"]
+__all__ = ["LocalRun", "coordination_host", "coordination_id", "local_run_ids", "open_hosts", "this_machine"]
 
 
 class LocalRun(NamedTuple):
@@ -46,6 +46,11 @@ def open_hosts(
     for host in hosts:
         host.others = hosts
     return hosts
+
+
+def this_machine(settings: Settings) -> Host:
+    """Return this machine as the host of a run of its own, whatever hosts the settings name. No connection is made."""
+    return LocalHost(settings, run_id=run_token(None))
 
 
 def coordination_host(settings: Settings, hosts: tuple[Host, ...], *, run: str) -> Host:

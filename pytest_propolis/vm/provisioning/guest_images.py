@@ -11,9 +11,6 @@ from ...agent_api.image_recipe import ImageNeeded
 from ...guests.adapter import GuestAdapter, GuestImage
 from ...hosts.agent_client import AsyncAgentClient
 from ...hosts.host import Host
-from ...hosts.local import LocalHost
-from ...hosts.run_directory import run_token
-from ...settings import Settings
 
 __all__ = ["ReadyImage", "prepare_guests", "ready_image"]
 
@@ -53,18 +50,17 @@ async def ready_image(
     )
 
 
-async def prepare_guests(settings: Settings, guests: Sequence[GuestAdapter], progress: Callable[[str], None]) -> None:
-    """Fetch and prepare the images of these guests on this machine, so that the first test need not.
+async def prepare_guests(
+    host: Host, guests: Sequence[GuestAdapter], *, timeout_s: float, progress: Callable[[str], None]
+) -> None:
+    """Fetch and prepare the images of these guests on a host, so that the first test need not.
 
+    :param timeout_s: for each of them, how long its boot may take.
     :raises ArtifactError: when one cannot be had.
     """
-    host = LocalHost(settings, run_id=run_token(None))
+    agent = await host.client()
     try:
-        agent = await host.client()
-        try:
-            for guest in guests:
-                await ready_image(host, agent, guest.image, timeout_s=settings.boot_timeout, progress=progress)
-        finally:
-            await agent.aclose()
+        for guest in guests:
+            await ready_image(host, agent, guest.image, timeout_s=timeout_s, progress=progress)
     finally:
-        host.close()
+        await agent.aclose()
