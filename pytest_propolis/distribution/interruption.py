@@ -14,7 +14,15 @@ from typing import Any, Final
 
 import pytest
 
-from ..session.internals import call_in_controller, is_controller, is_worker, local_process
+from ..session.internals import (
+    call_in_controller,
+    is_controller,
+    is_worker,
+    local_process,
+    open_channel,
+    run_id_of,
+    worker_input,
+)
 from ..session.progress import line_printer
 from ..session.signals import Interruption
 from ..session.stash import SETTINGS
@@ -37,7 +45,7 @@ def interruption_for(config: pytest.Config) -> Interruption:
     """Return how signals end the run of this process: a worker, a controller, or a run of one process."""
     say = line_printer(config)
     if is_worker(config):
-        if VM_TESTS_CHANNEL in config.workerinput:  # type: ignore[attr-defined]
+        if VM_TESTS_CHANNEL in worker_input(config):
             config.pluginmanager.register(VmTestAnnouncer(config), "propolis-vm-tests")
         return Interruption(
             say,
@@ -69,7 +77,7 @@ class VmTestAnnouncer:
     """
 
     def __init__(self, config: pytest.Config) -> None:
-        self._channel = config.workerinput[VM_TESTS_CHANNEL]  # type: ignore[attr-defined]
+        self._channel = worker_input(config)[VM_TESTS_CHANNEL]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -90,13 +98,13 @@ class WorkerInterrupter:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        channel = node.workerinput[VM_TESTS_CHANNEL] = node.gateway.newchannel()
+        channel = open_channel(node, VM_TESTS_CHANNEL)
         channel.setcallback(lambda _: call_in_controller(node.config, self.interruption.arm, delay_s=0))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodeready(self, node: Any) -> None:
         self._nodes.append(node)
-        self._run_ids.add(node.workerinput["testrunuid"])
+        self._run_ids.add(run_id_of(node))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:

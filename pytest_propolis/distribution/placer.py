@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ..session.internals import call_in_controller
+from ..session.internals import call_in_controller, run_id_of
 from .run_events import run_events
 from .scheduling.item import Needs
 from .status.source import STATUS_SOURCE
@@ -33,7 +33,7 @@ class Placer:
     def pytest_configure_node(self, node: Any) -> None:
         worker = node.gateway.id
         self._channels[worker] = WorkerChannel(node, lambda message: self._receive(node, message))
-        self._shared_id = node.workerinput["testrunuid"]
+        self._shared_id = run_id_of(node)
 
     def _receive(self, node: Any, message: Collected | Elsewhere) -> None:
         """In a thread of execnet's. Before the workers have collected, the controller's own thread does not look."""

@@ -7,7 +7,7 @@ import pytest
 from ..errors import SettingsError
 from ..hosts.inventory.capacity import slots_of, vms_by_memory
 from ..hosts.inventory.probing import probed_inventory
-from ..session.internals import dist_was_chosen, is_controller, is_worker, numbers_of_workers
+from ..session.internals import dist_was_chosen, is_controller, is_worker, numbers_of_workers, worker_input
 from ..session.stash import SETTINGS
 from ..settings import Settings
 from .run_events import run_events
@@ -26,7 +26,7 @@ def place_tests(config: pytest.Config) -> None:
 
         RetrySummary(config)
     if is_worker(config):
-        if CHANNEL in config.workerinput:  # type: ignore[attr-defined]
+        if CHANNEL in worker_input(config):
             config.pluginmanager.register(WorkerEnd(config), "propolis-placement")
         else:  # its scheduling is xdist's
             _retry_here(config)

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 import pytest
 
-from ..session.internals import worker_input
+from ..session.internals import open_channel, worker_count, worker_input
 from ..session.stash import PLACEMENTS, SETTINGS
 from .elsewhere import LostHosts, RetryElsewhere
 from .scheduling.item import Needs
@@ -46,8 +46,7 @@ class WorkerChannel:
     """
 
     def __init__(self, node: Any, receive: Callable[[Collected | Elsewhere], None]) -> None:
-        self._channel = node.gateway.newchannel()
-        node.workerinput[CHANNEL] = self._channel
+        self._channel = open_channel(node, CHANNEL)
         self._channel.setcallback(lambda data: receive(msgspec.json.decode(data, type=Collected | Elsewhere)))
 
     def place(self, placements: Mapping[str, Iterable[str]]) -> None:
@@ -59,8 +58,7 @@ class WorkerEnd:
     """A plugin of the worker's: reports the needs of the collected tests, and learns where each test runs."""
 
     def __init__(self, config: pytest.Config) -> None:
-        worker = worker_input(config)
-        self._channel, self._workers = worker[CHANNEL], worker["workercount"]
+        self._channel, self._workers = worker_input(config)[CHANNEL], worker_count(config)
         self._placements: dict[str, tuple[str, ...]] = {}
         self._again: queue.SimpleQueue[tuple[str, ...]] = queue.SimpleQueue()
         self._awaited = ""

@@ -16,7 +16,7 @@ import pytest
 
 from ..hosts.inventory.capacity import cpus_of, memory_mib_of, slots_of
 from ..hosts.inventory.probing import probed_inventory
-from ..session.internals import base_temporary_directory, call_in_controller, number_of_workers
+from ..session.internals import base_temporary_directory, call_in_controller, collection_difference, number_of_workers
 from ..session.progress import line_printer
 from ..session.stash import SETTINGS
 from .background_loop import BackgroundLoop
@@ -195,11 +195,9 @@ class HostScheduling:
 
     def _collections_differ(self) -> bool:
         """Report workers that have collected other tests than the first one: then none can run, as with xdist."""
-        from xdist.report import report_collection_diff
-
         (first, tests), *others = self._collections.items()
         for node, collection in others:
-            said = report_collection_diff(tests, collection, first.gateway.id, node.gateway.id)
+            said = collection_difference(tests, collection, workers=(first.gateway.id, node.gateway.id))
             if said:
                 report = pytest.CollectReport(node.gateway.id, "failed", longrepr=said, result=[])
                 self.config.hook.pytest_collectreport(report=report)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from ..errors import PropolisError
+from ..session.internals import parameter_of
 from ..session.stash import SETTINGS
 from ..settings import ENGINE
 from .declarations import MarkerError, declared
@@ -59,11 +60,10 @@ def requirements_of(item: pytest.Item) -> Requirements:
         raise pytest.UsageError(str(error)) from None
     needed, nodes = found.get("requires", {}), found.get("multi_node", {})
     fixtures = getattr(item, "fixturenames", ())
-    callspec = getattr(item, "callspec", None)
     return Requirements(
         hosts=nodes.get("hosts", 2 if "remote_host" in fixtures else 1),
         labels=needed.get("labels", frozenset()) | nodes.get("labels", frozenset()),
-        guest=callspec.params.get(GUEST_FIXTURE) if callspec else None,
+        guest=parameter_of(item, GUEST_FIXTURE),
         zfs=needed.get("zfs", False),
         kvm=needed.get("kvm", False),
         memory_mib=needed.get("memory_mib", 0),

@@ -14,7 +14,8 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from subprocess import Popen
 from typing import Any, Final, cast
@@ -25,7 +26,9 @@ __all__ = [
     "add_section_to_failure",
     "base_temporary_directory",
     "call_in_controller",
+    "collection_difference",
     "dist_was_chosen",
+    "distribute_over_places",
     "drop_missing_basetemp",
     "fixture_functions",
     "has_pytest_asyncio",
@@ -34,17 +37,30 @@ __all__ = [
     "is_worker",
     "load_pytest_asyncio",
     "local_process",
+    "number_of_tests",
     "number_of_workers",
     "numbers_of_workers",
+    "open_channel",
+    "parameter_of",
     "prepare_again",
     "quick_imports",
+    "run_id_of",
     "run_phases",
     "set_loop_scope",
+    "set_worker_input",
+    "set_worker_output",
     "shared_run_id",
     "skip_reason",
     "tear_down_everything",
+    "terminal_reporter",
     "test_of",
+    "uses_fixture",
+    "with_standard_input",
+    "without_capture",
+    "worker_count",
+    "worker_input",
     "worker_name",
+    "worker_output",
 ]
 
 ASYNCIO_MODULE: Final = "pytest_asyncio.plugin"
@@ -119,6 +135,27 @@ def worker_input(config: pytest.Config) -> Mapping[str, Any]:
     return cast(Mapping[str, Any], getattr(config, "workerinput", {}))
 
 
+def set_worker_input(node: Any, key: str, value: object) -> None:
+    """Give a worker that has not been started yet a value, which `worker_input` returns there."""
+    node.workerinput[key] = value
+
+
+def open_channel(node: Any, key: str) -> Any:
+    """Open a channel of execnet's to a worker that has not been started yet. `worker_input` returns its other end."""
+    channel = node.workerinput[key] = node.gateway.newchannel()
+    return channel
+
+
+def set_worker_output(config: pytest.Config, key: str, value: object) -> None:
+    """Send a value with the last message of this worker."""
+    cast(Any, config).workeroutput[key] = value
+
+
+def worker_output(node: Any) -> Mapping[str, Any]:
+    """Return what a worker that has ended has sent with its last message; empty if it has crashed."""
+    return cast(Mapping[str, Any], getattr(node, "workeroutput", {}))
+
+
 def worker_name(config: pytest.Config) -> str | None:
     """Return the name of this worker, such as ``gw0``; None in any other process."""
     return str(cast(Any, config).workerinput["workerid"]) if is_worker(config) else None
@@ -127,6 +164,16 @@ def worker_name(config: pytest.Config) -> str | None:
 def shared_run_id(config: pytest.Config) -> str | None:
     """Return xdist's run id, which all workers share; None in any other process."""
     return str(cast(Any, config).workerinput["testrunuid"]) if is_worker(config) else None
+
+
+def run_id_of(node: Any) -> str:
+    """Return xdist's run id, which a controller gives this worker and all others."""
+    return str(node.workerinput["testrunuid"])
+
+
+def worker_count(config: pytest.Config) -> int:
+    """Return the number of workers in the run of this worker."""
+    return int(worker_input(config)["workercount"])
 
 
 def number_of_workers(config: pytest.Config) -> int:
@@ -143,6 +190,13 @@ def numbers_of_workers(config: pytest.Config) -> tuple[int | None, int]:
     xdist, ours = sys.modules["xdist.plugin"], sys.modules["pytest_propolis.plugin"]
     hook = config.pluginmanager.subset_hook_caller("pytest_xdist_auto_num_workers", [xdist, ours])
     return hook(config=config), xdist.pytest_xdist_auto_num_workers(config)
+
+
+def collection_difference(expected: Sequence[str], found: Sequence[str], *, workers: tuple[str, str]) -> str | None:
+    """Return xdist's message about two workers that have collected different tests; None if they are the same."""
+    from xdist.report import report_collection_diff
+
+    return cast("str | None", report_collection_diff(expected, found, *workers))
 
 
 @contextlib.contextmanager
@@ -173,6 +227,42 @@ def drop_missing_basetemp(config: pytest.Config) -> None:
     """
     if is_worker(config) and config.option.basetemp and not Path(config.option.basetemp).parent.is_dir():
         config.option.basetemp = None
+
+
+def terminal_reporter(config: pytest.Config) -> pytest.TerminalReporter | None:
+    """Return what writes to the terminal; None if there is nothing, as with ``-p no:terminal``."""
+    return cast("pytest.TerminalReporter | None", config.pluginmanager.get_plugin("terminalreporter"))
+
+
+def without_capture(config: pytest.Config) -> AbstractContextManager[None]:
+    """Let output through that pytest would capture, for the length of a block."""
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    return cast("AbstractContextManager[None]", capture.global_and_fixture_disabled()) if capture else nullcontext()
+
+
+@contextlib.contextmanager
+def with_standard_input(config: pytest.Config) -> Iterator[None]:
+    """Open the terminal's own standard input, which pytest's capturing replaces, for the length of a block."""
+    capture = config.pluginmanager.get_plugin("capturemanager")
+    if capture is None:
+        yield
+        return
+    capture.suspend_global_capture(in_=True)
+    try:
+        yield
+    finally:
+        capture.resume_global_capture()
+
+
+def number_of_tests(config: pytest.Config) -> int:
+    """Return how many tests this process has collected; 0 before the session starts."""
+    return int(getattr(config.pluginmanager.get_plugin("session"), "testscollected", 0))
+
+
+def parameter_of(item: pytest.Item, name: str) -> Any:
+    """Return the value of a test's parameter; None if it has no such parameter."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get(name) if callspec else None
 
 
 def base_temporary_directory(config: pytest.Config) -> Path:

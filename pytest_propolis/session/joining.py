@@ -12,6 +12,7 @@ from ..hosts.inventory.inventory import read_inventory
 from ..hosts.kinds import HOST_KINDS
 from ..option_values import host_and_port
 from ..settings import Settings
+from .internals import terminal_reporter
 
 __all__ = ["JoinedHosts"]
 
@@ -64,7 +65,7 @@ class JoinedHosts:
         except PropolisError as error:
             raise pytest.UsageError(str(error)) from None
         self._config.add_cleanup(listener.close)  # after the hosts have been released
-        if reporter := self._config.pluginmanager.get_plugin("terminalreporter"):
+        if reporter := terminal_reporter(self._config):
             for name, command in listener.commands.items():
                 reporter.write_line(f"propolis: to be the host {name}, run there: {command}")
             reporter.flush()

@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 
 from ..hosts.lingering import AgentEnvironment
-from .internals import worker_input
+from .internals import set_worker_input, worker_input
 
 __all__ = ["PinnedEnvironment"]
 
@@ -30,4 +30,4 @@ class PinnedEnvironment:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Workers have more variables than their controller, so the controller's decide which agent all of them use."""
-        node.workerinput[DIGEST_KEY] = AgentEnvironment.of_process().digest
+        set_worker_input(node, DIGEST_KEY, AgentEnvironment.of_process().digest)

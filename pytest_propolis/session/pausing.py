@@ -14,6 +14,7 @@ import pytest
 
 from ..errors import PropolisError
 from ..propolis_api import InstanceState
+from .internals import with_standard_input
 from .progress import progress_printer
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ RUNNING: Final = frozenset(
 def pauser(config: pytest.Config) -> Callable[[str, VmFactory], Awaitable[None]] | None:
     """Return an object that waits for the user; None, with a line that says so, if there is no terminal."""
     show = progress_printer(config)
-    with _standard_input(config):
+    with with_standard_input(config):
         at_terminal = os.isatty(STDIN)
     if not at_terminal:
         show("--propolis-pause-on-failure has no effect: standard input is not a terminal")
@@ -44,7 +45,7 @@ def pauser(config: pytest.Config) -> Callable[[str, VmFactory], Awaitable[None]]
         if running:
             for line in _instructions(test, running):
                 show(line)
-            with _standard_input(config):
+            with with_standard_input(config):
                 await _wait_for_user(running)
             show("going on")
 
@@ -119,17 +120,3 @@ async def _runs(vm: TestVm) -> bool:
         return await vm.get_state() in RUNNING
     except PropolisError:
         return False
-
-
-@contextlib.contextmanager
-def _standard_input(config: pytest.Config) -> Iterator[None]:
-    """Open the terminal's own standard input, which pytest's capturing replaces."""
-    capture = config.pluginmanager.get_plugin("capturemanager")
-    if capture is None:
-        yield
-        return
-    capture.suspend_global_capture(in_=True)
-    try:
-        yield
-    finally:
-        capture.resume_global_capture()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from .internals import is_worker, worker_name
+from .internals import is_worker, terminal_reporter, without_capture, worker_name
 
 __all__ = ["line_printer", "progress_printer"]
 
@@ -17,7 +17,7 @@ def line_printer(config: pytest.Config) -> Callable[[str], None]:
     """Return a function that shows a line on the terminal while nothing is captured."""
 
     def show(text: str) -> None:
-        if (reporter := config.pluginmanager.get_plugin("terminalreporter")) and not is_worker(config):
+        if (reporter := terminal_reporter(config)) and not is_worker(config):
             reporter.ensure_newline()
             reporter.write_line(text)
 
@@ -30,11 +30,10 @@ def progress_printer(config: pytest.Config) -> Callable[[str], None]:
     An xdist worker writes it to its standard error, which is the controller's, because the controller shows its
     workers' reports only when a test has ended.
     """
-    capture = config.pluginmanager.get_plugin("capturemanager")
     write = _writer(config)
 
     def show(text: str) -> None:
-        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+        with without_capture(config):
             write(text)
 
     return show
@@ -44,7 +43,7 @@ def _writer(config: pytest.Config) -> Callable[[str], None]:
     if name := worker_name(config):
         # In one piece, so that it does not mix with other workers' lines; the controller's may not have ended.
         return lambda text: _write_raw(f"\npropolis [{name}]: {text}\n")
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    reporter = terminal_reporter(config)
     if reporter is None:
         return lambda text: None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from .guard import guarded
+from .internals import run_id_of, set_worker_input, set_worker_output, worker_output
 from .stash import GUARD, HOSTS, INTERRUPTION, RETENTION_POLICY, SETTINGS
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class WorkerTeardown:
         """Run after the last finalizer, and before xdist sends the worker's output."""
         yield
         hosts = session.config.stash.get(HOSTS, ())
-        session.config.workeroutput[WORKER_KEY] = any(host.was_up for host in hosts)  # type: ignore[attr-defined]
+        set_worker_output(session.config, WORKER_KEY, any(host.was_up for host in hosts))
         with guarded(session.config, "releasing the worker's VMs"):
             _release_resources(session.config)
 
@@ -54,14 +55,14 @@ class RunTeardown:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        self._shared_id = node.workerinput["testrunuid"]
+        self._shared_id = run_id_of(node)
         if node.config.getoption("dist") == "each":
-            node.workerinput[LOG_DIRECTORY_KEY] = node.gateway.id
+            set_worker_input(node, LOG_DIRECTORY_KEY, node.gateway.id)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         # A worker that has crashed sends no output.
-        self._used |= getattr(node, "workeroutput", {}).get(WORKER_KEY, True)
+        self._used |= worker_output(node).get(WORKER_KEY, True)
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None]:

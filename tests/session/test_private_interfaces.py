@@ -27,6 +27,13 @@ NAMES: Final = [
     ("add_section_to_failure", "_pytest._code.code", "ExceptionRepr.addsection"),
     ("load_pytest_asyncio", "pytest_asyncio.plugin", "pytest_fixture_setup"),
     ("numbers_of_workers", "xdist.plugin", "pytest_xdist_auto_num_workers"),
+    ("collection_difference", "xdist.report", "report_collection_diff"),
+    ("terminal_reporter", "_pytest.terminal", "TerminalReporter.ensure_newline"),
+    ("terminal_reporter", "_pytest.terminal", "TerminalReporter.write_line"),
+    ("terminal_reporter", "_pytest.terminal", "TerminalReporter.flush"),
+    ("without_capture", "_pytest.capture", "CaptureManager.global_and_fixture_disabled"),
+    ("with_standard_input", "_pytest.capture", "CaptureManager.suspend_global_capture"),
+    ("with_standard_input", "_pytest.capture", "CaptureManager.resume_global_capture"),
 ]
 
 
@@ -44,11 +51,18 @@ OBJECTS: Final[list[tuple[str, str, Callable[[pytest.FixtureRequest], object]]]]
     ("test_of", "FixtureRequest._pyfuncitem", lambda request: request._pyfuncitem.nodeid),
     ("fixture_functions", "Function._fixtureinfo", lambda request: request._pyfuncitem._fixtureinfo.name2fixturedefs),
     ("base_temporary_directory", "Config._tmp_path_factory", lambda request: _config(request)._tmp_path_factory),
+    ("number_of_tests", "the plugin 'session'", lambda request: _plugin(request, "session").testscollected),
+    ("terminal_reporter", "the plugin 'terminalreporter'", lambda request: _plugin(request, "terminalreporter").config),
+    ("without_capture", "the plugin 'capturemanager'", lambda request: _plugin(request, "capturemanager").is_capturing),
 ]
 
 
 def _config(request: pytest.FixtureRequest) -> Any:
     return request.config
+
+
+def _plugin(request: pytest.FixtureRequest, name: str) -> Any:
+    return request.config.pluginmanager.get_plugin(name)
 
 
 @pytest.mark.parametrize(("user", "name", "read"), OBJECTS, ids=[name for _, name, _ in OBJECTS])
@@ -66,6 +80,24 @@ def test_a_fixture_definition_has_its_function(request: pytest.FixtureRequest, t
     functions = dict(internals.fixture_functions(request._pyfuncitem))
     assert inspect.unwrap(functions["tmp_path"]).__name__ == "tmp_path"
     assert internals.test_of(request).name == request.node.name
+
+
+@pytest.mark.parametrize("value", [7])
+def test_a_parametrized_test_has_its_parameters(request: pytest.FixtureRequest, value: int) -> None:
+    found = internals.parameter_of(request._pyfuncitem, "value")
+    assert found == value, "Function.callspec.params is gone, which internals.parameter_of uses"
+    assert internals.parameter_of(request._pyfuncitem, "other") is None
+
+
+def test_a_test_has_the_names_of_its_fixtures(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    assert "tmp_path" in request._pyfuncitem.fixturenames, "Function.fixturenames is gone, which hooks and markers use"
+
+
+def test_xdist_describes_collections_that_differ() -> None:
+    found = internals.collection_difference(["test_a"], ["test_b"], workers=("gw0", "gw1"))
+    assert found is not None
+    assert "gw1" in found
+    assert internals.collection_difference(["test_a"], ["test_a"], workers=("gw0", "gw1")) is None
 
 
 def test_asyncio_handles_ctrl_c_by_a_method_of_its_runner() -> None:
@@ -104,14 +136,38 @@ def pytest_configure(config):
     if internals.is_worker(config):
         assert internals.worker_name(config) == "gw0", "workerinput['workerid'] of xdist has changed"
         assert internals.shared_run_id(config), "workerinput['testrunuid'] of xdist is gone"
+        assert internals.worker_count(config) == 1, "workerinput['workercount'] of xdist is gone"
+        given = internals.worker_input(config)
+        assert given.get("given") == 5, "xdist does not send what was added to node.workerinput"
+        given["channel"].send("sent by the worker")
     else:
         assert internals.is_controller(config), "the options tx and dist of xdist have changed"
+
+def pytest_configure_node(node):
+    assert internals.run_id_of(node), "node.workerinput['testrunuid'] of xdist is gone"
+    internals.set_worker_input(node, "given", 5)
+    channel = internals.open_channel(node, "channel")
+    channel.setcallback(print)
+    for name in ("shutdown", "send_runtest_some", "shutting_down"):
+        assert hasattr(node, name), f"a worker of xdist has no {name}, which HostScheduling uses"
+    for name in ("id", "via"):
+        assert hasattr(node.gateway.spec, name), f"a specification of execnet has no {name}, which HostScheduling uses"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_xdist_node_collection_finished(node):
     assert internals.local_process(node), "gateway._io.popen of execnet is gone"
     called = lambda: print("called by the controller")
     assert internals.call_in_controller(node.config, called, delay_s=0), "xdist's plugin 'dsession' is gone"
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session):
+    if internals.is_worker(session.config):
+        internals.set_worker_output(session.config, "result", 6)
+    return (yield)
+
+def pytest_testnodedown(node):
+    assert internals.worker_output(node).get("result") == 6, "xdist does not send what was added to workeroutput"
+    print("the worker has sent its output")
 """
 
 
@@ -120,10 +176,17 @@ def test_a_run_with_a_worker_has_what_is_used_of_xdist_and_execnet(pytester: pyt
     pytester.makepyfile("def test_it(): pass")
     result = pytester.runpytest_subprocess("-p", "no:propolis", "-p", "xdist", "-n", "1", "-s")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines("*called by the controller*")
+    for line in ("called by the controller", "sent by the worker", "the worker has sent its output"):
+        result.stdout.fnmatch_lines(f"*{line}*")
 
 
-def test_no_other_module_imports_private_modules_of_pytest() -> None:
+PRIVATE: Final = (
+    *(f"{verb} {package}" for verb in ("import", "from") for package in ("_pytest", "execnet", "xdist")),
+    *("workerinput", "workeroutput", "newchannel", "callspec", "get_plugin(", "getplugin("),
+)
+
+
+@pytest.mark.parametrize("text", PRIVATE)
+def test_no_other_module_uses_private_interfaces(text: str) -> None:
     modules = [path for path in ROOT.rglob("*.py") if path != Path(str(internals.__file__))]
-    private = ("import _pytest", "from _pytest", "import execnet", "from execnet")
-    assert [path for path in modules if any(text in path.read_text() for text in private)] == []
+    assert [path for path in modules if text in path.read_text()] == []

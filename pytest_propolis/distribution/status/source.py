@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import pytest
 
 from ...hosts.inventory.capacity import cpus_of, memory_mib_of, slots_of
+from ...session.internals import number_of_tests
 from .snapshot import HostStatus, TemplateStatus, WaitingTests
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class OwnProcess:
         self._config = config
 
     def total(self) -> int:
-        return int(getattr(self._config.pluginmanager.get_plugin("session"), "testscollected", 0))
+        return number_of_tests(self._config)
 
     def place(self, test: str) -> tuple[str, tuple[str, ...]]:
         from ...session.stash import HOSTS, RUN
