@@ -25,6 +25,7 @@ __all__ = [
     "contents",
     "end_of_writing",
     "replicas",
+    "require_equal",
     "stop_writing",
     "wait_for_status",
     "writes_more",
@@ -99,3 +100,11 @@ async def end_of_writing(vm: TestVm) -> str:
     """Stop the guest's writing; return the hash of the whole disk as the guest sees it."""
     await stop_writing(vm)
     return (await vm.run("echo 3 >/proc/sys/vm/drop_caches; sha256sum </dev/vda")).split()[0]
+
+
+async def require_equal(vm: TestVm, disk: CrucibleDisk) -> None:
+    """Assert that all three replicas hold the data that the guest has written, and that it has seen no error."""
+    written = await end_of_writing(vm)
+    await wait_for_status(disk, all_active)
+    await vm.stop()
+    assert await replicas(disk) == [written] * 3

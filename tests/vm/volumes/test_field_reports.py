@@ -17,6 +17,7 @@ from volume_checks import (
     begin_to_write,
     end_of_writing,
     replicas,
+    require_equal,
     wait_for_status,
     writes_more,
 )
@@ -44,13 +45,6 @@ async def writer(disk: CrucibleDisk, vm_factory: VmFactory) -> TestVm:
     await vm.run("modprobe virtio_blk; dd if=/dev/urandom of=/dev/vda bs=1M seek=32 count=32 conv=fsync 2>/dev/null")
     await begin_to_write(vm)
     return vm
-
-
-async def require_equal(vm: TestVm, disk: CrucibleDisk) -> None:
-    written = await end_of_writing(vm)
-    await wait_for_status(disk, all_active)
-    await vm.stop()
-    assert await replicas(disk) == [written] * 3
 
 
 def is_repairing(status: UpstairsInfo) -> bool:

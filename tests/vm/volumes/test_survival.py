@@ -14,8 +14,8 @@ from volume_checks import (
     MICRO,
     all_active,
     begin_to_write,
-    end_of_writing,
     replicas,
+    require_equal,
     wait_for_status,
     writes_more,
 )
@@ -38,14 +38,6 @@ async def writer(disk: CrucibleDisk, vm_factory: VmFactory) -> TestVm:
     vm = await vm_factory.start("writer", disks=(disk,), **MICRO)
     await begin_to_write(vm)
     return vm
-
-
-async def require_equal(vm: TestVm, disk: CrucibleDisk) -> None:
-    """Assert that all three replicas hold the data that the guest has written, and that it has seen no error."""
-    written = await end_of_writing(vm)
-    await wait_for_status(disk, all_active)
-    await vm.stop()
-    assert await replicas(disk) == [written] * 3
 
 
 async def test_a_downstairs_dies_and_comes_back(writer: TestVm, disk: CrucibleDisk) -> None:
