@@ -371,32 +371,14 @@ def _parse(name: str, given: _Given) -> Any:
 
 
 def _given_in_file(named: _Given) -> dict[str, _Given]:
+    from .settings_file import read_settings_file  # here, because most runs have no such file
+
     path: Path = _parse("settings_file", named)
-    texts = _read_settings_file(path, named.source)
-    return {name: _Given(f"settings file {named.text}: {name}", text, path.parent) for name, text in texts.items()}
-
-
-def _read_settings_file(path: Path, source: str) -> dict[str, str]:
-    import tomllib  # here, because most runs have no such file, and discovery would pay for it
-
-    hint = f"{source} names this file: make it readable TOML with a [settings] table, or drop the option"
-    try:
-        document = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise _error(f"settings file {path} cannot be read: {error.strerror}", hint=hint) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise _error(f"settings file {path} is not TOML: {error}", hint=hint) from None
-    table = document.get("settings", {})
-    if not isinstance(table, dict):
-        raise _error(f"settings file {path}: settings is not a table", hint=hint)
-    known = _BY_NAME.keys() - {"settings_file"}
-    wrong = sorted({key for key in document if key != "settings"} | (set(table) - known))
-    if wrong:
-        raise _error(
-            f"settings file {path} has unknown keys: {', '.join(wrong)}",
-            hint=f"it holds one table, [settings], with any of {', '.join(sorted(known))}",
-        )
-    return {key: text_of(key, value) for key, value in table.items()}
+    table = read_settings_file(path, named_by=named.source, known=_BY_NAME.keys() - {"settings_file"})
+    return {
+        name: _Given(f"settings file {named.text}: {name}", text_of(name, value), path.parent)
+        for name, value in table.items()
+    }
 
 
 def _error(message: str, *, hint: str | None = None) -> Exception:

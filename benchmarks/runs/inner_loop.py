@@ -17,7 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Final, NamedTuple
 
-from pytest_propolis.hosts.agent_client import AsyncAgentClient, running_agents
+from pytest_propolis.hosts.agent_clients.asynchronous import AsyncAgentClient
+from pytest_propolis.hosts.agent_clients.synchronous import running_agents
 
 from ..common.figure import Figure
 from ..common.options import Options, say

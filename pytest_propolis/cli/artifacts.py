@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import ArtifactError, ConfigError, HostBusy
-from ..hosts.agent_client import running_agents
+from ..hosts.agent_clients.synchronous import running_agents
 from ..hosts.known_directories import known_base_directories
 from ..settings import Settings
 from .main import settings_options

@@ -17,7 +17,8 @@ import click
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from ..console.console import MOVED, end_reason
+from ..console.console import end_reason
+from ..console.following import MOVED
 from ..console.viewer import Viewer
 from ..propolis_api.client import Endpoint, PropolisClient
 from ..propolis_api.serial import migration_notice

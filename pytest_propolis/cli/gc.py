@@ -9,7 +9,7 @@ import click
 
 from ..agent_api.messages import KeptListed
 from ..errors import AgentError
-from ..hosts.agent_client import AgentClient, running_agents
+from ..hosts.agent_clients.synchronous import AgentClient, running_agents
 from ..hosts.known_directories import known_base_directories
 from ..hosts.run_directory import base_directory
 from ..hosts.ssh.link_client import link_base, remove_abandoned_links

@@ -9,7 +9,7 @@ import click
 
 from ..agent_api.agent_process import SOCKET_NAME
 from ..errors import AgentError
-from ..hosts.agent_client import AgentClient
+from ..hosts.agent_clients.synchronous import AgentClient
 from ..hosts.known_directories import known_base_directories
 from ..ledger.survey import RunSurvey, survey
 

@@ -13,7 +13,7 @@ from ..agent_api.messages import VmListed
 from ..agent_api.retention import Kept
 from ..agent_api.volumes import VolumeListed
 from ..errors import AgentError
-from ..hosts.agent_client import AgentClient
+from ..hosts.agent_clients.synchronous import AgentClient
 from ..hosts.known_directories import known_base_directories
 from ..hosts.run_directory import base_directory
 from ..ledger.cleanup import DeadRun, strays

@@ -18,6 +18,7 @@ from ..settings import Settings
 
 if TYPE_CHECKING:
     from ..agent.servers.standalone import Address
+    from ..agent_api.agent_process import AgentConfig
     from ..agent_api.boot_source import BootSource
 
 __all__ = ["serve", "server_program"]
@@ -111,10 +112,7 @@ def serve(
     The API has no authentication: any program that reaches IP:PORT controls the VM. Port 0 takes a free port, and
     unix:PATH a UNIX socket of this user alone. Disks are raw files, or qcow2 files if their names end in .qcow2.
     """
-    import msgspec
-
     from ..agent.servers.standalone import serve as serve_until_stopped
-    from ..agent_api.agent_process import AgentConfig, AgentOptions
     from ..hosts.run_directory import agent_directory, make_private_directory, run_token
 
     boot = _boot_source(bootrom, kernel, initrd, append)
@@ -128,21 +126,28 @@ def serve(
     directory = agent_directory(run)
     os.umask(0o077)
     make_private_directory(directory)
-    config = AgentConfig(
+    config = _agent_config(run, directory, settings)
+    serving = serve_until_stopped(
+        config, boot=boot, address=address, vnc=vnc, ready=_report_ready, metric_addr=metric_addr
+    )
+    try:
+        asyncio.run(serving)
+    except PropolisError:
+        shutil.rmtree(directory, ignore_errors=True)  # nothing was started
+        raise
+
+
+def _agent_config(run: str, directory: Path, settings: Settings) -> AgentConfig:
+    import msgspec
+
+    from ..agent_api.agent_process import AgentConfig, AgentOptions
+
+    return AgentConfig(
         run=run,
         directory=str(directory),
         qemu=str(settings.qemu) if settings.qemu else None,
         options=msgspec.convert(settings, AgentOptions, from_attributes=True),
     )
-    try:
-        asyncio.run(
-            serve_until_stopped(
-                config, boot=boot, address=address, vnc=vnc, ready=_report_ready, metric_addr=metric_addr
-            )
-        )
-    except PropolisError:
-        shutil.rmtree(directory, ignore_errors=True)  # nothing was started
-        raise
 
 
 def _tcp_address(text: str) -> Address | None:

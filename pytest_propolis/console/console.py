@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -18,17 +18,14 @@ from ..propolis_api.connection.endpoint import Loss
 from ..propolis_api.serial import SerialConsoleMoved, is_reset_notice, migration_notice
 from ..terminal_text import abbreviated
 from .escapes import TextFilter
-from .following import ExpectedMove, Sent
+from .following import MOVED, ExpectedMove, Follow, Sent
 from .kernel.ends import asks_for_an_end
 from .kernel.failures import KernelFailures
 from .log import ConsoleLog
 from .shell_protocol import FrameParser, Output, Signal
 from .transcript import Found, Transcript
 
-__all__ = ["MOVED", "TAIL_LINES", "Console", "Follow", "end_reason"]
-
-Follow = Callable[[SerialConsoleMoved], Awaitable[ClientConnection]]
-"""Opens the console again where a guest that migrates has gone."""
+__all__ = ["TAIL_LINES", "Console", "end_reason"]
 
 PANIC: Final = re.compile(r"---\[ end (Kernel panic.*?) \]---")
 """The last line of a Linux that has panicked, and will not boot again by itself."""
@@ -41,10 +38,10 @@ PANIC_QUIET_S: Final = 1.0
 """For so long after that line, nothing comes from a guest that has panicked. Other guests only show an old log."""
 
 RESET: Final = "the guest has reset its machine"
-MOVED: Final = "the guest has moved to another VM"
 TAIL_LINES: Final = 30
-PATTERN_CHARACTERS: Final = 400
 """How many lines of console an error shows."""
+
+PATTERN_CHARACTERS: Final = 400
 
 
 class Console:

@@ -5,12 +5,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Final
+
+from websockets.asyncio.client import ClientConnection
 
 from ..propolis_api.serial import SerialConsoleMoved
 
-__all__ = ["ExpectedMove", "Sent"]
+__all__ = ["MOVED", "ExpectedMove", "Follow", "Sent"]
 
+MOVED: Final = "the guest has moved to another VM"
+
+Follow = Callable[[SerialConsoleMoved], Awaitable[ClientConnection]]
+"""Opens the console again where a guest that migrates has gone."""
 
 KEPT_BYTES: Final = 4 << 20
 """More than can be on its way to a server that has not read it."""

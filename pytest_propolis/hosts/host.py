@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # A controller of pytest-xdist only reads the inventory: it n
     from ..propolis_api.connection.endpoint import Endpoint
     from ..storage.artifacts import Artifact
     from ..storage.progress import Progress
-    from .agent_client import AgentClient, AsyncAgentClient
+    from .agent_clients.asynchronous import AsyncAgentClient
+    from .agent_clients.synchronous import AgentClient
 
 __all__ = [
     "CommandOutput",

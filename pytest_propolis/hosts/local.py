@@ -24,7 +24,8 @@ from ..storage.host_path import host_path
 from ..storage.programs import run_program
 from ..storage.progress import Progress
 from ..storage.store import default_artifact_dir, disk_directory
-from .agent_client import AgentClient, AsyncAgentClient
+from .agent_clients.asynchronous import AsyncAgentClient
+from .agent_clients.synchronous import AgentClient
 from .host import Host, HostSpec, TemplateKind, Unfinished
 from .launcher import Launched, connect_or_launch
 from .lingering import AgentEnvironment, lingering_id

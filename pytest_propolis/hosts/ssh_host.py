@@ -27,7 +27,9 @@ from ..storage.progress import Progress
 from ..storage.sources import LocalFile
 from ..storage.store import ArtifactStore, default_artifact_dir
 from ..storage.user_directories import cache_directory
-from .agent_client import BASE_URL, AgentClient, AsyncAgentClient
+from .agent_clients.asynchronous import AsyncAgentClient
+from .agent_clients.responses import BASE_URL
+from .agent_clients.synchronous import AgentClient
 from .host import Host, HostSpec, TemplateKind, Unfinished
 from .joined.messages import JoinDestination
 from .lifeline import AgentNotRunning, Lifeline

@@ -21,7 +21,7 @@ from .stash import FORKS, HOSTS, INTERRUPTION, KERNEL_WATCH, PLACEMENTS, RETENTI
 if TYPE_CHECKING:
     from ..coordination.group import NodeGroup
     from ..guests.registry import GuestRegistry
-    from ..hosts.agent_client import AsyncAgentClient
+    from ..hosts.agent_clients.asynchronous import AsyncAgentClient
     from ..hosts.host import Host
     from ..storage.artifacts import Artifact
     from ..storage.catalogs.catalog import Catalog

@@ -124,7 +124,7 @@ class RunTeardown:
         ]
 
     def _check_agent(self, agent_id: str, run: str, settings: Settings) -> None:
-        from ..hosts.agent_client import running_agents
+        from ..hosts.agent_clients.synchronous import running_agents
         from ..hosts.run_directory import base_directory
         from ..ledger.audit import audit, wait_until_idle
         from ..storage.store import disk_directory

@@ -15,7 +15,7 @@ from ..agent_api.messages import Keep, KeptListed, ResourceIds
 from ..errors import ApiError, ConfigError, PropolisError
 from ..field_checks import check_keywords
 from ..guests.registry import GuestRegistry
-from ..hosts.agent_client import AsyncAgentClient
+from ..hosts.agent_clients.asynchronous import AsyncAgentClient
 from ..hosts.host import Host
 from ..hosts.placement import HostChoice, choose_host
 from ..propolis_api import InstanceSpec
@@ -30,14 +30,13 @@ from .disks.layout import (
     require_enough_memory,
 )
 from .instance_spec.builder import (
-    successor_properties,
     with_failure_injector,
 )
 from .networks.factory_networks import FactoryNetworks, networked
 from .networks.network import Network
 from .provisioning.host_session import HostSession
 from .provisioning.servers import require_same_devices, require_served
-from .provisioning.vm_builder import VmBuilder, VmPlan
+from .provisioning.vm_builder import VmBuilder
 from .vm import TestVm
 from .warm_start.template_maker import cold_reason
 
@@ -315,20 +314,7 @@ class VmFactory:
         spec = _successor_spec(vm, fail_exports=fail_migration_exports, fail_imports=fail_migration_imports)
         session = await self._session(target_host)
         spec = await self._networks.succeed(vm, name, session, spec)
-        is_elsewhere = target_host.name != vm.host.name
-        plan = VmPlan(
-            name=name,
-            guest=vm.guest,
-            spec=spec,
-            properties=successor_properties(vm.properties, name),
-            boot_source=await self._builder.boot_source_on(session, vm) if is_elsewhere else vm.boot_source,
-            boot_timeout_s=vm.boot_timeout_s,
-            server=server,
-            display=vm.has_display,
-            guest_ports=vm.has_ports,
-            copy_disks=copy_disks or is_elsewhere,
-            predecessor=vm.id if vm.id and not is_elsewhere else None,
-        )
+        plan = await self._builder.succession(session, vm, name, spec, server=server, copy_disks=copy_disks)
         async with self._keeping(session, name) as taken:
             successor = await self._builder.serve(session, plan, taken)
             successor.volumes, successor.nics = list(vm.volumes), vm.nics

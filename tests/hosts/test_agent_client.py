@@ -13,7 +13,8 @@ import pytest
 from pytest_propolis.agent_api.image_recipe import ImageNeeded
 from pytest_propolis.agent_api.messages import Fault
 from pytest_propolis.errors import AgentError, PropolisError, ResourceExhausted
-from pytest_propolis.hosts.agent_client import AgentClient, AsyncAgentClient
+from pytest_propolis.hosts.agent_clients.asynchronous import AsyncAgentClient
+from pytest_propolis.hosts.agent_clients.synchronous import AgentClient
 
 Ask = Callable[[Path], Awaitable[object]]
 

@@ -193,9 +193,7 @@ async def create_volume(
     :raises ArtifactError: when its image is missing or broken, is not of its format, or names files elsewhere.
     :raises ResourceExhausted: when there is no space for it.
     """
-    if request.image is not None:
-        image_format = await _checked_format(request, kind, allowed)
-        request = msgspec.structs.replace(request, image_format=image_format)
+    request = await _with_format(request, kind, allowed)
     size_bytes, extent_bytes = await _size(request, kind)
     volume_id = secrets.token_hex(8)
     directory = parent / volume_id
@@ -228,16 +226,18 @@ async def create_volume(
     return volume
 
 
-async def _checked_format(request: CreateVolume, kind: DownstairsKind, allowed: Sequence[Path]) -> str:
-    """Return the format of a volume's image.
+async def _with_format(request: CreateVolume, kind: DownstairsKind, allowed: Sequence[Path]) -> CreateVolume:
+    """Return a request with the format of its image, if it has one.
 
     :raises ArtifactError: when the image is missing or broken, is not of its format, or names files elsewhere.
     """
-    image = require_absolute(request.image or "", what="disk image")
+    if request.image is None:
+        return request
+    image = require_absolute(request.image, what="disk image")
     image_format = request.image_format or presumed_format(image)
     require_contained(image, image_format, allowed=allowed)
     await kind.require_image(image, image_format)
-    return image_format
+    return msgspec.structs.replace(request, image_format=image_format)
 
 
 async def _size(request: CreateVolume, kind: DownstairsKind) -> tuple[int, int]:

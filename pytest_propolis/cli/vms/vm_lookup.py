@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from ...errors import ConfigError, HostError, PropolisError
-from ...hosts.agent_client import running_agents
+from ...hosts.agent_clients.synchronous import running_agents
 from ...hosts.kinds import is_elsewhere, open_connection
 from ...hosts.known_directories import known_base_directories
 from ...propolis_api.client import Endpoint

@@ -17,7 +17,7 @@ from ...agent_api.messages import FetchFile, FileDigest
 from ...errors import AgentError, HostLost, PropolisError
 from ...ledger.rendezvous import Rendezvous
 from ...storage.progress import Progress
-from ..agent_client import AsyncAgentClient
+from ..agent_clients.asynchronous import AsyncAgentClient
 from ..ssh.link_client import link_base
 
 __all__ = ["DerivingHost", "provide_derived"]

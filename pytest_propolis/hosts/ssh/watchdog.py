@@ -159,7 +159,7 @@ class _Agent:
         return self.end(LEAVE_TIMEOUT_S)
 
     def _keeps(self) -> bool:
-        from ..agent_client import AgentClient
+        from ..agent_clients.synchronous import AgentClient
 
         assert self._socket is not None
         try:

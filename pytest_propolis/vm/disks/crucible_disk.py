@@ -13,7 +13,8 @@ import msgspec
 from ...agent_api.volumes import DownstairsFault, FaultKind, VolumeCreated, VolumeListed
 from ...errors import AgentError, ApiError, ConfigError
 from ...field_checks import check_fields
-from ...hosts.agent_client import AgentClient, AsyncAgentClient
+from ...hosts.agent_clients.asynchronous import AsyncAgentClient
+from ...hosts.agent_clients.synchronous import AgentClient
 from ...hosts.host import Host
 from ...propolis_api import (
     CrucibleStorageBackend,

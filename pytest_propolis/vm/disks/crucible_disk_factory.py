@@ -10,7 +10,7 @@ from typing import Final
 from ...agent_api.messages import Keep, KeptListed, ResourceIds
 from ...agent_api.volumes import CreateVolume
 from ...errors import ConfigError
-from ...hosts.agent_client import AsyncAgentClient
+from ...hosts.agent_clients.asynchronous import AsyncAgentClient
 from ...hosts.host import Host
 from ...storage.artifacts import Artifact
 from ...storage.host_path import host_path
@@ -119,9 +119,8 @@ class CrucibleDiskFactory:
         """
         self._check(name, size_mib, block_size)
         _check_fat(name, block_size, fat, has_image=image is not None)
-        if self._agent is None:
-            self._agent = await self._host.client()
-        there = None if image is None else await self._on_host(self._agent, name, image)
+        agent = self._agent = self._agent or await self._host.client()
+        there = None if image is None else await self._on_host(agent, name, image)
         request = CreateVolume(
             name=name,
             group=self._group,
@@ -131,10 +130,10 @@ class CrucibleDiskFactory:
             image_format=image_format or (None if isinstance(image, Path) else image_format_of(there or "")),
             contents=None if fat is None else fat.contents(),
             stall_timeout_s=stall_timeout_s,
-            program=await self._program_on(self._agent, name, downstairs or self._downstairs),
+            program=await self._program_on(agent, name, downstairs or self._downstairs),
         )
-        created = await self._agent.create_volume(request)
-        disk = CrucibleDisk(self._host, self._agent, created, name=name, block_size=block_size)
+        created = await agent.create_volume(request)
+        disk = CrucibleDisk(self._host, agent, created, name=name, block_size=block_size)
         self.disks.append(disk)
         self._made(disk)
         return disk

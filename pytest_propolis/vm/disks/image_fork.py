@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, final
 from ...agent_api.disks import ImageForked
 from ...errors import ConfigError
 from ...field_checks import check_fields
-from ...hosts.agent_client import AsyncAgentClient
+from ...hosts.agent_clients.asynchronous import AsyncAgentClient
 from ...hosts.host import Host
 from ..instance_spec.device_names import require_device_name
 from .kinds import AttachedDisk, Disk, DiskInterface, PciSlot

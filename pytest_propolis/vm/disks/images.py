@@ -11,7 +11,7 @@ from ...agent_api.image_recipe import ImageNeeded
 from ...errors import ConfigError
 from ...field_checks import closest
 from ...guests.registry import GuestRegistry
-from ...hosts.agent_client import AsyncAgentClient
+from ...hosts.agent_clients.asynchronous import AsyncAgentClient
 from ...hosts.host import Host
 from ...storage.artifacts import Artifact
 from ...storage.host_path import host_path

@@ -9,7 +9,7 @@ import msgspec
 
 from ...agent_api.image_recipe import ImageNeeded
 from ...guests.adapter import GuestAdapter, GuestImage
-from ...hosts.agent_client import AsyncAgentClient
+from ...hosts.agent_clients.asynchronous import AsyncAgentClient
 from ...hosts.host import Host
 
 __all__ = ["ReadyImage", "prepare_guests", "ready_image"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...agent_api.messages import ResourceIds
 from ...errors import PropolisError
-from ...hosts.agent_client import AsyncAgentClient
+from ...hosts.agent_clients.asynchronous import AsyncAgentClient
 from ...hosts.host import Host
 from ..warm_start.warm_starter import WarmStarter
 

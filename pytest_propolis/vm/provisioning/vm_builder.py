@@ -33,11 +33,13 @@ from ..instance_spec.builder import (
     instance_spec,
     nic_components,
     qcow2_files,
+    successor_properties,
     with_failure_injector,
 )
 from ..server_handle import ServerHandle
 from ..timings import Timings
 from ..vm import TestVm
+from ..warm_start.fork_handle import ForkHandle
 from .guest_images import ReadyImage, ready_image
 from .host_session import HostSession
 from .servers import disk_reader, open_server, qemu_log
@@ -136,11 +138,18 @@ class VmBuilder:
                 return None
             await taken.enter_async_context(made.pop_all())
         session.own_vm(forked.vm.id, taken, log_path=log)
-        vm = TestVm(
+        return await taken.enter_async_context(self._forked_vm(session, complete, guest, forked))
+
+    def _forked_vm(
+        self, session: HostSession, complete: CompleteVmConfig, guest: GuestAdapter, forked: ForkHandle
+    ) -> TestVm:
+        name = complete.config.name
+        client = PropolisClient(session.agent.endpoint(forked.vm.path), vm=name, log_path=qemu_log(self._log_dir, name))
+        return TestVm(
             name=name,
             server=ServerHandle(
                 host=session.host,
-                client=PropolisClient(session.agent.endpoint(forked.vm.path), vm=name, log_path=log),
+                client=client,
                 vm_id=forked.vm.id,
                 migrations=partial(session.agent.migrations, forked.vm.path),
                 has_ports=complete.config.has_ports,
@@ -154,7 +163,6 @@ class VmBuilder:
             forked=forked,
             phases=forked.phases,
         )
-        return await taken.enter_async_context(vm)
 
     async def _plugged(
         self, session: HostSession, disks: Iterable[Disk], nics: Iterable[Nic], made: contextlib.AsyncExitStack
@@ -261,7 +269,29 @@ class VmBuilder:
         )
         return await taken.enter_async_context(vm)
 
-    async def boot_source_on(self, session: HostSession, vm: TestVm) -> BootSource:
+    async def succession(
+        self, session: HostSession, vm: TestVm, name: str, spec: InstanceSpec, *, server: str | Path, copy_disks: bool
+    ) -> VmPlan:
+        """Return the plan of a VM that can replace another one.
+
+        :param vm: the other one, which may be on another host; then its disks are copied in any case.
+        """
+        is_elsewhere = session.host.name != vm.host.name
+        return VmPlan(
+            name=name,
+            guest=vm.guest,
+            spec=spec,
+            properties=successor_properties(vm.properties, name),
+            boot_source=await self._boot_source_on(session, vm) if is_elsewhere else vm.boot_source,
+            boot_timeout_s=vm.boot_timeout_s,
+            server=server,
+            display=vm.has_display,
+            guest_ports=vm.has_ports,
+            copy_disks=copy_disks or is_elsewhere,
+            predecessor=vm.id if vm.id and not is_elsewhere else None,
+        )
+
+    async def _boot_source_on(self, session: HostSession, vm: TestVm) -> BootSource:
         """Return a VM's boot source, with the files of another host."""
         if not isinstance(vm.boot_source, DirectKernel):
             return vm.boot_source

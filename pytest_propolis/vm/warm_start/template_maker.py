@@ -16,7 +16,7 @@ from ...agent_api.disks import CreateDisk
 from ...agent_api.templates import FreezeVm, TemplateMaking, TemplateNeeded, disk_file
 from ...errors import BootError, PropolisError, TemplateError
 from ...guests.adapter import GuestAdapter
-from ...hosts.agent_client import AsyncAgentClient
+from ...hosts.agent_clients.asynchronous import AsyncAgentClient
 from ...hosts.host import Host, log_path_on
 from ...propolis_api.client import PropolisClient
 from ...settings import ENGINE

@@ -13,7 +13,7 @@ from ...agent_api.templates import ForkVm
 from ...console.shell_protocol import TypedCommand
 from ...errors import ApiError, BootError, TemplateError
 from ...guests.adapter import GuestAdapter
-from ...hosts.agent_client import AsyncAgentClient
+from ...hosts.agent_clients.asynchronous import AsyncAgentClient
 from ...hosts.host import Host
 from ...propolis_api import Component, NvmeDisk, VirtioDisk, VirtioNic
 from ..config import CompleteVmConfig

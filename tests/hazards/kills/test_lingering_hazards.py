@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from live_run import LiveRun, started_run
 
-from pytest_propolis.hosts.agent_client import AgentClient
+from pytest_propolis.hosts.agent_clients.synchronous import AgentClient
 from pytest_propolis.hosts.lifeline import Lifeline
 from pytest_propolis.hosts.local import LocalHost
 from pytest_propolis.hosts.run_directory import run_token

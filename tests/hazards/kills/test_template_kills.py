@@ -25,7 +25,7 @@ CONFTEST = """
 import contextlib, os, signal
 from pathlib import Path
 from pytest_propolis.guests.micro import Micro
-from pytest_propolis.hosts.agent_client import AsyncAgentClient
+from pytest_propolis.hosts.agent_clients.asynchronous import AsyncAgentClient
 
 freeze = AsyncAgentClient.freeze
 

@@ -16,7 +16,7 @@ import pytest
 from joined_machine import JoinedMachine, joined_machine
 
 from pytest_propolis.errors import HostError, HostLost, SettingsError
-from pytest_propolis.hosts.agent_client import AsyncAgentClient
+from pytest_propolis.hosts.agent_clients.asynchronous import AsyncAgentClient
 from pytest_propolis.hosts.host import HostSpec
 from pytest_propolis.hosts.joined.host import JoinedHost, open_host
 from pytest_propolis.hosts.joined.listening import RunListener

@@ -259,7 +259,7 @@ def test_a_run_on_a_busy_machine_leaves_no_socket_to_the_garbage_collector(inner
         import warnings, pytest
         from pathlib import Path
         from pytest_propolis import AgentError
-        from pytest_propolis.hosts.agent_client import AgentClient
+        from pytest_propolis.hosts.agent_clients.synchronous import AgentClient
 
         def test_it(tmp_path):
             import gc

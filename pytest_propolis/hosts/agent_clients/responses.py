@@ -9,15 +9,16 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from ..agent_api.agent_process import LOG_NAME
-from ..agent_api.messages import Fault
-from ..errors import AgentError, PropolisError
-from ..propolis_api.connection.http import HttpAnswer
-from ..propolis_api.failure import api_error
+from ...agent_api.agent_process import LOG_NAME
+from ...agent_api.messages import Fault
+from ...errors import AgentError, PropolisError
+from ...propolis_api.connection.http import HttpAnswer
+from ...propolis_api.failure import api_error
 
-__all__ = ["ResponseDecoder"]
+__all__ = ["BASE_URL", "ResponseDecoder"]
 
 T = TypeVar("T")
+BASE_URL: Final = "http://agent"
 QUOTED_BYTES: Final = 2000
 
 
