@@ -241,5 +241,8 @@ class Host(Protocol):
 
 
 def log_path_on(host: Host, path: Path) -> str:
-    """Return the path for an agent to write QEMU's messages to; empty for the agent's choice."""
+    """Return the path for an agent to write QEMU's messages to; empty for the agent's choice.
+
+    Why the log of a local host goes there at once: docs/decisions/2026-11-28-agent-and-files.md.
+    """
     return host_path(path, purpose="the log of QEMU") if host.shares_files else ""
