@@ -9,7 +9,7 @@ import pytest
 
 from ..session.internals import call_in_controller, run_id_of
 from .run_events import run_events
-from .scheduling.item import Needs
+from .scheduling.needs import Needs
 from .status.source import STATUS_SOURCE
 from .worker_channel import LOST_HOSTS_ATTRIBUTE, Collected, Elsewhere, WorkerChannel
 from .xdist_scheduling import HostScheduling

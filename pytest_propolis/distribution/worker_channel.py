@@ -16,7 +16,7 @@ import pytest
 from ..session.internals import open_channel, worker_count, worker_input
 from ..session.stash import PLACEMENTS, SETTINGS
 from .elsewhere import LostHosts, RetryElsewhere
-from .scheduling.item import Needs
+from .scheduling.needs import Needs
 
 __all__ = ["LOST_HOSTS_ATTRIBUTE", "Collected", "Elsewhere", "WorkerChannel", "WorkerEnd", "needs_of"]
 

@@ -22,7 +22,8 @@ from ..session.stash import SETTINGS
 from .background_loop import BackgroundLoop
 from .scheduling.decision import BuildTemplate, EndWorker, Start
 from .scheduling.host import HostSpec
-from .scheduling.item import Item, Needs
+from .scheduling.item import Item
+from .scheduling.needs import Needs
 from .scheduling.planning.durations import SMALLEST_S
 from .scheduling.scheduler import FleetScheduler
 from .status.snapshot import HostStatus, WaitingTests

@@ -2,7 +2,8 @@
 
 from .decision import BuildTemplate, Decision, EndWorker, Start
 from .host import HostSpec
-from .item import Item, Needs
+from .item import Item
+from .needs import Needs
 from .protocol import Scheduler
 from .scheduler import FleetScheduler
 

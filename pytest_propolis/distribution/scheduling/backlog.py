@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Final, NamedTuple
 
 from .demand import LAST, PROBE_S, Demand, Queue, Way
-from .item import Needs
+from .needs import Needs
 from .planning.durations import Estimate
 
 __all__ = ["Backlog"]

@@ -10,7 +10,7 @@ from typing import Final
 from .demand import Demand, Queue
 from .fleet import Fleet
 from .host import HostState
-from .item import Needs
+from .needs import Needs
 from .planning.reservation import Reservation
 
 __all__ = ["Choice", "Chooser"]

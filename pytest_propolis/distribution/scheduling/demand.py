@@ -10,7 +10,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import Final
 
-from .item import Needs
+from .needs import Needs
 
 __all__ = ["LAST", "PROBE_S", "Demand", "Queue", "Way"]
 

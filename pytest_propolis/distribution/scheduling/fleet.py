@@ -8,7 +8,7 @@ from itertools import islice
 
 from .demand import Demand, Way
 from .host import HostSpec, HostState
-from .item import Needs
+from .needs import Needs
 
 __all__ = ["Fleet"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from .item import Needs
+from .needs import Needs
 
 __all__ = ["HostSpec", "HostState"]
 

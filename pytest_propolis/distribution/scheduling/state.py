@@ -11,7 +11,8 @@ from .backlog import Backlog
 from .demand import Queue, Way
 from .fleet import Fleet
 from .host import HostState
-from .item import Item, Needs
+from .item import Item
+from .needs import Needs
 from .planning.durations import Durations
 from .planning.gathering import Gatherings, Request
 from .workers import Workers

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from .item import Needs
+from .needs import Needs
 from .state import RunState
 
 __all__ = ["Waiting", "reason", "reasons"]

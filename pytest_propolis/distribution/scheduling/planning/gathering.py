@@ -12,7 +12,7 @@ from ..backlog import Backlog
 from ..chooser import SLOW
 from ..fleet import Fleet
 from ..host import HostSpec, HostState
-from ..item import Needs
+from ..needs import Needs
 
 __all__ = ["Gathering", "Gatherings", "Request"]
 

@@ -1,7 +1,7 @@
 """The memory of a guest, copied into the target's file while the guest runs, and for the rest once it is stopped.
 
 QEMU's own pre-copy relies on its record of the pages that a guest has written, which its emulator does not always keep
-(`memory_transfer`). Here the pages themselves are compared, with digests of what the target has: whatever wrote them,
+(`transfer.py`). Here the pages themselves are compared, with digests of what the target has: whatever wrote them,
 once the guest stands still the last pass finds each difference.
 
 The target has the memory in a file, which its QEMU maps, and the source reads its own (`memory_contents`). A message of
