@@ -20,7 +20,7 @@ from ..session.internals import base_temporary_directory, call_in_controller, co
 from ..session.progress import line_printer
 from ..session.stash import SETTINGS
 from .background_loop import BackgroundLoop
-from .scheduling.decision import BuildTemplate, EndWorker, Start
+from .scheduling.decision import BuildTemplate, EndWorker, Relocate, Start
 from .scheduling.host import HostSpec
 from .scheduling.item import Item
 from .scheduling.needs import Needs
@@ -85,8 +85,6 @@ class HostScheduling:
         self._all_placed = False
         self._durations: dict[str, float] = {}
         self._hosts: dict[str, HostSpec] = {}
-        self._moving: dict[str, str] = {}
-        """By worker, the test that waits for other hosts."""
         self._background = BackgroundLoop()
         self._making: dict[tuple[str, str], float] = {}
         """By host and guest, since when a template is being made, in s since the epoch."""
@@ -257,20 +255,14 @@ class HostScheduling:
         self.lose_hosts(lost)
         if self._placed.get(test, NOWHERE)[0] == worker:
             self._scheduler.hosts_lost_by(worker)
-            self._moving[worker] = test
+            self._placed[test] = worker, ()
             self._decide()
         else:
             self._channels[worker].place({test: ()})
 
-    def _move(self) -> None:
-        for worker, test in list(self._moving.items()):
-            needs = self._needs[test]
-            hosts = self._scheduler.relocate(worker)
-            if hosts is None and sum(host.could_fit(needs) for host in self._hosts.values()) >= needs.hosts:
-                continue
-            del self._moving[worker]
-            self._placed[test] = worker, hosts or ()
-            self._channels[worker].place({test: hosts or ()})
+    def _relocate(self, worker: str, test: str, hosts: tuple[str, ...]) -> None:
+        self._placed[test] = worker, hosts
+        self._channels[worker].place({test: hosts})
 
     def _give_up_what_no_host_can_run(self) -> None:
         """Let such tests start as they are: each is skipped or fails, and says what it lacks."""
@@ -333,7 +325,6 @@ class HostScheduling:
         del self._nodes[worker]
         self._collections.pop(node, None)
         sent = self._sent.pop(worker)
-        self._moving.pop(worker, None)
         placed = [test for test in sent if self._placed.pop(test, None) is not None]
         if worker in self._ready:
             self._ready.remove(worker)
@@ -346,13 +337,14 @@ class HostScheduling:
     def _decide(self) -> None:
         """Do what the scheduler decides, and see that it is asked again while tests wait."""
         self._let_go()
-        self._move()
         for decision in self._scheduler.decide(time.monotonic()):
             match decision:
                 case Start():
                     self._start(decision)
                 case EndWorker(worker):
                     self._nodes[worker].shutdown()
+                case Relocate(worker, test, hosts):
+                    self._relocate(worker, test, hosts)
                 case BuildTemplate(host, guest):
                     self._making[host, guest] = time.time()
                     self._templates.make(host, guest, partial(self._call, partial(self._made, host, guest)))

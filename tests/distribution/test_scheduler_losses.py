@@ -181,37 +181,6 @@ def test_it_says_that_a_worker_holds_a_test() -> None:
     assert fleet.scheduler.why_waiting(held) == f"worker gw0 holds it as its next and runs {running}"
 
 
-def test_a_test_that_has_lost_its_host_gets_another_one_when_there_is_room() -> None:
-    fleet = fleet_of(host("h0", slots=1), host("h1", slots=1), workers=2)
-    fleet.add_tests(item("one", 100), item("two", 90))
-    fleet.decide()
-    scheduler, worker, other = fleet.scheduler, worker_of(fleet, "one"), worker_of(fleet, "two")
-    (lost,), (left,) = fleet.where("one") or (), fleet.where("two") or ()
-    assert scheduler.host_lost(lost) == ("one",)
-    scheduler.hosts_lost_by(worker)
-    assert scheduler.relocate(worker) is None
-    scheduler.test_finished(other, "two", 90)
-    assert scheduler.relocate(worker) == (left,)
-    assert [state.slots for state in scheduler.hosts() if state.alive] == [0]
-    scheduler.test_finished(worker, "one", 200)
-    assert [state.slots for state in scheduler.hosts() if state.alive] == [1]
-
-
-def test_a_test_on_two_hosts_of_which_one_is_lost_holds_none_until_it_gets_two() -> None:
-    fleet = fleet_of(host("h0", slots=1), host("h1", slots=1), host("h2", slots=1), workers=1)
-    fleet.add_tests(item("both", hosts=2))
-    fleet.decide()
-    scheduler, worker = fleet.scheduler, worker_of(fleet, "both")
-    lost, kept = fleet.where("both") or ()
-    scheduler.host_lost(lost)
-    scheduler.hosts_lost_by(worker)
-    assert sum(state.slots for state in scheduler.hosts() if state.alive) == 2
-    found = scheduler.relocate(worker)
-    assert found is not None
-    assert {*found, lost} == {"h0", "h1", "h2"}
-    assert kept in found
-
-
 def test_what_waits_is_told_by_reason_with_the_number_of_tests() -> None:
     fleet = fleet_of(host(slots=1), workers=2)
     fleet.add_tests(*(item(f"test{number}") for number in range(9)), item("wide", labels={"gpu"}))

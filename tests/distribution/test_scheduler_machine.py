@@ -74,10 +74,16 @@ class SchedulerMachine(RuleBasedStateMachine):
     def host_is_lost(self, data: st.DataObject) -> None:
         self.fleet.lose_host(data.draw(st.sampled_from(sorted(self.fleet.hosts))))
 
-    @precondition(lambda self: self.fleet.running)
+    @precondition(lambda self: self.fleet.hosts)
+    @rule(data=st.data())
+    def host_is_lost_and_its_tests_run_again(self, data: st.DataObject) -> None:
+        self.fleet.lose_host_but_not_its_tests(data.draw(st.sampled_from(sorted(self.fleet.hosts))))
+
+    @precondition(lambda self: self.fleet.running.keys() - self.fleet.displaced)
     @rule(data=st.data(), duration_s=st.floats(0.001, 500))
     def test_finishes(self, data: st.DataObject, duration_s: float) -> None:
-        self.fleet.finish(data.draw(st.sampled_from(sorted(self.fleet.running))), duration_s)
+        running = sorted(self.fleet.running.keys() - self.fleet.displaced)
+        self.fleet.finish(data.draw(st.sampled_from(running)), duration_s)
 
     @precondition(lambda self: self.fleet.running)
     @rule(data=st.data(), again=st.booleans())

@@ -1,6 +1,6 @@
 """The scheduler of a run: which test runs where and when, and where templates are made."""
 
-from .decision import BuildTemplate, Decision, EndWorker, Start
+from .decision import BuildTemplate, Decision, EndWorker, Relocate, Start
 from .host import HostSpec
 from .item import Item
 from .needs import Needs
@@ -15,6 +15,7 @@ __all__ = [
     "HostSpec",
     "Item",
     "Needs",
+    "Relocate",
     "Scheduler",
     "Start",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["BuildTemplate", "Decision", "EndWorker", "Start"]
+__all__ = ["BuildTemplate", "Decision", "EndWorker", "Relocate", "Start"]
 
 
 class Start(NamedTuple):
@@ -37,4 +37,16 @@ class EndWorker:
     worker: str
 
 
-Decision = Start | BuildTemplate | EndWorker
+@dataclass(frozen=True, slots=True)
+class Relocate:
+    """Have a worker run a test again that has lost its hosts while it ran.
+
+    :param hosts: as many as the test needs, not all of which may have its template; none if too few are left for it.
+    """
+
+    worker: str
+    test: str
+    hosts: tuple[str, ...]
+
+
+Decision = Start | BuildTemplate | EndWorker | Relocate

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Final
 
 from .chooser import SHORT_S, SLOW, Choice, Chooser
-from .decision import BuildTemplate, Decision, Start
+from .decision import BuildTemplate, Decision, Relocate, Start
 from .demand import Queue
 from .follower import Follower
 from .host import HostState
@@ -83,6 +83,8 @@ class Dispatcher:
             self._look_ahead()
         for state, guest in self._planner.first(joined, max(self._chooser.slack_s, SHORTEST_TICK_S)) if joined else ():
             self._build(state, guest)
+        if run.displaced:
+            self._gather_displaced()
         self._gather()
         self._place_held()
         if self._lacking and run.workers.empty:
@@ -288,7 +290,31 @@ class Dispatcher:
             if not gathering.missing:
                 self._start_gathered(gathering)
 
+    def _gather_displaced(self) -> None:
+        """Have hosts kept for the tests that have lost their own while they ran; any number, as their workers wait."""
+        run = self._run
+        for worker in [worker for worker, gathered in run.displaced.items() if not gathered]:
+            running = run.running[worker]
+            gathering = run.gatherings.begin_anew(running.tests[running.done], running.queue.needs, worker)
+            if gathering is None:
+                self._relocate(worker, ())
+                continue
+            run.displaced[worker] = True
+            run.changed.update(gathering.missing)
+            if not gathering.missing:
+                self._start_gathered(gathering)
+
+    def _relocate(self, worker: str, hosts: tuple[HostState, ...]) -> None:
+        run = self._run
+        run.relocate(worker, hosts)
+        running = run.running[worker]
+        names = tuple(state.host.name for state in hosts)
+        self._decisions.append(Relocate(worker, run.items[running.tests[running.done]].id, names))
+
     def _start_gathered(self, gathering: Gathering) -> None:
+        if gathering.displaced:
+            self._relocate(gathering.worker, tuple(gathering.taken))
+            return
         self._start(gathering.worker, gathering.index, tuple(gathering.taken), gathering.work_s)
 
     def _start_hostless(self) -> None:

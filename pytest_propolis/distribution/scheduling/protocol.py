@@ -61,13 +61,7 @@ class Scheduler(Protocol):
         """
 
     def hosts_lost_by(self, worker: str) -> None:
-        """Let it know that what a worker runs is to run again on other hosts; until `relocate` it holds none."""
-
-    def relocate(self, worker: str) -> tuple[str, ...] | None:
-        """Give hosts to a test that has none since `hosts_lost_by`, all at once.
-
-        :returns: their names; None if there is no room now.
-        """
+        """Let it know that what a worker runs is to run again on other hosts; until `Relocate` it holds none."""
 
     def run_again(self, test: str) -> None:
         """Let it schedule a test once more that counts as having run."""

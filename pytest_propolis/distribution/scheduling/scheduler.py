@@ -57,7 +57,9 @@ class FleetScheduler(Scheduler):
         self._joined = [state for state in self._joined if state is not lost]
         for gathering in run.gatherings.host_lost(name):
             run.changed.update((*gathering.taken, *gathering.missing))
-            if gathering.held:
+            if gathering.displaced:
+                run.displaced[gathering.worker] = False
+            elif gathering.held:
                 run.workers.holders[gathering.index] = gathering.worker
                 run.hold(gathering.index)
             else:
@@ -113,11 +115,7 @@ class FleetScheduler(Scheduler):
         return (run.items[lost].id,)
 
     def hosts_lost_by(self, worker: str) -> None:
-        self._run.vacate(worker)
-
-    def relocate(self, worker: str) -> tuple[str, ...] | None:
-        hosts = self._run.relocate(worker)
-        return None if hosts is None else tuple(state.host.name for state in hosts)
+        self._run.displace(worker)
 
     def run_again(self, test: str) -> None:
         run, index = self._run, self._run.indices[test]

@@ -56,6 +56,8 @@ class RunState:
     workers: Workers = field(default_factory=Workers)
     running: dict[str, Running] = field(default_factory=dict)
     """By worker."""
+    displaced: dict[str, bool] = field(default_factory=dict)
+    """Worker whose test has lost its hosts while it ran -> whether other ones are being gathered."""
     finished: set[int] = field(default_factory=set)
     losses: dict[int, float] = field(default_factory=dict)
     """Test -> how often it was lost, or is to run again; a loss with a host counts `HOST_LOSS`."""
@@ -149,16 +151,20 @@ class RunState:
         """Free what a worker's tests hold. The worker is idle then."""
         run = self.running.pop(worker)
         self._free(run)
+        if self.displaced.pop(worker, False):
+            for gathering in self.gatherings.worker_lost(worker):
+                self.changed.update((*gathering.taken, *gathering.missing))
         held = self.workers.idle(worker)
         if held is not None:
             self.hold(held, run.hosts)
         return run
 
-    def vacate(self, worker: str) -> None:
-        """Free what a worker's tests hold, though they go on."""
+    def displace(self, worker: str) -> None:
+        """Free what a worker's tests hold, though they go on as soon as they have other hosts."""
         run = self.running[worker]
         self._free(run)
         run.hosts, run.rate = (), 0.0
+        self.displaced[worker] = False
 
     def _free(self, run: Running) -> None:
         queue = run.queue
@@ -168,21 +174,14 @@ class RunState:
                 state.give_back(queue.needs)
                 self.changed.add(state)
 
-    def relocate(self, worker: str) -> tuple[HostState, ...] | None:
-        """Let a worker's tests have hosts again, those with their template first; None if there is no room."""
+    def relocate(self, worker: str, hosts: tuple[HostState, ...]) -> None:
+        """Let a worker's tests go on, on hosts that have been taken for them; without any if there are too few."""
         run = self.running[worker]
-        needs = run.queue.needs
-        fitting = [state for state in self.fleet.fastest_first if state.could_fit(needs) and state.fits(needs)]
-        fitting.sort(key=lambda state: needs.guest is not None and needs.guest not in state.templates)
-        if len(fitting) < needs.hosts:
-            return None
-        run.hosts = tuple(fitting[: needs.hosts])
-        for state in run.hosts:
-            state.take(needs)
-        run.speed = min((state.speed for state in run.hosts), default=1.0)
-        run.rate = run.speed * len(run.hosts)
+        del self.displaced[worker]
+        run.hosts = hosts
+        run.speed = min((state.speed for state in hosts), default=1.0)
+        run.rate = run.speed * len(hosts)
         run.queue.demand.run(run.rate)
-        return run.hosts
 
     def hold(self, index: int, hosts: tuple[HostState, ...] = ()) -> None:
         """Let an idle worker hold a test.

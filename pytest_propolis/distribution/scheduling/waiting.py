@@ -48,6 +48,8 @@ def reason(run: RunState, index: int) -> str:
     if index in run.finished:
         return "it has run"
     for running in run.running.values():
+        if running.tests[running.done] == index and running.worker in run.displaced:
+            break
         if index in running.tests[running.done :]:
             place = "on " + ", ".join(state.host.name for state in running.hosts) if running.hosts else "without a host"
             if running.tests[running.done] == index:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 from pytest_propolis.distribution.scheduling import (
     BuildTemplate,
-    EndWorker,
+    Decision,
     FleetScheduler,
     HostSpec,
     Item,
     Needs,
+    Relocate,
     Start,
 )
 
@@ -51,6 +52,8 @@ class ModelFleet:
         self.ended: set[str] = set()
         self.held: dict[str, str | None] = {}
         self.running: dict[str, ModelRun] = {}
+        self.displaced: set[str] = set()
+        """Workers whose tests have lost their hosts, and wait for others."""
         self.starts: list[Start] = []
         self.builds: list[BuildTemplate] = []
         self.done: set[str] = set()
@@ -78,14 +81,26 @@ class ModelFleet:
         for worker in there:
             self.lose_test(worker)
 
+    def lose_host_but_not_its_tests(self, name: str) -> None:
+        """Lose a host whose tests stay with their workers, and are to have other hosts."""
+        del self.hosts[name]
+        self.scheduler.host_lost(name)
+        for worker, run in self.running.items():
+            if name in run.hosts:
+                run.hosts.clear()
+                self.displaced.add(worker)
+                self.scheduler.hosts_lost_by(worker)
+
     def lose_test(self, worker: str, *, again: bool = True) -> None:
         run = self.running.pop(worker)
+        self.displaced.discard(worker)
         assert self.scheduler.test_lost(worker, again=again) == (run.tests[0],)
         self._forgive(run, again=again)
         self._let_go(worker)
 
     def lose_worker(self, worker: str, *, again: bool = True) -> None:
         run = self.running.pop(worker, None)
+        self.displaced.discard(worker)
         lost = self.scheduler.worker_lost(worker, again=again)
         assert lost == ((run.tests[0],) if run else ())
         if run:
@@ -118,7 +133,7 @@ class ModelFleet:
         self.hosts[host].templates.add(guest)
         self.scheduler.template_made(host, guest)
 
-    def decide(self, wait_s: float = 0.0) -> Sequence[Start | BuildTemplate | EndWorker]:
+    def decide(self, wait_s: float = 0.0) -> Sequence[Decision]:
         """Advance the time, ask the scheduler for decisions, check them and execute them."""
         self.now_s += wait_s
         decisions = self.scheduler.decide(self.now_s)
@@ -127,6 +142,8 @@ class ModelFleet:
                 self._start(decision)
             elif isinstance(decision, BuildTemplate):
                 self._build(decision)
+            elif isinstance(decision, Relocate):
+                self._relocate(decision)
             else:
                 assert decision.worker in self.idle, "only idle workers end"
                 assert self.done >= set(self.items), "no worker ends while tests are left"
@@ -142,7 +159,7 @@ class ModelFleet:
         for _ in range(10_000):
             decisions = self.decide(1.0)
             builds = [(name, guest) for name, host in self.hosts.items() for guest in sorted(host.building)]
-            running = sorted(self.running)
+            running = sorted(self.running.keys() - self.displaced)
             for name, guest in builds:
                 self.make_template(name, guest)
             for worker in running:
@@ -150,6 +167,7 @@ class ModelFleet:
             if decisions or builds or running:
                 stuck = 0
             elif stuck == PATIENCE or self.done == set(self.items):
+                assert not self.displaced, "no test waits for other hosts for ever"
                 return
             else:  # All workers may have ended, or hold tests that no host can run any more.
                 stuck += 1
@@ -168,7 +186,8 @@ class ModelFleet:
             decisions = self.decide(1.0)
             for name, guest in [(name, guest) for name, host in self.hosts.items() for guest in sorted(host.building)]:
                 self.make_template(name, guest)
-            finishing = [worker for worker, run in sorted(self.running.items()) if run.tests[0] != doomed]
+            ready = sorted(self.running.keys() - self.displaced)
+            finishing = [worker for worker in ready if self.running[worker].tests[0] != doomed]
             for worker in finishing:
                 self.finish(worker)
             for worker in self.running.keys() - set(finishing):
@@ -229,6 +248,19 @@ class ModelFleet:
         self.idle.remove(start.worker)
         self.running[start.worker] = ModelRun(list(start.tests), list(start.hosts))
         self.starts.append(start)
+
+    def _relocate(self, decision: Relocate) -> None:
+        assert decision.worker in self.displaced, "only a test that has lost its hosts gets others"
+        run = self.running[decision.worker]
+        assert decision.test == run.tests[0]
+        needs = self.items[decision.test].needs
+        if decision.hosts:
+            assert len(set(decision.hosts)) == len(decision.hosts) == needs.hosts
+            assert set(decision.hosts) <= set(self.able(decision.test))
+        else:
+            assert len(self.able(decision.test)) < needs.hosts, "it could have hosts"
+        self.displaced.remove(decision.worker)
+        run.hosts[:] = decision.hosts
 
     def _build(self, build: BuildTemplate) -> None:
         host = self.hosts[build.host]

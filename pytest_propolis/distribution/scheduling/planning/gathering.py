@@ -59,6 +59,8 @@ class Gathering:
     worker: str
     held: bool = False
     """Whether the worker held the test before."""
+    displaced: bool = False
+    """Whether the worker runs the test already, which has lost its hosts. It boots where its template is not."""
     work_s: float = 0.0
     taken: list[HostState] = field(default_factory=list)
     missing: list[HostState] = field(default_factory=list)
@@ -138,8 +140,26 @@ class Gatherings:
             self._fleet.version += 1
             self._stall(request)
             return None
-        gathering = Gathering(request.index, needs, worker, request.held, missing=chosen)
-        for state in list(chosen):
+        return self._claim(Gathering(request.index, needs, worker, request.held, missing=chosen))
+
+    def begin_anew(self, index: int, needs: Needs, worker: str) -> Gathering | None:
+        """Choose hosts for a test that has lost its own, with or without its template; None if there are too few.
+
+        :param worker: which one runs the test.
+        """
+        gathering = Gathering(index, needs, worker, displaced=True)
+        chosen = self._free_for(gathering, 0.0)
+        if len(chosen) < needs.hosts:
+            able = self._fleet.able(needs)
+            chosen = heapq.nsmallest(needs.hosts, able, key=lambda state: self._wait(state, needs))
+        if len(chosen) < needs.hosts:
+            return None
+        gathering.missing += chosen
+        return self._claim(gathering)
+
+    def _claim(self, gathering: Gathering) -> Gathering:
+        """Have the hosts kept that a test is missing, and take those that have room."""
+        for state in list(gathering.missing):
             claims = self._claims.setdefault(state.host.name, [])
             claims.append(gathering)
             if len(claims) == 1:
@@ -156,7 +176,7 @@ class Gatherings:
         released: list[HostState] = []
         for gathering in self.active:
             needs = gathering.needs
-            free = self._free_hosts(needs, gathering.work_s / needs.hosts, slack_s)
+            free = self._free_for(gathering, slack_s)
             for other in [state for state in free if state not in gathering.taken][: len(gathering.missing)]:
                 state = gathering.missing.pop()
                 self._claims[state.host.name].remove(gathering)
@@ -234,6 +254,18 @@ class Gatherings:
         for gathering in complete:
             self.active.remove(gathering)
         return complete
+
+    def _free_for(self, gathering: Gathering, slack_s: float) -> list[HostState]:
+        """Return the hosts that a test can have at once, for which hosts are gathered."""
+        needs = gathering.needs
+        if not gathering.displaced:
+            return self._free_hosts(needs, gathering.work_s / needs.hosts, slack_s)
+        free = [state for state in self._fleet.fastest_first if self._is_free(state, needs)]
+        free.sort(key=lambda state: needs.guest is not None and needs.guest not in state.templates)
+        return free[: needs.hosts]
+
+    def _is_free(self, state: HostState, needs: Needs) -> bool:
+        return state.could_fit(needs) and state.fits(needs) and not self.keeps(state)
 
     def _free_hosts(self, needs: Needs, duration_s: float, slack_s: float) -> list[HostState]:
         """Return the hosts that a test can have at once: the fastest, but none on which it might outlast the run."""
