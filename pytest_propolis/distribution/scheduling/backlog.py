@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import attrgetter
 from typing import Final, NamedTuple
 
-from .demand import LAST, PROBE_S, Demand, Queue, Way
-from .needs import Needs
+from .demand import LAST, PROBE_S, Demand, Queue
+from .needs import Needs, Way
 from .planning.durations import Estimate
 
 __all__ = ["Backlog"]
@@ -33,6 +33,8 @@ class Backlog:
         """Slot seconds that its tests will probably take on hosts of speed 1.0."""
         self.cpu_work_s = 0.0
         """The same in CPU seconds."""
+        self.memory_work_s = 0.0
+        """The same in MiB seconds."""
         self._demands: dict[tuple[str | None, frozenset[str], Way], Demand] = {}
         self._queues: dict[tuple[object, ...], Queue] = {}
         self._places: dict[int, _Place] = {}
@@ -89,7 +91,7 @@ class Backlog:
         for queue in self._queues.values():
             needs = queue.needs
             if queue.demand.way is Way.NEXT and (needs.cpus >= cpus or needs.memory_mib >= memory_mib):
-                least_s = duration_s * (queue.demand.fastest or 1.0)
+                least_s = duration_s * (queue.fastest or 1.0)
                 first = bisect_right(queue.tests, (least_s, LAST))
                 yield from ((queue, index, rank_s) for rank_s, index in queue.tests[first:] if rank_s < PROBE_S)
 
@@ -187,4 +189,5 @@ class Backlog:
     def _count(self, queue: Queue, work_s: float, tests: int) -> None:
         queue.demand.count_in(tests, work_s)
         self.work_s += work_s
-        self.cpu_work_s += work_s * queue.needs.cpus
+        self.cpu_work_s += work_s * queue.cpus
+        self.memory_work_s += work_s * queue.memory_mib

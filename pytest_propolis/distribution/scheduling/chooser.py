@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Final
 
@@ -123,7 +124,7 @@ class Chooser:
 
     def can_begin(self, state: HostState, queue: Queue, rank_s: float) -> bool:
         """Return whether a host may run a test now that an idle worker holds."""
-        if not state.fits(queue.needs) or rank_s > self._limit_s(state, queue.demand):
+        if not state.fits(queue.needs) or rank_s > self._limit_s(state, queue.fastest):
             return False
         gap_s = self._reservation.gap_s(state, state.slots) if state.building and not self.lenient else math.inf
         return not gap_s < rank_s < self._reservation.long_s and queue.demand in self._fleet.runnable(state)
@@ -151,7 +152,10 @@ class Chooser:
         :param held: choose among those that idle workers hold.
         """
         best = demand.best_held if held else demand.best
-        limit_s, long_s = self._limit_s(state, demand), self._reservation.long_s
+        limit_s, long_s = self._limit_s(state, demand.fastest), self._reservation.long_s
+        if limit_s < math.inf and demand.slowest < demand.fastest:
+            best = partial(demand.best_of_each, lambda queue: self._limit_s(state, queue.fastest), held=held)
+            limit_s = math.inf
         if gap_s < limit_s and not held and not demand.probes and demand.longest_s < long_s:
             limit_s = gap_s
         found = best(cpus, memory_mib, limit_s)
@@ -159,8 +163,11 @@ class Chooser:
             found = best(cpus, memory_mib, min(limit_s, gap_s))
         return found
 
-    def _limit_s(self, state: HostState, demand: Demand) -> float:
-        """Return the longest duration that a host may begin with, on a host of speed 1.0."""
-        if self.lenient or state.speed >= SLOW * demand.fastest:
+    def _limit_s(self, state: HostState, fastest: float) -> float:
+        """Return the longest duration that a host may begin with, on a host of speed 1.0.
+
+        :param fastest: the speed of the fastest host that can run such tests.
+        """
+        if self.lenient or state.speed >= SLOW * fastest:
             return math.inf
         return self.slack_s * state.speed * SLOW_SHARE

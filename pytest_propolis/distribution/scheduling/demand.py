@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator
-from enum import Enum, auto
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from operator import itemgetter
 from typing import Final
 
-from .needs import Needs
+from .host import HostSpec
+from .needs import Needs, Way
 
-__all__ = ["LAST", "PROBE_S", "Demand", "Queue", "Way"]
+__all__ = ["LAST", "PROBE_S", "Demand", "Queue"]
 
 PROBE_S: Final = 1e6
 """Added to the rank of a test that is to show how its module behaves, so that it goes first."""
@@ -28,26 +28,22 @@ LAST: Final = 1 << 60
 UNKNOWN: Final = -1.0
 
 
-class Way(Enum):
-    """How tests come to their hosts."""
-
-    HOSTLESS = auto()
-    NEXT = auto()
-    """The next host that has room."""
-    GATHERED = auto()
-    """Several at the same time, or one that is emptied first."""
-
-    @classmethod
-    def of(cls, needs: Needs) -> Way:
-        if needs.hosts == 0:
-            return cls.HOSTLESS
-        return cls.GATHERED if needs.hosts > 1 or needs.exclusive else cls.NEXT
-
-
 class Queue:
     """Tests with the same needs, ordered by rank, the longest last."""
 
-    __slots__ = ("cpus", "demand", "group", "held", "key", "memory_mib", "needs", "number", "tests", "weight")
+    __slots__ = (
+        "cpus",
+        "demand",
+        "fastest",
+        "group",
+        "held",
+        "key",
+        "memory_mib",
+        "needs",
+        "number",
+        "tests",
+        "weight",
+    )
 
     def __init__(self, demand: Demand, needs: Needs) -> None:
         self.demand: Final = demand
@@ -57,6 +53,9 @@ class Queue:
         self.cpus: Final = needs.cpus
         self.weight: Final = 1 + WIDE * max(0, needs.cpus - 1)
         self.memory_mib: Final = needs.memory_mib
+        self.fastest = 0.0
+        """Speed of the fastest host that can begin its tests if it does nothing else, or of the slowest one of the
+        fastest that can do so together; 0.0 if there are too few."""
         self.key = 0.0
         """By what it is ordered while it has tests: its longest test, which counts by its weight, first."""
         self.tests: list[tuple[float, int]] = []
@@ -73,6 +72,16 @@ def _longest(tests: list[tuple[float, int]], limit_s: float) -> int:
     if rank_s <= limit_s or PROBE_S < rank_s <= PROBE_S + limit_s:
         return len(tests) - 1
     return bisect_right(tests, (limit_s, LAST)) - 1
+
+
+def _span(tests: list[tuple[float, int]]) -> tuple[float, float]:
+    """Return the ranks of the shortest and the longest test, probes aside if there are others."""
+    first_s, rank_s = tests[0][0], tests[-1][0]
+    if rank_s > PROBE_S:
+        position = bisect_left(tests, (PROBE_S, -1))
+        first_s = min(first_s, tests[position][0] - PROBE_S)
+        rank_s = tests[position - 1][0] if position > 0 else rank_s - PROBE_S
+    return first_s, rank_s
 
 
 class Demand:
@@ -98,6 +107,7 @@ class Demand:
         "queues",
         "rate",
         "shortest_s",
+        "slowest",
         "stale_urgency",
         "way",
         "weight",
@@ -118,7 +128,8 @@ class Demand:
         """By the CPUs that their tests need, the fewest first: (key, number, queue) of those with tests that any worker
         may run. So the first of each group has its longest test."""
         self.fastest = 0.0
-        """Speed of the fastest host that has its labels and its template; 0.0 if there is none."""
+        self.slowest = 0.0
+        """The highest and the lowest of what its queues have as their fastest, those aside that no host can run."""
         self.count = 0
         """How many of its tests any worker may run."""
         self.held: list[tuple[float, int, Queue]] = []
@@ -270,11 +281,7 @@ class Demand:
         for _, _, queue in self._filled():
             if queue.cpus < narrowest:
                 narrowest = queue.cpus
-            first_s, rank_s = queue.tests[0][0], queue.tests[-1][0]
-            if rank_s > PROBE_S:
-                position = bisect_left(queue.tests, (PROBE_S, -1))
-                first_s = min(first_s, queue.tests[position][0] - PROBE_S)
-                rank_s = queue.tests[position - 1][0] if position > 0 else rank_s - PROBE_S
+            first_s, rank_s = _span(queue.tests)
             if rank_s > longest_s:
                 longest_s = rank_s
             if first_s < shortest_s:
@@ -306,6 +313,35 @@ class Demand:
                 if weighed_s > most or (found is not None and weighed_s == most and number < found[0].number):
                     found, most = (queue, index, rank_s), weighed_s
         return found
+
+    def best_of_each(
+        self, limit_of: Callable[[Queue], float], cpus: int, memory_mib: int, limit_s: float, *, held: bool
+    ) -> tuple[Queue, int, float] | None:
+        """Return what `best` or `best_held` do, where each queue has a limit of its own, too."""
+        found: tuple[Queue, int, float] | None = None
+        most = -math.inf
+        for queue in self.queues:
+            tests = queue.held if held else queue.tests
+            if tests and queue.cpus <= cpus and queue.memory_mib <= memory_mib:
+                position = _longest(tests, min(limit_s, limit_of(queue)))
+                if position >= 0 and tests[position][0] * queue.weight > most:
+                    rank_s, index = tests[position]
+                    found, most = (queue, index, rank_s), rank_s * queue.weight
+        return found
+
+    def span_s(self, longest_s: float) -> float:
+        """Return how long its longest test takes at least on the hosts that there are.
+
+        :param longest_s: how long a test takes at most, as far as is known.
+        """
+        if self.slowest == self.fastest:
+            return min(self.longest_s, longest_s) / (self.fastest or 1.0)
+        spans = (min(_span(queue.tests)[1], longest_s) / (queue.fastest or 1.0) for _, _, queue in self._filled())
+        return max(spans, default=0.0)
+
+    def suits(self, host: HostSpec) -> bool:
+        """Return whether a host could run any of its tests if it did nothing else."""
+        return any(host.could_fit(queue.needs) for queue in self.queues if queue.tests or queue.held)
 
     def _filled(self) -> Iterator[tuple[float, int, Queue]]:
         return chain.from_iterable(group for _, group in self._groups)

@@ -6,9 +6,9 @@ from bisect import insort
 from collections.abc import Sequence
 from itertools import islice
 
-from .demand import Demand, Way
+from .demand import Demand
 from .host import HostSpec, HostState
-from .needs import Needs
+from .needs import Needs, Way
 
 __all__ = ["Fleet"]
 
@@ -34,6 +34,7 @@ class Fleet:
         self._runnable: dict[str, list[Demand]] = {}
         self._having: dict[str | None, list[HostState]] = {}
         self._can_run: dict[Needs, bool] = {}
+        self._speed_with: dict[frozenset[str], float] = {}
 
     def add(self, host: HostSpec) -> HostState:
         """Let a host join, or come back with what it has now."""
@@ -46,7 +47,8 @@ class Fleet:
         self.slots += host.slots
         self._having.clear()
         self._can_run.clear()
-        self.refresh(state)
+        self._speed_with.clear()
+        self.refresh(state, joined=True)
         return state
 
     def lose(self, name: str) -> None:
@@ -58,7 +60,8 @@ class Fleet:
         self.slots -= state.host.slots
         self._having.clear()
         self._can_run.clear()
-        self.speed = self.speed_with(frozenset())
+        self._speed_with.clear()
+        self.speed = sum(state.speed * state.host.slots for state in self.living)
         self._runnable[name] = []
         self._rank_demands()
         self.version += 1
@@ -67,14 +70,15 @@ class Fleet:
         """Let hosts have tests of these demands, of which there may be more than before."""
         self._demands = list(demands)
         self._demands_of.clear()
+        self._speed_with.clear()
         for demand in demands:
             self._demands_of.setdefault(demand.guest, []).append(demand)
         self._rank_demands()
         for state in self.living:
             self.refresh(state)
 
-    def refresh(self, state: HostState) -> None:
-        """Look again which tests a host can run, since it has other templates."""
+    def refresh(self, state: HostState, *, joined: bool = False) -> None:
+        """Look again which tests a host can run, since it has other templates, or has joined."""
         self.version += 1
         for guest in state.templates:
             self._having.pop(guest, None)
@@ -84,8 +88,8 @@ class Fleet:
             for demand in self._demands_of.get(having, ()):
                 if demand.labels <= labels:
                     runnable.append(demand)
-                    if state.speed > demand.fastest:
-                        demand.fastest = state.speed
+                    if joined or state.speed > demand.slowest:
+                        self._rank(demand)
         next_host = [demand for demand in runnable if demand.way is Way.NEXT]
         self._runnable[state.host.name] = sorted(next_host, key=lambda demand: demand.number)
 
@@ -109,6 +113,14 @@ class Fleet:
             found = self._having[guest] = [s for s in self.fastest_first if guest is None or guest in s.templates]
         return found
 
+    def fastest(self, needs: Needs) -> float:
+        """Return the speed of the fastest host that can begin a test if it does nothing else.
+
+        Of a test of several hosts, it is that of the slowest of the fastest ones; 0.0 if there are too few.
+        """
+        speeds = (state.speed for state in self.having(needs.guest) if state.could_fit(needs))
+        return next(islice(speeds, max(0, needs.hosts - 1), None), 0.0)
+
     def able(self, needs: Needs) -> list[HostState]:
         """Return the hosts that would have room for a test if they did nothing else."""
         return [state for state in self.living if state.could_fit(needs)]
@@ -129,13 +141,27 @@ class Fleet:
         return slots * cpus / total, slots * memory_mib / total
 
     def speed_with(self, labels: frozenset[str]) -> float:
-        """Return the slots of the hosts that have these labels, each counted with its host's speed."""
-        return sum(state.speed * state.host.slots for state in self.living if labels <= state.host.labels)
+        """Return the slots of the hosts that could run any of the tests with these labels, each with its speed."""
+        speed = self._speed_with.get(labels)
+        if speed is None:
+            least = {
+                (q.cpus, q.memory_mib) for demand in self._demands if demand.labels == labels for q in demand.queues
+            }
+            speed = self._speed_with[labels] = sum(
+                state.speed * state.host.slots
+                for state in self.living
+                if labels <= state.host.labels
+                and any(cpus <= state.host.cpus and mib <= state.host.memory_mib for cpus, mib in least)
+            )
+        return speed
 
     def _rank_demands(self) -> None:
         for demand in self._demands:
-            demand.fastest = max((s.speed for s in self.living if self._can_begin(s, demand)), default=0.0)
+            self._rank(demand)
 
-    @staticmethod
-    def _can_begin(state: HostState, demand: Demand) -> bool:
-        return demand.labels <= state.host.labels and (demand.guest is None or demand.guest in state.templates)
+    def _rank(self, demand: Demand) -> None:
+        """Find out how fast the tests of a demand can run."""
+        for queue in demand.queues:
+            queue.fastest = self.fastest(queue.needs)
+        speeds = [queue.fastest for queue in demand.queues if self.can_run(queue.needs)]
+        demand.slowest, demand.fastest = min(speeds, default=0.0), max(speeds, default=0.0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 
-__all__ = ["Needs"]
+__all__ = ["Needs", "Way"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,3 +33,19 @@ class Needs:
         if min(self.memory_mib, self.cpus, self.hosts) < 0:
             raise ValueError(f"memory_mib, cpus and hosts cannot be negative: {self}")
         object.__setattr__(self, "labels", frozenset(self.labels))
+
+
+class Way(Enum):
+    """How tests come to their hosts."""
+
+    HOSTLESS = auto()
+    NEXT = auto()
+    """The next host that has room."""
+    GATHERED = auto()
+    """Several at the same time, or one that is emptied first."""
+
+    @classmethod
+    def of(cls, needs: Needs) -> Way:
+        if needs.hosts == 0:
+            return cls.HOSTLESS
+        return cls.GATHERED if needs.hosts > 1 or needs.exclusive else cls.NEXT

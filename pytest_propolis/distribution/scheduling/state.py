@@ -8,11 +8,11 @@ from itertools import chain
 from typing import Final
 
 from .backlog import Backlog
-from .demand import Queue, Way
+from .demand import Queue
 from .fleet import Fleet
 from .host import HostState
 from .item import Item
-from .needs import Needs
+from .needs import Needs, Way
 from .planning.durations import Durations
 from .planning.gathering import Gatherings, Request
 from .workers import Workers

@@ -269,7 +269,7 @@ class Gatherings:
 
     def _free_hosts(self, needs: Needs, duration_s: float, slack_s: float) -> list[HostState]:
         """Return the hosts that a test can have at once: the fastest, but none on which it might outlast the run."""
-        labels, claims, slowest = needs.labels, self._claims, self._slowest(duration_s, slack_s)
+        labels, claims, slowest = needs.labels, self._claims, self._slowest(needs, duration_s, slack_s)
         chosen: list[HostState] = []
         for state in self._fleet.having(needs.guest):
             if state.slots < 1 or not state.fits(needs):
@@ -292,17 +292,16 @@ class Gatherings:
 
     def _candidates(self, needs: Needs, duration_s: float, slack_s: float) -> Iterator[HostState]:
         """Find the hosts that can run a test and are kept for no other, but none on which it might outlast the run."""
-        labels, claims, slowest = needs.labels, self._claims, self._slowest(duration_s, slack_s)
+        labels, claims, slowest = needs.labels, self._claims, self._slowest(needs, duration_s, slack_s)
         for state in self._fleet.having(needs.guest):
             if state.speed < slowest:
                 break
             if labels <= state.host.labels and not claims.get(state.host.name) and state.could_fit(needs):
                 yield state
 
-    def _slowest(self, duration_s: float, slack_s: float) -> float:
+    def _slowest(self, needs: Needs, duration_s: float, slack_s: float) -> float:
         """Return the speed below which a host might let a test outlast the run."""
-        fastest = max((state.speed for state in self._fleet.fastest_first[:1]), default=1.0)
-        return min(MARGIN * duration_s / max(slack_s, 1.0), SLOW * fastest)
+        return min(MARGIN * duration_s / max(slack_s, 1.0), SLOW * self._fleet.fastest(needs))
 
     def _serve(self, state: HostState) -> list[Gathering]:
         claims = self._claims.get(state.host.name)

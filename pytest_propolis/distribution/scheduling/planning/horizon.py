@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..backlog import Backlog
 from ..fleet import Fleet
+from ..host import HostSpec
 
 __all__ = ["remaining_s"]
 
@@ -19,9 +20,20 @@ def remaining_s(backlog: Backlog, fleet: Fleet, running_s: float, longest_s: flo
     """
     work_s = backlog.work_s + running_s
     cpus = backlog.cpu_work_s / backlog.work_s if backlog.work_s > 0 else 0.0
-    speed = sum(s.speed * min(s.host.slots, s.host.cpus / cpus if cpus else s.host.slots) for s in fleet.living)
+    memory_mib = backlog.memory_work_s / backlog.work_s if backlog.work_s > 0 else 0.0
+    speed = sum([state.speed * _at_once(state.host, cpus, memory_mib) for state in fleet.living])
     span_s = work_s / PACKING / speed if speed else 0.0
     for demand in backlog.demands:
         if demand.count:
-            span_s = max(span_s, min(demand.longest_s, longest_s) / (demand.fastest or 1.0))
+            span_s = max(span_s, demand.span_s(longest_s))
     return span_s
+
+
+def _at_once(host: HostSpec, cpus: float, memory_mib: float) -> float:
+    """Return how many tests a host runs at the same time that need so much on average."""
+    tests = float(host.slots)
+    if cpus > 0:
+        tests = min(tests, host.cpus / cpus)
+    if memory_mib > 0:
+        tests = min(tests, host.memory_mib / memory_mib)
+    return tests

@@ -107,7 +107,7 @@ class TemplatePlanner:
             if guest is None or has(state, guest) or not demand.labels <= state.host.labels:
                 continue
             gain = lasts_s - GAIN * self._build_s[guest] / state.speed
-            if gain > 0 and (best is None or gain > best[0]):
+            if gain > 0 and (best is None or gain > best[0]) and demand.suits(state.host):
                 best = (gain, guest)
         return best and best[1]
 
@@ -152,13 +152,13 @@ class _FirstPlan:
         return builds
 
     def _eligible(self, state: HostState) -> list[Demand]:
-        return [demand for demand in self._demands if demand.labels <= state.host.labels]
+        return [demand for demand in self._demands if demand.suits(state.host)]
 
     def _cover(self, plan: dict[HostState, list[str]]) -> None:
         """Let each guest that no host has yet be made where there is most room for it."""
         for demand in sorted(self._demands, key=lambda demand: -demand.work_s):
             guest = str(demand.guest)
-            able = [state for state in self._fleet.living if demand.labels <= state.host.labels]
+            able = [state for state in self._fleet.living if demand.suits(state.host)]
             if any(has(state, guest) or guest in plan.get(state, ()) for state in able):
                 continue
             free = [state for state in able if state in plan and len(plan[state]) < state.host.slots]
