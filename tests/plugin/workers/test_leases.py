@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from etcd_rig import etcd_cluster, require_etcd
 from inner_run import InnerRun
+from ssh_rig import SshRig, require_clean, require_rigs, ssh_rig
 
 from pytest_propolis.coordination.backends.address import connect_store
 
@@ -29,6 +30,24 @@ def test_it():
     os.read(0, 1)
 """
 
+ON_BOTH_HOSTS = """
+import asyncio
+from pathlib import Path
+import pytest
+
+@pytest.mark.multi_node(2)
+async def test_it(remote_hosts, vm_factory):
+    for host in remote_hosts:
+        await vm_factory.start(host.name, host=host)
+    Path("running").touch()
+    await asyncio.Event().wait()
+"""
+
+ON_ONE_HOST = """
+async def test_other(test_vm):
+    assert await test_vm.host.run("hostname") == "h2"
+"""
+
 COMMAND = (
     sys.executable,
     "-m",
@@ -39,6 +58,8 @@ COMMAND = (
     "-p",
     "no:cacheprovider",
 )
+
+WITH_WORKERS = ("-p", "asyncio", "-p", "xdist", "-n", "1")
 
 
 @contextmanager
@@ -97,6 +118,56 @@ def take_turns(place: str, host: str, description: str, ends: str) -> None:
             line_with(second, f"host {host} is free now")
             line_with(second, "1 passed")
             assert second.wait(60) == 0
+
+
+@pytest.fixture
+def rig() -> Iterator[SshRig]:
+    require_rigs()
+    with ssh_rig("h1", "h2") as made:
+        yield made
+
+
+def wait_for_ssh_host(place: str, inventory: Path) -> None:
+    """Have a second run wait for one SSH host of the first, which it names otherwise, until the first is killed."""
+    other = inventory.with_name("other.toml")
+    _, _, table = inventory.read_text().partition("[hosts.h2]")
+    other.write_text(f'[hosts.other]\naddress = "h2"{table.replace("hosts.h2.options", "hosts.other.options")}')
+    with run(place, "test_it.py", "--propolis-hosts", str(inventory), *WITH_WORKERS) as first:
+        while not Path("running").exists():
+            assert first.poll() is None
+        with run(place, "test_other.py", "--propolis-hosts", str(other), *WITH_WORKERS) as second:
+            line = line_with(second, "waiting for host ssh-h2: the run of ")
+            assert f"(pid {first.pid}" in line
+            assert first.poll() is second.poll() is None
+            os.kill(first.pid, signal.SIGKILL)
+            line_with(second, "host ssh-h2 is free now")
+            line_with(second, "1 passed")
+            assert second.wait(60) == 0
+
+
+@pytest.mark.slow
+def test_a_run_waits_for_an_ssh_host_of_another_one_until_that_is_killed(
+    inner: InnerRun, rig: SshRig, hosts: Path
+) -> None:
+    inner.write(test_it=ON_BOTH_HOSTS, test_other=ON_ONE_HOST)
+    wait_for_ssh_host("leases", hosts)
+    assert {path.name for path in Path("leases").iterdir()} == {"ssh-h1.lock", "ssh-h1.json", "ssh-h2.lock"}
+    require_clean(rig)
+
+
+@pytest.mark.slow
+def test_a_run_waits_in_etcd_for_an_ssh_host_of_another_one_until_that_is_killed(
+    inner: InnerRun, rig: SshRig, hosts: Path
+) -> None:
+    require_etcd()
+    inner.write(test_it=ON_BOTH_HOSTS, test_other=ON_ONE_HOST)
+
+    async def cluster() -> None:
+        async with etcd_cluster() as etcd:
+            await asyncio.to_thread(wait_for_ssh_host, f"etcd://{etcd.hosts}", hosts)
+
+    asyncio.run(cluster())
+    require_clean(rig)
 
 
 def test_runs_in_turn_leave_no_lease_taken(inner: InnerRun) -> None:
