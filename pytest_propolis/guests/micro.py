@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Final
 
 from ..console.console import Console
-from ..storage.alpine import ALPINE_INITRD, ALPINE_KERNEL
+from ..storage.alpine import ALPINE_KERNEL, ALPINE_UNPACKED_INITRD
 from .adapter import EMULATED_KERNEL, GuestAdapter, GuestImage
 
 __all__ = ["Micro"]
@@ -38,7 +38,7 @@ class Micro(GuestAdapter):
     name: ClassVar[str] = "micro"
     image: ClassVar[GuestImage] = GuestImage(
         kernel=ALPINE_KERNEL,
-        initrd=ALPINE_INITRD,
+        initrd=ALPINE_UNPACKED_INITRD,
         command_line=f"console=ttyS0,115200 rdinit=/bin/sh -s {EMULATED_KERNEL} quiet",
     )
     # The first process has no controlling terminal, and must not end: the loop gets a session of its own.

@@ -21,7 +21,8 @@ ArtifactSource: TypeAlias = CatalogSource | DebianBuild
 """Where the content of an artifact comes from.
 
 An artifact travels to the agent of its host as a message, so this set is closed. `ArtifactStore` uses a local file in
-place, builds a Debian system, extracts a member of an archive, runs a recipe, and has all others fetch their file."""
+place, builds a Debian system, extracts a member of an archive, runs a recipe, unpacks a file, and has all others fetch
+theirs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from ..errors import ArtifactCorrupt, ArtifactError, ResourceExhausted
 from .artifacts import Artifact, checked_name
 from .catalogs.archive_member import ArchiveMember, extract
 from .catalogs.derived_file import DerivedFile
+from .catalogs.unpacked_file import UnpackedFile, unpack
 from .debian import DebianBuild
 from .files import copy, private_directory, remove, require_trusted, sha256_of, space_errors, sync
 from .locks import locked
@@ -209,7 +210,7 @@ class ArtifactStore:
         return path
 
     async def _ensure(
-        self, artifact: Artifact, source: FetchedSource, path: Path, sha256: str, progress: Progress
+        self, artifact: Artifact, source: FetchedSource | UnpackedFile, path: Path, sha256: str, progress: Progress
     ) -> None:
         if _is_verified(path, home=path.parent, sha256=sha256):  # another process was faster
             return
@@ -223,14 +224,14 @@ class ArtifactStore:
         _mark_verified(path, home=path.parent, sha256=sha256)
 
     async def _fetch(
-        self, artifact: Artifact, source: FetchedSource, path: Path, sha256: str, progress: Progress
+        self, artifact: Artifact, source: FetchedSource | UnpackedFile, path: Path, sha256: str, progress: Progress
     ) -> None:
         for attempt in range(1, _ATTEMPTS + 1):
             with _part_beside(path) as part:
                 try:
                     found = None
                     if attempt > 1 or not await self._copy_from_peer(artifact, sha256, part):
-                        found = await source.fetch(part, progress, downloads=self.directory / "shelf")
+                        found = await self._fetch_content(artifact, source, part, progress)
                     await _verify(artifact, part, sha256, found=found)
                 except ArtifactCorrupt as error:
                     if attempt == _ATTEMPTS:
@@ -242,6 +243,18 @@ class ArtifactStore:
                     part.replace(path)
                     sync(path.parent)
                     return
+
+    async def _fetch_content(
+        self, artifact: Artifact, source: FetchedSource | UnpackedFile, part: Path, progress: Progress
+    ) -> str | None:
+        """Write the content; return its SHA-256 if it was taken meanwhile."""
+        if not isinstance(source, UnpackedFile):
+            return await source.fetch(part, progress, downloads=self.directory / "shelf")
+        base = Artifact(f"{artifact.key}-base", source.base_name, source.base_sha256, source.base)
+        path = await self._get(base, progress)
+        progress(f"unpacking {path.name}")
+        await unpack(path, part)
+        return None
 
     async def _copy_from_peer(self, artifact: Artifact, sha256: str, part: Path) -> bool:
         for peer in self._peers:

@@ -15,6 +15,7 @@ from ..programs import run_program
 from ..sources import LocalFile, WheelMember
 from .archive_member import ArchiveMember
 from .remote_file import RemoteFile
+from .unpacked_file import UnpackedFile
 
 __all__ = ["CatalogSource", "DerivedFile"]
 
@@ -99,5 +100,5 @@ class DerivedFile(msgspec.Struct, frozen=True, tag="derived-file"):
         copy.chmod(0o500)
 
 
-CatalogSource: TypeAlias = LocalFile | WheelMember | RemoteFile | ArchiveMember | DerivedFile
+CatalogSource: TypeAlias = LocalFile | WheelMember | RemoteFile | ArchiveMember | DerivedFile | UnpackedFile
 """Every source of a catalog's artifacts. A new one is a module beside this, and an entry here."""
