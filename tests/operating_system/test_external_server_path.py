@@ -8,12 +8,14 @@ program runs on Linux as it is. So the Python is proven, and illumos's kernel is
 from __future__ import annotations
 
 import os
+import select
 import shlex
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -26,6 +28,7 @@ from pytest_propolis.storage.alpine import ALPINE_INITRD, ALPINE_KERNEL
 from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
 
 TIMEOUT_S: Final = 300
+LEAVE_TIMEOUT_S: Final = 60
 SUPPORT: Final = Path(__file__).parents[1] / "support" / "hosts"
 PROJECT: Final = Path(pytest_propolis.__file__).parents[1]
 ARTIFACTS: Final = default_artifact_dir()
@@ -131,8 +134,14 @@ class IllumosRun:
 
     @property
     def left(self) -> list[Path]:
-        """Return the remaining entries of the directory of runs."""
-        return [*(self.home / "r" / "propolis").glob("*")]
+        """Return the remaining entries of the directory of runs, when the last agent has had time to leave.
+
+        On a machine with much to do a run does not wait for that.
+        """
+        deadline = time.monotonic() + LEAVE_TIMEOUT_S
+        while (found := [*(self.home / "r" / "propolis").glob("*")]) and time.monotonic() < deadline:
+            select.select([], [], [], 0.05)
+        return found
 
     def propolis(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command of `propolis`."""
