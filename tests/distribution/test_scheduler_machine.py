@@ -41,12 +41,18 @@ WAYS_TO_LOSE = st.sampled_from([ModelFleet.lose_test, ModelFleet.lose_worker, Mo
 class SchedulerMachine(RuleBasedStateMachine):
     fleet: ModelFleet
 
-    @initialize(one_ahead=st.booleans(), latency_s=st.sampled_from([0.0, 0.02]))
-    def begin(self, one_ahead: bool, latency_s: float) -> None:
+    @initialize(
+        one_ahead=st.booleans(),
+        latency_s=st.sampled_from([0.0, 0.02]),
+        hosts=st.lists(HOSTS, max_size=4, unique_by=lambda host: host.name),
+    )
+    def begin(self, one_ahead: bool, latency_s: float, hosts: list[HostSpec]) -> None:
         self.fleet = ModelFleet(BUILD_S, one_ahead=one_ahead, latency_s=latency_s)
         self.workers = 0
         self.doomed: tuple[str, Callable[[ModelFleet, str], None]] | None = None
         self.hire(2, None)
+        for host in hosts:
+            self.fleet.add_host(host)
 
     @rule(number=st.integers(1, 3), own_host=st.sampled_from([None, None, "h0", "h1"]))
     def hire(self, number: int, own_host: str | None) -> None:
@@ -74,10 +80,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def host_is_lost(self, data: st.DataObject) -> None:
         self.fleet.lose_host(data.draw(st.sampled_from(sorted(self.fleet.hosts))))
 
-    @precondition(lambda self: self.fleet.hosts)
+    @precondition(lambda self: any(run.hosts for run in self.fleet.running.values()))
     @rule(data=st.data())
     def host_is_lost_and_its_tests_run_again(self, data: st.DataObject) -> None:
-        self.fleet.lose_host_but_not_its_tests(data.draw(st.sampled_from(sorted(self.fleet.hosts))))
+        busy = {name for run in self.fleet.running.values() for name in run.hosts}
+        self.fleet.lose_host_but_not_its_tests(data.draw(st.sampled_from(sorted(busy))))
 
     @precondition(lambda self: self.fleet.running.keys() - self.fleet.displaced)
     @rule(data=st.data(), duration_s=st.floats(0.001, 500))
@@ -101,6 +108,16 @@ class SchedulerMachine(RuleBasedStateMachine):
     def template_is_made(self, data: st.DataObject) -> None:
         building = sorted((name, guest) for name, host in self.fleet.hosts.items() for guest in host.building)
         self.fleet.make_template(*data.draw(st.sampled_from(building)))
+
+    @precondition(lambda self: self.fleet.hosts and self.fleet.items.keys() - self.fleet.done)
+    @rule()
+    def tests_start(self) -> None:
+        """All templates are made that are wanted now, so that there is something to lose."""
+        self.fleet.decide()
+        for name, host in self.fleet.hosts.items():
+            for guest in sorted(host.building):
+                self.fleet.make_template(name, guest)
+        self.fleet.decide(1.0)
 
     @precondition(lambda self: self.fleet.items)
     @rule(data=st.data())
