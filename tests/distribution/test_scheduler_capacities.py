@@ -100,7 +100,7 @@ def known(*items: Item, hosts: tuple[Any, ...]) -> tuple[Backlog, Fleet]:
 
 @pytest.mark.parametrize(
     ("needs", "lasts_s"),
-    [({}, 100), ({"cpus": 4}, 200), ({"memory_mib": 1500}, 200), ({"hosts": 2}, 200), ({"labels": {"zfs"}}, 400)],
+    [({}, 100), ({"cpus": 4}, 200), ({"memory_mib": 1500}, 200), ({"labels": {"zfs"}}, 400)],
 )
 def test_a_run_lasts_as_long_as_its_longest_test_on_the_fastest_host_that_can_run_it(
     needs: dict[str, Any], lasts_s: float

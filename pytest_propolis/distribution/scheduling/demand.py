@@ -54,8 +54,7 @@ class Queue:
         self.weight: Final = 1 + WIDE * max(0, needs.cpus - 1)
         self.memory_mib: Final = needs.memory_mib
         self.fastest = 0.0
-        """Speed of the fastest host that can begin its tests if it does nothing else, or of the slowest one of the
-        fastest that can do so together; 0.0 if there are too few."""
+        """Speed of the fastest host that can begin its tests if it does nothing else; 0.0 if there is none."""
         self.key = 0.0
         """By what it is ordered while it has tests: its longest test, which counts by its weight, first."""
         self.tests: list[tuple[float, int]] = []

@@ -89,7 +89,7 @@ class Fleet:
                 if demand.labels <= labels:
                     runnable.append(demand)
                     if joined or state.speed > demand.slowest:
-                        self._rank(demand)
+                        self._rank(demand, state)
         next_host = [demand for demand in runnable if demand.way is Way.NEXT]
         self._runnable[state.host.name] = sorted(next_host, key=lambda demand: demand.number)
 
@@ -114,12 +114,8 @@ class Fleet:
         return found
 
     def fastest(self, needs: Needs) -> float:
-        """Return the speed of the fastest host that can begin a test if it does nothing else.
-
-        Of a test of several hosts, it is that of the slowest of the fastest ones; 0.0 if there are too few.
-        """
-        speeds = (state.speed for state in self.having(needs.guest) if state.could_fit(needs))
-        return next(islice(speeds, max(0, needs.hosts - 1), None), 0.0)
+        """Return the speed of the fastest host that can begin a test if it does nothing else; 0.0 if there is none."""
+        return next((state.speed for state in self.having(needs.guest) if state.could_fit(needs)), 0.0)
 
     def able(self, needs: Needs) -> list[HostState]:
         """Return the hosts that would have room for a test if they did nothing else."""
@@ -159,9 +155,13 @@ class Fleet:
         for demand in self._demands:
             self._rank(demand)
 
-    def _rank(self, demand: Demand) -> None:
-        """Find out how fast the tests of a demand can run."""
+    def _rank(self, demand: Demand, more: HostState | None = None) -> None:
+        """Find out how fast the tests of a demand can run.
+
+        :param more: the only host that can begin its tests and could not before; None if anything may have changed.
+        """
         for queue in demand.queues:
-            queue.fastest = self.fastest(queue.needs)
+            if more is None or (more.speed > queue.fastest and more.could_fit(queue.needs)):
+                queue.fastest = self.fastest(queue.needs)
         speeds = [queue.fastest for queue in demand.queues if self.can_run(queue.needs)]
         demand.slowest, demand.fastest = min(speeds, default=0.0), max(speeds, default=0.0)
