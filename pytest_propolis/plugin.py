@@ -256,7 +256,10 @@ def pytest_runtest_makereport(
         with guarded(item.config, "collecting failures of kernels"):
             watch.collect(item)
     if VMS in item.stash or watch:
-        from .report.failure import add_sections
+        from .session.internals import quick_imports
+
+        with quick_imports():
+            from .report.failure import add_sections
 
         with guarded(item.config, "describing the VMs of a failed test"):
             add_sections(item, call.excinfo, report)

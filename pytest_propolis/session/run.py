@@ -117,7 +117,8 @@ class Run:
     @cached_property
     def policy(self) -> RetentionPolicy:
         """The retention policy: decides which tests' VMs are kept."""
-        from .retention import RetentionPolicy
+        with quick_imports():
+            from .retention import RetentionPolicy
 
         pause = None
         if self.settings.pause_on_failure and not is_worker(self._config):

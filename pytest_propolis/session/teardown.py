@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from .guard import guarded
-from .internals import run_id_of, set_worker_input, set_worker_output, worker_output
+from .internals import quick_imports, run_id_of, set_worker_input, set_worker_output, worker_output
 from .stash import GUARD, HOSTS, INTERRUPTION, RETENTION_POLICY, SETTINGS
 
 if TYPE_CHECKING:
@@ -124,10 +124,11 @@ class RunTeardown:
         ]
 
     def _check_agent(self, agent_id: str, run: str, settings: Settings) -> None:
-        from ..hosts.agent_clients.synchronous import running_agents
-        from ..hosts.run_directory import base_directory
-        from ..ledger.audit import audit, wait_until_idle
-        from ..storage.store import disk_directory
+        with quick_imports():
+            from ..hosts.agent_clients.synchronous import running_agents
+            from ..hosts.run_directory import base_directory
+            from ..ledger.audit import audit, wait_until_idle
+            from ..storage.store import disk_directory
 
         base = base_directory()
         wait_until_idle(base, agent_id, clients=f"{run}.", timeout_s=IDLE_TIMEOUT_S)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import pytest
 
 from ...hosts.inventory.capacity import cpus_of, memory_mib_of, slots_of
-from ...session.internals import number_of_tests
+from ...session.internals import number_of_tests, quick_imports
 from .snapshot import HostStatus, TemplateStatus, WaitingTests
 
 if TYPE_CHECKING:
@@ -72,10 +72,12 @@ def _specs(config: pytest.Config) -> tuple[HostSpec, ...]:
     from ...session.stash import SETTINGS
 
     if (hosts := config.stash[SETTINGS].hosts) is None:
-        from ...hosts.local import THIS_MACHINE
+        with quick_imports():
+            from ...hosts.local import THIS_MACHINE
 
         return (THIS_MACHINE,)
-    from ...hosts.inventory.inventory import read_inventory
+    with quick_imports():
+        from ...hosts.inventory.inventory import read_inventory
 
     return read_inventory(hosts)
 

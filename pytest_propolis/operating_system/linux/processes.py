@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from typing import Final, final
 
@@ -34,7 +35,8 @@ class LinuxProcesses:
 
     def pids(self) -> list[int]:
         try:
-            return [int(path.name) for path in _PROC.iterdir() if path.name.isdigit()]
+            with os.scandir(_PROC) as entries:
+                return [int(entry.name) for entry in entries if entry.name.isdigit()]
         except OSError:
             return []
 
@@ -93,7 +95,9 @@ class _Pidfd:
 
 
 def _read(pid: int, name: str) -> bytes:
+    # The leak check reads two files of each process: without a Path, and without a buffer, in half the time.
     try:
-        return (_PROC / str(pid) / name).read_bytes()
+        with FileIO(f"{_PROC}/{pid}/{name}") as file:
+            return file.readall()
     except OSError:
         return b""

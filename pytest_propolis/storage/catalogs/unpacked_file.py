@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from pathlib import Path
 from typing import IO, cast
 
@@ -43,6 +41,9 @@ async def unpack(compressed: Path, destination: Path) -> None:
 
     :raises ArtifactCorrupt: when the file is damaged, or is not compressed with gzip.
     """
+    import gzip  # here, because a process that has the file does not need it
+    import zlib
+
     try:
         with gzip.open(compressed) as stream:
             await write_all(cast("IO[bytes]", stream), destination)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from inner_run import InnerRun
@@ -123,3 +124,32 @@ async def test_it(propolis):
 def test_the_modules_for_vms_are_imported_while_the_agent_starts(inner: InnerRun) -> None:
     inner.write(test_it=WHILE_STARTING)
     inner.run("-p", "asyncio", "--asyncio-mode=auto").assert_outcomes(passed=1)
+
+
+# Says for which modules pytest's import hook was asked.
+HOOKED = """
+import pathlib
+
+from _pytest.assertion.rewrite import AssertionRewritingHook
+
+find, asked = AssertionRewritingHook.find_spec, []
+
+def find_spec(self, name, path=None, target=None):
+    asked.append(name)
+    return find(self, name, path, target)
+
+AssertionRewritingHook.find_spec = find_spec
+
+def pytest_unconfigure():
+    pathlib.Path("asked").write_text(" ".join(asked))
+"""
+
+
+def test_the_modules_for_vms_are_imported_without_pytests_import_hook(inner: InnerRun) -> None:
+    inner.write(conftest=HOOKED, test_it="async def test_it(vm_factory): ...")
+    inner.run("-p", "asyncio", "--asyncio-mode=auto").assert_outcomes(passed=1)
+    asked = Path("asked").read_text().split()
+    assert "test_it" in asked
+    packages = {".".join(name.split(".")[:2]) for name in asked}
+    layers = ("agent_api", "console", "guests", "hosts", "ledger", "propolis_api", "report", "storage", "vm")
+    assert packages & {"h11", "msgspec", "websockets", *(f"pytest_propolis.{layer}" for layer in layers)} == set()
