@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from .demand import Demand
-from .host import HostSpec, HostState
+from .host import HostKind, HostSpec, HostState
 from .needs import Needs, Way
 
 __all__ = ["Fleet"]
@@ -34,6 +34,7 @@ class Fleet:
         self._runnable: dict[str, list[Demand]] = {}
         self._having: dict[str | None, list[HostState]] = {}
         self._can_run: dict[Needs, bool] = {}
+        self._by_kind: dict[HostKind, list[HostState]] = {}
         self._speed_with: dict[frozenset[str], float] = {}
 
     def add(self, host: HostSpec) -> HostState:
@@ -42,6 +43,7 @@ class Fleet:
         state = HostState(host, known.order if known else len(self.hosts))
         self.hosts[host.name] = state
         self.living.append(state)
+        self._by_kind.setdefault(host.kind, []).append(state)
         insort(self.fastest_first, state, key=lambda state: (-state.speed, state.order))
         self.speed += state.speed * host.slots
         self.slots += host.slots
@@ -56,6 +58,7 @@ class Fleet:
         state = self.hosts[name]
         state.alive = False
         self.living.remove(state)
+        self._by_kind[state.host.kind].remove(state)
         self.fastest_first.remove(state)
         self.slots -= state.host.slots
         self._having.clear()
@@ -125,8 +128,8 @@ class Fleet:
         """Return whether there are enough hosts that would have room for a test if they did nothing else."""
         found = self._can_run.get(needs)
         if found is None:
-            able = (state for state in self.living if state.could_fit(needs))
-            found = self._can_run[needs] = len(list(islice(able, needs.hosts))) == needs.hosts
+            able = sum(len(alike) for alike in self._by_kind.values() if alike and alike[0].could_fit(needs))
+            found = self._can_run[needs] = able >= needs.hosts
         return found
 
     def share(self, slots: float) -> tuple[float, float]:

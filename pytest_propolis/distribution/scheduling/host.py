@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from .needs import Needs
 
-__all__ = ["HostSpec", "HostState"]
+__all__ = ["HostKind", "HostSpec", "HostState"]
+
+HostKind: TypeAlias = tuple[bool, int, int, frozenset[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,11 @@ class HostSpec:
     labels: frozenset[str] = frozenset()
     speed: float = 1.0
     templates: frozenset[str] = field(default=frozenset())
+
+    @property
+    def kind(self) -> HostKind:
+        """What decides `could_fit`: fleets have many hosts of few kinds."""
+        return self.slots > 0, self.cpus, self.memory_mib, self.labels
 
     def could_fit(self, needs: Needs) -> bool:
         """Return whether it could run a test if it did nothing else."""

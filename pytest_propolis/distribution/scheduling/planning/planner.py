@@ -9,7 +9,7 @@ from typing import Final
 from ..backlog import Backlog
 from ..demand import Demand
 from ..fleet import Fleet
-from ..host import HostState
+from ..host import HostKind, HostState
 
 __all__ = ["TemplatePlanner"]
 
@@ -134,6 +134,7 @@ class _FirstPlan:
         """Slot seconds that no host has been given for yet. All capacity is given away: no host is without work."""
         self._opening: dict[str, float] = {}
         """Guest -> slot seconds of its tests that no host begins with yet."""
+        self._suiting: dict[HostKind, list[Demand]] = {}
         for demand in demands:
             self._opening[str(demand.guest)] = self._opening.get(str(demand.guest), 0.0) + demand.work_s
 
@@ -152,13 +153,21 @@ class _FirstPlan:
         return builds
 
     def _eligible(self, state: HostState) -> list[Demand]:
-        return [demand for demand in self._demands if demand.suits(state.host)]
+        kind = state.host.kind
+        suiting = self._suiting.get(kind)
+        if suiting is None:
+            suiting = self._suiting[kind] = [demand for demand in self._demands if demand.suits(state.host)]
+        return suiting
 
     def _cover(self, plan: dict[HostState, list[str]]) -> None:
         """Let each guest that no host has yet be made where there is most room for it."""
+        able_for: dict[Demand, list[HostState]] = {demand: [] for demand in self._demands}
+        for state in self._fleet.living:
+            for demand in self._eligible(state):
+                able_for[demand].append(state)
         for demand in sorted(self._demands, key=lambda demand: -demand.work_s):
             guest = str(demand.guest)
-            able = [state for state in self._fleet.living if demand.suits(state.host)]
+            able = able_for[demand]
             if any(has(state, guest) or guest in plan.get(state, ()) for state in able):
                 continue
             free = [state for state in able if state in plan and len(plan[state]) < state.host.slots]
