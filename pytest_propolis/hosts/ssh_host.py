@@ -35,7 +35,7 @@ from .joined.messages import JoinDestination
 from .lifeline import AgentNotRunning, Lifeline
 from .peers.direct_paths import DirectPaths
 from .peers.shared_derived import provide_derived
-from .peers.shared_files import LARGE_BYTES, SharedFile, provide
+from .peers.shared_files import LARGE_BYTES, SharedFile, path_of_content, provide
 from .ssh.bootstrap import HostFacts
 from .ssh.host_options import check_options, destination_of, further_options, may_connect_directly
 from .ssh.link_client import JoinedLink, join_or_start, link_base, new_link_directory
@@ -181,7 +181,7 @@ class SshHost:
         link = await self._link()
         path = Path(host_path(path, purpose="a file"))
         file = await asyncio.to_thread(_shared_file, path, content)
-        there = _place(link, file.content, path.name)
+        there = path_of_content(_files_directory(link), file.content, path.name)
         if there not in self._provided:
 
             async def send() -> None:
@@ -195,17 +195,13 @@ class SshHost:
             self._provided.add(there)
         return there
 
-    async def place_of(self, file: SharedFile) -> str | None:
-        """Return the path that a file has on the host by its content; None if the run has no agent there now."""
-        return await self.place_of_content(file.content, file.path.name)
-
-    async def place_of_content(self, content: str, name: str) -> str | None:
-        """Return the path of a file on the host by the name of its content; None if the run has no agent there now."""
+    async def files_directory(self) -> Path | None:
+        """Return its directory of files that are named by their content; None if the run has no agent there now."""
         if self._joined is None:
             is_up = Rendezvous(link_base(), self._run).socket() is not None
-            return _place(await self._link(), content, name) if is_up else None
+            return _files_directory(await self._link()) if is_up else None
         link, lifeline = self._joined
-        return None if lifeline.is_broken or link.loss() else _place(link, content, name)
+        return None if lifeline.is_broken or link.loss() else _files_directory(link)
 
     async def provide_derived(self, needed: DerivedNeeded, progress: Progress, *, title: str) -> None:
         if others := self._others():
@@ -335,9 +331,9 @@ class SshHost:
         )
 
 
-def _place(link: JoinedLink, content: str, name: str) -> str:
+def _files_directory(link: JoinedLink) -> Path:
     assert link.ready.facts.bundle_directory is not None  # else there were no agent
-    return str(Path(link.ready.facts.bundle_directory).parent / FILES / content[:32] / name)
+    return Path(link.ready.facts.bundle_directory).parent / FILES
 
 
 def _shared_file(path: Path, content: str | None) -> SharedFile:

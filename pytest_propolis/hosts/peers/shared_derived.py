@@ -8,7 +8,7 @@ import logging
 import random
 import secrets
 from collections.abc import Sequence
-from typing import Final, Protocol, Self
+from typing import Final
 
 import msgspec
 
@@ -19,8 +19,9 @@ from ...ledger.rendezvous import Rendezvous
 from ...storage.progress import Progress
 from ..agent_clients.asynchronous import AsyncAgentClient
 from ..ssh.link_client import link_base
+from .shared_files import SharingHost, path_of_content
 
-__all__ = ["DerivingHost", "provide_derived"]
+__all__ = ["provide_derived"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,26 +31,8 @@ ANSWER_TIMEOUT_S: Final = 30.0
 PRIVATE: Final = 0o600
 
 
-class DerivingHost(Protocol):
-    """A host that may have made what others need."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def run_id(self) -> str: ...
-
-    async def client(self) -> AsyncAgentClient: ...
-
-    async def place_of_content(self, content: str, name: str) -> str | None:
-        """Return the path of a file on the host by the name of its content; None if the run has no agent there now."""
-
-    async def direct_address_of(self, other: Self) -> str | None:
-        """Return the address at which its agent reaches that of another host directly; None if it does not."""
-
-
 async def provide_derived(
-    needed: DerivedNeeded, *, to: DerivingHost, others: Sequence[DerivingHost], progress: Progress, title: str
+    needed: DerivedNeeded, *, to: SharingHost, others: Sequence[SharingHost], progress: Progress, title: str
 ) -> None:
     """Provide a host with what another host has made and that it reaches, unless it has it.
 
@@ -78,8 +61,8 @@ async def provide_derived(
 
 
 async def _source(
-    identity: str, to: DerivingHost, others: Sequence[DerivingHost]
-) -> tuple[DerivingHost, str, SentDerived] | None:
+    identity: str, to: SharingHost, others: Sequence[SharingHost]
+) -> tuple[SharingHost, str, SentDerived] | None:
     """Return a host that has it, its address for the one that needs it, and what is sent; None if there is none."""
     found = await asyncio.gather(*(_found_at(other, identity) for other in others))
     having = [(other, sent) for other, sent in zip(others, found, strict=True) if sent]
@@ -90,11 +73,11 @@ async def _source(
     return None
 
 
-async def _found_at(host: DerivingHost, identity: str) -> SentDerived | None:
+async def _found_at(host: SharingHost, identity: str) -> SentDerived | None:
     """Return what is sent; None if the host does not have it, or does not answer soon."""
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            if await host.place_of_content(identity, "any") is None:
+            if await host.files_directory() is None:
                 return None
             async with await host.client() as agent:
                 return await agent.find_derived(identity)
@@ -105,8 +88,8 @@ async def _found_at(host: DerivingHost, identity: str) -> SentDerived | None:
 async def _take(
     needed: DerivedNeeded,
     agent: AsyncAgentClient,
-    to: DerivingHost,
-    source: DerivingHost,
+    to: SharingHost,
+    source: SharingHost,
     address: str,
     sent: SentDerived,
     *,
@@ -114,11 +97,12 @@ async def _take(
     title: str,
 ) -> None:
     progress(f"host {to.name}: {title} comes from {source.name}")
+    directory = await to.files_directory()
+    if directory is None:
+        raise AgentError("its agent has ended")
     files = []
     for file in sent.files:
-        place = await to.place_of_content(file.digest, file.name)
-        if place is None:
-            raise AgentError("its agent has ended")
+        place = path_of_content(directory, file.digest, file.name)
         await _fetch(file, agent, place, address, lambda text: progress(f"host {to.name}: {text} from {source.name}"))
         files.append(msgspec.structs.replace(file, path=place))
     adopted = AdoptDerived(needed=needed, sent=msgspec.structs.replace(sent, files=tuple(files)))

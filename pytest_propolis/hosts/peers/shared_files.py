@@ -20,7 +20,7 @@ from ...storage.progress import Progress
 from ..agent_clients.asynchronous import AsyncAgentClient
 from ..ssh.link_client import link_base
 
-__all__ = ["LARGE_BYTES", "SharedFile", "SharingHost", "provide"]
+__all__ = ["LARGE_BYTES", "SharedFile", "SharingHost", "path_of_content", "provide"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class SharedFile:
 
 
 class SharingHost(Protocol):
-    """A host that may have files of this machine by their content."""
+    """A host that may have files and templates that others need."""
 
     @property
     def name(self) -> str: ...
@@ -58,11 +58,16 @@ class SharingHost(Protocol):
 
     async def client(self) -> AsyncAgentClient: ...
 
-    async def place_of(self, file: SharedFile) -> str | None:
-        """Return the path that a file has on the host; None if the run has no agent there now."""
+    async def files_directory(self) -> Path | None:
+        """Return its directory of files that are named by their content; None if the run has no agent there now."""
 
     async def direct_address_of(self, other: Self) -> str | None:
         """Return the address at which its agent reaches that of another host directly; None if it does not."""
+
+
+def path_of_content(directory: Path, content: str, name: str) -> str:
+    """Return the path of a file in the directory of files that are named by their content."""
+    return str(directory / content[:32] / name)
 
 
 async def provide(
@@ -100,11 +105,16 @@ def _sending(file: SharedFile, hosts: Sequence[SharingHost]) -> AbstractAsyncCon
 
 
 async def _has(host: SharingHost, file: SharedFile) -> bool:
-    place = await host.place_of(file)
+    place = await _place(host, file)
     if place is None:
         return False
     async with await host.client() as agent:
         return await agent.has_file(place, file.size)
+
+
+async def _place(host: SharingHost, file: SharedFile) -> str | None:
+    directory = await host.files_directory()
+    return path_of_content(directory, file.content, file.path.name) if directory else None
 
 
 async def _source(file: SharedFile, to: SharingHost, others: Sequence[SharingHost]) -> tuple[SharingHost, str] | None:
@@ -129,7 +139,7 @@ async def _has_now(host: SharingHost, file: SharedFile) -> bool:
 
 async def _fetch(file: SharedFile, to: SharingHost, source: SharingHost, address: str, *, progress: Progress) -> bool:
     """Have a host fetch a file from another one, and return whether it has it."""
-    here, there = await to.place_of(file), await source.place_of(file)
+    here, there = await _place(to, file), await _place(source, file)
     assert here is not None
     if there is None:
         return False
