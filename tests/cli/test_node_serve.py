@@ -31,6 +31,13 @@ pytestmark = pytest.mark.asyncio
 class Served:
     process: asyncio.subprocess.Process
     group: str
+    _is_told: bool = False
+
+    def end(self) -> None:
+        """Tell it to end, once: a second SIGTERM ends a Python that is about to exit."""
+        if not self._is_told and self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+        self._is_told = True
 
     @property
     def port(self) -> int:
@@ -43,12 +50,13 @@ async def served(*options: str) -> AsyncIterator[Served]:
         *COMMAND, "node", "serve", "--json", *options, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
+    served = Served(process, "")
     try:
         async with asyncio.timeout(60):
-            yield Served(process, json.loads(await process.stdout.readline())["group"])
+            served.group = json.loads(await process.stdout.readline())["group"]
+            yield served
     finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
+        served.end()
         assert await process.wait() == 0
 
 
@@ -103,7 +111,7 @@ async def test_waits_end_with_the_server() -> None:
         node = await group.join("waiting")
         waiting = asyncio.create_task(node.barrier("never", 2))
         await group.mirror.until(lambda: group.mirror.below("barriers/never/at/1/") or None, on=("",))
-        store.process.send_signal(signal.SIGTERM)
+        store.end()
         with pytest.raises(CoordinationLost, match=r"has ended|is lost"):
             await waiting
 
@@ -124,7 +132,7 @@ async def test_the_server_ends_while_a_connection_is_being_closed(tmp_path: Path
             assert b" 101 " in client.recv(4096)
             client.sendall(CLOSE_FRAME)
             assert client.recv(1) == CLOSE_FRAME[:1]  # what ends TLS is neither read nor answered
-            store.process.send_signal(signal.SIGTERM)
+            store.end()
             assert await store.process.wait() == 0
 
 
