@@ -55,7 +55,10 @@ class Placer:
         return self._scheduling
 
     def reported(self, report: pytest.TestReport) -> None:
-        if self._scheduling is not None and (lost := getattr(report, LOST_HOSTS_ATTRIBUTE, None)):
+        if self._scheduling is None:
+            return
+        self._scheduling.reported(report)
+        if lost := getattr(report, LOST_HOSTS_ATTRIBUTE, None):
             self._scheduling.lose_hosts(lost)
 
     def pytest_sessionfinish(self) -> None:

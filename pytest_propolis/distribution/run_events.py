@@ -36,7 +36,7 @@ class RunEvents:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Before the terminal shows the report."""
-        if report.outcome != "passed" or hasattr(report, VMS_ATTRIBUTE):
+        if report.outcome != "passed" or VMS_ATTRIBUTE in report.__dict__:
             _call(self._config, tuple(self.on_report), report)  # one of them may add others
 
     @property

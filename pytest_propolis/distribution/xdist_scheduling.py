@@ -20,11 +20,11 @@ from ..session.internals import base_temporary_directory, call_in_controller, co
 from ..session.progress import line_printer
 from ..session.stash import SETTINGS
 from .background_loop import BackgroundLoop
+from .earlier_runs import EarlierRuns, machine_of
 from .scheduling.decision import BuildTemplate, EndWorker, Relocate, Start
 from .scheduling.host import HostSpec
 from .scheduling.item import Item
 from .scheduling.needs import Needs
-from .scheduling.planning.durations import SMALLEST_S
 from .scheduling.scheduler import FleetScheduler
 from .status.snapshot import HostStatus, WaitingTests
 from .status.source import host_status
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from .template_preparer import TemplatePreparer
 
 __all__ = ["HostScheduling"]
-
-DURATIONS: Final = "propolis/durations"
-"""The key in pytest's cache of how many seconds each test took, by node id."""
 
 TEMPLATE_S: Final = 10.0
 """How long a template takes, before any was made."""
@@ -54,6 +51,7 @@ class HostScheduling:
     """Implements xdist's ``Scheduling``.
 
     :ivar config: where other plugins' ``pytest_handlecrashitem`` expect it, as pytest-rerunfailures does.
+    :ivar tests_finished: whether every test runs or has run: xdist asks after each message, and then ends all workers.
     :param channels: to the workers, by their ids; more come when workers are replaced.
     :param needs: of the tests that need hosts, by node id; complete when the first worker has collected.
     """
@@ -68,7 +66,7 @@ class HostScheduling:
         shared_id: str,
     ) -> None:
         self.config = config
-        self._measured_elsewhere = measured_elsewhere
+        self._earlier = EarlierRuns(config, measured_elsewhere)
         self._channels = channels
         self._needs = needs
         self._expected = number_of_workers(config)
@@ -82,9 +80,11 @@ class HostScheduling:
         """By test that runs, or is in a batch that runs, its worker and its hosts."""
         self._finished: set[str] = set()
         """No test is both placed and finished."""
-        self._all_placed = False
-        self._durations: dict[str, float] = {}
+        self.tests_finished = False
+        self._setups: dict[str, float] = {}
+        """How long the setup of tests took that have not finished, in s; only of workers that use VMs."""
         self._hosts: dict[str, HostSpec] = {}
+        self._machines: dict[str, str] = {}
         self._background = BackgroundLoop()
         self._making: dict[tuple[str, str], float] = {}
         """By host and guest, since when a template is being made, in s since the epoch."""
@@ -104,31 +104,13 @@ class HostScheduling:
         return self._has_begun or len(self._collections) >= self._expected
 
     @property
-    def tests_finished(self) -> bool:
-        """Whether every test runs or has run: xdist asks after each message, and then ends all workers."""
-        return self._all_placed
-
-    @property
     def has_pending(self) -> bool:
         return self._has_begun and len(self._finished) < len(self._tests)
 
     def end(self) -> None:
         """Keep in pytest's cache how long the tests took, for the plans of later runs; look for no lost hosts."""
         self._background.end(self._templates.aclose if "_templates" in vars(self) else None)
-        cache = getattr(self.config, "cache", None)  # None with -p no:cacheprovider
-        if cache is not None and self._durations:
-            cache.set(DURATIONS, self._remembered_durations() | self._durations)
-
-    def _remembered_durations(self) -> dict[str, float]:
-        cache = getattr(self.config, "cache", None)
-        found = cache.get(DURATIONS, {}) if cache is not None else {}
-        if not isinstance(found, dict):
-            return {}
-        return {test: float(seconds) for test, seconds in found.items() if isinstance(seconds, int | float)}
-
-    def _estimates(self) -> dict[str, float]:
-        """Return what earlier runs measured here, and elsewhere where there is a file of that."""
-        return {**self._measured_elsewhere, **self._remembered_durations()}
+        self._earlier.keep()
 
     def add_node(self, node: Any) -> None:
         self._nodes[node.gateway.id] = node
@@ -160,7 +142,7 @@ class HostScheduling:
         self._indices = {test: index for index, test in enumerate(self._tests)}
         guests = {needs.guest for needs in self._needs.values() if needs.guest is not None}
         self._scheduler = FleetScheduler(dict.fromkeys(guests, TEMPLATE_S), one_ahead=True)
-        remembered = self._estimates()
+        remembered = self._earlier.estimates()
         self._scheduler.tests_known(
             [
                 Item(test, self._needs.get(test, HOSTLESS), test.partition("::")[0], remembered.get(test))
@@ -171,6 +153,7 @@ class HostScheduling:
         assert hosts is not None
         specs = probed_inventory(hosts)
         there = self._only_guest() if len(specs) == 1 else frozenset()
+        self._machines = {spec.name: machine_of(spec) for spec in specs}
         for spec in specs:
             self._hosts[spec.name] = HostSpec(
                 name=spec.name,
@@ -178,6 +161,7 @@ class HostScheduling:
                 memory_mib=memory_mib_of(spec, specs),
                 cpus=cpus_of(spec),
                 labels=spec.labels,
+                speed=self._earlier.speed(self._machines[spec.name]),
                 templates=there,
             )
             self._scheduler.host_joined(self._hosts[spec.name])
@@ -282,6 +266,13 @@ class HostScheduling:
         if hosts:
             self._scheduler.test_started(worker, test, time.monotonic())
 
+    def reported(self, report: pytest.TestReport) -> None:
+        """Count the phases of a test with VMs that xdist does not count: most of the time is often that of a boot."""
+        if report.when == "setup" and report.passed:
+            self._setups[report.nodeid] = report.duration
+        elif report.when == "teardown":
+            self._earlier.took_more(report.nodeid, report.duration)
+
     def total(self) -> int:
         return len(self._tests)
 
@@ -298,12 +289,13 @@ class HostScheduling:
 
     def mark_test_complete(self, node: Any, item_index: int, duration: float = 0) -> None:
         worker, test = node.gateway.id, self._tests[item_index]
-        self._sent[worker].remove(test)
-        self._placed.pop(test, None)
-        self._finished.add(test)
-        self._scheduler.test_finished(worker, test, duration)
-        self._durations[test] = round(max(duration, SMALLEST_S), 4)
         sent = self._sent[worker]
+        sent.remove(test)
+        hosts = self._placed.pop(test, NOWHERE)[1]
+        self._finished.add(test)
+        duration += self._setups.pop(test, 0.0)
+        self._scheduler.test_finished(worker, test, duration)
+        self._earlier.took(test, duration, [self._machines[name] for name in hosts])
         if not (sent and sent[0] in self._placed):  # else the worker goes on with its batch
             self._decide()
 
@@ -348,7 +340,7 @@ class HostScheduling:
                 case BuildTemplate(host, guest):
                     self._making[host, guest] = time.time()
                     self._templates.make(host, guest, partial(self._call, partial(self._made, host, guest)))
-        self._all_placed = self._has_begun and len(self._placed) + len(self._finished) == len(self._tests)
+        self.tests_finished = self._has_begun and len(self._placed) + len(self._finished) == len(self._tests)
         if self.has_pending and not self._ticking:
             self._ticking = call_in_controller(self.config, self._tick, delay_s=TICK_S)
 

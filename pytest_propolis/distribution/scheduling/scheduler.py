@@ -99,7 +99,8 @@ class FleetScheduler(Scheduler):
         run.finished.add(index)
         if running.done == len(running.tests):
             run.release(worker)
-        run.backlog.update(run.durations.finished(index, duration_s * running.speed), run.durations.estimate)
+        if reestimated := run.durations.finished(index, duration_s * running.speed):
+            run.backlog.update(reestimated, run.durations.estimate)
 
     def test_lost(self, worker: str, *, again: bool = True) -> tuple[str, ...]:
         run = self._run

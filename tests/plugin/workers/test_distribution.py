@@ -195,6 +195,28 @@ def test_durations_are_remembered_for_the_next_run(inner: InnerRun) -> None:
     assert json.loads(cache.read_text()).keys() == {*remembered, "gone.py::test"}
 
 
+SLOW_AROUND_THE_CALL = """
+import time
+import pytest
+
+@pytest.fixture
+def slow_around(test_vm):
+    time.sleep(0.4)
+    yield
+    time.sleep(0.3)
+
+async def test_slow_around(slow_around): ...
+"""
+
+
+def test_the_setup_and_the_teardown_of_a_test_with_a_vm_count(inner: InnerRun) -> None:
+    """Xdist tells a scheduler the duration of the call alone, and a boot is in the setup."""
+    inner.write(test_it=SLOW_AROUND_THE_CALL)
+    inner.run("--propolis-hosts", "local:2", "-n", "1").assert_outcomes(passed=1)
+    remembered = json.loads((inner.pytester.path / ".pytest_cache/v/propolis/durations").read_text())
+    assert remembered["test_it.py::test_slow_around"] >= 0.7
+
+
 IMPOSSIBLE = """
 import pytest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from ..item import Item
@@ -29,7 +29,13 @@ CAUTION: Final = 2.0
 ENOUGH: Final = 10
 """How many results of a module show how long its other tests take."""
 
+MORE: Final = 1.1
+"""By what factor the results of a module grow until they are ordered again."""
+
 SMALLEST_S: Final = 1e-4
+
+UNRANKED_S: Final = 1e9
+"""What a test counts without an estimate where the shortest test is looked for."""
 
 
 class Estimate(NamedTuple):
@@ -86,7 +92,7 @@ class Durations:
         """Return one test of each module, the shortest that is known: those that show how their modules behave."""
         return [module.probe for module in self._modules.values()]
 
-    def finished(self, index: int, duration_s: float) -> Iterable[int]:
+    def finished(self, index: int, duration_s: float) -> Collection[int]:
         """Learn the duration of a test on a host of speed 1.0.
 
         :returns: the tests that are estimated otherwise than before, without those that need no host: they delay
@@ -99,7 +105,18 @@ class Durations:
 class _Module:
     """The tests that are each other's neighbours."""
 
-    __slots__ = ("_factor", "_known", "_long_s", "_probe", "_ratios", "_unknown", "_unmeasured", "_waiting", "results")
+    __slots__ = (
+        "_factor",
+        "_known",
+        "_long_s",
+        "_ordered",
+        "_probe",
+        "_ratios",
+        "_unknown",
+        "_unmeasured",
+        "_waiting",
+        "results",
+    )
 
     def __init__(self) -> None:
         self._known: list[float] = []
@@ -108,8 +125,8 @@ class _Module:
         self._unmeasured: set[int] = set()
         """Of those that need hosts and have not finished: all, and those without an estimate."""
         self.results: list[float] = []
-        self._long_s: float | None = None
-        """Its `long_s`, or None if a result has come since."""
+        self._long_s, self._ordered = 0.0, 0
+        """What nine of ten results took at most, and of how many that is known."""
         self._ratios: list[float] = []
         """Result over estimate."""
         self._factor = 1.0
@@ -127,7 +144,9 @@ class _Module:
         """
         if follows:
             self._waiting.add(index)
-        self._probe = min(self._probe, (1e9 if estimate_s is None else estimate_s, index))
+        rank_s = UNRANKED_S if estimate_s is None else estimate_s
+        if rank_s < self._probe[0]:
+            self._probe = rank_s, index
         self._unknown = None
         if estimate_s is not None:
             insort(self._known, estimate_s)
@@ -135,10 +154,11 @@ class _Module:
             self._unmeasured.add(index)
 
     def long_s(self) -> float:
-        """Return how long nine of ten results took at most."""
-        if self._long_s is None:
+        """Return how long nine of ten results took at most, but for a few of the last ones."""
+        count = len(self.results)
+        if count >= self._ordered * MORE:
             self.results.sort()
-            self._long_s = self.results[int(LONG_QUANTILE * len(self.results))]
+            self._long_s, self._ordered = self.results[int(LONG_QUANTILE * count)], count
         return self._long_s
 
     def estimate(self, estimate_s: float | None, prior: Estimate) -> Estimate:
@@ -149,11 +169,10 @@ class _Module:
             self._unknown = self._neighbourly(prior)
         return self._unknown
 
-    def finished(self, index: int, estimate_s: float | None, duration_s: float) -> Iterable[int]:
+    def finished(self, index: int, estimate_s: float | None, duration_s: float) -> Collection[int]:
         self._waiting.discard(index)
         self._unmeasured.discard(index)
         self.results.append(duration_s)
-        self._long_s = None
         if estimate_s is not None:
             self._ratios.append(duration_s / max(estimate_s, SMALLEST_S))
         count = len(self.results)
