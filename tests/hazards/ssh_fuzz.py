@@ -66,7 +66,7 @@ KINDS = tuple(
 
 AT_HOSTS = {
     "sshd": ("sshd: ",),
-    "watchdog": ("python3 -I -S -c import sys;",),
+    "watchdog": (" -I -S -c import sys;",),
     "remote agent": ("pytest_propolis.agent",),
     "remote qemu": ("qemu-system",),
 }

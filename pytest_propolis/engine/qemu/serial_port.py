@@ -13,6 +13,7 @@ from .serial_history import HistoryContent, SerialHistory
 __all__ = ["SerialPort", "SerialState"]
 
 READ_BYTES = 1 << 16
+BUFFER_BYTES = 1 << 20
 
 
 class SerialState(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +50,9 @@ class SerialPort:
         self._broken: OSError | None = None
         self._ours, self.qemu_end = socket.socketpair()
         self._ours.setblocking(False)
+        # QEMU writes each byte by itself, and each is charged with hundreds: by default 277 fill a socket. A guest's
+        # firmware drops what its UART does not take within a second.
+        self.qemu_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
         self._write_lock = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._ours, self._read)

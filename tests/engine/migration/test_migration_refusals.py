@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -178,10 +179,19 @@ async def test_a_second_migration_out_is_denied_while_one_is_under_way(servers: 
     await source.wait_for(InstanceState.RUNNING)
 
 
+@contextlib.asynccontextmanager
+async def silent_server(path: Path) -> AsyncIterator[None]:
+    """A server that answers nothing; it ends its connections, for which Python 3.12 waits when a server is closed."""
+    writers: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_unix_server(lambda reader, writer: writers.append(writer), path):
+        yield
+        for writer in writers:
+            writer.close()
+
+
 async def test_a_target_that_waits_for_its_source_knows_no_spec_and_is_not_active(rig: MigrationRig) -> None:
     target = await rig.node("target")
-    silent = await asyncio.start_unix_server(lambda reader, writer: None, rig.directory / "s")
-    async with silent:
+    async with silent_server(rig.directory / "s"):
         address = f"http+unix://{str(rig.directory / 's').replace('/', '%2F')}/vms/x"
         asking = asyncio.create_task(target.migrate_from(address))
         while target.server.state_name is None:

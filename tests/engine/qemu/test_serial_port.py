@@ -103,3 +103,13 @@ async def test_typing_at_a_port_that_closes_on_its_way_is_an_error(port: SerialP
     port.close()
     with pytest.raises(BrokenPipeError, match="closed"):
         await late
+
+
+async def test_what_a_firmware_says_fits_while_nothing_reads(port: SerialPort) -> None:
+    """QEMU writes each byte by itself; a UEFI firmware gives up after a second in which the UART takes none."""
+    port.qemu_end.setblocking(False)
+    for _ in range(500):
+        assert port.qemu_end.send(b"x") == 1
+    async with asyncio.timeout(30):
+        while port.history.end < 500:
+            await asyncio.sleep(0)

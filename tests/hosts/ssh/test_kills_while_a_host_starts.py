@@ -26,9 +26,14 @@ def started_link(rig: SshRig, cache: Path) -> subprocess.Popen[bytes]:
     """Start a link process that nothing listens to."""
     make_private_directory(link_base())
     run = run_token(None)
-    spec = HostSpec(name="h1", kind="ssh", address="h1", options=options_of(rig))
+    options = options_of(rig)
+    spec = HostSpec(name="h1", kind="ssh", address="h1", options=options)
     config = LinkConfig(
-        destination=destination_of(spec), run=run, directory=str(new_link_directory(run)), bundle_cache=str(cache)
+        destination=destination_of(spec),
+        run=run,
+        directory=str(new_link_directory(run)),
+        bundle_cache=str(cache),
+        python=options.get("python", "python3"),
     )
     make_private_directory(Path(config.directory))
     read_fd, write_fd = os.pipe()

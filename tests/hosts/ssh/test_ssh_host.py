@@ -27,7 +27,7 @@ from pytest_propolis.ledger.ledger_text import parse
 from pytest_propolis.settings import Settings
 
 AGENT = "pytest_propolis.agent"
-WATCHDOG = ("python3 -I -S -c import sys;",)
+WATCHDOG = (" -I -S -c import sys;",)
 CLEAN_TIMEOUT_S = 60.0
 
 
@@ -353,7 +353,8 @@ async def test_a_host_whose_clock_is_off_by_an_hour_is_used_as_any_other(make_ho
     home = rig.hosts["h1"].home
     (home / "clock.c").write_text(WRONG_CLOCK)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(home / "clock.so"), str(home / "clock.c")], check=True)
-    (home / "late-python").write_text('#!/bin/sh\nLD_PRELOAD="$HOME/clock.so" exec python3 "$@"\n')
+    python = options_of(rig).get("python", "python3")
+    (home / "late-python").write_text(f'#!/bin/sh\nLD_PRELOAD="$HOME/clock.so" exec {python} "$@"\n')
     (home / "late-python").chmod(0o755)
     host = make_host(python="./late-python")
     async with await host.client() as agent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -116,7 +117,7 @@ def machines(inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> Iterator[SshRi
 
 def workers_of(rig: SshRig) -> tuple[str, ...]:
     """Return options for a worker on the first machine, and two behind a proxy on the second one."""
-    ssh = f"ssh={{}}//ssh_config={rig.config}//python={sys.executable}"
+    ssh = f"ssh={{}}//ssh_config={rig.config}//python={shlex.quote(sys.executable)}"
     here = f"chdir={Path.cwd()}//env:PYTEST_DISABLE_PLUGIN_AUTOLOAD=1//env:PYTHONDONTWRITEBYTECODE=1"
     return (
         f"--tx={ssh.format('h1')}//{here}//id=h1",
