@@ -24,7 +24,7 @@ from typing import Final, final
 
 from ..errors import ArtifactCorrupt, ArtifactError, ResourceExhausted
 from .artifacts import Artifact, checked_name
-from .catalogs.archive_member import ArchiveMember, extract
+from .catalogs.archive_member import ArchiveMember
 from .catalogs.derived_file import DerivedFile
 from .catalogs.unpacked_file import UnpackedFile, unpack
 from .debian import DebianBuild
@@ -192,6 +192,8 @@ class ArtifactStore:
         if isinstance(source, ArchiveMember):
             archive = Artifact(f"{artifact.key}-archive", source.archive_name, source.archive_sha256, source.archive)
             path = await self._get(archive, progress)
+            from .catalogs.archives import extract  # here, because most runs extract nothing
+
             progress(f"extracting {source.member} from {path.name}")
             await extract(path, source.member, made)
         else:
