@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ..session.internals import call_in_controller, run_id_of
+from ..session.internals import call_in_controller, quick_imports, run_id_of
 from .run_events import run_events
 from .scheduling.needs import Needs
 from .status.source import STATUS_SOURCE
 from .worker_channel import LOST_HOSTS_ATTRIBUTE, Collected, Elsewhere, WorkerChannel
-from .xdist_scheduling import HostScheduling
+
+if TYPE_CHECKING:
+    from .xdist_scheduling import HostScheduling
 
 __all__ = ["Placer"]
 
@@ -48,6 +50,9 @@ class Placer:
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_xdist_make_scheduler(self, config: pytest.Config) -> HostScheduling:
+        with quick_imports():  # here, while the workers start
+            from .xdist_scheduling import HostScheduling
+
         self._scheduling = config.stash[STATUS_SOURCE] = HostScheduling(
             config, self._channels, self._needs, self._measured_elsewhere, shared_id=self._shared_id
         )

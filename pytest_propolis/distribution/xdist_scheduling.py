@@ -16,6 +16,7 @@ import pytest
 
 from ..hosts.inventory.capacity import cpus_of, memory_mib_of, slots_of
 from ..hosts.inventory.probing import probed_inventory
+from ..hosts.kinds import is_elsewhere
 from ..session.internals import base_temporary_directory, call_in_controller, collection_difference, number_of_workers
 from ..session.progress import line_printer
 from ..session.stash import SETTINGS
@@ -42,6 +43,10 @@ TEMPLATE_S: Final = 10.0
 HOSTLESS: Final = Needs(hosts=0)
 
 NOWHERE: Final[tuple[str, tuple[str, ...]]] = ("", ())
+
+LATENCY_S: Final = 0.05
+"""How long a worker may wait for what it is to run next where this machine runs all VMs, which keep it busy. Short
+tests are sent several at once there, and only there: what is sent for a host cannot run on another if that is lost."""
 
 TICK_S: Final = 1.0
 """How often the scheduler is asked while tests wait and nothing happens."""
@@ -141,7 +146,13 @@ class HostScheduling:
         self._tests = [] if self._collections_differ() else next(iter(self._collections.values()))
         self._indices = {test: index for index, test in enumerate(self._tests)}
         guests = {needs.guest for needs in self._needs.values() if needs.guest is not None}
-        self._scheduler = FleetScheduler(dict.fromkeys(guests, TEMPLATE_S), one_ahead=True)
+        hosts = self.config.stash[SETTINGS].hosts
+        assert hosts is not None
+        specs = probed_inventory(hosts)
+        alone = len(specs) == 1 and not is_elsewhere(specs[0])
+        self._scheduler = FleetScheduler(
+            dict.fromkeys(guests, TEMPLATE_S), latency_s=LATENCY_S if alone else 0.0, one_ahead=True
+        )
         remembered = self._earlier.estimates()
         self._scheduler.tests_known(
             [
@@ -149,9 +160,6 @@ class HostScheduling:
                 for test in self._tests
             ]
         )
-        hosts = self.config.stash[SETTINGS].hosts
-        assert hosts is not None
-        specs = probed_inventory(hosts)
         there = self._only_guest() if len(specs) == 1 else frozenset()
         self._machines = {spec.name: machine_of(spec) for spec in specs}
         for spec in specs:

@@ -215,6 +215,17 @@ def test_very_short_tests_are_sent_in_batches_if_messages_are_slow() -> None:
     assert 10 <= len(fleet.starts[0].tests) <= 20
 
 
+def test_tests_that_never_ran_are_sent_in_batches_once_their_neighbours_are_known_to_be_short() -> None:
+    fleet = fleet_of(host(slots=1), latency_s=0.02)
+    fleet.add_tests(*(item(f"t{n}", None) for n in range(600)))
+    fleet.decide()
+    assert len(fleet.starts[0].tests) == 1
+    while len(fleet.starts) < 14:
+        fleet.finish(next(iter(fleet.running)), 0.05)
+        fleet.decide()
+    assert 10 <= len(fleet.starts[-1].tests) <= 20
+
+
 def test_tests_are_sent_one_by_one_if_messages_cost_nothing() -> None:
     fleet = fleet_of(host(slots=1))
     fleet.add_tests(*(item(f"t{n}", 0.05) for n in range(20)))

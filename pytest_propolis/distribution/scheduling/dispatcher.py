@@ -228,7 +228,8 @@ class Dispatcher:
         speed = hosts[0].speed if len(hosts) == 1 else min([state.speed for state in hosts], default=1.0)
         tests: tuple[int, ...] = (index,)
         if queue.demand.hostless:
-            companions = self._hostless_companions(index, queue)
+            # A message for each would cost more than such tests do.
+            companions = self._longest_companions(index, queue, SHORT_S)
             if companions:
                 run.backlog.remove_longest(queue, len(companions))
             tests = (index, *companions)
@@ -249,17 +250,19 @@ class Dispatcher:
     def _companions(self, index: int, queue: Queue) -> list[int]:
         """Choose what is sent with a very short test."""
         run = self._run
+        target_s = self._latency_s * BATCH_LATENCIES
+        if run.items[index].estimate_s is None:
+            return self._longest_companions(index, queue, target_s)
         left_s = run.backlog.work_s / max(run.fleet.speed, 1.0) / BATCHES_LEFT
-        target_s = min(self._latency_s * BATCH_LATENCIES, left_s)
-        return run.backlog.companions(queue, run.durations.estimate(index).rank_s, target_s)
+        return run.backlog.companions(queue, run.durations.estimate(index).rank_s, min(target_s, left_s))
 
-    def _hostless_companions(self, index: int, queue: Queue) -> list[int]:
-        """Choose what is sent with a test that needs no host: a message for each would cost more than such tests do.
+    def _longest_companions(self, index: int, queue: Queue, target_s: float) -> list[int]:
+        """Choose what is sent with a test of the same needs: the longest ones that wait, the longest first.
 
-        :returns: the longest ones that wait, the longest first.
+        :param target_s: how long all of them together will probably take at most.
         """
         run = self._run
-        left_s = SHORT_S - run.durations.likely_s(index)
+        left_s = target_s - run.durations.likely_s(index)
         most = int(len(queue.tests) / BATCHES_LEFT / max(1, len(run.workers.alive)))
         chosen: list[int] = []
         for _, other in islice(reversed(queue.tests), most):
