@@ -24,7 +24,8 @@ DURATIONS: Final = "propolis/durations"
 SPEEDS: Final = "propolis/speeds"
 """Machine -> speed: on one of 0.5, a test takes twice as long as on one of 1.0."""
 
-THIS_MACHINE: Final = "local"
+THIS_MACHINE: Final = "this machine"
+"""No host of an inventory can have this name."""
 
 SMALLEST_S: Final = 1e-4
 

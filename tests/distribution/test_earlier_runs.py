@@ -123,7 +123,9 @@ def test_without_a_cache_nothing_is_kept(pytester: pytest.Pytester) -> None:
 
 def test_local_hosts_are_one_machine() -> None:
     hosts = [HostSpec(name=f"local-{number}", kind="local", address="127.0.0.1", options={}) for number in (1, 2)]
+    other = HostSpec(name="local", kind="ssh", address="rack", options={})
     assert len({machine_of(host) for host in hosts}) == 1
+    assert machine_of(other) not in {machine_of(host) for host in hosts}
     others = [HostSpec(name=f"rack-{number}", kind="ssh", address="rack", options={}) for number in (1, 2)]
     assert {machine_of(host) for host in others} == {"rack-1", "rack-2"}
 
