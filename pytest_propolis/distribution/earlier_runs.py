@@ -15,6 +15,7 @@ import pytest
 
 from ..hosts.host import HostSpec
 from ..hosts.kinds import is_elsewhere
+from .scheduling.planning.durations import SMALLEST_S
 
 __all__ = ["EarlierRuns", "machine_of"]
 
@@ -24,10 +25,8 @@ DURATIONS: Final = "propolis/durations"
 SPEEDS: Final = "propolis/speeds"
 """Machine -> speed: on one of 0.5, a test takes twice as long as on one of 1.0."""
 
-THIS_MACHINE: Final = "this machine"
+LOCAL_MACHINE: Final = "this machine"
 """No host of an inventory can have this name."""
-
-SMALLEST_S: Final = 1e-4
 
 COMPARED_S: Final = 0.1
 """What takes less says nothing of a machine: it waits for messages most of the time."""
@@ -43,11 +42,11 @@ SLOWEST: Final = 0.05
 
 def machine_of(host: HostSpec) -> str:
     """Return what a host shares its speed with: local hosts are all on this machine."""
-    return host.name if is_elsewhere(host) else THIS_MACHINE
+    return host.name if is_elsewhere(host) else LOCAL_MACHINE
 
 
 class EarlierRuns:
-    """Reads the cache when it is made, and keeps there what this run measures.
+    """Reads the cache when it is made, and saves there what this run measures.
 
     :param elsewhere: how many seconds tests took in runs that this cache knows nothing of.
     """
@@ -68,22 +67,25 @@ class EarlierRuns:
         """Return the speed of a machine: 1.0 until it is known."""
         return self._speeds.get(machine, 1.0)
 
-    def took(self, test: str, duration_s: float, machines: Iterable[str] = ()) -> None:
-        """Remember how long a test took, and where."""
+    def record(self, test: str, duration_s: float, machines: Iterable[str] = ()) -> None:
+        """Record how long a test took.
+
+        :param machines: those of its hosts; none if it needs no host.
+        """
         self._took[test] = duration_s
         if machines:
             self._machines[test] = tuple(machines)
 
-    def took_more(self, test: str, duration_s: float) -> None:
-        """Add to what a test took that has ended."""
+    def extend(self, test: str, duration_s: float) -> None:
+        """Add to the duration of a test that is recorded, as by its teardown."""
         if test in self._took:
             self._took[test] += duration_s
 
-    def keep(self) -> None:
+    def save(self) -> None:
         """Write into the cache what this run measured."""
         if self._cache is None or not self._took:
             return
-        self._speeds |= self._seen_speeds()
+        self._speeds |= self._measured_speeds()
         measured = {test: self._on_reference(test, seconds) for test, seconds in self._took.items()}
         self._cache.set(DURATIONS, self._remembered | measured)
         if self._speeds:
@@ -100,7 +102,7 @@ class EarlierRuns:
         slowest = min(map(self.speed, machines)) if machines else 1.0
         return round(max(seconds * slowest, SMALLEST_S), 4)
 
-    def _seen_speeds(self) -> dict[str, float]:
+    def _measured_speeds(self) -> dict[str, float]:
         """Return the speeds of the machines that this run shows, if it shows several."""
         seen = {name: middle for name, ratios in self._ratios().items() if (middle := _median(ratios)) is not None}
         if len(seen) < 2:

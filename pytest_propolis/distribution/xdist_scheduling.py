@@ -115,7 +115,7 @@ class HostScheduling:
     def end(self) -> None:
         """Keep in pytest's cache how long the tests took, for the plans of later runs; look for no lost hosts."""
         self._background.end(self._templates.aclose if "_templates" in vars(self) else None)
-        self._earlier.keep()
+        self._earlier.save()
 
     def add_node(self, node: Any) -> None:
         self._nodes[node.gateway.id] = node
@@ -279,7 +279,7 @@ class HostScheduling:
         if report.when == "setup" and report.passed:
             self._setups[report.nodeid] = report.duration
         elif report.when == "teardown":
-            self._earlier.took_more(report.nodeid, report.duration)
+            self._earlier.extend(report.nodeid, report.duration)
 
     def total(self) -> int:
         return len(self._tests)
@@ -303,7 +303,7 @@ class HostScheduling:
         self._finished.add(test)
         duration += self._setups.pop(test, 0.0)
         self._scheduler.test_finished(worker, test, duration)
-        self._earlier.took(test, duration, [self._machines[name] for name in hosts])
+        self._earlier.record(test, duration, [self._machines[name] for name in hosts])
         if not (sent and sent[0] in self._placed):  # else the worker goes on with its batch
             self._decide()
 

@@ -192,15 +192,12 @@ class ArtifactStore:
         if isinstance(source, ArchiveMember):
             archive = Artifact(f"{artifact.key}-archive", source.archive_name, source.archive_sha256, source.archive)
             path = await self._get(archive, progress)
-            from .catalogs.archives import extract  # here, because most runs extract nothing
-
             progress(f"extracting {source.member} from {path.name}")
-            await extract(path, source.member, made)
         else:
             base = Artifact(f"{artifact.key}-base", source.base_name, source.base_sha256, source.base)
             path = await self._get(base, progress)
             progress(f"making {artifact.key} of {path.name} with {source.recipe}")
-            await source.make(path, made)
+        await source.make(path, made)
 
     async def _in_place(self, artifact: Artifact, path: Path, progress: Progress) -> Path:
         sha256 = artifact.sha256

@@ -40,8 +40,8 @@ def run(config: pytest.Config, tests: dict[str, float], chance: Random, *, facto
     earlier = EarlierRuns(config, {})
     for test, seconds in tests.items():
         machine = chance.choice(list(TRUE_SPEEDS))
-        earlier.took(test, factor * chance.uniform(0.9, 1.1) * seconds / TRUE_SPEEDS[machine], [machine])
-    earlier.keep()
+        earlier.record(test, factor * chance.uniform(0.9, 1.1) * seconds / TRUE_SPEEDS[machine], [machine])
+    earlier.save()
 
 
 def test_the_speeds_of_machines_are_learnt_and_durations_are_those_on_one_of_speed_1(config: pytest.Config) -> None:
@@ -60,8 +60,8 @@ def test_a_machine_alone_has_no_speed(config: pytest.Config) -> None:
     for seconds in (1.0, 9.0):
         earlier = EarlierRuns(config, {})
         for number in range(30):
-            earlier.took(f"test_{number}", seconds, ["local"])
-        earlier.keep()
+            earlier.record(f"test_{number}", seconds, ["local"])
+        earlier.save()
     assert EarlierRuns(config, {}).speed("local") == 1.0
     assert cached(config, SPEEDS) == {}
     assert cached(config, DURATIONS)["test_0"] == 9.0
@@ -71,11 +71,11 @@ def test_short_and_few_tests_say_nothing_of_a_machine(config: pytest.Config) -> 
     for factor in (1.0, 5.0):
         earlier = EarlierRuns(config, {})
         for number in range(30):
-            earlier.took(f"short_{number}", 0.001 * factor, ["fast"])
-            earlier.took(f"long_{number}", 1.0, ["old"])
+            earlier.record(f"short_{number}", 0.001 * factor, ["fast"])
+            earlier.record(f"long_{number}", 1.0, ["old"])
         for number in range(3):
-            earlier.took(f"few_{number}", 1.0 * factor, ["fast"])
-        earlier.keep()
+            earlier.record(f"few_{number}", 1.0 * factor, ["fast"])
+        earlier.save()
     assert EarlierRuns(config, {}).speed("fast") == 1.0
 
 
@@ -83,18 +83,18 @@ def test_a_test_of_several_machines_counts_as_on_the_slowest(config: pytest.Conf
     assert config.cache is not None
     config.cache.set(SPEEDS, {"fast": 2.0, "old": 0.5})
     earlier = EarlierRuns(config, {})
-    earlier.took("test_both", 10.0, ["fast", "old"])
-    earlier.took("test_none", 10.0)
-    earlier.keep()
+    earlier.record("test_both", 10.0, ["fast", "old"])
+    earlier.record("test_none", 10.0)
+    earlier.save()
     assert cached(config, DURATIONS) == {"test_both": 5.0, "test_none": 10.0}
 
 
 def test_what_a_test_takes_after_its_end_counts(config: pytest.Config) -> None:
     earlier = EarlierRuns(config, {})
-    earlier.took("test_a", 1.0)
-    earlier.took_more("test_a", 0.5)
-    earlier.took_more("test_unknown", 0.5)
-    earlier.keep()
+    earlier.record("test_a", 1.0)
+    earlier.extend("test_a", 0.5)
+    earlier.extend("test_unknown", 0.5)
+    earlier.save()
     assert cached(config, DURATIONS) == {"test_a": 1.5}
 
 
@@ -107,16 +107,16 @@ def test_a_cache_of_another_form_is_ignored(config: pytest.Config, content: obje
 
 def test_measured_elsewhere_counts_only_what_this_cache_does_not_know(config: pytest.Config) -> None:
     earlier = EarlierRuns(config, {})
-    earlier.took("test_here", 1.0)
-    earlier.keep()
+    earlier.record("test_here", 1.0)
+    earlier.save()
     found = EarlierRuns(config, {"test_here": 9.0, "test_there": 2.0}).estimates()
     assert found == {"test_here": 1.0, "test_there": 2.0}
 
 
 def test_without_a_cache_nothing_is_kept(pytester: pytest.Pytester) -> None:
     earlier = EarlierRuns(configured(pytester, "-p", "no:cacheprovider"), {"test_there": 2.0})
-    earlier.took("test_here", 1.0, ["local"])
-    earlier.keep()
+    earlier.record("test_here", 1.0, ["local"])
+    earlier.save()
     assert earlier.estimates() == {"test_there": 2.0}
     assert not Path(pytester.path, ".pytest_cache").exists()
 
@@ -132,7 +132,7 @@ def test_local_hosts_are_one_machine() -> None:
 
 def test_the_cache_is_one_that_people_can_read(config: pytest.Config) -> None:
     earlier = EarlierRuns(config, {})
-    earlier.took("test_a", 1 / 3, ["local"])
-    earlier.keep()
+    earlier.record("test_a", 1 / 3, ["local"])
+    earlier.save()
     path = config.rootpath / ".pytest_cache/v" / DURATIONS
     assert json.loads(path.read_text()) == {"test_a": 0.3333}

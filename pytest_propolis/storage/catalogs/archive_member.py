@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import msgspec
 
@@ -34,3 +35,13 @@ class ArchiveMember(msgspec.Struct, frozen=True, tag="archive-member"):
         """Identifies the content."""
         identity = f"{self.archive_sha256 or self.archive}\0{self.member}"
         return f"member-{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
+
+    async def make(self, archive: Path, destination: Path) -> None:
+        """Extract this member from the archive, which is here.
+
+        :raises ArtifactMissing: when the archive has no such member, or it is not a regular file, or encrypted.
+        :raises ArtifactCorrupt: when the archive is damaged, or none at all.
+        """
+        from .archives import extract  # here, because most runs extract nothing
+
+        await extract(archive, self.member, destination)
