@@ -1,6 +1,6 @@
-"""Other pytest plugins beside this one: each with a test that passes, one that fails, and one that hangs.
+"""Other pytest plugins beside this one, each with a test that passes, one that fails, and one that hangs; a debugger.
 
-``PROPOLIS_ALL_PLUGINS=1`` tries them all; without it, those that change how tests are run.
+``PROPOLIS_ALL_PLUGINS=1`` tries all plugins; without it, those that change how tests are run.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ import re
 import select
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import pytest
+from debug_adapter import DebugAdapter
 from environments import NoEnvironment, make_environment
 from inner_run import InnerRun
 
@@ -41,6 +44,14 @@ async def test_waits(test_vm):
     pathlib.Path("waiting").write_text("waiting")
     await asyncio.sleep(3600)
 """
+
+DEBUGGER: Final = "debugpy"
+DEBUGGED: Final = """
+async def test_debugged(test_vm):
+    greeting = "hello"
+    assert await test_vm.run(f"echo {greeting}") == "hello"
+"""
+BREAKPOINT_LINE: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,9 +116,9 @@ def chosen() -> list[str]:
 
 @pytest.fixture(scope="session")
 def python(pytestconfig: pytest.Config) -> Path:
-    """The Python of an environment with this project and the plugins that are tried."""
+    """The Python of an environment with this project, the plugins that are tried, and the debugger."""
     assert pytestconfig.cache is not None
-    requirements = [PLUGINS[name].requirement for name in chosen()]
+    requirements = [*(PLUGINS[name].requirement for name in chosen()), DEBUGGER]
     try:
         return make_environment(
             pytestconfig.cache.mkdir("other-plugins-environment"), ["--editable", str(ROOT), *requirements]
@@ -162,3 +173,27 @@ def test_ctrl_c_ends_a_test_that_waits_beside_it(name: str, python: Path, projec
         os.close(descriptor)
     assert run.returncode == pytest.ExitCode.INTERRUPTED, output.decode(errors="replace")
     assert project.leavings() == []
+
+
+@contextmanager
+def at_the_breakpoint(python: Path, project: InnerRun) -> Iterator[tuple[DebugAdapter, int]]:
+    """Debug a VM test until it stops; yield the debugger and the thread that stopped. Afterwards nothing is left."""
+    project.write(test_debugged=DEBUGGED)
+    directory = project.pytester.path
+    with DebugAdapter(python, environment=os.environ) as debugger:
+        arguments, line = ["-p", "propolis", "-p", "asyncio"], (directory / "test_debugged.py", BREAKPOINT_LINE)
+        yield debugger, debugger.launch("pytest", arguments, directory=directory, breakpoint_at=line)
+    project.wait_until_clean()
+
+
+def test_a_debugger_stops_in_a_test_and_continues_it(python: Path, project: InnerRun) -> None:
+    with at_the_breakpoint(python, project) as (debugger, thread):
+        assert debugger.evaluate("test_vm", thread=thread) == "<TestVm 'test-vm' (micro)>"
+        assert "its event loop runs" in debugger.evaluate("test_vm.debug('true')", thread=thread)
+        debugger.evaluate("greeting = 'goodbye'", thread=thread)
+        assert debugger.finish(thread=thread) == pytest.ExitCode.TESTS_FAILED
+
+
+def test_a_debugger_that_ends_a_test_leaves_nothing(python: Path, project: InnerRun) -> None:
+    with at_the_breakpoint(python, project) as (debugger, _):
+        debugger.terminate()
