@@ -247,7 +247,8 @@ async def test_where_the_space_for_a_template_is_used_up_meanwhile_the_vm_boots(
     assert f"micro boots from cold: no space was left for the template in {place}" in lines
 
 
-@pytest.mark.skipif(shutil.which("bindfs") is None, reason="bindfs, which is not there, makes such a file system")
+@as_root
+@pytest.mark.skipif(shutil.which("bindfs") is None, reason="bindfs is not installed")
 async def test_where_a_file_cannot_be_memory_the_vm_boots(
     factories: Factories, artifact_dir: Path, tmp_path: Path, lines: list[str]
 ) -> None:
