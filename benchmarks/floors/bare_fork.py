@@ -18,7 +18,7 @@ from pytest_propolis.console.shell_protocol import typed_command
 from pytest_propolis.console.transports.port_loop import typed_command_for_port
 from pytest_propolis.engine.templates.template import Template, with_disks_in
 from pytest_propolis.guests.fork_identity import await_identity_command, identity_command
-from pytest_propolis.storage.store import template_directory
+from pytest_propolis.storage.user_directories import template_directory
 
 from ..common.harness import Harness
 

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, Final
 
 from pytest_propolis.storage.debian import DebianBuild
-from pytest_propolis.storage.store import default_artifact_dir
+from pytest_propolis.storage.user_directories import default_artifact_dir
 from pytest_propolis.vm.config import DataDisk, Nic
 
 from ..common.figure import Figure

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pytest_propolis.storage.forks.fork import ForkRequest
 from pytest_propolis.storage.forks.zfs import ZfsProvider
-from pytest_propolis.storage.store import default_artifact_dir
+from pytest_propolis.storage.user_directories import default_artifact_dir
 from pytest_propolis.vm.vm import TestVm
 
 from ..common.figure import Figure

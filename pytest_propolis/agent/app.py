@@ -36,7 +36,7 @@ from ..agent_api.templates import ForkVm
 from ..engine.server.app import SERVER_KEY, decoded, encoded, engine_app, error_response
 from ..engine.server.dropshot_errors import ErrorResponse, HttpError, bad_request
 from ..ledger.ledger import Ledger
-from ..storage.store import template_directory
+from ..storage.user_directories import template_directory
 from .coordination.service import CoordinationService
 from .disks.disk_images import allowed_image_directories
 from .disks.fork_routes import ForkRoutes

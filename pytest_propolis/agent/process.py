@@ -25,7 +25,7 @@ from ..ledger.rendezvous import Rendezvous, remove_abandoned
 from ..operating_system.open_files import raise_open_files_limit
 from ..operating_system.python_processes import end_of_imports
 from ..storage.eviction import evict
-from ..storage.store import template_directory
+from ..storage.user_directories import template_directory
 from .app import AgentApp
 from .disks.disk_space import disk_base
 from .http_server import http_server

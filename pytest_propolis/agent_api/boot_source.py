@@ -96,6 +96,7 @@ def _aspects(boot: BootSource) -> dict[str, str]:
 
 
 def _same_contents(one: str, other: str) -> bool:
+
     try:
         return filecmp.cmp(one, other, shallow=False)
     except OSError:

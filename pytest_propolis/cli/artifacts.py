@@ -33,7 +33,8 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _opened(settings: Settings) -> tuple[Catalog, ArtifactStore]:
     from ..storage.catalogs.catalog import read_catalogs
-    from ..storage.store import ArtifactStore, default_artifact_dir
+    from ..storage.store import ArtifactStore
+    from ..storage.user_directories import default_artifact_dir
 
     store = ArtifactStore(settings.artifact_dir or default_artifact_dir())
     return read_catalogs(settings.artifacts or ()), store
@@ -130,7 +131,7 @@ def gc(*, settings: Settings, dry_run: bool) -> None:
     """
     catalog, store = _opened(settings)
     from ..storage.eviction import evict_fetched
-    from ..storage.store import disk_directory
+    from ..storage.user_directories import disk_directory
     from .project import guests_here
 
     wanted = {entry.artifact.sha256 for entry in catalog.entries.values()}

@@ -167,7 +167,8 @@ def _server_row(server: ServerReport, width: int) -> Iterator[str]:
 
 
 def _guest_files(settings: Settings, guests: GuestRegistry) -> dict[str, list[Path]]:
-    from ..storage.store import ArtifactStore, default_artifact_dir
+    from ..storage.store import ArtifactStore
+    from ..storage.user_directories import default_artifact_dir
 
     store = ArtifactStore(settings.artifact_dir or default_artifact_dir())
     return {name: _files(adapter.image, store) for name, adapter in guests.adapters.items()}

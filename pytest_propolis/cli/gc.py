@@ -20,7 +20,7 @@ from ..ledger.reaper_report import Report
 from ..ledger.rendezvous import remove_abandoned
 from ..settings import Settings
 from ..storage.eviction import evict
-from ..storage.store import disk_directory, template_directory
+from ..storage.user_directories import disk_directory, template_directory
 from .hosts.remote_commands import ask_hosts, on_hosts
 from .lingering_agents import Ended, end_lingering_agents
 

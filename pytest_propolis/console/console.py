@@ -7,9 +7,8 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
@@ -24,6 +23,9 @@ from .kernel.failures import KernelFailures
 from .log import ConsoleLog
 from .shell_protocol import FrameParser, Output, Signal
 from .transcript import Found, Transcript
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
 
 __all__ = ["TAIL_LINES", "Console", "end_reason"]
 

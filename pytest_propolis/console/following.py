@@ -6,17 +6,18 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Final
-
-from websockets.asyncio.client import ClientConnection
+from typing import TYPE_CHECKING, Final
 
 from ..propolis_api.serial import SerialConsoleMoved
+
+if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
 
 __all__ = ["MOVED", "ExpectedMove", "Follow", "Sent"]
 
 MOVED: Final = "the guest has moved to another VM"
 
-Follow = Callable[[SerialConsoleMoved], Awaitable[ClientConnection]]
+Follow = Callable[[SerialConsoleMoved], Awaitable["ClientConnection"]]
 """Opens the console again where a guest that migrates has gone."""
 
 KEPT_BYTES: Final = 4 << 20

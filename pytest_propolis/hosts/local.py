@@ -23,7 +23,7 @@ from ..storage.files import copy, space_errors
 from ..storage.host_path import host_path
 from ..storage.programs import run_program
 from ..storage.progress import Progress
-from ..storage.store import default_artifact_dir, disk_directory
+from ..storage.user_directories import default_artifact_dir, disk_directory
 from .agent_clients.asynchronous import AsyncAgentClient
 from .agent_clients.synchronous import AgentClient
 from .host import Host, HostSpec, TemplateKind, Unfinished

@@ -25,8 +25,8 @@ from ..storage.file_stream import digest
 from ..storage.host_path import host_path
 from ..storage.progress import Progress
 from ..storage.sources import LocalFile
-from ..storage.store import ArtifactStore, default_artifact_dir
-from ..storage.user_directories import cache_directory
+from ..storage.store import ArtifactStore
+from ..storage.user_directories import cache_directory, default_artifact_dir
 from .agent_clients.asynchronous import AsyncAgentClient
 from .agent_clients.responses import BASE_URL
 from .agent_clients.synchronous import AgentClient

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import pytest
 
 from ..errors import PropolisError
@@ -28,8 +28,7 @@ GUEST_FIXTURE: Final = "propolis_guest"
 REMOTE_FIXTURES: Final = frozenset({"remote_host", "remote_hosts"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Requirements:
+class Requirements(msgspec.Struct, frozen=True, kw_only=True):
     """The requirements of a test on hosts.
 
     :param hosts: the number of distinct hosts at once.
@@ -91,8 +90,7 @@ def parametrize_guests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(GUEST_FIXTURE, names, indirect=True)
 
 
-@dataclass(frozen=True, slots=True)
-class Unmet:
+class Unmet(msgspec.Struct, frozen=True):
     """The reason why a test cannot run on the hosts of a run.
 
     :param remedy: a remedy; empty if none is known.
@@ -186,7 +184,8 @@ def _unmet_capability(needed: Requirements, settings: Settings) -> Unmet | None:
 
 def _unmet_guest(config: pytest.Config, name: str, settings: Settings) -> Unmet | None:
     adapter = guest_named(config, name)
-    from ..storage.store import ArtifactStore, default_artifact_dir
+    from ..storage.store import ArtifactStore
+    from ..storage.user_directories import default_artifact_dir
 
     store = ArtifactStore(settings.artifact_dir or default_artifact_dir())
     image = adapter.image

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from http.client import responses
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
@@ -102,7 +102,10 @@ def _error_body(content: bytes) -> Error | None:
 
 def _plain_text(status: int, content: bytes) -> str:
     text = content[:_QUOTED_BYTES].decode(errors="replace").strip()
-    phrase = responses.get(status, "unknown status")
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = "unknown status"
     return f"{phrase}: {text}" if text else phrase
 
 

@@ -128,7 +128,7 @@ class RunTeardown:
             from ..hosts.agent_clients.synchronous import running_agents
             from ..hosts.run_directory import base_directory
             from ..ledger.audit import audit, wait_until_idle
-            from ..storage.store import disk_directory
+            from ..storage.user_directories import disk_directory
 
         base = base_directory()
         wait_until_idle(base, agent_id, clients=f"{run}.", timeout_s=IDLE_TIMEOUT_S)

@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
+
+import msgspec
 
 __all__ = ["Manifest", "Verified"]
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(msgspec.Struct, frozen=True):
     """One verified file."""
 
     sha256: str
@@ -39,8 +39,7 @@ class Verified:
             return False
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(msgspec.Struct, frozen=True):
     """Verified files by name."""
 
     files: Mapping[str, Verified]
@@ -56,7 +55,7 @@ class Manifest:
 
     def save(self, path: Path) -> None:
         """Write the manifest atomically. Hold its lock: two processes must not save the same one at once."""
-        document = {name: asdict(entry) for name, entry in self.files.items()}
+        document = {name: msgspec.structs.asdict(entry) for name, entry in self.files.items()}
         part = path.with_name(path.name + ".part")
         try:
             part.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")

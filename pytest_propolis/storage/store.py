@@ -33,29 +33,13 @@ from .locks import locked
 from .manifests import Manifest, Verified
 from .progress import Progress
 from .sources import FetchedSource, LocalFile
-from .user_directories import cache_directory
 
-__all__ = ["ArtifactStore", "default_artifact_dir", "disk_directory", "template_directory"]
+__all__ = ["ArtifactStore"]
 
 _ATTEMPTS: Final = 2
 _MANIFEST: Final = "manifest.json"
 _READ_ONLY: Final = 0o444
 _VERIFIED: Final = ".verified.json"
-
-
-def default_artifact_dir() -> Path:
-    """Return the default artifact directory, in the user's cache. It is not created."""
-    return cache_directory() / "artifacts"
-
-
-def template_directory(artifact_dir: str | Path | None) -> Path:
-    """Return the directory of templates: with the artifacts, because they are large. It is not created."""
-    return Path(artifact_dir or default_artifact_dir()) / "templates"
-
-
-def disk_directory(artifact_dir: str | Path | None) -> Path:
-    """Return the default directory of VMs' writable disks, with the artifacts. It is not created."""
-    return Path(artifact_dir or default_artifact_dir()) / "disks"
 
 
 @final

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import HostError
 
-__all__ = ["cache_directory"]
+__all__ = ["cache_directory", "default_artifact_dir", "disk_directory", "template_directory"]
 
 
 def cache_directory() -> Path:
@@ -27,3 +27,18 @@ def cache_directory() -> Path:
                 hint="set HOME to a directory that this user can write, or set both variables",
             ) from None
     return platformdirs.user_cache_path("propolis")
+
+
+def default_artifact_dir() -> Path:
+    """Return the default artifact directory, in the user's cache. It is not created."""
+    return cache_directory() / "artifacts"
+
+
+def template_directory(artifact_dir: str | Path | None) -> Path:
+    """Return the directory of templates: with the artifacts, because they are large. It is not created."""
+    return Path(artifact_dir or default_artifact_dir()) / "templates"
+
+
+def disk_directory(artifact_dir: str | Path | None) -> Path:
+    """Return the default directory of VMs' writable disks, with the artifacts. It is not created."""
+    return Path(artifact_dir or default_artifact_dir()) / "disks"

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from websockets.asyncio.client import ClientConnection
-
 from ..agent_api.guest_ports import SHELL_PORT
 from ..agent_api.templates import BOUNDARY
 from ..console.console import Console
@@ -43,6 +41,8 @@ from .warm_start.fork_handle import ForkHandle
 from .warm_start.identity import assign_identity
 
 if TYPE_CHECKING:
+    from websockets.asyncio.client import ClientConnection
+
     from .guest_nodes.guest_node import GuestNode
 
 __all__ = ["BootableVm"]

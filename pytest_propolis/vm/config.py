@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias, TypedDict
 
+import msgspec
+
 from ..errors import ConfigError
 from ..field_checks import Range, check_fields
 from ..propolis_api import Cpuid, HyperVFeatureFlag
@@ -186,8 +188,7 @@ class VmConfig:
         return ConfigError(f"VM {self.name!r}: {message}", hint=hint)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompleteVmConfig:
+class CompleteVmConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A VmConfig with nothing left open."""
 
     config: VmConfig

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import itertools
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict, Unpack
+
+import msgspec
 
 from ..agent_api.messages import Keep, KeptListed, ResourceIds
 from ..errors import ApiError, ConfigError, PropolisError
@@ -267,7 +268,7 @@ class VmFactory:
         session = await self._session(host)
         images = self._builder.images(session, timeout_s=complete.boot_timeout_s)
         config = await self._networks.plug(session, await images.resolved(complete.config))
-        complete = dataclasses.replace(complete, config=config)
+        complete = msgspec.structs.replace(complete, config=config)
         async with self._keeping(session, complete.config.name) as taken:
             vm = None
             if warm and cold_reason(complete, guest) is None:

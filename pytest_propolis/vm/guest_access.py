@@ -7,12 +7,9 @@ from codecs import getincrementaldecoder
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..console.channels.guest_ports import GuestPorts
-from ..console.channels.over_console import ConsoleChannel
-from ..console.channels.over_port import PortChannel
-from ..console.channels.process import GuestProcess, guest_process
 from ..console.commands import CommandResult
 from ..console.console import Console
 from ..console.kernel.ends import EndKind, ExpectedEnd, expected_end
@@ -24,13 +21,16 @@ from ..errors import (
     ShellError,
 )
 from ..propolis_api import InstanceState
-from .files.progress import OnProgress
-from .files.remote_path import GuestPath
-from .files.transfers import FileTransfers, LocalPath
 from .instance import OUTPUT_TIMEOUT_S, STATE_TIMEOUT_S, Instance
 from .migration import TERMINAL
 from .server_handle import ServerHandle
 from .timings import Timings
+
+if TYPE_CHECKING:
+    from ..console.channels.process import GuestProcess
+    from .files.progress import OnProgress
+    from .files.remote_path import GuestPath
+    from .files.transfers import FileTransfers, LocalPath
 
 __all__ = ["GuestAccess"]
 
@@ -220,6 +220,8 @@ class GuestAccess(Instance):
         :raises CapabilityMissing: when the VM has no guest ports: it was not created with ``VmConfig(channel="port")``.
         :raises ShellError: when it cannot be started.
         """
+        from ..console.channels.process import guest_process  # here, because most tests start none
+
         async with guest_process(command, self.shell, self._ports) as process:
             yield process
 
@@ -257,6 +259,10 @@ class GuestAccess(Instance):
         return await self._files().get_bytes(remote)
 
     def _files(self) -> FileTransfers:
+        from ..console.channels.over_console import ConsoleChannel  # here, because most tests copy nothing
+        from ..console.channels.over_port import PortChannel
+        from .files.transfers import FileTransfers
+
         ports = PortChannel(self.shell, self._ports, vm=self.name) if self.has_ports else None
         return FileTransfers(shell=self.shell, channel=ports or ConsoleChannel(self.shell), vm=self.name)
 

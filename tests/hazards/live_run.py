@@ -20,7 +20,8 @@ from directory_tree import paths_below
 
 from pytest_propolis.ledger.audit import audit
 from pytest_propolis.storage.alpine import ALPINE_DISK, ALPINE_INITRD, ALPINE_KERNEL
-from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
+from pytest_propolis.storage.store import ArtifactStore
+from pytest_propolis.storage.user_directories import default_artifact_dir
 
 __all__ = ["PHASES", "LiveRun", "live_run", "started_run"]
 

@@ -18,7 +18,7 @@ from pytest_propolis.hosts.local import LocalHost
 from pytest_propolis.hosts.run_directory import agent_directory, base_directory, run_token
 from pytest_propolis.propolis_api import InstanceState
 from pytest_propolis.settings import Settings
-from pytest_propolis.storage.store import default_artifact_dir
+from pytest_propolis.storage.user_directories import default_artifact_dir
 from pytest_propolis.vm.config import DataDisk, Nic
 from pytest_propolis.vm.factory import VmFactory
 

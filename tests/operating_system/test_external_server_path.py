@@ -25,7 +25,8 @@ import pytest
 
 import pytest_propolis
 from pytest_propolis.storage.alpine import ALPINE_INITRD, ALPINE_KERNEL
-from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
+from pytest_propolis.storage.store import ArtifactStore
+from pytest_propolis.storage.user_directories import default_artifact_dir
 
 TIMEOUT_S: Final = 300
 LEAVE_TIMEOUT_S: Final = 60

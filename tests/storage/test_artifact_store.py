@@ -21,7 +21,8 @@ from wheel_builder import DISTRIBUTION, VERSION, build_wheel, use_only
 from pytest_propolis.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, HostError, ResourceExhausted
 from pytest_propolis.storage.artifacts import Artifact
 from pytest_propolis.storage.sources import LocalFile, WheelMember
-from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
+from pytest_propolis.storage.store import ArtifactStore
+from pytest_propolis.storage.user_directories import default_artifact_dir
 
 DISK = b"disk" * 200_000
 

@@ -26,7 +26,8 @@ from pytest_propolis.operating_system.python_processes import write_python_scrip
 from pytest_propolis.storage.artifacts import Artifact
 from pytest_propolis.storage.debian import DebianBuild
 from pytest_propolis.storage.programs import Finished
-from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
+from pytest_propolis.storage.store import ArtifactStore
+from pytest_propolis.storage.user_directories import default_artifact_dir
 
 __all__ = ["BUILD", "POOL_MIB", "DebianZfs", "GuestExecutor", "make_pool", "needs_zfs_guest", "zfs_program"]
 

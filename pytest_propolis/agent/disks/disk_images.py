@@ -17,7 +17,7 @@ from ...storage.images.overlays import (
     presumed_format,
     put_overlay_on,
 )
-from ...storage.store import default_artifact_dir
+from ...storage.user_directories import default_artifact_dir
 
 __all__ = [
     "allowed_image_directories",

@@ -14,7 +14,7 @@ from ...ledger.entry import AGENT_OWNER, Entry, Owner
 from ...ledger.ledger import Ledger
 from ...ledger.writer import LedgerWriter
 from ...operating_system.no_space import is_no_space
-from ...storage.store import disk_directory
+from ...storage.user_directories import disk_directory
 
 __all__ = ["DiskSpace", "disk_base"]
 

@@ -15,7 +15,8 @@ from ...ledger.writer import LedgerWriter
 from ...storage.artifacts import Artifact, checked_name
 from ...storage.images.image_references import require_contained
 from ...storage.images.overlays import put_overlay_on
-from ...storage.store import ArtifactStore, default_artifact_dir
+from ...storage.store import ArtifactStore
+from ...storage.user_directories import default_artifact_dir
 from ..hypervisor import HypervisorFinder
 from ..sharing.files import move_to, sent_file
 from .disk_images import allowed_image_directories

@@ -106,11 +106,8 @@ class AsyncAgentClient:
 
     async def get_images(self, needed: ImageNeeded, progress: Callable[[str], None]) -> tuple[Path, ...]:
         """Fetch or build images on the agent's host. Can take minutes, and reports progress."""
-        async with aclosing(self._stream("/images", needed, progress)) as lines:
-            async for line in lines:
-                if isinstance(line, ImagesFetched):
-                    return tuple(Path(path) for path in line.paths)
-        raise await self._lost("the answer ended early")
+        fetched = await self._last_line("/images", needed, progress, ImagesFetched)
+        return tuple(Path(path) for path in fetched.paths)
 
     async def get_template(
         self,
@@ -124,13 +121,16 @@ class AsyncAgentClient:
             yet.
         :raises TemplateError: when it cannot be made.
         """
+        key = None
         async with aclosing(self._stream("/templates", needed, progress)) as lines:
-            async for line in lines:
+            async for line in lines:  # to the end, so that the connection can be used again
                 if isinstance(line, TemplateMaking):
                     await make(line)
                 elif isinstance(line, TemplateFound):
-                    return line.key
-        raise await self._lost("the answer ended early")
+                    key = line.key
+        if key is None:
+            raise await self._lost("the answer ended early")
+        return key
 
     async def derived_state(self, needed: DerivedNeeded) -> DerivedState:
         """Return whether the agent's host has a template or prepared image, and by what other hosts' agents find it.
@@ -148,11 +148,7 @@ class AsyncAgentClient:
 
         :raises PropolisError: when that cannot be done.
         """
-        async with aclosing(self._stream("/derived/adopted", adopted, progress)) as lines:
-            async for line in lines:
-                if isinstance(line, DerivedAdopted):
-                    return
-        raise await self._lost("the answer ended early")
+        await self._last_line("/derived/adopted", adopted, progress, DerivedAdopted)
 
     async def freeze(self, vm_id: str, request: FreezeVm) -> None:
         await self._call("POST", f"/templates/{vm_id}/freeze", NoneType, request)
@@ -292,11 +288,7 @@ class AsyncAgentClient:
 
         :raises AgentError: when it does not arrive.
         """
-        async with aclosing(self._stream("/files/fetched", wanted, progress)) as lines:
-            async for line in lines:
-                if isinstance(line, FileFetched):
-                    return
-        raise await self._lost("the answer ended early")
+        await self._last_line("/files/fetched", wanted, progress, FileFetched)
 
     async def tell_digest(self, file: FileDigest) -> None:
         """Tell the agent what the digest of a file should be that it fetches."""
@@ -328,6 +320,20 @@ class AsyncAgentClient:
                         yield line
         except OSError as error:
             raise await self._lost(error) from None
+
+    async def _last_line(self, path: str, needed: Any, progress: Callable[[str], None], kind: type[T]) -> T:
+        """Return the line that says what has been done.
+
+        The response is read to its end, so that the connection can be used again.
+        """
+        last: T | None = None
+        async with aclosing(self._stream(path, needed, progress)) as lines:
+            async for line in lines:
+                if isinstance(line, kind):
+                    last = line
+        if last is None:
+            raise await self._lost("the answer ended early")
+        return last
 
     async def _call(
         self, method: str, path: str, kind: type[T], body: Any = None, *, timeout_s: float = ANSWER_TIMEOUT_S

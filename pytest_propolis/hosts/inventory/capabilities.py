@@ -23,8 +23,7 @@ from ...errors import CapabilityMissing, PropolisError
 from ...operating_system.registry import system
 from ...settings import ENGINE, Settings
 from ...storage.programs import run_program
-from ...storage.store import default_artifact_dir
-from ...storage.user_directories import cache_directory
+from ...storage.user_directories import cache_directory, default_artifact_dir
 from .capability import Capability, try_program
 from .propolis_needs import probe_propolis_needs
 from .servers import ServerReport, survey_servers

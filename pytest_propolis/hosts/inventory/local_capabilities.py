@@ -11,8 +11,7 @@ from ...engine.qemu.accelerator.probe import probe_accelerator
 from ...engine.qemu.binary import find_qemu
 from ...errors import PropolisError
 from ...settings import Settings
-from ...storage.store import default_artifact_dir
-from ...storage.user_directories import cache_directory
+from ...storage.user_directories import cache_directory, default_artifact_dir
 
 __all__ = ["has_kvm", "zfs_obstacle"]
 

@@ -20,7 +20,8 @@ from ...propolis_api.client import PropolisClient
 from ...propolis_api.connection.endpoint import Endpoint
 from ...settings import ENGINE, Settings
 from ...storage.catalogs.catalog import read_catalogs
-from ...storage.store import ArtifactStore, default_artifact_dir
+from ...storage.store import ArtifactStore
+from ...storage.user_directories import default_artifact_dir
 from .capability import Capability
 
 __all__ = ["ServerReport", "survey_servers"]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 __all__ = ["MemoryLimits"]
 
 _ROOT: Final = Path("/")
 
 
-@dataclass(frozen=True, slots=True)
-class _Hierarchy:
+class _Hierarchy(msgspec.Struct, frozen=True):
     """The files in which a version of cgroups reports memory."""
 
     limit: str
@@ -25,8 +25,7 @@ _V1: Final = _Hierarchy("memory.limit_in_bytes", "memory.usage_in_bytes", "total
 _V2: Final = _Hierarchy("memory.max", "memory.current", "inactive_file")
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryLimits:
+class MemoryLimits(msgspec.Struct, frozen=True):
     """Memory as the kernel reports it below a root directory.
 
     :param root: ``/`` except in tests.

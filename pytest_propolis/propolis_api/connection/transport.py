@@ -22,6 +22,7 @@ __all__ = [
     "VERSION_HEADERS",
     "WebSocketOpening",
     "http_client",
+    "import_websockets",
     "open_websocket",
 ]
 
@@ -38,6 +39,11 @@ def http_client(endpoint: Endpoint, *, version: str | None = None) -> HttpClient
     :param version: of the API, instead of this client's own.
     """
     return HttpClient(endpoint, headers={_VERSION_HEADER: version} if version else VERSION_HEADERS)
+
+
+def import_websockets() -> None:
+    """Import what opens websockets, which takes some time: for callers that wait for a server in any case."""
+    import websockets.asyncio.client  # noqa: F401
 
 
 async def open_websocket(

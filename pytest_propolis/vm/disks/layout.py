@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+import msgspec
+
 from ...agent_api.boot_source import BootSource, DirectKernel, Firmware
 from ...agent_api.disks import CreateDisk
 from ...errors import ConfigError
@@ -132,8 +134,8 @@ def placed(complete: CompleteVmConfig, guest: GuestAdapter) -> CompleteVmConfig:
         if guest.guest_ports and complete.server == ENGINE:
             with contextlib.suppress(ConfigError):  # no room for the ports
                 over_port = dataclasses.replace(config, channel="port").with_slots(has_boot_disk=boots_from_disk)
-                return dataclasses.replace(complete, config=over_port)
-    return dataclasses.replace(complete, config=config.with_slots(has_boot_disk=boots_from_disk))
+                return msgspec.structs.replace(complete, config=over_port)
+    return msgspec.structs.replace(complete, config=config.with_slots(has_boot_disk=boots_from_disk))
 
 
 def boot_source_of(

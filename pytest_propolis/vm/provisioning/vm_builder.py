@@ -123,7 +123,7 @@ class VmBuilder:
         name = complete.config.name
         disks = split_disks(complete.config)
         # Cards are never a template's: forks would have one address.
-        kind = dataclasses.replace(complete, config=dataclasses.replace(complete.config, disks=disks.kept, nics=()))
+        kind = msgspec.structs.replace(complete, config=dataclasses.replace(complete.config, disks=disks.kept, nics=()))
         async with contextlib.AsyncExitStack() as made:
             log = qemu_log(self._log_dir, name)
             forked = await session.warm_starter.fork(

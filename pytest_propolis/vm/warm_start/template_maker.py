@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -55,8 +54,7 @@ def cold_reason(complete: CompleteVmConfig, guest: GuestAdapter) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-@dataclass(frozen=True, slots=True)
-class TemplateKind:
+class TemplateKind(msgspec.Struct, frozen=True):
     """What all forks of one template have in common, as far as it is known without its image.
 
     :param complete: the configuration of any of them.
@@ -69,7 +67,7 @@ class TemplateKind:
     def of(cls, complete: CompleteVmConfig, guest: GuestAdapter) -> Self:
         """Return the kind of a VM, whatever its name."""
         config = dataclasses.replace(complete.config, name="any")
-        return cls(guest, dataclasses.replace(complete, config=config))
+        return cls(guest, msgspec.structs.replace(complete, config=config))
 
     @property
     def title(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from ...guests.adapter import GuestAdapter
 from ...hosts.agent_clients.asynchronous import AsyncAgentClient
 from ...hosts.host import Host
 from ...propolis_api import Component, NvmeDisk, VirtioDisk, VirtioNic
+from ...propolis_api.connection.transport import import_websockets
 from ..config import CompleteVmConfig
 from ..disks.layout import boot_order_of, boot_source_of, disks_of
 from ..instance_spec.builder import instance_properties
@@ -132,7 +134,8 @@ class WarmStarter:
                 metric_addr=spec.metric_addr,
             )
             try:
-                vm = await self._agent.fork_vm(request)
+                # Its console will need them, and the agent takes longer than the import.
+                vm, _ = await asyncio.gather(self._agent.fork_vm(request), _import_websockets())
             except ApiError as error:
                 raise error.with_context(vm=spec.name) from None
             return ForkHandle(
@@ -149,6 +152,10 @@ class WarmStarter:
             forked = await retry_while_busy(spec.name, request_fork, phases, progress=self._progress)
         phases.took_s |= forked.vm.took_s
         return forked
+
+
+async def _import_websockets() -> None:
+    import_websockets()
 
 
 class _ForkSpec(msgspec.Struct, frozen=True, kw_only=True):

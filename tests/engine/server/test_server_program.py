@@ -22,7 +22,8 @@ from pytest_propolis.propolis_api import API_VERSION, InstanceState, InstanceSta
 from pytest_propolis.propolis_api.client import PropolisClient
 from pytest_propolis.propolis_api.connection import transport
 from pytest_propolis.propolis_api.connection.endpoint import Endpoint
-from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
+from pytest_propolis.storage.store import ArtifactStore
+from pytest_propolis.storage.user_directories import default_artifact_dir
 
 BIOS = ("bios", "127.0.0.1:0", "--accelerator", "tcg")
 

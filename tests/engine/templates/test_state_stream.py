@@ -19,7 +19,8 @@ from pytest_propolis.engine.qemu.monitor import MachineError
 from pytest_propolis.engine.templates.state_stream import load_state, save_state
 from pytest_propolis.guests.micro import Micro
 from pytest_propolis.operating_system.child import NoJournal
-from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
+from pytest_propolis.storage.store import ArtifactStore
+from pytest_propolis.storage.user_directories import default_artifact_dir
 
 MEMORY_MIB = 256
 PROMPT = b"~ # "

@@ -14,7 +14,8 @@ from inner_run import InnerRun
 
 from pytest_propolis import Artifact
 from pytest_propolis.guests.micro import Micro
-from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
+from pytest_propolis.storage.store import ArtifactStore
+from pytest_propolis.storage.user_directories import default_artifact_dir
 
 ROOT = Path(__file__).parents[3]
 

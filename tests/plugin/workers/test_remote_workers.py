@@ -16,7 +16,8 @@ from inner_run import InnerRun
 from ssh_rig import SshRig, inventory_of, require_rigs, ssh_rig
 
 from pytest_propolis.storage.alpine import ALPINE_INITRD, ALPINE_KERNEL
-from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
+from pytest_propolis.storage.store import ArtifactStore
+from pytest_propolis.storage.user_directories import default_artifact_dir
 
 TESTS = """
 import json, os

@@ -15,7 +15,8 @@ from pytest_propolis.storage.alpine import ALPINE_INITRD, ALPINE_UNPACKED_INITRD
 from pytest_propolis.storage.artifacts import Artifact
 from pytest_propolis.storage.catalogs.unpacked_file import UnpackedFile
 from pytest_propolis.storage.sources import LocalFile, WheelMember
-from pytest_propolis.storage.store import ArtifactStore, default_artifact_dir
+from pytest_propolis.storage.store import ArtifactStore
+from pytest_propolis.storage.user_directories import default_artifact_dir
 
 CONTENT = b"modules" * 200_000
 PACKED = gzip.compress(CONTENT, mtime=0)

@@ -7,7 +7,7 @@ from typing import Final
 import pytest
 
 from pytest_propolis.storage.debian import DebianBuild
-from pytest_propolis.storage.store import default_artifact_dir
+from pytest_propolis.storage.user_directories import default_artifact_dir
 
 __all__ = ["needs_debian"]
 

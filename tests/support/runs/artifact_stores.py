@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pytest_propolis.storage.store import default_artifact_dir
+from pytest_propolis.storage.user_directories import default_artifact_dir
 
 __all__ = ["store_without_templates"]
 
