@@ -14,7 +14,7 @@ from typing import Final
 
 import openapi_document
 import pytest
-from environments import NoEnvironment, make_environment
+from environments import kept_environment
 from unix_forwarder import forwarder
 
 from pytest_propolis.vm.factory import VmFactory
@@ -38,12 +38,7 @@ CHECKS: Final = (
 @pytest.fixture(scope="module")
 def schemathesis(pytestconfig: pytest.Config) -> Path:
     """The program, in an environment that is made once and kept in pytest's cache."""
-    assert pytestconfig.cache is not None
-    try:
-        python = make_environment(pytestconfig.cache.mkdir("schemathesis-environment"), [REQUIREMENT])
-    except NoEnvironment as error:
-        pytest.skip(f"Schemathesis cannot be installed: {error}")
-    return python.with_name("schemathesis")
+    return kept_environment(pytestconfig, "schemathesis-environment", [REQUIREMENT]).with_name("schemathesis")
 
 
 async def test_the_engine_keeps_to_the_document_whatever_it_is_asked(

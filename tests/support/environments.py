@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-__all__ = ["NoEnvironment", "make_environment"]
+import pytest
+
+__all__ = ["NoEnvironment", "kept_environment", "make_environment"]
 
 INSTALL_TIMEOUT_S: Final = 600
 STAMP: Final = "installed"
@@ -32,6 +34,23 @@ def make_environment(directory: Path, requirements: Sequence[str], *, python: st
         _run(str(program), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements)
         stamp.write_text(wanted)
     return program
+
+
+def kept_environment(config: pytest.Config, name: str, requirements: Sequence[str]) -> Path:
+    """Return the Python of an environment with these requirements, kept in pytest's cache.
+
+    Where it cannot be made, the test is skipped.
+
+    :param name: the environment's, in the cache.
+    """
+    cache = getattr(config, "cache", None)  # there is none under -p no:cacheprovider
+    if cache is None:
+        pytest.skip("pytest's cache, which keeps an environment for other programs, is turned off")
+    try:
+        directory: Path = cache.mkdir(name)
+        return make_environment(directory, requirements)
+    except NoEnvironment as error:
+        pytest.skip(f"what this test needs cannot be installed: {error}")
 
 
 def _run(*command: str) -> str:

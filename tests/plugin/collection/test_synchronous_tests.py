@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from environments import NoEnvironment, make_environment
+from environments import kept_environment
 from inner_run import InnerRun
 from propolis_command import propolis
 
@@ -135,12 +135,7 @@ def test_the_example_of_pytest_bdd_passes(inner: InnerRun, pytestconfig: pytest.
     if importlib.util.find_spec("pytest_bdd"):
         inner.run().assert_outcomes(passed=1)
         return
-    assert pytestconfig.cache is not None
-    try:
-        directory = pytestconfig.cache.mkdir("pytest-bdd-environment")
-        python = make_environment(directory, ["--editable", str(ROOT), "pytest-bdd"])
-    except NoEnvironment as error:
-        pytest.skip(f"pytest-bdd cannot be installed: {error}")
+    python = kept_environment(pytestconfig, "pytest-bdd-environment", ["--editable", str(ROOT), "pytest-bdd"])
     result = inner.pytester.run(python, "-m", "pytest", timeout=120)
     result.assert_outcomes(passed=1)
 

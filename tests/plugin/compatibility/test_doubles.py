@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from environments import NoEnvironment, make_environment
+from environments import kept_environment
 from file_server import serving
 from inner_run import InnerRun
 
@@ -143,14 +143,8 @@ def chosen() -> list[str]:
 @pytest.fixture(scope="session")
 def python(pytestconfig: pytest.Config) -> Path:
     """The Python of an environment with this project and the libraries that are tried."""
-    assert pytestconfig.cache is not None
     requirements = sorted({DOUBLES[name].requirement for name in chosen()})
-    try:
-        return make_environment(
-            pytestconfig.cache.mkdir("doubles-environment"), ["--editable", str(ROOT), *requirements]
-        )
-    except NoEnvironment as error:
-        pytest.skip(f"the libraries cannot be installed: {error}")
+    return kept_environment(pytestconfig, "doubles-environment", ["--editable", str(ROOT), *requirements])
 
 
 def write(inner: InnerRun, double: Double, url: str = "") -> None:

@@ -18,7 +18,7 @@ from typing import Final
 
 import pytest
 from debug_adapter import DebugAdapter
-from environments import NoEnvironment, make_environment
+from environments import kept_environment
 from inner_run import InnerRun
 
 ROOT: Final = Path(__file__).parents[3]
@@ -117,14 +117,8 @@ def chosen() -> list[str]:
 @pytest.fixture(scope="session")
 def python(pytestconfig: pytest.Config) -> Path:
     """The Python of an environment with this project, the plugins that are tried, and the debugger."""
-    assert pytestconfig.cache is not None
     requirements = [*(PLUGINS[name].requirement for name in chosen()), DEBUGGER]
-    try:
-        return make_environment(
-            pytestconfig.cache.mkdir("other-plugins-environment"), ["--editable", str(ROOT), *requirements]
-        )
-    except NoEnvironment as error:
-        pytest.skip(f"the plugins cannot be installed: {error}")
+    return kept_environment(pytestconfig, "other-plugins-environment", ["--editable", str(ROOT), *requirements])
 
 
 @pytest.fixture
