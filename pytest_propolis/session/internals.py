@@ -186,9 +186,14 @@ def number_of_workers(config: pytest.Config) -> int:
 
 
 def numbers_of_workers(config: pytest.Config) -> tuple[int | None, int]:
-    """Return how many workers ``-n auto`` starts by a hook of the user's, if there is one, and by xdist."""
+    """Return how many workers ``-n auto`` starts by a hook of the user's, if there is one, and by xdist.
+
+    Hooks that wrap others do so where xdist asks, as that of VS Code, which starts no more workers than tests.
+    """
     xdist, ours = sys.modules["xdist.plugin"], sys.modules["pytest_propolis.plugin"]
-    hook = config.pluginmanager.subset_hook_caller("pytest_xdist_auto_num_workers", [xdist, ours])
+    implementations = config.hook.pytest_xdist_auto_num_workers.get_hookimpls()
+    wrapping = [each.plugin for each in implementations if each.wrapper or each.hookwrapper]
+    hook = config.pluginmanager.subset_hook_caller("pytest_xdist_auto_num_workers", [xdist, ours, *wrapping])
     return hook(config=config), xdist.pytest_xdist_auto_num_workers(config)
 
 

@@ -31,6 +31,15 @@ def test_it(number):
     assert False
 """
 
+LIMITED = """
+import pytest
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_xdist_auto_num_workers(config):
+    outcome = yield
+    outcome.force_result(min(outcome.get_result(), 1))
+"""
+
 TWICE = """
 import pathlib
 
@@ -114,6 +123,19 @@ def test_a_hook_that_gives_the_number_of_workers_is_the_users_choice(
     result = inner.run(*hosts, "-n", "auto", "-v")
     result.assert_outcomes(passed=6)
     result.stdout.fnmatch_lines([f"*created: {wanted}/{wanted} worker*"])
+
+
+@pytest.mark.parametrize("hosts", [("--propolis-hosts", "local:2"), ()], ids=["hosts", "this machine"])
+def test_a_hook_that_wraps_others_limits_the_number_of_workers(
+    inner: InnerRun, monkeypatch: pytest.MonkeyPatch, hosts: tuple[str, ...]
+) -> None:
+    """As that of VS Code's adapter does."""
+    monkeypatch.delenv("PYTEST_XDIST_AUTO_NUM_WORKERS", raising=False)
+    inner.write(test_it=FLAKY, conftest=LIMITED)
+    (inner.pytester.path / "repaired").touch()
+    result = inner.run(*hosts, "-n", "auto", "-v")
+    result.assert_outcomes(passed=6)
+    result.stdout.fnmatch_lines(["*created: 1/1 worker*"])
 
 
 def test_so_many_workers_start_that_their_vms_fit_into_memory(inner: InnerRun, monkeypatch: pytest.MonkeyPatch) -> None:
