@@ -30,10 +30,13 @@ class GuestScript:
     """
     :param command: the shell and its options.
     :param commands: the directory of the script and its links.
+    :param port: the script's serial port.
     """
 
     command: list[str]
     commands: Path
+    port: int
+    relay: Relay
     processes: list[asyncio.subprocess.Process] = field(default_factory=list)
 
     async def start(self, text: str) -> asyncio.subprocess.Process:
@@ -56,9 +59,26 @@ class GuestScript:
         return process.returncode or 0, output.decode(errors="replace"), errors.decode()
 
     async def serve(self) -> None:
-        """Start the reader of the port."""
+        """Start the reader of the port, and wait until it runs."""
         command = [*self.command, str(self.commands / "propolis"), "serve"]
         self.processes.append(await asyncio.create_subprocess_exec(*command, process_group=0))
+        async with asyncio.timeout(TIMEOUT_S):
+            await self.relay.is_up.wait()
+
+    async def boot_again(self, *, while_writing: bytes) -> None:
+        """End the reader and start another one, as a reset does that cuts off what the guest writes."""
+        await self.aclose()
+        os.write(self.port, while_writing)
+        self.relay.reset()
+        await self.serve()
+
+    async def aclose(self) -> None:
+        """End all that was started. Idempotent."""
+        while self.processes:
+            process = self.processes.pop()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
 
     def _of(self, name: str) -> str:
         return f"{' '.join(self.command)} {self.commands / name}"
@@ -71,9 +91,8 @@ async def guest_script(shell: str, directory: Path, node: Node) -> AsyncIterator
     :param directory: with a short path: it has a socket.
     """
     ours, theirs = pty.openpty()
-    script = GuestScript(shell_command(shell).split(), directory / "bin")
+    commands, place = directory / "bin", directory / "place"
     try:
-        commands, place = script.commands, directory / "place"
         commands.mkdir()
         place.mkdir()
         text = SCRIPT.replace("/dev/ttyS1", os.ttyname(theirs)).replace("/tmp/.propolis-nodes", str(place))
@@ -85,16 +104,11 @@ async def guest_script(shell: str, directory: Path, node: Node) -> AsyncIterator
             served(ours, socket),
             unix_connect(str(socket), compression=None, proxy=None) as connection,
             _relayed(connection, node) as relay,
+            contextlib.aclosing(GuestScript(shell_command(shell).split(), commands, theirs, relay)) as script,
         ):
             await script.serve()
-            async with asyncio.timeout(TIMEOUT_S):
-                await relay.is_up.wait()
             yield script
     finally:
-        for process in script.processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
         os.close(ours)
         os.close(theirs)
 

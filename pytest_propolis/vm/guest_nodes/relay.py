@@ -58,6 +58,8 @@ class Relay:
         self._follow = follow
         self._on_reset = on_reset
         self._sent = Sent()
+        self._rest = b""
+        """The part of a line received so far."""
         self._requests: dict[str, _Request] = {}
         self._outgoing: dict[str, deque[str]] = {}
         """Lines for the guest, by request."""
@@ -89,6 +91,7 @@ class Relay:
         for request in self._requests.values():
             if request.task is not None:
                 request.task.cancel()
+        self._rest = b""
         self._requests.clear()
         self._outgoing.clear()
         self._unread.clear()
@@ -98,17 +101,15 @@ class Relay:
 
     async def _read(self) -> SerialConsoleMoved | None:
         """Read to the end of the connection; return the guest's new address, if it has migrated."""
-        rest = b""
         with contextlib.suppress(ConnectionClosed):
             async for data in self._connection:
                 if isinstance(data, bytes):
-                    *lines, rest = (rest + data).split(b"\n")
+                    *lines, self._rest = (self._rest + data).split(b"\n")
                     for line in lines:
                         self._take(line.decode(errors="replace").strip())
                 elif moved := migration_notice(data):
                     return moved
                 elif is_reset_notice(data):
-                    rest = b""
                     self.reset()
         return None
 

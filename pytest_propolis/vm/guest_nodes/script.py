@@ -5,6 +5,8 @@ others: ``ID a HEX`` for a part of its arguments, ``ID i HEX`` for a part of its
 takes the lines of the answer, hands each to the FIFO of its command, and acknowledges it (``0 k -``), so that the
 guest's terminal layer, which holds 4 KiB, is never given more than one line. The command acknowledges each line that it
 has read, too (``ID k -``): a command that reads no further must not fill its FIFO, or the reader would wait for it.
+
+The reader begins a line of its own: a reset may have cut off the one before.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ ask() (
 serve() {
     exec 3<>$port
     stty raw -echo clocal <&3
-    printf '0 h -\n' >&3
+    printf '\n0 h -\n' >&3
     while IFS=' ' read -r id rest <&3; do
         [ ! -p "$place/$id" ] || printf '%s\n' "$rest" 1<>"$place/$id"
         printf '0 k -\n' >&3

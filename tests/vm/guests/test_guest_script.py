@@ -170,3 +170,9 @@ async def test_a_command_whose_output_is_not_read_holds_up_no_other(guest: Guest
     for _ in range(50):
         assert await guest.run("kv get small") == (0, "value\n", "")
     assert (await guest.run("kv get big | wc -c"))[:2] == (0, "120001\n")
+
+
+async def test_what_a_reset_cuts_off_does_not_hide_the_next_reader(guest: GuestScript, group: NodeGroup) -> None:
+    await guest.boot_again(while_writing=b"12.r a 6b7")
+    await group.kv.put("small", b"value")
+    assert await guest.run("kv get small") == (0, "value\n", "")

@@ -78,6 +78,17 @@ async def test_a_guest_is_the_same_node_after_it_has_booted_again(
         assert list(group.members()) == sorted([node.name, "test"])
 
 
+async def test_a_line_that_a_migration_divides_arrives(vm_factory: VmFactory, group: NodeGroup) -> None:
+    vm = await vm_factory.start("vm", guest="micro")
+    request = b"kv\0put\0divided\0whole\0".hex()
+    async with vm.as_node(group):
+        await vm.run(f"printf '77.r a {request[:10]}' >/dev/ttyS1")
+        vm = await moved(vm_factory, vm)
+        await vm.run(f"printf '{request[10:]}\\n77.r g -\\n' >/dev/ttyS1")
+        await group.kv.wait("divided", timeout_s=60)
+        assert await group.kv.get("divided") == b"whole"
+
+
 @pytest.mark.parametrize("guest", GUESTS)
 async def test_a_guest_that_migrates_takes_its_waits_along(vm_factory: VmFactory, group: NodeGroup, guest: str) -> None:
     vm = await vm_factory.start("vm", guest=guest)
