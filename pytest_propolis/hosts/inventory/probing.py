@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
+
+import msgspec
 
 from ...errors import PropolisError
 from ..host import HostSpec
@@ -35,7 +37,7 @@ def probed_inventory(setting: str | Path) -> tuple[HostSpec, ...]:
     return _probed_specs(_Specs(specs)) if any(map(_is_unknown, specs)) else specs
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Specs:
     """Hosts as a key: inventories with equal content are equal."""
 
@@ -68,7 +70,7 @@ async def _with_capacity(spec: HostSpec) -> HostSpec:
     except (PropolisError, TimeoutError) as error:
         logger.warning("host %s does not say how big it is: %s", spec.name, error or "timed out")
         return spec
-    return dataclasses.replace(
+    return msgspec.structs.replace(
         spec,
         slots=spec.slots or max(1, round(VMS_PER_CPU * machine.processors)),
         cpus=spec.cpus or CPUS_PER_CPU * machine.processors,
