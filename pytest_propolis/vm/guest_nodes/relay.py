@@ -27,6 +27,12 @@ PIECE_BYTES: Final = LINE_BYTES // 4
 UNREAD_LINES: Final = 16
 """How many lines a command of the guest may have been sent that it has not read: its FIFO holds 64 KiB."""
 
+REMINDER_S: Final = 5.0
+"""How often a command that waits for its answer is sent a line that says nothing.
+
+A shell that is signalled just before it reads notices it with the next line only: its interrupt would be lost.
+"""
+
 _UNSAFE: Final = re.compile(rb"[^A-Za-z0-9./:_=,+@]")
 
 Do = Callable[[list[str], bytes], Awaitable[Answer]]
@@ -144,16 +150,26 @@ class Relay:
                     request.task.cancel()
 
     async def _answer(self, key: str, request: _Request) -> None:
+        reminding = asyncio.create_task(self._remind(key))
         try:
             words = bytes.fromhex("".join(request.arguments)).decode(errors="surrogateescape").split("\0")[:-1]
             answer = await self._do(words, bytes.fromhex("".join(request.typed)))
         except ValueError as error:
             answer = Answer(2, errors=f"propolis: the request was garbled: {error}\n".encode())
+        finally:
+            reminding.cancel()
         self._requests.pop(key, None)
         for kind, data in (("o", answer.output), ("e", answer.errors)):
             for start in range(0, len(data), PIECE_BYTES):
                 self._queue(key, f"{kind} {_octal(data[start : start + PIECE_BYTES])}")
         self._queue(key, f"x {answer.status}")
+
+    async def _remind(self, key: str) -> None:
+        """Let the shell of a command look for signals now and then. What it has not read is as good as a new line."""
+        while True:
+            await asyncio.sleep(REMINDER_S)
+            if not self._unread.get(key) and key not in self._outgoing:
+                self._queue(key, "w -")
 
     def _queue(self, key: str, text: str) -> None:
         self._outgoing.setdefault(key, deque()).append(f"{key} {text}\n")
@@ -168,7 +184,7 @@ class Relay:
                 del self._outgoing[key]
                 if lines:
                     self._outgoing[key] = lines  # behind the others
-                else:
+                elif key not in self._requests:
                     del self._unread[key]  # the request ends with its last line
                 return line
         return None

@@ -4,7 +4,8 @@ A command writes its request in lines of less than 1 KiB, each by one ``write``,
 others: ``ID a HEX`` for a part of its arguments, ``ID i HEX`` for a part of its input, then ``ID g -``. The reader
 takes the lines of the answer, hands each to the FIFO of its command, and acknowledges it (``0 k -``), so that the
 guest's terminal layer, which holds 4 KiB, is never given more than one line. The command acknowledges each line that it
-has read, too (``ID k -``): a command that reads no further must not fill its FIFO, or the reader would wait for it.
+has read, too (``ID k -``): a command that reads no further must not fill its FIFO, or the reader would wait for it. A
+line of another kind than those of the answer (``ID w -``) only wakes the command.
 
 The reader begins a line of its own: a reset may have cut off the one before.
 """

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import secrets
+import select
 import signal
 import tempfile
 from collections.abc import AsyncIterator
@@ -138,6 +139,23 @@ async def test_a_command_that_is_interrupted_takes_its_arrival_back(guest: Guest
     await guest.finish(running)
     await group.mirror.until(lambda: not group.mirror.below("barriers/ready/at/1/") or None, on=("",))
     assert (await guest.run("kv put still there"))[0] == 0
+
+
+async def test_a_waiting_command_is_woken_to_look_for_signals(
+    guest: GuestScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a shell that is not one: what it has not acknowledged is not followed by more."""
+    monkeypatch.setattr("pytest_propolis.vm.guest_nodes.relay.REMINDER_S", 0.01)
+    await guest.aclose()
+    request = b"\0".join((b"barrier", b"ready", b"2", b"")).hex().encode()
+    os.write(guest.port, b"7.r a %b\n7.r g -\n" % request)
+    with open(guest.port, "rb", buffering=0, closefd=False) as port:
+        for _ in range(3):
+            assert await asyncio.to_thread(port.readline) == b"7.r w -\n"
+            os.write(guest.port, b"0 k -\n")
+            assert not select.select([port], [], [], 0.1)[0]
+            os.write(guest.port, b"7.r k -\n")
+    os.write(guest.port, b"7.r c -\n")
 
 
 async def test_commands_run_at_once(guest: GuestScript, group: NodeGroup) -> None:
