@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 from collections.abc import AsyncIterator
 from http import HTTPStatus
@@ -18,6 +19,7 @@ from pytest_propolis.propolis_api.connection.byte_stream import (
     ByteStream,
     StreamEnded,
     StreamRefused,
+    _Opening,
     open_byte_stream,
 )
 from pytest_propolis.propolis_api.connection.endpoint import Endpoint
@@ -120,3 +122,25 @@ async def test_a_stream_that_has_ended_after_its_close_frame_can_be_aborted() ->
                 there.recv(1 << 20)
             await asyncio.sleep(0)
         stream.abort()
+
+
+async def test_an_opening_that_is_cancelled_while_it_connects_complains_of_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+    made = _Opening.connection_made
+
+    def made_and_cancelled(connection: _Opening, transport: asyncio.BaseTransport) -> None:
+        made(connection, transport)
+        for task in openings:
+            task.cancel()
+
+    monkeypatch.setattr(_Opening, "connection_made", made_and_cancelled)
+    async with served(tmp_path) as endpoint:
+        openings = [asyncio.create_task(open_byte_stream(endpoint, "/ports/9"))]
+        with pytest.raises(asyncio.CancelledError):
+            await openings[0]
+    openings.clear()
+    gc.collect()
+    assert complaints == []

@@ -193,7 +193,9 @@ class Templates:
     def give_up(self, vm_id: str, reason: Fault) -> None:
         """Report that a client could not prepare the VM that it was offered. No other client of this run is asked."""
         with contextlib.suppress(TemplateError):
-            self._waiting(vm_id).set_exception(reason.to_error())
+            waiting = self._waiting(vm_id)
+            waiting.set_exception(reason.to_error())
+            waiting.exception()  # it may be awaited no more
 
     async def fork(self, client: str, request: ForkVm) -> VmForked:
         """Create a VM that resumes from a template.

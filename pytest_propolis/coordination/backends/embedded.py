@@ -199,6 +199,7 @@ class EmbeddedBackend:
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(self._lost_error())
+                answer.exception()  # it may be awaited no more
         self._fed.set()
 
     def _lost_error(self) -> CoordinationLost:

@@ -289,3 +289,4 @@ def _answer(reply: Reply, replacement: asyncio.Task[Any]) -> None:
         reply.set_exception(error)
     else:
         reply.set_result(replacement.result())
+    reply.exception()  # the requester may be about to disconnect

@@ -259,6 +259,7 @@ def _discard(request: Request) -> None:
     """The VM ended before this was served."""
     if isinstance(request, ReplaceVolume) and isinstance(request.reply, asyncio.Future) and not request.reply.done():
         request.reply.set_exception(VolumeGone())
+        request.reply.exception()  # the requester may be about to disconnect
     if isinstance(request, MigrateAsSource) and isinstance(request.payload, MigrationChannel):
         request.payload.abandon()
     logger.info("%s is not served any more", request)

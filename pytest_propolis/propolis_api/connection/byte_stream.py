@@ -297,6 +297,7 @@ class _Opening(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.answered.done():
             self.answered.set_exception(exc or ConnectionResetError("the connection was closed"))
+            self.answered.exception()  # its caller may have been cancelled while it connected
 
 
 async def open_byte_stream(endpoint: Endpoint, path: str) -> ByteStream:

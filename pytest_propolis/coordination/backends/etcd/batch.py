@@ -71,6 +71,7 @@ class Batch:
         for pending in self.members:
             if not pending.answer.done():
                 pending.answer.set_exception(error)
+                pending.answer.exception()  # it may be awaited no more
 
     def conflicts(self, request: Commit) -> bool:
         """Whether a transaction writes what one of these compares or writes, or compares what one of these writes."""
