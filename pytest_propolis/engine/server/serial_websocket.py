@@ -111,8 +111,10 @@ class _Client:
             await self._websocket.close()
 
     async def type(self) -> None:
-        with contextlib.suppress(OSError):
+        try:
             while (message := await self._websocket.receive())["type"] == "websocket.receive":
                 data, self._frames = message.get("bytes"), 0
                 if data and await self._port.write(data):
                     self._typed += len(data)
+        except OSError:
+            await asyncio.Event().wait()  # QEMU has ended: `show` tells the client why, as soon as that is known

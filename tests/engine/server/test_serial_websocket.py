@@ -18,7 +18,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="function")
 
 
 class Client:
-    """A client that types nothing, over ASGI.
+    """A client over ASGI.
 
     :param headers: its request's.
     """
@@ -26,6 +26,9 @@ class Client:
     def __init__(self, port: SerialPort, *headers: str) -> None:
         self.shown: list[Any] = []
         """Output as bytes, messages as text."""
+        self.typed: asyncio.Queue[bytes] = asyncio.Queue()
+        self.closed: Any = None
+        """The code and the reason of the close frame."""
         self._port = port
         self._sent = asyncio.Event()
         scope = {"type": "websocket", "headers": [(name.encode(), b"1") for name in headers]}
@@ -47,13 +50,14 @@ class Client:
         if not self._began:
             self._began = True
             return {"type": "websocket.connect"}
-        await asyncio.Event().wait()
-        raise AssertionError
+        return {"type": "websocket.receive", "bytes": await self.typed.get()}
 
     async def _send(self, message: Any) -> None:
         if message["type"] == "websocket.send":
             self.shown.append(message.get("bytes") or message["text"])
             self._sent.set()
+        elif message["type"] == "websocket.close":
+            self.closed = (message["code"], message["reason"])
 
 
 @pytest_asyncio.fixture(loop_scope="function")
@@ -79,3 +83,21 @@ async def test_a_reset_is_announced_between_the_output_of_two_boots(port: Serial
     port.history.finish()
     await asyncio.gather(*serving)
     assert port.reset_listeners == set()
+
+
+async def test_a_client_that_types_after_qemu_has_been_killed_learns_why_the_port_ends(port: SerialPort) -> None:
+    client = Client(port)
+    serving = asyncio.create_task(client.serve())
+    port.qemu_end.send(b"up")
+    await client.until(1)
+    port.qemu_end.close()
+    await client.typed.put(b"hello")
+    while not client.typed.empty() or port._broken is None:
+        await asyncio.sleep(0)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not serving.done()
+    port.end_reason = "QEMU was killed by SIGKILL"  # its exit status comes later
+    port.close()
+    await serving
+    assert client.closed == (1001, "QEMU was killed by SIGKILL")

@@ -56,6 +56,7 @@ async def test_a_volume_lies_over_the_disk_of_a_guest(
 async def test_the_path_of_an_image_means_what_it_means_in_the_test(
     crucible_disk_factory: CrucibleDiskFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: str | Path
 ) -> None:
+    await crucible_disk_factory("first", size_mib=1)  # the agent has its directories from here on
     (tmp_path / "own.raw").write_bytes(bytes(3 << 20))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
