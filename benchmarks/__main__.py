@@ -15,7 +15,7 @@ import pytest_propolis
 from .common.figure import Figure, table
 from .common.options import Options
 from .fleet import downloads, nodes, ssh_guests, ssh_hosts, ssh_migration, ssh_peers
-from .runs import agent_start, collect, crowd, imports, inner_loop, interruption, suite
+from .runs import agent_start, collect, crowd, imports, inner_loop, interruption, labgrid, suite
 from .scheduling import controller, makespan
 from .vms import (
     api,
@@ -50,6 +50,7 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "boot": boot.measure,
     "fork": fork.measure,
     "suite": suite.measure,
+    "labgrid": labgrid.measure,
     "volumes": volumes.measure,
     "file_forks": file_forks.measure,
     "zfs_fork": zfs_fork.measure,
@@ -65,8 +66,8 @@ BENCHMARKS: Final[dict[str, Callable[[Options], list[Figure]]]] = {
     "scheduling": makespan.measure,
     "controller": controller.measure,
 }
-ON_REQUEST: Final = {"controller", "cpu_model", "scheduling"}
-"""They explain a choice or take minutes, and are measured when they are named."""
+ON_REQUEST: Final = {"controller", "cpu_model", "labgrid", "scheduling"}
+"""They explain a choice, take minutes or need what is not installed, and are measured when they are named."""
 
 
 def main() -> None:
