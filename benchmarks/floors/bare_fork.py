@@ -36,6 +36,7 @@ class BareFork:
         self._template = Template.load(place)
         self._directory = Path(tempfile.mkdtemp(dir=directory))
         self._received = b""
+        self._silent: list[socket.socket] = []
 
     def __enter__(self) -> Self:
         return self
@@ -47,6 +48,8 @@ class BareFork:
         self._process.wait()
         self._line.close()
         self._monitor.close()
+        for end in self._silent:
+            end.close()
 
     def restore(self) -> None:
         for index in range(self._template.disks):
@@ -61,17 +64,21 @@ class BareFork:
             tag="bare",
             generation=uuid4(),
         )
-        # The guest's shell is at the end of the line: of a guest port, or of the serial port.
+        # The guest's shell is at the end of the line: of a guest port, or of the serial port. A port without another
+        # side is at its end for the guest: it would end the processes that read from it.
         shell = f"port{SHELL_PORT}" if self._template.guest_ports else "com1"
-        others = [f"port{number}" for number in range(1, PORT_COUNT + 1)] if self._template.guest_ports else []
-        devices = [argument for name in ("com1", "com2", *others) if name != shell for argument in _null(name)]
-        fds = (line.fileno(), monitor.fileno())
+        ports = [f"port{number}" for number in range(1, PORT_COUNT + 1)] if self._template.guest_ports else []
+        silent = {name: self._silent_line() for name in ports if name != shell}
+        devices = [
+            argument for name in ("com1", "com2") if name != shell for argument in ("-chardev", f"null,id={name}")
+        ]
+        devices += [argument for name, end in silent.items() for argument in _socket(name, end)]
+        fds = (line.fileno(), monitor.fileno(), *(end.fileno() for end in silent.values()))
         with line, monitor:
             self._process = subprocess.Popen(
                 [
                     *("setpriv", "--pdeathsig", "KILL", "--", "qemu-system-x86_64", *arguments),
-                    *("-chardev", f"socket,id={shell},fd={fds[0]}", *devices),
-                    *("-chardev", f"socket,id=mon,fd={fds[1]}"),
+                    *(*_socket(shell, line), *devices, *_socket("mon", monitor)),
                     *("-mon", "chardev=mon,mode=control", "-incoming", "defer"),
                 ],
                 pass_fds=fds,
@@ -88,6 +95,12 @@ class BareFork:
             self._execute("migrate-incoming", uri="fd:s")
             while json.loads(self._answers.readline()).get("data", {}).get("status") != "completed":
                 pass
+
+    def _silent_line(self) -> socket.socket:
+        """Return a line at whose other side nothing is read or written."""
+        kept, end = socket.socketpair()
+        self._silent += [kept, end]
+        return end
 
     def run_on(self) -> None:
         self._execute("cont")
@@ -127,8 +140,8 @@ async def place_of_template(harness: Harness, guest: str) -> Path:
     return template_directory(None) / "derived" / key
 
 
-def _null(name: str) -> tuple[str, str]:
-    return "-chardev", f"null,id={name}"
+def _socket(name: str, end: socket.socket) -> tuple[str, str]:
+    return "-chardev", f"socket,id={name},fd={end.fileno()}"
 
 
 def _command(name: str, **arguments: Any) -> dict[str, Any]:

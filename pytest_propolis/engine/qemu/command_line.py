@@ -33,7 +33,15 @@ from .guest_ports import port_devices
 from .machine_part import part_arguments
 from .memory import MEMORY_ID, GuestMemory
 
-__all__ = ["HostResources", "InvalidSpec", "SpecUnsupported", "process_arguments", "qemu_arguments", "unwrap"]
+__all__ = [
+    "HostResources",
+    "InvalidSpec",
+    "SpecUnsupported",
+    "process_arguments",
+    "process_environment",
+    "qemu_arguments",
+    "unwrap",
+]
 
 COM_INDEX: Final = {
     SerialPortNumber.COM1: 0,
@@ -41,6 +49,7 @@ COM_INDEX: Final = {
     SerialPortNumber.COM3: 2,
     SerialPortNumber.COM4: 3,
 }
+TUNABLES: Final = "GLIBC_TUNABLES"
 GUEST_CIDS: Final = range(3, (1 << 32) - 1)
 """Lower numbers mean the hypervisor, the machine itself and the host; the highest one means any."""
 
@@ -144,6 +153,17 @@ def process_arguments(fds: Mapping[str, int], *, incoming: bool) -> list[str]:
         *(arg for name in fds if name != "monitor" for arg in ("-chardev", f"socket,id={name},fd={fds[name]}")),
         *(("-incoming", "defer") if incoming else ()),
     ]
+
+
+def process_environment(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables to add for a QEMU process.
+
+    glibc allocates large buffers in huge pages then: QEMU has read a guest's kernel with some page faults instead of
+    thousands, and starts in three quarters of the time.
+
+    :param inherited: the variables that it has anyway. Those that the user has set for glibc stay.
+    """
+    return {TUNABLES: "glibc.malloc.hugetlb=1"} if TUNABLES not in inherited else {}
 
 
 def unwrap(component: Component) -> Any:

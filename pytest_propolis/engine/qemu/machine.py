@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ from qemu.qmp import EventListener, QMPError
 
 from ...operating_system.child import Child, ChildRecord, Journal, spawn
 from .bios_shadow import drop_bios_shadow
-from .command_line import process_arguments
+from .command_line import process_arguments, process_environment
 from .guest_events import DiskError, GuestEvent, event_time_s, exit_reason
 from .guest_ports import GuestPorts
 from .monitor import COMMAND_TIMEOUT_S, MachineError, Monitor
@@ -120,7 +121,7 @@ class Machine:
                     stdout=log,
                     stderr=log,
                     pass_fds=[*fds.values(), *self._inherit],
-                    environment=record.environment,
+                    environment={**process_environment(os.environ), **record.environment},
                 )
             record.live(self._process.pid)
         except OSError as error:

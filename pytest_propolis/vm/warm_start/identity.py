@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +23,9 @@ __all__ = ["assign_identity", "prepare_snapshot", "typed_identity", "warmup_inpu
 
 CLOCK_LAG_S: Final = 0.5
 """A fork's clock lags at most by the time that the identity command took."""
+
+SETTLING_S: Final = 1.0
+"""What a kernel has put off is done before it is saved: each fork would do it before its first command."""
 
 MESSAGE_CHARACTERS: Final = 400
 MAX_RESENDS: Final = 3
@@ -72,6 +76,7 @@ async def prepare_snapshot(shell: Shell, guest: GuestAdapter, *, name: str, time
     await _assign_identity(shell, guest, name=name, timeout_s=timeout_s)
     await shell.run(guest.await_identity_command(), timeout_s=timeout_s, note=PREPARING)
     await shell.run(guest.quiet_command, timeout_s=timeout_s)
+    await asyncio.sleep(SETTLING_S)
 
 
 def _not_prepared(guest: GuestAdapter, result: CommandResult) -> TemplateError:

@@ -12,7 +12,13 @@ import pytest
 from msgspec.structs import replace
 
 from pytest_propolis.agent_api.boot_source import BootSource, DirectKernel, Firmware
-from pytest_propolis.engine.qemu.command_line import HostResources, InvalidSpec, SpecUnsupported, qemu_arguments
+from pytest_propolis.engine.qemu.command_line import (
+    HostResources,
+    InvalidSpec,
+    SpecUnsupported,
+    process_environment,
+    qemu_arguments,
+)
 from pytest_propolis.engine.qemu.devices.disks import blob_contents
 from pytest_propolis.propolis_api import (
     BlobStorageBackend,
@@ -141,6 +147,11 @@ def test_a_default_spec_word_for_word() -> None:
         '{"driver": "virtio-blk-pci", "werror": "stop", "bus": "pci.0", "addr": "0x4.0x0", "drive": "backend4",'
         ' "bootindex": 1}',
     ]
+
+
+def test_what_a_user_has_set_for_glibc_stays() -> None:
+    assert process_environment({"HOME": "/"}) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    assert process_environment({"GLIBC_TUNABLES": "glibc.malloc.check=3"}) == {}
 
 
 def test_the_format_of_a_disk_follows_from_its_name_alone() -> None:
