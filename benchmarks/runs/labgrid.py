@@ -10,10 +10,8 @@ import asyncio
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -23,6 +21,7 @@ from pytest_propolis.engine.qemu.accelerator.acceleration import acceleration_ar
 from ..common.figure import Figure
 from ..common.harness import Harness
 from ..common.options import Options, say
+from ..common.pytest_runs import run_suite
 from ..common.samples import ratio_of_medians, spread
 from ..floors.bare_guest import CPUS, MEMORY_MIB, GuestFiles
 
@@ -31,7 +30,6 @@ __all__ = ["measure"]
 TESTS: Final = 10
 RUNS: Final = 3
 BOUND: Final = 12
-TIMEOUT_S: Final = 300.0
 ENVIRONMENT: Final = "LABGRID_PYTHON"
 
 OURS: Final = """
@@ -62,7 +60,7 @@ def test_of_its_own(shell, number):
 def measure(options: Options) -> list[Figure]:
     python = os.environ.get(ENVIRONMENT)
     if python is None:
-        raise RuntimeError(f"labgrid is not compared with: {ENVIRONMENT} names no Python that has it")
+        raise RuntimeError(f"set {ENVIRONMENT} to a Python that has labgrid and pytest, and not this project")
     files, acceleration = asyncio.run(_boot_files(options))
     ours_s: list[float] = []
     theirs_s: list[float] = []
@@ -74,8 +72,8 @@ def measure(options: Options) -> list[Figure]:
             (place / "test_suite.py").write_text(suite.format(tests=TESTS))
         (theirs / "environment.yaml").write_text(json.dumps(_environment(files, acceleration)))
         for _ in range(options.repeated(RUNS)):
-            ours_s.append(_run([sys.executable, *_with_vms(options)], ours))
-            theirs_s.append(_run([python, "-m", "pytest", "--lg-env", "environment.yaml"], theirs))
+            ours_s.append(run_suite([sys.executable, *_with_vms(options)], ours)[0])
+            theirs_s.append(run_suite([python, "-m", "pytest", "--lg-env", "environment.yaml"], theirs)[0])
             say(f"ours {ours_s[-1]:.2f}, labgrid {theirs_s[-1]:.2f}, load {os.getloadavg()[0]:.1f}")
     ratio = 1 / ratio_of_medians(ours_s, theirs_s)
     return [
@@ -119,18 +117,3 @@ def _environment(files: GuestFiles, acceleration: Sequence[str]) -> dict[str, ob
         "tools": {"qemu": shutil.which("qemu-system-x86_64")},
         "images": {"kernel": str(files.kernel)},
     }
-
-
-def _run(command: Sequence[str], directory: Path) -> float:
-    began = time.monotonic()
-    finished = subprocess.run(
-        [*command, "-q", "-p", "no:cacheprovider", "test_suite.py"],
-        cwd=directory,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
-    if finished.returncode:
-        raise RuntimeError(finished.stdout + finished.stderr)
-    return time.monotonic() - began

@@ -5,11 +5,8 @@ The controller's processor time is its own, without its workers': whatever else 
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -17,6 +14,7 @@ from typing import Final
 
 from ..common.figure import Figure
 from ..common.options import Options, say
+from ..common.pytest_runs import run_suite
 from ..common.samples import spread
 
 __all__ = ["measure"]
@@ -126,19 +124,8 @@ def _figure(name: str, ours: Sequence[float], floor: Sequence[float], bound: flo
 def _run(directory: Path, arguments: Sequence[str]) -> tuple[float, float]:
     """Run the suite, and return the seconds that it took and the controller's processor time.
 
-    Other plugins that are installed make no difference, nor does a setting by which each run compiles all modules.
+    Other plugins that are installed make no difference.
     """
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    began = time.monotonic()
-    finished = subprocess.run(
-        [sys.executable, "-c", CONTROLLER, "-q", "-p", "no:cacheprovider", "-p", "xdist", *arguments, "test_suite.py"],
-        cwd=directory,
-        env={**environment, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_S,
-    )
-    if finished.returncode:
-        raise RuntimeError(finished.stdout + finished.stderr)
-    return time.monotonic() - began, float(finished.stdout.splitlines()[-1])
+    command = [sys.executable, "-c", CONTROLLER, "-p", "xdist", *arguments]
+    took_s, output = run_suite(command, directory, added={"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"})
+    return took_s, float(output.splitlines()[-1])

@@ -31,7 +31,7 @@ AWAIT_DEVICE: Final = (
 
 
 # A fork's first command renews the kernel's random numbers, and until then no program draws any. So the kernel need not
-# be told before it that it is a copy (by the event 5 of QEMU's ACPI tables): to evaluate that is a seventh of what a
+# be told before it that it is a copy (by the event 5 of QEMU's ACPI tables): to evaluate that is an eighth of what a
 # fork's processor does up to its first command.
 NO_GENERATION_EVENT: Final = "acpi_mask_gpe=0x05"
 

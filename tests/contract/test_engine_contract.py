@@ -44,6 +44,16 @@ async def new_server(run: Run) -> AsyncIterator[Server]:
             yield Server(vm, client)
 
 
+@asynccontextmanager
+async def new_instance(run: Run) -> AsyncIterator[Server]:
+    async with new_server(run) as server:
+        answer = require_answer(
+            await ask(server.http, "instance_ensure", ensure_request(server.vm)), api.InstanceEnsureResponse
+        )
+        assert answer.migrate is None
+        yield server
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def empty(propolis: Run) -> AsyncIterator[Server]:
     """A server without an instance."""
@@ -54,11 +64,7 @@ async def empty(propolis: Run) -> AsyncIterator[Server]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def created(propolis: Run) -> AsyncIterator[Server]:
     """A server whose instance has been ensured, and not started."""
-    async with new_server(propolis) as server:
-        answer = require_answer(
-            await ask(server.http, "instance_ensure", ensure_request(server.vm)), api.InstanceEnsureResponse
-        )
-        assert answer.migrate is None
+    async with new_instance(propolis) as server:
         yield server
 
 

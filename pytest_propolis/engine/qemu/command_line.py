@@ -159,7 +159,7 @@ def process_environment(inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the environment variables to add for a QEMU process.
 
     glibc allocates large buffers in huge pages then: QEMU has read a guest's kernel with some page faults instead of
-    thousands, and starts in three quarters of the time.
+    thousands, and starts in three quarters of the processor time.
 
     :param inherited: the variables that it has anyway. Those that the user has set for glibc stay.
     """
